@@ -1,0 +1,70 @@
+# Everything a person types, from a bare machine: `make demo`, `make test`. The environment is .venv; `make clean` removes it.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUN    := $(VENV)/.installed
+DEV    := $(VENV)/.installed-dev
+
+# Small models on few cores: one computing thread for each test worker is fastest.
+WORKERS ?= 2
+PYTEST  = OMP_NUM_THREADS=1 MTA_TEST_MODELS="$$($(BIN)/mta model path)" $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install models demo test test-fast test-slow lint types format docs bench clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+install: $(RUN)  ## make .venv with mta in it
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mta needs Python 3.11 or newer; this is " \
+	  + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $(RUN)
+
+$(DEV): $(RUN)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(DEV)
+
+models: $(RUN)  ## fetch the embedded default models (about 300 MB, once)
+	$(BIN)/mta model pull smollm2-135m-instruct
+	$(BIN)/mta model pull minilm-l6
+
+demo: models  ## every stage on the carried sample, with a summary
+	$(BIN)/mta demo
+
+test: lint types models $(DEV)  ## lint, types, and every test, the real model's too
+	$(PYTEST) -q -n $(WORKERS) --dist worksteal
+
+test-fast: $(DEV)  ## the tests on tiny models only
+	$(PYTEST) -q -n $(WORKERS) --dist worksteal -m "not slow"
+
+test-slow: models $(DEV)  ## the tests on the real model only
+	$(PYTEST) -q -m slow
+
+lint: $(DEV)  ## style, format and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+types: $(DEV)  ## strict types
+	$(BIN)/mypy
+
+format: $(DEV)  ## put the source in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(DEV)  ## write docs/commands.md and docs/settings.md from the program
+	$(BIN)/python docs/generate.py
+
+bench: $(DEV)  ## the benchmarks, one after another
+	@for script in tests/bench/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove .venv, caches and what was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,134 @@
+"""Writes docs/commands.md and docs/settings.md from the program. Run it after a command or a setting has changed.
+
+`pages()` gives both texts without writing them, for the test that they are up to date. Knows no job.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from mta_cli.app import app
+from mta_cli.settings import FILE_NAME, SECTIONS, Setting, known_settings
+
+FOLDER = Path(__file__).parent
+MADE = "<!-- Made by `make docs` from the program; do not edit. -->"
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command and group that is not hidden, with its full name, in the order of the help."""
+    return _walk("mta", get_command(app))
+
+
+def _walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+    yield path, command
+    inner: dict[str, Any] = getattr(command, "commands", {})
+    for name in command.list_commands(None) if inner else ():
+        if not inner[name].hidden:
+            yield from _walk(f"{path} {name}", inner[name])
+
+
+def pages() -> dict[str, str]:
+    """File name and text of every generated page."""
+    return {"commands.md": _commands_page(), "settings.md": _settings_page()}
+
+
+def _commands_page() -> str:
+    parts = ["# Commands", MADE, "Flags before the command are global: `mta --store DIR user list`."]
+    for path, command in commands():
+        parts.append(f"{'#' * min(2 + path.count(' '), 4)} `{path}`")
+        if command.help:
+            parts.append(" ".join(command.help.split("\n\n")[0].split()))
+        if getattr(command, "commands", None) is None:
+            parts.append(f"```\n{_usage(path, command)}\n```")
+        rows = [row for parameter in command.params if (row := _row(parameter)) is not None]
+        if rows:
+            parts.append("\n".join(["| argument or option | default | meaning |", "|---|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _usage(path: str, command: Any) -> str:
+    words = [path]
+    arguments = [each for each in command.params if each.param_type_name == "argument" and not each.hidden]
+    if len(arguments) < len(command.params):
+        words.append("[OPTIONS]")
+    for each in arguments:
+        name = each.metavar or each.name.upper()
+        many = "..." if each.nargs == -1 and not name.endswith("...") else ""
+        words.append(name + many if each.required else f"[{name}]{many}")
+    return " ".join(words)
+
+
+def _row(parameter: Any) -> str | None:
+    """One parameter as a table row; None for what needs no words (--help, hidden ones)."""
+    if parameter.hidden or "--help" in parameter.opts:
+        return None
+    if parameter.param_type_name == "argument":
+        name = parameter.metavar or parameter.name.upper()
+    else:
+        name = ", ".join([*parameter.opts, *parameter.secondary_opts])
+        if parameter.metavar and not parameter.is_flag:
+            name += f" {parameter.metavar}"
+    return f"| `{_cell(name)}` | {_default(parameter)} | {_cell(parameter.help or '')} |"
+
+
+def _default(parameter: Any) -> str:
+    if isinstance(parameter.show_default, str):
+        return f"`{_cell(parameter.show_default)}`"
+    if parameter.required:
+        return "required"
+    unset = parameter.default is None or parameter.default is False or parameter.default in ((), [], 0)
+    return "" if unset or callable(parameter.default) else f"`{_cell(str(parameter.default))}`"
+
+
+def _settings_page() -> str:
+    known = known_settings()
+    parts = [
+        "# Settings",
+        MADE,
+        "A value is taken from the first of these that gives one: the command's flag, the environment, "
+        f"`{FILE_NAME}` in the store's directory, your own `{FILE_NAME}` (in the platform's configuration directory, "
+        "or the file that `MTA_CONFIG` names), the default. "
+        "`--dry-run` shows every value of a job and where it came from.",
+        "```toml\n[bank]\nrank = 8\n\n[adapt]\nshots = 10\n```",
+        "Besides these, `MTA_STORE` names the store's directory and `MTA_MODELS` the directory of models.",
+    ]
+    for section in SECTIONS:
+        parts.append(f"## `[{section.section}]`")
+        parts.append(" ".join((section.__doc__ or "").split()))
+        rows = [_setting_row(known[key]) for key in known if key.startswith(section.section + ".")]
+        parts.append(
+            "\n".join(["| setting | environment | default | allowed | meaning |", "|---|---|---|---|---|", *rows])
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _setting_row(setting: Setting) -> str:
+    default = "by the data" if setting.default is None else f"`{str(setting.default).lower()}`"
+    cells = (f"`{setting.key}`", f"`{setting.variable}`", default, _cell(_allowed(setting)), _cell(setting.help))
+    return f"| {' | '.join(cells)} |"
+
+
+def _allowed(setting: Setting) -> str:
+    if setting.choices:
+        return ", ".join(setting.choices)
+    if setting.kind is bool:
+        return "true, false"
+    if setting.kind is str:
+        return "text"
+    return f"{setting.minimum} to {setting.maximum}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def main() -> None:
+    """Write the pages beside this file."""
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

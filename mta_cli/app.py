@@ -1,0 +1,150 @@
+"""The `mta` command: its groups, the flags before them, and the one place where errors become messages and exit codes.
+
+Knows no job. Exit codes: 0 done, 1 unexpected, 2 usage, 3 not found, 4 bad input, 5 integrity, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from mta_cli import __version__
+from mta_cli.commands import (
+    bank,
+    chat,
+    data,
+    demo,
+    doctor,
+    init,
+    model,
+    task,
+    user,
+    user_model,  # noqa: F401 - adds fuse, adapt and export to user's group
+)
+from mta_cli.commands.common import Globals, StoreOption
+from mta_cli.errors import Interrupted, MtaError
+from mta_cli.output import Output, ReaderGone, flush, prepare_streams
+
+
+class InReadingOrder(TyperGroup):
+    """Lists commands in the order in which data flows through them, not groups after single commands."""
+
+    ORDER = ("init", "model", "task", "data", "user", "bank", "ask", "compare", "chat", "demo", "doctor")
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the commands; one that has no place yet stands last."""
+        place = {name: index for index, name in enumerate(self.ORDER)}
+        return sorted(self.commands, key=lambda name: place.get(name, len(place)))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; Ctrl-C, which Typer would turn into a silent exit, becomes an error of ours."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
+
+
+app = typer.Typer(
+    name="mta",
+    cls=InReadingOrder,
+    help="Personalise a language model for many people: one bank of anchors, one small recipe and stack a user.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        Output().write(f"mta {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    store: StoreOption = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, show_default=False, help="Say more; twice: show where errors happened."
+        ),
+    ] = 0,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No notes and no progress, only results and errors.")
+    ] = False,
+) -> None:
+    """Keep the flags that stand before the command."""
+    given = ctx.ensure_object(Globals)
+    given.store, given.quiet, given.verbosity = store, quiet, verbose
+
+
+for _name, _group in (
+    ("model", model.app),
+    ("task", task.app),
+    ("data", data.app),
+    ("user", user.app),
+    ("bank", bank.app),
+):
+    app.add_typer(_group, name=_name)
+for _command in (init.init, chat.ask, chat.compare, chat.chat, demo.demo, doctor.doctor):
+    app.command()(_command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; whatever fails is explained on standard error."""
+    given = Globals()
+    try:
+        outcome = get_command(app).main(args=list(arguments), prog_name="mta", standalone_mode=False, obj=given)
+        return outcome if isinstance(outcome, int) else 0
+    except ReaderGone:
+        return 0
+    except BaseException as error:
+        return _explain(error, Output(quiet=given.quiet, verbosity=given.verbosity))
+
+
+def _explain(error: BaseException, output: Output) -> int:
+    """Say what went wrong; returns the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, MtaError):
+        output.error(error)
+        return error.exit_code
+    if isinstance(error, typer.Abort):
+        output.error(MtaError("stopped; nothing was changed"))
+        return 1
+    if isinstance(error, typer.TyperException):
+        if type(error).__name__ == "NoArgsIsHelpError":  # `mta` or `mta user` alone: its message is the help text
+            output.help(error.format_message())
+        else:
+            output.error(_usage(error))
+        return error.exit_code
+    output.error(error)
+    return 1
+
+
+def _usage(error: typer.TyperException) -> MtaError:
+    """A mistake on the command line as an error of ours, with the place to read about it."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "mta"
+    message = error.format_message() or "a command is missing"
+    if "No such option: --store" in message:
+        return MtaError(
+            message, hint=f"--store stands before the command: mta --store DIR {path.removeprefix('mta ')} …"
+        )
+    return MtaError(message, hint=f"{path} --help")
+
+
+def main() -> None:
+    """The console script."""
+    prepare_streams()
+    code = run(sys.argv[1:])
+    flush()
+    sys.exit(code)

@@ -1,0 +1,164 @@
+"""`mta bank`: build, list, show, verify and remove banks. Signature, help and rendering; no logic."""
+
+from typing import Annotated, Any
+
+import typer
+
+from mta_cli import output as out
+from mta_cli.commands.common import (
+    DeviceOption,
+    DryRunOption,
+    DtypeOption,
+    HistoryItemsOption,
+    JsonOption,
+    SeedOption,
+    YesOption,
+    complete_banks,
+    complete_models,
+    complete_tasks,
+    confirm,
+    group,
+    option,
+    session,
+)
+from mta_cli.options import BankOptions, Machine, PromptOptions
+
+app = group("Banks: anchor users and their meta-LoRAs.")
+
+NameArgument = Annotated[str, typer.Argument(metavar="BANK", help="The bank's name.", autocompletion=complete_banks)]
+VersionOption = Annotated[int | None, typer.Option("--bank-version", help="Which version; else the newest ready one.")]
+
+
+@app.command()
+def build(
+    ctx: typer.Context,
+    task: Annotated[str, typer.Option("--task", metavar="TASK", help="The task.", autocompletion=complete_tasks)],
+    name: Annotated[str | None, typer.Option("--name", help="The bank's name; else the task's.")] = None,
+    anchors: Annotated[int | None, option(BankOptions, "anchors")] = None,
+    rank: Annotated[int | None, option(BankOptions, "rank")] = None,
+    alpha: Annotated[float | None, option(BankOptions, "alpha")] = None,
+    epochs: Annotated[int | None, option(BankOptions, "epochs")] = None,
+    learning_rate: Annotated[float | None, option(BankOptions, "learning_rate")] = None,
+    batch_size: Annotated[int | None, option(BankOptions, "batch_size")] = None,
+    targets: Annotated[str | None, option(BankOptions, "targets")] = None,
+    placement: Annotated[str | None, option(BankOptions, "placement")] = None,
+    pick: Annotated[str | None, option(BankOptions, "pick")] = None,
+    min_items: Annotated[int | None, option(BankOptions, "min_items")] = None,
+    max_items: Annotated[int | None, option(BankOptions, "max_items")] = None,
+    task_adapter: Annotated[bool | None, option(BankOptions, "task_adapter")] = None,
+    task_rank: Annotated[int | None, option(BankOptions, "task_rank")] = None,
+    task_epochs: Annotated[int | None, option(BankOptions, "task_epochs")] = None,
+    task_learning_rate: Annotated[float | None, option(BankOptions, "task_learning_rate")] = None,
+    history_items: HistoryItemsOption = None,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="MODEL", help="The base.", autocompletion=complete_models)
+    ] = None,
+    embedder: Annotated[
+        str | None, typer.Option("--embedder", metavar="MODEL", help="The embedder.", autocompletion=complete_models)
+    ] = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Build a bank: profiles, anchors, the task adapter and a meta-LoRA per anchor. Run it again to finish a stopped build."""
+    from mta_cli.pipeline.build_bank import BankRequest, build_bank
+    from mta_cli.pipeline.models import resolve
+    from mta_cli.pipeline.tasks import find_task
+
+    use = session(ctx, json=json)
+    options = use.settings.build(
+        BankOptions, anchors=anchors, rank=rank, alpha=alpha, epochs=epochs, learning_rate=learning_rate,
+        batch_size=batch_size, targets=targets, placement=placement, pick=pick, min_items=min_items, max_items=max_items,
+        task_adapter=task_adapter, task_rank=task_rank, task_epochs=task_epochs, task_learning_rate=task_learning_rate,
+    )  # fmt: skip
+    prompt = use.settings.build(PromptOptions, history_items=history_items)
+    machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
+    with use.registry() as reg:
+        request = BankRequest(
+            find_task(reg, task), resolve(base or use.models.base, "base"), resolve(embedder or use.models.embedder, "embedder"),
+            options, prompt, machine, name,
+        )  # fmt: skip
+        plan = use.settings.plan_lines(options, prompt, machine)
+        use.output.job(build_bank(reg, request, plan=plan, dry_run=dry_run), _built, dry_run=dry_run)
+
+
+@app.command("list")
+def list_(ctx: typer.Context, json: JsonOption = False) -> None:
+    """List banks with their task, anchors and state."""
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        rows = [
+            {"bank": b.name, "version": b.version, "task": b.task, "status": b.status, "created": b.created,
+             "anchors": len(reg.banks.anchors(b.id)), "stale": sum(a.stale for a in reg.banks.anchors(b.id))}
+            for b in reg.banks.all()
+        ]  # fmt: skip
+    columns = ("bank", "version", "task", "status", "anchors", "stale", "created")
+    use.output.result(rows, lambda found: out.table(columns, [[row[c] for c in columns] for row in found]))
+
+
+@app.command()
+def show(ctx: typer.Context, bank: NameArgument, version: VersionOption = None, json: JsonOption = False) -> None:
+    """Show a bank's anchors, their losses and the digests of their files."""
+    from mta_cli.pipeline.build_bank import bank_json
+
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        use.output.result(bank_json(reg, reg.banks.get(bank, version)), _built)
+
+
+@app.command()
+def verify(ctx: typer.Context, bank: NameArgument, version: VersionOption = None, json: JsonOption = False) -> None:
+    """Read every file of a bank and compare it with its digest and its row."""
+    from mta_cli.pipeline.banks import verify_bank
+
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        use.output.result(verify_bank(reg, bank, version), _verified)
+
+
+@app.command()
+def rm(
+    ctx: typer.Context,
+    bank: NameArgument,
+    version: VersionOption = None,
+    yes: YesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Remove one version of a bank, with the recipes and stacks that stand on it."""
+    from mta_cli.pipeline.banks import remove_bank
+
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        found = reg.banks.get(bank, version)
+        confirm(use.output, f"Remove bank {found.name} v{found.version} and every recipe and stack on it?", yes=yes)
+        use.output.result(remove_bank(reg, found), _removed)
+
+
+def _built(bank: dict[str, Any]) -> Any:
+    rows = [(a["user"] or "(forgotten)", a["items"], a["cluster_size"], _number(a["loss_first"]), _number(a["loss_last"]),
+             (a["digest"] or "")[:12], "stale" if a["stale"] else "") for a in bank["anchors"]]  # fmt: skip
+    speed = f"{bank['tokens']:,} tokens in {bank['seconds']:.0f} s" if bank["seconds"] else bank["status"]
+    return out.group(
+        out.text(
+            f"Bank {bank['bank']} v{bank['version']} for task {bank['task']}: {len(bank['anchors'])} anchors, {speed}"
+        ),
+        out.table(("anchor", "items", "cluster", "loss first", "loss last", "digest", ""), rows),
+    )
+
+
+def _verified(result: dict[str, Any]) -> Any:
+    return out.text(
+        f"Bank {result['bank']} v{result['version']}: {result['adapters']} adapter files are what their rows say."
+    )
+
+
+def _removed(result: dict[str, Any]) -> Any:
+    return out.text(
+        f"Removed bank {result['bank']} v{result['version']}, {result['recipes']} recipes and {result['stacks']} stacks."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

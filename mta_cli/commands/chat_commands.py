@@ -1,0 +1,124 @@
+"""The slash commands of `mta chat`: one table, from which /help, completion and the manual are made.
+
+Knows what each one is called and does to a conversation; neither how lines are read nor how errors are shown.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.commands.chat import counted, side_by_side
+from mta_cli.errors import UsageFault
+from mta_cli.events import Done, Event
+from mta_cli.output import Output, group, table, text
+
+if TYPE_CHECKING:
+    from mta_cli.pipeline.conversation import Conversation
+
+Render = Callable[[Any, Output], Any]
+
+
+class Leave(Exception):
+    """The person is done talking."""
+
+
+@dataclass(frozen=True)
+class Slash:
+    """One command. `argument` is how it is written: `NAME` must be given, `[NAME]` may be; empty takes none."""
+
+    name: str
+    argument: str
+    help: str
+    run: Callable[["Conversation", str], Iterator[Event]]
+    render: Render | None = None
+
+    @property
+    def usage(self) -> str:
+        """How it is typed."""
+        return f"{self.name} {self.argument}".rstrip()
+
+
+def find(line: str) -> tuple[Slash, str]:
+    """The command of a typed line, and its argument. Raises UsageFault that says what would be right."""
+    name, _, argument = line.strip().partition(" ")
+    argument = argument.strip()
+    command = BY_NAME.get(name)
+    if command is None:
+        near = difflib.get_close_matches(name, BY_NAME, n=1)
+        meant = f"Did you mean {near[0]}? " if near else ""
+        raise UsageFault(
+            f"There is no command {name[:40]}.", hint=f"{meant}/help lists them; // begins a message with a /."
+        )
+    if argument and not command.argument:
+        raise UsageFault(f"{name} takes nothing after it.", hint=f"Type {name} alone.")
+    if not argument and command.argument and not command.argument.startswith("["):
+        raise UsageFault(f"{name} needs {command.argument}.", hint=f"Type {command.usage}")
+    return command, argument
+
+
+def completions(line: str, users: Callable[[], list[str]]) -> list[str]:
+    """What `line` could become: commands, and names after /user."""
+    if line.startswith("/user "):
+        return [f"/user {name}" for name in users() if name.startswith(line.removeprefix("/user ").lstrip())]
+    return [command.name + (" " if command.argument else "") for command in TABLE if command.name.startswith(line)]
+
+
+def _help(conversation: "Conversation", argument: str) -> Iterator[Event]:
+    yield Done([{"command": command.usage, "what": command.help} for command in TABLE])
+
+
+def _leave(conversation: "Conversation", argument: str) -> Iterator[Event]:
+    yield from ()
+    raise Leave
+
+
+def _mode(mode: str) -> Callable[["Conversation", str], Iterator[Event]]:
+    return lambda conversation, argument: conversation.switch_mode(mode)
+
+
+def _show_help(rows: Any, output: Output) -> Any:
+    return table(("command", "what it does"), [(row["command"], row["what"]) for row in rows])
+
+
+def _show_history(result: Any, output: Output) -> Any:
+    if "messages" in result:
+        parts = [_turn(message, result["user"]) for message in result["messages"]]
+        return group(*parts) if parts else text("This chat is empty.")
+    if not result["chats"]:
+        return text(f"{result['user']} has no stored chats.")
+    rows = [(chat["chat"], chat["created"], chat["messages"], chat["title"]) for chat in result["chats"]]
+    more = [text(f"and {result['more']} older ones")] if result["more"] else []
+    return group(table(("chat", "begun", "messages", "first words"), rows), *more)
+
+
+def _turn(message: dict[str, Any], user: str) -> Any:
+    speaker = user if message["role"] == "user" else message["source"].get("mode", message["role"])
+    return group(text(f"{speaker} · {message['created']}", style="bold"), text(message["content"]), text(""))
+
+
+TABLE: tuple[Slash, ...] = (
+    Slash("/help", "", "List these commands.", _help, _show_help),
+    Slash("/user", "NAME", "Talk with somebody else's model, in a new conversation.", lambda c, a: c.switch_user(a)),
+    Slash("/base", "", "Let the base answer from here on.", _mode("base")),
+    Slash("/fused", "", "Let the fusion of anchors answer from here on.", _mode("fused")),
+    Slash("/adapted", "", "Let the user's own stack on the fusion answer from here on.", _mode("adapted")),
+    Slash(
+        "/compare",
+        "[QUESTION]",
+        "Base, fused and adapted side by side, on QUESTION or the last one.",
+        lambda c, a: counted(c.compare(a)),
+        side_by_side,
+    ),
+    Slash("/history", "[CHAT]", "List the user's stored chats, or show one.", lambda c, a: c.history(a), _show_history),
+    Slash("/good", "", "Keep the last exchange as a history item, to learn from.", lambda c, a: c.good()),
+    Slash(
+        "/save",
+        "[FILE]",
+        "Store the conversation, also after --no-save; FILE gets a copy as text.",
+        lambda c, a: c.save(a),
+    ),
+    Slash("/reset", "", "Begin a new conversation.", lambda c, a: c.reset()),
+    Slash("/quit", "", "Leave; so does Ctrl-D.", _leave),
+)
+BY_NAME = {command.name: command for command in TABLE}

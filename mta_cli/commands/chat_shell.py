@@ -1,0 +1,150 @@
+"""The loop of `mta chat`: reads lines from a terminal or a pipe, and shows what the conversation answers.
+
+Knows nothing of models or stores.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, BinaryIO
+
+from mta_cli.commands.chat import binary_input
+from mta_cli.commands.chat_commands import Leave, completions, find
+from mta_cli.errors import BadInput, Interrupted, MtaError
+from mta_cli.output import Output, clean_line
+
+if TYPE_CHECKING:
+    from mta_cli.pipeline.conversation import Conversation
+
+LINE_LIMIT = 4_000_000  # bytes of one piped line
+
+Reader = Callable[[str], str | None]
+
+
+class ChatShell:
+    """Runs a conversation until the lines end. In a terminal errors and Ctrl-C end an answer, never the chat."""
+
+    def __init__(self, output: Output, conversation: "Conversation") -> None:
+        self.output, self.conversation = output, conversation
+
+    def run(self, *, interactive: bool) -> int:
+        """Talk until the end; the exit code is that of the first thing that failed in a pipe, and 0 in a terminal."""
+        self.output.follow(self.conversation.opening())
+        if not interactive:
+            return self._run_lines(pipe_reader(binary_input()))
+        self.output.note("/help lists what can be typed; /quit or Ctrl-D leaves.")
+        self._run_terminal(terminal_reader(self._completions))
+        return 0
+
+    def handle(self, line: str) -> None:
+        """Do what one line says."""
+        if not line.strip():
+            return
+        if line.startswith("/") and not line.startswith("//"):
+            command, argument = find(line)
+            result = self.output.follow(command.run(self.conversation, argument))
+            if result is not None and command.render is not None:
+                render = command.render
+                self.output.result(result, lambda value: render(value, self.output))
+            return
+        self.output.follow(self.conversation.say(line[1:] if line.startswith("//") else line))
+
+    def _run_lines(self, read: Reader) -> int:
+        code = 0
+        while True:
+            try:
+                if (line := read("")) is None:
+                    return code
+                self.handle(line)
+            except Leave:
+                return code
+            except Interrupted:
+                raise
+            except MtaError as error:
+                self.output.error(error)
+                code = code or error.exit_code
+
+    def _run_terminal(self, read: Reader) -> None:
+        asked_to_leave = False
+        while True:
+            try:
+                line = read(self._prompt())
+            except KeyboardInterrupt:
+                if asked_to_leave:
+                    raise
+                asked_to_leave = True
+                self.output.note("")  # leaves the line that was being typed
+                self.output.note("Ctrl-C again, Ctrl-D or /quit leaves.")
+                continue
+            except BadInput as error:
+                self.output.error(error)
+                continue
+            asked_to_leave = False
+            if line is None or not self._survive(line):
+                return
+
+    def _survive(self, line: str) -> bool:
+        """Handle a typed line, showing what goes wrong; False when it was the last."""
+        try:
+            self.handle(line)
+        except Leave:
+            return False
+        except (Interrupted, KeyboardInterrupt):
+            self.output.note("stopped")
+        except MtaError as error:
+            self.output.error(error)
+        return True
+
+    def _prompt(self) -> str:
+        voice = self.conversation.voice
+        name = f"{voice.user.name} " if voice.user else ""
+        return f"{clean_line(name)} ({voice.source.mode})> ".lstrip()
+
+    def _completions(self, line: str) -> list[str]:
+        return completions(line, self.conversation.voice.reg.users.names)
+
+
+def pipe_reader(stream: BinaryIO) -> Reader:
+    """A reader of UTF-8 lines. It raises BadInput for a line that is too long or no text, and goes on after it."""
+
+    def read(prompt: str) -> str | None:
+        raw = stream.readline(LINE_LIMIT + 1)
+        if len(raw) > LINE_LIMIT:
+            while raw and not raw.endswith(b"\n"):
+                raw = stream.readline(LINE_LIMIT)
+            raise BadInput(f"A line has more than {LINE_LIMIT:,} bytes.")
+        try:
+            return raw.decode().rstrip("\r\n") if raw else None
+        except UnicodeDecodeError as error:
+            raise BadInput(f"A line is not UTF-8 (byte {error.start}).") from error
+
+    return read
+
+
+def terminal_reader(complete: Callable[[str], list[str]]) -> Reader:
+    """A reader with line editing, recall of this chat's lines and completion, where Python has them."""
+    try:
+        import readline
+    except ImportError:  # Windows
+        return typed_line
+
+    def completer(line: str, state: int) -> str | None:
+        try:
+            return [*complete(line), None][state]
+        except Exception:  # a person pressing TAB never sees an error
+            return None
+
+    readline.set_auto_history(True)
+    readline.set_completer_delims("")  # names hold spaces: the whole line is one word
+    readline.set_completer(completer)
+    libedit = "libedit" in (readline.__doc__ or "")
+    readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
+    return typed_line
+
+
+def typed_line(prompt: str) -> str | None:
+    """The next line typed after `prompt`, None at Ctrl-D."""
+    try:
+        return input(prompt)
+    except EOFError:
+        return None
+    except UnicodeDecodeError as error:
+        raise BadInput("This line is not UTF-8.") from error

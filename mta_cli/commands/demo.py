@@ -1,0 +1,156 @@
+"""`mta demo`: the carried sample through every stage, and a summary of what happened. No logic of any job."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mta_cli import output as out
+from mta_cli.commands.common import AppContext, DeviceOption, DryRunOption, DtypeOption, JsonOption, SeedOption, session
+from mta_cli.options import Machine
+from mta_cli.settings import StoreOptions
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+MODES = ("base", "fused", "adapted")
+
+KeepOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--keep", metavar="DIR", help="Where to keep the demo's store; else beside yours, with -demo added to its name."
+    ),
+]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="Train less and adapt fewer people: faster, and less is learnt.")
+]
+
+
+def demo(
+    ctx: typer.Context,
+    keep: KeepOption = None,
+    quick: QuickOption = False,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Take the carried sample through every stage, in a store of its own, and sum up what happened.
+
+    The store stays, so that you can look around in it. Running the demo again continues or just shows the summary.
+    """
+    from mta_cli.pipeline.demo import DemoRequest, run_demo
+    from store.registry import Registry
+
+    use = session(ctx, json=json)
+    request = DemoRequest(
+        use.models.base, use.models.embedder, use.settings.build(Machine, seed=seed, device=device, dtype=dtype), quick
+    )
+    timeout = use.settings.build(StoreOptions).timeout
+    with Registry.open(demo_store(use, keep), create=True, timeout=timeout) as reg:
+        use.output.job(run_demo(reg, request, dry_run=dry_run), summary, dry_run=dry_run)
+
+
+def demo_store(use: AppContext, keep: Path | None) -> Path:
+    """Where the demo's store lies: `keep`, else beside the person's own store."""
+    return keep.expanduser().absolute() if keep is not None else use.store.with_name(f"{use.store.name}-demo")
+
+
+def summary(result: dict[str, Any]) -> "RenderableType":
+    """Everything that happened, task by task, and what to type next."""
+    parts = [part for course in result["courses"] for part in _course(course)]
+    head = f"Done in {result['seconds']:.0f} s with {result['base']} and {result['embedder']}. Everything is kept in {result['store']}"
+    return out.group(*parts, out.text(head, style="bold"), out.text(_next(result)))
+
+
+def _course(course: dict[str, Any]) -> "list[RenderableType]":
+    bank, imported = course["bank"], course["imported"]
+    rule = "─" * 100
+    speed = f", {bank['tokens']:,} tokens in {bank['seconds']:.0f} s" if bank["seconds"] else ""
+    people = f"{imported['users']} people, {imported['items_added'] + imported['items_unchanged']:,} history items"
+    queries = f"{imported['queries_added'] + imported['queries_unchanged']:,} held-out queries"
+    return [
+        out.text(f"{rule}\n{course['description']}", style="bold"),
+        out.text(f"{people} and {queries}. Bank {bank['bank']} v{bank['version']}: {len(bank['anchors'])} anchors{speed}."),
+        out.table(("anchor", "items", "stands for", "loss first", "last"), [_anchor(anchor) for anchor in bank["anchors"]]),
+        out.text("Recipes: which anchors, and how much of each (the rest is the task adapter alone)"),
+        out.table(("person", "anchors", "rest", "bytes"), [_recipe(recipe) for recipe in course["recipes"]]),
+        out.text("Stacks: loss before and after on the shots they were trained on, and on held-out queries"),
+        out.table(
+            ("person", "shots", "loss before", "after", "held-out before", "after", "recipe bytes", "stack bytes", "seconds"),
+            [_stack(row) for row in course["adapted"]],
+        ),
+        out.text("The same question to three people's models, and what each of them said"),
+        *(_comparison(comparison) for comparison in course["comparisons"]),
+        *([_evaluation(course["evaluation"])] if course["evaluation"] else []),
+    ]  # fmt: skip
+
+
+def _anchor(anchor: dict[str, Any]) -> tuple[Any, ...]:
+    name = anchor["user"] or "(forgotten)"
+    return (
+        name,
+        anchor["items"],
+        f"{anchor['cluster_size']} people",
+        _number(anchor["loss_first"]),
+        _number(anchor["loss_last"]),
+    )
+
+
+def _recipe(recipe: dict[str, Any]) -> tuple[Any, ...]:
+    shares = ", ".join(f"{anchor['user']} {anchor['weight']:.2f}" for anchor in recipe["anchors"])
+    return recipe["user"], shares, f"{recipe['null_weight']:.2f}", recipe["recipe_bytes"]
+
+
+def _stack(row: dict[str, Any]) -> tuple[Any, ...]:
+    losses = (row["loss_before"], row["loss_after"], row["heldout_before"], row["heldout_after"])
+    return (
+        row["user"],
+        row["shots"],
+        *map(_number, losses),
+        row["recipe_bytes"],
+        row["stack_bytes"],
+        f"{row['seconds']:.1f}",
+    )
+
+
+def _comparison(comparison: dict[str, Any]) -> "RenderableType":
+    rows = [(mode, (comparison["answers"][mode] or "").strip() or "–") for mode in MODES]
+    rows.append((f"{comparison['user']}'s own", comparison["gold"]))
+    return out.table((comparison["user"], comparison["prompt"]), rows)
+
+
+def _evaluation(evaluation: dict[str, Any]) -> "RenderableType":
+    metrics = list(next(iter(evaluation["methods"].values())))
+    rows = [
+        (method, *(_interval(found[metric]) for metric in metrics)) for method, found in evaluation["methods"].items()
+    ]
+    head = (
+        f"{evaluation['queries']} held-out queries of {evaluation['users']} people, all with the same history in the prompt "
+        "(95 % intervals over people; pooled is the task adapter alone)"
+    )
+    return out.group(out.text(head), out.table(("model", *metrics), rows))
+
+
+def _interval(metric: dict[str, float]) -> str:
+    return f"{metric['value']:.3f}  [{metric['low']:.3f}, {metric['high']:.3f}]"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _next(result: dict[str, Any]) -> str:
+    shown = result["courses"][0]["comparisons"][0]
+    mta = f"mta --store {shlex.quote(result['store'])}"
+    lines = (
+        ("who is in it, and who has what", f"{mta} user list"),
+        ("ask somebody's model", f"{mta} ask --user {shown['user']} --task taste {shlex.quote(shown['prompt'])}"),
+        ("a conversation; /help inside", f"{mta} chat --user {shown['user']} --task voice"),
+        ("one person's adapter for PEFT", f"{mta} user export {shown['user']} --task voice --to {shown['user']}-voice"),
+        ("forget a person, every trace", f"{mta} user rm {shown['user']}"),
+        ("a store of your own", "mta init"),
+    )
+    return "\nNext:\n" + "\n".join(f"  {command}\n      {what}" for what, command in lines)

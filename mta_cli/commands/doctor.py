@@ -1,0 +1,45 @@
+"""`mta doctor`: signature, help and rendering; the checks are in the pipeline."""
+
+from typing import Annotated, Any
+
+import typer
+
+from mta_cli.commands.common import AppContext, JsonOption, session
+from mta_cli.errors import IntegrityFault, MtaError
+from mta_cli.output import table
+
+
+def doctor(
+    ctx: typer.Context,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every file of every model and compare its digest.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Check versions, devices, disk, the store and the models, ready to paste into a report; exit code 5 on a fault."""
+    from mta_cli.pipeline.doctor import examine, summary
+
+    app = session(ctx, json=json)
+    result = app.output.follow(examine(_examination(app, deep)))
+    app.output.result(result, _render)
+    if not result["ok"]:
+        raise IntegrityFault(summary(result))
+
+
+def _examination(app: AppContext, deep: bool) -> Any:
+    """What there is to look at; settings that cannot be read are a finding, not the end."""
+    from mta_cli.pipeline.doctor import Examination
+    from mta_cli.settings import SECTIONS, ModelOptions, StoreOptions
+
+    try:
+        lines = app.settings.plan_lines(*(app.settings.build(section) for section in SECTIONS))
+        settings = tuple((line.name, line.value, line.origin) for line in lines)
+        models, timeout, fault = app.models, app.settings.build(StoreOptions).timeout, None
+    except MtaError as error:
+        settings, models, timeout, fault = (), ModelOptions(), StoreOptions().timeout, error.message
+    return Examination(app.store, models.base, models.embedder, settings, fault, timeout, deep)
+
+
+def _render(result: dict[str, Any]) -> Any:
+    rows = [(check["name"], "ok" if check["ok"] else "FAULT", check["detail"]) for check in result["checks"]]
+    return table(("check", "", "detail"), rows)

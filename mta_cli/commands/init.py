@@ -1,0 +1,30 @@
+"""`mta init`: make the store. Knows nothing of what will be in it."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from mta_cli.commands.common import JsonOption, session
+from mta_cli.output import text
+
+
+def init(ctx: typer.Context, json: JsonOption = False) -> None:
+    """Create the store. Doing it again changes nothing."""
+    app = session(ctx, json=json)
+    existed = (app.store / "registry.db").is_file()
+    with app.registry(create=True) as registry:
+        result = {"store": str(Path(registry.root)), "created": not existed}
+    app.output.result(result, _render)
+
+
+def _render(result: dict[str, Any]) -> Any:
+    if not result["created"]:
+        return text(f"The store at {result['store']} is there already.")
+    return text(
+        f"Made a store at {result['store']}\n\n"
+        "Next:  mta model pull smollm2-135m-instruct     fetch the default base\n"
+        "       mta model pull minilm-l6                 and the embedder that makes profiles\n"
+        "       mta data import jsonl FILE               histories of many users\n"
+        "       mta demo                                 or watch every stage on a sample first"
+    )

@@ -1,0 +1,147 @@
+"""`mta model`: bases and embedders that are on this machine. Signature, help, rendering; no logic."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mta_cli.commands.common import DryRunOption, JsonOption, YesOption, complete_models, confirm, group, session
+from mta_cli.output import pairs, table, text
+
+if TYPE_CHECKING:
+    from mta_cli.pipeline.models import ModelEntry
+
+app = group("Models on this machine: bases and embedders.")
+
+PullArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="smollm2-135m-instruct, minilm-l6, hf:ORG/NAME[@REVISION], or the path of a local folder.",
+        autocompletion=complete_models,
+    ),
+]
+ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.", autocompletion=complete_models)]
+_ANY = typer.Argument(metavar="NAME", help="The model's name, or the path of a folder.", autocompletion=complete_models)
+AnyModelArgument = Annotated[str, _ANY]
+OptionalModelArgument = Annotated[str | None, _ANY]
+
+
+@app.command("pull")
+def pull_model(
+    ctx: typer.Context,
+    name: PullArgument,
+    as_name: Annotated[
+        str | None, typer.Option("--name", help="What to call a local folder; else its own name.")
+    ] = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Fetch a model, or give a local folder a name (nothing is copied). Pulling again continues what was interrupted.
+
+    A folder can also be used without pulling: wherever a model is named, its path will do.
+    """
+    from mta_cli.pipeline.models import pull
+
+    session(ctx, json=json).output.job(pull(name, as_name=as_name, dry_run=dry_run), _pulled, dry_run=dry_run)
+
+
+@app.command("list")
+def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
+    """The models that are here, and the embedded defaults that could be pulled."""
+    from mta_cli.pipeline.catalogue import PACKAGES
+    from mta_cli.pipeline.models import list_models
+
+    entries = list_models()
+    here = [_row(entry) for entry in entries]
+    absent = [
+        {
+            "name": package.name,
+            "kind": package.kind,
+            "pulled": False,
+            "licence": package.licence,
+            "source": package.requirement,
+        }
+        for package in PACKAGES.values()
+        if package.name not in {entry.name for entry in entries}
+    ]
+    session(ctx, json=json).output.result([*here, *absent], _table)
+
+
+@app.command("show")
+def show(ctx: typer.Context, name: AnyModelArgument, json: JsonOption = False) -> None:
+    """Everything known of a model: where it came from, its fingerprint, licence, size and files."""
+    from mta_cli.pipeline.models import resolve
+
+    session(ctx, json=json).output.result(_facts(resolve(name)), _shown)
+
+
+@app.command("path")
+def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOption = False) -> None:
+    """Print the folder of a model; without a name, the folder that holds them all."""
+    from mta_cli.pipeline.models import models_dir, resolve
+
+    found = resolve(name).path if name is not None else models_dir()
+    session(ctx, json=json).output.result({"name": name, "path": str(found)}, lambda result: text(result["path"]))
+
+
+@app.command("rm")
+def remove_model(ctx: typer.Context, name: ModelArgument, yes: YesOption = False, json: JsonOption = False) -> None:
+    """Remove a pulled model. A local folder only loses its name here; its files stay."""
+    from mta_cli.pipeline.models import removal, remove
+
+    output = session(ctx, json=json).output
+    folder = removal(name)["folder"]
+    what = f"forget the name of {folder}" if folder else f"remove {name} and its files"
+    confirm(output, f"{what}? Banks built on it cannot answer without it.", yes=yes)
+    output.result(remove(name), _removed)
+
+
+def _row(entry: "ModelEntry") -> dict[str, Any]:
+    shown = ("parameters", "bytes", "dtype", "licence", "source", "revision", "fault")
+    known = {key: entry.detail[key] for key in shown if key in entry.detail}
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "pulled": True,
+        "path": str(entry.path),
+        "fingerprint": entry.fingerprint,
+    } | known
+
+
+def _facts(entry: "ModelEntry") -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "path": str(entry.path),
+        "fingerprint": entry.fingerprint,
+    } | entry.detail
+
+
+def _pulled(result: dict[str, Any]) -> Any:
+    return text(
+        f"{result['name']} is ready: {result['kind']}, {result['parameters']:,} parameters, {result['bytes']:,} bytes."
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    cells = [
+        (
+            row["name"],
+            row["kind"],
+            row.get("parameters"),
+            row.get("bytes"),
+            row.get("licence") or None,
+            row.get("fault") or (row["fingerprint"][:19] if row["pulled"] else "not pulled"),
+        )
+        for row in rows
+    ]
+    return table(("name", "kind", "parameters", "bytes", "licence", "fingerprint"), cells)
+
+
+def _shown(facts: dict[str, Any]) -> Any:
+    return pairs((key, list(value) if key == "files" else value) for key, value in facts.items())
+
+
+def _removed(result: dict[str, Any]) -> Any:
+    kept = f"; {result['folder']} is untouched" if result["folder"] else f", {result['bytes']:,} bytes"
+    return text(f"Removed {result['name']}{kept}.")

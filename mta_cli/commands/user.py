@@ -1,0 +1,178 @@
+"""`mta user`: who is there, what is held about them, add and remove. Signature, help and rendering; no logic."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mta_cli import output as out
+from mta_cli.commands.common import (
+    DryRunOption,
+    JsonOption,
+    TaskOption,
+    UserArgument,
+    YesOption,
+    confirm,
+    group,
+    session,
+)
+from mta_cli.commands.data import ConsentOption, ImportTaskOption
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+app = group("Users: who they are, their histories, recipes and stacks.")
+
+HistoryOption = Annotated[
+    Path | None,
+    typer.Option("--history", metavar="FILE", help="Their history: a .jsonl or .csv file with input and output."),
+]
+
+
+@app.command("list")
+def list_(ctx: typer.Context, task: TaskOption = None, json: JsonOption = False) -> None:
+    """List users with their items, held-out queries, main task, status and bytes of stack."""
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        if task is not None:
+            from mta_cli.pipeline.tasks import find_task
+
+            find_task(reg, task)
+        use.output.result(reg.users.summaries(task=task), _list_table)
+
+
+@app.command()
+def show(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
+    """Show what is held about a user; with --json all of it, to the last word."""
+    from mta_cli.pipeline.about import describe_user
+
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        use.output.result(describe_user(reg, user), _about)
+
+
+@app.command()
+def add(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The user's name: printable, at most 200 characters.")],
+    history: HistoryOption = None,
+    task: ImportTaskOption = None,
+    can_anchor: ConsentOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Add a user, with a history if there is one. The history of a known user is appended."""
+    from mta_cli.pipeline.users import add_user
+
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        job = add_user(reg, name, history=history, task=task, can_anchor=can_anchor, dry_run=dry_run)
+        use.output.job(job, dry_run=dry_run)
+
+
+@app.command()
+def rm(
+    ctx: typer.Context,
+    user: UserArgument,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Remove every trace of a user. Anchors trained on them are named; they are stale from then on."""
+    from mta_cli.pipeline.forget import forget_user, plan_forget
+
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        if dry_run:
+            use.output.job(plan_forget(reg, user), dry_run=True)
+            return
+        if not yes:
+            use.output.follow(plan_forget(reg, user, aloud=True))
+        confirm(use.output, f"Remove every trace of {user}?", yes=yes)
+        use.output.job(forget_user(reg, user))
+
+
+@app.command()
+def history(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
+    """Show the runs about a user, with their results."""
+    from mta_cli.pipeline.about import user_runs
+
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        use.output.result(user_runs(reg, user), _runs_table)
+
+
+@app.command()
+def items(
+    ctx: typer.Context,
+    user: UserArgument,
+    task: TaskOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="At most so many.")] = 20,
+    search: Annotated[
+        str | None, typer.Option("--search", metavar="TEXT", help="Best matches of these words instead.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show a user's most recent history items, or those that match a search."""
+    from mta_cli.pipeline.about import item_entry
+    from mta_cli.pipeline.users import find_items
+
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        found = find_items(reg, user, task=task, limit=limit, search=search)
+        use.output.result([item_entry(item) for item in found], _items_table)
+
+
+def _list_table(users: list[Any]) -> "RenderableType":
+    columns = ("name", "items", "queries", "task", "status", "stack bytes")
+    rows = ((each.name, each.items, each.queries, each.task, each.status, each.stack_bytes) for each in users)
+    return out.table(columns, rows)
+
+
+def _items_table(items: list[dict[str, Any]]) -> "RenderableType":
+    rows = ((each["id"], each["time"], each["task"], _short(each["input"]), _short(each["output"])) for each in items)
+    return out.table(("id", "time", "task", "input", "output"), rows)
+
+
+def _runs_table(runs: list[dict[str, Any]]) -> "RenderableType":
+    rows = ((each["id"], each["kind"], each["status"], each["started"], each["ended"], _outcome(each)) for each in runs)
+    return out.table(("run", "kind", "status", "started", "ended", "result"), rows)
+
+
+def _outcome(run: dict[str, Any]) -> str:
+    if run["error"]:
+        return str(run["error"])
+    values = (run["result"] or {}).items()
+    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values)
+
+
+def _about(user: dict[str, Any]) -> "RenderableType":
+    lines: list[tuple[str, object]] = [("name", user["name"]), ("may be an anchor", user["can_anchor"])]
+    lines += [("added", user["created"])]
+    lines += [(f"task {each['task']}", f"{each['items']} items, {each['queries']} queries") for each in user["tasks"]]
+    lines += [("profile", f"{each['task']}: {each['items']} items by {each['embedder']}") for each in user["profiles"]]
+    lines += [("recipe", _recipe(each)) for each in user["recipes"]]
+    lines += [("stack", _stack(each)) for each in user["stacks"]]
+    lines += [("anchor", _anchor(each)) for each in user["anchors"]]
+    lines += [("chats", len(user["chats"])), ("runs", len(user["runs"]))]
+    return out.pairs(lines)
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    shares = ", ".join(f"{each['user'] or 'a forgotten user'} {each['weight']:.2f}" for each in recipe["anchors"])
+    return f"{recipe['bank']} v{recipe['version']} by {recipe['method']}: {shares} ({recipe['recipe_bytes']} bytes)"
+
+
+def _stack(stack: dict[str, Any]) -> str:
+    losses = f"loss {stack['loss_before']:.3f} → {stack['loss_after']:.3f}"
+    return f"{stack['bank']} v{stack['version']}: {stack['shots']} shots, {losses} ({stack['stack_bytes']:,} bytes)"
+
+
+def _anchor(anchor: dict[str, Any]) -> str:
+    trained = "stale" if anchor["stale"] else "trained" if anchor["digest"] else "not trained yet"
+    return f"{anchor['bank']} v{anchor['version']}: anchor {anchor['anchor']}, {anchor['items']} items, {trained}"
+
+
+def _short(text: str, most: int = 60) -> str:
+    line = " ".join(text[: 4 * most].split())
+    return line if len(line) <= most and len(text) <= 4 * most else f"{line[: most - 1]}…"

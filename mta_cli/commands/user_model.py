@@ -1,0 +1,198 @@
+"""`mta user fuse`, `adapt` and `export`: a user's own model. Signature, help and rendering; no logic."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mta_cli import output as out
+from mta_cli.commands.common import (
+    AppContext,
+    DeviceOption,
+    DryRunOption,
+    DtypeOption,
+    HistoryItemsOption,
+    JsonOption,
+    SeedOption,
+    TaskOption,
+    UserArgument,
+    YesOption,
+    complete_models,
+    complete_users,
+    option,
+    session,
+)
+from mta_cli.commands.user import app
+from mta_cli.options import AdaptOptions, FuseOptions, Machine, PromptOptions
+
+BaseOption = Annotated[
+    str | None, typer.Option("--base", metavar="MODEL", help="The base.", autocompletion=complete_models)
+]
+EmbedderOption = Annotated[
+    str | None, typer.Option("--embedder", metavar="MODEL", help="The embedder.", autocompletion=complete_models)
+]
+WeightsOption = Annotated[str | None, option(FuseOptions, "weights")]
+TopKOption = Annotated[int | None, option(FuseOptions, "top_k")]
+EvidenceShotsOption = Annotated[int | None, option(FuseOptions, "shots")]
+
+
+def _request(use: AppContext, reg: Any, task: str, base: str | None, embedder: str | None, fuse: FuseOptions,
+             prompt: PromptOptions, machine: Machine) -> Any:  # fmt: skip
+    from mta_cli.pipeline.fuse import FuseRequest
+    from mta_cli.pipeline.models import resolve
+    from mta_cli.pipeline.tasks import find_task
+
+    entries = resolve(base or use.models.base, "base"), resolve(embedder or use.models.embedder, "embedder")
+    return FuseRequest(find_task(reg, task), *entries, fuse, prompt, machine)
+
+
+@app.command()
+def fuse(
+    ctx: typer.Context,
+    user: UserArgument,
+    task: TaskOption = None,
+    weights: WeightsOption = None,
+    top_k: TopKOption = None,
+    shots: EvidenceShotsOption = None,
+    temperature: Annotated[float | None, option(FuseOptions, "temperature")] = None,
+    sharpness: Annotated[float | None, option(FuseOptions, "sharpness")] = None,
+    candidates: Annotated[int | None, option(FuseOptions, "candidates")] = None,
+    history_items: HistoryItemsOption = None,
+    base: BaseOption = None,
+    embedder: EmbedderOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Make a user's recipe: the anchors that explain them, and how much of each. Replaces the one they had."""
+    from mta_cli.pipeline.fuse import fuse_user
+    from mta_cli.pipeline.personal import users_task
+
+    use = session(ctx, json=json)
+    options = use.settings.build(
+        FuseOptions,
+        weights=weights,
+        top_k=top_k,
+        shots=shots,
+        temperature=temperature,
+        sharpness=sharpness,
+        candidates=candidates,
+    )
+    prompt = use.settings.build(PromptOptions, history_items=history_items)
+    machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
+    with use.registry() as reg:
+        person = reg.users.get(user)
+        request = _request(use, reg, users_task(reg, person, task), base, embedder, options, prompt, machine)
+        plan = use.settings.plan_lines(options, prompt, machine)
+        job = fuse_user(reg, person, request, plan=plan, explicit_top_k=top_k is not None, dry_run=dry_run)
+        use.output.job(job, _recipe, dry_run=dry_run)
+
+
+@app.command()
+def adapt(
+    ctx: typer.Context,
+    users: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[USER...]",
+            help="Whom; else everybody with a history who is no anchor.",
+            autocompletion=complete_users,
+        ),
+    ] = None,
+    task: TaskOption = None,
+    shots: Annotated[int | None, option(AdaptOptions, "shots")] = None,
+    rank: Annotated[int | None, option(AdaptOptions, "rank")] = None,
+    alpha: Annotated[float | None, option(AdaptOptions, "alpha")] = None,
+    steps: Annotated[int | None, option(AdaptOptions, "steps")] = None,
+    learning_rate: Annotated[float | None, option(AdaptOptions, "learning_rate")] = None,
+    batch_size: Annotated[int | None, option(AdaptOptions, "batch_size")] = None,
+    targets: Annotated[str | None, option(AdaptOptions, "targets")] = None,
+    placement: Annotated[str | None, option(AdaptOptions, "placement")] = None,
+    weights: WeightsOption = None,
+    top_k: TopKOption = None,
+    history_items: HistoryItemsOption = None,
+    base: BaseOption = None,
+    embedder: EmbedderOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Train a stack on top of the fusion with a few shots. Makes the recipe first where there is none."""
+    from mta_cli.pipeline.adapt import adapt_users, task_to_adapt
+
+    use = session(ctx, json=json)
+    options = use.settings.build(
+        AdaptOptions, shots=shots, rank=rank, alpha=alpha, steps=steps, learning_rate=learning_rate, batch_size=batch_size,
+        targets=targets, placement=placement,
+    )  # fmt: skip
+    fusing = use.settings.build(FuseOptions, weights=weights, top_k=top_k, shots=shots)
+    prompt = use.settings.build(PromptOptions, history_items=history_items)
+    machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
+    with use.registry() as reg:
+        chosen = [reg.users.get(name) for name in dict.fromkeys(users)] if users else None
+        request = _request(use, reg, task_to_adapt(reg, chosen, task), base, embedder, fusing, prompt, machine)
+        plan = use.settings.plan_lines(options, fusing, prompt, machine)
+        job = adapt_users(reg, chosen, request, options, plan=plan, explicit_top_k=top_k is not None, dry_run=dry_run)
+        use.output.job(job, _adapted, dry_run=dry_run)
+
+
+@app.command()
+def export(
+    ctx: typer.Context,
+    user: UserArgument,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to make.")],
+    task: TaskOption = None,
+    base: BaseOption = None,
+    yes: YesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a user's model as one PEFT adapter folder that PEFT and vLLM load as it is."""
+    from mta_cli.pipeline.export import export_user
+    from mta_cli.pipeline.models import resolve
+    from mta_cli.pipeline.personal import users_task
+
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        person = reg.users.get(user)
+        entry = resolve(base or use.models.base, "base")
+        use.output.job(export_user(reg, entry, person, users_task(reg, person, task), to, replace=yes))
+
+
+def _recipe(recipe: dict[str, Any]) -> Any:
+    rows = [(a["user"], f"{a['similarity']:.3f}", f"{a['weight']:.3f}") for a in recipe["anchors"]]
+    rest = (
+        [("(task adapter alone)", "", f"{recipe['null_weight']:.3f}")]
+        if recipe["method"] in ("evidence", "learned")
+        else []
+    )
+    head = f"{recipe['user']}: {recipe['method']} over bank {recipe['bank']} v{recipe['version']}, {recipe['recipe_bytes']} bytes"
+    return out.group(out.text(head), out.table(("anchor", "similarity", "weight"), [*rows, *rest]))
+
+
+def _adapted(results: list[dict[str, Any]]) -> Any:
+    columns = (
+        "user",
+        "shots",
+        "steps",
+        "loss before",
+        "after",
+        "held-out before",
+        "after",
+        "recipe",
+        "stack",
+        "seconds",
+    )
+    rows = [
+        (r["user"], r["shots"], r["steps"], _loss(r["loss_before"]), _loss(r["loss_after"]), _loss(r["heldout_before"]),
+         _loss(r["heldout_after"]), f"{r['recipe_bytes']} B", f"{r['stack_bytes']:,} B", f"{r['seconds']:.1f}")
+        for r in results
+    ]  # fmt: skip
+    return out.table(columns, rows)
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,73 @@
+"""Merging LoRAs exactly and weighing them. Knows tensors and numbers; neither users nor files.
+
+Merging happens in ΔW (`Σ w·s·B A`): ranks are concatenated, `A = [A_1; …]`, `B = [w_1 s_1 B_1, …]`. Averaging A and B
+separately would add cross terms `B_i A_j` that are as large as the signal.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from mta_cli.engine.lora import Factors, LoraWeights, Placement
+
+
+def merge(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | None:
+    """One LoRA whose ΔW is the weighted sum of the parts', with scale 1; None when there is nothing to merge.
+
+    Parts may differ in rank, alpha and modules. Zero weights are left out.
+    """
+    parts = [(part, weight) for part, weight in parts if weight != 0.0 and part.factors]
+    if not parts:
+        return None
+    factors: Factors = {}
+    for path in dict.fromkeys(path for part, _ in parts for path in part.factors):
+        pairs = [(*part.factors[path], weight * part.scale) for part, weight in parts if path in part.factors]
+        a = torch.cat([a.float() for a, _, _ in pairs])  # [Σ rank, in]
+        b = torch.cat([b.float() * share for _, b, share in pairs], dim=1)  # [out, Σ rank]
+        factors[path] = (a, b)
+    where = [part.placement for part, _ in parts]
+    return LoraWeights(factors, 1.0, Placement(min(p.first for p in where), max(p.last for p in where)))
+
+
+def compress(weights: LoraWeights, rank: int) -> LoraWeights:
+    """The nearest LoRA (in Frobenius norm) of at most `rank`, by QR of the factors and an SVD of the small core.
+
+    With `Bᵀ = Q_b R_b` and `A = R_a Q_a`, ΔW = Q_bᵀ(R_bᵀ R_a)Q_a needs an SVD of a matrix of the old rank only.
+    """
+    factors: Factors = {}
+    for path, (a, b) in weights.factors.items():
+        q_a, r_a = torch.linalg.qr(a.float().T)  # [in, r], [r, r]
+        q_b, r_b = torch.linalg.qr(b.float())  # [out, r], [r, r]
+        u, s, vh = torch.linalg.svd(r_b @ r_a.T)
+        root = s[:rank].sqrt()
+        factors[path] = ((root[:, None] * vh[:rank]) @ q_a.T, (q_b @ u[:, :rank]) * root)
+    return LoraWeights(factors, weights.scale, weights.placement)
+
+
+def similarity_weights(similarities: Sequence[float]) -> list[float]:
+    """Each similarity's share of their sum (the paper's rule); negative ones count as zero, all-zero ones as equal."""
+    kept = [max(value, 0.0) for value in similarities]
+    total = sum(kept)
+    return [value / total for value in kept] if total > 0 else uniform_weights(len(kept))
+
+
+def uniform_weights(count: int) -> list[float]:
+    """Equal weights that sum to one."""
+    return [1.0 / count] * count
+
+
+def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
+    """Softmax of `scores / temperature`."""
+    top = max(scores)
+    powers = [math.exp((score - top) / temperature) for score in scores]
+    return [power / sum(powers) for power in powers]
+
+
+def evidence_weights(logliks: Sequence[float], null: float, sharpness: float) -> tuple[list[float], float]:
+    """Weights of anchors and of the null candidate from the shots' summed log-likelihoods under each (nats).
+
+    Softmax of `sharpness × log-likelihood`; at sharpness 1 the posterior over candidates under a flat prior. They sum to one.
+    """
+    *weights, null_weight = softmax_weights([sharpness * value for value in (*logliks, null)], 1.0)
+    return weights, null_weight

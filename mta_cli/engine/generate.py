@@ -1,0 +1,233 @@
+"""Answers from a loaded base: a plain forward loop with a key–value cache, and the likelihood of given answers.
+
+Knows neither users, prompts nor adapters: whatever is folded into the weights is what answers.
+"""
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mta_cli.engine.base import LoadedBase
+from mta_cli.errors import BadInput, IntegrityFault
+
+SCORE_CELLS = 32_000_000  # most logits held at once while labels are scored: 128 MB in float32
+REPLACEMENT = "\ufffd"  # what a tokenizer shows for bytes that do not make a character yet
+
+
+class Memory:
+    """The key–value cache of the last forward passes, kept between turns of a chat.
+
+    Valid only while the weights stay as they are: call `clear` after every change of what is folded in.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.cache: Any = None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.ids, self.cache = [], None
+
+    def keep_prefix(self, prompt_ids: Sequence[int]) -> int:
+        """Cut the cache to what it shares with `prompt_ids`, less one token that must run; returns the length kept."""
+        shared = 0
+        for ours, theirs in zip(self.ids, prompt_ids[:-1], strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        if not shared or not _croppable(self.cache):
+            self.clear()
+            return 0
+        surplus = len(self.ids) - shared
+        if surplus:
+            self.cache.crop(-surplus)
+            del self.ids[shared:]
+        return shared
+
+
+class Decoder:
+    """Turns token ids into text piece by piece, never splitting a character that spans several tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = 0  # ids before this one are in what was given out
+        self._context = 0  # where decoding starts, so that word boundaries come out as in the whole text
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` completes; empty while a character is still open."""
+        self._ids.append(token_id)
+        text = self._text(self._context, len(self._ids))
+        return "" if text.endswith(REPLACEMENT) else self._take(text)
+
+    def flush(self) -> str:
+        """What was held back; bytes that never became a character come out as U+FFFD."""
+        return self._take(self._text(self._context, len(self._ids)))
+
+    def _take(self, text: str) -> str:
+        piece = text[len(self._text(self._context, self._shown)) :]
+        self._context, self._shown = self._shown, len(self._ids)
+        return piece
+
+    def _text(self, start: int, end: int) -> str:
+        decoded = self._tokenizer.decode(
+            self._ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(decoded)
+
+
+def token_ids(
+    base: LoadedBase,
+    prompt_ids: Sequence[int],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    memory: Memory | None = None,
+) -> Iterator[int]:
+    """The answer's token ids one by one, without the end of turn. Temperature 0 is greedy.
+
+    Raises BadInput where the prompt leaves no room, IntegrityFault where the model gives no numbers.
+    """
+    room = base.window - len(prompt_ids)
+    if not prompt_ids or room < 1:
+        raise BadInput(
+            f"The prompt has {len(prompt_ids)} tokens; {base.name} reads from 1 to {base.window - 1}.",
+            hint="Shorten it, or show fewer history items.",
+        )
+    memory = memory if memory is not None else Memory()
+    random = torch.Generator().manual_seed(seed)
+    pending = list(prompt_ids[memory.keep_prefix(prompt_ids) :])
+    for _ in range(min(max_tokens, room)):
+        logits = _advance(base, memory, pending)
+        token = _choose(logits, temperature, top_p, random)
+        if token in base.end_ids:
+            return
+        pending = [token]
+        yield token
+
+
+def stream(
+    base: LoadedBase,
+    prompt_ids: Sequence[int],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    memory: Memory | None = None,
+) -> Iterator[str]:
+    """The answer's text as it is made; pieces joined are the whole answer."""
+    decoder = Decoder(base.tokenizer)
+    ids = token_ids(
+        base, prompt_ids, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, memory=memory
+    )
+    for token in ids:
+        if piece := decoder.push(token):
+            yield piece
+    if rest := decoder.flush():
+        yield rest
+
+
+@torch.inference_mode()
+def label_scores(base: LoadedBase, prompt_ids: Sequence[int], label_ids: Sequence[Sequence[int]]) -> list[float]:
+    """Log-likelihood of each label's tokens after the prompt, in nats. The prompt runs once; labels share batches."""
+    if not label_ids or not all(label_ids):
+        raise BadInput("There is no label to score, or one of them has no tokens.")
+    longest = max(len(label) for label in label_ids)
+    if len(prompt_ids) + longest - 1 > base.window:
+        raise BadInput(
+            f"The prompt has {len(prompt_ids)} tokens and a label {longest}; {base.name} reads {base.window}."
+        )
+    memory = Memory()
+    first = torch.log_softmax(_advance(base, memory, list(prompt_ids)).float(), dim=-1)  # [vocab]
+    vocab = first.shape[-1]
+    scores = [float(first[label[0]]) for label in label_ids]
+    longer = [place for place, label in enumerate(label_ids) if len(label) > 1]
+    batch = max(1, SCORE_CELLS // (vocab * longest))
+    for start in range(0, len(longer), batch):
+        places = longer[start : start + batch]
+        for place, tail in zip(places, _tails(base, memory, [label_ids[i] for i in places]), strict=True):
+            scores[place] += tail
+    return scores
+
+
+def choose_label(
+    base: LoadedBase, prompt_ids: Sequence[int], label_ids: Sequence[Sequence[int]]
+) -> tuple[int, list[float]]:
+    """The place of the likeliest label (the first of equals), and every label's log-likelihood."""
+    scores = label_scores(base, prompt_ids, label_ids)
+    return max(range(len(scores)), key=scores.__getitem__), scores
+
+
+def answer_loglik(base: LoadedBase, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> float:
+    """Log-likelihood of one whole answer after the prompt, in nats."""
+    return label_scores(base, prompt_ids, [answer_ids])[0]
+
+
+def _tails(base: LoadedBase, memory: Memory, labels: Sequence[Sequence[int]]) -> list[float]:
+    """Log-likelihood of every label from its second token on; the prompt is in `memory`, which stays as it is."""
+    width = max(len(label) for label in labels) - 1
+    # Padding stands on the right, so no real position ever sees it: neither a mask nor a pad token is needed.
+    rows = torch.tensor([list(label) + [0] * (width + 1 - len(label)) for label in labels], device=base.device)
+    cache = copy.deepcopy(memory.cache)
+    cache.batch_repeat_interleave(len(labels))
+    logits, _ = _forward(base, rows[:, :-1], cache)
+    chosen = rows[:, 1:]  # [labels, width]
+    logprobs = torch.log_softmax(logits.float(), dim=-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    lengths = torch.tensor([len(label) - 1 for label in labels], device=base.device)
+    real = torch.arange(width, device=base.device) < lengths.unsqueeze(-1)
+    return [float(total) for total in logprobs.masked_fill(~real, 0.0).sum(-1)]
+
+
+@torch.inference_mode()
+def _advance(base: LoadedBase, memory: Memory, ids: list[int]) -> Tensor:
+    """Run `ids` after what `memory` holds; the logits that follow the last of them, [vocab] on the base's device."""
+    cache, known = memory.cache, memory.ids
+    memory.clear()  # an interruption in the middle of a pass leaves layers of different lengths behind
+    logits, cache = _forward(base, torch.tensor([ids], device=base.device), cache, logits_to_keep=1)
+    memory.ids, memory.cache = known + ids, cache
+    last: Tensor = logits[0, -1]
+    return last
+
+
+def _forward(base: LoadedBase, rows: Tensor, cache: Any, **wishes: int) -> tuple[Tensor, Any]:
+    """Logits and the grown cache. `wishes` are passed on where the model's forward knows them.
+
+    transformers calls the cache `cache` from 5.24 on and `past_key_values` before.
+    """
+    known = inspect.signature(base.model.forward).parameters
+    name = "cache" if "cache" in known else "past_key_values"
+    arguments = {key: value for key, value in wishes.items() if key in known}
+    output = base.model(input_ids=rows, use_cache=True, **{name: cache}, **arguments)
+    return output.logits, output[name]
+
+
+def _choose(logits: Tensor, temperature: float, top_p: float, random: torch.Generator) -> int:
+    """One token id from `logits` [vocab]. Draws on the CPU, so that a seed means the same on every device."""
+    if not bool(torch.isfinite(logits).any()) or bool(torch.isnan(logits).any()):
+        raise IntegrityFault(
+            "The model gave no usable numbers (NaN or infinite logits).",
+            hint="Try --dtype float32; an adapter may be damaged: mta doctor",
+        )
+    if temperature <= 0:
+        return int(logits.argmax())
+    chances = torch.softmax(logits.float().cpu() / temperature, dim=-1)
+    if top_p < 1:
+        ordered, places = chances.sort(descending=True)
+        before = ordered.cumsum(-1) - ordered  # probability of everything likelier
+        ordered[before >= top_p] = 0
+        chances = torch.zeros_like(chances).scatter_(0, places, ordered)
+    return int(torch.multinomial(chances, 1, generator=random))
+
+
+def _croppable(cache: Any) -> bool:
+    """Whether every layer of the cache keeps all positions, so that cutting its end is exact."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)

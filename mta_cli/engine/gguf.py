@@ -1,0 +1,140 @@
+"""Turns a Llama in GGUF form into a folder of plain bfloat16 safetensors, the same bytes every time.
+
+The weights are unpacked by the `gguf` library and written under transformers' names, because transformers' own reader
+keeps them packed and cannot save them. Knows nothing of where the file came from; the caller has checked its digest.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import BadInput
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+    from torch import Tensor
+
+OUTER = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+CONTROL_TOKEN = 3  # llama.cpp's token type of tokens that no text can spell
+
+
+def convert_gguf(source: Path, folder: Path) -> None:
+    """Writes configuration, tokenizer and weights of the GGUF file `source` into `folder`; BadInput for others."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(source)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise BadInput(f"{source.name} cannot be read as GGUF ({type(error).__name__}: {error})") from error
+    facts = {name: entry.contents() for name, entry in reader.fields.items()}
+    if facts.get("general.architecture") != "llama" or facts.get("tokenizer.ggml.model") != "gpt2":
+        raise BadInput(f"{source.name}: only a Llama with a byte-level tokenizer can be converted")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _config(facts, tied=all(tensor.name != "output.weight" for tensor in reader.tensors))
+    _write(folder / "config.json", config)
+    ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    _write(folder / "generation_config.json", ends)
+    _write_tokenizer(folder, facts)
+    _write_weights(folder, reader, config)
+
+
+def _config(facts: dict[str, Any], *, tied: bool) -> dict[str, Any]:
+    width, heads = facts["llama.embedding_length"], facts["llama.attention.head_count"]
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "bos_token_id": facts["tokenizer.ggml.bos_token_id"],
+        "dtype": "bfloat16",
+        "eos_token_id": facts["tokenizer.ggml.eos_token_id"],
+        "head_dim": width // heads,
+        "hidden_act": "silu",
+        "hidden_size": width,
+        "intermediate_size": facts["llama.feed_forward_length"],
+        "max_position_embeddings": facts["llama.context_length"],
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": heads,
+        "num_hidden_layers": facts["llama.block_count"],
+        "num_key_value_heads": facts["llama.attention.head_count_kv"],
+        "pad_token_id": facts["tokenizer.ggml.padding_token_id"],
+        "rms_norm_eps": float(f"{facts['llama.attention.layer_norm_rms_epsilon']:.6g}"),
+        "rope_parameters": {"rope_theta": float(facts["llama.rope.freq_base"]), "rope_type": "default"},
+        "tie_word_embeddings": tied,
+        "vocab_size": len(facts["tokenizer.ggml.tokens"]),
+    }
+
+
+def _write_tokenizer(folder: Path, facts: dict[str, Any]) -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    tokens = facts["tokenizer.ggml.tokens"]
+    merges = [tuple(pair.split(" ", 1)) for pair in facts.get("tokenizer.ggml.merges", [])]
+    raw = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges))
+    bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if facts.get("tokenizer.ggml.pre") == "smollm" else []
+    raw.pre_tokenizer = pre_tokenizers.Sequence([*digits, bytes_of_words])
+    raw.decoder = decoders.ByteLevel()
+    types = facts["tokenizer.ggml.token_type"]
+    raw.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind in zip(tokens, types, strict=True)
+            if kind == CONTROL_TOKEN
+        ]
+    )
+    raw.save(str(folder / "tokenizer.json"))
+    numbers = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+    names = {name: tokens[facts[f"tokenizer.ggml.{key}_token_id"]] for name, key in numbers.items()}
+    extra = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": facts["llama.context_length"]}
+    _write(folder / "tokenizer_config.json", {**names, **extra})
+    (folder / "chat_template.jinja").write_text(facts["tokenizer.chat_template"], encoding="utf-8")
+
+
+def _write_weights(folder: Path, reader: "GGUFReader", config: dict[str, Any]) -> None:
+    import torch
+    from gguf.quants import dequantize
+    from safetensors.torch import save_file
+
+    weights: dict[str, Tensor] = {}
+    for tensor in reader.tensors:
+        name = _own_name(tensor.name)
+        unpacked = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).to(torch.bfloat16)
+        heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(tensor.name.split(".")[-2])
+        weights[name] = _unturned(unpacked, config[heads]) if heads else unpacked.contiguous()
+    save_file(dict(sorted(weights.items())), str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+def _unturned(weight: "Tensor", heads: int) -> "Tensor":
+    """Rows back from llama.cpp's rotary order (pairs side by side) to transformers' (halves one after the other)."""
+    rows, width = weight.shape
+    return weight.view(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width).contiguous()
+
+
+def _own_name(name: str) -> str:
+    if name in OUTER:
+        return OUTER[name]
+    head, _, rest = name.partition(".")
+    layer, _, rest = rest.partition(".")
+    part, _, kind = rest.partition(".")
+    if head != "blk" or part not in LAYER or kind != "weight":
+        raise BadInput(f"the GGUF file holds a tensor that a Llama does not have: {name}")
+    return f"model.layers.{layer}.{LAYER[part]}.weight"
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,209 @@
+"""What a task is: how an item becomes a prompt and how an answer is scored; and the tasks that are built in.
+
+Knows neither tokenizers nor files: see `prompts` for token ids and `taskfile` for TOML.
+The built-in tasks are LaMP's (arXiv 2304.11406), whose questions repeat a long instruction: `Task.strip` takes it off,
+and a prompt says the same in few words, because every token of a prompt is paid for at each training step.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["label", "score", "text"]
+Metric = Literal["accuracy", "mae", "rouge"]
+
+METRIC_OF: dict[Kind, Metric] = {"label": "accuracy", "score": "mae", "text": "rouge"}
+INPUT, OUTPUT = "{input}", "{output}"
+DEFAULT_HEADER = "Earlier:"
+DEFAULT_SYSTEM = "{default}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """How items of one kind are shown to a model and measured.
+
+    `prompt` holds `{input}`; `item`, a line of history, holds `{output}` and mostly `{input}`. Both are filled by plain
+    replacement. `learning_prompt` stands in for `prompt` where history items ask something else than queries do.
+    `input_field` and `output_field` are keys of a history entry in LaMP's files; several are joined by line breaks.
+    `question_pattern` is a regular expression; what its groups named `input…` hold is left of a raw question.
+    `query_tokens` bounds a query, `item_tokens` a shown item (input and output together), `answer_tokens` an answer.
+    `system` is the system message: "" wants as little of one as the base's template allows, `{default}` leaves it to
+    the template.
+    """
+
+    name: str
+    kind: Kind
+    description: str
+    prompt: str = INPUT
+    item: str = f"{INPUT}\n{OUTPUT}"
+    learning_prompt: str | None = None
+    history_header: str = DEFAULT_HEADER
+    system: str = ""
+    labels: tuple[str, ...] = ()
+    metric: Metric = "rouge"
+    input_field: tuple[str, ...] = ("input",)
+    output_field: tuple[str, ...] = ("output",)
+    question_pattern: str | None = None
+    query_tokens: int = 256
+    item_tokens: int = 64
+    answer_tokens: int = 64
+
+    def strip(self, raw: str) -> str:
+        """A raw question without its instruction; `raw` itself where the pattern does not match."""
+        if self.question_pattern is None:
+            return raw
+        match = re.match(self.question_pattern, raw)
+        if match is None:
+            return raw
+        kept = [text for name, text in match.groupdict().items() if name.startswith("input") and text is not None]
+        return "\n".join(kept)
+
+    def fill_prompt(self, text: str) -> str:
+        """The prompt that asks `text`."""
+        return self.prompt.replace(INPUT, text)
+
+    def fill_learning_prompt(self, text: str) -> str:
+        """The prompt under which a history item's output is learnt."""
+        return (self.learning_prompt if self.learning_prompt is not None else self.prompt).replace(INPUT, text)
+
+    def fill_item(self, text: str, answer: str) -> str:
+        """One history item as a prompt shows it. What a person wrote is never filled in a second time."""
+        parts = re.split(r"(\{input\}|\{output\})", self.item)
+        return "".join({INPUT: text, OUTPUT: answer}.get(part, part) for part in parts)
+
+
+MOVIE_TAGS = (
+    "sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic", "psychology",
+    "fantasy", "romance", "thought-provoking", "social commentary", "violence", "true story",
+)  # fmt: skip
+NEWS_CATEGORIES = (
+    "women", "religion", "politics", "style & beauty", "entertainment", "culture & arts", "sports",
+    "science & technology", "travel", "business", "crime", "education", "healthy living", "parents", "food & drink",
+)  # fmt: skip
+SCORES = ("1", "2", "3", "4", "5")
+
+_TASKS = (
+    Task(
+        name="lamp-1",
+        kind="label",
+        description="Citation: which of two papers an author cites; the history is the author's own papers",
+        prompt="I wrote the paper {input}\nDo I cite [1] or [2]?",
+        item='"{output}" {input}',
+        learning_prompt="{input}\nTitle of this paper of mine:",
+        history_header="My papers:",
+        labels=("[1]", "[2]"),
+        metric="accuracy",
+        input_field=("abstract",),
+        output_field=("title",),
+        question_pattern=r"(?s)For an author who has written the paper with the title (?P<input>.*?),"
+        r" which reference is related\? .*? without further explanation\.\s*(?P<input_choices>\[1\].*)",
+        query_tokens=128,
+        item_tokens=48,
+        answer_tokens=48,
+    ),
+    Task(
+        name="lamp-2",
+        kind="label",
+        description="Movie tagging: which of fifteen tags somebody gives a movie",
+        prompt="{input}\nMy tag for this movie:",
+        item="{input}\nTag: {output}",
+        history_header="Movies I tagged:",
+        labels=MOVIE_TAGS,
+        metric="accuracy",
+        input_field=("description",),
+        output_field=("tag",),
+        question_pattern=r"(?s)Which tag does this movie relate to .*?tags: \[.*?\]\s*description: (?P<input>.*)",
+        query_tokens=56,
+        item_tokens=24,
+        answer_tokens=8,
+    ),
+    Task(
+        name="lamp-2n",
+        kind="label",
+        description="News categories: which of fifteen categories an author files an article under",
+        prompt="{input}\nMy category for this article:",
+        item="{input}\nCategory: {output}",
+        history_header="Articles I filed:",
+        labels=NEWS_CATEGORIES,
+        metric="accuracy",
+        input_field=("text",),
+        output_field=("category",),
+        question_pattern=r"(?s)Which category does this article .*?categories: \[.*?\]\s*article: (?P<input>.*)",
+        query_tokens=64,
+        item_tokens=28,
+        answer_tokens=8,
+    ),
+    Task(
+        name="lamp-3",
+        kind="score",
+        description="Product rating: the score from 1 to 5 that somebody gives with a review",
+        prompt="{input}\nMy score from 1 to 5:",
+        item="{input}\nScore: {output}",
+        history_header="Scores I gave:",
+        labels=SCORES,
+        metric="mae",
+        input_field=("text",),
+        output_field=("score",),
+        question_pattern=r"(?s)What is the score .*? without further explanation\. review: (?P<input>.*)",
+        query_tokens=64,
+        item_tokens=24,
+        answer_tokens=4,
+    ),
+    Task(
+        name="lamp-4",
+        kind="text",
+        description="News headline: the headline an author gives an article",
+        prompt="{input}\nMy headline for this article:",
+        item="{input}\nHeadline: {output}",
+        history_header="Headlines I wrote:",
+        input_field=("text",),
+        output_field=("title",),
+        question_pattern=r"(?s)Generate a headline for the following article: (?P<input>.*)",
+        query_tokens=160,
+        item_tokens=48,
+        answer_tokens=32,
+    ),
+    Task(
+        name="lamp-5",
+        kind="text",
+        description="Scholarly title: the title an author gives a paper",
+        prompt="{input}\nMy title for this paper:",
+        item="{input}\nTitle: {output}",
+        history_header="Titles I wrote:",
+        input_field=("abstract",),
+        output_field=("title",),
+        question_pattern=r"(?s)Generate a title for the following abstract of a paper: (?P<input>.*)",
+        query_tokens=160,
+        item_tokens=48,
+        answer_tokens=32,
+    ),
+    Task(
+        name="lamp-7",
+        kind="text",
+        description="Tweet paraphrase: a tweet as somebody would put it; the history is tweets without a question",
+        prompt="{input}\nThis tweet in my words:",
+        item="{output}",
+        learning_prompt="A tweet in my words:",
+        history_header="Tweets I wrote:",
+        input_field=("text",),
+        output_field=("text",),
+        question_pattern=r"(?s)Paraphrase the following tweet without any explanation .*?: (?P<input>.*)",
+        query_tokens=96,
+        item_tokens=64,
+        answer_tokens=96,
+    ),
+    Task(
+        name="free",
+        kind="text",
+        description="Anything: an input and the output that somebody would give",
+        prompt=INPUT,
+        item=f"Q: {INPUT}\nA: {OUTPUT}",
+        history_header="What I said before:",
+        system=DEFAULT_SYSTEM,
+        query_tokens=1024,
+        item_tokens=256,
+        answer_tokens=512,
+    ),
+)
+
+BUILTIN: dict[str, Task] = {task.name: task for task in _TASKS}

@@ -1,0 +1,50 @@
+"""What can go wrong, in words for the person at the terminal. Imports nothing; knows neither exit streams nor colours."""
+
+
+class MtaError(Exception):
+    """A failure that is explained in one line: what happened (with the values), and a hint on what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageFault(MtaError):
+    """Flags or settings that contradict each other or are out of range."""
+
+    exit_code = 2
+
+
+class NotFound(MtaError):
+    """A user, bank, model, task or file that does not exist."""
+
+    exit_code = 3
+
+
+class BadInput(MtaError):
+    """Input that cannot be used. `faults` lists every one found, each with its place."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, hint: str | None = None, faults: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.faults = faults
+
+
+class IntegrityFault(MtaError):
+    """The store, a file or a model is not what its record says."""
+
+    exit_code = 5
+
+
+class StoreBusy(MtaError):
+    """Another process held the write lock, or the same job, for longer than we were willing to wait."""
+
+
+class Interrupted(MtaError):
+    """The person pressed Ctrl-C; what was finished is saved."""
+
+    exit_code = 130

@@ -1,0 +1,84 @@
+"""What a running job tells the world: small frozen records that a generator yields. Imports nothing of ours; renders nothing."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PlanLine:
+    """One resolved value of a plan and where it came from (default, file, environment, flag or derived)."""
+
+    name: str
+    value: str
+    origin: str = "derived"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The job's plan; the only event of a dry run besides `Done`."""
+
+    job: str
+    lines: tuple[PlanLine, ...]
+
+
+@dataclass(frozen=True)
+class Started:
+    """The job begins. `total` counts `unit`s (steps, items, bytes); None when it cannot be known."""
+
+    job: str
+    total: int | None = None
+    unit: str = "steps"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress: `done` of the job's total after this step. `label` says what is being worked on (an anchor, a file)."""
+
+    label: str
+    done: int
+    loss: float | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Something durable now exists: `kind` (adapter, recipe, stack, bank, model, …) and its name."""
+
+    kind: str
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line the person should read. `warning` when something is less than they asked for."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of generated text. `column` says whose it is when several answers stream (base, fused, adapted)."""
+
+    text: str
+    column: str = ""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The job's result, exactly what `--json` prints."""
+
+    result: Any = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One unit failed and the job goes on without it."""
+
+    label: str
+    message: str
+
+
+Event = Planned | Started | Step | Saved | Note | Token | Done | Failed

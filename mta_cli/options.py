@@ -1,0 +1,130 @@
+"""The options of every job: defaults, bounds and help in one place. Knows nothing of flags, files or the environment.
+
+A job's section name and a field's name make the setting's key: `bank.rank` is `--rank` of `mta bank build`, `rank` under
+`[bank]` in a settings file and `MTA_BANK_RANK` in the environment.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that carries its own documentation and bounds in `metadata`."""
+    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "choices": choices})
+
+
+PLACEMENTS = ("all", "upper")
+WEIGHTS = ("evidence", "similarity", "softmax", "uniform", "learned")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how exactly a job computes."""
+
+    section: ClassVar[str] = "machine"
+    device: str = option("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.")
+    dtype: str = option("auto", "Number format of the base.", choices=("auto", "float32", "bfloat16", "float16"))
+    seed: int = option(0, "Seed of every random choice.", minimum=0, maximum=2**31 - 1)
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """What stands in a prompt besides the person's words."""
+
+    section: ClassVar[str] = "prompt"
+    history_items: int = option(3, "Own history items shown in a prompt; 0 for none.", minimum=0, maximum=20)
+
+
+@dataclass(frozen=True)
+class BankOptions:
+    """`mta bank build`."""
+
+    section: ClassVar[str] = "bank"
+    anchors: int = option(16, "How many anchor users.", minimum=1, maximum=10_000)
+    rank: int = option(8, "Rank of each meta-LoRA.", minimum=1, maximum=256)
+    alpha: float = option(16.0, "LoRA alpha of each meta-LoRA; its scale is alpha / rank.", minimum=0.001, maximum=4096)
+    epochs: int = option(2, "Passes over each anchor's history.", minimum=1, maximum=100)
+    learning_rate: float = option(2e-4, "Peak learning rate of the meta-LoRAs.", minimum=1e-8, maximum=1.0)
+    batch_size: int = option(8, "Rows in a training step.", minimum=1, maximum=1024)
+    targets: str = option(
+        "all-linear", "Linear layers that carry the LoRAs: all-linear, or last parts of their names, comma-separated."
+    )
+    placement: str = option("upper", "Layers in which meta-LoRAs act: all, or the upper third.", choices=PLACEMENTS)
+    pick: str = option("longest", "Which member stands for a cluster.", choices=("longest", "medoid"))
+    min_items: int = option(8, "History items a user needs to be an anchor.", minimum=1, maximum=1_000_000)
+    max_items: int = option(200, "Most recent items used of each user; 0 for all.", minimum=0, maximum=1_000_000)
+    task_adapter: bool = option(True, "Train one LoRA pooled over all candidates first.")
+    task_rank: int = option(8, "Rank of the task adapter.", minimum=1, maximum=256)
+    task_epochs: int = option(2, "Passes over the pooled histories.", minimum=1, maximum=100)
+    task_learning_rate: float = option(1e-3, "Peak learning rate of the task adapter.", minimum=1e-8, maximum=1.0)
+
+
+@dataclass(frozen=True)
+class FuseOptions:
+    """`mta user fuse`."""
+
+    section: ClassVar[str] = "fuse"
+    weights: str | None = option(
+        None, "How anchors are weighted; evidence where there are shots, else similarity.", choices=WEIGHTS
+    )
+    top_k: int = option(4, "How many anchors a recipe may hold.", minimum=1, maximum=10_000)
+    temperature: float = option(0.1, "Temperature of softmax weights.", minimum=1e-4, maximum=100)
+    sharpness: float = option(
+        1.0, "Sharpness of evidence weights; 1 is the posterior under a flat prior.", minimum=0, maximum=100
+    )
+    shots: int = option(5, "Most recent items that count as evidence.", minimum=1, maximum=1000)
+    candidates: int = option(64, "Nearest anchors whose evidence is computed.", minimum=1, maximum=10_000)
+
+
+@dataclass(frozen=True)
+class AdaptOptions:
+    """`mta user adapt`."""
+
+    section: ClassVar[str] = "adapt"
+    shots: int = option(5, "Most recent history items the stack is trained on.", minimum=1, maximum=1000)
+    rank: int = option(2, "Rank of the stack.", minimum=1, maximum=4)
+    alpha: float = option(4.0, "LoRA alpha of the stack; its scale is alpha / rank.", minimum=0.001, maximum=4096)
+    steps: int = option(10, "Optimiser steps.", minimum=1, maximum=10_000)
+    learning_rate: float = option(2e-3, "Peak learning rate.", minimum=1e-8, maximum=1.0)
+    batch_size: int = option(8, "Rows in a training step.", minimum=1, maximum=1024)
+    targets: str = option(
+        "q_proj,v_proj", "Linear layers that carry the stack, by the last part of their names, comma-separated."
+    )
+    placement: str = option("upper", "Layers in which the stack acts: all, or the upper third.", choices=PLACEMENTS)
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """`mta ask`, `mta compare` and `mta chat`."""
+
+    section: ClassVar[str] = "answer"
+    max_tokens: int = option(256, "Most tokens in an answer.", minimum=1, maximum=32_768)
+    temperature: float = option(0.0, "0 picks the likeliest token; above it samples.", minimum=0, maximum=5)
+    top_p: float = option(1.0, "Sample from the smallest set of tokens with this probability.", minimum=0.01, maximum=1)
+
+
+JOBS: tuple[type[Any], ...] = (Machine, PromptOptions, BankOptions, FuseOptions, AdaptOptions, AnswerOptions)
+
+
+def check(options: Any) -> list[str]:
+    """Every value of `options` that is out of bounds, one line each; empty when all is well."""
+    faults = []
+    for spec in fields(options):
+        value, meta = getattr(options, spec.name), spec.metadata
+        if value is None:
+            continue
+        name = f"{options.section}.{spec.name} = {value}"
+        if meta["choices"] and value not in meta["choices"]:
+            faults.append(f"{name}: choose one of {', '.join(meta['choices'])}")
+        if meta["minimum"] is not None and not value >= meta["minimum"]:
+            faults.append(f"{name}: the least is {meta['minimum']}")
+        if meta["maximum"] is not None and not value <= meta["maximum"]:
+            faults.append(f"{name}: the most is {meta['maximum']}")
+    return faults

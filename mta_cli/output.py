@@ -1,0 +1,337 @@
+"""The only writer to the terminal: results on standard output; progress, notes and errors on standard error.
+
+Everything that is written passes `clean`, so text from people, models, files and errors can neither move the cursor,
+set colours nor reorder what is read. Knows nothing of commands, jobs or the store.
+"""
+
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mta_cli import events as ev
+from mta_cli.errors import BadInput, Interrupted, MtaError
+from mta_cli.printable import clean, clean_line, plain, to_json
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from mta_cli.progress import ProgressView
+
+__all__ = ["Output", "ReaderGone", "clean", "clean_line", "group", "pairs", "table", "text", "to_json"]
+
+Render = Callable[[Any], "RenderableType"]
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> "RenderableType":
+    """A table of plain, cleaned cells; columns that hold only numbers are set flush right, None is shown as a dash."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    body = [tuple(row) for row in rows]
+    heading = None if title is None else Text(clean_line(title))
+    shown = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", show_edge=False, pad_edge=False)
+    for index, name in enumerate(columns):
+        cells = [row[index] for row in body if row[index] is not None]
+        numeric = bool(cells) and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in cells)
+        shown.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in body:
+        shown.add_row(*(Text(_cell(value)) for value in row))
+    return shown
+
+
+def pairs(rows: Iterable[tuple[str, object]] | Mapping[str, object]) -> "RenderableType":
+    """Names and values, one a line, aligned; for `show` commands."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows.items() if isinstance(rows, Mapping) else rows:
+        grid.add_row(Text(clean_line(name), style="bold"), Text(_cell(value)))
+    return grid
+
+
+def text(value: str, *, style: str = "") -> "RenderableType":
+    """Plain, cleaned text that keeps its line breaks."""
+    from rich.text import Text
+
+    return Text(clean(value), style=style, overflow="fold")
+
+
+def group(*parts: "RenderableType") -> "RenderableType":
+    """Several renderables under each other."""
+    from rich.console import Group
+
+    return Group(*parts)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(inner) for inner in value)
+    return clean_line(str(value))
+
+
+class ReaderGone(Exception):
+    """Whoever read our standard output has closed it (`mta user list | head -1`); there is nobody left to write to."""
+
+
+def prepare_streams() -> None:
+    """Let a terminal without Unicode get every answer, with escapes for what it cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def flush() -> None:
+    """Send what is still held back; a reader that has gone is no fault."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_stdout()
+
+
+def drop_stdout() -> None:
+    """Point standard output at nothing, so that the interpreter's last flush does not fail as well."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it lives as long as the process
+
+
+class Output:
+    """Writes for one command. `json`: one document; `quiet`: no notes or progress; `verbosity`: how many times -v."""
+
+    def __init__(self, json: bool = False, quiet: bool = False, verbosity: int = 0) -> None:
+        self.json = json
+        self.quiet = quiet
+        self.verbosity = verbosity
+        self._consoles: dict[bool, Console] = {}
+        self._column: str | None = None
+        self._open_line = False
+
+    def console(self, *, stderr: bool) -> "Console":
+        """The Rich console of a stream: no markup, no highlighting, and every segment cleaned."""
+        if stderr not in self._consoles:
+            from mta_cli.progress import make_console
+
+            self._consoles[stderr] = make_console(stderr=stderr, on_broken_pipe=self._reader_gone)
+        return self._consoles[stderr]
+
+    def result(self, value: Any, render: "Render | RenderableType | None" = None) -> None:
+        """The command's result on standard output: JSON, or what `render` is (or makes of `value`)."""
+        if self.json:
+            self.write(to_json(value) + "\n")
+            return
+        shown = render(value) if callable(render) else render
+        if shown is None:
+            shown = default_rendering(value)
+        self.end_line()
+        self._print(shown)
+
+    def write(self, raw: str) -> None:
+        """Cleaned text to standard output at once, without styling."""
+        try:
+            sys.stdout.write(clean(raw))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            self._reader_gone()
+
+    def note(self, message: str) -> None:
+        """One line for the person, on standard error; silent with --quiet."""
+        if not self.quiet:
+            self._say(message)
+
+    def detail(self, message: str) -> None:
+        """A note that only -v shows."""
+        if self.verbosity:
+            self._say(message, style="dim")
+
+    def warn(self, message: str) -> None:
+        """A warning on standard error; --quiet does not hide it."""
+        self._say(f"warning: {message}", style="yellow")
+
+    def error(self, error: BaseException) -> None:
+        """A failure in one line, its faults and its hint; with -vv also where it happened."""
+        if isinstance(error, MtaError):
+            self._say(f"error: {error.message}", style="red")
+            if isinstance(error, BadInput):
+                for fault in error.faults:
+                    self._say(f"  {clean_line(fault)}")
+            if error.hint:
+                self._say(f"hint: {error.hint}")
+        else:
+            self._say(f"unexpected: {type(error).__name__}: {error}", style="red")
+            if self.verbosity < 2:
+                self._say("hint: run the command again as `mta -vv …` to see where it happened")
+        if self.verbosity >= 2:
+            self._say("".join(traceback.format_exception(error)), style="dim")
+
+    def help(self, page: str) -> None:
+        """A help page on standard error, for a command line that stops before its command."""
+        sys.stderr.write(clean(page).rstrip("\n") + "\n")
+
+    def ask(self, question: str) -> str | None:
+        """The line typed (or piped) in answer to `question`, which goes to standard error; None at end of input."""
+        self.end_line()
+        sys.stderr.write(clean_line(question) + " ")
+        sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not sys.stdin.isatty():
+            sys.stderr.write("\n")
+        return line.strip() if line else None
+
+    def follow(self, events: Iterator[ev.Event], *, dry_run: bool = False) -> Any:
+        """Run a job to its end, showing what it yields; returns the result of its `Done`.
+
+        With `dry_run` the plan itself is printed (a table, or the JSON document `{job, plan, …}`), so that the caller
+        prints nothing more. Ctrl-C closes the generator, which saves what is finished, and raises `Interrupted`.
+        """
+        from mta_cli.progress import ProgressView
+
+        result: Any = None
+        planned: list[ev.Planned] = []
+        view = ProgressView(self.console(stderr=True), shown=not self.quiet)
+        try:
+            for event in events:
+                if isinstance(event, ev.Done):
+                    result = event.result
+                elif isinstance(event, ev.Planned):
+                    planned.append(event)
+                    self._plan(event, dry_run)
+                else:
+                    self._event(event, view)
+        except KeyboardInterrupt:
+            view.stop()
+            _close(events)
+            raise Interrupted(
+                "interrupted; what was finished is kept", hint="run the same command again to go on"
+            ) from None
+        finally:
+            view.stop()
+            self.end_line()
+        return self._dry(planned, result) if dry_run else result
+
+    def job(self, events: Iterator[ev.Event], render: "Render | None" = None, *, dry_run: bool = False) -> Any:
+        """`follow`, then print the result; a dry run prints its plan instead."""
+        result = self.follow(events, dry_run=dry_run)
+        if not dry_run:
+            self.result(result, render)
+        return result
+
+    def end_line(self) -> None:
+        """Finish a line of streamed text, if one is open."""
+        if self._open_line:
+            self._open_line = False
+            self.write("\n")
+        self._column = None
+
+    def _print(self, shown: "RenderableType") -> None:
+        console = self.console(stderr=False)
+        if console.is_terminal:
+            console.print(shown)
+            return
+        # In a pipe a path or a sentence stays one line, and no line ends in the spaces of a table's last column.
+        with console.capture() as captured:
+            console.print(shown, soft_wrap=not _is_laid_out(shown))
+        self.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+
+    def _event(self, event: ev.Event, view: "ProgressView") -> None:
+        if isinstance(event, ev.Started):
+            view.start(event)
+        elif isinstance(event, ev.Step):
+            view.step(event)
+        elif isinstance(event, ev.Token):
+            view.stop()
+            self._token(event)
+        elif isinstance(event, ev.Saved):
+            self.note(f"saved {event.kind} {event.name}" + (f" ({event.detail})" if event.detail else ""))
+        elif isinstance(event, ev.Note):
+            (self.warn if event.warning else self.note)(event.text)
+        elif isinstance(event, ev.Failed):
+            self.warn(f"{event.label} failed: {event.message}")
+
+    def _token(self, event: ev.Token) -> None:
+        if self.json or not event.text:
+            return
+        if event.column and event.column != self._column:
+            if self._open_line:
+                self.write("\n\n")
+            self.write(f"{clean_line(event.column)}:\n")
+            self._column = event.column
+        self.write(event.text)
+        self._open_line = not event.text.endswith("\n")
+
+    def _plan(self, event: ev.Planned, dry_run: bool) -> None:
+        rows = [(line.name, line.value, line.origin) for line in event.lines]
+        if dry_run and not self.json:
+            self._print(table(("plan of " + event.job, "value", "from"), rows))
+        elif not dry_run and self.verbosity:
+            self.console(stderr=True).print(table(("plan of " + event.job, "value", "from"), rows))
+
+    def _dry(self, planned: Sequence[ev.Planned], result: Any) -> Any:
+        document: dict[str, Any] = dict(result) if isinstance(result, Mapping) else {}
+        document["job"] = planned[0].job if planned else document.get("job")
+        document["plan"] = [dataclasses.asdict(line) for event in planned for line in event.lines]
+        if self.json:
+            self.result(document)
+        return document
+
+    def _say(self, message: str, style: str = "") -> None:
+        from rich.text import Text
+
+        self.end_line()
+        # Continuation lines are indented, so that text from data cannot forge a line that starts with `error:`.
+        shown = clean(message).rstrip("\n").replace("\n", "\n  ")
+        self.console(stderr=True).print(Text(shown, style=style), soft_wrap=True)
+
+    def _reader_gone(self) -> None:
+        drop_stdout()
+        raise ReaderGone
+
+
+def default_rendering(value: Any) -> "RenderableType":
+    """How a result is shown that has no rendering of its own: a table of records, pairs of one record, else text."""
+    value = plain(value)
+    if isinstance(value, Mapping):
+        return pairs(
+            (key, inner if not isinstance(inner, dict | list) else to_json(inner)) for key, inner in value.items()
+        )
+    if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+        columns = list(dict.fromkeys(key for row in value for key in row))
+        return table(columns, ([row.get(column) for column in columns] for row in value))
+    if isinstance(value, list):
+        return text("\n".join(_cell(row) for row in value))
+    return text("" if value is None else str(value))
+
+
+def _is_laid_out(shown: "RenderableType") -> bool:
+    from rich.text import Text
+
+    return not isinstance(shown, str | Text)
+
+
+def _close(events: Iterator[ev.Event]) -> None:
+    close = getattr(events, "close", None)
+    if close is not None:
+        close()
+
+
+def folder(path: Path) -> str:
+    """`path` for people: the home directory shortened to `~`."""
+    try:
+        return str(Path("~") / path.relative_to(Path.home()))
+    except (ValueError, RuntimeError):
+        return str(path)

@@ -1,0 +1,298 @@
+"""The job behind `mta user adapt`: an ultra-low-rank stack on the frozen fusion, trained on a user's few shots."""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import BadInput, NotFound, UsageFault
+from mta_cli.events import Done, Event, Failed, Note, PlanLine, Planned, Saved, Started
+from mta_cli.options import AdaptOptions
+from mta_cli.pipeline.examples import Examples
+from mta_cli.pipeline.fuse import FuseRequest, check_top_k, gather, load_with_task_adapter, make_recipes
+from mta_cli.pipeline.personal import current_bank, load_weights, users_task
+from mta_cli.pipeline.training import AdapterJob, train_adapter
+from store.models import Adapter, Bank, Item, Recipe, Run, Stack, User
+from store.personal import pack_shares
+
+if TYPE_CHECKING:
+    from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.lora import LoraWeights
+    from mta_cli.engine.prompts import Row
+    from store.registry import Registry
+
+FEW_STEPS = 5
+STILL = 0.01  # a loss that changed by less than this share did not move
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Mean loss (nats per labelled token) on the shots and, where there are any, on held-out queries."""
+
+    shots: float
+    heldout: float | None
+
+
+class Workshop:
+    """A base with the task adapter folded in, and a second fold for whatever is being tried above it."""
+
+    def __init__(self, reg: "Registry", base: "LoadedBase", bank: Bank, request: FuseRequest) -> None:
+        from mta_cli.engine.lora import Folder
+
+        self.reg, self.base, self.bank = reg, base, bank
+        self.examples = Examples(reg, base, request.task, request.prompt.history_items)
+        self._folder = Folder(base.model)
+
+    def put(self, recipe: Recipe, stack: "LoraWeights | None" = None) -> None:
+        """Make the base this user's fused model, or with `stack` their adapted one."""
+        from mta_cli.engine.fusion import merge
+
+        digests = {anchor.id: anchor.digest for anchor in self.reg.banks.anchors(self.bank.id)}
+        parts = [
+            (load_weights(self.reg, digest, self.bank.base), share.weight)
+            for share in recipe.shares
+            if (digest := digests.get(share.anchor_id)) is not None
+        ]
+        self._folder.set(merge([*parts, *([(stack, 1.0)] if stack is not None else [])]))
+
+    def measure(self, shots: "Sequence[Row]", heldout: "Sequence[Row]") -> Measured:
+        """Losses under whatever is folded in."""
+        from mta_cli.engine.train import mean_loss
+
+        return Measured(mean_loss(self.base, shots), mean_loss(self.base, heldout) if heldout else None)
+
+
+def adapt_users(
+    reg: "Registry", users: Sequence[User] | None, request: FuseRequest, options: AdaptOptions,
+    *, plan: Sequence[PlanLine] = (), explicit_top_k: bool = False, dry_run: bool = False,
+) -> Iterator[Event]:  # fmt: skip
+    """Adapt `users`, or everybody with a history who is no anchor. `Done.result` is the array of `mta user adapt --json`.
+
+    Users whose stack is already what these settings and items would give are left as they are, so a stopped run goes on.
+    """
+    bank = current_bank(reg, request.task.name, request.base.fingerprint)
+    if explicit_top_k:
+        check_top_k(reg, bank, request.options)
+    chosen = list(users) if users is not None else everyone(reg, bank)
+    shots = {user.id: reg.items.recent(user.id, request.task.name, options.shots) for user in chosen}
+    yield Planned("user adapt", (*plan, *_plan_lines(request, options, bank, shots)))
+    if dry_run:
+        yield Done(
+            {"dry_run": True, "bank": bank.name, "version": bank.version, "users": [user.name for user in chosen]}
+        )
+        return
+    with reg.job_lock(f"adapt {request.task.name}"):
+        recipes, workshop = yield from _prepare(reg, bank, chosen, request)
+        total = sum(options.steps for user in chosen if shots[user.id])
+        yield Started("user adapt", total=total)
+        results: list[dict[str, Any]] = []
+        done = 0
+        for user in chosen:
+            try:
+                result = yield from _adapt_one(workshop, user, shots[user.id], recipes[user.id], options, request, done)
+                results.append(result)
+            except (BadInput, FloatingPointError) as error:
+                yield Failed(user.name, str(error))
+            done += options.steps if shots[user.id] else 0
+    if chosen and not results:
+        raise BadInput("No user could be adapted.", hint="lower --learning-rate")
+    yield Done(results)
+
+
+def task_to_adapt(reg: "Registry", users: Sequence[User] | None, task: str | None) -> str:
+    """The task that is meant: `task`, the users' common one, or the only one that has a bank. UsageFault when it is unclear."""
+    if task is not None:
+        return task
+    if users is None:
+        found = {bank.task for bank in reg.banks.all() if bank.status == "ready"}
+        if not found:
+            raise NotFound("There is no bank yet.", hint="mta bank build --task TASK")
+    else:
+        found = {users_task(reg, user, None) for user in users}
+    if len(found) > 1:
+        raise UsageFault(f"Several tasks could be meant: {', '.join(sorted(found))}.", hint="say which with --task")
+    return found.pop()
+
+
+def everyone(reg: "Registry", bank: Bank) -> list[User]:
+    """Every user with a history of the bank's task who is not one of its anchors. NotFound when there is nobody."""
+    anchors = {anchor.user_id for anchor in reg.banks.anchors(bank.id)}
+    found = [user for user, count in reg.users.with_items(bank.task) if count > 0 and user.id not in anchors]
+    if not found:
+        raise NotFound(
+            f"Nobody is left to adapt: every user with a history of task {bank.task} is an anchor.", hint="name a user"
+        )
+    return found
+
+
+def _plan_lines(
+    request: FuseRequest, options: AdaptOptions, bank: Bank, shots: dict[int, list[Item]]
+) -> tuple[PlanLine, ...]:
+    from mta_cli.pipeline.planning import estimate
+
+    task, busy = request.task, [own for own in shots.values() if own]
+    row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
+    tokens = sum(min(len(own), options.batch_size) for own in busy) * options.steps * row
+    cost = estimate(request.base.detail.get("parameters", 0), tokens, row * options.batch_size, request.machine.dtype)
+    return (
+        PlanLine("bank", f"{bank.name} v{bank.version}"),
+        PlanLine("users", f"{len(shots)}, {len(busy)} of them with a history"),
+        PlanLine("tokens", f"at most {tokens:,}"),
+        PlanLine("memory", f"about {cost.gigabytes:.1f} GB"),
+        PlanLine("time", f"about {max(1, round(cost.seconds))} s"),
+    )
+
+
+def _prepare(
+    reg: "Registry", bank: Bank, users: Sequence[User], request: FuseRequest
+) -> Generator[Event, None, tuple[dict[int, Recipe], Workshop]]:
+    """The loaded base and everybody's recipe; a recipe that is there already is kept unless weights were asked for."""
+    from mta_cli.pipeline.models import remember
+
+    remember(reg, request.base, request.embedder)
+    kept = {user.id: reg.recipes.get(user.id, request.task.name, bank.id) for user in users}
+    missing = [user for user in users if kept[user.id] is None or _asks_otherwise(kept[user.id], request)]
+    people = yield from gather(reg, bank, missing, request)
+    base = load_with_task_adapter(reg, bank, request)
+    made = yield from make_recipes(reg, bank, people, request, base)
+    recipes = {user_id: recipe for user_id, recipe in kept.items() if recipe is not None} | made
+    return recipes, Workshop(reg, base, bank, request)
+
+
+def _asks_otherwise(recipe: Recipe | None, request: FuseRequest) -> bool:
+    """Whether the recipe was made in another way than is asked for, or before there was a history."""
+    if recipe is None or not recipe.shares:
+        return True
+    return request.options.weights is not None and recipe.method != request.options.weights
+
+
+def _adapt_one(
+    workshop: Workshop,
+    user: User,
+    shots: list[Item],
+    recipe: Recipe,
+    options: AdaptOptions,
+    request: FuseRequest,
+    done: int,
+) -> Generator[Event, None, dict[str, Any]]:
+    reg, bank = workshop.reg, workshop.bank
+    if not shots:
+        yield Note(
+            f"{user.name} has no history for task {bank.task}; there is nothing to train a stack on.", warning=True
+        )
+        return _entry(user, recipe, None, None, None, 0, 0.0)
+    job = _job(reg, user, shots, recipe, options, request, bank)
+    known = reg.stacks.get(user.id, bank.task, bank.id)
+    if known is not None and reg.adapters.get(known.digest).config.get("identity") == job.config["identity"]:
+        yield Note(f"{user.name}: adapted already with these settings and items.")
+        return {**_stored(reg, user, recipe, known), "unchanged": True}
+    run = reg.runs.start("user adapt", user.name, dict(job.config))
+    try:
+        result = yield from _train_one(workshop, user, shots, recipe, job, run, done)
+    except (KeyboardInterrupt, GeneratorExit):
+        reg.runs.fail(run.id, "stopped", interrupted=True)
+        raise
+    except Exception as error:
+        reg.runs.fail(run.id, str(error))
+        raise
+    reg.runs.finish(run.id, result)
+    return result
+
+
+def _job(
+    reg: "Registry",
+    user: User,
+    shots: list[Item],
+    recipe: Recipe,
+    options: AdaptOptions,
+    request: FuseRequest,
+    bank: Bank,
+) -> AdapterJob:
+    import hashlib
+
+    from mta_cli.engine.train import Schedule
+
+    schedule = Schedule(options.steps, options.batch_size, options.learning_rate)
+    config = {"history_items": request.prompt.history_items, "task": bank.task, "bank": bank.key,
+              "recipe": pack_shares(recipe.shares).hex()}  # fmt: skip
+    job = AdapterJob(
+        "stack", user.name, bank.task_adapter, options.rank, options.alpha, options.targets, options.placement,
+        request.machine.seed, reg.items.data_hash_of(shots), schedule, config,
+    )  # fmt: skip
+    identity = hashlib.sha256(job.checkpoint_key(bank.base).encode()).hexdigest()
+    return replace(job, config={**config, "identity": identity})
+
+
+def _train_one(
+    workshop: Workshop, user: User, shots: list[Item], recipe: Recipe, job: AdapterJob, run: Run, done: int
+) -> Generator[Event, None, dict[str, Any]]:
+    reg, bank = workshop.reg, workshop.bank
+    rows = workshop.examples.rows(shots)
+    heldout = workshop.examples.query_rows(reg.items.queries(user.id, bank.task))
+    workshop.put(recipe)
+    before = workshop.measure(rows, heldout)
+    started = time.perf_counter()
+    adapter: Adapter = yield from train_adapter(reg, workshop.base, job, rows, run, done)
+    seconds = time.perf_counter() - started
+    weights = load_weights(reg, adapter.digest, bank.base)
+    workshop.put(recipe, weights)
+    after = workshop.measure(rows, heldout)
+    packed = pack_shares(recipe.shares)
+    stack = Stack(
+        user.id,
+        bank.task,
+        bank.id,
+        adapter.digest,
+        len(shots),
+        job.schedule.steps,
+        before.shots,
+        after.shots,
+        packed,
+        adapter.bytes,
+    )
+    reg.stacks.put(stack)
+    yield from _warn(user, job, before, after, weights.norm())
+    yield Saved("stack", user.name, f"loss {before.shots:.3f} → {after.shots:.3f}, {adapter.bytes:,} bytes")
+    return _entry(user, recipe, stack, before, after, len(heldout), seconds)
+
+
+def _warn(user: User, job: AdapterJob, before: Measured, after: Measured, norm: float) -> Iterator[Event]:
+    steps, moved = job.schedule.steps, abs(after.shots - before.shots)
+    if steps < FEW_STEPS or moved < STILL * abs(before.shots):
+        yield Note(
+            f"{user.name}: {steps} optimiser steps hardly moved the model "
+            f"(loss {before.shots:.4f} → {after.shots:.4f}, ‖ΔW‖ {norm:.2g}); try more --steps or a higher --learning-rate.",
+            warning=True,
+        )
+
+
+def _entry(
+    user: User,
+    recipe: Recipe,
+    stack: Stack | None,
+    before: Measured | None,
+    after: Measured | None,
+    queries: int,
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "user": user.name, "shots": stack.shots if stack else 0, "steps": stack.steps if stack else 0,
+        "loss_before": before.shots if before else None, "loss_after": after.shots if after else None,
+        "heldout_queries": queries, "heldout_before": before.heldout if before else None,
+        "heldout_after": after.heldout if after else None, "recipe_bytes": recipe.bytes,
+        "stack_bytes": stack.bytes if stack else 0, "weights": recipe.method, "seconds": round(seconds, 3),
+    }  # fmt: skip
+
+
+def _stored(reg: "Registry", user: User, recipe: Recipe, stack: Stack) -> dict[str, Any]:
+    """The result of the run that made this stack, or what its row still tells."""
+    for run in reg.runs.of_subject(user.name):
+        result = run.result
+        if (
+            run.kind == "user adapt"
+            and result
+            and run.config.get("identity") == reg.adapters.get(stack.digest).config["identity"]
+        ):
+            return result
+    losses = Measured(stack.loss_before, None), Measured(stack.loss_after, None)
+    return _entry(user, recipe, stack, *losses, 0, reg.adapters.get(stack.digest).seconds)

@@ -1,0 +1,288 @@
+"""The job behind `mta bank build`: profiles, anchors, the task adapter, one meta-LoRA per anchor.
+
+Every finished part is a row in the store, so the same command run again goes on where it stopped. Renders nothing.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import BadInput
+from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
+from mta_cli.options import BankOptions, Machine, PromptOptions
+from mta_cli.pipeline.examples import Examples, history_mix
+from mta_cli.pipeline.training import AdapterJob, train_adapter
+from store.models import Adapter, Anchor, Bank, Item, Run, User
+
+if TYPE_CHECKING:
+    from mta_cli.engine.prompts import Row
+    from mta_cli.engine.tasks import Task
+    from mta_cli.pipeline.models import ModelEntry
+    from store.registry import Registry
+
+
+@dataclass(frozen=True)
+class BankRequest:
+    """Everything a bank build needs to know. `name` defaults to the task's."""
+
+    task: "Task"
+    base: "ModelEntry"
+    embedder: "ModelEntry"
+    options: BankOptions
+    prompt: PromptOptions
+    machine: Machine
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A user who may be an anchor, with the items that count."""
+
+    user: User
+    items: tuple[Item, ...]
+
+
+def candidates(reg: "Registry", task: str, options: BankOptions) -> list[Candidate]:
+    """Users who may be anchors and have enough items. BadInput when they are fewer than the anchors asked for."""
+    found = [
+        Candidate(user, tuple(reg.items.recent(user.id, task, options.max_items or None)))
+        for user, count in reg.users.with_items(task)
+        if user.can_anchor and count >= options.min_items
+    ]
+    if len(found) < options.anchors:
+        raise BadInput(
+            f"{options.anchors} anchors asked for, and {len(found)} users may be one "
+            f"(they have consented and hold at least {options.min_items} items of task {task}).",
+            hint=f"--anchors {len(found)}, or a smaller --min-items"
+            if found
+            else "a smaller --min-items, or import more",
+        )
+    return found
+
+
+def bank_key(reg: "Registry", request: BankRequest, chosen: Sequence[Candidate]) -> str:
+    """Hash of all that decides the bank: base, embedder, task, options, seed and data."""
+    identity = {
+        "base": request.base.fingerprint, "embedder": request.embedder.fingerprint, "task": asdict(request.task),
+        "options": asdict(request.options), "history_items": request.prompt.history_items, "seed": request.machine.seed,
+        "data": [[c.user.name, reg.items.data_hash_of(c.items)] for c in chosen],
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def build_bank(
+    reg: "Registry", request: BankRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
+) -> Iterator[Event]:
+    """Build or finish the bank that `request` describes. `Done.result` has the keys of `mta bank build --json`."""
+    chosen = candidates(reg, request.task.name, request.options)
+    yield Planned("bank build", (*plan, *plan_lines(request, chosen)))
+    if dry_run:
+        yield Done(
+            {"dry_run": True, "task": request.task.name, "anchors": request.options.anchors, "candidates": len(chosen)}
+        )
+        return
+    name = request.name or request.task.name
+    with reg.job_lock(f"bank {name}"):
+        yield from _build(reg, request, name, chosen)
+
+
+def plan_lines(request: BankRequest, chosen: Sequence[Candidate]) -> tuple[PlanLine, ...]:
+    """What the build would read, hold and cost, estimated from the task's token budgets and this machine's matrix rate."""
+    from mta_cli.pipeline.planning import estimate
+
+    options, task = request.options, request.task
+    row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
+    pooled = sum(len(c.items) for c in chosen) * options.task_epochs if options.task_adapter else 0
+    longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors]
+    tokens = row * (pooled + sum(longest) * options.epochs)
+    cost = estimate(request.base.detail.get("parameters", 0), tokens, row * options.batch_size)
+    return (
+        PlanLine("candidates", f"{len(chosen)} users, {sum(len(c.items) for c in chosen)} items"),
+        PlanLine("tokens", f"at most {tokens:,}"),
+        PlanLine("memory", f"about {cost.gigabytes:.1f} GB"),
+        PlanLine("time", f"about {cost.seconds / 60:.0f} min"),
+    )
+
+
+def _build(reg: "Registry", request: BankRequest, name: str, chosen: Sequence[Candidate]) -> Iterator[Event]:
+    from mta_cli.pipeline.models import remember
+
+    remember(reg, request.base, request.embedder)
+    key = bank_key(reg, request, chosen)
+    config = {**asdict(request.options), "history_items": request.prompt.history_items, "dtype": request.machine.dtype}
+    bank = reg.banks.begin(
+        name=name, key=key, task=request.task.name, base=request.base.fingerprint, embedder=request.embedder.fingerprint,
+        seed=request.machine.seed, config=config,
+    )  # fmt: skip
+    if bank.status == "ready":
+        yield Note(f"Bank {bank.name} v{bank.version} was built from the same data and settings; nothing to do.")
+        yield Done(bank_json(reg, bank))
+        return
+    run = reg.runs.start("bank build", f"{bank.name} v{bank.version}", config)
+    try:
+        anchors = yield from _plan_anchors(reg, request, bank, chosen)
+        yield from _train(reg, request, bank, anchors, chosen, run)
+    except (KeyboardInterrupt, GeneratorExit):
+        reg.runs.fail(run.id, "stopped", interrupted=True)
+        raise
+    except Exception as error:
+        reg.runs.fail(run.id, str(error))
+        raise
+    result = bank_json(reg, reg.banks.by_id(bank.id))
+    # A run outlives a forgotten person, so no name stands in it.
+    reg.runs.finish(run.id, {key: value for key, value in result.items() if key != "anchors"})
+    yield Saved("bank", f"{bank.name} v{bank.version}", f"{len(anchors)} anchors")
+    yield Done(result)
+
+
+def _plan_anchors(
+    reg: "Registry", request: BankRequest, bank: Bank, chosen: Sequence[Candidate]
+) -> Generator[Event, None, list[Anchor]]:
+    from mta_cli.pipeline.profiling import profile_matrix, refresh_profiles
+
+    users = [candidate.user for candidate in chosen]
+    for event in refresh_profiles(reg, request.task.name, request.embedder, users, request.machine.device):
+        if not isinstance(event, Done):
+            yield event
+    planned = reg.banks.anchors(bank.id)
+    if planned:
+        return planned
+    from mta_cli.engine.anchors import choose_anchors
+
+    ids, matrix = profile_matrix(reg, request.task.name, request.embedder.fingerprint)
+    row = {user_id: i for i, user_id in enumerate(ids)}
+    options = request.options
+    picks = choose_anchors(
+        matrix[[row[user.id] for user in users]], [len(c.items) for c in chosen], options.anchors,
+        seed=request.machine.seed, pick=options.pick,
+    )  # fmt: skip
+    if len(picks) < options.anchors:
+        yield Note(f"Only {len(picks)} of {options.anchors} anchors: some profiles coincide.", warning=True)
+    return reg.banks.plan_anchors(
+        bank.id, [(users[p.index].id, p.cluster, p.cluster_size, len(chosen[p.index].items)) for p in picks]
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One adapter still to train, with its rows; `anchor` is None for the task adapter."""
+
+    job: AdapterJob
+    rows: "list[Row]"
+    anchor: Anchor | None
+
+
+def _train(
+    reg: "Registry", request: BankRequest, bank: Bank, anchors: Sequence[Anchor], chosen: Sequence[Candidate], run: Run
+) -> Iterator[Event]:
+    from mta_cli.engine.base import load_base
+    from mta_cli.engine.lora import folded
+    from mta_cli.pipeline.personal import load_weights
+
+    started = time.monotonic()
+    machine, options = request.machine, request.options
+    base = load_base(
+        request.base.path,
+        name=request.base.name,
+        fingerprint=request.base.fingerprint,
+        device=machine.device,
+        dtype=machine.dtype,
+    )
+    examples = Examples(reg, base, request.task, request.prompt.history_items)
+    items = {candidate.user.id: candidate.items for candidate in chosen}
+    pooled = _task_part(reg, request, examples, chosen) if options.task_adapter and bank.task_adapter is None else None
+    parts = [
+        _anchor_part(reg, request, examples, anchor, f"{i}/{len(anchors)}", items)
+        for i, anchor in enumerate(anchors, start=1)
+        if anchor.digest is None
+    ]
+    yield Started("bank build", total=sum(p.job.schedule.steps for p in [*parts, *([pooled] if pooled else [])]))
+    tokens, done, task_adapter = bank.tokens, 0, bank.task_adapter
+    if pooled is not None:
+        adapter: Adapter = yield from train_adapter(reg, base, pooled.job, pooled.rows, run)
+        tokens, done, task_adapter = tokens + adapter.tokens, pooled.job.schedule.steps, adapter.digest
+        reg.banks.set_task_adapter(bank.id, adapter.digest)
+        yield Saved("task adapter", request.task.name, f"loss {_arrow(adapter)}, {adapter.bytes:,} bytes")
+    below = load_weights(reg, task_adapter, base.fingerprint) if task_adapter else None
+    with folded(base.model, below):
+        for part in parts:
+            assert part.anchor is not None
+            adapter = yield from train_adapter(reg, base, _on(part.job, task_adapter), part.rows, run, done)
+            reg.banks.finish_anchor(part.anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
+            tokens, done = tokens + adapter.tokens, done + part.job.schedule.steps
+            yield Saved("anchor", str(part.anchor.user), f"loss {_arrow(adapter)}, {adapter.bytes:,} bytes")
+    total = sum(a.tokens for a in _adapters(reg, bank, task_adapter))
+    reg.banks.finish(bank.id, total, bank.seconds + time.monotonic() - started)
+
+
+def _adapters(reg: "Registry", bank: Bank, task_adapter: str | None) -> list[Adapter]:
+    digests = [anchor.digest for anchor in reg.banks.anchors(bank.id)]
+    return [reg.adapters.get(digest) for digest in (task_adapter, *digests) if digest is not None]
+
+
+def _task_part(reg: "Registry", request: BankRequest, examples: Examples, chosen: Sequence[Candidate]) -> _Part:
+    from mta_cli.engine.train import Schedule
+
+    options, seed = request.options, request.machine.seed
+    items = [item for candidate in chosen for item in candidate.items]
+    rows = examples.rows(items, mix=history_mix(request.prompt.history_items), seed=seed)
+    schedule = Schedule.epochs(len(rows), options.task_epochs, options.batch_size, options.task_learning_rate)
+    job = AdapterJob(
+        "task", "task adapter", None, options.task_rank, 2.0 * options.task_rank, options.targets, "all", seed,
+        reg.items.data_hash_of(items), schedule, _config(request),
+    )  # fmt: skip
+    return _Part(job, rows, None)
+
+
+def _anchor_part(
+    reg: "Registry",
+    request: BankRequest,
+    examples: Examples,
+    anchor: Anchor,
+    place: str,
+    items: dict[int, tuple[Item, ...]],
+) -> _Part:
+    from mta_cli.engine.train import Schedule
+
+    options, seed = request.options, request.machine.seed
+    own = items[anchor.user_id] if anchor.user_id is not None else ()
+    rows = examples.rows(own)
+    schedule = Schedule.epochs(len(rows), options.epochs, options.batch_size, options.learning_rate)
+    job = AdapterJob(
+        "meta", f"anchor {anchor.id}", None, options.rank, options.alpha, options.targets, options.placement, seed,
+        reg.items.data_hash_of(own), schedule, _config(request), f"anchor {place}: {anchor.user}",
+    )  # fmt: skip
+    return _Part(job, rows, anchor)
+
+
+def _config(request: BankRequest) -> dict[str, Any]:
+    return {"history_items": request.prompt.history_items, "task": request.task.name}
+
+
+def _on(job: AdapterJob, task_adapter: str | None) -> AdapterJob:
+    from dataclasses import replace
+
+    return replace(job, task_adapter=task_adapter)
+
+
+def _arrow(adapter: Adapter) -> str:
+    return f"{adapter.loss_first:.3f} → {adapter.loss_last:.3f}" if adapter.loss_first is not None else "unknown"
+
+
+def bank_json(reg: "Registry", bank: Bank) -> dict[str, Any]:
+    """The document of `mta bank build` and `mta bank show`."""
+    anchors = [
+        {
+            "user": anchor.user, "items": anchor.items, "loss_first": anchor.loss_first, "loss_last": anchor.loss_last,
+            "digest": anchor.digest, "cluster_size": anchor.cluster_size, "stale": anchor.stale,
+        }
+        for anchor in reg.banks.anchors(bank.id)
+    ]  # fmt: skip
+    return {
+        "bank": bank.name, "version": bank.version, "task": bank.task, "status": bank.status, "base": bank.base,
+        "task_adapter": bank.task_adapter, "anchors": anchors, "tokens": bank.tokens, "seconds": round(bank.seconds, 3),
+        "tokens_per_second": round(bank.tokens / bank.seconds, 1) if bank.seconds else None,
+    }  # fmt: skip

@@ -1,0 +1,243 @@
+"""A conversation with a user's model: what was said, what still fits the window, and what of it is stored.
+
+Knows neither slash commands nor terminals; every turn is a generator of events.
+"""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import BadInput, NotFound, StoreBusy
+from mta_cli.events import Done, Event, Note, Saved
+from mta_cli.pipeline.converse import (
+    FREE,
+    Message,
+    Spoken,
+    Voice,
+    as_result,
+    compare_with,
+    hints,
+    left_out,
+    source_line,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from mta_cli.engine.prompts import Example
+
+TITLE_LENGTH = 60
+LISTED_CHATS = 20
+
+
+@dataclass
+class Exchange:
+    """A question, its answer and where the answer came from."""
+
+    question: str
+    answer: str
+    source: dict[str, Any]
+    good: bool = False
+    stored: bool = False
+
+
+class Conversation:
+    """Turns with one user at a time. `keep` stores each exchange as soon as it is complete."""
+
+    def __init__(self, voice: Voice, *, keep: bool) -> None:
+        self.voice, self.keep = voice, keep
+        self._begin()
+
+    def _begin(self) -> None:
+        self.exchanges: list[Exchange] = []
+        self.first = 0  # exchanges before this one no longer fit the window
+        self.chat_id: int | None = None
+        self._history: list[Example] | None = None
+
+    def opening(self) -> Iterator[Event]:
+        """Who is spoken with, by which weights, and what is stored."""
+        voice = self.voice
+        name = voice.user.name if voice.user else "nobody in particular"
+        yield Note(f"{name} · {voice.base.name} · {source_line(voice.source, voice.task.name)}")
+        yield from hints(voice)
+        if voice.wraps:
+            yield Note(f"Each message is a {voice.task.name} question by itself.")
+        if self.keep and voice.user is None:
+            yield Note("A conversation with nobody in particular is not stored.")
+
+    def say(self, text: str) -> Iterator[Event]:
+        """Answer one message. What was said before an interruption is kept."""
+        ids, dropped, items = self._prompt(text, self.exchanges)
+        self.first += dropped
+        yield from left_out(dropped, items)
+        spoken = Spoken()
+        trouble: list[Event] = []
+        try:
+            yield from self.voice.speak(ids, spoken)
+        finally:
+            if spoken.text:
+                trouble = self._remember(text, spoken)
+        yield from trouble
+        yield from verdict(self.voice, spoken)
+        yield Done(as_result(self.voice, spoken))
+
+    def compare(self, text: str = "") -> Iterator[Event]:
+        """`text`, or the last question, to base, fused and adapted; the conversation stays as it was."""
+        earlier = self.exchanges
+        if not text:
+            if not earlier:
+                raise BadInput(
+                    "There is no question yet to compare.", hint="/compare QUESTION, or ask something first."
+                )
+            text, earlier = earlier[-1].question, earlier[:-1]
+        ids, dropped, items = self._prompt(text, earlier)
+        yield from left_out(dropped, items)
+        yield from compare_with(self.voice, text, ids)
+
+    def switch_user(self, name: str) -> Iterator[Event]:
+        """Speak with somebody else: new weights, a new conversation, the same loaded base."""
+        user = self.voice.reg.users.get(name)
+        self.voice.become(user, self.voice.asking.mode)
+        self._begin()
+        yield from self.opening()
+
+    def switch_mode(self, mode: str) -> Iterator[Event]:
+        """Go on with the same conversation under other weights."""
+        self.voice.become(self.voice.user, mode)
+        yield Note(source_line(self.voice.source, self.voice.task.name))
+
+    def reset(self) -> Iterator[Event]:
+        """Start over with the same user; what is stored stays."""
+        self._begin()
+        yield Note("A new conversation begins.")
+
+    def good(self) -> Iterator[Event]:
+        """Make the last exchange a history item of the user's task, `free` unless the chat was opened with one."""
+        if not self.exchanges:
+            raise BadInput("There is no answer yet to call good.")
+        user, last = self._require_user("keep an item for"), self.exchanges[-1]
+        task = self.voice.asking.task or FREE
+        if self.voice.wraps and self.voice.task.labels and last.answer.strip() not in self.voice.task.labels:
+            raise BadInput(
+                f"{last.answer.strip()[:80]!r} is no label of {task}.",
+                hint=f"Labels: {', '.join(self.voice.task.labels)}",
+            )
+        if last.good:
+            yield Note("This exchange is a history item already.")
+            return
+        from store.models import NewItem
+
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        content = "\0".join((now, last.question, last.answer))
+        key = f"chat-{sha256(content.encode()).hexdigest()[:16]}"
+        self.voice.reg.items.append(user.id, [NewItem(key, task, last.question, last.answer, now)])
+        last.good = True
+        yield Saved(
+            "history item",
+            key,
+            f"task {task}; learn from it with: mta user adapt {shlex.quote(user.name)} --task {task}",
+        )
+
+    def save(self, target: str = "") -> Iterator[Event]:
+        """Store the conversation, and from here on too; with `target`, also write it to that new text file."""
+        if not self.exchanges:
+            raise BadInput("There is nothing to save yet.")
+        if target:
+            path = Path(target).expanduser()
+            _write_new(path, self._transcript())
+            yield Saved("transcript", str(path))
+        if self.voice.user is None:
+            if not target:
+                self._require_user("store a conversation with")
+            return
+        self.keep = True
+        yield from self._store()
+        if self.chat_id is not None:
+            yield Saved("chat", str(self.chat_id), f"{len(self.exchanges)} exchanges")
+
+    def history(self, which: str = "") -> Iterator[Event]:
+        """The user's stored chats, newest first; with a chat's number, its messages."""
+        user, chats = self._require_user("look back with"), self.voice.reg.chats
+        known = sorted(chats.of_user(user.id), key=lambda chat: chat.id, reverse=True)
+        if which:
+            wanted = [chat for chat in known if str(chat.id) == which]
+            if not wanted:
+                raise NotFound(f"{user.name} has no chat {which[:40]!r}.", hint="/history lists them.")
+            messages = [
+                {"role": m.role, "content": m.content, "source": m.source, "created": m.created}
+                for m in chats.messages(wanted[0].id)
+            ]
+            yield Done({"chat": wanted[0].id, "user": user.name, "messages": messages})
+            return
+        listed = [
+            {"chat": c.id, "created": c.created, "title": c.title, "messages": len(chats.messages(c.id))}
+            for c in known[:LISTED_CHATS]
+        ]
+        yield Done({"user": user.name, "chats": listed, "more": max(0, len(known) - LISTED_CHATS)})
+
+    def _prompt(self, text: str, exchanges: list[Exchange]) -> tuple[list[int], int, int]:
+        """The fitted prompt for `text` after what of `exchanges` still fits."""
+        messages: list[Message] = []
+        for exchange in exchanges[self.first :] if not self.voice.wraps else ():
+            messages += [
+                {"role": "user", "content": exchange.question},
+                {"role": "assistant", "content": exchange.answer},
+            ]
+        messages.append({"role": "user", "content": text})
+        if self.voice.wraps:
+            return self.voice.fitted(messages, self.voice.history(text))
+        if self._history is None:  # the block stands before the first message: changing it later would void the cache
+            self._history = self.voice.history(text)
+        return self.voice.fitted(messages, self._history)
+
+    def _remember(self, text: str, spoken: Spoken) -> list[Event]:
+        self.exchanges.append(Exchange(text, spoken.text, self.voice.source.as_json()))
+        return list(self._store()) if self.keep else []
+
+    def _store(self) -> Iterator[Event]:
+        """Write what is not stored yet. A busy store is a warning: the next exchange tries again."""
+        user, reg = self.voice.user, self.voice.reg
+        if user is None:
+            return
+        waiting = [exchange for exchange in self.exchanges if not exchange.stored]
+        try:
+            with reg.transaction():
+                chat_id = self.chat_id or reg.chats.start(user.id, _title(self.exchanges[0].question)).id
+                for exchange in waiting:
+                    reg.chats.add(chat_id, "user", exchange.question, {})
+                    reg.chats.add(chat_id, "assistant", exchange.answer, exchange.source)
+        except StoreBusy as error:
+            yield Note(f"Not stored yet: {error.message}", warning=True)
+            return
+        self.chat_id = chat_id
+        for exchange in waiting:
+            exchange.stored = True
+
+    def _transcript(self) -> str:
+        name = self.voice.user.name if self.voice.user else "user"
+        return "\n".join(
+            f"{name}: {exchange.question}\n{exchange.source['mode']}: {exchange.answer}\n"
+            for exchange in self.exchanges
+        )
+
+    def _require_user(self, purpose: str) -> Any:
+        if self.voice.user is None:
+            raise BadInput(f"There is nobody to {purpose}.", hint="/user NAME chooses somebody.")
+        return self.voice.user
+
+
+def _title(question: str) -> str:
+    line = " ".join(question.split())
+    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that must not exist yet. Raises BadInput with the system's reason."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror or error}", hint="Name a new file.") from error

@@ -1,0 +1,326 @@
+"""Asking a user's model: the base is loaded once, and whoever is asked is folded into its weights.
+
+Knows neither how answers are shown nor what a conversation is (see `conversation`).
+"""
+
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import BadInput, NotFound, UsageFault
+from mta_cli.events import Done, Event, Note, Token
+from mta_cli.options import AnswerOptions, Machine, PromptOptions
+from mta_cli.pipeline.personal import MODES, Source, best_mode, personal_weights
+
+if TYPE_CHECKING:
+    from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.prompts import Example
+    from mta_cli.pipeline.models import ModelEntry
+    from store.models import Recipe, Stack, User
+    from store.registry import Registry
+
+MESSAGE_LIMIT = 1_000_000  # characters; more would take minutes to tokenise and fits no window
+FREE = "free"
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are put. Without `task` words go as typed; without `mode` the most personal weights answer."""
+
+    machine: Machine = field(default_factory=Machine)
+    prompt: PromptOptions = field(default_factory=PromptOptions)
+    answer: AnswerOptions = field(default_factory=AnswerOptions)
+    task: str | None = None
+    mode: str | None = None
+    free_decoding: bool = False
+
+
+@dataclass
+class Spoken:
+    """One answer while it grows. `ended`: interrupted until it is whole, then `end`, `length` (cut) or `label`."""
+
+    text: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+    ended: str = "interrupted"
+    labels: dict[str, float] = field(default_factory=dict)  # log-likelihoods, where labels were weighed
+
+
+class Voice:
+    """A loaded base that speaks with one user's weights at a time. Switching refolds; nothing is loaded again."""
+
+    def __init__(self, reg: "Registry", base: "LoadedBase", asking: Asking) -> None:
+        from mta_cli.engine.generate import Memory
+        from mta_cli.engine.lora import Folder
+
+        self.reg, self.base, self.asking = reg, base, asking
+        self._folder, self._memory = Folder(base.model), Memory()
+
+    @classmethod
+    def open(cls, reg: "Registry", entry: "ModelEntry", user: "User | None", asking: Asking) -> "Voice":
+        """Load the base and take on `user`'s weights. What can be refused without loading is refused first."""
+        name = home_task(reg, user, asking.task, entry.fingerprint)
+        _require_mode(reg, user, name, asking.mode, entry.fingerprint)
+        _require_labels(reg, asking)
+        from mta_cli.engine.base import load_base
+        from mta_cli.pipeline.tasks import find_task
+
+        find_task(reg, name)
+        machine = asking.machine
+        base = load_base(
+            entry.path, name=entry.name, fingerprint=entry.fingerprint, device=machine.device, dtype=machine.dtype
+        )
+        voice = cls(reg, base, asking)
+        voice.become(user, asking.mode)
+        return voice
+
+    def become(self, user: "User | None", mode: str | None) -> None:
+        """Fold `user`'s weights in; `mode` None is the best there is. What is refused leaves everything as it was."""
+        from mta_cli.pipeline.examples import Examples
+        from mta_cli.pipeline.tasks import find_task
+
+        name = home_task(self.reg, user, self.asking.task, self.base.fingerprint)
+        _require_mode(self.reg, user, name, mode, self.base.fingerprint)
+        mode = mode or best_mode(self.reg, user, name, self.base.fingerprint)
+        examples = Examples(self.reg, self.base, find_task(self.reg, name), self.asking.prompt.history_items)
+        weights, source = personal_weights(self.reg, self.base.fingerprint, user, name, mode)
+        self._memory.clear()
+        self.source = Source("base")
+        try:
+            self._folder.set(weights)
+        except BaseException:  # a fold that stopped half-way is nobody's model
+            self._folder.set(None)
+            raise
+        self.user, self.task, self.source = user, examples.task, source
+        self._examples, self.prompter = examples, examples.prompter
+
+    @property
+    def wraps(self) -> bool:
+        """Whether each message becomes the task's own prompt, by itself, instead of a turn of a conversation."""
+        return self.asking.task not in (None, FREE)
+
+    def history(self, text: str) -> "list[Example]":
+        """The user's own items that stand in the prompt beside `text`."""
+        return self._examples.history(self.user.id, text, self._examples.history_items) if self.user else []
+
+    def prompt_ids(self, messages: Sequence[Message], history: "Sequence[Example]") -> list[int]:
+        """Token ids of the conversation so far, or of its last message alone where the task's prompt wraps it."""
+        if self.wraps:
+            return self.prompter.prompt_ids(messages[-1]["content"], history)
+        return self.prompter.chat_ids(list(messages), history)
+
+    def fitted(self, messages: Sequence[Message], history: "Sequence[Example]") -> tuple[list[int], int, int]:
+        """A prompt that leaves room for the answer; how many of the oldest exchanges and history items it lacks."""
+        check_message(messages[-1]["content"])
+        room = self.base.window - min(self.asking.answer.max_tokens, self.base.window // 4)
+        kept, items = list(messages), list(history)
+        while len(ids := self.prompt_ids(kept, items)) > room:
+            if len(kept) > 2:
+                del kept[:2]
+            elif items:
+                items.pop()
+            else:
+                raise BadInput(
+                    f"The message makes a prompt of {len(ids)} tokens; {self.base.name} has room for {room}.",
+                    hint="Shorten it, or ask with fewer --max-tokens.",
+                )
+        return ids, (len(messages) - len(kept)) // 2, len(history) - len(items)
+
+    def speak(self, ids: list[int], spoken: Spoken, column: str = "") -> Iterator[Event]:
+        """Stream the answer to a prompt as `Token`s, while `spoken` fills."""
+        started = time.perf_counter()
+        labelled = self.wraps and self.task.labels and not self.asking.free_decoding
+        pieces = self._label(ids, spoken) if labelled else self._words(ids, spoken)
+        for piece in pieces:
+            spoken.text += piece
+            spoken.seconds = time.perf_counter() - started
+            yield Token(piece, column)
+        spoken.seconds = time.perf_counter() - started
+
+    def _words(self, ids: list[int], spoken: Spoken) -> Iterator[str]:
+        from mta_cli.engine.generate import Decoder, token_ids
+
+        options, decoder = self.asking.answer, Decoder(self.base.tokenizer)
+        for token in token_ids(
+            self.base,
+            ids,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=self.asking.machine.seed,
+            memory=self._memory,
+        ):
+            spoken.tokens += 1
+            if piece := decoder.push(token):
+                yield piece
+        if rest := decoder.flush():
+            yield rest
+        cut = spoken.tokens >= min(options.max_tokens, self.base.window - len(ids))
+        spoken.ended = "length" if cut else "end"
+
+    def _label(self, ids: list[int], spoken: Spoken) -> Iterator[str]:
+        from mta_cli.engine.generate import choose_label
+
+        answers = [self.prompter.answer_ids(label) for label in self.task.labels]
+        place, scores = choose_label(self.base, ids, answers)
+        spoken.labels = dict(zip(self.task.labels, scores, strict=True))
+        spoken.tokens = len(answers[place])
+        yield self.task.labels[place]
+        spoken.ended = "label"
+
+
+def ask(reg: "Registry", entry: "ModelEntry", user_name: str | None, text: str, asking: Asking) -> Iterator[Event]:
+    """One answer. `Done` carries user, text, tokens, seconds and where it came from."""
+    check_message(text)
+    user = reg.users.get(user_name) if user_name is not None else None
+    voice = Voice.open(reg, entry, user, asking)
+    yield from hints(voice)
+    ids, _, items = voice.fitted([{"role": "user", "content": text}], voice.history(text))
+    yield from left_out(0, items)
+    spoken = Spoken()
+    yield from voice.speak(ids, spoken)
+    yield from verdict(voice, spoken)
+    yield Done(as_result(voice, spoken))
+
+
+def compare(reg: "Registry", entry: "ModelEntry", user_name: str, text: str, asking: Asking) -> Iterator[Event]:
+    """The same question to base, fused and adapted, with the same prompt. Answers that cannot be are None."""
+    check_message(text)
+    voice = Voice.open(reg, entry, reg.users.get(user_name), asking)
+    ids, _, items = voice.fitted([{"role": "user", "content": text}], voice.history(text))
+    yield from left_out(0, items)
+    yield from compare_with(voice, text, ids)
+
+
+def compare_with(voice: Voice, text: str, ids: list[int]) -> Iterator[Event]:
+    """Every mode's answer to one prompt, streamed by column; the voice is as before afterwards."""
+    user, before = voice.user, voice.source.mode
+    best = best_mode(voice.reg, user, voice.task.name, voice.base.fingerprint)
+    answers: dict[str, str | None] = dict.fromkeys(MODES)
+    details: dict[str, Any] = dict.fromkeys(MODES)
+    try:
+        for mode in MODES[: MODES.index(best) + 1]:
+            try:
+                voice.become(user, mode)
+            except NotFound:  # a stack may stand on the task adapter alone, without a recipe
+                continue
+            spoken = Spoken()
+            yield from voice.speak(ids, spoken, column=mode)
+            answers[mode], details[mode] = spoken.text, as_result(voice, spoken)
+    finally:
+        voice.become(user, before)
+    if best != "adapted":
+        yield from hints(voice)
+    yield Done({"user": user.name if user else None, "prompt": text, "answers": answers, "details": details})
+
+
+def home_task(reg: "Registry", user: "User | None", asked: str | None, base_fingerprint: str) -> str:
+    """The task whose weights and items speak for a user.
+
+    The one asked for; else `free` if they are personal there; else where their newest stack or recipe for this base is;
+    else where most of their items are.
+    """
+    if asked is not None or user is None:
+        return asked or FREE
+    parts: list[Recipe | Stack] = [*reg.recipes.of_user(user.id), *reg.stacks.of_user(user.id)]
+    for part in sorted(parts, key=lambda part: (part.task == FREE, part.created), reverse=True):
+        if best_mode(reg, user, part.task, base_fingerprint) != "base":
+            return part.task
+    tasks = reg.users.tasks_of(user.id)
+    return max(tasks, key=lambda row: row[1])[0] if tasks else FREE
+
+
+def check_message(text: str) -> None:
+    """Raises BadInput for a message that is empty, beyond any window or no text."""
+    if not text.strip():
+        raise BadInput("The message is empty.", hint="Write what you want to ask.")
+    if len(text) > MESSAGE_LIMIT:
+        raise BadInput(f"The message has {len(text):,} characters; the most is {MESSAGE_LIMIT:,}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"The message is not UTF-8 (at character {error.start}).") from error
+
+
+def source_line(source: Source, task: str) -> str:
+    """Where an answer comes from, in one line: mode, bank and anchors."""
+    if source.bank is None:
+        return source.mode
+    anchors = f" · anchors {', '.join(source.anchors)}" if source.anchors else ""
+    return f"{source.mode} · task {task} · bank {source.bank} v{source.version}{anchors}"
+
+
+def as_result(voice: Voice, spoken: Spoken) -> dict[str, Any]:
+    """One answer as `--json` shows it."""
+    result = {
+        "user": voice.user.name if voice.user else None,
+        "text": spoken.text,
+        "tokens": spoken.tokens,
+        "seconds": round(spoken.seconds, 3),
+        "ended": spoken.ended,
+        "task": voice.task.name,
+        "source": voice.source.as_json(),
+    }
+    return {**result, "labels": spoken.labels} if spoken.labels else result
+
+
+def verdict(voice: Voice, spoken: Spoken) -> Iterator[Event]:
+    """Where the answer came from, how long it took, and whether it was cut."""
+    unit = "tokens" if spoken.tokens != 1 else "token"
+    yield Note(f"{source_line(voice.source, voice.task.name)} · {spoken.tokens} {unit}, {spoken.seconds:.1f} s")
+    if spoken.ended == "length":
+        yield Note(f"The answer was cut after {spoken.tokens} {unit} (--max-tokens).", warning=True)
+
+
+def hints(voice: Voice) -> Iterator[Event]:
+    """What would make the answers more personal, where nothing personal was asked for and less than all is there."""
+    if voice.user is None or voice.asking.mode is not None:
+        return
+    task, name = voice.task.name, voice.user.name
+    rest = f"{shlex.quote(name)} --task {task}"
+    best = best_mode(voice.reg, voice.user, task, voice.base.fingerprint)
+    if best == "base":
+        yield Note(f"{name} has no fusion for {task} on {voice.base.name} yet: mta user fuse {rest}", warning=True)
+    elif best == "fused":
+        yield Note(f"{name} has a fusion but no stack for {task} yet: mta user adapt {rest}")
+
+
+def left_out(exchanges: int, items: int) -> Iterator[Event]:
+    """Says what of the conversation and the history the prompt lacks."""
+    if exchanges == 1:
+        yield Note("The oldest exchange no longer fits in the model's window and was left out.")
+    elif exchanges:
+        yield Note(f"The {exchanges} oldest exchanges no longer fit in the model's window and were left out.")
+    if items:
+        yield Note(f"{items} history item{'s' if items > 1 else ''} did not fit in the model's window.")
+
+
+def _require_labels(reg: "Registry", asking: Asking) -> None:
+    """Raises UsageFault when labels are to be ignored where there are none."""
+    from mta_cli.pipeline.tasks import find_task
+
+    if asking.free_decoding and (asking.task is None or not find_task(reg, asking.task).labels):
+        raise UsageFault(
+            "--free-decoding is for a --task with labels; this has none.", hint="Leave --free-decoding out."
+        )
+
+
+def _require_mode(reg: "Registry", user: "User | None", task: str, mode: str | None, fingerprint: str) -> None:
+    """Raises NotFound when `mode` needs a recipe or stack that is not there."""
+    if mode in (None, "base"):
+        return
+    if mode not in MODES:
+        raise BadInput(f"There is no mode {mode!r}.", hint=f"Choose {', '.join(MODES)}.")
+    if user is None:
+        raise BadInput(f"Nobody is asked, so nothing can be {mode}.", hint="Name somebody with --user.")
+    best = best_mode(reg, user, task, fingerprint)
+    if MODES.index(best) < MODES.index(mode):
+        missing, verb = ("stack", "adapt") if mode == "adapted" else ("fusion", "fuse")
+        raise NotFound(
+            f"{user.name} has no {missing} for {task} on this base.",
+            hint=f"mta user {verb} {shlex.quote(user.name)} --task {task}",
+        )

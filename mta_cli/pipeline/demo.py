@@ -1,0 +1,227 @@
+"""The job behind `mta demo`: the carried sample through every stage, with the jobs that everybody else uses.
+
+Two courses: `taste`, a labelling task that is measured on held-out queries, and `voice`, a writing task that is shown.
+Renders nothing. Every stage can be repeated: what is there already is kept, so a stopped demo goes on.
+"""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.events import Done, Event, Note, PlanLine, Planned, Started, Step, Token
+from mta_cli.options import AdaptOptions, AnswerOptions, BankOptions, FuseOptions, Machine, PromptOptions
+
+if TYPE_CHECKING:
+    from mta_cli.engine.tasks import Task
+    from mta_cli.pipeline.models import ModelEntry
+    from store.models import User
+    from store.registry import Registry
+
+SAMPLE = Path(__file__).parent.parent / "sample"
+SHORT = 12  # a person with no more items than this is new: no candidate for an anchor, adapted in the end
+SHOWN = ("bryn", "fleur", "piran")  # short histories, three kinds of taste and three voices
+EVALUATED = ("base", "pooled", "fused", "adapted")
+
+
+@dataclass(frozen=True)
+class Course:
+    """One task of the demo: how it is trained, whether it is measured, and who is adapted (nobody named: all who are new)."""
+
+    task: str
+    bank: BankOptions
+    adapt: AdaptOptions
+    prompt: PromptOptions
+    who: tuple[str, ...] = ()
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class DemoRequest:
+    """Which models, on which machine; `quick` trains less and adapts only the three people who are shown."""
+
+    base: str
+    embedder: str
+    machine: Machine
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Models:
+    """The two models, ready to load."""
+
+    base: "ModelEntry"
+    embedder: "ModelEntry"
+
+
+def courses(quick: bool) -> tuple[Course, Course]:
+    """What the demo trains: sized so that two cores need a few minutes, or with `quick` about one."""
+    anchors, epochs = (3, 1) if quick else (6, 2)
+    bank = BankOptions(anchors=anchors, epochs=epochs, task_epochs=epochs, min_items=SHORT + 1)
+    return (
+        Course("taste", bank, AdaptOptions(), PromptOptions(2), who=SHOWN if quick else (), measured=True),
+        Course("voice", bank, AdaptOptions(), PromptOptions(2), who=SHOWN),
+    )
+
+
+def run_demo(reg: "Registry", request: DemoRequest, *, dry_run: bool = False) -> Iterator[Event]:
+    """Every stage of both courses. `Done.result`: {store, base, embedder, quick, seconds, courses: [...]}."""
+    chosen = courses(request.quick)
+    if dry_run:
+        yield Planned("demo", _plan(reg, request, chosen))
+        yield Done({"dry_run": True, "store": str(reg.root)})
+        return
+    started = time.monotonic()
+    yield Note(f"This demo keeps everything in a store of its own: {reg.root}")
+    models = yield from _models(request)
+    results = []
+    for course in chosen:
+        result = yield from _run_course(reg, course, models, request.machine)
+        results.append(result)
+    yield Done({
+        "store": str(reg.root), "base": models.base.name, "embedder": models.embedder.name, "quick": request.quick,
+        "seconds": round(time.monotonic() - started, 1), "courses": results,
+    })  # fmt: skip
+
+
+def _plan(reg: "Registry", request: DemoRequest, chosen: Sequence[Course]) -> tuple[PlanLine, ...]:
+    lines = [PlanLine("store", str(reg.root)), PlanLine("base", request.base), PlanLine("embedder", request.embedder)]
+    for course in chosen:
+        who = f"{', '.join(course.who)}" if course.who else f"everybody with {SHORT} items or fewer"
+        lines += [
+            PlanLine(f"{course.task}: bank", f"{course.bank.anchors} anchors, {course.bank.task_epochs} epochs"),
+            PlanLine(f"{course.task}: adapted", who),
+        ]
+    return tuple(lines)
+
+
+def _finish(events: Iterator[Event]) -> Generator[Event, None, Any]:
+    """Pass a job's events on, without its plan, and return its result."""
+    result: Any = None
+    for event in events:
+        if isinstance(event, Done):
+            result = event.result
+        elif not isinstance(event, Planned):
+            yield event
+    return result
+
+
+def _models(request: DemoRequest) -> Generator[Event, None, Models]:
+    """Both models; an embedded default or a hub model that is not here yet is pulled."""
+    from mta_cli.errors import NotFound
+    from mta_cli.pipeline.catalogue import PACKAGES
+    from mta_cli.pipeline.models import pull, resolve
+
+    for name, kind in ((request.base, "base"), (request.embedder, "embedder")):
+        try:
+            resolve(name, kind)
+        except NotFound:
+            if name not in PACKAGES and not name.startswith("hf:"):
+                raise
+            yield from _finish(pull(name))
+    return Models(resolve(request.base, "base"), resolve(request.embedder, "embedder"))
+
+
+def _run_course(
+    reg: "Registry", course: Course, models: Models, machine: Machine
+) -> Generator[Event, None, dict[str, Any]]:
+    started = time.monotonic()
+    task, imported = yield from _import(reg, course)
+    bank = yield from _bank(reg, course, task, models, machine)
+    adapted = yield from _adapt(reg, course, task, models, machine)
+    comparisons = yield from _compare(reg, course, models, machine)
+    evaluation = None
+    if course.measured:
+        evaluation = yield from _evaluate(reg, course, task, models, machine)
+    return {
+        "task": task.name, "description": task.description, "imported": imported, "bank": bank,
+        "recipes": [_recipe(reg, name, task.name, models) for name in SHOWN], "adapted": adapted,
+        "comparisons": comparisons, "evaluation": evaluation, "seconds": round(time.monotonic() - started, 1),
+    }  # fmt: skip
+
+
+def _import(reg: "Registry", course: Course) -> "Generator[Event, None, tuple[Task, dict[str, Any]]]":
+    from mta_cli.pipeline.importing import import_file
+    from mta_cli.pipeline.tasks import add_task
+
+    yield Note(f"{course.task}, 1 of 4: the task and the histories")
+    task, _ = add_task(reg, SAMPLE / f"{course.task}.toml")
+    imported = yield from _finish(import_file(reg, "users", SAMPLE / f"{course.task}.users.json", task=task.name))
+    return task, imported
+
+
+def _bank(
+    reg: "Registry", course: Course, task: "Task", models: Models, machine: Machine
+) -> Generator[Event, None, dict[str, Any]]:
+    from mta_cli.pipeline.build_bank import BankRequest, build_bank
+
+    yield Note(f"{course.task}, 2 of 4: the bank (the task adapter, then a meta-LoRA for each anchor)")
+    request = BankRequest(task, models.base, models.embedder, course.bank, course.prompt, machine)
+    built: dict[str, Any] = yield from _finish(build_bank(reg, request))
+    return built
+
+
+def _adapt(
+    reg: "Registry", course: Course, task: "Task", models: Models, machine: Machine
+) -> Generator[Event, None, list[dict[str, Any]]]:
+    from mta_cli.pipeline.adapt import adapt_users
+    from mta_cli.pipeline.fuse import FuseRequest
+
+    people = _people(reg, course)
+    yield Note(f"{course.task}, 3 of 4: a recipe and a stack for each of {len(people)} new people")
+    fuse = FuseOptions(shots=course.adapt.shots)
+    request = FuseRequest(task, models.base, models.embedder, fuse, course.prompt, machine)
+    adapted: list[dict[str, Any]] = yield from _finish(adapt_users(reg, people, request, course.adapt))
+    return adapted
+
+
+def _people(reg: "Registry", course: Course) -> "list[User]":
+    if course.who:
+        return [reg.users.get(name) for name in course.who]
+    return [user for user, items in reg.users.with_items(course.task) if items <= SHORT]
+
+
+def _recipe(reg: "Registry", name: str, task: str, models: Models) -> dict[str, Any]:
+    from mta_cli.pipeline.fuse import recipe_json
+    from mta_cli.pipeline.personal import current_bank
+
+    user, bank = reg.users.get(name), current_bank(reg, task, models.base.fingerprint)
+    recipe = reg.recipes.get(user.id, task, bank.id)
+    assert recipe is not None  # everybody who is shown was adapted, which makes a recipe first
+    return recipe_json(reg, user, bank, recipe)
+
+
+def _compare(
+    reg: "Registry", course: Course, models: Models, machine: Machine
+) -> Generator[Event, None, list[dict[str, Any]]]:
+    """The same held-out question to three people's models, beside what each of them said."""
+    from mta_cli.pipeline.converse import Asking, Voice, compare_with
+
+    yield Note(f"{course.task}, 4 of 4: answers on held-out queries")
+    asking = Asking(machine, course.prompt, AnswerOptions(max_tokens=40), task=course.task)
+    people = [reg.users.get(name) for name in SHOWN]
+    yield Started(f"compare {course.task}", unit="tokens")
+    voice, found, spoken = Voice.open(reg, models.base, people[0], asking), [], 0
+    for user in people:
+        query = reg.items.queries(user.id, course.task, 1)[0]
+        voice.become(user, None)
+        ids, _, _ = voice.fitted([{"role": "user", "content": query.input}], voice.history(query.input))
+        for event in compare_with(voice, query.input, ids):
+            if isinstance(event, Done):
+                found.append({**event.result, "gold": query.gold})
+            elif isinstance(event, Token):
+                spoken += 1
+                yield Step(f"{user.name}, {event.column}", spoken)
+    return found
+
+
+def _evaluate(
+    reg: "Registry", course: Course, task: "Task", models: Models, machine: Machine
+) -> Generator[Event, None, dict[str, Any]]:
+    from mta_cli.pipeline.evaluate import evaluate_users
+
+    people = _people(reg, course)
+    job = evaluate_users(reg, models.base, task, people, EVALUATED, course.prompt, machine)
+    evaluation: dict[str, Any] = yield from _finish(job)
+    return evaluation

@@ -1,0 +1,75 @@
+"""From stored items to token rows: which history stands in a prompt, with leave-one-out and no look into the future.
+
+Joins the store's retrieval with the engine's prompts. Trains nothing and renders nothing.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from store.models import Item, Query
+
+if TYPE_CHECKING:
+    from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.prompts import Example, Row
+    from mta_cli.engine.tasks import Task
+    from store.registry import Registry
+
+LATEST = 2**62  # an item number behind every stored one
+
+
+def history_mix(history_items: int) -> tuple[int, ...]:
+    """How many items the task adapter's prompts show, in turn: none, one, and as many as are shown in use."""
+    return tuple(sorted({0, min(1, history_items), history_items}))
+
+
+class Examples:
+    """Token rows of one task for one base."""
+
+    def __init__(self, reg: "Registry", base: "LoadedBase", task: "Task", history_items: int) -> None:
+        from mta_cli.engine.prompts import Prompter
+
+        self.reg, self.task, self.history_items = reg, task, history_items
+        self.prompter: Prompter = Prompter(base.tokenizer, task, base.end_ids)
+
+    def history(
+        self,
+        user_id: int,
+        text: str,
+        count: int,
+        *,
+        exclude: int | None = None,
+        before: tuple[str | None, int] | None = None,
+    ) -> "list[Example]":
+        """The user's `count` own items nearest to `text`, never `exclude`, and where times are known none from after `before`."""
+        from mta_cli.engine.prompts import Example
+
+        if count == 0:
+            return []
+        found = self.reg.items.search(user_id, self.task.name, text, limit=count, exclude=exclude, before=before)
+        return [Example(item.input, item.output) for item in found]
+
+    def rows(self, items: Sequence[Item], *, mix: Sequence[int] | None = None, seed: int = 0) -> "list[Row]":
+        """A training row for each item, its prompt showing one of `mix` numbers of other items (default: as many as in use)."""
+        counts = tuple(mix) if mix is not None else (self.history_items,)
+        choose = random.Random(seed)
+        return [self._row(item, choose.choice(counts)) for item in items]
+
+    def query_prompt(self, query: Query) -> list[int]:
+        """The prompt of a held-out query, with history from before it."""
+        shown = self.history(query.user_id, query.input, self.history_items, before=(query.time, LATEST))
+        return self.prompter.prompt_ids(query.input, shown)
+
+    def query_rows(self, queries: Sequence[Query]) -> "list[Row]":
+        """Held-out queries with their gold answers, for measuring only."""
+        from mta_cli.engine.prompts import Row
+
+        rows = []
+        for query in queries:
+            prompt = self.query_prompt(query)
+            rows.append(Row((*prompt, *self.prompter.answer_ids(query.gold)), len(prompt)))
+        return rows
+
+    def _row(self, item: Item, count: int) -> "Row":
+        shown = self.history(item.user_id, item.input, count, exclude=item.id, before=(item.time, item.id))
+        return self.prompter.row(item.input, item.output, shown)

@@ -1,0 +1,178 @@
+"""A user's model as one PEFT adapter folder: task adapter, fusion and stack with their ranks concatenated.
+
+PEFT and vLLM load the folder as it is. Loads no model itself; names nobody in what it writes.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import BadInput, NotFound
+from mta_cli.events import Done, Event, Saved
+from mta_cli.pipeline.converse import home_task
+from mta_cli.pipeline.personal import Source, best_mode, personal_weights
+
+if TYPE_CHECKING:
+    from mta_cli.engine.lora import LoraWeights
+    from mta_cli.pipeline.models import ModelEntry
+    from store.models import User
+    from store.registry import Registry
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_HUB = re.compile(r"hf:(?P<repository>[^@]+)(?:@(?P<revision>.+))?")
+
+
+def export_user(
+    reg: "Registry",
+    base_entry: "ModelEntry",
+    user: "User",
+    task: str | None,
+    to: Path,
+    *,
+    mode: str | None = None,
+    replace: bool = False,
+) -> Iterator[Event]:
+    """Write the user's most personal model (or that of `mode`) to the folder `to`, which appears whole or not at all.
+
+    A folder that holds something is refused unless `replace`; then the adapter's own files in it are replaced.
+    """
+    target = _target(to, replace)
+    name = home_task(reg, user, task, base_entry.fingerprint)
+    mode = mode or best_mode(reg, user, name, base_entry.fingerprint)
+    if mode == "base":
+        raise NotFound(
+            f"{user.name} has no fusion for {name} on {base_entry.name}, so there is nothing to export.",
+            hint=f"mta user fuse {shlex.quote(user.name)} --task {name}",
+        )
+    weights, source = personal_weights(reg, base_entry.fingerprint, user, name, mode)
+    if weights is None:
+        raise NotFound(f"{user.name}'s model for {name} is the base itself: there is nothing to export.")
+    padded = uniform(weights)
+    digest = content_digest(padded)
+    about = _about(base_entry, name, source, digest)
+    files = {WEIGHTS: padded.to_bytes(about), CONFIG: _json(peft_config(padded, base_entry))}
+    _write(target, files)
+    yield Saved("adapter folder", str(target), f"rank {padded.rank}")
+    yield Done(
+        {
+            "user": user.name,
+            "to": str(target),
+            "task": name,
+            "base": base_entry.fingerprint,
+            "source": source.as_json(),
+            "rank": padded.rank,
+            "modules": len(padded.factors),
+            "bytes": sum(len(content) for content in files.values()),
+            "digest": digest,
+        }
+    )
+
+
+def uniform(weights: "LoraWeights") -> "LoraWeights":
+    """The same ΔW with one rank in every module and scale 1: missing ranks are zeros.
+
+    Readers differ in whether they honour a rank per module; all of them read one rank.
+    """
+    import torch
+
+    from mta_cli.engine.lora import LoraWeights
+
+    rank, factors = weights.rank, {}
+    for path, (a, b) in weights.factors.items():
+        lacking = rank - a.shape[0]
+        wide = torch.nn.functional.pad(weights.scale * b.float(), (0, lacking))  # [out, rank]
+        factors[path] = (torch.nn.functional.pad(a.float(), (0, 0, 0, lacking)), wide)
+    return LoraWeights(factors, 1.0, weights.placement)
+
+
+def content_digest(weights: "LoraWeights") -> str:
+    """SHA-256 over module names and factors, so that a reader can tell the content from the file around it."""
+    digest = hashlib.sha256()
+    for path, (a, b) in sorted(weights.factors.items()):
+        digest.update(f"{path}\0{tuple(a.shape)}\0{tuple(b.shape)}\0".encode())
+        for tensor in (a, b):
+            digest.update(tensor.float().contiguous().numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def peft_config(weights: "LoraWeights", entry: "ModelEntry") -> dict[str, Any]:
+    """`adapter_config.json`: alpha equals the rank, so PEFT's scale is 1; modules are named by their whole paths."""
+    hub = _HUB.fullmatch(entry.name)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": hub["repository"] if hub else str(entry.path),
+        "revision": hub["revision"] if hub else None,
+        "r": weights.rank,
+        "lora_alpha": weights.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted(weights.factors),
+    }
+
+
+def _about(entry: "ModelEntry", task: str, source: Source, digest: str) -> dict[str, Any]:
+    """What the file says of itself. Neither the user nor the anchors are named: the folder travels."""
+    return {
+        "digest": digest,
+        "base": entry.fingerprint,
+        "base_name": entry.name if _HUB.fullmatch(entry.name) else Path(entry.name).name,
+        "task": task,
+        "mode": source.mode,
+        "bank": source.bank,
+        "bank_version": source.version,
+    }
+
+
+def _target(to: Path, replace: bool) -> Path:
+    target = Path(os.path.abspath(to.expanduser()))
+    if target.exists() and not target.is_dir():
+        raise BadInput(f"{target} is a file; an adapter is a folder.", hint="Name another folder with --to.")
+    if target.is_dir() and any(target.iterdir()) and not replace:
+        raise BadInput(
+            f"{target} is not empty.", hint="Name another folder with --to, or replace the adapter in it with --yes."
+        )
+    return target
+
+
+def _write(target: Path, files: dict[str, bytes]) -> None:
+    """Make the folder beside its place, then move it there. BadInput with the system's reason leaves nothing."""
+    draft: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", dir=target.parent))
+        draft.chmod(0o777 & ~_umask())
+        for name, content in files.items():
+            with (draft / name).open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if target.is_dir() and any(target.iterdir()):
+            for name in files:
+                os.replace(draft / name, target / name)
+        else:
+            os.replace(draft, target)
+    except OSError as error:
+        raise BadInput(f"The adapter cannot be written to {target}: {error.strerror or error}") from error
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

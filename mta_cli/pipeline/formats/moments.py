@@ -1,0 +1,28 @@
+"""ISO 8601 moments in one form that sorts as text. Knows no records."""
+
+import re
+from datetime import UTC, date, datetime
+
+_COARSE = re.compile(r"(?!0000)\d{4}(-(0[1-9]|1[0-2]))?")
+_DAY = re.compile(r"\d{4}-?(\d{2}-?\d{2}|W\d{2}-?\d)", re.ASCII)
+
+
+def sortable(text: str) -> str:
+    """`YYYY`, `YYYY-MM`, `YYYY-MM-DD` or `YYYY-MM-DDTHH:MM:SS[.ffffff]` in UTC, assumed where no offset is.
+
+    Raises ValueError for anything else.
+    """
+    text = text.strip()
+    if not text.isascii():
+        raise ValueError("not ISO 8601")
+    if _COARSE.fullmatch(text):
+        return text
+    if _DAY.fullmatch(text):
+        return date.fromisoformat(text).isoformat()
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            moment = moment.astimezone(UTC).replace(tzinfo=None)
+    except OverflowError as error:
+        raise ValueError("outside the calendar") from error
+    return moment.isoformat()

@@ -1,0 +1,245 @@
+"""The job behind `mta user fuse`: which anchors, and how much of each. Only the recipe is stored, never merged weights."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import UsageFault
+from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started, Step
+from mta_cli.options import FuseOptions, Machine, PromptOptions
+from mta_cli.pipeline.examples import Examples
+from mta_cli.pipeline.personal import anchor_label, current_bank, load_weights
+from store.models import Anchor, Bank, Item, Recipe, Share, User
+
+if TYPE_CHECKING:
+    from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.lora import LoraWeights
+    from mta_cli.engine.prompts import Row
+    from mta_cli.engine.tasks import Task
+    from mta_cli.pipeline.models import ModelEntry
+    from store.registry import Registry
+
+NEEDS_BASE = ("evidence", "learned")
+
+
+@dataclass(frozen=True)
+class FuseRequest:
+    """Everything a fusion needs to know. `bank` None is the newest bank of the task for this base."""
+
+    task: "Task"
+    base: "ModelEntry"
+    embedder: "ModelEntry"
+    options: FuseOptions
+    prompt: PromptOptions
+    machine: Machine
+
+
+@dataclass(frozen=True)
+class Person:
+    """A user with the shots that count and the nearest anchors, nearest first."""
+
+    user: User
+    shots: list[Item]
+    anchors: list[tuple[Anchor, float]]
+
+
+def fuse_user(
+    reg: "Registry",
+    user: User,
+    request: FuseRequest,
+    *,
+    plan: Sequence[PlanLine] = (),
+    explicit_top_k: bool = False,
+    dry_run: bool = False,
+) -> Iterator[Event]:
+    """Make and store the recipe of one user. `Done.result` has the keys of `mta user fuse --json`."""
+    bank = current_bank(reg, request.task.name, request.base.fingerprint)
+    if explicit_top_k:
+        check_top_k(reg, bank, request.options)
+    yield Planned("user fuse", (*plan, PlanLine("bank", f"{bank.name} v{bank.version}")))
+    if dry_run:
+        yield Done({"dry_run": True, "user": user.name, "bank": bank.name})
+        return
+    people = yield from gather(reg, bank, [user], request)
+    method = method_for(people[0].shots, request.options)
+    base = load_with_task_adapter(reg, bank, request) if method in NEEDS_BASE else None
+    recipes = yield from make_recipes(reg, bank, people, request, base)
+    recipe = recipes[user.id]
+    yield Saved("recipe", user.name, f"{recipe.bytes} bytes")
+    yield Done(recipe_json(reg, user, bank, recipe))
+
+
+def check_top_k(reg: "Registry", bank: Bank, options: FuseOptions) -> None:
+    """UsageFault when a recipe of `top_k` anchors is asked of a bank that has fewer."""
+    size = len(reg.banks.anchors(bank.id))
+    if options.top_k > size:
+        raise UsageFault(
+            f"--top-k {options.top_k}: bank {bank.name} v{bank.version} has {size} anchors.", hint=f"--top-k {size}"
+        )
+
+
+def method_for(shots: Sequence[Item], options: FuseOptions) -> str:
+    """How this user's anchors are weighted: as asked, else by evidence where there are shots, else by similarity.
+
+    Without shots, what needs them falls back to similarity.
+    """
+    if not shots and options.weights in (None, *NEEDS_BASE):
+        return "similarity"
+    return options.weights or "evidence"
+
+
+def load_with_task_adapter(reg: "Registry", bank: Bank, request: FuseRequest) -> "LoadedBase":
+    """The base with the bank's task adapter folded in, for good: for computing fusions and stacks above it."""
+    from mta_cli.engine.base import load_base
+    from mta_cli.engine.lora import Folder
+
+    machine, entry = request.machine, request.base
+    base = load_base(
+        entry.path, name=entry.name, fingerprint=entry.fingerprint, device=machine.device, dtype=machine.dtype
+    )
+    if bank.task_adapter:
+        Folder(base.model).set(load_weights(reg, bank.task_adapter, bank.base))
+    return base
+
+
+def gather(
+    reg: "Registry", bank: Bank, users: Sequence[User], request: FuseRequest
+) -> Generator[Event, None, list[Person]]:
+    """Profiles, shots and the nearest anchors of `users`; `return`s a list of people."""
+    import numpy as np
+
+    from mta_cli.engine.anchors import similarities
+    from mta_cli.pipeline.profiling import profile_matrix, refresh_profiles
+
+    anchors = reg.banks.anchors(bank.id)
+    known = {a.user_id for a in anchors if a.user_id is not None}
+    wanted = [*users, *(reg.users.by_id(i) for i in sorted(known - {u.id for u in users}))]
+    for event in refresh_profiles(reg, request.task.name, request.embedder, wanted, request.machine.device):
+        if not isinstance(event, Done):
+            yield event
+    ids, matrix = profile_matrix(reg, request.task.name, request.embedder.fingerprint)
+    row = {user_id: i for i, user_id in enumerate(ids)}
+    people = []
+    for user in users:
+        shots = reg.items.recent(user.id, request.task.name, request.options.shots)
+        if user.id not in row:
+            yield Note(
+                f"{user.name} has no history for task {request.task.name}: the task adapter alone answers.",
+                warning=True,
+            )
+            people.append(Person(user, shots, []))
+            continue
+        reachable = [a for a in anchors if a.user_id in row and a.digest is not None]
+        values = similarities(
+            matrix[[row[a.user_id] for a in reachable if a.user_id is not None]], matrix[row[user.id]]
+        )
+        order = np.argsort(-np.asarray(values), kind="stable")
+        people.append(Person(user, shots, [(reachable[i], values[i]) for i in order.tolist()]))
+    return people
+
+
+def make_recipes(
+    reg: "Registry", bank: Bank, people: Sequence[Person], request: FuseRequest, base: "LoadedBase | None"
+) -> Generator[Event, None, dict[int, Recipe]]:
+    """Recipes of `people`, stored; `return`s them by user id. `base` must hold the task adapter where evidence is needed."""
+    evidence = yield from _evidence(reg, bank, people, request, base) if base is not None else _nothing()
+    recipes = {}
+    for person in people:
+        method = method_for(person.shots, request.options)
+        shares = _shares(reg, bank, person, method, evidence.get(person.user.id, {}), request, base)
+        recipe = Recipe(person.user.id, request.task.name, bank.id, method, tuple(shares), 12 * len(shares))
+        reg.recipes.put(recipe)
+        recipes[person.user.id] = recipe
+    return recipes
+
+
+def _nothing() -> Generator[Event, None, dict[int, dict[int, float]]]:
+    yield from ()
+    return {}
+
+
+def _evidence(
+    reg: "Registry", bank: Bank, people: Sequence[Person], request: FuseRequest, base: "LoadedBase"
+) -> Generator[Event, None, dict[int, dict[int, float]]]:
+    """Summed log-likelihood of each person's shots by anchor id (0: no anchor). One fold per anchor serves everybody."""
+    from mta_cli.engine.lora import Folder
+    from mta_cli.engine.train import score
+
+    examples = Examples(reg, base, request.task, request.prompt.history_items)
+    rows: dict[int, list[Row]] = {}
+    asks: dict[int, list[int]] = {0: []}
+    for person in people:
+        if person.shots and method_for(person.shots, request.options) in NEEDS_BASE:
+            rows[person.user.id] = examples.rows(person.shots)
+            for key in (0, *(anchor.id for anchor, _ in person.anchors[: request.options.candidates])):
+                asks.setdefault(key, []).append(person.user.id)
+    found: dict[int, dict[int, float]] = {user_id: {} for user_id in rows}
+    folder, anchors = Folder(base.model), {anchor.id: anchor for anchor in reg.banks.anchors(bank.id)}
+    yield Started("evidence", total=len(asks), unit="anchors")
+    for done, (key, users) in enumerate(asks.items(), start=1):
+        digest = anchors[key].digest if key else None
+        folder.set(load_weights(reg, digest, bank.base) if digest else None)
+        flat = score(base, [row for user_id in users for row in rows[user_id]])
+        for user_id in users:
+            own, flat = flat[: len(rows[user_id])], flat[len(rows[user_id]) :]
+            found[user_id][key] = sum(value for value, _ in own)
+        yield Step("task adapter alone" if not key else anchor_label(anchors[key]), done)
+    folder.set(None)
+    return found
+
+
+def _shares(
+    reg: "Registry",
+    bank: Bank,
+    person: Person,
+    method: str,
+    evidence: dict[int, float],
+    request: FuseRequest,
+    base: "LoadedBase | None",
+) -> list[Share]:
+    from mta_cli.engine import fusion
+
+    options, top_k = request.options, request.options.top_k
+    if not person.anchors:
+        return []
+    if method not in NEEDS_BASE:
+        nearest = person.anchors[:top_k]
+        values = [similarity for _, similarity in nearest]
+        weights = {"similarity": lambda: fusion.similarity_weights(values), "uniform": lambda: fusion.uniform_weights(len(values)),
+                   "softmax": lambda: fusion.softmax_weights(values, options.temperature)}[method]()  # fmt: skip
+        return [Share(anchor.id, value, w) for (anchor, value), w in zip(nearest, weights, strict=True)]
+    best = sorted(
+        ((anchor, value) for anchor, value in person.anchors if anchor.id in evidence),
+        key=lambda pair: -evidence[pair[0].id],
+    )[:top_k]
+    weights, _ = fusion.evidence_weights([evidence[a.id] for a, _ in best], evidence[0], options.sharpness)
+    if method == "learned" and base is not None:
+        weights = _learned(reg, bank, person, [anchor for anchor, _ in best], weights, request, base)
+    return [Share(anchor.id, value, weight) for (anchor, value), weight in zip(best, weights, strict=True)]
+
+
+def _learned(
+    reg: "Registry",
+    bank: Bank,
+    person: Person,
+    anchors: Sequence[Anchor],
+    prior: list[float],
+    request: FuseRequest,
+    base: "LoadedBase",
+) -> list[float]:
+    from mta_cli.engine.train import learn_weights
+
+    loaded: list[LoraWeights] = [load_weights(reg, a.digest, bank.base) for a in anchors if a.digest is not None]
+    rows = Examples(reg, base, request.task, request.prompt.history_items).rows(person.shots)
+    return learn_weights(base, loaded, prior, rows)
+
+
+def recipe_json(reg: "Registry", user: User, bank: Bank, recipe: Recipe) -> dict[str, Any]:
+    """The document of `mta user fuse`."""
+    names = {anchor.id: anchor_label(anchor) for anchor in reg.banks.anchors(bank.id)}
+    anchors = [{"user": names[s.anchor_id], "similarity": s.similarity, "weight": s.weight} for s in recipe.shares]
+    rest = 1.0 - sum(share.weight for share in recipe.shares)
+    return {
+        "user": user.name, "task": recipe.task, "bank": bank.name, "version": bank.version, "method": recipe.method,
+        "anchors": anchors, "null_weight": round(max(0.0, rest), 12), "recipe_bytes": recipe.bytes,
+    }  # fmt: skip

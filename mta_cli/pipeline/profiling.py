@@ -1,0 +1,122 @@
+"""Profiles: what a user's history items say together, as one unit vector a task. Embeds only what is new.
+
+A profile is stored as the sum of its items' unit vectors, so that a longer history adds to it. Knows no anchors.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import IntegrityFault
+from mta_cli.events import Done, Event, Note, Started, Step
+from store.models import Item, Profile, User
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mta_cli.engine.embed import Embedder
+    from mta_cli.pipeline.manifest import ModelEntry
+    from store.registry import Registry
+
+PIECE = 256  # items embedded and stored together; an interruption costs at most this much work
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some new items of one user, in the order of their ids."""
+
+    user: User
+    items: Sequence[Item]
+
+
+def refresh_profiles(
+    reg: "Registry", task: str, embedder: "ModelEntry", users: Sequence[User] | None = None, device: str = "auto"
+) -> Iterator[Event]:
+    """Brings the profiles of `users` (everyone with items of the task) up to date; `Done.result` counts what was new.
+
+    The embedder is loaded only when there is something to embed.
+    """
+    chosen = [user for user, _ in reg.users.with_items(task)] if users is None else list(users)
+    pieces = [piece for user in chosen for piece in _new_pieces(reg, user, task, embedder.fingerprint)]
+    total = sum(len(piece.items) for piece in pieces)
+    if total:
+        from mta_cli.engine.embed import Embedder
+
+        yield Note(f"Embedding {total:,} new history items with {embedder.name}.")
+        model = Embedder(embedder.path, device)
+        yield Started(f"profiles of {task}", total, "items")
+        done = 0
+        for batch in _batches(pieces):
+            started = time.monotonic()
+            _embed(reg, model, task, embedder.fingerprint, batch)
+            done += sum(len(piece.items) for piece in batch)
+            yield Step(batch[-1].user.name, done, seconds=time.monotonic() - started)
+    yield Done({"task": task, "users": len({piece.user.id for piece in pieces}), "items": total})
+
+
+def profile_matrix(reg: "Registry", task: str, embedder: str) -> "tuple[list[int], NDArray[np.float32]]":
+    """User ids and their profiles as unit rows [users, width], in the order of the ids; `embedder` is a fingerprint."""
+    import numpy as np
+
+    profiles = sorted(reg.profiles.all(task, embedder), key=lambda profile: profile.user_id)
+    if not profiles:
+        return [], np.zeros((0, 0), dtype=np.float32)
+    if len({len(profile.total) for profile in profiles}) != 1:
+        raise IntegrityFault(f"The profiles of {task} differ in length", hint="mta doctor")
+    sums = np.frombuffer(b"".join(profile.total for profile in profiles), dtype="<f4").reshape(len(profiles), -1)
+    return [profile.user_id for profile in profiles], unit_rows(sums)
+
+
+def unit_rows(sums: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """Each row divided by its length; a row of zeros stays zero."""
+    import numpy as np
+
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    return (sums / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+
+
+def _new_pieces(reg: "Registry", user: User, task: str, embedder: str) -> list[_Piece]:
+    known = reg.profiles.get(user.id, task, embedder)
+    items = reg.items.after(user.id, task, known.last_item if known else 0)
+    return [_Piece(user, items[start : start + PIECE]) for start in range(0, len(items), PIECE)]
+
+
+def _batches(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+    """Neighbouring pieces together, up to `PIECE` items: many users with few items share the embedder's batches."""
+    batch: list[_Piece] = []
+    for piece in pieces:
+        if batch and sum(len(other.items) for other in batch) + len(piece.items) > PIECE:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def _embed(reg: "Registry", model: "Embedder", task: str, embedder: str, batch: Sequence[_Piece]) -> None:
+    texts = [f"{item.input}\n{item.output}" for piece in batch for item in piece.items]
+    rows = model.embed(texts)  # [items, width]
+    start = 0
+    with reg.transaction():
+        for piece in batch:
+            own = rows[start : start + len(piece.items)]
+            start += len(piece.items)
+            reg.profiles.put(_grown(reg.profiles.get(piece.user.id, task, embedder), piece, task, embedder, own))
+
+
+def _grown(known: Profile | None, piece: _Piece, task: str, embedder: str, rows: "NDArray[np.float32]") -> Profile:
+    import numpy as np
+
+    total = rows.astype(np.float64).sum(axis=0)
+    if known is not None:
+        total = total + np.frombuffer(known.total, dtype="<f4")
+    return Profile(
+        user_id=piece.user.id,
+        task=task,
+        embedder=embedder,
+        total=total.astype("<f4").tobytes(),
+        items=(known.items if known else 0) + len(piece.items),
+        last_item=piece.items[-1].id,
+    )

@@ -1,0 +1,104 @@
+"""Adds people, and finds their history items. Knows no terminal and no SQL."""
+
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import BadInput
+from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved
+from mta_cli.pipeline.formats.names import lookalikes
+from mta_cli.pipeline.formats.records import shown
+from mta_cli.pipeline.importing import import_file
+from mta_cli.pipeline.tasks import find_task
+from store.names import check_name
+
+if TYPE_CHECKING:
+    from store.models import Item
+    from store.registry import Registry
+
+KEPT = ("task", "items", "items_added", "items_unchanged", "dry_run")
+HISTORY_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
+
+
+def add_user(
+    reg: "Registry",
+    name: str,
+    *,
+    history: Path | None = None,
+    task: str | None = None,
+    can_anchor: bool | None = None,
+    dry_run: bool = False,
+) -> Iterator[Event]:
+    """Add a person, with a history when there is one; a history of a known person is appended.
+
+    Raises `BadInput` for a name that cannot be one, and for a known person without anything to append.
+    """
+    name = check_name(name)
+    if history is not None:
+        yield from _with_history(reg, name, history, task, can_anchor, dry_run)
+        return
+    if task is not None:
+        find_task(reg, task)
+    names = reg.users.names()
+    if name in names:
+        raise BadInput(
+            f"there is a user {shown(name)} already", hint="give --history FILE to append to what is known of them"
+        )
+    yield from (Note(text, warning=True) for text in lookalikes({name: {name}}, names))
+    if dry_run:
+        consent = "no" if can_anchor is False else "yes"
+        yield Planned(
+            "add", (PlanLine("user", name, "flag NAME"), PlanLine("may be an anchor", consent, "flag --can-anchor"))
+        )
+        yield Done({"user": name, "added": True, "dry_run": True})
+        return
+    user = reg.users.add(name, can_anchor=can_anchor is not False)
+    yield Saved("user", user.name)
+    yield Done({"user": user.name, "added": True, "items_added": 0, "items_unchanged": 0})
+
+
+def _with_history(
+    reg: "Registry", name: str, history: Path, task: str | None, can_anchor: bool | None, dry_run: bool
+) -> Iterator[Event]:
+    known, kind = name in reg.users.names(), history_format(history)
+    job = import_file(reg, kind, history, task=task, can_anchor=can_anchor, user=name, dry_run=dry_run)
+    for event in job:
+        if isinstance(event, Done):
+            counts = {key: event.result[key] for key in KEPT if key in event.result}
+            yield Done({"user": name, "added": not known, **counts})
+        else:
+            yield event
+
+
+def history_format(path: Path) -> str:
+    """The format of a history file, by its extension. Raises `BadInput` for any other."""
+    found = HISTORY_FORMATS.get(path.suffix.casefold())
+    if found is None:
+        raise BadInput(
+            f"{path.name} ends in none of {', '.join(HISTORY_FORMATS)}",
+            hint="a history is a JSONL or CSV file with the fields input and output; its name says which",
+        )
+    return found
+
+
+def find_items(
+    reg: "Registry", name: str, *, task: str | None = None, limit: int = 20, search: str | None = None
+) -> "list[Item]":
+    """A person's most recent items, oldest first, or with `search` the best matches, best first. Raises `NotFound`."""
+    user = reg.users.get(name)
+    tasks = [task] if task is not None else [held for held, _, _ in reg.users.tasks_of(user.id)]
+    if search is None:
+        found = [item for each in tasks for item in reg.items.recent(user.id, each, limit)]
+        return sorted(found, key=lambda item: (item.time or "", item.id))[-limit:]
+    words = _words(search)
+    matches = [reg.items.search(user.id, each, search, limit=limit) for each in tasks]
+    matches = [[item for item in found if words & _words(item.input)] for found in matches]  # not what only fills up
+    ranks = range(max(map(len, matches), default=0))
+    return [item for rank in ranks for found in matches for item in found[rank : rank + 1]][:limit]
+
+
+def _words(text: str) -> set[str]:
+    """Words as the full-text index sees them: without case and accents."""
+    plain = (char for char in unicodedata.normalize("NFKD", text.casefold()) if unicodedata.category(char)[0] != "M")
+    return set("".join(char if char.isalnum() else " " for char in plain).split())

@@ -1,0 +1,63 @@
+"""Text that is safe to show: what a terminal may be sent, and JSON documents. Knows neither streams nor styles."""
+
+import dataclasses
+import json
+import math
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+# Emoji sequences and several scripts need the two joiners; they neither move the cursor nor reorder text.
+_JOINERS = frozenset("\u200c\u200d")
+
+
+def _shown(char: str) -> bool:
+    return char.isprintable() or char in "\n\t" or char in _JOINERS or unicodedata.category(char) == "Zs"
+
+
+def clean(text: str) -> str:
+    """`text` without control characters (ESC, C1, NUL, CR …), format marks such as bidi overrides, and surrogates.
+
+    Newline and tab stay. What is left is printable and can be sent to a terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char for char in text if _shown(char))
+
+
+def clean_line(text: str) -> str:
+    """`clean(text)` on one line: runs of white space become one space."""
+    return " ".join(clean(text.replace("\r", "\n")).split())
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: dataclasses as objects, paths as strings, sets as sorted lists, NaN as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(plain(inner) for inner in value)
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return str(value)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+
+
+def to_json(value: Any) -> str:
+    """`value` as an indented JSON document in which whatever `clean` would strip is written as an escape."""
+    text = json.dumps(plain(value), ensure_ascii=False, indent=2)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(char if _shown(char) else _escaped(char) for char in text)

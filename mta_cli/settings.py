@@ -1,0 +1,267 @@
+"""Where every option's value comes from: defaults < the person's file < the store's file < MTA_* environment < flags.
+
+Knows the options of `options.JOBS` and the few settings below; knows no command, no store's content and no model.
+"""
+
+import difflib
+import math
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
+
+from mta_cli import options
+from mta_cli.errors import BadInput, UsageFault
+from mta_cli.events import PlanLine
+
+FILE_NAME = "mta.toml"
+MAX_FILE_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which models a store works with, by name, hub name (`hf:ORG/NAME`) or folder."""
+
+    section: ClassVar[str] = "models"
+    base: str = options.option("smollm2-135m-instruct", "The base model.")
+    embedder: str = options.option("minilm-l6", "The embedder that makes profiles.")
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How a store is opened."""
+
+    section: ClassVar[str] = "store"
+    timeout: float = options.option(10.0, "Seconds to wait for another writer.", minimum=0, maximum=86_400)
+
+
+SECTIONS: tuple[type[Any], ...] = (*options.JOBS, ModelOptions, StoreOptions)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting that exists: its key, its type without None, default, help and bounds."""
+
+    key: str
+    kind: type
+    default: Any
+    help: str
+    minimum: float | None
+    maximum: float | None
+    choices: tuple[str, ...]
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment: `bank.rank` is MTA_BANK_RANK."""
+        return "MTA_" + self.key.upper().replace(".", "_")
+
+    @property
+    def flag(self) -> str:
+        """The flag that sets it for one command: `--rank`."""
+        return "--" + self.key.partition(".")[2].replace("_", "-")
+
+
+def known_settings() -> dict[str, Setting]:
+    """Every setting by key, in the order of the sections."""
+    found: dict[str, Setting] = {}
+    for section in SECTIONS:
+        hints = get_type_hints(section)
+        for spec in fields(section):
+            kinds = [kind for kind in get_args(hints[spec.name]) if kind is not type(None)] or [hints[spec.name]]
+            key = f"{section.section}.{spec.name}"
+            found[key] = Setting(key, kinds[0], spec.default, **spec.metadata)
+    return found
+
+
+def store_path(flag: Path | None = None) -> Path:
+    """Where the store lies: `--store`, else MTA_STORE, else the platform's data directory."""
+    chosen = str(flag) if flag is not None else os.environ.get("MTA_STORE", "")
+    if not chosen:
+        import platformdirs
+
+        return platformdirs.user_data_path("mta")
+    return _path(chosen, "the store's path")
+
+
+def config_path() -> Path:
+    """The person's settings file: MTA_CONFIG, else `mta.toml` in the platform's configuration directory."""
+    chosen = os.environ.get("MTA_CONFIG", "")
+    if not chosen:
+        import platformdirs
+
+        return platformdirs.user_config_path("mta") / FILE_NAME
+    return _path(chosen, "MTA_CONFIG")
+
+
+def _path(raw: str, what: str) -> Path:
+    if "\0" in raw:
+        raise BadInput(f"{what} contains a NUL character: {raw!r:.200}")
+    try:
+        return Path(raw).expanduser().absolute()
+    except RuntimeError as error:  # `~nobody`
+        raise BadInput(f"{what} cannot be used: {raw!r:.200} ({error})") from None
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A raw value and where it was found."""
+
+    value: Any
+    origin: str
+
+
+class Settings:
+    """The resolved settings. `origins` says of each key: default, `file PATH`, `environment NAME` or `flag --NAME`."""
+
+    def __init__(self, given: Mapping[str, _Given]) -> None:
+        self._known = known_settings()
+        self._given = dict(given)
+        self.origins = {key: given[key].origin if key in given else "default" for key in self._known}
+
+    @classmethod
+    def load(cls, store: Path | None = None) -> Self:
+        """Settings of the person's file, of `store`'s own file and of the environment.
+
+        Raises `BadInput` for a file that cannot be read, `UsageFault` for a key or variable that does not exist.
+        """
+        given: dict[str, _Given] = {}
+        for file in (config_path(), *([store / FILE_NAME] if store is not None else [])):
+            given.update(_read_file(file))
+        given.update(_read_environment())
+        return cls(given)
+
+    def build(self, cls: type[T], **flags: Any) -> T:
+        """An instance of the options dataclass `cls`. A flag that is None was not given.
+
+        Raises `UsageFault` that lists every value of a wrong type or out of bounds, with where it came from.
+        """
+        section: str = vars(cls)["section"]
+        values: dict[str, Any] = {}
+        faults: list[str] = []
+        for setting in (s for s in self._known.values() if s.key.startswith(section + ".")):
+            name = setting.key.partition(".")[2]
+            given = self._find(setting, flags.get(name))
+            self.origins[setting.key] = given.origin
+            try:
+                values[name] = convert(setting, given.value)
+            except ValueError as error:
+                faults.append(f"{setting.key} = {given.value!r:.80} ({given.origin}): {error}")
+        if not faults:
+            built = cls(**values)
+            faults = [self._with_origin(fault) for fault in options.check(built)]
+            if not faults:
+                return built
+        raise UsageFault(_listed(faults))
+
+    def plan_lines(self, *instances: Any) -> tuple[PlanLine, ...]:
+        """One line for each field of the given options: key, value and origin."""
+        return tuple(
+            PlanLine(key, _shown(getattr(instance, spec.name)), self.origins.get(key, "derived"))
+            for instance in instances
+            for spec in fields(instance)
+            for key in (f"{instance.section}.{spec.name}",)
+        )
+
+    def _find(self, setting: Setting, flag: Any) -> _Given:
+        if flag is not None:
+            name = setting.flag if flag is not False else "--no-" + setting.flag.removeprefix("--")
+            return _Given(flag, f"flag {name}")
+        return self._given.get(setting.key, _Given(setting.default, "default"))
+
+    def _with_origin(self, fault: str) -> str:
+        head, _, rest = fault.partition(": ")
+        return f"{head} ({self.origins[head.partition(' = ')[0]]}): {rest}"
+
+
+def convert(setting: Setting, raw: Any) -> Any:
+    """`raw`, from a flag, a file or the environment, as the setting's type; raises ValueError in plain words."""
+    if raw is None and setting.default is None:
+        return None
+    if setting.kind is bool:
+        return _boolean(raw)
+    if setting.kind is str:
+        if not isinstance(raw, str):
+            raise ValueError("this is a text, in quotes")
+        return raw
+    if isinstance(raw, bool) or not isinstance(raw, int | float | str):
+        raise ValueError("this is a number")
+    try:
+        number = setting.kind(raw if not isinstance(raw, str) else raw.strip())
+    except (ValueError, OverflowError):
+        raise ValueError("this is a whole number" if setting.kind is int else "this is a number") from None
+    if not math.isfinite(number) or (setting.kind is int and isinstance(raw, float) and number != raw):
+        raise ValueError("this is a whole number" if setting.kind is int else "this is a finite number")
+    return number
+
+
+def _boolean(raw: Any) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if isinstance(raw, str) and raw.strip().lower() in words:
+        return words[raw.strip().lower()]
+    raise ValueError("this is true or false")
+
+
+def _read_file(path: Path) -> dict[str, _Given]:
+    try:
+        if not path.is_file():
+            return {}
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise BadInput(f"{path} is larger than {MAX_FILE_BYTES:,} bytes; that is no settings file")
+        content = tomllib.loads(path.read_bytes().decode())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise BadInput(
+            f"the settings file {path} cannot be read: {error}", hint="mend the file or move it away"
+        ) from None
+    known = known_settings()
+    given, faults = {}, []
+    for key, value in _flat(content):
+        if key in known:
+            given[key] = _Given(value, f"file {path}")
+        else:
+            faults.append(f"{path}: there is no setting {key!r:.80}{_nearest(key, known)}")
+    if faults:
+        raise UsageFault(_listed(faults), hint="docs/settings.md lists every setting")
+    return given
+
+
+def _flat(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping) and value:
+            for inner, setting in value.items():
+                yield f"{name}.{inner}", setting
+        elif not isinstance(value, Mapping):
+            yield name, value
+
+
+def _read_environment() -> dict[str, _Given]:
+    by_variable = {setting.variable: setting.key for setting in known_settings().values()}
+    sections = tuple(f"MTA_{section.section.upper()}_" for section in SECTIONS)
+    given, faults = {}, []
+    for name, value in os.environ.items():
+        if name in by_variable:
+            given[by_variable[name]] = _Given(value, f"environment {name}")
+        elif name.startswith(sections):
+            faults.append(f"environment: there is no setting {name!r:.80}{_nearest(name, by_variable)}")
+    if faults:
+        raise UsageFault(_listed(faults), hint="docs/settings.md lists every setting")
+    return given
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name[:200], list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _listed(faults: list[str]) -> str:
+    if len(faults) == 1:
+        return faults[0]
+    return f"{len(faults)} settings cannot be used:\n" + "\n".join(faults)
+
+
+def _shown(value: Any) -> str:
+    return "by the data" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,1 @@
+"""The registry of people, banks and models, and the files beside it. Knows neither engine nor terminal."""

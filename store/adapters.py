@@ -1,0 +1,111 @@
+"""Adapter rows and their files: a row only ever stands for a file that is whole. Knows no tensors."""
+
+from pathlib import Path
+
+from mta_cli.errors import IntegrityFault, NotFound
+from store.connection import Connection
+from store.files import AdapterFiles
+from store.models import Adapter
+from store.process import now
+from store.rows import dumps, loads
+
+_COLUMNS = (
+    "digest", "kind", "base", "task_adapter", "rank", "alpha", "targets", "placement", "dtype", "seed", "data_hash",
+    "bytes", "config", "versions", "tokens", "seconds", "loss_first", "loss_last", "created",
+)  # fmt: skip
+_ADAPTER = f"SELECT {', '.join(_COLUMNS)} FROM adapters"
+_USED = """
+WITH RECURSIVE used (digest) AS (
+    SELECT task_adapter FROM banks WHERE task_adapter IS NOT NULL
+    UNION SELECT digest FROM anchors WHERE digest IS NOT NULL
+    UNION SELECT digest FROM stacks
+    UNION SELECT adapters.task_adapter FROM adapters JOIN used USING (digest) WHERE adapters.task_adapter IS NOT NULL
+)
+"""
+
+
+class Adapters:
+    """Every adapter of the store."""
+
+    def __init__(self, db: Connection, files: AdapterFiles) -> None:
+        self._db, self._files = db, files
+
+    def add(self, adapter: Adapter) -> None:
+        """Record an adapter whose file is written; one that is known already is left alone.
+
+        Raises IntegrityFault unless the file is there with the digest's content.
+        """
+        values = {name: getattr(adapter, name) for name in _COLUMNS}
+        values |= {
+            "config": dumps(adapter.config),
+            "versions": dumps(adapter.versions),
+            "created": adapter.created or now(),
+        }
+        places = ", ".join(f":{name}" for name in _COLUMNS)
+        with self._db.transaction():
+            self._files.verify(adapter.digest)
+            self._db.write("DELETE FROM doomed_files WHERE digest = ?", (adapter.digest,))
+            self._db.write(
+                f"INSERT INTO adapters ({', '.join(_COLUMNS)}) VALUES ({places}) ON CONFLICT DO NOTHING", values
+            )
+
+    def get(self, digest: str) -> Adapter:
+        """The adapter of this digest. Raises NotFound."""
+        row = self._db.row(f"{_ADAPTER} WHERE digest = ?", (digest,))
+        if row is None:
+            raise NotFound(f"There is no adapter {digest[:80]}.", hint="mta doctor")
+        return _adapter(row)
+
+    def all(self) -> list[Adapter]:
+        """Every adapter, in the order in which they were made."""
+        return [_adapter(row) for row in self._db.rows(f"{_ADAPTER} ORDER BY created, digest")]
+
+    def unreferenced(self) -> list[Adapter]:
+        """Adapters that no bank, anchor or stack uses, directly or below another adapter."""
+        return [_adapter(row) for row in self._db.rows(f"{_USED} {_ADAPTER} WHERE digest NOT IN used ORDER BY digest")]
+
+    def path(self, digest: str, *, base: str | None = None) -> Path:
+        """The adapter's file, its content verified. Raises NotFound, and IntegrityFault for a damaged file.
+
+        With `base`, a fingerprint, an adapter of another base is refused by IntegrityFault with both fingerprints.
+        """
+        adapter = self.get(digest)
+        if base is not None and adapter.base != base:
+            raise IntegrityFault(
+                f"Adapter {digest} was trained on base {adapter.base}, and this base is {base}.",
+                hint="use the base that it was trained on, or build the bank again for this one",
+            )
+        self._files.verify(digest)
+        return self._files.path(digest)
+
+    def remove_unreferenced(self) -> list[str]:
+        """Remove adapters that nothing uses: rows first, then, when that is durable, files. Returns their digests."""
+        with self._db.transaction():
+            digests = [adapter.digest for adapter in self.unreferenced()]
+            self._doom(digests)
+        return digests
+
+    def remove_if_unreferenced(self, digest: str) -> None:
+        """Remove this adapter if nothing uses it."""
+        with self._db.transaction():
+            if digest in {adapter.digest for adapter in self.unreferenced()}:
+                self._doom([digest])
+
+    def remove_doomed(self) -> None:
+        """Delete the files of adapters whose rows are gone, also after a crash between the two."""
+        if not self._db.tuples("SELECT 1 FROM doomed_files LIMIT 1"):
+            return
+        with self._db.transaction():
+            for (digest,) in self._db.tuples("SELECT digest FROM doomed_files"):
+                self._files.delete(digest)
+            self._db.write("DELETE FROM doomed_files")
+
+    def _doom(self, digests: list[str]) -> None:
+        self._db.write("PRAGMA defer_foreign_keys = ON")  # one of them may lie below another
+        self._db.write_many("DELETE FROM adapters WHERE digest = ?", ((digest,) for digest in digests))
+        self._db.write_many("INSERT OR IGNORE INTO doomed_files VALUES (?)", ((digest,) for digest in digests))
+        self._db.after_commit(self.remove_doomed)
+
+
+def _adapter(row: dict[str, object]) -> Adapter:
+    return Adapter(**loads(row, "config", "versions"))

@@ -1,0 +1,142 @@
+"""Banks and their anchors: begun, filled anchor by anchor, finished, removed. Knows nothing of how they are trained."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from mta_cli.errors import NotFound
+from store.adapters import Adapters
+from store.connection import Connection
+from store.models import Anchor, Bank
+from store.names import shown
+from store.personal import unpack_shares
+from store.process import now
+from store.rows import dumps, loads, truths
+
+_BANK = """SELECT id, name, version, key, task, base, embedder, task_adapter, status, seed, config, tokens, seconds,
+created FROM banks"""
+_ANCHOR = """SELECT anchors.id, bank_id, user_id, users.name AS user, cluster, cluster_size, items, digest,
+loss_first, loss_last, stale FROM anchors LEFT JOIN users ON users.id = user_id"""
+
+PlannedAnchor = tuple[int, int, int, int]
+"""(user id, cluster, cluster size, items)"""
+
+
+class Banks:
+    """Every version of every bank."""
+
+    def __init__(self, db: Connection, adapters: Adapters) -> None:
+        self._db, self._adapters = db, adapters
+
+    def begin(
+        self, name: str, key: str, task: str, base: str, embedder: str, seed: int, config: dict[str, Any]
+    ) -> Bank:
+        """The bank of this name and key, building or ready; else a new version, building.
+
+        `config` holds options only: nobody's name, for it is never searched for one.
+        """
+        with self._db.transaction():
+            known = self._db.row(f"{_BANK} WHERE name = ? AND key = ? ORDER BY version DESC", (name, key))
+            if known is not None:
+                return _bank(known)
+            version = self._db.value("SELECT coalesce(max(version), 0) + 1 FROM banks WHERE name = ?", (name,))
+            values = (name, version, key, task, base, embedder, seed, dumps(config), now())
+            columns = "name, version, key, task, base, embedder, seed, config, created"
+            row = self._db.write(f"INSERT INTO banks ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values).lastrowid
+            assert row is not None
+            return self.by_id(row)
+
+    def set_task_adapter(self, bank_id: int, digest: str) -> None:
+        """Record the task adapter that the bank's anchors stand on."""
+        self._db.write("UPDATE banks SET task_adapter = ? WHERE id = ?", (digest, bank_id))
+
+    def plan_anchors(self, bank_id: int, rows: Sequence[PlannedAnchor]) -> list[Anchor]:
+        """Record who the anchors will be; a bank that has a plan keeps it. Returns the anchors."""
+        with self._db.transaction():
+            if not self.anchors(bank_id):
+                sql = "INSERT INTO anchors (bank_id, user_id, cluster, cluster_size, items) VALUES (?, ?, ?, ?, ?)"
+                self._db.write_many(sql, ((bank_id, *row) for row in rows))
+            return self.anchors(bank_id)
+
+    def finish_anchor(self, anchor_id: int, digest: str, loss_first: float | None, loss_last: float | None) -> None:
+        """Record the anchor's trained meta-LoRA."""
+        sql = "UPDATE anchors SET digest = ?, loss_first = ?, loss_last = ? WHERE id = ?"
+        self._db.write(sql, (digest, loss_first, loss_last, anchor_id))
+
+    def finish(self, bank_id: int, tokens: int, seconds: float) -> None:
+        """Make the bank ready."""
+        self._db.write(
+            "UPDATE banks SET status = 'ready', tokens = ?, seconds = ? WHERE id = ?", (tokens, seconds, bank_id)
+        )
+
+    def get(self, name: str, version: int | None = None) -> Bank:
+        """The newest ready version of a bank, or the given one in any state. Raises NotFound with what there is."""
+        if version is None:
+            row = self._db.row(f"{_BANK} WHERE name = ? AND status = 'ready' ORDER BY version DESC", (name,))
+        else:
+            row = self._db.row(f"{_BANK} WHERE name = ? AND version = ?", (name, version))
+        if row is None:
+            raise self._missing(name, version)
+        return _bank(row)
+
+    def by_id(self, bank_id: int) -> Bank:
+        """The bank of this number. Raises NotFound."""
+        row = self._db.row(f"{_BANK} WHERE id = ?", (bank_id,))
+        if row is None:
+            raise NotFound(f"There is no bank number {bank_id}.", hint="mta bank list")
+        return _bank(row)
+
+    def latest(self, task: str, base: str | None = None) -> Bank | None:
+        """The bank of a task that was made last and is ready; with `base`, of those for that fingerprint."""
+        which = "task = :task AND status = 'ready' AND (:base IS NULL OR base = :base)"
+        row = self._db.row(f"{_BANK} WHERE {which} ORDER BY id DESC LIMIT 1", {"task": task, "base": base})
+        return _bank(row) if row is not None else None
+
+    def all(self) -> list[Bank]:
+        """Every bank, by name and version."""
+        return [_bank(row) for row in self._db.rows(f"{_BANK} ORDER BY name, version")]
+
+    def anchors(self, bank_id: int) -> list[Anchor]:
+        """The bank's anchors, by number."""
+        rows = self._db.rows(f"{_ANCHOR} WHERE bank_id = ? ORDER BY anchors.id", (bank_id,))
+        return [Anchor(**truths(row, "stale")) for row in rows]
+
+    def remove(self, bank_id: int) -> dict[str, int]:
+        """Remove a bank with the recipes and stacks on it and the adapters that only they used; returns the counts."""
+        with self._db.transaction():
+            counts = {
+                table: int(self._db.value(f"SELECT count(*) FROM {table} WHERE bank_id = ?", (bank_id,)))
+                for table in ("anchors", "recipes", "stacks")
+            }
+            self.by_id(bank_id)
+            self._db.write("DELETE FROM banks WHERE id = ?", (bank_id,))
+            counts["adapters"] = len(self._adapters.remove_unreferenced())
+        return counts
+
+    def reset_stale(self, bank_id: int) -> int:
+        """Take stale anchors out of a bank, with the recipes and stacks that rest on them; returns how many went."""
+        with self._db.transaction():
+            stale = {anchor.id for anchor in self.anchors(bank_id) if anchor.stale}
+            for table, column in (("stacks", "recipe"), ("recipes", "shares")):
+                resting = self._db.tuples(f"SELECT user_id, task, {column} FROM {table} WHERE bank_id = ?", (bank_id,))
+                for user_id, task, packed in resting:
+                    if stale.intersection(share.anchor_id for share in unpack_shares(packed)):
+                        sql = f"DELETE FROM {table} WHERE user_id = ? AND task = ? AND bank_id = ?"
+                        self._db.write(sql, (user_id, task, bank_id))
+            self._db.write("DELETE FROM anchors WHERE bank_id = ? AND stale", (bank_id,))
+            self._adapters.remove_unreferenced()
+        return len(stale)
+
+    def _missing(self, name: str, version: int | None) -> NotFound:
+        versions = [bank for bank in self.all() if bank.name == name]
+        if versions:
+            there = ", ".join(f"v{bank.version} ({bank.status})" for bank in versions)
+            wanted = f"version {version}" if version is not None else "ready version"
+            return NotFound(f"Bank {shown(name)} has no {wanted}.", hint=f"there is {there}")
+        near = difflib.get_close_matches(name, {bank.name for bank in self.all()}, n=3)
+        hint = f"did you mean {' or '.join(map(shown, near))}?" if near else "mta bank build makes one"
+        return NotFound(f"There is no bank {shown(name)}.", hint=hint)
+
+
+def _bank(row: dict[str, Any]) -> Bank:
+    return Bank(**loads(row, "config"))

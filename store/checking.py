@@ -1,0 +1,72 @@
+"""Whether the store is what it says: database, full-text index, references, files. Repairs nothing."""
+
+import itertools
+from collections.abc import Iterator
+
+from mta_cli.errors import IntegrityFault, MtaError
+from store.connection import Connection
+from store.files import AdapterFiles
+from store.personal import unpack_shares
+
+TABLES = (
+    "users", "items", "queries", "profiles", "bases", "tasks", "adapters", "banks", "anchors", "recipes", "stacks",
+    "runs", "steps", "evaluations", "predictions", "chats", "messages", "tombstones",
+)  # fmt: skip
+
+
+def counts(db: Connection) -> dict[str, int]:
+    """How many rows each table has."""
+    return {table: int(db.value(f"SELECT count(*) FROM {table}")) for table in TABLES}
+
+
+def problems(db: Connection, files: AdapterFiles) -> list[str]:
+    """Everything that is wrong, a line each; empty when all is well."""
+    found: list[str] = []
+    for check in (_database(db), _index(db), _recipes(db), _files(db, files)):
+        try:
+            found.extend(check)
+        except MtaError as error:
+            found.append(error.message)
+    return found
+
+
+def _database(db: Connection) -> Iterator[str]:
+    for (line,) in db.tuples("PRAGMA integrity_check(20)"):
+        if line != "ok":
+            yield f"registry.db is damaged: {line}"
+    for table, row, parent, _ in itertools.islice(db.tuples("PRAGMA foreign_key_check"), 20):
+        yield f"row {row} of {table} refers to a row of {parent} that is not there"
+
+
+def _index(db: Connection) -> Iterator[str]:
+    if not db.writable:  # SQLite checks the index by a writing statement
+        return
+    try:
+        db.write("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
+    except IntegrityFault as error:
+        yield f"the full-text index does not agree with the items: {error.__cause__}"
+
+
+def _recipes(db: Connection) -> Iterator[str]:
+    anchors = set(db.tuples("SELECT id, bank_id FROM anchors"))
+    for table, column in (("recipes", "shares"), ("stacks", "recipe")):
+        for user, bank, packed in db.tuples(f"SELECT user_id, bank_id, {column} FROM {table}"):
+            if len(packed) % 12:
+                yield f"the recipe of user number {user} in {table} is damaged"
+                continue
+            lost = [share.anchor_id for share in unpack_shares(packed) if (share.anchor_id, bank) not in anchors]
+            if lost:
+                yield f"the recipe of user number {user} in {table} names anchors that are not there: {lost}"
+
+
+def _files(db: Connection, files: AdapterFiles) -> Iterator[str]:
+    known = {digest for (digest,) in db.tuples("SELECT digest FROM adapters")}
+    for digest in sorted(known):
+        try:
+            files.verify(digest)
+        except MtaError as error:
+            yield error.message
+    for path in files.orphans(known):
+        yield f"{path} belongs to no adapter of the store"
+    for path in files.temporary():
+        yield f"{path} is left over from a write that was stopped"

@@ -1,0 +1,298 @@
+"""One connection to the registry's database: how it is opened, transactions, and SQLite's errors in our words.
+
+Knows neither tables nor rows.
+"""
+
+import contextlib
+import functools
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+from sqlite_utils import Database
+
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
+from store.schema import APPLICATION_ID, SCHEMA_VERSION, migrations, schema_version
+
+OLDEST_SQLITE = (3, 34, 0)
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+
+@functools.cache
+def check_sqlite() -> None:
+    """Raises BadInput when this Python's SQLite is too old or has no full-text search."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        needed = ".".join(map(str, OLDEST_SQLITE))
+        raise BadInput(
+            f"This Python has SQLite {sqlite3.sqlite_version}; the store needs {needed}.", hint="use a newer Python"
+        )
+    with contextlib.closing(sqlite3.connect(":memory:")) as conn:
+        try:
+            conn.execute("CREATE VIRTUAL TABLE probe USING fts5(word)")
+        except sqlite3.OperationalError as error:
+            raise BadInput(
+                "This Python's SQLite has no FTS5 full-text search.", hint="use another build of Python"
+            ) from error
+
+
+class Connection:
+    """An open database in autocommit mode. Reads see committed data; writes go through `transaction`.
+
+    Belongs to the thread that opened it.
+    """
+
+    def __init__(self, root: Path, db: Database, *, timeout: float, writable: bool) -> None:
+        self.root, self.timeout, self.writable = root, timeout, writable
+        self._db = db
+        self._after_commit: list[Callable[[], None]] = []
+
+    @classmethod
+    def open(cls, root: Path, *, create: bool, timeout: float) -> "Connection":
+        """Open the database in `root`, brought to the newest schema. Raises as `Registry.open`."""
+        check_sqlite()
+        path = root / "registry.db"
+        _prepare(root, path, create=create)
+        writable = os.access(root, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+        with _explained(root, timeout):
+            conn = sqlite3.connect(_uri(path, writable), uri=True, timeout=timeout, isolation_level=None)
+            try:
+                db = Database(conn, execute_plugins=False)
+                _configure(conn, timeout, writable)
+                _bring_up(root, db, create=create, timeout=timeout, writable=writable)
+            except BaseException:
+                conn.close()
+                raise
+        return cls(root, db, timeout=timeout, writable=writable)
+
+    def close(self) -> None:
+        """Close it; harmless when done twice."""
+        self._db.close()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        return bool(self._db.conn.in_transaction)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing for what is written inside; an inner one joins the outer one.
+
+        Raises StoreBusy when another writer holds the store longer than the timeout.
+        """
+        if self.in_transaction:
+            with self._db.atomic():
+                yield
+            return
+        self._require_writable()
+        with self._explained():
+            self._db.conn.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            with self._explained():
+                self._db.conn.execute("COMMIT")
+        except BaseException:
+            self._after_commit.clear()
+            if self.in_transaction:
+                self._db.conn.execute("ROLLBACK")
+            raise
+        waiting, self._after_commit = self._after_commit, []
+        for action in waiting:
+            action()
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Do this when what is being written is durable, or now when nothing is; never after a rollback."""
+        if self.in_transaction:
+            self._after_commit.append(action)
+        else:
+            action()
+
+    def rows(self, sql: str, parameters: Parameters = ()) -> list[dict[str, Any]]:
+        """All rows of a query, by column name."""
+        with self._explained():
+            cursor = self._db.conn.execute(sql, parameters)
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
+
+    def tuples(self, sql: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query, in column order."""
+        with self._explained():
+            return self._db.conn.execute(sql, parameters).fetchall()
+
+    def row(self, sql: str, parameters: Parameters = ()) -> dict[str, Any] | None:
+        """The first row of a query."""
+        found = self.rows(sql, parameters)
+        return found[0] if found else None
+
+    def value(self, sql: str, parameters: Parameters = ()) -> Any:
+        """The first column of the first row of a query; None when there is no row."""
+        found = self.tuples(sql, parameters)
+        return found[0][0] if found else None
+
+    def write(self, sql: str, parameters: Parameters = ()) -> sqlite3.Cursor:
+        """One writing statement, in a transaction of its own if none is open."""
+        with self.transaction(), self._explained():
+            return self._db.conn.execute(sql, parameters)
+
+    def write_many(self, sql: str, parameters: Iterable[Parameters]) -> int:
+        """One writing statement for every tuple; returns how many rows it changed."""
+        with self.transaction(), self._explained():
+            return max(0, self._db.conn.executemany(sql, parameters).rowcount)
+
+    @contextlib.contextmanager
+    def without_waiting(self) -> Iterator[None]:
+        """Inside, whatever would wait for another process raises StoreBusy at once."""
+        self._db.conn.execute("PRAGMA busy_timeout = 0")
+        try:
+            yield
+        finally:
+            self._db.conn.execute(f"PRAGMA busy_timeout = {int(self.timeout * 1000)}")
+
+    def compact(self) -> None:
+        """Leave no byte of deleted rows: rewrite the database and empty the log. Raises StoreBusy while others read."""
+        self._require_writable()
+        with self._explained():
+            self._db.conn.execute("VACUUM")
+            busy, _, _ = self._db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise StoreBusy(
+                "All is removed, but another process is reading the store and keeps removed bytes in its log.",
+                hint="end it, then run any mta command: that empties the log",
+            )
+
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return _explained(self.root, self.timeout)
+
+    def _require_writable(self) -> None:
+        if not self.writable:
+            raise _unwritable(self.root)
+
+
+def _prepare(root: Path, path: Path, *, create: bool) -> None:
+    try:
+        if path.is_file():
+            return
+        if not create:
+            raise NotFound(f"There is no store at {root}.", hint="mta init")
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)  # people's words: for the owner only, whatever the folder allows
+    except OSError as error:
+        raise BadInput(
+            f"A store cannot be used at {root}: {error.strerror}.", hint="choose another --store DIR"
+        ) from error
+
+
+def _uri(path: Path, writable: bool) -> str:
+    if writable:
+        return path.absolute().as_uri()
+    log = path.with_name(path.name + "-wal")
+    # Without write access SQLite cannot make the log's index; with no log there is nothing in it to miss.
+    still = not log.exists() or log.stat().st_size == 0
+    return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
+
+
+def _configure(conn: sqlite3.Connection, timeout: float, writable: bool) -> None:
+    for pragma in (
+        f"busy_timeout = {int(timeout * 1000)}",
+        "foreign_keys = ON",
+        "secure_delete = ON",
+        "synchronous = FULL",
+    ):
+        conn.execute(f"PRAGMA {pragma}")
+    conn.execute("PRAGMA trusted_schema = OFF")
+    if not writable:
+        conn.execute("PRAGMA query_only = ON")
+
+
+def _bring_up(root: Path, db: Database, *, create: bool, timeout: float, writable: bool) -> None:
+    if _up_to_date(root, db.conn, create=create):
+        return
+    if not writable:
+        raise _unwritable(root)
+    with hold(root, "schema", timeout, "bringing the store to the newest schema"):
+        if _up_to_date(root, db.conn, create=create):
+            return
+        mode = db.conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise BadInput(
+                f"The file system of {root} cannot hold a store (SQLite's log mode is {mode}).", hint="use a local disk"
+            )
+        migrations.apply(db)
+
+
+def _up_to_date(root: Path, conn: sqlite3.Connection, *, create: bool) -> bool:
+    found = schema_version(conn)
+    ours = conn.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+    foreign = conn.execute("SELECT count(*) FROM sqlite_master WHERE name NOT GLOB '*sqlite_*'").fetchone()[0]
+    if not ours and (found or foreign):
+        raise IntegrityFault(
+            f"{root / 'registry.db'} is a database of another program.", hint="choose another --store DIR"
+        )
+    if found > SCHEMA_VERSION:
+        raise IntegrityFault(
+            f"The store at {root} has schema {found}, and this program knows schemas up to {SCHEMA_VERSION}.",
+            hint="use the newer mta that made it",
+        )
+    if found == 0 and not create:
+        raise IntegrityFault(f"The store at {root} is empty.", hint="restore registry.db from a copy, or mta init")
+    return found == SCHEMA_VERSION
+
+
+@contextlib.contextmanager
+def hold(root: Path, name: str, timeout: float, doing: str) -> Iterator[None]:
+    """Hold a lock between processes. `name` names its file. Raises StoreBusy, saying what the other is `doing`."""
+    path = root / "locks" / f"{name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = filelock.FileLock(path, timeout=timeout)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise StoreBusy(f"Another process is {doing}.", hint="wait for it to end, then run this again") from error
+    except OSError as error:
+        raise _unwritable(root) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unwritable(root: Path) -> BadInput:
+    return BadInput(f"The store at {root} cannot be written.", hint="check the permissions of its directory")
+
+
+@contextlib.contextmanager
+def _explained(root: Path, timeout: float) -> Iterator[None]:
+    """SQLite's errors as ours."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise
+    except sqlite3.Error as error:
+        raise _explanation(root, timeout, error) from error
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            "A text holds half of a surrogate pair and cannot be stored.", hint="repair the text's encoding"
+        ) from error
+
+
+def _explanation(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StoreBusy(
+            f"Another process has been writing to the store for more than {timeout:g} s.", hint="wait, then try again"
+        )
+    if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
+        return _unwritable(root)
+    if name.startswith("SQLITE_FULL"):
+        return BadInput("The disk is full: nothing was written to the store.", hint="free some space and run it again")
+    if name.startswith("SQLITE_CONSTRAINT"):
+        return IntegrityFault(
+            f"What was to be stored does not fit what the store at {root} holds: {error}.", hint="mta doctor"
+        )
+    if name.startswith("SQLITE_TOOBIG"):
+        return BadInput("A text is too long to be stored.")
+    return IntegrityFault(
+        f"The store at {root} cannot be used: {error}.", hint="mta doctor, or restore registry.db from a copy"
+    )

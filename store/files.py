@@ -1,0 +1,207 @@
+"""Files of the store: written whole or not at all, named by their content, verified when read. Knows no database."""
+
+import contextlib
+import errno
+import hashlib
+import math
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mta_cli.errors import BadInput, IntegrityFault, MtaError
+from store.process import alive
+
+ORPHAN_SECONDS = 3600
+"""How old a file without a row must be before it is removed as an orphan."""
+
+_SUFFIX = ".safetensors"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY = re.compile(r"\.mta-(\d+)-[0-9a-f]+\.tmp")
+_REMEDY = "restore it from a copy, or remove what uses it and build it again"
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Make `data` the content of `path`: after a crash at any moment, it is there whole or what was there before.
+
+    Folders are made as needed. Raises BadInput when the disk is full or refuses, IntegrityFault when it fails; no
+    temporary file stays.
+    """
+    temporary = path.parent / f".mta-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            _write_durably(temporary, data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _disk_fault(path, error) from error
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    if sys.platform == "win32":  # a folder cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _disk_fault(path: Path, error: OSError) -> MtaError:
+    reason = error.strerror or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BadInput(
+            f"The disk is full: {path} was not written ({reason}).", hint="free some space and run it again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return BadInput(f"{path} cannot be written: {reason}.", hint="check the permissions of the store's directory")
+    return IntegrityFault(f"{path} could not be written: {reason}.", hint="check the disk")
+
+
+def sha256(data: bytes) -> str:
+    """The content's digest, 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class AdapterFiles:
+    """The adapter files and training checkpoints below a store's directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "adapters"
+        self.partial = root / "partial"
+
+    def path(self, digest: str) -> Path:
+        """Where the file of this digest is or would be. Raises IntegrityFault for what is no digest."""
+        if not _DIGEST.fullmatch(digest):
+            raise IntegrityFault(f"{digest[:80]!r} is not the digest of a file.")
+        return self.folder / digest[:2] / f"{digest}{_SUFFIX}"
+
+    def write(self, data: bytes) -> tuple[str, int]:
+        """Store `data`; returns its digest and size. What is there already is left alone. Raises as `atomic_write`."""
+        digest = sha256(data)
+        path = self.path(digest)
+        if not self._holds(path, digest):
+            atomic_write(path, data)
+        return digest, len(data)
+
+    def verify(self, digest: str) -> None:
+        """Raises IntegrityFault, naming the digest and the remedy, unless the file holds exactly its content."""
+        self.read(digest)
+
+    def read(self, digest: str) -> bytes:
+        """The file's content, verified. Raises IntegrityFault."""
+        path = self.path(digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise IntegrityFault(f"The file of adapter {digest} is gone: {path}.", hint=_REMEDY) from error
+        except OSError as error:
+            raise IntegrityFault(
+                f"The file of adapter {digest} cannot be read: {error.strerror}.", hint=_REMEDY
+            ) from error
+        found = sha256(data)
+        if found != digest:
+            raise IntegrityFault(
+                f"The file of adapter {digest} is damaged: its content has digest {found}.", hint=_REMEDY
+            )
+        return data
+
+    def delete(self, digest: str) -> None:
+        """Remove the file if it is there."""
+        path = self.path(digest)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _disk_fault(path, error) from error
+
+    def orphans(self, known: set[str]) -> list[Path]:
+        """Adapter files whose digest is not in `known`, by path."""
+        return sorted(
+            path for path in self.folder.glob(f"??/*{_SUFFIX}") if path.name.removesuffix(_SUFFIX) not in known
+        )
+
+    def drop_orphans(self, known: set[str]) -> None:
+        """Remove orphans, save for those so young that another process may be about to record them."""
+        for path in self.orphans(known):
+            if _written(path) < time.time() - ORPHAN_SECONDS:
+                path.unlink(missing_ok=True)
+
+    def temporary(self) -> list[Path]:
+        """Temporary files of processes that are no more."""
+        return [path for path in self._temporary_files() if not alive(int(_TEMPORARY.fullmatch(path.name)[1]))]  # type: ignore[index]
+
+    def clean_temporary(self) -> int:
+        """Remove temporary files of processes that are no more; returns how many."""
+        left = self.temporary()
+        for path in left:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        return len(left)
+
+    def write_partial(self, key: str, data: bytes) -> None:
+        """Keep a checkpoint under `key`, in place of the earlier one. Raises as `atomic_write`."""
+        path = self.partial / f"{sha256(key.encode())}.{sha256(data)}{_SUFFIX}"
+        atomic_write(path, data)
+        for older in self._partials(key):
+            if older != path:
+                older.unlink(missing_ok=True)
+
+    def read_partial(self, key: str) -> bytes | None:
+        """The newest intact checkpoint of `key`; None when there is none. Damaged ones are removed."""
+        for path in sorted(self._partials(key), key=_written, reverse=True):
+            with contextlib.suppress(OSError):
+                data = path.read_bytes()
+                if path.name.split(".")[1] == sha256(data):
+                    return data
+                path.unlink(missing_ok=True)
+        return None
+
+    def drop_partial(self, key: str) -> None:
+        """Remove the checkpoint of `key` if there is one."""
+        for path in self._partials(key):
+            path.unlink(missing_ok=True)
+
+    def drop_partials(self) -> None:
+        """Remove every checkpoint. Their trainings, if any still run, write new ones."""
+        for path in self.partial.glob(f"*{_SUFFIX}"):
+            path.unlink(missing_ok=True)
+
+    def _holds(self, path: Path, digest: str) -> bool:
+        try:
+            return sha256(path.read_bytes()) == digest
+        except OSError:
+            return False
+
+    def _partials(self, key: str) -> list[Path]:
+        return list(self.partial.glob(f"{sha256(key.encode())}.*{_SUFFIX}"))
+
+    def _temporary_files(self) -> Iterator[Path]:
+        for pattern in ("adapters/.*.tmp", "adapters/??/.*.tmp", "partial/.*.tmp"):
+            for path in self.folder.parent.glob(pattern):
+                if _TEMPORARY.fullmatch(path.name):
+                    yield path
+
+
+def _written(path: Path) -> float:
+    """When the file was last written, in seconds of the clock; infinity when it vanished meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return math.inf

@@ -1,0 +1,107 @@
+"""How a person is forgotten: rows, the full-text index, names inside documents, files, and the bytes of deleted rows.
+
+Knows the tables that hold people. Knows nothing of why somebody is forgotten.
+"""
+
+import json
+import re
+from typing import Any
+
+from store.adapters import Adapters
+from store.connection import Connection
+from store.files import AdapterFiles
+from store.models import User
+from store.process import now
+from store.rows import dumps
+from store.users import Forgotten
+
+SOMEBODY = "(forgotten)"
+"""What stands where the person's name was, in the records of others."""
+
+# Columns with documents or messages that are about others but may name the person.
+_DOCUMENTS = (
+    ("runs", "config"),
+    ("runs", "result"),
+    ("evaluations", "config"),
+    ("evaluations", "result"),
+    ("messages", "source"),
+)
+_TEXTS = (("runs", "subject"), ("runs", "error"))
+
+
+class Forgetting:
+    """Removes people from a store."""
+
+    def __init__(self, db: Connection, adapters: Adapters, files: AdapterFiles) -> None:
+        self._db, self._adapters, self._files = db, adapters, files
+
+    def forget(self, user: User) -> Forgotten:
+        """See `Users.forget`."""
+        with self._db.transaction():
+            stale = self._stale_anchors(user.id)
+            self._db.write("UPDATE anchors SET user_id = NULL, stale = 1 WHERE user_id = ?", (user.id,))
+            self._bury(user.id, had_anchor=bool(stale))
+            self._db.write("DELETE FROM runs WHERE subject = ?", (user.name,))
+            self._db.write("DELETE FROM users WHERE id = ?", (user.id,))
+            self._unname(user.name)
+            removed = self._adapters.remove_unreferenced()
+            self._db.after_commit(self.erase)
+        banks = list(dict.fromkeys(f"{name} v{version}" for name, version, _ in stale))
+        return Forgotten(user.name, removed, stale, banks)
+
+    def erase(self) -> None:
+        """Leave no byte of people who were forgotten, if any are left. Raises StoreBusy while another process reads.
+
+        A crash or a reader may prevent it; then the next opening of the store does it.
+        """
+        if not self._owed():
+            return
+        self._files.drop_partials()  # an unfinished training may be on their words
+        self._files.drop_orphans({digest for (digest,) in self._db.tuples("SELECT digest FROM adapters")})
+        self._db.write("INSERT INTO items_fts (items_fts) VALUES ('optimize')")
+        self._db.compact()
+        self._db.write("UPDATE tombstones SET erased = 1")
+
+    def _owed(self) -> bool:
+        return bool(self._db.tuples("SELECT 1 FROM tombstones WHERE NOT erased LIMIT 1"))
+
+    def _stale_anchors(self, user_id: int) -> list[tuple[str, int, int]]:
+        sql = """SELECT banks.name, version, anchors.id FROM anchors JOIN banks ON banks.id = bank_id
+        WHERE user_id = ? ORDER BY anchors.id"""
+        return [(name, version, anchor) for name, version, anchor in self._db.tuples(sql, (user_id,))]
+
+    def _bury(self, user_id: int, *, had_anchor: bool) -> None:
+        count = self._db.value("SELECT count(*) FROM items WHERE user_id = ?", (user_id,))
+        sql = "INSERT INTO tombstones (forgotten_at, items, had_anchor) VALUES (?, ?, ?)"
+        self._db.write(sql, (now(), count, int(had_anchor)))
+
+    def _unname(self, name: str) -> None:
+        pattern = _as_a_word(name)
+        units = [unit for (unit,) in self._db.tuples("SELECT DISTINCT unit FROM steps") if pattern.search(unit)]
+        self._db.write_many("DELETE FROM steps WHERE unit = ?", ((unit,) for unit in units))
+        for table, column in _DOCUMENTS:
+            self._rewrite(table, column, lambda text: dumps(_without(json.loads(text), pattern)))
+        for table, column in _TEXTS:
+            self._rewrite(table, column, lambda text: pattern.sub(SOMEBODY, text))
+
+    def _rewrite(self, table: str, column: str, change: Any) -> None:
+        for number, text in self._db.tuples(f"SELECT id, {column} FROM {table} WHERE {column} IS NOT NULL"):
+            changed = change(text)
+            if changed != text:
+                self._db.write(f"UPDATE {table} SET {column} = ? WHERE id = ?", (changed, number))
+
+
+def _as_a_word(name: str) -> re.Pattern[str]:
+    """Finds the name where it is not part of a longer word."""
+    before, after = (r"(?<!\w)" if name[0].isalnum() else ""), (r"(?!\w)" if name[-1].isalnum() else "")
+    return re.compile(before + re.escape(name) + after)
+
+
+def _without(document: Any, name: re.Pattern[str]) -> Any:
+    if isinstance(document, str):
+        return name.sub(SOMEBODY, document)
+    if isinstance(document, list):
+        return [_without(value, name) for value in document]
+    if isinstance(document, dict):
+        return {key: _without(value, name) for key, value in document.items()}
+    return document

@@ -1,0 +1,226 @@
+"""The rows of the registry as frozen records. Knows neither SQL nor where the registry lies."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class User:
+    """Somebody with a name and a history. `can_anchor` is their consent to be an anchor."""
+
+    id: int
+    name: str
+    can_anchor: bool
+    created: str
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """A history item or query before it is stored. `key` is its id in the source, unique per user and task."""
+
+    key: str
+    task: str
+    input: str
+    output: str
+    time: str | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing the user did: `input` → `output`. Items are ordered by `time`, then by arrival (`id`)."""
+
+    id: int
+    user_id: int
+    key: str
+    task: str
+    input: str
+    output: str
+    time: str | None
+
+
+@dataclass(frozen=True)
+class Query:
+    """A held-out item, used to measure and never to train."""
+
+    id: int
+    user_id: int
+    key: str
+    task: str
+    input: str
+    gold: str
+    time: str | None
+
+
+@dataclass(frozen=True)
+class UserSummary:
+    """One line of `mta user list`. `task` is the one with most items; `status` is new, anchor, fused or adapted."""
+
+    name: str
+    items: int
+    queries: int
+    task: str | None
+    status: str
+    stack_bytes: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A user's embedding for one task. `total` is the float32 sum of `items` unit item vectors, up to item `last_item`."""
+
+    user_id: int
+    task: str
+    embedder: str
+    total: bytes
+    items: int
+    last_item: int
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen language model (or embedder) that the registry has met."""
+
+    fingerprint: str
+    name: str
+    kind: str
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One file of LoRA weights and everything needed to know what it is."""
+
+    digest: str
+    kind: str
+    base: str
+    task_adapter: str | None
+    rank: int
+    alpha: float
+    targets: str
+    placement: str
+    dtype: str
+    seed: int
+    data_hash: str
+    bytes: int
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    tokens: int = 0
+    seconds: float = 0.0
+    loss_first: float | None = None
+    loss_last: float | None = None
+    created: str = ""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """A versioned set of anchors. `key` hashes base, options and data: the same key is the same bank. `status`: building, ready."""
+
+    id: int
+    name: str
+    version: int
+    key: str
+    task: str
+    base: str
+    embedder: str
+    task_adapter: str | None
+    status: str
+    seed: int
+    config: dict[str, Any]
+    tokens: int
+    seconds: float
+    created: str
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A user who stands for a cluster in a bank. `digest` is None until the meta-LoRA is trained.
+
+    `user_id` and `user` become None when the person is forgotten; the anchor is then `stale`.
+    """
+
+    id: int
+    bank_id: int
+    user_id: int | None
+    user: str | None
+    cluster: int
+    cluster_size: int
+    items: int
+    digest: str | None
+    loss_first: float | None
+    loss_last: float | None
+    stale: bool
+
+
+@dataclass(frozen=True)
+class Share:
+    """One anchor's part in a recipe."""
+
+    anchor_id: int
+    similarity: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A user's fusion: which anchors of which bank, and how much of each. Stored as 12 bytes an anchor."""
+
+    user_id: int
+    task: str
+    bank_id: int
+    method: str
+    shares: tuple[Share, ...]
+    bytes: int
+    created: str = ""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A user's own residual on top of a bank's fusion. `recipe` is the packed recipe that it was trained on."""
+
+    user_id: int
+    task: str
+    bank_id: int
+    digest: str
+    shots: int
+    steps: int
+    loss_before: float
+    loss_after: float
+    recipe: bytes
+    bytes: int
+    created: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of a job. `status`: running, done, failed or interrupted."""
+
+    id: int
+    kind: str
+    subject: str
+    status: str
+    config: dict[str, Any]
+    result: dict[str, Any] | None
+    error: str | None
+    started: str
+    ended: str | None
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation with one user's model."""
+
+    id: int
+    user_id: int
+    title: str
+    created: str
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat. `source` says which model answered: base, fused or adapted, with bank and anchors."""
+
+    id: int
+    chat_id: int
+    role: str
+    content: str
+    source: dict[str, Any]
+    created: str

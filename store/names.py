@@ -1,0 +1,52 @@
+"""What may be a user's name. A name is data: no path, query or command is ever made from it. Knows no database."""
+
+import unicodedata
+
+from mta_cli.errors import BadInput
+
+MAX_NAME = 200
+"""Most characters in a user's name, in its stored form."""
+
+_REFUSED = {
+    "Cc": "a control character",
+    "Cf": "an invisible formatting character",
+    "Cs": "half of a surrogate pair",
+    "Co": "a private-use character",
+    "Cn": "a code point that is no character",
+    "Zl": "a line separator",
+    "Zp": "a paragraph separator",
+}
+
+
+def check_name(raw: str) -> str:
+    """The stored form (NFC) of a user's name. Raises BadInput, with the name escaped, for what cannot be one."""
+    fault = _fault(raw)
+    if fault is None:
+        name = unicodedata.normalize("NFC", raw)
+        if len(name) <= MAX_NAME:
+            return name
+        fault = f"has {len(name):,} characters; the most is {MAX_NAME}"
+    raise BadInput(f"{shown(raw)} cannot be a user's name: it {fault}.", hint="choose a short, printable name")
+
+
+def _fault(raw: str) -> str | None:
+    if not raw.strip():
+        return "is empty"
+    if len(raw) > 4 * MAX_NAME:  # composing shortens a text, but hardly any name to a quarter
+        return f"has {len(raw):,} characters; the most is {MAX_NAME}"
+    for char in raw:
+        kind = _REFUSED.get(unicodedata.category(char))
+        if kind is not None:
+            return f"holds {kind} (U+{ord(char):04X})"
+    return 'begins with "-" and would be read as a flag' if raw.startswith("-") else None
+
+
+def shown(text: str, most: int = 60) -> str:
+    """`text` quoted, escaped to printable characters and cut, for a message."""
+    return repr(text if len(text) <= most else text[: most - 1] + "…")
+
+
+def folded(name: str) -> str:
+    """The name without what people overlook: case, Unicode form and white space around words."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return " ".join(unicodedata.normalize("NFKC", plain).split())

@@ -1,0 +1,104 @@
+"""What is stored of a user's model: the recipe of their fusion and the row of their stack. Knows no tensors."""
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from store.adapters import Adapters
+from store.connection import Connection
+from store.models import Recipe, Share, Stack
+from store.process import now
+from store.rows import numbers
+
+_SHARE = struct.Struct("<Iff")  # anchor id, similarity, weight
+_RECIPE = "SELECT user_id, task, bank_id, method, shares, created FROM recipes"
+_STACK = """SELECT user_id, task, bank_id, digest, shots, steps, loss_before, loss_after, recipe, bytes, created
+FROM stacks"""
+_ONE = "WHERE user_id = ? AND task = ? AND bank_id = ?"
+_LOSSES = ("loss_before", "loss_after")
+
+
+def pack_shares(shares: Sequence[Share]) -> bytes:
+    """A recipe's shares, 12 bytes each: anchor id (uint32), similarity and weight (float32), little-endian."""
+    return b"".join(_SHARE.pack(share.anchor_id, share.similarity, share.weight) for share in shares)
+
+
+def unpack_shares(packed: bytes) -> tuple[Share, ...]:
+    """The shares in `packed`; similarity and weight as float32 kept them."""
+    return tuple(Share(*values) for values in _SHARE.iter_unpack(packed))
+
+
+class Recipes:
+    """Every user's fusions."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+
+    def put(self, recipe: Recipe) -> None:
+        """Store a recipe, in place of the user's earlier one for the task and bank."""
+        values = (
+            recipe.user_id,
+            recipe.task,
+            recipe.bank_id,
+            recipe.method,
+            pack_shares(recipe.shares),
+            recipe.created or now(),
+        )
+        sql = "REPLACE INTO recipes (user_id, task, bank_id, method, shares, created) VALUES (?, ?, ?, ?, ?, ?)"
+        self._db.write(sql, values)
+
+    def get(self, user_id: int, task: str, bank_id: int) -> Recipe | None:
+        """The user's recipe for a task on a bank, if there is one."""
+        row = self._db.row(f"{_RECIPE} {_ONE}", (user_id, task, bank_id))
+        return _recipe(row) if row is not None else None
+
+    def of_user(self, user_id: int) -> list[Recipe]:
+        """The user's recipes, by task, newest bank first."""
+        rows = self._db.rows(f"{_RECIPE} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
+        return [_recipe(row) for row in rows]
+
+    def remove(self, user_id: int, task: str, bank_id: int) -> None:
+        """Remove a recipe if it is there."""
+        self._db.write(f"DELETE FROM recipes {_ONE}", (user_id, task, bank_id))
+
+
+class Stacks:
+    """Every user's stacks."""
+
+    def __init__(self, db: Connection, adapters: Adapters) -> None:
+        self._db, self._adapters = db, adapters
+
+    def put(self, stack: Stack) -> None:
+        """Store a stack, in place of the user's earlier one, whose adapter goes if nothing else uses it."""
+        earlier = self.get(stack.user_id, stack.task, stack.bank_id)
+        columns = "user_id, task, bank_id, digest, shots, steps, loss_before, loss_after, recipe, bytes"
+        values = [getattr(stack, name) for name in columns.split(", ")]
+        sql = f"REPLACE INTO stacks ({columns}, created) VALUES ({', '.join('?' * 11)})"
+        with self._db.transaction():
+            self._db.write(sql, (*values, stack.created or now()))
+            if earlier is not None:
+                self._adapters.remove_if_unreferenced(earlier.digest)
+
+    def get(self, user_id: int, task: str, bank_id: int) -> Stack | None:
+        """The user's stack for a task on a bank, if there is one."""
+        row = self._db.row(f"{_STACK} {_ONE}", (user_id, task, bank_id))
+        return Stack(**numbers(row, *_LOSSES)) if row is not None else None
+
+    def of_user(self, user_id: int) -> list[Stack]:
+        """The user's stacks, by task, newest bank first."""
+        rows = self._db.rows(f"{_STACK} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
+        return [Stack(**numbers(row, *_LOSSES)) for row in rows]
+
+    def remove(self, user_id: int, task: str, bank_id: int) -> None:
+        """Remove a stack if it is there, and its adapter if nothing else uses it."""
+        stack = self.get(user_id, task, bank_id)
+        if stack is None:
+            return
+        with self._db.transaction():
+            self._db.write(f"DELETE FROM stacks {_ONE}", (user_id, task, bank_id))
+            self._adapters.remove_if_unreferenced(stack.digest)
+
+
+def _recipe(row: dict[str, Any]) -> Recipe:
+    packed = row.pop("shares")
+    return Recipe(**row, shares=unpack_shares(packed), bytes=len(packed))

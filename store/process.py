@@ -1,0 +1,23 @@
+"""What the store knows of the machine: the time, and whether another process is still there."""
+
+import os
+import sys
+from datetime import UTC, datetime
+
+
+def now() -> str:
+    """The present moment, UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process with this number runs on this machine. On Windows, where asking could end it, always true."""
+    if sys.platform == "win32":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

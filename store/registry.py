@@ -1,0 +1,107 @@
+"""The registry: one object through which everything stored is read and written. Knows neither engine nor terminal.
+
+The nouns are attributes (`registry.users`, `registry.banks`, …), each in a module of its own; the queries of the
+project are there and nowhere else.
+"""
+
+import contextlib
+import hashlib
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+
+from mta_cli.errors import MtaError
+from store import checking
+from store.adapters import Adapters
+from store.banks import Banks
+from store.bases import Bases
+from store.chats import Chats
+from store.connection import Connection, hold
+from store.evaluations import Evaluations
+from store.files import AdapterFiles
+from store.forgetting import Forgetting
+from store.items import Items
+from store.names import shown
+from store.personal import Recipes, Stacks
+from store.profiles import Profiles
+from store.runs import Runs
+from store.tasks import Tasks
+from store.users import Users
+
+
+class Registry:
+    """An open store. Use it in a `with` statement, from the thread that opened it."""
+
+    def __init__(self, root: Path, db: Connection) -> None:
+        self.root = root
+        self._db = db
+        self.files = AdapterFiles(root)
+        self.adapters = Adapters(db, self.files)
+        self._forgetting = Forgetting(db, self.adapters, self.files)
+        self.users = Users(db, self._forgetting)
+        self.items = Items(db)
+        self.profiles = Profiles(db)
+        self.models = Bases(db)
+        self.tasks = Tasks(db)
+        self.banks = Banks(db, self.adapters)
+        self.recipes = Recipes(db)
+        self.stacks = Stacks(db, self.adapters)
+        self.runs = Runs(db)
+        self.evaluations = Evaluations(db)
+        self.chats = Chats(db)
+
+    @classmethod
+    def open(cls, root: Path, *, create: bool = False, timeout: float = 10.0) -> "Registry":
+        """Open the store in `root`, brought to the newest schema; with `create`, make it if it is not there.
+
+        `timeout` is how many seconds a write waits for another writer. A store that may not be written can be read.
+        Raises NotFound when there is none, IntegrityFault when the database is damaged, another program's or of a newer
+        schema, BadInput when it cannot be made.
+        """
+        registry = cls(root, Connection.open(root, create=create, timeout=timeout))
+        try:
+            registry._finish_what_was_begun()
+        except BaseException:
+            registry.close()
+            raise
+        return registry
+
+    def close(self) -> None:
+        """Close the store."""
+        self._db.close()
+
+    def __enter__(self) -> "Registry":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All or nothing for what is written inside; an inner one joins the outer one.
+
+        Raises StoreBusy when another process writes for longer than the timeout.
+        """
+        return self._db.transaction()
+
+    def job_lock(self, name: str, timeout: float = 0) -> AbstractContextManager[None]:
+        """Hold the lock of a job, between processes. Raises StoreBusy when another holds it for `timeout` seconds."""
+        return hold(self.root, hashlib.sha256(name.encode()).hexdigest(), timeout, f"at the same job ({shown(name)})")
+
+    def check(self) -> list[str]:
+        """Everything that is wrong with the store, a line each; empty when all is well."""
+        return checking.problems(self._db, self.files)
+
+    def counts(self) -> dict[str, int]:
+        """How many rows each table has."""
+        return checking.counts(self._db)
+
+    def _finish_what_was_begun(self) -> None:
+        """After a crash: temporary files, files without their rows, bytes of a forgotten person."""
+        if not self._db.writable:
+            return
+        self.files.clean_temporary()
+        with contextlib.suppress(MtaError), self._db.without_waiting():  # a reader need not wait for others to do it
+            self.adapters.remove_doomed()
+            self._forgetting.erase()

@@ -1,0 +1,25 @@
+"""Between rows of the database and the frozen records: JSON columns, booleans, binary numbers. Knows no table."""
+
+import json
+import math
+from typing import Any
+
+
+def dumps(document: Any) -> str:
+    """A document as a JSON column holds it."""
+    return json.dumps(document, ensure_ascii=False, sort_keys=True)
+
+
+def loads(row: dict[str, Any], *columns: str) -> dict[str, Any]:
+    """The row with its JSON `columns` as documents; NULL stays None."""
+    return row | {name: None if row[name] is None else json.loads(row[name]) for name in columns}
+
+
+def truths(row: dict[str, Any], *columns: str) -> dict[str, Any]:
+    """The row with its 0/1 `columns` as booleans."""
+    return row | {name: bool(row[name]) for name in columns}
+
+
+def numbers(row: dict[str, Any], *columns: str) -> dict[str, Any]:
+    """The row with NULL in `columns` as not-a-number, which is how SQLite keeps it."""
+    return row | {name: math.nan if row[name] is None else row[name] for name in columns}

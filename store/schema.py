@@ -1,0 +1,296 @@
+"""The tables of the registry, as numbered forward migrations of one transaction each. Knows no rows.
+
+Every migration also moves SQLite's `user_version`, so that a program meets a newer store with a clear word.
+"""
+
+import sqlite3
+
+from sqlite_utils import Database
+from sqlite_utils.migrations import Migrations
+
+APPLICATION_ID = 0x4D544131
+"""SQLite's `application_id` of a store: "MTA1"."""
+
+migrations = Migrations("mta")
+
+
+def _run(db: Database, script: str, version: int) -> None:
+    for statement in script.split(";\n\n"):
+        db.conn.execute(statement)
+    db.conn.execute(f"PRAGMA user_version = {version}")
+
+
+# Task names may hold anything, so they enter the index as one hexadecimal word together with the user's number: a
+# search then reads only that user's part of it, however many items others have.
+_PEOPLE = """
+CREATE TABLE users (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    can_anchor INTEGER NOT NULL DEFAULT 1,
+    created TEXT NOT NULL
+);
+
+CREATE TABLE items (
+    id INTEGER PRIMARY KEY,
+    user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+    key TEXT NOT NULL,
+    task TEXT NOT NULL,
+    input TEXT NOT NULL,
+    output TEXT NOT NULL,
+    time TEXT,
+    UNIQUE (user_id, task, key)
+);
+
+CREATE INDEX items_in_order ON items (user_id, task, time, id);
+
+CREATE TABLE queries (
+    id INTEGER PRIMARY KEY,
+    user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+    key TEXT NOT NULL,
+    task TEXT NOT NULL,
+    input TEXT NOT NULL,
+    gold TEXT NOT NULL,
+    time TEXT,
+    UNIQUE (user_id, task, key)
+);
+
+CREATE TABLE profiles (
+    user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+    task TEXT NOT NULL,
+    embedder TEXT NOT NULL,
+    total BLOB NOT NULL,
+    items INTEGER NOT NULL,
+    last_item INTEGER NOT NULL,
+    PRIMARY KEY (user_id, task, embedder)
+);
+
+CREATE VIEW item_texts AS SELECT id, user_id || 'x' || hex(task) AS scope, input, output FROM items;
+
+CREATE VIRTUAL TABLE items_fts USING fts5(scope, input, output, content='item_texts', content_rowid='id');
+
+CREATE TRIGGER items_indexed AFTER INSERT ON items BEGIN
+    INSERT INTO items_fts (rowid, scope, input, output)
+    VALUES (new.id, new.user_id || 'x' || hex(new.task), new.input, new.output);
+END;
+
+CREATE TRIGGER items_unindexed AFTER DELETE ON items BEGIN
+    INSERT INTO items_fts (items_fts, rowid, scope, input, output)
+    VALUES ('delete', old.id, old.user_id || 'x' || hex(old.task), old.input, old.output);
+END
+"""
+
+_TRAINING = """
+CREATE TABLE bases (
+    fingerprint TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+
+CREATE TABLE tasks (name TEXT PRIMARY KEY, toml TEXT NOT NULL);
+
+CREATE TABLE adapters (
+    digest TEXT PRIMARY KEY,
+    kind TEXT NOT NULL,
+    base TEXT NOT NULL,
+    task_adapter TEXT REFERENCES adapters,
+    rank INTEGER NOT NULL,
+    alpha REAL NOT NULL,
+    targets TEXT NOT NULL,
+    placement TEXT NOT NULL,
+    dtype TEXT NOT NULL,
+    seed INTEGER NOT NULL,
+    data_hash TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    config TEXT NOT NULL,
+    versions TEXT NOT NULL,
+    tokens INTEGER NOT NULL,
+    seconds REAL NOT NULL,
+    loss_first REAL,
+    loss_last REAL,
+    created TEXT NOT NULL
+);
+
+CREATE INDEX adapters_on_task_adapter ON adapters (task_adapter);
+
+CREATE TABLE doomed_files (digest TEXT PRIMARY KEY);
+
+CREATE TABLE banks (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    task TEXT NOT NULL,
+    base TEXT NOT NULL,
+    embedder TEXT NOT NULL,
+    task_adapter TEXT REFERENCES adapters,
+    status TEXT NOT NULL DEFAULT 'building',
+    seed INTEGER NOT NULL,
+    config TEXT NOT NULL,
+    tokens INTEGER NOT NULL DEFAULT 0,
+    seconds REAL NOT NULL DEFAULT 0,
+    created TEXT NOT NULL,
+    UNIQUE (name, version)
+);
+
+CREATE TABLE anchors (
+    id INTEGER PRIMARY KEY,
+    bank_id INTEGER NOT NULL REFERENCES banks ON DELETE CASCADE,
+    user_id INTEGER REFERENCES users ON DELETE SET NULL,
+    cluster INTEGER NOT NULL,
+    cluster_size INTEGER NOT NULL,
+    items INTEGER NOT NULL,
+    digest TEXT REFERENCES adapters,
+    loss_first REAL,
+    loss_last REAL,
+    stale INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (bank_id, cluster)
+);
+
+CREATE INDEX anchors_of_user ON anchors (user_id);
+
+CREATE INDEX anchors_with_adapter ON anchors (digest);
+
+CREATE TABLE recipes (
+    user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+    task TEXT NOT NULL,
+    bank_id INTEGER NOT NULL REFERENCES banks ON DELETE CASCADE,
+    method TEXT NOT NULL,
+    shares BLOB NOT NULL,
+    created TEXT NOT NULL,
+    PRIMARY KEY (user_id, task, bank_id)
+);
+
+CREATE INDEX recipes_on_bank ON recipes (bank_id);
+
+CREATE TABLE stacks (
+    user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+    task TEXT NOT NULL,
+    bank_id INTEGER NOT NULL REFERENCES banks ON DELETE CASCADE,
+    digest TEXT NOT NULL REFERENCES adapters,
+    shots INTEGER NOT NULL,
+    steps INTEGER NOT NULL,
+    loss_before REAL,
+    loss_after REAL,
+    recipe BLOB NOT NULL,
+    bytes INTEGER NOT NULL,
+    created TEXT NOT NULL,
+    PRIMARY KEY (user_id, task, bank_id)
+);
+
+CREATE INDEX stacks_on_bank ON stacks (bank_id);
+
+CREATE INDEX stacks_with_adapter ON stacks (digest)
+"""
+
+_RECORDS = """
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY,
+    kind TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    status TEXT NOT NULL DEFAULT 'running',
+    config TEXT NOT NULL,
+    result TEXT,
+    error TEXT,
+    pid INTEGER NOT NULL,
+    started TEXT NOT NULL,
+    ended TEXT
+);
+
+CREATE INDEX runs_of_subject ON runs (subject);
+
+CREATE TABLE steps (
+    run_id INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE,
+    unit TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    loss REAL,
+    tokens INTEGER NOT NULL,
+    seconds REAL NOT NULL,
+    PRIMARY KEY (run_id, unit, step)
+);
+
+CREATE TABLE evaluations (
+    id INTEGER PRIMARY KEY,
+    task TEXT NOT NULL,
+    bank_id INTEGER REFERENCES banks ON DELETE SET NULL,
+    config TEXT NOT NULL,
+    result TEXT NOT NULL,
+    created TEXT NOT NULL
+);
+
+CREATE INDEX evaluations_of_bank ON evaluations (bank_id);
+
+CREATE TABLE predictions (
+    id INTEGER PRIMARY KEY,
+    evaluation_id INTEGER NOT NULL REFERENCES evaluations ON DELETE CASCADE,
+    user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+    query_id INTEGER NOT NULL,
+    method TEXT NOT NULL,
+    prompt TEXT NOT NULL,
+    answer TEXT NOT NULL,
+    gold TEXT NOT NULL,
+    gold_loglik REAL,
+    tokens INTEGER NOT NULL,
+    seconds REAL NOT NULL
+);
+
+CREATE INDEX predictions_of_evaluation ON predictions (evaluation_id);
+
+CREATE INDEX predictions_of_user ON predictions (user_id);
+
+CREATE TABLE chats (
+    id INTEGER PRIMARY KEY,
+    user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+    title TEXT NOT NULL,
+    created TEXT NOT NULL
+);
+
+CREATE INDEX chats_of_user ON chats (user_id);
+
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY,
+    chat_id INTEGER NOT NULL REFERENCES chats ON DELETE CASCADE,
+    role TEXT NOT NULL,
+    content TEXT NOT NULL,
+    source TEXT NOT NULL,
+    created TEXT NOT NULL
+);
+
+CREATE INDEX messages_of_chat ON messages (chat_id);
+
+CREATE TABLE tombstones (
+    id INTEGER PRIMARY KEY,
+    forgotten_at TEXT NOT NULL,
+    items INTEGER NOT NULL,
+    had_anchor INTEGER NOT NULL,
+    erased INTEGER NOT NULL DEFAULT 0
+)
+"""
+
+
+@migrations()
+def m001_people(db: Database) -> None:
+    """Users, their items with a full-text index, queries and profiles."""
+    db.conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    _run(db, _PEOPLE, 1)
+
+
+@migrations()
+def m002_training(db: Database) -> None:
+    """Bases, tasks, adapters, banks, and what is personal."""
+    _run(db, _TRAINING, 2)
+
+
+@migrations()
+def m003_records(db: Database) -> None:
+    """What was done and said: runs, evaluations, chats; and that somebody was forgotten."""
+    _run(db, _RECORDS, 3)
+
+
+SCHEMA_VERSION = 3
+"""The newest schema that this program knows."""
+
+
+def schema_version(conn: sqlite3.Connection) -> int:
+    """The schema of an open store; 0 when it has none yet."""
+    return int(conn.execute("PRAGMA user_version").fetchone()[0])

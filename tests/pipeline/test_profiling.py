@@ -1,0 +1,127 @@
+"""Profiles: unit means of item embeddings, of which only new ones are computed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mta_cli.engine.embed import Embedder
+from mta_cli.events import Done, Step
+from mta_cli.pipeline import profiling
+from mta_cli.pipeline.models import resolve
+from mta_cli.pipeline.profiling import profile_matrix, refresh_profiles, unit_rows
+from store.models import NewItem
+from store.registry import Registry
+
+
+@pytest.fixture
+def registry(store_root: Path) -> Iterator[Registry]:
+    with Registry.open(store_root, create=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts each call of the embedder was given."""
+    calls: list[int] = []
+    plain = Embedder.embed
+
+    def embed(self: Embedder, texts: Any) -> Any:
+        calls.append(len(texts))
+        return plain(self, texts)
+
+    monkeypatch.setattr(Embedder, "embed", embed)
+    return calls
+
+
+def add(registry: Registry, name: str, *texts: str, task: str = "free") -> None:
+    user, _ = registry.users.ensure(name)
+    start = registry.items.count(user.id, task)
+    items = [NewItem(f"{start + number}", task, f"in {text}", f"out {text}") for number, text in enumerate(texts)]
+    registry.items.append(user.id, items)
+
+
+def refresh(registry: Registry, **named: Any) -> dict[str, Any]:
+    events = list(refresh_profiles(registry, "free", resolve("tiny-embedder", "embedder"), device="cpu", **named))
+    assert isinstance(events[-1], Done)
+    return events[-1].result  # type: ignore[no-any-return]
+
+
+def matrix(registry: Registry) -> tuple[list[int], Any]:
+    return profile_matrix(registry, "free", resolve("tiny-embedder").fingerprint)
+
+
+def test_a_profile_is_the_unit_mean_of_its_items(registry: Registry, tiny_embedder_path: Path) -> None:
+    add(registry, "ada", "tax", "law")
+    add(registry, "bo", "film")
+    assert refresh(registry) == {"task": "free", "users": 2, "items": 3}
+    ids, rows = matrix(registry)
+    assert ids == [registry.users.get("ada").id, registry.users.get("bo").id]
+    plain = Embedder(tiny_embedder_path, "cpu").embed(["in tax\nout tax", "in law\nout law", "in film\nout film"])
+    assert np.allclose(rows, unit_rows(np.stack([plain[:2].sum(axis=0), plain[2]])), atol=1e-5)
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
+def test_only_what_is_new_is_embedded(registry: Registry, counted: list[int]) -> None:
+    add(registry, "ada", "tax", "law")
+    add(registry, "bo", "film")
+    refresh(registry)
+    refresh(registry)
+    assert counted == [3]
+    add(registry, "ada", "opera")
+    assert refresh(registry)["items"] == 1
+    assert counted == [3, 1]
+
+
+def test_growing_gives_what_one_pass_gives(registry: Registry) -> None:
+    add(registry, "ada", "tax", "law")
+    refresh(registry)
+    add(registry, "ada", "opera", "boats")
+    refresh(registry)
+    add(registry, "same", "tax", "law", "opera", "boats")
+    refresh(registry)
+    _, rows = matrix(registry)
+    assert np.allclose(rows[0], rows[1], atol=1e-5)
+
+
+def test_only_the_chosen_users_and_the_task_asked_for(registry: Registry) -> None:
+    add(registry, "ada", "tax")
+    add(registry, "bo", "film")
+    add(registry, "cy", "sea", task="lamp-2")
+    assert refresh(registry, users=[registry.users.get("bo")])["users"] == 1
+    assert matrix(registry)[0] == [registry.users.get("bo").id]
+
+
+def test_an_interruption_keeps_the_pieces_that_are_done(
+    registry: Registry, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiling, "PIECE", 2)
+    add(registry, "ada", *"abcde")
+    events = refresh_profiles(registry, "free", resolve("tiny-embedder"), device="cpu")
+    next(event for event in events if isinstance(event, Step))
+    events.close()  # type: ignore[attr-defined]
+    assert refresh(registry)["items"] == 3
+    assert counted == [2, 2, 1]
+
+
+def test_many_small_histories_share_a_batch(registry: Registry, counted: list[int]) -> None:
+    for number in range(12):
+        add(registry, f"user {number}", "x", "y")
+    refresh(registry)
+    assert counted == [24]
+
+
+def test_nobody_has_items(registry: Registry, counted: list[int]) -> None:
+    assert refresh(registry)["items"] == 0
+    assert counted == []
+    ids, rows = matrix(registry)
+    assert (ids, len(rows)) == ([], 0)
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    assert unit_rows(np.array([[0.0, 0.0], [3.0, 4.0]], dtype=np.float32)).tolist() == [
+        [0, 0],
+        pytest.approx([0.6, 0.8]),
+    ]

@@ -1,0 +1,76 @@
+"""A store of a dozen people who disagree about the same films, and the requests that build, fuse and adapt on it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from mta_cli.engine.tasks import BUILTIN, Task
+from mta_cli.events import Done, Event, Note
+from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, Machine, PromptOptions
+from mta_cli.pipeline.build_bank import BankRequest, build_bank
+from mta_cli.pipeline.fuse import FuseRequest
+from mta_cli.pipeline.models import resolve
+from store.models import NewItem
+from store.registry import Registry
+
+TASK: Task = replace(BUILTIN["lamp-2"], query_tokens=32, item_tokens=16)
+CPU = Machine(device="cpu", dtype="float32")
+TAGS = ("comedy", "classic", "action")
+SHORT = ("ida", "jon", "kim")
+
+
+def people(reg: Registry, *, long: int = 9, items: int = 10) -> None:
+    """`long` users with `items` items each, of three tastes, and three with three items; each has two queries."""
+    names = [f"user{n}" for n in range(long)]
+    for n, name in enumerate((*names, *SHORT)):
+        user = reg.users.add(name)
+        count = items if name in names else 3
+        tag, film = TAGS[n % 3], ("ship", "horse", "robot")[n % 3]
+        new = [NewItem(f"i{k}", "lamp-2", f"film {k} about a {film}", tag, f"2020-01-{k + 1:02}") for k in range(count)]
+        reg.items.append(user.id, new)
+        asked = [NewItem(f"q{k}", "lamp-2", f"another {film} {k}", tag, f"2021-01-{k + 1:02}") for k in range(2)]
+        reg.items.append_queries(user.id, asked)
+
+
+def bank_request(**changes: Any) -> BankRequest:
+    """A quick bank of three anchors."""
+    options = {"anchors": 3, "rank": 2, "alpha": 4.0, "epochs": 1, "task_epochs": 1, "min_items": 5, "batch_size": 8}
+    rest = {key: changes.pop(key) for key in ("machine", "name", "prompt") if key in changes}
+    request = BankRequest(
+        TASK, resolve("tiny", "base"), resolve("tiny-embedder", "embedder"), BankOptions(**{**options, **changes}),
+        PromptOptions(2), CPU,
+    )  # fmt: skip
+    return replace(request, **rest)
+
+
+def fuse_request(**changes: Any) -> FuseRequest:
+    """A fusion with the defaults, except for what is given."""
+    return FuseRequest(
+        TASK,
+        resolve("tiny", "base"),
+        resolve("tiny-embedder", "embedder"),
+        FuseOptions(**changes),
+        PromptOptions(2),
+        CPU,
+    )
+
+
+QUICK = AdaptOptions(steps=6, learning_rate=5e-2)
+
+
+def finish(events: Iterator[Event]) -> tuple[Any, list[Event]]:
+    """Run a job to its end: the result and every event."""
+    seen = list(events)
+    assert isinstance(seen[-1], Done)
+    return seen[-1].result, seen
+
+
+def notes(seen: list[Event]) -> list[str]:
+    """What the person was told."""
+    return [event.text for event in seen if isinstance(event, Note)]
+
+
+def built(reg: Registry, **changes: Any) -> dict[str, Any]:
+    """Build a bank and return its document."""
+    result: dict[str, Any] = finish(build_bank(reg, bank_request(**changes)))[0]
+    return result

@@ -1,0 +1,104 @@
+"""A store with a few people, a bank of two anchors with random weights, a recipe and a stack: all that can answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mta_cli.engine.base import LoadedBase, load_base
+from mta_cli.engine.lora import LoraWeights, initial
+from mta_cli.options import AnswerOptions, Machine, PromptOptions
+from mta_cli.pipeline.converse import Asking
+from mta_cli.pipeline.manifest import ModelEntry
+from mta_cli.pipeline.models import resolve
+from store.models import Adapter, Base, Item, NewItem, Recipe, Share, Stack, User
+from store.personal import pack_shares
+from store.registry import Registry
+
+CPU = Machine(device="cpu", dtype="float32")
+BRIEF = AnswerOptions(max_tokens=12)
+
+
+@dataclass
+class World:
+    """The registry and who is in it: alice is adapted, bob only fused, carol new; anchors are dave and erin."""
+
+    reg: Registry
+    entry: ModelEntry
+    alice: User
+    bob: User
+    carol: User
+    task: str
+
+
+def asking(history_items: int = 2, **rest: object) -> Asking:
+    """Questions in float32 on the CPU with short answers."""
+    return Asking(machine=CPU, prompt=PromptOptions(history_items), **{"answer": BRIEF, **rest})  # type: ignore[arg-type]
+
+
+def random_lora(base: LoadedBase, seed: int, *, targets: str, placement: str, rank: int) -> LoraWeights:
+    """Weights that visibly change what the tiny base says."""
+    fresh = initial(base.model, targets, placement, rank, 2.0 * rank, seed)
+    noise = torch.Generator().manual_seed(seed + 1)
+    factors = {path: (a, 0.4 * torch.randn(b.shape, generator=noise)) for path, (a, b) in fresh.factors.items()}
+    return LoraWeights(factors, fresh.scale, fresh.placement)
+
+
+def add_adapter(reg: Registry, base: LoadedBase, kind: str, weights: LoraWeights) -> str:
+    """Store weights as a job would; returns the digest."""
+    digest, size = reg.files.write(weights.stored().to_bytes({"kind": kind}))
+    reg.adapters.add(
+        Adapter(
+            digest=digest,
+            kind=kind,
+            base=base.fingerprint,
+            task_adapter=None,
+            rank=weights.rank,
+            alpha=weights.scale * weights.rank,
+            targets="q_proj",
+            placement=str(weights.placement),
+            dtype="float16",
+            seed=0,
+            data_hash="",
+            bytes=size,
+        )
+    )
+    return digest
+
+
+def items(task: str, count: int, word: str) -> list[NewItem]:
+    """Some history."""
+    return [NewItem(f"{word}{n}", task, f"about {word} number {n}", f"{word} {n}!") for n in range(count)]
+
+
+def make_world(root: Path, task: str = "free") -> World:
+    """The world of one task in a fresh store at `root`; the model `tiny` must be registered."""
+    reg, entry = Registry.open(root, create=True), resolve("tiny", "base")
+    base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
+    reg.models.put(Base(entry.fingerprint, "tiny", "base"))
+    people = {name: reg.users.add(name) for name in ("alice", "bob", "carol", "dave", "erin")}
+    for name in ("alice", "bob", "dave", "erin"):
+        reg.items.append(people[name].id, items(task, 4, name))
+    pooled = add_adapter(reg, base, "task", random_lora(base, 10, targets="q_proj,v_proj", placement="all", rank=2))
+    bank = reg.banks.begin(name="tests", key="k", task=task, base=base.fingerprint, embedder="e", seed=0, config={})
+    reg.banks.set_task_adapter(bank.id, pooled)
+    anchors = reg.banks.plan_anchors(bank.id, [(people[n].id, c, 1, 4) for c, n in enumerate(("dave", "erin"))])
+    for anchor in anchors:
+        weights = random_lora(
+            base, 20 + anchor.cluster, targets="q_proj,down_proj", placement="all", rank=3 + anchor.cluster
+        )
+        reg.banks.finish_anchor(anchor.id, add_adapter(reg, base, "meta", weights), 2.0, 1.0)
+    reg.banks.finish(bank.id, 1, 1.0)
+    shares = tuple(Share(anchor.id, 0.9, weight) for anchor, weight in zip(anchors, (0.7, 0.3), strict=True))
+    packed = pack_shares(shares)
+    for name in ("alice", "bob"):
+        reg.recipes.put(Recipe(people[name].id, task, bank.id, "uniform", shares, len(packed)))
+    own = add_adapter(reg, base, "stack", random_lora(base, 30, targets="q_proj,v_proj", placement="upper", rank=2))
+    reg.stacks.put(Stack(people["alice"].id, task, bank.id, own, 3, 10, 2.0, 1.0, packed, reg.adapters.get(own).bytes))
+    return World(reg, entry, people["alice"], people["bob"], people["carol"], task)
+
+
+def contents(found: Sequence[Item]) -> list[tuple[str, str]]:
+    """Inputs and outputs."""
+    return [(item.input, item.output) for item in found]

@@ -1,0 +1,114 @@
+"""Adapter rows: only for whole files, refused for another base, removed when nothing uses them."""
+
+from dataclasses import replace
+
+import pytest
+
+from mta_cli.errors import BadInput, IntegrityFault, NotFound
+from store.files import AdapterFiles
+from store.registry import Registry
+from tests.store.making import BASE, adapted, adapter, bank, person
+
+
+def test_an_adapter_comes_back_as_it_went_in(reg: Registry) -> None:
+    below = adapter(reg, b"task", kind="task")
+    digest = adapter(reg, b"meta", below=below)
+    found = reg.adapters.get(digest)
+    assert (found.kind, found.base, found.task_adapter, found.alpha, found.bytes) == ("meta", BASE, below, 4.0, 4)
+    assert (found.config, found.versions) == ({"steps": 3}, {"torch": "2"})
+    assert found.created.startswith("2")
+    assert {each.digest for each in reg.adapters.all()} == {below, digest}
+    reg.adapters.add(found)
+    assert len(reg.adapters.all()) == 2
+    with pytest.raises(NotFound):
+        reg.adapters.get("a" * 64)
+
+
+def test_no_row_without_its_whole_file(reg: Registry) -> None:
+    known = reg.adapters.get(adapter(reg, b"meta"))
+    with pytest.raises(IntegrityFault, match="is gone"):
+        reg.adapters.add(replace(known, digest="a" * 64))
+    digest, _ = reg.files.write(b"other")
+    reg.files.path(digest).write_bytes(b"oth")
+    with pytest.raises(IntegrityFault, match="damaged"):
+        reg.adapters.add(replace(known, digest=digest))
+    assert reg.adapters.all() == [known]
+
+
+def test_a_path_is_of_a_verified_file(reg: Registry) -> None:
+    digest = adapter(reg, b"meta")
+    assert reg.adapters.path(digest, base=BASE).read_bytes() == b"meta"
+    reg.files.path(digest).write_bytes(b"mets")
+    with pytest.raises(IntegrityFault, match=digest) as caught:
+        reg.adapters.path(digest)
+    assert caught.value.hint
+
+
+def test_another_base_is_refused_with_both_fingerprints(reg: Registry) -> None:
+    digest, other = adapter(reg, b"meta"), "sha256:" + "0" * 64
+    with pytest.raises(IntegrityFault) as caught:
+        reg.adapters.path(digest, base=other)
+    assert BASE in caught.value.message
+    assert other in caught.value.message
+    assert caught.value.hint
+
+
+def test_what_nothing_uses_is_removed_row_and_file(reg: Registry) -> None:
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
+    made = bank(reg, [alice])
+    adapted(reg, bob, made)
+    lone_task = adapter(reg, b"lone task", kind="task")
+    lone = adapter(reg, b"lone", below=lone_task)
+    assert {each.digest for each in reg.adapters.unreferenced()} == {lone, lone_task}
+    assert set(reg.adapters.remove_unreferenced()) == {lone, lone_task}
+    assert reg.adapters.remove_unreferenced() == []
+    assert len(reg.adapters.all()) == 3
+    assert reg.check() == []
+    assert not reg.files.path(lone).exists()
+
+
+def test_an_adapter_below_a_used_one_is_used(reg: Registry) -> None:
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
+    made = bank(reg, [alice])
+    stack = adapted(reg, bob, made)
+    other_task = adapter(reg, b"other task", kind="task")
+    top = adapter(reg, b"top", kind="stack", below=other_task)
+    reg.stacks.put(replace(stack, digest=top))
+    assert reg.adapters.unreferenced() == []
+    assert not reg.files.path(stack.digest).exists(), "the replaced stack's adapter went"
+
+
+def test_a_rollback_keeps_rows_and_files(reg: Registry) -> None:
+    digest = adapter(reg, b"lone")
+    with pytest.raises(RuntimeError), reg.transaction():
+        assert reg.adapters.remove_unreferenced() == [digest]
+        assert reg.files.path(digest).exists(), "files go when rows are durably gone"
+        raise RuntimeError("stop")
+    assert reg.adapters.path(digest).read_bytes() == b"lone"
+
+
+def test_a_crash_between_row_and_file_is_made_good_when_opened(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = adapter(reg, b"lone")
+
+    def refuse(*_: object) -> None:
+        raise BadInput("the disk refuses")
+
+    with monkeypatch.context() as crash, pytest.raises(BadInput):
+        crash.setattr(AdapterFiles, "delete", refuse)
+        reg.adapters.remove_unreferenced()
+    assert reg.files.path(digest).exists()
+    assert reg.adapters.all() == []
+    with Registry.open(reg.root) as again:
+        assert not again.files.path(digest).exists()
+        assert again.check() == []
+
+
+def test_an_adapter_made_again_is_not_doomed(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = reg.adapters.get(adapter(reg, b"lone"))
+    with monkeypatch.context() as crash:
+        crash.setattr(type(reg.adapters), "remove_doomed", lambda _: None)
+        reg.adapters.remove_unreferenced()
+    reg.files.write(b"lone")
+    reg.adapters.add(row)
+    with Registry.open(reg.root) as again:
+        assert again.adapters.path(row.digest).read_bytes() == b"lone"

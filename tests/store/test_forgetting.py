@@ -1,0 +1,201 @@
+"""Forgetting: no byte of the store's directory holds a word of theirs, and what was trained on them is named."""
+
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from mta_cli.errors import IntegrityFault, NotFound, StoreBusy
+from store.evaluations import Prediction
+from store.forgetting import SOMEBODY, _as_a_word
+from store.models import Profile
+from store.registry import Registry
+from store.users import Forgotten
+from tests.store.making import adapted, adapter, bank, item, person
+
+NAME = "Quetzalina Xóchitl"
+SECRET = "zyxwvutsrq my unmistakable sentence about plumfrotz"
+TRACES = (NAME, "Quetzalina", "Xóchitl", "quetzalina", SECRET, "unmistakable", "plumfrotz", "zyxwvutsrq")
+
+
+def traces(root: Path) -> list[tuple[str, str]]:
+    """Where in the directory, names of files included, which of the traces are found."""
+    found = []
+    for path in root.rglob("*"):
+        content = str(path.relative_to(root)).encode() + (path.read_bytes() if path.is_file() else b"")
+        found += [
+            (path.name, trace) for trace in TRACES if trace.encode() in content or trace.encode("utf-16-le") in content
+        ]
+    return found
+
+
+def furnish(reg: Registry) -> tuple[int, int]:
+    """A store in which somebody has left every kind of trace; returns their number and that of another user."""
+    other = person(reg, "bob", *(f"plain words {i}" for i in range(200)))
+    me = reg.users.add(NAME).id
+    reg.items.append(me, [item(f"{i} plumfrotz", f"{SECRET} {i}", SECRET, time="2024") for i in range(50)])
+    reg.items.append_queries(me, [item("q", SECRET, SECRET)])
+    reg.profiles.put(Profile(me, "free", "e", SECRET.encode(), 50, 250))
+    made = bank(reg, [me, other])
+    adapted(reg, me, made, SECRET.encode())
+    adapted(reg, other, made, b"the stack of bob")
+    run = reg.runs.start("user adapt", NAME, {"user": NAME})
+    reg.runs.step(run.id, NAME, 1, 2.0, 10, 0.1)
+    build = reg.runs.start("bank build", "free v1", {"candidates": [NAME, "bob"]})
+    reg.runs.step(build.id, NAME, 1, 2.0, 10, 0.1)
+    reg.runs.step(build.id, f"stack of {NAME}", 1, 2.0, 10, 0.1)
+    reg.runs.step(build.id, "bob", 1, 2.0, 10, 0.1)
+    reg.runs.finish(build.id, {"anchors": [{"user": NAME, "items": 50}, {"user": "bob", "note": f"near {NAME}."}]})
+    reg.runs.fail(reg.runs.start("user adapt", f"bob, {NAME}", {}).id, f"{NAME}: the loss is no number")
+    evaluation = reg.evaluations.add("free", made.id, {"users": [NAME]}, {"users": 2, "worst": NAME})
+    reg.evaluations.predictions_add(evaluation, [Prediction(me, 1, "base", SECRET, SECRET, SECRET, -1.0, 3, 0.1)])
+    reg.evaluations.predictions_add(evaluation, [Prediction(other, 2, "base", "p", "a", "g", -1.0, 3, 0.1)])
+    reg.chats.add(reg.chats.start(me, SECRET).id, "user", SECRET, {})
+    reg.chats.add(reg.chats.start(other, "films").id, "assistant", "hi", {"mode": "fused", "anchors": [NAME]})
+    reg.files.write_partial(f"stack of {NAME}", SECRET.encode())
+    return me, other
+
+
+def test_no_trace_is_left_and_others_keep_what_is_theirs(root: Path, reg: Registry) -> None:
+    me, other = furnish(reg)
+    assert {trace for _, trace in traces(root)} >= {NAME, SECRET, "plumfrotz"}
+    gone = reg.users.forget(me)
+    assert traces(root) == []
+    assert gone.name == NAME
+    assert len(gone.adapters_removed) == 1
+    assert reg.check() == []
+    counts = reg.counts()
+    assert (counts["users"], counts["items"], counts["queries"], counts["profiles"]) == (1, 200, 0, 0)
+    assert (counts["recipes"], counts["stacks"], counts["predictions"], counts["chats"]) == (1, 1, 1, 1)
+    assert [found.key for found in reg.items.search(other, "free", "words 42", limit=1)] == ["42"]
+    assert reg.adapters.path(reg.stacks.of_user(other)[0].digest).exists()
+    with pytest.raises(NotFound):
+        reg.users.get(NAME)
+    reg.close()
+    assert traces(root) == []
+
+
+def test_their_name_is_taken_out_of_what_is_about_others(reg: Registry) -> None:
+    me, other = furnish(reg)
+    reg.users.forget(me)
+    adapting, build = reg.runs.all()
+    assert (adapting.subject, adapting.error) == (f"bob, {SOMEBODY}", f"{SOMEBODY}: the loss is no number")
+    assert build.config == {"candidates": [SOMEBODY, "bob"]}
+    assert build.result == {"anchors": [{"user": SOMEBODY, "items": 50}, {"user": "bob", "note": f"near {SOMEBODY}."}]}
+    assert [step.unit for step in reg.runs.steps(build.id)] == ["bob"]
+    assert reg.evaluations.all()[0].result == {"users": 2, "worst": SOMEBODY}
+    chat = reg.chats.of_user(other)[0]
+    assert reg.chats.messages(chat.id)[0].source == {"mode": "fused", "anchors": [SOMEBODY]}
+
+
+def test_anchors_trained_on_them_are_named_and_stale(reg: Registry) -> None:
+    me, other = furnish(reg)
+    second = bank(reg, [me], key="2")
+    first = reg.banks.get("free", 1)
+    mine, others = reg.banks.anchors(first.id)
+    again = reg.banks.anchors(second.id)[0]
+    gone = reg.users.forget(me)
+    assert gone.stale_anchors == [("free", 1, mine.id), ("free", 2, again.id)]
+    assert gone.banks == ["free v1", "free v2"]
+    after = reg.banks.anchors(first.id)
+    assert [(a.user_id, a.user, a.stale, a.digest) for a in after] == [
+        (None, None, True, mine.digest),
+        (other, "bob", False, others.digest),
+    ]
+    assert mine.digest is not None
+    assert reg.adapters.path(mine.digest).exists(), "others' recipes still use it"
+
+
+def test_a_tombstone_says_that_not_who(reg: Registry) -> None:
+    me, _ = furnish(reg)
+    reg.users.forget(me)
+    reg.users.forget(reg.users.add("nobody in particular").id)
+    rows = reg._db.rows("SELECT * FROM tombstones")
+    assert [(row["items"], row["had_anchor"], row["erased"]) for row in rows] == [(50, 1, 1), (0, 0, 1)]
+    assert set(rows[0]) == {"id", "forgotten_at", "items", "had_anchor", "erased"}
+
+
+def test_a_short_name_leaves_other_words_alone(reg: Registry) -> None:
+    user = reg.users.add("a").id
+    run = reg.runs.start("bank build", "a bank", {"note": "banana a", "users": ["a", "an"]})
+    reg.users.forget(user)
+    assert reg.runs.get(run.id).config == {"note": f"banana {SOMEBODY}", "users": [SOMEBODY, "an"]}
+    assert _as_a_word("!x!").sub("-", "a!x!b") == "a-b"
+    assert _as_a_word("a.b").sub("-", "a.b axb") == "- axb"
+
+
+def test_an_orphan_file_may_be_theirs_and_goes(root: Path, reg: Registry) -> None:
+    me, _ = furnish(reg)
+    digest, _ = reg.files.write(f"lost {SECRET}".encode())
+    os.utime(reg.files.path(digest), (0, 0))
+    reg.users.forget(me)
+    assert traces(root) == []
+
+
+def test_while_somebody_reads_the_rest_is_owed_and_done_later(root: Path) -> None:
+    with Registry.open(root, create=True, timeout=0.2) as reg:
+        me, _ = furnish(reg)
+        reader = sqlite3.connect(root / "registry.db", isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM users").fetchone()
+        with pytest.raises(StoreBusy, match="All is removed") as caught:
+            reg.users.forget(me)
+        assert caught.value.hint
+        assert reg.users.names() == ["bob"]
+        with Registry.open(root) as still_in_the_way:
+            assert still_in_the_way.users.names() == ["bob"]
+        reader.close()
+    with Registry.open(root) as reg:
+        assert traces(root) == []
+        assert reg.check() == []
+
+
+def test_a_crash_before_the_bytes_are_gone_is_made_good(
+    root: Path, reg: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me, _ = furnish(reg)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(type(reg._db), "compact", crash)
+        reg.users.forget(me)
+    reg.close()
+    Registry.open(root).close()
+    assert traces(root) == []
+
+
+def test_a_forgetting_that_fails_forgets_nothing(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    me, _ = furnish(reg)
+    before = reg.counts()
+
+    def fail(*_: object) -> None:
+        raise IntegrityFault("cannot")
+
+    monkeypatch.setattr(type(reg.adapters), "remove_unreferenced", fail)
+    with pytest.raises(IntegrityFault):
+        reg.users.forget(me)
+    assert reg.counts() == before
+    assert reg.users.get(NAME).id == me
+    assert reg.check() == []
+
+
+def test_forgetting_two_in_one_transaction(root: Path, reg: Registry) -> None:
+    me, other = furnish(reg)
+    with reg.transaction():
+        first = reg.users.forget(me)
+        second = reg.users.forget(other)
+    assert isinstance(first, Forgotten)
+    assert second.stale_anchors != []
+    assert reg.users.names() == []
+    assert traces(root) == []
+
+
+def test_nobody_to_forget(reg: Registry) -> None:
+    adapter(reg, b"meta")
+    with pytest.raises(NotFound):
+        reg.users.forget(99)
+    assert reg.counts()["tombstones"] == 0
+    assert len(reg.adapters.all()) == 1

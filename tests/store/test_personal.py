@@ -1,0 +1,87 @@
+"""Recipes and stacks: twelve bytes an anchor, one of each for a user, task and bank."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mta_cli.errors import IntegrityFault
+from store.models import Recipe, Share
+from store.personal import pack_shares, unpack_shares
+from store.registry import Registry
+from tests.store.making import adapted, adapter, bank, person
+
+FLOATS = st.floats(width=32, allow_nan=False)
+
+
+@settings(deadline=None)
+@given(st.lists(st.builds(Share, st.integers(0, 2**32 - 1), FLOATS, FLOATS), max_size=20))
+def test_packed_shares_come_back(shares: list[Share]) -> None:
+    packed = pack_shares(shares)
+    assert len(packed) == 12 * len(shares)
+    assert unpack_shares(packed) == tuple(shares)
+
+
+def test_the_format_of_a_recipe_is_fixed() -> None:
+    assert pack_shares([Share(258, 1.0, -2.0)]) == bytes.fromhex("02010000 0000803f 000000c0")
+
+
+def test_a_recipe_replaces_the_earlier_one(reg: Registry) -> None:
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
+    made = bank(reg, [alice])
+    anchor = reg.banks.anchors(made.id)[0].id
+    assert reg.recipes.get(bob, "free", made.id) is None
+    reg.recipes.put(Recipe(bob, "free", made.id, "uniform", (), 0))
+    reg.recipes.put(Recipe(bob, "free", made.id, "evidence", (Share(anchor, 0.5, 0.25),), 0, "2024"))
+    found = reg.recipes.get(bob, "free", made.id)
+    assert found == Recipe(bob, "free", made.id, "evidence", (Share(anchor, 0.5, 0.25),), 12, "2024")
+    assert reg.recipes.of_user(bob) == [found]
+    reg.recipes.remove(bob, "free", made.id)
+    reg.recipes.remove(bob, "free", made.id)
+    assert reg.recipes.of_user(bob) == []
+
+
+def test_a_stack_replaces_the_earlier_one_and_its_file(reg: Registry) -> None:
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
+    made = bank(reg, [alice])
+    first = adapted(reg, bob, made, b"first")
+    assert reg.stacks.of_user(bob) == [first]
+    second = adapted(reg, bob, made, b"second")
+    assert reg.stacks.get(bob, "free", made.id) == second
+    assert not reg.files.path(first.digest).exists()
+    reg.stacks.put(second)
+    assert reg.adapters.path(second.digest).exists()
+    reg.stacks.remove(bob, "free", made.id)
+    reg.stacks.remove(bob, "free", made.id)
+    assert reg.stacks.get(bob, "free", made.id) is None
+    assert not reg.files.path(second.digest).exists()
+    assert reg.check() == []
+
+
+def test_a_file_that_two_stacks_share_stays_until_both_are_gone(reg: Registry) -> None:
+    alice, bob, carol = (person(reg, name, "a") for name in ("alice", "bob", "carol"))
+    made = bank(reg, [alice])
+    shared = adapted(reg, bob, made, b"same").digest
+    adapted(reg, carol, made, b"same")
+    reg.stacks.remove(bob, "free", made.id)
+    assert reg.adapters.path(shared).exists()
+    reg.stacks.remove(carol, "free", made.id)
+    assert not reg.files.path(shared).exists()
+
+
+def test_a_stack_needs_a_stored_adapter(reg: Registry) -> None:
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
+    stack = adapted(reg, bob, bank(reg, [alice]))
+    with pytest.raises(IntegrityFault):
+        reg.stacks.put(replace(stack, digest="a" * 64))
+    assert reg.stacks.of_user(bob) == [stack]
+
+
+def test_a_loss_that_is_no_number_stays_one(reg: Registry) -> None:
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
+    stack = adapted(reg, bob, bank(reg, [alice]))
+    digest = adapter(reg, b"diverged")
+    reg.stacks.put(replace(stack, digest=digest, loss_after=math.nan))
+    assert math.isnan(reg.stacks.of_user(bob)[0].loss_after)

@@ -1,0 +1,122 @@
+"""Runs, evaluations, chats, tasks, bases and profiles: what goes in comes out."""
+
+import os
+
+import pytest
+
+from mta_cli.errors import IntegrityFault, NotFound
+from store.evaluations import Prediction
+from store.models import Base, Profile
+from store.registry import Registry
+from store.runs import RunStep
+from tests.store.making import bank, person
+from tests.store.test_files import DEAD
+
+
+def test_a_run_that_finishes(reg: Registry) -> None:
+    run = reg.runs.start("user fuse", "alice", {"top_k": 4})
+    assert (run.kind, run.subject, run.status, run.config, run.result, run.ended) == (
+        "user fuse", "alice", "running", {"top_k": 4}, None, None,
+    )  # fmt: skip
+    reg.runs.step(run.id, "alice", 1, 2.5, 100, 0.5)
+    reg.runs.step(run.id, "alice", 2, None, 100, 0.5)
+    reg.runs.step(run.id, "alice", 1, 2.25, 100, 0.5)
+    assert reg.runs.steps(run.id) == [
+        RunStep(run.id, "alice", 2, None, 100, 0.5),
+        RunStep(run.id, "alice", 1, 2.25, 100, 0.5),
+    ]
+    reg.runs.finish(run.id, {"user": "alice"})
+    done = reg.runs.get(run.id)
+    assert (done.status, done.result) == ("done", {"user": "alice"})
+    assert done.ended is not None
+
+
+def test_runs_that_do_not_finish(reg: Registry) -> None:
+    failed, stopped, killed, running = (reg.runs.start("bank build", "free v1", {}).id for _ in range(4))
+    reg.runs.fail(failed, "no more memory")
+    reg.runs.fail(stopped, "stopped", interrupted=True)
+    reg._db.write("UPDATE runs SET pid = ? WHERE id = ?", (DEAD, killed))
+    assert [(run.id, run.status) for run in reg.runs.all()] == [
+        (running, "running"),
+        (killed, "interrupted"),
+        (stopped, "interrupted"),
+        (failed, "failed"),
+    ]
+    assert reg.runs.get(failed).error == "no more memory"
+    assert len(reg.runs.all(limit=2)) == 2
+    assert [run.id for run in reg.runs.of_subject("free v1")] == [running, killed, stopped, failed]
+    assert reg.runs.of_subject("free") == []
+    assert reg._db.value("SELECT pid FROM runs WHERE id = ?", (running,)) == os.getpid()
+    with pytest.raises(NotFound):
+        reg.runs.get(99)
+
+
+def test_evaluations_and_predictions(reg: Registry) -> None:
+    alice = person(reg, "alice", "a")
+    made = bank(reg, [alice])
+    first = reg.evaluations.add("free", None, {"shots": 5}, {"methods": {}})
+    second = reg.evaluations.add("free", made.id, {}, {"users": 1})
+    rows = [
+        Prediction(alice, query, "base", "prompt", "answer", "gold", loss, 3, 0.25)
+        for query, loss in ((1, -1.5), (2, None))
+    ]
+    assert reg.evaluations.predictions_add(second, rows) == 2
+    assert reg.evaluations.predictions(second) == rows
+    assert reg.evaluations.predictions(first) == []
+    assert [each.id for each in reg.evaluations.all()] == [second, first]
+    found = reg.evaluations.get(first)
+    assert (found.task, found.bank_id, found.config, found.result) == ("free", None, {"shots": 5}, {"methods": {}})
+    with pytest.raises(NotFound):
+        reg.evaluations.get(99)
+    with pytest.raises(IntegrityFault):
+        reg.evaluations.predictions_add(99, rows)
+
+
+def test_chats(reg: Registry) -> None:
+    alice = person(reg, "alice", "a")
+    first, second = reg.chats.start(alice, "films"), reg.chats.start(alice, "books")
+    said = reg.chats.add(first.id, "user", "hello \x1b[31m", {})
+    answered = reg.chats.add(first.id, "assistant", "hi", {"mode": "fused", "anchors": ["bob"]})
+    assert answered.source == {"mode": "fused", "anchors": ["bob"]}
+    assert reg.chats.messages(first.id) == [said, answered]
+    assert reg.chats.of_user(alice) == [second, first]
+    reg.chats.remove(first.id)
+    assert reg.chats.of_user(alice) == [second]
+    assert reg.chats.messages(first.id) == []
+    with pytest.raises(NotFound):
+        reg.chats.get(first.id)
+
+
+def test_tasks(reg: Registry) -> None:
+    assert reg.tasks.get("mine") is None
+    reg.tasks.put("mine", 'name = "mine"')
+    reg.tasks.put("mine", 'name = "mine" # changed')
+    reg.tasks.put("a", "")
+    assert reg.tasks.get("mine") == 'name = "mine" # changed'
+    assert list(reg.tasks.all()) == ["a", "mine"]
+    reg.tasks.remove("a")
+    reg.tasks.remove("a")
+    assert list(reg.tasks.all()) == ["mine"]
+
+
+def test_bases(reg: Registry) -> None:
+    small = Base("sha256:1", "small", "base", {"parameters": 100})
+    reg.models.put(Base("sha256:1", "old name", "base"))
+    reg.models.put(small)
+    reg.models.put(Base("sha256:2", "embedder", "embedder"))
+    assert reg.models.get("sha256:1") == small
+    assert [each.name for each in reg.models.all()] == ["embedder", "small"]
+    with pytest.raises(NotFound, match="sha256:3"):
+        reg.models.get("sha256:3")
+
+
+def test_profiles(reg: Registry) -> None:
+    bob, alice = person(reg, "bob", "a"), person(reg, "alice", "a")
+    profiles = [Profile(user, "free", "e", bytes(range(8)), 1, 1) for user in (alice, bob)]
+    for profile in profiles:
+        reg.profiles.put(Profile(profile.user_id, "free", "e", b"", 0, 0))
+        reg.profiles.put(profile)
+    reg.profiles.put(Profile(alice, "free", "other", b"", 0, 0))
+    assert reg.profiles.get(alice, "free", "e") == profiles[0]
+    assert reg.profiles.get(alice, "lamp-2", "e") is None
+    assert reg.profiles.all("free", "e") == profiles[::-1]

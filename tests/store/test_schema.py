@@ -1,0 +1,99 @@
+"""Migrations: a fresh store, older ones brought up whole or not at all, newer and foreign ones refused."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from sqlite_utils import Database
+
+from mta_cli.errors import IntegrityFault
+from store import schema
+from store.models import NewItem
+from store.registry import Registry
+from store.schema import SCHEMA_VERSION, migrations
+
+NAMES = [migration.name for migration in migrations.pending(Database(memory=True, execute_plugins=False))]
+
+
+def sql(root: Path, statement: str) -> list[tuple[object, ...]]:
+    conn = sqlite3.connect(root / "registry.db", isolation_level=None)
+    try:
+        return conn.execute(statement).fetchall()
+    finally:
+        conn.close()
+
+
+def structure(root: Path) -> set[tuple[object, ...]]:
+    return set(sql(root, "SELECT type, name, sql FROM sqlite_master"))
+
+
+def older_store(root: Path, stop_before: str) -> None:
+    root.mkdir()
+    conn = sqlite3.connect(root / "registry.db", isolation_level=None)
+    conn.execute("PRAGMA journal_mode = WAL")
+    migrations.apply(Database(conn, execute_plugins=False), stop_before=stop_before)
+    conn.close()
+
+
+def test_a_fresh_store_has_every_table_of_the_design(root: Path) -> None:
+    Registry.open(root, create=True).close()
+    tables = {name for (name,) in sql(root, "SELECT name FROM sqlite_master WHERE type = 'table'")}
+    designed = """users items queries profiles bases tasks banks anchors adapters recipes stacks runs steps evaluations
+    predictions chats messages items_fts"""
+    assert set(designed.split()) <= tables
+    assert sql(root, "PRAGMA user_version") == [(SCHEMA_VERSION,)] == [(len(NAMES),)]
+
+
+def test_opening_again_changes_nothing(root: Path) -> None:
+    Registry.open(root, create=True).close()
+    before = structure(root), sql(root, "SELECT * FROM _sqlite_migrations")
+    Registry.open(root, create=True).close()
+    Registry.open(root).close()
+    assert (structure(root), sql(root, "SELECT * FROM _sqlite_migrations")) == before
+
+
+@pytest.mark.parametrize("next_migration", NAMES[1:])
+def test_an_older_store_is_brought_up_and_keeps_its_rows(root: Path, tmp_path: Path, next_migration: str) -> None:
+    older_store(root, next_migration)
+    sql(root, "INSERT INTO users VALUES (7, 'alice', 1, '2020')")
+    sql(root, "INSERT INTO items VALUES (9, 7, 'k', 'free', 'an old sentence', 'out', NULL)")
+    with Registry.open(root) as reg:
+        alice = reg.users.get("alice")
+        assert [item.id for item in reg.items.search(alice.id, "free", "sentence", limit=1)] == [9]
+        assert reg.items.append(alice.id, [NewItem("k2", "free", "a", "b")]) == (1, 0)
+        assert reg.check() == []
+    Registry.open(tmp_path / "fresh", create=True).close()
+    assert structure(root) == structure(tmp_path / "fresh")
+
+
+def test_a_newer_store_is_refused_with_both_versions_and_left_alone(root: Path) -> None:
+    Registry.open(root, create=True).close()
+    sql(root, "PRAGMA user_version = 99")
+    before = (root / "registry.db").read_bytes()
+    for create in (False, True):
+        with pytest.raises(IntegrityFault, match=rf"schema 99.*up to {SCHEMA_VERSION}") as caught:
+            Registry.open(root, create=create)
+        assert caught.value.hint
+    assert (root / "registry.db").read_bytes() == before
+
+
+def test_another_programs_database_is_refused_and_left_alone(root: Path) -> None:
+    root.mkdir()
+    sql(root, "CREATE TABLE songs (name TEXT)")
+    for create in (False, True):
+        with pytest.raises(IntegrityFault, match="another program"):
+            Registry.open(root, create=create)
+    assert [row[1] for row in structure(root)] == ["songs"]
+
+
+def test_a_migration_that_fails_leaves_the_store_as_it_was(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older_store(root, NAMES[1])
+    before = structure(root)
+    monkeypatch.setattr(schema, "_TRAINING", "CREATE TABLE half (x);\n\nCREATE TABLE users (x)")
+    with pytest.raises(IntegrityFault):
+        Registry.open(root)
+    assert structure(root) == before
+    assert sql(root, "PRAGMA user_version") == [(1,)]
+    monkeypatch.undo()
+    Registry.open(root).close()
+    assert sql(root, "PRAGMA user_version") == [(SCHEMA_VERSION,)]

@@ -1,0 +1,116 @@
+"""Search: the user's own items only, best first, nothing from the future, and no words that are syntax."""
+
+import itertools
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from store.registry import Registry
+from store.search import MAX_TERMS, safe_query
+from tests.store.making import item, person
+
+HOSTILE = [
+    "*", '"', '""', "' OR 1=1 --", "NEAR(a b)", "NEAR", "AND OR NOT", "a AND", "(", ")))", "input : x", "output:x",
+    "scope : 1x", "^a", "a*", "-a", "+a", "{a b} : c", "\0", "a\0b", "🦊", "é e\u0301 E", "\u0301", "\ue000",
+    "ß ẞ İ ı ŉ", "हिन्दी", "你好", "\u202e", "a" * 100_000, " ".join(map(str, range(10_000))), "\n\t\r",
+    "1;DROP TABLE items", "\\", "%_",
+]  # fmt: skip
+
+LETTERS = st.characters(categories=["L", "Nd"], max_codepoint=0x2FF) | st.sampled_from("абвאבשحकख你好한국ไท")
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_words_are_only_words(reg: Registry, text: str) -> None:
+    user = person(reg, "alice", "a plain input", "another", "third")
+    found = reg.items.search(user, "free", text, limit=3)
+    assert sorted(each.input for each in found) == ["a plain input", "another", "third"]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=60), task=st.text(st.characters(exclude_categories=["Cs"]), max_size=10))
+@example("\ud800 x", "free")
+@example("ǅ", "")
+def test_no_text_breaks_the_search(reg: Registry, text: str, task: str) -> None:
+    assert reg.items.search(1, task, text, limit=2) == []
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(word=st.text(LETTERS, min_size=1, max_size=12))
+def test_an_item_is_found_by_its_own_words(reg: Registry, word: str) -> None:
+    with pytest.raises(InterruptedError), reg.transaction():
+        user = person(reg, "alice", f"what of {word}, then?", "?!", "…")
+        assert reg.items.search(user, "free", f"({word})", limit=1)[0].key == "0"
+        raise InterruptedError
+
+
+def test_a_query_has_few_terms_however_long_the_text() -> None:
+    query = safe_query(1, "free", " ".join(f"w{i} w{i}" for i in range(1000)))
+    assert query is not None
+    assert query.count(" OR ") == MAX_TERMS - 1
+    assert safe_query(1, "free", "?!") is None
+
+
+def test_the_best_match_comes_first_then_the_most_recent(reg: Registry) -> None:
+    user = person(reg, "alice", "a red fox", "a fox", "the sea at night", "bread and butter", "fox fox fox")
+    found = [each.key for each in reg.items.search(user, "free", "FOX, red!", limit=4)]
+    assert found[0] == "0"
+    assert set(found[:3]) == {"0", "1", "4"}
+    assert found[3] == "3"
+
+
+def test_only_the_input_is_searched(reg: Registry) -> None:
+    user = reg.users.add("alice").id
+    reg.items.append(user, [item("1", "about a fox", "no"), item("2", "something else", "fox")])
+    reg.items.append(user, [item("3", "nothing", "no")])
+    assert [each.key for each in reg.items.search(user, "free", "fox", limit=3)] == ["1", "3", "2"]
+
+
+def test_only_the_users_own_items_of_the_task(reg: Registry) -> None:
+    alice = person(reg, "alice", "the fox")
+    person(reg, "alice", "the fox again", task="lamp-2")
+    bob = person(reg, "bob", "the fox too")
+    assert [each.input for each in reg.items.search(alice, "free", "fox", limit=9)] == ["the fox"]
+    assert [each.input for each in reg.items.search(alice, "lamp-2", "fox", limit=9)] == ["the fox again"]
+    assert [each.input for each in reg.items.search(bob, "free", "fox", limit=9)] == ["the fox too"]
+    assert reg.items.search(alice, "none", "fox", limit=9) == []
+    assert reg.items.search(alice, "free", f"{bob}x{b'free'.hex()}", limit=9)[0].input == "the fox"
+
+
+def test_leave_one_out(reg: Registry) -> None:
+    user = person(reg, "alice", "the red fox", "the fox", "the sea")
+    for left_out in reg.items.recent(user, "free"):
+        found = reg.items.search(user, "free", left_out.input, limit=9, exclude=left_out.id)
+        assert sorted(each.key for each in found) == sorted({"0", "1", "2"} - {left_out.key})
+
+
+def test_no_look_into_the_future(reg: Registry) -> None:
+    user = reg.users.add("alice").id
+    times = ["2024-03", "2024-01", None, "2024-02", "2024-03"]
+    reg.items.append(user, [item(str(i), f"fox {i}", time=time) for i, time in enumerate(times)])
+    stored = {each.key: each for each in reg.items.recent(user, "free")}
+    visible = {"0": {"1", "2", "3"}, "1": {"2"}, "2": {"0", "1", "3", "4"}, "3": {"1", "2"}, "4": {"0", "1", "2", "3"}}
+    for words, (key, expected) in itertools.product(("fox", "unmatched"), visible.items()):
+        one = stored[key]
+        found = reg.items.search(user, "free", words, limit=9, exclude=one.id, before=(one.time, one.id))
+        assert {each.key for each in found} == expected, (words, key)
+    late = reg.items.search(user, "free", "fox", limit=9, before=("2024-02", 2**62))
+    assert {each.key for each in late} == {"1", "2", "3"}
+
+
+def test_equal_matches_come_by_number_every_time(reg: Registry) -> None:
+    user = person(reg, "alice", *["same words"] * 6)
+    first = [each.id for each in reg.items.search(user, "free", "words", limit=4)]
+    assert first == sorted(first)
+    assert all([each.id for each in reg.items.search(user, "free", "words", limit=4)] == first for _ in range(5))
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_none_asked_for(reg: Registry, limit: int) -> None:
+    assert reg.items.search(person(reg, "alice", "fox"), "free", "fox", limit=limit) == []
+
+
+def test_accents_and_case_do_not_matter(reg: Registry) -> None:
+    user = person(reg, "alice", "Café Crème", "tea")
+    assert reg.items.search(user, "free", "cafe creme", limit=1)[0].key == "0"
+    assert reg.items.search(user, "free", "CAFE\u0301", limit=1)[0].key == "0"

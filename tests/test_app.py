@@ -1,0 +1,251 @@
+"""The one place where errors become messages and exit codes, the flags before a command, and shell completion."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import pytest
+import typer
+
+from mta_cli import __version__
+from mta_cli.app import run
+from mta_cli.commands import common
+from mta_cli.commands.common import AppContext, Globals, confirm, option
+from mta_cli.errors import BadInput, IntegrityFault, Interrupted, MtaError, NotFound, StoreBusy, UsageFault
+from mta_cli.options import BankOptions, FuseOptions
+from mta_cli.output import Output
+from tests.shell import mta
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Lets `mta init` raise what it is given."""
+
+    def fail_with(error: BaseException) -> None:
+        def registry(self: AppContext, *, create: bool = False) -> Any:
+            raise error
+
+        monkeypatch.setattr(AppContext, "registry", registry)
+
+    return fail_with
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MtaError("m"), 1),
+        (UsageFault("m"), 2),
+        (NotFound("m"), 3),
+        (BadInput("m"), 4),
+        (IntegrityFault("m"), 5),
+        (StoreBusy("m"), 1),
+        (Interrupted("m"), 130),
+        (KeyboardInterrupt(), 130),
+        (EOFError(), 1),
+        (RuntimeError("m"), 1),
+        (OSError(28, "No space left on device"), 1),
+        (RecursionError("m"), 1),
+        (MemoryError(), 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_every_failure_has_its_exit_code(
+    error: BaseException, code: int, failing: Callable[[BaseException], None]
+) -> None:
+    failing(error)
+    ran = mta("init")
+    assert ran.code == code
+    assert ran.err and "Traceback" not in ran.err
+    assert ran.out == ""
+
+
+def test_a_traceback_only_when_asked(failing: Callable[[BaseException], None]) -> None:
+    failing(RuntimeError("boom"))
+    assert mta("init").err.startswith("unexpected: RuntimeError: boom\nhint:")
+    assert "Traceback" not in mta("-v", "init").err
+    assert "Traceback" in mta("-vv", "init").err
+
+
+def test_errors_leave_standard_output_empty_with_json(failing: Callable[[BaseException], None]) -> None:
+    failing(BadInput("bad", hint="mend it", faults=("a", "b")))
+    ran = mta("init", "--json")
+    assert (ran.out, ran.err) == ("", "error: bad\n  a\n  b\nhint: mend it\n")
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["init", "--nonsense"], ["user", "show"], ["user", "\x1b[2J\x00"]])
+def test_usage_errors_are_two_lines_and_exit_2(arguments: list[str]) -> None:
+    ran = mta(*arguments)
+    assert ran.code == 2
+    assert ran.err.startswith("error: ") and "--help" in ran.err and "\x1b" not in ran.err
+    assert ran.out == ""
+
+
+def test_help_alone_and_asked_for() -> None:
+    for arguments in ([], ["user"]):
+        ran = mta(*arguments)
+        assert (ran.code, ran.out) == (2, "") and "Usage: mta" in ran.err
+    ran = mta("--help")
+    assert (ran.code, ran.err) == (0, "") and "Usage: mta" in ran.out
+    assert mta("-h").out == ran.out
+
+
+def test_commands_are_listed_in_reading_order() -> None:
+    listed = mta("--help").out.split("Commands:")[1].split("\n")
+    names = [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "]
+    assert names == ["init", "model", "task", "data", "user", "bank", "ask", "compare", "chat", "demo", "doctor"]
+
+
+def test_version() -> None:
+    assert mta("--version").out == f"mta {__version__}\n"
+
+
+def test_store_after_the_command_is_explained() -> None:
+    assert "mta --store DIR user list" in mta("user", "list", "--store", "x").err
+
+
+def test_global_flags_reach_the_command(tmp_path: Path) -> None:
+    ran = mta("--store", tmp_path / "s", "init", "--json")
+    assert ran.json() == {"store": str(tmp_path / "s"), "created": True}
+    assert mta("--store", tmp_path / "s", "init", "--json").json()["created"] is False
+
+
+def test_a_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
+    ran = mta("--store", tmp_path / "none", "user", "list")
+    assert ran.code == 3 and "hint: " in ran.err and "mta init" in ran.err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("answer", ["y\n", "YES\n", " y \n"])
+def test_yes_goes_on(answer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    confirm(Output(), "Remove it?", yes=False)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "Remove it? [y/N] \n")
+
+
+@pytest.mark.parametrize("answer", ["n\n", "\n", "yess\n", "да\n"])
+def test_anything_else_changes_nothing(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    with pytest.raises(MtaError, match="nothing was changed"):
+        confirm(Output(), "Remove it?", yes=False)
+
+
+def test_nobody_to_answer_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    with pytest.raises(UsageFault) as raised:
+        confirm(Output(), "Remove it?", yes=False)
+    assert raised.value.hint == "add --yes"
+    confirm(Output(), "Remove it?", yes=True)
+
+
+def test_an_option_takes_its_words_from_the_options() -> None:
+    pick = option(BankOptions, "pick")
+    assert (pick.help, pick.metavar, pick.show_default) == (
+        "Which member stands for a cluster.",
+        "longest|medoid",
+        "longest",
+    )
+    assert pick.autocompletion("me") == ["medoid"]
+    assert option(FuseOptions, "weights").show_default is False
+
+
+def test_an_option_is_a_flag_and_its_negation_where_it_is_yes_or_no() -> None:
+    probe = typer.Typer()
+    seen: list[object] = []
+
+    @probe.command()
+    def command(
+        adapter: Annotated[bool | None, option(BankOptions, "task_adapter")] = None,
+        top: Annotated[int | None, option(FuseOptions, "top_k", "-k", "--top-k")] = None,
+    ) -> None:
+        seen.append((adapter, top))
+
+    for arguments in ([], ["--no-task-adapter"], ["--task-adapter", "-k", "3"], ["--top-k", "4"]):
+        typer.main.get_command(probe).main(arguments, standalone_mode=False)
+    assert seen == [(None, None), (False, None), (True, 3), (None, 4)]
+
+
+def _context(store: Path | None) -> Any:
+    return SimpleNamespace(find_root=lambda: SimpleNamespace(params={"store": store}))
+
+
+def test_names_complete(tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    with AppContext(Globals(store=store)).registry(create=True) as registry:
+        for name in ("alice", "alfred", "bob", "Ødegård"):
+            registry.users.add(name)
+        registry.tasks.put("mine", "")
+    assert sorted(common.complete_users(_context(store), "al")) == ["alfred", "alice"]
+    assert common.complete_users(_context(store), "Ø") == ["Ødegård"]
+    assert {"mine", "lamp-2", "free"} <= set(common.complete_tasks(_context(store), ""))
+    assert common.complete_banks(_context(store), "") == []
+    assert "smollm2-135m-instruct" in common.complete_models(_context(store), "smol")
+
+
+def test_completion_never_complains(tmp_path: Path) -> None:
+    (tmp_path / "registry.db").write_bytes(b"not a database" * 100)
+    for complete in (common.complete_users, common.complete_banks):
+        assert complete(_context(tmp_path), "") == []
+        assert complete(_context(tmp_path / "none"), "") == []
+        assert complete(SimpleNamespace(), "") == []  # type: ignore[arg-type]
+    assert "free" in common.complete_tasks(_context(tmp_path / "none"), "")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_can_ask_for_names(shell: str, tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    with AppContext(Globals(store=store)).registry(create=True) as registry:
+        registry.users.add("alice")
+    words = f"mta --store {store} user show al"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "_MTA_COMPLETE": f"complete_{shell}", "COMP_WORDS": words}
+    env |= {"COMP_CWORD": "5", "_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    ran = subprocess.run([sys.executable, "-m", "mta_cli"], env=env, capture_output=True, text=True, check=False)
+    assert "alice" in ran.stdout and ran.stderr == ""
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m mta_cli --help | head -c 1; echo ${{PIPESTATUS[0]}}"
+    ran = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stderr == ""
+
+
+def test_ctrl_c_before_a_job_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "import os, signal; from mta_cli import app; from mta_cli.commands.common import AppContext\n"
+        "def registry(self, create=False): os.kill(os.getpid(), signal.SIGINT)\n"
+        "AppContext.registry = registry\n"
+        "import sys; sys.argv = ['mta', 'init']; app.main()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "error: interrupted\n"), signal.SIGINT
+
+
+def test_a_terminal_without_unicode_still_gets_its_answer(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "MTA_STORE": str(tmp_path / "sé")}
+    arguments = [sys.executable, "-m", "mta_cli", "init"]
+    ran = subprocess.run(arguments, env=env, capture_output=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert b"s\\xe9" in ran.stdout
+
+
+def test_run_returns_the_code_of_an_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def registry(self: AppContext, *, create: bool = False) -> Any:
+        raise typer.Exit(5)
+
+    monkeypatch.setattr(AppContext, "registry", registry)
+    assert run(["init"]) == 5

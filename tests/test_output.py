@@ -1,0 +1,296 @@
+"""What reaches the terminal: results on standard output, talk on standard error, no control byte of data on any."""
+
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mta_cli import events as ev
+from mta_cli.errors import BadInput, Interrupted, MtaError, NotFound
+from mta_cli.output import Output, ReaderGone, group, pairs, table, text
+from mta_cli.printable import clean, clean_line, plain, to_json
+
+# Clear the screen, set the clipboard (OSC 52), a title by C1, a NUL, backspaces, a bidi override, a line separator.
+HOSTILE = "a\x1b[2Jb\x1b]52;c;ZXZpbA==\x07c\x9d0;t\x9c\x9b2Jd\x00\x08\x08e\u202egpj.exe\u2066f\u2028g\rh"
+FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+OWN_STYLING = re.compile(r"\x1b\[[0-9;]*m")  # colours; Rich's other codes are not used for results and messages
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+ANYTHING = st.text(alphabet=st.characters(codec=None, categories=None), max_size=60)
+
+
+def is_harmless(shown: str) -> bool:
+    rest = OWN_STYLING.sub("", shown)
+    return "\x1b" not in rest and not FORBIDDEN.search(rest)
+
+
+@settings(deadline=None)
+@given(ANYTHING)
+def test_clean_leaves_only_what_can_be_printed(raw: str) -> None:
+    cleaned = clean(raw)
+    cleaned.encode()
+    assert clean(cleaned) == cleaned
+    assert is_harmless(cleaned)
+    assert "\x1b" not in cleaned
+    for char in set(cleaned) - set("\n\t\u200c\u200d"):
+        assert char.isprintable() or char.isspace()
+
+
+@settings(deadline=None)
+@given(st.text(alphabet=st.characters(categories=["L", "N", "P", "S", "M"]), max_size=60))
+def test_clean_changes_no_letter_sign_or_number(raw: str) -> None:
+    assert clean(raw) == raw
+
+
+@pytest.mark.parametrize(
+    "raw", ["tab\tand\nnewline", "no\u00a0break", "👩\u200d🔬", "می\u200cخواهم", "naïve — ‘quotes’"]
+)
+def test_clean_keeps_what_people_write(raw: str) -> None:
+    assert clean(raw) == raw
+
+
+@settings(deadline=None)
+@given(ANYTHING)
+def test_a_clean_line_is_one_line(raw: str) -> None:
+    assert "\n" not in clean_line(raw) and "\t" not in clean_line(raw)
+    assert clean_line(clean_line(raw)) == clean_line(raw)
+
+
+@settings(deadline=None)
+@given(JSON)
+def test_json_reads_back_as_it_was_and_is_printable(value: Any) -> None:
+    document = to_json(value)
+    document.encode()
+    assert is_harmless(document) and "\x1b" not in document
+    assert json.loads(document) == value
+
+
+def test_json_escapes_what_a_terminal_obeys() -> None:
+    assert to_json(HOSTILE) == json.dumps(HOSTILE)
+    assert to_json("\U000e0041\ud800") == json.dumps("\U000e0041\ud800")
+
+
+def test_plain_makes_values_json_can_hold() -> None:
+    value = {
+        "row": ev.PlanLine("a", "b", "default"),
+        3: {2, 1},
+        "nan": [float("nan"), (1, float("inf"))],
+        "e": KeyError,
+    }
+    expected = {"row": {"name": "a", "value": "b", "origin": "default"}, "3": [1, 2], "nan": [None, [1, None]]}
+    assert plain(value) == {**expected, "e": str(KeyError)}
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_nothing_hostile_reaches_either_stream(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, colour: bool
+) -> None:
+    if colour:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        monkeypatch.setenv("TERM", "xterm-256color")
+    else:
+        monkeypatch.setenv("NO_COLOR", "1")
+    output = Output(verbosity=2)
+    renderings = [
+        HOSTILE,
+        text(HOSTILE),
+        pairs({HOSTILE: HOSTILE}),
+        table((HOSTILE, "n"), [(HOSTILE, 1), (None, 2.5)], title=HOSTILE),
+        group(text(HOSTILE), HOSTILE),
+    ]
+    for rendering in renderings:
+        output.result(None, rendering)
+    for value in (HOSTILE, [HOSTILE], {HOSTILE: {HOSTILE: [HOSTILE]}}, [{HOSTILE: HOSTILE}]):
+        output.result(value)
+    Output(json=True).result({HOSTILE: HOSTILE})
+    output.write(HOSTILE)
+    output.help(HOSTILE)
+    for say in (output.note, output.detail, output.warn):
+        say(HOSTILE)
+    try:
+        raise BadInput(HOSTILE, hint=HOSTILE, faults=(HOSTILE,))
+    except MtaError as error:
+        output.error(error)
+    output.error(RuntimeError(HOSTILE))
+    output.follow(iter(_hostile_job()))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    output.ask(HOSTILE)
+    for shown in capsys.readouterr():
+        assert len(shown) > 100
+        shown = (
+            re.sub(r"\r?\x1b\[(\?25[lh]|[0-9]*[A-G]|[0-2]?K)", "", shown) if colour else shown
+        )  # the bar's own codes
+        assert is_harmless(shown), FORBIDDEN.findall(shown)
+
+
+def _hostile_job() -> Iterator[ev.Event]:
+    yield ev.Planned(HOSTILE, (ev.PlanLine(HOSTILE, HOSTILE, HOSTILE),))
+    yield ev.Started(HOSTILE, 2, HOSTILE)
+    yield ev.Step(HOSTILE, 1, loss=1.0, tokens=5)
+    yield ev.Saved(HOSTILE, HOSTILE, HOSTILE)
+    yield ev.Failed(HOSTILE, HOSTILE)
+    yield ev.Note(HOSTILE, warning=True)
+    yield ev.Token(HOSTILE, HOSTILE)
+    yield ev.Done({})
+
+
+def test_markup_in_data_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output()
+    output.result(None, table(("[b]name[/b]",), [("[/red] :smile: [link=x]",)]))
+    output.result("[bold]and[/oops]")
+    output.warn("[TODO] and [/b]")
+    out, err = capsys.readouterr()
+    assert "[b]name[/b]" in out and "[/red] :smile: [link=x]" in out and "[bold]and[/oops]" in out
+    assert "[TODO] and [/b]" in err
+
+
+def test_a_message_cannot_forge_another(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().error(MtaError("user 'x\nhint: rm -rf ~' is unknown"))
+    assert "\nhint" not in capsys.readouterr().err
+
+
+def test_results_and_talk_go_to_their_own_streams(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(json=True)
+    result = output.job(iter([ev.Note("hello"), ev.Saved("bank", "b"), ev.Token("streamed"), ev.Done({"a": 1})]))
+    out, err = capsys.readouterr()
+    assert result == {"a": 1}
+    assert json.loads(out) == {"a": 1}
+    assert err == "hello\nsaved bank b\n"
+
+
+def test_quiet_silences_notes_but_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    job = [ev.Note("note"), ev.Saved("bank", "b"), ev.Note("careful", warning=True), ev.Failed("x", "y"), ev.Done(1)]
+    Output(quiet=True).follow(iter(job))
+    assert capsys.readouterr().err == "warning: careful\nwarning: x failed: y\n"
+
+
+def test_tokens_stream_under_their_column(capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = [ev.Token("Hel", "base"), ev.Token("lo", "base"), ev.Token("Hi", "fused"), ev.Done()]
+    Output().follow(iter(tokens))
+    assert capsys.readouterr().out == "base:\nHello\n\nfused:\nHi\n"
+
+
+def test_a_note_in_the_middle_of_a_stream_begins_on_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().follow(iter([ev.Token("half a"), ev.Note("by the way"), ev.Token(" line"), ev.Done()]))
+    assert capsys.readouterr().out == "half a\n line\n"
+
+
+def test_a_dry_run_prints_the_plan_once(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (ev.PlanLine("bank.rank", "8", "flag --rank"),)
+    Output().job(iter([ev.Planned("bank build", lines), ev.Done({"tokens": 5})]), dry_run=True)
+    out = capsys.readouterr().out
+    assert "bank build" in out and "flag --rank" in out and out.count("bank.rank") == 1
+    Output(json=True).job(iter([ev.Planned("bank build", lines), ev.Done({"tokens": 5})]), dry_run=True)
+    expected = {"name": "bank.rank", "value": "8", "origin": "flag --rank"}
+    assert json.loads(capsys.readouterr().out) == {"tokens": 5, "job": "bank build", "plan": [expected]}
+
+
+def test_the_plan_of_a_real_run_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    for verbosity, shown in ((0, False), (1, True)):
+        Output(verbosity=verbosity).follow(iter([ev.Planned("j", (ev.PlanLine("a.b", "1"),)), ev.Done()]))
+        out, err = capsys.readouterr()
+        assert ("a.b" in err) is shown and not out
+
+
+def test_ctrl_c_closes_the_job_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    closed = []
+
+    def job() -> Iterator[ev.Event]:
+        try:
+            yield ev.Started("work", 10)
+            yield ev.Step("a", 1)
+            yield ev.Note("interrupt me")
+        finally:
+            closed.append(True)
+
+    output = Output()
+    output.note = _interrupt  # type: ignore[method-assign]
+    with pytest.raises(Interrupted) as raised:
+        output.follow(job())
+    assert closed == [True]
+    assert raised.value.exit_code == 130 and raised.value.hint
+
+
+def _interrupt(message: str) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_error_of_the_job_passes_through() -> None:
+    def job() -> Iterator[ev.Event]:
+        yield ev.Started("work")
+        raise NotFound("gone")
+
+    with pytest.raises(NotFound):
+        Output().follow(job())
+
+
+def test_an_error_shows_faults_and_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().error(BadInput("2 faults", hint="mend them", faults=("f.jsonl: record 1", "f.jsonl: record 2")))
+    assert capsys.readouterr().err == "error: 2 faults\n  f.jsonl: record 1\n  f.jsonl: record 2\nhint: mend them\n"
+
+
+def test_the_unexpected_has_a_traceback_only_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise ZeroDivisionError("boom")
+    except ZeroDivisionError as error:
+        Output().error(error)
+        assert "Traceback" not in capsys.readouterr().err
+        Output(verbosity=2).error(error)
+        err = capsys.readouterr().err
+    assert err.startswith("unexpected: ZeroDivisionError: boom\n") and "Traceback" in err
+
+
+def test_a_reader_that_has_gone_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, raw: str) -> int:
+            raise BrokenPipeError
+
+    for deliver in (lambda: Output().write("x"), lambda: Output().result("x"), lambda: Output(json=True).result("x")):
+        monkeypatch.setattr(sys, "stdout", Gone())
+        with pytest.raises(ReaderGone):
+            deliver()
+        assert not isinstance(sys.stdout, Gone)
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mta_cli.progress.LOG_SECONDS", 0.0)
+    steps = [ev.Step("alice", done, loss=2.5, tokens=100) for done in (51, 52)]
+    Output().follow(iter([ev.Started("bank build", 96), *steps, ev.Done()]))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert (
+        lines[1].startswith("bank build · alice: 52/96 steps ") and "tokens/s" in lines[1] and "loss 2.500" in lines[1]
+    )
+
+
+def test_progress_in_a_terminal_is_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    Output().follow(iter([ev.Started("import", 2, "items"), ev.Step("f.jsonl", 2, loss=1.0), ev.Done()]))
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_numbers_stand_right_and_long_cells_are_kept_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().result(None, table(("name", "items"), [("a" * 300, 5), ("b", 12345)]))
+    out = capsys.readouterr().out
+    assert out.count("a") == 300 + len("name") - 3
+    assert re.search(r" {4}5 *$", out, re.MULTILINE)
+
+
+def test_a_long_line_in_a_pipe_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    path = "/a long folder/" * 40
+    Output().result({"path": path}, lambda result: text(result["path"]))
+    assert capsys.readouterr().out == path + "\n"
