@@ -32,6 +32,4 @@ def verify_bank(reg: "Registry", name: str, version: int | None = None) -> dict[
 
 def remove_bank(reg: "Registry", bank: Bank) -> dict[str, Any]:
     """Remove a bank with the recipes and stacks on it, and the adapter files that nothing else uses."""
-    counts = reg.banks.remove(bank.id)
-    removed = reg.adapters.remove_unreferenced()
-    return {"bank": bank.name, "version": bank.version, **counts, "adapters": len(removed)}
+    return {"bank": bank.name, "version": bank.version, **reg.banks.remove(bank.id)}

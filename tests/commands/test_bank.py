@@ -1,0 +1,164 @@
+"""`mta bank` and `mta user fuse|adapt|export` from outside: JSON keys, exit codes, one clear line for every mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from store.registry import Registry
+from tests.pipeline import town
+from tests.shell import Ran, mta, mta_ok
+
+QUICK = ("--anchors", 3, "--rank", 2, "--epochs", 1, "--task-epochs", 1, "--min-items", 5, "--device", "cpu", "--dtype", "float32")
+
+
+@pytest.fixture
+def peopled(store_root: Path) -> Path:
+    """A store with the people of `town`."""
+    with Registry.open(store_root, create=True) as reg:
+        town.people(reg)
+    return store_root
+
+
+def build(*more: object) -> Any:
+    return mta_ok("bank", "build", "--task", "lamp-2", *QUICK, *more, "--json").json()
+
+
+def refused(ran: Ran, code: int, *words: str) -> None:
+    """One error line (and hints) on standard error, nothing on standard output, the right exit code."""
+    assert ran.code == code, (ran.code, ran.err)
+    assert ran.out == "" and "Traceback" not in ran.err and ran.err.count("error: ") == 1
+    for word in words:
+        assert word in ran.err
+
+
+def test_from_bank_to_export(peopled: Path, tmp_path: Path) -> None:
+    bank = build()
+    assert {"bank", "version", "anchors", "tokens", "seconds", "tokens_per_second"} <= set(bank)
+    assert {"user", "items", "loss_first", "loss_last", "digest"} <= set(bank["anchors"][0])
+    listed = mta_ok("bank", "list", "--json").json()
+    assert [(row["bank"], row["version"], row["anchors"], row["status"]) for row in listed] == [("lamp-2", 1, 3, "ready")]
+    assert mta_ok("bank", "show", "lamp-2", "--json").json() == bank
+    assert mta_ok("bank", "verify", "lamp-2", "--json").json()["ok"]
+
+    recipe = mta_ok("user", "fuse", "ida", "--top-k", 2, "--json").json()
+    assert {"user", "bank", "anchors", "recipe_bytes"} <= set(recipe)
+    assert {"user", "similarity", "weight"} == set(recipe["anchors"][0])
+
+    (entry,) = mta_ok("user", "adapt", "ida", "--shots", 3, "--steps", 6, "--json").json()
+    keys = {"user", "shots", "steps", "loss_before", "loss_after", "recipe_bytes", "stack_bytes", "seconds"}
+    assert keys <= set(entry)
+    users = {row["name"]: row for row in mta_ok("user", "list", "--json").json()}
+    assert users["ida"]["status"] == "adapted" and users["ida"]["stack_bytes"] == entry["stack_bytes"]
+    assert {row["status"] for row in users.values()} == {"adapted", "anchor", "new"}
+
+    mta_ok("user", "export", "ida", "--to", tmp_path / "ida")
+    assert (tmp_path / "ida" / "adapter_model.safetensors").is_file()
+
+
+def test_tables_for_people(peopled: Path) -> None:
+    shown = mta_ok("bank", "build", "--task", "lamp-2", *QUICK)
+    assert "3 anchors" in shown.out and "loss" in shown.out
+    assert "task adapter alone" in mta_ok("user", "fuse", "ida").out
+    adapted = mta_ok("user", "adapt", "ida", "--steps", 6)
+    assert "ida" in adapted.out and "held-out" in adapted.out
+
+
+def test_a_dry_run_says_where_each_value_came_from(peopled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTA_BANK_RANK", "3")
+    (peopled / "mta.toml").write_text("[bank]\nepochs = 4\n")
+    plan = mta_ok("bank", "build", "--task", "lamp-2", "--anchors", 3, "--min-items", 5, "--dry-run", "--json").json()["plan"]
+    origins = {line["name"]: line["origin"] for line in plan}
+    assert origins["bank.rank"] == "environment MTA_BANK_RANK" and origins["bank.anchors"] == "flag --anchors"
+    assert origins["bank.epochs"].startswith("file ") and origins["bank.alpha"] == "default"
+    assert mta_ok("bank", "list", "--json").json() == []
+
+
+def test_mistakes_before_a_bank_is_there(peopled: Path) -> None:
+    refused(mta("bank", "build", "--task", "lamp-2", "--anchors", 99), 4, "99 anchors", "users may be one")
+    refused(mta("bank", "build", "--task", "lamp-2", "--anchors", 0), 2, "bank.anchors = 0", "the least is 1")
+    refused(mta("bank", "build", "--task", "lamp-22"), 3, "lamp-22", "lamp-2")
+    refused(mta("bank", "build", "--task", "lamp-2", *QUICK, "--targets", "q_porj"), 2, "q_porj", "q_proj")
+    refused(mta("bank", "build", "--task", "lamp-2", *QUICK, "--base", "gone"), 3, "gone")
+    refused(mta("bank", "show", "nothing"), 3, "nothing")
+    refused(mta("user", "adapt"), 3, "mta bank build")
+    refused(mta("user", "fuse", "ida"), 3, "mta bank build --task lamp-2")
+    refused(mta("user", "fuse", "idaa"), 3, "idaa", "ida")
+
+
+def test_mistakes_with_a_bank(peopled: Path, tmp_path: Path) -> None:
+    build()
+    refused(mta("user", "adapt", "ida", "--shots", 0), 2, "adapt.shots = 0")
+    refused(mta("user", "fuse", "ida", "--top-k", 99), 2, "--top-k 99", "3 anchors")
+    refused(mta("user", "adapt", "ida", "--rank", 9), 2, "adapt.rank = 9", "the most is 4")
+    refused(mta("user", "fuse", "ida", "--weights", "magic"), 2, "magic", "evidence")
+    refused(mta("user", "adapt", "../x", "--json"), 3, "../x")
+    refused(mta("user", "fuse", "ida", "--device", "cuda:7"), 2, "cuda:7")
+    refused(mta("bank", "rm", "lamp-2"), 2, "--yes")
+    refused(mta("user", "export", "ida", "--to", tmp_path / "out"), 3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_is_gone_and_a_bank_of_another_base(peopled: Path, tiny_base_path: Path, tmp_path: Path) -> None:
+    from mta_cli.pipeline.models import register
+    from tests import tiny
+
+    build()
+    other = tiny.make_base(tmp_path / "other", seed=1)
+    register(other, name="other")
+    ran = mta("user", "adapt", "ida", "--base", "other")
+    refused(ran, 5, "another base", "--base")
+    assert ran.err.count("sha256:") == 2
+    mta_ok("model", "rm", "tiny", "--yes")
+    refused(mta("user", "adapt", "ida"), 3, "tiny")
+
+
+def test_a_damaged_adapter_is_found_before_it_is_used(peopled: Path) -> None:
+    bank = build()
+    digest = bank["anchors"][0]["digest"]
+    path = peopled / "adapters" / digest[:2] / f"{digest}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    refused(mta("bank", "verify", "lamp-2"), 5, digest[:12])
+    refused(mta("user", "fuse", "ida"), 5, digest[:12])
+
+
+def test_a_bank_is_removed_with_what_stands_on_it(peopled: Path) -> None:
+    build()
+    mta_ok("user", "adapt", "ida", "--steps", 6)
+    removed = mta_ok("bank", "rm", "lamp-2", "--yes", "--json").json()
+    assert removed["recipes"] == 1 and removed["stacks"] == 1 and removed["adapters"] == 5
+    assert mta_ok("bank", "list", "--json").json() == []
+    assert mta_ok("doctor", "--json").json()["ok"]
+
+
+def test_forgetting_an_anchor_names_the_bank_and_leaves_nothing(peopled: Path) -> None:
+    with Registry.open(peopled) as reg:
+        bank = build()
+        name = bank["anchors"][0]["user"]
+        user = reg.users.get(name)
+        reg.items.append(user.id, [town.NewItem("s", "lamp-2", "the heron waits by lock nineteen", "comedy", "2020-02-01")])
+    gone = mta_ok("user", "rm", name, "--yes", "--json").json()
+    assert [(stale["bank"], stale["version"]) for stale in gone["stale_anchors"]] == [("lamp-2", 1)]
+    assert [row["stale"] for row in mta_ok("bank", "show", "lamp-2", "--json").json()["anchors"]].count(True) == 1
+    for path in peopled.rglob("*"):
+        if path.is_file():
+            assert b"heron waits" not in path.read_bytes() and name.encode() not in path.read_bytes(), path
+
+
+def test_a_full_disk_while_an_adapter_is_written(peopled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    import store.files as files
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "_write_durably", full)
+    ran = mta("bank", "build", "--task", "lamp-2", *QUICK)
+    assert ran.code in (4, 5) and "space" in ran.err and "Traceback" not in ran.err
+    monkeypatch.undo()
+    monkeypatch.setenv("MTA_STORE", str(peopled))
+    assert mta_ok("doctor", "--json").json()["ok"]
