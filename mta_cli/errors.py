@@ -1,4 +1,4 @@
-"""What can go wrong, in words for the person at the terminal. Imports nothing; knows neither exit streams nor colours."""
+"""What can go wrong, in words for the person at the terminal. Imports nothing; knows neither streams nor colours."""
 
 
 class MtaError(Exception):
@@ -45,6 +45,6 @@ class StoreBusy(MtaError):
 
 
 class Interrupted(MtaError):
-    """The person pressed Ctrl-C; what was finished is saved."""
+    """The person pressed Ctrl-C; the job was closed, and left nothing half done."""
 
     exit_code = 130

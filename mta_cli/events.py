@@ -1,4 +1,7 @@
-"""What a running job tells the world: small frozen records that a generator yields. Imports nothing of ours; renders nothing."""
+"""What a running job tells the world: small frozen records that a generator yields.
+
+Imports nothing of ours; renders nothing.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,7 @@
 """The options of every job: defaults, bounds and help in one place. Knows nothing of flags, files or the environment.
 
-A job's section name and a field's name make the setting's key: `bank.rank` is `--rank` of `mta bank build`, `rank` under
-`[bank]` in a settings file and `MTA_BANK_RANK` in the environment.
+A job's section name and a field's name make the setting's key: `bank.rank` is `--rank` of `mta bank build`, `rank`
+under `[bank]` in a settings file and `MTA_BANK_RANK` in the environment.
 """
 
 from dataclasses import dataclass, field, fields

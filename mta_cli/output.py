@@ -197,7 +197,7 @@ class Output:
         """Run a job to its end, showing what it yields; returns the result of its `Done`.
 
         With `dry_run` the plan itself is printed (a table, or the JSON document `{job, plan, …}`), so that the caller
-        prints nothing more. Ctrl-C closes the generator, which saves what is finished, and raises `Interrupted`.
+        prints nothing more. Ctrl-C closes the generator, which saves what can go on later, and raises `Interrupted`.
         """
         from mta_cli.progress import ProgressView
 
@@ -217,7 +217,7 @@ class Output:
             view.stop()
             _close(events)
             raise Interrupted(
-                "interrupted; what was finished is kept", hint="run the same command again to go on"
+                "interrupted", hint="run the same command again: it goes on from what is stored"
             ) from None
         finally:
             view.stop()

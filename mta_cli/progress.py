@@ -5,6 +5,7 @@ Knows neither results nor standard output; only `output` uses it.
 
 import time
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LOG_SECONDS = 10.0
+NARROW = 115  # columns; a terminal with fewer has no room for the job's name, a long bar and its rate in steps
 PIPE_WIDTH = 200  # a table in a pipe is read by a program or a pager: do not fold it at 80
 
 
@@ -45,7 +47,7 @@ def make_console(*, stderr: bool, on_broken_pipe: Callable[[], None]) -> CleanCo
 
 
 class ProgressView:
-    """Shows `Started` and `Step`: in a terminal bar, rate, loss and time left; elsewhere a line every few seconds."""
+    """Shows `Started` and `Step`, with rates, loss and time left: a bar in a terminal, else a line now and then."""
 
     def __init__(self, console: Console, *, shown: bool) -> None:
         self._console = console
@@ -54,33 +56,35 @@ class ProgressView:
         self._task: TaskID | None = None
         self._started = Started("")
         self._since = self._spoken = 0.0
-        self._first = 0
+        self._first: tuple[int, float] | None = None  # units done, and when, at the first step that was seen
         self._tokens = 0
 
     def start(self, event: Started) -> None:
         """A job, or a new part of it, begins."""
         self.stop()
-        self._started, self._tokens, self._first = event, 0, -1
+        self._started, self._tokens, self._first = event, 0, None
         self._since = self._spoken = time.monotonic()
         if self._shown and self._console.is_terminal:
-            self._bar = _make_bar(self._console)
-            self._task = self._bar.add_task(event.job, total=event.total, about="")
+            self._bar = _make_bar(self._console, 8 if self._is_narrow() else 24)
+            self._task = self._bar.add_task(event.job, total=event.total, about="", left="")
             self._bar.start()
 
     def step(self, event: Step) -> None:
         """One more unit is done."""
-        if self._first < 0:  # a resumed job begins in the middle; what was done before says nothing about the rate
-            self._first = event.done - 1
+        now = time.monotonic()
+        if self._first is None:  # a resumed job begins in the middle; what was done before says nothing about the rate
+            self._first = event.done, now
         self._tokens += event.tokens
+        pace = self._pace(event, now)
+        about, left = self._about(event, now, pace), _left(self._started.total, event.done, pace)
         if self._bar is not None and self._task is not None:
-            self._bar.update(
-                self._task, completed=event.done, about=self._about(event), description=self._description(event)
-            )
-        elif self._shown and time.monotonic() - self._spoken >= LOG_SECONDS:
-            self._spoken = time.monotonic()
+            label = self._description(event)
+            self._bar.update(self._task, completed=event.done, description=label, about=about, left=left)
+        elif self._shown and now - self._spoken >= LOG_SECONDS:
+            self._spoken = now
             total = "" if self._started.total is None else f"/{self._started.total}"
-            line = f"{self._description(event)}: {event.done}{total} {self._started.unit} {self._about(event)}"
-            self._console.print(line.rstrip(), soft_wrap=True)
+            shown = " · ".join(part for part in (f"{event.done}{total} {self._started.unit}", about, left) if part)
+            self._console.print(f"{self._description(event)}: {shown}", soft_wrap=True)
 
     def stop(self) -> None:
         """Leave the last state of the bar standing and give the terminal back."""
@@ -89,16 +93,25 @@ class ProgressView:
             self._bar = self._task = None
 
     def _description(self, event: Step) -> str:
+        if self._bar is not None and self._is_narrow():
+            return clean_line(event.label or self._started.job)[:20]
         parts = [part for part in (self._started.job, event.label) if part]
         return clean_line(" · ".join(parts))[:60]
 
-    def _about(self, event: Step) -> str:
-        elapsed = max(time.monotonic() - self._since, 1e-6)
-        parts = [f"{rate(max(event.done - self._first, 0) / elapsed)} {self._started.unit}/s"]
+    def _is_narrow(self) -> bool:
+        return self._console.width < NARROW
+
+    def _pace(self, event: Step, now: float) -> float:
+        """Units per second since the first step; 0 while nothing can be said."""
+        done, since = self._first or (event.done, now)
+        return max(event.done - done, 0) / max(now - since, 1e-6)
+
+    def _about(self, event: Step, now: float, pace: float) -> str:
+        parts = [f"loss {event.loss:.3f}"] if event.loss is not None else []
         if self._tokens:
-            parts.append(f"{rate(self._tokens / elapsed)} tokens/s")
-        if event.loss is not None:
-            parts.append(f"loss {event.loss:.3f}")
+            parts.append(f"{rate(self._tokens / max(now - self._since, 1e-6))} tokens/s")
+        if pace and not (parts and self._bar is not None and self._is_narrow()):
+            parts.append(f"{rate(pace)} {self._started.unit}/s")
         return " · ".join(parts)
 
 
@@ -107,14 +120,20 @@ def rate(per_second: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
-def _make_bar(console: Console) -> "Progress":
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _left(total: int | None, done: int, pace: float) -> str:
+    if total is None or not pace:
+        return ""
+    return f"ETA {timedelta(seconds=round(max(total - done, 0) / pace))}"
+
+
+def _make_bar(console: Console, width: int) -> "Progress":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=width),
         MofNCompleteColumn(),
         TextColumn("{task.fields[about]}", markup=False),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
         console=console,
     )

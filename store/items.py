@@ -79,8 +79,9 @@ class Items:
         limit: int,
         exclude: int | None = None,
         before: tuple[str | None, int] | None = None,
+        fill: bool = True,
     ) -> list[Item]:
-        """The user's `limit` items whose inputs match `text` best (bm25), then the most recent ones.
+        """The user's `limit` items whose inputs match `text` best (bm25), then, with `fill`, the most recent ones.
 
         `exclude` is left out. With `before` = (time, item number), so is every item that is not strictly earlier, where
         both times are known. `text` is words only: nothing in it is query syntax.
@@ -89,7 +90,7 @@ class Items:
         values = {"user": user_id, "task": task, "exclude": exclude, "time": time, "id": number, "limit": _limit(limit)}
         match = safe_query(user_id, task, text)
         found = [Item(*row) for row in self._db.tuples(_MATCHES, values | {"match": match})] if match else []
-        if len(found) < limit:
+        if fill and len(found) < limit:
             known = {item.id for item in found}
             latest = (Item(*row) for row in self._db.tuples(_LATEST, values))
             found += itertools.islice((item for item in latest if item.id not in known), limit - len(found))

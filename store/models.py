@@ -65,7 +65,7 @@ class UserSummary:
 
 @dataclass(frozen=True)
 class Profile:
-    """A user's embedding for one task. `total` is the float32 sum of `items` unit item vectors, up to item `last_item`."""
+    """A user's embedding for one task. `total` is the float32 sum of `items` unit vectors, up to item `last_item`."""
 
     user_id: int
     task: str
@@ -112,7 +112,10 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Bank:
-    """A versioned set of anchors. `key` hashes base, options and data: the same key is the same bank. `status`: building, ready."""
+    """A versioned set of anchors. `key` hashes base, options and data: the same key is the same bank.
+
+    `status`: building, ready.
+    """
 
     id: int
     name: str

@@ -1,6 +1,7 @@
 """What reaches the terminal: results on standard output, talk on standard error, no control byte of data on any."""
 
 import io
+import itertools
 import json
 import re
 import sys
@@ -218,7 +219,8 @@ def test_ctrl_c_closes_the_job_and_says_how_to_go_on(capsys: pytest.CaptureFixtu
     with pytest.raises(Interrupted) as raised:
         output.follow(job())
     assert closed == [True]
-    assert raised.value.exit_code == 130 and raised.value.hint
+    assert raised.value.exit_code == 130 and "same command again" in str(raised.value.hint)
+    assert "kept" not in str(raised.value)  # an import that was stopped keeps nothing
 
 
 def _interrupt(message: str) -> None:
@@ -270,17 +272,39 @@ def test_progress_in_a_log_is_a_line_now_and_then(
     Output().follow(iter([ev.Started("bank build", 96), *steps, ev.Done()]))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert (
-        lines[1].startswith("bank build · alice: 52/96 steps ") and "tokens/s" in lines[1] and "loss 2.500" in lines[1]
-    )
+    assert lines[1].startswith("bank build · alice: 52/96 steps · loss 2.500 · ")
+    assert "tokens/s" in lines[1] and "steps/s" in lines[1] and "ETA 0:00:00" in lines[1]
+
+
+def test_a_resumed_job_is_not_thought_to_be_fast(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count(0.0, 20.0)
+    monkeypatch.setattr("mta_cli.progress.time.monotonic", lambda: next(ticks))
+    steps = [ev.Step("alice", done, tokens=500) for done in (51, 52, 53)]
+    Output().follow(iter([ev.Started("bank build", 96), *steps, ev.Done()]))
+    assert capsys.readouterr().err.splitlines() == [
+        "bank build · alice: 51/96 steps · 25 tokens/s",
+        "bank build · alice: 52/96 steps · 25 tokens/s · 0.05 steps/s · ETA 0:14:40",
+        "bank build · alice: 53/96 steps · 25 tokens/s · 0.05 steps/s · ETA 0:14:20",
+    ]
 
 
 def test_progress_in_a_terminal_is_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "120")
-    Output().follow(iter([ev.Started("import", 2, "items"), ev.Step("f.jsonl", 2, loss=1.0), ev.Done()]))
-    assert "2/2" in capsys.readouterr().err
+    for columns, job in (("80", ""), ("140", "bank build · ")):
+        monkeypatch.setenv("COLUMNS", columns)
+        steps = [ev.Step("anchor 3/12: ida", done, loss=1.0, tokens=100) for done in (1, 2)]
+        Output().follow(iter([ev.Started("bank build", 2), *steps, ev.Done()]))
+        last = plain_text(capsys.readouterr().err).splitlines()[-1]
+        assert last.startswith(f"{job}anchor 3/12: ida ") and "2/2 loss 1.000 · " in last
+        assert "tokens/s" in last and "ETA 0:00:00" in last and len(last.rstrip()) <= int(columns)
+
+
+def plain_text(drawn: str) -> str:
+    """What a terminal's reader sees, each state of a bar on a line of its own."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn).replace("\r", "\n").rstrip("\n")
 
 
 def test_numbers_stand_right_and_long_cells_are_kept_whole(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,9 @@ def build(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Build a bank: profiles, anchors, the task adapter and a meta-LoRA per anchor. Run it again to finish a stopped build."""
+    """Build a bank: profiles, anchors, the task adapter and a meta-LoRA per anchor. Run it again
+    to finish a stopped build.
+    """
     from mta_cli.pipeline.build_bank import BankRequest, build_bank
     from mta_cli.pipeline.models import resolve
     from mta_cli.pipeline.tasks import find_task
@@ -70,15 +72,16 @@ def build(
     use = session(ctx, json=json)
     options = use.settings.build(
         BankOptions, anchors=anchors, rank=rank, alpha=alpha, epochs=epochs, learning_rate=learning_rate,
-        batch_size=batch_size, targets=targets, placement=placement, pick=pick, min_items=min_items, max_items=max_items,
-        task_adapter=task_adapter, task_rank=task_rank, task_epochs=task_epochs, task_learning_rate=task_learning_rate,
+        batch_size=batch_size, targets=targets, placement=placement, pick=pick, min_items=min_items,
+        max_items=max_items, task_adapter=task_adapter, task_rank=task_rank, task_epochs=task_epochs,
+        task_learning_rate=task_learning_rate,
     )  # fmt: skip
     prompt = use.settings.build(PromptOptions, history_items=history_items)
     machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
     with use.registry() as reg:
         request = BankRequest(
-            find_task(reg, task), resolve(base or use.models.base, "base"), resolve(embedder or use.models.embedder, "embedder"),
-            options, prompt, machine, name,
+            find_task(reg, task), resolve(base or use.models.base, "base"),
+            resolve(embedder or use.models.embedder, "embedder"), options, prompt, machine, name,
         )  # fmt: skip
         plan = use.settings.plan_lines(options, prompt, machine)
         use.output.job(build_bank(reg, request, plan=plan, dry_run=dry_run), _built, dry_run=dry_run)
@@ -137,8 +140,9 @@ def rm(
 
 
 def _built(bank: dict[str, Any]) -> Any:
-    rows = [(a["user"] or "(forgotten)", a["items"], a["cluster_size"], _number(a["loss_first"]), _number(a["loss_last"]),
-             (a["digest"] or "")[:12], "stale" if a["stale"] else "") for a in bank["anchors"]]  # fmt: skip
+    rows = [(a["user"] or "(forgotten)", a["items"], a["cluster_size"], _number(a["loss_first"]),
+             _number(a["loss_last"]), (a["digest"] or "")[:12], "stale" if a["stale"] else "")
+            for a in bank["anchors"]]  # fmt: skip
     speed = f"{bank['tokens']:,} tokens in {bank['seconds']:.0f} s" if bank["seconds"] else bank["status"]
     return out.group(
         out.text(
@@ -155,9 +159,8 @@ def _verified(result: dict[str, Any]) -> Any:
 
 
 def _removed(result: dict[str, Any]) -> Any:
-    return out.text(
-        f"Removed bank {result['bank']} v{result['version']}, {result['recipes']} recipes and {result['stacks']} stacks."
-    )
+    along = f"{result['recipes']} recipes and {result['stacks']} stacks"
+    return out.text(f"Removed bank {result['bank']} v{result['version']}, {along}.")
 
 
 def _number(value: float | None) -> str:

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 MODES = ("base", "fused", "adapted")
+STACKS = (
+    "person",
+    "shots",
+    "loss before",
+    "after",
+    "held-out before",
+    "after",
+    "recipe bytes",
+    "stack bytes",
+    "seconds",
+)
 
 KeepOption = Annotated[
     Path | None,
@@ -41,16 +52,19 @@ def demo(
 
     The store stays, so that you can look around in it. Running the demo again continues or just shows the summary.
     """
-    from mta_cli.pipeline.demo import DemoRequest, run_demo
+    from mta_cli.pipeline.demo import DemoRequest, plan_demo, run_demo
     from store.registry import Registry
 
     use = session(ctx, json=json)
     request = DemoRequest(
         use.models.base, use.models.embedder, use.settings.build(Machine, seed=seed, device=device, dtype=dtype), quick
     )
-    timeout = use.settings.build(StoreOptions).timeout
-    with Registry.open(demo_store(use, keep), create=True, timeout=timeout) as reg:
-        use.output.job(run_demo(reg, request, dry_run=dry_run), summary, dry_run=dry_run)
+    root = demo_store(use, keep)
+    if dry_run:
+        use.output.job(plan_demo(root, request), dry_run=True)
+        return
+    with Registry.open(root, create=True, timeout=use.settings.build(StoreOptions).timeout) as reg:
+        use.output.job(run_demo(reg, request), summary)
 
 
 def demo_store(use: AppContext, keep: Path | None) -> Path:
@@ -61,31 +75,34 @@ def demo_store(use: AppContext, keep: Path | None) -> Path:
 def summary(result: dict[str, Any]) -> "RenderableType":
     """Everything that happened, task by task, and what to type next."""
     parts = [part for course in result["courses"] for part in _course(course)]
-    head = f"Done in {result['seconds']:.0f} s with {result['base']} and {result['embedder']}. Everything is kept in {result['store']}"
+    models = f"{result['base']} and {result['embedder']}"
+    head = f"Done in {result['seconds']:.0f} s with {models}. Everything is kept in {result['store']}"
     return out.group(*parts, out.text(head, style="bold"), out.text(_next(result)))
 
 
 def _course(course: dict[str, Any]) -> "list[RenderableType]":
-    bank, imported = course["bank"], course["imported"]
-    rule = "─" * 100
-    speed = f", {bank['tokens']:,} tokens in {bank['seconds']:.0f} s" if bank["seconds"] else ""
-    people = f"{imported['users']} people, {imported['items_added'] + imported['items_unchanged']:,} history items"
-    queries = f"{imported['queries_added'] + imported['queries_unchanged']:,} held-out queries"
+    """One task: bank, recipes, stacks, answers and, where it was measured, the measurement."""
+    measured = [_evaluation(course["evaluation"])] if course["evaluation"] else []
     return [
-        out.text(f"{rule}\n{course['description']}", style="bold"),
-        out.text(f"{people} and {queries}. Bank {bank['bank']} v{bank['version']}: {len(bank['anchors'])} anchors{speed}."),
-        out.table(("anchor", "items", "stands for", "loss first", "last"), [_anchor(anchor) for anchor in bank["anchors"]]),
+        out.text(f"{'─' * 100}\n{course['description']}", style="bold"),
+        out.text(_counts(course)),
+        out.table(("anchor", "items", "stands for", "loss first", "last"), map(_anchor, course["bank"]["anchors"])),
         out.text("Recipes: which anchors, and how much of each (the rest is the task adapter alone)"),
-        out.table(("person", "anchors", "rest", "bytes"), [_recipe(recipe) for recipe in course["recipes"]]),
+        out.table(("person", "anchors", "rest", "bytes"), map(_recipe, course["recipes"])),
         out.text("Stacks: loss before and after on the shots they were trained on, and on held-out queries"),
-        out.table(
-            ("person", "shots", "loss before", "after", "held-out before", "after", "recipe bytes", "stack bytes", "seconds"),
-            [_stack(row) for row in course["adapted"]],
-        ),
+        out.table(STACKS, map(_stack, course["adapted"])),
         out.text("The same question to three people's models, and what each of them said"),
-        *(_comparison(comparison) for comparison in course["comparisons"]),
-        *([_evaluation(course["evaluation"])] if course["evaluation"] else []),
-    ]  # fmt: skip
+        *map(_comparison, course["comparisons"]),
+        *measured,
+    ]
+
+
+def _counts(course: dict[str, Any]) -> str:
+    bank, imported = course["bank"], course["imported"]
+    items, queries = (imported[f"{what}_added"] + imported[f"{what}_unchanged"] for what in ("items", "queries"))
+    speed = f", {bank['tokens']:,} tokens in {bank['seconds']:.0f} s" if bank["seconds"] else ""
+    people = f"{imported['users']} people, {items:,} history items and {queries:,} held-out queries."
+    return f"{people} Bank {bank['bank']} v{bank['version']}: {len(bank['anchors'])} anchors{speed}."
 
 
 def _anchor(anchor: dict[str, Any]) -> tuple[Any, ...]:
@@ -128,8 +145,8 @@ def _evaluation(evaluation: dict[str, Any]) -> "RenderableType":
         (method, *(_interval(found[metric]) for metric in metrics)) for method, found in evaluation["methods"].items()
     ]
     head = (
-        f"{evaluation['queries']} held-out queries of {evaluation['users']} people, all with the same history in the prompt "
-        "(95 % intervals over people; pooled is the task adapter alone)"
+        f"{evaluation['queries']} held-out queries of {evaluation['users']} people, each with the same history in the "
+        "prompt (95 % intervals over people; pooled is the task adapter alone)"
     )
     return out.group(out.text(head), out.table(("model", *metrics), rows))
 

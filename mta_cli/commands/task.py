@@ -24,12 +24,12 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A task file 
 def _known(app: AppContext) -> "Iterator[Registry | None]":
     """The store, or None before there is one: the built-in tasks are known without."""
     try:
-        registry = app.registry()
+        opened = app.registry()
     except NotFound:
         yield None
         return
-    with registry:
-        yield registry
+    with opened:
+        yield opened
 
 
 @app.command("list")

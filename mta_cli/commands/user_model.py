@@ -126,8 +126,8 @@ def adapt(
 
     use = session(ctx, json=json)
     options = use.settings.build(
-        AdaptOptions, shots=shots, rank=rank, alpha=alpha, steps=steps, learning_rate=learning_rate, batch_size=batch_size,
-        targets=targets, placement=placement,
+        AdaptOptions, shots=shots, rank=rank, alpha=alpha, steps=steps, learning_rate=learning_rate,
+        batch_size=batch_size, targets=targets, placement=placement,
     )  # fmt: skip
     fusing = use.settings.build(FuseOptions, weights=weights, top_k=top_k, shots=shots)
     prompt = use.settings.build(PromptOptions, history_items=history_items)
@@ -169,7 +169,8 @@ def _recipe(recipe: dict[str, Any]) -> Any:
         if recipe["method"] in ("evidence", "learned")
         else []
     )
-    head = f"{recipe['user']}: {recipe['method']} over bank {recipe['bank']} v{recipe['version']}, {recipe['recipe_bytes']} bytes"
+    bank = f"bank {recipe['bank']} v{recipe['version']}"
+    head = f"{recipe['user']}: {recipe['method']} over {bank}, {recipe['recipe_bytes']} bytes"
     return out.group(out.text(head), out.table(("anchor", "similarity", "weight"), [*rows, *rest]))
 
 

@@ -23,7 +23,8 @@ def choose_anchors(
 ) -> list[AnchorChoice]:
     """One candidate per K-means cluster of `profiles [candidates, dim]`: the `longest` history, or the `medoid`.
 
-    Ties go to the smaller row. Fewer than `count` come back when profiles coincide. Clusters are numbered by their anchor's row.
+    Ties go to the smaller row. Fewer than `count` come back when profiles coincide. Clusters are numbered in the order
+    of their anchors' rows.
     """
     import warnings
 

@@ -55,7 +55,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """Factors by module path: `A [rank, in]` and `B [out, rank]`. ΔW of a module is `scale · B A`. Ranks may differ by module."""
+    """Factors by module path: `A [rank, in]` and `B [out, rank]`; ΔW is `scale · B A`. Ranks may differ by module."""
 
     factors: Factors
     scale: float
@@ -177,7 +177,7 @@ def initial(model: nn.Module, targets: str, placement: str, rank: int, alpha: fl
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer plus `scale · B (gate · A x)`. The factors are float32; the products run in the input's dtype.
+    """A frozen linear layer plus `scale · B (gate · A x)`. The factors are float32; products run in the input's dtype.
 
     `gate` [parts] with `owner` [rank] weighs the ranks of several parts; without it every rank counts fully.
     """

@@ -54,7 +54,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """One optimiser step: its 1-based number, mean loss (nats per labelled token), tokens that ran and seconds taken."""
+    """One optimiser step: its 1-based number, mean loss (nats per labelled token), tokens that ran, seconds taken."""
 
     step: int
     loss: float
@@ -64,7 +64,7 @@ class TrainStep:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows as tensors: `input_ids [rows, length]`; the logits at `(row, col)` predict `labels`; all three `[labelled]`."""
+    """Rows as tensors: `input_ids [rows, length]`; logits at `(row, col)` predict `labels`; all three `[labelled]`."""
 
     input_ids: Tensor
     row: Tensor
@@ -128,7 +128,7 @@ def mean_loss(base: "LoadedBase", rows: Sequence["Row"]) -> float:
 
 
 class Trainer:
-    """Trains one LoRA on top of whatever is folded into the base. Use as a context manager; the base comes back on exit."""
+    """Trains one LoRA on top of whatever is folded into the base. A context manager: the base comes back on exit."""
 
     def __init__(
         self, base: "LoadedBase", weights: LoraWeights, rows: Sequence["Row"], schedule: Schedule, seed: int
@@ -150,7 +150,7 @@ class Trainer:
         self._exit.close()
 
     def steps(self) -> Iterator[TrainStep]:
-        """Train, one optimiser step per item, from where `state` left off. Raises FloatingPointError on a loss that is no number."""
+        """Train, one optimiser step per item, from where `state` left off. FloatingPointError: loss is no number."""
         per_epoch = math.ceil(len(self.rows) / self.schedule.batch_size)
         batches: list[list[int]] = []
         for step in range(len(self.taken), self.schedule.steps):
@@ -195,7 +195,7 @@ class Trainer:
 
     @torch.no_grad()
     def resume(self, state: bytes) -> None:
-        """Go on from `state`. Raises ValueError or KeyError when it is of another training; nothing has changed then."""
+        """Go on from `state`. Raises ValueError or KeyError when it is of another training; nothing changes then."""
         tensors = load_tensors(state)
         taken = [TrainStep(*values) for values in json.loads(_metadata(state)["taken"])]
         names = ("value", "exp_avg", "exp_avg_sq") if taken else ("value",)

@@ -66,9 +66,9 @@ def adapt_users(
     reg: "Registry", users: Sequence[User] | None, request: FuseRequest, options: AdaptOptions,
     *, plan: Sequence[PlanLine] = (), explicit_top_k: bool = False, dry_run: bool = False,
 ) -> Iterator[Event]:  # fmt: skip
-    """Adapt `users`, or everybody with a history who is no anchor. `Done.result` is the array of `mta user adapt --json`.
+    """Adapt `users`, or everybody with a history who is no anchor. `Done.result` is what the command's --json prints.
 
-    Users whose stack is already what these settings and items would give are left as they are, so a stopped run goes on.
+    Users whose stack is already what these settings and items would give are left as they are: a stopped run goes on.
     """
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
     if explicit_top_k:
@@ -100,7 +100,7 @@ def adapt_users(
 
 
 def task_to_adapt(reg: "Registry", users: Sequence[User] | None, task: str | None) -> str:
-    """The task that is meant: `task`, the users' common one, or the only one that has a bank. UsageFault when it is unclear."""
+    """The task that is meant: `task`, the users' common one, or the only one that has a bank. Else UsageFault."""
     if task is not None:
         return task
     if users is None:
@@ -259,9 +259,10 @@ def _train_one(
 def _warn(user: User, job: AdapterJob, before: Measured, after: Measured, norm: float) -> Iterator[Event]:
     steps, moved = job.schedule.steps, abs(after.shots - before.shots)
     if steps < FEW_STEPS or moved < STILL * abs(before.shots):
+        measured = f"loss {before.shots:.4f} → {after.shots:.4f}, ‖ΔW‖ {norm:.2g}"
         yield Note(
-            f"{user.name}: {steps} optimiser steps hardly moved the model "
-            f"(loss {before.shots:.4f} → {after.shots:.4f}, ‖ΔW‖ {norm:.2g}); try more --steps or a higher --learning-rate.",
+            f"{user.name}: {steps} optimiser steps hardly moved the model ({measured}); "
+            "try more --steps or a higher --learning-rate.",
             warning=True,
         )
 

@@ -5,7 +5,6 @@ Every finished part is a row in the store, so the same command run again goes on
 
 import hashlib
 import json
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -90,7 +89,7 @@ def build_bank(
 
 
 def plan_lines(request: BankRequest, chosen: Sequence[Candidate]) -> tuple[PlanLine, ...]:
-    """What the build would read, hold and cost, estimated from the task's token budgets and this machine's matrix rate."""
+    """What the build would read, hold and cost, estimated from the task's token budgets and this machine's speed."""
     from mta_cli.pipeline.planning import estimate
 
     options, task = request.options, request.task
@@ -114,8 +113,8 @@ def _build(reg: "Registry", request: BankRequest, name: str, chosen: Sequence[Ca
     key = bank_key(reg, request, chosen)
     config = {**asdict(request.options), "history_items": request.prompt.history_items, "dtype": request.machine.dtype}
     bank = reg.banks.begin(
-        name=name, key=key, task=request.task.name, base=request.base.fingerprint, embedder=request.embedder.fingerprint,
-        seed=request.machine.seed, config=config,
+        name=name, key=key, task=request.task.name, base=request.base.fingerprint,
+        embedder=request.embedder.fingerprint, seed=request.machine.seed, config=config,
     )  # fmt: skip
     if bank.status == "ready":
         yield Note(f"Bank {bank.name} v{bank.version} was built from the same data and settings; nothing to do.")
@@ -182,7 +181,6 @@ def _train(
     from mta_cli.engine.lora import folded
     from mta_cli.pipeline.personal import load_weights
 
-    started = time.monotonic()
     machine, options = request.machine, request.options
     base = load_base(
         request.base.path,
@@ -200,10 +198,10 @@ def _train(
         if anchor.digest is None
     ]
     yield Started("bank build", total=sum(p.job.schedule.steps for p in [*parts, *([pooled] if pooled else [])]))
-    tokens, done, task_adapter = bank.tokens, 0, bank.task_adapter
+    done, task_adapter = 0, bank.task_adapter
     if pooled is not None:
         adapter: Adapter = yield from train_adapter(reg, base, pooled.job, pooled.rows, run)
-        tokens, done, task_adapter = tokens + adapter.tokens, pooled.job.schedule.steps, adapter.digest
+        done, task_adapter = pooled.job.schedule.steps, adapter.digest
         reg.banks.set_task_adapter(bank.id, adapter.digest)
         yield Saved("task adapter", request.task.name, f"loss {_arrow(adapter)}, {adapter.bytes:,} bytes")
     below = load_weights(reg, task_adapter, base.fingerprint) if task_adapter else None
@@ -212,10 +210,10 @@ def _train(
             assert part.anchor is not None
             adapter = yield from train_adapter(reg, base, _on(part.job, task_adapter), part.rows, run, done)
             reg.banks.finish_anchor(part.anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
-            tokens, done = tokens + adapter.tokens, done + part.job.schedule.steps
+            done += part.job.schedule.steps
             yield Saved("anchor", str(part.anchor.user), f"loss {_arrow(adapter)}, {adapter.bytes:,} bytes")
-    total = sum(a.tokens for a in _adapters(reg, bank, task_adapter))
-    reg.banks.finish(bank.id, total, bank.seconds + time.monotonic() - started)
+    made = _adapters(reg, bank, task_adapter)  # of every run that it took, stopped ones too
+    reg.banks.finish(bank.id, sum(a.tokens for a in made), sum(a.seconds for a in made))
 
 
 def _adapters(reg: "Registry", bank: Bank, task_adapter: str | None) -> list[Adapter]:

@@ -5,7 +5,7 @@ Renders nothing. Every stage can be repeated: what is there already is kept, so 
 """
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ EVALUATED = ("base", "pooled", "fused", "adapted")
 
 @dataclass(frozen=True)
 class Course:
-    """One task of the demo: how it is trained, whether it is measured, and who is adapted (nobody named: all who are new)."""
+    """One task of the demo. `who` is adapted, or everybody who is new; `measured` says whether queries are scored."""
 
     task: str
     bank: BankOptions
@@ -65,35 +65,32 @@ def courses(quick: bool) -> tuple[Course, Course]:
     )
 
 
-def run_demo(reg: "Registry", request: DemoRequest, *, dry_run: bool = False) -> Iterator[Event]:
+def plan_demo(root: Path, request: DemoRequest) -> Iterator[Event]:
+    """What `run_demo` would do in a store at `root`, which is not touched."""
+    lines = [PlanLine("store", str(root)), PlanLine("base", request.base), PlanLine("embedder", request.embedder)]
+    for course in courses(request.quick):
+        who = ", ".join(course.who) or f"everybody with {SHORT} items or fewer"
+        lines += [
+            PlanLine(f"{course.task}: bank", f"{course.bank.anchors} anchors, {course.bank.task_epochs} epochs"),
+            PlanLine(f"{course.task}: adapted", who),
+        ]
+    yield Planned("demo", tuple(lines))
+    yield Done({"dry_run": True, "store": str(root)})
+
+
+def run_demo(reg: "Registry", request: DemoRequest) -> Iterator[Event]:
     """Every stage of both courses. `Done.result`: {store, base, embedder, quick, seconds, courses: [...]}."""
-    chosen = courses(request.quick)
-    if dry_run:
-        yield Planned("demo", _plan(reg, request, chosen))
-        yield Done({"dry_run": True, "store": str(reg.root)})
-        return
     started = time.monotonic()
     yield Note(f"This demo keeps everything in a store of its own: {reg.root}")
     models = yield from _models(request)
     results = []
-    for course in chosen:
+    for course in courses(request.quick):
         result = yield from _run_course(reg, course, models, request.machine)
         results.append(result)
     yield Done({
         "store": str(reg.root), "base": models.base.name, "embedder": models.embedder.name, "quick": request.quick,
         "seconds": round(time.monotonic() - started, 1), "courses": results,
     })  # fmt: skip
-
-
-def _plan(reg: "Registry", request: DemoRequest, chosen: Sequence[Course]) -> tuple[PlanLine, ...]:
-    lines = [PlanLine("store", str(reg.root)), PlanLine("base", request.base), PlanLine("embedder", request.embedder)]
-    for course in chosen:
-        who = f"{', '.join(course.who)}" if course.who else f"everybody with {SHORT} items or fewer"
-        lines += [
-            PlanLine(f"{course.task}: bank", f"{course.bank.anchors} anchors, {course.bank.task_epochs} epochs"),
-            PlanLine(f"{course.task}: adapted", who),
-        ]
-    return tuple(lines)
 
 
 def _finish(events: Iterator[Event]) -> Generator[Event, None, Any]:

@@ -1,6 +1,7 @@
-"""Measuring people's models on their held-out queries. Trains nothing; answers under base, pooled, fused and adapted weights.
+"""Measuring people's models on their held-out queries. Trains nothing.
 
-Intervals are percentile bootstraps over users (2,000 draws, seeded), so a user with many queries does not count as many users.
+Answers under base, pooled, fused and adapted weights. Intervals are percentile bootstraps over users (2,000 draws,
+seeded), so a user with many queries does not count as many users.
 """
 
 import random
@@ -124,7 +125,7 @@ def summarise(task: "Task", answers: Sequence[Answer], seed: int) -> dict[str, d
     """Each metric of the task, and the gold's mean log-likelihood (nats per query), with 95 % intervals over users."""
     from mta_cli.engine.metrics import score
 
-    # What is a mean over queries is computed once per query; macro-F1 and RMSE are not, and need every drawn sample whole.
+    # A mean over queries is computed once per query; macro-F1 and RMSE are none, and need every drawn sample whole.
     own = [
         score(task.metric, [a.answer], [a.query.gold], task.labels) if task.metric == "rouge" else {} for a in answers
     ]

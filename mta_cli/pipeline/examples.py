@@ -41,7 +41,7 @@ class Examples:
         exclude: int | None = None,
         before: tuple[str | None, int] | None = None,
     ) -> "list[Example]":
-        """The user's `count` own items nearest to `text`, never `exclude`, and where times are known none from after `before`."""
+        """The user's `count` own items nearest to `text`, not `exclude`, nor any known to be from after `before`."""
         from mta_cli.engine.prompts import Example
 
         if count == 0:
@@ -50,7 +50,7 @@ class Examples:
         return [Example(item.input, item.output) for item in found]
 
     def rows(self, items: Sequence[Item], *, mix: Sequence[int] | None = None, seed: int = 0) -> "list[Row]":
-        """A training row for each item, its prompt showing one of `mix` numbers of other items (default: as many as in use)."""
+        """A training row for each item, its prompt showing one of `mix` numbers of other items (or as in use)."""
         counts = tuple(mix) if mix is not None else (self.history_items,)
         choose = random.Random(seed)
         return [self._row(item, choose.choice(counts)) for item in items]

@@ -1,4 +1,4 @@
-"""The job behind `mta user fuse`: which anchors, and how much of each. Only the recipe is stored, never merged weights."""
+"""The job behind `mta user fuse`: which anchors, and how much of each. Only the recipe is stored, no merged weights."""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -141,7 +141,7 @@ def gather(
 def make_recipes(
     reg: "Registry", bank: Bank, people: Sequence[Person], request: FuseRequest, base: "LoadedBase | None"
 ) -> Generator[Event, None, dict[int, Recipe]]:
-    """Recipes of `people`, stored; `return`s them by user id. `base` must hold the task adapter where evidence is needed."""
+    """Recipes of `people`, stored; `return`s them by user id. For evidence `base` must hold the task adapter."""
     evidence = yield from _evidence(reg, bank, people, request, base) if base is not None else _nothing()
     recipes = {}
     for person in people:
@@ -161,7 +161,7 @@ def _nothing() -> Generator[Event, None, dict[int, dict[int, float]]]:
 def _evidence(
     reg: "Registry", bank: Bank, people: Sequence[Person], request: FuseRequest, base: "LoadedBase"
 ) -> Generator[Event, None, dict[int, dict[int, float]]]:
-    """Summed log-likelihood of each person's shots by anchor id (0: no anchor). One fold per anchor serves everybody."""
+    """Summed log-likelihood of each person's shots by anchor id (0: no anchor). One fold per anchor serves all."""
     from mta_cli.engine.lora import Folder
     from mta_cli.engine.train import score
 
@@ -205,8 +205,12 @@ def _shares(
     if method not in NEEDS_BASE:
         nearest = person.anchors[:top_k]
         values = [similarity for _, similarity in nearest]
-        weights = {"similarity": lambda: fusion.similarity_weights(values), "uniform": lambda: fusion.uniform_weights(len(values)),
-                   "softmax": lambda: fusion.softmax_weights(values, options.temperature)}[method]()  # fmt: skip
+        weigh = {
+            "similarity": lambda: fusion.similarity_weights(values),
+            "uniform": lambda: fusion.uniform_weights(len(values)),
+            "softmax": lambda: fusion.softmax_weights(values, options.temperature),
+        }
+        weights = weigh[method]()
         return [Share(anchor.id, value, w) for (anchor, value), w in zip(nearest, weights, strict=True)]
     best = sorted(
         ((anchor, value) for anchor, value in person.anchors if anchor.id in evidence),

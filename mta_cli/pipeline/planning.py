@@ -1,6 +1,6 @@
 """What a training will cost on this machine, before it starts. An estimate: it measures one matrix product and counts.
 
-A frozen base with LoRAs costs about 4 operations per parameter and token (forward, and backward through the activations).
+A frozen base with LoRAs costs about 4 operations per parameter and token (forward, and backward by the activations).
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Training one adapter of the store: checkpoints, resumption, the file and its row. Shared by bank builds and adaptation.
+"""Training one adapter of the store: checkpoints, resumption, the file and its row. For bank builds and adaptation.
 
 Knows neither how anchors are chosen nor what a recipe is.
 """
@@ -47,8 +47,9 @@ class AdapterJob:
 
     def checkpoint_key(self, base: str) -> str:
         """Names the training whose checkpoint may be resumed."""
-        return repr((base, self.kind, self.label, self.task_adapter, self.rank, self.alpha, self.targets, self.placement,
-                     self.seed, self.data_hash, self.schedule, sorted(self.config.items())))  # fmt: skip
+        return repr((base, self.kind, self.label, self.task_adapter, self.rank, self.alpha, self.targets,
+                     self.placement, self.seed, self.data_hash, self.schedule,
+                     sorted(self.config.items())))  # fmt: skip
 
 
 def library_versions() -> dict[str, str]:
@@ -82,11 +83,13 @@ def train_adapter(
               "alpha": job.alpha, "seed": job.seed, "data_hash": job.data_hash}  # fmt: skip
     digest, size = reg.files.write(weights.to_bytes(header))
     first, last = _ends(taken)
+    schedule = {"steps": job.schedule.steps, "learning_rate": job.schedule.learning_rate,
+                "batch_size": job.schedule.batch_size}  # fmt: skip
     adapter = Adapter(
-        digest=digest, kind=job.kind, base=base.fingerprint, task_adapter=job.task_adapter, rank=job.rank, alpha=job.alpha,
-        targets=job.targets, placement=str(weights.placement), dtype="float16", seed=job.seed, data_hash=job.data_hash,
-        bytes=size, config={**job.config, "steps": job.schedule.steps, "learning_rate": job.schedule.learning_rate,
-                            "batch_size": job.schedule.batch_size, "compute": str(base.dtype).removeprefix("torch.")},
+        digest=digest, kind=job.kind, base=base.fingerprint, task_adapter=job.task_adapter, rank=job.rank,
+        alpha=job.alpha, targets=job.targets, placement=str(weights.placement), dtype="float16", seed=job.seed,
+        data_hash=job.data_hash, bytes=size,
+        config={**job.config, **schedule, "compute": str(base.dtype).removeprefix("torch.")},
         versions=library_versions(), tokens=sum(s.tokens for s in taken), seconds=sum(s.seconds for s in taken),
         loss_first=first, loss_last=last,
     )  # fmt: skip

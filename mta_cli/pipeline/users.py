@@ -1,6 +1,5 @@
 """Adds people, and finds their history items. Knows no terminal and no SQL."""
 
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,14 +90,6 @@ def find_items(
     if search is None:
         found = [item for each in tasks for item in reg.items.recent(user.id, each, limit)]
         return sorted(found, key=lambda item: (item.time or "", item.id))[-limit:]
-    words = _words(search)
-    matches = [reg.items.search(user.id, each, search, limit=limit) for each in tasks]
-    matches = [[item for item in found if words & _words(item.input)] for found in matches]  # not what only fills up
+    matches = [reg.items.search(user.id, each, search, limit=limit, fill=False) for each in tasks]
     ranks = range(max(map(len, matches), default=0))
     return [item for rank in ranks for found in matches for item in found[rank : rank + 1]][:limit]
-
-
-def _words(text: str) -> set[str]:
-    """Words as the full-text index sees them: without case and accents."""
-    plain = (char for char in unicodedata.normalize("NFKD", text.casefold()) if unicodedata.category(char)[0] != "M")
-    return set("".join(char if char.isalnum() else " " for char in plain).split())

@@ -9,7 +9,8 @@ from store.registry import Registry
 from tests.pipeline import town
 from tests.shell import Ran, mta, mta_ok
 
-QUICK = ("--anchors", 3, "--rank", 2, "--epochs", 1, "--task-epochs", 1, "--min-items", 5, "--device", "cpu", "--dtype", "float32")
+SMALL = ("--anchors", 3, "--rank", 2, "--epochs", 1, "--task-epochs", 1, "--min-items", 5)
+QUICK = (*SMALL, "--device", "cpu", "--dtype", "float32")
 
 
 @pytest.fixture
@@ -37,7 +38,9 @@ def test_from_bank_to_export(peopled: Path, tmp_path: Path) -> None:
     assert {"bank", "version", "anchors", "tokens", "seconds", "tokens_per_second"} <= set(bank)
     assert {"user", "items", "loss_first", "loss_last", "digest"} <= set(bank["anchors"][0])
     listed = mta_ok("bank", "list", "--json").json()
-    assert [(row["bank"], row["version"], row["anchors"], row["status"]) for row in listed] == [("lamp-2", 1, 3, "ready")]
+    assert [tuple(row[key] for key in ("bank", "version", "anchors", "status")) for row in listed] == [
+        ("lamp-2", 1, 3, "ready")
+    ]
     assert mta_ok("bank", "show", "lamp-2", "--json").json() == bank
     assert mta_ok("bank", "verify", "lamp-2", "--json").json()["ok"]
 
@@ -67,7 +70,8 @@ def test_tables_for_people(peopled: Path) -> None:
 def test_a_dry_run_says_where_each_value_came_from(peopled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTA_BANK_RANK", "3")
     (peopled / "mta.toml").write_text("[bank]\nepochs = 4\n")
-    plan = mta_ok("bank", "build", "--task", "lamp-2", "--anchors", 3, "--min-items", 5, "--dry-run", "--json").json()["plan"]
+    shape = ("--anchors", 3, "--min-items", 5)
+    plan = mta_ok("bank", "build", "--task", "lamp-2", *shape, "--dry-run", "--json").json()["plan"]
     origins = {line["name"]: line["origin"] for line in plan}
     assert origins["bank.rank"] == "environment MTA_BANK_RANK" and origins["bank.anchors"] == "flag --anchors"
     assert origins["bank.epochs"].startswith("file ") and origins["bank.alpha"] == "default"
@@ -139,7 +143,8 @@ def test_forgetting_an_anchor_names_the_bank_and_leaves_nothing(peopled: Path) -
         bank = build()
         name = bank["anchors"][0]["user"]
         user = reg.users.get(name)
-        reg.items.append(user.id, [town.NewItem("s", "lamp-2", "the heron waits by lock nineteen", "comedy", "2020-02-01")])
+        secret = town.NewItem("s", "lamp-2", "the heron waits by lock nineteen", "comedy", "2020-02-01")
+        reg.items.append(user.id, [secret])
     gone = mta_ok("user", "rm", name, "--yes", "--json").json()
     assert [(stale["bank"], stale["version"]) for stale in gone["stale_anchors"]] == [("lamp-2", 1)]
     assert [row["stale"] for row in mta_ok("bank", "show", "lamp-2", "--json").json()["anchors"]].count(True) == 1

@@ -234,6 +234,11 @@ def test_what_is_worth_saying_is_said(reg: Registry, tmp_path: Path) -> None:
     assert "left out, history items without tag: 1" in text
 
 
+def test_history_that_asks_something_else_needs_no_label(reg: Registry, tmp_path: Path) -> None:
+    _, notes = run(import_file(reg, "jsonl", write(tmp_path / "a.jsonl", rows()), task="lamp-1"))
+    assert not any("no label" in note for note in notes)
+
+
 def test_fields_that_mean_nothing_are_named(reg: Registry, tmp_path: Path) -> None:
     _, notes = run(import_file(reg, "jsonl", write(tmp_path / "a.jsonl", rows(tiem="2020"))))
     assert notes == ["fields that mean nothing here: 'tiem'"]

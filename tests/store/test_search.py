@@ -59,6 +59,13 @@ def test_the_best_match_comes_first_then_the_most_recent(reg: Registry) -> None:
     assert found[3] == "3"
 
 
+def test_without_filling_up_only_matches_are_found(reg: Registry) -> None:
+    user = person(reg, "alice", "a red fox", "the sea at night", "the fox")
+    assert {each.key for each in reg.items.search(user, "free", "fox", limit=9, fill=False)} == {"0", "2"}
+    assert reg.items.search(user, "free", "zebra", limit=9, fill=False) == []
+    assert reg.items.search(user, "free", "?!", limit=9, fill=False) == []
+
+
 def test_only_the_input_is_searched(reg: Registry) -> None:
     user = reg.users.add("alice").id
     reg.items.append(user, [item("1", "about a fox", "no"), item("2", "something else", "fox")])
