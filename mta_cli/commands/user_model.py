@@ -146,6 +146,9 @@ def export(
     user: UserArgument,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to make.")],
     task: TaskOption = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Reduce to this rank; else exact, at the sum of all ranks.")
+    ] = None,
     base: BaseOption = None,
     yes: YesOption = False,
     json: JsonOption = False,
@@ -159,7 +162,7 @@ def export(
     with use.registry() as reg:
         person = reg.users.get(user)
         entry = resolve(base or use.models.base, "base")
-        use.output.job(export_user(reg, entry, person, users_task(reg, person, task), to, replace=yes))
+        use.output.job(export_user(reg, entry, person, users_task(reg, person, task), to, rank=rank, replace=yes))
 
 
 def _recipe(recipe: dict[str, Any]) -> Any:

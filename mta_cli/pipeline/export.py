@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound
-from mta_cli.events import Done, Event, Saved
+from mta_cli.events import Done, Event, Note, Saved
 from mta_cli.pipeline.converse import home_task
 from mta_cli.pipeline.personal import Source, best_mode, personal_weights
+from mta_cli.pipeline.tasks import find_task
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora import LoraWeights
+    from mta_cli.engine.tasks import Task
     from mta_cli.pipeline.models import ModelEntry
     from store.models import User
     from store.registry import Registry
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 _HUB = re.compile(r"hf:(?P<repository>[^@]+)(?:@(?P<revision>.+))?")
 
 
@@ -37,13 +39,17 @@ def export_user(
     to: Path,
     *,
     mode: str | None = None,
+    rank: int | None = None,
     replace: bool = False,
 ) -> Iterator[Event]:
     """Write the user's most personal model (or that of `mode`) to the folder `to`, which appears whole or not at all.
 
-    A folder that holds something is refused unless `replace`; then the adapter's own files in it are replaced.
+    `rank` reduces it to the nearest adapter of that rank. A folder that holds something is refused unless `replace`; then
+    the adapter's own files in it are replaced.
     """
     target = _target(to, replace)
+    from mta_cli.engine.fusion import compress
+
     name = home_task(reg, user, task, base_entry.fingerprint)
     mode = mode or best_mode(reg, user, name, base_entry.fingerprint)
     if mode == "base":
@@ -54,10 +60,19 @@ def export_user(
     weights, source = personal_weights(reg, base_entry.fingerprint, user, name, mode)
     if weights is None:
         raise NotFound(f"{user.name}'s model for {name} is the base itself: there is nothing to export.")
+    exact = weights
+    if rank is not None and rank < weights.rank:
+        weights = compress(weights, rank)
+        lost = 1 - (weights.norm() / exact.norm()) ** 2 if exact.norm() else 0.0
+        yield Note(f"Rank {exact.rank} was reduced to {rank}: {max(lost, 0.0):.1%} of the change's energy is lost.")
     padded = uniform(weights)
     digest = content_digest(padded)
     about = _about(base_entry, name, source, digest)
-    files = {WEIGHTS: padded.to_bytes(about), CONFIG: _json(peft_config(padded, base_entry))}
+    files = {
+        WEIGHTS: padded.to_bytes(about),
+        CONFIG: _json(peft_config(padded, base_entry)),
+        CARD: _card(base_entry, find_task(reg, name), padded.rank).encode(),
+    }
     _write(target, files)
     yield Saved("adapter folder", str(target), f"rank {padded.rank}")
     yield Done(
@@ -125,12 +140,29 @@ def _about(entry: "ModelEntry", task: str, source: Source, digest: str) -> dict[
     return {
         "digest": digest,
         "base": entry.fingerprint,
-        "base_name": entry.name if _HUB.fullmatch(entry.name) else Path(entry.name).name,
+        "base_name": _about_base(entry),
         "task": task,
         "mode": source.mode,
         "bank": source.bank,
         "bank_version": source.version,
     }
+
+
+def _about_base(entry: "ModelEntry") -> str:
+    return entry.name if _HUB.fullmatch(entry.name) else Path(entry.name).name
+
+
+def _card(entry: "ModelEntry", task: "Task", rank: int) -> str:
+    """How to ask this adapter: the messages it was trained under, for readers that know nothing of mta."""
+    from mta_cli.engine.tasks import DEFAULT_SYSTEM
+
+    system = [] if task.system == DEFAULT_SYSTEM else [{"role": "system", "content": task.system}]
+    messages = [*system, {"role": "user", "content": task.prompt}]
+    return (
+        f"---\nlibrary_name: peft\ntags: [lora]\n---\n\nA LoRA of rank {rank} for {_about_base(entry)}, fingerprint "
+        f"`{entry.fingerprint}`.\n\nIt was trained under the base's own chat template with these messages, `{{input}}` "
+        f"being the question:\n\n```json\n{json.dumps(messages, indent=2, ensure_ascii=False)}\n```\n"
+    )
 
 
 def _target(to: Path, replace: bool) -> Path:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from mta_cli.engine.base import load_base
 from mta_cli.engine.lora import LoraWeights, folded
 from mta_cli.errors import BadInput, NotFound
-from mta_cli.events import Done
+from mta_cli.events import Done, Note
 from mta_cli.pipeline.export import content_digest, export_user, uniform
 from mta_cli.pipeline.manifest import ModelEntry
 from mta_cli.pipeline.personal import personal_weights
@@ -48,7 +48,7 @@ def test_the_result_describes_the_folder(world: World, tmp_path: Path) -> None:
     *_, done = export_user(world.reg, world.entry, world.alice, None, tmp_path / "made" / "here")
     assert isinstance(done, Done)
     result, folder = done.result, tmp_path / "made" / "here"
-    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     assert result["source"]["mode"] == "adapted" and result["rank"] == 2 + 3 + 4 + 2
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["r"] == config["lora_alpha"] == result["rank"] and len(config["target_modules"]) == result["modules"]
@@ -124,3 +124,24 @@ def test_a_hub_model_is_named_as_on_the_hub(world: World, tmp_path: Path) -> Non
     list(export_user(world.reg, hub, world.alice, None, tmp_path / "a"))
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/model", "main")
+
+
+def test_a_smaller_rank_is_the_nearest_and_says_what_is_lost(world: World, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    exact = personal_weights(world.reg, world.entry.fingerprint, world.alice, world.task, "adapted")[0]
+    assert exact is not None and exact.rank > 3
+    seen = list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "small", rank=3))
+    assert any(isinstance(event, Note) and "reduced to 3" in event.text for event in seen)
+    tensors = load_file(tmp_path / "small" / "adapter_model.safetensors")
+    path = "model.layers.1.self_attn.q_proj"
+    a, b = (tensors[f"base_model.model.{path}.lora_{half}.weight"] for half in "AB")
+    assert a.shape[0] == 3
+    best = float(torch.linalg.svdvals(exact.delta(path))[3:].square().sum().sqrt())
+    assert float((b @ a - exact.delta(path)).norm()) == pytest.approx(best, rel=1e-3)
+
+
+def test_the_folder_says_how_to_ask(world: World, tmp_path: Path) -> None:
+    list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert world.entry.fingerprint in card and '"role": "user"' in card and "alice" not in card

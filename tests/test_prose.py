@@ -1,0 +1,126 @@
+"""The hand-written pages say what is true: links lead somewhere, examples are read, messages are the program's."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mta_cli.engine.tasks import BUILTIN
+from mta_cli.options import PLACEMENTS, WEIGHTS
+from mta_cli.pipeline.importing import import_file
+from mta_cli.pipeline.tasks import add_task
+from store.registry import Registry
+from tests.pipeline.town import finish
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in (ROOT / "README.md", *DOCS.glob("*.md")) if path.exists())
+SAMPLE = ROOT / "mta_cli" / "sample"
+LINK = re.compile(r"(?<!!)\[[^\]\n]+\]\(([^)\s]+)\)")
+EXAMPLES = re.compile(r"^## (\w+)\n(.*?)(?=^## |\Z)", re.S | re.M)
+FENCE = re.compile(r"^```(?:json|csv)\n(.*?)^```", re.S | re.M)
+
+
+def text(name: str) -> str:
+    path = DOCS / name
+    if not path.exists():
+        pytest.skip(f"there is no docs/{name}")
+    return path.read_text(encoding="utf-8")
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors of a page's headings, as hosts of Markdown make them."""
+    headings = re.findall(r"^#+ (.+)$", page, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", link):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (page.parent / place).resolve() if place else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{page.name} links to {link}"
+
+
+def examples() -> dict[str, list[str]]:
+    """The fenced examples of docs/formats.md by format."""
+    page = (DOCS / "formats.md").read_text(encoding="utf-8")
+    return {name: FENCE.findall(body) for name, body in EXAMPLES.findall(page)}
+
+
+@pytest.fixture
+def store(store_root: Path) -> Iterator[Registry]:
+    with Registry.open(store_root, create=True) as reg:
+        add_task(reg, SAMPLE / "taste.toml")
+        yield reg
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "queries"), [("jsonl", None, 0), ("csv", None, 0), ("users", "taste", 1), ("lamp", "lamp-2", 1)]
+)
+def test_the_examples_of_each_format_are_imported(
+    store: Registry, tmp_path: Path, name: str, task: str | None, queries: int
+) -> None:
+    given = examples()[name]
+    source, outputs = tmp_path / f"example.{name}", None
+    source.write_text(given[0], encoding="utf-8")
+    if name == "jsonl":  # its record names its task itself
+        assert '"task": "taste"' in given[0]
+    if name == "lamp":
+        outputs = tmp_path / "outputs.json"
+        outputs.write_text(given[1], encoding="utf-8")
+    result, _ = finish(import_file(store, name, source, task=task, outputs=outputs))
+    assert result["items_added"] >= 1 and result["queries_added"] == queries
+    again, _ = finish(import_file(store, name, source, task=task, outputs=outputs))
+    assert again["items_added"] == again["queries_added"] == 0
+
+
+def test_every_table_and_view_is_in_the_store_reference(store: Registry) -> None:
+    page = text("store.md")
+    script = (ROOT / "store" / "schema.py").read_text(encoding="utf-8")
+    tables = re.findall(r"CREATE (?:VIRTUAL )?TABLE (\w+)", script)
+    assert len(tables) >= 19 and set(store.counts()) <= set(tables)
+    assert not [table for table in tables if f"`{table}`" not in page]
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_every_weights_rule_has_its_formula(name: str) -> None:
+    assert re.search(rf"^\| `{name}` \| .", text("maths.md"), re.M)
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_every_placement_is_explained(name: str) -> None:
+    maths = " ".join(text("maths.md").split())
+    assert f"`--placement {name}`" in maths or f"{name} third of the layers" in maths or f"in the {name} third" in maths
+
+
+@pytest.mark.parametrize("name", sorted({task.metric for task in BUILTIN.values()}))
+def test_every_metric_is_explained(name: str) -> None:
+    assert f"`{name}`" in text("tasks.md")
+    assert name in text("maths.md").lower()
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_built_in_task_is_explained(name: str) -> None:
+    assert f"`{name}`" in text("tasks.md")
+
+
+def test_the_messages_in_troubleshooting_are_the_programs() -> None:
+    """A bold code span is a message; … stands for what differs. The words between must stand in the source."""
+    sources = [path for folder in ("mta_cli", "store") for path in (ROOT / folder).rglob("*.py")]
+    source = " ".join(re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8")) for path in sources)
+    source = source.replace("{doing}", "at the same job")  # what `Registry.job_lock` fills in
+    messages = re.findall(r"\*\*`([^`]+)`\*\*", text("troubleshooting.md"))
+    parts = [part.strip(" .:;,") for message in messages for part in message.split("…")]
+    strange = [part for part in parts if len(part) > 7 and part not in source]
+    assert not strange
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_no_page_names_a_place_on_some_machine(page: Path) -> None:
+    assert not re.findall(r"(?<![\w.~])/(?:home|root|tmp|work|Users|mnt)/\w+", page.read_text(encoding="utf-8"))
