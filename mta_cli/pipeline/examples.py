@@ -19,7 +19,7 @@ LATEST = 2**62  # an item number behind every stored one
 
 
 def history_mix(history_items: int) -> tuple[int, ...]:
-    """How many items the task adapter's prompts show, in turn: none, one, and as many as are shown in use."""
+    """How many items the task adapter's prompts may show: none, one, and as many as are shown in use."""
     return tuple(sorted({0, min(1, history_items), history_items}))
 
 
