@@ -58,13 +58,13 @@ class Registry:
         Raises NotFound when there is none, IntegrityFault when the database is damaged, another program's or of a newer
         schema, BadInput when it cannot be made.
         """
-        registry = cls(root, Connection.open(root, create=create, timeout=timeout))
+        opened = cls(root, Connection.open(root, create=create, timeout=timeout))
         try:
-            registry._finish_what_was_begun()
+            opened._finish_what_was_begun()
         except BaseException:
-            registry.close()
+            opened.close()
             raise
-        return registry
+        return opened
 
     def close(self) -> None:
         """Close the store."""

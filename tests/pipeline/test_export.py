@@ -48,7 +48,11 @@ def test_the_result_describes_the_folder(world: World, tmp_path: Path) -> None:
     *_, done = export_user(world.reg, world.entry, world.alice, None, tmp_path / "made" / "here")
     assert isinstance(done, Done)
     result, folder = done.result, tmp_path / "made" / "here"
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     assert result["source"]["mode"] == "adapted" and result["rank"] == 2 + 3 + 4 + 2
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["r"] == config["lora_alpha"] == result["rank"] and len(config["target_modules"]) == result["modules"]
