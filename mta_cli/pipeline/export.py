@@ -44,8 +44,8 @@ def export_user(
 ) -> Iterator[Event]:
     """Write the user's most personal model (or that of `mode`) to the folder `to`, which appears whole or not at all.
 
-    `rank` reduces it to the nearest adapter of that rank. A folder that holds something is refused unless `replace`; then
-    the adapter's own files in it are replaced.
+    `rank` reduces it to the nearest adapter of that rank. A folder that holds something is refused unless `replace`;
+    then the adapter's own files in it are replaced.
     """
     target = _target(to, replace)
     from mta_cli.engine.fusion import compress
