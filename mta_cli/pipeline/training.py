@@ -16,11 +16,12 @@ from store.models import Adapter
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
     from mta_cli.engine.prompts import Row
-    from mta_cli.engine.train import Schedule, Trainer, TrainStep
+    from mta_cli.engine.train import Schedule, Trainer
     from store.models import Run
     from store.registry import Registry
 
 CHECKPOINT_SECONDS = 15.0
+PROBE = 64  # about as many rows, evenly taken, on which the loss is measured before and after
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,12 @@ def train_adapter(
     Raises BadInput when the loss is no longer a number; nothing is stored then.
     """
     from mta_cli.engine.lora import initial
-    from mta_cli.engine.train import Trainer
+    from mta_cli.engine.train import Trainer, mean_loss
 
     key = job.checkpoint_key(base.fingerprint)
     fresh = initial(base.model, job.targets, job.placement, job.rank, job.alpha, job.seed)
+    probe = rows[:: max(1, len(rows) // PROBE)]
+    first = mean_loss(base, probe)
     with Trainer(base, fresh, rows, job.schedule, job.seed) as trainer:
         if _resume(reg, trainer, key):
             yield Note(f"{job.title}: goes on from step {len(trainer.taken)} of {job.schedule.steps}.")
@@ -78,11 +81,10 @@ def train_adapter(
         except FloatingPointError as error:
             reg.files.drop_partial(key)
             raise BadInput(f"{job.title}: {error}", hint="lower the learning rate") from error
-        weights, taken = trainer.weights().stored(), trainer.taken
+        weights, taken, last = trainer.weights().stored(), trainer.taken, mean_loss(base, probe)
     header = {"kind": job.kind, "base": base.fingerprint, "task_adapter": job.task_adapter, "rank": job.rank,
               "alpha": job.alpha, "seed": job.seed, "data_hash": job.data_hash}  # fmt: skip
     digest, size = reg.files.write(weights.to_bytes(header))
-    first, last = _ends(taken)
     schedule = {"steps": job.schedule.steps, "learning_rate": job.schedule.learning_rate,
                 "batch_size": job.schedule.batch_size}  # fmt: skip
     adapter = Adapter(
@@ -126,12 +128,3 @@ def _resume(reg: "Registry", trainer: "Trainer", key: str) -> bool:
     except (ValueError, KeyError):
         reg.files.drop_partial(key)
     return bool(trainer.taken)
-
-
-def _ends(taken: "Sequence[TrainStep]") -> tuple[float | None, float | None]:
-    """Mean loss of the first and of the last tenth of the steps."""
-    if not taken:
-        return None, None
-    share = max(1, len(taken) // 10)
-    first, last = (sum(step.loss for step in part) / share for part in (taken[:share], taken[-share:]))
-    return first, last
