@@ -1,6 +1,7 @@
 """What every test stands on: no network, no settings of the person who runs them, tiny models, a fresh store."""
 
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -11,6 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from tests import tiny
+
+# A test run that was started in the background may have inherited an ignored Ctrl-C, which every program it starts would
+# inherit in turn.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
