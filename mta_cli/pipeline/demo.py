@@ -6,7 +6,7 @@ Renders nothing. Every stage can be repeated: what is there already is kept, so 
 
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +58,13 @@ class Models:
 def courses(quick: bool) -> tuple[Course, Course]:
     """What the demo trains: sized so that two cores need a few minutes, or with `quick` about one."""
     anchors, epochs = (3, 1) if quick else (6, 2)
-    bank = BankOptions(anchors=anchors, epochs=epochs, task_epochs=epochs, min_items=SHORT + 1)
+    # Histories this short give few steps: small batches make more of them, and anchors need a higher rate to move.
+    bank = BankOptions(
+        anchors=anchors, epochs=epochs, task_epochs=epochs, min_items=SHORT + 1, batch_size=4, learning_rate=1e-3
+    )
     return (
         Course("taste", bank, AdaptOptions(), PromptOptions(2), who=SHOWN if quick else (), measured=True),
-        Course("voice", bank, AdaptOptions(), PromptOptions(2), who=SHOWN),
+        Course("voice", replace(bank, task_epochs=1), AdaptOptions(), PromptOptions(2), who=SHOWN),
     )
 
 
