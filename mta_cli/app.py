@@ -145,8 +145,8 @@ def _usage(error: typer.TyperException) -> MtaError:
 
 def main() -> None:
     """The console script."""
-    # Read by the OpenMP runtime when torch is first imported. Threads that wait for long spins take the cores from those
-    # that work: beside one other busy process on two cores, training ran more than ten times slower.
+    # Read by the OpenMP runtime when torch is first imported. Waiting threads that spin for long take the cores from
+    # those that work: beside one other busy process on two cores, training ran more than ten times slower.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     prepare_streams()
