@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mta_cli.errors import BadInput, IntegrityFault, NotFound
+from mta_cli.errors import BadInput, NotFound
 
 # What differs between two saves of one and the same model, or only says who wrote the file.
 VOLATILE_KEYS = frozenset(
@@ -210,12 +210,3 @@ def _safetensors_header(file: Path) -> dict[str, Any]:
     if length + 8 + end != file.stat().st_size:
         raise BadInput(f"truncated: {file.stat().st_size:,} bytes where the header promises {length + 8 + end:,}")
     return header  # type: ignore[no-any-return]
-
-
-def require_fingerprint(name: str, expected: str, found: str) -> None:
-    """IntegrityFault with both fingerprints when a folder is not the model it is said to be."""
-    if expected != found:
-        raise IntegrityFault(
-            f"{name} is not the model it was: expected {expected}, found {found}",
-            hint=f"mta model rm {name}, then mta model pull {name}",
-        )

@@ -24,7 +24,7 @@ NEEDS_BASE = ("evidence", "learned")
 
 @dataclass(frozen=True)
 class FuseRequest:
-    """Everything a fusion needs to know. `bank` None is the newest bank of the task for this base."""
+    """Everything a fusion needs to know. It rests on the newest ready bank of the task for this base."""
 
     task: "Task"
     base: "ModelEntry"

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.folder import model_files, require_fingerprint, sha256_file
+from mta_cli.engine.folder import model_files, sha256_file
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound
 from mta_cli.pipeline.catalogue import PACKAGES
 from mta_cli.pipeline.manifest import (
@@ -40,7 +40,6 @@ __all__ = [
     "remember",
     "removal",
     "remove",
-    "require_same_base",
     "resolve",
     "verify",
 ]
@@ -112,11 +111,6 @@ def remember(reg: "Registry", *entries: ModelEntry) -> None:
         kept = ("source", "revision", "licence", "parameters", "dtype", "bytes")
         detail = {key: entry.detail[key] for key in kept if key in entry.detail}
         reg.models.put(Base(entry.fingerprint, entry.name, entry.kind, detail))
-
-
-def require_same_base(entry: ModelEntry, fingerprint: str) -> None:
-    """IntegrityFault with both fingerprints unless the model is the one that `fingerprint` names."""
-    require_fingerprint(entry.name, fingerprint, entry.fingerprint)
 
 
 def _find(name: str) -> ModelEntry:

@@ -17,7 +17,6 @@ from mta_cli.pipeline.models import (
     register,
     removal,
     remove,
-    require_same_base,
     resolve,
     verify,
 )
@@ -155,15 +154,6 @@ def test_a_damaged_manifest_is_named_and_removable(own: Path) -> None:
     assert "fault" in list_models()[0].detail
     remove("own")
     assert list_models() == []
-
-
-def test_another_base_is_refused_with_both_fingerprints(own: Path) -> None:
-    entry = resolve("own")
-    require_same_base(entry, entry.fingerprint)
-    with pytest.raises(IntegrityFault) as caught:
-        require_same_base(entry, "sha256:other")
-    assert "sha256:other" in caught.value.message
-    assert entry.fingerprint in caught.value.message
 
 
 def test_completion_knows_what_is_here_and_what_could_be(own: Path) -> None:
