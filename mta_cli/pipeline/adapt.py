@@ -75,7 +75,7 @@ def adapt_users(
         check_top_k(reg, bank, request.options)
     chosen = list(users) if users is not None else everyone(reg, bank)
     shots = {user.id: reg.items.recent(user.id, request.task.name, options.shots) for user in chosen}
-    yield Planned("user adapt", (*plan, *_plan_lines(request, options, bank, shots)))
+    yield Planned("user adapt", (*plan, *_plan_lines(reg, request, options, bank, shots)))
     if dry_run:
         yield Done(
             {"dry_run": True, "bank": bank.name, "version": bank.version, "users": [user.name for user in chosen]}
@@ -126,20 +126,17 @@ def everyone(reg: "Registry", bank: Bank) -> list[User]:
 
 
 def _plan_lines(
-    request: FuseRequest, options: AdaptOptions, bank: Bank, shots: dict[int, list[Item]]
+    reg: "Registry", request: FuseRequest, options: AdaptOptions, bank: Bank, shots: dict[int, list[Item]]
 ) -> tuple[PlanLine, ...]:
-    from mta_cli.pipeline.planning import estimate
+    from mta_cli.pipeline.planning import cost_lines
 
     task, busy = request.task, [own for own in shots.values() if own]
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
     tokens = sum(min(len(own), options.batch_size) for own in busy) * options.steps * row
-    cost = estimate(request.base.detail.get("parameters", 0), tokens, row * options.batch_size, request.machine.dtype)
     return (
         PlanLine("bank", f"{bank.name} v{bank.version}"),
         PlanLine("users", f"{len(shots)}, {len(busy)} of them with a history"),
-        PlanLine("tokens", f"at most {tokens:,}"),
-        PlanLine("memory", f"about {cost.gigabytes:.1f} GB"),
-        PlanLine("time", f"about {max(1, round(cost.seconds))} s"),
+        *cost_lines(reg, request.base, request.machine, tokens, row * options.batch_size),
     )
 
 

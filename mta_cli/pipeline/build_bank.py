@@ -77,7 +77,7 @@ def build_bank(
 ) -> Iterator[Event]:
     """Build or finish the bank that `request` describes. `Done.result` has the keys of `mta bank build --json`."""
     chosen = candidates(reg, request.task.name, request.options)
-    yield Planned("bank build", (*plan, *plan_lines(request, chosen)))
+    yield Planned("bank build", (*plan, *plan_lines(reg, request, chosen)))
     if dry_run:
         yield Done(
             {"dry_run": True, "task": request.task.name, "anchors": request.options.anchors, "candidates": len(chosen)}
@@ -88,21 +88,18 @@ def build_bank(
         yield from _build(reg, request, name, chosen)
 
 
-def plan_lines(request: BankRequest, chosen: Sequence[Candidate]) -> tuple[PlanLine, ...]:
+def plan_lines(reg: "Registry", request: BankRequest, chosen: Sequence[Candidate]) -> tuple[PlanLine, ...]:
     """What the build would read, hold and cost, estimated from the task's token budgets and this machine's speed."""
-    from mta_cli.pipeline.planning import estimate
+    from mta_cli.pipeline.planning import cost_lines
 
     options, task = request.options, request.task
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
     pooled = sum(len(c.items) for c in chosen) * options.task_epochs if options.task_adapter else 0
     longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors]
     tokens = row * (pooled + sum(longest) * options.epochs)
-    cost = estimate(request.base.detail.get("parameters", 0), tokens, row * options.batch_size)
     return (
         PlanLine("candidates", f"{len(chosen)} users, {sum(len(c.items) for c in chosen)} items"),
-        PlanLine("tokens", f"at most {tokens:,}"),
-        PlanLine("memory", f"about {cost.gigabytes:.1f} GB"),
-        PlanLine("time", f"about {cost.seconds / 60:.0f} min"),
+        *cost_lines(reg, request.base, request.machine, tokens, row * options.batch_size),
     )
 
 
