@@ -20,7 +20,7 @@ def option(
     return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "choices": choices})
 
 
-PLACEMENTS = ("all", "upper")
+PLACEMENTS = ("all", "upper", "late")
 WEIGHTS = ("evidence", "similarity", "softmax", "uniform", "learned")
 
 
@@ -56,7 +56,11 @@ class BankOptions:
     targets: str = option(
         "all-linear", "Linear layers that carry the LoRAs: all-linear, or last parts of their names, comma-separated."
     )
-    placement: str = option("upper", "Layers in which meta-LoRAs act: all, or the upper third.", choices=PLACEMENTS)
+    placement: str = option(
+        "upper",
+        "Where meta-LoRAs act: in all layers, the upper third, or there at late tokens only.",
+        choices=PLACEMENTS,
+    )
     pick: str = option("longest", "Which member stands for a cluster.", choices=("longest", "medoid"))
     min_items: int = option(8, "History items a user needs to be an anchor.", minimum=1, maximum=1_000_000)
     max_items: int = option(200, "Most recent items used of each user; 0 for all.", minimum=0, maximum=1_000_000)
@@ -97,7 +101,11 @@ class AdaptOptions:
     targets: str = option(
         "q_proj,v_proj", "Linear layers that carry the stack, by the last part of their names, comma-separated."
     )
-    placement: str = option("upper", "Layers in which the stack acts: all, or the upper third.", choices=PLACEMENTS)
+    placement: str = option(
+        "upper",
+        "Where the stack acts: in all layers, the upper third, or there at late tokens only.",
+        choices=PLACEMENTS,
+    )
 
 
 @dataclass(frozen=True)

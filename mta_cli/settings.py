@@ -4,9 +4,9 @@ Knows the options of `options.JOBS` and the few settings below; knows no command
 """
 
 import difflib
+import functools
 import math
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -64,7 +64,8 @@ class Setting:
         return "--" + self.key.partition(".")[2].replace("_", "-")
 
 
-def known_settings() -> dict[str, Setting]:
+@functools.cache
+def known_settings() -> Mapping[str, Setting]:
     """Every setting by key, in the order of the sections."""
     found: dict[str, Setting] = {}
     for section in SECTIONS:
@@ -210,10 +211,12 @@ def _read_file(path: Path) -> dict[str, _Given]:
     try:
         if not path.is_file():
             return {}
+        import tomllib
+
         if path.stat().st_size > MAX_FILE_BYTES:
             raise BadInput(f"{path} is larger than {MAX_FILE_BYTES:,} bytes; that is no settings file")
         content = tomllib.loads(path.read_bytes().decode())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # what is no UTF-8 or no TOML is a ValueError
         raise BadInput(
             f"the settings file {path} cannot be read: {error}", hint="mend the file or move it away"
         ) from None

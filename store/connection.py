@@ -1,6 +1,7 @@
 """One connection to the registry's database: how it is opened, transactions, and SQLite's errors in our words.
 
-Knows neither tables nor rows.
+Knows neither tables nor rows. Reading needs SQLite alone; sqlite-utils, which loads numpy and pandas where they are
+installed, and filelock, which loads asyncio, are imported by what writes.
 """
 
 import contextlib
@@ -9,13 +10,13 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import filelock
-from sqlite_utils import Database
+from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
-from store.schema import APPLICATION_ID, SCHEMA_VERSION, migrations, schema_version
+from store.version import APPLICATION_ID, SCHEMA_VERSION, schema_version
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
 
 OLDEST_SQLITE = (3, 34, 0)
 Parameters = Sequence[Any] | Mapping[str, Any]
@@ -44,9 +45,9 @@ class Connection:
     Belongs to the thread that opened it.
     """
 
-    def __init__(self, root: Path, db: Database, *, timeout: float, writable: bool) -> None:
+    def __init__(self, root: Path, conn: sqlite3.Connection, *, timeout: float, writable: bool) -> None:
         self.root, self.timeout, self.writable = root, timeout, writable
-        self._db = db
+        self._conn = conn
         self._after_commit: list[Callable[[], None]] = []
 
     @classmethod
@@ -59,22 +60,21 @@ class Connection:
         with _explained(root, timeout):
             conn = sqlite3.connect(_uri(path, writable), uri=True, timeout=timeout, isolation_level=None)
             try:
-                db = Database(conn, execute_plugins=False)
                 _configure(conn, timeout, writable)
-                _bring_up(root, db, create=create, timeout=timeout, writable=writable)
+                _bring_up(root, conn, create=create, timeout=timeout, writable=writable)
             except BaseException:
                 conn.close()
                 raise
-        return cls(root, db, timeout=timeout, writable=writable)
+        return cls(root, conn, timeout=timeout, writable=writable)
 
     def close(self) -> None:
         """Close it; harmless when done twice."""
-        self._db.close()
+        self._conn.close()
 
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
-        return bool(self._db.conn.in_transaction)
+        return bool(self._conn.in_transaction)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -83,20 +83,20 @@ class Connection:
         Raises StoreBusy when another writer holds the store longer than the timeout.
         """
         if self.in_transaction:
-            with self._db.atomic():
+            with self._tools.atomic():
                 yield
             return
         self._require_writable()
         with self._explained():
-            self._db.conn.execute("BEGIN IMMEDIATE")
+            self._conn.execute("BEGIN IMMEDIATE")
         try:
             yield
             with self._explained():
-                self._db.conn.execute("COMMIT")
+                self._conn.execute("COMMIT")
         except BaseException:
             self._after_commit.clear()
             if self.in_transaction:
-                self._db.conn.execute("ROLLBACK")
+                self._conn.execute("ROLLBACK")
             raise
         waiting, self._after_commit = self._after_commit, []
         for action in waiting:
@@ -112,14 +112,14 @@ class Connection:
     def rows(self, sql: str, parameters: Parameters = ()) -> list[dict[str, Any]]:
         """All rows of a query, by column name."""
         with self._explained():
-            cursor = self._db.conn.execute(sql, parameters)
+            cursor = self._conn.execute(sql, parameters)
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def tuples(self, sql: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
         """All rows of a query, in column order."""
         with self._explained():
-            return self._db.conn.execute(sql, parameters).fetchall()
+            return self._conn.execute(sql, parameters).fetchall()
 
     def row(self, sql: str, parameters: Parameters = ()) -> dict[str, Any] | None:
         """The first row of a query."""
@@ -134,33 +134,37 @@ class Connection:
     def write(self, sql: str, parameters: Parameters = ()) -> sqlite3.Cursor:
         """One writing statement, in a transaction of its own if none is open."""
         with self.transaction(), self._explained():
-            return self._db.conn.execute(sql, parameters)
+            return self._conn.execute(sql, parameters)
 
     def write_many(self, sql: str, parameters: Iterable[Parameters]) -> int:
         """One writing statement for every tuple; returns how many rows it changed."""
         with self.transaction(), self._explained():
-            return max(0, self._db.conn.executemany(sql, parameters).rowcount)
+            return max(0, self._conn.executemany(sql, parameters).rowcount)
 
     @contextlib.contextmanager
     def without_waiting(self) -> Iterator[None]:
         """Inside, whatever would wait for another process raises StoreBusy at once."""
-        self._db.conn.execute("PRAGMA busy_timeout = 0")
+        self._conn.execute("PRAGMA busy_timeout = 0")
         try:
             yield
         finally:
-            self._db.conn.execute(f"PRAGMA busy_timeout = {int(self.timeout * 1000)}")
+            self._conn.execute(f"PRAGMA busy_timeout = {int(self.timeout * 1000)}")
 
     def compact(self) -> None:
         """Leave no byte of deleted rows: rewrite the database and empty the log. Raises StoreBusy while others read."""
         self._require_writable()
         with self._explained():
-            self._db.conn.execute("VACUUM")
-            busy, _, _ = self._db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._conn.execute("VACUUM")
+            busy, _, _ = self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreBusy(
                 "All is removed, but another process is reading the store and keeps removed bytes in its log.",
                 hint="end it, then run any mta command: that empties the log",
             )
+
+    @functools.cached_property
+    def _tools(self) -> "Database":
+        return _tools(self._conn)
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return _explained(self.root, self.timeout)
@@ -197,6 +201,7 @@ def _configure(conn: sqlite3.Connection, timeout: float, writable: bool) -> None
     for pragma in (
         f"busy_timeout = {int(timeout * 1000)}",
         "foreign_keys = ON",
+        "recursive_triggers = ON",
         "secure_delete = ON",
         "synchronous = FULL",
     ):
@@ -206,20 +211,28 @@ def _configure(conn: sqlite3.Connection, timeout: float, writable: bool) -> None
         conn.execute("PRAGMA query_only = ON")
 
 
-def _bring_up(root: Path, db: Database, *, create: bool, timeout: float, writable: bool) -> None:
-    if _up_to_date(root, db.conn, create=create):
+def _tools(conn: sqlite3.Connection) -> "Database":
+    from sqlite_utils import Database
+
+    return Database(conn, recursive_triggers=False, execute_plugins=False)  # `_configure` has set what we want
+
+
+def _bring_up(root: Path, conn: sqlite3.Connection, *, create: bool, timeout: float, writable: bool) -> None:
+    if _up_to_date(root, conn, create=create):
         return
     if not writable:
         raise _unwritable(root)
     with hold(root, "schema", timeout, "bringing the store to the newest schema"):
-        if _up_to_date(root, db.conn, create=create):
+        if _up_to_date(root, conn, create=create):
             return
-        mode = db.conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        mode = conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             raise BadInput(
                 f"The file system of {root} cannot hold a store (SQLite's log mode is {mode}).", hint="use a local disk"
             )
-        migrations.apply(db)
+        from store.schema import migrations
+
+        migrations.apply(_tools(conn))
 
 
 def _up_to_date(root: Path, conn: sqlite3.Connection, *, create: bool) -> bool:
@@ -243,6 +256,8 @@ def _up_to_date(root: Path, conn: sqlite3.Connection, *, create: bool) -> bool:
 @contextlib.contextmanager
 def hold(root: Path, name: str, timeout: float, doing: str) -> Iterator[None]:
     """Hold a lock between processes. `name` names its file. Raises StoreBusy, saying what the other is `doing`."""
+    import filelock
+
     path = root / "locks" / f"{name}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -2,11 +2,9 @@
 
 import contextlib
 import errno
-import hashlib
 import math
 import os
 import re
-import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -30,7 +28,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     Folders are made as needed. Raises BadInput when the disk is full or refuses, IntegrityFault when it fails; no
     temporary file stays.
     """
-    temporary = path.parent / f".mta-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    temporary = path.parent / f".mta-{os.getpid()}-{os.urandom(8).hex()}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
@@ -77,6 +75,8 @@ def _disk_fault(path: Path, error: OSError) -> MtaError:
 
 def sha256(data: bytes) -> str:
     """The content's digest, 64 hexadecimal digits."""
+    import hashlib  # loads OpenSSL, which listing needs not wait for
+
     return hashlib.sha256(data).hexdigest()
 
 

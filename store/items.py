@@ -1,6 +1,5 @@
 """History items and held-out queries: appended, read in order, searched. Knows neither prompts nor embeddings."""
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -155,6 +154,8 @@ def _conflict(faults: list[str]) -> BadInput:
 
 
 def _hash(items: Iterable[Item]) -> str:
+    import hashlib
+
     digest = hashlib.sha256()
     for item in items:
         digest.update(json.dumps([item.key, item.input, item.output, item.time]).encode() + b"\n")

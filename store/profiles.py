@@ -1,8 +1,11 @@
 """Profiles: one float32 sum vector for each user, task and embedder. Knows no vectors, only their bytes."""
 
+from collections.abc import Sequence
+
 from store.connection import Connection
 from store.models import Profile
 
+AT_ONCE = 500  # users named in one query: SQLite's builds differ in how many they take
 _PROFILE = "SELECT user_id, task, embedder, total, items, last_item FROM profiles"
 
 
@@ -24,7 +27,13 @@ class Profiles:
         sql = "REPLACE INTO profiles (user_id, task, embedder, total, items, last_item) VALUES (?, ?, ?, ?, ?, ?)"
         self._db.write(sql, values)
 
-    def all(self, task: str, embedder: str) -> list[Profile]:
-        """Every user's profile for a task by an embedder, in the order in which the users came."""
-        sql = f"{_PROFILE} WHERE task = ? AND embedder = ? ORDER BY user_id"
-        return [Profile(**row) for row in self._db.rows(sql, (task, embedder))]
+    def totals(self, task: str, embedder: str, users: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
+        """User ids and `total`s for a task by an embedder, of everybody or of `users`, in the order of the ids."""
+        sql = "SELECT user_id, total FROM profiles WHERE task = ? AND embedder = ?"
+        if users is None:
+            return self._db.tuples(f"{sql} ORDER BY user_id", (task, embedder))
+        chosen, found = sorted(set(users)), []
+        for some in (chosen[start : start + AT_ONCE] for start in range(0, len(chosen), AT_ONCE)):
+            places = ", ".join("?" * len(some))
+            found += self._db.tuples(f"{sql} AND user_id IN ({places}) ORDER BY user_id", (task, embedder, *some))
+        return found

@@ -5,7 +5,6 @@ project are there and nowhere else.
 """
 
 import contextlib
-import hashlib
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -87,6 +86,8 @@ class Registry:
 
     def job_lock(self, name: str, timeout: float = 0) -> AbstractContextManager[None]:
         """Hold the lock of a job, between processes. Raises StoreBusy when another holds it for `timeout` seconds."""
+        import hashlib
+
         return hold(self.root, hashlib.sha256(name.encode()).hexdigest(), timeout, f"at the same job ({shown(name)})")
 
     def check(self) -> list[str]:

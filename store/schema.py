@@ -3,13 +3,10 @@
 Every migration also moves SQLite's `user_version`, so that a program meets a newer store with a clear word.
 """
 
-import sqlite3
-
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-APPLICATION_ID = 0x4D544131
-"""SQLite's `application_id` of a store: "MTA1"."""
+from store.version import APPLICATION_ID
 
 migrations = Migrations("mta")
 
@@ -285,12 +282,3 @@ def m002_training(db: Database) -> None:
 def m003_records(db: Database) -> None:
     """What was done and said: runs, evaluations, chats; and that somebody was forgotten."""
     _run(db, _RECORDS, 3)
-
-
-SCHEMA_VERSION = 3
-"""The newest schema that this program knows."""
-
-
-def schema_version(conn: sqlite3.Connection) -> int:
-    """The schema of an open store; 0 when it has none yet."""
-    return int(conn.execute("PRAGMA user_version").fetchone()[0])

@@ -9,29 +9,46 @@ from pathlib import Path
 
 import pytest
 
+from store.registry import Registry
+from tests.store.making import bank
+
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "transformers", "peft", "sentence_transformers", "sklearn", "textual"}
+MODELS = {"transformers", "peft", "sentence_transformers", "sklearn", "textual"}
+HEAVY = {*MODELS, "torch", "numpy", "pandas", "scipy", "tokenizers", "safetensors", "huggingface_hub"}
+SLOW = {*HEAVY, "asyncio", "filelock", "pydantic", "sqlite_utils"}  # tens of milliseconds each
 QUICK = [
     ["--help"],
     ["--version"],
     ["user", "--help"],
     ["bank", "build", "--help"],
     ["user", "list"],
+    ["user", "list", "--json"],
+    ["user", "list", "--task", "free"],
     ["user", "show", "alice"],
     ["user", "items", "alice"],
     ["user", "history", "alice"],
     ["task", "list"],
     ["task", "show", "lamp-2"],
     ["bank", "list"],
+    ["bank", "show", "old"],
     ["model", "list"],
     ["model", "path"],
 ]
+MOST = {"--version": 200, "--help": 210, "user list --json": 240, "user list": 300, "user show alice": 300}
+RUNNER = """
+import sys
+from mta_cli.app import main
+try:
+    main()
+finally:
+    sys.stderr.write("\\nmodules: " + " ".join(sys.modules))
+"""
 SOURCES = sorted([*(ROOT / "mta_cli").rglob("*.py"), *(ROOT / "store").rglob("*.py")])
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a person with a store that holds one user."""
+    """The environment of a person with a store that holds one user and a bank of nobody."""
     folder = tmp_path_factory.mktemp("quick")
     (folder / "notes.jsonl").write_text('{"input": "a", "output": "b"}\n')
     env = {
@@ -42,27 +59,67 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
     for command in (["init"], ["user", "add", "alice", "--history", str(folder / "notes.jsonl")]):
         subprocess.run([sys.executable, "-m", "mta_cli", *command], env=env, check=True, capture_output=True)
+    with Registry.open(folder / "store") as reg:
+        bank(reg, [], name="old")
     return env
 
 
-@pytest.mark.parametrize("command", QUICK, ids=" ".join)
-def test_a_quick_command_loads_nothing_heavy(command: list[str], environment: dict[str, str]) -> None:
-    arguments = [sys.executable, "-X", "importtime", "-m", "mta_cli", *command]
-    ran = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
-    assert "mta_cli" in _loaded(ran.stderr)
-    assert not _loaded(ran.stderr) & HEAVY
-
-
-def _loaded(importtime: str) -> set[str]:
-    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in importtime.splitlines() if "|" in line}
-
-
-def test_completion_loads_nothing_heavy(environment: dict[str, str]) -> None:
-    env = {**environment, "_MTA_COMPLETE": "complete_bash", "COMP_WORDS": "mta user show al", "COMP_CWORD": "3"}
-    arguments = [sys.executable, "-X", "importtime", "-m", "mta_cli"]
+def run(command: list[str], env: dict[str, str]) -> tuple[str, set[str]]:
+    """Standard output of a command line in a process of its own, and the modules that it left loaded."""
+    arguments = [sys.executable, "-c", RUNNER, *command]
     ran = subprocess.run(arguments, env=env, capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["alice"]
-    assert not _loaded(ran.stderr) & HEAVY
+    modules = set(ran.stderr.rsplit("modules: ", 1)[1].split())
+    assert "mta_cli.app" in modules
+    return ran.stdout, modules
+
+
+def packages(modules: set[str]) -> set[str]:
+    """The packages that modules belong to."""
+    return {module.split(".")[0] for module in modules}
+
+
+@pytest.mark.parametrize("command", QUICK, ids=" ".join)
+def test_a_quick_command_loads_nothing_slow(command: list[str], environment: dict[str, str]) -> None:
+    _, modules = run(command, environment)
+    assert packages(modules) & SLOW == set()
+
+
+def test_a_store_that_is_named_on_the_line_is_read_as_quickly(environment: dict[str, str]) -> None:
+    env = {**environment, "MTA_STORE": "/nowhere"}
+    out, modules = run(["--store", environment["MTA_STORE"], "user", "list"], env)
+    assert "alice" in out
+    assert packages(modules) & SLOW == set()
+
+
+@pytest.mark.parametrize("line", MOST)
+def test_a_quick_command_stays_within_its_budget_of_modules(line: str, environment: dict[str, str]) -> None:
+    _, modules = run(line.split(), environment)
+    assert len(modules) <= MOST[line]
+
+
+def test_only_the_command_that_is_named_is_imported(environment: dict[str, str]) -> None:
+    _, modules = run(["user", "list"], environment)
+    ours = {module for module in modules if module.startswith("mta_cli.commands.")}
+    assert ours == {f"mta_cli.commands.{name}" for name in ("common", "data", "parsing", "user", "user_model")}
+    assert not any(module.startswith(("mta_cli.engine", "mta_cli.pipeline")) for module in modules)
+
+
+def test_a_value_that_needs_no_conversion_is_not_converted_by_pydantic(environment: dict[str, str]) -> None:
+    for limit, converted in (([], False), (["--limit", "3"], True)):
+        _, modules = run(["user", "items", "alice", *limit], environment)
+        assert ("pydantic" in modules) is converted
+
+
+def test_doctor_looks_at_torch_and_loads_no_other_model_library(environment: dict[str, str]) -> None:
+    _, modules = run(["doctor"], environment)
+    assert packages(modules) & MODELS == set()
+
+
+def test_completion_loads_nothing_slow(environment: dict[str, str]) -> None:
+    env = {**environment, "_MTA_COMPLETE": "complete_bash", "COMP_WORDS": "mta user show al", "COMP_CWORD": "3"}
+    out, modules = run([], env)
+    assert out.split() == ["alice"]
+    assert packages(modules) & SLOW == set()
 
 
 def test_the_rooms_keep_to_their_doors() -> None:

@@ -17,13 +17,13 @@ from mta_cli.commands.common import (
     complete_models,
     complete_tasks,
     confirm,
-    group,
     option,
     session,
 )
+from mta_cli.commands.parsing import Commands
 from mta_cli.options import BankOptions, Machine, PromptOptions
 
-app = group("Banks: anchor users and their meta-LoRAs.")
+app = Commands("Banks: anchor users and their meta-LoRAs.")
 
 NameArgument = Annotated[str, typer.Argument(metavar="BANK", help="The bank's name.", autocompletion=complete_banks)]
 VersionOption = Annotated[int | None, typer.Option("--bank-version", help="Which version; else the newest ready one.")]

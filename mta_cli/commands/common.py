@@ -68,11 +68,6 @@ def session(ctx: typer.Context, *, json: bool = False) -> AppContext:
     return AppContext(given, json=json)
 
 
-def group(help_text: str) -> typer.Typer:
-    """A command group (`mta user …`) that shows its help when called alone."""
-    return typer.Typer(help=help_text, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
 def confirm(output: Output, question: str, *, yes: bool) -> None:
     """Return when the person agrees (or `--yes` was given); else raise: nothing has been changed then."""
     if yes:
@@ -161,7 +156,7 @@ DeviceOption = Annotated[str | None, option(Machine, "device")]
 DtypeOption = Annotated[str | None, option(Machine, "dtype")]
 HistoryItemsOption = Annotated[int | None, option(PromptOptions, "history_items")]
 StoreOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--store", metavar="DIR", help="The store's directory; else MTA_STORE, else the platform's data directory."
     ),

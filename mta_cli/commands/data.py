@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mta_cli import output as out
-from mta_cli.commands.common import DryRunOption, JsonOption, complete_tasks, group, session
+from mta_cli.commands.common import DryRunOption, JsonOption, complete_tasks, session
+from mta_cli.commands.parsing import Commands
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-app = group("Import histories.")
+app = Commands("Import histories.")
 
 FORMATS = {
     "lamp": "LaMP's questions, with --outputs also its answers",

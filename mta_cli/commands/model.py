@@ -4,13 +4,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli.commands.common import DryRunOption, JsonOption, YesOption, complete_models, confirm, group, session
+from mta_cli.commands.common import DryRunOption, JsonOption, YesOption, complete_models, confirm, session
+from mta_cli.commands.parsing import Commands
 from mta_cli.output import pairs, table, text
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.models import ModelEntry
 
-app = group("Models on this machine: bases and embedders.")
+app = Commands("Models on this machine: bases and embedders.")
 
 PullArgument = Annotated[
     str,

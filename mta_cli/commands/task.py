@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli.commands.common import AppContext, JsonOption, YesOption, complete_tasks, confirm, group, session
+from mta_cli.commands.common import AppContext, JsonOption, YesOption, complete_tasks, confirm, session
+from mta_cli.commands.parsing import Commands
 from mta_cli.errors import NotFound
 from mta_cli.output import pairs, table, text
 
 if TYPE_CHECKING:
     from store.registry import Registry
 
-app = group("Tasks: how a history item becomes a prompt, and how an answer is scored.")
+app = Commands("Tasks: how a history item becomes a prompt, and how an answer is scored.")
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="The task's name.", autocompletion=complete_tasks)]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A task file in TOML; docs/tasks.md describes it.")]

@@ -13,15 +13,15 @@ from mta_cli.commands.common import (
     UserArgument,
     YesOption,
     confirm,
-    group,
     session,
 )
 from mta_cli.commands.data import ConsentOption, ImportTaskOption
+from mta_cli.commands.parsing import Commands
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-app = group("Users: who they are, their histories, recipes and stacks.")
+app = Commands("Users: who they are, their histories, recipes and stacks.")
 
 HistoryOption = Annotated[
     Path | None,

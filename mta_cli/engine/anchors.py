@@ -1,4 +1,4 @@
-"""Choosing anchors that cover the population, and finding the nearest ones. Knows vectors; neither names nor models."""
+"""Choosing anchors that cover the population. Knows vectors; neither names nor models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,8 +45,3 @@ def choose_anchors(
         ]
         chosen.append((int(members[int(np.argmax(keys))]), len(members)))
     return [AnchorChoice(index, cluster, size) for cluster, (index, size) in enumerate(sorted(chosen))]
-
-
-def similarities(profiles: "NDArray[np.float32]", profile: "NDArray[np.float32]") -> list[float]:
-    """Cosine of `profile [dim]` with each row of `profiles [n, dim]`; all are unit length."""
-    return [float(value) for value in profiles @ profile]

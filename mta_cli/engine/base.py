@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mta_cli.engine.folder import check_folder, fingerprint
+from mta_cli.engine.plain import Plain, plain_decoder
 from mta_cli.engine.quiet import quiet_libraries
 from mta_cli.errors import BadInput, IntegrityFault, UsageFault
 
@@ -32,6 +33,7 @@ class LoadedBase:
     dtype: torch.dtype
     end_ids: tuple[int, ...]
     head_is_exact: bool = field(default=False)
+    plain: Plain | None = field(default=None)
 
     @property
     def window(self) -> int:
@@ -66,7 +68,8 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
     _require_finite(name, model)
     model = _to_device(model, place).eval().requires_grad_(False)
     base = LoadedBase(model, tokenizer, fingerprint, name, place, number, _end_ids(model, tokenizer))
-    base.head_is_exact = _head_is_exact(model, place)
+    base.plain = plain_decoder(model)
+    base.head_is_exact = base.plain is not None or _head_is_exact(model, place)
     return base
 
 

@@ -1,6 +1,6 @@
 """Merging LoRAs exactly and weighing them. Knows tensors and numbers; neither users nor files.
 
-Merging happens in ΔW (`Σ w·s·B A`): ranks are concatenated, `A = [A_1; …]`, `B = [w_1 s_1 B_1, …]`. Averaging A and B
+Merging happens in ΔW (`Σ w·s·B A`): ranks are concatenated, `A = [w_1 s_1 A_1; …]`, `B = [B_1, …]`. Averaging A and B
 separately would add cross terms `B_i A_j` that are as large as the signal.
 """
 
@@ -9,25 +9,22 @@ from collections.abc import Sequence
 
 import torch
 
-from mta_cli.engine.lora import Factors, LoraWeights, Placement
+from mta_cli.engine.blocks import Block
+from mta_cli.engine.joining import join
+from mta_cli.engine.lora import Factors, LoraWeights, covering
 
 
 def merge(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | None:
     """One LoRA whose ΔW is the weighted sum of the parts', with scale 1; None when there is nothing to merge.
 
-    Parts may differ in rank, alpha and modules. Zero weights are left out.
+    Parts may differ in rank, alpha and modules. Zero weights are left out. Raises IntegrityFault when a module's shape
+    differs: the parts are for different bases.
     """
     parts = [(part, weight) for part, weight in parts if weight != 0.0 and part.factors]
     if not parts:
         return None
-    factors: Factors = {}
-    for path in dict.fromkeys(path for part, _ in parts for path in part.factors):
-        pairs = [(*part.factors[path], weight * part.scale) for part, weight in parts if path in part.factors]
-        a = torch.cat([a.float() for a, _, _ in pairs])  # [Σ rank, in]
-        b = torch.cat([b.float() * share for _, b, share in pairs], dim=1)  # [out, Σ rank]
-        factors[path] = (a, b)
-    where = [part.placement for part, _ in parts]
-    return LoraWeights(factors, 1.0, Placement(min(p.first for p in where), max(p.last for p in where)))
+    factors = join([Block.of(part.factors) for part, _ in parts], [weight * part.scale for part, weight in parts])
+    return LoraWeights(factors, 1.0, covering([part.placement for part, _ in parts]))
 
 
 def compress(weights: LoraWeights, rank: int) -> LoraWeights:

@@ -1,6 +1,7 @@
-"""Answers from a loaded base: a plain forward loop with a key–value cache, and the likelihood of given answers.
+"""Answers of one model: a forward loop with a key–value cache, and the likelihood of given answers.
 
-Knows neither users, prompts nor adapters: whatever is folded into the weights is what answers.
+Through the plain decoder where the base has one, else through its own modules. Knows neither users, prompts nor
+adapters: whatever is folded into the weights is what answers, with one late part on top where it is given.
 """
 
 import copy
@@ -12,8 +13,15 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.base import LoadedBase
-from mta_cli.errors import BadInput, IntegrityFault
+from mta_cli.engine.lens import crowds, require_everywhere
+from mta_cli.engine.lora import LoraWeights
+from mta_cli.engine.passes import Fork
+from mta_cli.engine.plain import Parts, Plain, causal_mask
+from mta_cli.engine.score import likelihoods
+from mta_cli.engine.slots import Slots
+from mta_cli.errors import BadInput, IntegrityFault, UsageFault
 
+CHUNK = 1024  # prompt tokens that run at once
 SCORE_CELLS = 32_000_000  # most logits held at once while labels are scored: 128 MB in float32
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for bytes that do not make a character yet
 
@@ -42,11 +50,17 @@ class Memory:
         if not shared or not _croppable(self.cache):
             self.clear()
             return 0
-        surplus = len(self.ids) - shared
-        if surplus:
-            self.cache.crop(-surplus)
-            del self.ids[shared:]
+        self.cut(shared)
         return shared
+
+    def cut(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        surplus = len(self.ids) - length
+        if length == 0:
+            self.clear()
+        elif surplus > 0:
+            self.cache.crop(-surplus)
+            del self.ids[length:]
 
 
 class Decoder:
@@ -89,27 +103,29 @@ def token_ids(
     top_p: float = 1.0,
     seed: int = 0,
     memory: Memory | None = None,
+    late: LoraWeights | None = None,
 ) -> Iterator[int]:
     """The answer's token ids one by one, without the end of turn. Temperature 0 is greedy.
 
-    Raises BadInput where the prompt leaves no room, IntegrityFault where the model gives no numbers.
+    `late` acts on the last tokens of the prompt and on the answer. Raises BadInput where the prompt leaves no room,
+    IntegrityFault where the model gives no numbers, UsageFault where the base cannot have late parts.
     """
-    room = base.window - len(prompt_ids)
-    if not prompt_ids or room < 1:
-        raise BadInput(
-            f"The prompt has {len(prompt_ids)} tokens; {base.name} reads from 1 to {base.window - 1}.",
-            hint="Shorten it, or show fewer history items.",
-        )
+    room = require_room(base, prompt_ids)
     memory = memory if memory is not None else Memory()
     random = torch.Generator().manual_seed(seed)
-    pending = list(prompt_ids[memory.keep_prefix(prompt_ids) :])
-    for _ in range(min(max_tokens, room)):
-        logits = _advance(base, memory, pending)
-        token = _choose(logits, temperature, top_p, random)
-        if token in base.end_ids:
-            return
-        pending = [token]
-        yield token
+    acting = _acting(base, late)
+    start = _recall(base, memory, prompt_ids, late)
+    pending = list(prompt_ids[len(memory.ids) :])
+    try:
+        for _ in range(min(max_tokens, room)):
+            token = choose(_advance(base, memory, pending, acting), temperature, top_p, random)
+            if token in base.end_ids:
+                return
+            pending = [token]
+            yield token
+    finally:
+        if late is not None:  # the next prompt's early tokens must not meet what the part has touched
+            memory.cut(start)
 
 
 def stream(
@@ -121,11 +137,19 @@ def stream(
     top_p: float = 1.0,
     seed: int = 0,
     memory: Memory | None = None,
+    late: LoraWeights | None = None,
 ) -> Iterator[str]:
     """The answer's text as it is made; pieces joined are the whole answer."""
     decoder = Decoder(base.tokenizer)
     ids = token_ids(
-        base, prompt_ids, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, memory=memory
+        base,
+        prompt_ids,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        memory=memory,
+        late=late,
     )
     for token in ids:
         if piece := decoder.push(token):
@@ -134,8 +158,13 @@ def stream(
         yield rest
 
 
-@torch.inference_mode()
-def label_scores(base: LoadedBase, prompt_ids: Sequence[int], label_ids: Sequence[Sequence[int]]) -> list[float]:
+def label_scores(
+    base: LoadedBase,
+    prompt_ids: Sequence[int],
+    label_ids: Sequence[Sequence[int]],
+    *,
+    late: LoraWeights | None = None,
+) -> list[float]:
     """Log-likelihood of each label's tokens after the prompt, in nats. The prompt runs once; labels share batches."""
     if not label_ids or not all(label_ids):
         raise BadInput("There is no label to score, or one of them has no tokens.")
@@ -144,30 +173,80 @@ def label_scores(base: LoadedBase, prompt_ids: Sequence[int], label_ids: Sequenc
         raise BadInput(
             f"The prompt has {len(prompt_ids)} tokens and a label {longest}; {base.name} reads {base.window}."
         )
-    memory = Memory()
-    first = torch.log_softmax(_advance(base, memory, list(prompt_ids)).float(), dim=-1)  # [vocab]
-    vocab = first.shape[-1]
-    scores = [float(first[label[0]]) for label in label_ids]
-    longer = [place for place, label in enumerate(label_ids) if len(label) > 1]
-    batch = max(1, SCORE_CELLS // (vocab * longest))
-    for start in range(0, len(longer), batch):
-        places = longer[start : start + batch]
-        for place, tail in zip(places, _tails(base, memory, [label_ids[i] for i in places]), strict=True):
-            scores[place] += tail
-    return scores
+    batch = max(1, SCORE_CELLS // (len(base.tokenizer) * longest))
+    if base.plain is None:
+        require_everywhere(base, [late.placement] if late is not None else [])
+        return _module_scores(base, prompt_ids, label_ids, batch)
+    branches = [tuple(label) for label in label_ids]
+    forks = [Fork(tuple(prompt_ids), tuple(branches[i : i + batch])) for i in range(0, len(branches), batch)]
+    parts = (late,) if late is not None else ()
+    found = likelihoods(base, forks, [parts], [(i, 0) for i in range(len(forks))])
+    return [value for values in found for value in values]
 
 
 def choose_label(
-    base: LoadedBase, prompt_ids: Sequence[int], label_ids: Sequence[Sequence[int]]
+    base: LoadedBase,
+    prompt_ids: Sequence[int],
+    label_ids: Sequence[Sequence[int]],
+    *,
+    late: LoraWeights | None = None,
 ) -> tuple[int, list[float]]:
     """The place of the likeliest label (the first of equals), and every label's log-likelihood."""
-    scores = label_scores(base, prompt_ids, label_ids)
+    scores = label_scores(base, prompt_ids, label_ids, late=late)
     return max(range(len(scores)), key=scores.__getitem__), scores
 
 
 def answer_loglik(base: LoadedBase, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> float:
     """Log-likelihood of one whole answer after the prompt, in nats."""
     return label_scores(base, prompt_ids, [answer_ids])[0]
+
+
+def require_room(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
+    """How many tokens may follow the prompt. BadInput where there is no prompt or no room."""
+    room = base.window - len(prompt_ids)
+    if not prompt_ids or room < 1:
+        raise BadInput(
+            f"The prompt has {len(prompt_ids)} tokens; {base.name} reads from 1 to {base.window - 1}.",
+            hint="Shorten it, or show fewer history items.",
+        )
+    return room
+
+
+def _recall(base: LoadedBase, memory: Memory, prompt_ids: Sequence[int], late: LoraWeights | None) -> int:
+    """Bring `memory` to what it may hold before `late` acts; returns the position where that begins."""
+    kept = memory.keep_prefix(prompt_ids)
+    if late is None:
+        return len(prompt_ids)
+    start = late.placement.start(len(prompt_ids))
+    memory.cut(min(kept, start))
+    if kept < start:
+        _advance(base, memory, list(prompt_ids[kept:start]), ())
+    return start
+
+
+def _acting(base: LoadedBase, late: LoraWeights | None) -> tuple[Parts, ...]:
+    if late is None:
+        return ()
+    require_everywhere(base, [late.placement])
+    if base.plain is None:
+        raise UsageFault("a part that acts on all tokens is folded into the weights of this base, not laid on top")
+    return tuple(Parts(crowd.rows([0])) for crowd in crowds(base.plain, [[late]]))
+
+
+@torch.inference_mode()
+def _module_scores(
+    base: LoadedBase, prompt_ids: Sequence[int], label_ids: Sequence[Sequence[int]], batch: int
+) -> list[float]:
+    """Through the base's own modules: the prompt once, then all labels behind copies of its cache."""
+    memory = Memory()
+    first = torch.log_softmax(_advance(base, memory, list(prompt_ids)).float(), dim=-1)  # [vocab]
+    scores = [float(first[label[0]]) for label in label_ids]
+    longer = [place for place, label in enumerate(label_ids) if len(label) > 1]
+    for start in range(0, len(longer), batch):
+        places = longer[start : start + batch]
+        for place, tail in zip(places, _tails(base, memory, [label_ids[i] for i in places]), strict=True):
+            scores[place] += tail
+    return scores
 
 
 def _tails(base: LoadedBase, memory: Memory, labels: Sequence[Sequence[int]]) -> list[float]:
@@ -186,14 +265,37 @@ def _tails(base: LoadedBase, memory: Memory, labels: Sequence[Sequence[int]]) ->
 
 
 @torch.inference_mode()
-def _advance(base: LoadedBase, memory: Memory, ids: list[int]) -> Tensor:
+def _advance(base: LoadedBase, memory: Memory, ids: list[int], parts: Sequence[Parts] = ()) -> Tensor:
     """Run `ids` after what `memory` holds; the logits that follow the last of them, [vocab] on the base's device."""
     cache, known = memory.cache, memory.ids
     memory.clear()  # an interruption in the middle of a pass leaves layers of different lengths behind
-    logits, cache = _forward(base, torch.tensor([ids], device=base.device), cache, logits_to_keep=1)
+    if base.plain is not None:
+        cache = cache or Slots(base.plain)
+        last = _plainly(base.plain, cache, ids, parts)
+    else:
+        logits, cache = _forward(base, torch.tensor([ids], device=base.device), cache, logits_to_keep=1)
+        last = logits[0, -1]
     memory.ids, memory.cache = known + ids, cache
-    last: Tensor = logits[0, -1]
     return last
+
+
+def _plainly(plain: Plain, slots: Slots, ids: Sequence[int], parts: Sequence[Parts]) -> Tensor:
+    slots.reserve(len(ids))
+    for first in range(0, len(ids), CHUNK):
+        x = plain.embed(torch.tensor([ids[first : first + CHUNK]], device=plain.device))
+        past, new = slots.length, x.shape[1]
+        rope = plain.rope(torch.arange(past, past + new, device=plain.device)[None])
+        x = plain.run(x, rope, _causal(plain, past, new), parts=parts, past=slots)
+        slots.advance(new)
+    return plain.logits(x[:, -1])[0]
+
+
+def _causal(plain: Plain, past: int, new: int) -> Tensor | None:
+    """What `new` tokens see of themselves and of `past` ones; None where that is everything."""
+    if new == 1:
+        return None
+    own = causal_mask(new, plain.dtype, plain.device)
+    return torch.nn.functional.pad(own, (past, 0))
 
 
 def _forward(base: LoadedBase, rows: Tensor, cache: Any, **wishes: int) -> tuple[Tensor, Any]:
@@ -208,13 +310,18 @@ def _forward(base: LoadedBase, rows: Tensor, cache: Any, **wishes: int) -> tuple
     return output.logits, output[name]
 
 
-def _choose(logits: Tensor, temperature: float, top_p: float, random: torch.Generator) -> int:
-    """One token id from `logits` [vocab]. Draws on the CPU, so that a seed means the same on every device."""
-    if not bool(torch.isfinite(logits).any()) or bool(torch.isnan(logits).any()):
+def require_numbers(logits: Tensor) -> None:
+    """IntegrityFault where some row of logits [..., vocab] has no largest number."""
+    if not bool(torch.isfinite(logits.amax(-1)).all()):  # the largest of numbers among which is NaN is NaN
         raise IntegrityFault(
             "The model gave no usable numbers (NaN or infinite logits).",
             hint="Try --dtype float32; an adapter may be damaged: mta doctor",
         )
+
+
+def choose(logits: Tensor, temperature: float, top_p: float, random: torch.Generator) -> int:
+    """One token id from `logits` [vocab]. Draws on the CPU, so that a seed means the same on every device."""
+    require_numbers(logits)
     if temperature <= 0:
         return int(logits.argmax())
     chances = torch.softmax(logits.float().cpu() / temperature, dim=-1)
@@ -228,6 +335,8 @@ def _choose(logits: Tensor, temperature: float, top_p: float, random: torch.Gene
 
 def _croppable(cache: Any) -> bool:
     """Whether every layer of the cache keeps all positions, so that cutting its end is exact."""
+    if isinstance(cache, Slots):
+        return True
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)

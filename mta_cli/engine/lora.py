@@ -7,57 +7,79 @@ A LoRA adds `scale · B A` to a frozen weight `W` (Hu et al., arXiv 2106.09685),
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from mta_cli.engine.blocks import read_block
 from mta_cli.errors import BadInput, IntegrityFault, UsageFault
+
+if TYPE_CHECKING:
+    from mta_cli.engine.base import LoadedBase
 
 PREFIX = "base_model.model."
 ALL_LINEAR = "all-linear"
+LATE = 8  # of the prompt's last tokens: the end of its words and the header of the answer
 _LAYER = re.compile(r"\.(\d+)\.")
-_KEY = re.compile(r"^base_model\.model\.([A-Za-z0-9_.]+)\.lora_([AB])\.weight$")
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a part acts: decoder layers `first` to `last` (inclusive), and at which token positions."""
+    """Where a part acts: decoder layers `first` to `last` (inclusive), and at which token positions.
+
+    `late` is None for all positions, else how many of the prompt's last tokens the part acts on; then also on the whole
+    answer, and on nothing before (as in "activated LoRA", arXiv 2504.12397).
+    """
 
     first: int
     last: int
-    tokens: str = "all"
+    late: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.first}-{self.last}/{self.tokens}"
+        return f"{self.first}-{self.last}/{'all' if self.late is None else f'late{self.late}'}"
 
     @classmethod
     def parse(cls, text: str) -> "Placement":
         """Read what `str` wrote. Raises IntegrityFault when it is something else."""
-        match = re.fullmatch(r"(\d+)-(\d+)/(all)", text)
+        match = re.fullmatch(r"(\d+)-(\d+)/(?:all|late([1-9]\d*))", text)
         if match is None:
             raise IntegrityFault(f"unknown placement {text!r}", hint="update mta: the adapter is from a newer version")
-        return cls(int(match[1]), int(match[2]), match[3])
+        return cls(int(match[1]), int(match[2]), int(match[3]) if match[3] else None)
 
     @classmethod
     def named(cls, name: str, layers: int) -> "Placement":
-        """`all` layers of a base with `layers` of them, or the `upper` third."""
-        return cls(layers - max(1, layers // 3) if name == "upper" else 0, layers - 1)
+        """`all` layers of a base with `layers` of them, the `upper` third, or the upper third at `late` tokens only."""
+        first = 0 if name == "all" else layers - max(1, layers // 3)
+        return cls(first, layers - 1, LATE if name == "late" else None)
+
+    def start(self, prompt: int) -> int:
+        """The first position of a text with `prompt` prompt tokens on which the part acts."""
+        return 0 if self.late is None else max(0, prompt - self.late)
+
+
+def covering(placements: Sequence[Placement]) -> Placement:
+    """The layers of all of `placements`, which act on the same tokens. IntegrityFault when they do not."""
+    if len({one.late for one in placements}) != 1:
+        raise IntegrityFault(
+            f"parts act on different tokens ({', '.join(map(str, placements))}) and cannot be merged into one",
+            hint="use one --placement for the bank and the stacks",
+        )
+    return Placement(min(p.first for p in placements), max(p.last for p in placements), placements[0].late)
 
 
 @dataclass(frozen=True)
 class LoraWeights:
     """Factors by module path: `A [rank, in]` and `B [out, rank]`; ΔW is `scale · B A`. Ranks may differ by module."""
 
-    factors: Factors
+    factors: Mapping[str, tuple[Tensor, Tensor]]
     scale: float
     placement: Placement
 
@@ -103,27 +125,18 @@ class LoraWeights:
 
     @classmethod
     def from_file(cls, path: Path) -> "LoraWeights":
-        """Read a file that `to_bytes` made, without trusting it. Raises IntegrityFault on anything else."""
-        halves: dict[str, dict[str, Tensor]] = {}
+        """Map a file that `to_bytes` made, without trusting it: numbers are read when they are used.
+
+        Raises IntegrityFault on anything else.
+        """
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("mta", "null"))
-                for key in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                    match = _KEY.match(key)
-                    if match is None:
-                        raise IntegrityFault(f"{path.name} holds a tensor that is no LoRA factor: {key[:80]!r}")
-                    halves.setdefault(match[1], {})[match[2]] = file.get_tensor(key)
+            metadata, factors = read_block(path)
+            header = json.loads(metadata["mta"])
             scale, placement = float(header["scale"]), Placement.parse(header["placement"])
-            factors = {name: (pair["A"], pair["B"]) for name, pair in halves.items()}
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            if not math.isfinite(scale):
+                raise ValueError(f"its scale is {scale}")
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
             raise IntegrityFault(f"{path.name} is no adapter of mta: {error}", hint="mta doctor") from error
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise IntegrityFault(f"{path.name} is no safetensors file: {error}", hint="mta doctor") from error
-        for name, (a, b) in factors.items():
-            if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
-                raise IntegrityFault(f"{path.name}: factors of {name} do not fit: {tuple(a.shape)}, {tuple(b.shape)}")
         return cls(factors, scale, placement)
 
 
@@ -177,60 +190,54 @@ def initial(model: nn.Module, targets: str, placement: str, rank: int, alpha: fl
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer plus `scale · B (gate · A x)`. The factors are float32; products run in the input's dtype.
+    """A frozen linear layer plus `B A x`; the scale is inside `B`. Products run in the input's numbers."""
 
-    `gate` [parts] with `owner` [rank] weighs the ranks of several parts; without it every rank counts fully.
-    """
-
-    def __init__(self, linear: nn.Linear, a: Tensor, b: Tensor, scale: float) -> None:
+    def __init__(self, linear: nn.Linear, a: Tensor, b: Tensor) -> None:
         super().__init__()
-        self.linear = linear
-        self.a = nn.Parameter(a.to(linear.weight.device, torch.float32, copy=True))  # [rank, in]
-        self.b = nn.Parameter(b.to(linear.weight.device, torch.float32, copy=True))  # [out, rank]
-        self.scale = scale
-        self.gate: Tensor | None = None
-        self.owner: Tensor | None = None
+        self.linear, self.a, self.b = linear, a, b  # a [rank, in], b [out, rank]
 
     def forward(self, x: Tensor) -> Tensor:
         """`[…, in]` → `[…, out]`."""
         inner = nn.functional.linear(x, self.a.to(x.dtype))
-        if self.gate is not None and self.owner is not None:
-            inner = inner * self.gate[self.owner].to(x.dtype)
-        result: Tensor = self.linear(x) + nn.functional.linear(inner, (self.scale * self.b).to(x.dtype))
+        result: Tensor = self.linear(x) + nn.functional.linear(inner, self.b.to(x.dtype))
         return result
 
 
 @contextmanager
-def attached(model: nn.Module, weights: LoraWeights) -> Iterator[dict[str, LoraLinear]]:
-    """The model with trainable LoRA layers in place of the adapted linear ones, which come back on exit."""
+def attached(model: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """The model with LoRA layers in place of the adapted linear ones, which come back on exit; scales are inside B."""
     layers: dict[str, LoraLinear] = {}
     try:
-        for path, (a, b) in weights.factors.items():
+        for path, (a, b) in factors.items():
             linear = model.get_submodule(path)
             if not isinstance(linear, nn.Linear):
                 raise BadInput(f"{path} of this base is no plain linear layer")
-            layers[path] = LoraLinear(linear, a, b, weights.scale)
+            layers[path] = LoraLinear(linear, a, b)
             model.set_submodule(path, layers[path])
-        yield layers
+        yield
     finally:
         for path, layer in layers.items():
             model.set_submodule(path, layer.linear)
 
 
 class Folder:
-    """Folds one LoRA at a time into a model's own weights, so that it runs at the base's speed.
+    """Folds one LoRA at a time into a base's own weights, so that it runs at the base's speed.
 
     The original weights of touched modules are kept, so that `set(None)` restores the base bit for bit.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, base: "LoadedBase") -> None:
+        self.base = base
         self._original: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def set(self, weights: LoraWeights | None) -> None:
         """Make the model `W + ΔW`. ΔW is computed in float32 and added before rounding to the model's dtype."""
         factors = weights.factors if weights is not None else {}
+        if weights is not None and weights.placement.late is not None:
+            raise UsageFault("late parts cannot be folded into weights: early tokens must not meet them")
+        if self.base.plain is not None:
+            self.base.plain.unpack()
         for path, original in self._original.items():
             if path not in factors:
                 self._weight(path).copy_(original)
@@ -245,7 +252,7 @@ class Folder:
 
     def _weight(self, path: str) -> Tensor:
         try:
-            module = self.model.get_submodule(path)
+            module = self.base.model.get_submodule(path)
         except AttributeError as error:
             raise IntegrityFault(f"this base has no layer {path}", hint="the adapter is for another base") from error
         if not isinstance(module, nn.Linear):
@@ -254,9 +261,9 @@ class Folder:
 
 
 @contextmanager
-def folded(model: nn.Module, weights: LoraWeights | None) -> Iterator[Folder]:
+def folded(base: "LoadedBase", weights: LoraWeights | None) -> Iterator[Folder]:
     """`Folder` for the length of a block; the base is restored on exit."""
-    folder = Folder(model)
+    folder = Folder(base)
     try:
         folder.set(weights)
         yield folder

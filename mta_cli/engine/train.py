@@ -1,17 +1,17 @@
-"""Training LoRAs and scoring rows. Knows tensors and token rows; nothing of users, files or progress bars.
+"""Training many people's LoRAs at once. Knows tensors and token rows; nothing of users, files or progress bars.
 
-The loss is the mean negative log-likelihood of the labelled tokens of a step (nats per token), and logits are computed
-at those positions only. Rows are padded on the right: attention is causal, so padding changes nothing before it.
-Same seed, same machine, same number of threads: same bytes, also when training stopped and went on from `state()`.
+The loss of a person's step is the mean negative log-likelihood of the labelled tokens of their batch (nats per token).
+In every step each person who has steps left takes one, on rows of their own; rows of all of them, sorted by length,
+fill passes of at most `budget` tokens. Factors, gradients, moments, clipping and learning rates are each person's own,
+so the company changes nothing but the last bits. Same seed, machine, threads and company: same bytes, also when
+training stopped and went on from `state()`.
 """
 
 import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,8 +19,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mta_cli.engine.base import head_logits
-from mta_cli.engine.lora import Factors, LoraWeights, attached
+from mta_cli.engine.lens import Budget, make_lens
+from mta_cli.engine.lora import LoraWeights
+from mta_cli.engine.parts import Group
+from mta_cli.engine.passes import Fork, packed
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 CLIP = 1.0
 WARMUP = 0.1
 BUCKET = 8
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's, as PyTorch and PEFT's trainers have them
 
 
 @dataclass(frozen=True)
@@ -62,32 +65,6 @@ class TrainStep:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows as tensors: `input_ids [rows, length]`; logits at `(row, col)` predict `labels`; all three `[labelled]`."""
-
-    input_ids: Tensor
-    row: Tensor
-    col: Tensor
-    labels: Tensor
-    tokens: int
-
-
-def collate(rows: Sequence["Row"], device: torch.device) -> Batch:
-    """Pad rows on the right and list where each labelled token is predicted."""
-    length = max(len(row.input_ids) for row in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    row_index, col_index, labels = [], [], []
-    for i, row in enumerate(rows):
-        ids[i, : len(row.input_ids)] = torch.tensor(row.input_ids)
-        for position in range(max(row.answer_start, 1), len(row.input_ids)):
-            row_index.append(i)
-            col_index.append(position - 1)
-            labels.append(row.input_ids[position])
-    where = torch.tensor([row_index, col_index, labels], dtype=torch.long, device=device)  # [3, labelled]
-    return Batch(ids.to(device), where[0], where[1], where[2], sum(len(row.input_ids) for row in rows))
-
-
 def epoch_batches(rows: Sequence["Row"], size: int, seed: int, epoch: int) -> list[list[int]]:
     """Row indices of one epoch's batches: shuffled, then grouped by length within buckets of a few batches."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
@@ -100,157 +77,178 @@ def epoch_batches(rows: Sequence["Row"], size: int, seed: int, epoch: int) -> li
     return [batches[i] for i in shuffled]
 
 
-def label_losses(base: "LoadedBase", batch: Batch) -> Tensor:
-    """Negative log-likelihood of each labelled token, float32 `[labelled]`."""
-    logits = head_logits(base, batch.input_ids, None, batch.row, batch.col)  # [labelled, vocab]
-    return torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+@dataclass(frozen=True)
+class Member:
+    """One person of a group: where their LoRA begins, their rows, their schedule, and frozen parts underneath."""
+
+    start: LoraWeights
+    rows: Sequence["Row"]
+    schedule: Schedule
+    seed: int
+    under: tuple[LoraWeights, ...] = ()
 
 
-@torch.inference_mode()
-def score(base: "LoadedBase", rows: Sequence["Row"], batch_size: int = 16) -> list[tuple[float, int]]:
-    """Of each row: the log-likelihood of its labelled tokens (nats, summed) and how many there are."""
-    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = collate([rows[i] for i in chosen], base.device)
-        losses = label_losses(base, batch)
-        sums = torch.zeros(len(chosen), device=base.device).index_add_(0, batch.row, losses).tolist()
-        for i, total in zip(chosen, sums, strict=True):
-            results[i] = (-total, len(rows[i].input_ids) - max(rows[i].answer_start, 1))
-    return results
+@dataclass(frozen=True)
+class _Due:
+    """A row that a member's step needs: whose it is, and its number among the rows of all."""
 
-
-def mean_loss(base: "LoadedBase", rows: Sequence["Row"]) -> float:
-    """Mean negative log-likelihood per labelled token over all rows (nats)."""
-    scored = score(base, rows)
-    return -sum(value for value, _ in scored) / max(1, sum(count for _, count in scored))
+    member: int
+    row: int
 
 
 class Trainer:
-    """Trains one LoRA on top of whatever is folded into the base. A context manager: the base comes back on exit."""
+    """Trains the LoRAs of `members`, which have the same modules, rank, scale and placement, on top of `base`.
 
-    def __init__(
-        self, base: "LoadedBase", weights: LoraWeights, rows: Sequence["Row"], schedule: Schedule, seed: int
-    ) -> None:
-        self.base, self.rows, self.schedule, self.seed = base, rows, schedule, seed
-        self.taken: list[TrainStep] = []
-        self._scale, self._placement = weights.scale, weights.placement
-        self._exit = ExitStack()
-        self._layers = self._exit.enter_context(attached(base.model, weights))
-        self._parameters = [p for layer in self._layers.values() for p in (layer.a, layer.b)]
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=schedule.learning_rate, weight_decay=0.0)
+    `budget` is how many tokens, padding counted, run at once; None: as many as pay on this device. It is halved where
+    memory runs out. `failed` says by member why one could not go on.
+    """
 
-    def __enter__(self) -> "Trainer":
-        return self
+    def __init__(self, base: "LoadedBase", members: Sequence[Member], *, budget: int | None = None) -> None:
+        self.base, self.members = base, members
+        self.budget = Budget(base, budget)
+        self.taken: list[list[TrainStep]] = [[] for _ in members]
+        self.failed: dict[int, str] = {}
+        self._group = Group([member.start for member in members], base.device)
+        self._moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in self._group.values]
+        rows = [row for member in members for row in member.rows]
+        owners = [i for i, member in enumerate(members) for _ in member.rows]
+        self._first = [owners.index(i) if member.rows else 0 for i, member in enumerate(members)]
+        self._lengths = [len(row.input_ids) for row in rows]
+        self._labels = [sum(len(branch) for branch in Fork.of(row).branches) for row in rows]
+        under = [member.under for member in members]
+        self._lens = make_lens(base, [Fork.of(row) for row in rows], self._group.placement, under=under, people=owners)
+        self._batches: list[tuple[int, list[list[int]]]] = [(-1, []) for _ in members]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._exit.close()
+    def steps(self) -> Iterator[dict[int, TrainStep]]:
+        """Train until every member's schedule is done; each item holds the step of every member who took one.
 
-    def steps(self) -> Iterator[TrainStep]:
-        """Train, one optimiser step per item, from where `state` left off. FloatingPointError: loss is no number."""
-        per_epoch = math.ceil(len(self.rows) / self.schedule.batch_size)
-        batches: list[list[int]] = []
-        for step in range(len(self.taken), self.schedule.steps):
-            epoch, place = divmod(step, per_epoch)
-            if place == 0 or not batches:
-                batches = epoch_batches(self.rows, self.schedule.batch_size, self.seed, epoch)
-            self.taken.append(self._step(step, [self.rows[i] for i in batches[place]]))
-            yield self.taken[-1]
+        A member whose loss is no number stops there and is named in `failed`. BadInput when one row alone does not fit.
+        """
+        while active := [i for i in range(len(self.members)) if self._goes_on(i)]:
+            yield self._step(active)
 
-    def _step(self, step: int, rows: Sequence["Row"]) -> TrainStep:
+    def _goes_on(self, member: int) -> bool:
+        return member not in self.failed and len(self.taken[member]) < self.members[member].schedule.steps
+
+    def weights(self, member: int) -> LoraWeights:
+        """A member's LoRA as trained so far, float32 on the CPU."""
+        return self._group.weights(member)
+
+    def _step(self, active: Sequence[int]) -> dict[int, TrainStep]:
         started = time.perf_counter()
-        batch = collate(rows, self.base.device)
-        loss = label_losses(self.base, batch).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, CLIP)
-        if not bool(torch.isfinite(loss.detach()) & torch.isfinite(norm)):
-            raise FloatingPointError(f"loss {loss.item():.3g} and gradient norm {norm.item():.3g} in step {step + 1}")
-        self._optimizer.param_groups[0]["lr"] = self.schedule.rate(step)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return TrainStep(step + 1, float(loss.detach()), batch.tokens, time.perf_counter() - started)
+        due = [_Due(i, self._first[i] + row) for i in active for row in self._batch(i)]
+        labels = dict.fromkeys(active, 0)
+        for one in due:
+            labels[one.member] += self._labels[one.row]
+        losses = self._backward(due, labels)
+        for i in active:
+            norm = self._clip(i)
+            if not math.isfinite(losses[i]) or not math.isfinite(norm):
+                self.failed[i] = f"loss {losses[i]:.3g} and gradient norm {norm:.3g} in step {len(self.taken[i]) + 1}"
+        moved = [i for i in active if i not in self.failed]
+        if moved:
+            self._update(moved)
+        for grad in self._group.grads:
+            grad.zero_()
+        tokens = {i: sum(self._lengths[one.row] for one in due if one.member == i) for i in active}
+        share = (time.perf_counter() - started) / sum(tokens.values())
+        made = {i: TrainStep(len(self.taken[i]) + 1, losses[i], tokens[i], share * tokens[i]) for i in moved}
+        for i, step in made.items():
+            self.taken[i].append(step)
+        return made
 
-    def weights(self) -> LoraWeights:
-        """The LoRA as trained so far, float32 on the CPU."""
-        factors: Factors = {
-            path: (layer.a.detach().cpu().clone(), layer.b.detach().cpu().clone())
-            for path, layer in self._layers.items()
-        }
-        return LoraWeights(factors, self._scale, self._placement)
+    def _batch(self, member: int) -> list[int]:
+        """Row numbers of a member's next step, from 0 for their first row."""
+        own, step = self.members[member], len(self.taken[member])
+        size = own.schedule.batch_size
+        epoch, place = divmod(step, math.ceil(len(own.rows) / size))
+        if self._batches[member][0] != epoch:
+            self._batches[member] = (epoch, epoch_batches(own.rows, size, own.seed, epoch))
+        return self._batches[member][1][place]
+
+    def _backward(self, due: Sequence[_Due], labels: dict[int, int]) -> dict[int, float]:
+        """Gather the gradients of each member's mean loss; returns those losses."""
+        totals = torch.zeros(len(self.members), device=self.base.device)
+        batches = [[due[i] for i in batch] for batch in self._passes(due)]
+        self.budget.spend(batches, lambda batch: self._pass(batch, labels, totals))
+        found: list[float] = totals.tolist()
+        return {i: found[i] for i in labels}
+
+    def _passes(self, due: Sequence[_Due]) -> list[list[int]]:
+        lengths = [self._lens.length(one.row) for one in due]
+        if self._lens.mixes:
+            return packed(lengths, self.budget.tokens)
+        own = {i: [n for n, one in enumerate(due) if one.member == i] for i in {one.member for one in due}}
+        return [
+            [numbers[i] for i in batch]
+            for numbers in own.values()
+            for batch in packed([lengths[n] for n in numbers], self.budget.tokens)
+        ]
+
+    def _pass(self, batch: Sequence[_Due], labels: dict[int, int], totals: Tensor) -> None:
+        owners = [one.member for one in batch]
+        leaves = self._group.leaves(owners, self._lens.dtype)
+        losses, row = self._lens.losses([one.row for one in batch], leaves.factors())
+        share = torch.tensor([1.0 / labels[i] for i in owners], device=losses.device)[row]
+        (losses * share).sum().backward()  # type: ignore[no-untyped-call]
+        leaves.gather()
+        totals.index_add_(0, torch.tensor(owners, device=losses.device)[row], (losses * share).detach())
+
+    @torch.no_grad()
+    def _clip(self, member: int) -> float:
+        """Scale a member's gradients to a norm of at most `CLIP`; returns the norm before."""
+        own = [grad[member] for grad in self._group.grads]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in own]))
+        torch._foreach_mul_(own, (CLIP / (norm + 1e-6)).clamp(max=1.0))
+        return float(norm)
+
+    @torch.no_grad()
+    def _update(self, active: Sequence[int]) -> None:
+        """One step of Adam (arXiv 1412.6980) for every active member, with their own rate and step number."""
+        device = self.base.device
+        rates = [self.members[i].schedule.rate(len(self.taken[i])) for i in active]
+        counts = [len(self.taken[i]) + 1 for i in active]
+        first = torch.tensor([rate / (1 - BETA_1**n) for rate, n in zip(rates, counts, strict=True)], device=device)
+        second = torch.tensor([(1 - BETA_2**n) ** 0.5 for n in counts], device=device)
+        first, second = first[:, None, None], second[:, None, None]
+        everyone = len(active) == len(self.members)
+        index = slice(None) if everyone else torch.tensor(active, device=device)
+        for value, grad, (mean, square) in zip(self._group.values, self._group.grads, self._moments, strict=True):
+            g, m, v = grad[index], mean[index], square[index]
+            m.lerp_(g, 1 - BETA_1)
+            v.mul_(BETA_2).addcmul_(g, g, value=1 - BETA_2)
+            change = first * m / (v.sqrt().div_(second).add_(EPSILON))
+            value[index] -= change
+            if not everyone:
+                mean[index], square[index] = m, v
 
     def state(self) -> bytes:
-        """Everything needed to go on later with the same result: factors, moments and the step, as safetensors."""
-        tensors: dict[str, Tensor] = {}
-        for i, parameter in enumerate(self._parameters):
-            moments = self._optimizer.state.get(parameter, {})
-            tensors[f"{i}.value"] = parameter.detach()
-            for name in ("exp_avg", "exp_avg_sq"):
-                if name in moments:
-                    tensors[f"{i}.{name}"] = moments[name]
-        taken = json.dumps([[s.step, s.loss, s.tokens, s.seconds] for s in self.taken])
-        return save_tensors({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata={"taken": taken})
+        """Everything that is needed to go on later with the same result, as safetensors."""
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in self._tensors().items()}
+        taken = [[[s.step, s.loss, s.tokens, s.seconds] for s in steps] for steps in self.taken]
+        return save_tensors(tensors, metadata={"taken": json.dumps([taken, list(self.failed.items())])})
 
     @torch.no_grad()
     def resume(self, state: bytes) -> None:
-        """Go on from `state`. Raises ValueError or KeyError when it is of another training; nothing changes then."""
-        tensors = load_tensors(state)
-        taken = [TrainStep(*values) for values in json.loads(_metadata(state)["taken"])]
-        names = ("value", "exp_avg", "exp_avg_sq") if taken else ("value",)
-        found = [[tensors[f"{i}.{name}"] for name in names] for i in range(len(self._parameters))]
-        if any(t.shape != p.shape for ts, p in zip(found, self._parameters, strict=True) for t in ts):
+        """Go on from `state`. Raises ValueError or KeyError when it is another training's; nothing changes then."""
+        tensors, own = load_tensors(state), self._tensors()
+        taken, failed = json.loads(_metadata(state)["taken"])
+        if {key: t.shape for key, t in tensors.items()} != {key: t.shape for key, t in own.items()}:
             raise ValueError("the checkpoint is of another training")
-        for parameter, (value, *moments) in zip(self._parameters, found, strict=True):
-            parameter.copy_(value)
-            if moments:
-                first, second = (moment.to(parameter.device) for moment in moments)
-                step = torch.tensor(float(len(taken)))
-                self._optimizer.state[parameter] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
-        self.taken = taken
+        for key, tensor in own.items():
+            tensor.copy_(tensors[key])
+        self.taken = [[TrainStep(*values) for values in steps] for steps in taken]
+        self.failed = {int(member): str(message) for member, message in failed}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{i}.{name}": tensor
+            for i, (value, moments) in enumerate(zip(self._group.values, self._moments, strict=True))
+            for name, tensor in zip(("value", "exp_avg", "exp_avg_sq"), (value, *moments), strict=True)
+        }
 
 
 def _metadata(state: bytes) -> dict[str, str]:
     length = int.from_bytes(state[:8], "little")
     metadata: dict[str, str] = json.loads(state[8 : 8 + length]).get("__metadata__", {})
     return metadata
-
-
-def learn_weights(
-    base: "LoadedBase",
-    anchors: Sequence[LoraWeights],
-    prior: Sequence[float],
-    rows: Sequence["Row"],
-    *,
-    steps: int = 20,
-    learning_rate: float = 0.02,
-    pull: float = 1.0,
-) -> list[float]:
-    """Scalar weights of `anchors` that fit `rows`: gradient on mean loss + `pull` × squared distance from `prior`.
-
-    The base must hold everything below the anchors (the task adapter) already.
-    """
-    from mta_cli.engine.fusion import merge
-
-    joined = merge([(anchor, 1.0) for anchor in anchors])
-    if joined is None:
-        return list(prior)
-    gate = torch.tensor(list(prior), dtype=torch.float32, device=base.device, requires_grad=True)
-    centre = gate.detach().clone()
-    optimizer = torch.optim.Adam([gate], lr=learning_rate)
-    batch = collate(rows, base.device)
-    with attached(base.model, joined) as layers:
-        for path, layer in layers.items():
-            layer.a.requires_grad_(False)
-            layer.b.requires_grad_(False)
-            ranks = [anchor.factors[path][0].shape[0] if path in anchor.factors else 0 for anchor in anchors]
-            layer.gate = gate
-            layer.owner = torch.repeat_interleave(torch.arange(len(anchors)), torch.tensor(ranks)).to(base.device)
-        for _ in range(steps):
-            loss = label_losses(base, batch).mean() + pull * (gate - centre).square().sum()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    values: list[float] = gate.detach().cpu().tolist()
-    return values

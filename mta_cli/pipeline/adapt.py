@@ -1,6 +1,5 @@
 """The job behind `mta user adapt`: an ultra-low-rank stack on the frozen fusion, trained on a user's few shots."""
 
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.examples import Examples
 from mta_cli.pipeline.fuse import FuseRequest, check_top_k, gather, load_with_task_adapter, make_recipes
 from mta_cli.pipeline.personal import current_bank, load_weights, users_task
-from mta_cli.pipeline.training import AdapterJob, train_adapter
+from mta_cli.pipeline.training import AdapterJob, Training, group_size, train_adapters
 from store.models import Adapter, Bank, Item, Recipe, Run, Stack, User
 from store.personal import pack_shares
 
@@ -29,37 +28,52 @@ STILL = 0.01  # a loss that changed by less than this share did not move
 class Measured:
     """Mean loss (nats per labelled token) on the shots and, where there are any, on held-out queries."""
 
-    shots: float
+    shots: float | None
     heldout: float | None
 
 
+@dataclass(frozen=True)
+class Pupil:
+    """A user whose stack is to be trained: what on, on which fusion, and how."""
+
+    user: User
+    shots: list[Item]
+    recipe: Recipe
+    job: AdapterJob
+    fusion: "tuple[LoraWeights, ...]"
+    rows: "list[Row]"
+    heldout: "list[Row]"
+
+
 class Workshop:
-    """A base with the task adapter folded in, and a second fold for whatever is being tried above it."""
+    """A base with the task adapter folded in; fusions and stacks stand above it as parts of each row's own user."""
 
     def __init__(self, reg: "Registry", base: "LoadedBase", bank: Bank, request: FuseRequest) -> None:
-        from mta_cli.engine.lora import Folder
-
-        self.reg, self.base, self.bank = reg, base, bank
+        self.reg, self.base, self.bank, self.request = reg, base, bank, request
         self.examples = Examples(reg, base, request.task, request.prompt.history_items)
-        self._folder = Folder(base.model)
+        self._anchors = {anchor.id: anchor.digest for anchor in reg.banks.anchors(bank.id)}
 
-    def put(self, recipe: Recipe, stack: "LoraWeights | None" = None) -> None:
-        """Make the base this user's fused model, or with `stack` their adapted one."""
+    def fusion(self, recipe: Recipe) -> "tuple[LoraWeights, ...]":
+        """The merged anchors of a recipe; nothing where it names none."""
         from mta_cli.engine.fusion import merge
 
-        digests = {anchor.id: anchor.digest for anchor in self.reg.banks.anchors(self.bank.id)}
         parts = [
             (load_weights(self.reg, digest, self.bank.base), share.weight)
             for share in recipe.shares
-            if (digest := digests.get(share.anchor_id)) is not None
+            if (digest := self._anchors.get(share.anchor_id)) is not None
         ]
-        self._folder.set(merge([*parts, *([(stack, 1.0)] if stack is not None else [])]))
+        merged = merge(parts)
+        return () if merged is None else (merged,)
 
-    def measure(self, shots: "Sequence[Row]", heldout: "Sequence[Row]") -> Measured:
-        """Losses under whatever is folded in."""
-        from mta_cli.engine.train import mean_loss
+    def measure(self, pupils: Sequence[Pupil], stacks: "Sequence[tuple[LoraWeights, ...]]") -> list[Measured]:
+        """Everybody's losses under their fusion and `stacks`, in common passes."""
+        from mta_cli.engine.score import mean_losses
 
-        return Measured(mean_loss(self.base, shots), mean_loss(self.base, heldout) if heldout else None)
+        parts = [(*pupil.fusion, *stack) for pupil, stack in zip(pupils, stacks, strict=True)]
+        cases = [(p.rows, part) for p, part in zip(pupils, parts, strict=True)]
+        cases += [(p.heldout, part) for p, part in zip(pupils, parts, strict=True)]
+        losses = mean_losses(self.base, cases)
+        return [Measured(a, b) for a, b in zip(losses[: len(pupils)], losses[len(pupils) :], strict=True)]
 
 
 def adapt_users(
@@ -83,20 +97,19 @@ def adapt_users(
         return
     with reg.job_lock(f"adapt {request.task.name}"):
         recipes, workshop = yield from _prepare(reg, bank, chosen, request)
-        total = sum(options.steps for user in chosen if shots[user.id])
-        yield Started("user adapt", total=total)
-        results: list[dict[str, Any]] = []
-        done = 0
+        yield Started("user adapt", total=sum(options.steps for user in chosen if shots[user.id]))
+        results: dict[int, dict[str, Any]] = {}
+        pupils: list[Pupil] = []
         for user in chosen:
-            try:
-                result = yield from _adapt_one(workshop, user, shots[user.id], recipes[user.id], options, request, done)
-                results.append(result)
-            except (BadInput, FloatingPointError) as error:
-                yield Failed(user.name, str(error))
-            done += options.steps if shots[user.id] else 0
+            ready = yield from _ready(workshop, user, shots[user.id], recipes[user.id], options)
+            if isinstance(ready, Pupil):
+                pupils.append(ready)
+            else:
+                results[user.id] = ready
+        yield from _train(workshop, pupils, results)
     if chosen and not results:
         raise BadInput("No user could be adapted.", hint="lower --learning-rate")
-    yield Done(results)
+    yield Done([results[user.id] for user in chosen if user.id in results])
 
 
 def task_to_adapt(reg: "Registry", users: Sequence[User] | None, task: str | None) -> str:
@@ -163,37 +176,41 @@ def _asks_otherwise(recipe: Recipe | None, request: FuseRequest) -> bool:
     return request.options.weights is not None and recipe.method != request.options.weights
 
 
-def _adapt_one(
-    workshop: Workshop,
-    user: User,
-    shots: list[Item],
-    recipe: Recipe,
-    options: AdaptOptions,
-    request: FuseRequest,
-    done: int,
-) -> Generator[Event, None, dict[str, Any]]:
+def _ready(
+    workshop: Workshop, user: User, shots: list[Item], recipe: Recipe, options: AdaptOptions
+) -> Generator[Event, None, Pupil | dict[str, Any]]:
+    """The user with all that training needs, or the result where there is nothing to train."""
     reg, bank = workshop.reg, workshop.bank
     if not shots:
         yield Note(
             f"{user.name} has no history for task {bank.task}; there is nothing to train a stack on.", warning=True
         )
         return _entry(user, recipe, None, None, None, 0, 0.0)
-    job = _job(reg, user, shots, recipe, options, request, bank)
+    job = _job(reg, user, shots, recipe, options, workshop.request, bank)
     known = reg.stacks.get(user.id, bank.task, bank.id)
     if known is not None and reg.adapters.get(known.digest).config.get("identity") == job.config["identity"]:
         yield Note(f"{user.name}: adapted already with these settings and items.")
         return {**_stored(reg, user, recipe, known), "unchanged": True}
-    run = reg.runs.start("user adapt", user.name, dict(job.config))
-    try:
-        result = yield from _train_one(workshop, user, shots, recipe, job, run, done)
-    except (KeyboardInterrupt, GeneratorExit):
-        reg.runs.fail(run.id, "stopped", interrupted=True)
-        raise
-    except Exception as error:
-        reg.runs.fail(run.id, str(error))
-        raise
-    reg.runs.finish(run.id, result)
-    return result
+    heldout = workshop.examples.query_rows(reg.items.queries(user.id, bank.task))
+    return Pupil(user, shots, recipe, job, workshop.fusion(recipe), workshop.examples.rows(shots), heldout)
+
+
+def _train(workshop: Workshop, pupils: Sequence[Pupil], results: dict[int, dict[str, Any]]) -> Iterator[Event]:
+    """Train everybody's stack, a group at a time; what came of it stands in `results` by user id."""
+    size = group_size(workshop.base, pupils[0].job) if pupils else 1
+    done = 0
+    for start in range(0, len(pupils), size):
+        group = pupils[start : start + size]
+        runs = [workshop.reg.runs.start("user adapt", pupil.user.name, dict(pupil.job.config)) for pupil in group]
+        try:
+            yield from _train_group(workshop, group, runs, results, done)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | GeneratorExit)
+            for pupil, run in zip(group, runs, strict=True):
+                if pupil.user.id not in results:
+                    workshop.reg.runs.fail(run.id, "stopped" if stopped else str(error), interrupted=stopped)
+            raise
+        done += sum(pupil.job.schedule.steps for pupil in group)
 
 
 def _job(
@@ -220,43 +237,55 @@ def _job(
     return replace(job, config={**config, "identity": identity})
 
 
-def _train_one(
-    workshop: Workshop, user: User, shots: list[Item], recipe: Recipe, job: AdapterJob, run: Run, done: int
-) -> Generator[Event, None, dict[str, Any]]:
+def _train_group(
+    workshop: Workshop, group: Sequence[Pupil], runs: Sequence[Run], results: dict[int, dict[str, Any]], done: int
+) -> Iterator[Event]:
     reg, bank = workshop.reg, workshop.bank
-    rows = workshop.examples.rows(shots)
-    heldout = workshop.examples.query_rows(reg.items.queries(user.id, bank.task))
-    workshop.put(recipe)
-    before = workshop.measure(rows, heldout)
-    started = time.perf_counter()
-    adapter: Adapter = yield from train_adapter(reg, workshop.base, job, rows, run, done)
-    seconds = time.perf_counter() - started
-    weights = load_weights(reg, adapter.digest, bank.base)
-    workshop.put(recipe, weights)
-    after = workshop.measure(rows, heldout)
-    packed = pack_shares(recipe.shares)
-    stack = Stack(
-        user.id,
+    before = workshop.measure(group, [()] * len(group))
+    trainings = [Training(p.job, p.rows, p.fusion, run) for p, run in zip(group, runs, strict=True)]
+    adapters = yield from train_adapters(reg, workshop.base, trainings, done)
+    stacks = [(load_weights(reg, a.digest, bank.base),) if isinstance(a, Adapter) else () for a in adapters]
+    after = workshop.measure(group, stacks)
+    made: list[Stack | None] = []
+    for i, (pupil, run, adapter) in enumerate(zip(group, runs, adapters, strict=True)):
+        if isinstance(adapter, str):
+            reg.runs.fail(run.id, adapter)
+            made.append(None)
+            continue
+        stack = _stack(pupil, bank, adapter, before[i], after[i])
+        reg.stacks.put(stack)
+        made.append(stack)
+        losses, queries = (before[i], after[i]), len(pupil.heldout)
+        results[pupil.user.id] = _entry(pupil.user, pupil.recipe, stack, *losses, queries, adapter.seconds)
+        reg.runs.finish(run.id, results[pupil.user.id])
+    for i, (pupil, kept) in enumerate(zip(group, made, strict=True)):
+        if kept is None:
+            yield Failed(pupil.user.name, str(adapters[i]))
+            continue
+        yield from _warn(pupil.user, pupil.job, before[i], after[i], *(part.norm() for part in stacks[i]))
+        arrow = f"loss {kept.loss_before:.3f} → {kept.loss_after:.3f}"
+        yield Saved("stack", pupil.user.name, f"{arrow}, {kept.bytes:,} bytes")
+
+
+def _stack(pupil: Pupil, bank: Bank, adapter: Adapter, before: Measured, after: Measured) -> Stack:
+    return Stack(
+        pupil.user.id,
         bank.task,
         bank.id,
         adapter.digest,
-        len(shots),
-        job.schedule.steps,
-        before.shots,
-        after.shots,
-        packed,
+        len(pupil.shots),
+        pupil.job.schedule.steps,
+        before.shots or 0.0,
+        after.shots or 0.0,
+        pack_shares(pupil.recipe.shares),
         adapter.bytes,
     )
-    reg.stacks.put(stack)
-    yield from _warn(user, job, before, after, weights.norm())
-    yield Saved("stack", user.name, f"loss {before.shots:.3f} → {after.shots:.3f}, {adapter.bytes:,} bytes")
-    return _entry(user, recipe, stack, before, after, len(heldout), seconds)
 
 
 def _warn(user: User, job: AdapterJob, before: Measured, after: Measured, norm: float) -> Iterator[Event]:
-    steps, moved = job.schedule.steps, abs(after.shots - before.shots)
-    if steps < FEW_STEPS or moved < STILL * abs(before.shots):
-        measured = f"loss {before.shots:.4f} → {after.shots:.4f}, ‖ΔW‖ {norm:.2g}"
+    steps, start, end = job.schedule.steps, before.shots or 0.0, after.shots or 0.0
+    if steps < FEW_STEPS or abs(end - start) < STILL * abs(start):
+        measured = f"loss {start:.4f} → {end:.4f}, ‖ΔW‖ {norm:.2g}"
         yield Note(
             f"{user.name}: {steps} optimiser steps hardly moved the model ({measured}); "
             "try more --steps or a higher --learning-rate.",

@@ -6,18 +6,18 @@ Every finished part is a row in the store, so the same command run again goes on
 import hashlib
 import json
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import BankOptions, Machine, PromptOptions
 from mta_cli.pipeline.examples import Examples, history_mix
-from mta_cli.pipeline.training import AdapterJob, train_adapter
+from mta_cli.pipeline.training import AdapterJob, Training, group_key, group_size, train_adapters
 from store.models import Adapter, Anchor, Bank, Item, Run, User
 
 if TYPE_CHECKING:
-    from mta_cli.engine.prompts import Row
+    from mta_cli.engine.base import LoadedBase
     from mta_cli.engine.tasks import Task
     from mta_cli.pipeline.models import ModelEntry
     from store.registry import Registry
@@ -148,7 +148,7 @@ def _plan_anchors(
         return planned
     from mta_cli.engine.anchors import choose_anchors
 
-    ids, matrix = profile_matrix(reg, request.task.name, request.embedder.fingerprint)
+    ids, matrix = profile_matrix(reg, request.task.name, request.embedder.fingerprint, [user.id for user in users])
     row = {user_id: i for i, user_id in enumerate(ids)}
     options = request.options
     picks = choose_anchors(
@@ -162,20 +162,12 @@ def _plan_anchors(
     )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One adapter still to train, with its rows; `anchor` is None for the task adapter."""
-
-    job: AdapterJob
-    rows: "list[Row]"
-    anchor: Anchor | None
-
-
 def _train(
     reg: "Registry", request: BankRequest, bank: Bank, anchors: Sequence[Anchor], chosen: Sequence[Candidate], run: Run
 ) -> Iterator[Event]:
     from mta_cli.engine.base import load_base
-    from mta_cli.engine.lora import folded
+    from mta_cli.engine.lens import require_everywhere
+    from mta_cli.engine.lora import find_targets, folded
     from mta_cli.pipeline.personal import load_weights
 
     machine, options = request.machine, request.options
@@ -186,31 +178,64 @@ def _train(
         device=machine.device,
         dtype=machine.dtype,
     )
+    require_everywhere(base, [find_targets(base.model, options.targets, options.placement)[1]])
     examples = Examples(reg, base, request.task, request.prompt.history_items)
     items = {candidate.user.id: candidate.items for candidate in chosen}
-    pooled = _task_part(reg, request, examples, chosen) if options.task_adapter and bank.task_adapter is None else None
-    parts = [
-        _anchor_part(reg, request, examples, anchor, f"{i}/{len(anchors)}", items)
+    pooled = _task_part(reg, request, examples, chosen, run) if options.task_adapter and not bank.task_adapter else None
+    parts = {
+        anchor.id: _anchor_part(reg, request, examples, anchor, f"{i}/{len(anchors)}", items, run)
         for i, anchor in enumerate(anchors, start=1)
-        if anchor.digest is None
-    ]
-    yield Started("bank build", total=sum(p.job.schedule.steps for p in [*parts, *([pooled] if pooled else [])]))
+    }
+    parts = {anchor_id: _on(part, bank.task_adapter) for anchor_id, part in parts.items()}
+    groups = _groups(reg, base, anchors, parts)
+    trainings = [*([pooled] if pooled else []), *(parts[anchor.id] for group in groups for anchor in group)]
+    yield Started("bank build", total=sum(t.job.schedule.steps for t in trainings))
     done, task_adapter = 0, bank.task_adapter
     if pooled is not None:
-        adapter: Adapter = yield from train_adapter(reg, base, pooled.job, pooled.rows, run)
+        (adapter,) = _made([pooled], (yield from train_adapters(reg, base, [pooled])))
         done, task_adapter = pooled.job.schedule.steps, adapter.digest
         reg.banks.set_task_adapter(bank.id, adapter.digest)
         yield Saved("task adapter", request.task.name, f"loss {_arrow(adapter)}, {adapter.bytes:,} bytes")
     below = load_weights(reg, task_adapter, base.fingerprint) if task_adapter else None
-    with folded(base.model, below):
-        for part in parts:
-            assert part.anchor is not None
-            adapter = yield from train_adapter(reg, base, _on(part.job, task_adapter), part.rows, run, done)
-            reg.banks.finish_anchor(part.anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
-            done += part.job.schedule.steps
-            yield Saved("anchor", str(part.anchor.user), f"loss {_arrow(adapter)}, {adapter.bytes:,} bytes")
-    made = _adapters(reg, bank, task_adapter)  # of every run that it took, stopped ones too
-    reg.banks.finish(bank.id, sum(a.tokens for a in made), sum(a.seconds for a in made))
+    with folded(base, below):
+        for group in groups:
+            own = [_on(parts[anchor.id], task_adapter) for anchor in group]
+            made = _made(own, (yield from train_adapters(reg, base, own, done)))
+            for anchor, adapter in zip(group, made, strict=True):
+                reg.banks.finish_anchor(anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
+            for anchor, adapter in zip(group, made, strict=True):
+                yield Saved("anchor", str(anchor.user), f"loss {_arrow(adapter)}, {adapter.bytes:,} bytes")
+            done += sum(t.job.schedule.steps for t in own)
+    adapters = _adapters(reg, bank, task_adapter)
+    reg.banks.finish(bank.id, sum(a.tokens for a in adapters), sum(a.seconds for a in adapters))
+
+
+def _groups(
+    reg: "Registry", base: "LoadedBase", anchors: Sequence[Anchor], parts: dict[int, Training]
+) -> list[list[Anchor]]:
+    """Anchors that train together: those that have no meta-LoRA yet, and all of a group that was stopped half-way.
+
+    The same company gives the same bytes, so a stopped group goes on as it was.
+    """
+    if not anchors:
+        return []
+    size = group_size(base, parts[anchors[0].id].job)
+    groups = []
+    for start in range(0, len(anchors), size):
+        whole = list(anchors[start : start + size])
+        missing = [anchor for anchor in whole if anchor.digest is None]
+        stopped = reg.files.read_partial(group_key(base, [parts[anchor.id].job for anchor in whole])) is not None
+        if missing:
+            groups.append(whole if stopped else missing)
+    return groups
+
+
+def _made(trainings: Sequence[Training], results: Sequence[Adapter | str]) -> list[Adapter]:
+    """The adapters, all of them. Raises BadInput when one failed."""
+    for training, result in zip(trainings, results, strict=True):
+        if isinstance(result, str):
+            raise BadInput(f"{training.job.title}: {result}", hint="lower the learning rate")
+    return [result for result in results if isinstance(result, Adapter)]
 
 
 def _adapters(reg: "Registry", bank: Bank, task_adapter: str | None) -> list[Adapter]:
@@ -218,7 +243,9 @@ def _adapters(reg: "Registry", bank: Bank, task_adapter: str | None) -> list[Ada
     return [reg.adapters.get(digest) for digest in (task_adapter, *digests) if digest is not None]
 
 
-def _task_part(reg: "Registry", request: BankRequest, examples: Examples, chosen: Sequence[Candidate]) -> _Part:
+def _task_part(
+    reg: "Registry", request: BankRequest, examples: Examples, chosen: Sequence[Candidate], run: Run
+) -> Training:
     from mta_cli.engine.train import Schedule
 
     options, seed = request.options, request.machine.seed
@@ -229,7 +256,7 @@ def _task_part(reg: "Registry", request: BankRequest, examples: Examples, chosen
         "task", "task adapter", None, options.task_rank, 2.0 * options.task_rank, options.targets, "all", seed,
         reg.items.data_hash_of(items), schedule, _config(request),
     )  # fmt: skip
-    return _Part(job, rows, None)
+    return Training(job, rows, run=run)
 
 
 def _anchor_part(
@@ -239,7 +266,8 @@ def _anchor_part(
     anchor: Anchor,
     place: str,
     items: dict[int, tuple[Item, ...]],
-) -> _Part:
+    run: Run,
+) -> Training:
     from mta_cli.engine.train import Schedule
 
     options, seed = request.options, request.machine.seed
@@ -250,17 +278,15 @@ def _anchor_part(
         "meta", f"anchor {anchor.id}", None, options.rank, options.alpha, options.targets, options.placement, seed,
         reg.items.data_hash_of(own), schedule, _config(request), f"anchor {place}: {anchor.user}",
     )  # fmt: skip
-    return _Part(job, rows, anchor)
+    return Training(job, rows, run=run)
 
 
 def _config(request: BankRequest) -> dict[str, Any]:
     return {"history_items": request.prompt.history_items, "task": request.task.name}
 
 
-def _on(job: AdapterJob, task_adapter: str | None) -> AdapterJob:
-    from dataclasses import replace
-
-    return replace(job, task_adapter=task_adapter)
+def _on(training: Training, task_adapter: str | None) -> Training:
+    return replace(training, job=replace(training.job, task_adapter=task_adapter))
 
 
 def _arrow(adapter: Adapter) -> str:

@@ -58,7 +58,7 @@ class Voice:
         from mta_cli.engine.lora import Folder
 
         self.reg, self.base, self.asking = reg, base, asking
-        self._folder, self._memory = Folder(base.model), Memory()
+        self._folder, self._memory = Folder(base), Memory()
 
     @classmethod
     def open(cls, reg: "Registry", entry: "ModelEntry", user: "User | None", asking: Asking) -> "Voice":

@@ -67,7 +67,7 @@ def evaluate_users(
         device=machine.device,
         dtype=machine.dtype,
     )
-    examples, folder = Examples(reg, base, task, prompt.history_items), Folder(base.model)
+    examples, folder = Examples(reg, base, task, prompt.history_items), Folder(base)
     yield Started("evaluate", total=len(modes) * sum(len(queries[user.id]) for user in asked), unit="answers")
     answers: list[Answer] = []
     for mode in modes:

@@ -14,7 +14,6 @@ from store.models import Anchor, Bank, Item, Recipe, Share, User
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
     from mta_cli.engine.lora import LoraWeights
-    from mta_cli.engine.prompts import Row
     from mta_cli.engine.tasks import Task
     from mta_cli.pipeline.models import ModelEntry
     from store.registry import Registry
@@ -36,7 +35,7 @@ class FuseRequest:
 
 @dataclass(frozen=True)
 class Person:
-    """A user with the shots that count and the nearest anchors, nearest first."""
+    """A user with the shots that count and the nearest anchors (`candidates` of them, or `top_k`), nearest first."""
 
     user: User
     shots: list[Item]
@@ -98,7 +97,7 @@ def load_with_task_adapter(reg: "Registry", bank: Bank, request: FuseRequest) ->
         entry.path, name=entry.name, fingerprint=entry.fingerprint, device=machine.device, dtype=machine.dtype
     )
     if bank.task_adapter:
-        Folder(base.model).set(load_weights(reg, bank.task_adapter, bank.base))
+        Folder(base).set(load_weights(reg, bank.task_adapter, bank.base))
     return base
 
 
@@ -106,9 +105,7 @@ def gather(
     reg: "Registry", bank: Bank, users: Sequence[User], request: FuseRequest
 ) -> Generator[Event, None, list[Person]]:
     """Profiles, shots and the nearest anchors of `users`; `return`s a list of people."""
-    import numpy as np
-
-    from mta_cli.engine.anchors import similarities
+    from mta_cli.engine.retrieval import nearest
     from mta_cli.pipeline.profiling import profile_matrix, refresh_profiles
 
     anchors = reg.banks.anchors(bank.id)
@@ -117,8 +114,10 @@ def gather(
     for event in refresh_profiles(reg, request.task.name, request.embedder, wanted, request.machine.device):
         if not isinstance(event, Done):
             yield event
-    ids, matrix = profile_matrix(reg, request.task.name, request.embedder.fingerprint)
+    ids, matrix = profile_matrix(reg, request.task.name, request.embedder.fingerprint, [user.id for user in wanted])
     row = {user_id: i for i, user_id in enumerate(ids)}
+    reachable = [(a, row[a.user_id]) for a in anchors if a.user_id in row and a.digest is not None]
+    most = max(request.options.candidates, request.options.top_k)
     people = []
     for user in users:
         shots = reg.items.recent(user.id, request.task.name, request.options.shots)
@@ -129,12 +128,9 @@ def gather(
             )
             people.append(Person(user, shots, []))
             continue
-        reachable = [a for a in anchors if a.user_id in row and a.digest is not None]
-        values = similarities(
-            matrix[[row[a.user_id] for a in reachable if a.user_id is not None]], matrix[row[user.id]]
-        )
-        order = np.argsort(-np.asarray(values), kind="stable")
-        people.append(Person(user, shots, [(reachable[i], values[i]) for i in order.tolist()]))
+        chosen, values = nearest(matrix[[place for _, place in reachable]], matrix[row[user.id]], most)
+        ranked = zip(chosen.tolist(), values.tolist(), strict=True)
+        people.append(Person(user, shots, [(reachable[i][0], value) for i, value in ranked]))
     return people
 
 
@@ -161,31 +157,35 @@ def _nothing() -> Generator[Event, None, dict[int, dict[int, float]]]:
 def _evidence(
     reg: "Registry", bank: Bank, people: Sequence[Person], request: FuseRequest, base: "LoadedBase"
 ) -> Generator[Event, None, dict[int, dict[int, float]]]:
-    """Summed log-likelihood of each person's shots by anchor id (0: no anchor). One fold per anchor serves all."""
-    from mta_cli.engine.lora import Folder
-    from mta_cli.engine.train import score
+    """Summed log-likelihood of each person's shots by anchor id (0: no anchor).
+
+    What the anchors do not touch is computed once for each shot, and serves all of them.
+    """
+    from mta_cli.engine.passes import Fork
+    from mta_cli.engine.score import likelihoods
 
     examples = Examples(reg, base, request.task, request.prompt.history_items)
-    rows: dict[int, list[Row]] = {}
-    asks: dict[int, list[int]] = {0: []}
-    for person in people:
-        if person.shots and method_for(person.shots, request.options) in NEEDS_BASE:
-            rows[person.user.id] = examples.rows(person.shots)
-            for key in (0, *(anchor.id for anchor, _ in person.anchors[: request.options.candidates])):
-                asks.setdefault(key, []).append(person.user.id)
-    found: dict[int, dict[int, float]] = {user_id: {} for user_id in rows}
-    folder, anchors = Folder(base.model), {anchor.id: anchor for anchor in reg.banks.anchors(bank.id)}
-    yield Started("evidence", total=len(asks), unit="anchors")
-    for done, (key, users) in enumerate(asks.items(), start=1):
-        digest = anchors[key].digest if key else None
-        folder.set(load_weights(reg, digest, bank.base) if digest else None)
-        flat = score(base, [row for user_id in users for row in rows[user_id]])
-        for user_id in users:
-            own, flat = flat[: len(rows[user_id])], flat[len(rows[user_id]) :]
-            found[user_id][key] = sum(value for value, _ in own)
-        yield Step("task adapter alone" if not key else anchor_label(anchors[key]), done)
-    folder.set(None)
+    asking = [p for p in people if p.shots and method_for(p.shots, request.options) in NEEDS_BASE]
+    known = {anchor.id: anchor.digest for anchor in reg.banks.anchors(bank.id)}
+    found: dict[int, dict[int, float]] = {}
+    yield Started("evidence", total=len(asking), unit="users")
+    loaded: dict[int, tuple[LoraWeights, ...]] = {0: ()}
+    for done, person in enumerate(asking, start=1):
+        ids = [0, *(anchor.id for anchor, _ in person.anchors[: request.options.candidates])]
+        loaded |= {i: _anchor_part(reg, known[i], bank) for i in ids if i not in loaded}
+        forks = [Fork.of(row) for row in examples.rows(person.shots)]
+        asked = [(fork, place) for place in range(len(ids)) for fork in range(len(forks))]
+        values = likelihoods(base, forks, [loaded[i] for i in ids], asked)
+        totals = dict.fromkeys(ids, 0.0)
+        for (_, place), (value,) in zip(asked, values, strict=True):
+            totals[ids[place]] += value
+        found[person.user.id] = totals
+        yield Step(person.user.name, done)
     return found
+
+
+def _anchor_part(reg: "Registry", digest: str | None, bank: Bank) -> "tuple[LoraWeights, ...]":
+    return (load_weights(reg, digest, bank.base),) if digest else ()
 
 
 def _shares(
@@ -231,7 +231,7 @@ def _learned(
     request: FuseRequest,
     base: "LoadedBase",
 ) -> list[float]:
-    from mta_cli.engine.train import learn_weights
+    from mta_cli.engine.learned import learn_weights
 
     loaded: list[LoraWeights] = [load_weights(reg, a.digest, bank.base) for a in anchors if a.digest is not None]
     rows = Examples(reg, base, request.task, request.prompt.history_items).rows(person.shots)

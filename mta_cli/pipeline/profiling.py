@@ -56,25 +56,30 @@ def refresh_profiles(
     yield Done({"task": task, "users": len({piece.user.id for piece in pieces}), "items": total})
 
 
-def profile_matrix(reg: "Registry", task: str, embedder: str) -> "tuple[list[int], NDArray[np.float32]]":
-    """User ids and their profiles as unit rows [users, width], in the order of the ids; `embedder` is a fingerprint."""
+def profile_matrix(
+    reg: "Registry", task: str, embedder: str, users: Sequence[int] | None = None
+) -> "tuple[list[int], NDArray[np.float32]]":
+    """User ids and their profiles as unit rows [users, width], in the order of the ids; `embedder` is a fingerprint.
+
+    Of everybody who has one, or of these `users` (ids). Raises IntegrityFault when profiles differ in length.
+    """
     import numpy as np
 
-    profiles = sorted(reg.profiles.all(task, embedder), key=lambda profile: profile.user_id)
-    if not profiles:
+    found = reg.profiles.totals(task, embedder, users)
+    if not found:
         return [], np.zeros((0, 0), dtype=np.float32)
-    if len({len(profile.total) for profile in profiles}) != 1:
+    if len({len(total) for _, total in found}) != 1:
         raise IntegrityFault(f"The profiles of {task} differ in length", hint="mta doctor")
-    sums = np.frombuffer(b"".join(profile.total for profile in profiles), dtype="<f4").reshape(len(profiles), -1)
-    return [profile.user_id for profile in profiles], unit_rows(sums)
+    sums = np.frombuffer(b"".join(total for _, total in found), dtype="<f4").reshape(len(found), -1)
+    return [user_id for user_id, _ in found], unit_rows(sums)
 
 
 def unit_rows(sums: "NDArray[np.float32]") -> "NDArray[np.float32]":
     """Each row divided by its length; a row of zeros stays zero."""
     import numpy as np
 
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    return (sums / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    lengths = np.sqrt(np.einsum("ij,ij->i", sums, sums))  # [rows]; a norm along an axis would copy the matrix
+    return (sums / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32, copy=False)
 
 
 def _new_pieces(reg: "Registry", user: User, task: str, embedder: str) -> list[_Piece]:

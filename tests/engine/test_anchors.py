@@ -1,9 +1,8 @@
 """Anchors cover the population; the same seed gives the same ones."""
 
 import numpy as np
-import pytest
 
-from mta_cli.engine.anchors import choose_anchors, similarities
+from mta_cli.engine.anchors import choose_anchors
 
 
 def groups(sizes: list[int]) -> np.ndarray:
@@ -42,9 +41,3 @@ def test_profiles_that_coincide_give_fewer_anchors() -> None:
     profiles = np.ones((4, 2), dtype=np.float32) / np.sqrt(2)
     found = choose_anchors(profiles, [1, 2, 3, 4], 3, seed=0, pick="longest")
     assert [(choice.index, choice.cluster_size) for choice in found] == [(3, 4)]
-
-
-def test_similarities_are_cosines() -> None:
-    assert similarities(np.eye(2, dtype=np.float32), np.array([0.6, 0.8], dtype=np.float32)) == pytest.approx(
-        [0.6, 0.8]
-    )

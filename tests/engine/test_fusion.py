@@ -17,7 +17,8 @@ from mta_cli.engine.fusion import (
     softmax_weights,
     uniform_weights,
 )
-from mta_cli.engine.lora import LoraWeights, folded
+from mta_cli.engine.lora import LoraWeights, Placement, folded
+from mta_cli.errors import IntegrityFault
 from tests.engine.lora_cases import explicit_delta, random_lora
 
 PATH = "model.layers.1.self_attn.q_proj"
@@ -44,6 +45,33 @@ def test_mixed_ranks_alphas_modules_and_placements_merge(base: LoadedBase) -> No
     merged = merge(parts)
     assert error(merged, parts) < 1e-6
     assert merged is not None and merged.rank == 12
+
+
+def test_files_merge_as_what_is_in_memory_does(base: LoadedBase, tmp_path: Path) -> None:
+    """Bit for bit: the numbers stand in mapped files, in memory, or in both."""
+    inside = [(random_lora(base.model, seed, rank=seed).stored(), 0.25 * seed) for seed in (1, 2, 3)]
+    outside = []
+    for i, (weights, share) in enumerate(inside):
+        (tmp_path / f"{i}").write_bytes(weights.to_bytes({"kind": "meta"}))
+        outside.append((LoraWeights.from_file(tmp_path / f"{i}"), share))
+    expected = merge(inside)
+    assert expected is not None and error(expected, inside) < 1e-6
+    for merged in (merge(outside), merge([outside[0], inside[1], outside[2]])):
+        assert merged is not None and set(merged.factors) == set(expected.factors)
+        for path, pair in expected.factors.items():
+            assert all(torch.equal(*both) for both in zip(merged.factors[path], pair, strict=True))
+
+
+def test_a_trained_stack_merges_with_stored_parts(base: LoadedBase) -> None:
+    """Float32 factors beside float16 ones lose nothing."""
+    parts = [(random_lora(base.model, 1).stored(), 0.5), (random_lora(base.model, 2, rank=1, targets="v_proj"), 1.0)]
+    assert error(merge(parts), parts) < 1e-6
+
+
+def test_parts_of_different_bases_are_refused(base: LoadedBase) -> None:
+    small = LoraWeights({PATH: (torch.ones(1, 8), torch.ones(8, 1))}, 1.0, Placement(1, 1))
+    with pytest.raises(IntegrityFault, match="different shapes"):
+        merge([(random_lora(base.model, 1), 1.0), (small, 1.0)])
 
 
 def test_order_does_not_matter(base: LoadedBase) -> None:
@@ -114,7 +142,7 @@ def test_peft_gives_the_same_logits(base: LoadedBase, tiny_base_path: Path, tmp_
         AutoModelForCausalLM.from_pretrained(tiny_base_path, dtype=torch.float32), tmp_path
     )
     ids = torch.arange(3, 60)[None]
-    with torch.inference_mode(), folded(base.model, merged):
+    with torch.inference_mode(), folded(base, merged):
         assert torch.allclose(base.model(input_ids=ids).logits, theirs(input_ids=ids).logits, atol=1e-5)
 
 

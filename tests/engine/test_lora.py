@@ -7,7 +7,18 @@ import torch
 from safetensors.torch import save_file
 
 from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.lora import Folder, LoraWeights, Placement, attached, find_targets, folded, initial
+from mta_cli.engine.lora import (
+    LATE,
+    Factors,
+    Folder,
+    LoraWeights,
+    Placement,
+    attached,
+    covering,
+    find_targets,
+    folded,
+    initial,
+)
 from mta_cli.errors import BadInput, IntegrityFault, UsageFault
 from tests.engine.lora_cases import random_lora
 
@@ -17,6 +28,11 @@ IDS = torch.arange(3, 40)[None]
 def logits(base: LoadedBase) -> torch.Tensor:
     with torch.inference_mode():
         return base.model(input_ids=IDS).logits.clone()
+
+
+def scaled(weights: LoraWeights) -> Factors:
+    """Factors with the scale inside B, as `attached` takes them."""
+    return {path: (a, weights.scale * b) for path, (a, b) in weights.factors.items()}
 
 
 def test_a_file_gives_back_what_was_written(base: LoadedBase, tmp_path: Path) -> None:
@@ -86,16 +102,31 @@ def test_unknown_targets_are_refused_with_the_known_ones(base: LoadedBase, targe
 
 
 def test_placement_reads_what_it_writes() -> None:
-    assert Placement.parse(str(Placement(20, 29))) == Placement(20, 29)
-    with pytest.raises(IntegrityFault):
-        Placement.parse("20-29/late")
+    for placement in (Placement(20, 29), Placement(20, 29, 8), Placement(0, 0, 1)):
+        assert Placement.parse(str(placement)) == placement
+    for text in ("20-29/late", "20-29/late0", "20-29/late-1", "20-29", "20-29/all8", "a-b/all", "20-29/late08"):
+        with pytest.raises(IntegrityFault):
+            Placement.parse(text)
+
+
+def test_late_parts_begin_so_many_tokens_before_the_answer() -> None:
+    assert [Placement(0, 1, 8).start(prompt) for prompt in (20, 8, 3)] == [12, 0, 0]
+    assert Placement(0, 1).start(20) == 0
+    assert Placement.named("late", 30) == Placement(20, 29, LATE)
+
+
+def test_placements_cover_each_other_only_on_the_same_tokens() -> None:
+    assert covering([Placement(3, 5, 8), Placement(1, 4, 8)]) == Placement(1, 5, 8)
+    for other in (Placement(1, 4), Placement(1, 4, 7)):
+        with pytest.raises(IntegrityFault, match="different tokens"):
+            covering([Placement(3, 5, 8), other])
 
 
 def test_a_fresh_lora_changes_nothing_and_is_the_same_for_the_same_seed(base: LoadedBase) -> None:
     plain = logits(base)
     first, second = (initial(base.model, "all-linear", "all", 4, 8.0, 7) for _ in range(2))
     other = initial(base.model, "all-linear", "all", 4, 8.0, 8)
-    with attached(base.model, first):
+    with attached(base.model, scaled(first)):
         assert torch.equal(logits(base), plain)
     path = "model.layers.0.mlp.up_proj"
     assert torch.equal(first.factors[path][0], second.factors[path][0])
@@ -104,9 +135,9 @@ def test_a_fresh_lora_changes_nothing_and_is_the_same_for_the_same_seed(base: Lo
 
 def test_folded_equals_attached_and_the_base_comes_back_bit_for_bit(base: LoadedBase) -> None:
     plain, weights = logits(base), random_lora(base.model, 1)
-    with attached(base.model, weights):
+    with attached(base.model, scaled(weights)):
         beside = logits(base)
-    with folded(base.model, weights):
+    with folded(base, weights):
         inside = logits(base)
     assert (beside - plain).abs().max() > 1e-2
     assert torch.allclose(beside, inside, atol=1e-5)
@@ -115,9 +146,9 @@ def test_folded_equals_attached_and_the_base_comes_back_bit_for_bit(base: Loaded
 
 def test_folding_another_user_leaves_nothing_of_the_first(base: LoadedBase) -> None:
     alice, bob = random_lora(base.model, 1), random_lora(base.model, 2, targets="q_proj", placement="upper")
-    with folded(base.model, bob):
+    with folded(base, bob):
         expected = logits(base)
-    folder = Folder(base.model)
+    folder = Folder(base)
     folder.set(alice)
     folder.set(bob)
     assert torch.equal(logits(base), expected)
@@ -132,7 +163,22 @@ def test_an_adapter_of_another_base_is_refused(base: LoadedBase) -> None:
     )
     for weights in (wrong_place, wrong_shape):
         with pytest.raises((IntegrityFault, BadInput)):
-            Folder(base.model).set(weights)
+            Folder(base).set(weights)
+
+
+def test_late_parts_are_never_folded(base: LoadedBase) -> None:
+    before = logits(base)
+    with pytest.raises(UsageFault, match="late"):
+        Folder(base).set(random_lora(base.model, 1, placement="late"))
+    assert torch.equal(logits(base), before)
+
+
+def test_what_cannot_be_attached_leaves_the_model_as_it_was(base: LoadedBase) -> None:
+    before = logits(base)
+    factors = {**scaled(random_lora(base.model, 1)), "model.layers.0.mlp": (torch.zeros(1, 64), torch.zeros(64, 1))}
+    with pytest.raises(BadInput, match="no plain linear"), attached(base.model, factors):
+        pass
+    assert torch.equal(logits(base), before)
 
 
 def test_norm_is_the_frobenius_norm_of_delta(base: LoadedBase) -> None:

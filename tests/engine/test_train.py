@@ -1,13 +1,18 @@
 """Training: equal to PEFT, exact after a resumption, right at the labelled positions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.learned import learn_weights
 from mta_cli.engine.lora import LoraWeights, folded, initial
-from mta_cli.engine.train import CLIP, Schedule, Trainer, collate, epoch_batches, learn_weights, mean_loss, score
+from mta_cli.engine.prompts import Row
+from mta_cli.engine.score import mean_loss
+from mta_cli.engine.train import CLIP, Member, Schedule, Trainer, epoch_batches
+from mta_cli.errors import BadInput, UsageFault
 from tests.engine.lora_cases import random_lora, random_rows
 
 SCHEDULE = Schedule(steps=6, batch_size=3, learning_rate=5e-3)
@@ -17,15 +22,19 @@ def fresh(base: LoadedBase) -> LoraWeights:
     return initial(base.model, "all-linear", "all", 4, 8.0, 0)
 
 
+def alone(base: LoadedBase, rows: list[Row], schedule: Schedule = SCHEDULE, seed: int = 0) -> Trainer:
+    return Trainer(base, [Member(fresh(base), rows, schedule, seed)])
+
+
 def test_equal_to_peft(base: LoadedBase, tiny_base_path: Path) -> None:
     """Same initial weights and data: the same losses, and the same ΔW to 1e-5, as PEFT trained by a plain loop."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     rows, start = random_rows([30, 25, 40, 18, 33, 29, 21]), fresh(base)
-    with Trainer(base, start, rows, SCHEDULE, seed=3) as trainer:
-        ours = [step.loss for step in trainer.steps()]
-        weights = trainer.weights()
+    trainer = alone(base, rows, seed=3)
+    ours = [step[0].loss for step in trainer.steps()]
+    weights = trainer.weights(0)
 
     plain = AutoModelForCausalLM.from_pretrained(tiny_base_path, dtype=torch.float32)
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0)
@@ -65,65 +74,40 @@ def test_equal_to_peft(base: LoadedBase, tiny_base_path: Path) -> None:
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_stopped_and_resumed_gives_the_same_bytes(base: LoadedBase, stop: int) -> None:
     rows = random_rows([20, 31, 17, 26, 22, 19, 28, 30])
-    with Trainer(base, fresh(base), rows, SCHEDULE, seed=5) as trainer:
-        whole = [step.loss for step in trainer.steps()]
-        expected = trainer.weights().to_bytes({})
-    with Trainer(base, fresh(base), rows, SCHEDULE, seed=5) as trainer:
-        steps = trainer.steps()
-        for _ in range(stop):
-            next(steps)
-        state = trainer.state()
-    with Trainer(base, fresh(base), rows, SCHEDULE, seed=5) as trainer:
-        trainer.resume(state)
-        assert len(trainer.taken) == stop
-        list(trainer.steps())
-        assert [step.loss for step in trainer.taken] == whole
-        assert trainer.weights().to_bytes({}) == expected
+    trainer = alone(base, rows, seed=5)
+    whole = [step[0].loss for step in trainer.steps()]
+    expected = trainer.weights(0).to_bytes({})
+    trainer = alone(base, rows, seed=5)
+    steps = trainer.steps()
+    for _ in range(stop):
+        next(steps)
+    state = trainer.state()
+    trainer = alone(base, rows, seed=5)
+    trainer.resume(state)
+    assert len(trainer.taken[0]) == stop
+    list(trainer.steps())
+    assert [step.loss for step in trainer.taken[0]] == whole
+    assert trainer.weights(0).to_bytes({}) == expected
 
 
 def test_a_checkpoint_of_another_training_is_refused(base: LoadedBase) -> None:
     rows = random_rows([20, 20])
-    with Trainer(base, initial(base.model, "q_proj", "all", 2, 4, 0), rows, SCHEDULE, 0) as trainer:
-        state = trainer.state()
-    with Trainer(base, fresh(base), rows, SCHEDULE, 0) as trainer, pytest.raises((ValueError, KeyError)):
-        trainer.resume(state)
+    other = Trainer(base, [Member(initial(base.model, "q_proj", "all", 2, 4, 0), rows, SCHEDULE, 0)])
+    with pytest.raises((ValueError, KeyError)):
+        alone(base, rows).resume(other.state())
 
 
 def test_training_learns_and_leaves_the_base_alone(base: LoadedBase) -> None:
     rows = random_rows([24] * 6)
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     untrained = mean_loss(base, rows)
-    with Trainer(base, fresh(base), rows, Schedule(60, 6, 2e-2), 0) as trainer:
-        list(trainer.steps())
-        weights = trainer.weights()
+    trainer = alone(base, rows, Schedule(60, 6, 2e-2))
+    list(trainer.steps())
     after = base.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    with folded(base.model, weights):
+    with folded(base, trainer.weights(0)):
         assert mean_loss(base, rows) < 0.5 * untrained
-
-
-def test_scores_do_not_depend_on_company(base: LoadedBase) -> None:
-    rows = random_rows([12, 60, 33, 7], answer=3)
-    together = score(base, rows)
-    alone = [score(base, [row])[0] for row in rows]
-    assert [count for _, count in together] == [3, 3, 3, 3]
-    for (a, _), (b, _) in zip(together, alone, strict=True):
-        assert a == pytest.approx(b, abs=1e-4)
-
-
-def test_scores_equal_a_plain_log_softmax(base: LoadedBase) -> None:
-    row = random_rows([20], answer=5)[0]
-    with torch.inference_mode():
-        logprobs = torch.log_softmax(base.model(input_ids=torch.tensor([row.input_ids])).logits[0], -1)
-    expected = sum(float(logprobs[p - 1, row.input_ids[p]]) for p in range(row.answer_start, 20))
-    assert score(base, [row])[0][0] == pytest.approx(expected, abs=1e-4)
-
-
-def test_labels_are_the_answer_and_nothing_else() -> None:
-    rows = random_rows([9, 14], answer=4)
-    batch = collate(rows, torch.device("cpu"))
-    assert batch.labels.tolist() == [token for row in rows for token in row.input_ids[row.answer_start :]]
-    assert batch.tokens == 23
+    assert mean_loss(base, rows, (trainer.weights(0),)) < 0.5 * untrained
 
 
 def test_every_epoch_sees_every_row_once_in_an_order_of_its_own() -> None:
@@ -142,21 +126,132 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
 
 
 def test_an_exploding_loss_stops_the_training(base: LoadedBase) -> None:
-    rows = random_rows([12, 12])
-    with Trainer(base, fresh(base), rows, SCHEDULE, 0) as trainer:
-        with torch.no_grad():
-            next(iter(trainer._layers.values())).a.fill_(float("nan"))
-        with pytest.raises(FloatingPointError, match="step 1"):
-            list(trainer.steps())
+    trainer = alone(base, random_rows([12, 12]))
+    trainer._group.values[0].fill_(float("nan"))
+    list(trainer.steps())
+    assert "step 1" in trainer.failed[0] and trainer.taken == [[]]
+
+
+def test_one_who_fails_leaves_the_others_alone(base: LoadedBase) -> None:
+    members = group(base, "upper", under=True)
+    expected, trainer = Trainer(base, members), Trainer(base, members)
+    list(expected.steps())
+    for value in trainer._group.values:
+        value[1].fill_(float("inf"))
+    list(trainer.steps())
+    assert list(trainer.failed) == [1]
+    for i in (0, 2, 3):
+        assert difference(trainer.weights(i), expected.weights(i)) < 1e-5
+
+
+def test_a_stopped_group_goes_on_with_the_same_bytes(base: LoadedBase) -> None:
+    members = group(base, "late", under=True)
+    whole, first, second = (Trainer(base, members) for _ in range(3))
+    list(whole.steps())
+    for _ in zip(range(4), first.steps(), strict=False):  # the shortest schedule has ended by then
+        pass
+    second.resume(first.state())
+    assert [len(taken) for taken in second.taken] == [3, 4, 4, 4]
+    list(second.steps())
+    for i in range(len(members)):
+        assert second.weights(i).to_bytes({}) == whole.weights(i).to_bytes({})
 
 
 def test_learned_weights_find_the_anchor_that_made_the_shots(base: LoadedBase) -> None:
     rows = random_rows([24] * 5)
-    with Trainer(base, fresh(base), rows, Schedule(60, 5, 2e-2), 0) as trainer:
-        list(trainer.steps())
-        right = trainer.weights()
-    wrong = random_lora(base.model, 4)
+    trainer = alone(base, rows, Schedule(60, 5, 2e-2))
+    list(trainer.steps())
+    right, wrong = trainer.weights(0), random_lora(base.model, 4)
     free = learn_weights(base, [right, wrong], [0.3, 0.3], rows, steps=40, pull=0.0)
     assert free[0] > 0.5 > free[1]
     held = learn_weights(base, [right, wrong], [0.3, 0.3], rows, steps=40, pull=1e4)
     assert held == pytest.approx([0.3, 0.3], abs=0.02)
+
+
+def group(base: LoadedBase, placement: str, *, under: bool) -> list[Member]:
+    """Four people with histories, schedules and frozen parts of different size."""
+    members = []
+    for i, count in enumerate((3, 7, 5, 9)):
+        start = initial(base.model, "q_proj,v_proj,down_proj", placement, 3, 6.0, i)
+        rows = random_rows([14 + (7 * i + 5 * n) % 31 for n in range(count)], seed=i)
+        frozen = (random_lora(base.model, 50 + i, rank=2 + i, placement=placement),) if under else ()
+        members.append(Member(start, rows, Schedule(3 + i, 2 + i % 2, 5e-3), i, frozen))
+    return members
+
+
+def difference(ours: LoraWeights, theirs: LoraWeights) -> float:
+    """Relative Frobenius difference of ΔW over all modules."""
+    off = sum(float((ours.delta(path) - theirs.delta(path)).square().sum()) for path in theirs.factors)
+    return float(off**0.5 / theirs.norm())
+
+
+@pytest.mark.parametrize("under", [False, True])
+@pytest.mark.parametrize("placement", ["all", "upper", "late"])
+@pytest.mark.parametrize("budget", [64, 4096])
+def test_company_changes_nothing(base: LoadedBase, placement: str, under: bool, budget: int) -> None:
+    """Each person's ΔW from a group equals the one trained alone, relative difference below 1e-5 in float32."""
+    members = group(base, placement, under=under)
+    together = Trainer(base, members, budget=budget)
+    losses: dict[int, list[float]] = {i: [] for i in range(len(members))}
+    for steps in together.steps():
+        for i, step in steps.items():
+            losses[i].append(step.loss)
+    for i, member in enumerate(members):
+        trainer = Trainer(base, [member])
+        assert [step[0].loss for step in trainer.steps()] == pytest.approx(losses[i], abs=1e-5)
+        assert difference(together.weights(i), trainer.weights(0)) < 1e-5
+
+
+def test_order_and_absence_of_others_change_nothing(base: LoadedBase) -> None:
+    members = group(base, "upper", under=True)
+    forwards, backwards = Trainer(base, members), Trainer(base, members[::-1])
+    list(forwards.steps()), list(backwards.steps())
+    for i, member in enumerate(members):
+        for path in member.start.factors:
+            expected = forwards.weights(i).delta(path)
+            assert torch.allclose(backwards.weights(len(members) - 1 - i).delta(path), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
+    base: LoadedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = group(base, "upper", under=False)
+    expected = Trainer(base, members)
+    list(expected.steps())
+    trainer = Trainer(base, members, budget=4096)
+    real = trainer._lens.losses
+
+    def small(chosen, factors):  # type: ignore[no-untyped-def]
+        if len(chosen) > 3:
+            raise torch.OutOfMemoryError("not enough")
+        return real(chosen, factors)
+
+    monkeypatch.setattr(trainer._lens, "losses", small)
+    list(trainer.steps())
+    assert trainer.budget.tokens < 4096
+    for path in members[0].start.factors:
+        assert torch.allclose(trainer.weights(2).delta(path), expected.weights(2).delta(path), rtol=1e-4, atol=1e-7)
+
+
+def test_one_row_that_never_fits_is_said(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = alone(base, random_rows([12, 12]))
+
+    def full(chosen, factors):  # type: ignore[no-untyped-def]
+        raise torch.OutOfMemoryError("not enough")
+
+    monkeypatch.setattr(trainer._lens, "losses", full)
+    with pytest.raises(BadInput, match="does not fit"):
+        list(trainer.steps())
+
+
+def test_a_base_without_a_plain_decoder_trains_the_same(base: LoadedBase) -> None:
+    members = group(base, "upper", under=True)
+    slow = replace(base, plain=None)
+    ours, theirs = Trainer(base, members), Trainer(slow, members)
+    list(ours.steps()), list(theirs.steps())
+    for i, member in enumerate(members):
+        for path in member.start.factors:
+            expected = theirs.weights(i).delta(path)
+            assert torch.allclose(ours.weights(i).delta(path), expected, rtol=1e-4, atol=1e-7)
+    with pytest.raises(UsageFault, match="Llama"):
+        Trainer(slow, group(base, "late", under=False))

@@ -50,7 +50,8 @@ def test_without_names_everybody_with_a_history_who_is_no_anchor(peopled: Regist
     assert {s.name: s.status for s in peopled.users.summaries()}["ida"] == "adapted"
 
 
-def test_a_stopped_adaptation_goes_on_with_the_next_user(peopled: Registry) -> None:
+def test_a_stopped_adaptation_goes_on_with_the_next_user(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mta_cli.pipeline.training.TOGETHER", 1)
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
     job = adapt_users(peopled, users, fuse_request(), QUICK)

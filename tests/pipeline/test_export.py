@@ -38,7 +38,7 @@ def test_peft_gives_our_logits(world: World, tmp_path: Path, mode: str) -> None:
     theirs = peft.PeftModel.from_pretrained(plain, folder)(ids).logits.detach()
     base = load_base(world.entry.path, name="tiny", fingerprint=world.entry.fingerprint, device="cpu", dtype="float32")
     weights, _ = personal_weights(world.reg, world.entry.fingerprint, world.alice, "free", mode)
-    with torch.no_grad(), folded(base.model, weights):
+    with torch.no_grad(), folded(base, weights):
         ours = base.model(ids).logits
     assert torch.allclose(ours, theirs, atol=1e-4)
     assert not torch.allclose(before, theirs, atol=1e-2)

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -18,7 +20,14 @@ needs_fork = pytest.mark.skipif(FORK is None, reason="needs processes that start
 
 @pytest.mark.parametrize(
     ("pragma", "value"),
-    [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("secure_delete", 1), ("busy_timeout", 10_000)],
+    [
+        ("journal_mode", "wal"),
+        ("synchronous", 2),
+        ("foreign_keys", 1),
+        ("recursive_triggers", 1),
+        ("secure_delete", 1),
+        ("busy_timeout", 10_000),
+    ],
 )
 def test_settings_are_on_for_every_connection(root: Path, reg: Registry, pragma: str, value: object) -> None:
     with Registry.open(root) as second:
@@ -105,6 +114,35 @@ def test_an_inner_transaction_joins_the_outer_one(reg: Registry) -> None:
         with reg.transaction():
             reg.users.add("carol")
     assert reg.users.names() == ["alice", "carol"]
+
+
+READER = """
+import sys
+from pathlib import Path
+from store.registry import Registry
+
+with Registry.open(Path(sys.argv[1])) as reg:
+    assert reg.users.names() == ["alice"]
+    assert not {"numpy", "pandas", "sqlite_utils", "filelock", "asyncio"} & set(sys.modules)
+    with reg.transaction():
+        reg.users.add("bob")  # a transaction in a transaction is sqlite-utils'
+    assert "sqlite_utils" in sys.modules
+    with reg.job_lock("job"):
+        assert reg.users.names() == ["alice", "bob"]
+
+import numpy
+
+assert numpy.frombuffer(numpy.float32([1, 2]).tobytes(), dtype="<f4").sum() == 3
+"""
+
+
+def test_reading_loads_only_sqlite_and_leaves_the_rest_to_whoever_writes(root: Path, reg: Registry) -> None:
+    person(reg, "alice", "words")
+    top = str(Path(__file__).parents[2])
+    ran = subprocess.run(
+        [sys.executable, "-c", READER, str(root)], cwd=top, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_what_waits_for_a_commit_is_dropped_by_a_rollback(reg: Registry) -> None:

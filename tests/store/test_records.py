@@ -119,4 +119,14 @@ def test_profiles(reg: Registry) -> None:
     reg.profiles.put(Profile(alice, "free", "other", b"", 0, 0))
     assert reg.profiles.get(alice, "free", "e") == profiles[0]
     assert reg.profiles.get(alice, "lamp-2", "e") is None
-    assert reg.profiles.all("free", "e") == profiles[::-1]
+    assert reg.profiles.totals("free", "e") == [(bob, bytes(range(8))), (alice, bytes(range(8)))]
+    assert reg.profiles.totals("free", "e", [alice, 99, alice]) == [(alice, bytes(range(8)))]
+    assert reg.profiles.totals("free", "e", []) == []
+
+
+def test_profiles_of_more_users_than_one_query_names(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("store.profiles.AT_ONCE", 2)
+    users = [person(reg, name, "a") for name in "abcde"]
+    for user in users:
+        reg.profiles.put(Profile(user, "free", "e", bytes([user] * 4), 1, 1))
+    assert reg.profiles.totals("free", "e", users[::-1]) == [(user, bytes([user] * 4)) for user in users]

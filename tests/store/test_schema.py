@@ -10,7 +10,8 @@ from mta_cli.errors import IntegrityFault
 from store import schema
 from store.models import NewItem
 from store.registry import Registry
-from store.schema import SCHEMA_VERSION, migrations
+from store.schema import migrations
+from store.version import SCHEMA_VERSION
 
 NAMES = [migration.name for migration in migrations.pending(Database(memory=True, execute_plugins=False))]
 

@@ -1,0 +1,268 @@
+"""Log-likelihoods of answers under many people's parts, where whatever no part reaches is computed once.
+
+A `Fork` is a prompt with one or several answers. Below the first layer of the parts that vary, states are the same for
+everybody; where those parts act on late tokens only, so are all keys and values before them. Both are kept and serve
+every person, every step and every epoch. Exact: attention is causal, so no early token sees a late one.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from mta_cli.engine.lora import Placement
+from mta_cli.engine.parts import Crowd
+from mta_cli.engine.plain import Pairs, Parts, Plain, causal_mask
+from mta_cli.engine.prompts import Row
+
+KEEP = 2 << 30  # bytes of states kept at most; beyond them all are computed anew each time
+PROMPT, PADDING = -1, -2
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A prompt and the answers that may follow it, each by itself."""
+
+    prompt: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, row: Row) -> "Fork":
+        """A training row: one prompt, one answer."""
+        start = max(row.answer_start, 1)
+        return cls(row.input_ids[:start], (row.input_ids[start:],))
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens that run: all but the last of each branch, which is only predicted."""
+        return (*self.prompt, *(token for branch in self.branches for token in branch[:-1]))
+
+    @property
+    def length(self) -> int:
+        """How many tokens run."""
+        return len(self.prompt) + sum(len(branch) - 1 for branch in self.branches)
+
+    @property
+    def positions(self) -> list[int]:
+        """The position of each token that runs; branches all begin where the prompt ends."""
+        start = len(self.prompt)
+        return [*range(start), *(start + i for branch in self.branches for i in range(len(branch) - 1))]
+
+    @property
+    def owners(self) -> list[int]:
+        """For each token that runs, its branch, or `PROMPT`."""
+        inner = [b for b, branch in enumerate(self.branches) for _ in branch[:-1]]
+        return [PROMPT] * len(self.prompt) + inner
+
+    def labels(self) -> Iterator[tuple[int, int, int]]:
+        """(column that predicts, token, branch) of every answer token."""
+        starts = accumulate((len(branch) - 1 for branch in self.branches), initial=len(self.prompt))
+        for b, (branch, start) in enumerate(zip(self.branches, starts, strict=False)):
+            for i, token in enumerate(branch):
+                yield (len(self.prompt) - 1 if i == 0 else start + i - 1), token, b
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-likelihoods [labelled] in nats, with the place in the pass and the branch that each belongs to."""
+
+    values: Tensor
+    row: Tensor
+    branch: list[int]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a fork's pass begins: states [time, width] from token `at` on, and what stands before them."""
+
+    at: int
+    states: Tensor
+    early: Tensor | None  # keys and values before `at`, [layers, 2, kv heads, at, head width]
+
+
+class _Early:
+    """Keys and values before each row's start, padded on the right; a pass adds its own behind them."""
+
+    def __init__(self, first: int, kept: Tensor) -> None:
+        self._first, self._kept = first, kept  # [layers, 2, rows, kv heads, longest, head width]
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """See `KeyValues`."""
+        early_k, early_v = self._kept[layer - self._first]
+        return torch.cat([early_k, k], 2), torch.cat([early_v, v], 2)
+
+
+class _Recorder:
+    """Keeps what passes by."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """See `KeyValues`."""
+        self.seen.append(torch.stack([k, v]))  # [2, rows, kv heads, time, head width]
+        return k, v
+
+
+class Passes:
+    """Forks ready to run under parts of one `placement`. `under` are frozen parts of each fork's own person, `people`.
+
+    What is kept is right as long as the base's weights stay as they are: make another after folding something else.
+    """
+
+    def __init__(
+        self,
+        plain: Plain,
+        forks: Sequence[Fork],
+        placement: Placement,
+        *,
+        under: Sequence[Crowd] = (),
+        people: Sequence[int] = (),
+        keep: int = KEEP,
+    ) -> None:
+        self.plain, self.forks, self.placement = plain, forks, placement
+        self._under, self._people = [crowd for crowd in under if crowd.placement is not None], people
+        self._kept: dict[int, _Start] = {}
+        nothing = placement.first == 0 and placement.late is None  # only embeddings stand before it
+        self._keeps = not nothing and sum(self._bytes(fork) for fork in forks) <= keep
+
+    def scores(
+        self, chosen: Sequence[int], acting: Pairs, crowds: Sequence[Crowd] = (), people: Sequence[int] = ()
+    ) -> Scores:
+        """Run forks number `chosen`, one row each, with `acting` and with the parts of `people` among `crowds`.
+
+        Differentiable in `acting`. Neither acts before or below the placement.
+        """
+        starts = self._starts(chosen)
+        forks = [self.forks[i] for i in chosen]
+        x = torch.nn.utils.rnn.pad_sequence([start.states for start in starts], batch_first=True)
+        early = self._early([start.early for start in starts])
+        positions, mask = self._layout(forks, [start.at for start in starts], x.shape[1], early)
+        states = self.plain.run(
+            x, self.plain.rope(positions), mask, first=self.placement.first,
+            parts=[Parts(acting), *self._own(chosen, positions), *self._theirs(crowds, people, forks, positions)],
+            past=_Early(self.placement.first, early) if early is not None else None,
+        )  # fmt: skip
+        places = [
+            (r, column - starts[r].at, token, branch)
+            for r, fork in enumerate(forks)
+            for column, token, branch in fork.labels()
+        ]
+        where = torch.tensor([place[:3] for place in places], device=x.device).T  # [3, labelled]
+        logits = self.plain.logits(states[where[0], where[1]]).float()
+        values = -torch.nn.functional.cross_entropy(logits, where[2], reduction="none")
+        return Scores(values, where[0], [branch for *_, branch in places])
+
+    def _starts(self, chosen: Sequence[int]) -> list[_Start]:
+        missing = [i for i in dict.fromkeys(chosen) if i not in self._kept]
+        made = dict(zip(missing, self._begin(missing), strict=True)) if missing else {}
+        if self._keeps:
+            self._kept |= made
+        return [self._kept[i] if i in self._kept else made[i] for i in chosen]
+
+    @torch.no_grad()
+    def _begin(self, chosen: Sequence[int]) -> list[_Start]:
+        """Starts of forks `chosen`, computed as one batch."""
+        forks, first = [self.forks[i] for i in chosen], self.placement.first
+        ids = _padded([fork.tokens for fork in forks], self.plain.device)
+        x = self.plain.embed(ids)
+        ats = [self._at(fork) for fork in forks]
+        if first > 0:
+            positions, mask = self._layout(forks, [0] * len(forks), ids.shape[1], None)
+            rope, parts = self.plain.rope(positions), self._own(chosen, positions)
+            x = self.plain.run(x, rope, mask, last=first, parts=parts)
+        early = self._before(x[:, : max(ats)], chosen) if max(ats) > 0 else None
+        return [
+            _Start(at, x[r, at : fork.length].clone(), early[:, :, r, :, :at].clone() if early is not None else None)
+            for r, (fork, at) in enumerate(zip(forks, ats, strict=True))
+        ]
+
+    def _before(self, x: Tensor, chosen: Sequence[int]) -> Tensor:
+        """Keys and values from the placement's first layer on, [layers, 2, rows, kv heads, time, head width]."""
+        time, recorder = x.shape[1], _Recorder()
+        positions = torch.arange(time, device=x.device).expand(len(chosen), -1)
+        mask = causal_mask(time, x.dtype, x.device)
+        parts = self._own(chosen, positions)
+        self.plain.run(
+            x, self.plain.rope(positions), mask, first=self.placement.first, parts=parts, past=recorder
+        )  # fmt: skip
+        return torch.stack(recorder.seen)
+
+    def _at(self, fork: Fork) -> int:
+        """The first token on which the varying parts act."""
+        return self.placement.start(len(fork.prompt))
+
+    def _own(self, chosen: Sequence[int], positions: Tensor) -> list[Parts]:
+        if not self._under:
+            return []
+        people, forks = [self._people[i] for i in chosen], [self.forks[i] for i in chosen]
+        return self._theirs(self._under, people, forks, positions)
+
+    def _theirs(
+        self, crowds: Sequence[Crowd], people: Sequence[int], forks: Sequence[Fork], positions: Tensor
+    ) -> list[Parts]:
+        """What `people`, one a row, have in `crowds`, each part at the positions where it acts."""
+        parts = []
+        for crowd in crowds:
+            where = None
+            if crowd.placement is not None and crowd.placement.late is not None:
+                starts = [crowd.placement.start(len(fork.prompt)) for fork in forks]
+                late = positions >= torch.tensor(starts, device=positions.device)[:, None]
+                where = late.unsqueeze(-1).to(self.plain.dtype)
+            parts.append(Parts(crowd.rows(people), where))
+        return parts
+
+    def _layout(
+        self, forks: Sequence[Fork], ats: Sequence[int], time: int, early: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Positions [rows, time] of a pass that begins at `ats`, and its mask [rows, 1, 1, time, keys]."""
+        device, dtype = self.plain.device, self.plain.dtype
+        positions = _padded([fork.positions[at:] for fork, at in zip(forks, ats, strict=True)], device, time=time)
+        owner = _padded([fork.owners[at:] for fork, at in zip(forks, ats, strict=True)], device, PADDING, time)
+        query, key = owner[:, :, None], owner[:, None, :]
+        seen = ((key == PROMPT) | (key == query)) & (positions[:, None, :] <= positions[:, :, None])
+        seen &= (query != PADDING) | (key == PADDING)
+        if early is not None:
+            before = torch.arange(early.shape[-2], device=device) < torch.tensor(ats, device=device)[:, None]
+            seen = torch.cat([before[:, None, :].expand(-1, time, -1), seen], -1)
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+        return positions, mask[:, None, None]
+
+    def _early(self, kept: Sequence[Tensor | None]) -> Tensor | None:
+        """Early keys and values of all rows, padded on the right: [layers, 2, rows, kv heads, longest, head width]."""
+        found = [(r, one) for r, one in enumerate(kept) if one is not None]
+        if not found:
+            return None
+        layers, _, heads, _, width = found[0][1].shape
+        longest = max(one.shape[3] for _, one in found)
+        joint = found[0][1].new_zeros(layers, 2, len(kept), heads, longest, width)
+        for r, one in found:
+            joint[:, :, r, :, : one.shape[3]] = one
+        return joint
+
+    def _bytes(self, fork: Fork) -> int:
+        """How much is kept of one fork."""
+        plain, at = self.plain, self._at(fork)
+        above = len(plain.layers) - self.placement.first
+        states = (fork.length - at) * plain.width
+        return int(plain.dtype.itemsize * (states + 2 * at * above * plain.kv_heads * plain.head_width))
+
+
+def packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped by similar length into batches of at most `budget` tokens, padding counted; longest last."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _padded(rows: Iterable[Sequence[int]], device: torch.device, fill: int = 0, time: int | None = None) -> Tensor:
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    joint = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
+    missing = (time or joint.shape[1]) - joint.shape[1]
+    return torch.nn.functional.pad(joint, (0, missing), value=fill).to(device)

@@ -1,0 +1,286 @@
+"""A decoder of the Llama family as plain tensor operations on the base's own weights, with personal parts for each row.
+
+What transformers' modules compute, in fewer and larger operations: projections that share their input are joint, a
+pass may begin at any layer with states computed before, keys and values may come from elsewhere, and every row of a
+batch may carry its own LoRA factors. Knows no users, prompts or losses.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STEADY_ROPES = ("default", "linear", "llama3", "yarn")  # angles that do not depend on how long the text is
+EAGER = 512  # up to so many keys, plain products beat the fused attention kernel on a CPU, most of all backwards
+FEW = 64  # up to so many rows of input, oneDNN reads weights in its own order about 1.5 times faster
+
+Rope = tuple[Tensor, Tensor]
+Pairs = dict[tuple[int, str], tuple[Tensor, Tensor]]
+
+
+class KeyValues(Protocol):
+    """Where the keys and values of earlier positions come from."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Take `k`, `v` [rows, kv heads, new, head width]; return all that the new positions may see, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Low-rank parts of the rows at hand: `pairs[layer, joint] = (A [rows?, in, rank], B [rows?, rank, out])`.
+
+    The scale is inside B. Without the first axis all rows share the part. `where` [rows, time, 1] is 1 at the positions
+    where parts act; None is everywhere.
+    """
+
+    pairs: Pairs
+    where: Tensor | None = None
+
+
+class Joint:
+    """A frozen projection: one or several linear modules that read the same input, their weights in one tensor.
+
+    The modules' own weights become views of it, so what is folded into them is seen here and costs no second copy.
+    """
+
+    def __init__(self, *modules: nn.Linear) -> None:
+        self.modules = modules
+        self.weight: Tensor = modules[0].weight.detach()
+        self.bias: Tensor | None = modules[0].bias
+        if len(modules) > 1:
+            self.weight = torch.cat([module.weight.detach() for module in modules])  # [Σ out, in]
+            views = torch.split(self.weight, [module.out_features for module in modules])
+            for module, view in zip(modules, views, strict=True):
+                module.weight = nn.Parameter(view, requires_grad=False)
+            biases = [module.bias.detach() for module in modules if module.bias is not None]
+            self.bias = torch.cat(biases) if biases else None
+        self._packed: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[…, in]` → `[…, Σ out]`."""
+        if self._packed is not None and x.numel() <= FEW * x.shape[-1] and not x.requires_grad:
+            result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+            return result
+        return F.linear(x, self.weight, self.bias)
+
+    def pack(self) -> None:
+        """Keep a copy of the weight in oneDNN's order for few rows of input, as it is now."""
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
+
+    def unpack(self) -> None:
+        """Drop that copy: the weight has changed, or is about to."""
+        self._packed = None
+
+
+class Layer:
+    """One decoder layer."""
+
+    def __init__(self, module: Any) -> None:
+        attention, mlp = module.self_attn, module.mlp
+        self.norm_in, self.norm_mid = module.input_layernorm, module.post_attention_layernorm
+        self.joints = {
+            "qkv": Joint(attention.q_proj, attention.k_proj, attention.v_proj),
+            "out": Joint(attention.o_proj),
+            "gate_up": Joint(mlp.gate_proj, mlp.up_proj),
+            "down": Joint(mlp.down_proj),
+        }
+        self.norm_q, self.norm_k = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+
+
+class Plain:
+    """The decoder. `plain_decoder` makes it where it is exact."""
+
+    def __init__(self, model: Any) -> None:
+        decoder, config = model.model, model.config.get_text_config()
+        self.embedding, self.norm = decoder.embed_tokens, decoder.norm
+        self.head = Joint(model.get_output_embeddings())
+        self.layers = [Layer(layer) for layer in decoder.layers]
+        first = decoder.layers[0].self_attn
+        self.head_width, self.scaling = int(first.head_dim), float(first.scaling)
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._rotary = decoder.rotary_emb
+        self._table: Rope | None = None
+
+    @property
+    def width(self) -> int:
+        """How many numbers a state has."""
+        return self.head.weight.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In what numbers the states are."""
+        return self.head.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the states are."""
+        return self.head.weight.device
+
+    def joints(self) -> list[Joint]:
+        """Every projection, the head's last."""
+        return [*(joint for layer in self.layers for joint in layer.joints.values()), self.head]
+
+    def pack(self) -> None:
+        """Make passes of few tokens faster on a CPU, at the cost of a second copy of the weights as they are now."""
+        if self.dtype == torch.bfloat16 and self.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            for joint in self.joints():
+                joint.pack()
+
+    def unpack(self) -> None:
+        """Drop that copy: the weights have changed, or are about to."""
+        for joint in self.joints():
+            joint.unpack()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """States before layer 0, [rows, time, width], of token `ids` [rows, time]."""
+        result: Tensor = self.embedding(ids)
+        return result
+
+    def rope(self, positions: Tensor) -> Rope:
+        """Cosines and sines at `positions` [rows, time]: each [rows, time, 1, head width / 2]."""
+        length = int(positions.max()) + 1 if positions.numel() else 1
+        if self._table is None or len(self._table[0]) < length:
+            with torch.inference_mode(False), torch.no_grad():  # training may use the table after decoding made it
+                steps = torch.arange(max(256, 1 << (length - 1).bit_length()), device=positions.device)
+                cos, sin = self._rotary(self.norm.weight, steps[None])
+                half = self.head_width // 2
+                self._table = (cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+        cos, sin = self._table
+        return cos[positions].unsqueeze(2), sin[positions].unsqueeze(2)
+
+    def run(
+        self,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        parts: Sequence[Parts] = (),
+        past: KeyValues | None = None,
+    ) -> Tensor:
+        """States [rows, time, width] after layers `first` to `last` (exclusive; None: all) from those before `first`.
+
+        `mask` is added to attention scores, [rows or 1, 1, 1, time, keys]; None hides nothing.
+        """
+        for i in range(first, len(self.layers) if last is None else last):
+            layer = self.layers[i]
+            x = x + self._attention(i, _rms(x, layer.norm_in), rope, mask, parts, past)
+            gate, up = self._project(i, "gate_up", _rms(x, layer.norm_mid), parts).chunk(2, -1)
+            x = x + self._project(i, "down", F.silu(gate) * up, parts)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [n, vocabulary] of states [n, width] after the last layer."""
+        return self.head(_rms(x, self.norm))
+
+    def _project(self, i: int, name: str, x: Tensor, parts: Sequence[Parts]) -> Tensor:
+        y = self.layers[i].joints[name](x)
+        for part in parts:
+            pair = part.pairs.get((i, name))
+            if pair is not None:
+                inner = x @ pair[0]  # [rows, time, rank]
+                y = y + (inner if part.where is None else inner * part.where) @ pair[1]
+        return y
+
+    def _attention(
+        self, i: int, x: Tensor, rope: Rope, mask: Tensor | None, parts: Sequence[Parts], past: KeyValues | None
+    ) -> Tensor:
+        layer, (rows, time, _) = self.layers[i], x.shape
+        joint = self._project(i, "qkv", x, parts).view(rows, time, -1, self.head_width)
+        turning, v = torch.split(joint, [self.heads + self.kv_heads, self.kv_heads], 2)
+        if layer.norm_q is not None and layer.norm_k is not None:
+            q, k = torch.split(turning, [self.heads, self.kv_heads], 2)
+            turning = torch.cat([_rms(q, layer.norm_q), _rms(k, layer.norm_k)], 2)
+        q, k = torch.split(_rotate(turning, rope), [self.heads, self.kv_heads], 2)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)  # [rows, kv heads, time, head width]
+        if past is not None:
+            k, v = past.extend(i, k, v)
+        return self._project(i, "out", self._attend(q, k, v, mask), parts)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Mixed values [rows, time, heads · head width] for queries [rows, time, heads, head width]."""
+        rows, time, heads, width = q.shape
+        groups, keys = heads // self.kv_heads, k.shape[2]
+        if keys > EAGER or q.device.type != "cpu":
+            hidden = mask.squeeze(2) if mask is not None else None
+            mixed = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k, v, attn_mask=hidden, scale=self.scaling, enable_gqa=groups > 1
+            )
+            return mixed.transpose(1, 2).reshape(rows, time, heads * width)
+        q = (q * self.scaling).view(rows, time, self.kv_heads, groups, width).permute(0, 2, 3, 1, 4)
+        scores = q.reshape(rows, self.kv_heads, groups * time, width) @ k.transpose(2, 3)
+        if mask is not None:
+            scores = (scores.view(rows, self.kv_heads, groups, time, keys) + mask).view_as(scores)
+        mixed = (torch.softmax(scores, -1) @ v).view(rows, self.kv_heads, groups, time, width)
+        return mixed.permute(0, 3, 1, 2, 4).reshape(rows, time, heads * width)
+
+
+def _rms(x: Tensor, norm: Any) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+
+
+def _rotate(x: Tensor, rope: Rope) -> Tensor:
+    cos, sin = rope
+    low, high = x.chunk(2, -1)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
+
+
+def causal_mask(time: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Added to scores, [1, 1, 1, time, time]: −∞ where a key is later than the query."""
+    mask = torch.full((time, time), float("-inf"), dtype=dtype, device=device)
+    return mask.triu_(1)[None, None, None]
+
+
+def plain_decoder(model: Any) -> Plain | None:
+    """The plain decoder of `model` where it has the family's shape and gives the same logits; else None."""
+    if not _has_the_shape(model):
+        return None
+    plain = Plain(model)
+    words = plain.embedding.weight.shape[0]  # the first ones are special, and too noisy in bfloat16 to compare
+    ids = (torch.arange(1, 33, device=plain.device) * words // 33)[None]
+    with torch.no_grad():
+        theirs = model(input_ids=ids, use_cache=False).logits[0].float()
+        states = plain.run(
+            plain.embed(ids), plain.rope(torch.arange(32, device=ids.device)[None]),
+            causal_mask(32, plain.dtype, plain.device),
+        )  # fmt: skip
+        ours = plain.logits(states[0]).float()
+    spread = (ours - theirs).abs().mean() / theirs.std().clamp_min(1e-6)
+    return plain if float(spread) < (1e-4 if plain.dtype == torch.float32 else 0.1) else None
+
+
+def _has_the_shape(model: Any) -> bool:
+    config = model.config.get_text_config()
+    decoder: Any = getattr(model, "model", None)
+    if getattr(model, "base_model_prefix", "") != "model" or not hasattr(decoder, "rotary_emb"):
+        return False
+    rope = getattr(config, "rope_parameters", None) or {}
+    every = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+    windows = set(getattr(config, "layer_types", None) or [every])
+    if rope.get("rope_type", "default") not in STEADY_ROPES or windows != {"full_attention"}:
+        return False
+    return all(_is_plain_layer(layer) for layer in decoder.layers)
+
+
+def _is_plain_layer(layer: Any) -> bool:
+    """Whether a decoder layer has exactly the parts that `Plain` computes with."""
+    names = {name for name, _ in layer.named_children()}
+    linear = [
+        module
+        for parent, wanted in (("self_attn", "q_proj k_proj v_proj o_proj"), ("mlp", "gate_proj up_proj down_proj"))
+        for name in wanted.split()
+        if isinstance(module := getattr(getattr(layer, parent, None), name, None), nn.Linear)
+    ]
+    same_bias = all(len({m.bias is None for m in group}) == 1 for group in (linear[:3], linear[4:6]))
+    norms = [getattr(layer, name, None) for name in ("input_layernorm", "post_attention_layernorm")]
+    return (
+        names == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+        and len(linear) == 7
+        and same_bias
+        and all(hasattr(norm, "variance_epsilon") for norm in norms)
+    )

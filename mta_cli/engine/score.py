@@ -1,0 +1,120 @@
+"""How likely people's models find given answers. Trains nothing and knows no files."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from mta_cli.engine.base import head_logits
+from mta_cli.engine.fusion import merge
+from mta_cli.engine.lens import Budget, crowds, require_everywhere
+from mta_cli.engine.lora import LoraWeights, Placement, folded
+from mta_cli.engine.passes import KEEP, Fork, Passes, packed
+
+if TYPE_CHECKING:
+    from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.plain import Plain
+    from mta_cli.engine.prompts import Row
+
+PARTS = tuple[LoraWeights, ...]
+NOBODY: PARTS = ()
+
+
+@torch.no_grad()
+def likelihoods(
+    base: "LoadedBase", forks: Sequence[Fork], people: Sequence[PARTS], asked: Sequence[tuple[int, int]]
+) -> list[list[float]]:
+    """Log-likelihoods (nats, summed over tokens) of every branch, for each (fork, person) number asked.
+
+    A person is the parts that stand above the base as it is. What is the same for several people is computed once.
+    """
+    if base.plain is not None:
+        return _plainly(base, base.plain, forks, people, asked)
+    require_everywhere(base, [part.placement for parts in people for part in parts])
+    return _one_by_one(base, forks, people, asked)
+
+
+def score(base: "LoadedBase", rows: Sequence["Row"], parts: PARTS = NOBODY) -> list[tuple[float, int]]:
+    """Of each row: the log-likelihood of its labelled tokens (nats, summed) and how many there are."""
+    forks = [Fork.of(row) for row in rows]
+    values = likelihoods(base, forks, [parts], [(i, 0) for i in range(len(forks))])
+    return [(value, len(fork.branches[0])) for (value,), fork in zip(values, forks, strict=True)]
+
+
+def mean_loss(base: "LoadedBase", rows: Sequence["Row"], parts: PARTS = NOBODY) -> float:
+    """Mean negative log-likelihood per labelled token over all rows (nats)."""
+    scored = score(base, rows, parts)
+    return -sum(value for value, _ in scored) / max(1, sum(count for _, count in scored))
+
+
+def mean_losses(base: "LoadedBase", cases: Sequence[tuple[Sequence["Row"], PARTS]]) -> list[float | None]:
+    """`mean_loss` of several people's rows, each under their own parts, in common passes; None where there are none."""
+    forks = [Fork.of(row) for rows, _ in cases for row in rows]
+    owners = [i for i, (rows, _) in enumerate(cases) for _ in rows]
+    values = likelihoods(base, forks, [parts for _, parts in cases], list(enumerate(owners)))
+    totals, counts = [0.0] * len(cases), [0] * len(cases)
+    for (value,), fork, owner in zip(values, forks, owners, strict=True):
+        totals[owner] -= value
+        counts[owner] += len(fork.branches[0])
+    return [total / count if count else None for total, count in zip(totals, counts, strict=True)]
+
+
+def spanning(plain: "Plain", people: Sequence[PARTS]) -> Placement:
+    """The layers and tokens that any of the people's parts may touch: what else there is, is the same for all."""
+    where = [part.placement for parts in people for part in parts]
+    top = len(plain.layers)
+    lates = [one.late for one in where if one.late is not None]
+    late = max(lates) if where and len(lates) == len(where) else None
+    return Placement(min([one.first for one in where], default=top), top - 1, late)
+
+
+def _plainly(
+    base: "LoadedBase", plain: "Plain", forks: Sequence[Fork], people: Sequence[PARTS], asked: Sequence[tuple[int, int]]
+) -> list[list[float]]:
+    once = len({fork for fork, _ in asked}) == len(asked)
+    passes = Passes(plain, forks, spanning(plain, people), keep=0 if once else KEEP)
+    everybody = crowds(plain, people)
+    results = [[0.0] * len(forks[fork].branches) for fork, _ in asked]
+
+    def run(batch: list[int]) -> None:
+        scores = passes.scores([asked[i][0] for i in batch], {}, everybody, [asked[i][1] for i in batch])
+        for value, row, branch in zip(scores.values.tolist(), scores.row.tolist(), scores.branch, strict=True):
+            results[batch[row]][branch] += value
+
+    budget = Budget(base)
+    budget.spend(packed([forks[fork].length for fork, _ in asked], budget.tokens), run)
+    return results
+
+
+def _one_by_one(
+    base: "LoadedBase", forks: Sequence[Fork], people: Sequence[PARTS], asked: Sequence[tuple[int, int]]
+) -> list[list[float]]:
+    """Through the base's own modules: each person's parts folded in turn, each branch a row of its own."""
+    results = [[0.0] * len(forks[fork].branches) for fork, _ in asked]
+    budget = Budget(base)
+    for person in dict.fromkeys(owner for _, owner in asked):
+        rows = [
+            (i, b, Fork(forks[fork].prompt, (branch,)))
+            for i, (fork, owner) in enumerate(asked)
+            if owner == person
+            for b, branch in enumerate(forks[fork].branches)
+        ]
+
+        def run(batch: list[int], rows: list[tuple[int, int, Fork]] = rows) -> None:
+            sums = _sums(base, [rows[n][2] for n in batch])
+            for n, value in zip(batch, sums, strict=True):
+                results[rows[n][0]][rows[n][1]] = value
+
+        with folded(base, merge([(part, 1.0) for part in people[person]])):
+            budget.spend(packed([fork.length for *_, fork in rows], budget.tokens), run)
+    return results
+
+
+def _sums(base: "LoadedBase", forks: Sequence[Fork]) -> list[float]:
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(fork.tokens) for fork in forks], batch_first=True)
+    labels = [(r, column, token) for r, fork in enumerate(forks) for column, token, _ in fork.labels()]
+    where = torch.tensor(labels, device=base.device).T  # [3, labelled]
+    logits = head_logits(base, ids.to(base.device), None, where[0], where[1])
+    losses = torch.nn.functional.cross_entropy(logits.float(), where[2], reduction="none")
+    sums: list[float] = torch.zeros(len(forks), device=base.device).index_add_(0, where[0], -losses).tolist()
+    return sums

@@ -1,0 +1,14 @@
+"""How a database says that it is a store, and of which schema. Knows no tables: `schema` makes them."""
+
+import sqlite3
+
+APPLICATION_ID = 0x4D544131
+"""SQLite's `application_id` of a store: "MTA1"."""
+
+SCHEMA_VERSION = 3
+"""The newest schema that this program knows: the number of migrations in `schema`."""
+
+
+def schema_version(conn: sqlite3.Connection) -> int:
+    """The schema of an open store; 0 when it has none yet."""
+    return int(conn.execute("PRAGMA user_version").fetchone()[0])

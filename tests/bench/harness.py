@@ -1,0 +1,280 @@
+"""What benchmarks share: taking turns, medians, the limits of the machine, invented people, one table and one JSON.
+
+Knows neither what is measured nor who is ahead. Times are wall seconds.
+"""
+
+import gc
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+    from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.prompts import Example, Prompter, Row
+    from mta_cli.engine.tasks import Task
+    from mta_cli.pipeline.models import ModelEntry
+
+MODEL = "smollm2-135m-instruct"
+LIBRARIES = ("torch", "transformers", "peft", "trl", "torchao", "accelerate")
+THREADING = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
+WIDE = 256 * 2**20  # bytes of an array that no cache holds
+SHAPES = [(rows, *sides) for rows in (256, 1024, 2048) for sides in ((576, 576), (576, 1536), (1536, 576))]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Timed(Generic[T]):
+    """One run: how long it took, and what it gave."""
+
+    seconds: float
+    value: T
+
+
+def timed(side: Callable[[], T]) -> Timed[T]:
+    """One run of `side`, with the rubbish of earlier runs collected before the clock starts."""
+    gc.collect()
+    start = time.perf_counter()
+    value = side()
+    return Timed(time.perf_counter() - start, value)
+
+
+def interleave(sides: Mapping[str, Callable[[], T]], repeats: int = 5) -> dict[str, list[Timed[T]]]:
+    """`repeats` runs of every side in turn (A, B, A, B, …), after one round that is not counted."""
+    for side in sides.values():
+        timed(side)
+    runs: dict[str, list[Timed[T]]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            runs[name].append(timed(side))
+    return runs
+
+
+def median_seconds(runs: Sequence[Timed[Any]]) -> float:
+    """The median of the runs' seconds."""
+    return statistics.median(run.seconds for run in runs)
+
+
+def machine() -> dict[str, Any]:
+    """What this was measured on: processor, cores, threads, library versions and the settings of OpenMP."""
+    import torch
+
+    return {
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
+        "threading": {name: os.environ[name] for name in THREADING if name in os.environ},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's name, with what tells apart two that share a name."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    pairs = (line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in pairs}
+    wanted = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in facts.get("flags", "").split()]
+    return f"{facts.get('model name', platform.machine())} ({', '.join(wanted) or 'no wide vectors'})"
+
+
+def bandwidth() -> float:
+    """Bytes a second that memory moves, read and written ones together: an array copied by torch's threads."""
+    import torch
+
+    source = torch.ones(WIDE // 4)
+    target = torch.empty_like(source)
+    return 2 * WIDE / _least(lambda: target.copy_(source))
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that memory gives to one reader: the best of a sum and of matrix–vector products."""
+    import torch
+
+    wide = torch.ones(WIDE // 4)
+    times = [_least(wide.sum)]
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(WIDE // (1024 * dtype.itemsize), 1024, dtype=dtype)
+        vector = torch.ones(1, 1024, dtype=dtype)
+        times.append(_least(_product(vector, matrix)))
+    return WIDE / min(times)
+
+
+def matrix_rate(dtype: "torch.dtype") -> float:
+    """Operations a second of a bare matrix product in `dtype`: the best of `SHAPES`, which are near the model's."""
+    import torch
+
+    rates = []
+    for rows, inner, outer in SHAPES:
+        left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(outer, inner, dtype=dtype)
+        rates.append(2 * rows * inner * outer / _least(_product(left, right)))
+    return max(rates)
+
+
+def _product(left: "torch.Tensor", right: "torch.Tensor") -> Callable[[], "torch.Tensor"]:
+    import torch
+
+    return lambda: torch.nn.functional.linear(left, right)
+
+
+def _least(run: Callable[[], Any], repeats: int = 9) -> float:
+    """The shortest of `repeats` runs after one that is not counted: a limit is what the machine can do at best."""
+    run()
+    return min(timed(run).seconds for _ in range(repeats))
+
+
+def report(bench: str, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
+    """Print `rows` as a table, then everything as one JSON line, which `MTA_BENCH_OUT` also gets as `BENCH.json`."""
+    print("\n".join(_table(rows)))
+    document = json.dumps({"bench": bench, "rows": list(rows), **facts, "machine": machine()}, ensure_ascii=False)
+    print(document)
+    if folder := os.environ.get("MTA_BENCH_OUT"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, f"{bench}.json").write_text(document + "\n", encoding="utf-8")
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in cells:
+        shown = (cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        yield "  ".join(shown).rstrip()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
+
+
+def base_entry() -> "ModelEntry":
+    """The pulled base that is measured; ends the program with the command that pulls it when it is not here."""
+    from mta_cli.errors import MtaError
+    from mta_cli.pipeline.models import resolve
+
+    try:
+        return resolve(MODEL, "base")
+    except MtaError as error:
+        raise SystemExit(f"{error.message}. First: mta model pull {MODEL}") from error
+
+
+def base_folder() -> Path:
+    """The folder of `base_entry`."""
+    return base_entry().path
+
+
+def load(dtype: str = "auto", device: str = "cpu") -> "LoadedBase":
+    """The measured base in memory, loaded by the product's own code."""
+    from mta_cli.engine.base import load_base
+
+    entry = base_entry()
+    return load_base(entry.path, name=entry.name, fingerprint=entry.fingerprint, device=device, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Person:
+    """An invented user: what they did, and what they are asked later."""
+
+    name: str
+    items: "tuple[Example, ...]"
+    queries: "tuple[Example, ...]"
+
+
+def sample_task(task: str = "voice") -> "Task":
+    """The carried sample's `voice` (a text answers) or `taste` (a label answers)."""
+    from mta_cli.engine.taskfile import parse_task
+    from mta_cli.pipeline.demo import SAMPLE
+
+    return parse_task((SAMPLE / f"{task}.toml").read_text(encoding="utf-8"), task)
+
+
+def people(users: int, items: int, seed: int = 0, task: str = "voice", queries: int = 4) -> list[Person]:
+    """`users` invented people with `items` history items and up to `queries` queries each, in the sample's words.
+
+    Each one has the history of somebody in the sample, in an order of their own, filled up with others' items where
+    more are asked for.
+    """
+    histories = _sample_histories(task)
+    if items > (most := sum(len(history) for history, _ in histories)):
+        raise ValueError(f"the sample has {most} items of {task}, not {items}")
+    return [_person(number, items, queries, random.Random(f"{seed}/{number}"), histories) for number in range(users)]
+
+
+def _sample_histories(task: str) -> "list[tuple[list[Example], list[Example]]]":
+    from mta_cli.engine.prompts import Example
+    from mta_cli.pipeline.demo import SAMPLE
+
+    of = sample_task(task)
+    key, answer = of.input_field[0], of.output_field[0]
+    found = json.loads((SAMPLE / f"{task}.users.json").read_text(encoding="utf-8"))
+    return [
+        (
+            [Example(item[key], item[answer]) for item in user["profile"]],
+            [Example(query["input"], query["gold"]) for query in user["query"]],
+        )
+        for user in found
+    ]
+
+
+def _person(
+    number: int,
+    items: int,
+    queries: int,
+    choose: random.Random,
+    histories: "Sequence[tuple[list[Example], list[Example]]]",
+) -> Person:
+    first = number % len(histories)
+    others = [i for i in range(len(histories)) if i != first]
+    history: list[Example] = []
+    for place in (first, *choose.sample(others, len(others))):
+        history += choose.sample(histories[place][0], len(histories[place][0]))
+    return Person(f"person {number + 1}", tuple(history[:items]), tuple(histories[first][1][:queries]))
+
+
+def prompter(base: "LoadedBase", task: str = "voice") -> "Prompter":
+    """The product's own prompts of a sample task for `base`."""
+    from mta_cli.engine.prompts import Prompter
+
+    return Prompter(base.tokenizer, sample_task(task), base.end_ids)
+
+
+def rows_of(prompts: "Prompter", person: Person, shown: int = 2) -> "list[Row]":
+    """A training row for each item of `person`, its prompt showing the `shown` items before it (in a ring)."""
+    items = person.items
+    return [
+        prompts.row(item.input, item.output, [items[place - back] for back in range(min(shown, len(items) - 1), 0, -1)])
+        for place, item in enumerate(items)
+    ]
+
+
+def query_rows(prompts: "Prompter", person: Person, shown: int = 2) -> "list[Row]":
+    """A row for each query of `person` with its gold answer; all prompts begin with the same `shown` items."""
+    from mta_cli.engine.prompts import Row
+
+    rows = []
+    for query in person.queries:
+        prompt = prompts.prompt_ids(query.input, person.items[:shown])
+        rows.append(Row((*prompt, *prompts.answer_ids(query.output)), len(prompt)))
+    return rows

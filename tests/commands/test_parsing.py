@@ -1,0 +1,80 @@
+"""Commands are built when they are asked for, and values are converted where they must be, and only there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from mta_cli.app import PLACES, app
+from mta_cli.commands import user
+from mta_cli.commands.parsing import OnDemand, placed
+from tests.shell import mta, mta_ok
+
+
+@pytest.fixture
+def root() -> Any:
+    """The command `mta`, of which nothing is built yet."""
+    return get_command(app)
+
+
+def test_a_command_is_built_once_and_only_when_it_is_asked_for() -> None:
+    built: list[str] = []
+
+    def maker() -> Any:
+        built.append("one")
+        return get_command(app)
+
+    commands = OnDemand({"one": maker})
+    assert list(commands) == ["one"] and "one" in commands and commands.get("two") is None
+    assert built == []
+    assert commands["one"] is commands["one"] is commands.get("one")
+    assert built == ["one"]
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_each_place_holds_a_command_of_that_name(root: Any, name: str) -> None:
+    command = root.commands[name]
+    assert command.name == name
+    assert isinstance(command, TyperGroup) == PLACES[name].endswith(":app")
+    for inner in getattr(command, "commands", {}):
+        assert command.commands[inner].name == inner
+
+
+def test_a_place_that_is_empty_is_a_fault_of_the_program() -> None:
+    with pytest.raises(AttributeError):
+        placed({"init": "init:nothing"})["init"]
+    with pytest.raises(ModuleNotFoundError):
+        placed({"init": "nowhere:init"})["init"]
+
+
+def test_a_group_keeps_its_help_and_its_commands_the_order_in_which_they_were_made(root: Any) -> None:
+    made = root.commands["user"]
+    assert made.help == user.app.info.help
+    assert list(made.commands) == ["list", "show", "add", "rm", "history", "items", "fuse", "adapt", "export"]
+
+
+def test_the_path_of_a_store_is_taken_as_it_is_typed(tmp_path: Path) -> None:
+    mta_ok("--store", tmp_path / "a store", "init")
+    assert (tmp_path / "a store" / "registry.db").is_file()
+    assert mta_ok("--store", f"{tmp_path}/a store/../a store", "user", "list", "--json").json() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["user", "items", "alice", "--limit", "0"], "--limit"),
+        (["user", "items", "alice", "--limit", "many"], "--limit"),
+        (["user", "show"], "Missing argument 'USER'"),
+        (["user", "show", "alice", "bob"], "bob"),
+        (["user", "lst"], "'list'"),
+        (["usr", "list"], "'user'"),
+        (["ask", "hello", "--temperature", "warm"], "--temperature"),
+    ],
+    ids=" ".join,
+)
+def test_what_does_not_fit_is_refused_before_anything_is_opened(words: list[str], complaint: str) -> None:
+    ran = mta(*words)
+    assert ran.code == 2
+    assert complaint in ran.err

@@ -1,0 +1,90 @@
+"""Tiny random models of many architectures: some that the plain decoder computes exactly, some that it must refuse."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 259,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.1,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+LLAMA_3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
+
+
+def model(kind: str, *, like_trained: bool = True, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A frozen random model of transformers' `kind`, made from `SIZES`; norms and biases are random too."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **changes})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = getattr(transformers, f"{kind}ForCausalLM")(config)
+        for name, weight in made.named_parameters() if like_trained else ():
+            if weight.dim() == 1:
+                torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.3)
+    return made.to(dtype).eval().requires_grad_(False)
+
+
+EXACT: dict[str, Callable[[], Any]] = {
+    "llama": lambda: model("Llama"),
+    "llama-tied": lambda: model("Llama", tie_word_embeddings=True),
+    "llama-ungrouped": lambda: model("Llama", num_key_value_heads=4),
+    "llama-one-kv-head": lambda: model("Llama", num_key_value_heads=1),
+    "llama-wide-heads": lambda: model("Llama", head_dim=24),
+    "llama-all-biases": lambda: model("Llama", attention_bias=True, mlp_bias=True),
+    "llama3-rope": lambda: model("Llama", rope_parameters=LLAMA_3_ROPE),
+    "linear-rope": lambda: model("Llama", rope_parameters=LINEAR_ROPE),
+    "yarn-rope": lambda: model("Llama", rope_parameters=YARN_ROPE),
+    "large-epsilon": lambda: model("Llama", rms_norm_eps=0.1),
+    "qwen2": lambda: model("Qwen2"),
+    "qwen2-tied": lambda: model("Qwen2", tie_word_embeddings=True),
+    "qwen3": lambda: model("Qwen3", head_dim=24),
+    "qwen3-tied": lambda: model("Qwen3", head_dim=16, tie_word_embeddings=True),
+    "mistral": lambda: model("Mistral", sliding_window=None),
+}
+REFUSED: dict[str, Callable[[], Any]] = {
+    "gpt-neox": lambda: model("GPTNeoX"),
+    "opt": lambda: model("OPT", ffn_dim=96, word_embed_proj_dim=64),
+    "gemma": lambda: model("Gemma", head_dim=16),
+    "gemma2": lambda: model("Gemma2", head_dim=16),
+    "phi": lambda: model("Phi"),
+    "granite": lambda: model("Granite", logits_scaling=3.0, embedding_multiplier=2.0),
+    "cohere": lambda: model("Cohere"),
+    "olmo2": lambda: model("Olmo2"),
+    "smollm3-without-some-positions": lambda: model("SmolLM3", no_rope_layer_interval=2),
+    "mistral-window-beyond-the-check": lambda: model("Mistral", sliding_window=48),
+    "qwen2-window": lambda: model("Qwen2", use_sliding_window=True, sliding_window=48, max_window_layers=1),
+    "qwen3-window": lambda: model("Qwen3", use_sliding_window=True, sliding_window=48, max_window_layers=1),
+    "dynamic-rope": lambda: model("Llama", rope_parameters=DYNAMIC_ROPE, max_position_embeddings=64),
+    "gelu": lambda: model("Llama", hidden_act="gelu"),
+    "relu": lambda: model("Llama", hidden_act="relu"),
+    "gelu-with-small-weights": lambda: model("Llama", like_trained=False, hidden_act="gelu", initializer_range=0.005),
+    "mixtral": lambda: model("Mixtral", num_local_experts=2, num_experts_per_tok=1, sliding_window=None),
+    "qwen3-experts": lambda: model(
+        "Qwen3Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, decoder_sparse_step=1, head_dim=16
+    ),
+    "qwen3-experts-in-some-layers": lambda: model(
+        "Qwen3Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, decoder_sparse_step=2, head_dim=16
+    ),
+}
