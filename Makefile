@@ -62,8 +62,10 @@ format: $(DEV)  ## put the source in order
 docs: $(DEV)  ## write docs/commands.md and docs/settings.md from the program
 	$(BIN)/python docs/generate.py
 
-bench: $(DEV)  ## the benchmarks, one after another
-	@for script in tests/bench/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: models $(DEV)  ## the benchmarks beside PEFT and TRL, one after another (about an hour on two cores)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	@for script in tests/bench/bench_*.py; do echo "== $$script"; \
+	  GOMP_SPINCOUNT=10000 $(BIN)/python -W ignore -m tests.bench.$$(basename $$script .py) || exit 1; done
 
 clean:  ## remove .venv, caches and what was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -14,15 +14,12 @@ from mta_cli.engine.base import head_logits
 from mta_cli.engine.fusion import merge
 from mta_cli.engine.lora import LoraWeights, Placement, attached
 from mta_cli.engine.parts import Crowd, Place, joined, places
-from mta_cli.engine.passes import Fork, Passes
+from mta_cli.engine.passes import Fork, Passes, tokens_at_once
 from mta_cli.engine.plain import Plain
 from mta_cli.errors import BadInput, UsageFault
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
-
-CPU_TOKENS = 1024  # more at once is no faster on a CPU
-GPU_TOKENS = 32_768
 
 T = TypeVar("T")
 Halves = Mapping[str, tuple[Tensor, Tensor]]
@@ -104,18 +101,18 @@ class ModuleLens:
         labels = [(r, column, token) for r, fork in enumerate(forks) for column, token, _ in fork.labels()]
         where = torch.tensor(labels, device=device).T  # [3, labelled]
         under = self._under[self._people[chosen[0]]] if self._under else None
-        with attached(self._base.model, _together(under, factors)):
+        with attached(self._base.model, _together(under, factors, device)):
             logits = head_logits(self._base, ids.to(device), None, where[0], where[1])
         return torch.nn.functional.cross_entropy(logits.float(), where[2], reduction="none"), where[0]
 
 
-def _together(under: LoraWeights | None, factors: Halves) -> dict[str, tuple[Tensor, Tensor]]:
+def _together(under: LoraWeights | None, factors: Halves, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
     """Frozen and acting factors side by side along the rank."""
     result = dict(factors)
     for path, (a, b) in (under.factors if under is not None else {}).items():
         assert under is not None
         if path not in result:
-            result[path] = (a.float(), under.scale * b.float())
+            result[path] = (a.to(device, torch.float32), under.scale * b.to(device, torch.float32))
             continue
         own_a, own_b = result[path]
         wide = under.scale * b.to(own_b.device, own_b.dtype)
@@ -160,7 +157,7 @@ class Budget:
     """How many tokens, padding counted, run at once. It is halved where memory runs out."""
 
     def __init__(self, base: "LoadedBase", tokens: int | None = None) -> None:
-        self.tokens = tokens or (GPU_TOKENS if base.device.type == "cuda" else CPU_TOKENS)
+        self.tokens = tokens or tokens_at_once(base.device)
         self._device = base.device
 
     def spend(self, batches: list[list[T]], work: Callable[[list[T]], None]) -> None:

@@ -18,6 +18,8 @@ from mta_cli.engine.plain import Pairs, Parts, Plain, causal_mask
 from mta_cli.engine.prompts import Row
 
 KEEP = 2 << 30  # bytes of states kept at most; beyond them all are computed anew each time
+CPU_TOKENS = 1024  # more at once is no faster on a CPU
+GPU_TOKENS = 32_768
 PROMPT, PADDING = -1, -2
 
 
@@ -157,7 +159,10 @@ class Passes:
 
     def _starts(self, chosen: Sequence[int]) -> list[_Start]:
         missing = [i for i in dict.fromkeys(chosen) if i not in self._kept]
-        made = dict(zip(missing, self._begin(missing), strict=True)) if missing else {}
+        made: dict[int, _Start] = {}
+        for piece in packed([self.forks[i].length for i in missing], tokens_at_once(self.plain.device)):
+            batch = [missing[n] for n in piece]
+            made |= zip(batch, self._begin(batch), strict=True)
         if self._keeps:
             self._kept |= made
         return [self._kept[i] if i in self._kept else made[i] for i in chosen]
@@ -248,6 +253,11 @@ class Passes:
         above = len(plain.layers) - self.placement.first
         states = (fork.length - at) * plain.width
         return int(plain.dtype.itemsize * (states + 2 * at * above * plain.kv_heads * plain.head_width))
+
+
+def tokens_at_once(device: torch.device) -> int:
+    """How many tokens, padding counted, keep a device busy."""
+    return GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
 
 
 def packed(lengths: Sequence[int], budget: int) -> list[list[int]]:

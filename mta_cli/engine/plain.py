@@ -5,6 +5,7 @@ pass may begin at any layer with states computed before, keys and values may com
 batch may carry its own LoRA factors. Knows no users, prompts or losses.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 STEADY_ROPES = ("default", "linear", "llama3", "yarn")  # angles that do not depend on how long the text is
 EAGER = 512  # up to so many keys, plain products beat the fused attention kernel on a CPU, most of all backwards
 FEW = 64  # up to so many rows of input, oneDNN reads weights in its own order about 1.5 times faster
+LEAST = 8  # up to so many rows, products with 8-bit weights are read at the memory's speed
 
 Rope = tuple[Tensor, Tensor]
 Pairs = dict[tuple[int, str], tuple[Tensor, Tensor]]
@@ -59,21 +61,53 @@ class Joint:
             biases = [module.bias.detach() for module in modules if module.bias is not None]
             self.bias = torch.cat(biases) if biases else None
         self._packed: Tensor | None = None
+        self._bytes: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[…, in]` → `[…, Σ out]`."""
-        if self._packed is not None and x.numel() <= FEW * x.shape[-1] and not x.requires_grad:
+        rows = x.numel() // x.shape[-1]
+        if self._bytes is not None and rows <= LEAST and not x.requires_grad:
+            few: Tensor = torch._weight_int8pack_mm(x.reshape(rows, -1), *self._bytes).view(*x.shape[:-1], -1)
+            return few if self.bias is None else few + self.bias
+        if self._packed is not None and rows <= FEW and not x.requires_grad:
             result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
             return result
         return F.linear(x, self.weight, self.bias)
 
     def pack(self) -> None:
         """Keep a copy of the weight in oneDNN's order for few rows of input, as it is now."""
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
+
+    def round(self) -> None:
+        """Keep a copy of the weight in whole numbers from −127 to 127 times one scale for each output, as it is now."""
+        if self._bytes is None:
+            scale = (self.weight.abs().amax(1) / 127).clamp_min(1e-12)  # [Σ out], in the weight's own numbers
+            whole = (self.weight / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+            self._bytes = (whole, scale)
 
     def unpack(self) -> None:
-        """Drop that copy: the weight has changed, or is about to."""
-        self._packed = None
+        """Drop those copies: the weight has changed, or is about to."""
+        self._packed = self._bytes = None
+
+
+class Norm:
+    """Root-mean-square normalisation (Zhang & Sennrich, arXiv 1910.07467) with the module's own weight."""
+
+    def __init__(self, module: Any) -> None:
+        self.weight: Tensor = module.weight
+        self.eps = float(module.variance_epsilon)
+        self._nothing = torch.zeros((), dtype=self.weight.dtype, device=self.weight.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[…, width]` → `[…, width]`."""
+        width = x.shape[-1]
+        if x.numel() > width or x.device.type != "cpu" or x.requires_grad:
+            return F.rms_norm(x, (width,), self.weight, self.eps)
+        # One state alone on a CPU: two operations instead of eight, the number between them in Python.
+        length = float(torch.linalg.vector_norm(x, dtype=torch.float32))
+        scale = math.sqrt(width) / math.hypot(length, math.sqrt(width * self.eps))
+        return torch.addcmul(self._nothing, x, self.weight, value=scale)
 
 
 class Layer:
@@ -81,14 +115,17 @@ class Layer:
 
     def __init__(self, module: Any) -> None:
         attention, mlp = module.self_attn, module.mlp
-        self.norm_in, self.norm_mid = module.input_layernorm, module.post_attention_layernorm
+        self.norm_in, self.norm_mid = Norm(module.input_layernorm), Norm(module.post_attention_layernorm)
         self.joints = {
             "qkv": Joint(attention.q_proj, attention.k_proj, attention.v_proj),
             "out": Joint(attention.o_proj),
             "gate_up": Joint(mlp.gate_proj, mlp.up_proj),
             "down": Joint(mlp.down_proj),
         }
-        self.norm_q, self.norm_k = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self.norm_q, self.norm_k = (
+            Norm(getattr(attention, name)) if getattr(attention, name, None) is not None else None
+            for name in ("q_norm", "k_norm")
+        )
 
 
 class Plain:
@@ -96,7 +133,7 @@ class Plain:
 
     def __init__(self, model: Any) -> None:
         decoder, config = model.model, model.config.get_text_config()
-        self.embedding, self.norm = decoder.embed_tokens, decoder.norm
+        self.embedding, self.norm = decoder.embed_tokens, Norm(decoder.norm)
         self.head = Joint(model.get_output_embeddings())
         self.layers = [Layer(layer) for layer in decoder.layers]
         first = decoder.layers[0].self_attn
@@ -124,11 +161,22 @@ class Plain:
         """Every projection, the head's last."""
         return [*(joint for layer in self.layers for joint in layer.joints.values()), self.head]
 
-    def pack(self) -> None:
-        """Make passes of few tokens faster on a CPU, at the cost of a second copy of the weights as they are now."""
-        if self.dtype == torch.bfloat16 and self.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    def pack(self, int8: bool = False) -> None:
+        """Make passes of few tokens faster on a CPU, at the cost of another copy of the weights as they are now.
+
+        `int8` rounds that copy to 8 bits, which passes of very few tokens then read; it needs `can_round`.
+        """
+        if int8:
+            for joint in self.joints():
+                joint.round()
+        elif self.dtype == torch.bfloat16 and self.device.type == "cpu" and _packs_bfloat16():
             for joint in self.joints():
                 joint.pack()
+
+    @property
+    def can_round(self) -> bool:
+        """Whether products with 8-bit weights can be had here, and are faster."""
+        return self.device.type == "cpu" and self.dtype == torch.bfloat16
 
     def unpack(self) -> None:
         """Drop that copy: the weights have changed, or are about to."""
@@ -169,14 +217,14 @@ class Plain:
         """
         for i in range(first, len(self.layers) if last is None else last):
             layer = self.layers[i]
-            x = x + self._attention(i, _rms(x, layer.norm_in), rope, mask, parts, past)
-            gate, up = self._project(i, "gate_up", _rms(x, layer.norm_mid), parts).chunk(2, -1)
+            x = x + self._attention(i, layer.norm_in(x), rope, mask, parts, past)
+            gate, up = self._project(i, "gate_up", layer.norm_mid(x), parts).chunk(2, -1)
             x = x + self._project(i, "down", F.silu(gate) * up, parts)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [n, vocabulary] of states [n, width] after the last layer."""
-        return self.head(_rms(x, self.norm))
+        return self.head(self.norm(x))
 
     def _project(self, i: int, name: str, x: Tensor, parts: Sequence[Parts]) -> Tensor:
         y = self.layers[i].joints[name](x)
@@ -195,7 +243,7 @@ class Plain:
         turning, v = torch.split(joint, [self.heads + self.kv_heads, self.kv_heads], 2)
         if layer.norm_q is not None and layer.norm_k is not None:
             q, k = torch.split(turning, [self.heads, self.kv_heads], 2)
-            turning = torch.cat([_rms(q, layer.norm_q), _rms(k, layer.norm_k)], 2)
+            turning = torch.cat([layer.norm_q(q), layer.norm_k(k)], 2)
         q, k = torch.split(_rotate(turning, rope), [self.heads, self.kv_heads], 2)
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # [rows, kv heads, time, head width]
         if past is not None:
@@ -206,6 +254,10 @@ class Plain:
         """Mixed values [rows, time, heads · head width] for queries [rows, time, heads, head width]."""
         rows, time, heads, width = q.shape
         groups, keys = heads // self.kv_heads, k.shape[2]
+        if time == 1:  # the heads that share keys stand where the fused kernel has the queries of one head
+            shared, hidden = q.view(rows, self.kv_heads, groups, width), mask.squeeze(2) if mask is not None else None
+            mixed = F.scaled_dot_product_attention(shared, k, v, attn_mask=hidden, scale=self.scaling)
+            return mixed.reshape(rows, 1, heads * width)
         if keys > EAGER or q.device.type != "cpu":
             hidden = mask.squeeze(2) if mask is not None else None
             mixed = F.scaled_dot_product_attention(
@@ -220,8 +272,8 @@ class Plain:
         return mixed.permute(0, 3, 1, 2, 4).reshape(rows, time, heads * width)
 
 
-def _rms(x: Tensor, norm: Any) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+def _packs_bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _rotate(x: Tensor, rope: Rope) -> Tensor:

@@ -1,6 +1,7 @@
 """Decoding: equal to the library's greedy search, exact label scores, whole characters, an exact cache."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,23 @@ from mta_cli.engine.generate import (
     stream,
     token_ids,
 )
-from mta_cli.errors import BadInput, IntegrityFault
+from mta_cli.engine.lens import crowds
+from mta_cli.engine.lora import LoraWeights, Placement, folded
+from mta_cli.engine.plain import Parts, causal_mask
+from mta_cli.errors import BadInput, IntegrityFault, UsageFault
+from tests.engine.lora_cases import random_lora
 
 
-@pytest.fixture(scope="module")
-def base(tiny_base_path: Path) -> LoadedBase:
-    """The tiny base in float32."""
+@pytest.fixture(scope="module", params=["plain", "modules"])
+def base(request: pytest.FixtureRequest, tiny_base_path: Path) -> LoadedBase:
+    """The tiny base in float32, with its plain decoder and as if it had none."""
+    loaded = load_base(tiny_base_path, name="tiny", fingerprint="sha256:tiny", device="cpu", dtype="float32")
+    return loaded if request.param == "plain" else replace(loaded, plain=None)
+
+
+@pytest.fixture
+def plain_base(tiny_base_path: Path) -> LoadedBase:
+    """The tiny base with its plain decoder."""
     return load_base(tiny_base_path, name="tiny", fingerprint="sha256:tiny", device="cpu", dtype="float32")
 
 
@@ -33,7 +45,7 @@ def ids_of(base: LoadedBase, text: str) -> list[int]:
 
 def endless(base: LoadedBase) -> LoadedBase:
     """The same base without an end token, so that a random model never stops early."""
-    return LoadedBase(base.model, base.tokenizer, base.fingerprint, base.name, base.device, base.dtype, ())
+    return replace(base, end_ids=())
 
 
 def test_greedy_equals_generate(base: LoadedBase) -> None:
@@ -54,7 +66,7 @@ def test_streamed_pieces_are_the_decoded_answer(base: LoadedBase) -> None:
 def test_stops_at_any_end_token(base: LoadedBase) -> None:
     ids = ids_of(base, "hello")
     tokens = list(token_ids(endless(base), ids, max_tokens=12))
-    ending = LoadedBase(base.model, base.tokenizer, "f", "tiny", base.device, base.dtype, (-5, tokens[6]))
+    ending = replace(base, end_ids=(-5, tokens[6]))
     assert list(token_ids(ending, ids, max_tokens=12)) == tokens[: tokens.index(tokens[6])]
 
 
@@ -125,7 +137,8 @@ def test_memory_is_dropped_when_a_pass_is_interrupted(base: LoadedBase, monkeypa
     def interrupted(*_: Any, **__: Any) -> Iterator[int]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(base.model.model, "forward", interrupted)
+    inner = (base.plain, "logits") if base.plain is not None else (base.model.model, "forward")
+    monkeypatch.setattr(*inner, interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(token_ids(endless(base), ids, max_tokens=2, memory=memory))
     assert memory.cache is None and memory.ids == []
@@ -153,5 +166,127 @@ def test_the_window_bounds_prompt_and_answer(base: LoadedBase) -> None:
 
 def test_numbers_that_are_not_numbers_are_an_error(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base.model.lm_head, "forward", lambda hidden: hidden @ torch.full((64, 9), float("nan")))
+    if base.plain is not None:
+        monkeypatch.setattr(base.plain, "logits", lambda states: torch.full((len(states), 9), float("nan")))
     with pytest.raises(IntegrityFault, match="NaN"):
         list(token_ids(base, [1, 2], max_tokens=2))
+
+
+def late_part(base: LoadedBase, seed: int = 3, late: int = 4) -> LoraWeights:
+    """A part of the upper layer for the last `late` prompt tokens and the answer."""
+    weights = random_lora(base.model, seed, alpha=32.0, placement="upper")
+    place = weights.placement
+    return LoraWeights(weights.factors, weights.scale, Placement(place.first, place.last, late))
+
+
+def masked_logits(base: LoadedBase, prompt: list[int], answer: list[int], part: LoraWeights) -> torch.Tensor:
+    """Logits after each answer token and the prompt, from one pass whose part is masked by position."""
+    plain = base.plain
+    assert plain is not None
+    text = torch.tensor([prompt + answer])
+    where = (torch.arange(text.shape[1]) >= part.placement.start(len(prompt))).float()[None, :, None]
+    (crowd,) = crowds(plain, [[part]])
+    with torch.no_grad():
+        rope, mask = (
+            plain.rope(torch.arange(text.shape[1])[None]),
+            causal_mask(text.shape[1], plain.dtype, plain.device),
+        )
+        return plain.logits(plain.run(plain.embed(text), rope, mask, parts=[Parts(crowd.rows([0]), where)])[0])
+
+
+def test_a_late_part_meets_late_tokens_only(plain_base: LoadedBase) -> None:
+    part, prompt = late_part(plain_base), ids_of(plain_base, "what would I say to that?")
+    answer = list(token_ids(endless(plain_base), prompt, max_tokens=10, late=part))
+    expected = masked_logits(plain_base, prompt, answer, part)[len(prompt) - 1 : -1].argmax(-1).tolist()
+    assert answer == expected != list(token_ids(endless(plain_base), prompt, max_tokens=10))
+    labels = [ids_of(plain_base, text) for text in ("a", "dark comedy")]
+    for label, score in zip(labels, label_scores(plain_base, prompt, labels, late=part), strict=True):
+        logprobs = torch.log_softmax(masked_logits(plain_base, prompt, label, part), -1)
+        naive = sum(float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(label))
+        assert score == pytest.approx(naive, abs=1e-4)
+
+
+def test_memory_keeps_nothing_that_a_late_part_has_touched(plain_base: LoadedBase) -> None:
+    base, memory = endless(plain_base), Memory()
+    part, other = late_part(base), late_part(base, seed=4, late=9)
+    first = ids_of(base, "shared beginning, first question")
+    answer = list(token_ids(base, first, max_tokens=8, memory=memory, late=part))
+    assert memory.ids == first[:-4]
+    second = first + answer + ids_of(base, " and then more")
+    for turn, late in ((second, part), (second, None), (second[:-1], other), (first[:-3], part), (first, None)):
+        found = list(token_ids(base, turn, max_tokens=8, memory=memory, late=late))
+        assert found == list(token_ids(base, turn, max_tokens=8, late=late))
+    started = token_ids(base, first, max_tokens=8, memory=memory, late=part)
+    next(started)
+    started.close()  # type: ignore[attr-defined]
+    assert memory.ids == first[:-4]
+
+
+def test_only_the_plain_decoder_takes_late_parts(plain_base: LoadedBase) -> None:
+    part, other = late_part(plain_base), replace(plain_base, plain=None)
+    with pytest.raises(UsageFault, match="late"):
+        list(token_ids(other, [5, 6, 7], max_tokens=1, late=part))
+    with pytest.raises(UsageFault, match="late"):
+        label_scores(other, [5, 6, 7], [[8]], late=part)
+
+
+def test_prompts_run_in_chunks(plain_base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = ids_of(plain_base, "a prompt that is read in several pieces")
+    whole = list(token_ids(endless(plain_base), ids, max_tokens=8))
+    monkeypatch.setattr("mta_cli.engine.generate.CHUNK", 7)
+    assert list(token_ids(endless(plain_base), ids, max_tokens=8)) == whole
+
+
+def test_the_cache_grows_with_the_answer(plain_base: LoadedBase) -> None:
+    ids = ids_of(plain_base, "x")
+    whole = list(token_ids(endless(plain_base), ids, max_tokens=300))
+    expected = plain_base.model.generate(
+        torch.tensor([ids]), max_new_tokens=300, do_sample=False, eos_token_id=-1, pad_token_id=0
+    )
+    assert whole == expected[0, 1:].tolist()
+
+
+def test_eight_bits_choose_nearly_the_same(tiny_base_path: Path) -> None:
+    """Products with rounded weights are near the exact ones; new weights bring new copies."""
+    base = endless(load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="bfloat16"))
+    plain, ids = base.plain, ids_of(base, "hello")
+    assert plain is not None
+    joint, x = plain.layers[0].joints["qkv"], torch.randn(3, 1, 64).bfloat16()
+    exact = joint(x)
+    joint.round()
+    error = (joint(x) - exact).float().norm() / exact.float().norm()
+    assert 0 < error < 0.02
+    assert torch.equal(joint(x.repeat(9, 1, 1)), torch.nn.functional.linear(x.repeat(9, 1, 1), joint.weight))
+    first = list(token_ids(base, ids, max_tokens=12, int8=True))
+    part = random_lora(base.model, 3, alpha=64.0)
+    with folded(base, part):
+        changed = list(token_ids(base, ids, max_tokens=12, int8=True))
+    assert changed != first == list(token_ids(base, ids, max_tokens=12, int8=True))
+
+
+def test_eight_bits_are_refused_where_they_cannot_be(base: LoadedBase) -> None:
+    with pytest.raises(UsageFault, match="int8"):
+        list(token_ids(base, [5, 6], max_tokens=3, int8=True))
+
+
+def test_packed_weights_follow_what_is_folded(tiny_base_path: Path) -> None:
+    base = endless(load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="bfloat16"))
+    plain, ids, part = base.plain, ids_of(base, "hello"), random_lora(base.model, 3, alpha=64.0)
+    assert plain is not None
+    plain.pack()
+    before = list(token_ids(base, ids, max_tokens=12))
+    with folded(base, part):
+        plain.pack()
+        inside = list(token_ids(base, ids, max_tokens=12))
+    assert inside != before == list(token_ids(base, ids, max_tokens=12))
+
+
+def test_training_after_decoding_still_has_gradients(plain_base: LoadedBase) -> None:
+    """A longer table of angles and packed weights, both made while decoding, do not stand in autograd's way."""
+    plain = plain_base.plain
+    assert plain is not None
+    list(token_ids(endless(plain_base), [5] * 300, max_tokens=12))
+    plain.pack()
+    x = plain.embed(torch.tensor([[5, 6, 7]])).clone().requires_grad_()
+    plain.run(x, plain.rope(torch.tensor([[0, 1, 2]])), causal_mask(3, plain.dtype, plain.device)).sum().backward()
+    assert x.grad is not None and bool(x.grad.abs().sum() > 0)

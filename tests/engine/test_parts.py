@@ -136,7 +136,9 @@ def test_a_groups_factors_are_its_members(base: LoadedBase, owners: list[int]) -
     leaves = Group(starts, CPU).leaves(owners, torch.float32)
     factors = leaves.factors()
     assert leaves.single == (len(set(owners)) == 1)
-    pairs = {key: (a.detach(), b.detach()) for key, (a, b) in joined(places(decoder(base), list(factors)), factors).items()}
+    pairs = {
+        key: (a.detach(), b.detach()) for key, (a, b) in joined(places(decoder(base), list(factors)), factors).items()
+    }
     check(base, pairs, [starts[owner] for owner in owners])
 
 
@@ -144,7 +146,9 @@ def test_a_groups_factors_are_its_members(base: LoadedBase, owners: list[int]) -
 def test_gradients_equal_those_of_a_plain_formulation(base: LoadedBase, owners: list[int]) -> None:
     starts = members(base)
     group = Group(starts, CPU)
-    expected = [(a.clone().requires_grad_(), b.clone().requires_grad_()) for one in starts for a, b in one.factors.values()]
+    expected = [
+        (a.clone().requires_grad_(), b.clone().requires_grad_()) for one in starts for a, b in one.factors.values()
+    ]
     paths, count = list(starts[0].factors), len(starts[0].factors)
     for repeat in range(2):  # gradients add up over passes
         leaves = group.leaves(owners, torch.float32)
