@@ -116,6 +116,7 @@ class AnswerOptions:
     max_tokens: int = option(256, "Most tokens in an answer.", minimum=1, maximum=32_768)
     temperature: float = option(0.0, "0 picks the likeliest token; above it samples.", minimum=0, maximum=5)
     top_p: float = option(1.0, "Sample from the smallest set of tokens with this probability.", minimum=0.01, maximum=1)
+    int8: bool = option(False, "Decode with weights rounded to 8 bits: faster on a CPU, slightly other answers.")
 
 
 JOBS: tuple[type[Any], ...] = (Machine, PromptOptions, BankOptions, FuseOptions, AdaptOptions, AnswerOptions)

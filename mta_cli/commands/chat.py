@@ -69,6 +69,7 @@ NoSaveOption = Annotated[bool, typer.Option("--no-save", help="Do not store the 
 MaxTokensOption = Annotated[int | None, option(AnswerOptions, "max_tokens")]
 TemperatureOption = Annotated[float | None, option(AnswerOptions, "temperature")]
 TopPOption = Annotated[float | None, option(AnswerOptions, "top_p")]
+Int8Option = Annotated[bool | None, option(AnswerOptions, "int8")]
 
 
 def ask(
@@ -83,6 +84,7 @@ def ask(
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
+    int8: Int8Option = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -96,7 +98,7 @@ def ask(
     from mta_cli.pipeline import converse
 
     app = session(ctx, json=json)
-    answer = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    answer = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "int8": int8}
     asking = _asking(app, answer, history_items, (seed, device, dtype), task, mode, free_decoding)
     words = _message(message)
     with app.registry() as reg:
@@ -116,6 +118,7 @@ def compare(
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
+    int8: Int8Option = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -125,7 +128,7 @@ def compare(
     from mta_cli.pipeline import converse
 
     app = session(ctx, json=json)
-    answer = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    answer = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "int8": int8}
     asking = _asking(app, answer, history_items, (seed, device, dtype), task, None, free_decoding)
     words = _message(message)
     with app.registry() as reg:
@@ -146,6 +149,7 @@ def chat(
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
+    int8: Int8Option = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -159,7 +163,7 @@ def chat(
     from mta_cli.pipeline.converse import Voice
 
     app = session(ctx)
-    answer = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    answer = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "int8": int8}
     asking = _asking(app, answer, history_items, (seed, device, dtype), task, mode, free_decoding)
     with app.registry() as reg:
         person = reg.users.get(user) if user is not None else None

@@ -22,6 +22,7 @@ from mta_cli.engine.slots import Slots
 from mta_cli.errors import BadInput, IntegrityFault, UsageFault
 
 CHUNK = 1024  # prompt tokens that run at once
+PAYS = 8  # from so many tokens of answer on, a copy of the weights in another order is sooner made than missed
 SCORE_CELLS = 32_000_000  # most logits held at once while labels are scored: 128 MB in float32
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for bytes that do not make a character yet
 
@@ -104,20 +105,26 @@ def token_ids(
     seed: int = 0,
     memory: Memory | None = None,
     late: LoraWeights | None = None,
+    int8: bool = False,
 ) -> Iterator[int]:
     """The answer's token ids one by one, without the end of turn. Temperature 0 is greedy.
 
-    `late` acts on the last tokens of the prompt and on the answer. Raises BadInput where the prompt leaves no room,
-    IntegrityFault where the model gives no numbers, UsageFault where the base cannot have late parts.
+    `late` acts on the last tokens of the prompt and on the answer. `int8`: weights rounded to 8 bits choose all tokens
+    but the first. Raises BadInput where the prompt leaves no room, IntegrityFault where the model gives no numbers,
+    UsageFault where the base cannot have late parts or 8-bit weights.
     """
     room = require_room(base, prompt_ids)
+    if int8:
+        require_int8(base)
     memory = memory if memory is not None else Memory()
     random = torch.Generator().manual_seed(seed)
     acting = _acting(base, late)
     start = _recall(base, memory, prompt_ids, late)
     pending = list(prompt_ids[len(memory.ids) :])
     try:
-        for _ in range(min(max_tokens, room)):
+        for step in range(min(max_tokens, room)):
+            if step == 1 and base.plain is not None and (int8 or max_tokens >= PAYS):
+                base.plain.pack(int8)  # after the first token, which need not wait for it
             token = choose(_advance(base, memory, pending, acting), temperature, top_p, random)
             if token in base.end_ids:
                 return
@@ -169,10 +176,7 @@ def label_scores(
     if not label_ids or not all(label_ids):
         raise BadInput("There is no label to score, or one of them has no tokens.")
     longest = max(len(label) for label in label_ids)
-    if len(prompt_ids) + longest - 1 > base.window:
-        raise BadInput(
-            f"The prompt has {len(prompt_ids)} tokens and a label {longest}; {base.name} reads {base.window}."
-        )
+    require_window(base, prompt_ids, longest)
     batch = max(1, SCORE_CELLS // (len(base.tokenizer) * longest))
     if base.plain is None:
         require_everywhere(base, [late.placement] if late is not None else [])
@@ -210,6 +214,24 @@ def require_room(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
             hint="Shorten it, or show fewer history items.",
         )
     return room
+
+
+def require_int8(base: LoadedBase) -> None:
+    """UsageFault where 8-bit weights cannot be had."""
+    if base.plain is None or not base.plain.can_round:
+        raise UsageFault(
+            f"--int8 needs a base of the Llama family in bfloat16 on a CPU; {base.name} in {str(base.dtype)[6:]} on "
+            f"{base.device} is none.",
+            hint="Leave --int8 out, or add --dtype bfloat16.",
+        )
+
+
+def require_window(base: LoadedBase, prompt_ids: Sequence[int], answer: int) -> None:
+    """BadInput where a prompt and an answer of `answer` tokens are more than the base reads."""
+    if len(prompt_ids) + answer - 1 > base.window:
+        raise BadInput(
+            f"The prompt has {len(prompt_ids)} tokens and the answer {answer}; {base.name} reads {base.window}."
+        )
 
 
 def _recall(base: LoadedBase, memory: Memory, prompt_ids: Sequence[int], late: LoraWeights | None) -> int:

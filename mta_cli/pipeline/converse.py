@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import Done, Event, Note, Token
 from mta_cli.options import AnswerOptions, Machine, PromptOptions
-from mta_cli.pipeline.personal import MODES, Source, best_mode, personal_weights
+from mta_cli.pipeline.personal import MODES, Source, best_mode, folded_and_late
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.lora import LoraWeights
     from mta_cli.engine.prompts import Example
     from mta_cli.pipeline.models import ModelEntry
     from store.models import Recipe, Stack, User
@@ -59,6 +60,7 @@ class Voice:
 
         self.reg, self.base, self.asking = reg, base, asking
         self._folder, self._memory = Folder(base), Memory()
+        self._late: LoraWeights | None = None  # what acts on late tokens only stays out of the weights
 
     @classmethod
     def open(cls, reg: "Registry", entry: "ModelEntry", user: "User | None", asking: Asking) -> "Voice":
@@ -67,6 +69,7 @@ class Voice:
         _require_mode(reg, user, name, asking.mode, entry.fingerprint)
         _require_labels(reg, asking)
         from mta_cli.engine.base import load_base
+        from mta_cli.engine.generate import require_int8
         from mta_cli.pipeline.tasks import find_task
 
         find_task(reg, name)
@@ -74,12 +77,15 @@ class Voice:
         base = load_base(
             entry.path, name=entry.name, fingerprint=entry.fingerprint, device=machine.device, dtype=machine.dtype
         )
+        if asking.answer.int8:
+            require_int8(base)
         voice = cls(reg, base, asking)
         voice.become(user, asking.mode)
         return voice
 
     def become(self, user: "User | None", mode: str | None) -> None:
         """Fold `user`'s weights in; `mode` None is the best there is. What is refused leaves everything as it was."""
+        from mta_cli.engine.lens import require_everywhere
         from mta_cli.pipeline.examples import Examples
         from mta_cli.pipeline.tasks import find_task
 
@@ -87,15 +93,16 @@ class Voice:
         _require_mode(self.reg, user, name, mode, self.base.fingerprint)
         mode = mode or best_mode(self.reg, user, name, self.base.fingerprint)
         examples = Examples(self.reg, self.base, find_task(self.reg, name), self.asking.prompt.history_items)
-        weights, source = personal_weights(self.reg, self.base.fingerprint, user, name, mode)
+        weights, late, source = folded_and_late(self.reg, self.base.fingerprint, user, name, mode)
+        require_everywhere(self.base, [late.placement] if late is not None else [])
         self._memory.clear()
-        self.source = Source("base")
+        self.source, self._late = Source("base"), None
         try:
             self._folder.set(weights)
         except BaseException:  # a fold that stopped half-way is nobody's model
             self._folder.set(None)
             raise
-        self.user, self.task, self.source = user, examples.task, source
+        self.user, self.task, self.source, self._late = user, examples.task, source, late
         self._examples, self.prompter = examples, examples.prompter
 
     @property
@@ -153,6 +160,8 @@ class Voice:
             top_p=options.top_p,
             seed=self.asking.machine.seed,
             memory=self._memory,
+            late=self._late,
+            int8=options.int8,
         ):
             spoken.tokens += 1
             if piece := decoder.push(token):
@@ -166,7 +175,7 @@ class Voice:
         from mta_cli.engine.generate import choose_label
 
         answers = [self.prompter.answer_ids(label) for label in self.task.labels]
-        place, scores = choose_label(self.base, ids, answers)
+        place, scores = choose_label(self.base, ids, answers, late=self._late)
         spoken.labels = dict(zip(self.task.labels, scores, strict=True))
         spoken.tokens = len(answers[place])
         yield self.task.labels[place]

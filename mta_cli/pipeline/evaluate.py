@@ -6,7 +6,7 @@ seeded), so a user with many queries does not count as many users.
 
 import random
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Started, Step
 from mta_cli.options import Machine, PromptOptions
 from mta_cli.pipeline.examples import Examples
-from mta_cli.pipeline.personal import current_bank, load_weights, personal_weights
+from mta_cli.pipeline.personal import parts_above, task_part
 from store.evaluations import Prediction
 from store.models import Query, User
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MODES = ("base", "pooled", "fused", "adapted")
+PORTION = 128  # answers given together at most
+NUMBERS = 1 << 26  # in the factors of the people who are answered together, unless one has more
 DRAWS = 2000
 
 
@@ -41,6 +43,15 @@ class Answer:
     gold_loglik: float
     tokens: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query in one mode, and the parts that this lays above what is folded in."""
+
+    query: Query
+    mode: str
+    parts: "tuple[LoraWeights, ...]"
 
 
 def evaluate_users(
@@ -70,12 +81,17 @@ def evaluate_users(
     examples, folder = Examples(reg, base, task, prompt.history_items), Folder(base)
     yield Started("evaluate", total=len(modes) * sum(len(queries[user.id]) for user in asked), unit="answers")
     answers: list[Answer] = []
-    for mode in modes:
-        for user in asked:
-            folder.set(weights_for(reg, base.fingerprint, user, task.name, mode))
-            found = yield from _answer_all(base, examples, queries[user.id], mode, len(answers))
-            answers += found
+    for alike in ([mode for mode in modes if mode == "base"], [mode for mode in modes if mode != "base"]):
+        if not alike:
+            continue
+        below = task_part(reg, task.name, base.fingerprint) if "base" not in alike else ()
+        folder.set(below[0] if below else None)
+        for portion in _portions(reg, base.fingerprint, task.name, asked, queries, alike):
+            for answer in _answer_all(base, examples, portion):
+                answers.append(answer)
+                yield Step(answer.mode, len(answers), tokens=answer.tokens, seconds=answer.seconds)
     folder.set(None)
+    answers.sort(key=lambda answer: modes.index(answer.mode))
     result = {
         "task": task.name, "users": len(asked), "queries": sum(len(queries[user.id]) for user in asked),
         "methods": {mode: summarise(task, [a for a in answers if a.mode == mode], machine.seed) for mode in modes},
@@ -83,42 +99,103 @@ def evaluate_users(
     yield Done({**result, "evaluation": _store(reg, base.fingerprint, task, prompt, result, answers)})
 
 
-def weights_for(reg: "Registry", base: str, user: User, task: str, mode: str) -> "LoraWeights | None":
-    """The weights that `mode` means for a user; `pooled` is the task adapter alone."""
-    if mode != "pooled":
-        return personal_weights(reg, base, user, task, mode)[0]
-    bank = current_bank(reg, task, base)
-    return load_weights(reg, bank.task_adapter, bank.base) if bank.task_adapter else None
+def _portions(
+    reg: "Registry", base: str, task: str, users: Sequence[User], queries: Mapping[int, Sequence[Query]],
+    modes: Sequence[str],
+) -> "Iterator[list[Asked]]":  # fmt: skip
+    """Every query of every user in each of `modes`, as many together as their people's weights allow."""
+    portion: list[Asked] = []
+    numbers = 0
+    for user in users:
+        people = {mode: _parts(reg, base, user, task, mode) for mode in modes}
+        own = sum(part.parameters for parts in people.values() for part in parts)
+        for i, query in enumerate(queries[user.id]):
+            if portion and (len(portion) >= PORTION or (i == 0 and numbers + own > NUMBERS)):
+                yield portion
+                portion, numbers = [], 0
+            portion += [Asked(query, mode, people[mode]) for mode in modes]
+        numbers += own
+    if portion:
+        yield portion
 
 
-def _answer_all(
-    base: "LoadedBase", examples: Examples, queries: Sequence[Query], mode: str, done: int
-) -> Generator[Event, None, list[Answer]]:
-    found = []
-    for query in queries:
-        found.append(_answer(base, examples, query, mode))
-        yield Step(mode, done + len(found), tokens=found[-1].tokens, seconds=found[-1].seconds)
-    return found
+def _parts(reg: "Registry", base: str, user: User, task: str, mode: str) -> "tuple[LoraWeights, ...]":
+    """What `mode` means for a user above the task adapter; `pooled` is the task adapter alone."""
+    return () if mode == "pooled" else parts_above(reg, base, user, task, mode)[0]
 
 
-def _answer(base: "LoadedBase", examples: Examples, query: Query, mode: str) -> Answer:
-    from mta_cli.engine.generate import answer_loglik, choose_label, stream
-
-    task, prompter, started = examples.task, examples.prompter, time.perf_counter()
-    ids = examples.query_prompt(query)
-    gold_ids = prompter.answer_ids(query.gold)
-    if task.labels:
-        place, scores = choose_label(base, ids, [prompter.answer_ids(label) for label in task.labels])
-        text = task.labels[place]
-        loglik = (
-            scores[task.labels.index(query.gold)] if query.gold in task.labels else answer_loglik(base, ids, gold_ids)
+def _answer_all(base: "LoadedBase", examples: Examples, portion: "Sequence[Asked]") -> list[Answer]:
+    """Answer a portion together; each answer counts an equal share of the time."""
+    started = time.perf_counter()
+    prompts = {asked.query.id: tuple(examples.query_prompt(asked.query)) for asked in portion}
+    weigh = _labels if examples.task.labels else _words
+    found = weigh(base, examples, portion, prompts)
+    seconds = (time.perf_counter() - started) / len(portion)
+    return [
+        Answer(
+            asked.query.user_id, asked.query, asked.mode, base.tokenizer.decode(list(prompts[asked.query.id])), text,
+            loglik, len(prompts[asked.query.id]), seconds,
         )
-    else:
-        text = "".join(stream(base, ids, max_tokens=task.answer_tokens)).strip()
-        loglik = answer_loglik(base, ids, gold_ids)
-    shown = base.tokenizer.decode(ids)
-    seconds = time.perf_counter() - started
-    return Answer(query.user_id, query, mode, shown, text, loglik, len(ids), seconds)
+        for asked, (text, loglik) in zip(portion, found, strict=True)
+    ]  # fmt: skip
+
+
+def _labels(
+    base: "LoadedBase", examples: Examples, portion: "Sequence[Asked]", prompts: "Mapping[int, tuple[int, ...]]"
+) -> list[tuple[str, float]]:
+    """The likeliest label and the gold's log-likelihood for each query."""
+    labels, scored = list(examples.task.labels), []
+    golds = {asked.query.id: asked.query.gold for asked in portion}
+    options = {number: labels if gold in labels else [*labels, gold] for number, gold in golds.items()}
+    for asked, values in zip(portion, _weigh(base, examples, portion, prompts, options), strict=True):
+        best = max(range(len(labels)), key=values.__getitem__)  # the first of equals
+        scored.append((labels[best], values[options[asked.query.id].index(asked.query.gold)]))
+    return scored
+
+
+def _words(
+    base: "LoadedBase", examples: Examples, portion: "Sequence[Asked]", prompts: "Mapping[int, tuple[int, ...]]"
+) -> list[tuple[str, float]]:
+    """The answer in the model's own words and the gold's log-likelihood for each query."""
+    from mta_cli.engine.many import answer_many
+
+    people, owners = _people(portion)
+    found = answer_many(
+        base, [prompts[asked.query.id] for asked in portion], people, owners, max_tokens=examples.task.answer_tokens
+    )
+    options = {asked.query.id: [asked.query.gold] for asked in portion}
+    golds = _weigh(base, examples, portion, prompts, options)
+    decode = base.tokenizer.decode
+    texts = [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for ids in found]
+    return [(text, values[0]) for text, values in zip(texts, golds, strict=True)]
+
+
+def _weigh(
+    base: "LoadedBase", examples: Examples, portion: "Sequence[Asked]", prompts: "Mapping[int, tuple[int, ...]]",
+    options: Mapping[int, Sequence[str]],
+) -> list[list[float]]:  # fmt: skip
+    """The log-likelihood of each of a query's `options`, for each that is asked."""
+    from mta_cli.engine.generate import require_window
+    from mta_cli.engine.passes import Fork
+    from mta_cli.engine.score import likelihoods
+
+    numbers = {number: n for n, number in enumerate(prompts)}
+    forks = []
+    for number, prompt in prompts.items():
+        branches = tuple(tuple(examples.prompter.answer_ids(text)) for text in options[number])
+        require_window(base, prompt, max(map(len, branches)))
+        forks.append(Fork(prompt, branches))
+    people, owners = _people(portion)
+    return likelihoods(
+        base, forks, people, [(numbers[asked.query.id], owner) for asked, owner in zip(portion, owners, strict=True)]
+    )
+
+
+def _people(portion: "Sequence[Asked]") -> "tuple[list[tuple[LoraWeights, ...]], list[int]]":
+    """The different people (a user in a mode) of a portion, and whose each answer is."""
+    places = {(asked.query.user_id, asked.mode): asked.parts for asked in portion}
+    numbers = {key: n for n, key in enumerate(places)}
+    return list(places.values()), [numbers[asked.query.user_id, asked.mode] for asked in portion]
 
 
 def summarise(task: "Task", answers: Sequence[Answer], seed: int) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import IntegrityFault, NotFound, UsageFault
+from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageFault
 from store.models import Anchor, Bank, Share, User
 
 if TYPE_CHECKING:
@@ -69,11 +69,17 @@ def anchor_label(anchor: Anchor) -> str:
     return anchor.user if anchor.user is not None else f"(forgotten #{anchor.id})"
 
 
-def fusion_parts(
+def task_part(reg: "Registry", task: str, base: str) -> "tuple[LoraWeights, ...]":
+    """The task adapter of the task's current bank; nothing where the bank has none."""
+    bank = current_bank(reg, task, base)
+    return (load_weights(reg, bank.task_adapter, bank.base),) if bank.task_adapter else ()
+
+
+def _anchor_parts(
     reg: "Registry", bank: Bank, shares: Sequence[Share]
 ) -> "tuple[list[tuple[LoraWeights, float]], tuple[str, ...]]":
-    """The task adapter and the weighted anchors of a recipe, ready to merge, and the anchors' names."""
-    parts = [(load_weights(reg, bank.task_adapter, bank.base), 1.0)] if bank.task_adapter else []
+    """The weighted anchors of a recipe, ready to merge, and their names."""
+    parts: list[tuple[LoraWeights, float]] = []
     anchors = {anchor.id: anchor for anchor in reg.banks.anchors(bank.id)}
     names = []
     for share in shares:
@@ -99,15 +105,16 @@ def best_mode(reg: "Registry", user: User | None, task: str, base: str) -> str:
     return "fused" if reg.recipes.get(user.id, task, bank.id) is not None else "base"
 
 
-def personal_weights(
+def parts_above(
     reg: "Registry", base: str, user: User | None, task: str, mode: str
-) -> "tuple[LoraWeights | None, Source]":
-    """The LoRA that makes the base (a fingerprint) into this user's model, as one exact merge; None is the base itself.
+) -> "tuple[tuple[LoraWeights, ...], Source]":
+    """What `mode` lays above the task adapter for a user: fusion and stack, merged exactly where they act on the same
+    tokens, so one part for each kind of token position.
 
     Raises NotFound when the user has no such model yet.
     """
     if mode == "base" or user is None:
-        return None, Source("base")
+        return (), Source("base")
     from mta_cli.engine.fusion import merge
     from store.personal import unpack_shares
 
@@ -120,7 +127,45 @@ def personal_weights(
         raise NotFound(f"{user.name} has no recipe for task {task}.", hint=f"mta user fuse {user.name} --task {task}")
     # A stack was trained on the recipe of its day; a newer recipe must not slip under it.
     shares = unpack_shares(stack.recipe) if mode == "adapted" and stack else recipe.shares if recipe else ()
-    parts, names = fusion_parts(reg, bank, shares)
+    parts, names = _anchor_parts(reg, bank, shares)
     if mode == "adapted" and stack is not None:
         parts.append((load_weights(reg, stack.digest, bank.base), 1.0))
-    return merge(parts), Source(mode, bank.name, bank.version, names)
+    kinds = dict.fromkeys(part.placement.late for part, _ in parts)
+    merged = (merge([(part, w) for part, w in parts if part.placement.late == kind]) for kind in kinds)
+    return tuple(part for part in merged if part is not None), Source(mode, bank.name, bank.version, names)
+
+
+def folded_and_late(
+    reg: "Registry", base: str, user: User | None, task: str, mode: str
+) -> "tuple[LoraWeights | None, LoraWeights | None, Source]":
+    """A user's model as two exact merges: what acts on all tokens, the task adapter in it, and what on late ones only.
+
+    None is nothing. Raises NotFound when the user has no such model yet, IntegrityFault when late parts differ in where
+    they begin.
+    """
+    from mta_cli.engine.fusion import merge
+
+    parts, source = parts_above(reg, base, user, task, mode)
+    if source.bank is None:
+        return None, None, source
+    parts = (*task_part(reg, task, base), *parts)
+    everywhere = merge([(part, 1.0) for part in parts if part.placement.late is None])
+    return everywhere, merge([(part, 1.0) for part in parts if part.placement.late is not None]), source
+
+
+def personal_weights(
+    reg: "Registry", base: str, user: User | None, task: str, mode: str
+) -> "tuple[LoraWeights | None, Source]":
+    """The LoRA that makes the base (a fingerprint) into this user's model, as one exact merge; None is the base itself.
+
+    Raises NotFound when the user has no such model yet, BadInput when no single LoRA is their model: some of it acts on
+    late tokens only.
+    """
+    weights, late, source = folded_and_late(reg, base, user, task, mode)
+    if late is not None:
+        raise BadInput(
+            f"The {mode} model of {user.name if user else 'nobody'} acts on late tokens only; a single adapter, as "
+            "PEFT has it, acts on all tokens.",
+            hint="Build the bank and the stacks with --placement upper.",
+        )
+    return weights, source

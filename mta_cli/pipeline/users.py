@@ -8,7 +8,6 @@ from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved
 from mta_cli.pipeline.formats.names import lookalikes
 from mta_cli.pipeline.formats.records import shown
-from mta_cli.pipeline.importing import import_file
 from mta_cli.pipeline.tasks import find_task
 from store.names import check_name
 
@@ -60,6 +59,8 @@ def add_user(
 def _with_history(
     reg: "Registry", name: str, history: Path, task: str | None, can_anchor: bool | None, dry_run: bool
 ) -> Iterator[Event]:
+    from mta_cli.pipeline.importing import import_file
+
     known, kind = name in reg.users.names(), history_format(history)
     job = import_file(reg, kind, history, task=task, can_anchor=can_anchor, user=name, dry_run=dry_run)
     for event in job:

@@ -1,6 +1,7 @@
-"""How long a person waits for a quick command, beside a bare interpreter, with the carried sample's 28 people in the store.
+"""How long a person waits for a quick command, beside a bare interpreter. The aim is 100 ms over it.
 
-Every run is a process of its own, bytecode in its cache, as on a person's machine. The aim is 100 ms over the bare one.
+The store holds the carried sample's 28 people. Every run is a process of its own, its bytecode cached as on a person's
+machine.
 """
 
 import os

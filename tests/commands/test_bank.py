@@ -1,5 +1,7 @@
 """`mta bank` and `mta user fuse|adapt|export` from outside: JSON keys, exit codes, one clear line for every mistake."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,23 @@ def test_from_bank_to_export(peopled: Path, tmp_path: Path) -> None:
 
     mta_ok("user", "export", "ida", "--to", tmp_path / "ida")
     assert (tmp_path / "ida" / "adapter_model.safetensors").is_file()
+
+
+def test_a_recipe_by_similarity_and_an_export_load_no_model(peopled: Path, tmp_path: Path) -> None:
+    """Profiles that are known and adapters that are files need torch for the sums, and nothing that runs a model."""
+    build()
+    mta_ok("user", "fuse", "ida")  # embeds what is new
+    script = (
+        "import sys\n"
+        "from mta_cli.app import run\n"
+        "fuse = ['user', 'fuse', 'ida', '--weights', 'similarity']\n"
+        f"codes = [run(fuse), run(['user', 'export', 'ida', '--to', {str(tmp_path / 'out')!r}])]\n"
+        "heavy = {'transformers', 'peft', 'sentence_transformers', 'sklearn', 'mta_cli.engine.base'}\n"
+        "assert codes == [0, 0] and 'torch' in sys.modules, codes\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
 def test_tables_for_people(peopled: Path) -> None:

@@ -134,7 +134,7 @@ def test_an_exploding_loss_leaves_no_adapter(peopled: Registry, monkeypatch: pyt
         return losses * (float("inf") if len(calls) > 3 else 1.0), row
 
     monkeypatch.setattr(PlainLens, "losses", exploding)
-    with pytest.raises(BadInput, match="task adapter: loss inf .* in step 3"):
+    with pytest.raises(BadInput, match=r"task adapter: loss inf .* in step 3"):
         built(peopled)
     assert peopled.runs.all()[0].status == "failed" and peopled.banks.latest("lamp-2") is None
     assert peopled.adapters.all() == [] and peopled.check() == []

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mta_cli.engine.generate import label_scores
 from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import Done, Event, Note, Token
 from mta_cli.options import AnswerOptions
-from mta_cli.pipeline.converse import MESSAGE_LIMIT, Voice, ask, check_message, compare, home_task
+from mta_cli.pipeline.converse import MESSAGE_LIMIT, Spoken, Voice, ask, check_message, compare, home_task
 from tests.pipeline.world import World, asking, make_world
 
 
@@ -176,3 +177,25 @@ def test_a_cut_answer_is_said_to_be_cut(world: World) -> None:
     result, events = result_of(ask(world.reg, world.entry, None, "hello", asking(answer=AnswerOptions(max_tokens=1))))
     assert (result["tokens"], result["ended"]) == (1, "length")
     assert "cut after 1 token" in notes_of(events)
+
+
+def test_late_parts_answer_without_being_folded(store_root: Path) -> None:
+    """A late stack changes the answer; the early tokens of the next turn never meet it."""
+    world = make_world(store_root, stacks="late")
+    voice = Voice.open(world.reg, world.entry, world.alice, asking())
+    weights = voice.base.model.get_parameter("model.layers.1.self_attn.q_proj.weight").clone()
+    found = []
+    for text in ("a first question", "and a second one"):
+        spoken, ids = Spoken(), voice.fitted([{"role": "user", "content": text}], [])[0]
+        list(voice.speak(ids, spoken))
+        found.append(spoken.text)
+    fresh = Voice.open(world.reg, world.entry, world.alice, asking())
+    again = Spoken()
+    list(fresh.speak(ids, again))
+    assert again.text == found[1]
+    voice.become(world.alice, "fused")
+    assert torch.equal(voice.base.model.get_parameter("model.layers.1.self_attn.q_proj.weight"), weights)
+    fused = Spoken()
+    list(voice.speak(ids, fused))
+    assert fused.text != found[1]
+    world.reg.close()

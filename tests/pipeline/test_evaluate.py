@@ -1,13 +1,20 @@
 """Measuring on held-out queries: what is counted, stored and reported."""
 
+from dataclasses import replace
+
 import pytest
 
+from mta_cli.engine.base import load_base
+from mta_cli.engine.generate import choose_label, stream
+from mta_cli.engine.lora import Folder
 from mta_cli.engine.metrics import score
 from mta_cli.errors import BadInput
 from mta_cli.options import PromptOptions
 from mta_cli.pipeline.adapt import adapt_users
 from mta_cli.pipeline.evaluate import MODES, evaluate_users
+from mta_cli.pipeline.examples import Examples
 from mta_cli.pipeline.models import resolve
+from mta_cli.pipeline.personal import folded_and_late, task_part
 from store.registry import Registry
 from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request
 
@@ -37,3 +44,54 @@ def test_nobody_to_measure_is_said(peopled: Registry) -> None:
     user = peopled.users.add("nobody")
     with pytest.raises(BadInput, match="held-out"):
         finish(evaluate_users(peopled, resolve("tiny", "base"), TASK, [user], ["base"], PromptOptions(2), CPU))
+
+
+def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels and gold likelihoods of every user in every mode equal those of the user's model folded into the base."""
+    built(peopled, placement="late")
+    users = [peopled.users.get(name) for name in SHORT]
+    finish(adapt_users(peopled, users, fuse_request(), replace(QUICK, placement="late")))
+    entry = resolve("tiny", "base")
+    monkeypatch.setattr("mta_cli.pipeline.evaluate.PORTION", 5)
+    result, _ = finish(evaluate_users(peopled, entry, TASK, users, MODES, PromptOptions(2), CPU))
+    base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
+    examples, folder = Examples(peopled, base, TASK, 2), Folder(base)
+    labels = [examples.prompter.answer_ids(label) for label in TASK.labels]
+    for prediction in peopled.evaluations.predictions(result["evaluation"]):
+        user = peopled.users.by_id(prediction.user_id)
+        (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
+        if prediction.method == "pooled":
+            folder.set(*task_part(peopled, TASK.name, base.fingerprint))
+            late = None
+        else:
+            weights, late, _ = folded_and_late(peopled, base.fingerprint, user, TASK.name, prediction.method)
+            folder.set(weights)
+        place, scores = choose_label(base, examples.query_prompt(query), labels, late=late)
+        assert prediction.answer == TASK.labels[place]
+        assert prediction.gold_loglik == pytest.approx(scores[TASK.labels.index(query.gold)], abs=1e-3)
+        assert (late is not None) == (prediction.method in ("fused", "adapted"))
+
+
+def test_free_answers_and_golds_that_are_no_label(peopled: Registry) -> None:
+    built(peopled)
+    users = [peopled.users.get(name) for name in SHORT[:2]]
+    finish(adapt_users(peopled, users, fuse_request(), QUICK))
+    entry = resolve("tiny", "base")
+    free = replace(TASK, labels=(), metric="rouge", answer_tokens=9)
+    other = replace(TASK, labels=("fantasy", "romance"), answer_tokens=9)
+    base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
+    examples, folder = Examples(peopled, base, free, 2), Folder(base)
+    logliks = []
+    for task in (free, other):
+        result, _ = finish(evaluate_users(peopled, entry, task, users, ["base", "adapted"], PromptOptions(2), CPU))
+        predictions = peopled.evaluations.predictions(result["evaluation"])
+        assert len(predictions) == 8
+        logliks.append([p.gold_loglik for p in predictions])
+        assert task is free or all(p.answer in other.labels for p in predictions)
+        for prediction in predictions if task is free else ():
+            user = peopled.users.by_id(prediction.user_id)
+            (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
+            folder.set(folded_and_late(peopled, base.fingerprint, user, TASK.name, prediction.method)[0])
+            words = "".join(stream(base, examples.query_prompt(query), max_tokens=9)).strip()
+            assert prediction.answer == words
+    assert logliks[0] == pytest.approx(logliks[1], abs=1e-3)

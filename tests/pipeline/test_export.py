@@ -149,3 +149,14 @@ def test_the_folder_says_how_to_ask(world: World, tmp_path: Path) -> None:
     list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "out"))
     card = (tmp_path / "out" / "README.md").read_text()
     assert world.entry.fingerprint in card and '"role": "user"' in card and "alice" not in card
+
+
+def test_a_model_with_late_parts_is_refused(store_root: Path, tmp_path: Path) -> None:
+    """PEFT has no way to say that an adapter skips early tokens; a fusion without such parts is exported as ever."""
+    world = make_world(store_root, stacks="late")
+    with pytest.raises(BadInput, match="late tokens") as refused:
+        list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "a"))
+    assert "--placement upper" in str(refused.value.hint) and not (tmp_path / "a").exists()
+    list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "b", mode="fused"))
+    assert (tmp_path / "b" / "adapter_config.json").exists()
+    world.reg.close()

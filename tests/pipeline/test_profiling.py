@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from mta_cli.engine.embed import Embedder
+from mta_cli.errors import IntegrityFault
 from mta_cli.events import Done, Step
 from mta_cli.pipeline import profiling
 from mta_cli.pipeline.models import resolve
 from mta_cli.pipeline.profiling import profile_matrix, refresh_profiles, unit_rows
-from store.models import NewItem
+from store.models import NewItem, Profile
 from store.registry import Registry
 
 
@@ -92,6 +93,25 @@ def test_only_the_chosen_users_and_the_task_asked_for(registry: Registry) -> Non
     add(registry, "cy", "sea", task="lamp-2")
     assert refresh(registry, users=[registry.users.get("bo")])["users"] == 1
     assert matrix(registry)[0] == [registry.users.get("bo").id]
+
+
+def test_profiles_of_some_users_alone(registry: Registry) -> None:
+    for name in ("ada", "bo", "cy"):
+        add(registry, name, f"{name} tax")
+    refresh(registry)
+    ids, rows = matrix(registry)
+    embedder = resolve("tiny-embedder").fingerprint
+    found, some = profile_matrix(registry, "free", embedder, [ids[2], ids[0], 999])
+    assert found == [ids[0], ids[2]] and np.array_equal(some, rows[[0, 2]])
+    assert profile_matrix(registry, "free", embedder, [])[0] == []
+
+
+def test_profiles_that_differ_in_length_are_refused(registry: Registry) -> None:
+    for name, size in (("ada", 8), ("bo", 12)):
+        add(registry, name, "tax")
+        registry.profiles.put(Profile(registry.users.get(name).id, "free", "e", bytes(size), 1, 1))
+    with pytest.raises(IntegrityFault, match="differ in length"):
+        profile_matrix(registry, "free", "e")
 
 
 def test_an_interruption_keeps_the_pieces_that_are_done(

@@ -72,8 +72,8 @@ def items(task: str, count: int, word: str) -> list[NewItem]:
     return [NewItem(f"{word}{n}", task, f"about {word} number {n}", f"{word} {n}!") for n in range(count)]
 
 
-def make_world(root: Path, task: str = "free") -> World:
-    """The world of one task in a fresh store at `root`; the model `tiny` must be registered."""
+def make_world(root: Path, task: str = "free", stacks: str = "upper") -> World:
+    """The world of one task in a fresh store at `root`; the model `tiny` must be registered. `stacks`: their place."""
     reg, entry = Registry.open(root, create=True), resolve("tiny", "base")
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
     reg.models.put(Base(entry.fingerprint, "tiny", "base"))
@@ -94,7 +94,7 @@ def make_world(root: Path, task: str = "free") -> World:
     packed = pack_shares(shares)
     for name in ("alice", "bob"):
         reg.recipes.put(Recipe(people[name].id, task, bank.id, "uniform", shares, len(packed)))
-    own = add_adapter(reg, base, "stack", random_lora(base, 30, targets="q_proj,v_proj", placement="upper", rank=2))
+    own = add_adapter(reg, base, "stack", random_lora(base, 30, targets="q_proj,v_proj", placement=stacks, rank=2))
     reg.stacks.put(Stack(people["alice"].id, task, bank.id, own, 3, 10, 2.0, 1.0, packed, reg.adapters.get(own).bytes))
     return World(reg, entry, people["alice"], people["bob"], people["carol"], task)
 
