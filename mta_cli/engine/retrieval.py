@@ -57,8 +57,11 @@ def _products(block: "NDArray[np.float32]", queries: "NDArray[np.float32]") -> "
     """[q, rows], each at most `dim · 2^-23` from the truth."""
     if len(queries) > FEW:
         return np.ascontiguousarray((block @ queries.T).T)
-    # As many dot products: each reads its row from end to end, where a matrix-vector product jumps between rows.
-    return np.stack([(block[:, None, :] @ query)[:, 0] for query in queries])
+    found = np.empty((len(queries), len(block)), dtype=np.float32)
+    for out, query in zip(found, queries, strict=True):
+        # As many dot products: each reads its row from end to end, where a matrix-vector product jumps between rows.
+        np.matmul(block[:, None, :], query, out=out[:, None])
+    return found
 
 
 def _hopeful(rough: "NDArray[np.float32]", best: "NDArray[np.float64]", k: int, dim: int) -> "NDArray[np.intp]":
