@@ -95,15 +95,18 @@ class ModuleLens:
 
     def losses(self, chosen: Sequence[int], factors: Halves) -> tuple[Tensor, Tensor]:
         """See `Lens`."""
-        forks = [self._forks[i] for i in chosen]
-        device = self._base.device
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(fork.tokens) for fork in forks], batch_first=True)
-        labels = [(r, column, token) for r, fork in enumerate(forks) for column, token, _ in fork.labels()]
-        where = torch.tensor(labels, device=device).T  # [3, labelled]
         under = self._under[self._people[chosen[0]]] if self._under else None
-        with attached(self._base.model, _together(under, factors, device)):
-            logits = head_logits(self._base, ids.to(device), None, where[0], where[1])
-        return torch.nn.functional.cross_entropy(logits.float(), where[2], reduction="none"), where[0]
+        with attached(self._base.model, _together(under, factors, self._base.device)):
+            return module_losses(self._base, [self._forks[i] for i in chosen])
+
+
+def module_losses(base: "LoadedBase", forks: Sequence[Fork]) -> tuple[Tensor, Tensor]:
+    """As `Lens.losses`, of forks with one branch each, under whatever the base's modules hold now."""
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(fork.tokens) for fork in forks], batch_first=True)
+    labels = [(r, column, token) for r, fork in enumerate(forks) for column, token, _ in fork.labels()]
+    where = torch.tensor(labels, device=base.device).T  # [3, labelled]
+    logits = head_logits(base, ids.to(base.device), None, where[0], where[1])
+    return torch.nn.functional.cross_entropy(logits.float(), where[2], reduction="none"), where[0]
 
 
 def _together(under: LoraWeights | None, factors: Halves, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mta_cli.engine.lora import Factors, LoraWeights, Placement, covering
+from mta_cli.engine.lora import Factors, LoraWeights, covering
 from mta_cli.engine.plain import Pairs, Plain
 from mta_cli.errors import IntegrityFault
 
@@ -100,7 +100,7 @@ class Crowd:
 
     def __init__(self, plain: Plain, weights: Sequence[LoraWeights | None]) -> None:
         placements = [one.placement for one in weights if one is not None]
-        self.size, self.placement = len(weights), covering(placements) if placements else None
+        self.placement = covering(placements) if placements else None
         paths = dict.fromkeys(path for one in weights if one is not None for path in one.factors)
         where = places(plain, list(paths))
         require_fit(where, weights)
@@ -139,11 +139,11 @@ class Group:
         """Factors for rows of `owners` that gather gradients; one set for all rows when they are one person's."""
         return Leaves(self, owners, dtype)
 
-    def weights(self, person: int, placement: Placement | None = None) -> LoraWeights:
+    def weights(self, person: int) -> LoraWeights:
         """One person's LoRA as trained so far, float32 on the CPU."""
         halves = [value[person].detach().cpu().clone() for value in self.values]
         factors = {path: (halves[2 * i], halves[2 * i + 1]) for i, path in enumerate(self.paths)}
-        return LoraWeights(factors, self.scale, placement or self.placement)
+        return LoraWeights(factors, self.scale, self.placement)
 
 
 class Leaves:

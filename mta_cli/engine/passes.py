@@ -190,9 +190,8 @@ class Passes:
         positions = torch.arange(time, device=x.device).expand(len(chosen), -1)
         mask = causal_mask(time, x.dtype, x.device)
         parts = self._own(chosen, positions)
-        self.plain.run(
-            x, self.plain.rope(positions), mask, first=self.placement.first, parts=parts, past=recorder
-        )  # fmt: skip
+        rope, first = self.plain.rope(positions), self.placement.first
+        self.plain.run(x, rope, mask, first=first, parts=parts, past=recorder)
         return torch.stack(recorder.seen)
 
     def _at(self, fork: Fork) -> int:

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mta_cli.engine.base import head_logits
 from mta_cli.engine.fusion import merge
-from mta_cli.engine.lens import Budget, crowds, require_everywhere
+from mta_cli.engine.lens import Budget, crowds, module_losses, require_everywhere
 from mta_cli.engine.lora import LoraWeights, Placement, folded
 from mta_cli.engine.passes import KEEP, Fork, Passes, packed
 
@@ -101,20 +100,11 @@ def _one_by_one(
         ]
 
         def run(batch: list[int], rows: list[tuple[int, int, Fork]] = rows) -> None:
-            sums = _sums(base, [rows[n][2] for n in batch])
-            for n, value in zip(batch, sums, strict=True):
-                results[rows[n][0]][rows[n][1]] = value
+            losses, row = module_losses(base, [rows[n][2] for n in batch])
+            for loss, place in zip(losses.tolist(), row.tolist(), strict=True):
+                i, branch, _ = rows[batch[place]]
+                results[i][branch] -= loss
 
         with folded(base, merge([(part, 1.0) for part in people[person]])):
             budget.spend(packed([fork.length for *_, fork in rows], budget.tokens), run)
     return results
-
-
-def _sums(base: "LoadedBase", forks: Sequence[Fork]) -> list[float]:
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(fork.tokens) for fork in forks], batch_first=True)
-    labels = [(r, column, token) for r, fork in enumerate(forks) for column, token, _ in fork.labels()]
-    where = torch.tensor(labels, device=base.device).T  # [3, labelled]
-    logits = head_logits(base, ids.to(base.device), None, where[0], where[1])
-    losses = torch.nn.functional.cross_entropy(logits.float(), where[2], reduction="none")
-    sums: list[float] = torch.zeros(len(forks), device=base.device).index_add_(0, where[0], -losses).tolist()
-    return sums

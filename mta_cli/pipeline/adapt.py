@@ -9,7 +9,7 @@ from mta_cli.events import Done, Event, Failed, Note, PlanLine, Planned, Saved, 
 from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.examples import Examples
 from mta_cli.pipeline.fuse import FuseRequest, check_top_k, gather, load_with_task_adapter, make_recipes
-from mta_cli.pipeline.personal import current_bank, load_weights, users_task
+from mta_cli.pipeline.personal import anchor_parts, current_bank, load_weights, users_task
 from mta_cli.pipeline.training import AdapterJob, Training, group_size, train_adapters
 from store.models import Adapter, Bank, Item, Recipe, Run, Stack, User
 from store.personal import pack_shares
@@ -51,18 +51,12 @@ class Workshop:
     def __init__(self, reg: "Registry", base: "LoadedBase", bank: Bank, request: FuseRequest) -> None:
         self.reg, self.base, self.bank, self.request = reg, base, bank, request
         self.examples = Examples(reg, base, request.task, request.prompt.history_items)
-        self._anchors = {anchor.id: anchor.digest for anchor in reg.banks.anchors(bank.id)}
 
     def fusion(self, recipe: Recipe) -> "tuple[LoraWeights, ...]":
         """The merged anchors of a recipe; nothing where it names none."""
         from mta_cli.engine.fusion import merge
 
-        parts = [
-            (load_weights(self.reg, digest, self.bank.base), share.weight)
-            for share in recipe.shares
-            if (digest := self._anchors.get(share.anchor_id)) is not None
-        ]
-        merged = merge(parts)
+        merged = merge(anchor_parts(self.reg, self.bank, recipe.shares)[0])
         return () if merged is None else (merged,)
 
     def measure(self, pupils: Sequence[Pupil], stacks: "Sequence[tuple[LoraWeights, ...]]") -> list[Measured]:

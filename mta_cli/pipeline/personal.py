@@ -75,10 +75,10 @@ def task_part(reg: "Registry", task: str, base: str) -> "tuple[LoraWeights, ...]
     return (load_weights(reg, bank.task_adapter, bank.base),) if bank.task_adapter else ()
 
 
-def _anchor_parts(
+def anchor_parts(
     reg: "Registry", bank: Bank, shares: Sequence[Share]
 ) -> "tuple[list[tuple[LoraWeights, float]], tuple[str, ...]]":
-    """The weighted anchors of a recipe, ready to merge, and their names."""
+    """The weighted anchors of a recipe, ready to merge, and their names. IntegrityFault when the bank lacks one."""
     parts: list[tuple[LoraWeights, float]] = []
     anchors = {anchor.id: anchor for anchor in reg.banks.anchors(bank.id)}
     names = []
@@ -127,7 +127,7 @@ def parts_above(
         raise NotFound(f"{user.name} has no recipe for task {task}.", hint=f"mta user fuse {user.name} --task {task}")
     # A stack was trained on the recipe of its day; a newer recipe must not slip under it.
     shares = unpack_shares(stack.recipe) if mode == "adapted" and stack else recipe.shares if recipe else ()
-    parts, names = _anchor_parts(reg, bank, shares)
+    parts, names = anchor_parts(reg, bank, shares)
     if mode == "adapted" and stack is not None:
         parts.append((load_weights(reg, stack.digest, bank.base), 1.0))
     kinds = dict.fromkeys(part.placement.late for part, _ in parts)
