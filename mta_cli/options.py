@@ -29,7 +29,11 @@ class Machine:
     """Where and how exactly a job computes."""
 
     section: ClassVar[str] = "machine"
-    device: str = option("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.")
+    device: str = option(
+        "auto",
+        "Where to compute: auto, cpu, cuda, cuda:N or mps. Several, comma-separated, share the training of banks and "
+        "stacks; all else uses the first.",
+    )
     dtype: str = option("auto", "Number format of the base.", choices=("auto", "float32", "bfloat16", "float16"))
     seed: int = option(0, "Seed of every random choice.", minimum=0, maximum=2**31 - 1)
 

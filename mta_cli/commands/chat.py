@@ -125,14 +125,14 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Put one question to base, fused and adapted, with the same prompt, and show the answers side by side."""
-    from mta_cli.pipeline import converse
+    from mta_cli.pipeline import comparing
 
     app = session(ctx, json=json)
     answer = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "int8": int8}
     asking = _asking(app, answer, history_items, (seed, device, dtype), task, None, free_decoding)
     words = _message(message)
     with app.registry() as reg:
-        events = converse.compare(reg, _base(app, base), user, words, asking)
+        events = comparing.compare(reg, _base(app, base), user, words, asking)
         result = app.output.follow(counted(events))
     app.output.result(result, lambda value: side_by_side(value, app.output))
 

@@ -16,7 +16,8 @@ from mta_cli.engine.plain import Plain, plain_decoder
 from mta_cli.engine.quiet import quiet_libraries
 from mta_cli.errors import BadInput, IntegrityFault, UsageFault
 
-__all__ = ["LoadedBase", "fingerprint", "head_logits", "load_base", "positions", "resolve_device", "resolve_dtype"]
+__all__ = ["LoadedBase", "fingerprint", "head_logits", "load_base", "positions", "resolve_device", "resolve_devices",
+           "resolve_dtype"]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -74,7 +75,48 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is CUDA, else Apple's GPU, else the CPU. UsageFault when it is not there."""
+    """The device called `name`, the first where several are listed; `auto` is CUDA, else Apple's GPU, else the CPU.
+
+    UsageFault when one is not there, and when a list names a device twice or devices of several kinds.
+    """
+    return _listed(name)[0]
+
+
+def resolve_devices(name: str, dtype: str = "auto") -> list[torch.device]:
+    """Every device of a comma-separated list, so that each trains groups of its own.
+
+    The CPU may stand there more than once, which helps nobody but tests and machines with several sockets. Raises
+    UsageFault as `resolve_device`, and when the number format called `dtype` is not the same on all.
+    """
+    devices = _listed(name)
+    formats = dict.fromkeys(str(resolve_dtype(dtype, device)).removeprefix("torch.") for device in devices)
+    if len(formats) > 1:
+        raise UsageFault(
+            f"device {name}: --dtype {dtype} means {' on some and '.join(formats)} on others",
+            hint="--dtype float32, or list devices of one make",
+        )
+    return devices
+
+
+def _listed(name: str) -> list[torch.device]:
+    if "," not in name:
+        return [_device(name)]
+    parts = [part.strip() for part in name.split(",")]
+    if "auto" in parts:
+        raise UsageFault(f"device {name}: auto stands alone", hint="name every device, as in cuda:0,cuda:1")
+    devices = [_device("cuda:0" if part == "cuda" else part) for part in parts]
+    kinds = dict.fromkeys(device.type for device in devices)
+    if len(kinds) > 1:
+        raise UsageFault(
+            f"device {name}: {' and '.join(kinds)} do not compute alike", hint="list devices of one kind only"
+        )
+    twice = [str(device) for device in devices if device.type != "cpu" and devices.count(device) > 1]
+    if twice:
+        raise UsageFault(f"device {name}: {twice[0]} stands there twice", hint="name each device once")
+    return devices
+
+
+def _device(name: str) -> torch.device:
     if name == "auto":
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
@@ -83,7 +125,9 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise UsageFault(f"device {name!r} is not known", hint="choose auto, cpu, cuda, cuda:N or mps")
+        raise UsageFault(
+            f"device {name!r} is not known", hint="choose auto, cpu, cuda, cuda:N, mps or a list such as cuda:0,cuda:1"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageFault(
             f"device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here", hint="--device auto or cpu"
@@ -94,13 +138,19 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format called `name`; `auto` is bfloat16 where the hardware computes in it, else float32."""
+    """The number format called `name`; `auto` is bfloat16 where the hardware computes in it, else float32.
+
+    It is the format of the base's weights and activations. Factors that train, the sums of their gradients and Adam's
+    moments are float32 whatever it is, and logits become float32 before their softmax. TensorFloat-32 is left as
+    PyTorch has it, which is off for matrix products: float32 is asked for where numbers are to be exact.
+    """
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
         raise UsageFault(f"dtype {name!r} is not known", hint=f"choose auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # what is asked next is about the current device
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = device.type == "cpu" and (_cpu_has("_is_amx_tile_supported") or _cpu_has("_is_avx512_bf16_supported"))
     return torch.bfloat16 if fast else torch.float32

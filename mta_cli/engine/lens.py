@@ -38,7 +38,7 @@ class Lens(Protocol):
     def losses(self, chosen: Sequence[int], factors: Halves) -> tuple[Tensor, Tensor]:
         """Negative log-likelihoods [labelled] of forks `chosen`, and the place in `chosen` that each belongs to.
 
-        `factors` by module path: `A [rows, rank, in]`, scaled `B [rows, out, rank]`; without rows where all share them.
+        `factors` by module path: `A [blocks, rank, in]`, scaled `B [blocks, out, rank]`; see `parts.blocks_of`.
         """
         ...
 
@@ -63,8 +63,7 @@ class PlainLens:
 
     def length(self, row: int) -> int:
         """See `Lens`."""
-        fork = self._passes.forks[row]
-        return fork.length - self._passes.placement.start(len(fork.prompt))
+        return self._passes.length(row)
 
     def losses(self, chosen: Sequence[int], factors: Halves) -> tuple[Tensor, Tensor]:
         """See `Lens`."""

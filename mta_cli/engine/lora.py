@@ -237,7 +237,7 @@ class Folder:
         if weights is not None and weights.placement.late is not None:
             raise UsageFault("late parts cannot be folded into weights: early tokens must not meet them")
         if self.base.plain is not None:
-            self.base.plain.unpack()
+            self.base.plain.changed()
         for path, original in self._original.items():
             if path not in factors:
                 self._weight(path).copy_(original)
@@ -245,10 +245,10 @@ class Folder:
             assert weights is not None
             weight = self._weight(path)
             original = self._original.setdefault(path, weight.clone())
-            delta = weights.delta(path).to(weight.device)
-            if delta.shape != weight.shape:
-                raise IntegrityFault(f"{path}: ΔW {tuple(delta.shape)} does not fit the base's {tuple(weight.shape)}")
-            weight.copy_(original.float() + delta)
+            a, b = (factor.to(weight.device, torch.float32) for factor in factors[path])
+            if (shape := (b.shape[0], a.shape[1])) != weight.shape:
+                raise IntegrityFault(f"{path}: ΔW {shape} does not fit the base's {tuple(weight.shape)}")
+            weight.copy_(torch.addmm(original.float(), b, a, alpha=weights.scale))
 
     def _weight(self, path: str) -> Tensor:
         try:

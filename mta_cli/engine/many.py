@@ -3,7 +3,7 @@
 Knows neither users, the prompts' words nor files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mta_cli.engine.batch import Batch, Row
 from mta_cli.engine.fusion import merge
-from mta_cli.engine.generate import choose, require_numbers, require_room, token_ids
+from mta_cli.engine.generate import choose, require_int8, require_numbers, require_room, token_ids
 from mta_cli.engine.lens import Budget, crowds, require_everywhere
 from mta_cli.engine.lora import folded
-from mta_cli.engine.passes import packed
+from mta_cli.engine.passes import packed, tokens_at_once
 from mta_cli.engine.plain import FEW, Plain
 from mta_cli.engine.score import PARTS
 from mta_cli.engine.slots import Slots
@@ -64,16 +64,49 @@ def answer_many(
     base cannot have late parts.
     """
     choice = Choice(max_tokens, temperature, top_p)
-    requests = [
-        Request(tuple(prompt), owner, min(max_tokens, require_room(base, prompt)), seed)
-        for prompt, owner, seed in zip(prompts, owners, seeds or [0] * len(prompts), strict=True)
-    ]
+    requests = _requests(base, prompts, owners, max_tokens, seeds or [0] * len(prompts))
     waiting = [request for request in requests if request.room > 0]
     if base.plain is None:
-        _one_by_one(base, waiting, people, choice)
+        for _ in _one_by_one(base, waiting, people, choice):
+            pass
     elif waiting:
         _together(base, base.plain, waiting, people, choice)
     return [request.answer for request in requests]
+
+
+def stream_many(
+    base: "LoadedBase",
+    prompts: Sequence[Sequence[int]],
+    people: Sequence[PARTS],
+    owners: Sequence[int],
+    choice: Choice,
+    *,
+    seed: int = 0,
+    int8: bool = False,
+) -> Iterator[tuple[int, int]]:
+    """What `answer_many` gives, as it is made: (place in `prompts`, token). All are in one batch, which must fit.
+
+    `int8`: weights rounded to 8 bits choose all tokens but the first ones. Raises what `answer_many` raises.
+    """
+    if int8:
+        require_int8(base)
+    requests = _requests(base, prompts, owners, choice.max_tokens, [seed] * len(prompts))
+    waiting = [request for request in requests if request.room > 0]
+    if base.plain is None:
+        found = _one_by_one(base, waiting, people, choice)
+    else:
+        found = _streamed(base, base.plain, waiting, people, choice, int8)
+    places = {id(request): place for place, request in enumerate(requests)}
+    yield from ((places[id(request)], token) for request, token in found)
+
+
+def _requests(
+    base: "LoadedBase", prompts: Sequence[Sequence[int]], owners: Sequence[int], most: int, seeds: Sequence[int]
+) -> list[Request]:
+    return [
+        Request(tuple(prompt), owner, min(most, require_room(base, prompt)), seed)
+        for prompt, owner, seed in zip(prompts, owners, seeds, strict=True)
+    ]
 
 
 @torch.inference_mode()
@@ -86,27 +119,47 @@ def _together(
     def work(batch: list[Request]) -> None:
         for request in batch:
             request.answer.clear()  # of a batch that did not fit into memory
-        owners = list(dict.fromkeys(request.owner for request in batch))
-        rows = [Row(request.prompt, owners.index(request.owner)) for request in batch]
-        slots = Slots(plain, len(batch), max(len(r.prompt) for r in batch) + max(r.room for r in batch))
-        if prefix is not None:
-            slots.begin_with(prefix)
-        running = Batch(plain, crowds(plain, [people[owner] for owner in owners]), rows, slots)
-        _answer(running, running.read(budget.tokens), list(batch), choice, base.end_ids)
+        running = _begin(plain, batch, people, prefix)
+        for _ in _answers(running, running.read(budget.tokens), list(batch), choice, base.end_ids):
+            pass
 
     limit = GPU_BYTES if base.device.type == "cuda" else CPU_BYTES
     batches = packed([_bytes(plain, request, people) for request in requests], limit)
     budget.spend([[requests[i] for i in b[n : n + FEW]] for b in batches for n in range(0, len(b), FEW)], work)
 
 
-def _answer(running: Batch, logits: Tensor, requests: list[Request], choice: Choice, end_ids: Sequence[int]) -> None:
-    """Decode until every request has its answer; a row leaves the batch when its own is whole."""
+@torch.inference_mode()
+def _streamed(
+    base: "LoadedBase", plain: Plain, requests: list[Request], people: Sequence[PARTS], choice: Choice, int8: bool
+) -> Iterator[tuple[Request, int]]:
+    if not requests:
+        return
+    running = _begin(plain, requests, people, _shared(plain, requests, people))
+    logits = running.read(tokens_at_once(base.device))
+    plain.pack(int8)
+    yield from _answers(running, logits, requests, choice, base.end_ids)
+
+
+def _begin(plain: Plain, batch: Sequence[Request], people: Sequence[PARTS], prefix: Slots | None) -> Batch:
+    owners = list(dict.fromkeys(request.owner for request in batch))
+    rows = [Row(request.prompt, owners.index(request.owner)) for request in batch]
+    slots = Slots(plain, len(batch), max(len(r.prompt) for r in batch) + max(r.room for r in batch))
+    if prefix is not None:
+        slots.begin_with(prefix)
+    return Batch(plain, crowds(plain, [people[owner] for owner in owners]), rows, slots)
+
+
+def _answers(
+    running: Batch, logits: Tensor, requests: list[Request], choice: Choice, end_ids: Sequence[int]
+) -> Iterator[tuple[Request, int]]:
+    """Decode until every request has its answer, telling each token; a row leaves the batch when its own is whole."""
     randoms = [torch.Generator().manual_seed(request.seed) for request in requests]
     while True:
         tokens = _choose(logits, choice, randoms)
         for request, token in zip(requests, tokens, strict=True):
             if token not in end_ids:
                 request.answer.append(token)
+                yield request, token
         alive = [
             r
             for r, (request, token) in enumerate(zip(requests, tokens, strict=True))
@@ -167,14 +220,19 @@ def _bytes(plain: Plain, request: Request, people: Sequence[PARTS]) -> int:
     return total
 
 
-def _one_by_one(base: "LoadedBase", requests: Sequence[Request], people: Sequence[PARTS], choice: Choice) -> None:
+def _one_by_one(
+    base: "LoadedBase", requests: Sequence[Request], people: Sequence[PARTS], choice: Choice
+) -> Iterator[tuple[Request, int]]:
     """Through the base's own modules: each person folded in turn, one request after another."""
     require_everywhere(base, [part.placement for parts in people for part in parts])
     for person in dict.fromkeys(request.owner for request in requests):
         with folded(base, merge([(part, 1.0) for part in people[person]])):
             for request in requests:
-                if request.owner == person:
-                    request.answer += token_ids(
-                        base, request.prompt, max_tokens=request.room, temperature=choice.temperature,
-                        top_p=choice.top_p, seed=request.seed,
-                    )  # fmt: skip
+                if request.owner != person:
+                    continue
+                for token in token_ids(
+                    base, request.prompt, max_tokens=request.room, temperature=choice.temperature,
+                    top_p=choice.top_p, seed=request.seed,
+                ):  # fmt: skip
+                    request.answer.append(token)
+                    yield request, token

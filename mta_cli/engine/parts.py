@@ -4,9 +4,11 @@ A person is a number here; a row says whose it is. Weights that train are `Group
 Knows neither prompts nor files.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -109,14 +111,21 @@ class Crowd:
         self._pairs = joined(where, cast)
 
     def rows(self, owners: Sequence[int]) -> Pairs:
-        """The pairs for rows that belong to `owners`; one pair for all when they are one person's."""
+        """The pairs for rows that belong to `owners`, one for each of their blocks; see `Parts`."""
         if not self._pairs:
             return {}
-        first = owners[0]
-        if all(owner == first for owner in owners):
-            return {key: (a[first], b[first]) for key, (a, b) in self._pairs.items()}
-        index = torch.tensor(owners, device=next(iter(self._pairs.values()))[0].device)
+        heads, _ = blocks_of(owners)
+        if len(heads) == 1:
+            return {key: (a[heads[0]], b[heads[0]]) for key, (a, b) in self._pairs.items()}
+        index = torch.tensor(heads, device=next(iter(self._pairs.values()))[0].device)
         return {key: (a[index], b[index]) for key, (a, b) in self._pairs.items()}
+
+
+def blocks_of(owners: Sequence[int]) -> tuple[list[int], int]:
+    """Cut rows into blocks of equally many neighbours with one owner: the owner of each block, and its rows."""
+    runs = [len(list(run)) for _, run in groupby(owners)]
+    rows = math.gcd(*runs)
+    return list(owners[::rows]), rows
 
 
 class Group:
@@ -136,7 +145,7 @@ class Group:
         self.grads = [torch.zeros_like(value) for value in self.values]
 
     def leaves(self, owners: Sequence[int], dtype: torch.dtype) -> "Leaves":
-        """Factors for rows of `owners` that gather gradients; one set for all rows when they are one person's."""
+        """Factors for rows of `owners` that gather gradients."""
         return Leaves(self, owners, dtype)
 
     def weights(self, person: int) -> LoraWeights:
@@ -147,15 +156,16 @@ class Group:
 
 
 class Leaves:
-    """Copies of a group's factors for the rows of one pass, in the numbers that it computes in."""
+    """Copies of a group's factors for the rows of one pass, one for each block, in the numbers that it computes in."""
 
     def __init__(self, group: Group, owners: Sequence[int], dtype: torch.dtype) -> None:
-        self._group, self.single = group, all(owner == owners[0] for owner in owners)
-        self._index = torch.tensor(owners[:1] if self.single else owners, device=group.values[0].device)
+        heads, _ = blocks_of(owners)
+        self._group, self.single = group, len(heads) == 1
+        self._index = torch.tensor(heads, device=group.values[0].device)
         self._leaves = [value[self._index].to(dtype).requires_grad_() for value in group.values]
 
     def factors(self) -> Factors:
-        """By path: `A [rows, rank, in]` and scaled `B [rows, out, rank]`, without the first axis for one person."""
+        """By path: `A [blocks, rank, in]` and scaled `B [blocks, out, rank]`; without the first axis for one block."""
         group, leaves = self._group, [leaf[0] if self.single else leaf for leaf in self._leaves]
         return {path: (leaves[2 * i], leaves[2 * i + 1] * group.scale) for i, path in enumerate(group.paths)}
 

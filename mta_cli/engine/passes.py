@@ -5,21 +5,23 @@ everybody; where those parts act on late tokens only, so are all keys and values
 every person, every step and every epoch. Exact: attention is causal, so no early token sees a late one.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from mta_cli.engine.kept import KEEP, Kept, Start
+from mta_cli.engine.likelihood import log_likelihoods
 from mta_cli.engine.lora import Placement
-from mta_cli.engine.parts import Crowd
+from mta_cli.engine.parts import Crowd, blocks_of
 from mta_cli.engine.plain import Pairs, Parts, Plain, causal_mask
 from mta_cli.engine.prompts import Row
 
-KEEP = 2 << 30  # bytes of states kept at most; beyond them all are computed anew each time
 CPU_TOKENS = 1024  # more at once is no faster on a CPU
 GPU_TOKENS = 32_768
+OWN_FACTORS = 0.2  # what a row's own factors add to the cost of its tokens; rows that share them share that
 PROMPT, PADDING = -1, -2
 
 
@@ -75,15 +77,6 @@ class Scores:
     branch: list[int]
 
 
-@dataclass(frozen=True)
-class _Start:
-    """Where a fork's pass begins: states [time, width] from token `at` on, and what stands before them."""
-
-    at: int
-    states: Tensor
-    early: Tensor | None  # keys and values before `at`, [layers, 2, kv heads, at, head width]
-
-
 class _Early:
     """Keys and values before each row's start, padded on the right; a pass adds its own behind them."""
 
@@ -111,7 +104,9 @@ class _Recorder:
 class Passes:
     """Forks ready to run under parts of one `placement`. `under` are frozen parts of each fork's own person, `people`.
 
-    What is kept is right as long as the base's weights stay as they are: make another after folding something else.
+    Where the base alone decides how a fork begins, its states are kept with the base, for whoever asks next; where
+    `under` does, with these passes. More than `keep` bytes are not kept but computed anew each time. All of it is right
+    as long as the base's weights stay as they are: make other passes after folding something else.
     """
 
     def __init__(
@@ -126,9 +121,12 @@ class Passes:
     ) -> None:
         self.plain, self.forks, self.placement = plain, forks, placement
         self._under, self._people = [crowd for crowd in under if crowd.placement is not None], people
-        self._kept: dict[int, _Start] = {}
         nothing = placement.first == 0 and placement.late is None  # only embeddings stand before it
         self._keeps = not nothing and sum(self._bytes(fork) for fork in forks) <= keep
+        self._common = all(_within(crowd.placement, placement) for crowd in self._under)
+        self._kept = plain.kept if self._common else Kept(keep)
+        where = (placement.first, placement.late)
+        self._keys: list[Hashable] = [(fork, where) for fork in forks] if self._common else list(range(len(forks)))
 
     def scores(
         self, chosen: Sequence[int], acting: Pairs, crowds: Sequence[Crowd] = (), people: Sequence[int] = ()
@@ -153,22 +151,24 @@ class Passes:
             for column, token, branch in fork.labels()
         ]
         where = torch.tensor([place[:3] for place in places], device=x.device).T  # [3, labelled]
-        logits = self.plain.logits(states[where[0], where[1]]).float()
-        values = -torch.nn.functional.cross_entropy(logits, where[2], reduction="none")
+        last, head = self.plain.norm(states[where[0], where[1]]), self.plain.head
+        values = log_likelihoods(last, head.weight, head.bias, where[2])
         return Scores(values, where[0], [branch for *_, branch in places])
 
-    def _starts(self, chosen: Sequence[int]) -> list[_Start]:
-        missing = [i for i in dict.fromkeys(chosen) if i not in self._kept]
-        made: dict[int, _Start] = {}
+    def _starts(self, chosen: Sequence[int]) -> list[Start]:
+        found = {i: self._kept.get(self._keys[i]) for i in dict.fromkeys(chosen)}
+        starts = {i: start for i, start in found.items() if start is not None}
+        missing = [i for i in found if i not in starts]
         for piece in packed([self.forks[i].length for i in missing], tokens_at_once(self.plain.device)):
             batch = [missing[n] for n in piece]
-            made |= zip(batch, self._begin(batch), strict=True)
-        if self._keeps:
-            self._kept |= made
-        return [self._kept[i] if i in self._kept else made[i] for i in chosen]
+            starts |= zip(batch, self._begin(batch), strict=True)
+        for i in missing if self._keeps else ():
+            self._kept.put(self._keys[i], starts[i])
+        return [starts[i] for i in chosen]
 
+    @torch.inference_mode(False)  # what is kept may serve training later
     @torch.no_grad()
-    def _begin(self, chosen: Sequence[int]) -> list[_Start]:
+    def _begin(self, chosen: Sequence[int]) -> list[Start]:
         """Starts of forks `chosen`, computed as one batch."""
         forks, first = [self.forks[i] for i in chosen], self.placement.first
         ids = _padded([fork.tokens for fork in forks], self.plain.device)
@@ -176,11 +176,10 @@ class Passes:
         ats = [self._at(fork) for fork in forks]
         if first > 0:
             positions, mask = self._layout(forks, [0] * len(forks), ids.shape[1], None)
-            rope, parts = self.plain.rope(positions), self._own(chosen, positions)
-            x = self.plain.run(x, rope, mask, last=first, parts=parts)
+            x = self.plain.run(x, self.plain.rope(positions), mask, last=first, parts=self._below(chosen, positions))
         early = self._before(x[:, : max(ats)], chosen) if max(ats) > 0 else None
         return [
-            _Start(at, x[r, at : fork.length].clone(), early[:, :, r, :, :at].clone() if early is not None else None)
+            Start(at, x[r, at : fork.length].clone(), early[:, :, r, :, :at].clone() if early is not None else None)
             for r, (fork, at) in enumerate(zip(forks, ats, strict=True))
         ]
 
@@ -189,14 +188,21 @@ class Passes:
         time, recorder = x.shape[1], _Recorder()
         positions = torch.arange(time, device=x.device).expand(len(chosen), -1)
         mask = causal_mask(time, x.dtype, x.device)
-        parts = self._own(chosen, positions)
-        rope, first = self.plain.rope(positions), self.placement.first
-        self.plain.run(x, rope, mask, first=first, parts=parts, past=recorder)
+        rope, parts = self.plain.rope(positions), self._below(chosen, positions)
+        self.plain.run(x, rope, mask, first=self.placement.first, parts=parts, past=recorder)
         return torch.stack(recorder.seen)
+
+    def length(self, fork: int) -> int:
+        """How many tokens of fork number `fork` run in each pass."""
+        return self.forks[fork].length - self._at(self.forks[fork])
 
     def _at(self, fork: Fork) -> int:
         """The first token on which the varying parts act."""
         return self.placement.start(len(fork.prompt))
+
+    def _below(self, chosen: Sequence[int], positions: Tensor) -> list[Parts]:
+        """What acts before or below the placement."""
+        return [] if self._common else self._own(chosen, positions)
 
     def _own(self, chosen: Sequence[int], positions: Tensor) -> list[Parts]:
         if not self._under:
@@ -254,9 +260,44 @@ class Passes:
         return int(plain.dtype.itemsize * (states + 2 * at * above * plain.kv_heads * plain.head_width))
 
 
+def _within(under: Placement | None, placement: Placement) -> bool:
+    """Whether a part acts nowhere but where one of `placement` may: then the base alone decides what comes before."""
+    if under is None:
+        return True
+    late = placement.late is None or (under.late is not None and under.late <= placement.late)
+    return under.first >= placement.first and late
+
+
 def tokens_at_once(device: torch.device) -> int:
     """How many tokens, padding counted, keep a device busy."""
     return GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
+
+
+def by_owner(lengths: Sequence[int], owners: Sequence[int], budget: int) -> list[list[int]]:
+    """As `packed`, or with all rows of an owner together, which then share their factors: whichever is the cheaper."""
+    mixed = packed(lengths, budget)
+    rows: dict[int, list[int]] = {}
+    for i, owner in enumerate(owners):
+        rows.setdefault(owner, []).append(i)
+    blocks = sorted(rows.values(), key=lambda own: (len(own), max(lengths[i] for i in own)))
+    tiles: list[list[int]] = []
+    count = 0
+    for own in blocks:
+        longest = max(lengths[i] for i in own)
+        if tiles and len(own) == count and (len(tiles[-1]) + count) * longest <= budget:
+            tiles[-1] += own
+        elif len(own) * longest <= budget:
+            tiles.append(list(own))
+        else:
+            tiles += [[own[n] for n in piece] for piece in packed([lengths[i] for i in own], budget)]
+        count = len(own) if len(own) * longest <= budget else 0
+    return min((tiles, mixed), key=lambda plan: sum(_cost(batch, lengths, owners) for batch in plan))
+
+
+def _cost(batch: Sequence[int], lengths: Sequence[int], owners: Sequence[int]) -> float:
+    """What a batch costs, in tokens."""
+    _, rows = blocks_of([owners[i] for i in batch])
+    return len(batch) * max(lengths[i] for i in batch) * (1 + OWN_FACTORS / rows)
 
 
 def packed(lengths: Sequence[int], budget: int) -> list[list[int]]:

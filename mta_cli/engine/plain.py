@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mta_cli.engine.kept import Kept
+
 STEADY_ROPES = ("default", "linear", "llama3", "yarn")  # angles that do not depend on how long the text is
 EAGER = 512  # up to so many keys, plain products beat the fused attention kernel on a CPU, most of all backwards
 FEW = 64  # up to so many rows of input, oneDNN reads weights in its own order about 1.5 times faster
@@ -33,14 +35,24 @@ class KeyValues(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """Low-rank parts of the rows at hand: `pairs[layer, joint] = (A [rows?, in, rank], B [rows?, rank, out])`.
+    """Low-rank parts of the rows at hand: `pairs[layer, joint] = (A [blocks?, in, rank], B [blocks?, rank, out])`.
 
-    The scale is inside B. Without the first axis all rows share the part. `where` [rows, time, 1] is 1 at the positions
-    where parts act; None is everywhere.
+    The scale is inside B. Rows stand in blocks of equally many neighbours that share a part; without the first axis all
+    rows do. `where` [rows, time, 1] is 1 at the positions where parts act; None is everywhere.
     """
 
     pairs: Pairs
     where: Tensor | None = None
+
+    def add(self, key: tuple[int, str], x: Tensor, y: Tensor) -> Tensor:
+        """`y` [rows, time, out] and what the part of `key` makes of `x` [rows, time, in]."""
+        if key not in self.pairs:
+            return y
+        a, b = self.pairs[key]
+        inner = x.reshape(len(a) if a.dim() == 3 else 1, -1, x.shape[-1]) @ a  # [blocks, rows · time, rank]
+        if self.where is not None:
+            inner = inner * self.where.view(*inner.shape[:2], 1)
+        return y + (inner @ b).view_as(y)
 
 
 class Joint:
@@ -139,6 +151,7 @@ class Plain:
         first = decoder.layers[0].self_attn
         self.head_width, self.scaling = int(first.head_dim), float(first.scaling)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.kept = Kept()
         self._rotary = decoder.rotary_emb
         self._table: Rope | None = None
 
@@ -178,10 +191,11 @@ class Plain:
         """Whether products with 8-bit weights can be had here, and are faster."""
         return self.device.type == "cpu" and self.dtype == torch.bfloat16
 
-    def unpack(self) -> None:
-        """Drop that copy: the weights have changed, or are about to."""
+    def changed(self) -> None:
+        """Drop all that was made from the weights: they have changed, or are about to."""
         for joint in self.joints():
             joint.unpack()
+        self.kept.clear()
 
     def embed(self, ids: Tensor) -> Tensor:
         """States before layer 0, [rows, time, width], of token `ids` [rows, time]."""
@@ -189,14 +203,14 @@ class Plain:
         return result
 
     def rope(self, positions: Tensor) -> Rope:
-        """Cosines and sines at `positions` [rows, time]: each [rows, time, 1, head width / 2]."""
+        """Cosines and sines at `positions` [rows, time], each [rows, time, 1, head width]; signs are in the sines."""
         length = int(positions.max()) + 1 if positions.numel() else 1
         if self._table is None or len(self._table[0]) < length:
             with torch.inference_mode(False), torch.no_grad():  # training may use the table after decoding made it
                 steps = torch.arange(max(256, 1 << (length - 1).bit_length()), device=positions.device)
                 cos, sin = self._rotary(self.norm.weight, steps[None])
-                half = self.head_width // 2
-                self._table = (cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+                sin[..., : self.head_width // 2].neg_()
+                self._table = (cos[0].contiguous(), sin[0].contiguous())
         cos, sin = self._table
         return cos[positions].unsqueeze(2), sin[positions].unsqueeze(2)
 
@@ -229,10 +243,7 @@ class Plain:
     def _project(self, i: int, name: str, x: Tensor, parts: Sequence[Parts]) -> Tensor:
         y = self.layers[i].joints[name](x)
         for part in parts:
-            pair = part.pairs.get((i, name))
-            if pair is not None:
-                inner = x @ pair[0]  # [rows, time, rank]
-                y = y + (inner if part.where is None else inner * part.where) @ pair[1]
+            y = part.add((i, name), x, y)
         return y
 
     def _attention(
@@ -278,8 +289,7 @@ def _packs_bfloat16() -> bool:
 
 def _rotate(x: Tensor, rope: Rope) -> Tensor:
     cos, sin = rope
-    low, high = x.chunk(2, -1)
-    return torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
+    return torch.addcmul(x * cos, torch.roll(x, x.shape[-1] // 2, -1), sin)
 
 
 def causal_mask(time: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from mta_cli.engine.fusion import merge
 from mta_cli.engine.lens import Budget, crowds, module_losses, require_everywhere
 from mta_cli.engine.lora import LoraWeights, Placement, folded
-from mta_cli.engine.passes import KEEP, Fork, Passes, packed
+from mta_cli.engine.passes import Fork, Passes, by_owner, packed
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
@@ -70,8 +70,7 @@ def spanning(plain: "Plain", people: Sequence[PARTS]) -> Placement:
 def _plainly(
     base: "LoadedBase", plain: "Plain", forks: Sequence[Fork], people: Sequence[PARTS], asked: Sequence[tuple[int, int]]
 ) -> list[list[float]]:
-    once = len({fork for fork, _ in asked}) == len(asked)
-    passes = Passes(plain, forks, spanning(plain, people), keep=0 if once else KEEP)
+    passes = Passes(plain, forks, spanning(plain, people))
     everybody = crowds(plain, people)
     results = [[0.0] * len(forks[fork].branches) for fork, _ in asked]
 
@@ -81,7 +80,8 @@ def _plainly(
             results[batch[row]][branch] += value
 
     budget = Budget(base)
-    budget.spend(packed([forks[fork].length for fork, _ in asked], budget.tokens), run)
+    lengths, owners = [passes.length(fork) for fork, _ in asked], [person for _, person in asked]
+    budget.spend(by_owner(lengths, owners, budget.tokens), run)
     return results
 
 

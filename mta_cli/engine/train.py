@@ -22,7 +22,7 @@ from torch import Tensor
 from mta_cli.engine.lens import Budget, make_lens
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.parts import Group
-from mta_cli.engine.passes import Fork, packed
+from mta_cli.engine.passes import Fork, by_owner, packed
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
@@ -177,7 +177,7 @@ class Trainer:
     def _passes(self, due: Sequence[_Due]) -> list[list[int]]:
         lengths = [self._lens.length(one.row) for one in due]
         if self._lens.mixes:
-            return packed(lengths, self.budget.tokens)
+            return by_owner(lengths, [one.member for one in due], self.budget.tokens)
         own = {i: [n for n, one in enumerate(due) if one.member == i] for i in {one.member for one in due}}
         return [
             [numbers[i] for i in batch]

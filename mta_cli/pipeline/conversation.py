@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, StoreBusy
 from mta_cli.events import Done, Event, Note, Saved
+from mta_cli.pipeline.comparing import compare_with
 from mta_cli.pipeline.converse import (
     FREE,
     Message,
     Spoken,
     Voice,
     as_result,
-    compare_with,
     hints,
     left_out,
     source_line,

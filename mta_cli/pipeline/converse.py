@@ -6,6 +6,7 @@ Knows neither how answers are shown nor what a conversation is (see `conversatio
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,15 +69,12 @@ class Voice:
         name = home_task(reg, user, asking.task, entry.fingerprint)
         _require_mode(reg, user, name, asking.mode, entry.fingerprint)
         _require_labels(reg, asking)
-        from mta_cli.engine.base import load_base
         from mta_cli.engine.generate import require_int8
+        from mta_cli.pipeline.loading import load
         from mta_cli.pipeline.tasks import find_task
 
         find_task(reg, name)
-        machine = asking.machine
-        base = load_base(
-            entry.path, name=entry.name, fingerprint=entry.fingerprint, device=machine.device, dtype=machine.dtype
-        )
+        base = load(entry, asking.machine)
         if asking.answer.int8:
             require_int8(base)
         voice = cls(reg, base, asking)
@@ -104,6 +102,22 @@ class Voice:
             raise
         self.user, self.task, self.source, self._late = user, examples.task, source, late
         self._examples, self.prompter = examples, examples.prompter
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """The base without anybody's weights, for parts that are laid on top; as before on exit."""
+        user, mode = self.user, self.source.mode
+        try:
+            self._memory.clear()
+            self._folder.set(None)
+            yield
+        finally:
+            self.become(user, mode)
+
+    @property
+    def weighs_labels(self) -> bool:
+        """Whether an answer is the likeliest of the task's labels instead of the model's own words."""
+        return bool(self.wraps and self.task.labels and not self.asking.free_decoding)
 
     @property
     def wraps(self) -> bool:
@@ -140,8 +154,7 @@ class Voice:
     def speak(self, ids: list[int], spoken: Spoken, column: str = "") -> Iterator[Event]:
         """Stream the answer to a prompt as `Token`s, while `spoken` fills."""
         started = time.perf_counter()
-        labelled = self.wraps and self.task.labels and not self.asking.free_decoding
-        pieces = self._label(ids, spoken) if labelled else self._words(ids, spoken)
+        pieces = self._label(ids, spoken) if self.weighs_labels else self._words(ids, spoken)
         for piece in pieces:
             spoken.text += piece
             spoken.seconds = time.perf_counter() - started
@@ -196,37 +209,6 @@ def ask(reg: "Registry", entry: "ModelEntry", user_name: str | None, text: str, 
     yield Done(as_result(voice, spoken))
 
 
-def compare(reg: "Registry", entry: "ModelEntry", user_name: str, text: str, asking: Asking) -> Iterator[Event]:
-    """The same question to base, fused and adapted, with the same prompt. Answers that cannot be are None."""
-    check_message(text)
-    voice = Voice.open(reg, entry, reg.users.get(user_name), asking)
-    ids, _, items = voice.fitted([{"role": "user", "content": text}], voice.history(text))
-    yield from left_out(0, items)
-    yield from compare_with(voice, text, ids)
-
-
-def compare_with(voice: Voice, text: str, ids: list[int]) -> Iterator[Event]:
-    """Every mode's answer to one prompt, streamed by column; the voice is as before afterwards."""
-    user, before = voice.user, voice.source.mode
-    best = best_mode(voice.reg, user, voice.task.name, voice.base.fingerprint)
-    answers: dict[str, str | None] = dict.fromkeys(MODES)
-    details: dict[str, Any] = dict.fromkeys(MODES)
-    try:
-        for mode in MODES[: MODES.index(best) + 1]:
-            try:
-                voice.become(user, mode)
-            except NotFound:  # a stack may stand on the task adapter alone, without a recipe
-                continue
-            spoken = Spoken()
-            yield from voice.speak(ids, spoken, column=mode)
-            answers[mode], details[mode] = spoken.text, as_result(voice, spoken)
-    finally:
-        voice.become(user, before)
-    if best != "adapted":
-        yield from hints(voice)
-    yield Done({"user": user.name if user else None, "prompt": text, "answers": answers, "details": details})
-
-
 def home_task(reg: "Registry", user: "User | None", asked: str | None, base_fingerprint: str) -> str:
     """The task whose weights and items speak for a user.
 
@@ -264,15 +246,20 @@ def source_line(source: Source, task: str) -> str:
 
 
 def as_result(voice: Voice, spoken: Spoken) -> dict[str, Any]:
+    """The voice's answer as `--json` shows it."""
+    return answer_json(voice.user, voice.task.name, voice.source, spoken)
+
+
+def answer_json(user: "User | None", task: str, source: Source, spoken: Spoken) -> dict[str, Any]:
     """One answer as `--json` shows it."""
     result = {
-        "user": voice.user.name if voice.user else None,
+        "user": user.name if user else None,
         "text": spoken.text,
         "tokens": spoken.tokens,
         "seconds": round(spoken.seconds, 3),
         "ended": spoken.ended,
-        "task": voice.task.name,
-        "source": voice.source.as_json(),
+        "task": task,
+        "source": source.as_json(),
     }
     return {**result, "labels": spoken.labels} if spoken.labels else result
 

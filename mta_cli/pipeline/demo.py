@@ -196,7 +196,8 @@ def _compare(
     reg: "Registry", course: Course, models: Models, machine: Machine
 ) -> Generator[Event, None, list[dict[str, Any]]]:
     """The same held-out question to three people's models, beside what each of them said."""
-    from mta_cli.pipeline.converse import Asking, Voice, compare_with
+    from mta_cli.pipeline.comparing import compare_with
+    from mta_cli.pipeline.converse import Asking, Voice
 
     yield Note(f"{course.task}, 4 of 4: answers on held-out queries")
     asking = Asking(machine, course.prompt, AnswerOptions(max_tokens=40), task=course.task)

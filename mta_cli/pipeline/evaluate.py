@@ -62,8 +62,8 @@ def evaluate_users(
 
     `Done.result`: {task, users, queries, methods: {mode: {metric: {value, low, high}}}, evaluation}.
     """
-    from mta_cli.engine.base import load_base
     from mta_cli.engine.lora import Folder
+    from mta_cli.pipeline.loading import load
 
     queries = {user.id: reg.items.queries(user.id, task.name) for user in users}
     asked = [user for user in users if queries[user.id]]
@@ -71,13 +71,7 @@ def evaluate_users(
         raise BadInput(
             f"None of these users has held-out queries of task {task.name}.", hint="mta data import users FILE"
         )
-    base = load_base(
-        base_entry.path,
-        name=base_entry.name,
-        fingerprint=base_entry.fingerprint,
-        device=machine.device,
-        dtype=machine.dtype,
-    )
+    base = load(base_entry, machine)
     examples, folder = Examples(reg, base, task, prompt.history_items), Folder(base)
     yield Started("evaluate", total=len(modes) * sum(len(queries[user.id]) for user in asked), unit="answers")
     answers: list[Answer] = []

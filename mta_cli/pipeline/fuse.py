@@ -2,12 +2,14 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageFault
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started, Step
 from mta_cli.options import FuseOptions, Machine, PromptOptions
 from mta_cli.pipeline.examples import Examples
+from mta_cli.pipeline.loading import load
 from mta_cli.pipeline.personal import anchor_label, current_bank, load_weights
 from store.models import Anchor, Bank, Item, Recipe, Share, User
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 NEEDS_BASE = ("evidence", "learned")
+TOGETHER, ANCHORS_TOGETHER = 16, 64  # people and different anchors at most, where evidence is weighed
 
 
 @dataclass(frozen=True)
@@ -89,16 +92,17 @@ def method_for(shots: Sequence[Item], options: FuseOptions) -> str:
 
 def load_with_task_adapter(reg: "Registry", bank: Bank, request: FuseRequest) -> "LoadedBase":
     """The base with the bank's task adapter folded in, for good: for computing fusions and stacks above it."""
-    from mta_cli.engine.base import load_base
+    base = load(request.base, request.machine)
+    fold_task_adapter(reg, bank, base)
+    return base
+
+
+def fold_task_adapter(reg: "Registry", bank: Bank, base: "LoadedBase") -> None:
+    """Fold the bank's task adapter, if it has one, into a base for good."""
     from mta_cli.engine.lora import Folder
 
-    machine, entry = request.machine, request.base
-    base = load_base(
-        entry.path, name=entry.name, fingerprint=entry.fingerprint, device=machine.device, dtype=machine.dtype
-    )
     if bank.task_adapter:
         Folder(base).set(load_weights(reg, bank.task_adapter, bank.base))
-    return base
 
 
 def gather(
@@ -170,18 +174,36 @@ def _evidence(
     found: dict[int, dict[int, float]] = {}
     yield Started("evidence", total=len(asking), unit="users")
     loaded: dict[int, tuple[LoraWeights, ...]] = {0: ()}
-    for done, person in enumerate(asking, start=1):
-        ids = [0, *(anchor.id for anchor, _ in person.anchors[: request.options.candidates])]
-        loaded |= {i: _anchor_part(reg, known[i], bank) for i in ids if i not in loaded}
-        forks = [Fork.of(row) for row in examples.rows(person.shots)]
-        asked = [(fork, place) for place in range(len(ids)) for fork in range(len(forks))]
-        values = likelihoods(base, forks, [loaded[i] for i in ids], asked)
-        totals = dict.fromkeys(ids, 0.0)
-        for (_, place), (value,) in zip(asked, values, strict=True):
-            totals[ids[place]] += value
-        found[person.user.id] = totals
-        yield Step(person.user.name, done)
+    for portion in _portions(asking, request.options.candidates):
+        weighed = [(person, i) for person, ids in portion for i in ids]
+        loaded |= {i: _anchor_part(reg, known[i], bank) for _, i in weighed if i not in loaded}
+        places = {i: place for place, i in enumerate(dict.fromkeys(i for _, i in weighed))}
+        shots = {person.user.id: [Fork.of(row) for row in examples.rows(person.shots)] for person, _ in portion}
+        forks = [fork for own in shots.values() for fork in own]
+        first = dict(zip(shots, accumulate(map(len, shots.values()), initial=0), strict=False))
+        asked = [
+            (first[person.user.id] + n, places[i]) for person, i in weighed for n in range(len(shots[person.user.id]))
+        ]
+        values = iter(likelihoods(base, forks, [loaded[i] for i in places], asked))
+        for person, ids in portion:
+            found[person.user.id] = {i: sum(next(values)[0] for _ in shots[person.user.id]) for i in ids}
+            yield Step(person.user.name, len(found))
     return found
+
+
+def _portions(people: Sequence[Person], candidates: int) -> Iterator[list[tuple[Person, list[int]]]]:
+    """People who are weighed together, each with their candidates' ids (0: no anchor), in their order."""
+    portion: list[tuple[Person, list[int]]] = []
+    different: set[int] = set()
+    for person in people:
+        ids = [0, *(anchor.id for anchor, _ in person.anchors[:candidates])]
+        if portion and (len(portion) == TOGETHER or len(different.union(ids)) > ANCHORS_TOGETHER):
+            yield portion
+            portion, different = [], set()
+        portion.append((person, ids))
+        different.update(ids)
+    if portion:
+        yield portion
 
 
 def _anchor_part(reg: "Registry", digest: str | None, bank: Bank) -> "tuple[LoraWeights, ...]":

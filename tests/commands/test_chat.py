@@ -13,8 +13,8 @@ import pytest
 from mta_cli.app import run as run_mta
 from mta_cli.commands.chat_commands import TABLE, completions, find
 from mta_cli.commands.chat_shell import ChatShell, terminal_reader
+from mta_cli.engine.generate import Decoder
 from mta_cli.errors import UsageFault
-from mta_cli.events import Token
 from mta_cli.output import Output, clean
 from mta_cli.pipeline.conversation import Conversation
 from mta_cli.pipeline.converse import Voice
@@ -103,11 +103,8 @@ def test_a_base_that_is_gone_is_explained(world: World, mta: Mta, tmp_path: Path
 
 
 def test_model_text_cannot_drive_the_terminal(world: World, mta: Mta, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hostile(self: Voice, ids: list[int], spoken: Any, column: str = "") -> Iterator[Token]:
-        spoken.text = "a\x1b]52;c;AAAA\x07\x9b31m\u202eb [red]c[/b]\n"
-        yield Token(spoken.text, column)
-
-    monkeypatch.setattr(Voice, "speak", hostile)
+    hostile = "a\x1b]52;c;AAAA\x07\x9b31m\u202eb [red]c[/b]\n"
+    monkeypatch.setattr(Decoder, "push", lambda self, token: hostile)
     for arguments in (("ask", "hi", "--user", "alice"), ("compare", "--user", "alice", "hi")):
         told = mta(*arguments, *FAST)
         assert told.code == 0 and "[red]c[/b]" in told.out

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mta_cli.engine import base as bases
-from mta_cli.engine.base import LoadedBase, head_logits, load_base, positions, resolve_device, resolve_dtype
+from mta_cli.engine.base import (
+    LoadedBase,
+    head_logits,
+    load_base,
+    positions,
+    resolve_device,
+    resolve_devices,
+    resolve_dtype,
+)
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageFault
 
 CPU = torch.device("cpu")
@@ -128,6 +138,59 @@ def test_an_unknown_architecture_is_explained(copy: Path) -> None:
 def test_devices_that_are_not_there(name: str) -> None:
     with pytest.raises(UsageFault):
         resolve_device(name)
+
+
+@pytest.fixture
+def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two CUDA devices, of which only the first computes in bfloat16."""
+    current = [0]
+
+    @contextmanager
+    def chosen(device: torch.device) -> Iterator[None]:
+        current.append(device.index or 0)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", chosen)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 0)
+
+
+def test_a_list_of_devices(two_cards: None) -> None:
+    both = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    assert resolve_devices("cuda:0,cuda:1", "float32") == both
+    assert resolve_devices(" cuda , cuda:1 ", "bfloat16") == both
+    assert resolve_devices("cuda:1,cuda:0", "float32") == both[::-1]
+    assert resolve_devices("cuda:1") == both[1:] and resolve_devices("cuda") == [torch.device("cuda")]
+    assert resolve_devices("cpu,cpu,cpu") == [CPU] * 3
+
+
+def test_what_uses_one_device_takes_the_first_of_a_list(two_cards: None) -> None:
+    assert resolve_device("cuda:1,cuda:0") == torch.device("cuda", 1)
+    assert resolve_device("cpu,cpu") == CPU
+    assert resolve_device("auto") == resolve_devices("auto")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cuda:0,cuda:0", "cuda:0 stands there twice"), ("cuda,cuda:0", "cuda:0 stands there twice"),
+        ("cpu,cuda:1", "cpu and cuda"), ("auto,cpu", "auto stands alone"), ("cuda:0,cuda:2", "PyTorch sees 2"),
+        ("cuda:0,", "'' is not known"), ("cpu,gpu", "'gpu' is not known"),
+    ],
+)  # fmt: skip
+def test_lists_that_make_no_sense(two_cards: None, name: str, said: str) -> None:
+    for resolve in (resolve_device, resolve_devices):
+        with pytest.raises(UsageFault, match=said) as refused:
+            resolve(name)
+        assert refused.value.hint
+
+
+def test_each_card_is_asked_for_its_own_number_format(two_cards: None) -> None:
+    assert resolve_dtype("auto", torch.device("cuda:0")) == torch.bfloat16
+    assert resolve_dtype("auto", torch.device("cuda:1")) == torch.float32
+    with pytest.raises(UsageFault, match="auto means bfloat16 on some and float32 on others"):
+        resolve_devices("cuda:0,cuda:1")
 
 
 def test_an_unknown_number_format() -> None:

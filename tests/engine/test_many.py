@@ -15,7 +15,7 @@ from mta_cli.engine.fusion import merge
 from mta_cli.engine.generate import token_ids
 from mta_cli.engine.lens import crowds
 from mta_cli.engine.lora import LoraWeights, Placement, folded
-from mta_cli.engine.many import answer_many
+from mta_cli.engine.many import Choice, answer_many, stream_many
 from mta_cli.engine.plain import Plain
 from mta_cli.engine.score import PARTS
 from mta_cli.engine.slots import Slots
@@ -237,3 +237,32 @@ def test_numbers_that_are_not_numbers_are_an_error(base: LoadedBase) -> None:
     plain_of(base).norm.weight.data.fill_(float("nan"))
     with pytest.raises(IntegrityFault, match="NaN"):
         answer_many(base, prompts_of((4, 5)), [()], [0, 0], max_tokens=2)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_stream_gives_the_same_answers_a_token_at_a_time(base: LoadedBase, plain: bool) -> None:
+    spoken = endless(base) if plain else replace(endless(base), plain=None)
+    people, prompts = everywhere(base), prompts_of((9, 9, 9, 9))
+    answers: list[list[int]] = [[] for _ in prompts]
+    places = []
+    for place, token in stream_many(spoken, prompts, people, range(4), Choice(5)):
+        answers[place].append(token)
+        places.append(place)
+    assert answers == answer_many(spoken, prompts, people, range(4), max_tokens=5)
+    assert places == ([0, 1, 2, 3] * 5 if plain else [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5)
+
+
+def test_a_stream_draws_what_each_would_draw_alone(base: LoadedBase) -> None:
+    people, prompt = everywhere(base)[:2], prompts_of((14,))[0]
+    found: list[list[int]] = [[], []]
+    for place, token in stream_many(endless(base), [prompt] * 2, people, [0, 1], Choice(6, 1.0, 0.9), seed=7):
+        found[place].append(token)
+    for parts, answer in zip(people, found, strict=True):
+        with folded(base, merge([(part, 1.0) for part in parts])):
+            alone = token_ids(endless(base), prompt, max_tokens=6, temperature=1.0, top_p=0.9, seed=7)
+            assert list(alone) == answer
+
+
+def test_a_stream_refuses_8_bits_where_there_are_none(base: LoadedBase) -> None:
+    with pytest.raises(UsageFault, match="int8"):
+        list(stream_many(base, prompts_of((9,)), [()], [0], Choice(3), int8=True))

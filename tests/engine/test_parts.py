@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mta_cli.engine.base import LoadedBase
 from mta_cli.engine.lora import LoraWeights, Placement, initial
-from mta_cli.engine.parts import Crowd, Group, joined, places, stacked
-from mta_cli.engine.plain import Pairs, Plain
+from mta_cli.engine.parts import Crowd, Group, blocks_of, joined, places, stacked
+from mta_cli.engine.plain import Pairs, Parts, Plain
 from mta_cli.errors import IntegrityFault
 from tests.engine.lora_cases import random_lora
 
@@ -60,13 +60,19 @@ def explicit(base: LoadedBase, i: int, name: str, x: Tensor, one: LoraWeights | 
 def check(base: LoadedBase, pairs: Pairs, people: Sequence[LoraWeights | None]) -> None:
     """Every joint projection of every row gets exactly what its person's modules add."""
     for (i, name), x in inputs(base, len(people)).items():
-        pair = pairs.get((i, name))
-        found = x @ pair[0] @ pair[1] if pair is not None else torch.zeros(())
         expected = torch.stack([explicit(base, i, name, x[row], one) for row, one in enumerate(people)])
-        assert torch.allclose(found.expand_as(expected), expected, atol=1e-5)
+        found = Parts(pairs).add((i, name), x, torch.zeros_like(expected))
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("owners", [[0, 1, 2], [2, 0, 2, 1, 0], [2, 2], [1, 1], [0]])
+def test_rows_are_cut_into_blocks_of_one_owner() -> None:
+    assert blocks_of([4]) == ([4], 1) and blocks_of([4, 4, 4]) == ([4], 3)
+    assert blocks_of([1, 1, 0, 0, 1, 1]) == ([1, 0, 1], 2)
+    assert blocks_of([3, 3, 3, 3, 5, 5]) == ([3, 3, 5], 2)
+    assert blocks_of([3, 3, 3, 5, 5]) == ([3, 3, 3, 5, 5], 1)
+
+
+@pytest.mark.parametrize("owners", [[0, 1, 2], [2, 0, 2, 1, 0], [2, 2], [1, 1], [0], [0, 0, 2, 2], [1, 1, 1, 1, 2, 2]])
 def test_each_row_gets_its_own_persons_part(base: LoadedBase, owners: list[int]) -> None:
     weights = crowd_of_three(base)
     crowd = Crowd(decoder(base), weights)
@@ -130,7 +136,7 @@ def members(base: LoadedBase) -> list[LoraWeights]:
     return starts
 
 
-@pytest.mark.parametrize("owners", [[0, 1, 2], [2, 0, 2], [1, 1, 1]])
+@pytest.mark.parametrize("owners", [[0, 1, 2], [2, 0, 2], [1, 1, 1], [2, 2, 0, 0]])
 def test_a_groups_factors_are_its_members(base: LoadedBase, owners: list[int]) -> None:
     starts = members(base)
     leaves = Group(starts, CPU).leaves(owners, torch.float32)
@@ -142,7 +148,7 @@ def test_a_groups_factors_are_its_members(base: LoadedBase, owners: list[int]) -
     check(base, pairs, [starts[owner] for owner in owners])
 
 
-@pytest.mark.parametrize("owners", [[0, 1, 2], [2, 0, 2], [1, 1, 1]])
+@pytest.mark.parametrize("owners", [[0, 1, 2], [2, 0, 2], [1, 1, 1], [2, 2, 0, 0]])
 def test_gradients_equal_those_of_a_plain_formulation(base: LoadedBase, owners: list[int]) -> None:
     starts = members(base)
     group = Group(starts, CPU)
@@ -154,7 +160,9 @@ def test_gradients_equal_those_of_a_plain_formulation(base: LoadedBase, owners: 
         leaves = group.leaves(owners, torch.float32)
         pairs = joined(places(decoder(base), paths), leaves.factors())
         whole = inputs(base, len(owners))
-        sum(((whole[key] @ a @ b + repeat).square().sum() for key, (a, b) in pairs.items()), torch.zeros(())).backward()
+        before = {key: torch.full((len(owners), 4, b.shape[-1]), float(repeat)) for key, (_, b) in pairs.items()}
+        added = (Parts(pairs).add(key, whole[key], before[key]) for key in pairs)
+        sum((one.square().sum() for one in added), torch.zeros(())).backward()
         leaves.gather()
         for row, owner in enumerate(owners):
             factors = dict(zip(paths, expected[owner * count : (owner + 1) * count], strict=True))

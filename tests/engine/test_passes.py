@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.kept import KEEP
 from mta_cli.engine.lens import crowds
-from mta_cli.engine.lora import LoraWeights, Placement
+from mta_cli.engine.lora import LoraWeights, Placement, folded
 from mta_cli.engine.parts import Crowd, Group, joined, places
-from mta_cli.engine.passes import KEEP, Fork, Passes, packed
+from mta_cli.engine.passes import Fork, Passes, by_owner, packed
 from mta_cli.engine.plain import Plain
 from mta_cli.engine.prompts import Row
 from tests.engine.lora_cases import random_lora
@@ -68,6 +69,7 @@ def test_forks_score_as_alone_and_whole(base: LoadedBase, placement: str, keep: 
         scores = passes.scores(chosen, {}, [crowd], [0] * len(chosen))
         close(sums(forks, chosen, scores), [expected[i] for i in chosen])
     assert bool(passes._kept) == (keep > 0 and placement != "all")
+    decoder(base).kept.clear()
 
 
 @pytest.mark.parametrize("first", [[4], [1, 4], [0]])
@@ -195,9 +197,10 @@ def test_late_parts_never_change_what_stands_before_them(base: LoadedBase) -> No
     )
     kept = []
     for owner in (0, 1):
+        decoder(base).kept.clear()
         passes = Passes(decoder(base), forks, LATE)
         passes.scores([0, 1], {}, [Crowd(decoder(base), people)], [owner, owner])
-        kept.append(passes._kept)
+        kept.append(passes._starts([0, 1]))
     for i, fork in enumerate(forks):
         early = [one[i].early for one in kept]
         assert early[0] is not None and early[1] is not None and torch.equal(early[0], early[1])
@@ -223,28 +226,56 @@ def test_what_an_early_token_says_does_not_depend_on_late_parts_of_the_whole_tex
 
 def test_kept_states_are_not_computed_again(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     forks, made = random_forks(SHAPES), []
-    passes = Passes(decoder(base), forks, LATE)
-    begin = passes._begin
-    monkeypatch.setattr(passes, "_begin", lambda chosen: made.append(list(chosen)) or begin(chosen))
-    for chosen in ([0, 1, 0], [1, 2], [2, 0]):
-        passes.scores(chosen, {})
-    assert sorted(i for batch in made for i in batch) == [0, 1, 2]
+    begin = Passes._begin
+    monkeypatch.setattr(
+        Passes, "_begin", lambda self, chosen: made.extend(self.forks[i] for i in chosen) or begin(self, chosen)
+    )
+    decoder(base).kept.clear()
+    for _ in range(2):
+        passes = Passes(decoder(base), forks, LATE)
+        for chosen in ([0, 1, 0], [1, 2], [2, 0]):
+            passes.scores(chosen, {})
+    assert sorted(made, key=forks.index) == forks[:3]
 
 
 def test_no_more_is_kept_than_asked(base: LoadedBase) -> None:
-    forks = random_forks(SHAPES)
+    forks, kept = random_forks(SHAPES), decoder(base).kept
+    kept.clear()
     passes = Passes(decoder(base), forks, LATE)
     passes.scores(range(len(forks)), {})
-    held = sum(
-        t.untyped_storage().nbytes()
-        for start in passes._kept.values()
-        for t in (start.states, start.early)
-        if t is not None
-    )
-    assert held == sum(passes._bytes(fork) for fork in forks)
+    starts = passes._starts(range(len(forks)))
+    held = sum(t.untyped_storage().nbytes() for s in starts for t in (s.states, s.early) if t is not None)
+    assert kept.nbytes == held == sum(passes._bytes(fork) for fork in forks)
+    kept.clear()
     tight = Passes(decoder(base), forks, LATE, keep=held - 1)
     tight.scores(range(len(forks)), {})
-    assert tight._kept == {}
+    assert len(kept) == 0
+
+
+def test_nothing_is_kept_of_weights_that_changed(base: LoadedBase) -> None:
+    forks, lora = random_forks(SHAPES), random_lora(base.model, 3)
+    chosen = range(len(forks))
+    found = [sums(forks, chosen, Passes(decoder(base), forks, LATE).scores(chosen, {}))]
+    with folded(base, lora):
+        found.append(sums(forks, chosen, Passes(decoder(base), forks, LATE).scores(chosen, {})))
+    found.append(sums(forks, chosen, Passes(decoder(base), forks, LATE).scores(chosen, {})))
+    close(found[0], [slow_sums(base, fork) for fork in forks])
+    close(found[1], [slow_sums(base, fork, [lora]) for fork in forks])
+    assert found[2] == found[0]
+
+
+def test_what_was_kept_without_gradients_serves_training(base: LoadedBase) -> None:
+    """States kept by a pass in inference mode are ordinary ones."""
+    forks, lora = random_forks(SHAPES), random_lora(base.model, 1, placement="late")
+    decoder(base).kept.clear()
+    with torch.inference_mode():
+        Passes(decoder(base), forks, LATE).scores(range(len(forks)), {}, [Crowd(decoder(base), [lora])], [0] * 7)
+    group = Group([lora], torch.device("cpu"))
+    leaves = group.leaves([0] * len(forks), torch.float32)
+    acting = joined(places(decoder(base), group.paths), leaves.factors())
+    Passes(decoder(base), forks, LATE).scores(range(len(forks)), acting).values.sum().backward()
+    leaves.gather()
+    assert all(bool(grad.any()) for grad in group.grads)
 
 
 @settings(deadline=None)
@@ -257,6 +288,23 @@ def test_packing_covers_everything_once_within_the_budget(lengths: list[int], bu
         assert len(batch) == 1 or len(batch) * longest <= budget
     order = [lengths[i] for batch in batches for i in batch]
     assert order == sorted(order)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 5)), max_size=40), st.integers(1, 200))
+def test_packing_by_owner_covers_everything_once_within_the_budget(rows: list[tuple[int, int]], budget: int) -> None:
+    lengths, owners = [length for length, _ in rows], [owner for _, owner in rows]
+    batches = by_owner(lengths, owners, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
+    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in batches)
+
+
+def test_rows_of_one_owner_stay_together_where_that_is_cheaper() -> None:
+    alike = [20, 21, 20, 21, 20, 21]
+    assert by_owner(alike, [0, 1, 2, 0, 1, 2], 90) == [[0, 3, 1, 4], [2, 5]]
+    assert by_owner(alike, [0] * 6, 42) == [[0, 2], [4, 1], [3, 5]]
+    unlike = [10, 60, 10, 60]
+    assert by_owner(unlike, [0, 0, 1, 1], 120) == packed(unlike, 120) == [[0, 2], [1, 3]]
 
 
 def test_packing_fills_what_it_may() -> None:

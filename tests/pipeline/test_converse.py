@@ -11,7 +11,8 @@ from mta_cli.engine.generate import label_scores
 from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import Done, Event, Note, Token
 from mta_cli.options import AnswerOptions
-from mta_cli.pipeline.converse import MESSAGE_LIMIT, Spoken, Voice, ask, check_message, compare, home_task
+from mta_cli.pipeline.comparing import compare
+from mta_cli.pipeline.converse import MESSAGE_LIMIT, Spoken, Voice, ask, check_message, home_task
 from tests.pipeline.world import World, asking, make_world
 
 

@@ -1,0 +1,50 @@
+"""The log-likelihood of tokens from the decoder's last states, without ever holding all logits.
+
+Logits of a few rows at a time are made, weighed and dropped; where gradients are wanted, those of the states are found
+on the way: a state's gradient is the token's row of the vocabulary matrix less the mean row by softmax, times a factor
+that need not be known yet (as in Liger Kernel's fused cross-entropy, arXiv 2410.10989). Exponentials and sums are in
+float32 whatever the weights are in.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CPU_LOGITS = 1 << 23  # at once: what a processor's cache nearly holds
+GPU_LOGITS = 1 << 27
+
+
+def log_likelihoods(states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor) -> Tensor:
+    """Of `tokens` [n] after normalised `states` [n, width], in nats, float32 [n]; differentiable in the states alone.
+
+    `weight` [vocabulary, width] and `bias` are the head's.
+    """
+    result: Tensor = _Weighed.apply(states, weight, bias, tokens)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Weighed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor) -> Tensor:
+        step = max(16, (GPU_LOGITS if states.is_cuda else CPU_LOGITS) // len(weight))
+        fine = torch.empty(min(step, len(states)), len(weight), device=states.device)
+        values, slopes = [], []
+        for some, right in zip(torch.split(states, step), torch.split(tokens, step), strict=True):
+            logits, wide = F.linear(some, weight, bias), fine[: len(some)]
+            wide.copy_(logits)
+            chosen, top = wide.gather(1, right[:, None]), wide.amax(-1, keepdim=True)
+            total = wide.sub_(top).exp_().sum(-1, keepdim=True)
+            values.append((chosen - top - total.log()).squeeze(1))
+            if ctx.needs_input_grad[0]:
+                mean = (logits.copy_(wide) @ weight).float() / total  # of the vocabulary's rows, by softmax
+                slopes.append((weight[right] - mean).to(weight.dtype))
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(values) if values else states.new_zeros(0, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return (slopes * grads[0].unsqueeze(1)).to(slopes.dtype), None, None, None

@@ -1,0 +1,52 @@
+"""Log-likelihoods without all logits at once: the values and the gradients of the plain way, whatever the pieces."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mta_cli.engine import likelihood
+from mta_cli.engine.likelihood import log_likelihoods
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("at_once", [1, 100 * 16, 1 << 23])
+def test_values_and_gradients_are_those_of_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, biased: bool
+) -> None:
+    monkeypatch.setattr(likelihood, "CPU_LOGITS", at_once)
+    torch.manual_seed(0)
+    weight, states = torch.randn(100, 12), torch.randn(70, 12, requires_grad=True)
+    bias = torch.randn(100) if biased else None
+    tokens, shares = torch.randint(100, (70,)), torch.rand(70)
+    found = log_likelihoods(states, weight, bias, tokens)
+    (found * shares).sum().backward()
+    assert states.grad is not None
+    slopes, states.grad = states.grad, None
+    expected = -F.cross_entropy(F.linear(states, weight, bias), tokens, reduction="none")
+    (expected * shares).sum().backward()
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(slopes, states.grad, atol=1e-5)
+
+
+def test_an_unlikely_token_has_a_number() -> None:
+    """Its share of the softmax is zero in float32; its log-likelihood is not −∞."""
+    weight = torch.tensor([[200.0], [-200.0]])
+    found = log_likelihoods(torch.ones(1, 1), weight, None, torch.tensor([1]))
+    assert found.tolist() == [-400.0]
+
+
+def test_bfloat16_is_weighed_in_float32() -> None:
+    torch.manual_seed(0)
+    weight, states = torch.randn(300, 16).bfloat16(), torch.randn(5, 16).bfloat16().requires_grad_()
+    tokens = torch.arange(5)
+    found = log_likelihoods(states, weight, None, tokens)
+    exact = -F.cross_entropy(F.linear(states, weight).float(), tokens, reduction="none")
+    assert found.dtype == torch.float32 and torch.allclose(found, exact, atol=1e-5)
+    found.sum().backward()
+    (wanted,) = torch.autograd.grad(exact.sum(), states)
+    assert states.grad is not None and states.grad.dtype == torch.bfloat16
+    assert (states.grad.float() - wanted.float()).norm() < 0.02 * wanted.float().norm()
+
+
+def test_nothing_asked() -> None:
+    assert log_likelihoods(torch.zeros(0, 4), torch.ones(9, 4), None, torch.zeros(0, dtype=torch.long)).shape == (0,)
