@@ -2,15 +2,25 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import Done, Event, Failed, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.examples import Examples
-from mta_cli.pipeline.fuse import FuseRequest, check_top_k, gather, load_with_task_adapter, make_recipes
-from mta_cli.pipeline.personal import anchor_parts, current_bank, load_weights, users_task
-from mta_cli.pipeline.training import AdapterJob, Training, group_size, train_adapters
+from mta_cli.pipeline.fuse import (
+    FuseRequest,
+    check_top_k,
+    fold_task_adapter,
+    gather,
+    load_with_task_adapter,
+    make_recipes,
+)
+from mta_cli.pipeline.lesson import Trained
+from mta_cli.pipeline.loading import load_others
+from mta_cli.pipeline.personal import anchor_parts, current_bank, users_task
+from mta_cli.pipeline.training import AdapterJob, Group, Training, group_size, train_groups
 from store.models import Adapter, Bank, Item, Recipe, Run, Stack, User
 from store.personal import pack_shares
 
@@ -59,15 +69,23 @@ class Workshop:
         merged = merge(anchor_parts(self.reg, self.bank, recipe.shares)[0])
         return () if merged is None else (merged,)
 
-    def measure(self, pupils: Sequence[Pupil], stacks: "Sequence[tuple[LoraWeights, ...]]") -> list[Measured]:
-        """Everybody's losses under their fusion and `stacks`, in common passes."""
-        from mta_cli.engine.score import mean_losses
+    def bases(self, groups: int) -> "list[LoadedBase]":
+        """The base, and the same on further devices where they have one of `groups` groups to train."""
+        others = load_others(self.request.base, self.request.machine, groups)
+        for other in others:
+            fold_task_adapter(self.reg, self.bank, other)
+        return [self.base, *others]
 
-        parts = [(*pupil.fusion, *stack) for pupil, stack in zip(pupils, stacks, strict=True)]
-        cases = [(p.rows, part) for p, part in zip(pupils, parts, strict=True)]
-        cases += [(p.heldout, part) for p, part in zip(pupils, parts, strict=True)]
-        losses = mean_losses(self.base, cases)
-        return [Measured(a, b) for a, b in zip(losses[: len(pupils)], losses[len(pupils) :], strict=True)]
+
+def measure(pupils: Sequence[Pupil], base: "LoadedBase", stacks: "Sequence[tuple[LoraWeights, ...]]") -> list[Measured]:
+    """Everybody's losses under their fusion and `stacks`, in common passes. `base` holds the task adapter."""
+    from mta_cli.engine.score import mean_losses
+
+    parts = [(*pupil.fusion, *stack) for pupil, stack in zip(pupils, stacks, strict=True)]
+    cases = [(p.rows, part) for p, part in zip(pupils, parts, strict=True)]
+    cases += [(p.heldout, part) for p, part in zip(pupils, parts, strict=True)]
+    losses = mean_losses(base, cases)
+    return [Measured(a, b) for a, b in zip(losses[: len(pupils)], losses[len(pupils) :], strict=True)]
 
 
 def adapt_users(
@@ -100,7 +118,7 @@ def adapt_users(
                 pupils.append(ready)
             else:
                 results[user.id] = ready
-        yield from _train(workshop, pupils, results)
+        yield from _train(workshop, pupils, results, sum(bool(own) for own in shots.values()))
     if chosen and not results:
         raise BadInput("No user could be adapted.", hint="lower --learning-rate")
     yield Done([results[user.id] for user in chosen if user.id in results])
@@ -189,22 +207,41 @@ def _ready(
     return Pupil(user, shots, recipe, job, workshop.fusion(recipe), workshop.examples.rows(shots), heldout)
 
 
-def _train(workshop: Workshop, pupils: Sequence[Pupil], results: dict[int, dict[str, Any]]) -> Iterator[Event]:
-    """Train everybody's stack, a group at a time; what came of it stands in `results` by user id."""
-    size = group_size(workshop.base, pupils[0].job) if pupils else 1
-    done = 0
-    for start in range(0, len(pupils), size):
-        group = pupils[start : start + size]
-        runs = [workshop.reg.runs.start("user adapt", pupil.user.name, dict(pupil.job.config)) for pupil in group]
-        try:
-            yield from _train_group(workshop, group, runs, results, done)
-        except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | GeneratorExit)
-            for pupil, run in zip(group, runs, strict=True):
-                if pupil.user.id not in results:
-                    workshop.reg.runs.fail(run.id, "stopped" if stopped else str(error), interrupted=stopped)
-            raise
-        done += sum(pupil.job.schedule.steps for pupil in group)
+def _train(
+    workshop: Workshop, pupils: Sequence[Pupil], results: dict[int, dict[str, Any]], asked: int
+) -> Iterator[Event]:
+    """Train everybody's stack, a group at a time on each device; what came of it stands in `results` by user id.
+
+    `asked` people have shots. Their number, not that of the pupils who are left of them, is what is shared among the
+    devices, so that a stopped run finds its groups again.
+    """
+    from mta_cli.engine.base import resolve_devices
+
+    if not pupils:
+        return
+    machine = workshop.request.machine
+    devices = len(resolve_devices(machine.device, machine.dtype))
+    size = group_size(workshop.base, pupils[0].job, asked, devices)
+    groups = [pupils[start : start + size] for start in range(0, len(pupils), size)]
+    runs: dict[int, Run] = {}
+    try:
+        ready = (_group(workshop, group, runs, results) for group in groups)
+        yield from train_groups(workshop.reg, workshop.bases(len(groups)), ready)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | GeneratorExit)
+        for run in runs.values():
+            workshop.reg.runs.fail(run.id, "stopped" if stopped else str(error), interrupted=stopped)
+        raise
+
+
+def _group(
+    workshop: Workshop, pupils: Sequence[Pupil], runs: dict[int, Run], results: dict[int, dict[str, Any]]
+) -> Group:
+    """Begin the pupils' runs, which stand in `runs` by user id while they last."""
+    for pupil in pupils:
+        runs[pupil.user.id] = workshop.reg.runs.start("user adapt", pupil.user.name, dict(pupil.job.config))
+    trainings = [Training(pupil.job, pupil.rows, pupil.fusion, runs[pupil.user.id]) for pupil in pupils]
+    return Group(trainings, partial(_settle, workshop, pupils, runs, results), partial(measure, pupils))
 
 
 def _job(
@@ -231,32 +268,29 @@ def _job(
     return replace(job, config={**config, "identity": identity})
 
 
-def _train_group(
-    workshop: Workshop, group: Sequence[Pupil], runs: Sequence[Run], results: dict[int, dict[str, Any]], done: int
-) -> Iterator[Event]:
-    reg, bank = workshop.reg, workshop.bank
-    before = workshop.measure(group, [()] * len(group))
-    trainings = [Training(p.job, p.rows, p.fusion, run) for p, run in zip(group, runs, strict=True)]
-    adapters = yield from train_adapters(reg, workshop.base, trainings, done)
-    stacks = [(load_weights(reg, a.digest, bank.base),) if isinstance(a, Adapter) else () for a in adapters]
-    after = workshop.measure(group, stacks)
-    made: list[Stack | None] = []
-    for i, (pupil, run, adapter) in enumerate(zip(group, runs, adapters, strict=True)):
+def _settle(
+    workshop: Workshop, pupils: Sequence[Pupil], runs: dict[int, Run], results: dict[int, dict[str, Any]],
+    adapters: Sequence[Adapter | str], trained: Trained,
+) -> Iterator[Event]:  # fmt: skip
+    """End the runs of a group and store its stacks; then tell of everybody."""
+    reg, made = workshop.reg, list[Stack | None]()
+    for pupil, adapter, before, after in zip(pupils, adapters, trained.before, trained.after, strict=True):
+        run = runs.pop(pupil.user.id)
         if isinstance(adapter, str):
             reg.runs.fail(run.id, adapter)
             made.append(None)
             continue
-        stack = _stack(pupil, bank, adapter, before[i], after[i])
+        stack = _stack(pupil, workshop.bank, adapter, before, after)
         reg.stacks.put(stack)
         made.append(stack)
-        losses, queries = (before[i], after[i]), len(pupil.heldout)
+        losses, queries = (before, after), len(pupil.heldout)
         results[pupil.user.id] = _entry(pupil.user, pupil.recipe, stack, *losses, queries, adapter.seconds)
         reg.runs.finish(run.id, results[pupil.user.id])
-    for i, (pupil, kept) in enumerate(zip(group, made, strict=True)):
+    for i, (pupil, kept) in enumerate(zip(pupils, made, strict=True)):
         if kept is None:
             yield Failed(pupil.user.name, str(adapters[i]))
             continue
-        yield from _warn(pupil.user, pupil.job, before[i], after[i], *(part.norm() for part in stacks[i]))
+        yield from _warn(pupil.user, pupil.job, trained.before[i], trained.after[i], trained.weights[i].norm())
         arrow = f"loss {kept.loss_before:.3f} → {kept.loss_after:.3f}"
         yield Saved("stack", pupil.user.name, f"{arrow}, {kept.bytes:,} bytes")
 

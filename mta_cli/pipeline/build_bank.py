@@ -6,14 +6,18 @@ Every finished part is a row in the store, so the same command run again goes on
 import hashlib
 import json
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import BankOptions, Machine, PromptOptions
 from mta_cli.pipeline.examples import Examples, history_mix
-from mta_cli.pipeline.training import AdapterJob, Training, group_key, group_size, train_adapters
+from mta_cli.pipeline.lesson import Trained
+from mta_cli.pipeline.loading import load, load_others
+from mta_cli.pipeline.training import AdapterJob, Group, Training, group_key, group_size, train_groups
 from store.models import Adapter, Anchor, Bank, Item, Run, User
 
 if TYPE_CHECKING:
@@ -97,9 +101,10 @@ def plan_lines(reg: "Registry", request: BankRequest, chosen: Sequence[Candidate
     pooled = sum(len(c.items) for c in chosen) * options.task_epochs if options.task_adapter else 0
     longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors]
     tokens = row * (pooled + sum(longest) * options.epochs)
+    step = row * options.batch_size
     return (
         PlanLine("candidates", f"{len(chosen)} users, {sum(len(c.items) for c in chosen)} items"),
-        *cost_lines(reg, request.base, request.machine, tokens, row * options.batch_size),
+        *cost_lines(reg, request.base, request.machine, tokens, step, alone=row * pooled),
     )
 
 
@@ -165,19 +170,11 @@ def _plan_anchors(
 def _train(
     reg: "Registry", request: BankRequest, bank: Bank, anchors: Sequence[Anchor], chosen: Sequence[Candidate], run: Run
 ) -> Iterator[Event]:
-    from mta_cli.engine.base import load_base
     from mta_cli.engine.lens import require_everywhere
     from mta_cli.engine.lora import find_targets, folded
     from mta_cli.pipeline.personal import load_weights
 
-    machine, options = request.machine, request.options
-    base = load_base(
-        request.base.path,
-        name=request.base.name,
-        fingerprint=request.base.fingerprint,
-        device=machine.device,
-        dtype=machine.dtype,
-    )
+    options, base = request.options, load(request.base, request.machine)
     require_everywhere(base, [find_targets(base.model, options.targets, options.placement)[1]])
     examples = Examples(reg, base, request.task, request.prompt.history_items)
     items = {candidate.user.id: candidate.items for candidate in chosen}
@@ -187,39 +184,66 @@ def _train(
         for i, anchor in enumerate(anchors, start=1)
     }
     parts = {anchor_id: _on(part, bank.task_adapter) for anchor_id, part in parts.items()}
-    groups = _groups(reg, base, anchors, parts)
+    groups = _groups(reg, request, base, anchors, parts)
     trainings = [*([pooled] if pooled else []), *(parts[anchor.id] for group in groups for anchor in group)]
     yield Started("bank build", total=sum(t.job.schedule.steps for t in trainings))
-    done, task_adapter = 0, bank.task_adapter
+    done = 0
     if pooled is not None:
-        (adapter,) = _made([pooled], (yield from train_adapters(reg, base, [pooled])))
-        done, task_adapter = pooled.job.schedule.steps, adapter.digest
-        reg.banks.set_task_adapter(bank.id, adapter.digest)
-        yield Saved("task adapter", request.task.name, f"loss {_arrow(adapter)}, {adapter.bytes:,} bytes")
+        yield from train_groups(reg, [base], [Group([pooled], partial(_settle_task, reg, bank, pooled))])
+        done = pooled.job.schedule.steps
+    task_adapter = reg.banks.by_id(bank.id).task_adapter
     below = load_weights(reg, task_adapter, base.fingerprint) if task_adapter else None
-    with folded(base, below):
-        for group in groups:
-            own = [_on(parts[anchor.id], task_adapter) for anchor in group]
-            made = _made(own, (yield from train_adapters(reg, base, own, done)))
-            for anchor, adapter in zip(group, made, strict=True):
-                reg.banks.finish_anchor(anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
-            for anchor, adapter in zip(group, made, strict=True):
-                yield Saved("anchor", str(anchor.user), f"loss {_arrow(adapter)}, {adapter.bytes:,} bytes")
-            done += sum(t.job.schedule.steps for t in own)
+    with ExitStack() as stack:
+        bases = [base, *load_others(request.base, request.machine, len(groups))]
+        for each in bases:
+            stack.enter_context(folded(each, below))
+        ready = [
+            Group(
+                [_on(parts[anchor.id], task_adapter) for anchor in group],
+                partial(_settle_anchors, reg, group, [parts[anchor.id] for anchor in group]),
+            )
+            for group in groups
+        ]
+        yield from train_groups(reg, bases, ready, done)
     adapters = _adapters(reg, bank, task_adapter)
     reg.banks.finish(bank.id, sum(a.tokens for a in adapters), sum(a.seconds for a in adapters))
 
 
+def _settle_task(
+    reg: "Registry", bank: Bank, pooled: Training, results: Sequence[Adapter | str], trained: Trained
+) -> Iterator[Event]:
+    (adapter,) = _made([pooled], results)
+    reg.banks.set_task_adapter(bank.id, adapter.digest)
+    yield Saved("task adapter", bank.task, f"loss {_arrow(adapter)}, {adapter.bytes:,} bytes")
+
+
+def _settle_anchors(
+    reg: "Registry",
+    anchors: Sequence[Anchor],
+    parts: Sequence[Training],
+    results: Sequence[Adapter | str],
+    trained: Trained,
+) -> Iterator[Event]:
+    made = _made(parts, results)
+    for anchor, adapter in zip(anchors, made, strict=True):
+        reg.banks.finish_anchor(anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
+    for anchor, adapter in zip(anchors, made, strict=True):
+        yield Saved("anchor", str(anchor.user), f"loss {_arrow(adapter)}, {adapter.bytes:,} bytes")
+
+
 def _groups(
-    reg: "Registry", base: "LoadedBase", anchors: Sequence[Anchor], parts: dict[int, Training]
+    reg: "Registry", request: BankRequest, base: "LoadedBase", anchors: Sequence[Anchor], parts: dict[int, Training]
 ) -> list[list[Anchor]]:
     """Anchors that train together: those that have no meta-LoRA yet, and all of a group that was stopped half-way.
 
     The same company gives the same bytes, so a stopped group goes on as it was.
     """
+    from mta_cli.engine.base import resolve_devices
+
     if not anchors:
         return []
-    size = group_size(base, parts[anchors[0].id].job)
+    devices = resolve_devices(request.machine.device, request.machine.dtype)
+    size = group_size(base, parts[anchors[0].id].job, len(anchors), len(devices))
     groups = []
     for start in range(0, len(anchors), size):
         whole = list(anchors[start : start + size])

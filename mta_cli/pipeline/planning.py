@@ -31,20 +31,21 @@ class Cost:
 
 
 def cost_lines(
-    reg: "Registry", base: "ModelEntry", machine: Machine, tokens: int, tokens_per_step: int
+    reg: "Registry", base: "ModelEntry", machine: Machine, tokens: int, tokens_per_step: int, alone: int = 0
 ) -> tuple[PlanLine, ...]:
-    """Tokens, memory and time of a plan, with where the speed is known from."""
-    from mta_cli.engine.base import resolve_device, resolve_dtype
+    """Tokens, memory and time of a plan, with where the speed is known from; `alone` of the tokens use one device."""
+    from mta_cli.engine.base import resolve_devices, resolve_dtype
 
-    dtype = str(resolve_dtype(machine.dtype, resolve_device(machine.device))).removeprefix("torch.")
+    devices = resolve_devices(machine.device, machine.dtype)
+    dtype = str(resolve_dtype(machine.dtype, devices[0])).removeprefix("torch.")
     parameters, rate = base.detail.get("parameters", 0), known_rate(reg, base.fingerprint, dtype)
     origin = "earlier trainings" if rate else "a matrix product"
     rate = rate or SHARE.get(dtype, HALF_SHARE) * matrix_rate(machine.device, dtype) / (4.0 * max(parameters, 1))
-    cost = estimate(parameters, tokens, tokens_per_step, rate, dtype)
+    cost = estimate(parameters, alone + (tokens - alone) // len(devices), tokens_per_step, rate, dtype)
     shown = f"{cost.seconds:.0f} s" if cost.seconds < 120 else f"{cost.seconds / 60:.0f} min"
     return (
         PlanLine("tokens", f"at most {tokens:,}"),
-        PlanLine("memory", f"about {cost.gigabytes:.1f} GB"),
+        PlanLine("memory", f"about {cost.gigabytes:.1f} GB{' on each device' if len(devices) > 1 else ''}"),
         PlanLine("time", f"about {shown}", origin),
     )
 

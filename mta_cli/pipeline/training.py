@@ -1,28 +1,29 @@
 """Training adapters of the store, many at once: checkpoints, resumption, files and rows. For banks and adaptation.
 
-Knows neither how anchors are chosen nor what a recipe is.
+All that is written is written here; what computes is a `Lesson`. Knows neither how anchors are chosen nor what a recipe
+is.
 """
 
 import hashlib
-import time
-from collections.abc import Generator, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Event, Note, Step
+from mta_cli.pipeline.lesson import Begun, Lesson, Report, Stepped, Trained
+from mta_cli.pipeline.side_by_side import Crew
 from store.models import Adapter
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
     from mta_cli.engine.lora import LoraWeights
     from mta_cli.engine.prompts import Row
-    from mta_cli.engine.train import Schedule, Trainer, TrainStep
+    from mta_cli.engine.train import Schedule, TrainStep
     from store.models import Run
     from store.registry import Registry
 
-CHECKPOINT_SECONDS = 15.0
-CHECKPOINT_SHARE = 10  # a checkpoint comes no sooner than so many times the time that the last one took
-PROBE = 64  # about as many rows, evenly taken, on which the loss is measured before and after
 TOGETHER = 64  # people in a group at most
 GROUP_BYTES = 1 << 30  # for factors, gradients and moments of a group
 
@@ -66,6 +67,33 @@ class Training:
     run: "Run | None" = None
 
 
+Settle = Callable[[list[Adapter | str], Trained], Iterator[Event]]
+Measure = Callable[["LoadedBase", "Sequence[tuple[LoraWeights, ...]]"], list[Any]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trainings that run together: all have the same modules, rank, alpha and placement.
+
+    `settle` is given their rows, or why one failed, once these are stored: it writes what rests on them, and tells.
+    `measure` is given a base and each member's new parts, none before the training, and returns a finding for each.
+    """
+
+    trainings: Sequence[Training]
+    settle: Settle
+    measure: Measure | None = None
+
+    @property
+    def jobs(self) -> list[AdapterJob]:
+        """Every member's job."""
+        return [training.job for training in self.trainings]
+
+    @property
+    def steps(self) -> int:
+        """The steps of all members together."""
+        return sum(job.schedule.steps for job in self.jobs)
+
+
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide what a training gives."""
     from importlib.metadata import version
@@ -73,14 +101,14 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "safetensors")}
 
 
-def group_size(base: "LoadedBase", job: AdapterJob) -> int:
-    """How many adapters like this one train together within `GROUP_BYTES`."""
+def group_size(base: "LoadedBase", job: AdapterJob, many: int, devices: int = 1) -> int:
+    """How many of `many` adapters like this one train together: within `GROUP_BYTES`, and no device's share more."""
     from mta_cli.engine.lora import find_targets
 
     paths, _ = find_targets(base.model, job.targets, job.placement)
     shapes = [base.model.get_submodule(path).weight.shape for path in paths]
     bytes_each: int = 4 * 4 * job.rank * sum(out + inputs for out, inputs in shapes)  # value, gradient and two moments
-    return max(1, min(TOGETHER, GROUP_BYTES // bytes_each))
+    return max(1, min(TOGETHER, GROUP_BYTES // bytes_each, math.ceil(many / devices)))
 
 
 def group_key(base: "LoadedBase", jobs: Sequence[AdapterJob]) -> str:
@@ -89,49 +117,127 @@ def group_key(base: "LoadedBase", jobs: Sequence[AdapterJob]) -> str:
     return jobs[0].checkpoint_key(base.fingerprint) if len(jobs) == 1 else hashlib.sha256(keys.encode()).hexdigest()
 
 
-def train_adapters(
-    reg: "Registry", base: "LoadedBase", trainings: Sequence[Training], done: int = 0
-) -> Generator[Event, None, list[Adapter | str]]:
-    """Train and store one group of adapters; `return`s their rows, or why one failed. Progress counts on from `done`.
+def train_groups(
+    reg: "Registry", bases: "Sequence[LoadedBase]", groups: Iterable[Group], done: int = 0
+) -> Iterator[Event]:
+    """Train, store and settle groups, one at a time on each of `bases`, which are the same base on several devices.
 
-    All have the same modules, rank, alpha and placement. A checkpoint of the group is kept while it runs, also when the
-    generator is closed, and is gone when all are stored.
+    Progress counts on from `done`. A checkpoint of each group is kept while it runs, also when the generator is closed,
+    and is gone when its adapters are stored. With several bases each group runs in a thread; when one raises, so does
+    this, after the others have finished their step and their checkpoints are written.
     """
-    from mta_cli.engine.lora import initial
-    from mta_cli.engine.score import mean_losses
-    from mta_cli.engine.train import Member, Trainer
+    if len(bases) > 1:
+        yield from _on_many(reg, bases, iter(groups), done)
+        return
+    for group in groups:
+        yield from _on_one(_Course(reg, bases[0], group), done)
+        done += group.steps
 
-    jobs = [training.job for training in trainings]
-    key = group_key(base, jobs)
-    members = [
-        Member(
-            initial(base.model, j.targets, j.placement, j.rank, j.alpha, j.seed), t.rows, j.schedule, j.seed, t.under
-        )
-        for j, t in zip(jobs, trainings, strict=True)
-    ]
-    probes = [t.rows[:: max(1, len(t.rows) // PROBE)] for t in trainings]
-    first = mean_losses(base, [(probe, t.under) for probe, t in zip(probes, trainings, strict=True)])
-    trainer = Trainer(base, members)
-    yield from _resume(reg, trainer, key, jobs)
-    yield from _run_steps(reg, trainer, key, trainings, done)
-    stored = {i: trainer.weights(i).stored() for i in range(len(jobs)) if i not in trainer.failed}
-    last = mean_losses(base, [(probes[i], (*trainings[i].under, weights)) for i, weights in stored.items()])
-    results: list[Adapter | str] = [trainer.failed.get(i, "") for i in range(len(jobs))]
-    for (i, weights), loss in zip(stored.items(), last, strict=True):
-        results[i] = _store(reg, base, jobs[i], weights, trainer.taken[i], first[i], loss)
-    reg.files.drop_partial(key)
-    return results
+
+def _on_one(course: "_Course", done: int) -> Iterator[Event]:
+    try:
+        for report in course.lesson.reports():
+            yield from course.tell(report, done)
+    except GeneratorExit:  # stopped between two steps: nothing of this training is lost
+        course.keep()
+        raise
+
+
+def _on_many(reg: "Registry", bases: "Sequence[LoadedBase]", groups: Iterator[Group], done: int) -> Iterator[Event]:
+    crew: Crew[Report] = Crew(len(bases))
+    courses: dict[int, _Course] = {}
+    numbers = count()
+
+    def begin(base: "LoadedBase") -> None:
+        if (group := next(groups, None)) is not None:
+            number = next(numbers)
+            courses[number] = _Course(reg, base, group)
+            crew.start(number, courses[number].lesson.reports())
+
+    try:
+        for base in bases:
+            begin(base)
+        for number, report in crew.reports():
+            course = courses[number]
+            yield from course.tell(report, done + sum(c.taken for c in courses.values() if c is not course))
+            if isinstance(report, Trained):
+                done += course.taken
+                del courses[number]
+                begin(course.base)
+    except BaseException:
+        for number, report in crew.stop():
+            courses[number].write(report)
+        for number, course in courses.items():
+            if number not in crew.failed:
+                course.keep()
+        raise
+
+
+class _Course:
+    """A group under way, and all that is written of it. `taken`: how many of its steps are done with."""
+
+    def __init__(self, reg: "Registry", base: "LoadedBase", group: Group) -> None:
+        self.base, self.taken = base, 0
+        self._reg, self._group, self._key = reg, group, group_key(base, group.jobs)
+        self._settled = False
+        self.lesson = Lesson(base, group, reg.files.read_partial(self._key))
+
+    def tell(self, report: Report, others: int) -> Iterator[Event]:
+        """Store what a report brings, and say so; `others`: how many steps other groups are done with."""
+        self.write(report)
+        if isinstance(report, Trained):
+            yield from self._settle(report)
+        elif isinstance(report, Stepped) and report.steps:
+            yield self._step(report.steps, others + self.taken)
+        elif isinstance(report, Begun) and report.taken:
+            title = _title(self._group.jobs[0], len(self._group.jobs))
+            yield Note(f"{title}: goes on from step {report.taken} of {self._group.steps}.")
+
+    def write(self, report: Report) -> None:
+        """Store what a report from the middle of the training brings."""
+        if isinstance(report, Begun):
+            self.taken = report.taken
+            if not report.fits:
+                self._reg.files.drop_partial(self._key)
+        elif isinstance(report, Stepped):
+            self.taken += len(report.steps)
+            with self._reg.transaction():
+                for i, step in report.steps.items():
+                    one = self._group.trainings[i]
+                    if one.run is not None:
+                        self._reg.runs.step(one.run.id, one.job.label, step.step, step.loss, step.tokens, step.seconds)
+            if report.state is not None:
+                self._reg.files.write_partial(self._key, report.state)
+
+    def keep(self) -> None:
+        """Store a checkpoint of a training that has begun and is not settled."""
+        if not self._settled and (state := self.lesson.state()) is not None:
+            self._reg.files.write_partial(self._key, state)
+
+    def _settle(self, trained: Trained) -> Iterator[Event]:
+        """Store the adapters, and do what the group wants done with them."""
+        self.taken, self._settled = self._group.steps, True
+        results: list[Adapter | str] = [trained.failed.get(i, "") for i in range(len(self._group.jobs))]
+        for i, weights in trained.weights.items():
+            results[i] = _store(self._reg, self.base, self._group.jobs[i], weights, trained, i)
+        self._reg.files.drop_partial(self._key)
+        yield from self._group.settle(results, trained)
+
+    def _step(self, steps: "dict[int, TrainStep]", done: int) -> Step:
+        """The progress of a group's step: the mean loss of those who took one."""
+        loss = sum(step.loss for step in steps.values()) / len(steps)
+        tokens, seconds = sum(s.tokens for s in steps.values()), sum(s.seconds for s in steps.values())
+        return Step(_title(self._group.jobs[next(iter(steps))], len(steps)), done, loss, tokens, seconds)
+
+
+def _title(job: AdapterJob, people: int) -> str:
+    return job.title if people == 1 else f"{job.title} and {people - 1} more"
 
 
 def _store(
-    reg: "Registry",
-    base: "LoadedBase",
-    job: AdapterJob,
-    weights: "LoraWeights",
-    taken: "Sequence[TrainStep]",
-    first: float | None,
-    last: float | None,
+    reg: "Registry", base: "LoadedBase", job: AdapterJob, weights: "LoraWeights", trained: Trained, member: int
 ) -> Adapter:
+    taken = trained.taken[member]
     header = {"kind": job.kind, "base": base.fingerprint, "task_adapter": job.task_adapter, "rank": job.rank,
               "alpha": job.alpha, "seed": job.seed, "data_hash": job.data_hash}  # fmt: skip
     digest, size = reg.files.write(weights.to_bytes(header))
@@ -143,55 +249,7 @@ def _store(
         data_hash=job.data_hash, bytes=size,
         config={**job.config, **schedule, "compute": str(base.dtype).removeprefix("torch.")},
         versions=library_versions(), tokens=sum(s.tokens for s in taken), seconds=sum(s.seconds for s in taken),
-        loss_first=first, loss_last=last,
+        loss_first=trained.first[member], loss_last=trained.last[member],
     )  # fmt: skip
     reg.adapters.add(adapter)
     return adapter
-
-
-def _run_steps(
-    reg: "Registry", trainer: "Trainer", key: str, trainings: Sequence[Training], done: int
-) -> Iterator[Event]:
-    saved, pause = time.monotonic(), CHECKPOINT_SECONDS
-    done += sum(len(taken) for taken in trainer.taken)
-    try:
-        for steps in trainer.steps():
-            done += len(steps)
-            with reg.transaction():
-                for i, step in steps.items():
-                    if (run := trainings[i].run) is not None:
-                        reg.runs.step(run.id, trainings[i].job.label, step.step, step.loss, step.tokens, step.seconds)
-            if (now := time.monotonic()) - saved > pause:
-                reg.files.write_partial(key, trainer.state())
-                saved = time.monotonic()
-                pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (saved - now))
-            if steps:
-                yield _step(trainings, steps, done)
-    except GeneratorExit:  # stopped between two steps: nothing of this training is lost
-        reg.files.write_partial(key, trainer.state())
-        raise
-
-
-def _step(trainings: Sequence[Training], steps: "dict[int, TrainStep]", done: int) -> Step:
-    """The progress of a group's step: the mean loss of those who took one."""
-    title = trainings[next(iter(steps))].job.title
-    if len(steps) > 1:
-        title = f"{title} and {len(steps) - 1} more"
-    loss = sum(step.loss for step in steps.values()) / len(steps)
-    tokens, seconds = sum(s.tokens for s in steps.values()), sum(s.seconds for s in steps.values())
-    return Step(title, done, loss, tokens, seconds)
-
-
-def _resume(reg: "Registry", trainer: "Trainer", key: str, jobs: Sequence[AdapterJob]) -> Iterator[Event]:
-    state = reg.files.read_partial(key)
-    if state is None:
-        return
-    try:
-        trainer.resume(state)
-    except (ValueError, KeyError):
-        reg.files.drop_partial(key)
-        return
-    steps, of = sum(len(taken) for taken in trainer.taken), sum(job.schedule.steps for job in jobs)
-    if steps:
-        title = jobs[0].title if len(jobs) == 1 else f"{jobs[0].title} and {len(jobs) - 1} more"
-        yield Note(f"{title}: goes on from step {steps} of {of}.")

@@ -146,3 +146,20 @@ def test_when_all_are_anchors_nobody_is_left(peopled: Registry) -> None:
     built(peopled)
     with pytest.raises(NotFound, match="Nobody is left"):
         everyone(peopled, peopled.banks.get("lamp-2"))
+
+
+def test_people_weighed_together_get_what_each_gets_alone(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evidence of several people in common passes is the evidence of each."""
+    built(peopled)
+    names = [user.name for user in everyone(peopled, peopled.banks.get("lamp-2"))]
+    alone = {name: finish(fuse_user(peopled, peopled.users.get(name), fuse_request()))[0] for name in names}
+    for user in map(peopled.users.get, names):
+        peopled.recipes.remove(user.id, "lamp-2", peopled.banks.get("lamp-2").id)
+    monkeypatch.setattr("mta_cli.pipeline.fuse.TOGETHER", 4)
+    adapted(peopled)
+    bank = peopled.banks.get("lamp-2")
+    for name in names:
+        recipe = peopled.recipes.get(peopled.users.get(name).id, "lamp-2", bank.id)
+        assert recipe is not None
+        expected = [anchor["weight"] for anchor in alone[name]["anchors"]]
+        assert [share.weight for share in recipe.shares] == pytest.approx(expected, abs=1e-5)

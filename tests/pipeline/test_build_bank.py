@@ -11,7 +11,7 @@ from mta_cli.engine.lens import Halves
 from mta_cli.errors import BadInput, StoreBusy
 from mta_cli.events import Planned, Saved, Started, Step
 from mta_cli.options import PromptOptions
-from mta_cli.pipeline import training
+from mta_cli.pipeline import lesson
 from mta_cli.pipeline.banks import remove_bank, verify_bank
 from mta_cli.pipeline.build_bank import build_bank
 from store.registry import Registry
@@ -87,7 +87,7 @@ def test_killed_between_checkpoints_gives_the_same_bytes(
     peopled: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A killed process saves nothing more: only what the last checkpoint holds is there."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(lesson, "CHECKPOINT_SECONDS", 0.0)
     job, taken = build_bank(peopled, bank_request()), 0
     for event in job:
         taken += isinstance(event, Step) and event.loss is not None

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from mta_cli.pipeline import planning
 from mta_cli.pipeline.models import resolve
 from mta_cli.pipeline.planning import cost_lines, estimate, known_rate, matrix_rate
 from store.registry import Registry
@@ -28,6 +29,15 @@ def test_time_is_tokens_by_rate_and_memory_grows_with_the_step() -> None:
     assert cost.seconds == 100.0
     assert estimate(1_000_000, 5000, 1000, 50.0, "float32").gigabytes > cost.gigabytes
     assert estimate(10_000_000, 5000, 100, 50.0, "bfloat16").gigabytes > cost.gigabytes
+
+
+def test_devices_share_what_trains_in_groups(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "known_rate", lambda *_: 1.0)
+    base, two = resolve("tiny", "base"), replace(CPU, device="cpu,cpu")
+    for machine, alone, seconds in ((CPU, 40, 100), (two, 40, 70), (two, 0, 50)):
+        lines = {line.name: line.value for line in cost_lines(peopled, base, machine, 100, 10, alone)}
+        assert lines["time"] == f"about {seconds} s" and lines["tokens"] == "at most 100"
+        assert ("each device" in lines["memory"]) == (machine is two)
 
 
 def test_minutes_for_what_takes_long(peopled: Registry) -> None:

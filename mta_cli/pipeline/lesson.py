@@ -1,0 +1,121 @@
+"""What a group's training does on its device: losses before, steps, losses after.
+
+Touches neither the store nor the terminal, so that it may run in a thread of its own.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.lora import LoraWeights
+    from mta_cli.engine.train import Member, Trainer, TrainStep
+    from mta_cli.pipeline.training import Group
+
+CHECKPOINT_SECONDS = 15.0
+CHECKPOINT_SHARE = 10  # a checkpoint comes no sooner than so many times the time that the last one took
+PROBE = 64  # about as many rows, evenly taken, on which the loss is measured before and after
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The group may take its next step; `taken` are its steps so far. `fits`: the checkpoint, if any, was its own."""
+
+    taken: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """The step of every member who took one; `state` is a checkpoint where one is due."""
+
+    steps: "dict[int, TrainStep]"
+    state: bytes | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a group, by member: the weights as their files will give them back, or why one failed.
+
+    `first` and `last` are mean losses (nats per labelled token) on the probes; `before` and `after` what the group's
+    own `measure` found, one for each member, and nothing where it has none.
+    """
+
+    weights: "dict[int, LoraWeights]"
+    failed: dict[int, str]
+    taken: "list[list[TrainStep]]"
+    first: list[float | None]
+    last: dict[int, float | None]
+    before: list[Any]
+    after: list[Any]
+
+
+Report = Begun | Stepped | Trained
+
+
+class Lesson:
+    """The training of one group on one base, from `saved`, a checkpoint, where there is one."""
+
+    def __init__(self, base: "LoadedBase", group: "Group", saved: bytes | None) -> None:
+        self.base, self.group = base, group
+        self._saved = saved
+        self._trainer: Trainer | None = None
+
+    def reports(self) -> Iterator[Report]:
+        """Train: one `Begun`, a `Stepped` for every step, one `Trained`. Raises as `Trainer.steps`."""
+        from mta_cli.engine.score import mean_losses
+        from mta_cli.engine.train import Trainer
+
+        trainings = self.group.trainings
+        before = self._measured([()] * len(trainings))
+        members = self._members()
+        probes = [t.rows[:: max(1, len(t.rows) // PROBE)] for t in trainings]
+        # The fresh LoRA adds nothing yet, but with it these passes begin where training's do, and share their states.
+        first = mean_losses(self.base, [(probe, (*m.under, m.start)) for probe, m in zip(probes, members, strict=True)])
+        self._trainer = trainer = Trainer(self.base, members)
+        yield self._begun(trainer)
+        yield from self._steps(trainer)
+        weights = {i: trainer.weights(i).stored() for i in range(len(members)) if i not in trainer.failed}
+        last = mean_losses(self.base, [(probes[i], (*members[i].under, own)) for i, own in weights.items()])
+        after = self._measured([(weights[i],) if i in weights else () for i in range(len(members))])
+        ends = dict(zip(weights, last, strict=True))
+        yield Trained(weights, trainer.failed, trainer.taken, first, ends, before, after)
+
+    def state(self) -> bytes | None:
+        """A checkpoint; None before `Begun`. Only between two reports, and while no thread goes on to the next."""
+        return self._trainer.state() if self._trainer is not None else None
+
+    def _members(self) -> "list[Member]":
+        from mta_cli.engine.lora import initial
+        from mta_cli.engine.train import Member
+
+        members = []
+        for training in self.group.trainings:
+            job = training.job
+            start = initial(self.base.model, job.targets, job.placement, job.rank, job.alpha, job.seed)
+            members.append(Member(start, training.rows, job.schedule, job.seed, training.under))
+        return members
+
+    def _begun(self, trainer: "Trainer") -> Begun:
+        saved, self._saved = self._saved, None
+        fits = True
+        if saved is not None:
+            try:
+                trainer.resume(saved)
+            except (ValueError, KeyError):
+                fits = False
+        return Begun(sum(len(taken) for taken in trainer.taken), fits)
+
+    def _steps(self, trainer: "Trainer") -> Iterator[Stepped]:
+        saved, pause = time.monotonic(), CHECKPOINT_SECONDS
+        for steps in trainer.steps():
+            due = (now := time.monotonic()) - saved > pause
+            yield Stepped(steps, trainer.state() if due else None)
+            if due:
+                saved = time.monotonic()
+                pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (saved - now))
+
+    def _measured(self, parts: "list[tuple[LoraWeights, ...]]") -> list[Any]:
+        return self.group.measure(self.base, parts) if self.group.measure is not None else []
