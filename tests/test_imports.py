@@ -15,6 +15,7 @@ from tests.store.making import bank
 ROOT = Path(__file__).parent.parent
 MODELS = {"transformers", "peft", "sentence_transformers", "sklearn", "textual"}
 HEAVY = {*MODELS, "torch", "numpy", "pandas", "scipy", "tokenizers", "safetensors", "huggingface_hub"}
+OTHERS = {"peft", "sentence_transformers", "textual", "pandas", "datasets"}  # for what asking somebody is not
 SLOW = {*HEAVY, "asyncio", "filelock", "pydantic", "sqlite_utils"}  # tens of milliseconds each
 QUICK = [
     ["--help"],
@@ -113,6 +114,14 @@ def test_a_value_that_needs_no_conversion_is_not_converted_by_pydantic(environme
 def test_doctor_looks_at_torch_and_loads_no_other_model_library(environment: dict[str, str]) -> None:
     _, modules = run(["doctor"], environment)
     assert packages(modules) & MODELS == set()
+
+
+def test_asking_loads_what_answers_and_no_more(store_root: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run(["init"], env)
+    _, modules = run(["ask", "hello", "--max-tokens", "2", "--device", "cpu"], env)
+    assert {"torch", "transformers"} <= packages(modules)
+    assert packages(modules) & OTHERS == set()
 
 
 def test_completion_loads_nothing_slow(environment: dict[str, str]) -> None:

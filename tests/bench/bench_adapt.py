@@ -32,6 +32,7 @@ def adapt(
     from mta_cli.engine.score import likelihoods
     from mta_cli.engine.train import Member, Schedule, Trainer
 
+    harness.forget(base)
     forks = [Fork.of(row) for rows in users for row in rows]
     candidates = [(), *((anchor,) for anchor in anchors)]
     asked = [(fork, person) for person in range(len(candidates)) for fork in range(len(forks))]
@@ -69,10 +70,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("users", 16), ("rival-users", 2), ("limit", 16), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--task", choices=("taste", "voice"), default="taste", help="labels, or sentences")
     chosen = parser.parse_args()
     base = harness.load("bfloat16")
-    prompts = harness.prompter(base)
-    everybody = harness.people(chosen.users + 8, 8)
+    prompts = harness.prompter(base, chosen.task)
+    everybody = harness.people(chosen.users + 8, 8, task=chosen.task)
     others = [harness.rows_of(prompts, person, 3) for person in everybody[:8]]
     users = [harness.rows_of(prompts, person, 3)[:5] for person in everybody[8:]]
     heldout = [harness.query_rows(prompts, person, 3) for person in everybody[8:]]
@@ -90,8 +92,10 @@ def main() -> None:
     for place, losses in reached.items():
         rows.append(rival(users, heldout, losses, place, chosen.rival_users, chosen.limit))
     before = [mean_loss(base.model, queries) for queries in heldout]
-    harness.report("adapt", rows, task_adapter_loss=sum(before) / len(before), shots=5, steps=STEPS,
-                   dtype="bfloat16", repeats=chosen.repeats)  # fmt: skip
+    lengths = [(len(row.input_ids), len(row.input_ids) - row.answer_start) for rows in users for row in rows]
+    tokens = {name: sum(pair[i] for pair in lengths) / len(lengths) for i, name in enumerate(("row", "answer"))}
+    harness.report(f"adapt-{chosen.task}", rows, task_adapter_loss=sum(before) / len(before), shots=5, steps=STEPS,
+                   tokens=tokens, dtype="bfloat16", repeats=chosen.repeats)  # fmt: skip
 
 
 def rival(

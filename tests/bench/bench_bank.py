@@ -26,6 +26,7 @@ def ours(base: "LoadedBase", users: "Sequence[Sequence[Row]]", recipe: Recipe) -
     from mta_cli.engine.lora import initial
     from mta_cli.engine.train import Member, Schedule, Trainer
 
+    harness.forget(base)
     members = []
     for rows in users:
         schedule = Schedule.epochs(len(rows), recipe.epochs, recipe.batch_size, recipe.learning_rate)

@@ -193,6 +193,12 @@ def load(dtype: str = "auto", device: str = "cpu") -> "LoadedBase":
     return load_base(entry.path, name=entry.name, fingerprint=entry.fingerprint, device=device, dtype=dtype)
 
 
+def forget(base: "LoadedBase") -> None:
+    """Drop the states that an earlier run left with the base, which would spare this one their computation."""
+    if base.plain is not None:
+        base.plain.kept.clear()
+
+
 @dataclass(frozen=True)
 class Person:
     """An invented user: what they did, and what they are asked later."""

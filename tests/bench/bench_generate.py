@@ -1,0 +1,196 @@
+"""Answers with personal models, beside `generate` and PEFT: one user decoding, and 16 users with 16 models in a batch.
+
+Both sides have the same random weights, prompts and number of new tokens, choose greedily, and stop at no end token.
+While one user decodes, loading, merging into the weights and our packing of them are not counted; for many users, where
+we pack in every run, packing is. The limit is reading prompts at the rate of a bare matrix product, then the weights
+once a token, and each user's factors, at the memory's speed.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.bench import harness, personal
+from tests.bench import rival_answers as rival
+from tests.bench.harness import Timed
+
+if TYPE_CHECKING:
+    from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.lora import LoraWeights
+
+PEFT, FOLDED, STATIC = "generate + PEFT", "generate, PEFT merged", "generate, PEFT merged, static cache"
+PLAIN, PACKED, INT8 = "mta, weights as they are", "mta", "mta --int8"
+MIXED, LOOP, TOGETHER = "PEFT adapter_names", "PEFT set_adapter, one by one", "mta, one batch"
+SHOWN = 3  # history items in a prompt, which makes it about 120 tokens
+Prompt = Sequence[int]
+Ids = Sequence[Sequence[int]]
+Sides = dict[str, Callable[[int], Ids]]
+
+
+def speaking(base: "LoadedBase", weights: "LoraWeights", *, packed: bool = True) -> "LoadedBase":
+    """The base with one user's weights folded in; not `packed`, it keeps the order of its weights."""
+    from mta_cli.engine.lora import Folder
+    from mta_cli.engine.plain import Plain
+
+    class AsItIs(Plain):
+        def __init__(self, plain: Plain) -> None:
+            vars(self).update(vars(plain))
+
+        def pack(self, int8: bool = False) -> None:
+            """Leave the weights in their own order."""
+
+    Folder(base).set(weights)
+    if not packed and base.plain is not None:
+        base.plain = AsItIs(base.plain)
+    return personal.endless(base)
+
+
+def one_user(
+    load: "Callable[[], LoadedBase]", entry: Path, weights: "LoraWeights", adapter: Path, prompt: Prompt
+) -> Sides:
+    """Ways to decode for one user, each a function of the number of new tokens."""
+    from mta_cli.engine.generate import token_ids
+
+    def ours(base: "LoadedBase", int8: bool = False) -> Callable[[int], Ids]:
+        return lambda count: [list(token_ids(base, prompt, max_tokens=count, int8=int8))]
+
+    packed = speaking(load(), weights)
+    dtype = str(packed.dtype)[6:]
+    peft, folded = rival.with_adapters(entry, {"user": adapter}, dtype), rival.merged(entry, adapter, dtype)
+    sides: Sides = {
+        PEFT: lambda count: rival.answer_one(peft, prompt, count).ids,
+        FOLDED: lambda count: rival.answer_one(folded, prompt, count).ids,
+        STATIC: lambda count: rival.answer_one(folded, prompt, count, cache="static").ids,
+        PLAIN: ours(speaking(load(), weights, packed=False)),
+        PACKED: ours(packed),
+    }
+    if packed.plain is not None and packed.plain.can_round:
+        sides[INT8] = ours(speaking(load(), weights), int8=True)
+    return sides
+
+
+def both(sides: Sides, tokens: int) -> dict[str, Callable[[], Ids]]:
+    """Each side with all its tokens, and with the first alone, which is what reading the prompt takes."""
+    return {f"{name}/{count}": lambda side=side, count=count: side(count)  # type: ignore[misc]
+            for name, side in sides.items() for count in (1, tokens)}  # fmt: skip
+
+
+def one_user_rows(
+    runs: Mapping[str, Sequence[Timed[Ids]]], tokens: int, floors: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """A row for each side; `floors` are the seconds that reading its weights once takes."""
+    rows = []
+    for name, floor in floors.items():
+        whole, first = (harness.median_seconds(runs[f"{name}/{count}"]) for count in (tokens, 1))
+        peft, peft_first = (harness.median_seconds(runs[f"{PEFT}/{count}"]) for count in (tokens, 1))
+        each, peft_each = (whole - first) / (tokens - 1), (peft - peft_first) / (tokens - 1)
+        made, theirs = (runs[f"{side}/{tokens}"][-1].value for side in (name, PEFT))
+        rows.append({
+            "one user": name, "seconds": whole, "prompt s": first, "tokens/s": tokens / whole,
+            "decoding tokens/s": 1 / each, "% of floor": 100 * floor / each, "times PEFT": peft / whole,
+            "times PEFT, decoding": peft_each / each, "tokens as PEFT's": personal.alike(made, theirs),
+        })  # fmt: skip
+    return rows
+
+
+def many_users(
+    base: "LoadedBase", entry: Path, weights: "Sequence[LoraWeights]", folders: Mapping[str, Path],
+    prompts: Sequence[Prompt], tokens: int, few: int,
+) -> dict[str, Callable[[], Ids]]:  # fmt: skip
+    """Ways to answer every user's prompt with their own model; one by one only the first `few`, whose rate is all's."""
+    from mta_cli.engine.many import answer_many
+
+    users, dtype, people = list(folders), str(base.dtype)[6:], [(own,) for own in weights]
+    ours, model = personal.endless(base), rival.with_adapters(entry, folders, dtype)
+
+    def together() -> Ids:
+        personal.fresh(ours)
+        return answer_many(ours, prompts, people, range(len(people)), max_tokens=tokens)
+
+    return {
+        MIXED: lambda: rival.answer_mixed(model, prompts, users, tokens).ids,
+        LOOP: lambda: rival.answer_each(model, prompts[:few], tokens, users=users[:few]).ids,
+        TOGETHER: together,
+    }
+
+
+def many_users_rows(runs: Mapping[str, Sequence[Timed[Ids]]], limit: float) -> list[dict[str, Any]]:
+    """A row for each side; `limit` are the seconds that all users take at least."""
+    rates = {name: _tokens(taken) / harness.median_seconds(taken) for name, taken in runs.items()}
+    most = max(map(_tokens, runs.values())) / limit
+    return [
+        {
+            "many users": name, "users": len(taken[-1].value), "seconds": harness.median_seconds(taken),
+            "tokens/s": rates[name], "% of limit": 100 * rates[name] / most,
+            "mta is faster": rates[TOGETHER] / rates[name],
+            "tokens as mta's": personal.alike(taken[-1].value, runs[TOGETHER][-1].value),
+        }
+        for name, taken in runs.items()
+    ]  # fmt: skip
+
+
+def _tokens(taken: Sequence[Timed[Ids]]) -> int:
+    return sum(map(len, taken[-1].value))
+
+
+def prompts_of(base: "LoadedBase", users: int) -> list[Prompt]:
+    """One prompt for each of `users` invented people."""
+    prompts = harness.prompter(base)
+    return [prompts.prompt_ids(p.queries[0].input, p.items[:SHOWN]) for p in harness.people(users, SHOWN)]
+
+
+def decode(repeats: int, tokens: int) -> None:
+    """Measure one user, and hold both sides' tokens together in float32."""
+    entry, base = harness.base_entry(), harness.load("bfloat16")
+    (weights,), (prompt,) = personal.adapters(base.model, 1), prompts_of(base, 1)
+    with tempfile.TemporaryDirectory() as root:
+        (adapter,) = personal.folders([weights], entry, Path(root)).values()
+        exact = one_user(lambda: harness.load("float32"), entry.path, weights, adapter, prompt)
+        same = personal.alike(exact[PACKED](tokens), exact[PEFT](tokens))
+        del exact
+        sides = one_user(lambda: harness.load("bfloat16"), entry.path, weights, adapter, prompt)
+    rate = harness.read_bandwidth()
+    runs = harness.interleave(both(sides, tokens), repeats)
+    assert base.plain is not None
+    rate = max(rate, harness.read_bandwidth())
+    floors = {name: personal.weight_bytes(base.plain, 1 if name == INT8 else None) / rate for name in sides}
+    told = personal.facts(base, prompt_tokens=len(prompt), new_tokens=tokens, float32_tokens_alike=same)
+    limits = {name: 1e3 * floor for name, floor in floors.items()}
+    found = one_user_rows(runs, tokens, floors)
+    harness.report("decode", found, read_bandwidth=rate, floor_ms=limits, repeats=repeats, **told)
+
+
+def batch(repeats: int, users: int, tokens: int, few: int) -> None:
+    """Measure many users."""
+    entry, base = harness.base_entry(), harness.load("bfloat16")
+    weights, prompts = personal.adapters(base.model, users), prompts_of(base, users)
+    with tempfile.TemporaryDirectory() as root:
+        folders = personal.folders(weights, entry, Path(root))
+        sides = many_users(base, entry.path, weights, folders, prompts, tokens, few)
+    rate, products = harness.read_bandwidth(), harness.matrix_rate(base.dtype)
+    runs = harness.interleave(sides, repeats)
+    assert base.plain is not None
+    step = personal.weight_bytes(base.plain) + sum(own.parameters for own in weights) * base.dtype.itemsize
+    limit = personal.reading(base.plain, sum(map(len, prompts))) / products + (tokens - 1) * step / rate
+    told = personal.facts(base, prompt_tokens=list(map(len, prompts)), new_tokens=tokens, limit_s=limit)
+    found = many_users_rows(runs, limit)
+    harness.report("batch", found, read_bandwidth=rate, matrix_rate=products, repeats=repeats, **told)
+
+
+def main() -> None:
+    """Measure, and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("decode", "batch"))
+    for name, default in (("repeats", 5), ("tokens", 48), ("users", 16), ("batch-tokens", 32), ("one-by-one", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    chosen = parser.parse_args()
+    if chosen.only != "batch":
+        decode(chosen.repeats, chosen.tokens)
+    if chosen.only != "decode":
+        batch(chosen.repeats, chosen.users, chosen.batch_tokens, chosen.one_by_one)
+
+
+if __name__ == "__main__":
+    main()
