@@ -20,6 +20,7 @@ SHARE = {"float32": 0.5}  # of the bare matrix rate, reached in training a small
 HALF_SHARE = 0.1  # the same in 16 bits, where all that is no matrix product weighs more
 RUNTIME = 0.7e9  # bytes that the libraries themselves occupy
 ACTIVATIONS = 100.0  # bytes per token and root of the parameters: 1.2 MB a token for 135M
+KEPT = 0.7  # the same for states that are kept for later steps: 8 kB a token for 135M, if all parts are late ones
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,12 @@ def cost_lines(
 
 def estimate(parameters: int, tokens: int, tokens_per_step: int, rate: float, dtype: str) -> Cost:
     """Cost of training on `tokens` tokens, `tokens_per_step` at once, at `rate` tokens a second."""
+    from mta_cli.engine.kept import KEEP
+
     weights = parameters * (4 if dtype == "float32" else 2) * 2  # the folded originals are kept beside them
     activations = ACTIVATIONS * tokens_per_step * parameters**0.5
-    return Cost(tokens / rate, (RUNTIME + weights + activations) / 1e9)
+    kept = min(KEEP, KEPT * tokens * parameters**0.5)
+    return Cost(tokens / rate, (RUNTIME + weights + activations + kept) / 1e9)
 
 
 def known_rate(reg: "Registry", base: str, dtype: str) -> float | None:

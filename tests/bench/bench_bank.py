@@ -71,7 +71,7 @@ def sides(
 def main() -> None:
     """Measure, and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("anchors", 16), ("items", 8), ("rival-anchors", 4), ("repeats", 5)):
+    for name, default in (("anchors", 16), ("items", 8), ("rival-anchors", 2), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     chosen = parser.parse_args()
     base = harness.load("bfloat16")

@@ -183,7 +183,7 @@ def main() -> None:
     """Measure, and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("decode", "batch"))
-    for name, default in (("repeats", 5), ("tokens", 48), ("users", 16), ("batch-tokens", 32), ("one-by-one", 2)):
+    for name, default in (("repeats", 5), ("tokens", 48), ("users", 16), ("batch-tokens", 64), ("one-by-one", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     chosen = parser.parse_args()
     if chosen.only != "batch":

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from mta_cli.engine.kept import KEEP
 from mta_cli.pipeline import planning
 from mta_cli.pipeline.models import resolve
 from mta_cli.pipeline.planning import cost_lines, estimate, known_rate, matrix_rate
@@ -29,6 +30,11 @@ def test_time_is_tokens_by_rate_and_memory_grows_with_the_step() -> None:
     assert cost.seconds == 100.0
     assert estimate(1_000_000, 5000, 1000, 50.0, "float32").gigabytes > cost.gigabytes
     assert estimate(10_000_000, 5000, 100, 50.0, "bfloat16").gigabytes > cost.gigabytes
+
+
+def test_what_is_kept_counts_up_to_its_limit() -> None:
+    few, many, endless = (estimate(10**8, tokens, 100, 50.0, "bfloat16").gigabytes for tokens in (10, 10**5, 10**9))
+    assert few < many < endless == pytest.approx(few + KEEP / 1e9, rel=1e-3)
 
 
 def test_devices_share_what_trains_in_groups(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
