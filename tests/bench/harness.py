@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models import ModelEntry
 
 MODEL = "smollm2-135m-instruct"
-LIBRARIES = ("torch", "transformers", "peft", "trl", "torchao", "accelerate")
+LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate")
 THREADING = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
 WIDE = 256 * 2**20  # bytes of an array that no cache holds
 SHAPES = [(rows, *sides) for rows in (256, 1024, 2048) for sides in ((576, 576), (576, 1536), (1536, 576))]
