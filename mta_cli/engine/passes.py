@@ -275,23 +275,23 @@ def tokens_at_once(device: torch.device) -> int:
 
 def by_owner(lengths: Sequence[int], owners: Sequence[int], budget: int) -> list[list[int]]:
     """As `packed`, or with all rows of an owner together, which then share their factors: whichever is the cheaper."""
-    mixed = packed(lengths, budget)
     rows: dict[int, list[int]] = {}
     for i, owner in enumerate(owners):
         rows.setdefault(owner, []).append(i)
-    blocks = sorted(rows.values(), key=lambda own: (len(own), max(lengths[i] for i in own)))
-    tiles: list[list[int]] = []
-    count = 0
-    for own in blocks:
+    whole: list[list[int]] = []
+    each = 0  # rows of every owner in the last batch
+    for own in sorted(rows.values(), key=lambda own: (len(own), max(lengths[i] for i in own))):
         longest = max(lengths[i] for i in own)
-        if tiles and len(own) == count and (len(tiles[-1]) + count) * longest <= budget:
-            tiles[-1] += own
-        elif len(own) * longest <= budget:
-            tiles.append(list(own))
+        if len(own) * longest > budget:
+            whole += [[own[n] for n in piece] for piece in packed([lengths[i] for i in own], budget)]
+            each = 0
+        elif len(own) == each and (len(whole[-1]) + each) * longest <= budget:
+            whole[-1] += own
         else:
-            tiles += [[own[n] for n in piece] for piece in packed([lengths[i] for i in own], budget)]
-        count = len(own) if len(own) * longest <= budget else 0
-    return min((tiles, mixed), key=lambda plan: sum(_cost(batch, lengths, owners) for batch in plan))
+            whole.append(list(own))
+            each = len(own)
+    plans = (whole, packed(lengths, budget))
+    return min(plans, key=lambda plan: sum(_cost(batch, lengths, owners) for batch in plan))
 
 
 def _cost(batch: Sequence[int], lengths: Sequence[int], owners: Sequence[int]) -> float:
