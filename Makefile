@@ -62,7 +62,7 @@ format: $(DEV)  ## put the source in order
 docs: $(DEV)  ## write docs/commands.md and docs/settings.md from the program
 	$(BIN)/python docs/generate.py
 
-bench: models $(DEV)  ## the benchmarks beside PEFT and TRL, one after another (about an hour on two cores)
+bench: models $(DEV)  ## the benchmarks beside PEFT and TRL, one after another (about 40 minutes on two cores)
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
 	@for script in tests/bench/bench_*.py; do echo "== $$script"; \
 	  GOMP_SPINCOUNT=10000 $(BIN)/python -W ignore -m tests.bench.$$(basename $$script .py) || exit 1; done
