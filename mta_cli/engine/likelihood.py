@@ -28,6 +28,7 @@ def log_likelihoods(states: Tensor, weight: Tensor, bias: Tensor | None, tokens:
 class _Weighed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor) -> Tensor:
+        """See `log_likelihoods`; keeps the gradient of each row's state up to the factor that `backward` gets."""
         step = max(16, (GPU_LOGITS if states.is_cuda else CPU_LOGITS) // len(weight))
         fine = torch.empty(min(step, len(states)), len(weight), device=states.device)
         values, slopes = [], []
@@ -46,5 +47,6 @@ class _Weighed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The states' gradient [n, width]; the head and the tokens have none."""
         (slopes,) = ctx.saved_tensors
         return (slopes * grads[0].unsqueeze(1)).to(slopes.dtype), None, None, None

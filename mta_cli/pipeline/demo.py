@@ -56,7 +56,7 @@ class Models:
 
 
 def courses(quick: bool) -> tuple[Course, Course]:
-    """What the demo trains: sized so that two cores need a few minutes, or with `quick` about one."""
+    """What the demo trains: sized so that two cores need a few minutes; with `quick` about half of it."""
     anchors, epochs = (3, 1) if quick else (6, 2)
     # Histories this short give few steps: small batches make more of them, and anchors need a higher rate to move.
     bank = BankOptions(

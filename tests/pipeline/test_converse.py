@@ -11,7 +11,6 @@ from mta_cli.engine.generate import label_scores
 from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import Done, Event, Note, Token
 from mta_cli.options import AnswerOptions
-from mta_cli.pipeline.comparing import compare
 from mta_cli.pipeline.converse import MESSAGE_LIMIT, Spoken, Voice, ask, check_message, home_task
 from tests.pipeline.world import World, asking, make_world
 
@@ -114,29 +113,6 @@ def test_switching_refolds_without_loading_and_comes_back_exactly(world: World) 
     with pytest.raises(NotFound):
         voice.become(world.bob, "adapted")
     assert voice.user == world.alice and voice.source.mode == "adapted"
-
-
-def test_compare_answers_in_every_mode_with_one_load(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mta_cli.engine import base as loading
-
-    loads, load = [], loading.load_base
-    monkeypatch.setattr(loading, "load_base", lambda *a, **k: (loads.append(a), load(*a, **k))[1])
-    drawn = AnswerOptions(max_tokens=12, temperature=1.0)  # the tiny base's likeliest tokens are no characters
-    result, events = result_of(compare(world.reg, world.entry, "alice", "hello there", asking(answer=drawn)))
-    assert len(loads) == 1
-    assert set(result) >= {"user", "prompt", "answers"} and result["prompt"] == "hello there"
-    assert result["answers"] == {mode: text_of(events, mode) for mode in ("base", "fused", "adapted")}
-    assert len(set(result["answers"].values())) == 3
-    for mode in ("base", "fused", "adapted"):
-        single, _ = result_of(ask(world.reg, world.entry, "alice", "hello there", asking(mode=mode, answer=drawn)))
-        assert single["text"] == result["answers"][mode]
-        assert single["source"] == result["details"][mode]["source"]
-
-
-def test_compare_leaves_out_what_is_not_there(world: World) -> None:
-    result, events = result_of(compare(world.reg, world.entry, "bob", "hello", asking()))
-    assert result["answers"]["adapted"] is None and result["answers"]["fused"]
-    assert "no stack" in notes_of(events)
 
 
 def test_labels_are_chosen_by_likelihood(labelled: World) -> None:
