@@ -135,36 +135,6 @@ def token_ids(
             memory.cut(start)
 
 
-def stream(
-    base: LoadedBase,
-    prompt_ids: Sequence[int],
-    *,
-    max_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    memory: Memory | None = None,
-    late: LoraWeights | None = None,
-) -> Iterator[str]:
-    """The answer's text as it is made; pieces joined are the whole answer."""
-    decoder = Decoder(base.tokenizer)
-    ids = token_ids(
-        base,
-        prompt_ids,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        memory=memory,
-        late=late,
-    )
-    for token in ids:
-        if piece := decoder.push(token):
-            yield piece
-    if rest := decoder.flush():
-        yield rest
-
-
 def label_scores(
     base: LoadedBase,
     prompt_ids: Sequence[int],
@@ -198,11 +168,6 @@ def choose_label(
     """The place of the likeliest label (the first of equals), and every label's log-likelihood."""
     scores = label_scores(base, prompt_ids, label_ids, late=late)
     return max(range(len(scores)), key=scores.__getitem__), scores
-
-
-def answer_loglik(base: LoadedBase, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> float:
-    """Log-likelihood of one whole answer after the prompt, in nats."""
-    return label_scores(base, prompt_ids, [answer_ids])[0]
 
 
 def require_room(base: LoadedBase, prompt_ids: Sequence[int]) -> int:

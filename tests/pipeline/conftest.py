@@ -7,6 +7,7 @@ import pytest
 
 from store.registry import Registry
 from tests.pipeline import town
+from tests.pipeline.world import World, make_world
 
 
 @pytest.fixture
@@ -15,3 +16,19 @@ def peopled(store_root: Path) -> Iterator[Registry]:
     with Registry.open(store_root, create=True) as registry:
         town.people(registry)
         yield registry
+
+
+@pytest.fixture
+def world(store_root: Path) -> Iterator[World]:
+    """A store whose people have models for words of their own."""
+    made = make_world(store_root)
+    yield made
+    made.reg.close()
+
+
+@pytest.fixture
+def labelled(store_root: Path) -> Iterator[World]:
+    """The same for a task with labels."""
+    made = make_world(store_root, task="lamp-2")
+    yield made
+    made.reg.close()

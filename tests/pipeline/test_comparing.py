@@ -1,30 +1,12 @@
 """Comparing: every mode answers the same prompt as it would alone, and the voice is as before afterwards."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from mta_cli.events import Token
 from mta_cli.options import AnswerOptions
 from mta_cli.pipeline.comparing import compare, compare_with
 from mta_cli.pipeline.converse import Voice, ask
-from tests.pipeline.test_converse import notes_of, result_of, text_of
-from tests.pipeline.world import World, asking, make_world
-
-
-@pytest.fixture
-def world(store_root: Path) -> Iterator[World]:
-    made = make_world(store_root)
-    yield made
-    made.reg.close()
-
-
-@pytest.fixture
-def labelled(store_root: Path) -> Iterator[World]:
-    made = make_world(store_root, task="lamp-2")
-    yield made
-    made.reg.close()
+from tests.pipeline.world import World, asking, notes_of, result_of, text_of
 
 
 def test_compare_answers_in_every_mode_with_one_load(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

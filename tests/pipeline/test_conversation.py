@@ -7,17 +7,10 @@ from typing import Any
 import pytest
 
 from mta_cli.errors import BadInput, NotFound, StoreBusy
-from mta_cli.events import Done, Event, Note, Saved, Token
+from mta_cli.events import Done, Event, Saved, Token
 from mta_cli.pipeline.conversation import Conversation
 from mta_cli.pipeline.converse import Voice
-from tests.pipeline.world import World, asking, contents, make_world
-
-
-@pytest.fixture
-def world(store_root: Path) -> Iterator[World]:
-    made = make_world(store_root)
-    yield made
-    made.reg.close()
+from tests.pipeline.world import World, asking, contents, notes_of
 
 
 def talk(world: World, *, keep: bool = True, user: str | None = "alice", **how: Any) -> Conversation:
@@ -29,10 +22,6 @@ def run(events: Iterator[Event]) -> tuple[Any, list[Event]]:
     """The result of `Done`, if any, and all events."""
     every = list(events)
     return next((event.result for event in every if isinstance(event, Done)), None), every
-
-
-def notes_of(events: list[Event]) -> str:
-    return "\n".join(event.text for event in events if isinstance(event, Note))
 
 
 def test_the_next_turn_sees_the_one_before(world: World) -> None:

@@ -1,47 +1,15 @@
 """Asking and comparing: whose weights answer, what the prompt holds, what is said about it."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from mta_cli.engine.generate import label_scores
 from mta_cli.errors import BadInput, NotFound, UsageFault
-from mta_cli.events import Done, Event, Note, Token
 from mta_cli.options import AnswerOptions
 from mta_cli.pipeline.converse import MESSAGE_LIMIT, Spoken, Voice, ask, check_message, home_task
-from tests.pipeline.world import World, asking, make_world
-
-
-@pytest.fixture
-def world(store_root: Path) -> Iterator[World]:
-    made = make_world(store_root)
-    yield made
-    made.reg.close()
-
-
-@pytest.fixture
-def labelled(store_root: Path) -> Iterator[World]:
-    made = make_world(store_root, task="lamp-2")
-    yield made
-    made.reg.close()
-
-
-def result_of(events: Iterator[Event]) -> tuple[Any, list[Event]]:
-    """What `Done` carries, and everything before it."""
-    every = list(events)
-    assert isinstance(every[-1], Done)
-    return every[-1].result, every[:-1]
-
-
-def text_of(events: list[Event], column: str = "") -> str:
-    return "".join(event.text for event in events if isinstance(event, Token) and event.column == column)
-
-
-def notes_of(events: list[Event]) -> str:
-    return "\n".join(event.text for event in events if isinstance(event, Note))
+from tests.pipeline.world import World, asking, make_world, notes_of, result_of, text_of
 
 
 def test_ask_says_who_answered(world: World) -> None:

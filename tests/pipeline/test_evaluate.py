@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mta_cli.engine.base import load_base
-from mta_cli.engine.generate import choose_label, stream
+from mta_cli.engine.generate import choose_label, token_ids
 from mta_cli.engine.lora import Folder
 from mta_cli.engine.metrics import score
 from mta_cli.errors import BadInput
@@ -92,6 +92,6 @@ def test_free_answers_and_golds_that_are_no_label(peopled: Registry) -> None:
             user = peopled.users.by_id(prediction.user_id)
             (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
             folder.set(folded_and_late(peopled, base.fingerprint, user, TASK.name, prediction.method)[0])
-            words = "".join(stream(base, examples.query_prompt(query), max_tokens=9)).strip()
-            assert prediction.answer == words
+            ids = list(token_ids(base, examples.query_prompt(query), max_tokens=9))
+            assert prediction.answer == base.tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert logliks[0] == pytest.approx(logliks[1], abs=1e-3)

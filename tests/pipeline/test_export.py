@@ -1,7 +1,6 @@
 """Exported folders: plain PEFT gives our logits, whole folders or none, nobody named."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,6 @@ from mta_cli.pipeline.export import content_digest, export_user, uniform
 from mta_cli.pipeline.manifest import ModelEntry
 from mta_cli.pipeline.personal import personal_weights
 from tests.pipeline.world import World, make_world
-
-
-@pytest.fixture
-def world(store_root: Path) -> Iterator[World]:
-    made = make_world(store_root)
-    yield made
-    made.reg.close()
 
 
 @pytest.mark.parametrize("mode", ["fused", "adapted"])

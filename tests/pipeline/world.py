@@ -1,13 +1,15 @@
 """A store with a few people, a bank of two anchors with random weights, a recipe and a stack: all that can answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mta_cli.engine.base import LoadedBase, load_base
 from mta_cli.engine.lora import LoraWeights, initial
+from mta_cli.events import Done, Event, Note, Token
 from mta_cli.options import AnswerOptions, Machine, PromptOptions
 from mta_cli.pipeline.converse import Asking
 from mta_cli.pipeline.manifest import ModelEntry
@@ -102,3 +104,20 @@ def make_world(root: Path, task: str = "free", stacks: str = "upper") -> World:
 def contents(found: Sequence[Item]) -> list[tuple[str, str]]:
     """Inputs and outputs."""
     return [(item.input, item.output) for item in found]
+
+
+def result_of(events: Iterator[Event]) -> tuple[Any, list[Event]]:
+    """What `Done` carries, and everything before it."""
+    every = list(events)
+    assert isinstance(every[-1], Done)
+    return every[-1].result, every[:-1]
+
+
+def text_of(events: Sequence[Event], column: str = "") -> str:
+    """What was said in a column."""
+    return "".join(event.text for event in events if isinstance(event, Token) and event.column == column)
+
+
+def notes_of(events: Sequence[Event]) -> str:
+    """What the person was told, a line each."""
+    return "\n".join(event.text for event in events if isinstance(event, Note))
