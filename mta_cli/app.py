@@ -26,6 +26,7 @@ PLACES = {
     "data": "data:app",
     "user": "user_model:app",  # the group of `user`, with fuse, adapt and export in it
     "bank": "bank:app",
+    "eval": "eval:app",
     "ask": "chat:ask",
     "compare": "chat:compare",
     "chat": "chat:chat",

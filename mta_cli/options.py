@@ -55,7 +55,7 @@ class BankOptions:
     rank: int = option(8, "Rank of each meta-LoRA.", minimum=1, maximum=256)
     alpha: float = option(16.0, "LoRA alpha of each meta-LoRA; its scale is alpha / rank.", minimum=0.001, maximum=4096)
     epochs: int = option(2, "Passes over each anchor's history.", minimum=1, maximum=100)
-    learning_rate: float = option(2e-4, "Peak learning rate of the meta-LoRAs.", minimum=1e-8, maximum=1.0)
+    learning_rate: float = option(1e-3, "Peak learning rate of the meta-LoRAs.", minimum=1e-8, maximum=1.0)
     batch_size: int = option(8, "Rows in a training step.", minimum=1, maximum=1024)
     targets: str = option(
         "all-linear", "Linear layers that carry the LoRAs: all-linear, or last parts of their names, comma-separated."
@@ -69,6 +69,13 @@ class BankOptions:
     min_items: int = option(8, "History items a user needs to be an anchor.", minimum=1, maximum=1_000_000)
     max_items: int = option(200, "Most recent items used of each user; 0 for all.", minimum=0, maximum=1_000_000)
     task_adapter: bool = option(True, "Train one LoRA pooled over all candidates first.")
+    task_min_items: int | None = option(
+        None, "History items a user needs for the task adapter; as many as an anchor where not given.",
+        minimum=1, maximum=1_000_000,
+    )  # fmt: skip
+    task_placement: str = option(
+        "all", "Where the task adapter acts: in all layers, or the upper third.", choices=("all", "upper")
+    )
     task_rank: int = option(8, "Rank of the task adapter.", minimum=1, maximum=256)
     task_epochs: int = option(2, "Passes over the pooled histories.", minimum=1, maximum=100)
     task_learning_rate: float = option(1e-3, "Peak learning rate of the task adapter.", minimum=1e-8, maximum=1.0)
@@ -123,7 +130,29 @@ class AnswerOptions:
     int8: bool = option(False, "Decode with weights rounded to 8 bits: faster on a CPU, slightly other answers.")
 
 
-JOBS: tuple[type[Any], ...] = (Machine, PromptOptions, BankOptions, FuseOptions, AdaptOptions, AnswerOptions)
+@dataclass(frozen=True)
+class EvalOptions:
+    """`mta eval run` and `mta eval tune`."""
+
+    section: ClassVar[str] = "eval"
+    methods: str = option(
+        "majority,base,rag,pooled,pooled-rag,oppu,oppu-pooled,fusion,fusion-random,fusion-noise,stack,mta,mta-learned,"
+        "mta-released",
+        "Methods to compare, comma-separated; see mta eval methods.",
+    )
+    reference: str = option("mta", "The method that all others are compared with.")
+    shots: int = option(5, "Most recent items that are left of each tested person's history.", minimum=1, maximum=1000)
+    folds: int = option(
+        3, "Everybody is tested in one of so many folds; 1 is a plain split into bank, tuning and test people.",
+        minimum=1, maximum=100,
+    )  # fmt: skip
+    placement: str = option("late", "Where anchors and personal parts act.", choices=PLACEMENTS)
+    calibrate: bool = option(True, "Fit a temperature for each method on people who are not tested with it.")
+
+
+JOBS: tuple[type[Any], ...] = (
+    Machine, PromptOptions, BankOptions, FuseOptions, AdaptOptions, AnswerOptions, EvalOptions
+)  # fmt: skip
 
 
 def check(options: Any) -> list[str]:

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,25 @@ if TYPE_CHECKING:
 
     from mta_cli.progress import ProgressView
 
-__all__ = ["Output", "ReaderGone", "clean", "clean_line", "group", "pairs", "table", "text", "to_json"]
+__all__ = ["Output", "ReaderGone", "Strong", "clean", "clean_line", "group", "pairs", "table", "text", "to_json"]
 
 Render = Callable[[Any], "RenderableType"]
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> "RenderableType":
-    """A table of plain, cleaned cells; columns that hold only numbers are set flush right, None is shown as a dash."""
+@dataclasses.dataclass(frozen=True)
+class Strong:
+    """A cell that a table shows in bold."""
+
+    value: object
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None, right: Collection[int] = ()
+) -> "RenderableType":
+    """A table of plain, cleaned cells; columns that hold only numbers are set flush right, None is shown as a dash.
+
+    The columns whose places are in `right` are set flush right, whatever they hold.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -38,9 +50,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     for index, name in enumerate(columns):
         cells = [row[index] for row in body if row[index] is not None]
         numeric = bool(cells) and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in cells)
-        shown.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+        shown.add_column(Text(name), justify="right" if numeric or index in right else "left", overflow="fold")
     for row in body:
-        shown.add_row(*(Text(_cell(value)) for value in row))
+        shown.add_row(*(Text(_cell(value), style="bold" if isinstance(value, Strong) else "") for value in row))
     return shown
 
 
@@ -72,6 +84,8 @@ def group(*parts: "RenderableType") -> "RenderableType":
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, Strong):
+        return _cell(value.value)
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -14,7 +14,7 @@ from store.process import now
 from store.rows import dumps, loads, truths
 
 _BANK = """SELECT id, name, version, key, task, base, embedder, task_adapter, status, seed, config, tokens, seconds,
-created FROM banks"""
+created, purpose FROM banks"""
 _ANCHOR = """SELECT anchors.id, bank_id, user_id, users.name AS user, cluster, cluster_size, items, digest,
 loss_first, loss_last, stale FROM anchors LEFT JOIN users ON users.id = user_id"""
 
@@ -29,20 +29,24 @@ class Banks:
         self._db, self._adapters = db, adapters
 
     def begin(
-        self, name: str, key: str, task: str, base: str, embedder: str, seed: int, config: dict[str, Any]
-    ) -> Bank:
-        """The bank of this name and key, building or ready; else a new version, building.
+        self, name: str, key: str, task: str, base: str, embedder: str, seed: int, config: dict[str, Any],
+        purpose: str = "",
+    ) -> Bank:  # fmt: skip
+        """The bank of this name, key and purpose, building or ready; else a new version, building.
 
+        A bank with a `purpose` serves that alone: `latest` and `all` do not know it, `get` by number only.
         `config` holds options only: nobody's name, for it is never searched for one.
         """
         with self._db.transaction():
-            known = self._db.row(f"{_BANK} WHERE name = ? AND key = ? ORDER BY version DESC", (name, key))
+            which = "name = ? AND key = ? AND purpose = ?"
+            known = self._db.row(f"{_BANK} WHERE {which} ORDER BY version DESC", (name, key, purpose))
             if known is not None:
                 return _bank(known)
             version = self._db.value("SELECT coalesce(max(version), 0) + 1 FROM banks WHERE name = ?", (name,))
-            values = (name, version, key, task, base, embedder, seed, dumps(config), now())
-            columns = "name, version, key, task, base, embedder, seed, config, created"
-            row = self._db.write(f"INSERT INTO banks ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values).lastrowid
+            values = (name, version, key, task, base, embedder, seed, dumps(config), now(), purpose)
+            columns = "name, version, key, task, base, embedder, seed, config, created, purpose"
+            sql = f"INSERT INTO banks ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            row = self._db.write(sql, values).lastrowid
             assert row is not None
             return self.by_id(row)
 
@@ -72,7 +76,8 @@ class Banks:
     def get(self, name: str, version: int | None = None) -> Bank:
         """The newest ready version of a bank, or the given one in any state. Raises NotFound with what there is."""
         if version is None:
-            row = self._db.row(f"{_BANK} WHERE name = ? AND status = 'ready' ORDER BY version DESC", (name,))
+            which = "name = ? AND status = 'ready' AND purpose = ''"
+            row = self._db.row(f"{_BANK} WHERE {which} ORDER BY version DESC", (name,))
         else:
             row = self._db.row(f"{_BANK} WHERE name = ? AND version = ?", (name, version))
         if row is None:
@@ -88,13 +93,13 @@ class Banks:
 
     def latest(self, task: str, base: str | None = None) -> Bank | None:
         """The bank of a task that was made last and is ready; with `base`, of those for that fingerprint."""
-        which = "task = :task AND status = 'ready' AND (:base IS NULL OR base = :base)"
+        which = "task = :task AND status = 'ready' AND purpose = '' AND (:base IS NULL OR base = :base)"
         row = self._db.row(f"{_BANK} WHERE {which} ORDER BY id DESC LIMIT 1", {"task": task, "base": base})
         return _bank(row) if row is not None else None
 
     def all(self) -> list[Bank]:
         """Every bank, by name and version."""
-        return [_bank(row) for row in self._db.rows(f"{_BANK} ORDER BY name, version")]
+        return [_bank(row) for row in self._db.rows(f"{_BANK} WHERE purpose = '' ORDER BY name, version")]
 
     def anchors(self, bank_id: int) -> list[Anchor]:
         """The bank's anchors, by number."""

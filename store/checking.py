@@ -10,7 +10,8 @@ from store.personal import unpack_shares
 
 TABLES = (
     "users", "items", "queries", "profiles", "bases", "tasks", "adapters", "banks", "anchors", "recipes", "stacks",
-    "runs", "steps", "evaluations", "predictions", "chats", "messages", "tombstones",
+    "runs", "steps", "evaluations", "eval_people", "eval_banks", "cells", "tunings", "predictions", "chats", "messages",
+    "tombstones",
 )  # fmt: skip
 
 

@@ -26,6 +26,10 @@ _DOCUMENTS = (
     ("evaluations", "result"),
     ("messages", "source"),
 )
+# Banks of evaluations serve nobody, so that those made from the person go whole.
+_MEASURED_WITH = """DELETE FROM banks WHERE id IN (
+    SELECT bank_id FROM eval_banks JOIN eval_people USING (evaluation_id, fold) WHERE user_id = ? AND role = 'bank'
+)"""
 _TEXTS = (("runs", "subject"), ("runs", "error"))
 
 
@@ -38,6 +42,7 @@ class Forgetting:
     def forget(self, user: User) -> Forgotten:
         """See `Users.forget`."""
         with self._db.transaction():
+            self._db.write(_MEASURED_WITH, (user.id,))
             stale = self._stale_anchors(user.id)
             self._db.write("UPDATE anchors SET user_id = NULL, stale = 1 WHERE user_id = ?", (user.id,))
             self._bury(user.id, had_anchor=bool(stale))

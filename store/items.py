@@ -22,13 +22,15 @@ _STORED = "SELECT input, {answer}, time FROM {table} WHERE user_id = ? AND task 
 _ITEM = "SELECT items.id, user_id, key, task, items.input, items.output, time FROM items"
 _QUERY = "SELECT id, user_id, key, task, input, gold, time FROM queries"
 _OLDER = "(:time IS NULL OR time IS NULL OR time < :time OR (time = :time AND items.id < :id))"
+_AMONG = "(:among IS NULL OR items.id IN (SELECT value FROM json_each(:among)))"
 _MATCHES = f"""
 {_ITEM.replace("FROM items", "FROM items_fts JOIN items ON items.id = items_fts.rowid")}
 WHERE items_fts MATCH :match AND user_id = :user AND task = :task AND items.id IS NOT :exclude AND {_OLDER}
+    AND {_AMONG}
 ORDER BY bm25(items_fts, 0.0, 1.0, 0.0), items.id LIMIT :limit
 """
 _LATEST = f"""
-{_ITEM} WHERE user_id = :user AND task = :task AND id IS NOT :exclude AND {_OLDER}
+{_ITEM} WHERE user_id = :user AND task = :task AND id IS NOT :exclude AND {_OLDER} AND {_AMONG}
 ORDER BY time DESC, id DESC LIMIT :limit
 """
 
@@ -57,7 +59,8 @@ class Items:
 
     def recent(self, user_id: int, task: str, limit: int | None = None) -> list[Item]:
         """The user's `limit` most recent items of a task, or all, oldest first."""
-        values = {"user": user_id, "task": task, "exclude": None, "time": None, "id": 0, "limit": _limit(limit)}
+        values = {"user": user_id, "task": task, "exclude": None, "time": None, "id": 0, "among": None}
+        values["limit"] = _limit(limit)
         return [Item(*row) for row in reversed(self._db.tuples(_LATEST, values))]
 
     def count(self, user_id: int, task: str) -> int:
@@ -78,15 +81,18 @@ class Items:
         limit: int,
         exclude: int | None = None,
         before: tuple[str | None, int] | None = None,
+        among: Sequence[int] | None = None,
         fill: bool = True,
     ) -> list[Item]:
         """The user's `limit` items whose inputs match `text` best (bm25), then, with `fill`, the most recent ones.
 
         `exclude` is left out. With `before` = (time, item number), so is every item that is not strictly earlier, where
-        both times are known. `text` is words only: nothing in it is query syntax.
+        both times are known; with `among`, every item of another number. `text` is words only: nothing in it is query
+        syntax.
         """
         time, number = before if before is not None else (None, 0)
         values = {"user": user_id, "task": task, "exclude": exclude, "time": time, "id": number, "limit": _limit(limit)}
+        values["among"] = None if among is None else json.dumps(list(among))
         match = safe_query(user_id, task, text)
         found = [Item(*row) for row in self._db.tuples(_MATCHES, values | {"match": match})] if match else []
         if fill and len(found) < limit:

@@ -114,7 +114,7 @@ class Adapter:
 class Bank:
     """A versioned set of anchors. `key` hashes base, options and data: the same key is the same bank.
 
-    `status`: building, ready.
+    `status`: building, ready. `purpose`: "" for use by everybody, `eval` for one evaluation.
     """
 
     id: int
@@ -131,6 +131,7 @@ class Bank:
     tokens: int
     seconds: float
     created: str
+    purpose: str = ""
 
 
 @dataclass(frozen=True)

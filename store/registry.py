@@ -46,7 +46,7 @@ class Registry:
         self.recipes = Recipes(db)
         self.stacks = Stacks(db, self.adapters)
         self.runs = Runs(db)
-        self.evaluations = Evaluations(db)
+        self.evaluations = Evaluations(db, self.adapters)
         self.chats = Chats(db)
 
     @classmethod

@@ -22,8 +22,9 @@ _SUMMARIES = """
 WITH current AS (
     SELECT id FROM banks WHERE :bank IS NOT NULL AND id = :bank
     UNION
-    SELECT id FROM banks AS b WHERE :bank IS NULL AND status = 'ready' AND (:task IS NULL OR task = :task)
-        AND version = (SELECT max(version) FROM banks WHERE name = b.name AND status = 'ready')
+    SELECT id FROM banks AS b WHERE :bank IS NULL AND status = 'ready' AND purpose = ''
+        AND (:task IS NULL OR task = :task)
+        AND version = (SELECT max(version) FROM banks WHERE name = b.name AND status = 'ready' AND purpose = '')
 ),
 held AS (
     SELECT user_id, task, sum(items) AS items, sum(queries) AS queries FROM (

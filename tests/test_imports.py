@@ -14,7 +14,7 @@ from tests.store.making import bank
 
 ROOT = Path(__file__).parent.parent
 MODELS = {"transformers", "peft", "sentence_transformers", "sklearn", "textual"}
-HEAVY = {*MODELS, "torch", "numpy", "pandas", "scipy", "tokenizers", "safetensors", "huggingface_hub"}
+HEAVY = {*MODELS, "torch", "matplotlib", "numpy", "pandas", "scipy", "tokenizers", "safetensors", "huggingface_hub"}
 OTHERS = {"peft", "sentence_transformers", "textual", "pandas", "datasets"}  # for what asking somebody is not
 SLOW = {*HEAVY, "asyncio", "filelock", "pydantic", "sqlite_utils"}  # tens of milliseconds each
 QUICK = [
@@ -32,9 +32,22 @@ QUICK = [
     ["task", "show", "lamp-2"],
     ["bank", "list"],
     ["bank", "show", "old"],
+    ["eval", "list"],
+    ["eval", "list", "--json"],
+    ["eval", "run", "--help"],
     ["model", "list"],
     ["model", "path"],
 ]
+MEASURED = {
+    "task": "free", "metric": "rouge_1", "users": 2, "queries": 4, "shots": 5, "seed": 0, "folds": 2,
+    "reference": "mta",
+    "methods": {name: {"rouge_1": {"value": 0.5, "low": 0.4, "high": 0.6}} for name in ("mta", "base")},
+    "differences": [
+        {"a": "mta", "b": "base", "metric": "rouge_1", "value": 0.0, "low": -0.1, "high": 0.1, "p": 1.0}
+    ],
+    "costs": {name: {"bytes": 0, "seconds": 0.1} for name in ("mta", "base")},
+    "power": {"metric": "rouge_1", "detectable": 0.1, "basis": "a guess"},
+}  # fmt: skip
 MOST = {"--version": 200, "--help": 210, "user list --json": 240, "user list": 300, "user show alice": 300}
 RUNNER = """
 import sys
@@ -49,7 +62,7 @@ SOURCES = sorted([*(ROOT / "mta_cli").rglob("*.py"), *(ROOT / "store").rglob("*.
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a person with a store that holds one user and a bank of nobody."""
+    """The environment of a person with a store that holds one user, a bank of nobody and an evaluation."""
     folder = tmp_path_factory.mktemp("quick")
     (folder / "notes.jsonl").write_text('{"input": "a", "output": "b"}\n')
     env = {
@@ -62,6 +75,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         subprocess.run([sys.executable, "-m", "mta_cli", *command], env=env, check=True, capture_output=True)
     with Registry.open(folder / "store") as reg:
         bank(reg, [], name="old")
+        number = reg.evaluations.begin("k", "free", {"shots": 5}, []).id
+        reg.evaluations.finish(number, MEASURED)
     return env
 
 
@@ -109,6 +124,15 @@ def test_a_value_that_needs_no_conversion_is_not_converted_by_pydantic(environme
     for limit, converted in (([], False), (["--limit", "3"], True)):
         _, modules = run(["user", "items", "alice", *limit], environment)
         assert ("pydantic" in modules) is converted
+
+
+@pytest.mark.parametrize("command", [["eval", "show", "1"], ["eval", "show", "1", "--json"]], ids=" ".join)
+def test_a_number_is_read_by_pydantic_and_nothing_else_that_is_slow(
+    command: list[str], environment: dict[str, str]
+) -> None:
+    out, modules = run(command, environment)
+    assert "mta" in out
+    assert packages(modules) & SLOW == {"pydantic"}
 
 
 def test_doctor_looks_at_torch_and_loads_no_other_model_library(environment: dict[str, str]) -> None:

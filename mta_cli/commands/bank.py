@@ -46,6 +46,8 @@ def build(
     min_items: Annotated[int | None, option(BankOptions, "min_items")] = None,
     max_items: Annotated[int | None, option(BankOptions, "max_items")] = None,
     task_adapter: Annotated[bool | None, option(BankOptions, "task_adapter")] = None,
+    task_min_items: Annotated[int | None, option(BankOptions, "task_min_items")] = None,
+    task_placement: Annotated[str | None, option(BankOptions, "task_placement")] = None,
     task_rank: Annotated[int | None, option(BankOptions, "task_rank")] = None,
     task_epochs: Annotated[int | None, option(BankOptions, "task_epochs")] = None,
     task_learning_rate: Annotated[float | None, option(BankOptions, "task_learning_rate")] = None,
@@ -73,7 +75,8 @@ def build(
     options = use.settings.build(
         BankOptions, anchors=anchors, rank=rank, alpha=alpha, epochs=epochs, learning_rate=learning_rate,
         batch_size=batch_size, targets=targets, placement=placement, pick=pick, min_items=min_items,
-        max_items=max_items, task_adapter=task_adapter, task_rank=task_rank, task_epochs=task_epochs,
+        max_items=max_items, task_adapter=task_adapter, task_min_items=task_min_items,
+        task_placement=task_placement, task_rank=task_rank, task_epochs=task_epochs,
         task_learning_rate=task_learning_rate,
     )  # fmt: skip
     prompt = use.settings.build(PromptOptions, history_items=history_items)

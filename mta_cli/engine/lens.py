@@ -14,7 +14,7 @@ from mta_cli.engine.base import head_logits
 from mta_cli.engine.fusion import merge
 from mta_cli.engine.lora import LoraWeights, Placement, attached
 from mta_cli.engine.parts import Crowd, Place, joined, places
-from mta_cli.engine.passes import Fork, Passes, tokens_at_once
+from mta_cli.engine.passes import Fork, Passes, by_owner, packed, tokens_at_once
 from mta_cli.engine.plain import Plain
 from mta_cli.errors import BadInput, UsageFault
 
@@ -135,6 +135,17 @@ def make_lens(
         return PlainLens(base.plain, forks, placement, under, people)
     require_everywhere(base, [placement, *(part.placement for parts in under for part in parts)])
     return ModuleLens(base, forks, under, people)
+
+
+def shared_passes(lens: Lens, rows: Sequence[int], owners: Sequence[int], tokens: int) -> list[list[int]]:
+    """Places in `rows` whose rows share a pass of at most `tokens` tokens, padding counted; `owners` are theirs."""
+    lengths = [lens.length(row) for row in rows]
+    if lens.mixes:
+        return by_owner(lengths, owners, tokens)
+    own = {person: [n for n, owner in enumerate(owners) if owner == person] for person in set(owners)}
+    return [
+        [places[i] for i in batch] for places in own.values() for batch in packed([lengths[n] for n in places], tokens)
+    ]
 
 
 def crowds(plain: Plain, people: Sequence[Sequence[LoraWeights]]) -> list[Crowd]:

@@ -89,8 +89,7 @@ def score(metric: str, answers: Sequence[str], golds: Sequence[str], labels: Seq
     if metric == "accuracy":
         return {"accuracy": accuracy(answers, golds, labels), "macro_f1": macro_f1(answers, golds, labels)}
     if metric == "mae":
-        ends = [float(label) for label in labels] or [LOWEST, HIGHEST]
-        low, high = min(ends), max(ends)
+        low, high = scale(labels)
         return {
             "mae": mae(answers, golds, low=low, high=high),
             "rmse": rmse(answers, golds, low=low, high=high),
@@ -98,6 +97,12 @@ def score(metric: str, answers: Sequence[str], golds: Sequence[str], labels: Seq
     if metric == "rouge":
         return mean_rouge(answers, golds)
     raise ValueError(f"there is no metric {metric!r}")
+
+
+def scale(labels: Sequence[str]) -> tuple[float, float]:
+    """The lowest and the highest of a task's scores; LaMP's where it lists none."""
+    ends = [float(label) for label in labels] or [LOWEST, HIGHEST]
+    return min(ends), max(ends)
 
 
 def _stripped(answers: Sequence[str], golds: Sequence[str]) -> list[tuple[str, str]]:

@@ -131,18 +131,25 @@ def blocks_of(owners: Sequence[int]) -> tuple[list[int], int]:
 class Group:
     """LoRAs of many people that train together: `A [people, rank, in]`, `B [people, out, rank]`, float32, one scale.
 
-    All have the same modules and rank. Gradients gather in `grads` in the same shapes.
+    All have the same modules and rank. Gradients gather in `grads` in the shapes of `trained`, which are all values, or
+    with `frozen_a` every `B` alone (as in LoRA-FA, arXiv 2308.03303).
     """
 
-    def __init__(self, weights: Sequence[LoraWeights], device: torch.device) -> None:
+    def __init__(self, weights: Sequence[LoraWeights], device: torch.device, *, frozen_a: bool = False) -> None:
         first = weights[0]
+        self.frozen_a = frozen_a
         self.scale, self.placement, self.paths = first.scale, first.placement, list(first.factors)
         self.values = [
             torch.stack([one.factors[path][half].to(device, torch.float32) for one in weights])
             for path in self.paths
             for half in (0, 1)
         ]
-        self.grads = [torch.zeros_like(value) for value in self.values]
+        self.trained = self.moving(self.values)
+        self.grads = [torch.zeros_like(value) for value in self.trained]
+
+    def moving(self, halves: list[Tensor]) -> list[Tensor]:
+        """Those that train among `halves`, which stand as in `values`: A, B, A, B, …"""
+        return halves[1::2] if self.frozen_a else halves
 
     def leaves(self, owners: Sequence[int], dtype: torch.dtype) -> "Leaves":
         """Factors for rows of `owners` that gather gradients."""
@@ -162,12 +169,13 @@ class Leaves:
         heads, _ = blocks_of(owners)
         self._group, self.single = group, len(heads) == 1
         self._index = torch.tensor(heads, device=group.values[0].device)
-        self._leaves = [value[self._index].to(dtype).requires_grad_() for value in group.values]
+        self._halves = [value[self._index].to(dtype) for value in group.values]
+        self._leaves = [half.requires_grad_() for half in group.moving(self._halves)]
 
     def factors(self) -> Factors:
         """By path: `A [blocks, rank, in]` and scaled `B [blocks, out, rank]`; without the first axis for one block."""
-        group, leaves = self._group, [leaf[0] if self.single else leaf for leaf in self._leaves]
-        return {path: (leaves[2 * i], leaves[2 * i + 1] * group.scale) for i, path in enumerate(group.paths)}
+        group, halves = self._group, [half[0] if self.single else half for half in self._halves]
+        return {path: (halves[2 * i], halves[2 * i + 1] * group.scale) for i, path in enumerate(group.paths)}
 
     def gather(self) -> None:
         """Add the leaves' gradients to the group's; call it after `backward`."""

@@ -129,11 +129,12 @@ class Passes:
         self._keys: list[Hashable] = [(fork, where) for fork in forks] if self._common else list(range(len(forks)))
 
     def scores(
-        self, chosen: Sequence[int], acting: Pairs, crowds: Sequence[Crowd] = (), people: Sequence[int] = ()
-    ) -> Scores:
+        self, chosen: Sequence[int], acting: Pairs, crowds: Sequence[Crowd] = (), people: Sequence[int] = (),
+        also: Sequence[Parts] = (),
+    ) -> Scores:  # fmt: skip
         """Run forks number `chosen`, one row each, with `acting` and with the parts of `people` among `crowds`.
 
-        Differentiable in `acting`. Neither acts before or below the placement.
+        Differentiable in `acting`. `also` are further parts of the pass. None acts before or below the placement.
         """
         starts = self._starts(chosen)
         forks = [self.forks[i] for i in chosen]
@@ -142,7 +143,9 @@ class Passes:
         positions, mask = self._layout(forks, [start.at for start in starts], x.shape[1], early)
         states = self.plain.run(
             x, self.plain.rope(positions), mask, first=self.placement.first,
-            parts=[Parts(acting), *self._own(chosen, positions), *self._theirs(crowds, people, forks, positions)],
+            parts=[
+                Parts(acting), *self._own(chosen, positions), *self._theirs(crowds, people, forks, positions), *also,
+            ],
             past=_Early(self.placement.first, early) if early is not None else None,
         )  # fmt: skip
         places = [

@@ -19,10 +19,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mta_cli.engine.lens import Budget, make_lens
+from mta_cli.engine.lens import Budget, make_lens, shared_passes
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.parts import Group
-from mta_cli.engine.passes import Fork, by_owner, packed
+from mta_cli.engine.passes import Fork
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
@@ -100,16 +100,19 @@ class Trainer:
     """Trains the LoRAs of `members`, which have the same modules, rank, scale and placement, on top of `base`.
 
     `budget` is how many tokens, padding counted, run at once; None: as many as pay on this device. It is halved where
-    memory runs out. `failed` says by member why one could not go on.
+    memory runs out. `frozen_a`: every A stays as it started, so that B alone has to be kept where the start can be made
+    again. `failed` says by member why one could not go on.
     """
 
-    def __init__(self, base: "LoadedBase", members: Sequence[Member], *, budget: int | None = None) -> None:
+    def __init__(
+        self, base: "LoadedBase", members: Sequence[Member], *, budget: int | None = None, frozen_a: bool = False
+    ) -> None:
         self.base, self.members = base, members
         self.budget = Budget(base, budget)
         self.taken: list[list[TrainStep]] = [[] for _ in members]
         self.failed: dict[int, str] = {}
-        self._group = Group([member.start for member in members], base.device)
-        self._moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in self._group.values]
+        self._group = Group([member.start for member in members], base.device, frozen_a=frozen_a)
+        self._moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in self._group.trained]
         rows = [row for member in members for row in member.rows]
         owners = [i for i, member in enumerate(members) for _ in member.rows]
         self._first = [owners.index(i) if member.rows else 0 for i, member in enumerate(members)]
@@ -169,21 +172,11 @@ class Trainer:
     def _backward(self, due: Sequence[_Due], labels: dict[int, int]) -> dict[int, float]:
         """Gather the gradients of each member's mean loss; returns those losses."""
         totals = torch.zeros(len(self.members), device=self.base.device)
-        batches = [[due[i] for i in batch] for batch in self._passes(due)]
+        rows, owners = [one.row for one in due], [one.member for one in due]
+        batches = [[due[i] for i in batch] for batch in shared_passes(self._lens, rows, owners, self.budget.tokens)]
         self.budget.spend(batches, lambda batch: self._pass(batch, labels, totals))
         found: list[float] = totals.tolist()
         return {i: found[i] for i in labels}
-
-    def _passes(self, due: Sequence[_Due]) -> list[list[int]]:
-        lengths = [self._lens.length(one.row) for one in due]
-        if self._lens.mixes:
-            return by_owner(lengths, [one.member for one in due], self.budget.tokens)
-        own = {i: [n for n, one in enumerate(due) if one.member == i] for i in {one.member for one in due}}
-        return [
-            [numbers[i] for i in batch]
-            for numbers in own.values()
-            for batch in packed([lengths[n] for n in numbers], self.budget.tokens)
-        ]
 
     def _pass(self, batch: Sequence[_Due], labels: dict[int, int], totals: Tensor) -> None:
         owners = [one.member for one in batch]
@@ -213,7 +206,7 @@ class Trainer:
         first, second = first[:, None, None], second[:, None, None]
         everyone = len(active) == len(self.members)
         index = slice(None) if everyone else torch.tensor(active, device=device)
-        for value, grad, (mean, square) in zip(self._group.values, self._group.grads, self._moments, strict=True):
+        for value, grad, (mean, square) in zip(self._group.trained, self._group.grads, self._moments, strict=True):
             g, m, v = grad[index], mean[index], square[index]
             m.lerp_(g, 1 - BETA_1)
             v.mul_(BETA_2).addcmul_(g, g, value=1 - BETA_2)
@@ -243,7 +236,7 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         return {
             f"{i}.{name}": tensor
-            for i, (value, moments) in enumerate(zip(self._group.values, self._moments, strict=True))
+            for i, (value, moments) in enumerate(zip(self._group.trained, self._moments, strict=True))
             for name, tensor in zip(("value", "exp_avg", "exp_avg_sq"), (value, *moments), strict=True)
         }
 

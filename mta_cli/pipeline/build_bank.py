@@ -5,7 +5,7 @@ Every finished part is a row in the store, so the same command run again goes on
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BankRequest:
-    """Everything a bank build needs to know. `name` defaults to the task's."""
+    """Everything a bank build needs to know. `name` defaults to the task's.
+
+    `people` are the ids of those it may be built from; None: everybody. For `purpose` see `store.models.Bank`. `begun`
+    is told the bank's number before anything is trained.
+    """
 
     task: "Task"
     base: "ModelEntry"
@@ -38,23 +42,35 @@ class BankRequest:
     prompt: PromptOptions
     machine: Machine
     name: str | None = None
+    people: frozenset[int] | None = None
+    purpose: str = ""
+    begun: Callable[[int], None] = lambda number: None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A user who may be an anchor, with the items that count."""
+    """A user whose history the bank may be made of, with the items that count; `items_held` is how many they have."""
 
     user: User
     items: tuple[Item, ...]
+    items_held: int
 
 
-def candidates(reg: "Registry", task: str, options: BankOptions) -> list[Candidate]:
-    """Users who may be anchors and have enough items. BadInput when they are fewer than the anchors asked for."""
-    found = [
-        Candidate(user, tuple(reg.items.recent(user.id, task, options.max_items or None)))
+def contributors(
+    reg: "Registry", task: str, options: BankOptions, people: frozenset[int] | None = None
+) -> list[Candidate]:
+    """Users, among `people`, who may be anchors and have enough items to be one, or for the task adapter alone."""
+    least = options.min_items if options.task_min_items is None else min(options.task_min_items, options.min_items)
+    return [
+        Candidate(user, tuple(reg.items.recent(user.id, task, options.max_items or None)), count)
         for user, count in reg.users.with_items(task)
-        if user.can_anchor and count >= options.min_items
+        if user.can_anchor and count >= least and (people is None or user.id in people)
     ]
+
+
+def candidates(pool: Sequence[Candidate], task: str, options: BankOptions) -> list[Candidate]:
+    """Those of `pool` with enough items to be an anchor. BadInput when they are fewer than the anchors asked for."""
+    found = [candidate for candidate in pool if candidate.items_held >= options.min_items]
     if len(found) < options.anchors:
         raise BadInput(
             f"{options.anchors} anchors asked for, and {len(found)} users may be one "
@@ -66,12 +82,12 @@ def candidates(reg: "Registry", task: str, options: BankOptions) -> list[Candida
     return found
 
 
-def bank_key(reg: "Registry", request: BankRequest, chosen: Sequence[Candidate]) -> str:
+def bank_key(reg: "Registry", request: BankRequest, pool: Sequence[Candidate]) -> str:
     """Hash of all that decides the bank: base, embedder, task, options, seed and data."""
     identity = {
         "base": request.base.fingerprint, "embedder": request.embedder.fingerprint, "task": asdict(request.task),
         "options": asdict(request.options), "history_items": request.prompt.history_items, "seed": request.machine.seed,
-        "data": [[c.user.name, reg.items.data_hash_of(c.items)] for c in chosen],
+        "data": [[c.user.name, reg.items.data_hash_of(c.items)] for c in pool],
     }  # fmt: skip
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -80,8 +96,9 @@ def build_bank(
     reg: "Registry", request: BankRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
     """Build or finish the bank that `request` describes. `Done.result` has the keys of `mta bank build --json`."""
-    chosen = candidates(reg, request.task.name, request.options)
-    yield Planned("bank build", (*plan, *plan_lines(reg, request, chosen)))
+    pool = contributors(reg, request.task.name, request.options, request.people)
+    chosen = candidates(pool, request.task.name, request.options)
+    yield Planned("bank build", (*plan, *plan_lines(reg, request, pool, chosen)))
     if dry_run:
         yield Done(
             {"dry_run": True, "task": request.task.name, "anchors": request.options.anchors, "candidates": len(chosen)}
@@ -89,16 +106,18 @@ def build_bank(
         return
     name = request.name or request.task.name
     with reg.job_lock(f"bank {name}"):
-        yield from _build(reg, request, name, chosen)
+        yield from _build(reg, request, name, pool)
 
 
-def plan_lines(reg: "Registry", request: BankRequest, chosen: Sequence[Candidate]) -> tuple[PlanLine, ...]:
+def plan_lines(
+    reg: "Registry", request: BankRequest, pool: Sequence[Candidate], chosen: Sequence[Candidate]
+) -> tuple[PlanLine, ...]:
     """What the build would read, hold and cost, estimated from the task's token budgets and this machine's speed."""
     from mta_cli.pipeline.planning import cost_lines
 
     options, task = request.options, request.task
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
-    pooled = sum(len(c.items) for c in chosen) * options.task_epochs if options.task_adapter else 0
+    pooled = sum(len(c.items) for c in pool) * options.task_epochs if options.task_adapter else 0
     longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors]
     tokens = row * (pooled + sum(longest) * options.epochs)
     step = row * options.batch_size
@@ -108,24 +127,25 @@ def plan_lines(reg: "Registry", request: BankRequest, chosen: Sequence[Candidate
     )
 
 
-def _build(reg: "Registry", request: BankRequest, name: str, chosen: Sequence[Candidate]) -> Iterator[Event]:
+def _build(reg: "Registry", request: BankRequest, name: str, pool: Sequence[Candidate]) -> Iterator[Event]:
     from mta_cli.pipeline.models import remember
 
     remember(reg, request.base, request.embedder)
-    key = bank_key(reg, request, chosen)
+    key = bank_key(reg, request, pool)
     config = {**asdict(request.options), "history_items": request.prompt.history_items, "dtype": request.machine.dtype}
     bank = reg.banks.begin(
         name=name, key=key, task=request.task.name, base=request.base.fingerprint,
-        embedder=request.embedder.fingerprint, seed=request.machine.seed, config=config,
+        embedder=request.embedder.fingerprint, seed=request.machine.seed, config=config, purpose=request.purpose,
     )  # fmt: skip
+    request.begun(bank.id)
     if bank.status == "ready":
         yield Note(f"Bank {bank.name} v{bank.version} was built from the same data and settings; nothing to do.")
         yield Done(bank_json(reg, bank))
         return
     run = reg.runs.start("bank build", f"{bank.name} v{bank.version}", config)
     try:
-        anchors = yield from _plan_anchors(reg, request, bank, chosen)
-        yield from _train(reg, request, bank, anchors, chosen, run)
+        anchors = yield from _plan_anchors(reg, request, bank, candidates(pool, request.task.name, request.options))
+        yield from _train(reg, request, bank, anchors, pool, run)
     except (KeyboardInterrupt, GeneratorExit):
         reg.runs.fail(run.id, "stopped", interrupted=True)
         raise
@@ -168,7 +188,7 @@ def _plan_anchors(
 
 
 def _train(
-    reg: "Registry", request: BankRequest, bank: Bank, anchors: Sequence[Anchor], chosen: Sequence[Candidate], run: Run
+    reg: "Registry", request: BankRequest, bank: Bank, anchors: Sequence[Anchor], pool: Sequence[Candidate], run: Run
 ) -> Iterator[Event]:
     from mta_cli.engine.lens import require_everywhere
     from mta_cli.engine.lora import find_targets, folded
@@ -177,8 +197,8 @@ def _train(
     options, base = request.options, load(request.base, request.machine)
     require_everywhere(base, [find_targets(base.model, options.targets, options.placement)[1]])
     examples = Examples(reg, base, request.task, request.prompt.history_items)
-    items = {candidate.user.id: candidate.items for candidate in chosen}
-    pooled = _task_part(reg, request, examples, chosen, run) if options.task_adapter and not bank.task_adapter else None
+    items = {candidate.user.id: candidate.items for candidate in pool}
+    pooled = _task_part(reg, request, examples, pool, run) if options.task_adapter and not bank.task_adapter else None
     parts = {
         anchor.id: _anchor_part(reg, request, examples, anchor, f"{i}/{len(anchors)}", items, run)
         for i, anchor in enumerate(anchors, start=1)
@@ -268,17 +288,17 @@ def _adapters(reg: "Registry", bank: Bank, task_adapter: str | None) -> list[Ada
 
 
 def _task_part(
-    reg: "Registry", request: BankRequest, examples: Examples, chosen: Sequence[Candidate], run: Run
+    reg: "Registry", request: BankRequest, examples: Examples, pool: Sequence[Candidate], run: Run
 ) -> Training:
     from mta_cli.engine.train import Schedule
 
     options, seed = request.options, request.machine.seed
-    items = [item for candidate in chosen for item in candidate.items]
+    items = [item for candidate in pool for item in candidate.items]
     rows = examples.rows(items, mix=history_mix(request.prompt.history_items), seed=seed)
     schedule = Schedule.epochs(len(rows), options.task_epochs, options.batch_size, options.task_learning_rate)
     job = AdapterJob(
-        "task", "task adapter", None, options.task_rank, 2.0 * options.task_rank, options.targets, "all", seed,
-        reg.items.data_hash_of(items), schedule, _config(request),
+        "task", "task adapter", None, options.task_rank, 2.0 * options.task_rank, options.targets,
+        options.task_placement, seed, reg.items.data_hash_of(items), schedule, _config(request),
     )  # fmt: skip
     return Training(job, rows, run=run)
 

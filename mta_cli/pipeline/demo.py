@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Started, Step, Token
 from mta_cli.options import AdaptOptions, AnswerOptions, BankOptions, FuseOptions, Machine, PromptOptions
+from mta_cli.pipeline.passing import passed_on
 
 if TYPE_CHECKING:
     from mta_cli.engine.tasks import Task
@@ -96,17 +97,6 @@ def run_demo(reg: "Registry", request: DemoRequest) -> Iterator[Event]:
     })  # fmt: skip
 
 
-def _finish(events: Iterator[Event]) -> Generator[Event, None, Any]:
-    """Pass a job's events on, without its plan, and return its result."""
-    result: Any = None
-    for event in events:
-        if isinstance(event, Done):
-            result = event.result
-        elif not isinstance(event, Planned):
-            yield event
-    return result
-
-
 def _models(request: DemoRequest) -> Generator[Event, None, Models]:
     """Both models; an embedded default or a hub model that is not here yet is pulled."""
     from mta_cli.errors import NotFound
@@ -119,7 +109,7 @@ def _models(request: DemoRequest) -> Generator[Event, None, Models]:
         except NotFound:
             if name not in PACKAGES and not name.startswith("hf:"):
                 raise
-            yield from _finish(pull(name))
+            yield from passed_on(pull(name))
     return Models(resolve(request.base, "base"), resolve(request.embedder, "embedder"))
 
 
@@ -147,7 +137,7 @@ def _import(reg: "Registry", course: Course) -> "Generator[Event, None, tuple[Ta
 
     yield Note(f"{course.task}, 1 of 4: the task and the histories")
     task, _ = add_task(reg, SAMPLE / f"{course.task}.toml")
-    imported = yield from _finish(import_file(reg, "users", SAMPLE / f"{course.task}.users.json", task=task.name))
+    imported = yield from passed_on(import_file(reg, "users", SAMPLE / f"{course.task}.users.json", task=task.name))
     return task, imported
 
 
@@ -158,7 +148,7 @@ def _bank(
 
     yield Note(f"{course.task}, 2 of 4: the bank (the task adapter, then a meta-LoRA for each anchor)")
     request = BankRequest(task, models.base, models.embedder, course.bank, course.prompt, machine)
-    built: dict[str, Any] = yield from _finish(build_bank(reg, request))
+    built: dict[str, Any] = yield from passed_on(build_bank(reg, request))
     return built
 
 
@@ -172,7 +162,7 @@ def _adapt(
     yield Note(f"{course.task}, 3 of 4: a recipe and a stack for each of {len(people)} new people")
     fuse = FuseOptions(shots=course.adapt.shots)
     request = FuseRequest(task, models.base, models.embedder, fuse, course.prompt, machine)
-    adapted: list[dict[str, Any]] = yield from _finish(adapt_users(reg, people, request, course.adapt))
+    adapted: list[dict[str, Any]] = yield from passed_on(adapt_users(reg, people, request, course.adapt))
     return adapted
 
 
@@ -224,5 +214,5 @@ def _evaluate(
 
     people = _people(reg, course)
     job = evaluate_users(reg, models.base, task, people, EVALUATED, course.prompt, machine)
-    evaluation: dict[str, Any] = yield from _finish(job)
+    evaluation: dict[str, Any] = yield from passed_on(job)
     return evaluation

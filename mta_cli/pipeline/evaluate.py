@@ -4,8 +4,6 @@ Answers under base, pooled, fused and adapted weights. Intervals are percentile 
 seeded), so a user with many queries does not count as many users.
 """
 
-import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Started, Step
 from mta_cli.options import Machine, PromptOptions
+from mta_cli.pipeline import answering
 from mta_cli.pipeline.examples import Examples
 from mta_cli.pipeline.personal import parts_above, task_part
-from store.evaluations import Prediction
+from store.cells import Prediction
 from store.models import Query, User
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 MODES = ("base", "pooled", "fused", "adapted")
 PORTION = 128  # answers given together at most
 NUMBERS = 1 << 26  # in the factors of the people who are answered together, unless one has more
-DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -120,69 +118,15 @@ def _parts(reg: "Registry", base: str, user: User, task: str, mode: str) -> "tup
 
 def _answer_all(base: "LoadedBase", examples: Examples, portion: "Sequence[Asked]") -> list[Answer]:
     """Answer a portion together; each answer counts an equal share of the time."""
-    started = time.perf_counter()
-    prompts = {asked.query.id: tuple(examples.query_prompt(asked.query)) for asked in portion}
-    weigh = _labels if examples.task.labels else _words
-    found = weigh(base, examples, portion, prompts)
-    seconds = (time.perf_counter() - started) / len(portion)
+    people, owners = _people(portion)
+    questions = [answering.Asked(asked.query, owner) for asked, owner in zip(portion, owners, strict=True)]
     return [
         Answer(
-            asked.query.user_id, asked.query, asked.mode, base.tokenizer.decode(list(prompts[asked.query.id])), text,
-            loglik, len(prompts[asked.query.id]), seconds,
+            asked.query.user_id, asked.query, asked.mode, base.tokenizer.decode(list(given.prompt)), given.answer,
+            given.gold_loglik, len(given.prompt), given.seconds,
         )
-        for asked, (text, loglik) in zip(portion, found, strict=True)
+        for asked, given in zip(portion, answering.answer(base, examples, questions, people), strict=True)
     ]  # fmt: skip
-
-
-def _labels(
-    base: "LoadedBase", examples: Examples, portion: "Sequence[Asked]", prompts: "Mapping[int, tuple[int, ...]]"
-) -> list[tuple[str, float]]:
-    """The likeliest label and the gold's log-likelihood for each query."""
-    labels, scored = list(examples.task.labels), []
-    golds = {asked.query.id: asked.query.gold for asked in portion}
-    options = {number: labels if gold in labels else [*labels, gold] for number, gold in golds.items()}
-    for asked, values in zip(portion, _weigh(base, examples, portion, prompts, options), strict=True):
-        best = max(range(len(labels)), key=values.__getitem__)  # the first of equals
-        scored.append((labels[best], values[options[asked.query.id].index(asked.query.gold)]))
-    return scored
-
-
-def _words(
-    base: "LoadedBase", examples: Examples, portion: "Sequence[Asked]", prompts: "Mapping[int, tuple[int, ...]]"
-) -> list[tuple[str, float]]:
-    """The answer in the model's own words and the gold's log-likelihood for each query."""
-    from mta_cli.engine.many import answer_many
-
-    people, owners = _people(portion)
-    found = answer_many(
-        base, [prompts[asked.query.id] for asked in portion], people, owners, max_tokens=examples.task.answer_tokens
-    )
-    options = {asked.query.id: [asked.query.gold] for asked in portion}
-    golds = _weigh(base, examples, portion, prompts, options)
-    decode = base.tokenizer.decode
-    texts = [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for ids in found]
-    return [(text, values[0]) for text, values in zip(texts, golds, strict=True)]
-
-
-def _weigh(
-    base: "LoadedBase", examples: Examples, portion: "Sequence[Asked]", prompts: "Mapping[int, tuple[int, ...]]",
-    options: Mapping[int, Sequence[str]],
-) -> list[list[float]]:  # fmt: skip
-    """The log-likelihood of each of a query's `options`, for each that is asked."""
-    from mta_cli.engine.generate import require_window
-    from mta_cli.engine.passes import Fork
-    from mta_cli.engine.score import likelihoods
-
-    numbers = {number: n for n, number in enumerate(prompts)}
-    forks = []
-    for number, prompt in prompts.items():
-        branches = tuple(tuple(examples.prompter.answer_ids(text)) for text in options[number])
-        require_window(base, prompt, max(map(len, branches)))
-        forks.append(Fork(prompt, branches))
-    people, owners = _people(portion)
-    return likelihoods(
-        base, forks, people, [(numbers[asked.query.id], owner) for asked, owner in zip(portion, owners, strict=True)]
-    )
 
 
 def _people(portion: "Sequence[Asked]") -> "tuple[list[tuple[LoraWeights, ...]], list[int]]":
@@ -194,34 +138,12 @@ def _people(portion: "Sequence[Asked]") -> "tuple[list[tuple[LoraWeights, ...]],
 
 def summarise(task: "Task", answers: Sequence[Answer], seed: int) -> dict[str, dict[str, float]]:
     """Each metric of the task, and the gold's mean log-likelihood (nats per query), with 95 % intervals over users."""
-    from mta_cli.engine.metrics import score
+    from mta_cli.engine import statistics
+    from mta_cli.engine.tallies import tally
 
-    # A mean over queries is computed once per query; macro-F1 and RMSE are none, and need every drawn sample whole.
-    own = [
-        score(task.metric, [a.answer], [a.query.gold], task.labels) if task.metric == "rouge" else {} for a in answers
-    ]
-    means = [{**values, "gold_loglik": a.gold_loglik} for values, a in zip(own, answers, strict=True)]
-
-    def metrics(chosen: Sequence[int]) -> dict[str, float]:
-        values = {name: sum(means[i][name] for i in chosen) / len(chosen) for name in means[0]}
-        if task.metric == "rouge":
-            return values
-        given, golds = [answers[i].answer for i in chosen], [answers[i].query.gold for i in chosen]
-        return {**score(task.metric, given, golds, task.labels), **values}
-
-    by_user: dict[int, list[int]] = {}
-    for i, answer in enumerate(answers):
-        by_user.setdefault(answer.user_id, []).append(i)
-    groups, draw = list(by_user.values()), random.Random(seed)
-    samples = ([i for _ in groups for i in groups[draw.randrange(len(groups))]] for _ in range(DRAWS))
-    value, drawn = metrics(range(len(answers))), [metrics(sample) for sample in samples]
-    return {name: _interval(value[name], [one[name] for one in drawn]) for name in value}
-
-
-def _interval(value: float, drawn: list[float]) -> dict[str, float]:
-    ordered = sorted(drawn)
-    low, high = ordered[int(0.025 * len(ordered))], ordered[min(len(ordered) - 1, int(0.975 * len(ordered)))]
-    return {"value": value, "low": low, "high": high}
+    users, given = [a.user_id for a in answers], [a.answer for a in answers]
+    golds, logliks = [a.query.gold for a in answers], [a.gold_loglik for a in answers]
+    return statistics.summarise(tally(task.metric, task.labels, users, given, golds, logliks), seed=seed)
 
 
 def _store(
@@ -237,5 +159,5 @@ def _store(
             )
             for a in answers
         ]
-        reg.evaluations.predictions_add(number, rows)
+        reg.evaluations.cells.answer(number, rows)
     return number

@@ -4,7 +4,7 @@ Joins the store's retrieval with the engine's prompts. Trains nothing and render
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from store.models import Item, Query
@@ -24,12 +24,16 @@ def history_mix(history_items: int) -> tuple[int, ...]:
 
 
 class Examples:
-    """Token rows of one task for one base."""
+    """Token rows of one task for one base. Where `among` names items by user id, only these are shown of that user."""
 
-    def __init__(self, reg: "Registry", base: "LoadedBase", task: "Task", history_items: int) -> None:
+    def __init__(
+        self, reg: "Registry", base: "LoadedBase", task: "Task", history_items: int,
+        among: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:  # fmt: skip
         from mta_cli.engine.prompts import Prompter
 
         self.reg, self.task, self.history_items = reg, task, history_items
+        self.among = among if among is not None else {}
         self.prompter: Prompter = Prompter(base.tokenizer, task, base.end_ids)
 
     def history(
@@ -46,7 +50,9 @@ class Examples:
 
         if count == 0:
             return []
-        found = self.reg.items.search(user_id, self.task.name, text, limit=count, exclude=exclude, before=before)
+        found = self.reg.items.search(
+            user_id, self.task.name, text, limit=count, exclude=exclude, before=before, among=self.among.get(user_id)
+        )
         return [Example(item.input, item.output) for item in found]
 
     def rows(self, items: Sequence[Item], *, mix: Sequence[int] | None = None, seed: int = 0) -> "list[Row]":

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,29 @@ def test_a_removed_bank_takes_its_files_along(peopled: Registry) -> None:
     removed = remove_bank(peopled, peopled.banks.get("lamp-2"))
     assert removed["adapters"] == 4
     assert peopled.banks.all() == [] and peopled.adapters.all() == [] and peopled.check() == []
+
+
+def test_only_from_the_people_who_are_named(peopled: Registry) -> None:
+    allowed = frozenset(peopled.users.get(f"user{n}").id for n in range(4))
+    result, _ = finish(build_bank(peopled, replace(bank_request(), people=allowed)))
+    assert {anchor["user"] for anchor in result["anchors"]} <= {f"user{n}" for n in range(4)}
+    assert sum(anchor["cluster_size"] for anchor in result["anchors"]) == 4
+    items = [item for user in sorted(allowed) for item in peopled.items.recent(user, "lamp-2")]
+    assert peopled.adapters.get(result["task_adapter"]).data_hash == peopled.items.data_hash_of(items)
+    with pytest.raises(BadInput, match="3 anchors asked for, and 2 users"):
+        finish(build_bank(peopled, replace(bank_request(), people=frozenset(sorted(allowed)[:2]))))
+    assert built(peopled)["version"] == 2
+
+
+def test_a_bank_with_a_purpose_is_told_before_it_is_trained_and_serves_nobody_else(peopled: Registry) -> None:
+    told: list[str] = []
+    request = replace(
+        bank_request(), purpose="eval", begun=lambda number: told.append(peopled.banks.by_id(number).status)
+    )
+    first, _ = finish(build_bank(peopled, request))
+    again, seen = finish(build_bank(peopled, request))
+    assert told == ["building", "ready"] and again == first and any("nothing to do" in text for text in notes(seen))
+    assert peopled.banks.all() == [] and peopled.banks.latest("lamp-2") is None
+    own = built(peopled)
+    assert own["version"] == 2 and own["task_adapter"] == first["task_adapter"]
+    assert peopled.banks.latest("lamp-2") == peopled.banks.get("lamp-2")

@@ -1,5 +1,7 @@
 """The doctor finds what is broken, calls what is absent absent, and never falls over what it finds."""
 
+import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,15 @@ def test_old_packages_and_missing_ones(what: Examination, monkeypatch: pytest.Mo
     assert not ok
     assert "older than 99" in found["packages"]["detail"]
     assert "no-such-package is missing" in found["packages"]["detail"]
+
+
+def test_every_package_that_computes_or_draws_is_looked_at(what: Examination) -> None:
+    """Those of pyproject.toml, but for what the program is started with and cannot be without."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
+    assert needed - {"filelock", "peft", "platformdirs"} <= set(doctor.PACKAGES)
+    _, found = checks(what)
+    assert all(f"{name} " in found["packages"]["detail"] for name in doctor.PACKAGES)
 
 
 def test_a_check_that_falls_over_is_a_finding(what: Examination, monkeypatch: pytest.MonkeyPatch) -> None:

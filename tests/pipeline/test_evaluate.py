@@ -26,7 +26,7 @@ def test_every_mode_answers_every_query_and_is_stored(peopled: Registry) -> None
     job = evaluate_users(peopled, resolve("tiny", "base"), TASK, users, MODES, PromptOptions(2), CPU)
     result, _ = finish(job)
     assert result["users"] == 3 and result["queries"] == 6 and set(result["methods"]) == set(MODES)
-    predictions = peopled.evaluations.predictions(result["evaluation"])
+    predictions = peopled.evaluations.cells.predictions(result["evaluation"])
     assert len(predictions) == 24
     for mode in MODES:
         own = [p for p in predictions if p.method == mode]
@@ -57,7 +57,7 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
     examples, folder = Examples(peopled, base, TASK, 2), Folder(base)
     labels = [examples.prompter.answer_ids(label) for label in TASK.labels]
-    for prediction in peopled.evaluations.predictions(result["evaluation"]):
+    for prediction in peopled.evaluations.cells.predictions(result["evaluation"]):
         user = peopled.users.by_id(prediction.user_id)
         (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
         if prediction.method == "pooled":
@@ -84,7 +84,7 @@ def test_free_answers_and_golds_that_are_no_label(peopled: Registry) -> None:
     logliks = []
     for task in (free, other):
         result, _ = finish(evaluate_users(peopled, entry, task, users, ["base", "adapted"], PromptOptions(2), CPU))
-        predictions = peopled.evaluations.predictions(result["evaluation"])
+        predictions = peopled.evaluations.cells.predictions(result["evaluation"])
         assert len(predictions) == 8
         logliks.append([p.gold_loglik for p in predictions])
         assert task is free or all(p.answer in other.labels for p in predictions)

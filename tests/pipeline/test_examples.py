@@ -1,5 +1,6 @@
 """Which history stands in a prompt: never the item itself, never the future."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,24 @@ def test_the_mix_shows_none_one_and_as_many_as_in_use(examples: Examples, people
     items = peopled.items.recent(peopled.users.get("user0").id, "lamp-2")
     assert examples.rows(items, mix=(0, 3), seed=1) == examples.rows(items, mix=(0, 3), seed=1)
     assert examples.rows(items, mix=(0, 3), seed=1) != examples.rows(items, mix=(0, 3), seed=2)
+
+
+def test_only_the_items_that_are_named_are_shown(peopled: Registry, tiny_base_path: Path) -> None:
+    """In queries' prompts and in training rows alike; who is not named is shown whole."""
+    base = load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="float32")
+    named, other = peopled.users.get("user0").id, peopled.users.get("user1").id
+    items = {user: peopled.items.recent(user, "lamp-2") for user in (named, other)}
+    shots = items[named][-3:]
+    some = Examples(peopled, base, replace(TASK, item_tokens=64), 10, {named: [item.id for item in shots]})
+    decode = some.prompter.tokenizer.decode
+    (query, *_) = peopled.items.queries(named, "lamp-2")
+    prompt = decode(some.query_prompt(query))
+    assert [item.id for item in items[named] if item.input in prompt] == [item.id for item in shots]
+    for place, (item, row) in enumerate(zip(shots, some.rows(shots), strict=True)):
+        text = decode(list(row.input_ids[: row.answer_start]))
+        assert [each.id for each in items[named] if each.input in text] == [each.id for each in shots[: place + 1]]
+        assert text.count(item.input) == 1
+    (theirs, *_) = peopled.items.queries(other, "lamp-2")
+    assert all(item.input in decode(some.query_prompt(theirs)) for item in items[other])
+    nothing = Examples(peopled, base, TASK, 9, {named: []})
+    assert "Tag:" not in decode(nothing.query_prompt(query))

@@ -35,10 +35,11 @@ def adapter(reg: Registry, content: bytes, *, kind: str = "meta", base: str = BA
 
 
 def bank(
-    reg: Registry, anchors: list[int], *, name: str = "free", key: str = "k", task: str = "free", base: str = BASE
-) -> Bank:
+    reg: Registry, anchors: list[int], *, name: str = "free", key: str = "k", task: str = "free", base: str = BASE,
+    purpose: str = "",
+) -> Bank:  # fmt: skip
     """A ready bank with a task adapter and a meta-LoRA for each of `anchors`, user numbers."""
-    begun = reg.banks.begin(name, key, task, base, EMBEDDER, 0, {"rank": 2})
+    begun = reg.banks.begin(name, key, task, base, EMBEDDER, 0, {"rank": 2}, purpose)
     below = adapter(reg, f"task adapter {name} {key}".encode(), kind="task", base=base)
     reg.banks.set_task_adapter(begun.id, below)
     for planned in reg.banks.plan_anchors(begun.id, [(user, i, 3, 5) for i, user in enumerate(anchors)]):

@@ -129,3 +129,29 @@ def test_stale_anchors_go_with_what_rests_on_them(reg: Registry) -> None:
     assert stale.digest is not None
     assert not reg.files.path(stale.digest).exists()
     assert reg.check() == []
+
+
+def test_a_bank_for_an_evaluation_serves_nothing_else(reg: Registry) -> None:
+    alice = person(reg, "alice", "a")
+    measured = bank(reg, [alice], name="eval free", purpose="eval")
+    assert measured.purpose == "eval" and reg.banks.by_id(measured.id) == measured
+    assert reg.banks.all() == [] and reg.banks.latest("free") is None and reg.banks.latest("free", BASE) is None
+    used = bank(reg, [alice])
+    later = bank(reg, [alice], name="eval free", key="2", purpose="eval")
+    assert reg.banks.all() == [used] and reg.banks.latest("free") == used
+    assert (later.version, reg.banks.get("eval free", 2)) == (2, later)
+
+
+def test_the_same_name_and_key_for_another_purpose_is_another_bank(reg: Registry) -> None:
+    """Somebody may call a bank of their own as evaluations call theirs."""
+    alice = person(reg, "alice", "a")
+    measured = bank(reg, [alice], name="eval free", purpose="eval")
+    own = bank(reg, [alice], name="eval free")
+    assert own.id != measured.id and reg.banks.all() == [own] and reg.banks.get("eval free") == own
+    assert reg.banks.begin("eval free", "k", "free", BASE, EMBEDDER, 0, {}, "eval") == measured
+
+
+def test_a_bank_of_an_evaluation_is_not_meant_by_its_name(reg: Registry) -> None:
+    bank(reg, [person(reg, "alice", "a")], name="eval free", purpose="eval")
+    with pytest.raises(NotFound, match="no bank 'eval free'"):
+        reg.banks.get("eval free")

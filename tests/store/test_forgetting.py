@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from mta_cli.errors import IntegrityFault, NotFound, StoreBusy
-from store.evaluations import Prediction
+from store.cells import Cell, Prediction
+from store.evaluations import Tuning
 from store.forgetting import SOMEBODY, _as_a_word
 from store.models import Profile
 from store.registry import Registry
 from store.users import Forgotten
-from tests.store.making import adapted, adapter, bank, item, person
+from tests.store.making import BASE, EMBEDDER, adapted, adapter, bank, item, person
 
 NAME = "Quetzalina Xóchitl"
 SECRET = "zyxwvutsrq my unmistakable sentence about plumfrotz"
@@ -49,8 +50,8 @@ def furnish(reg: Registry) -> tuple[int, int]:
     reg.runs.finish(build.id, {"anchors": [{"user": NAME, "items": 50}, {"user": "bob", "note": f"near {NAME}."}]})
     reg.runs.fail(reg.runs.start("user adapt", f"bob, {NAME}", {}).id, f"{NAME}: the loss is no number")
     evaluation = reg.evaluations.add("free", made.id, {"users": [NAME]}, {"users": 2, "worst": NAME})
-    reg.evaluations.predictions_add(evaluation, [Prediction(me, 1, "base", SECRET, SECRET, SECRET, -1.0, 3, 0.1)])
-    reg.evaluations.predictions_add(evaluation, [Prediction(other, 2, "base", "p", "a", "g", -1.0, 3, 0.1)])
+    reg.evaluations.cells.answer(evaluation, [Prediction(me, 1, "base", SECRET, SECRET, SECRET, -1.0, 3, 0.1)])
+    reg.evaluations.cells.answer(evaluation, [Prediction(other, 2, "base", "p", "a", "g", -1.0, 3, 0.1)])
     reg.chats.add(reg.chats.start(me, SECRET).id, "user", SECRET, {})
     reg.chats.add(reg.chats.start(other, "films").id, "assistant", "hi", {"mode": "fused", "anchors": [NAME]})
     reg.files.write_partial(f"stack of {NAME}", SECRET.encode())
@@ -199,3 +200,50 @@ def test_nobody_to_forget(reg: Registry) -> None:
         reg.users.forget(99)
     assert reg.counts()["tombstones"] == 0
     assert len(reg.adapters.all()) == 1
+
+
+def evaluated(reg: Registry, key: str, *, bank: tuple[int, ...], test: tuple[int, ...], made: int | None) -> int:
+    """An evaluation of one fold with an answer of each of `test`, on the bank number `made`."""
+    places = [*((0, user, "bank") for user in bank), *((0, user, "test") for user in test)]
+    found = reg.evaluations.begin(key, "free", {"shots": 3}, places)
+    if made is not None:
+        reg.evaluations.use_bank(found.id, 0, made)
+    for user in test:
+        words = (SECRET, SECRET, SECRET) if reg.users.by_id(user).name == NAME else ("p", "a", "g")
+        answer = Prediction(user, 1, "stack", *words, -1.0, 3, 0.1, 2, b"1234")
+        reg.evaluations.cells.add(found.id, [(Cell(0, "stack", {"steps": 1}, user, 9, 0.5), [answer])])
+    reg.evaluations.choose(found.id, Tuning(0, "stack", {"steps": 1}, [{"settings": {}, "gold_loglik": -1.0}]))
+    return found.id
+
+
+def test_evaluations_lose_their_answers_and_the_banks_that_were_made_from_them(root: Path, reg: Registry) -> None:
+    me, other = furnish(reg)
+    third = person(reg, "carol", "a")
+    mine = bank(reg, [other], name="eval free", key="with me", purpose="eval")
+    theirs = bank(reg, [other], name="eval free", key="without me", purpose="eval")
+    first = evaluated(reg, "1", bank=(me, other), test=(third,), made=mine.id)
+    second = evaluated(reg, "2", bank=(other,), test=(me, third), made=theirs.id)
+    files = [anchor.digest for anchor in reg.banks.anchors(mine.id)] + [mine.task_adapter]
+    gone = reg.users.forget(me)
+    assert traces(root) == [] and reg.check() == []
+    with pytest.raises(NotFound):
+        reg.banks.by_id(mine.id)
+    assert not any(reg.files.path(digest).exists() for digest in files if digest)
+    assert set(files) <= set(gone.adapters_removed) and "eval free v1" not in gone.banks
+    assert reg.banks.by_id(theirs.id) == theirs and reg.evaluations.banks(second) == {0: theirs.id}
+    assert reg.evaluations.banks(first) == {} and reg.evaluations.people(first) == [
+        (0, other, "bank"),
+        (0, third, "test"),
+    ]
+    assert set(reg.evaluations.cells.done(second, 0, "stack", {"steps": 1})) == {third}
+    assert [p.user_id for p in reg.evaluations.cells.predictions(second)] == [third]
+    assert reg.counts()["cells"] == 2 and reg.counts()["tunings"] == 2
+
+
+def test_a_bank_that_an_evaluation_has_only_begun_goes_too(root: Path, reg: Registry) -> None:
+    me, other = furnish(reg)
+    begun = reg.banks.begin("eval free", "half", "free", BASE, EMBEDDER, 0, {}, "eval")
+    evaluated(reg, "1", bank=(me, other), test=(), made=begun.id)
+    reg.banks.set_task_adapter(begun.id, adapter(reg, SECRET.encode(), kind="task"))
+    reg.users.forget(me)
+    assert traces(root) == [] and reg.check() == []

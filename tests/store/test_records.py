@@ -5,7 +5,7 @@ import os
 import pytest
 
 from mta_cli.errors import IntegrityFault, NotFound
-from store.evaluations import Prediction
+from store.cells import Prediction
 from store.models import Base, Profile
 from store.registry import Registry
 from store.runs import RunStep
@@ -60,16 +60,16 @@ def test_evaluations_and_predictions(reg: Registry) -> None:
         Prediction(alice, query, "base", "prompt", "answer", "gold", loss, 3, 0.25)
         for query, loss in ((1, -1.5), (2, None))
     ]
-    assert reg.evaluations.predictions_add(second, rows) == 2
-    assert reg.evaluations.predictions(second) == rows
-    assert reg.evaluations.predictions(first) == []
+    assert reg.evaluations.cells.answer(second, rows) == 2
+    assert reg.evaluations.cells.predictions(second) == rows
+    assert reg.evaluations.cells.predictions(first) == []
     assert [each.id for each in reg.evaluations.all()] == [second, first]
     found = reg.evaluations.get(first)
     assert (found.task, found.bank_id, found.config, found.result) == ("free", None, {"shots": 5}, {"methods": {}})
     with pytest.raises(NotFound):
         reg.evaluations.get(99)
     with pytest.raises(IntegrityFault):
-        reg.evaluations.predictions_add(99, rows)
+        reg.evaluations.cells.answer(99, rows)
 
 
 def test_chats(reg: Registry) -> None:

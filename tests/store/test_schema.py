@@ -8,6 +8,7 @@ from sqlite_utils import Database
 
 from mta_cli.errors import IntegrityFault
 from store import schema
+from store.cells import Prediction
 from store.models import NewItem
 from store.registry import Registry
 from store.schema import migrations
@@ -40,7 +41,7 @@ def test_a_fresh_store_has_every_table_of_the_design(root: Path) -> None:
     Registry.open(root, create=True).close()
     tables = {name for (name,) in sql(root, "SELECT name FROM sqlite_master WHERE type = 'table'")}
     designed = """users items queries profiles bases tasks banks anchors adapters recipes stacks runs steps evaluations
-    predictions chats messages items_fts"""
+    predictions chats messages items_fts eval_people eval_banks cells tunings"""
     assert set(designed.split()) <= tables
     assert sql(root, "PRAGMA user_version") == [(SCHEMA_VERSION,)] == [(len(NAMES),)]
 
@@ -65,6 +66,35 @@ def test_an_older_store_is_brought_up_and_keeps_its_rows(root: Path, tmp_path: P
         assert reg.check() == []
     Registry.open(tmp_path / "fresh", create=True).close()
     assert structure(root) == structure(tmp_path / "fresh")
+
+
+def test_evaluations_and_banks_of_an_older_store_are_kept(root: Path) -> None:
+    older_store(root, "m004_evaluation")
+    digest = "'" + "a" * 64 + "'"
+    for statement in (
+        "INSERT INTO users VALUES (7, 'alice', 1, '2020')",
+        "INSERT INTO items VALUES (9, 7, 'k', 'free', 'an old sentence', 'out', NULL)",
+        f"INSERT INTO adapters VALUES ({digest}, 'task', 'b', NULL, 2, 4.0, 'q', 'all', 'f', 0, '', 1, '{{}}', '{{}}',"
+        " 0, 0, NULL, NULL, '2020')",
+        f"INSERT INTO banks VALUES (3, 'free', 1, 'k', 'free', 'b', 'e', {digest}, 'ready', 0, '{{\"rank\": 2}}', 5,"
+        " 1.5, '2020')",
+        "INSERT INTO anchors VALUES (4, 3, 7, 0, 1, 5, NULL, 2.0, 1.0, 0)",
+        "INSERT INTO evaluations VALUES (11, 'free', 3, '{\"shots\": 5}', '{\"users\": 1}', '2020')",
+        "INSERT INTO predictions VALUES (12, 11, 7, 1, 'base', 'p', 'a', 'g', -1.5, 3, 0.25)",
+    ):
+        sql(root, statement)
+    with Registry.open(root) as reg:
+        bank = reg.banks.by_id(3)
+        assert (bank.purpose, bank.config, bank.seconds) == ("", {"rank": 2}, 1.5)
+        assert reg.banks.all() == [bank] == [reg.banks.latest("free")] and reg.banks.anchors(3)[0].user == "alice"
+        found = reg.evaluations.get(11)
+        assert (found.key, found.status, found.bank_id, found.config) == (None, "done", 3, {"shots": 5})
+        assert reg.evaluations.cells.predictions(11) == [
+            Prediction(7, 1, "base", "p", "a", "g", -1.5, 3, 0.25, gold_tokens=None, scores=None)
+        ]
+        assert reg.evaluations.cells.methods(11) == ["base"] and reg.evaluations.people(11) == []
+        assert reg.evaluations.remove(11) == {"answers": 1, "banks": 0}
+        assert reg.banks.by_id(3) == bank
 
 
 def test_a_newer_store_is_refused_with_both_versions_and_left_alone(root: Path) -> None:

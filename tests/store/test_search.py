@@ -105,6 +105,32 @@ def test_no_look_into_the_future(reg: Registry) -> None:
     assert {each.key for each in late} == {"1", "2", "3"}
 
 
+def test_only_among_the_items_that_are_named(reg: Registry) -> None:
+    user, other = person(reg, "alice", "the red fox", "the fox", "the sea", "bread"), person(reg, "bob", "fox")
+    ids = {each.key: each.id for each in reg.items.recent(user, "free")}
+    (theirs,) = reg.items.recent(other, "free")
+
+    def found(*keys: str, words: str = "fox", **more: object) -> list[str]:
+        among = [*(ids[key] for key in keys), theirs.id, 10**9]
+        return [each.key for each in reg.items.search(user, "free", words, among=among, **{"limit": 9, **more})]  # type: ignore[arg-type]
+
+    assert found("1", "2", "3") == ["1", "3", "2"]
+    assert found("0", "3", fill=False) == ["0"] and found("2", "3", limit=1) == ["3"]
+    assert found("0", "1", exclude=ids["0"]) == ["1"] and found() == []
+    assert reg.items.search(user, "free", "fox", limit=9, among=[]) == []
+    assert len(reg.items.search(user, "free", "fox", limit=9, among=None)) == 4
+    everything = range(ids["0"], ids["0"] + 50_000)
+    assert len(reg.items.search(user, "free", "fox", limit=9, among=everything)) == 4
+
+
+def test_among_old_items_the_latest_fill_up(reg: Registry) -> None:
+    user = reg.users.add("alice").id
+    reg.items.append(user, [item(str(i), f"words {i}", time=f"2024-0{i}") for i in range(1, 8)])
+    old = [each.id for each in reg.items.recent(user, "free")][:4]
+    found = reg.items.search(user, "free", "unmatched", limit=2, among=old, before=("2024-04", old[3]))
+    assert [each.key for each in found] == ["3", "2"]
+
+
 def test_equal_matches_come_by_number_every_time(reg: Registry) -> None:
     user = person(reg, "alice", *["same words"] * 6)
     first = [each.id for each in reg.items.search(user, "free", "words", limit=4)]

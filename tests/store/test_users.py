@@ -116,3 +116,12 @@ def test_a_users_standing_is_that_in_the_newest_bank(reg: Registry) -> None:
     assert standing() == [("new", 0), ("anchor", 0), ("new", 0), ("new", 0)]
     assert standing(bank_id=old.id) == [("anchor", 0), ("adapted", 5), ("fused", 0), ("new", 0)]
     assert standing(bank_id=new.id) == standing()
+
+
+def test_banks_of_evaluations_give_nobody_a_standing(reg: Registry) -> None:
+    alice = person(reg, "alice", "a")
+    bank(reg, [alice], name="eval free", purpose="eval")
+    (line,) = reg.users.summaries()
+    assert line.status == "new" and reg.users.summaries(task="free") == [line]
+    bank(reg, [alice])
+    assert [each.status for each in reg.users.summaries()] == ["anchor"]

@@ -1,0 +1,243 @@
+"""`mta eval`: compare methods on the same people, tune them, list, show, report and remove evaluations. No logic."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mta_cli import output as out
+from mta_cli.commands.common import (
+    AppContext,
+    DeviceOption,
+    DryRunOption,
+    DtypeOption,
+    HistoryItemsOption,
+    JsonOption,
+    SeedOption,
+    YesOption,
+    complete_models,
+    complete_tasks,
+    confirm,
+    option,
+    session,
+)
+from mta_cli.commands.parsing import Commands
+from mta_cli.options import BankOptions, EvalOptions, Machine, PromptOptions
+
+if TYPE_CHECKING:
+    from mta_cli.pipeline.evaluation.design import EvalRequest
+    from store.registry import Registry
+
+app = Commands("Evaluation: methods on the same people, with intervals over them and paired differences.")
+
+TaskName = Annotated[str, typer.Option("--task", metavar="TASK", help="The task.", autocompletion=complete_tasks)]
+MethodsOption = Annotated[str | None, option(EvalOptions, "methods")]
+ShotsOption = Annotated[int | None, option(EvalOptions, "shots")]
+FoldsOption = Annotated[int | None, option(EvalOptions, "folds")]
+PlacementOption = Annotated[str | None, option(EvalOptions, "placement")]
+CalibrateOption = Annotated[bool | None, option(EvalOptions, "calibrate")]
+AnchorsOption = Annotated[int | None, option(BankOptions, "anchors")]
+EpochsOption = Annotated[int | None, option(BankOptions, "epochs")]
+MinItemsOption = Annotated[int | None, option(BankOptions, "min_items")]
+MaxItemsOption = Annotated[int | None, option(BankOptions, "max_items")]
+TaskEpochsOption = Annotated[int | None, option(BankOptions, "task_epochs")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="METHOD.SETTING=VALUE", help="A method's own setting; may be given several times."),
+]
+BaseOption = Annotated[
+    str | None, typer.Option("--base", metavar="MODEL", help="The base.", autocompletion=complete_models)
+]
+EmbedderOption = Annotated[
+    str | None, typer.Option("--embedder", metavar="MODEL", help="The embedder.", autocompletion=complete_models)
+]
+NumberArgument = Annotated[
+    int, typer.Argument(metavar="NUMBER", help="The evaluation's number, as mta eval list shows.")
+]
+NumbersArgument = Annotated[list[int], typer.Argument(metavar="NUMBER...", help="Numbers of evaluations.")]
+
+
+@app.command()
+def run(
+    ctx: typer.Context,
+    task: TaskName,
+    methods: MethodsOption = None,
+    reference: Annotated[str | None, option(EvalOptions, "reference")] = None,
+    shots: ShotsOption = None,
+    folds: FoldsOption = None,
+    placement: PlacementOption = None,
+    calibrate: CalibrateOption = None,
+    anchors: AnchorsOption = None,
+    epochs: EpochsOption = None,
+    min_items: MinItemsOption = None,
+    max_items: MaxItemsOption = None,
+    task_epochs: TaskEpochsOption = None,
+    history_items: HistoryItemsOption = None,
+    given: SetOption = None,
+    base: BaseOption = None,
+    embedder: EmbedderOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Compare methods: every tested person's queries, answered with each of them. Run it again to
+    finish a stopped evaluation or to add methods.
+    """
+    from mta_cli.commands.eval_tables import summary
+    from mta_cli.pipeline.evaluation.run import run_evaluation
+
+    use = session(ctx, json=json)
+    options = use.settings.build(
+        EvalOptions, methods=methods, reference=reference, shots=shots, folds=folds, placement=placement,
+        calibrate=calibrate,
+    )  # fmt: skip
+    bank = use.settings.build(
+        BankOptions, anchors=anchors, epochs=epochs, min_items=min_items, max_items=max_items, task_epochs=task_epochs
+    )
+    prompt = use.settings.build(PromptOptions, history_items=history_items)
+    machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
+    with use.registry() as reg:
+        request = _request(use, reg, task, (options, bank, prompt, machine), given, base, embedder)
+        plan = use.settings.plan_lines(options, bank, prompt, machine)
+        use.output.job(run_evaluation(reg, request, plan=plan, dry_run=dry_run), summary, dry_run=dry_run)
+
+
+@app.command()
+def tune(
+    ctx: typer.Context,
+    task: TaskName,
+    methods: MethodsOption = None,
+    shots: ShotsOption = None,
+    folds: FoldsOption = None,
+    placement: PlacementOption = None,
+    calibrate: CalibrateOption = None,
+    anchors: AnchorsOption = None,
+    epochs: EpochsOption = None,
+    min_items: MinItemsOption = None,
+    max_items: MaxItemsOption = None,
+    task_epochs: TaskEpochsOption = None,
+    history_items: HistoryItemsOption = None,
+    given: SetOption = None,
+    base: BaseOption = None,
+    embedder: EmbedderOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Choose the settings of methods, for each fold on people who are not tested in it; `run` with
+    the same options takes them.
+    """
+    from mta_cli.commands.eval_tables import tuned
+    from mta_cli.pipeline.evaluation.run import tune_evaluation
+
+    use = session(ctx, json=json)
+    options = use.settings.build(
+        EvalOptions, methods=methods, shots=shots, folds=folds, placement=placement, calibrate=calibrate
+    )
+    bank = use.settings.build(
+        BankOptions, anchors=anchors, epochs=epochs, min_items=min_items, max_items=max_items, task_epochs=task_epochs
+    )
+    prompt = use.settings.build(PromptOptions, history_items=history_items)
+    machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
+    with use.registry() as reg:
+        request = _request(use, reg, task, (options, bank, prompt, machine), given, base, embedder)
+        plan = use.settings.plan_lines(options, bank, prompt, machine)
+        use.output.job(tune_evaluation(reg, request, plan=plan, dry_run=dry_run), tuned, dry_run=dry_run)
+
+
+@app.command()
+def methods(ctx: typer.Context, json: JsonOption = False) -> None:
+    """List the methods that can be compared, with their own settings."""
+    from mta_cli.pipeline.evaluation.design import method_rows
+
+    use = session(ctx, json=json)
+    use.output.result(
+        method_rows(),
+        lambda found: out.table(("method", "what it is"), [(row["method"], row["about"]) for row in found]),
+    )
+
+
+@app.command("list")
+def list_(ctx: typer.Context, json: JsonOption = False) -> None:
+    """List evaluations."""
+    from mta_cli.commands.eval_tables import listing
+
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        rows = [
+            {"evaluation": e.id, "task": e.task, "shots": e.config.get("shots"), "folds": e.config.get("folds"),
+             "seed": e.config.get("seed"), "methods": reg.evaluations.cells.methods(e.id), "status": e.status,
+             "created": e.created}
+            for e in reg.evaluations.all()
+        ]  # fmt: skip
+    use.output.result(rows, listing)
+
+
+@app.command()
+def show(ctx: typer.Context, number: NumberArgument, json: JsonOption = False) -> None:
+    """Show what an evaluation found."""
+    from mta_cli.commands.eval_tables import summary
+
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        use.output.result(_finished(reg, number), summary)
+
+
+@app.command()
+def report(
+    ctx: typer.Context,
+    numbers: NumbersArgument,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the files go.")],
+    json: JsonOption = False,
+) -> None:
+    """Write what evaluations found as Markdown, a self-contained HTML page, charts and JSON."""
+    from mta_cli.pipeline.report import write_reports
+
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        documents = [_finished(reg, number) for number in dict.fromkeys(numbers)]
+    files = [str(path) for path in write_reports(documents, to)]
+    use.output.result({"files": files}, lambda result: out.text("\n".join(result["files"])))
+
+
+@app.command()
+def rm(ctx: typer.Context, number: NumberArgument, yes: YesOption = False, json: JsonOption = False) -> None:
+    """Remove an evaluation with its answers, and the banks that no other one needs."""
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        found = reg.evaluations.get(number)
+        confirm(use.output, f"Remove evaluation {number} of task {found.task} and all its answers?", yes=yes)
+        result = {"evaluation": number, **reg.evaluations.remove(number)}
+    use.output.result(
+        result,
+        lambda gone: out.text(f"Removed evaluation {number}, {gone['answers']} answers and {gone['banks']} banks."),
+    )
+
+
+def _request(
+    use: AppContext, reg: "Registry", task: str, options: tuple[EvalOptions, BankOptions, PromptOptions, Machine],
+    given: list[str] | None, base: str | None, embedder: str | None,
+) -> "EvalRequest":  # fmt: skip
+    from mta_cli.pipeline.evaluation.design import EvalRequest, parse_settings
+    from mta_cli.pipeline.models import resolve
+    from mta_cli.pipeline.tasks import find_task
+
+    return EvalRequest(
+        find_task(reg, task), resolve(base or use.models.base, "base"),
+        resolve(embedder or use.models.embedder, "embedder"), *options, parse_settings(given or []),
+    )  # fmt: skip
+
+
+def _finished(reg: "Registry", number: int) -> dict[str, Any]:
+    from mta_cli.errors import NotFound
+
+    found = reg.evaluations.get(number)
+    if found.status != "done" or "costs" not in found.result:
+        raise NotFound(
+            f"Evaluation {number} has no result yet.", hint="mta eval run with the options it was begun with"
+        )
+    return found.result

@@ -1,0 +1,127 @@
+"""Merged anchors without anything trained: which anchors, and how much of each. All merging is exact (in ΔW)."""
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from mta_cli.engine.fusion import evidence_weights, merge, similarity_weights
+from mta_cli.engine.learned import learn_weights
+from mta_cli.engine.lora import LoraWeights
+from mta_cli.engine.methods.controls import noise_like
+from mta_cli.engine.methods.prior import NO_PRIOR, PRIOR, habits
+from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
+from mta_cli.engine.passes import Fork
+from mta_cli.engine.score import likelihoods
+
+LEAST_SHARE = 0.001  # of an anchor in a recipe: evidence leaves most of them next to nothing
+SHARE_BYTES = 12  # an anchor's number, similarity and weight in a recipe
+
+Shares = list[tuple[int, float]]  # anchors by place in the bank, and their weights
+Weigh = Callable[[Bench, Sequence[Person], Settings], list[Shares]]
+COSINE = {"top_k": 2, **NO_PRIOR}
+EVIDENCE = {"top_k": 4, "sharpness": 0.5, **NO_PRIOR}
+LEARNED = {**EVIDENCE, "learn_steps": 20, "learn_rate": 0.02, "pull": 1.0}
+SHARPER = tuple({"sharpness": sharpness, "top_k": k} for sharpness in (0.25, 0.5, 1.0) for k in (4, 8))
+LEARNING = tuple({"learn_rate": rate, "pull": pull} for rate in (0.02, 0.05) for pull in (0.3, 1.0, 3.0))
+
+
+def by_similarity(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Shares]:
+    """The `top_k` nearest anchors by cosine, each with its share of their similarity (the paper)."""
+    found = []
+    for person in people:
+        cosines = (bench.profiles @ person.profile).tolist() if person.outputs and len(bench.profiles) else []
+        best = sorted(range(len(cosines)), key=lambda i: (-cosines[i], i))[: int(settings["top_k"])]
+        found.append(list(zip(best, similarity_weights([cosines[i] for i in best]), strict=True)) if best else [])
+    return found
+
+
+def at_random(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Shares]:
+    """`top_k` anchors drawn for each person, with equal weights."""
+    found = []
+    for person in people:
+        draw = random.Random(f"{bench.seed} {person.number}")
+        chosen = draw.sample(range(len(bench.anchors)), min(int(settings["top_k"]), len(bench.anchors)))
+        found.append([(i, 1.0 / len(chosen)) for i in chosen])
+    return found
+
+
+def by_evidence(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Shares]:
+    """Softmax of `sharpness` × the summed log-likelihood of the shots under each anchor; the task adapter alone is a
+    candidate too, and keeps its share for itself. At most `top_k` anchors, the likeliest.
+    """
+    forks = [Fork.of(row) for person in people for row in person.rows]
+    candidates: list[tuple[LoraWeights, ...]] = [(), *((anchor,) for anchor in bench.anchors)]
+    asked = [(fork, i) for fork in range(len(forks)) for i in range(len(candidates))]
+    values = iter(likelihoods(bench.base, forks, candidates, asked))
+    found = []
+    for person in people:
+        sums = [0.0] * len(candidates)
+        for _ in person.rows:
+            for i in range(len(candidates)):
+                sums[i] += next(values)[0]
+        null, logliks = sums[0], sums[1:]
+        best = sorted(range(len(logliks)), key=lambda i: (-logliks[i], i))[: int(settings["top_k"])]
+        weights, _ = evidence_weights([logliks[i] for i in best], null, float(settings["sharpness"]))
+        shares = [(i, weight) for i, weight in zip(best, weights, strict=True) if weight >= LEAST_SHARE]
+        found.append(shares if person.rows else [])
+    return found
+
+
+def learned(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Shares]:
+    """The evidence's anchors, their weights fitted to the shots and pulled to the evidence's."""
+    found = []
+    for person, shares in zip(people, by_evidence(bench, people, settings), strict=True):
+        if not shares:
+            found.append(shares)
+            continue
+        weights = learn_weights(
+            bench.base, [bench.anchors[i] for i, _ in shares], [weight for _, weight in shares], person.rows,
+            steps=int(settings["learn_steps"]), learning_rate=float(settings["learn_rate"]),
+            pull=float(settings["pull"]),
+        )  # fmt: skip
+        found.append([(i, weight) for (i, _), weight in zip(shares, weights, strict=True)])
+    return found
+
+
+def fused(bench: Bench, shares: Shares) -> tuple[LoraWeights, ...]:
+    """The merged anchors of `shares`; nothing where there are none."""
+    merged = merge([(bench.anchors[i], weight) for i, weight in shares])
+    return () if merged is None else (merged,)
+
+
+def made(weigh: Weigh, bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+    """A fusion for each person, and their label prior where the settings give it weight."""
+    recipes, priors = weigh(bench, people, settings), habits(bench, people, settings)
+    return [
+        Made(fused(bench, shares), prior, SHARE_BYTES * len(shares) + size)
+        for shares, (prior, size) in zip(recipes, priors, strict=True)
+    ]
+
+
+def noise(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+    """The nearest anchors' shares, of random weights as large as the anchors' own."""
+    anchors = [noise_like(anchor, bench.seed + i) for i, anchor in enumerate(bench.anchors)]
+    return made(by_similarity, _with(bench, anchors), people, settings)
+
+
+def _with(bench: Bench, anchors: Sequence[LoraWeights]) -> Bench:
+    return Bench(bench.base, bench.task, anchors, bench.profiles, bench.rates, bench.seed)
+
+
+METHODS = (
+    Method("fusion", "the two nearest anchors merged, no gradient", partial(made, by_similarity), settings=COSINE),
+    Method("fusion-random", "two random anchors merged", partial(made, at_random), settings=COSINE),
+    Method("fusion-noise", "as fusion, from random weights of the anchors' norms", noise, settings=COSINE),
+    Method(
+        "fusion-evidence", "anchors by the likelihood of the shots, merged, no gradient", partial(made, by_evidence),
+        settings=EVIDENCE, grid=SHARPER,
+    ),
+    Method(
+        "mta-recipe", "the same and the person's label prior: Merge-then-Adapt without a gradient",
+        partial(made, by_evidence), settings={**EVIDENCE, **PRIOR}, grid=SHARPER,
+    ),
+    Method(
+        "fusion-learned", "the same, weights fitted by gradient", partial(made, learned),
+        settings=LEARNED, grid=LEARNING,
+    ),
+)  # fmt: skip

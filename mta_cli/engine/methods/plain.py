@@ -1,0 +1,29 @@
+"""Without anything trained for a person: the base and the task adapter, with and without their own items shown."""
+
+from collections.abc import Sequence
+
+from mta_cli.engine.methods.prior import PRIOR, habits
+from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
+
+
+def nothing(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+    """Everybody has the same model; nothing is kept for anybody."""
+    return [Made() for _ in people]
+
+
+def with_habits(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+    """The shared model and each person's own label prior."""
+    return [Made(prior=prior, bytes=size) for prior, size in habits(bench, people, settings)]
+
+
+METHODS = (
+    Method("base", "the base alone", nothing, below="base", history=False),
+    Method("rag", "the base, with the person's own items in the prompt", nothing, below="base"),
+    Method("pooled", "the task adapter alone", nothing, history=False),
+    Method("pooled-rag", "the task adapter, with the person's own items in the prompt", nothing),
+    Method(
+        "pooled-prior", "pooled-rag and the person's label prior", with_habits,
+        settings=PRIOR,
+        grid=tuple({"prior_strength": s, "prior_weight": w} for s in (2.0, 8.0) for w in (0.25, 0.5, 1.0)),
+    ),
+)  # fmt: skip

@@ -1,0 +1,96 @@
+"""Answers to held-out queries with how likely the gold was, under many people's parts at once. Stores nothing."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.lora import LoraWeights
+    from mta_cli.pipeline.examples import Examples
+    from store.models import Query
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query, and whose parts answer it: a number among the people who are asked together."""
+
+    query: "Query"
+    owner: int
+
+
+@dataclass(frozen=True)
+class Given:
+    """An answer. `scores` are the log-likelihoods of the task's labels, nothing where it has none.
+
+    `gold_loglik` is summed over the gold's `gold_tokens` tokens (nats). `seconds` is an equal share of the time that
+    all answers took together.
+    """
+
+    prompt: tuple[int, ...]
+    answer: str
+    gold_loglik: float
+    gold_tokens: int
+    scores: tuple[float, ...]
+    seconds: float
+
+
+def answer(
+    base: "LoadedBase", examples: "Examples", asked: Sequence[Asked], people: "Sequence[tuple[LoraWeights, ...]]"
+) -> list[Given]:
+    """An answer to each of `asked`: the likeliest label, or the model's own words where the task has no labels.
+
+    `people` are the parts that stand above what the base holds now. Each query stands in one prompt, whoever answers.
+    """
+    started = time.perf_counter()
+    prompts = {one.query.id: tuple(examples.query_prompt(one.query)) for one in asked}
+    labels = examples.task.labels
+    options = {one.query.id: (*labels, one.query.gold) if one.query.gold not in labels else labels for one in asked}
+    weighed = _weigh(base, examples, asked, people, prompts, options)
+    texts = _likeliest(examples, weighed) if labels else _words(base, examples, asked, people, prompts)
+    seconds = (time.perf_counter() - started) / max(1, len(asked))
+    found = []
+    for one, text, values in zip(asked, texts, weighed, strict=True):
+        gold = one.query.gold
+        loglik, tokens = values[options[one.query.id].index(gold)], len(examples.prompter.answer_ids(gold))
+        prompt = prompts[one.query.id]
+        found.append(Given(prompt, text, loglik, tokens, tuple(values[: len(labels)]), seconds))
+    return found
+
+
+def _likeliest(examples: "Examples", weighed: Sequence[Sequence[float]]) -> list[str]:
+    labels = examples.task.labels
+    return [labels[max(range(len(labels)), key=values.__getitem__)] for values in weighed]  # the first of equals
+
+
+def _words(
+    base: "LoadedBase", examples: "Examples", asked: Sequence[Asked], people: "Sequence[tuple[LoraWeights, ...]]",
+    prompts: dict[int, tuple[int, ...]],
+) -> list[str]:  # fmt: skip
+    from mta_cli.engine.many import answer_many
+
+    found = answer_many(
+        base, [prompts[one.query.id] for one in asked], people, [one.owner for one in asked],
+        max_tokens=examples.task.answer_tokens,
+    )  # fmt: skip
+    decode = base.tokenizer.decode
+    return [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for ids in found]
+
+
+def _weigh(
+    base: "LoadedBase", examples: "Examples", asked: Sequence[Asked], people: "Sequence[tuple[LoraWeights, ...]]",
+    prompts: dict[int, tuple[int, ...]], options: dict[int, tuple[str, ...]],
+) -> list[list[float]]:  # fmt: skip
+    """The log-likelihood of each of a query's `options`, for each that is asked."""
+    from mta_cli.engine.generate import require_window
+    from mta_cli.engine.passes import Fork
+    from mta_cli.engine.score import likelihoods
+
+    numbers = {number: n for n, number in enumerate(prompts)}
+    forks = []
+    for number, prompt in prompts.items():
+        branches = tuple(tuple(examples.prompter.answer_ids(text)) for text in options[number])
+        require_window(base, prompt, max(map(len, branches)))
+        forks.append(Fork(prompt, branches))
+    return likelihoods(base, forks, people, [(numbers[one.query.id], one.owner) for one in asked])

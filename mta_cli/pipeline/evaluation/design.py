@@ -1,0 +1,164 @@
+"""What an evaluation is: which people in which role, under which options. Two runs of one design are one evaluation.
+
+Methods and their settings are not part of it: they may be added later, and what is answered already stays.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import BadInput, UsageFault
+from mta_cli.events import PlanLine
+from mta_cli.options import BankOptions, EvalOptions, Machine, PromptOptions
+from store.evaluations import Place
+from store.models import Item, Query
+
+if TYPE_CHECKING:
+    from mta_cli.engine.split import Fold
+    from mta_cli.engine.tasks import Task
+    from mta_cli.pipeline.models import ModelEntry
+    from store.registry import Registry
+
+# What differs between two methods on one query, for the estimate before a run: standard deviation, and the share of
+# its variance that lies between people. For accuracy: one answer in six is right under one method alone.
+SPREAD = {"accuracy": 0.4, "mae": 0.5, "rouge": 0.12}
+BETWEEN = 0.1
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """Everything an evaluation needs to know. `given` are settings by method that stand over all others."""
+
+    task: "Task"
+    base: "ModelEntry"
+    embedder: "ModelEntry"
+    options: EvalOptions
+    bank: BankOptions
+    prompt: PromptOptions
+    machine: Machine
+    given: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Design:
+    """The people by fold, their shots and queries by user id, and the key of all that."""
+
+    key: str
+    folds: "tuple[Fold, ...]"
+    shots: dict[int, list[Item]]
+    queries: dict[int, list[Query]]
+
+    @property
+    def places(self) -> list[Place]:
+        """Everybody's role in every fold."""
+        return [
+            (number, user, role)
+            for number, fold in enumerate(self.folds)
+            for role, people in (("bank", fold.bank), ("tuning", fold.tuning), ("test", fold.test))
+            for user in people
+        ]
+
+    def answering(self, fold: int) -> tuple[int, ...]:
+        """Whose queries are answered in a fold."""
+        return (*self.folds[fold].test, *self.folds[fold].tuning)
+
+    def choosing(self, fold: int) -> "Design":
+        """The same, where those on whom the settings of a fold are chosen count, and nobody tested in it."""
+        own = self.folds[fold]
+        if own.tuning:
+            return replace(self, folds=(replace(own, test=own.tuning),))
+        return replace(self, folds=tuple(replace(one, test=()) if one is own else one for one in self.folds))
+
+    @property
+    def tested(self) -> list[int]:
+        """Everybody who counts, by fold."""
+        return [user for fold in self.folds for user in fold.test]
+
+
+def bank_options(request: EvalRequest) -> BankOptions:
+    """The options of the folds' banks: the anchors act where personal parts do, everybody gives to the task adapter.
+
+    Nobody who gives to a fold's bank is tested on it, so that no history is too short.
+    """
+    least = 1 if request.bank.task_min_items is None else request.bank.task_min_items
+    return replace(request.bank, placement=request.options.placement, task_min_items=least)
+
+
+def design(reg: "Registry", request: EvalRequest) -> Design:
+    """The evaluation that `request` describes. BadInput where the task has too few people for its folds."""
+    from mta_cli.engine.split import split
+
+    task, options = request.task, request.options
+    counts = {user.id: count for user, count in reg.users.with_items(task.name)}
+    queries = {user: found for user in counts if (found := reg.items.queries(user, task.name))}
+    try:
+        folds = split(counts, list(queries), options.folds, request.machine.seed)
+    except ValueError as error:
+        raise BadInput(
+            f"Task {task.name} cannot be evaluated in {options.folds} folds: {error}.",
+            hint="a smaller --folds, or import more people with held-out queries (mta data import)",
+        ) from error
+    shots = {user: reg.items.recent(user, task.name, options.shots) for user in counts}
+    return Design(_key(reg, request, counts, queries), tuple(folds), shots, queries)
+
+
+def _key(reg: "Registry", request: EvalRequest, people: Mapping[int, int], queries: Mapping[int, list[Query]]) -> str:
+    options = request.options
+    asked = [[q.key, q.input, q.gold, q.time] for user in sorted(queries) for q in queries[user]]
+    identity = {
+        "task": asdict(request.task), "base": request.base.fingerprint, "embedder": request.embedder.fingerprint,
+        "bank": asdict(bank_options(request)), "shots": options.shots, "folds": options.folds,
+        "history_items": request.prompt.history_items, "seed": request.machine.seed, "dtype": request.machine.dtype,
+        "people": sorted(people), "items": reg.items.data_hash(sorted(people), request.task.name), "queries": asked,
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def config(request: EvalRequest) -> dict[str, Any]:
+    """What is kept of the options with the evaluation; nobody's name is in it."""
+    return {
+        "base": request.base.name, "fingerprint": request.base.fingerprint, "embedder": request.embedder.name,
+        "shots": request.options.shots, "folds": request.options.folds, "placement": request.options.placement,
+        "history_items": request.prompt.history_items, "seed": request.machine.seed, "dtype": request.machine.dtype,
+        "bank": asdict(bank_options(request)),
+    }  # fmt: skip
+
+
+def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tuple[PlanLine, ...]:
+    """Who is measured, and which difference that can show."""
+    from mta_cli.engine.statistics import detectable_before
+
+    metric = request.task.metric
+    asked = [len(plan.queries[user]) for user in plan.tested]
+    least = detectable_before(asked, SPREAD[metric], BETWEEN)
+    sizes = ", ".join(f"{len(fold.bank)}/{len(fold.tuning)}/{len(fold.test)}" for fold in plan.folds)
+    return (
+        PlanLine("people", f"{len(asked)} tested, {sum(asked)} queries"),
+        PlanLine("folds", f"bank/tuning/test: {sizes}"),
+        PlanLine("methods", ", ".join(methods)),
+        PlanLine(
+            "power", f"a difference of {least:.3f} in {metric} is found with 80 % probability",
+            f"guess: differences spread by {SPREAD[metric]:g} a query",
+        ),
+    )  # fmt: skip
+
+
+def parse_settings(given: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`METHOD.SETTING=VALUE` texts by method. UsageFault for one of another form."""
+    found: dict[str, dict[str, str]] = {}
+    for text in given:
+        place, equals, value = text.partition("=")
+        method, dot, name = (part.strip() for part in place.partition("."))
+        if not (equals and dot and method and name):
+            raise UsageFault(f"{text!r:.80} is no setting of a method", hint="METHOD.SETTING=VALUE, as mta.steps=20")
+        found.setdefault(method, {})[name] = value.strip()
+    return found
+
+
+def method_rows() -> list[dict[str, Any]]:
+    """Every method that can be compared: {method, about, settings}."""
+    from mta_cli.engine.methods.catalogue import METHODS
+
+    return [{"method": m.name, "about": m.about, "settings": dict(m.settings)} for m in METHODS.values()]

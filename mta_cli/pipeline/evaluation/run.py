@@ -1,0 +1,200 @@
+"""The jobs behind `mta eval run` and `mta eval tune`. Whatever is answered stays: run again, they go on.
+
+`tune` tries a method's settings on everybody and chooses for each fold by those who are not tested in it; `run` then
+takes what was chosen.
+"""
+
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import UsageFault
+from mta_cli.events import Done, Event, Note, PlanLine, Planned, Started
+from mta_cli.options import PLACEMENTS
+from mta_cli.pipeline.evaluation.banks import fold_banks
+from mta_cli.pipeline.evaluation.design import Design, EvalRequest, config, design, plan_lines
+from mta_cli.pipeline.evaluation.field import Field, shot_profiles
+from mta_cli.pipeline.evaluation.filling import Column, fill
+from mta_cli.pipeline.evaluation.outcome import Choice, judge, outcome
+from store.evaluations import Evaluation, Tuning
+from store.models import Bank
+
+if TYPE_CHECKING:
+    from mta_cli.engine.methods.shape import Method
+    from store.registry import Registry
+
+SELECT = "gold_loglik"  # what settings are chosen by: it tells more than whether the likeliest label was right
+ABOVE_ZERO = frozenset((
+    "rank", "alpha", "steps", "batch_size", "learning_rate", "learn_rate", "top_k", "evaluations", "temperature",
+    "prior_strength",
+))  # fmt: skip
+
+
+def run_evaluation(
+    reg: "Registry", request: EvalRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
+) -> Iterator[Event]:
+    """Answer every query with every method. `Done.result` is the document of `mta eval run`."""
+    methods = _methods(request)
+    people = design(reg, request)
+    yield Planned("eval run", (*plan, *plan_lines(request, people, [method.name for method in methods])))
+    if dry_run:
+        yield Done({"dry_run": True, "task": request.task.name, "users": len(people.tested)})
+        return
+    with reg.job_lock(f"eval {request.task.name}"):
+        evaluation = _begin(reg, request, people)
+        chosen = _chosen(reg, request, evaluation, methods, len(people.folds))
+        columns = [Column(n, m, dict(own)) for m in methods for n, own in enumerate(chosen[m.name])]
+        yield from _fill(reg, request, people, evaluation, columns)
+        result = outcome(reg, request, people, evaluation.id, chosen)
+        reg.evaluations.finish(evaluation.id, result)
+    yield Done(result)
+
+
+def tune_evaluation(
+    reg: "Registry", request: EvalRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
+) -> Iterator[Event]:
+    """Try the settings in each method's grid.
+
+    `Done.result`: {evaluation, task, tuned: [{method, fold, settings, gold_loglik, trials}]}.
+    """
+    methods = [method for method in _methods(request) if method.grid]
+    if not methods:
+        raise UsageFault("none of these methods has settings to choose from", hint="mta eval methods")
+    people = design(reg, request)
+    yield Planned("eval tune", (*plan, *plan_lines(request, people, [method.name for method in methods])))
+    if dry_run:
+        yield Done(
+            {"dry_run": True, "task": request.task.name, "trials": sum(len(trials(m, request)) for m in methods)}
+        )
+        return
+    with reg.job_lock(f"eval {request.task.name}"):
+        evaluation, folds = _begin(reg, request, people), range(len(people.folds))
+        columns = [Column(n, m, own) for m in methods for own in trials(m, request) for n in folds]
+        yield from _fill(reg, request, people, evaluation, columns)
+        tuned = [entry for method in methods for entry in _choose(reg, request, people, evaluation, method)]
+    yield Done({"evaluation": evaluation.id, "task": request.task.name, "tuned": tuned})
+
+
+def trials(method: "Method", request: EvalRequest) -> list[dict[str, Any]]:
+    """Every choice of settings that is tried, the defaults first."""
+    found = [settings_of(method, request, {})]
+    found += [settings_of(method, request, dict(own)) for own in method.grid]
+    return [own for i, own in enumerate(found) if own not in found[:i]]
+
+
+def settings_of(method: "Method", request: EvalRequest, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's settings: its defaults, then what was `chosen`, then what was given.
+
+    UsageFault for an unknown one, and for a value that it cannot have.
+    """
+    given = request.given.get(method.name, {})
+    if unknown := sorted(set(given) - set(method.settings)):
+        raise UsageFault(
+            f"{method.name} has no setting {', '.join(unknown)}", hint=f"it has {', '.join(method.settings) or 'none'}"
+        )
+    settings = {**method.settings, **chosen}
+    if settings.get("placement") == "late":
+        settings["placement"] = request.options.placement
+    return {**settings, **{key: _typed(method, key, value) for key, value in given.items()}}
+
+
+def _typed(method: "Method", key: str, value: Any) -> Any:
+    kind = type(method.settings[key])
+    try:
+        found: Any = kind(value)
+    except ValueError:
+        what = {int: "a whole number", float: "a number"}.get(kind, "a text")
+        raise UsageFault(f"{method.name}.{key} = {value!r:.80}: this is {what}") from None
+    if (wanted := _out_of_bounds(key, found)) is not None:
+        raise UsageFault(f"{method.name}.{key} = {value!r:.80}: {wanted}")
+    return found
+
+
+def _out_of_bounds(key: str, value: Any) -> str | None:
+    """What a setting must be instead; None where it may be `value`."""
+    if isinstance(value, str):
+        return f"choose one of {', '.join(PLACEMENTS)}" if key == "placement" and value not in PLACEMENTS else None
+    if math.isfinite(value) and (value > 0 or (value == 0 and key not in ABOVE_ZERO)):
+        return None
+    return f"this is a number {'above 0' if key in ABOVE_ZERO else 'of at least 0'}"
+
+
+def _methods(request: EvalRequest) -> "list[Method]":
+    from mta_cli.engine.methods.catalogue import named
+
+    wanted = [name.strip() for name in request.options.methods.split(",") if name.strip()]
+    if unused := sorted(set(request.given) - set(wanted)):
+        raise UsageFault(f"settings are given for {', '.join(unused)}, which is not among the methods")
+    found = named(wanted)
+    named([request.options.reference])
+    for method in found:
+        settings_of(method, request, {})
+    return found
+
+
+def _begin(reg: "Registry", request: EvalRequest, people: Design) -> Evaluation:
+    from mta_cli.pipeline.models import remember
+
+    remember(reg, request.base, request.embedder)
+    return reg.evaluations.begin(people.key, request.task.name, config(request), people.places)
+
+
+def _chosen(
+    reg: "Registry", request: EvalRequest, evaluation: Evaluation, methods: "Sequence[Method]", folds: int
+) -> dict[str, Choice]:
+    tuned = {(one.method, one.fold): one.settings for one in reg.evaluations.tunings(evaluation.id)}
+    return {
+        method.name: [settings_of(method, request, tuned.get((method.name, fold), {})) for fold in range(folds)]
+        for method in methods
+    }
+
+
+def _fill(
+    reg: "Registry", request: EvalRequest, people: Design, evaluation: Evaluation, columns: Sequence[Column]
+) -> Iterator[Event]:
+    """Build what is not built, answer what is not answered."""
+    done = reg.evaluations.cells.done
+    counts = [
+        len(done(evaluation.id, c.fold, c.method.name, c.settings).keys() & set(people.answering(c.fold)))
+        for c in columns
+    ]
+    total = sum(len(people.answering(column.fold)) for column in columns)
+    if sum(counts) == total:
+        yield Note(f"Evaluation {evaluation.id} holds all these answers; nothing to compute.")
+        return
+    banks: list[Bank] = yield from fold_banks(reg, request, people, evaluation.id)
+    profiles = yield from shot_profiles(request, people)
+    field = Field(reg, request, people, banks, profiles)
+    yield Started("eval run", total=total, unit="people")
+    finished = sum(counts)
+    # What stands on the same weights comes together, so that states which all of them share are computed once.
+    for column in sorted(columns, key=lambda c: (c.fold, c.method.below)):
+        answered = len(people.answering(column.fold))
+        yield from fill(field, evaluation.id, column, finished)
+        finished += answered - counts[columns.index(column)]
+
+
+def _choose(
+    reg: "Registry", request: EvalRequest, people: Design, evaluation: Evaluation, method: "Method"
+) -> Generator[dict[str, Any], None, None]:
+    """For each fold the settings that were best on people not tested in it."""
+    folds = range(len(people.folds))
+    tried = trials(method, request)
+    for fold in folds:
+        scored = [_score(reg, request, people, evaluation, method.name, own, fold) for own in tried]
+        best = max(range(len(tried)), key=scored.__getitem__)
+        rows = [{"settings": own, SELECT: value} for own, value in zip(tried, scored, strict=True)]
+        reg.evaluations.choose(evaluation.id, Tuning(fold, method.name, tried[best], rows))
+        yield {"method": method.name, "fold": fold, "settings": tried[best], SELECT: scored[best], "trials": rows}
+
+
+def _score(
+    reg: "Registry", request: EvalRequest, people: Design, evaluation: Evaluation, method: str, own: dict[str, Any],
+    fold: int,
+) -> float:  # fmt: skip
+    """The mean log-likelihood of the golds of those on whom a fold's settings are chosen."""
+    others = people.choosing(fold)
+    judged = judge(
+        reg, request.task, others, evaluation.id, method, [own] * len(people.folds), request.options.calibrate
+    )
+    return judged.tally.values()[SELECT]

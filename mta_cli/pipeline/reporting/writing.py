@@ -1,0 +1,23 @@
+"""Files of a report, written whole or not at all, readable for others. Knows nothing of what is in them."""
+
+from pathlib import Path
+
+from mta_cli.errors import BadInput
+
+MODE = 0o644
+
+
+def write(path: Path, content: bytes) -> Path:
+    """Make `content` the file at `path`, whose folder is made as needed; returns the path.
+
+    Raises BadInput when the folder cannot be made, and as `store.files.atomic_write`; no temporary file stays.
+    """
+    from store.files import atomic_write
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # with the mode of the person's own folders
+    except OSError as error:
+        raise BadInput(f"The folder {path.parent} cannot be made: {error.strerror or error}.") from error
+    atomic_write(path, content)
+    path.chmod(MODE)
+    return path

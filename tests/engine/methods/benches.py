@@ -1,0 +1,49 @@
+"""A bench and its people on the tiny base, for the tests of the rival methods."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.lora import LoraWeights
+from mta_cli.engine.methods.shape import Bench, Method, Person, Settings
+from mta_cli.engine.prompts import Row
+from mta_cli.engine.tasks import BUILTIN
+from tests.engine.lora_cases import random_lora, random_rows
+
+WIDTH = 8
+
+
+def units(count: int, seed: int) -> Tensor:
+    """Random unit vectors [count, width]."""
+    drawn = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(drawn, dim=-1)
+
+
+def a_bench(
+    base: LoadedBase, anchors: Sequence[LoraWeights] | int = 5, *, placement: str = "upper", seed: int = 0
+) -> Bench:
+    """A bench with `anchors`, or with as many random ones, and random profiles."""
+    if isinstance(anchors, int):
+        anchors = [random_lora(base.model, i, placement=placement) for i in range(anchors)]
+    return Bench(base, BUILTIN["free"], anchors, units(len(anchors), 7), (), seed)
+
+
+def a_person(rows: Sequence[Row] | int, number: int = 0, profile: Tensor | None = None) -> Person:
+    """Somebody with `rows`, or with as many random ones."""
+    if isinstance(rows, int):
+        rows = random_rows([14 + (5 * n + 3 * number) % 17 for n in range(rows)], seed=number)
+    words = tuple(f"{n}" for n in range(len(rows)))
+    return Person(number, words, words, tuple(rows), units(1, 100 + number)[0] if profile is None else profile)
+
+
+def settings_of(method: Method, **changes: float | int | str) -> Settings:
+    """The method's own settings, some of them changed."""
+    assert set(changes) <= set(method.settings)
+    return {**method.settings, **changes}
+
+
+def same(ours: LoraWeights, theirs: LoraWeights) -> bool:
+    """Whether two LoRAs are equal bit for bit."""
+    return ours.to_bytes({}) == theirs.to_bytes({})

@@ -1,0 +1,40 @@
+"""A bench for a task of labels and people with shots in it, and what models make of rows. Asserts nothing."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.lora import LoraWeights, initial
+from mta_cli.engine.methods.shape import Bench, Person
+from mta_cli.engine.prompts import Prompter, Row
+from mta_cli.engine.tasks import BUILTIN, Task
+from mta_cli.engine.train import Member, Schedule, Trainer
+from tests.engine.methods.benches import a_bench, units
+
+LABELS = BUILTIN["lamp-2"].labels
+
+
+def tag_bench(
+    base: LoadedBase, anchors: Sequence[LoraWeights] | int = 3, *, task: str = "lamp-2", seed: int = 0
+) -> Bench:
+    """A bench whose people give the first label twice as often as any other."""
+    count = len(BUILTIN[task].labels)
+    rates = tuple((1 + (i == 0)) / (count + 1) for i in range(count))
+    return replace(a_bench(base, anchors, placement="late", seed=seed), task=BUILTIN[task], rates=rates)
+
+
+def tagger(base: LoadedBase, task: Task, outputs: Sequence[str], number: int = 0) -> Person:
+    """Somebody whose shots have these outputs."""
+    inputs = tuple(f"film {number} {n}" for n in range(len(outputs)))
+    prompter = Prompter(base.tokenizer, task, base.end_ids)
+    rows = tuple(prompter.row(text, output) for text, output in zip(inputs, outputs, strict=True))
+    return Person(number, inputs, tuple(outputs), rows, units(1, 100 + number)[0])
+
+
+def taught(base: LoadedBase, rows: Sequence[Row], *, steps: int = 20) -> LoraWeights:
+    """A late part that has learnt `rows`."""
+    trainer = Trainer(
+        base, [Member(initial(base.model, "all-linear", "late", 4, 8.0, 0), rows, Schedule(steps, 8, 2e-2), 0)]
+    )
+    list(trainer.steps())
+    return trainer.weights(0)

@@ -1,0 +1,74 @@
+"""Rules that need no model: ties, mean scores, nearest own texts, and people who gave nothing."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.methods.majority import METHODS
+from mta_cli.engine.methods.shape import Bench, Direct
+from mta_cli.engine.metrics import mae
+from tests.engine.methods.benches import a_bench, a_person
+from tests.engine.methods.tagging import LABELS, tag_bench, tagger
+
+(METHOD,) = METHODS
+
+
+def rule(bench: Bench, outputs: Sequence[str]) -> Direct:
+    (made,) = METHOD.make(bench, [tagger(bench.base, bench.task, outputs)], METHOD.settings)
+    assert made.parts == () and made.prior == () and made.bytes == 0 and made.direct is not None
+    return made.direct
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        ([LABELS[4], LABELS[2], LABELS[4]], LABELS[4]),
+        ([LABELS[4], LABELS[2]], LABELS[2]),  # equals: of equally common ones the first of the list
+        ([LABELS[4], LABELS[0]], LABELS[0]),  # equals: the commoner among people
+        (["none of them", "none of them", LABELS[3]], LABELS[3]),
+        ([f" {LABELS[5]} ", f"{LABELS[5]}\n", LABELS[2]], LABELS[5]),
+        (["none of them"], LABELS[0]),
+        ([], LABELS[0]),
+    ],
+)
+def test_the_most_frequent_label(base: LoadedBase, outputs: list[str], expected: str) -> None:
+    answer, logliks = rule(tag_bench(base, 0), outputs)("any film")
+    assert answer == expected
+    assert len(logliks) == len(LABELS) and sum(map(math.exp, logliks)) == pytest.approx(1)
+
+
+def test_the_commoner_of_equals_is_the_likelier_one_too(base: LoadedBase) -> None:
+    bench = tag_bench(base, 0)
+    bench = replace(bench, rates=tuple(0.4 if i == 7 else 0.6 / 14 for i in range(15)))
+    answer, logliks = rule(bench, [LABELS[1], LABELS[7], LABELS[2]])("a film")
+    assert answer == LABELS[7] and max(logliks) == logliks[7]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"), [(["1", "2", "2"], 5 / 3), (["5"], 5), (["4", "x", "5 "], 4.5), (["x"], 1), ([], 1)]
+)
+def test_the_mean_score(base: LoadedBase, outputs: list[str], expected: float) -> None:
+    """Without a known score: the commonest among people, which is the first here."""
+    answer, logliks = rule(tag_bench(base, 0, task="lamp-3"), outputs)("a review")
+    assert mae([answer], ["1"]) == pytest.approx(expected - 1, abs=1e-5)
+    assert len(logliks) == 5 and sum(map(math.exp, logliks)) == pytest.approx(1)
+
+
+def test_the_nearest_own_text_and_the_later_of_equals(base: LoadedBase) -> None:
+    bench = a_bench(base, 0)
+    person = replace(
+        a_person(0), inputs=("the red fox", "a blue whale", "a blue whale"), outputs=("fox", "whale", "later whale")
+    )
+    (made,) = METHOD.make(bench, [person], {})
+    assert made.direct is not None
+    assert made.direct("what does the FOX say?") == ("fox", ())
+    assert made.direct("whale") == ("later whale", ())
+    assert made.direct("nothing in common") == ("later whale", ())
+
+
+def test_who_wrote_nothing_answers_nothing(base: LoadedBase) -> None:
+    (made,) = METHOD.make(a_bench(base, 0), [a_person(0)], {})
+    assert made.direct is not None and made.direct("anything") == ("", ())

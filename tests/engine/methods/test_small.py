@@ -1,0 +1,131 @@
+"""Small parts: what each method gives, how many bytes it keeps, and that people without shots cost nothing."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.lora import initial
+from mta_cli.engine.methods.fusion import by_evidence, fused
+from mta_cli.engine.methods.shape import Bench, Made, Method, Person
+from mta_cli.engine.methods.small import METHODS
+from mta_cli.engine.rounding import LEVELS
+from mta_cli.engine.score import mean_loss
+from mta_cli.engine.tasks import BUILTIN
+from tests.engine.lora_cases import random_lora, random_rows
+
+BY_NAME = {method.name: method for method in METHODS}
+CORES, STACKS = ("gains", "code", "core"), ("stack-r1", "stack-frozen-a", "stack-8bit", "stack-4bit")
+
+
+@pytest.fixture
+def bench(base: LoadedBase) -> Bench:
+    anchors = [random_lora(base.model, seed, placement="late") for seed in range(4)]
+    return Bench(base, BUILTIN["lamp-2"], anchors, torch.eye(4, 32), (1 / 15,) * 15, seed=3)
+
+
+def people(*shots: int) -> list[Person]:
+    return [
+        Person(i, ("x",) * count, ("y",) * count, tuple(random_rows([22 + i + n for n in range(count)], i)),
+               torch.zeros(32))
+        for i, count in enumerate(shots)
+    ]  # fmt: skip
+
+
+def make(bench: Bench, name: str, crowd: Sequence[Person], **settings: float) -> list[Made]:
+    method = BY_NAME[name]
+    return method.make(bench, crowd, {**method.settings, **settings})
+
+
+def test_every_method_is_there_once_and_stands_on_the_task_adapter() -> None:
+    assert tuple(BY_NAME) == (*CORES, "mta-core", *STACKS) and len(METHODS) == len(BY_NAME)
+    assert all(method.below == "task" and method.history for method in METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_the_grid_lays_known_settings_over_the_defaults(method: Method) -> None:
+    assert method.grid and all(set(laid) <= set(method.settings) for laid in method.grid)
+
+
+@pytest.mark.parametrize("name", [*CORES, *STACKS])
+def test_everybody_gets_a_part_of_their_own_and_who_has_no_shots_nothing(bench: Bench, name: str) -> None:
+    made = make(bench, name, people(3, 0, 2))
+    assert made[1] == Made()
+    first, second = made[0].parts[0], made[2].parts[0]
+    assert first.norm() > 0 and second.norm() > 0 and made[0].bytes == made[2].bytes > 0
+    assert any(not torch.equal(first.delta(path), second.delta(path)) for path in first.factors)
+    assert first.placement.late is not None and made[0].prior == () and made[0].direct is None
+
+
+@pytest.mark.parametrize("name", [*CORES, *STACKS])
+def test_the_same_people_get_the_same_parts(bench: Bench, name: str) -> None:
+    for one, other in zip(make(bench, name, people(3, 2)), make(bench, name, people(3, 2)), strict=True):
+        for path, pair in one.parts[0].factors.items():
+            assert all(torch.equal(a, b) for a, b in zip(pair, other.parts[0].factors[path], strict=True))
+
+
+@pytest.mark.parametrize("name", [*CORES, *STACKS])
+def test_long_training_lowers_the_loss_on_the_shots(bench: Bench, name: str) -> None:
+    (person,) = people(4)
+    rate = 0.2 if name in CORES else 2e-2
+    (made,) = make(bench, name, [person], steps=60, learning_rate=rate)
+    assert mean_loss(bench.base, person.rows, made.parts) < 0.998 * mean_loss(bench.base, person.rows)
+
+
+def test_bytes_are_those_of_float16_numbers_or_of_fewer_bits(bench: Bench) -> None:
+    """64 inputs, 64 outputs of q and 32 of v; late parts stand in the upper layer alone, which has seven modules."""
+    found = {name: make(bench, name, people(2))[0].bytes for name in (*CORES, *STACKS)}
+    rank_1 = 64 + 64 + 64 + 32
+    assert found == {
+        "gains": 2 * 8 * 7,
+        "code": 2 * 8,
+        "core": 2 * 4 * 7,
+        "stack-r1": 2 * rank_1,
+        "stack-frozen-a": 2 * 2 * (64 + 32),
+        "stack-8bit": 2 * rank_1 + 2 * 8,
+        "stack-4bit": rank_1 + 2 * 8,
+    }
+
+
+def test_the_frozen_a_can_be_made_again_from_the_seed(bench: Bench) -> None:
+    (made,) = make(bench, "stack-frozen-a", people(3))
+    start = initial(bench.base.model, "q_proj,v_proj", "late", 2, 4.0, bench.seed)
+    assert list(made.parts[0].factors) == list(start.factors)
+    for path, (a, _) in start.factors.items():
+        assert torch.equal(made.parts[0].factors[path][0], a.half())
+
+
+@pytest.mark.parametrize(("name", "bits"), [("stack-8bit", 8), ("stack-4bit", 4)])
+def test_rounded_stacks_hold_few_different_numbers(bench: Bench, name: str, bits: int) -> None:
+    (made,) = make(bench, name, people(3))
+    for a, b in made.parts[0].factors.values():
+        for direction in (*a, *b.T):
+            assert len(direction.unique()) <= 2 * LEVELS[bits] + 1
+
+
+def test_cores_are_shares_of_the_banks_directions(bench: Bench) -> None:
+    """Every ΔW lies in the row and column spaces of the anchors' sum."""
+    (made,) = make(bench, "core", people(3))
+    assert made.parts[0].rank == 2
+    for path, (a, _) in made.parts[0].factors.items():
+        rows = torch.cat([anchor.factors[path][0] for anchor in bench.anchors])
+        left = a - a @ torch.linalg.pinv(rows) @ rows
+        assert float(left.norm() / a.norm()) < 1e-4
+
+
+def test_an_empty_bank_gives_no_core_to_anybody(bench: Bench) -> None:
+    for name in CORES:
+        assert make(replace(bench, anchors=()), name, people(2, 1)) == [Made(), Made()]
+
+
+def test_a_core_stands_above_the_fusion_by_evidence(bench: Bench) -> None:
+    shot, none = make(bench, "mta-core", people(3, 0), sharpness=0.01)
+    shares = by_evidence(bench, people(3), {**BY_NAME["mta-core"].settings, "sharpness": 0.01})[0]
+    (below,) = fused(bench, shares)
+    assert len(shot.parts) == 2 and shot.bytes == 12 * len(shares) + 2 * 4 * 7
+    for path in below.factors:
+        assert torch.equal(shot.parts[0].delta(path), below.delta(path))
+    assert shot.parts[1].norm() > 0 and len(shot.prior) == 15
+    assert none.parts == () and none.bytes == 0

@@ -1,0 +1,55 @@
+"""Result documents of `mta eval` as tests need them: made of a few numbers, with every key that the real ones have."""
+
+from collections.abc import Mapping
+from typing import Any
+
+HOSTILE = ("<img src=http://evil onerror=alert(1)>", "[/b][red]x", "a\x1b]0;owned\x07b", "../../$\\frac{1}{2}$|`*y*`")
+FEW = {"mta": 0.50, "base": 0.20, "stack": 0.47, "oppu": 0.52}
+MANY = {**FEW, **{f"method-{n}": 0.2 + n / 50 for n in range(12)}}
+BYTES = {"base": 0, "stack": 77_000, "mta": 77_104, "oppu": 1_600_000}
+SECOND = {"accuracy": "macro_f1", "mae": "rmse", "rouge_1": "rouge_l"}
+
+
+def around(value: float, width: float = 0.05) -> dict[str, float]:
+    """A value with its interval."""
+    return {"value": value, "low": value - width, "high": value + width}
+
+
+def document(values: Mapping[str, float] = FEW, *, metric: str = "accuracy", **changed: Any) -> dict[str, Any]:
+    """A document in which method m has `values[m]` in the main metric; `changed` replaces keys."""
+    reference = next(iter(values))
+    methods = {
+        method: {metric: around(value), SECOND[metric]: around(value - 0.06), "gold_loglik": around(value - 2.0, 0.1)}
+        for method, value in values.items()
+    }
+    pairs = [(other, name) for other in methods if other != reference for name in methods[other]]
+    made: dict[str, Any] = {
+        "task": "lamp-2", "metric": metric, "users": 138, "queries": 333, "shots": 5, "seed": 0, "folds": 2,
+        "history_items": 3, "anchors": 16, "placement": "late", "base": "tiny", "dtype": "float32", "evaluation": 1,
+        "reference": reference, "methods": methods,
+        "differences": [difference(methods, reference, other, name) for other, name in pairs],
+        "costs": {
+            method: {"bytes": BYTES.get(method, 104 + 10 * n), "seconds": n / 4, "seconds_per_query": 0.09,
+                     "tokens_per_second": 900.0 + n}
+            for n, method in enumerate(methods)
+        },
+        "power": {"metric": metric, "detectable": 0.04, "basis": "as mta and base differed by person"},
+        "settings": {method: {"steps": 10, "rank": 2} if method == reference else {} for method in methods},
+        "calibration": {method: [1.125, 1.25] if method == reference else None for method in methods},
+    }  # fmt: skip
+    return {**made, **changed}
+
+
+def difference(methods: Mapping[str, Any], a: str, b: str, metric: str) -> dict[str, Any]:
+    """a - b in one metric, told apart where it is larger than .04."""
+    value = methods[a][metric]["value"] - methods[b][metric]["value"]
+    return {"a": a, "b": b, "metric": metric, **around(value, 0.04), "p": 0.0004 if abs(value) > 0.04 else 0.21}
+
+
+def hostile() -> dict[str, Any]:
+    """A document whose every name is an attack."""
+    img, tag, escape, path = HOSTILE
+    made = document({img: 0.5, tag: 0.4, escape: 0.3, path: 0.2}, task=path, base=img, placement=escape)
+    made["settings"][img] = {tag: img}
+    made["power"]["basis"] = f"{tag} {escape}"
+    return made

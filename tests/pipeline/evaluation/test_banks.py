@@ -1,0 +1,121 @@
+"""Banks of folds: from those who are not tested in them, known from their beginning, and shared."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mta_cli.errors import BadInput, NotFound
+from mta_cli.events import Saved, Step
+from mta_cli.pipeline.evaluation.banks import fold_banks
+from mta_cli.pipeline.evaluation.design import EvalRequest, design
+from mta_cli.pipeline.examples import Examples
+from store.models import Bank, Item
+from store.registry import Registry
+from tests.pipeline.evaluation.trial import eval_request
+from tests.pipeline.town import notes
+
+
+def begun(reg: Registry, request: EvalRequest) -> int:
+    plan = design(reg, request)
+    return reg.evaluations.begin(plan.key, request.task.name, {}, plan.places).id
+
+
+def made(reg: Registry, request: EvalRequest) -> list[Bank]:
+    job = fold_banks(reg, request, design(reg, request), begun(reg, request))
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            banks: list[Bank] = end.value
+            return banks
+
+
+def test_nobody_who_is_tested_is_in_the_bank_of_their_fold(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither as an anchor nor with a row of the task adapter."""
+    learnt: list[set[int]] = []
+    honest = Examples.rows
+
+    def watched(examples: Examples, items: Sequence[Item], **more: Any) -> Any:
+        learnt.append({item.user_id for item in items})
+        return honest(examples, items, **more)
+
+    monkeypatch.setattr(Examples, "rows", watched)
+    request, folds = eval_request(), design(peopled, eval_request()).folds
+    banks = made(peopled, request)
+    each = len(learnt) // 3  # the task adapter's rows, then each anchor's
+    for number, (bank, fold) in enumerate(zip(banks, folds, strict=True)):
+        anchors = {anchor.user_id for anchor in peopled.banks.anchors(bank.id)}
+        assert anchors <= set(fold.bank) and len(anchors) == 2
+        rows = learnt[number * each : (number + 1) * each]
+        assert set.union(*rows) <= set(fold.bank) and set.union(*rows).isdisjoint(fold.test) and len(rows[0]) > 2
+        pooled = [item for user in sorted(rows[0]) for item in peopled.items.recent(user, "lamp-2")]
+        assert bank.task_adapter is not None
+        assert peopled.adapters.get(bank.task_adapter).data_hash == peopled.items.data_hash_of(pooled)
+    assert len({bank.id for bank in banks}) == len({bank.task_adapter for bank in banks}) == 3
+
+
+def test_they_are_for_evaluations_alone_and_act_where_personal_parts_do(peopled: Registry) -> None:
+    banks = made(peopled, eval_request(folds=2, placement="upper"))
+    assert [(bank.name, bank.purpose, bank.status) for bank in banks] == [("eval lamp-2", "eval", "ready")] * 2
+    assert peopled.banks.all() == [] and peopled.banks.latest("lamp-2") is None
+    assert {line.status for line in peopled.users.summaries()} == {"new"}
+    digests = [anchor.digest for bank in banks for anchor in peopled.banks.anchors(bank.id) if anchor.digest]
+    assert {peopled.adapters.get(digest).placement for digest in digests} == {"1-1/all"}
+
+
+def test_a_bank_of_the_same_people_serves_every_evaluation(peopled: Registry) -> None:
+    first = made(peopled, eval_request(folds=2))
+    job = fold_banks(
+        peopled, eval_request(folds=2, shots=2), design(peopled, eval_request(folds=2)),
+        begun(peopled, eval_request(folds=2, shots=2)),
+    )  # fmt: skip
+    seen = list(job)
+    assert not any(isinstance(event, Step) and event.loss is not None for event in seen)
+    assert any("nothing to do" in text for text in notes(seen))
+    assert made(peopled, eval_request(folds=2, shots=2)) == first
+
+
+def test_banks_that_are_known_are_not_looked_for_again(peopled: Registry) -> None:
+    request = eval_request(folds=2)
+    first = made(peopled, request)
+    plan, number = design(peopled, request), begun(peopled, request)
+    assert list(fold_banks(peopled, request, plan, number)) == []
+    assert peopled.evaluations.banks(number) == {0: first[0].id, 1: first[1].id}
+
+
+def stop_while_building(reg: Registry, request: EvalRequest) -> int:
+    """Stop in the training of the first fold's anchors; returns the bank's number."""
+    job = fold_banks(reg, request, design(reg, request), begun(reg, request))
+    assert any(isinstance(event, Saved) and event.kind == "task adapter" for event in job)
+    job.close()
+    return int(reg._db.value("SELECT max(id) FROM banks"))
+
+
+def test_a_bank_is_its_evaluations_from_the_beginning(peopled: Registry) -> None:
+    """Else nobody would know whose it is when a person in it is forgotten, or an evaluation is removed."""
+    request = eval_request(folds=2)
+    half = stop_while_building(peopled, request)
+    number = begun(peopled, request)
+    assert peopled.banks.by_id(half).status == "building" and peopled.evaluations.banks(number) == {0: half}
+    other = begun(peopled, eval_request(folds=2, shots=2))
+    assert peopled.evaluations.remove(other)["banks"] == 0
+    whole = made(peopled, request)
+    assert whole[0].id == half and whole[0].status == "ready"
+
+
+def test_who_is_forgotten_while_a_bank_is_built_leaves_nothing_in_it(peopled: Registry) -> None:
+    request = eval_request(folds=2)
+    half = stop_while_building(peopled, request)
+    assert peopled.banks.by_id(half).task_adapter is not None
+    peopled.users.forget(design(peopled, request).folds[0].bank[0])
+    with pytest.raises(NotFound):
+        peopled.banks.by_id(half)
+    assert peopled.adapters.all() == [] and peopled.check() == []
+
+
+def test_too_few_anchors_are_named_with_their_fold(peopled: Registry) -> None:
+    request = eval_request()
+    with pytest.raises(BadInput, match=r"^Fold 1: 9 anchors asked for, and \d users may be one"):
+        made(peopled, replace(request, bank=replace(request.bank, anchors=9)))

@@ -1,0 +1,183 @@
+"""`mta eval run` and `tune` as jobs: everything answered once, stopped and gone on, chosen on others."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mta_cli.engine.methods.catalogue import METHODS
+from mta_cli.engine.metrics import score
+from mta_cli.engine.tasks import BUILTIN
+from mta_cli.errors import BadInput, UsageFault
+from mta_cli.events import Note, Step
+from mta_cli.pipeline.evaluation.run import run_evaluation, settings_of, trials, tune_evaluation
+from store.models import NewItem
+from store.registry import Registry
+from tests.pipeline.evaluation.trial import ALL, eval_request, timeless
+from tests.pipeline.town import finish, notes
+
+
+def test_every_method_answers_everybody_once(peopled: Registry) -> None:
+    result, seen = finish(run_evaluation(peopled, eval_request()))
+    assert result["users"] == 12 and result["queries"] == 24
+    assert list(result["methods"]) == ALL and result["reference"] == "mta"
+    for method, metrics in result["methods"].items():
+        assert set(metrics) == {"accuracy", "macro_f1", "gold_loglik"}, method
+        assert all(m["low"] <= m["value"] <= m["high"] for m in metrics.values())
+        assert len(peopled.evaluations.cells.predictions(result["evaluation"])) == 24 * len(ALL)
+    assert {(row["a"], row["b"]) for row in result["differences"]} == {("mta", m) for m in ALL if m != "mta"}
+    assert result["costs"]["base"]["bytes"] == 0 < result["costs"]["mta"]["bytes"] < result["costs"]["oppu"]["bytes"]
+    assert len([event for event in seen if isinstance(event, Step) and "mta" in event.label]) > 0
+
+
+def test_stopped_anywhere_it_goes_on_to_the_same_end(peopled: Registry, tmp_path: Any) -> None:
+    whole, _ = finish(run_evaluation(peopled, eval_request(methods="pooled-rag,stack,mta")))
+    peopled.evaluations.remove(whole["evaluation"])
+    for stop in (3, 9, 14):
+        job = run_evaluation(peopled, eval_request(methods="pooled-rag,stack,mta"))
+        for i, _ in enumerate(job):
+            if i == stop:
+                break
+        job.close()
+    again, _ = finish(run_evaluation(peopled, eval_request(methods="pooled-rag,stack,mta")))
+    assert timeless(again) == timeless(whole)
+
+
+def test_what_is_answered_is_never_answered_again(peopled: Registry) -> None:
+    first, _ = finish(run_evaluation(peopled, eval_request(methods="pooled-rag,stack")))
+    second, seen = finish(run_evaluation(peopled, eval_request(methods="pooled-rag,stack")))
+    assert second == first and any("nothing to compute" in text for text in notes(seen))
+    third, seen = finish(run_evaluation(peopled, eval_request(methods="pooled-rag,stack,majority")))
+    steps = [event.label for event in seen if isinstance(event, Step) and event.label.startswith("fold")]
+    assert steps and all(label.endswith("majority") for label in steps)
+    assert third["methods"]["stack"] == first["methods"]["stack"]
+
+
+def test_settings_are_chosen_for_each_fold_on_the_others(peopled: Registry) -> None:
+    tuned, _ = finish(tune_evaluation(peopled, eval_request(methods="stack")))
+    assert {entry["fold"] for entry in tuned["tuned"]} == {0, 1, 2}
+    for entry in tuned["tuned"]:
+        best = max(entry["trials"], key=lambda trial: trial["gold_loglik"])
+        assert entry["settings"] == best["settings"] and len(entry["trials"]) > 1
+    result, seen = finish(run_evaluation(peopled, eval_request(methods="stack,pooled-rag")))
+    chosen = [entry["settings"] for entry in tuned["tuned"]]
+    assert result["settings"]["stack"] in (chosen, chosen[0])
+    assert not [event for event in seen if isinstance(event, Step) and event.label.endswith("stack")]
+
+
+def test_given_settings_stand_over_all_others(peopled: Registry) -> None:
+    result, _ = finish(run_evaluation(peopled, eval_request(methods="stack", given={"stack": {"steps": "3"}})))
+    assert result["settings"]["stack"]["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": "mta,mtb"}, "no method 'mtb'"),
+        ({"methods": " , "}, "no method was named"),
+        ({"methods": "mta", "given": {"mta": {"stepz": "3"}}}, "no setting stepz"),
+        ({"methods": "mta", "given": {"mta": {"steps": "many"}}}, "whole number"),
+        ({"methods": "mta", "given": {"stack": {"steps": "3"}}}, "not among the methods"),
+        ({"methods": "mta", "reference": "mat"}, "no method 'mat'"),
+        ({"methods": "mta", "given": {"mta": {"placement": "nowhere"}}}, "choose one of all, upper, late"),
+        ({"methods": "mta", "given": {"mta": {"rank": "0"}}}, r"mta.rank = '0': this is a number above 0"),
+        ({"methods": "mta", "given": {"mta": {"learning_rate": "nan"}}}, "above 0"),
+        ({"methods": "mta", "given": {"mta": {"alpha": "inf"}}}, "above 0"),
+        ({"methods": "mta", "given": {"mta": {"prior_weight": "-1"}}}, "of at least 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_done(
+    peopled: Registry, changes: dict[str, Any], words: str
+) -> None:
+    before = peopled.counts()
+    for dry_run in (True, False):
+        with pytest.raises(UsageFault, match=words):
+            finish(run_evaluation(peopled, eval_request(**changes), dry_run=dry_run))
+    assert peopled.counts() == before
+
+
+def test_the_least_that_a_setting_can_be_is_allowed(peopled: Registry) -> None:
+    least = {"prior_weight": "0", "sharpness": "0", "steps": "1", "rank": "1", "top_k": "1"}
+    result, _ = finish(run_evaluation(peopled, eval_request(methods="mta", folds=1, given={"mta": least})))
+    own = {name: result["settings"]["mta"][name] for name in least}
+    assert own == {"prior_weight": 0.0, "sharpness": 0.0, "steps": 1, "rank": 1, "top_k": 1}
+
+
+def test_personal_parts_act_where_the_evaluation_says(peopled: Registry) -> None:
+    chosen = eval_request(methods="stack,oppu", placement="upper")
+    assert settings_of(METHODS["stack"], chosen, {})["placement"] == "upper"
+    assert settings_of(METHODS["stack"], chosen, {"placement": "late", "steps": 3})["placement"] == "upper"
+    assert settings_of(METHODS["oppu"], chosen, {})["placement"] == "all"
+    given = replace(chosen, given={"stack": {"placement": "late"}})
+    assert settings_of(METHODS["stack"], given, {"steps": 3}) == {**METHODS["stack"].settings, "steps": 3}
+
+
+def test_what_is_tried_is_tried_once_the_defaults_first(peopled: Registry) -> None:
+    request = eval_request(methods="oppu", given={"oppu": {"rank": "2"}})
+    tried = trials(METHODS["oppu"], request)
+    assert tried[0] == {**METHODS["oppu"].settings, "rank": 2} and all(own["rank"] == 2 for own in tried)
+    assert len(tried) == len(METHODS["oppu"].grid) and len(trials(METHODS["base"], request)) == 1
+    everywhere = trials(METHODS["oppu"], replace(request, options=replace(request.options, placement="all")))
+    assert len(everywhere) == 3, "late is where the evaluation says, so half of the grid is the other half"
+
+
+def test_a_task_of_texts_from_end_to_end(store_root: Path) -> None:
+    with Registry.open(store_root, create=True) as reg:
+        writers(reg, "lamp-4", [f"a {word} in town" for word in ("fox", "ship", "robot")])
+        request = eval_request(methods="majority,pooled-rag,mta", folds=2)
+        task = replace(BUILTIN["lamp-4"], query_tokens=40, item_tokens=40, answer_tokens=12)
+        result, _ = finish(run_evaluation(reg, replace(request, task=task)))
+        assert result["metric"] == "rouge_1" and result["calibration"] == dict.fromkeys(result["methods"])
+        assert set(result["methods"]["mta"]) == {"rouge_1", "rouge_l", "gold_loglik"}
+        assert set(result["methods"]["majority"]) == {"rouge_1", "rouge_l"}
+        found = reg.evaluations.cells.predictions(result["evaluation"])
+        for method, own in ((m, [p for p in found if p.method == m]) for m in result["methods"]):
+            plain = score("rouge", [p.answer for p in own], [p.gold for p in own])
+            assert result["methods"][method]["rouge_1"]["value"] == pytest.approx(plain["rouge_1"])
+            assert all(p.scores is None for p in own) and len(own) == 8
+            if method == "majority":
+                assert plain["rouge_1"] > 0.5 and all(p.gold_tokens is None for p in own)
+                continue
+            perplexed = [p.gold_loglik / p.gold_tokens for p in own if p.gold_loglik and p.gold_tokens]
+            assert len(perplexed) == 8 and all(p.gold_tokens == 12 for p in own)
+            assert result["methods"][method]["gold_loglik"]["value"] == pytest.approx(sum(perplexed) / 8)
+        assert {row["metric"] for row in result["differences"]} == {"rouge_1", "rouge_l", "gold_loglik"}
+
+
+def test_a_task_of_scores_from_end_to_end(store_root: Path) -> None:
+    with Registry.open(store_root, create=True) as reg:
+        writers(reg, "lamp-3", ["1", "4", "5"])
+        task = replace(BUILTIN["lamp-3"], query_tokens=40, item_tokens=40)
+        request = replace(eval_request(methods="majority,pooled-rag,pooled-prior,mta", folds=2), task=task)
+        result, _ = finish(run_evaluation(reg, request))
+        assert result["metric"] == "mae" and set(result["methods"]["mta"]) == {"mae", "rmse", "gold_loglik"}
+        assert result["methods"]["majority"]["mae"]["value"] == 0.0, "everybody here has one score"
+        means = {method: values["mae"]["value"] for method, values in result["methods"].items()}
+        assert 0 < means["pooled-prior"] <= means["pooled-rag"] <= 4
+        assert all(len(values) == 2 and min(values) > 0 for values in result["calibration"].values())
+        assert finish(run_evaluation(reg, request))[0] == result
+
+
+def writers(reg: Registry, task: str, answers: list[str]) -> None:
+    """Eight people with five items and a query each, who always answer with one of `answers`."""
+    for n in range(8):
+        user, own = reg.users.add(f"writer{n}").id, answers[n % len(answers)]
+        reg.items.append(
+            user, [NewItem(f"i{k}", task, f"text {k} about {own}", own, f"2020-01-0{k + 1}") for k in range(5)]
+        )
+        reg.items.append_queries(user, [NewItem("q", task, f"another text about {own}", own, "2021-01-01")])
+
+
+def test_too_many_folds_for_the_people(peopled: Registry) -> None:
+    with pytest.raises(BadInput, match="folds"):
+        finish(run_evaluation(peopled, eval_request(folds=40)))
+
+
+def test_a_plain_split_tunes_and_tests_on_different_people(peopled: Registry) -> None:
+    result, seen = finish(run_evaluation(peopled, eval_request(methods="pooled-rag,majority", folds=1)))
+    roles = peopled.evaluations.people(result["evaluation"])
+    by_role = {role: {user for _, user, own in roles if own == role} for role in ("bank", "tuning", "test")}
+    assert all(by_role.values()) and sum(map(len, by_role.values())) == 12
+    assert result["users"] == len(by_role["test"])
+    assert any(isinstance(event, Note) for event in seen)

@@ -1,0 +1,38 @@
+"""A job inside a job: what it says goes on, but for its plan and its end, and its result comes back."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from mta_cli.events import Done, Event, Note, Planned, Saved, Started, Step
+from mta_cli.pipeline.passing import passed_on
+
+
+def through(events: Iterable[Event]) -> tuple[list[Event], Any]:
+    job, seen = passed_on(events), []
+    while True:
+        try:
+            seen.append(next(job))
+        except StopIteration as end:
+            return seen, end.value
+
+
+def test_its_plan_and_its_end_are_kept_back() -> None:
+    inner = [Started("bank", 2), Step("a", 1), Note("n"), Saved("bank", "b")]
+    assert through([Planned("bank", ()), *inner, Done({"bank": "b"})]) == (inner, {"bank": "b"})
+
+
+def test_a_job_without_a_result() -> None:
+    assert through([]) == ([], None)
+
+
+def test_what_it_raises_goes_on() -> None:
+    def failing() -> Iterable[Event]:
+        yield Note("so far")
+        raise InterruptedError
+
+    job = passed_on(failing())
+    assert next(job) == Note("so far")
+    with pytest.raises(InterruptedError):
+        next(job)
