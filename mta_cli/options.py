@@ -127,6 +127,13 @@ class AnswerOptions:
     max_tokens: int = option(256, "Most tokens in an answer.", minimum=1, maximum=32_768)
     temperature: float = option(0.0, "0 picks the likeliest token; above it samples.", minimum=0, maximum=5)
     top_p: float = option(1.0, "Sample from the smallest set of tokens with this probability.", minimum=0.01, maximum=1)
+    prior_weight: float = option(
+        0.5, "Share of a person's label prior that their personal models add to labels' log-likelihoods; 0 for none.",
+        minimum=0, maximum=10,
+    )  # fmt: skip
+    prior_strength: float = option(
+        8.0, "How many answers of theirs the population's rates count as in that prior.", minimum=0.01, maximum=1e6
+    )
     int8: bool = option(False, "Decode with weights rounded to 8 bits: faster on a CPU, slightly other answers.")
 
 

@@ -61,9 +61,9 @@ class Evaluations:
     def begin(self, key: str, task: str, config: Mapping[str, Any], people: Iterable[Place]) -> Evaluation:
         """The evaluation of this key, begun or done; else a new one, running, with its people."""
         with self._db.transaction():
-            known = self._db.row(f"{_EVALUATION} WHERE key = ?", (key,))
+            known = self.find(key)
             if known is not None:
-                return _evaluation(known)
+                return known
             columns = ("task", "config", "result", "key", "status")
             number = self._insert(columns, (task, dumps(config), "{}", key, "running"))
             sql = "INSERT INTO eval_people (evaluation_id, fold, user_id, role) VALUES (?, ?, ?, ?)"
@@ -71,10 +71,9 @@ class Evaluations:
             return self.get(number)
 
     def finish(self, evaluation_id: int, result: Mapping[str, Any]) -> None:
-        """Store what came out, in place of what came out before."""
-        self._db.write(
-            "UPDATE evaluations SET result = ?, status = 'done' WHERE id = ?", (dumps(result), evaluation_id)
-        )
+        """Store what came out, in place of what came out before; keys stay in their order."""
+        sql = "UPDATE evaluations SET result = ?, status = 'done' WHERE id = ?"
+        self._db.write(sql, (dumps(result, in_order=True), evaluation_id))
 
     def people(self, evaluation_id: int) -> list[Place]:
         """Who was in which fold and as what."""
@@ -121,6 +120,11 @@ class Evaluations:
         if row is None:
             raise NotFound(f"There is no evaluation {evaluation_id}.", hint="mta eval list")
         return _evaluation(row)
+
+    def find(self, key: str) -> Evaluation | None:
+        """The evaluation of this key, if it was begun."""
+        row = self._db.row(f"{_EVALUATION} WHERE key = ?", (key,))
+        return None if row is None else _evaluation(row)
 
     def all(self) -> list[Evaluation]:
         """Every evaluation, newest first."""

@@ -85,7 +85,7 @@ class Forgetting:
         units = [unit for (unit,) in self._db.tuples("SELECT DISTINCT unit FROM steps") if pattern.search(unit)]
         self._db.write_many("DELETE FROM steps WHERE unit = ?", ((unit,) for unit in units))
         for table, column in _DOCUMENTS:
-            self._rewrite(table, column, lambda text: dumps(_without(json.loads(text), pattern)))
+            self._rewrite(table, column, lambda text: dumps(_without(json.loads(text), pattern), in_order=True))
         for table, column in _TEXTS:
             self._rewrite(table, column, lambda text: pattern.sub(SOMEBODY, text))
 

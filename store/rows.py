@@ -5,9 +5,9 @@ import math
 from typing import Any
 
 
-def dumps(document: Any) -> str:
-    """A document as a JSON column holds it."""
-    return json.dumps(document, ensure_ascii=False, sort_keys=True)
+def dumps(document: Any, *, in_order: bool = False) -> str:
+    """A document as a JSON column holds it: keys sorted, or `in_order` as they come."""
+    return json.dumps(document, ensure_ascii=False, sort_keys=not in_order)
 
 
 def loads(row: dict[str, Any], *columns: str) -> dict[str, Any]:

@@ -211,7 +211,8 @@ def rm(ctx: typer.Context, number: NumberArgument, yes: YesOption = False, json:
     with use.registry() as reg:
         found = reg.evaluations.get(number)
         confirm(use.output, f"Remove evaluation {number} of task {found.task} and all its answers?", yes=yes)
-        result = {"evaluation": number, **reg.evaluations.remove(number)}
+        with reg.job_lock(f"eval {found.task}"):
+            result = {"evaluation": number, **reg.evaluations.remove(number)}
     use.output.result(
         result,
         lambda gone: out.text(f"Removed evaluation {number}, {gone['answers']} answers and {gone['banks']} banks."),

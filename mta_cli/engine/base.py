@@ -4,6 +4,8 @@ Knows nothing of users, adapters, names on a hub or where models are kept.
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from mta_cli.engine.folder import check_folder, fingerprint
+from mta_cli.engine.kept import Kept
 from mta_cli.engine.plain import Plain, plain_decoder
 from mta_cli.engine.quiet import quiet_libraries
 from mta_cli.errors import BadInput, IntegrityFault, UsageFault
 
-__all__ = ["LoadedBase", "fingerprint", "head_logits", "load_base", "positions", "resolve_device", "resolve_devices",
-           "resolve_dtype"]  # fmt: skip
+__all__ = ["LoadedBase", "fingerprint", "head_logits", "load_base", "nothing_kept", "positions", "resolve_device",
+           "resolve_devices", "resolve_dtype"]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -159,6 +162,19 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def positions(attention_mask: Tensor) -> Tensor:
     """Position ids [batch, time] that start at 0 with each row's first visible token, after any left padding."""
     return (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)
+
+
+@contextmanager
+def nothing_kept(base: LoadedBase) -> Iterator[None]:
+    """Inside, no states are kept yet, as for the first who asks; afterwards those kept before are there again."""
+    if base.plain is None:
+        yield
+        return
+    before, base.plain.kept = base.plain.kept, Kept()
+    try:
+        yield
+    finally:
+        base.plain.kept = before
 
 
 def head_logits(

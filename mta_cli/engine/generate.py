@@ -158,18 +158,6 @@ def label_scores(
     return [value for values in found for value in values]
 
 
-def choose_label(
-    base: LoadedBase,
-    prompt_ids: Sequence[int],
-    label_ids: Sequence[Sequence[int]],
-    *,
-    late: LoraWeights | None = None,
-) -> tuple[int, list[float]]:
-    """The place of the likeliest label (the first of equals), and every label's log-likelihood."""
-    scores = label_scores(base, prompt_ids, label_ids, late=late)
-    return max(range(len(scores)), key=scores.__getitem__), scores
-
-
 def require_room(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
     """How many tokens may follow the prompt. BadInput where there is no prompt or no room."""
     room = base.window - len(prompt_ids)

@@ -22,7 +22,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Given:
-    """An answer. `scores` are the log-likelihoods of the task's labels, nothing where it has none.
+    """An answer. `scores` are the log-likelihoods of the task's labels with the person's prior added, nats; nothing
+    where the task has no labels.
 
     `gold_loglik` is summed over the gold's `gold_tokens` tokens (nats). `seconds` is an equal share of the time that
     all answers took together.
@@ -37,31 +38,41 @@ class Given:
 
 
 def answer(
-    base: "LoadedBase", examples: "Examples", asked: Sequence[Asked], people: "Sequence[tuple[LoraWeights, ...]]"
-) -> list[Given]:
-    """An answer to each of `asked`: the likeliest label, or the model's own words where the task has no labels.
+    base: "LoadedBase", examples: "Examples", asked: Sequence[Asked], people: "Sequence[tuple[LoraWeights, ...]]",
+    priors: Sequence[Sequence[float]] = (),
+) -> list[Given]:  # fmt: skip
+    """An answer to each of `asked`: a label (see `labels.decide`), or the model's own words where the task has none.
 
-    `people` are the parts that stand above what the base holds now. Each query stands in one prompt, whoever answers.
+    `people` are the parts that stand above what the base holds now, `priors` what is added to the labels' scores for
+    each of them, if anything. Each query stands in one prompt, whoever answers.
     """
+    from mta_cli.engine.labels import decide
+
     started = time.perf_counter()
     prompts = {one.query.id: tuple(examples.query_prompt(one.query)) for one in asked}
     labels = examples.task.labels
     options = {one.query.id: (*labels, one.query.gold) if one.query.gold not in labels else labels for one in asked}
     weighed = _weigh(base, examples, asked, people, prompts, options)
-    texts = _likeliest(examples, weighed) if labels else _words(base, examples, asked, people, prompts)
+    scores = [
+        _scores(labels, values, priors[one.owner] if priors else ()) for one, values in zip(asked, weighed, strict=True)
+    ]
+    if labels:
+        texts = [labels[decide(own, labels, examples.task.metric)] for own in scores]
+    else:
+        texts = _words(base, examples, asked, people, prompts)
     seconds = (time.perf_counter() - started) / max(1, len(asked))
     found = []
-    for one, text, values in zip(asked, texts, weighed, strict=True):
+    for one, text, values, own in zip(asked, texts, weighed, scores, strict=True):
         gold = one.query.gold
         loglik, tokens = values[options[one.query.id].index(gold)], len(examples.prompter.answer_ids(gold))
         prompt = prompts[one.query.id]
-        found.append(Given(prompt, text, loglik, tokens, tuple(values[: len(labels)]), seconds))
+        found.append(Given(prompt, text, loglik, tokens, own, seconds))
     return found
 
 
-def _likeliest(examples: "Examples", weighed: Sequence[Sequence[float]]) -> list[str]:
-    labels = examples.task.labels
-    return [labels[max(range(len(labels)), key=values.__getitem__)] for values in weighed]  # the first of equals
+def _scores(labels: Sequence[str], values: Sequence[float], prior: Sequence[float]) -> tuple[float, ...]:
+    own = values[: len(labels)]
+    return tuple(value + extra for value, extra in zip(own, prior, strict=True)) if prior else tuple(own)
 
 
 def _words(

@@ -15,6 +15,7 @@ from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import BankOptions, Machine, PromptOptions
 from mta_cli.pipeline.examples import Examples, history_mix
+from mta_cli.pipeline.habits import RATES
 from mta_cli.pipeline.lesson import Trained
 from mta_cli.pipeline.loading import load, load_others
 from mta_cli.pipeline.training import AdapterJob, Group, Training, group_key, group_size, train_groups
@@ -87,7 +88,7 @@ def bank_key(reg: "Registry", request: BankRequest, pool: Sequence[Candidate]) -
     identity = {
         "base": request.base.fingerprint, "embedder": request.embedder.fingerprint, "task": asdict(request.task),
         "options": asdict(request.options), "history_items": request.prompt.history_items, "seed": request.machine.seed,
-        "data": [[c.user.name, reg.items.data_hash_of(c.items)] for c in pool],
+        "dtype": request.machine.dtype, "data": [[c.user.name, reg.items.data_hash_of(c.items)] for c in pool],
     }  # fmt: skip
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -115,16 +116,29 @@ def plan_lines(
     """What the build would read, hold and cost, estimated from the task's token budgets and this machine's speed."""
     from mta_cli.pipeline.planning import cost_lines
 
+    work = expected(request, pool, chosen)
+    return (
+        PlanLine("candidates", f"{len(chosen)} users, {sum(len(c.items) for c in chosen)} items"),
+        *cost_lines(reg, request.base, request.machine, work.tokens, work.step, alone=work.alone),
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens that a build trains on, at most: all, in one step, and those that one device alone trains on."""
+
+    tokens: int
+    step: int
+    alone: int
+
+
+def expected(request: BankRequest, pool: Sequence[Candidate], chosen: Sequence[Candidate]) -> Work:
+    """What the build of `request` would train on."""
     options, task = request.options, request.task
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
     pooled = sum(len(c.items) for c in pool) * options.task_epochs if options.task_adapter else 0
     longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors]
-    tokens = row * (pooled + sum(longest) * options.epochs)
-    step = row * options.batch_size
-    return (
-        PlanLine("candidates", f"{len(chosen)} users, {sum(len(c.items) for c in chosen)} items"),
-        *cost_lines(reg, request.base, request.machine, tokens, step, alone=row * pooled),
-    )
+    return Work(row * (pooled + sum(longest) * options.epochs), row * options.batch_size, row * pooled)
 
 
 def _build(reg: "Registry", request: BankRequest, name: str, pool: Sequence[Candidate]) -> Iterator[Event]:
@@ -132,7 +146,10 @@ def _build(reg: "Registry", request: BankRequest, name: str, pool: Sequence[Cand
 
     remember(reg, request.base, request.embedder)
     key = bank_key(reg, request, pool)
-    config = {**asdict(request.options), "history_items": request.prompt.history_items, "dtype": request.machine.dtype}
+    config = {
+        **asdict(request.options), "history_items": request.prompt.history_items, "dtype": request.machine.dtype,
+        **_rates(request.task, pool),
+    }  # fmt: skip
     bank = reg.banks.begin(
         name=name, key=key, task=request.task.name, base=request.base.fingerprint,
         embedder=request.embedder.fingerprint, seed=request.machine.seed, config=config, purpose=request.purpose,
@@ -157,6 +174,15 @@ def _build(reg: "Registry", request: BankRequest, name: str, pool: Sequence[Cand
     reg.runs.finish(run.id, {key: value for key, value in result.items() if key != "anchors"})
     yield Saved("bank", f"{bank.name} v{bank.version}", f"{len(anchors)} anchors")
     yield Done(result)
+
+
+def _rates(task: "Task", pool: Sequence[Candidate]) -> dict[str, list[float]]:
+    """How often the people whom the bank is made of give each label, kept with it for label priors."""
+    from mta_cli.engine.labels import label_rates
+
+    if not task.labels:
+        return {}
+    return {RATES: list(label_rates([item.output for c in pool for item in c.items], task.labels))}
 
 
 def _plan_anchors(

@@ -103,9 +103,8 @@ def _weigh(voice: Voice, ids: list[int], columns: Sequence[Column]) -> Iterator[
     asked = [(0, place) for place in range(len(columns))]
     found = likelihoods(voice.base, [Fork(tuple(ids), tuple(answers))], [column.parts for column in columns], asked)
     for column, scores in zip(columns, found, strict=True):
-        best = max(range(len(labels)), key=scores.__getitem__)  # the first of equals
         spoken = column.spoken
-        spoken.labels = dict(zip(labels, scores, strict=True))
+        best = voice.decide(spoken, scores, column.mode)
         spoken.tokens, spoken.seconds, spoken.ended = len(answers[best]), time.perf_counter() - started, "label"
         yield from _said(column, labels[best])
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import Done, Event, Note, Token
 from mta_cli.options import AnswerOptions, Machine, PromptOptions
+from mta_cli.pipeline.habits import label_prior
 from mta_cli.pipeline.personal import MODES, Source, best_mode, folded_and_late
 
 if TYPE_CHECKING:
@@ -185,14 +186,26 @@ class Voice:
         spoken.ended = "length" if cut else "end"
 
     def _label(self, ids: list[int], spoken: Spoken) -> Iterator[str]:
-        from mta_cli.engine.generate import choose_label
+        from mta_cli.engine.generate import label_scores
 
         answers = [self.prompter.answer_ids(label) for label in self.task.labels]
-        place, scores = choose_label(self.base, ids, answers, late=self._late)
-        spoken.labels = dict(zip(self.task.labels, scores, strict=True))
+        place = self.decide(spoken, label_scores(self.base, ids, answers, late=self._late), self.source.mode)
         spoken.tokens = len(answers[place])
         yield self.task.labels[place]
         spoken.ended = "label"
+
+    def decide(self, spoken: Spoken, scores: Sequence[float], mode: str) -> int:
+        """The place of the label to answer, given each one's log-likelihood (nats) in a mode; `spoken` gets all.
+
+        The person's label prior is added where the mode is personal.
+        """
+        from mta_cli.engine.labels import decide
+
+        labels, fingerprint = self.task.labels, self.base.fingerprint
+        prior = label_prior(self.reg, self.user, self.task, fingerprint, mode, self.asking.answer)
+        weighed = [score + extra for score, extra in zip(scores, prior or [0.0] * len(labels), strict=True)]
+        spoken.labels = dict(zip(labels, weighed, strict=True))
+        return decide(weighed, labels, self.task.metric)
 
 
 def ask(reg: "Registry", entry: "ModelEntry", user_name: str | None, text: str, asking: Asking) -> Iterator[Event]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Started, Step
-from mta_cli.options import Machine, PromptOptions
+from mta_cli.options import AnswerOptions, Machine, PromptOptions
 from mta_cli.pipeline import answering
 from mta_cli.pipeline.examples import Examples
+from mta_cli.pipeline.habits import label_prior
 from mta_cli.pipeline.personal import parts_above, task_part
 from store.cells import Prediction
 from store.models import Query, User
@@ -50,6 +51,7 @@ class Asked:
     query: Query
     mode: str
     parts: "tuple[LoraWeights, ...]"
+    prior: tuple[float, ...]
 
 
 def evaluate_users(
@@ -78,7 +80,7 @@ def evaluate_users(
             continue
         below = task_part(reg, task.name, base.fingerprint) if "base" not in alike else ()
         folder.set(below[0] if below else None)
-        for portion in _portions(reg, base.fingerprint, task.name, asked, queries, alike):
+        for portion in _portions(reg, base.fingerprint, task, asked, queries, alike):
             for answer in _answer_all(base, examples, portion):
                 answers.append(answer)
                 yield Step(answer.mode, len(answers), tokens=answer.tokens, seconds=answer.seconds)
@@ -92,20 +94,21 @@ def evaluate_users(
 
 
 def _portions(
-    reg: "Registry", base: str, task: str, users: Sequence[User], queries: Mapping[int, Sequence[Query]],
+    reg: "Registry", base: str, task: "Task", users: Sequence[User], queries: Mapping[int, Sequence[Query]],
     modes: Sequence[str],
 ) -> "Iterator[list[Asked]]":  # fmt: skip
     """Every query of every user in each of `modes`, as many together as their people's weights allow."""
     portion: list[Asked] = []
     numbers = 0
     for user in users:
-        people = {mode: _parts(reg, base, user, task, mode) for mode in modes}
+        people = {mode: _parts(reg, base, user, task.name, mode) for mode in modes}
+        priors = {mode: label_prior(reg, user, task, base, mode, AnswerOptions()) for mode in modes}
         own = sum(part.parameters for parts in people.values() for part in parts)
         for i, query in enumerate(queries[user.id]):
             if portion and (len(portion) >= PORTION or (i == 0 and numbers + own > NUMBERS)):
                 yield portion
                 portion, numbers = [], 0
-            portion += [Asked(query, mode, people[mode]) for mode in modes]
+            portion += [Asked(query, mode, people[mode], priors[mode]) for mode in modes]
         numbers += own
     if portion:
         yield portion
@@ -118,22 +121,25 @@ def _parts(reg: "Registry", base: str, user: User, task: str, mode: str) -> "tup
 
 def _answer_all(base: "LoadedBase", examples: Examples, portion: "Sequence[Asked]") -> list[Answer]:
     """Answer a portion together; each answer counts an equal share of the time."""
-    people, owners = _people(portion)
+    people, priors, owners = _people(portion)
     questions = [answering.Asked(asked.query, owner) for asked, owner in zip(portion, owners, strict=True)]
     return [
         Answer(
             asked.query.user_id, asked.query, asked.mode, base.tokenizer.decode(list(given.prompt)), given.answer,
             given.gold_loglik, len(given.prompt), given.seconds,
         )
-        for asked, given in zip(portion, answering.answer(base, examples, questions, people), strict=True)
+        for asked, given in zip(portion, answering.answer(base, examples, questions, people, priors), strict=True)
     ]  # fmt: skip
 
 
-def _people(portion: "Sequence[Asked]") -> "tuple[list[tuple[LoraWeights, ...]], list[int]]":
-    """The different people (a user in a mode) of a portion, and whose each answer is."""
-    places = {(asked.query.user_id, asked.mode): asked.parts for asked in portion}
+def _people(
+    portion: "Sequence[Asked]",
+) -> "tuple[list[tuple[LoraWeights, ...]], list[tuple[float, ...]], list[int]]":
+    """Parts and prior of the different people (a user in a mode) of a portion, and whose each answer is."""
+    places = {(asked.query.user_id, asked.mode): asked for asked in portion}
     numbers = {key: n for n, key in enumerate(places)}
-    return list(places.values()), [numbers[asked.query.user_id, asked.mode] for asked in portion]
+    owners = [numbers[asked.query.user_id, asked.mode] for asked in portion]
+    return [one.parts for one in places.values()], [one.prior for one in places.values()], owners
 
 
 def summarise(task: "Task", answers: Sequence[Answer], seed: int) -> dict[str, dict[str, float]]:

@@ -12,7 +12,6 @@ from mta_cli.engine.base import LoadedBase, load_base
 from mta_cli.engine.generate import (
     Decoder,
     Memory,
-    choose_label,
     label_scores,
     token_ids,
 )
@@ -79,8 +78,6 @@ def test_label_scores_equal_the_naive_sum(base: LoadedBase) -> None:
         logprobs = torch.log_softmax(logits, -1)
         naive.append(sum(float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(label)))
     assert label_scores(base, prompt, labels) == pytest.approx(naive, abs=1e-4)
-    place, scores = choose_label(base, prompt, labels)
-    assert scores[place] == max(scores)
 
 
 def test_label_batches_do_not_change_scores(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:

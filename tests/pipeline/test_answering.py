@@ -1,5 +1,6 @@
 """Answers under many people's parts at once: the likeliest label or own words, and how likely the gold was."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.prompts import Row
 from mta_cli.engine.score import score
 from mta_cli.engine.tasks import BUILTIN
-from mta_cli.pipeline import answering
 from mta_cli.pipeline.answering import Asked, Given, answer
 from mta_cli.pipeline.examples import Examples
 from store.models import NewItem, Query
@@ -68,9 +68,20 @@ def test_a_gold_that_is_no_label_is_weighed_and_never_answered(peopled: Registry
     assert first.gold_loglik > max(first.scores), "one letter is likelier than a word here, and stays out of the choice"
 
 
-def test_the_first_of_equally_likely_labels_is_answered(peopled: Registry, base: LoadedBase) -> None:
-    examples = Examples(peopled, base, TASK, 2)
-    assert answering._likeliest(examples, [[-2.0] * 15, [-2.0, -1.0, -1.0, *[-3.0] * 12, 9.0]]) == list(TASK.labels[:2])
+def test_a_persons_prior_is_added_to_the_labels_and_not_to_the_gold(peopled: Registry, base: LoadedBase) -> None:
+    examples, (query, *_) = Examples(peopled, base, TASK, 2), queries(peopled)
+    prior = tuple(100.0 * (place == 4) for place in range(15))
+    plain, with_it = answer(base, examples, [Asked(query, 0), Asked(query, 1)], [(), ()], [(), prior])
+    assert with_it.answer == TASK.labels[4] and with_it.gold_loglik == plain.gold_loglik
+    assert with_it.scores == pytest.approx([a + b for a, b in zip(plain.scores, prior, strict=True)])
+
+
+def test_a_score_is_answered_with_the_median(peopled: Registry, base: LoadedBase) -> None:
+    task, (query, *_) = BUILTIN["lamp-3"], queries(peopled)
+    examples, asked = Examples(peopled, base, task, 0), [Asked(replace(query, gold="3"), owner) for owner in (0, 1)]
+    plain, _ = answer(base, examples, asked, [(), ()])
+    wanted = [math.log(share) - score for share, score in zip((0.4, 0.05, 0.15, 0.05, 0.35), plain.scores, strict=True)]
+    assert answer(base, examples, asked, [(), ()], [(), wanted])[1].answer == "3"
 
 
 def test_a_task_of_texts_is_answered_in_own_words(

@@ -1,12 +1,17 @@
 """Comparing: every mode answers the same prompt as it would alone, and the voice is as before afterwards."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
+from mta_cli.engine.tasks import MOVIE_TAGS
 from mta_cli.events import Token
 from mta_cli.options import AnswerOptions
 from mta_cli.pipeline.comparing import compare, compare_with
 from mta_cli.pipeline.converse import Voice, ask
-from tests.pipeline.world import World, asking, notes_of, result_of, text_of
+from store.models import NewItem
+from tests.pipeline.world import BRIEF, World, asking, notes_of, result_of, text_of
 
 
 def test_compare_answers_in_every_mode_with_one_load(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +54,25 @@ def test_labels_of_every_mode_are_those_of_each_alone(labelled: World) -> None:
         assert answer == single["text"] == text_of(events, mode)
         assert result["details"][mode]["labels"] == pytest.approx(single["labels"], abs=1e-3)
         assert result["details"][mode]["ended"] == "label"
+
+
+def test_personal_columns_add_what_the_person_is_used_to_say(labelled: World) -> None:
+    reg, tags = labelled.reg, MOVIE_TAGS
+    question = "a film about space"
+    rates = json.dumps({"label_rates": [1 / 15] * 15})
+    reg._db.write("UPDATE banks SET config = ?", (rates,))
+    reg.items.append(labelled.alice.id, [NewItem(f"x{n}", "lamp-2", "zzz", tags[9]) for n in range(30)])
+    of_task = asking(history_items=0, task="lamp-2")
+    without = asking(history_items=0, task="lamp-2", answer=replace(BRIEF, prior_weight=0.0))
+    used, _ = result_of(compare(reg, labelled.entry, "alice", question, of_task))
+    bare, _ = result_of(compare(reg, labelled.entry, "alice", question, without))
+    assert used["details"]["base"]["labels"] == pytest.approx(bare["details"]["base"]["labels"])
+    for mode in ("fused", "adapted"):
+        added = [used["details"][mode]["labels"][tag] - bare["details"][mode]["labels"][tag] for tag in tags]
+        assert added.index(max(added)) == 9 and max(added) > 0.5 and min(added) < 0
+        alone = asking(history_items=0, task="lamp-2", mode=mode)
+        single, _ = result_of(ask(reg, labelled.entry, "alice", question, alone))
+        assert single["labels"] == pytest.approx(used["details"][mode]["labels"], abs=1e-3)
 
 
 def test_a_comparison_that_is_broken_off_leaves_the_voice_as_it_was(world: World) -> None:

@@ -19,9 +19,11 @@ SHARE_BYTES = 12  # an anchor's number, similarity and weight in a recipe
 Shares = list[tuple[int, float]]  # anchors by place in the bank, and their weights
 Weigh = Callable[[Bench, Sequence[Person], Settings], list[Shares]]
 COSINE = {"top_k": 2, **NO_PRIOR}
-EVIDENCE = {"top_k": 4, "sharpness": 0.5, **NO_PRIOR}
+EVIDENCE = {"top_k": 4, "sharpness": 0.5, "scale": 0.5, **NO_PRIOR}
 LEARNED = {**EVIDENCE, "learn_steps": 20, "learn_rate": 0.02, "pull": 1.0}
-SHARPER = tuple({"sharpness": sharpness, "top_k": k} for sharpness in (0.25, 0.5, 1.0) for k in (4, 8))
+SHARPER = tuple(
+    {"sharpness": sharpness, "scale": scale} for sharpness in (0.25, 0.5, 1.0) for scale in (0.25, 0.5, 1.0)
+)
 LEARNING = tuple({"learn_rate": rate, "pull": pull} for rate in (0.02, 0.05) for pull in (0.3, 1.0, 3.0))
 
 
@@ -46,8 +48,10 @@ def at_random(bench: Bench, people: Sequence[Person], settings: Settings) -> lis
 
 
 def by_evidence(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Shares]:
-    """Softmax of `sharpness` × the summed log-likelihood of the shots under each anchor; the task adapter alone is a
-    candidate too, and keeps its share for itself. At most `top_k` anchors, the likeliest.
+    """The `top_k` anchors under which the shots are likeliest, each with `scale` times its posterior share.
+
+    Shares are the softmax of `sharpness` × the shots' summed log-likelihood; the task adapter alone is a candidate too.
+    Less than all of them is taken because anchors fit the people they were trained on closer than anybody else.
     """
     forks = [Fork.of(row) for person in people for row in person.rows]
     candidates: list[tuple[LoraWeights, ...]] = [(), *((anchor,) for anchor in bench.anchors)]
@@ -62,7 +66,8 @@ def by_evidence(bench: Bench, people: Sequence[Person], settings: Settings) -> l
         null, logliks = sums[0], sums[1:]
         best = sorted(range(len(logliks)), key=lambda i: (-logliks[i], i))[: int(settings["top_k"])]
         weights, _ = evidence_weights([logliks[i] for i in best], null, float(settings["sharpness"]))
-        shares = [(i, weight) for i, weight in zip(best, weights, strict=True) if weight >= LEAST_SHARE]
+        scaled = [(i, float(settings["scale"]) * weight) for i, weight in zip(best, weights, strict=True)]
+        shares = [(i, weight) for i, weight in scaled if weight >= LEAST_SHARE]
         found.append(shares if person.rows else [])
     return found
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mta_cli.engine.calibration import habit
+from mta_cli.engine.labels import habit
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
 from mta_cli.engine.metrics import rouge_1
 

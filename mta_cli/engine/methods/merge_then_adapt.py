@@ -18,8 +18,9 @@ from mta_cli.engine.methods.fusion import (
 )
 from mta_cli.engine.methods.prior import NO_PRIOR, PRIOR, habits
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
-from mta_cli.engine.methods.stacks import OWN, stack_bytes, stacks_as
+from mta_cli.engine.methods.stacks import OWN, lost, stack_bytes, stacks_as
 
+WEIGHED = tuple({"scale": scale, "prior_weight": weight} for scale in (0.25, 0.5, 1.0) for weight in (0.0, 0.25, 0.5))
 STACKS = tuple({"steps": steps, "learning_rate": rate} for steps, rate in ((10, 1e-3), (10, 2e-3), (10, 5e-3)))
 
 
@@ -38,8 +39,9 @@ def made(weigh: Weigh, bench: Bench, people: Sequence[Person], settings: Setting
         Made(
             (*fusion, stack) if stack is not None else fusion, prior,
             SHARE_BYTES * len(shares) + stack_bytes(stack) + size,
+            failed=lost(person, stack),
         )
-        for shares, fusion, stack, (prior, size) in zip(recipes, under, stacks, priors, strict=True)
+        for person, shares, fusion, stack, (prior, size) in zip(people, recipes, under, stacks, priors, strict=True)
     ]  # fmt: skip
 
 
@@ -50,7 +52,7 @@ METHODS = (
     ),
     Method(
         "mta", "Merge-then-Adapt as it is by default: fusion by evidence, stack, label prior",
-        partial(made, by_evidence), settings={**EVIDENCE, **OWN, **PRIOR}, grid=STACKS,
+        partial(made, by_evidence), settings={**EVIDENCE, **OWN, **PRIOR}, grid=WEIGHED,
     ),
     Method(
         "mta-cosine", "the paper's choice of anchors, merged exactly, and a stack", partial(made, by_similarity),

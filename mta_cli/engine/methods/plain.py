@@ -23,7 +23,7 @@ METHODS = (
     Method("pooled-rag", "the task adapter, with the person's own items in the prompt", nothing),
     Method(
         "pooled-prior", "pooled-rag and the person's label prior", with_habits,
-        settings=PRIOR,
+        settings={**PRIOR, "prior_weight": 0.5},
         grid=tuple({"prior_strength": s, "prior_weight": w} for s in (2.0, 8.0) for w in (0.25, 0.5, 1.0)),
     ),
 )  # fmt: skip

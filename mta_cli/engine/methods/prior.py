@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from mta_cli.engine.calibration import habit
+from mta_cli.engine.labels import habit
 from mta_cli.engine.methods.shape import Bench, Person, Settings
 
-PRIOR = {"prior_strength": 8.0, "prior_weight": 0.5}
+PRIOR = {"prior_strength": 8.0, "prior_weight": 0.25}  # beside parts that have learnt from the same shots
 NO_PRIOR = {"prior_strength": 8.0, "prior_weight": 0.0}
 COUNT_BYTES = 2  # a label's number and its count, of each label that the person gave
 

@@ -13,7 +13,7 @@ import torch
 from mta_cli.engine.lora import ALL_LINEAR, Factors, LoraWeights, covering
 from mta_cli.engine.methods.fusion import SHARE_BYTES, Shares, by_similarity
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
-from mta_cli.engine.methods.stacks import stack_bytes, train_stacks
+from mta_cli.engine.methods.stacks import lost, stack_bytes, train_stacks
 from mta_cli.engine.parts import stacked
 
 
@@ -49,8 +49,12 @@ def make(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Mad
         learning_rate=float(settings["learning_rate"]),
     )  # fmt: skip
     return [
-        Made((*below, stack) if stack is not None else below, bytes=SHARE_BYTES * len(own) + stack_bytes(stack))
-        for own, below, stack in zip(recipes, under, stacks, strict=True)
+        Made(
+            (*below, stack) if stack is not None else below,
+            bytes=SHARE_BYTES * len(own) + stack_bytes(stack),
+            failed=lost(person, stack),
+        )
+        for person, own, below, stack in zip(people, recipes, under, stacks, strict=True)
     ]
 
 

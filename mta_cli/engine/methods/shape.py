@@ -52,7 +52,8 @@ class Bench:
 class Made:
     """One person's model: LoRAs above what the base holds, and what is added to each label's log-likelihood (nats).
 
-    `bytes` is what must be kept of it for the person. `direct` answers by itself, without a model, where it is given:
+    `bytes` is what must be kept of it for the person. `failed`: there were shots, and training on them came to no
+    finite weights; the rest of the model is there. `direct` answers by itself, without a model, where it is given:
     the answer to each text.
     """
 
@@ -60,6 +61,7 @@ class Made:
     prior: tuple[float, ...] = ()
     bytes: int = 0
     direct: "Direct | None" = None
+    failed: bool = False
 
 
 class Direct(Protocol):
@@ -75,7 +77,8 @@ class Method:
     """A way to make a model personal.
 
     `below` is what the base holds underneath; `history`: whether prompts show the person's own items. `settings` are
-    its own defaults, and `grid` what `mta eval tune` tries: whole settings, each laid over the defaults.
+    its own defaults, and `grid` what `mta eval tune` tries: whole settings, each laid over the defaults. `version` goes
+    up when the same settings begin to give other models: older answers then are not taken for its own.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Method:
     history: bool = True
     settings: Settings = field(default_factory=dict)
     grid: tuple[Settings, ...] = ()
+    version: int = 1
 
 
 class Make(Protocol):

@@ -12,7 +12,7 @@ from mta_cli.engine.methods.fusion import EVIDENCE, SHARE_BYTES, by_evidence, fu
 from mta_cli.engine.methods.merge_then_adapt import STACKS
 from mta_cli.engine.methods.prior import PRIOR, habits
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings, Value
-from mta_cli.engine.methods.stacks import OWN, stacks_as
+from mta_cli.engine.methods.stacks import OWN, lost, stacks_as
 from mta_cli.engine.rounding import rounded
 
 CORES: dict[str, Value] = {"steps": 10, "pull": 0.1, "learning_rate": 0.1}
@@ -25,7 +25,7 @@ def make_cores(kind: Kind, bench: Bench, people: Sequence[Person], settings: Set
     if basis is None:
         return [Made() for _ in people]
     fitted = _fitted(kind, bench, basis, people, settings, [()] * len(people))
-    return [_made(one, 2 * count(basis, kind)) for one in fitted]
+    return [_made(person, one, 2 * count(basis, kind)) for person, one in zip(people, fitted, strict=True)]
 
 
 def make_core_above(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
@@ -40,20 +40,24 @@ def make_core_above(bench: Bench, people: Sequence[Person], settings: Settings) 
         Made(
             (*below, core) if core is not None else below, prior,
             SHARE_BYTES * len(shares) + size + (2 * count(basis, "core") if core is not None and basis else 0),
+            failed=basis is not None and lost(person, core),
         )
-        for below, core, shares, (prior, size) in zip(under, cores, recipes, priors, strict=True)
+        for person, below, core, shares, (prior, size) in zip(people, under, cores, recipes, priors, strict=True)
     ]  # fmt: skip
 
 
 def make_stack(bits: int, bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
     """Stacks alone, kept in `bits` bits a number."""
-    return [_made(*rounded(one, bits)) if one else Made() for one in _stacks(bench, people, settings)]
+    found = _stacks(bench, people, settings)
+    kept = [rounded(one, bits) if one is not None else (None, 0) for one in found]
+    return [_made(person, one, size) for person, (one, size) in zip(people, kept, strict=True)]
 
 
 def make_frozen_a(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
     """Stacks whose A is made again from the seed, so that B alone is kept, in float16."""
     found = _stacks(bench, people, settings, frozen_a=True)
-    return [_made(one, 2 * sum(b.numel() for _, b in one.factors.values()) if one else 0) for one in found]
+    sizes = [2 * sum(b.numel() for _, b in one.factors.values()) if one is not None else 0 for one in found]
+    return [_made(person, one, size) for person, one, size in zip(people, found, sizes, strict=True)]
 
 
 def _fitted(
@@ -72,8 +76,8 @@ def _stacks(
     return stacks_as(bench, people, [() for _ in people], settings, frozen_a=frozen_a)
 
 
-def _made(part: LoraWeights | None, size: int) -> Made:
-    return Made((part,), bytes=size) if part is not None else Made()
+def _made(person: Person, part: LoraWeights | None, size: int) -> Made:
+    return Made((part,), bytes=size) if part is not None else Made(failed=lost(person, part))
 
 
 METHODS = (

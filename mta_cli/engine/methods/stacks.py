@@ -1,10 +1,12 @@
 """Everybody's own LoRA, trained in one group on whatever frozen parts lie under it. Knows no fusion and no bytes."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from mta_cli.engine.lora import LoraWeights, initial
 from mta_cli.engine.methods.shape import Bench, Person, Settings, Value
 from mta_cli.engine.train import Member, Schedule, Trainer
+from mta_cli.errors import IntegrityFault
 
 OWN: dict[str, Value] = {
     "rank": 2, "alpha": 4.0, "targets": "q_proj,v_proj", "placement": "late", "steps": 10, "batch_size": 8,
@@ -48,7 +50,8 @@ def train_stacks(
         pass
     for place, i in enumerate(able):
         if place not in trainer.failed:
-            found[i] = trainer.weights(place).stored()
+            with suppress(IntegrityFault):  # a number that float16 cannot hold
+                found[i] = trainer.weights(place).stored()
     return found
 
 
@@ -67,6 +70,11 @@ def stacks_as(
         batch_size=int(settings["batch_size"]), learning_rate=float(settings["learning_rate"]),
         epochs=int(settings.get("epochs", 0)), frozen_a=frozen_a,
     )  # fmt: skip
+
+
+def lost(person: Person, stack: LoraWeights | None) -> bool:
+    """Whether somebody's training failed."""
+    return stack is None and bool(person.rows)
 
 
 def stack_bytes(stack: LoraWeights | None) -> int:

@@ -1,16 +1,19 @@
 """The bank of each fold, built from those who are not tested in it. A fold's bank serves every evaluation it fits."""
 
 from collections.abc import Generator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
-from mta_cli.events import Event, Note
+from mta_cli.events import Event, Note, PlanLine
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, bank_options
 from mta_cli.pipeline.passing import passed_on
 from store.models import Bank
 
 if TYPE_CHECKING:
+    from mta_cli.engine.split import Fold
+    from mta_cli.pipeline.build_bank import BankRequest
     from store.registry import Registry
 
 PURPOSE = "eval"
@@ -20,18 +23,14 @@ def fold_banks(
     reg: "Registry", request: EvalRequest, plan: Design, evaluation: int
 ) -> Generator[Event, None, list[Bank]]:
     """Build or finish every fold's bank, and `return` them. Raises as `build_bank`."""
-    from mta_cli.pipeline.build_bank import BankRequest, build_bank
+    from mta_cli.pipeline.build_bank import build_bank
 
     found, known = [], reg.evaluations.banks(evaluation)
     for number, fold in enumerate(plan.folds):
         bank = reg.banks.by_id(known[number]) if number in known else None
         if bank is None or bank.status != "ready":
             yield Note(f"Fold {number + 1} of {len(plan.folds)}: the bank of {len(fold.bank)} people")
-            own = BankRequest(
-                request.task, request.base, request.embedder, bank_options(request), request.prompt, request.machine,
-                name=f"eval {request.task.name}", people=frozenset(fold.bank), purpose=PURPOSE,
-                begun=partial(reg.evaluations.use_bank, evaluation, number),
-            )  # fmt: skip
+            own = replace(_request(request, fold), begun=partial(reg.evaluations.use_bank, evaluation, number))
             try:
                 built: dict[str, Any] = yield from passed_on(build_bank(reg, own))
             except BadInput as error:
@@ -39,3 +38,38 @@ def fold_banks(
             bank = reg.banks.get(built["bank"], built["version"])
         found.append(bank)
     return found
+
+
+def cost_of_banks(reg: "Registry", request: EvalRequest, plan: Design) -> tuple[PlanLine, ...]:
+    """Tokens, memory and time of the banks that are not there yet. BadInput where a fold has too few candidates."""
+    from mta_cli.pipeline.build_bank import candidates, contributors, expected
+    from mta_cli.pipeline.planning import cost_lines
+
+    known = reg.evaluations.find(plan.key)
+    there = reg.evaluations.banks(known.id) if known is not None else {}
+    ready = {number for number, bank in there.items() if reg.banks.by_id(bank).status == "ready"}
+    works = []
+    for number, fold in enumerate(plan.folds):
+        if number not in ready:
+            own = _request(request, fold)
+            pool = contributors(reg, request.task.name, own.options, own.people)
+            try:
+                works.append(expected(own, pool, candidates(pool, request.task.name, own.options)))
+            except BadInput as error:
+                raise BadInput(f"Fold {number + 1}: {error.message}", hint=error.hint) from error
+    if not works:
+        return (PlanLine("banks", "all there"),)
+    tokens, alone = sum(work.tokens for work in works), sum(work.alone for work in works)
+    return (
+        PlanLine("banks", f"{len(works)} to build; answers come on top of what follows"),
+        *cost_lines(reg, request.base, request.machine, tokens, works[0].step, alone=alone),
+    )
+
+
+def _request(request: EvalRequest, fold: "Fold") -> "BankRequest":
+    from mta_cli.pipeline.build_bank import BankRequest
+
+    return BankRequest(
+        request.task, request.base, request.embedder, bank_options(request), request.prompt, request.machine,
+        name=f"eval {request.task.name}", people=frozenset(fold.bank), purpose=PURPOSE,
+    )  # fmt: skip

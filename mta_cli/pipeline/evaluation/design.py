@@ -101,17 +101,21 @@ def design(reg: "Registry", request: EvalRequest) -> Design:
             hint="a smaller --folds, or import more people with held-out queries (mta data import)",
         ) from error
     shots = {user: reg.items.recent(user, task.name, options.shots) for user in counts}
-    return Design(_key(reg, request, counts, queries), tuple(folds), shots, queries)
+    return Design(_key(reg, request, queries), tuple(folds), shots, queries)
 
 
-def _key(reg: "Registry", request: EvalRequest, people: Mapping[int, int], queries: Mapping[int, list[Query]]) -> str:
-    options = request.options
-    asked = [[q.key, q.input, q.gold, q.time] for user in sorted(queries) for q in queries[user]]
+def _key(reg: "Registry", request: EvalRequest, queries: Mapping[int, list[Query]]) -> str:
+    options, items = request.options, reg.items
+    people = [
+        [user.id, user.can_anchor, items.data_hash([user.id], request.task.name),
+         [[q.key, q.input, q.gold, q.time] for q in queries.get(user.id, ())]]
+        for user, _ in reg.users.with_items(request.task.name)
+    ]  # fmt: skip
     identity = {
         "task": asdict(request.task), "base": request.base.fingerprint, "embedder": request.embedder.fingerprint,
         "bank": asdict(bank_options(request)), "shots": options.shots, "folds": options.folds,
         "history_items": request.prompt.history_items, "seed": request.machine.seed, "dtype": request.machine.dtype,
-        "people": sorted(people), "items": reg.items.data_hash(sorted(people), request.task.name), "queries": asked,
+        "people": sorted(people),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

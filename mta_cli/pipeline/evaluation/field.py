@@ -53,7 +53,7 @@ class Field:
         """What a fold's people share."""
         from torch import from_numpy
 
-        from mta_cli.engine.calibration import label_rates
+        from mta_cli.engine.labels import label_rates
         from mta_cli.engine.methods.shape import Bench
 
         bank, task = self.banks[fold], self.request.task

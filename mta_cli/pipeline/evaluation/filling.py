@@ -6,11 +6,13 @@ Groups are the same in every run, so a run that goes on after a stop makes what 
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.events import Event, Step
+from mta_cli.events import Event, Note, Step
 from mta_cli.pipeline.answering import Asked, Given, answer
+from mta_cli.pipeline.evaluation.design import Design
 from mta_cli.pipeline.evaluation.field import Field
 from store.cells import Cell, Prediction
 from store.models import Query
@@ -31,25 +33,42 @@ class Column:
     settings: dict[str, Any]
 
 
+def groups_of(plan: Design, fold: int) -> list[tuple[int, ...]]:
+    """Users whose models are made together, in the same company in every run."""
+    users = plan.answering(fold)
+    return [users[start : start + PEOPLE] for start in range(0, len(users), PEOPLE)]
+
+
+def timed_group(plan: Design) -> tuple[int, ...]:
+    """The users whose models are made as if no states of any text were there yet: what that takes is what one costs.
+
+    All others use what methods before them left.
+    """
+    return groups_of(plan, 0)[0]
+
+
 def missing(field: Field, evaluation: int, column: Column) -> list[tuple[int, ...]]:
-    """The groups of users of a column that are not answered yet."""
-    users = field.plan.answering(column.fold)
-    groups = [users[start : start + PEOPLE] for start in range(0, len(users), PEOPLE)]
+    """The groups of a column that are not answered yet."""
+    groups = groups_of(field.plan, column.fold)
     done = field.reg.evaluations.cells.done(evaluation, column.fold, column.method.name, column.settings)
     return [group for group in groups if not done.keys() >= set(group)]
 
 
 def fill(field: Field, evaluation: int, column: Column, done: int) -> Iterator[Event]:
     """Answer what is missing of a column; progress counts on from `done` people."""
+    from mta_cli.engine.base import nothing_kept
+
     groups = missing(field, evaluation, column)
     if not groups:
         return
     field.stand_on(column.fold, column.method.below)
-    bench = field.bench(column.fold)
+    bench, timed = field.bench(column.fold), timed_group(field.plan) if column.fold == 0 else ()
     for group in groups:
-        started = time.perf_counter()
-        made = column.method.make(bench, field.people(group), column.settings)
+        people, started = field.people(group), time.perf_counter()
+        with nothing_kept(field.base) if group == timed else nullcontext():
+            made = column.method.make(bench, people, column.settings)
         seconds = (time.perf_counter() - started) / len(group)
+        yield from _failures(column, made)
         rows = _answers(field, column, group, made)
         cells = [
             (Cell(column.fold, column.method.name, column.settings, user, one.bytes, seconds), rows[user])
@@ -60,17 +79,27 @@ def fill(field: Field, evaluation: int, column: Column, done: int) -> Iterator[E
         yield Step(f"fold {column.fold + 1}, {column.method.name}", done, seconds=time.perf_counter() - started)
 
 
+def _failures(column: Column, made: "Sequence[Made]") -> Iterator[Event]:
+    if failed := sum(one.failed for one in made):
+        yield Note(
+            f"Fold {column.fold + 1}, {column.method.name}: the training of {failed} people's parts failed; "
+            "they are measured without.",
+            warning=True,
+        )
+
+
 def _answers(field: Field, column: Column, group: Sequence[int], made: "Sequence[Made]") -> dict[int, list[Prediction]]:
     rows: dict[int, list[Prediction]] = {user: [] for user in group}
     model = [(user, one) for user, one in zip(group, made, strict=True) if one.direct is None]
     for portion in _portions(model):
         asked = [Asked(query, i) for i, (user, _) in enumerate(portion) for query in field.plan.queries[user]]
         examples = field.examples(column.method.history)
-        found = answer(field.base, examples, asked, [one.parts for _, one in portion])
+        priors = [one.prior for _, one in portion]
+        found = answer(field.base, examples, asked, [one.parts for _, one in portion], priors)
         for question, given in zip(asked, found, strict=True):
-            user, one = portion[question.owner]
+            user, _ = portion[question.owner]
             prompt = field.base.tokenizer.decode(list(given.prompt))
-            rows[user].append(_prediction(question.query, column.method.name, prompt, given, one.prior))
+            rows[user].append(_prediction(question.query, column.method.name, prompt, given))
     for user, one in zip(group, made, strict=True):
         if one.direct is not None:
             rows[user] = [_directly(query, column.method.name, one.direct) for query in field.plan.queries[user]]
@@ -92,11 +121,10 @@ def _portions(made: "Sequence[tuple[int, Made]]") -> "Iterator[list[tuple[int, M
         yield portion
 
 
-def _prediction(query: Query, method: str, prompt: str, given: Given, prior: Sequence[float]) -> Prediction:
-    scores = [score + extra for score, extra in zip(given.scores, prior or [0.0] * len(given.scores), strict=True)]
+def _prediction(query: Query, method: str, prompt: str, given: Given) -> Prediction:
     return Prediction(
         query.user_id, query.id, method, prompt, given.answer, query.gold, given.gold_loglik, len(given.prompt),
-        given.seconds, given.gold_tokens, _packed(scores),
+        given.seconds, given.gold_tokens, _packed(given.scores),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest
+from mta_cli.pipeline.evaluation.filling import timed_group
 from store.cells import Prediction
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def _temperatures(
     for number, fold in enumerate(plan.folds):
         others = [p for n, rows in enumerate(tested) if n != number for p in rows]
         own = [p for p in found[number] if p.user_id in set(fold.tuning)]
-        golds = [(p, p.gold.strip()) for p in (own or others) if p.scores is not None]
+        chosen_on = own or others or tested[number]  # the last where nobody else counts: then no test depends on it
+        golds = [(p, p.gold.strip()) for p in chosen_on if p.scores is not None]
         known = [(_scores(p), task.labels.index(gold)) for p, gold in golds if gold in task.labels]
         chosen.append(temperature([scores for scores, _ in known], [place for _, place in known]))
     return chosen
@@ -70,15 +72,16 @@ def _temperatures(
 
 def _read(task: "Task", prediction: Prediction, temperature: float) -> tuple[str, float | None]:
     """The answer, and the log-likelihood of the gold: over labels, or per token of a text (nats)."""
-    from mta_cli.engine.calibration import decide, log_probabilities
+    from mta_cli.engine.calibration import log_probabilities
+    from mta_cli.engine.labels import decide
 
     if not task.labels:
         if prediction.gold_loglik is None:
             return prediction.answer, None
         return prediction.answer, prediction.gold_loglik / max(1, prediction.gold_tokens or 1)
-    values = log_probabilities(_scores(prediction), temperature)
+    values = log_probabilities(_scores(prediction), temperature).tolist()
     wanted = prediction.gold.strip()
-    gold = float(values[task.labels.index(wanted)]) if wanted in task.labels else NO_LABEL
+    gold = values[task.labels.index(wanted)] if wanted in task.labels else NO_LABEL
     if prediction.tokens == 0:  # without a model: the answer stands
         return prediction.answer, gold
     return task.labels[decide(values, task.labels, task.metric)], gold
@@ -134,16 +137,13 @@ def _settings(choice: Choice) -> Any:
 def _costs(
     reg: "Registry", plan: Design, evaluation: int, method: str, choice: Choice, judged: Judged
 ) -> dict[str, float | None]:
-    """Means over tested people: bytes to keep and seconds to personalise; and how fast queries are answered."""
-    cells = [
-        cell
-        for n, own in enumerate(choice)
-        for user, cell in reg.evaluations.cells.done(evaluation, n, method, own).items()
-        if user in set(plan.folds[n].test)
-    ]
+    """Means over tested people: bytes to keep and, of those who were timed, seconds to make; how fast answers came."""
+    made = [reg.evaluations.cells.done(evaluation, n, method, own) for n, own in enumerate(choice)]
+    cells = [cells[user] for cells, fold in zip(made, plan.folds, strict=True) for user in fold.test]
+    timed = [made[0][user].seconds for user in timed_group(plan)]
     seconds, tokens = sum(p.seconds for p in judged.predictions), sum(p.tokens for p in judged.predictions)
     return {
-        "bytes": sum(cell.bytes for cell in cells) / len(cells), "seconds": sum(c.seconds for c in cells) / len(cells),
+        "bytes": sum(cell.bytes for cell in cells) / len(cells), "seconds": sum(timed) / len(timed),
         "seconds_per_query": seconds / len(judged.predictions),
         "tokens_per_second": tokens / seconds if tokens and seconds else None,
     }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import UsageFault
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Started
 from mta_cli.options import PLACEMENTS
-from mta_cli.pipeline.evaluation.banks import fold_banks
+from mta_cli.pipeline.evaluation.banks import cost_of_banks, fold_banks
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, config, design, plan_lines
 from mta_cli.pipeline.evaluation.field import Field, shot_profiles
 from mta_cli.pipeline.evaluation.filling import Column, fill
@@ -36,16 +36,16 @@ def run_evaluation(
     """Answer every query with every method. `Done.result` is the document of `mta eval run`."""
     methods = _methods(request)
     people = design(reg, request)
-    yield Planned("eval run", (*plan, *plan_lines(request, people, [method.name for method in methods])))
+    yield Planned("eval run", (*plan, *_plan(reg, request, people, methods)))
     if dry_run:
         yield Done({"dry_run": True, "task": request.task.name, "users": len(people.tested)})
         return
     with reg.job_lock(f"eval {request.task.name}"):
         evaluation = _begin(reg, request, people)
-        chosen = _chosen(reg, request, evaluation, methods, len(people.folds))
+        chosen = _chosen(reg, request, evaluation, methods, people)
         columns = [Column(n, m, dict(own)) for m in methods for n, own in enumerate(chosen[m.name])]
         yield from _fill(reg, request, people, evaluation, columns)
-        result = outcome(reg, request, people, evaluation.id, chosen)
+        result = outcome(reg, request, people, evaluation.id, chosen | _earlier(reg, evaluation, people, chosen))
         reg.evaluations.finish(evaluation.id, result)
     yield Done(result)
 
@@ -61,7 +61,7 @@ def tune_evaluation(
     if not methods:
         raise UsageFault("none of these methods has settings to choose from", hint="mta eval methods")
     people = design(reg, request)
-    yield Planned("eval tune", (*plan, *plan_lines(request, people, [method.name for method in methods])))
+    yield Planned("eval tune", (*plan, *_plan(reg, request, people, methods)))
     if dry_run:
         yield Done(
             {"dry_run": True, "task": request.task.name, "trials": sum(len(trials(m, request)) for m in methods)}
@@ -95,7 +95,8 @@ def settings_of(method: "Method", request: EvalRequest, chosen: Mapping[str, Any
     settings = {**method.settings, **chosen}
     if settings.get("placement") == "late":
         settings["placement"] = request.options.placement
-    return {**settings, **{key: _typed(method, key, value) for key, value in given.items()}}
+    version = {"version": method.version} if method.version > 1 else {}
+    return {**settings, **{key: _typed(method, key, value) for key, value in given.items()}, **version}
 
 
 def _typed(method: "Method", key: str, value: Any) -> Any:
@@ -132,6 +133,11 @@ def _methods(request: EvalRequest) -> "list[Method]":
     return found
 
 
+def _plan(reg: "Registry", request: EvalRequest, people: Design, methods: "Sequence[Method]") -> tuple[PlanLine, ...]:
+    lines = plan_lines(request, people, [method.name for method in methods])
+    return (*lines, *cost_of_banks(reg, request, people))
+
+
 def _begin(reg: "Registry", request: EvalRequest, people: Design) -> Evaluation:
     from mta_cli.pipeline.models import remember
 
@@ -140,13 +146,26 @@ def _begin(reg: "Registry", request: EvalRequest, people: Design) -> Evaluation:
 
 
 def _chosen(
-    reg: "Registry", request: EvalRequest, evaluation: Evaluation, methods: "Sequence[Method]", folds: int
+    reg: "Registry", request: EvalRequest, evaluation: Evaluation, methods: "Sequence[Method]", people: Design
 ) -> dict[str, Choice]:
+    folds = len(people.folds)
     tuned = {(one.method, one.fold): one.settings for one in reg.evaluations.tunings(evaluation.id)}
     return {
         method.name: [settings_of(method, request, tuned.get((method.name, fold), {})) for fold in range(folds)]
         for method in methods
     }
+
+
+def _earlier(
+    reg: "Registry", evaluation: Evaluation, people: Design, chosen: Mapping[str, Choice]
+) -> dict[str, Choice]:
+    """Methods that earlier runs have finished and this one was not asked for, with the settings that they had."""
+    found: dict[str, Choice] = {}
+    for method, settings in evaluation.result.get("settings", {}).items():
+        if method not in chosen:
+            folds = range(len(people.folds))
+            found[method] = settings if isinstance(settings, list) else [settings for _ in folds]
+    return found
 
 
 def _fill(

@@ -37,9 +37,8 @@ def make(name: str, bench: Bench, people: list[Person], **changes: float) -> lis
 
 
 def evidence(bench: Bench, people: list[Person], **changes: float) -> list[dict[int, float]]:
-    return [
-        dict(shares) for shares in by_evidence(bench, people, {**EVIDENCE, "top_k": 9, "sharpness": 1.0, **changes})
-    ]
+    plain = {**EVIDENCE, "top_k": 9, "sharpness": 1.0, "scale": 1.0}
+    return [dict(shares) for shares in by_evidence(bench, people, {**plain, **changes})]
 
 
 def summed(bench: Bench, person: Person, part: LoraWeights | None) -> float:
@@ -62,6 +61,13 @@ def test_evidence_is_the_posterior_and_the_null_keeps_its_share(base: LoadedBase
         posterior = {i: power / sum(powers) for i, power in enumerate(powers[1:])}
         assert shares == pytest.approx({i: w for i, w in posterior.items() if w >= LEAST_SHARE}, abs=1e-4)
     assert sum(evidence(bench, [person], sharpness=0.0)[0].values()) == pytest.approx(4 / 5)
+
+
+def test_a_scale_leaves_more_to_the_null(base: LoadedBase) -> None:
+    bench, person = a_bench(base, 4, placement="late"), a_person(3)
+    (whole,) = evidence(bench, [person], sharpness=0.05)
+    (half,) = evidence(bench, [person], sharpness=0.05, scale=0.5)
+    assert half == pytest.approx({i: 0.5 * weight for i, weight in whole.items()}) and len(whole) == 4
 
 
 def test_anchors_that_only_harm_leave_all_to_the_null(base: LoadedBase) -> None:

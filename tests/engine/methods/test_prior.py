@@ -3,7 +3,7 @@
 import pytest
 
 from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.calibration import habit
+from mta_cli.engine.labels import habit
 from mta_cli.engine.methods.prior import COUNT_BYTES, habits
 from tests.engine.methods.benches import a_bench, a_person
 from tests.engine.methods.tagging import LABELS, tag_bench, tagger

@@ -8,7 +8,7 @@ import pytest
 
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import Saved, Step
-from mta_cli.pipeline.evaluation.banks import fold_banks
+from mta_cli.pipeline.evaluation.banks import cost_of_banks, fold_banks
 from mta_cli.pipeline.evaluation.design import EvalRequest, design
 from mta_cli.pipeline.examples import Examples
 from store.models import Bank, Item
@@ -119,3 +119,21 @@ def test_too_few_anchors_are_named_with_their_fold(peopled: Registry) -> None:
     request = eval_request()
     with pytest.raises(BadInput, match=r"^Fold 1: 9 anchors asked for, and \d users may be one"):
         made(peopled, replace(request, bank=replace(request.bank, anchors=9)))
+
+
+def test_the_plan_counts_the_banks_that_are_not_there_yet(peopled: Registry) -> None:
+    request = eval_request()
+    plan = design(peopled, request)
+    before = {line.name: line.value for line in cost_of_banks(peopled, request, plan)}
+    assert before["banks"].startswith("3 to build") and {"tokens", "memory", "time"} <= set(before)
+    row = request.task.query_tokens + request.task.answer_tokens // 4 + 2 * request.task.item_tokens
+    given = sum(peopled.items.count(user, "lamp-2") for fold in plan.folds for user in fold.bank)
+    assert before["tokens"] == f"at most {row * (given + 3 * 2 * 10):,}"  # two anchors of ten items in each fold
+    made(peopled, request)
+    assert [(line.name, line.value) for line in cost_of_banks(peopled, request, plan)] == [("banks", "all there")]
+
+
+def test_a_fold_with_too_few_candidates_is_refused_by_the_plan(peopled: Registry) -> None:
+    request = replace(eval_request(), bank=replace(eval_request().bank, anchors=9))
+    with pytest.raises(BadInput, match="Fold 1: 9 anchors asked for"):
+        cost_of_banks(peopled, request, design(peopled, request))

@@ -184,3 +184,14 @@ def test_every_method_is_listed_with_its_settings() -> None:
     assert list(rows) == list(METHODS)
     assert all(row["about"] == METHODS[name].about for name, row in rows.items())
     assert rows["stack"]["settings"] == METHODS["stack"].settings
+
+
+def test_consent_and_whose_a_query_is_decide_too(peopled: Registry) -> None:
+    keys = [design(peopled, eval_request()).key]
+    write = peopled._db.write
+    write("UPDATE users SET can_anchor = 0 WHERE name = 'user0'")
+    keys.append(design(peopled, eval_request()).key)
+    last = "(SELECT max(id) FROM queries WHERE user_id = (SELECT id FROM users WHERE name = 'user0'))"
+    write(f"UPDATE queries SET key = 'moved', user_id = (SELECT id FROM users WHERE name = 'user1') WHERE id = {last}")
+    keys.append(design(peopled, eval_request()).key)
+    assert len(set(keys)) == 3

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mta_cli.engine.calibration import label_rates
 from mta_cli.engine.embed import Embedder
+from mta_cli.engine.labels import label_rates
 from mta_cli.errors import IntegrityFault
 from mta_cli.pipeline.evaluation.field import Field
 from mta_cli.pipeline.examples import Examples

@@ -8,7 +8,7 @@ import pytest
 
 from mta_cli.engine.methods.catalogue import METHODS
 from mta_cli.engine.methods.shape import Made, Method
-from mta_cli.events import Step
+from mta_cli.events import Note, Step
 from mta_cli.pipeline.evaluation import filling
 from mta_cli.pipeline.evaluation.design import design
 from mta_cli.pipeline.evaluation.field import Field
@@ -135,3 +135,45 @@ def test_what_was_made_for_each_person_is_theirs(field: Field) -> None:
     for p in field.reg.evaluations.cells.predictions(number):
         query = next(q for q in field.plan.queries[p.user_id] if q.id == p.query_id)
         assert (p.answer == f"{p.user_id}: {query.input}") is bool(p.user_id % 2)
+
+
+def test_the_first_group_alone_is_made_as_if_nothing_had_been_computed(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "PEOPLE", 4)
+    plain = field.base.plain
+    assert plain is not None
+    number, found = begun(field.reg, field.request), list[int]()
+
+    def make(bench: Any, people: Any, settings: Any) -> list[Made]:
+        found.append(len(plain.kept))
+        return METHODS["stack"].make(bench, people, {**METHODS["stack"].settings, "steps": 1})
+
+    list(fill(field, number, column("stack"), 0))
+    kept = len(plain.kept)
+    assert kept > 0
+    list(fill(field, number, Column(0, Method("again", "for a test", make), {}), 0))
+    assert found[0] == 0 and found[1] >= kept and len(plain.kept) >= kept
+    assert filling.timed_group(field.plan) == field.plan.answering(0)[:4]
+
+
+def test_trainings_that_fail_are_told(field: Field) -> None:
+    number, lost = begun(field.reg, field.request), field.plan.answering(0)[0]
+
+    def make(bench: Any, people: Any, settings: Any) -> list[Made]:
+        return [Made(failed=person.number == lost) for person in people]
+
+    seen = list(fill(field, number, Column(0, Method("falls", "for a test", make), {}), 0))
+    assert [event.text for event in seen if isinstance(event, Note)] == [
+        "Fold 1, falls: the training of 1 people's parts failed; they are measured without."
+    ]
+
+
+def test_an_answer_is_stored_as_decided_with_the_prior(field: Field) -> None:
+    number, labels = begun(field.reg, field.request), TASK.labels
+
+    def make(bench: Any, people: Any, settings: Any) -> list[Made]:
+        return [Made(prior=tuple(1000.0 * (label == labels[7]) for label in labels)) for _ in people]
+
+    list(fill(field, number, Column(0, Method("sure", "for a test", make), {}), 0))
+    assert {p.answer for p in field.reg.evaluations.cells.predictions(number)} == {labels[7]}

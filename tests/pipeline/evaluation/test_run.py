@@ -181,3 +181,31 @@ def test_a_plain_split_tunes_and_tests_on_different_people(peopled: Registry) ->
     assert all(by_role.values()) and sum(map(len, by_role.values())) == 12
     assert result["users"] == len(by_role["test"])
     assert any(isinstance(event, Note) for event in seen)
+
+
+def test_methods_added_later_stand_beside_the_earlier_ones(peopled: Registry) -> None:
+    first, _ = finish(run_evaluation(peopled, eval_request(methods="pooled-rag,majority")))
+    second, _ = finish(run_evaluation(peopled, eval_request(methods="pooled", given={})))
+    assert list(second["methods"]) == ["pooled", "pooled-rag", "majority"]
+    assert second["methods"]["majority"] == first["methods"]["majority"]
+    assert list(peopled.evaluations.get(second["evaluation"]).result["methods"]) == list(second["methods"])
+
+
+def test_answers_of_an_older_version_of_a_method_are_not_taken_for_its_own(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(run_evaluation(peopled, eval_request(methods="pooled-rag")))
+    monkeypatch.setitem(METHODS, "pooled-rag", replace(METHODS["pooled-rag"], version=2))
+    result, seen = finish(run_evaluation(peopled, eval_request(methods="pooled-rag")))
+    assert result["settings"]["pooled-rag"] == {"version": 2}
+    assert [event for event in seen if isinstance(event, Step) and event.label.endswith("pooled-rag")]
+
+
+def test_with_two_folds_settings_are_chosen_after_calibration(peopled: Registry) -> None:
+    """Only one fold is left to choose on, and a likelihood without a temperature would punish sure methods."""
+    tuned, _ = finish(tune_evaluation(peopled, eval_request(methods="pooled-prior", folds=2)))
+    plain, _ = finish(tune_evaluation(peopled, eval_request(methods="pooled-prior", folds=2, calibrate=False)))
+    for entry, other in zip(tuned["tuned"], plain["tuned"], strict=True):
+        for trial, uncalibrated in zip(entry["trials"], other["trials"], strict=True):
+            assert trial["gold_loglik"] >= uncalibrated["gold_loglik"] - 1e-9
+    assert tuned["tuned"] != plain["tuned"]

@@ -1,0 +1,60 @@
+"""Labels: which one to answer, and what a person's own answers say about it. Pure Python; no model and no gradient.
+
+Scores are log-likelihoods of labels, in nats, that need not sum to one.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
+
+RAREST = 1e-4  # a label that nobody gives counts as this frequent
+HALF = 0.5 - 1e-9  # of a probability that was summed in floating point
+
+
+def decide(scores: Sequence[float], labels: Sequence[str], metric: str) -> int:
+    """The place of the label to answer.
+
+    For `accuracy` the likeliest, the first of equals. For `mae` the median, which minimises the expected absolute
+    error: the lowest label up to which probabilities, in the order of the labels' numbers, sum to one half. Raises
+    ValueError for another metric, and for labels that are no numbers where they must be.
+    """
+    if metric == "accuracy":
+        return max(range(len(labels)), key=scores.__getitem__)
+    if metric != "mae":
+        raise ValueError(f"no label is decided on by {metric!r}")
+    order, top = sorted(range(len(labels)), key=lambda i: float(labels[i])), max(scores)
+    sums = list(accumulate(math.exp(scores[i] - top) for i in order))
+    return next(place for place, total in zip(order, sums, strict=True) if total >= HALF * sums[-1])
+
+
+def label_rates(outputs: Sequence[str], labels: Sequence[str], smoothing: float = 1.0) -> tuple[float, ...]:
+    """How often each label is given, as if each had been given `smoothing` times more (Laplace); they sum to one.
+
+    What is no label is left out. Equal rates where there is nothing to count.
+    """
+    counts = _counts(outputs, labels)
+    total = sum(counts) + smoothing * len(labels)
+    return tuple((count + smoothing) / total if total else 1 / len(labels) for count in counts)
+
+
+def habit(outputs: Sequence[str], labels: Sequence[str], rates: Sequence[float], strength: float) -> tuple[float, ...]:
+    """What a person's own answers add to each label's score: the log of their rate over everybody's, nats.
+
+    Their rate is the posterior mean under a Dirichlet prior of `strength` answers at `rates`, so without answers
+    nothing is added. What is no label is left out. Raises ValueError for a strength that is not above 0, and for
+    another number of rates than of labels.
+    """
+    if strength <= 0:
+        raise ValueError(f"the strength of a habit is above 0, not {strength}")
+    counts = _counts(outputs, labels)
+    total = sum(counts) + strength
+    known = [max(rate, RAREST) for rate in rates]
+    return tuple(
+        math.log((count + strength * rate) / (total * rate)) for count, rate in zip(counts, known, strict=True)
+    )
+
+
+def _counts(outputs: Sequence[str], labels: Sequence[str]) -> list[int]:
+    counted = Counter(output.strip() for output in outputs)
+    return [counted[label] for label in labels]
