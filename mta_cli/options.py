@@ -92,8 +92,12 @@ class FuseOptions:
     top_k: int = option(4, "How many anchors a recipe may hold.", minimum=1, maximum=10_000)
     temperature: float = option(0.1, "Temperature of softmax weights.", minimum=1e-4, maximum=100)
     sharpness: float = option(
-        1.0, "Sharpness of evidence weights; 1 is the posterior under a flat prior.", minimum=0, maximum=100
+        0.5, "Sharpness of evidence weights; 1 is the posterior under a flat prior.", minimum=0, maximum=100
     )
+    scale: float = option(
+        0.5, "How much of their evidence weights anchors get; the rest is left to the task adapter.",
+        minimum=0, maximum=10,
+    )  # fmt: skip
     shots: int = option(5, "Most recent items that count as evidence.", minimum=1, maximum=1000)
     candidates: int = option(64, "Nearest anchors whose evidence is computed.", minimum=1, maximum=10_000)
 

@@ -56,6 +56,7 @@ def fuse(
     shots: EvidenceShotsOption = None,
     temperature: Annotated[float | None, option(FuseOptions, "temperature")] = None,
     sharpness: Annotated[float | None, option(FuseOptions, "sharpness")] = None,
+    scale: Annotated[float | None, option(FuseOptions, "scale")] = None,
     candidates: Annotated[int | None, option(FuseOptions, "candidates")] = None,
     history_items: HistoryItemsOption = None,
     base: BaseOption = None,
@@ -78,6 +79,7 @@ def fuse(
         shots=shots,
         temperature=temperature,
         sharpness=sharpness,
+        scale=scale,
         candidates=candidates,
     )
     prompt = use.settings.build(PromptOptions, history_items=history_items)

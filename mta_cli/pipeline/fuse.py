@@ -238,7 +238,8 @@ def _shares(
         ((anchor, value) for anchor, value in person.anchors if anchor.id in evidence),
         key=lambda pair: -evidence[pair[0].id],
     )[:top_k]
-    weights, _ = fusion.evidence_weights([evidence[a.id] for a, _ in best], evidence[0], options.sharpness)
+    shares, _ = fusion.evidence_weights([evidence[a.id] for a, _ in best], evidence[0], options.sharpness)
+    weights = [options.scale * share for share in shares]
     if method == "learned" and base is not None:
         weights = _learned(reg, bank, person, [anchor for anchor, _ in best], weights, request, base)
     return [Share(anchor.id, value, weight) for (anchor, value), weight in zip(best, weights, strict=True)]

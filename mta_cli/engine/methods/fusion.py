@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from mta_cli.engine.fusion import evidence_weights, merge, similarity_weights
@@ -53,6 +54,27 @@ def by_evidence(bench: Bench, people: Sequence[Person], settings: Settings) -> l
     Shares are the softmax of `sharpness` × the shots' summed log-likelihood; the task adapter alone is a candidate too.
     Less than all of them is taken because anchors fit the people they were trained on closer than anybody else.
     """
+    found = []
+    for person, sums in zip(people, likelihoods_of(bench, people), strict=True):
+        null, logliks = sums[0], sums[1:]
+        best = sorted(range(len(logliks)), key=lambda i: (-logliks[i], i))[: int(settings["top_k"])]
+        weights, _ = evidence_weights([logliks[i] for i in best], null, float(settings["sharpness"]))
+        scaled = [(i, float(settings["scale"]) * weight) for i, weight in zip(best, weights, strict=True)]
+        shares = [(i, weight) for i, weight in scaled if weight >= LEAST_SHARE]
+        found.append(shares if person.rows else [])
+    return found
+
+
+def likelihoods_of(bench: Bench, people: Sequence[Person]) -> list[list[float]]:
+    """The summed log-likelihood (nats) of each person's shots without an anchor, then under each of them."""
+    key = ("likelihoods", tuple(person.number for person in people))
+    if key not in bench.known:
+        bench.known[key] = _weighed(bench, people)
+    known: list[list[float]] = bench.known[key]
+    return known
+
+
+def _weighed(bench: Bench, people: Sequence[Person]) -> list[list[float]]:
     forks = [Fork.of(row) for person in people for row in person.rows]
     candidates: list[tuple[LoraWeights, ...]] = [(), *((anchor,) for anchor in bench.anchors)]
     asked = [(fork, i) for fork in range(len(forks)) for i in range(len(candidates))]
@@ -63,12 +85,7 @@ def by_evidence(bench: Bench, people: Sequence[Person], settings: Settings) -> l
         for _ in person.rows:
             for i in range(len(candidates)):
                 sums[i] += next(values)[0]
-        null, logliks = sums[0], sums[1:]
-        best = sorted(range(len(logliks)), key=lambda i: (-logliks[i], i))[: int(settings["top_k"])]
-        weights, _ = evidence_weights([logliks[i] for i in best], null, float(settings["sharpness"]))
-        scaled = [(i, float(settings["scale"]) * weight) for i, weight in zip(best, weights, strict=True)]
-        shares = [(i, weight) for i, weight in scaled if weight >= LEAST_SHARE]
-        found.append(shares if person.rows else [])
+        found.append(sums)
     return found
 
 
@@ -110,7 +127,7 @@ def noise(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Ma
 
 
 def _with(bench: Bench, anchors: Sequence[LoraWeights]) -> Bench:
-    return Bench(bench.base, bench.task, anchors, bench.profiles, bench.rates, bench.seed)
+    return replace(bench, anchors=anchors, known={})
 
 
 METHODS = (

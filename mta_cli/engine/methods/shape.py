@@ -1,8 +1,8 @@
 """What every method of the evaluation is given and gives back. Knows tensors and rows; no store and no terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -37,7 +37,8 @@ class Bench:
     """What a fold's people share. `base` holds the task adapter where the method stands on it, else nothing.
 
     `anchors` stand above the task adapter, and `profiles` `[anchors, width]` are theirs. `rates` is how often the
-    bank's people give each label (they sum to one); empty for a task of texts.
+    bank's people give each label (they sum to one); empty for a task of texts. `known` is what one method has computed
+    of people and others need too, by what it is and whose.
     """
 
     base: "LoadedBase"
@@ -46,6 +47,7 @@ class Bench:
     profiles: Tensor
     rates: tuple[float, ...]
     seed: int
+    known: dict[Hashable, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

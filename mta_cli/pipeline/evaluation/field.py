@@ -32,6 +32,7 @@ class Field:
         self.base = load(request.base, request.machine)
         self._profiles, self._folder = profiles, Folder(self.base)
         self._holds: Bank | None = None
+        self._benches: dict[int, Bench] = {}
         among = {user: [item.id for item in items] for user, items in plan.shots.items()}
         self.shown = Examples(reg, self.base, request.task, request.prompt.history_items, among)
         self.bare = Examples(reg, self.base, request.task, 0)
@@ -50,7 +51,12 @@ class Field:
         self._holds = wanted
 
     def bench(self, fold: int) -> "Bench":
-        """What a fold's people share."""
+        """What a fold's people share, the same one each time: methods leave in it what others need."""
+        if fold not in self._benches:
+            self._benches[fold] = self._made(fold)
+        return self._benches[fold]
+
+    def _made(self, fold: int) -> "Bench":
         from torch import from_numpy
 
         from mta_cli.engine.labels import label_rates

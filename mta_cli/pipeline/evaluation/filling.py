@@ -7,7 +7,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Event, Note, Step
@@ -66,7 +66,8 @@ def fill(field: Field, evaluation: int, column: Column, done: int) -> Iterator[E
     for group in groups:
         people, started = field.people(group), time.perf_counter()
         with nothing_kept(field.base) if group == timed else nullcontext():
-            made = column.method.make(bench, people, column.settings)
+            own = replace(bench, known={}) if group == timed else bench
+            made = column.method.make(own, people, column.settings)
         seconds = (time.perf_counter() - started) / len(group)
         yield from _failures(column, made)
         rows = _answers(field, column, group, made)

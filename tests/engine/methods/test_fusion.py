@@ -191,3 +191,23 @@ def test_who_has_no_shots_and_who_has_no_anchors_gets_the_task_adapter_alone(bas
 def test_nobody_is_no_fault(base: LoadedBase) -> None:
     for name in BY_NAME:
         assert make(name, a_bench(base, 2), []) == []
+
+
+def test_likelihoods_are_weighed_once_for_all_methods(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mta_cli.engine.methods import fusion
+
+    asked, honest = list[int](), fusion.likelihoods
+
+    def counted(*given: Any, **named: Any) -> Any:
+        asked.append(1)
+        return honest(*given, **named)
+
+    monkeypatch.setattr(fusion, "likelihoods", counted)
+    bench, people = a_bench(base, 3, placement="late"), [a_person(2), a_person(3, 2)]
+    first = evidence(bench, people)
+    assert evidence(bench, people) == first and len(asked) == 1
+    evidence(bench, people[:1])
+    evidence(replace(bench, known={}), people)
+    assert len(asked) == 3
+    make("fusion-noise", bench, people)
+    assert set(bench.known) == {("likelihoods", (0, 2)), ("likelihoods", (0,))}

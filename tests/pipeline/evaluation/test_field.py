@@ -102,6 +102,7 @@ def test_a_bench_is_the_banks_anchors_and_how_its_people_answer(trial: Trial, fi
 
 def test_an_anchor_without_a_profile_is_a_fault_of_the_store(trial: Trial, field: Field) -> None:
     with pytest.raises(InterruptedError), trial.reg.transaction():
+        field._benches.clear()
         trial.reg._db.write("DELETE FROM profiles")
         with pytest.raises(IntegrityFault, match=r"Anchors \[\d+, \d+\] of fold 1 have no profile"):
             field.bench(0)
