@@ -40,9 +40,9 @@ def groups_of(plan: Design, fold: int) -> list[tuple[int, ...]]:
 
 
 def timed_group(plan: Design) -> tuple[int, ...]:
-    """The users whose models are made as if no states of any text were there yet: what that takes is what one costs.
+    """The users whose models are made, and answer, as if no states of any text were there yet.
 
-    All others use what methods before them left.
+    What that takes is what one costs. All others use what methods before them left.
     """
     return groups_of(plan, 0)[0]
 
@@ -68,9 +68,9 @@ def fill(field: Field, evaluation: int, column: Column, done: int) -> Iterator[E
         with nothing_kept(field.base) if group == timed else nullcontext():
             own = replace(bench, known={}) if group == timed else bench
             made = column.method.make(own, people, column.settings)
-        seconds = (time.perf_counter() - started) / len(group)
+            seconds = (time.perf_counter() - started) / len(group)
+            rows = _answers(field, column, group, made)
         yield from _failures(column, made)
-        rows = _answers(field, column, group, made)
         cells = [
             (Cell(column.fold, column.method.name, column.settings, user, one.bytes, seconds), rows[user])
             for user, one in zip(group, made, strict=True)

@@ -137,13 +137,15 @@ def _settings(choice: Choice) -> Any:
 def _costs(
     reg: "Registry", plan: Design, evaluation: int, method: str, choice: Choice, judged: Judged
 ) -> dict[str, float | None]:
-    """Means over tested people: bytes to keep and, of those who were timed, seconds to make; how fast answers came."""
+    """Bytes to keep, a mean over tested people; of those who are timed, seconds to make, and how fast answers came."""
     made = [reg.evaluations.cells.done(evaluation, n, method, own) for n, own in enumerate(choice)]
     cells = [cells[user] for cells, fold in zip(made, plan.folds, strict=True) for user in fold.test]
-    timed = [made[0][user].seconds for user in timed_group(plan)]
-    seconds, tokens = sum(p.seconds for p in judged.predictions), sum(p.tokens for p in judged.predictions)
+    timed = set(timed_group(plan)).intersection(plan.folds[0].test)
+    spent = [made[0][user].seconds for user in timed]
+    answers = [p for p in judged.predictions if p.user_id in timed]
+    seconds, tokens = sum(p.seconds for p in answers), sum(p.tokens for p in answers)
     return {
-        "bytes": sum(cell.bytes for cell in cells) / len(cells), "seconds": sum(timed) / len(timed),
-        "seconds_per_query": seconds / len(judged.predictions),
+        "bytes": sum(cell.bytes for cell in cells) / len(cells), "seconds": sum(spent) / len(spent),
+        "seconds_per_query": seconds / len(answers),
         "tokens_per_second": tokens / seconds if tokens and seconds else None,
     }  # fmt: skip

@@ -103,9 +103,9 @@ def test_people_answer_in_portions_as_their_parts_allow(field: Field, monkeypatc
     number, own, asked = begun(field.reg, field.request), column("stack"), list[int]()
     honest = filling.answer
 
-    def counted(base: Any, examples: Any, questions: Any, people: Any) -> Any:
+    def counted(base: Any, examples: Any, questions: Any, people: Any, priors: Any) -> Any:
         asked.append(len(people))
-        return honest(base, examples, questions, people)
+        return honest(base, examples, questions, people, priors)
 
     monkeypatch.setattr(filling, "answer", counted)
     list(fill(field, number, own, 0))
