@@ -26,10 +26,10 @@ PLACES = {
     "data": "data:app",
     "user": "user_model:app",  # the group of `user`, with fuse, adapt and export in it
     "bank": "bank:app",
-    "eval": "eval:app",
     "ask": "chat:ask",
     "compare": "chat:compare",
     "chat": "chat:chat",
+    "eval": "eval:app",
     "demo": "demo:demo",
     "doctor": "doctor:doctor",
 }

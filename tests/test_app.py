@@ -100,7 +100,20 @@ def test_help_alone_and_asked_for() -> None:
 def test_commands_are_listed_in_reading_order() -> None:
     listed = mta("--help").out.split("Commands:")[1].split("\n")
     names = [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "]
-    assert names == ["init", "model", "task", "data", "user", "bank", "ask", "compare", "chat", "demo", "doctor"]
+    assert names == [
+        "init",
+        "model",
+        "task",
+        "data",
+        "user",
+        "bank",
+        "ask",
+        "compare",
+        "chat",
+        "eval",
+        "demo",
+        "doctor",
+    ]
 
 
 def test_version() -> None:

@@ -176,7 +176,8 @@ def test_mistakes_that_the_data_makes(reg: Registry) -> None:
     refused(mta("eval", "run", "--task", "lamp-4", *SMALL), 4, "lamp-4", "0 people")
     ran_out = mta(*RUN, "--anchors", 9)
     assert ran_out.code == 4 and "Fold 1: 9 anchors asked for" in ran_out.err and "Traceback" not in ran_out.err
-    (begun,) = reg.evaluations.all()
+    assert reg.evaluations.all() == [], "the plan is refused before anything is written"
+    begun = reg.evaluations.begin("key", "lamp-2", {}, [])
     refused(mta("eval", "show", begun.id), 3, f"Evaluation {begun.id} has no result yet", "mta eval run")
 
 
