@@ -13,6 +13,7 @@ Document = Mapping[str, Any]
 Verdict = Literal["better", "worse", "not told apart"]
 
 LIKELIHOOD = "gold_loglik"
+LEVEL = 0.05
 LOWER_IS_BETTER = frozenset({"mae", "rmse"})
 NAMES = {
     "macro_f1": "macro-F1",
@@ -117,9 +118,12 @@ def differences(document: Document, metric: str) -> list[Mapping[str, Any]]:
 
 
 def verdict(difference: Mapping[str, Any]) -> Verdict:
-    """How `a` does beside `b` when the 95 % interval of a - b is asked: told apart only where it excludes 0."""
-    low, high = known(difference.get("low")), known(difference.get("high"))
-    if low is None or high is None or low <= 0 <= high:
+    """How `a` does beside `b`: told apart where the 95 % interval of a - b excludes 0 and p, if known, is below .05.
+
+    The interval is a little narrow for few users, the permutation test is not; so both are asked.
+    """
+    low, high, p = known(difference.get("low")), known(difference.get("high")), known(difference.get("p"))
+    if low is None or high is None or low <= 0 <= high or (p is not None and p >= LEVEL):
         return "not told apart"
     return "better" if goodness(low, difference["metric"]) > 0 else "worse"
 

@@ -48,6 +48,8 @@ def test_those_that_share_the_best_value_are_all_the_best() -> None:
 )  # fmt: skip
 def test_a_difference_is_told_where_its_interval_excludes_zero(metric: str, low: Any, high: Any, said: str) -> None:
     assert results.verdict({"metric": metric, "low": low, "high": high}) == said
+    assert results.verdict({"metric": metric, "low": low, "high": high, "p": 0.049}) == said
+    assert results.verdict({"metric": metric, "low": low, "high": high, "p": 0.051}) == "not told apart"
 
 
 def test_differences_come_in_the_order_of_the_methods() -> None:
