@@ -121,6 +121,7 @@ class Settings:
         self._known = known_settings()
         self._given = dict(given)
         self.origins = {key: given[key].origin if key in given else "default" for key in self._known}
+        self._built: dict[str, Any] = {}
 
     @classmethod
     def load(cls, store: Path | None = None) -> Self:
@@ -147,7 +148,7 @@ class Settings:
             given = self._find(setting, flags.get(name))
             self.origins[setting.key] = given.origin
             try:
-                values[name] = convert(setting, given.value)
+                values[name] = self._built[setting.key] = convert(setting, given.value)
             except ValueError as error:
                 faults.append(f"{setting.key} = {given.value!r:.80} ({given.origin}): {error}")
         if not faults:
@@ -158,12 +159,15 @@ class Settings:
         raise UsageFault(_listed(faults))
 
     def plan_lines(self, *instances: Any) -> tuple[PlanLine, ...]:
-        """One line for each field of the given options: key, value and origin."""
+        """One line for each field of the given options: key, value and origin.
+
+        What is not as it was built is `derived`: a job has its own reason for it.
+        """
         return tuple(
-            PlanLine(key, _shown(getattr(instance, spec.name)), self.origins.get(key, "derived"))
+            PlanLine(key, _shown(value), self.origins[key] if self._built.get(key, value) == value else "derived")
             for instance in instances
             for spec in fields(instance)
-            for key in (f"{instance.section}.{spec.name}",)
+            for key, value in ((f"{instance.section}.{spec.name}", getattr(instance, spec.name)),)
         )
 
     def _find(self, setting: Setting, flag: Any) -> _Given:

@@ -1,5 +1,6 @@
 """Each value comes from the last of defaults, files, environment and flags that gives it, and says so."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,11 @@ def test_a_path_that_cannot_be_is_refused(raw: str) -> None:
 def test_how_long_to_wait_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTA_STORE_TIMEOUT", "0.5")
     assert Settings.load(None).build(StoreOptions).timeout == 0.5
+
+
+def test_what_a_job_changes_is_told_as_derived() -> None:
+    settings = Settings.load()
+    built = settings.build(BankOptions, rank=4)
+    lines = {line.name: (line.value, line.origin) for line in settings.plan_lines(replace(built, placement="late"))}
+    assert lines["bank.rank"] == ("4", "flag --rank") and lines["bank.placement"] == ("late", "derived")
+    assert lines["bank.pick"] == ("longest", "default")

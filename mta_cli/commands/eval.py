@@ -86,6 +86,7 @@ def run(
     finish a stopped evaluation or to add methods.
     """
     from mta_cli.commands.eval_tables import summary
+    from mta_cli.pipeline.evaluation.design import bank_options
     from mta_cli.pipeline.evaluation.run import run_evaluation
 
     use = session(ctx, json=json)
@@ -100,7 +101,7 @@ def run(
     machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
     with use.registry() as reg:
         request = _request(use, reg, task, (options, bank, prompt, machine), given, base, embedder)
-        plan = use.settings.plan_lines(options, bank, prompt, machine)
+        plan = use.settings.plan_lines(options, bank_options(request), prompt, machine)
         use.output.job(run_evaluation(reg, request, plan=plan, dry_run=dry_run), summary, dry_run=dry_run)
 
 
@@ -132,6 +133,7 @@ def tune(
     the same options takes them.
     """
     from mta_cli.commands.eval_tables import tuned
+    from mta_cli.pipeline.evaluation.design import bank_options
     from mta_cli.pipeline.evaluation.run import tune_evaluation
 
     use = session(ctx, json=json)
@@ -145,7 +147,7 @@ def tune(
     machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
     with use.registry() as reg:
         request = _request(use, reg, task, (options, bank, prompt, machine), given, base, embedder)
-        plan = use.settings.plan_lines(options, bank, prompt, machine)
+        plan = use.settings.plan_lines(options, bank_options(request), prompt, machine)
         use.output.job(tune_evaluation(reg, request, plan=plan, dry_run=dry_run), tuned, dry_run=dry_run)
 
 
