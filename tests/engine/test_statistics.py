@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mta_cli.engine import statistics
-from mta_cli.engine.metrics import score
 from mta_cli.engine.statistics import detectable, detectable_before, difference, summarise
 from mta_cli.engine.tallies import Tally, tally
+from tests.metrics_by_hand import score
 
 LABELS = ("a", "b", "c", "d")
 SCORES = ("1", "2", "3", "4", "5")

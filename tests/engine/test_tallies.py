@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta_cli.engine.metrics import score
 from mta_cli.engine.tallies import Tally, tally
+from tests.metrics_by_hand import score
 
 LABELS = ("a", "b", "c")
 SCORES = ("1", "2", "3", "4", "5")

@@ -7,7 +7,6 @@ import pytest
 from mta_cli.engine.base import load_base
 from mta_cli.engine.generate import label_scores, token_ids
 from mta_cli.engine.lora import Folder
-from mta_cli.engine.metrics import score
 from mta_cli.errors import BadInput
 from mta_cli.options import AnswerOptions, PromptOptions
 from mta_cli.pipeline.adapt import adapt_users
@@ -17,6 +16,7 @@ from mta_cli.pipeline.habits import label_prior
 from mta_cli.pipeline.models import resolve
 from mta_cli.pipeline.personal import folded_and_late, task_part
 from store.registry import Registry
+from tests.metrics_by_hand import score
 from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request
 
 

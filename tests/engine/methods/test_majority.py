@@ -9,9 +9,9 @@ import pytest
 from mta_cli.engine.base import LoadedBase
 from mta_cli.engine.methods.majority import METHODS
 from mta_cli.engine.methods.shape import Bench, Direct
-from mta_cli.engine.metrics import mae
 from tests.engine.methods.benches import a_bench, a_person
 from tests.engine.methods.tagging import LABELS, tag_bench, tagger
+from tests.metrics_by_hand import mae
 
 (METHOD,) = METHODS
 

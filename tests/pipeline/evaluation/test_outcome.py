@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mta_cli.engine.metrics import score
 from mta_cli.engine.tasks import BUILTIN
 from mta_cli.pipeline.evaluation.outcome import NO_LABEL, Choice, judge, outcome
 from store.registry import Registry
+from tests.metrics_by_hand import score
 from tests.pipeline.evaluation.trial import Answers, Made, Trial, eval_request, make_up
 
 TAGS, SCORES, TEXTS = replace(BUILTIN["lamp-2"], labels=("a", "b", "c")), BUILTIN["lamp-3"], BUILTIN["lamp-4"]

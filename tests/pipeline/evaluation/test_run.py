@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.methods.catalogue import METHODS
-from mta_cli.engine.metrics import score
 from mta_cli.engine.tasks import BUILTIN
 from mta_cli.errors import BadInput, UsageFault
 from mta_cli.events import Note, Step
 from mta_cli.pipeline.evaluation.run import run_evaluation, settings_of, trials, tune_evaluation
 from store.models import NewItem
 from store.registry import Registry
+from tests.metrics_by_hand import score
 from tests.pipeline.evaluation.trial import ALL, eval_request, timeless
 from tests.pipeline.town import finish, notes
 
