@@ -1,5 +1,6 @@
 """`mta eval`: compare methods on the same people, tune them, list, show, report and remove evaluations. No logic."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,6 @@ from mta_cli.commands.parsing import Commands
 from mta_cli.options import BankOptions, EvalOptions, Machine, PromptOptions
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.evaluation.design import EvalRequest
     from store.registry import Registry
 
 app = Commands("Evaluation: methods on the same people, with intervals over them and paired differences.")
@@ -86,23 +86,14 @@ def run(
     finish a stopped evaluation or to add methods.
     """
     from mta_cli.commands.eval_tables import summary
-    from mta_cli.pipeline.evaluation.design import bank_options
     from mta_cli.pipeline.evaluation.run import run_evaluation
 
-    use = session(ctx, json=json)
-    options = use.settings.build(
-        EvalOptions, methods=methods, reference=reference, shots=shots, folds=folds, placement=placement,
-        calibrate=calibrate,
-    )  # fmt: skip
-    bank = use.settings.build(
-        BankOptions, anchors=anchors, epochs=epochs, min_items=min_items, max_items=max_items, task_epochs=task_epochs
-    )
-    prompt = use.settings.build(PromptOptions, history_items=history_items)
-    machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
-    with use.registry() as reg:
-        request = _request(use, reg, task, (options, bank, prompt, machine), given, base, embedder)
-        plan = use.settings.plan_lines(options, bank_options(request), prompt, machine)
-        use.output.job(run_evaluation(reg, request, plan=plan, dry_run=dry_run), summary, dry_run=dry_run)
+    flags = {
+        "reference": reference, "methods": methods, "shots": shots, "folds": folds, "placement": placement,
+        "calibrate": calibrate, "anchors": anchors, "epochs": epochs, "min_items": min_items, "max_items": max_items,
+        "task_epochs": task_epochs, "history_items": history_items, "seed": seed, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    _job(session(ctx, json=json), run_evaluation, summary, task, flags, (given or [], base, embedder), dry_run=dry_run)
 
 
 @app.command()
@@ -133,22 +124,14 @@ def tune(
     the same options takes them.
     """
     from mta_cli.commands.eval_tables import tuned
-    from mta_cli.pipeline.evaluation.design import bank_options
     from mta_cli.pipeline.evaluation.run import tune_evaluation
 
-    use = session(ctx, json=json)
-    options = use.settings.build(
-        EvalOptions, methods=methods, shots=shots, folds=folds, placement=placement, calibrate=calibrate
-    )
-    bank = use.settings.build(
-        BankOptions, anchors=anchors, epochs=epochs, min_items=min_items, max_items=max_items, task_epochs=task_epochs
-    )
-    prompt = use.settings.build(PromptOptions, history_items=history_items)
-    machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
-    with use.registry() as reg:
-        request = _request(use, reg, task, (options, bank, prompt, machine), given, base, embedder)
-        plan = use.settings.plan_lines(options, bank_options(request), prompt, machine)
-        use.output.job(tune_evaluation(reg, request, plan=plan, dry_run=dry_run), tuned, dry_run=dry_run)
+    flags = {
+        "methods": methods, "shots": shots, "folds": folds, "placement": placement, "calibrate": calibrate,
+        "anchors": anchors, "epochs": epochs, "min_items": min_items, "max_items": max_items,
+        "task_epochs": task_epochs, "history_items": history_items, "seed": seed, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    _job(session(ctx, json=json), tune_evaluation, tuned, task, flags, (given or [], base, embedder), dry_run=dry_run)
 
 
 @app.command()
@@ -221,18 +204,25 @@ def rm(ctx: typer.Context, number: NumberArgument, yes: YesOption = False, json:
     )
 
 
-def _request(
-    use: AppContext, reg: "Registry", task: str, options: tuple[EvalOptions, BankOptions, PromptOptions, Machine],
-    given: list[str] | None, base: str | None, embedder: str | None,
-) -> "EvalRequest":  # fmt: skip
-    from mta_cli.pipeline.evaluation.design import EvalRequest, parse_settings
+def _job(
+    use: AppContext, work: Callable[..., Any], render: Callable[[Any], Any], task: str, flags: dict[str, Any],
+    named: tuple[list[str], str | None, str | None], *, dry_run: bool,
+) -> None:  # fmt: skip
+    """Run `work` with the options that `flags` give, and `named`: methods' own settings, base and embedder."""
+    from mta_cli.pipeline.evaluation.design import EvalRequest, bank_options, parse_settings
     from mta_cli.pipeline.models import resolve
     from mta_cli.pipeline.tasks import find_task
 
-    return EvalRequest(
-        find_task(reg, task), resolve(base or use.models.base, "base"),
-        resolve(embedder or use.models.embedder, "embedder"), *options, parse_settings(given or []),
-    )  # fmt: skip
+    given, base, embedder = named
+    options, bank = use.settings.build(EvalOptions, **flags), use.settings.build(BankOptions, **flags)
+    prompt, machine = use.settings.build(PromptOptions, **flags), use.settings.build(Machine, **flags)
+    with use.registry() as reg:
+        request = EvalRequest(
+            find_task(reg, task), resolve(base or use.models.base, "base"),
+            resolve(embedder or use.models.embedder, "embedder"), options, bank, prompt, machine, parse_settings(given),
+        )  # fmt: skip
+        plan = use.settings.plan_lines(options, bank_options(request), prompt, machine)
+        use.output.job(work(reg, request, plan=plan, dry_run=dry_run), render, dry_run=dry_run)
 
 
 def _finished(reg: "Registry", number: int) -> dict[str, Any]:

@@ -46,6 +46,9 @@ def run_evaluation(
         columns = [Column(n, m, dict(own)) for m in methods for n, own in enumerate(chosen[m.name])]
         yield from _fill(reg, request, people, evaluation, columns)
         result = outcome(reg, request, people, evaluation.id, chosen | _earlier(reg, evaluation, people, chosen))
+        if result["reference"] != request.options.reference:
+            asked = request.options.reference
+            yield Note(f"{asked} is not among the methods: all are compared with {result['reference']}.", warning=True)
         reg.evaluations.finish(evaluation.id, result)
     yield Done(result)
 

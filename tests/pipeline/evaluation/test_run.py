@@ -184,7 +184,8 @@ def test_a_plain_split_tunes_and_tests_on_different_people(peopled: Registry) ->
 
 
 def test_methods_added_later_stand_beside_the_earlier_ones(peopled: Registry) -> None:
-    first, _ = finish(run_evaluation(peopled, eval_request(methods="pooled-rag,majority")))
+    first, seen = finish(run_evaluation(peopled, eval_request(methods="pooled-rag,majority")))
+    assert "mta is not among the methods: all are compared with majority." in notes(seen)
     second, _ = finish(run_evaluation(peopled, eval_request(methods="pooled", given={})))
     assert list(second["methods"]) == ["pooled", "pooled-rag", "majority"]
     assert second["methods"]["majority"] == first["methods"]["majority"]
