@@ -4,8 +4,10 @@ A job's section name and a field's name make the setting's key: `bank.rank` is `
 under `[bank]` in a settings file and `MTA_BANK_RANK` in the environment.
 """
 
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
+
+from mta_cli.errors import UsageFault
 
 
 def option(
@@ -20,6 +22,7 @@ def option(
     return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "choices": choices})
 
 
+MAX_STACK_RANK = 4
 PLACEMENTS = ("all", "upper", "late")
 WEIGHTS = ("evidence", "similarity", "softmax", "uniform", "learned")
 
@@ -102,25 +105,57 @@ class FuseOptions:
     candidates: int = option(64, "Nearest anchors whose evidence is computed.", minimum=1, maximum=10_000)
 
 
+_ONLY = {"core": ("pull",), "lora": ("alpha", "targets", "placement")}
+
+
 @dataclass(frozen=True)
 class AdaptOptions:
     """`mta user adapt`."""
 
     section: ClassVar[str] = "adapt"
     shots: int = option(5, "Most recent history items the stack is trained on.", minimum=1, maximum=1000)
-    rank: int = option(2, "Rank of the stack.", minimum=1, maximum=4)
-    alpha: float = option(4.0, "LoRA alpha of the stack; its scale is alpha / rank.", minimum=0.001, maximum=4096)
+    kind: str = option(
+        "core", "What the stack is: a core of a few numbers between the bank's main directions, or a LoRA.",
+        choices=("core", "lora"),
+    )  # fmt: skip
+    rank: int = option(2, "Rank of the stack.", minimum=1, maximum=MAX_STACK_RANK)
     steps: int = option(10, "Optimiser steps.", minimum=1, maximum=10_000)
-    learning_rate: float = option(2e-3, "Peak learning rate.", minimum=1e-8, maximum=1.0)
+    learning_rate: float | None = option(
+        None, "Peak learning rate; 0.1 for a core and 0.002 for a LoRA where not given.", minimum=1e-8, maximum=1.0
+    )
     batch_size: int = option(8, "Rows in a training step.", minimum=1, maximum=1024)
-    targets: str = option(
-        "q_proj,v_proj", "Linear layers that carry the stack, by the last part of their names, comma-separated."
+    pull: float | None = option(
+        None, "Of a core: weight of its numbers' mean square in the loss; 0.1 where not given.", minimum=0, maximum=1e6
     )
-    placement: str = option(
-        "upper",
-        "Where the stack acts: in all layers, the upper third, or there at late tokens only.",
+    alpha: float | None = option(
+        None, "Of a LoRA: its scale is alpha / rank; twice the rank where not given.", minimum=0.001, maximum=4096
+    )
+    targets: str | None = option(
+        None, "Of a LoRA: the linear layers that carry it, by the last part of their names, comma-separated; "
+        "q_proj,v_proj where not given.",
+    )  # fmt: skip
+    placement: str | None = option(
+        None, "Of a LoRA: in all layers, the upper third, or there at late tokens only; upper where not given. "
+        "A core acts where the bank's anchors do.",
         choices=PLACEMENTS,
-    )
+    )  # fmt: skip
+
+    @property
+    def unused(self) -> set[str]:
+        """The keys of what its kind does not have."""
+        return {f"{self.section}.{name}" for name in _ONLY["lora" if self.kind == "core" else "core"]}
+
+    def settled(self) -> Self:
+        """The same with a value for all that its kind has. UsageFault for a value that is the other kind's."""
+        known: dict[str, Any] = {"learning_rate": 0.1, "pull": 0.1}
+        if self.kind == "lora":
+            known = {"learning_rate": 2e-3, "alpha": 2.0 * self.rank, "targets": "q_proj,v_proj", "placement": "upper"}
+        for name in sorted(key.partition(".")[2] for key in self.unused):
+            if getattr(self, name) is not None:
+                other = "lora" if self.kind == "core" else "core"
+                raise UsageFault(f"adapt.{name}: a {self.kind} has none", hint=f"--kind {other}")
+        missing = {name: value for name, value in known.items() if getattr(self, name) is None}
+        return replace(self, **missing)
 
 
 @dataclass(frozen=True)
@@ -132,7 +167,7 @@ class AnswerOptions:
     temperature: float = option(0.0, "0 picks the likeliest token; above it samples.", minimum=0, maximum=5)
     top_p: float = option(1.0, "Sample from the smallest set of tokens with this probability.", minimum=0.01, maximum=1)
     prior_weight: float = option(
-        0.5, "Share of a person's label prior that their personal models add to labels' log-likelihoods; 0 for none.",
+        0.25, "Share of a person's label prior that their personal models add to labels' log-likelihoods; 0 for none.",
         minimum=0, maximum=10,
     )  # fmt: skip
     prior_strength: float = option(

@@ -17,6 +17,7 @@ _ADAPTER = f"SELECT {', '.join(_COLUMNS)} FROM adapters"
 _USED = """
 WITH RECURSIVE used (digest) AS (
     SELECT task_adapter FROM banks WHERE task_adapter IS NOT NULL
+    UNION SELECT basis FROM banks WHERE basis IS NOT NULL
     UNION SELECT digest FROM anchors WHERE digest IS NOT NULL
     UNION SELECT digest FROM stacks
     UNION SELECT adapters.task_adapter FROM adapters JOIN used USING (digest) WHERE adapters.task_adapter IS NOT NULL

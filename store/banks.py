@@ -14,7 +14,7 @@ from store.process import now
 from store.rows import dumps, loads, truths
 
 _BANK = """SELECT id, name, version, key, task, base, embedder, task_adapter, status, seed, config, tokens, seconds,
-created, purpose FROM banks"""
+created, purpose, basis FROM banks"""
 _ANCHOR = """SELECT anchors.id, bank_id, user_id, users.name AS user, cluster, cluster_size, items, digest,
 loss_first, loss_last, stale FROM anchors LEFT JOIN users ON users.id = user_id"""
 
@@ -53,6 +53,10 @@ class Banks:
     def set_task_adapter(self, bank_id: int, digest: str) -> None:
         """Record the task adapter that the bank's anchors stand on."""
         self._db.write("UPDATE banks SET task_adapter = ? WHERE id = ?", (digest, bank_id))
+
+    def set_basis(self, bank_id: int, digest: str) -> None:
+        """Record the anchors' main directions, between which cores stand."""
+        self._db.write("UPDATE banks SET basis = ? WHERE id = ?", (digest, bank_id))
 
     def plan_anchors(self, bank_id: int, rows: Sequence[PlannedAnchor]) -> list[Anchor]:
         """Record who the anchors will be; a bank that has a plan keeps it. Returns the anchors."""
@@ -119,9 +123,15 @@ class Banks:
         return counts
 
     def reset_stale(self, bank_id: int) -> int:
-        """Take stale anchors out of a bank, with the recipes and stacks that rest on them; returns how many went."""
+        """Take stale anchors out of a bank, with the recipes and stacks that rest on them; returns how many went.
+
+        Every core rests on all anchors.
+        """
         with self._db.transaction():
             stale = {anchor.id for anchor in self.anchors(bank_id) if anchor.stale}
+            if stale:
+                self._db.write("DELETE FROM stacks WHERE bank_id = ? AND numbers IS NOT NULL", (bank_id,))
+                self._db.write("UPDATE banks SET basis = NULL WHERE id = ?", (bank_id,))
             for table, column in (("stacks", "recipe"), ("recipes", "shares")):
                 resting = self._db.tuples(f"SELECT user_id, task, {column} FROM {table} WHERE bank_id = ?", (bank_id,))
                 for user_id, task, packed in resting:

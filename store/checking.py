@@ -23,7 +23,7 @@ def counts(db: Connection) -> dict[str, int]:
 def problems(db: Connection, files: AdapterFiles) -> list[str]:
     """Everything that is wrong, a line each; empty when all is well."""
     found: list[str] = []
-    for check in (_database(db), _index(db), _recipes(db), _files(db, files)):
+    for check in (_database(db), _index(db), _recipes(db), _cores(db), _files(db, files)):
         try:
             found.extend(check)
         except MtaError as error:
@@ -58,6 +58,12 @@ def _recipes(db: Connection) -> Iterator[str]:
             lost = [share.anchor_id for share in unpack_shares(packed) if (share.anchor_id, bank) not in anchors]
             if lost:
                 yield f"the recipe of user number {user} in {table} names anchors that are not there: {lost}"
+
+
+def _cores(db: Connection) -> Iterator[str]:
+    sql = "SELECT user_id FROM stacks WHERE numbers IS NOT NULL AND (length(numbers) != bytes OR length(numbers) % 2)"
+    for (user,) in db.tuples(sql):
+        yield f"the core of user number {user} is damaged"
 
 
 def _files(db: Connection, files: AdapterFiles) -> Iterator[str]:

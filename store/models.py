@@ -114,7 +114,8 @@ class Adapter:
 class Bank:
     """A versioned set of anchors. `key` hashes base, options and data: the same key is the same bank.
 
-    `status`: building, ready. `purpose`: "" for use by everybody, `eval` for one evaluation.
+    `status`: building, ready. `purpose`: "" for use by everybody, `eval` for one evaluation. `basis`: the adapter of
+    its anchors' main directions, from the first core on.
     """
 
     id: int
@@ -132,6 +133,7 @@ class Bank:
     seconds: float
     created: str
     purpose: str = ""
+    basis: str | None = None
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,16 @@ class Recipe:
     created: str = ""
 
 
+Packed = bytes  # for `Stack`, in whose body `bytes` is a field
+
+
 @dataclass(frozen=True)
 class Stack:
-    """A user's own residual on top of a bank's fusion. `recipe` is the packed recipe that it was trained on."""
+    """A user's own residual on top of a bank's fusion. `recipe` is the packed recipe that it was trained on.
+
+    `digest` is its adapter; with `numbers`, the user's part between the factors of that one, which others share.
+    `identity` hashes all that made it. The held-out losses are None where there were no queries.
+    """
 
     user_id: int
     task: str
@@ -191,6 +200,10 @@ class Stack:
     recipe: bytes
     bytes: int
     created: str = ""
+    identity: str = ""
+    numbers: Packed | None = None
+    heldout_before: float | None = None
+    heldout_after: float | None = None
 
 
 @dataclass(frozen=True)

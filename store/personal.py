@@ -12,8 +12,11 @@ from store.rows import numbers
 
 _SHARE = struct.Struct("<Iff")  # anchor id, similarity, weight
 _RECIPE = "SELECT user_id, task, bank_id, method, shares, created FROM recipes"
-_STACK = """SELECT user_id, task, bank_id, digest, shots, steps, loss_before, loss_after, recipe, bytes, created
-FROM stacks"""
+_COLUMNS = (
+    "user_id", "task", "bank_id", "digest", "shots", "steps", "loss_before", "loss_after", "recipe", "bytes",
+    "identity", "numbers", "heldout_before", "heldout_after",
+)  # fmt: skip
+_STACK = f"SELECT {', '.join(_COLUMNS)}, created FROM stacks"
 _ONE = "WHERE user_id = ? AND task = ? AND bank_id = ?"
 _LOSSES = ("loss_before", "loss_after")
 
@@ -57,6 +60,12 @@ class Recipes:
         rows = self._db.rows(f"{_RECIPE} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
         return [_recipe(row) for row in rows]
 
+    def on_bank(self, bank_id: int) -> list[tuple[bytes, float | None, float | None]]:
+        """Everybody's packed recipe on a bank, by user, with the held-out losses before and after their stack on it."""
+        sql = """SELECT shares, heldout_before, heldout_after FROM recipes
+        LEFT JOIN stacks USING (user_id, task, bank_id) WHERE bank_id = ? ORDER BY user_id, task"""
+        return [(shares, before, after) for shares, before, after in self._db.tuples(sql, (bank_id,))]
+
     def remove(self, user_id: int, task: str, bank_id: int) -> None:
         """Remove a recipe if it is there."""
         self._db.write(f"DELETE FROM recipes {_ONE}", (user_id, task, bank_id))
@@ -71,9 +80,9 @@ class Stacks:
     def put(self, stack: Stack) -> None:
         """Store a stack, in place of the user's earlier one, whose adapter goes if nothing else uses it."""
         earlier = self.get(stack.user_id, stack.task, stack.bank_id)
-        columns = "user_id, task, bank_id, digest, shots, steps, loss_before, loss_after, recipe, bytes"
-        values = [getattr(stack, name) for name in columns.split(", ")]
-        sql = f"REPLACE INTO stacks ({columns}, created) VALUES ({', '.join('?' * 11)})"
+        values = [getattr(stack, name) for name in _COLUMNS]
+        places = ", ".join("?" * len(values))
+        sql = f"REPLACE INTO stacks ({', '.join(_COLUMNS)}, created) VALUES ({places}, ?)"
         with self._db.transaction():
             self._db.write(sql, (*values, stack.created or now()))
             if earlier is not None:

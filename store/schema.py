@@ -325,6 +325,23 @@ ALTER TABLE predictions ADD COLUMN scores BLOB;
 CREATE INDEX predictions_of_cell ON predictions (cell_id)
 """
 
+# A stack is its own adapter file, or some numbers between the factors of a file that it shares with others.
+_CORES = """
+ALTER TABLE banks ADD COLUMN basis TEXT REFERENCES adapters;
+
+ALTER TABLE stacks ADD COLUMN numbers BLOB;
+
+ALTER TABLE stacks ADD COLUMN identity TEXT NOT NULL DEFAULT '';
+
+ALTER TABLE stacks ADD COLUMN heldout_before REAL;
+
+ALTER TABLE stacks ADD COLUMN heldout_after REAL;
+
+UPDATE stacks SET identity = coalesce(
+    (SELECT json_extract(config, '$.identity') FROM adapters WHERE adapters.digest = stacks.digest), ''
+)
+"""
+
 
 @migrations()
 def m001_people(db: Database) -> None:
@@ -349,3 +366,9 @@ def m003_records(db: Database) -> None:
 def m004_evaluation(db: Database) -> None:
     """Evaluations of many methods: who was in which fold, what was made for whom, and which settings were chosen."""
     _run(db, _EVALUATION, 4)
+
+
+@migrations()
+def m005_cores(db: Database) -> None:
+    """Stacks that are numbers between the main directions of a bank."""
+    _run(db, _CORES, 5)

@@ -200,3 +200,13 @@ def test_what_a_job_changes_is_told_as_derived() -> None:
     lines = {line.name: (line.value, line.origin) for line in settings.plan_lines(replace(built, placement="late"))}
     assert lines["bank.rank"] == ("4", "flag --rank") and lines["bank.placement"] == ("late", "derived")
     assert lines["bank.pick"] == ("longest", "default")
+
+
+def test_a_stack_has_the_defaults_of_its_kind() -> None:
+    core, lora = AdaptOptions().settled(), AdaptOptions(kind="lora", rank=4).settled()
+    assert (core.learning_rate, core.pull, core.alpha, core.targets, core.placement) == (0.1, 0.1, None, None, None)
+    assert (lora.learning_rate, lora.alpha, lora.targets, lora.placement) == (2e-3, 8.0, "q_proj,v_proj", "upper")
+    assert core.unused == {"adapt.alpha", "adapt.targets", "adapt.placement"} and lora.unused == {"adapt.pull"}
+    assert core.settled() == core and replace(core, learning_rate=0.5).settled().learning_rate == 0.5
+    with pytest.raises(UsageFault, match=r"adapt\.placement: a core has none"):
+        AdaptOptions(placement="late").settled()

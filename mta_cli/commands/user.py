@@ -165,7 +165,8 @@ def _recipe(recipe: dict[str, Any]) -> str:
 
 def _stack(stack: dict[str, Any]) -> str:
     losses = f"loss {stack['loss_before']:.3f} → {stack['loss_after']:.3f}"
-    return f"{stack['bank']} v{stack['version']}: {stack['shots']} shots, {losses} ({stack['stack_bytes']:,} bytes)"
+    kind = f"a {stack['kind']} of {stack['stack_bytes']:,} bytes"
+    return f"{stack['bank']} v{stack['version']}: {kind}, {stack['shots']} shots, {losses}"
 
 
 def _anchor(anchor: dict[str, Any]) -> str:

@@ -105,11 +105,13 @@ def adapt(
     ] = None,
     task: TaskOption = None,
     shots: Annotated[int | None, option(AdaptOptions, "shots")] = None,
+    kind: Annotated[str | None, option(AdaptOptions, "kind")] = None,
     rank: Annotated[int | None, option(AdaptOptions, "rank")] = None,
-    alpha: Annotated[float | None, option(AdaptOptions, "alpha")] = None,
     steps: Annotated[int | None, option(AdaptOptions, "steps")] = None,
     learning_rate: Annotated[float | None, option(AdaptOptions, "learning_rate")] = None,
     batch_size: Annotated[int | None, option(AdaptOptions, "batch_size")] = None,
+    pull: Annotated[float | None, option(AdaptOptions, "pull")] = None,
+    alpha: Annotated[float | None, option(AdaptOptions, "alpha")] = None,
     targets: Annotated[str | None, option(AdaptOptions, "targets")] = None,
     placement: Annotated[str | None, option(AdaptOptions, "placement")] = None,
     weights: WeightsOption = None,
@@ -128,16 +130,17 @@ def adapt(
 
     use = session(ctx, json=json)
     options = use.settings.build(
-        AdaptOptions, shots=shots, rank=rank, alpha=alpha, steps=steps, learning_rate=learning_rate,
-        batch_size=batch_size, targets=targets, placement=placement,
-    )  # fmt: skip
+        AdaptOptions, shots=shots, kind=kind, rank=rank, steps=steps, learning_rate=learning_rate,
+        batch_size=batch_size, pull=pull, alpha=alpha, targets=targets, placement=placement,
+    ).settled()  # fmt: skip
     fusing = use.settings.build(FuseOptions, weights=weights, top_k=top_k, shots=shots)
     prompt = use.settings.build(PromptOptions, history_items=history_items)
     machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
     with use.registry() as reg:
         chosen = [reg.users.get(name) for name in dict.fromkeys(users)] if users else None
         request = _request(use, reg, task_to_adapt(reg, chosen, task), base, embedder, fusing, prompt, machine)
-        plan = use.settings.plan_lines(options, fusing, prompt, machine)
+        lines = use.settings.plan_lines(options, fusing, prompt, machine)
+        plan = [line for line in lines if line.name not in options.unused]
         job = adapt_users(reg, chosen, request, options, plan=plan, explicit_top_k=top_k is not None, dry_run=dry_run)
         use.output.job(job, _adapted, dry_run=dry_run)
 

@@ -36,7 +36,7 @@ def compress(weights: LoraWeights, rank: int) -> LoraWeights:
     for path, (a, b) in weights.factors.items():
         q_a, r_a = torch.linalg.qr(a.float().T)  # [in, r], [r, r]
         q_b, r_b = torch.linalg.qr(b.float())  # [out, r], [r, r]
-        u, s, vh = torch.linalg.svd(r_b @ r_a.T)
+        u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
         root = s[:rank].sqrt()
         factors[path] = ((root[:, None] * vh[:rank]) @ q_a.T, (q_b @ u[:, :rank]) * root)
     return LoraWeights(factors, weights.scale, weights.placement)

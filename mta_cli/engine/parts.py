@@ -155,6 +155,13 @@ class Group:
         """Factors for rows of `owners` that gather gradients."""
         return Leaves(self, owners, dtype)
 
+    def hold(self) -> None:
+        """LoRAs are free: nothing pulls at them."""
+
+    def stored(self, person: int) -> LoraWeights:
+        """One person's LoRA as its file gives it back. Raises IntegrityFault when a number is not finite there."""
+        return self.weights(person).stored()
+
     def weights(self, person: int) -> LoraWeights:
         """One person's LoRA as trained so far, float32 on the CPU."""
         halves = [value[person].detach().cpu().clone() for value in self.values]

@@ -1,4 +1,4 @@
-"""Training many people's LoRAs at once. Knows tensors and token rows; nothing of users, files or progress bars.
+"""Training many people's LoRAs or cores at once. Knows tensors and token rows; nothing of users, files or terminals.
 
 The loss of a person's step is the mean negative log-likelihood of the labelled tokens of their batch (nats per token).
 In every step each person who has steps left takes one, on rows of their own; rows of all of them, sorted by length,
@@ -19,6 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from mta_cli.engine.cores import Core, CoreGroup
 from mta_cli.engine.lens import Budget, make_lens, shared_passes
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.parts import Group
@@ -79,9 +80,9 @@ def epoch_batches(rows: Sequence["Row"], size: int, seed: int, epoch: int) -> li
 
 @dataclass(frozen=True)
 class Member:
-    """One person of a group: where their LoRA begins, their rows, their schedule, and frozen parts underneath."""
+    """One person of a group: where their LoRA or core begins, their rows, schedule, and frozen parts underneath."""
 
-    start: LoraWeights
+    start: LoraWeights | Core
     rows: Sequence["Row"]
     schedule: Schedule
     seed: int
@@ -97,7 +98,8 @@ class _Due:
 
 
 class Trainer:
-    """Trains the LoRAs of `members`, which have the same modules, rank, scale and placement, on top of `base`.
+    """Trains what `members` begin with on top of `base`: LoRAs of the same modules, rank, scale and placement, or cores
+    that are all the same.
 
     `budget` is how many tokens, padding counted, run at once; None: as many as pay on this device. It is halved where
     memory runs out. `frozen_a`: every A stays as it started, so that B alone has to be kept where the start can be made
@@ -111,7 +113,7 @@ class Trainer:
         self.budget = Budget(base, budget)
         self.taken: list[list[TrainStep]] = [[] for _ in members]
         self.failed: dict[int, str] = {}
-        self._group = Group([member.start for member in members], base.device, frozen_a=frozen_a)
+        self._group = _together(members, base.device, frozen_a)
         self._moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in self._group.trained]
         rows = [row for member in members for row in member.rows]
         owners = [i for i, member in enumerate(members) for _ in member.rows]
@@ -134,8 +136,16 @@ class Trainer:
         return member not in self.failed and len(self.taken[member]) < self.members[member].schedule.steps
 
     def weights(self, member: int) -> LoraWeights:
-        """A member's LoRA as trained so far, float32 on the CPU."""
+        """A member's ΔW as trained so far, float32 on the CPU."""
         return self._group.weights(member)
+
+    def stored(self, member: int) -> LoraWeights:
+        """A member's ΔW as the store gives it back. Raises IntegrityFault when a number is not finite there."""
+        return self._group.stored(member)
+
+    def packed(self, member: int) -> bytes | None:
+        """A member's numbers as they are kept, where they have a core."""
+        return self._group.packed(member) if isinstance(self._group, CoreGroup) else None
 
     def _step(self, active: Sequence[int]) -> dict[int, TrainStep]:
         started = time.perf_counter()
@@ -175,6 +185,7 @@ class Trainer:
         rows, owners = [one.row for one in due], [one.member for one in due]
         batches = [[due[i] for i in batch] for batch in shared_passes(self._lens, rows, owners, self.budget.tokens)]
         self.budget.spend(batches, lambda batch: self._pass(batch, labels, totals))
+        self._group.hold()
         found: list[float] = totals.tolist()
         return {i: found[i] for i in labels}
 
@@ -203,14 +214,14 @@ class Trainer:
         counts = [len(self.taken[i]) + 1 for i in active]
         first = torch.tensor([rate / (1 - BETA_1**n) for rate, n in zip(rates, counts, strict=True)], device=device)
         second = torch.tensor([(1 - BETA_2**n) ** 0.5 for n in counts], device=device)
-        first, second = first[:, None, None], second[:, None, None]
         everyone = len(active) == len(self.members)
         index = slice(None) if everyone else torch.tensor(active, device=device)
         for value, grad, (mean, square) in zip(self._group.trained, self._group.grads, self._moments, strict=True):
             g, m, v = grad[index], mean[index], square[index]
             m.lerp_(g, 1 - BETA_1)
             v.mul_(BETA_2).addcmul_(g, g, value=1 - BETA_2)
-            change = first * m / (v.sqrt().div_(second).add_(EPSILON))
+            each = (-1, *[1] * (value.dim() - 1))
+            change = first.view(each) * m / (v.sqrt().div_(second.view(each)).add_(EPSILON))
             value[index] -= change
             if not everyone:
                 mean[index], square[index] = m, v
@@ -239,6 +250,17 @@ class Trainer:
             for i, (value, moments) in enumerate(zip(self._group.trained, self._moments, strict=True))
             for name, tensor in zip(("value", "exp_avg", "exp_avg_sq"), (value, *moments), strict=True)
         }
+
+
+def _together(members: Sequence[Member], device: torch.device, frozen_a: bool) -> Group | CoreGroup:
+    """What the members train, stacked. ValueError when they are not of one kind."""
+    starts = [member.start for member in members]
+    first, loras = starts[0], [start for start in starts if isinstance(start, LoraWeights)]
+    if isinstance(first, Core) and all(start is first for start in starts):
+        return CoreGroup(first, len(members), device)
+    if len(loras) < len(starts):
+        raise ValueError("a group trains LoRAs, or one and the same core for everybody")
+    return Group(loras, device, frozen_a=frozen_a)
 
 
 def _metadata(state: bytes) -> dict[str, str]:

@@ -79,9 +79,11 @@ def _recipe(reg: "Registry", recipe: "Recipe") -> Entry:
 
 
 def _stack(reg: "Registry", stack: "Stack") -> Entry:
-    kept = ("digest", "shots", "steps", "loss_before", "loss_after", "created")
+    kept = ("digest", "shots", "steps", "loss_before", "loss_after", "heldout_before", "heldout_after", "created")
     values = {name: value for name, value in asdict(stack).items() if name in kept}
-    return _bank(reg.banks.by_id(stack.bank_id)) | values | {"stack_bytes": stack.bytes}
+    return _bank(reg.banks.by_id(stack.bank_id)) | values | {
+        "kind": "lora" if stack.numbers is None else "core", "stack_bytes": stack.bytes,
+    }  # fmt: skip
 
 
 def _anchors(reg: "Registry", user: "User") -> list[Entry]:

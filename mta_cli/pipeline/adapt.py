@@ -1,4 +1,7 @@
-"""The job behind `mta user adapt`: an ultra-low-rank stack on the frozen fusion, trained on a user's few shots."""
+"""The job behind `mta user adapt`: an ultra-low-rank stack on the frozen fusion, trained on a user's few shots.
+
+A stack is a core of a few numbers between the bank's main directions, or a LoRA.
+"""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import Done, Event, Failed, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import AdaptOptions
+from mta_cli.pipeline.basis import basis_of
 from mta_cli.pipeline.examples import Examples
 from mta_cli.pipeline.fuse import (
     FuseRequest,
@@ -20,7 +24,7 @@ from mta_cli.pipeline.fuse import (
 from mta_cli.pipeline.lesson import Trained
 from mta_cli.pipeline.loading import load_others
 from mta_cli.pipeline.personal import anchor_parts, current_bank, users_task
-from mta_cli.pipeline.training import AdapterJob, Group, Training, group_size, train_groups
+from mta_cli.pipeline.training import CORE, AdapterJob, Group, Training, group_size, train_groups
 from store.models import Adapter, Bank, Item, Recipe, Run, Stack, User
 from store.personal import pack_shares
 
@@ -58,9 +62,10 @@ class Pupil:
 class Workshop:
     """A base with the task adapter folded in; fusions and stacks stand above it as parts of each row's own user."""
 
-    def __init__(self, reg: "Registry", base: "LoadedBase", bank: Bank, request: FuseRequest) -> None:
+    def __init__(self, reg: "Registry", base: "LoadedBase", bank: Bank, request: FuseRequest, kind: str) -> None:
         self.reg, self.base, self.bank, self.request = reg, base, bank, request
         self.examples = Examples(reg, base, request.task, request.prompt.history_items)
+        self.basis = basis_of(reg, bank) if kind == CORE else None
 
     def fusion(self, recipe: Recipe) -> "tuple[LoraWeights, ...]":
         """The merged anchors of a recipe; nothing where it names none."""
@@ -96,6 +101,7 @@ def adapt_users(
 
     Users whose stack is already what these settings and items would give are left as they are: a stopped run goes on.
     """
+    options = options.settled()
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
     if explicit_top_k:
         check_top_k(reg, bank, request.options)
@@ -108,7 +114,7 @@ def adapt_users(
         )
         return
     with reg.job_lock(f"adapt {request.task.name}"):
-        recipes, workshop = yield from _prepare(reg, bank, chosen, request)
+        recipes, workshop = yield from _prepare(reg, bank, chosen, request, options.kind)
         yield Started("user adapt", total=sum(options.steps for user in chosen if shots[user.id]))
         results: dict[int, dict[str, Any]] = {}
         pupils: list[Pupil] = []
@@ -166,7 +172,7 @@ def _plan_lines(
 
 
 def _prepare(
-    reg: "Registry", bank: Bank, users: Sequence[User], request: FuseRequest
+    reg: "Registry", bank: Bank, users: Sequence[User], request: FuseRequest, kind: str
 ) -> Generator[Event, None, tuple[dict[int, Recipe], Workshop]]:
     """The loaded base and everybody's recipe; a recipe that is there already is kept unless weights were asked for."""
     from mta_cli.pipeline.models import remember
@@ -178,7 +184,7 @@ def _prepare(
     base = load_with_task_adapter(reg, bank, request)
     made = yield from make_recipes(reg, bank, people, request, base)
     recipes = {user_id: recipe for user_id, recipe in kept.items() if recipe is not None} | made
-    return recipes, Workshop(reg, base, bank, request)
+    return recipes, Workshop(reg, base, bank, request, kind)
 
 
 def _asks_otherwise(recipe: Recipe | None, request: FuseRequest) -> bool:
@@ -200,7 +206,7 @@ def _ready(
         return _entry(user, recipe, None, None, None, 0, 0.0)
     job = _job(reg, user, shots, recipe, options, workshop.request, bank)
     known = reg.stacks.get(user.id, bank.task, bank.id)
-    if known is not None and reg.adapters.get(known.digest).config.get("identity") == job.config["identity"]:
+    if known is not None and known.identity == job.config["identity"]:
         yield Note(f"{user.name}: adapted already with these settings and items.")
         return {**_stored(reg, user, recipe, known), "unchanged": True}
     heldout = workshop.examples.query_rows(reg.items.queries(user.id, bank.task))
@@ -241,7 +247,7 @@ def _group(
     for pupil in pupils:
         runs[pupil.user.id] = workshop.reg.runs.start("user adapt", pupil.user.name, dict(pupil.job.config))
     trainings = [Training(pupil.job, pupil.rows, pupil.fusion, runs[pupil.user.id]) for pupil in pupils]
-    return Group(trainings, partial(_settle, workshop, pupils, runs, results), partial(measure, pupils))
+    return Group(trainings, partial(_settle, workshop, pupils, runs, results), partial(measure, pupils), workshop.basis)
 
 
 def _job(
@@ -257,12 +263,14 @@ def _job(
 
     from mta_cli.engine.train import Schedule
 
+    assert options.learning_rate is not None  # settled
     schedule = Schedule(options.steps, options.batch_size, options.learning_rate)
     config = {"history_items": request.prompt.history_items, "task": bank.task, "bank": bank.key,
               "recipe": pack_shares(recipe.shares).hex()}  # fmt: skip
     job = AdapterJob(
-        "stack", user.name, bank.task_adapter, options.rank, options.alpha, options.targets, options.placement,
-        request.machine.seed, reg.items.data_hash_of(shots), schedule, config,
+        CORE if options.kind == CORE else "stack", user.name, bank.task_adapter, options.rank,
+        options.alpha or float(options.rank), options.targets or "", options.placement or "", request.machine.seed,
+        reg.items.data_hash_of(shots), schedule, config, pull=options.pull or 0.0,
     )  # fmt: skip
     identity = hashlib.sha256(job.checkpoint_key(bank.base).encode()).hexdigest()
     return replace(job, config={**config, "identity": identity})
@@ -274,17 +282,18 @@ def _settle(
 ) -> Iterator[Event]:  # fmt: skip
     """End the runs of a group and store its stacks; then tell of everybody."""
     reg, made = workshop.reg, list[Stack | None]()
-    for pupil, adapter, before, after in zip(pupils, adapters, trained.before, trained.after, strict=True):
+    for i, (pupil, adapter) in enumerate(zip(pupils, adapters, strict=True)):
+        before, after = trained.before[i], trained.after[i]
         run = runs.pop(pupil.user.id)
         if isinstance(adapter, str):
             reg.runs.fail(run.id, adapter)
             made.append(None)
             continue
-        stack = _stack(pupil, workshop.bank, adapter, before, after)
+        stack = _stack(pupil, workshop.bank, adapter, before, after, trained.numbers.get(i))
         reg.stacks.put(stack)
         made.append(stack)
-        losses, queries = (before, after), len(pupil.heldout)
-        results[pupil.user.id] = _entry(pupil.user, pupil.recipe, stack, *losses, queries, adapter.seconds)
+        seconds = sum(step.seconds for step in trained.taken[i])
+        results[pupil.user.id] = _entry(pupil.user, pupil.recipe, stack, before, after, len(pupil.heldout), seconds)
         reg.runs.finish(run.id, results[pupil.user.id])
     for i, (pupil, kept) in enumerate(zip(pupils, made, strict=True)):
         if kept is None:
@@ -295,7 +304,9 @@ def _settle(
         yield Saved("stack", pupil.user.name, f"{arrow}, {kept.bytes:,} bytes")
 
 
-def _stack(pupil: Pupil, bank: Bank, adapter: Adapter, before: Measured, after: Measured) -> Stack:
+def _stack(
+    pupil: Pupil, bank: Bank, adapter: Adapter, before: Measured, after: Measured, numbers: bytes | None
+) -> Stack:
     return Stack(
         pupil.user.id,
         bank.task,
@@ -306,7 +317,11 @@ def _stack(pupil: Pupil, bank: Bank, adapter: Adapter, before: Measured, after: 
         before.shots or 0.0,
         after.shots or 0.0,
         pack_shares(pupil.recipe.shares),
-        adapter.bytes,
+        adapter.bytes if numbers is None else len(numbers),
+        identity=pupil.job.config["identity"],
+        numbers=numbers,
+        heldout_before=before.heldout,
+        heldout_after=after.heldout,
     )
 
 
@@ -343,11 +358,7 @@ def _stored(reg: "Registry", user: User, recipe: Recipe, stack: Stack) -> dict[s
     """The result of the run that made this stack, or what its row still tells."""
     for run in reg.runs.of_subject(user.name):
         result = run.result
-        if (
-            run.kind == "user adapt"
-            and result
-            and run.config.get("identity") == reg.adapters.get(stack.digest).config["identity"]
-        ):
+        if run.kind == "user adapt" and result and run.config.get("identity") == stack.identity:
             return result
-    losses = Measured(stack.loss_before, None), Measured(stack.loss_after, None)
-    return _entry(user, recipe, stack, *losses, 0, reg.adapters.get(stack.digest).seconds)
+    losses = Measured(stack.loss_before, stack.heldout_before), Measured(stack.loss_after, stack.heldout_after)
+    return _entry(user, recipe, stack, *losses, 0, 0.0)

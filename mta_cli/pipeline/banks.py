@@ -14,7 +14,7 @@ def verify_bank(reg: "Registry", name: str, version: int | None = None) -> dict[
     """Read every adapter of a bank in full. IntegrityFault names all that are missing, changed or not finite."""
     bank = reg.banks.get(name, version)
     anchors = reg.banks.anchors(bank.id)
-    digests = [*([bank.task_adapter] if bank.task_adapter else []), *(a.digest for a in anchors if a.digest)]
+    digests = [digest for digest in (bank.task_adapter, bank.basis, *(a.digest for a in anchors)) if digest]
     faults = [f"anchor {a.id} ({a.user}) has no meta-LoRA" for a in anchors if a.digest is None]
     for digest in dict.fromkeys(digests):
         try:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.cores import Core
     from mta_cli.engine.lora import LoraWeights
     from mta_cli.engine.train import Member, Trainer, TrainStep
-    from mta_cli.pipeline.training import Group
+    from mta_cli.pipeline.training import AdapterJob, Group
 
 CHECKPOINT_SECONDS = 15.0
 CHECKPOINT_SHARE = 10  # a checkpoint comes no sooner than so many times the time that the last one took
@@ -39,11 +40,12 @@ class Stepped:
 class Trained:
     """What came of a group, by member: the weights as their files will give them back, or why one failed.
 
-    `first` and `last` are mean losses (nats per labelled token) on the probes; `before` and `after` what the group's
-    own `measure` found, one for each member, and nothing where it has none.
+    `numbers`: what is kept of each core. `first` and `last` are mean losses (nats per labelled token) on the probes;
+    `before` and `after` what the group's own `measure` found, one for each member, and nothing where it has none.
     """
 
     weights: "dict[int, LoraWeights]"
+    numbers: dict[int, bytes]
     failed: dict[int, str]
     taken: "list[list[TrainStep]]"
     first: list[float | None]
@@ -72,31 +74,43 @@ class Lesson:
         before = self._measured([()] * len(trainings))
         members = self._members()
         probes = [t.rows[:: max(1, len(t.rows) // PROBE)] for t in trainings]
-        # The fresh LoRA adds nothing yet, but with it these passes begin where training's do, and share their states.
-        first = mean_losses(self.base, [(probe, (*m.under, m.start)) for probe, m in zip(probes, members, strict=True)])
         self._trainer = trainer = Trainer(self.base, members)
+        # A fresh part adds nothing yet, but with it these passes begin where training's do, and share their states.
+        fresh = [(*member.under, trainer.weights(i)) for i, member in enumerate(members)]
+        first = mean_losses(self.base, list(zip(probes, fresh, strict=True)))
         yield self._begun(trainer)
         yield from self._steps(trainer)
-        weights = {i: trainer.weights(i).stored() for i in range(len(members)) if i not in trainer.failed}
+        weights = {i: trainer.stored(i) for i in range(len(members)) if i not in trainer.failed}
+        packed = {i: numbers for i in weights if (numbers := trainer.packed(i)) is not None}
         last = mean_losses(self.base, [(probes[i], (*members[i].under, own)) for i, own in weights.items()])
         after = self._measured([(weights[i],) if i in weights else () for i in range(len(members))])
         ends = dict(zip(weights, last, strict=True))
-        yield Trained(weights, trainer.failed, trainer.taken, first, ends, before, after)
+        yield Trained(weights, packed, trainer.failed, trainer.taken, first, ends, before, after)
 
     def state(self) -> bytes | None:
         """A checkpoint; None before `Begun`. Only between two reports, and while no thread goes on to the next."""
         return self._trainer.state() if self._trainer is not None else None
 
     def _members(self) -> "list[Member]":
-        from mta_cli.engine.lora import initial
         from mta_cli.engine.train import Member
 
-        members = []
-        for training in self.group.trainings:
-            job = training.job
-            start = initial(self.base.model, job.targets, job.placement, job.rank, job.alpha, job.seed)
-            members.append(Member(start, training.rows, job.schedule, job.seed, training.under))
-        return members
+        core = self._core()
+        return [
+            Member(core or self._lora(one.job), one.rows, one.job.schedule, one.job.seed, one.under)
+            for one in self.group.trainings
+        ]
+
+    def _core(self) -> "Core | None":
+        """What everybody's numbers stand in, where the group has a basis."""
+        from mta_cli.engine.cores import Core, narrowed
+
+        basis, job = self.group.basis, self.group.jobs[0]
+        return Core(narrowed(basis.weights, job.rank), pull=job.pull) if basis is not None else None
+
+    def _lora(self, job: "AdapterJob") -> "LoraWeights":
+        from mta_cli.engine.lora import initial
+
+        return initial(self.base.model, job.targets, job.placement, job.rank, job.alpha, job.seed)
 
     def _begun(self, trainer: "Trainer") -> Begun:
         saved, self._saved = self._saved, None

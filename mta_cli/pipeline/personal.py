@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageFault
-from store.models import Anchor, Bank, Share, User
+from store.models import Anchor, Bank, Share, Stack, User
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora import LoraWeights
@@ -36,6 +36,14 @@ def load_weights(reg: "Registry", digest: str, base: str) -> "LoraWeights":
     from mta_cli.engine.lora import LoraWeights
 
     return LoraWeights.from_file(reg.adapters.path(digest, base=base))
+
+
+def stack_weights(reg: "Registry", stack: Stack, base: str) -> "LoraWeights":
+    """A user's stack: their own adapter, or their numbers between the factors of the bank's basis."""
+    from mta_cli.engine.cores import unpack_core
+
+    weights = load_weights(reg, stack.digest, base)
+    return weights if stack.numbers is None else unpack_core(weights, stack.numbers)
 
 
 def current_bank(reg: "Registry", task: str, base: str) -> Bank:
@@ -129,7 +137,7 @@ def parts_above(
     shares = unpack_shares(stack.recipe) if mode == "adapted" and stack else recipe.shares if recipe else ()
     parts, names = anchor_parts(reg, bank, shares)
     if mode == "adapted" and stack is not None:
-        parts.append((load_weights(reg, stack.digest, bank.base), 1.0))
+        parts.append((stack_weights(reg, stack, bank.base), 1.0))
     kinds = dict.fromkeys(part.placement.late for part, _ in parts)
     merged = (merge([(part, w) for part, w in parts if part.placement.late == kind]) for kind in kinds)
     return tuple(part for part in merged if part is not None), Source(mode, bank.name, bank.version, names)

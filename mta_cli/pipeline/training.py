@@ -12,6 +12,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Event, Note, Step
+from mta_cli.pipeline.basis import Basis
 from mta_cli.pipeline.lesson import Begun, Lesson, Report, Stepped, Trained
 from mta_cli.pipeline.side_by_side import Crew
 from store.models import Adapter
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from store.models import Run
     from store.registry import Registry
 
+CORE = "core"  # the kind of a job that trains numbers on its group's basis
 TOGETHER = 64  # people in a group at most
 GROUP_BYTES = 1 << 30  # for factors, gradients and moments of a group
 
@@ -44,6 +46,7 @@ class AdapterJob:
     schedule: "Schedule"
     config: dict[str, Any] = field(default_factory=dict)
     shown: str = ""
+    pull: float = 0.0
 
     @property
     def title(self) -> str:
@@ -53,7 +56,7 @@ class AdapterJob:
     def checkpoint_key(self, base: str) -> str:
         """Names the training whose checkpoint may be resumed."""
         return repr((base, self.kind, self.label, self.task_adapter, self.rank, self.alpha, self.targets,
-                     self.placement, self.seed, self.data_hash, self.schedule,
+                     self.placement, self.seed, self.data_hash, self.schedule, self.pull,
                      sorted(self.config.items())))  # fmt: skip
 
 
@@ -73,7 +76,7 @@ Measure = Callable[["LoadedBase", "Sequence[tuple[LoraWeights, ...]]"], list[Any
 
 @dataclass(frozen=True)
 class Group:
-    """Trainings that run together: all have the same modules, rank, alpha and placement.
+    """Trainings that run together: all have the same modules, rank, alpha and placement, or are cores on `basis`.
 
     `settle` is given their rows, or why one failed, once these are stored: it writes what rests on them, and tells.
     `measure` is given a base and each member's new parts, none before the training, and returns a finding for each.
@@ -82,6 +85,7 @@ class Group:
     trainings: Sequence[Training]
     settle: Settle
     measure: Measure | None = None
+    basis: Basis | None = None
 
     @property
     def jobs(self) -> list[AdapterJob]:
@@ -102,13 +106,19 @@ def library_versions() -> dict[str, str]:
 
 
 def group_size(base: "LoadedBase", job: AdapterJob, many: int, devices: int = 1) -> int:
-    """How many of `many` adapters like this one train together: within `GROUP_BYTES`, and no device's share more."""
+    """How many of `many` adapters like this one train together: within `GROUP_BYTES`, and no device's share more.
+
+    The numbers of a core are so few that `TOGETHER` alone bounds them.
+    """
     from mta_cli.engine.lora import find_targets
 
+    share = math.ceil(many / devices)
+    if job.kind == CORE:
+        return max(1, min(TOGETHER, share))
     paths, _ = find_targets(base.model, job.targets, job.placement)
     shapes = [base.model.get_submodule(path).weight.shape for path in paths]
     bytes_each: int = 4 * 4 * job.rank * sum(out + inputs for out, inputs in shapes)  # value, gradient and two moments
-    return max(1, min(TOGETHER, GROUP_BYTES // bytes_each, math.ceil(many / devices)))
+    return max(1, min(TOGETHER, GROUP_BYTES // bytes_each, share))
 
 
 def group_key(base: "LoadedBase", jobs: Sequence[AdapterJob]) -> str:
@@ -215,11 +225,15 @@ class _Course:
             self._reg.files.write_partial(self._key, state)
 
     def _settle(self, trained: Trained) -> Iterator[Event]:
-        """Store the adapters, and do what the group wants done with them."""
+        """Store the adapters, and do what the group wants done with them; a core's numbers are stored by `settle`."""
         self.taken, self._settled = self._group.steps, True
         results: list[Adapter | str] = [trained.failed.get(i, "") for i in range(len(self._group.jobs))]
         for i, weights in trained.weights.items():
-            results[i] = _store(self._reg, self.base, self._group.jobs[i], weights, trained, i)
+            results[i] = (
+                self._group.basis.adapter
+                if self._group.basis is not None
+                else _store(self._reg, self.base, self._group.jobs[i], weights, trained, i)
+            )
         self._reg.files.drop_partial(self._key)
         yield from self._group.settle(results, trained)
 

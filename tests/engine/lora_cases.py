@@ -42,3 +42,10 @@ def explicit_delta(parts: Sequence[tuple[LoraWeights, float]], path: str) -> Ten
             a, b = part.factors[path]
             total = total + weight * part.scale * (b.double() @ a.double())
     return total
+
+
+def difference(ours: LoraWeights | None, theirs: LoraWeights | None) -> float:
+    """Relative Frobenius difference of ΔW over all modules, which have to be the same."""
+    assert ours is not None and theirs is not None and list(ours.factors) == list(theirs.factors)
+    off = sum(float((ours.delta(path) - theirs.delta(path)).square().sum()) for path in theirs.factors)
+    return float(off**0.5 / theirs.norm())

@@ -1,18 +1,24 @@
-"""A few numbers between frozen factors: they begin at nothing, learn, and are the same in any company."""
+"""A few numbers between frozen factors: they begin at nothing, learn, are the same in any company, and in bytes."""
 
+import struct
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 
 from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.cores import Kind, bank_basis, between, count, fit_cores
+from mta_cli.engine.cores import Core, CoreGroup, Kind, bank_basis, narrowed, pack_numbers, unpack_core
 from mta_cli.engine.lora import LoraWeights
+from mta_cli.engine.parts import blocks_of
 from mta_cli.engine.prompts import Row
 from mta_cli.engine.score import mean_loss
-from tests.engine.lora_cases import explicit_delta, random_lora, random_rows
+from mta_cli.engine.train import Member, Schedule, Trainer
+from mta_cli.errors import IntegrityFault
+from tests.engine.lora_cases import difference, explicit_delta, random_lora, random_rows
 
 KINDS: tuple[Kind, ...] = ("core", "gains", "code")
+CPU = torch.device("cpu")
 
 
 def bank(base: LoadedBase, placement: str = "upper") -> list[LoraWeights]:
@@ -25,23 +31,52 @@ def basis_of(base: LoadedBase, rank: int = 3, placement: str = "upper") -> LoraW
     return basis
 
 
+def nothing_of(weights: LoraWeights) -> LoraWeights:
+    """The same modules without any ΔW."""
+    factors = {path: (a, torch.zeros_like(b)) for path, (a, b) in weights.factors.items()}
+    return LoraWeights(factors, weights.scale, weights.placement)
+
+
 def crowd() -> list[list[Row]]:
     """Histories of different number and length; the second person has none."""
     return [random_rows([14 + (7 * i + 5 * n) % 31 for n in range(size)], i) for i, size in enumerate((3, 0, 5, 1))]
 
 
+def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def trained(
+    base: LoadedBase, core: Core, people: Sequence[Sequence[Row]], steps: int, rate: float,
+    under: Sequence[tuple[LoraWeights, ...]], budget: int | None = None,
+) -> Trainer:  # fmt: skip
+    """A training that has ended; every step is on all of a person's rows."""
+    members = [
+        Member(core, rows, Schedule(steps, len(rows), rate), i, parts)
+        for i, (rows, parts) in enumerate(zip(people, under, strict=True))
+    ]
+    trainer = Trainer(base, members, budget=budget)
+    list(trainer.steps())
+    return trainer
+
+
 def fit(
-    base: LoadedBase, basis: LoraWeights, people: list[list[Row]], kind: Kind, *, steps: int = 6, rate: float = 0.2,
-    pull: float = 0.1, under: tuple[tuple[LoraWeights, ...], ...] = (),
+    base: LoadedBase, basis: LoraWeights, people: Sequence[Sequence[Row]], kind: Kind, *, steps: int = 6,
+    rate: float = 0.2, pull: float = 0.1, under: Sequence[tuple[LoraWeights, ...]] = (), budget: int | None = None,
 ) -> list[LoraWeights | None]:  # fmt: skip
-    return fit_cores(base, basis, people, kind=kind, steps=steps, learning_rate=rate, pull=pull, under=under)
+    """Everybody's ΔW as the store gives it back; None where there are no rows, or where training failed."""
+    able = [i for i, rows in enumerate(people) if rows]
+    below = [under[i] if under else () for i in able]
+    trainer = trained(base, Core(basis, kind, pull), [people[i] for i in able], steps, rate, below, budget)
+    found: list[LoraWeights | None] = [None] * len(people)
+    for place, i in enumerate(able):
+        found[i] = trainer.stored(place) if place not in trainer.failed else None
+    return found
 
 
-def difference(ours: LoraWeights | None, theirs: LoraWeights | None) -> float:
-    """Relative Frobenius difference of ΔW over all modules."""
-    assert ours is not None and theirs is not None
-    off = sum(float((ours.delta(path) - theirs.delta(path)).square().sum()) for path in theirs.factors)
-    return float(off**0.5 / theirs.norm())
+def equal(ours: LoraWeights, theirs: LoraWeights) -> bool:
+    """Whether two parts are the same bit for bit."""
+    return ours.to_bytes({}) == theirs.to_bytes({})
 
 
 def test_the_basis_holds_the_anchors_main_directions_at_their_own_size(base: LoadedBase) -> None:
@@ -57,30 +92,80 @@ def test_the_basis_holds_the_anchors_main_directions_at_their_own_size(base: Loa
 
 
 def test_an_empty_bank_has_no_basis(base: LoadedBase) -> None:
-    still = random_lora(base.model, 0)
-    nothing = LoraWeights({path: (a, torch.zeros_like(b)) for path, (a, b) in still.factors.items()}, 1.0,
-                          still.placement)  # fmt: skip
-    assert bank_basis([], 2) is None and bank_basis([nothing], 2) is None
+    assert bank_basis([], 2) is None and bank_basis([nothing_of(random_lora(base.model, 0))], 2) is None
+
+
+def test_modules_that_differ_in_rank_share_as_many_directions_as_all_have(base: LoadedBase) -> None:
+    wide, thin = random_lora(base.model, 0, rank=4), random_lora(base.model, 1, rank=1)
+    first, second = list(wide.factors)[:2]
+    mixed = LoraWeights({first: wide.factors[first], second: thin.factors[second]}, 1.0, wide.placement)
+    basis = bank_basis([mixed], 4)
+    assert basis is not None and {len(a) for a, _ in basis.factors.values()} == {1}
+    core = Core(basis)
+    assert unpack_core(basis, pack_numbers(drawn(core.count))).rank == 1
+    assert Core(basis, "code").part(drawn(1)).rank == 1
+
+
+def test_more_directions_than_a_module_is_wide_are_those_it_has(base: LoadedBase) -> None:
+    many = [random_lora(base.model, seed, rank=16) for seed in range(8)]
+    basis = bank_basis(many, 100)
+    narrowest = min(min(b.shape[0], a.shape[1]) for a, b in many[0].factors.values())
+    assert basis is not None and {len(a) for a, _ in basis.factors.values()} == {narrowest}
+
+
+def test_directions_of_nothing_carry_no_core(base: LoadedBase) -> None:
+    with pytest.raises(IntegrityFault, match="come to nothing"):
+        unpack_core(nothing_of(basis_of(base, 2)), bytes(2 * len(basis_of(base).factors)))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_a_narrowed_basis_is_the_banks_of_the_lower_rank(base: LoadedBase, rank: int) -> None:
+    wide, wanted = basis_of(base, rank=5), basis_of(base, rank)
+    narrow = narrowed(wide, rank)
+    assert difference(narrow, wanted) < 1e-4
+    assert narrow.norm() == pytest.approx(wide.norm(), rel=1e-6) and narrow.placement == wide.placement
+    assert {(len(a), b.shape[1]) for a, b in narrow.factors.values()} == {(rank, rank)}
+
+
+@pytest.mark.parametrize("rank", [3, 4, 100])
+def test_a_basis_that_is_narrow_enough_stays_as_it_is(base: LoadedBase, rank: int) -> None:
+    basis = basis_of(base, rank=3)
+    assert equal(narrowed(basis, rank), basis)
+
+
+def between(kind: Kind, numbers: torch.Tensor, module: int) -> torch.Tensor:
+    """A person's C of one module of rank 3, by hand."""
+    if kind == "core":
+        return numbers[9 * module : 9 * module + 9].view(3, 3)
+    return torch.diag(numbers if kind == "code" else numbers[3 * module : 3 * module + 3])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("leading", [(), (2,)])
 def test_numbers_stand_between_the_factors(base: LoadedBase, kind: Kind, leading: tuple[int, ...]) -> None:
     basis = basis_of(base)
-    modules = len(basis.factors)
-    assert count(basis, kind) == {"core": 9 * modules, "gains": 3 * modules, "code": 3}[kind]
-    numbers = torch.randn(*leading, count(basis, kind), generator=torch.Generator().manual_seed(1))
-    factors = between(basis, kind, numbers)
+    modules, core = len(basis.factors), Core(basis, kind)
+    assert core.count == {"core": 9 * modules, "gains": 3 * modules, "code": 3}[kind]
+    numbers = drawn(*leading, core.count)
+    factors = core.factors(numbers)
     for person in range(2) if leading else [...]:
         own = numbers[person]
         for i, (path, (a, b)) in enumerate(basis.factors.items()):
-            core = {
-                "core": lambda i=i, own=own: own[9 * i : 9 * i + 9].view(3, 3),
-                "gains": lambda i=i, own=own: torch.diag(own[3 * i : 3 * i + 3]),
-                "code": lambda own=own: torch.diag(own),
-            }[kind]()
             found = factors[path][1][person] @ factors[path][0][person]
-            assert torch.allclose(found, basis.scale * b @ core @ a, atol=1e-5)
+            assert torch.allclose(found, basis.scale * b @ between(kind, own, i) @ a, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_is_what_its_numbers_mean_also_on_a_coarse_basis(base: LoadedBase, kind: Kind) -> None:
+    basis = basis_of(base)
+    coarse = basis.stored()
+    numbers = drawn(Core(basis, kind).count).half()
+    fine, part = Core(basis, kind).part(numbers), Core(coarse, kind).part(numbers)
+    assert {half.dtype for pair in part.factors.values() for half in pair} == {torch.float32}
+    assert part.scale == 1.0 and part.placement == basis.placement
+    assert 0 < difference(part, fine) < 1e-3
+    for path, (a, b) in Core(basis, kind).factors(numbers.float()).items():
+        assert torch.equal(fine.delta(path), b @ a)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,21 +186,21 @@ def test_no_step_changes_nothing_and_many_learn(base: LoadedBase, kind: Kind) ->
 def test_one_step_follows_the_gradient_of_the_loss_as_it_is_written(base: LoadedBase, kind: Kind) -> None:
     """Adam's first step moves each number by the learning rate, against the sign of finite differences' slope."""
     rows, basis = random_rows([18, 25]), basis_of(base, rank=2)
+    core = Core(basis, kind)
     (moved,) = fit(base, basis, [rows], kind, steps=1, rate=0.125)
     assert moved is not None
     checked = 0
-    for place in range(min(count(basis, kind), 6)):
+    for place in range(min(core.count, 6)):
         slope = 0.0
         for sign in (1.0, -1.0):
-            numbers = torch.zeros(count(basis, kind))
+            numbers = torch.zeros(core.count)
             numbers[place] = 0.05 * sign
-            part = LoraWeights(between(basis, kind, numbers), 1.0, basis.placement)
-            slope += sign * mean_loss(base, rows, (part,))
+            slope += sign * mean_loss(base, rows, (core.part(numbers),))
         if abs(slope) < 1e-4:
             continue
-        wanted = torch.zeros(count(basis, kind))
+        wanted = torch.zeros(core.count)
         wanted[place] = -0.125 if slope > 0 else 0.125
-        alone = LoraWeights(between(basis, kind, wanted), 1.0, basis.placement)
+        alone = core.part(wanted)
         # the basis' directions are orthogonal, so the moved ΔW holds the one number's ΔW exactly
         inner = sum(float((moved.delta(path) * alone.delta(path)).sum()) for path in alone.factors)
         assert inner == pytest.approx(alone.norm() ** 2, rel=1e-3)
@@ -133,27 +218,75 @@ def test_the_pull_holds_numbers_back(base: LoadedBase) -> None:
     assert norms[2] < 0.2 * norms[0] and norms[2] < norms[1] < norms[0]
 
 
+@pytest.mark.parametrize("pull", [0.0, 0.3])
+def test_the_pull_is_the_gradient_of_its_share_of_the_mean_square(base: LoadedBase, pull: float) -> None:
+    group = CoreGroup(Core(basis_of(base), "gains", pull), 3, CPU)
+    group.numbers.copy_(drawn(*group.numbers.shape))
+    leaf = group.numbers.clone().requires_grad_()
+    (pull * leaf.square().mean(1)).sum().backward()  # type: ignore[no-untyped-call]
+    group.grads[0].fill_(2.0)
+    group.hold()
+    assert leaf.grad is not None
+    torch.testing.assert_close(group.grads[0], 2.0 + leaf.grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("owners", [[0, 1, 2], [2, 0, 2], [1, 1, 1], [2, 2, 0, 0]])
+def test_gradients_equal_those_of_a_plain_formulation(base: LoadedBase, kind: Kind, owners: list[int]) -> None:
+    """Each block of rows answers with a weight of its own; gradients of two passes add up."""
+    core = Core(basis_of(base), kind)
+    group = CoreGroup(core, 3, CPU)
+    group.numbers.copy_(drawn(*group.numbers.shape))
+    heads, _ = blocks_of(owners)
+    plain = group.numbers.clone().requires_grad_()
+    for repeat in (1.0, 2.0):
+        leaves = group.leaves(owners, torch.float32)
+        total, wanted = torch.zeros(()), torch.zeros(())
+        for path, (a, b) in leaves.factors().items():
+            blocks = (b @ a).view(len(heads), *(b @ a).shape[-2:])
+            for block, owner in enumerate(heads):
+                total = total + (repeat + block) * blocks[block].square().sum()
+                own_a, own_b = core.factors(plain[owner])[path]
+                wanted = wanted + (repeat + block) * (own_b @ own_a).square().sum()
+        total.backward(), wanted.backward()  # type: ignore[no-untyped-call, no-untyped-call]
+        leaves.gather()
+    assert plain.grad is not None
+    torch.testing.assert_close(group.grads[0], plain.grad, rtol=1e-4, atol=1e-5)
+    assert [bool(grad.any()) for grad in group.grads[0]] == [person in owners for person in range(3)]
+
+
+def test_coarse_passes_keep_fine_numbers(base: LoadedBase) -> None:
+    group = CoreGroup(Core(basis_of(base)), 2, CPU)
+    group.numbers.copy_(drawn(*group.numbers.shape))
+    before = group.numbers.clone()
+    leaves = group.leaves([0, 1], torch.bfloat16)
+    factors = leaves.factors()
+    assert {tensor.dtype for pair in factors.values() for tensor in pair} == {torch.bfloat16}
+    sum((b.float().sum() for _, b in factors.values()), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
+    leaves.gather()
+    assert group.grads[0].dtype == torch.float32 and bool(group.grads[0].any())
+    assert torch.equal(group.numbers, before)
+
+
+def test_what_a_group_gives_out_stays_as_it_was(base: LoadedBase) -> None:
+    group = CoreGroup(Core(basis_of(base)), 2, CPU)
+    weights = group.weights(0)
+    group.numbers.fill_(1.0)
+    assert weights.norm() == 0 and group.weights(0).norm() > 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("placement", ["upper", "late"])
 @pytest.mark.parametrize("budget", [64, 4096])
-def test_company_changes_nothing(
-    base: LoadedBase, kind: Kind, placement: str, budget: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_company_changes_nothing(base: LoadedBase, kind: Kind, placement: str, budget: int) -> None:
     people, basis = crowd(), basis_of(base, placement=placement)
-    under = tuple((random_lora(base.model, 50 + i, rank=1 + i, placement=placement),) for i in range(4))
-    alone = [fit(base, basis, [people[i]], kind, under=under[i : i + 1])[0] for i in range(4)]
-    monkeypatch.setattr("mta_cli.engine.lens.tokens_at_once", lambda device: budget)
-    together = fit(base, basis, people, kind, under=under)
-    assert together[1] is None and alone[1] is None
+    under = [(random_lora(base.model, 50 + i, rank=1 + i, placement=placement),) for i in range(4)]
+    together = fit(base, basis, people, kind, under=under, budget=budget)
+    assert together[1] is None
     for i in (0, 2, 3):
-        assert difference(together[i], alone[i]) < 2e-3  # float16 keeps eleven bits of each number
-    one, other = together[0], fit(base, basis, people, kind)[0]
-    assert difference(one, other) > 0.01  # what lies under matters
-
-
-def test_nobody_with_rows_gives_nobody_a_part(base: LoadedBase) -> None:
-    assert fit(base, basis_of(base), [[], []], "core") == [None, None]
-    assert fit(base, basis_of(base), [], "core") == []
+        (alone,) = fit(base, basis, [people[i]], kind, under=[under[i]])
+        assert difference(together[i], alone) < 2e-3  # float16 keeps eleven bits of each number
+    assert difference(together[0], fit(base, basis, people, kind)[0]) > 0.01  # what lies under matters
 
 
 def test_numbers_come_back_as_float16_keeps_them(base: LoadedBase) -> None:
@@ -206,3 +339,70 @@ def test_a_base_without_a_plain_decoder_fits_the_same(base: LoadedBase) -> None:
     ours, theirs = (fit(one, basis, people, "core") for one in (base, replace(base, plain=None)))
     for i in (0, 2, 3):
         assert difference(ours[i], theirs[i]) < 2e-3
+
+
+def test_numbers_are_kept_as_little_endian_float16() -> None:
+    assert pack_numbers(torch.tensor([1.0, -2.0, 0.1])) == struct.pack("<3e", 1.0, -2.0, 0.1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e5])
+def test_numbers_that_float16_cannot_hold_are_not_kept(base: LoadedBase, value: float) -> None:
+    group = CoreGroup(Core(basis_of(base)), 2, CPU)
+    group.numbers[1, 4] = value
+    for keep in (group.packed, group.stored):
+        keep(0)
+        with pytest.raises(IntegrityFault, match="not finite"):
+            keep(1)
+    with pytest.raises(IntegrityFault, match="not finite"):
+        pack_numbers(torch.tensor([0.0, value]))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_kept_bytes_give_the_part_back_on_the_whole_basis(base: LoadedBase, rank: int) -> None:
+    basis = basis_of(base).stored()  # as a bank has it
+    trainer = trained(base, Core(narrowed(basis, rank)), [random_rows([20, 17])], 3, 0.2, [()])
+    packed = trainer.packed(0)
+    assert packed is not None and len(packed) == 2 * rank**2 * len(basis.factors)
+    assert equal(unpack_core(basis, packed), trainer.stored(0))
+    assert 0 < difference(trainer.stored(0), trainer.weights(0)) < 1e-3
+
+
+def holds(basis: LoraWeights, packed: bytes) -> bool:
+    """Whether the bytes are taken for a core."""
+    try:
+        return unpack_core(basis, packed).norm() == 0.0
+    except IntegrityFault:
+        return False
+
+
+def test_only_bytes_of_a_square_for_each_module_are_a_core(base: LoadedBase) -> None:
+    """Seven modules, two bytes a number: squares of 1, 2 and 3; not of 4, which the basis has no directions for."""
+    basis = basis_of(base)
+    assert len(basis.factors) == 7
+    assert {size for size in range(2 * 7 * 5**2 + 2) if holds(basis, bytes(size))} == {14, 56, 126}
+
+
+@pytest.mark.parametrize("size", [0, 13, 15, 16, 28, 57, 224])
+def test_bytes_of_another_length_are_refused(base: LoadedBase, size: int) -> None:
+    with pytest.raises(IntegrityFault, match=f"{size} bytes are no core on a basis of rank 3") as caught:
+        unpack_core(basis_of(base), bytes(size))
+    assert caught.value.hint == "adapt the user again"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 27])
+def test_bytes_of_a_number_that_is_not_finite_are_refused(base: LoadedBase, value: float, place: int) -> None:
+    numbers = [0.5] * 28
+    numbers[place] = value
+    with pytest.raises(IntegrityFault, match="not finite"):
+        unpack_core(basis_of(base), struct.pack("<28e", *numbers))
+
+
+def test_what_is_no_core_is_refused(base: LoadedBase) -> None:
+    basis = basis_of(base)
+    for packed in (random_lora(base.model, 1).to_bytes({}), b"\xff" * 56, b'{"rank": 2}'):
+        with pytest.raises(IntegrityFault):
+            unpack_core(basis, packed)
+    for packed in (b"", bytes(2), bytes(14)):
+        with pytest.raises(IntegrityFault, match="rank 0"):
+            unpack_core(LoraWeights({}, 1.0, basis.placement), packed)

@@ -162,13 +162,14 @@ def test_gradients_equal_those_of_a_plain_formulation(base: LoadedBase, owners: 
         whole = inputs(base, len(owners))
         before = {key: torch.full((len(owners), 4, b.shape[-1]), float(repeat)) for key, (_, b) in pairs.items()}
         added = (Parts(pairs).add(key, whole[key], before[key]) for key in pairs)
-        sum((one.square().sum() for one in added), torch.zeros(())).backward()
+        sum((one.square().sum() for one in added), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
         leaves.gather()
         for row, owner in enumerate(owners):
             factors = dict(zip(paths, expected[owner * count : (owner + 1) * count], strict=True))
-            person = LoraWeights(factors, starts[owner].scale, starts[owner].placement)
+            plain = LoraWeights(factors, starts[owner].scale, starts[owner].placement)
             for i, name in pairs:
-                (explicit(base, i, name, whole[i, name][row], person) + repeat).square().sum().backward()
+                loss = (explicit(base, i, name, whole[i, name][row], plain) + repeat).square().sum()
+                loss.backward()  # type: ignore[no-untyped-call]
     for person in range(3):
         for i in range(count):
             for half in (0, 1):
@@ -184,7 +185,8 @@ def test_coarse_passes_keep_fine_weights(base: LoadedBase) -> None:
     leaves = group.leaves([0, 1], torch.bfloat16)
     factors = leaves.factors()
     assert {tensor.dtype for pair in factors.values() for tensor in pair} == {torch.bfloat16}
-    sum(((a.float().sum() + b.float().sum()) for a, b in factors.values()), torch.zeros(())).backward()
+    total = sum(((a.float().sum() + b.float().sum()) for a, b in factors.values()), torch.zeros(()))
+    total.backward()  # type: ignore[no-untyped-call]
     leaves.gather()
     assert {grad.dtype for grad in group.grads} == {torch.float32}
     for path, (a, b) in group.weights(1).factors.items():
@@ -197,3 +199,21 @@ def test_what_a_group_gives_out_stays_as_it_was(base: LoadedBase) -> None:
     group.values[1].fill_(1.0)
     assert weights.norm() == 0 and group.weights(0).norm() > 0
     assert (weights.placement, weights.scale) == (Placement(1, 1), 2.0)
+
+
+def test_nothing_pulls_at_loras(base: LoadedBase) -> None:
+    group = Group(members(base), CPU)
+    for grad in group.grads:
+        grad.fill_(2.0)
+    group.hold()
+    assert all(bool((grad == 2.0).all()) for grad in group.grads)
+
+
+def test_a_group_gives_each_lora_as_its_file_has_it_and_says_which_cannot_be_kept(base: LoadedBase) -> None:
+    starts = members(base)
+    group = Group(starts, CPU)
+    group.values[1][2, 0, 0] = 1e6
+    for person in (0, 1):
+        assert group.stored(person).to_bytes({}) == starts[person].stored().to_bytes({})
+    with pytest.raises(IntegrityFault, match="not finite"):
+        group.stored(2)

@@ -51,7 +51,7 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
     """Labels and gold likelihoods of every user in every mode equal those of the user's model folded into the base."""
     built(peopled, placement="late")
     users = [peopled.users.get(name) for name in SHORT]
-    finish(adapt_users(peopled, users, fuse_request(), replace(QUICK, placement="late")))
+    finish(adapt_users(peopled, users, fuse_request(), QUICK))
     entry = resolve("tiny", "base")
     monkeypatch.setattr("mta_cli.pipeline.evaluate.PORTION", 5)
     result, _ = finish(evaluate_users(peopled, entry, TASK, users, MODES, PromptOptions(2), CPU))

@@ -56,6 +56,7 @@ def fuse_request(**changes: Any) -> FuseRequest:
 
 
 QUICK = AdaptOptions(steps=6, learning_rate=5e-2)
+LORA = replace(QUICK, kind="lora")
 
 
 def finish(events: Iterator[Event]) -> tuple[Any, list[Event]]:

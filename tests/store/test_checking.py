@@ -41,6 +41,8 @@ def test_a_store_that_is_well(full: Registry) -> None:
         ("INSERT INTO items_fts (items_fts) VALUES ('delete-all')", "full-text index"),
         ("UPDATE items SET input = 'quite other words'", "full-text index"),
         ("DELETE FROM adapters WHERE kind = 'stack'", "belongs to no adapter"),
+        ("UPDATE stacks SET numbers = x'0001', bytes = 4", "the core of user number"),
+        ("UPDATE stacks SET numbers = x'000102', bytes = 3", "the core of user number"),
     ],
 )
 def test_damaged_rows(full: Registry, statement: str, finding: str) -> None:

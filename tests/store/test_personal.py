@@ -60,6 +60,24 @@ def test_a_stack_replaces_the_earlier_one_and_its_file(reg: Registry) -> None:
     assert reg.check() == []
 
 
+def test_a_core_is_its_numbers_beside_the_banks_basis(reg: Registry) -> None:
+    alice, bob, carol = (person(reg, name, "a") for name in ("alice", "bob", "carol"))
+    made = bank(reg, [alice])
+    basis = adapter(reg, b"basis", kind="basis", below=made.task_adapter)
+    reg.banks.set_basis(made.id, basis)
+    first = adapted(reg, bob, made, b"a lora")
+    core = replace(first, digest=basis, bytes=4, identity="made so", numbers=b"\x00\x3c\x00\x00")
+    reg.stacks.put(core)
+    assert reg.stacks.get(bob, "free", made.id) == core and not reg.files.path(first.digest).exists()
+    reg.stacks.put(replace(core, user_id=carol, numbers=b"\x00\x00\x00\x3c"))
+    for user in (bob, carol):
+        reg.stacks.remove(user, "free", made.id)
+        assert reg.adapters.path(basis).exists(), "the bank keeps it"
+    assert reg.users.summaries()[1].stack_bytes == 0 and reg.check() == []
+    reg.banks.remove(made.id)
+    assert not reg.files.path(basis).exists()
+
+
 def test_a_file_that_two_stacks_share_stays_until_both_are_gone(reg: Registry) -> None:
     alice, bob, carol = (person(reg, name, "a") for name in ("alice", "bob", "carol"))
     made = bank(reg, [alice])
@@ -85,3 +103,15 @@ def test_a_loss_that_is_no_number_stays_one(reg: Registry) -> None:
     digest = adapter(reg, b"diverged")
     reg.stacks.put(replace(stack, digest=digest, loss_after=math.nan))
     assert math.isnan(reg.stacks.of_user(bob)[0].loss_after)
+
+
+def test_the_recipes_on_a_bank_come_with_what_their_stacks_did_on_held_out_queries(reg: Registry) -> None:
+    alice, bob, eve = (person(reg, name, "a") for name in ("alice", "bob", "eve"))
+    made, other = bank(reg, [alice]), bank(reg, [bob], name="other", key="o")
+    stack = adapted(reg, bob, made, b"of bob")
+    reg.stacks.put(replace(stack, heldout_before=2.0, heldout_after=1.5))
+    adapted(reg, eve, made, b"of eve")
+    adapted(reg, alice, other, b"elsewhere")
+    reg.recipes.put(Recipe(alice, "free", made.id, "evidence", (), 0))
+    assert reg.recipes.on_bank(made.id) == [(b"", None, None), (stack.recipe, 2.0, 1.5), (stack.recipe, None, None)]
+    assert reg.recipes.on_bank(99) == []

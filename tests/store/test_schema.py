@@ -9,7 +9,7 @@ from sqlite_utils import Database
 from mta_cli.errors import IntegrityFault
 from store import schema
 from store.cells import Prediction
-from store.models import NewItem
+from store.models import NewItem, Stack
 from store.registry import Registry
 from store.schema import migrations
 from store.version import SCHEMA_VERSION
@@ -95,6 +95,25 @@ def test_evaluations_and_banks_of_an_older_store_are_kept(root: Path) -> None:
         assert reg.evaluations.cells.methods(11) == ["base"] and reg.evaluations.people(11) == []
         assert reg.evaluations.remove(11) == {"answers": 1, "banks": 0}
         assert reg.banks.by_id(3) == bank
+
+
+def test_stacks_of_an_older_store_keep_what_they_are_known_by(root: Path) -> None:
+    older_store(root, "m005_cores")
+    digests = ["a" * 64, "b" * 64]
+    for digest, config in zip(digests, ('{"identity": "made so"}', "{}"), strict=True):
+        sql(root, f"INSERT INTO adapters VALUES ('{digest}', 'stack', 'b', NULL, 2, 4.0, 'q', 'all', 'f', 0, '', 1,"
+            f" '{config}', '{{}}', 0, 0, NULL, NULL, '2020')")  # fmt: skip
+    for statement in (
+        "INSERT INTO users VALUES (7, 'alice', 1, '2020'), (8, 'bob', 1, '2020')",
+        "INSERT INTO banks VALUES (3, 'free', 1, 'k', 'free', 'b', 'e', NULL, 'ready', 0, '{}', 5, 1.5, '2020', '')",
+        f"INSERT INTO stacks VALUES (7, 'free', 3, '{digests[0]}', 5, 10, 2.5, 1.5, x'', 1, '2020')",
+        f"INSERT INTO stacks VALUES (8, 'free', 3, '{digests[1]}', 5, 10, 2.5, 1.5, x'', 1, '2020')",
+    ):
+        sql(root, statement)
+    with Registry.open(root) as reg:
+        kept = Stack(7, "free", 3, digests[0], 5, 10, 2.5, 1.5, b"", 1, "2020", identity="made so", numbers=None)
+        assert reg.stacks.of_user(7) == [kept]
+        assert reg.stacks.of_user(8)[0].identity == "" and reg.banks.by_id(3).basis is None
 
 
 def test_a_newer_store_is_refused_with_both_versions_and_left_alone(root: Path) -> None:

@@ -18,10 +18,12 @@ from mta_cli.engine.methods.fusion import (
 )
 from mta_cli.engine.methods.prior import NO_PRIOR, PRIOR, habits
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
-from mta_cli.engine.methods.stacks import OWN, lost, stack_bytes, stacks_as
+from mta_cli.engine.methods.stacks import CORES, LORA_GRID, OWN, Fit, cores, loras
 
+CORES_WEIGHED = tuple(
+    {"learning_rate": rate, "prior_weight": weight} for rate in (0.03, 0.1, 0.2) for weight in (0.25, 0.5)
+)
 WEIGHED = tuple({"scale": scale, "prior_weight": weight} for scale in (0.25, 0.5, 1.0) for weight in (0.0, 0.25, 0.5))
-STACKS = tuple({"steps": steps, "learning_rate": rate} for steps, rate in ((10, 1e-3), (10, 2e-3), (10, 5e-3)))
 
 
 def nobody(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Shares]:
@@ -29,41 +31,41 @@ def nobody(bench: Bench, people: Sequence[Person], settings: Settings) -> list[S
     return [[] for _ in people]
 
 
-def made(weigh: Weigh, bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+def made(weigh: Weigh, fit: Fit, bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
     """Fusion, stack and, where the settings give it weight, label prior of each person."""
     recipes = weigh(bench, people, settings)
     under = [fused(bench, shares) for shares in recipes]
-    stacks = stacks_as(bench, people, under, settings)
+    stacks = fit(bench, people, under, settings)
     priors = habits(bench, people, settings)
     return [
-        Made(
-            (*fusion, stack) if stack is not None else fusion, prior,
-            SHARE_BYTES * len(shares) + stack_bytes(stack) + size,
-            failed=lost(person, stack),
-        )
-        for person, shares, fusion, stack, (prior, size) in zip(people, recipes, under, stacks, priors, strict=True)
-    ]  # fmt: skip
+        Made((*fusion, *own.parts), prior, SHARE_BYTES * len(shares) + own.bytes + size, failed=own.failed)
+        for shares, fusion, own, (prior, size) in zip(recipes, under, stacks, priors, strict=True)
+    ]
 
 
 METHODS = (
     Method(
-        "stack", "a stack above the task adapter, no fusion", partial(made, nobody),
-        settings={**OWN, **NO_PRIOR}, grid=STACKS,
+        "stack", "a LoRA above the task adapter, no fusion", partial(made, nobody, loras),
+        settings={**OWN, **NO_PRIOR}, grid=LORA_GRID,
     ),
     Method(
-        "mta", "Merge-then-Adapt as it is by default: fusion by evidence, stack, label prior",
-        partial(made, by_evidence), settings={**EVIDENCE, **OWN, **PRIOR}, grid=WEIGHED,
+        "mta", "Merge-then-Adapt as it is by default: fusion by evidence, a core above it, label prior",
+        partial(made, by_evidence, cores), settings={**CORES, **EVIDENCE, **PRIOR}, grid=CORES_WEIGHED, version=2,
     ),
     Method(
-        "mta-cosine", "the paper's choice of anchors, merged exactly, and a stack", partial(made, by_similarity),
-        settings={**COSINE, **OWN}, grid=STACKS,
+        "mta-lora", "the same with a LoRA of the person's own instead of the core", partial(made, by_evidence, loras),
+        settings={**EVIDENCE, **OWN, **PRIOR}, grid=WEIGHED,
     ),
     Method(
-        "mta-evidence", "fusion by evidence and a stack", partial(made, by_evidence),
-        settings={**EVIDENCE, **OWN}, grid=STACKS,
+        "mta-cosine", "the paper's choice of anchors, merged exactly, and a LoRA", partial(made, by_similarity, loras),
+        settings={**COSINE, **OWN}, grid=LORA_GRID,
     ),
     Method(
-        "mta-learned", "learned fusion weights and a stack", partial(made, learned),
+        "mta-evidence", "fusion by evidence and a LoRA", partial(made, by_evidence, loras),
+        settings={**EVIDENCE, **OWN}, grid=LORA_GRID,
+    ),
+    Method(
+        "mta-learned", "learned fusion weights and a LoRA", partial(made, learned, loras),
         settings={**LEARNED, **OWN}, grid=LEARNING,
     ),
 )  # fmt: skip

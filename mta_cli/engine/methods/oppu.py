@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
-from mta_cli.engine.methods.stacks import OWN, lost, stack_bytes, stacks_as
+from mta_cli.engine.methods.stacks import OWN, loras
 
 PUBLISHED = {**OWN, "rank": 8, "alpha": 8.0, "placement": "all", "epochs": 2, "batch_size": 1, "learning_rate": 1e-4}
 GRID = tuple(
@@ -14,11 +14,8 @@ GRID = tuple(
 
 def make(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
     """Each person's LoRA on what the base holds."""
-    stacks = stacks_as(bench, people, [()] * len(people), settings)
-    return [
-        Made((stack,) if stack is not None else (), bytes=stack_bytes(stack), failed=lost(person, stack))
-        for person, stack in zip(people, stacks, strict=True)
-    ]
+    found = loras(bench, people, [()] * len(people), settings)
+    return [Made(own.parts, bytes=own.bytes, failed=own.failed) for own in found]
 
 
 METHODS = (

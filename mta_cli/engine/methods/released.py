@@ -13,7 +13,7 @@ import torch
 from mta_cli.engine.lora import ALL_LINEAR, Factors, LoraWeights, covering
 from mta_cli.engine.methods.fusion import SHARE_BYTES, Shares, by_similarity
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
-from mta_cli.engine.methods.stacks import lost, stack_bytes, train_stacks
+from mta_cli.engine.methods.stacks import loras
 from mta_cli.engine.parts import stacked
 
 
@@ -41,20 +41,12 @@ def averaged(anchors: Sequence[LoraWeights], weights: Sequence[float]) -> LoraWe
 def make(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
     """The averaged anchors and a stack for each of `people`. Somebody without shots has neither."""
     recipes = [swapped(shares) for shares in by_similarity(bench, people, settings)]
-    merged = [averaged([bench.anchors[i] for i, _ in own], [weight for _, weight in own]) for own in recipes]
+    merged = [averaged([bench.anchors[i] for i, _ in shares], [w for _, w in shares]) for shares in recipes]
     under = [() if one is None else (one,) for one in merged]
-    stacks = train_stacks(
-        bench, people, under, rank=int(settings["rank"]), alpha=2.0 * int(settings["rank"]), targets=ALL_LINEAR,
-        placement=str(settings["placement"]), steps=0, epochs=1, batch_size=int(settings["batch_size"]),
-        learning_rate=float(settings["learning_rate"]),
-    )  # fmt: skip
+    own = {**settings, "alpha": 2.0 * int(settings["rank"]), "targets": ALL_LINEAR, "epochs": 1}
     return [
-        Made(
-            (*below, stack) if stack is not None else below,
-            bytes=SHARE_BYTES * len(own) + stack_bytes(stack),
-            failed=lost(person, stack),
-        )
-        for person, own, below, stack in zip(people, recipes, under, stacks, strict=True)
+        Made((*below, *stack.parts), bytes=SHARE_BYTES * len(shares) + stack.bytes, failed=stack.failed)
+        for shares, below, stack in zip(recipes, under, loras(bench, people, under, own), strict=True)
     ]
 
 

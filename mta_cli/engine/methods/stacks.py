@@ -1,8 +1,13 @@
-"""Everybody's own LoRA, trained in one group on whatever frozen parts lie under it. Knows no fusion and no bytes."""
+"""Everybody's own stack, a LoRA or a core, trained in one group on whatever frozen parts lie under it.
 
-from collections.abc import Sequence
+Knows no fusion and no prior.
+"""
+
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
+from mta_cli.engine.cores import Core, Kind, bank_basis
 from mta_cli.engine.lora import LoraWeights, initial
 from mta_cli.engine.methods.shape import Bench, Person, Settings, Value
 from mta_cli.engine.train import Member, Schedule, Trainer
@@ -12,71 +17,90 @@ OWN: dict[str, Value] = {
     "rank": 2, "alpha": 4.0, "targets": "q_proj,v_proj", "placement": "late", "steps": 10, "batch_size": 8,
     "learning_rate": 2e-3,
 }  # fmt: skip
+LORA_GRID = tuple({"steps": steps, "learning_rate": rate} for steps, rate in ((10, 1e-3), (10, 2e-3), (10, 5e-3)))
+CORES: dict[str, Value] = {"rank": 2, "steps": 10, "batch_size": 8, "learning_rate": 0.1, "pull": 0.1}
+
+Under = Sequence[tuple[LoraWeights, ...]]
 
 
-def train_stacks(
-    bench: Bench,
-    people: Sequence[Person],
-    under: Sequence[tuple[LoraWeights, ...]],
-    *,
-    rank: int,
-    alpha: float,
-    targets: str,
-    placement: str,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    epochs: int = 0,
-    frozen_a: bool = False,
-) -> list[LoraWeights | None]:
-    """A LoRA for each of `people` on their rows, above `under`, as a float16 file gives it back.
+@dataclass(frozen=True)
+class Own:
+    """Somebody's own stack as the store gives it back, and the bytes that it is kept in.
 
-    `epochs`, where it is not 0, stands instead of `steps`. With `frozen_a` everybody's A is the one that the bench's
-    seed gives. None for those who have no rows or whose training failed.
+    No part where there are no shots, or where training on them came to no finite weights; then it `failed`.
     """
-    start = initial(bench.base.model, targets, placement, rank, alpha, bench.seed)
+
+    part: LoraWeights | None = None
+    bytes: int = 0
+    failed: bool = False
+
+    @property
+    def parts(self) -> tuple[LoraWeights, ...]:
+        """The stack, or nothing."""
+        return (self.part,) if self.part is not None else ()
+
+
+Fit = Callable[[Bench, Sequence[Person], Under, Settings], list[Own]]
+
+
+def loras(
+    bench: Bench, people: Sequence[Person], under: Under, settings: Settings, *, frozen_a: bool = False
+) -> list[Own]:
+    """A LoRA for each of `people` above `under`, by the `settings` in `OWN`, in float16.
+
+    `epochs`, where it is among the settings and not 0, stands instead of `steps`. With `frozen_a` everybody's A is the
+    one that the bench's seed gives.
+    """
+    start = initial(
+        bench.base.model, str(settings["targets"]), str(settings["placement"]), int(settings["rank"]),
+        float(settings["alpha"]), bench.seed,
+    )  # fmt: skip
+    return [
+        Own(part, 2 * part.parameters if part is not None else 0, part is None and bool(person.rows))
+        for person, part in zip(people, _trained(bench, people, under, start, settings, frozen_a), strict=True)
+    ]
+
+
+def cores(
+    bench: Bench, people: Sequence[Person], under: Under, settings: Settings, *, kind: Kind = "core"
+) -> list[Own]:
+    """Numbers between the bank's main directions for each of `people` above `under`, by the `settings` in `CORES`.
+
+    Kept in float16. Nothing where the bank has no directions.
+    """
+    basis = bank_basis(bench.anchors, int(settings["rank"]))
+    if basis is None:
+        return [Own() for _ in people]
+    start = Core(basis, kind, float(settings["pull"]))
+    return [
+        Own(part, 2 * start.count if part is not None else 0, part is None and bool(person.rows))
+        for person, part in zip(people, _trained(bench, people, under, start, settings), strict=True)
+    ]
+
+
+def _trained(
+    bench: Bench, people: Sequence[Person], under: Under, start: LoraWeights | Core, settings: Settings,
+    frozen_a: bool = False,
+) -> list[LoraWeights | None]:  # fmt: skip
     able = [i for i, person in enumerate(people) if person.rows]
-    members = []
-    for i in able:
-        rows = people[i].rows
-        by_epochs = Schedule.epochs(len(rows), epochs, batch_size, learning_rate)
-        schedule = by_epochs if epochs else Schedule(steps, batch_size, learning_rate)
-        members.append(Member(start, rows, schedule, bench.seed, under[i]))
     found: list[LoraWeights | None] = [None] * len(people)
-    if not members:
+    if not able:
         return found
+    members = [
+        Member(start, people[i].rows, _schedule(len(people[i].rows), settings), bench.seed, under[i]) for i in able
+    ]
     trainer = Trainer(bench.base, members, frozen_a=frozen_a)
     for _ in trainer.steps():
         pass
     for place, i in enumerate(able):
         if place not in trainer.failed:
             with suppress(IntegrityFault):  # a number that float16 cannot hold
-                found[i] = trainer.weights(place).stored()
+                found[i] = trainer.stored(place)
     return found
 
 
-def stacks_as(
-    bench: Bench,
-    people: Sequence[Person],
-    under: Sequence[tuple[LoraWeights, ...]],
-    settings: Settings,
-    *,
-    frozen_a: bool = False,
-) -> list[LoraWeights | None]:
-    """`train_stacks` with the values of `settings` under the names of `OWN`, and `epochs` where it is among them."""
-    return train_stacks(
-        bench, people, under, rank=int(settings["rank"]), alpha=float(settings["alpha"]),
-        targets=str(settings["targets"]), placement=str(settings["placement"]), steps=int(settings["steps"]),
-        batch_size=int(settings["batch_size"]), learning_rate=float(settings["learning_rate"]),
-        epochs=int(settings.get("epochs", 0)), frozen_a=frozen_a,
-    )  # fmt: skip
-
-
-def lost(person: Person, stack: LoraWeights | None) -> bool:
-    """Whether somebody's training failed."""
-    return stack is None and bool(person.rows)
-
-
-def stack_bytes(stack: LoraWeights | None) -> int:
-    """What a stack takes in float16."""
-    return 2 * stack.parameters if stack is not None else 0
+def _schedule(rows: int, settings: Settings) -> Schedule:
+    size, rate = int(settings["batch_size"]), float(settings["learning_rate"])
+    if epochs := int(settings.get("epochs", 0)):
+        return Schedule.epochs(rows, epochs, size, rate)
+    return Schedule(int(settings["steps"]), size, rate)

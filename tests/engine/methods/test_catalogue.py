@@ -15,7 +15,8 @@ from tests.engine.methods.tagging import LABELS, tag_bench, tagger
 
 EVERY = pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
 WANTED = """majority base rag pooled pooled-rag oppu oppu-pooled fusion fusion-random fusion-noise stack mta
-mta-evidence fusion-evidence mta-learned fusion-learned mta-released pieces search"""
+mta-lora mta-evidence fusion-evidence mta-learned fusion-learned mta-released pieces search
+core gains code stack-r1 stack-frozen-a stack-8bit stack-4bit"""
 QUICK = {"steps": 2, "learn_steps": 2, "epochs": 1, "evaluations": 6}
 
 

@@ -3,64 +3,120 @@
 import pytest
 
 from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.methods.fusion import SHARE_BYTES, by_evidence, by_similarity, fused
+from mta_cli.engine.methods.fusion import SHARE_BYTES, Weigh, by_evidence, by_similarity, fused
 from mta_cli.engine.methods.merge_then_adapt import METHODS
 from mta_cli.engine.methods.prior import COUNT_BYTES, habits
 from mta_cli.engine.methods.shape import Bench, Made, Person, Settings
-from mta_cli.engine.methods.stacks import stack_bytes, stacks_as
+from mta_cli.engine.methods.stacks import Fit, cores, loras
 from mta_cli.engine.score import mean_loss
 from tests.engine.methods.benches import a_bench, a_person, same
 from tests.engine.methods.tagging import LABELS, tag_bench, tagger
 
 BY_NAME = {method.name: method for method in METHODS}
+WITH_LORA = [name for name in BY_NAME if name != "mta"]
 FUSED = [name for name in BY_NAME if name != "stack"]
+NAN = float("nan")
+
+
+def settings_of(name: str, **changes: float | str) -> Settings:
+    return {**BY_NAME[name].settings, **changes}
 
 
 def make(name: str, bench: Bench, people: list[Person], **changes: float | str) -> list[Made]:
-    settings: Settings = {**BY_NAME[name].settings, **changes}
-    return BY_NAME[name].make(bench, people, settings)
+    return BY_NAME[name].make(bench, people, settings_of(name, **changes))
 
 
 @pytest.mark.parametrize(
-    ("name", "weigh"), [("mta", by_evidence), ("mta-evidence", by_evidence), ("mta-cosine", by_similarity)]
-)
-def test_a_stack_is_trained_above_the_fusion(base: LoadedBase, name: str, weigh: object) -> None:
+    ("name", "weigh", "fit"),
+    [
+        ("mta", by_evidence, cores), ("mta-lora", by_evidence, loras), ("mta-evidence", by_evidence, loras),
+        ("mta-cosine", by_similarity, loras),
+    ],
+)  # fmt: skip
+def test_a_stack_is_trained_above_the_fusion(base: LoadedBase, name: str, weigh: Weigh, fit: Fit) -> None:
     bench, person, settings = a_bench(base, 3, placement="late"), a_person(3), BY_NAME[name].settings
-    (shares,) = weigh(bench, [person], settings)  # type: ignore[operator]
+    (shares,) = weigh(bench, [person], settings)
     fusion = fused(bench, shares)
-    (stack,) = stacks_as(bench, [person], [fusion], settings)
+    (own,), (unfused,) = (fit(bench, [person], [below], settings) for below in (fusion, ()))
     (made,) = make(name, bench, [person])
-    assert stack is not None and len(made.parts) == 2
-    assert same(made.parts[0], fusion[0]) and same(made.parts[1], stack)
-    assert made.bytes == SHARE_BYTES * len(shares) + stack_bytes(stack) and made.prior == ()
+    assert own.part is not None and unfused.part is not None and len(made.parts) == 2
+    assert same(made.parts[0], fusion[0]) and same(made.parts[1], own.part)
+    assert not same(made.parts[1], unfused.part)
+    assert made.bytes == SHARE_BYTES * len(shares) + own.bytes and made.prior == () and not made.failed
 
 
 @pytest.mark.parametrize("name", list(BY_NAME))
 def test_the_stack_lowers_the_loss_on_the_shots(base: LoadedBase, name: str) -> None:
     bench, person = a_bench(base, 2, placement="late"), a_person(4)
-    (made,) = make(name, bench, [person], steps=20, learning_rate=1e-2)
+    (made,) = make(name, bench, [person], steps=20, learning_rate=0.2 if name == "mta" else 1e-2)
     assert mean_loss(base, person.rows, made.parts) < mean_loss(base, person.rows, made.parts[:-1]) - 0.01
 
 
-def test_without_a_fusion_it_is_a_stack_alone(base: LoadedBase) -> None:
+def test_without_a_fusion_it_is_a_lora_alone(base: LoadedBase) -> None:
     person = a_person(2)
     (stack,) = make("stack", a_bench(base, 3, placement="late"), [person])
-    assert len(stack.parts) == 1 and stack.bytes == stack_bytes(stack.parts[0])
-    for name in FUSED:
+    assert len(stack.parts) == 1 and stack.bytes == 2 * stack.parts[0].parameters
+    for name in WITH_LORA:
         (made,) = make(name, a_bench(base, 0), [person])
         assert len(made.parts) == 1 and same(made.parts[0], stack.parts[0]) and made.bytes == stack.bytes
 
 
-def test_the_default_has_a_label_prior_and_pays_for_it(base: LoadedBase) -> None:
+def test_without_a_fusion_it_is_a_core_alone(base: LoadedBase) -> None:
+    """No anchor reaches the least share where the scale is none."""
+    bench, person = a_bench(base, 3, placement="late"), a_person(2)
+    (made,) = make("mta", bench, [person], scale=0.0)
+    (own,) = cores(bench, [person], [()], BY_NAME["mta"].settings)
+    assert own.part is not None and len(made.parts) == 1 and same(made.parts[0], own.part)
+    assert made.bytes == own.bytes
+
+
+def test_an_empty_bank_leaves_the_default_its_label_prior(base: LoadedBase) -> None:
+    bench = tag_bench(base, 0)
+    (made,) = make("mta", bench, [tagger(base, bench.task, [LABELS[1]])])
+    assert made.parts == () and any(made.prior) and made.bytes == COUNT_BYTES and not made.failed
+
+
+def test_a_core_takes_two_bytes_for_each_number(base: LoadedBase) -> None:
+    """Late anchors have seven modules; rank 2 makes four numbers in each of them."""
+    bench, person = a_bench(base, 3, placement="late"), a_person(2)
+    (made,) = make("mta", bench, [person])
+    (shares,) = by_evidence(bench, [person], BY_NAME["mta"].settings)
+    assert made.bytes == SHARE_BYTES * len(shares) + 2 * 4 * 7 and made.parts[1].rank == 2
+
+
+@pytest.mark.parametrize("name", ["mta", "mta-lora"])
+def test_a_label_prior_changes_no_part_and_is_paid_for(base: LoadedBase, name: str) -> None:
     bench = tag_bench(base, 2)
     person = tagger(base, bench.task, [LABELS[1], LABELS[2]])
-    (made,), (without,) = make("mta", bench, [person]), make("mta-evidence", bench, [person])
-    assert made.prior == habits(bench, [person], BY_NAME["mta"].settings)[0][0] and any(made.prior)
+    (made,), (without,) = make(name, bench, [person]), make(name, bench, [person], prior_weight=0.0)
+    assert made.prior == habits(bench, [person], BY_NAME[name].settings)[0][0] and any(made.prior)
     assert without.prior == () and made.bytes == without.bytes + 2 * COUNT_BYTES
+    assert len(made.parts) == 2
     assert all(same(one, other) for one, other in zip(made.parts, without.parts, strict=True))
+
+
+def test_with_a_lora_it_is_fusion_by_evidence_and_a_prior(base: LoadedBase) -> None:
+    bench = tag_bench(base, 2)
+    person = tagger(base, bench.task, [LABELS[1], LABELS[2]])
+    (made,), (without,) = make("mta-lora", bench, [person]), make("mta-evidence", bench, [person])
+    assert any(made.prior) and without.prior == ()
+    assert all(same(one, other) for one, other in zip(made.parts, without.parts, strict=True))
+
+
+@pytest.mark.parametrize("name", list(BY_NAME))
+def test_a_training_that_fails_is_said_and_leaves_the_rest(base: LoadedBase, name: str) -> None:
+    bench, person = tag_bench(base, 2), tagger(base, tag_bench(base, 2).task, [LABELS[1], LABELS[2]])
+    (made,), (sound,) = make(name, bench, [person], learning_rate=NAN), make(name, bench, [person])
+    assert made.failed and not sound.failed
+    assert len(made.parts) == (name in FUSED) and made.prior == sound.prior and made.bytes < sound.bytes
+    assert all(same(one, other) for one, other in zip(made.parts, sound.parts, strict=False))
 
 
 @pytest.mark.parametrize("name", list(BY_NAME))
 def test_who_has_no_shots_gets_nothing(base: LoadedBase, name: str) -> None:
     some, nobody = make(name, a_bench(base, 2, placement="late"), [a_person(1), a_person(0, 1)])
     assert nobody == Made() and some.bytes > 0
+
+
+def test_the_default_is_not_taken_for_what_had_its_name() -> None:
+    assert {name: method.version for name, method in BY_NAME.items() if method.version != 1} == {"mta": 2}

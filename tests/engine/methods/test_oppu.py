@@ -22,3 +22,9 @@ def test_a_lora_of_rank_8_on_q_and_v_of_every_layer(base: LoadedBase, method: Me
 
 def test_one_begins_at_the_base_and_one_at_the_task_adapter() -> None:
     assert {method.name: method.below for method in METHODS} == {"oppu": "base", "oppu-pooled": "task"}
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_training_that_fails_is_said(base: LoadedBase, method: Method) -> None:
+    settings = settings_of(method, learning_rate=float("nan"))
+    assert method.make(a_bench(base, 2), [a_person(2), a_person(0, 1)], settings) == [Made(failed=True), Made()]

@@ -8,8 +8,8 @@ from mta_cli.engine.fusion import merge
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.methods.fusion import SHARE_BYTES
 from mta_cli.engine.methods.released import METHODS, averaged, swapped
-from mta_cli.engine.methods.shape import Bench, Made, Person
-from mta_cli.engine.methods.stacks import train_stacks
+from mta_cli.engine.methods.shape import Bench, Made, Person, Settings
+from mta_cli.engine.methods.stacks import OWN, loras
 from tests.engine.lora_cases import random_lora
 from tests.engine.methods.benches import a_bench, a_person, same, settings_of
 
@@ -99,11 +99,19 @@ def test_the_stack_has_rank_four_on_all_linear_layers_and_its_bytes_are_counted(
 def test_an_epoch_is_one_step_for_every_eight_rows(base: LoadedBase, rows: int, steps: int) -> None:
     bench, person = between(base), a_person(rows, profile=BETWEEN)
     (made,) = run(bench, [person])
-    (stack,) = train_stacks(
-        bench, [person], [made.parts[:1]], rank=4, alpha=8.0, targets="all-linear", placement="upper", steps=steps,
-        batch_size=8, learning_rate=5e-5,
-    )  # fmt: skip
-    assert stack is not None and same(made.parts[1], stack)
+    own: Settings = {
+        **OWN, "rank": 4, "alpha": 8.0, "targets": "all-linear", "placement": "upper", "steps": steps, "batch_size": 8,
+        "learning_rate": 5e-5,
+    }  # fmt: skip
+    (stack,) = loras(bench, [person], [made.parts[:1]], own)
+    assert stack.part is not None and same(made.parts[1], stack.part)
+
+
+def test_a_stack_that_fails_is_said_and_leaves_the_fusion(base: LoadedBase) -> None:
+    bench, person = between(base), a_person(3, profile=BETWEEN)
+    (made,), (sound,) = run(bench, [person], learning_rate=float("nan")), run(bench, [person])
+    assert made.failed and not sound.failed and made.bytes == 2 * SHARE_BYTES
+    assert len(made.parts) == 1 and same(made.parts[0], sound.parts[0])
 
 
 def test_somebody_without_shots_has_nothing_and_disturbs_nobody(base: LoadedBase) -> None:

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.cores import Kind
 from mta_cli.engine.lora import initial
-from mta_cli.engine.methods.fusion import by_evidence, fused
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person
 from mta_cli.engine.methods.small import METHODS
+from mta_cli.engine.methods.stacks import cores
 from mta_cli.engine.rounding import LEVELS
 from mta_cli.engine.score import mean_loss
 from mta_cli.engine.tasks import BUILTIN
 from tests.engine.lora_cases import random_lora, random_rows
+from tests.engine.methods.benches import same
 
 BY_NAME = {method.name: method for method in METHODS}
 CORES, STACKS = ("gains", "code", "core"), ("stack-r1", "stack-frozen-a", "stack-8bit", "stack-4bit")
@@ -40,7 +42,7 @@ def make(bench: Bench, name: str, crowd: Sequence[Person], **settings: float) ->
 
 
 def test_every_method_is_there_once_and_stands_on_the_task_adapter() -> None:
-    assert tuple(BY_NAME) == (*CORES, "mta-core", *STACKS) and len(METHODS) == len(BY_NAME)
+    assert tuple(BY_NAME) == (*CORES, *STACKS) and len(METHODS) == len(BY_NAME)
     assert all(method.below == "task" and method.history for method in METHODS)
 
 
@@ -72,6 +74,13 @@ def test_long_training_lowers_the_loss_on_the_shots(bench: Bench, name: str) -> 
     rate = 0.2 if name in CORES else 2e-2
     (made,) = make(bench, name, [person], steps=60, learning_rate=rate)
     assert mean_loss(bench.base, person.rows, made.parts) < 0.998 * mean_loss(bench.base, person.rows)
+
+
+@pytest.mark.parametrize("name", [*CORES, *STACKS])
+@pytest.mark.parametrize("rate", [1e6, float("nan")])
+def test_a_training_that_fails_is_said(bench: Bench, name: str, rate: float) -> None:
+    """By numbers that float16 cannot hold, and by numbers that are none."""
+    assert make(bench, name, people(2, 0), steps=1, learning_rate=rate) == [Made(failed=True), Made()]
 
 
 def test_bytes_are_those_of_float16_numbers_or_of_fewer_bits(bench: Bench) -> None:
@@ -120,12 +129,18 @@ def test_an_empty_bank_gives_no_core_to_anybody(bench: Bench) -> None:
         assert make(replace(bench, anchors=()), name, people(2, 1)) == [Made(), Made()]
 
 
-def test_a_core_stands_above_the_fusion_by_evidence(bench: Bench) -> None:
-    shot, none = make(bench, "mta-core", people(3, 0), sharpness=0.01)
-    shares = by_evidence(bench, people(3), {**BY_NAME["mta-core"].settings, "sharpness": 0.01})[0]
-    (below,) = fused(bench, shares)
-    assert len(shot.parts) == 2 and shot.bytes == 12 * len(shares) + 2 * 4 * 7
-    for path in below.factors:
-        assert torch.equal(shot.parts[0].delta(path), below.delta(path))
-    assert shot.parts[1].norm() > 0 and len(shot.prior) == 15
-    assert none.parts == () and none.bytes == 0
+@pytest.mark.parametrize("kind", ["core", "gains", "code"])
+def test_a_core_stands_on_the_task_adapter_alone(bench: Bench, kind: Kind) -> None:
+    """Its numbers are those of a core with nothing under it, of the method's own kind and rank."""
+    crowd = people(3, 2)
+    wanted = cores(bench, crowd, [(), ()], BY_NAME[kind].settings, kind=kind)
+    for made, own in zip(make(bench, kind, crowd), wanted, strict=True):
+        assert own.part is not None and len(made.parts) == 1 and same(made.parts[0], own.part)
+        assert made.bytes == own.bytes and not made.failed
+
+
+def test_cores_with_a_schedule_are_not_taken_for_those_before_them() -> None:
+    assert {name: BY_NAME[name].version for name in BY_NAME} == {
+        **dict.fromkeys(CORES, 2),
+        **dict.fromkeys(STACKS, 1),
+    }

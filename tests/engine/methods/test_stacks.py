@@ -1,99 +1,174 @@
-"""Stacks in one group: everybody's own, trained on what lies under it, as a file gives it back."""
+"""Stacks in one group: everybody's own LoRA or core, trained on what lies under it, as the store gives it back."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.cores import Core, Kind, bank_basis
 from mta_cli.engine.lora import LoraWeights, initial
 from mta_cli.engine.methods.shape import Bench, Person, Settings
-from mta_cli.engine.methods.stacks import OWN, stack_bytes, stacks_as
+from mta_cli.engine.methods.stacks import CORES, OWN, Fit, Own, cores, loras
 from mta_cli.engine.score import mean_loss
+from mta_cli.engine.train import Member, Schedule, Trainer
 from mta_cli.errors import UsageFault
-from tests.engine.lora_cases import random_rows
+from tests.engine.lora_cases import difference, random_rows
 from tests.engine.methods.benches import a_bench, a_person, same
 from tests.engine.methods.tagging import taught
 
 NOTHING: tuple[LoraWeights, ...] = ()
+BOTH = pytest.mark.parametrize(("fit", "defaults"), [(loras, OWN), (cores, CORES)], ids=["loras", "cores"])
+
+
+def late_bench(base: LoadedBase, anchors: int = 3, seed: int = 0) -> Bench:
+    return a_bench(base, anchors, placement="late", seed=seed)
+
+
+def part_of(own: Own) -> LoraWeights:
+    assert own.part is not None and own.parts == (own.part,) and not own.failed
+    return own.part
 
 
 def alone(
-    bench: Bench, person: Person, under: tuple[LoraWeights, ...] = NOTHING, **changes: float | str
+    fit: Fit, bench: Bench, person: Person, settings: Settings, under: tuple[LoraWeights, ...] = NOTHING
 ) -> LoraWeights:
-    settings: Settings = {**OWN, **changes}
-    (found,) = stacks_as(bench, [person], [under], settings)
-    assert found is not None
-    return found
+    (found,) = fit(bench, [person], [under], settings)
+    return part_of(found)
 
 
-def test_it_fits_the_shots_and_is_kept_in_float16(base: LoadedBase) -> None:
+def test_a_lora_fits_the_shots_and_is_kept_in_float16(base: LoadedBase) -> None:
     person = a_person(4)
-    stack = alone(a_bench(base, 0), person, steps=30, learning_rate=2e-2)
+    stack = alone(loras, a_bench(base, 0), person, {**OWN, "steps": 30, "learning_rate": 2e-2})
     assert mean_loss(base, person.rows, (stack,)) < mean_loss(base, person.rows) - 0.05
     assert stack.rank == 2 and stack.scale == 2.0 and stack.placement.late is not None
     assert {half.dtype for pair in stack.factors.values() for half in pair} == {torch.float16}
     assert {path.rsplit(".", 1)[-1] for path in stack.factors} == {"q_proj", "v_proj"}
 
 
-def test_it_is_trained_above_what_lies_under_it(base: LoadedBase) -> None:
-    person, bench = a_person(random_rows([24] * 4)), a_bench(base, 0)
+def test_a_core_fits_the_shots_where_the_anchors_act(base: LoadedBase) -> None:
+    person, bench = a_person(4), late_bench(base)
+    core = alone(cores, bench, person, {**CORES, "steps": 30, "learning_rate": 0.3, "pull": 0.0})
+    assert mean_loss(base, person.rows, (core,)) < mean_loss(base, person.rows) - 0.02
+    assert core.rank == 2 and core.scale == 1.0 and core.placement == bench.anchors[0].placement
+    assert list(core.factors) == list(bench.anchors[0].factors)
+
+
+@pytest.mark.parametrize("kind", ["core", "gains", "code"])
+def test_a_core_is_what_the_trainer_makes_of_the_settings(base: LoadedBase, kind: Kind) -> None:
+    bench, people = late_bench(base, seed=3), [a_person(3), a_person(5, 1)]
+    settings: Settings = {"rank": 3, "steps": 4, "batch_size": 2, "learning_rate": 0.07, "pull": 0.4}
+    under = [(bench.anchors[0],), NOTHING]
+    basis = bank_basis(bench.anchors, 3)
+    assert basis is not None
+    core = Core(basis, kind, pull=0.4)
+    members = [
+        Member(core, person.rows, Schedule(4, 2, 0.07), 3, below) for person, below in zip(people, under, strict=True)
+    ]
+    trainer = Trainer(base, members)
+    list(trainer.steps())
+    for i, own in enumerate(cores(bench, people, under, settings, kind=kind)):
+        packed = trainer.packed(i)
+        assert same(part_of(own), trainer.stored(i))
+        assert packed is not None and own.bytes == len(packed)
+
+
+@BOTH
+def test_it_is_trained_above_what_lies_under_it(base: LoadedBase, fit: Fit, defaults: Settings) -> None:
+    person, bench = a_person(random_rows([24] * 4)), late_bench(base)
     under = (taught(base, person.rows),)
-    above = alone(bench, person, under, steps=20, learning_rate=5e-3)
+    settings = {**defaults, "steps": 20, "learning_rate": 5e-3 if fit is loras else 0.1}
+    above = alone(fit, bench, person, settings, under)
     assert mean_loss(base, person.rows, (*under, above)) < mean_loss(base, person.rows, under)
-    assert not same(above, alone(bench, person, steps=20, learning_rate=5e-3))
+    assert not same(above, alone(fit, bench, person, settings))
 
 
-def test_company_changes_nothing_but_rounding(base: LoadedBase) -> None:
-    people, bench = [a_person(3), a_person(0, 1), a_person(1, 2)], a_bench(base, 0)
-    first, nobody, second = stacks_as(bench, people, [NOTHING] * 3, OWN)
-    again = stacks_as(bench, people, [NOTHING] * 3, OWN)
-    assert nobody is None and first is not None and second is not None
-    for person, stack, other in ((people[0], first, again[0]), (people[2], second, again[2])):
-        assert other is not None and same(stack, other)
-        for path, pair in alone(bench, person).factors.items():
-            for half, together in zip(pair, stack.factors[path], strict=True):
-                torch.testing.assert_close(half.float(), together.float(), atol=2e-3, rtol=0)
+@BOTH
+def test_company_changes_nothing_but_rounding(base: LoadedBase, fit: Fit, defaults: Settings) -> None:
+    people, bench = [a_person(3), a_person(0, 1), a_person(1, 2)], late_bench(base)
+    found, again = (fit(bench, people, [NOTHING] * 3, defaults) for _ in range(2))
+    assert found[1] == again[1] == Own()
+    for i in (0, 2):
+        together = part_of(found[i])
+        assert same(together, part_of(again[i])) and found[i].bytes == again[i].bytes > 0
+        assert difference(together, alone(fit, bench, people[i], defaults)) < 2e-3
 
 
-def test_epochs_stand_instead_of_steps(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mta_cli.engine.methods import stacks
-
+@BOTH
+def test_epochs_stand_instead_of_steps(
+    base: LoadedBase, fit: Fit, defaults: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken = list[int]()
 
-    class Counting(stacks.Trainer):
+    class Counting(Trainer):
         def steps(self):  # type: ignore[no-untyped-def]
             taken.extend(member.schedule.steps for member in self.members)
             return super().steps()
 
-    monkeypatch.setattr(stacks, "Trainer", Counting)
-    people = [a_person(3), a_person(5, 1)]
-    stacks_as(a_bench(base, 0), people, [NOTHING] * 2, {**OWN, "epochs": 2, "batch_size": 1, "steps": 99})
-    stacks_as(a_bench(base, 0), people, [NOTHING] * 2, {**OWN, "steps": 4})
-    assert taken == [6, 10, 4, 4]
+    monkeypatch.setattr("mta_cli.engine.methods.stacks.Trainer", Counting)
+    people, bench = [a_person(3), a_person(5, 1)], late_bench(base)
+    fit(bench, people, [NOTHING] * 2, {**defaults, "epochs": 2, "batch_size": 1, "steps": 99})
+    fit(bench, people, [NOTHING] * 2, {**defaults, "steps": 4})
+    fit(bench, people, [NOTHING] * 2, {**defaults, "steps": 3, "epochs": 0})
+    assert taken == [6, 10, 4, 4, 3, 3]
 
 
 def test_a_frozen_a_is_the_one_that_the_seed_gives(base: LoadedBase) -> None:
-    bench = a_bench(base, 0, seed=3)
-    (stack,) = stacks_as(bench, [a_person(2)], [NOTHING], OWN, frozen_a=True)
-    assert stack is not None
+    (own,) = loras(a_bench(base, 0, seed=3), [a_person(2)], [NOTHING], OWN, frozen_a=True)
+    stack = part_of(own)
     for path, (a, _) in initial(base.model, "q_proj,v_proj", "late", 2, 4.0, 3).factors.items():
         assert torch.equal(stack.factors[path][0], a.half()) and stack.factors[path][1].any()
 
 
-def test_who_has_no_rows_or_a_training_that_fails_gets_none(base: LoadedBase) -> None:
-    bench = a_bench(base, 0)
-    assert stacks_as(bench, [a_person(0), a_person(0, 1)], [NOTHING] * 2, OWN) == [None, None]
-    assert stacks_as(bench, [], [], OWN) == []
-    assert stacks_as(bench, [a_person(1)], [NOTHING], {**OWN, "learning_rate": float("nan")}) == [None]
+@BOTH
+def test_who_has_no_rows_has_nothing_and_has_not_failed(base: LoadedBase, fit: Fit, defaults: Settings) -> None:
+    bench = late_bench(base)
+    assert fit(bench, [a_person(0), a_person(0, 1)], [NOTHING] * 2, defaults) == [Own(), Own()]
+    assert fit(bench, [], [], defaults) == []
+    assert Own().parts == () and Own().bytes == 0
 
 
-def test_bytes_are_two_for_each_number(base: LoadedBase) -> None:
+@BOTH
+@pytest.mark.parametrize(("steps", "rate"), [(1, 1e6), (1, float("nan")), (3, float("nan"))])
+def test_a_training_that_fails_is_said(base: LoadedBase, fit: Fit, defaults: Settings, steps: int, rate: float) -> None:
+    """Numbers too large for float16, numbers that are none, and a loss that is none."""
+    found = fit(
+        late_bench(base), [a_person(1), a_person(0, 1)], [NOTHING] * 2,
+        {**defaults, "steps": steps, "learning_rate": rate},
+    )  # fmt: skip
+    assert found == [Own(failed=True), Own()]
+
+
+@BOTH
+def test_one_that_fails_leaves_the_others_alone(base: LoadedBase, fit: Fit, defaults: Settings) -> None:
+    people, bench = [a_person(3), a_person(2, 1), a_person(2, 2)], late_bench(base)
+    anchor = bench.anchors[0]
+    broken = replace(anchor, factors={path: (a, b + float("nan")) for path, (a, b) in anchor.factors.items()})
+    found = fit(bench, people, [NOTHING, (broken,), NOTHING], defaults)
+    wanted = fit(bench, people, [NOTHING] * 3, defaults)
+    assert found[1] == Own(failed=True)
+    for i in (0, 2):
+        assert difference(found[i].part, wanted[i].part) < 2e-3
+
+
+def test_a_bank_without_directions_gives_no_core_and_no_failure(base: LoadedBase) -> None:
+    assert cores(a_bench(base, 0), [a_person(2), a_person(0, 1)], [NOTHING] * 2, CORES) == [Own(), Own()]
+
+
+def test_bytes_of_a_lora_are_two_for_each_number(base: LoadedBase) -> None:
     """64 inputs; q has 64 outputs and v 32; late parts stand in one layer, all parts in two."""
     for placement, layers in (("late", 1), ("all", 2)):
-        stack = alone(a_bench(base, 0), a_person(1), placement=placement, rank=3)
-        assert stack_bytes(stack) == 2 * 3 * layers * (64 + 64 + 64 + 32)
-    assert stack_bytes(None) == 0
+        (own,) = loras(a_bench(base, 0), [a_person(1)], [NOTHING], {**OWN, "placement": placement, "rank": 3})
+        assert own.bytes == 2 * 3 * layers * (64 + 64 + 64 + 32)
+
+
+@pytest.mark.parametrize(("kind", "numbers"), [("core", 7 * 9), ("gains", 7 * 3), ("code", 3)])
+def test_bytes_of_a_core_are_two_for_each_number(base: LoadedBase, kind: Kind, numbers: int) -> None:
+    """Anchors on the upper layer have seven modules."""
+    (own,) = cores(late_bench(base), [a_person(1)], [NOTHING], {**CORES, "rank": 3}, kind=kind)
+    assert own.bytes == 2 * numbers
 
 
 def test_targets_that_the_base_lacks_are_refused(base: LoadedBase) -> None:
     with pytest.raises(UsageFault, match="no_such"):
-        alone(a_bench(base, 0), a_person(1), targets="no_such")
+        alone(loras, a_bench(base, 0), a_person(1), {**OWN, "targets": "no_such"})

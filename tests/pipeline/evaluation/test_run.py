@@ -80,10 +80,10 @@ def test_given_settings_stand_over_all_others(peopled: Registry) -> None:
         ({"methods": "mta", "given": {"mta": {"steps": "many"}}}, "whole number"),
         ({"methods": "mta", "given": {"stack": {"steps": "3"}}}, "not among the methods"),
         ({"methods": "mta", "reference": "mat"}, "no method 'mat'"),
-        ({"methods": "mta", "given": {"mta": {"placement": "nowhere"}}}, "choose one of all, upper, late"),
+        ({"methods": "stack", "given": {"stack": {"placement": "nowhere"}}}, "choose one of all, upper, late"),
         ({"methods": "mta", "given": {"mta": {"rank": "0"}}}, r"mta.rank = '0': this is a number above 0"),
         ({"methods": "mta", "given": {"mta": {"learning_rate": "nan"}}}, "above 0"),
-        ({"methods": "mta", "given": {"mta": {"alpha": "inf"}}}, "above 0"),
+        ({"methods": "stack", "given": {"stack": {"alpha": "inf"}}}, "above 0"),
         ({"methods": "mta", "given": {"mta": {"prior_weight": "-1"}}}, "of at least 0"),
     ],
 )

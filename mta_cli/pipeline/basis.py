@@ -1,0 +1,59 @@
+"""The main directions of a bank's anchors, kept as one adapter between whose factors everybody's cores stand."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import BadInput
+from mta_cli.options import MAX_STACK_RANK
+from store.models import Adapter, Bank
+
+if TYPE_CHECKING:
+    from mta_cli.engine.lora import LoraWeights
+    from store.registry import Registry
+
+
+@dataclass(frozen=True)
+class Basis:
+    """A basis as the store has it."""
+
+    adapter: Adapter
+    weights: "LoraWeights"
+
+
+def basis_of(reg: "Registry", bank: Bank) -> Basis:
+    """The bank's basis, of the largest rank that a core may have; made and stored where it has none yet.
+
+    BadInput when its anchors come to nothing.
+    """
+    from mta_cli.pipeline.personal import load_weights
+
+    digest = reg.banks.by_id(bank.id).basis or _make(reg, bank)
+    return Basis(reg.adapters.get(digest), load_weights(reg, digest, bank.base))
+
+
+def _make(reg: "Registry", bank: Bank) -> str:
+    from mta_cli.engine.cores import bank_basis
+    from mta_cli.pipeline.personal import load_weights
+    from mta_cli.pipeline.training import library_versions
+
+    digests = [anchor.digest for anchor in reg.banks.anchors(bank.id) if anchor.digest is not None]
+    found = bank_basis([load_weights(reg, digest, bank.base) for digest in digests], MAX_STACK_RANK)
+    if found is None:
+        raise BadInput(
+            f"The anchors of bank {bank.name} v{bank.version} do not move the model: no core can stand on them.",
+            hint="--kind lora",
+        )
+    weights, data = found.stored(), hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    header = {"kind": "basis", "base": bank.base, "task_adapter": bank.task_adapter, "rank": weights.rank,
+              "alpha": weights.scale * weights.rank, "seed": bank.seed, "data_hash": data}  # fmt: skip
+    digest, size = reg.files.write(weights.to_bytes(header))
+    adapter = Adapter(
+        digest=digest, kind="basis", base=bank.base, task_adapter=bank.task_adapter, rank=weights.rank,
+        alpha=weights.scale * weights.rank, targets="", placement=str(weights.placement), dtype="float16",
+        seed=bank.seed, data_hash=data, bytes=size, versions=library_versions(),
+    )  # fmt: skip
+    with reg.transaction():
+        reg.adapters.add(adapter)
+        reg.banks.set_basis(bank.id, digest)
+    return digest
