@@ -1,5 +1,6 @@
 """What evaluations were answered: a cell is one method for one user in one fold. Knows neither methods nor metrics."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,31 @@ class Cell:
     user_id: int
     bytes: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class OwnAnswer:
+    """One answer that was measured for one person. `bytes`: to keep of what answered; None for stored models."""
+
+    method: str
+    fold: int | None
+    settings: dict[str, Any]
+    bytes: int | None
+    answer: str
+    gold: str
+
+
+# A person counts in the fold in which they were tested; settings may have been tried on them in others.
+_TESTED = """(c.id IS NULL OR EXISTS (
+    SELECT 1 FROM eval_people AS e
+    WHERE e.evaluation_id = p.evaluation_id AND e.fold = c.fold AND e.user_id = p.user_id AND e.role = 'test'
+))"""
+_OWN = f"""SELECT p.method, c.fold, c.settings, c.bytes, p.answer, p.gold
+FROM predictions AS p LEFT JOIN cells AS c ON c.id = p.cell_id
+WHERE +p.evaluation_id = ? AND p.user_id = ? AND {_TESTED} ORDER BY p.id"""
+_NEWEST = f"""SELECT max(p.evaluation_id) FROM predictions AS p
+JOIN evaluations AS v ON v.id = p.evaluation_id LEFT JOIN cells AS c ON c.id = p.cell_id
+WHERE p.user_id = ? AND v.task = ? AND {_TESTED}"""
 
 
 class Cells:
@@ -94,3 +120,13 @@ class Cells:
         sql = f"""SELECT {columns} FROM cells JOIN predictions ON cell_id = cells.id
         WHERE cells.evaluation_id = ? AND fold = ? AND cells.method = ? AND settings = ? ORDER BY query_id"""
         return [Prediction(*row) for row in self._db.tuples(sql, (evaluation_id, fold, method, dumps(settings)))]
+
+    def newest_of(self, user_id: int, task: str) -> int | None:
+        """The newest evaluation of a task in which a person was tested."""
+        number: int | None = self._db.value(_NEWEST, (user_id, task))
+        return number
+
+    def own(self, evaluation_id: int, user_id: int) -> list[OwnAnswer]:
+        """What a person was tested with in an evaluation, in the order of the answers."""
+        rows = self._db.tuples(_OWN, (evaluation_id, user_id))
+        return [OwnAnswer(row[0], row[1], json.loads(row[2]) if row[2] else {}, *row[3:]) for row in rows]

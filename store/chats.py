@@ -1,5 +1,7 @@
-"""Saved conversations. Knows neither models nor how a conversation is shown."""
+"""Saved conversations, and looking for words in them. Knows neither models nor how a conversation is shown."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from mta_cli.errors import NotFound
@@ -10,6 +12,25 @@ from store.rows import dumps, loads
 
 _CHAT = "SELECT id, user_id, title, created FROM chats"
 _MESSAGE = "SELECT id, chat_id, role, content, source, created FROM messages"
+
+AROUND = 40  # characters shown on each side of a word that was found
+MAX_WORDS = 16
+
+_TURNS = "(SELECT count(*) FROM messages WHERE chat_id = chats.id)"
+_HOLDS = """(instr(lower(title), lower({place})) OR EXISTS (
+    SELECT 1 FROM messages WHERE chat_id = chats.id AND instr(lower(content), lower({place}))))"""
+_FIRST = "SELECT content FROM messages WHERE chat_id = ? AND ({any}) ORDER BY id LIMIT 1"
+
+
+@dataclass(frozen=True)
+class FoundChat:
+    """A conversation in a list: how many messages it has and, after a search, a piece of it around what was found."""
+
+    id: int
+    title: str
+    created: str
+    messages: int
+    excerpt: str = ""
 
 
 class Chats:
@@ -44,6 +65,33 @@ class Chats:
         """The user's conversations, newest first."""
         return [Chat(**row) for row in self._db.rows(f"{_CHAT} WHERE user_id = ? ORDER BY id DESC", (user_id,))]
 
+    def search(self, user_id: int, text: str = "", *, limit: int = 50) -> list[FoundChat]:
+        """The user's `limit` newest conversations that hold every word of `text`, in their titles or messages.
+
+        Capital and small letters are the same; a part of a word is enough; nothing in `text` is query syntax. Without
+        words, all conversations.
+        """
+        readable = text.encode(errors="replace").decode()
+        words = list(dict.fromkeys(readable.split()))[:MAX_WORDS]
+        forms = [_forms(word) for word in words]
+        holding = [f"({' OR '.join(_HOLDS.format(place=f'?{n}') for n in places)})" for places in _places(forms)]
+        wanted = " AND ".join(("user_id = ?1", *holding))
+        sql = f"SELECT id, title, created, {_TURNS} FROM chats WHERE {wanted} ORDER BY id DESC LIMIT ?2"
+        flat = [form for some in forms for form in some]
+        rows = self._db.tuples(sql, (user_id, max(0, limit), *flat))
+        return [
+            FoundChat(number, title, created, turns, self._excerpt(number, words, flat))
+            for number, title, created, turns in rows
+        ]
+
+    def _excerpt(self, chat_id: int, words: list[str], forms: list[str]) -> str:
+        """The first message that holds one of the words, cut around it; nothing where only the title holds them."""
+        if not forms:
+            return ""
+        anyone = " OR ".join("instr(lower(content), lower(?))" for _ in forms)
+        content = self._db.value(_FIRST.format(any=anyone), (chat_id, *forms))
+        return _around(content, words) if content is not None else ""
+
     def messages(self, chat_id: int) -> list[Message]:
         """A conversation's turns, in order."""
         rows = self._db.rows(f"{_MESSAGE} WHERE chat_id = ? ORDER BY id", (chat_id,))
@@ -52,3 +100,26 @@ class Chats:
     def remove(self, chat_id: int) -> None:
         """Remove a conversation if it is there."""
         self._db.write("DELETE FROM chats WHERE id = ?", (chat_id,))
+
+
+def _places(forms: Iterable[list[str]]) -> Iterable[range]:
+    """The numbers of each word's parameters, which follow the user and the limit."""
+    first = 3
+    for some in forms:
+        yield range(first, first + len(some))
+        first += len(some)
+
+
+def _forms(word: str) -> list[str]:
+    """What to look for: SQLite knows the two cases of a–z only, so a word with other letters is looked for in each."""
+    return [word] if word.isascii() else list(dict.fromkeys((word, word.lower(), word.upper(), word.capitalize())))
+
+
+def _around(content: str, words: list[str]) -> str:
+    """One line of `content` around the first of `words` in it."""
+    low = content.lower()
+    places = [place for word in words if (place := low.find(word.lower())) >= 0]
+    place = min(places, default=0)
+    start, end = max(0, place - AROUND), place + AROUND
+    piece = " ".join(content[start:end].split())
+    return f"{'…' if start else ''}{piece}{'…' if end < len(content) else ''}"

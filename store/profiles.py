@@ -1,6 +1,6 @@
 """Profiles: one float32 sum vector for each user, task and embedder. Knows no vectors, only their bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from store.connection import Connection
 from store.models import Profile
@@ -37,3 +37,21 @@ class Profiles:
             places = ", ".join("?" * len(some))
             found += self._db.tuples(f"{sql} AND user_id IN ({places}) ORDER BY user_id", (task, embedder, *some))
         return found
+
+    def pages(self, task: str, embedder: str, size: int) -> Iterator[list[tuple[int, bytes]]]:
+        """What `totals` returns of everybody, in pieces of at most `size` that are read one by one."""
+        sql = """SELECT user_id, total FROM profiles WHERE user_id > ? AND task = ? AND embedder = ?
+        ORDER BY user_id LIMIT ?"""
+        last = -1
+        while page := self._db.tuples(sql, (last, task, embedder, size)):
+            yield page
+            last = page[-1][0]
+
+    def stamp(self, task: str, embedder: str) -> tuple[int, int, int]:
+        """Three numbers that are others after any of these profiles was stored or removed."""
+        count, newest = self._db.tuples(
+            "SELECT count(*), coalesce(max(rowid), 0) FROM profiles WHERE task = ? AND embedder = ?", (task, embedder)
+        )[0]
+        # The newest one stored again keeps its row's number, but reaches a later item.
+        last_item = self._db.value("SELECT last_item FROM profiles WHERE rowid = ?", (newest,))
+        return count, newest, last_item or 0

@@ -21,6 +21,7 @@ from store.files import AdapterFiles
 from store.forgetting import Forgetting
 from store.items import Items
 from store.names import shown
+from store.people import People
 from store.personal import Recipes, Stacks
 from store.profiles import Profiles
 from store.runs import Runs
@@ -38,6 +39,7 @@ class Registry:
         self.adapters = Adapters(db, self.files)
         self._forgetting = Forgetting(db, self.adapters, self.files)
         self.users = Users(db, self._forgetting)
+        self.people = People(db)
         self.items = Items(db)
         self.profiles = Profiles(db)
         self.models = Bases(db)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import Done, Event, Failed, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import AdaptOptions
+from mta_cli.pipeline.asked import ADAPTATION, adaptation, bank_label, written_down
 from mta_cli.pipeline.basis import basis_of
 from mta_cli.pipeline.examples import Examples
 from mta_cli.pipeline.fuse import (
@@ -113,7 +114,8 @@ def adapt_users(
             {"dry_run": True, "bank": bank.name, "version": bank.version, "users": [user.name for user in chosen]}
         )
         return
-    with reg.job_lock(f"adapt {request.task.name}"):
+    asked = adaptation(users, request, options)
+    with reg.job_lock(f"adapt {request.task.name}"), written_down(reg, ADAPTATION, bank_label(bank), asked):
         recipes, workshop = yield from _prepare(reg, bank, chosen, request, options.kind)
         yield Started("user adapt", total=sum(options.steps for user in chosen if shots[user.id]))
         results: dict[int, dict[str, Any]] = {}

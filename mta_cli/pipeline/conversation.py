@@ -28,6 +28,8 @@ from mta_cli.pipeline.converse import (
 
 if TYPE_CHECKING:
     from mta_cli.engine.prompts import Example
+    from store.models import User
+    from store.registry import Registry
 
 TITLE_LENGTH = 60
 LISTED_CHATS = 20
@@ -119,27 +121,27 @@ class Conversation:
         if not self.exchanges:
             raise BadInput("There is no answer yet to call good.")
         user, last = self._require_user("keep an item for"), self.exchanges[-1]
-        task = self.voice.asking.task or FREE
-        if self.voice.wraps and self.voice.task.labels and last.answer.strip() not in self.voice.task.labels:
-            raise BadInput(
-                f"{last.answer.strip()[:80]!r} is no label of {task}.",
-                hint=f"Labels: {', '.join(self.voice.task.labels)}",
-            )
         if last.good:
             yield Note("This exchange is a history item already.")
             return
-        from store.models import NewItem
-
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        content = "\0".join((now, last.question, last.answer))
-        key = f"chat-{sha256(content.encode()).hexdigest()[:16]}"
-        self.voice.reg.items.append(user.id, [NewItem(key, task, last.question, last.answer, now)])
+        saved = keep_item(self.voice.reg, user, self.voice.asking.task or FREE, last.question, last.answer)
         last.good = True
-        yield Saved(
-            "history item",
-            key,
-            f"task {task}; learn from it with: mta user adapt {shlex.quote(user.name)} --task {task}",
-        )
+        yield saved
+
+    def resume(self, chat_id: int) -> Iterator[Event]:
+        """Go on with one of the user's stored chats. NotFound where they have none of that number."""
+        user, chats = self._require_user("go on with"), self.voice.reg.chats
+        if chats.get(chat_id).user_id != user.id:
+            raise NotFound(f"{user.name} has no chat {chat_id}.", hint="/history lists them.")
+        self._begin()
+        self.chat_id, self.keep = chat_id, True
+        question = ""
+        for message in chats.messages(chat_id):
+            if message.role == "user":
+                question = message.content
+            else:
+                self.exchanges.append(Exchange(question, message.content, message.source, stored=True))
+        yield Note(f"Going on with chat {chat_id} of {user.name}.")
 
     def save(self, target: str = "") -> Iterator[Event]:
         """Store the conversation, and from here on too; with `target`, also write it to that new text file."""
@@ -227,6 +229,22 @@ class Conversation:
         if self.voice.user is None:
             raise BadInput(f"There is nobody to {purpose}.", hint="/user NAME chooses somebody.")
         return self.voice.user
+
+
+def keep_item(reg: "Registry", user: "User", task: str, question: str, answer: str) -> Saved:
+    """Make an exchange a history item of a task. Raises BadInput where the answer is none of the task's labels."""
+    from mta_cli.pipeline.tasks import find_task
+    from store.models import NewItem
+
+    labels = find_task(reg, task).labels
+    if labels and answer.strip() not in labels:
+        raise BadInput(f"{answer.strip()[:80]!r} is no label of {task}.", hint=f"Labels: {', '.join(labels)}")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    content = "\0".join((now, question, answer))
+    key = f"chat-{sha256(content.encode()).hexdigest()[:16]}"
+    reg.items.append(user.id, [NewItem(key, task, question, answer, now)])
+    learn = f"mta user adapt {shlex.quote(user.name)} --task {task}"
+    return Saved("history item", key, f"task {task}; learn from it with: {learn}")
 
 
 def _title(question: str) -> str:

@@ -82,6 +82,16 @@ class Voice:
         voice.become(user, asking.mode)
         return voice
 
+    def turn_to(self, user: "User | None", asking: Asking) -> None:
+        """Speak for `user`, asked in another way, on the same loaded base. What is refused leaves all as it was."""
+        _require_labels(self.reg, asking)
+        before, self.asking = self.asking, asking
+        try:
+            self.become(user, asking.mode)
+        except BaseException:
+            self.asking = before
+            raise
+
     def become(self, user: "User | None", mode: str | None) -> None:
         """Fold `user`'s weights in; `mode` None is the best there is. What is refused leaves everything as it was."""
         from mta_cli.engine.lens import require_everywhere
@@ -125,9 +135,11 @@ class Voice:
         """Whether each message becomes the task's own prompt, by itself, instead of a turn of a conversation."""
         return self.asking.task not in (None, FREE)
 
-    def history(self, text: str) -> "list[Example]":
-        """The user's own items that stand in the prompt beside `text`."""
-        return self._examples.history(self.user.id, text, self._examples.history_items) if self.user else []
+    def history(self, text: str, before: tuple[str | None, int] | None = None) -> "list[Example]":
+        """The user's own items that stand in the prompt beside `text`, none of them known to be from after `before`."""
+        if self.user is None:
+            return []
+        return self._examples.history(self.user.id, text, self._examples.history_items, before=before)
 
     def prompt_ids(self, messages: Sequence[Message], history: "Sequence[Example]") -> list[int]:
         """Token ids of the conversation so far, or of its last message alone where the task's prompt wraps it."""
@@ -189,20 +201,21 @@ class Voice:
         from mta_cli.engine.generate import label_scores
 
         answers = [self.prompter.answer_ids(label) for label in self.task.labels]
-        place = self.decide(spoken, label_scores(self.base, ids, answers, late=self._late), self.source.mode)
+        scores = label_scores(self.base, ids, answers, late=self._late)
+        place = self.decide(spoken, scores, self.source.mode, self.user)
         spoken.tokens = len(answers[place])
         yield self.task.labels[place]
         spoken.ended = "label"
 
-    def decide(self, spoken: Spoken, scores: Sequence[float], mode: str) -> int:
-        """The place of the label to answer, given each one's log-likelihood (nats) in a mode; `spoken` gets all.
+    def decide(self, spoken: Spoken, scores: Sequence[float], mode: str, user: "User | None") -> int:
+        """The place of the label to answer, given each one's log-likelihood (nats) in a user's mode; `spoken` gets all.
 
-        The person's label prior is added where the mode is personal.
+        The user's label prior is added where the mode is personal.
         """
         from mta_cli.engine.labels import decide
 
         labels, fingerprint = self.task.labels, self.base.fingerprint
-        prior = label_prior(self.reg, self.user, self.task, fingerprint, mode, self.asking.answer)
+        prior = label_prior(self.reg, user, self.task, fingerprint, mode, self.asking.answer)
         weighed = [score + extra for score, extra in zip(scores, prior or [0.0] * len(labels), strict=True)]
         spoken.labels = dict(zip(labels, weighed, strict=True))
         return decide(weighed, labels, self.task.metric)

@@ -85,7 +85,7 @@ def plan_demo(root: Path, request: DemoRequest) -> Iterator[Event]:
 def run_demo(reg: "Registry", request: DemoRequest) -> Iterator[Event]:
     """Every stage of both courses. `Done.result`: {store, base, embedder, quick, seconds, courses: [...]}."""
     started = time.monotonic()
-    yield Note(f"This demo keeps everything in a store of its own: {reg.root}")
+    yield Note(f"This demo keeps everything in {reg.root}")
     models = yield from _models(request)
     results = []
     for course in courses(request.quick):

@@ -12,8 +12,9 @@ from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Started, Step
 from mta_cli.options import AnswerOptions, Machine, PromptOptions
 from mta_cli.pipeline import answering
+from mta_cli.pipeline.evaluation.outcome import MAIN, paired
 from mta_cli.pipeline.examples import Examples
-from mta_cli.pipeline.habits import label_prior
+from mta_cli.pipeline.habits import PERSONAL, label_prior
 from mta_cli.pipeline.personal import parts_above, task_part
 from store.cells import Prediction
 from store.models import Query, User
@@ -60,7 +61,7 @@ def evaluate_users(
 ) -> Iterator[Event]:  # fmt: skip
     """Answer every held-out query of `users` in each of `modes` and store the predictions.
 
-    `Done.result`: {task, users, queries, methods: {mode: {metric: {value, low, high}}}, evaluation}.
+    `Done.result` has the keys of `mta eval run`, the last mode being the reference; making a model is not timed.
     """
     from mta_cli.engine.lora import Folder
     from mta_cli.pipeline.loading import load
@@ -87,8 +88,11 @@ def evaluate_users(
     folder.set(None)
     answers.sort(key=lambda answer: modes.index(answer.mode))
     result = {
-        "task": task.name, "users": len(asked), "queries": sum(len(queries[user.id]) for user in asked),
-        "methods": {mode: summarise(task, [a for a in answers if a.mode == mode], machine.seed) for mode in modes},
+        "task": task.name, "metric": MAIN[task.metric], "users": len(asked),
+        "queries": sum(len(queries[user.id]) for user in asked), "seed": machine.seed,
+        "history_items": prompt.history_items, "base": base_entry.name, "dtype": machine.dtype, "reference": modes[-1],
+        **_found(task, modes, answers, machine.seed),
+        "costs": {mode: _costs(reg, base.fingerprint, task.name, asked, mode, answers) for mode in modes},
     }  # fmt: skip
     yield Done({**result, "evaluation": _store(reg, base.fingerprint, task, prompt, result, answers)})
 
@@ -142,14 +146,36 @@ def _people(
     return [one.parts for one in places.values()], [one.prior for one in places.values()], owners
 
 
-def summarise(task: "Task", answers: Sequence[Answer], seed: int) -> dict[str, dict[str, float]]:
+def _found(task: "Task", modes: Sequence[str], answers: Sequence[Answer], seed: int) -> dict[str, Any]:
     """Each metric of the task, and the gold's mean log-likelihood (nats per query), with 95 % intervals over users."""
     from mta_cli.engine import statistics
-    from mta_cli.engine.tallies import tally
+    from mta_cli.engine.tallies import Tally, tally
 
-    users, given = [a.user_id for a in answers], [a.answer for a in answers]
-    golds, logliks = [a.query.gold for a in answers], [a.gold_loglik for a in answers]
-    return statistics.summarise(tally(task.metric, task.labels, users, given, golds, logliks), seed=seed)
+    tallies: dict[str, Tally] = {}
+    for mode in modes:
+        own = [answer for answer in answers if answer.mode == mode]
+        users, given, golds = [a.user_id for a in own], [a.answer for a in own], [a.query.gold for a in own]
+        tallies[mode] = tally(task.metric, task.labels, users, given, golds, [a.gold_loglik for a in own])
+    return {
+        "methods": {mode: statistics.summarise(one, seed=seed) for mode, one in tallies.items()},
+        "differences": paired(tallies, modes[-1], seed),
+    }
+
+
+def _costs(
+    reg: "Registry", base: str, task: str, users: Sequence[User], mode: str, answers: Sequence[Answer]
+) -> dict[str, float | None]:
+    """Bytes that a mode keeps for a person, a mean over `users`, and how fast its answers came."""
+    bank = reg.banks.latest(task, base)
+    recipes = [reg.recipes.get(user.id, task, bank.id) for user in users] if bank and mode in PERSONAL else []
+    stacks = [reg.stacks.get(user.id, task, bank.id) for user in users] if bank and mode == "adapted" else []
+    kept = sum(one.bytes for one in (*recipes, *stacks) if one is not None)
+    own = [answer for answer in answers if answer.mode == mode]
+    seconds, tokens = sum(answer.seconds for answer in own), sum(answer.tokens for answer in own)
+    return {
+        "bytes": kept / len(users), "seconds": None, "seconds_per_query": seconds / len(own),
+        "tokens_per_second": tokens / seconds if tokens and seconds else None,
+    }  # fmt: skip
 
 
 def _store(

@@ -1,14 +1,16 @@
 """Comparing: every mode answers the same prompt as it would alone, and the voice is as before afterwards."""
 
 import json
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from mta_cli.engine.tasks import MOVIE_TAGS
 from mta_cli.events import Token
 from mta_cli.options import AnswerOptions
-from mta_cli.pipeline.comparing import compare, compare_with
+from mta_cli.pipeline.comparing import Question, answer_metrics, compare, compare_with, put
 from mta_cli.pipeline.converse import Voice, ask
 from store.models import NewItem
 from tests.pipeline.world import BRIEF, World, asking, notes_of, result_of, text_of
@@ -73,6 +75,133 @@ def test_personal_columns_add_what_the_person_is_used_to_say(labelled: World) ->
         alone = asking(history_items=0, task="lamp-2", mode=mode)
         single, _ = result_of(ask(reg, labelled.entry, "alice", question, alone))
         assert single["labels"] == pytest.approx(used["details"][mode]["labels"], abs=1e-3)
+
+
+def asked(world: World, question: Question, *others: str, **how: Any) -> tuple[dict[str, Any], str]:
+    """The result of a question to alice's columns and to others, and what the person was told."""
+    voice = Voice.open(world.reg, world.entry, world.alice, asking(**how))
+    result, events = result_of(put(voice, question, [world.reg.users.get(name) for name in others]))
+    return result, notes_of(events)
+
+
+def test_the_gold_is_weighed_in_every_column_as_it_is_alone(world: World) -> None:
+    gold = "a red house"
+    result, _ = asked(world, Question("where?", gold))
+    voice = Voice.open(world.reg, world.entry, world.alice, asking())
+    ids, _, _ = voice.fitted([{"role": "user", "content": "where?"}], voice.history("where?"))
+    answer = voice.prompter.answer_ids(gold)
+    for mode in ("base", "fused", "adapted"):
+        voice.become(world.alice, mode)
+        alone = _loglik(voice, ids, answer) / len(answer)
+        assert result["details"][mode]["gold"]["loglik"] == pytest.approx(alone, abs=1e-3)
+        assert result["details"][mode]["gold"]["over"] == "token"
+        assert set(result["details"][mode]["gold"]["metrics"]) == {"rouge_1", "rouge_l"}
+    assert result["gold"] == gold
+
+
+def _loglik(voice: Voice, ids: list[int], answer: list[int]) -> float:
+    """The answer's log-likelihood by one plain forward pass of the model as it is folded."""
+    import torch
+
+    with torch.no_grad():
+        logits = voice.base.model(torch.tensor([[*ids, *answer]])).logits[0, len(ids) - 1 : -1]
+    return float(logits.log_softmax(-1)[range(len(answer)), answer].sum())
+
+
+def test_the_gold_among_labels_is_a_share_of_one(labelled: World) -> None:
+    shares = []
+    for tag in MOVIE_TAGS:
+        result, _ = asked(labelled, Question("a film about space", tag), task="lamp-2")
+        detail = result["details"]["adapted"]
+        assert detail["gold"]["over"] == "labels"
+        assert detail["gold"]["metrics"] == {"accuracy": float(result["answers"]["adapted"] == tag)}
+        shares.append(math.exp(detail["gold"]["loglik"]))
+    assert sum(shares) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_gold_that_is_no_label_is_weighed_by_its_words(labelled: World) -> None:
+    result, _ = asked(labelled, Question("a film about space", "no label at all"), task="lamp-2")
+    gold = result["details"]["base"]["gold"]
+    assert gold["over"] == "token" and gold["metrics"] == {"accuracy": 0.0}
+
+
+def test_a_gold_that_does_not_fit_costs_no_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mta_cli.engine import generate
+    from mta_cli.errors import BadInput
+
+    def refuse(*rest: Any) -> None:
+        raise BadInput("it has no room")
+
+    monkeypatch.setattr(generate, "require_window", refuse)
+    result, told = asked(world, Question("where?", "here"))
+    assert "not measured: it has no room" in told
+    assert result["answers"]["adapted"] is not None and "gold" not in result["details"]["adapted"]
+
+
+def test_without_a_gold_nothing_is_measured(world: World) -> None:
+    result, _ = asked(world, Question("where?"))
+    assert "gold" not in result and "gold" not in result["details"]["base"]
+    assert result["details"]["base"]["tokens_per_second"] > 0
+
+
+def test_another_persons_model_answers_the_same_prompt(world: World) -> None:
+    question = Question("hello there", "well")
+    drawn = AnswerOptions(max_tokens=12, temperature=1.0)
+    result, _ = asked(world, question, "bob", "bob", answer=drawn)
+    assert list(result["answers"]) == ["base", "fused", "adapted", "@bob"]
+    detail = result["details"]["@bob"]
+    assert detail["user"] == "bob" and detail["source"]["mode"] == "fused"
+    # bob's recipe is alice's too, so that his fusion must say what hers says
+    assert result["answers"]["@bob"] == result["answers"]["fused"]
+    assert detail["gold"]["loglik"] == pytest.approx(result["details"]["fused"]["gold"]["loglik"], abs=1e-3)
+
+
+def test_who_has_no_model_is_told_and_left_out(world: World) -> None:
+    result, told = asked(world, Question("hello there"), "carol")
+    assert list(result["answers"]) == ["base", "fused", "adapted"]
+    assert "carol has no model of their own for free" in told
+
+
+def test_other_peoples_columns_have_their_own_label_prior(labelled: World) -> None:
+    reg = labelled.reg
+    reg._db.write("UPDATE banks SET config = ?", (json.dumps({"label_rates": [1 / 15] * 15}),))
+    reg.items.append(labelled.bob.id, [NewItem(f"x{n}", "lamp-2", "zzz", MOVIE_TAGS[9]) for n in range(30)])
+    result, _ = asked(labelled, Question("a film about space"), "bob", history_items=0, task="lamp-2")
+    hers, his = (result["details"][key]["labels"] for key in ("fused", "@bob"))
+    added = [his[tag] - hers[tag] for tag in MOVIE_TAGS]
+    assert added.index(max(added)) == 9 and max(added) > 0.5
+
+
+def test_a_held_out_question_sees_no_later_item(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = NewItem("late", "free", "where is the key", "under the mat", "2024-05-05")
+    world.reg.items.append(world.alice.id, [late])
+    seen: list[str] = []
+    fitted = Voice.fitted
+
+    def look(self: Voice, messages: Any, history: Any) -> Any:
+        seen.append(" ".join(example.output for example in history))
+        return fitted(self, messages, history)
+
+    monkeypatch.setattr(Voice, "fitted", look)
+    asked(world, Question("where is the key", "here", "2024-01-01", held_out=True))
+    asked(world, Question("where is the key", "here", "2024-06-06", held_out=True))
+    asked(world, Question("where is the key"))
+    assert ["under the mat" in shown for shown in seen] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "answer", "gold", "expected"),
+    [
+        ("accuracy", ("a", "b"), " a ", "a", {"accuracy": 1.0}),
+        ("mae", ("1", "2", "5"), "2", "5", {"mae": 3.0}),
+        ("mae", ("1", "5"), "2", "many", {}),
+        ("rouge", (), "the red house", "a red house", {"rouge_1": 2 / 3, "rouge_l": 2 / 3}),
+    ],
+)
+def test_the_metric_of_one_answer_is_the_tasks(
+    metric: str, labels: tuple[str, ...], answer: str, gold: str, expected: dict[str, float]
+) -> None:
+    assert answer_metrics(metric, labels, answer, gold) == pytest.approx(expected)
 
 
 def test_a_comparison_that_is_broken_off_leaves_the_voice_as_it_was(world: World) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mta_cli.errors import BadInput, NotFound, StoreBusy
 from mta_cli.events import Done, Event, Saved, Token
-from mta_cli.pipeline.conversation import Conversation
+from mta_cli.pipeline.conversation import Conversation, keep_item
 from mta_cli.pipeline.converse import Voice
 from tests.pipeline.world import World, asking, contents, notes_of
 
@@ -194,6 +194,41 @@ def test_history_lists_and_shows_chats(world: World) -> None:
     run(chat.switch_user("bob"))
     with pytest.raises(NotFound):
         run(chat.history(str(listed["chats"][0]["chat"])))
+
+
+def test_a_stored_chat_is_gone_on_with(world: World) -> None:
+    chat = talk(world)
+    run(chat.say("my first question"))
+    first = chat.chat_id
+    assert first is not None
+    run(chat.reset())
+    _, events = run(chat.resume(first))
+    assert f"Going on with chat {first}" in notes_of(events)
+    assert [(e.question, e.stored) for e in chat.exchanges] == [("my first question", True)]
+    ids, _, _ = chat._prompt("my second question", chat.exchanges)
+    assert "my first question" in chat.voice.base.tokenizer.decode(ids)
+    run(chat.say("my second question"))
+    assert [m.content for m in world.reg.chats.messages(first)][::2] == ["my first question", "my second question"]
+
+
+def test_nobody_elses_chat_is_gone_on_with(world: World) -> None:
+    other = world.reg.chats.start(world.bob.id, "his")
+    chat = talk(world)
+    run(chat.say("hello"))
+    for number in (other.id, 999):
+        with pytest.raises(NotFound):
+            run(chat.resume(number))
+    assert len(chat.exchanges) == 1
+
+
+def test_an_answer_is_kept_as_an_item_of_its_task_only_where_it_is_a_label(world: World) -> None:
+    saved = keep_item(world.reg, world.alice, "lamp-2", "a film", "comedy")
+    assert "mta user adapt alice --task lamp-2" in saved.detail
+    with pytest.raises(BadInput, match="no label of lamp-2"):
+        keep_item(world.reg, world.alice, "lamp-2", "a film", "none of them")
+    with pytest.raises(NotFound):
+        keep_item(world.reg, world.alice, "no-such-task", "a film", "comedy")
+    assert contents(world.reg.items.recent(world.alice.id, "lamp-2", None)) == [("a film", "comedy")]
 
 
 def test_nobody_in_particular_stores_nothing(world: World) -> None:

@@ -37,6 +37,14 @@ def test_every_mode_answers_every_query_and_is_stored(peopled: Registry) -> None
             assert interval["value"] == pytest.approx(value)
             assert interval["low"] <= interval["value"] <= interval["high"]
         assert all(p.answer in TASK.labels and p.gold_loglik < 0 for p in own)
+    assert result["reference"] == "adapted" and result["metric"] == "accuracy"
+    assert {(row["a"], row["b"]) for row in result["differences"]} == {("adapted", mode) for mode in MODES[:3]}
+    gap = result["methods"]["adapted"]["gold_loglik"]["value"] - result["methods"]["base"]["gold_loglik"]["value"]
+    (said,) = [row for row in result["differences"] if (row["b"], row["metric"]) == ("base", "gold_loglik")]
+    assert said["value"] == pytest.approx(gap) and said["low"] <= gap <= said["high"]
+    kept = {mode: result["costs"][mode]["bytes"] for mode in MODES}
+    assert kept == {"base": 0, "pooled": 0, "fused": 36, "adapted": 36 + 2 * 7 * 2**2}
+    assert all(result["costs"][mode]["tokens_per_second"] > 0 for mode in MODES)
     texts = {mode: [p.gold_loglik for p in predictions if p.method == mode] for mode in MODES}
     assert texts["base"] != texts["pooled"] != texts["fused"] != texts["adapted"]
 

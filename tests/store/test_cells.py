@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mta_cli.errors import IntegrityFault
-from store.cells import Cell, Prediction
+from store.cells import Cell, OwnAnswer, Prediction
 from store.registry import Registry
 from tests.store.making import person
 
@@ -85,3 +85,23 @@ def test_methods_come_in_the_order_of_their_first_answers(reg: Registry, number:
         reg.evaluations.cells.add(number, [(cell(user, method=method), [said(user, method=method)])])
     assert reg.evaluations.cells.methods(number) == ["mta", "base", "oppu"]
     assert reg.evaluations.cells.methods(number + 1) == []
+
+
+def test_a_persons_own_answers_are_those_of_the_fold_in_which_they_were_tested(reg: Registry, number: int) -> None:
+    cells, kept = reg.evaluations.cells, replace(cell(2), fold=1)
+    cells.add(number, [(cell(1), [said(1)]), (cell(2), [said(2, words="tried")]), (kept, [said(2), said(2, 3)])])
+    own = OwnAnswer("stack", 1, SETTINGS, 77, "answer w", "w")
+    assert cells.own(number, 2) == [own, own] and cells.own(number, 1) == [replace(own, fold=0)]
+    assert cells.own(number, 3) == [] and cells.own(99, 1) == []
+
+
+def test_the_newest_evaluation_of_somebody_is_one_in_which_they_were_tested(reg: Registry, number: int) -> None:
+    cells = reg.evaluations.cells
+    assert cells.newest_of(1, "free") is None
+    cells.add(number, [(cell(1), [said(1)])])
+    later = reg.evaluations.begin("l", "free", {}, [(0, 1, "tuning"), (0, 2, "test")]).id
+    cells.add(later, [(cell(1), [said(1)])])
+    other = reg.evaluations.add("other", None, {}, {})
+    cells.answer(other, [said(1)])
+    assert cells.newest_of(1, "free") == number and cells.newest_of(1, "other") == other
+    assert cells.own(other, 1) == [OwnAnswer("stack", None, {}, None, "answer w", "w")]

@@ -130,3 +130,32 @@ def test_profiles_of_more_users_than_one_query_names(reg: Registry, monkeypatch:
     for user in users:
         reg.profiles.put(Profile(user, "free", "e", bytes([user] * 4), 1, 1))
     assert reg.profiles.totals("free", "e", users[::-1]) == [(user, bytes([user] * 4)) for user in users]
+
+
+def test_profiles_come_in_pages_of_one_task_and_embedder(reg: Registry) -> None:
+    users = [person(reg, name, "a") for name in "abcde"]
+    for user in users:
+        reg.profiles.put(Profile(user, "free", "e", bytes([user] * 4), 1, 1))
+        reg.profiles.put(Profile(user, "lamp-2", "e", b"", 1, 1))
+        reg.profiles.put(Profile(user, "free", "other", b"", 1, 1))
+    pages = list(reg.profiles.pages("free", "e", 2))
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert [row for page in pages for row in page] == reg.profiles.totals("free", "e")
+    assert list(reg.profiles.pages("free", "nobody", 2)) == []
+
+
+def test_the_stamp_of_profiles_moves_with_every_change_of_them(reg: Registry) -> None:
+    bob, alice = person(reg, "bob", "a"), person(reg, "alice", "a")
+    stamps = [reg.profiles.stamp("free", "e")]
+
+    def changed() -> bool:
+        stamps.append(reg.profiles.stamp("free", "e"))
+        return stamps[-1] not in stamps[:-1]
+
+    for number, user in enumerate((bob, alice, bob, alice, alice)):
+        reg.profiles.put(Profile(user, "free", "e", bytes(4), number, number + 1))
+        assert changed()
+    reg.profiles.put(Profile(bob, "free", "other", b"", 0, 9))
+    assert not changed()
+    reg.users.forget(bob)
+    assert changed()

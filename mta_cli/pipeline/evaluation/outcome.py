@@ -96,7 +96,7 @@ def outcome(
     reg: "Registry", request: EvalRequest, plan: Design, evaluation: int, chosen: Mapping[str, Choice]
 ) -> dict[str, Any]:
     """The document of `mta eval run`: all of `chosen`'s methods on all tested people."""
-    from mta_cli.engine.statistics import detectable, difference, summarise
+    from mta_cli.engine.statistics import detectable, summarise
 
     task, options, seed = request.task, request.options, request.machine.seed
     judged = {
@@ -105,11 +105,7 @@ def outcome(
     }
     reference = options.reference if options.reference in judged else next(reversed(judged))
     main, others = MAIN[task.metric], [method for method in judged if method != reference]
-    differences = [
-        {"a": reference, "b": method, "metric": metric, **values}
-        for method in others
-        for metric, values in difference(judged[reference].tally, judged[method].tally, seed=seed).items()
-    ]
+    differences = paired({method: one.tally for method, one in judged.items()}, reference, seed)
     against = "pooled-rag" if "pooled-rag" in others else others[0] if others else None
     power = None
     if against is not None:
@@ -127,6 +123,18 @@ def outcome(
         "power": power, "settings": {method: _settings(choice) for method, choice in chosen.items()},
         "calibration": {method: one.temperatures for method, one in judged.items()},
     }  # fmt: skip
+
+
+def paired(tallies: "Mapping[str, Tally]", reference: str, seed: int) -> list[dict[str, Any]]:
+    """The reference minus every other method in every metric, with interval and p."""
+    from mta_cli.engine.statistics import difference
+
+    return [
+        {"a": reference, "b": method, "metric": metric, **values}
+        for method, other in tallies.items()
+        if method != reference
+        for metric, values in difference(tallies[reference], other, seed=seed).items()
+    ]
 
 
 def _settings(choice: Choice) -> Any:

@@ -6,11 +6,14 @@ takes what was chosen.
 
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageFault
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Started
 from mta_cli.options import PLACEMENTS
+from mta_cli.pipeline.asked import evaluation as asked
+from mta_cli.pipeline.asked import evaluation_label, written_down
 from mta_cli.pipeline.evaluation.banks import cost_of_banks, fold_banks
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, config, design, plan_lines
 from mta_cli.pipeline.evaluation.field import Field, shot_profiles
@@ -40,8 +43,7 @@ def run_evaluation(
     if dry_run:
         yield Done({"dry_run": True, "task": request.task.name, "users": len(people.tested)})
         return
-    with reg.job_lock(f"eval {request.task.name}"):
-        evaluation = _begin(reg, request, people)
+    with reg.job_lock(f"eval {request.task.name}"), _begun(reg, request, people, "eval run") as evaluation:
         chosen = _chosen(reg, request, evaluation, methods, people)
         columns = [Column(n, m, dict(own)) for m in methods for n, own in enumerate(chosen[m.name])]
         yield from _fill(reg, request, people, evaluation, columns)
@@ -70,8 +72,8 @@ def tune_evaluation(
             {"dry_run": True, "task": request.task.name, "trials": sum(len(trials(m, request)) for m in methods)}
         )
         return
-    with reg.job_lock(f"eval {request.task.name}"):
-        evaluation, folds = _begin(reg, request, people), range(len(people.folds))
+    with reg.job_lock(f"eval {request.task.name}"), _begun(reg, request, people, "eval tune") as evaluation:
+        folds = range(len(people.folds))
         columns = [Column(n, m, own) for m in methods for own in trials(m, request) for n in folds]
         yield from _fill(reg, request, people, evaluation, columns)
         tuned = [entry for method in methods for entry in _choose(reg, request, people, evaluation, method)]
@@ -141,11 +143,14 @@ def _plan(reg: "Registry", request: EvalRequest, people: Design, methods: "Seque
     return (*lines, *cost_of_banks(reg, request, people))
 
 
-def _begin(reg: "Registry", request: EvalRequest, people: Design) -> Evaluation:
+@contextmanager
+def _begun(reg: "Registry", request: EvalRequest, people: Design, kind: str) -> Iterator[Evaluation]:
     from mta_cli.pipeline.models import remember
 
     remember(reg, request.base, request.embedder)
-    return reg.evaluations.begin(people.key, request.task.name, config(request), people.places)
+    begun = reg.evaluations.begin(people.key, request.task.name, config(request), people.places)
+    with written_down(reg, kind, evaluation_label(begun.id), asked(request)):
+        yield begun
 
 
 def _chosen(

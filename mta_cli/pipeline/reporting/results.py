@@ -110,6 +110,19 @@ def best(document: Document, metric: str) -> frozenset[str]:
     return frozenset() if first is None else frozenset(equal)
 
 
+def smallest_best(document: Document, sizes: Mapping[str, float]) -> list[str]:
+    """The methods that are better than every one with as few bytes or fewer, by size (the Pareto front)."""
+    metric, front = document["metric"], list[str]()
+
+    def good(method: str) -> float:
+        return goodness(score(document, method, metric) or 0.0, metric)
+
+    for method in sorted(sizes, key=lambda method: (sizes[method], -good(method))):
+        if not front or good(method) > good(front[-1]):
+            front.append(method)
+    return front
+
+
 def differences(document: Document, metric: str) -> list[Mapping[str, Any]]:
     """The paired differences in one metric, in the order in which the other methods rank by the main one."""
     places = {method: place for place, method in enumerate(ranked(document))}

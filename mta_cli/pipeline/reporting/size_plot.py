@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 from mta_cli.pipeline.reporting import drawing
 from mta_cli.pipeline.reporting.drawing import ACCENT, GRID, INK, PAPER, QUIET, short
 from mta_cli.pipeline.reporting.labels import Point, write_labels
-from mta_cli.pipeline.reporting.results import LOWER_IS_BETTER, Document, cost, goodness, ranked, score, titled, whisker
+from mta_cli.pipeline.reporting.results import (
+    LOWER_IS_BETTER,
+    Document,
+    cost,
+    ranked,
+    score,
+    smallest_best,
+    titled,
+    whisker,
+)
 from mta_cli.pipeline.reporting.wording import size
 
 if TYPE_CHECKING:
@@ -29,7 +38,7 @@ def draw_bytes(document: Document) -> "Figure":
     figure = drawing.figure(drawing.WIDTH, 5.2)
     axes = figure.subplots()
     zero = _size_axis(axes, list(sizes.values()))
-    front, places = _front(document, sizes), _places(sizes, zero)
+    front, places = smallest_best(document, sizes), _places(sizes, zero)
     points = [_mark(axes, document, method, x, method in front) for method, x in places.items()]
     if front:
         x, y = [places[method] for method in front], [whisker(document, method, metric)[0] for method in front]
@@ -85,19 +94,6 @@ def _clusters(at: Mapping[str, float]) -> Iterator[list[str]]:
         group.append(method)
     if group:
         yield group
-
-
-def _front(document: Document, sizes: Mapping[str, float]) -> list[str]:
-    """The methods that are better than every one with as few bytes or fewer, by size (the Pareto front)."""
-    metric, front = document["metric"], list[str]()
-
-    def good(method: str) -> float:
-        return goodness(score(document, method, metric) or 0.0, metric)
-
-    for method in sorted(sizes, key=lambda method: (sizes[method], -good(method))):
-        if not front or good(method) > good(front[-1]):
-            front.append(method)
-    return front
 
 
 def _mark(axes: "Axes", document: Document, method: str, x: float, filled: bool) -> Point:

@@ -115,3 +115,12 @@ def test_only_finite_numbers_are_known() -> None:
 
 def test_the_same_document_is_taken_once() -> None:
     assert len(results.distinct([document(), document(), document(FEW, seed=1)])) == 2
+
+
+@pytest.mark.parametrize(("metric", "front"), [("accuracy", ["b", "d", "e"]), ("mae", ["a"])])
+def test_the_front_holds_what_nothing_as_small_equals(metric: str, front: list[str]) -> None:
+    values = {"a": 0.1, "b": 0.3, "c": 0.2, "d": 0.4, "e": 0.5, "f": 0.5}
+    sizes = {"a": 0.0, "b": 0.0, "c": 10.0, "d": 24.0, "e": 600.0, "f": 900.0}
+    made = document(values, metric=metric)
+    assert results.smallest_best(made, sizes) == front
+    assert results.smallest_best(made, {}) == []

@@ -1,0 +1,136 @@
+"""What a job was asked, as a document of its run, and back again: so that it can go on with the same options.
+
+Names of people stand in documents as values only, never as keys: so they can be forgotten. Runs no job.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mta_cli.errors import IntegrityFault
+from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, Machine, PromptOptions
+from store.evaluations import Evaluation
+from store.models import Bank, User
+
+if TYPE_CHECKING:
+    from mta_cli.pipeline.build_bank import BankRequest
+    from mta_cli.pipeline.evaluation.design import EvalRequest
+    from mta_cli.pipeline.fuse import FuseRequest
+    from mta_cli.pipeline.models import ModelEntry
+    from store.registry import Registry
+
+T = TypeVar("T")
+ASKED = "asked"  # the key of a run's config under which the document stands
+ADAPTATION = "adaptation"  # the kind of a run about everybody who is adapted together; each of them has one as well
+
+
+def bank_label(bank: Bank) -> str:
+    """The subject of runs about a bank."""
+    return f"{bank.name} v{bank.version}"
+
+
+def evaluation_label(number: int) -> str:
+    """The subject of runs about an evaluation."""
+    return f"evaluation {number}"
+
+
+@contextmanager
+def written_down(reg: "Registry", kind: str, subject: str, document: Mapping[str, Any]) -> Iterator[None]:
+    """A run that says what was asked, from here to the end of the block, and how that ended."""
+    run = reg.runs.start(kind, subject, {ASKED: dict(document)})
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        reg.runs.fail(run.id, "stopped", interrupted=True)
+        raise
+    except Exception as error:
+        reg.runs.fail(run.id, str(error))
+        raise
+    reg.runs.finish(run.id, {})
+
+
+def adaptation(users: Sequence[User] | None, request: "FuseRequest", options: AdaptOptions) -> dict[str, Any]:
+    """The document of `adapt_users`. `users` None: everybody who is no anchor."""
+    return {
+        "task": request.task.name, "base": request.base.fingerprint, "embedder": request.embedder.fingerprint,
+        "users": None if users is None else [user.name for user in users], "options": asdict(options),
+        "fuse": asdict(request.options), "history_items": request.prompt.history_items, "seed": request.machine.seed,
+        "dtype": request.machine.dtype,
+    }  # fmt: skip
+
+
+def asked_adaptation(
+    reg: "Registry", document: Mapping[str, Any], machine: Machine
+) -> "tuple[list[User] | None, FuseRequest, AdaptOptions]":
+    """What the document asks of `adapt_users`, on the devices of `machine`. Who was forgotten since is left out."""
+    from mta_cli.pipeline.fuse import FuseRequest
+    from mta_cli.pipeline.tasks import find_task
+
+    request = FuseRequest(
+        find_task(reg, document["task"]), model(reg, document["base"], "base"),
+        model(reg, document["embedder"], "embedder"), known(FuseOptions, document["fuse"]),
+        PromptOptions(document["history_items"]), _machine(machine, document),
+    )  # fmt: skip
+    names = document["users"]
+    there = set(reg.users.names()) if names is not None else set()
+    users = None if names is None else [reg.users.get(name) for name in names if name in there]
+    return users, request, known(AdaptOptions, document["options"])
+
+
+def evaluation(request: "EvalRequest") -> dict[str, Any]:
+    """The document of `run_evaluation` and `tune_evaluation`: what the evaluation's own config does not say."""
+    options = request.options
+    return {
+        "methods": options.methods, "reference": options.reference, "calibrate": options.calibrate,
+        "given": {method: dict(settings) for method, settings in request.given.items()},
+    }  # fmt: skip
+
+
+def asked_evaluation(reg: "Registry", one: Evaluation, document: Mapping[str, Any], machine: Machine) -> "EvalRequest":
+    """The request for an evaluation that was begun, with the document's methods, on the devices of `machine`."""
+    from mta_cli.pipeline.evaluation.design import EvalRequest
+    from mta_cli.pipeline.models import resolve
+    from mta_cli.pipeline.tasks import find_task
+
+    design = known(EvalOptions, {**one.config, **document})
+    return EvalRequest(
+        find_task(reg, one.task), resolve(one.config["base"], "base"), resolve(one.config["embedder"], "embedder"),
+        design, known(BankOptions, one.config["bank"]), PromptOptions(one.config["history_items"]),
+        _machine(machine, one.config), document.get("given", {}),
+    )  # fmt: skip
+
+
+def asked_bank(reg: "Registry", bank: Bank, machine: Machine) -> "BankRequest":
+    """The request that began a bank, on the devices of `machine`."""
+    from mta_cli.pipeline.build_bank import BankRequest
+    from mta_cli.pipeline.tasks import find_task
+
+    return BankRequest(
+        find_task(reg, bank.task), model(reg, bank.base, "base"), model(reg, bank.embedder, "embedder"),
+        known(BankOptions, bank.config), PromptOptions(bank.config["history_items"]),
+        replace(_machine(machine, bank.config), seed=bank.seed), bank.name,
+    )  # fmt: skip
+
+
+def known(cls: type[T], document: Mapping[str, Any]) -> T:
+    """Options of a class from the keys of a document that are fields of it; the rest keeps its defaults."""
+    names = {spec.name for spec in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{name: value for name, value in document.items() if name in names})
+
+
+def model(reg: "Registry", fingerprint: str, kind: str) -> "ModelEntry":
+    """The model of this fingerprint, ready to load. IntegrityFault when its name stands for another one by now."""
+    from mta_cli.pipeline.models import resolve
+
+    name = reg.models.get(fingerprint).name
+    entry = resolve(name, kind)
+    if entry.fingerprint != fingerprint:
+        raise IntegrityFault(
+            f"{name} is no longer the {kind} that this was begun with.", hint="begin anew with the one that is here"
+        )
+    return entry
+
+
+def _machine(machine: Machine, document: Mapping[str, Any]) -> Machine:
+    return replace(machine, seed=document.get("seed", machine.seed), dtype=document["dtype"])
