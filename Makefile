@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST  = OMP_NUM_THREADS=1 MTA_TEST_MODELS="$$($(BIN)/mta model path)" $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo test test-fast test-slow lint types format docs bench clean
+.PHONY: help install models demo test test-fast test-slow lint types format docs screens bench clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -61,6 +61,9 @@ format: $(DEV)  ## put the source in order
 
 docs: $(DEV)  ## write docs/commands.md and docs/settings.md from the program
 	$(BIN)/python docs/generate.py
+
+screens: demo  ## draw the window's rooms on the demo's store into docs/screens
+	$(BIN)/python docs/screens.py "$$($(BIN)/mta demo --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["store"])')"
 
 bench: models $(DEV)  ## the benchmarks beside PEFT and TRL, one after another (about 40 minutes on two cores)
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'

@@ -30,6 +30,7 @@ PLACES = {
     "compare": "chat:compare",
     "chat": "chat:chat",
     "eval": "eval:app",
+    "tui": "tui:tui",
     "demo": "demo:demo",
     "doctor": "doctor:doctor",
 }

@@ -111,6 +111,7 @@ def test_commands_are_listed_in_reading_order() -> None:
         "compare",
         "chat",
         "eval",
+        "tui",
         "demo",
         "doctor",
     ]

@@ -1,0 +1,72 @@
+"""Draws the rooms of the window from a store, as SVG, into docs/screens. `make screens` runs it on the demo's store.
+
+Usage: python docs/screens.py STORE. Moves through the rooms by keys, as a person would; draws nothing itself.
+"""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from textual.pilot import Pilot
+
+from mta_cli.settings import Settings
+from mta_cli.tui.app import MtaApp
+
+FOLDER = Path(__file__).parent / "screens"
+SIZE = (120, 36)
+PATIENCE = 300.0  # seconds for a question to be answered
+WALK: tuple[tuple[str, Sequence[str]], ...] = (
+    ("users", ("down", "enter")),
+    ("bank", ("3",)),
+    ("results", ("6",)),
+    ("jobs", ("4",)),
+)
+
+
+async def walk(store: Path) -> None:
+    """Go through the rooms and keep a picture of each."""
+    app = MtaApp(store, Settings.load(store))
+    try:
+        async with app.run_test(size=SIZE) as pilot:
+            await rest(app, pilot)
+            for name, keys in WALK:
+                for key in keys:
+                    await pilot.press(key)
+                    await rest(app, pilot)
+                keep(app, name)
+            await compare(app, pilot)
+    finally:
+        app.close()
+
+
+async def compare(app: MtaApp, pilot: Pilot[None]) -> None:
+    """Put the first held-out query to the chosen person's models."""
+    await pilot.press("2")
+    await rest(app, pilot)
+    await pilot.press("p")
+    await rest(app, pilot)
+    await pilot.press("enter")
+    await rest(app, pilot)
+    await pilot.press("enter")
+    await rest(app, pilot)
+    keep(app, "compare")
+
+
+async def rest(app: MtaApp, pilot: Pilot[None]) -> None:
+    """Wait until nothing is being read, asked or run."""
+    for _ in range(int(PATIENCE / 0.1)):
+        await pilot.pause(0.1)
+        if all(worker.is_finished for worker in app.workers) and not app.speaker.busy and not app.board.busy:
+            return
+    raise TimeoutError("the window never came to rest")
+
+
+def keep(app: MtaApp, name: str) -> None:
+    """Write what is on the screen."""
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.svg").write_text(app.export_screenshot(title="mta", simplify=True), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    asyncio.run(walk(Path(sys.argv[1])))

@@ -1,0 +1,21 @@
+"""`mta tui`: the whole registry in one window. Opens it and closes it; what is in it is elsewhere."""
+
+import typer
+
+from mta_cli.commands.common import session, stdin_is_terminal
+from mta_cli.errors import UsageFault
+
+
+def tui(ctx: typer.Context) -> None:
+    """Browse people, banks and results, compare answers, chat and run jobs in one window."""
+    use = session(ctx)
+    if not (stdin_is_terminal() and use.output.console(stderr=False).is_terminal):
+        raise UsageFault("mta tui needs a terminal", hint="mta --help lists commands for pipes")
+    settings, store = use.settings, use.store
+    from mta_cli.tui.app import MtaApp
+
+    window = MtaApp(store, settings)
+    try:
+        window.run()
+    finally:
+        window.close()

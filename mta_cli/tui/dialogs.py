@@ -1,0 +1,124 @@
+"""Small windows over a room: a question, what went wrong, help. They decide nothing."""
+
+import traceback
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Button, Static, TextArea
+
+from mta_cli.errors import BadInput, MtaError
+from mta_cli.printable import clean
+from mta_cli.tui.safe import block, line
+
+
+class Sure(ModalScreen[bool]):
+    """A question with two answers; no is the one that is focused."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "answer(True)", "Yes", id="sure.yes", tooltip="Do it"),
+        Binding("n,escape", "answer(False)", "No", id="sure.no", tooltip="Leave everything as it is"),
+    ]
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self._question = question
+
+    def compose(self) -> ComposeResult:
+        """The question and both answers."""
+        with Vertical(classes="dialog"):
+            yield Static(block(self._question))
+            with Horizontal(classes="buttons"):
+                yield Button("No", id="no")
+                yield Button("Yes", id="yes", variant="warning")
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """An answer by mouse or Enter."""
+        self.dismiss(event.button.id == "yes")
+
+    def action_answer(self, answer: bool) -> None:
+        """An answer by key."""
+        self.dismiss(answer)
+
+
+class Trouble(ModalScreen[None]):
+    """What went wrong: message, hint, and details that can be marked and copied."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,enter", "dismiss", "Close", id="trouble.close", tooltip="Back to the room"),
+        Binding("c", "copy", "Copy", id="trouble.copy", tooltip="Copy message and details", priority=True),
+    ]
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self._error = error
+
+    def compose(self) -> ComposeResult:
+        """The message on top, the rest below."""
+        with Vertical(classes="dialog trouble"):
+            yield Static(block(message_of(self._error), "bold"))
+            if hint := getattr(self._error, "hint", None):
+                yield Static(block(f"Try: {hint}"))
+            area = TextArea(details_of(self._error), read_only=True, soft_wrap=True)
+            area.can_focus = True
+            yield area
+            with Horizontal(classes="buttons"):
+                yield Button("Copy", id="copy")
+                yield Button("Close", id="close", variant="primary")
+
+    def on_mount(self) -> None:
+        """Enter closes."""
+        self.query_one("#close").focus()
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """Copy, or close."""
+        if event.button.id == "copy":
+            self.action_copy()
+        else:
+            self.dismiss()
+
+    def action_copy(self) -> None:
+        """Put everything into the clipboard."""
+        self.app.copy_to_clipboard(f"{message_of(self._error)}\n\n{details_of(self._error)}")
+        self.notify("copied", markup=False, timeout=2)
+
+
+class Help(ModalScreen[None]):
+    """Help on what has the focus and on the room, with every key that works there."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,enter,f1,q", "dismiss", "Close", id="help.close", tooltip="Back to the room"),
+    ]
+
+    def __init__(self, text: str, keys: list[tuple[str, str]]) -> None:
+        super().__init__()
+        self._text, self._keys = text, keys
+
+    def compose(self) -> ComposeResult:
+        """The words, then the keys."""
+        with VerticalScroll(classes="dialog help") as box:
+            box.can_focus = True
+            yield Static(block(self._text))
+            yield Static(line("Keys", "bold"), classes="head")
+            width = max((len(key) for key, _ in self._keys), default=0)
+            yield Static(block("\n".join(f"{key:<{width}}  {about}" for key, about in self._keys)))
+
+    def on_mount(self) -> None:
+        """Arrow keys scroll at once."""
+        self.query_one(".help").focus()
+
+
+def message_of(error: BaseException) -> str:
+    """What happened, in the words of the command line."""
+    return clean(error.message if isinstance(error, MtaError) else f"{type(error).__name__}: {error}")
+
+
+def details_of(error: BaseException) -> str:
+    """All faults of bad input; where it happened, for what nobody foresaw."""
+    if isinstance(error, BadInput) and error.faults:
+        return clean("\n".join(error.faults))
+    if isinstance(error, MtaError):
+        return clean(f"{type(error).__name__}, exit code {error.exit_code} on the command line")
+    return clean("".join(traceback.format_exception(error)))

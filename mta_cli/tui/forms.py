@@ -1,0 +1,304 @@
+"""Forms: a few fields with defaults, refused in place in the command line's words, and the plan before the start.
+
+A field that is left empty was not given: settings decide, and its default is shown dimmed. Knows no job.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from rich.table import Table
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.events import DescendantFocus
+from textual.screen import ModalScreen
+from textual.widgets import Button, Collapsible, Input, Select, Static
+
+from mta_cli.errors import BadInput, MtaError
+from mta_cli.events import Planned
+from mta_cli.printable import clean, clean_line
+from mta_cli.tui.safe import block, line
+
+if TYPE_CHECKING:
+    from mta_cli.settings import Settings
+
+Filled = dict[str, str]
+Check = Callable[[Filled], None]
+Plan = Callable[[Filled], Awaitable[Sequence[Planned]]]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One thing to fill in. `value` stands in it at first; `shown` is the default that holds while it is empty.
+
+    `key` is the setting's key, by which faults find their field. With `choices` nothing else can be chosen. `more`
+    places it among the fields that are folded away.
+    """
+
+    name: str
+    label: str
+    value: str = ""
+    shown: str = ""
+    help: str = ""
+    choices: tuple[str, ...] = ()
+    key: str = ""
+    needed: bool = False
+    more: bool = False
+
+
+@dataclass(frozen=True)
+class Form:
+    """Fields, and what decides about them. `check` raises MtaError for what cannot be.
+
+    `plan` works out what would be done with these values; it is shown before `act`, the last button, is pressed.
+    """
+
+    title: str
+    fields: tuple[Field, ...]
+    check: Check = lambda filled: None
+    plan: Plan | None = None
+    act: str = "Start"
+    about: str = ""
+
+
+def setting_field(settings: "Settings", cls: type[Any], name: str, *, label: str = "", more: bool = False) -> Field:
+    """The field of one option: its default as settings have it, its help, its choices."""
+    from mta_cli.settings import known_settings
+
+    setting = known_settings()[f"{cls.section}.{name}"]
+    value = getattr(settings.build(cls), name)
+    choices = ("yes", "no") if setting.kind is bool else setting.choices
+    shown = "by the data" if value is None else ("yes" if value else "no") if setting.kind is bool else str(value)
+    shown = clean_line(shown)
+    words = label or name.replace("_", " ")
+    return Field(name, words, shown=shown, help=setting.help, choices=choices, key=setting.key, more=more)
+
+
+def flags(filled: Filled, names: Sequence[str]) -> dict[str, str | None]:
+    """The values of these fields as `Settings.build` takes flags: None where nothing was given."""
+    return {name: filled.get(name) or None for name in names}
+
+
+def faults_of(error: MtaError, fields: Sequence[Field]) -> tuple[dict[str, str], list[str]]:
+    """The lines of an error by the field that they are about, and those that are about none."""
+    own: dict[str, str] = {}
+    rest: list[str] = []
+    for text in (*error.message.splitlines(), *(error.faults if isinstance(error, BadInput) else ())):
+        owner = next((f for f in fields if f.key and text.startswith((f"{f.key} = ", f"{f.key}:"))), None)
+        if owner is None:
+            rest.append(text)
+        else:
+            own.setdefault(owner.name, text)
+    if own and rest and rest[0].endswith("cannot be used:"):
+        del rest[0]
+    return own, rest + ([f"Try: {error.hint}"] if error.hint else [])
+
+
+class Row(Vertical):
+    """A field's label and value, and below them what is wrong with it."""
+
+    def __init__(self, field: Field) -> None:
+        super().__init__(classes="row")
+        self.field = field
+
+    def compose(self) -> ComposeResult:
+        """Label, editor, fault."""
+        with Horizontal():
+            yield Static(line(self.field.label), classes="label")
+            yield self._editor()
+        yield Static(classes="fault")
+
+    @property
+    def value(self) -> str:
+        """What was given; empty where nothing was."""
+        editor = self.query_one(".editor")
+        if isinstance(editor, Select):
+            return "" if editor.is_blank() else str(editor.value)
+        return cast("Input", editor).value.strip()
+
+    def blame(self, text: str) -> None:
+        """Show what is wrong with it; nothing where the text is empty."""
+        self.query_one(".fault", Static).update(line(text))
+        self.set_class(bool(text), "-wrong")
+
+    def _editor(self) -> Input | Select[str]:
+        field = self.field
+        if not field.choices:
+            return Input(field.value, field.shown, compact=True, classes="editor", select_on_focus=False)
+        options = [(line(choice), choice) for choice in field.choices]
+        value: Any = field.value if field.value in field.choices else Select.NULL
+        return Select(options, prompt=field.shown, value=value, compact=True, classes="editor")
+
+
+class FormDialog(ModalScreen[Filled | None]):
+    """A form over a room: filled, then its plan if it has one, then done. None when the person thought better of it."""
+
+    CSS_PATH = "forms.tcss"
+    HELP: ClassVar[str] = "Empty fields keep the default that is shown dimmed."
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+s", "go", "Go on", id="form.go", tooltip="Show the plan, then start", priority=True),
+        Binding("escape", "back", "Back", id="form.back", tooltip="Back to the fields, then out", priority=True),
+    ]
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.form = form
+        self._tried = False
+
+    def compose(self) -> ComposeResult:
+        """Title, fields, the focused one's help, what is wrong, the plan, the buttons."""
+        with Vertical(classes="dialog form"):
+            yield Static(line(self.form.title, "bold"), id="title")
+            if self.form.about:
+                yield Static(block(self.form.about), id="form-about")
+            with VerticalScroll(id="fields", can_focus=False):
+                yield from (Row(field) for field in self.form.fields if not field.more)
+                if folded := [field for field in self.form.fields if field.more]:
+                    with Collapsible(title="More options"):
+                        yield from map(Row, folded)
+            with VerticalScroll(id="plan", can_focus=False):
+                yield Static(id="plan-lines")
+            yield Static(id="hint")
+            yield Static(id="faults")
+            with Horizontal(classes="buttons"):
+                yield Button("Cancel", id="cancel", compact=True)
+                yield Button(self._next_label(), id="go", variant="primary", compact=True)
+
+    def on_mount(self) -> None:
+        """The first field is ready to be typed in."""
+        self.query_one("#plan").display = False
+        self.query(".editor").first().focus()
+
+    @property
+    def filled(self) -> Filled:
+        """What is in the fields."""
+        return {row.field.name: row.value for row in self._rows()}
+
+    @property
+    def planned(self) -> bool:
+        """Whether the plan is what is shown."""
+        return bool(self.query_one("#plan").display)
+
+    @on(Input.Changed)
+    @on(Select.Changed)
+    def look_again(self, event: Input.Changed | Select.Changed) -> None:
+        """Values are checked while they are typed; what is still missing is said only when somebody goes on.
+
+        What no terminal should get goes from what was pasted.
+        """
+        if isinstance(event, Input.Changed) and clean(event.value) != event.value:
+            event.input.value = clean(event.value)
+        self._check(missing=self._tried)
+
+    @on(Input.Submitted)
+    def action_go(self) -> None:
+        """On to the plan, or to the end."""
+        if self.query_one("#go", Button).disabled:
+            return
+        if self.planned:
+            self.dismiss(self.filled)
+            return
+        self._tried = True
+        if not self._check(missing=True):
+            wrong = next((row for row in self._rows() if row.has_class("-wrong")), None)
+            if wrong is not None:
+                self._unfold(wrong)
+                wrong.query_one(".editor").focus()
+        elif self.form.plan is None:
+            self.dismiss(self.filled)
+        else:
+            self._work_out(self.form.plan)
+
+    def action_back(self) -> None:
+        """From the plan to the fields; from the fields out."""
+        opened = next((s for s in self.query(Select) if s.expanded), None)
+        if opened is not None:
+            opened.expanded = False
+        elif self.planned:
+            self._show_plan(None)
+        else:
+            self.dismiss(None)
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """The same by mouse or Enter."""
+        if event.button.id == "go":
+            self.action_go()
+        else:
+            self.action_back()
+
+    def on_descendant_focus(self, event: DescendantFocus) -> None:
+        """Help on the field that has the focus."""
+        row = next((node for node in event.widget.ancestors if isinstance(node, Row)), None)
+        self.query_one("#hint", Static).update(block(row.field.help if row else "", "dim"))
+
+    @work(exclusive=True, group="plan")
+    async def _work_out(self, plan: Plan) -> None:
+        go = self.query_one("#go", Button)
+        go.disabled, go.label = True, "Working out the plan …"
+        try:
+            planned = await plan(self.filled)
+        except MtaError as error:
+            self._blame(error)
+        except Exception as error:
+            self._blame(MtaError(f"{type(error).__name__}: {error}"))
+        else:
+            self._show_plan(planned)
+        go.disabled, go.label = False, self._next_label()
+        if self.planned:
+            go.focus()
+
+    def _next_label(self) -> str:
+        return self.form.act if self.form.plan is None or (self.is_mounted and self.planned) else "Plan"
+
+    def _show_plan(self, planned: Sequence[Planned] | None) -> None:
+        """The plan in place of the fields, or with None the fields again."""
+        shown = planned is not None
+        if planned is not None:
+            self.query_one("#plan-lines", Static).update(plan_table(planned))
+        self.query_one("#plan").display = shown
+        self.query_one("#fields").display = not shown
+        self.query_one("#hint").display = not shown
+        self.query_one("#cancel", Button).label = "Back" if shown else "Cancel"
+        self.query_one("#go", Button).label = self._next_label()
+        if not shown:
+            self.query(".editor").first().focus()
+
+    def _check(self, *, missing: bool) -> bool:
+        """Whether all is well; says beside the fields what is not."""
+        lacking = {row.field.name: "this is needed" for row in self._rows() if row.field.needed and not row.value}
+        try:
+            self.form.check(self.filled)
+        except MtaError as error:
+            self._blame(error, lacking if missing else {})
+            return False
+        self._blame(None, lacking if missing else {})
+        return not lacking
+
+    def _blame(self, error: MtaError | None, lacking: Filled | None = None) -> None:
+        own, rest = faults_of(error, self.form.fields) if error is not None else ({}, [])
+        for row in self._rows():
+            row.blame(own.get(row.field.name, (lacking or {}).get(row.field.name, "")))
+        self.query_one("#faults", Static).update(block("\n".join(rest)))
+
+    def _rows(self) -> Iterator[Row]:
+        yield from self.query(Row)
+
+    def _unfold(self, row: Row) -> None:
+        for node in row.ancestors:
+            if isinstance(node, Collapsible):
+                node.collapsed = False
+
+
+def plan_table(planned: Sequence[Planned]) -> Table:
+    """Every line of plans: name, value, and where the value comes from; what the job found out, before its options."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, ratio=2)
+    table.add_column(overflow="fold", ratio=4)
+    table.add_column(overflow="fold", ratio=3)
+    for each in sorted((each for event in planned for each in event.lines), key=lambda each: "." in each.name):
+        given = each.origin.startswith(("flag ", "file ", "environment "))
+        value = block(each.value.replace("\n", " "), "bold" if given else "")
+        table.add_row(line(each.name), value, line(each.origin, "dim"))
+    return table

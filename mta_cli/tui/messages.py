@@ -1,0 +1,24 @@
+"""What is told inside the window. Knows no widget."""
+
+from typing import TYPE_CHECKING
+
+from textual.message import Message
+
+if TYPE_CHECKING:
+    from mta_cli.tui.jobs import Job
+
+
+class StoreChanged(Message):
+    """Something durable is new: whatever is shown may be old."""
+
+
+class PersonChosen(Message):
+    """Rooms now work for another person, or for nobody."""
+
+
+class JobMoved(Message):
+    """A job has another state, more progress or a longer log; at most eight a second."""
+
+    def __init__(self, job: "Job") -> None:
+        super().__init__()
+        self.job = job

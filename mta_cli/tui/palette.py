@@ -1,0 +1,62 @@
+"""Our own commands in the palette (ctrl+p): rooms, people, and what a room offers."""
+
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from textual.command import DiscoveryHit, Hit, Hits, Provider
+
+from mta_cli.printable import clean_line
+from mta_cli.tui.room import ROOMS
+from mta_cli.tui.safe import line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mta_cli.tui.app import MtaApp
+
+PEOPLE = 8  # names that the palette offers at once
+
+
+class Commands(Provider):
+    """Rooms, the keys of the room that is shown, and people by name."""
+
+    async def discover(self) -> Hits:
+        """Everything but people."""
+        for name, about, run in self._offers():
+            yield DiscoveryHit(name, run, help=about)
+
+    async def search(self, query: str) -> Hits:
+        """What fits the words typed."""
+        matcher = self.matcher(query)
+        for name, about, run in self._offers():
+            if (score := matcher.match(name)) > 0:
+                yield Hit(score, line(name), run, help=about)
+        async for name in self._people(query):
+            yield Hit(0.5, line(f"Choose {name}"), partial(self._home.choose, name), help="Work for this person")
+
+    @property
+    def _home(self) -> "MtaApp":
+        return cast("MtaApp", self.app)
+
+    def _offers(self) -> "list[tuple[str, str, Callable[[], object]]]":
+        offers: list[tuple[str, str, Callable[[], object]]] = [
+            (f"Go to {title}", f"Key {number}", partial(self._home.go, room))
+            for number, (room, title) in enumerate(ROOMS.items(), start=1)
+        ]
+        for active in self.screen.active_bindings.values():
+            binding = active.binding
+            if binding.id and active.enabled and binding.id.split(".")[0] in ROOMS and binding.description:
+                offers.append(
+                    (
+                        binding.description,
+                        binding.tooltip,
+                        partial(self.app.run_action, binding.action, active.node),
+                    )
+                )
+        return offers
+
+    async def _people(self, query: str) -> AsyncIterator[str]:
+        names = await self._home.shelf.read(lambda reg: reg.people.page(query, "name", False, 0, PEOPLE, None))
+        for row in names:
+            yield clean_line(row.name)

@@ -1,0 +1,43 @@
+"""Values as text that may be shown: cleaned, never markup. Everything that comes from data passes here."""
+
+from rich.text import Text
+
+from mta_cli.printable import clean, clean_line
+
+NOTHING = "–"
+
+
+def line(value: object, style: str = "") -> Text:
+    """A value on one line; a dash for None."""
+    return Text(NOTHING if value is None else clean_line(_plain(value)), style=style, no_wrap=True, overflow="ellipsis")
+
+
+def block(value: str, style: str = "") -> Text:
+    """A text with its line breaks."""
+    return Text(clean(value), style=style)
+
+
+def size(count: int | None) -> str:
+    """Bytes in decimal units: `560 B`, `82 kB`."""
+    if count is None:
+        return NOTHING
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.2g} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def signed(value: float | None) -> str:
+    """A difference in three decimals with its sign; no zero before the point."""
+    if value is None or value != value:
+        return NOTHING
+    shown = f"{value:+.3f}"
+    return shown.replace("+0.", "+.").replace("-0.", "−.").replace("-", "−")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""What rooms are furnished with. Knows no room and no store."""

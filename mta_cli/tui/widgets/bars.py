@@ -1,0 +1,85 @@
+"""Labelled bars in plain characters, a line each. Knows no meaning of what is measured."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.cells import cell_len
+from rich.console import RenderableType
+from rich.text import Text
+from textual.geometry import Size
+from textual.widget import Widget
+
+from mta_cli.tui.widgets.sheet import fitted
+
+EIGHTHS = " ▏▎▍▌▋▊▉"
+FULL, BELOW = "█", "▒"  # a value above and one below zero
+LABEL_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A labelled value; None has no bar. `shown` is the number beside it, `strong` sets the line apart."""
+
+    label: str
+    value: float | None
+    shown: str
+    strong: bool = False
+
+
+def bar(value: float | None, most: float, width: int) -> str:
+    """A bar of at most `width` cells in eighths of a cell; as long as `most` is full, below zero of another pattern."""
+    if value is None or not math.isfinite(value) or most <= 0 or width < 1:
+        return ""
+    part = min(abs(value) / most, 1.0)
+    if value < 0:
+        return BELOW * max(1, round(part * width))
+    whole, eighths = divmod(round(part * width * 8), 8)
+    return FULL * whole + EIGHTHS[eighths].strip()
+
+
+def bar_lines(bars: Sequence[Bar], width: int, style: str = "", quiet: str = "dim") -> Text:
+    """Label, bar and number of each in `width` cells; `style` is the bars', `quiet` that of what is not strong."""
+    shown = Text(no_wrap=True, overflow="crop", end="")
+    numbers = max((cell_len(one.shown) for one in bars), default=0)
+    labels = min(max((cell_len(one.label) for one in bars), default=0), int(width * LABEL_SHARE))
+    room = max(0, width - labels - numbers - 2)
+    most = max((abs(one.value) for one in bars if one.value is not None and math.isfinite(one.value)), default=0.0)
+    for n, one in enumerate(bars):
+        label = fitted(one.label, labels)
+        shown.append("\n" if n else "")
+        shown.append(label + " " * (labels - cell_len(label) + 1), "bold" if one.strong else "")
+        drawn = bar(one.value, most, room)
+        shown.append(drawn + " " * (room - len(drawn) + 1), style)
+        shown.append(fitted(one.shown, numbers).rjust(numbers), "" if one.strong else quiet)
+    return shown
+
+
+class Bars(Widget):
+    """As many lines as there are bars."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"bars--bar", "bars--quiet"}
+    DEFAULT_CSS = """
+    Bars { height: auto; width: 1fr; }
+    Bars > .bars--bar { color: $primary; }
+    Bars > .bars--quiet { color: $text-muted; }
+    """
+
+    def __init__(self, bars: Sequence[Bar] = (), *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._bars = tuple(bars)
+
+    def show(self, bars: Sequence[Bar]) -> None:
+        """Show these instead."""
+        self._bars = tuple(bars)
+        self.refresh(layout=True)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """A line for each."""
+        return len(self._bars)
+
+    def render(self) -> RenderableType:
+        """All of them, as wide as there is room."""
+        style, quiet = (self.get_component_rich_style(f"bars--{name}") for name in ("bar", "quiet"))
+        return bar_lines(self._bars, self.size.width, str(style), str(quiet))

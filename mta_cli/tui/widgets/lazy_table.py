@@ -1,0 +1,342 @@
+"""A table of any length that holds only the rows near those on the screen. Knows neither where rows come from nor why.
+
+Rows are fetched in pages, asynchronously, when they come into view; a few pages are kept.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.geometry import Size
+from textual.message import Message
+from textual.reactive import reactive
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from mta_cli.tui.widgets.sheet import fitted
+
+PAGE, KEPT = 100, 4  # rows of a page, pages kept: never more than four hundred rows
+WAITING = "…"
+UP, DOWN = "▲", "▼"
+
+Fetch = Callable[[int, int], Awaitable[Sequence[Any]]]
+"""The rows from a place on, at most so many."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of `width` cells; the one that `grows` takes what is left. Where room is short, `drop` 3 goes first."""
+
+    key: str
+    title: str
+    width: int
+    right: bool = False
+    grows: bool = False
+    drop: int = 0
+    sorts: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a row under a column. `kind` is one of good, bad, quiet and chosen, or nothing."""
+
+    text: str
+    kind: str = ""
+
+
+def laid_out(columns: Sequence[Column], width: int) -> list[tuple[int, int, int]]:
+    """The columns that have room in `width` cells, as (number, first cell, cells); one blank before each."""
+    shown = list(range(len(columns)))
+    while sum(columns[n].width + 1 for n in shown) > width and (most := max(columns[n].drop for n in shown)):
+        shown.remove(next(n for n in reversed(shown) if columns[n].drop == most))
+    spare = max(0, width - sum(columns[n].width + 1 for n in shown))
+    places, x = [], 1
+    for n in shown:
+        cells = columns[n].width + (spare if columns[n].grows else 0)
+        places.append((n, x, cells))
+        x += cells + 1
+    return places
+
+
+class LazyTable(ScrollView, can_focus=True):
+    """Rows with a cursor under a fixed head. `load` says how many there are; no row is known in advance."""
+
+    HELP: ClassVar[str] = "Arrows, page up and down, home and end move; a click on a head sorts, another turns it."
+    ALLOW_SELECT = False
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "lazy-table--head", "lazy-table--odd", "lazy-table--cursor", "lazy-table--cursor-away", "lazy-table--good",
+        "lazy-table--bad", "lazy-table--quiet", "lazy-table--chosen",
+    }  # fmt: skip
+    DEFAULT_CSS = """
+    LazyTable {
+        height: 1fr;
+        overflow-x: hidden;
+        scrollbar-size-vertical: 1;
+        background: $surface;
+        color: $foreground;
+    }
+    LazyTable > .lazy-table--head { background: $panel; color: $text-muted; text-style: bold; }
+    LazyTable > .lazy-table--odd { background: $surface-lighten-1 40%; }
+    LazyTable > .lazy-table--cursor {
+        background: $block-cursor-background;
+        color: $block-cursor-foreground;
+        text-style: bold;
+    }
+    LazyTable > .lazy-table--cursor-away { background: $block-cursor-blurred-background; color: $foreground; }
+    LazyTable:nocolor > .lazy-table--cursor { text-style: bold reverse; }
+    LazyTable:nocolor > .lazy-table--cursor-away { text-style: reverse; }
+    LazyTable > .lazy-table--good { color: $text-success; }
+    LazyTable > .lazy-table--bad { color: $text-error; }
+    LazyTable > .lazy-table--quiet { color: $text-muted; }
+    LazyTable > .lazy-table--chosen { color: $text-accent; text-style: bold; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1)", "Up", id="table.up", show=False, tooltip="The row above"),
+        Binding("down,j", "move(1)", "Down", id="table.down", show=False, tooltip="The row below"),
+        Binding("pageup", "leap(-1)", "Page up", id="table.pageup", show=False, tooltip="A screen up"),
+        Binding("pagedown", "leap(1)", "Page down", id="table.pagedown", show=False, tooltip="A screen down"),
+        Binding("home", "first", "First", id="table.home", show=False, tooltip="The first row"),
+        Binding("end", "last", "Last", id="table.end", show=False, tooltip="The last row"),
+        Binding("enter", "select", "Choose", id="table.enter", tooltip="Choose this row"),
+    ]
+
+    cursor: reactive[int] = reactive(0, repaint=False)
+
+    class Highlighted(Message):
+        """The cursor is on this row, and the row is known."""
+
+        def __init__(self, place: int, row: Any) -> None:
+            super().__init__()
+            self.place, self.row = place, row
+
+    class Selected(Highlighted):
+        """The row under the cursor was chosen: Enter, or a double click."""
+
+    class SortAsked(Message):
+        """Somebody clicked on the head of a column."""
+
+        def __init__(self, key: str) -> None:
+            super().__init__()
+            self.key = key
+
+    class Failed(Message):
+        """Rows could not be fetched; nothing is fetched again before the next `load`."""
+
+        def __init__(self, error: Exception) -> None:
+            super().__init__()
+            self.error = error
+
+    def __init__(
+        self, columns: Sequence[Column], fetch: Fetch, cells: Callable[[Any], Sequence[Cell]], *, id: str | None = None
+    ) -> None:  # fmt: skip
+        super().__init__(id=id)
+        self.columns, self._fetch, self._cells = tuple(columns), fetch, cells
+        self.count = 0
+        self.sorted_by: tuple[str, bool] = ("", False)
+        self._pages: dict[int, Sequence[Any]] = {}
+        self._loads = 0
+        self._filling, self._failed = False, False
+        self._told: tuple[int, Any] | None = None
+
+    @property
+    def rows_held(self) -> int:
+        """How many rows are in memory."""
+        return sum(map(len, self._pages.values()))
+
+    @property
+    def row(self) -> Any | None:
+        """The row under the cursor; None while it is not known."""
+        return self.row_at(self.cursor)
+
+    def row_at(self, place: int) -> Any | None:
+        """The row at a place, if it is held."""
+        page, within = divmod(place, PAGE)
+        rows = self._pages.get(page, ())
+        return rows[within] if 0 <= within < len(rows) else None
+
+    async def load(self, count: int, cursor: int = 0, *, sorted_by: tuple[str, bool] = ("", False)) -> None:
+        """Show `count` rows, all of them new, with the cursor on one; what was shown stays until they are here."""
+        self._loads += 1
+        load, cursor = self._loads, max(0, min(cursor, count - 1))
+        pages = {}
+        if count:
+            page = cursor // PAGE
+            pages[page] = await self._fetch(page * PAGE, PAGE)
+        if load != self._loads:
+            return
+        self._pages, self.count, self.sorted_by, self._told, self._failed = pages, count, sorted_by, None, False
+        self.virtual_size = Size(0, count + 1)
+        self.set_reactive(LazyTable.cursor, cursor)
+        self._show_cursor()
+        self.refresh()
+        self._tell()
+
+    def render_line(self, y: int) -> Strip:
+        """The head, or a row."""
+        width = self.scrollable_content_region.width
+        if y == 0:
+            return self._head(width)
+        place = self.scroll_offset.y + y - 1
+        base = self.rich_style
+        if place >= self.count:
+            return Strip.blank(width, base)
+        row = self.row_at(place)
+        if row is None and place // PAGE in self._pages:  # fewer rows came than there were said to be
+            return Strip.blank(width, base)
+        if row is None:
+            self._want()
+            return Strip([Segment(f" {WAITING}", base + self._style("quiet"))]).adjust_cell_length(width, base)
+        on = place == self.cursor
+        if on:
+            base += self._style("cursor" if self.has_focus else "cursor-away")
+        elif place % 2:
+            base += self._style("odd")
+        return self._line(self._cells(row), width, base, plain=on and self.has_focus)
+
+    def validate_cursor(self, cursor: int) -> int:
+        """Within the rows."""
+        return max(0, min(cursor, self.count - 1))
+
+    def watch_cursor(self, old: int, new: int) -> None:
+        """Keep it in view."""
+        self._show_cursor()
+        self.refresh()
+        self._tell()
+
+    def on_focus(self) -> None:
+        """The cursor is brighter."""
+        self.refresh()
+
+    def on_blur(self) -> None:
+        """The cursor is dimmer."""
+        self.refresh()
+
+    def on_resize(self) -> None:
+        """Columns are laid out anew."""
+        self._show_cursor()
+
+    def on_click(self, event: events.Click) -> None:
+        """Sort by a head, move the cursor to a row; twice chooses the row."""
+        spot = event.get_content_offset(self)
+        if spot is None:
+            return
+        if spot.y == 0:
+            width = self.scrollable_content_region.width
+            places = laid_out(self.columns, width)
+            hit = next((n for n, x, cells in places if x - 1 <= spot.x < x + cells), None)
+            if hit is not None and self.columns[hit].sorts:
+                self.post_message(self.SortAsked(self.columns[hit].key))
+            return
+        place = self.scroll_offset.y + spot.y - 1
+        if place < self.count:
+            self.cursor = place
+            if event.chain == 2:
+                self.action_select()
+
+    def action_move(self, rows: int) -> None:
+        """Up or down."""
+        self.cursor += rows
+
+    def action_leap(self, screens: int) -> None:
+        """By as many rows as are shown."""
+        self.cursor += screens * max(1, self._room - 1)
+
+    def action_first(self) -> None:
+        """To the top."""
+        self.cursor = 0
+
+    def action_last(self) -> None:
+        """To the end."""
+        self.cursor = self.count - 1
+
+    def action_select(self) -> None:
+        """Choose the row under the cursor."""
+        if (row := self.row) is not None:
+            self.post_message(self.Selected(self.cursor, row))
+
+    @property
+    def _room(self) -> int:
+        """How many rows are shown at once."""
+        return max(1, self.scrollable_content_region.height - 1)
+
+    def _show_cursor(self) -> None:
+        top = max(0, min(self.scroll_offset.y, self.count - self._room))
+        top = min(max(top, self.cursor - self._room + 1), self.cursor)
+        if top != self.scroll_offset.y:
+            self.scroll_to(y=top, animate=False, force=True)
+
+    def _tell(self) -> None:
+        """Say where the cursor is, once for each row that it is on."""
+        if (row := self.row) is not None and self._told != (self.cursor, row):
+            self._told = (self.cursor, row)
+            self.post_message(self.Highlighted(self.cursor, row))
+
+    def _want(self) -> None:
+        """Fetch what is in view and not here."""
+        if not self._filling and not self._failed:
+            self._filling = True
+            self.call_later(self._begin_filling)
+
+    def _begin_filling(self) -> None:
+        self.run_worker(self._fill(), group="rows", exit_on_error=False)
+
+    async def _fill(self) -> None:
+        """Page after page, always what is in view by then: pages that were scrolled past are not fetched."""
+        try:
+            while (page := self._missing()) is not None:
+                load = self._loads
+                rows = await self._fetch(page * PAGE, PAGE)
+                if load == self._loads:
+                    self._pages[page] = rows
+                    self._let_go()
+                    self.refresh()
+                    self._tell()
+        except Exception as error:
+            self._failed = True
+            self.post_message(self.Failed(error))
+        finally:
+            self._filling = False
+
+    def _in_view(self) -> range:
+        """The pages of the rows on the screen and of the cursor's, which are the same but after the wheel."""
+        top = self.scroll_offset.y
+        last = min(top + self._room, self.count) - 1
+        return range(top // PAGE, max(last, 0) // PAGE + 1)
+
+    def _missing(self) -> int | None:
+        pages = self._in_view() if self.count else range(0)
+        return next((page for page in pages if page not in self._pages), None)
+
+    def _let_go(self) -> None:
+        """Forget the pages that are farthest from what is in view."""
+        middle = self._in_view()[0]
+        for page in sorted(self._pages, key=lambda page: abs(page - middle))[KEPT:]:
+            del self._pages[page]
+
+    def _head(self, width: int) -> Strip:
+        style = self.rich_style + self._style("head")
+        by, descending = self.sorted_by
+        arrow = DOWN if descending else UP
+        titles = [Cell(column.title + (arrow if column.key == by else "")) for column in self.columns]
+        return self._line(titles, width, style)
+
+    def _line(self, cells: Sequence[Cell], width: int, base: Style, *, plain: bool = False) -> Strip:
+        """Cells in their places; with `plain` none has a colour of its own, which the cursor's might swallow."""
+        segments, at = [], 0
+        for number, x, room in laid_out(self.columns, width):
+            cell = cells[number]
+            text = fitted(cell.text, room)
+            blank = " " * (room - cell_len(text))
+            text = blank + text if self.columns[number].right else text + blank
+            style = base if plain or not cell.kind else base + self._style(cell.kind)
+            segments += [Segment(" " * (x - at), base), Segment(text, style)]
+            at = x + room
+        return Strip(segments).adjust_cell_length(width, base)
+
+    def _style(self, name: str) -> Style:
+        return self.get_component_rich_style(f"lazy-table--{name}", partial=True)

@@ -1,0 +1,27 @@
+"""What plots share: a sheet of characters painted in the colours of the theme. Knows no plot by itself."""
+
+from functools import cache
+from typing import ClassVar
+
+from rich.style import Style
+from rich.text import Text
+from textual.widget import Widget
+
+from mta_cli.tui.widgets.sheet import Sheet
+
+
+class Plot(Widget):
+    """A widget that draws on a sheet. The styles of its cells are component classes, `PART--name`."""
+
+    PART: ClassVar[str] = ""
+
+    def painted(self, sheet: Sheet) -> Text:
+        """A sheet in the colours that the style sheets give; the widget's own background shows through."""
+        ground = self.background_colors[1]
+
+        @cache
+        def style(name: str) -> Style:
+            found = self.get_component_styles(f"{self.PART}--{name}")
+            return Style(color=(ground + found.color).rich_color) + found.text_style
+
+        return sheet.text(style)

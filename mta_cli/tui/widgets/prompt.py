@@ -1,0 +1,65 @@
+"""Where a question is typed: Enter asks. Knows nothing of who answers."""
+
+from typing import ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import TextArea
+
+from mta_cli.printable import clean
+
+
+class Prompt(TextArea):
+    """A text of a few lines. Whatever is put into it, by paste or by program, is cleaned first."""
+
+    HELP: ClassVar[str] = "Enter asks. Ctrl+J begins a new line. Escape leaves the prompt, so that keys work again."
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "ask", "Ask", id="prompt.ask", tooltip="Ask what is typed"),
+        Binding("ctrl+j,shift+enter", "new_line", "New line", id="prompt.line", show=False, tooltip="Begin a new line"),
+    ]
+    DEFAULT_CSS = """
+    Prompt {
+        height: auto;
+        min-height: 3;
+        max-height: 8;
+        border: round $primary 60%;
+        padding: 0 1;
+    }
+    Prompt:focus {
+        border: round $primary;
+    }
+    """
+
+    class Asked(Message):
+        """Enter was pressed on a text that says something."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
+
+    def __init__(self, placeholder: str) -> None:
+        super().__init__(soft_wrap=True, show_line_numbers=False, placeholder=placeholder, highlight_cursor_line=False)
+
+    def put(self, text: str) -> None:
+        """Show a text in place of what is there, the cursor at its end."""
+        self.load_text(clean(text))
+        self.move_cursor(self.document.end)
+
+    def action_ask(self) -> None:
+        """Tell what is typed, if anything is."""
+        if self.text.strip():
+            self.post_message(self.Asked(self.text))
+
+    def action_new_line(self) -> None:
+        """Break the line at the cursor."""
+        self.insert("\n")
+
+    async def _on_key(self, event: events.Key) -> None:
+        if event.key == "enter":  # which a text area would take for a new line
+            event.stop()
+            event.prevent_default()
+            self.action_ask()
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        event.text = clean(event.text)

@@ -1,0 +1,91 @@
+"""A rectangle of characters that plots are written on, cell by cell. Knows no widget and no theme."""
+
+from collections.abc import Callable
+from itertools import groupby
+
+from rich.cells import cell_len
+from rich.style import Style
+from rich.text import Text
+
+from mta_cli.printable import clean
+
+BLANK = " "
+
+
+class Sheet:
+    """`width` × `height` cells. Whatever lies outside is dropped; text is cleaned; wide characters take two cells."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = max(0, width), max(0, height)
+        self._cells = [[BLANK] * self.width for _ in range(self.height)]
+        self._styles = [[""] * self.width for _ in range(self.height)]
+
+    def put(self, x: int, y: int, text: str, style: str = "") -> int:
+        """Write from a cell to the right, as far as there is room; `style` is a name. Returns the cell after it."""
+        for char in clean(text).replace("\n", BLANK).replace("\t", BLANK):
+            wide = cell_len(char)
+            if not 0 <= y < self.height or x + max(wide, 1) > self.width:
+                break
+            if x < 0:
+                x += wide
+            elif wide == 0:  # joins the character before it
+                if x > 0 and self._cells[y][x - 1]:
+                    self._cells[y][x - 1] += char
+            else:
+                self._write(x, y, char, style, wide)
+                x += wide
+        return x
+
+    def dot(self, x: int, y: int, char: str, style: str = "") -> None:
+        """Write one narrow character of our own to a cell of the sheet: quicker than `put`, which checks all."""
+        self._cells[y][x], self._styles[y][x] = char, style
+
+    def free(self, x: int, y: int, width: int) -> bool:
+        """Whether that many cells are there and blank."""
+        inside = 0 <= y < self.height and x >= 0 and x + width <= self.width
+        return inside and all(cell == BLANK for cell in self._cells[y][x : x + width])
+
+    def text(self, style: Callable[[str], Style]) -> Text:
+        """All of it, a line a row; `style` turns a name into a style."""
+        shown = Text(no_wrap=True, overflow="crop", end="")
+        for y, (cells, styles) in enumerate(zip(self._cells, self._styles, strict=True)):
+            for name, run in groupby(zip(styles, cells, strict=True), key=lambda pair: pair[0]):
+                shown.append("".join(cell for _, cell in run), style(name) if name else None)
+            if y < self.height - 1:
+                shown.append("\n")
+        return shown
+
+    def plain(self) -> list[str]:
+        """The rows without styles, for tests and for the eye."""
+        return ["".join(row).rstrip() for row in self._cells]
+
+    def rows(self) -> list[list[tuple[str, str]]]:
+        """Every cell with the name of its style, row by row; the right half of a wide character is empty."""
+        return [list(zip(*pair, strict=True)) for pair in zip(self._cells, self._styles, strict=True)]
+
+    def style_at(self, x: int, y: int) -> str:
+        """The name of a cell's style."""
+        return self._styles[y][x]
+
+    def _write(self, x: int, y: int, char: str, style: str, wide: int) -> None:
+        row = self._cells[y]
+        if row[x] == "" and x > 0:  # the right half of a wide character: its left half goes too
+            row[x - 1] = BLANK
+        after = x + wide
+        if after < self.width and row[after] == "":
+            row[after] = BLANK
+        row[x] = char
+        self._styles[y][x] = style
+        for other in range(x + 1, after):
+            row[other] = ""
+            self._styles[y][other] = style
+
+
+def fitted(text: str, width: int) -> str:
+    """A cleaned line of at most that many cells; what is cut ends in an ellipsis."""
+    shown = " ".join(clean(text.replace("\r", "\n")).split())
+    if cell_len(shown) <= width:
+        return shown
+    while shown and cell_len(shown) > width - 1:
+        shown = shown[:-1]
+    return shown + "…" if width > 0 else ""

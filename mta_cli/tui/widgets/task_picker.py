@@ -1,0 +1,59 @@
+"""Choosing one task of those that people have something of, or all. Knows nothing of what it is chosen for."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import OptionList, Static
+
+from mta_cli.tui.safe import line
+
+
+class TaskPicker(ModalScreen[tuple[str | None] | None]):
+    """A list of (task, people); gives the chosen task in a tuple, `(None,)` for all of them, None for no choice."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss", "Close", id="tasks.close", tooltip="Leave it as it is"),
+    ]
+    DEFAULT_CSS = """
+    TaskPicker OptionList {
+        height: auto;
+        max-height: 14;
+        border: none;
+    }
+    TaskPicker OptionList:focus {
+        border: none;
+    }
+    """
+
+    def __init__(self, tasks: Sequence[tuple[str, int]], chosen: str | None) -> None:
+        super().__init__()
+        self._tasks: list[str | None] = [None, *(task for task, _ in tasks)]
+        self._people = [None, *(people for _, people in tasks)]
+        self._chosen = chosen
+
+    def compose(self) -> ComposeResult:
+        """What is asked, and the tasks."""
+        with Vertical(classes="dialog"):
+            yield Static(line("Show one task alone", "bold"))
+            yield OptionList(*map(self._option, range(len(self._tasks))))
+
+    def on_mount(self) -> None:
+        """The cursor is on what holds now."""
+        options = self.query_one(OptionList)
+        options.highlighted = self._tasks.index(self._chosen) if self._chosen in self._tasks else 0
+        options.focus()
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Enter, or a click."""
+        self.dismiss((self._tasks[event.option_index],))
+
+    def _option(self, place: int) -> Text:
+        task, people = self._tasks[place], self._people[place]
+        if task is None:
+            return line("all tasks")
+        return Text.assemble(line(task), "  ", line(f"{people:,} {'person' if people == 1 else 'people'}", "dim"))

@@ -1,0 +1,89 @@
+"""A real terminal for tests: `mta` behind a pseudo-terminal, its screen as an emulator shows it, every byte kept."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pexpect
+import pyte
+
+PATIENCE = 120.0  # seconds
+KEYS = {
+    "enter": "\r", "escape": "\x1b", "tab": "\t", "down": "\x1b[B", "up": "\x1b[A", "f1": "\x1bOP", "ctrl+p": "\x10",
+    "ctrl+u": "\x15", "backspace": "\x7f",
+}  # fmt: skip
+
+
+class Terminal:
+    """`mta ARGUMENTS` in a terminal of `columns` × `rows`. Use it in a `with` statement."""
+
+    def __init__(
+        self, arguments: Sequence[str], columns: int = 80, rows: int = 24, env: Mapping[str, str] | None = None
+    ) -> None:
+        settings = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8",
+                    "PYTHONPATH": str(Path(__file__).parents[1]), **(env or {})}  # fmt: skip
+        self._screen = pyte.Screen(columns, rows)
+        self._stream = pyte.ByteStream(self._screen)
+        self.bytes = b""
+        self.started = time.monotonic()
+        self._child = pexpect.spawn(
+            sys.executable, ["-m", "mta_cli", *arguments], dimensions=(rows, columns), env=settings, timeout=PATIENCE
+        )  # fmt: skip
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._child.close(force=True)
+
+    @property
+    def pid(self) -> int:
+        """The process behind the terminal."""
+        return int(self._child.pid)
+
+    def type(self, text: str) -> None:
+        """Type characters."""
+        self._child.send(text)
+
+    def press(self, *keys: str) -> None:
+        """Press keys, by name or as themselves."""
+        for key in keys:
+            self._child.send(KEYS.get(key, key))
+            self.look(0.05)
+
+    def look(self, seconds: float = 0.0) -> str:
+        """The screen, a line a row, after what comes within `seconds`."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                chunk = self._child.read_nonblocking(65536, timeout=max(0.001, min(0.05, end - time.monotonic())))
+                self.bytes += chunk
+                self._stream.feed(chunk)
+            except pexpect.TIMEOUT:
+                pass
+            except pexpect.EOF:
+                break
+            if time.monotonic() >= end:
+                break
+        return "\n".join(line.rstrip() for line in self._screen.display)
+
+    def until(self, seen: str | Callable[[str], bool], patience: float = PATIENCE) -> float:
+        """Wait until something stands on the screen; returns when, in seconds from the start of the program."""
+        true = seen if callable(seen) else lambda screen: seen in screen
+        end = time.monotonic() + patience
+        while not true(screen := self.look(0.01)):
+            if time.monotonic() > end or not self._child.isalive():
+                raise AssertionError(f"{seen!r} never stood on the screen:\n{screen}")
+        return time.monotonic() - self.started
+
+    def ended(self, patience: float = PATIENCE) -> int:
+        """Wait until the program has ended; returns its exit code."""
+        end = time.monotonic() + patience
+        while self._child.isalive():
+            self.look(0.02)
+            if time.monotonic() > end:
+                raise AssertionError(f"it did not end:\n{self.look()}")
+        self._child.close()
+        return int(self._child.exitstatus if self._child.exitstatus is not None else -1)

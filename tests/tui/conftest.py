@@ -1,0 +1,65 @@
+"""A small town's store for the window, made once and copied; and the window itself, driven without a terminal."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from store.registry import Registry
+from tests.pipeline import town
+from tests.tui.driving import settle_clock
+
+
+@pytest.fixture(autouse=True)
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No animations, no blinking, colours as without NO_COLOR, and a clock that says the same everywhere."""
+    monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    settle_clock(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def made_town(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_embedder_path: Path
+) -> Iterator[Path]:
+    """Models and a store: nine people with histories, three anchors among them, ida adapted, jon fused, kim new."""
+    from mta_cli.pipeline.adapt import adapt_users
+    from mta_cli.pipeline.fuse import fuse_user
+    from mta_cli.pipeline.models import register
+
+    root = tmp_path_factory.mktemp("town")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTA_MODELS", str(root / "models"))
+        register(tiny_base_path, name="tiny")
+        register(tiny_embedder_path, name="tiny-embedder")
+        with Registry.open(root / "store", create=True) as reg:
+            town.people(reg)
+            town.built(reg)
+            town.finish(adapt_users(reg, [reg.users.get("ida")], town.fuse_request(), town.QUICK))
+            town.finish(fuse_user(reg, reg.users.get("jon"), town.fuse_request()))
+        yield root
+
+
+@pytest.fixture
+def demo_store(made_town: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the town's store for this test alone; `MTA_STORE` and the models point to it."""
+    shutil.copytree(made_town / "store", tmp_path / "store")
+    monkeypatch.setenv("MTA_MODELS", str(made_town / "models"))
+    return _chosen(tmp_path / "store", monkeypatch)
+
+
+@pytest.fixture
+def empty_store(made_town: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A path where no store is yet, beside the same models."""
+    monkeypatch.setenv("MTA_MODELS", str(made_town / "models"))
+    return _chosen(tmp_path / "store", monkeypatch)
+
+
+def _chosen(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MTA_STORE", str(root))
+    monkeypatch.setenv("MTA_MODELS_BASE", "tiny")
+    monkeypatch.setenv("MTA_MODELS_EMBEDDER", "tiny-embedder")
+    monkeypatch.setenv("MTA_MACHINE_DTYPE", "float32")
+    monkeypatch.setenv("MTA_MACHINE_DEVICE", "cpu")
+    return root

@@ -1,0 +1,80 @@
+"""Driving the window in tests: open it, wait for what it does, read what is on the screen."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from xml.etree import ElementTree
+
+import pytest
+from rich.cells import cell_len
+from textual.pilot import Pilot
+
+from mta_cli.settings import Settings
+from mta_cli.tui.app import MtaApp
+
+T = TypeVar("T")
+PATIENCE = 60.0  # seconds
+CELL = 12.2  # width of a cell in a screenshot
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a test's coroutine to its end."""
+    return asyncio.run(work)
+
+
+@asynccontextmanager
+async def open_app(store: Path, size: tuple[int, int] = (80, 24)) -> AsyncIterator[tuple[MtaApp, Pilot[None]]]:
+    """The window on a store, with nothing left to do; closed with all its threads on exit."""
+    app = MtaApp(store, Settings.load(store))
+    try:
+        async with app.run_test(size=size) as pilot:
+            await settled(app, pilot)
+            yield app, pilot
+    finally:
+        app.close()
+
+
+async def settled(app: MtaApp, pilot: Pilot[None]) -> None:
+    """Wait until no worker of the window has anything left to do, and everything is drawn."""
+    await until(pilot, lambda: all(worker.is_finished or worker.group == "stays" for worker in app.workers))
+    await pilot.pause()
+
+
+async def until(pilot: Pilot[None], true: Callable[[], bool]) -> None:
+    """Wait until something is so; fails after `PATIENCE`."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end, "it never came to pass"
+        await pilot.pause(0.02)
+    await pilot.pause()
+
+
+def screen_text(app: MtaApp) -> str:
+    """What is on the screen, a line a row, without colours and trailing blanks."""
+    drawing = ElementTree.fromstring(app.export_screenshot(simplify=True))
+    rows: dict[int, list[tuple[int, str]]] = {}
+    for node in drawing.iter("{http://www.w3.org/2000/svg}text"):
+        place = re.search(r"-line-(\d+)\)", node.get("clip-path", ""))
+        if place is not None:
+            words = "".join(node.itertext()).replace("\xa0", " ").rstrip("\n")
+            rows.setdefault(int(place[1]), []).append((round(float(node.get("x", 0)) / CELL), words))
+    return "\n".join(_line(rows[row]) for row in sorted(rows))
+
+
+def _line(runs: list[tuple[int, str]]) -> str:
+    """Runs of text, each at its column, as one line."""
+    shown = ""
+    for column, words in sorted(runs):
+        shown += " " * (column - cell_len(shown) if words else 0) + words
+    return shown.rstrip()
+
+
+def settle_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time zone and the language of dates are the same on every machine."""
+    monkeypatch.setenv("TZ", "UTC")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    time.tzset()

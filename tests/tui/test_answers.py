@@ -1,0 +1,166 @@
+"""Columns of answers: what differs is marked, many pieces are one drawing, numbers are in plain words."""
+
+from typing import Any
+
+import pytest
+from textual.app import App, ComposeResult
+
+from mta_cli.tui.widgets.answers import MOST_WORDS, Answer, Answers, differing
+from tests.tui.driving import run, screen_text
+
+
+class Wall(App[None]):
+    """An app with nothing but columns."""
+
+    def compose(self) -> ComposeResult:
+        yield Answers()
+
+    @property
+    def answers(self) -> Answers:
+        return self.query_one(Answers)
+
+
+def detail(mode: str, **more: Any) -> dict[str, Any]:
+    """What a comparison says of one column."""
+    source = {"mode": mode, "bank": None if mode == "base" else "b", "version": 1, "anchors": ["ann"]}
+    known = {"source": source, "tokens": 7, "seconds": 1.0, "ended": "end", "tokens_per_second": 7.0, "labels": {}}
+    return {**known, **more}
+
+
+def result(**columns: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """A comparison's result."""
+    answers = {key.replace("at_", "@"): answer for key, (answer, _) in columns.items()}
+    details = {key.replace("at_", "@"): about for key, (_, about) in columns.items()}
+    return {"answers": {**answers, "adapted": answers.get("adapted")}, "details": {**details, "fused": None} | details}
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "marked"),
+    [
+        ("the red house", "the red house", []),
+        ("the red house", "the blue house", ["blue"]),
+        ("the house", "the old red house", ["old red"]),
+        ("", "all of it", ["all of it"]),
+        ("one two three", "", []),
+        ("one two", "two one", ["two"]),
+        ("a  b\nc", "a b c", []),
+    ],
+)
+def test_words_that_the_first_does_not_have_there_are_marked(first: str, other: str, marked: list[str]) -> None:
+    found = [other[start:end] for start, end in differing(first, other)]
+    assert found == marked
+
+
+def test_very_long_answers_are_not_compared() -> None:
+    assert list(differing("a " * (MOST_WORDS + 1), "b " * 3)) == []
+
+
+def test_columns_stand_in_their_order_whoever_speaks_first() -> None:
+    async def drive() -> None:
+        app = Wall()
+        async with app.run_test(size=(100, 20)) as pilot:
+            for key in ("@zoe", "adapted", "base", "@ann", "fused"):
+                app.answers.say(key, key)
+            await pilot.pause()
+            assert app.answers.keys == ["base", "fused", "adapted", "@zoe", "@ann"]
+            assert [column.key for column in app.query(Answer)] == app.answers.keys
+
+    run(drive())
+
+
+def test_many_pieces_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    show = Answer.show_words
+    monkeypatch.setattr(Answer, "show_words", lambda self, *rest: (drawn.append(self.key), show(self, *rest))[1])
+
+    async def drive() -> None:
+        app = Wall()
+        async with app.run_test() as pilot:
+            for n in range(500):
+                app.answers.say("base", f"w{n} ")
+            await pilot.pause()
+            assert len(drawn) < 5 and app.answers.words("base").endswith("w499 ")
+
+    run(drive())
+
+
+def test_numbers_are_told_in_plain_words_and_the_likeliest_gold_is_marked() -> None:
+    gold = {"loglik": -1.25, "over": "token", "metrics": {"rouge_1": 0.5, "rouge_l": 0.25}}
+    label = {"loglik": -0.105, "over": "labels", "metrics": {"accuracy": 1.0}}
+    score = {"loglik": -0.5, "over": "labels", "metrics": {"mae": 2.0}}
+
+    async def drive() -> None:
+        app = Wall()
+        async with app.run_test(size=(140, 20)) as pilot:
+            app.answers.finish(
+                result(
+                    base=("one two", detail("base", gold=gold, ended="length")),
+                    fused=("one three", detail("fused", gold=label, ended="label", labels={"a": 1.0, "b": 2.0})),
+                    adapted=("", detail("adapted", gold=score, tokens=1)),
+                    at_bob=("one", detail("adapted")),
+                )
+            )
+            await pilot.pause()
+            shown = screen_text(app)  # type: ignore[arg-type]
+            for words in (
+                "7 tokens · 7.0/s · cut", "gold −1.250 nats/token", "rouge-1 .500", "rouge-l .250",
+                "1 of 2 labels", "gold −0.105 nats (90%)", "right", "off by 2", "1 token ·", "(an empty answer)",
+                "bob · adapted", "b v1 · ann", "the model as it is",
+            ):  # fmt: skip
+                assert words in shown, words
+            feet = {column.key: str(column._foot.visual) for column in app.query(Answer)}
+            assert "nats" not in feet["@bob"]
+
+    run(drive())
+
+
+def test_a_column_is_chosen_by_key_and_by_click_and_none_is_left_after_clearing() -> None:
+    async def drive() -> None:
+        app = Wall()
+        async with app.run_test(size=(100, 20)) as pilot:
+            app.answers.action_choose(1)
+            assert app.answers.chosen is None
+            app.answers.finish(result(base=("one", detail("base")), fused=("two", detail("fused"))))
+            await pilot.pause()
+            await pilot.click("Answer:last-of-type")
+            assert app.answers.chosen == "fused"
+            await pilot.press("left")
+            assert app.answers.chosen == "base"
+            await pilot.press("left")
+            assert app.answers.chosen == "fused"
+            app.answers.clear()
+            await pilot.pause()
+            assert app.answers.chosen is None and app.answers.keys == [] and not app.query(Answer)
+
+    run(drive())
+
+
+def test_five_columns_are_scrolled_where_they_do_not_fit() -> None:
+    async def drive() -> None:
+        app = Wall()
+        async with app.run_test(size=(80, 20)) as pilot:
+            for key in ("base", "fused", "adapted", "@ann", "@bob"):
+                app.answers.say(key, "words")
+            await pilot.pause()
+            assert {column.region.width for column in app.query(Answer)} == {20}
+            await pilot.resize_terminal(150, 20)
+            await pilot.pause()
+            assert {column.region.width for column in app.query(Answer)} == {30}
+
+    run(drive())
+
+
+def test_marked_words_are_seen_without_colours_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    async def drive() -> None:
+        app = Wall()
+        async with app.run_test(size=(80, 20)) as pilot:
+            app.answers.finish(result(base=("one two", detail("base")), fused=("one three", detail("fused"))))
+            await pilot.pause()
+            strips = app.screen._compositor.render_strips()
+            drawn = [segment for strip in strips for segment in strip]
+            marked = [segment.text for segment in drawn if segment.style and segment.style.underline]
+            assert [text for text in marked if text.strip()] == ["three"]
+
+    run(drive())

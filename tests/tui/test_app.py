@@ -1,0 +1,201 @@
+"""The window itself: rooms by key and click, help, errors, the palette, leaving. Rooms here are made of one line."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from textual.app import ComposeResult
+from textual.widgets import Input, Static
+
+from mta_cli.errors import BadInput, NotFound
+from mta_cli.events import Event, Saved, Started, Step
+from mta_cli.tui.app import MtaApp
+from mta_cli.tui.dialogs import Help, Sure, Trouble
+from mta_cli.tui.messages import JobMoved, PersonChosen, StoreChanged
+from mta_cli.tui.room import ROOMS, Room
+from store.registry import Registry
+from tests.tui.driving import open_app, run, screen_text, settled, until
+
+heard: list[object] = []
+
+
+class Cell(Room):
+    """A room with one input that tells what it hears."""
+
+    HELP: ClassVar[str] = "This is the help of a cell."
+
+    def furnish(self) -> ComposeResult:
+        yield Static(f"in {self.ROOM}")
+        yield Input(id="words")
+
+    async def reload(self) -> None:
+        heard.append(f"reload {self.ROOM}")
+
+    def on_job_moved(self, message: JobMoved) -> None:
+        heard.append(message.job.state)
+
+    def on_person_chosen(self, message: PersonChosen) -> None:
+        heard.append(self.home.chosen)
+
+    def on_store_changed(self, message: StoreChanged) -> None:
+        heard.append("changed")
+
+
+@pytest.fixture(autouse=True)
+def cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard.clear()
+    made = {name: type(f"{title}Cell", (Cell,), {"ROOM": name}) for name, title in ROOMS.items()}
+    monkeypatch.setattr(MtaApp, "MODES", made)
+
+
+async def no_focus(app: MtaApp) -> None:
+    app.screen.set_focus(None)
+
+
+def test_rooms_are_reached_by_number_and_by_click(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            await no_focus(app)
+            assert "in users" in screen_text(app) and "1 Users" in screen_text(app).splitlines()[0]
+            await pilot.press("5")
+            await settled(app, pilot)
+            assert "in chat" in screen_text(app)
+            await pilot.click("RoomTab:first-of-type")
+            await settled(app, pilot)
+            assert "in users" in screen_text(app)
+            assert heard.count("reload users") == 2 and heard.count("reload chat") == 1
+
+    run(drive())
+
+
+def test_a_number_that_is_typed_stays_in_the_input(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            app.screen.query_one(Input).focus()
+            await pilot.press("5", "q")
+            assert app.screen.query_one(Input).value == "5q" and "in users" in screen_text(app)
+
+    run(drive())
+
+
+def test_help_names_the_room_and_its_keys(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            await no_focus(app)
+            await pilot.press("f1")
+            await settled(app, pilot)
+            assert isinstance(app.screen, Help)
+            shown = screen_text(app)
+            assert "This is the help of a cell." in shown and "Close the window; asks while a job runs" in shown
+            await pilot.press("escape")
+            assert isinstance(app.screen, Cell)
+
+    run(drive())
+
+
+def test_an_error_shows_message_hint_and_faults_and_can_be_copied(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            app.fail(BadInput("the file\x1b[31m is bad [b]", hint="mend it", faults=("line 3: no\x07 word",)))
+            await settled(app, pilot)
+            shown = screen_text(app)
+            assert "the file[31m is bad [b]" in shown and "Try: mend it" in shown and "line 3: no word" in shown
+            await pilot.press("c")
+            assert app.clipboard == "the file[31m is bad [b]\n\nline 3: no word"
+            await pilot.press("escape")
+            assert not isinstance(app.screen, Trouble)
+
+    run(drive())
+
+
+def test_a_reading_that_fails_is_told_and_the_window_stays(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def reload(self: Cell) -> None:
+        raise NotFound("there is no such bank")
+
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            await no_focus(app)
+            monkeypatch.setattr(Cell, "reload", reload)
+            await pilot.press("3")
+            await settled(app, pilot)
+            assert "there is no such bank" in screen_text(app)
+
+    run(drive())
+
+
+def test_a_chosen_person_is_told_to_the_room_and_shown_above_it(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            app.choose("ida\x1b[2J")
+            await settled(app, pilot)
+            assert heard[-2:].count("ida\x1b[2J") == 1 and heard.count("reload users") == 2
+            assert "ida[2J" in screen_text(app).splitlines()[0]
+
+    run(drive())
+
+
+def steps(reg: Registry) -> Iterator[Event]:
+    yield Started("walk", total=3)
+    for done in (1, 2, 3):
+        yield Step("far", done, loss=1.0 / done)
+    yield Saved("thing", "one")
+
+
+def forever(reg: Registry) -> Iterator[Event]:
+    yield Started("walk")
+    done = 0
+    while True:
+        done += 1
+        yield Step("far", done)
+
+
+def test_a_job_is_told_to_the_room_and_what_it_saved_makes_it_read_again(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            job = app.board.add("walk", "a walk", steps)
+            await until(pilot, lambda: job.over and "done" in heard)
+            assert "changed" in heard and heard.count("reload users") >= 2
+            assert job.progress.losses == [1.0, 0.5, 1 / 3] and job.log == ["saved thing one"]
+
+    run(drive())
+
+
+def test_leaving_asks_while_a_job_runs_and_closing_stops_it(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            await no_focus(app)
+            job = app.board.add("walk", "a long walk", forever)
+            await until(pilot, lambda: job.progress.done > 10)
+            await pilot.press("q")
+            await until(pilot, lambda: isinstance(app.screen, Sure))
+            assert "a long walk is at work" in screen_text(app)
+            await pilot.press("n")
+            assert app.is_running and job.state == "running"
+        app.board.drain()
+        assert job.state == "stopped"
+
+    run(drive())
+
+
+def test_leaving_with_nothing_at_work_closes_at_once(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            await no_focus(app)
+            await pilot.press("q")
+            await until(pilot, lambda: not app.is_running)
+
+    run(drive())
+
+
+def test_the_palette_goes_to_rooms(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            await no_focus(app)
+            await pilot.press("ctrl+p")
+            await pilot.press(*"go to results")
+            await until(pilot, lambda: "Go to Results" in screen_text(app))
+            await pilot.press("enter")
+            await until(pilot, lambda: "in results" in screen_text(app))
+
+    run(drive())

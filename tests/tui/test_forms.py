@@ -1,0 +1,276 @@
+"""Forms: defaults are shown, bad values are refused in place, the plan comes before the start."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.app import App
+from textual.pilot import Pilot
+from textual.widgets import Button, Collapsible, Input, Select
+
+from mta_cli.errors import BadInput, UsageFault
+from mta_cli.events import PlanLine, Planned
+from mta_cli.options import BankOptions, Machine
+from mta_cli.settings import Settings
+from mta_cli.tui.forms import Field, Filled, Form, FormDialog, faults_of, flags, plan_table, setting_field
+from tests.tui.driving import run, until
+
+NOT_ASKED = "not asked"
+
+
+class Window(App[None]):
+    """A window with nothing in it but a form; `answer` is what came of it."""
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.form = form
+        self.answer: Filled | str | None = NOT_ASKED
+
+    def on_mount(self) -> None:
+        self.push_screen(FormDialog(self.form), self._took)
+
+    def _took(self, answer: Filled | None) -> None:
+        self.answer = answer
+
+
+def driven(
+    form: Form, act: Callable[[Window, Pilot[None]], Awaitable[None]], size: tuple[int, int] = (80, 24)
+) -> Window:
+    window = Window(form)
+
+    async def go() -> None:
+        async with window.run_test(size=size) as pilot:
+            await pilot.pause()
+            await act(window, pilot)
+
+    run(go())
+    return window
+
+
+def bank_form(**changes: Any) -> Form:
+    settings = Settings.load()
+
+    def check(filled: Filled) -> None:
+        settings.build(BankOptions, **flags(filled, ("anchors", "rank", "placement", "task_adapter", "alpha")))
+
+    fields = (
+        Field("name", "name", help="Its name.", needed=True),
+        *(setting_field(settings, BankOptions, name) for name in ("anchors", "rank", "placement", "task_adapter")),
+        setting_field(settings, BankOptions, "alpha", more=True),
+    )
+    return Form(**{"title": "bank", "fields": fields, "check": check, **changes})
+
+
+def fault(window: Window, name: str) -> str:
+    row = next(row for row in window.screen.query("Row") if row.field.name == name)  # type: ignore[attr-defined]
+    return str(row.query_one(".fault").content) if row.has_class("-wrong") else ""
+
+
+def dialog(window: Window) -> FormDialog:
+    assert isinstance(window.screen, FormDialog)
+    return window.screen
+
+
+async def wait_for_plan(pilot: Pilot[None], window: Window) -> None:
+    await until(pilot, lambda: dialog(window).planned)
+
+
+def test_defaults_come_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTA_BANK_ANCHORS", "5")
+    field = setting_field(Settings.load(), BankOptions, "anchors")
+    assert (field.shown, field.value, field.key) == ("5", "", "bank.anchors") and field.help
+    assert setting_field(Settings.load(), BankOptions, "task_adapter").choices == ("yes", "no")
+    assert setting_field(Settings.load(), BankOptions, "task_min_items").shown == "by the data"
+    assert setting_field(Settings.load(), Machine, "dtype").choices[0] == "auto"
+
+
+def test_what_is_left_empty_was_not_given() -> None:
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        await pilot.press(*"mine", "tab", *"4", "enter")
+
+    filled = driven(bank_form(), act).answer
+    assert filled == {"name": "mine", "anchors": "4", "rank": "", "placement": "", "task_adapter": "", "alpha": ""}
+    assert flags(filled, ("anchors", "rank")) == {"anchors": "4", "rank": None}  # type: ignore[arg-type]
+
+
+def test_a_bad_value_is_refused_beside_its_field_in_the_words_of_the_command_line() -> None:
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        await pilot.press(*"mine", "tab", *"many", "tab", *"0")
+        assert "this is a whole number" in fault(window, "anchors")
+        await pilot.press("enter")
+        assert window.answer == NOT_ASKED and window.focused is window.screen.query(Input)[1]
+        await pilot.press("backspace", "backspace", "backspace", "backspace", "3")
+        assert fault(window, "anchors") == ""
+        assert fault(window, "rank") == "bank.rank = 0 (flag --rank): the least is 1"
+
+    assert driven(bank_form(), act).answer == NOT_ASKED
+
+
+def test_what_is_missing_is_said_only_when_somebody_goes_on() -> None:
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        await pilot.press("tab", "4")
+        assert fault(window, "name") == ""
+        await pilot.press("ctrl+s")
+        assert fault(window, "name") == "this is needed"
+        await pilot.press(*"x")
+        assert fault(window, "name") == ""
+
+    driven(bank_form(), act)
+
+
+def test_a_fault_among_the_folded_fields_unfolds_them() -> None:
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        assert window.screen.query_one(Collapsible).collapsed
+        window.screen.query(Input).last().value = "-1"
+        await pilot.press(*"x", "enter")
+        assert not window.screen.query_one(Collapsible).collapsed
+        assert "bank.alpha" in fault(window, "alpha")
+
+    driven(bank_form(), act)
+
+
+def test_a_choice_is_one_of_those_there_are() -> None:
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        window.screen.query(Select).first().value = "late"
+        window.screen.query(Select).last().value = "no"
+        await pilot.press(*"x", "enter")
+
+    filled = driven(bank_form(), act).answer
+    assert isinstance(filled, dict) and filled["placement"] == "late" and filled["task_adapter"] == "no"
+
+
+def test_escape_closes_an_open_choice_then_the_form() -> None:
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        choice = window.screen.query(Select).first()
+        choice.focus()
+        await pilot.press("enter")
+        assert choice.expanded
+        await pilot.press("escape")
+        assert not choice.expanded and window.answer == NOT_ASKED
+        await pilot.press("escape")
+
+    assert driven(bank_form(), act).answer is None
+
+
+def test_the_plan_is_shown_before_the_start_and_can_be_left_again() -> None:
+    asked: list[Filled] = []
+
+    async def plan(filled: Filled) -> Sequence[Planned]:
+        asked.append(filled)
+        return [Planned("bank", (PlanLine("bank.rank", "4", "flag --rank"), PlanLine("tokens", "[red]\x1b12")))]
+
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        await pilot.press(*"x", "enter")
+        await wait_for_plan(pilot, window)
+        assert window.answer == NOT_ASKED and str(window.screen.query_one("#go", Button).label) == "Start"
+        await pilot.press("escape")
+        assert not dialog(window).planned and str(window.screen.query_one("#go", Button).label) == "Plan"
+        await pilot.press(*"y", "enter")
+        await wait_for_plan(pilot, window)
+        await pilot.press("enter")
+
+    filled = driven(bank_form(plan=plan), act).answer
+    assert isinstance(filled, dict) and filled["name"] == "xy" and [each["name"] for each in asked] == ["x", "xy"]
+
+
+def test_what_the_plan_meets_is_told_in_the_form() -> None:
+    async def plan(filled: Filled) -> Sequence[Planned]:
+        if filled["name"] == "x":
+            raise BadInput("12 anchors asked for, and 9 [b]users", hint="--anchors 9", faults=("one", "two"))
+        raise ValueError("unforeseen")
+
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        await pilot.press(*"x", "enter")
+        faults = window.screen.query_one("#faults")
+        await until(pilot, lambda: "9 [b]users" in str(faults.content))  # type: ignore[attr-defined]
+        assert "Try: --anchors 9" in str(faults.content) and "two" in str(faults.content)  # type: ignore[attr-defined]
+        await pilot.press(*"y", "enter")
+        await until(pilot, lambda: "ValueError: unforeseen" in str(faults.content))  # type: ignore[attr-defined]
+        assert not window.screen.query_one("#go", Button).disabled and not dialog(window).planned
+
+    assert driven(bank_form(plan=plan), act).answer == NOT_ASKED
+
+
+def test_a_plan_that_nobody_waits_for_ends_with_the_form() -> None:
+    begun = asyncio.Event()
+
+    async def plan(filled: Filled) -> Sequence[Planned]:
+        begun.set()
+        await asyncio.sleep(60)
+        return []
+
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        await pilot.press(*"x", "enter")
+        await begun.wait()
+        await pilot.press("enter")
+        assert window.screen.query_one("#go", Button).disabled
+        await pilot.press("escape")
+        await until(pilot, lambda: window.answer is None)
+        await until(pilot, lambda: not list(window.workers))
+
+    driven(bank_form(plan=plan), act)
+
+
+def test_what_no_terminal_should_get_is_not_kept_in_a_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        window.screen.query(Input).first().value = "a\x1b[31m\u202eb"
+        await pilot.pause()
+        await pilot.press("ctrl+s")
+
+    filled = driven(bank_form(), act).answer
+    assert isinstance(filled, dict) and filled["name"] == "a[31mb"
+    monkeypatch.setenv("MTA_BANK_TARGETS", "q\x1b[31m\u202e_proj")
+    assert setting_field(Settings.load(), BankOptions, "targets").shown == "q[31m_proj"
+
+
+def test_the_help_of_the_focused_field_is_shown() -> None:
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        hint = window.screen.query_one("#hint")
+        assert str(hint.content) == "Its name."  # type: ignore[attr-defined]
+        await pilot.press("tab")
+        assert "anchor users" in str(hint.content)  # type: ignore[attr-defined]
+
+    driven(bank_form(), act)
+
+
+def test_everything_can_be_reached_in_a_small_terminal() -> None:
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        window.screen.query_one(Collapsible).collapsed = False
+        await pilot.pause()
+        assert window.screen.query_one("#go").region.bottom <= 20
+        last = window.screen.query(Input).last()
+        last.focus()
+        await pilot.pause()
+        assert window.screen.query_one("#fields").region.contains_region(last.region)
+
+    driven(bank_form(), act, (60, 20))
+
+
+def test_faults_find_their_fields_and_the_rest_stands_alone() -> None:
+    fields = (Field("rank", "rank", key="bank.rank"), Field("alpha", "alpha", key="bank.alpha"), Field("x", "x"))
+    several = UsageFault("2 settings cannot be used:\nbank.rank = 0 (flag --rank): the least is 1\nbank.alpha: no")
+    own, rest = faults_of(several, fields)
+    assert own == {"rank": "bank.rank = 0 (flag --rank): the least is 1", "alpha": "bank.alpha: no"} and rest == []
+    assert faults_of(UsageFault("all wrong", hint="begin anew"), fields) == ({}, ["all wrong", "Try: begin anew"])
+
+
+def test_a_plan_says_what_was_found_out_first_and_shows_markup_as_it_is() -> None:
+    from rich.console import Console
+
+    lines = (
+        PlanLine("bank.rank", "8", "default"),
+        PlanLine("candidates", "[b]9\x1b[31m users"),
+        PlanLine("bank", "b v1"),
+    )
+    console = Console(width=70, no_color=True)
+    with console.capture() as captured:
+        console.print(plan_table([Planned("bank build", lines)]))
+    shown = [row.split() for row in captured.get().splitlines()]
+    assert [row[0] for row in shown] == ["candidates", "bank", "bank.rank"] and shown[0][1] == "[b]9[31m"
+
+
+def test_a_form_is_styled_by_themes_alone() -> None:
+    styles = Path("mta_cli/tui/forms.tcss").read_text(encoding="utf-8")
+    assert "#" not in "".join(part.partition(":")[2] for part in styles.split("\n"))

@@ -1,0 +1,103 @@
+"""The window in a real terminal, from an empty store to an adapted person who is compared and talked with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from store.registry import Registry
+from tests.terminal import Terminal
+
+HOSTILE = "mine \x1b]0;PWNED\x07\x1b[2J\u202e1"
+
+
+@pytest.fixture
+def histories(tmp_path: Path) -> Path:
+    """Six people who disagree, and mina, who has written what terminals obey."""
+    records = [
+        {"user": f"person{n}", "input": f"line {k} of {n}", "output": ("yes", "no", "maybe")[n % 3]}
+        for n in range(6)
+        for k in range(6)
+    ]
+    records += [{"user": "mina", "input": text, "output": "yes"} for text in ("mine 0", HOSTILE, "mine 2")]
+    path = tmp_path / "crowd.jsonl"
+    path.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
+    return path
+
+
+def fill(terminal: Terminal, *values: tuple[int, str]) -> None:
+    """Put values into a form, each so many fields further down; then its plan, then start."""
+    terminal.until("Cancel")
+    terminal.look(0.3)
+    for steps, value in values:
+        terminal.press(*["tab"] * steps, "ctrl+u")
+        terminal.type(value)
+        terminal.look(0.2)
+    terminal.press("enter")
+    terminal.until("Start")
+    terminal.until("Back")
+    terminal.press("enter")
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (200, 50)])
+def test_from_an_empty_store_to_an_adapted_person_by_keys(
+    empty_store: Path, histories: Path, columns: int, rows: int
+) -> None:
+    with Terminal(["tui"], columns, rows) as terminal:
+        terminal.until("Nobody is here yet.")
+        terminal.press("i")
+        fill(terminal, (0, str(histories)))
+        terminal.until("person5")
+        terminal.press("4", "b")
+        fill(terminal, (2, "2"), (1, "2"), (1, "1"), (1, "4"))
+        terminal.until("✓ bank build")
+        terminal.press("a")
+        fill(terminal, (0, "mina"))
+        terminal.until("✓ user adapt")
+        terminal.press("1", "/")
+        terminal.type("mina")
+        terminal.until(lambda screen: "person5" not in screen and "adapted" in screen)
+        terminal.press("enter", "enter", "2")
+        terminal.until("put as typed")
+        terminal.press("i")
+        terminal.look(0.5)
+        terminal.type("is it mine")
+        terminal.press("enter")
+        terminal.until(lambda screen: screen.count("/s ·") == 3)
+        terminal.press("escape", "5")
+        terminal.until("Type a message")
+        terminal.look(0.5)
+        terminal.type("and now")
+        terminal.press("enter")
+        terminal.until("and now")
+        terminal.press("escape", "escape", "escape", "ctrl+q")
+        assert terminal.ended() == 0
+        said = terminal.bytes
+    assert b"PWNED" in said and b"\x1b]0;PWNED" not in said and "\u202e".encode() not in said
+    with Registry.open(empty_store) as reg:
+        mina = reg.users.get("mina")
+        assert [stack.numbers is not None for stack in reg.stacks.of_user(mina.id)] == [True]
+        assert [run.status for run in reg.runs.of_subject("mina")] == ["done"] and reg.check() == []
+
+
+def test_without_a_terminal_it_says_so(empty_store: Path) -> None:
+    from tests.shell import mta
+
+    ran = mta("tui")
+    assert ran.code == 2 and "needs a terminal" in ran.err and not empty_store.exists()
+
+
+def test_colours_can_be_turned_off(demo_store: Path) -> None:
+    with Terminal(["tui"], 100, 30, {"NO_COLOR": "1"}) as terminal:
+        terminal.until("ida")
+        terminal.press("q")
+        assert terminal.ended() == 0
+    assert b"\x1b[38;" not in terminal.bytes or _grey(terminal.bytes)
+
+
+def _grey(said: bytes) -> bool:
+    """Whether every colour that was sent has three equal parts."""
+    import re
+
+    found = re.findall(rb"[34]8;2;(\d+);(\d+);(\d+)", said)
+    return all(red == green == blue for red, green, blue in found)

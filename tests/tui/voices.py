@@ -1,0 +1,70 @@
+"""What the tests of the rooms with voices share: a window that has these rooms only, and ways to wait for answers."""
+
+from typing import Any, cast
+
+import pytest
+from textual.pilot import Pilot
+
+from mta_cli.tui.app import MtaApp
+from mta_cli.tui.room import Room
+from mta_cli.tui.rooms.chat import ChatRoom
+from mta_cli.tui.rooms.compare import CompareRoom
+from mta_cli.tui.talking import Turn
+from mta_cli.tui.widgets.prompt import Prompt
+from tests.tui.driving import settled, until
+
+begun = [0]  # how many talks there were
+
+
+class Hall(Room):
+    """An empty room to begin in."""
+
+    ROOM = "users"
+
+
+def only_voices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window has a hall and the two rooms with voices; answers are short, and talks are counted."""
+    begin = Turn.begin
+
+    def counted(self: Turn, *rest: Any) -> None:
+        begin(self, *rest)
+        begun[0] += 1
+
+    monkeypatch.setattr(Turn, "begin", counted)
+    monkeypatch.setattr(MtaApp, "MODES", {"users": Hall, "compare": CompareRoom, "chat": ChatRoom})
+    monkeypatch.setenv("MTA_ANSWER_MAX_TOKENS", "12")
+    monkeypatch.setenv("MTA_ANSWER_TEMPERATURE", "1.0")  # the tiny base's likeliest tokens are no characters
+
+
+async def enter(app: MtaApp, pilot: Pilot[None], room: str, person: str | None) -> Any:
+    """Choose somebody and go to a room."""
+    if person is not None:
+        app.choose(person)
+    app.go(room)
+    await settled(app, pilot)
+    return app.screen
+
+
+async def type_and_ask(app: MtaApp, pilot: Pilot[None], words: str) -> None:
+    """Type into the prompt and press Enter; waits until the talk is over and shown."""
+    app.screen.query_one(Prompt).focus()
+    await press_and_hear(app, pilot, *words, "enter")
+
+
+async def press_and_hear(app: MtaApp, pilot: Pilot[None], *keys: str) -> None:
+    """Press keys that start a talk; waits until it is over and shown."""
+    before = begun[0]
+    await pilot.press(*keys)
+    await until(pilot, lambda: begun[0] > before)
+    await answered(app, pilot)
+
+
+async def answered(app: MtaApp, pilot: Pilot[None]) -> None:
+    """Wait until nobody speaks and all is shown."""
+    await until(pilot, lambda: not turn(app).busy)
+    await settled(app, pilot)
+
+
+def turn(app: MtaApp) -> Turn:
+    """The talk of the room that is shown."""
+    return cast(Turn, cast(Any, app.room).turn)
