@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No `MTA_*` variable and no settings file leaks in, and nothing in this process reaches the network."""
-    for name in [name for name in os.environ if name.startswith("MTA_") and name != "MTA_TEST_MODELS"]:
+    for name in [name for name in os.environ if name.startswith("MTA_") and not name.startswith("MTA_TEST_")]:
         monkeypatch.delenv(name)
     settings = tmp_path_factory.getbasetemp() / "no-settings.toml"
     settings.touch()

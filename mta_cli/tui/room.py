@@ -15,6 +15,7 @@ from mta_cli.tui.safe import line
 if TYPE_CHECKING:
     from mta_cli.tui.app import MtaApp
 
+ROOMY = 100  # columns
 ROOMS = {"users": "Users", "compare": "Compare", "bank": "Bank", "jobs": "Jobs", "chat": "Chat", "results": "Results"}
 
 
@@ -111,6 +112,10 @@ class Room(Screen[None]):
         """Help on the focused widget, if it has any, and on the room."""
         own = getattr(widget, "HELP", "") if widget is not None else ""
         return "\n\n".join(part for part in (own, self.HELP) if part)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """A narrow footer has room for the room's own keys only; the palette is one of those that F1 lists."""
+        self.query_one(Footer).show_command_palette = event.size.width >= ROOMY
 
     def on_screen_resume(self, event: events.ScreenResume) -> None:
         """Somebody looks at the room again."""

@@ -30,7 +30,7 @@ EMPTY = """There is no bank yet.
 
 A bank is a set of anchors: people who stand for groups of people, with a LoRA trained on each one's history.
 
-Press n to start one in Jobs, or type
+Press n to build one, or type
   mta bank build --task TASK
 in a shell. `mta demo` makes a small one from people who come with the program."""
 

@@ -96,7 +96,7 @@ def _model(person: "Person") -> str:
     if person.task is None:
         return ""
     if person.bank is None:
-        return f"no bank for this task yet: mta bank build --task {person.task}"
+        return "no bank for this task yet: 3 and n build one"
     parts = [f"bank {person.bank.name} v{person.bank.version}"]
     if (recipe := person.recipe) is not None:
         rest = f", {number(person.rest)} left to the task adapter" if person.rest is not None else ""

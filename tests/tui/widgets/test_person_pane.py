@@ -55,7 +55,7 @@ def test_without_a_bank_the_pane_says_how_to_make_one() -> None:
     person = replace(ANN, task="free", held=(("free", 1, 2), ("other", 3, 0)))
     assert about(person).plain.splitlines()[1:] == [
         "task free: new, 1 item, 2 held-out queries; also other (3)",
-        "no bank for this task yet: mta bank build --task free",
+        "no bank for this task yet: 3 and n build one",
     ]
 
 
