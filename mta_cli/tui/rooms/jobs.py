@@ -12,6 +12,7 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.events import Resize
 from textual.screen import ModalScreen
 from textual.widgets import OptionList, RichLog, Static
 from textual.widgets.option_list import Option
@@ -137,7 +138,7 @@ The curve is the loss from its first value to its last."""
         else:
             self.query_one("#log").focus()
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: Resize) -> None:
         """Lines are cut and folded anew."""
         self._written = None
         self.call_after_refresh(self._show_list)
