@@ -43,6 +43,11 @@ class Terminal:
         """The process behind the terminal."""
         return int(self._child.pid)
 
+    @property
+    def clock(self) -> float:
+        """Seconds since the program was started."""
+        return time.monotonic() - self.started
+
     def type(self, text: str) -> None:
         """Type characters."""
         self._child.send(text)
@@ -76,7 +81,7 @@ class Terminal:
         while not true(screen := self.look(0.01)):
             if time.monotonic() > end or not self._child.isalive():
                 raise AssertionError(f"{seen!r} never stood on the screen:\n{screen}")
-        return time.monotonic() - self.started
+        return self.clock
 
     def ended(self, patience: float = PATIENCE) -> int:
         """Wait until the program has ended; returns its exit code."""

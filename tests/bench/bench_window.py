@@ -46,25 +46,15 @@ def keys(env: dict[str, str], first: str) -> list[float]:
     with Terminal(["tui"], 120, 40, env) as terminal:
         terminal.until(first)
         terminal.press("/")
-        for typed in ("0", "9", "9", "9", "9"):
-            before = terminal.look(0.5)
-            start = terminal.look and _now(terminal)
-            terminal.type(typed)
-            taken.append(
-                (terminal.until(lambda screen, old=before: screen != old and _counts(screen) != _counts(old)) - start)
-                * 1e3
-            )
+        for key in "99999":
+            before, start = _people(terminal.look(0.5)), terminal.clock
+            terminal.type(key)
+            taken.append((terminal.until(lambda screen, old=before: _people(screen) not in ("", old)) - start) * 1e3)
     return taken
 
 
-def _now(terminal: Terminal) -> float:
-    import time
-
-    return time.monotonic() - terminal.started
-
-
-def _counts(screen: str) -> str:
-    return "\n".join(line for line in screen.splitlines() if "person" in line)
+def _people(screen: str) -> str:
+    return "\n".join(line[:40] for line in screen.splitlines() if line.startswith(" person"))
 
 
 def resident(pid: int) -> float:
