@@ -1,12 +1,13 @@
 """The window: rooms, the chosen person, jobs, the speaker, errors and leaving. Knows no room from inside."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import work
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 from textual.screen import Screen
 
 from mta_cli.settings import ModelOptions, Settings, StoreOptions
@@ -15,6 +16,7 @@ from mta_cli.tui.jobs import JobBoard
 from mta_cli.tui.messages import JobMoved, PersonChosen, StoreChanged
 from mta_cli.tui.palette import Commands
 from mta_cli.tui.room import ROOMS, Room
+from mta_cli.tui.safe import Printable
 from mta_cli.tui.shelf import Shelf
 from mta_cli.tui.speaker import Speaker
 
@@ -95,6 +97,7 @@ class MtaApp(App[None]):
         self.shelf = Shelf(store, timeout)
         self.board = JobBoard(store, timeout)
         self.speaker = Speaker(store, timeout, self.models.base)
+        self._printable = Printable()
         self.chosen: str | None = None
         self.chosen_task: str | None = None
 
@@ -102,6 +105,10 @@ class MtaApp(App[None]):
         """Look at what threads say, a few times a second."""
         self.set_interval(JOBS_EVERY, self._hear_jobs)
         self.set_interval(WORDS_EVERY, self.speaker.drain)
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Textual's own, after ours."""
+        return [self._printable, *super().get_line_filters()]
 
     def close(self) -> None:
         """Let threads end: jobs keep checkpoints, talks stop, the store is closed."""

@@ -1,10 +1,26 @@
-"""Values as text that may be shown: cleaned, never markup. Everything that comes from data passes here."""
+"""Values as text that may be shown: cleaned, never markup. Everything that comes from data passes here.
 
+What a widget of Textual's shows on its own account, such as words pasted into an input, passes the filter of lines.
+"""
+
+from rich.segment import Segment
 from rich.text import Text
+from textual.color import Color
+from textual.filter import LineFilter
 
 from mta_cli.printable import clean, clean_line
 
 NOTHING = "–"
+
+
+class Printable(LineFilter):
+    """The last thing between the window and the terminal: no line holds what `clean` takes out."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        """The segments with their texts cleaned."""
+        return [
+            one if one.control or one.text.isprintable() else Segment(clean(one.text), one.style) for one in segments
+        ]
 
 
 def line(value: object, style: str = "") -> Text:

@@ -188,6 +188,17 @@ def test_leaving_with_nothing_at_work_closes_at_once(empty_store: Path) -> None:
     run(drive())
 
 
+def test_what_is_pasted_into_an_input_sends_nothing_to_the_terminal(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            app.screen.query_one(Input).value = "one\x1b]0;PWNED\x07two\u202ethree"
+            await settled(app, pilot)
+            shown = screen_text(app)
+            assert "one]0;PWNEDtwothree" in shown and not {"\x1b", "\x07", "\u202e"}.intersection(shown)
+
+    run(drive())
+
+
 def test_the_palette_goes_to_rooms(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
