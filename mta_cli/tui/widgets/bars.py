@@ -40,12 +40,16 @@ def bar(value: float | None, most: float, width: int) -> str:
 
 
 def bar_lines(bars: Sequence[Bar], width: int, style: str = "", quiet: str = "dim") -> Text:
-    """Label, bar and number of each in `width` cells; `style` is the bars', `quiet` that of what is not strong."""
+    """Label, bar and number of each in `width` cells; `style` is the bars', `quiet` that of what is not strong.
+
+    A full bar is 1, or the largest value where that is more.
+    """
     shown = Text(no_wrap=True, overflow="crop", end="")
     numbers = max((cell_len(one.shown) for one in bars), default=0)
     labels = min(max((cell_len(one.label) for one in bars), default=0), int(width * LABEL_SHARE))
     room = max(0, width - labels - numbers - 2)
-    most = max((abs(one.value) for one in bars if one.value is not None and math.isfinite(one.value)), default=0.0)
+    values = [abs(one.value) for one in bars if one.value is not None and math.isfinite(one.value)]
+    most = max([1.0, *values])
     for n, one in enumerate(bars):
         label = fitted(one.label, labels)
         shown.append("\n" if n else "")

@@ -27,6 +27,8 @@ def test_without_room_or_scale_there_is_no_bar() -> None:
 
 
 def test_labels_bars_and_numbers_stand_in_columns() -> None:
+    quarter, whole = (bar_lines([Bar("a", value, "")], 43).plain.count("█") for value in (0.25, 1.0))
+    assert (quarter, whole) == (10, 40), "a bar stands for its value, not for its share of the best"
     lines = bar_lines([Bar("dave", 1.0, ".70"), Bar("erin the second", 0.5, "–")], 20).plain.split("\n")
     assert lines == ["dave     ███████ .70", "erin th… ███▌      –"]
     assert [cell_len(line) for line in lines] == [20, 20]
