@@ -18,4 +18,6 @@ def tui(ctx: typer.Context) -> None:
     try:
         window.run()
     finally:
+        if (job := window.board.running) is not None:
+            use.output.note(f"{job.kind} · {job.title}: stopping after the step at hand; what is finished is kept")
         window.close()

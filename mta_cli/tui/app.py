@@ -177,8 +177,8 @@ class MtaApp(App[None]):
         """Close the window, unless a job runs and the person would rather stay."""
         job = self.board.running
         if job is None or await self.sure(
-            f"{job.title} is at work. Close all the same? It stops after the step at hand and goes on when it is "
-            "started again."
+            f"{job.kind} · {job.title} is at work. Close all the same? It stops after the step at hand and goes on "
+            "when it is started again."
         ):
             self.exit()
 

@@ -106,7 +106,7 @@ class Room(Screen[None]):
         """Bring the bar up to date."""
         job = self.home.board.running
         for bar in self.query(RoomBar):
-            bar.show(self.home.chosen, job.title if job else None)
+            bar.show(self.home.chosen, job.kind if job else None)
 
     def help_for(self, widget: Widget | None) -> str:
         """Help on the focused widget, if it has any, and on the room."""
