@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mta_cli.errors import IntegrityFault
 from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, Machine, PromptOptions
 from store.evaluations import Evaluation
-from store.models import Bank, User
+from store.models import Bank, Run, User
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.build_bank import BankRequest
@@ -39,6 +39,14 @@ def evaluation_label(number: int) -> str:
 def written_down(reg: "Registry", kind: str, subject: str, document: Mapping[str, Any]) -> Iterator[None]:
     """A run that says what was asked, from here to the end of the block, and how that ended."""
     run = reg.runs.start(kind, subject, {ASKED: dict(document)})
+    with failures_of(reg, run):
+        yield
+    reg.runs.finish(run.id, {})
+
+
+@contextmanager
+def failures_of(reg: "Registry", run: Run) -> Iterator[None]:
+    """What ends the block before its time is the end of the run as well: stopped, or failed and why."""
     try:
         yield
     except (KeyboardInterrupt, GeneratorExit):
@@ -47,7 +55,6 @@ def written_down(reg: "Registry", kind: str, subject: str, document: Mapping[str
     except Exception as error:
         reg.runs.fail(run.id, str(error))
         raise
-    reg.runs.finish(run.id, {})
 
 
 def adaptation(users: Sequence[User] | None, request: "FuseRequest", options: AdaptOptions) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import BankOptions, Machine, PromptOptions
+from mta_cli.pipeline.asked import failures_of
 from mta_cli.pipeline.examples import Examples, history_mix
 from mta_cli.pipeline.habits import RATES
 from mta_cli.pipeline.lesson import Trained
@@ -160,15 +161,9 @@ def _build(reg: "Registry", request: BankRequest, name: str, pool: Sequence[Cand
         yield Done(bank_json(reg, bank))
         return
     run = reg.runs.start("bank build", f"{bank.name} v{bank.version}", config)
-    try:
+    with failures_of(reg, run):
         anchors = yield from _plan_anchors(reg, request, bank, candidates(pool, request.task.name, request.options))
         yield from _train(reg, request, bank, anchors, pool, run)
-    except (KeyboardInterrupt, GeneratorExit):
-        reg.runs.fail(run.id, "stopped", interrupted=True)
-        raise
-    except Exception as error:
-        reg.runs.fail(run.id, str(error))
-        raise
     result = bank_json(reg, reg.banks.by_id(bank.id))
     # A run outlives a forgotten person, so no name stands in it.
     reg.runs.finish(run.id, {key: value for key, value in result.items() if key != "anchors"})
