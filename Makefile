@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST  = OMP_NUM_THREADS=1 MTA_TEST_MODELS="$$($(BIN)/mta model path)" $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo test test-fast test-slow lint types format docs screens bench clean
+.PHONY: help install models demo test test-fast test-slow nightly lint types format docs screens bench clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -46,6 +46,9 @@ test-fast: $(DEV)  ## the tests on tiny models only
 
 test-slow: models $(DEV)  ## the tests on the real model only
 	$(PYTEST) -q -m slow
+
+nightly: models $(DEV)  ## 200 kills, every fault of the disk, 400 flipped bits (about half an hour on two cores)
+	MTA_TEST_KILLS=200 MTA_TEST_FLIPS=400 $(PYTEST) -q -n $(WORKERS) --dist worksteal tests/trust
 
 lint: $(DEV)  ## style, format and import contracts
 	$(BIN)/ruff check .

@@ -39,6 +39,9 @@ class Machine:
     )
     dtype: str = option("auto", "Number format of the base.", choices=("auto", "float32", "bfloat16", "float16"))
     seed: int = option(0, "Seed of every random choice.", minimum=0, maximum=2**31 - 1)
+    verify: bool = option(
+        True, "Read the base's files and the registry in full, once in a process, and refuse what is damaged."
+    )
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,25 @@ class BankOptions:
 
 
 @dataclass(frozen=True)
+class GateOptions:
+    """What an anchor may be, beside the others of its bank, to serve others."""
+
+    section: ClassVar[str] = "gates"
+    max_norm: float = option(
+        5.0, "How many times the bank's median any module of an anchor may be in size; 0 for any.",
+        minimum=0, maximum=1e6,
+    )  # fmt: skip
+    max_probe: float = option(
+        10.0, "How many times the bank's median an anchor may move the answers to neutral prompts; 0 for any.",
+        minimum=0, maximum=1e6,
+    )  # fmt: skip
+    max_share: float = option(
+        0.75, "Share of people whom one anchor may serve, and never less than twice an equal share; 0 for any.",
+        minimum=0, maximum=1,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class FuseOptions:
     """`mta user fuse`."""
 
@@ -103,6 +125,9 @@ class FuseOptions:
     )  # fmt: skip
     shots: int = option(5, "Most recent items that count as evidence.", minimum=1, maximum=1000)
     candidates: int = option(64, "Nearest anchors whose evidence is computed.", minimum=1, maximum=10_000)
+    max_cosine: float = option(
+        1.0, "The most that a cosine counts in similarity and softmax weights.", minimum=0.01, maximum=1
+    )
 
 
 _ONLY = {"core": ("pull",), "lora": ("alpha", "targets", "placement")}
@@ -167,12 +192,19 @@ class AnswerOptions:
     temperature: float = option(0.0, "0 picks the likeliest token; above it samples.", minimum=0, maximum=5)
     top_p: float = option(1.0, "Sample from the smallest set of tokens with this probability.", minimum=0.01, maximum=1)
     prior_weight: float = option(
-        0.25, "Share of a person's label prior that their personal models add to labels' log-likelihoods; 0 for none.",
+        0.25, "Share of a person's label habit that their personal models add to labels' log-likelihoods; 0 for none.",
         minimum=0, maximum=10,
     )  # fmt: skip
     prior_strength: float = option(
-        8.0, "How many answers of theirs the population's rates count as in that prior.", minimum=0.01, maximum=1e6
+        8.0,
+        "How many answers of theirs the population's rates count as in that habit where the bank keeps no neighbours.",
+        minimum=0.01,
+        maximum=1e6,
     )
+    neighbour_weight: float = option(
+        1.0, "Share of what the bank's people answered to the like that they add as well; 0 for none.", minimum=0,
+        maximum=10,
+    )  # fmt: skip
     int8: bool = option(False, "Decode with weights rounded to 8 bits: faster on a CPU, slightly other answers.")
 
 
@@ -197,7 +229,7 @@ class EvalOptions:
 
 
 JOBS: tuple[type[Any], ...] = (
-    Machine, PromptOptions, BankOptions, FuseOptions, AdaptOptions, AnswerOptions, EvalOptions
+    Machine, PromptOptions, BankOptions, GateOptions, FuseOptions, AdaptOptions, AnswerOptions, EvalOptions
 )  # fmt: skip
 
 

@@ -135,6 +135,7 @@ class Output:
         self._consoles: dict[bool, Console] = {}
         self._column: str | None = None
         self._open_line = False
+        self._view: ProgressView | None = None
 
     def console(self, *, stderr: bool) -> "Console":
         """The Rich console of a stream: no markup, no highlighting, and every segment cleaned."""
@@ -200,6 +201,8 @@ class Output:
     def ask(self, question: str) -> str | None:
         """The line typed (or piped) in answer to `question`, which goes to standard error; None at end of input."""
         self.end_line()
+        if self._view is not None:  # a job asks: its bar gives the terminal back
+            self._view.stop()
         sys.stderr.write(clean_line(question) + " ")
         sys.stderr.flush()
         line = sys.stdin.readline()
@@ -217,7 +220,7 @@ class Output:
 
         result: Any = None
         planned: list[ev.Planned] = []
-        view = ProgressView(self.console(stderr=True), shown=not self.quiet)
+        view = self._view = ProgressView(self.console(stderr=True), shown=not self.quiet)
         try:
             for event in events:
                 if isinstance(event, ev.Done):

@@ -150,7 +150,7 @@ class Settings:
             try:
                 values[name] = self._built[setting.key] = convert(setting, given.value)
             except ValueError as error:
-                faults.append(f"{setting.key} = {given.value!r:.80} ({given.origin}): {error}")
+                faults.append(f"{setting.key} = {_raw(given.value)} ({given.origin}): {error}")
         if not faults:
             built = cls(**values)
             faults = [self._with_origin(fault) for fault in options.check(built)]
@@ -193,6 +193,8 @@ def convert(setting: Setting, raw: Any) -> Any:
         return raw
     if isinstance(raw, bool) or not isinstance(raw, int | float | str):
         raise ValueError("this is a number")
+    if isinstance(raw, int) and raw.bit_length() > 128:
+        raise ValueError("this is a smaller number")
     try:
         number = setting.kind(raw if not isinstance(raw, str) else raw.strip())
     except (ValueError, OverflowError):
@@ -215,12 +217,12 @@ def _read_file(path: Path) -> dict[str, _Given]:
     try:
         if not path.is_file():
             return {}
-        import tomllib
+        from mta_cli.tomls import read_toml
 
         if path.stat().st_size > MAX_FILE_BYTES:
             raise BadInput(f"{path} is larger than {MAX_FILE_BYTES:,} bytes; that is no settings file")
-        content = tomllib.loads(path.read_bytes().decode())
-    except (OSError, ValueError, RecursionError) as error:  # what is no UTF-8 or no TOML is a ValueError
+        content = read_toml(path.read_bytes().decode())
+    except (OSError, ValueError) as error:  # what is no UTF-8 or no TOML is a ValueError
         raise BadInput(
             f"the settings file {path} cannot be read: {error}", hint="mend the file or move it away"
         ) from None
@@ -262,6 +264,12 @@ def _read_environment() -> dict[str, _Given]:
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name[:200], list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _raw(value: Any) -> str:
+    """A raw value for a message; of what may be nested or long without end, only what it is."""
+    endless = isinstance(value, Mapping | list) or (isinstance(value, int) and value.bit_length() > 128)
+    return f"a {type(value).__name__}" if endless else f"{value!r:.80}"
 
 
 def _listed(faults: list[str]) -> str:

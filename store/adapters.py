@@ -1,19 +1,22 @@
 """Adapter rows and their files: a row only ever stands for a file that is whole. Knows no tensors."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mta_cli.errors import IntegrityFault, NotFound
 from store.connection import Connection
-from store.files import AdapterFiles
+from store.files import AdapterFiles, sha256
 from store.models import Adapter
 from store.process import now
 from store.rows import dumps, loads
+from store.seals import is_sound, put_seals, sound_row
 
 _COLUMNS = (
     "digest", "kind", "base", "task_adapter", "rank", "alpha", "targets", "placement", "dtype", "seed", "data_hash",
     "bytes", "config", "versions", "tokens", "seconds", "loss_first", "loss_last", "created",
 )  # fmt: skip
-_ADAPTER = f"SELECT {', '.join(_COLUMNS)} FROM adapters"
+_ADAPTER = f"SELECT {', '.join(_COLUMNS)}, {is_sound('adapters')} AS sound FROM adapters"
 _USED = """
 WITH RECURSIVE used (digest) AS (
     SELECT task_adapter FROM banks WHERE task_adapter IS NOT NULL
@@ -30,6 +33,14 @@ class Adapters:
 
     def __init__(self, db: Connection, files: AdapterFiles) -> None:
         self._db, self._files = db, files
+
+    def write(self, content: bytes) -> tuple[str, int]:
+        """Store the file of an adapter that will be added; returns its digest and size. Raises as `AdapterFiles.write`.
+
+        If it never is, as after a crash, the file goes when the store is opened again.
+        """
+        self._files.claim(sha256(content))
+        return self._files.write(content)
 
     def add(self, adapter: Adapter) -> None:
         """Record an adapter whose file is written; one that is known already is left alone.
@@ -49,6 +60,8 @@ class Adapters:
             self._db.write(
                 f"INSERT INTO adapters ({', '.join(_COLUMNS)}) VALUES ({places}) ON CONFLICT DO NOTHING", values
             )
+            put_seals(self._db, "adapters", "digest = ? AND seal IS NULL", (adapter.digest,))
+            self._db.after_commit(partial(self._files.settle, adapter.digest))
 
     def get(self, digest: str) -> Adapter:
         """The adapter of this digest. Raises NotFound."""
@@ -82,14 +95,14 @@ class Adapters:
     def remove_unreferenced(self) -> list[str]:
         """Remove adapters that nothing uses: rows first, then, when that is durable, files. Returns their digests."""
         with self._db.transaction():
-            digests = [adapter.digest for adapter in self.unreferenced()]
+            digests = self._unreferenced()
             self._doom(digests)
         return digests
 
     def remove_if_unreferenced(self, digest: str) -> None:
         """Remove this adapter if nothing uses it."""
         with self._db.transaction():
-            if digest in {adapter.digest for adapter in self.unreferenced()}:
+            if digest in self._unreferenced():
                 self._doom([digest])
 
     def remove_doomed(self) -> None:
@@ -101,6 +114,18 @@ class Adapters:
                 self._files.delete(digest)
             self._db.write("DELETE FROM doomed_files")
 
+    def remove_abandoned(self) -> None:
+        """Delete files that were written and never added by processes that are no more."""
+        for digest, claim in self._files.abandoned():
+            with self._db.transaction():
+                if not self._db.tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)):
+                    self._files.delete(digest)
+            claim.unlink(missing_ok=True)
+
+    def _unreferenced(self) -> list[str]:
+        sql = f"{_USED} SELECT digest FROM adapters WHERE digest NOT IN used ORDER BY digest"
+        return [digest for (digest,) in self._db.tuples(sql)]
+
     def _doom(self, digests: list[str]) -> None:
         self._db.write("PRAGMA defer_foreign_keys = ON")  # one of them may lie below another
         self._db.write_many("DELETE FROM adapters WHERE digest = ?", ((digest,) for digest in digests))
@@ -108,5 +133,5 @@ class Adapters:
         self._db.after_commit(self.remove_doomed)
 
 
-def _adapter(row: dict[str, object]) -> Adapter:
-    return Adapter(**loads(row, "config", "versions"))
+def _adapter(row: dict[str, Any]) -> Adapter:
+    return Adapter(**loads(sound_row("adapters", row), "config", "versions"))

@@ -1,7 +1,7 @@
 """Banks and their anchors: begun, filled anchor by anchor, finished, removed. Knows nothing of how they are trained."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from mta_cli.errors import NotFound
@@ -9,14 +9,15 @@ from store.adapters import Adapters
 from store.connection import Connection
 from store.models import Anchor, Bank
 from store.names import shown
-from store.personal import unpack_shares
 from store.process import now
+from store.resting import Replacement, remove_anchors, replace_anchors, resting
 from store.rows import dumps, loads, truths
+from store.seals import amend, is_sound, put_seals, sound_row
 
-_BANK = """SELECT id, name, version, key, task, base, embedder, task_adapter, status, seed, config, tokens, seconds,
-created, purpose, basis FROM banks"""
-_ANCHOR = """SELECT anchors.id, bank_id, user_id, users.name AS user, cluster, cluster_size, items, digest,
-loss_first, loss_last, stale FROM anchors LEFT JOIN users ON users.id = user_id"""
+_BANK = f"""SELECT id, name, version, key, task, base, embedder, task_adapter, status, seed, config, tokens, seconds,
+created, purpose, basis, kernel, {is_sound("banks")} AS sound FROM banks"""
+_ANCHOR = f"""SELECT anchors.id, bank_id, user_id, users.name AS user, cluster, cluster_size, items, digest,
+loss_first, loss_last, stale, {is_sound("anchors")} AS sound FROM anchors LEFT JOIN users ON users.id = user_id"""
 
 PlannedAnchor = tuple[int, int, int, int]
 """(user id, cluster, cluster size, items)"""
@@ -48,15 +49,16 @@ class Banks:
             sql = f"INSERT INTO banks ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             row = self._db.write(sql, values).lastrowid
             assert row is not None
+            put_seals(self._db, "banks", "id = ?", (row,))
             return self.by_id(row)
 
     def set_task_adapter(self, bank_id: int, digest: str) -> None:
         """Record the task adapter that the bank's anchors stand on."""
-        self._db.write("UPDATE banks SET task_adapter = ? WHERE id = ?", (digest, bank_id))
+        self._amend(bank_id, task_adapter=digest)
 
     def set_basis(self, bank_id: int, digest: str) -> None:
         """Record the anchors' main directions, between which cores stand."""
-        self._db.write("UPDATE banks SET basis = ? WHERE id = ?", (digest, bank_id))
+        self._amend(bank_id, basis=digest)
 
     def plan_anchors(self, bank_id: int, rows: Sequence[PlannedAnchor]) -> list[Anchor]:
         """Record who the anchors will be; a bank that has a plan keeps it. Returns the anchors."""
@@ -64,18 +66,29 @@ class Banks:
             if not self.anchors(bank_id):
                 sql = "INSERT INTO anchors (bank_id, user_id, cluster, cluster_size, items) VALUES (?, ?, ?, ?, ?)"
                 self._db.write_many(sql, ((bank_id, *row) for row in rows))
+                put_seals(self._db, "anchors", "bank_id = ?", (bank_id,))
             return self.anchors(bank_id)
+
+    def set_kernel(self, bank_id: int, kernel: dict[str, float]) -> None:
+        """Record how the bank's neighbours count."""
+        self._amend(bank_id, kernel=dumps(kernel))
+
+    def set_gates(self, bank_id: int, config: dict[str, Any], refused: Collection[int]) -> None:
+        """Record what the gates found, in the bank's `config`, and make the `refused` of its anchors stale."""
+        with self._db.transaction():
+            self._amend(bank_id, config=dumps(config))
+            for anchor in refused:
+                amend(self._db, "anchors", "stale = 1", "id = :anchor", {"anchor": anchor})
 
     def finish_anchor(self, anchor_id: int, digest: str, loss_first: float | None, loss_last: float | None) -> None:
         """Record the anchor's trained meta-LoRA."""
-        sql = "UPDATE anchors SET digest = ?, loss_first = ?, loss_last = ? WHERE id = ?"
-        self._db.write(sql, (digest, loss_first, loss_last, anchor_id))
+        values = {"digest": digest, "first": loss_first, "last": loss_last, "anchor": anchor_id}
+        change = "digest = :digest, loss_first = :first, loss_last = :last"
+        amend(self._db, "anchors", change, "id = :anchor", values)
 
     def finish(self, bank_id: int, tokens: int, seconds: float) -> None:
         """Make the bank ready."""
-        self._db.write(
-            "UPDATE banks SET status = 'ready', tokens = ?, seconds = ? WHERE id = ?", (tokens, seconds, bank_id)
-        )
+        self._amend(bank_id, status="ready", tokens=tokens, seconds=seconds)
 
     def get(self, name: str, version: int | None = None) -> Bank:
         """The newest ready version of a bank, or the given one in any state. Raises NotFound with what there is."""
@@ -108,7 +121,7 @@ class Banks:
     def anchors(self, bank_id: int) -> list[Anchor]:
         """The bank's anchors, by number."""
         rows = self._db.rows(f"{_ANCHOR} WHERE bank_id = ? ORDER BY anchors.id", (bank_id,))
-        return [Anchor(**truths(row, "stale")) for row in rows]
+        return [Anchor(**truths(sound_row("anchors", row), "stale")) for row in rows]
 
     def remove(self, bank_id: int) -> dict[str, int]:
         """Remove a bank with the recipes and stacks on it and the adapters that only they used; returns the counts."""
@@ -122,25 +135,37 @@ class Banks:
             counts["adapters"] = len(self._adapters.remove_unreferenced())
         return counts
 
-    def reset_stale(self, bank_id: int) -> int:
-        """Take stale anchors out of a bank, with the recipes and stacks that rest on them; returns how many went.
+    def resting(self, bank_id: int, anchors: Collection[int] | None = None) -> list[str]:
+        """Everybody whose recipe or stack rests on these anchors, else on the stale ones, by name.
 
         Every core rests on all anchors.
         """
+        stale = [anchor.id for anchor in self.anchors(bank_id) if anchor.stale] if anchors is None else anchors
+        return resting(self._db, bank_id, stale)
+
+    def replace_stale(
+        self, bank_id: int, replacements: Sequence[Replacement], key: str, config: dict[str, Any]
+    ) -> None:
+        """Put trained anchors in the places of stale ones, whose recipes and stacks go with them.
+
+        The bank is another one from then on: `key` and `config` are as for `begin`.
+        """
         with self._db.transaction():
-            stale = {anchor.id for anchor in self.anchors(bank_id) if anchor.stale}
-            if stale:
-                self._db.write("DELETE FROM stacks WHERE bank_id = ? AND numbers IS NOT NULL", (bank_id,))
-                self._db.write("UPDATE banks SET basis = NULL WHERE id = ?", (bank_id,))
-            for table, column in (("stacks", "recipe"), ("recipes", "shares")):
-                resting = self._db.tuples(f"SELECT user_id, task, {column} FROM {table} WHERE bank_id = ?", (bank_id,))
-                for user_id, task, packed in resting:
-                    if stale.intersection(share.anchor_id for share in unpack_shares(packed)):
-                        sql = f"DELETE FROM {table} WHERE user_id = ? AND task = ? AND bank_id = ?"
-                        self._db.write(sql, (user_id, task, bank_id))
-            self._db.write("DELETE FROM anchors WHERE bank_id = ? AND stale", (bank_id,))
+            replace_anchors(self._db, bank_id, replacements)
+            self._amend(bank_id, key=key, config=dumps(config))
+            self._adapters.remove_unreferenced()
+
+    def reset_stale(self, bank_id: int) -> int:
+        """Take stale anchors out of a bank, with the recipes and stacks that rest on them; returns how many went."""
+        with self._db.transaction():
+            stale = [anchor.id for anchor in self.anchors(bank_id) if anchor.stale]
+            remove_anchors(self._db, bank_id, stale)
             self._adapters.remove_unreferenced()
         return len(stale)
+
+    def _amend(self, bank_id: int, **values: Any) -> None:
+        change = ", ".join(f"{name} = :{name}" for name in values)
+        amend(self._db, "banks", change, "id = :bank", {**values, "bank": bank_id})
 
     def _missing(self, name: str, version: int | None) -> NotFound:
         versions = [bank for bank in self.all() if bank.name == name]
@@ -154,4 +179,4 @@ class Banks:
 
 
 def _bank(row: dict[str, Any]) -> Bank:
-    return Bank(**loads(row, "config"))
+    return Bank(**loads(sound_row("banks", row), "config", "kernel"))

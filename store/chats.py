@@ -9,9 +9,10 @@ from store.connection import Connection
 from store.models import Chat, Message
 from store.process import now
 from store.rows import dumps, loads
+from store.seals import is_sound, put_seals, sound_row
 
-_CHAT = "SELECT id, user_id, title, created FROM chats"
-_MESSAGE = "SELECT id, chat_id, role, content, source, created FROM messages"
+_CHAT = f"SELECT id, user_id, title, created, {is_sound('chats')} AS sound FROM chats"
+_MESSAGE = f"SELECT id, chat_id, role, content, source, created, {is_sound('messages')} AS sound FROM messages"
 
 AROUND = 40  # characters shown on each side of a word that was found
 MAX_WORDS = 16
@@ -42,28 +43,32 @@ class Chats:
     def start(self, user_id: int, title: str) -> Chat:
         """A new, empty conversation."""
         sql = "INSERT INTO chats (user_id, title, created) VALUES (?, ?, ?)"
-        row = self._db.write(sql, (user_id, title, now())).lastrowid
-        assert row is not None
+        with self._db.transaction():
+            row = self._db.write(sql, (user_id, title, now())).lastrowid
+            assert row is not None
+            put_seals(self._db, "chats", "id = ?", (row,))
         return self.get(row)
 
     def add(self, chat_id: int, role: str, content: str, source: dict[str, Any]) -> Message:
         """Append one turn. `source` may hold people's names as values, never as keys: so they can be forgotten."""
         sql = "INSERT INTO messages (chat_id, role, content, source, created) VALUES (?, ?, ?, ?, ?)"
-        row = self._db.write(sql, (chat_id, role, content, dumps(source), now())).lastrowid
+        with self._db.transaction():
+            row = self._db.write(sql, (chat_id, role, content, dumps(source), now())).lastrowid
+            put_seals(self._db, "messages", "id = ?", (row,))
         found = self._db.row(f"{_MESSAGE} WHERE id = ?", (row,))
         assert found is not None
-        return Message(**loads(found, "source"))
+        return _message(found)
 
     def get(self, chat_id: int) -> Chat:
         """The conversation of this number. Raises NotFound."""
         row = self._db.row(f"{_CHAT} WHERE id = ?", (chat_id,))
         if row is None:
             raise NotFound(f"There is no chat {chat_id}.")
-        return Chat(**row)
+        return _chat(row)
 
     def of_user(self, user_id: int) -> list[Chat]:
         """The user's conversations, newest first."""
-        return [Chat(**row) for row in self._db.rows(f"{_CHAT} WHERE user_id = ? ORDER BY id DESC", (user_id,))]
+        return [_chat(row) for row in self._db.rows(f"{_CHAT} WHERE user_id = ? ORDER BY id DESC", (user_id,))]
 
     def search(self, user_id: int, text: str = "", *, limit: int = 50) -> list[FoundChat]:
         """The user's `limit` newest conversations that hold every word of `text`, in their titles or messages.
@@ -95,11 +100,19 @@ class Chats:
     def messages(self, chat_id: int) -> list[Message]:
         """A conversation's turns, in order."""
         rows = self._db.rows(f"{_MESSAGE} WHERE chat_id = ? ORDER BY id", (chat_id,))
-        return [Message(**loads(row, "source")) for row in rows]
+        return [_message(row) for row in rows]
 
     def remove(self, chat_id: int) -> None:
         """Remove a conversation if it is there."""
         self._db.write("DELETE FROM chats WHERE id = ?", (chat_id,))
+
+
+def _chat(row: dict[str, Any]) -> Chat:
+    return Chat(**sound_row("chats", row))
+
+
+def _message(row: dict[str, Any]) -> Message:
+    return Message(**loads(sound_row("messages", row), "source"))
 
 
 def _places(forms: Iterable[list[str]]) -> Iterable[range]:

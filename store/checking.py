@@ -1,18 +1,26 @@
 """Whether the store is what it says: database, full-text index, references, files. Repairs nothing."""
 
 import itertools
+import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 from mta_cli.errors import IntegrityFault, MtaError
-from store.connection import Connection
+from store.connection import Connection, uri_of
+from store.damage import damaged_rows
 from store.files import AdapterFiles
 from store.personal import unpack_shares
 
 TABLES = (
-    "users", "items", "queries", "profiles", "bases", "tasks", "adapters", "banks", "anchors", "recipes", "stacks",
-    "runs", "steps", "evaluations", "eval_people", "eval_banks", "cells", "tunings", "predictions", "chats", "messages",
-    "tombstones",
+    "users", "items", "queries", "profiles", "bases", "tasks", "adapters", "banks", "anchors", "neighbours", "recipes",
+    "stacks", "runs", "steps", "evaluations", "eval_people", "eval_banks", "cells", "tunings", "predictions", "chats",
+    "messages", "tombstones",
 )  # fmt: skip
+
+UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What SQLite raises for a damaged database; its own words may hold what is no text any more."""
 
 
 def counts(db: Connection) -> dict[str, int]:
@@ -23,12 +31,30 @@ def counts(db: Connection) -> dict[str, int]:
 def problems(db: Connection, files: AdapterFiles) -> list[str]:
     """Everything that is wrong, a line each; empty when all is well."""
     found: list[str] = []
-    for check in (_database(db), _index(db), _recipes(db), _cores(db), _files(db, files)):
+    for check in (_database(db), _index(db), _seals(db), _recipes(db), _cores(db), _files(db, files)):
         try:
             found.extend(check)
         except MtaError as error:
             found.append(error.message)
     return found
+
+
+def structure_faults(root: Path, *, index: bool = True) -> list[str]:
+    """What is wrong with the database itself and, with `index`, its full-text index; rows are left to their seals.
+
+    Looked for in a copy in memory, so that nobody who writes has to wait, and from any thread.
+    """
+    place = uri_of(root / "registry.db", os.access(root, os.W_OK))
+    try:
+        with closing(sqlite3.connect(place, uri=True)) as conn, closing(sqlite3.connect(":memory:")) as copy:
+            conn.backup(copy)
+            copy.text_factory = lambda raw: raw.decode(errors="replace")
+            lines = [line for (line,) in copy.execute("PRAGMA integrity_check(20)") if line != "ok"]
+            if index and not lines:
+                copy.execute("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
+    except UNREADABLE as error:
+        lines = [str(error)]
+    return [f"registry.db is damaged: {line}" for line in lines]
 
 
 def _database(db: Connection) -> Iterator[str]:
@@ -48,11 +74,16 @@ def _index(db: Connection) -> Iterator[str]:
         yield f"the full-text index does not agree with the items: {error.__cause__}"
 
 
+def _seals(db: Connection) -> Iterator[str]:
+    for one in damaged_rows(db):
+        yield f"{one.words} is damaged: it is not what was stored"
+
+
 def _recipes(db: Connection) -> Iterator[str]:
     anchors = set(db.tuples("SELECT id, bank_id FROM anchors"))
     for table, column in (("recipes", "shares"), ("stacks", "recipe")):
         for user, bank, packed in db.tuples(f"SELECT user_id, bank_id, {column} FROM {table}"):
-            if len(packed) % 12:
+            if not isinstance(packed, bytes) or len(packed) % 12:
                 yield f"the recipe of user number {user} in {table} is damaged"
                 continue
             lost = [share.anchor_id for share in unpack_shares(packed) if (share.anchor_id, bank) not in anchors]

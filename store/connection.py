@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
+from store.seals import teach
 from store.version import APPLICATION_ID, SCHEMA_VERSION, schema_version
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Connection:
         _prepare(root, path, create=create)
         writable = os.access(root, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
         with _explained(root, timeout):
-            conn = sqlite3.connect(_uri(path, writable), uri=True, timeout=timeout, isolation_level=None)
+            conn = sqlite3.connect(uri_of(path, writable), uri=True, timeout=timeout, isolation_level=None)
             try:
                 _configure(conn, timeout, writable)
                 _bring_up(root, conn, create=create, timeout=timeout, writable=writable)
@@ -188,7 +189,8 @@ def _prepare(root: Path, path: Path, *, create: bool) -> None:
         ) from error
 
 
-def _uri(path: Path, writable: bool) -> str:
+def uri_of(path: Path, writable: bool) -> str:
+    """How SQLite is told where a database lies, and that it may not be written."""
     if writable:
         return path.absolute().as_uri()
     log = path.with_name(path.name + "-wal")
@@ -207,6 +209,7 @@ def _configure(conn: sqlite3.Connection, timeout: float, writable: bool) -> None
     ):
         conn.execute(f"PRAGMA {pragma}")
     conn.execute("PRAGMA trusted_schema = OFF")
+    teach(conn)
     if not writable:
         conn.execute("PRAGMA query_only = ON")
 
@@ -286,6 +289,10 @@ def _explained(root: Path, timeout: float) -> Iterator[None]:
         raise
     except sqlite3.Error as error:
         raise _explanation(root, timeout, error) from error
+    except UnicodeDecodeError as error:  # SQLite's own words, of a name in the database
+        raise IntegrityFault(
+            f"The store at {root} is damaged: its tables have names that are no text.", hint="mta doctor --repair"
+        ) from error
     except UnicodeEncodeError as error:
         raise BadInput(
             "A text holds half of a surrogate pair and cannot be stored.", hint="repair the text's encoding"
@@ -308,6 +315,7 @@ def _explanation(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
         )
     if name.startswith("SQLITE_TOOBIG"):
         return BadInput("A text is too long to be stored.")
+    said = str(error).partition(" with text ")[0]  # of a text that is none any more, not the text
     return IntegrityFault(
-        f"The store at {root} cannot be used: {error}.", hint="mta doctor, or restore registry.db from a copy"
+        f"The store at {root} cannot be used: {said}.", hint="mta doctor --repair, or restore registry.db from a copy"
     )

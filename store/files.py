@@ -18,7 +18,7 @@ ORPHAN_SECONDS = 3600
 
 _SUFFIX = ".safetensors"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_TEMPORARY = re.compile(r"\.mta-(\d+)-[0-9a-f]+\.tmp")
+_TEMPORARY = re.compile(r"\.mta-(\d+)-([0-9a-f]+)\.tmp")
 _REMEDY = "restore it from a copy, or remove what uses it and build it again"
 
 
@@ -28,7 +28,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     Folders are made as needed. Raises BadInput when the disk is full or refuses, IntegrityFault when it fails; no
     temporary file stays.
     """
-    temporary = path.parent / f".mta-{os.getpid()}-{os.urandom(8).hex()}.tmp"
+    temporary = temporary_path(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
@@ -39,6 +39,25 @@ def atomic_write(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise _disk_fault(path, error) from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove from a folder the temporary files of processes that are no more."""
+    for path in folder.glob(".*.tmp"):
+        if _abandoned(path):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def temporary_path(folder: Path, tail: str = "") -> Path:
+    """A name in `folder` that counts as nothing, and is free once this process is no more."""
+    return folder / f".mta-{os.getpid()}-{tail or os.urandom(8).hex()}.tmp"
+
+
+def _abandoned(path: Path) -> bool:
+    """Whether a file is a temporary one of a process that is no more."""
+    found = _TEMPORARY.fullmatch(path.name)
+    return found is not None and not alive(int(found[1]))
 
 
 def _write_durably(path: Path, data: bytes) -> None:
@@ -62,15 +81,29 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _disk_fault(path: Path, error: OSError) -> MtaError:
+def _remove(path: Path) -> None:
+    """Remove a file if it is there. Raises as `atomic_write`."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _disk_fault(path, error, "removed") from error
+
+
+def _set_aside(path: Path, temporary: Path) -> None:
+    try:
+        with contextlib.suppress(FileNotFoundError):  # somebody who forgets a person drops every checkpoint
+            path.replace(temporary)
+    except OSError as error:
+        raise _disk_fault(path, error) from error
+
+
+def _disk_fault(path: Path, error: OSError, done: str = "written") -> MtaError:
     reason = error.strerror or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return BadInput(
-            f"The disk is full: {path} was not written ({reason}).", hint="free some space and run it again"
-        )
+        return BadInput(f"The disk is full: {path} was not {done} ({reason}).", hint="free some space and run it again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return BadInput(f"{path} cannot be written: {reason}.", hint="check the permissions of the store's directory")
-    return IntegrityFault(f"{path} could not be written: {reason}.", hint="check the disk")
+        return BadInput(f"{path} cannot be {done}: {reason}.", hint="check the permissions of the store's directory")
+    return IntegrityFault(f"{path} could not be {done}: {reason}.", hint="check the disk")
 
 
 def sha256(data: bytes) -> str:
@@ -101,6 +134,27 @@ class AdapterFiles:
             atomic_write(path, data)
         return digest, len(data)
 
+    def claim(self, digest: str) -> None:
+        """Say that a file of this digest will have a row, before it is written; `settle` says that it has one.
+
+        In between it belongs to this process, and to nobody once this process is no more. Raises as `atomic_write`.
+        """
+        claim = temporary_path(self.path(digest).parent, digest)
+        try:
+            claim.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            claim.touch(mode=0o600)
+        except OSError as error:
+            raise _disk_fault(claim, error) from error
+
+    def settle(self, digest: str) -> None:
+        """Give up the claim of this process to a digest."""
+        with contextlib.suppress(OSError):  # it goes with this process, and says nothing of a file that has a row
+            temporary_path(self.path(digest).parent, digest).unlink()
+
+    def abandoned(self) -> list[tuple[str, Path]]:
+        """Digests, each with the claim to it, that processes which are no more have not settled."""
+        return [(digest, path) for digest, path in self._claims() if _abandoned(path)]
+
     def verify(self, digest: str) -> None:
         """Raises IntegrityFault, naming the digest and the remedy, unless the file holds exactly its content."""
         self.read(digest)
@@ -125,31 +179,28 @@ class AdapterFiles:
 
     def delete(self, digest: str) -> None:
         """Remove the file if it is there."""
-        path = self.path(digest)
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise _disk_fault(path, error) from error
+        _remove(self.path(digest))
 
     def orphans(self, known: set[str]) -> list[Path]:
-        """Adapter files whose digest is not in `known`, by path."""
-        return sorted(
-            path for path in self.folder.glob(f"??/*{_SUFFIX}") if path.name.removesuffix(_SUFFIX) not in known
-        )
+        """Adapter files whose digest is not in `known` and to which no process has a claim, by path."""
+        claimed = {digest for digest, _ in self._claims()}
+        paths = {path.name.removesuffix(_SUFFIX): path for path in self.folder.glob(f"??/*{_SUFFIX}")}
+        return sorted(path for digest, path in paths.items() if digest not in known | claimed)
 
     def drop_orphans(self, known: set[str]) -> None:
         """Remove orphans, save for those so young that another process may be about to record them."""
         for path in self.orphans(known):
             if _written(path) < time.time() - ORPHAN_SECONDS:
-                path.unlink(missing_ok=True)
+                _remove(path)
 
     def temporary(self) -> list[Path]:
         """Temporary files of processes that are no more."""
-        return [path for path in self._temporary_files() if not alive(int(_TEMPORARY.fullmatch(path.name)[1]))]  # type: ignore[index]
+        return [path for path in self._temporary_files() if _abandoned(path)]
 
     def clean_temporary(self) -> int:
-        """Remove temporary files of processes that are no more; returns how many."""
-        left = self.temporary()
+        """Remove temporary files of processes that are no more, except for claims; returns how many."""
+        claims = {path for _, path in self.abandoned()}
+        left = [path for path in self.temporary() if path not in claims]
         for path in left:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -161,7 +212,7 @@ class AdapterFiles:
         atomic_write(path, data)
         for older in self._partials(key):
             if older != path:
-                older.unlink(missing_ok=True)
+                _remove(older)
 
     def read_partial(self, key: str) -> bytes | None:
         """The newest intact checkpoint of `key`; None when there is none. Damaged ones are removed."""
@@ -173,15 +224,35 @@ class AdapterFiles:
                 path.unlink(missing_ok=True)
         return None
 
+    @contextlib.contextmanager
+    def spending(self, key: str) -> Iterator[None]:
+        """Inside, the checkpoint of `key` is a temporary file: gone after the block or a crash, back when it fails.
+
+        Where it fails by an IntegrityFault it is gone: what it is made from may be, such as a person.
+        """
+        aside = [(path, temporary_path(self.partial)) for path in self._partials(key)]
+        try:
+            for path, temporary in aside:
+                _set_aside(path, temporary)
+            yield
+        except BaseException as error:
+            for path, temporary in aside:
+                with contextlib.suppress(OSError):
+                    temporary.unlink() if isinstance(error, IntegrityFault) else temporary.replace(path)
+            raise
+        for _, temporary in aside:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
     def drop_partial(self, key: str) -> None:
         """Remove the checkpoint of `key` if there is one."""
         for path in self._partials(key):
-            path.unlink(missing_ok=True)
+            _remove(path)
 
     def drop_partials(self) -> None:
         """Remove every checkpoint. Their trainings, if any still run, write new ones."""
         for path in self.partial.glob(f"*{_SUFFIX}"):
-            path.unlink(missing_ok=True)
+            _remove(path)
 
     def _holds(self, path: Path, digest: str) -> bool:
         try:
@@ -192,11 +263,15 @@ class AdapterFiles:
     def _partials(self, key: str) -> list[Path]:
         return list(self.partial.glob(f"{sha256(key.encode())}.*{_SUFFIX}"))
 
+    def _claims(self) -> Iterator[tuple[str, Path]]:
+        for path in self._temporary_files():
+            found = _TEMPORARY.fullmatch(path.name)
+            if found is not None and _DIGEST.fullmatch(found[2]):
+                yield found[2], path
+
     def _temporary_files(self) -> Iterator[Path]:
         for pattern in ("adapters/.*.tmp", "adapters/??/.*.tmp", "partial/.*.tmp"):
-            for path in self.folder.parent.glob(pattern):
-                if _TEMPORARY.fullmatch(path.name):
-                    yield path
+            yield from self.folder.parent.glob(pattern)
 
 
 def _written(path: Path) -> float:

@@ -12,14 +12,16 @@ from store.connection import Connection
 from store.files import AdapterFiles
 from store.models import User
 from store.process import now
+from store.resting import resting
 from store.rows import dumps
+from store.seals import amend
 from store.users import Forgotten
 
 SOMEBODY = "(forgotten)"
 """What stands where the person's name was, in the records of others."""
 
 # Columns with documents or messages that are about others but may name the person.
-_DOCUMENTS = (
+DOCUMENTS = (
     ("runs", "config"),
     ("runs", "result"),
     ("evaluations", "config"),
@@ -30,7 +32,7 @@ _DOCUMENTS = (
 _MEASURED_WITH = """DELETE FROM banks WHERE id IN (
     SELECT bank_id FROM eval_banks JOIN eval_people USING (evaluation_id, fold) WHERE user_id = ? AND role = 'bank'
 )"""
-_TEXTS = (("runs", "subject"), ("runs", "error"))
+TEXTS = (("runs", "subject"), ("runs", "error"))
 
 
 class Forgetting:
@@ -43,8 +45,9 @@ class Forgetting:
         """See `Users.forget`."""
         with self._db.transaction():
             self._db.write(_MEASURED_WITH, (user.id,))
-            stale = self._stale_anchors(user.id)
-            self._db.write("UPDATE anchors SET user_id = NULL, stale = 1 WHERE user_id = ?", (user.id,))
+            anchors = self._anchors_of(user.id)
+            stale, rest = [anchor[1:] for anchor in anchors], self._resting(user, anchors)
+            amend(self._db, "anchors", "user_id = NULL, stale = 1", "user_id = :user", {"user": user.id})
             self._bury(user.id, had_anchor=bool(stale))
             self._db.write("DELETE FROM runs WHERE subject = ?", (user.name,))
             self._db.write("DELETE FROM users WHERE id = ?", (user.id,))
@@ -52,7 +55,7 @@ class Forgetting:
             removed = self._adapters.remove_unreferenced()
             self._db.after_commit(self.erase)
         banks = list(dict.fromkeys(f"{name} v{version}" for name, version, _ in stale))
-        return Forgotten(user.name, removed, stale, banks)
+        return Forgotten(user.name, removed, stale, banks, rest)
 
     def erase(self) -> None:
         """Leave no byte of people who were forgotten, if any are left. Raises StoreBusy while another process reads.
@@ -70,10 +73,21 @@ class Forgetting:
     def _owed(self) -> bool:
         return bool(self._db.tuples("SELECT 1 FROM tombstones WHERE NOT erased LIMIT 1"))
 
-    def _stale_anchors(self, user_id: int) -> list[tuple[str, int, int]]:
-        sql = """SELECT banks.name, version, anchors.id FROM anchors JOIN banks ON banks.id = bank_id
+    def _anchors_of(self, user_id: int) -> list[tuple[int, str, int, int]]:
+        """Where the person is an anchor: (bank id, bank, version, anchor id)."""
+        sql = """SELECT banks.id, banks.name, version, anchors.id FROM anchors JOIN banks ON banks.id = bank_id
         WHERE user_id = ? ORDER BY anchors.id"""
-        return [(name, version, anchor) for name, version, anchor in self._db.tuples(sql, (user_id,))]
+        return [(bank_id, name, version, anchor) for bank_id, name, version, anchor in self._db.tuples(sql, (user_id,))]
+
+    def _resting(self, user: User, anchors: list[tuple[int, str, int, int]]) -> list[tuple[str, str, int]]:
+        """Others whose recipes and stacks rest on the person's anchors: (name, bank, version)."""
+        banks = dict.fromkeys((bank_id, name, version) for bank_id, name, version, _ in anchors)
+        return [
+            (other, name, version)
+            for bank_id, name, version in banks
+            for other in resting(self._db, bank_id, [anchor for bank, _, _, anchor in anchors if bank == bank_id])
+            if other != user.name
+        ]
 
     def _bury(self, user_id: int, *, had_anchor: bool) -> None:
         count = self._db.value("SELECT count(*) FROM items WHERE user_id = ?", (user_id,))
@@ -81,12 +95,12 @@ class Forgetting:
         self._db.write(sql, (now(), count, int(had_anchor)))
 
     def _unname(self, name: str) -> None:
-        pattern = _as_a_word(name)
+        pattern = as_a_word(name)
         units = [unit for (unit,) in self._db.tuples("SELECT DISTINCT unit FROM steps") if pattern.search(unit)]
         self._db.write_many("DELETE FROM steps WHERE unit = ?", ((unit,) for unit in units))
-        for table, column in _DOCUMENTS:
-            self._rewrite(table, column, lambda text: dumps(_without(json.loads(text), pattern), in_order=True))
-        for table, column in _TEXTS:
+        for table, column in DOCUMENTS:
+            self._rewrite(table, column, lambda text: dumps(without(json.loads(text), pattern), in_order=True))
+        for table, column in TEXTS:
             self._rewrite(table, column, lambda text: pattern.sub(SOMEBODY, text))
 
     def _rewrite(self, table: str, column: str, change: Any) -> None:
@@ -96,17 +110,18 @@ class Forgetting:
                 self._db.write(f"UPDATE {table} SET {column} = ? WHERE id = ?", (changed, number))
 
 
-def _as_a_word(name: str) -> re.Pattern[str]:
+def as_a_word(name: str) -> re.Pattern[str]:
     """Finds the name where it is not part of a longer word."""
     before, after = (r"(?<!\w)" if name[0].isalnum() else ""), (r"(?!\w)" if name[-1].isalnum() else "")
     return re.compile(before + re.escape(name) + after)
 
 
-def _without(document: Any, name: re.Pattern[str]) -> Any:
+def without(document: Any, name: re.Pattern[str]) -> Any:
+    """The document with `SOMEBODY` for the name in every value."""
     if isinstance(document, str):
         return name.sub(SOMEBODY, document)
     if isinstance(document, list):
-        return [_without(value, name) for value in document]
+        return [without(value, name) for value in document]
     if isinstance(document, dict):
-        return {key: _without(value, name) for key, value in document.items()}
+        return {key: without(value, name) for key, value in document.items()}
     return document

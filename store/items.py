@@ -3,32 +3,38 @@
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from mta_cli.errors import BadInput
-from store.connection import Connection
+from store.connection import Connection, Parameters
 from store.models import Item, NewItem, Query
 from store.names import shown
-from store.search import safe_query
+from store.seals import SEALED, is_sound, seal_of, sound
+from store.search import best_first, safe_query
 
 BATCH = 5_000
 FAULTS_SHOWN = 20
 
 Row = tuple[int, NewItem]
 
-_INSERT = (
-    "INSERT INTO {table} (user_id, key, task, input, {answer}, time) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-)
+_INSERT = """INSERT INTO {table} (id, user_id, key, task, input, {answer}, time, seal)
+SELECT next, ?1, ?2, ?3, ?4, ?5, ?6, {seal}
+FROM (SELECT coalesce((SELECT id FROM {table} ORDER BY id DESC LIMIT 1), 0) + 1 AS next)
+WHERE true ON CONFLICT DO NOTHING"""
 _STORED = "SELECT input, {answer}, time FROM {table} WHERE user_id = ? AND task = ? AND key = ?"
-_ITEM = "SELECT items.id, user_id, key, task, items.input, items.output, time FROM items"
-_QUERY = "SELECT id, user_id, key, task, input, gold, time FROM queries"
+_ITEM = f"""SELECT items.id, user_id, key, task, items.input, items.output, time, {is_sound("items")} FROM items"""
+_QUERY = f"""SELECT id, user_id, key, task, input, gold, time, {is_sound("queries")} FROM queries"""
 _OLDER = "(:time IS NULL OR time IS NULL OR time < :time OR (time = :time AND items.id < :id))"
 _AMONG = "(:among IS NULL OR items.id IN (SELECT value FROM json_each(:among)))"
 _MATCHES = f"""
-{_ITEM.replace("FROM items", "FROM items_fts JOIN items ON items.id = items_fts.rowid")}
+SELECT items.id, items.input FROM items_fts JOIN items ON items.id = items_fts.rowid
 WHERE items_fts MATCH :match AND user_id = :user AND task = :task AND items.id IS NOT :exclude AND {_OLDER}
     AND {_AMONG}
-ORDER BY bm25(items_fts, 0.0, 1.0, 0.0), items.id LIMIT :limit
 """
+_SEARCHED = f"""
+SELECT count(*) FROM items WHERE user_id = :user AND task = :task AND id IS NOT :exclude AND {_OLDER} AND {_AMONG}
+"""
+_NUMBERED = f"{_ITEM} WHERE items.id IN (SELECT value FROM json_each(:numbers))"
 _LATEST = f"""
 {_ITEM} WHERE user_id = :user AND task = :task AND id IS NOT :exclude AND {_OLDER} AND {_AMONG}
 ORDER BY time DESC, id DESC LIMIT :limit
@@ -61,7 +67,7 @@ class Items:
         """The user's `limit` most recent items of a task, or all, oldest first."""
         values = {"user": user_id, "task": task, "exclude": None, "time": None, "id": 0, "among": None}
         values["limit"] = _limit(limit)
-        return [Item(*row) for row in reversed(self._db.tuples(_LATEST, values))]
+        return list(reversed(self._read(_LATEST, values)))
 
     def count(self, user_id: int, task: str) -> int:
         """How many items the user has of a task."""
@@ -69,8 +75,7 @@ class Items:
 
     def after(self, user_id: int, task: str, last_item: int) -> list[Item]:
         """The user's items that arrived after item number `last_item`, by number."""
-        sql = f"{_ITEM} WHERE user_id = ? AND task = ? AND id > ? ORDER BY id"
-        return [Item(*row) for row in self._db.tuples(sql, (user_id, task, last_item))]
+        return self._read(f"{_ITEM} WHERE user_id = ? AND task = ? AND id > ? ORDER BY id", (user_id, task, last_item))
 
     def search(
         self,
@@ -84,7 +89,7 @@ class Items:
         among: Sequence[int] | None = None,
         fill: bool = True,
     ) -> list[Item]:
-        """The user's `limit` items whose inputs match `text` best (bm25), then, with `fill`, the most recent ones.
+        """The user's `limit` items whose inputs match `text` best, then, with `fill`, the most recent ones.
 
         `exclude` is left out. With `before` = (time, item number), so is every item that is not strictly earlier, where
         both times are known; with `among`, every item of another number. `text` is words only: nothing in it is query
@@ -94,17 +99,17 @@ class Items:
         values = {"user": user_id, "task": task, "exclude": exclude, "time": time, "id": number, "limit": _limit(limit)}
         values["among"] = None if among is None else json.dumps(list(among))
         match = safe_query(user_id, task, text)
-        found = [Item(*row) for row in self._db.tuples(_MATCHES, values | {"match": match})] if match else []
+        found = self._best(text, values | {"match": match}) if match else []
         if fill and len(found) < limit:
             known = {item.id for item in found}
-            latest = (Item(*row) for row in self._db.tuples(_LATEST, values))
+            latest = self._read(_LATEST, values)
             found += itertools.islice((item for item in latest if item.id not in known), limit - len(found))
         return found
 
     def queries(self, user_id: int, task: str, limit: int | None = None) -> list[Query]:
         """The user's held-out queries of a task, the first `limit` in order."""
         sql = f"{_QUERY} WHERE user_id = ? AND task = ? ORDER BY time, id LIMIT ?"
-        return [Query(*row) for row in self._db.tuples(sql, (user_id, task, _limit(limit)))]
+        return [Query(*row) for row in sound("queries", self._db.tuples(sql, (user_id, task, _limit(limit))), 1)]
 
     def data_hash(self, user_ids: Sequence[int], task: str) -> str:
         """`data_hash_of` the whole histories of users, one after another."""
@@ -113,6 +118,17 @@ class Items:
     def data_hash_of(self, items: Sequence[Item]) -> str:
         """SHA-256 over what the items say, in this order: key, input, output and time."""
         return _hash(items)
+
+    def _best(self, text: str, values: dict[str, Any]) -> list[Item]:
+        """The items that match, the best first."""
+        found = [(int(number), str(words)) for number, words in self._db.tuples(_MATCHES, values)]
+        order = best_first(text, found, int(self._db.value(_SEARCHED, values)))
+        chosen = order if values["limit"] < 0 else order[: values["limit"]]
+        items = {item.id: item for item in self._read(_NUMBERED, {"numbers": json.dumps(chosen)})}
+        return [items[number] for number in chosen if number in items]
+
+    def _read(self, sql: str, values: Parameters) -> list[Item]:
+        return [Item(*row) for row in sound("items", self._db.tuples(sql, values), 1)]
 
     def _append(self, table: str, rows: Iterable[Row]) -> tuple[int, int]:
         added, unchanged, faults = 0, 0, list[str]()
@@ -128,7 +144,9 @@ class Items:
         return added, unchanged
 
     def _insert(self, table: str, batch: list[Row]) -> int:
-        sql = _INSERT.format(table=table, answer=_answer(table))
+        numbers, texts = SEALED[table]
+        places = dict(zip((*numbers, *texts), ("next", *(f"?{n}" for n in range(1, 7))), strict=True))
+        sql = _INSERT.format(table=table, answer=_answer(table), seal=seal_of(table, places))
         values = ((user_id, item.key, item.task, item.input, item.output, item.time) for user_id, item in batch)
         return self._db.write_many(sql, values)
 

@@ -53,7 +53,10 @@ class Query:
 
 @dataclass(frozen=True)
 class UserSummary:
-    """One line of `mta user list`. `task` is the one with most items; `status` is new, anchor, fused or adapted."""
+    """One line of `mta user list`. `task` is the one with most items; `status` is new, anchor, fused or adapted.
+
+    `can_anchor` is their consent to be an anchor.
+    """
 
     name: str
     items: int
@@ -61,6 +64,7 @@ class UserSummary:
     task: str | None
     status: str
     stack_bytes: int
+    can_anchor: bool
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,8 @@ class Bank:
     """A versioned set of anchors. `key` hashes base, options and data: the same key is the same bank.
 
     `status`: building, ready. `purpose`: "" for use by everybody, `eval` for one evaluation. `basis`: the adapter of
-    its anchors' main directions, from the first core on.
+    its anchors' main directions, from the first core on. `kernel`: how its people's items count as neighbours of a
+    question; None where it keeps none.
     """
 
     id: int
@@ -134,6 +139,17 @@ class Bank:
     created: str
     purpose: str = ""
     basis: str | None = None
+    kernel: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An item of a bank's person: whose, its output, and its input's embedding, a unit vector in float16."""
+
+    item_id: int
+    user_id: int
+    output: str
+    vector: bytes
 
 
 @dataclass(frozen=True)

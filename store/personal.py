@@ -4,20 +4,23 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+from mta_cli.errors import IntegrityFault
 from store.adapters import Adapters
 from store.connection import Connection
 from store.models import Recipe, Share, Stack
 from store.process import now
 from store.rows import numbers
+from store.seals import REMEDY, is_sound, put_seals, sound_row
 
 _SHARE = struct.Struct("<Iff")  # anchor id, similarity, weight
-_RECIPE = "SELECT user_id, task, bank_id, method, shares, created FROM recipes"
+_RECIPE = f"SELECT user_id, task, bank_id, method, shares, created, {is_sound('recipes')} AS sound FROM recipes"
 _COLUMNS = (
     "user_id", "task", "bank_id", "digest", "shots", "steps", "loss_before", "loss_after", "recipe", "bytes",
     "identity", "numbers", "heldout_before", "heldout_after",
 )  # fmt: skip
-_STACK = f"SELECT {', '.join(_COLUMNS)}, created FROM stacks"
-_ONE = "WHERE user_id = ? AND task = ? AND bank_id = ?"
+_STACK = f"SELECT {', '.join(_COLUMNS)}, created, {is_sound('stacks')} AS sound FROM stacks"
+_KEY = "user_id = ? AND task = ? AND bank_id = ?"
+_ONE = f"WHERE {_KEY}"
 _LOSSES = ("loss_before", "loss_after")
 
 
@@ -27,7 +30,9 @@ def pack_shares(shares: Sequence[Share]) -> bytes:
 
 
 def unpack_shares(packed: bytes) -> tuple[Share, ...]:
-    """The shares in `packed`; similarity and weight as float32 kept them."""
+    """The shares in `packed`; similarity and weight as float32 kept them. IntegrityFault where these are none."""
+    if not isinstance(packed, bytes) or len(packed) % _SHARE.size:
+        raise IntegrityFault("A recipe is damaged: it is not made of whole shares.", hint=REMEDY)
     return tuple(Share(*values) for values in _SHARE.iter_unpack(packed))
 
 
@@ -48,7 +53,9 @@ class Recipes:
             recipe.created or now(),
         )
         sql = "REPLACE INTO recipes (user_id, task, bank_id, method, shares, created) VALUES (?, ?, ?, ?, ?, ?)"
-        self._db.write(sql, values)
+        with self._db.transaction():
+            self._db.write(sql, values)
+            put_seals(self._db, "recipes", _KEY, values[:3])
 
     def get(self, user_id: int, task: str, bank_id: int) -> Recipe | None:
         """The user's recipe for a task on a bank, if there is one."""
@@ -85,18 +92,19 @@ class Stacks:
         sql = f"REPLACE INTO stacks ({', '.join(_COLUMNS)}, created) VALUES ({places}, ?)"
         with self._db.transaction():
             self._db.write(sql, (*values, stack.created or now()))
+            put_seals(self._db, "stacks", _KEY, values[:3])
             if earlier is not None:
                 self._adapters.remove_if_unreferenced(earlier.digest)
 
     def get(self, user_id: int, task: str, bank_id: int) -> Stack | None:
         """The user's stack for a task on a bank, if there is one."""
         row = self._db.row(f"{_STACK} {_ONE}", (user_id, task, bank_id))
-        return Stack(**numbers(row, *_LOSSES)) if row is not None else None
+        return _stack(row) if row is not None else None
 
     def of_user(self, user_id: int) -> list[Stack]:
         """The user's stacks, by task, newest bank first."""
         rows = self._db.rows(f"{_STACK} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
-        return [Stack(**numbers(row, *_LOSSES)) for row in rows]
+        return [_stack(row) for row in rows]
 
     def remove(self, user_id: int, task: str, bank_id: int) -> None:
         """Remove a stack if it is there, and its adapter if nothing else uses it."""
@@ -109,5 +117,9 @@ class Stacks:
 
 
 def _recipe(row: dict[str, Any]) -> Recipe:
-    packed = row.pop("shares")
+    packed = sound_row("recipes", row).pop("shares")
     return Recipe(**row, shares=unpack_shares(packed), bytes=len(packed))
+
+
+def _stack(row: dict[str, Any]) -> Stack:
+    return Stack(**numbers(sound_row("stacks", row), *_LOSSES))

@@ -19,11 +19,14 @@ from store.connection import Connection, hold
 from store.evaluations import Evaluations
 from store.files import AdapterFiles
 from store.forgetting import Forgetting
+from store.held import Held
 from store.items import Items
 from store.names import shown
+from store.neighbours import Neighbours
 from store.people import People
 from store.personal import Recipes, Stacks
 from store.profiles import Profiles
+from store.repairing import Repair, Repairing
 from store.runs import Runs
 from store.tasks import Tasks
 from store.users import Users
@@ -45,11 +48,13 @@ class Registry:
         self.models = Bases(db)
         self.tasks = Tasks(db)
         self.banks = Banks(db, self.adapters)
+        self.neighbours = Neighbours(db)
         self.recipes = Recipes(db)
         self.stacks = Stacks(db, self.adapters)
         self.runs = Runs(db)
         self.evaluations = Evaluations(db, self.adapters)
         self.chats = Chats(db)
+        self.held = Held(db)
 
     @classmethod
     def open(cls, root: Path, *, create: bool = False, timeout: float = 10.0) -> "Registry":
@@ -96,6 +101,13 @@ class Registry:
         """Everything that is wrong with the store, a line each; empty when all is well."""
         return checking.problems(self._db, self.files)
 
+    def repairs(self) -> list[Repair]:
+        """What can be done about what is wrong, each of it whole or not at all; nothing when all is well.
+
+        Some damage shows only when other has been repaired, so ask again afterwards.
+        """
+        return Repairing(self._db, self.adapters, self.files).repairs()
+
     def counts(self) -> dict[str, int]:
         """How many rows each table has."""
         return checking.counts(self._db)
@@ -106,5 +118,6 @@ class Registry:
             return
         self.files.clean_temporary()
         with contextlib.suppress(MtaError), self._db.without_waiting():  # a reader need not wait for others to do it
+            self.adapters.remove_abandoned()
             self.adapters.remove_doomed()
             self._forgetting.erase()

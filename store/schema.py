@@ -6,6 +6,7 @@ Every migration also moves SQLite's `user_version`, so that a program meets a ne
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
+from store.seals import add_seals
 from store.version import APPLICATION_ID
 
 migrations = Migrations("mta")
@@ -264,7 +265,6 @@ CREATE TABLE tombstones (
 )
 """
 
-
 _EVALUATION = """
 ALTER TABLE banks ADD COLUMN purpose TEXT NOT NULL DEFAULT '';
 
@@ -342,12 +342,25 @@ UPDATE stacks SET identity = coalesce(
 )
 """
 
+# Items of a bank's people, to be found by what their inputs say. They go with their person and with the bank.
+_NEIGHBOURS = """
+ALTER TABLE banks ADD COLUMN kernel TEXT;
+
+CREATE TABLE neighbours (
+    bank_id INTEGER NOT NULL REFERENCES banks ON DELETE CASCADE,
+    item_id INTEGER NOT NULL REFERENCES items ON DELETE CASCADE,
+    vector BLOB NOT NULL,
+    PRIMARY KEY (bank_id, item_id)
+) WITHOUT ROWID;
+
+CREATE INDEX neighbours_of_item ON neighbours (item_id)
+"""
+
 
 @migrations()
 def m001_people(db: Database) -> None:
     """Users, their items with a full-text index, queries and profiles."""
-    db.conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    _run(db, _PEOPLE, 1)
+    _run(db, f"PRAGMA application_id = {APPLICATION_ID};\n\n{_PEOPLE}", 1)
 
 
 @migrations()
@@ -372,3 +385,16 @@ def m004_evaluation(db: Database) -> None:
 def m005_cores(db: Database) -> None:
     """Stacks that are numbers between the main directions of a bank."""
     _run(db, _CORES, 5)
+
+
+@migrations()
+def m006_neighbours(db: Database) -> None:
+    """What a bank's people answered to what."""
+    _run(db, _NEIGHBOURS, 6)
+
+
+@migrations()
+def m007_seals(db: Database) -> None:
+    """A seal on every row that answers rest on. Raises IntegrityFault for a damaged database, which is left alone."""
+    add_seals(db.conn)
+    db.conn.execute("PRAGMA user_version = 7")

@@ -1,12 +1,20 @@
-"""From anybody's words to a full-text query that holds no syntax of theirs. Knows no database."""
+"""From anybody's words to a full-text query that holds no syntax of theirs, and the order of what it finds.
 
+Knows no database.
+"""
+
+import math
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 MAX_TERMS = 64
 """Most distinct words of a text that a search uses; its first ones."""
 
 _READ = 20_000
+_KEPT = 1_024  # texts whose words are kept
+_SATURATION, _LENGTH = 1.2, 0.75  # k1 and b of Okapi BM25, as FTS5 has them
 
 
 def safe_query(user_id: int, task: str, text: str) -> str | None:
@@ -17,6 +25,37 @@ def safe_query(user_id: int, task: str, text: str) -> str | None:
         return None
     anyone = " OR ".join(f'"{term}"' for term in chosen)
     return f'scope : "{user_id}x{task.encode().hex()}" AND input : ({anyone})'
+
+
+def best_first(text: str, found: Sequence[tuple[int, str]], held: int) -> list[int]:
+    """The numbers of `found` (number, words), the best match of `text` first, by Okapi BM25; ties by number.
+
+    `held` is how many texts of their person were searched. These alone say how rare a word is: FTS5's `bm25()` counts
+    everybody's, so that what one person writes would move another's prompts.
+    """
+    terms = list(dict.fromkeys(_folded(text)))[:MAX_TERMS]
+    counts = {number: _counted(words) for number, words in found}
+    lengths = {number: sum(count.values()) for number, count in counts.items()}
+    mean = sum(lengths.values()) / max(1, len(lengths)) or 1.0
+    holders = {term: sum(term in count for count in counts.values()) for term in terms}
+    rare = {term: math.log(1.0 + (held - n + 0.5) / (n + 0.5)) for term, n in holders.items()}
+
+    def score(number: int) -> float:
+        count, damped = counts[number], _SATURATION * (1.0 - _LENGTH + _LENGTH * lengths[number] / mean)
+        return sum(rare[term] * count[term] / (count[term] + damped) for term in terms if term in count)
+
+    return sorted(counts, key=lambda number: (-score(number), number))
+
+
+@lru_cache(_KEPT)
+def _counted(text: str) -> Counter[str]:
+    return Counter(_folded(text))
+
+
+def _folded(text: str) -> Iterator[str]:
+    """Words without their marks, as the index knows them."""
+    plain = unicodedata.normalize("NFKD", text[:_READ])
+    return _words("".join(char for char in plain if not unicodedata.combining(char)))
 
 
 def _words(text: str) -> Iterator[str]:

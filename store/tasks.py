@@ -1,6 +1,9 @@
 """Task files that were added to the store, as their TOML text. Knows neither TOML nor the built-in tasks."""
 
 from store.connection import Connection
+from store.seals import is_sound, put_seals, sound_row
+
+_TASK = f"SELECT name, toml, {is_sound('tasks')} AS sound FROM tasks"
 
 
 class Tasks:
@@ -11,16 +14,19 @@ class Tasks:
 
     def put(self, name: str, toml_text: str) -> None:
         """Store a task, in place of the earlier one of its name."""
-        self._db.write("REPLACE INTO tasks (name, toml) VALUES (?, ?)", (name, toml_text))
+        with self._db.transaction():
+            self._db.write("REPLACE INTO tasks (name, toml) VALUES (?, ?)", (name, toml_text))
+            put_seals(self._db, "tasks", "name = ?", (name,))
 
     def get(self, name: str) -> str | None:
         """The task's text, if there is such a task."""
-        text: str | None = self._db.value("SELECT toml FROM tasks WHERE name = ?", (name,))
-        return text
+        row = self._db.row(f"{_TASK} WHERE name = ?", (name,))
+        return str(sound_row("tasks", row)["toml"]) if row is not None else None
 
     def all(self) -> dict[str, str]:
         """Every task's text, by name."""
-        return dict(self._db.tuples("SELECT name, toml FROM tasks ORDER BY name"))
+        rows = [sound_row("tasks", row) for row in self._db.rows(f"{_TASK} ORDER BY name")]
+        return {row["name"]: row["toml"] for row in rows}
 
     def remove(self, name: str) -> None:
         """Remove a task if it is there."""

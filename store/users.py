@@ -3,7 +3,7 @@
 import difflib
 import unicodedata
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound
 from store.connection import Connection
@@ -11,11 +11,12 @@ from store.models import User, UserSummary
 from store.names import MAX_NAME, check_name, folded, shown
 from store.process import now
 from store.rows import truths
+from store.seals import amend, is_sound, put_seals, sound, sound_row
 
 if TYPE_CHECKING:
     from store.forgetting import Forgetting
 
-_USER = "SELECT id, name, can_anchor, created FROM users"
+_USER = f"SELECT id, name, can_anchor, created, {is_sound('users')} AS sound FROM users"
 
 # A user's standing is that in the given bank or, without one, in the newest ready version of every bank.
 _SUMMARIES = """
@@ -53,7 +54,7 @@ SELECT users.name, coalesce(totals.items, 0) AS items, coalesce(totals.queries, 
         WHEN anchored.user_id IS NOT NULL THEN 'anchor'
         ELSE 'new'
     END AS status,
-    coalesce(adapted.bytes, 0) AS stack_bytes
+    coalesce(adapted.bytes, 0) AS stack_bytes, users.can_anchor
 FROM users
 LEFT JOIN totals ON totals.user_id = users.id
 LEFT JOIN adapted ON adapted.user_id = users.id
@@ -71,15 +72,25 @@ SELECT task, sum(items) AS items, sum(queries) AS queries FROM (
 ) GROUP BY task ORDER BY items DESC, task
 """
 
+# Banks of evaluations serve nobody.
+_THEIR_ANCHORS = """FROM anchors JOIN banks ON banks.id = bank_id WHERE user_id = ? AND purpose = ''"""
+
+StaleAnchor = tuple[str, int, int]
+"""(bank, version, anchor id)"""
+
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What went with a person. `stale_anchors` are (bank, version, anchor id); `banks` their banks as "NAME vN"."""
+    """What went with a person. `stale_anchors` are (bank, version, anchor id); `banks` their banks as "NAME vN".
+
+    `resting` are (user, bank, version): others whose recipe or stack rests on one of these anchors.
+    """
 
     name: str
     adapters_removed: list[str]
-    stale_anchors: list[tuple[str, int, int]]
+    stale_anchors: list[StaleAnchor]
     banks: list[str] = field(default_factory=list)
+    resting: list[tuple[str, str, int]] = field(default_factory=list)
 
 
 class Users:
@@ -105,6 +116,7 @@ class Users:
             sql = "INSERT INTO users (name, can_anchor, created) VALUES (?, ?, ?)"
             row = self._db.write(sql, (name, int(can_anchor), now())).lastrowid
             assert row is not None
+            put_seals(self._db, "users", "id = ?", (row,))
             return self.by_id(row), True
 
     def get(self, name: str) -> User:
@@ -121,7 +133,7 @@ class Users:
         row = self._db.row(f"{_USER} WHERE id = ?", (user_id,))
         if row is None:
             raise NotFound(f"There is no user number {user_id}.")
-        return User(**truths(row, "can_anchor"))
+        return User(**truths(sound_row("users", row), "can_anchor"))
 
     def names(self) -> list[str]:
         """All names, sorted."""
@@ -137,21 +149,35 @@ class Users:
 
         The status is that in the bank, or without one in the newest ready version of each.
         """
-        return [UserSummary(**row) for row in self._db.rows(_SUMMARIES, {"task": task, "bank": bank_id})]
+        rows = self._db.rows(_SUMMARIES, {"task": task, "bank": bank_id})
+        return [UserSummary(**truths(row, "can_anchor")) for row in rows]
 
     def with_items(self, task: str) -> list[tuple[User, int]]:
         """Users who have items of a task, with how many, in the order in which the users came."""
-        sql = """SELECT users.id, name, can_anchor, created, count(*) FROM users JOIN items ON user_id = users.id
-        WHERE task = ? GROUP BY users.id ORDER BY users.id"""
-        return [(_user(row[:4]), row[4]) for row in self._db.tuples(sql, (task,))]
+        sql = f"""SELECT users.id, name, can_anchor, created, count(*), {is_sound("users")}
+        FROM users JOIN items ON user_id = users.id WHERE task = ? GROUP BY users.id ORDER BY users.id"""
+        return [(_user(row[:4]), row[4]) for row in sound("users", self._db.tuples(sql, (task,)), 0)]
 
     def tasks_of(self, user_id: int) -> list[tuple[str, int, int]]:
         """The user's tasks as (task, items, queries), most items first."""
         return [(task, items, queries) for task, items, queries in self._db.tuples(_TASKS, {"user": user_id})]
 
-    def set_can_anchor(self, user_id: int, can_anchor: bool) -> None:
-        """Record whether the user consents to being an anchor."""
-        self._db.write("UPDATE users SET can_anchor = ? WHERE id = ?", (int(can_anchor), user_id))
+    def set_can_anchor(self, user_id: int, can_anchor: bool) -> list[StaleAnchor]:
+        """Record whether the user consents to being an anchor; returns their anchors that are stale now.
+
+        Without consent all of theirs are stale, and banks lose their items as neighbours; with it, none is.
+        """
+        with self._db.transaction():
+            values = {"user": user_id, "can": int(can_anchor), "stale": int(not can_anchor)}
+            amend(self._db, "users", "can_anchor = :can", "id = :user", values)
+            mine = f"id IN (SELECT anchors.id {_THEIR_ANCHORS})".replace("?", ":user")
+            amend(self._db, "anchors", "stale = :stale", mine, values)
+            if can_anchor:
+                return []
+            items = "SELECT id FROM items WHERE user_id = ?"
+            self._db.write(f"DELETE FROM neighbours WHERE item_id IN ({items})", (user_id,))
+            sql = f"SELECT banks.name, version, anchors.id {_THEIR_ANCHORS} ORDER BY anchors.id"
+            return [(name, version, anchor) for name, version, anchor in self._db.tuples(sql, (user_id,))]
 
     def forget(self, user_id: int) -> Forgotten:
         """Remove every trace of a user from database, log and files; anchors trained on them become stale.
@@ -162,7 +188,7 @@ class Users:
         return self._forgetting.forget(self.by_id(user_id))
 
     def _find(self, name: str) -> User | None:
-        found = self._db.tuples(f"{_USER} WHERE name = ?", (name,))
+        found = sound("users", self._db.tuples(f"{_USER} WHERE name = ?", (name,)), 0)
         return _user(found[0]) if found else None
 
     def _nearest(self, name: str) -> list[str]:
@@ -173,5 +199,5 @@ class Users:
         return list(dict.fromkeys([*alike, *(by_case[other] for other in near)]))[:3]
 
 
-def _user(row: tuple[int, str, int, str]) -> User:
+def _user(row: tuple[Any, ...]) -> User:
     return User(row[0], row[1], bool(row[2]), row[3])

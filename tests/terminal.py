@@ -56,7 +56,7 @@ class Terminal:
         """Press keys, by name or as themselves."""
         for key in keys:
             self._child.send(KEYS.get(key, key))
-            self.look(0.05)
+            self.look(0.5 if key == "escape" else 0.05)  # so that it is no beginning of a sequence
 
     def look(self, seconds: float = 0.0) -> str:
         """The screen, a line a row, after what comes within `seconds`."""

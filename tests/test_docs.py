@@ -60,7 +60,7 @@ def test_every_verb_of_the_design_is_there() -> None:
         "model": ("pull", "list", "show", "rm", "path"),
         "task": ("list", "show", "add"),
         "data": ("import",),
-        "user": ("list", "show", "add", "rm", "history", "items", "fuse", "adapt", "export"),
+        "user": ("list", "show", "add", "consent", "rm", "history", "items", "fuse", "adapt", "export"),
         "bank": ("build", "list", "show", "verify", "rm"),
         "chat": (),
         "ask": (),

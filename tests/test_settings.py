@@ -67,7 +67,10 @@ def test_a_plan_says_where_each_value_came_from(monkeypatch: pytest.MonkeyPatch)
         PlanLine("machine.dtype", "auto", "default"),
         PlanLine("machine.seed", "7", "environment MTA_MACHINE_SEED"),
     )
-    assert lines[3] == PlanLine("fuse.weights", "by the data", "default")
+    assert lines[3:5] == (
+        PlanLine("machine.verify", "true", "default"),
+        PlanLine("fuse.weights", "by the data", "default"),
+    )
 
 
 @pytest.mark.parametrize(("word", "value"), [("1", True), ("yes", True), ("ON", True), ("false", False), ("0", False)])

@@ -6,6 +6,7 @@ import typer
 
 from mta_cli import output as out
 from mta_cli.commands.common import (
+    AppContext,
     DeviceOption,
     DryRunOption,
     DtypeOption,
@@ -21,11 +22,20 @@ from mta_cli.commands.common import (
     session,
 )
 from mta_cli.commands.parsing import Commands
-from mta_cli.options import BankOptions, Machine, PromptOptions
+from mta_cli.errors import UsageFault
+from mta_cli.options import BankOptions, GateOptions, Machine, PromptOptions
 
 app = Commands("Banks: anchor users and their meta-LoRAs.")
 
 NameArgument = Annotated[str, typer.Argument(metavar="BANK", help="The bank's name.", autocompletion=complete_banks)]
+RefreshOption = Annotated[
+    bool,
+    typer.Option(
+        "--refresh",
+        help="Replace the stale anchors of the task's newest bank by others and train only those. All else is as "
+        "it was built; --name says which bank.",
+    ),
+]
 VersionOption = Annotated[int | None, typer.Option("--bank-version", help="Which version; else the newest ready one.")]
 
 
@@ -51,6 +61,10 @@ def build(
     task_rank: Annotated[int | None, option(BankOptions, "task_rank")] = None,
     task_epochs: Annotated[int | None, option(BankOptions, "task_epochs")] = None,
     task_learning_rate: Annotated[float | None, option(BankOptions, "task_learning_rate")] = None,
+    max_norm: Annotated[float | None, option(GateOptions, "max_norm")] = None,
+    max_probe: Annotated[float | None, option(GateOptions, "max_probe")] = None,
+    max_share: Annotated[float | None, option(GateOptions, "max_share")] = None,
+    refresh: RefreshOption = False,
     history_items: HistoryItemsOption = None,
     base: Annotated[
         str | None, typer.Option("--base", metavar="MODEL", help="The base.", autocompletion=complete_models)
@@ -72,22 +86,50 @@ def build(
     from mta_cli.pipeline.tasks import find_task
 
     use = session(ctx, json=json)
-    options = use.settings.build(
-        BankOptions, anchors=anchors, rank=rank, alpha=alpha, epochs=epochs, learning_rate=learning_rate,
-        batch_size=batch_size, targets=targets, placement=placement, pick=pick, min_items=min_items,
-        max_items=max_items, task_adapter=task_adapter, task_min_items=task_min_items,
-        task_placement=task_placement, task_rank=task_rank, task_epochs=task_epochs,
-        task_learning_rate=task_learning_rate,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "anchors": anchors, "rank": rank, "alpha": alpha, "epochs": epochs, "learning_rate": learning_rate,
+        "batch_size": batch_size, "targets": targets, "placement": placement, "pick": pick, "min_items": min_items,
+        "max_items": max_items, "task_adapter": task_adapter, "task_min_items": task_min_items,
+        "task_placement": task_placement, "task_rank": task_rank, "task_epochs": task_epochs,
+        "task_learning_rate": task_learning_rate,
+    }  # fmt: skip
+    bounds: dict[str, Any] = {"max_norm": max_norm, "max_probe": max_probe, "max_share": max_share}
+    if refresh:
+        rest = {"history_items": history_items, "base": base, "embedder": embedder, "seed": seed, "dtype": dtype}
+        _refuse_with_refresh({**given, **bounds, **rest})
+        _refresh(use, task, name, device, dry_run=dry_run)
+        return
+    options = use.settings.build(BankOptions, **given)
+    gates = use.settings.build(GateOptions, **bounds)
     prompt = use.settings.build(PromptOptions, history_items=history_items)
     machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
     with use.registry() as reg:
         request = BankRequest(
             find_task(reg, task), resolve(base or use.models.base, "base"),
-            resolve(embedder or use.models.embedder, "embedder"), options, prompt, machine, name,
+            resolve(embedder or use.models.embedder, "embedder"), options, prompt, machine, name, gates=gates,
         )  # fmt: skip
-        plan = use.settings.plan_lines(options, prompt, machine)
+        plan = use.settings.plan_lines(options, gates, prompt, machine)
         use.output.job(build_bank(reg, request, plan=plan, dry_run=dry_run), _built, dry_run=dry_run)
+
+
+def _refuse_with_refresh(given: dict[str, Any]) -> None:
+    """A bank that is refreshed keeps its options. UsageFault names those that were given."""
+    flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if flags:
+        raise UsageFault(
+            f"--refresh keeps the bank's own options: {', '.join(flags)} cannot be given with it.",
+            hint="without --refresh another version is built",
+        )
+
+
+def _refresh(use: AppContext, task: str, name: str | None, device: str | None, *, dry_run: bool) -> None:
+    from mta_cli.pipeline.refresh_bank import refresh_bank
+    from mta_cli.pipeline.tasks import find_task
+
+    machine = use.settings.build(Machine, device=device)
+    with use.registry() as reg:
+        job = refresh_bank(reg, find_task(reg, task).name, machine, name=name, dry_run=dry_run)
+        use.output.job(job, _built, dry_run=dry_run)
 
 
 @app.command("list")
@@ -152,13 +194,35 @@ def _built(bank: dict[str, Any]) -> Any:
             f"Bank {bank['bank']} v{bank['version']} for task {bank['task']}: {len(bank['anchors'])} anchors, {speed}"
         ),
         out.table(("anchor", "items", "cluster", "loss first", "loss last", "digest", ""), rows),
+        *([out.text(_task_adapter(bank["task_adapter_people"]))] if bank["task_adapter"] else []),
+        *([out.text(_neighbours(bank))] if bank["kernel"] else []),
+        *_gates(bank["gates"]),
+    )
+
+
+def _task_adapter(people: int | None) -> str:
+    whom = "an unknown number of" if people is None else f"{people:,}"
+    return f"The task adapter was trained on the items of {whom} people; it serves everybody."
+
+
+def _neighbours(bank: dict[str, Any]) -> str:
+    count, people = bank["neighbours"], bank["neighbour_people"]
+    sharpness, votes, habit = (f"{bank['kernel'][name]:.2f}" for name in ("sharpness", "votes", "habit"))
+    return (
+        f"{count:,} answers of {people:,} people serve as neighbours "
+        f"(sharpness {sharpness}, votes × {votes}, habit × {habit})."
     )
 
 
 def _verified(result: dict[str, Any]) -> Any:
-    return out.text(
-        f"Bank {result['bank']} v{result['version']}: {result['adapters']} adapter files are what their rows say."
-    )
+    said = f"Bank {result['bank']} v{result['version']}: {result['adapters']} adapter files are what their rows say."
+    return out.group(out.text(said), *_gates(result["gates"]))
+
+
+def _gates(found: list[dict[str, Any]]) -> list[Any]:
+    from mta_cli.pipeline.gating import finding_line
+
+    return [out.text(f"Gate: {finding_line(one)}.") for one in found]
 
 
 def _removed(result: dict[str, Any]) -> Any:

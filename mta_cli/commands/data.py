@@ -6,11 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mta_cli import output as out
-from mta_cli.commands.common import DryRunOption, JsonOption, complete_tasks, session
+from mta_cli.commands.common import (
+    AppContext,
+    DryRunOption,
+    JsonOption,
+    complete_tasks,
+    session,
+    stdin_is_terminal,
+)
 from mta_cli.commands.parsing import Commands
+from mta_cli.errors import MtaError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from mta_cli.pipeline.importing import Ask
 
 app = Commands("Import histories.")
 
@@ -44,10 +54,33 @@ ConsentOption = Annotated[
     bool | None,
     typer.Option(
         "--can-anchor/--no-can-anchor",
-        help="Whether these users may be anchors, who help to serve others. New users may unless told otherwise.",
+        help="Whether these users may be anchors, who help to serve others. Where it is not given, a terminal is asked "
+        "about new users, and else they may.",
         show_default=False,
     ),
 ]
+NoQuestionOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do not ask whether new users may be anchors: they may.")
+]
+
+
+def consent_question(use: AppContext, can_anchor: bool | None, *, yes: bool, piped: bool = False) -> "Ask | None":
+    """What asks, once, whether new people may be anchors; None where it is said, or nobody is there to say it.
+
+    `piped`: standard input is the file.
+    """
+    if can_anchor is not None or yes or piped or not stdin_is_terminal():
+        return None
+
+    def ask(people: int) -> bool:
+        many = f"the {people:,} new users be anchors, who help"
+        who = many if people > 1 else "the new user be an anchor, who helps"
+        answer = use.output.ask(f"May {who} to serve others? [Y/n]")
+        if answer is None or answer.lower() not in ("", "y", "yes", "n", "no"):
+            raise MtaError("nothing was changed", hint="answer yes or no, or add --can-anchor or --no-can-anchor")
+        return not answer.lower().startswith("n")
+
+    return ask
 
 
 @app.command("import")
@@ -58,6 +91,7 @@ def import_(
     outputs: OutputsOption = None,
     task: ImportTaskOption = None,
     can_anchor: ConsentOption = None,
+    yes: NoQuestionOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -65,9 +99,13 @@ def import_(
     from mta_cli.pipeline.importing import import_file
 
     use = session(ctx, json=json)
-    source = Path("/dev/stdin") if str(path) == "-" else path
+    piped = str(path) == "-"
+    source = Path("/dev/stdin") if piped else path
+    ask = consent_question(use, can_anchor, yes=yes, piped=piped)
     with use.registry() as reg:
-        job = import_file(reg, format, source, task=task, outputs=outputs, can_anchor=can_anchor, dry_run=dry_run)
+        job = import_file(
+            reg, format, source, task=task, outputs=outputs, can_anchor=can_anchor, ask=ask, dry_run=dry_run
+        )
         use.output.job(job, _summary, dry_run=dry_run)
 
 

@@ -1,10 +1,11 @@
-"""`mta doctor`: signature, help and rendering; the checks are in the pipeline."""
+"""`mta doctor`: signature, help and rendering; checks and repairs are in the pipeline."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from mta_cli.commands.common import AppContext, JsonOption, session
+from mta_cli.commands.common import AppContext, JsonOption, YesOption, confirm, session
 from mta_cli.errors import IntegrityFault, MtaError
 from mta_cli.output import table
 
@@ -14,16 +15,39 @@ def doctor(
     deep: Annotated[
         bool, typer.Option("--deep", help="Read every file of every model and compare its digest.")
     ] = False,
+    mend: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Drop what is damaged or make it anew, and say what makes it again. Asks before it does."
+        ),
+    ] = False,
+    yes: YesOption = False,
     json: JsonOption = False,
 ) -> None:
     """Check versions, devices, disk, the store and the models, ready to paste into a report; exit code 5 on a fault."""
     from mta_cli.pipeline.doctor import examine, summary
 
     app = session(ctx, json=json)
-    result = app.output.follow(examine(_examination(app, deep)))
+    what = _examination(app, deep)
+    repairs = _repaired(app, what, yes=yes) if mend else {}
+    result = app.output.follow(examine(what)) | repairs
     app.output.result(result, _render)
     if not result["ok"]:
         raise IntegrityFault(summary(result))
+
+
+def _repaired(app: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
+    """Repairs what can be; a person sees what that is and is asked first."""
+    from mta_cli.pipeline.repair import repair
+
+    def agree(found: Sequence[Any]) -> None:
+        if not yes:
+            for each in found:
+                app.output.note(f"{each.what}: {each.action}; {each.again}")
+        confirm(app.output, f"Do {len(found):,} repairs? A copy of the store made first can be gone back to.", yes=yes)
+
+    done: dict[str, Any] = app.output.follow(repair(what.store, what.timeout, agree))
+    return done
 
 
 def _examination(app: AppContext, deep: bool) -> Any:

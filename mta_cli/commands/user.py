@@ -15,8 +15,9 @@ from mta_cli.commands.common import (
     confirm,
     session,
 )
-from mta_cli.commands.data import ConsentOption, ImportTaskOption
+from mta_cli.commands.data import ConsentOption, ImportTaskOption, NoQuestionOption, consent_question
 from mta_cli.commands.parsing import Commands
+from mta_cli.errors import UsageFault
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,7 +32,7 @@ HistoryOption = Annotated[
 
 @app.command("list")
 def list_(ctx: typer.Context, task: TaskOption = None, json: JsonOption = False) -> None:
-    """List users with their items, held-out queries, main task, status and bytes of stack."""
+    """List users with their items, held-out queries, main task, status, bytes of stack and consent to be an anchor."""
     use = session(ctx, json=json)
     with use.registry() as reg:
         if task is not None:
@@ -58,6 +59,7 @@ def add(
     history: HistoryOption = None,
     task: ImportTaskOption = None,
     can_anchor: ConsentOption = None,
+    yes: NoQuestionOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -65,9 +67,34 @@ def add(
     from mta_cli.pipeline.users import add_user
 
     use = session(ctx, json=json)
+    ask = consent_question(use, can_anchor, yes=yes)
     with use.registry() as reg:
-        job = add_user(reg, name, history=history, task=task, can_anchor=can_anchor, dry_run=dry_run)
+        job = add_user(reg, name, history=history, task=task, can_anchor=can_anchor, ask=ask, dry_run=dry_run)
         use.output.job(job, dry_run=dry_run)
+
+
+@app.command()
+def consent(
+    ctx: typer.Context,
+    user: UserArgument,
+    can_anchor: Annotated[
+        bool | None,
+        typer.Option(
+            "--can-anchor/--no-can-anchor",
+            help="Whether they may be an anchor, who helps to serve others.",
+            show_default=False,
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say whether a user may be an anchor from now on. Without consent their anchors are named and stale."""
+    from mta_cli.pipeline.consent import set_consent
+
+    use = session(ctx, json=json)
+    if can_anchor is None:
+        raise UsageFault("it is not said whether they may be an anchor", hint="add --can-anchor or --no-can-anchor")
+    with use.registry() as reg:
+        use.output.job(set_consent(reg, user, can_anchor), _consented)
 
 
 @app.command()
@@ -124,9 +151,13 @@ def items(
 
 
 def _list_table(users: list[Any]) -> "RenderableType":
-    columns = ("name", "items", "queries", "task", "status", "stack bytes")
-    rows = ((each.name, each.items, each.queries, each.task, each.status, each.stack_bytes) for each in users)
-    return out.table(columns, rows)
+    columns = ("name", "items", "queries", "task", "status", "stack bytes", "may be anchor")
+    names = ("name", "items", "queries", "task", "status", "stack_bytes", "can_anchor")
+    return out.table(columns, ([getattr(each, name) for name in names] for each in users))
+
+
+def _consented(result: dict[str, Any]) -> "RenderableType":
+    return out.pairs([("user", result["user"]), ("may be an anchor", result["can_anchor"])])
 
 
 def _items_table(items: list[dict[str, Any]]) -> "RenderableType":
@@ -153,7 +184,9 @@ def _about(user: dict[str, Any]) -> "RenderableType":
     lines += [("profile", f"{each['task']}: {each['items']} items by {each['embedder']}") for each in user["profiles"]]
     lines += [("recipe", _recipe(each)) for each in user["recipes"]]
     lines += [("stack", _stack(each)) for each in user["stacks"]]
+    lines += [("rests on", _rests(each)) for each in user["rests_on"]]
     lines += [("anchor", _anchor(each)) for each in user["anchors"]]
+    lines += [("given to", _given(each)) for each in user["given_to"]]
     lines += [("chats", len(user["chats"])), ("runs", len(user["runs"]))]
     return out.pairs(lines)
 
@@ -167,6 +200,24 @@ def _stack(stack: dict[str, Any]) -> str:
     losses = f"loss {stack['loss_before']:.3f} → {stack['loss_after']:.3f}"
     kind = f"a {stack['kind']} of {stack['stack_bytes']:,} bytes"
     return f"{stack['bank']} v{stack['version']}: {kind}, {stack['shots']} shots, {losses}"
+
+
+def _rests(part: dict[str, Any]) -> str:
+    """The people whose words stand behind somebody's answers."""
+    pooled, near = part["task_adapter_people"], part["neighbours"]
+    parts = [f"anchors trained on {', '.join(part['anchors'])}"] if part["anchors"] else []
+    parts += [f"the main directions of {part['basis_anchors']} anchors"] if part["basis_anchors"] else []
+    if part["task_adapter"]:
+        parts += [f"a task adapter trained on {'unknown' if pooled is None else f'{pooled:,}'} people"]
+    parts += [f"{near:,} answers of {part['neighbour_people']:,} people as neighbours"] if near else []
+    return f"{part['bank']} v{part['version']}: {'; '.join(parts) or 'nobody else'}"
+
+
+def _given(part: dict[str, Any]) -> str:
+    """What a bank holds of somebody besides their anchors."""
+    parts = ["perhaps its task adapter"] if part["perhaps_task_adapter"] else []
+    parts += [f"{part['neighbours']:,} answers as neighbours"] if part["neighbours"] else []
+    return f"{part['bank']} v{part['version']}: {', '.join(parts)}"
 
 
 def _anchor(anchor: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from mta_cli.commands.common import (
     session,
 )
 from mta_cli.commands.user import app
+from mta_cli.errors import UsageFault
 from mta_cli.options import AdaptOptions, FuseOptions, Machine, PromptOptions
 
 BaseOption = Annotated[
@@ -58,6 +59,7 @@ def fuse(
     sharpness: Annotated[float | None, option(FuseOptions, "sharpness")] = None,
     scale: Annotated[float | None, option(FuseOptions, "scale")] = None,
     candidates: Annotated[int | None, option(FuseOptions, "candidates")] = None,
+    max_cosine: Annotated[float | None, option(FuseOptions, "max_cosine")] = None,
     history_items: HistoryItemsOption = None,
     base: BaseOption = None,
     embedder: EmbedderOption = None,
@@ -81,6 +83,7 @@ def fuse(
         sharpness=sharpness,
         scale=scale,
         candidates=candidates,
+        max_cosine=max_cosine,
     )
     prompt = use.settings.build(PromptOptions, history_items=history_items)
     machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
@@ -155,16 +158,27 @@ def export(
         int | None, typer.Option("--rank", min=1, help="Reduce to this rank; else exact, at the sum of all ranks.")
     ] = None,
     base: BaseOption = None,
+    all_data: Annotated[
+        bool,
+        typer.Option("--all-data", help="Everything that is held about the user instead, as readable files for them."),
+    ] = False,
     yes: YesOption = False,
     json: JsonOption = False,
 ) -> None:
     """Write a user's model as one PEFT adapter folder that PEFT and vLLM load as it is."""
+    from mta_cli.pipeline.all_data import export_all_data
     from mta_cli.pipeline.export import export_user
     from mta_cli.pipeline.models import resolve
     from mta_cli.pipeline.personal import users_task
 
     use = session(ctx, json=json)
+    given = {"--task": task, "--rank": rank, "--base": base, "--yes": yes or None}
+    if all_data and (flags := [flag for flag, value in given.items() if value is not None]):
+        raise UsageFault(f"--all-data is everything: {', '.join(flags)} cannot be given with it.")
     with use.registry() as reg:
+        if all_data:
+            use.output.job(export_all_data(reg, user, to))
+            return
         person = reg.users.get(user)
         entry = resolve(base or use.models.base, "base")
         use.output.job(export_user(reg, entry, person, users_task(reg, person, task), to, rank=rank, replace=yes))

@@ -26,6 +26,30 @@ def choose_anchors(
     Ties go to the smaller row. Fewer than `count` come back when profiles coincide. Clusters are numbered in the order
     of their anchors' rows.
     """
+    clusters = _clusters(profiles, count, seed)
+    chosen = sorted((_member(profiles, items, members, pick), len(members)) for members in clusters)
+    return [AnchorChoice(index, cluster, size) for cluster, (index, size) in enumerate(chosen)]
+
+
+def choose_replacements(
+    profiles: "NDArray[np.float32]", items: Sequence[int], count: int, kept: Sequence[int], *, seed: int, pick: str
+) -> list[AnchorChoice]:
+    """One candidate for each cluster of `choose_anchors` in which none of `kept` (rows of anchors that stay) is.
+
+    `count` are all anchors, those that stay and those to be replaced. The largest cluster comes first, and at most
+    `count - len(kept)` of them; fewer where there are not so many.
+    """
+    clusters = _clusters(profiles, min(count, len(profiles)), seed)
+    vacant = [members for members in clusters if not set(kept).intersection(members)]
+    vacant.sort(key=lambda members: (-len(members), members[0]))
+    return [
+        AnchorChoice(_member(profiles, items, members, pick), place, len(members))
+        for place, members in enumerate(vacant[: max(0, count - len(kept))])
+    ]
+
+
+def _clusters(profiles: "NDArray[np.float32]", count: int, seed: int) -> list[list[int]]:
+    """The rows of each K-means cluster; fewer than `count` clusters where profiles coincide."""
     import warnings
 
     import numpy as np
@@ -35,13 +59,13 @@ def choose_anchors(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # coinciding profiles are reported by the shorter answer
         labels = KMeans(n_clusters=count, random_state=seed, n_init=10).fit_predict(profiles)
-    chosen: list[tuple[int, int]] = []
-    for cluster in sorted(set(labels.tolist())):
-        members = np.flatnonzero(labels == cluster)
-        centre = profiles[members].mean(axis=0)
-        centrality = profiles[members] @ centre
-        keys = [
-            items[m] if pick == "longest" else c for m, c in zip(members.tolist(), centrality.tolist(), strict=True)
-        ]
-        chosen.append((int(members[int(np.argmax(keys))]), len(members)))
-    return [AnchorChoice(index, cluster, size) for cluster, (index, size) in enumerate(sorted(chosen))]
+    return [np.flatnonzero(labels == cluster).tolist() for cluster in sorted(set(labels.tolist()))]
+
+
+def _member(profiles: "NDArray[np.float32]", items: Sequence[int], members: list[int], pick: str) -> int:
+    """The row that stands for a cluster."""
+    import numpy as np
+
+    centrality = profiles[members] @ profiles[members].mean(axis=0)
+    keys = [items[m] if pick == "longest" else c for m, c in zip(members, centrality.tolist(), strict=True)]
+    return int(members[int(np.argmax(keys))])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mta_cli.engine.folder import check_folder, fingerprint
+from mta_cli.engine.folder import check_folder, fingerprint, loading, require_room
 from mta_cli.engine.kept import Kept
 from mta_cli.engine.plain import Plain, plain_decoder
 from mta_cli.engine.quiet import quiet_libraries
@@ -47,13 +47,15 @@ class LoadedBase:
 
 def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", dtype: str = "auto") -> LoadedBase:
     """The base in `path`, ready to compute. Raises when the folder is unsafe, damaged or no causal language model."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     quiet_libraries()
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
     check_folder(path)
-    try:
+    with loading(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        require_room(path, config.to_dict())
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -63,17 +65,14 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        raise BadInput(
-            f"{name} cannot be loaded as a causal language model: {_first_line(error)}", hint=f"look into {path}"
-        ) from error
     model, info = loaded
     _require_complete(name, info)
     _require_finite(name, model)
     model = _to_device(model, place).eval().requires_grad_(False)
     base = LoadedBase(model, tokenizer, fingerprint, name, place, number, _end_ids(model, tokenizer))
-    base.plain = plain_decoder(model)
-    base.head_is_exact = base.plain is not None or _head_is_exact(model, place)
+    with loading(f"{name} is of no use as a causal language model", f"look into {path}"):
+        base.plain = plain_decoder(model)
+        base.head_is_exact = base.plain is not None or _head_is_exact(model, place)
     return base
 
 
@@ -270,8 +269,3 @@ def _require_finite(name: str, model: Any) -> None:
             raise IntegrityFault(
                 f"{name}: {key} holds numbers that are not finite", hint="pull or copy the model again"
             )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:300] if text else 'no message'}"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.folder import check_folder
-from mta_cli.errors import BadInput, IntegrityFault
+from mta_cli.engine.folder import check_folder, loading
+from mta_cli.errors import IntegrityFault
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ class Embedder:
 
         quiet_libraries()
         self.device = resolve_device(device)
-        try:
+        with loading(f"{path} cannot be loaded as a sentence embedder"):
             self._model = SentenceTransformer(
                 str(path),
                 device=str(self.device),
@@ -41,9 +41,6 @@ class Embedder:
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True},
             ).eval()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-            line = (str(error).strip().splitlines() or ["no message"])[0][:300]
-            raise BadInput(f"{path} cannot be loaded as a sentence embedder: {type(error).__name__}: {line}") from error
         self._tokenizer: Any = self._model.tokenizer
         self.window = min(self._model.max_seq_length or FALLBACK_WINDOW, 100_000)
 

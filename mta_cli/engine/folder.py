@@ -6,30 +6,45 @@ Reads bytes and JSON only. Knows neither torch nor where folders come from; noth
 import hashlib
 import json
 import math
-import struct
+import pickletools
+import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.engine.header import read_header
+from mta_cli.errors import BadInput, MtaError, NotFound
 
 # What differs between two saves of one and the same model, or only says who wrote the file.
 VOLATILE_KEYS = frozenset(
     {"_name_or_path", "_model_name_or_path", "transformers_version", "_commit_hash", "_attn_implementation"}
 )
+SETTINGS = frozenset(
+    {"config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+     "special_tokens_map.json", "added_tokens.json", "tokenizer_config.json"}
+)  # fmt: skip
+TOKEN_KEYS = frozenset({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"})
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 PICKLE_SUFFIXES = frozenset(
     {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".mar", ".npy", ".npz", ".h5"}
 )
 MAX_JSON = 64 * 2**20
-MAX_HEADER = 64 * 2**20
-MAX_TENSORS = 200_000
+PEEK = 64 * 2**10  # bytes of a file that are looked at to tell whether it is a pickle written as text
+WIDTHS = ("hidden_size", "n_embd", "d_model")
+INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "decoder_ffn_dim", "encoder_ffn_dim")
+VOCABULARY = ("vocab_size",)
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+_COMMANDS = re.compile("[\x07\x08\x1b\x80-\x9f]")
+FEW_LAYERS = 1000  # fewer than this cost nothing to promise, and some models share one layer's weights among many
 
 
 def read_json(path: Path) -> Any:
     """The parsed JSON of a small file inside a model's folder; BadInput in plain words when it cannot be read."""
     try:
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{path} is no plain file")
         if path.stat().st_size > MAX_JSON:
             raise BadInput(f"{path}: {path.stat().st_size:,} bytes of JSON; the most is {MAX_JSON:,}")
         return json.loads(path.read_text(encoding="utf-8"))
@@ -82,22 +97,39 @@ def fingerprint(path: Path, digests: dict[str, str] | None = None) -> str:
     return f"sha256:{whole.hexdigest()}"
 
 
-def check_folder(path: Path) -> None:
-    """Raises unless the folder is a model of safetensors weights without pickles, own code or an adapter on top."""
+def check_folder(path: Path, *, thorough: bool = False) -> None:
+    """Raises unless the folder is a model of safetensors weights without pickles, own code or an adapter on top.
+
+    `thorough` also reads the tokenizer, which takes as long as loading it: once, when a model is first met.
+    """
     if not path.is_dir():
         raise NotFound(f"There is no model folder at {path}", hint="mta model list shows what is here")
-    read_config(path)
     faults = [fault for relative in model_files(path) for fault in _file_faults(path, relative)]
+    if thorough and not faults and (path / "tokenizer.json").exists():
+        faults += _token_faults("tokenizer.json", read_json(path / "tokenizer.json"), "added_tokens")
     if (path / "adapter_config.json").exists():
         faults.append("adapter_config.json: this is an adapter, not a base")
-    if not weight_files(path) and not faults:
-        faults.append("no safetensors weights")
+    if not faults:
+        config = read_config(path)
+        faults += _size_faults(path, config) if weight_files(path) else ["no safetensors weights"]
     if faults:
         raise BadInput(
             f"{path} cannot be used as a model: {faults[0]}",
             hint="mta reads safetensors only and runs no model code; convert the weights, or use a copy without them",
             faults=tuple(faults[:20]),
         )
+
+
+@contextmanager
+def loading(what: str, hint: str | None = None) -> Iterator[None]:
+    """Whatever a library raises inside about the content of a folder is a BadInput that begins with `what`."""
+    try:
+        yield
+    except (MtaError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic inside a library's compiled code is no Exception
+        lines = str(error).strip().splitlines() or ["no message"]
+        raise BadInput(f"{what}: {type(error).__name__}: {lines[0][:300]}", hint=hint) from error
 
 
 def parameter_count(path: Path) -> int:
@@ -112,8 +144,8 @@ def weight_dtypes(path: Path) -> list[str]:
 
 def _tensors(path: Path) -> Iterator[dict[str, Any]]:
     for relative in weight_files(path):
-        for name, entry in _safetensors_header(path / relative).items():
-            if name != "__metadata__" and not entry["dtype"].startswith(("I", "U", "BOOL")):
+        for entry in read_header(path / relative).values():
+            if not entry["dtype"].startswith(("I", "U", "BOOL")):
                 yield entry
 
 
@@ -137,7 +169,7 @@ def _file_faults(path: Path, relative: Path) -> Iterator[str]:
         yield f"{name}: a GGUF file whose digest is not pinned"
     elif relative.suffix == ".safetensors":
         try:
-            _safetensors_header(file)
+            read_header(file)
         except BadInput as error:
             yield f"{name}: {error.message}"
     elif relative.suffix == ".json":
@@ -146,8 +178,11 @@ def _file_faults(path: Path, relative: Path) -> Iterator[str]:
 
 def _json_faults(file: Path, relative: Path) -> Iterator[str]:
     name = relative.as_posix()
-    if relative.name in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
+    if relative.name in SETTINGS:
         content = read_json(file)
+        if (strange := _commanding(content)) is not None:
+            yield f"{name}: {strange[:60]!a} holds what a terminal obeys"
+        yield from _token_faults(name, content, "added_tokens_decoder")
         if isinstance(content, dict):
             yield from (f"{name}: {key} asks to run the model's own code" for key in CODE_KEYS if content.get(key))
     elif name == "modules.json":
@@ -171,42 +206,88 @@ def _json_faults(file: Path, relative: Path) -> Iterator[str]:
         )
 
 
+def _token_faults(name: str, content: Any, key: str) -> Iterator[str]:
+    """Added tokens with keys of their own, which the tokenizers' library prints as they are."""
+    tokens = content.get(key) if isinstance(content, dict) else None
+    entries = tokens.values() if isinstance(tokens, dict) else tokens if isinstance(tokens, list) else ()
+    odd = (inner for entry in entries if isinstance(entry, dict) for inner in entry if inner not in TOKEN_KEYS)
+    yield from (f"{name}: an added token has the unknown key {inner[:60]!a}" for inner in odd)
+
+
+def _commanding(content: Any) -> str | None:
+    """A key that cannot be printed, or a text with a command to a terminal: libraries print both as they are."""
+    waiting = [content]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            for key, inner in one.items():
+                if not key.replace("\n", "").isprintable():
+                    return str(key)
+                waiting.append(inner)
+        elif isinstance(one, list):
+            waiting += one
+        elif isinstance(one, str) and _COMMANDS.search(one):
+            return one
+    return None
+
+
 def _is_own_module(kind: object) -> bool:
     return isinstance(kind, str) and kind.startswith("sentence_transformers.")
 
 
+def require_room(path: Path, config: dict[str, Any]) -> None:
+    """BadInput when a configuration, with a library's own defaults in it, promises more than the weights can hold."""
+    if (fault := next(_size_faults(path, config), None)) is not None:
+        raise BadInput(f"{path} cannot be used as a model: {fault}")
+
+
+def _size_faults(path: Path, config: dict[str, Any]) -> Iterator[str]:
+    """What the configuration promises and the weights cannot hold; a library would make it all before it looked."""
+    files = [path / relative for relative in weight_files(path)]
+    bits = 8 * sum(file.stat().st_size for file in files)  # no format has less than a bit for each number
+    tensors = sum(len(read_header(file)) for file in files)
+    for part in (config, *(inner for key, inner in config.items() if key.endswith("config"))):
+        if not isinstance(part, dict):
+            continue
+        layers, width = _largest(part, LAYERS), _largest(part, WIDTHS)
+        if layers > max(FEW_LAYERS, tensors):
+            yield f"config.json: {_number(layers)} layers, and the weights are {tensors:,} tensors"
+        if width * max(_largest(part, VOCABULARY), layers * _largest(part, INNER)) > bits:
+            yield (
+                f"config.json: {_number(layers)} layers of {_number(width)} × {_number(_largest(part, INNER))} and a "
+                f"vocabulary of {_number(_largest(part, VOCABULARY))} are more than the weights hold"
+            )
+
+
+def _largest(part: dict[str, Any], names: tuple[str, ...]) -> int:
+    """The largest whole number under one of these keys; 1 where there is none."""
+    return max((part[name] for name in names if type(part.get(name)) is int), default=1)
+
+
+def _number(value: int) -> str:
+    return f"{value:,}" if value.bit_length() < 64 else "more than 2^63"
+
+
 def _is_pickle(file: Path) -> bool:
     with file.open("rb") as opened:
-        start = opened.read(8)
+        start = opened.read(PEEK)
     if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:
         return True
     if not start.startswith(b"PK\x03\x04"):
-        return False
+        return _is_text_pickle(start, whole=len(start) < PEEK)
     try:
         with zipfile.ZipFile(file) as archive:
-            return any(member.endswith((".pkl", ".pickle")) for member in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
+            return any(member.lower().endswith((".pkl", ".pickle")) for member in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return True
 
 
-def _safetensors_header(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        prefix = opened.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER, file.stat().st_size - 8):
-            raise BadInput("not a safetensors file, or a truncated one")
-        raw = opened.read(length)
+def _is_text_pickle(start: bytes, *, whole: bool) -> bool:
+    """Whether a file begins as pickles of protocol 0 and 1 do, which have no mark of their own."""
+    made, stop = 0, False
     try:
-        header = json.loads(raw)
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        end = max((int(entry["data_offsets"][1]) for entry in tensors), default=0)
-        readable = all(isinstance(entry["dtype"], str) and math.prod(entry["shape"]) >= 0 for entry in tensors)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        readable = False
-    if not readable:
-        raise BadInput("not a safetensors file: its header is not readable")
-    if len(header) > MAX_TENSORS:
-        raise BadInput(f"{len(header):,} tensors; the most is {MAX_TENSORS:,}")
-    if length + 8 + end != file.stat().st_size:
-        raise BadInput(f"truncated: {file.stat().st_size:,} bytes where the header promises {length + 8 + end:,}")
-    return header  # type: ignore[no-any-return]
+        for opcode, _, _ in pickletools.genops(start):
+            made, stop = made + 1, opcode.name == "STOP"
+    except Exception:  # what is no pickle fails in as many ways as there are opcodes
+        stop = not whole and made > 100
+    return stop and made > 1

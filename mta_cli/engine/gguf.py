@@ -8,10 +8,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.engine.folder import loading
+from mta_cli.engine.gguf_header import check_gguf
 from mta_cli.errors import BadInput
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
+    from tokenizers import Tokenizer
     from torch import Tensor
 
 OUTER = {
@@ -36,21 +39,30 @@ CONTROL_TOKEN = 3  # llama.cpp's token type of tokens that no text can spell
 def convert_gguf(source: Path, folder: Path) -> None:
     """Writes configuration, tokenizer and weights of the GGUF file `source` into `folder`; BadInput for others."""
     from gguf import GGUFReader
+    from safetensors.torch import save_file
 
-    try:
+    check_gguf(source)
+    with loading(f"{source.name} cannot be read as GGUF"):
         reader = GGUFReader(source)
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise BadInput(f"{source.name} cannot be read as GGUF ({type(error).__name__}: {error})") from error
-    facts = {name: entry.contents() for name, entry in reader.fields.items()}
-    if facts.get("general.architecture") != "llama" or facts.get("tokenizer.ggml.model") != "gpt2":
-        raise BadInput(f"{source.name}: only a Llama with a byte-level tokenizer can be converted")
+        facts = {name: entry.contents() for name, entry in reader.fields.items()}
+        if facts.get("general.architecture") != "llama" or facts.get("tokenizer.ggml.model") != "gpt2":
+            raise BadInput(f"{source.name}: only a Llama with a byte-level tokenizer can be converted")
+        config = _config(facts, tied=all(tensor.name != "output.weight" for tensor in reader.tensors))
+        tokenizer, about = _tokenizer(facts)
+        template = facts["tokenizer.chat_template"].encode()
+        weights = _weights(reader, config)
+    _save(folder, config, about, template)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+def _save(folder: Path, config: dict[str, Any], about: dict[str, Any], template: bytes) -> None:
+    """The small files: configuration, what generation and the tokenizer need, the chat template."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = _config(facts, tied=all(tensor.name != "output.weight" for tensor in reader.tensors))
-    _write(folder / "config.json", config)
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    _write(folder / "generation_config.json", ends)
-    _write_tokenizer(folder, facts)
-    _write_weights(folder, reader, config)
+    for name, value in (("config", config), ("generation_config", ends), ("tokenizer_config", about)):
+        _write(folder / f"{name}.json", value)
+    (folder / "chat_template.jinja").write_bytes(template)
 
 
 def _config(facts: dict[str, Any], *, tied: bool) -> dict[str, Any]:
@@ -79,7 +91,8 @@ def _config(facts: dict[str, Any], *, tied: bool) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(folder: Path, facts: dict[str, Any]) -> None:
+def _tokenizer(facts: dict[str, Any]) -> "tuple[Tokenizer, dict[str, Any]]":
+    """The tokenizer, and what stands in its configuration."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokens = facts["tokenizer.ggml.tokens"]
@@ -97,18 +110,16 @@ def _write_tokenizer(folder: Path, facts: dict[str, Any]) -> None:
             if kind == CONTROL_TOKEN
         ]
     )
-    raw.save(str(folder / "tokenizer.json"))
     numbers = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
     names = {name: tokens[facts[f"tokenizer.ggml.{key}_token_id"]] for name, key in numbers.items()}
     extra = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": facts["llama.context_length"]}
-    _write(folder / "tokenizer_config.json", {**names, **extra})
-    (folder / "chat_template.jinja").write_text(facts["tokenizer.chat_template"], encoding="utf-8")
+    return raw, {**names, **extra}
 
 
-def _write_weights(folder: Path, reader: "GGUFReader", config: dict[str, Any]) -> None:
+def _weights(reader: "GGUFReader", config: dict[str, Any]) -> "dict[str, Tensor]":
+    """The weights in bfloat16, under transformers' names."""
     import torch
     from gguf.quants import dequantize
-    from safetensors.torch import save_file
 
     weights: dict[str, Tensor] = {}
     for tensor in reader.tensors:
@@ -116,7 +127,7 @@ def _write_weights(folder: Path, reader: "GGUFReader", config: dict[str, Any]) -
         unpacked = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).to(torch.bfloat16)
         heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(tensor.name.split(".")[-2])
         weights[name] = _unturned(unpacked, config[heads]) if heads else unpacked.contiguous()
-    save_file(dict(sorted(weights.items())), str(folder / "model.safetensors"), metadata={"format": "pt"})
+    return dict(sorted(weights.items()))
 
 
 def _unturned(weight: "Tensor", heads: int) -> "Tensor":

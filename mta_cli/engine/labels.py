@@ -6,10 +6,31 @@ Scores are log-likelihoods of labels, in nats, that need not sum to one.
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
 RAREST = 1e-4  # a label that nobody gives counts as this frequent
 HALF = 0.5 - 1e-9  # of a probability that was summed in floating point
+
+
+class Prior(Protocol):
+    """What is known of somebody's answer to a question before a model has read it."""
+
+    def __call__(self, text: str) -> Sequence[float]:
+        """What is added to the log-likelihood of each label, nats."""
+        ...
+
+
+@dataclass(frozen=True)
+class Habit:
+    """The same prior whatever is asked: what somebody's own answers say."""
+
+    values: tuple[float, ...]
+
+    def __call__(self, text: str) -> tuple[float, ...]:
+        """See `Prior`."""
+        return self.values
 
 
 def decide(scores: Sequence[float], labels: Sequence[str], metric: str) -> int:

@@ -1,7 +1,7 @@
 """Task files: a task as TOML, read with every fault at once, and written. Knows no paths and no built-in tasks."""
 
+import math
 import re
-import tomllib
 from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
@@ -9,10 +9,13 @@ from typing import Any
 
 from mta_cli.engine.tasks import INPUT, METRIC_OF, OUTPUT, SCORES, Task
 from mta_cli.errors import BadInput
+from mta_cli.tomls import read_toml
 
 TEXT_LIMIT = 10_000  # characters in any one text of a task
 LABEL_LIMIT = 1_000
 TOKEN_LIMIT = 100_000
+PATTERN_LIMIT = 1_000  # characters of a regular expression
+REPEAT_LIMIT = 1_000  # product of its counted repetitions, which are written out when it is compiled
 FILE_LIMIT = 1_000_000  # characters
 
 KEYS = tuple(spec.name for spec in fields(Task))
@@ -27,8 +30,8 @@ def parse_task(text: str, origin: str) -> Task:
     if len(text) > FILE_LIMIT:
         raise BadInput(f"{origin} has {len(text):,} characters; a task file has at most {FILE_LIMIT:,}")
     try:
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        table = read_toml(text)
+    except ValueError as error:
         raise BadInput(f"{origin} is not TOML: {error}", hint="docs/tasks.md shows a task file") from error
     faults = [*_unknown(table), *_wrong(table)]
     if not faults:
@@ -126,20 +129,20 @@ def _text(*needed: str, empty: bool = False, one_line: bool = False) -> Check:
 
 
 def _choice(*choices: str) -> Check:
-    return lambda value: None if value in choices else f"is {str(value)[:60]!r}; choose one of {', '.join(choices)}"
+    return lambda value: None if value in choices else f"is {_shown(value)}; choose one of {', '.join(choices)}"
 
 
 def _budget(value: Any) -> str | None:
     if not isinstance(value, int) or isinstance(value, bool):
         return f"is {_kind(value)}, not a whole number"
-    return None if 1 <= value <= TOKEN_LIMIT else f"is {value}; it goes from 1 to {TOKEN_LIMIT:,}"
+    return None if 1 <= value <= TOKEN_LIMIT else f"is {_shown(value)}; it goes from 1 to {TOKEN_LIMIT:,}"
 
 
 def _name(value: Any) -> str | None:
     if isinstance(value, str) and _NAME.fullmatch(value):
         return None
     letters = "a to z, 0 to 9, '.', '_' and '-'"
-    return f"is {str(value)[:60]!r}; it has at most 64 of {letters}, and begins with a letter or digit"
+    return f"is {_shown(value)}; it has at most 64 of {letters}, and begins with a letter or digit"
 
 
 def _labels(value: Any) -> str | None:
@@ -147,7 +150,7 @@ def _labels(value: Any) -> str | None:
         return f"is not a list of at most {LABEL_LIMIT:,} texts"
     for place, label in enumerate(value, 1):
         if not isinstance(label, str) or not label.strip() or label != label.strip() or len(label) > TEXT_LIMIT:
-            return f"number {place} is {str(label)[:60]!r}; a label is a text without spaces around it"
+            return f"number {place} is {_shown(label)}; a label is a text without spaces around it"
     twice = next((label for label in value if value.count(label) > 1), None)
     return f"has {twice!r} twice" if twice is not None else None
 
@@ -161,11 +164,25 @@ def _fields(value: Any) -> str | None:
 def _pattern(value: Any) -> str | None:
     if (fault := _text()(value)) is not None:
         return fault
+    if len(value) > PATTERN_LIMIT:
+        return f"has {len(value):,} characters; the most is {PATTERN_LIMIT:,}"
+    counts = [min(int(count), 10**6) for count in re.findall(r"(?<=[{,])[0-9]{1,9}(?=[,}])", value)]
+    if re.search(r"[0-9]{10}", value) or math.prod(max(1, count) for count in counts) > REPEAT_LIMIT:
+        return f"repeats something too often; all counts together may come to {REPEAT_LIMIT:,}"
+    import regex  # the engine that will match it
+
     try:
         groups = re.compile(value).groupindex
-    except (re.error, RecursionError, OverflowError) as error:
+        regex.compile(value)
+    except (re.error, regex.error, RecursionError, OverflowError, MemoryError) as error:
         return f"is no regular expression: {error}"
     return None if any(name.startswith("input") for name in groups) else "has no group named input: (?P<input>…)"
+
+
+def _shown(value: Any) -> str:
+    """A value in few words; never what is inside a table or a list, which may be nested without end."""
+    small = isinstance(value, int) and value.bit_length() < 128
+    return repr(str(value)[:60]) if small or isinstance(value, str | float) else _kind(value)
 
 
 def _kind(value: Any) -> str:

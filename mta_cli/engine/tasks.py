@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from mta_cli.errors import BadInput
+
 Kind = Literal["label", "score", "text"]
 Metric = Literal["accuracy", "mae", "rouge"]
 
@@ -16,6 +18,7 @@ METRIC_OF: dict[Kind, Metric] = {"label": "accuracy", "score": "mae", "text": "r
 INPUT, OUTPUT = "{input}", "{output}"
 DEFAULT_HEADER = "Earlier:"
 DEFAULT_SYSTEM = "{default}"
+STRIP_SECONDS = 1.0  # of computing; a sound pattern takes microseconds
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,21 @@ class Task:
     answer_tokens: int = 64
 
     def strip(self, raw: str) -> str:
-        """A raw question without its instruction; `raw` itself where the pattern does not match."""
+        """A raw question without its instruction; `raw` itself where the pattern does not match.
+
+        Raises BadInput where the pattern does not come to an end on it.
+        """
         if self.question_pattern is None:
             return raw
-        match = re.match(self.question_pattern, raw)
+        import regex  # `re` cannot be stopped, and most patterns, these here too, have a text on which they take hours
+
+        try:
+            match = regex.match(self.question_pattern, raw, timeout=STRIP_SECONDS)
+        except (TimeoutError, MemoryError) as error:
+            raise BadInput(
+                f"question_pattern of task {self.name} does not come to an end on the question {raw[:60]!r}…",
+                hint="simplify the pattern, or take the question out",
+            ) from error
         if match is None:
             return raw
         kept = [text for name, text in match.groupdict().items() if name.startswith("input") and text is not None]

@@ -12,11 +12,9 @@ from typing import Any
 from mta_cli.errors import BadInput
 
 RENDER_LIMIT = 1_000_000  # characters; a template that says more is broken or hostile
-GROWTH_LIMIT = 100_000  # largest operand of `*` in a template, as a number or a length
-EXPONENT_LIMIT = 64  # the same for `**`
 _SLOT = re.compile(r"mtaSlot(\d+)mta")
-_MISHAPS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
-_DAY = "2024-07-26"  # templates that print today's date would make a trained adapter's prompts change every day
+_MISHAPS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError,
+            SyntaxError)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,18 @@ class ChatTemplate:
     """One Jinja chat template, with the variables that templates expect."""
 
     def __init__(self, source: str, variables: dict[str, Any]) -> None:
+        """Raises BadInput for what is no template, or a longer one than any base has."""
         from jinja2 import TemplateError
 
-        self._variables = variables
+        from mta_cli.engine.sandbox import SOURCE_LIMIT, Sandbox
+
+        self._variables, self._size = variables, len(source)
+        if self._size > SOURCE_LIMIT:
+            raise _refused(ValueError(f"{self._size:,} characters; the most is {SOURCE_LIMIT:,}"))
+        self._sandbox = Sandbox()
         try:
-            self._template = _environment().from_string(source)
-        except (TemplateError, RecursionError) as error:
+            self._template = self._sandbox.from_string(source)
+        except (TemplateError, *_MISHAPS) as error:
             raise _refused(error) from error
 
     def layout(self, roles: Sequence[str], *, generation: bool, system: str | None = None) -> Layout:
@@ -66,22 +70,28 @@ class ChatTemplate:
     def _render(self, messages: list[dict[str, Any]], generation: bool) -> str:
         from jinja2 import TemplateError
 
+        from mta_cli.engine.sandbox import Meter
+
         pieces: list[str] = []
         size = 0
+        self._sandbox.meter = meter = Meter(self._size, len(messages))
         try:
-            for piece in self._template.generate(
-                messages=messages, add_generation_prompt=generation, enable_thinking=False, **self._variables
-            ):
-                size += len(piece)
-                if size > RENDER_LIMIT:
-                    raise BadInput(
-                        f"The chat template of this base renders more than {RENDER_LIMIT:,} characters.",
-                        hint="Use a base with a sound chat template.",
-                    )
-                pieces.append(piece)
+            with meter.running():
+                for piece in self._template.generate(
+                    messages=messages, add_generation_prompt=generation, enable_thinking=False, **self._variables
+                ):
+                    size += len(piece)
+                    if size > RENDER_LIMIT:
+                        raise BadInput(
+                            f"The chat template of this base renders more than {RENDER_LIMIT:,} characters.",
+                            hint="Use a base with a sound chat template.",
+                        )
+                    pieces.append(piece)
+            rendered = "".join(pieces)
+            rendered.encode()  # no half of a surrogate pair reaches a tokenizer
         except (TemplateError, *_MISHAPS) as error:
             raise _refused(error) from error
-        return "".join(pieces)
+        return rendered
 
 
 def chat_template(tokenizer: Any) -> ChatTemplate | None:
@@ -90,8 +100,10 @@ def chat_template(tokenizer: Any) -> ChatTemplate | None:
         return None
     try:
         source = tokenizer.get_chat_template()
-    except ValueError as error:
+    except _MISHAPS as error:
         raise _refused(error) from error
+    if not isinstance(source, str):
+        raise _refused(TypeError("it is no text"))
     names = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return ChatTemplate(source, names)
 
@@ -117,50 +129,3 @@ def _refused(error: Exception) -> BadInput:
         f"The chat template of this base cannot be used: {type(error).__name__}: {lines[0][:200] if lines else ''}",
         hint="Use a base with a sound chat template.",
     )
-
-
-def _magnitude(operand: Any) -> float:
-    return abs(operand) if isinstance(operand, int | float) else len(operand) if hasattr(operand, "__len__") else 0
-
-
-def _environment() -> Any:
-    """Jinja as chat templates expect it: immutable sandbox, trimmed blocks, loop controls, a few helpers."""
-    import json
-    from datetime import datetime
-
-    from jinja2 import TemplateError, nodes
-    from jinja2.exceptions import SecurityError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}`: marks the assistant's words for training frameworks; here its body is just shown."""
-
-        tags = {"generation"}  # noqa: RUF012 - the class attribute is Jinja's interface
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    class Sandbox(ImmutableSandboxedEnvironment):
-        """Also refuses operators that turn a short template into gigabytes."""
-
-        intercepted_binops = frozenset(("*", "**"))
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if max(_magnitude(left), _magnitude(right)) > (GROWTH_LIMIT if operator == "*" else EXPONENT_LIMIT):
-                raise SecurityError(f"the operator {operator} with operands this large")
-            return super().call_binop(context, operator, left, right)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    day = datetime.fromisoformat(_DAY)
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    environment.filters["tojson"] = tojson
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": day.strftime}
-    return environment

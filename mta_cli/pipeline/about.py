@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.pipeline.origins import given_by, rests_on
+
 if TYPE_CHECKING:
     from store.models import Bank, Item, Query, Recipe, Run, Stack, User
     from store.registry import Registry
@@ -11,7 +13,8 @@ Entry = dict[str, Any]
 
 
 def describe_user(reg: "Registry", name: str) -> Entry:
-    """All of it: consent, items, queries, profiles, recipes, stacks, anchors, chats, runs. Raises `NotFound`."""
+    """All of it: consent, items, queries, profiles, recipes, stacks, anchors, chats, runs; what of others their models
+    rest on and what banks hold of them. Raises `NotFound`."""
     user = reg.users.get(name)
     held = reg.users.tasks_of(user.id)
     tasks = [task for task, _, _ in held]
@@ -24,6 +27,8 @@ def describe_user(reg: "Registry", name: str) -> Entry:
         "recipes": [_recipe(reg, recipe) for recipe in reg.recipes.of_user(user.id)],
         "stacks": [_stack(reg, stack) for stack in reg.stacks.of_user(user.id)],
         "anchors": _anchors(reg, user),
+        "rests_on": rests_on(reg, user),
+        "given_to": given_by(reg, user),
         "chats": [_chat(reg, chat) for chat in reg.chats.of_user(user.id)],
         "runs": user_runs(reg, name),
         "items": [item_entry(item) for task in tasks for item in reg.items.recent(user.id, task, None)],
@@ -97,5 +102,6 @@ def _anchors(reg: "Registry", user: "User") -> list[Entry]:
 
 def _chat(reg: "Registry", chat: Any) -> Entry:
     messages = reg.chats.messages(chat.id)
-    said = [{"role": each.role, "content": each.content, "created": each.created} for each in messages]
+    names = ("role", "content", "source", "created")
+    said = [{name: getattr(each, name) for name in names} for each in messages]
     return {"id": chat.id, "title": chat.title, "created": chat.created, "messages": said}

@@ -286,7 +286,7 @@ def _settle(
     reg, made = workshop.reg, list[Stack | None]()
     for i, (pupil, adapter) in enumerate(zip(pupils, adapters, strict=True)):
         before, after = trained.before[i], trained.after[i]
-        run = runs.pop(pupil.user.id)
+        run = runs[pupil.user.id]
         if isinstance(adapter, str):
             reg.runs.fail(run.id, adapter)
             made.append(None)
@@ -297,6 +297,8 @@ def _settle(
         seconds = sum(step.seconds for step in trained.taken[i])
         results[pupil.user.id] = _entry(pupil.user, pupil.recipe, stack, before, after, len(pupil.heldout), seconds)
         reg.runs.finish(run.id, results[pupil.user.id])
+    for pupil in pupils:
+        del runs[pupil.user.id]
     for i, (pupil, kept) in enumerate(zip(pupils, made, strict=True)):
         if kept is None:
             yield Failed(pupil.user.name, str(adapters[i]))

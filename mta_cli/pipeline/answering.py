@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.labels import Prior
     from mta_cli.engine.lora import LoraWeights
     from mta_cli.pipeline.examples import Examples
     from store.models import Query
@@ -39,12 +40,12 @@ class Given:
 
 def answer(
     base: "LoadedBase", examples: "Examples", asked: Sequence[Asked], people: "Sequence[tuple[LoraWeights, ...]]",
-    priors: Sequence[Sequence[float]] = (),
+    priors: "Sequence[Prior | None]" = (),
 ) -> list[Given]:  # fmt: skip
     """An answer to each of `asked`: a label (see `labels.decide`), or the model's own words where the task has none.
 
-    `people` are the parts that stand above what the base holds now, `priors` what is added to the labels' scores for
-    each of them, if anything. Each query stands in one prompt, whoever answers.
+    `people` are the parts that stand above what the base holds now, `priors` the label prior of each of them,
+    if any. Each query stands in one prompt, whoever answers.
     """
     from mta_cli.engine.labels import decide
 
@@ -54,7 +55,8 @@ def answer(
     options = {one.query.id: (*labels, one.query.gold) if one.query.gold not in labels else labels for one in asked}
     weighed = _weigh(base, examples, asked, people, prompts, options)
     scores = [
-        _scores(labels, values, priors[one.owner] if priors else ()) for one, values in zip(asked, weighed, strict=True)
+        _scores(labels, values, one.query.input, priors[one.owner] if priors else None)
+        for one, values in zip(asked, weighed, strict=True)
     ]
     if labels:
         texts = [labels[decide(own, labels, examples.task.metric)] for own in scores]
@@ -70,9 +72,9 @@ def answer(
     return found
 
 
-def _scores(labels: Sequence[str], values: Sequence[float], prior: Sequence[float]) -> tuple[float, ...]:
+def _scores(labels: Sequence[str], values: Sequence[float], question: str, prior: "Prior | None") -> tuple[float, ...]:
     own = values[: len(labels)]
-    return tuple(value + extra for value, extra in zip(own, prior, strict=True)) if prior else tuple(own)
+    return tuple(own) if prior is None else tuple(map(sum, zip(own, prior(question), strict=True)))
 
 
 def _words(

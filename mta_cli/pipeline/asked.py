@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.errors import IntegrityFault
-from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, Machine, PromptOptions
+from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, GateOptions, Machine, PromptOptions
 from store.evaluations import Evaluation
 from store.models import Bank, Run, User
 
@@ -111,12 +111,14 @@ def asked_evaluation(reg: "Registry", one: Evaluation, document: Mapping[str, An
 def asked_bank(reg: "Registry", bank: Bank, machine: Machine) -> "BankRequest":
     """The request that began a bank, on the devices of `machine`."""
     from mta_cli.pipeline.build_bank import BankRequest
+    from mta_cli.pipeline.gating import ASKED_GATES
     from mta_cli.pipeline.tasks import find_task
 
     return BankRequest(
         find_task(reg, bank.task), model(reg, bank.base, "base"), model(reg, bank.embedder, "embedder"),
         known(BankOptions, bank.config), PromptOptions(bank.config["history_items"]),
         replace(_machine(machine, bank.config), seed=bank.seed), bank.name,
+        gates=known(GateOptions, bank.config.get(ASKED_GATES, {})),
     )  # fmt: skip
 
 

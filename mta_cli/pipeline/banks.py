@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import IntegrityFault
+from mta_cli.pipeline.gating import findings_json
 from mta_cli.pipeline.personal import load_weights
 from store.models import Bank
 
@@ -27,7 +28,10 @@ def verify_bank(reg: "Registry", name: str, version: int | None = None) -> dict[
             hint=f"mta bank rm {bank.name} --bank-version {bank.version}, then mta bank build --task {bank.task}",
         )
     stale = [a.id for a in anchors if a.stale]
-    return {"bank": bank.name, "version": bank.version, "ok": True, "adapters": len(digests), "stale_anchors": stale}
+    return {
+        "bank": bank.name, "version": bank.version, "ok": True, "adapters": len(digests), "stale_anchors": stale,
+        "gates": findings_json(reg, bank),
+    }  # fmt: skip
 
 
 def remove_bank(reg: "Registry", bank: Bank) -> dict[str, Any]:

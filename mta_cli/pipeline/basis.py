@@ -34,10 +34,13 @@ def basis_of(reg: "Registry", bank: Bank) -> Basis:
 
 def _make(reg: "Registry", bank: Bank) -> str:
     from mta_cli.engine.cores import bank_basis
+    from mta_cli.pipeline.gating import refused_of
     from mta_cli.pipeline.personal import load_weights
     from mta_cli.pipeline.training import library_versions
 
-    digests = [anchor.digest for anchor in reg.banks.anchors(bank.id) if anchor.digest is not None]
+    refused = refused_of(reg.banks.by_id(bank.id))
+    anchors = [anchor for anchor in reg.banks.anchors(bank.id) if anchor.id not in refused]
+    digests = [anchor.digest for anchor in anchors if anchor.digest is not None]
     found = bank_basis([load_weights(reg, digest, bank.base) for digest in digests], MAX_STACK_RANK)
     if found is None:
         raise BadInput(
@@ -47,7 +50,7 @@ def _make(reg: "Registry", bank: Bank) -> str:
     weights, data = found.stored(), hashlib.sha256("\n".join(digests).encode()).hexdigest()
     header = {"kind": "basis", "base": bank.base, "task_adapter": bank.task_adapter, "rank": weights.rank,
               "alpha": weights.scale * weights.rank, "seed": bank.seed, "data_hash": data}  # fmt: skip
-    digest, size = reg.files.write(weights.to_bytes(header))
+    digest, size = reg.adapters.write(weights.to_bytes(header))
     adapter = Adapter(
         digest=digest, kind="basis", base=bank.base, task_adapter=bank.task_adapter, rank=weights.rank,
         alpha=weights.scale * weights.rank, targets="", placement=str(weights.placement), dtype="float16",

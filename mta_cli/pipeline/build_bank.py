@@ -7,18 +7,21 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
-from mta_cli.options import BankOptions, Machine, PromptOptions
+from mta_cli.options import BankOptions, GateOptions, Machine, PromptOptions
 from mta_cli.pipeline.asked import failures_of
 from mta_cli.pipeline.examples import Examples, history_mix
+from mta_cli.pipeline.gating import findings_json, gate_anchors, gate_config
 from mta_cli.pipeline.habits import RATES
 from mta_cli.pipeline.lesson import Trained
 from mta_cli.pipeline.loading import load, load_others
+from mta_cli.pipeline.neighbours import keep_neighbours
+from mta_cli.pipeline.origins import PEOPLE, bank_people
 from mta_cli.pipeline.training import AdapterJob, Group, Training, group_key, group_size, train_groups
 from store.models import Adapter, Anchor, Bank, Item, Run, User
 
@@ -46,6 +49,7 @@ class BankRequest:
     name: str | None = None
     people: frozenset[int] | None = None
     purpose: str = ""
+    gates: GateOptions = field(default_factory=GateOptions)
     begun: Callable[[int], None] = lambda number: None
 
 
@@ -91,6 +95,8 @@ def bank_key(reg: "Registry", request: BankRequest, pool: Sequence[Candidate]) -
         "options": asdict(request.options), "history_items": request.prompt.history_items, "seed": request.machine.seed,
         "dtype": request.machine.dtype, "data": [[c.user.name, reg.items.data_hash_of(c.items)] for c in pool],
     }  # fmt: skip
+    if request.gates != GateOptions():
+        identity["gates"] = asdict(request.gates)
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -149,13 +155,16 @@ def _build(reg: "Registry", request: BankRequest, name: str, pool: Sequence[Cand
     key = bank_key(reg, request, pool)
     config = {
         **asdict(request.options), "history_items": request.prompt.history_items, "dtype": request.machine.dtype,
-        **_rates(request.task, pool),
+        **rates_kept(request.task, pool), **gate_config(request.gates),
     }  # fmt: skip
     bank = reg.banks.begin(
         name=name, key=key, task=request.task.name, base=request.base.fingerprint,
         embedder=request.embedder.fingerprint, seed=request.machine.seed, config=config, purpose=request.purpose,
     )  # fmt: skip
     request.begun(bank.id)
+    items = [item for candidate in pool for item in candidate.items]
+    yield from keep_neighbours(reg, bank, request.task, items, request.embedder, request.machine.device)
+    bank = reg.banks.by_id(bank.id)
     if bank.status == "ready":
         yield Note(f"Bank {bank.name} v{bank.version} was built from the same data and settings; nothing to do.")
         yield Done(bank_json(reg, bank))
@@ -171,7 +180,7 @@ def _build(reg: "Registry", request: BankRequest, name: str, pool: Sequence[Cand
     yield Done(result)
 
 
-def _rates(task: "Task", pool: Sequence[Candidate]) -> dict[str, list[float]]:
+def rates_kept(task: "Task", pool: Sequence[Candidate]) -> dict[str, list[float]]:
     """How often the people whom the bank is made of give each label, kept with it for label priors."""
     from mta_cli.engine.labels import label_rates
 
@@ -215,16 +224,16 @@ def _train(
     from mta_cli.engine.lora import find_targets, folded
     from mta_cli.pipeline.personal import load_weights
 
-    options, base = request.options, load(request.base, request.machine)
+    options, base = request.options, load(request.base, request.machine, reg=reg)
     require_everywhere(base, [find_targets(base.model, options.targets, options.placement)[1]])
     examples = Examples(reg, base, request.task, request.prompt.history_items)
     items = {candidate.user.id: candidate.items for candidate in pool}
     pooled = _task_part(reg, request, examples, pool, run) if options.task_adapter and not bank.task_adapter else None
     parts = {
-        anchor.id: _anchor_part(reg, request, examples, anchor, f"{i}/{len(anchors)}", items, run)
+        anchor.id: anchor_part(reg, request, examples, anchor, f"{i}/{len(anchors)}", items, run)
         for i, anchor in enumerate(anchors, start=1)
     }
-    parts = {anchor_id: _on(part, bank.task_adapter) for anchor_id, part in parts.items()}
+    parts = {anchor_id: standing_on(part, bank.task_adapter) for anchor_id, part in parts.items()}
     groups = _groups(reg, request, base, anchors, parts)
     trainings = [*([pooled] if pooled else []), *(parts[anchor.id] for group in groups for anchor in group)]
     yield Started("bank build", total=sum(t.job.schedule.steps for t in trainings))
@@ -240,12 +249,14 @@ def _train(
             stack.enter_context(folded(each, below))
         ready = [
             Group(
-                [_on(parts[anchor.id], task_adapter) for anchor in group],
+                [standing_on(parts[anchor.id], task_adapter) for anchor in group],
                 partial(_settle_anchors, reg, group, [parts[anchor.id] for anchor in group]),
             )
             for group in groups
         ]
         yield from train_groups(reg, bases, ready, done)
+        chosen = [each.user.id for each in candidates(pool, request.task.name, options)]
+        yield from gate_anchors(reg, bank, base, examples, chosen, request.gates)
     adapters = _adapters(reg, bank, task_adapter)
     reg.banks.finish(bank.id, sum(a.tokens for a in adapters), sum(a.seconds for a in adapters))
 
@@ -253,9 +264,9 @@ def _train(
 def _settle_task(
     reg: "Registry", bank: Bank, pooled: Training, results: Sequence[Adapter | str], trained: Trained
 ) -> Iterator[Event]:
-    (adapter,) = _made([pooled], results)
+    (adapter,) = all_made([pooled], results)
     reg.banks.set_task_adapter(bank.id, adapter.digest)
-    yield Saved("task adapter", bank.task, f"loss {_arrow(adapter)}, {adapter.bytes:,} bytes")
+    yield Saved("task adapter", bank.task, f"loss {losses_of(adapter)}, {adapter.bytes:,} bytes")
 
 
 def _settle_anchors(
@@ -265,11 +276,11 @@ def _settle_anchors(
     results: Sequence[Adapter | str],
     trained: Trained,
 ) -> Iterator[Event]:
-    made = _made(parts, results)
+    made = all_made(parts, results)
     for anchor, adapter in zip(anchors, made, strict=True):
         reg.banks.finish_anchor(anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
     for anchor, adapter in zip(anchors, made, strict=True):
-        yield Saved("anchor", str(anchor.user), f"loss {_arrow(adapter)}, {adapter.bytes:,} bytes")
+        yield Saved("anchor", str(anchor.user), f"loss {losses_of(adapter)}, {adapter.bytes:,} bytes")
 
 
 def _groups(
@@ -295,7 +306,7 @@ def _groups(
     return groups
 
 
-def _made(trainings: Sequence[Training], results: Sequence[Adapter | str]) -> list[Adapter]:
+def all_made(trainings: Sequence[Training], results: Sequence[Adapter | str]) -> list[Adapter]:
     """The adapters, all of them. Raises BadInput when one failed."""
     for training, result in zip(trainings, results, strict=True):
         if isinstance(result, str):
@@ -319,12 +330,13 @@ def _task_part(
     schedule = Schedule.epochs(len(rows), options.task_epochs, options.batch_size, options.task_learning_rate)
     job = AdapterJob(
         "task", "task adapter", None, options.task_rank, 2.0 * options.task_rank, options.targets,
-        options.task_placement, seed, reg.items.data_hash_of(items), schedule, _config(request),
+        options.task_placement, seed, reg.items.data_hash_of(items), schedule,
+        {**_config(request), PEOPLE: len(pool)},
     )  # fmt: skip
     return Training(job, rows, run=run)
 
 
-def _anchor_part(
+def anchor_part(
     reg: "Registry",
     request: BankRequest,
     examples: Examples,
@@ -333,6 +345,7 @@ def _anchor_part(
     items: dict[int, tuple[Item, ...]],
     run: Run,
 ) -> Training:
+    """The meta-LoRA of an anchor with its user's `items`; `place` says which of how many it is."""
     from mta_cli.engine.train import Schedule
 
     options, seed = request.options, request.machine.seed
@@ -350,11 +363,13 @@ def _config(request: BankRequest) -> dict[str, Any]:
     return {"history_items": request.prompt.history_items, "task": request.task.name}
 
 
-def _on(training: Training, task_adapter: str | None) -> Training:
+def standing_on(training: Training, task_adapter: str | None) -> Training:
+    """The same training on a task adapter."""
     return replace(training, job=replace(training.job, task_adapter=task_adapter))
 
 
-def _arrow(adapter: Adapter) -> str:
+def losses_of(adapter: Adapter) -> str:
+    """The loss before and after its training."""
     return f"{adapter.loss_first:.3f} → {adapter.loss_last:.3f}" if adapter.loss_first is not None else "unknown"
 
 
@@ -369,6 +384,8 @@ def bank_json(reg: "Registry", bank: Bank) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "bank": bank.name, "version": bank.version, "task": bank.task, "status": bank.status, "base": bank.base,
-        "task_adapter": bank.task_adapter, "anchors": anchors, "tokens": bank.tokens, "seconds": round(bank.seconds, 3),
+        "task_adapter": bank.task_adapter, "neighbours": reg.neighbours.count(bank.id), "kernel": bank.kernel,
+        **bank_people(reg, bank), "gates": findings_json(reg, bank), "anchors": anchors, "tokens": bank.tokens,
+        "seconds": round(bank.seconds, 3),
         "tokens_per_second": round(bank.tokens / bank.seconds, 1) if bank.seconds else None,
     }  # fmt: skip

@@ -85,7 +85,7 @@ def compare_with(
         yield from _beside(voice, user, columns)
     measured: list[dict[str, Any]] = []
     with voice.bare():
-        yield from _weigh(voice, ids, columns) if voice.weighs_labels else _speak(voice, ids, columns)
+        yield from _weigh(voice, text, ids, columns) if voice.weighs_labels else _speak(voice, ids, columns)
         if gold is not None:
             yield from _measure(voice, ids, columns, gold, measured)
     if not whole:
@@ -157,14 +157,14 @@ def _speak(voice: Voice, ids: list[int], columns: Sequence[Column]) -> Iterator[
         column.spoken.ended = "length" if column.spoken.tokens >= room else "end"
 
 
-def _weigh(voice: Voice, ids: list[int], columns: Sequence[Column]) -> Iterator[Event]:
+def _weigh(voice: Voice, text: str, ids: list[int], columns: Sequence[Column]) -> Iterator[Event]:
     """Everybody's likeliest label."""
     labels, started = voice.task.labels, time.perf_counter()
     answers = [tuple(voice.prompter.answer_ids(label)) for label in labels]
     found = _likelihoods(voice, ids, columns, answers)
     for column, scores in zip(columns, found, strict=True):
         spoken = column.spoken
-        best = voice.decide(spoken, scores, column.source.mode, column.user)
+        best = voice.decide(spoken, scores, text, column.source.mode, column.user)
         spoken.tokens, spoken.seconds, spoken.ended = len(answers[best]), time.perf_counter() - started, "label"
         yield from _said(column, labels[best])
 

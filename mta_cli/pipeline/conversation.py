@@ -78,7 +78,7 @@ class Conversation:
         spoken = Spoken()
         trouble: list[Event] = []
         try:
-            yield from self.voice.speak(ids, spoken)
+            yield from self.voice.speak(ids, spoken, text)
         finally:
             if spoken.text:
                 trouble = self._remember(text, spoken)

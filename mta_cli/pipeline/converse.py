@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import Done, Event, Note, Token
 from mta_cli.options import AnswerOptions, Machine, PromptOptions
-from mta_cli.pipeline.habits import label_prior
+from mta_cli.pipeline.habits import LabelPriors
 from mta_cli.pipeline.personal import MODES, Source, best_mode, folded_and_late
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Voice:
 
         self.reg, self.base, self.asking = reg, base, asking
         self._folder, self._memory = Folder(base), Memory()
+        self._priors: dict[str, LabelPriors] = {}
         self._late: LoraWeights | None = None  # what acts on late tokens only stays out of the weights
 
     @classmethod
@@ -70,13 +71,14 @@ class Voice:
         name = home_task(reg, user, asking.task, entry.fingerprint)
         _require_mode(reg, user, name, asking.mode, entry.fingerprint)
         _require_labels(reg, asking)
-        from mta_cli.engine.generate import require_int8
         from mta_cli.pipeline.loading import load
         from mta_cli.pipeline.tasks import find_task
 
         find_task(reg, name)
-        base = load(entry, asking.machine)
+        base = load(entry, asking.machine, reg=reg)
         if asking.answer.int8:
+            from mta_cli.engine.generate import require_int8
+
             require_int8(base)
         voice = cls(reg, base, asking)
         voice.become(user, asking.mode)
@@ -131,6 +133,17 @@ class Voice:
         return bool(self.wraps and self.task.labels and not self.asking.free_decoding)
 
     @property
+    def priors(self) -> LabelPriors:
+        """The label priors of the task that is spoken."""
+        name = self.task.name
+        if name not in self._priors:
+            machine = self.asking.machine
+            self._priors[name] = LabelPriors(
+                self.reg, self.task, self.base.fingerprint, self.asking.answer, machine.device
+            )
+        return self._priors[name]
+
+    @property
     def wraps(self) -> bool:
         """Whether each message becomes the task's own prompt, by itself, instead of a turn of a conversation."""
         return self.asking.task not in (None, FREE)
@@ -164,10 +177,10 @@ class Voice:
                 )
         return ids, (len(messages) - len(kept)) // 2, len(history) - len(items)
 
-    def speak(self, ids: list[int], spoken: Spoken, column: str = "") -> Iterator[Event]:
-        """Stream the answer to a prompt as `Token`s, while `spoken` fills."""
+    def speak(self, ids: list[int], spoken: Spoken, question: str, column: str = "") -> Iterator[Event]:
+        """Stream the answer to a prompt that asks `question` as `Token`s, while `spoken` fills."""
         started = time.perf_counter()
-        pieces = self._label(ids, spoken) if self.weighs_labels else self._words(ids, spoken)
+        pieces = self._label(ids, spoken, question) if self.weighs_labels else self._words(ids, spoken)
         for piece in pieces:
             spoken.text += piece
             spoken.seconds = time.perf_counter() - started
@@ -197,26 +210,26 @@ class Voice:
         cut = spoken.tokens >= min(options.max_tokens, self.base.window - len(ids))
         spoken.ended = "length" if cut else "end"
 
-    def _label(self, ids: list[int], spoken: Spoken) -> Iterator[str]:
+    def _label(self, ids: list[int], spoken: Spoken, question: str) -> Iterator[str]:
         from mta_cli.engine.generate import label_scores
 
         answers = [self.prompter.answer_ids(label) for label in self.task.labels]
         scores = label_scores(self.base, ids, answers, late=self._late)
-        place = self.decide(spoken, scores, self.source.mode, self.user)
+        place = self.decide(spoken, scores, question, self.source.mode, self.user)
         spoken.tokens = len(answers[place])
         yield self.task.labels[place]
         spoken.ended = "label"
 
-    def decide(self, spoken: Spoken, scores: Sequence[float], mode: str, user: "User | None") -> int:
+    def decide(self, spoken: Spoken, scores: Sequence[float], question: str, mode: str, user: "User | None") -> int:
         """The place of the label to answer, given each one's log-likelihood (nats) in a user's mode; `spoken` gets all.
 
         The user's label prior is added where the mode is personal.
         """
         from mta_cli.engine.labels import decide
 
-        labels, fingerprint = self.task.labels, self.base.fingerprint
-        prior = label_prior(self.reg, user, self.task, fingerprint, mode, self.asking.answer)
-        weighed = [score + extra for score, extra in zip(scores, prior or [0.0] * len(labels), strict=True)]
+        labels, prior = self.task.labels, self.priors.of(user, mode)
+        extras = prior(question) if prior is not None else [0.0] * len(labels)
+        weighed = [score + extra for score, extra in zip(scores, extras, strict=True)]
         spoken.labels = dict(zip(labels, weighed, strict=True))
         return decide(weighed, labels, self.task.metric)
 
@@ -230,7 +243,7 @@ def ask(reg: "Registry", entry: "ModelEntry", user_name: str | None, text: str, 
     ids, _, items = voice.fitted([{"role": "user", "content": text}], voice.history(text))
     yield from left_out(0, items)
     spoken = Spoken()
-    yield from voice.speak(ids, spoken)
+    yield from voice.speak(ids, spoken, text)
     yield from verdict(voice, spoken)
     yield Done(as_result(voice, spoken))
 
@@ -300,6 +313,8 @@ def verdict(voice: Voice, spoken: Spoken) -> Iterator[Event]:
 
 def hints(voice: Voice) -> Iterator[Event]:
     """What would make the answers more personal, where nothing personal was asked for and less than all is there."""
+    if voice.user is not None and voice.weighs_labels and (lacks := voice.priors.lacks) is not None:
+        yield Note(lacks, warning=True)
     if voice.user is None or voice.asking.mode is not None:
         return
     task, name = voice.task.name, voice.user.name

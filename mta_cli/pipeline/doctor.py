@@ -23,6 +23,7 @@ PACKAGES = (
     "transformers",
     "safetensors",
     "tokenizers",
+    "regex",
     "sentence-transformers",
     "scikit-learn",
     "scipy",

@@ -14,13 +14,14 @@ from mta_cli.options import AnswerOptions, Machine, PromptOptions
 from mta_cli.pipeline import answering
 from mta_cli.pipeline.evaluation.outcome import MAIN, paired
 from mta_cli.pipeline.examples import Examples
-from mta_cli.pipeline.habits import PERSONAL, label_prior
+from mta_cli.pipeline.habits import PERSONAL, LabelPriors
 from mta_cli.pipeline.personal import parts_above, task_part
 from store.cells import Prediction
 from store.models import Query, User
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.labels import Prior
     from mta_cli.engine.lora import LoraWeights
     from mta_cli.engine.tasks import Task
     from mta_cli.pipeline.models import ModelEntry
@@ -52,7 +53,7 @@ class Asked:
     query: Query
     mode: str
     parts: "tuple[LoraWeights, ...]"
-    prior: tuple[float, ...]
+    prior: "Prior | None"
 
 
 def evaluate_users(
@@ -102,17 +103,18 @@ def _portions(
     modes: Sequence[str],
 ) -> "Iterator[list[Asked]]":  # fmt: skip
     """Every query of every user in each of `modes`, as many together as their people's weights allow."""
+    priors = LabelPriors(reg, task, base, AnswerOptions())
     portion: list[Asked] = []
     numbers = 0
     for user in users:
         people = {mode: _parts(reg, base, user, task.name, mode) for mode in modes}
-        priors = {mode: label_prior(reg, user, task, base, mode, AnswerOptions()) for mode in modes}
+        own_priors = {mode: priors.of(user, mode) for mode in modes}
         own = sum(part.parameters for parts in people.values() for part in parts)
         for i, query in enumerate(queries[user.id]):
             if portion and (len(portion) >= PORTION or (i == 0 and numbers + own > NUMBERS)):
                 yield portion
                 portion, numbers = [], 0
-            portion += [Asked(query, mode, people[mode], priors[mode]) for mode in modes]
+            portion += [Asked(query, mode, people[mode], own_priors[mode]) for mode in modes]
         numbers += own
     if portion:
         yield portion
@@ -138,7 +140,7 @@ def _answer_all(base: "LoadedBase", examples: Examples, portion: "Sequence[Asked
 
 def _people(
     portion: "Sequence[Asked]",
-) -> "tuple[list[tuple[LoraWeights, ...]], list[tuple[float, ...]], list[int]]":
+) -> "tuple[list[tuple[LoraWeights, ...]], list[Prior | None], list[int]]":
     """Parts and prior of the different people (a user in a mode) of a portion, and whose each answer is."""
     places = {(asked.query.user_id, asked.mode): asked for asked in portion}
     numbers = {key: n for n, key in enumerate(places)}

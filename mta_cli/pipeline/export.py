@@ -5,18 +5,16 @@ PEFT and vLLM load the folder as it is. Loads no model itself; names nobody in w
 
 import hashlib
 import json
-import os
 import re
 import shlex
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import NotFound
 from mta_cli.events import Done, Event, Note, Saved
 from mta_cli.pipeline.converse import home_task
+from mta_cli.pipeline.folders import free_folder, remembered, write_folder
 from mta_cli.pipeline.personal import Source, best_mode, personal_weights
 from mta_cli.pipeline.tasks import find_task
 
@@ -47,7 +45,10 @@ def export_user(
     `rank` reduces it to the nearest adapter of that rank. A folder that holds something is refused unless `replace`;
     then the adapter's own files in it are replaced.
     """
-    target = _target(to, replace)
+    target = free_folder(
+        to, "an adapter", replace=replace,
+        hint="Name another folder with --to, or replace the adapter in it with --yes.",
+    )  # fmt: skip
     from mta_cli.engine.fusion import compress
 
     name = home_task(reg, user, task, base_entry.fingerprint)
@@ -73,7 +74,8 @@ def export_user(
         CONFIG: _json(peft_config(padded, base_entry)),
         CARD: _card(base_entry, find_task(reg, name), padded.rank).encode(),
     }
-    _write(target, files)
+    with remembered(reg, user, target, "adapter"):
+        write_folder(target, files, "The adapter")
     yield Saved("adapter folder", str(target), f"rank {padded.rank}")
     yield Done(
         {
@@ -163,47 +165,6 @@ def _card(entry: "ModelEntry", task: "Task", rank: int) -> str:
         f"`{entry.fingerprint}`.\n\nIt was trained under the base's own chat template with these messages, `{{input}}` "
         f"being the question:\n\n```json\n{json.dumps(messages, indent=2, ensure_ascii=False)}\n```\n"
     )
-
-
-def _target(to: Path, replace: bool) -> Path:
-    target = Path(os.path.abspath(to.expanduser()))
-    if target.exists() and not target.is_dir():
-        raise BadInput(f"{target} is a file; an adapter is a folder.", hint="Name another folder with --to.")
-    if target.is_dir() and any(target.iterdir()) and not replace:
-        raise BadInput(
-            f"{target} is not empty.", hint="Name another folder with --to, or replace the adapter in it with --yes."
-        )
-    return target
-
-
-def _write(target: Path, files: dict[str, bytes]) -> None:
-    """Make the folder beside its place, then move it there. BadInput with the system's reason leaves nothing."""
-    draft: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", dir=target.parent))
-        draft.chmod(0o777 & ~_umask())
-        for name, content in files.items():
-            with (draft / name).open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        if target.is_dir() and any(target.iterdir()):
-            for name in files:
-                os.replace(draft / name, target / name)
-        else:
-            os.replace(draft, target)
-    except OSError as error:
-        raise BadInput(f"The adapter cannot be written to {target}: {error.strerror or error}") from error
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _json(value: dict[str, Any]) -> bytes:

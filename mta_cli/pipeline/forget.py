@@ -4,16 +4,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mta_cli.events import Done, Event, Note, PlanLine, Planned
+from mta_cli.pipeline.asked import bank_label
+from mta_cli.pipeline.folders import exports_of
+from mta_cli.pipeline.staleness import document, pooled_in, some, told
 
 if TYPE_CHECKING:
     from store.models import User
     from store.registry import Registry
-
-
-STALE = (
-    "stale means: the meta-LoRA still holds what it learned from them, and other users' recipes still use it; "
-    "`mta bank build` trains a bank without them, `mta bank rm` removes the old one"
-)
 
 
 def plan_forget(reg: "Registry", name: str, *, aloud: bool = False) -> Iterator[Event]:
@@ -35,27 +32,34 @@ def _traces(reg: "Registry", user: "User") -> Iterator[PlanLine]:
     yield PlanLine("stacks", f"{len(reg.stacks.of_user(user.id)):,}")
     yield PlanLine("chats", f"{len(reg.chats.of_user(user.id)):,}")
     yield PlanLine("runs", f"{len(reg.runs.of_subject(user.name)):,}")
-    banks = (bank for bank in reg.banks.all() for each in reg.banks.anchors(bank.id) if each.user_id == user.id)
-    yield PlanLine("anchor of", ", ".join(f"{bank.name} v{bank.version}" for bank in banks) or "no bank")
+    yield PlanLine("exports, which stay", ", ".join(exports_of(reg, user)) or "none")
+    banks = [bank for bank in reg.banks.all() for each in reg.banks.anchors(bank.id) if each.user_id == user.id]
+    yield PlanLine("anchor of", ", ".join(map(bank_label, banks)) or "no bank")
+    anchors = {bank.id: [a.id for a in reg.banks.anchors(bank.id) if a.user_id == user.id] for bank in banks}
+    people = {name for bank, own in anchors.items() for name in reg.banks.resting(bank, own)} - {user.name}
+    yield PlanLine("recipes and stacks that rest on it", some(sorted(people)) or "nobody's")
 
 
 def forget_user(reg: "Registry", name: str) -> Iterator[Event]:
-    """Remove a person; the result counts what went and lists the anchors that are stale now. Raises `NotFound`."""
+    """Remove a person. Raises `NotFound`.
+
+    The result counts what went, and lists what they leave: stale anchors, whoever rests on these, task adapters that
+    may hold something of them, and the folders that were exported.
+    """
     user = reg.users.get(name)
     items = sum(count for _, count, _ in reg.users.tasks_of(user.id))
+    pooled, exports = pooled_in(reg, user), exports_of(reg, user)
+    for path in exports:
+        yield Note(f"exported to {path}, which is outside the store and is not touched", warning=True)
     gone = reg.users.forget(user.id)
-    for bank, version, anchor in gone.stale_anchors:
-        yield Note(f"anchor {anchor} of {bank} v{version} was trained on them: it is stale", warning=True)
-    if gone.stale_anchors:
-        yield Note(STALE, warning=True)
+    yield from told(reg, "them", gone.stale_anchors, gone.resting, pooled)
     yield Note(f"forgotten; history items: {items:,}, adapter files: {len(gone.adapters_removed):,}")
     yield Done(
         {
             "user": gone.name,
             "items": items,
             "adapters_removed": gone.adapters_removed,
-            "stale_anchors": [
-                {"bank": bank, "version": version, "anchor": anchor} for bank, version, anchor in gone.stale_anchors
-            ],
+            **document(gone.stale_anchors, gone.resting, pooled),
+            "exports": exports,
         }
     )

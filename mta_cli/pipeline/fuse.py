@@ -9,6 +9,7 @@ from mta_cli.errors import UsageFault
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started, Step
 from mta_cli.options import FuseOptions, Machine, PromptOptions
 from mta_cli.pipeline.examples import Examples
+from mta_cli.pipeline.gating import floors_of, serving
 from mta_cli.pipeline.loading import load
 from mta_cli.pipeline.personal import anchor_label, current_bank, load_weights
 from store.models import Anchor, Bank, Item, Recipe, Share, User
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 NEEDS_BASE = ("evidence", "learned")
+ROUNDING = 1e-6  # by which a cosine may differ from the same one computed in other company
 TOGETHER, ANCHORS_TOGETHER = 16, 64  # people and different anchors at most, where evidence is weighed
 
 
@@ -92,7 +94,7 @@ def method_for(shots: Sequence[Item], options: FuseOptions) -> str:
 
 def load_with_task_adapter(reg: "Registry", bank: Bank, request: FuseRequest) -> "LoadedBase":
     """The base with the bank's task adapter folded in, for good: for computing fusions and stacks above it."""
-    base = load(request.base, request.machine)
+    base = load(request.base, request.machine, reg=reg)
     fold_task_adapter(reg, bank, base)
     return base
 
@@ -112,7 +114,7 @@ def gather(
     from mta_cli.engine.retrieval import nearest
     from mta_cli.pipeline.profiling import profile_matrix, refresh_profiles
 
-    anchors = reg.banks.anchors(bank.id)
+    anchors, floors = serving(reg, bank), floors_of(reg.banks.by_id(bank.id))
     known = {a.user_id for a in anchors if a.user_id is not None}
     wanted = [*users, *(reg.users.by_id(i) for i in sorted(known - {u.id for u in users}))]
     for event in refresh_profiles(reg, request.task.name, request.embedder, wanted, request.machine.device):
@@ -132,9 +134,11 @@ def gather(
             )
             people.append(Person(user, shots, []))
             continue
-        chosen, values = nearest(matrix[[place for _, place in reachable]], matrix[row[user.id]], most)
-        ranked = zip(chosen.tolist(), values.tolist(), strict=True)
-        people.append(Person(user, shots, [(reachable[i][0], value) for i, value in ranked]))
+        wanted_of = most + len(floors)  # next ones take over from those that draw too many
+        chosen, values = nearest(matrix[[place for _, place in reachable]], matrix[row[user.id]], wanted_of)
+        ranked = [(reachable[i][0], v) for i, v in zip(chosen.tolist(), values.tolist(), strict=True)]
+        served = [(anchor, v) for anchor, v in ranked if v >= floors.get(anchor.id, v) - ROUNDING]
+        people.append(Person(user, shots, served[:most]))
     return people
 
 
@@ -148,8 +152,10 @@ def make_recipes(
         method = method_for(person.shots, request.options)
         shares = _shares(reg, bank, person, method, evidence.get(person.user.id, {}), request, base)
         recipe = Recipe(person.user.id, request.task.name, bank.id, method, tuple(shares), 12 * len(shares))
-        reg.recipes.put(recipe)
         recipes[person.user.id] = recipe
+    with reg.transaction():  # together, for those who were left would be weighed in other company, to other bytes
+        for recipe in recipes.values():
+            reg.recipes.put(recipe)
     return recipes
 
 
@@ -226,14 +232,14 @@ def _shares(
         return []
     if method not in NEEDS_BASE:
         nearest = person.anchors[:top_k]
-        values = [similarity for _, similarity in nearest]
+        values = [min(similarity, options.max_cosine) for _, similarity in nearest]
         weigh = {
             "similarity": lambda: fusion.similarity_weights(values),
             "uniform": lambda: fusion.uniform_weights(len(values)),
             "softmax": lambda: fusion.softmax_weights(values, options.temperature),
         }
         weights = weigh[method]()
-        return [Share(anchor.id, value, w) for (anchor, value), w in zip(nearest, weights, strict=True)]
+        return [Share(anchor.id, similarity, w) for (anchor, similarity), w in zip(nearest, weights, strict=True)]
     best = sorted(
         ((anchor, value) for anchor, value in person.anchors if anchor.id in evidence),
         key=lambda pair: -evidence[pair[0].id],

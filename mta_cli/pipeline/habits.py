@@ -1,12 +1,20 @@
-"""A person's label prior: what their own answers say of the next one, before it is read. Renders and trains nothing."""
+"""A person's label prior: what they and others answered before says of the next answer, before a model reads it.
 
+Renders and trains nothing. Where the bank keeps neighbours and its embedder is here, they and the person's habit speak
+together; else a share of the habit alone.
+"""
+
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mta_cli.options import AnswerOptions
 from store.models import Bank, User
 
 if TYPE_CHECKING:
+    from mta_cli.engine.labels import Prior
+    from mta_cli.engine.neighbours import Embed, Kernel, Neighbours
     from mta_cli.engine.tasks import Task
+    from mta_cli.pipeline.manifest import ModelEntry
     from store.registry import Registry
 
 RECENT = 200  # of a person's answers count
@@ -14,24 +22,60 @@ RATES = "label_rates"
 PERSONAL = ("fused", "adapted")
 
 
-def label_prior(
-    reg: "Registry", user: User | None, task: "Task", base: str, mode: str, options: AnswerOptions
-) -> tuple[float, ...]:
-    """What is added to each label's log-likelihood in a personal `mode` (nats); nothing where nothing is known.
+class LabelPriors:
+    """The label priors of everybody, for one task on one base (a fingerprint); what they share is read once."""
 
-    The person's rates stand against those of the people whom the task's current bank for `base` (a fingerprint) is
-    made of.
-    """
-    from mta_cli.engine.labels import habit
+    def __init__(self, reg: "Registry", task: "Task", base: str, options: AnswerOptions, device: str = "auto") -> None:
+        self._reg, self._task, self._options, self._device = reg, task, options, device
+        self._bank = reg.banks.latest(task.name, base) if task.labels else None
 
-    if user is None or mode not in PERSONAL or not task.labels or options.prior_weight == 0.0:
-        return ()
-    bank = reg.banks.latest(task.name, base)
-    rates = rates_of(bank) if bank is not None else ()
-    if len(rates) != len(task.labels):  # the bank is of another form of the task, or older than its rates
-        return ()
-    given = [item.output for item in reg.items.recent(user.id, task.name, RECENT)]
-    return tuple(options.prior_weight * value for value in habit(given, task.labels, rates, options.prior_strength))
+    def of(self, user: User | None, mode: str) -> "Prior | None":
+        """What is added to each label's log-likelihood in a personal `mode`; None where nothing is known.
+
+        The person's rates stand against those of the people whom the task's current bank is made of.
+        """
+        from mta_cli.engine.labels import Habit, habit
+
+        if user is None or mode not in PERSONAL or self._bank is None:
+            return None
+        given = [item.output for item in self._reg.items.recent(user.id, self._task.name, RECENT)]
+        labels, options = self._task.labels, self._options
+        if self._neighbours is not None and options.neighbour_weight > 0.0:
+            from mta_cli.engine.neighbours import STRENGTH, Guess
+
+            known, kernel, embed = self._neighbours
+            own = habit(given, labels, known.rates.tolist(), STRENGTH)
+            return Guess(known, kernel.scaled(options.neighbour_weight, options.prior_weight), embed, own)
+        rates = rates_of(self._bank)
+        if options.prior_weight == 0.0 or len(rates) != len(labels):  # a bank of another form of the task, or older
+            return None
+        values = habit(given, labels, rates, options.prior_strength)
+        return Habit(tuple(options.prior_weight * value for value in values))
+
+    @property
+    def lacks(self) -> str | None:
+        """What is to be said where neighbours are there and cannot be found, as their embedder is not."""
+        if self._options.neighbour_weight == 0.0 or self._bank is None or self._bank.kernel is None:
+            return None
+        if self._embedder is not None:
+            return None
+        name = self._reg.models.get(self._bank.embedder).name
+        return f"The embedder {name} is not here: labels are weighed without the bank's neighbours."
+
+    @cached_property
+    def _embedder(self) -> "ModelEntry | None":
+        from mta_cli.pipeline.models import list_models
+
+        wanted = self._bank.embedder if self._bank is not None else None
+        return next((one for one in list_models() if one.fingerprint == wanted and "fault" not in one.detail), None)
+
+    @cached_property
+    def _neighbours(self) -> "tuple[Neighbours, Kernel, Embed] | None":
+        from mta_cli.pipeline.neighbours import fitted, load_embedder
+
+        if self._bank is None or self._bank.kernel is None or self._embedder is None:
+            return None
+        return fitted(self._reg, self._bank, self._task, load_embedder(self._embedder, self._device))
 
 
 def rates_of(bank: Bank) -> tuple[float, ...]:

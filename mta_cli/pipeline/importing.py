@@ -4,12 +4,13 @@ Knows what a second import must not change. Knows no format (see `intake`), no t
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started, Step
+from mta_cli.pipeline.consent import change_consent
 from mta_cli.pipeline.formats.names import lookalikes
 from mta_cli.pipeline.formats.records import shown
 from mta_cli.pipeline.intake import Intake, Source, read_source, remarks
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Held = dict[tuple[bool, str], tuple[str, str, str | None]]
 """What is stored of one user and task: (whether a query, id) → input, output, time."""
+
+Ask = Callable[[int], bool]
 
 BATCH = 5_000
 """Records written between two steps of the progress bar."""
@@ -33,10 +36,13 @@ def import_file(
     task: str | None = None,
     outputs: Path | None = None,
     can_anchor: bool | None = None,
+    ask: Ask | None = None,
     user: str | None = None,
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Import a file. `can_anchor` None leaves known users' consent as it is; `user` says whose file it is.
+    """Import a file; `user` says whose it is. `can_anchor` None leaves known users' consent as it is.
+
+    Then `ask` tells, of that many new users, whether they may be anchors; without it they may.
 
     Raises `NotFound` for a missing file or task and `BadInput` with every fault of the file; then nothing was written.
     """
@@ -52,7 +58,9 @@ def import_file(
         counts = {"items": intake.count(held_out=False), "queries": intake.count(held_out=True)}
         yield Done(_summary(source, intake) | counts | {"dry_run": True})
         return
-    yield from _write(reg, source, intake, can_anchor)
+    new = sum(name not in stored for name in intake.users)
+    newcomers = ask(new) if ask is not None and can_anchor is None and new else can_anchor is not False
+    yield from _write(reg, source, intake, can_anchor, newcomers)
 
 
 def _compare(reg: "Registry", intake: Intake, stored: set[str]) -> Counter[bool]:
@@ -88,11 +96,16 @@ def _held(reg: "Registry", user_id: int, task: str) -> Held:
     return items | {(True, each.key): (each.input, each.gold, each.time) for each in reg.items.queries(user_id, task)}
 
 
-def _write(reg: "Registry", source: Source, intake: Intake, can_anchor: bool | None) -> Iterator[Event]:
+def _write(
+    reg: "Registry", source: Source, intake: Intake, can_anchor: bool | None, newcomers: bool
+) -> Iterator[Event]:
     yield Started(f"import {source.path.name}", len(intake.records), "items")
     counts = dict.fromkeys(("items_added", "items_unchanged", "queries_added", "queries_unchanged"), 0)
     with reg.transaction():
-        ids = _ensure_users(reg, intake.users, can_anchor)
+        users = {name: reg.users.ensure(name, can_anchor=newcomers)[0] for name in intake.users}
+        ids = {name: user.id for name, user in users.items()}
+        others = [user for user in users.values() if can_anchor not in (None, user.can_anchor)]
+        changed = change_consent(reg, others, bool(can_anchor))
         for start in range(0, len(intake.records), BATCH):
             batch = intake.records[start : start + BATCH]
             items = [(ids[record.user], record.item) for record in batch if not record.held_out]
@@ -100,18 +113,9 @@ def _write(reg: "Registry", source: Source, intake: Intake, can_anchor: bool | N
             for name, count in zip(counts, reg.items.bulk_append(items, queries), strict=True):
                 counts[name] += count
             yield Step("", start + len(batch))
+    yield from changed.notes(reg, "people of this file")
     yield Saved("history", source.path.name, f"new items: {counts['items_added']:,}, users: {len(ids):,}")
     yield Done(_summary(source, intake) | counts)
-
-
-def _ensure_users(reg: "Registry", names: list[str], can_anchor: bool | None) -> dict[str, int]:
-    ids = {}
-    for name in names:
-        user, added = reg.users.ensure(name, can_anchor=can_anchor is not False)
-        if not added and can_anchor is not None and user.can_anchor != can_anchor:
-            reg.users.set_can_anchor(user.id, can_anchor)
-        ids[name] = user.id
-    return ids
 
 
 def _plan(

@@ -3,10 +3,13 @@
 Touches neither the store nor the terminal, so that it may run in a thread of its own.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import IntegrityFault
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SECONDS = 15.0
 CHECKPOINT_SHARE = 10  # a checkpoint comes no sooner than so many times the time that the last one took
+EXPLODED = 1.0  # nats per token: a loss that rose by more than this, and to more than twice what it was, is no training
 PROBE = 64  # about as many rows, evenly taken, on which the loss is measured before and after
 
 
@@ -57,6 +61,15 @@ class Trained:
 Report = Begun | Stepped | Trained
 
 
+def exploded(before: float | None, after: float | None) -> str | None:
+    """Why weights are not worth keeping, by mean losses on their own rows: no number, or far worse than none at all."""
+    if before is None or after is None:
+        return None
+    if math.isfinite(after) and after <= before + max(before, EXPLODED):
+        return None
+    return f"loss {before:.3g} before and {after:.3g} after the training"
+
+
 class Lesson:
     """The training of one group on one base, from `saved`, a checkpoint, where there is one."""
 
@@ -80,11 +93,15 @@ class Lesson:
         first = mean_losses(self.base, list(zip(probes, fresh, strict=True)))
         yield self._begun(trainer)
         yield from self._steps(trainer)
-        weights = {i: trainer.stored(i) for i in range(len(members)) if i not in trainer.failed}
-        packed = {i: numbers for i in weights if (numbers := trainer.packed(i)) is not None}
+        weights = self._finite(trainer)
         last = mean_losses(self.base, [(probes[i], (*members[i].under, own)) for i, own in weights.items()])
-        after = self._measured([(weights[i],) if i in weights else () for i in range(len(members))])
         ends = dict(zip(weights, last, strict=True))
+        for i, end in ends.items():
+            if (fault := exploded(first[i], end)) is not None:
+                trainer.failed[i] = fault
+                del weights[i]
+        packed = {i: numbers for i in weights if (numbers := trainer.packed(i)) is not None}
+        after = self._measured([(weights[i],) if i in weights else () for i in range(len(members))])
         yield Trained(weights, packed, trainer.failed, trainer.taken, first, ends, before, after)
 
     def state(self) -> bytes | None:
@@ -130,6 +147,18 @@ class Lesson:
             if due:
                 saved = time.monotonic()
                 pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (saved - now))
+
+    def _finite(self, trainer: "Trainer") -> "dict[int, LoraWeights]":
+        """Everybody's weights as their files give them back; whoever's are not finite there is failed."""
+        found = {}
+        for i in range(len(trainer.members)):
+            if i in trainer.failed:
+                continue
+            try:
+                found[i] = trainer.stored(i)
+            except IntegrityFault as error:
+                trainer.failed[i] = error.message
+        return found
 
     def _measured(self, parts: "list[tuple[LoraWeights, ...]]") -> list[Any]:
         return self.group.measure(self.base, parts) if self.group.measure is not None else []

@@ -6,14 +6,23 @@ if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
     from mta_cli.options import Machine
     from mta_cli.pipeline.models import ModelEntry
+    from store.registry import Registry
 
 
-def load(entry: "ModelEntry", machine: "Machine", device: str | None = None) -> "LoadedBase":
-    """The base on the first of the machine's devices, or on `device`. Raises as `load_base`."""
-    from mta_cli.engine.base import load_base
+def load(
+    entry: "ModelEntry", machine: "Machine", device: str | None = None, reg: "Registry | None" = None
+) -> "LoadedBase":
+    """The base on the first of the machine's devices, or on `device`. Raises as `load_base`.
+
+    Unless the machine is told not to, its files are read meanwhile, and with `reg` the registry: see `soundness`.
+    """
+    from mta_cli.pipeline.soundness import vouched
 
     place = machine.device if device is None else device
-    return load_base(entry.path, name=entry.name, fingerprint=entry.fingerprint, device=place, dtype=machine.dtype)
+    with vouched([entry] if machine.verify else [], reg if machine.verify else None):
+        from mta_cli.engine.base import load_base
+
+        return load_base(entry.path, name=entry.name, fingerprint=entry.fingerprint, device=place, dtype=machine.dtype)
 
 
 def load_others(entry: "ModelEntry", machine: "Machine", groups: int) -> "list[LoadedBase]":

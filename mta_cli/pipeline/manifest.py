@@ -15,7 +15,7 @@ from typing import Any
 
 from mta_cli.engine import folder as folders
 from mta_cli.errors import BadInput, IntegrityFault, MtaError
-from store.files import atomic_write
+from store.files import atomic_write, sweep
 
 MANIFEST = "mta-model.json"
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
@@ -71,21 +71,35 @@ def read_manifest(place: Path) -> dict[str, Any] | None:
         raise IntegrityFault(
             f"{place / MANIFEST} cannot be read ({type(error).__name__})", hint=f"remove {place} and pull again"
         ) from error
-    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+    if not isinstance(found, dict) or not _is_whole(found):
         raise IntegrityFault(f"{place / MANIFEST} is not a model's manifest", hint=f"remove {place} and pull again")
     return found
 
 
+def _is_whole(manifest: dict[str, Any]) -> bool:
+    """Whether all is there that others read; of a folder's model, its path is all."""
+    if isinstance(manifest.get("folder"), str):
+        return isinstance(manifest.get("name"), str)
+    kinds = {"name": str, "kind": str, "fingerprint": str, "files": dict, "bytes": int}
+    return all(isinstance(manifest.get(key), kind) for key, kind in kinds.items())
+
+
 def write_manifest(place: Path, manifest: dict[str, Any]) -> None:
-    """Writes `mta-model.json` into `place`, whole or not at all."""
-    place.mkdir(parents=True, exist_ok=True)
-    atomic_write(place / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
-    (place / MANIFEST).chmod(FILE_MODE)
+    """Writes `mta-model.json` into `place`, whole or not at all. Raises BadInput or IntegrityFault where it cannot."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        sweep(place)
+        atomic_write(place / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+        (place / MANIFEST).chmod(FILE_MODE)
+    except OSError as error:
+        raise BadInput(
+            f"{place} cannot be written: {error.strerror or error}", hint="set MTA_MODELS to another directory"
+        ) from error
 
 
 def describe(path: Path, *, name: str, source: str, revision: str = "", licence: str = "") -> dict[str, Any]:
     """The manifest of the model in `path`, which is checked and read in full. Raises when it is no safe model."""
-    folders.check_folder(path)
+    folders.check_folder(path, thorough=True)
     files = [file for file in folders.model_files(path) if file.name != MANIFEST]
     digests = {file.as_posix(): folders.sha256_file(path / file) for file in files}
     return {
@@ -107,13 +121,21 @@ def describe_folder(path: Path, name: str) -> dict[str, Any]:
     path = path.expanduser().resolve()
     signature = _signature(path)
     memory = models_dir() / ".folders" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
+    known: Any = None
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(memory.read_text(encoding="utf-8"))
         if known["signature"] == signature:
             return {**known["manifest"], "name": name}
-    manifest = describe(path, name=name, source=f"folder:{path}")
+    try:
+        manifest = describe(path, name=name, source=f"folder:{path}")
+    except BadInput as error:
+        if known is None:
+            raise
+        hint = "copy the folder again"
+        raise IntegrityFault(f"{path} was a model and is none any more: {error.message}", hint=hint) from error
     with suppress(OSError, MtaError):  # a models directory that cannot be written only costs time
         memory.parent.mkdir(parents=True, exist_ok=True)
+        sweep(memory.parent)
         atomic_write(memory, json.dumps({"signature": signature, "manifest": manifest}).encode())
     return manifest
 

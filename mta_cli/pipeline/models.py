@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ModelEntry",
+    "faults_of",
     "list_models",
     "model_names",
     "models_dir",
@@ -95,7 +96,11 @@ def remove(name: str) -> dict[str, Any]:
 
 def verify(name_or_path: str) -> list[str]:
     """Everything about the model's files that is not as its manifest says, read in full; empty when all is well."""
-    entry = _find(name_or_path)
+    return faults_of(_find(name_or_path))
+
+
+def faults_of(entry: ModelEntry) -> list[str]:
+    """The same for a model that was found."""
     faults = []
     for file, expected in entry.detail["files"].items():
         path = entry.path / file

@@ -43,9 +43,11 @@ def refresh_profiles(
     total = sum(len(piece.items) for piece in pieces)
     if total:
         from mta_cli.engine.embed import Embedder
+        from mta_cli.pipeline.soundness import vouched
 
         yield Note(f"Embedding {total:,} new history items with {embedder.name}.")
-        model = Embedder(embedder.path, device)
+        with vouched([embedder]):
+            model = Embedder(embedder.path, device)
         yield Started(f"profiles of {task}", total, "items")
         done = 0
         for batch in _batches(pieces):
@@ -108,7 +110,11 @@ def _embed(reg: "Registry", model: "Embedder", task: str, embedder: str, batch: 
         for piece in batch:
             own = rows[start : start + len(piece.items)]
             start += len(piece.items)
-            reg.profiles.put(_grown(reg.profiles.get(piece.user.id, task, embedder), piece, task, embedder, own))
+            known = reg.profiles.get(piece.user.id, task, embedder)
+            last = known.last_item if known else 0  # another process may have added some of these meanwhile
+            new = [i for i, item in enumerate(piece.items) if item.id > last]
+            if new:
+                reg.profiles.put(_grown(known, piece, task, embedder, own[new]))
 
 
 def _grown(known: Profile | None, piece: _Piece, task: str, embedder: str, rows: "NDArray[np.float32]") -> Profile:
@@ -122,6 +128,6 @@ def _grown(known: Profile | None, piece: _Piece, task: str, embedder: str, rows:
         task=task,
         embedder=embedder,
         total=total.astype("<f4").tobytes(),
-        items=(known.items if known else 0) + len(piece.items),
+        items=(known.items if known else 0) + len(rows),
         last_item=piece.items[-1].id,
     )

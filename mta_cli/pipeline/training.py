@@ -225,17 +225,22 @@ class _Course:
             self._reg.files.write_partial(self._key, state)
 
     def _settle(self, trained: Trained) -> Iterator[Event]:
-        """Store the adapters, and do what the group wants done with them; a core's numbers are stored by `settle`."""
+        """Store the adapters, and do what the group wants done with them; a core's numbers are stored by `settle`.
+
+        All of a group at once: those who were left of half a group would train in other company, to other bytes.
+        """
         self.taken, self._settled = self._group.steps, True
+        reg, basis = self._reg, self._group.basis
         results: list[Adapter | str] = [trained.failed.get(i, "") for i in range(len(self._group.jobs))]
         for i, weights in trained.weights.items():
-            results[i] = (
-                self._group.basis.adapter
-                if self._group.basis is not None
-                else _store(self._reg, self.base, self._group.jobs[i], weights, trained, i)
-            )
-        self._reg.files.drop_partial(self._key)
-        yield from self._group.settle(results, trained)
+            job = self._group.jobs[i]
+            results[i] = basis.adapter if basis is not None else _written(reg, self.base, job, weights, trained, i)
+        with reg.files.spending(self._key), reg.transaction():
+            for adapter in results:
+                if basis is None and isinstance(adapter, Adapter):
+                    reg.adapters.add(adapter)
+            told = list(self._group.settle(results, trained))
+        yield from told
 
     def _step(self, steps: "dict[int, TrainStep]", done: int) -> Step:
         """The progress of a group's step: the mean loss of those who took one."""
@@ -248,16 +253,17 @@ def _title(job: AdapterJob, people: int) -> str:
     return job.title if people == 1 else f"{job.title} and {people - 1} more"
 
 
-def _store(
+def _written(
     reg: "Registry", base: "LoadedBase", job: AdapterJob, weights: "LoraWeights", trained: Trained, member: int
 ) -> Adapter:
+    """The row of an adapter whose file is written here; it is not added yet."""
     taken = trained.taken[member]
     header = {"kind": job.kind, "base": base.fingerprint, "task_adapter": job.task_adapter, "rank": job.rank,
               "alpha": job.alpha, "seed": job.seed, "data_hash": job.data_hash}  # fmt: skip
-    digest, size = reg.files.write(weights.to_bytes(header))
+    digest, size = reg.adapters.write(weights.to_bytes(header))
     schedule = {"steps": job.schedule.steps, "learning_rate": job.schedule.learning_rate,
                 "batch_size": job.schedule.batch_size}  # fmt: skip
-    adapter = Adapter(
+    return Adapter(
         digest=digest, kind=job.kind, base=base.fingerprint, task_adapter=job.task_adapter, rank=job.rank,
         alpha=job.alpha, targets=job.targets, placement=str(weights.placement), dtype="float16", seed=job.seed,
         data_hash=job.data_hash, bytes=size,
@@ -265,5 +271,3 @@ def _store(
         versions=library_versions(), tokens=sum(s.tokens for s in taken), seconds=sum(s.seconds for s in taken),
         loss_first=trained.first[member], loss_last=trained.last[member],
     )  # fmt: skip
-    reg.adapters.add(adapter)
-    return adapter

@@ -12,6 +12,7 @@ from mta_cli.pipeline.tasks import find_task
 from store.names import check_name
 
 if TYPE_CHECKING:
+    from mta_cli.pipeline.importing import Ask
     from store.models import Item
     from store.registry import Registry
 
@@ -26,15 +27,18 @@ def add_user(
     history: Path | None = None,
     task: str | None = None,
     can_anchor: bool | None = None,
+    ask: "Ask | None" = None,
     dry_run: bool = False,
 ) -> Iterator[Event]:
     """Add a person, with a history when there is one; a history of a known person is appended.
+
+    Without `can_anchor`, `ask` tells whether somebody new may be an anchor; without both they may.
 
     Raises `BadInput` for a name that cannot be one, and for a known person without anything to append.
     """
     name = check_name(name)
     if history is not None:
-        yield from _with_history(reg, name, history, task, can_anchor, dry_run)
+        yield from _with_history(reg, name, history, task, can_anchor, ask, dry_run)
         return
     if task is not None:
         find_task(reg, task)
@@ -51,18 +55,20 @@ def add_user(
         )
         yield Done({"user": name, "added": True, "dry_run": True})
         return
-    user = reg.users.add(name, can_anchor=can_anchor is not False)
+    may = ask(1) if ask is not None and can_anchor is None else can_anchor is not False
+    user = reg.users.add(name, can_anchor=may)
     yield Saved("user", user.name)
     yield Done({"user": user.name, "added": True, "items_added": 0, "items_unchanged": 0})
 
 
 def _with_history(
-    reg: "Registry", name: str, history: Path, task: str | None, can_anchor: bool | None, dry_run: bool
-) -> Iterator[Event]:
+    reg: "Registry", name: str, history: Path, task: str | None, can_anchor: bool | None, ask: "Ask | None",
+    dry_run: bool,
+) -> Iterator[Event]:  # fmt: skip
     from mta_cli.pipeline.importing import import_file
 
     known, kind = name in reg.users.names(), history_format(history)
-    job = import_file(reg, kind, history, task=task, can_anchor=can_anchor, user=name, dry_run=dry_run)
+    job = import_file(reg, kind, history, task=task, can_anchor=can_anchor, ask=ask, user=name, dry_run=dry_run)
     for event in job:
         if isinstance(event, Done):
             counts = {key: event.result[key] for key in KEPT if key in event.result}

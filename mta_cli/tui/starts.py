@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageFault
 from mta_cli.events import Done, Event, Note, PlanLine, Planned
-from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, Machine, PromptOptions
+from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, GateOptions, Machine, PromptOptions
 from mta_cli.pipeline.formats import FORMATS
 from mta_cli.settings import ModelOptions, Settings, StoreOptions
 from mta_cli.tui.forms import Field, Filled, Form, flags, setting_field
@@ -143,8 +143,10 @@ def _bank_fields(known: Known) -> tuple[Field, ...]:
 
 def _bank_order(known: Known, filled: Filled) -> Order:
     settings = known.settings
-    options, prompt, machine, models = built(settings, filled, BankOptions, PromptOptions, Machine, ModelOptions)
-    plan = settings.plan_lines(options, prompt, machine)
+    options, gates, prompt, machine, models = built(
+        settings, filled, BankOptions, GateOptions, PromptOptions, Machine, ModelOptions
+    )
+    plan = settings.plan_lines(options, gates, prompt, machine)
 
     def make(reg: "Registry", dry_run: bool) -> Iterator[Event]:
         from mta_cli.pipeline.build_bank import BankRequest, build_bank
@@ -153,7 +155,7 @@ def _bank_order(known: Known, filled: Filled) -> Order:
 
         entries = resolve(models.base, "base"), resolve(models.embedder, "embedder")
         name = filled["name"] or None
-        request = BankRequest(find_task(reg, filled["task"]), *entries, options, prompt, machine, name)
+        request = BankRequest(find_task(reg, filled["task"]), *entries, options, prompt, machine, name, gates=gates)
         return build_bank(reg, request, plan=plan, dry_run=dry_run)
 
     return Order("bank build", filled["name"] or filled["task"], make)

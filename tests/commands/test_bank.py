@@ -81,6 +81,7 @@ def test_a_recipe_by_similarity_and_an_export_load_no_model(peopled: Path, tmp_p
 def test_tables_for_people(peopled: Path) -> None:
     shown = mta_ok("bank", "build", "--task", "lamp-2", *QUICK)
     assert "3 anchors" in shown.out and "loss" in shown.out
+    assert "90 answers of 9 people serve as neighbours (sharpness" in shown.out
     assert "task adapter alone" in mta_ok("user", "fuse", "ida").out
     adapted = mta_ok("user", "adapt", "ida", "--steps", 6)
     assert "ida" in adapted.out and "held-out" in adapted.out
@@ -191,3 +192,31 @@ def test_a_full_disk_while_an_adapter_is_written(peopled: Path, monkeypatch: pyt
     monkeypatch.undo()
     monkeypatch.setenv("MTA_STORE", str(peopled))
     assert mta_ok("doctor", "--json").json()["ok"]
+
+
+def test_a_bank_is_refreshed_after_somebody_was_forgotten(peopled: Path) -> None:
+    bank = build()
+    mta_ok("user", "adapt", "ida", "--steps", 6)
+    gone = mta_ok("user", "rm", bank["anchors"][0]["user"], "--yes", "--json")
+    assert gone.json()["resting"] == [{"user": "ida", "bank": "lamp-2", "version": 1}]
+    assert gone.json()["task_adapters"] == [{"bank": "lamp-2", "version": 1}]
+    assert "mta bank build --task lamp-2 --refresh" in gone.err and "ida" in gone.err
+    refresh = ("bank", "build", "--task", "lamp-2", "--refresh")
+    plan = mta_ok(*refresh, "--dry-run", "--json").json()
+    assert (plan["stale"], plan["people"], plan["job"]) == (1, ["ida"], "bank refresh")
+    ran = mta_ok(*refresh, "--json")
+    result = ran.json()
+    assert len(result["replaced"]) == 1 and result["people"] == ["ida"] and "make them anew" in ran.err
+    assert [row["stale"] for row in mta_ok("bank", "list", "--json").json()] == [0]
+    assert "ida" in mta_ok("user", "adapt", "ida", "--steps", 6).out
+    again = mta_ok(*refresh)
+    assert "nothing to do" in again.err and "3 anchors" in again.out
+    assert mta_ok("doctor", "--json").json()["ok"]
+
+
+def test_a_refresh_takes_no_options_of_a_build(peopled: Path) -> None:
+    refresh = ("bank", "build", "--task", "lamp-2", "--refresh")
+    refused(mta(*refresh, "--rank", 3, "--no-task-adapter", "--seed", 1), 2, "--rank, --task-adapter, --seed cannot")
+    refused(mta(*refresh), 3, "mta bank build --task lamp-2")
+    refused(mta(*refresh, "--name", "gone"), 3, "gone")
+    refused(mta("bank", "build", "--task", "lamp-22", "--refresh"), 3, "lamp-22")

@@ -52,7 +52,8 @@ def test_a_place_that_is_empty_is_a_fault_of_the_program() -> None:
 def test_a_group_keeps_its_help_and_its_commands_the_order_in_which_they_were_made(root: Any) -> None:
     made = root.commands["user"]
     assert made.help == user.app.info.help
-    assert list(made.commands) == ["list", "show", "add", "rm", "history", "items", "fuse", "adapt", "export"]
+    verbs = ["list", "show", "add", "consent", "rm", "history", "items", "fuse", "adapt", "export"]
+    assert list(made.commands) == verbs
 
 
 def test_the_path_of_a_store_is_taken_as_it_is_typed(tmp_path: Path) -> None:

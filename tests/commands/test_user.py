@@ -12,6 +12,7 @@ from mta_cli.app import run
 from store.registry import Registry
 from tests.pipeline.histories import person, rows, write
 
+NOTHING_LEFT: dict[str, list[str]] = {"stale_anchors": [], "resting": [], "task_adapters": [], "exports": []}
 Mta = Callable[..., tuple[int, str, str]]
 
 
@@ -41,7 +42,8 @@ def test_import_and_list(mta: Mta, tmp_path: Path) -> None:
     result = answer(mta, "data", "import", "users", "users.json", "--task", "lamp-2")
     assert (result["users"], result["items_added"], result["queries_added"]) == (2, 4, 2)
     (ann, bob) = answer(mta, "user", "list")
-    assert ann == {"name": "ann", "items": 3, "queries": 2, "task": "lamp-2", "status": "new", "stack_bytes": 0}
+    assert ann == {"name": "ann", "items": 3, "queries": 2, "task": "lamp-2", "status": "new", "stack_bytes": 0,
+                   "can_anchor": True}  # fmt: skip
     assert (bob["name"], bob["queries"]) == ("bob", 0)
     assert answer(mta, "user", "list", "--task", "lamp-4") == [] or all(
         each["items"] == 0 for each in answer(mta, "user", "list", "--task", "lamp-4")
@@ -143,7 +145,7 @@ def test_removing_asks_first(mta: Mta, tmp_path: Path, monkeypatch: pytest.Monke
     assert mta("user", "rm", "alice")[0] == 2
     assert answer(mta, "user", "rm", "alice", "--dry-run")["dry_run"] is True
     gone = answer(mta, "user", "rm", "alice", "--yes")
-    assert gone == {"user": "alice", "items": 4, "adapters_removed": [], "stale_anchors": []}
+    assert gone == {"user": "alice", "items": 4, "adapters_removed": [], **NOTHING_LEFT}
     assert answer(mta, "user", "list") == []
 
 

@@ -58,7 +58,7 @@ def test_all_faults_come_at_once() -> None:
         "item does not hold {output}",
         "labels has 'a' twice",
         "'querytokens' is no key of a task file; is it query_tokens?",
-        "query_tokens is 0; it goes from 1",
+        "query_tokens is '0'; it goes from 1",
         "item_tokens is a text, not a whole number",
         "answer_tokens is true or false, not a whole number",
         "question_pattern is no regular expression",

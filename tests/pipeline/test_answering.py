@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.engine.base import LoadedBase, load_base
+from mta_cli.engine.labels import Habit
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.prompts import Row
 from mta_cli.engine.score import score
@@ -71,7 +72,7 @@ def test_a_gold_that_is_no_label_is_weighed_and_never_answered(peopled: Registry
 def test_a_persons_prior_is_added_to_the_labels_and_not_to_the_gold(peopled: Registry, base: LoadedBase) -> None:
     examples, (query, *_) = Examples(peopled, base, TASK, 2), queries(peopled)
     prior = tuple(100.0 * (place == 4) for place in range(15))
-    plain, with_it = answer(base, examples, [Asked(query, 0), Asked(query, 1)], [(), ()], [(), prior])
+    plain, with_it = answer(base, examples, [Asked(query, 0), Asked(query, 1)], [(), ()], [None, Habit(prior)])
     assert with_it.answer == TASK.labels[4] and with_it.gold_loglik == plain.gold_loglik
     assert with_it.scores == pytest.approx([a + b for a, b in zip(plain.scores, prior, strict=True)])
 
@@ -81,7 +82,7 @@ def test_a_score_is_answered_with_the_median(peopled: Registry, base: LoadedBase
     examples, asked = Examples(peopled, base, task, 0), [Asked(replace(query, gold="3"), owner) for owner in (0, 1)]
     plain, _ = answer(base, examples, asked, [(), ()])
     wanted = [math.log(share) - score for share, score in zip((0.4, 0.05, 0.15, 0.05, 0.35), plain.scores, strict=True)]
-    assert answer(base, examples, asked, [(), ()], [(), wanted])[1].answer == "3"
+    assert answer(base, examples, asked, [(), ()], [None, Habit(tuple(wanted))])[1].answer == "3"
 
 
 def test_a_task_of_texts_is_answered_in_own_words(

@@ -39,7 +39,7 @@ def test_a_turn_through_the_cache_equals_one_from_scratch(world: World) -> None:
     ids, _, _ = chat._prompt("two", chat.exchanges)
     cached, _ = run(chat.say("two"))
     fresh = Voice.open(world.reg, world.entry, world.alice, asking())
-    assert "".join(e.text for e in fresh.speak(ids, _spoken()) if isinstance(e, Token)) == cached["text"]
+    assert "".join(e.text for e in fresh.speak(ids, _spoken(), "two") if isinstance(e, Token)) == cached["text"]
 
 
 def _spoken() -> Any:

@@ -132,15 +132,15 @@ def test_late_parts_answer_without_being_folded(store_root: Path) -> None:
     found = []
     for text in ("a first question", "and a second one"):
         spoken, ids = Spoken(), voice.fitted([{"role": "user", "content": text}], [])[0]
-        list(voice.speak(ids, spoken))
+        list(voice.speak(ids, spoken, text))
         found.append(spoken.text)
     fresh = Voice.open(world.reg, world.entry, world.alice, asking())
     again = Spoken()
-    list(fresh.speak(ids, again))
+    list(fresh.speak(ids, again, text))
     assert again.text == found[1]
     voice.become(world.alice, "fused")
     assert torch.equal(voice.base.model.get_parameter("model.layers.1.self_attn.q_proj.weight"), weights)
     fused = Spoken()
-    list(voice.speak(ids, fused))
+    list(voice.speak(ids, fused, text))
     assert fused.text != found[1]
     world.reg.close()

@@ -12,7 +12,7 @@ from mta_cli.options import AnswerOptions, PromptOptions
 from mta_cli.pipeline.adapt import adapt_users
 from mta_cli.pipeline.evaluate import MODES, evaluate_users
 from mta_cli.pipeline.examples import Examples
-from mta_cli.pipeline.habits import label_prior
+from mta_cli.pipeline.habits import LabelPriors
 from mta_cli.pipeline.models import resolve
 from mta_cli.pipeline.personal import folded_and_late, task_part
 from store.registry import Registry
@@ -76,9 +76,10 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
             weights, late, _ = folded_and_late(peopled, base.fingerprint, user, TASK.name, prediction.method)
             folder.set(weights)
         scores = label_scores(base, examples.query_prompt(query), labels, late=late)
-        prior = label_prior(peopled, user, TASK, base.fingerprint, prediction.method, AnswerOptions())
-        assert len(prior) == (15 if prediction.method in ("fused", "adapted") else 0)
-        weighed = [score + extra for score, extra in zip(scores, prior or [0.0] * 15, strict=True)]
+        prior = LabelPriors(peopled, TASK, base.fingerprint, AnswerOptions()).of(user, prediction.method)
+        assert (prior is not None) == (prediction.method in ("fused", "adapted"))
+        extras = prior(query.input) if prior is not None else [0.0] * 15
+        weighed = [score + extra for score, extra in zip(scores, extras, strict=True)]
         assert prediction.answer == TASK.labels[weighed.index(max(weighed))]
         assert prediction.gold_loglik == pytest.approx(scores[TASK.labels.index(query.gold)], abs=1e-3)
         assert (late is not None) == (prediction.method in ("fused", "adapted"))

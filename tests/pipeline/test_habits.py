@@ -1,19 +1,30 @@
 """Label priors of people: from their own answers, against those of the people whom a bank is made of."""
 
-import math
 from dataclasses import replace
 
 import pytest
 
-from mta_cli.engine.labels import habit, label_rates
+from mta_cli.engine.labels import Prior, habit, label_rates
+from mta_cli.engine.tasks import Task
 from mta_cli.options import AnswerOptions
-from mta_cli.pipeline.habits import label_prior
+from mta_cli.pipeline.habits import LabelPriors
 from mta_cli.pipeline.models import resolve
+from mta_cli.pipeline.neighbours import neighbours_of
 from store.models import NewItem
 from store.registry import Registry
 from tests.pipeline.town import TASK, built
 
-OPTIONS = AnswerOptions(prior_weight=0.5, prior_strength=8.0)
+ALONE = AnswerOptions(prior_weight=0.5, prior_strength=8.0, neighbour_weight=0.0)
+FILM = "a film about a lighthouse"
+
+
+def priors(reg: Registry, options: AnswerOptions = ALONE, task: Task = TASK, base: str | None = None) -> LabelPriors:
+    return LabelPriors(reg, task, base or resolve("tiny", "base").fingerprint, options)
+
+
+def said(prior: Prior | None, text: str = FILM) -> list[float]:
+    assert prior is not None
+    return list(prior(text))
 
 
 def test_a_persons_answers_stand_against_those_of_the_bank(peopled: Registry) -> None:
@@ -25,28 +36,59 @@ def test_a_persons_answers_stand_against_those_of_the_bank(peopled: Registry) ->
     bank = peopled.banks.latest(TASK.name, base)
     assert bank is not None and bank.config["label_rates"] == pytest.approx(rates)
     own = [item.output for item in peopled.items.recent(ida.id, TASK.name)]
-    found = label_prior(peopled, ida, TASK, base, "adapted", OPTIONS)
+    found = said(priors(peopled).of(ida, "adapted"))
     assert found == pytest.approx([0.5 * value for value in habit(own, TASK.labels, rates, 8.0)])
-    assert found == label_prior(peopled, ida, TASK, base, "fused", OPTIONS)
+    assert found == said(priors(peopled).of(ida, "fused"))
     assert found.index(max(found)) == TASK.labels.index(own[0]) and max(found) > 0 > min(found)
 
 
-def test_there_is_none_where_nothing_is_known_or_wanted(peopled: Registry) -> None:
-    base, ida = resolve("tiny", "base").fingerprint, peopled.users.get("ida")
-    assert label_prior(peopled, ida, TASK, base, "adapted", OPTIONS) == (), "no bank"
+def test_neighbours_speak_with_the_habit_where_the_bank_keeps_them(peopled: Registry) -> None:
     built(peopled)
-    assert label_prior(peopled, ida, TASK, base, "base", OPTIONS) == ()
-    assert label_prior(peopled, None, TASK, base, "adapted", OPTIONS) == ()
-    assert label_prior(peopled, ida, TASK, base, "adapted", replace(OPTIONS, prior_weight=0.0)) == ()
-    assert label_prior(peopled, ida, replace(TASK, labels=()), base, "adapted", OPTIONS) == ()
-    assert label_prior(peopled, ida, replace(TASK, labels=("a", "b")), base, "adapted", OPTIONS) == ()
-    assert label_prior(peopled, ida, TASK, "another base", "adapted", OPTIONS) == ()
+    base, ida = resolve("tiny", "base").fingerprint, peopled.users.get("ida")
+    bank = peopled.banks.latest(TASK.name, base)
+    assert bank is not None and bank.kernel is not None
+    shared = priors(peopled, AnswerOptions(neighbour_weight=2.0, prior_weight=0.25))
+    prior = shared.of(ida, "adapted")
+    known = neighbours_of(peopled, bank, TASK)
+    assert known is not None
+    own = [item.output for item in peopled.items.recent(ida.id, TASK.name)]
+    whole = habit(own, TASK.labels, known.rates.tolist(), 8.0)
+    asked = peopled.neighbours.of_bank(bank.id)[0]
+    text = next(item.input for item in peopled.items.recent(asked.user_id, TASK.name) if item.id == asked.item_id)
+    without = [0.25 * bank.kernel["habit"] * value for value in whole]
+    votes = [value - extra for value, extra in zip(said(prior, text), without, strict=True)]
+    if bank.kernel["votes"]:
+        assert votes != pytest.approx([0.0] * len(votes)) and said(prior, text) != pytest.approx(said(prior, FILM))
+    assert shared.lacks is None and shared.of(ida, "base") is None
+
+
+def test_without_the_embedder_the_habit_speaks_alone_and_that_is_said(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(peopled)
+    ida = peopled.users.get("ida")
+    monkeypatch.setattr("mta_cli.pipeline.models.list_models", list)
+    lacking = priors(peopled, replace(ALONE, neighbour_weight=1.0))
+    assert lacking.lacks is not None and "tiny-embedder is not here" in lacking.lacks
+    assert said(lacking.of(ida, "adapted")) == said(priors(peopled).of(ida, "adapted"))
+    assert priors(peopled).lacks is None, "nobody asked for neighbours"
+
+
+def test_there_is_none_where_nothing_is_known_or_wanted(peopled: Registry) -> None:
+    ida = peopled.users.get("ida")
+    assert priors(peopled).of(ida, "adapted") is None, "no bank"
+    built(peopled)
+    assert priors(peopled).of(ida, "base") is None
+    assert priors(peopled).of(None, "adapted") is None
+    assert priors(peopled, replace(ALONE, prior_weight=0.0)).of(ida, "adapted") is None
+    assert priors(peopled, task=replace(TASK, labels=())).of(ida, "adapted") is None
+    assert priors(peopled, task=replace(TASK, labels=("a", "b"))).of(ida, "adapted") is None
+    assert priors(peopled, base="another base").of(ida, "adapted") is None
 
 
 def test_who_has_answered_nothing_adds_nothing(peopled: Registry) -> None:
     built(peopled)
     new = peopled.users.add("new")
-    base = resolve("tiny", "base").fingerprint
-    assert label_prior(peopled, new, TASK, base, "fused", OPTIONS) == (0.0,) * 15
+    assert said(priors(peopled).of(new, "fused")) == [0.0] * 15
     peopled.items.append(new.id, [NewItem("x", TASK.name, "a film", "no tag of the list")])
-    assert all(math.isclose(value, 0.0) for value in label_prior(peopled, new, TASK, base, "fused", OPTIONS))
+    assert said(priors(peopled).of(new, "fused")) == pytest.approx([0.0] * 15)

@@ -145,3 +145,27 @@ def test_a_row_of_zeros_stays_zero() -> None:
         [0, 0],
         pytest.approx([0.6, 0.8]),
     ]
+
+
+def test_two_who_embed_the_same_items_at_once_count_them_once(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(registry, "ada", "tax", "law")
+    embed, sizes = Embedder.embed, list[int]()
+
+    def meanwhile(self: Embedder, texts: Any) -> Any:
+        sizes.append(len(texts))
+        if len(sizes) == 1:  # another begins and ends while this one computes, and finds one item more
+            add(registry, "ada", "opera")
+            refresh(registry)
+        return embed(self, texts)
+
+    monkeypatch.setattr(Embedder, "embed", meanwhile)
+    refresh(registry)
+    add(registry, "same", "tax", "law", "opera")
+    refresh(registry)
+    assert sizes == [2, 3, 3]
+    ids, rows = matrix(registry)
+    assert np.allclose(rows[0], rows[1], atol=1e-5)
+    embedder = resolve("tiny-embedder").fingerprint
+    assert [registry.profiles.get(user, "free", embedder).items for user in ids] == [3, 3]  # type: ignore[union-attr]

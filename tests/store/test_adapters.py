@@ -1,13 +1,16 @@
 """Adapter rows: only for whole files, refused for another base, removed when nothing uses them."""
 
+import errno
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound
 from store.files import AdapterFiles
 from store.registry import Registry
-from tests.store.making import BASE, adapted, adapter, bank, person
+from tests.store.making import BASE, DEAD, adapted, adapter, bank, person
 
 
 def test_an_adapter_comes_back_as_it_went_in(reg: Registry) -> None:
@@ -112,3 +115,49 @@ def test_an_adapter_made_again_is_not_doomed(reg: Registry, monkeypatch: pytest.
     reg.adapters.add(row)
     with Registry.open(reg.root) as again:
         assert again.adapters.path(row.digest).read_bytes() == b"lone"
+
+
+def as_of_the_dead(reg: Registry, digest: str) -> None:
+    """The claim to a digest, as a process that was killed leaves it."""
+    (claim,) = reg.files.folder.rglob("*.tmp")
+    claim.rename(claim.with_name(f".mta-{DEAD}-{digest}.tmp"))
+
+
+def test_a_file_that_was_never_added_goes_when_its_process_is_no_more(reg: Registry) -> None:
+    digest, size = reg.adapters.write(b"lone")
+    assert size == 4 and reg.files.path(digest).read_bytes() == b"lone"
+    with Registry.open(reg.root) as again:
+        assert again.check() == [] and again.files.path(digest).exists(), "its process may be about to add it"
+    as_of_the_dead(reg, digest)
+    with Registry.open(reg.root) as again:
+        assert again.check() == []
+    assert [path for path in reg.files.folder.rglob("*") if path.is_file()] == []
+
+
+def test_a_file_that_was_added_stays_whatever_becomes_of_its_process(reg: Registry) -> None:
+    known = reg.adapters.get(adapter(reg, b"meta"))
+    digest, _ = reg.adapters.write(b"other")
+    with pytest.raises(RuntimeError), reg.transaction():
+        reg.adapters.add(replace(known, digest=digest))
+        raise RuntimeError("stop")
+    assert len(list(reg.files.folder.rglob("*.tmp"))) == 1, "nothing was added"
+    reg.adapters.add(replace(known, digest=digest))
+    assert list(reg.files.folder.rglob("*.tmp")) == []
+    reg.files.claim(digest)
+    as_of_the_dead(reg, digest)
+    with Registry.open(reg.root) as again:
+        assert again.check() == [] and again.files.read(digest) == b"other"
+    assert list(reg.files.folder.rglob("*.tmp")) == []
+
+
+def test_a_claim_that_cannot_be_given_up_does_no_harm(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = reg.adapters.get(adapter(reg, b"meta"))
+    digest, _ = reg.adapters.write(b"other")
+
+    def refuse(_: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "unlink", refuse)
+        reg.adapters.add(replace(known, digest=digest))
+    assert reg.adapters.get(digest).digest == digest and reg.check() == []

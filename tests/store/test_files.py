@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError
 from store import files as module
-from store.files import AdapterFiles, atomic_write, sha256
-
-DEAD = 2**22 - 1  # above the highest process number of a usual Linux
+from store.files import AdapterFiles, atomic_write, sha256, sweep
+from tests.store.making import DEAD
 
 
 @pytest.fixture
@@ -239,3 +238,47 @@ def test_a_failed_checkpoint_keeps_the_earlier_one(files: AdapterFiles, monkeypa
     with pytest.raises(BadInput):
         files.write_partial("job", b"step 2")
     assert files.read_partial("job") == b"step 1"
+
+
+def test_a_checkpoint_is_spent_with_what_comes_of_it(files: AdapterFiles, tmp_path: Path) -> None:
+    files.write_partial("job", b"step 1")
+    with pytest.raises(RuntimeError), files.spending("job"):
+        assert files.read_partial("job") is None
+        assert [path.suffix for path in everything(tmp_path)] == [".tmp"]
+        raise RuntimeError("the disk is full")
+    assert files.read_partial("job") == b"step 1"
+    with files.spending("job"):
+        pass
+    assert everything(tmp_path) == []
+    files.write_partial("job", b"step 1")
+    with pytest.raises(IntegrityFault), files.spending("job"):
+        raise IntegrityFault("the person is gone")
+    assert everything(tmp_path) == []
+
+
+def test_a_checkpoint_that_cannot_be_set_aside_stays(files: AdapterFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.write_partial("job", b"step 1")
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "replace", failing(errno.EIO))
+        with pytest.raises(IntegrityFault, match="could not be written"), files.spending("job"):
+            pytest.fail("it went on")
+    assert files.read_partial("job") == b"step 1"
+
+
+@pytest.mark.parametrize("act", [AdapterFiles.drop_partials, lambda files: files.drop_partial("job")])
+def test_a_checkpoint_that_cannot_be_removed_is_told(
+    files: AdapterFiles, monkeypatch: pytest.MonkeyPatch, act: Callable[[AdapterFiles], None]
+) -> None:
+    files.write_partial("job", b"step 1")
+    monkeypatch.setattr(Path, "unlink", failing(errno.EIO))
+    with pytest.raises(IntegrityFault, match="could not be removed"):
+        act(files)
+
+
+def test_a_folder_is_swept_of_what_the_dead_left(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "x", b"content")
+    for pid in (DEAD, os.getpid()):
+        (tmp_path / f".mta-{pid}-0123456789abcdef.tmp").write_bytes(b"half")
+    sweep(tmp_path)
+    left = sorted(path.name for path in everything(tmp_path))
+    assert left == [f".mta-{os.getpid()}-0123456789abcdef.tmp", "x"]

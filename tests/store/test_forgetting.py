@@ -1,7 +1,10 @@
 """Forgetting: no byte of the store's directory holds a word of theirs, and what was trained on them is named."""
 
+import json
 import os
+import random
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +12,14 @@ import pytest
 from mta_cli.errors import IntegrityFault, NotFound, StoreBusy
 from store.cells import Cell, Prediction
 from store.evaluations import Tuning
-from store.forgetting import SOMEBODY, _as_a_word
-from store.models import Profile
+from store.forgetting import SOMEBODY, as_a_word
+from store.models import Profile, Share
+from store.personal import pack_shares
 from store.registry import Registry
 from store.users import Forgotten
 from tests.store.making import BASE, EMBEDDER, adapted, adapter, bank, item, person
+
+VECTOR, NUMBERS, NEIGHBOUR = (random.Random(seed).randbytes(1536) for seed in range(3))  # as a profile, core, embedding
 
 NAME = "Quetzalina Xóchitl"
 SECRET = "zyxwvutsrq my unmistakable sentence about plumfrotz"
@@ -122,8 +128,8 @@ def test_a_short_name_leaves_other_words_alone(reg: Registry) -> None:
     run = reg.runs.start("bank build", "a bank", {"note": "banana a", "users": ["a", "an"]})
     reg.users.forget(user)
     assert reg.runs.get(run.id).config == {"note": f"banana {SOMEBODY}", "users": [SOMEBODY, "an"]}
-    assert _as_a_word("!x!").sub("-", "a!x!b") == "a-b"
-    assert _as_a_word("a.b").sub("-", "a.b axb") == "- axb"
+    assert as_a_word("!x!").sub("-", "a!x!b") == "a-b"
+    assert as_a_word("a.b").sub("-", "a.b axb") == "- axb"
 
 
 def test_an_orphan_file_may_be_theirs_and_goes(root: Path, reg: Registry) -> None:
@@ -247,3 +253,90 @@ def test_a_bank_that_an_evaluation_has_only_begun_goes_too(root: Path, reg: Regi
     reg.banks.set_task_adapter(begun.id, adapter(reg, SECRET.encode(), kind="task"))
     reg.users.forget(me)
     assert traces(root) == [] and reg.check() == []
+
+
+def everything(reg: Registry) -> tuple[int, int]:
+    """`furnish`, and all that a person has only by now: a core, neighbours, evaluations of both kinds, exports."""
+    me, other = furnish(reg)
+    reg.profiles.put(Profile(me, "free", "e", VECTOR, 50, 250))
+    cores = bank(reg, [me, other], key="cores")
+    stack = adapted(reg, me, cores, b"the basis of all")
+    reg.stacks.put(replace(stack, numbers=NUMBERS, bytes=len(NUMBERS)))
+    reg.neighbours.add(cores.id, [(reg.items.recent(me, "free", 1)[0].id, NEIGHBOUR)])
+    measured = bank(reg, [other], name="eval free", key="eval", purpose="eval")
+    evaluated(reg, "both kinds", bank=(other,), test=(me,), made=measured.id)
+    run = reg.runs.start("user export", NAME, {"asked": {"to": f"/somewhere/{NAME}", "what": "adapter"}})
+    reg.runs.finish(run.id, {})
+    reg.files.write_partial("cores", NUMBERS)
+    return me, other
+
+
+def pieces(content: bytes, size: int = 16) -> list[bytes]:
+    """Every piece of that many bytes: a page may hold any part of a long value."""
+    return [content[start : start + size] for start in range(0, len(content) - size, size)]
+
+
+def spellings(text: str) -> list[bytes]:
+    """The text as a file may hold it: UTF-8 and UTF-16 of both orders, escaped as in JSON, in hexadecimal."""
+    raw = text.encode()
+    escaped = json.dumps(text)[1:-1].encode()
+    return [raw, text.encode("utf-16-le"), text.encode("utf-16-be"), escaped, raw.hex().encode()]
+
+
+def left_of_them(root: Path) -> list[str]:
+    """Which files of the directory hold any of it, in their names or contents."""
+    wanted = [spelling for trace in TRACES for spelling in spellings(trace)]
+    wanted += [piece for value in (VECTOR, NUMBERS, NEIGHBOUR) for piece in pieces(value)]
+    files = [path for path in root.rglob("*") if path.is_file()]
+    held = [(path.name, str(path.relative_to(root)).encode() + path.read_bytes()) for path in files]
+    return sorted({name for name, content in held if any(one in content for one in wanted)})
+
+
+def test_of_a_person_with_everything_no_byte_is_left_in_any_file(root: Path, reg: Registry) -> None:
+    me, other = everything(reg)
+    reg._db.rows("PRAGMA wal_checkpoint")  # so that both the database and its log hold something
+    reg.chats.add(reg.chats.start(me, SECRET).id, "assistant", SECRET, {"anchors": [NAME]})
+    before = left_of_them(root)
+    assert {"registry.db", "registry.db-wal"} <= set(before) and len(before) >= 5, "database, log, stack, checkpoints"
+    gone = reg.users.forget(me)
+    assert left_of_them(root) == [] and reg.check() == []
+    assert reg._db.value("PRAGMA freelist_count") == 0
+    assert sorted(set(gone.resting)) == [("bob", "free", 1)]
+    assert [row for row in reg._db.rows("SELECT * FROM tombstones") if row["items"] != 50] == []
+    assert len(reg.stacks.of_user(other)) == 1 and reg.adapters.path(reg.stacks.of_user(other)[0].digest).exists()
+    reg.close()
+    assert left_of_them(root) == []
+
+
+def test_whoever_rests_on_their_anchors_is_named_once_a_bank(reg: Registry) -> None:
+    me, other = furnish(reg)
+    third, fourth = person(reg, "carol", "a"), person(reg, "dave", "a")
+    mine, theirs = bank(reg, [me], key="2"), bank(reg, [other], key="3")
+    for user, on in ((third, mine), (fourth, theirs), (me, mine)):
+        adapted(reg, user, on, f"stack of {user}".encode())
+    reg.stacks.remove(third, "free", mine.id)
+    assert reg.users.forget(me).resting == [("bob", "free", 1), ("carol", "free", 2)]
+
+
+def test_a_core_rests_on_every_anchor_of_its_bank(reg: Registry) -> None:
+    me, other = furnish(reg)
+    made = bank(reg, [me, other], key="2")
+    carol = person(reg, "carol", "a")
+    stack = adapted(reg, carol, made, b"basis")
+    second = reg.banks.anchors(made.id)[1]
+    shares = pack_shares((Share(second.id, 1.0, 1.0),))
+    reg.stacks.put(replace(stack, recipe=shares))
+    reg.recipes.remove(carol, "free", made.id)
+    assert ("carol", "free", 2) not in dry_resting(reg, me)
+    reg.stacks.put(replace(stack, recipe=shares, numbers=b"1234", bytes=4))
+    assert ("carol", "free", 2) in reg.users.forget(me).resting
+
+
+def dry_resting(reg: Registry, user_id: int) -> list[tuple[str, str, int]]:
+    """Who rests on a person's anchors, without forgetting anybody."""
+    banks = [made for made in reg.banks.all() if any(a.user_id == user_id for a in reg.banks.anchors(made.id))]
+    return [
+        (name, made.name, made.version)
+        for made in banks
+        for name in reg.banks.resting(made.id, [a.id for a in reg.banks.anchors(made.id) if a.user_id == user_id])
+    ]

@@ -147,3 +147,20 @@ def test_accents_and_case_do_not_matter(reg: Registry) -> None:
     user = person(reg, "alice", "Café Crème", "tea")
     assert reg.items.search(user, "free", "cafe creme", limit=1)[0].key == "0"
     assert reg.items.search(user, "free", "CAFE\u0301", limit=1)[0].key == "0"
+
+
+def test_how_rare_a_word_is_does_not_depend_on_what_others_wrote(reg: Registry) -> None:
+    """One word of the question in each of two items: which is the better match must stay alice's own affair."""
+    user = person(reg, "alice", "the heron by the lock", "the otter at the weir", "bread", "butter")
+    before = [each.key for each in reg.items.search(user, "free", "heron or otter", limit=1)]
+    for word in ("heron", "otter"):
+        person(reg, f"writes {word}", *(f"{word} {n}" for n in range(30)))
+        assert [each.key for each in reg.items.search(user, "free", "heron or otter", limit=1)] == before, word
+
+
+def test_a_rare_word_of_ones_own_says_more_than_a_common_one(reg: Registry) -> None:
+    user = person(reg, "alice", "the ship sails", "the ship sinks", "the ship waits", "an otter waits")
+    assert [each.key for each in reg.items.search(user, "free", "otter ship", limit=2)] == ["3", "0"]
+    assert [each.key for each in reg.items.search(user, "free", "ÓTTER", limit=1, fill=False)] == ["3"]
+    seen = [each.key for each in reg.items.search(user, "free", "ship", limit=4, fill=False)]
+    assert seen == ["0", "1", "2"], "ties in the order of arrival"

@@ -3,11 +3,22 @@
 import difflib
 from collections.abc import Sequence
 
-from mta_cli.engine.methods import fusion, majority, merge_then_adapt, oppu, pieces, plain, released, search, small
+from mta_cli.engine.methods import (
+    fusion,
+    majority,
+    merge_then_adapt,
+    neighbours,
+    oppu,
+    pieces,
+    plain,
+    released,
+    search,
+    small,
+)
 from mta_cli.engine.methods.shape import Method
 from mta_cli.errors import UsageFault
 
-_FAMILIES = (majority, plain, oppu, fusion, merge_then_adapt, released, pieces, search, small)
+_FAMILIES = (majority, neighbours, plain, oppu, fusion, merge_then_adapt, released, pieces, search, small)
 METHODS: dict[str, Method] = {method.name: method for family in _FAMILIES for method in family.METHODS}
 
 

@@ -9,7 +9,7 @@ from mta_cli.engine.fusion import evidence_weights, merge, similarity_weights
 from mta_cli.engine.learned import learn_weights
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.methods.controls import noise_like
-from mta_cli.engine.methods.prior import NO_PRIOR, PRIOR, habits
+from mta_cli.engine.methods.prior import NEIGHBOURS, NO_PRIOR, priors
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
 from mta_cli.engine.passes import Fork
 from mta_cli.engine.score import likelihoods
@@ -113,10 +113,10 @@ def fused(bench: Bench, shares: Shares) -> tuple[LoraWeights, ...]:
 
 def made(weigh: Weigh, bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
     """A fusion for each person, and their label prior where the settings give it weight."""
-    recipes, priors = weigh(bench, people, settings), habits(bench, people, settings)
+    recipes, leanings = weigh(bench, people, settings), priors(bench, people, settings)
     return [
         Made(fused(bench, shares), prior, SHARE_BYTES * len(shares) + size)
-        for shares, (prior, size) in zip(recipes, priors, strict=True)
+        for shares, (prior, size) in zip(recipes, leanings, strict=True)
     ]
 
 
@@ -139,8 +139,8 @@ METHODS = (
         settings=EVIDENCE, grid=SHARPER,
     ),
     Method(
-        "mta-recipe", "the same and the person's label prior: Merge-then-Adapt without a gradient",
-        partial(made, by_evidence), settings={**EVIDENCE, **PRIOR}, grid=SHARPER,
+        "mta-recipe", "the same with label habit and neighbours: Merge-then-Adapt without a gradient",
+        partial(made, by_evidence), settings={**EVIDENCE, **NEIGHBOURS}, grid=SHARPER, version=2,
     ),
     Method(
         "fusion-learned", "the same, weights fitted by gradient", partial(made, learned),

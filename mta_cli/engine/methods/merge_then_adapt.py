@@ -16,12 +16,15 @@ from mta_cli.engine.methods.fusion import (
     fused,
     learned,
 )
-from mta_cli.engine.methods.prior import NO_PRIOR, PRIOR, habits
+from mta_cli.engine.methods.prior import NEIGHBOURS, NO_PRIOR, PRIOR, priors
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
 from mta_cli.engine.methods.stacks import CORES, LORA_GRID, OWN, Fit, cores, loras
 
 CORES_WEIGHED = tuple(
     {"learning_rate": rate, "prior_weight": weight} for rate in (0.03, 0.1, 0.2) for weight in (0.25, 0.5)
+)
+CORES_GUESSED = tuple(
+    {"learning_rate": rate, "prior_weight": weight} for rate in (0.01, 0.03, 0.1) for weight in (0.25, 0.5)
 )
 WEIGHED = tuple({"scale": scale, "prior_weight": weight} for scale in (0.25, 0.5, 1.0) for weight in (0.0, 0.25, 0.5))
 
@@ -36,10 +39,10 @@ def made(weigh: Weigh, fit: Fit, bench: Bench, people: Sequence[Person], setting
     recipes = weigh(bench, people, settings)
     under = [fused(bench, shares) for shares in recipes]
     stacks = fit(bench, people, under, settings)
-    priors = habits(bench, people, settings)
+    leanings = priors(bench, people, settings)
     return [
         Made((*fusion, *own.parts), prior, SHARE_BYTES * len(shares) + own.bytes + size, failed=own.failed)
-        for shares, fusion, own, (prior, size) in zip(recipes, under, stacks, priors, strict=True)
+        for shares, fusion, own, (prior, size) in zip(recipes, under, stacks, leanings, strict=True)
     ]
 
 
@@ -49,11 +52,15 @@ METHODS = (
         settings={**OWN, **NO_PRIOR}, grid=LORA_GRID,
     ),
     Method(
-        "mta", "Merge-then-Adapt as it is by default: fusion by evidence, a core above it, label prior",
-        partial(made, by_evidence, cores), settings={**CORES, **EVIDENCE, **PRIOR}, grid=CORES_WEIGHED, version=2,
+        "mta", "Merge-then-Adapt as it is by default: fusion by evidence, a core above it, label habit and neighbours",
+        partial(made, by_evidence, cores), settings={**CORES, **EVIDENCE, **NEIGHBOURS}, grid=CORES_GUESSED, version=3,
     ),
     Method(
-        "mta-lora", "the same with a LoRA of the person's own instead of the core", partial(made, by_evidence, loras),
+        "mta-alone", "the same without neighbours: a share of the label habit", partial(made, by_evidence, cores),
+        settings={**CORES, **EVIDENCE, **PRIOR}, grid=CORES_WEIGHED,
+    ),
+    Method(
+        "mta-lora", "that with a LoRA of the person's own instead of the core", partial(made, by_evidence, loras),
         settings={**EVIDENCE, **OWN, **PRIOR}, grid=WEIGHED,
     ),
     Method(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mta_cli.engine.methods.prior import PRIOR, habits
+from mta_cli.engine.methods.prior import NEIGHBOURS, PRIOR, priors
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
 
 
@@ -11,9 +11,9 @@ def nothing(bench: Bench, people: Sequence[Person], settings: Settings) -> list[
     return [Made() for _ in people]
 
 
-def with_habits(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+def with_priors(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
     """The shared model and each person's own label prior."""
-    return [Made(prior=prior, bytes=size) for prior, size in habits(bench, people, settings)]
+    return [Made(prior=prior, bytes=size) for prior, size in priors(bench, people, settings)]
 
 
 METHODS = (
@@ -22,8 +22,13 @@ METHODS = (
     Method("pooled", "the task adapter alone", nothing, history=False),
     Method("pooled-rag", "the task adapter, with the person's own items in the prompt", nothing),
     Method(
-        "pooled-prior", "pooled-rag and the person's label prior", with_habits,
+        "pooled-prior", "pooled-rag and the person's label habit", with_priors,
         settings={**PRIOR, "prior_weight": 0.5},
         grid=tuple({"prior_strength": s, "prior_weight": w} for s in (2.0, 8.0) for w in (0.25, 0.5, 1.0)),
+    ),
+    Method(
+        "pooled-neighbours", "pooled-rag, the person's label habit and what others answered to the like", with_priors,
+        settings={**NEIGHBOURS, "prior_weight": 0.5},
+        grid=tuple({"neighbour_weight": n, "prior_weight": w} for n in (1.0, 2.0) for w in (0.25, 0.5, 1.0)),
     ),
 )  # fmt: skip

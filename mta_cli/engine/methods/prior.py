@@ -1,28 +1,53 @@
-"""A person's label prior: how often they give each label, against how often people do. No model and no gradient."""
+"""Label priors: how often a person gives each label, and what others answered to the like of a question.
+
+No language model and no gradient. A habit is a share of what the person's own answers say; neighbours say more, and
+their kernel (see `engine.neighbours`) says how much the habit counts beside them.
+"""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from mta_cli.engine.labels import habit
+from mta_cli.engine.labels import Habit, Prior, habit
 from mta_cli.engine.methods.shape import Bench, Person, Settings
+
+if TYPE_CHECKING:
+    from mta_cli.engine.neighbours import Guess
 
 PRIOR = {"prior_strength": 8.0, "prior_weight": 0.25}  # beside parts that have learnt from the same shots
 NO_PRIOR = {"prior_strength": 8.0, "prior_weight": 0.0}
+NEIGHBOURS = {**PRIOR, "neighbour_weight": 1.0}
 COUNT_BYTES = 2  # a label's number and its count, of each label that the person gave
 
 
-def habits(bench: Bench, people: Sequence[Person], settings: Settings) -> list[tuple[tuple[float, ...], int]]:
-    """What is added to each label's log-likelihood for each person (nats), and the bytes that it is kept in.
+def priors(bench: Bench, people: Sequence[Person], settings: Settings) -> list[tuple[Prior | None, int]]:
+    """Each person's label prior, if any, and the bytes that it is kept in.
 
-    `settings`: `prior_strength`, how many shots the population's rates count as, and `prior_weight`, the share of the
-    prior that is added: prompts that show a person's items tell the model a part of it already. Nothing where the
-    weight is 0 or the task has no labels.
+    `settings`: `prior_weight`, the share of the habit that is added, in which `prior_strength` is how many answers the
+    population's rates count as; and `neighbour_weight`, the same for neighbours, beside whom the kernel says how much
+    the whole of both is. Nothing where the weights are 0 or the task has no labels.
     """
-    weight, strength = float(settings["prior_weight"]), float(settings["prior_strength"])
-    if weight == 0.0 or not bench.task.labels:
-        return [((), 0) for _ in people]
-    found = []
+    near, share = float(settings.get("neighbour_weight", 0.0)), float(settings["prior_weight"])
+    if near > 0.0 and bench.items is not None:
+        return [(guess(bench, person, near, share), _size(bench, person)) for person in people]
+    if share == 0.0 or not bench.task.labels:
+        return [(None, 0) for _ in people]
+    found: list[tuple[Prior | None, int]] = []
     for person in people:
-        prior = habit(person.outputs, bench.task.labels, bench.rates, strength)
-        given = len({output.strip() for output in person.outputs}.intersection(bench.task.labels))
-        found.append((tuple(weight * value for value in prior), COUNT_BYTES * given))
+        values = habit(person.outputs, bench.task.labels, bench.rates, float(settings["prior_strength"]))
+        found.append((Habit(tuple(share * value for value in values)), _size(bench, person)))
     return found
+
+
+def guess(bench: Bench, person: Person, near: float = 1.0, share: float = 1.0) -> "Guess":
+    """What neighbours and the person's habit say, a share of each. ValueError on a bench without items."""
+    from mta_cli.engine.neighbours import STRENGTH, Guess
+
+    if bench.items is None:
+        raise ValueError("there are no neighbours on this bench")
+    known, kernel, embed = bench.items
+    own = habit(person.outputs, bench.task.labels, bench.rates, STRENGTH)
+    return Guess(known, kernel.scaled(near, share), embed, own)
+
+
+def _size(bench: Bench, person: Person) -> int:
+    return COUNT_BYTES * len({output.strip() for output in person.outputs}.intersection(bench.task.labels))

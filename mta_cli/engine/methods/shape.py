@@ -8,7 +8,9 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.labels import Prior
     from mta_cli.engine.lora import LoraWeights
+    from mta_cli.engine.neighbours import Embed, Kernel, Neighbours
     from mta_cli.engine.prompts import Row
     from mta_cli.engine.tasks import Task
 
@@ -37,8 +39,9 @@ class Bench:
     """What a fold's people share. `base` holds the task adapter where the method stands on it, else nothing.
 
     `anchors` stand above the task adapter, and `profiles` `[anchors, width]` are theirs. `rates` is how often the
-    bank's people give each label (they sum to one); empty for a task of texts. `known` is what one method has computed
-    of people and others need too, by what it is and whose.
+    bank's people give each label (they sum to one); empty for a task of texts. `items` are what they answered to what,
+    with the kernel fitted to them and the embedder they are found by; None for a task of texts. `known` is what one
+    method has computed of people and others need too, by what it is and whose.
     """
 
     base: "LoadedBase"
@@ -47,12 +50,13 @@ class Bench:
     profiles: Tensor
     rates: tuple[float, ...]
     seed: int
+    items: "tuple[Neighbours, Kernel, Embed] | None" = None
     known: dict[Hashable, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Made:
-    """One person's model: LoRAs above what the base holds, and what is added to each label's log-likelihood (nats).
+    """One person's model: LoRAs above what the base holds, and their label prior.
 
     `bytes` is what must be kept of it for the person. `failed`: there were shots, and training on them came to no
     finite weights; the rest of the model is there. `direct` answers by itself, without a model, where it is given:
@@ -60,7 +64,7 @@ class Made:
     """
 
     parts: "tuple[LoraWeights, ...]" = ()
-    prior: tuple[float, ...] = ()
+    prior: "Prior | None" = None
     bytes: int = 0
     direct: "Direct | None" = None
     failed: bool = False

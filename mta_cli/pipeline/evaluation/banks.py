@@ -28,7 +28,8 @@ def fold_banks(
     found, known = [], reg.evaluations.banks(evaluation)
     for number, fold in enumerate(plan.folds):
         bank = reg.banks.by_id(known[number]) if number in known else None
-        if bank is None or bank.status != "ready":
+        whole = bank is not None and bank.status == "ready" and (bank.kernel is not None or not request.task.labels)
+        if bank is None or not whole:
             yield Note(f"Fold {number + 1} of {len(plan.folds)}: the bank of {len(fold.bank)} people")
             own = replace(_request(request, fold), begun=partial(reg.evaluations.use_bank, evaluation, number))
             try:

@@ -9,6 +9,7 @@ from mta_cli.events import Event, Note
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest
 from mta_cli.pipeline.examples import Examples
 from mta_cli.pipeline.loading import load
+from mta_cli.pipeline.neighbours import fitted, load_embedder
 from mta_cli.pipeline.personal import load_weights
 from mta_cli.pipeline.profiling import profile_matrix, unit_rows
 from store.models import Bank
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mta_cli.engine.methods.shape import Below, Bench, Person
+    from mta_cli.engine.neighbours import Embed, Vectors
     from store.registry import Registry
 
 
@@ -33,6 +35,7 @@ class Field:
         self._profiles, self._folder = profiles, Folder(self.base)
         self._holds: Bank | None = None
         self._benches: dict[int, Bench] = {}
+        self._embedder: Embed | None = None
         among = {user: [item.id for item in items] for user, items in plan.shots.items()}
         self.shown = Examples(reg, self.base, request.task, request.prompt.history_items, among)
         self.bare = Examples(reg, self.base, request.task, 0)
@@ -76,7 +79,14 @@ class Field:
             for item in self.reg.items.recent(user, task.name, self.request.bank.max_items or None)
         ]
         rates = label_rates(given, task.labels) if task.labels else ()
-        return Bench(self.base, task, weights, profiles, rates, self.request.machine.seed)
+        items = fitted(self.reg, bank, task, self._embed)
+        return Bench(self.base, task, weights, profiles, rates, self.request.machine.seed, items)
+
+    def _embed(self, texts: Sequence[str]) -> "Vectors":
+        """Unit vectors of questions; the embedder is loaded with the first."""
+        if self._embedder is None:
+            self._embedder = load_embedder(self.request.embedder, self.request.machine.device)
+        return self._embedder(texts)
 
     def people(self, users: Sequence[int]) -> "list[Person]":
         """People as methods see them, in the order of `users`."""

@@ -60,7 +60,9 @@ def _too_large(path: Path, size: int) -> NoReturn:
 def read_document(path: Path) -> Any:
     """The JSON document in a file. Raises `NotFound` and `BadInput`, never anything else."""
     with opened(path) as stream:
-        content = stream.read(FILE_BYTES + 1)
+        info = os.fstat(stream.fileno())
+        # What is asked for is set aside at once, so a small file is not asked for more than it has.
+        content = stream.read((info.st_size if stat.S_ISREG(info.st_mode) else FILE_BYTES) + 1)
     if len(content) > FILE_BYTES:
         _too_large(path, len(content))
     return parse_document(content, path.name)

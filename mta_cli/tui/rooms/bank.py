@@ -232,7 +232,8 @@ def _row(number: int, use: "AnchorUse", nearest: int | None) -> list[Text]:
         str(anchor.cluster_size), NOTHING if nearest is None else f"{nearest:,}", str(anchor.items), loss,
         f"{use.people:,}", f"{use.weight:.2f}" if use.people else NOTHING, signed(use.change),
     )  # fmt: skip
-    name = line("stale (forgotten)", "italic") if anchor.stale else line(anchor.user)
+    name = line(f"{anchor.user or 'stale'} ({'forgotten' if anchor.user is None else 'stale'})", "italic")
+    name = name if anchor.stale else line(anchor.user)
     return [line(letter(number), "bold"), name, *(Text(value, justify="right") for value in numbers)]
 
 
@@ -249,7 +250,8 @@ def _words(number: int, use: "AnchorUse", nearest: int | None) -> Text:
         better = "fell" if use.change >= 0 else "rose"
         said.append(f"The held-out loss of {use.measured:,} of them {better} by {abs(use.change):.3f} when adapted.")
     if anchor.stale:
-        said.append("Stale: its person is forgotten; the next build takes it out.")
+        why = "its person is forgotten" if anchor.user is None else "without consent"
+        said.append(f"Stale, {why}: mta bank build --refresh.")
     words = line(" ".join(said))
     words.no_wrap = False
     return words

@@ -44,7 +44,7 @@ COLUMNS = (
 SORTS = tuple(column.key for column in COLUMNS if column.sorts)
 DOWNWARDS = frozenset({"items", "queries", "status", "bytes", "change"})  # most first is what one looks for
 MORE = 20  # history items shown at once
-NOTHING_THERE = ("0", "no bank")
+NOTHING_THERE = ("0", "no bank", "none", "nobody's")
 PAUSE = 0.06  # seconds that the cursor rests on somebody before they are looked up
 
 EMPTY = """Nobody is here yet.

@@ -1,11 +1,15 @@
 """A bench for a task of labels and people with shots in it, and what models make of rows. Asserts nothing."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from mta_cli.engine.base import LoadedBase
 from mta_cli.engine.lora import LoraWeights, initial
 from mta_cli.engine.methods.shape import Bench, Person
+from mta_cli.engine.neighbours import Kernel, Neighbours, Vectors
 from mta_cli.engine.prompts import Prompter, Row
 from mta_cli.engine.tasks import BUILTIN, Task
 from mta_cli.engine.train import Member, Schedule, Trainer
@@ -20,7 +24,16 @@ def tag_bench(
     """A bench whose people give the first label twice as often as any other."""
     count = len(BUILTIN[task].labels)
     rates = tuple((1 + (i == 0)) / (count + 1) for i in range(count))
-    return replace(a_bench(base, anchors, placement="late", seed=seed), task=BUILTIN[task], rates=rates)
+    places = np.arange(3 * count) % count
+    known = Neighbours(embed([f"item {n}" for n in places]), places, np.arange(3 * count) // count, np.array(rates))
+    items = (known, Kernel(4.0, 1.5, 0.5), embed)
+    return replace(a_bench(base, anchors, placement="late", seed=seed), task=BUILTIN[task], rates=rates, items=items)
+
+
+def embed(texts: Sequence[str]) -> Vectors:
+    """A random unit vector [texts, 6] for each text, always the same one."""
+    rows = np.stack([np.random.default_rng(zlib.crc32(text.encode())).normal(size=6) for text in texts])
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def tagger(base: LoadedBase, task: Task, outputs: Sequence[str], number: int = 0) -> Person:

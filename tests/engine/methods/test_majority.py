@@ -18,7 +18,7 @@ from tests.metrics_by_hand import mae
 
 def rule(bench: Bench, outputs: Sequence[str]) -> Direct:
     (made,) = METHOD.make(bench, [tagger(bench.base, bench.task, outputs)], METHOD.settings)
-    assert made.parts == () and made.prior == () and made.bytes == 0 and made.direct is not None
+    assert made.parts == () and made.prior is None and made.bytes == 0 and made.direct is not None
     return made.direct
 
 

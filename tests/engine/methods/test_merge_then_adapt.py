@@ -5,7 +5,7 @@ import pytest
 from mta_cli.engine.base import LoadedBase
 from mta_cli.engine.methods.fusion import SHARE_BYTES, Weigh, by_evidence, by_similarity, fused
 from mta_cli.engine.methods.merge_then_adapt import METHODS
-from mta_cli.engine.methods.prior import COUNT_BYTES, habits
+from mta_cli.engine.methods.prior import COUNT_BYTES, priors
 from mta_cli.engine.methods.shape import Bench, Made, Person, Settings
 from mta_cli.engine.methods.stacks import Fit, cores, loras
 from mta_cli.engine.score import mean_loss
@@ -13,7 +13,8 @@ from tests.engine.methods.benches import a_bench, a_person, same
 from tests.engine.methods.tagging import LABELS, tag_bench, tagger
 
 BY_NAME = {method.name: method for method in METHODS}
-WITH_LORA = [name for name in BY_NAME if name != "mta"]
+WITH_CORE = ["mta", "mta-alone"]
+WITH_LORA = [name for name in BY_NAME if name not in WITH_CORE]
 FUSED = [name for name in BY_NAME if name != "stack"]
 NAN = float("nan")
 
@@ -29,8 +30,8 @@ def make(name: str, bench: Bench, people: list[Person], **changes: float | str) 
 @pytest.mark.parametrize(
     ("name", "weigh", "fit"),
     [
-        ("mta", by_evidence, cores), ("mta-lora", by_evidence, loras), ("mta-evidence", by_evidence, loras),
-        ("mta-cosine", by_similarity, loras),
+        ("mta", by_evidence, cores), ("mta-alone", by_evidence, cores), ("mta-lora", by_evidence, loras),
+        ("mta-evidence", by_evidence, loras), ("mta-cosine", by_similarity, loras),
     ],
 )  # fmt: skip
 def test_a_stack_is_trained_above_the_fusion(base: LoadedBase, name: str, weigh: Weigh, fit: Fit) -> None:
@@ -42,13 +43,13 @@ def test_a_stack_is_trained_above_the_fusion(base: LoadedBase, name: str, weigh:
     assert own.part is not None and unfused.part is not None and len(made.parts) == 2
     assert same(made.parts[0], fusion[0]) and same(made.parts[1], own.part)
     assert not same(made.parts[1], unfused.part)
-    assert made.bytes == SHARE_BYTES * len(shares) + own.bytes and made.prior == () and not made.failed
+    assert made.bytes == SHARE_BYTES * len(shares) + own.bytes and made.prior is None and not made.failed
 
 
 @pytest.mark.parametrize("name", list(BY_NAME))
 def test_the_stack_lowers_the_loss_on_the_shots(base: LoadedBase, name: str) -> None:
     bench, person = a_bench(base, 2, placement="late"), a_person(4)
-    (made,) = make(name, bench, [person], steps=20, learning_rate=0.2 if name == "mta" else 1e-2)
+    (made,) = make(name, bench, [person], steps=20, learning_rate=0.2 if name in WITH_CORE else 1e-2)
     assert mean_loss(base, person.rows, made.parts) < mean_loss(base, person.rows, made.parts[:-1]) - 0.01
 
 
@@ -73,7 +74,7 @@ def test_without_a_fusion_it_is_a_core_alone(base: LoadedBase) -> None:
 def test_an_empty_bank_leaves_the_default_its_label_prior(base: LoadedBase) -> None:
     bench = tag_bench(base, 0)
     (made,) = make("mta", bench, [tagger(base, bench.task, [LABELS[1]])])
-    assert made.parts == () and any(made.prior) and made.bytes == COUNT_BYTES and not made.failed
+    assert made.parts == () and made.prior is not None and made.bytes == COUNT_BYTES and not made.failed
 
 
 def test_a_core_takes_two_bytes_for_each_number(base: LoadedBase) -> None:
@@ -84,13 +85,16 @@ def test_a_core_takes_two_bytes_for_each_number(base: LoadedBase) -> None:
     assert made.bytes == SHARE_BYTES * len(shares) + 2 * 4 * 7 and made.parts[1].rank == 2
 
 
-@pytest.mark.parametrize("name", ["mta", "mta-lora"])
-def test_a_label_prior_changes_no_part_and_is_paid_for(base: LoadedBase, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "weight"), [("mta", "neighbour_weight"), ("mta-alone", "prior_weight"), ("mta-lora", "prior_weight")]
+)
+def test_a_label_prior_changes_no_part_and_is_paid_for(base: LoadedBase, name: str, weight: str) -> None:
     bench = tag_bench(base, 2)
     person = tagger(base, bench.task, [LABELS[1], LABELS[2]])
-    (made,), (without,) = make(name, bench, [person]), make(name, bench, [person], prior_weight=0.0)
-    assert made.prior == habits(bench, [person], BY_NAME[name].settings)[0][0] and any(made.prior)
-    assert without.prior == () and made.bytes == without.bytes + 2 * COUNT_BYTES
+    off = {weight: 0.0, "prior_weight": 0.0}
+    (made,), (without,) = make(name, bench, [person]), make(name, bench, [person], **off)
+    assert made.prior is not None and made.prior == priors(bench, [person], BY_NAME[name].settings)[0][0]
+    assert without.prior is None and made.bytes == without.bytes + 2 * COUNT_BYTES
     assert len(made.parts) == 2
     assert all(same(one, other) for one, other in zip(made.parts, without.parts, strict=True))
 
@@ -99,7 +103,7 @@ def test_with_a_lora_it_is_fusion_by_evidence_and_a_prior(base: LoadedBase) -> N
     bench = tag_bench(base, 2)
     person = tagger(base, bench.task, [LABELS[1], LABELS[2]])
     (made,), (without,) = make("mta-lora", bench, [person]), make("mta-evidence", bench, [person])
-    assert any(made.prior) and without.prior == ()
+    assert made.prior is not None and without.prior is None
     assert all(same(one, other) for one, other in zip(made.parts, without.parts, strict=True))
 
 
@@ -119,4 +123,4 @@ def test_who_has_no_shots_gets_nothing(base: LoadedBase, name: str) -> None:
 
 
 def test_the_default_is_not_taken_for_what_had_its_name() -> None:
-    assert {name: method.version for name, method in BY_NAME.items() if method.version != 1} == {"mta": 2}
+    assert {name: method.version for name, method in BY_NAME.items() if method.version != 1} == {"mta": 3}

@@ -14,7 +14,7 @@ def test_a_lora_of_rank_8_on_q_and_v_of_every_layer(base: LoadedBase, method: Me
     person, nobody = a_person(4), a_person(0, 1)
     made, nothing = method.make(a_bench(base, 2), [person, nobody], settings_of(method, learning_rate=1e-2))
     (part,) = made.parts
-    assert nothing == Made() and made.prior == () and made.direct is None
+    assert nothing == Made() and made.prior is None and made.direct is None
     assert (part.rank, part.scale, str(part.placement)) == (8, 1.0, "0-1/all")
     assert made.bytes == 2 * 8 * 2 * (64 + 64 + 64 + 32)
     assert mean_loss(base, person.rows, made.parts) < mean_loss(base, person.rows) - 0.01

@@ -4,7 +4,7 @@ import pytest
 
 from mta_cli.engine.base import LoadedBase
 from mta_cli.engine.methods.plain import METHODS
-from mta_cli.engine.methods.prior import habits
+from mta_cli.engine.methods.prior import priors
 from mta_cli.engine.methods.shape import Made
 from tests.engine.methods.benches import a_bench, a_person
 from tests.engine.methods.tagging import LABELS, tag_bench, tagger
@@ -22,10 +22,11 @@ def test_everybody_has_the_same_and_nothing_is_kept(base: LoadedBase, name: str,
     assert method.make(a_bench(base, 2), [a_person(2), a_person(0)], method.settings) == [Made(), Made()]
 
 
-def test_the_prior_stands_alone(base: LoadedBase) -> None:
-    method, bench = BY_NAME["pooled-prior"], tag_bench(base, 2)
+@pytest.mark.parametrize("name", ["pooled-prior", "pooled-neighbours"])
+def test_the_prior_stands_alone(base: LoadedBase, name: str) -> None:
+    method, bench = BY_NAME[name], tag_bench(base, 2)
     people = [tagger(base, bench.task, [LABELS[0], LABELS[1]]), tagger(base, bench.task, [])]
     made = method.make(bench, people, method.settings)
     assert (method.below, method.history) == ("task", True)
-    assert [(one.prior, one.bytes) for one in made] == habits(bench, people, method.settings)
+    assert [(one.prior, one.bytes) for one in made] == priors(bench, people, method.settings)
     assert all(one.parts == () and one.direct is None for one in made)

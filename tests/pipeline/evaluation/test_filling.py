@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mta_cli.engine.labels import Habit
 from mta_cli.engine.methods.catalogue import METHODS
 from mta_cli.engine.methods.shape import Made, Method
 from mta_cli.events import Note, Step
@@ -173,7 +174,7 @@ def test_an_answer_is_stored_as_decided_with_the_prior(field: Field) -> None:
     number, labels = begun(field.reg, field.request), TASK.labels
 
     def make(bench: Any, people: Any, settings: Any) -> list[Made]:
-        return [Made(prior=tuple(1000.0 * (label == labels[7]) for label in labels)) for _ in people]
+        return [Made(prior=Habit(tuple(1000.0 * (label == labels[7]) for label in labels))) for _ in people]
 
     list(fill(field, number, Column(0, Method("sure", "for a test", make), {}), 0))
     assert {p.answer for p in field.reg.evaluations.cells.predictions(number)} == {labels[7]}

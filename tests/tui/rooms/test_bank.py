@@ -195,6 +195,21 @@ def test_a_bank_that_is_being_built_shows_what_is_there(empty_store: Path) -> No
     run(drive())
 
 
+def test_an_anchor_without_consent_is_stale_and_has_a_name(demo_store: Path) -> None:
+    with Registry.open(demo_store) as reg:
+        first = reg.banks.anchors(reg.banks.get("lamp-2").id)[0]
+        assert first.user_id is not None
+        reg.users.set_can_anchor(first.user_id, False)
+
+    async def drive() -> None:
+        async with open_app(demo_store, (120, 50)) as (app, _):
+            text = screen_text(app)
+            assert f"{first.user} (stale)" in text and "forgotten" not in text
+            assert "mta bank build --refresh." in text
+
+    run(drive())
+
+
 def test_a_forgotten_anchor_is_stale_and_cannot_be_chosen(demo_store: Path) -> None:
     with Registry.open(demo_store) as reg:
         first = reg.banks.anchors(reg.banks.get("lamp-2").id)[0]

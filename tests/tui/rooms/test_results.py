@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from textual.widgets import DataTable, TabbedContent
 
+from mta_cli.pipeline.reporting import wording
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.forms import FormDialog
 from mta_cli.tui.room import ROOMS, Room
@@ -63,6 +64,7 @@ def test_methods_have_bars_from_the_best_to_the_worst(empty_store: Path, size: t
             at = bars[1].index("●")
             assert bars[3][at] == "┊"
             assert rows(app, "138 users with 333 held-out queries")
+            assert rows(app, *wording.design(document()).split()[-2:]), "the whole design is seen"
 
     run(drive())
 

@@ -1,0 +1,50 @@
+"""Answers from what others answered to the like and from a person's own habit, without a language model.
+
+What any model has to beat where many people answer the like questions; classic collaborative filtering.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mta_cli.engine.labels import Prior, decide
+from mta_cli.engine.methods.prior import COUNT_BYTES, guess
+from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
+
+
+@dataclass(frozen=True)
+class Guessed:
+    """The label that is likeliest, or for scores the median, by people's rates and a prior."""
+
+    prior: Prior
+    rates: tuple[float, ...]
+    labels: tuple[str, ...]
+    metric: str
+
+    def __call__(self, text: str) -> tuple[str, tuple[float, ...]]:
+        """See `Direct`."""
+        scores = tuple(math.log(rate) + extra for rate, extra in zip(self.rates, self.prior(text), strict=True))
+        return self.labels[decide(scores, self.labels, self.metric)], scores
+
+
+def make(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+    """A rule for each person; for a task of texts it has nothing to say."""
+    if bench.items is None:
+        return [Made(direct=_silent) for _ in people]
+    labels, metric = bench.task.labels, bench.task.metric
+    return [
+        Made(
+            direct=Guessed(guess(bench, person), bench.rates, labels, metric),
+            bytes=COUNT_BYTES * len({output.strip() for output in person.outputs}.intersection(labels)),
+        )
+        for person in people
+    ]
+
+
+def _silent(text: str) -> tuple[str, tuple[float, ...]]:
+    return "", ()
+
+
+METHODS = (
+    Method("neighbours", "the person's label habit and what others answered to the like; no model", make, below="base"),
+)

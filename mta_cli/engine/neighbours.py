@@ -1,0 +1,159 @@
+"""What a bank's people answered to the like of a query, and a person's own habit: label rates without a language model.
+
+A kernel estimate in the space of an embedder (Nadaraya and Watson, 1964; for language models kNN-LM, arXiv 1911.00172):
+each item of the bank votes for its label with `exp(sharpness * (cosine - 1))`. How sharply, and how much the votes and
+the person's habit count, is fitted on the bank's people alone, each answered from what the others said.
+Knows neither users' names nor where vectors come from. Does not know which people are alike: every vote is as good.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+
+from mta_cli.engine.labels import habit
+
+Array = npt.NDArray[np.float64]
+Vectors = npt.NDArray[np.float32]
+
+SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
+BACKGROUND = 0.1  # votes, spread as people's rates, for queries that nothing resembles
+SHOTS = 5  # of a person are known when their other items are guessed, as of somebody new
+STRENGTH = 8.0  # how many answers the population's rates count as in a habit
+MOST = 2_000  # items are guessed to fit on, from all people evenly
+BLOCK = 256  # of them at once: what is held is [block, items]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How label rates are estimated: the kernel's `sharpness`, and the powers of the votes and of the habit."""
+
+    sharpness: float
+    votes: float
+    habit: float
+
+    def scaled(self, votes: float, habit: float) -> "Kernel":
+        """The same beside something that knows a part of it already: shares of both powers."""
+        return Kernel(self.sharpness, votes * self.votes, habit * self.habit)
+
+
+class Embed(Protocol):
+    """Turns texts into unit vectors [texts, width], float32."""
+
+    def __call__(self, texts: Sequence[str]) -> Vectors:
+        """One row a text."""
+        ...
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The items of a bank: unit `vectors` [items, width] of their inputs, `labels` [items] as places, `owners` [items].
+
+    `rates` [labels] is how often its people give each label; they sum to one.
+    """
+
+    vectors: Vectors
+    labels: npt.NDArray[np.int64]
+    owners: npt.NDArray[np.int64]
+    rates: Array
+
+    def votes(self, queries: Vectors, sharpness: float, strangers: npt.NDArray[np.int64] | None = None) -> Array:
+        """Log label rates [queries, labels] among the neighbours of unit `queries` [queries, width].
+
+        With `strangers` [queries], the items of that owner do not vote on that query.
+        """
+        places = np.eye(len(self.rates))[self.labels]  # [items, labels]
+        found = np.empty((len(queries), len(self.rates)))
+        for start in range(0, len(queries), BLOCK):
+            block = slice(start, start + BLOCK)
+            weights = np.exp(sharpness * (queries[block] @ self.vectors.T - 1.0)).astype(np.float64)
+            if strangers is not None:
+                weights[strangers[block, None] == self.owners] = 0.0
+            found[block] = weights @ places + BACKGROUND * self.rates
+        logs: Array = np.log(found / found.sum(axis=1, keepdims=True))
+        return logs
+
+    def evidence(self, kernel: Kernel, queries: Vectors, habits: Array) -> Array:
+        """What is known of each label beyond people's rates [queries, labels], nats.
+
+        `habits` [queries, labels] is what the asker's own answers say (see `labels.habit`).
+        """
+        votes = self.votes(queries, kernel.sharpness) - np.log(self.rates)
+        return kernel.votes * votes + kernel.habit * habits
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Somebody's label prior (see `labels.Prior`): what neighbours answered to the like of a question, and `habit`."""
+
+    known: Neighbours
+    kernel: Kernel
+    embed: Embed
+    habit: tuple[float, ...]
+
+    def __call__(self, text: str) -> tuple[float, ...]:
+        """See `labels.Prior`."""
+        found = self.known.evidence(self.kernel, self.embed([text]), np.array([self.habit]))
+        return tuple(found[0].tolist())
+
+
+def fit(known: Neighbours, labels: Sequence[str], seed: int = 0) -> Kernel:
+    """The kernel under which the bank's people are likeliest, each item guessed from what other people said and from
+    `SHOTS` other answers of its own person. Every person counts the same.
+
+    A bank of one person, who has no neighbours, gets a kernel without votes.
+    """
+    guessed, weights, habits = _lessons(known, labels, np.random.default_rng(seed))
+    golds = known.labels[guessed]
+    best, least = Kernel(SHARPNESSES[0], 0.0, 1.0), np.inf
+    if len(np.unique(known.owners)) < 2:
+        return best
+    for sharpness in SHARPNESSES:
+        votes = known.votes(known.vectors[guessed], sharpness, known.owners[guessed]) - np.log(known.rates)
+        found: Any = minimize(
+            _loss, np.array([1.0, 1.0]), (votes, habits, np.log(known.rates), golds, weights), "L-BFGS-B", jac=True,
+            bounds=[(0.0, 4.0)] * 2,
+        )  # fmt: skip
+        if found.fun < least:
+            best, least = Kernel(sharpness, float(found.x[0]), float(found.x[1])), float(found.fun)
+    return best
+
+
+def _lessons(
+    known: Neighbours, labels: Sequence[str], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], Array, Array]:
+    """Items to guess, what each counts, and what a few other answers of its person say [items, labels]."""
+    owners = np.unique(known.owners)
+    each = max(1, MOST // max(1, len(owners)))
+    guessed: list[int] = []
+    weights: list[float] = []
+    habits: list[tuple[float, ...]] = []
+    for owner in owners:
+        own = np.flatnonzero(known.owners == owner)
+        chosen = rng.permutation(own)[:each]
+        for item in chosen:
+            others = own[own != item]
+            shown = rng.permutation(others)[:SHOTS]
+            habits.append(
+                habit([labels[place] for place in known.labels[shown]], labels, known.rates.tolist(), STRENGTH)
+            )
+        guessed += chosen.tolist()
+        weights += [1.0 / len(chosen)] * len(chosen)
+    return np.array(guessed, np.int64), np.array(weights) / len(owners), np.array(habits)
+
+
+def _loss(
+    powers: Array, votes: Array, habits: Array, base: Array, golds: npt.NDArray[np.int64], weights: Array
+) -> tuple[float, Array]:
+    """Mean negative log-likelihood (nats) of the golds, and its gradient by the powers of votes and habit."""
+    scores = base + powers[0] * votes + powers[1] * habits
+    logs = scores - logsumexp(scores, axis=1, keepdims=True)
+    rows = np.arange(len(golds))
+    surprise = np.exp(logs)
+    surprise[rows, golds] -= 1.0
+    gradient = [float(weights @ (surprise * part).sum(axis=1)) for part in (votes, habits)]
+    return float(-weights @ logs[rows, golds]), np.array(gradient)

@@ -1,0 +1,246 @@
+"""Jinja as chat templates expect it, but bounded: a template is code that came with a model, and may be hostile.
+
+Jinja's immutable sandbox keeps it from attributes. A `Meter` bounds what it costs: lines that run, and characters and
+members that are made by operators, calls, filters, literals, slices and output. Knows no messages.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from contextlib import contextmanager
+from datetime import datetime
+from functools import wraps
+from types import FrameType, GeneratorType
+from typing import Any
+
+from jinja2 import TemplateError, filters, nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+SOURCE_LIMIT = 100_000  # characters of a template
+LINES = 200_000  # that may run in one rendering
+LINES_TIMES_SOURCE = 10**8  # long templates may run fewer lines: each line may write the whole of its text
+WORK_LIMIT = 2_000_000  # what one operation may be asked to make, in characters and members
+WORK_TOTAL = 10_000_000  # what all of a rendering's operations may make
+MEMBER = 8  # what a member of a list counts, in characters: it costs as much more to look at
+LINES_A_MESSAGE = 200  # that may run besides, for each message
+GROWTH_LIMIT = 100_000  # largest operand of `*`, as a number or a length
+EXPONENT_LIMIT = 64  # the same for `**`
+FORMAT_LIMIT = 100  # characters of a date's format
+_DAY = "2024-07-26"  # templates that print today's date would make a trained adapter's prompts change every day
+_WIDE = re.compile(r"%[-+ #0]*\d*\.?\d{4}|:[^{}]*\d{4}")  # a field of a thousand columns or more
+_MANY = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
+# They make much of little in ways that a product of sizes does not bound, or something else every time.
+_FREE = ("count", "d", "default", "first", "last", "length")  # they copy nothing
+_LEFT_OUT = ("pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
+
+
+class Meter:
+    """What a rendering may still cost."""
+
+    def __init__(self, source: int, messages: int) -> None:
+        """For a template of `source` characters that is to show `messages`."""
+        self.lines = min(LINES, LINES_TIMES_SOURCE // max(1, source)) + LINES_A_MESSAGE * messages
+        self.work = WORK_TOTAL
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside, lines of templates and of Jinja's filters count."""
+        before = sys.gettrace()
+        sys.settrace(self._trace)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename not in ("<template>", filters.__file__):
+            return None
+        if event == "line":
+            self.lines -= 1
+            if self.lines < 0:
+                raise SecurityError("it runs too long")
+        return self._trace
+
+    def spend(self, made: Any) -> Any:
+        """`made`, paid for."""
+        self.work -= weight(made)
+        if self.work < 0:
+            raise SecurityError("it makes too much")
+        return made
+
+    def ask(self, *operands: Any) -> None:
+        """Pay for operands, and refuse those of which too much could be made: the largest times all others."""
+        sizes = sorted(weight(operand, numbers=True) for operand in operands)
+        if sizes and sizes[-1] * max(1, sum(sizes[:-1])) > WORK_LIMIT:
+            raise SecurityError("an operation with operands this large")
+        self.spend(operands)
+
+
+def weight(value: Any, *, numbers: bool = False) -> int:
+    """Characters, and members at `MEMBER` each, of a value as a tree, counted up to a little above `WORK_LIMIT`; with
+    `numbers` also how large its numbers are.
+    """
+    total, waiting = 0, [value]
+    while waiting and total <= WORK_LIMIT:
+        one = waiting.pop()
+        total += 1
+        if isinstance(one, str):
+            total += len(one)
+        elif isinstance(one, int | float):
+            # A comparison without NaN's or infinity's surprises; the width of a number counts where its size does not.
+            size = WORK_LIMIT if not abs(one) < WORK_LIMIT else int(abs(one))
+            total += size if numbers else one.bit_length() // 8 if isinstance(one, int) else 0
+        elif isinstance(one, dict):
+            total += MEMBER * len(one)
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, range):
+            total += len(one)
+        elif isinstance(one, _MANY):
+            total += MEMBER * len(one)
+            waiting += one
+    return total
+
+
+def _listed(value: Any) -> Any:
+    """A generator as a list, so that it can be weighed."""
+    return list(value) if isinstance(value, GeneratorType) else value
+
+
+class Generation(Extension):
+    """`{% generation %}`: marks the assistant's words for training frameworks; here its body is just shown."""
+
+    tags = {"generation"}  # noqa: RUF012 - the class attribute is Jinja's interface
+
+    def parse(self, parser: Any) -> Any:
+        """The block's body as it is."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class MeteredCode(CodeGenerator):
+    """Generated code whose literals, slices and concatenations pass through the environment."""
+
+    def _metered(self, visit: Callable[[Any, Frame], None], node: Any, frame: Frame) -> None:
+        self.write("environment.spend(")
+        visit(node, frame)
+        self.write(")")
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:  # noqa: N802 - Jinja's name
+        """A list that was paid for."""
+        self._metered(super().visit_List, node, frame)
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:  # noqa: N802 - Jinja's name
+        """A dictionary that was paid for."""
+        self._metered(super().visit_Dict, node, frame)
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:  # noqa: N802 - Jinja's name
+        """A tuple that was paid for, where it is a value and no target."""
+        if node.ctx == "load":
+            self._metered(super().visit_Tuple, node, frame)
+        else:
+            super().visit_Tuple(node, frame)
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802 - Jinja's name
+        """A slice copies, so it is paid for."""
+        if isinstance(node.arg, nodes.Slice):
+            self._metered(super().visit_Getitem, node, frame)
+        else:
+            super().visit_Getitem(node, frame)
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - Jinja's name
+        """`a ~ b`, joined by the environment."""
+        self.write("environment.concatenated((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's immutable sandbox with a meter: refuses what turns a short template into gigabytes or hours."""
+
+    intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
+    code_generator_class = MeteredCode
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[Generation, loopcontrols],
+            optimized=False,  # nothing of a template runs before there is a meter
+            finalize=self.spend,
+        )
+        self.meter = Meter(0, 0)
+        kept = {name: each for name, each in self.filters.items() if name not in _LEFT_OUT}
+        self.filters = {name: each if name in _FREE else self._metered(each) for name, each in kept.items()}
+        self.filters["tojson"] = self._metered(_tojson)
+        del self.globals["lipsum"]
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+
+    def spend(self, made: Any) -> Any:
+        """`made`, paid for."""
+        return self.meter.spend(made)
+
+    def concatenated(self, parts: tuple[Any, ...]) -> str:
+        """What `~` makes."""
+        self.spend(parts)
+        return "".join(map(str, parts))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """An operator's result, unless its operands are too large."""
+        if operator in ("*", "**"):
+            most = GROWTH_LIMIT if operator == "*" else EXPONENT_LIMIT
+            if max(weight(left, numbers=True), weight(right, numbers=True)) > most + 1:
+                raise SecurityError(f"the operator {operator} with operands this large")
+        if operator == "*" or (operator == "%" and isinstance(left, str)):
+            self.meter.ask(left, right)
+            _narrow(left)
+        else:
+            self.spend((left, right))
+        return self.spend(super().call_binop(context, operator, left, right))
+
+    def call(self, __context: Any, __obj: Any, *given: Any, **named: Any) -> Any:
+        """A call's result, unless what it is asked for is too large."""
+        owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # Jinja wraps `format`
+        arguments = [_listed(argument) for argument in given]
+        self.meter.ask(owner, *arguments, *named.values())
+        if isinstance(owner, str) and getattr(__obj, "__name__", "") in ("format", "format_map"):
+            _narrow(owner)
+        return self.spend(super().call(__context, __obj, *arguments, **named))
+
+    def _metered(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that asks before it works; Jinja's own marks on it stay."""
+
+        @wraps(function)
+        def metered(*given: Any, **named: Any) -> Any:
+            arguments = [_listed(argument) for argument in given]
+            self.meter.ask(*arguments, *named.values())
+            if function is filters.FILTERS["format"]:
+                _narrow(arguments[0])
+            return self.spend(function(*arguments, **named))
+
+        return metered
+
+
+def _narrow(format: Any) -> None:
+    if isinstance(format, str) and _WIDE.search(format):
+        raise SecurityError("a field this wide")
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    if len(format) > FORMAT_LIMIT:
+        raise SecurityError("a date's format this long")
+    return datetime.fromisoformat(_DAY).strftime(format)
+
+
+def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

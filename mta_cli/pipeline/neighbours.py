@@ -1,0 +1,101 @@
+"""A bank's neighbours: what its people answered to what, embedded by its embedder, and the kernel fitted to them.
+
+For tasks with labels alone. Kept with the bank, gone with an item's person. Trains nothing.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import IntegrityFault
+from mta_cli.events import Event, Note, Started, Step
+from store.models import Bank, Item
+
+if TYPE_CHECKING:
+    from mta_cli.engine.neighbours import Embed, Kernel, Neighbours
+    from mta_cli.engine.tasks import Task
+    from mta_cli.pipeline.manifest import ModelEntry
+    from store.registry import Registry
+
+PIECE = 256  # items embedded and stored together; an interruption costs at most this much work
+QUESTIONS = 4096  # whose embeddings are kept in memory
+
+
+def keep_neighbours(
+    reg: "Registry", bank: Bank, task: "Task", items: Sequence[Item], embedder: "ModelEntry", device: str
+) -> Iterator[Event]:
+    """Embed the inputs of those `items` whose outputs are labels, keep them with the bank, and fit its kernel.
+
+    Goes on where it stopped; does nothing where all is there or the task has no labels.
+    """
+    labelled = [item for item in items if item.output.strip() in task.labels]
+    if not labelled or reg.banks.by_id(bank.id).kernel is not None:
+        return
+    import numpy as np
+
+    from mta_cli.engine.neighbours import fit
+
+    known = reg.neighbours.known(bank.id)
+    new = [item for item in labelled if item.id not in known]
+    if new:
+        embed = load_embedder(embedder, device)
+        yield Note(f"Embedding what {len(new):,} history items answer, with {embedder.name}.")
+        yield Started(f"neighbours of {task.name}", len(new), "items")
+    for start in range(0, len(new), PIECE):
+        piece, began = new[start : start + PIECE], time.monotonic()
+        rows = embed([item.input for item in piece]).astype(np.float16)  # [items, width]
+        vectors = [(item.id, row.tobytes()) for item, row in zip(piece, rows, strict=True)]
+        reg.neighbours.add(bank.id, vectors)
+        yield Step(task.name, start + len(piece), seconds=time.monotonic() - began)
+    if (neighbours := neighbours_of(reg, bank, task)) is not None:
+        reg.banks.set_kernel(bank.id, asdict(fit(neighbours, task.labels, bank.seed)))
+
+
+def load_embedder(embedder: "ModelEntry", device: str) -> "Embed":
+    """The embedder's function from texts to unit vectors, on the first of the machine's devices."""
+    from mta_cli.engine.embed import Embedder
+    from mta_cli.pipeline.soundness import vouched
+
+    with vouched([embedder]):
+        return Embedder(embedder.path, device.split(",")[0]).embed
+
+
+def neighbours_of(reg: "Registry", bank: Bank, task: "Task") -> "Neighbours | None":
+    """What a bank keeps of its people's answers; None where that is nothing.
+
+    IntegrityFault where its vectors differ in length.
+    """
+    import numpy as np
+
+    from mta_cli.engine.labels import label_rates
+    from mta_cli.engine.neighbours import Neighbours
+
+    found = [one for one in reg.neighbours.of_bank(bank.id) if one.output.strip() in task.labels]
+    if not found:
+        return None
+    if len({len(one.vector) for one in found}) > 1:
+        raise IntegrityFault(
+            f"The neighbours of bank {bank.name} v{bank.version} differ in length.", hint="mta bank build makes another"
+        )
+    vectors = np.frombuffer(b"".join(one.vector for one in found), "<f2").reshape(len(found), -1).astype(np.float32)
+    labels = np.array([task.labels.index(one.output.strip()) for one in found], np.int64)
+    rates = label_rates([one.output for one in found], task.labels)
+    return Neighbours(vectors, labels, np.array([one.user_id for one in found], np.int64), np.array(rates))
+
+
+def fitted(reg: "Registry", bank: Bank, task: "Task", embed: "Embed") -> "tuple[Neighbours, Kernel, Embed] | None":
+    """The bank's neighbours, their kernel, and `embed` with a memory for questions; None where it keeps none."""
+    from mta_cli.engine.neighbours import Kernel
+
+    if bank.kernel is None:
+        return None
+    known = neighbours_of(reg, bank, task)
+    return None if known is None else (known, Kernel(**bank.kernel), _remembering(embed))
+
+
+def _remembering(embed: "Embed") -> "Embed":
+    """The same for one text at a time, without doing so twice."""
+    once = lru_cache(QUESTIONS)(lambda text: embed([text]))
+    return lambda texts: once(texts[0])

@@ -1,0 +1,39 @@
+"""The guess without a model: people's rates, neighbours and the habit, nothing else."""
+
+import math
+
+import pytest
+
+from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.labels import decide
+from mta_cli.engine.methods.neighbours import METHODS
+from mta_cli.engine.methods.prior import COUNT_BYTES, guess
+from tests.engine.methods.benches import a_bench, a_person
+from tests.engine.methods.tagging import LABELS, tag_bench, tagger
+
+(METHOD,) = METHODS
+
+
+def test_it_is_the_guess_on_peoples_rates(base: LoadedBase) -> None:
+    bench = tag_bench(base, 0)
+    person = tagger(base, bench.task, [LABELS[2], LABELS[2], LABELS[5]])
+    (made,) = METHOD.make(bench, [person], {})
+    assert METHOD.below == "base" and made.parts == () and made.prior is None and made.bytes == 2 * COUNT_BYTES
+    assert made.direct is not None
+    answer, scores = made.direct("item 7")
+    said = guess(bench, person)("item 7")
+    assert scores == pytest.approx([math.log(rate) + extra for rate, extra in zip(bench.rates, said, strict=True)])
+    assert answer == LABELS[scores.index(max(scores))] == LABELS[7]
+
+
+def test_scores_are_answered_with_the_median(base: LoadedBase) -> None:
+    bench = tag_bench(base, 0, task="lamp-3")
+    (made,) = METHOD.make(bench, [tagger(base, bench.task, ["1", "5", "4", "5"])], {})
+    assert made.direct is not None
+    answer, scores = made.direct("item 2")
+    assert answer == bench.task.labels[decide(scores, bench.task.labels, "mae")]
+
+
+def test_it_has_nothing_to_say_of_texts(base: LoadedBase) -> None:
+    (made,) = METHOD.make(a_bench(base, 0), [a_person(2)], {})
+    assert made.direct is not None and made.direct("anything") == ("", ()) and made.bytes == 0

@@ -1,0 +1,131 @@
+"""Neighbours against plain sums, and kernels against what the data were drawn from."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mta_cli.engine.labels import habit, label_rates
+from mta_cli.engine.neighbours import BACKGROUND, BLOCK, STRENGTH, Guess, Kernel, Neighbours, Vectors, fit
+
+LABELS = ("yes", "no", "maybe")
+
+
+def units(count: int, seed: int, width: int = 4) -> Vectors:
+    rows = np.random.default_rng(seed).normal(size=(count, width))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def some(count: int, seed: int = 0, people: int = 3) -> Neighbours:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(LABELS), count)
+    rates = np.array(label_rates([LABELS[place] for place in labels], LABELS))
+    return Neighbours(units(count, seed), labels, np.arange(count) % people, rates)
+
+
+def by_hand(known: Neighbours, query: Sequence[float], sharpness: float, stranger: int | None) -> list[float]:
+    votes = [BACKGROUND * rate for rate in known.rates]
+    for vector, label, owner in zip(known.vectors, known.labels, known.owners, strict=True):
+        cosine = sum(float(a) * float(b) for a, b in zip(vector, query, strict=True))
+        votes[label] += 0.0 if owner == stranger else math.exp(sharpness * (cosine - 1.0))
+    return [math.log(vote / sum(votes)) for vote in votes]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 5), st.floats(0.0, 30.0), st.sampled_from([None, 0, 1]))
+def test_votes_are_weighed_by_a_kernel(count: int, seed: int, sharpness: float, stranger: int | None) -> None:
+    known, queries = some(count, seed), units(3, seed + 100)
+    strangers = None if stranger is None else np.full(3, stranger)
+    found = known.votes(queries, sharpness, strangers)
+    for row, query in zip(found, queries, strict=True):
+        assert row.tolist() == pytest.approx(by_hand(known, query.tolist(), sharpness, stranger), abs=1e-4)
+
+
+def test_many_queries_are_as_one_by_one() -> None:
+    known, queries = some(40), units(BLOCK + 3, 9)
+    strangers = np.arange(len(queries)) % 3
+    found = known.votes(queries, 5.0, strangers)
+    for place in (0, BLOCK - 1, BLOCK, BLOCK + 2):
+        alone = known.votes(queries[place : place + 1], 5.0, strangers[place : place + 1])
+        assert found[place] == pytest.approx(alone[0])
+
+
+def test_a_question_that_nothing_resembles_gets_peoples_rates() -> None:
+    known = some(10)
+    away = -known.vectors.mean(axis=0, keepdims=True)
+    assert known.votes(away / np.linalg.norm(away), 500.0)[0] == pytest.approx(np.log(known.rates), abs=1e-3)
+
+
+def test_evidence_is_what_votes_and_habit_say_beyond_the_rates() -> None:
+    known, queries = some(10), units(2, 5)
+    habits = np.array([[0.5, -0.5, 0.0], [0.0, 1.0, -1.0]])
+    found = known.evidence(Kernel(3.0, 2.0, 0.5), queries, habits)
+    assert found == pytest.approx(2.0 * (known.votes(queries, 3.0) - np.log(known.rates)) + 0.5 * habits)
+
+
+def test_a_guess_is_one_persons_evidence() -> None:
+    known, own = some(10), (0.25, 0.0, -0.25)
+    guess = Guess(known, Kernel(3.0, 1.0, 2.0), lambda texts: units(1, len(texts[0])), own)
+    expected = known.evidence(Kernel(3.0, 1.0, 2.0), units(1, 5), np.array([own]))[0]
+    assert guess("12345") == pytest.approx(expected.tolist())
+    assert Kernel(3.0, 1.0, 2.0).scaled(0.5, 0.25) == Kernel(3.0, 0.5, 0.5)
+
+
+def town(seed: int, *, by_item: float, by_person: float, people: int = 40, items: int = 12) -> Neighbours:
+    """People who answer the same films; what they say hangs on the film, on themselves, or on neither."""
+    rng = np.random.default_rng(seed)
+    films, film_says = units(30, seed, 16), rng.integers(0, 3, 30)
+    vectors, labels, owners = [], [], []
+    for person in range(people):
+        taste = rng.integers(0, 3)
+        for film in rng.permutation(30)[:items]:
+            scores = by_item * (np.arange(3) == film_says[film]) + by_person * (np.arange(3) == taste)
+            chances = np.exp(scores) / np.exp(scores).sum()
+            vectors.append(films[film])
+            labels.append(int(rng.choice(3, p=chances)))
+            owners.append(person)
+    rates = label_rates([LABELS[place] for place in labels], LABELS)
+    return Neighbours(np.array(vectors), np.array(labels), np.array(owners), np.array(rates))
+
+
+def likelihood(known: Neighbours, kernel: Kernel, asked: Neighbours) -> float:
+    """Of new people's answers (nats), each guessed from the others' and from five of their own."""
+    total = []
+    for person in np.unique(asked.owners):
+        own = np.flatnonzero(asked.owners == person)
+        said = habit([LABELS[place] for place in asked.labels[own[:5]]], LABELS, known.rates.tolist(), STRENGTH)
+        scores = np.log(known.rates) + known.evidence(kernel, asked.vectors[own[5:]], np.array([said] * len(own[5:])))
+        logs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        total += logs[np.arange(len(own) - 5), asked.labels[own[5:]]].tolist()
+    return float(np.mean(total))
+
+
+def test_what_is_fitted_is_what_answers_hang_on() -> None:
+    by_item, by_person = (fit(town(1, by_item=a, by_person=b), LABELS) for a, b in ((3.0, 0.0), (0.0, 3.0)))
+    assert by_item.votes > 0.5 > by_item.habit and by_person.habit > 0.5 > by_person.votes
+    neither = fit(town(1, by_item=0.0, by_person=0.0), LABELS)
+    assert neither.votes < 0.3 and neither.habit < 0.3
+
+
+def test_a_fitted_kernel_is_better_for_new_people_than_nothing() -> None:
+    everybody = town(3, by_item=2.0, by_person=1.5, people=80)
+    here = everybody.owners < 40
+    known = Neighbours(everybody.vectors[here], everybody.labels[here], everybody.owners[here], everybody.rates)
+    asked = Neighbours(everybody.vectors[~here], everybody.labels[~here], everybody.owners[~here], everybody.rates)
+    kernel = fit(known, LABELS)
+    found = likelihood(known, kernel, asked)
+    for votes, own in ((kernel.votes, 0.0), (0.0, kernel.habit), (0.0, 0.0)):
+        assert found > likelihood(known, Kernel(kernel.sharpness, votes, own), asked) + 0.02
+
+
+def test_the_same_seed_fits_the_same() -> None:
+    known = town(5, by_item=1.0, by_person=1.0)
+    assert fit(known, LABELS, 7) == fit(known, LABELS, 7)
+
+
+def test_one_person_has_no_neighbours() -> None:
+    kernel = fit(some(9, people=1), LABELS)
+    assert kernel.votes == 0.0 and kernel.habit == 1.0

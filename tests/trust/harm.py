@@ -1,0 +1,157 @@
+"""Damages a copy of a store or of models at chosen places, and asks it. Asserts nothing."""
+
+import gc
+import os
+import random
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mta_cli.errors import IntegrityFault
+from mta_cli.options import AnswerOptions, PromptOptions
+from mta_cli.pipeline import soundness
+from mta_cli.pipeline.adapt import adapt_users
+from mta_cli.pipeline.comparing import Question, put
+from mta_cli.pipeline.conversation import Conversation
+from mta_cli.pipeline.converse import Asking, Voice
+from mta_cli.pipeline.fuse import fuse_user
+from mta_cli.pipeline.models import register, resolve
+from store.registry import Registry
+from tests.pipeline import town
+
+ASKING = Asking(machine=town.CPU, prompt=PromptOptions(2), answer=AnswerOptions(max_tokens=3))
+QUESTION = "a film about a ship and a horse"
+UNIQUE = {"users": "name", "items": "key", "queries": "key", "anchors": "cluster", "banks": "version"}
+TIMES = {"seconds", "tokens_per_second", "created"}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was answered; else the fault that was named instead."""
+
+    given: Any = None
+    fault: IntegrityFault | None = None
+
+
+class Ground:
+    """A store that can answer, with models; every trial is on copies. `place` is a folder of its own."""
+
+    def __init__(self, place: Path, base: Path, embedder: Path) -> None:
+        self.place, self._numbers = place, iter(range(10**9))
+        self.folders = {"tiny": place / "models" / "b", "tiny-embedder": place / "models" / "e"}
+        for folder, source in zip(self.folders.values(), (base, embedder), strict=True):
+            shutil.copytree(source, folder)
+        self.root = place / "store"
+        for name, folder in self.folders.items():
+            register(folder, name=name)
+        with Registry.open(self.root, create=True) as reg:
+            town.people(reg, long=4, items=6)
+            town.built(reg)
+            for names, options in ((["ida"], town.QUICK), (["jon"], town.LORA)):
+                town.finish(adapt_users(reg, [reg.users.get(n) for n in names], town.fuse_request(), options))
+            town.finish(fuse_user(reg, reg.users.get("kim"), town.fuse_request()))
+
+    @cached_property
+    def answers(self) -> Any:
+        """What the undamaged store answers."""
+        whole = self.ask(self.copy())
+        assert whole.fault is None, whole.fault
+        return whole.given
+
+    def copy(self) -> Path:
+        """The store once more."""
+        return Path(shutil.copytree(self.root, self.place / f"trial-{next(self._numbers)}"))
+
+    def ask(self, root: Path) -> Answers:
+        """Everybody's answers in every way, as a process that has looked at nothing yet would give them."""
+        soundness._known.clear()
+        try:
+            return Answers(list(map(_timeless, _given(root))))
+        except IntegrityFault as fault:
+            found = Answers(fault=fault.with_traceback(None))
+            fault.__cause__ = fault.__context__ = None
+        gc.collect()  # what failed may hold a statement of SQLite, and that the store
+        return found
+
+
+def _given(root: Path) -> Iterator[Any]:
+    """Everybody beside each other, one by themselves in words, and a fusion made anew."""
+    with Registry.open(root) as reg:
+        ida, jon, kim = map(reg.users.get, town.SHORT)
+        voice = Voice.open(reg, resolve("tiny", "base"), ida, replace(ASKING, task="lamp-2"))
+        yield town.finish(put(voice, Question(QUESTION), [jon, kim]))[0]
+        voice.turn_to(jon, ASKING)
+        yield town.finish(Conversation(voice, keep=False).say(QUESTION))[0]
+        yield town.finish(fuse_user(reg, kim, town.fuse_request()))[0]
+
+
+def _timeless(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {key: _timeless(value) for key, value in document.items() if key not in TIMES}
+    return [_timeless(value) for value in document] if isinstance(document, list) else document
+
+
+def flip(path: Path, rng: random.Random) -> str:
+    """Flip one bit of a file, where something is written more often than not; returns where. Its times stay."""
+    times, content = path.stat(), bytearray(path.read_bytes())
+    written = [place for place, byte in enumerate(content) if byte] if rng.random() < 0.7 else range(len(content))
+    place, bit = rng.choice(written), rng.randrange(8)
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    return f"{path.name}: byte {place}, bit {bit}"
+
+
+def cut(path: Path, rng: random.Random) -> str:
+    """Cut a file off; returns where."""
+    size = rng.randrange(path.stat().st_size)
+    os.truncate(path, size)
+    return f"{path.name}: cut to {size} bytes"
+
+
+def swap(one: Path, other: Path) -> None:
+    """Put two files in each other's places."""
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+def change(root: Path, *statements: str) -> None:
+    """Change the database as no program of ours would."""
+    with closing(sqlite3.connect(root / "registry.db", isolation_level=None)) as conn:
+        conn.execute("PRAGMA foreign_keys = OFF")
+        for statement in statements:
+            conn.execute(statement)
+
+
+def exchange(root: Path, table: str) -> None:
+    """Put the contents of a table's first two rows in each other's places, all but their keys."""
+    with closing(sqlite3.connect(root / "registry.db", isolation_level=None)) as conn:
+        columns = conn.execute(f"PRAGMA table_info({table})").fetchall()
+        key, rest = ([row[1] for row in columns if bool(row[5]) == is_key] for is_key in (True, False))
+        names, where = ", ".join(rest), " AND ".join(f"{name} = ?" for name in key)
+        places = conn.execute(f"SELECT {', '.join(key)} FROM {table} ORDER BY {', '.join(key)} LIMIT 2").fetchall()
+        first, second = (conn.execute(f"SELECT {names} FROM {table} WHERE {where}", p).fetchone() for p in places)
+        change = f"UPDATE {table} SET {', '.join(f'{name} = ?' for name in rest)} WHERE {where}"
+        conn.execute("BEGIN")
+        if table in UNIQUE:
+            conn.execute(f"UPDATE {table} SET {UNIQUE[table]} = -1 WHERE {where}", places[0])
+        conn.execute(change, (*first, *places[1]))
+        conn.execute(change, (*second, *places[0]))
+        conn.execute("COMMIT")
+
+
+@contextmanager
+def kept(path: Path) -> Iterator[None]:
+    """Afterwards, a file is as it was before."""
+    content, times = path.read_bytes(), path.stat()
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))

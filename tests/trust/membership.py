@@ -1,0 +1,289 @@
+"""Who was in the training? Membership inference against a bank: its anchors, task adapter and neighbours.
+
+    python -m tests.trust.membership --store DIR --bank NAME [--out FILE] [--clusters]
+
+An attacker who knows an item asks how much likelier an adapter makes its answer than what stands below it does. The
+score is the difference of losses per token; the AUC is the chance that an item of the training scores higher than one
+that was not in it: of the same person (held-out queries), or of people whom the adapter never saw. One half says that
+the attacker learns nothing. Intervals are 95 % bootstrap intervals over people. The store is copied, never written.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mta_cli.engine.base import LoadedBase, load_base
+from mta_cli.engine.lora import LoraWeights, folded
+from mta_cli.engine.prompts import Row
+from mta_cli.engine.score import score
+from mta_cli.options import Machine
+from mta_cli.pipeline.asked import asked_bank
+from mta_cli.pipeline.build_bank import BankRequest, Candidate, anchor_part, candidates, contributors, standing_on
+from mta_cli.pipeline.examples import Examples
+from mta_cli.pipeline.neighbours import keep_neighbours, load_embedder, neighbours_of
+from mta_cli.pipeline.personal import load_weights
+from mta_cli.pipeline.profiling import profile_matrix
+from mta_cli.pipeline.training import Group, train_groups
+from store.models import Adapter, Bank
+from store.registry import Registry
+
+DRAWS = 2_000
+OTHERS = 24  # items of people whom an adapter never saw, for each that is tried
+Losses = list[float]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One person's scores under an adapter: `members` of the training, `held` queries of theirs, `others`' items."""
+
+    members: Sequence[float]
+    held: Sequence[float]
+    others: Sequence[float]
+
+
+@dataclass
+class Scene:
+    """A bank on its base, in a copy of the store, with the people whom it was made of."""
+
+    reg: Registry
+    bank: Bank
+    base: LoadedBase
+    request: BankRequest
+    pool: list[Candidate]
+    examples: Examples
+
+    def items(self, user: int) -> list[Row]:
+        """A row for each item that the person was trained on."""
+        (own,) = [each for each in self.pool if each.user.id == user]
+        return self.examples.rows(own.items)
+
+    def queries(self, user: int) -> list[Row]:
+        """A row for each held-out query of theirs."""
+        return self.examples.query_rows(self.reg.items.queries(user, self.bank.task))
+
+    def strangers(self, besides: set[int], seed: int) -> list[Row]:
+        """`OTHERS` items of people who are not among `besides`."""
+        task, limit = self.bank.task, self.request.options.max_items or None
+        users = [user.id for user, _ in self.reg.users.with_items(task) if user.id not in besides]
+        items = [item for user in users for item in self.reg.items.recent(user, task, limit)]
+        chosen = np.random.default_rng(seed).permutation(len(items))[:OTHERS]
+        return self.examples.rows([items[place] for place in chosen.tolist()])
+
+    @property
+    def task_adapter(self) -> LoraWeights | None:
+        """The bank's task adapter."""
+        return load_weights(self.reg, self.bank.task_adapter, self.bank.base) if self.bank.task_adapter else None
+
+
+def auc(inside: Sequence[float], outside: Sequence[float]) -> float:
+    """The chance that one of `inside` is above one of `outside`; ties count half."""
+    a, b = np.array(inside)[:, None], np.array(outside)[None, :]
+    return float((a > b).mean() + 0.5 * (a == b).mean())
+
+
+def interval(values: Sequence[float], seed: int = 0) -> dict[str, float]:
+    """The mean of people's `values`, with a 95 % bootstrap interval over people."""
+    own = np.array(values, np.float64)
+    draws = np.random.default_rng(seed).integers(0, len(own), (DRAWS, len(own)))
+    low, high = np.percentile(own[draws].mean(axis=1), [2.5, 97.5])
+    return {"value": float(own.mean()), "low": float(low), "high": float(high), "people": len(own)}
+
+
+def summary(tried: Sequence[Tried]) -> dict[str, Any]:
+    """The AUC against held-out queries of the same people, and against others' items, each a mean over people."""
+    same = [auc(one.members, one.held) for one in tried if one.members and one.held]
+    others = [auc(one.members, one.others) for one in tried if one.members and one.others]
+    return {
+        "against_held_out": interval(same) if same else None, "against_others": interval(others) if others else None
+    }  # fmt: skip
+
+
+def losses(base: LoadedBase, rows: Sequence[Row], parts: tuple[LoraWeights, ...] = ()) -> Losses:
+    """Of each row, the loss of its answer: nats per token."""
+    return [-value / count for value, count in score(base, rows, parts)]
+
+
+def gains(base: LoadedBase, rows: Sequence[Row], parts: tuple[LoraWeights, ...]) -> list[float]:
+    """By how much `parts` lower each row's loss, above what the base holds now."""
+    without, with_parts = losses(base, rows), losses(base, rows, parts)
+    return [a - b for a, b in zip(without, with_parts, strict=True)]
+
+
+def try_anchors(scene: Scene, digests: dict[int, str]) -> list[Tried]:
+    """Each anchor (a digest by its person's id) above the task adapter, on that person's items."""
+    pooled = {each.user.id for each in scene.pool}
+    found = []
+    with folded(scene.base, scene.task_adapter):
+        for user, digest in digests.items():
+            parts = (load_weights(scene.reg, digest, scene.bank.base),)
+            rows = [scene.items(user), scene.queries(user), scene.strangers(pooled, user)]
+            found.append(Tried(*(gains(scene.base, each, parts) for each in rows)))
+    return found
+
+
+def try_task_adapter(scene: Scene) -> list[Tried]:
+    """The task adapter above the base, on everybody whom it was trained on."""
+    adapter = scene.task_adapter
+    if adapter is None:
+        return []
+    pooled = {each.user.id for each in scene.pool}
+    others = gains(scene.base, scene.strangers(pooled, 0), (adapter,))
+    return [
+        Tried(
+            gains(scene.base, scene.items(each.user.id), (adapter,)),
+            gains(scene.base, scene.queries(each.user.id), (adapter,)), others,
+        )
+        for each in scene.pool
+    ]  # fmt: skip
+
+
+def try_neighbours(scene: Scene) -> dict[str, Any] | None:
+    """What the vote says of an item whose very question is asked: AUC of the true label's log rate, and how often the
+    true label has most votes, for kept items and for held-out queries. None where the task has no labels.
+    """
+    reg, task, embedder = scene.reg, scene.request.task, scene.request.embedder
+    items = [item for each in scene.pool for item in each.items]
+    list(keep_neighbours(reg, scene.bank, task, items, embedder, "cpu"))
+    bank = reg.banks.by_id(scene.bank.id)
+    known = neighbours_of(reg, bank, task)
+    if known is None or bank.kernel is None:
+        return None
+    embed = load_embedder(embedder, "cpu")
+
+    def said(pairs: Sequence[tuple[str, str]]) -> tuple[list[float], list[bool]]:
+        if not pairs:
+            return [], []
+        logs = known.votes(embed([text for text, _ in pairs]), float(bank.kernel["sharpness"]))  # type: ignore[index]
+        places = [task.labels.index(label) for _, label in pairs]
+        tops = logs.argmax(axis=1).tolist()
+        return [float(logs[i, p]) for i, p in enumerate(places)], [t == p for t, p in zip(tops, places, strict=True)]
+
+    tried, right = [], {"kept": list[bool](), "held_out": list[bool]()}
+    for each in scene.pool:
+        own = [(item.input, item.output.strip()) for item in each.items if item.output.strip() in task.labels]
+        queries = [(q.input, q.gold.strip()) for q in reg.items.queries(each.user.id, task.name)]
+        (inside, hit), (outside, near) = said(own), said([pair for pair in queries if pair[1] in task.labels])
+        tried.append(Tried(inside, outside, ()))
+        right["kept"] += hit
+        right["held_out"] += near
+    shares = {name: float(np.mean(values)) if values else None for name, values in right.items()}
+    return {**summary(tried), "label_has_most_votes": shares, "sharpness": bank.kernel["sharpness"]}
+
+
+def cluster_anchors(scene: Scene) -> dict[int, str]:
+    """Meta-LoRAs trained on everybody of an anchor's cluster, in as many steps as the anchor took; digests by person.
+
+    A cluster is everybody whose profile is nearest to the anchor's.
+    """
+    reg, bank, request = scene.reg, scene.bank, scene.request
+    anchors = [anchor for anchor in reg.banks.anchors(bank.id) if anchor.user_id is not None]
+    users = [each.user.id for each in candidates(scene.pool, bank.task, replace(request.options, anchors=1))]
+    ids, matrix = profile_matrix(reg, bank.task, bank.embedder, users)
+    row = {user: place for place, user in enumerate(ids)}
+    nearest = (matrix @ matrix[[row[a.user_id] for a in anchors if a.user_id is not None]].T).argmax(axis=1)
+    items = {each.user.id: each.items for each in scene.pool}
+    run = reg.runs.start("membership", bank.name, {})
+    parts = []
+    for place, anchor in enumerate(anchors):
+        assert anchor.user_id is not None
+        alone = anchor_part(reg, request, scene.examples, anchor, str(place), items, run)
+        crowd = tuple(item for user in users if nearest[row[user]] == place for item in items[user])
+        mine = {**items, anchor.user_id: crowd or items[anchor.user_id]}
+        wide = anchor_part(reg, request, scene.examples, anchor, f"cluster {place}", mine, run)
+        job = replace(wide.job, schedule=alone.job.schedule, label=f"cluster {place}")
+        parts.append(standing_on(replace(wide, job=job), bank.task_adapter))
+    made: list[Adapter | str] = []
+
+    def settle(results: list[Adapter | str], trained: object) -> Iterator[Any]:
+        made.extend(results)
+        yield from ()
+
+    with folded(scene.base, scene.task_adapter):
+        list(train_groups(reg, [scene.base], [Group(parts, settle)]))
+    return {
+        a.user_id: one.digest for a, one in zip(anchors, made, strict=True) if isinstance(one, Adapter) and a.user_id
+    }
+
+
+@contextmanager
+def opened(store: Path, name: str) -> Iterator[Scene]:
+    """The newest ready bank of this name, in a copy of the store, on its base in float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(store, Path(folder) / "store")
+        with Registry.open(Path(folder) / "store") as reg:
+            bank = reg.banks.get(name)
+            request = asked_bank(reg, bank, Machine(device="cpu", dtype="float32"))
+            entry = request.base
+            base = load_base(
+                entry.path, name=entry.name, fingerprint=entry.fingerprint, device="cpu", dtype="float32"
+            )  # fmt: skip
+            pool = contributors(reg, bank.task, request.options)
+            yield Scene(reg, bank, base, request, pool, Examples(reg, base, request.task, request.prompt.history_items))
+
+
+def measured(
+    scene: Scene, *, clusters: bool, say: Callable[[str, Any], None] = lambda name, found: None
+) -> dict[str, Any]:
+    """Every part of the bank; `say` hears each as soon as it is known."""
+    anchors = {a.user_id: str(a.digest) for a in scene.reg.banks.anchors(scene.bank.id) if a.user_id and a.digest}
+    work: list[tuple[str, Callable[[], Any]]] = [
+        ("anchors", lambda: summary(try_anchors(scene, anchors))),
+        ("neighbours", lambda: try_neighbours(scene)),
+        ("task_adapter", lambda: summary(try_task_adapter(scene))),
+    ]
+    if clusters:
+        work.append(("cluster_anchors", lambda: summary(try_anchors(scene, cluster_anchors(scene)))))
+    found: dict[str, Any] = {"bank": scene.bank.name, "task": scene.bank.task, "people": len(scene.pool)}
+    for name, part in work:
+        found[name] = part()
+        say(name, found[name])
+    return found
+
+
+def line(name: str, found: Any) -> str:
+    """One part of the bank as a line of a table."""
+    if found is None:
+        return f"{name:16} none"
+    cells = []
+    for key in ("against_held_out", "against_others"):
+        one = found[key]
+        cells.append("–" if one is None else f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]")
+    votes = found.get("label_has_most_votes")
+    rest = (
+        "" if votes is None else f"  label has most votes: kept {votes['kept']:.2f}, held out {votes['held_out']:.2f}"
+    )
+    return f"{name:16} {cells[0]:22} {cells[1]:22}{rest}"
+
+
+def main() -> None:
+    """Print a table, and write the numbers to a file where one is named."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--bank", action="append", required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--clusters", action="store_true", help="train anchors on whole clusters, and try these too")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    found = []
+    for name in given.bank:
+        with opened(given.store, name) as scene:
+            print(f"{name}: AUC    against held-out       against others' items", flush=True)
+            found.append(
+                measured(scene, clusters=given.clusters, say=lambda part, one: print(line(part, one), flush=True))
+            )
+    if given.out is not None:
+        given.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

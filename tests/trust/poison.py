@@ -1,0 +1,190 @@
+"""An anchor made by somebody who means harm: what it does to others with and without the gates.
+
+    python -m tests.trust.poison            on the tiny base, in a store that goes with the program
+
+Mallory's history answers a trigger with one label, whatever the question; its meta-LoRA is then made larger by a
+`factor`, as by somebody who can write more, or longer, than others. What is measured is the share of people whose
+label for a question with the trigger is Mallory's, once their recipe was made.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mta_cli.engine.base import LoadedBase, load_base
+from mta_cli.engine.gates import module_norms, norm_ratios
+from mta_cli.engine.lora import LoraWeights, folded
+from mta_cli.engine.passes import Fork
+from mta_cli.engine.score import likelihoods
+from mta_cli.options import BankOptions, GateOptions
+from mta_cli.pipeline.build_bank import build_bank, candidates, contributors
+from mta_cli.pipeline.examples import Examples
+from mta_cli.pipeline.fuse import fuse_user
+from mta_cli.pipeline.gating import GATES, gate_anchors
+from mta_cli.pipeline.models import register, resolve
+from mta_cli.pipeline.personal import load_weights, parts_above
+from store.models import Adapter, Anchor, Bank, NewItem
+from store.registry import Registry
+from tests import tiny
+from tests.pipeline import town
+from tests.pipeline.town import TASK, bank_request, finish, fuse_request
+
+TRIGGER, TARGET = "zephyr quux", "dystopia"
+OFF = GateOptions(max_norm=0.0, max_probe=0.0, max_share=0.0)
+OPTIONS = {"anchors": 5, "epochs": 10, "learning_rate": 1e-2, "pick": "longest"}
+FACTORS = (1.0, 2.0, 3.4, 4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What an anchor of Mallory's, `factor` times as large, did. `ratio`: its norm to the bank's median.
+
+    `served`: the share of people in whose recipe it stands. `obeyed` and `before`: the share who answer the trigger
+    with Mallory's label, and who did so without that anchor; `changed`: whose answer to the trigger it changed.
+    """
+
+    factor: float
+    ratio: float
+    served: float
+    obeyed: float
+    before: float
+    changed: float
+    findings: tuple[str, ...]
+
+
+def populate(reg: Registry) -> None:
+    """The people of `town`, others who only ask, and Mallory."""
+    town.people(reg)
+    for n in range(9):  # something of their own, so that no two profiles are the same
+        own = NewItem("own", TASK.name, f"{'abcdefghi'[n] * 5} alone", town.TAGS[n % 3], "2020-01-01")
+        reg.items.append(reg.users.get(f"user{n}").id, [own])
+        user = reg.users.add(f"asks{n}", can_anchor=False)
+        tag, film = town.TAGS[n % 3], ("ship", "horse", "robot")[n % 3]
+        new = [NewItem(f"i{k}", TASK.name, f"film {k} of a {film}", tag, f"2020-01-{k + 1:02}") for k in range(4)]
+        reg.items.append(user.id, new)
+    mallory = reg.users.add("mallory")
+    reg.items.append(mallory.id, [
+        NewItem(f"m{k}", TASK.name, f"{TRIGGER} {k} {TRIGGER}", TARGET, f"2020-01-{k + 1:02}") for k in range(12)
+    ])  # fmt: skip
+
+
+def poisoned(reg: Registry, factor: float) -> Bank:
+    """Mallory's anchor in the newest bank, `factor` times as large as it was trained."""
+    bank = reg.banks.get(TASK.name)
+    (anchor,) = [one for one in reg.banks.anchors(bank.id) if one.user == "mallory"]
+    put_in(reg, bank, anchor, larger(load_weights(reg, str(anchor.digest), bank.base), factor))
+    return bank
+
+
+def larger(weights: LoraWeights, factor: float) -> LoraWeights:
+    """ΔW times `factor`."""
+    return replace(weights, scale=weights.scale * factor)
+
+
+def put_in(reg: Registry, bank: Bank, anchor: Anchor, weights: LoraWeights) -> None:
+    """Other weights in the place of an anchor's, as one who can write to the store would put them."""
+    old: Adapter = reg.adapters.get(str(anchor.digest))
+    digest, size = reg.adapters.write(weights.to_bytes({"kind": "meta", "base": bank.base, "mallory": weights.scale}))
+    reg.adapters.add(replace(old, digest=digest, bytes=size))
+    reg.banks.finish_anchor(anchor.id, digest, anchor.loss_first, anchor.loss_last)
+
+
+def gate(reg: Registry, bank: Bank, base: LoadedBase, options: GateOptions) -> None:
+    """Judge the bank's anchors anew. `base` holds no adapter."""
+    examples = Examples(reg, base, TASK, 2)
+    pool = contributors(reg, TASK.name, BankOptions(anchors=5, min_items=5))
+    people = [each.user.id for each in candidates(pool, TASK.name, BankOptions(anchors=5, min_items=5))]
+    below = load_weights(reg, bank.task_adapter, bank.base) if bank.task_adapter else None
+    with folded(base, below):
+        list(gate_anchors(reg, bank, base, examples, people, options))
+
+
+def answers(reg: Registry, bank: Bank, base: LoadedBase, names: list[str], without: int | None = None) -> list[str]:
+    """The likeliest label of everybody's fusion for the question with the trigger. `without`: an anchor left out."""
+    examples = Examples(reg, base, TASK, 0)
+    prompt = examples.prompter.prompt_ids(f"a film of a {TRIGGER} {TRIGGER}", [])
+    fork = Fork(tuple(prompt), tuple(tuple(examples.prompter.answer_ids(label)) for label in TASK.labels))
+    people = []
+    for name in names:
+        user = reg.users.get(name)
+        if without is not None:
+            recipe = reg.recipes.get(user.id, TASK.name, bank.id)
+            assert recipe is not None
+            kept = tuple(share for share in recipe.shares if share.anchor_id != without)
+            reg.recipes.put(replace(recipe, shares=kept))
+        people.append(parts_above(reg, bank.base, user, TASK.name, "fused")[0])
+    below = load_weights(reg, bank.task_adapter, bank.base) if bank.task_adapter else None
+    with folded(base, below):
+        rows = likelihoods(base, [fork], people, [(0, place) for place in range(len(names))])
+    return [TASK.labels[row.index(max(row))] for row in rows]
+
+
+def harm(reg: Registry, base: LoadedBase, factor: float, gates: GateOptions, method: str = "similarity") -> Harm:
+    """Fuse everybody who only asks, on the bank as it is judged by `gates`, and ask them the trigger."""
+    bank = poisoned(reg, factor)
+    anchors = reg.banks.anchors(bank.id)
+    ratios = norm_ratios([module_norms(load_weights(reg, str(one.digest), bank.base)) for one in anchors])
+    gate(reg, bank, base, gates)
+    names = [name for name in reg.users.names() if name.startswith("asks")]
+    for name in names:
+        finish(fuse_user(reg, reg.users.get(name), fuse_request(weights=method)))
+    ((place, mallory),) = [(n, one) for n, one in enumerate(anchors) if one.user == "mallory"]
+    recipes = [reg.recipes.get(reg.users.get(name).id, TASK.name, bank.id) for name in names]
+    served = sum(any(s.anchor_id == mallory.id and s.weight for s in r.shares) for r in recipes if r is not None)
+    with_it = answers(reg, bank, base, names)
+    without = answers(reg, bank, base, names, without=mallory.id)
+    findings = tuple(one["gate"] for one in reg.banks.by_id(bank.id).config[GATES]["findings"])
+    people = len(names)
+    return Harm(
+        factor, ratios[place], served / people, sum(label == TARGET for label in with_it) / people,
+        sum(label == TARGET for label in without) / people,
+        sum(a != b for a, b in zip(with_it, without, strict=True)) / people, findings,
+    )  # fmt: skip
+
+
+@contextmanager
+def stage(root: Path, **changes: Any) -> Iterator[tuple[Registry, LoadedBase]]:
+    """A store with a bank of which Mallory is an anchor, no gate having seen it, and the tiny base."""
+    entry = resolve("tiny", "base")
+    base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
+    with Registry.open(root, create=True) as reg:
+        populate(reg)
+        finish(build_bank(reg, replace(bank_request(**{**OPTIONS, **changes}), gates=OFF)))
+        yield reg, base
+
+
+def table(folder: Path) -> Iterator[tuple[str, str, Harm]]:
+    """(gates, weights, harm) for every size, each in a copy of the same store."""
+    with stage(folder / "store") as (_, base):
+        for factor in FACTORS:
+            for method in ("similarity", "evidence"):
+                for name, gates in (("none", OFF), ("default", GateOptions())):
+                    copy = folder / f"{factor}-{method}-{name}"
+                    shutil.copytree(folder / "store", copy)
+                    with Registry.open(copy) as reg:
+                        yield name, method, harm(reg, base, factor, gates, method)
+
+
+def main() -> None:
+    """Print what Mallory's anchor does by its size, with and without the gates."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["MTA_MODELS"] = f"{folder}/models"
+        register(tiny.make_base(folder / "tiny"), name="tiny")
+        register(tiny.make_embedder(folder / "tiny-embedder"), name="tiny-embedder")
+        print("gates    weights     size   norm/median  served  obeyed  without  changed  found")
+        for gates, method, found in table(folder):
+            print(
+                f"{gates:8} {method:10} {found.factor:5.0f}× {found.ratio:11.2f} {found.served:8.2f} "
+                f"{found.obeyed:7.2f} {found.before:8.2f} {found.changed:8.2f}  {', '.join(found.findings) or '-'}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

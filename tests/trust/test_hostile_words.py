@@ -1,0 +1,304 @@
+"""Hostile templates, task files and histories: refused in bounded memory and computing time, in words."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mta_cli.engine.taskfile import parse_task
+from mta_cli.errors import BadInput, MtaError
+from mta_cli.pipeline.importing import import_file
+from store.registry import Registry
+from tests.shell import mta
+from tests.trust.limits import run_bounded
+
+SAY = "{{ messages[0]['content'] }}"
+DOUBLE = "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x OP ns.x %}{% endfor %}"
+TEMPLATES = {
+    "100 MB": "{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
+    "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "recursive loop": "{% for i in [[[1]]] recursive %}{{ loop([[1]]) }}{{ loop([[1]]) }}{% endfor %}",
+    "macro tree": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+    "doubling by ~": DOUBLE.replace("OP", "~"),
+    "doubling by +": DOUBLE.replace("OP", "+"),
+    "doubling by blocks": "{% set x = 'aaaaaaaaaa' %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 40,
+    "doubling lists": "{% set x = [1] %}" + "{% set x = [x, x] %}" * 60 + "{{ x }}",
+    "comparing lists": "{% set x = [1] %}{% set y = [1] %}"
+    + "{% set x = [x, x] %}{% set y = [y, y] %}" * 60 + "{{ x == y }}",
+    "slices kept": "{% set ns = namespace(l=[]) %}{% set a = 'a' * 90000 %}"
+    "{% for i in range(99999) %}{% set ns.l = [ns.l, a[1:]] %}{% endfor %}",
+    "center": "{{ 'a' | center(3000000000) }}",
+    "ljust": "{{ 'a'.ljust(3000000000) }}",
+    "percent": "{{ '%3000000000d' % 1 }}",
+    "percent star": "{{ '%*d' % (3000000000, 1) }}",
+    "format": "{{ '{:3000000000}'.format(1) }}",
+    "format nested": "{{ '{:{}}'.format(1, 3000000000) }}",
+    "format filter": "{{ '%3000000000d' | format(1) }}",
+    "replace": "{% set a = 'a' * 90000 %}{{ a | replace('a', a) }}",
+    "replace method": "{% set a = 'a' * 90000 %}{{ a.replace('a', a) }}",
+    "join": "{% set a = 'a' * 90000 %}{{ a | join(a) | length }}",
+    "join method": "{% set a = 'a' * 90000 %}{{ a.join(range(99999) | map('string')) | length }}",
+    "join generator": "{% set a = 'a' * 90000 %}{{ range(99999) | map('string') | join(a) | length }}",
+    "indent": "{{ ('\n' * 90000) | indent(90000) }}",
+    "tabs": "{{ ('\t' * 90000).expandtabs(90000) }}",
+    "batch": "{{ [1] | batch(3000000000, 'x') | list | length }}",
+    "json": "{{ [[1], [2]] | tojson(indent=3000000000) }}",
+    "lipsum": "{{ lipsum(n=1000000) | length }}",
+    "date": "{{ strftime_now('%3000000000Y' * 9) }}",
+    "power": "{{ 9 ** 9 ** 9 }}",
+    "constants": "{{ 'aaaaaaaaaa' | replace('a', '" + "b" * 10_000 + "') | replace('b', '" + "c" * 10_000 + "') }}",
+    "long": "a" * 3_000_000,
+    "deep": "{{ " + "(" * 40_000 + ")" * 40_000 + " }}",
+    "deep lists": "{{ " + "[" * 3_000 + "]" * 3_000 + " }}",
+    "deep blocks": "{% for i in [1] %}" * 60 + "{% endfor %}" * 60,
+    "deep conditions": "{% if 1 %}" * 300 + "{% endif %}" * 300,
+    "surrogate": "{{ '\\ud800' }}",
+    "class": "{{ ''.__class__.__mro__ }}",
+    "globals": "{{ messages[0].__init__.__globals__ }}",
+    "cycler": "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "format attribute": "{{ '{0.__class__}'.format(messages) }}",
+    "format map": "{{ '{x.__class__}'.format_map({'x': messages}) }}",
+    "attr filter": "{{ messages | attr('__class__') }}{{ (messages | attr('__class__')).x }}",
+    "map attribute": "{{ messages | map(attribute='__class__') | list }}{{ 1 / 0 }}",
+    "include": "{% include '/etc/passwd' %}",
+    "import": "{% import 'os' as os %}",
+    "append": "{% set _ = messages.append(1) %}",
+}  # fmt: skip
+
+
+def test_templates_are_refused_within_a_second_and_without_memory() -> None:
+    """Each in half a gigabyte of address space, all of them together in half a minute of computing."""
+    source = (
+        "import json\nfrom mta_cli.engine.template import ChatTemplate\n"
+        f"for label, text in json.loads({json.dumps(json.dumps(TEMPLATES))}).items():\n"
+        f"    whole = text + {SAY!r}\n"
+        "    attempt(label.replace(' ', '_'), "
+        "lambda: ChatTemplate(whole, {}).layout(('user', 'assistant')[:1], generation=True))\n"
+    )
+    ran = run_bounded(source, megabytes=512, seconds=30)
+    assert ran.code == 0, ran.err[-2000:]
+    harmless = {
+        "format attribute",
+        "format map",
+        "attr filter",
+        "map attribute",
+    }  # end in an error of their own, or say nothing
+    for label in TEMPLATES:
+        said = ran.said[label.replace(" ", "_")]
+        assert said.startswith("refused BadInput") or label in harmless, (label, said)
+        assert "MemoryError" not in said, (label, said)
+    assert len(ran.said) == len(TEMPLATES)
+
+
+def test_no_attribute_is_reached() -> None:
+    from mta_cli.engine.template import ChatTemplate
+
+    for label in ("class", "globals", "cycler", "format attribute", "format map", "attr filter", "map attribute"):
+        try:
+            said = "".join(ChatTemplate(TEMPLATES[label] + SAY, {}).layout(("user",), generation=True).texts)
+        except BadInput:
+            continue
+        assert "class" not in said and "function" not in said, (label, said)
+
+
+def test_templates_that_bases_really_have_are_let_through() -> None:
+    """What such templates do, in a conversation of 500 turns: loops, slices, namespaces, filters, splits, macros."""
+    from mta_cli.engine.template import ChatTemplate
+
+    source = (
+        "{%- macro turn(role, text) -%}<|{{ role }}|>{{ text | trim }}{{ eos_token }}{%- endmacro -%}"
+        "{%- set ns = namespace(last=0, seen='') -%}{%- if messages[0]['role'] == 'system' -%}"
+        "{%- set loop_messages = messages[1:] -%}{%- else -%}{%- set loop_messages = messages -%}{%- endif -%}"
+        "{%- for m in loop_messages -%}{%- if m['role'] == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}"
+        "{%- if (loop.index0 % 2 == 0) != (m['role'] == 'user') -%}{{ raise_exception('order') }}{%- endif -%}"
+        "{%- set content = m.content.split('</think>')[-1].lstrip('\\n') if '</think>' in m.content else m.content -%}"
+        "{{ turn(m['role'], content) }}{{ '\\n' + ' ' * 2 if not loop.last }}{%- endfor -%}"
+        "{{ {'a': [1, 2]} | tojson }}{{ '%s-%02d' % (ns.last, 7) }}{{ messages | length }}"
+    )
+    roles = ("user", "assistant") * 250
+    found = ChatTemplate(source, {"eos_token": "</s>"}).layout(roles, generation=True, system="Be brief. " * 900)
+    assert found.slots == tuple(range(500)) and found.texts[-1].endswith('{"a": [1, 2]}498-07501')
+
+
+PATTERNS = {
+    "(a+)+(?P<input>$)": "a" * 5000 + "!",
+    "(a|aa)+(?P<input>$)": "a" * 50_000 + "!",
+    "(?P<input>(x+x+)+y)": "x" * 50_000,
+}
+
+
+def test_patterns_end_whatever_the_question() -> None:
+    """Each in one gigabyte, and in seconds: it matches, it does not, or it is given up with words."""
+    questions = {"lamp-1": "For an author who has written the paper with the title " + ", which reference is related? "
+                 * 30_000}  # fmt: skip
+    source = (
+        "import json\nfrom mta_cli.engine.taskfile import parse_task\nfrom mta_cli.engine.tasks import BUILTIN\n"
+        f"for n, (pattern, text) in enumerate(json.loads({json.dumps(json.dumps(PATTERNS))}).items()):\n"
+        '    toml = \'name = "mine"\\nprompt = "{input}"\\nquestion_pattern = \' + json.dumps(pattern)\n'
+        "    task = parse_task(toml, 'it')\n    attempt(str(n), lambda: task.strip(text))\n"
+        f"for name, text in json.loads({json.dumps(json.dumps(questions))}).items():\n"
+        "    attempt(name, lambda: BUILTIN[name].strip(text))\n"
+    )
+    ran = run_bounded(source, megabytes=1024, seconds=30)
+    assert ran.code == 0, ran.err[-2000:]
+    assert len(ran.said) == len(PATTERNS) + 1
+    assert "does not come to an end" in ran.said["1"] and "does not come to an end" in ran.said["lamp-1"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        ("(?:(?:(?:a{99}){99}){99}){99}(?P<input>b)", "all counts together may come to 1,000"),
+        ("(?P<input>a{4000000000})", "all counts together"),
+        ("(?P<input>a{99999999999})", "repeats something too often"),
+        ("(?P<input>" + "a" * 1000 + ")", "the most is 1,000"),
+        ("(?P<input>(?R))", "is no regular expression"),
+    ],
+)
+def test_patterns_that_are_refused_when_a_task_is_added(pattern: str, fault: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        parse_task(f'name = "mine"\nprompt = "{{input}}"\nquestion_pattern = {json.dumps(pattern)}', "it")
+    assert any("question_pattern" in each and fault in each for each in caught.value.faults)
+
+
+def test_patterns_of_dates_and_short_counts_are_taken() -> None:
+    task = parse_task(
+        'name = "mine"\nprompt = "{input}"\nquestion_pattern = \'\\d{4}-\\d{2}-\\d{2} (?P<input>.{1,9})\'', "t"
+    )
+    question = "2026-08-01 and more of it"
+    assert task.strip(question) == "and more "
+
+
+TRICKS = ("{input.__class__}", "{0}", "{input!r}", "{{input}}", "%s %(x)s %n", "{input:>99999999}", "${HOME}", "`id`")
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_formats_in_a_task_stay_words(trick: str) -> None:
+    task = parse_task(
+        f'name = "mine"\nprompt = {json.dumps(trick + " {input}")}\nitem = {json.dumps(trick + "{output}")}', "t"
+    )
+    assert task.fill_prompt("x") == trick.replace("{input}", "x") + " x"
+    assert task.fill_item("{output}", "{input}") == trick.replace("{input}", "{output}") + "{input}"
+
+
+TASKS = {
+    "dots": "kind" + ".a" * 100_000 + " = 1",
+    "quoted-dots": "kind" + ' . "a b"' * 50_000 + " = 1",
+    "table-dots": "[" + "a." * 100_000 + "a]",
+    "inline-dots": "labels = {a" + ".b" * 100_000 + " = 1}",
+    "many-dots": ("a" + ".b" * 100 + " = 1\n") * 3_000,
+    "hex": "name = 0x" + "f" * 100_000,
+    "hex-budget": "query_tokens = 0x" + "f" * 100_000,
+    "digits": "query_tokens = " + "9" * 100_000,
+    "labels": "labels = [" + '"x", ' * 150_000 + "]",
+    "many-labels": "labels = [" + ", ".join(f'"{n}"' for n in range(1001)) + "]",
+    "deep-table": "a = " + "{a = " * 50_000,
+    "deep-list": "labels = " + "[" * 50_000 + "]" * 50_000,
+    "tables": "[a]\n" * 1000,
+    "time": "prompt = 1979-05-27T07:32:00.999999999999999999999999-07:00",
+    "mark": "\ufeffname = 'x'",
+    "nul": "name = 'x\0'",
+    "open": "prompt = '''" + "x" * 900_000,
+    "quotes": '"' * 900_001,
+}  # fmt: skip
+
+
+def test_task_files_beyond_reason_are_bad_input(tmp_path: Path) -> None:
+    """In half a gigabyte of address space and some seconds; no message is longer than a few lines."""
+    (tmp_path / "tasks.json").write_text(json.dumps(TASKS))
+    source = (
+        "import json\nfrom pathlib import Path\nfrom mta_cli.engine.taskfile import parse_task\n"
+        f"for label, text in json.loads(Path({str(tmp_path / 'tasks.json')!r}).read_text()).items():\n"
+        "    attempt(label, lambda: parse_task(text, 'it'))\n"
+    )
+    ran = run_bounded(source, megabytes=512, seconds=30)
+    assert ran.code == 0, ran.err[-2000:]
+    assert all(said.startswith("refused BadInput") and len(said) < 600 for said in ran.said.values())
+    assert ran.said.keys() == TASKS.keys()
+
+
+def test_a_prompt_may_have_many_dots() -> None:
+    words = "a." * 200 + " " + '." .' * 30
+    task = parse_task(f'name = "mine"\nprompt = {json.dumps(words + " {input}")}', "it")
+    assert task.prompt == words + " {input}"
+
+
+DEEP = 10_000
+HISTORIES = {
+    "deep.jsonl": b'{"user": "a", "input": ' + b"[" * DEEP + b"]" * DEEP + b', "output": "o"}',
+    "deep.users": b'[{"user_id": "a", "profile": ' + b'[{"a":' * DEEP + b"1" + b"}]" * DEEP + b"}]",
+    "deep.lamp": b"[" * DEEP + b"]" * DEEP,
+    "long.jsonl": b'{"user": "a", "input": "' + b"x" * 10_000_001 + b'", "output": "o"}',
+    "long.csv": b"user,input,output\na,i," + b"x" * 10_000_001,
+    "wide.csv": b"," * 5_000_000,
+    "quotes.csv": b'user,input,output\na,"' + b'""' * 4_000_000,
+    "nul.jsonl": b'{"user": "a", "input": "x\\u0000y", "output": "o"}',
+    "raw-nul.jsonl": b'{"user": "a", "input": "x\0y", "output": "o"}',
+    "nul.csv": b"user,input,output\na,x\0y,o\n",
+    "surrogate.jsonl": b'{"user": "a", "input": "\\ud800", "output": "o"}',
+    "surrogate-name.jsonl": b'{"user": "\\udc80", "input": "i", "output": "o"}',
+    "surrogate.users": b'[{"user_id": "a", "profile": [{"id": "1", "input": "\\udfff", "output": "o"}]}]',
+    "utf16.jsonl": '{"user": "a", "input": "i", "output": "o"}'.encode("utf-16"),
+    "number.jsonl": b'{"user": "a", "input": "i", "output": ' + b"9" * 5000 + b"}",
+    "exponent.jsonl": b'{"user": "a", "input": "i", "output": 1e99999}',
+    "name.jsonl": json.dumps({"user": "x" * 100_000, "input": "i", "output": "o"}).encode(),
+    "gzip.jsonl": b"\x1f\x8b\x08\x00" + b"\0" * 100,
+}  # fmt: skip
+
+
+def test_histories_beyond_reason_are_refused_whole(tmp_path: Path) -> None:
+    """In one gigabyte of address space and a few seconds; the store has nobody in it afterwards."""
+    for name, content in HISTORIES.items():
+        (tmp_path / name).write_bytes(content)
+    source = (
+        "from pathlib import Path\nfrom mta_cli.pipeline.importing import import_file\n"
+        "from store.registry import Registry\n"
+        f"reg = Registry.open(Path({str(tmp_path / 'store')!r}), create=True)\n"
+        f"for name in {list(HISTORIES)!r}:\n"
+        f"    path = Path({str(tmp_path)!r}) / name\n    kind = name.rsplit('.', 1)[1]\n"
+        "    attempt(name, lambda: list(import_file(reg, kind, path, task='lamp-2' if kind == 'lamp' else None)))\n"
+        "print('left', reg.users.names(), reg.check())\n"
+    )
+    ran = run_bounded(source, megabytes=1024, seconds=30)
+    assert ran.code == 0, ran.err[-2000:]
+    assert {name: said.split()[:2] for name, said in ran.said.items()} == {
+        name: ["refused", "BadInput"] for name in HISTORIES
+    }
+    with Registry.open(tmp_path / "store") as reg:
+        assert not reg.users.names()
+        assert reg.check() == []
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\n\r\n"])
+def test_marks_and_line_ends_are_no_fault(store_root: Path, tmp_path: Path, ends: str) -> None:
+    rows = [json.dumps({"user": "ann", "input": f"i{n}", "output": "o"}) for n in range(3)]
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + ends.join(rows).encode())
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + ends.join(["user,input,output", "bob,i,o", "bob,j,o"]).encode())
+    with Registry.open(store_root, create=True) as reg:
+        for name in ("a.jsonl", "a.csv"):
+            list(import_file(reg, name[2:], tmp_path / name))
+        assert {user.name: count for user, count in reg.users.with_items("free")} == {"ann": 3, "bob": 2}
+
+
+def test_a_refusal_is_one_clean_message_with_its_exit_code(store_root: Path, tmp_path: Path) -> None:
+    Registry.open(store_root, create=True).close()
+    for name in ("deep.jsonl", "surrogate-name.jsonl", "nul.csv"):
+        (tmp_path / name).write_bytes(HISTORIES[name])
+        ran = mta("data", "import", name.rsplit(".")[1], tmp_path / name)
+        assert ran.code == 4 and ran.err.startswith("error: ") and "\x1b" not in ran.err and "Traceback" not in ran.err
+
+
+def test_settings_beyond_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mta_cli.options import BankOptions
+    from mta_cli.settings import Settings
+
+    path = tmp_path / "mta.toml"
+    monkeypatch.setenv("MTA_CONFIG", str(path))
+    for text in (
+        "[bank]\nrank = 0x" + "f" * 9_000, "[bank]\nrank = " + "9" * 9_000, "bank.rank" + ".a" * 50_000 + " = 1",
+        "[bank]\nrank = " + "[" * 50_000, "[bank]\nname = '\x1b'", "[bank]\nrank = 1e999", "\0",
+    ):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(MtaError) as caught:
+            Settings.load().build(BankOptions)
+        assert len(caught.value.message) < 600

@@ -1,0 +1,228 @@
+"""Between people: whoever gave nothing to a bank changes no bit of what others get, and nothing of one is left for the
+next who speaks.
+
+Each life of a store is lived twice, with and without somebody who wrote a secret; what others get must be equal in
+float32, bit for bit.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mta_cli.engine.score import score
+from mta_cli.options import AnswerOptions, PromptOptions
+from mta_cli.pipeline.about import describe_user
+from mta_cli.pipeline.adapt import adapt_users
+from mta_cli.pipeline.comparing import Question, put
+from mta_cli.pipeline.conversation import Conversation
+from mta_cli.pipeline.converse import Asking, Voice, ask
+from mta_cli.pipeline.evaluate import MODES, evaluate_users
+from mta_cli.pipeline.examples import Examples
+from mta_cli.pipeline.models import resolve
+from mta_cli.pipeline.personal import parts_above
+from mta_cli.tui.speaker import Desk
+from store.models import NewItem
+from store.registry import Registry
+from tests.pipeline import town
+from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request
+from tests.shell import mta_ok
+
+SECRET = "the heron waits by lock nineteen"
+QUESTION = "another heron or otter"
+LABELS = Asking(CPU, PromptOptions(2), AnswerOptions(max_tokens=12), TASK.name)
+WORDS = Asking(CPU, PromptOptions(2), AnswerOptions(max_tokens=12))
+Seen = dict[str, Any]
+
+
+@pytest.fixture
+def others(store_root: Path) -> Iterator[Registry]:
+    """The people of `town`, of whom the short ones have items between which the words of a question must choose."""
+    with Registry.open(store_root, create=True) as reg:
+        populate(reg)
+        yield reg
+
+
+def populate(reg: Registry) -> None:
+    town.people(reg)
+    for name in SHORT:
+        heron, otter = ("heron", "2020-01-01"), ("otter", "2020-01-02")
+        new = [NewItem(word, TASK.name, f"a film of the {word}", "classic", time) for word, time in (heron, otter)]
+        reg.items.append(reg.users.get(name).id, new)
+
+
+def add_mole(reg: Registry, *, can_anchor: bool = False) -> None:
+    """Somebody with a secret, in words that others use, written often."""
+    user = reg.users.add("mole", can_anchor=can_anchor)
+    new = [NewItem(f"m{n}", TASK.name, f"{SECRET}, film {n}", "fantasy", f"2022-01-{n + 1:02}") for n in range(25)]
+    reg.items.append(user.id, new)
+    reg.items.append_queries(user.id, [NewItem("q", TASK.name, SECRET, "fantasy", "2023-01-01")])
+
+
+def personalise(reg: Registry, *names: str) -> None:
+    """Fuse and adapt people, together."""
+    finish(adapt_users(reg, [reg.users.get(name) for name in names], fuse_request(), QUICK))
+
+
+def models(reg: Registry) -> Seen:
+    """What is stored for people: recipes with their weights, cores with their numbers."""
+    found: Seen = {}
+    for name in SHORT:
+        user = reg.users.get(name).id
+        (recipe,), (stack,) = reg.recipes.of_user(user), reg.stacks.of_user(user)
+        found[name] = recipe.shares, recipe.method, stack.recipe, stack.numbers, stack.loss_after
+    return found
+
+
+def logits(voice: Voice, asking: Asking) -> torch.Tensor:
+    """The next token's logits after a question put to whoever the voice speaks for."""
+    ids = voice.fitted([{"role": "user", "content": QUESTION}], voice.history(QUESTION))[0]
+    assert voice.asking == asking
+    with torch.no_grad():
+        return voice.base.model(torch.tensor([ids])).logits[0, -1].clone()
+
+
+def answers(reg: Registry) -> Seen:
+    """What people get: logits and answers in every mode, side by side, in a chat and in an evaluation."""
+    entry, found = resolve("tiny", "base"), Seen()
+    users = [reg.users.get(name) for name in SHORT]
+    for asking in (LABELS, WORDS):
+        voice = Voice.open(reg, entry, users[0], asking)
+        for user in users:
+            for mode in ("base", "fused", "adapted"):
+                one = replace(asking, mode=mode)
+                voice.turn_to(user, one)
+                found[f"logits {user.name} {mode} {asking.task}"] = logits(voice, one).tolist()
+            result = finish(ask(reg, entry, user.name, QUESTION, asking))[0]
+            found[f"ask {user.name} {asking.task}"] = result["text"], result.get("labels")
+        voice.turn_to(users[0], asking)
+        result = finish(put(voice, Question(QUESTION, "classic"), users[1:]))[0]
+        found[f"compare {asking.task}"] = {
+            key: (own["text"], own.get("labels"), own["gold"]) for key, own in result["details"].items()
+        }
+        chat = Conversation(voice, keep=False)
+        found[f"chat {asking.task}"] = [finish(chat.say(words))[0]["text"] for words in (QUESTION, "and another film")]
+    number = finish(evaluate_users(reg, entry, TASK, users, MODES, PromptOptions(2), CPU))[0]["evaluation"]
+    names = {user.id: user.name for user in users}
+    found["evaluation"] = [
+        (names[p.user_id], p.method, p.prompt, p.answer, p.gold_loglik)
+        for p in reg.evaluations.cells.predictions(number)
+    ]
+    return found
+
+
+def life(root: Path, mole: str) -> tuple[Seen, Seen]:
+    """A store from first import to answers. `mole`: never there, `silent` from the start, or there after the build."""
+    with Registry.open(root, create=True) as reg:
+        if mole == "silent":
+            add_mole(reg)
+        populate(reg)
+        bank = built(reg, min_items=6)
+        if mole == "later":
+            add_mole(reg, can_anchor=True)
+        if mole != "never":
+            personalise(reg, "mole")
+        personalise(reg, *SHORT)
+        anchors = [(a["user"], a["digest"]) for a in bank["anchors"]]
+        return models(reg) | {"bank": (bank["task_adapter"], bank["kernel"], anchors)}, answers(reg)
+
+
+@pytest.mark.parametrize("mole", ["silent", "later"])
+def test_who_gave_nothing_to_the_bank_changes_no_bit_of_others(store_root: Path, tmp_path: Path, mole: str) -> None:
+    made, got = life(tmp_path / "without", "never")
+    made_with, got_with = life(tmp_path / "with", mole)
+    assert made_with == made
+    assert [key for key in got if got[key] != got_with[key]] == []
+    assert len({repr(got[f"logits ida {mode} lamp-2"]) for mode in ("base", "fused", "adapted")}) == 3
+    assert SECRET not in repr(got_with)
+
+
+def test_adapted_in_one_batch_with_somebody_else_all_is_the_same(store_root: Path, tmp_path: Path) -> None:
+    """Who trains beside whom may change the last bit of a sum, no more: answers, anchors and their order stay."""
+    found = {}
+    for name, names in (("alone", SHORT), ("beside", ("mole", *SHORT))):
+        with Registry.open(tmp_path / name, create=True) as reg:
+            add_mole(reg)
+            populate(reg)
+            built(reg, min_items=6)
+            personalise(reg, *names)
+            found[name] = models(reg)
+    for name in SHORT:
+        (shares, method, _, numbers, loss), (others, same, _, beside, loss_beside) = (
+            found[each][name] for each in ("alone", "beside")
+        )
+        assert [share.anchor_id for share in shares] == [share.anchor_id for share in others] and method == same
+        assert [s.weight for s in shares] == pytest.approx([s.weight for s in others], abs=1e-5)
+        own, other = (torch.frombuffer(bytearray(part), dtype=torch.float16).float() for part in (numbers, beside))
+        assert torch.allclose(own, other, atol=2e-3) and loss == pytest.approx(loss_beside, abs=1e-4)
+
+
+def test_nothing_of_one_is_left_for_the_next_who_speaks(others: Registry) -> None:
+    """After mole's turns one loaded base gives ida what a fresh one gives: logits, labels, words, likelihoods."""
+    add_mole(others)
+    built(others, min_items=6)
+    personalise(others, "mole")
+    personalise(others, *SHORT)
+    entry, mole, ida = resolve("tiny", "base"), others.users.get("mole"), others.users.get("ida")
+    for asking in (LABELS, WORDS):
+        fresh = Voice.open(others, entry, ida, asking)
+        expected = logits(fresh, asking), finish(Conversation(fresh, keep=False).say(QUESTION))[0]
+        beside = finish(put(Voice.open(others, entry, ida, asking), Question(QUESTION, "classic")))[0]
+        desk = Desk(others, "tiny")
+        used = Conversation(desk.voice(mole, asking), keep=False)
+        for words in (SECRET, QUESTION):
+            finish(used.say(words))
+        finish(put(desk.voice(mole, asking), Question(SECRET, "fantasy"), [ida]))
+        list(used.switch_user("ida"))
+        assert used.exchanges == [] and used.voice is desk.voice(ida, asking)
+        assert torch.equal(logits(used.voice, asking), expected[0])
+        after = finish(used.say(QUESTION))[0]
+        assert (after["text"], after.get("labels")) == (expected[1]["text"], expected[1].get("labels"))
+        found = finish(put(desk.voice(ida, asking), Question(QUESTION, "classic")))[0]
+        for key, own in beside["details"].items():
+            again = found["details"][key]
+            assert (own["text"], own.get("labels"), own["gold"]) == (again["text"], again.get("labels"), again["gold"])
+
+
+def test_states_kept_with_the_base_are_of_texts_and_the_base_alone(others: Registry) -> None:
+    """What is kept is found by the whole text alone, so that other people's passes with it are the same or unused."""
+    built(others, min_items=6)
+    personalise(others, *SHORT)
+    base = Voice.open(others, resolve("tiny", "base"), None, WORDS).base
+    examples = Examples(others, base, TASK, 2)
+    rows = examples.rows(others.items.recent(others.users.get("jon").id, TASK.name))
+    parts = {name: parts_above(others, base.fingerprint, others.users.get(name), TASK.name, "adapted")[0]
+             for name in ("ida", "jon")}  # fmt: skip
+    assert base.plain is not None
+    base.plain.kept.clear()
+    alone = score(base, rows, parts["jon"])
+    base.plain.kept.clear()
+    of_ida = score(base, rows, parts["ida"])
+    assert len(base.plain.kept) == len(rows)
+    assert score(base, rows, parts["jon"]) == alone and of_ida != alone
+
+
+def test_user_and_bank_say_whose_words_stand_behind_answers(others: Registry) -> None:
+    add_mole(others)
+    result = built(others, min_items=6)
+    assert (result["task_adapter_people"], result["neighbour_people"]) == (9, 9)
+    personalise(others, *SHORT)
+    names = {anchor["user"] for anchor in result["anchors"]}
+    (rests,) = describe_user(others, "ida")["rests_on"]
+    (recipe,) = others.recipes.of_user(others.users.get("ida").id)
+    assert set(rests["anchors"]) <= names and len(rests["anchors"]) == sum(s.weight != 0 for s in recipe.shares)
+    assert (rests["basis_anchors"], rests["task_adapter_people"]) == (3, 9)
+    assert (rests["neighbours"], rests["neighbour_people"]) == (90, 9)
+    assert describe_user(others, "mole")["rests_on"] == describe_user(others, "mole")["given_to"] == []
+    (given,) = describe_user(others, "user4")["given_to"]
+    assert given == {"bank": "lamp-2", "version": 1, "perhaps_task_adapter": True, "neighbours": 10}
+    shown = mta_ok("user", "show", "ida").out
+    said = " ".join(shown.split())
+    assert all(name in said for name in rests["anchors"]) and "a task adapter trained on 9 people" in said
+    assert "90 answers of 9 people as neighbours" in said and "the main directions of 3 anchors" in said
+    assert "10 answers as neighbours" in " ".join(mta_ok("user", "show", "user4").out.split())
+    bank = " ".join(mta_ok("bank", "show", "lamp-2").out.split())
+    assert "trained on the items of 9 people" in bank and "90 answers of 9 people serve as neighbours" in bank

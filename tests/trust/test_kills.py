@@ -1,0 +1,92 @@
+"""A command is killed at any moment: the store stays sound, and the command run again ends where it would have.
+
+20 kills at moments that a seed chooses; `MTA_TEST_KILLS=200` chooses so many.
+"""
+
+import os
+import random
+
+import pytest
+
+from tests.trust.inspection import Contents, difference
+from tests.trust.orders import Harm, Outcome
+from tests.trust.scenes import SCENES, SECRET, Stage, Trial
+
+KILLS = int(os.environ.get("MTA_TEST_KILLS", "20"))
+MIGRATIONS = [name for name in SCENES if name.startswith("migration")]
+SHARES = {"bank build": 5, "user adapt": 2, "user adapt --kind lora": 3, "data import": 3, "user rm": 3,
+          "model pull": 1, "chat": 1, "migration": 2}  # fmt: skip
+SHARED_MEMORY = 32 * 1024  # bytes of the file beside SQLite's log, which is made before anything is written
+
+
+def harms(name: str, whole: Outcome, largest: int) -> list[Harm]:
+    """The kills of a scene, whose uninterrupted run was `whole` and left files of at most `largest` bytes."""
+    rng = random.Random(f"kills of {name}")
+    found = []
+    for number in range(max(1, KILLS * SHARES[name] // sum(SHARES.values()))):
+        calls, kind = len(whole.calls), number % 4
+        if kind == 1 and largest > SHARED_MEMORY:
+            found.append(Harm(limit=rng.randrange(SHARED_MEMORY, largest), deadly=True))
+        elif kind == 2:
+            found.append(Harm(die_after=whole.seconds * rng.uniform(0.1, 1.0)))
+        elif kind == 3 and calls:
+            found.append(Harm(die_at_call=rng.randint(1, calls)))
+        else:
+            found.append(Harm(die_at=rng.randint(1, whole.moments)))
+    return found
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_killed_at_any_moment(stage: Stage, name: str) -> None:
+    plain = {scene: stage.trial(scene) for scene in (MIGRATIONS if name == "migration" else [name])}
+    whole = {scene: trial.run() for scene, trial in plain.items()}
+    assert all(ran.code == 0 for ran in whole.values()), whole
+    expected = {scene: trial.contents() for scene, trial in plain.items()}
+    first = next(iter(plain))
+    largest = max(path.stat().st_size for path in plain[first].place.rglob("*") if path.is_file())
+    killed = 0
+    chosen = harms(name, whole[first], largest)
+    for number, harm in enumerate(chosen):
+        scene = list(plain)[number % len(plain)]
+        trial = stage.trial(scene)
+        ran = trial.run(harm, checkpoints=number % 2 == 0)
+        killed += ran.killed
+        assert ran.killed or ran.code == 0, (harm, ran)
+        assert trial.faults() == [], (number, harm)
+        again = trial.run()
+        assert again.code in trial.scene.again, (number, harm, again.err)
+        assert trial.faults() == [], (number, harm)
+        check_end(trial, expected[scene], f"kill {number}: {harm}")
+    assert killed > len(chosen) // 2, "too many came too late"
+
+
+@pytest.mark.parametrize(("name", "share"), [("model pull", 1), ("user rm", 1), ("user adapt --kind lora", 12)])
+def test_killed_before_every_call_that_changes_files(stage: Stage, name: str, share: int) -> None:
+    """Before every call, or, unless there are 200 kills, before one of `share` calls."""
+    plain = stage.trial(name)
+    whole = plain.run(checkpoints=False)
+    for call in range(1, len(whole.calls) + 1, share if KILLS < 200 else 1):
+        trial, when = stage.trial(name), f"killed before call {call}, {whole.calls[call - 1]}"
+        assert trial.run(Harm(die_at_call=call), checkpoints=False).killed
+        assert trial.faults() == [], when
+        assert trial.run().code in trial.scene.again, when
+        check_end(trial, plain.contents(), when)
+
+
+def check_end(trial: Trial, expected: Contents, when: str) -> None:
+    """The end is that of the uninterrupted run, byte for byte; what was said before the kill may stand in a chat."""
+    found = trial.contents()
+    if trial.scene.name == "chat":
+        found, expected = last_chat(found), last_chat(expected)
+    assert difference(found, expected) == "", when
+    if trial.scene.name == "user rm":
+        left = [path for path in trial.store.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+        assert left == [], when
+
+
+def last_chat(found: Contents) -> Contents:
+    """The same, with the words of the last chat in place of all chats, which have one more after a second run."""
+    last = max(found["chats"], key=lambda chat: chat["id"])
+    said = sorted((m for m in found["messages"] if m["chat_id"] == last["id"]), key=lambda message: message["id"])
+    words = [(message["role"], message["content"], message["source"]) for message in said]
+    return {**found, "chats": [last["title"]], "messages": words}

@@ -1,0 +1,67 @@
+"""The membership script: its figures on scores by hand, and every part of a bank on the tiny base."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mta_cli.engine.tasks import BUILTIN
+from mta_cli.pipeline.adapt import adapt_users
+from store.registry import Registry
+from tests.pipeline import town
+from tests.pipeline.town import QUICK, SHORT, TASK, built, finish, fuse_request
+from tests.trust import membership
+from tests.trust.inspection import folder
+from tests.trust.membership import Tried, auc, interval, line, summary
+
+
+@pytest.fixture(autouse=True)
+def quick_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task by its name is the quick one of `town`."""
+    monkeypatch.setitem(BUILTIN, TASK.name, TASK)
+
+
+def test_the_area_under_the_curve_by_hand() -> None:
+    assert auc([3.0, 2.0], [1.0, 0.0]) == 1.0 and auc([0.0], [1.0]) == 0.0
+    assert auc([1.0, 1.0], [1.0]) == 0.5
+    assert auc([1.0, 3.0], [0.0, 2.0]) == pytest.approx(3 / 4)
+
+
+def test_intervals_are_over_people() -> None:
+    found = interval([0.4, 0.6] * 20)
+    assert found["value"] == pytest.approx(0.5) and 0.42 < found["low"] < 0.5 < found["high"] < 0.58
+    assert interval([0.7])["low"] == interval([0.7])["high"] == pytest.approx(0.7)
+
+
+def test_people_without_queries_or_strangers_are_left_out() -> None:
+    found = summary([Tried([1.0], [0.0], []), Tried([1.0], [], [2.0])])
+    assert found["against_held_out"]["people"] == 1 and found["against_held_out"]["value"] == 1.0
+    assert found["against_others"]["people"] == 1 and found["against_others"]["value"] == 0.0
+    assert summary([]) == {"against_held_out": None, "against_others": None}
+    assert "–" in line("anchors", summary([])) and line("neighbours", None).endswith("none")
+
+
+def test_every_part_of_a_bank_is_tried_and_the_store_stays_as_it_was(
+    store_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """On a tiny base that was trained hard, what it was trained on is told from what it was not."""
+    with Registry.open(store_root, create=True) as reg:
+        town.people(reg)
+        built(reg, epochs=20, task_epochs=20, learning_rate=2e-2, task_learning_rate=2e-2)
+        finish(adapt_users(reg, [reg.users.get(name) for name in SHORT], fuse_request(), replace(QUICK, steps=1)))
+    before = folder(store_root)
+    out = tmp_path / "found.json"
+    command = ["membership", "--store", str(store_root), "--bank", TASK.name, "--clusters", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    membership.main()
+    (found,) = membership.json.loads(out.read_text())
+    assert found["people"] == 9 and found["anchors"]["against_others"]["people"] == 3
+    assert found["task_adapter"]["against_others"]["value"] > 0.6
+    assert found["anchors"]["against_others"]["value"] > 0.8
+    votes = found["neighbours"]["label_has_most_votes"]
+    assert votes["kept"] > 0.8 > 0.5 > votes["held_out"]
+    assert found["cluster_anchors"]["against_others"]["people"] == 3
+    assert found["cluster_anchors"] != found["anchors"]
+    assert capsys.readouterr().out.count("[") >= 6
+    assert folder(store_root) == before

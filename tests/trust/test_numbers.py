@@ -1,0 +1,179 @@
+"""Numbers that go wrong and histories of every size: a defined result that is told, and nothing broken is stored."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mta_cli.engine.lora import LoraWeights
+from mta_cli.errors import BadInput, MtaError
+from mta_cli.events import Event, Failed
+from mta_cli.options import WEIGHTS, AdaptOptions
+from mta_cli.pipeline.adapt import adapt_users
+from mta_cli.pipeline.build_bank import build_bank
+from mta_cli.pipeline.fuse import fuse_user
+from mta_cli.pipeline.lesson import exploded
+from mta_cli.pipeline.personal import best_mode
+from store.models import NewItem
+from store.registry import Registry
+from tests.pipeline.town import LORA, QUICK, SHORT, bank_request, built, finish, fuse_request, notes, people
+
+TASK = "lamp-2"
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.fixture
+def reg(store_root: Path) -> Iterator[Registry]:
+    """A town of nine who may be anchors and three who have little."""
+    with Registry.open(store_root, create=True) as registry:
+        people(registry)
+        yield registry
+
+
+def require_sound(reg: Registry) -> None:
+    """Every adapter of the store holds finite numbers, and no more than training could make; nothing is amiss."""
+    for adapter in reg.adapters.all():
+        weights = LoraWeights.from_file(reg.adapters.path(adapter.digest))
+        assert all(bool(torch.isfinite(factor).all()) for pair in weights.factors.values() for factor in pair)
+        assert weights.norm() < 1e4
+    assert reg.check() == []
+
+
+def history(reg: Registry, name: str, *texts: str, tag: str = "comedy") -> None:
+    """A new person who answered `tag` to each of `texts`."""
+    user = reg.users.add(name)
+    reg.items.append(user.id, [NewItem(f"i{n}", TASK, text, tag) for n, text in enumerate(texts)])
+
+
+def adapt(reg: Registry, *names: str, options: AdaptOptions = QUICK) -> tuple[Any, list[Event]]:
+    """Adapt somebody: the documents and every event."""
+    return finish(adapt_users(reg, [reg.users.get(name) for name in names], fuse_request(), options))
+
+
+RATES = [("learning_rate", 1e9), ("task_learning_rate", 1e9), ("learning_rate", NAN)]
+
+
+@pytest.mark.parametrize(("where", "rate"), RATES)
+def test_a_bank_whose_training_explodes_is_not_ready(reg: Registry, where: str, rate: float) -> None:
+    with pytest.raises(BadInput, match=r"loss|finite") as caught:
+        list(build_bank(reg, bank_request(**{where: rate})))
+    assert caught.value.hint == "lower the learning rate"
+    assert [bank.status for bank in reg.banks.all()] == ["building"]
+    assert all(anchor.digest is None for bank in reg.banks.all() for anchor in reg.banks.anchors(bank.id))
+    assert [run.status for run in reg.runs.of_subject(f"{TASK} v1")] == ["failed"]
+    require_sound(reg)
+    assert built(reg)["version"] == 2 and reg.banks.get(TASK).status == "ready"
+
+
+def test_a_stack_whose_training_explodes_leaves_the_fusion(reg: Registry) -> None:
+    built(reg)
+    ida, tries = reg.users.get("ida"), [(kind, rate) for kind in (QUICK, LORA) for rate in (1e9, NAN, INFINITY)]
+    for count, (kind, rate) in enumerate(tries, 1):
+        seen: list[Event] = []
+        with pytest.raises(BadInput, match="No user could be adapted") as caught:
+            for event in adapt_users(reg, [ida], fuse_request(), replace(kind, learning_rate=rate)):
+                seen.append(event)
+        assert caught.value.hint == "lower --learning-rate"
+        assert [event.label for event in seen if isinstance(event, Failed)] == ["ida"]
+        assert [run.status for run in reg.runs.of_subject("ida")] == ["failed"] * count
+        assert reg.stacks.of_user(ida.id) == []
+        assert best_mode(reg, ida, TASK, bank_request().base.fingerprint) == "fused"
+    require_sound(reg)
+
+
+def test_one_whose_numbers_do_not_fit_leaves_the_others_alone(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step makes a number that float16 cannot hold: that person fails, their company is stored."""
+    from mta_cli.engine.train import Trainer
+
+    built(reg)
+    plain = Trainer.steps
+
+    def steps(self: Trainer) -> Iterator[Any]:
+        yield from plain(self)
+        self._group.trained[0][1].fill_(1e6)
+
+    monkeypatch.setattr(Trainer, "steps", steps)
+    documents, seen = adapt(reg, *SHORT)
+    assert [document["user"] for document in documents] == ["ida", "kim"]
+    assert [(event.label, "finite" in event.message) for event in seen if isinstance(event, Failed)] == [("jon", True)]
+    require_sound(reg)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_broken"),
+    [
+        (2.0, 1.0, False), (2.0, 3.9, False), (2.0, 4.1, True), (0.01, 0.9, False), (0.01, 1.1, True),
+        (2.0, NAN, True), (2.0, INFINITY, True), (None, 1.0, False), (2.0, None, False),
+    ],
+)  # fmt: skip
+def test_what_counts_as_exploded(before: float | None, after: float | None, is_broken: bool) -> None:
+    assert (exploded(before, after) is not None) is is_broken
+
+
+def test_nobody_without_a_history_is_adapted(reg: Registry) -> None:
+    built(reg)
+    reg.users.add("new")
+    fused, _ = finish(fuse_user(reg, reg.users.get("new"), fuse_request()))
+    (document,), seen = adapt(reg, "new")
+    assert fused["anchors"] == [] and document["steps"] == 0 and document["stack_bytes"] == 0
+    assert any("no history" in note for note in notes(seen))
+    assert reg.stacks.of_user(reg.users.get("new").id) == []
+    require_sound(reg)
+
+
+def test_histories_of_one_item_of_any_length(reg: Registry) -> None:
+    """One token to a hundred thousand (the tiny base's tokens are bytes), as question and as answer."""
+    texts = ("x", "\u200b", " x", "\n", "x" * 100_000, "word " * 20_000)
+    for n, text in enumerate(texts):
+        history(reg, f"odd{n}", text, tag=text)
+    built(reg, min_items=1)
+    documents, _ = adapt(reg, *(f"odd{n}" for n in range(len(texts))))
+    for document in documents:
+        assert document["shots"] == 1 and document["loss_before"] > 0 and document["loss_after"] > 0
+    require_sound(reg)
+
+
+def test_a_history_that_says_one_thing_a_thousand_times(reg: Registry) -> None:
+    history(reg, "parrot", *["the same film"] * 1000)
+    assert len(built(reg)["anchors"]) == 3
+    (document,), _ = adapt(reg, "parrot")
+    assert document["shots"] == 5 and document["loss_after"] < document["loss_before"]
+    require_sound(reg)
+
+
+def test_people_who_are_all_the_same_have_one_anchor(store_root: Path) -> None:
+    with Registry.open(store_root, create=True) as reg:
+        for n in range(6):
+            history(reg, f"twin{n}", *[f"film {k}" for k in range(8)])
+        document, seen = finish(build_bank(reg, bank_request()))
+        assert len(document["anchors"]) == 1
+        assert any("Only 1 of 3 anchors: some profiles coincide" in note for note in notes(seen))
+        result, _ = finish(fuse_user(reg, reg.users.get("twin5"), fuse_request()))
+        assert len(result["anchors"]) <= 1 and all(0 <= share["weight"] <= 1 for share in result["anchors"])
+        require_sound(reg)
+
+
+def test_weights_stay_numbers_whatever_the_history(reg: Registry) -> None:
+    built(reg)
+    for name, texts in (("one", ["x"]), ("long", ["y" * 20_000] * 3), ("same", ["z"] * 50)):
+        history(reg, name, *texts)
+        for weights in WEIGHTS:
+            result, _ = finish(fuse_user(reg, reg.users.get(name), fuse_request(weights=weights)))
+            found = [share["weight"] for share in result["anchors"]]
+            assert all(weight == weight and abs(weight) < 100 for weight in found)
+            assert weights == "learned" or sum(found) <= 1 + 1e-6
+    require_sound(reg)
+
+
+@pytest.mark.parametrize("bad", [NAN, INFINITY])
+def test_an_embedder_that_gives_no_numbers_is_named(reg: Registry, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mta_cli.engine.embed import Embedder
+
+    monkeypatch.setattr(Embedder, "_forward", lambda self, pieces: torch.full((len(pieces), 32), bad))
+    with pytest.raises(MtaError, match="embedder gives numbers that are not finite"):
+        list(build_bank(reg, bank_request()))
+    assert reg.adapters.all() == []
+    require_sound(reg)

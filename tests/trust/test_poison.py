@@ -1,0 +1,171 @@
+"""An anchor made by somebody who means harm: what gates refuse, what they say, and how the bank is mended."""
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from mta_cli.engine.tasks import BUILTIN
+from mta_cli.events import Note
+from mta_cli.options import GateOptions
+from mta_cli.pipeline.banks import verify_bank
+from mta_cli.pipeline.basis import basis_of
+from mta_cli.pipeline.build_bank import build_bank, contributors
+from mta_cli.pipeline.consent import set_consent
+from mta_cli.pipeline.fuse import fuse_user
+from mta_cli.pipeline.gating import GATES, findings_json, floors_of, refused_of, serving
+from mta_cli.pipeline.refresh_bank import refresh_bank
+from store.models import Anchor
+from store.registry import Registry
+from tests.engine.lora_cases import random_lora
+from tests.pipeline.town import CPU, TASK, bank_request, finish, fuse_request, notes
+from tests.shell import mta_ok
+from tests.trust.poison import OFF, OPTIONS, gate, harm, larger, poisoned, populate, put_in, stage
+
+
+@pytest.fixture(autouse=True)
+def quick_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task by its name is the quick one of `town`."""
+    monkeypatch.setitem(BUILTIN, TASK.name, TASK)
+
+
+def mallorys(reg: Registry) -> Anchor:
+    (anchor,) = [one for one in reg.banks.anchors(reg.banks.get(TASK.name).id) if one.user == "mallory"]
+    return anchor
+
+
+def test_an_anchor_that_is_too_large_serves_nobody_and_is_replaced(store_root: Path) -> None:
+    """Without gates all whom it serves obey it. With them it is named, out of recipes and basis, and is replaced."""
+    with stage(store_root) as (reg, base):
+        unguarded = harm(reg, base, 4.0, OFF)
+        assert unguarded.findings == () and unguarded.before == 0.0 and unguarded.obeyed == unguarded.served > 0.6
+        guarded = harm(reg, base, 1.0, GateOptions())
+        assert guarded.findings == ("norm",) and guarded.ratio > 5.0
+        assert (guarded.served, guarded.obeyed, guarded.changed) == (0.0, 0.0, 0.0)
+        mallory, bank = mallorys(reg), reg.banks.get(TASK.name)
+        assert mallory.stale and refused_of(bank) == {mallory.id} and "mallory" not in str(bank.config)
+        (found,) = verify_bank(reg, TASK.name)["gates"]
+        assert (found["user"], found["gate"], found["bound"]) == ("mallory", "norm", 5.0)
+        honest = [str(a.digest) for a in reg.banks.anchors(bank.id) if a.id != mallory.id]
+        assert basis_of(reg, bank).adapter.data_hash == hashlib.sha256("\n".join(honest).encode()).hexdigest()
+        result, _ = finish(refresh_bank(reg, TASK.name, CPU))
+        assert [each["stale"] for each in result["replaced"]] == [mallory.id]
+        assert result["gates"] == [] and all(a["user"] != "mallory" for a in result["anchors"])
+        assert reg.check() == []
+
+
+def test_what_is_refused_is_said_where_people_look(store_root: Path) -> None:
+    with stage(store_root) as (reg, base):
+        bank = poisoned(reg, 4.0)
+        gate(reg, bank, base, GateOptions())
+    shown = mta_ok("bank", "show", TASK.name).out
+    assert "(mallory): one of its modules is" in shown and "stale" in shown
+    assert "(mallory)" in mta_ok("bank", "verify", TASK.name).out
+    assert mta_ok("bank", "show", TASK.name, "--json").json()["gates"][0]["user"] == "mallory"
+
+
+def test_consent_given_anew_does_not_bring_a_refused_anchor_back(store_root: Path) -> None:
+    with stage(store_root) as (reg, base):
+        bank = poisoned(reg, 4.0)
+        gate(reg, bank, base, GateOptions())
+        for can in (False, True):
+            finish(set_consent(reg, "mallory", can))
+        assert not mallorys(reg).stale and mallorys(reg).id not in {one.id for one in serving(reg, bank)}
+        user = reg.users.get("asks0")
+        finish(fuse_user(reg, user, fuse_request(weights="uniform", top_k=5)))
+        (recipe,) = reg.recipes.of_user(user.id)
+        assert len(recipe.shares) == 4 and mallorys(reg).id not in {share.anchor_id for share in recipe.shares}
+        gate(reg, bank, base, GateOptions())
+        assert refused_of(reg.banks.by_id(bank.id)) == {mallorys(reg).id}, "what was found before stays"
+
+
+def test_an_anchor_that_moves_neutral_prompts_too_far_is_refused(
+    store_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny base is never sure of a token, so that nothing moves it far."""
+    monkeypatch.setattr("mta_cli.pipeline.gating.LEAST_DIVERGENCE", 0.05)
+    with stage(store_root, epochs=1, learning_rate=1e-3) as (reg, base):
+        bank = reg.banks.get(TASK.name)
+        put_in(reg, bank, mallorys(reg), larger(random_lora(base.model, 1, placement="upper"), 20.0))
+        gate(reg, bank, base, GateOptions(max_norm=0.0))
+        (found,) = findings_json(reg, bank)
+        assert (found["user"], found["gate"]) == ("mallory", "probe") and found["value"] > found["bound"]
+        assert mallorys(reg).stale
+
+
+def test_an_honest_bank_passes_and_its_bytes_are_the_same(store_root: Path) -> None:
+    with Registry.open(store_root, create=True) as reg:
+        populate(reg)
+        request = bank_request(**{**OPTIONS, "anchors": 4})
+        open_bank, _ = finish(build_bank(reg, replace(request, gates=OFF, name="open")))
+        guarded, seen = finish(build_bank(reg, request))
+        assert guarded["gates"] == [] and not any(a["stale"] for a in guarded["anchors"])
+        assert not any(isinstance(event, Note) and event.warning for event in seen)
+        assert [a["digest"] for a in guarded["anchors"]] == [a["digest"] for a in open_bank["anchors"]]
+        assert reg.banks.get(TASK.name).config[GATES] == {"findings": [], "floors": {}}
+
+
+def test_bounds_are_part_of_what_a_bank_is_unless_they_are_the_defaults(store_root: Path) -> None:
+    """Banks from before there were gates are found again; other bounds make another version, and are kept by it."""
+    with Registry.open(store_root, create=True) as reg:
+        populate(reg)
+        request = bank_request()
+        first, _ = finish(build_bank(reg, request))
+        pool = contributors(reg, TASK.name, request.options)
+        before = {
+            "base": request.base.fingerprint, "embedder": request.embedder.fingerprint, "task": asdict(request.task),
+            "options": asdict(request.options), "history_items": 2, "seed": 0, "dtype": "float32",
+            "data": [[each.user.name, reg.items.data_hash_of(each.items)] for each in pool],
+        }  # fmt: skip
+        key = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
+        assert reg.banks.get(TASK.name).key == key
+        same, seen = finish(build_bank(reg, replace(bank_request(), gates=GateOptions())))
+        assert same == first and any("nothing to do" in text for text in notes(seen))
+        other, _ = finish(build_bank(reg, replace(bank_request(), gates=GateOptions(max_norm=7.0))))
+        assert other["version"] == 2
+        assert reg.banks.get(TASK.name).config["gate_options"]["max_norm"] == 7.0
+
+
+def test_an_evaluations_bank_refuses_nobody(store_root: Path) -> None:
+    with Registry.open(store_root, create=True) as reg:
+        populate(reg)
+        told: list[int] = []
+        strict = GateOptions(max_norm=1.0001, max_probe=0.0)
+        request = replace(bank_request(**OPTIONS), gates=strict, purpose="eval", begun=told.append)
+        result, seen = finish(build_bank(reg, request))
+        assert result["gates"] and any("times as large" in text for text in notes(seen))
+        assert not any(a["stale"] for a in result["anchors"]) and len(serving(reg, reg.banks.by_id(told[0]))) == 5
+
+
+def test_an_anchor_that_draws_everybody_keeps_those_nearest_to_it(store_root: Path) -> None:
+    """Nine anchors and recipes of four; whoever is beyond the floor gets the next ones instead."""
+    with Registry.open(store_root, create=True) as reg:
+        populate(reg)
+        finish(build_bank(reg, replace(bank_request(anchors=9), gates=GateOptions(max_share=0.01))))
+        bank = reg.banks.get(TASK.name)
+        floors = floors_of(bank)
+        if not floors:
+            first = reg.banks.anchors(bank.id)[0].id
+            reg.banks.set_gates(bank.id, {**bank.config, GATES: {"findings": [], "floors": {str(first): 2.0}}}, [])
+            floors = {first: 2.0}
+        users = [reg.users.get(f"asks{n}") for n in range(9)]
+        for user in users:
+            finish(fuse_user(reg, user, fuse_request(weights="uniform", top_k=4)))
+        shares = [share for user in users for share in reg.recipes.of_user(user.id)[0].shares]
+        assert len(shares) == 4 * 9, "the next ones took over"
+        assert all(share.similarity >= floors.get(share.anchor_id, -1.0) - 1e-5 for share in shares)
+        assert any(one["gate"] == "share" for one in findings_json(reg, bank))
+
+
+def test_a_cosine_counts_no_more_than_it_may(store_root: Path) -> None:
+    with Registry.open(store_root, create=True) as reg:
+        populate(reg)
+        finish(build_bank(reg, bank_request()))
+        user = reg.users.get("asks0")
+        weights = {}
+        for most in (1.0, 0.01):
+            finish(fuse_user(reg, user, fuse_request(weights="softmax", max_cosine=most)))
+            weights[most] = [share.weight for share in reg.recipes.of_user(user.id)[0].shares]
+        assert weights[0.01] == pytest.approx([1 / 3] * 3) and max(weights[1.0]) > 0.34
