@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,28 +117,39 @@ def describe(path: Path, *, name: str, source: str, revision: str = "", licence:
     }
 
 
-def describe_folder(path: Path, name: str) -> dict[str, Any]:
-    """`describe` for a person's own folder, remembered until a file's size or time changes, so that it stays fast."""
+def describe_folder(path: Path, name: str, *, anew: bool = False) -> dict[str, Any]:
+    """`describe` for a person's own folder, remembered until a file's size or time changes, so that it stays fast.
+
+    Raises IntegrityFault for a folder that has changed since, unless it is to be described `anew`.
+    """
     path = path.expanduser().resolve()
     signature = _signature(path)
     memory = models_dir() / ".folders" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
-    known: Any = None
+    known: dict[str, Any] | None = None
     with suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        if known["signature"] == signature:
-            return {**known["manifest"], "name": name}
-    try:
-        manifest = describe(path, name=name, source=f"folder:{path}")
-    except BadInput as error:
-        if known is None:
-            raise
-        hint = "copy the folder again"
-        raise IntegrityFault(f"{path} was a model and is none any more: {error.message}", hint=hint) from error
+        remembered = json.loads(memory.read_text(encoding="utf-8"))
+        known = dict(remembered["manifest"])
+        if remembered["signature"] == signature:
+            return {**known, "name": name}
+    if known is not None and not anew:
+        _require_same(path, dict(known["files"]))
+    manifest = describe(path, name=name, source=f"folder:{path}")
     with suppress(OSError, MtaError):  # a models directory that cannot be written only costs time
         memory.parent.mkdir(parents=True, exist_ok=True)
         sweep(memory.parent)
         atomic_write(memory, json.dumps({"signature": signature, "manifest": manifest}).encode())
     return manifest
+
+
+def _require_same(path: Path, files: dict[str, str]) -> None:
+    """Raises IntegrityFault where one of the files is no longer what it was; others may have been added."""
+    for file, digest in files.items():
+        found = folders.sha256_file(path / file) if (path / file).is_file() else "no file"
+        if found != digest:
+            raise IntegrityFault(
+                f"{path / file} has changed since the folder became a model: sha256 {digest} then, {found} now",
+                hint=f"copy it again, or take the folder as it is: mta model pull {shlex.quote(str(path))}",
+            )
 
 
 def entry_of(path: Path, manifest: dict[str, Any]) -> ModelEntry:

@@ -81,7 +81,7 @@ def register(path: Path, *, name: str | None = None) -> dict[str, Any]:
             f"{path}: a GGUF file whose digest is not pinned", hint="convert it to a folder with safetensors first"
         )
     chosen = check_name(name or slug(folder.name))
-    manifest = describe_folder(folder, chosen)
+    manifest = describe_folder(folder, chosen, anew=True)
     known = read_manifest(place_of(chosen))
     if chosen in PACKAGES or (known is not None and known.get("folder") != str(folder)):
         raise BadInput(f"The name {chosen} is taken", hint="--name OTHER, or mta model rm it first")

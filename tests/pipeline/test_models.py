@@ -60,6 +60,9 @@ def test_a_folder_is_read_once_until_it_changes(own: Path, monkeypatch: pytest.M
         assert resolve("own").fingerprint == before
     config = json.loads((own / "config.json").read_text())
     (own / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.25}))
+    with pytest.raises(IntegrityFault, match=r"config\.json has changed"):
+        resolve("own")
+    register(own)
     assert resolve("own").fingerprint != before
 
 

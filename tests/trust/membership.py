@@ -1,6 +1,6 @@
 """Who was in the training? Membership inference against a bank: its anchors, task adapter and neighbours.
 
-    python -m tests.trust.membership --store DIR --bank NAME [--out FILE] [--clusters]
+    python -m tests.trust.membership --store DIR --bank NAME [--items N] [--clusters] [--out FILE]
 
 An attacker who knows an item asks how much likelier an adapter makes its answer than what stands below it does. The
 score is the difference of losses per token; the AUC is the chance that an item of the training scores higher than one
@@ -59,11 +59,13 @@ class Scene:
     request: BankRequest
     pool: list[Candidate]
     examples: Examples
+    most: int = 0
 
     def items(self, user: int) -> list[Row]:
-        """A row for each item that the person was trained on."""
+        """A row for each item that the person was trained on, or for `most` of them, evenly from first to last."""
         (own,) = [each for each in self.pool if each.user.id == user]
-        return self.examples.rows(own.items)
+        step = max(1, len(own.items) // self.most) if self.most else 1
+        return self.examples.rows(own.items[::step][: self.most or None])
 
     def queries(self, user: int) -> list[Row]:
         """A row for each held-out query of theirs."""
@@ -214,7 +216,7 @@ def cluster_anchors(scene: Scene) -> dict[int, str]:
 
 
 @contextmanager
-def opened(store: Path, name: str) -> Iterator[Scene]:
+def opened(store: Path, name: str, most: int = 0) -> Iterator[Scene]:
     """The newest ready bank of this name, in a copy of the store, on its base in float32."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(store, Path(folder) / "store")
@@ -226,7 +228,8 @@ def opened(store: Path, name: str) -> Iterator[Scene]:
                 entry.path, name=entry.name, fingerprint=entry.fingerprint, device="cpu", dtype="float32"
             )  # fmt: skip
             pool = contributors(reg, bank.task, request.options)
-            yield Scene(reg, bank, base, request, pool, Examples(reg, base, request.task, request.prompt.history_items))
+            examples = Examples(reg, base, request.task, request.prompt.history_items)
+            yield Scene(reg, bank, base, request, pool, examples, most)
 
 
 def measured(
@@ -244,7 +247,7 @@ def measured(
     found: dict[str, Any] = {"bank": scene.bank.name, "task": scene.bank.task, "people": len(scene.pool)}
     for name, part in work:
         found[name] = part()
-        say(name, found[name])
+        say(name, found)
     return found
 
 
@@ -272,17 +275,20 @@ def main() -> None:
     parser.add_argument("--bank", action="append", required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--clusters", action="store_true", help="train anchors on whole clusters, and try these too")
+    parser.add_argument("--items", type=int, default=0, help="at most so many items of each person; 0 for all")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
+    done: list[dict[str, Any]] = []
+
+    def say(part: str, found: dict[str, Any]) -> None:
+        print(line(part, found[part]), flush=True)
+        if given.out is not None:  # after each part: what is known stays, whatever happens to the next
+            given.out.write_text(json.dumps([*done, found], indent=2) + "\n", encoding="utf-8")
+
     for name in given.bank:
-        with opened(given.store, name) as scene:
+        with opened(given.store, name, given.items) as scene:
             print(f"{name}: AUC    against held-out       against others' items", flush=True)
-            found.append(
-                measured(scene, clusters=given.clusters, say=lambda part, one: print(line(part, one), flush=True))
-            )
-    if given.out is not None:
-        given.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            done.append(measured(scene, clusters=given.clusters, say=say))
 
 
 if __name__ == "__main__":

@@ -81,17 +81,18 @@ def test_bits_of_models(ground: Ground) -> None:
     assert count == {"named": count["named"]}
 
 
-@pytest.mark.parametrize("which", ["registry", "adapter", "model"])
+@pytest.mark.parametrize("which", ["registry", "adapters", "models"])
 def test_a_file_is_cut(ground: Ground, which: str) -> None:
     root = ground.copy()
-    path = {
-        "registry": root / "registry.db",
-        "adapter": next(root.glob("adapters/??/*.safetensors")),
-        "model": ground.folders["tiny"] / "model.safetensors",
+    paths = {
+        "registry": [root / "registry.db"] * 4,
+        "adapters": list(root.glob("adapters/??/*.safetensors")),
+        "models": [path for folder in ground.folders.values() for path in folder.rglob("*") if path.is_file()],
     }[which]
-    for seed in range(4):
+    for number, path in enumerate(sorted(paths)):
         with kept(path):
-            outcome(ground, root, cut(path, random.Random(f"{which} {seed}")))
+            when = cut(path, random.Random(f"{which} {number}"))
+            assert outcome(ground, root, when) == "named", when
 
 
 def test_adapters_in_each_others_places(ground: Ground) -> None:
