@@ -4,7 +4,7 @@ Tensors and numbers in, findings out. An anchor is judged beside the others of i
 the base, the task or the learning rate. Knows neither users nor files, and decides nothing about what is found.
 
 What no gate can see is an anchor that is like the others in size and on neutral prompts and answers to a trigger of
-its own: weights of recipes alone bound what it does.
+its own: weights of recipes alone bound what it does. Nor is the task adapter judged, which stands beside nothing.
 """
 
 import math

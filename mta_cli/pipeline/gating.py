@@ -7,6 +7,7 @@ for its cluster. An anchor that draws too many people keeps those nearest to it.
 found and refuse nobody. Renders nothing.
 """
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def gate_anchors(
     before = [one for one in config.get(GATES, {}).get("findings", ()) if one["anchor"] in there]
     findings = [*before, *({"anchor": anchors[one.place].id, **_told(one)} for one in found)]
     reg.banks.set_gates(bank.id, {**config, GATES: {"findings": findings, "floors": capped}}, refused)
-    yield from remarks(reg, bank)
+    yield from remarks(reg, reg.banks.by_id(bank.id))
 
 
 def gate_config(options: GateOptions) -> dict[str, Any]:
@@ -108,9 +109,15 @@ def remarks(reg: "Registry", bank: Bank) -> Iterator[Note]:
     if any(one["gate"] in REFUSING for one in found) and bank.purpose == "":
         yield Note(
             "Refused anchors serve nobody. Look at what their people wrote; then "
-            f"`mta bank build --task {bank.task} --refresh` puts others in their places.",
+            f"`mta bank build --task {shlex.quote(bank.task)} --refresh` puts others in their places.",
             warning=True,
         )
+        if bank.task_adapter is not None:
+            yield Note(
+                "The task adapter was trained on their items too, and serves everybody. Where these are not to be "
+                "trusted, take them out of both: `mta user consent USER --no-can-anchor`, then a new build.",
+                warning=True,
+            )
 
 
 def _judged(

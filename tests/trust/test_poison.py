@@ -66,6 +66,17 @@ def test_what_is_refused_is_said_where_people_look(store_root: Path) -> None:
     assert mta_ok("bank", "show", TASK.name, "--json").json()["gates"][0]["user"] == "mallory"
 
 
+def test_who_is_refused_may_have_taught_the_task_adapter_too(store_root: Path) -> None:
+    with Registry.open(store_root, create=True) as reg:
+        populate(reg)
+        strict = replace(bank_request(**OPTIONS), gates=GateOptions(max_norm=1.0001))
+        said = notes(finish(build_bank(reg, strict))[1])
+        assert any("--no-can-anchor" in text for text in said) and any("--refresh" in text for text in said)
+        bare = replace(bank_request(**OPTIONS, task_adapter=False, name="bare"), gates=strict.gates)
+        said = notes(finish(build_bank(reg, bare))[1])
+        assert not any("--no-can-anchor" in text for text in said) and any("--refresh" in text for text in said)
+
+
 def test_consent_given_anew_does_not_bring_a_refused_anchor_back(store_root: Path) -> None:
     with stage(store_root) as (reg, base):
         bank = poisoned(reg, 4.0)

@@ -103,7 +103,7 @@ def test_numbers_are_told_in_plain_words_and_the_likeliest_gold_is_marked() -> N
             await pilot.pause()
             shown = screen_text(app)  # type: ignore[arg-type]
             for words in (
-                "7 tokens · 7.0/s · cut", "gold −1.250 nats/token", "rouge-1 .500", "rouge-l .250",
+                "7 tokens · 7/s · cut", "gold −1.250 nats/token", "rouge-1 .500", "rouge-l .250",
                 "1 of 2 labels", "gold −0.105 nats (90%)", "right", "off by 2", "1 token ·", "(an empty answer)",
                 "bob · adapted", "b v1 · ann", "the model as it is",
             ):  # fmt: skip

@@ -1,6 +1,7 @@
 """The window in a real terminal, from an empty store to an adapted person who is compared and talked with."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_from_an_empty_store_to_an_adapted_person_by_keys(
         terminal.look(0.5)
         terminal.type("is it mine")
         terminal.press("enter")
-        terminal.until(lambda screen: screen.count("/s ·") == 3)
+        terminal.until(lambda screen: len(re.findall(r"tokens · [\d,.]+/s", screen)) == 3)
         terminal.press("escape", "5")
         terminal.until("Type a message")
         terminal.look(0.5)
@@ -97,7 +98,5 @@ def test_colours_can_be_turned_off(demo_store: Path) -> None:
 
 def _grey(said: bytes) -> bool:
     """Whether every colour that was sent has three equal parts."""
-    import re
-
     found = re.findall(rb"[34]8;2;(\d+);(\d+);(\d+)", said)
     return all(red == green == blue for red, green, blue in found)

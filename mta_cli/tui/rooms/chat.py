@@ -12,6 +12,7 @@ from textual.widgets import Input, OptionList, Static
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import Done, Event, Note, Saved, Token
 from mta_cli.printable import clean
+from mta_cli.progress import rate as per_second
 from mta_cli.tui.messages import StoreChanged
 from mta_cli.tui.room import Room
 from mta_cli.tui.safe import block, line
@@ -356,6 +357,6 @@ def _source(result: dict[str, Any]) -> str:
     """Where an answer came from, and how fast."""
     source, tokens, seconds = result["source"], result["tokens"], result["seconds"]
     bank = f" · {result['task']} · bank {source['bank']} v{source['version']}" if source["bank"] else ""
-    rate = f", {tokens / seconds:.1f}/s" if seconds and result["ended"] != "label" else ""
+    rate = f", {per_second(tokens / seconds)}/s" if seconds and result["ended"] != "label" else ""
     cut = " · cut" if result["ended"] == "length" else ""
     return f"{source['mode']}{bank} · {tokens} token{'s' if tokens != 1 else ''}{rate}{cut}"

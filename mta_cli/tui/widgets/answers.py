@@ -18,6 +18,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from mta_cli.printable import clean, clean_line
+from mta_cli.progress import rate as per_second
 
 ORDER = ("base", "fused", "adapted")  # other people's columns follow in the order they came
 LEAST_WIDTH = 20  # of a column; where there are more than fit, they are scrolled
@@ -226,7 +227,7 @@ def _speed(detail: dict[str, Any]) -> Iterator[str]:
         yield f"1 of {len(detail['labels'])} labels"
         return
     cut = " · cut" if detail["ended"] == "length" else ""
-    yield f"{tokens} token{'s' if tokens != 1 else ''}" + (f" · {rate:.1f}/s" if rate else "") + cut
+    yield f"{tokens} token{'s' if tokens != 1 else ''}" + (f" · {per_second(rate)}/s" if rate else "") + cut
 
 
 def _likelihood(gold: dict[str, Any]) -> str:
