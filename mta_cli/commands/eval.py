@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -24,9 +24,6 @@ from mta_cli.commands.common import (
 )
 from mta_cli.commands.parsing import Commands
 from mta_cli.options import BankOptions, EvalOptions, Machine, PromptOptions
-
-if TYPE_CHECKING:
-    from store.registry import Registry
 
 app = Commands("Evaluation: methods on the same people, with intervals over them and paired differences.")
 
@@ -163,13 +160,21 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
 
 
 @app.command()
-def show(ctx: typer.Context, number: NumberArgument, json: JsonOption = False) -> None:
-    """Show what an evaluation found."""
+def show(
+    ctx: typer.Context,
+    numbers: NumbersArgument,
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="METHOD", help="Compare all methods with this one.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what an evaluation found; of several that differ in the seed alone, what they found together."""
     from mta_cli.commands.eval_tables import summary
+    from mta_cli.pipeline.evaluation.seeds import shown
 
     use = session(ctx, json=json)
     with use.registry() as reg:
-        use.output.result(_finished(reg, number), summary)
+        use.output.result(shown(reg, numbers, reference), summary)
 
 
 @app.command()
@@ -180,11 +185,12 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Write what evaluations found as Markdown, a self-contained HTML page, charts and JSON."""
+    from mta_cli.pipeline.evaluation.seeds import reported
     from mta_cli.pipeline.report import write_reports
 
     use = session(ctx, json=json)
     with use.registry() as reg:
-        documents = [_finished(reg, number) for number in dict.fromkeys(numbers)]
+        documents = reported(reg, numbers)
     files = [str(path) for path in write_reports(documents, to)]
     use.output.result({"files": files}, lambda result: out.text("\n".join(result["files"])))
 
@@ -223,14 +229,3 @@ def _job(
         )  # fmt: skip
         plan = use.settings.plan_lines(options, bank_options(request), prompt, machine)
         use.output.job(work(reg, request, plan=plan, dry_run=dry_run), render, dry_run=dry_run)
-
-
-def _finished(reg: "Registry", number: int) -> dict[str, Any]:
-    from mta_cli.errors import NotFound
-
-    found = reg.evaluations.get(number)
-    if found.status != "done" or "costs" not in found.result:
-        raise NotFound(
-            f"Evaluation {number} has no result yet.", hint="mta eval run with the options it was begun with"
-        )
-    return found.result

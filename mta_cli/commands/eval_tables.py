@@ -58,7 +58,9 @@ def _head(document: Mapping[str, Any]) -> str:
         parts["queries"] = wording.many(document["queries"], "query", "queries")
     if document.get("seed") is not None:
         parts["seed"] = f"seed {document['seed']}"
-    order = ("users", "queries", "shots", "folds", "seed")
+    if document.get("seeds") is not None:
+        parts["seeds"] = f"seeds {wording.listed(document['seeds'])}"
+    order = ("users", "queries", "shots", "folds", "seed", "seeds")
     return f"{document['task']}: " + ", ".join(parts[key] for key in order if key in parts)
 
 

@@ -5,7 +5,7 @@ So a metric of any sample of users is one product of weights and sums. Knows nei
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,22 @@ def tally(
         by_user[place].append(gold)
     wanted = tuple(tuple(sorted(own)) for own in by_user)
     return Tally(metric, tuple(labels), tuple(names.tolist()), wanted, sums, logliks[0] is not None)
+
+
+def joined(tallies: Sequence[Tally]) -> Tally:
+    """One method's answers to the same queries on several occasions, such as seeds, as one tally.
+
+    A person stays one person, whatever their answers were: sums add up. Raises ValueError unless all are of one task
+    and hold the same users and golds, and for none.
+    """
+    if not tallies:
+        raise ValueError("there is no tally")
+    first = tallies[0]
+    if any((one.metric, one.labels, one.weighed) != (first.metric, first.labels, first.weighed) for one in tallies):
+        raise ValueError("tallies of several tasks")
+    if any((one.users, one.golds) != (first.users, first.golds) for one in tallies):
+        raise ValueError("tallies of other people or queries")
+    return replace(first, sums=np.sum([one.sums for one in tallies], axis=0))
 
 
 def _likelihoods(logliks: Sequence[float | None]) -> Array:

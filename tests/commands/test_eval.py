@@ -104,6 +104,9 @@ def test_a_run_of_the_same_goes_over_nothing_again(reg: Registry) -> None:
     assert again.json() == first and "nothing to compute" in again.err
     other = ran("--seed", 1)
     assert other["evaluation"] != first["evaluation"] and other["seed"] == 1
+    both = mta_ok("eval", "show", first["evaluation"], other["evaluation"], "--reference", "stack", "--json").json()
+    assert both["seeds"] == [0, 1] and {row["a"] for row in both["differences"]} == {"stack"}
+    assert "seeds 0 and 1" in mta_ok("eval", "show", first["evaluation"], other["evaluation"]).out
     assert {row["status"] for row in mta_ok("user", "list", "--json").json()} == {"new"}
     assert mta_ok("bank", "list", "--json").json() == []
     refused(mta("user", "fuse", "ida", "--task", "lamp-2"), 3, "no bank for task lamp-2")
@@ -169,6 +172,7 @@ def test_mistakes_in_one_line(reg: Registry, tmp_path: Path) -> None:
     for command in (("show", 9), ("rm", 9, "--yes"), ("report", 9, "--to", tmp_path / "out")):
         refused(mta("eval", *command), 3, "no evaluation 9", "mta eval list")
     refused(mta("eval", "show", "x"), 2, "NUMBER")
+    refused(mta("eval", "show"), 2, "NUMBER")
     assert reg.counts() == before and not (tmp_path / "out").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta_cli.engine.tallies import Tally, tally
+from mta_cli.engine.tallies import Tally, joined, tally
 from tests.metrics_by_hand import score
 
 LABELS = ("a", "b", "c")
@@ -115,3 +115,23 @@ def test_what_cannot_be_added_up_is_refused(
 def test_nothing_cannot_be_added_up() -> None:
     with pytest.raises(ValueError, match="0 users"):
         tally("rouge", (), [], [], [], [])
+
+
+def test_the_same_queries_on_two_occasions_are_one_persons_each() -> None:
+    first = tallied("accuracy", LABELS, [(1, "a", "a"), (1, "b", "a"), (2, "c", "b")])
+    again = tallied("accuracy", LABELS, [(2, "b", "b"), (1, "a", "a"), (1, "a", "a")])
+    both = joined([first, again])
+    assert (both.users, both.golds) == (first.users, first.golds)
+    np.testing.assert_array_equal(both.sums, first.sums + again.sums)
+    assert both.values()["accuracy"] == pytest.approx((1 / 3 + 1) / 2)
+
+
+def test_what_does_not_belong_together_is_not_joined() -> None:
+    first = tallied("accuracy", LABELS, [(1, "a", "a"), (2, "a", "b")])
+    with pytest.raises(ValueError, match="no tally"):
+        joined([])
+    for others in ([(1, "a", "a"), (3, "a", "b")], [(1, "a", "a"), (2, "a", "c")]):
+        with pytest.raises(ValueError, match="other people or queries"):
+            joined([first, tallied("accuracy", LABELS, others)])
+    with pytest.raises(ValueError, match="several tasks"):
+        joined([first, tallied("accuracy", (*LABELS, "d"), [(1, "a", "a"), (2, "a", "b")])])

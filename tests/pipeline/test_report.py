@@ -203,6 +203,21 @@ def test_seeds_stand_beside_each_other_with_their_mean_and_no_interval_of_it() -
     ]  # fmt: skip
 
 
+def test_what_seeds_found_together_comes_before_them() -> None:
+    seeds = [document({**FEW, "base": 0.2 + n / 10}, seed=n, evaluation=n + 1) for n in range(2)]
+    both = document({**FEW, "base": 0.25}, seeds=[0, 1], evaluations=[1, 2])
+    for gone in ("seed", "evaluation", "settings", "calibration"):
+        del both[gone]
+    read = Page(html([*seeds, both]))
+    assert read.table("method", "accuracy")["base"][0] == interval(both["methods"]["base"]["accuracy"])
+    assert read.table("method", "seed 0", "seed 1", "mean")["base"][2] == "0.250"
+    assert "under the seeds 0 and 1; a person's answers under all of them count together" in read.said("p")
+    assert "Evaluations 1 and 2." in read.said("p") and read.said("h3") == "5 shots, 16 anchors, seeds 0 and 1"
+    other = document(FEW, seed=2, evaluation=3)
+    alone = Page(html([seeds[0], other, both]))
+    assert "count together" not in alone.said("p"), "it is of other evaluations"
+
+
 def test_a_mean_is_over_all_seeds_or_there_is_none() -> None:
     pair = [document(seed=0), document({"mta": 0.5, "base": 0.2}, seed=1)]
     read = Page(html(pair))

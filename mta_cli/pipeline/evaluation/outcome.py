@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest
 from mta_cli.pipeline.evaluation.filling import timed_group
 from store.cells import Prediction
+from store.evaluations import Evaluation
 
 if TYPE_CHECKING:
     from mta_cli.engine.tallies import Tally
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAIN = {"accuracy": "accuracy", "mae": "mae", "rouge": "rouge_1"}  # a task's metric, and the number it is judged by
+TEST = "test"  # the role of those who count
 NO_LABEL = math.log(1e-6)  # for a gold that is none of the task's labels
 
 Choice = Sequence[Mapping[str, Any]]
@@ -35,18 +37,41 @@ def judge(
     reg: "Registry", task: "Task", plan: Design, evaluation: int, method: str, choice: Choice, calibrate: bool
 ) -> Judged:
     """Read a method's answers: the temperature of each fold comes from people who are not tested in it."""
-    from mta_cli.engine.tallies import tally
+    tested, found = _tested(reg, evaluation, method, choice, [fold.test for fold in plan.folds])
+    temperatures = _temperatures(task, plan, found, tested) if calibrate and task.labels else None
+    return _judged(task, tested, temperatures)
 
+
+def judge_again(reg: "Registry", task: "Task", evaluation: Evaluation, method: str) -> Judged:
+    """A method's answers in a finished evaluation, read as its document says that they were."""
+    settings = evaluation.result["settings"][method]
+    people = reg.evaluations.people(evaluation.id)
+    folds = [
+        [user for n, user, role in people if n == fold and role == TEST] for fold in range(evaluation.result["folds"])
+    ]
+    choice = settings if isinstance(settings, list) else [settings for _ in folds]
+    tested, _ = _tested(reg, evaluation.id, method, choice, folds)
+    return _judged(task, tested, evaluation.result["calibration"][method])
+
+
+def _tested(
+    reg: "Registry", evaluation: int, method: str, choice: Choice, folds: Sequence[Sequence[int]]
+) -> tuple[list[list[Prediction]], list[list[Prediction]]]:
+    """By fold: the answers to those who are tested there, and to everybody."""
     cells = reg.evaluations.cells
     found = [cells.predictions(evaluation, fold=n, method=method, settings=own) for n, own in enumerate(choice)]
-    tested = [[p for p in rows if p.user_id in set(fold.test)] for fold, rows in zip(plan.folds, found, strict=True)]
-    temperatures = _temperatures(task, plan, found, tested) if calibrate and task.labels else None
+    return [[p for p in rows if p.user_id in set(test)] for test, rows in zip(folds, found, strict=True)], found
+
+
+def _judged(task: "Task", tested: Sequence[Sequence[Prediction]], temperatures: list[float] | None) -> Judged:
+    from mta_cli.engine.tallies import tally
+
+    rows = [prediction for own in tested for prediction in own]
     read = [
         _read(task, prediction, temperatures[n] if temperatures else 1.0)
-        for n, rows in enumerate(tested)
-        for prediction in rows
+        for n, own in enumerate(tested)
+        for prediction in own
     ]
-    rows = [prediction for own in tested for prediction in own]
     counted = tally(
         task.metric, task.labels, [p.user_id for p in rows], [answer for answer, _ in read], [p.gold for p in rows],
         [loglik for _, loglik in read],
@@ -96,32 +121,38 @@ def outcome(
     reg: "Registry", request: EvalRequest, plan: Design, evaluation: int, chosen: Mapping[str, Choice]
 ) -> dict[str, Any]:
     """The document of `mta eval run`: all of `chosen`'s methods on all tested people."""
-    from mta_cli.engine.statistics import detectable, summarise
-
     task, options, seed = request.task, request.options, request.machine.seed
     judged = {
         method: judge(reg, task, plan, evaluation, method, choice, options.calibrate)
         for method, choice in chosen.items()
     }
     reference = options.reference if options.reference in judged else next(reversed(judged))
-    main, others = MAIN[task.metric], [method for method in judged if method != reference]
-    differences = paired({method: one.tally for method, one in judged.items()}, reference, seed)
-    against = "pooled-rag" if "pooled-rag" in others else others[0] if others else None
-    power = None
-    if against is not None:
-        least = detectable(judged[reference].tally, judged[against].tally, main)
-        power = {"metric": main, "detectable": least, "basis": f"as {reference} and {against} differed by person"}
     return {
-        "task": task.name, "metric": main, "users": len(plan.tested),
+        "task": task.name, "metric": MAIN[task.metric], "users": len(plan.tested),
         "queries": sum(len(plan.queries[user]) for user in plan.tested), "shots": options.shots, "seed": seed,
         "folds": options.folds, "history_items": request.prompt.history_items, "anchors": request.bank.anchors,
         "placement": options.placement, "base": request.base.name, "dtype": request.machine.dtype,
-        "evaluation": evaluation, "reference": reference,
-        "methods": {method: summarise(one.tally, seed=seed) for method, one in judged.items()},
-        "differences": differences,
+        "evaluation": evaluation, **compared({name: one.tally for name, one in judged.items()}, reference, seed),
         "costs": {m: _costs(reg, plan, evaluation, m, chosen[m], one) for m, one in judged.items()},
-        "power": power, "settings": {method: _settings(choice) for method, choice in chosen.items()},
+        "settings": {method: _settings(choice) for method, choice in chosen.items()},
         "calibration": {method: one.temperatures for method, one in judged.items()},
+    }  # fmt: skip
+
+
+def compared(tallies: "Mapping[str, Tally]", reference: str, seed: int) -> dict[str, Any]:
+    """The document's keys that are made of tallies: reference, methods, differences and power."""
+    from mta_cli.engine.statistics import detectable, summarise
+
+    others = [method for method in tallies if method != reference]
+    against = "pooled-rag" if "pooled-rag" in others else others[0] if others else None
+    power = None
+    if against is not None:
+        main = MAIN[tallies[reference].metric]
+        least = detectable(tallies[reference], tallies[against], main)
+        power = {"metric": main, "detectable": least, "basis": f"as {reference} and {against} differed by person"}
+    return {
+        "reference": reference, "methods": {name: summarise(one, seed=seed) for name, one in tallies.items()},
+        "differences": paired(tallies, reference, seed), "power": power,
     }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from mta_cli.pipeline.reporting.results import (
     known,
     mean,
     metrics,
+    over_seeds,
     ranked,
     same_settings,
     series,
@@ -109,12 +110,13 @@ def blocks(documents: Sequence[Document]) -> list[Block]:
     found = distinct(documents)
     names = _Names(found)
     made: list[Block] = [Heading(1, title(found))]
-    for number, (task, own) in enumerate(by_task(found).items(), 1):
+    for number, (task, there) in enumerate(by_task(found).items(), 1):
         made.append(Heading(2, task, f"task-{number}"))
+        own = [document for document in there if "seeds" not in document]
         for by in ("shots", "anchors"):
             made += [charts.across(group, by, names.stem(group[-1], by)) for group in series(own, by)]
         for group in by_seed(own):
-            made += _group(group, names)
+            made += _group(group, names, over_seeds(there, group))
     return made
 
 
@@ -126,12 +128,14 @@ def all_charts(made: Sequence[Block]) -> list[Chart]:
     return found
 
 
-def _group(group: Sequence[Document], names: _Names) -> Iterator[Block]:
-    """One design: its seeds side by side when there are several, then each evaluation."""
+def _group(group: Sequence[Document], names: _Names, together: Document | None) -> Iterator[Block]:
+    """One design: of several seeds what they found `together`, then side by side, then each evaluation."""
     yield Heading(3, _label(group))
     if len(group) == 1:
         yield from _evaluation(group[0], names)
         return
+    if together is not None:
+        yield from _evaluation(together, names)
     apart = "" if same_settings(group) else " Settings differ between the seeds."
     yield Sentences(f"By seed. The mean is over the seeds and has no interval: each seed's is its own.{apart}")
     yield from (_seeds(group, metric) for metric in metrics(group[0]))

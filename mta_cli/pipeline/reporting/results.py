@@ -34,6 +34,7 @@ IN_FILE_NAMES = {
     "placement": "",
     "base": "",
     "seed": "seed",
+    "seeds": "seeds",
 }
 
 
@@ -154,6 +155,12 @@ def by_task(documents: Sequence[Document]) -> dict[str, list[Document]]:
     return groups
 
 
+def over_seeds(documents: Sequence[Document], group: Sequence[Document]) -> Document | None:
+    """Among `documents` the one that says what the evaluations of `group` found together."""
+    numbers = {document.get("evaluation") for document in group}
+    return next((document for document in documents if set(document.get("evaluations", ())) == numbers), None)
+
+
 def by_seed(documents: Sequence[Document]) -> list[list[Document]]:
     """Groups of documents of one design, by seed. Each seed comes once in a group: a second one begins another group.
 
@@ -211,7 +218,7 @@ def file_stem(document: Document, among: Sequence[Document], *, across: str | No
     parts = [slug(document["task"])]
     for key, prefix in IN_FILE_NAMES.items():
         differs = len({_canonical(other.get(key)) for other in kin}) > 1
-        if key != across and (differs or (key == "shots" and across is None)):
+        if key in document and key != across and (differs or (key == "shots" and across is None)):
             parts.append(prefix + slug(document.get(key)))
     return "-".join(parts)
 

@@ -17,16 +17,19 @@ COUNTED = {
     "anchors": ("anchor",),
 }
 NAMED = ("seed", "placement", "base", "dtype", "reference", "evaluation")
+LISTED = ("seeds", "evaluations")
 DESIGN = (
     "{users} with {queries}.",
     "{shots} for each user's own model.",
     "At most {history_items} in a prompt.",
     "{folds} over users, seed {seed}.",
+    "{folds} over users, under the seeds {seeds}; a person's answers under all of them count together.",
     "{anchors}, placement {placement}.",
     "Base {base}.",
     "Numbers of type {dtype}.",
     "Every other method is compared with {reference}.",
     "Evaluation {evaluation}.",
+    "Evaluations {evaluations}.",
 )
 
 
@@ -101,6 +104,7 @@ def many(amount: object, one: str, more: str = "") -> str:
 def design(document: Document) -> str:
     """How it was measured, in sentences; a sentence about what the document does not say is left out."""
     words = {key: str(document[key]) for key in NAMED if document.get(key) not in (None, "auto")}
+    words |= {key: listed(document[key]) for key in LISTED if document.get(key)}
     words |= {key: many(document[key], *forms) for key, forms in COUNTED.items() if document.get(key) is not None}
     said = (
         sentence for sentence in DESIGN if {key for _, key, _, _ in Formatter().parse(sentence) if key} <= set(words)

@@ -1,0 +1,127 @@
+"""Several seeds as one: every person once with all their answers; what is not of one design is refused."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mta_cli.errors import NotFound, UsageFault
+from mta_cli.pipeline.evaluation.design import EvalRequest
+from mta_cli.pipeline.evaluation.run import run_evaluation
+from mta_cli.pipeline.evaluation.seeds import reported, shown
+from store.models import NewItem
+from store.registry import Registry
+from tests.pipeline import town
+from tests.pipeline.evaluation.trial import Trial, eval_request
+from tests.pipeline.town import finish
+
+METHODS = "majority,pooled-rag,pooled-prior"
+
+
+def seeded(request: EvalRequest, seed: int, **changes: Any) -> EvalRequest:
+    """The same with another seed; `changes` are options of the evaluation."""
+    options = replace(request.options, **{"methods": METHODS, **changes})
+    return replace(request, options=options, machine=replace(request.machine, seed=seed), given={})
+
+
+@pytest.fixture(scope="module")
+def reg(trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """Beside the trial's evaluation, number 1: seeds 1 and 2 (numbers 2 and 3), and seed 0 with two shots (4)."""
+    root = shutil.copytree(trial.reg.root, tmp_path_factory.mktemp("seeds") / "store")
+    with Registry.open(root) as registry:
+        for request in (seeded(trial.request, 1), seeded(trial.request, 2), seeded(trial.request, 0, shots=2)):
+            finish(run_evaluation(registry, request))
+        yield registry
+
+
+def values(document: dict[str, Any], method: str, metric: str) -> float:
+    return float(document["methods"][method][metric]["value"])
+
+
+def test_what_several_seeds_found_together(reg: Registry) -> None:
+    seeds = [shown(reg, [number]) for number in (2, 3)]
+    both = shown(reg, [3, 2, 3])
+    assert (both["seeds"], both["evaluations"]) == ([2, 1], [3, 2]) and not {"seed", "evaluation"} & set(both)
+    assert (both["users"], both["queries"]) == (seeds[0]["users"], seeds[0]["queries"]) == (12, 24)
+    for method in METHODS.split(","):
+        for metric in ("accuracy", "gold_loglik"):
+            expected = np.mean([values(one, method, metric) for one in seeds])
+            assert values(both, method, metric) == pytest.approx(expected)
+    rows = [{(row["b"], row["metric"]): row for row in one["differences"]} for one in (*seeds, both)]
+    for place, row in rows[2].items():
+        if place[1] != "macro_f1":
+            assert row["value"] == pytest.approx((rows[0][place]["value"] + rows[1][place]["value"]) / 2)
+        assert row["low"] <= row["value"] <= row["high"] and 0 < row["p"] <= 1
+    for what, value in both["costs"]["pooled-prior"].items():
+        assert value == pytest.approx(np.mean([one["costs"]["pooled-prior"][what] for one in seeds]))
+
+
+def test_intervals_are_over_people_and_the_same_answers_twice_prove_no_more(reg: Registry) -> None:
+    """Seed 1 beside a copy of itself: not one interval may shrink."""
+    from mta_cli.engine.statistics import difference
+    from mta_cli.engine.tallies import joined
+    from mta_cli.pipeline.evaluation.outcome import judge_again
+    from mta_cli.pipeline.tasks import find_task
+
+    one, task = reg.evaluations.get(2), find_task(reg, "lamp-2")
+    a, b = (judge_again(reg, task, one, method).tally for method in ("pooled-prior", "majority"))
+    twice = difference(joined([a, a]), joined([b, b]), seed=0)
+    for metric, once in difference(a, b, seed=0).items():
+        assert twice[metric] == pytest.approx(once)
+
+
+def test_another_reference_from_the_same_answers(reg: Registry) -> None:
+    kept = shown(reg, [1])
+    assert shown(reg, [1], kept["reference"]) == kept == reg.evaluations.get(1).result
+    other = shown(reg, [1], "stack")
+    assert {row["a"] for row in other["differences"]} == {other["reference"]} == {"stack"}
+    assert "mta" in {row["b"] for row in other["differences"]} and other["methods"] == kept["methods"]
+    assert reg.evaluations.get(1).result == kept
+    both = shown(reg, [1, 2], "pooled-prior")
+    assert list(both["methods"]) == METHODS.split(",") and both["reference"] == "pooled-prior"
+
+
+def test_a_report_has_the_seeds_and_after_them_what_they_found_together(reg: Registry) -> None:
+    documents = reported(reg, [2, 4, 3])
+    assert [document.get("evaluation") for document in documents] == [2, 4, 3, None]
+    assert documents[3] == shown(reg, [2, 3])
+    assert reported(reg, [2, 4]) == [shown(reg, [2]), shown(reg, [4])]
+
+
+def test_what_is_not_of_one_design_is_refused(reg: Registry) -> None:
+    with pytest.raises(UsageFault, match=r"shots: 3 in 2 and 2 in 4"):
+        shown(reg, [2, 4])
+    with pytest.raises(UsageFault, match="mtb is not among the methods"):
+        shown(reg, [2, 3], "mtb")
+    with pytest.raises(NotFound, match="no evaluation 9"):
+        shown(reg, [2, 9])
+    stored = reg.evaluations.add("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
+    with pytest.raises(UsageFault, match=f"evaluation {stored} is one of stored models"):
+        shown(reg, [2, stored])
+    begun = reg.evaluations.begin("other", "lamp-2", {}, [])
+    with pytest.raises(NotFound, match="no result yet"):
+        reported(reg, [2, begun.id])
+
+
+def test_seeds_of_other_people_are_refused_together_and_reported_apart(store_root: Path) -> None:
+    request = eval_request(folds=2)
+    with Registry.open(store_root, create=True) as reg:
+        town.people(reg, items=6)
+        for seed in (0, 1):
+            finish(run_evaluation(reg, seeded(request, seed, methods="majority")))
+        assert shown(reg, [1, 2])["users"] == 12
+        reg.users.forget(reg.users.get("ida").id)
+        both = shown(reg, [1, 2])
+        assert (both["users"], both["queries"]) == (11, 22), "who was forgotten is in neither any more"
+        finish(run_evaluation(reg, seeded(request, 2, methods="majority")))
+        newcomer = reg.users.add("newcomer").id
+        for append in (reg.items.append, reg.items.append_queries):
+            append(newcomer, [NewItem("i", "lamp-2", "a film", "comedy", "2020-01-01")])
+        finish(run_evaluation(reg, seeded(request, 3, methods="majority")))
+        with pytest.raises(UsageFault, match="cannot be read as one: tallies of other people"):
+            shown(reg, [3, 4])
+        assert reported(reg, [3, 4]) == [shown(reg, [3]), shown(reg, [4])]
