@@ -24,10 +24,16 @@ class Row:
 
 
 class Batch:
-    """Rows that are answered together. What `slots` hold already is what every prompt begins with."""
+    """Rows that are answered together. What `slots` hold already is what every prompt begins with.
 
-    def __init__(self, plain: Plain, crowds: Sequence[Crowd], rows: Sequence[Row], slots: Slots) -> None:
+    `shifts` [people, width] are added to the last normalised state of each person's rows.
+    """
+
+    def __init__(
+        self, plain: Plain, crowds: Sequence[Crowd], rows: Sequence[Row], slots: Slots, shifts: Tensor | None = None
+    ) -> None:
         self._plain, self._crowds, self._rows, self._slots = plain, crowds, list(rows), slots
+        self._shifts = shifts
         self._shared, self._width = slots.length, max(len(row.prompt) for row in rows)
         self._settle()
 
@@ -37,7 +43,7 @@ class Batch:
         slices = [(first, min(first + step, len(self._rows))) for first in range(0, len(self._rows), step)]
         last = torch.cat([self._read(first, end) for first, end in slices])
         self._slots.advance(self._width - self._shared)
-        return self._plain.logits(last)
+        return self._logits(last)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Run one more token of each row; the logits [rows, vocabulary] that follow."""
@@ -47,7 +53,7 @@ class Batch:
         rope = plain.rope(past - self._pads[:, None])
         x = plain.run(x, rope, mask, parts=self._acting, past=self._slots)
         self._slots.advance(1)
-        return plain.logits(x[:, -1])
+        return self._logits(x[:, -1])
 
     def keep(self, alive: Sequence[int]) -> list[int]:
         """Go on with rows `alive` only. Returns which of the old rows each row is now."""
@@ -70,6 +76,11 @@ class Batch:
         if bool(self._pads.any()):
             seen = self._own(torch.arange(self._slots.room, device=device))  # [rows, room]
             self._mask = _hiding(~seen, plain.dtype)[:, None, None, None]
+
+    def _logits(self, last: Tensor) -> Tensor:
+        if self._shifts is None:
+            return self._plain.logits(last)
+        return self._plain.logits(last, self._shifts[[row.owner for row in self._rows]])
 
     def _own(self, columns: Tensor) -> Tensor:
         """Which of `columns` hold a token of each row, [rows, columns]."""

@@ -19,6 +19,7 @@ from mta_cli.engine.passes import packed, tokens_at_once
 from mta_cli.engine.plain import FEW, Plain
 from mta_cli.engine.score import PARTS
 from mta_cli.engine.slots import Slots
+from mta_cli.engine.vectors import require_plain, stacked
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
@@ -56,21 +57,23 @@ def answer_many(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
+    shifts: Sequence[Tensor | None] = (),
 ) -> list[list[int]]:
     """The answer's token ids to each prompt, without the end of turn; prompt `i` is asked of person `owners[i]`.
 
-    A person is the parts that stand above the base as it is. An answer does not depend on what else is asked.
-    Raises BadInput where a prompt leaves no room, IntegrityFault where the model gives no numbers, UsageFault where the
-    base cannot have late parts.
+    A person is the parts that stand above the base as it is, and, where `shifts` are given, what is added to the last
+    normalised state. An answer does not depend on what else is asked. Raises BadInput where a prompt leaves no room,
+    IntegrityFault where the model gives no numbers, UsageFault where the base cannot have late parts or vectors.
     """
     choice = Choice(max_tokens, temperature, top_p)
     requests = _requests(base, prompts, owners, max_tokens, seeds or [0] * len(prompts))
     waiting = [request for request in requests if request.room > 0]
     if base.plain is None:
+        require_plain(base, shifts)
         for _ in _one_by_one(base, waiting, people, choice):
             pass
     elif waiting:
-        _together(base, base.plain, waiting, people, choice)
+        _together(base, base.plain, waiting, people, choice, shifts)
     return [request.answer for request in requests]
 
 
@@ -111,15 +114,16 @@ def _requests(
 
 @torch.inference_mode()
 def _together(
-    base: "LoadedBase", plain: Plain, requests: Sequence[Request], people: Sequence[PARTS], choice: Choice
-) -> None:
+    base: "LoadedBase", plain: Plain, requests: Sequence[Request], people: Sequence[PARTS], choice: Choice,
+    shifts: Sequence[Tensor | None],
+) -> None:  # fmt: skip
     plain.pack()
     prefix, budget = _shared(plain, requests, people), Budget(base)
 
     def work(batch: list[Request]) -> None:
         for request in batch:
             request.answer.clear()  # of a batch that did not fit into memory
-        running = _begin(plain, batch, people, prefix)
+        running = _begin(plain, batch, people, prefix, shifts)
         for _ in _answers(running, running.read(budget.tokens), list(batch), choice, base.end_ids):
             pass
 
@@ -140,13 +144,17 @@ def _streamed(
     yield from _answers(running, logits, requests, choice, base.end_ids)
 
 
-def _begin(plain: Plain, batch: Sequence[Request], people: Sequence[PARTS], prefix: Slots | None) -> Batch:
+def _begin(
+    plain: Plain, batch: Sequence[Request], people: Sequence[PARTS], prefix: Slots | None,
+    shifts: Sequence[Tensor | None] = (),
+) -> Batch:  # fmt: skip
     owners = list(dict.fromkeys(request.owner for request in batch))
     rows = [Row(request.prompt, owners.index(request.owner)) for request in batch]
     slots = Slots(plain, len(batch), max(len(r.prompt) for r in batch) + max(r.room for r in batch))
     if prefix is not None:
         slots.begin_with(prefix)
-    return Batch(plain, crowds(plain, [people[owner] for owner in owners]), rows, slots)
+    added = stacked(plain, [shifts[owner] for owner in owners] if shifts else ())
+    return Batch(plain, crowds(plain, [people[owner] for owner in owners]), rows, slots, added)
 
 
 def _answers(

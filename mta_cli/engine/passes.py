@@ -69,6 +69,18 @@ class Fork:
 
 
 @dataclass(frozen=True)
+class Ends:
+    """What the head reads to predict each answer token: normalised states [labelled, width], the token [labelled], and
+    the place in the pass and the branch that each belongs to.
+    """
+
+    states: Tensor
+    tokens: Tensor
+    row: Tensor
+    branch: list[int]
+
+
+@dataclass(frozen=True)
 class Scores:
     """Log-likelihoods [labelled] in nats, with the place in the pass and the branch that each belongs to."""
 
@@ -130,8 +142,17 @@ class Passes:
 
     def scores(
         self, chosen: Sequence[int], acting: Pairs, crowds: Sequence[Crowd] = (), people: Sequence[int] = (),
-        also: Sequence[Parts] = (),
+        also: Sequence[Parts] = (), shifts: Tensor | None = None,
     ) -> Scores:  # fmt: skip
+        """Log-likelihoods of forks as `ends` runs them. `shifts` [rows, width] are added to the states of each row."""
+        ends, head = self.ends(chosen, acting, crowds, people, also), self.plain.head
+        states = ends.states if shifts is None else ends.states + shifts[ends.row]
+        return Scores(log_likelihoods(states, head.weight, head.bias, ends.tokens), ends.row, ends.branch)
+
+    def ends(
+        self, chosen: Sequence[int], acting: Pairs, crowds: Sequence[Crowd] = (), people: Sequence[int] = (),
+        also: Sequence[Parts] = (),
+    ) -> Ends:  # fmt: skip
         """Run forks number `chosen`, one row each, with `acting` and with the parts of `people` among `crowds`.
 
         Differentiable in `acting`. `also` are further parts of the pass. None acts before or below the placement.
@@ -154,9 +175,8 @@ class Passes:
             for column, token, branch in fork.labels()
         ]
         where = torch.tensor([place[:3] for place in places], device=x.device).T  # [3, labelled]
-        last, head = self.plain.norm(states[where[0], where[1]]), self.plain.head
-        values = log_likelihoods(last, head.weight, head.bias, where[2])
-        return Scores(values, where[0], [branch for *_, branch in places])
+        last = self.plain.norm(states[where[0], where[1]])
+        return Ends(last, where[2], where[0], [branch for *_, branch in places])
 
     def _starts(self, chosen: Sequence[int]) -> list[Start]:
         found = {i: self._kept.get(self._keys[i]) for i in dict.fromkeys(chosen)}

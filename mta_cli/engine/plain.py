@@ -236,9 +236,10 @@ class Plain:
             x = x + self._project(i, "down", F.silu(gate) * up, parts)
         return x
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Logits [n, vocabulary] of states [n, width] after the last layer."""
-        return self.head(self.norm(x))
+    def logits(self, x: Tensor, shifts: Tensor | None = None) -> Tensor:
+        """Logits [n, vocabulary] of states [n, width] after the last layer; `shifts` are added to them once normal."""
+        normal = self.norm(x)
+        return self.head(normal if shifts is None else normal + shifts)
 
     def _project(self, i: int, name: str, x: Tensor, parts: Sequence[Parts]) -> Tensor:
         y = self.layers[i].joints[name](x)

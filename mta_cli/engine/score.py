@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from mta_cli.engine.fusion import merge
 from mta_cli.engine.lens import Budget, crowds, module_losses, require_everywhere
 from mta_cli.engine.lora import LoraWeights, Placement, folded
 from mta_cli.engine.passes import Fork, Passes, by_owner, packed
+from mta_cli.engine.vectors import require_plain, stacked
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
@@ -21,14 +23,17 @@ NOBODY: PARTS = ()
 
 @torch.no_grad()
 def likelihoods(
-    base: "LoadedBase", forks: Sequence[Fork], people: Sequence[PARTS], asked: Sequence[tuple[int, int]]
-) -> list[list[float]]:
+    base: "LoadedBase", forks: Sequence[Fork], people: Sequence[PARTS], asked: Sequence[tuple[int, int]],
+    shifts: Sequence[Tensor | None] = (),
+) -> list[list[float]]:  # fmt: skip
     """Log-likelihoods (nats, summed over tokens) of every branch, for each (fork, person) number asked.
 
-    A person is the parts that stand above the base as it is. What is the same for several people is computed once.
+    A person is the parts that stand above the base as it is, and, where `shifts` are given, what is added to the last
+    normalised state (see `vectors`). What is the same for several people is computed once.
     """
     if base.plain is not None:
-        return _plainly(base, base.plain, forks, people, asked)
+        return _plainly(base, base.plain, forks, people, asked, shifts)
+    require_plain(base, shifts)
     require_everywhere(base, [part.placement for parts in people for part in parts])
     return _one_by_one(base, forks, people, asked)
 
@@ -68,14 +73,17 @@ def spanning(plain: "Plain", people: Sequence[PARTS]) -> Placement:
 
 
 def _plainly(
-    base: "LoadedBase", plain: "Plain", forks: Sequence[Fork], people: Sequence[PARTS], asked: Sequence[tuple[int, int]]
-) -> list[list[float]]:
+    base: "LoadedBase", plain: "Plain", forks: Sequence[Fork], people: Sequence[PARTS],
+    asked: Sequence[tuple[int, int]], shifts: Sequence[Tensor | None],
+) -> list[list[float]]:  # fmt: skip
     passes = Passes(plain, forks, spanning(plain, people))
-    everybody = crowds(plain, people)
+    everybody, added = crowds(plain, people), stacked(plain, shifts)
     results = [[0.0] * len(forks[fork].branches) for fork, _ in asked]
 
     def run(batch: list[int]) -> None:
-        scores = passes.scores([asked[i][0] for i in batch], {}, everybody, [asked[i][1] for i in batch])
+        owners = [asked[i][1] for i in batch]
+        own = added[owners] if added is not None else None
+        scores = passes.scores([asked[i][0] for i in batch], {}, everybody, owners, shifts=own)
         for value, row, branch in zip(scores.values.tolist(), scores.row.tolist(), scores.branch, strict=True):
             results[batch[row]][branch] += value
 

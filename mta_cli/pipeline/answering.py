@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mta_cli.engine.base import LoadedBase
     from mta_cli.engine.labels import Prior
     from mta_cli.engine.lora import LoraWeights
@@ -40,12 +42,12 @@ class Given:
 
 def answer(
     base: "LoadedBase", examples: "Examples", asked: Sequence[Asked], people: "Sequence[tuple[LoraWeights, ...]]",
-    priors: "Sequence[Prior | None]" = (),
+    priors: "Sequence[Prior | None]" = (), shifts: "Sequence[Tensor | None]" = (),
 ) -> list[Given]:  # fmt: skip
     """An answer to each of `asked`: a label (see `labels.decide`), or the model's own words where the task has none.
 
     `people` are the parts that stand above what the base holds now, `priors` the label prior of each of them,
-    if any. Each query stands in one prompt, whoever answers.
+    if any, `shifts` what is added to their last normalised state. Each query stands in one prompt, whoever answers.
     """
     from mta_cli.engine.labels import decide
 
@@ -53,7 +55,7 @@ def answer(
     prompts = {one.query.id: tuple(examples.query_prompt(one.query)) for one in asked}
     labels = examples.task.labels
     options = {one.query.id: (*labels, one.query.gold) if one.query.gold not in labels else labels for one in asked}
-    weighed = _weigh(base, examples, asked, people, prompts, options)
+    weighed = _weigh(base, examples, asked, people, prompts, options, shifts)
     scores = [
         _scores(labels, values, one.query.input, priors[one.owner] if priors else None)
         for one, values in zip(asked, weighed, strict=True)
@@ -61,7 +63,7 @@ def answer(
     if labels:
         texts = [labels[decide(own, labels, examples.task.metric)] for own in scores]
     else:
-        texts = _words(base, examples, asked, people, prompts)
+        texts = _words(base, examples, asked, people, prompts, shifts)
     seconds = (time.perf_counter() - started) / max(1, len(asked))
     found = []
     for one, text, values, own in zip(asked, texts, weighed, scores, strict=True):
@@ -79,13 +81,13 @@ def _scores(labels: Sequence[str], values: Sequence[float], question: str, prior
 
 def _words(
     base: "LoadedBase", examples: "Examples", asked: Sequence[Asked], people: "Sequence[tuple[LoraWeights, ...]]",
-    prompts: dict[int, tuple[int, ...]],
+    prompts: dict[int, tuple[int, ...]], shifts: "Sequence[Tensor | None]",
 ) -> list[str]:  # fmt: skip
     from mta_cli.engine.many import answer_many
 
     found = answer_many(
         base, [prompts[one.query.id] for one in asked], people, [one.owner for one in asked],
-        max_tokens=examples.task.answer_tokens,
+        max_tokens=examples.task.answer_tokens, shifts=shifts,
     )  # fmt: skip
     decode = base.tokenizer.decode
     return [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for ids in found]
@@ -94,6 +96,7 @@ def _words(
 def _weigh(
     base: "LoadedBase", examples: "Examples", asked: Sequence[Asked], people: "Sequence[tuple[LoraWeights, ...]]",
     prompts: dict[int, tuple[int, ...]], options: dict[int, tuple[str, ...]],
+    shifts: "Sequence[Tensor | None]",
 ) -> list[list[float]]:  # fmt: skip
     """The log-likelihood of each of a query's `options`, for each that is asked."""
     from mta_cli.engine.generate import require_window
@@ -106,4 +109,4 @@ def _weigh(
         branches = tuple(tuple(examples.prompter.answer_ids(text)) for text in options[number])
         require_window(base, prompt, max(map(len, branches)))
         forks.append(Fork(prompt, branches))
-    return likelihoods(base, forks, people, [(numbers[one.query.id], one.owner) for one in asked])
+    return likelihoods(base, forks, people, [(numbers[one.query.id], one.owner) for one in asked], shifts)

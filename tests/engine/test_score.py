@@ -209,8 +209,8 @@ def test_scores_add_up_only_once_when_memory_runs_out(base: LoadedBase, monkeypa
     expected = likelihoods(base, forks, [()], asked)
     real = Passes.scores
 
-    def small(self: Passes, chosen, *rest):  # type: ignore[no-untyped-def]
-        found = real(self, chosen, *rest)
+    def small(self: Passes, chosen, *rest, **named):  # type: ignore[no-untyped-def]
+        found = real(self, chosen, *rest, **named)
         if len(chosen) > 2:
             raise torch.OutOfMemoryError("not enough")
         return found

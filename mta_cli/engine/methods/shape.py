@@ -56,7 +56,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Made:
-    """One person's model: LoRAs above what the base holds, and their label prior.
+    """One person's model: LoRAs above what the base holds, their label prior, and a `shift` of the last state.
 
     `bytes` is what must be kept of it for the person. `failed`: there were shots, and training on them came to no
     finite weights; the rest of the model is there. `direct` answers by itself, without a model, where it is given:
@@ -68,6 +68,7 @@ class Made:
     bytes: int = 0
     direct: "Direct | None" = None
     failed: bool = False
+    shift: Tensor | None = None
 
 
 class Direct(Protocol):

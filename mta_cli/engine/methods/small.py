@@ -10,7 +10,10 @@ from mta_cli.engine.cores import Kind
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
 from mta_cli.engine.methods.stacks import CORES, LORA_GRID, OWN, Own, cores, loras
 from mta_cli.engine.rounding import rounded
+from mta_cli.engine.vectors import vectors
 
+VECTOR = {"steps": 30, "learning_rate": 0.03, "pull": 0.1}
+VECTORS = tuple({"learning_rate": rate, "pull": pull} for rate in (0.01, 0.03, 0.1) for pull in (0.01, 0.1, 1.0))
 RATES = tuple({"learning_rate": rate} for rate in (0.03, 0.1, 0.3))
 
 
@@ -30,6 +33,18 @@ def make_frozen_a(bench: Bench, people: Sequence[Person], settings: Settings) ->
     found = loras(bench, people, [()] * len(people), settings, frozen_a=True)
     sizes = [2 * sum(b.numel() for _, b in own.part.factors.values()) if own.part is not None else 0 for own in found]
     return _made([Own(own.part, size, own.failed) for own, size in zip(found, sizes, strict=True)])
+
+
+def make_vectors(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+    """A vector that is added to the last normalised state; trained on what the task adapter leaves there, kept once."""
+    fitted = vectors(
+        bench.base, [person.rows for person in people], steps=int(settings["steps"]),
+        rate=float(settings["learning_rate"]), pull=float(settings["pull"]),
+    )  # fmt: skip
+    return [
+        Made(shift=shift, bytes=2 * shift.numel()) if shift is not None else Made(failed=bool(person.rows))
+        for person, shift in zip(people, fitted, strict=True)
+    ]
 
 
 def _made(found: Sequence[Own]) -> list[Made]:
@@ -56,4 +71,8 @@ METHODS = (
     Method("stack-frozen-a", "a LoRA whose A stays as the seed made it", make_frozen_a, settings=OWN, grid=LORA_GRID),
     Method("stack-8bit", "a LoRA kept in 8 bits a number", partial(make_stack, 8), settings=OWN, grid=LORA_GRID),
     Method("stack-4bit", "a LoRA kept in 4 bits a number", partial(make_stack, 4), settings=OWN, grid=LORA_GRID),
+    Method(
+        "vector", "a vector added to the last state, trained on cached states without a pass through the model",
+        make_vectors, settings=VECTOR, grid=VECTORS,
+    ),
 )  # fmt: skip

@@ -96,7 +96,8 @@ def _answers(field: Field, column: Column, group: Sequence[int], made: "Sequence
         asked = [Asked(query, i) for i, (user, _) in enumerate(portion) for query in field.plan.queries[user]]
         examples = field.examples(column.method.history)
         priors = [one.prior for _, one in portion]
-        found = answer(field.base, examples, asked, [one.parts for _, one in portion], priors)
+        parts, shifts = [one.parts for _, one in portion], [one.shift for _, one in portion]
+        found = answer(field.base, examples, asked, parts, priors, shifts)
         for question, given in zip(asked, found, strict=True):
             user, _ = portion[question.owner]
             prompt = field.base.tokenizer.decode(list(given.prompt))

@@ -16,7 +16,7 @@ from tests.engine.methods.tagging import LABELS, tag_bench, tagger
 EVERY = pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
 WANTED = """majority base rag pooled pooled-rag oppu oppu-pooled fusion fusion-random fusion-noise stack mta
 mta-lora mta-evidence fusion-evidence mta-learned fusion-learned mta-released pieces search
-core gains code stack-r1 stack-frozen-a stack-8bit stack-4bit"""
+core gains code stack-r1 stack-frozen-a stack-8bit stack-4bit vector"""
 QUICK = {"steps": 2, "learn_steps": 2, "epochs": 1, "evaluations": 6}
 
 

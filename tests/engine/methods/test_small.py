@@ -42,7 +42,7 @@ def make(bench: Bench, name: str, crowd: Sequence[Person], **settings: float) ->
 
 
 def test_every_method_is_there_once_and_stands_on_the_task_adapter() -> None:
-    assert tuple(BY_NAME) == (*CORES, *STACKS) and len(METHODS) == len(BY_NAME)
+    assert set(BY_NAME) == {*CORES, *STACKS, "vector"} and len(METHODS) == len(BY_NAME)
     assert all(method.below == "task" and method.history for method in METHODS)
 
 
@@ -114,6 +114,15 @@ def test_rounded_stacks_hold_few_different_numbers(bench: Bench, name: str, bits
             assert len(direction.unique()) <= 2 * LEVELS[bits] + 1
 
 
+def test_a_vector_is_kept_in_float16_and_a_training_that_fails_is_said(bench: Bench) -> None:
+    first, nothing, last = make(bench, "vector", people(3, 0, 2))
+    assert nothing == Made() and first.bytes == last.bytes == 2 * 64
+    assert first.shift is not None and last.shift is not None and not torch.equal(first.shift, last.shift)
+    assert torch.equal(first.shift, first.shift.half().float()) and first.parts == ()
+    failed, none, _ = make(bench, "vector", people(2, 0, 2), learning_rate=1e9)
+    assert failed == Made(failed=True) and none == Made()
+
+
 def test_cores_are_shares_of_the_banks_directions(bench: Bench) -> None:
     """Every ΔW lies in the row and column spaces of the anchors' sum."""
     (made,) = make(bench, "core", people(3))
@@ -142,5 +151,5 @@ def test_a_core_stands_on_the_task_adapter_alone(bench: Bench, kind: Kind) -> No
 def test_cores_with_a_schedule_are_not_taken_for_those_before_them() -> None:
     assert {name: BY_NAME[name].version for name in BY_NAME} == {
         **dict.fromkeys(CORES, 2),
-        **dict.fromkeys(STACKS, 1),
+        **dict.fromkeys((*STACKS, "vector"), 1),
     }

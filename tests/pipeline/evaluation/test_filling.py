@@ -72,6 +72,12 @@ def test_a_prior_is_added_to_the_scores_of_the_labels(trial: Trial) -> None:
     assert float(settings["prior_weight"]) > 0
 
 
+def test_a_vector_moves_the_scores(trial: Trial) -> None:
+    for plain, moved in zip(of(trial, "pooled-rag"), of(trial, "vector"), strict=True):
+        assert moved.prompt == plain.prompt and moved.gold_loglik != plain.gold_loglik
+        assert max(abs(a - b) for a, b in zip(scores(plain), scores(moved), strict=True)) > 1e-3
+
+
 def test_groups_are_filled_one_after_another_and_stay_the_same(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filling, "PEOPLE", 4)
     number, own = begun(field.reg, field.request), column("pooled-rag")
@@ -104,9 +110,9 @@ def test_people_answer_in_portions_as_their_parts_allow(field: Field, monkeypatc
     number, own, asked = begun(field.reg, field.request), column("stack"), list[int]()
     honest = filling.answer
 
-    def counted(base: Any, examples: Any, questions: Any, people: Any, priors: Any) -> Any:
+    def counted(base: Any, examples: Any, questions: Any, people: Any, *more: Any) -> Any:
         asked.append(len(people))
-        return honest(base, examples, questions, people, priors)
+        return honest(base, examples, questions, people, *more)
 
     monkeypatch.setattr(filling, "answer", counted)
     list(fill(field, number, own, 0))

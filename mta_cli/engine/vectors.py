@@ -1,0 +1,83 @@
+"""One vector a person, added to the last normalised state before the head: the smallest thing that a gradient can fit.
+
+It moves every token's logit by the same amount wherever it stands, so it learns which words somebody likes and nothing
+about when. States do not depend on it: they are computed once, and training runs through the head alone. Knows neither
+users nor files.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mta_cli.engine.likelihood import log_likelihoods
+from mta_cli.engine.lora import Placement
+from mta_cli.engine.passes import Ends, Fork, Passes, packed, tokens_at_once
+from mta_cli.errors import UsageFault
+
+if TYPE_CHECKING:
+    from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.plain import Plain
+    from mta_cli.engine.prompts import Row
+
+
+def vectors(
+    base: "LoadedBase", people: Sequence[Sequence["Row"]], *, steps: int, rate: float, pull: float
+) -> list[Tensor | None]:
+    """Everybody's vector, `[width]` float32 as float16 gives it back; None without rows, or where it is not finite.
+
+    `steps` of Adam at `rate` on the mean loss of a person's labelled tokens, to which `pull` times the vector's mean
+    square is added. Nobody's vector depends on who else there is. Raises UsageFault for a base without plain decoder.
+    """
+    rows = [row for own in people for row in own]
+    owners = [i for i, own in enumerate(people) for _ in own]
+    if not rows:
+        return [None for _ in people]
+    if base.plain is None:
+        raise _no_place(base)
+    plain = base.plain
+    states, tokens, owner = _ends(plain, rows, owners)
+    share = (1 / torch.bincount(owner, minlength=len(people)))[owner]  # of a person's mean
+    found = torch.zeros(len(people), plain.width, device=plain.device, requires_grad=True)
+    optimiser = torch.optim.Adam([found], lr=rate)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        shifted = states + found[owner].to(states.dtype)
+        values = log_likelihoods(shifted, plain.head.weight, plain.head.bias, tokens)
+        loss = (pull * found.square().mean(1)).sum() - (share * values).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    kept = found.detach().cpu().half().float()
+    return [one if own and bool(torch.isfinite(one).all()) else None for one, own in zip(kept, people, strict=True)]
+
+
+@torch.no_grad()
+def _ends(plain: "Plain", rows: Sequence["Row"], owners: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The states before every labelled token, `[labelled, width]`, the tokens, and whose each is."""
+    passes = Passes(plain, [Fork.of(row) for row in rows], Placement(len(plain.layers), len(plain.layers) - 1))
+    batches = packed([passes.length(i) for i in range(len(rows))], tokens_at_once(plain.device))
+    found: list[tuple[list[int], Ends]] = [(batch, passes.ends(batch, {})) for batch in batches]
+    whose = [torch.tensor([owners[i] for i in batch], device=plain.device)[ends.row] for batch, ends in found]
+    return torch.cat([e.states for _, e in found]), torch.cat([e.tokens for _, e in found]), torch.cat(whose)
+
+
+def stacked(plain: "Plain", shifts: Sequence[Tensor | None]) -> Tensor | None:
+    """Vectors side by side, `[people, width]`, zeros for those who have none; None where nobody has one."""
+    if all(shift is None for shift in shifts):
+        return None
+    nothing = torch.zeros(plain.width)
+    return torch.stack([nothing if one is None else one.cpu() for one in shifts]).to(plain.device, plain.dtype)
+
+
+def require_plain(base: "LoadedBase", shifts: Sequence[Tensor | None]) -> None:
+    """UsageFault when somebody has a vector and this base has no plain decoder, which alone adds it."""
+    if base.plain is None and any(shift is not None for shift in shifts):
+        raise _no_place(base)
+
+
+def _no_place(base: "LoadedBase") -> UsageFault:
+    return UsageFault(
+        f"vectors need a base of the Llama family; {base.name} is none, or differs from it in some detail.",
+        hint="leave the method vector out",
+    )
