@@ -192,18 +192,17 @@ class AnswerOptions:
     temperature: float = option(0.0, "0 picks the likeliest token; above it samples.", minimum=0, maximum=5)
     top_p: float = option(1.0, "Sample from the smallest set of tokens with this probability.", minimum=0.01, maximum=1)
     prior_weight: float = option(
-        0.25, "Share of a person's label habit that their personal models add to labels' log-likelihoods; 0 for none.",
+        0.25, "Where the bank keeps no neighbours: share of a person's label habit that their personal models add to "
+        "labels' log-likelihoods; 0 for none.",
         minimum=0, maximum=10,
     )  # fmt: skip
     prior_strength: float = option(
-        8.0,
-        "How many answers of theirs the population's rates count as in that habit where the bank keeps no neighbours.",
-        minimum=0.01,
-        maximum=1e6,
+        8.0, "How many answers of theirs the population's rates count as in that habit.", minimum=0.01, maximum=1e6
     )
     neighbour_weight: float = option(
-        1.0, "Share of what the bank's people answered to the like that they add as well; 0 for none.", minimum=0,
-        maximum=10,
+        2.0, "How much what the bank's people answered to the like, with the person's habit, counts beside the model; "
+        "0 for the habit alone.",
+        minimum=0, maximum=10,
     )  # fmt: skip
     int8: bool = option(False, "Decode with weights rounded to 8 bits: faster on a CPU, slightly other answers.")
 

@@ -23,6 +23,7 @@ Vectors = npt.NDArray[np.float32]
 SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
 BACKGROUND = 0.1  # votes, spread as people's rates, for queries that nothing resembles
 SHOTS = 5  # of a person are known when their other items are guessed, as of somebody new
+HABIT_BESIDE_MODEL = 0.5
 STRENGTH = 8.0  # how many answers the population's rates count as in a habit
 MOST = 2_000  # items are guessed to fit on, from all people evenly
 BLOCK = 256  # of them at once: what is held is [block, items]
@@ -36,9 +37,12 @@ class Kernel:
     votes: float
     habit: float
 
-    def scaled(self, votes: float, habit: float) -> "Kernel":
-        """The same beside something that knows a part of it already: shares of both powers."""
-        return Kernel(self.sharpness, votes * self.votes, habit * self.habit)
+    def beside_model(self, weight: float) -> "Kernel":
+        """The same for a sum with a model's log-likelihoods, `weight` times.
+
+        Half of the habit: the model has read, or learnt from, the same answers.
+        """
+        return Kernel(self.sharpness, weight * self.votes, HABIT_BESIDE_MODEL * weight * self.habit)
 
 
 class Embed(Protocol):

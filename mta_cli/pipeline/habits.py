@@ -45,7 +45,7 @@ class LabelPriors:
 
             known, kernel, embed = self._neighbours
             own = habit(given, labels, known.rates.tolist(), STRENGTH)
-            return Guess(known, kernel.scaled(options.neighbour_weight, options.prior_weight), embed, own)
+            return Guess(known, kernel.beside_model(options.neighbour_weight), embed, own)
         rates = rates_of(self._bank)
         if options.prior_weight == 0.0 or len(rates) != len(labels):  # a bank of another form of the task, or older
             return None

@@ -71,7 +71,7 @@ def test_a_guess_is_one_persons_evidence() -> None:
     guess = Guess(known, Kernel(3.0, 1.0, 2.0), lambda texts: units(1, len(texts[0])), own)
     expected = known.evidence(Kernel(3.0, 1.0, 2.0), units(1, 5), np.array([own]))[0]
     assert guess("12345") == pytest.approx(expected.tolist())
-    assert Kernel(3.0, 1.0, 2.0).scaled(0.5, 0.25) == Kernel(3.0, 0.5, 0.5)
+    assert Kernel(3.0, 1.0, 2.0).beside_model(1.5) == Kernel(3.0, 1.5, 1.5)
 
 
 def town(seed: int, *, by_item: float, by_person: float, people: int = 40, items: int = 12) -> Neighbours:

@@ -47,7 +47,7 @@ def test_neighbours_speak_with_the_habit_where_the_bank_keeps_them(peopled: Regi
     base, ida = resolve("tiny", "base").fingerprint, peopled.users.get("ida")
     bank = peopled.banks.latest(TASK.name, base)
     assert bank is not None and bank.kernel is not None
-    shared = priors(peopled, AnswerOptions(neighbour_weight=2.0, prior_weight=0.25))
+    shared = priors(peopled, AnswerOptions(neighbour_weight=3.0))
     prior = shared.of(ida, "adapted")
     known = neighbours_of(peopled, bank, TASK)
     assert known is not None
@@ -55,7 +55,7 @@ def test_neighbours_speak_with_the_habit_where_the_bank_keeps_them(peopled: Regi
     whole = habit(own, TASK.labels, known.rates.tolist(), 8.0)
     asked = peopled.neighbours.of_bank(bank.id)[0]
     text = next(item.input for item in peopled.items.recent(asked.user_id, TASK.name) if item.id == asked.item_id)
-    without = [0.25 * bank.kernel["habit"] * value for value in whole]
+    without = [1.5 * bank.kernel["habit"] * value for value in whole]
     votes = [value - extra for value, extra in zip(said(prior, text), without, strict=True)]
     if bank.kernel["votes"]:
         assert votes != pytest.approx([0.0] * len(votes)) and said(prior, text) != pytest.approx(said(prior, FILM))

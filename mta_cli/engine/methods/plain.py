@@ -29,6 +29,6 @@ METHODS = (
     Method(
         "pooled-neighbours", "pooled-rag, the person's label habit and what others answered to the like", with_priors,
         settings={**NEIGHBOURS, "prior_weight": 0.5},
-        grid=tuple({"neighbour_weight": n, "prior_weight": w} for n in (1.0, 2.0) for w in (0.25, 0.5, 1.0)),
+        grid=tuple({"neighbour_weight": weight} for weight in (1.0, 2.0, 4.0)), version=2,
     ),
 )  # fmt: skip

@@ -15,20 +15,21 @@ if TYPE_CHECKING:
 
 PRIOR = {"prior_strength": 8.0, "prior_weight": 0.25}  # beside parts that have learnt from the same shots
 NO_PRIOR = {"prior_strength": 8.0, "prior_weight": 0.0}
-NEIGHBOURS = {**PRIOR, "neighbour_weight": 1.0}
+NEIGHBOURS = {**PRIOR, "neighbour_weight": 2.0}  # the habit's own weight counts where the bank keeps no neighbours
 COUNT_BYTES = 2  # a label's number and its count, of each label that the person gave
 
 
 def priors(bench: Bench, people: Sequence[Person], settings: Settings) -> list[tuple[Prior | None, int]]:
     """Each person's label prior, if any, and the bytes that it is kept in.
 
-    `settings`: `prior_weight`, the share of the habit that is added, in which `prior_strength` is how many answers the
-    population's rates count as; and `neighbour_weight`, the same for neighbours, beside whom the kernel says how much
-    the whole of both is. Nothing where the weights are 0 or the task has no labels.
+    `settings`: `neighbour_weight`, how many times what neighbours and the habit say is added (see
+    `Kernel.beside_model`); without neighbours, or where it is 0, `prior_weight`, the share of the habit that is added
+    alone, in which `prior_strength` is how many answers the population's rates count as. Nothing where the weights are
+    0 or the task has no labels.
     """
     near, share = float(settings.get("neighbour_weight", 0.0)), float(settings["prior_weight"])
     if near > 0.0 and bench.items is not None:
-        return [(guess(bench, person, near, share), _size(bench, person)) for person in people]
+        return [(guess(bench, person, near), _size(bench, person)) for person in people]
     if share == 0.0 or not bench.task.labels:
         return [(None, 0) for _ in people]
     found: list[tuple[Prior | None, int]] = []
@@ -38,15 +39,18 @@ def priors(bench: Bench, people: Sequence[Person], settings: Settings) -> list[t
     return found
 
 
-def guess(bench: Bench, person: Person, near: float = 1.0, share: float = 1.0) -> "Guess":
-    """What neighbours and the person's habit say, a share of each. ValueError on a bench without items."""
+def guess(bench: Bench, person: Person, weight: float | None = None) -> "Guess":
+    """What neighbours and the person's habit say, by themselves or `weight` times beside a model.
+
+    ValueError on a bench without items.
+    """
     from mta_cli.engine.neighbours import STRENGTH, Guess
 
     if bench.items is None:
         raise ValueError("there are no neighbours on this bench")
     known, kernel, embed = bench.items
     own = habit(person.outputs, bench.task.labels, bench.rates, STRENGTH)
-    return Guess(known, kernel.scaled(near, share), embed, own)
+    return Guess(known, kernel if weight is None else kernel.beside_model(weight), embed, own)
 
 
 def _size(bench: Bench, person: Person) -> int:

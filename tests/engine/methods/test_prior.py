@@ -58,9 +58,9 @@ def test_neighbours_and_the_habit_speak_together(base: LoadedBase) -> None:
     known, kernel, _ = bench.items
     own = np.array([habit(person.outputs, bench.task.labels, bench.rates, STRENGTH)])
     assert kernel == Kernel(4.0, 1.5, 0.5)
-    for near, share in ((1.0, 0.25), (0.5, 0.0)):
+    for near, share in ((1.0, 0.25), (2.0, 0.0)):
         for text in ("item 4", "something else"):
-            expected = known.evidence(Kernel(4.0, near * 1.5, share * 0.5), embed([text]), own)[0]
+            expected = known.evidence(Kernel(4.0, near * 1.5, near * 0.25), embed([text]), own)[0]
             weights = {"prior_weight": share, "prior_strength": 1.0, "neighbour_weight": near}
             assert said(bench, person, weights, text) == pytest.approx(expected.tolist())
 
