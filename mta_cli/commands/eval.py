@@ -51,6 +51,9 @@ EmbedderOption = Annotated[
 NumberArgument = Annotated[
     int, typer.Argument(metavar="NUMBER", help="The evaluation's number, as mta eval list shows.")
 ]
+ReferenceOption = Annotated[
+    str | None, typer.Option("--reference", metavar="METHOD", help="Compare all methods with this one.")
+]
 NumbersArgument = Annotated[list[int], typer.Argument(metavar="NUMBER...", help="Numbers of evaluations.")]
 
 
@@ -163,9 +166,7 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
 def show(
     ctx: typer.Context,
     numbers: NumbersArgument,
-    reference: Annotated[
-        str | None, typer.Option("--reference", metavar="METHOD", help="Compare all methods with this one.")
-    ] = None,
+    reference: ReferenceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show what an evaluation found; of several that differ in the seed alone, what they found together."""
@@ -182,6 +183,7 @@ def report(
     ctx: typer.Context,
     numbers: NumbersArgument,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the files go.")],
+    reference: ReferenceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write what evaluations found as Markdown, a self-contained HTML page, charts and JSON."""
@@ -190,7 +192,7 @@ def report(
 
     use = session(ctx, json=json)
     with use.registry() as reg:
-        documents = reported(reg, numbers)
+        documents = reported(reg, numbers, reference)
     files = [str(path) for path in write_reports(documents, to)]
     use.output.result({"files": files}, lambda result: out.text("\n".join(result["files"])))
 

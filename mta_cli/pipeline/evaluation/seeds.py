@@ -42,14 +42,17 @@ def shown(reg: "Registry", numbers: Sequence[int], reference: str | None = None)
     return found[0].result if len(found) == 1 and reference is None else together(reg, found, reference)
 
 
-def reported(reg: "Registry", numbers: Sequence[int]) -> list[dict[str, Any]]:
-    """The documents of evaluations, and after them one for each design that has several seeds of the same people."""
-    found = {one.id: one for one in (finished(reg, number) for number in dict.fromkeys(numbers))}
-    documents = [one.result for one in found.values()]
+def reported(reg: "Registry", numbers: Sequence[int], reference: str | None = None) -> list[dict[str, Any]]:
+    """The documents of evaluations, and after them one for each design that has several seeds of the same people.
+
+    All methods are compared with `reference`, or with that of each evaluation. Raises as `shown`.
+    """
+    found = {number: finished(reg, number) for number in dict.fromkeys(numbers)}
+    documents = [shown(reg, [number], reference) for number in found]
     for group in by_seed(documents):
         if len(group) > 1:
             with suppress(UsageFault):  # of other people: each seed stands for itself
-                documents.append(together(reg, [found[document["evaluation"]] for document in group]))
+                documents.append(together(reg, [found[document["evaluation"]] for document in group], reference))
     return documents
 
 

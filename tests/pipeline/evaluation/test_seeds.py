@@ -89,6 +89,13 @@ def test_a_report_has_the_seeds_and_after_them_what_they_found_together(reg: Reg
     documents = reported(reg, [2, 4, 3])
     assert [document.get("evaluation") for document in documents] == [2, 4, 3, None]
     assert documents[3] == shown(reg, [2, 3])
+    others = reported(reg, [1, 2], "pooled-prior")
+    assert [one["reference"] for one in others] == ["pooled-prior"] * 3
+    assert others == [
+        shown(reg, [1], "pooled-prior"),
+        shown(reg, [2], "pooled-prior"),
+        shown(reg, [1, 2], "pooled-prior"),
+    ]
     assert reported(reg, [2, 4]) == [shown(reg, [2]), shown(reg, [4])]
 
 
