@@ -8,6 +8,8 @@ DEV    := $(VENV)/.installed-dev
 
 # Small models on few cores: one computing thread for each test worker is fastest.
 WORKERS ?= 2
+TRUST   = tests/trust tests/tui/test_terminal.py tests/pipeline/test_consent.py tests/commands/test_traces.py \
+  tests/store/test_forgetting.py
 PYTEST  = OMP_NUM_THREADS=1 MTA_TEST_MODELS="$$($(BIN)/mta model path)" $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -48,7 +50,7 @@ test-slow: models $(DEV)  ## the tests on the real model only
 	$(PYTEST) -q -m slow
 
 nightly: models $(DEV)  ## 200 kills, every fault of the disk, 400 flipped bits (about half an hour on two cores)
-	MTA_TEST_KILLS=200 MTA_TEST_FLIPS=400 $(PYTEST) -q -n $(WORKERS) --dist worksteal tests/trust
+	MTA_TEST_KILLS=200 MTA_TEST_FLIPS=400 $(PYTEST) -q -n $(WORKERS) --dist worksteal $(TRUST)
 
 lint: $(DEV)  ## style, format and import contracts
 	$(BIN)/ruff check .

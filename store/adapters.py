@@ -63,6 +63,13 @@ class Adapters:
             put_seals(self._db, "adapters", "digest = ? AND seal IS NULL", (adapter.digest,))
             self._db.after_commit(partial(self._files.settle, adapter.digest))
 
+    def abandon(self, digest: str) -> None:
+        """Remove a file that was written and will not be added, if no row has it."""
+        with self._db.transaction():
+            if not self._db.tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)):
+                self._files.delete(digest)
+            self._files.settle(digest)
+
     def get(self, digest: str) -> Adapter:
         """The adapter of this digest. Raises NotFound."""
         row = self._db.row(f"{_ADAPTER} WHERE digest = ?", (digest,))

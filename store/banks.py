@@ -69,9 +69,9 @@ class Banks:
                 put_seals(self._db, "anchors", "bank_id = ?", (bank_id,))
             return self.anchors(bank_id)
 
-    def set_kernel(self, bank_id: int, kernel: dict[str, float]) -> None:
-        """Record how the bank's neighbours count."""
-        self._amend(bank_id, kernel=dumps(kernel))
+    def set_kernel(self, bank_id: int, kernel: dict[str, float] | None) -> None:
+        """Record how the bank's neighbours count; None: it has none."""
+        self._amend(bank_id, kernel=None if kernel is None else dumps(kernel))
 
     def set_gates(self, bank_id: int, config: dict[str, Any], refused: Collection[int]) -> None:
         """Record what the gates found, in the bank's `config`, and make the `refused` of its anchors stale."""
@@ -87,8 +87,10 @@ class Banks:
         amend(self._db, "anchors", change, "id = :anchor", values)
 
     def finish(self, bank_id: int, tokens: int, seconds: float) -> None:
-        """Make the bank ready."""
-        self._amend(bank_id, status="ready", tokens=tokens, seconds=seconds)
+        """Make the bank ready; an anchor that was not trained, for its person left, is stale."""
+        with self._db.transaction():
+            amend(self._db, "anchors", "stale = 1", "bank_id = :bank AND digest IS NULL", {"bank": bank_id})
+            self._amend(bank_id, status="ready", tokens=tokens, seconds=seconds)
 
     def get(self, name: str, version: int | None = None) -> Bank:
         """The newest ready version of a bank, or the given one in any state. Raises NotFound with what there is."""

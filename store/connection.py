@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
+from store.files import disk_fault
 from store.seals import teach
 from store.version import APPLICATION_ID, SCHEMA_VERSION, schema_version
 
@@ -258,7 +259,10 @@ def _up_to_date(root: Path, conn: sqlite3.Connection, *, create: bool) -> bool:
 
 @contextlib.contextmanager
 def hold(root: Path, name: str, timeout: float, doing: str) -> Iterator[None]:
-    """Hold a lock between processes. `name` names its file. Raises StoreBusy, saying what the other is `doing`."""
+    """Hold a lock between processes. `name` names its file. Raises StoreBusy, saying what the other is `doing`.
+
+    Raises BadInput when the disk is full or refuses, IntegrityFault when it fails.
+    """
     import filelock
 
     path = root / "locks" / f"{name}.lock"
@@ -269,7 +273,7 @@ def hold(root: Path, name: str, timeout: float, doing: str) -> Iterator[None]:
     except filelock.Timeout as error:
         raise StoreBusy(f"Another process is {doing}.", hint="wait for it to end, then run this again") from error
     except OSError as error:
-        raise _unwritable(root) from error
+        raise disk_fault(path, error) from error
     try:
         yield
     finally:

@@ -38,7 +38,7 @@ def atomic_write(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _disk_fault(path, error) from error
+        raise disk_fault(path, error) from error
 
 
 def sweep(folder: Path) -> None:
@@ -86,7 +86,7 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise _disk_fault(path, error, "removed") from error
+        raise disk_fault(path, error, "removed") from error
 
 
 def _set_aside(path: Path, temporary: Path) -> None:
@@ -94,14 +94,20 @@ def _set_aside(path: Path, temporary: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # somebody who forgets a person drops every checkpoint
             path.replace(temporary)
     except OSError as error:
-        raise _disk_fault(path, error) from error
+        raise disk_fault(path, error) from error
 
 
-def _disk_fault(path: Path, error: OSError, done: str = "written") -> MtaError:
+def disk_fault(path: Path, error: OSError, done: str = "written") -> MtaError:
+    """What is said when the system refuses or fails to do something to a file: BadInput, or IntegrityFault."""
     reason = error.strerror or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BadInput(f"The disk is full: {path} was not {done} ({reason}).", hint="free some space and run it again")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+    if error.errno == errno.EROFS:
+        return BadInput(
+            f"{path} cannot be {done}: {reason}.",
+            hint="its file system is read-only: make it writable, or choose another directory",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
         return BadInput(f"{path} cannot be {done}: {reason}.", hint="check the permissions of the store's directory")
     return IntegrityFault(f"{path} could not be {done}: {reason}.", hint="check the disk")
 
@@ -144,7 +150,7 @@ class AdapterFiles:
             claim.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             claim.touch(mode=0o600)
         except OSError as error:
-            raise _disk_fault(claim, error) from error
+            raise disk_fault(claim, error) from error
 
     def settle(self, digest: str) -> None:
         """Give up the claim of this process to a digest."""

@@ -23,6 +23,12 @@ class Neighbours:
         sql = f"INSERT INTO neighbours (bank_id, item_id, vector, seal) VALUES (?1, ?2, ?3, {seal})"
         self._db.write_many(sql, ((bank_id, item, vector) for item, vector in vectors))
 
+    def remove(self, bank_id: int, items: Iterable[int]) -> None:
+        """Remove some items (by number) from a bank's."""
+        self._db.write_many(
+            "DELETE FROM neighbours WHERE bank_id = ? AND item_id = ?", ((bank_id, item) for item in items)
+        )
+
     def of_bank(self, bank_id: int) -> list[Neighbour]:
         """All that a bank has of people who (still) consent to serve others, in the order of the items' numbers."""
         whole = " AND ".join(map(is_sound, ("neighbours", "items", "users")))

@@ -1,7 +1,9 @@
 """Users: who they are, what they have, and how one is forgotten. Knows neither engine nor terminal."""
 
 import difflib
+import json
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +137,17 @@ class Users:
             raise NotFound(f"There is no user number {user_id}.")
         return User(**truths(sound_row("users", row), "can_anchor"))
 
+    def there(self, users: Iterable[User]) -> dict[int, bool]:
+        """Those of these users who are still there, by number, with whether each may be an anchor now.
+
+        Whoever writes what was made from people asks this in the same transaction. Somebody who was added since, and
+        got the number of one who was forgotten, is another person.
+        """
+        known = {user.id: (user.name, user.created) for user in users}
+        sql = f"{_USER} WHERE id IN (SELECT value FROM json_each(?))"
+        found = [_user(row) for row in sound("users", self._db.tuples(sql, (json.dumps(sorted(known)),)), 0)]
+        return {user.id: user.can_anchor for user in found if (user.name, user.created) == known[user.id]}
+
     def names(self) -> list[str]:
         """All names, sorted."""
         return [name for (name,) in self._db.tuples("SELECT name FROM users ORDER BY name")]
@@ -165,12 +178,14 @@ class Users:
     def set_can_anchor(self, user_id: int, can_anchor: bool) -> list[StaleAnchor]:
         """Record whether the user consents to being an anchor; returns their anchors that are stale now.
 
-        Without consent all of theirs are stale, and banks lose their items as neighbours; with it, none is.
+        Without consent all of theirs are stale, and banks lose their items as neighbours; with it, none is but those
+        that were never trained.
         """
         with self._db.transaction():
             values = {"user": user_id, "can": int(can_anchor), "stale": int(not can_anchor)}
             amend(self._db, "users", "can_anchor = :can", "id = :user", values)
-            mine = f"id IN (SELECT anchors.id {_THEIR_ANCHORS})".replace("?", ":user")
+            trained = "(:stale OR digest IS NOT NULL OR status = 'building')"
+            mine = f"id IN (SELECT anchors.id {_THEIR_ANCHORS} AND {trained})".replace("?", ":user")
             amend(self._db, "anchors", "stale = :stale", mine, values)
             if can_anchor:
                 return []

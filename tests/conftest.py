@@ -13,6 +13,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from tests import tiny
 
+pytest_plugins = ["tests.trust.tally"]
+
 # A test run that was started in the background may have inherited an ignored Ctrl-C, which every program it starts
 # would inherit in turn.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -32,8 +32,8 @@ RefreshOption = Annotated[
     bool,
     typer.Option(
         "--refresh",
-        help="Replace the stale anchors of the task's newest bank by others and train only those. All else is as "
-        "it was built; --name says which bank.",
+        help="Replace the stale anchors of the task's newest bank by others and train only those, and bring its "
+        "neighbours up to date. All else is as it was built; --name says which bank.",
     ),
 ]
 VersionOption = Annotated[int | None, typer.Option("--bank-version", help="Which version; else the newest ready one.")]
@@ -81,10 +81,6 @@ def build(
     """Build a bank: profiles, anchors, the task adapter and a meta-LoRA per anchor. Run it again
     to finish a stopped build.
     """
-    from mta_cli.pipeline.build_bank import BankRequest, build_bank
-    from mta_cli.pipeline.models import resolve
-    from mta_cli.pipeline.tasks import find_task
-
     use = session(ctx, json=json)
     given: dict[str, Any] = {
         "anchors": anchors, "rank": rank, "alpha": alpha, "epochs": epochs, "learning_rate": learning_rate,
@@ -99,10 +95,21 @@ def build(
         _refuse_with_refresh({**given, **bounds, **rest})
         _refresh(use, task, name, device, dry_run=dry_run)
         return
-    options = use.settings.build(BankOptions, **given)
-    gates = use.settings.build(GateOptions, **bounds)
+    options, gates = use.settings.build(BankOptions, **given), use.settings.build(GateOptions, **bounds)
     prompt = use.settings.build(PromptOptions, history_items=history_items)
     machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
+    _build(use, task, name, (base, embedder), options, gates, prompt, machine, dry_run=dry_run)
+
+
+def _build(
+    use: AppContext, task: str, name: str | None, models: tuple[str | None, str | None], options: BankOptions,
+    gates: GateOptions, prompt: PromptOptions, machine: Machine, *, dry_run: bool,
+) -> None:  # fmt: skip
+    from mta_cli.pipeline.build_bank import BankRequest, build_bank
+    from mta_cli.pipeline.models import resolve
+    from mta_cli.pipeline.tasks import find_task
+
+    base, embedder = models
     with use.registry() as reg:
         request = BankRequest(
             find_task(reg, task), resolve(base or use.models.base, "base"),
@@ -149,7 +156,7 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
 @app.command()
 def show(ctx: typer.Context, bank: NameArgument, version: VersionOption = None, json: JsonOption = False) -> None:
     """Show a bank's anchors, their losses and the digests of their files."""
-    from mta_cli.pipeline.build_bank import bank_json
+    from mta_cli.pipeline.banks import bank_json
 
     use = session(ctx, json=json)
     with use.registry() as reg:

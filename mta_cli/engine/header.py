@@ -48,6 +48,7 @@ def _parsed(raw: bytes) -> dict[str, dict[str, Any]]:
     try:
         header = json.loads(raw.decode(), object_pairs_hook=_once)
         metadata = header.pop("__metadata__", {})
+        json.dumps(header | {"": metadata}, ensure_ascii=False).encode()  # no half of a surrogate pair
         fine = all(isinstance(each, str) for pair in metadata.items() for each in pair)
         for entry in header.values():
             numbers = [*entry["shape"], *entry["data_offsets"]]

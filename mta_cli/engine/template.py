@@ -14,7 +14,7 @@ from mta_cli.errors import BadInput
 RENDER_LIMIT = 1_000_000  # characters; a template that says more is broken or hostile
 _SLOT = re.compile(r"mtaSlot(\d+)mta")
 _MISHAPS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError,
-            SyntaxError)  # fmt: skip
+            SyntaxError, NameError)  # fmt: skip  # the last: jinja writes 1e9999 into its code as inf
 
 
 @dataclass(frozen=True)

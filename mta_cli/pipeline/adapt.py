@@ -15,6 +15,7 @@ from mta_cli.pipeline.asked import ADAPTATION, adaptation, bank_label, written_d
 from mta_cli.pipeline.basis import basis_of
 from mta_cli.pipeline.examples import Examples
 from mta_cli.pipeline.fuse import (
+    WHO,
     FuseRequest,
     check_top_k,
     fold_task_adapter,
@@ -25,7 +26,8 @@ from mta_cli.pipeline.fuse import (
 from mta_cli.pipeline.lesson import Trained
 from mta_cli.pipeline.loading import load_others
 from mta_cli.pipeline.personal import anchor_parts, current_bank, users_task
-from mta_cli.pipeline.training import CORE, AdapterJob, Group, Training, group_size, train_groups
+from mta_cli.pipeline.staleness import some
+from mta_cli.pipeline.training import CORE, LEFT, AdapterJob, Group, Training, group_size, train_groups
 from store.models import Adapter, Bank, Item, Recipe, Run, Stack, User
 from store.personal import pack_shares
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.prompts import Row
     from store.registry import Registry
 
+REMOVED = "removed while being adapted; nothing was kept"
 FEW_STEPS = 5
 STILL = 0.01  # a loss that changed by less than this share did not move
 
@@ -120,16 +123,27 @@ def adapt_users(
         yield Started("user adapt", total=sum(options.steps for user in chosen if shots[user.id]))
         results: dict[int, dict[str, Any]] = {}
         pupils: list[Pupil] = []
+        there = reg.users.there(chosen)
         for user in chosen:
+            if user.id not in there or user.id not in recipes:
+                yield Failed(user.name, REMOVED)
+                continue
             ready = yield from _ready(workshop, user, shots[user.id], recipes[user.id], options)
             if isinstance(ready, Pupil):
                 pupils.append(ready)
             else:
                 results[user.id] = ready
         yield from _train(workshop, pupils, results, sum(bool(own) for own in shots.values()))
-    if chosen and not results:
-        raise BadInput("No user could be adapted.", hint="lower --learning-rate")
+    if chosen and not results:  # said outside of the runs, which outlive a forgotten person's name
+        raise _nobody(reg, chosen)
     yield Done([results[user.id] for user in chosen if user.id in results])
+
+
+def _nobody(reg: "Registry", chosen: Sequence[User]) -> BadInput | NotFound:
+    """Why nobody was adapted: all were removed, or else training failed."""
+    if reg.users.there(chosen):
+        return BadInput("No user could be adapted.", hint="lower --learning-rate")
+    return NotFound(f"Nobody is left to adapt: {some([user.name for user in chosen])} removed meanwhile.", hint=WHO)
 
 
 def task_to_adapt(reg: "Registry", users: Sequence[User] | None, task: str | None) -> str:
@@ -231,24 +245,42 @@ def _train(
     devices = len(resolve_devices(machine.device, machine.dtype))
     size = group_size(workshop.base, pupils[0].job, asked, devices)
     groups = [pupils[start : start + size] for start in range(0, len(pupils), size)]
-    runs: dict[int, Run] = {}
+    runs, late = dict[int, Run](), list[User]()
     try:
-        ready = (_group(workshop, group, runs, results) for group in groups)
+        ready = (_group(workshop, group, runs, results) for group in _begun(workshop.reg, groups, runs, late))
         yield from train_groups(workshop.reg, workshop.bases(len(groups)), ready)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | GeneratorExit)
-        for run in runs.values():
-            workshop.reg.runs.fail(run.id, "stopped" if stopped else str(error), interrupted=stopped)
+        with workshop.reg.transaction():
+            there = workshop.reg.users.there(pupil.user for pupil in pupils)  # the others' runs went with them
+            for run in (run for user_id, run in runs.items() if user_id in there):
+                workshop.reg.runs.fail(run.id, "stopped" if stopped else str(error), interrupted=stopped)
         raise
+    yield from (Failed(user.name, REMOVED) for user in late)
+
+
+def _begun(
+    reg: "Registry", groups: Sequence[Sequence[Pupil]], runs: dict[int, Run], late: list[User]
+) -> Iterator[Sequence[Pupil]]:
+    """Each group in its turn, with a run for everybody, which stands in `runs` by user id while it lasts.
+
+    Who was removed before their turn came is left out, and added to `late`.
+    """
+    for group in groups:
+        with reg.transaction():
+            there = reg.users.there(pupil.user for pupil in group)
+            pupils = [pupil for pupil in group if pupil.user.id in there]
+            for pupil in pupils:
+                runs[pupil.user.id] = reg.runs.start("user adapt", pupil.user.name, dict(pupil.job.config))
+        late += [pupil.user for pupil in group if pupil.user.id not in there]
+        if pupils:
+            yield pupils
 
 
 def _group(
     workshop: Workshop, pupils: Sequence[Pupil], runs: dict[int, Run], results: dict[int, dict[str, Any]]
 ) -> Group:
-    """Begin the pupils' runs, which stand in `runs` by user id while they last."""
-    for pupil in pupils:
-        runs[pupil.user.id] = workshop.reg.runs.start("user adapt", pupil.user.name, dict(pupil.job.config))
-    trainings = [Training(pupil.job, pupil.rows, pupil.fusion, runs[pupil.user.id]) for pupil in pupils]
+    trainings = [Training(one.job, one.rows, one.fusion, runs[one.user.id], (one.user,)) for one in pupils]
     return Group(trainings, partial(_settle, workshop, pupils, runs, results), partial(measure, pupils), workshop.basis)
 
 
@@ -285,10 +317,10 @@ def _settle(
     """End the runs of a group and store its stacks; then tell of everybody."""
     reg, made = workshop.reg, list[Stack | None]()
     for i, (pupil, adapter) in enumerate(zip(pupils, adapters, strict=True)):
-        before, after = trained.before[i], trained.after[i]
-        run = runs[pupil.user.id]
+        run, before, after = runs[pupil.user.id], trained.before[i], trained.after[i]
         if isinstance(adapter, str):
-            reg.runs.fail(run.id, adapter)
+            if adapter != LEFT:  # else the run went with them
+                reg.runs.fail(run.id, adapter)
             made.append(None)
             continue
         stack = _stack(pupil, workshop.bank, adapter, before, after, trained.numbers.get(i))
@@ -301,7 +333,7 @@ def _settle(
         del runs[pupil.user.id]
     for i, (pupil, kept) in enumerate(zip(pupils, made, strict=True)):
         if kept is None:
-            yield Failed(pupil.user.name, str(adapters[i]))
+            yield Failed(pupil.user.name, REMOVED if adapters[i] == LEFT else str(adapters[i]))
             continue
         yield from _warn(pupil.user, pupil.job, trained.before[i], trained.after[i], trained.weights[i].norm())
         arrow = f"loss {kept.loss_before:.3f} → {kept.loss_after:.3f}"

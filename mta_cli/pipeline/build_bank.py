@@ -15,14 +15,16 @@ from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import BankOptions, GateOptions, Machine, PromptOptions
 from mta_cli.pipeline.asked import failures_of
+from mta_cli.pipeline.banks import bank_json
 from mta_cli.pipeline.examples import Examples, history_mix
-from mta_cli.pipeline.gating import findings_json, gate_anchors, gate_config
+from mta_cli.pipeline.gating import gate_anchors, gate_config
 from mta_cli.pipeline.habits import RATES
+from mta_cli.pipeline.leaving import PeopleLeft, begun_anew, not_trained, staying
 from mta_cli.pipeline.lesson import Trained
 from mta_cli.pipeline.loading import load, load_others
 from mta_cli.pipeline.neighbours import keep_neighbours
-from mta_cli.pipeline.origins import PEOPLE, bank_people
-from mta_cli.pipeline.training import AdapterJob, Group, Training, group_key, group_size, train_groups
+from mta_cli.pipeline.origins import PEOPLE
+from mta_cli.pipeline.training import LEFT, AdapterJob, Group, Training, group_key, group_size, those_made, train_groups
 from store.models import Adapter, Anchor, Bank, Item, Run, User
 
 if TYPE_CHECKING:
@@ -114,7 +116,17 @@ def build_bank(
         return
     name = request.name or request.task.name
     with reg.job_lock(f"bank {name}"):
-        yield from _build(reg, request, name, pool)
+        while True:
+            try:
+                yield from _build(reg, request, name, pool)
+                return
+            except PeopleLeft as left:
+                if request.purpose:
+                    raise
+                yield begun_anew(reg, left.bank, [candidate.user for candidate in pool])
+                reg.banks.remove(left.bank.id)
+            pool = contributors(reg, request.task.name, request.options, request.people)
+            candidates(pool, request.task.name, request.options)
 
 
 def plan_lines(
@@ -162,8 +174,8 @@ def _build(reg: "Registry", request: BankRequest, name: str, pool: Sequence[Cand
         embedder=request.embedder.fingerprint, seed=request.machine.seed, config=config, purpose=request.purpose,
     )  # fmt: skip
     request.begun(bank.id)
-    items = [item for candidate in pool for item in candidate.items]
-    yield from keep_neighbours(reg, bank, request.task, items, request.embedder, request.machine.device)
+    whose = [(candidate.user, candidate.items) for candidate in pool]
+    yield from keep_neighbours(reg, bank, request.task, whose, request.embedder, request.machine.device)
     bank = reg.banks.by_id(bank.id)
     if bank.status == "ready":
         yield Note(f"Bank {bank.name} v{bank.version} was built from the same data and settings; nothing to do.")
@@ -203,6 +215,7 @@ def _plan_anchors(
         return planned
     from mta_cli.engine.anchors import choose_anchors
 
+    _require(reg, request, bank, users)
     ids, matrix = profile_matrix(reg, request.task.name, request.embedder.fingerprint, [user.id for user in users])
     row = {user_id: i for i, user_id in enumerate(ids)}
     options = request.options
@@ -212,9 +225,17 @@ def _plan_anchors(
     )  # fmt: skip
     if len(picks) < options.anchors:
         yield Note(f"Only {len(picks)} of {options.anchors} anchors: some profiles coincide.", warning=True)
-    return reg.banks.plan_anchors(
-        bank.id, [(users[p.index].id, p.cluster, p.cluster_size, len(chosen[p.index].items)) for p in picks]
-    )
+    with reg.transaction():
+        _require(reg, request, bank, [users[pick.index] for pick in picks])
+        return reg.banks.plan_anchors(
+            bank.id, [(users[p.index].id, p.cluster, p.cluster_size, len(chosen[p.index].items)) for p in picks]
+        )
+
+
+def _require(reg: "Registry", request: BankRequest, bank: Bank, users: Sequence[User]) -> None:
+    """Raises PeopleLeft when one of `users` is gone or takes part no more."""
+    if len(staying(reg, users, request.purpose)) < len(users):
+        raise PeopleLeft(bank)
 
 
 def _train(
@@ -228,12 +249,14 @@ def _train(
     require_everywhere(base, [find_targets(base.model, options.targets, options.placement)[1]])
     examples = Examples(reg, base, request.task, request.prompt.history_items)
     items = {candidate.user.id: candidate.items for candidate in pool}
+    anchors = [anchor for anchor in anchors if anchor.user_id in items]  # else theirs was forgotten
     pooled = _task_part(reg, request, examples, pool, run) if options.task_adapter and not bank.task_adapter else None
     parts = {
         anchor.id: anchor_part(reg, request, examples, anchor, f"{i}/{len(anchors)}", items, run)
         for i, anchor in enumerate(anchors, start=1)
     }
-    parts = {anchor_id: standing_on(part, bank.task_adapter) for anchor_id, part in parts.items()}
+    whose = {anchor.id: [each.user for each in pool if each.user.id == anchor.user_id] for anchor in anchors}
+    parts = {i: made_of(standing_on(part, bank.task_adapter), whose[i], request) for i, part in parts.items()}
     groups = _groups(reg, request, base, anchors, parts)
     trainings = [*([pooled] if pooled else []), *(parts[anchor.id] for group in groups for anchor in group)]
     yield Started("bank build", total=sum(t.job.schedule.steps for t in trainings))
@@ -250,7 +273,7 @@ def _train(
         ready = [
             Group(
                 [standing_on(parts[anchor.id], task_adapter) for anchor in group],
-                partial(_settle_anchors, reg, group, [parts[anchor.id] for anchor in group]),
+                partial(_settle_anchors, reg, bank, group, [parts[anchor.id] for anchor in group]),
             )
             for group in groups
         ]
@@ -264,23 +287,24 @@ def _train(
 def _settle_task(
     reg: "Registry", bank: Bank, pooled: Training, results: Sequence[Adapter | str], trained: Trained
 ) -> Iterator[Event]:
-    (adapter,) = all_made([pooled], results)
+    if results[0] == LEFT:
+        raise PeopleLeft(bank)
+    ((_, adapter),) = those_made([pooled], [pooled], results)
     reg.banks.set_task_adapter(bank.id, adapter.digest)
     yield Saved("task adapter", bank.task, f"loss {losses_of(adapter)}, {adapter.bytes:,} bytes")
 
 
 def _settle_anchors(
-    reg: "Registry",
-    anchors: Sequence[Anchor],
-    parts: Sequence[Training],
-    results: Sequence[Adapter | str],
-    trained: Trained,
-) -> Iterator[Event]:
-    made = all_made(parts, results)
-    for anchor, adapter in zip(anchors, made, strict=True):
+    reg: "Registry", bank: Bank, anchors: Sequence[Anchor], parts: Sequence[Training],
+    results: Sequence[Adapter | str], trained: Trained,
+) -> Iterator[Event]:  # fmt: skip
+    made = those_made(anchors, parts, results)
+    for anchor, adapter in made:
         reg.banks.finish_anchor(anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
-    for anchor, adapter in zip(anchors, made, strict=True):
+    for anchor, adapter in made:
         yield Saved("anchor", str(anchor.user), f"loss {losses_of(adapter)}, {adapter.bytes:,} bytes")
+    if gone := [str(anchor.user) for anchor, end in zip(anchors, results, strict=True) if end == LEFT]:
+        yield not_trained(bank.task, gone)
 
 
 def _groups(
@@ -306,14 +330,6 @@ def _groups(
     return groups
 
 
-def all_made(trainings: Sequence[Training], results: Sequence[Adapter | str]) -> list[Adapter]:
-    """The adapters, all of them. Raises BadInput when one failed."""
-    for training, result in zip(trainings, results, strict=True):
-        if isinstance(result, str):
-            raise BadInput(f"{training.job.title}: {result}", hint="lower the learning rate")
-    return [result for result in results if isinstance(result, Adapter)]
-
-
 def _adapters(reg: "Registry", bank: Bank, task_adapter: str | None) -> list[Adapter]:
     digests = [anchor.digest for anchor in reg.banks.anchors(bank.id)]
     return [reg.adapters.get(digest) for digest in (task_adapter, *digests) if digest is not None]
@@ -333,7 +349,7 @@ def _task_part(
         options.task_placement, seed, reg.items.data_hash_of(items), schedule,
         {**_config(request), PEOPLE: len(pool)},
     )  # fmt: skip
-    return Training(job, rows, run=run)
+    return made_of(Training(job, rows, run=run), [candidate.user for candidate in pool], request)
 
 
 def anchor_part(
@@ -368,24 +384,11 @@ def standing_on(training: Training, task_adapter: str | None) -> Training:
     return replace(training, job=replace(training.job, task_adapter=task_adapter))
 
 
+def made_of(training: Training, people: Sequence[User], request: BankRequest) -> Training:
+    """The same training, which ends when one of `people` leaves."""
+    return replace(training, people=tuple(people), serves=request.purpose == "")
+
+
 def losses_of(adapter: Adapter) -> str:
     """The loss before and after its training."""
     return f"{adapter.loss_first:.3f} → {adapter.loss_last:.3f}" if adapter.loss_first is not None else "unknown"
-
-
-def bank_json(reg: "Registry", bank: Bank) -> dict[str, Any]:
-    """The document of `mta bank build` and `mta bank show`."""
-    anchors = [
-        {
-            "user": anchor.user, "items": anchor.items, "loss_first": anchor.loss_first, "loss_last": anchor.loss_last,
-            "digest": anchor.digest, "cluster_size": anchor.cluster_size, "stale": anchor.stale,
-        }
-        for anchor in reg.banks.anchors(bank.id)
-    ]  # fmt: skip
-    return {
-        "bank": bank.name, "version": bank.version, "task": bank.task, "status": bank.status, "base": bank.base,
-        "task_adapter": bank.task_adapter, "neighbours": reg.neighbours.count(bank.id), "kernel": bank.kernel,
-        **bank_people(reg, bank), "gates": findings_json(reg, bank), "anchors": anchors, "tokens": bank.tokens,
-        "seconds": round(bank.seconds, 3),
-        "tokens_per_second": round(bank.tokens / bank.seconds, 1) if bank.seconds else None,
-    }  # fmt: skip

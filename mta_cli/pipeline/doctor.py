@@ -1,6 +1,7 @@
 """`mta doctor`: looks at everything a run stands on and says what it finds, one check after the other.
 
-Every check is one function that returns what it saw; a check that raises is a fault, never the end. Changes nothing.
+Every check is one function that returns what it saw; a check that raises is a fault, never the end. Changes nothing,
+but for what a killed command left behind, which is cleared away.
 Knows neither the terminal nor where settings come from; both are handed in.
 """
 

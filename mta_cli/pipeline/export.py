@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,6 @@ def export_user(
         to, "an adapter", replace=replace,
         hint="Name another folder with --to, or replace the adapter in it with --yes.",
     )  # fmt: skip
-    from mta_cli.engine.fusion import compress
-
     name = home_task(reg, user, task, base_entry.fingerprint)
     mode = mode or best_mode(reg, user, name, base_entry.fingerprint)
     if mode == "base":
@@ -61,12 +59,7 @@ def export_user(
     weights, source = personal_weights(reg, base_entry.fingerprint, user, name, mode)
     if weights is None:
         raise NotFound(f"{user.name}'s model for {name} is the base itself: there is nothing to export.")
-    exact = weights
-    if rank is not None and rank < weights.rank:
-        weights = compress(weights, rank)
-        lost = 1 - (weights.norm() / exact.norm()) ** 2 if exact.norm() else 0.0
-        yield Note(f"Rank {exact.rank} was reduced to {rank}: {max(lost, 0.0):.1%} of the change's energy is lost.")
-    padded = uniform(weights)
+    padded = uniform((yield from _reduced(weights, rank)))
     digest = content_digest(padded)
     about = _about(base_entry, name, source, digest)
     files = {
@@ -90,6 +83,18 @@ def export_user(
             "digest": digest,
         }
     )
+
+
+def _reduced(weights: "LoraWeights", rank: int | None) -> Generator[Event, None, "LoraWeights"]:
+    """The nearest weights of that rank, where theirs is higher; says what is lost."""
+    from mta_cli.engine.fusion import compress
+
+    if rank is None or rank >= weights.rank:
+        return weights
+    small = compress(weights, rank)
+    lost = 1 - (small.norm() / weights.norm()) ** 2 if weights.norm() else 0.0
+    yield Note(f"Rank {weights.rank} was reduced to {rank}: {max(lost, 0.0):.1%} of the change's energy is lost.")
+    return small
 
 
 def uniform(weights: "LoraWeights") -> "LoraWeights":

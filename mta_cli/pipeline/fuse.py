@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import UsageFault
+from mta_cli.errors import NotFound, UsageFault
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started, Step
 from mta_cli.options import FuseOptions, Machine, PromptOptions
 from mta_cli.pipeline.examples import Examples
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 NEEDS_BASE = ("evidence", "learned")
+WHO = "mta user list shows who there is"
 ROUNDING = 1e-6  # by which a cosine may differ from the same one computed in other company
 TOGETHER, ANCHORS_TOGETHER = 16, 64  # people and different anchors at most, where evidence is weighed
 
@@ -65,10 +66,13 @@ def fuse_user(
         yield Done({"dry_run": True, "user": user.name, "bank": bank.name})
         return
     people = yield from gather(reg, bank, [user], request)
-    method = method_for(people[0].shots, request.options)
-    base = load_with_task_adapter(reg, bank, request) if method in NEEDS_BASE else None
-    recipes = yield from make_recipes(reg, bank, people, request, base)
-    recipe = recipes[user.id]
+    shots = [person.shots for person in people]
+    base = None
+    if shots and method_for(shots[0], request.options) in NEEDS_BASE:
+        base = load_with_task_adapter(reg, bank, request)
+    recipe = (yield from make_recipes(reg, bank, people, request, base)).get(user.id)
+    if recipe is None:
+        raise NotFound(f"{user.name} was removed while being fused.", hint=WHO)
     yield Saved("recipe", user.name, f"{recipe.bytes} bytes")
     yield Done(recipe_json(reg, user, bank, recipe))
 
@@ -110,7 +114,7 @@ def fold_task_adapter(reg: "Registry", bank: Bank, base: "LoadedBase") -> None:
 def gather(
     reg: "Registry", bank: Bank, users: Sequence[User], request: FuseRequest
 ) -> Generator[Event, None, list[Person]]:
-    """Profiles, shots and the nearest anchors of `users`; `return`s a list of people."""
+    """Profiles, shots and the nearest anchors of those of `users` who are still there; `return`s a list of people."""
     from mta_cli.engine.retrieval import nearest
     from mta_cli.pipeline.profiling import profile_matrix, refresh_profiles
 
@@ -121,11 +125,11 @@ def gather(
         if not isinstance(event, Done):
             yield event
     ids, matrix = profile_matrix(reg, request.task.name, request.embedder.fingerprint, [user.id for user in wanted])
-    row = {user_id: i for i, user_id in enumerate(ids)}
+    row, there = {user_id: i for i, user_id in enumerate(ids)}, reg.users.there(users)
     reachable = [(a, row[a.user_id]) for a in anchors if a.user_id in row and a.digest is not None]
     most = max(request.options.candidates, request.options.top_k)
     people = []
-    for user in users:
+    for user in (user for user in users if user.id in there):
         shots = reg.items.recent(user.id, request.task.name, request.options.shots)
         if user.id not in row:
             yield Note(
@@ -145,7 +149,10 @@ def gather(
 def make_recipes(
     reg: "Registry", bank: Bank, people: Sequence[Person], request: FuseRequest, base: "LoadedBase | None"
 ) -> Generator[Event, None, dict[int, Recipe]]:
-    """Recipes of `people`, stored; `return`s them by user id. For evidence `base` must hold the task adapter."""
+    """Recipes of those of `people` who are still there, stored; `return`s them by user id.
+
+    For evidence `base` must hold the task adapter.
+    """
     evidence = yield from _evidence(reg, bank, people, request, base) if base is not None else _nothing()
     recipes = {}
     for person in people:
@@ -154,9 +161,11 @@ def make_recipes(
         recipe = Recipe(person.user.id, request.task.name, bank.id, method, tuple(shares), 12 * len(shares))
         recipes[person.user.id] = recipe
     with reg.transaction():  # together, for those who were left would be weighed in other company, to other bytes
-        for recipe in recipes.values():
+        there = reg.users.there(person.user for person in people)
+        kept = {user_id: recipe for user_id, recipe in recipes.items() if user_id in there}
+        for recipe in kept.values():
             reg.recipes.put(recipe)
-    return recipes
+    return kept
 
 
 def _nothing() -> Generator[Event, None, dict[int, dict[int, float]]]:

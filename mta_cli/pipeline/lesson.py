@@ -76,6 +76,7 @@ class Lesson:
     def __init__(self, base: "LoadedBase", group: "Group", saved: bytes | None) -> None:
         self.base, self.group = base, group
         self._saved = saved
+        self._leaving: dict[int, str] = {}
         self._trainer: Trainer | None = None
 
     def reports(self) -> Iterator[Report]:
@@ -106,7 +107,18 @@ class Lesson:
 
     def state(self) -> bytes | None:
         """A checkpoint; None before `Begun`. Only between two reports, and while no thread goes on to the next."""
-        return self._trainer.state() if self._trainer is not None else None
+        if self._trainer is None:
+            return None
+        self._part(self._trainer)
+        return self._trainer.state()
+
+    def leave(self, member: int, why: str) -> None:
+        """End a member's training at the next report, from any thread; it then counts as failed."""
+        self._leaving[member] = why
+
+    def _part(self, trainer: "Trainer") -> None:
+        while self._leaving:
+            trainer.leave(*self._leaving.popitem())
 
     def _members(self) -> "list[Member]":
         from mta_cli.engine.train import Member
@@ -144,6 +156,7 @@ class Lesson:
         for steps in trainer.steps():
             due = (now := time.monotonic()) - saved > pause
             yield Stepped(steps, trainer.state() if due else None)
+            self._part(trainer)
             if due:
                 saved = time.monotonic()
                 pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (saved - now))

@@ -22,9 +22,8 @@ from mta_cli.pipeline.manifest import (
     models_dir,
     place_of,
     read_manifest,
-    slug,
 )
-from mta_cli.pipeline.pulling import missing_bytes, pull, register
+from mta_cli.pipeline.pulling import clear_trash, missing_bytes, pull, register, trash_of
 from store.models import Base
 
 if TYPE_CHECKING:
@@ -61,7 +60,11 @@ def resolve(name_or_path: str, kind: str | None = None) -> ModelEntry:
 
 
 def list_models() -> list[ModelEntry]:
-    """Every model in the models directory, by name. One that is damaged or gone says so in `detail["fault"]`."""
+    """Every model in the models directory, by name. One that is damaged or gone says so in `detail["fault"]`.
+
+    What a killed removal left is cleared away.
+    """
+    clear_trash()
     return [_listed(place, manifest) for place, manifest in _manifests()]
 
 
@@ -87,7 +90,8 @@ def removal(name: str) -> dict[str, Any]:
 def remove(name: str) -> dict[str, Any]:
     """Takes a model away and returns its `removal`. A registered folder loses its name only, never a file."""
     gone = removal(name)
-    trash = models_dir() / ".partial" / f"{slug(name)}.removed-{os.getpid()}"
+    clear_trash()
+    trash = trash_of(name)
     trash.parent.mkdir(parents=True, exist_ok=True)
     os.replace(place_of(name), trash)  # at once no longer a model, whatever happens next
     shutil.rmtree(trash)

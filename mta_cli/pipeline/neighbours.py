@@ -4,14 +4,16 @@ For tasks with labels alone. Kept with the bank, gone with an item's person. Tra
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.events import Event, Note, Started, Step
-from store.models import Bank, Item
+from mta_cli.pipeline.leaving import staying
+from mta_cli.pipeline.staleness import some
+from store.models import Bank, Item, User
 
 if TYPE_CHECKING:
     from mta_cli.engine.neighbours import Embed, Kernel, Neighbours
@@ -22,35 +24,77 @@ if TYPE_CHECKING:
 PIECE = 256  # items embedded and stored together; an interruption costs at most this much work
 QUESTIONS = 4096  # whose embeddings are kept in memory
 
+Owned = tuple[Item, User]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What makes a bank's neighbours those of its people of now: items to be embedded, and numbers of items that go.
+
+    `unfitted`: no kernel was fitted to those that are there.
+    """
+
+    new: list["Owned"]
+    old: set[int]
+    unfitted: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.new or self.old or self.unfitted)
+
+
+def wanted(reg: "Registry", bank: Bank, task: "Task", people: "Iterable[tuple[User, Sequence[Item]]]") -> Change:
+    """How the bank's neighbours differ from those `people`'s items whose outputs are labels."""
+    labelled = [(item, user) for user, items in people for item in items if item.output.strip() in task.labels]
+    known = reg.neighbours.known(bank.id)
+    new = [(item, user) for item, user in labelled if item.id not in known]
+    unfitted = bool(known) and reg.banks.by_id(bank.id).kernel is None
+    return Change(new, known - {item.id for item, _ in labelled}, unfitted)
+
 
 def keep_neighbours(
-    reg: "Registry", bank: Bank, task: "Task", items: Sequence[Item], embedder: "ModelEntry", device: str
-) -> Iterator[Event]:
-    """Embed the inputs of those `items` whose outputs are labels, keep them with the bank, and fit its kernel.
+    reg: "Registry", bank: Bank, task: "Task", people: "Iterable[tuple[User, Sequence[Item]]]",
+    embedder: "ModelEntry", device: str,
+) -> Iterator[Event]:  # fmt: skip
+    """Make a bank's neighbours those of `people`'s items whose outputs are labels: embed their inputs, fit its kernel.
 
     Goes on where it stopped; does nothing where all is there or the task has no labels.
     """
-    labelled = [item for item in items if item.output.strip() in task.labels]
-    if not labelled or reg.banks.by_id(bank.id).kernel is not None:
+    change = wanted(reg, bank, task, people)
+    if not change:
         return
-    import numpy as np
-
     from mta_cli.engine.neighbours import fit
 
-    known = reg.neighbours.known(bank.id)
-    new = [item for item in labelled if item.id not in known]
-    if new:
-        embed = load_embedder(embedder, device)
-        yield Note(f"Embedding what {len(new):,} history items answer, with {embedder.name}.")
-        yield Started(f"neighbours of {task.name}", len(new), "items")
+    with reg.transaction():
+        reg.neighbours.remove(bank.id, change.old)
+        reg.banks.set_kernel(bank.id, None)  # so that whoever goes on after a stop fits it
+    if change.new:
+        yield from _embed(reg, bank, task, change.new, embedder, device)
+    neighbours = neighbours_of(reg, bank, task)
+    kernel = None if neighbours is None else asdict(fit(neighbours, task.labels, bank.seed))
+    reg.banks.set_kernel(bank.id, kernel)
+
+
+def _embed(
+    reg: "Registry", bank: Bank, task: "Task", new: "Sequence[Owned]", embedder: "ModelEntry", device: str
+) -> Iterator[Event]:
+    """Embed and keep what is new, but for items of people who leave meanwhile."""
+    import numpy as np
+
+    embed = load_embedder(embedder, device)
+    yield Note(f"Embedding what {len(new):,} history items answer, with {embedder.name}.")
+    yield Started(f"neighbours of {task.name}", len(new), "items")
+    gone: set[str] = set()
     for start in range(0, len(new), PIECE):
         piece, began = new[start : start + PIECE], time.monotonic()
-        rows = embed([item.input for item in piece]).astype(np.float16)  # [items, width]
-        vectors = [(item.id, row.tobytes()) for item, row in zip(piece, rows, strict=True)]
-        reg.neighbours.add(bank.id, vectors)
+        rows = embed([item.input for item, _ in piece]).astype(np.float16)  # [items, width]
+        with reg.transaction():
+            there = staying(reg, [user for _, user in piece])
+            both = zip(piece, rows, strict=True)
+            reg.neighbours.add(bank.id, [(item.id, row.tobytes()) for (item, user), row in both if user.id in there])
+        gone |= {user.name for _, user in piece if user.id not in there}
         yield Step(task.name, start + len(piece), seconds=time.monotonic() - began)
-    if (neighbours := neighbours_of(reg, bank, task)) is not None:
-        reg.banks.set_kernel(bank.id, asdict(fit(neighbours, task.labels, bank.seed)))
+    if gone:
+        yield Note(f"{some(sorted(gone))} left meanwhile: their items are no neighbours.", warning=True)
 
 
 def load_embedder(embedder: "ModelEntry", device: str) -> "Embed":

@@ -28,6 +28,7 @@ from mta_cli.pipeline.manifest import (
     slug,
     write_manifest,
 )
+from store.process import alive
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class _Source:
 
 def pull(name: str, *, as_name: str | None = None, dry_run: bool = False) -> Iterator[Event]:
     """Fetches the model called `name`. `Done.result` is its manifest without the list of files, with its path."""
+    clear_trash()
     if name not in PACKAGES and not name.startswith("hf:"):
         yield from _pull_folder(as_folder(name), name, as_name, dry_run)
         return
@@ -87,6 +89,19 @@ def register(path: Path, *, name: str | None = None) -> dict[str, Any]:
         raise BadInput(f"The name {chosen} is taken", hint="--name OTHER, or mta model rm it first")
     write_manifest(place_of(chosen), {"name": chosen, "folder": str(folder)})
     return manifest
+
+
+def trash_of(name: str) -> Path:
+    """Where the files of a model that is being removed lie: no model's place, and free once this process is no more."""
+    return models_dir() / ".partial" / f"{slug(name)}.removed-{os.getpid()}"
+
+
+def clear_trash() -> None:
+    """Remove what removals by processes that are no more have left."""
+    for path in (models_dir() / ".partial").glob("*.removed-*"):
+        number = path.name.rpartition("-")[2]
+        if number.isdecimal() and not alive(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _pull_folder(path: Path | None, name: str, as_name: str | None, dry_run: bool) -> Iterator[Event]:

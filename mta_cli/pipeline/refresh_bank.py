@@ -5,6 +5,9 @@ refused is not chosen again. New anchors stand on the bank's task
 adapter and are trained as the others were. They take their places a group at a time, as soon as they are trained: the
 bank is whole at every moment, and the same command run again goes on where it stopped.
 
+Neighbours become those of a new build: items of people whose consent came back or who came since are added, and only
+these are embedded; the kernel is fitted again.
+
 The task adapter stays, and was trained on everybody of the bank. A bank does not know who they were, so that what was
 learned there from somebody who left goes with a whole new build alone.
 """
@@ -21,23 +24,24 @@ from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import Machine
 from mta_cli.pipeline.asked import asked_bank, bank_label, failures_of
+from mta_cli.pipeline.banks import bank_json
 from mta_cli.pipeline.build_bank import (
     BankRequest,
     Candidate,
-    all_made,
     anchor_part,
-    bank_json,
     contributors,
     losses_of,
+    made_of,
     plan_lines,
     rates_kept,
     standing_on,
 )
 from mta_cli.pipeline.gating import gate_anchors, refused_of
 from mta_cli.pipeline.lesson import Trained
+from mta_cli.pipeline.neighbours import Change, keep_neighbours, wanted
 from mta_cli.pipeline.staleness import remedy, some
-from mta_cli.pipeline.training import Group, Training, group_size, train_groups
-from store.models import Adapter, Anchor, Bank, Run
+from mta_cli.pipeline.training import Group, Training, group_size, those_made, train_groups
+from store.models import Adapter, Anchor, Bank, Item, Run, User
 from store.resting import Replacement
 
 if TYPE_CHECKING:
@@ -61,6 +65,11 @@ class _Refresh:
     lost: int = 0
 
     @property
+    def whose(self) -> list[tuple[User, tuple[Item, ...]]]:
+        """The people of whom a new bank would be made, with their items."""
+        return [(each.user, each.items) for each in self.pool]
+
+    @property
     def stale(self) -> list[Anchor]:
         """The anchors that are still to be replaced."""
         return [anchor for anchor in self.reg.banks.anchors(self.bank.id) if anchor.stale]
@@ -72,32 +81,36 @@ def refresh_bank(
 ) -> Iterator[Event]:  # fmt: skip
     """Replace the stale anchors of the task's newest bank, or of that called `name`, on the devices of `machine`.
 
-    All else is as the bank was built. `Done.result` has the keys of `mta bank build --json`, and `replaced`, `removed`
-    (stale anchors that nobody could replace), `people` (whose recipes or stacks went with them). Raises NotFound
-    without such a bank, BadInput where nobody may be an anchor.
+    Its neighbours become those that a new build would keep. All else is as the bank was built. `Done.result` has the
+    keys of `mta bank build --json`, and `replaced`, `removed` (stale anchors that nobody could replace), `people`
+    (whose recipes or stacks went with them). Raises NotFound without such a bank, BadInput where nobody may be an
+    anchor.
     """
     bank = newest_bank(reg, task, name)
     request = asked_bank(reg, bank, machine)
     work = _Refresh(reg, bank, request, contributors(reg, task, request.options))
-    stale = work.stale
-    if dry_run or stale:
-        yield Planned("bank refresh", (*plan, *_plan(work, stale)))
+    stale, change = work.stale, wanted(reg, bank, request.task, work.whose)
+    if dry_run or stale or change:
+        yield Planned("bank refresh", (*plan, *_plan(work, stale, change)))
     if dry_run:
         yield Done({"dry_run": True, **_named(work, stale), "people": reg.banks.resting(bank.id)})
         return
-    if not stale:
-        yield Note(f"No anchor of bank {bank_label(bank)} is stale; nothing to do.")
+    if not stale and not change:
+        yield Note(f"No anchor of bank {bank_label(bank)} is stale, and its neighbours are all there; nothing to do.")
         yield Done(_result(work))
         return
     with reg.job_lock(f"bank {bank.name}"), reg.job_lock(f"adapt {task}"):
         run = reg.runs.start("bank refresh", bank_label(bank), {"stale": len(stale)})
         with failures_of(reg, run):
-            yield from _replace(work, run)
+            if stale:
+                yield from _replace(work, run)
+            yield from keep_neighbours(reg, bank, request.task, work.whose, request.embedder, machine.device)
         # A run outlives a forgotten person, so no name stands in it.
         done = {"replaced": len(work.replaced), "removed": work.removed, "people": len(work.people)}
         reg.runs.finish(run.id, done)
     yield Saved("bank", bank_label(bank), f"{len(work.replaced)} anchors replaced")
-    yield from _remarks(work)
+    if stale:
+        yield from _remarks(work)
     yield Done(_result(work))
 
 
@@ -115,7 +128,7 @@ def _named(work: _Refresh, stale: Sequence[Anchor]) -> dict[str, Any]:
     return {"bank": work.bank.name, "version": work.bank.version, "task": work.bank.task, "stale": len(stale)}
 
 
-def _plan(work: _Refresh, stale: Sequence[Anchor]) -> tuple[PlanLine, ...]:
+def _plan(work: _Refresh, stale: Sequence[Anchor], change: Change) -> tuple[PlanLine, ...]:
     """What would be replaced, whom that concerns and what it would cost, estimated as for a build."""
     options = replace(work.request.options, anchors=len(stale), task_adapter=False)
     people = work.reg.banks.resting(work.bank.id)
@@ -124,6 +137,7 @@ def _plan(work: _Refresh, stale: Sequence[Anchor]) -> tuple[PlanLine, ...]:
         PlanLine("bank", bank_label(work.bank)),
         PlanLine("stale anchors", f"{len(stale)} of {total}"),
         PlanLine("recipes and stacks that go", some(people) if people else "nobody's"),
+        PlanLine("neighbours", f"{len(change.new):,} items come, {len(change.old):,} go"),
         *plan_lines(work.reg, replace(work.request, options=options), work.pool, _spare(work)),
     )
 
@@ -162,6 +176,8 @@ def _replace(work: _Refresh, run: Run) -> Iterator[Event]:
             )
             for i, anchor in enumerate(planned, start=1)
         ]
+        whose = [[each.user for each in work.pool if each.user.id == anchor.user_id] for anchor in planned]
+        parts = [made_of(part, people, request) for part, people in zip(parts, whose, strict=True)]
         groups = _groups(work, base, planned, parts)
         yield Started("bank refresh", total=sum(part.job.schedule.steps for part in parts))
         below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
@@ -225,12 +241,9 @@ def _settle(
     trained: Trained,
 ) -> Iterator[Event]:  # fmt: skip
     """A trained group takes its places, and what rested on the stale anchors goes, all at once."""
-    made = all_made(parts, results)
-    with work.reg.transaction():
-        able = {user.id for user, _ in work.reg.users.with_items(work.bank.task) if user.can_anchor}
-        both = [(one, adapter) for one, adapter in zip(planned, made, strict=True) if one.user_id in able]
-        work.lost += len(planned) - len(both)
-        _store(work, [_replacement(one, adapter) for one, adapter in both])
+    both = those_made(planned, parts, results)
+    work.lost += len(planned) - len(both)
+    _store(work, [_replacement(one, adapter) for one, adapter in both])
     for anchor, adapter in both:
         work.replaced.append({"stale": anchor.id, "user": anchor.user, "digest": adapter.digest})
         yield Saved("anchor", str(anchor.user), f"loss {losses_of(adapter)}, {adapter.bytes:,} bytes")

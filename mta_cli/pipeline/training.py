@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from mta_cli.errors import BadInput
 from mta_cli.events import Event, Note, Step
 from mta_cli.pipeline.basis import Basis
 from mta_cli.pipeline.lesson import Begun, Lesson, Report, Stepped, Trained
 from mta_cli.pipeline.side_by_side import Crew
-from store.models import Adapter
+from store.models import Adapter, User
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from store.models import Run
     from store.registry import Registry
 
+T = TypeVar("T")
 CORE = "core"  # the kind of a job that trains numbers on its group's basis
+LEFT = "the person left meanwhile, and nothing of it was kept"
 TOGETHER = 64  # people in a group at most
 GROUP_BYTES = 1 << 30  # for factors, gradients and moments of a group
 
@@ -62,12 +65,18 @@ class AdapterJob:
 
 @dataclass(frozen=True)
 class Training:
-    """One adapter to train: the job, its rows, the frozen parts underneath, and the run that its steps belong to."""
+    """One adapter to train: the job, its rows, the frozen parts underneath, and the run that its steps belong to.
+
+    `people` are those whose words it learns from: it ends as failed, with `LEFT`, when one of them is forgotten or,
+    where it `serves` others, takes their consent back.
+    """
 
     job: AdapterJob
     rows: "Sequence[Row]"
     under: "tuple[LoraWeights, ...]" = ()
     run: "Run | None" = None
+    people: tuple[User, ...] = ()
+    serves: bool = False
 
 
 Settle = Callable[[list[Adapter | str], Trained], Iterator[Event]]
@@ -125,6 +134,16 @@ def group_key(base: "LoadedBase", jobs: Sequence[AdapterJob]) -> str:
     """Names the common checkpoint of a group."""
     keys = "\n".join(job.checkpoint_key(base.fingerprint) for job in jobs)
     return jobs[0].checkpoint_key(base.fingerprint) if len(jobs) == 1 else hashlib.sha256(keys.encode()).hexdigest()
+
+
+def those_made(
+    whose: Sequence[T], trainings: Sequence[Training], results: Sequence[Adapter | str]
+) -> list[tuple[T, Adapter]]:
+    """Each of `whose` with their adapter, without those whose people left. Raises BadInput when one failed."""
+    for training, result in zip(trainings, results, strict=True):
+        if isinstance(result, str) and result != LEFT:
+            raise BadInput(f"{training.job.title}: {result}", hint="lower the learning rate")
+    return [(one, result) for one, result in zip(whose, results, strict=True) if isinstance(result, Adapter)]
 
 
 def train_groups(
@@ -189,7 +208,7 @@ class _Course:
     def __init__(self, reg: "Registry", base: "LoadedBase", group: Group) -> None:
         self.base, self.taken = base, 0
         self._reg, self._group, self._key = reg, group, group_key(base, group.jobs)
-        self._settled = False
+        self._settled, self._left = False, set[int]()
         self.lesson = Lesson(base, group, reg.files.read_partial(self._key))
 
     def tell(self, report: Report, others: int) -> Iterator[Event]:
@@ -212,17 +231,40 @@ class _Course:
         elif isinstance(report, Stepped):
             self.taken += len(report.steps)
             with self._reg.transaction():
+                anew = self._part()
                 for i, step in report.steps.items():
                     one = self._group.trainings[i]
-                    if one.run is not None:
+                    if one.run is not None and i not in self._left:
                         self._reg.runs.step(one.run.id, one.job.label, step.step, step.loss, step.tokens, step.seconds)
-            if report.state is not None:
+            if report.state is not None and not anew:
                 self._reg.files.write_partial(self._key, report.state)
 
     def keep(self) -> None:
         """Store a checkpoint of a training that has begun and is not settled."""
-        if not self._settled and (state := self.lesson.state()) is not None:
+        if self._settled:
+            return
+        self._part()
+        if (state := self.lesson.state()) is not None and len(self._left) < len(self._group.trainings):
             self._reg.files.write_partial(self._key, state)
+
+    def _part(self) -> bool:
+        """End the trainings of people who left, and drop the checkpoint that holds them; whether there are new ones.
+
+        What a training gave until its next step goes with it: only what is written after that is kept.
+        """
+        there = self._reg.users.there(user for one in self._group.trainings for user in one.people)
+        gone = {
+            i
+            for i, one in enumerate(self._group.trainings)
+            if not all(user.id in there and (there[user.id] or not one.serves) for user in one.people)
+        }
+        anew = gone - self._left
+        self._left |= gone
+        for i in anew:
+            self.lesson.leave(i, LEFT)
+        if anew:
+            self._reg.files.drop_partial(self._key)
+        return bool(anew)
 
     def _settle(self, trained: Trained) -> Iterator[Event]:
         """Store the adapters, and do what the group wants done with them; a core's numbers are stored by `settle`.
@@ -232,14 +274,23 @@ class _Course:
         self.taken, self._settled = self._group.steps, True
         reg, basis = self._reg, self._group.basis
         results: list[Adapter | str] = [trained.failed.get(i, "") for i in range(len(self._group.jobs))]
+        self._part()
         for i, weights in trained.weights.items():
             job = self._group.jobs[i]
-            results[i] = basis.adapter if basis is not None else _written(reg, self.base, job, weights, trained, i)
+            if i not in self._left:
+                results[i] = basis.adapter if basis is not None else _written(reg, self.base, job, weights, trained, i)
         with reg.files.spending(self._key), reg.transaction():
-            for adapter in results:
-                if basis is None and isinstance(adapter, Adapter):
+            self._part()
+            made = [(i, one) for i, one in enumerate(results) if basis is None and isinstance(one, Adapter)]
+            for i, adapter in made:
+                if i not in self._left:
                     reg.adapters.add(adapter)
-            told = list(self._group.settle(results, trained))
+            for i, adapter in made:  # when the others' rows are there, for two may have the same file
+                if i in self._left:
+                    reg.adapters.abandon(adapter.digest)
+            told = list(
+                self._group.settle([LEFT if i in self._left else one for i, one in enumerate(results)], trained)
+            )
         yield from told
 
     def _step(self, steps: "dict[int, TrainStep]", done: int) -> Step:

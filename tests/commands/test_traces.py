@@ -8,6 +8,7 @@ import pytest
 from tests.pipeline.world import make_world
 from tests.shell import mta_ok
 from tests.terminal import Terminal
+from tests.trust.tally import tally
 
 TYPED = "the plumfrotz rises at dawn"
 CPU = ("--device", "cpu", "--dtype", "float32", "--max-tokens", "4")
@@ -54,6 +55,9 @@ def test_asking_talking_and_looking_leave_nothing_outside_the_store(home: Path) 
         assert window.ended() == 0
     kept = list(holding(home, "alice", TYPED))
     assert kept and all(path.is_relative_to(home / "data" / "mta") for path in kept), kept
+    tally("files that hold what was asked and said", "in the store", len(kept))
     gone = mta_ok("user", "rm", "alice", "--yes", "--json").json()
     assert gone["user"] == "alice"
     assert list(holding(home, "alice", TYPED, "plumfrotz")) == []
+    files = sum(path.is_file() for path in home.rglob("*"))
+    tally("files of a home searched for a forgotten person", "without a word", files)

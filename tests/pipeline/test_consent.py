@@ -20,6 +20,7 @@ from store.registry import Registry
 from tests.pipeline import town
 from tests.pipeline.histories import imported, rows, run, write
 from tests.pipeline.town import CPU, LORA, QUICK, SHORT, TASK, bank_request, built, finish, fuse_request, notes
+from tests.trust.tally import tally
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,8 @@ def test_whoever_withholds_it_changes_nothing_that_serves_others(peopled: Regist
     number = shy(peopled)
     built(peopled)
     assert served(peopled) == expected and expected[4]
+    tally("adapters, rates and neighbours of a bank beside one who withholds it", "same bytes",
+          len(expected[1]) + len(expected[4]) + 3)  # fmt: skip
     assert "shy" not in {c.user.name for c in contributors(peopled, "lamp-2", bank_request().options)}
     peopled.users.set_can_anchor(number, True)
     pool = contributors(peopled, "lamp-2", bank_request().options)
@@ -87,6 +90,7 @@ def test_a_refresh_replaces_them(peopled: Registry) -> None:
     result, _ = finish(refresh_bank(peopled, "lamp-2", CPU))
     assert len(result["replaced"]) == 1 and first.user not in {anchor["user"] for anchor in result["anchors"]}
     assert peopled.users.get(str(first.user)) and peopled.check() == []
+    tally("consent taken back", "replaced by a refresh")
 
 
 def test_until_then_nobody_new_rests_on_them(peopled: Registry) -> None:
@@ -99,6 +103,7 @@ def test_until_then_nobody_new_rests_on_them(peopled: Registry) -> None:
     finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK))
     shares = peopled.recipes.of_user(peopled.users.get("ida").id)[0].shares
     assert first.id not in {share.anchor_id for share in shares}
+    tally("consent taken back", "in no new recipe", 2)
 
 
 def test_their_items_are_no_neighbours_from_then_on(peopled: Registry) -> None:
@@ -109,6 +114,7 @@ def test_their_items_are_no_neighbours_from_then_on(peopled: Registry) -> None:
     finish(set_consent(peopled, "user0", False))
     assert user.id not in {one.user_id for one in peopled.neighbours.of_bank(bank.id)}
     assert peopled.neighbours.count(bank.id) == before - 10
+    tally("neighbours whose person took it back", "out at once", before - peopled.neighbours.count(bank.id))
 
 
 def test_given_again_nothing_of_theirs_is_stale(peopled: Registry) -> None:
@@ -172,6 +178,7 @@ def test_an_import_asks_once_and_only_about_new_people(tmp_path: Path, answer: b
         imported(reg, "jsonl", write(tmp_path / "b.jsonl", rows("ann") + rows("bob") + rows("cy")), ask=ask)
         assert asked == [2]
         assert [reg.users.get(name).can_anchor for name in ("ann", "bob", "cy")] == [True, answer, answer]
+        tally("new people at an import", "as was answered", 2)
         imported(reg, "jsonl", tmp_path / "b.jsonl", ask=ask)
         imported(reg, "jsonl", write(tmp_path / "c.jsonl", rows("dee")), ask=ask, can_anchor=False)
         imported(reg, "jsonl", write(tmp_path / "d.jsonl", rows("eve")), ask=ask, dry_run=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mta_cli.engine.neighbours import Kernel, fit
-from mta_cli.events import Note, Step
+from mta_cli.events import Step
 from mta_cli.pipeline import neighbours
 from mta_cli.pipeline.build_bank import build_bank
 from mta_cli.pipeline.models import resolve
@@ -82,8 +82,7 @@ def test_what_is_there_is_not_embedded_again(peopled: Registry, monkeypatch: pyt
         raise AssertionError("an embedder was loaded")
 
     monkeypatch.setattr(neighbours, "load_embedder", refuse)
-    items = peopled.items.recent(peopled.users.get("user0").id, TASK.name)
+    users = [peopled.users.get(f"user{n}") for n in range(9)]
+    people = [(user, peopled.items.recent(user.id, TASK.name)) for user in users]
     entry = resolve("tiny-embedder", "embedder")
-    assert [
-        e for e in keep_neighbours(peopled, bank_of(peopled), TASK, items, entry, "cpu") if isinstance(e, Note)
-    ] == []
+    assert list(keep_neighbours(peopled, bank_of(peopled), TASK, people, entry, "cpu")) == []

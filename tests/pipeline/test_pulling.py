@@ -2,9 +2,10 @@
 
 import errno
 import hashlib
+import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,10 @@ from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBu
 from mta_cli.events import Done, Event, Note, Planned, Saved, Started, Step
 from mta_cli.pipeline import catalogue, fetch, pulling
 from mta_cli.pipeline.catalogue import Package
+from mta_cli.pipeline.doctor import Examination, examine
 from mta_cli.pipeline.fetch import choose_files
-from mta_cli.pipeline.models import list_models, models_dir, pull, remove, resolve, verify
+from mta_cli.pipeline.models import list_models, models_dir, pull, register, remove, resolve, verify
+from tests.store.making import DEAD
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -184,6 +187,29 @@ def test_removing_a_pulled_model_frees_its_space(package: Package) -> None:
     assert gone["bytes"] > 100_000
     assert gone["folder"] is None
     assert not list(models_dir().rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("next_one", ["list", "pull", "rm", "doctor"])
+def test_what_a_killed_removal_left_goes_with_the_next_look(
+    package: Package, tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch, next_one: str
+) -> None:
+    list(pull("carried"))
+    register(tiny_base_path, name="other")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: DEAD)
+        patch.setattr(shutil, "rmtree", lambda path: (Path(path) / "config.json").unlink())  # killed at the first file
+        remove("carried")
+    (left,) = (models_dir() / ".partial").iterdir()
+    assert left.name == f"carried.removed-{DEAD}" and list(left.iterdir())
+    going_on = models_dir() / ".partial" / f"other.removed-{os.getpid()}"
+    going_on.mkdir()
+    looks: dict[str, Callable[[], object]] = {
+        "list": list_models, "pull": lambda: list(pull("carried")), "rm": lambda: remove("other"),
+        "doctor": lambda: list(examine(Examination(models_dir() / "no-store", "carried", "other"))),
+    }  # fmt: skip
+    going_on.rmdir() if next_one == "rm" else None
+    looks[next_one]()
+    assert not left.exists() and (going_on.exists() or next_one == "rm"), "another process is at work there"
 
 
 def test_a_folder_is_pulled_by_reference(tiny_base_path: Path, models_root: Path) -> None:

@@ -299,6 +299,51 @@ def test_which_bank_is_meant(peopled: Registry) -> None:
     assert refreshed(peopled)[0]["bank"] == "mine"
 
 
+def neighbours(reg: Registry, name: str) -> tuple[Any, ...]:
+    """A bank's neighbours and their kernel."""
+    bank = reg.banks.get(name)
+    return [(one.item_id, one.vector) for one in reg.neighbours.of_bank(bank.id)], bank.kernel
+
+
+@pytest.mark.parametrize("stale", [True, False])
+def test_neighbours_are_those_of_a_new_bank(peopled: Registry, stale: bool) -> None:
+    """Somebody's consent came back, somebody is new, and somebody has one item more than count."""
+    built(peopled, max_items=11)
+    names = [str(anchor.user) for anchor in anchors(peopled)]
+    back = next(f"user{n}" for n in range(9) if f"user{n}" not in names)
+    finish(set_consent(peopled, back, False))
+    finish(set_consent(peopled, back, True))
+    late = peopled.users.add("late")
+    peopled.items.append(late.id, [NewItem(f"l{n}", "lamp-2", f"a late film {n}", TAGS[n % 3]) for n in range(6)])
+    peopled.items.append(peopled.users.get(names[2]).id, [NewItem("more", "lamp-2", "one more", TAGS[0], "2030-01-01")])
+    if stale:
+        forget(peopled, 0)
+    before = neighbours(peopled, "lamp-2")
+    _, seen = refreshed(peopled, dry_run=True)
+    lines = {line.name: line.value for event in seen if isinstance(event, Planned) for line in event.lines}
+    assert lines["neighbours"] == "18 items come, 1 go" and neighbours(peopled, "lamp-2") == before
+    result, seen = refreshed(peopled)
+    assert len(result["replaced"]) == int(stale) and any("what 18 history items answer" in text for text in notes(seen))
+    built(peopled, name="new", max_items=11)
+    assert neighbours(peopled, "lamp-2") == neighbours(peopled, "new") != before
+    counts = peopled.counts()
+    _, seen = refreshed(peopled)
+    assert any("nothing to do" in text for text in notes(seen)) and peopled.counts() == counts
+
+
+def test_neighbours_that_were_stopped_are_gone_on_with(peopled: Registry) -> None:
+    built(peopled)
+    whole = neighbours(peopled, "lamp-2")
+    finish(set_consent(peopled, "user4", False))
+    finish(set_consent(peopled, "user4", True))
+    job = refresh_bank(peopled, "lamp-2", HERE)
+    next(event for event in job if isinstance(event, Step) and event.label == "lamp-2")
+    job.close()  # type: ignore[attr-defined]
+    assert neighbours(peopled, "lamp-2") == (whole[0], None), "all there, and not fitted"
+    refreshed(peopled)
+    assert neighbours(peopled, "lamp-2") == whole
+
+
 def test_label_rates_are_those_of_who_is_left(peopled: Registry) -> None:
     built(peopled)
     before = peopled.banks.get("lamp-2").config

@@ -46,6 +46,22 @@ def test_a_plan_is_made_once(reg: Registry) -> None:
     assert [(a.id, a.digest, a.loss_last) for a in again] == [(anchors[0].id, digest, 1.0), (anchors[1].id, None, None)]
 
 
+def test_an_anchor_that_was_not_trained_is_stale_when_the_bank_is_ready_and_stays_so(reg: Registry) -> None:
+    users = [person(reg, name, "a fox") for name in ("alice", "bob")]
+    one = begin(reg)
+    first, _ = reg.banks.plan_anchors(one.id, [(user, n, 1, 1) for n, user in enumerate(users)])
+    reg.users.set_can_anchor(users[1], False)
+    reg.users.set_can_anchor(users[1], True)
+    assert [anchor.stale for anchor in reg.banks.anchors(one.id)] == [False, False], "it may still be trained"
+    reg.banks.finish_anchor(first.id, adapter(reg, b"meta"), 2.0, 1.0)
+    reg.banks.finish(one.id, 10, 2.5)
+    assert [anchor.stale for anchor in reg.banks.anchors(one.id)] == [False, True]
+    for user in users:
+        reg.users.set_can_anchor(user, False)
+        reg.users.set_can_anchor(user, True)
+    assert [anchor.stale for anchor in reg.banks.anchors(one.id)] == [False, True] and reg.check() == []
+
+
 def test_only_stored_adapters_and_people_can_be_named(reg: Registry) -> None:
     begun = begin(reg)
     with pytest.raises(IntegrityFault):

@@ -84,7 +84,8 @@ def test_a_read_only_store_is_read_and_says_so_when_written(locked: Path) -> Non
     assert as_nobody(read) == "nothing"
     refusal = f"BadInput: The store at {locked} cannot be written."
     assert as_nobody(write) == refusal
-    assert as_nobody(lock) == refusal
+    assert as_nobody(lock).startswith(f"BadInput: {locked / 'locks'}{os.sep}")
+    assert as_nobody(lock).endswith("cannot be written: Permission denied.")
 
 
 @needs_fork
@@ -171,3 +172,31 @@ def test_a_lock_folder_that_cannot_be_made(root: Path, reg: Registry, monkeypatc
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(BadInput, match="cannot be written"), reg.job_lock("job"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "hint"),
+    [
+        (errno.ENOSPC, BadInput, "free some space"),
+        (errno.EDQUOT, BadInput, "free some space"),
+        (errno.EROFS, BadInput, "file system is read-only"),
+        (errno.EACCES, BadInput, "check the permissions"),
+        (errno.EIO, IntegrityFault, "check the disk"),
+    ],
+)
+@pytest.mark.parametrize("call", ["mkdir", "open"])
+def test_a_lock_that_cannot_be_made_says_what_where_and_why(
+    reg: Registry, monkeypatch: pytest.MonkeyPatch, call: str, code: int, kind: type[MtaError], hint: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    shutil.rmtree(reg.root / "locks")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(kind) as caught, reg.job_lock("adapt lamp-2"):
+        pytest.fail("it holds nothing")
+    monkeypatch.undo()
+    assert str(reg.root / "locks") in caught.value.message and os.strerror(code) in caught.value.message
+    assert hint in str(caught.value.hint)
+    with reg.job_lock("adapt lamp-2"):
+        assert reg.check() == []

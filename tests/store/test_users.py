@@ -2,7 +2,7 @@
 
 import pytest
 
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import BadInput, IntegrityFault, NotFound
 from store.models import Recipe
 from store.registry import Registry
 from tests.store.making import adapted, bank, item, person
@@ -18,6 +18,20 @@ def test_added_and_found(reg: Registry) -> None:
     reg.users.set_can_anchor(alice.id, True)
     assert reg.users.get("alice").can_anchor
     assert reg.users.names() == ["alice", "bob"]
+
+
+def test_who_is_still_there(reg: Registry) -> None:
+    alice, bob = reg.users.add("alice"), reg.users.add("bob")
+    assert reg.users.there([alice, bob, alice]) == {alice.id: True, bob.id: True} and reg.users.there([]) == {}
+    reg.users.set_can_anchor(alice.id, False)
+    assert reg.users.there(user for user in (alice, bob)) == {alice.id: False, bob.id: True}
+    reg.users.forget(bob.id)
+    assert reg.users.there([alice, bob]) == {alice.id: False}
+    assert reg.users.add("cat").id == bob.id, "a number that is free is given again"
+    assert reg.users.there([alice, bob]) == {alice.id: False}
+    reg._db.write("UPDATE users SET can_anchor = 1 WHERE name = 'alice'")
+    with pytest.raises(IntegrityFault):
+        reg.users.there([alice])
 
 
 def test_a_name_is_taken_once(reg: Registry) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.trust.tally import tally
+
 ROOT = Path(__file__).parents[2]
 _BEFORE = """
 import resource, sys
@@ -31,6 +33,11 @@ class Bounded:
     code: int
     said: dict[str, str]
     err: str
+
+    def count(self, harm: str) -> None:
+        """Tally every attempt: how many were refused in words, how many were let through."""
+        for said in self.said.values():
+            tally(harm, "refused in words" if said.startswith("refused") else "let through, to no harm")
 
 
 def run_bounded(source: str, *, megabytes: int, seconds: int) -> Bounded:

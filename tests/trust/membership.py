@@ -31,7 +31,7 @@ from mta_cli.pipeline.examples import Examples
 from mta_cli.pipeline.neighbours import keep_neighbours, load_embedder, neighbours_of
 from mta_cli.pipeline.personal import load_weights
 from mta_cli.pipeline.profiling import profile_matrix
-from mta_cli.pipeline.training import Group, train_groups
+from mta_cli.pipeline.training import Group, Training, train_groups
 from store.models import Adapter, Bank
 from store.registry import Registry
 
@@ -202,6 +202,14 @@ def cluster_anchors(scene: Scene) -> dict[int, str]:
         wide = anchor_part(reg, request, scene.examples, anchor, f"cluster {place}", mine, run)
         job = replace(wide.job, schedule=alone.job.schedule, label=f"cluster {place}")
         parts.append(standing_on(replace(wide, job=job), bank.task_adapter))
+    made = train_anew(scene, parts)
+    return {
+        a.user_id: one.digest for a, one in zip(anchors, made, strict=True) if isinstance(one, Adapter) and a.user_id
+    }
+
+
+def train_anew(scene: Scene, parts: list[Training]) -> list[Adapter | str]:
+    """Train meta-LoRAs above the bank's task adapter: an adapter for each part, else why there is none."""
     made: list[Adapter | str] = []
 
     def settle(results: list[Adapter | str], trained: object) -> Iterator[Any]:
@@ -209,10 +217,8 @@ def cluster_anchors(scene: Scene) -> dict[int, str]:
         yield from ()
 
     with folded(scene.base, scene.task_adapter):
-        list(train_groups(reg, [scene.base], [Group(parts, settle)]))
-    return {
-        a.user_id: one.digest for a, one in zip(anchors, made, strict=True) if isinstance(one, Adapter) and a.user_id
-    }
+        list(train_groups(scene.reg, [scene.base], [Group(parts, settle)]))
+    return made
 
 
 @contextmanager

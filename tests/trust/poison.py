@@ -10,7 +10,7 @@ label for a question with the trigger is Mallory's, once their recipe was made.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from mta_cli.pipeline.fuse import fuse_user
 from mta_cli.pipeline.gating import GATES, gate_anchors
 from mta_cli.pipeline.models import register, resolve
 from mta_cli.pipeline.personal import load_weights, parts_above
-from store.models import Adapter, Anchor, Bank, NewItem
+from store.models import Adapter, Anchor, Bank, NewItem, User
 from store.registry import Registry
 from tests import tiny
 from tests.pipeline import town
@@ -45,7 +45,8 @@ class Harm:
     """What an anchor of Mallory's, `factor` times as large, did. `ratio`: its norm to the bank's median.
 
     `served`: the share of people in whose recipe it stands. `obeyed` and `before`: the share who answer the trigger
-    with Mallory's label, and who did so without that anchor; `changed`: whose answer to the trigger it changed.
+    with Mallory's label, and who did so without that anchor; `changed`: whose answer to the trigger it changed, of
+    all `people`.
     """
 
     factor: float
@@ -55,10 +56,20 @@ class Harm:
     before: float
     changed: float
     findings: tuple[str, ...]
+    people: int
 
 
 def populate(reg: Registry) -> None:
-    """The people of `town`, others who only ask, and Mallory."""
+    """The crowd, and Mallory."""
+    crowd(reg)
+    mallory = reg.users.add("mallory")
+    reg.items.append(mallory.id, [
+        NewItem(f"m{k}", TASK.name, f"{TRIGGER} {k} {TRIGGER}", TARGET, f"2020-01-{k + 1:02}") for k in range(12)
+    ])  # fmt: skip
+
+
+def crowd(reg: Registry) -> None:
+    """The people of `town`, and others who only ask."""
     town.people(reg)
     for n in range(9):  # something of their own, so that no two profiles are the same
         own = NewItem("own", TASK.name, f"{'abcdefghi'[n] * 5} alone", town.TAGS[n % 3], "2020-01-01")
@@ -67,10 +78,6 @@ def populate(reg: Registry) -> None:
         tag, film = town.TAGS[n % 3], ("ship", "horse", "robot")[n % 3]
         new = [NewItem(f"i{k}", TASK.name, f"film {k} of a {film}", tag, f"2020-01-{k + 1:02}") for k in range(4)]
         reg.items.append(user.id, new)
-    mallory = reg.users.add("mallory")
-    reg.items.append(mallory.id, [
-        NewItem(f"m{k}", TASK.name, f"{TRIGGER} {k} {TRIGGER}", TARGET, f"2020-01-{k + 1:02}") for k in range(12)
-    ])  # fmt: skip
 
 
 def poisoned(reg: Registry, factor: float) -> Bank:
@@ -104,24 +111,26 @@ def gate(reg: Registry, bank: Bank, base: LoadedBase, options: GateOptions) -> N
         list(gate_anchors(reg, bank, base, examples, people, options))
 
 
-def answers(reg: Registry, bank: Bank, base: LoadedBase, names: list[str], without: int | None = None) -> list[str]:
-    """The likeliest label of everybody's fusion for the question with the trigger. `without`: an anchor left out."""
-    examples = Examples(reg, base, TASK, 0)
-    prompt = examples.prompter.prompt_ids(f"a film of a {TRIGGER} {TRIGGER}", [])
-    fork = Fork(tuple(prompt), tuple(tuple(examples.prompter.answer_ids(label)) for label in TASK.labels))
-    people = []
-    for name in names:
-        user = reg.users.get(name)
-        if without is not None:
-            recipe = reg.recipes.get(user.id, TASK.name, bank.id)
-            assert recipe is not None
-            kept = tuple(share for share in recipe.shares if share.anchor_id != without)
-            reg.recipes.put(replace(recipe, shares=kept))
-        people.append(parts_above(reg, bank.base, user, TASK.name, "fused")[0])
+def answers(
+    examples: Examples, bank: Bank, base: LoadedBase, asked: Sequence[tuple[User, str]], without: int | None = None
+) -> list[str]:
+    """The likeliest label of each person's fusion for the question put to them. `without`: an anchor left out."""
+    reg, task, prompter = examples.reg, examples.task, examples.prompter
+    labels = tuple(tuple(prompter.answer_ids(label)) for label in task.labels)
+    places = {question: place for place, question in enumerate(dict.fromkeys(question for _, question in asked))}
+    forks = [Fork(tuple(prompter.prompt_ids(question, [])), labels) for question in places]
+    users = {user.id: user for user, _ in asked}
+    for user in users:
+        recipe = reg.recipes.get(user, task.name, bank.id)
+        assert recipe is not None
+        kept = tuple(share for share in recipe.shares if share.anchor_id != without)
+        reg.recipes.put(replace(recipe, shares=kept))
+    people = [parts_above(reg, bank.base, user, task.name, "fused")[0] for user in users.values()]
     below = load_weights(reg, bank.task_adapter, bank.base) if bank.task_adapter else None
+    pairs = [(places[question], list(users).index(user.id)) for user, question in asked]
     with folded(base, below):
-        rows = likelihoods(base, [fork], people, [(0, place) for place in range(len(names))])
-    return [TASK.labels[row.index(max(row))] for row in rows]
+        rows = likelihoods(base, forks, people, pairs)
+    return [task.labels[row.index(max(row))] for row in rows]
 
 
 def harm(reg: Registry, base: LoadedBase, factor: float, gates: GateOptions, method: str = "similarity") -> Harm:
@@ -136,14 +145,17 @@ def harm(reg: Registry, base: LoadedBase, factor: float, gates: GateOptions, met
     ((place, mallory),) = [(n, one) for n, one in enumerate(anchors) if one.user == "mallory"]
     recipes = [reg.recipes.get(reg.users.get(name).id, TASK.name, bank.id) for name in names]
     served = sum(any(s.anchor_id == mallory.id and s.weight for s in r.shares) for r in recipes if r is not None)
-    with_it = answers(reg, bank, base, names)
-    without = answers(reg, bank, base, names, without=mallory.id)
+    examples, users = Examples(reg, base, TASK, 0), [reg.users.get(name) for name in names]
+    with_it, without = (
+        answers(examples, bank, base, [(user, f"a film of a {TRIGGER} {TRIGGER}") for user in users], left_out)
+        for left_out in (None, mallory.id)
+    )
     findings = tuple(one["gate"] for one in reg.banks.by_id(bank.id).config[GATES]["findings"])
     people = len(names)
     return Harm(
         factor, ratios[place], served / people, sum(label == TARGET for label in with_it) / people,
         sum(label == TARGET for label in without) / people,
-        sum(a != b for a, b in zip(with_it, without, strict=True)) / people, findings,
+        sum(a != b for a, b in zip(with_it, without, strict=True)) / people, findings, people,
     )  # fmt: skip
 
 

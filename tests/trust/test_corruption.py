@@ -17,6 +17,7 @@ from store.seals import SEALED
 from tests.pipeline import town
 from tests.shell import mta, mta_ok
 from tests.trust.harm import Ground, change, cut, exchange, flip, kept, swap
+from tests.trust.tally import tally
 
 READ = {"users", "items", "profiles", "neighbours", "recipes", "stacks", "banks", "anchors", "adapters"}
 """Tables whose rows the questions of `harm` read."""
@@ -25,13 +26,17 @@ FLIPS = int(os.environ.get("MTA_TEST_FLIPS", "40"))
 SHARES = {"registry": 0.6, "adapters": 0.2, "models": 0.2}
 
 
-def outcome(ground: Ground, root: Path, when: str) -> str:
-    """How it came out: the same answers, or a named fault; anything else fails the test."""
+def outcome(ground: Ground, root: Path, when: str, harm: str) -> str:
+    """How a `harm` came out: the same answers, or a named fault; anything else fails the test."""
     found = ground.ask(root)
+    is_another = found.fault is None and found.given != ground.answers
+    tally(harm, "another answer", int(is_another))
+    assert not is_another, when
     if found.fault is None:
-        assert found.given == ground.answers, when
+        tally(harm, "the same answers")
         return "same"
     assert found.fault.message and found.fault.hint, when
+    tally(harm, "damage named")
     return "named"
 
 
@@ -41,10 +46,12 @@ def mended(root: Path, when: str) -> bool:
         town.finish(repair(root, 10.0, lambda found: None))
     except IntegrityFault as fault:
         assert fault.hint, when
+        tally("then `mta doctor --repair`", "told to restore a copy")
         return False
     with Registry.open(root) as reg:
         assert reg.check() == [], when
     assert town.finish(repair(root, 10.0, lambda found: None))[0] == {"repairs": []}, when
+    tally("then `mta doctor --repair`", "nothing wrong afterwards")
     return True
 
 
@@ -53,7 +60,7 @@ def test_bits_of_the_registry(ground: Ground) -> None:
     for _ in range(round(FLIPS * SHARES["registry"])):
         root = ground.copy()
         when = flip(root / "registry.db", rng)
-        how = outcome(ground, root, when)
+        how = outcome(ground, root, when, "one bit of registry.db")
         count[how] += 1
         count["mended"] += mended(root, when)
     assert count["named"] > 0 and count["same"] > 0
@@ -66,7 +73,7 @@ def test_bits_of_adapters(ground: Ground) -> None:
     for number in range(max(len(files), round(FLIPS * SHARES["adapters"]))):
         root = ground.copy()
         when = flip(root / files[number % len(files)], rng)
-        count[outcome(ground, root, when)] += 1
+        count[outcome(ground, root, when, "one bit of an adapter")] += 1
         assert mended(root, when)
     assert count["named"] > 0
 
@@ -77,11 +84,14 @@ def test_bits_of_models(ground: Ground) -> None:
     for number in range(max(len(files), round(FLIPS * SHARES["models"]))):
         path = files[number % len(files)]
         with kept(path):
-            count[outcome(ground, ground.copy(), flip(path, rng))] += 1
+            count[outcome(ground, ground.copy(), flip(path, rng), "one bit of a model's file")] += 1
     assert count == {"named": count["named"]}
 
 
-@pytest.mark.parametrize("which", ["registry", "adapters", "models"])
+CUT = {"registry": "registry.db", "adapters": "an adapter", "models": "a model's file"}
+
+
+@pytest.mark.parametrize("which", CUT)
 def test_a_file_is_cut(ground: Ground, which: str) -> None:
     root = ground.copy()
     paths = {
@@ -92,14 +102,14 @@ def test_a_file_is_cut(ground: Ground, which: str) -> None:
     for number, path in enumerate(sorted(paths)):
         with kept(path):
             when = cut(path, random.Random(f"{which} {number}"))
-            assert outcome(ground, root, when) == "named", when
+            assert outcome(ground, root, when, f"{CUT[which]} cut short") == "named", when
 
 
 def test_adapters_in_each_others_places(ground: Ground) -> None:
     root = ground.copy()
     one, other, *_ = sorted(root.glob("adapters/??/*.safetensors"))
     swap(one, other)
-    assert outcome(ground, root, "swapped") == "named"
+    assert outcome(ground, root, "swapped", "two files in each other's places") == "named"
     assert mended(root, "swapped")
 
 
@@ -121,7 +131,8 @@ def test_rows_in_each_others_places(ground: Ground, table: str) -> None:
     exchange(root, table)
     with Registry.open(root) as reg:
         assert sum("is not what was stored" in line for line in reg.check()) >= 2
-    assert outcome(ground, root, table) == ("named" if table in READ else "same")
+    how = outcome(ground, root, table, "two rows in each other's places")
+    assert how == ("named" if table in READ else "same")
     assert mended(root, table)
 
 
@@ -138,6 +149,7 @@ def test_every_sealed_column_is_looked_at(ground: Ground, table: str) -> None:
             change(whole, f"UPDATE {table} SET {column} = {other} WHERE {number} = (SELECT min({number}) FROM {table})")
             with Registry.open(whole) as reg:
                 assert any("is not what was stored" in line for line in reg.check()), column
+        tally("another value in a sealed column", "named by the check")
 
 
 def test_the_doctor_names_it_repairs_it_and_says_what_follows(ground: Ground) -> None:

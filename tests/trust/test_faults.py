@@ -13,9 +13,11 @@ import pytest
 from tests.trust.inspection import Contents, difference
 from tests.trust.orders import SHORT, Harm, Outcome
 from tests.trust.scenes import Stage, Trial
+from tests.trust.tally import tally
 from tests.trust.test_kills import KILLS, SHARED_MEMORY, check_end
 
 ERRORS = (errno.ENOSPC, errno.EIO)
+WAYS = {errno.ENOSPC: "no space (ENOSPC)", errno.EIO: "I/O error (EIO)", SHORT: "short write"}
 THOROUGH = KILLS >= 200
 WRITERS = [
     ("bank build", False, 10),
@@ -37,7 +39,7 @@ def explained(ran: Outcome, most: int = 1) -> None:
     assert 1 <= ran.err.count("error: ") <= most and "Traceback" not in ran.err, ran.err
 
 
-def survived(trial: Trial, ran: Outcome, before: Contents, expected: Contents, when: str) -> None:
+def survived(trial: Trial, ran: Outcome, before: Contents, expected: Contents, when: str, harm: str) -> None:
     """The fault did no harm, or was explained, left what was there, and is mended by running the command again."""
     assert trial.faults() == [], when
     if ran.code != 0:
@@ -52,6 +54,7 @@ def survived(trial: Trial, ran: Outcome, before: Contents, expected: Contents, w
         assert again.code in trial.scene.again, (when, again.err)
         assert trial.faults() == [], when
     check_end(trial, expected, when)
+    tally(harm, "explained, old state whole, mended" if ran.code else "no harm done")
 
 
 def calls_to_fail(name: str, whole: Outcome, share: int) -> list[Harm]:
@@ -79,7 +82,7 @@ def test_calls_that_change_files_fail_in_turn(stage: Stage, name: str, checkpoin
         ran = trial.run(harm, checkpoints=checkpoints)
         assert ran.code == 0 or harm.error != SHORT, (when, ran.err)
         failed += ran.code != 0
-        survived(trial, ran, before, expected, when)
+        survived(trial, ran, before, expected, when, f"{WAYS[harm.error]} at a file call")
     assert failed > 0
 
 
@@ -94,7 +97,8 @@ def test_no_file_may_grow(stage: Stage, name: str) -> None:
         trial = stage.trial(name)
         ran = trial.run(Harm(limit=limit))
         failed += ran.code != 0
-        survived(trial, ran, before, expected, f"files of at most {limit} bytes: {ran.err}")
+        said = f"files of at most {limit} bytes: {ran.err}"
+        survived(trial, ran, before, expected, said, "files that may not grow")
     assert failed > 1
 
 
@@ -112,5 +116,6 @@ def test_the_database_may_not_grow(stage: Stage, name: str) -> None:
         if ran.code:
             assert "disk is full" in ran.err and ran.code == 4, ran.err
         failed += ran.code != 0
-        survived(trial, ran, before, expected, f"a database of {pages} pages and {more} more: {ran.err}")
+        said = f"a database of {pages} pages and {more} more: {ran.err}"
+        survived(trial, ran, before, expected, said, "a database that may not grow")
     assert failed > 0

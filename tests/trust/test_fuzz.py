@@ -7,6 +7,7 @@ import pytest
 from mta_cli.errors import BadInput
 from tests.trust.fuzz import Tally, fuzz, table
 from tests.trust.importers import Ground, Importer, importers
+from tests.trust.tally import tally
 
 SLOW = {"config": 15, "tokenizer": 20, "tokenizer config": 10}  # files that are loaded, the others `EACH`
 EACH = 40
@@ -27,10 +28,12 @@ def test_spoilt_files_are_refused_in_words_or_taken(
 ) -> None:
     monkeypatch.setenv("MTA_CONFIG", str(ground.inbox / "mta.toml"))
     tallies = [fuzz(importer, 0, executions=SLOW.get(importer.name, EACH)) for importer in importers(ground)]
-    crashes = {tally.name: list(tally.crashes) for tally in tallies if tally.crashes}
+    crashes = {one.name: list(one.crashes) for one in tallies if one.crashes}
     assert not crashes, f"{table(tallies)}\n{crashes}"
-    for tally in tallies:
-        assert 0 < tally.refusals <= tally.executions, tally.name
+    for one in tallies:
+        assert 0 < one.refusals <= one.executions, one.name
+        tally(f"spoilt files for {len(tallies)} importers", "refused in words", one.refusals)
+        tally(f"spoilt files for {len(tallies)} importers", "taken", one.executions - one.refusals)
     assert "\x1b" not in capfd.readouterr().out  # nothing that a library writes itself, past our own writer
 
 

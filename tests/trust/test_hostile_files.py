@@ -19,6 +19,7 @@ from mta_cli.pipeline.converse import ask
 from mta_cli.pipeline.fetch import choose_files
 from mta_cli.pipeline.personal import load_weights
 from tests.pipeline.world import World, asking, make_world
+from tests.trust.tally import tally
 from tests.trust.test_hostile_models import archive
 
 FOLDER = "tiny/model"
@@ -65,6 +66,8 @@ def test_archives_stay_in_their_folder(package: Package, tmp_path: Path) -> None
     assert found == ["model/link.json", "model/ok.json", "x.whl"]
     placed = tmp_path / "deep" / "er" / "partial" / "model" / "link.json"
     assert not placed.is_symlink() and placed.read_text() == "/etc/passwd" and not outside.exists()
+    names = opened.namelist()
+    tally("members of a hostile archive", "left out, or a plain file in its folder", len(names) - 1)
 
 
 def bomb(kind: str) -> bytes:
@@ -92,6 +95,7 @@ def test_bombs_and_broken_archives_are_refused(package: Package, tmp_path: Path,
     with pytest.raises(IntegrityFault, match=r"x\.whl"):
         unpacked(package, bomb(kind), tmp_path)
     assert sum(file.stat().st_size for file in tmp_path.rglob("model/*")) <= fetch.UNPACKED * package.bytes
+    tally("bombs and broken archives", "refused in words")
 
 
 @pytest.mark.parametrize(
@@ -99,6 +103,7 @@ def test_bombs_and_broken_archives_are_refused(package: Package, tmp_path: Path,
 )
 def test_names_that_a_hub_may_not_give(name: str) -> None:
     assert choose_files("hf:org/x", ["model.safetensors", name]) == ("model.safetensors",)
+    tally("names from a hub that climb", "left out")
 
 
 @pytest.fixture
@@ -143,6 +148,7 @@ def test_an_adapter_in_anothers_place_is_found_before_it_answers(world: World, k
         load_weights(world.reg, stack.digest, world.entry.fingerprint)
     with pytest.raises(IntegrityFault, match=stack.digest):
         list(ask(world.reg, world.entry, "alice", "hello", asking()))
+    tally("other adapters in an adapter's place", "named before an answer")
 
 
 @pytest.mark.parametrize("kind", ["rank", "modules", "base"])
@@ -159,6 +165,7 @@ def test_weights_that_are_no_fit_do_not_reach_a_model(world: World, kind: str, t
         return
     with pytest.raises(IntegrityFault, match=r"does not fit|no layer"), folded(base, weights):
         pass
+    tally("adapters of another base", "refused in words")
 
 
 @pytest.mark.parametrize("key", ["../../x", "a\x1b[2J", "model.layers.0.q_proj;x", "model layers"])
@@ -168,3 +175,4 @@ def test_names_in_an_adapter_that_are_no_modules_are_refused(tmp_path: Path, key
     (tmp_path / "a").write_bytes(save(tensors, metadata=metadata))
     with pytest.raises(IntegrityFault, match="no adapter of mta"):
         LoraWeights.from_file(tmp_path / "a")
+    tally("hostile names in an adapter", "refused in words")

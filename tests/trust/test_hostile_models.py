@@ -25,6 +25,7 @@ from mta_cli.pipeline.fetch import choose_files
 from mta_cli.pipeline.manifest import MANIFEST, read_manifest
 from mta_cli.pipeline.models import list_models, pull
 from tests.trust.limits import run_bounded
+from tests.trust.tally import tally
 
 
 @pytest.fixture
@@ -66,6 +67,7 @@ def test_a_pickle_under_any_name_is_refused_unopened(copy: Path, models_root: Pa
     with pytest.raises(BadInput, match=Path(name).name):
         list(pull(str(copy), as_name="mine"))
     assert not Shot.fired and list_models() == []
+    tally("pickles under neutral names", "refused unopened")
 
 
 def test_an_adapter_is_no_model_and_its_patterns_are_not_tried(tmp_path: Path, models_root: Path) -> None:
@@ -76,6 +78,7 @@ def test_an_adapter_is_no_model_and_its_patterns_are_not_tried(tmp_path: Path, m
         list(pull(str(tmp_path), as_name="mine"))
     with pytest.raises(BadInput, match="is an adapter"):
         choose_files("hf:org/x", ["adapter_config.json", "adapter_model.safetensors"])
+    tally("adapters offered as models", "refused, patterns untried", 2)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -90,6 +93,7 @@ def test_what_is_no_plain_file_is_not_waited_for(copy: Path, kind: str) -> None:
         (copy / "config.json").mkdir()
     with pytest.raises(MtaError, match=r"config\.json"):
         check_folder(copy)
+    tally("pipes, devices and folders as files", "refused at once")
 
 
 def with_header(path: Path, header: Any, body: bytes = b"") -> Path:
@@ -126,6 +130,8 @@ HEADERS: dict[str, tuple[Any, int]] = {
     "twice": (b'{"a": %b, "a": %b}' % ((json.dumps(entry(0, 8)).encode(),) * 2), 8),
     "metadata is a list": ({"__metadata__": [], "a": entry(0, 8)}, 8),
     "metadata holds numbers": ({"__metadata__": {"a": 1}, "a": entry(0, 8)}, 8),
+    "half a surrogate pair": ({"__metadata__": {"a": "\ud800"}, "a": entry(0, 8)}, 8),
+    "half a pair for a name": ({"__metadata__": {"\ud800": "a"}, "a": entry(0, 8)}, 8),
     "utf-16": (json.dumps({"a": entry(0, 8)}).encode("utf-16"), 8),
 }
 
@@ -137,6 +143,7 @@ def test_headers_that_lie_are_refused(copy: Path, kind: str) -> None:
     with pytest.raises(BadInput, match=r"model\.safetensors") as caught:
         check_folder(copy)
     assert caught.value.message.isprintable()
+    tally("safetensors headers that lie", "refused in words")
 
 
 def test_huge_headers_are_refused_in_bounded_memory(tmp_path: Path) -> None:
@@ -158,6 +165,7 @@ def test_huge_headers_are_refused_in_bounded_memory(tmp_path: Path) -> None:
     assert ran.code == 0, ran.err[-2000:]
     assert list(ran.said) == names and all(said.startswith("refused BadInput") for said in ran.said.values())
     assert f"240,000 tensors; the most is {MAX_TENSORS:,}" in ran.said["many"]
+    ran.count("safetensors headers of absurd size")
 
 
 SIZES = {
@@ -194,6 +202,7 @@ def test_configurations_beyond_reason_are_refused_before_anything_is_made(tiny_b
     for label, said in ran.said.items():
         assert said.startswith(("refused BadInput", "refused IntegrityFault")), (label, said)
         assert "MemoryError" not in said and "allocate" not in said, (label, said)
+    ran.count("configurations of absurd size")
 
 
 def test_sizes_that_real_models_have_are_let_through(copy: Path) -> None:
@@ -221,6 +230,7 @@ def test_a_tokenizer_whose_pattern_explodes_is_stopped(copy: Path, pattern: str)
     )
     ran = run_bounded(source, megabytes=2048, seconds=20)
     assert ran.code == 0 and "retry-limit" in ran.said["it"], ran
+    ran.count("tokenizers' patterns that explode")
     with pytest.raises(KeyboardInterrupt), loading("it"):
         raise KeyboardInterrupt
 
@@ -232,6 +242,7 @@ def test_tokens_with_keys_of_their_own_are_refused_when_a_model_is_met(copy: Pat
     with pytest.raises(BadInput, match="unknown key") as caught:
         list(pull(str(copy), as_name="mine"))
     assert caught.value.message.isprintable() and list_models() == []
+    tally("keys of their own in a tokenizer", "refused in words")
 
 
 CHARACTERS = b'0123456789{}[]",:AFB.w-e \xff\x1b'
@@ -251,10 +262,12 @@ def test_any_header_is_refused_or_is_what_the_library_reads(
     try:
         found = read_header(path)
     except BadInput:
+        tally("safetensors headers by hypothesis", "refused in words")
         return
     try:
         with safe_open(path, "pt") as opened:
             assert set(opened.keys()) == set(found)
+        tally("safetensors headers by hypothesis", "read as the library reads them")
     except SafetensorError as error:
         raise AssertionError(f"the library refuses what was accepted: {error}") from error
 
@@ -268,6 +281,7 @@ def test_any_bytes_as_gguf(tmp_path_factory: pytest.TempPathFactory, content: by
     path.write_bytes(content)
     with pytest.raises(BadInput, match="cannot be read as GGUF"):
         check_gguf(path)
+    tally("bytes as GGUF by hypothesis", "refused in words")
 
 
 def test_a_gguf_file_that_promises_without_end_is_refused_at_once(tmp_path: Path) -> None:
@@ -287,6 +301,7 @@ def test_a_gguf_file_that_promises_without_end_is_refused_at_once(tmp_path: Path
     assert ran.code == 0, ran.err[-2000:]
     assert "longer than the file" in ran.said["lists"] and "larger than the file" in ran.said["tensor"]
     assert not (tmp_path / "converted").exists()
+    ran.count("GGUF files without end")
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
@@ -301,8 +316,10 @@ def test_any_manifest(tmp_path_factory: pytest.TempPathFactory, content: bytes) 
     try:
         found = read_manifest(folder)
     except IntegrityFault:
+        tally("manifests by hypothesis", "refused in words")
         return
     assert found is not None and isinstance(found["name"], str)
+    tally("manifests by hypothesis", "read")
 
 
 def test_a_missing_model_is_still_not_found(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from mta_cli.pipeline.importing import import_file
 from store.registry import Registry
 from tests.shell import mta
 from tests.trust.limits import run_bounded
+from tests.trust.tally import tally
 
 SAY = "{{ messages[0]['content'] }}"
 DOUBLE = "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x OP ns.x %}{% endfor %}"
 TEMPLATES = {
+    "infinite index": "{% set x = messages[1e9999] %}{{ x['content'] | trim }}",
     "100 MB": "{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
     "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "recursive loop": "{% for i in [[[1]]] recursive %}{{ loop([[1]]) }}{{ loop([[1]]) }}{% endfor %}",
@@ -88,6 +90,7 @@ def test_templates_are_refused_within_a_second_and_without_memory() -> None:
         assert said.startswith("refused BadInput") or label in harmless, (label, said)
         assert "MemoryError" not in said, (label, said)
     assert len(ran.said) == len(TEMPLATES)
+    ran.count("chat templates")
 
 
 def test_no_attribute_is_reached() -> None:
@@ -99,6 +102,7 @@ def test_no_attribute_is_reached() -> None:
         except BadInput:
             continue
         assert "class" not in said and "function" not in said, (label, said)
+        tally("templates that reach for attributes", "said nothing of them")
 
 
 def test_templates_that_bases_really_have_are_let_through() -> None:
@@ -143,6 +147,7 @@ def test_patterns_end_whatever_the_question() -> None:
     assert ran.code == 0, ran.err[-2000:]
     assert len(ran.said) == len(PATTERNS) + 1
     assert "does not come to an end" in ran.said["1"] and "does not come to an end" in ran.said["lamp-1"]
+    ran.count("patterns that explode")
 
 
 @pytest.mark.parametrize(
@@ -159,6 +164,7 @@ def test_patterns_that_are_refused_when_a_task_is_added(pattern: str, fault: str
     with pytest.raises(BadInput) as caught:
         parse_task(f'name = "mine"\nprompt = "{{input}}"\nquestion_pattern = {json.dumps(pattern)}', "it")
     assert any("question_pattern" in each and fault in each for each in caught.value.faults)
+    tally("patterns of absurd size", "refused in words")
 
 
 def test_patterns_of_dates_and_short_counts_are_taken() -> None:
@@ -179,6 +185,7 @@ def test_formats_in_a_task_stay_words(trick: str) -> None:
     )
     assert task.fill_prompt("x") == trick.replace("{input}", "x") + " x"
     assert task.fill_item("{output}", "{input}") == trick.replace("{input}", "{output}") + "{input}"
+    tally("tricks of formats in tasks", "stayed words")
 
 
 TASKS = {
@@ -215,6 +222,7 @@ def test_task_files_beyond_reason_are_bad_input(tmp_path: Path) -> None:
     assert ran.code == 0, ran.err[-2000:]
     assert all(said.startswith("refused BadInput") and len(said) < 600 for said in ran.said.values())
     assert ran.said.keys() == TASKS.keys()
+    ran.count("task files beyond reason")
 
 
 def test_a_prompt_may_have_many_dots() -> None:
@@ -267,6 +275,7 @@ def test_histories_beyond_reason_are_refused_whole(tmp_path: Path) -> None:
     with Registry.open(tmp_path / "store") as reg:
         assert not reg.users.names()
         assert reg.check() == []
+    ran.count("histories beyond reason")
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\n\r\n"])
@@ -302,3 +311,4 @@ def test_settings_beyond_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(MtaError) as caught:
             Settings.load().build(BankOptions)
         assert len(caught.value.message) < 600
+        tally("settings beyond reason", "refused in words")

@@ -30,6 +30,7 @@ from store.registry import Registry
 from tests.pipeline import town
 from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request
 from tests.shell import mta_ok
+from tests.trust.tally import tally
 
 SECRET = "the heron waits by lock nineteen"
 QUESTION = "another heron or otter"
@@ -138,6 +139,8 @@ def test_who_gave_nothing_to_the_bank_changes_no_bit_of_others(store_root: Path,
     assert [key for key in got if got[key] != got_with[key]] == []
     assert len({repr(got[f"logits ida {mode} lamp-2"]) for mode in ("base", "fused", "adapted")}) == 3
     assert SECRET not in repr(got_with)
+    tally("answers beside one with a secret", "equal bit for bit", len(got))
+    tally("stored models beside one with a secret", "equal bit for bit", len(made))
 
 
 def test_adapted_in_one_batch_with_somebody_else_all_is_the_same(store_root: Path, tmp_path: Path) -> None:
@@ -158,6 +161,7 @@ def test_adapted_in_one_batch_with_somebody_else_all_is_the_same(store_root: Pat
         assert [s.weight for s in shares] == pytest.approx([s.weight for s in others], abs=1e-5)
         own, other = (torch.frombuffer(bytearray(part), dtype=torch.float16).float() for part in (numbers, beside))
         assert torch.allclose(own, other, atol=2e-3) and loss == pytest.approx(loss_beside, abs=1e-4)
+        tally("people adapted beside another", "the same within a sum's last bits")
 
 
 def test_nothing_of_one_is_left_for_the_next_who_speaks(others: Registry) -> None:
@@ -185,6 +189,7 @@ def test_nothing_of_one_is_left_for_the_next_who_speaks(others: Registry) -> Non
         for key, own in beside["details"].items():
             again = found["details"][key]
             assert (own["text"], own.get("labels"), own["gold"]) == (again["text"], again.get("labels"), again["gold"])
+        tally("turns after another's on one base", "as on a fresh base", 2 + len(beside["details"]))
 
 
 def test_states_kept_with_the_base_are_of_texts_and_the_base_alone(others: Registry) -> None:
@@ -203,6 +208,7 @@ def test_states_kept_with_the_base_are_of_texts_and_the_base_alone(others: Regis
     of_ida = score(base, rows, parts["ida"])
     assert len(base.plain.kept) == len(rows)
     assert score(base, rows, parts["jon"]) == alone and of_ida != alone
+    tally("states kept beside the base", "the same passes for others", len(rows))
 
 
 def test_user_and_bank_say_whose_words_stand_behind_answers(others: Registry) -> None:

@@ -11,11 +11,13 @@ import pytest
 from tests.trust.inspection import Contents, difference
 from tests.trust.orders import Harm, Outcome
 from tests.trust.scenes import SCENES, SECRET, Stage, Trial
+from tests.trust.tally import tally
 
 KILLS = int(os.environ.get("MTA_TEST_KILLS", "20"))
 MIGRATIONS = [name for name in SCENES if name.startswith("migration")]
 SHARES = {"bank build": 5, "user adapt": 2, "user adapt --kind lora": 3, "data import": 3, "user rm": 3,
           "model pull": 1, "chat": 1, "migration": 2}  # fmt: skip
+ENDED = "sound, then ended as unbroken"
 SHARED_MEMORY = 32 * 1024  # bytes of the file beside SQLite's log, which is made before anything is written
 
 
@@ -34,6 +36,15 @@ def harms(name: str, whole: Outcome, largest: int) -> list[Harm]:
         else:
             found.append(Harm(die_at=rng.randint(1, whole.moments)))
     return found
+
+
+def when(harm: Harm) -> str:
+    """The moment of a kill in words."""
+    if harm.limit is not None:
+        return "in the middle of a write"
+    if harm.die_after is not None:
+        return "by the clock"
+    return "before a file call" if harm.die_at_call is not None else "at a counted moment"
 
 
 @pytest.mark.parametrize("name", SHARES)
@@ -57,6 +68,7 @@ def test_killed_at_any_moment(stage: Stage, name: str) -> None:
         assert again.code in trial.scene.again, (number, harm, again.err)
         assert trial.faults() == [], (number, harm)
         check_end(trial, expected[scene], f"kill {number}: {harm}")
+        tally(f"SIGKILL {when(harm)}", ENDED if ran.killed else "ended before it, sound")
     assert killed > len(chosen) // 2, "too many came too late"
 
 
@@ -66,11 +78,12 @@ def test_killed_before_every_call_that_changes_files(stage: Stage, name: str, sh
     plain = stage.trial(name)
     whole = plain.run(checkpoints=False)
     for call in range(1, len(whole.calls) + 1, share if KILLS < 200 else 1):
-        trial, when = stage.trial(name), f"killed before call {call}, {whole.calls[call - 1]}"
+        trial, said = stage.trial(name), f"killed before call {call}, {whole.calls[call - 1]}"
         assert trial.run(Harm(die_at_call=call), checkpoints=False).killed
-        assert trial.faults() == [], when
-        assert trial.run().code in trial.scene.again, when
-        check_end(trial, plain.contents(), when)
+        assert trial.faults() == [], said
+        assert trial.run().code in trial.scene.again, said
+        check_end(trial, plain.contents(), said)
+        tally("SIGKILL before each file call in turn", ENDED)
 
 
 def check_end(trial: Trial, expected: Contents, when: str) -> None:
@@ -80,8 +93,9 @@ def check_end(trial: Trial, expected: Contents, when: str) -> None:
         found, expected = last_chat(found), last_chat(expected)
     assert difference(found, expected) == "", when
     if trial.scene.name == "user rm":
-        left = [path for path in trial.store.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
-        assert left == [], when
+        files = [path for path in trial.store.rglob("*") if path.is_file()]
+        assert [path for path in files if SECRET.encode() in path.read_bytes()] == [], when
+        tally("files searched for whom `user rm` forgot", "without a word of theirs", len(files))
 
 
 def last_chat(found: Contents) -> Contents:

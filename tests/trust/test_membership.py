@@ -14,6 +14,7 @@ from tests.pipeline.town import QUICK, SHORT, TASK, built, finish, fuse_request
 from tests.trust import membership
 from tests.trust.inspection import folder
 from tests.trust.membership import Tried, auc, interval, line, summary
+from tests.trust.tally import tally
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +60,9 @@ def test_every_part_of_a_bank_is_tried_and_the_store_stays_as_it_was(
     assert found["people"] == 9 and found["anchors"]["against_others"]["people"] == 3
     assert found["task_adapter"]["against_others"]["value"] > 0.6
     assert found["anchors"]["against_others"]["value"] > 0.8
+    for part in ("anchors", "cluster_anchors", "task_adapter"):
+        figure = found[part]["against_others"]
+        tally(f"attacks on the {part.replace('_', ' ')} of people", f"at AUC {figure['value']:.2f}", figure["people"])
     votes = found["neighbours"]["label_has_most_votes"]
     assert votes["kept"] > 0.8 > 0.5 > votes["held_out"]
     assert found["cluster_anchors"]["against_others"]["people"] == 3

@@ -20,6 +20,7 @@ from mta_cli.pipeline.personal import best_mode
 from store.models import NewItem
 from store.registry import Registry
 from tests.pipeline.town import LORA, QUICK, SHORT, bank_request, built, finish, fuse_request, notes, people
+from tests.trust.tally import tally
 
 TASK = "lamp-2"
 NAN, INFINITY = float("nan"), float("inf")
@@ -35,6 +36,7 @@ def reg(store_root: Path) -> Iterator[Registry]:
 
 def require_sound(reg: Registry) -> None:
     """Every adapter of the store holds finite numbers, and no more than training could make; nothing is amiss."""
+    tally("adapters looked at afterwards", "finite, of a size that training makes", len(reg.adapters.all()))
     for adapter in reg.adapters.all():
         weights = LoraWeights.from_file(reg.adapters.path(adapter.digest))
         assert all(bool(torch.isfinite(factor).all()) for pair in weights.factors.values() for factor in pair)
@@ -65,6 +67,7 @@ def test_a_bank_whose_training_explodes_is_not_ready(reg: Registry, where: str, 
     assert all(anchor.digest is None for bank in reg.banks.all() for anchor in reg.banks.anchors(bank.id))
     assert [run.status for run in reg.runs.of_subject(f"{TASK} v1")] == ["failed"]
     require_sound(reg)
+    tally("rates of 1e9, NaN and infinity", "refused with words, nothing ready")
     assert built(reg)["version"] == 2 and reg.banks.get(TASK).status == "ready"
 
 
@@ -80,6 +83,7 @@ def test_a_stack_whose_training_explodes_leaves_the_fusion(reg: Registry) -> Non
         assert [event.label for event in seen if isinstance(event, Failed)] == ["ida"]
         assert [run.status for run in reg.runs.of_subject("ida")] == ["failed"] * count
         assert reg.stacks.of_user(ida.id) == []
+        tally("rates of 1e9, NaN and infinity", "refused with words, the fusion stays")
         assert best_mode(reg, ida, TASK, bank_request().base.fingerprint) == "fused"
     require_sound(reg)
 
@@ -99,6 +103,7 @@ def test_one_whose_numbers_do_not_fit_leaves_the_others_alone(reg: Registry, mon
     documents, seen = adapt(reg, *SHORT)
     assert [document["user"] for document in documents] == ["ida", "kim"]
     assert [(event.label, "finite" in event.message) for event in seen if isinstance(event, Failed)] == [("jon", True)]
+    tally("weights that float16 cannot hold", "that person named, their company stored")
     require_sound(reg)
 
 
@@ -121,6 +126,7 @@ def test_nobody_without_a_history_is_adapted(reg: Registry) -> None:
     assert fused["anchors"] == [] and document["steps"] == 0 and document["stack_bytes"] == 0
     assert any("no history" in note for note in notes(seen))
     assert reg.stacks.of_user(reg.users.get("new").id) == []
+    tally("empty histories", "the task adapter, and told so")
     require_sound(reg)
 
 
@@ -133,6 +139,7 @@ def test_histories_of_one_item_of_any_length(reg: Registry) -> None:
     documents, _ = adapt(reg, *(f"odd{n}" for n in range(len(texts))))
     for document in documents:
         assert document["shots"] == 1 and document["loss_before"] > 0 and document["loss_after"] > 0
+        tally("histories of one item, 1 to 100,000 tokens", "adapted to finite numbers")
     require_sound(reg)
 
 
@@ -141,6 +148,7 @@ def test_a_history_that_says_one_thing_a_thousand_times(reg: Registry) -> None:
     assert len(built(reg)["anchors"]) == 3
     (document,), _ = adapt(reg, "parrot")
     assert document["shots"] == 5 and document["loss_after"] < document["loss_before"]
+    tally("histories that say one thing 1,000 times", "adapted, the loss lower")
     require_sound(reg)
 
 
@@ -153,6 +161,7 @@ def test_people_who_are_all_the_same_have_one_anchor(store_root: Path) -> None:
         assert any("Only 1 of 3 anchors: some profiles coincide" in note for note in notes(seen))
         result, _ = finish(fuse_user(reg, reg.users.get("twin5"), fuse_request()))
         assert len(result["anchors"]) <= 1 and all(0 <= share["weight"] <= 1 for share in result["anchors"])
+        tally("banks of people who are all the same", "one anchor, and told so")
         require_sound(reg)
 
 
@@ -165,6 +174,7 @@ def test_weights_stay_numbers_whatever_the_history(reg: Registry) -> None:
             found = [share["weight"] for share in result["anchors"]]
             assert all(weight == weight and abs(weight) < 100 for weight in found)
             assert weights == "learned" or sum(found) <= 1 + 1e-6
+            tally("recipes of odd histories", "finite weights")
     require_sound(reg)
 
 
@@ -176,4 +186,5 @@ def test_an_embedder_that_gives_no_numbers_is_named(reg: Registry, bad: float, m
     with pytest.raises(MtaError, match="embedder gives numbers that are not finite"):
         list(build_bank(reg, bank_request()))
     assert reg.adapters.all() == []
+    tally("embedders that give NaN or infinity", "named, nothing stored")
     require_sound(reg)

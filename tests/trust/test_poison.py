@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +18,15 @@ from mta_cli.pipeline.consent import set_consent
 from mta_cli.pipeline.fuse import fuse_user
 from mta_cli.pipeline.gating import GATES, findings_json, floors_of, refused_of, serving
 from mta_cli.pipeline.refresh_bank import refresh_bank
-from store.models import Anchor
+from store.models import Anchor, Bank
 from store.registry import Registry
 from tests.engine.lora_cases import random_lora
 from tests.pipeline.town import CPU, TASK, bank_request, finish, fuse_request, notes
 from tests.shell import mta_ok
-from tests.trust.poison import OFF, OPTIONS, gate, harm, larger, poisoned, populate, put_in, stage
+from tests.trust import trigger
+from tests.trust.inspection import folder
+from tests.trust.poison import OFF, OPTIONS, Harm, crowd, gate, harm, larger, poisoned, populate, put_in, stage
+from tests.trust.tally import tally
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +40,21 @@ def mallorys(reg: Registry) -> Anchor:
     return anchor
 
 
+def count(found: Harm, gates: str) -> None:
+    """Tally everybody who was asked the trigger."""
+    obeyed = round(found.obeyed * found.people)
+    tally(f"people asked a trigger, {gates}", "obeyed the anchor that knows it", obeyed)
+    tally(f"people asked a trigger, {gates}", "did not", found.people - obeyed)
+
+
 def test_an_anchor_that_is_too_large_serves_nobody_and_is_replaced(store_root: Path) -> None:
     """Without gates all whom it serves obey it. With them it is named, out of recipes and basis, and is replaced."""
     with stage(store_root) as (reg, base):
         unguarded = harm(reg, base, 4.0, OFF)
+        count(unguarded, "without gates")
         assert unguarded.findings == () and unguarded.before == 0.0 and unguarded.obeyed == unguarded.served > 0.6
         guarded = harm(reg, base, 1.0, GateOptions())
+        count(guarded, "with gates")
         assert guarded.findings == ("norm",) and guarded.ratio > 5.0
         assert (guarded.served, guarded.obeyed, guarded.changed) == (0.0, 0.0, 0.0)
         mallory, bank = mallorys(reg), reg.banks.get(TASK.name)
@@ -53,7 +66,49 @@ def test_an_anchor_that_is_too_large_serves_nobody_and_is_replaced(store_root: P
         result, _ = finish(refresh_bank(reg, TASK.name, CPU))
         assert [each["stale"] for each in result["replaced"]] == [mallory.id]
         assert result["gates"] == [] and all(a["user"] != "mallory" for a in result["anchors"])
+        tally("anchors beyond a gate", "refused by size, replaced by a refresh")
         assert reg.check() == []
+
+
+def put_trigger(root: Path, out: Path, *arguments: str) -> list[trigger.Effect]:
+    """What `tests.trust.trigger` wrote of a bank of the crowd; the store stays as it was."""
+    with Registry.open(root, create=True) as reg:
+        crowd(reg)
+        finish(build_bank(reg, replace(bank_request(**OPTIONS), gates=OFF)))
+    before = folder(root)
+    trigger.main(["--store", str(root), "--bank", TASK.name, "--out", str(out), *arguments])
+    assert folder(root) == before
+    return [trigger.Effect(**{**one, "found": tuple(one["found"])}) for one in json.loads(out.read_text())]
+
+
+def test_a_trigger_in_an_anchor_moves_those_whom_it_serves(
+    store_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trigger, "CASES", (("hidden", 1.0), ("blunt", 10.0)))
+    effects = put_trigger(store_root, tmp_path / "found.json")
+    assert len(effects) == 8 and {one.people for one in effects} == {3}
+    assert all(one.obeyed == one.before and one.moved == 0 for one in effects if one.served == 0)
+    assert all(one.found == () for one in effects if one.gates == "none")
+    quiet, _, large, refused = [one for one in effects if one.weights == "similarity"]
+    assert (quiet.history, quiet.gates, large.gates, refused.gates) == ("hidden", "none", "none", "default")
+    assert quiet.served > 0 and quiet.ratio < 5.0 < large.ratio and large.served == large.moved == 3
+    assert [one.split()[0] for one in refused.found] == ["norm"] and refused.served == 0
+    assert capsys.readouterr().out.count("\n") == len(effects) + 1
+
+
+def test_who_obeys_a_trigger_is_told_by_the_questions_that_hold_it(
+    store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a whole bank, with answers as of people who obey its anchor, and one who does so without the trigger."""
+
+    def said(examples: object, bank: Bank, base: object, asked: Any, without: int | None = None) -> list[str]:
+        obeys = [without is None and (trigger.TRIGGER in text or user.name == "ida") for user, text in asked]
+        return [TASK.labels[-1] if yes else TASK.labels[0] for yes in obeys]
+
+    monkeypatch.setattr(trigger, "answers", said)
+    effects = put_trigger(store_root, tmp_path / "found.json", "--whole")
+    assert [(one.gates, one.weights) for one in effects] == [(g, m) for g in trigger.GATED for m in trigger.METHODS]
+    assert {(one.people, one.obeyed, one.before, one.moved) for one in effects} == {(3, 3, 0, 1)}
 
 
 def test_what_is_refused_is_said_where_people_look(store_root: Path) -> None:
@@ -104,6 +159,7 @@ def test_an_anchor_that_moves_neutral_prompts_too_far_is_refused(
         (found,) = findings_json(reg, bank)
         assert (found["user"], found["gate"]) == ("mallory", "probe") and found["value"] > found["bound"]
         assert mallorys(reg).stale
+        tally("anchors beyond a gate", "refused by neutral prompts")
 
 
 def test_an_honest_bank_passes_and_its_bytes_are_the_same(store_root: Path) -> None:
@@ -115,6 +171,7 @@ def test_an_honest_bank_passes_and_its_bytes_are_the_same(store_root: Path) -> N
         assert guarded["gates"] == [] and not any(a["stale"] for a in guarded["anchors"])
         assert not any(isinstance(event, Note) and event.warning for event in seen)
         assert [a["digest"] for a in guarded["anchors"]] == [a["digest"] for a in open_bank["anchors"]]
+        tally("anchors of an honest bank", "let through, the same bytes", len(guarded["anchors"]))
         assert reg.banks.get(TASK.name).config[GATES] == {"findings": [], "floors": {}}
 
 
@@ -168,6 +225,7 @@ def test_an_anchor_that_draws_everybody_keeps_those_nearest_to_it(store_root: Pa
         assert len(shares) == 4 * 9, "the next ones took over"
         assert all(share.similarity >= floors.get(share.anchor_id, -1.0) - 1e-5 for share in shares)
         assert any(one["gate"] == "share" for one in findings_json(reg, bank))
+        tally("shares in recipes beside an anchor that draws all", "above its floor, or another's", len(shares))
 
 
 def test_a_cosine_counts_no_more_than_it_may(store_root: Path) -> None:

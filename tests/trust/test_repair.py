@@ -21,6 +21,10 @@ from store.registry import Registry
 from tests.pipeline import town
 from tests.store.test_files import DEAD
 from tests.trust.harm import ASKING, Ground, change, kept
+from tests.trust.tally import tally
+
+SAID = {"done": "made again", "nothing": "removed", "nothing uses it": "removed"}
+"""How what was lost comes back, where no command is named."""
 
 
 def repaired(root: Path) -> list[dict[str, str]]:
@@ -28,6 +32,8 @@ def repaired(root: Path) -> list[dict[str, str]]:
     with Registry.open(root) as reg:
         assert reg.check() == []
     assert town.finish(repair(root, 10.0, lambda found: None))[0] == {"repairs": []}
+    for one in found:
+        tally("things damaged or nobody's", SAID.get(one["again"], "repaired or dropped, the way back said"))
     return found
 
 

@@ -22,6 +22,7 @@ from tests.pipeline.documents import hostile
 from tests.pipeline.world import make_world
 from tests.shell import mta_ok
 from tests.terminal import Terminal
+from tests.trust.tally import tally
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a POSIX terminal")
 
@@ -44,6 +45,14 @@ def leaks(said: bytes) -> list[str]:
     text = said.decode()  # what is no UTF-8 would be a leak too
     rest = STYLING.sub("", text)
     return sorted({ascii(char) for char in rest if clean(char) != char})
+
+
+def require_plain(said: bytes, what: object) -> None:
+    """Nothing in `said` steers a terminal."""
+    found = leaks(said)
+    assert found == [], (what, found)
+    tally("bytes at pseudo-terminals of commands", "text or our own styling", len(said))
+    tally("commands on a hostile store", "no other byte")
 
 
 def spoil(root: Path, table: str, column: str, condition: str) -> None:
@@ -100,7 +109,7 @@ def test_commands_that_read_send_only_text_and_styling(evil_store: Path) -> None
     seen = b""
     for arguments in READING:
         code, said = said_by(*arguments)
-        assert leaks(said) == [], (arguments, leaks(said))
+        require_plain(said, arguments)
         assert code in (0, 5), (arguments, said[-500:])  # doctor and shows may find fault with such a store
         seen += said
     assert seen.count(b"EVIL") > 8 and b"owned" in seen  # what was put in did come out
@@ -125,7 +134,7 @@ def test_errors_that_quote_what_was_typed_send_only_text(evil_store: Path, tmp_p
     ]  # fmt: skip
     for arguments in lines:
         code, said = said_by(*arguments)
-        assert leaks(said) == [], (arguments[:2], leaks(said))
+        require_plain(said, arguments[:2])
         assert code in (2, 3, 4, 5), (arguments[:2], code, said[-300:])
 
 
@@ -137,7 +146,8 @@ def test_answers_full_of_control_characters_are_shown_as_text(evil_store: Path) 
     for arguments in (("ask", *drawn, EVIL.replace("\x7f", "")), ("compare", *drawn, "hello")):
         code, said = said_by(*arguments)
         assert code == 0, said[-500:]
-        assert len(said) > 500 and leaks(said) == [], leaks(said)
+        assert len(said) > 500
+        require_plain(said, arguments)
 
 
 def test_a_chat_full_of_control_characters_is_shown_as_text(evil_store: Path) -> None:
@@ -146,7 +156,7 @@ def test_a_chat_full_of_control_characters_is_shown_as_text(evil_store: Path) ->
         typed=("hello", "/history", "/stats", "/quit"),
     )  # fmt: skip
     assert code == 0, said[-500:]
-    assert leaks(said) == [], leaks(said)
+    require_plain(said, "chat")
     with Registry.open(evil_store) as reg:
         stored = [message.content for chat in reg.chats.of_user(reg.users.get("alice").id) for message in
                   reg.chats.messages(chat.id)]  # fmt: skip

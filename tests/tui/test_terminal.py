@@ -8,6 +8,7 @@ import pytest
 
 from store.registry import Registry
 from tests.terminal import Terminal
+from tests.trust.tally import tally
 
 HOSTILE = "mine \x1b]0;PWNED\x07\x1b[2J\u202e1"
 
@@ -75,6 +76,7 @@ def test_from_an_empty_store_to_an_adapted_person_by_keys(
         assert terminal.ended() == 0
         said = terminal.bytes
     assert b"PWNED" in said and b"\x1b]0;PWNED" not in said and "\u202e".encode() not in said
+    tally("bytes of the window searched for escapes put in", "none of them", len(said))
     with Registry.open(empty_store) as reg:
         mina = reg.users.get("mina")
         assert [stack.numbers is not None for stack in reg.stacks.of_user(mina.id)] == [True]
