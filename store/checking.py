@@ -5,13 +5,16 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from mta_cli.errors import IntegrityFault, MtaError
 from store.connection import Connection, uri_of
 from store.damage import damaged_rows
 from store.files import AdapterFiles
 from store.personal import unpack_shares
+from store.version import SCHEMA_VERSION, schema_version
 
 TABLES = (
     "users", "items", "queries", "profiles", "bases", "tasks", "adapters", "banks", "anchors", "neighbours", "recipes",
@@ -50,11 +53,35 @@ def structure_faults(root: Path, *, index: bool = True) -> list[str]:
             conn.backup(copy)
             copy.text_factory = lambda raw: raw.decode(errors="replace")
             lines = [line for (line,) in copy.execute("PRAGMA integrity_check(20)") if line != "ok"]
+            lines += _strange_columns(copy)
             if index and not lines:
                 copy.execute("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
     except UNREADABLE as error:
         lines = [str(error)]
     return [f"registry.db is damaged: {line}" for line in lines]
+
+
+def _strange_columns(conn: sqlite3.Connection) -> list[str]:
+    """Tables whose columns are not those that the migrations make: SQLite takes another letter case for the same."""
+    if schema_version(conn) != SCHEMA_VERSION:
+        return []
+    expected = _columns_by_migration()
+    return [f"the columns of {name} are not its own" for name in TABLES if _columns(conn, name) != expected[name]]
+
+
+@cache
+def _columns_by_migration() -> dict[str, list[tuple[Any, ...]]]:
+    from sqlite_utils import Database
+
+    from store.schema import migrations
+
+    with closing(sqlite3.connect(":memory:")) as conn:
+        migrations.apply(Database(conn, execute_plugins=False))
+        return {name: _columns(conn, name) for name in TABLES}
+
+
+def _columns(conn: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
+    return conn.execute(f"PRAGMA table_info({table})").fetchall()
 
 
 def _database(db: Connection) -> Iterator[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from store.checking import structure_faults
 from store.registry import Registry
 from tests.store.making import adapted, bank, person
 from tests.store.test_files import DEAD
@@ -86,3 +87,17 @@ def test_a_busy_store_is_not_called_damaged(root: Path, full: Registry) -> None:
         found = other.check()
     assert len(found) == 1
     assert "has been writing" in found[0]
+
+
+def test_a_column_in_another_letter_case_is_named_before_it_answers(full: Registry) -> None:
+    """As one flipped bit leaves it: every statement still finds the column, whose name then fits no record."""
+    assert structure_faults(full.root) == []
+    with sqlite3.connect(full.root / "registry.db") as conn:
+        conn.execute("PRAGMA writable_schema = ON")
+        conn.execute("UPDATE sqlite_master SET sql = replace(sql, 'created TEXT', 'cReated TEXT') WHERE name = 'banks'")
+    conn.close()
+    assert structure_faults(full.root) == ["registry.db is damaged: the columns of banks are not its own"]
+    with sqlite3.connect(full.root / "registry.db") as conn:
+        conn.execute("PRAGMA user_version = 5")
+    conn.close()
+    assert structure_faults(full.root) == [], "an earlier schema has other columns"

@@ -152,8 +152,7 @@ def try_neighbours(scene: Scene) -> dict[str, Any] | None:
     true label has most votes, for kept items and for held-out queries. None where the task has no labels.
     """
     reg, task, embedder = scene.reg, scene.request.task, scene.request.embedder
-    items = [item for each in scene.pool for item in each.items]
-    list(keep_neighbours(reg, scene.bank, task, items, embedder, "cpu"))
+    list(keep_neighbours(reg, scene.bank, task, [(each.user, each.items) for each in scene.pool], embedder, "cpu"))
     bank = reg.banks.by_id(scene.bank.id)
     known = neighbours_of(reg, bank, task)
     if known is None or bank.kernel is None:
