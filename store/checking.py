@@ -125,7 +125,7 @@ def _cores(db: Connection) -> Iterator[str]:
 
 
 def _files(db: Connection, files: AdapterFiles) -> Iterator[str]:
-    known = {digest for (digest,) in db.tuples("SELECT digest FROM adapters")}
+    known = {digest for (digest,) in db.tuples("SELECT CAST(digest AS TEXT) FROM adapters")}
     for digest in sorted(known):
         try:
             files.verify(digest)

@@ -77,8 +77,9 @@ def seal_of(table: str, places: Mapping[str, str] | None = None) -> str:
 
 
 def is_sound(table: str) -> str:
-    """Whether a row is what was stored, as SQL."""
-    return f"{table}.seal IS {seal_of(table)}"
+    """Whether a row is what was stored, as SQL: its seal is right, and no text became a BLOB of the same bytes."""
+    kinds = (f"typeof({table}.{name}) IN ('text', 'null')" for name in SEALED[table][1])
+    return f"({' AND '.join((f'{table}.seal IS {seal_of(table)}', *kinds))})"
 
 
 def put_seals(db: "Connection", table: str, where: str, parameters: Sequence[Any]) -> None:

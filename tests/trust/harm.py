@@ -121,12 +121,13 @@ def swap(one: Path, other: Path) -> None:
     other.write_bytes(first)
 
 
-def change(root: Path, *statements: str) -> None:
-    """Change the database as no program of ours would."""
+def change(root: Path, *statements: str) -> int:
+    """Change the database as no program of ours would; returns how many rows changed."""
     with closing(sqlite3.connect(root / "registry.db", isolation_level=None)) as conn:
         conn.execute("PRAGMA foreign_keys = OFF")
         for statement in statements:
             conn.execute(statement)
+        return conn.total_changes
 
 
 def exchange(root: Path, table: str) -> None:

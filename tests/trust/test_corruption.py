@@ -152,6 +152,24 @@ def test_every_sealed_column_is_looked_at(ground: Ground, table: str) -> None:
         tally("another value in a sealed column", "named by the check")
 
 
+@pytest.mark.parametrize("table", [table for table, (_, texts) in SEALED.items() if texts])
+def test_a_text_that_became_the_same_bytes_is_found(ground: Ground, table: str) -> None:
+    """As one flipped bit in a record's header leaves it: a BLOB is no label, and is embedded as something else."""
+    whole = ground.copy()
+    filled(whole)
+    path, found = whole / "registry.db", 0
+    for column in SEALED[table][1]:
+        with kept(path):
+            there = f"(SELECT min(rowid) FROM {table} WHERE {column} IS NOT NULL)"
+            if change(whole, f"UPDATE {table} SET {column} = CAST({column} AS BLOB) WHERE rowid = {there}") == 0:
+                continue
+            with Registry.open(whole) as reg:
+                assert any("is not what was stored" in line for line in reg.check()), column
+        tally("a text as bytes in a sealed column", "named by the check")
+        found += 1
+    assert found > 0
+
+
 def test_the_doctor_names_it_repairs_it_and_says_what_follows(ground: Ground) -> None:
     root = ground.copy()
     change(root, "UPDATE stacks SET numbers = zeroblob(length(numbers)) WHERE numbers IS NOT NULL")
