@@ -70,13 +70,15 @@ def damaged_rows(db: Connection, only: str | None = None) -> Iterator[Damaged]:
         told = (named.get(table, "NULL"), _OWNERS.get(table, _USER.format("user_id")), task, bank)
         texts_told = ", ".join(f"CAST({each} AS BLOB)" for each in told)
         # From the table itself: what an index says of a column may be damaged too, or be all that is not.
-        sql = f"""SELECT {", ".join(keys)}, {number}, {texts_told} FROM {table} NOT INDEXED
+        literals = ", ".join(f"quote({key})" for key in keys)  # a number that lost a bit may be none any more
+        sql = f"""SELECT {literals}, {number}, {texts_told} FROM {table} NOT INDEXED
         WHERE NOT {is_sound(table)} ORDER BY {", ".join(keys)}"""
         for row in db.tuples(sql):
             values, (bank_id, name, user, of, on) = row[: len(keys)], row[len(keys) :]
-            where = " AND ".join(f"{key} = {value:d}" for key, value in zip(keys, values, strict=True))
+            where = " AND ".join(f"{key} IS {value}" for key, value in zip(keys, values, strict=True))
             key = _text(name) or f"number {values[-1]}"
-            yield Damaged(table, where, key, _text(user), _text(of), _text(on), bank_id)
+            of_bank = bank_id if isinstance(bank_id, int) else None
+            yield Damaged(table, where, key, _text(user), _text(of), _text(on), of_bank)
 
 
 def _text(value: bytes | None) -> str | None:

@@ -170,6 +170,17 @@ def test_a_text_that_became_the_same_bytes_is_found(ground: Ground, table: str) 
     assert found > 0
 
 
+@pytest.mark.parametrize("key", ["bank_id", "item_id"])
+def test_a_key_that_is_no_number_any_more_is_named_and_repaired(ground: Ground, key: str) -> None:
+    root = ground.copy()
+    first = "item_id = (SELECT min(item_id) FROM neighbours)"
+    assert change(root, f"UPDATE neighbours SET {key} = x'0102' WHERE {first}") == 1
+    with Registry.open(root) as reg:
+        assert any("is not what was stored" in line for line in reg.check())
+    tally("a key as bytes", "named by the check")
+    assert mended(root, key)
+
+
 def test_the_doctor_names_it_repairs_it_and_says_what_follows(ground: Ground) -> None:
     root = ground.copy()
     change(root, "UPDATE stacks SET numbers = zeroblob(length(numbers)) WHERE numbers IS NOT NULL")
