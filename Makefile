@@ -49,7 +49,7 @@ test-fast: $(DEV)  ## the tests on tiny models only
 test-slow: models $(DEV)  ## the tests on the real model only
 	$(PYTEST) -q -m slow
 
-nightly: models $(DEV)  ## 200 kills, every fault of the disk, 400 flipped bits (about half an hour on two cores)
+nightly: models $(DEV)  ## 200 kills, every fault of the disk, 400 flipped bits (about ten minutes on two cores)
 	MTA_TEST_KILLS=200 MTA_TEST_FLIPS=400 $(PYTEST) -q -n $(WORKERS) --dist worksteal $(TRUST)
 
 lint: $(DEV)  ## style, format and import contracts
