@@ -10,6 +10,7 @@ import pexpect
 import pyte
 
 PATIENCE = 120.0  # seconds
+DRAIN = 5.0  # seconds in which the system hands over what a program wrote just before it ended; its end comes last
 KEYS = {
     "enter": "\r", "escape": "\x1b", "tab": "\t", "down": "\x1b[B", "up": "\x1b[A", "f1": "\x1bOP", "ctrl+p": "\x10",
     "ctrl+u": "\x15", "backspace": "\x7f",
@@ -59,7 +60,7 @@ class Terminal:
             self.look(0.5 if key == "escape" else 0.05)  # so that it is no beginning of a sequence
 
     def look(self, seconds: float = 0.0) -> str:
-        """The screen, a line a row, after what comes within `seconds`."""
+        """The screen, a line a row, after what comes within `seconds`; sooner where nothing can come any more."""
         end = time.monotonic() + seconds
         while True:
             try:
@@ -78,9 +79,11 @@ class Terminal:
         """Wait until something stands on the screen; returns when, in seconds from the start of the program."""
         true = seen if callable(seen) else lambda screen: seen in screen
         end = time.monotonic() + patience
-        while not true(screen := self.look(0.01)):
-            if time.monotonic() > end or not self._child.isalive():
+        alive = True
+        while not true(screen := self.look(0.01 if alive else DRAIN)):
+            if time.monotonic() > end or not alive:
                 raise AssertionError(f"{seen!r} never stood on the screen:\n{screen}")
+            alive = self._child.isalive()
         return self.clock
 
     def ended(self, patience: float = PATIENCE) -> int:
@@ -90,5 +93,6 @@ class Terminal:
             self.look(0.02)
             if time.monotonic() > end:
                 raise AssertionError(f"it did not end:\n{self.look()}")
+        self.look(DRAIN)
         self._child.close()
         return int(self._child.exitstatus if self._child.exitstatus is not None else -1)
