@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.parts import Crowd
-from mta_cli.engine.plain import Parts, Plain
+from mta_cli.engine.plain import Parts, Plain, Read
 from mta_cli.engine.slots import Slots
 
 
@@ -43,17 +43,17 @@ class Batch:
         slices = [(first, min(first + step, len(self._rows))) for first in range(0, len(self._rows), step)]
         last = torch.cat([self._read(first, end) for first, end in slices])
         self._slots.advance(self._width - self._shared)
-        return self._logits(last)
+        return self._logits(last, "packed")
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
+    def step(self, tokens: Sequence[int], read: Read = "packed") -> Tensor:
         """Run one more token of each row; the logits [rows, vocabulary] that follow."""
         plain, past = self._plain, self._slots.length
         x = plain.embed(torch.tensor(tokens, device=plain.device)[:, None])
         mask = self._mask[..., : past + 1] if self._mask is not None else None
         rope = plain.rope(past - self._pads[:, None])
-        x = plain.run(x, rope, mask, parts=self._acting, past=self._slots)
+        x = plain.run(x, rope, mask, parts=self._acting, past=self._slots, read=read)
         self._slots.advance(1)
-        return self._logits(x[:, -1])
+        return self._logits(x[:, -1], read)
 
     def keep(self, alive: Sequence[int]) -> list[int]:
         """Go on with rows `alive` only. Returns which of the old rows each row is now."""
@@ -77,10 +77,9 @@ class Batch:
             seen = self._own(torch.arange(self._slots.room, device=device))  # [rows, room]
             self._mask = _hiding(~seen, plain.dtype)[:, None, None, None]
 
-    def _logits(self, last: Tensor) -> Tensor:
-        if self._shifts is None:
-            return self._plain.logits(last)
-        return self._plain.logits(last, self._shifts[[row.owner for row in self._rows]])
+    def _logits(self, last: Tensor, read: Read) -> Tensor:
+        own = self._shifts[[row.owner for row in self._rows]] if self._shifts is not None else None
+        return self._plain.logits(last, own, read)
 
     def _own(self, columns: Tensor) -> Tensor:
         """Which of `columns` hold a token of each row, [rows, columns]."""
@@ -102,7 +101,7 @@ class Batch:
             ids[r, ids.shape[1] - len(text) :] = torch.tensor(text)
         x = plain.run(
             plain.embed(ids.to(plain.device)), plain.rope(positions), _hiding(~seen, plain.dtype)[:, None, None],
-            parts=[self._placed(crowd, rows, positions) for crowd in self._crowds], past=slots,
+            parts=[self._placed(crowd, rows, positions) for crowd in self._crowds], past=slots, read="packed",
         )  # fmt: skip
         return x[:, -1]
 

@@ -16,7 +16,7 @@ from mta_cli.engine.base import LoadedBase
 from mta_cli.engine.lens import crowds, require_everywhere
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.passes import Fork
-from mta_cli.engine.plain import Parts, Plain, causal_mask
+from mta_cli.engine.plain import Parts, Plain, Read, causal_mask
 from mta_cli.engine.score import likelihoods
 from mta_cli.engine.slots import Slots
 from mta_cli.errors import BadInput, IntegrityFault, UsageFault
@@ -125,7 +125,8 @@ def token_ids(
         for step in range(min(max_tokens, room)):
             if step == 1 and base.plain is not None and (int8 or max_tokens >= PAYS):
                 base.plain.pack(int8)  # after the first token, which need not wait for it
-            token = choose(_advance(base, memory, pending, acting), temperature, top_p, random)
+            read: Read = "int8" if int8 and step > 0 else "packed"
+            token = choose(_advance(base, memory, pending, acting, read), temperature, top_p, random)
             if token in base.end_ids:
                 return
             pending = [token]
@@ -240,13 +241,15 @@ def _tails(base: LoadedBase, memory: Memory, labels: Sequence[Sequence[int]]) ->
 
 
 @torch.inference_mode()
-def _advance(base: LoadedBase, memory: Memory, ids: list[int], parts: Sequence[Parts] = ()) -> Tensor:
+def _advance(
+    base: LoadedBase, memory: Memory, ids: list[int], parts: Sequence[Parts] = (), read: Read = "packed"
+) -> Tensor:
     """Run `ids` after what `memory` holds; the logits that follow the last of them, [vocab] on the base's device."""
     cache, known = memory.cache, memory.ids
     memory.clear()  # an interruption in the middle of a pass leaves layers of different lengths behind
     if base.plain is not None:
         cache = cache or Slots(base.plain)
-        last = _plainly(base.plain, cache, ids, parts)
+        last = _plainly(base.plain, cache, ids, parts, read)
     else:
         logits, cache = _forward(base, torch.tensor([ids], device=base.device), cache, logits_to_keep=1)
         last = logits[0, -1]
@@ -254,15 +257,15 @@ def _advance(base: LoadedBase, memory: Memory, ids: list[int], parts: Sequence[P
     return last
 
 
-def _plainly(plain: Plain, slots: Slots, ids: Sequence[int], parts: Sequence[Parts]) -> Tensor:
+def _plainly(plain: Plain, slots: Slots, ids: Sequence[int], parts: Sequence[Parts], read: Read) -> Tensor:
     slots.reserve(len(ids))
     for first in range(0, len(ids), CHUNK):
         x = plain.embed(torch.tensor([ids[first : first + CHUNK]], device=plain.device))
         past, new = slots.length, x.shape[1]
         rope = plain.rope(torch.arange(past, past + new, device=plain.device)[None])
-        x = plain.run(x, rope, _causal(plain, past, new), parts=parts, past=slots)
+        x = plain.run(x, rope, _causal(plain, past, new), parts=parts, past=slots, read=read)
         slots.advance(new)
-    return plain.logits(x[:, -1])[0]
+    return plain.logits(x[:, -1], read=read)[0]
 
 
 def _causal(plain: Plain, past: int, new: int) -> Tensor | None:

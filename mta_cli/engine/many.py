@@ -16,7 +16,7 @@ from mta_cli.engine.generate import choose, require_int8, require_numbers, requi
 from mta_cli.engine.lens import Budget, crowds, require_everywhere
 from mta_cli.engine.lora import folded
 from mta_cli.engine.passes import packed, tokens_at_once
-from mta_cli.engine.plain import FEW, Plain
+from mta_cli.engine.plain import FEW, Plain, Read
 from mta_cli.engine.score import PARTS
 from mta_cli.engine.slots import Slots
 from mta_cli.engine.vectors import require_plain, stacked
@@ -141,7 +141,7 @@ def _streamed(
     running = _begin(plain, requests, people, _shared(plain, requests, people))
     logits = running.read(tokens_at_once(base.device))
     plain.pack(int8)
-    yield from _answers(running, logits, requests, choice, base.end_ids)
+    yield from _answers(running, logits, requests, choice, base.end_ids, "int8" if int8 else "packed")
 
 
 def _begin(
@@ -158,8 +158,9 @@ def _begin(
 
 
 def _answers(
-    running: Batch, logits: Tensor, requests: list[Request], choice: Choice, end_ids: Sequence[int]
-) -> Iterator[tuple[Request, int]]:
+    running: Batch, logits: Tensor, requests: list[Request], choice: Choice, end_ids: Sequence[int],
+    read: Read = "packed",
+) -> Iterator[tuple[Request, int]]:  # fmt: skip
     """Decode until every request has its answer, telling each token; a row leaves the batch when its own is whole."""
     randoms = [torch.Generator().manual_seed(request.seed) for request in requests]
     while True:
@@ -179,7 +180,7 @@ def _answers(
             order = running.keep(alive)
             requests, randoms = [requests[i] for i in order], [randoms[i] for i in order]
             tokens = [tokens[i] for i in order]
-        logits = running.step(tokens)
+        logits = running.step(tokens, read)
 
 
 def _choose(logits: Tensor, choice: Choice, randoms: Sequence[torch.Generator]) -> list[int]:

@@ -8,7 +8,7 @@ batch may carry its own LoRA factors. Knows no users, prompts or losses.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ FEW = 64  # up to so many rows of input, oneDNN reads weights in its own order a
 LEAST = 8  # up to so many rows, products with 8-bit weights are read at the memory's speed
 
 Rope = tuple[Tensor, Tensor]
+Read = Literal["weights", "packed", "int8"]  # what a projection reads where it may: see `Plain.pack`
 Pairs = dict[tuple[int, str], tuple[Tensor, Tensor]]
 
 
@@ -75,15 +76,16 @@ class Joint:
         self._packed: Tensor | None = None
         self._bytes: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """`[…, in]` → `[…, Σ out]`."""
-        rows = x.numel() // x.shape[-1]
-        if self._bytes is not None and rows <= LEAST and not x.requires_grad:
-            few: Tensor = torch._weight_int8pack_mm(x.reshape(rows, -1), *self._bytes).view(*x.shape[:-1], -1)
-            return few if self.bias is None else few + self.bias
-        if self._packed is not None and rows <= FEW and not x.requires_grad:
-            result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-            return result
+    def __call__(self, x: Tensor, read: Read = "weights") -> Tensor:
+        """`[…, in]` → `[…, Σ out]`. Few rows read another copy of the weight where there is one and they may."""
+        if read != "weights" and not x.requires_grad:
+            rows = x.numel() // x.shape[-1]
+            if read == "int8" and self._bytes is not None and rows <= LEAST:
+                few: Tensor = torch._weight_int8pack_mm(x.reshape(rows, -1), *self._bytes).view(*x.shape[:-1], -1)
+                return few if self.bias is None else few + self.bias
+            if self._packed is not None and rows <= FEW:
+                packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+                return packed
         return F.linear(x, self.weight, self.bias)
 
     def pack(self) -> None:
@@ -175,9 +177,9 @@ class Plain:
         return [*(joint for layer in self.layers for joint in layer.joints.values()), self.head]
 
     def pack(self, int8: bool = False) -> None:
-        """Make passes of few tokens faster on a CPU, at the cost of another copy of the weights as they are now.
+        """Copy the weights as they are now, for passes of few tokens on a CPU that read copies.
 
-        `int8` rounds that copy to 8 bits, which passes of very few tokens then read; it needs `can_round`.
+        `int8` rounds the copy to 8 bits, for passes of very few tokens; it needs `can_round`.
         """
         if int8:
             for joint in self.joints():
@@ -224,34 +226,37 @@ class Plain:
         last: int | None = None,
         parts: Sequence[Parts] = (),
         past: KeyValues | None = None,
+        read: Read = "weights",
     ) -> Tensor:
         """States [rows, time, width] after layers `first` to `last` (exclusive; None: all) from those before `first`.
 
-        `mask` is added to attention scores, [rows or 1, 1, 1, time, keys]; None hides nothing.
+        `mask` is added to attention scores, [rows or 1, 1, 1, time, keys]; None hides nothing. Copies of the
+        weights that `pack` made are faster to `read`, and round differently.
         """
         for i in range(first, len(self.layers) if last is None else last):
             layer = self.layers[i]
-            x = x + self._attention(i, layer.norm_in(x), rope, mask, parts, past)
-            gate, up = self._project(i, "gate_up", layer.norm_mid(x), parts).chunk(2, -1)
-            x = x + self._project(i, "down", F.silu(gate) * up, parts)
+            x = x + self._attention(i, layer.norm_in(x), rope, mask, parts, past, read)
+            gate, up = self._project(i, "gate_up", layer.norm_mid(x), parts, read).chunk(2, -1)
+            x = x + self._project(i, "down", F.silu(gate) * up, parts, read)
         return x
 
-    def logits(self, x: Tensor, shifts: Tensor | None = None) -> Tensor:
+    def logits(self, x: Tensor, shifts: Tensor | None = None, read: Read = "weights") -> Tensor:
         """Logits [n, vocabulary] of states [n, width] after the last layer; `shifts` are added to them once normal."""
         normal = self.norm(x)
-        return self.head(normal if shifts is None else normal + shifts)
+        return self.head(normal if shifts is None else normal + shifts, read)
 
-    def _project(self, i: int, name: str, x: Tensor, parts: Sequence[Parts]) -> Tensor:
-        y = self.layers[i].joints[name](x)
+    def _project(self, i: int, name: str, x: Tensor, parts: Sequence[Parts], read: Read) -> Tensor:
+        y = self.layers[i].joints[name](x, read)
         for part in parts:
             y = part.add((i, name), x, y)
         return y
 
     def _attention(
-        self, i: int, x: Tensor, rope: Rope, mask: Tensor | None, parts: Sequence[Parts], past: KeyValues | None
-    ) -> Tensor:
+        self, i: int, x: Tensor, rope: Rope, mask: Tensor | None, parts: Sequence[Parts], past: KeyValues | None,
+        read: Read,
+    ) -> Tensor:  # fmt: skip
         layer, (rows, time, _) = self.layers[i], x.shape
-        joint = self._project(i, "qkv", x, parts).view(rows, time, -1, self.head_width)
+        joint = self._project(i, "qkv", x, parts, read).view(rows, time, -1, self.head_width)
         turning, v = torch.split(joint, [self.heads + self.kv_heads, self.kv_heads], 2)
         if layer.norm_q is not None and layer.norm_k is not None:
             q, k = torch.split(turning, [self.heads, self.kv_heads], 2)
@@ -260,7 +265,7 @@ class Plain:
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # [rows, kv heads, time, head width]
         if past is not None:
             k, v = past.extend(i, k, v)
-        return self._project(i, "out", self._attend(q, k, v, mask), parts)
+        return self._project(i, "out", self._attend(q, k, v, mask), parts, read)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Mixed values [rows, time, heads · head width] for queries [rows, time, heads, head width]."""

@@ -163,7 +163,7 @@ def test_the_window_bounds_prompt_and_answer(base: LoadedBase) -> None:
 def test_numbers_that_are_not_numbers_are_an_error(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base.model.lm_head, "forward", lambda hidden: hidden @ torch.full((64, 9), float("nan")))
     if base.plain is not None:
-        monkeypatch.setattr(base.plain, "logits", lambda states: torch.full((len(states), 9), float("nan")))
+        monkeypatch.setattr(base.plain, "logits", lambda states, read: torch.full((len(states), 9), float("nan")))
     with pytest.raises(IntegrityFault, match="NaN"):
         list(token_ids(base, [1, 2], max_tokens=2))
 
@@ -250,14 +250,32 @@ def test_eight_bits_choose_nearly_the_same(tiny_base_path: Path) -> None:
     joint, x = plain.layers[0].joints["qkv"], torch.randn(3, 1, 64).bfloat16()
     exact = joint(x)
     joint.round()
-    error = (joint(x) - exact).float().norm() / exact.float().norm()
+    assert torch.equal(joint(x, "packed"), exact)
+    error = (joint(x, "int8") - exact).float().norm() / exact.float().norm()
     assert 0 < error < 0.02
-    assert torch.equal(joint(x.repeat(9, 1, 1)), torch.nn.functional.linear(x.repeat(9, 1, 1), joint.weight))
+    assert torch.equal(joint(x.repeat(9, 1, 1), "int8"), torch.nn.functional.linear(x.repeat(9, 1, 1), joint.weight))
     first = list(token_ids(base, ids, max_tokens=12, int8=True))
     part = random_lora(base.model, 3, alpha=64.0)
     with folded(base, part):
         changed = list(token_ids(base, ids, max_tokens=12, int8=True))
     assert changed != first == list(token_ids(base, ids, max_tokens=12, int8=True))
+
+
+def test_eight_bits_serve_only_who_asks_for_them(tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies stay after an answer; whoever answers or weighs labels next reads the weights."""
+    base = endless(load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="bfloat16"))
+    ids, labels, read = ids_of(base, "hello"), [[5, 6], [7]], []
+    rounded = torch._weight_int8pack_mm
+    monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda *given: read.append(1) or rounded(*given))  # type: ignore[func-returns-value]
+    before = list(token_ids(base, ids, max_tokens=4)), label_scores(base, ids, labels)
+    list(token_ids(base, ids, max_tokens=4, int8=True))
+    assert len(read) > 0
+    read.clear()
+    assert (list(token_ids(base, ids, max_tokens=4)), label_scores(base, ids, labels)) == before
+    memory = Memory()
+    list(token_ids(base, ids, max_tokens=1, int8=True, memory=memory))
+    list(token_ids(base, [*ids, 7, 8], max_tokens=1, int8=True, memory=memory))  # prompts are read exactly
+    assert read == []
 
 
 def test_eight_bits_are_refused_where_they_cannot_be(base: LoadedBase) -> None:

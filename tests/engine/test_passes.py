@@ -1,6 +1,7 @@
 """Passes: every fork scores as if it ran alone and whole, whatever is kept, shared, padded or frozen underneath."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.base import LoadedBase, load_base
 from mta_cli.engine.kept import KEEP
 from mta_cli.engine.lens import crowds
 from mta_cli.engine.lora import LoraWeights, Placement, folded
@@ -236,6 +237,20 @@ def test_kept_states_are_not_computed_again(base: LoadedBase, monkeypatch: pytes
         for chosen in ([0, 1, 0], [1, 2], [2, 0]):
             passes.scores(chosen, {})
     assert sorted(made, key=forks.index) == forks[:3]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("before", [[0, 6], [3, 2, 5], [1], [6, 5, 4, 3, 2, 1, 0]])
+def test_numbers_do_not_depend_on_what_was_asked_before(tiny_base_path: Path, dtype: str, before: list[int]) -> None:
+    """To the last bit, so that a job which goes on answers what an unbroken one would have."""
+    plain = decoder(load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype=dtype))
+    forks = random_forks(SHAPES * 3)
+    fresh = Passes(plain, forks, LATE).scores(range(len(forks)), {}).values
+    plain.changed()
+    Passes(plain, forks[::-1], LATE).scores(before, {})
+    plain.pack()
+    plain.pack(int8=plain.can_round)
+    assert torch.equal(Passes(plain, forks, LATE).scores(range(len(forks)), {}).values, fresh)
 
 
 def test_no_more_is_kept_than_asked(base: LoadedBase) -> None:

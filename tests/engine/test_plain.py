@@ -32,7 +32,7 @@ def ours(plain: Plain, ids: Tensor, **wishes: Any) -> Tensor:
     with torch.no_grad():
         mask = causal_mask(ids.shape[1], plain.dtype, plain.device)
         states = plain.run(plain.embed(ids), plain.rope(positions), mask, **wishes)
-        return plain.logits(states).float()
+        return plain.logits(states, read=wishes.get("read", "weights")).float()
 
 
 def decoder(made: Any) -> Plain:
@@ -205,10 +205,11 @@ def test_packed_weights_give_the_same_within_rounding(family: str, rows: int) ->
     loose = ours(plain, ids)
     plain.pack()
     assert all(joint._packed is not None for joint in plain.joints())
-    packed = ours(plain, ids)
+    assert torch.equal(ours(plain, ids), loose)  # nobody asked for them
+    packed = ours(plain, ids, read="packed")
     assert (packed - loose).abs().mean() < 0.02 * loose.std()
     many = random_ids(1, plains.FEW + 1)
-    with_packed = ours(plain, many)
+    with_packed = ours(plain, many, read="packed")
     plain.changed()
     assert torch.equal(ours(plain, many), with_packed)  # so many rows of input go the usual way
     assert torch.equal(ours(plain, ids), loose)
@@ -220,16 +221,16 @@ def test_packed_weights_are_dropped_when_something_is_folded(base: LoadedBase) -
     plain, ids = decoder(made), random_ids(1, 10)
     coarse = replace(base, plain=plain, dtype=torch.bfloat16)
     plain.pack()
-    packed, folder = ours(plain, ids), Folder(coarse)
+    packed, folder = ours(plain, ids, read="packed"), Folder(coarse)
     folder.set(random_lora(made, 1))
     assert all(joint._packed is None for joint in plain.joints())
-    inside = ours(plain, ids)
+    inside = ours(plain, ids, read="packed")
     assert (inside - theirs(made, ids)).abs().mean() < 0.02 * inside.std()
     assert (inside - packed).abs().mean() > 0.05 * packed.std()
     plain.pack()
     folder.set(None)
     assert all(joint._packed is None for joint in plain.joints())
-    assert (ours(plain, ids) - packed).abs().mean() < 0.02 * packed.std()
+    assert (ours(plain, ids, read="packed") - packed).abs().mean() < 0.02 * packed.std()
 
 
 @pytest.mark.skipif(not packable(), reason="this CPU has no bfloat16 products")
@@ -240,8 +241,9 @@ def test_gradients_pass_packed_weights() -> None:
         if pack:
             plain.pack()
         x = plain.embed(random_ids(1, 6)).requires_grad_()
-        states = plain.run(x, plain.rope(torch.arange(6)[None]), causal_mask(6, plain.dtype, plain.device))
-        plain.logits(states).float().square().mean().backward()
+        mask = causal_mask(6, plain.dtype, plain.device)
+        states = plain.run(x, plain.rope(torch.arange(6)[None]), mask, read="packed")
+        plain.logits(states, read="packed").float().square().mean().backward()
         assert x.grad is not None
         grads.append(x.grad.float())
     assert grads[0].abs().max() > 0
