@@ -73,6 +73,10 @@ class Banks:
         """Record how the bank's neighbours count; None: it has none."""
         self._amend(bank_id, kernel=None if kernel is None else dumps(kernel))
 
+    def set_config(self, bank_id: int, config: dict[str, Any]) -> None:
+        """Record what else is known of a bank, beside how it was built."""
+        self._amend(bank_id, config=dumps(config))
+
     def set_gates(self, bank_id: int, config: dict[str, Any], refused: Collection[int]) -> None:
         """Record what the gates found, in the bank's `config`, and make the `refused` of its anchors stale."""
         with self._db.transaction():

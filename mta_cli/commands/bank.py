@@ -215,9 +215,11 @@ def _task_adapter(people: int | None) -> str:
 def _neighbours(bank: dict[str, Any]) -> str:
     count, people = bank["neighbours"], bank["neighbour_people"]
     sharpness, votes, habit = (f"{bank['kernel'][name]:.2f}" for name in ("sharpness", "votes", "habit"))
+    beside = bank["beside_model"]
+    share = "not weighed against the model" if beside is None else f"× {beside:.2f} beside the model"
     return (
         f"{count:,} answers of {people:,} people serve as neighbours "
-        f"(sharpness {sharpness}, votes × {votes}, habit × {habit})."
+        f"(sharpness {sharpness}, votes × {votes}, habit × {habit}; {share})."
     )
 
 

@@ -2,12 +2,13 @@
 
 A kernel estimate in the space of an embedder (Nadaraya and Watson, 1964; for language models kNN-LM, arXiv 1911.00172):
 each item of the bank votes for its label with `exp(sharpness * (cosine - 1))`. How sharply, and how much the votes and
-the person's habit count, is fitted on the bank's people alone, each answered from what the others said.
+the person's habit count, alone and beside a model, is fitted on the bank's people alone, each answered from what the
+others said.
 Knows neither users' names nor where vectors come from. Does not know which people are alike: every vote is as good.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,18 +32,23 @@ BLOCK = 256  # of them at once: what is held is [block, items]
 
 @dataclass(frozen=True)
 class Kernel:
-    """How label rates are estimated: the kernel's `sharpness`, and the powers of the votes and of the habit."""
+    """How label rates are estimated: the kernel's `sharpness`, and the powers of the votes and of the habit.
+
+    `beside` is how many times they count in a sum with the log-likelihoods of the bank's own model.
+    """
 
     sharpness: float
     votes: float
     habit: float
+    beside: float = 1.0
 
-    def beside_model(self, weight: float) -> "Kernel":
-        """The same for a sum with a model's log-likelihoods, `weight` times.
+    def beside_model(self, weight: float = 1.0) -> "Kernel":
+        """The same for a sum with a model's log-likelihoods, `weight` times what was fitted.
 
         Half of the habit: the model has read, or learnt from, the same answers.
         """
-        return Kernel(self.sharpness, weight * self.votes, HABIT_BESIDE_MODEL * weight * self.habit)
+        share = weight * self.beside
+        return Kernel(self.sharpness, share * self.votes, HABIT_BESIDE_MODEL * share * self.habit)
 
 
 class Embed(Protocol):
@@ -125,6 +131,32 @@ def fit(known: Neighbours, labels: Sequence[str], seed: int = 0) -> Kernel:
         if found.fun < least:
             best, least = Kernel(sharpness, float(found.x[0]), float(found.x[1])), float(found.fun)
     return best
+
+
+def fit_beside(
+    known: Neighbours, kernel: Kernel, items: npt.NDArray[np.int64], habits: Array, model: npt.ArrayLike
+) -> float:
+    """How many times votes and habit count beside a model: what `Kernel.beside` should be.
+
+    `items` [items] of the bank are guessed from what other people said, from `habits` and from the `model`'s
+    log-likelihoods of the labels (both [items, labels], nats). The share and a temperature of the sum are the
+    likeliest, every person counting the same, with the share's logarithm held near 0 as by one item: a normal
+    distribution of deviation 1.
+    """
+    votes = known.votes(known.vectors[items], kernel.sharpness, known.owners[items]) - np.log(known.rates)
+    beside = replace(kernel, beside=1.0).beside_model()
+    guesses, scores = beside.votes * votes + beside.habit * habits, np.asarray(model, dtype=np.float64)
+    _, person, each = np.unique(known.owners[items], return_inverse=True, return_counts=True)
+    weights = 1.0 / (len(each) * each[person])
+    rows, golds = np.arange(len(items)), known.labels[items]
+
+    def loss(logs: Array) -> float:
+        found = np.exp(logs[0]) * (scores + np.exp(logs[1]) * guesses)
+        chosen = found[rows, golds] - logsumexp(found, axis=1)
+        return float(-weights @ chosen + 0.5 * logs[1] ** 2 / len(items))
+
+    best: Any = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=[(-4.0, 4.0)] * 2)
+    return float(np.exp(best.x[1]))
 
 
 def _lessons(

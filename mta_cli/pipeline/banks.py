@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.pipeline.gating import findings_json
+from mta_cli.pipeline.neighbours import BESIDE
 from mta_cli.pipeline.origins import bank_people
 from mta_cli.pipeline.personal import load_weights
 from store.models import Bank
@@ -24,6 +25,7 @@ def bank_json(reg: "Registry", bank: Bank) -> dict[str, Any]:
     return {
         "bank": bank.name, "version": bank.version, "task": bank.task, "status": bank.status, "base": bank.base,
         "task_adapter": bank.task_adapter, "neighbours": reg.neighbours.count(bank.id), "kernel": bank.kernel,
+        "beside_model": bank.config.get(BESIDE),
         **bank_people(reg, bank), "gates": findings_json(reg, bank), "anchors": anchors, "tokens": bank.tokens,
         "seconds": round(bank.seconds, 3),
         "tokens_per_second": round(bank.tokens / bank.seconds, 1) if bank.seconds else None,

@@ -25,6 +25,7 @@ from mta_cli.pipeline.loading import load, load_others
 from mta_cli.pipeline.neighbours import keep_neighbours
 from mta_cli.pipeline.origins import PEOPLE
 from mta_cli.pipeline.training import LEFT, AdapterJob, Group, Training, group_key, group_size, those_made, train_groups
+from mta_cli.pipeline.weighing import weigh_neighbours
 from store.models import Adapter, Anchor, Bank, Item, Run, User
 
 if TYPE_CHECKING:
@@ -178,8 +179,9 @@ def _build(reg: "Registry", request: BankRequest, name: str, pool: Sequence[Cand
     yield from keep_neighbours(reg, bank, request.task, whose, request.embedder, request.machine.device)
     bank = reg.banks.by_id(bank.id)
     if bank.status == "ready":
+        yield from weigh_neighbours(reg, bank, request, pool)
         yield Note(f"Bank {bank.name} v{bank.version} was built from the same data and settings; nothing to do.")
-        yield Done(bank_json(reg, bank))
+        yield Done(bank_json(reg, reg.banks.by_id(bank.id)))
         return
     run = reg.runs.start("bank build", f"{bank.name} v{bank.version}", config)
     with failures_of(reg, run):
@@ -280,6 +282,7 @@ def _train(
         yield from train_groups(reg, bases, ready, done)
         chosen = [each.user.id for each in candidates(pool, request.task.name, options)]
         yield from gate_anchors(reg, bank, base, examples, chosen, request.gates)
+    yield from weigh_neighbours(reg, bank, request, pool, base)
     adapters = _adapters(reg, bank, task_adapter)
     reg.banks.finish(bank.id, sum(a.tokens for a in adapters), sum(a.seconds for a in adapters))
 

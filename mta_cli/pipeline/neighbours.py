@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 PIECE = 256  # items embedded and stored together; an interruption costs at most this much work
+BESIDE = "beside_model"  # key of a bank's config: how much they count beside its model; see `weighing`
+FITTED = ("sharpness", "votes", "habit")  # of a kernel, without a model
 QUESTIONS = 4096  # whose embeddings are kept in memory
 
 Owned = tuple[Item, User]
@@ -70,8 +72,8 @@ def keep_neighbours(
     if change.new:
         yield from _embed(reg, bank, task, change.new, embedder, device)
     neighbours = neighbours_of(reg, bank, task)
-    kernel = None if neighbours is None else asdict(fit(neighbours, task.labels, bank.seed))
-    reg.banks.set_kernel(bank.id, kernel)
+    kernel = asdict(fit(neighbours, task.labels, bank.seed)) if neighbours is not None else None
+    reg.banks.set_kernel(bank.id, kernel and {name: kernel[name] for name in FITTED})
 
 
 def _embed(
@@ -136,7 +138,8 @@ def fitted(reg: "Registry", bank: Bank, task: "Task", embed: "Embed") -> "tuple[
     if bank.kernel is None:
         return None
     known = neighbours_of(reg, bank, task)
-    return None if known is None else (known, Kernel(**bank.kernel), _remembering(embed))
+    kernel = Kernel(**bank.kernel, beside=bank.config.get(BESIDE, 1.0))
+    return None if known is None else (known, kernel, _remembering(embed))
 
 
 def _remembering(embed: "Embed") -> "Embed":

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mta_cli.engine.labels import habit, label_rates
-from mta_cli.engine.neighbours import BACKGROUND, BLOCK, STRENGTH, Guess, Kernel, Neighbours, Vectors, fit
+from mta_cli.engine.neighbours import BACKGROUND, BLOCK, STRENGTH, Guess, Kernel, Neighbours, Vectors, fit, fit_beside
 
 LABELS = ("yes", "no", "maybe")
 
@@ -129,3 +129,29 @@ def test_the_same_seed_fits_the_same() -> None:
 def test_one_person_has_no_neighbours() -> None:
     kernel = fit(some(9, people=1), LABELS)
     assert kernel.votes == 0.0 and kernel.habit == 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_neighbours_count_as_much_as_the_model_lacks(seed: int) -> None:
+    """Beside a model that has read the answers they count for little, beside one that guesses for much."""
+    known = town(seed, by_item=3.0, by_person=0.0)
+    kernel, items = fit(known, LABELS), np.arange(0, len(known.labels), 2)
+    habits, rng = np.zeros((len(items), 3)), np.random.default_rng(seed)
+    knowing = 4.0 * np.eye(3)[known.labels[items]] + rng.normal(size=(len(items), 3))
+    guessing = rng.normal(size=habits.shape)
+    little, much = (fit_beside(known, kernel, items, habits, model) for model in (knowing, guessing))
+    assert little < 0.8 < 3.0 < much
+    alone = fit_beside(known, kernel, items[:1], habits[:1], knowing[:1])
+    assert abs(np.log(alone)) < 1.5, "one item proves nothing"
+
+
+def test_everybodys_items_count_the_same_together() -> None:
+    known = town(5, by_item=2.0, by_person=0.0, people=6)
+    kernel, once = fit(known, LABELS), np.flatnonzero(known.owners < 6)
+    model = np.eye(3)[known.labels] + np.random.default_rng(0).normal(size=(len(known.labels), 3))
+    talkative = np.concatenate([once, *[np.flatnonzero(known.owners == 0)] * 3])  # one of them says it four times
+
+    def share(items: np.ndarray) -> float:
+        return fit_beside(known, kernel, items, np.zeros((len(items), 3)), model[items])
+
+    assert share(talkative) == pytest.approx(share(once), rel=0.05)

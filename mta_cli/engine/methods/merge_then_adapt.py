@@ -24,7 +24,7 @@ CORES_WEIGHED = tuple(
     {"learning_rate": rate, "prior_weight": weight} for rate in (0.03, 0.1, 0.2) for weight in (0.25, 0.5)
 )
 CORES_GUESSED = tuple(
-    {"learning_rate": rate, "neighbour_weight": weight} for rate in (0.03, 0.1) for weight in (1.0, 2.0, 4.0)
+    {"learning_rate": rate, "neighbour_weight": weight} for rate in (0.03, 0.1) for weight in (0.85, 1.7, 3.4)
 )
 WEIGHED = tuple({"scale": scale, "prior_weight": weight} for scale in (0.25, 0.5, 1.0) for weight in (0.0, 0.25, 0.5))
 
@@ -53,7 +53,7 @@ METHODS = (
     ),
     Method(
         "mta", "Merge-then-Adapt as it is by default: fusion by evidence, a core above it, label habit and neighbours",
-        partial(made, by_evidence, cores), settings={**CORES, **EVIDENCE, **NEIGHBOURS}, grid=CORES_GUESSED, version=4,
+        partial(made, by_evidence, cores), settings={**CORES, **EVIDENCE, **NEIGHBOURS}, grid=CORES_GUESSED, version=5,
     ),
     Method(
         "mta-alone", "the same without neighbours: a share of the label habit", partial(made, by_evidence, cores),

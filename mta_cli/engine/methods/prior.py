@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 PRIOR = {"prior_strength": 8.0, "prior_weight": 0.25}  # beside parts that have learnt from the same shots
 NO_PRIOR = {"prior_strength": 8.0, "prior_weight": 0.0}
-NEIGHBOURS = {**PRIOR, "neighbour_weight": 2.0}  # the habit's own weight counts where the bank keeps no neighbours
+NEIGHBOURS = {**PRIOR, "neighbour_weight": 1.7}  # the habit's own weight counts where the bank keeps no neighbours
 COUNT_BYTES = 2  # a label's number and its count, of each label that the person gave
 
 
 def priors(bench: Bench, people: Sequence[Person], settings: Settings) -> list[tuple[Prior | None, int]]:
     """Each person's label prior, if any, and the bytes that it is kept in.
 
-    `settings`: `neighbour_weight`, how many times what neighbours and the habit say is added (see
-    `Kernel.beside_model`); without neighbours, or where it is 0, `prior_weight`, the share of the habit that is added
-    alone, in which `prior_strength` is how many answers the population's rates count as. Nothing where the weights are
-    0 or the task has no labels.
+    `settings`: `neighbour_weight`, how many times what the bank found of neighbours and habit is added
+    (see `Kernel.beside_model`); without neighbours, or where it is 0, `prior_weight`, the share of the habit that is
+    added alone, in which `prior_strength` is how many answers the population's rates count as. Nothing where the
+    weights are 0 or the task has no labels.
     """
     near, share = float(settings.get("neighbour_weight", 0.0)), float(settings["prior_weight"])
     if near > 0.0 and bench.items is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, Note, PlanLine
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, bank_options
+from mta_cli.pipeline.neighbours import BESIDE
 from mta_cli.pipeline.passing import passed_on
 from store.models import Bank
 
@@ -28,7 +29,7 @@ def fold_banks(
     found, known = [], reg.evaluations.banks(evaluation)
     for number, fold in enumerate(plan.folds):
         bank = reg.banks.by_id(known[number]) if number in known else None
-        whole = bank is not None and bank.status == "ready" and (bank.kernel is not None or not request.task.labels)
+        whole = bank is not None and bank.status == "ready" and (BESIDE in bank.config or not request.task.labels)
         if bank is None or not whole:
             yield Note(f"Fold {number + 1} of {len(plan.folds)}: the bank of {len(fold.bank)} people")
             own = replace(_request(request, fold), begun=partial(reg.evaluations.use_bank, evaluation, number))
