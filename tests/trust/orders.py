@@ -146,7 +146,9 @@ def _obey(order: Order) -> None:
             main()
     except SystemExit as left:
         code = left.code
-    (order.said / "moments.json").write_text(json.dumps([watch.moments, watch.calls]))
+    noted = order.said / "moments"  # takes its name when it is whole: a kill may come meanwhile
+    noted.write_text(json.dumps([watch.moments, watch.calls]))
+    noted.rename(noted.with_suffix(".json"))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
