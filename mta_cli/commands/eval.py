@@ -200,11 +200,13 @@ def report(
 @app.command()
 def rm(ctx: typer.Context, number: NumberArgument, yes: YesOption = False, json: JsonOption = False) -> None:
     """Remove an evaluation with its answers, and the banks that no other one needs."""
+    from mta_cli.pipeline.evaluation.design import job_name
+
     use = session(ctx, json=json)
     with use.registry() as reg:
         found = reg.evaluations.get(number)
         confirm(use.output, f"Remove evaluation {number} of task {found.task} and all its answers?", yes=yes)
-        with reg.job_lock(f"eval {found.task}"):
+        with reg.job_lock(job_name(found.task, found.key)):
             result = {"evaluation": number, **reg.evaluations.remove(number)}
     use.output.result(
         result,

@@ -116,7 +116,10 @@ def build_bank(
         )
         return
     name = request.name or request.task.name
-    with reg.job_lock(f"bank {name}"):
+    own = (
+        f" {bank_key(reg, request, pool)[:12]}" if request.purpose else ""
+    )  # others of the name may be built meanwhile
+    with reg.job_lock(f"bank {name}{own}"):
         while True:
             try:
                 yield from _build(reg, request, name, pool)

@@ -21,6 +21,7 @@ from mta_cli.pipeline.asked import (
     bank_label,
     evaluation_label,
 )
+from mta_cli.pipeline.evaluation.design import job_name
 from store.evaluations import Evaluation
 from store.models import Bank, Run
 
@@ -78,8 +79,8 @@ def give_up(reg: "Registry", one: Unfinished) -> None:
         bank = reg.banks.by_id(one.number)
         with reg.job_lock(f"bank {bank.name}"):
             reg.banks.remove(bank.id)
-    elif one.kind in (EVAL, TUNE) and reg.evaluations.get(one.number).status == "running":
-        with reg.job_lock(f"eval {reg.evaluations.get(one.number).task}"):
+    elif one.kind in (EVAL, TUNE) and (found := reg.evaluations.get(one.number)).status == "running":
+        with reg.job_lock(job_name(found.task, found.key)):
             reg.evaluations.remove(one.number)
     if one.run is not None:
         reg.runs.fail(one.run, "given up")

@@ -96,7 +96,7 @@ def _guessed(
     shown: dict[int, list[int]] = {}
     examples, found = Examples(reg, base, task, history_items, shown), list[list[float]]()
     labels = tuple(tuple(examples.prompter.answer_ids(label)) for label in task.labels)
-    yield Started(f"weighing of {task.name}", len(lessons), "items")
+    yield Started("weighing of neighbours", len(lessons), "items")
     for start in range(0, len(lessons), PIECE):
         began, forks = time.monotonic(), []
         for one in lessons[start : start + PIECE]:
@@ -104,5 +104,5 @@ def _guessed(
             history = examples.history(one.item.user_id, one.item.input, history_items)
             forks.append(Fork(tuple(examples.prompter.prompt_ids(one.item.input, history)), labels))
         found += likelihoods(base, forks, [NOBODY], [(n, 0) for n in range(len(forks))])
-        yield Step("weighing", len(found), seconds=time.monotonic() - began)
+        yield Step(task.name, len(found), seconds=time.monotonic() - began)
     return found

@@ -49,7 +49,7 @@ def test_an_older_bank_is_weighed_when_it_is_built_again(peopled: Registry) -> N
 def test_a_build_stopped_meanwhile_ends_as_an_unbroken_one(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weighing, "PIECE", 16)
     job = build_bank(peopled, bank_request())
-    assert any(isinstance(event, Step) and event.label == "weighing" and event.done == 32 for event in job)
+    assert any(isinstance(event, Step) and event.label == TASK.name and event.done == 32 for event in job)
     job.close()
     (bank,) = peopled.banks.all()
     assert bank.status == "building" and BESIDE not in bank.config

@@ -41,6 +41,11 @@ class EvalRequest:
     given: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
+def job_name(task: str, key: str | None) -> str:
+    """What the job of a design is locked by: evaluations of other designs may go on meanwhile."""
+    return f"eval {task} {(key or '')[:12]}"
+
+
 @dataclass(frozen=True)
 class Design:
     """The people by fold, their shots and queries by user id, and the key of all that."""

@@ -15,7 +15,7 @@ from mta_cli.options import PLACEMENTS
 from mta_cli.pipeline.asked import evaluation as asked
 from mta_cli.pipeline.asked import evaluation_label, written_down
 from mta_cli.pipeline.evaluation.banks import cost_of_banks, fold_banks
-from mta_cli.pipeline.evaluation.design import Design, EvalRequest, config, design, plan_lines
+from mta_cli.pipeline.evaluation.design import Design, EvalRequest, config, design, job_name, plan_lines
 from mta_cli.pipeline.evaluation.field import Field, shot_profiles
 from mta_cli.pipeline.evaluation.filling import Column, fill
 from mta_cli.pipeline.evaluation.outcome import Choice, judge, outcome
@@ -43,7 +43,7 @@ def run_evaluation(
     if dry_run:
         yield Done({"dry_run": True, "task": request.task.name, "users": len(people.tested)})
         return
-    with reg.job_lock(f"eval {request.task.name}"), _begun(reg, request, people, "eval run") as evaluation:
+    with reg.job_lock(job_name(request.task.name, people.key)), _begun(reg, request, people, "eval run") as evaluation:
         chosen = _chosen(reg, request, evaluation, methods, people)
         columns = [Column(n, m, dict(own)) for m in methods for n, own in enumerate(chosen[m.name])]
         yield from _fill(reg, request, people, evaluation, columns)
@@ -72,7 +72,7 @@ def tune_evaluation(
             {"dry_run": True, "task": request.task.name, "trials": sum(len(trials(m, request)) for m in methods)}
         )
         return
-    with reg.job_lock(f"eval {request.task.name}"), _begun(reg, request, people, "eval tune") as evaluation:
+    with reg.job_lock(job_name(request.task.name, people.key)), _begun(reg, request, people, "eval tune") as evaluation:
         folds = range(len(people.folds))
         columns = [Column(n, m, own) for m in methods for own in trials(m, request) for n in folds]
         yield from _fill(reg, request, people, evaluation, columns)

@@ -8,8 +8,8 @@ import pytest
 
 from mta_cli.engine.methods.catalogue import METHODS
 from mta_cli.engine.tasks import BUILTIN
-from mta_cli.errors import BadInput, UsageFault
-from mta_cli.events import Note, Step
+from mta_cli.errors import BadInput, StoreBusy, UsageFault
+from mta_cli.events import Done, Note, Started, Step
 from mta_cli.pipeline.evaluation.run import run_evaluation, settings_of, trials, tune_evaluation
 from store.models import NewItem
 from store.registry import Registry
@@ -42,6 +42,25 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end(peopled: Registry, tmp_path
         job.close()
     again, _ = finish(run_evaluation(peopled, eval_request(methods="pooled-rag,stack,mta")))
     assert timeless(again) == timeless(whole)
+
+
+def test_two_designs_go_on_at_once_and_one_design_does_not(peopled: Registry) -> None:
+    few = eval_request(methods="pooled-rag,mta")
+    requests, together = [few, replace(few, machine=replace(few.machine, seed=1))], dict[int, Any]()
+    with Registry.open(peopled.root) as other:
+        jobs = [run_evaluation(reg, one) for reg, one in zip((peopled, other), requests, strict=True)]
+        while len(together) < len(jobs):
+            for n, job in enumerate(jobs):
+                if isinstance(event := next(job, None), Done):
+                    together[n] = event.result
+        begun = tune_evaluation(peopled, few)
+        assert any(isinstance(event, Started) for event in begun)
+        with pytest.raises(StoreBusy, match="eval lamp-2"):
+            finish(run_evaluation(other, few))
+        begun.close()  # type: ignore[attr-defined]
+    for n, request in enumerate(requests):
+        peopled.evaluations.remove(together[n]["evaluation"])
+        assert timeless(finish(run_evaluation(peopled, request))[0]) == timeless(together[n])
 
 
 def test_what_is_answered_is_never_answered_again(peopled: Registry) -> None:
