@@ -54,7 +54,10 @@ NumberArgument = Annotated[
 ReferenceOption = Annotated[
     str | None, typer.Option("--reference", metavar="METHOD", help="Compare all methods with this one.")
 ]
-NumbersArgument = Annotated[list[int], typer.Argument(metavar="NUMBER...", help="Numbers of evaluations.")]
+PlacesArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="NUMBER|FILE...", help="Numbers of evaluations, or files that mta eval export wrote."),
+]
 
 
 @app.command()
@@ -165,7 +168,7 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
 @app.command()
 def show(
     ctx: typer.Context,
-    numbers: NumbersArgument,
+    places: PlacesArgument,
     reference: ReferenceOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -175,13 +178,13 @@ def show(
 
     use = session(ctx, json=json)
     with use.registry() as reg:
-        use.output.result(shown(reg, numbers, reference), summary)
+        use.output.result(shown(reg, places, reference), summary)
 
 
 @app.command()
 def report(
     ctx: typer.Context,
-    numbers: NumbersArgument,
+    places: PlacesArgument,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the files go.")],
     reference: ReferenceOption = None,
     json: JsonOption = False,
@@ -192,9 +195,33 @@ def report(
 
     use = session(ctx, json=json)
     with use.registry() as reg:
-        documents = reported(reg, numbers, reference)
+        documents = reported(reg, places, reference)
     files = [str(path) for path in write_reports(documents, to)]
     use.output.result({"files": files}, lambda result: out.text("\n".join(result["files"])))
+
+
+@app.command()
+def export(
+    ctx: typer.Context,
+    number: NumberArgument,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where it goes.")],
+    json: JsonOption = False,
+) -> None:
+    """Write a finished evaluation as a file without texts and names, to be shown and reported
+    together with those of other machines.
+    """
+    from mta_cli.pipeline.evaluation.files import export as write
+    from mta_cli.pipeline.evaluation.measured import finished
+
+    use = session(ctx, json=json)
+    with use.registry() as reg:
+        use.output.result(
+            write(reg, finished(reg, number), to),
+            lambda done: out.text(
+                f"Wrote evaluation {number} to {done['file']}: {len(done['methods'])} methods, {done['users']} people, "
+                f"{done['bytes']:,} bytes."
+            ),
+        )
 
 
 @app.command()

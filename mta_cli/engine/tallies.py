@@ -67,6 +67,13 @@ def tally(
     return Tally(metric, tuple(labels), tuple(names.tolist()), wanted, sums, logliks[0] is not None)
 
 
+def columns(metric: str, labels: Sequence[str]) -> int:
+    """How many columns a metric is made of. ValueError for an unknown metric, and for accuracy without labels."""
+    if metric not in _FAMILIES or (metric == "accuracy" and not labels):
+        raise ValueError(f"there is no metric {metric!r} of {len(labels)} labels")
+    return 3 * len(labels) if metric == "accuracy" else 2
+
+
 def joined(tallies: Sequence[Tally]) -> Tally:
     """One method's answers to the same queries on several occasions, such as seeds, as one tally.
 

@@ -99,7 +99,7 @@ def test_from_a_run_to_its_removal(peopled: Path, tmp_path: Path) -> None:
     assert not list((peopled / "adapters").rglob("*.safetensors")) and mta_ok("doctor", "--json").json()["ok"]
 
 
-def test_a_run_of_the_same_goes_over_nothing_again(reg: Registry) -> None:
+def test_a_run_of_the_same_goes_over_nothing_again(reg: Registry, tmp_path: Path) -> None:
     first, again = ran(), mta_ok(*RUN, "--json")
     assert again.json() == first and "nothing to compute" in again.err
     other = ran("--seed", 1)
@@ -107,6 +107,14 @@ def test_a_run_of_the_same_goes_over_nothing_again(reg: Registry) -> None:
     both = mta_ok("eval", "show", first["evaluation"], other["evaluation"], "--reference", "stack", "--json").json()
     assert both["seeds"] == [0, 1] and {row["a"] for row in both["differences"]} == {"stack"}
     assert "seeds 0 and 1" in mta_ok("eval", "show", first["evaluation"], other["evaluation"]).out
+    file = tmp_path / "other.json"
+    done = mta_ok("eval", "export", other["evaluation"], "--to", file, "--json").json()
+    assert done["bytes"] == file.stat().st_size and done["methods"] == METHODS.split(",")
+    told = mta_ok("eval", "show", first["evaluation"], file, "--json").json()
+    assert told["seeds"] == [0, 1] and told["users"] == both["users"]
+    assert "12 people" in mta_ok("eval", "export", other["evaluation"], "--to", file).out
+    mta_ok("eval", "report", file, "--to", tmp_path / "report")
+    assert "stack" in (tmp_path / "report" / "report.md").read_text()
     assert {row["status"] for row in mta_ok("user", "list", "--json").json()} == {"new"}
     assert mta_ok("bank", "list", "--json").json() == []
     refused(mta("user", "fuse", "ida", "--task", "lamp-2"), 3, "no bank for task lamp-2")
@@ -171,8 +179,10 @@ def test_mistakes_in_one_line(reg: Registry, tmp_path: Path) -> None:
     refused(mta(*RUN, "--set", "majority.x=3"), 2, "majority has no setting x", "none")
     for command in (("show", 9), ("rm", 9, "--yes"), ("report", 9, "--to", tmp_path / "out")):
         refused(mta("eval", *command), 3, "no evaluation 9", "mta eval list")
-    refused(mta("eval", "show", "x"), 2, "NUMBER")
+    refused(mta("eval", "show", tmp_path / "x"), 3, "neither the number of an evaluation nor a file")
+    refused(mta("eval", "rm", "x"), 2, "NUMBER")
     refused(mta("eval", "show"), 2, "NUMBER")
+    refused(mta("eval", "export", 9, "--to", tmp_path / "out"), 3, "no evaluation 9")
     assert reg.counts() == before and not (tmp_path / "out").exists()
 
 

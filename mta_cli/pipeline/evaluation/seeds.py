@@ -6,49 +6,51 @@ with the answers of all: intervals are over people, and that the seeds are few i
 
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import NotFound, UsageFault
-from mta_cli.pipeline.evaluation.outcome import compared, judge_again
+from mta_cli.errors import UsageFault
+from mta_cli.pipeline.evaluation.files import COSTS, abroad, read
+from mta_cli.pipeline.evaluation.measured import Measured, finished
+from mta_cli.pipeline.evaluation.outcome import compared
 from mta_cli.pipeline.reporting.results import DESIGN, by_seed, cost
 from mta_cli.pipeline.reporting.wording import listed
-from mta_cli.pipeline.tasks import find_task
-from store.evaluations import Evaluation
 
 if TYPE_CHECKING:
     from mta_cli.engine.tallies import Tally
     from store.registry import Registry
 
-COSTS = ("bytes", "seconds", "seconds_per_query", "tokens_per_second")
+
+Place = int | str
+"""The number of an evaluation in the store, or the path of a file that `files.export` wrote."""
 
 
-def finished(reg: "Registry", number: int) -> Evaluation:
-    """The evaluation of this number. Raises NotFound for one that is not there or has no result yet."""
-    found = reg.evaluations.get(number)
-    if found.status != "done" or "costs" not in found.result:
-        raise NotFound(
-            f"Evaluation {number} has no result yet.", hint="mta eval run with the options it was begun with"
-        )
-    return found
+def measured(reg: "Registry", places: Sequence[Place]) -> list[Measured]:
+    """The evaluations that are kept there, each once. Raises as `finished` and `files.read`."""
+    numbers = [int(place) if str(place).isascii() and str(place).isdigit() else str(place) for place in places]
+    return [
+        finished(reg, place) if isinstance(place, int) else read(Path(place).expanduser())
+        for place in dict.fromkeys(numbers)
+    ]
 
 
-def shown(reg: "Registry", numbers: Sequence[int], reference: str | None = None) -> dict[str, Any]:
+def shown(reg: "Registry", places: Sequence[Place], reference: str | None = None) -> dict[str, Any]:
     """The document of one evaluation, or of several seeds of one design, all methods being compared with `reference`.
 
-    Without one, with that of the first evaluation. Raises NotFound as `finished`, and UsageFault for evaluations of
-    several designs or people, and for a reference that is not among the methods.
+    Without one, with that of the first evaluation. Raises as `measured`, and UsageFault for evaluations of several
+    designs or people, and for a reference that is not among the methods.
     """
-    found = [finished(reg, number) for number in dict.fromkeys(numbers)]
-    return found[0].result if len(found) == 1 and reference is None else together(reg, found, reference)
+    found = measured(reg, places)
+    return _document(reg, found[0], reference) if len(found) == 1 else together(reg, found, reference)
 
 
-def reported(reg: "Registry", numbers: Sequence[int], reference: str | None = None) -> list[dict[str, Any]]:
+def reported(reg: "Registry", places: Sequence[Place], reference: str | None = None) -> list[dict[str, Any]]:
     """The documents of evaluations, and after them one for each design that has several seeds of the same people.
 
     All methods are compared with `reference`, or with that of each evaluation. Raises as `shown`.
     """
-    found = {number: finished(reg, number) for number in dict.fromkeys(numbers)}
-    documents = [shown(reg, [number], reference) for number in found]
+    found = {one.id: one for one in measured(reg, places)}
+    documents = [_document(reg, one, reference) for one in found.values()]
     for group in by_seed(documents):
         if len(group) > 1:
             with suppress(UsageFault):  # of other people: each seed stands for itself
@@ -56,7 +58,11 @@ def reported(reg: "Registry", numbers: Sequence[int], reference: str | None = No
     return documents
 
 
-def together(reg: "Registry", evaluations: Sequence[Evaluation], reference: str | None = None) -> dict[str, Any]:
+def _document(reg: "Registry", one: Measured, reference: str | None) -> dict[str, Any]:
+    return one.result if one.kept and reference is None else together(reg, [one], reference)
+
+
+def together(reg: "Registry", evaluations: Sequence[Measured], reference: str | None = None) -> dict[str, Any]:
     """The document of `evaluations`: {task, …, seeds, evaluations, reference, methods, differences, power, costs}.
 
     Methods that not all of them have are left out; costs are means over them. Raises UsageFault as `shown`.
@@ -80,15 +86,18 @@ def together(reg: "Registry", evaluations: Sequence[Evaluation], reference: str 
     }  # fmt: skip
 
 
-def _joined(reg: "Registry", evaluations: Sequence[Evaluation], method: str) -> "Tally":
+def _joined(reg: "Registry", evaluations: Sequence[Measured], method: str) -> "Tally":
     from mta_cli.engine.tallies import joined
 
-    task = find_task(reg, evaluations[0].task)
+    tallies = [one.tally(method) for one in evaluations]
+    if not all(one.kept for one in evaluations):
+        task = evaluations[0].result["task"]
+        tallies = [abroad(reg, task, own) if one.kept else own for one, own in zip(evaluations, tallies, strict=True)]
     try:
-        return joined([judge_again(reg, task, one, method).tally for one in evaluations])
+        return joined(tallies)
     except ValueError as error:
-        numbers = listed(one.id for one in evaluations)
-        raise UsageFault(f"evaluations {numbers} cannot be read as one: {error}", hint="mta eval list") from error
+        names = listed(one.name for one in evaluations)
+        raise UsageFault(f"{names} cannot be read as one: {error}", hint="mta eval list") from error
 
 
 def _counted(tally: "Tally", times: int) -> tuple[int, int]:
@@ -96,17 +105,18 @@ def _counted(tally: "Tally", times: int) -> tuple[int, int]:
     return len(tally.users), round(tally.sums[:, 0].sum() / times)
 
 
-def _require_one_design(evaluations: Sequence[Evaluation]) -> None:
-    first, numbers = evaluations[0], [one.id for one in evaluations]
+def _require_one_design(evaluations: Sequence[Measured]) -> None:
+    first = evaluations[0]
     for one in evaluations:
         if "settings" not in one.result:
-            raise UsageFault(f"evaluation {one.id} is one of stored models: it stands for itself")
+            raise UsageFault(f"{one.name} is one of stored models: it stands for itself")
         for key in DESIGN:
             if key != "reference" and one.result.get(key) != first.result.get(key):
                 told = f"{key}: {first.result.get(key)} in {first.id} and {one.result.get(key)} in {one.id}"
                 raise UsageFault(f"these evaluations differ in more than the seed ({told})", hint="mta eval list")
     if len({one.result["seed"] for one in evaluations}) < len(evaluations):
-        raise UsageFault(f"evaluations {listed(numbers)} have a seed in common", hint="mta eval list")
+        names = listed(one.name for one in evaluations)
+        raise UsageFault(f"{names} have a seed in common", hint="mta eval list")
 
 
 def _mean(results: Sequence[dict[str, Any]], method: str, what: str) -> float | None:
