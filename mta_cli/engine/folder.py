@@ -34,6 +34,11 @@ MAX_JSON = 64 * 2**20
 PEEK = 64 * 2**10  # bytes of a file that are looked at to tell whether it is a pickle written as text
 WIDTHS = ("hidden_size", "n_embd", "d_model")
 INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "decoder_ffn_dim", "encoder_ffn_dim")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERT = ("moe_intermediate_size",)  # the inner width of one of them, where it is not that of others
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+KEYS = ("num_key_value_heads",)
+HEAD = ("head_dim", "d_kv", "v_head_dim", "qk_nope_head_dim")
 VOCABULARY = ("vocab_size",)
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 _COMMANDS = re.compile("[\x07\x08\x1b\x80-\x9f]")
@@ -252,11 +257,20 @@ def _size_faults(path: Path, config: dict[str, Any]) -> Iterator[str]:
         layers, width = _largest(part, LAYERS), _largest(part, WIDTHS)
         if layers > max(FEW_LAYERS, tensors):
             yield f"config.json: {_number(layers)} layers, and the weights are {tensors:,} tensors"
-        if width * max(_largest(part, VOCABULARY), layers * _largest(part, INNER)) > bits:
-            yield (
-                f"config.json: {_number(layers)} layers of {_number(width)} × {_number(_largest(part, INNER))} and a "
-                f"vocabulary of {_number(_largest(part, VOCABULARY))} are more than the weights hold"
-            )
+        inner, experts, heads, keys = (_largest(part, names) for names in (INNER, EXPERTS, HEADS, KEYS))
+        head = max(_largest(part, HEAD), width // max(1, heads))
+        expert = _largest(part, EXPERT) if any(name in part for name in EXPERT) else inner
+        promised = {
+            f"a vocabulary of {_number(_largest(part, VOCABULARY))}": _largest(part, VOCABULARY),
+            f"{_number(layers)} layers of {_number(width)} × {_number(inner)}": layers * inner,
+            f"{_number(experts)} experts of {_number(expert)}": layers * experts * expert,
+            f"{_number(max(heads, keys))} heads of {_number(head)}": layers * max(heads, keys) * head,
+        }
+        yield from (
+            f"config.json: {what} of a model {_number(width)} wide: more than the weights hold"
+            for what, rows in promised.items()
+            if width * rows > bits
+        )
 
 
 def _largest(part: dict[str, Any], names: tuple[str, ...]) -> int:

@@ -209,8 +209,11 @@ def test_sizes_that_real_models_have_are_let_through(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     require_room(copy, config)
     require_room(copy, {**config, "max_position_embeddings": 10**7, "rope_theta": 10**9, "num_hidden_layers": 3})
-    with pytest.raises(BadInput, match=r"more than the weights hold"):
-        require_room(copy, {**config, "vocab_size": 10**6})
+    require_room(copy, {**config, "num_experts": 8, "moe_intermediate_size": 64, "num_key_value_heads": 4})
+    promises = {"vocab_size": 10**6, "intermediate_size": 2**20, "head_dim": 2**20, "num_key_value_heads": 2**20}
+    for name, value in {**promises, "num_experts": 2**20, "moe_intermediate_size": 2**20}.items():
+        with pytest.raises(BadInput, match=r"more than the weights hold"):
+            require_room(copy, {**config, name: value})
     with pytest.raises(BadInput, match=r"1,001 layers, and the weights are"):
         require_room(copy, {"num_hidden_layers": 1001})
 
