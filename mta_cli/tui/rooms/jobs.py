@@ -107,6 +107,7 @@ The curve is the loss from its first value to its last."""
     def on_mount(self) -> None:
         """Clocks of running jobs go on between their steps."""
         self.set_interval(1.0, self._tick)
+        self.screen_layout_refresh_signal.subscribe(self.query_one("#log"), self._laid_out)
 
     async def reload(self) -> None:
         """Look for interrupted jobs, and show all."""
@@ -266,9 +267,7 @@ The curve is the loss from its first value to its last."""
             return
         width = self.query_one("#head").content_size.width or 78
         self.query_one("#head", Static).update(job_lines.head(job, width, time.time()))
-        if not log.content_size.width:  # not laid out yet: lines would be folded for no width at all
-            if self.is_current:
-                self.call_after_refresh(self._show_detail)
+        if not log.content_size.width:  # lines would be folded for no width at all: `_laid_out` comes back
             return
         written = self._written[1] if self._written is not None and self._written[0] is job else []
         fresh = job_lines.unseen(written, job.log)
@@ -281,6 +280,11 @@ The curve is the loss from its first value to its last."""
         if follow and fresh:
             self.call_after_refresh(log.scroll_end, animate=False)
         self._written = job, list(job.log)
+
+    def _laid_out(self, _: object) -> None:
+        """Show what had no room before."""
+        if self._job is not None and (self._written is None or self._written[0] is not self._job):
+            self._show_detail()
 
     def _tick(self) -> None:
         job = self._job

@@ -1,5 +1,6 @@
 """The room of jobs: starting by form, watching, stopping, and going on with what was interrupted."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -304,6 +305,27 @@ def test_a_job_that_fails_says_why_and_the_next_one_runs(demo_store: Path) -> No
             assert not {"\x1b", "\x07", "\u202e"} & set(shown)
 
     run(go())
+
+
+def test_a_log_without_room_is_waited_for_without_work(demo_store: Path) -> None:
+    def said(reg: Registry) -> Iterator[Event]:
+        yield Note("so far so good")
+        yield Done({})
+
+    async def go() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            app.screen.query_one("#log").display = False
+            await pilot.pause()
+            job = app.board.add("bank build", "words", said)
+            await until(pilot, lambda: job.over)
+            app.screen.stale()  # type: ignore[attr-defined]
+            await settled(app, pilot)
+            await asyncio.wait_for(pilot.pause(), 20)
+            assert not log_of(app)
+            app.screen.query_one("#log").display = True
+            await until(pilot, lambda: "so far so good" in log_of(app))
+
+    run(asyncio.wait_for(go(), 60))
 
 
 def test_the_log_follows_and_is_capped(demo_store: Path) -> None:
