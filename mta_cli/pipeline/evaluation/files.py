@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.pipeline.evaluation.measured import Measured
 from mta_cli.pipeline.reporting.results import DESIGN
 from mta_cli.pipeline.reporting.writing import write
@@ -51,7 +51,12 @@ def abroad(reg: "Registry", task: str, tally: "Tally") -> "Tally":
 
 
 def export(reg: "Registry", one: Measured, path: Path) -> dict[str, Any]:
-    """Write a finished evaluation of the store to `path`. Returns {evaluation, file, bytes, users, methods}."""
+    """Write a finished evaluation of the store to `path`. Returns {evaluation, file, bytes, users, methods}.
+
+    UsageFault for one of stored models, whose answers are not kept by method.
+    """
+    if "settings" not in one.result:
+        raise UsageFault(f"{one.name} is one of stored models: it stands for itself")
     tallies = {name: abroad(reg, one.result["task"], one.tally(name)) for name in one.result["methods"]}
     first = next(iter(tallies.values()))
     document = {

@@ -110,6 +110,13 @@ def test_other_people_or_designs_are_refused(reg: Registry, written: Path, tmp_p
             shown(other, ["3", str(written)])
 
 
+def test_one_of_stored_models_is_not_exported(reg: Registry, tmp_path: Path) -> None:
+    stored = reg.evaluations.add("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
+    with pytest.raises(UsageFault, match=f"evaluation {stored} is one of stored models"):
+        export(reg, finished(reg, stored), tmp_path / "stored.json")
+    assert not (tmp_path / "stored.json").exists()
+
+
 def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> str:
     document = json.loads(path.read_text())
     change(document)
