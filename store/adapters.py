@@ -77,6 +77,12 @@ class Adapters:
             raise NotFound(f"There is no adapter {digest[:80]}.", hint="mta doctor")
         return _adapter(row)
 
+    def with_config(self, key: str, value: str) -> Adapter | None:
+        """The first adapter that was made with this `value` under this key of its config."""
+        found = "CASE WHEN json_valid(config) THEN json_extract(config, '$.' || ?) END"
+        row = self._db.row(f"{_ADAPTER} WHERE {found} = ? ORDER BY created, digest LIMIT 1", (key, value))
+        return _adapter(row) if row is not None else None
+
     def all(self) -> list[Adapter]:
         """Every adapter, in the order in which they were made."""
         return [_adapter(row) for row in self._db.rows(f"{_ADAPTER} ORDER BY created, digest")]

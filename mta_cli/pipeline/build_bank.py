@@ -16,15 +16,25 @@ from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import BankOptions, GateOptions, Machine, PromptOptions
 from mta_cli.pipeline.asked import failures_of
 from mta_cli.pipeline.banks import bank_json
-from mta_cli.pipeline.examples import Examples, history_mix
+from mta_cli.pipeline.examples import Examples
 from mta_cli.pipeline.gating import gate_anchors, gate_config
 from mta_cli.pipeline.habits import RATES
 from mta_cli.pipeline.leaving import PeopleLeft, begun_anew, not_trained, staying
 from mta_cli.pipeline.lesson import Trained
 from mta_cli.pipeline.loading import load, load_others
 from mta_cli.pipeline.neighbours import keep_neighbours
-from mta_cli.pipeline.origins import PEOPLE
-from mta_cli.pipeline.training import LEFT, AdapterJob, Group, Training, group_key, group_size, those_made, train_groups
+from mta_cli.pipeline.pooling import made_before, settle_task, share_task_adapter, task_training
+from mta_cli.pipeline.training import (
+    LEFT,
+    AdapterJob,
+    Group,
+    Training,
+    group_key,
+    group_size,
+    losses_of,
+    those_made,
+    train_groups,
+)
 from mta_cli.pipeline.weighing import weigh_neighbours
 from store.models import Adapter, Anchor, Bank, Item, Run, User
 
@@ -139,9 +149,10 @@ def plan_lines(
     """What the build would read, hold and cost, estimated from the task's token budgets and this machine's speed."""
     from mta_cli.pipeline.planning import cost_lines
 
-    work = expected(request, pool, chosen)
+    work, known = expected(reg, request, pool, chosen), made_before(reg, request, pool)
     return (
         PlanLine("candidates", f"{len(chosen)} users, {sum(len(c.items) for c in chosen)} items"),
+        *([PlanLine("task adapter", "there: another bank was made of the same items")] if known else []),
         *cost_lines(reg, request.base, request.machine, work.tokens, work.step, alone=work.alone),
     )
 
@@ -155,11 +166,12 @@ class Work:
     alone: int
 
 
-def expected(request: BankRequest, pool: Sequence[Candidate], chosen: Sequence[Candidate]) -> Work:
+def expected(reg: "Registry", request: BankRequest, pool: Sequence[Candidate], chosen: Sequence[Candidate]) -> Work:
     """What the build of `request` would train on."""
     options, task = request.options, request.task
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
-    pooled = sum(len(c.items) for c in pool) * options.task_epochs if options.task_adapter else 0
+    trained = options.task_adapter and made_before(reg, request, pool) is None
+    pooled = sum(len(c.items) for c in pool) * options.task_epochs if trained else 0
     longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors]
     return Work(row * (pooled + sum(longest) * options.epochs), row * options.batch_size, row * pooled)
 
@@ -189,7 +201,8 @@ def _build(reg: "Registry", request: BankRequest, name: str, pool: Sequence[Cand
     run = reg.runs.start("bank build", f"{bank.name} v{bank.version}", config)
     with failures_of(reg, run):
         anchors = yield from _plan_anchors(reg, request, bank, candidates(pool, request.task.name, request.options))
-        yield from _train(reg, request, bank, anchors, pool, run)
+        yield from share_task_adapter(reg, request, bank, pool)
+        yield from _train(reg, request, reg.banks.by_id(bank.id), anchors, pool, run)
     result = bank_json(reg, reg.banks.by_id(bank.id))
     # A run outlives a forgotten person, so no name stands in it.
     reg.runs.finish(run.id, {key: value for key, value in result.items() if key != "anchors"})
@@ -255,7 +268,9 @@ def _train(
     examples = Examples(reg, base, request.task, request.prompt.history_items)
     items = {candidate.user.id: candidate.items for candidate in pool}
     anchors = [anchor for anchor in anchors if anchor.user_id in items]  # else theirs was forgotten
-    pooled = _task_part(reg, request, examples, pool, run) if options.task_adapter and not bank.task_adapter else None
+    pooled = (
+        task_training(reg, request, examples, pool, run) if options.task_adapter and not bank.task_adapter else None
+    )
     parts = {
         anchor.id: anchor_part(reg, request, examples, anchor, f"{i}/{len(anchors)}", items, run)
         for i, anchor in enumerate(anchors, start=1)
@@ -267,7 +282,7 @@ def _train(
     yield Started("bank build", total=sum(t.job.schedule.steps for t in trainings))
     done = 0
     if pooled is not None:
-        yield from train_groups(reg, [base], [Group([pooled], partial(_settle_task, reg, bank, pooled))])
+        yield from train_groups(reg, [base], [Group([pooled], partial(settle_task, reg, bank, pooled))])
         done = pooled.job.schedule.steps
     task_adapter = reg.banks.by_id(bank.id).task_adapter
     below = load_weights(reg, task_adapter, base.fingerprint) if task_adapter else None
@@ -288,16 +303,6 @@ def _train(
     yield from weigh_neighbours(reg, bank, request, pool, base)
     adapters = _adapters(reg, bank, task_adapter)
     reg.banks.finish(bank.id, sum(a.tokens for a in adapters), sum(a.seconds for a in adapters))
-
-
-def _settle_task(
-    reg: "Registry", bank: Bank, pooled: Training, results: Sequence[Adapter | str], trained: Trained
-) -> Iterator[Event]:
-    if results[0] == LEFT:
-        raise PeopleLeft(bank)
-    ((_, adapter),) = those_made([pooled], [pooled], results)
-    reg.banks.set_task_adapter(bank.id, adapter.digest)
-    yield Saved("task adapter", bank.task, f"loss {losses_of(adapter)}, {adapter.bytes:,} bytes")
 
 
 def _settle_anchors(
@@ -341,23 +346,6 @@ def _adapters(reg: "Registry", bank: Bank, task_adapter: str | None) -> list[Ada
     return [reg.adapters.get(digest) for digest in (task_adapter, *digests) if digest is not None]
 
 
-def _task_part(
-    reg: "Registry", request: BankRequest, examples: Examples, pool: Sequence[Candidate], run: Run
-) -> Training:
-    from mta_cli.engine.train import Schedule
-
-    options, seed = request.options, request.machine.seed
-    items = [item for candidate in pool for item in candidate.items]
-    rows = examples.rows(items, mix=history_mix(request.prompt.history_items), seed=seed)
-    schedule = Schedule.epochs(len(rows), options.task_epochs, options.batch_size, options.task_learning_rate)
-    job = AdapterJob(
-        "task", "task adapter", None, options.task_rank, 2.0 * options.task_rank, options.targets,
-        options.task_placement, seed, reg.items.data_hash_of(items), schedule,
-        {**_config(request), PEOPLE: len(pool)},
-    )  # fmt: skip
-    return made_of(Training(job, rows, run=run), [candidate.user for candidate in pool], request)
-
-
 def anchor_part(
     reg: "Registry",
     request: BankRequest,
@@ -393,8 +381,3 @@ def standing_on(training: Training, task_adapter: str | None) -> Training:
 def made_of(training: Training, people: Sequence[User], request: BankRequest) -> Training:
     """The same training, which ends when one of `people` leaves."""
     return replace(training, people=tuple(people), serves=request.purpose == "")
-
-
-def losses_of(adapter: Adapter) -> str:
-    """The loss before and after its training."""
-    return f"{adapter.loss_first:.3f} → {adapter.loss_last:.3f}" if adapter.loss_first is not None else "unknown"

@@ -30,7 +30,6 @@ from mta_cli.pipeline.build_bank import (
     Candidate,
     anchor_part,
     contributors,
-    losses_of,
     made_of,
     plan_lines,
     rates_kept,
@@ -40,7 +39,7 @@ from mta_cli.pipeline.gating import gate_anchors, refused_of
 from mta_cli.pipeline.lesson import Trained
 from mta_cli.pipeline.neighbours import Change, keep_neighbours, wanted
 from mta_cli.pipeline.staleness import remedy, some
-from mta_cli.pipeline.training import Group, Training, group_size, those_made, train_groups
+from mta_cli.pipeline.training import Group, Training, group_size, losses_of, those_made, train_groups
 from store.models import Adapter, Anchor, Bank, Item, Run, User
 from store.resting import Replacement
 

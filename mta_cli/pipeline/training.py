@@ -146,6 +146,11 @@ def those_made(
     return [(one, result) for one, result in zip(whose, results, strict=True) if isinstance(result, Adapter)]
 
 
+def losses_of(adapter: Adapter) -> str:
+    """The loss before and after its training."""
+    return f"{adapter.loss_first:.3f} → {adapter.loss_last:.3f}" if adapter.loss_first is not None else "unknown"
+
+
 def train_groups(
     reg: "Registry", bases: "Sequence[LoadedBase]", groups: Iterable[Group], done: int = 0
 ) -> Iterator[Event]:

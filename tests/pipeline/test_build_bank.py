@@ -1,9 +1,11 @@
 """Building banks: what is stored, resumption at anchor and step, the same bytes whatever happened in between."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -16,7 +18,7 @@ from mta_cli.pipeline import lesson
 from mta_cli.pipeline.banks import remove_bank, verify_bank
 from mta_cli.pipeline.build_bank import build_bank
 from store.registry import Registry
-from tests.pipeline.town import bank_request, built, finish, notes
+from tests.pipeline.town import CPU, bank_request, built, finish, notes
 
 
 def digests(document: dict) -> list[str]:  # type: ignore[type-arg]
@@ -54,6 +56,41 @@ def test_other_settings_or_data_make_a_new_version(peopled: Registry) -> None:
     assert built(peopled)["version"] == 1
     assert built(peopled, rank=1)["version"] == 2
     assert built(peopled, name="other")["version"] == 1
+
+
+def test_banks_of_the_same_items_share_their_task_adapter(peopled: Registry) -> None:
+    """Its file is trained once, serves whatever anchors stand on it, and goes with the last bank that has it."""
+    whole, (planned, there) = built(peopled), _planned(peopled, anchors=2)
+    fewer, seen = finish(build_bank(peopled, bank_request(anchors=2)))
+    assert fewer["version"] == 2 and fewer["task_adapter"] == whole["task_adapter"]
+    assert any("another bank was made of the same items" in text for text in notes(seen))
+    assert not any(isinstance(event, Step) and event.label == "task adapter" for event in seen)
+    assert {peopled.adapters.get(a["digest"]).task_adapter for a in fewer["anchors"]} == {whole["task_adapter"]}
+    remove_bank(peopled, peopled.banks.get("lamp-2", 1))
+    assert verify_bank(peopled, "lamp-2")["ok"] and peopled.check() == []
+    remove_bank(peopled, peopled.banks.get("lamp-2", 2))
+    alone, nothing = _planned(peopled, anchors=2)
+    assert peopled.adapters.all() == [] and there and not nothing and planned < alone
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"batch_size": 4}, {"task_rank": 4}, {"task_epochs": 2}, {"task_learning_rate": 2e-3}, {"targets": "q_proj"},
+        {"prompt": PromptOptions(1)}, {"machine": replace(CPU, seed=1)}, {"task_min_items": 1},
+    ],
+)  # fmt: skip
+def test_a_task_adapter_made_otherwise_is_not_shared(peopled: Registry, other: dict[str, Any]) -> None:
+    built(peopled)
+    seen = finish(build_bank(peopled, bank_request(**other)))[1]
+    assert any(isinstance(event, Saved) and event.kind == "task adapter" for event in seen)
+
+
+def _planned(reg: Registry, **changes: Any) -> tuple[int, bool]:
+    """Tokens of a build, and whether its task adapter is there."""
+    seen = finish(build_bank(reg, bank_request(**changes), dry_run=True))[1]
+    lines = {line.name: line.value for event in seen if isinstance(event, Planned) for line in event.lines}
+    return int(re.sub(r"\D", "", lines["tokens"])), "task adapter" in lines
 
 
 def test_a_dry_run_shows_the_plan_and_changes_nothing(peopled: Registry) -> None:

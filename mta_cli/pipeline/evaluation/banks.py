@@ -56,7 +56,7 @@ def cost_of_banks(reg: "Registry", request: EvalRequest, plan: Design) -> tuple[
             own = _request(request, fold)
             pool = contributors(reg, request.task.name, own.options, own.people)
             try:
-                works.append(expected(own, pool, candidates(pool, request.task.name, own.options)))
+                works.append(expected(reg, own, pool, candidates(pool, request.task.name, own.options)))
             except BadInput as error:
                 raise BadInput(f"Fold {number + 1}: {error.message}", hint=error.hint) from error
     if not works:
