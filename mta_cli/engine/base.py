@@ -143,8 +143,9 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The number format called `name`; `auto` is bfloat16 where the hardware computes in it, else float32.
 
     It is the format of the base's weights and activations. Factors that train, the sums of their gradients and Adam's
-    moments are float32 whatever it is, and logits become float32 before their softmax. TensorFloat-32 is left as
-    PyTorch has it, which is off for matrix products: float32 is asked for where numbers are to be exact.
+    moments are float32 whatever it is, and so are the logits of likelihoods where the plain decoder computes them, or
+    else their softmax. TensorFloat-32 is left as PyTorch has it, which is off for matrix products: float32 is asked for
+    where numbers are to be exact.
     """
     if name in DTYPES:
         return DTYPES[name]

@@ -35,17 +35,26 @@ def test_an_unlikely_token_has_a_number() -> None:
     assert found.tolist() == [-400.0]
 
 
-def test_bfloat16_is_weighed_in_float32() -> None:
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("at_once", [1, 7 * 16, 1 << 18])
+def test_logits_of_bfloat16_are_not_rounded_to_it(monkeypatch: pytest.MonkeyPatch, at_once: int, biased: bool) -> None:
+    monkeypatch.setattr(likelihood, "CPU_WEIGHTS", at_once)
     torch.manual_seed(0)
-    weight, states = torch.randn(300, 16).bfloat16(), torch.randn(5, 16).bfloat16().requires_grad_()
-    tokens = torch.arange(5)
-    found = log_likelihoods(states, weight, None, tokens)
-    exact = -F.cross_entropy(F.linear(states, weight).float(), tokens, reduction="none")
-    assert found.dtype == torch.float32 and torch.allclose(found, exact, atol=1e-5)
+    weight, states = (2 * torch.randn(300, 16)).bfloat16(), (2 * torch.randn(5, 16)).bfloat16().requires_grad_()
+    bias = torch.randn(300).bfloat16() if biased else None
+    tokens = F.linear(states, weight, bias).topk(2).indices[:, 1]
+    found = log_likelihoods(states, weight, bias, tokens)
+    fine = states.detach().float().requires_grad_()
+    exact = -F.cross_entropy(
+        F.linear(fine, weight.float(), None if bias is None else bias.float()), tokens, reduction="none"
+    )
+    rounded = -F.cross_entropy(F.linear(states, weight, bias).float(), tokens, reduction="none")
+    assert found.dtype == torch.float32 and torch.allclose(found, exact, atol=2e-5)
+    assert (rounded - exact).abs().max() > 0.02
     found.sum().backward()
-    (wanted,) = torch.autograd.grad(exact.sum(), states)
+    (wanted,) = torch.autograd.grad(exact.sum(), fine)
     assert states.grad is not None and states.grad.dtype == torch.bfloat16
-    assert (states.grad.float() - wanted.float()).norm() < 0.02 * wanted.float().norm()
+    assert (states.grad.float() - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_nothing_asked() -> None:
