@@ -212,14 +212,18 @@ def _task_adapter(people: int | None) -> str:
     return f"The task adapter was trained on the items of {whom} people; it serves everybody."
 
 
+_POWERS = {"votes": "votes", "habit": "habit", "discriminant": "linear"}  # as they are called, and their keys
+
+
 def _neighbours(bank: dict[str, Any]) -> str:
     count, people = bank["neighbours"], bank["neighbour_people"]
-    sharpness, votes, habit = (f"{bank['kernel'][name]:.2f}" for name in ("sharpness", "votes", "habit"))
+    kernel = {"linear": 0.0, **bank["kernel"]}  # a bank of an earlier version has no discriminant
+    powers = ", ".join(f"{name} × {kernel[key]:.2f}" for name, key in _POWERS.items())
     beside = bank["beside_model"]
     share = "not weighed against the model" if beside is None else f"× {beside:.2f} beside the model"
     return (
         f"{count:,} answers of {people:,} people serve as neighbours "
-        f"(sharpness {sharpness}, votes × {votes}, habit × {habit}; {share})."
+        f"(sharpness {kernel['sharpness']:.2f}, {powers}; {share})."
     )
 
 

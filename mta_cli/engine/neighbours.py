@@ -1,14 +1,16 @@
 """What a bank's people answered to the like of a query, and a person's own habit: label rates without a language model.
 
 A kernel estimate in the space of an embedder (Nadaraya and Watson, 1964; for language models kNN-LM, arXiv 1911.00172):
-each item of the bank votes for its label with `exp(sharpness * (cosine - 1))`. How sharply, and how much the votes and
-the person's habit count, alone and beside a model, is fitted on the bank's people alone, each answered from what the
-others said.
+each item of the bank votes for its label with `exp(sharpness * (cosine - 1))`. Where nothing is near, a linear
+discriminant of the same items still knows in which direction a label lies. How sharply, and how much votes, directions
+and the person's habit count, alone and beside a model, is fitted on the bank's people alone, each answered from what
+the others said.
 Knows neither users' names nor where vectors come from. Does not know which people are alike: every vote is as good.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
+from mta_cli.engine.discriminant import Discriminant, Moments
 from mta_cli.engine.labels import habit
 
 Array = npt.NDArray[np.float64]
@@ -26,13 +29,15 @@ BACKGROUND = 0.1  # votes, spread as people's rates, for queries that nothing re
 SHOTS = 5  # of a person are known when their other items are guessed, as of somebody new
 HABIT_BESIDE_MODEL = 0.5
 STRENGTH = 8.0  # how many answers the population's rates count as in a habit
+START, BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, habit and discriminant
 MOST = 2_000  # items are guessed to fit on, from all people evenly
+PARTS = 5  # of the people: each part is guessed by the discriminant of the others
 BLOCK = 256  # of them at once: what is held is [block, items]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """How label rates are estimated: the kernel's `sharpness`, and the powers of the votes and of the habit.
+    """How label rates are estimated: the kernel's `sharpness`, and the powers of votes, habit and discriminant.
 
     `beside` is how many times they count in a sum with the log-likelihoods of the bank's own model.
     """
@@ -40,6 +45,7 @@ class Kernel:
     sharpness: float
     votes: float
     habit: float
+    linear: float = 0.0
     beside: float = 1.0
 
     def beside_model(self, weight: float = 1.0) -> "Kernel":
@@ -48,7 +54,7 @@ class Kernel:
         Half of the habit: the model has read, or learnt from, the same answers.
         """
         share = weight * self.beside
-        return Kernel(self.sharpness, share * self.votes, HABIT_BESIDE_MODEL * share * self.habit)
+        return Kernel(self.sharpness, share * self.votes, HABIT_BESIDE_MODEL * share * self.habit, share * self.linear)
 
 
 class Embed(Protocol):
@@ -87,13 +93,29 @@ class Neighbours:
         logs: Array = np.log(found / found.sum(axis=1, keepdims=True))
         return logs
 
+    @cached_property
+    def discriminant(self) -> Discriminant:
+        """The discriminant of all items."""
+        return Moments.of(self.vectors, self.labels, len(self.rates)).discriminant()
+
     def evidence(self, kernel: Kernel, queries: Vectors, habits: Array) -> Array:
         """What is known of each label beyond people's rates [queries, labels], nats.
 
         `habits` [queries, labels] is what the asker's own answers say (see `labels.habit`).
         """
-        votes = self.votes(queries, kernel.sharpness) - np.log(self.rates)
-        return kernel.votes * votes + kernel.habit * habits
+        found = kernel.votes * (self.votes(queries, kernel.sharpness) - np.log(self.rates)) + kernel.habit * habits
+        return found + kernel.linear * self.discriminant(queries) if kernel.linear else found
+
+    def of_others(self, items: npt.NDArray[np.int64]) -> Array:
+        """What the discriminant of other people says of these items [items, labels], nats: see `PARTS`."""
+        _, person = np.unique(self.owners, return_inverse=True)
+        part, whole = person % PARTS, Moments.of(self.vectors, self.labels, len(self.rates))
+        found = np.zeros((len(items), len(self.rates)))
+        for each in range(PARTS):
+            asked, own = part[items] == each, part == each
+            others = whole - Moments.of(self.vectors[own], self.labels[own], len(self.rates))
+            found[asked] = others.discriminant()(self.vectors[items[asked]])
+        return found
 
 
 @dataclass(frozen=True)
@@ -115,28 +137,29 @@ def fit(known: Neighbours, labels: Sequence[str], seed: int = 0) -> Kernel:
     """The kernel under which the bank's people are likeliest, each item guessed from what other people said and from
     `SHOTS` other answers of its own person. Every person counts the same.
 
-    A bank of one person, who has no neighbours, gets a kernel without votes.
+    A bank of one person, who has no neighbours, gets a kernel of habit alone.
     """
     guessed, weights, habits = _lessons(known, labels, np.random.default_rng(seed))
     golds = known.labels[guessed]
     best, least = Kernel(SHARPNESSES[0], 0.0, 1.0), np.inf
     if len(np.unique(known.owners)) < 2:
         return best
+    linear = known.of_others(guessed)
     for sharpness in SHARPNESSES:
         votes = known.votes(known.vectors[guessed], sharpness, known.owners[guessed]) - np.log(known.rates)
+        said = np.stack([votes, habits, linear])
         found: Any = minimize(
-            _loss, np.array([1.0, 1.0]), (votes, habits, np.log(known.rates), golds, weights), "L-BFGS-B", jac=True,
-            bounds=[(0.0, 4.0)] * 2,
-        )  # fmt: skip
+            _loss, START, (said, np.log(known.rates), golds, weights), "L-BFGS-B", jac=True, bounds=BOUNDS
+        )
         if found.fun < least:
-            best, least = Kernel(sharpness, float(found.x[0]), float(found.x[1])), float(found.fun)
+            best, least = Kernel(sharpness, *map(float, found.x)), float(found.fun)
     return best
 
 
 def fit_beside(
     known: Neighbours, kernel: Kernel, items: npt.NDArray[np.int64], habits: Array, model: npt.ArrayLike
 ) -> float:
-    """How many times votes and habit count beside a model: what `Kernel.beside` should be.
+    """How many times what is known counts beside a model: what `Kernel.beside` should be.
 
     `items` [items] of the bank are guessed from what other people said, from `habits` and from the `model`'s
     log-likelihoods of the labels (both [items, labels], nats). The share and a temperature of the sum are the
@@ -145,7 +168,8 @@ def fit_beside(
     """
     votes = known.votes(known.vectors[items], kernel.sharpness, known.owners[items]) - np.log(known.rates)
     beside = replace(kernel, beside=1.0).beside_model()
-    guesses, scores = beside.votes * votes + beside.habit * habits, np.asarray(model, dtype=np.float64)
+    guesses = beside.votes * votes + beside.habit * habits + beside.linear * known.of_others(items)
+    scores = np.asarray(model, dtype=np.float64)
     _, person, each = np.unique(known.owners[items], return_inverse=True, return_counts=True)
     weights = 1.0 / (len(each) * each[person])
     rows, golds = np.arange(len(items)), known.labels[items]
@@ -182,14 +206,11 @@ def _lessons(
     return np.array(guessed, np.int64), np.array(weights) / len(owners), np.array(habits)
 
 
-def _loss(
-    powers: Array, votes: Array, habits: Array, base: Array, golds: npt.NDArray[np.int64], weights: Array
-) -> tuple[float, Array]:
-    """Mean negative log-likelihood (nats) of the golds, and its gradient by the powers of votes and habit."""
-    scores = base + powers[0] * votes + powers[1] * habits
+def _loss(powers: Array, said: Array, base: Array, golds: npt.NDArray[np.int64], weights: Array) -> tuple[float, Array]:
+    """Mean negative log-likelihood of the golds, nats, and its gradient by `powers`; `said` is [3, items, labels]."""
+    scores = base + np.tensordot(powers, said, 1)
     logs = scores - logsumexp(scores, axis=1, keepdims=True)
     rows = np.arange(len(golds))
     surprise = np.exp(logs)
     surprise[rows, golds] -= 1.0
-    gradient = [float(weights @ (surprise * part).sum(axis=1)) for part in (votes, habits)]
-    return float(-weights @ logs[rows, golds]), np.array(gradient)
+    return float(-weights @ logs[rows, golds]), np.einsum("i,il,kil->k", weights, surprise, said)

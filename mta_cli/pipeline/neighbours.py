@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PIECE = 256  # items embedded and stored together; an interruption costs at most this much work
 BESIDE = "beside_model"  # key of a bank's config: how much they count beside its model; see `weighing`
-FITTED = ("sharpness", "votes", "habit")  # of a kernel, without a model
+FITTED = ("sharpness", "votes", "habit", "linear")  # of a kernel, without a model
 QUESTIONS = 4096  # whose embeddings are kept in memory
 
 Owned = tuple[Item, User]
@@ -33,7 +33,7 @@ Owned = tuple[Item, User]
 class Change:
     """What makes a bank's neighbours those of its people of now: items to be embedded, and numbers of items that go.
 
-    `unfitted`: no kernel was fitted to those that are there.
+    `unfitted`: no kernel was fitted to those that are there, or one of an earlier version.
     """
 
     new: list["Owned"]
@@ -49,7 +49,7 @@ def wanted(reg: "Registry", bank: Bank, task: "Task", people: "Iterable[tuple[Us
     labelled = [(item, user) for user, items in people for item in items if item.output.strip() in task.labels]
     known = reg.neighbours.known(bank.id)
     new = [(item, user) for item, user in labelled if item.id not in known]
-    unfitted = bool(known) and reg.banks.by_id(bank.id).kernel is None
+    unfitted = bool(known) and set(reg.banks.by_id(bank.id).kernel or {}) != set(FITTED)
     return Change(new, known - {item.id for item, _ in labelled}, unfitted)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,12 +67,28 @@ def test_evidence_is_what_votes_and_habit_say_beyond_the_rates() -> None:
     assert found == pytest.approx(2.0 * (known.votes(queries, 3.0) - np.log(known.rates)) + 0.5 * habits)
 
 
+def test_the_discriminant_of_all_items_is_added() -> None:
+    known, queries, habits = some(20), units(4, 5), np.zeros((4, 3))
+    without, linear = (known.evidence(Kernel(3.0, 2.0, 0.5, power), queries, habits) for power in (0.0, 0.7))
+    assert linear - without == pytest.approx(0.7 * known.discriminant(queries))
+
+
+def test_the_discriminant_of_others_hears_nothing_of_a_persons_own_answers() -> None:
+    known, items = town(2, by_item=2.0, by_person=0.0, people=7), np.arange(0, 84, 5)
+    found = known.of_others(items)
+    for person in (0, 3, 6):
+        own = known.owners == person
+        liar = replace(known, labels=np.where(own, (known.labels + 1) % 3, known.labels))
+        assert liar.of_others(items)[own[items]] == pytest.approx(found[own[items]], abs=1e-4)
+    assert known.of_others(items[:1]) == pytest.approx(found[:1])
+
+
 def test_a_guess_is_one_persons_evidence() -> None:
-    known, own = some(10), (0.25, 0.0, -0.25)
-    guess = Guess(known, Kernel(3.0, 1.0, 2.0), lambda texts: units(1, len(texts[0])), own)
-    expected = known.evidence(Kernel(3.0, 1.0, 2.0), units(1, 5), np.array([own]))[0]
+    known, own, kernel = some(10), (0.25, 0.0, -0.25), Kernel(3.0, 1.0, 2.0, 0.5)
+    guess = Guess(known, kernel, lambda texts: units(1, len(texts[0])), own)
+    expected = known.evidence(kernel, units(1, 5), np.array([own]))[0]
     assert guess("12345") == pytest.approx(expected.tolist())
-    assert Kernel(3.0, 1.0, 2.0).beside_model(1.5) == Kernel(3.0, 1.5, 1.5)
+    assert kernel.beside_model(1.5) == Kernel(3.0, 1.5, 1.5, 0.75)
 
 
 def town(seed: int, *, by_item: float, by_person: float, people: int = 40, items: int = 12) -> Neighbours:
@@ -121,6 +138,22 @@ def test_a_fitted_kernel_is_better_for_new_people_than_nothing() -> None:
         assert found > likelihood(known, Kernel(kernel.sharpness, votes, own), asked) + 0.02
 
 
+def plane(seed: int, people: int, items: int = 12) -> Neighbours:
+    """People who answer what nobody else is asked, by where it lies: nothing is near, and a direction says it all."""
+    rng = np.random.default_rng(seed)
+    vectors = units(people * items, seed, 24)
+    labels = np.array([rng.choice(3, p=np.exp(6 * row[:3]) / np.exp(6 * row[:3]).sum()) for row in vectors])
+    owners = np.repeat(np.arange(people), items)
+    return Neighbours(vectors, labels, owners, np.array(label_rates([LABELS[place] for place in labels], LABELS)))
+
+
+def test_where_nothing_is_near_the_discriminant_finds_the_direction() -> None:
+    kernel, asked = fit(plane(1, 60), LABELS), plane(2, 40)
+    assert kernel.linear > 0.2
+    found = likelihood(plane(1, 60), kernel, asked)
+    assert found > likelihood(plane(1, 60), replace(kernel, linear=0.0), asked) + 0.05
+
+
 def test_the_same_seed_fits_the_same() -> None:
     known = town(5, by_item=1.0, by_person=1.0)
     assert fit(known, LABELS, 7) == fit(known, LABELS, 7)
@@ -128,7 +161,7 @@ def test_the_same_seed_fits_the_same() -> None:
 
 def test_one_person_has_no_neighbours() -> None:
     kernel = fit(some(9, people=1), LABELS)
-    assert kernel.votes == 0.0 and kernel.habit == 1.0
+    assert kernel.votes == kernel.linear == 0.0 and kernel.habit == 1.0
 
 
 @pytest.mark.parametrize("seed", range(3))
