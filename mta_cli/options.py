@@ -200,8 +200,8 @@ class AnswerOptions:
         8.0, "How many answers of theirs the population's rates count as in that habit.", minimum=0.01, maximum=1e6
     )
     neighbour_weight: float = option(
-        1.7, "How much what the bank's people answered to the like, with the person's habit, counts beside the model: "
-        "times what was found when the bank was built; 0 for the habit alone.",
+        1.7, "How many times as much what the bank's people answered to the like, with the person's habit, counts as "
+        "the model: times what was found when the bank was built; 0 for the habit alone.",
         minimum=0, maximum=10,
     )  # fmt: skip
     int8: bool = option(False, "Decode with weights rounded to 8 bits: faster on a CPU, slightly other answers.")

@@ -17,8 +17,13 @@ HALF = 0.5 - 1e-9  # of a probability that was summed in floating point
 class Prior(Protocol):
     """What is known of somebody's answer to a question before a model has read it."""
 
+    @property
+    def share(self) -> float:
+        """How much of the model's own log-likelihoods is added to it."""
+        ...
+
     def __call__(self, text: str) -> Sequence[float]:
-        """What is added to the log-likelihood of each label, nats."""
+        """What it says of each label, nats."""
         ...
 
 
@@ -27,10 +32,18 @@ class Habit:
     """The same prior whatever is asked: what somebody's own answers say."""
 
     values: tuple[float, ...]
+    share: float = 1.0
 
     def __call__(self, text: str) -> tuple[float, ...]:
         """See `Prior`."""
         return self.values
+
+
+def weighed(scores: Sequence[float], prior: Prior | None, text: str) -> tuple[float, ...]:
+    """A model's log-likelihoods of the labels of an answer to `text`, with somebody's prior, nats."""
+    if prior is None:
+        return tuple(scores)
+    return tuple(prior.share * score + known for score, known in zip(scores, prior(text), strict=True))
 
 
 def decide(scores: Sequence[float], labels: Sequence[str], metric: str) -> int:

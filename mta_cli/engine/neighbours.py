@@ -48,13 +48,16 @@ class Kernel:
     linear: float = 0.0
     beside: float = 1.0
 
-    def beside_model(self, weight: float = 1.0) -> "Kernel":
-        """The same for a sum with a model's log-likelihoods, `weight` times what was fitted.
+    def beside_model(self, weight: float = 1.0) -> tuple["Kernel", float]:
+        """The same for a sum with a model's log-likelihoods, and the power of those; `weight` is above 0.
 
-        Half of the habit: the model has read, or learnt from, the same answers.
+        All but the model counts `weight` × `beside` times as much as the model. What counts more counts whole, so that
+        a sum is as sure as the surer of the two by itself. Half of the habit: the model has read the same answers.
         """
-        share = weight * self.beside
-        return Kernel(self.sharpness, share * self.votes, HABIT_BESIDE_MODEL * share * self.habit, share * self.linear)
+        times = weight * self.beside
+        own = min(1.0, times)
+        powers = Kernel(self.sharpness, own * self.votes, HABIT_BESIDE_MODEL * own * self.habit, own * self.linear)
+        return powers, min(1.0, 1.0 / times)
 
 
 class Embed(Protocol):
@@ -126,6 +129,12 @@ class Guess:
     kernel: Kernel
     embed: Embed
     habit: tuple[float, ...]
+    share: float = 1.0
+
+    def beside_model(self, weight: float) -> "Guess":
+        """The same for a sum with a model's log-likelihoods: see `Kernel.beside_model`."""
+        powers, share = self.kernel.beside_model(weight)
+        return replace(self, kernel=powers, share=share)
 
     def __call__(self, text: str) -> tuple[float, ...]:
         """See `labels.Prior`."""
@@ -167,7 +176,7 @@ def fit_beside(
     distribution of deviation 1.
     """
     votes = known.votes(known.vectors[items], kernel.sharpness, known.owners[items]) - np.log(known.rates)
-    beside = replace(kernel, beside=1.0).beside_model()
+    beside, _ = replace(kernel, beside=1.0).beside_model()
     guesses = beside.votes * votes + beside.habit * habits + beside.linear * known.of_others(items)
     scores = np.asarray(model, dtype=np.float64)
     _, person, each = np.unique(known.owners[items], return_inverse=True, return_counts=True)

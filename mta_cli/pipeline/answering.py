@@ -25,7 +25,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Given:
-    """An answer. `scores` are the log-likelihoods of the task's labels with the person's prior added, nats; nothing
+    """An answer. `scores` are the log-likelihoods of the task's labels with the person's prior, nats; nothing
     where the task has no labels.
 
     `gold_loglik` is summed over the gold's `gold_tokens` tokens (nats). `seconds` is an equal share of the time that
@@ -49,34 +49,29 @@ def answer(
     `people` are the parts that stand above what the base holds now, `priors` the label prior of each of them,
     if any, `shifts` what is added to their last normalised state. Each query stands in one prompt, whoever answers.
     """
-    from mta_cli.engine.labels import decide
+    from mta_cli.engine.labels import decide, weighed
 
     started = time.perf_counter()
     prompts = {one.query.id: tuple(examples.query_prompt(one.query)) for one in asked}
     labels = examples.task.labels
     options = {one.query.id: (*labels, one.query.gold) if one.query.gold not in labels else labels for one in asked}
-    weighed = _weigh(base, examples, asked, people, prompts, options, shifts)
+    found = _weigh(base, examples, asked, people, prompts, options, shifts)
     scores = [
-        _scores(labels, values, one.query.input, priors[one.owner] if priors else None)
-        for one, values in zip(asked, weighed, strict=True)
+        weighed(values[: len(labels)], priors[one.owner] if priors else None, one.query.input)
+        for one, values in zip(asked, found, strict=True)
     ]
     if labels:
         texts = [labels[decide(own, labels, examples.task.metric)] for own in scores]
     else:
         texts = _words(base, examples, asked, people, prompts, shifts)
     seconds = (time.perf_counter() - started) / max(1, len(asked))
-    found = []
-    for one, text, values, own in zip(asked, texts, weighed, scores, strict=True):
+    answers = []
+    for one, text, values, own in zip(asked, texts, found, scores, strict=True):
         gold = one.query.gold
         loglik, tokens = values[options[one.query.id].index(gold)], len(examples.prompter.answer_ids(gold))
         prompt = prompts[one.query.id]
-        found.append(Given(prompt, text, loglik, tokens, own, seconds))
-    return found
-
-
-def _scores(labels: Sequence[str], values: Sequence[float], question: str, prior: "Prior | None") -> tuple[float, ...]:
-    own = values[: len(labels)]
-    return tuple(own) if prior is None else tuple(map(sum, zip(own, prior(question), strict=True)))
+        answers.append(Given(prompt, text, loglik, tokens, own, seconds))
+    return answers
 
 
 def _words(

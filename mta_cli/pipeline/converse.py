@@ -223,15 +223,13 @@ class Voice:
     def decide(self, spoken: Spoken, scores: Sequence[float], question: str, mode: str, user: "User | None") -> int:
         """The place of the label to answer, given each one's log-likelihood (nats) in a user's mode; `spoken` gets all.
 
-        The user's label prior is added where the mode is personal.
+        The user's label prior stands beside them where the mode is personal.
         """
-        from mta_cli.engine.labels import decide
+        from mta_cli.engine.labels import decide, weighed
 
-        labels, prior = self.task.labels, self.priors.of(user, mode)
-        extras = prior(question) if prior is not None else [0.0] * len(labels)
-        weighed = [score + extra for score, extra in zip(scores, extras, strict=True)]
-        spoken.labels = dict(zip(labels, weighed, strict=True))
-        return decide(weighed, labels, self.task.metric)
+        labels, found = self.task.labels, weighed(scores, self.priors.of(user, mode), question)
+        spoken.labels = dict(zip(labels, found, strict=True))
+        return decide(found, labels, self.task.metric)
 
 
 def ask(reg: "Registry", entry: "ModelEntry", user_name: str | None, text: str, asking: Asking) -> Iterator[Event]:

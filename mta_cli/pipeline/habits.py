@@ -30,7 +30,7 @@ class LabelPriors:
         self._bank = reg.banks.latest(task.name, base) if task.labels else None
 
     def of(self, user: User | None, mode: str) -> "Prior | None":
-        """What is added to each label's log-likelihood in a personal `mode`; None where nothing is known.
+        """What labels are weighed with in a personal `mode`; None where nothing is known.
 
         The person's rates stand against those of the people whom the task's current bank is made of.
         """
@@ -45,7 +45,7 @@ class LabelPriors:
 
             known, kernel, embed = self._neighbours
             own = habit(given, labels, known.rates.tolist(), STRENGTH)
-            return Guess(known, kernel.beside_model(options.neighbour_weight), embed, own)
+            return Guess(known, kernel, embed, own).beside_model(options.neighbour_weight)
         rates = rates_of(self._bank)
         if options.prior_weight == 0.0 or len(rates) != len(labels):  # a bank of another form of the task, or older
             return None

@@ -49,8 +49,13 @@ def wanted(reg: "Registry", bank: Bank, task: "Task", people: "Iterable[tuple[Us
     labelled = [(item, user) for user, items in people for item in items if item.output.strip() in task.labels]
     known = reg.neighbours.known(bank.id)
     new = [(item, user) for item, user in labelled if item.id not in known]
-    unfitted = bool(known) and set(reg.banks.by_id(bank.id).kernel or {}) != set(FITTED)
+    unfitted = bool(known) and not is_fitted(reg.banks.by_id(bank.id))
     return Change(new, known - {item.id for item, _ in labelled}, unfitted)
+
+
+def is_fitted(bank: Bank) -> bool:
+    """Whether a kernel was fitted to the bank's neighbours, with all that this version knows of one."""
+    return set(bank.kernel or {}) == set(FITTED)
 
 
 def keep_neighbours(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta_cli.engine.labels import decide, habit, label_rates
+from mta_cli.engine.labels import Habit, decide, habit, label_rates, weighed
 
 LABELS = ("a", "b", "c")
 SCORES = ("1", "2", "3", "4", "5")
@@ -74,3 +74,12 @@ def test_habits_that_mean_nothing_are_refused() -> None:
         habit([], LABELS, (0.2, 0.4, 0.4), 0.0)
     with pytest.raises(ValueError):
         habit([], LABELS, (0.5, 0.5), 1.0)
+
+
+def test_a_prior_says_how_much_of_the_model_stands_beside_it() -> None:
+    scores, known = (-1.0, -2.0, -4.0), (0.5, 0.0, -0.5)
+    assert weighed(scores, None, "a film") == scores
+    assert weighed(scores, Habit(known), "a film") == (-0.5, -2.0, -4.5)
+    assert weighed(scores, Habit(known, share=0.5), "a film") == (0.0, -1.0, -2.5)
+    with pytest.raises(ValueError):
+        weighed(scores, Habit(known[:2]), "a film")

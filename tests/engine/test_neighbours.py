@@ -88,7 +88,15 @@ def test_a_guess_is_one_persons_evidence() -> None:
     guess = Guess(known, kernel, lambda texts: units(1, len(texts[0])), own)
     expected = known.evidence(kernel, units(1, 5), np.array([own]))[0]
     assert guess("12345") == pytest.approx(expected.tolist())
-    assert kernel.beside_model(1.5) == Kernel(3.0, 1.5, 1.5, 0.75)
+
+
+@pytest.mark.parametrize(("times", "own", "model"), [(0.5, 0.5, 1.0), (1.0, 1.0, 1.0), (4.0, 1.0, 0.25)])
+def test_beside_a_model_what_counts_more_counts_whole(times: float, own: float, model: float) -> None:
+    kernel = Kernel(3.0, 1.0, 2.0, 0.5, beside=2.0)
+    powers, share = kernel.beside_model(times / 2.0)
+    assert powers == Kernel(3.0, own, own, 0.5 * own) and share == model
+    guess = Guess(some(4), kernel, lambda texts: units(1, 0), (0.0, 0.0, 0.0))
+    assert guess.share == 1.0 and guess.beside_model(times / 2.0) == replace(guess, kernel=powers, share=model)
 
 
 def town(seed: int, *, by_item: float, by_person: float, people: int = 40, items: int = 12) -> Neighbours:

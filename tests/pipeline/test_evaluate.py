@@ -6,6 +6,7 @@ import pytest
 
 from mta_cli.engine.base import load_base
 from mta_cli.engine.generate import label_scores, token_ids
+from mta_cli.engine.labels import weighed
 from mta_cli.engine.lora import Folder
 from mta_cli.errors import BadInput
 from mta_cli.options import AnswerOptions, PromptOptions
@@ -78,9 +79,8 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
         scores = label_scores(base, examples.query_prompt(query), labels, late=late)
         prior = LabelPriors(peopled, TASK, base.fingerprint, AnswerOptions()).of(user, prediction.method)
         assert (prior is not None) == (prediction.method in ("fused", "adapted"))
-        extras = prior(query.input) if prior is not None else [0.0] * 15
-        weighed = [score + extra for score, extra in zip(scores, extras, strict=True)]
-        assert prediction.answer == TASK.labels[weighed.index(max(weighed))]
+        found = weighed(scores, prior, query.input)
+        assert prediction.answer == TASK.labels[found.index(max(found))]
         assert prediction.gold_loglik == pytest.approx(scores[TASK.labels.index(query.gold)], abs=1e-3)
         assert (late is not None) == (prediction.method in ("fused", "adapted"))
 

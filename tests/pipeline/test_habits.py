@@ -55,7 +55,7 @@ def test_neighbours_speak_with_the_habit_where_the_bank_keeps_them(peopled: Regi
     whole = habit(own, TASK.labels, known.rates.tolist(), 8.0)
     asked = peopled.neighbours.of_bank(bank.id)[0]
     text = next(item.input for item in peopled.items.recent(asked.user_id, TASK.name) if item.id == asked.item_id)
-    without = [1.5 * bank.config[BESIDE] * bank.kernel["habit"] * value for value in whole]
+    without = [0.5 * min(1.0, 3.0 * bank.config[BESIDE]) * bank.kernel["habit"] * value for value in whole]
     votes = [value - extra for value, extra in zip(said(prior, text), without, strict=True)]
     if bank.kernel["votes"]:
         assert votes != pytest.approx([0.0] * len(votes)) and said(prior, text) != pytest.approx(said(prior, FILM))

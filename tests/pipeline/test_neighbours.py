@@ -10,7 +10,7 @@ from mta_cli.events import Step
 from mta_cli.pipeline import neighbours
 from mta_cli.pipeline.build_bank import build_bank
 from mta_cli.pipeline.models import resolve
-from mta_cli.pipeline.neighbours import keep_neighbours, load_embedder, neighbours_of
+from mta_cli.pipeline.neighbours import fitted, keep_neighbours, load_embedder, neighbours_of
 from store.models import Bank, NewItem
 from store.registry import Registry
 from store.seals import amend
@@ -73,6 +73,17 @@ def test_a_bank_from_before_gets_them_when_it_is_built_again(peopled: Registry) 
     again, seen = finish(build_bank(peopled, bank_request()))
     assert again == first and bank_of(peopled).kernel == bank.kernel
     assert not [event for event in seen if isinstance(event, Step) and event.loss is not None], "nothing is trained"
+
+
+def test_a_kernel_of_an_earlier_version_is_fitted_again(peopled: Registry) -> None:
+    built(peopled)
+    bank = bank_of(peopled)
+    assert bank.kernel is not None
+    peopled.banks.set_kernel(bank.id, {name: bank.kernel[name] for name in ("sharpness", "votes", "habit")})
+    known = fitted(peopled, bank_of(peopled), TASK, lambda texts: np.zeros((len(texts), 2), np.float32))
+    assert known is not None and known[1].linear == 0.0, "until then it serves as it was"
+    built(peopled)
+    assert bank_of(peopled) == bank
 
 
 def test_what_is_there_is_not_embedded_again(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

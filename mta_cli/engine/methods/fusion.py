@@ -140,7 +140,7 @@ METHODS = (
     ),
     Method(
         "mta-recipe", "the same with label habit and neighbours: Merge-then-Adapt without a gradient",
-        partial(made, by_evidence), settings={**EVIDENCE, **NEIGHBOURS}, grid=SHARPER, version=4,
+        partial(made, by_evidence), settings={**EVIDENCE, **NEIGHBOURS}, grid=SHARPER, version=5,
     ),
     Method(
         "fusion-learned", "the same, weights fitted by gradient", partial(made, learned),

@@ -46,5 +46,11 @@ def _silent(text: str) -> tuple[str, tuple[float, ...]]:
 
 
 METHODS = (
-    Method("neighbours", "the person's label habit and what others answered to the like; no model", make, below="base"),
+    Method(
+        "neighbours",
+        "the person's label habit and what others answered to the like; no model",
+        make,
+        below="base",
+        version=2,
+    ),
 )

@@ -29,6 +29,6 @@ METHODS = (
     Method(
         "pooled-neighbours", "pooled-rag, the person's label habit and what others answered to the like", with_priors,
         settings={**NEIGHBOURS, "prior_weight": 0.5},
-        grid=tuple({"neighbour_weight": weight} for weight in (0.85, 1.7, 3.4)), version=3,
+        grid=tuple({"neighbour_weight": weight} for weight in (0.85, 1.7, 3.4)), version=4,
     ),
 )  # fmt: skip

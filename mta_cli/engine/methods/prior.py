@@ -22,7 +22,7 @@ COUNT_BYTES = 2  # a label's number and its count, of each label that the person
 def priors(bench: Bench, people: Sequence[Person], settings: Settings) -> list[tuple[Prior | None, int]]:
     """Each person's label prior, if any, and the bytes that it is kept in.
 
-    `settings`: `neighbour_weight`, how many times what the bank found of neighbours and habit is added
+    `settings`: `neighbour_weight`, how many times what the bank found neighbours and habit count beside the model
     (see `Kernel.beside_model`); without neighbours, or where it is 0, `prior_weight`, the share of the habit that is
     added alone, in which `prior_strength` is how many answers the population's rates count as. Nothing where the
     weights are 0 or the task has no labels.
@@ -50,7 +50,8 @@ def guess(bench: Bench, person: Person, weight: float | None = None) -> "Guess":
         raise ValueError("there are no neighbours on this bench")
     known, kernel, embed = bench.items
     own = habit(person.outputs, bench.task.labels, bench.rates, STRENGTH)
-    return Guess(known, kernel if weight is None else kernel.beside_model(weight), embed, own)
+    found = Guess(known, kernel, embed, own)
+    return found if weight is None else found.beside_model(weight)
 
 
 def _size(bench: Bench, person: Person) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, Note, PlanLine
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, bank_options
-from mta_cli.pipeline.neighbours import BESIDE
+from mta_cli.pipeline.neighbours import BESIDE, is_fitted
 from mta_cli.pipeline.passing import passed_on
 from store.models import Bank
 
@@ -29,7 +29,7 @@ def fold_banks(
     found, known = [], reg.evaluations.banks(evaluation)
     for number, fold in enumerate(plan.folds):
         bank = reg.banks.by_id(known[number]) if number in known else None
-        whole = bank is not None and bank.status == "ready" and (BESIDE in bank.config or not request.task.labels)
+        whole = bank is not None and bank.status == "ready" and (_guesses(bank) or not request.task.labels)
         if bank is None or not whole:
             yield Note(f"Fold {number + 1} of {len(plan.folds)}: the bank of {len(fold.bank)} people")
             own = replace(_request(request, fold), begun=partial(reg.evaluations.use_bank, evaluation, number))
@@ -66,6 +66,11 @@ def cost_of_banks(reg: "Registry", request: EvalRequest, plan: Design) -> tuple[
         PlanLine("banks", f"{len(works)} to build; answers come on top of what follows"),
         *cost_lines(reg, request.base, request.machine, tokens, works[0].step, alone=alone),
     )
+
+
+def _guesses(bank: Bank) -> bool:
+    """Whether its neighbours are fitted and weighed, as a bank of an earlier version's may not be."""
+    return BESIDE in bank.config and is_fitted(bank)
 
 
 def _request(request: EvalRequest, fold: "Fold") -> "BankRequest":

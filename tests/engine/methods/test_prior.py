@@ -60,9 +60,11 @@ def test_neighbours_and_the_habit_speak_together(base: LoadedBase) -> None:
     assert kernel == Kernel(4.0, 1.5, 0.5)
     for near, share in ((1.0, 0.25), (2.0, 0.0)):
         for text in ("item 4", "something else"):
-            expected = known.evidence(Kernel(4.0, near * 1.5, near * 0.25), embed([text]), own)[0]
+            expected = known.evidence(Kernel(4.0, 1.5, 0.25), embed([text]), own)[0]
             weights = {"prior_weight": share, "prior_strength": 1.0, "neighbour_weight": near}
             assert said(bench, person, weights, text) == pytest.approx(expected.tolist())
+            ((prior, _),) = priors(bench, [person], weights)
+            assert prior is not None and prior.share == 1.0 / near
 
 
 def test_the_like_of_an_item_gets_its_label(base: LoadedBase) -> None:

@@ -85,6 +85,15 @@ def test_banks_that_are_known_are_not_looked_for_again(peopled: Registry) -> Non
     assert peopled.evaluations.banks(number) == {0: first[0].id, 1: first[1].id}
 
 
+def test_a_known_bank_of_an_earlier_version_is_brought_up_to_date(peopled: Registry) -> None:
+    request = eval_request(folds=2)
+    first = made(peopled, request)
+    peopled.banks.set_kernel(first[1].id, {"sharpness": 2.0, "votes": 1.0, "habit": 1.0})
+    job = fold_banks(peopled, request, design(peopled, request), begun(peopled, request))
+    assert not any(isinstance(event, Step) and event.loss is not None for event in job)
+    assert [peopled.banks.by_id(bank.id) for bank in first] == first
+
+
 def stop_while_building(reg: Registry, request: EvalRequest) -> int:
     """Stop in the training of the first fold's anchors; returns the bank's number."""
     job = fold_banks(reg, request, design(reg, request), begun(reg, request))
