@@ -59,7 +59,7 @@ class Slow:
 
 def interrupted(store: Path) -> None:
     with Registry.open(store) as reg:
-        stop_after(build_bank(reg, bank_request(name="mine")), 3)
+        stop_after(build_bank(reg, bank_request(name="mine", task_rank=1)), 3)  # a task adapter of its own
 
 
 def log_of(app: MtaApp) -> str:
