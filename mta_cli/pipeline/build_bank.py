@@ -149,10 +149,11 @@ def plan_lines(
     """What the build would read, hold and cost, estimated from the task's token budgets and this machine's speed."""
     from mta_cli.pipeline.planning import cost_lines
 
-    work, known = expected(reg, request, pool, chosen), made_before(reg, request, pool)
+    shared = made_before(reg, request, pool) is not None
+    work = expected(request, pool, chosen, shared)
     return (
         PlanLine("candidates", f"{len(chosen)} users, {sum(len(c.items) for c in chosen)} items"),
-        *([PlanLine("task adapter", "there: another bank was made of the same items")] if known else []),
+        *([PlanLine("task adapter", "there, trained on the same items")] if shared else []),
         *cost_lines(reg, request.base, request.machine, work.tokens, work.step, alone=work.alone),
     )
 
@@ -166,12 +167,11 @@ class Work:
     alone: int
 
 
-def expected(reg: "Registry", request: BankRequest, pool: Sequence[Candidate], chosen: Sequence[Candidate]) -> Work:
-    """What the build of `request` would train on."""
+def expected(request: BankRequest, pool: Sequence[Candidate], chosen: Sequence[Candidate], shared: bool) -> Work:
+    """What the build of `request` would train on; with a task adapter that is `shared`, on anchors alone."""
     options, task = request.options, request.task
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
-    trained = options.task_adapter and made_before(reg, request, pool) is None
-    pooled = sum(len(c.items) for c in pool) * options.task_epochs if trained else 0
+    pooled = sum(len(c.items) for c in pool) * options.task_epochs if options.task_adapter and not shared else 0
     longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors]
     return Work(row * (pooled + sum(longest) * options.epochs), row * options.batch_size, row * pooled)
 

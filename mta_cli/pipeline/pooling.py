@@ -44,7 +44,7 @@ def share_task_adapter(
         if len(staying(reg, users, request.purpose)) < len(users):
             raise PeopleLeft(bank)
         reg.banks.set_task_adapter(bank.id, known.digest)
-    yield Note("The task adapter is there: another bank was made of the same items.")
+    yield Note("The task adapter is there, trained on the same items.")
 
 
 def task_training(

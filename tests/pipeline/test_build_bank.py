@@ -63,7 +63,7 @@ def test_banks_of_the_same_items_share_their_task_adapter(peopled: Registry) -> 
     whole, (planned, there) = built(peopled), _planned(peopled, anchors=2)
     fewer, seen = finish(build_bank(peopled, bank_request(anchors=2)))
     assert fewer["version"] == 2 and fewer["task_adapter"] == whole["task_adapter"]
-    assert any("another bank was made of the same items" in text for text in notes(seen))
+    assert any("The task adapter is there" in text for text in notes(seen))
     assert not any(isinstance(event, Step) and event.label == "task adapter" for event in seen)
     assert {peopled.adapters.get(a["digest"]).task_adapter for a in fewer["anchors"]} == {whole["task_adapter"]}
     remove_bank(peopled, peopled.banks.get("lamp-2", 1))

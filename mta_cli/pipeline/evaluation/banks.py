@@ -45,6 +45,7 @@ def fold_banks(
 def cost_of_banks(reg: "Registry", request: EvalRequest, plan: Design) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of the banks that are not there yet. BadInput where a fold has too few candidates."""
     from mta_cli.pipeline.build_bank import candidates, contributors, expected
+    from mta_cli.pipeline.pooling import made_before
     from mta_cli.pipeline.planning import cost_lines
 
     known = reg.evaluations.find(plan.key)
@@ -56,7 +57,8 @@ def cost_of_banks(reg: "Registry", request: EvalRequest, plan: Design) -> tuple[
             own = _request(request, fold)
             pool = contributors(reg, request.task.name, own.options, own.people)
             try:
-                works.append(expected(reg, own, pool, candidates(pool, request.task.name, own.options)))
+                chosen = candidates(pool, request.task.name, own.options)
+                works.append(expected(own, pool, chosen, made_before(reg, own, pool) is not None))
             except BadInput as error:
                 raise BadInput(f"Fold {number + 1}: {error.message}", hint=error.hint) from error
     if not works:
