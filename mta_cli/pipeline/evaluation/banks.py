@@ -45,8 +45,8 @@ def fold_banks(
 def cost_of_banks(reg: "Registry", request: EvalRequest, plan: Design) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of the banks that are not there yet. BadInput where a fold has too few candidates."""
     from mta_cli.pipeline.build_bank import candidates, contributors, expected
-    from mta_cli.pipeline.pooling import made_before
     from mta_cli.pipeline.planning import cost_lines
+    from mta_cli.pipeline.pooling import made_before
 
     known = reg.evaluations.find(plan.key)
     there = reg.evaluations.banks(known.id) if known is not None else {}
