@@ -146,8 +146,9 @@ class AdaptOptions:
     rank: int = option(2, "Rank of the stack.", minimum=1, maximum=MAX_STACK_RANK)
     steps: int = option(10, "Optimiser steps.", minimum=1, maximum=10_000)
     learning_rate: float | None = option(
-        None, "Peak learning rate; 0.1 for a core and 0.002 for a LoRA where not given.", minimum=1e-8, maximum=1.0
-    )
+        None, "Peak learning rate; where not given 0.002 for a LoRA, and for a core 0.1, or 0.03 in a task of labels.",
+        minimum=1e-8, maximum=1.0,
+    )  # fmt: skip
     batch_size: int = option(8, "Rows in a training step.", minimum=1, maximum=1024)
     pull: float | None = option(
         None, "Of a core: weight of its numbers' mean square in the loss; 0.1 where not given.", minimum=0, maximum=1e6
@@ -170,9 +171,12 @@ class AdaptOptions:
         """The keys of what its kind does not have."""
         return {f"{self.section}.{name}" for name in _ONLY["lora" if self.kind == "core" else "core"]}
 
-    def settled(self) -> Self:
-        """The same with a value for all that its kind has. UsageFault for a value that is the other kind's."""
-        known: dict[str, Any] = {"learning_rate": 0.1, "pull": 0.1}
+    def settled(self, labels: bool) -> Self:
+        """The same with a value for all that its kind has, in a task with `labels` or of texts.
+
+        UsageFault for a value that is the other kind's.
+        """
+        known: dict[str, Any] = {"learning_rate": 0.03 if labels else 0.1, "pull": 0.1}
         if self.kind == "lora":
             known = {"learning_rate": 2e-3, "alpha": 2.0 * self.rank, "targets": "q_proj,v_proj", "placement": "upper"}
         for name in sorted(key.partition(".")[2] for key in self.unused):

@@ -206,10 +206,13 @@ def test_what_a_job_changes_is_told_as_derived() -> None:
 
 
 def test_a_stack_has_the_defaults_of_its_kind() -> None:
-    core, lora = AdaptOptions().settled(), AdaptOptions(kind="lora", rank=4).settled()
+    core, lora = AdaptOptions().settled(labels=False), AdaptOptions(kind="lora", rank=4).settled(labels=True)
     assert (core.learning_rate, core.pull, core.alpha, core.targets, core.placement) == (0.1, 0.1, None, None, None)
+    assert AdaptOptions().settled(labels=True) == replace(core, learning_rate=0.03)
     assert (lora.learning_rate, lora.alpha, lora.targets, lora.placement) == (2e-3, 8.0, "q_proj,v_proj", "upper")
     assert core.unused == {"adapt.alpha", "adapt.targets", "adapt.placement"} and lora.unused == {"adapt.pull"}
-    assert core.settled() == core and replace(core, learning_rate=0.5).settled().learning_rate == 0.5
+    assert (
+        core.settled(labels=True) == core and replace(core, learning_rate=0.5).settled(labels=True).learning_rate == 0.5
+    )
     with pytest.raises(UsageFault, match=r"adapt\.placement: a core has none"):
-        AdaptOptions(placement="late").settled()
+        AdaptOptions(placement="late").settled(labels=False)

@@ -24,7 +24,7 @@ from mta_cli.commands.common import (
 )
 from mta_cli.commands.user import app
 from mta_cli.errors import UsageFault
-from mta_cli.options import AdaptOptions, FuseOptions, Machine, PromptOptions
+from mta_cli.options import AdaptOptions, AnswerOptions, FuseOptions, Machine, PromptOptions
 
 BaseOption = Annotated[
     str | None, typer.Option("--base", metavar="MODEL", help="The base.", autocompletion=complete_models)
@@ -44,7 +44,7 @@ def _request(use: AppContext, reg: Any, task: str, base: str | None, embedder: s
     from mta_cli.pipeline.tasks import find_task
 
     entries = resolve(base or use.models.base, "base"), resolve(embedder or use.models.embedder, "embedder")
-    return FuseRequest(find_task(reg, task), *entries, fuse, prompt, machine)
+    return FuseRequest(find_task(reg, task), *entries, fuse, prompt, machine, use.settings.build(AnswerOptions))
 
 
 @app.command()
@@ -135,13 +135,14 @@ def adapt(
     options = use.settings.build(
         AdaptOptions, shots=shots, kind=kind, rank=rank, steps=steps, learning_rate=learning_rate,
         batch_size=batch_size, pull=pull, alpha=alpha, targets=targets, placement=placement,
-    ).settled()  # fmt: skip
+    )  # fmt: skip
     fusing = use.settings.build(FuseOptions, weights=weights, top_k=top_k, shots=shots)
     prompt = use.settings.build(PromptOptions, history_items=history_items)
     machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
     with use.registry() as reg:
         chosen = [reg.users.get(name) for name in dict.fromkeys(users)] if users else None
         request = _request(use, reg, task_to_adapt(reg, chosen, task), base, embedder, fusing, prompt, machine)
+        options = options.settled(bool(request.task.labels))
         lines = use.settings.plan_lines(options, fusing, prompt, machine)
         plan = [line for line in lines if line.name not in options.unused]
         job = adapt_users(reg, chosen, request, options, plan=plan, explicit_top_k=top_k is not None, dry_run=dry_run)

@@ -5,21 +5,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mta_cli.engine.choices import Taught, fork_of, losses
 from mta_cli.engine.fusion import merge
 from mta_cli.engine.lens import make_lens
 from mta_cli.engine.lora import LoraWeights
-from mta_cli.engine.passes import Fork
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
-    from mta_cli.engine.prompts import Row
 
 
 def learn_weights(
     base: "LoadedBase",
     anchors: Sequence[LoraWeights],
     prior: Sequence[float],
-    rows: Sequence["Row"],
+    rows: Sequence[Taught],
     *,
     steps: int = 20,
     learning_rate: float = 0.02,
@@ -32,8 +31,7 @@ def learn_weights(
     joint = merge([(anchor, 1.0) for anchor in anchors])
     if joint is None:
         return list(prior)
-    forks = [Fork.of(row) for row in rows]
-    lens = make_lens(base, forks, joint.placement)
+    lens = make_lens(base, [fork_of(row) for row in rows], joint.placement)
     gate = torch.tensor(list(prior), dtype=torch.float32, device=base.device, requires_grad=True)
     centre = gate.detach().clone()
     optimizer = torch.optim.Adam([gate], lr=learning_rate)
@@ -44,8 +42,8 @@ def learn_weights(
     }
     for _ in range(steps):
         factors = {path: (a, (b * gate[owner[path]]).to(lens.dtype)) for path, (a, b) in fixed.items()}
-        losses, _ = lens.losses(range(len(forks)), factors)
-        loss = losses.mean() + pull * (gate - centre).square().sum()
+        found, _ = losses(lens.scores(range(len(rows)), factors), rows)
+        loss = found.mean() + pull * (gate - centre).square().sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -14,7 +14,7 @@ from mta_cli.engine.base import head_logits
 from mta_cli.engine.fusion import merge
 from mta_cli.engine.lora import LoraWeights, Placement, attached
 from mta_cli.engine.parts import Crowd, Place, joined, places
-from mta_cli.engine.passes import Fork, Passes, by_owner, packed, tokens_at_once
+from mta_cli.engine.passes import Fork, Passes, Scores, by_owner, packed, tokens_at_once
 from mta_cli.engine.plain import Plain
 from mta_cli.errors import BadInput, UsageFault
 
@@ -35,8 +35,8 @@ class Lens(Protocol):
         """How many tokens of a fork run in each pass."""
         ...
 
-    def losses(self, chosen: Sequence[int], factors: Halves) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihoods [labelled] of forks `chosen`, and the place in `chosen` that each belongs to.
+    def scores(self, chosen: Sequence[int], factors: Halves) -> Scores:
+        """Log-likelihoods of forks `chosen`, one row each.
 
         `factors` by module path: `A [blocks, rank, in]`, scaled `B [blocks, out, rank]`; see `parts.blocks_of`.
         """
@@ -65,11 +65,10 @@ class PlainLens:
         """See `Lens`."""
         return self._passes.length(row)
 
-    def losses(self, chosen: Sequence[int], factors: Halves) -> tuple[Tensor, Tensor]:
+    def scores(self, chosen: Sequence[int], factors: Halves) -> Scores:
         """See `Lens`."""
         self._places = self._places or places(self._plain, list(factors))
-        scores = self._passes.scores(chosen, joined(self._places, factors))
-        return -scores.values, scores.row
+        return self._passes.scores(chosen, joined(self._places, factors))
 
 
 class ModuleLens:
@@ -90,17 +89,24 @@ class ModuleLens:
 
     def length(self, row: int) -> int:
         """See `Lens`."""
-        return self._forks[row].length
+        return sum(fork.length for fork in self._forks[row].alone)
 
-    def losses(self, chosen: Sequence[int], factors: Halves) -> tuple[Tensor, Tensor]:
+    def scores(self, chosen: Sequence[int], factors: Halves) -> Scores:
         """See `Lens`."""
         under = self._under[self._people[chosen[0]]] if self._under else None
+        rows = [
+            (place, branch, fork) for place, i in enumerate(chosen) for branch, fork in enumerate(self._forks[i].alone)
+        ]
         with attached(self._base.model, _together(under, factors, self._base.device)):
-            return module_losses(self._base, [self._forks[i] for i in chosen])
+            losses, row = module_losses(self._base, [fork for *_, fork in rows])
+        where = torch.tensor([place for place, *_ in rows], device=losses.device)[row]
+        return Scores(-losses, where, [rows[n][1] for n in row.tolist()])
 
 
 def module_losses(base: "LoadedBase", forks: Sequence[Fork]) -> tuple[Tensor, Tensor]:
-    """As `Lens.losses`, of forks with one branch each, under whatever the base's modules hold now."""
+    """Negative log-likelihoods [labelled] of forks with one branch each, and the fork that each belongs to, under
+    whatever the base's modules hold now.
+    """
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(fork.tokens) for fork in forks], batch_first=True)
     labels = [(r, column, token) for r, fork in enumerate(forks) for column, token, _ in fork.labels()]
     where = torch.tensor(labels, device=base.device).T  # [3, labelled]

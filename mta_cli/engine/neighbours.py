@@ -96,6 +96,13 @@ class Neighbours:
         logs: Array = np.log(found / found.sum(axis=1, keepdims=True))
         return logs
 
+    def without(self, owner: int) -> "Neighbours":
+        """What everybody but `owner` said; rates stay everybody's."""
+        others = self.owners != owner
+        if others.all():
+            return self
+        return replace(self, vectors=self.vectors[others], labels=self.labels[others], owners=self.owners[others])
+
     @cached_property
     def discriminant(self) -> Discriminant:
         """The discriminant of all items."""

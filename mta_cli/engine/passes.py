@@ -40,6 +40,11 @@ class Fork:
         return cls(row.input_ids[:start], (row.input_ids[start:],))
 
     @property
+    def alone(self) -> list["Fork"]:
+        """A fork for each branch."""
+        return [Fork(self.prompt, (branch,)) for branch in self.branches]
+
+    @property
     def tokens(self) -> tuple[int, ...]:
         """The tokens that run: all but the last of each branch, which is only predicted."""
         return (*self.prompt, *(token for branch in self.branches for token in branch[:-1]))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mta_cli.engine.choices import Taught, fork_of, log_likelihood, weight_of
 from mta_cli.engine.fusion import merge
 from mta_cli.engine.lens import Budget, crowds, module_losses, require_everywhere
 from mta_cli.engine.lora import LoraWeights, Placement, folded
@@ -45,21 +46,21 @@ def score(base: "LoadedBase", rows: Sequence["Row"], parts: PARTS = NOBODY) -> l
     return [(value, len(fork.branches[0])) for (value,), fork in zip(values, forks, strict=True)]
 
 
-def mean_loss(base: "LoadedBase", rows: Sequence["Row"], parts: PARTS = NOBODY) -> float:
-    """Mean negative log-likelihood per labelled token over all rows (nats)."""
-    scored = score(base, rows, parts)
-    return -sum(value for value, _ in scored) / max(1, sum(count for _, count in scored))
+def mean_loss(base: "LoadedBase", rows: Sequence[Taught], parts: PARTS = NOBODY) -> float:
+    """Mean negative log-likelihood of what rows teach (nats): per labelled token, or per choice."""
+    (loss,) = mean_losses(base, [(rows, parts)])
+    return 0.0 if loss is None else loss
 
 
-def mean_losses(base: "LoadedBase", cases: Sequence[tuple[Sequence["Row"], PARTS]]) -> list[float | None]:
+def mean_losses(base: "LoadedBase", cases: Sequence[tuple[Sequence[Taught], PARTS]]) -> list[float | None]:
     """`mean_loss` of several people's rows, each under their own parts, in common passes; None where there are none."""
-    forks = [Fork.of(row) for rows, _ in cases for row in rows]
-    owners = [i for i, (rows, _) in enumerate(cases) for _ in rows]
-    values = likelihoods(base, forks, [parts for _, parts in cases], list(enumerate(owners)))
+    taught = [(one, i) for i, (rows, _) in enumerate(cases) for one in rows]
+    forks, asked = [fork_of(one) for one, _ in taught], [(n, i) for n, (_, i) in enumerate(taught)]
+    values = likelihoods(base, forks, [parts for _, parts in cases], asked)
     totals, counts = [0.0] * len(cases), [0] * len(cases)
-    for (value,), fork, owner in zip(values, forks, owners, strict=True):
-        totals[owner] -= value
-        counts[owner] += len(fork.branches[0])
+    for (one, i), branches in zip(taught, values, strict=True):
+        totals[i] -= log_likelihood(one, branches)
+        counts[i] += weight_of(one)
     return [total / count if count else None for total, count in zip(totals, counts, strict=True)]
 
 
@@ -101,10 +102,10 @@ def _one_by_one(
     budget = Budget(base)
     for person in dict.fromkeys(owner for _, owner in asked):
         rows = [
-            (i, b, Fork(forks[fork].prompt, (branch,)))
+            (i, b, alone)
             for i, (fork, owner) in enumerate(asked)
             if owner == person
-            for b, branch in enumerate(forks[fork].branches)
+            for b, alone in enumerate(forks[fork].alone)
         ]
 
         def run(batch: list[int], rows: list[tuple[int, int, Fork]] = rows) -> None:

@@ -1,6 +1,7 @@
 """Training many people's LoRAs or cores at once. Knows tensors and token rows; nothing of users, files or terminals.
 
-The loss of a person's step is the mean negative log-likelihood of the labelled tokens of their batch (nats per token).
+The loss of a person's step is the mean negative log-likelihood of the labelled tokens of their batch, or of the right
+choices where rows are choices (nats per token, or per choice).
 In every step each person who has steps left takes one, on rows of their own; rows of all of them, sorted by length,
 fill passes of at most `budget` tokens. Factors, gradients, moments, clipping and learning rates are each person's own,
 so the company changes nothing but the last bits. Same seed, machine, threads and company: same bytes, also when
@@ -19,15 +20,14 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from mta_cli.engine.choices import Taught, fork_of, losses, row_of, weight_of
 from mta_cli.engine.cores import Core, CoreGroup
 from mta_cli.engine.lens import Budget, make_lens, shared_passes
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.parts import Group
-from mta_cli.engine.passes import Fork
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
-    from mta_cli.engine.prompts import Row
 
 CLIP = 1.0
 WARMUP = 0.1
@@ -58,7 +58,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """One optimiser step: its 1-based number, mean loss (nats per labelled token), tokens that ran, seconds taken."""
+    """One optimiser step: its 1-based number, mean loss (nats per labelled token or choice), tokens of prompts and
+    answers, seconds taken.
+    """
 
     step: int
     loss: float
@@ -66,13 +68,13 @@ class TrainStep:
     seconds: float
 
 
-def epoch_batches(rows: Sequence["Row"], size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(rows: Sequence[Taught], size: int, seed: int, epoch: int) -> list[list[int]]:
     """Row indices of one epoch's batches: shuffled, then grouped by length within buckets of a few batches."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     order: list[int] = torch.randperm(len(rows), generator=generator).tolist()
     batches = []
     for start in range(0, len(order), size * BUCKET):
-        bucket = sorted(order[start : start + size * BUCKET], key=lambda i: len(rows[i].input_ids))
+        bucket = sorted(order[start : start + size * BUCKET], key=lambda i: len(row_of(rows[i]).input_ids))
         batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
     shuffled: list[int] = torch.randperm(len(batches), generator=generator).tolist()
     return [batches[i] for i in shuffled]
@@ -83,7 +85,7 @@ class Member:
     """One person of a group: where their LoRA or core begins, their rows, schedule, and frozen parts underneath."""
 
     start: LoraWeights | Core
-    rows: Sequence["Row"]
+    rows: Sequence[Taught]
     schedule: Schedule
     seed: int
     under: tuple[LoraWeights, ...] = ()
@@ -118,10 +120,11 @@ class Trainer:
         rows = [row for member in members for row in member.rows]
         owners = [i for i, member in enumerate(members) for _ in member.rows]
         self._first = [owners.index(i) if member.rows else 0 for i, member in enumerate(members)]
-        self._lengths = [len(row.input_ids) for row in rows]
-        self._labels = [sum(len(branch) for branch in Fork.of(row).branches) for row in rows]
+        self._rows = rows
+        self._lengths = [len(row_of(row).input_ids) for row in rows]
+        self._labels = [weight_of(row) for row in rows]
         under = [member.under for member in members]
-        self._lens = make_lens(base, [Fork.of(row) for row in rows], self._group.placement, under=under, people=owners)
+        self._lens = make_lens(base, [fork_of(row) for row in rows], self._group.placement, under=under, people=owners)
         self._batches: list[tuple[int, list[list[int]]]] = [(-1, []) for _ in members]
 
     def steps(self) -> Iterator[dict[int, TrainStep]]:
@@ -200,11 +203,12 @@ class Trainer:
     def _pass(self, batch: Sequence[_Due], labels: dict[int, int], totals: Tensor) -> None:
         owners = [one.member for one in batch]
         leaves = self._group.leaves(owners, self._lens.dtype)
-        losses, row = self._lens.losses([one.row for one in batch], leaves.factors())
-        share = torch.tensor([1.0 / labels[i] for i in owners], device=losses.device)[row]
-        (losses * share).sum().backward()  # type: ignore[no-untyped-call]
+        rows = [one.row for one in batch]
+        found, row = losses(self._lens.scores(rows, leaves.factors()), [self._rows[i] for i in rows])
+        share = torch.tensor([1.0 / labels[i] for i in owners], device=found.device)[row]
+        (found * share).sum().backward()  # type: ignore[no-untyped-call]
         leaves.gather()
-        totals.index_add_(0, torch.tensor(owners, device=losses.device)[row], (losses * share).detach())
+        totals.index_add_(0, torch.tensor(owners, device=found.device)[row], (found * share).detach())
 
     @torch.no_grad()
     def _clip(self, member: int) -> float:

@@ -13,7 +13,6 @@ from mta_cli.events import Done, Event, Failed, Note, PlanLine, Planned, Saved, 
 from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.asked import ADAPTATION, adaptation, bank_label, written_down
 from mta_cli.pipeline.basis import basis_of
-from mta_cli.pipeline.examples import Examples
 from mta_cli.pipeline.fuse import (
     WHO,
     FuseRequest,
@@ -27,24 +26,28 @@ from mta_cli.pipeline.lesson import Trained
 from mta_cli.pipeline.loading import load_others
 from mta_cli.pipeline.personal import anchor_parts, current_bank, users_task
 from mta_cli.pipeline.staleness import some
+from mta_cli.pipeline.teaching import Teaching
 from mta_cli.pipeline.training import CORE, LEFT, AdapterJob, Group, Training, group_size, train_groups
 from store.models import Adapter, Bank, Item, Recipe, Run, Stack, User
 from store.personal import pack_shares
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.choices import Taught
     from mta_cli.engine.lora import LoraWeights
-    from mta_cli.engine.prompts import Row
     from store.registry import Registry
 
 REMOVED = "removed while being adapted; nothing was kept"
 FEW_STEPS = 5
 STILL = 0.01  # a loss that changed by less than this share did not move
+LITTLE = 0.05  # nats: one below it has next to nothing to learn
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Mean loss (nats per labelled token) on the shots and, where there are any, on held-out queries."""
+    """Mean loss on the shots and, where there are any, on held-out queries: nats per labelled token, or per choice of a
+    label beside neighbours and habit.
+    """
 
     shots: float | None
     heldout: float | None
@@ -59,8 +62,8 @@ class Pupil:
     recipe: Recipe
     job: AdapterJob
     fusion: "tuple[LoraWeights, ...]"
-    rows: "list[Row]"
-    heldout: "list[Row]"
+    taught: "list[Taught]"
+    heldout: "list[Taught]"
 
 
 class Workshop:
@@ -68,7 +71,7 @@ class Workshop:
 
     def __init__(self, reg: "Registry", base: "LoadedBase", bank: Bank, request: FuseRequest, kind: str) -> None:
         self.reg, self.base, self.bank, self.request = reg, base, bank, request
-        self.examples = Examples(reg, base, request.task, request.prompt.history_items)
+        self.teaching = Teaching(reg, base, request)
         self.basis = basis_of(reg, bank) if kind == CORE else None
 
     def fusion(self, recipe: Recipe) -> "tuple[LoraWeights, ...]":
@@ -91,7 +94,7 @@ def measure(pupils: Sequence[Pupil], base: "LoadedBase", stacks: "Sequence[tuple
     from mta_cli.engine.score import mean_losses
 
     parts = [(*pupil.fusion, *stack) for pupil, stack in zip(pupils, stacks, strict=True)]
-    cases = [(p.rows, part) for p, part in zip(pupils, parts, strict=True)]
+    cases = [(p.taught, part) for p, part in zip(pupils, parts, strict=True)]
     cases += [(p.heldout, part) for p, part in zip(pupils, parts, strict=True)]
     losses = mean_losses(base, cases)
     return [Measured(a, b) for a, b in zip(losses[: len(pupils)], losses[len(pupils) :], strict=True)]
@@ -105,7 +108,7 @@ def adapt_users(
 
     Users whose stack is already what these settings and items would give are left as they are: a stopped run goes on.
     """
-    options = options.settled()
+    options = options.settled(bool(request.task.labels))
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
     if explicit_top_k:
         check_top_k(reg, bank, request.options)
@@ -220,13 +223,14 @@ def _ready(
             f"{user.name} has no history for task {bank.task}; there is nothing to train a stack on.", warning=True
         )
         return _entry(user, recipe, None, None, None, 0, 0.0)
-    job = _job(reg, user, shots, recipe, options, workshop.request, bank)
+    job = _job(workshop, user, shots, recipe, options)
     known = reg.stacks.get(user.id, bank.task, bank.id)
     if known is not None and known.identity == job.config["identity"]:
         yield Note(f"{user.name}: adapted already with these settings and items.")
         return {**_stored(reg, user, recipe, known), "unchanged": True}
-    heldout = workshop.examples.query_rows(reg.items.queries(user.id, bank.task))
-    return Pupil(user, shots, recipe, job, workshop.fusion(recipe), workshop.examples.rows(shots), heldout)
+    teaching = workshop.teaching
+    heldout = teaching.queries(user, reg.items.queries(user.id, bank.task))
+    return Pupil(user, shots, recipe, job, workshop.fusion(recipe), teaching.shots(user, shots), heldout)
 
 
 def _train(
@@ -280,31 +284,26 @@ def _begun(
 def _group(
     workshop: Workshop, pupils: Sequence[Pupil], runs: dict[int, Run], results: dict[int, dict[str, Any]]
 ) -> Group:
-    trainings = [Training(one.job, one.rows, one.fusion, runs[one.user.id], (one.user,)) for one in pupils]
+    trainings = [Training(one.job, one.taught, one.fusion, runs[one.user.id], (one.user,)) for one in pupils]
     return Group(trainings, partial(_settle, workshop, pupils, runs, results), partial(measure, pupils), workshop.basis)
 
 
-def _job(
-    reg: "Registry",
-    user: User,
-    shots: list[Item],
-    recipe: Recipe,
-    options: AdaptOptions,
-    request: FuseRequest,
-    bank: Bank,
-) -> AdapterJob:
+def _job(workshop: Workshop, user: User, shots: list[Item], recipe: Recipe, options: AdaptOptions) -> AdapterJob:
     import hashlib
 
     from mta_cli.engine.train import Schedule
 
+    bank, request = workshop.bank, workshop.request
     assert options.learning_rate is not None  # settled
     schedule = Schedule(options.steps, options.batch_size, options.learning_rate)
     config = {"history_items": request.prompt.history_items, "task": bank.task, "bank": bank.key,
               "recipe": pack_shares(recipe.shares).hex()}  # fmt: skip
+    if beside := workshop.teaching.priors.terms:
+        config["beside"] = beside
     job = AdapterJob(
         CORE if options.kind == CORE else "stack", user.name, bank.task_adapter, options.rank,
         options.alpha or float(options.rank), options.targets or "", options.placement or "", request.machine.seed,
-        reg.items.data_hash_of(shots), schedule, config, pull=options.pull or 0.0,
+        workshop.reg.items.data_hash_of(shots), schedule, config, pull=options.pull or 0.0,
     )  # fmt: skip
     identity = hashlib.sha256(job.checkpoint_key(bank.base).encode()).hexdigest()
     return replace(job, config={**config, "identity": identity})
@@ -363,7 +362,7 @@ def _stack(
 
 def _warn(user: User, job: AdapterJob, before: Measured, after: Measured, norm: float) -> Iterator[Event]:
     steps, start, end = job.schedule.steps, before.shots or 0.0, after.shots or 0.0
-    if steps < FEW_STEPS or abs(end - start) < STILL * abs(start):
+    if steps < FEW_STEPS or (abs(end - start) < STILL * start and start > LITTLE):
         measured = f"loss {start:.4f} → {end:.4f}, ‖ΔW‖ {norm:.2g}"
         yield Note(
             f"{user.name}: {steps} optimiser steps hardly moved the model ({measured}); "

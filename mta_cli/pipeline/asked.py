@@ -9,7 +9,16 @@ from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.errors import IntegrityFault
-from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, GateOptions, Machine, PromptOptions
+from mta_cli.options import (
+    AdaptOptions,
+    AnswerOptions,
+    BankOptions,
+    EvalOptions,
+    FuseOptions,
+    GateOptions,
+    Machine,
+    PromptOptions,
+)
 from store.evaluations import Evaluation
 from store.models import Bank, Run, User
 
@@ -63,7 +72,7 @@ def adaptation(users: Sequence[User] | None, request: "FuseRequest", options: Ad
         "task": request.task.name, "base": request.base.fingerprint, "embedder": request.embedder.fingerprint,
         "users": None if users is None else [user.name for user in users], "options": asdict(options),
         "fuse": asdict(request.options), "history_items": request.prompt.history_items, "seed": request.machine.seed,
-        "dtype": request.machine.dtype,
+        "dtype": request.machine.dtype, "answer": asdict(request.answer),
     }  # fmt: skip
 
 
@@ -78,6 +87,7 @@ def asked_adaptation(
         find_task(reg, document["task"]), model(reg, document["base"], "base"),
         model(reg, document["embedder"], "embedder"), known(FuseOptions, document["fuse"]),
         PromptOptions(document["history_items"]), _machine(machine, document),
+        known(AnswerOptions, document.get("answer", {})),
     )  # fmt: skip
     names = document["users"]
     there = set(reg.users.names()) if names is not None else set()

@@ -1,17 +1,17 @@
 """The job behind `mta user fuse`: which anchors, and how much of each. Only the recipe is stored, no merged weights."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound, UsageFault
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started, Step
-from mta_cli.options import FuseOptions, Machine, PromptOptions
-from mta_cli.pipeline.examples import Examples
+from mta_cli.options import AnswerOptions, FuseOptions, Machine, PromptOptions
 from mta_cli.pipeline.gating import floors_of, serving
 from mta_cli.pipeline.loading import load
 from mta_cli.pipeline.personal import anchor_label, current_bank, load_weights
+from mta_cli.pipeline.teaching import Teaching
 from store.models import Anchor, Bank, Item, Recipe, Share, User
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ TOGETHER, ANCHORS_TOGETHER = 16, 64  # people and different anchors at most, whe
 
 @dataclass(frozen=True)
 class FuseRequest:
-    """Everything a fusion needs to know. It rests on the newest ready bank of the task for this base."""
+    """Everything a fusion needs to know. It rests on the newest ready bank of the task for this base.
+
+    `answer`: how its models will answer; what they then add to labels' likelihoods need not be learned.
+    """
 
     task: "Task"
     base: "ModelEntry"
@@ -37,6 +40,7 @@ class FuseRequest:
     options: FuseOptions
     prompt: PromptOptions
     machine: Machine
+    answer: AnswerOptions = field(default_factory=AnswerOptions)
 
 
 @dataclass(frozen=True)
@@ -176,14 +180,14 @@ def _nothing() -> Generator[Event, None, dict[int, dict[int, float]]]:
 def _evidence(
     reg: "Registry", bank: Bank, people: Sequence[Person], request: FuseRequest, base: "LoadedBase"
 ) -> Generator[Event, None, dict[int, dict[int, float]]]:
-    """Summed log-likelihood of each person's shots by anchor id (0: no anchor).
+    """Summed log-likelihood of what each person's shots teach, by anchor id (0: no anchor).
 
     What the anchors do not touch is computed once for each shot, and serves all of them.
     """
-    from mta_cli.engine.passes import Fork
+    from mta_cli.engine.choices import fork_of, log_likelihood
     from mta_cli.engine.score import likelihoods
 
-    examples = Examples(reg, base, request.task, request.prompt.history_items)
+    teaching = Teaching(reg, base, request)
     asking = [p for p in people if p.shots and method_for(p.shots, request.options) in NEEDS_BASE]
     known = {anchor.id: anchor.digest for anchor in reg.banks.anchors(bank.id)}
     found: dict[int, dict[int, float]] = {}
@@ -193,15 +197,16 @@ def _evidence(
         weighed = [(person, i) for person, ids in portion for i in ids]
         loaded |= {i: _anchor_part(reg, known[i], bank) for _, i in weighed if i not in loaded}
         places = {i: place for place, i in enumerate(dict.fromkeys(i for _, i in weighed))}
-        shots = {person.user.id: [Fork.of(row) for row in examples.rows(person.shots)] for person, _ in portion}
-        forks = [fork for own in shots.values() for fork in own]
+        shots = {person.user.id: teaching.shots(person.user, person.shots) for person, _ in portion}
+        forks = [fork_of(one) for own in shots.values() for one in own]
         first = dict(zip(shots, accumulate(map(len, shots.values()), initial=0), strict=False))
         asked = [
             (first[person.user.id] + n, places[i]) for person, i in weighed for n in range(len(shots[person.user.id]))
         ]
         values = iter(likelihoods(base, forks, [loaded[i] for i in places], asked))
         for person, ids in portion:
-            found[person.user.id] = {i: sum(next(values)[0] for _ in shots[person.user.id]) for i in ids}
+            own = shots[person.user.id]
+            found[person.user.id] = {i: sum(log_likelihood(one, next(values)) for one in own) for i in ids}
             yield Step(person.user.name, len(found))
     return found
 
@@ -272,8 +277,7 @@ def _learned(
     from mta_cli.engine.learned import learn_weights
 
     loaded: list[LoraWeights] = [load_weights(reg, a.digest, bank.base) for a in anchors if a.digest is not None]
-    rows = Examples(reg, base, request.task, request.prompt.history_items).rows(person.shots)
-    return learn_weights(base, loaded, prior, rows)
+    return learn_weights(base, loaded, prior, Teaching(reg, base, request).shots(person.user, person.shots))
 
 
 def recipe_json(reg: "Registry", user: User, bank: Bank, recipe: Recipe) -> dict[str, Any]:

@@ -1,18 +1,21 @@
 """A person's label prior: what they and others answered before says of the next answer, before a model reads it.
 
-Renders and trains nothing. Where the bank keeps neighbours and its embedder is here, they and the person's habit speak
-together; else a share of the habit alone.
+The same is said of answers that were given, for whoever learns the rest of them. Renders and trains nothing. Where the
+bank keeps neighbours and its embedder is here, they and the person's habit speak together; else a share of the habit
+alone.
 """
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mta_cli.options import AnswerOptions
-from store.models import Bank, User
+from store.models import Bank, Item, User
 
 if TYPE_CHECKING:
     from mta_cli.engine.labels import Prior
-    from mta_cli.engine.neighbours import Embed, Kernel, Neighbours
+    from mta_cli.engine.neighbours import Embed, Guess, Kernel, Neighbours
     from mta_cli.engine.tasks import Task
     from mta_cli.pipeline.manifest import ModelEntry
     from store.registry import Registry
@@ -38,19 +41,43 @@ class LabelPriors:
 
         if user is None or mode not in PERSONAL or self._bank is None:
             return None
-        given = [item.output for item in self._reg.items.recent(user.id, self._task.name, RECENT)]
+        given = [item.output for item in self._given(user)]
         labels, options = self._task.labels, self._options
         if self._neighbours is not None and options.neighbour_weight > 0.0:
-            from mta_cli.engine.neighbours import STRENGTH, Guess
-
-            known, kernel, embed = self._neighbours
-            own = habit(given, labels, known.rates.tolist(), STRENGTH)
-            return Guess(known, kernel, embed, own).beside_model(options.neighbour_weight)
+            return self._guess(self._neighbours[0], given)
         rates = rates_of(self._bank)
         if options.prior_weight == 0.0 or len(rates) != len(labels):  # a bank of another form of the task, or older
             return None
         values = habit(given, labels, rates, options.prior_strength)
         return Habit(tuple(options.prior_weight * value for value in values))
+
+    def beside(self, user: User, items: Sequence[Item]) -> "list[Guess] | None":
+        """What was to be known of the answer to each of a person's own `items` without it: what others answered to the
+        like, and the habit that their other answers show. None where no neighbours count.
+        """
+        if self._neighbours is None or self._options.neighbour_weight == 0.0:
+            return None
+        given, others = self._given(user), self._neighbours[0].without(user.id)
+        return [self._guess(others, [each.output for each in given if each.id != item.id]) for item in items]
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """What decides how neighbours count, besides themselves; empty where none do."""
+        if self._neighbours is None or self._options.neighbour_weight == 0.0:
+            return {}
+        return {**asdict(self._neighbours[1]), "weight": self._options.neighbour_weight}
+
+    def _given(self, user: User) -> list[Item]:
+        return self._reg.items.recent(user.id, self._task.name, RECENT)
+
+    def _guess(self, known: "Neighbours", given: Sequence[str]) -> "Guess":
+        from mta_cli.engine.labels import habit
+        from mta_cli.engine.neighbours import STRENGTH, Guess
+
+        assert self._neighbours is not None
+        _, kernel, embed = self._neighbours
+        own = habit(given, self._task.labels, known.rates.tolist(), STRENGTH)
+        return Guess(known, kernel, embed, own).beside_model(self._options.neighbour_weight)
 
     @property
     def lacks(self) -> str | None:

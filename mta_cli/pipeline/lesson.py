@@ -44,8 +44,9 @@ class Stepped:
 class Trained:
     """What came of a group, by member: the weights as their files will give them back, or why one failed.
 
-    `numbers`: what is kept of each core. `first` and `last` are mean losses (nats per labelled token) on the probes;
-    `before` and `after` what the group's own `measure` found, one for each member, and nothing where it has none.
+    `numbers`: what is kept of each core. `first` and `last` are mean losses on the probes (nats per labelled token or
+    choice); `before` and `after` what the group's own `measure` found, one for each member, and nothing where it has
+    none.
     """
 
     weights: "dict[int, LoraWeights]"

@@ -20,8 +20,8 @@ from store.models import Adapter, User
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
+    from mta_cli.engine.choices import Taught
     from mta_cli.engine.lora import LoraWeights
-    from mta_cli.engine.prompts import Row
     from mta_cli.engine.train import Schedule, TrainStep
     from store.models import Run
     from store.registry import Registry
@@ -72,7 +72,7 @@ class Training:
     """
 
     job: AdapterJob
-    rows: "Sequence[Row]"
+    rows: "Sequence[Taught]"
     under: "tuple[LoraWeights, ...]" = ()
     run: "Run | None" = None
     people: tuple[User, ...] = ()

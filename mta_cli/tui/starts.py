@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageFault
 from mta_cli.events import Done, Event, Note, PlanLine, Planned
-from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, GateOptions, Machine, PromptOptions
+from mta_cli.options import (
+    AdaptOptions,
+    AnswerOptions,
+    BankOptions,
+    EvalOptions,
+    FuseOptions,
+    GateOptions,
+    Machine,
+    PromptOptions,
+)
 from mta_cli.pipeline.formats import FORMATS
 from mta_cli.settings import ModelOptions, Settings, StoreOptions
 from mta_cli.tui.forms import Field, Filled, Form, flags, setting_field
@@ -177,8 +186,7 @@ def _adapt_order(known: Known, filled: Filled) -> Order:
     options, fuse, prompt, machine, models = built(
         settings, filled, AdaptOptions, FuseOptions, PromptOptions, Machine, ModelOptions
     )
-    options = options.settled()
-    plan = [line for line in settings.plan_lines(options, fuse, prompt, machine) if line.name not in options.unused]
+    options.settled(labels=True)  # a value that its kind does not have is told before the job begins
 
     def make(reg: "Registry", dry_run: bool) -> Iterator[Event]:
         from mta_cli.pipeline.adapt import adapt_users, task_to_adapt
@@ -190,8 +198,10 @@ def _adapt_order(known: Known, filled: Filled) -> Order:
         chosen = [reg.users.get(name) for name in names] or None
         task = find_task(reg, task_to_adapt(reg, chosen, filled["task"] or None))
         entries = resolve(models.base, "base"), resolve(models.embedder, "embedder")
-        request, top = FuseRequest(task, *entries, fuse, prompt, machine), bool(filled["top_k"])
-        return adapt_users(reg, chosen, request, options, plan=plan, explicit_top_k=top, dry_run=dry_run)
+        request = FuseRequest(task, *entries, fuse, prompt, machine, settings.build(AnswerOptions))
+        asked, top = options.settled(bool(task.labels)), bool(filled["top_k"])
+        plan = [line for line in settings.plan_lines(asked, fuse, prompt, machine) if line.name not in asked.unused]
+        return adapt_users(reg, chosen, request, asked, plan=plan, explicit_top_k=top, dry_run=dry_run)
 
     return Order("user adapt", filled["users"] or "everybody", make)
 

@@ -196,3 +196,21 @@ def test_everybodys_items_count_the_same_together() -> None:
         return fit_beside(known, kernel, items, np.zeros((len(items), 3)), model[items])
 
     assert share(talkative) == pytest.approx(share(once), rel=0.05)
+
+
+def test_without_somebody_their_items_neither_vote_nor_show_a_direction() -> None:
+    known = some(40, 3)
+    owner = int(known.owners[0])
+    rest = known.without(owner)
+    assert owner not in rest.owners and len(rest.owners) == int((known.owners != owner).sum())
+    queries, strangers = known.vectors[:4], np.full(4, owner)
+    assert np.allclose(rest.votes(queries, 5.0), known.votes(queries, 5.0, strangers))
+    assert not np.allclose(rest.discriminant(queries), known.discriminant(queries))
+    assert known.without(-1) is known and np.array_equal(rest.rates, known.rates)
+
+
+def test_without_the_only_one_nothing_is_known() -> None:
+    known = some(6, 4)
+    alone = replace(known, owners=np.zeros_like(known.owners)).without(0)
+    found = alone.evidence(Kernel(5.0, 1.0, 0.0, 1.0), known.vectors[:2], np.zeros((2, len(known.rates))))
+    assert np.allclose(found, 0.0)

@@ -232,14 +232,14 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
     expected = Trainer(base, members)
     list(expected.steps())
     trainer = Trainer(base, members, budget=4096)
-    real = trainer._lens.losses
+    real = trainer._lens.scores
 
     def small(chosen, factors):  # type: ignore[no-untyped-def]
         if len(chosen) > 3:
             raise torch.OutOfMemoryError("not enough")
         return real(chosen, factors)
 
-    monkeypatch.setattr(trainer._lens, "losses", small)
+    monkeypatch.setattr(trainer._lens, "scores", small)
     list(trainer.steps())
     assert trainer.budget.tokens < 4096
     for path in lora_of(members[0]).factors:
@@ -252,7 +252,7 @@ def test_one_row_that_never_fits_is_said(base: LoadedBase, monkeypatch: pytest.M
     def full(chosen, factors):  # type: ignore[no-untyped-def]
         raise torch.OutOfMemoryError("not enough")
 
-    monkeypatch.setattr(trainer._lens, "losses", full)
+    monkeypatch.setattr(trainer._lens, "scores", full)
     with pytest.raises(BadInput, match="does not fit"):
         list(trainer.steps())
 

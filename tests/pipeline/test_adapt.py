@@ -8,7 +8,7 @@ import torch
 from mta_cli.engine.cores import unpack_core
 from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import Saved, Step
-from mta_cli.options import AdaptOptions
+from mta_cli.options import AdaptOptions, AnswerOptions
 from mta_cli.pipeline.adapt import adapt_users, everyone, task_to_adapt
 from mta_cli.pipeline.fuse import fuse_user
 from mta_cli.pipeline.personal import best_mode, load_weights, personal_weights
@@ -36,7 +36,8 @@ both_kinds = pytest.mark.parametrize("options", [QUICK, LORA], ids=lambda option
 @both_kinds
 def test_the_shots_are_learnt_and_everything_is_reported(peopled: Registry, options: AdaptOptions) -> None:
     document = built(peopled)
-    (result,) = adapted(peopled, "ida", options=options)
+    request = replace(fuse_request(), answer=AnswerOptions(neighbour_weight=0.0))  # who know all of these answers
+    ((result,), _) = finish(adapt_users(peopled, [peopled.users.get("ida")], request, options))
     assert result["user"] == "ida" and result["shots"] == 3 and result["steps"] == 6
     assert result["loss_after"] < result["loss_before"]
     assert result["heldout_queries"] == 2 and result["heldout_before"] > 0 and result["heldout_after"] > 0

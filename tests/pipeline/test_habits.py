@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mta_cli.engine.labels import Prior, habit, label_rates
+from mta_cli.engine.neighbours import Guess
 from mta_cli.engine.tasks import Task
 from mta_cli.options import AnswerOptions
 from mta_cli.pipeline.habits import LabelPriors
@@ -92,3 +93,34 @@ def test_who_has_answered_nothing_adds_nothing(peopled: Registry) -> None:
     assert said(priors(peopled).of(new, "fused")) == [0.0] * 15
     peopled.items.append(new.id, [NewItem("x", TASK.name, "a film", "no tag of the list")])
     assert said(priors(peopled).of(new, "fused")) == pytest.approx([0.0] * 15)
+
+
+def test_what_was_to_be_known_of_an_answer_is_without_it(peopled: Registry) -> None:
+    """Of somebody whose items are the bank's too, neither their habit nor their own neighbours give it away."""
+    built(peopled)
+    shared = priors(peopled, AnswerOptions())
+    user = peopled.users.get("user0")
+    items = peopled.items.recent(user.id, TASK.name)
+    found = shared.beside(user, items)
+    assert found is not None and len(found) == len(items)
+    bank = peopled.banks.latest(TASK.name, resolve("tiny", "base").fingerprint)
+    assert bank is not None
+    known = neighbours_of(peopled, bank, TASK)
+    assert known is not None and user.id in known.owners
+    for item, prior in zip(items, found, strict=True):
+        assert user.id not in prior.known.owners
+        others = [each.output for each in items if each is not item]
+        assert prior.habit == pytest.approx(habit(others, TASK.labels, known.rates.tolist(), 8.0))
+        now, place = shared.of(user, "adapted"), TASK.labels.index(item.output)
+        assert isinstance(now, Guess) and prior.share == now.share and prior.kernel == now.kernel
+        assert prior.habit[place] < now.habit[place]
+    assert shared.terms["weight"] == AnswerOptions().neighbour_weight and shared.terms["beside"] == bank.config[BESIDE]
+
+
+def test_nothing_stands_beside_answers_where_no_neighbours_count(peopled: Registry) -> None:
+    ida = peopled.users.get("ida")
+    items = peopled.items.recent(ida.id, TASK.name)
+    assert priors(peopled, AnswerOptions()).beside(ida, items) is None, "no bank"
+    built(peopled)
+    assert priors(peopled).beside(ida, items) is None and priors(peopled).terms == {}
+    assert priors(peopled, AnswerOptions(), task=replace(TASK, labels=())).beside(ida, items) is None

@@ -60,7 +60,7 @@ def begin_adaptation(reg: Registry, names: tuple[str, ...] | None, options: Adap
     """The run that a whole adaptation keeps; returns its number."""
     users = None if names is None else [reg.users.get(name) for name in names]
     bank, request = reg.banks.get("lamp-2"), fuse_request(weights="uniform")
-    document = asked.adaptation(users, request, options.settled())
+    document = asked.adaptation(users, request, options.settled(labels=True))
     return reg.runs.start(asked.ADAPTATION, asked.bank_label(bank), {asked.ASKED: document}).id
 
 
@@ -222,7 +222,7 @@ def test_giving_up_an_evaluation_removes_it_only_where_it_has_no_result(peopled:
 
 def test_documents_of_what_was_asked_say_it_all_again(peopled: Registry) -> None:
     built(peopled)
-    request, options = fuse_request(top_k=2, shots=4), QUICK.settled()
+    request, options = fuse_request(top_k=2, shots=4), QUICK.settled(labels=True)
     users = [peopled.users.get(name) for name in SHORT]
     document = asked.adaptation(users, request, options)
     assert asked.asked_adaptation(peopled, document, HERE) == (users, request, options)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from mta_cli.engine.choices import Taught, fork_of, log_likelihood
 from mta_cli.engine.fusion import evidence_weights, merge, similarity_weights
 from mta_cli.engine.learned import learn_weights
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.methods.controls import noise_like
-from mta_cli.engine.methods.prior import NEIGHBOURS, NO_PRIOR, priors
+from mta_cli.engine.methods.prior import NEIGHBOURS, NO_PRIOR, priors, taught
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
-from mta_cli.engine.passes import Fork
 from mta_cli.engine.score import likelihoods
 
 LEAST_SHARE = 0.001  # of an anchor in a recipe: evidence leaves most of them next to nothing
@@ -51,11 +51,12 @@ def at_random(bench: Bench, people: Sequence[Person], settings: Settings) -> lis
 def by_evidence(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Shares]:
     """The `top_k` anchors under which the shots are likeliest, each with `scale` times its posterior share.
 
-    Shares are the softmax of `sharpness` × the shots' summed log-likelihood; the task adapter alone is a candidate too.
+    Shares are the softmax of `sharpness` × the shots' summed log-likelihood, beside what is known of each shot already
+    (see `taught`); the task adapter alone is a candidate too.
     Less than all of them is taken because anchors fit the people they were trained on closer than anybody else.
     """
     found = []
-    for person, sums in zip(people, likelihoods_of(bench, people), strict=True):
+    for person, sums in zip(people, likelihoods_of(bench, people, settings), strict=True):
         null, logliks = sums[0], sums[1:]
         best = sorted(range(len(logliks)), key=lambda i: (-logliks[i], i))[: int(settings["top_k"])]
         weights, _ = evidence_weights([logliks[i] for i in best], null, float(settings["sharpness"]))
@@ -65,26 +66,26 @@ def by_evidence(bench: Bench, people: Sequence[Person], settings: Settings) -> l
     return found
 
 
-def likelihoods_of(bench: Bench, people: Sequence[Person]) -> list[list[float]]:
+def likelihoods_of(bench: Bench, people: Sequence[Person], settings: Settings) -> list[list[float]]:
     """The summed log-likelihood (nats) of each person's shots without an anchor, then under each of them."""
-    key = ("likelihoods", tuple(person.number for person in people))
+    key = ("likelihoods", tuple(person.number for person in people), settings.get("neighbour_weight", 0.0))
     if key not in bench.known:
-        bench.known[key] = _weighed(bench, people)
+        bench.known[key] = _weighed(bench, [taught(bench, person, settings) for person in people])
     known: list[list[float]] = bench.known[key]
     return known
 
 
-def _weighed(bench: Bench, people: Sequence[Person]) -> list[list[float]]:
-    forks = [Fork.of(row) for person in people for row in person.rows]
+def _weighed(bench: Bench, lessons: Sequence[Sequence[Taught]]) -> list[list[float]]:
+    forks = [fork_of(one) for own in lessons for one in own]
     candidates: list[tuple[LoraWeights, ...]] = [(), *((anchor,) for anchor in bench.anchors)]
     asked = [(fork, i) for fork in range(len(forks)) for i in range(len(candidates))]
     values = iter(likelihoods(bench.base, forks, candidates, asked))
     found = []
-    for person in people:
+    for own in lessons:
         sums = [0.0] * len(candidates)
-        for _ in person.rows:
+        for one in own:
             for i in range(len(candidates)):
-                sums[i] += next(values)[0]
+                sums[i] += log_likelihood(one, next(values))
         found.append(sums)
     return found
 
@@ -140,7 +141,7 @@ METHODS = (
     ),
     Method(
         "mta-recipe", "the same with label habit and neighbours: Merge-then-Adapt without a gradient",
-        partial(made, by_evidence), settings={**EVIDENCE, **NEIGHBOURS}, grid=SHARPER, version=5,
+        partial(made, by_evidence), settings={**EVIDENCE, **NEIGHBOURS}, grid=SHARPER, version=6,
     ),
     Method(
         "fusion-learned", "the same, weights fitted by gradient", partial(made, learned),

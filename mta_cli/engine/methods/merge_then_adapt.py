@@ -18,8 +18,9 @@ from mta_cli.engine.methods.fusion import (
 )
 from mta_cli.engine.methods.prior import NEIGHBOURS, NO_PRIOR, PRIOR, priors
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
-from mta_cli.engine.methods.stacks import CORES, LORA_GRID, OWN, Fit, cores, loras
+from mta_cli.engine.methods.stacks import BY_TASK, CORES, LORA_GRID, OWN, Fit, cores, loras
 
+CORE: Settings = {**CORES, "learning_rate": BY_TASK}
 CORES_WEIGHED = tuple(
     {"learning_rate": rate, "prior_weight": weight} for rate in (0.03, 0.1, 0.2) for weight in (0.25, 0.5)
 )
@@ -53,11 +54,11 @@ METHODS = (
     ),
     Method(
         "mta", "Merge-then-Adapt as it is by default: fusion by evidence, a core above it, label habit and neighbours",
-        partial(made, by_evidence, cores), settings={**CORES, **EVIDENCE, **NEIGHBOURS}, grid=CORES_GUESSED, version=6,
+        partial(made, by_evidence, cores), settings={**CORE, **EVIDENCE, **NEIGHBOURS}, grid=CORES_GUESSED, version=7,
     ),
     Method(
         "mta-alone", "the same without neighbours: a share of the label habit", partial(made, by_evidence, cores),
-        settings={**CORES, **EVIDENCE, **PRIOR}, grid=CORES_WEIGHED,
+        settings={**CORE, **EVIDENCE, **PRIOR}, grid=CORES_WEIGHED, version=2,
     ),
     Method(
         "mta-lora", "that with a LoRA of the person's own instead of the core", partial(made, by_evidence, loras),

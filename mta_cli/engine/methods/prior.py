@@ -5,8 +5,10 @@ their kernel (see `engine.neighbours`) says how much the habit counts beside the
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mta_cli.engine.choices import Choice, Taught
 from mta_cli.engine.labels import Habit, Prior, habit
 from mta_cli.engine.methods.shape import Bench, Person, Settings
 
@@ -52,6 +54,24 @@ def guess(bench: Bench, person: Person, weight: float | None = None) -> "Guess":
     own = habit(person.outputs, bench.task.labels, bench.rates, STRENGTH)
     found = Guess(known, kernel, embed, own)
     return found if weight is None else found.beside_model(weight)
+
+
+def taught(bench: Bench, person: Person, settings: Settings) -> tuple[Taught, ...]:
+    """A person's shots as evidence and stack take them: as choices, where neighbours count beside answers.
+
+    Each counts beside what neighbours and the person's other shots say of it. An output that is no label counts as a
+    text.
+    """
+    near, labels = float(settings.get("neighbour_weight", 0.0)), bench.task.labels
+    if near == 0.0 or bench.items is None:
+        return person.rows
+    found = list[Taught](person.rows)
+    for n, (text, output) in enumerate(zip(person.inputs, map(str.strip, person.outputs), strict=True)):
+        if output in labels:
+            others = replace(person, outputs=person.outputs[:n] + person.outputs[n + 1 :])
+            prior = guess(bench, others, near)
+            found[n] = Choice.of(person.rows[n], bench.answers, labels.index(output), prior, text)
+    return tuple(found)
 
 
 def _size(bench: Bench, person: Person) -> int:

@@ -39,9 +39,9 @@ class Bench:
     """What a fold's people share. `base` holds the task adapter where the method stands on it, else nothing.
 
     `anchors` stand above the task adapter, and `profiles` `[anchors, width]` are theirs. `rates` is how often the
-    bank's people give each label (they sum to one); empty for a task of texts. `items` are what they answered to what,
-    with the kernel fitted to them and the embedder they are found by; None for a task of texts. `known` is what one
-    method has computed of people and others need too, by what it is and whose.
+    bank's people give each label (they sum to one), and `answers` each label's tokens; empty for a task of texts.
+    `items` are what they answered to what, with the kernel fitted to them and the embedder they are found by; None for
+    a task of texts. `known` is what one method has computed of people and others need too, by what it is and whose.
     """
 
     base: "LoadedBase"
@@ -51,6 +51,7 @@ class Bench:
     rates: tuple[float, ...]
     seed: int
     items: "tuple[Neighbours, Kernel, Embed] | None" = None
+    answers: tuple[tuple[int, ...], ...] = ()
     known: dict[Hashable, Any] = field(default_factory=dict)
 
 

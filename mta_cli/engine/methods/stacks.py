@@ -1,6 +1,6 @@
 """Everybody's own stack, a LoRA or a core, trained in one group on whatever frozen parts lie under it.
 
-Knows no fusion and no prior.
+Where neighbours count beside its answers it is trained beside them. Knows no fusion.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mta_cli.engine.cores import Core, Kind, bank_basis
 from mta_cli.engine.lora import LoraWeights, initial
+from mta_cli.engine.methods.prior import taught
 from mta_cli.engine.methods.shape import Bench, Person, Settings, Value
 from mta_cli.engine.train import Member, Schedule, Trainer
 from mta_cli.errors import IntegrityFault
@@ -19,6 +20,8 @@ OWN: dict[str, Value] = {
 }  # fmt: skip
 LORA_GRID = tuple({"steps": steps, "learning_rate": rate} for steps, rate in ((10, 1e-3), (10, 2e-3), (10, 5e-3)))
 CORES: dict[str, Value] = {"rank": 2, "steps": 10, "batch_size": 8, "learning_rate": 0.1, "pull": 0.1}
+BY_TASK = 0.0  # a core's learning rate: that of labels or of texts
+LABEL_RATE, TEXT_RATE = 0.03, 0.1
 
 Under = Sequence[tuple[LoraWeights, ...]]
 
@@ -66,8 +69,11 @@ def cores(
 ) -> list[Own]:
     """Numbers between the bank's main directions for each of `people` above `under`, by the `settings` in `CORES`.
 
-    Kept in float16. Nothing where the bank has no directions.
+    A `learning_rate` of `BY_TASK` is `LABEL_RATE` in a task of labels, else `TEXT_RATE`. Kept in float16. Nothing where
+    the bank has no directions.
     """
+    by_task = LABEL_RATE if bench.task.labels else TEXT_RATE
+    settings = {**settings, "learning_rate": float(settings["learning_rate"]) or by_task}
     basis = bank_basis(bench.anchors, int(settings["rank"]))
     if basis is None:
         return [Own() for _ in people]
@@ -87,7 +93,9 @@ def _trained(
     if not able:
         return found
     members = [
-        Member(start, people[i].rows, _schedule(len(people[i].rows), settings), bench.seed, under[i]) for i in able
+        Member(start, taught(bench, one, settings), _schedule(len(one.rows), settings), bench.seed, under[i])
+        for i in able
+        for one in (people[i],)
     ]
     trainer = Trainer(bench.base, members, frozen_a=frozen_a)
     for _ in trainer.steps():

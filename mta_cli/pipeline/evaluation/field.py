@@ -80,7 +80,8 @@ class Field:
         ]
         rates = label_rates(given, task.labels) if task.labels else ()
         items = fitted(self.reg, bank, task, self._embed)
-        return Bench(self.base, task, weights, profiles, rates, self.request.machine.seed, items)
+        answers = tuple(tuple(self.shown.prompter.answer_ids(label)) for label in task.labels)
+        return Bench(self.base, task, weights, profiles, rates, self.request.machine.seed, items, answers)
 
     def _embed(self, texts: Sequence[str]) -> "Vectors":
         """Unit vectors of questions; the embedder is loaded with the first."""

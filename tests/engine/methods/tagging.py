@@ -27,7 +27,10 @@ def tag_bench(
     places = np.arange(3 * count) % count
     known = Neighbours(embed([f"item {n}" for n in places]), places, np.arange(3 * count) // count, np.array(rates))
     items = (known, Kernel(4.0, 1.5, 0.5), embed)
-    return replace(a_bench(base, anchors, placement="late", seed=seed), task=BUILTIN[task], rates=rates, items=items)
+    prompter = Prompter(base.tokenizer, BUILTIN[task], base.end_ids)
+    answers = tuple(tuple(prompter.answer_ids(label)) for label in BUILTIN[task].labels)
+    bench = a_bench(base, anchors, placement="late", seed=seed)
+    return replace(bench, task=BUILTIN[task], rates=rates, items=items, answers=answers)
 
 
 def embed(texts: Sequence[str]) -> Vectors:

@@ -9,6 +9,7 @@ import torch
 
 from mta_cli.engine.base import LoadedBase
 from mta_cli.engine.fusion import merge
+from mta_cli.engine.labels import weighed
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.methods.controls import noise_like
 from mta_cli.engine.methods.fusion import (
@@ -20,10 +21,12 @@ from mta_cli.engine.methods.fusion import (
     by_evidence,
     by_similarity,
     learned,
+    likelihoods_of,
 )
-from mta_cli.engine.methods.prior import COUNT_BYTES
+from mta_cli.engine.methods.prior import COUNT_BYTES, NEIGHBOURS, NO_PRIOR, guess
 from mta_cli.engine.methods.shape import Bench, Made, Person, Settings
-from mta_cli.engine.score import mean_loss, score
+from mta_cli.engine.passes import Fork
+from mta_cli.engine.score import likelihoods, mean_loss, score
 from tests.engine.lora_cases import random_lora, random_rows
 from tests.engine.methods.benches import a_bench, a_person, same
 from tests.engine.methods.tagging import LABELS, tag_bench, tagger, taught
@@ -211,4 +214,20 @@ def test_likelihoods_are_weighed_once_for_all_methods(base: LoadedBase, monkeypa
     evidence(replace(bench, known={}), people)
     assert len(asked) == 3
     make("fusion-noise", bench, people)
-    assert set(bench.known) == {("likelihoods", (0, 2)), ("likelihoods", (0,))}
+    assert set(bench.known) == {("likelihoods", (0, 2), 0.0), ("likelihoods", (0,), 0.0)}
+
+
+def test_evidence_is_beside_neighbours_where_these_count(base: LoadedBase) -> None:
+    """What neighbours and habit know of a shot already speaks for no anchor."""
+    bench = tag_bench(base, 3)
+    person = tagger(base, bench.task, [LABELS[2], LABELS[5], LABELS[2]])
+    alone, beside = (likelihoods_of(bench, [person], settings)[0] for settings in (NO_PRIOR, NEIGHBOURS))
+    for place, parts in enumerate([(), *((anchor,) for anchor in bench.anchors)]):
+        assert alone[place] == pytest.approx(sum(value for value, _ in score(base, person.rows, parts)), abs=1e-3)
+        expected = 0.0
+        for n, (text, output) in enumerate(zip(person.inputs, person.outputs, strict=True)):
+            prior = guess(bench, replace(person, outputs=person.outputs[:n] + person.outputs[n + 1 :]), 1.7)
+            fork = Fork(Fork.of(person.rows[n]).prompt, bench.answers)
+            (branches,) = likelihoods(base, [fork], [parts], [(0, 0)])
+            expected += float(torch.tensor(weighed(branches, prior, text)).log_softmax(0)[LABELS.index(output)])
+        assert beside[place] == pytest.approx(expected, abs=1e-3)

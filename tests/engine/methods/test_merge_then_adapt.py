@@ -1,5 +1,7 @@
 """Fusion and stack: what each part is, what the stack stands on, and what has to be kept of both."""
 
+from dataclasses import replace
+
 import pytest
 
 from mta_cli.engine.base import LoadedBase
@@ -7,8 +9,9 @@ from mta_cli.engine.methods.fusion import SHARE_BYTES, Weigh, by_evidence, by_si
 from mta_cli.engine.methods.merge_then_adapt import METHODS
 from mta_cli.engine.methods.prior import COUNT_BYTES, priors
 from mta_cli.engine.methods.shape import Bench, Made, Person, Settings
-from mta_cli.engine.methods.stacks import Fit, cores, loras
+from mta_cli.engine.methods.stacks import BY_TASK, LABEL_RATE, TEXT_RATE, Fit, cores, loras
 from mta_cli.engine.score import mean_loss
+from mta_cli.options import AdaptOptions, AnswerOptions
 from tests.engine.methods.benches import a_bench, a_person, same
 from tests.engine.methods.tagging import LABELS, tag_bench, tagger
 
@@ -88,7 +91,9 @@ def test_a_core_takes_two_bytes_for_each_number(base: LoadedBase) -> None:
 @pytest.mark.parametrize(
     ("name", "weight"), [("mta", "neighbour_weight"), ("mta-alone", "prior_weight"), ("mta-lora", "prior_weight")]
 )
-def test_a_label_prior_changes_no_part_and_is_paid_for(base: LoadedBase, name: str, weight: str) -> None:
+def test_a_label_prior_is_paid_for_and_neighbours_alone_change_what_is_learned(
+    base: LoadedBase, name: str, weight: str
+) -> None:
     bench = tag_bench(base, 2)
     person = tagger(base, bench.task, [LABELS[1], LABELS[2]])
     off = {weight: 0.0, "prior_weight": 0.0}
@@ -96,7 +101,7 @@ def test_a_label_prior_changes_no_part_and_is_paid_for(base: LoadedBase, name: s
     assert made.prior is not None and made.prior == priors(bench, [person], BY_NAME[name].settings)[0][0]
     assert without.prior is None and made.bytes == without.bytes + 2 * COUNT_BYTES
     assert len(made.parts) == 2
-    assert all(same(one, other) for one, other in zip(made.parts, without.parts, strict=True))
+    assert [same(*both) for both in zip(made.parts, without.parts, strict=True)] == [weight == "prior_weight"] * 2
 
 
 def test_with_a_lora_it_is_fusion_by_evidence_and_a_prior(base: LoadedBase) -> None:
@@ -123,4 +128,31 @@ def test_who_has_no_shots_gets_nothing(base: LoadedBase, name: str) -> None:
 
 
 def test_the_default_is_not_taken_for_what_had_its_name() -> None:
-    assert {name: method.version for name, method in BY_NAME.items() if method.version != 1} == {"mta": 6}
+    assert {name: method.version for name, method in BY_NAME.items() if method.version != 1} == {
+        "mta": 7,
+        "mta-alone": 2,
+    }
+
+
+def test_the_default_is_what_the_program_does(base: LoadedBase) -> None:
+    """The same rates of cores, rank, steps and pull as `mta user adapt`, the same weights of neighbours and habit."""
+    answer = AnswerOptions()
+    for labels, rate in ((True, LABEL_RATE), (False, TEXT_RATE)):
+        asked = AdaptOptions().settled(labels)
+        assert asked.learning_rate == rate
+        for name in WITH_CORE:
+            settings = BY_NAME[name].settings
+            assert (settings["rank"], settings["steps"], settings["pull"]) == (asked.rank, asked.steps, asked.pull)
+            assert settings["batch_size"] == asked.batch_size and settings["learning_rate"] == BY_TASK
+            assert settings["prior_weight"] == answer.prior_weight
+    assert BY_NAME["mta"].settings["neighbour_weight"] == answer.neighbour_weight
+
+
+def test_a_cores_rate_is_that_of_the_task(base: LoadedBase) -> None:
+    bench = tag_bench(base, 2)
+    person = tagger(base, bench.task, [LABELS[0], LABELS[4]])
+    for own, rate in ((bench, LABEL_RATE), (replace(bench, task=replace(bench.task, labels=())), TEXT_RATE)):
+        by_task, given = (
+            make("mta-alone", own, [person], learning_rate=one, prior_weight=0.0)[0] for one in (BY_TASK, rate)
+        )
+        assert same(by_task.parts[1], given.parts[1])

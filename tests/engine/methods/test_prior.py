@@ -1,11 +1,14 @@
 """Label priors: nothing without weight or labels, else the person's habit, with or without neighbours."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.choices import Choice
 from mta_cli.engine.labels import habit
-from mta_cli.engine.methods.prior import COUNT_BYTES, NEIGHBOURS, guess, priors
+from mta_cli.engine.methods.prior import COUNT_BYTES, NEIGHBOURS, NO_PRIOR, guess, priors, taught
 from mta_cli.engine.methods.shape import Bench, Person, Value
 from mta_cli.engine.neighbours import STRENGTH, Kernel
 from tests.engine.methods.benches import a_bench, a_person
@@ -76,3 +79,25 @@ def test_the_like_of_an_item_gets_its_label(base: LoadedBase) -> None:
 def test_there_is_no_guess_without_neighbours(base: LoadedBase) -> None:
     with pytest.raises(ValueError, match="no neighbours"):
         guess(a_bench(base, 0), a_person(1), 1.0)
+
+
+def test_a_shot_is_a_choice_beside_what_neighbours_and_the_other_shots_say(base: LoadedBase) -> None:
+    bench = tag_bench(base, 0)
+    person = tagger(base, bench.task, [LABELS[3], f" {LABELS[0]} ", "no label"])
+    first, second, third = taught(bench, person, NEIGHBOURS)
+    assert third is person.rows[2], "what is no label counts as a text"
+    assert isinstance(first, Choice) and isinstance(second, Choice)
+    assert (first.row, first.right, second.right) == (person.rows[0], 3, 0)
+    assert first.labels == second.labels == bench.answers and len(first.labels) == len(LABELS)
+    others = replace(person, outputs=person.outputs[1:])
+    prior = guess(bench, others, float(NEIGHBOURS["neighbour_weight"]))
+    assert first.known == pytest.approx(prior(person.inputs[0])) and first.share == prior.share
+    assert first.known[3] < guess(bench, person, 1.7)(person.inputs[0])[3], "its own answer is not counted"
+
+
+def test_shots_are_texts_where_neighbours_do_not_count(base: LoadedBase) -> None:
+    bench = tag_bench(base, 0)
+    person = tagger(base, bench.task, [LABELS[3], LABELS[0]])
+    assert taught(bench, person, NO_PRIOR) == person.rows
+    assert taught(bench, person, {**NEIGHBOURS, "neighbour_weight": 0.0}) == person.rows
+    assert taught(replace(bench, items=None), person, NEIGHBOURS) == person.rows

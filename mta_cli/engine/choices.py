@@ -1,0 +1,82 @@
+"""What a shot of a task of labels teaches: which label to choose, beside what is known before a model reads.
+
+Of an answer's tokens alone, anchors and stacks learn above all how often a person gives each label; where habit and
+neighbours are added to what the model says, that would be said twice. So it is the sum on which answers are decided
+(see `labels.weighed`) whose likelihood counts, and what is left to learn is what neighbours and habit leave open.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mta_cli.engine.labels import Prior
+from mta_cli.engine.passes import Fork, Scores
+from mta_cli.engine.prompts import Row
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A row that is learned as a choice: of `labels`, each as its tokens, number `right` is the answer.
+
+    `known` of each label is added to `share` times its log-likelihood (nats).
+    """
+
+    row: Row
+    labels: tuple[tuple[int, ...], ...]
+    right: int
+    known: tuple[float, ...]
+    share: float = 1.0
+
+    @classmethod
+    def of(cls, row: Row, labels: Sequence[Sequence[int]], right: int, prior: Prior, text: str) -> "Choice":
+        """The row of an answer to `text`, of which `prior` is known; `labels` are tokens."""
+        return cls(row, tuple(map(tuple, labels)), right, tuple(prior(text)), prior.share)
+
+
+Taught = Row | Choice
+
+
+def row_of(one: Taught) -> Row:
+    """The prompt and the answer that was given."""
+    return one.row if isinstance(one, Choice) else one
+
+
+def fork_of(one: Taught) -> Fork:
+    """What has to run to train on it."""
+    fork = Fork.of(row_of(one))
+    return Fork(fork.prompt, one.labels) if isinstance(one, Choice) else fork
+
+
+def weight_of(one: Taught) -> int:
+    """How many losses it has: one of a choice, one of each token of an answer."""
+    return 1 if isinstance(one, Choice) else len(fork_of(one).branches[0])
+
+
+def log_likelihood(one: Taught, branches: Sequence[float]) -> float:
+    """Of what it teaches, nats, by the log-likelihoods of its fork's branches."""
+    if not isinstance(one, Choice):
+        return branches[0]
+    sums = [one.share * value + known for value, known in zip(branches, one.known, strict=True)]
+    return float(torch.tensor(sums, dtype=torch.float64).log_softmax(0)[one.right])
+
+
+def losses(scores: Scores, taught: Sequence[Taught]) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihoods [losses], nats, and the one that each belongs to; `scores` are of a pass of these."""
+    chosen = [(place, one) for place, one in enumerate(taught) if isinstance(one, Choice)]
+    if not chosen:
+        return -scores.values, scores.row
+    device, many = scores.values.device, max(len(one.labels) for _, one in chosen)
+    place = torch.tensor([place for place, _ in chosen], device=device)
+    known = torch.full((len(chosen), many), float("-inf"), device=device)
+    for n, (_, one) in enumerate(chosen):
+        known[n, : len(one.known)] = torch.tensor(one.known, device=device)
+    share = torch.tensor([one.share for _, one in chosen], device=device)
+    right = torch.tensor([one.right for _, one in chosen], device=device)
+    branch = torch.tensor(scores.branch, device=device)
+    sums = scores.values.new_zeros(len(taught) * many).index_add(0, scores.row * many + branch, scores.values)
+    decided = (share[:, None] * sums.view(-1, many)[place] + known).log_softmax(1)
+    by_token = ~torch.isin(scores.row, place)
+    found = torch.cat([-scores.values[by_token], -decided[torch.arange(len(chosen), device=device), right]])
+    return found, torch.cat([scores.row[by_token], place])
