@@ -318,7 +318,7 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
 
     people, basis = crowd(), basis_of(base)
     expected = fit(base, basis, people, "gains")
-    real, refused = PlainLens.losses, []
+    real, refused = PlainLens.scores, []
 
     def small(self, chosen, factors):  # type: ignore[no-untyped-def]
         if len(chosen) > 2:
@@ -326,7 +326,7 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
             raise torch.OutOfMemoryError("not enough")
         return real(self, chosen, factors)
 
-    monkeypatch.setattr(PlainLens, "losses", small)
+    monkeypatch.setattr(PlainLens, "scores", small)
     found = fit(base, basis, people, "gains")
     assert refused
     for i in (0, 2, 3):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from mta_cli.engine.lens import Halves
+from mta_cli.engine.passes import Scores
 from mta_cli.errors import BadInput, StoreBusy
 from mta_cli.events import Planned, Saved, Started, Step
 from mta_cli.options import PromptOptions
@@ -164,14 +164,14 @@ def test_without_a_task_adapter(peopled: Registry) -> None:
 def test_an_exploding_loss_leaves_no_adapter(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     from mta_cli.engine.lens import PlainLens
 
-    honest, calls = PlainLens.losses, []
+    honest, calls = PlainLens.scores, []
 
-    def exploding(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> tuple[Tensor, Tensor]:
+    def exploding(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> Scores:
         calls.append(chosen)
-        losses, row = honest(lens, chosen, factors)
-        return losses * (float("inf") if len(calls) > 3 else 1.0), row
+        scores = honest(lens, chosen, factors)
+        return replace(scores, values=scores.values * (float("inf") if len(calls) > 3 else 1.0))
 
-    monkeypatch.setattr(PlainLens, "losses", exploding)
+    monkeypatch.setattr(PlainLens, "scores", exploding)
     with pytest.raises(BadInput, match=r"task adapter: loss inf .* in step 3"):
         built(peopled)
     assert peopled.runs.all()[0].status == "failed" and peopled.banks.latest("lamp-2") is None

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from mta_cli.engine import base as bases
 from mta_cli.engine.lens import Halves, PlainLens
 from mta_cli.engine.lora import LoraWeights
+from mta_cli.engine.passes import Scores
 from mta_cli.errors import BadInput, UsageFault
 from mta_cli.events import Event, Failed, Saved, Started, Step
 from mta_cli.options import Machine
@@ -25,7 +25,7 @@ from store.registry import Registry
 from tests.pipeline.town import QUICK, SHORT, bank_request, built, finish, fuse_request, notes
 
 TWO = Machine(device="cpu,cpu", dtype="float32")
-Losses = Callable[[PlainLens, Sequence[int], Halves], tuple[Tensor, Tensor]]
+Honest = Callable[[PlainLens, Sequence[int], Halves], Scores]
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +57,13 @@ def training(event: Event) -> bool:
 
 def watched(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> None:
     """Call `before` with the thread's name before every training pass."""
-    honest: Losses = PlainLens.losses
+    honest: Honest = PlainLens.scores
 
-    def losses(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> tuple[Tensor, Tensor]:
+    def scores(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> Scores:
         before(threading.current_thread().name)
         return honest(lens, chosen, factors)
 
-    monkeypatch.setattr(PlainLens, "losses", losses)
+    monkeypatch.setattr(PlainLens, "scores", scores)
 
 
 def apart(reg: Registry, one: str, two: str) -> float:
@@ -176,13 +176,14 @@ def test_an_error_on_one_device_stops_the_other_with_a_checkpoint(
 
 
 def test_an_anchor_whose_loss_explodes_ends_the_build(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest: Losses = PlainLens.losses
+    honest: Honest = PlainLens.scores
 
-    def exploding(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> tuple[Tensor, Tensor]:
-        losses, row = honest(lens, chosen, factors)
-        return losses * (float("inf") if threading.current_thread().name == "work 1" else 1.0), row
+    def exploding(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> Scores:
+        scores = honest(lens, chosen, factors)
+        factor = float("inf") if threading.current_thread().name == "work 1" else 1.0
+        return replace(scores, values=scores.values * factor)
 
-    monkeypatch.setattr(PlainLens, "losses", exploding)
+    monkeypatch.setattr(PlainLens, "scores", exploding)
     with pytest.raises(BadInput, match=r"anchor 3/3: .* loss inf"):
         finish(build_bank(peopled, bank_request(machine=TWO)))
     assert peopled.runs.all()[0].status == "failed" and peopled.check() == []
@@ -240,13 +241,14 @@ def test_a_stopped_adaptation_finds_its_groups_again(peopled: Registry, monkeypa
 
 def test_who_fails_on_one_device_costs_nobody_their_stack(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     built(peopled)
-    honest: Losses = PlainLens.losses
+    honest: Honest = PlainLens.scores
 
-    def exploding(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> tuple[Tensor, Tensor]:
-        losses, row = honest(lens, chosen, factors)
-        return losses * (float("nan") if threading.current_thread().name == "work 1" else 1.0), row
+    def exploding(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> Scores:
+        scores = honest(lens, chosen, factors)
+        factor = float("nan") if threading.current_thread().name == "work 1" else 1.0
+        return replace(scores, values=scores.values * factor)
 
-    monkeypatch.setattr(PlainLens, "losses", exploding)
+    monkeypatch.setattr(PlainLens, "scores", exploding)
     users = [peopled.users.get(name) for name in SHORT]
     results, seen = finish(adapt_users(peopled, users, on_two(), QUICK))
     assert [result["user"] for result in results] == ["ida", "jon"]
