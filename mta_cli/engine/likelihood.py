@@ -6,6 +6,8 @@ that need not be known yet (as in Liger Kernel's fused cross-entropy, arXiv 2410
 are in float32 whatever the weights are in: near 20, bfloat16 knows eighths of a nat.
 """
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,39 +18,52 @@ CPU_LOGITS, GPU_LOGITS = 1 << 23, 1 << 27  # at once
 CPU_WEIGHTS, GPU_WEIGHTS = 1 << 18, 1 << 27  # of the head in float32 at once: what a core's own cache holds
 
 
-def log_likelihoods(states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor) -> Tensor:
-    """Of `tokens` [n] after normalised `states` [n, width], in nats, float32 [n]; differentiable in the states alone.
+def log_likelihoods(
+    states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, places: Sequence[int] | None = None
+) -> Tensor:
+    """Of `tokens` [n], in nats, float32 [n]; differentiable in the states alone.
 
-    `weight` [vocabulary, width] and `bias` are the head's.
+    Token `i` follows normalised state `places[i]` of `states` [m, width], in ascending order; without `places` token
+    `i` follows state `i`. `weight` [vocabulary, width] and `bias` are the head's.
     """
-    result: Tensor = _Weighed.apply(states, weight, bias, tokens)  # type: ignore[no-untyped-call]
+    result: Tensor = _Weighed.apply(states, weight, bias, tokens, places)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Weighed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor) -> Tensor:
-        """See `log_likelihoods`; keeps the gradient of each row's state up to the factor that `backward` gets."""
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, places: Sequence[int] | None
+    ) -> Tensor:
+        """See `log_likelihoods`; keeps the gradient of each token's state up to the factor that `backward` gets."""
         step = max(16, (GPU_LOGITS if states.is_cuda else CPU_LOGITS) // len(weight))
         fine = torch.empty(min(step, len(states)), len(weight), device=states.device)
+        places = range(len(tokens)) if places is None else places
+        where = torch.tensor(places, dtype=torch.long, device=states.device)
         values, slopes = [], []
-        for some, right in zip(torch.split(states, step), torch.split(tokens, step), strict=True):
+        for start in range(0, len(states), step):
+            some = states[start : start + step]
+            own = slice(bisect_left(places, start), bisect_left(places, start + step))
+            right, row = tokens[own], where[own] - start
             wide = _logits(some, weight, bias, fine[: len(some)])
-            chosen, top = wide.gather(1, right[:, None]), wide.amax(-1, keepdim=True)
+            chosen, top = wide[row, right], wide.amax(-1, keepdim=True)
             total = wide.sub_(top).exp_().sum(-1, keepdim=True)
-            values.append((chosen - top - total.log()).squeeze(1))
+            values.append(chosen - (top + total.log()).squeeze(1)[row])
             if ctx.needs_input_grad[0]:
                 mean = (wide.to(weight.dtype) @ weight).float() / total  # of the vocabulary's rows, by softmax
-                slopes.append((weight[right] - mean).to(weight.dtype))
+                slopes.append((weight[right] - mean[row]).to(weight.dtype))
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(torch.cat(slopes))
+            ctx.save_for_backward(torch.cat(slopes), where)
+            ctx.states = len(states)
         return torch.cat(values) if values else states.new_zeros(0, dtype=torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The states' gradient [n, width]; the head and the tokens have none."""
-        (slopes,) = ctx.saved_tensors
-        return (slopes * grads[0].unsqueeze(1)).to(slopes.dtype), None, None, None
+        """The states' gradient [m, width]; the head, the tokens and their places have none."""
+        slopes, where = ctx.saved_tensors
+        each = slopes * grads[0].unsqueeze(1)
+        found = each.new_zeros(ctx.states, each.shape[1]).index_add_(0, where, each)
+        return found.to(slopes.dtype), None, None, None, None
 
 
 def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) -> Tensor:

@@ -76,12 +76,15 @@ class Fork:
 
 @dataclass(frozen=True)
 class Ends:
-    """What the head reads to predict each answer token: normalised states [labelled, width], the token [labelled], and
-    the place in the pass and the branch that each belongs to.
+    """What the head reads to predict answer tokens: normalised states [positions, width], each read once for all tokens
+    that may follow it, and the place in the pass that each belongs to; of each token [labelled] the state it follows,
+    in ascending order, its place in the pass and its branch.
     """
 
     states: Tensor
+    at: Tensor
     tokens: Tensor
+    follows: list[int]
     row: Tensor
     branch: list[int]
 
@@ -152,8 +155,9 @@ class Passes:
     ) -> Scores:  # fmt: skip
         """Log-likelihoods of forks as `ends` runs them. `shifts` [rows, width] are added to the states of each row."""
         ends, head = self.ends(chosen, acting, crowds, people, also), self.plain.head
-        states = ends.states if shifts is None else ends.states + shifts[ends.row]
-        return Scores(log_likelihoods(states, head.weight, head.bias, ends.tokens), ends.row, ends.branch)
+        states = ends.states if shifts is None else ends.states + shifts[ends.at]
+        values = log_likelihoods(states, head.weight, head.bias, ends.tokens, ends.follows)
+        return Scores(values, ends.row, ends.branch)
 
     def ends(
         self, chosen: Sequence[int], acting: Pairs, crowds: Sequence[Crowd] = (), people: Sequence[int] = (),
@@ -175,14 +179,16 @@ class Passes:
             ],
             past=_Early(self.placement.first, early) if early is not None else None,
         )  # fmt: skip
-        places = [
-            (r, column - starts[r].at, token, branch)
+        labels = sorted(
+            (r, column - starts[r].at, branch, token)
             for r, fork in enumerate(forks)
             for column, token, branch in fork.labels()
-        ]
-        where = torch.tensor([place[:3] for place in places], device=x.device).T  # [3, labelled]
-        last = self.plain.norm(states[where[0], where[1]])
-        return Ends(last, where[2], where[0], [branch for *_, branch in places])
+        )
+        places = {place: n for n, place in enumerate(dict.fromkeys(label[:2] for label in labels))}
+        at = torch.tensor(list(places), device=x.device).T  # [2, positions]
+        asked = torch.tensor([(r, token) for r, _, _, token in labels], device=x.device).T  # [2, labelled]
+        follows, branch = [places[label[:2]] for label in labels], [label[2] for label in labels]
+        return Ends(self.plain.norm(states[at[0], at[1]]), at[0], asked[1], follows, asked[0], branch)
 
     def _starts(self, chosen: Sequence[int]) -> list[Start]:
         found = {i: self._kept.get(self._keys[i]) for i in dict.fromkeys(chosen)}

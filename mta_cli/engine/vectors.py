@@ -59,7 +59,7 @@ def _ends(plain: "Plain", rows: Sequence["Row"], owners: Sequence[int]) -> tuple
     batches = packed([passes.length(i) for i in range(len(rows))], tokens_at_once(plain.device))
     found: list[tuple[list[int], Ends]] = [(batch, passes.ends(batch, {})) for batch in batches]
     whose = [torch.tensor([owners[i] for i in batch], device=plain.device)[ends.row] for batch, ends in found]
-    return torch.cat([e.states for _, e in found]), torch.cat([e.tokens for _, e in found]), torch.cat(whose)
+    return torch.cat([e.states[e.follows] for _, e in found]), torch.cat([e.tokens for _, e in found]), torch.cat(whose)
 
 
 def stacked(plain: "Plain", shifts: Sequence[Tensor | None]) -> Tensor | None:

@@ -28,6 +28,22 @@ def test_values_and_gradients_are_those_of_cross_entropy(
     assert torch.allclose(slopes, states.grad, atol=1e-5)
 
 
+@pytest.mark.parametrize("at_once", [1, 100 * 16, 1 << 23])
+def test_several_tokens_may_follow_one_state(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Values and gradients are those of as many copies of it, and a state that no token follows has none."""
+    monkeypatch.setattr(likelihood, "CPU_LOGITS", at_once)
+    torch.manual_seed(1)
+    weight, states = torch.randn(100, 12), torch.randn(40, 12, requires_grad=True)
+    places = sorted(torch.randint(39, (90,)).tolist())
+    tokens, shares = torch.randint(100, (90,)), torch.rand(90)
+    found = log_likelihoods(states, weight, None, tokens, places)
+    (slopes,) = torch.autograd.grad((found * shares).sum(), states)
+    copies = log_likelihoods(states[places], weight, None, tokens)
+    (expected,) = torch.autograd.grad((copies * shares).sum(), states)
+    assert torch.allclose(found, copies, atol=1e-5) and torch.allclose(slopes, expected, atol=1e-5)
+    assert not slopes[39].any()
+
+
 def test_an_unlikely_token_has_a_number() -> None:
     """Its share of the softmax is zero in float32; its log-likelihood is not −∞."""
     weight = torch.tensor([[200.0], [-200.0]])
