@@ -11,7 +11,7 @@ import torch
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.events import Event, Failed
-from mta_cli.options import WEIGHTS, AdaptOptions
+from mta_cli.options import WEIGHTS, AdaptOptions, AnswerOptions
 from mta_cli.pipeline.adapt import adapt_users
 from mta_cli.pipeline.build_bank import build_bank
 from mta_cli.pipeline.fuse import fuse_user
@@ -73,11 +73,12 @@ def test_a_bank_whose_training_explodes_is_not_ready(reg: Registry, where: str, 
 
 def test_a_stack_whose_training_explodes_leaves_the_fusion(reg: Registry) -> None:
     built(reg)
+    alone = replace(fuse_request(), answer=AnswerOptions(neighbour_weight=0.0))  # neighbours know all of these answers
     ida, tries = reg.users.get("ida"), [(kind, rate) for kind in (QUICK, LORA) for rate in (1e9, NAN, INFINITY)]
     for count, (kind, rate) in enumerate(tries, 1):
         seen: list[Event] = []
         with pytest.raises(BadInput, match="No user could be adapted") as caught:
-            for event in adapt_users(reg, [ida], fuse_request(), replace(kind, learning_rate=rate)):
+            for event in adapt_users(reg, [ida], alone, replace(kind, learning_rate=rate)):
                 seen.append(event)
         assert caught.value.hint == "lower --learning-rate"
         assert [event.label for event in seen if isinstance(event, Failed)] == ["ida"]
@@ -147,8 +148,8 @@ def test_a_history_that_says_one_thing_a_thousand_times(reg: Registry) -> None:
     history(reg, "parrot", *["the same film"] * 1000)
     assert len(built(reg)["anchors"]) == 3
     (document,), _ = adapt(reg, "parrot")
-    assert document["shots"] == 5 and document["loss_after"] < document["loss_before"]
-    tally("histories that say one thing 1,000 times", "adapted, the loss lower")
+    assert document["shots"] == 5 and 0.0 <= document["loss_after"] < max(document["loss_before"], 1e-3)
+    tally("histories that say one thing 1,000 times", "adapted, the loss lower or next to nothing")
     require_sound(reg)
 
 
