@@ -43,7 +43,7 @@ class LabelPriors:
             return None
         given = [item.output for item in self._given(user)]
         labels, options = self._task.labels, self._options
-        if self._neighbours is not None and options.neighbour_weight > 0.0:
+        if self._neighbours is not None:
             return self._guess(self._neighbours[0], given)
         rates = rates_of(self._bank)
         if options.prior_weight == 0.0 or len(rates) != len(labels):  # a bank of another form of the task, or older
@@ -55,7 +55,7 @@ class LabelPriors:
         """What was to be known of the answer to each of a person's own `items` without it: what others answered to the
         like, and the habit that their other answers show. None where no neighbours count.
         """
-        if self._neighbours is None or self._options.neighbour_weight == 0.0:
+        if self._neighbours is None:
             return None
         given, others = self._given(user), self._neighbours[0].without(user.id)
         return [self._guess(others, [each.output for each in given if each.id != item.id]) for item in items]
@@ -63,7 +63,7 @@ class LabelPriors:
     @property
     def terms(self) -> dict[str, float]:
         """What decides how neighbours count, besides themselves; empty where none do."""
-        if self._neighbours is None or self._options.neighbour_weight == 0.0:
+        if self._neighbours is None:
             return {}
         return {**asdict(self._neighbours[1]), "weight": self._options.neighbour_weight}
 
@@ -98,9 +98,12 @@ class LabelPriors:
 
     @cached_property
     def _neighbours(self) -> "tuple[Neighbours, Kernel, Embed] | None":
+        """Those that count in answers."""
         from mta_cli.pipeline.neighbours import fitted, load_embedder
 
-        if self._bank is None or self._bank.kernel is None or self._embedder is None:
+        if self._options.neighbour_weight == 0.0 or self._bank is None or self._bank.kernel is None:
+            return None
+        if self._embedder is None:
             return None
         return fitted(self._reg, self._bank, self._task, load_embedder(self._embedder, self._device))
 

@@ -66,6 +66,18 @@ def watched(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> N
     monkeypatch.setattr(PlainLens, "scores", scores)
 
 
+def spoilt(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Multiply the log-likelihoods of every training pass of the second device by `factor`."""
+    honest: Honest = PlainLens.scores
+
+    def scores(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> Scores:
+        found = honest(lens, chosen, factors)
+        second = threading.current_thread().name == "work 1"
+        return replace(found, values=found.values * (factor if second else 1.0))
+
+    monkeypatch.setattr(PlainLens, "scores", scores)
+
+
 def apart(reg: Registry, one: str, two: str) -> float:
     """The largest relative difference of ΔW in any module of two adapters."""
     a, b = (LoraWeights.from_file(reg.adapters.path(digest)) for digest in (one, two))
@@ -176,14 +188,7 @@ def test_an_error_on_one_device_stops_the_other_with_a_checkpoint(
 
 
 def test_an_anchor_whose_loss_explodes_ends_the_build(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest: Honest = PlainLens.scores
-
-    def exploding(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> Scores:
-        scores = honest(lens, chosen, factors)
-        factor = float("inf") if threading.current_thread().name == "work 1" else 1.0
-        return replace(scores, values=scores.values * factor)
-
-    monkeypatch.setattr(PlainLens, "scores", exploding)
+    spoilt(monkeypatch, float("inf"))
     with pytest.raises(BadInput, match=r"anchor 3/3: .* loss inf"):
         finish(build_bank(peopled, bank_request(machine=TWO)))
     assert peopled.runs.all()[0].status == "failed" and peopled.check() == []
@@ -241,14 +246,7 @@ def test_a_stopped_adaptation_finds_its_groups_again(peopled: Registry, monkeypa
 
 def test_who_fails_on_one_device_costs_nobody_their_stack(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     built(peopled)
-    honest: Honest = PlainLens.scores
-
-    def exploding(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> Scores:
-        scores = honest(lens, chosen, factors)
-        factor = float("nan") if threading.current_thread().name == "work 1" else 1.0
-        return replace(scores, values=scores.values * factor)
-
-    monkeypatch.setattr(PlainLens, "scores", exploding)
+    spoilt(monkeypatch, float("nan"))
     users = [peopled.users.get(name) for name in SHORT]
     results, seen = finish(adapt_users(peopled, users, on_two(), QUICK))
     assert [result["user"] for result in results] == ["ida", "jon"]
