@@ -77,7 +77,7 @@ def divergences(
     Tokens count as one, and this is a lower bound, except for the base's `WEIGHED` likeliest, the end of an answer and
     each anchor's likeliest.
     """
-    from mta_cli.engine.passes import Fork
+    from mta_cli.engine.forks import Fork
     from mta_cli.engine.score import likelihoods
 
     tokens = [_weighed(base, prompt, anchors) for prompt in prompts]

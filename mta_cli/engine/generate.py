@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.forks import Fork
 from mta_cli.engine.lens import crowds, require_everywhere
 from mta_cli.engine.lora import LoraWeights
-from mta_cli.engine.passes import Fork
 from mta_cli.engine.plain import Parts, Plain, Read, causal_mask
 from mta_cli.engine.score import likelihoods
 from mta_cli.engine.slots import Slots

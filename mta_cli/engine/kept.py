@@ -4,7 +4,7 @@ Knows neither how they are computed nor when the weights change: who changes the
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,6 +24,10 @@ class Start:
     def nbytes(self) -> int:
         """Bytes of both."""
         return self.states.nbytes + (self.early.nbytes if self.early is not None else 0)
+
+    def only(self, tokens: Sequence[int]) -> "Start":
+        """The same for those of its text's `tokens`, in ascending order; the ones before `at` stay as they are."""
+        return Start(self.at, self.states[[token - self.at for token in tokens if token >= self.at]], self.early)
 
 
 class Kept:

@@ -9,6 +9,7 @@ from mta_cli.engine.choices import Taught, fork_of, losses
 from mta_cli.engine.fusion import merge
 from mta_cli.engine.lens import make_lens
 from mta_cli.engine.lora import LoraWeights
+from mta_cli.engine.score import abridged
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
@@ -31,6 +32,8 @@ def learn_weights(
     joint = merge([(anchor, 1.0) for anchor in anchors])
     if joint is None:
         return list(prior)
+    started = merge(list(zip(anchors, prior, strict=True)))
+    (rows,) = abridged(base, [(rows, () if started is None else (started,))])
     lens = make_lens(base, [fork_of(row) for row in rows], joint.placement)
     gate = torch.tensor(list(prior), dtype=torch.float32, device=base.device, requires_grad=True)
     centre = gate.detach().clone()

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.base import head_logits
+from mta_cli.engine.forks import Fork
 from mta_cli.engine.fusion import merge
 from mta_cli.engine.lora import LoraWeights, Placement, attached
 from mta_cli.engine.parts import Crowd, Place, joined, places
-from mta_cli.engine.passes import Fork, Passes, Scores, by_owner, packed, tokens_at_once
+from mta_cli.engine.passes import Passes, Scores, by_owner, packed, tokens_at_once
 from mta_cli.engine.plain import Plain
 from mta_cli.errors import BadInput, UsageFault
 
@@ -89,14 +90,12 @@ class ModuleLens:
 
     def length(self, row: int) -> int:
         """See `Lens`."""
-        return sum(fork.length for fork in self._forks[row].alone)
+        return sum(fork.length for _, fork in self._forks[row].alone)
 
     def scores(self, chosen: Sequence[int], factors: Halves) -> Scores:
         """See `Lens`."""
         under = self._under[self._people[chosen[0]]] if self._under else None
-        rows = [
-            (place, branch, fork) for place, i in enumerate(chosen) for branch, fork in enumerate(self._forks[i].alone)
-        ]
+        rows = [(place, branch, fork) for place, i in enumerate(chosen) for branch, fork in self._forks[i].alone]
         with attached(self._base.model, _together(under, factors, self._base.device)):
             losses, row = module_losses(self._base, [fork for *_, fork in rows])
         where = torch.tensor([place for place, *_ in rows], device=losses.device)[row]

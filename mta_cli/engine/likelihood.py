@@ -19,26 +19,56 @@ CPU_WEIGHTS, GPU_WEIGHTS = 1 << 18, 1 << 27  # of the head in float32 at once: w
 
 
 def log_likelihoods(
-    states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, places: Sequence[int] | None = None
-) -> Tensor:
+    states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, places: Sequence[int] | None = None,
+    rivals: Sequence[Sequence[int] | None] = (),
+) -> Tensor:  # fmt: skip
     """Of `tokens` [n], in nats, float32 [n]; differentiable in the states alone.
 
     Token `i` follows normalised state `places[i]` of `states` [m, width], in ascending order; without `places` token
-    `i` follows state `i`. `weight` [vocabulary, width] and `bias` are the head's.
+    `i` follows state `i`. `weight` [vocabulary, width] and `bias` are the head's. A token for which there are `rivals`,
+    itself among them, is one of these for certain, and is weighed against them instead of the vocabulary.
     """
+    places = range(len(tokens)) if places is None else places
+    inner = [n for n, own in enumerate(rivals) if own is not None]
+    if not inner:
+        return _among_all(states, weight, bias, tokens, places)
+    against = [own for own in rivals if own is not None]
+    found = _among(states[[places[n] for n in inner]], weight, bias, tokens[inner], against)
+    outer = [n for n, own in enumerate(rivals) if own is None]
+    if not outer:
+        return found
+    used = {place: i for i, place in enumerate(dict.fromkeys(places[n] for n in outer))}
+    others = _among_all(states[list(used)], weight, bias, tokens[outer], [used[places[n]] for n in outer])
+    return torch.cat([others, found])[torch.tensor(outer + inner, device=found.device).argsort()]
+
+
+def _among_all(states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, places: Sequence[int]) -> Tensor:
     result: Tensor = _Weighed.apply(states, weight, bias, tokens, places)  # type: ignore[no-untyped-call]
     return result
+
+
+def _among(
+    states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, rivals: Sequence[Sequence[int]]
+) -> Tensor:
+    """The same where each of `tokens` [n], behind `states` [n, width], is one of its rivals."""
+    column = {token: i for i, token in enumerate(dict.fromkeys(token for own in rivals for token in own))}
+    rows = torch.tensor(list(column), device=states.device)
+    logits = F.linear(states.float(), weight[rows].float(), None if bias is None else bias[rows].float())
+    where = [(n, column[token]) for n, own in enumerate(rivals) for token in own]
+    row, place = torch.tensor(where, device=states.device).T
+    closed = torch.full_like(logits, float("-inf")).index_put((row, place), logits.new_zeros(()))
+    right = torch.tensor([column[token] for token in tokens.tolist()], device=states.device)
+    return (logits + closed).log_softmax(1).gather(1, right[:, None]).squeeze(1)
 
 
 class _Weighed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, places: Sequence[int] | None
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, places: Sequence[int]
     ) -> Tensor:
         """See `log_likelihoods`; keeps the gradient of each token's state up to the factor that `backward` gets."""
         step = max(16, (GPU_LOGITS if states.is_cuda else CPU_LOGITS) // len(weight))
         fine = torch.empty(min(step, len(states)), len(weight), device=states.device)
-        places = range(len(tokens)) if places is None else places
         where = torch.tensor(places, dtype=torch.long, device=states.device)
         values, slopes = [], []
         for start in range(0, len(states), step):

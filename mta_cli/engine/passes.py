@@ -1,77 +1,28 @@
 """Log-likelihoods of answers under many people's parts, where whatever no part reaches is computed once.
 
-A `Fork` is a prompt with one or several answers. Below the first layer of the parts that vary, states are the same for
-everybody; where those parts act on late tokens only, so are all keys and values before them. Both are kept and serve
-every person, every step and every epoch. Exact: attention is causal, so no early token sees a late one. On a CPU they
-are the same to the last bit whoever asks first, so that a job that goes on computes what an unbroken one would have.
+Below the first layer of the parts that vary, states are the same for everybody; where those parts act on late tokens
+only, so are all keys and values before them. Both are kept and serve every person, every step and every epoch. Exact:
+attention is causal, so no early token sees a late one. On a CPU they are the same to the last bit whoever asks first,
+so that a job that goes on computes what an unbroken one would have.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from mta_cli.engine.forks import PROMPT, Fork
 from mta_cli.engine.kept import KEEP, Kept, Start
 from mta_cli.engine.likelihood import log_likelihoods
 from mta_cli.engine.lora import Placement
 from mta_cli.engine.parts import Crowd, blocks_of
 from mta_cli.engine.plain import Pairs, Parts, Plain, causal_mask
-from mta_cli.engine.prompts import Row
 
 CPU_TOKENS = 1024  # more at once is no faster on a CPU
 GPU_TOKENS = 32_768
 OWN_FACTORS = 0.2  # what a row's own factors add to the cost of its tokens; rows that share them share that
-PROMPT, PADDING = -1, -2
-
-
-@dataclass(frozen=True)
-class Fork:
-    """A prompt and the answers that may follow it, each by itself."""
-
-    prompt: tuple[int, ...]
-    branches: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def of(cls, row: Row) -> "Fork":
-        """A training row: one prompt, one answer."""
-        start = max(row.answer_start, 1)
-        return cls(row.input_ids[:start], (row.input_ids[start:],))
-
-    @property
-    def alone(self) -> list["Fork"]:
-        """A fork for each branch."""
-        return [Fork(self.prompt, (branch,)) for branch in self.branches]
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """The tokens that run: all but the last of each branch, which is only predicted."""
-        return (*self.prompt, *(token for branch in self.branches for token in branch[:-1]))
-
-    @property
-    def length(self) -> int:
-        """How many tokens run."""
-        return len(self.prompt) + sum(len(branch) - 1 for branch in self.branches)
-
-    @property
-    def positions(self) -> list[int]:
-        """The position of each token that runs; branches all begin where the prompt ends."""
-        start = len(self.prompt)
-        return [*range(start), *(start + i for branch in self.branches for i in range(len(branch) - 1))]
-
-    @property
-    def owners(self) -> list[int]:
-        """For each token that runs, its branch, or `PROMPT`."""
-        inner = [b for b, branch in enumerate(self.branches) for _ in branch[:-1]]
-        return [PROMPT] * len(self.prompt) + inner
-
-    def labels(self) -> Iterator[tuple[int, int, int]]:
-        """(column that predicts, token, branch) of every answer token."""
-        starts = accumulate((len(branch) - 1 for branch in self.branches), initial=len(self.prompt))
-        for b, (branch, start) in enumerate(zip(self.branches, starts, strict=False)):
-            for i, token in enumerate(branch):
-                yield (len(self.prompt) - 1 if i == 0 else start + i - 1), token, b
+PADDING = -2
 
 
 @dataclass(frozen=True)
@@ -87,6 +38,7 @@ class Ends:
     follows: list[int]
     row: Tensor
     branch: list[int]
+    rivals: list[tuple[int, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -143,11 +95,12 @@ class Passes:
         self.plain, self.forks, self.placement = plain, forks, placement
         self._under, self._people = [crowd for crowd in under if crowd.placement is not None], people
         nothing = placement.first == 0 and placement.late is None  # only embeddings stand before it
-        self._keeps = not nothing and sum(self._bytes(fork) for fork in forks) <= keep
+        wholes = [fork.whole for fork in forks]
+        self._keeps = not nothing and sum(self._bytes(fork) for fork in wholes) <= keep
         self._common = all(_within(crowd.placement, placement) for crowd in self._under)
         self._kept = plain.kept if self._common else Kept(keep)
         where = (placement.first, placement.late)
-        self._keys: list[Hashable] = [(fork, where) for fork in forks] if self._common else list(range(len(forks)))
+        self._keys: list[Hashable] = [(fork, where) for fork in wholes] if self._common else list(range(len(forks)))
 
     def scores(
         self, chosen: Sequence[int], acting: Pairs, crowds: Sequence[Crowd] = (), people: Sequence[int] = (),
@@ -156,7 +109,7 @@ class Passes:
         """Log-likelihoods of forks as `ends` runs them. `shifts` [rows, width] are added to the states of each row."""
         ends, head = self.ends(chosen, acting, crowds, people, also), self.plain.head
         states = ends.states if shifts is None else ends.states + shifts[ends.at]
-        values = log_likelihoods(states, head.weight, head.bias, ends.tokens, ends.follows)
+        values = log_likelihoods(states, head.weight, head.bias, ends.tokens, ends.follows, ends.rivals)
         return Scores(values, ends.row, ends.branch)
 
     def ends(
@@ -180,32 +133,33 @@ class Passes:
             past=_Early(self.placement.first, early) if early is not None else None,
         )  # fmt: skip
         labels = sorted(
-            (r, column - starts[r].at, branch, token)
+            (r, column - starts[r].at, branch, token, rivals)
             for r, fork in enumerate(forks)
-            for column, token, branch in fork.labels()
+            for (column, token, branch), rivals in zip(fork.labels(), fork.rivals, strict=True)
         )
         places = {place: n for n, place in enumerate(dict.fromkeys(label[:2] for label in labels))}
         at = torch.tensor(list(places), device=x.device).T  # [2, positions]
-        asked = torch.tensor([(r, token) for r, _, _, token in labels], device=x.device).T  # [2, labelled]
+        asked = torch.tensor([(label[0], label[3]) for label in labels], device=x.device).T  # [2, labelled]
         follows, branch = [places[label[:2]] for label in labels], [label[2] for label in labels]
-        return Ends(self.plain.norm(states[at[0], at[1]]), at[0], asked[1], follows, asked[0], branch)
+        rivals = [label[4] for label in labels]
+        return Ends(self.plain.norm(states[at[0], at[1]]), at[0], asked[1], follows, asked[0], branch, rivals)
 
     def _starts(self, chosen: Sequence[int]) -> list[Start]:
         found = {i: self._kept.get(self._keys[i]) for i in dict.fromkeys(chosen)}
         starts = {i: start for i, start in found.items() if start is not None}
         missing = [i for i in found if i not in starts]
-        for piece in packed([self.forks[i].length for i in missing], _begun_at_once(self.plain.device)):
+        for piece in packed([self.forks[i].whole.length for i in missing], _begun_at_once(self.plain.device)):
             batch = [missing[n] for n in piece]
             starts |= zip(batch, self._begin(batch), strict=True)
         for i in missing if self._keeps else ():
             self._kept.put(self._keys[i], starts[i])
-        return [starts[i] for i in chosen]
+        return [starts[i] if self.forks[i].asked is None else starts[i].only(self.forks[i].columns) for i in chosen]
 
     @torch.inference_mode(False)  # what is kept may serve training later
     @torch.no_grad()
     def _begin(self, chosen: Sequence[int]) -> list[Start]:
-        """Starts of forks `chosen`, computed as one batch."""
-        forks, first = [self.forks[i] for i in chosen], self.placement.first
+        """Starts of forks `chosen` with all their branches, computed as one batch."""
+        forks, first = [self.forks[i].whole for i in chosen], self.placement.first
         ids = _padded([fork.tokens for fork in forks], self.plain.device)
         x = self.plain.embed(ids)
         ats = [self._at(fork) for fork in forks]

@@ -1,16 +1,18 @@
 """How likely people's models find given answers. Trains nothing and knows no files."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mta_cli.engine.choices import Taught, fork_of, log_likelihood, weight_of
+from mta_cli.engine.choices import Choice, Taught, fork_of, log_likelihood, weight_of
+from mta_cli.engine.forks import Fork
 from mta_cli.engine.fusion import merge
 from mta_cli.engine.lens import Budget, crowds, module_losses, require_everywhere
 from mta_cli.engine.lora import LoraWeights, Placement, folded
-from mta_cli.engine.passes import Fork, Passes, by_owner, packed
+from mta_cli.engine.passes import Passes, by_owner, packed
 from mta_cli.engine.vectors import require_plain, stacked
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ def likelihoods(
     """Log-likelihoods (nats, summed over tokens) of every branch, for each (fork, person) number asked.
 
     A person is the parts that stand above the base as it is, and, where `shifts` are given, what is added to the last
-    normalised state (see `vectors`). What is the same for several people is computed once.
+    normalised state (see `vectors`). What is the same for several people is computed once. A branch that is not asked
+    has −∞.
     """
     if base.plain is not None:
         return _plainly(base, base.plain, forks, people, asked, shifts)
@@ -64,6 +67,29 @@ def mean_losses(base: "LoadedBase", cases: Sequence[tuple[Sequence[Taught], PART
     return [total / count if count else None for total, count in zip(totals, counts, strict=True)]
 
 
+def abridged(base: "LoadedBase", cases: Sequence[tuple[Sequence[Taught], PARTS]]) -> list[list[Taught]]:
+    """People's rows made cheap to run many times under parts that differ little from theirs.
+
+    A choice loses the labels that next to nothing speaks for, and, where the base has a plain decoder, what other words
+    take from a label is measured once (see `Choice.enclosed`): then the vocabulary is not read again.
+    """
+    places = [(i, n) for i, (rows, _) in enumerate(cases) for n, one in enumerate(rows) if isinstance(one, Choice)]
+    found = [list(rows) for rows, _ in cases]
+    if not places:
+        return found
+    forks, asked = [fork_of(found[i][n]) for i, n in places], [(fork, i) for fork, (i, _) in enumerate(places)]
+    people = [parts for _, parts in cases]
+    values = likelihoods(base, forks, people, asked)
+    closed = [replace(fork, closed=True) for fork in forks]
+    inner = likelihoods(base, closed, people, asked) if base.plain is not None else []
+    for k, (i, n) in enumerate(places):
+        one = found[i][n]
+        assert isinstance(one, Choice)
+        short = one.narrowed(values[k])
+        found[i][n] = short.enclosed(values[k], inner[k]) if inner else short
+    return found
+
+
 def spanning(plain: "Plain", people: Sequence[PARTS]) -> Placement:
     """The layers and tokens that any of the people's parts may touch: what else there is, is the same for all."""
     where = [part.placement for parts in people for part in parts]
@@ -79,7 +105,7 @@ def _plainly(
 ) -> list[list[float]]:  # fmt: skip
     passes = Passes(plain, forks, spanning(plain, people))
     everybody, added = crowds(plain, people), stacked(plain, shifts)
-    results = [[0.0] * len(forks[fork].branches) for fork, _ in asked]
+    results = [_unread(forks[fork]) for fork, _ in asked]
 
     def run(batch: list[int]) -> None:
         owners = [asked[i][1] for i in batch]
@@ -94,18 +120,23 @@ def _plainly(
     return results
 
 
+def _unread(fork: Fork) -> list[float]:
+    """Sums over no token yet, by branch."""
+    sums = [float("-inf")] * len(fork.branches)
+    for branch, _ in fork.running:
+        sums[branch] = 0.0
+    return sums
+
+
 def _one_by_one(
     base: "LoadedBase", forks: Sequence[Fork], people: Sequence[PARTS], asked: Sequence[tuple[int, int]]
 ) -> list[list[float]]:
     """Through the base's own modules: each person's parts folded in turn, each branch a row of its own."""
-    results = [[0.0] * len(forks[fork].branches) for fork, _ in asked]
+    results = [_unread(forks[fork]) for fork, _ in asked]
     budget = Budget(base)
     for person in dict.fromkeys(owner for _, owner in asked):
         rows = [
-            (i, b, alone)
-            for i, (fork, owner) in enumerate(asked)
-            if owner == person
-            for b, alone in enumerate(forks[fork].alone)
+            (i, b, alone) for i, (fork, owner) in enumerate(asked) if owner == person for b, alone in forks[fork].alone
         ]
 
         def run(batch: list[int], rows: list[tuple[int, int, Fork]] = rows) -> None:

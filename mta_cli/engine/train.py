@@ -25,6 +25,7 @@ from mta_cli.engine.cores import Core, CoreGroup
 from mta_cli.engine.lens import Budget, make_lens, shared_passes
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.parts import Group
+from mta_cli.engine.score import abridged
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
@@ -105,7 +106,8 @@ class Trainer:
 
     `budget` is how many tokens, padding counted, run at once; None: as many as pay on this device. It is halved where
     memory runs out. `frozen_a`: every A stays as it started, so that B alone has to be kept where the start can be made
-    again. `failed` says by member why one could not go on.
+    again. Labels that next to nothing speaks for before the training do not run. `failed` says by member why one could
+    not go on.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class Trainer:
         self.failed: dict[int, str] = {}
         self._group = _together(members, base.device, frozen_a)
         self._moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in self._group.trained]
-        rows = [row for member in members for row in member.rows]
+        rows = [row for own in abridged(base, [(one.rows, one.under) for one in members]) for row in own]
         owners = [i for i, member in enumerate(members) for _ in member.rows]
         self._first = [owners.index(i) if member.rows else 0 for i, member in enumerate(members)]
         self._rows = rows

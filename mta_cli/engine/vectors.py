@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mta_cli.engine.forks import Fork
 from mta_cli.engine.likelihood import log_likelihoods
 from mta_cli.engine.lora import Placement
-from mta_cli.engine.passes import Ends, Fork, Passes, packed, tokens_at_once
+from mta_cli.engine.passes import Ends, Passes, packed, tokens_at_once
 from mta_cli.errors import UsageFault
 
 if TYPE_CHECKING:

@@ -94,8 +94,8 @@ def _weigh(
     shifts: "Sequence[Tensor | None]",
 ) -> list[list[float]]:  # fmt: skip
     """The log-likelihood of each of a query's `options`, for each that is asked."""
+    from mta_cli.engine.forks import Fork
     from mta_cli.engine.generate import require_window
-    from mta_cli.engine.passes import Fork
     from mta_cli.engine.score import likelihoods
 
     numbers = {number: n for n, number in enumerate(prompts)}

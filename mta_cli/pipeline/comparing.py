@@ -179,8 +179,8 @@ def _likelihoods(
     voice: Voice, ids: list[int], columns: Sequence[Column], answers: Sequence[tuple[int, ...]]
 ) -> list[list[float]]:
     """Of each answer under each column, nats. Raises BadInput where one does not fit into the window."""
+    from mta_cli.engine.forks import Fork
     from mta_cli.engine.generate import require_window
-    from mta_cli.engine.passes import Fork
     from mta_cli.engine.score import likelihoods
 
     require_window(voice.base, ids, max(map(len, answers)))

@@ -182,10 +182,11 @@ def _evidence(
 ) -> Generator[Event, None, dict[int, dict[int, float]]]:
     """Summed log-likelihood of what each person's shots teach, by anchor id (0: no anchor).
 
-    What the anchors do not touch is computed once for each shot, and serves all of them.
+    What the anchors do not touch is computed once for each shot, and serves all of them. Labels that next to nothing
+    speaks for without an anchor do not run with one.
     """
     from mta_cli.engine.choices import fork_of, log_likelihood
-    from mta_cli.engine.score import likelihoods
+    from mta_cli.engine.score import abridged, likelihoods
 
     teaching = Teaching(reg, base, request)
     asking = [p for p in people if p.shots and method_for(p.shots, request.options) in NEEDS_BASE]
@@ -197,7 +198,8 @@ def _evidence(
         weighed = [(person, i) for person, ids in portion for i in ids]
         loaded |= {i: _anchor_part(reg, known[i], bank) for _, i in weighed if i not in loaded}
         places = {i: place for place, i in enumerate(dict.fromkeys(i for _, i in weighed))}
-        shots = {person.user.id: teaching.shots(person.user, person.shots) for person, _ in portion}
+        whole = [(teaching.shots(person.user, person.shots), ()) for person, _ in portion]
+        shots = dict(zip([person.user.id for person, _ in portion], abridged(base, whole), strict=True))
         forks = [fork_of(one) for own in shots.values() for one in own]
         first = dict(zip(shots, accumulate(map(len, shots.values()), initial=0), strict=False))
         asked = [

@@ -89,7 +89,7 @@ def _guessed(
     reg: "Registry", base: "LoadedBase", task: "Task", lessons: Sequence[Lesson], history_items: int
 ) -> Generator[Event, None, list[list[float]]]:
     """`return`s what the base as it is says of each label of each lesson [lessons, labels], nats."""
-    from mta_cli.engine.passes import Fork
+    from mta_cli.engine.forks import Fork
     from mta_cli.engine.score import NOBODY, likelihoods
     from mta_cli.pipeline.examples import Examples
 

@@ -26,9 +26,9 @@ def adapt(
     base: "LoadedBase", anchors: "Sequence[LoraWeights]", users: "Sequence[Sequence[Row]]", placement: str
 ) -> "list[tuple[LoraWeights, ...]]":
     """Everybody's fusion and stack, from their shots."""
+    from mta_cli.engine.forks import Fork
     from mta_cli.engine.fusion import evidence_weights, merge
     from mta_cli.engine.lora import initial
-    from mta_cli.engine.passes import Fork
     from mta_cli.engine.score import likelihoods
     from mta_cli.engine.train import Member, Schedule, Trainer
 

@@ -53,7 +53,7 @@ def weighing(
     base: "LoadedBase", people: "Sequence[LoraWeights]", model: Any, asked: Queries, few: int
 ) -> dict[str, Callable[[], Found]]:
     """Ways to find each query's label; the rivals find those of the first `few`."""
-    from mta_cli.engine.passes import Fork
+    from mta_cli.engine.forks import Fork
     from mta_cli.engine.score import likelihoods
 
     prompts, users = asked.prompts[:few], _names(asked)[:few]

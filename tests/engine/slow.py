@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.forks import Fork
 from mta_cli.engine.lora import LoraWeights
-from mta_cli.engine.passes import Fork
 
 
 @contextmanager
@@ -33,12 +33,17 @@ def _adding(delta: Tensor, start: int) -> Any:
 
 
 def slow_values(base: LoadedBase, fork: Fork, parts: Sequence[LoraWeights] = ()) -> list[Tensor]:
-    """Log-likelihoods of each branch's tokens, differentiable in whatever the parts hold."""
+    """Log-likelihoods of each branch's tokens, differentiable in whatever the parts hold; in a closed fork, among the
+    tokens that branches with the same beginning have there.
+    """
     found = []
     for branch in fork.branches:
         with hooked(base.model, parts, len(fork.prompt)):
             logits = base.model(input_ids=torch.tensor([[*fork.prompt, *branch]]), use_cache=False).logits[0]
         chosen = torch.log_softmax(logits.float(), -1)[len(fork.prompt) - 1 : -1]
+        for i in range(len(branch)) if fork.closed else ():
+            there = {other[i] for other in fork.branches if other[:i] == branch[:i] and len(other) > i}
+            chosen = chosen - torch.eye(len(branch))[i][:, None] * chosen[i, sorted(there)].logsumexp(0)
         found.append(chosen.gather(-1, torch.tensor(branch)[:, None]).squeeze(-1))
     return found
 

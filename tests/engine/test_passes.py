@@ -1,6 +1,7 @@
 """Passes: every fork scores as if it ran alone and whole, whatever is kept, shared, padded or frozen underneath."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mta_cli.engine.base import LoadedBase, load_base
+from mta_cli.engine.forks import Fork
 from mta_cli.engine.kept import KEEP
 from mta_cli.engine.lens import crowds
 from mta_cli.engine.lora import LoraWeights, Placement, folded
 from mta_cli.engine.parts import Crowd, Group, joined, places
-from mta_cli.engine.passes import Fork, Passes, by_owner, packed
+from mta_cli.engine.passes import Passes, by_owner, packed
 from mta_cli.engine.plain import Plain
 from mta_cli.engine.prompts import Row
 from tests.engine.lora_cases import random_lora
@@ -103,6 +105,60 @@ def test_branches_together_equal_branches_one_by_one(base: LoadedBase, placement
     found = [sums(passes.forks, [i], passes.scores([i], {}, [Crowd(decoder(base), [lora])], [0]))[0] for i in range(6)]
     assert found[0] == pytest.approx([one[0] for one in found[1:5]], abs=1e-4)
     assert found[5] == pytest.approx(found[0][::-1], abs=1e-4)
+
+
+def test_a_fork_lays_out_the_branches_that_are_asked() -> None:
+    whole = Fork((5, 6, 7), ((10, 11, 12), (20,), (30, 31)))
+    fork = replace(whole, asked=(1, 2))
+    assert fork.whole == whole.whole == whole
+    assert fork.tokens == (5, 6, 7, 30) and fork.length == 4
+    assert fork.positions == [0, 1, 2, 3] and fork.owners == [-1, -1, -1, 2]
+    assert fork.columns == [0, 1, 2, 5] and whole.columns == list(range(6))
+    assert list(fork.labels()) == [(2, 20, 1), (2, 30, 2), (3, 31, 2)]
+
+
+@pytest.mark.parametrize("keep", [0, KEEP])
+@pytest.mark.parametrize("placement", ["all", "upper", "late"])
+def test_some_branches_of_a_fork_are_what_they_are_among_all(base: LoadedBase, placement: str, keep: int) -> None:
+    """They begin where the whole fork did: nothing of a prompt is computed twice."""
+    forks, lora = random_forks([(20, (3, 1, 5, 2)), (12, (2, 2, 4))]), random_lora(base.model, 1, placement=placement)
+    some = [replace(forks[0], asked=(1, 2)), replace(forks[1], asked=(2,)), forks[0], replace(forks[1], asked=(0, 1))]
+    passes, crowd = Passes(decoder(base), some, lora.placement, keep=keep), Crowd(decoder(base), [lora])
+    wanted = [slow_sums(base, one.whole, [lora]) for one in some]
+    for chosen in (range(4), [3, 1], [0]):
+        found = sums(some, chosen, passes.scores(chosen, {}, [crowd], [0] * len(chosen)))
+        for i, own in zip(chosen, found, strict=True):
+            for branch, value in enumerate(own):
+                there = some[i].asked is None or branch in (some[i].asked or ())
+                assert value == pytest.approx(wanted[i][branch] if there else 0.0, abs=2e-4)
+    assert len(passes._kept) == (2 if keep and placement != "all" else 0)
+    decoder(base).kept.clear()
+
+
+def test_a_closed_fork_knows_what_may_stand_in_a_tokens_place() -> None:
+    branches = ((10, 11, 12), (20,), (10, 11, 13), (10, 14))
+    assert Fork((5,), branches, asked=(0, 3)).rivals == [None] * 5
+    closed = Fork((5,), branches, asked=(0, 3), closed=True)
+    first, second = (10, 20), (11, 14)
+    assert closed.rivals == [first, second, (12, 13), first, second]
+    assert closed.whole == Fork((5,), branches)
+
+
+@pytest.mark.parametrize("placement", ["all", "late"])
+def test_closed_forks_weigh_a_token_against_its_rivals(base: LoadedBase, placement: str) -> None:
+    """Alone and in one pass with open forks, at any number of branches that are asked."""
+    lora, branches = random_lora(base.model, 1, placement=placement), ((10, 11, 12), (20, 2), (10, 11, 13), (10, 14))
+    prompt = tuple(range(30, 50))
+    closed = Fork(prompt, branches, closed=True)
+    forks = [closed, replace(closed, closed=False), replace(closed, asked=(1, 2))]
+    wanted = slow_sums(base, closed, [lora])
+    passes, crowd = Passes(decoder(base), forks, lora.placement), Crowd(decoder(base), [lora])
+    for chosen in ([0], [1, 0, 2], [2, 1], [2]):
+        found = sums(forks, chosen, passes.scores(chosen, {}, [crowd], [0] * len(chosen)))
+        for i, own in zip(chosen, found, strict=True):
+            full = [wanted, slow_sums(base, forks[1], [lora]), [0.0, *wanted[1:3], 0.0]][i]
+            assert own == pytest.approx(full, abs=2e-4)
+    decoder(base).kept.clear()
 
 
 @pytest.mark.parametrize("placement", ["all", "upper", "late"])

@@ -8,8 +8,8 @@ import torch
 
 from mta_cli.engine.base import LoadedBase
 from mta_cli.engine.cores import Core, Kind, bank_basis, unpack_core
+from mta_cli.engine.forks import Fork
 from mta_cli.engine.lora import LoraWeights
-from mta_cli.engine.passes import Fork
 from mta_cli.engine.train import CLIP, Member, Schedule, Trainer, epoch_batches
 from mta_cli.errors import IntegrityFault
 from tests.engine.lora_cases import difference, random_lora, random_rows

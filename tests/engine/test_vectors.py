@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.forks import Fork
 from mta_cli.engine.likelihood import log_likelihoods
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.many import answer_many
-from mta_cli.engine.passes import Fork
 from mta_cli.engine.prompts import Row
 from mta_cli.engine.score import likelihoods, mean_loss
 from mta_cli.engine.vectors import vectors

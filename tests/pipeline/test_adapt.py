@@ -23,6 +23,13 @@ def adapted(reg: Registry, *names: str, options: AdaptOptions = QUICK, **fuse: o
     return results
 
 
+def alone(reg: Registry, *names: str, options: AdaptOptions = QUICK) -> list[dict]:  # type: ignore[type-arg]
+    """The same without neighbours, who know all of these answers and leave nothing to learn."""
+    request = replace(fuse_request(), answer=AnswerOptions(neighbour_weight=0.0))
+    results: list[dict] = finish(adapt_users(reg, [reg.users.get(name) for name in names], request, options))[0]  # type: ignore[type-arg]
+    return results
+
+
 def stack_of(reg: Registry, name: str) -> Stack:
     """The stack of somebody who was adapted."""
     found = reg.stacks.get(reg.users.get(name).id, "lamp-2", reg.banks.get("lamp-2").id)
@@ -36,8 +43,7 @@ both_kinds = pytest.mark.parametrize("options", [QUICK, LORA], ids=lambda option
 @both_kinds
 def test_the_shots_are_learnt_and_everything_is_reported(peopled: Registry, options: AdaptOptions) -> None:
     document = built(peopled)
-    request = replace(fuse_request(), answer=AnswerOptions(neighbour_weight=0.0))  # who know all of these answers
-    ((result,), _) = finish(adapt_users(peopled, [peopled.users.get("ida")], request, options))
+    (result,) = alone(peopled, "ida", options=options)
     assert result["user"] == "ida" and result["shots"] == 3 and result["steps"] == 6
     assert result["loss_after"] < result["loss_before"]
     assert result["heldout_queries"] == 2 and result["heldout_before"] > 0 and result["heldout_after"] > 0
@@ -52,7 +58,7 @@ def test_the_shots_are_learnt_and_everything_is_reported(peopled: Registry, opti
 
 def test_a_core_is_a_few_numbers_between_directions_that_everybody_shares(peopled: Registry) -> None:
     built(peopled)
-    adapted(peopled, "ida", "jon")
+    alone(peopled, "ida", "jon")
     ida, jon, bank = stack_of(peopled, "ida"), stack_of(peopled, "jon"), peopled.banks.get("lamp-2")
     assert ida.digest == jon.digest == bank.basis and ida.numbers != jon.numbers
     modules = 7  # of the upper layer
@@ -64,7 +70,7 @@ def test_a_core_is_a_few_numbers_between_directions_that_everybody_shares(people
 
 def test_the_model_is_the_fusion_and_the_core_as_it_is_kept(peopled: Registry) -> None:
     document = built(peopled)
-    adapted(peopled, "ida")
+    alone(peopled, "ida")
     user, stack = peopled.users.get("ida"), stack_of(peopled, "ida")
     own = unpack_core(load_weights(peopled, stack.digest, document["base"]), stack.numbers or b"")
     whole, _ = personal_weights(peopled, document["base"], user, "lamp-2", "adapted")

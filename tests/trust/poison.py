@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.engine.base import LoadedBase, load_base
+from mta_cli.engine.forks import Fork
 from mta_cli.engine.gates import module_norms, norm_ratios
 from mta_cli.engine.lora import LoraWeights, folded
-from mta_cli.engine.passes import Fork
 from mta_cli.engine.score import likelihoods
 from mta_cli.options import BankOptions, GateOptions
 from mta_cli.pipeline.build_bank import build_bank, candidates, contributors

@@ -12,7 +12,7 @@ from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.methods.controls import noise_like
 from mta_cli.engine.methods.prior import NEIGHBOURS, NO_PRIOR, priors, taught
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
-from mta_cli.engine.score import likelihoods
+from mta_cli.engine.score import abridged, likelihoods
 
 LEAST_SHARE = 0.001  # of an anchor in a recipe: evidence leaves most of them next to nothing
 SHARE_BYTES = 12  # an anchor's number, similarity and weight in a recipe
@@ -75,7 +75,8 @@ def likelihoods_of(bench: Bench, people: Sequence[Person], settings: Settings) -
     return known
 
 
-def _weighed(bench: Bench, lessons: Sequence[Sequence[Taught]]) -> list[list[float]]:
+def _weighed(bench: Bench, whole: Sequence[Sequence[Taught]]) -> list[list[float]]:
+    lessons = abridged(bench.base, [(own, ()) for own in whole])
     forks = [fork_of(one) for own in lessons for one in own]
     candidates: list[tuple[LoraWeights, ...]] = [(), *((anchor,) for anchor in bench.anchors)]
     asked = [(fork, i) for fork in range(len(forks)) for i in range(len(candidates))]
@@ -141,7 +142,7 @@ METHODS = (
     ),
     Method(
         "mta-recipe", "the same with label habit and neighbours: Merge-then-Adapt without a gradient",
-        partial(made, by_evidence), settings={**EVIDENCE, **NEIGHBOURS}, grid=SHARPER, version=6,
+        partial(made, by_evidence), settings={**EVIDENCE, **NEIGHBOURS}, grid=SHARPER, version=7,
     ),
     Method(
         "fusion-learned", "the same, weights fitted by gradient", partial(made, learned),

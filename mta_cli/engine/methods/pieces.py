@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mta_cli.engine.forks import Fork
 from mta_cli.engine.lens import module_losses, require_everywhere
 from mta_cli.engine.lora import Factors, LoraWeights, Placement, covering
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
 from mta_cli.engine.parts import Place, places, stacked
-from mta_cli.engine.passes import Fork, Passes
+from mta_cli.engine.passes import Passes
 from mta_cli.engine.plain import Parts
 
 if TYPE_CHECKING:

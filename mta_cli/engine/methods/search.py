@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mta_cli.engine.forks import Fork
 from mta_cli.engine.fusion import merge, uniform_weights
 from mta_cli.engine.lora import LoraWeights
 from mta_cli.engine.methods.fusion import SHARE_BYTES, Shares, by_similarity
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
-from mta_cli.engine.passes import Fork
 from mta_cli.engine.score import likelihoods
 
 if TYPE_CHECKING:

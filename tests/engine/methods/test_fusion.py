@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.forks import Fork
 from mta_cli.engine.fusion import merge
 from mta_cli.engine.labels import weighed
 from mta_cli.engine.lora import LoraWeights
@@ -25,7 +26,6 @@ from mta_cli.engine.methods.fusion import (
 )
 from mta_cli.engine.methods.prior import COUNT_BYTES, NEIGHBOURS, NO_PRIOR, guess
 from mta_cli.engine.methods.shape import Bench, Made, Person, Settings
-from mta_cli.engine.passes import Fork
 from mta_cli.engine.score import likelihoods, mean_loss, score
 from tests.engine.lora_cases import random_lora, random_rows
 from tests.engine.methods.benches import a_bench, a_person, same
@@ -217,11 +217,14 @@ def test_likelihoods_are_weighed_once_for_all_methods(base: LoadedBase, monkeypa
     assert set(bench.known) == {("likelihoods", (0, 2), 0.0), ("likelihoods", (0,), 0.0)}
 
 
-def test_evidence_is_beside_neighbours_where_these_count(base: LoadedBase) -> None:
+def test_evidence_is_beside_neighbours_where_these_count(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """What neighbours and habit know of a shot already speaks for no anchor."""
     bench = tag_bench(base, 3)
     person = tagger(base, bench.task, [LABELS[2], LABELS[5], LABELS[2]])
-    alone, beside = (likelihoods_of(bench, [person], settings)[0] for settings in (NO_PRIOR, NEIGHBOURS))
+    alone, quick = (likelihoods_of(bench, [person], settings)[0] for settings in (NO_PRIOR, NEIGHBOURS))
+    monkeypatch.setattr("mta_cli.engine.choices.LEAST", 0.0)
+    (beside,) = likelihoods_of(replace(bench, known={}), [person], NEIGHBOURS)
+    assert quick == pytest.approx(beside, abs=0.05) and quick != beside  # less labels that are next to impossible
     for place, parts in enumerate([(), *((anchor,) for anchor in bench.anchors)]):
         assert alone[place] == pytest.approx(sum(value for value, _ in score(base, person.rows, parts)), abs=1e-3)
         expected = 0.0

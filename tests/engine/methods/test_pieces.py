@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.forks import Fork
 from mta_cli.engine.lora import LoraWeights, Placement
 from mta_cli.engine.methods.pieces import METHODS, Assembly, Pool, assemble
 from mta_cli.engine.methods.shape import Made, Person
-from mta_cli.engine.passes import Fork
 from mta_cli.engine.prompts import Row
 from mta_cli.errors import UsageFault
 from tests.engine.lora_cases import random_lora, random_rows
