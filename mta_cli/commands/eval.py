@@ -1,8 +1,9 @@
 """`mta eval`: compare methods on the same people, tune them, list, show, report and remove evaluations. No logic."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +25,9 @@ from mta_cli.commands.common import (
 )
 from mta_cli.commands.parsing import Commands
 from mta_cli.options import BankOptions, EvalOptions, Machine, PromptOptions
+
+if TYPE_CHECKING:
+    from mta_cli.pipeline.evaluation.measured import Measured
 
 app = Commands("Evaluation: methods on the same people, with intervals over them and paired differences.")
 
@@ -177,8 +181,8 @@ def show(
     from mta_cli.pipeline.evaluation.seeds import shown
 
     use = session(ctx, json=json)
-    with use.registry() as reg:
-        use.output.result(shown(reg, places, reference), summary)
+    with _measured(use, places) as evaluations:
+        use.output.result(shown(evaluations, reference), summary)
 
 
 @app.command()
@@ -194,8 +198,8 @@ def report(
     from mta_cli.pipeline.report import write_reports
 
     use = session(ctx, json=json)
-    with use.registry() as reg:
-        documents = reported(reg, places, reference)
+    with _measured(use, places) as evaluations:
+        documents = reported(evaluations, reference)
     files = [str(path) for path in write_reports(documents, to)]
     use.output.result({"files": files}, lambda result: out.text("\n".join(result["files"])))
 
@@ -216,7 +220,7 @@ def export(
     use = session(ctx, json=json)
     with use.registry() as reg:
         use.output.result(
-            write(reg, finished(reg, number), to),
+            write(finished(reg, number), to),
             lambda done: out.text(
                 f"Wrote evaluation {number} to {done['file']}: {len(done['methods'])} methods, {done['users']} people, "
                 f"{done['bytes']:,} bytes."
@@ -239,6 +243,15 @@ def rm(ctx: typer.Context, number: NumberArgument, yes: YesOption = False, json:
         result,
         lambda gone: out.text(f"Removed evaluation {number}, {gone['answers']} answers and {gone['banks']} banks."),
     )
+
+
+@contextmanager
+def _measured(use: AppContext, places: list[str]) -> "Iterator[list[Measured]]":
+    """The evaluations that are named; a store is opened where one of them is in it."""
+    from mta_cli.pipeline.evaluation.seeds import measured, needs_store
+
+    with use.registry() if needs_store(places) else nullcontext() as reg:
+        yield measured(places, reg)
 
 
 def _job(

@@ -113,8 +113,11 @@ def test_a_run_of_the_same_goes_over_nothing_again(reg: Registry, tmp_path: Path
     told = mta_ok("eval", "show", first["evaluation"], file, "--json").json()
     assert told["seeds"] == [0, 1] and told["users"] == both["users"]
     assert "12 people" in mta_ok("eval", "export", other["evaluation"], "--to", file).out
-    mta_ok("eval", "report", file, "--to", tmp_path / "report")
+    nowhere = ("--store", tmp_path / "nowhere", "eval")
+    mta_ok(*nowhere, "report", file, "--to", tmp_path / "report")
     assert "stack" in (tmp_path / "report" / "report.md").read_text()
+    assert mta_ok(*nowhere, "show", file, "--json").json()["users"] == 12 and not (tmp_path / "nowhere").exists()
+    refused(mta(*nowhere, "show", file, 1), 3, "no store")
     assert {row["status"] for row in mta_ok("user", "list", "--json").json()} == {"new"}
     assert mta_ok("bank", "list", "--json").json() == []
     refused(mta("user", "fuse", "ida", "--task", "lamp-2"), 3, "no bank for task lamp-2")

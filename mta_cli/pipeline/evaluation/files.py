@@ -9,55 +9,34 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, UsageFault
-from mta_cli.pipeline.evaluation.measured import Measured
+from mta_cli.pipeline.evaluation.measured import DIGITS, Measured
 from mta_cli.pipeline.reporting.results import DESIGN
 from mta_cli.pipeline.reporting.writing import write
 from mta_cli.printable import clean_line
 
 if TYPE_CHECKING:
     from mta_cli.engine.tallies import Tally
-    from store.models import Query
-    from store.registry import Registry
 
 FORMAT = "mta-evaluation-1"
 MOST = 64 * 2**20  # bytes of a file
-DIGITS = 15  # of a person's digest: they fit 64 bits, and two of a million people are alike once in a million times
 COSTS = ("bytes", "seconds", "seconds_per_query", "tokens_per_second")
 _METHOD = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _PERSON = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
 
 
-def person(name: str, queries: "Sequence[Query]") -> int:
-    """The number under which somebody is known outside the store."""
-    said = json.dumps([name, sorted([query.input, query.gold] for query in queries)])
-    return int(hashlib.sha256(said.encode()).hexdigest()[:DIGITS], 16)
-
-
-def abroad(reg: "Registry", task: str, tally: "Tally") -> "Tally":
-    """The same tally, its people under the numbers they have outside the store, in their order, without golds."""
-    import numpy as np
-
-    numbers = [person(reg.users.by_id(user).name, reg.items.queries(user, task)) for user in tally.users]
-    order = sorted(range(len(numbers)), key=numbers.__getitem__)
-    return replace(
-        tally, users=tuple(numbers[n] for n in order), golds=((),) * len(numbers), sums=tally.sums[np.array(order)]
-    )
-
-
-def export(reg: "Registry", one: Measured, path: Path) -> dict[str, Any]:
+def export(one: Measured, path: Path) -> dict[str, Any]:
     """Write a finished evaluation of the store to `path`. Returns {evaluation, file, bytes, users, methods}.
 
     UsageFault for one of stored models, whose answers are not kept by method.
     """
     if "settings" not in one.result:
         raise UsageFault(f"{one.name} is one of stored models: it stands for itself")
-    tallies = {name: abroad(reg, one.result["task"], one.tally(name)) for name in one.result["methods"]}
+    tallies = {name: one.abroad(name) for name in one.result["methods"]}
     first = next(iter(tallies.values()))
     document = {
         "format": FORMAT, "metric": first.metric, "labels": first.labels,
@@ -92,7 +71,7 @@ def read(path: Path) -> Measured:
             f"{path} is damaged or no evaluation ({clean_line(str(error) or type(error).__name__)[:200]}).",
             hint="export it once more: mta eval export",
         ) from error
-    return Measured(result["evaluation"], str(path), result, tallies.__getitem__, kept=False)
+    return Measured(result["evaluation"], str(path), result, tallies.__getitem__, tallies.__getitem__, kept=False)
 
 
 def _content(path: Path) -> bytes:

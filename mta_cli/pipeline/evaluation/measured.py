@@ -1,7 +1,9 @@
 """Finished evaluations, wherever they are kept: what each found, and each method's answers added up by person."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
@@ -10,20 +12,25 @@ from mta_cli.pipeline.tasks import find_task
 
 if TYPE_CHECKING:
     from mta_cli.engine.tallies import Tally
+    from store.models import Query
     from store.registry import Registry
+
+DIGITS = 15  # of a person's digest: they fit 64 bits, and two of a million people are alike once in a million times
 
 
 @dataclass(frozen=True)
 class Measured:
     """`id` is the evaluation's number in the store, or its file's digest; `name` is what a person calls it by.
 
-    `kept`: in the store, whose people `tally` knows by their numbers there.
+    `tally` adds up a method's answers; where it is `kept` in the store, by people's numbers there. `abroad` does so by
+    the numbers they have everywhere.
     """
 
     id: int | str
     name: str
     result: dict[str, Any]
     tally: "Callable[[str], Tally]"
+    abroad: "Callable[[str], Tally]"
     kept: bool = True
 
 
@@ -38,4 +45,24 @@ def finished(reg: "Registry", number: int) -> Measured:
     def tally(method: str) -> "Tally":
         return judge_again(reg, find_task(reg, found.task), found, method).tally
 
-    return Measured(number, f"evaluation {number}", found.result, tally)
+    def abroad(method: str) -> "Tally":
+        return _abroad(reg, found.task, tally(method))
+
+    return Measured(number, f"evaluation {number}", found.result, tally, abroad)
+
+
+def person(name: str, queries: "Sequence[Query]") -> int:
+    """The number under which somebody is known outside the store."""
+    said = json.dumps([name, sorted([query.input, query.gold] for query in queries)])
+    return int(hashlib.sha256(said.encode()).hexdigest()[:DIGITS], 16)
+
+
+def _abroad(reg: "Registry", task: str, tally: "Tally") -> "Tally":
+    """The same tally, its people under the numbers they have outside the store, in their order, without golds."""
+    import numpy as np
+
+    numbers = [person(reg.users.by_id(user).name, reg.items.queries(user, task)) for user in tally.users]
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    return replace(
+        tally, users=tuple(numbers[n] for n in order), golds=((),) * len(numbers), sums=tally.sums[np.array(order)]
+    )

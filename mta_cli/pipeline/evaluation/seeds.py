@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageFault
-from mta_cli.pipeline.evaluation.files import COSTS, abroad, read
+from mta_cli.pipeline.evaluation.files import COSTS, read
 from mta_cli.pipeline.evaluation.measured import Measured, finished
 from mta_cli.pipeline.evaluation.outcome import compared
 from mta_cli.pipeline.reporting.results import DESIGN, by_seed, cost
@@ -25,44 +25,58 @@ Place = int | str
 """The number of an evaluation in the store, or the path of a file that `files.export` wrote."""
 
 
-def measured(reg: "Registry", places: Sequence[Place]) -> list[Measured]:
-    """The evaluations that are kept there, each once. Raises as `finished` and `files.read`."""
-    numbers = [int(place) if str(place).isascii() and str(place).isdigit() else str(place) for place in places]
-    return [
-        finished(reg, place) if isinstance(place, int) else read(Path(place).expanduser())
-        for place in dict.fromkeys(numbers)
-    ]
+def measured(places: Sequence[Place], reg: "Registry | None") -> list[Measured]:
+    """The evaluations that are kept there, each once. Raises as `finished` and `files.read`.
+
+    `reg` is the store whose numbers are meant; None where `needs_store` says that none is.
+    """
+    found = []
+    for place in dict.fromkeys(map(_place, places)):
+        if isinstance(place, int):
+            assert reg is not None
+            found.append(finished(reg, place))
+        else:
+            found.append(read(Path(place).expanduser()))
+    return found
 
 
-def shown(reg: "Registry", places: Sequence[Place], reference: str | None = None) -> dict[str, Any]:
+def needs_store(places: Sequence[Place]) -> bool:
+    """Whether one of them is in the store; files stand for themselves."""
+    return any(isinstance(_place(place), int) for place in places)
+
+
+def _place(place: Place) -> Place:
+    return int(place) if str(place).isascii() and str(place).isdigit() else str(place)
+
+
+def shown(evaluations: Sequence[Measured], reference: str | None = None) -> dict[str, Any]:
     """The document of one evaluation, or of several seeds of one design, all methods being compared with `reference`.
 
-    Without one, with that of the first evaluation. Raises as `measured`, and UsageFault for evaluations of several
-    designs or people, and for a reference that is not among the methods.
+    Without one, with that of the first evaluation. Raises UsageFault for evaluations of several designs or people, and
+    for a reference that is not among the methods.
     """
-    found = measured(reg, places)
-    return _document(reg, found[0], reference) if len(found) == 1 else together(reg, found, reference)
+    return _document(evaluations[0], reference) if len(evaluations) == 1 else together(evaluations, reference)
 
 
-def reported(reg: "Registry", places: Sequence[Place], reference: str | None = None) -> list[dict[str, Any]]:
+def reported(evaluations: Sequence[Measured], reference: str | None = None) -> list[dict[str, Any]]:
     """The documents of evaluations, and after them one for each design that has several seeds of the same people.
 
     All methods are compared with `reference`, or with that of each evaluation. Raises as `shown`.
     """
-    found = {one.id: one for one in measured(reg, places)}
-    documents = [_document(reg, one, reference) for one in found.values()]
+    found = {one.id: one for one in evaluations}
+    documents = [_document(one, reference) for one in found.values()]
     for group in by_seed(documents):
         if len(group) > 1:
             with suppress(UsageFault):  # of other people: each seed stands for itself
-                documents.append(together(reg, [found[document["evaluation"]] for document in group], reference))
+                documents.append(together([found[document["evaluation"]] for document in group], reference))
     return documents
 
 
-def _document(reg: "Registry", one: Measured, reference: str | None) -> dict[str, Any]:
-    return one.result if one.kept and reference is None else together(reg, [one], reference)
+def _document(one: Measured, reference: str | None) -> dict[str, Any]:
+    return one.result if one.kept and reference is None else together([one], reference)
 
 
-def together(reg: "Registry", evaluations: Sequence[Measured], reference: str | None = None) -> dict[str, Any]:
+def together(evaluations: Sequence[Measured], reference: str | None = None) -> dict[str, Any]:
     """The document of `evaluations`: {task, …, seeds, evaluations, reference, methods, differences, power, costs}.
 
     Methods that not all of them have are left out; costs are means over them. Raises UsageFault as `shown`.
@@ -74,7 +88,7 @@ def together(reg: "Registry", evaluations: Sequence[Measured], reference: str | 
     chosen = reference or first["reference"]
     if chosen not in methods:
         raise UsageFault(f"{chosen} is not among the methods", hint=f"choose one of {', '.join(methods)}")
-    tallies = {name: _joined(reg, evaluations, name) for name in methods}
+    tallies = {name: _joined(evaluations, name) for name in methods}
     users, queries = _counted(tallies[chosen], len(results))
     made = {**first, "users": users, "queries": queries, **compared(tallies, chosen, first["seed"])}
     if len(evaluations) == 1:
@@ -86,13 +100,11 @@ def together(reg: "Registry", evaluations: Sequence[Measured], reference: str | 
     }  # fmt: skip
 
 
-def _joined(reg: "Registry", evaluations: Sequence[Measured], method: str) -> "Tally":
+def _joined(evaluations: Sequence[Measured], method: str) -> "Tally":
     from mta_cli.engine.tallies import joined
 
-    tallies = [one.tally(method) for one in evaluations]
-    if not all(one.kept for one in evaluations):
-        task = evaluations[0].result["task"]
-        tallies = [abroad(reg, task, own) if one.kept else own for one, own in zip(evaluations, tallies, strict=True)]
+    all_here = all(one.kept for one in evaluations)
+    tallies = [one.tally(method) if all_here else one.abroad(method) for one in evaluations]
     try:
         return joined(tallies)
     except ValueError as error:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mta_cli.errors import BadInput, NotFound, UsageFault
-from mta_cli.pipeline.evaluation.files import export, person, read
-from mta_cli.pipeline.evaluation.measured import finished
+from mta_cli.pipeline.evaluation.files import export, read
+from mta_cli.pipeline.evaluation.measured import finished, person
 from mta_cli.pipeline.evaluation.run import run_evaluation
-from mta_cli.pipeline.evaluation.seeds import reported, shown
+from mta_cli.pipeline.evaluation.seeds import measured, needs_store, reported, shown
 from mta_cli.pipeline.report import write_reports
 from store.models import NewItem, Query
 from store.registry import Registry
@@ -35,7 +35,7 @@ def reg(trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regi
 @pytest.fixture
 def written(reg: Registry, tmp_path: Path) -> Path:
     """Evaluation 2 as a file."""
-    export(reg, finished(reg, 2), tmp_path / "two.json")
+    export(finished(reg, 2), tmp_path / "two.json")
     return tmp_path / "two.json"
 
 
@@ -55,30 +55,30 @@ def near(one: Any, other: Any) -> bool:
 
 
 def test_a_file_says_what_the_evaluation_found(reg: Registry, written: Path) -> None:
-    kept, told = shown(reg, [2]), shown(reg, [str(written)])
+    kept, told = shown(measured([2], reg)), shown(measured([str(written)], reg))
     assert near(figures(told), figures(kept)) and told["seed"] == kept["seed"]
     assert told["settings"] == kept["settings"] and told["calibration"] == kept["calibration"]
-    assert told["evaluation"] != kept["evaluation"] and told == shown(reg, [str(written), written.as_posix()])
+    assert told["evaluation"] != kept["evaluation"] and told == shown(measured([str(written), written.as_posix()], reg))
     for metrics in told["methods"].values():
         assert all(own["low"] <= own["value"] <= own["high"] for own in metrics.values())
 
 
 def test_files_and_stored_evaluations_count_together(reg: Registry, written: Path, tmp_path: Path) -> None:
     three = tmp_path / "three.json"
-    export(reg, finished(reg, 3), three)
-    within = shown(reg, [2, 3])
+    export(finished(reg, 3), three)
+    within = shown(measured([2, 3], reg))
     for places in ([str(written), "3"], ["2", str(three)], [str(written), str(three)]):
-        mixed = shown(reg, places)
+        mixed = shown(measured(places, reg))
         assert near(figures(mixed), figures(within)) and mixed["seeds"] == within["seeds"]
-    documents = reported(reg, ["3", str(written)], "pooled-prior")
+    documents = reported(measured(["3", str(written)], reg), "pooled-prior")
     assert [one.get("seed") for one in documents] == [2, 1, None] and documents[2]["seeds"] == [1, 2]
     paths = write_reports(documents, tmp_path / "report")
     assert "seeds 1 and 2" in paths[0].read_text()
 
 
-def test_a_store_without_anybody_reads_files(written: Path, tmp_path: Path) -> None:
-    with Registry.open(tmp_path / "other", create=True) as empty:
-        assert shown(empty, [str(written)])["users"] == 12
+def test_files_stand_for_themselves(written: Path, reg: Registry) -> None:
+    assert not needs_store([str(written)]) and needs_store([str(written), "2"]) and needs_store([2])
+    assert shown(measured([str(written)], None)) == shown(measured([str(written)], reg))
 
 
 def test_nobody_and_nothing_that_was_said_is_in_a_file(reg: Registry, written: Path) -> None:
@@ -96,24 +96,24 @@ def test_people_are_told_apart_by_name_and_queries() -> None:
 
 
 def test_other_people_or_designs_are_refused(reg: Registry, written: Path, tmp_path: Path) -> None:
-    export(reg, finished(reg, 4), tmp_path / "four.json")
+    export(finished(reg, 4), tmp_path / "four.json")
     with pytest.raises(UsageFault, match=r"shots: 3 in .* and 2 in"):
-        shown(reg, [str(written), str(tmp_path / "four.json")])
+        shown(measured([str(written), str(tmp_path / "four.json")], reg))
     with pytest.raises(UsageFault, match=r"evaluation 2 and .*have a seed in common"):
-        shown(reg, ["2", str(written)])
+        shown(measured(["2", str(written)], reg))
     alone = tmp_path / "root"
     shutil.copytree(reg.root, alone)
     with Registry.open(alone) as other:
         user = other.users.get("ida").id
         other.items.append_queries(user, [NewItem("new", "lamp-2", "one more film", "comedy", "2022-01-01")])
         with pytest.raises(UsageFault, match="other people or queries"):
-            shown(other, ["3", str(written)])
+            shown(measured(["3", str(written)], other))
 
 
 def test_one_of_stored_models_is_not_exported(reg: Registry, tmp_path: Path) -> None:
     stored = reg.evaluations.add("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
     with pytest.raises(UsageFault, match=f"evaluation {stored} is one of stored models"):
-        export(reg, finished(reg, stored), tmp_path / "stored.json")
+        export(finished(reg, stored), tmp_path / "stored.json")
     assert not (tmp_path / "stored.json").exists()
 
 
@@ -154,7 +154,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
 @pytest.mark.parametrize("what", WRONG)
 def test_what_no_evaluation_says_is_refused(reg: Registry, written: Path, what: str) -> None:
     with pytest.raises(BadInput, match=re.escape(str(written))) as refused:
-        shown(reg, [edited(written, WRONG[what])])
+        shown(measured([edited(written, WRONG[what])], reg))
     assert refused.value.hint and "\x1b" not in refused.value.message
 
 
@@ -165,13 +165,13 @@ def test_what_is_no_file_of_ours_is_refused(reg: Registry, tmp_path: Path, conte
     path = tmp_path / "odd.json"
     path.write_bytes(content)
     with pytest.raises(BadInput, match=r"odd\.json"):
-        shown(reg, [str(path)])
+        shown(measured([str(path)], reg))
 
 
 def test_what_is_not_there_or_too_large(reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (tmp_path / "nothing", tmp_path, "-3", "²"):
         with pytest.raises(NotFound, match="neither the number of an evaluation nor a file"):
-            shown(reg, [str(place)])
+            shown(measured([str(place)], reg))
     (tmp_path / "large.json").write_bytes(b" " * 200)
     monkeypatch.setattr("mta_cli.pipeline.evaluation.files.MOST", 100)
     with pytest.raises(BadInput, match="200 bytes"):

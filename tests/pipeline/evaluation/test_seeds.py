@@ -12,7 +12,7 @@ import pytest
 from mta_cli.errors import NotFound, UsageFault
 from mta_cli.pipeline.evaluation.design import EvalRequest
 from mta_cli.pipeline.evaluation.run import run_evaluation
-from mta_cli.pipeline.evaluation.seeds import reported, shown
+from mta_cli.pipeline.evaluation.seeds import measured, reported, shown
 from store.models import NewItem
 from store.registry import Registry
 from tests.pipeline import town
@@ -43,8 +43,8 @@ def values(document: dict[str, Any], method: str, metric: str) -> float:
 
 
 def test_what_several_seeds_found_together(reg: Registry) -> None:
-    seeds = [shown(reg, [number]) for number in (2, 3)]
-    both = shown(reg, [3, 2, 3])
+    seeds = [shown(measured([number], reg)) for number in (2, 3)]
+    both = shown(measured([3, 2, 3], reg))
     assert (both["seeds"], both["evaluations"]) == ([2, 1], [3, 2]) and not {"seed", "evaluation"} & set(both)
     assert (both["users"], both["queries"]) == (seeds[0]["users"], seeds[0]["queries"]) == (12, 24)
     for method in METHODS.split(","):
@@ -75,43 +75,43 @@ def test_intervals_are_over_people_and_the_same_answers_twice_prove_no_more(reg:
 
 
 def test_another_reference_from_the_same_answers(reg: Registry) -> None:
-    kept = shown(reg, [1])
-    assert shown(reg, [1], kept["reference"]) == kept == reg.evaluations.get(1).result
-    other = shown(reg, [1], "stack")
+    kept = shown(measured([1], reg))
+    assert shown(measured([1], reg), kept["reference"]) == kept == reg.evaluations.get(1).result
+    other = shown(measured([1], reg), "stack")
     assert {row["a"] for row in other["differences"]} == {other["reference"]} == {"stack"}
     assert "mta" in {row["b"] for row in other["differences"]} and other["methods"] == kept["methods"]
     assert reg.evaluations.get(1).result == kept
-    both = shown(reg, [1, 2], "pooled-prior")
+    both = shown(measured([1, 2], reg), "pooled-prior")
     assert list(both["methods"]) == METHODS.split(",") and both["reference"] == "pooled-prior"
 
 
 def test_a_report_has_the_seeds_and_after_them_what_they_found_together(reg: Registry) -> None:
-    documents = reported(reg, [2, 4, 3])
+    documents = reported(measured([2, 4, 3], reg))
     assert [document.get("evaluation") for document in documents] == [2, 4, 3, None]
-    assert documents[3] == shown(reg, [2, 3])
-    others = reported(reg, [1, 2], "pooled-prior")
+    assert documents[3] == shown(measured([2, 3], reg))
+    others = reported(measured([1, 2], reg), "pooled-prior")
     assert [one["reference"] for one in others] == ["pooled-prior"] * 3
     assert others == [
-        shown(reg, [1], "pooled-prior"),
-        shown(reg, [2], "pooled-prior"),
-        shown(reg, [1, 2], "pooled-prior"),
+        shown(measured([1], reg), "pooled-prior"),
+        shown(measured([2], reg), "pooled-prior"),
+        shown(measured([1, 2], reg), "pooled-prior"),
     ]
-    assert reported(reg, [2, 4]) == [shown(reg, [2]), shown(reg, [4])]
+    assert reported(measured([2, 4], reg)) == [shown(measured([2], reg)), shown(measured([4], reg))]
 
 
 def test_what_is_not_of_one_design_is_refused(reg: Registry) -> None:
     with pytest.raises(UsageFault, match=r"shots: 3 in 2 and 2 in 4"):
-        shown(reg, [2, 4])
+        shown(measured([2, 4], reg))
     with pytest.raises(UsageFault, match="mtb is not among the methods"):
-        shown(reg, [2, 3], "mtb")
+        shown(measured([2, 3], reg), "mtb")
     with pytest.raises(NotFound, match="no evaluation 9"):
-        shown(reg, [2, 9])
+        shown(measured([2, 9], reg))
     stored = reg.evaluations.add("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
     with pytest.raises(UsageFault, match=f"evaluation {stored} is one of stored models"):
-        shown(reg, [2, stored])
+        shown(measured([2, stored], reg))
     begun = reg.evaluations.begin("other", "lamp-2", {}, [])
     with pytest.raises(NotFound, match="no result yet"):
-        reported(reg, [2, begun.id])
+        reported(measured([2, begun.id], reg))
 
 
 def test_seeds_of_other_people_are_refused_together_and_reported_apart(store_root: Path) -> None:
@@ -120,9 +120,9 @@ def test_seeds_of_other_people_are_refused_together_and_reported_apart(store_roo
         town.people(reg, items=6)
         for seed in (0, 1):
             finish(run_evaluation(reg, seeded(request, seed, methods="majority")))
-        assert shown(reg, [1, 2])["users"] == 12
+        assert shown(measured([1, 2], reg))["users"] == 12
         reg.users.forget(reg.users.get("ida").id)
-        both = shown(reg, [1, 2])
+        both = shown(measured([1, 2], reg))
         assert (both["users"], both["queries"]) == (11, 22), "who was forgotten is in neither any more"
         finish(run_evaluation(reg, seeded(request, 2, methods="majority")))
         newcomer = reg.users.add("newcomer").id
@@ -130,5 +130,5 @@ def test_seeds_of_other_people_are_refused_together_and_reported_apart(store_roo
             append(newcomer, [NewItem("i", "lamp-2", "a film", "comedy", "2020-01-01")])
         finish(run_evaluation(reg, seeded(request, 3, methods="majority")))
         with pytest.raises(UsageFault, match="cannot be read as one: tallies of other people"):
-            shown(reg, [3, 4])
-        assert reported(reg, [3, 4]) == [shown(reg, [3]), shown(reg, [4])]
+            shown(measured([3, 4], reg))
+        assert reported(measured([3, 4], reg)) == [shown(measured([3], reg)), shown(measured([4], reg))]
