@@ -11,8 +11,8 @@ TUNING = 0.25  # share of the people on whom settings are chosen where there is 
 class Fold:
     """Disjoint people by id: `bank` gives task adapter and anchors, `test` counts.
 
-    Settings and temperatures come from `tuning`; where that is empty, from the people tested in the other folds, each
-    under the bank that had not seen them.
+    Settings and temperatures come from `tuning`; where that is empty, settings come from the people tested in the other
+    folds, each under the bank that had not seen them, and temperatures from others who are tested in this one.
     """
 
     bank: tuple[int, ...]

@@ -136,8 +136,13 @@ def _all_dicts(found: Any) -> Any:
     return found
 
 
-def _temperatures(found: Any) -> list[float | None] | None:
-    return [_finite(value) for value in found] if isinstance(found, list) else None
+def _temperatures(found: Any) -> list[Any] | None:
+    """By fold, a list; in files of before people of the same fold chose them, a number."""
+    if not isinstance(found, list):
+        return None
+    if [] in found:
+        raise ValueError("a fold has no temperature")
+    return [[_finite(value) for value in own] if isinstance(own, list) else _finite(own) for own in found]
 
 
 def _finite(value: Any) -> float | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAIN = {"accuracy": "accuracy", "mae": "mae", "rouge": "rouge_1"}  # a task's metric, and the number it is judged by
 TEST = "test"  # the role of those who count
 NO_LABEL = math.log(1e-6)  # for a gold that is none of the task's labels
+PARTS = 5  # of a fold's people: each part is read with a temperature of the others
 
 Choice = Sequence[Mapping[str, Any]]
 """A method's settings, fold by fold."""
@@ -26,17 +27,19 @@ Choice = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Judged:
-    """A method's answers to all tested people, and the temperatures (by fold) that they were read with."""
+    """A method's answers to all tested people, and the temperatures that they were read with: by fold, of each part of
+    its people, or one for all of them.
+    """
 
     tally: "Tally"
-    temperatures: list[float] | None
+    temperatures: list[list[float]] | None
     predictions: list[Prediction]
 
 
 def judge(
     reg: "Registry", task: "Task", plan: Design, evaluation: int, method: str, choice: Choice, calibrate: bool
 ) -> Judged:
-    """Read a method's answers: the temperature of each fold comes from people who are not tested in it."""
+    """Read a method's answers: a person's temperature comes from others who are answered under the same bank."""
     tested, found = _tested(reg, evaluation, method, choice, [fold.test for fold in plan.folds])
     temperatures = _temperatures(task, plan, found, tested) if calibrate and task.labels else None
     return _judged(task, tested, temperatures)
@@ -51,7 +54,8 @@ def judge_again(reg: "Registry", task: "Task", evaluation: Evaluation, method: s
     ]
     choice = settings if isinstance(settings, list) else [settings for _ in folds]
     tested, _ = _tested(reg, evaluation.id, method, choice, folds)
-    return _judged(task, tested, evaluation.result["calibration"][method])
+    warm = evaluation.result["calibration"][method]
+    return _judged(task, tested, warm and [own if isinstance(own, list) else [own] for own in warm])
 
 
 def _tested(
@@ -63,12 +67,12 @@ def _tested(
     return [[p for p in rows if p.user_id in set(test)] for test, rows in zip(folds, found, strict=True)], found
 
 
-def _judged(task: "Task", tested: Sequence[Sequence[Prediction]], temperatures: list[float] | None) -> Judged:
+def _judged(task: "Task", tested: Sequence[Sequence[Prediction]], temperatures: list[list[float]] | None) -> Judged:
     from mta_cli.engine.tallies import tally
 
     rows = [prediction for own in tested for prediction in own]
     read = [
-        _read(task, prediction, temperatures[n] if temperatures else 1.0)
+        _read(task, prediction, temperatures[n][prediction.user_id % len(temperatures[n])] if temperatures else 1.0)
         for n, own in enumerate(tested)
         for prediction in own
     ]
@@ -81,18 +85,28 @@ def _judged(task: "Task", tested: Sequence[Sequence[Prediction]], temperatures: 
 
 def _temperatures(
     task: "Task", plan: Design, found: Sequence[Sequence[Prediction]], tested: Sequence[Sequence[Prediction]]
-) -> list[float]:
-    from mta_cli.engine.calibration import temperature
+) -> list[list[float]]:
+    """By fold: one fitted on the tuning people, or one for each part of its tested people, fitted on the other parts.
 
+    Where there is nobody else in a fold, on those of other folds; where there is none either, no test depends on it.
+    """
     chosen = []
     for number, fold in enumerate(plan.folds):
-        others = [p for n, rows in enumerate(tested) if n != number for p in rows]
-        own = [p for p in found[number] if p.user_id in set(fold.tuning)]
-        chosen_on = own or others or tested[number]  # the last where nobody else counts: then no test depends on it
-        golds = [(p, p.gold.strip()) for p in chosen_on if p.scores is not None]
-        known = [(_scores(p), task.labels.index(gold)) for p, gold in golds if gold in task.labels]
-        chosen.append(temperature([scores for scores, _ in known], [place for _, place in known]))
+        if own := [p for p in found[number] if p.user_id in set(fold.tuning)]:
+            chosen.append([_temperature(task, own)])
+            continue
+        elsewhere = [p for n, rows in enumerate(tested) if n != number for p in rows]
+        rest = [[p for p in tested[number] if p.user_id % PARTS != part] for part in range(PARTS)]
+        chosen.append([_temperature(task, others or elsewhere or tested[number]) for others in rest])
     return chosen
+
+
+def _temperature(task: "Task", rows: Sequence[Prediction]) -> float:
+    from mta_cli.engine.calibration import temperature
+
+    golds = [(p, p.gold.strip()) for p in rows if p.scores is not None]
+    known = [(_scores(p), task.labels.index(gold)) for p, gold in golds if gold in task.labels]
+    return temperature([scores for scores, _ in known], [place for _, place in known])
 
 
 def _read(task: "Task", prediction: Prediction, temperature: float) -> tuple[str, float | None]:

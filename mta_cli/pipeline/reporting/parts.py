@@ -221,7 +221,14 @@ def _settings(document: Document) -> Iterator[Block]:
 
 
 def _temperatures(found: Any) -> str:
-    return ", ".join(map(wording.number, found)) if isinstance(found, list | tuple) else wording.number(found)
+    """Of each fold the only one, or the least and the most of its parts'."""
+    folds = found if isinstance(found, list | tuple) else [found]
+    return ", ".join(_span(own) if isinstance(own, list | tuple) else wording.number(own) for own in folds)
+
+
+def _span(found: Sequence[Any]) -> str:
+    told = sorted(map(wording.number, found))
+    return " to ".join(dict.fromkeys((told[0], told[-1])))
 
 
 def _seeds(group: Sequence[Document], metric: str) -> Table:

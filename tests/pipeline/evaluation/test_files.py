@@ -147,6 +147,8 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "a cost of text": lambda d: d["result"]["costs"]["majority"].update(bytes="few"),
     "settings without names": lambda d: d["result"]["settings"].update(majority=[1]),
     "a temperature of text": lambda d: d["result"]["calibration"].update({"pooled-rag": ["hot"]}),
+    "a part with a temperature of text": lambda d: d["result"]["calibration"].update({"pooled-rag": [["hot"]]}),
+    "a fold without temperatures": lambda d: d["result"]["calibration"].update({"pooled-rag": [[], []]}),
     "no weighing": lambda d: d["weighed"].pop("majority"),
 }
 

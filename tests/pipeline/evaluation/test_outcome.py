@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mta_cli.engine.tasks import BUILTIN
-from mta_cli.pipeline.evaluation.outcome import NO_LABEL, Choice, judge, outcome
+from mta_cli.pipeline.evaluation.outcome import NO_LABEL, PARTS, Choice, judge, judge_again, outcome
 from store.registry import Registry
 from tests.metrics_by_hand import score
 from tests.pipeline.evaluation.trial import Answers, Made, Trial, eval_request, make_up
@@ -47,22 +47,41 @@ MISSED = [("a", LOUD[::-1]), ("a", LOUD[::-1])]
 WRONG = [("b", LOUD), ("b", LOUD)]
 
 
-def temperatures(reg: Registry, made: Made) -> list[float]:
+def warmth(reg: Registry, made: Made, *folds: str) -> dict[str, float]:
+    """The temperature that each person is read with."""
     found = judge(reg, TAGS, made.plan, made.evaluation, "m", [{}, {}], True).temperatures
-    assert found is not None
-    return found
+    assert found is not None and [len(own) for own in found] == [PARTS, PARTS]
+    return {name: found[n][made.users[name] % PARTS] for n, fold in enumerate(folds or ("uv", "wx")) for name in fold}
 
 
-def test_a_temperature_comes_from_the_other_folds_alone(reg: Registry) -> None:
+def test_a_temperature_comes_from_the_others_of_the_same_fold(reg: Registry) -> None:
     made = crossed(reg)
     answered(made, {"u": RIGHT, "v": RIGHT}, {"w": WRONG, "x": RIGHT})
-    first = temperatures(reg, made)
-    answered(made, {"u": WRONG, "v": WRONG}, {"w": WRONG, "x": RIGHT})
-    second = temperatures(reg, made)
-    assert second[0] == first[0] and second[1] > 2 > first[1]
-    answered(made, {"u": WRONG, "v": WRONG}, {"w": WRONG, "x": WRONG})
-    third = temperatures(reg, made)
-    assert third[1] == second[1] and third[0] > first[0]
+    first = warmth(reg, made)
+    assert first["w"] < 1 < first["x"] and first["u"] == first["v"] < 1
+    answered(made, {"u": WRONG, "v": RIGHT}, {"w": WRONG, "x": RIGHT})
+    second = warmth(reg, made)
+    assert second == {**first, "v": second["v"]} and second["v"] > 2
+
+
+def test_who_is_alone_in_a_fold_is_read_by_the_other_folds(reg: Registry) -> None:
+    made = make_up(reg, "lamp-2", dict.fromkeys("uwx", 2), ("wx", "", "u"), ("u", "", "wx"))
+    answered(made, {"u": RIGHT}, {"w": WRONG, "x": WRONG})
+    first = warmth(reg, made, "u", "wx")
+    answered(made, {"u": WRONG}, {"w": WRONG, "x": WRONG})
+    assert warmth(reg, made, "u", "wx") == first and first["u"] > 2
+
+
+def test_an_evaluation_of_one_temperature_a_fold_is_read_as_it_was(trial: Trial) -> None:
+    """As documents of before have it."""
+    kept = trial.reg.evaluations.get(trial.number)
+    warm = {**kept.result["calibration"], "mta": [1.5] * len(trial.plan.folds)}
+    nested = {**warm, "mta": [[1.5]] * len(trial.plan.folds)}
+    one, other = (
+        judge_again(trial.reg, trial.request.task, replace(kept, result={**kept.result, "calibration": own}), "mta")
+        for own in (warm, nested)
+    )
+    assert one.tally.values() == other.tally.values()
 
 
 def test_a_temperature_of_a_plain_split_comes_from_the_tuning_people(reg: Registry) -> None:
@@ -72,7 +91,7 @@ def test_a_temperature_of_a_plain_split_comes_from_the_tuning_people(reg: Regist
         made.answer("m", {"u": tested, "v": tuning})
         judged = judge(reg, TAGS, made.plan, made.evaluation, "m", ONE, True)
         assert judged.temperatures is not None and {p.user_id for p in judged.predictions} == {made.users["u"]}
-        found += judged.temperatures
+        found += judged.temperatures[0]
     assert found[0] == found[1] < 1 < found[2]
 
 
@@ -91,7 +110,7 @@ def test_a_gold_that_is_no_label_is_wrong_unlikely_and_teaches_no_temperature(re
     made = make_up(reg, "lamp-2", {"u": 2, "v": 2, "w": 1}, ("w", "v", "u"))
     made.answer("m", {"u": [("a", LOUD), ("?", LOUD)], "v": [("?", LOUD), ("?", LOUD)]})
     judged = judge(reg, TAGS, made.plan, made.evaluation, "m", ONE, True)
-    assert judged.temperatures == [1.0]
+    assert judged.temperatures == [[1.0]]
     values = judged.tally.values()
     assert values["accuracy"] == 0.5
     assert values["gold_loglik"] == pytest.approx((math.log(softmax(LOUD)[0]) + NO_LABEL) / 2)
@@ -102,7 +121,7 @@ def test_a_gold_with_spaces_around_it_is_that_label(reg: Registry) -> None:
     made.answer("m", {"u": [(" a ", LOUD)], "v": [("a\n", LOUD)]})
     judged = judge(reg, TAGS, made.plan, made.evaluation, "m", ONE, True)
     assert judged.tally.values()["accuracy"] == 1.0 and judged.tally.values()["gold_loglik"] > -0.5
-    assert judged.temperatures is not None and judged.temperatures[0] < 1
+    assert judged.temperatures is not None and judged.temperatures[0][0] < 1
 
 
 def test_a_score_is_the_median_of_its_probabilities(reg: Registry) -> None:
@@ -192,11 +211,11 @@ def test_the_documents_figures_are_those_of_the_stored_answers(trial: Trial) -> 
     labels, task = trial.request.task.labels, trial.request.task
     for method in ("pooled-rag", "mta", "oppu", "majority"):
         rows, warm = [], trial.result["calibration"][method]
-        for fold, temperature in enumerate(warm):
+        for fold, own in enumerate(warm):
             settings = trial.result["settings"][method]
             for p in trial.reg.evaluations.cells.predictions(trial.number, fold=fold, method=method, settings=settings):
                 assert p.scores is not None and p.user_id in trial.plan.folds[fold].test
-                probabilities = softmax(np.frombuffer(p.scores, dtype="<f4") / temperature)
+                probabilities = softmax(np.frombuffer(p.scores, dtype="<f4") / own[p.user_id % len(own)])
                 answer = p.answer if method == "majority" else labels[int(probabilities.argmax())]
                 rows.append((answer, p.gold, math.log(probabilities[labels.index(p.gold)])))
         answers, golds, logliks = zip(*rows, strict=True)
