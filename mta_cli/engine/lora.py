@@ -60,6 +60,11 @@ class Placement:
         first = 0 if name == "all" else layers - max(1, layers // 3)
         return cls(first, layers - 1, LATE if name == "late" else None)
 
+    @property
+    def name(self) -> str:
+        """What `named` was asked for; of a part in every layer, `all`."""
+        return "late" if self.late is not None else "upper" if self.first else "all"
+
     def start(self, prompt: int) -> int:
         """The first position of a text with `prompt` prompt tokens on which the part acts."""
         return 0 if self.late is None else max(0, prompt - self.late)

@@ -178,15 +178,16 @@ def everyone(reg: "Registry", bank: Bank) -> list[User]:
 def _plan_lines(
     reg: "Registry", request: FuseRequest, options: AdaptOptions, bank: Bank, shots: dict[int, list[Item]]
 ) -> tuple[PlanLine, ...]:
-    from mta_cli.pipeline.planning import cost_lines
+    from mta_cli.pipeline.planning import Tokens, cost_lines
 
     task, busy = request.task, [own for own in shots.values() if own]
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
-    tokens = sum(min(len(own), options.batch_size) for own in busy) * options.steps * row
+    rows = sum(min(len(own), options.batch_size) for own in busy) * options.steps
+    tokens = Tokens(rows * row, options.placement or bank.config["placement"])
     return (
         PlanLine("bank", f"{bank.name} v{bank.version}"),
         PlanLine("users", f"{len(shots)}, {len(busy)} of them with a history"),
-        *cost_lines(reg, request.base, request.machine, tokens, row * options.batch_size),
+        *cost_lines(reg, request.base, request.machine, [tokens], row * options.batch_size),
     )
 
 

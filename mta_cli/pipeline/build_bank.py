@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
     from mta_cli.engine.tasks import Task
     from mta_cli.pipeline.models import ModelEntry
+    from mta_cli.pipeline.planning import Tokens
     from store.registry import Registry
 
 
@@ -154,26 +155,33 @@ def plan_lines(
     return (
         PlanLine("candidates", f"{len(chosen)} users, {sum(len(c.items) for c in chosen)} items"),
         *([PlanLine("task adapter", "there, trained on the same items")] if shared else []),
-        *cost_lines(reg, request.base, request.machine, work.tokens, work.step, alone=work.alone),
+        *cost_lines(reg, request.base, request.machine, work.tokens, work.step),
     )
 
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens that a build trains on, at most: all, in one step, and those that one device alone trains on."""
+    """What a build trains, at most, and the tokens of one step."""
 
-    tokens: int
+    tokens: tuple["Tokens", ...]
     step: int
-    alone: int
 
 
 def expected(request: BankRequest, pool: Sequence[Candidate], chosen: Sequence[Candidate], shared: bool) -> Work:
     """What the build of `request` would train on; with a task adapter that is `shared`, on anchors alone."""
+    from mta_cli.pipeline.planning import Tokens
+
     options, task = request.options, request.task
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
     pooled = sum(len(c.items) for c in pool) * options.task_epochs if options.task_adapter and not shared else 0
     longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors]
-    return Work(row * (pooled + sum(longest) * options.epochs), row * options.batch_size, row * pooled)
+    return Work(
+        (
+            Tokens(row * pooled, options.task_placement, alone=True),
+            Tokens(row * sum(longest) * options.epochs, options.placement),
+        ),
+        row * options.batch_size,
+    )
 
 
 def _build(reg: "Registry", request: BankRequest, name: str, pool: Sequence[Candidate]) -> Iterator[Event]:

@@ -1,10 +1,13 @@
-"""What a training will cost on this machine, before it starts: from earlier trainings of the same base, else a guess.
+"""What a training will cost on this machine, before it starts: from earlier trainings of the same base and
+placement, else a guess.
 
 The guess measures one matrix product and counts: a frozen base with LoRAs costs about 4 operations per parameter and
 token (forward, and backward by the activations).
 """
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,53 +20,71 @@ if TYPE_CHECKING:
 
 RECENT = 8  # adapters whose speed is averaged
 SHARE = {"float32": 0.5}  # of the bare matrix rate, reached in training a small transformer on a CPU
-HALF_SHARE = 0.1  # the same in 16 bits, where all that is no matrix product weighs more
+HALF_SHARE = 0.25  # the same in 16 bits, where more time goes into what is no matrix product: .1 to .45 by the machine
+FASTER = {
+    "all": 1.0,
+    "upper": 2.0,
+    "late": 20.0,
+}  # than all layers, before it was measured; states below are computed once
 RUNTIME = 0.7e9  # bytes that the libraries themselves occupy
 ACTIVATIONS = 100.0  # bytes per token and root of the parameters: 1.2 MB a token for 135M
-KEPT = 0.7  # the same for states that are kept for later steps: 8 kB a token for 135M, if all parts are late ones
+KEPT = 0.7  # the same for states that are kept for later steps of late parts: 8 kB a token for 135M
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Estimated seconds and gigabytes."""
+class Tokens:
+    """At most `count` tokens that adapters of one `placement` learn from, on one device `alone` or on all."""
 
-    seconds: float
-    gigabytes: float
+    count: int
+    placement: str
+    alone: bool = False
 
 
 def cost_lines(
-    reg: "Registry", base: "ModelEntry", machine: Machine, tokens: int, tokens_per_step: int, alone: int = 0
+    reg: "Registry", base: "ModelEntry", machine: Machine, tokens: Sequence[Tokens], step: int
 ) -> tuple[PlanLine, ...]:
-    """Tokens, memory and time of a plan, with where the speed is known from; `alone` of the tokens use one device."""
+    """Tokens, memory and time of a plan whose steps have `step` tokens, with where the speed is known from."""
     from mta_cli.engine.base import resolve_devices, resolve_dtype
 
     devices = resolve_devices(machine.device, machine.dtype)
     dtype = str(resolve_dtype(machine.dtype, devices[0])).removeprefix("torch.")
-    parameters, rate = base.detail.get("parameters", 0), known_rate(reg, base.fingerprint, dtype)
-    origin = "earlier trainings" if rate else "a matrix product"
-    rate = rate or SHARE.get(dtype, HALF_SHARE) * matrix_rate(machine.device, dtype) / (4.0 * max(parameters, 1))
-    cost = estimate(parameters, alone + (tokens - alone) // len(devices), tokens_per_step, rate, dtype)
-    shown = f"{cost.seconds:.0f} s" if cost.seconds < 120 else f"{cost.seconds / 60:.0f} min"
+    parameters, busy = base.detail.get("parameters", 0), [each for each in tokens if each.count]
+    rates = {each.placement: known_rate(reg, base.fingerprint, dtype, each.placement) for each in busy}
+    guess = 0.0
+    if None in rates.values():
+        guess = SHARE.get(dtype, HALF_SHARE) * matrix_rate(machine.device, dtype) / (4.0 * max(parameters, 1))
+    seconds = sum(
+        each.count / (1 if each.alone else len(devices)) / (rates[each.placement] or guess * FASTER[each.placement])
+        for each in busy
+    )
+    shown = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    gigabytes = memory(parameters, sum(each.count for each in busy if each.placement == "late"), step, dtype)
     return (
-        PlanLine("tokens", f"at most {tokens:,}"),
-        PlanLine("memory", f"about {cost.gigabytes:.1f} GB{' on each device' if len(devices) > 1 else ''}"),
-        PlanLine("time", f"about {shown}", origin),
+        PlanLine("tokens", f"at most {sum(each.count for each in busy):,}"),
+        PlanLine("memory", f"about {gigabytes:.1f} GB{' on each device' if len(devices) > 1 else ''}"),
+        PlanLine("time", f"about {shown}", "a matrix product" if guess else "earlier trainings"),
     )
 
 
-def estimate(parameters: int, tokens: int, tokens_per_step: int, rate: float, dtype: str) -> Cost:
-    """Cost of training on `tokens` tokens, `tokens_per_step` at once, at `rate` tokens a second."""
+def memory(parameters: int, kept_tokens: int, step: int, dtype: str) -> float:
+    """Gigabytes of a training with `step` tokens at once, and states of `kept_tokens` as far as there is room."""
     from mta_cli.engine.kept import KEEP
 
     weights = parameters * (4 if dtype == "float32" else 2) * 2  # the folded originals are kept beside them
-    activations = ACTIVATIONS * tokens_per_step * parameters**0.5
-    kept = min(KEEP, KEPT * tokens * parameters**0.5)
-    return Cost(tokens / rate, (RUNTIME + weights + activations + kept) / 1e9)
+    kept = min(KEEP, KEPT * kept_tokens * math.sqrt(parameters))
+    return (RUNTIME + weights + ACTIVATIONS * step * math.sqrt(parameters) + kept) / 1e9
 
 
-def known_rate(reg: "Registry", base: str, dtype: str) -> float | None:
-    """Tokens per second of the latest adapters trained on this base in this format; None before the first."""
-    made = [a for a in reg.adapters.all() if a.base == base and a.config.get("compute") == dtype and a.seconds > 0]
+def known_rate(reg: "Registry", base: str, dtype: str, placement: str) -> float | None:
+    """Tokens per second of the latest adapters of this base, format and placement; None before the first."""
+    from mta_cli.engine.lora import Placement
+
+    asked = base, dtype, placement
+    made = [
+        adapter for adapter in reg.adapters.all()
+        if (adapter.base, adapter.config.get("compute"), Placement.parse(adapter.placement).name) == asked
+        and adapter.seconds > 0
+    ]  # fmt: skip
     latest = sorted(made, key=lambda adapter: adapter.created)[-RECENT:]
     return sum(a.tokens for a in latest) / sum(a.seconds for a in latest) if latest else None
 

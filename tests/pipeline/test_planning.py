@@ -5,47 +5,66 @@ from dataclasses import replace
 import pytest
 
 from mta_cli.engine.kept import KEEP
+from mta_cli.events import PlanLine
+from mta_cli.options import Machine
 from mta_cli.pipeline import planning
 from mta_cli.pipeline.models import resolve
-from mta_cli.pipeline.planning import cost_lines, estimate, known_rate, matrix_rate
+from mta_cli.pipeline.planning import Tokens, cost_lines, known_rate, matrix_rate, memory
 from store.registry import Registry
 from tests.pipeline.town import CPU, built
 
 
+def lines(reg: Registry, machine: Machine, *trainings: Tokens) -> dict[str, PlanLine]:
+    return {line.name: line for line in cost_lines(reg, resolve("tiny", "base"), machine, trainings, 10)}
+
+
 def test_the_first_estimate_is_a_guess_and_later_ones_are_measured(peopled: Registry) -> None:
-    base = resolve("tiny", "base")
-    assert known_rate(peopled, base.fingerprint, "float32") is None
-    assert cost_lines(peopled, base, CPU, 1000, 100)[-1].origin == "a matrix product"
+    base = resolve("tiny", "base").fingerprint
+    assert known_rate(peopled, base, "float32", "all") is None
+    assert lines(peopled, CPU, Tokens(1000, "all"))["time"].origin == "a matrix product"
     built(peopled)
-    made = peopled.adapters.all()
-    rate = known_rate(peopled, base.fingerprint, "float32")
-    assert rate == pytest.approx(sum(a.tokens for a in made) / sum(a.seconds for a in made))
-    assert cost_lines(peopled, base, CPU, 1000, 100)[-1].origin == "earlier trainings"
-    assert known_rate(peopled, base.fingerprint, "bfloat16") is None
-    assert known_rate(peopled, "sha256:other", "float32") is None
+    for kind, placement in (("task", "all"), ("meta", "upper")):
+        made = [a for a in peopled.adapters.all() if a.kind == kind]
+        rate = known_rate(peopled, base, "float32", placement)
+        assert rate == pytest.approx(sum(a.tokens for a in made) / sum(a.seconds for a in made))
+    both = Tokens(1000, "all"), Tokens(1000, "upper")
+    assert lines(peopled, CPU, *both)["time"].origin == "earlier trainings"
+    assert lines(peopled, CPU, *both, Tokens(0, "late"))["time"].origin == "earlier trainings"
+    assert lines(peopled, CPU, *both, Tokens(1000, "late"))["time"].origin == "a matrix product"
+    assert known_rate(peopled, base, "float32", "late") is None
+    assert known_rate(peopled, base, "bfloat16", "all") is None
+    assert known_rate(peopled, "sha256:other", "float32", "all") is None
 
 
-def test_time_is_tokens_by_rate_and_memory_grows_with_the_step() -> None:
-    cost = estimate(1_000_000, 5000, 100, 50.0, "float32")
-    assert cost.seconds == 100.0
-    assert estimate(1_000_000, 5000, 1000, 50.0, "float32").gigabytes > cost.gigabytes
-    assert estimate(10_000_000, 5000, 100, 50.0, "bfloat16").gigabytes > cost.gigabytes
+def test_each_placement_has_its_own_speed(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "known_rate", lambda *asked: {"all": 10.0, "late": 1000.0}.get(asked[-1]))
+    assert lines(peopled, CPU, Tokens(500, "all"), Tokens(5000, "late"))["time"].value == "about 55 s"
+    monkeypatch.setattr(planning, "known_rate", lambda *_: None)
+    monkeypatch.setattr(planning, "matrix_rate", lambda *_: 800.0 * resolve("tiny", "base").detail["parameters"])
+    assert lines(peopled, CPU, Tokens(5000, "all"))["time"].value == "about 50 s"
+    assert lines(peopled, CPU, Tokens(5000, "late"))["time"].value == "about 2 s"
+
+
+def test_memory_grows_with_the_step_and_the_base() -> None:
+    least = memory(1_000_000, 0, 100, "float32")
+    assert memory(1_000_000, 0, 1000, "float32") > least < memory(10_000_000, 0, 100, "bfloat16")
 
 
 def test_what_is_kept_counts_up_to_its_limit() -> None:
-    few, many, endless = (estimate(10**8, tokens, 100, 50.0, "bfloat16").gigabytes for tokens in (10, 10**5, 10**9))
+    few, many, endless = (memory(10**8, tokens, 100, "bfloat16") for tokens in (10, 10**5, 10**9))
     assert few < many < endless == pytest.approx(few + KEEP / 1e9, rel=1e-3)
 
 
 def test_devices_share_what_trains_in_groups(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "known_rate", lambda *_: 1.0)
-    base, two = resolve("tiny", "base"), replace(CPU, device="cpu,cpu")
+    two = replace(CPU, device="cpu,cpu")
     for machine, alone, seconds in ((CPU, 40, 100), (two, 40, 70), (two, 0, 50)):
-        lines = {line.name: line.value for line in cost_lines(peopled, base, machine, 100, 10, alone)}
-        assert lines["time"] == f"about {seconds} s" and lines["tokens"] == "at most 100"
-        assert ("each device" in lines["memory"]) == (machine is two)
+        found = lines(peopled, machine, Tokens(alone, "all", alone=True), Tokens(100 - alone, "late"))
+        assert found["time"].value == f"about {seconds} s" and found["tokens"].value == "at most 100"
+        assert ("each device" in found["memory"].value) == (machine is two)
 
 
 def test_minutes_for_what_takes_long(peopled: Registry) -> None:
-    line = cost_lines(peopled, replace(resolve("tiny", "base"), detail={"parameters": 10**11}), CPU, 10**7, 100)[-1]
-    assert line.value.endswith("min") and matrix_rate("cpu", "float32") > 1e6
+    huge = replace(resolve("tiny", "base"), detail={"parameters": 10**11})
+    assert cost_lines(peopled, huge, CPU, [Tokens(10**7, "all")], 100)[-1].value.endswith("min")
+    assert matrix_rate("cpu", "float32") > 1e6

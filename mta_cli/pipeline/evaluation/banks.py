@@ -63,10 +63,10 @@ def cost_of_banks(reg: "Registry", request: EvalRequest, plan: Design) -> tuple[
                 raise BadInput(f"Fold {number + 1}: {error.message}", hint=error.hint) from error
     if not works:
         return (PlanLine("banks", "all there"),)
-    tokens, alone = sum(work.tokens for work in works), sum(work.alone for work in works)
+    tokens = [each for work in works for each in work.tokens]
     return (
         PlanLine("banks", f"{len(works)} to build; answers come on top of what follows"),
-        *cost_lines(reg, request.base, request.machine, tokens, works[0].step, alone=alone),
+        *cost_lines(reg, request.base, request.machine, tokens, works[0].step),
     )
 
 
