@@ -57,13 +57,17 @@ def cost_lines(
         each.count / (1 if each.alone else len(devices)) / (rates[each.placement] or guess * FASTER[each.placement])
         for each in busy
     )
-    shown = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
     gigabytes = memory(parameters, sum(each.count for each in busy if each.placement == "late"), step, dtype)
     return (
         PlanLine("tokens", f"at most {sum(each.count for each in busy):,}"),
         PlanLine("memory", f"about {gigabytes:.1f} GB{' on each device' if len(devices) > 1 else ''}"),
-        PlanLine("time", f"about {shown}", "a matrix product" if guess else "earlier trainings"),
+        PlanLine("time", f"about {duration(seconds)}", "a matrix product" if guess else "earlier trainings"),
     )
+
+
+def duration(seconds: float) -> str:
+    """In words."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def memory(parameters: int, kept_tokens: int, step: int, dtype: str) -> float:

@@ -65,7 +65,7 @@ def cost_of_banks(reg: "Registry", request: EvalRequest, plan: Design) -> tuple[
         return (PlanLine("banks", "all there"),)
     tokens = [each for work in works for each in work.tokens]
     return (
-        PlanLine("banks", f"{len(works)} to build; answers come on top of what follows"),
+        PlanLine("banks", f"{len(works)} to build; what they cost follows"),
         *cost_lines(reg, request.base, request.machine, tokens, works[0].step),
     )
 

@@ -10,15 +10,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.events import Event, Note, Step
+from mta_cli.events import Event, Note, PlanLine, Step
 from mta_cli.pipeline.answering import Asked, Given, answer
-from mta_cli.pipeline.evaluation.design import Design
+from mta_cli.pipeline.evaluation.design import Design, EvalRequest
 from mta_cli.pipeline.evaluation.field import Field
 from store.cells import Cell, Prediction
 from store.models import Query
 
 if TYPE_CHECKING:
     from mta_cli.engine.methods.shape import Direct, Made, Method
+    from store.registry import Registry
 
 PEOPLE = 16  # whose models are made and answer together
 NUMBERS = 1 << 26  # in the parts of the people who answer together, unless one has more
@@ -45,6 +46,33 @@ def timed_group(plan: Design) -> tuple[int, ...]:
     What that takes is what one costs. All others use what methods before them left.
     """
     return groups_of(plan, 0)[0]
+
+
+def cost_of_answers(reg: "Registry", request: EvalRequest, plan: Design, columns: Sequence[Column]) -> PlanLine:
+    """Time of the answers that are not there yet, by what methods took in evaluations of the same task and base."""
+    from mta_cli.pipeline.planning import duration
+
+    speeds: dict[str, dict[str, float]] = {}
+    for one in reversed(reg.evaluations.all()):
+        if (one.task, one.config.get("fingerprint")) == (request.task.name, request.base.fingerprint):
+            speeds |= one.result.get("costs", {})
+    known, seconds, open_to, unknown = reg.evaluations.find(plan.key), 0.0, 0, set()
+    for column in columns:
+        name = column.method.name
+        there = reg.evaluations.cells.done(known.id, column.fold, name, column.settings) if known else {}
+        people = [user for user in plan.answering(column.fold) if user not in there]
+        open_to += len(people)
+        if people and name not in speeds:
+            unknown.add(name)
+        elif people:
+            queries = sum(len(plan.queries[user]) for user in people)
+            seconds += len(people) * speeds[name]["seconds"] + queries * speeds[name]["seconds_per_query"]
+    if not open_to:
+        return PlanLine("answers", "all there")
+    if not seconds:
+        return PlanLine("answers", "time unknown: these methods answered nobody on this base yet")
+    but = f", without {', '.join(sorted(unknown))}" if unknown else ""
+    return PlanLine("answers", f"about {duration(seconds)} on top{but}", "earlier evaluations")
 
 
 def missing(field: Field, evaluation: int, column: Column) -> list[tuple[int, ...]]:

@@ -17,7 +17,7 @@ from mta_cli.pipeline.asked import evaluation_label, written_down
 from mta_cli.pipeline.evaluation.banks import cost_of_banks, fold_banks
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, config, design, job_name, plan_lines
 from mta_cli.pipeline.evaluation.field import Field, shot_profiles
-from mta_cli.pipeline.evaluation.filling import Column, fill
+from mta_cli.pipeline.evaluation.filling import Column, cost_of_answers, fill
 from mta_cli.pipeline.evaluation.outcome import Choice, judge, outcome
 from store.evaluations import Evaluation, Tuning
 from store.models import Bank
@@ -39,14 +39,15 @@ def run_evaluation(
     """Answer every query with every method. `Done.result` is the document of `mta eval run`."""
     methods = _methods(request)
     people = design(reg, request)
-    yield Planned("eval run", (*plan, *_plan(reg, request, people, methods)))
+    known = reg.evaluations.find(people.key)
+    columns = _columns(methods, _chosen(reg, request, known, methods, people))
+    yield Planned("eval run", (*plan, *_plan(reg, request, people, methods, columns)))
     if dry_run:
         yield Done({"dry_run": True, "task": request.task.name, "users": len(people.tested)})
         return
     with reg.job_lock(job_name(request.task.name, people.key)), _begun(reg, request, people, "eval run") as evaluation:
         chosen = _chosen(reg, request, evaluation, methods, people)
-        columns = [Column(n, m, dict(own)) for m in methods for n, own in enumerate(chosen[m.name])]
-        yield from _fill(reg, request, people, evaluation, columns)
+        yield from _fill(reg, request, people, evaluation, _columns(methods, chosen))
         result = outcome(reg, request, people, evaluation.id, chosen | _earlier(reg, evaluation, people, chosen))
         if result["reference"] != request.options.reference:
             asked = request.options.reference
@@ -66,15 +67,14 @@ def tune_evaluation(
     if not methods:
         raise UsageFault("none of these methods has settings to choose from", hint="mta eval methods")
     people = design(reg, request)
-    yield Planned("eval tune", (*plan, *_plan(reg, request, people, methods)))
+    columns = [Column(n, m, own) for m in methods for own in trials(m, request) for n in range(len(people.folds))]
+    yield Planned("eval tune", (*plan, *_plan(reg, request, people, methods, columns)))
     if dry_run:
         yield Done(
             {"dry_run": True, "task": request.task.name, "trials": sum(len(trials(m, request)) for m in methods)}
         )
         return
     with reg.job_lock(job_name(request.task.name, people.key)), _begun(reg, request, people, "eval tune") as evaluation:
-        folds = range(len(people.folds))
-        columns = [Column(n, m, own) for m in methods for own in trials(m, request) for n in folds]
         yield from _fill(reg, request, people, evaluation, columns)
         tuned = [entry for method in methods for entry in _choose(reg, request, people, evaluation, method)]
     yield Done({"evaluation": evaluation.id, "task": request.task.name, "tuned": tuned})
@@ -138,9 +138,15 @@ def _methods(request: EvalRequest) -> "list[Method]":
     return found
 
 
-def _plan(reg: "Registry", request: EvalRequest, people: Design, methods: "Sequence[Method]") -> tuple[PlanLine, ...]:
+def _plan(
+    reg: "Registry", request: EvalRequest, people: Design, methods: "Sequence[Method]", columns: Sequence[Column]
+) -> tuple[PlanLine, ...]:
     lines = plan_lines(request, people, [method.name for method in methods])
-    return (*lines, *cost_of_banks(reg, request, people))
+    return (*lines, *cost_of_banks(reg, request, people), cost_of_answers(reg, request, people, columns))
+
+
+def _columns(methods: "Sequence[Method]", chosen: Mapping[str, Choice]) -> list[Column]:
+    return [Column(n, method, dict(own)) for method in methods for n, own in enumerate(chosen[method.name])]
 
 
 @contextmanager
@@ -154,10 +160,11 @@ def _begun(reg: "Registry", request: EvalRequest, people: Design, kind: str) -> 
 
 
 def _chosen(
-    reg: "Registry", request: EvalRequest, evaluation: Evaluation, methods: "Sequence[Method]", people: Design
+    reg: "Registry", request: EvalRequest, begun: Evaluation | None, methods: "Sequence[Method]", people: Design
 ) -> dict[str, Choice]:
     folds = len(people.folds)
-    tuned = {(one.method, one.fold): one.settings for one in reg.evaluations.tunings(evaluation.id)}
+    tunings = reg.evaluations.tunings(begun.id) if begun else []
+    tuned = {(one.method, one.fold): one.settings for one in tunings}
     return {
         method.name: [settings_of(method, request, tuned.get((method.name, fold), {})) for fold in range(folds)]
         for method in methods

@@ -9,7 +9,8 @@ import pytest
 from mta_cli.engine.methods.catalogue import METHODS
 from mta_cli.engine.tasks import BUILTIN
 from mta_cli.errors import BadInput, StoreBusy, UsageFault
-from mta_cli.events import Done, Note, Started, Step
+from mta_cli.events import Done, Note, Planned, Started, Step
+from mta_cli.pipeline.evaluation.design import EvalRequest
 from mta_cli.pipeline.evaluation.run import run_evaluation, settings_of, trials, tune_evaluation
 from store.models import NewItem
 from store.registry import Registry
@@ -29,6 +30,29 @@ def test_every_method_answers_everybody_once(peopled: Registry) -> None:
     assert {(row["a"], row["b"]) for row in result["differences"]} == {("mta", m) for m in ALL if m != "mta"}
     assert result["costs"]["base"]["bytes"] == 0 < result["costs"]["mta"]["bytes"] < result["costs"]["oppu"]["bytes"]
     assert len([event for event in seen if isinstance(event, Step) and "mta" in event.label]) > 0
+
+
+def planned(reg: Registry, request: EvalRequest) -> dict[str, str]:
+    plan = next(event for event in run_evaluation(reg, request, dry_run=True) if isinstance(event, Planned))
+    return {line.name: line.value for line in plan.lines}
+
+
+def test_the_plan_says_how_long_answers_take(peopled: Registry) -> None:
+    request = eval_request(methods="majority,pooled-rag")
+    assert planned(peopled, request)["answers"].startswith("time unknown")
+    result, _ = finish(run_evaluation(peopled, request))
+    assert planned(peopled, request)["answers"] == "all there" == planned(peopled, request)["banks"]
+    costs = {
+        "majority": {"seconds": 0.0, "seconds_per_query": 1.0},
+        "pooled-rag": {"seconds": 5.0, "seconds_per_query": 1.0},
+    }
+    peopled.evaluations.finish(result["evaluation"], {**result, "costs": costs})
+    other = replace(request, machine=replace(request.machine, seed=1))  # 24 queries of 12 people, twice
+    assert planned(peopled, other)["answers"] == "about 108 s on top"
+    more = replace(other, options=replace(other.options, methods="majority,pooled-rag,stack,base"))
+    assert planned(peopled, more)["answers"] == "about 108 s on top, without base, stack"
+    begun = replace(request, options=replace(request.options, methods="majority,base"))
+    assert planned(peopled, begun)["answers"].startswith("time unknown")
 
 
 def test_stopped_anywhere_it_goes_on_to_the_same_end(peopled: Registry, tmp_path: Any) -> None:
