@@ -159,6 +159,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def dtype_name(dtype: str, device: str) -> str:
+    """What the number format called `dtype` is on the first device of a list: `float32`, `bfloat16` or `float16`."""
+    return str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch.")
+
+
 def positions(attention_mask: Tensor) -> Tensor:
     """Position ids [batch, time] that start at 0 with each row's first visible token, after any left padding."""
     return (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)

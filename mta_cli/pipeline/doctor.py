@@ -155,9 +155,9 @@ def _sqlite() -> Check:
 def _cpu() -> Check:
     import torch
 
-    from mta_cli.engine.base import resolve_dtype
+    from mta_cli.engine.base import dtype_name
 
-    automatic = str(resolve_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+    automatic = dtype_name("auto", "cpu")
     return Check(
         "cpu", True, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {automatic} by default{_memory()}"
     )

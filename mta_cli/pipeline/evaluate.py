@@ -64,6 +64,7 @@ def evaluate_users(
 
     `Done.result` has the keys of `mta eval run`, the last mode being the reference; making a model is not timed.
     """
+    from mta_cli.engine.base import dtype_name
     from mta_cli.engine.lora import Folder
     from mta_cli.pipeline.loading import load
 
@@ -91,7 +92,8 @@ def evaluate_users(
     result = {
         "task": task.name, "metric": MAIN[task.metric], "users": len(asked),
         "queries": sum(len(queries[user.id]) for user in asked), "seed": machine.seed,
-        "history_items": prompt.history_items, "base": base_entry.name, "dtype": machine.dtype, "reference": modes[-1],
+        "history_items": prompt.history_items, "base": base_entry.name,
+        "dtype": dtype_name(machine.dtype, machine.device), "reference": modes[-1],
         **_found(task, modes, answers, machine.seed),
         "costs": {mode: _costs(reg, base.fingerprint, task.name, asked, mode, answers) for mode in modes},
     }  # fmt: skip

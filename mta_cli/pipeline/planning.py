@@ -44,10 +44,10 @@ def cost_lines(
     reg: "Registry", base: "ModelEntry", machine: Machine, tokens: Sequence[Tokens], step: int
 ) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of a plan whose steps have `step` tokens, with where the speed is known from."""
-    from mta_cli.engine.base import resolve_devices, resolve_dtype
+    from mta_cli.engine.base import dtype_name, resolve_devices
 
     devices = resolve_devices(machine.device, machine.dtype)
-    dtype = str(resolve_dtype(machine.dtype, devices[0])).removeprefix("torch.")
+    dtype = dtype_name(machine.dtype, machine.device)
     parameters, busy = base.detail.get("parameters", 0), [each for each in tokens if each.count]
     rates = {each.placement: known_rate(reg, base.fingerprint, dtype, each.placement) for each in busy}
     guess = 0.0

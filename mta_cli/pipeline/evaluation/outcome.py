@@ -135,7 +135,9 @@ def outcome(
     reg: "Registry", request: EvalRequest, plan: Design, evaluation: int, chosen: Mapping[str, Choice]
 ) -> dict[str, Any]:
     """The document of `mta eval run`: all of `chosen`'s methods on all tested people."""
-    task, options, seed = request.task, request.options, request.machine.seed
+    from mta_cli.engine.base import dtype_name
+
+    task, options, machine = request.task, request.options, request.machine
     judged = {
         method: judge(reg, task, plan, evaluation, method, choice, options.calibrate)
         for method, choice in chosen.items()
@@ -143,10 +145,11 @@ def outcome(
     reference = options.reference if options.reference in judged else next(reversed(judged))
     return {
         "task": task.name, "metric": MAIN[task.metric], "users": len(plan.tested),
-        "queries": sum(len(plan.queries[user]) for user in plan.tested), "shots": options.shots, "seed": seed,
+        "queries": sum(len(plan.queries[user]) for user in plan.tested), "shots": options.shots, "seed": machine.seed,
         "folds": options.folds, "history_items": request.prompt.history_items, "anchors": request.bank.anchors,
-        "placement": options.placement, "base": request.base.name, "dtype": request.machine.dtype,
-        "evaluation": evaluation, **compared({name: one.tally for name, one in judged.items()}, reference, seed),
+        "placement": options.placement, "base": request.base.name,
+        "dtype": dtype_name(machine.dtype, machine.device), "evaluation": evaluation,
+        **compared({name: one.tally for name, one in judged.items()}, reference, machine.seed),
         "costs": {m: _costs(reg, plan, evaluation, m, chosen[m], one) for m, one in judged.items()},
         "settings": {method: _settings(choice) for method, choice in chosen.items()},
         "calibration": {method: one.temperatures for method, one in judged.items()},

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mta_cli.engine.base import dtype_name
 from mta_cli.engine.methods.catalogue import METHODS
 from mta_cli.engine.tasks import BUILTIN
 from mta_cli.errors import BadInput, StoreBusy, UsageFault
@@ -30,6 +31,12 @@ def test_every_method_answers_everybody_once(peopled: Registry) -> None:
     assert {(row["a"], row["b"]) for row in result["differences"]} == {("mta", m) for m in ALL if m != "mta"}
     assert result["costs"]["base"]["bytes"] == 0 < result["costs"]["mta"]["bytes"] < result["costs"]["oppu"]["bytes"]
     assert len([event for event in seen if isinstance(event, Step) and "mta" in event.label]) > 0
+
+
+def test_the_document_says_which_number_format_auto_was(peopled: Registry) -> None:
+    request = eval_request(methods="majority")
+    result, _ = finish(run_evaluation(peopled, replace(request, machine=replace(request.machine, dtype="auto"))))
+    assert result["dtype"] == dtype_name("auto", "cpu") in ("float32", "bfloat16")
 
 
 def planned(reg: Registry, request: EvalRequest) -> dict[str, str]:
