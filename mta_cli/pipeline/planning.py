@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 RECENT = 8  # adapters whose speed is averaged
 SHARE = {"float32": 0.5}  # of the bare matrix rate, reached in training a small transformer on a CPU
 HALF_SHARE = 0.25  # the same in 16 bits, where more time goes into what is no matrix product: .1 to .45 by the machine
-FASTER = {
-    "all": 1.0,
-    "upper": 2.0,
-    "late": 20.0,
-}  # than all layers, before it was measured; states below are computed once
+FASTER = {"all": 1.0, "upper": 2.0, "late": 20.0}  # than all layers, where nothing was measured yet
 RUNTIME = 0.7e9  # bytes that the libraries themselves occupy
 ACTIVATIONS = 100.0  # bytes per token and root of the parameters: 1.2 MB a token for 135M
 KEPT = 0.7  # the same for states that are kept for later steps of late parts: 8 kB a token for 135M
@@ -83,12 +79,8 @@ def known_rate(reg: "Registry", base: str, dtype: str, placement: str) -> float 
     """Tokens per second of the latest adapters of this base, format and placement; None before the first."""
     from mta_cli.engine.lora import Placement
 
-    asked = base, dtype, placement
-    made = [
-        adapter for adapter in reg.adapters.all()
-        if (adapter.base, adapter.config.get("compute"), Placement.parse(adapter.placement).name) == asked
-        and adapter.seconds > 0
-    ]  # fmt: skip
+    alike = [a for a in reg.adapters.all() if (a.base, a.config.get("compute")) == (base, dtype) and a.seconds > 0]
+    made = [adapter for adapter in alike if Placement.parse(adapter.placement).name == placement]
     latest = sorted(made, key=lambda adapter: adapter.created)[-RECENT:]
     return sum(a.tokens for a in latest) / sum(a.seconds for a in latest) if latest else None
 

@@ -319,3 +319,8 @@ def test_many_methods_make_the_same_bytes_again() -> None:
     documents = [document(MANY), document(MANY, shots=10)]
     assert html(documents) == html(documents)
     assert markdown(documents, {}) == markdown(documents, {})
+
+
+def test_temperatures_of_a_fold_are_told_from_the_least_to_the_most() -> None:
+    page = Page(html([document(calibration={"mta": [[5.5, 20.0, 10.0], [0.5, 0.5]]})]))
+    assert page.table("method", "settings", "temperature by fold")["mta"][1] == "5.500 to 20.000, 0.500"

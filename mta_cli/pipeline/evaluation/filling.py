@@ -69,7 +69,7 @@ def cost_of_answers(reg: "Registry", request: EvalRequest, plan: Design, columns
             seconds += len(people) * speeds[name]["seconds"] + queries * speeds[name]["seconds_per_query"]
     if not open_to:
         return PlanLine("answers", "all there")
-    if not seconds:
+    if unknown and not seconds:
         return PlanLine("answers", "time unknown: these methods answered nobody on this base yet")
     but = f", without {', '.join(sorted(unknown))}" if unknown else ""
     return PlanLine("answers", f"about {duration(seconds)} on top{but}", "earlier evaluations")

@@ -227,7 +227,9 @@ def _temperatures(found: Any) -> str:
 
 
 def _span(found: Sequence[Any]) -> str:
-    told = sorted(map(wording.number, found))
+    told = [
+        wording.number(value) for value in sorted(found, key=lambda value: float("inf") if value is None else value)
+    ]
     return " to ".join(dict.fromkeys((told[0], told[-1])))
 
 
