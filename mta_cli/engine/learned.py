@@ -33,7 +33,7 @@ def learn_weights(
     if joint is None:
         return list(prior)
     started = merge(list(zip(anchors, prior, strict=True)))
-    (rows,) = abridged(base, [(rows, () if started is None else (started,))])
+    (rows,) = abridged(base, [(rows, () if started is None else (started,))], [joint.placement])
     lens = make_lens(base, [fork_of(row) for row in rows], joint.placement)
     gate = torch.tensor(list(prior), dtype=torch.float32, device=base.device, requires_grad=True)
     centre = gate.detach().clone()

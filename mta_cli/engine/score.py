@@ -27,16 +27,16 @@ NOBODY: PARTS = ()
 @torch.no_grad()
 def likelihoods(
     base: "LoadedBase", forks: Sequence[Fork], people: Sequence[PARTS], asked: Sequence[tuple[int, int]],
-    shifts: Sequence[Tensor | None] = (),
+    shifts: Sequence[Tensor | None] = (), *, also: Sequence[Placement] = (),
 ) -> list[list[float]]:  # fmt: skip
     """Log-likelihoods (nats, summed over tokens) of every branch, for each (fork, person) number asked.
 
     A person is the parts that stand above the base as it is, and, where `shifts` are given, what is added to the last
-    normalised state (see `vectors`). What is the same for several people is computed once. A branch that is not asked
-    has −∞.
+    normalised state (see `vectors`). What is the same for several people is computed once, and serves whoever runs
+    the same forks under parts placed as `also` says next. A branch that is not asked has −∞.
     """
     if base.plain is not None:
-        return _plainly(base, base.plain, forks, people, asked, shifts)
+        return _plainly(base, base.plain, forks, people, asked, shifts, also)
     require_plain(base, shifts)
     require_everywhere(base, [part.placement for parts in people for part in parts])
     return _one_by_one(base, forks, people, asked)
@@ -67,8 +67,10 @@ def mean_losses(base: "LoadedBase", cases: Sequence[tuple[Sequence[Taught], PART
     return [total / count if count else None for total, count in zip(totals, counts, strict=True)]
 
 
-def abridged(base: "LoadedBase", cases: Sequence[tuple[Sequence[Taught], PARTS]]) -> list[list[Taught]]:
-    """People's rows made cheap to run many times under parts that differ little from theirs.
+def abridged(
+    base: "LoadedBase", cases: Sequence[tuple[Sequence[Taught], PARTS]], placements: Sequence[Placement] = ()
+) -> list[list[Taught]]:
+    """People's rows made cheap to run many times under parts of `placements` that differ little from theirs.
 
     A choice loses the labels that next to nothing speaks for, and, where the base has a plain decoder, what other words
     take from a label is measured once (see `Choice.enclosed`): then the vocabulary is not read again.
@@ -79,9 +81,9 @@ def abridged(base: "LoadedBase", cases: Sequence[tuple[Sequence[Taught], PARTS]]
         return found
     forks, asked = [fork_of(found[i][n]) for i, n in places], [(fork, i) for fork, (i, _) in enumerate(places)]
     people = [parts for _, parts in cases]
-    values = likelihoods(base, forks, people, asked)
+    values = likelihoods(base, forks, people, asked, also=placements)
     closed = [replace(fork, closed=True) for fork in forks]
-    inner = likelihoods(base, closed, people, asked) if base.plain is not None else []
+    inner = likelihoods(base, closed, people, asked, also=placements) if base.plain is not None else []
     for k, (i, n) in enumerate(places):
         one = found[i][n]
         assert isinstance(one, Choice)
@@ -90,9 +92,11 @@ def abridged(base: "LoadedBase", cases: Sequence[tuple[Sequence[Taught], PARTS]]
     return found
 
 
-def spanning(plain: "Plain", people: Sequence[PARTS]) -> Placement:
-    """The layers and tokens that any of the people's parts may touch: what else there is, is the same for all."""
-    where = [part.placement for parts in people for part in parts]
+def spanning(plain: "Plain", people: Sequence[PARTS], also: Sequence[Placement] = ()) -> Placement:
+    """The layers and tokens that people's parts, or any placed as `also` says, may touch: what else there is, is the
+    same for all.
+    """
+    where = [*(part.placement for parts in people for part in parts), *also]
     top = len(plain.layers)
     lates = [one.late for one in where if one.late is not None]
     late = max(lates) if where and len(lates) == len(where) else None
@@ -101,9 +105,9 @@ def spanning(plain: "Plain", people: Sequence[PARTS]) -> Placement:
 
 def _plainly(
     base: "LoadedBase", plain: "Plain", forks: Sequence[Fork], people: Sequence[PARTS],
-    asked: Sequence[tuple[int, int]], shifts: Sequence[Tensor | None],
+    asked: Sequence[tuple[int, int]], shifts: Sequence[Tensor | None], also: Sequence[Placement],
 ) -> list[list[float]]:  # fmt: skip
-    passes = Passes(plain, forks, spanning(plain, people))
+    passes = Passes(plain, forks, spanning(plain, people, also))
     everybody, added = crowds(plain, people), stacked(plain, shifts)
     results = [_unread(forks[fork]) for fork, _ in asked]
 

@@ -119,7 +119,8 @@ class Trainer:
         self.failed: dict[int, str] = {}
         self._group = _together(members, base.device, frozen_a)
         self._moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in self._group.trained]
-        rows = [row for own in abridged(base, [(one.rows, one.under) for one in members]) for row in own]
+        taught = [(one.rows, one.under) for one in members]
+        rows = [row for own in abridged(base, taught, [self._group.placement]) for row in own]
         owners = [i for i, member in enumerate(members) for _ in member.rows]
         self._first = [owners.index(i) if member.rows else 0 for i, member in enumerate(members)]
         self._rows = rows

@@ -199,7 +199,9 @@ def _evidence(
         loaded |= {i: _anchor_part(reg, known[i], bank) for _, i in weighed if i not in loaded}
         places = {i: place for place, i in enumerate(dict.fromkeys(i for _, i in weighed))}
         whole = [(teaching.shots(person.user, person.shots), ()) for person, _ in portion]
-        shots = dict(zip([person.user.id for person, _ in portion], abridged(base, whole), strict=True))
+        where = [part.placement for i in places for part in loaded[i]]
+        short = abridged(base, whole, where)
+        shots = dict(zip([person.user.id for person, _ in portion], short, strict=True))
         forks = [fork_of(one) for own in shots.values() for one in own]
         first = dict(zip(shots, accumulate(map(len, shots.values()), initial=0), strict=False))
         asked = [

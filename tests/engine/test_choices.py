@@ -13,14 +13,16 @@ from mta_cli.engine.choices import LEAST, OUT, SPELT, Choice, Taught, fork_of, l
 from mta_cli.engine.labels import Habit, weighed
 from mta_cli.engine.learned import learn_weights
 from mta_cli.engine.lens import make_lens
-from mta_cli.engine.lora import initial
+from mta_cli.engine.lora import Placement, initial
 from mta_cli.engine.passes import Ends, Passes
+from mta_cli.engine.plain import Plain
 from mta_cli.engine.score import abridged, likelihoods
 from mta_cli.engine.train import Member, Schedule, Trainer
 from tests.engine.lora_cases import random_lora, random_rows
 
 LABELS = ((7, 2), (9, 11, 2), (9, 12, 13, 2), (30, 2))
 KNOWN = (0.5, -1.0, 0.0, 0.25)
+LATE = Placement(1, 1, 8)
 
 
 def choices(lengths: Sequence[int] = (24, 19, 31), known: Sequence[float] = KNOWN, share: float = 0.6) -> list[Choice]:
@@ -165,6 +167,32 @@ def test_under_somebodys_parts_others_are_left_out(
     assert under == [one.narrowed(branches) for one, branches in zip(taught, values, strict=True)]
 
 
+def test_what_is_read_to_abridge_serves_the_parts_that_follow(
+    base: LoadedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts run once below the anchors, whoever is asked first, and nothing comes out otherwise."""
+    taught, part = choices(), replace(random_lora(base.model, 3, placement="upper"), placement=LATE)
+    assert base.plain is not None
+    base.plain.kept.clear()
+    apart = abridged(base, [(taught, ())])
+    base.plain.kept.clear()
+    together = abridged(base, [(taught, ())], [part.placement])
+    for left, right in zip(apart[0], together[0], strict=True):
+        assert isinstance(left, Choice) and isinstance(right, Choice)
+        assert right.known == pytest.approx(left.known, abs=1e-4) and replace(right, known=left.known) == left
+    embed, embedded = Plain.embed, list[int]()
+
+    def seen(plain: Plain, ids: torch.Tensor) -> torch.Tensor:
+        embedded.append(ids.numel())
+        return embed(plain, ids)
+
+    monkeypatch.setattr(Plain, "embed", seen)
+    likelihoods(base, [fork_of(one) for one in together[0]], [(part,)], [(i, 0) for i in range(3)])
+    assert embedded == []
+    likelihoods(base, [fork_of(one) for one in together[0]], [()], [(i, 0) for i in range(3)])
+    assert sum(embedded) == sum(fork_of(one).whole.length for one in taught)  # what no part reaches is kept elsewhere
+
+
 def test_what_other_words_take_from_labels_counts_as_it_is() -> None:
     one = replace(choices()[0], known=(0.5, OUT, 0.0, 0.25))
     open_to, inner = (-1.4, OUT, -2.5, -3.05), (-0.4, OUT, -1.6, -2.0)
@@ -202,7 +230,7 @@ def test_what_is_abridged_is_taught_to_the_same_end(
     quick, quickly = taught(), read.copy()
     read.clear()
     for module in ("train", "learned"):
-        monkeypatch.setattr(f"mta_cli.engine.{module}.abridged", lambda base, cases: [rows for rows, _ in cases])
+        monkeypatch.setattr(f"mta_cli.engine.{module}.abridged", lambda base, cases, *_: [rows for rows, _ in cases])
     assert quick == pytest.approx(taught(), abs=1e-4)
     assert len(quickly) == len(read) + 2  # to see what may be left out
     assert len(quickly[-1].tokens) < 0.8 * len(read[-1].tokens)

@@ -76,7 +76,7 @@ def likelihoods_of(bench: Bench, people: Sequence[Person], settings: Settings) -
 
 
 def _weighed(bench: Bench, whole: Sequence[Sequence[Taught]]) -> list[list[float]]:
-    lessons = abridged(bench.base, [(own, ()) for own in whole])
+    lessons = abridged(bench.base, [(own, ()) for own in whole], [one.placement for one in bench.anchors])
     forks = [fork_of(one) for own in lessons for one in own]
     candidates: list[tuple[LoraWeights, ...]] = [(), *((anchor,) for anchor in bench.anchors)]
     asked = [(fork, i) for fork in range(len(forks)) for i in range(len(candidates))]
@@ -142,7 +142,7 @@ METHODS = (
     ),
     Method(
         "mta-recipe", "the same with label habit and neighbours: Merge-then-Adapt without a gradient",
-        partial(made, by_evidence), settings={**EVIDENCE, **NEIGHBOURS}, grid=SHARPER, version=7,
+        partial(made, by_evidence), settings={**EVIDENCE, **NEIGHBOURS}, grid=SHARPER, version=8,
     ),
     Method(
         "fusion-learned", "the same, weights fitted by gradient", partial(made, learned),

@@ -54,7 +54,7 @@ METHODS = (
     ),
     Method(
         "mta", "Merge-then-Adapt as it is by default: fusion by evidence, a core above it, label habit and neighbours",
-        partial(made, by_evidence, cores), settings={**CORE, **EVIDENCE, **NEIGHBOURS}, grid=CORES_GUESSED, version=8,
+        partial(made, by_evidence, cores), settings={**CORE, **EVIDENCE, **NEIGHBOURS}, grid=CORES_GUESSED, version=9,
     ),
     Method(
         "mta-alone", "the same without neighbours: a share of the label habit", partial(made, by_evidence, cores),
