@@ -93,10 +93,12 @@ def abridged(
 
 
 def spanning(plain: "Plain", people: Sequence[PARTS], also: Sequence[Placement] = ()) -> Placement:
-    """The layers and tokens that people's parts, or any placed as `also` says, may touch: what else there is, is the
-    same for all.
+    """The layers and tokens that any of the people's parts may touch: what else there is, is the same for all.
+
+    With those of parts placed as `also` says, where these leave anything that could serve them.
     """
-    where = [*(part.placement for parts in people for part in parts), *also]
+    useful = (one for one in also if one.first > 0 or one.late is not None)
+    where = [*(part.placement for parts in people for part in parts), *useful]
     top = len(plain.layers)
     lates = [one.late for one in where if one.late is not None]
     late = max(lates) if where and len(lates) == len(where) else None

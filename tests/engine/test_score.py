@@ -146,6 +146,9 @@ def test_the_span_is_what_anybody_touches(base: LoadedBase) -> None:
     assert spanning(plain, [(late(base, 1),), (upper,)]) == Placement(1, 1)
     assert spanning(plain, [(late(base, 1), everywhere)]) == Placement(0, 1)
     assert spanning(plain, [(), ()]) == Placement(2, 1)
+    assert spanning(plain, [()], [Placement(1, 1, 8), Placement(1, 1, 8)]) == Placement(1, 1, 8)
+    assert spanning(plain, [(late(base, 1),)], [Placement(0, 1, 20)]) == Placement(0, 1, 20)
+    assert spanning(plain, [()], [Placement(0, 1)]) == Placement(2, 1)
 
 
 def test_nothing_asked(base: LoadedBase) -> None:
