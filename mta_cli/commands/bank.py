@@ -97,7 +97,7 @@ def build(
         return
     options, gates = use.settings.build(BankOptions, **given), use.settings.build(GateOptions, **bounds)
     prompt = use.settings.build(PromptOptions, history_items=history_items)
-    machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
+    machine = use.machine(seed=seed, device=device, dtype=dtype)
     _build(use, task, name, (base, embedder), options, gates, prompt, machine, dry_run=dry_run)
 
 
@@ -133,7 +133,7 @@ def _refresh(use: AppContext, task: str, name: str | None, device: str | None, *
     from mta_cli.pipeline.refresh_bank import refresh_bank
     from mta_cli.pipeline.tasks import find_task
 
-    machine = use.settings.build(Machine, device=device)
+    machine = use.machine(device=device)
     with use.registry() as reg:
         job = refresh_bank(reg, find_task(reg, task).name, machine, name=name, dry_run=dry_run)
         use.output.job(job, _built, dry_run=dry_run)

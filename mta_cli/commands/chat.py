@@ -24,7 +24,7 @@ from mta_cli.commands.common import (
 )
 from mta_cli.errors import BadInput, UsageFault
 from mta_cli.events import Event, Started, Step, Token
-from mta_cli.options import AnswerOptions, Machine, PromptOptions
+from mta_cli.options import AnswerOptions, PromptOptions
 from mta_cli.output import Output, group, text
 from mta_cli.settings import ModelOptions
 
@@ -231,7 +231,7 @@ def _asking(
 
     seed, device, dtype = machine
     return Asking(
-        machine=app.settings.build(Machine, seed=seed, device=device, dtype=dtype),
+        machine=app.machine(seed=seed, device=device, dtype=dtype),
         prompt=app.settings.build(PromptOptions, history_items=history_items),
         answer=app.settings.build(AnswerOptions, **answer),
         task=task,

@@ -20,6 +20,7 @@ from mta_cli.settings import ModelOptions, Settings, StoreOptions, store_path
 if TYPE_CHECKING:
     from store.registry import Registry
 
+MUCH_SLOWER = 3.0  # times; a format of 16 bits that takes so much longer than float32 is hardly ever meant
 Complete = Callable[[typer.Context, str], list[str]]
 
 
@@ -53,6 +54,19 @@ class AppContext:
     def models(self) -> ModelOptions:
         """The configured base and embedder."""
         return self.settings.build(ModelOptions)
+
+    def machine(self, **flags: Any) -> Machine:
+        """Where and how to compute; warns of a number format that this machine only emulates."""
+        machine = self.settings.build(Machine, **flags)
+        if machine.dtype not in ("auto", "float32"):
+            from mta_cli.pipeline.planning import times_slower
+
+            if (times := times_slower(machine)) > MUCH_SLOWER:
+                self.output.warn(
+                    f"this CPU computes {times:.0f} times slower in {machine.dtype} than in float32; "
+                    "--dtype auto takes what is fast"
+                )
+        return machine
 
     def registry(self, *, create: bool = False) -> "Registry":
         """The store, opened; close it, or use it in a `with` statement."""

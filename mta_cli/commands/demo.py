@@ -8,7 +8,6 @@ import typer
 
 from mta_cli import output as out
 from mta_cli.commands.common import AppContext, DeviceOption, DryRunOption, DtypeOption, JsonOption, SeedOption, session
-from mta_cli.options import Machine
 from mta_cli.settings import StoreOptions
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def demo(
 
     use = session(ctx, json=json)
     request = DemoRequest(
-        use.models.base, use.models.embedder, use.settings.build(Machine, seed=seed, device=device, dtype=dtype), quick
+        use.models.base, use.models.embedder, use.machine(seed=seed, device=device, dtype=dtype), quick
     )
     root = demo_store(use, keep)
     if dry_run:

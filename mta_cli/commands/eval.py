@@ -24,7 +24,7 @@ from mta_cli.commands.common import (
     session,
 )
 from mta_cli.commands.parsing import Commands
-from mta_cli.options import BankOptions, EvalOptions, Machine, PromptOptions
+from mta_cli.options import BankOptions, EvalOptions, PromptOptions
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.evaluation.measured import Measured
@@ -265,7 +265,7 @@ def _job(
 
     given, base, embedder = named
     options, bank = use.settings.build(EvalOptions, **flags), use.settings.build(BankOptions, **flags)
-    prompt, machine = use.settings.build(PromptOptions, **flags), use.settings.build(Machine, **flags)
+    prompt, machine = use.settings.build(PromptOptions, **flags), use.machine(**flags)
     with use.registry() as reg:
         request = EvalRequest(
             find_task(reg, task), resolve(base or use.models.base, "base"),

@@ -86,7 +86,7 @@ def fuse(
         max_cosine=max_cosine,
     )
     prompt = use.settings.build(PromptOptions, history_items=history_items)
-    machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
+    machine = use.machine(seed=seed, device=device, dtype=dtype)
     with use.registry() as reg:
         person = reg.users.get(user)
         request = _request(use, reg, users_task(reg, person, task), base, embedder, options, prompt, machine)
@@ -138,7 +138,7 @@ def adapt(
     )  # fmt: skip
     fusing = use.settings.build(FuseOptions, weights=weights, top_k=top_k, shots=shots)
     prompt = use.settings.build(PromptOptions, history_items=history_items)
-    machine = use.settings.build(Machine, seed=seed, device=device, dtype=dtype)
+    machine = use.machine(seed=seed, device=device, dtype=dtype)
     with use.registry() as reg:
         chosen = [reg.users.get(name) for name in dict.fromkeys(users)] if users else None
         request = _request(use, reg, task_to_adapt(reg, chosen, task), base, embedder, fusing, prompt, machine)

@@ -63,7 +63,9 @@ def cost_lines(
 
 def duration(seconds: float) -> str:
     """In words."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
 
 
 def memory(parameters: int, kept_tokens: int, step: int, dtype: str) -> float:
@@ -85,19 +87,34 @@ def known_rate(reg: "Registry", base: str, dtype: str, placement: str) -> float 
     return sum(a.tokens for a in latest) / sum(a.seconds for a in latest) if latest else None
 
 
-def matrix_rate(device: str, dtype: str) -> float:
-    """Operations per second of a 512 × 1024 × 1024 product."""
+def matrix_rate(device: str, dtype: str, rows: int = 512, width: int = 1024) -> float:
+    """Operations per second of a product of rows × width with width × width numbers, the fastest of five."""
     import torch
 
     from mta_cli.engine.base import resolve_device, resolve_dtype
 
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
-    a = torch.randn(512, 1024, device=place).to(number)
-    b = torch.randn(1024, 1024, device=place).to(number)
+    a = torch.randn(rows, width, device=place).to(number)
+    b = torch.randn(width, width, device=place).to(number)
     best = float("inf")
     for _ in range(5):
         started = time.perf_counter()
         float((a @ b)[0, 0])  # reading a number waits for the device
         best = min(best, time.perf_counter() - started)
-    return 2 * 512 * 1024 * 1024 / best
+    return 2 * rows * width * width / best
+
+
+def times_slower(machine: Machine) -> float:
+    """How many times longer a small product takes in the machine's number format than in float32; 1 but on a CPU.
+
+    A CPU without arithmetic in a format of 16 bits emulates it, which may take a hundred times as long.
+    """
+    if machine.dtype in ("auto", "float32"):
+        return 1.0
+    from mta_cli.engine.base import resolve_device
+
+    if resolve_device(machine.device).type != "cpu":
+        return 1.0
+    exact, own = (matrix_rate(machine.device, dtype, 128, 512) for dtype in ("float32", machine.dtype))
+    return exact / own

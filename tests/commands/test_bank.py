@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mta_cli.pipeline import planning
 from store.registry import Registry
 from tests.pipeline import town
 from tests.shell import Ran, mta, mta_ok
@@ -108,6 +109,18 @@ def test_mistakes_before_a_bank_is_there(peopled: Path) -> None:
     refused(mta("user", "adapt"), 3, "mta bank build")
     refused(mta("user", "fuse", "ida"), 3, "mta bank build --task lamp-2")
     refused(mta("user", "fuse", "idaa"), 3, "idaa", "ida")
+
+
+@pytest.mark.parametrize("times", [60.4, 1.2])
+def test_a_number_format_that_this_machine_emulates(
+    peopled: Path, monkeypatch: pytest.MonkeyPatch, times: float
+) -> None:
+    monkeypatch.setattr(planning, "times_slower", lambda _: times)
+    slow = (*SMALL, "--device", "cpu", "--dtype", "bfloat16", "--dry-run")
+    ran = mta_ok("bank", "build", "--task", "lamp-2", *slow, "--json")
+    told = "warning: this CPU computes 60 times slower in bfloat16 than in float32; --dtype auto takes what is fast\n"
+    assert ran.err == (told if times > 3 else "") and ran.json()["plan"]
+    assert mta_ok("bank", "build", "--task", "lamp-2", *QUICK, "--dry-run", "--json").err == ""
 
 
 def test_mistakes_with_a_bank(peopled: Path, tmp_path: Path) -> None:

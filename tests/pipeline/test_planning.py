@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from mta_cli.engine.kept import KEEP
 from mta_cli.events import PlanLine
 from mta_cli.options import Machine
 from mta_cli.pipeline import planning
 from mta_cli.pipeline.models import resolve
-from mta_cli.pipeline.planning import Tokens, cost_lines, known_rate, matrix_rate, memory
+from mta_cli.pipeline.planning import Tokens, cost_lines, duration, known_rate, matrix_rate, memory, times_slower
 from store.registry import Registry
 from tests.pipeline.town import CPU, built
 
@@ -64,7 +65,23 @@ def test_devices_share_what_trains_in_groups(peopled: Registry, monkeypatch: pyt
         assert ("each device" in found["memory"].value) == (machine is two)
 
 
-def test_minutes_for_what_takes_long(peopled: Registry) -> None:
+def test_minutes_and_hours_for_what_takes_long(peopled: Registry) -> None:
+    assert [duration(s) for s in (119, 121, 7199, 7200, 4e6)] == ["119 s", "2 min", "120 min", "2 h", "1,111 h"]
     huge = replace(resolve("tiny", "base"), detail={"parameters": 10**11})
-    assert cost_lines(peopled, huge, CPU, [Tokens(10**7, "all")], 100)[-1].value.endswith("min")
+    assert cost_lines(peopled, huge, CPU, [Tokens(10**7, "all")], 100)[-1].value.endswith(" h")
     assert matrix_rate("cpu", "float32") > 1e6
+
+
+def test_a_format_that_a_cpu_emulates_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def rate(device: str, dtype: str, *_: int) -> float:
+        asked.append(dtype)
+        return {"float32": 70e9, "bfloat16": 1e9}[dtype]
+
+    assert times_slower(replace(CPU, dtype="bfloat16")) > 0
+    monkeypatch.setattr(planning, "matrix_rate", rate)
+    assert times_slower(CPU) == times_slower(replace(CPU, dtype="auto")) == 1 and not asked
+    assert times_slower(replace(CPU, dtype="bfloat16")) == 70
+    monkeypatch.setattr("mta_cli.engine.base.resolve_device", lambda _: torch.device("cuda"))
+    assert times_slower(replace(CPU, dtype="bfloat16")) == 1
