@@ -108,7 +108,7 @@ def matrix_rate(device: str, dtype: str, rows: int = 512, width: int = 1024) -> 
 def times_slower(machine: Machine) -> float:
     """How many times longer a small product takes in the machine's number format than in float32; 1 but on a CPU.
 
-    A CPU without arithmetic in a format of 16 bits emulates it, which may take a hundred times as long.
+    A CPU without arithmetic in a format of 16 bits emulates it, which may take tens of times as long.
     """
     if machine.dtype in ("auto", "float32"):
         return 1.0
