@@ -26,8 +26,9 @@ _ITEM = f"""SELECT items.id, user_id, key, task, items.input, items.output, time
 _QUERY = f"""SELECT id, user_id, key, task, input, gold, time, {is_sound("queries")} FROM queries"""
 _OLDER = "(:time IS NULL OR time IS NULL OR time < :time OR (time = :time AND items.id < :id))"
 _AMONG = "(:among IS NULL OR items.id IN (SELECT value FROM json_each(:among)))"
+# CROSS JOIN keeps this order in SQLite: the index is asked once. Left to itself it asks it anew for each of the items.
 _MATCHES = f"""
-SELECT items.id, items.input FROM items_fts JOIN items ON items.id = items_fts.rowid
+SELECT items.id, items.input FROM items_fts CROSS JOIN items ON items.id = items_fts.rowid
 WHERE items_fts MATCH :match AND user_id = :user AND task = :task AND items.id IS NOT :exclude AND {_OLDER}
     AND {_AMONG}
 """

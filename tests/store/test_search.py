@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from store.items import _MATCHES
 from store.registry import Registry
 from store.search import MAX_TERMS, safe_query
 from tests.store.making import item, person
@@ -136,6 +137,15 @@ def test_equal_matches_come_by_number_every_time(reg: Registry) -> None:
     first = [each.id for each in reg.items.search(user, "free", "words", limit=4)]
     assert first == sorted(first)
     assert all([each.id for each in reg.items.search(user, "free", "words", limit=4)] == first for _ in range(5))
+
+
+@pytest.mark.parametrize("among", [None, "[1]"])
+def test_the_index_is_asked_once_not_for_every_item(reg: Registry, among: str | None) -> None:
+    """Asked for each in turn, one search among somebody's thousand items took a second."""
+    values = {"user": 1, "task": "free", "exclude": None, "time": None, "id": 0, "among": among}
+    match = safe_query(1, "free", "the same film")
+    plan = reg.items._db.tuples(f"EXPLAIN QUERY PLAN {_MATCHES}", values | {"match": match})
+    assert plan[0][3].startswith("SCAN items_fts") and plan[1][3].startswith("SEARCH items USING INTEGER PRIMARY KEY")
 
 
 @pytest.mark.parametrize("limit", [0, -1])
