@@ -4,6 +4,7 @@ Knows no database.
 """
 
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ MAX_TERMS = 64
 
 _READ = 20_000
 _KEPT = 1_024  # texts whose words are kept
+_ASCII = re.compile("[a-z0-9]+")
 _SATURATION, _LENGTH = 1.2, 0.75  # k1 and b of Okapi BM25, as FTS5 has them
 
 
@@ -54,11 +56,17 @@ def _counted(text: str) -> Counter[str]:
 
 def _folded(text: str) -> Iterator[str]:
     """Words without their marks, as the index knows them."""
-    plain = unicodedata.normalize("NFKD", text[:_READ])
+    head = text[:_READ]
+    if head.isascii():
+        return _words(head)
+    plain = unicodedata.normalize("NFKD", head)
     return _words("".join(char for char in plain if not unicodedata.combining(char)))
 
 
 def _words(text: str) -> Iterator[str]:
     """Runs of letters, marks and digits, in lower case; a quote or any other sign can be in none of them."""
-    kept = (char if unicodedata.category(char)[0] in "LMN" else " " for char in text[:_READ])
+    head = text[:_READ]
+    if head.isascii():  # a quarter of the time
+        return iter(_ASCII.findall(head.lower()))
+    kept = (char if unicodedata.category(char)[0] in "LMN" else " " for char in head)
     return iter("".join(kept).lower().split())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from store.items import _MATCHES
 from store.registry import Registry
-from store.search import MAX_TERMS, safe_query
+from store.search import MAX_TERMS, best_first, safe_query
 from tests.store.making import item, person
 
 HOSTILE = [
@@ -50,6 +50,15 @@ def test_a_query_has_few_terms_however_long_the_text() -> None:
     assert query is not None
     assert query.count(" OR ") == MAX_TERMS - 1
     assert safe_query(1, "free", "?!") is None
+
+
+@given(text=st.text(st.characters(max_codepoint=127)))
+@example(text="don't_stop: ISBN 0-19 (a+b)\x00\x1f\x7f")
+def test_a_sign_from_elsewhere_changes_no_word(text: str) -> None:
+    """ASCII has a shorter way of its own; one sign beyond it sends a text the long way."""
+    assert safe_query(1, "free", text) == safe_query(1, "free", f"{text} ·")
+    numbered = [(n, f"{text} {n}") for n in range(3)]
+    assert best_first(text, numbered, 9) == best_first(f"{text} ·", [(n, f"{one} ·") for n, one in numbered], 9)
 
 
 def test_the_best_match_comes_first_then_the_most_recent(reg: Registry) -> None:
