@@ -1,5 +1,6 @@
 """Adapter rows and their files: a row only ever stands for a file that is whole. Knows no tensors."""
 
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,22 @@ WITH RECURSIVE used (digest) AS (
     UNION SELECT adapters.task_adapter FROM adapters JOIN used USING (digest) WHERE adapters.task_adapter IS NOT NULL
 )
 """
+# The same, asked of one adapter from below: reads what uses it and not what everybody else has.
+_UNUSED = """
+WITH RECURSIVE above (digest) AS (
+    VALUES (:digest) UNION SELECT adapters.digest FROM adapters JOIN above ON adapters.task_adapter = above.digest
+)
+SELECT 1 FROM adapters WHERE digest = :digest AND NOT EXISTS (
+    SELECT 1 FROM above WHERE EXISTS (SELECT 1 FROM banks WHERE above.digest IN (task_adapter, basis))
+        OR EXISTS (SELECT 1 FROM anchors WHERE anchors.digest = above.digest)
+        OR EXISTS (SELECT 1 FROM stacks WHERE stacks.digest = above.digest)
+)
+"""
+_CONFIGURED = "CASE WHEN json_valid(config) THEN json_extract(config, '$.' || :key) END"
+_LATEST = f"""{_ADAPTER} WHERE rowid IN (
+    SELECT rowid FROM adapters WHERE base = :base AND seconds > 0 AND {_CONFIGURED} = :compute
+        AND placement IN (SELECT value FROM json_each(:placements)) ORDER BY created DESC, digest DESC LIMIT :count
+) ORDER BY created DESC, digest DESC"""
 
 
 class Adapters:
@@ -79,9 +96,22 @@ class Adapters:
 
     def with_config(self, key: str, value: str) -> Adapter | None:
         """The first adapter that was made with this `value` under this key of its config."""
-        found = "CASE WHEN json_valid(config) THEN json_extract(config, '$.' || ?) END"
-        row = self._db.row(f"{_ADAPTER} WHERE {found} = ? ORDER BY created, digest LIMIT 1", (key, value))
+        which = f"WHERE {_CONFIGURED} = :value ORDER BY created, digest LIMIT 1"
+        row = self._db.row(f"{_ADAPTER} {which}", {"key": key, "value": value})
         return _adapter(row) if row is not None else None
+
+    def placements(self, base: str) -> list[str]:
+        """Where the adapters of a base act, each placement once, as their rows say it."""
+        sql = "SELECT DISTINCT placement FROM adapters WHERE base = ? AND typeof(placement) = 'text' ORDER BY placement"
+        return [placement for (placement,) in self._db.tuples(sql, (base,))]
+
+    def latest(self, base: str, compute: str, placements: Sequence[str], count: int) -> list[Adapter]:
+        """The latest `count` adapters of these placements whose training took time, newest first.
+
+        `compute` is the number format in which they were trained.
+        """
+        asked = {"base": base, "key": "compute", "compute": compute, "placements": dumps(placements), "count": count}
+        return [_adapter(row) for row in self._db.rows(_LATEST, asked)]
 
     def all(self) -> list[Adapter]:
         """Every adapter, in the order in which they were made."""
@@ -115,7 +145,7 @@ class Adapters:
     def remove_if_unreferenced(self, digest: str) -> None:
         """Remove this adapter if nothing uses it."""
         with self._db.transaction():
-            if digest in self._unreferenced():
+            if self._db.tuples(_UNUSED, {"digest": digest}):
                 self._doom([digest])
 
     def remove_doomed(self) -> None:
@@ -127,9 +157,9 @@ class Adapters:
                 self._files.delete(digest)
             self._db.write("DELETE FROM doomed_files")
 
-    def remove_abandoned(self) -> None:
-        """Delete files that were written and never added by processes that are no more."""
-        for digest, claim in self._files.abandoned():
+    def remove_abandoned(self, claims: Iterable[tuple[str, Path]]) -> None:
+        """Delete files that were written and never added: those of digests whose claims were left behind."""
+        for digest, claim in claims:
             with self._db.transaction():
                 if not self._db.tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)):
                     self._files.delete(digest)

@@ -11,7 +11,7 @@ from typing import Any
 
 from mta_cli.errors import IntegrityFault, MtaError
 from store.connection import Connection, uri_of
-from store.damage import damaged_rows
+from store.damage import damaged_documents, damaged_rows
 from store.files import AdapterFiles
 from store.personal import unpack_shares
 from store.version import SCHEMA_VERSION, schema_version
@@ -34,7 +34,7 @@ def counts(db: Connection) -> dict[str, int]:
 def problems(db: Connection, files: AdapterFiles) -> list[str]:
     """Everything that is wrong, a line each; empty when all is well."""
     found: list[str] = []
-    for check in (_database(db), _index(db), _seals(db), _recipes(db), _cores(db), _files(db, files)):
+    for check in (_database(db), _index(db), _seals(db), _documents(db), _recipes(db), _cores(db), _files(db, files)):
         try:
             found.extend(check)
         except MtaError as error:
@@ -104,6 +104,11 @@ def _index(db: Connection) -> Iterator[str]:
 def _seals(db: Connection) -> Iterator[str]:
     for one in damaged_rows(db):
         yield f"{one.words} is damaged: it is not what was stored"
+
+
+def _documents(db: Connection) -> Iterator[str]:
+    for table, column, number in damaged_documents(db):
+        yield f"the {column} of {table[:-1]} {number} is damaged"
 
 
 def _recipes(db: Connection) -> Iterator[str]:

@@ -297,6 +297,10 @@ def _explained(root: Path, timeout: float) -> Iterator[None]:
         raise IntegrityFault(
             f"The store at {root} is damaged: its tables have names that are no text.", hint="mta doctor --repair"
         ) from error
+    except OverflowError as error:
+        raise BadInput(
+            "A number is too large for the store.", hint=f"whole numbers go from {-(2**63)} to {2**63 - 1}"
+        ) from error
     except UnicodeEncodeError as error:
         raise BadInput(
             "A text holds half of a surrogate pair and cannot be stored.", hint="repair the text's encoding"

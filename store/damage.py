@@ -1,5 +1,9 @@
-"""Rows that are not what was stored, and whose they are as far as that can still be read. Changes nothing."""
+"""Rows that are not what was stored, and whose they are as far as that can still be read; documents that are none.
 
+Changes nothing.
+"""
+
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -83,3 +87,14 @@ def damaged_rows(db: Connection, only: str | None = None) -> Iterator[Damaged]:
 
 def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode(errors="replace")
+
+
+def damaged_documents(db: Connection) -> Iterator[tuple[str, str, int]]:
+    """Records without a seal whose document can not be read: (table, column, row number)."""
+    for table in ("runs", "evaluations"):
+        for column in ("config", "result"):
+            for number, text in db.tuples(f"SELECT id, {column} FROM {table} WHERE {column} IS NOT NULL"):
+                try:
+                    json.loads(text)
+                except (ValueError, TypeError):
+                    yield table, column, number

@@ -109,6 +109,8 @@ class Evaluations:
         with self._db.transaction():
             answers = self._db.value("SELECT count(*) FROM predictions WHERE evaluation_id = ?", (evaluation_id,))
             self._db.write("DELETE FROM evaluations WHERE id = ?", (evaluation_id,))
+            runs = "DELETE FROM runs WHERE kind IN ('eval run', 'eval tune') AND subject = ?"
+            self._db.write(runs, (f"evaluation {evaluation_id}",))  # the number may be another evaluation's next
             left = "DELETE FROM banks WHERE purpose = 'eval' AND id NOT IN (SELECT bank_id FROM eval_banks)"
             banks = self._db.write(left).rowcount
             self._adapters.remove_unreferenced()

@@ -60,6 +60,12 @@ def _abandoned(path: Path) -> bool:
     return found is not None and not alive(int(found[1]))
 
 
+def _claimed(path: Path) -> str | None:
+    """The digest to which a temporary file is a claim; None when it is none."""
+    found = _TEMPORARY.fullmatch(path.name)
+    return found[2] if found is not None and _DIGEST.fullmatch(found[2]) else None
+
+
 def _write_durably(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     try:
@@ -157,10 +163,6 @@ class AdapterFiles:
         with contextlib.suppress(OSError):  # it goes with this process, and says nothing of a file that has a row
             temporary_path(self.path(digest).parent, digest).unlink()
 
-    def abandoned(self) -> list[tuple[str, Path]]:
-        """Digests, each with the claim to it, that processes which are no more have not settled."""
-        return [(digest, path) for digest, path in self._claims() if _abandoned(path)]
-
     def verify(self, digest: str) -> None:
         """Raises IntegrityFault, naming the digest and the remedy, unless the file holds exactly its content."""
         self.read(digest)
@@ -189,9 +191,9 @@ class AdapterFiles:
 
     def orphans(self, known: set[str]) -> list[Path]:
         """Adapter files whose digest is not in `known` and to which no process has a claim, by path."""
-        claimed = {digest for digest, _ in self._claims()}
+        spared = known | {_claimed(path) for path in self._temporary_files()}
         paths = {path.name.removesuffix(_SUFFIX): path for path in self.folder.glob(f"??/*{_SUFFIX}")}
-        return sorted(path for digest, path in paths.items() if digest not in known | claimed)
+        return sorted(path for digest, path in paths.items() if digest not in spared)
 
     def drop_orphans(self, known: set[str]) -> None:
         """Remove orphans, save for those so young that another process may be about to record them."""
@@ -203,14 +205,20 @@ class AdapterFiles:
         """Temporary files of processes that are no more."""
         return [path for path in self._temporary_files() if _abandoned(path)]
 
-    def clean_temporary(self) -> int:
-        """Remove temporary files of processes that are no more, except for claims; returns how many."""
-        claims = {path for _, path in self.abandoned()}
-        left = [path for path in self.temporary() if path not in claims]
-        for path in left:
+    def clean_temporary(self) -> list[tuple[str, Path]]:
+        """Remove temporary files of processes that are no more, except for claims.
+
+        Returns those: digests, each with the claim to it, that were not settled.
+        """
+        claims = []
+        for path in self.temporary():
+            digest = _claimed(path)
+            if digest is not None:
+                claims.append((digest, path))
+                continue
             with contextlib.suppress(OSError):
                 path.unlink()
-        return len(left)
+        return claims
 
     def write_partial(self, key: str, data: bytes) -> None:
         """Keep a checkpoint under `key`, in place of the earlier one. Raises as `atomic_write`."""
@@ -268,12 +276,6 @@ class AdapterFiles:
 
     def _partials(self, key: str) -> list[Path]:
         return list(self.partial.glob(f"{sha256(key.encode())}.*{_SUFFIX}"))
-
-    def _claims(self) -> Iterator[tuple[str, Path]]:
-        for path in self._temporary_files():
-            found = _TEMPORARY.fullmatch(path.name)
-            if found is not None and _DIGEST.fullmatch(found[2]):
-                yield found[2], path
 
     def _temporary_files(self) -> Iterator[Path]:
         for pattern in ("adapters/.*.tmp", "adapters/??/.*.tmp", "partial/.*.tmp"):

@@ -3,6 +3,7 @@
 Knows the tables that hold people. Knows nothing of why somebody is forgotten.
 """
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -14,6 +15,7 @@ from store.models import User
 from store.process import now
 from store.resting import resting
 from store.rows import dumps
+from store.runs import THINGS
 from store.seals import amend
 from store.users import Forgotten
 
@@ -33,6 +35,37 @@ _MEASURED_WITH = """DELETE FROM banks WHERE id IN (
     SELECT bank_id FROM eval_banks JOIN eval_people USING (evaluation_id, fold) WHERE user_id = ? AND role = 'bank'
 )"""
 TEXTS = (("runs", "subject"), ("runs", "error"))
+VOCABULARY = frozenset(
+    [
+        "a",
+        "b",
+        "bank",
+        "base",
+        "basis",
+        "device",
+        "dtype",
+        "embedder",
+        "fingerprint",
+        "identity",
+        "kind",
+        "method",
+        "methods",
+        "metric",
+        "pick",
+        "placement",
+        "recipe",
+        "reference",
+        "status",
+        "targets",
+        "task",
+        "task_adapter",
+        "task_placement",
+        "weights",
+    ]
+)
+"""Keys of documents whose values are words of the program, or names of things: also where somebody is called so."""
+_THINGS = ", ".join(f"'{kind}'" for kind in THINGS)
+_UNIT = re.compile(r"anchor \d+|task adapter")  # a step's unit that names nobody
 
 
 class Forgetting:
@@ -49,7 +82,7 @@ class Forgetting:
             stale, rest = [anchor[1:] for anchor in anchors], self._resting(user, anchors)
             amend(self._db, "anchors", "user_id = NULL, stale = 1", "user_id = :user", {"user": user.id})
             self._bury(user.id, had_anchor=bool(stale))
-            self._db.write("DELETE FROM runs WHERE subject = ?", (user.name,))
+            self._db.write(f"DELETE FROM runs WHERE subject = ? AND kind NOT IN ({_THINGS})", (user.name,))
             self._db.write("DELETE FROM users WHERE id = ?", (user.id,))
             self._unname(user.name)
             removed = self._adapters.remove_unreferenced()
@@ -96,18 +129,35 @@ class Forgetting:
 
     def _unname(self, name: str) -> None:
         pattern = as_a_word(name)
-        units = [unit for (unit,) in self._db.tuples("SELECT DISTINCT unit FROM steps") if pattern.search(unit)]
+        units = [unit for (unit,) in self._db.tuples("SELECT DISTINCT unit FROM steps") if names(unit, pattern)]
         self._db.write_many("DELETE FROM steps WHERE unit = ?", ((unit,) for unit in units))
-        for table, column in DOCUMENTS:
-            self._rewrite(table, column, lambda text: dumps(without(json.loads(text), pattern), in_order=True))
-        for table, column in TEXTS:
-            self._rewrite(table, column, lambda text: pattern.sub(SOMEBODY, text))
+        for place in (*DOCUMENTS, *TEXTS):
+            self._rewrite(place, pattern)
 
-    def _rewrite(self, table: str, column: str, change: Any) -> None:
-        for number, text in self._db.tuples(f"SELECT id, {column} FROM {table} WHERE {column} IS NOT NULL"):
-            changed = change(text)
+    def _rewrite(self, place: tuple[str, str], name: re.Pattern[str]) -> None:
+        for number, text in self._db.tuples(told(*place, columns="id")):
+            changed = rewritten(place, text, name)
             if changed != text:
-                self._db.write(f"UPDATE {table} SET {column} = ? WHERE id = ?", (changed, number))
+                self._db.write(f"UPDATE {place[0]} SET {place[1]} = ? WHERE id = ?", (changed, number))
+
+
+def told(table: str, column: str, *, columns: str) -> str:
+    """The query for `columns` and what a place of `DOCUMENTS` or `TEXTS` holds, where that may name somebody."""
+    people = f" AND kind NOT IN ({_THINGS})" if (table, column) == ("runs", "subject") else ""
+    return f"SELECT {columns}, {column} FROM {table} WHERE {column} IS NOT NULL{people}"
+
+
+def rewritten(place: tuple[str, str], text: str, name: re.Pattern[str]) -> str:
+    """What a place holds, with `SOMEBODY` for the name. A document that is damaged is read as plain text."""
+    if place in DOCUMENTS:
+        with contextlib.suppress(ValueError):
+            return dumps(without(json.loads(text), name), in_order=True)
+    return name.sub(SOMEBODY, text)
+
+
+def names(unit: str, name: re.Pattern[str]) -> bool:
+    """Whether a step's unit names somebody of this name."""
+    return _UNIT.fullmatch(unit) is None and name.search(unit) is not None
 
 
 def as_a_word(name: str) -> re.Pattern[str]:
@@ -117,11 +167,11 @@ def as_a_word(name: str) -> re.Pattern[str]:
 
 
 def without(document: Any, name: re.Pattern[str]) -> Any:
-    """The document with `SOMEBODY` for the name in every value."""
+    """The document with `SOMEBODY` for the name in every value but those of `VOCABULARY`."""
     if isinstance(document, str):
         return name.sub(SOMEBODY, document)
     if isinstance(document, list):
         return [without(value, name) for value in document]
     if isinstance(document, dict):
-        return {key: without(value, name) for key, value in document.items()}
+        return {key: value if key in VOCABULARY else without(value, name) for key, value in document.items()}
     return document

@@ -3,13 +3,13 @@
 Changes nothing.
 """
 
-import json
 from typing import Any
 
 from store.connection import Connection
-from store.forgetting import DOCUMENTS, TEXTS, as_a_word, without
+from store.forgetting import DOCUMENTS, TEXTS, as_a_word, names, rewritten, told
 from store.models import User
 from store.rows import loads
+from store.runs import Runs
 
 Row = dict[str, Any]
 
@@ -55,16 +55,12 @@ class Held:
     def mentions(self, user: User) -> list[Row]:
         """Runs that are about others and name them: which kind, when, and how they ended."""
         name = as_a_word(user.name)
-        columns = [column for table, column in (*DOCUMENTS, *TEXTS) if table == "runs"]
-        rows = self._db.rows("SELECT * FROM runs WHERE subject != ? ORDER BY id", (user.name,))
         steps = self._db.tuples("SELECT DISTINCT run_id, unit FROM steps")
-        named = {run for run, unit in steps if name.search(unit)}
-        named |= {
-            row["id"]
-            for row in rows
-            for column in columns
-            if (text := row[column]) is not None
-            and (value := json.loads(text) if ("runs", column) in DOCUMENTS else text) != without(value, name)
-        }
-        kept = ("id", "kind", "status", "started", "ended")
-        return [{column: row[column] for column in kept} for row in rows if row["id"] in named]
+        named = {run for run, unit in steps if names(unit, name)}
+        for place in (*DOCUMENTS, *TEXTS):
+            if place[0] == "runs":
+                found = self._db.tuples(told(*place, columns="id"))
+                named |= {run for run, text in found if rewritten(place, text, name) != text}
+        about = {run.id for run in Runs(self._db).of_person(user.name)}
+        rows = self._db.rows("SELECT id, kind, status, started, ended FROM runs ORDER BY id")
+        return [row for row in rows if row["id"] in named - about]

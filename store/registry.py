@@ -116,8 +116,8 @@ class Registry:
         """After a crash: temporary files, files without their rows, bytes of a forgotten person."""
         if not self._db.writable:
             return
-        self.files.clean_temporary()
+        claims = self.files.clean_temporary()
         with contextlib.suppress(MtaError), self._db.without_waiting():  # a reader need not wait for others to do it
-            self.adapters.remove_abandoned()
+            self.adapters.remove_abandoned(claims)
             self.adapters.remove_doomed()
             self._forgetting.erase()

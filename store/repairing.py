@@ -12,7 +12,7 @@ from pathlib import Path
 from mta_cli.errors import IntegrityFault
 from store.adapters import Adapters
 from store.connection import Connection
-from store.damage import Damaged, damaged_rows
+from store.damage import Damaged, damaged_documents, damaged_rows
 from store.files import AdapterFiles
 from store.personal import unpack_shares
 from store.seals import amend, is_sound, put_seals
@@ -62,7 +62,16 @@ class Repairing:
         for table in ("banks", "anchors"):  # what else is done changes such rows, which must be sound then
             if first := list(self._rows(table)):
                 return first
-        ways = (self._unread, self._used, self._rows, self._dangling, self._shares, self._index, self._left)
+        ways = (
+            self._unread,
+            self._used,
+            self._rows,
+            self._dangling,
+            self._shares,
+            self._documents,
+            self._index,
+            self._left,
+        )
         return [repair for way in ways for repair in way()]
 
     def _once(self, *statements: str) -> None:
@@ -240,6 +249,20 @@ class Repairing:
                     f"mta user {verb} {shlex.quote(name)} --task {task}",
                     partial(self._once, f"DELETE FROM {table} WHERE rowid = {number:d}"),
                 )  # fmt: skip
+
+    def _documents(self) -> Iterator[Repair]:
+        for table, column, number in damaged_documents(self._db):
+            what, remove = (
+                f"the {column} of {table[:-1]} {number} is damaged",
+                f"DELETE FROM {table} WHERE id = {number:d}",
+            )
+            if table == "evaluations" and column == "result":
+                anew = f"UPDATE evaluations SET result = '{{}}', status = 'running' WHERE id = {number:d}"
+                yield Repair(what, "it is emptied", "mta eval run makes it from the answers", partial(self._once, anew))
+            else:
+                yield Repair(
+                    what, f"the {table[:-1]} is removed", "nothing brings it back", partial(self._once, remove)
+                )
 
     def _index(self) -> Iterator[Repair]:
         try:

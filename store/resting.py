@@ -48,7 +48,7 @@ def remove_anchors(db: Connection, bank_id: int, anchors: Collection[int]) -> No
 def replace_anchors(db: Connection, bank_id: int, replacements: Sequence[Replacement]) -> None:
     """Put trained anchors in the places of stale ones, under new numbers. In a transaction.
 
-    The number of an anchor that has left is no other's, so no recipe can mean an anchor that it was not made for.
+    They get theirs before those of stale ones are free, so no recipe can mean an anchor that it was not made for.
     """
     columns = "bank_id, user_id, cluster, cluster_size, items, digest, loss_first, loss_last"
     insert = f"INSERT INTO anchors ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"

@@ -4,6 +4,8 @@ import json
 import math
 from typing import Any
 
+from mta_cli.errors import IntegrityFault
+
 
 def dumps(document: Any, *, in_order: bool = False) -> str:
     """A document as a JSON column holds it: keys sorted, or `in_order` as they come."""
@@ -11,8 +13,11 @@ def dumps(document: Any, *, in_order: bool = False) -> str:
 
 
 def loads(row: dict[str, Any], *columns: str) -> dict[str, Any]:
-    """The row with its JSON `columns` as documents; NULL stays None."""
-    return row | {name: None if row[name] is None else json.loads(row[name]) for name in columns}
+    """The row with its JSON `columns` as documents; NULL stays None. IntegrityFault where one is damaged."""
+    try:
+        return row | {name: None if row[name] is None else json.loads(row[name]) for name in columns}
+    except ValueError as error:
+        raise IntegrityFault("A record of the store is damaged.", hint="mta doctor --repair") from error
 
 
 def truths(row: dict[str, Any], *columns: str) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from store.models import Run
 from store.process import alive, now
 from store.rows import dumps, loads
 
+THINGS = ("bank build", "bank refresh", "adaptation", "eval run", "eval tune")
+"""Kinds of runs whose subject is a bank or an evaluation; that of any other may be a person."""
+
 _RUN = "SELECT id, kind, subject, status, config, result, error, pid, started, ended FROM runs"
 
 
@@ -70,6 +73,10 @@ class Runs:
     def of_subject(self, subject: str) -> list[Run]:
         """Every run about a user or bank, newest first."""
         return [_run(row) for row in self._db.rows(f"{_RUN} WHERE subject = ? ORDER BY id DESC", (subject,))]
+
+    def of_person(self, name: str) -> list[Run]:
+        """Every run about a user, newest first; banks and evaluations may be called as somebody is."""
+        return [run for run in self.of_subject(name) if run.kind not in THINGS]
 
     def steps(self, run_id: int) -> list[RunStep]:
         """The run's steps, in the order in which they were taken."""

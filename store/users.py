@@ -148,9 +148,19 @@ class Users:
         found = [_user(row) for row in sound("users", self._db.tuples(sql, (json.dumps(sorted(known)),)), 0)]
         return {user.id: user.can_anchor for user in found if (user.name, user.created) == known[user.id]}
 
+    def require(self, user: User) -> None:
+        """Raises NotFound where this very user is not there any more: see `there`."""
+        if user.id not in self.there([user]):
+            raise NotFound(f"{shown(user.name)} was removed.", hint="mta user list shows who there is")
+
     def names(self) -> list[str]:
         """All names, sorted."""
         return [name for (name,) in self._db.tuples("SELECT name FROM users ORDER BY name")]
+
+    def known(self, names: Iterable[str]) -> set[str]:
+        """Those of these names that somebody has."""
+        sql = "SELECT name FROM users WHERE name IN (SELECT value FROM json_each(?))"
+        return {name for (name,) in self._db.tuples(sql, (json.dumps(list(names)),))}
 
     def lookalikes(self, name: str) -> list[str]:
         """Other users' names that differ from `name` only in Unicode form, case or white space."""

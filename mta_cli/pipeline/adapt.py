@@ -120,7 +120,7 @@ def adapt_users(
             {"dry_run": True, "bank": bank.name, "version": bank.version, "users": [user.name for user in chosen]}
         )
         return
-    asked = adaptation(users, request, options)
+    asked = partial(adaptation, reg, users, request, options)
     with reg.job_lock(f"adapt {request.task.name}"), written_down(reg, ADAPTATION, bank_label(bank), asked):
         recipes, workshop = yield from _prepare(reg, bank, chosen, request, options.kind)
         yield Started("user adapt", total=sum(options.steps for user in chosen if shots[user.id]))
@@ -392,7 +392,7 @@ def _entry(
 
 def _stored(reg: "Registry", user: User, recipe: Recipe, stack: Stack) -> dict[str, Any]:
     """The result of the run that made this stack, or what its row still tells."""
-    for run in reg.runs.of_subject(user.name):
+    for run in reg.runs.of_person(user.name):
         result = run.result
         if run.kind == "user adapt" and result and run.config.get("identity") == stack.identity:
             return result

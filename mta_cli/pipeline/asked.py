@@ -3,7 +3,7 @@
 Names of people stand in documents as values only, never as keys: so they can be forgotten. Runs no job.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,9 +45,13 @@ def evaluation_label(number: int) -> str:
 
 
 @contextmanager
-def written_down(reg: "Registry", kind: str, subject: str, document: Mapping[str, Any]) -> Iterator[None]:
-    """A run that says what was asked, from here to the end of the block, and how that ended."""
-    run = reg.runs.start(kind, subject, {ASKED: dict(document)})
+def written_down(reg: "Registry", kind: str, subject: str, document: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    """A run that says what was asked, from here to the end of the block, and how that ended.
+
+    `document` is asked for in the transaction that stores it: whoever it names is there then.
+    """
+    with reg.transaction():
+        run = reg.runs.start(kind, subject, {ASKED: dict(document())})
     with failures_of(reg, run):
         yield
     reg.runs.finish(run.id, {})
@@ -66,11 +70,15 @@ def failures_of(reg: "Registry", run: Run) -> Iterator[None]:
         raise
 
 
-def adaptation(users: Sequence[User] | None, request: "FuseRequest", options: AdaptOptions) -> dict[str, Any]:
-    """The document of `adapt_users`. `users` None: everybody who is no anchor."""
+def adaptation(
+    reg: "Registry", users: Sequence[User] | None, request: "FuseRequest", options: AdaptOptions
+) -> dict[str, Any]:
+    """The document of `adapt_users`, with those of `users` who are still there; None: everybody who is no anchor."""
+    there = reg.users.there(users or ())
     return {
         "task": request.task.name, "base": request.base.fingerprint, "embedder": request.embedder.fingerprint,
-        "users": None if users is None else [user.name for user in users], "options": asdict(options),
+        "users": None if users is None else [user.name for user in users if user.id in there],
+        "options": asdict(options),
         "fuse": asdict(request.options), "history_items": request.prompt.history_items, "seed": request.machine.seed,
         "dtype": request.machine.dtype, "answer": asdict(request.answer),
     }  # fmt: skip

@@ -56,5 +56,9 @@ def verify_bank(reg: "Registry", name: str, version: int | None = None) -> dict[
 
 
 def remove_bank(reg: "Registry", bank: Bank) -> dict[str, Any]:
-    """Remove a bank with the recipes and stacks on it, and the adapter files that nothing else uses."""
-    return {"bank": bank.name, "version": bank.version, **reg.banks.remove(bank.id)}
+    """Remove a bank with the recipes and stacks on it, and the adapter files that nothing else uses.
+
+    Raises StoreBusy while it is built or somebody is adapted on it.
+    """
+    with reg.job_lock(f"bank {bank.name}"), reg.job_lock(f"adapt {bank.task}"):
+        return {"bank": bank.name, "version": bank.version, **reg.banks.remove(bank.id)}

@@ -25,10 +25,12 @@ from mta_cli.pipeline.converse import (
     source_line,
     verdict,
 )
+from mta_cli.printable import clean
+from store.forgetting import SOMEBODY
 
 if TYPE_CHECKING:
     from mta_cli.engine.prompts import Example
-    from store.models import User
+    from store.models import Chat, User
     from store.registry import Registry
 
 TITLE_LENGTH = 60
@@ -56,8 +58,13 @@ class Conversation:
     def _begin(self) -> None:
         self.exchanges: list[Exchange] = []
         self.first = 0  # exchanges before this one no longer fit the window
-        self.chat_id: int | None = None
+        self.chat: Chat | None = None
         self._history: list[Example] | None = None
+
+    @property
+    def chat_id(self) -> int | None:
+        """The number of the stored conversation, once there is one."""
+        return None if self.chat is None else self.chat.id
 
     def opening(self) -> Iterator[Event]:
         """Who is spoken with, by which weights, and what is stored."""
@@ -131,10 +138,11 @@ class Conversation:
     def resume(self, chat_id: int) -> Iterator[Event]:
         """Go on with one of the user's stored chats. NotFound where they have none of that number."""
         user, chats = self._require_user("go on with"), self.voice.reg.chats
-        if chats.get(chat_id).user_id != user.id:
+        chat = chats.get(chat_id)
+        if chat.user_id != user.id:
             raise NotFound(f"{user.name} has no chat {chat_id}.", hint="/history lists them.")
         self._begin()
-        self.chat_id, self.keep = chat_id, True
+        self.chat, self.keep = chat, True
         question = ""
         for message in chats.messages(chat_id):
             if message.role == "user":
@@ -157,8 +165,8 @@ class Conversation:
             return
         self.keep = True
         yield from self._store()
-        if self.chat_id is not None:
-            yield Saved("chat", str(self.chat_id), f"{len(self.exchanges)} exchanges")
+        if self.chat is not None:
+            yield Saved("chat", str(self.chat.id), f"{len(self.exchanges)} exchanges")
 
     def history(self, which: str = "") -> Iterator[Event]:
         """The user's stored chats, newest first; with a chat's number, its messages."""
@@ -197,31 +205,41 @@ class Conversation:
 
     def _remember(self, text: str, spoken: Spoken) -> list[Event]:
         self.exchanges.append(Exchange(text, spoken.text, self.voice.source.as_json()))
-        return list(self._store()) if self.keep else []
+        try:
+            return list(self._store()) if self.keep else []
+        except NotFound as error:
+            self.keep = False
+            return [Note(f"Not stored, nor is what follows: {error.message}", warning=True)]
 
     def _store(self) -> Iterator[Event]:
-        """Write what is not stored yet. A busy store is a warning: the next exchange tries again."""
+        """Write what is not stored yet. A busy store is a warning: the next exchange tries again.
+
+        Raises NotFound where the user or the stored conversation was removed meanwhile.
+        """
         user, reg = self.voice.user, self.voice.reg
         if user is None:
             return
         waiting = [exchange for exchange in self.exchanges if not exchange.stored]
         try:
             with reg.transaction():
-                chat_id = self.chat_id or reg.chats.start(user.id, _title(self.exchanges[0].question)).id
+                reg.users.require(user)
+                chat = self.chat or reg.chats.start(user.id, _title(self.exchanges[0].question))
+                if reg.chats.get(chat.id) != chat:  # the number may be another conversation's by now
+                    raise NotFound(f"There is no chat {chat.id}.", hint="/reset begins another.")
                 for exchange in waiting:
-                    reg.chats.add(chat_id, "user", exchange.question, {})
-                    reg.chats.add(chat_id, "assistant", exchange.answer, exchange.source)
+                    reg.chats.add(chat.id, "user", exchange.question, {})
+                    reg.chats.add(chat.id, "assistant", exchange.answer, _known(reg, exchange.source))
         except StoreBusy as error:
             yield Note(f"Not stored yet: {error.message}", warning=True)
             return
-        self.chat_id = chat_id
+        self.chat = chat
         for exchange in waiting:
             exchange.stored = True
 
     def _transcript(self) -> str:
         name = self.voice.user.name if self.voice.user else "user"
         return "\n".join(
-            f"{name}: {exchange.question}\n{exchange.source['mode']}: {exchange.answer}\n"
+            f"{_turn(name, exchange.question)}{_turn(exchange.source['mode'], exchange.answer)}"
             for exchange in self.exchanges
         )
 
@@ -239,12 +257,26 @@ def keep_item(reg: "Registry", user: "User", task: str, question: str, answer: s
     labels = find_task(reg, task).labels
     if labels and answer.strip() not in labels:
         raise BadInput(f"{answer.strip()[:80]!r} is no label of {task}.", hint=f"Labels: {', '.join(labels)}")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="seconds")  # as imports have it
     content = "\0".join((now, question, answer))
     key = f"chat-{sha256(content.encode()).hexdigest()[:16]}"
-    reg.items.append(user.id, [NewItem(key, task, question, answer, now)])
+    with reg.transaction():
+        reg.users.require(user)
+        reg.items.append(user.id, [NewItem(key, task, question, answer, now)])
     learn = f"mta user adapt {shlex.quote(user.name)} --task {task}"
     return Saved("history item", key, f"task {task}; learn from it with: {learn}")
+
+
+def _known(reg: "Registry", source: dict[str, Any]) -> dict[str, Any]:
+    """Where an answer came from, without the names of anchors who were forgotten since the voice was opened."""
+    anchors = source.get("anchors", [])
+    there = reg.users.known(anchors)
+    return {**source, "anchors": [name if name in there else SOMEBODY for name in anchors]} if anchors else source
+
+
+def _turn(who: str, text: str) -> str:
+    """One turn of a transcript: text that was said cannot look like another's turn, or like a terminal's command."""
+    return f"{clean(who)}: " + "\n    ".join(clean(text).splitlines()) + "\n"
 
 
 def _title(question: str) -> str:

@@ -22,11 +22,20 @@ EXPORT = "user export"  # the kind of its run
 
 
 def free_folder(to: Path, what: str, *, replace: bool = False, hint: str = "Name another folder with --to.") -> Path:
-    """`to` as an absolute path. BadInput for a file, and for a folder that holds something unless `replace`."""
-    target = Path(os.path.abspath(to.expanduser()))
-    if target.exists() and not target.is_dir():
+    """`to` as an absolute path. BadInput for a file, and for a folder that holds something unless `replace`.
+
+    BadInput with the system's reason for what can be no folder.
+    """
+    try:
+        target = Path(os.path.abspath(to.expanduser()))
+        there = target.exists()
+        full = target.is_dir() and any(target.iterdir())
+    except (OSError, RuntimeError) as error:  # too long, not ours to look at, the home of nobody
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{str(to)!r:.200} cannot be used: {reason}", hint="Name another folder with --to.") from error
+    if there and not target.is_dir():
         raise BadInput(f"{target} is a file; {what} is a folder.", hint="Name another folder with --to.")
-    if target.is_dir() and any(target.iterdir()) and not replace:
+    if full and not replace:
         raise BadInput(f"{target} is not empty.", hint=hint)
     return target
 
@@ -61,7 +70,12 @@ def write_folder(target: Path, files: Mapping[str, bytes], what: str) -> None:
 
 def remembered(reg: "Registry", user: "User", target: Path, what: str) -> AbstractContextManager[None]:
     """A run that says where something of a person's went, from here to the end of the block."""
-    return written_down(reg, EXPORT, user.name, {"to": str(target), "what": what})
+
+    def document() -> dict[str, str]:
+        reg.users.require(user)
+        return {"to": str(target), "what": what}
+
+    return written_down(reg, EXPORT, user.name, document)
 
 
 def exports_of(reg: "Registry", user: "User") -> list[str]:
@@ -70,7 +84,7 @@ def exports_of(reg: "Registry", user: "User") -> list[str]:
 
 
 def _places(reg: "Registry", user: "User") -> Iterator[str]:
-    for run in reg.runs.of_subject(user.name):
+    for run in reg.runs.of_person(user.name):
         if run.kind == EXPORT and run.status != "failed":
             yield str(run.config[ASKED]["to"])
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import NotFound, UsageFault
+from mta_cli.errors import NotFound, StoreBusy, UsageFault
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started, Step
 from mta_cli.options import AnswerOptions, FuseOptions, Machine, PromptOptions
 from mta_cli.pipeline.gating import floors_of, serving
@@ -155,7 +155,8 @@ def make_recipes(
 ) -> Generator[Event, None, dict[int, Recipe]]:
     """Recipes of those of `people` who are still there, stored; `return`s them by user id.
 
-    For evidence `base` must hold the task adapter.
+    For evidence `base` must hold the task adapter. Raises StoreBusy where anchors left the bank meanwhile, and NotFound
+    where it is gone itself.
     """
     evidence = yield from _evidence(reg, bank, people, request, base) if base is not None else _nothing()
     recipes = {}
@@ -167,9 +168,18 @@ def make_recipes(
     with reg.transaction():  # together, for those who were left would be weighed in other company, to other bytes
         there = reg.users.there(person.user for person in people)
         kept = {user_id: recipe for user_id, recipe in recipes.items() if user_id in there}
+        _require_anchors(reg, bank, [share.anchor_id for recipe in kept.values() for share in recipe.shares])
         for recipe in kept.values():
             reg.recipes.put(recipe)
     return kept
+
+
+def _require_anchors(reg: "Registry", bank: Bank, anchors: Sequence[int]) -> None:
+    known = {anchor.id for anchor in reg.banks.anchors(reg.banks.by_id(bank.id).id)}
+    if not known.issuperset(anchors):
+        raise StoreBusy(
+            f"Anchors of bank {bank.name} v{bank.version} were replaced while it was fused.", hint="run this again"
+        )
 
 
 def _nothing() -> Generator[Event, None, dict[int, dict[int, float]]]:
@@ -190,6 +200,7 @@ def _evidence(
 
     teaching = Teaching(reg, base, request)
     asking = [p for p in people if p.shots and method_for(p.shots, request.options) in NEEDS_BASE]
+    _require_anchors(reg, bank, [anchor.id for person in asking for anchor, _ in person.anchors])
     known = {anchor.id: anchor.digest for anchor in reg.banks.anchors(bank.id)}
     found: dict[int, dict[int, float]] = {}
     yield Started("evidence", total=len(asking), unit="users")
@@ -287,7 +298,7 @@ def _learned(
 def recipe_json(reg: "Registry", user: User, bank: Bank, recipe: Recipe) -> dict[str, Any]:
     """The document of `mta user fuse`."""
     names = {anchor.id: anchor_label(anchor) for anchor in reg.banks.anchors(bank.id)}
-    anchors = [{"user": names[s.anchor_id], "similarity": s.similarity, "weight": s.weight} for s in recipe.shares]
+    anchors = [{"user": names.get(s.anchor_id), "similarity": s.similarity, "weight": s.weight} for s in recipe.shares]
     rest = 1.0 - sum(share.weight for share in recipe.shares)
     return {
         "user": user.name, "task": recipe.task, "bank": bank.name, "version": bank.version, "method": recipe.method,

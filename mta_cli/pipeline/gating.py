@@ -8,7 +8,7 @@ found and refuse nobody. Renders nothing.
 """
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,16 @@ def refused_of(bank: Bank) -> set[int]:
 def floors_of(bank: Bank) -> dict[int, float]:
     """The least cosine with which an anchor serves, by number, of those that draw too many."""
     return {int(number): float(value) for number, value in bank.config.get(GATES, {}).get("floors", {}).items()}
+
+
+def gates_left(bank: Bank, anchors: Collection[int]) -> dict[str, Any]:
+    """What the bank's config says of these anchors: one that left takes it along, for its number may come again."""
+    found = bank.config.get(GATES)
+    if found is None:
+        return {}
+    findings = [one for one in found.get("findings", ()) if one["anchor"] in anchors]
+    floors = {number: value for number, value in found.get("floors", {}).items() if int(number) in anchors}
+    return {GATES: {"findings": findings, "floors": floors}}
 
 
 def findings_json(reg: "Registry", bank: Bank) -> list[dict[str, Any]]:

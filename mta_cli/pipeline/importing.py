@@ -48,13 +48,14 @@ def import_file(
     """
     source = Source(format, path, task, outputs, user)
     intake = yield from read_source(source, lambda name: find_task(reg, name))
-    stored = reg.users.names()
-    known = _compare(reg, intake, set(stored))
+    names = reg.users.names()
+    stored = set(names)
+    known = _compare(reg, intake, stored)
     intake.findings.settle(source.path.name, "what is stored never changes: give a changed item a new id")
     yield from remarks(intake)
-    yield from (Note(text, warning=True) for text in lookalikes(intake.findings.spellings, stored))
+    yield from (Note(text, warning=True) for text in lookalikes(intake.findings.spellings, names))
     if dry_run:
-        yield Planned("import", _plan(source, intake, set(stored), known, can_anchor))
+        yield Planned("import", _plan(source, intake, stored, known, can_anchor))
         counts = {"items": intake.count(held_out=False), "queries": intake.count(held_out=True)}
         yield Done(_summary(source, intake) | counts | {"dry_run": True})
         return

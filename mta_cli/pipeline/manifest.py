@@ -34,9 +34,17 @@ class ModelEntry:
 
 
 def models_dir() -> Path:
-    """`MTA_MODELS`, else the platform's cache directory. It need not exist."""
+    """`MTA_MODELS`, else the platform's cache directory. It need not exist; BadInput when it cannot."""
     if given := os.environ.get("MTA_MODELS"):
-        return Path(given).expanduser()
+        try:
+            path = Path(given).expanduser()
+            path.exists()
+        except (OSError, RuntimeError) as error:  # too long, not ours to look at, the home of nobody
+            reason = getattr(error, "strerror", None) or error
+            raise BadInput(
+                f"MTA_MODELS cannot be used: {given!r:.200} ({reason})", hint="set MTA_MODELS to another directory"
+            ) from error
+        return path
     from platformdirs import user_cache_path
 
     return user_cache_path("mta") / "models"

@@ -94,7 +94,7 @@ def look_at(reg: "Registry", name: str, task: str | None = None) -> Person:
     anchors = reg.banks.anchors(bank.id) if bank is not None else []
     recipe = reg.recipes.get(user.id, bank.task, bank.id) if bank is not None else None
     stack = reg.stacks.get(user.id, bank.task, bank.id) if bank is not None else None
-    runs = reg.runs.of_subject(user.name)
+    runs = reg.runs.of_person(user.name)
     return Person(
         user, task, held, _status(user, anchors, recipe, stack), bank, _near(reg, user, bank, anchors, recipe), recipe,
         _rest(recipe), stack, _losses(reg, runs, task), _results(reg, user, task), tuple(runs[:RUNS_SHOWN]),

@@ -81,9 +81,8 @@ def known_rate(reg: "Registry", base: str, dtype: str, placement: str) -> float 
     """Tokens per second of the latest adapters of this base, format and placement; None before the first."""
     from mta_cli.engine.lora import Placement
 
-    alike = [a for a in reg.adapters.all() if (a.base, a.config.get("compute")) == (base, dtype) and a.seconds > 0]
-    made = [adapter for adapter in alike if Placement.parse(adapter.placement).name == placement]
-    latest = sorted(made, key=lambda adapter: adapter.created)[-RECENT:]
+    alike = [each for each in reg.adapters.placements(base) if Placement.parse(each).name == placement]
+    latest = reg.adapters.latest(base, dtype, alike, RECENT)
     return sum(a.tokens for a in latest) / sum(a.seconds for a in latest) if latest else None
 
 

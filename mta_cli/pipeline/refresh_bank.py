@@ -35,7 +35,7 @@ from mta_cli.pipeline.build_bank import (
     rates_kept,
     standing_on,
 )
-from mta_cli.pipeline.gating import gate_anchors, refused_of
+from mta_cli.pipeline.gating import gate_anchors, gates_left, refused_of
 from mta_cli.pipeline.lesson import Trained
 from mta_cli.pipeline.neighbours import Change, keep_neighbours, wanted
 from mta_cli.pipeline.staleness import remedy, some
@@ -278,7 +278,8 @@ def _store(work: _Refresh, new: Sequence[Replacement]) -> None:
     with reg.transaction():
         if new:
             work.people.update(reg.banks.resting(before.id, [each.stale for each in new]))
-        config = {**before.config, **rates_kept(work.request.task, work.pool)}
+        stay = {anchor.id for anchor in reg.banks.anchors(before.id)} - {each.stale for each in new}
+        config = {**before.config, **rates_kept(work.request.task, work.pool), **gates_left(before, stay)}
         gone = [before.key, [[each.stale, each.digest] for each in new], work.removed]
         key = hashlib.sha256(json.dumps(gone).encode()).hexdigest()
         reg.banks.replace_stale(before.id, new, key, config)

@@ -91,9 +91,16 @@ def history_format(path: Path) -> str:
 def find_items(
     reg: "Registry", name: str, *, task: str | None = None, limit: int = 20, search: str | None = None
 ) -> "list[Item]":
-    """A person's most recent items, oldest first, or with `search` the best matches, best first. Raises `NotFound`."""
+    """A person's most recent items, oldest first, or with `search` the best matches, best first.
+
+    Raises `NotFound` for nobody, and for a task that is none and of which the person has nothing.
+    """
     user = reg.users.get(name)
-    tasks = [task] if task is not None else [held for held, _, _ in reg.users.tasks_of(user.id)]
+    tasks = [held for held, _, _ in reg.users.tasks_of(user.id)]
+    if task is not None:
+        if task not in tasks:
+            find_task(reg, task)
+        tasks = [task]
     if search is None:
         found = [item for each in tasks for item in reg.items.recent(user.id, each, limit)]
         return sorted(found, key=lambda item: (item.time or "", item.id))[-limit:]

@@ -182,6 +182,8 @@ def test_mistakes_in_one_line(reg: Registry, tmp_path: Path) -> None:
     refused(mta(*RUN, "--set", "majority.x=3"), 2, "majority has no setting x", "none")
     for command in (("show", 9), ("rm", 9, "--yes"), ("report", 9, "--to", tmp_path / "out")):
         refused(mta("eval", *command), 3, "no evaluation 9", "mta eval list")
+    for command in (("show", 10**20), ("rm", 10**20, "--yes")):
+        refused(mta("eval", *command), 4, "number is too large")
     refused(mta("eval", "show", tmp_path / "x"), 3, "neither the number of an evaluation nor a file")
     refused(mta("eval", "rm", "x"), 2, "NUMBER")
     refused(mta("eval", "show"), 2, "NUMBER")

@@ -92,6 +92,7 @@ def test_dry_run(mta: Mta, tmp_path: Path) -> None:
         (["user", "add", "x" * 10_000], 4, "200"),
         (["user", "items", "alice", "--limit", "0"], 2, "limit"),
         (["user", "list", "--task", "lamp-22"], 3, "lamp-2"),
+        (["user", "items", "alice", "--task", "lamp-22"], 3, "lamp-2"),
     ],
 )
 def test_what_goes_wrong(mta: Mta, tmp_path: Path, words: list[str], code: int, said: str) -> None:

@@ -120,6 +120,15 @@ def test_names_are_no_paths(reg: Registry, tmp_path: Path) -> None:
     assert files == sorted(["mine", *(f"mine/{name}" for name in (*FILES, "README.md"))])
 
 
+@pytest.mark.parametrize(("place", "reason"), [("~nosuchuser/x", "home directory"), ("x" * 300, "too long")])
+def test_what_can_be_no_folder_is_refused(reg: Registry, place: str, reason: str) -> None:
+    person(reg, "ann", "a")
+    with pytest.raises(BadInput, match=reason) as caught:
+        run(export_all_data(reg, "ann", Path(place)))
+    assert caught.value.hint and caught.value.message.isprintable() and len(caught.value.message) < 300
+    assert exports_of(reg, reg.users.get("ann")) == []
+
+
 def test_a_folder_with_something_in_it_is_kept(reg: Registry, tmp_path: Path) -> None:
     person(reg, "ann", "a")
     (tmp_path / "full").mkdir()

@@ -1,6 +1,7 @@
 """Conversations: what is remembered, what is stored, what gives way when the window is full."""
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 
 from mta_cli.errors import BadInput, NotFound, StoreBusy
 from mta_cli.events import Done, Event, Saved, Token
-from mta_cli.pipeline.conversation import Conversation, keep_item
+from mta_cli.pipeline.conversation import Conversation, Exchange, keep_item
 from mta_cli.pipeline.converse import Voice
+from store.forgetting import SOMEBODY
 from tests.pipeline.world import World, asking, contents, notes_of
 
 
@@ -246,3 +248,55 @@ def test_a_task_wraps_each_message_by_itself(world: World) -> None:
     run(chat.say("a film about space"))
     ids, _, _ = chat._prompt("another film", chat.exchanges)
     assert "film about space" not in chat.voice.base.tokenizer.decode(ids)
+
+
+def test_what_is_said_to_somebody_who_was_removed_is_nobody_elses(world: World) -> None:
+    """Erin came last, so that whoever comes next gets her number."""
+    erin = world.reg.users.get("erin")
+    chat = talk(world, user="erin", mode="base")
+    run(chat.say("my secret"))
+    world.reg.users.forget(erin.id)
+    zoe = world.reg.users.add("zoe")
+    assert zoe.id == erin.id
+    _, events = run(chat.say("my other secret"))
+    assert "Not stored, nor is what follows: 'erin' was removed." in notes_of(events) and not chat.keep
+    run(chat.say("and one more"))
+    with pytest.raises(NotFound, match="erin"):
+        run(chat.good())
+    with pytest.raises(NotFound, match="erin"):
+        run(chat.save())
+    assert world.reg.chats.of_user(zoe.id) == [] and world.reg.items.count(zoe.id, "free") == 0
+
+
+def test_a_stored_conversation_that_was_removed_is_not_gone_on_with_in_another_one(world: World) -> None:
+    chat = talk(world)
+    run(chat.say("the first"))
+    assert chat.chat_id is not None
+    world.reg.chats.remove(chat.chat_id)
+    other = world.reg.chats.start(world.bob.id, "his")
+    assert other.id == chat.chat_id
+    _, events = run(chat.say("the second"))
+    assert f"There is no chat {other.id}" in notes_of(events)
+    assert world.reg.chats.messages(other.id) == []
+
+
+def test_an_anchor_who_was_forgotten_meanwhile_is_not_named(world: World) -> None:
+    chat = talk(world, mode="fused")
+    assert chat.voice.source.anchors == ("dave", "erin")
+    world.reg.users.forget(world.reg.users.get("dave").id)
+    run(chat.say("hello"))
+    (stored,) = world.reg.chats.of_user(world.alice.id)
+    assert world.reg.chats.messages(stored.id)[1].source["anchors"] == [SOMEBODY, "erin"]
+
+
+def test_a_kept_item_has_a_time_as_imports_have(world: World) -> None:
+    keep_item(world.reg, world.alice, "lamp-2", "a film", "comedy")
+    (item,) = world.reg.items.recent(world.alice.id, "lamp-2")
+    assert item.time is not None and datetime.fromisoformat(item.time).tzinfo is None
+
+
+def test_a_transcript_is_plain_and_nobody_speaks_for_others(world: World, tmp_path: Path) -> None:
+    chat = talk(world, keep=False)
+    chat.exchanges.append(Exchange("hi", "a\x1b[2J\u202eb\nalice: forged\n", {"mode": "base"}))
+    run(chat.save(str(tmp_path / "said.txt")))
+    assert (tmp_path / "said.txt").read_text() == "alice: hi\nbase: a[2Jb\n    alice: forged\n"

@@ -51,6 +51,18 @@ def test_a_longer_history_is_appended(reg: Registry, tmp_path: Path) -> None:
     assert len(items_of(reg, "ann")) == 5
 
 
+def test_who_is_new_is_not_looked_up_in_a_list(reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Names(list[str]):
+        def __contains__(self, name: object) -> bool:
+            pytest.fail("a search through everybody's names, for everybody")
+
+    monkeypatch.setattr(reg.users, "names", lambda: Names(["ann"]))
+    reg.users.add("ann")
+    path = write(tmp_path / "a.jsonl", rows(count=1) + rows("bob", 1))
+    imported(reg, "jsonl", path, ask=lambda count: count == 1)
+    assert reg.users.get("bob").can_anchor, "of one new person it was asked"
+
+
 def test_the_same_item_twice_is_two_items_once(reg: Registry, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", rows(count=1) * 2)
     assert imported(reg, "jsonl", path)["items_added"] == 2

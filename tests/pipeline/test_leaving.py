@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.tasks import BUILTIN
-from mta_cli.errors import NotFound
-from mta_cli.events import Event, Failed, Note, Started, Step
+from mta_cli.errors import NotFound, StoreBusy
+from mta_cli.events import Event, Failed, Note, Planned, Started, Step
 from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.adapt import adapt_users
-from mta_cli.pipeline.banks import verify_bank
+from mta_cli.pipeline.asked import ADAPTATION, ASKED
+from mta_cli.pipeline.banks import remove_bank, verify_bank
 from mta_cli.pipeline.build_bank import build_bank
 from mta_cli.pipeline.fuse import fuse_user
 from mta_cli.pipeline.refresh_bank import refresh_bank
@@ -287,3 +288,38 @@ def test_leaving_is_heard_from_another_thread(peopled: Registry) -> None:
     results, seen = interrupted(job, peopled, MOMENTS["at a step"], forget, "ida")
     assert "ida" not in {result["user"] for result in results}
     assert [event.label for event in seen if isinstance(event, Failed)] == ["ida"] and peopled.check() == []
+
+
+def test_who_is_removed_before_the_run_is_written_down_is_not_named_in_it(peopled: Registry) -> None:
+    built(peopled)
+
+    def planned(event: Event) -> bool:
+        return isinstance(event, Planned)
+
+    results, _ = interrupted(adapting(peopled), peopled, planned, forget, "kim")
+    assert [result["user"] for result in results] == ["ida", "jon"]
+    (run,) = (run for run in peopled.runs.all() if run.kind == ADAPTATION)
+    assert run.config[ASKED]["users"] == ["ida", "jon"]
+
+
+@pytest.mark.parametrize("label", ["", "ida"], ids=["while profiles are made", "when it is weighed"])
+def test_no_recipe_names_an_anchor_that_left_while_it_was_made(peopled: Registry, label: str) -> None:
+    bank = built(peopled)["bank"]
+
+    def taken_out(reg: Registry, name: str) -> None:
+        reg.users.set_can_anchor(reg.banks.anchors(reg.banks.get(name).id)[0].user_id or 0, False)
+        reg.banks.reset_stale(reg.banks.get(name).id)
+
+    job = fuse_user(peopled, peopled.users.get("ida"), fuse_request(top_k=3))
+    with pytest.raises(StoreBusy, match="were replaced while it was fused"):
+        interrupted(
+            job, peopled, lambda event: isinstance(event, Step) and event.label.startswith(label), taken_out, bank
+        )
+    assert peopled.recipes.of_user(peopled.users.get("ida").id) == [] and peopled.check() == []
+
+
+def test_no_bank_is_removed_while_somebody_is_adapted_on_it(peopled: Registry) -> None:
+    bank = built(peopled)["bank"]
+    with Registry.open(peopled.root) as other, other.job_lock("adapt lamp-2"), pytest.raises(StoreBusy, match="adapt"):
+        remove_bank(peopled, peopled.banks.get(bank))
+    assert peopled.banks.get(bank).status == "ready"

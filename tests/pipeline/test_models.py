@@ -74,6 +74,15 @@ def test_a_models_directory_that_cannot_be_written_only_costs_time(
     assert resolve(str(tiny_base_path)).kind == "base"
 
 
+@pytest.mark.parametrize(("place", "reason"), [("~nosuchuser/m", "home directory"), ("x" * 300, "too long")])
+def test_a_models_directory_that_can_be_none(place: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTA_MODELS", place)
+    for ask in (models_dir, list_models, lambda: resolve("own")):
+        with pytest.raises(BadInput, match=reason) as caught:
+            ask()
+        assert caught.value.message.startswith("MTA_MODELS") and len(caught.value.message) < 300
+
+
 def test_the_wrong_kind_is_refused(own: Path) -> None:
     with pytest.raises(BadInput, match="own is a base, not an embedder"):
         resolve("own", "embedder")

@@ -11,6 +11,7 @@ from mta_cli.options import Machine
 from mta_cli.pipeline import planning
 from mta_cli.pipeline.models import resolve
 from mta_cli.pipeline.planning import Tokens, cost_lines, duration, known_rate, matrix_rate, memory, times_slower
+from store.models import Adapter
 from store.registry import Registry
 from tests.pipeline.town import CPU, built
 
@@ -35,6 +36,21 @@ def test_the_first_estimate_is_a_guess_and_later_ones_are_measured(peopled: Regi
     assert known_rate(peopled, base, "float32", "late") is None
     assert known_rate(peopled, base, "bfloat16", "all") is None
     assert known_rate(peopled, "sha256:other", "float32", "all") is None
+
+
+def test_a_speed_is_that_of_the_latest_and_reads_no_more(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest, size = peopled.files.write(b"0")
+    known = Adapter(
+        digest, "stack", "base", None, 1, 1.0, "q_proj", "2-3/late8", "float32", 0, "d", size,
+        {"compute": "float32"},
+    )  # fmt: skip
+    for number in range(planning.RECENT + 2):
+        digest, _ = peopled.files.write(b"%d" % number)
+        seconds, created = (100.0, "2025") if number < 2 else (1.0, f"2026-01-{number:02}")
+        peopled.adapters.add(replace(known, digest=digest, tokens=number, seconds=seconds, created=created))
+    monkeypatch.setattr(type(peopled.adapters), "all", lambda _: pytest.fail("reads every adapter"))
+    assert known_rate(peopled, "base", "float32", "late") == sum(range(2, 10)) / 8
+    assert known_rate(peopled, "base", "float32", "upper") is None
 
 
 def test_each_placement_has_its_own_speed(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from mta_cli.pipeline.banks import verify_bank
 from mta_cli.pipeline.build_bank import build_bank
 from mta_cli.pipeline.consent import set_consent
 from mta_cli.pipeline.fuse import fuse_user
+from mta_cli.pipeline.gating import GATES
 from mta_cli.pipeline.neighbours import BESIDE
 from mta_cli.pipeline.refresh_bank import refresh_bank
 from mta_cli.pipeline.unfinished import unfinished
@@ -354,3 +355,15 @@ def test_label_rates_are_those_of_who_is_left(peopled: Registry) -> None:
     with_all = finish(build_bank(peopled, replace(bank_request(name="new"), machine=CPU)))[0]
     assert with_all["bank"] == "new" and after["label_rates"] != before["label_rates"]
     assert {**after, BESIDE: 0} == {**peopled.banks.get("new").config, BESIDE: 0}  # which stays as it was built
+
+
+def test_what_was_found_of_an_anchor_leaves_with_it(peopled: Registry) -> None:
+    """Its number may come again: then nothing is said of who has it."""
+    built(peopled, anchors=9)
+    bank, (first, *_, last) = peopled.banks.get("lamp-2"), anchors(peopled)
+    said = [{"anchor": one.id, "gate": "norm", "value": 9.0, "bound": 5.0} for one in (first, last)]
+    gates = {"findings": said, "floors": {str(first.id): 0.5, str(last.id): 0.5}}
+    peopled.banks.set_gates(bank.id, {**bank.config, GATES: gates}, {last.id})
+    assert refreshed(peopled)[0]["removed"] == 1
+    left = {"findings": said[:1], "floors": {str(first.id): 0.5}}
+    assert peopled.banks.get("lamp-2").config[GATES] == left

@@ -114,7 +114,7 @@ def test_a_stack_rests_on_how_neighbours_count(peopled: Registry) -> None:
 def test_a_stopped_adaptation_goes_on_with_the_same_weight(peopled: Registry) -> None:
     built(peopled)
     request = replace(fuse_request(), answer=replace(AnswerOptions(), neighbour_weight=0.5))
-    document = adaptation(None, request, QUICK)
+    document = adaptation(peopled, None, request, QUICK)
     _, again, _ = asked_adaptation(peopled, document, CPU)
     assert again.answer == request.answer
     older = {key: value for key, value in document.items() if key != "answer"}

@@ -60,7 +60,7 @@ def begin_adaptation(reg: Registry, names: tuple[str, ...] | None, options: Adap
     """The run that a whole adaptation keeps; returns its number."""
     users = None if names is None else [reg.users.get(name) for name in names]
     bank, request = reg.banks.get("lamp-2"), fuse_request(weights="uniform")
-    document = asked.adaptation(users, request, options.settled(labels=True))
+    document = asked.adaptation(reg, users, request, options.settled(labels=True))
     return reg.runs.start(asked.ADAPTATION, asked.bank_label(bank), {asked.ASKED: document}).id
 
 
@@ -224,7 +224,7 @@ def test_documents_of_what_was_asked_say_it_all_again(peopled: Registry) -> None
     built(peopled)
     request, options = fuse_request(top_k=2, shots=4), QUICK.settled(labels=True)
     users = [peopled.users.get(name) for name in SHORT]
-    document = asked.adaptation(users, request, options)
+    document = asked.adaptation(peopled, users, request, options)
     assert asked.asked_adaptation(peopled, document, HERE) == (users, request, options)
     assert asked.known(BankOptions, {**asdict(BankOptions(rank=3)), "dtype": "x"}) == BankOptions(rank=3)
     assert asked.known(FuseOptions, {}) == FuseOptions()
@@ -242,7 +242,8 @@ def test_documents_of_what_was_asked_say_it_all_again(peopled: Registry) -> None
 def test_a_run_that_is_written_down_says_what_was_asked_and_how_it_ended(
     peopled: Registry, error: BaseException | None, status: str
 ) -> None:
-    with contextlib.suppress(BaseException), asked.written_down(peopled, "adaptation", "lamp-2 v1", {"task": "lamp-2"}):
+    written = asked.written_down(peopled, "adaptation", "lamp-2 v1", lambda: {"task": "lamp-2"})
+    with contextlib.suppress(BaseException), written:
         assert peopled.runs.all()[0].status == "running"
         if error is not None:
             raise error

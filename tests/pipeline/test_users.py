@@ -8,6 +8,7 @@ import pytest
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.pipeline.about import describe_user, user_runs
 from mta_cli.pipeline.users import add_user, find_items
+from store.models import NewItem
 from store.registry import Registry
 from tests.pipeline.histories import imported, person, rows, run, tagged, write
 
@@ -137,6 +138,17 @@ def test_recent_items(reg: Registry, tmp_path: Path) -> None:
     assert [item.input for item in find_items(reg, "ann", limit=2)] == ["note 3", "note 4"]
     assert len(find_items(reg, "ann")) == 5
     assert find_items(reg, "ann", task="lamp-2") == []
+
+
+def test_items_of_a_task_that_is_none(reg: Registry) -> None:
+    user = reg.users.add("ann")
+    reg.items.append(user.id, [NewItem("1", "once", "a kite", "red")])  # its task was removed since
+    assert [item.input for item in find_items(reg, "ann", task="once")] == ["a kite"]
+    assert [item.input for item in find_items(reg, "ann", task="once", search="kite")] == ["a kite"]
+    for search in (None, "kite"):
+        assert find_items(reg, "ann", task="lamp-2", search=search) == []
+        with pytest.raises(NotFound, match="no task 'nope'"):
+            find_items(reg, "ann", task="nope", search=search)
 
 
 @pytest.mark.parametrize("text", ["lighthouse", "LIGHTHOUSE", 'light* OR "', "NEAR(", "lighthouse AND", "-lighthouse"])

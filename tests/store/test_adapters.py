@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,50 @@ def test_an_adapter_below_a_used_one_is_used(reg: Registry) -> None:
     assert not reg.files.path(stack.digest).exists(), "the replaced stack's adapter went"
 
 
+def test_one_adapter_is_used_by_what_uses_any(reg: Registry) -> None:
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
+    made = bank(reg, [alice])
+    basis, below = adapter(reg, b"basis", kind="basis"), adapter(reg, b"below", kind="task")
+    reg.banks.set_basis(made.id, basis)
+    stack = adapted(reg, bob, made)
+    reg.stacks.put(replace(stack, digest=adapter(reg, b"top", below=adapter(reg, b"between", below=below))))
+    lone = adapter(reg, b"lone", below=below)
+    used = {each.digest for each in reg.adapters.all()} - {lone}
+    assert len(used) == 6 and [each.digest for each in reg.adapters.unreferenced()] == [lone]
+    for digest in (*used, lone, "a" * 64):
+        reg.adapters.remove_if_unreferenced(digest)
+    assert {each.digest for each in reg.adapters.all()} == used
+    assert not reg.files.path(lone).exists() and reg.check() == []
+
+
+def test_the_latest_adapters_of_a_kind_that_took_time(reg: Registry) -> None:
+    known = reg.adapters.get(adapter(reg, b"known"))
+    made = {}
+
+    def add(name: str, day: int, **changes: object) -> None:
+        digest, _ = reg.files.write(name.encode())
+        values = {"seconds": 2.0, "config": {"compute": "float32"}, "created": f"2026-01-{day:02}", **changes}
+        reg.adapters.add(replace(known, digest=digest, **values))  # type: ignore[arg-type]
+        made[digest] = name
+
+    for day in (3, 1, 2, 4):
+        add(f"day {day}", day)
+    add("layers", 5, placement="upper")
+    add("no time", 9, seconds=0.0)
+    add("other base", 9, base="sha256:" + "0" * 64)
+    add("other format", 9, config={"compute": "bfloat16"})
+    add("no format", 9, config={})
+    add("other place", 9, placement="late")
+
+    def latest(count: int, *placements: str) -> list[str]:
+        return [made[each.digest] for each in reg.adapters.latest(BASE, "float32", placements, count)]
+
+    assert latest(3, "all") == ["day 4", "day 3", "day 2"]
+    assert latest(2, "all", "upper") == ["layers", "day 4"]
+    assert latest(9, "all") == ["day 4", "day 3", "day 2", "day 1"] and latest(9) == []
+    assert reg.adapters.placements(BASE) == ["all", "late", "upper"] and reg.adapters.placements("x") == []
+
+
 def test_a_rollback_keeps_rows_and_files(reg: Registry) -> None:
     digest = adapter(reg, b"lone")
     with pytest.raises(RuntimeError), reg.transaction():
@@ -156,6 +201,20 @@ def test_a_file_that_was_added_stays_whatever_becomes_of_its_process(reg: Regist
     with Registry.open(reg.root) as again:
         assert again.check() == [] and again.files.read(digest) == b"other"
     assert list(reg.files.folder.rglob("*.tmp")) == []
+
+
+def test_opening_a_store_lists_its_files_once(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_of_the_dead(reg, reg.adapters.write(b"lone")[0])
+    glob, listed = Path.glob, []
+
+    def counted(self: Path, pattern: str) -> Iterator[Path]:
+        listed.append(pattern)
+        return glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", counted)
+    Registry.open(reg.root).close()
+    assert len(listed) == len(set(listed)) and "adapters/??/.*.tmp" in listed
+    assert not list(reg.files.folder.rglob("*.safetensors"))
 
 
 def test_a_claim_that_cannot_be_given_up_does_no_harm(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,22 @@ def test_settings_are_on_for_every_connection(root: Path, reg: Registry, pragma:
     with Registry.open(root) as second:
         for registry in (reg, second):
             assert registry._db.value(f"PRAGMA {pragma}") == value
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+def test_a_number_that_is_none_of_sqlites_is_refused(reg: Registry, number: int) -> None:
+    asks: tuple[Callable[[], object], ...] = (
+        lambda: reg.evaluations.get(number),
+        lambda: reg.banks.get("films", number),
+        lambda: reg.chats.start(number, "title"),
+    )
+    for ask in asks:
+        with pytest.raises(BadInput, match="number is too large") as caught:
+            ask()
+        assert str(2**63 - 1) in str(caught.value.hint)
+    for there in (2**63 - 1, -(2**63)):
+        with pytest.raises(NotFound):
+            reg.evaluations.get(there)
 
 
 def test_only_the_owner_can_read_a_new_store(root: Path, reg: Registry) -> None:

@@ -3,8 +3,9 @@
 import errno
 import os
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,8 @@ from mta_cli.errors import BadInput, IntegrityFault, MtaError
 from store import files as module
 from store.files import AdapterFiles, atomic_write, sha256, sweep
 from tests.store.making import DEAD
+
+_T = TypeVar("_T")
 
 
 @pytest.fixture
@@ -185,15 +188,29 @@ def test_orphans_are_files_without_a_row(files: AdapterFiles, tmp_path: Path) ->
     assert [path.name for path in everything(tmp_path)] == [f"{known}.safetensors"]
 
 
+def test_orphans_are_sought_in_one_set(files: AdapterFiles) -> None:
+    made: list[object] = []
+
+    class Known(set[str]):
+        def __or__(self, other: AbstractSet[_T]) -> set[str | _T]:
+            made.append(other)
+            return set(self) | set(other)
+
+    digests = [files.write(content)[0] for content in (b"one", b"two", b"three")]
+    assert files.orphans(Known(digests)) == [] and len(made) == 1
+
+
 def test_temporary_files_of_the_dead_go_and_of_the_living_stay(files: AdapterFiles, tmp_path: Path) -> None:
     for folder in ("adapters/ab", "partial"):
         (tmp_path / folder).mkdir(parents=True)
         for pid in (DEAD, os.getpid()):
             (tmp_path / folder / f".mta-{pid}-0123456789abcdef.tmp").write_bytes(b"half")
     (tmp_path / "partial" / ".mine.tmp").write_bytes(b"not ours")
-    assert files.clean_temporary() == 2
-    assert files.clean_temporary() == 0
-    assert len(everything(tmp_path)) == 3
+    claim = tmp_path / "adapters" / "ab" / f".mta-{DEAD}-{'ab' * 32}.tmp"
+    claim.touch()
+    for _ in range(2):
+        assert files.clean_temporary() == [("ab" * 32, claim)]
+        assert len(everything(tmp_path)) == 4
 
 
 def test_a_checkpoint_replaces_the_earlier_one(files: AdapterFiles, tmp_path: Path) -> None:

@@ -353,3 +353,32 @@ def dry_resting(reg: Registry, user_id: int) -> list[tuple[str, str, int]]:
         for made in banks
         for name in reg.banks.resting(made.id, [a.id for a in reg.banks.anchors(made.id) if a.user_id == user_id])
     ]
+
+
+def test_a_name_that_is_a_word_of_the_program_takes_nothing_along(reg: Registry) -> None:
+    """LaMP calls people by numbers, and nobody stops somebody from being called as a method or a bank is."""
+    people = [reg.users.add(name).id for name in ("13", "base", "accuracy", "free v1")]
+    build = reg.runs.start("bank build", "free v1", {"targets": "base", "users": ["13", "base"]})
+    reg.runs.step(build.id, "anchor 13", 1, 2.0, 10, 0.1)
+    asked = reg.runs.start("eval run", "evaluation 13", {"asked": {"methods": "base,mta"}})
+    found = {"metric": "accuracy", "differences": [{"a": "mta", "b": "base", "metric": "accuracy"}], "worst": "base"}
+    reg.evaluations.add("free", None, {"base": "base"}, found)
+    for number in people:
+        reg.users.forget(number)
+    assert [step.unit for step in reg.runs.steps(build.id)] == ["anchor 13"]
+    assert reg.runs.get(build.id).config == {"targets": "base", "users": [SOMEBODY, SOMEBODY]}
+    assert reg.runs.get(build.id).subject == "free v1"
+    assert reg.runs.get(asked.id) == asked
+    (evaluation,) = reg.evaluations.all()
+    assert (evaluation.config, evaluation.result) == ({"base": "base"}, {**found, "worst": SOMEBODY})
+
+
+def test_a_damaged_record_keeps_nobody_from_being_forgotten(root: Path, reg: Registry) -> None:
+    me, _ = furnish(reg)
+    run = reg.runs.all()[-1].id
+    reg._db.write("UPDATE runs SET config = '{' || config WHERE id = ?", (run,))
+    assert f"the config of run {run} is damaged" in reg.check()
+    with pytest.raises(IntegrityFault, match="A record of the store is damaged"):
+        reg.runs.all()
+    reg.users.forget(me)
+    require_gone(root)

@@ -60,6 +60,30 @@ def test_a_stack_replaces_the_earlier_one_and_its_file(reg: Registry) -> None:
     assert reg.check() == []
 
 
+def test_replacing_a_stack_asks_about_its_adapter_and_not_about_everybodys(reg: Registry) -> None:
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
+    made = bank(reg, [alice])
+    adapted(reg, bob, made, b"0")
+    work = [0]
+
+    def count() -> None:
+        work[0] += 1
+
+    def replaced(content: bytes) -> int:
+        first = reg.stacks.of_user(bob)[0].digest
+        work[0] = 0
+        reg._db._conn.set_progress_handler(count, 1)
+        adapted(reg, bob, made, content)
+        reg._db._conn.set_progress_handler(None, 1)
+        assert not reg.files.path(first).exists()
+        return work[0]
+
+    alone = replaced(b"1")
+    for number in range(40):
+        adapted(reg, person(reg, f"other {number}", "a"), made, b"of other %d" % number)
+    assert replaced(b"2") < 1.5 * alone
+
+
 def test_a_core_is_its_numbers_beside_the_banks_basis(reg: Registry) -> None:
     alice, bob, carol = (person(reg, name, "a") for name in ("alice", "bob", "carol"))
     made = bank(reg, [alice])

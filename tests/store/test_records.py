@@ -159,3 +159,16 @@ def test_the_stamp_of_profiles_moves_with_every_change_of_them(reg: Registry) ->
     assert not changed()
     reg.users.forget(bob)
     assert changed()
+
+
+def test_runs_about_a_person_are_none_about_a_bank_of_that_name(reg: Registry) -> None:
+    build, own = (reg.runs.start(kind, "free v1", {}) for kind in ("bank build", "user adapt"))
+    assert reg.runs.of_person("free v1") == [own] and reg.runs.of_subject("free v1") == [own, build]
+
+
+def test_an_evaluation_takes_its_runs_along(reg: Registry) -> None:
+    number = reg.evaluations.begin("k", "free", {}, []).id
+    reg.runs.start("eval run", f"evaluation {number}", {})
+    reg.runs.start("user adapt", f"evaluation {number}", {})
+    reg.evaluations.remove(number)
+    assert [run.kind for run in reg.runs.all()] == ["user adapt"]

@@ -124,6 +124,22 @@ def test_files_that_belong_to_nobody(ground: Ground) -> None:
     assert not any((root / "adapters" / "aa").iterdir())
 
 
+def test_records_that_are_no_documents(ground: Ground) -> None:
+    """A run is removed; what an evaluation found is made again from its answers; the rest of it is gone with it."""
+    with Registry.open(ground.root) as reg:
+        run = reg.runs.all()[0].id
+        kept_one, lost = (reg.evaluations.begin(key, "lamp-2", {}, []).id for key in ("a", "b"))
+        reg.evaluations.finish(kept_one, {"methods": {}})
+    change(ground.root, f"UPDATE runs SET result = '{{' WHERE id = {run}")
+    change(ground.root, f"UPDATE evaluations SET result = '[1' WHERE id = {kept_one}")
+    change(ground.root, f"UPDATE evaluations SET config = '' WHERE id = {lost}")
+    found = repaired(ground.root)
+    assert [one["action"] for one in found] == ["the run is removed", "the evaluation is removed", "it is emptied"]
+    with Registry.open(ground.root) as reg:
+        assert run not in [one.id for one in reg.runs.all()]
+        assert [(one.id, one.status, one.result) for one in reg.evaluations.all()] == [(kept_one, "running", {})]
+
+
 def test_a_full_text_index(ground: Ground) -> None:
     root = ground.copy()
     change(root, "DELETE FROM items_fts_data WHERE id > 10")

@@ -7,6 +7,7 @@ takes what was chosen.
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageFault
@@ -155,7 +156,7 @@ def _begun(reg: "Registry", request: EvalRequest, people: Design, kind: str) -> 
 
     remember(reg, request.base, request.embedder)
     begun = reg.evaluations.begin(people.key, request.task.name, config(request), people.places)
-    with written_down(reg, kind, evaluation_label(begun.id), asked(request)):
+    with written_down(reg, kind, evaluation_label(begun.id), partial(asked, request)):
         yield begun
 
 
