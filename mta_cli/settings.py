@@ -84,7 +84,7 @@ def store_path(flag: Path | None = None) -> Path:
         import platformdirs
 
         return platformdirs.user_data_path("mta")
-    return _path(chosen, "the store's path")
+    return path_of(chosen, "the store's path")
 
 
 def config_path() -> Path:
@@ -94,10 +94,11 @@ def config_path() -> Path:
         import platformdirs
 
         return platformdirs.user_config_path("mta") / FILE_NAME
-    return _path(chosen, "MTA_CONFIG")
+    return path_of(chosen, "MTA_CONFIG")
 
 
-def _path(raw: str, what: str) -> Path:
+def path_of(raw: str, what: str) -> Path:
+    """The absolute path that somebody wrote, who gave it as `what`. BadInput where it can be none."""
     if "\0" in raw:
         raise BadInput(f"{what} contains a NUL character: {raw!r:.200}")
     try:

@@ -8,7 +8,7 @@ import typer
 
 from mta_cli import output as out
 from mta_cli.commands.common import AppContext, DeviceOption, DryRunOption, DtypeOption, JsonOption, SeedOption, session
-from mta_cli.settings import StoreOptions
+from mta_cli.settings import StoreOptions, path_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -68,7 +68,7 @@ def demo(
 
 def demo_store(use: AppContext, keep: Path | None) -> Path:
     """Where the demo's store lies: `keep`, else beside the person's own store."""
-    return keep.expanduser().absolute() if keep is not None else use.store.with_name(f"{use.store.name}-demo")
+    return path_of(str(keep), "--keep") if keep is not None else use.store.with_name(f"{use.store.name}-demo")
 
 
 def summary(result: dict[str, Any]) -> "RenderableType":

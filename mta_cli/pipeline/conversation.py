@@ -156,9 +156,7 @@ class Conversation:
         if not self.exchanges:
             raise BadInput("There is nothing to save yet.")
         if target:
-            path = Path(target).expanduser()
-            _write_new(path, self._transcript())
-            yield Saved("transcript", str(path))
+            yield Saved("transcript", str(_write_new(target, self._transcript())))
         if self.voice.user is None:
             if not target:
                 self._require_user("store a conversation with")
@@ -284,10 +282,13 @@ def _title(question: str) -> str:
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
 
 
-def _write_new(path: Path, text: str) -> None:
-    """Write a file that must not exist yet. Raises BadInput with the system's reason."""
+def _write_new(target: str, text: str) -> Path:
+    """Write a file that must not exist yet; returns its path. Raises BadInput with the system's reason."""
     try:
+        path = Path(target).expanduser()
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
-    except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror or error}", hint="Name a new file.") from error
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, the home of nobody
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{target!r:.200} cannot be written: {reason}", hint="Name a new file.") from error
+    return path

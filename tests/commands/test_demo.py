@@ -95,6 +95,11 @@ def test_the_next_steps_parse_and_run(here: Path) -> None:
     assert first.out.strip() in ("go", "bring friends", "maybe", "skip", "complain")
 
 
+def test_a_place_that_can_be_none() -> None:
+    refused = mta("demo", "--keep", "~nobody-of-that-name/x", "--dry-run")
+    assert refused.code == 4 and "--keep cannot be used" in refused.err
+
+
 def test_keep_says_where_and_a_dry_run_makes_nothing(here: Path, tmp_path: Path) -> None:
     plan: dict[str, Any] = json.loads(mta_ok("demo", "--keep", tmp_path / "mine", "--dry-run", "--json").out)
     assert plan["store"] == str(tmp_path / "mine")

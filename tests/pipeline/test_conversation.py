@@ -73,8 +73,9 @@ def test_no_save_stores_nothing_until_save(world: World, tmp_path: Path) -> None
     run(chat.say("two"))
     (stored,) = world.reg.chats.of_user(world.alice.id)
     assert len(world.reg.chats.messages(stored.id)) == 4
-    with pytest.raises(BadInput, match="cannot be written"):
-        run(chat.save(str(tmp_path / "chat.txt")))
+    for place in (str(tmp_path / "chat.txt"), "~nobody-of-that-name/x", "a\0b", "a" * 300):
+        with pytest.raises(BadInput, match="cannot be written"):
+            run(chat.save(place))
 
 
 def test_a_busy_store_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

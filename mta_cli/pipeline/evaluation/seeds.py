@@ -4,6 +4,7 @@ A seed draws folds, anchors and initial weights for the same people. Over severa
 with the answers of all: intervals are over people, and that the seeds are few is not in them. Answers nothing.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +37,7 @@ def measured(places: Sequence[Place], reg: "Registry | None") -> list[Measured]:
             assert reg is not None
             found.append(finished(reg, place))
         else:
-            found.append(read(Path(place).expanduser()))
+            found.append(read(Path(os.path.expanduser(place))))  # leaves the home of nobody as it stands
     return found
 
 
