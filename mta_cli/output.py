@@ -102,7 +102,10 @@ class ReaderGone(Exception):
 
 
 def prepare_streams() -> None:
-    """Let a terminal without Unicode get every answer, with escapes for what it cannot show."""
+    """Let a terminal without Unicode get every answer, with escapes for what it cannot show; a closed one too."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us (`mta user list >&-`)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

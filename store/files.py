@@ -115,6 +115,8 @@ def disk_fault(path: Path, error: OSError, done: str = "written") -> MtaError:
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
         return BadInput(f"{path} cannot be {done}: {reason}.", hint="check the permissions of the store's directory")
+    if error.errno in (errno.EISDIR, errno.ENAMETOOLONG):
+        return BadInput(f"{path} cannot be {done}: {reason}.", hint="choose another name")
     return IntegrityFault(f"{path} could not be {done}: {reason}.", hint="check the disk")
 
 

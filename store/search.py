@@ -32,8 +32,9 @@ def safe_query(user_id: int, task: str, text: str) -> str | None:
 def best_first(text: str, found: Sequence[tuple[int, str]], held: int) -> list[int]:
     """The numbers of `found` (number, words), the best match of `text` first, by Okapi BM25; ties by number.
 
-    `held` is how many texts of their person were searched. These alone say how rare a word is: FTS5's `bm25()` counts
-    everybody's, so that what one person writes would move another's prompts.
+    Lengths are measured by the mean of what was found. `held` is how many texts of their person were searched. These
+    alone say how rare a word is: FTS5's `bm25()` counts everybody's, so that what one person writes would move
+    another's prompts.
     """
     terms = list(dict.fromkeys(_folded(text)))[:MAX_TERMS]
     counts = {number: _counted(words) for number, words in found}

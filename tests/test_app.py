@@ -238,6 +238,18 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     assert ran.stderr == ""
 
 
+def test_a_closed_stream_takes_all() -> None:
+    for shut in (">&-", "2>&-", ">&- 2>&-"):
+        ran = subprocess.run(
+            ["bash", "-c", f"{sys.executable} -m mta_cli --version {shut}"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0 and ran.stderr == "", shut
+
+
 def test_ctrl_c_before_a_job_is_one_line(tmp_path: Path) -> None:
     code = (
         "import os, signal; from mta_cli import app; from mta_cli.commands.common import AppContext\n"

@@ -51,7 +51,7 @@ def demo(
 
     The store stays, so that you can look around in it. Running the demo again continues or just shows the summary.
     """
-    from mta_cli.pipeline.demo import DemoRequest, plan_demo, run_demo
+    from mta_cli.pipeline.demo import DemoRequest, plan_demo, require_own, run_demo
     from store.registry import Registry
 
     use = session(ctx, json=json)
@@ -59,6 +59,7 @@ def demo(
         use.models.base, use.models.embedder, use.machine(seed=seed, device=device, dtype=dtype), quick
     )
     root = demo_store(use, keep)
+    require_own(root)
     if dry_run:
         use.output.job(plan_demo(root, request), dry_run=True)
         return

@@ -42,7 +42,7 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> "RenderableType":
 def tuned(result: Mapping[str, Any]) -> "RenderableType":
     """The settings that `mta eval tune` chose for each method and fold."""
     rows = [
-        (row["method"], row["fold"], wording.settings(row["settings"]) or None, wording.number(row.get(LIKELIHOOD)))
+        (row["method"], row["fold"] + 1, wording.settings(row["settings"]) or None, wording.number(row.get(LIKELIHOOD)))
         for row in result["tuned"]
     ]
     head = f"Chosen for evaluation {result['evaluation']} of task {result['task']}"

@@ -21,3 +21,5 @@ def tui(ctx: typer.Context) -> None:
         if (job := window.board.running) is not None:
             use.output.note(f"{job.kind} · {job.title}: stopping after the step at hand; what is finished is kept")
         window.close()
+    if window.return_code:  # it has told its own fault
+        raise typer.Exit(window.return_code)

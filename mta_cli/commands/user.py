@@ -173,7 +173,7 @@ def _runs_table(runs: list[dict[str, Any]]) -> "RenderableType":
 def _outcome(run: dict[str, Any]) -> str:
     if run["error"]:
         return str(run["error"])
-    values = (run["result"] or {}).items()
+    values = [(name, value) for name, value in (run["result"] or {}).items() if value is not None]
     return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values)
 
 

@@ -30,7 +30,7 @@ def merge(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | None:
 def compress(weights: LoraWeights, rank: int) -> LoraWeights:
     """The nearest LoRA (in Frobenius norm) of at most `rank`, by QR of the factors and an SVD of the small core.
 
-    With `Bᵀ = Q_b R_b` and `A = R_a Q_a`, ΔW = Q_bᵀ(R_bᵀ R_a)Q_a needs an SVD of a matrix of the old rank only.
+    With `Aᵀ = Q_a R_a` and `B = Q_b R_b`, ΔW = Q_b(R_b R_aᵀ)Q_aᵀ needs an SVD of a matrix of the old rank only.
     """
     factors: Factors = {}
     for path, (a, b) in weights.factors.items():

@@ -30,7 +30,7 @@ SHOTS = 5  # of a person are known when their other items are guessed, as of som
 HABIT_BESIDE_MODEL = 0.5
 STRENGTH = 8.0  # how many answers the population's rates count as in a habit
 START, BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, habit and discriminant
-MOST = 2_000  # items are guessed to fit on, from all people evenly
+MOST = 2_000  # items are guessed to fit on, from all people evenly; one of each where there are more people
 PARTS = 5  # of the people: each part is guessed by the discriminant of the others
 BLOCK = 256  # of them at once: what is held is [block, items]
 

@@ -261,8 +261,10 @@ def keep_item(reg: "Registry", user: "User", task: str, question: str, answer: s
     with reg.transaction():
         reg.users.require(user)
         reg.items.append(user.id, [NewItem(key, task, question, answer, now)])
-    learn = f"mta user adapt {shlex.quote(user.name)} --task {task}"
-    return Saved("history item", key, f"task {task}; learn from it with: {learn}")
+    learn = f"learn from it with: mta user adapt {shlex.quote(user.name)} --task {task}"
+    if reg.banks.latest(task) is None:
+        learn = f"what learns from it needs a bank first: mta bank build --task {task}"
+    return Saved("history item", key, f"task {task}; {learn}")
 
 
 def _known(reg: "Registry", source: dict[str, Any]) -> dict[str, Any]:

@@ -349,7 +349,7 @@ def _require_mode(reg: "Registry", user: "User | None", task: str, mode: str | N
     if mode in (None, "base"):
         return
     if mode not in MODES:
-        raise BadInput(f"There is no mode {mode!r}.", hint=f"Choose {', '.join(MODES)}.")
+        raise UsageFault(f"There is no mode {mode!r}.", hint=f"Choose {', '.join(MODES)}.")
     if user is None:
         raise BadInput(f"Nobody is asked, so nothing can be {mode}.", hint="Name somebody with --user.")
     best = best_mode(reg, user, task, fingerprint)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Started, Step, Token
 from mta_cli.options import AdaptOptions, AnswerOptions, BankOptions, FuseOptions, Machine, PromptOptions
 from mta_cli.pipeline.passing import passed_on
@@ -95,6 +96,17 @@ def run_demo(reg: "Registry", request: DemoRequest) -> Iterator[Event]:
         "store": str(reg.root), "base": models.base.name, "embedder": models.embedder.name, "quick": request.quick,
         "seconds": round(time.monotonic() - started, 1), "courses": results,
     })  # fmt: skip
+
+
+def require_own(root: Path) -> None:
+    """BadInput where a store of other people lies at `root`: the demo's banks would be made of their histories too."""
+    from store.registry import Registry
+
+    if not (root / "registry.db").exists():
+        return
+    with Registry.open(root) as reg:
+        if reg.users.names() and not reg.users.known(SHOWN):
+            raise BadInput(f"The store at {root} holds other people.", hint="name another place with --keep")
 
 
 def _models(request: DemoRequest) -> Generator[Event, None, Models]:

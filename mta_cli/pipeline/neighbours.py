@@ -144,10 +144,10 @@ def fitted(reg: "Registry", bank: Bank, task: "Task", embed: "Embed") -> "tuple[
         return None
     known = neighbours_of(reg, bank, task)
     kernel = Kernel(**bank.kernel, beside=bank.config.get(BESIDE, 1.0))
-    return None if known is None else (known, kernel, _remembering(embed))
+    return None if known is None else (known, kernel, remembering(embed))
 
 
-def _remembering(embed: "Embed") -> "Embed":
+def remembering(embed: "Embed") -> "Embed":
     """The same for one text at a time, without doing so twice."""
     once = lru_cache(QUESTIONS)(lambda text: embed([text]))
     return lambda texts: once(texts[0])

@@ -1,8 +1,9 @@
 """The window: rooms, the chosen person, jobs, the speaker, errors and leaving. Knows no room from inside."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual import work
 from textual.app import App
@@ -61,6 +62,13 @@ def _results() -> Screen[Any]:
 
     return ResultsRoom()
 
+
+# Textual takes Alt with a digit for the sign that a Mac's keyboard has there, which never comes as Alt and digit.
+with suppress(ImportError, AttributeError):  # a table of its own, which a later Textual may have elsewhere
+    from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
+
+    for _digit in "0123456789":
+        cast("dict[str, object]", ANSI_SEQUENCES_KEYS).pop(f"\x1b{_digit}", None)
 
 _ROOM_KEYS = [
     Binding(f"{number},alt+{number}", f"go('{room}')", title, id=f"app.{room}", show=False,

@@ -237,14 +237,16 @@ class FormDialog(ModalScreen[Filled | None]):
     async def _work_out(self, plan: Plan) -> None:
         go = self.query_one("#go", Button)
         go.disabled, go.label = True, "Working out the plan …"
+        filled = self.filled
         try:
-            planned = await plan(self.filled)
+            planned = await plan(filled)
         except MtaError as error:
             self._blame(error)
         except Exception as error:
             self._blame(MtaError(f"{type(error).__name__}: {error}"))
         else:
-            self._show_plan(planned)
+            if self.filled == filled:  # else it is the plan of what nobody asks for any more
+                self._show_plan(planned)
         go.disabled, go.label = False, self._next_label()
         if self.planned:
             go.focus()

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import UsageFault
+from mta_cli.errors import BadInput, UsageFault
 from mta_cli.events import Done, Event, Note, PlanLine, Planned
 from mta_cli.options import (
     AdaptOptions,
@@ -195,6 +195,8 @@ def _adapt_order(known: Known, filled: Filled) -> Order:
         from mta_cli.pipeline.tasks import find_task
 
         names = people(filled["users"], known.person)
+        if filled["users"].strip() and not names:
+            raise BadInput(f"--users: {filled['users']!r:.80} names nobody", hint="leave it empty for everybody")
         chosen = [reg.users.get(name) for name in names] or None
         task = find_task(reg, task_to_adapt(reg, chosen, filled["task"] or None))
         entries = resolve(models.base, "base"), resolve(models.embedder, "embedder")

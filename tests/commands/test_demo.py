@@ -100,6 +100,16 @@ def test_a_place_that_can_be_none() -> None:
     assert refused.code == 4 and "--keep cannot be used" in refused.err
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_store_of_other_people_is_left_alone(tmp_path: Path, more: tuple[str, ...]) -> None:
+    with Registry.open(tmp_path / "theirs", create=True) as reg:
+        reg.users.add("somebody")
+    refused = mta("demo", "--keep", tmp_path / "theirs", *more)
+    assert refused.code == 4 and "holds other people" in refused.err
+    with Registry.open(tmp_path / "theirs") as reg:
+        assert reg.users.names() == ["somebody"] and reg.banks.all() == []
+
+
 def test_keep_says_where_and_a_dry_run_makes_nothing(here: Path, tmp_path: Path) -> None:
     plan: dict[str, Any] = json.loads(mta_ok("demo", "--keep", tmp_path / "mine", "--dry-run", "--json").out)
     assert plan["store"] == str(tmp_path / "mine")

@@ -126,12 +126,12 @@ def test_add_show_and_items(mta: Mta, tmp_path: Path) -> None:
 def test_history(mta: Mta, tmp_path: Path) -> None:
     mta("user", "add", "alice")
     with Registry.open(tmp_path / "store") as reg:
-        reg.runs.finish(reg.runs.start("adapt", "alice", {}).id, {"loss_after": 0.51234})
+        reg.runs.finish(reg.runs.start("adapt", "alice", {}).id, {"loss_after": 0.51234, "heldout_after": None})
     (entry,) = answer(mta, "user", "history", "alice")
-    assert (entry["kind"], entry["result"]) == ("adapt", {"loss_after": 0.51234})
+    assert (entry["kind"], entry["result"]) == ("adapt", {"loss_after": 0.51234, "heldout_after": None})
     code, out, _ = mta("user", "history", "alice")
     assert code == 0
-    assert "loss_after 0.5123" in out
+    assert "loss_after 0.5123" in out and "None" not in out
 
 
 def test_removing_asks_first(mta: Mta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,7 +226,9 @@ def test_nobody_elses_chat_is_gone_on_with(world: World) -> None:
 
 def test_an_answer_is_kept_as_an_item_of_its_task_only_where_it_is_a_label(world: World) -> None:
     saved = keep_item(world.reg, world.alice, "lamp-2", "a film", "comedy")
-    assert "mta user adapt alice --task lamp-2" in saved.detail
+    assert saved.detail == "task lamp-2; what learns from it needs a bank first: mta bank build --task lamp-2"
+    saved = keep_item(world.reg, world.alice, "free", "a film", "hm")
+    assert saved.detail == "task free; learn from it with: mta user adapt alice --task free"
     with pytest.raises(BadInput, match="no label of lamp-2"):
         keep_item(world.reg, world.alice, "lamp-2", "a film", "none of them")
     with pytest.raises(NotFound):

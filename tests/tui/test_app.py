@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from textual._xterm_parser import XTermParser
 from textual.app import ComposeResult
+from textual.events import Key
 from textual.widgets import Input, Static
 
 from mta_cli.errors import BadInput, NotFound
@@ -214,3 +216,12 @@ def test_the_palette_goes_to_rooms(empty_store: Path) -> None:
             assert "in results" in screen_text(app)
 
     run(drive())
+
+
+def test_alt_and_a_digit_is_a_key_also_where_a_terminal_sends_it_as_escape_and_digit() -> None:
+    keys = []
+    for digit in "16":
+        parser = XTermParser()
+        seen = [*parser.feed(f"\x1b{digit}"), *parser.feed("")]  # nothing follows
+        keys += [event.key for event in seen if isinstance(event, Key)]
+    assert keys == ["alt+1", "alt+6"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.widgets import OptionList
+from textual.widgets import Input, OptionList
 
 from mta_cli.errors import NotFound
 from mta_cli.events import Event, Token
@@ -80,6 +80,24 @@ def test_changed_words_are_no_held_out_question_any_more(demo_store: Path) -> No
             await type_and_ask(app, pilot, "!")
             assert room._asked.question.gold is None and room._asked.task == "lamp-2"
             assert "nats" not in screen_text(app)
+
+    run(drive())
+
+
+def test_a_name_and_enter_at_once_choose_that_person(demo_store: Path) -> None:
+    """As when a name is pasted: who fits what was typed before is nobody's choice."""
+
+    async def drive() -> None:
+        async with open_app(demo_store, size=(120, 40)) as (app, pilot):
+            picker, chosen = PersonPicker("Who?"), list[str | None]()
+            app.push_screen(picker, chosen.append)
+            await settled(app, pilot)
+            assert picker._names[0] != "jon"
+            words = picker.query_one(Input)
+            words.value = "jon"
+            await words.action_submit()
+            await until(pilot, lambda: bool(chosen))
+            assert chosen == ["jon"]
 
     run(drive())
 

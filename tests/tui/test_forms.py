@@ -175,6 +175,29 @@ def test_the_plan_is_shown_before_the_start_and_can_be_left_again() -> None:
     assert isinstance(filled, dict) and filled["name"] == "xy" and [each["name"] for each in asked] == ["x", "xy"]
 
 
+def test_a_plan_of_what_was_changed_meanwhile_is_not_shown() -> None:
+    go_on, asked = asyncio.Event(), list[Filled]()
+
+    async def plan(filled: Filled) -> Sequence[Planned]:
+        asked.append(filled)
+        await go_on.wait()
+        return [Planned("bank", (PlanLine("bank.rank", "4", "flag --rank"),))]
+
+    async def act(window: Window, pilot: Pilot[None]) -> None:
+        await pilot.press(*"x", "enter")
+        await until(pilot, lambda: bool(asked))
+        await pilot.press("y")
+        go_on.set()
+        await until(pilot, lambda: not window.screen.query_one("#go", Button).disabled)
+        assert not dialog(window).planned and str(window.screen.query_one("#go", Button).label) == "Plan"
+        await pilot.press("enter")
+        await wait_for_plan(pilot, window)
+        await pilot.press("enter")
+
+    filled = driven(bank_form(plan=plan), act).answer
+    assert isinstance(filled, dict) and filled["name"] == "xy" and [each["name"] for each in asked] == ["x", "xy"]
+
+
 def test_what_the_plan_meets_is_told_in_the_form() -> None:
     async def plan(filled: Filled) -> Sequence[Planned]:
         if filled["name"] == "x":

@@ -111,6 +111,11 @@ def test_nobody_named_means_everybody(demo_store: Path) -> None:
             planned(order("user adapt", demo_store, users="nobody"), reg)
 
 
+def test_commas_alone_name_nobody(demo_store: Path) -> None:
+    with Registry.open(demo_store) as reg, pytest.raises(BadInput, match="names nobody"):
+        list(order("user adapt", demo_store, users=" , ").make(reg, True))
+
+
 def test_names_stand_between_commas_and_the_chosen_one_may_hold_one() -> None:
     assert people("ida, jon ,, ida") == ["ida", "jon"] and people("") == []
     assert people("ida", " ida") == [" ida"]

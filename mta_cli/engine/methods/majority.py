@@ -58,4 +58,8 @@ def _frequent(bench: Bench, person: Person) -> Frequent:
     return Frequent(labels[best], logliks)
 
 
-METHODS = (Method("majority", "the person's most frequent label, mean score, or nearest own text", make, below="base"),)
+METHODS = (
+    Method(
+        "majority", "the person's most frequent label, mean score, or nearest own text", make, below="base", stands=True
+    ),
+)

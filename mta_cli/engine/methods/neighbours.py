@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mta_cli.engine.labels import Prior, decide
+from mta_cli.engine.labels import Habit, Prior, decide, habit
 from mta_cli.engine.methods.prior import COUNT_BYTES, guess
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
 
@@ -28,17 +28,25 @@ class Guessed:
 
 
 def make(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
-    """A rule for each person; for a task of texts it has nothing to say."""
-    if bench.items is None:
-        return [Made(direct=_silent) for _ in people]
+    """A rule for each person; for a task of texts it has nothing to say. Without neighbours the habit speaks alone."""
     labels, metric = bench.task.labels, bench.task.metric
+    if not labels:
+        return [Made(direct=_silent) for _ in people]
     return [
         Made(
-            direct=Guessed(guess(bench, person), bench.rates, labels, metric),
+            direct=Guessed(_prior(bench, person), bench.rates, labels, metric),
             bytes=COUNT_BYTES * len({output.strip() for output in person.outputs}.intersection(labels)),
         )
         for person in people
     ]
+
+
+def _prior(bench: Bench, person: Person) -> Prior:
+    from mta_cli.engine.neighbours import STRENGTH
+
+    if bench.items is not None:
+        return guess(bench, person)
+    return Habit(habit(person.outputs, bench.task.labels, bench.rates, STRENGTH))
 
 
 def _silent(text: str) -> tuple[str, tuple[float, ...]]:

@@ -86,7 +86,8 @@ class Method:
 
     `below` is what the base holds underneath; `history`: whether prompts show the person's own items. `settings` are
     its own defaults, and `grid` what `mta eval tune` tries: whole settings, each laid over the defaults. `version` goes
-    up when the same settings begin to give other models: older answers then are not taken for its own.
+    up when the same settings begin to give other models: older answers then are not taken for its own. `stands`: its
+    direct answers are what they are, and not what the calibrated likelihoods of labels would decide.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Method:
     settings: Settings = field(default_factory=dict)
     grid: tuple[Settings, ...] = ()
     version: int = 1
+    stands: bool = False
 
 
 class Make(Protocol):

@@ -110,7 +110,9 @@ def design(reg: "Registry", request: EvalRequest) -> Design:
 
 
 def _key(reg: "Registry", request: EvalRequest, queries: Mapping[int, list[Query]]) -> str:
-    options, items = request.options, reg.items
+    from mta_cli.engine.base import dtype_name
+
+    options, items, machine = request.options, reg.items, request.machine
     people = [
         [user.id, user.can_anchor, items.data_hash([user.id], request.task.name),
          [[q.key, q.input, q.gold, q.time] for q in queries.get(user.id, ())]]
@@ -119,8 +121,8 @@ def _key(reg: "Registry", request: EvalRequest, queries: Mapping[int, list[Query
     identity = {
         "task": asdict(request.task), "base": request.base.fingerprint, "embedder": request.embedder.fingerprint,
         "bank": asdict(bank_options(request)), "shots": options.shots, "folds": options.folds,
-        "history_items": request.prompt.history_items, "seed": request.machine.seed, "dtype": request.machine.dtype,
-        "people": sorted(people),
+        "history_items": request.prompt.history_items, "seed": machine.seed,
+        "dtype": dtype_name(machine.dtype, machine.device), "people": sorted(people),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -133,6 +135,13 @@ def config(request: EvalRequest) -> dict[str, Any]:
         "history_items": request.prompt.history_items, "seed": request.machine.seed, "dtype": request.machine.dtype,
         "bank": asdict(bank_options(request)),
     }  # fmt: skip
+
+
+def told_options(request: EvalRequest) -> str:
+    """What else decides the answers, in words: evaluations are seeds of one design only where it is the same."""
+    bank = {key: value for key, value in asdict(bank_options(request)).items() if key not in ("anchors", "placement")}
+    rest = {"embedder": request.embedder.name, "calibrate": request.options.calibrate, **bank}
+    return ", ".join(f"{key} {value}" for key, value in rest.items())
 
 
 def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tuple[PlanLine, ...]:

@@ -1,6 +1,7 @@
 """One base under all folds: what methods are given of a fold, and people as methods see them."""
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from mta_cli.events import Event, Note
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest
 from mta_cli.pipeline.examples import Examples
 from mta_cli.pipeline.loading import load
-from mta_cli.pipeline.neighbours import fitted, load_embedder
+from mta_cli.pipeline.neighbours import fitted, load_embedder, remembering
 from mta_cli.pipeline.personal import load_weights
 from mta_cli.pipeline.profiling import profile_matrix, unit_rows
 from store.models import Bank
@@ -76,12 +77,21 @@ class Field:
         given = [
             item.output
             for user in self.plan.folds[fold].bank
+            if self.reg.users.by_id(user).can_anchor  # who is in no part of the bank is in no rate either
             for item in self.reg.items.recent(user, task.name, self.request.bank.max_items or None)
         ]
         rates = label_rates(given, task.labels) if task.labels else ()
         items = fitted(self.reg, bank, task, self._embed)
         answers = tuple(tuple(self.shown.prompter.answer_ids(label)) for label in task.labels)
         return Bench(self.base, task, weights, profiles, rates, self.request.machine.seed, items, answers)
+
+    def anew(self, bench: "Bench") -> "Bench":
+        """The bench as if nobody had been met yet, with the embedder loaded where one is needed: to take times on."""
+        items = bench.items
+        if items is None:
+            return replace(bench, known={})
+        self._embed([""])
+        return replace(bench, known={}, items=(items[0], items[1], remembering(self._embed)))
 
     def _embed(self, texts: Sequence[str]) -> "Vectors":
         """Unit vectors of questions; the embedder is loaded with the first."""

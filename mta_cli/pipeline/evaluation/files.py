@@ -40,7 +40,7 @@ def export(one: Measured, path: Path) -> dict[str, Any]:
     first = next(iter(tallies.values()))
     document = {
         "format": FORMAT, "metric": first.metric, "labels": first.labels,
-        "result": {key: one.result.get(key) for key in (*DESIGN, "seed", "costs", "settings", "calibration")},
+        "result": {key: one.result.get(key, "") for key in (*DESIGN, "seed", "costs", "settings", "calibration")},
         "people": [f"{number:0{DIGITS}x}" for number in first.users],
         "weighed": {name: tally.weighed for name, tally in tallies.items()},
         "sums": {name: [[_short(value) for value in row] for row in tally.sums] for name, tally in tallies.items()},
@@ -113,7 +113,7 @@ def _tallies(document: Mapping[str, Any]) -> "dict[str, Tally]":
 
 
 def _result(said: Mapping[str, Any], tallies: "Mapping[str, Tally]") -> dict[str, Any]:
-    design = {key: said[key] for key in (*DESIGN, "seed")}
+    design = {"options": "", **{key: said[key] for key in (*DESIGN, "seed") if key != "options" or key in said}}
     if not all(isinstance(value, str | int) for value in design.values()):
         raise ValueError("a design is of texts and numbers")
     if design["reference"] not in tallies or type(design["seed"]) is not int or design["seed"] < 0:

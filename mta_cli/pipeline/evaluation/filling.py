@@ -7,7 +7,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Event, Note, PlanLine, Step
@@ -92,9 +92,9 @@ def fill(field: Field, evaluation: int, column: Column, done: int) -> Iterator[E
     field.stand_on(column.fold, column.method.below)
     bench, timed = field.bench(column.fold), timed_group(field.plan) if column.fold == 0 else ()
     for group in groups:
-        people, started = field.people(group), time.perf_counter()
+        people, own = field.people(group), field.anew(bench) if group == timed else bench
+        started = time.perf_counter()
         with nothing_kept(field.base) if group == timed else nullcontext():
-            own = replace(bench, known={}) if group == timed else bench
             made = column.method.make(own, people, column.settings)
             seconds = (time.perf_counter() - started) / len(group)
             rows = _answers(field, column, group, made)

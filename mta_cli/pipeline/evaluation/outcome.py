@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.pipeline.evaluation.design import Design, EvalRequest
+from mta_cli.pipeline.evaluation.design import Design, EvalRequest, told_options
 from mta_cli.pipeline.evaluation.filling import timed_group
 from store.cells import Prediction
 from store.evaluations import Evaluation
@@ -42,7 +42,7 @@ def judge(
     """Read a method's answers: a person's temperature comes from others who are answered under the same bank."""
     tested, found = _tested(reg, evaluation, method, choice, [fold.test for fold in plan.folds])
     temperatures = _temperatures(task, plan, found, tested) if calibrate and task.labels else None
-    return _judged(task, tested, temperatures)
+    return _judged(task, method, tested, temperatures)
 
 
 def judge_again(reg: "Registry", task: "Task", evaluation: Evaluation, method: str) -> Judged:
@@ -55,7 +55,7 @@ def judge_again(reg: "Registry", task: "Task", evaluation: Evaluation, method: s
     choice = settings if isinstance(settings, list) else [settings for _ in folds]
     tested, _ = _tested(reg, evaluation.id, method, choice, folds)
     warm = evaluation.result["calibration"][method]
-    return _judged(task, tested, warm and [own if isinstance(own, list) else [own] for own in warm])
+    return _judged(task, method, tested, warm and [own if isinstance(own, list) else [own] for own in warm])
 
 
 def _tested(
@@ -67,15 +67,22 @@ def _tested(
     return [[p for p in rows if p.user_id in set(test)] for test, rows in zip(folds, found, strict=True)], found
 
 
-def _judged(task: "Task", tested: Sequence[Sequence[Prediction]], temperatures: list[list[float]] | None) -> Judged:
+def _judged(
+    task: "Task", method: str, tested: Sequence[Sequence[Prediction]], temperatures: list[list[float]] | None
+) -> Judged:
+    from mta_cli.engine.methods.catalogue import METHODS
     from mta_cli.engine.tallies import tally
 
+    stands = method in METHODS and METHODS[method].stands
     rows = [prediction for own in tested for prediction in own]
     read = [
-        _read(task, prediction, temperatures[n][prediction.user_id % len(temperatures[n])] if temperatures else 1.0)
+        _read(
+            task, prediction, temperatures[n][prediction.user_id % len(temperatures[n])] if temperatures else 1.0,
+            stands=stands,
+        )
         for n, own in enumerate(tested)
         for prediction in own
-    ]
+    ]  # fmt: skip
     counted = tally(
         task.metric, task.labels, [p.user_id for p in rows], [answer for answer, _ in read], [p.gold for p in rows],
         [loglik for _, loglik in read],
@@ -109,8 +116,10 @@ def _temperature(task: "Task", rows: Sequence[Prediction]) -> float:
     return temperature([scores for scores, _ in known], [place for _, place in known])
 
 
-def _read(task: "Task", prediction: Prediction, temperature: float) -> tuple[str, float | None]:
-    """The answer, and the log-likelihood of the gold: over labels, or per token of a text (nats)."""
+def _read(task: "Task", prediction: Prediction, temperature: float, *, stands: bool) -> tuple[str, float | None]:
+    """The answer, as it `stands` or by the calibrated labels, and the log-likelihood of the gold (nats): over labels,
+    or per token of a text.
+    """
     from mta_cli.engine.calibration import log_probabilities
     from mta_cli.engine.labels import decide
 
@@ -121,7 +130,7 @@ def _read(task: "Task", prediction: Prediction, temperature: float) -> tuple[str
     values = log_probabilities(_scores(prediction), temperature).tolist()
     wanted = prediction.gold.strip()
     gold = values[task.labels.index(wanted)] if wanted in task.labels else NO_LABEL
-    if prediction.tokens == 0:  # without a model: the answer stands
+    if stands:
         return prediction.answer, gold
     return task.labels[decide(values, task.labels, task.metric)], gold
 
@@ -147,7 +156,7 @@ def outcome(
         "task": task.name, "metric": MAIN[task.metric], "users": len(plan.tested),
         "queries": sum(len(plan.queries[user]) for user in plan.tested), "shots": options.shots, "seed": machine.seed,
         "folds": options.folds, "history_items": request.prompt.history_items, "anchors": request.bank.anchors,
-        "placement": options.placement, "base": request.base.name,
+        "placement": options.placement, "base": request.base.name, "options": told_options(request),
         "dtype": dtype_name(machine.dtype, machine.device), "evaluation": evaluation,
         **compared({name: one.tally for name, one in judged.items()}, reference, machine.seed),
         "costs": {m: _costs(reg, plan, evaluation, m, chosen[m], one) for m, one in judged.items()},
@@ -193,7 +202,9 @@ def _settings(choice: Choice) -> Any:
 def _costs(
     reg: "Registry", plan: Design, evaluation: int, method: str, choice: Choice, judged: Judged
 ) -> dict[str, float | None]:
-    """Bytes to keep, a mean over tested people; of those who are timed, seconds to make, and how fast answers came."""
+    """Bytes to keep, a mean over tested people; of those who are timed, seconds to make, and how fast answers came: the
+    prompts' tokens in all the time that answers and the likelihoods of golds and labels took.
+    """
     made = [reg.evaluations.cells.done(evaluation, n, method, own) for n, own in enumerate(choice)]
     cells = [cells[user] for cells, fold in zip(made, plan.folds, strict=True) for user in fold.test]
     timed = set(timed_group(plan)).intersection(plan.folds[0].test)

@@ -124,7 +124,7 @@ def _require_one_design(evaluations: Sequence[Measured]) -> None:
         if "settings" not in one.result:
             raise UsageFault(f"{one.name} is one of stored models: it stands for itself")
         for key in DESIGN:
-            if key != "reference" and one.result.get(key) != first.result.get(key):
+            if key != "reference" and one.result.get(key, "") != first.result.get(key, ""):
                 told = f"{key}: {first.result.get(key)} in {first.id} and {one.result.get(key)} in {one.id}"
                 raise UsageFault(f"these evaluations differ in more than the seed ({told})", hint="mta eval list")
     if len({one.result["seed"] for one in evaluations}) < len(evaluations):

@@ -168,7 +168,7 @@ COSTS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("bytes", "bytes a user", wording.count),
     ("seconds", "seconds to personalise a user", wording.seconds),
     ("seconds_per_query", "seconds a query", wording.seconds),
-    ("tokens_per_second", "tokens/s", wording.count),
+    ("tokens_per_second", "prompt tokens/s", wording.count),
 )
 
 

@@ -24,7 +24,10 @@ NAMES = {
     LIKELIHOOD: "gold log-likelihood",
 }
 # What makes two documents the same evaluation but for the seed and for settings, which may be tuned by seed.
-DESIGN = ("task", "metric", "shots", "folds", "history_items", "anchors", "placement", "base", "dtype", "reference")
+DESIGN = (
+    "task", "metric", "shots", "folds", "history_items", "anchors", "placement", "base", "dtype", "options",
+    "reference",
+)  # fmt: skip
 # How the name of a file says what tells a document from the others of its task.
 IN_FILE_NAMES = {
     "shots": "shots",
@@ -236,7 +239,7 @@ def _alike(documents: Iterable[Document], key: Callable[[Document], str]) -> lis
 
 
 def _design(document: Document, *, without: str = "") -> str:
-    return _canonical({key: document.get(key) for key in DESIGN if key != without})
+    return _canonical({key: document.get(key, "") for key in DESIGN if key != without})
 
 
 def _canonical(value: object) -> str:

@@ -125,5 +125,12 @@ def power(document: Document) -> str:
 def settings(used: object) -> str:
     """A method's settings as names and values; those that differ by fold, fold by fold."""
     if isinstance(used, list | tuple):
-        return "; ".join(f"fold {fold}: {settings(own)}" for fold, own in enumerate(used))
-    return ", ".join(f"{name} {value}" for name, value in used.items()) if isinstance(used, Mapping) else ""
+        return "; ".join(f"fold {fold}: {settings(own)}" for fold, own in enumerate(used, 1))
+    if not isinstance(used, Mapping):
+        return ""
+    idle = {"steps"} if used.get("epochs") else set()  # epochs decide then
+    return ", ".join(_setting(name, value) for name, value in used.items() if name not in idle)
+
+
+def _setting(name: str, value: object) -> str:
+    return f"{name} by the task" if name == "learning_rate" and value == 0.0 else f"{name} {value}"

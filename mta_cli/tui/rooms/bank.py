@@ -165,7 +165,9 @@ class BankRoom(Room):
         nearest = self._nearest()
         for number, use in enumerate(self._uses):
             self._table.add_row(*_row(number, use, nearest.get(use.anchor.id)), key=str(use.anchor.id))
-        if self._uses:
+        if not self._uses:
+            self.query_one("#words", Static).update("")
+        else:
             self._table.move_cursor(row=min(max(row, 0), len(self._uses) - 1))
             self._say(self._table.cursor_row)
 
@@ -175,7 +177,7 @@ class BankRoom(Room):
 
     def _say(self, number: int) -> None:
         """Select an anchor on the map, and put it into words."""
-        if number >= len(self._uses):
+        if not 0 <= number < len(self._uses):  # a bank without anchors yet has no row for a key to go to
             return
         use = self._uses[number]
         self.query_one(PeopleMapView).selected = number

@@ -37,6 +37,8 @@ class PersonPicker(ModalScreen[str | None]):
         super().__init__()
         self._asks, self._without, self._of_task = title, without, task
         self._names: list[str] = []
+        self._looked: str | None = None  # the words that `_names` answer
+        self._taken = False  # Enter came before they did
 
     def compose(self) -> ComposeResult:
         """What is asked, the words, the names."""
@@ -52,12 +54,14 @@ class PersonPicker(ModalScreen[str | None]):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Look again."""
+        self._taken = False
         self._look(event.value)
 
     def on_input_submitted(self) -> None:
-        """Enter takes the marked one."""
+        """Enter takes the marked one of those who fit what is typed, when they are found."""
         options = self.query_one(OptionList)
-        if self._names:
+        self._taken = self._looked != self.query_one(Input).value
+        if self._names and not self._taken:
             self.dismiss(self._names[options.highlighted or 0])
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
@@ -73,9 +77,11 @@ class PersonPicker(ModalScreen[str | None]):
         shelf, task, most = cast("MtaApp", self.app).shelf, self._of_task, MOST + len(self._without)
         found = await shelf.read(lambda reg: reg.people.page(words, "name", False, 0, most, task))
         rows = [row for row in found if row.name not in self._without][:MOST]
-        self._names = [row.name for row in rows]
+        self._names, self._looked = [row.name for row in rows], words
         options = self.query_one(OptionList)
         options.clear_options()
         options.add_options([Text.assemble(line(row.name), "  ", line(row.status, "dim")) for row in rows])
         if rows:
             options.highlighted = 0
+            if self._taken:
+                self.dismiss(self._names[0])

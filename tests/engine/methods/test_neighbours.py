@@ -1,6 +1,7 @@
 """The guess without a model: people's rates, neighbours and the habit, nothing else."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -37,3 +38,12 @@ def test_scores_are_answered_with_the_median(base: LoadedBase) -> None:
 def test_it_has_nothing_to_say_of_texts(base: LoadedBase) -> None:
     (made,) = METHOD.make(a_bench(base, 0), [a_person(2)], {})
     assert made.direct is not None and made.direct("anything") == ("", ()) and made.bytes == 0
+
+
+def test_without_neighbours_the_habit_speaks_alone(base: LoadedBase) -> None:
+    """As where what a person gave is of another kind than what is asked."""
+    bench = replace(tag_bench(base, 0), items=None)
+    (made,) = METHOD.make(bench, [tagger(base, bench.task, [LABELS[2], LABELS[2], LABELS[5]])], {})
+    assert made.direct is not None
+    answer, scores = made.direct("item 7")
+    assert answer == LABELS[2] and len(scores) == len(LABELS) and scores == made.direct("anything else")[1]

@@ -58,6 +58,16 @@ def test_whatever_decides_an_answer_makes_another_evaluation(peopled: Registry, 
     assert design(peopled, change(eval_request())).key != design(peopled, eval_request()).key
 
 
+def test_another_machines_number_format_makes_another_evaluation(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = set()
+    for own in ("float32", "bfloat16"):
+        monkeypatch.setattr("mta_cli.engine.base.dtype_name", lambda dtype, device, own=own: own)
+        keys.add(design(peopled, machine(dtype="auto")(eval_request())).key)
+    assert len(keys) == 2
+
+
 @pytest.mark.parametrize(
     "change",
     [

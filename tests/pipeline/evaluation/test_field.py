@@ -1,11 +1,14 @@
 """What methods are given: a person's shots and nothing else, and what a fold's people share."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 
 from mta_cli.engine.embed import Embedder
 from mta_cli.engine.labels import label_rates
+from mta_cli.engine.neighbours import Vectors
 from mta_cli.errors import IntegrityFault
 from mta_cli.pipeline.evaluation.field import Field
 from mta_cli.pipeline.examples import Examples
@@ -111,3 +114,37 @@ def test_an_anchor_without_a_profile_is_a_fault_of_the_store(trial: Trial, field
 
 def test_prompts_with_and_without_history(field: Field) -> None:
     assert field.examples(True).history_items == 2 and field.examples(False).history_items == 0
+
+
+def test_who_withholds_consent_is_in_no_rate(trial: Trial, field: Field) -> None:
+    anchors = {anchor.user_id for anchor in trial.reg.banks.anchors(field.banks[0].id)}
+    bank = trial.plan.folds[0].bank
+    somebody = next(user for user in bank if user not in anchors)
+    given = [item.output for user in bank if user != somebody for item in trial.reg.items.recent(user, "lamp-2")]
+    with pytest.raises(InterruptedError), trial.reg.transaction():
+        field._benches.clear()
+        trial.reg.users.set_can_anchor(somebody, False)
+        assert field.bench(0).rates == label_rates(given, trial.request.task.labels)
+        raise InterruptedError
+    field._benches.clear()
+
+
+def test_times_are_taken_as_if_no_question_had_been_met_but_with_the_embedder_at_hand(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def embed(texts: Sequence[str]) -> Vectors:
+        asked.extend(texts)
+        return np.ones((len(texts), 32), np.float32)
+
+    field._benches.clear()
+    monkeypatch.setattr(field, "_embedder", embed)
+    bench = field.bench(0)
+    assert bench.items is not None
+    for anew in (False, False, True, True):
+        own = field.anew(bench) if anew else bench
+        assert own.items is not None and own.items[0] is bench.items[0]
+        own.items[2](["a question"])
+    assert asked == ["a question", "", "a question", "", "a question"]
+    assert field.anew(bench).known == {}

@@ -99,9 +99,13 @@ def test_a_report_has_the_seeds_and_after_them_what_they_found_together(reg: Reg
     assert reported(measured([2, 4], reg)) == [shown(measured([2], reg)), shown(measured([4], reg))]
 
 
-def test_what_is_not_of_one_design_is_refused(reg: Registry) -> None:
+def test_what_is_not_of_one_design_is_refused(reg: Registry, trial: Trial) -> None:
     with pytest.raises(UsageFault, match=r"shots: 3 in 2 and 2 in 4"):
         shown(measured([2, 4], reg))
+    longer = replace(seeded(trial.request, 1), bank=replace(trial.request.bank, task_epochs=2))
+    other = int(finish(run_evaluation(reg, longer))[0]["evaluation"])
+    with pytest.raises(UsageFault, match=r"options: .*task_epochs 2.* in \d+ and .*task_epochs 1"):
+        shown(measured([other, 3], reg))
     with pytest.raises(UsageFault, match="mtb is not among the methods"):
         shown(measured([2, 3], reg), "mtb")
     with pytest.raises(NotFound, match="no evaluation 9"):

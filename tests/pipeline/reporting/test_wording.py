@@ -83,5 +83,10 @@ def test_power_needs_a_number() -> None:
 
 def test_settings_that_differ_by_fold_are_told_by_fold() -> None:
     assert wording.settings({"steps": 10, "rank": 2}) == "steps 10, rank 2"
-    assert wording.settings([{"steps": 10}, {"steps": 20}]) == "fold 0: steps 10; fold 1: steps 20"
+    assert wording.settings([{"steps": 10}, {"steps": 20}]) == "fold 1: steps 10; fold 2: steps 20"
+    assert (
+        wording.settings({"steps": 10, "learning_rate": 0.0, "epochs": 0})
+        == "steps 10, learning_rate by the task, epochs 0"
+    )
+    assert wording.settings({"steps": 10, "epochs": 2}) == "epochs 2"
     assert wording.settings(None) == wording.settings({}) == ""

@@ -195,6 +195,21 @@ def test_a_bank_that_is_being_built_shows_what_is_there(empty_store: Path) -> No
     run(drive())
 
 
+def test_no_key_hurts_where_a_bank_has_no_anchor_yet(empty_store: Path) -> None:
+    with Registry.open(empty_store, create=True) as reg:
+        making.person(reg, "ann", "words")
+        reg.banks.begin("free", "k", "free", making.BASE, making.EMBEDDER, 0, {})
+
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            table(app).focus()
+            await pilot.press("up", "pagedown", "ctrl+end", "home", "enter")
+            await settled(app, pilot)
+            assert "building · 0 anchors" in head(app)
+
+    run(drive())
+
+
 def test_an_anchor_without_consent_is_stale_and_has_a_name(demo_store: Path) -> None:
     with Registry.open(demo_store) as reg:
         first = reg.banks.anchors(reg.banks.get("lamp-2").id)[0]
