@@ -135,16 +135,16 @@ class Forgetting:
             self._rewrite(place, pattern)
 
     def _rewrite(self, place: tuple[str, str], name: re.Pattern[str]) -> None:
-        for number, text in self._db.tuples(told(*place, columns="id")):
+        for number, text in self._db.tuples(told(*place)):
             changed = rewritten(place, text, name)
             if changed != text:
                 self._db.write(f"UPDATE {place[0]} SET {place[1]} = ? WHERE id = ?", (changed, number))
 
 
-def told(table: str, column: str, *, columns: str) -> str:
-    """The query for `columns` and what a place of `DOCUMENTS` or `TEXTS` holds, where that may name somebody."""
+def told(table: str, column: str) -> str:
+    """The query for row numbers and what a place of `DOCUMENTS` or `TEXTS` holds, where that may name somebody."""
     people = f" AND kind NOT IN ({_THINGS})" if (table, column) == ("runs", "subject") else ""
-    return f"SELECT {columns}, {column} FROM {table} WHERE {column} IS NOT NULL{people}"
+    return f"SELECT id, {column} FROM {table} WHERE {column} IS NOT NULL{people}"
 
 
 def rewritten(place: tuple[str, str], text: str, name: re.Pattern[str]) -> str:

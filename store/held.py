@@ -59,7 +59,7 @@ class Held:
         named = {run for run, unit in steps if names(unit, name)}
         for place in (*DOCUMENTS, *TEXTS):
             if place[0] == "runs":
-                found = self._db.tuples(told(*place, columns="id"))
+                found = self._db.tuples(told(*place))
                 named |= {run for run, text in found if rewritten(place, text, name) != text}
         about = {run.id for run in Runs(self._db).of_person(user.name)}
         rows = self._db.rows("SELECT id, kind, status, started, ended FROM runs ORDER BY id")

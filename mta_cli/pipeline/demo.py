@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Started, Step, Token
 from mta_cli.options import AdaptOptions, AnswerOptions, BankOptions, FuseOptions, Machine, PromptOptions
 from mta_cli.pipeline.passing import passed_on
@@ -111,7 +111,6 @@ def require_own(root: Path) -> None:
 
 def _models(request: DemoRequest) -> Generator[Event, None, Models]:
     """Both models; an embedded default or a hub model that is not here yet is pulled."""
-    from mta_cli.errors import NotFound
     from mta_cli.pipeline.catalogue import PACKAGES
     from mta_cli.pipeline.models import pull, resolve
 
