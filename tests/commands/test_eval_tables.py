@@ -102,7 +102,7 @@ def test_tuned_settings_are_listed_by_method_and_fold() -> None:
     chosen = [{"method": "mta", "fold": n, "settings": {"steps": 10 * n}, "gold_loglik": -1.5} for n in range(2)]
     shown = tuned({"evaluation": 3, "task": "lamp-2", "tuned": chosen})
     assert "evaluation 3 of task lamp-2" in lines(shown)[0]
-    assert lines(shown)[-1].split() == ["mta", "1", "steps", "10", "-1.500"]
+    assert lines(shown)[-1].split() == ["mta", "2", "steps", "10", "-1.500"]
 
 
 def test_hostile_names_are_shown_as_they_are_spelt() -> None:

@@ -41,7 +41,7 @@ def test_a_mode_that_is_not_there_is_refused_before_loading(world: World, monkey
         list(ask(world.reg, world.entry, "bob", "hello", asking(mode="adapted")))
     with pytest.raises(NotFound, match="no fusion"):
         list(ask(world.reg, world.entry, "carol", "hello", asking(mode="fused")))
-    with pytest.raises(BadInput, match="mode 'best'"):
+    with pytest.raises(UsageFault, match="mode 'best'"):
         list(ask(world.reg, world.entry, "alice", "hello", asking(mode="best")))
     with pytest.raises(BadInput, match="Nobody"):
         list(ask(world.reg, world.entry, None, "hello", asking(mode="fused")))
