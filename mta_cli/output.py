@@ -4,6 +4,7 @@ Everything that is written passes `clean`, so text from people, models, files an
 set colours nor reorder what is read. Knows nothing of commands, jobs or the store.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -113,10 +114,10 @@ def prepare_streams() -> None:
 
 
 def flush() -> None:
-    """Send what is still held back; a reader that has gone is no fault."""
+    """Send what is still held back; a reader that has gone is no fault, and a full disk was told of before."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         drop_stdout()
 
 
@@ -161,11 +162,9 @@ class Output:
 
     def write(self, raw: str) -> None:
         """Cleaned text to standard output at once, without styling."""
-        try:
+        with self._delivering():
             sys.stdout.write(clean(raw))
             sys.stdout.flush()
-        except BrokenPipeError:
-            self._reader_gone()
 
     def note(self, message: str) -> None:
         """One line for the person, on standard error; silent with --quiet."""
@@ -264,7 +263,7 @@ class Output:
             console.print(shown)
             return
         # In a pipe a path or a sentence stays one line, and no line ends in the spaces of a table's last column.
-        with console.capture() as captured:
+        with self._delivering(), console.capture() as captured:
             console.print(shown, soft_wrap=not _is_laid_out(shown))
         self.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
@@ -316,6 +315,17 @@ class Output:
         # Continuation lines are indented, so that text from data cannot forge a line that starts with `error:`.
         shown = clean(message).rstrip("\n").replace("\n", "\n  ")
         self.console(stderr=True).print(Text(shown, style=style), soft_wrap=True)
+
+    @contextlib.contextmanager
+    def _delivering(self) -> Iterator[None]:
+        """What standard output does not take ends the command: in words, or in silence where nobody reads it."""
+        try:
+            yield
+        except BrokenPipeError:
+            self._reader_gone()
+        except OSError as error:
+            drop_stdout()
+            raise MtaError(f"standard output cannot be written: {error.strerror or error}") from None
 
     def _reader_gone(self) -> None:
         drop_stdout()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 from mta_cli import options
-from mta_cli.errors import BadInput, UsageFault
+from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import PlanLine
 
 FILE_NAME = "mta.toml"
@@ -88,13 +88,18 @@ def store_path(flag: Path | None = None) -> Path:
 
 
 def config_path() -> Path:
-    """The person's settings file: MTA_CONFIG, else `mta.toml` in the platform's configuration directory."""
+    """The person's settings file: MTA_CONFIG, which must be there, else `mta.toml` in the platform's configuration
+    directory, which need not.
+    """
     chosen = os.environ.get("MTA_CONFIG", "")
     if not chosen:
         import platformdirs
 
         return platformdirs.user_config_path("mta") / FILE_NAME
-    return path_of(chosen, "MTA_CONFIG")
+    path = path_of(chosen, "MTA_CONFIG")
+    if not path.exists():
+        raise NotFound(f"MTA_CONFIG names {path}, which is not there.", hint="make the file, or unset MTA_CONFIG")
+    return path
 
 
 def path_of(raw: str, what: str) -> Path:
@@ -102,9 +107,11 @@ def path_of(raw: str, what: str) -> Path:
     if "\0" in raw:
         raise BadInput(f"{what} contains a NUL character: {raw!r:.200}")
     try:
-        return Path(raw).expanduser().absolute()
-    except RuntimeError as error:  # `~nobody`
-        raise BadInput(f"{what} cannot be used: {raw!r:.200} ({error})") from None
+        path = Path(raw).expanduser().absolute()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # too long, not ours to look at, `~nobody`
+        raise BadInput(f"{what} cannot be used: {raw!r:.200} ({getattr(error, 'strerror', None) or error})") from None
+    return path
 
 
 @dataclass(frozen=True)

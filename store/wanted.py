@@ -17,7 +17,7 @@ _WORD = re.compile(r'(?:status|task):"[^"]*"?|"[^"]*"?|\S+', re.IGNORECASE)
 _FIELD = re.compile(r"(status|task):(.*)", re.IGNORECASE | re.DOTALL)
 _COMPARISON = re.compile(rf"({'|'.join(NUMBERS)})(>=|<=|>|<|=)(.*)", re.IGNORECASE | re.DOTALL)
 _UNREADABLE = re.compile("[\ud800-\udfff]")  # halves of surrogate pairs, which SQLite cannot be asked for
-_NUMBER = re.compile(r"[+-]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})")
+_NUMBER = re.compile(r"[+-]?(?:(?:\d{1,15}|\d{1,3}(?:,\d{3}){1,4})(?:\.\d{0,15})?|\.\d{1,15})")  # 5000, 5,000, 0.5, .5
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def read_filter(text: str) -> Wanted:
                 statuses = fits if statuses is None else tuple(each for each in statuses if each in fits)
         elif (compared := _COMPARISON.fullmatch(word)) and (not compared[3] or _NUMBER.fullmatch(compared[3])):
             if compared[3]:
-                comparisons.append((compared[1].lower(), compared[2], float(compared[3])))
+                comparisons.append((compared[1].lower(), compared[2], float(compared[3].replace(",", ""))))
         elif name := word.strip('"'):
             names.append(unicodedata.normalize("NFC", name))
     return Wanted(tuple(names), statuses, tuple(tasks), tuple(comparisons))

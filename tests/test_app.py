@@ -275,3 +275,15 @@ def test_run_returns_the_code_of_an_exit(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(AppContext, "registry", registry)
     assert run(["init"]) == 5
+
+
+def test_ctrl_c_while_mta_still_loads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from mta_cli import __main__, app
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "main", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "error: interrupted\n")

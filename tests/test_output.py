@@ -264,6 +264,18 @@ def test_a_reader_that_has_gone_ends_the_command(monkeypatch: pytest.MonkeyPatch
         assert not isinstance(sys.stdout, Gone)
 
 
+def test_a_full_disk_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, raw: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    for deliver in (lambda: Output().write("x"), lambda: Output().result("x"), lambda: Output(json=True).result("x")):
+        monkeypatch.setattr(sys, "stdout", Full())
+        with pytest.raises(MtaError, match="standard output cannot be written: No space left"):
+            deliver()
+        assert not isinstance(sys.stdout, Full)
+
+
 def test_progress_in_a_log_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

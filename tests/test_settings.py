@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mta_cli.errors import BadInput, MtaError, UsageFault
+from mta_cli.errors import BadInput, MtaError, NotFound, UsageFault
 from mta_cli.events import PlanLine
 from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, Machine
 from mta_cli.settings import ModelOptions, Setting, Settings, StoreOptions, convert, known_settings, store_path
@@ -19,6 +19,7 @@ KNOWN = known_settings()
 @pytest.fixture
 def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "person.toml"
+    path.touch()
     monkeypatch.setenv("MTA_CONFIG", str(path))
     return path
 
@@ -216,3 +217,14 @@ def test_a_stack_has_the_defaults_of_its_kind() -> None:
     )
     with pytest.raises(UsageFault, match=r"adapt\.placement: a core has none"):
         AdaptOptions(placement="late").settled(labels=False)
+
+
+def test_a_settings_file_that_was_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTA_CONFIG", str(tmp_path / "mta.tmol"))
+    with pytest.raises(NotFound, match=r"mta\.tmol, which is not there"):
+        Settings.load(None)
+
+
+def test_a_path_that_no_system_has_is_refused_in_words() -> None:
+    with pytest.raises(BadInput, match=r"the store's path cannot be used: .*File name too long"):
+        store_path(Path("x" * 300))

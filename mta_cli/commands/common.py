@@ -56,8 +56,12 @@ class AppContext:
         return self.settings.build(ModelOptions)
 
     def machine(self, **flags: Any) -> Machine:
-        """Where and how to compute; warns of a number format that this machine only emulates."""
+        """Where and how to compute. UsageFault where there is no such device; warns of an emulated number format."""
         machine = self.settings.build(Machine, **flags)
+        if machine.device not in ("auto", "cpu"):
+            from mta_cli.pipeline.planning import require_device
+
+            require_device(machine)
         if machine.dtype not in ("auto", "float32"):
             from mta_cli.pipeline.planning import times_slower
 

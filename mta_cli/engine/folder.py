@@ -107,8 +107,7 @@ def check_folder(path: Path, *, thorough: bool = False) -> None:
 
     `thorough` also reads the tokenizer, which takes as long as loading it: once, when a model is first met.
     """
-    if not path.is_dir():
-        raise NotFound(f"There is no model folder at {path}", hint="mta model list shows what is here")
+    require_folder(path)
     faults = [fault for relative in model_files(path) for fault in _file_faults(path, relative)]
     if thorough and not faults and (path / "tokenizer.json").exists():
         faults += _token_faults("tokenizer.json", read_json(path / "tokenizer.json"), "added_tokens")
@@ -123,6 +122,14 @@ def check_folder(path: Path, *, thorough: bool = False) -> None:
             hint="mta reads safetensors only and runs no model code; convert the weights, or use a copy without them",
             faults=tuple(faults[:20]),
         )
+
+
+def require_folder(path: Path) -> None:
+    """Raises NotFound where no model can be, at the first look: a folder of other things may be very large."""
+    if not path.is_dir():
+        raise NotFound(f"There is no model folder at {path}", hint="mta model list shows what is here")
+    if not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
+        raise NotFound(f"{path} has no config.json; it is not a model's folder")
 
 
 @contextmanager

@@ -18,15 +18,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from mta_cli.engine.blocks import read_block
+from mta_cli.engine.targets import IN_LAYER, wanted
 from mta_cli.errors import BadInput, IntegrityFault, UsageFault
 
 if TYPE_CHECKING:
     from mta_cli.engine.base import LoadedBase
 
 PREFIX = "base_model.model."
-ALL_LINEAR = "all-linear"
 LATE = 8  # of the prompt's last tokens: the end of its words and the header of the answer
-_LAYER = re.compile(r"\.(\d+)\.")
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 
@@ -148,13 +147,15 @@ class LoraWeights:
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear modules inside decoder layers by path, in the model's own order."""
     return {
-        path: module for path, module in model.named_modules() if isinstance(module, nn.Linear) and _LAYER.search(path)
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and IN_LAYER.search(path)
     }
 
 
 def layer_of(path: str) -> int:
     """The decoder layer that a module path stands in."""
-    match = _LAYER.search(path)
+    match = IN_LAYER.search(path)
     if match is None:
         raise BadInput(f"{path} is in no decoder layer")
     return int(match[1])
@@ -167,15 +168,8 @@ def find_targets(model: nn.Module, targets: str, placement: str) -> tuple[list[s
     """
     layers = linear_layers(model)
     where = Placement.named(placement, 1 + max((layer_of(path) for path in layers), default=0))
-    known = {path.rsplit(".", 1)[-1] for path in layers}
-    wanted = known if targets == ALL_LINEAR else {name.strip() for name in targets.split(",") if name.strip()}
-    unknown = sorted(wanted - known)
-    if unknown or not wanted:
-        raise UsageFault(
-            f"targets {', '.join(unknown) or targets!r}: this base has no such layers",
-            hint=f"choose among {', '.join(sorted(known))}, or {ALL_LINEAR}",
-        )
-    chosen = [p for p in layers if p.rsplit(".", 1)[-1] in wanted and where.first <= layer_of(p) <= where.last]
+    named = wanted(targets, {path.rsplit(".", 1)[-1] for path in layers})
+    chosen = [p for p in layers if p.rsplit(".", 1)[-1] in named and where.first <= layer_of(p) <= where.last]
     return chosen, where
 
 

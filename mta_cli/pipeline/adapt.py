@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.engine.targets import matrices, wanted
 from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import Done, Event, Failed, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import AdaptOptions
@@ -21,6 +22,7 @@ from mta_cli.pipeline.fuse import (
     gather,
     load_with_task_adapter,
     make_recipes,
+    standing_lines,
 )
 from mta_cli.pipeline.lesson import Trained
 from mta_cli.pipeline.loading import load_others
@@ -109,12 +111,14 @@ def adapt_users(
     Users whose stack is already what these settings and items would give are left as they are: a stopped run goes on.
     """
     options = options.settled(bool(request.task.labels))
+    if options.targets is not None:
+        wanted(options.targets, matrices(request.base.path))
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
     if explicit_top_k:
         check_top_k(reg, bank, request.options)
     chosen = list(users) if users is not None else everyone(reg, bank)
     shots = {user.id: reg.items.recent(user.id, request.task.name, options.shots) for user in chosen}
-    yield Planned("user adapt", (*plan, *_plan_lines(reg, request, options, bank, shots)))
+    yield Planned("user adapt", (*plan, *_plan_lines(reg, request, options, bank, chosen, shots)))
     if dry_run:
         yield Done(
             {"dry_run": True, "bank": bank.name, "version": bank.version, "users": [user.name for user in chosen]}
@@ -176,8 +180,9 @@ def everyone(reg: "Registry", bank: Bank) -> list[User]:
 
 
 def _plan_lines(
-    reg: "Registry", request: FuseRequest, options: AdaptOptions, bank: Bank, shots: dict[int, list[Item]]
-) -> tuple[PlanLine, ...]:
+    reg: "Registry", request: FuseRequest, options: AdaptOptions, bank: Bank, users: Sequence[User],
+    shots: dict[int, list[Item]],
+) -> tuple[PlanLine, ...]:  # fmt: skip
     from mta_cli.pipeline.planning import Tokens, cost_lines
 
     task, busy = request.task, [own for own in shots.values() if own]
@@ -185,8 +190,8 @@ def _plan_lines(
     rows = sum(min(len(own), options.batch_size) for own in busy) * options.steps
     tokens = Tokens(rows * row, options.placement or bank.config["placement"])
     return (
-        PlanLine("bank", f"{bank.name} v{bank.version}"),
-        PlanLine("users", f"{len(shots)}, {len(busy)} of them with a history"),
+        PlanLine("users", f"{some([user.name for user in users])}: {len(users)}, {len(busy)} of them with a history"),
+        *standing_lines(bank, request),
         *cost_lines(reg, request.base, request.machine, [tokens], row * options.batch_size),
     )
 
@@ -373,14 +378,9 @@ def _warn(user: User, job: AdapterJob, before: Measured, after: Measured, norm: 
 
 
 def _entry(
-    user: User,
-    recipe: Recipe,
-    stack: Stack | None,
-    before: Measured | None,
-    after: Measured | None,
-    queries: int,
+    user: User, recipe: Recipe, stack: Stack | None, before: Measured | None, after: Measured | None, queries: int,
     seconds: float,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     return {
         "user": user.name, "shots": stack.shots if stack else 0, "steps": stack.steps if stack else 0,
         "loss_before": before.shots if before else None, "loss_after": after.shots if after else None,

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.engine.targets import matrices, wanted
 from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import BankOptions, GateOptions, Machine, PromptOptions
@@ -118,6 +119,7 @@ def build_bank(
     reg: "Registry", request: BankRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
     """Build or finish the bank that `request` describes. `Done.result` has the keys of `mta bank build --json`."""
+    wanted(request.options.targets, matrices(request.base.path))
     pool = contributors(reg, request.task.name, request.options, request.people)
     chosen = candidates(pool, request.task.name, request.options)
     yield Planned("bank build", (*plan, *plan_lines(reg, request, pool, chosen)))
@@ -153,6 +155,10 @@ def plan_lines(
     shared = made_before(reg, request, pool) is not None
     work = expected(request, pool, chosen, shared)
     return (
+        PlanLine("task", request.task.name),
+        PlanLine("bank", request.name or request.task.name),
+        PlanLine("base", request.base.name),
+        PlanLine("embedder", request.embedder.name),
         PlanLine("candidates", f"{len(chosen)} users, {sum(len(c.items) for c in chosen)} items"),
         *([PlanLine("task adapter", "there, trained on the same items")] if shared else []),
         *cost_lines(reg, request.base, request.machine, work.tokens, work.step),

@@ -65,7 +65,7 @@ def fuse_user(
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
     if explicit_top_k:
         check_top_k(reg, bank, request.options)
-    yield Planned("user fuse", (*plan, PlanLine("bank", f"{bank.name} v{bank.version}")))
+    yield Planned("user fuse", (*plan, PlanLine("user", user.name), *standing_lines(bank, request)))
     if dry_run:
         yield Done({"dry_run": True, "user": user.name, "bank": bank.name})
         return
@@ -79,6 +79,15 @@ def fuse_user(
         raise NotFound(f"{user.name} was removed while being fused.", hint=WHO)
     yield Saved("recipe", user.name, f"{recipe.bytes} bytes")
     yield Done(recipe_json(reg, user, bank, recipe))
+
+
+def standing_lines(bank: Bank, request: FuseRequest) -> tuple[PlanLine, ...]:
+    """What of somebody a plan is about, and what it stands on."""
+    return (
+        PlanLine("task", request.task.name),
+        PlanLine("bank", f"{bank.name} v{bank.version}"),
+        PlanLine("base", request.base.name),
+    )
 
 
 def check_top_k(reg: "Registry", bank: Bank, options: FuseOptions) -> None:

@@ -131,6 +131,7 @@ def describe_folder(path: Path, name: str, *, anew: bool = False) -> dict[str, A
     Raises IntegrityFault for a folder that has changed since, unless it is to be described `anew`.
     """
     path = path.expanduser().resolve()
+    folders.require_folder(path)
     signature = _signature(path)
     memory = models_dir() / ".folders" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
     known: dict[str, Any] | None = None

@@ -104,6 +104,13 @@ def matrix_rate(device: str, dtype: str, rows: int = 512, width: int = 1024) -> 
     return 2 * rows * width * width / best
 
 
+def require_device(machine: Machine) -> None:
+    """Raises UsageFault where this machine lacks the device, or the device the number format."""
+    from mta_cli.engine.base import resolve_devices
+
+    resolve_devices(machine.device, machine.dtype)
+
+
 def times_slower(machine: Machine) -> float:
     """How many times longer a small product takes in the machine's number format than in float32; 1 but on a CPU.
 

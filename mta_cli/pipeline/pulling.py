@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mta_cli.engine.folder import check_folder
 from mta_cli.errors import BadInput, NotFound, StoreBusy
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
 from mta_cli.pipeline.catalogue import PACKAGES, Package
@@ -78,17 +79,23 @@ def pull(name: str, *, as_name: str | None = None, dry_run: bool = False) -> Ite
 def register(path: Path, *, name: str | None = None) -> dict[str, Any]:
     """Gives a local folder a name; nothing is copied. Returns its manifest. BadInput when the name is taken."""
     folder = path.expanduser().resolve()
+    chosen = _name_for(folder, name)
+    manifest = describe_folder(folder, chosen, anew=True)
+    write_manifest(place_of(chosen), {"name": chosen, "folder": str(folder)})
+    return manifest
+
+
+def _name_for(folder: Path, name: str | None) -> str:
+    """What a local folder is to be called. BadInput where it can be none of a model, or the name is taken."""
     if folder.suffix == ".gguf" and folder.is_file():
         raise BadInput(
-            f"{path}: a GGUF file whose digest is not pinned", hint="convert it to a folder with safetensors first"
+            f"{folder}: a GGUF file whose digest is not pinned", hint="convert it to a folder with safetensors first"
         )
     chosen = check_name(name or slug(folder.name))
-    manifest = describe_folder(folder, chosen, anew=True)
     known = read_manifest(place_of(chosen))
     if chosen in PACKAGES or (known is not None and known.get("folder") != str(folder)):
         raise BadInput(f"The name {chosen} is taken", hint="--name OTHER, or mta model rm it first")
-    write_manifest(place_of(chosen), {"name": chosen, "folder": str(folder)})
-    return manifest
+    return chosen
 
 
 def trash_of(name: str) -> Path:
@@ -111,7 +118,9 @@ def _pull_folder(path: Path | None, name: str, as_name: str | None, dry_run: boo
             f"There is no model {name[:200]!r} to pull",
             hint=f"{known}, hf:ORG/NAME[@REVISION], or the path of a folder",
         )
-    chosen = as_name or slug(path.name)
+    chosen = _name_for(path, as_name)
+    if dry_run:
+        check_folder(path)
     copied = PlanLine("copied", "nothing; the folder is used where it is")
     yield Planned("model pull", (PlanLine("name", chosen), PlanLine("folder", str(path)), copied))
     if dry_run:

@@ -262,8 +262,11 @@ def _import_order(known: Known, filled: Filled) -> Order:
     from mta_cli.pipeline.intake import Source
 
     path, outputs = _path(filled["path"]), _path(filled["outputs"]) if filled["outputs"] else None
-    form = filled["format"] or form_by_name(path, answers=outputs is not None)
-    Source(form, path, filled["task"] or None, outputs).check()
+    form = filled["format"]
+    if not form and filled["path"]:  # without a file the form says that it is needed
+        form = form_by_name(path, answers=outputs is not None)
+    if form:
+        Source(form, path, filled["task"] or None, outputs).check()
     can_anchor = {"yes": True, "no": False}.get(filled["can_anchor"])
 
     def make(reg: "Registry", dry_run: bool) -> Iterator[Event]:

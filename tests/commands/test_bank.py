@@ -103,7 +103,10 @@ def test_mistakes_before_a_bank_is_there(peopled: Path) -> None:
     refused(mta("bank", "build", "--task", "lamp-2", "--anchors", 99), 4, "99 anchors", "users may be one")
     refused(mta("bank", "build", "--task", "lamp-2", "--anchors", 0), 2, "bank.anchors = 0", "the least is 1")
     refused(mta("bank", "build", "--task", "lamp-22"), 3, "lamp-22", "lamp-2")
-    refused(mta("bank", "build", "--task", "lamp-2", *QUICK, "--targets", "q_porj"), 2, "q_porj", "q_proj")
+    for more in ([], ["--dry-run"]):
+        refused(mta("bank", "build", "--task", "lamp-2", *QUICK, "--targets", "q_porj", *more), 2, "q_porj", "q_proj")
+        refused(mta("bank", "build", "--task", "lamp-2", *QUICK, "--device", "cuda:99", *more), 2, "cuda:99", "auto")
+    assert mta_ok("bank", "list", "--json").json() == []
     refused(mta("bank", "build", "--task", "lamp-2", *QUICK, "--base", "gone"), 3, "gone")
     refused(mta("bank", "show", "nothing"), 3, "nothing")
     refused(mta("user", "adapt"), 3, "mta bank build")

@@ -98,6 +98,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(peopled: Registry) -> None
     result, seen = finish(build_bank(peopled, bank_request(), dry_run=True))
     lines = {line.name: line.value for event in seen if isinstance(event, Planned) for line in event.lines}
     assert {"candidates", "tokens", "memory", "time"} <= set(lines)
+    assert (lines["task"], lines["bank"], lines["base"]) == ("lamp-2", "lamp-2", "tiny")
     assert result["dry_run"] and peopled.counts() == before
 
 

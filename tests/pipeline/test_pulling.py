@@ -217,6 +217,19 @@ def test_a_folder_is_pulled_by_reference(tiny_base_path: Path, models_root: Path
     assert resolve("mine").path == tiny_base_path
 
 
+def test_a_dry_run_refuses_what_the_pull_of_a_folder_would(
+    tiny_base_path: Path, models_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadInput, match="cannot be a model's name"):
+        list(pull(str(tiny_base_path), as_name="../mine", dry_run=True))
+    with pytest.raises(BadInput, match="is taken"):
+        list(pull(str(tiny_base_path), as_name="minilm-l6", dry_run=True))
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("a folder of whatever size was searched"))
+    for dry_run in (True, False):
+        with pytest.raises(NotFound, match=r"no config\.json"):
+            list(pull(str(tmp_path), dry_run=dry_run))
+
+
 @pytest.mark.parametrize("name", ["nothing-like-it", "./none", "", "~nobody/x", "a\0b"])
 def test_what_cannot_be_pulled(models_root: Path, name: str) -> None:
     with pytest.raises((NotFound, BadInput)):

@@ -20,6 +20,7 @@ from store.wanted import MAX_FILTER, Wanted, read_filter
         ('task:"two words" bob', Wanted(("bob",), tasks=("two words",))),
         ("items>5", Wanted(comparisons=(("items", ">", 5.0),))),
         ("Items>=5 queries<=2", Wanted(comparisons=(("items", ">=", 5.0), ("queries", "<=", 2.0)))),
+        ("items>=5,000 bytes<1,234,567.5", Wanted(comparisons=(("items", ">=", 5e3), ("bytes", "<", 1234567.5)))),
         ("change>-.05", Wanted(comparisons=(("change", ">", -0.05),))),
         ("anchors=4 bytes<100", Wanted(comparisons=(("anchors", "=", 4.0), ("bytes", "<", 100.0)))),
     ],
@@ -34,7 +35,8 @@ def test_a_word_that_is_not_finished_asks_for_nothing(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["items>many", "items>1e9", "items>nan", "age>5", "items:5", "x:y", "%", "_", "--", "*"]
+    "text",
+    ["items>many", "items>1e9", "items>nan", "items>50,00", "items>,5", "age>5", "items:5", "x:y", "%", "_", "--", "*"],
 )
 def test_what_is_no_known_word_is_part_of_a_name(text: str) -> None:
     assert read_filter(text) == Wanted((text,))

@@ -136,6 +136,12 @@ def test_a_file_is_imported_after_its_plan(empty_store: Path, tmp_path: Path) ->
             planned(job, reg)
 
 
+def test_a_file_that_is_not_named_yet_is_no_fault(empty_store: Path) -> None:
+    order("data import", empty_store)
+    with pytest.raises(UsageFault, match=r"does not say"):
+        order("data import", empty_store, path="notes")
+
+
 def test_a_path_that_cannot_be_is_refused(empty_store: Path) -> None:
     with pytest.raises(UsageFault, match="NUL"):
         order("data import", empty_store, path="a\0b")

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import torch
 
-from mta_cli.engine.lora import ALL_LINEAR, Factors, LoraWeights, covering
+from mta_cli.engine.lora import Factors, LoraWeights, covering
 from mta_cli.engine.methods.fusion import SHARE_BYTES, Shares, by_similarity
 from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
 from mta_cli.engine.methods.stacks import loras
 from mta_cli.engine.parts import stacked
+from mta_cli.engine.targets import ALL_LINEAR
 
 
 def swapped(shares: Shares) -> Shares:
