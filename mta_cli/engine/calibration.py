@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 Array = npt.NDArray[np.float64]
 
 WIDEST = 3.0  # a temperature is between e⁻³ and e³
+NO_LABEL = math.log(1e-6)  # nats, of a gold that is none of the labels
 
 
 def temperature(scores: npt.ArrayLike, golds: Sequence[int]) -> float:
@@ -38,3 +39,11 @@ def log_probabilities(scores: npt.ArrayLike, temperature: float) -> Array:
     """log softmax(scores / temperature) over the last axis, `[..., labels]` → `[..., labels]`."""
     values: Array = log_softmax(np.asarray(scores, dtype=np.float64) / temperature, axis=-1)
     return values
+
+
+def gold_loglik(scores: npt.ArrayLike, labels: Sequence[str], gold: str, temperature: float = 1.0) -> float:
+    """The log-probability of the label that `gold` names, nats; `NO_LABEL` where it names none. `scores`: `[labels]`"""
+    wanted = gold.strip()
+    if wanted not in labels:
+        return NO_LABEL
+    return float(log_probabilities(scores, temperature)[labels.index(wanted)])

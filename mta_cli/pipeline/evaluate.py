@@ -34,7 +34,10 @@ NUMBERS = 1 << 26  # in the factors of the people who are answered together, unl
 
 @dataclass(frozen=True)
 class Answer:
-    """One prediction with everything needed to score it again."""
+    """One prediction with everything needed to score it again.
+
+    `gold_loglik` (nats) is over the task's labels, as the answer was decided; or per token of a text.
+    """
 
     user_id: int
     query: Query
@@ -134,10 +137,18 @@ def _answer_all(base: "LoadedBase", examples: Examples, portion: "Sequence[Asked
     return [
         Answer(
             asked.query.user_id, asked.query, asked.mode, base.tokenizer.decode(list(given.prompt)), given.answer,
-            given.gold_loglik, len(given.prompt), given.seconds,
+            _gold_loglik(examples.task, asked.query, given), len(given.prompt), given.seconds,
         )
         for asked, given in zip(portion, answering.answer(base, examples, questions, people, priors), strict=True)
     ]  # fmt: skip
+
+
+def _gold_loglik(task: "Task", query: Query, given: answering.Given) -> float:
+    from mta_cli.engine.calibration import gold_loglik
+
+    if task.labels:
+        return gold_loglik(given.scores, task.labels, query.gold)
+    return given.gold_loglik / max(1, given.gold_tokens)
 
 
 def _people(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mta_cli.engine.base import load_base
+from mta_cli.engine.calibration import NO_LABEL, log_probabilities
 from mta_cli.engine.generate import label_scores, token_ids
 from mta_cli.engine.labels import weighed
 from mta_cli.engine.lora import Folder
@@ -38,7 +39,7 @@ def test_every_mode_answers_every_query_and_is_stored(peopled: Registry) -> None
             interval = result["methods"][mode][name]
             assert interval["value"] == pytest.approx(value)
             assert interval["low"] <= interval["value"] <= interval["high"]
-        assert all(p.answer in TASK.labels and p.gold_loglik < 0 for p in own)
+        assert all(p.answer in TASK.labels and p.gold_loglik <= 0 for p in own)
     assert result["reference"] == "adapted" and result["metric"] == "accuracy"
     assert {(row["a"], row["b"]) for row in result["differences"]} == {("adapted", mode) for mode in MODES[:3]}
     gap = result["methods"]["adapted"]["gold_loglik"]["value"] - result["methods"]["base"]["gold_loglik"]["value"]
@@ -82,7 +83,8 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
         assert (prior is not None) == (prediction.method in ("fused", "adapted"))
         found = weighed(scores, prior, query.input)
         assert prediction.answer == TASK.labels[found.index(max(found))]
-        assert prediction.gold_loglik == pytest.approx(scores[TASK.labels.index(query.gold)], abs=1e-3)
+        known = log_probabilities(found, 1.0)[TASK.labels.index(query.gold)]
+        assert prediction.gold_loglik == pytest.approx(known, abs=1e-3)
         assert (late is not None) == (prediction.method in ("fused", "adapted"))
 
 
@@ -92,20 +94,24 @@ def test_free_answers_and_golds_that_are_no_label(peopled: Registry) -> None:
     finish(adapt_users(peopled, users, fuse_request(), QUICK))
     entry = resolve("tiny", "base")
     free = replace(TASK, labels=(), metric="rouge", answer_tokens=9)
-    other = replace(TASK, labels=("fantasy", "romance"), answer_tokens=9)
+    gold = peopled.items.queries(users[0].id, TASK.name)[0].gold
+    other = replace(TASK, labels=(gold, "none of theirs"), answer_tokens=9)
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
     examples, folder = Examples(peopled, base, free, 2), Folder(base)
-    logliks = []
     for task in (free, other):
         result, _ = finish(evaluate_users(peopled, entry, task, users, ["base", "adapted"], PromptOptions(2), CPU))
         predictions = peopled.evaluations.cells.predictions(result["evaluation"])
         assert len(predictions) == 8
-        logliks.append([p.gold_loglik for p in predictions])
-        assert task is free or all(p.answer in other.labels for p in predictions)
+        if task is other:
+            assert all(p.answer in other.labels for p in predictions)
+            assert all((p.gold_loglik == NO_LABEL) is (p.gold not in other.labels) for p in predictions)
+            assert {p.gold in other.labels for p in predictions} == {True, False}
         for prediction in predictions if task is free else ():
             user = peopled.users.by_id(prediction.user_id)
             (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
             folder.set(folded_and_late(peopled, base.fingerprint, user, TASK.name, prediction.method)[0])
             ids = list(token_ids(base, examples.query_prompt(query), max_tokens=9))
             assert prediction.answer == base.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    assert logliks[0] == pytest.approx(logliks[1], abs=1e-3)
+            wanted = examples.prompter.answer_ids(query.gold)
+            (known,) = label_scores(base, examples.query_prompt(query), [wanted])
+            assert prediction.gold_loglik == pytest.approx(known / len(wanted), abs=1e-3)

@@ -1,6 +1,5 @@
 """From stored answers to the result document: calibration, decisions, metrics, differences, costs. Answers nothing."""
 
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 MAIN = {"accuracy": "accuracy", "mae": "mae", "rouge": "rouge_1"}  # a task's metric, and the number it is judged by
 TEST = "test"  # the role of those who count
-NO_LABEL = math.log(1e-6)  # for a gold that is none of the task's labels
 PARTS = 5  # of a fold's people: each part is read with a temperature of the others
 
 Choice = Sequence[Mapping[str, Any]]
@@ -120,18 +118,18 @@ def _read(task: "Task", prediction: Prediction, temperature: float, *, stands: b
     """The answer, as it `stands` or by the calibrated labels, and the log-likelihood of the gold (nats): over labels,
     or per token of a text.
     """
-    from mta_cli.engine.calibration import log_probabilities
+    from mta_cli.engine.calibration import gold_loglik, log_probabilities
     from mta_cli.engine.labels import decide
 
     if not task.labels:
         if prediction.gold_loglik is None:
             return prediction.answer, None
         return prediction.answer, prediction.gold_loglik / max(1, prediction.gold_tokens or 1)
-    values = log_probabilities(_scores(prediction), temperature).tolist()
-    wanted = prediction.gold.strip()
-    gold = values[task.labels.index(wanted)] if wanted in task.labels else NO_LABEL
+    scores = _scores(prediction)
+    gold = gold_loglik(scores, task.labels, prediction.gold, temperature)
     if stands:
         return prediction.answer, gold
+    values = log_probabilities(scores, temperature).tolist()
     return task.labels[decide(values, task.labels, task.metric)], gold
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mta_cli.engine.calibration import NO_LABEL
 from mta_cli.engine.tasks import BUILTIN
-from mta_cli.pipeline.evaluation.outcome import NO_LABEL, PARTS, Choice, judge, judge_again, outcome
+from mta_cli.pipeline.evaluation.outcome import PARTS, Choice, judge, judge_again, outcome
 from store.registry import Registry
 from tests.metrics_by_hand import score
 from tests.pipeline.evaluation.trial import Answers, Made, Trial, eval_request, make_up
