@@ -94,7 +94,13 @@ class MtaApp(App[None]):
         Binding("ctrl+t", "change_theme", "Theme", id="app.theme", show=False, tooltip="Choose other colours"),
         Binding("q", "leave", "Quit", id="app.quit", tooltip="Close the window; asks while a job runs"),
         Binding(
-            "ctrl+q", "leave", "Quit", id="app.quit-anywhere", show=False, tooltip="Close the window, also while typing"
+            "ctrl+q",
+            "leave",
+            "Quit",
+            id="app.quit-anywhere",
+            show=False,
+            priority=True,
+            tooltip="Close the window, also while typing",
         ),
     ]
 
@@ -182,7 +188,9 @@ class MtaApp(App[None]):
 
     @work
     async def action_leave(self) -> None:
-        """Close the window, unless a job runs and the person would rather stay."""
+        """Close the window, unless a job runs and the person would rather stay; a question is answered first."""
+        if isinstance(self.screen, Sure):
+            return
         job = self.board.running
         if job is None or await self.sure(
             f"{job.kind} · {job.title} is at work. Close all the same? It stops after the step at hand and goes on "

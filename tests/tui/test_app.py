@@ -190,6 +190,22 @@ def test_leaving_with_nothing_at_work_closes_at_once(empty_store: Path) -> None:
     run(drive())
 
 
+def test_ctrl_q_closes_over_a_dialog_and_while_typing_but_answers_no_question(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            app.push_screen(Sure("Remove it?"))
+            await pilot.pause()
+            await pilot.press("ctrl+q")
+            assert app.is_running and isinstance(app.screen, Sure)
+            await pilot.press("n")
+            app.push_screen(Help("Keys", []))
+            await pilot.pause()
+            await pilot.press("ctrl+q")
+            await until(pilot, lambda: not app.is_running)
+
+    run(drive())
+
+
 def test_what_is_pasted_into_an_input_sends_nothing_to_the_terminal(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):

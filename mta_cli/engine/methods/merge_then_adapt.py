@@ -53,7 +53,7 @@ METHODS = (
         settings={**OWN, **NO_PRIOR}, grid=LORA_GRID,
     ),
     Method(
-        "mta", "Merge-then-Adapt as it is by default: fusion by evidence, a core above it, label habit and neighbours",
+        "mta", "Merge-then-Adapt: fusion by evidence, a core above it, label habit and neighbours",
         partial(made, by_evidence, cores), settings={**CORE, **EVIDENCE, **NEIGHBOURS}, grid=CORES_GUESSED, version=9,
     ),
     Method(
