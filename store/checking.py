@@ -45,11 +45,12 @@ def problems(db: Connection, files: AdapterFiles) -> list[str]:
 def structure_faults(root: Path, *, index: bool = True) -> list[str]:
     """What is wrong with the database itself and, with `index`, its full-text index; rows are left to their seals.
 
-    Looked for in a copy in memory, so that nobody who writes has to wait, and from any thread.
+    Looked for in a copy, so that nobody who writes has to wait, and from any thread. SQLite keeps it in memory while it
+    is small, else in a temporary file of its own.
     """
     place = uri_of(root / "registry.db", os.access(root, os.W_OK))
     try:
-        with closing(sqlite3.connect(place, uri=True)) as conn, closing(sqlite3.connect(":memory:")) as copy:
+        with closing(sqlite3.connect(place, uri=True)) as conn, closing(sqlite3.connect("")) as copy:
             conn.backup(copy)
             copy.text_factory = lambda raw: raw.decode(errors="replace")
             lines = [line for (line,) in copy.execute("PRAGMA integrity_check(20)") if line != "ok"]
