@@ -212,11 +212,12 @@ class Output:
             sys.stderr.write("\n")
         return line.strip() if line else None
 
-    def follow(self, events: Iterator[ev.Event], *, dry_run: bool = False) -> Any:
+    def follow(self, events: Iterator[ev.Event], *, dry_run: bool = False, resumes: bool = False) -> Any:
         """Run a job to its end, showing what it yields; returns the result of its `Done`.
 
         With `dry_run` the plan itself is printed (a table, or the JSON document `{job, plan, …}`), so that the caller
-        prints nothing more. Ctrl-C closes the generator, which saves what can go on later, and raises `Interrupted`.
+        prints nothing more. Ctrl-C closes the generator and raises `Interrupted`; a job that `resumes` has saved what
+        it goes on from later.
         """
         from mta_cli.progress import ProgressView
 
@@ -235,17 +236,23 @@ class Output:
         except KeyboardInterrupt:
             view.stop()
             _close(events)
-            raise Interrupted(
-                "interrupted", hint="run the same command again: it goes on from what is stored"
-            ) from None
+            again = "run the same command again: it goes on from what is stored" if resumes else None
+            raise Interrupted("interrupted", hint=again) from None
         finally:
             view.stop()
             self.end_line()
         return self._dry(planned, result) if dry_run else result
 
-    def job(self, events: Iterator[ev.Event], render: "Render | None" = None, *, dry_run: bool = False) -> Any:
+    def job(
+        self,
+        events: Iterator[ev.Event],
+        render: "Render | None" = None,
+        *,
+        dry_run: bool = False,
+        resumes: bool = False,
+    ) -> Any:
         """`follow`, then print the result; a dry run prints its plan instead."""
-        result = self.follow(events, dry_run=dry_run)
+        result = self.follow(events, dry_run=dry_run, resumes=resumes)
         if not dry_run:
             self.result(result, render)
         return result

@@ -217,9 +217,12 @@ def test_ctrl_c_closes_the_job_and_says_how_to_go_on(capsys: pytest.CaptureFixtu
     output = Output()
     output.note = _interrupt  # type: ignore[method-assign]
     with pytest.raises(Interrupted) as raised:
-        output.follow(job())
+        output.job(job(), resumes=True)
     assert closed == [True]
     assert raised.value.exit_code == 130 and "same command again" in str(raised.value.hint)
+    with pytest.raises(Interrupted) as raised:
+        output.job(job())
+    assert raised.value.hint is None
     assert "kept" not in str(raised.value)  # an import that was stopped keeps nothing
 
 

@@ -116,7 +116,8 @@ def _build(
             resolve(embedder or use.models.embedder, "embedder"), options, prompt, machine, name, gates=gates,
         )  # fmt: skip
         plan = use.settings.plan_lines(options, gates, prompt, machine)
-        use.output.job(build_bank(reg, request, plan=plan, dry_run=dry_run), _built, dry_run=dry_run)
+        job = build_bank(reg, request, plan=plan, dry_run=dry_run)
+        use.output.job(job, _built, dry_run=dry_run, resumes=True)
 
 
 def _refuse_with_refresh(given: dict[str, Any]) -> None:
@@ -136,7 +137,7 @@ def _refresh(use: AppContext, task: str, name: str | None, device: str | None, *
     machine = use.machine(device=device)
     with use.registry() as reg:
         job = refresh_bank(reg, find_task(reg, task).name, machine, name=name, dry_run=dry_run)
-        use.output.job(job, _built, dry_run=dry_run)
+        use.output.job(job, _built, dry_run=dry_run, resumes=True)
 
 
 @app.command("list")

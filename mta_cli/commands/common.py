@@ -3,6 +3,7 @@
 Holds no logic of any job.
 """
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli.errors import MtaError, UsageFault
+from mta_cli.errors import MtaError, NotFound, UsageFault
 from mta_cli.options import Machine, PromptOptions
 from mta_cli.output import Output, clean
 from mta_cli.settings import ModelOptions, Settings, StoreOptions, store_path
@@ -77,7 +78,12 @@ class AppContext:
         from store.registry import Registry
 
         timeout = self.settings.build(StoreOptions).timeout
-        return Registry.open(self.store, create=create, timeout=timeout)
+        try:
+            return Registry.open(self.store, create=create, timeout=timeout)
+        except NotFound as error:
+            if self.given.store is not None:
+                error.hint = f"mta --store {shlex.quote(str(self.given.store))} init"
+            raise
 
 
 def session(ctx: typer.Context, *, json: bool = False) -> AppContext:

@@ -64,7 +64,7 @@ def demo(
         use.output.job(plan_demo(root, request), dry_run=True)
         return
     with Registry.open(root, create=True, timeout=use.settings.build(StoreOptions).timeout) as reg:
-        use.output.job(run_demo(reg, request), summary)
+        use.output.job(run_demo(reg, request), summary, resumes=True)
 
 
 def demo_store(use: AppContext, keep: Path | None) -> Path:

@@ -272,4 +272,5 @@ def _job(
             resolve(embedder or use.models.embedder, "embedder"), options, bank, prompt, machine, parse_settings(given),
         )  # fmt: skip
         plan = use.settings.plan_lines(options, bank_options(request), prompt, machine)
-        use.output.job(work(reg, request, plan=plan, dry_run=dry_run), render, dry_run=dry_run)
+        job = work(reg, request, plan=plan, dry_run=dry_run)
+        use.output.job(job, render, dry_run=dry_run, resumes=True)

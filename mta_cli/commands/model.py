@@ -43,7 +43,8 @@ def pull_model(
     """
     from mta_cli.pipeline.models import pull
 
-    session(ctx, json=json).output.job(pull(name, as_name=as_name, dry_run=dry_run), _pulled, dry_run=dry_run)
+    output = session(ctx, json=json).output
+    output.job(pull(name, as_name=as_name, dry_run=dry_run), _pulled, dry_run=dry_run, resumes=True)
 
 
 @app.command("list")

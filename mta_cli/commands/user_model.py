@@ -146,7 +146,7 @@ def adapt(
         lines = use.settings.plan_lines(options, fusing, prompt, machine)
         plan = [line for line in lines if line.name not in options.unused]
         job = adapt_users(reg, chosen, request, options, plan=plan, explicit_top_k=top_k is not None, dry_run=dry_run)
-        use.output.job(job, _adapted, dry_run=dry_run)
+        use.output.job(job, _adapted, dry_run=dry_run, resumes=True)
 
 
 @app.command()
