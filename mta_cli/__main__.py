@@ -9,8 +9,7 @@ def main() -> None:
         from mta_cli.app import main as command
 
         command()
-    except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted\n")
+    except KeyboardInterrupt:  # so early that there is nothing to tell
         sys.exit(130)
 
 

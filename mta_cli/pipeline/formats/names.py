@@ -1,6 +1,6 @@
 """Names that a person could take for one another: the same but for case, Unicode form, space. Knows no store."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from mta_cli.pipeline.formats.records import ascii_safe
 from store.names import folded
@@ -14,13 +14,12 @@ def lookalikes(spellings: Mapping[str, set[str]], stored: Iterable[str]) -> list
     for name in (*spellings, *stored):
         groups.setdefault(folded(name), set()).add(name)
     lines = [
-        f"{_listed(names, ascii_safe)} differ only in case, Unicode form or white space; they stay different users"
+        f"{_listed(names)} differ only in case, Unicode form or white space; they stay different users"
         for names in groups.values()
         if len(names) > 1 and not names.isdisjoint(spellings)
     ]
     lines += [
-        f"{_listed(written, ascii)} are the same letters in different Unicode forms; "
-        f"they are one user, {ascii_safe(name)}"
+        f"{_listed(written)} are the same letters in different Unicode forms; they are one user, {ascii_safe(name)}"
         for name, written in spellings.items()
         if len(written) > 1
     ]
@@ -28,5 +27,7 @@ def lookalikes(spellings: Mapping[str, set[str]], stored: Iterable[str]) -> list
     return lines[:MOST] + more
 
 
-def _listed(names: set[str], shown: Callable[[str], str]) -> str:
+def _listed(names: set[str]) -> str:
+    """The names as they are where case alone differs, else with escapes, for they may look the same."""
+    shown = ascii_safe if len({name.casefold() for name in names}) == 1 else ascii
     return " and ".join(shown(name) for name in sorted(names))

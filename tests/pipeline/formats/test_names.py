@@ -6,7 +6,7 @@ from mta_cli.pipeline.formats.names import lookalikes
 def test_case_and_unicode_forms_are_reported() -> None:
     lines = lookalikes({"Zoë": {"Zoë"}, "zoë": {"zoë"}, "Ⅳ": {"Ⅳ"}}, ["IV", "other"])
     assert len(lines) == 2
-    assert "'Zo\\xeb' and 'zo\\xeb' differ only in case, Unicode form or white space" in lines[0]
+    assert "'Zoë' and 'zoë' differ only in case, Unicode form or white space" in lines[0]
     assert "'IV' and '\\u2163'" in lines[1]
 
 
