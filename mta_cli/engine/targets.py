@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mta_cli.engine.folder import weight_files
 from mta_cli.engine.header import read_header
-from mta_cli.errors import UsageFault
+from mta_cli.errors import BadInput, UsageFault
 
 ALL_LINEAR = "all-linear"
 IN_LAYER = re.compile(r"\.(\d+)\.")
@@ -31,11 +31,18 @@ def wanted(targets: str, known: Set[str]) -> Set[str]:
     return found
 
 
-def matrices(folder: Path) -> set[str]:
-    """Names of the matrices in the decoder layers of a folder's model; its linear layers are among them."""
-    return {
-        name.removesuffix(".weight").rpartition(".")[2]
-        for file in weight_files(folder)
-        for name, entry in read_header(folder / file).items()
-        if name.endswith(".weight") and len(entry["shape"]) == 2 and IN_LAYER.search(name)
-    }
+def require_targets(targets: str, folder: Path) -> None:
+    """Raises UsageFault as `wanted`, by the matrices in the decoder layers of a folder's model, before it is loaded.
+
+    A file that cannot be read is left to whoever loads it.
+    """
+    try:
+        known = {
+            name.removesuffix(".weight").rpartition(".")[2]
+            for file in weight_files(folder)
+            for name, entry in read_header(folder / file).items()
+            if name.endswith(".weight") and len(entry["shape"]) == 2 and IN_LAYER.search(name)
+        }
+    except (BadInput, OSError):
+        return
+    wanted(targets, known)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.targets import matrices, wanted
+from mta_cli.engine.targets import require_targets
 from mta_cli.errors import BadInput, NotFound, UsageFault
 from mta_cli.events import Done, Event, Failed, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import AdaptOptions
@@ -112,7 +112,7 @@ def adapt_users(
     """
     options = options.settled(bool(request.task.labels))
     if options.targets is not None:
-        wanted(options.targets, matrices(request.base.path))
+        require_targets(options.targets, request.base.path)
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
     if explicit_top_k:
         check_top_k(reg, bank, request.options)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.targets import matrices, wanted
+from mta_cli.engine.targets import require_targets
 from mta_cli.errors import BadInput
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
 from mta_cli.options import BankOptions, GateOptions, Machine, PromptOptions
@@ -119,7 +119,7 @@ def build_bank(
     reg: "Registry", request: BankRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
     """Build or finish the bank that `request` describes. `Done.result` has the keys of `mta bank build --json`."""
-    wanted(request.options.targets, matrices(request.base.path))
+    require_targets(request.options.targets, request.base.path)
     pool = contributors(reg, request.task.name, request.options, request.people)
     chosen = candidates(pool, request.task.name, request.options)
     yield Planned("bank build", (*plan, *plan_lines(reg, request, pool, chosen)))
