@@ -33,6 +33,11 @@ class Evaluation:
     key: str | None = None
     status: str = "done"
 
+    @property
+    def label(self) -> str:
+        """The subject of runs about it."""
+        return f"evaluation {self.id}"
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -105,12 +110,12 @@ class Evaluations:
         """Remove an evaluation with its answers, banks that served only evaluations and now serve none, and the
         adapters that only these used.
         """
-        self.get(evaluation_id)
+        evaluation = self.get(evaluation_id)
         with self._db.transaction():
             answers = self._db.value("SELECT count(*) FROM predictions WHERE evaluation_id = ?", (evaluation_id,))
             self._db.write("DELETE FROM evaluations WHERE id = ?", (evaluation_id,))
             runs = "DELETE FROM runs WHERE kind IN ('eval run', 'eval tune') AND subject = ?"
-            self._db.write(runs, (f"evaluation {evaluation_id}",))  # the number may be another evaluation's next
+            self._db.write(runs, (evaluation.label,))  # the number may be another evaluation's next
             left = "DELETE FROM banks WHERE purpose = 'eval' AND id NOT IN (SELECT bank_id FROM eval_banks)"
             banks = self._db.write(left).rowcount
             self._adapters.remove_unreferenced()

@@ -39,11 +39,6 @@ def bank_label(bank: Bank) -> str:
     return f"{bank.name} v{bank.version}"
 
 
-def evaluation_label(number: int) -> str:
-    """The subject of runs about an evaluation."""
-    return f"evaluation {number}"
-
-
 @contextmanager
 def written_down(reg: "Registry", kind: str, subject: str, document: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
     """A run that says what was asked, from here to the end of the block, and how that ended.

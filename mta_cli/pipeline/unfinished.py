@@ -19,7 +19,6 @@ from mta_cli.pipeline.asked import (
     asked_bank,
     asked_evaluation,
     bank_label,
-    evaluation_label,
 )
 from mta_cli.pipeline.evaluation.design import job_name
 from store.evaluations import Evaluation
@@ -121,7 +120,7 @@ def _evaluate(
         yield Note(f"Which methods were asked for was not written down; it goes on with {methods}.", warning=True)
     request = asked_evaluation(reg, begun, asked, machine)
     if design(reg, request).key != begun.key:
-        raise _changed(evaluation_label(begun.id), f"mta eval run --task {begun.task}")
+        raise _changed(begun.label, f"mta eval run --task {begun.task}")
     work = tune_evaluation if one.kind == TUNE else run_evaluation
     yield from work(reg, request, dry_run=dry_run)
 
@@ -158,12 +157,12 @@ def _adaptations(reg: "Registry", bank: Bank) -> Iterator[Unfinished]:
 
 
 def _evaluation(reg: "Registry", one: Evaluation) -> Iterator[Unfinished]:
-    runs = _latest(reg.runs.of_subject(evaluation_label(one.id)), (EVAL, TUNE))
+    runs = _latest(reg.runs.of_subject(one.label), (EVAL, TUNE))
     if one.key is None or any(run.status == "running" for run in runs):
         return
     answered = ", ".join(reg.evaluations.cells.methods(one.id))
     so_far = f"answered so far: {answered}" if answered else "nothing answered yet"
-    title = f"{evaluation_label(one.id)}, {one.task}"
+    title = f"{one.label}, {one.task}"
     stopped = [run for run in runs if run.status == "interrupted" or (run.status == "failed" and _offered(run, one))]
     for run in stopped:
         yield Unfinished(run.kind, title, _when(run, ""), one.id, so_far, _why(run), run.id, run.config[ASKED])

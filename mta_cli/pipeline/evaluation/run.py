@@ -14,7 +14,7 @@ from mta_cli.errors import UsageFault
 from mta_cli.events import Done, Event, Note, PlanLine, Planned, Started
 from mta_cli.options import PLACEMENTS
 from mta_cli.pipeline.asked import evaluation as asked
-from mta_cli.pipeline.asked import evaluation_label, written_down
+from mta_cli.pipeline.asked import written_down
 from mta_cli.pipeline.evaluation.banks import cost_of_banks, fold_banks
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, config, design, job_name, plan_lines
 from mta_cli.pipeline.evaluation.field import Field, shot_profiles
@@ -156,7 +156,7 @@ def _begun(reg: "Registry", request: EvalRequest, people: Design, kind: str) -> 
 
     remember(reg, request.base, request.embedder)
     begun = reg.evaluations.begin(people.key, request.task.name, config(request), people.places)
-    with written_down(reg, kind, evaluation_label(begun.id), partial(asked, request)):
+    with written_down(reg, kind, begun.label, partial(asked, request)):
         yield begun
 
 
