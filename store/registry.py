@@ -10,26 +10,26 @@ from pathlib import Path
 from types import TracebackType
 
 from mta_cli.errors import MtaError
-from store import checking
-from store.adapters import Adapters
-from store.banks import Banks
-from store.bases import Bases
-from store.chats import Chats
 from store.connection import Connection, hold
-from store.evaluations import Evaluations
+from store.erase import Forgetting
 from store.files import AdapterFiles
-from store.forgetting import Forgetting
-from store.held import Held
-from store.items import Items
+from store.integrity import check
 from store.names import shown
-from store.neighbours import Neighbours
-from store.people import People
-from store.personal import Recipes, Stacks
-from store.profiles import Profiles
+from store.queries.subject_data import Held
+from store.queries.user_table import People
 from store.repairing import Repair, Repairing
-from store.runs import Runs
-from store.tasks import Tasks
-from store.users import Users
+from store.tables.adapters import Adapters
+from store.tables.banks import Banks
+from store.tables.bases import Bases
+from store.tables.chats import Chats
+from store.tables.evaluations import Evaluations
+from store.tables.items import Items
+from store.tables.knn_items import Neighbours
+from store.tables.profiles import Profiles
+from store.tables.recipes_and_stacks import Recipes, Stacks
+from store.tables.runs import Runs
+from store.tables.tasks import Tasks
+from store.tables.users import Users
 
 
 class Registry:
@@ -99,7 +99,7 @@ class Registry:
 
     def check(self) -> list[str]:
         """Everything that is wrong with the store, a line each; empty when all is well."""
-        return checking.problems(self._db, self.files)
+        return check.problems(self._db, self.files)
 
     def repairs(self) -> list[Repair]:
         """What can be done about what is wrong, each of it whole or not at all; nothing when all is well.
@@ -110,7 +110,7 @@ class Registry:
 
     def counts(self) -> dict[str, int]:
         """How many rows each table has."""
-        return checking.counts(self._db)
+        return check.counts(self._db)
 
     def _finish_what_was_begun(self) -> None:
         """After a crash: temporary files, files without their rows, bytes of a forgotten person."""

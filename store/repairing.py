@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from mta_cli.errors import IntegrityFault
-from store.adapters import Adapters
 from store.connection import Connection
 from store.damage import Damaged, damaged_documents, damaged_rows
 from store.files import AdapterFiles
-from store.personal import unpack_shares
 from store.seals import amend, is_sound, put_seals
+from store.tables.adapters import Adapters
+from store.tables.recipes_and_stacks import unpack_shares
 
 NAMES_SHOWN = 10
 _REFIT = "kernel = NULL"

@@ -9,8 +9,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from mta_cli.errors import IntegrityFault, StoreBusy
-from store.checking import TABLES, UNREADABLE, structure_faults
 from store.files import temporary_path
+from store.integrity.check import TABLES, UNREADABLE, structure_faults
 from store.seals import SEALED, seal_of, teach
 from store.version import APPLICATION_ID, SCHEMA_VERSION, schema_version
 

@@ -73,7 +73,7 @@ def store_root(
     tmp_path: Path, models_root: Path, tiny_base_path: Path, tiny_embedder_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """The path of a store that does not exist yet; the default models are `tiny` and `tiny-embedder`, registered."""
-    from mta_cli.pipeline.models import register
+    from mta_cli.pipeline.models.lookup import register
 
     register(tiny_base_path, name="tiny")
     register(tiny_embedder_path, name="tiny-embedder")
@@ -89,8 +89,8 @@ def real_models() -> Path:
     """A models directory with the embedded defaults, pulled once and kept in `MTA_TEST_MODELS` or the cache."""
     import platformdirs
 
-    from mta_cli.pipeline.catalogue import PACKAGES
-    from mta_cli.pipeline.models import pull
+    from mta_cli.pipeline.models.catalog import PACKAGES
+    from mta_cli.pipeline.models.lookup import pull
 
     root = Path(os.environ.get("MTA_TEST_MODELS") or platformdirs.user_cache_path("mta") / "test-models")
     with pytest.MonkeyPatch.context() as patch:

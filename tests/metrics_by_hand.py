@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from mta_cli.engine.metrics import HIGHEST, LOWEST, rouge_1, rouge_l, score_errors
+from mta_cli.engine.evaluation.metrics import HIGHEST, LOWEST, rouge_1, rouge_l, score_errors
 
 
 def accuracy(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> float:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.tasks import BUILTIN
+from mta_cli.engine.text.tasks import BUILTIN
 from mta_cli.options import PLACEMENTS, WEIGHTS
-from mta_cli.pipeline.importing import import_file
-from mta_cli.pipeline.tasks import add_task
+from mta_cli.pipeline.data.import_file import import_file
+from mta_cli.pipeline.data.tasks import add_task
 from store.registry import Registry
 from tests.pipeline.town import finish
 

@@ -105,9 +105,9 @@ def _build(
     use: AppContext, task: str, name: str | None, models: tuple[str | None, str | None], options: BankOptions,
     gates: GateOptions, prompt: PromptOptions, machine: Machine, *, dry_run: bool,
 ) -> None:  # fmt: skip
-    from mta_cli.pipeline.build_bank import BankRequest, build_bank
-    from mta_cli.pipeline.models import resolve
-    from mta_cli.pipeline.tasks import find_task
+    from mta_cli.pipeline.bank.build import BankRequest, build_bank
+    from mta_cli.pipeline.data.tasks import find_task
+    from mta_cli.pipeline.models.lookup import resolve
 
     base, embedder = models
     with use.registry() as reg:
@@ -131,8 +131,8 @@ def _refuse_with_refresh(given: dict[str, Any]) -> None:
 
 
 def _refresh(use: AppContext, task: str, name: str | None, device: str | None, *, dry_run: bool) -> None:
-    from mta_cli.pipeline.refresh_bank import refresh_bank
-    from mta_cli.pipeline.tasks import find_task
+    from mta_cli.pipeline.bank.refresh import refresh_bank
+    from mta_cli.pipeline.data.tasks import find_task
 
     machine = use.machine(device=device)
     with use.registry() as reg:
@@ -157,7 +157,7 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
 @app.command()
 def show(ctx: typer.Context, bank: NameArgument, version: VersionOption = None, json: JsonOption = False) -> None:
     """Show a bank's anchors, their losses and the digests of their files."""
-    from mta_cli.pipeline.banks import bank_json
+    from mta_cli.pipeline.bank.verify import bank_json
 
     use = session(ctx, json=json)
     with use.registry() as reg:
@@ -167,7 +167,7 @@ def show(ctx: typer.Context, bank: NameArgument, version: VersionOption = None, 
 @app.command()
 def verify(ctx: typer.Context, bank: NameArgument, version: VersionOption = None, json: JsonOption = False) -> None:
     """Read every file of a bank and compare it with its digest and its row."""
-    from mta_cli.pipeline.banks import verify_bank
+    from mta_cli.pipeline.bank.verify import verify_bank
 
     use = session(ctx, json=json)
     with use.registry() as reg:
@@ -183,7 +183,7 @@ def rm(
     json: JsonOption = False,
 ) -> None:
     """Remove one version of a bank, with the recipes and stacks that stand on it."""
-    from mta_cli.pipeline.banks import remove_bank
+    from mta_cli.pipeline.bank.verify import remove_bank
 
     use = session(ctx, json=json)
     with use.registry() as reg:
@@ -234,7 +234,7 @@ def _verified(result: dict[str, Any]) -> Any:
 
 
 def _gates(found: list[dict[str, Any]]) -> list[Any]:
-    from mta_cli.pipeline.gating import finding_line
+    from mta_cli.pipeline.bank.screening import finding_line
 
     return [out.text(f"Gate: {finding_line(one)}.") for one in found]
 

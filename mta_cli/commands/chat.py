@@ -29,8 +29,8 @@ from mta_cli.output import Output, group, text
 from mta_cli.settings import ModelOptions
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.converse import Asking
-    from mta_cli.pipeline.models import ModelEntry
+    from mta_cli.pipeline.chat.answer import Asking
+    from mta_cli.pipeline.models.lookup import ModelEntry
 
 MODES = ("base", "fused", "adapted")
 SIDE_BY_SIDE = 90  # columns of terminal below which answers stand under each other
@@ -95,7 +95,7 @@ def ask(
     The words are sent as typed, after the user's own history items; with --task they become that task's prompt, and
     a task with labels answers with one of them.
     """
-    from mta_cli.pipeline import converse
+    from mta_cli.pipeline.chat import answer as converse
 
     app = session(ctx, json=json)
     answer = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "int8": int8}
@@ -125,14 +125,14 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Put one question to base, fused and adapted, with the same prompt, and show the answers side by side."""
-    from mta_cli.pipeline import comparing
+    from mta_cli.pipeline.chat import compare
 
     app = session(ctx, json=json)
     answer = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "int8": int8}
     asking = _asking(app, answer, history_items, (seed, device, dtype), task, None, free_decoding)
     words = _message(message)
     with app.registry() as reg:
-        events = comparing.compare(reg, _base(app, base), user, words, asking)
+        events = compare.compare(reg, _base(app, base), user, words, asking)
         result = app.output.follow(counted(events))
     app.output.result(result, lambda value: side_by_side(value, app.output))
 
@@ -159,8 +159,8 @@ def chat(
     The base is loaded once: another user or mode only changes its weights. Conversations are stored unless --no-save.
     """
     from mta_cli.commands.chat_shell import ChatShell
-    from mta_cli.pipeline.conversation import Conversation
-    from mta_cli.pipeline.converse import Voice
+    from mta_cli.pipeline.chat.answer import Voice
+    from mta_cli.pipeline.chat.conversation import Conversation
 
     app = session(ctx)
     answer = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "int8": int8}
@@ -227,7 +227,7 @@ def _asking(
     mode: str | None,
     free_decoding: bool,
 ) -> "Asking":
-    from mta_cli.pipeline.converse import Asking
+    from mta_cli.pipeline.chat.answer import Asking
 
     seed, device, dtype = machine
     return Asking(
@@ -241,7 +241,7 @@ def _asking(
 
 
 def _base(app: AppContext, flag: str | None) -> "ModelEntry":
-    from mta_cli.pipeline.models import resolve
+    from mta_cli.pipeline.models.lookup import resolve
 
     return resolve(app.settings.build(ModelOptions, base=flag).base, "base")
 

@@ -14,7 +14,7 @@ from mta_cli.events import Done, Event
 from mta_cli.output import Output, group, table, text
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.conversation import Conversation
+    from mta_cli.pipeline.chat.conversation import Conversation
 
 Render = Callable[[Any, Output], Any]
 

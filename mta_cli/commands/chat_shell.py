@@ -12,7 +12,7 @@ from mta_cli.errors import BadInput, Interrupted, MtaError
 from mta_cli.output import Output, clean_line
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.conversation import Conversation
+    from mta_cli.pipeline.chat.conversation import Conversation
 
 LINE_LIMIT = 4_000_000  # bytes of one piped line
 

@@ -60,11 +60,11 @@ class AppContext:
         """Where and how to compute. UsageFault where there is no such device; warns of an emulated number format."""
         machine = self.settings.build(Machine, **flags)
         if machine.device not in ("auto", "cpu"):
-            from mta_cli.pipeline.planning import require_device
+            from mta_cli.pipeline.training.estimate import require_device
 
             require_device(machine)
         if machine.dtype not in ("auto", "float32"):
-            from mta_cli.pipeline.planning import times_slower
+            from mta_cli.pipeline.training.estimate import times_slower
 
             if (times := times_slower(machine)) > MUCH_SLOWER:
                 self.output.warn(
@@ -128,7 +128,7 @@ def _banks(app: AppContext) -> list[str]:
 
 
 def _tasks(app: AppContext) -> list[str]:
-    from mta_cli.pipeline.tasks import task_names
+    from mta_cli.pipeline.data.tasks import task_names
 
     try:
         with app.registry() as registry:
@@ -138,7 +138,7 @@ def _tasks(app: AppContext) -> list[str]:
 
 
 def _models(app: AppContext) -> list[str]:
-    from mta_cli.pipeline.models import list_models
+    from mta_cli.pipeline.models.lookup import list_models
 
     return sorted({app.models.base, app.models.embedder, *(entry.name for entry in list_models())})
 

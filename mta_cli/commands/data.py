@@ -20,7 +20,7 @@ from mta_cli.errors import MtaError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from mta_cli.pipeline.importing import Ask
+    from mta_cli.pipeline.data.import_file import Ask
 
 app = Commands("Import histories.")
 
@@ -96,7 +96,7 @@ def import_(
     json: JsonOption = False,
 ) -> None:
     """Import a file of histories, checked as a whole first. Doing it again changes nothing; new items are added."""
-    from mta_cli.pipeline.importing import import_file
+    from mta_cli.pipeline.data.import_file import import_file
 
     use = session(ctx, json=json)
     piped = str(path) == "-"

@@ -25,7 +25,7 @@ def doctor(
     json: JsonOption = False,
 ) -> None:
     """Check versions, devices, disk, the store and the models, ready to paste into a report; exit code 5 on a fault."""
-    from mta_cli.pipeline.doctor import examine, summary
+    from mta_cli.pipeline.maintenance.doctor import examine, summary
 
     app = session(ctx, json=json)
     what = _examination(app, deep)
@@ -38,7 +38,7 @@ def doctor(
 
 def _repaired(app: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
     """Repairs what can be; a person sees what that is and is asked first."""
-    from mta_cli.pipeline.repair import repair
+    from mta_cli.pipeline.maintenance.repair import repair
 
     def agree(found: Sequence[Any]) -> None:
         if not yes:
@@ -52,7 +52,7 @@ def _repaired(app: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
 
 def _examination(app: AppContext, deep: bool) -> Any:
     """What there is to look at; settings that cannot be read are a finding, not the end."""
-    from mta_cli.pipeline.doctor import Examination
+    from mta_cli.pipeline.maintenance.doctor import Examination
     from mta_cli.settings import SECTIONS, ModelOptions, StoreOptions
 
     try:

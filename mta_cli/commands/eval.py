@@ -27,7 +27,7 @@ from mta_cli.commands.parsing import Commands
 from mta_cli.options import BankOptions, EvalOptions, PromptOptions
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.evaluation.measured import Measured
+    from mta_cli.pipeline.evaluation.finished import Measured
 
 app = Commands("Evaluation: methods on the same people, with intervals over them and paired differences.")
 
@@ -195,7 +195,7 @@ def report(
 ) -> None:
     """Write what evaluations found as Markdown, a self-contained HTML page, charts and JSON."""
     from mta_cli.pipeline.evaluation.seeds import reported
-    from mta_cli.pipeline.report import write_reports
+    from mta_cli.pipeline.report.write_report import write_reports
 
     use = session(ctx, json=json)
     with _measured(use, places) as evaluations:
@@ -214,8 +214,8 @@ def export(
     """Write a finished evaluation as a file without texts and names, to be shown and reported
     together with those of other machines.
     """
-    from mta_cli.pipeline.evaluation.files import export as write
-    from mta_cli.pipeline.evaluation.measured import finished
+    from mta_cli.pipeline.evaluation.exchange import export as write
+    from mta_cli.pipeline.evaluation.finished import finished
 
     use = session(ctx, json=json)
     with use.registry() as reg:
@@ -259,9 +259,9 @@ def _job(
     named: tuple[list[str], str | None, str | None], *, dry_run: bool,
 ) -> None:  # fmt: skip
     """Run `work` with the options that `flags` give, and `named`: methods' own settings, base and embedder."""
+    from mta_cli.pipeline.data.tasks import find_task
     from mta_cli.pipeline.evaluation.design import EvalRequest, bank_options, parse_settings
-    from mta_cli.pipeline.models import resolve
-    from mta_cli.pipeline.tasks import find_task
+    from mta_cli.pipeline.models.lookup import resolve
 
     given, base, embedder = named
     options, bank = use.settings.build(EvalOptions, **flags), use.settings.build(BankOptions, **flags)

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mta_cli import output as out
-from mta_cli.pipeline.reporting import wording
-from mta_cli.pipeline.reporting.results import (
+from mta_cli.pipeline.report import wording
+from mta_cli.pipeline.report.results import (
     LIKELIHOOD,
     best,
     cost,

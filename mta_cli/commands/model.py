@@ -9,7 +9,7 @@ from mta_cli.commands.parsing import Commands
 from mta_cli.output import pairs, table, text
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.models import ModelEntry
+    from mta_cli.pipeline.models.lookup import ModelEntry
 
 app = Commands("Models on this machine: bases and embedders.")
 
@@ -41,7 +41,7 @@ def pull_model(
 
     A folder can also be used without pulling: wherever a model is named, its path will do.
     """
-    from mta_cli.pipeline.models import pull
+    from mta_cli.pipeline.models.lookup import pull
 
     output = session(ctx, json=json).output
     output.job(pull(name, as_name=as_name, dry_run=dry_run), _pulled, dry_run=dry_run, resumes=True)
@@ -50,8 +50,8 @@ def pull_model(
 @app.command("list")
 def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
     """The models that are here, and the embedded defaults that could be pulled."""
-    from mta_cli.pipeline.catalogue import PACKAGES
-    from mta_cli.pipeline.models import list_models
+    from mta_cli.pipeline.models.catalog import PACKAGES
+    from mta_cli.pipeline.models.lookup import list_models
 
     entries = list_models()
     here = [_row(entry) for entry in entries]
@@ -72,7 +72,7 @@ def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
 @app.command("show")
 def show(ctx: typer.Context, name: AnyModelArgument, json: JsonOption = False) -> None:
     """Everything known of a model: where it came from, its fingerprint, licence, size and files."""
-    from mta_cli.pipeline.models import resolve
+    from mta_cli.pipeline.models.lookup import resolve
 
     session(ctx, json=json).output.result(_facts(resolve(name)), _shown)
 
@@ -80,7 +80,7 @@ def show(ctx: typer.Context, name: AnyModelArgument, json: JsonOption = False) -
 @app.command("path")
 def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOption = False) -> None:
     """Print the folder of a model; without a name, the folder that holds them all."""
-    from mta_cli.pipeline.models import models_dir, resolve
+    from mta_cli.pipeline.models.lookup import models_dir, resolve
 
     found = resolve(name).path if name is not None else models_dir()
     session(ctx, json=json).output.result({"name": name, "path": str(found)}, lambda result: text(result["path"]))
@@ -89,7 +89,7 @@ def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOptio
 @app.command("rm")
 def remove_model(ctx: typer.Context, name: ModelArgument, yes: YesOption = False, json: JsonOption = False) -> None:
     """Remove a pulled model. A local folder only loses its name here; its files stay."""
-    from mta_cli.pipeline.models import removal, remove
+    from mta_cli.pipeline.models.lookup import removal, remove
 
     output = session(ctx, json=json).output
     folder = removal(name)["folder"]

@@ -36,7 +36,7 @@ def _known(app: AppContext) -> "Iterator[Registry | None]":
 @app.command("list")
 def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
     """The built-in tasks and those that were added."""
-    from mta_cli.pipeline.tasks import list_tasks
+    from mta_cli.pipeline.data.tasks import list_tasks
 
     context = session(ctx, json=json)
     with _known(context) as registry:
@@ -51,7 +51,7 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """Everything about one task: prompts, labels, fields, budgets."""
-    from mta_cli.pipeline.tasks import describe, find_task, task_to_toml
+    from mta_cli.pipeline.data.tasks import describe, find_task, task_to_toml
 
     context = session(ctx, json=json)
     with _known(context) as registry:
@@ -64,7 +64,7 @@ def show(
 @app.command("add")
 def add(ctx: typer.Context, file: FileArgument, json: JsonOption = False) -> None:
     """Check a task file and add its task. The same file again changes nothing."""
-    from mta_cli.pipeline.tasks import add_task, describe
+    from mta_cli.pipeline.data.tasks import add_task, describe
 
     context = session(ctx, json=json)
     with context.registry() as registry:
@@ -75,7 +75,7 @@ def add(ctx: typer.Context, file: FileArgument, json: JsonOption = False) -> Non
 @app.command("rm")
 def remove(ctx: typer.Context, name: TaskArgument, yes: YesOption = False, json: JsonOption = False) -> None:
     """Remove a task that was added. Histories of it stay until their users are removed."""
-    from mta_cli.pipeline.tasks import remove_task, task_to_remove
+    from mta_cli.pipeline.data.tasks import remove_task, task_to_remove
 
     context = session(ctx, json=json)
     with context.registry() as registry:

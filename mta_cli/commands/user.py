@@ -36,7 +36,7 @@ def list_(ctx: typer.Context, task: TaskOption = None, json: JsonOption = False)
     use = session(ctx, json=json)
     with use.registry() as reg:
         if task is not None:
-            from mta_cli.pipeline.tasks import find_task
+            from mta_cli.pipeline.data.tasks import find_task
 
             find_task(reg, task)
         use.output.result(reg.users.summaries(task=task), _list_table)
@@ -45,7 +45,7 @@ def list_(ctx: typer.Context, task: TaskOption = None, json: JsonOption = False)
 @app.command()
 def show(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
     """Show what is held about a user; with --json all of it, to the last word."""
-    from mta_cli.pipeline.about import describe_user
+    from mta_cli.pipeline.users.describe import describe_user
 
     use = session(ctx, json=json)
     with use.registry() as reg:
@@ -64,7 +64,7 @@ def add(
     json: JsonOption = False,
 ) -> None:
     """Add a user, with a history if there is one. The history of a known user is appended."""
-    from mta_cli.pipeline.users import add_user
+    from mta_cli.pipeline.users.users import add_user
 
     use = session(ctx, json=json)
     ask = consent_question(use, can_anchor, yes=yes)
@@ -88,7 +88,7 @@ def consent(
     json: JsonOption = False,
 ) -> None:
     """Say whether a user may be an anchor from now on. Without consent their anchors are named and stale."""
-    from mta_cli.pipeline.consent import set_consent
+    from mta_cli.pipeline.users.consent import set_consent
 
     use = session(ctx, json=json)
     if can_anchor is None:
@@ -106,7 +106,7 @@ def rm(
     json: JsonOption = False,
 ) -> None:
     """Remove every trace of a user. Anchors trained on them are named; they are stale from then on."""
-    from mta_cli.pipeline.forget import forget_user, plan_forget
+    from mta_cli.pipeline.users.forget import forget_user, plan_forget
 
     use = session(ctx, json=json)
     with use.registry() as reg:
@@ -122,7 +122,7 @@ def rm(
 @app.command()
 def history(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
     """Show the runs about a user, with their results."""
-    from mta_cli.pipeline.about import user_runs
+    from mta_cli.pipeline.users.describe import user_runs
 
     use = session(ctx, json=json)
     with use.registry() as reg:
@@ -141,8 +141,8 @@ def items(
     json: JsonOption = False,
 ) -> None:
     """Show a user's most recent history items, or those that match a search."""
-    from mta_cli.pipeline.about import item_entry
-    from mta_cli.pipeline.users import find_items
+    from mta_cli.pipeline.users.describe import item_entry
+    from mta_cli.pipeline.users.users import find_items
 
     use = session(ctx, json=json)
     with use.registry() as reg:

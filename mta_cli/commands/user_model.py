@@ -39,9 +39,9 @@ EvidenceShotsOption = Annotated[int | None, option(FuseOptions, "shots")]
 
 def _request(use: AppContext, reg: Any, task: str, base: str | None, embedder: str | None, fuse: FuseOptions,
              prompt: PromptOptions, machine: Machine) -> Any:  # fmt: skip
-    from mta_cli.pipeline.fuse import FuseRequest
-    from mta_cli.pipeline.models import resolve
-    from mta_cli.pipeline.tasks import find_task
+    from mta_cli.pipeline.data.tasks import find_task
+    from mta_cli.pipeline.models.lookup import resolve
+    from mta_cli.pipeline.personalize.fuse import FuseRequest
 
     entries = resolve(base or use.models.base, "base"), resolve(embedder or use.models.embedder, "embedder")
     return FuseRequest(find_task(reg, task), *entries, fuse, prompt, machine, use.settings.build(AnswerOptions))
@@ -70,8 +70,8 @@ def fuse(
     json: JsonOption = False,
 ) -> None:
     """Make a user's recipe: the anchors that explain them, and how much of each. Replaces the one they had."""
-    from mta_cli.pipeline.fuse import fuse_user
-    from mta_cli.pipeline.personal import users_task
+    from mta_cli.pipeline.personalize.fuse import fuse_user
+    from mta_cli.pipeline.personalize.weights import users_task
 
     use = session(ctx, json=json)
     options = use.settings.build(
@@ -129,7 +129,7 @@ def adapt(
     json: JsonOption = False,
 ) -> None:
     """Train a stack on top of the fusion with a few shots. Makes the recipe first where there is none."""
-    from mta_cli.pipeline.adapt import adapt_users, task_to_adapt
+    from mta_cli.pipeline.personalize.adapt import adapt_users, task_to_adapt
 
     use = session(ctx, json=json)
     options = use.settings.build(
@@ -167,10 +167,10 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write a user's model as one PEFT adapter folder that PEFT and vLLM load as it is."""
-    from mta_cli.pipeline.all_data import export_all_data
-    from mta_cli.pipeline.export import export_user
-    from mta_cli.pipeline.models import resolve
-    from mta_cli.pipeline.personal import users_task
+    from mta_cli.pipeline.models.lookup import resolve
+    from mta_cli.pipeline.personalize.export import export_user
+    from mta_cli.pipeline.personalize.weights import users_task
+    from mta_cli.pipeline.users.export_data import export_all_data
 
     use = session(ctx, json=json)
     given = {"--task": task, "--rank": rank, "--base": base, "--yes": yes or None}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mta_cli.engine.lora import Factors, LoraWeights
+from mta_cli.engine.lora.adapter import Factors, LoraWeights
 from mta_cli.errors import BadInput, IntegrityFault
 
 LEVELS = {8: 127, 4: 7}  # whole numbers on either side of zero

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mta_cli.engine.forks import Fork
-from mta_cli.engine.likelihood import log_likelihoods
-from mta_cli.engine.lora import Placement
-from mta_cli.engine.passes import Ends, Passes, packed, tokens_at_once
+from mta_cli.engine.lora.adapter import Placement
+from mta_cli.engine.scoring.prefix_cache_scoring import Ends, Passes, packed, tokens_at_once
+from mta_cli.engine.scoring.prefix_tree import Fork
+from mta_cli.engine.scoring.token_logprobs import log_likelihoods
 from mta_cli.errors import UsageFault
 
 if TYPE_CHECKING:
-    from mta_cli.engine.base import LoadedBase
-    from mta_cli.engine.plain import Plain
-    from mta_cli.engine.prompts import Row
+    from mta_cli.engine.model.llama import Plain
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.text.prompts import Row
 
 
 def vectors(

@@ -1,1 +1,5 @@
-"""One module a job, each a generator of events; the only place where store and engine meet."""
+"""Jobs: the only place that joins store and engine. Each job is a generator of events.
+
+Read in the order of the data: data, models, training, bank, memory, personalize, chat, evaluation, report; beside them
+users and maintenance.
+"""

@@ -19,14 +19,14 @@ from mta_cli.options import (
     Machine,
     PromptOptions,
 )
-from store.evaluations import Evaluation
-from store.models import Bank, Run, User
+from store.records import Bank, Run, User
+from store.tables.evaluations import Evaluation
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.build_bank import BankRequest
+    from mta_cli.pipeline.bank.build import BankRequest
     from mta_cli.pipeline.evaluation.design import EvalRequest
-    from mta_cli.pipeline.fuse import FuseRequest
-    from mta_cli.pipeline.models import ModelEntry
+    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.pipeline.personalize.fuse import FuseRequest
     from store.registry import Registry
 
 T = TypeVar("T")
@@ -83,8 +83,8 @@ def asked_adaptation(
     reg: "Registry", document: Mapping[str, Any], machine: Machine
 ) -> "tuple[list[User] | None, FuseRequest, AdaptOptions]":
     """What the document asks of `adapt_users`, on the devices of `machine`. Who was forgotten since is left out."""
-    from mta_cli.pipeline.fuse import FuseRequest
-    from mta_cli.pipeline.tasks import find_task
+    from mta_cli.pipeline.data.tasks import find_task
+    from mta_cli.pipeline.personalize.fuse import FuseRequest
 
     request = FuseRequest(
         find_task(reg, document["task"]), model(reg, document["base"], "base"),
@@ -109,9 +109,9 @@ def evaluation(request: "EvalRequest") -> dict[str, Any]:
 
 def asked_evaluation(reg: "Registry", one: Evaluation, document: Mapping[str, Any], machine: Machine) -> "EvalRequest":
     """The request for an evaluation that was begun, with the document's methods, on the devices of `machine`."""
+    from mta_cli.pipeline.data.tasks import find_task
     from mta_cli.pipeline.evaluation.design import EvalRequest
-    from mta_cli.pipeline.models import resolve
-    from mta_cli.pipeline.tasks import find_task
+    from mta_cli.pipeline.models.lookup import resolve
 
     design = known(EvalOptions, {**one.config, **document})
     return EvalRequest(
@@ -123,9 +123,9 @@ def asked_evaluation(reg: "Registry", one: Evaluation, document: Mapping[str, An
 
 def asked_bank(reg: "Registry", bank: Bank, machine: Machine) -> "BankRequest":
     """The request that began a bank, on the devices of `machine`."""
-    from mta_cli.pipeline.build_bank import BankRequest
-    from mta_cli.pipeline.gating import ASKED_GATES
-    from mta_cli.pipeline.tasks import find_task
+    from mta_cli.pipeline.bank.build import BankRequest
+    from mta_cli.pipeline.bank.screening import ASKED_GATES
+    from mta_cli.pipeline.data.tasks import find_task
 
     return BankRequest(
         find_task(reg, bank.task), model(reg, bank.base, "base"), model(reg, bank.embedder, "embedder"),
@@ -143,7 +143,7 @@ def known(cls: type[T], document: Mapping[str, Any]) -> T:
 
 def model(reg: "Registry", fingerprint: str, kind: str) -> "ModelEntry":
     """The model of this fingerprint, ready to load. IntegrityFault when its name stands for another one by now."""
-    from mta_cli.pipeline.models import resolve
+    from mta_cli.pipeline.models.lookup import resolve
 
     name = reg.models.get(fingerprint).name
     entry = resolve(name, kind)

@@ -16,9 +16,9 @@ from mta_cli.options import AdaptOptions, AnswerOptions, BankOptions, FuseOption
 from mta_cli.pipeline.passing import passed_on
 
 if TYPE_CHECKING:
-    from mta_cli.engine.tasks import Task
-    from mta_cli.pipeline.models import ModelEntry
-    from store.models import User
+    from mta_cli.engine.text.tasks import Task
+    from mta_cli.pipeline.models.lookup import ModelEntry
+    from store.records import User
     from store.registry import Registry
 
 SAMPLE = Path(__file__).parent.parent / "sample"
@@ -111,8 +111,8 @@ def require_own(root: Path) -> None:
 
 def _models(request: DemoRequest) -> Generator[Event, None, Models]:
     """Both models; an embedded default or a hub model that is not here yet is pulled."""
-    from mta_cli.pipeline.catalogue import PACKAGES
-    from mta_cli.pipeline.models import pull, resolve
+    from mta_cli.pipeline.models.catalog import PACKAGES
+    from mta_cli.pipeline.models.lookup import pull, resolve
 
     for name, kind in ((request.base, "base"), (request.embedder, "embedder")):
         try:
@@ -143,8 +143,8 @@ def _run_course(
 
 
 def _import(reg: "Registry", course: Course) -> "Generator[Event, None, tuple[Task, dict[str, Any]]]":
-    from mta_cli.pipeline.importing import import_file
-    from mta_cli.pipeline.tasks import add_task
+    from mta_cli.pipeline.data.import_file import import_file
+    from mta_cli.pipeline.data.tasks import add_task
 
     yield Note(f"{course.task}, 1 of 4: the task and the histories")
     task, _ = add_task(reg, SAMPLE / f"{course.task}.toml")
@@ -155,7 +155,7 @@ def _import(reg: "Registry", course: Course) -> "Generator[Event, None, tuple[Ta
 def _bank(
     reg: "Registry", course: Course, task: "Task", models: Models, machine: Machine
 ) -> Generator[Event, None, dict[str, Any]]:
-    from mta_cli.pipeline.build_bank import BankRequest, build_bank
+    from mta_cli.pipeline.bank.build import BankRequest, build_bank
 
     yield Note(f"{course.task}, 2 of 4: the bank (the task adapter, then a meta-LoRA for each anchor)")
     request = BankRequest(task, models.base, models.embedder, course.bank, course.prompt, machine)
@@ -166,8 +166,8 @@ def _bank(
 def _adapt(
     reg: "Registry", course: Course, task: "Task", models: Models, machine: Machine
 ) -> Generator[Event, None, list[dict[str, Any]]]:
-    from mta_cli.pipeline.adapt import adapt_users
-    from mta_cli.pipeline.fuse import FuseRequest
+    from mta_cli.pipeline.personalize.adapt import adapt_users
+    from mta_cli.pipeline.personalize.fuse import FuseRequest
 
     people = _people(reg, course)
     yield Note(f"{course.task}, 3 of 4: a recipe and a stack for each of {len(people)} new people")
@@ -184,8 +184,8 @@ def _people(reg: "Registry", course: Course) -> "list[User]":
 
 
 def _recipe(reg: "Registry", name: str, task: str, models: Models) -> dict[str, Any]:
-    from mta_cli.pipeline.fuse import recipe_json
-    from mta_cli.pipeline.personal import current_bank
+    from mta_cli.pipeline.personalize.fuse import recipe_json
+    from mta_cli.pipeline.personalize.weights import current_bank
 
     user, bank = reg.users.get(name), current_bank(reg, task, models.base.fingerprint)
     recipe = reg.recipes.get(user.id, task, bank.id)
@@ -197,8 +197,8 @@ def _compare(
     reg: "Registry", course: Course, models: Models, machine: Machine
 ) -> Generator[Event, None, list[dict[str, Any]]]:
     """The same held-out question to three people's models, beside what each of them said."""
-    from mta_cli.pipeline.comparing import compare_with
-    from mta_cli.pipeline.converse import Asking, Voice
+    from mta_cli.pipeline.chat.answer import Asking, Voice
+    from mta_cli.pipeline.chat.compare import compare_with
 
     yield Note(f"{course.task}, 4 of 4: answers on held-out queries")
     asking = Asking(machine, course.prompt, AnswerOptions(max_tokens=40), task=course.task)
@@ -221,7 +221,7 @@ def _compare(
 def _evaluate(
     reg: "Registry", course: Course, task: "Task", models: Models, machine: Machine
 ) -> Generator[Event, None, dict[str, Any]]:
-    from mta_cli.pipeline.evaluate import evaluate_users
+    from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 
     people = _people(reg, course)
     job = evaluate_users(reg, models.base, task, people, EVALUATED, course.prompt, machine)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.events import Note
-from mta_cli.pipeline.staleness import some
+from mta_cli.pipeline.users.dependents import some
 
 if TYPE_CHECKING:
-    from store.models import Bank, User
+    from store.records import Bank, User
     from store.registry import Registry
 
 

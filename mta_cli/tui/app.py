@@ -13,13 +13,13 @@ from textual.screen import Screen
 
 from mta_cli.settings import ModelOptions, Settings, StoreOptions
 from mta_cli.tui.dialogs import Help, Sure, Trouble
-from mta_cli.tui.jobs import JobBoard
 from mta_cli.tui.messages import JobMoved, PersonChosen, StoreChanged
 from mta_cli.tui.palette import Commands
-from mta_cli.tui.room import ROOMS, Room
-from mta_cli.tui.safe import Printable
-from mta_cli.tui.shelf import Shelf
-from mta_cli.tui.speaker import Speaker
+from mta_cli.tui.screens.base import ROOMS, Room
+from mta_cli.tui.text import Printable
+from mta_cli.tui.workers.job_queue import JobBoard
+from mta_cli.tui.workers.model_worker import Speaker
+from mta_cli.tui.workers.store_reader import Shelf
 
 if TYPE_CHECKING:
     from mta_cli.tui.forms import Form
@@ -28,37 +28,37 @@ JOBS_EVERY, WORDS_EVERY = 1 / 8, 1 / 30  # seconds between two looks at what thr
 
 
 def _users() -> Screen[Any]:
-    from mta_cli.tui.rooms.users import UsersRoom
+    from mta_cli.tui.screens.users import UsersRoom
 
     return UsersRoom()
 
 
 def _compare() -> Screen[Any]:
-    from mta_cli.tui.rooms.compare import CompareRoom
+    from mta_cli.tui.screens.compare import CompareRoom
 
     return CompareRoom()
 
 
 def _bank() -> Screen[Any]:
-    from mta_cli.tui.rooms.bank import BankRoom
+    from mta_cli.tui.screens.bank import BankRoom
 
     return BankRoom()
 
 
 def _jobs() -> Screen[Any]:
-    from mta_cli.tui.rooms.jobs import JobsRoom
+    from mta_cli.tui.screens.jobs import JobsRoom
 
     return JobsRoom()
 
 
 def _chat() -> Screen[Any]:
-    from mta_cli.tui.rooms.chat import ChatRoom
+    from mta_cli.tui.screens.chat import ChatRoom
 
     return ChatRoom()
 
 
 def _results() -> Screen[Any]:
-    from mta_cli.tui.rooms.results import ResultsRoom
+    from mta_cli.tui.screens.results import ResultsRoom
 
     return ResultsRoom()
 

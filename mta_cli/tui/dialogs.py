@@ -11,7 +11,7 @@ from textual.widgets import Button, Static, TextArea
 
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.printable import clean
-from mta_cli.tui.safe import block, line
+from mta_cli.tui.text import block, line
 
 
 class Sure(ModalScreen[bool]):

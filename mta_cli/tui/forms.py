@@ -19,7 +19,7 @@ from textual.widgets import Button, Collapsible, Input, Select, Static
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.events import Planned
 from mta_cli.printable import clean, clean_line
-from mta_cli.tui.safe import block, line
+from mta_cli.tui.text import block, line
 
 if TYPE_CHECKING:
     from mta_cli.settings import Settings

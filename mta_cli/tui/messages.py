@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 
 if TYPE_CHECKING:
-    from mta_cli.tui.jobs import Job
+    from mta_cli.tui.workers.job_queue import Job
 
 
 class StoreChanged(Message):

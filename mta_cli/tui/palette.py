@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, cast
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from mta_cli.printable import clean_line
-from mta_cli.tui.room import ROOMS
-from mta_cli.tui.safe import line
+from mta_cli.tui.screens.base import ROOMS
+from mta_cli.tui.text import line
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,9 +15,9 @@ from tests.bench.losses import mean_loss
 from tests.bench.rivals import Recipe, oppu, peft_adapt
 
 if TYPE_CHECKING:
-    from mta_cli.engine.base import LoadedBase
-    from mta_cli.engine.lora import LoraWeights
-    from mta_cli.engine.prompts import Row
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.text.prompts import Row
 
 STEPS, RATE = 10, 2e-3
 
@@ -26,11 +26,11 @@ def adapt(
     base: "LoadedBase", anchors: "Sequence[LoraWeights]", users: "Sequence[Sequence[Row]]", placement: str
 ) -> "list[tuple[LoraWeights, ...]]":
     """Everybody's fusion and stack, from their shots."""
-    from mta_cli.engine.forks import Fork
-    from mta_cli.engine.fusion import evidence_weights, merge
-    from mta_cli.engine.lora import initial
-    from mta_cli.engine.score import likelihoods
-    from mta_cli.engine.train import Member, Schedule, Trainer
+    from mta_cli.engine.lora.adapter import initial
+    from mta_cli.engine.lora.merge import evidence_weights, merge
+    from mta_cli.engine.scoring.log_likelihood import likelihoods
+    from mta_cli.engine.scoring.prefix_tree import Fork
+    from mta_cli.engine.training.trainer import Member, Schedule, Trainer
 
     harness.forget(base)
     forks = [Fork.of(row) for rows in users for row in rows]
@@ -57,7 +57,7 @@ def adapt(
 
 def prepared(base: "LoadedBase", others: "Sequence[Sequence[Row]]") -> "dict[str, list[LoraWeights]]":
     """Anchors by placement; the task adapter stays folded into the base."""
-    from mta_cli.engine.lora import Folder
+    from mta_cli.engine.lora.adapter import Folder
 
     pooled = [row for rows in others for row in rows]
     (task,) = train_group(base, [pooled], Recipe(placement="all", learning_rate=1e-3))

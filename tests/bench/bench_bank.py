@@ -16,15 +16,15 @@ from tests.bench.losses import mean_loss
 from tests.bench.rivals import Recipe, Trained, trainer_bank, trl_bank
 
 if TYPE_CHECKING:
-    from mta_cli.engine.base import LoadedBase
-    from mta_cli.engine.lora import LoraWeights
-    from mta_cli.engine.prompts import Row
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.text.prompts import Row
 
 
 def ours(base: "LoadedBase", users: "Sequence[Sequence[Row]]", recipe: Recipe) -> "list[LoraWeights]":
     """Everybody's LoRA, trained as one group."""
-    from mta_cli.engine.lora import initial
-    from mta_cli.engine.train import Member, Schedule, Trainer
+    from mta_cli.engine.lora.adapter import initial
+    from mta_cli.engine.training.trainer import Member, Schedule, Trainer
 
     harness.forget(base)
     members = []
@@ -40,7 +40,7 @@ def ours(base: "LoadedBase", users: "Sequence[Sequence[Row]]", recipe: Recipe) -
 
 def operations(base: "LoadedBase", rows: "Sequence[Row]", placement: str) -> float:
     """What training on `rows` once costs, multiplications and additions, without what the LoRAs themselves add."""
-    from mta_cli.engine.lora import find_targets, layer_of, linear_layers
+    from mta_cli.engine.lora.adapter import find_targets, layer_of, linear_layers
 
     first = find_targets(base.model, "all-linear", placement)[1].first
     sizes = [(layer_of(path), linear.weight.numel()) for path, linear in linear_layers(base.model).items()]

@@ -18,8 +18,8 @@ from tests.bench import rival_answers as rival
 from tests.bench.harness import Timed
 
 if TYPE_CHECKING:
-    from mta_cli.engine.base import LoadedBase
-    from mta_cli.engine.lora import LoraWeights
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.model.load import LoadedBase
 
 OURS = "mta"
 GENERATE, SCORE = "generate + PEFT each", "labels in one batch, PEFT each"
@@ -53,8 +53,8 @@ def weighing(
     base: "LoadedBase", people: "Sequence[LoraWeights]", model: Any, asked: Queries, few: int
 ) -> dict[str, Callable[[], Found]]:
     """Ways to find each query's label; the rivals find those of the first `few`."""
-    from mta_cli.engine.forks import Fork
-    from mta_cli.engine.score import likelihoods
+    from mta_cli.engine.scoring.log_likelihood import likelihoods
+    from mta_cli.engine.scoring.prefix_tree import Fork
 
     prompts, users = asked.prompts[:few], _names(asked)[:few]
     longest = max(map(len, asked.labels))
@@ -80,7 +80,7 @@ def answering(
     base: "LoadedBase", people: "Sequence[LoraWeights]", model: Any, asked: Queries, few: int, tokens: int
 ) -> dict[str, Callable[[], Found]]:
     """Ways to answer each query in the model's own words; the rival answers the first `few`."""
-    from mta_cli.engine.many import answer_many
+    from mta_cli.engine.generation.generate_batch import answer_many
 
     ours, users = personal.endless(base), _names(asked)[:few]
 

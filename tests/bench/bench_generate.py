@@ -17,8 +17,8 @@ from tests.bench import rival_answers as rival
 from tests.bench.harness import Timed
 
 if TYPE_CHECKING:
-    from mta_cli.engine.base import LoadedBase
-    from mta_cli.engine.lora import LoraWeights
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.model.load import LoadedBase
 
 PEFT, FOLDED, STATIC = "generate + PEFT", "generate, PEFT merged", "generate, PEFT merged, static cache"
 PLAIN, PACKED, INT8 = "mta, weights as they are", "mta", "mta --int8"
@@ -31,8 +31,8 @@ Sides = dict[str, Callable[[int], Ids]]
 
 def speaking(base: "LoadedBase", weights: "LoraWeights", *, packed: bool = True) -> "LoadedBase":
     """The base with one user's weights folded in; not `packed`, it keeps the order of its weights."""
-    from mta_cli.engine.lora import Folder
-    from mta_cli.engine.plain import Plain
+    from mta_cli.engine.lora.adapter import Folder
+    from mta_cli.engine.model.llama import Plain
 
     class AsItIs(Plain):
         def __init__(self, plain: Plain) -> None:
@@ -51,7 +51,7 @@ def one_user(
     load: "Callable[[], LoadedBase]", entry: Path, weights: "LoraWeights", adapter: Path, prompt: Prompt
 ) -> Sides:
     """Ways to decode for one user, each a function of the number of new tokens."""
-    from mta_cli.engine.generate import token_ids
+    from mta_cli.engine.generation.generate import token_ids
 
     def ours(base: "LoadedBase", int8: bool = False) -> Callable[[int], Ids]:
         return lambda count: [list(token_ids(base, prompt, max_tokens=count, int8=int8))]
@@ -100,7 +100,7 @@ def many_users(
     prompts: Sequence[Prompt], tokens: int, few: int,
 ) -> dict[str, Callable[[], Ids]]:  # fmt: skip
     """Ways to answer every user's prompt with their own model; one by one only the first `few`, whose rate is all's."""
-    from mta_cli.engine.many import answer_many
+    from mta_cli.engine.generation.generate_batch import answer_many
 
     users, dtype, people = list(folders), str(base.dtype)[6:], [(own,) for own in weights]
     ours, model = personal.endless(base), rival.with_adapters(entry, folders, dtype)

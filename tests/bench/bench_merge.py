@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mta_cli.engine import blocks, joining
-from mta_cli.engine.fusion import merge
-from mta_cli.engine.lora import LoraWeights, Placement, linear_layers
-from mta_cli.pipeline.export import CONFIG, WEIGHTS, peft_config
+from mta_cli.engine.lora import adapter_file, joining
+from mta_cli.engine.lora.adapter import LoraWeights, Placement, linear_layers
+from mta_cli.engine.lora.merge import merge
+from mta_cli.pipeline.personalize.export import CONFIG, WEIGHTS, peft_config
 from tests.bench import harness
 from tests.bench.rivals import load
 
@@ -73,7 +73,7 @@ class Ours:
     def anew(self) -> None:
         """The same without what an earlier merge has left behind: what the headers say, and the plan of joining."""
         for _ in range(TIMES):
-            blocks._layout.cache_clear()
+            adapter_file._layout.cache_clear()
             joining._plan.cache_clear()
             self.once()
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mta_cli.engine.retrieval import nearest
+from mta_cli.engine.retrieval.nearest import nearest
 from tests.bench import harness
 
 DIM, TOP = 384, 8

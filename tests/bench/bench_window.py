@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from store.models import NewItem
+from store.records import NewItem
 from store.registry import Registry
 from tests.bench import harness
 from tests.bench.bench_startup import environment, fill, mta

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 if TYPE_CHECKING:
     import torch
 
-    from mta_cli.engine.base import LoadedBase
-    from mta_cli.engine.prompts import Example, Prompter, Row
-    from mta_cli.engine.tasks import Task
-    from mta_cli.pipeline.models import ModelEntry
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.text.prompts import Example, Prompter, Row
+    from mta_cli.engine.text.tasks import Task
+    from mta_cli.pipeline.models.lookup import ModelEntry
 
 MODEL = "smollm2-135m-instruct"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate")
@@ -172,7 +172,7 @@ def _cell(value: Any) -> str:
 def base_entry() -> "ModelEntry":
     """The pulled base that is measured; ends the program with the command that pulls it when it is not here."""
     from mta_cli.errors import MtaError
-    from mta_cli.pipeline.models import resolve
+    from mta_cli.pipeline.models.lookup import resolve
 
     try:
         return resolve(MODEL, "base")
@@ -187,7 +187,7 @@ def base_folder() -> Path:
 
 def load(dtype: str = "auto", device: str = "cpu") -> "LoadedBase":
     """The measured base in memory, loaded by the product's own code."""
-    from mta_cli.engine.base import load_base
+    from mta_cli.engine.model.load import load_base
 
     entry = base_entry()
     return load_base(entry.path, name=entry.name, fingerprint=entry.fingerprint, device=device, dtype=dtype)
@@ -210,7 +210,7 @@ class Person:
 
 def sample_task(task: str = "voice") -> "Task":
     """The carried sample's `voice` (a text answers) or `taste` (a label answers)."""
-    from mta_cli.engine.taskfile import parse_task
+    from mta_cli.engine.text.task_files import parse_task
     from mta_cli.pipeline.demo import SAMPLE
 
     return parse_task((SAMPLE / f"{task}.toml").read_text(encoding="utf-8"), task)
@@ -229,7 +229,7 @@ def people(users: int, items: int, seed: int = 0, task: str = "voice", queries: 
 
 
 def _sample_histories(task: str) -> "list[tuple[list[Example], list[Example]]]":
-    from mta_cli.engine.prompts import Example
+    from mta_cli.engine.text.prompts import Example
     from mta_cli.pipeline.demo import SAMPLE
 
     of = sample_task(task)
@@ -261,7 +261,7 @@ def _person(
 
 def prompter(base: "LoadedBase", task: str = "voice") -> "Prompter":
     """The product's own prompts of a sample task for `base`."""
-    from mta_cli.engine.prompts import Prompter
+    from mta_cli.engine.text.prompts import Prompter
 
     return Prompter(base.tokenizer, sample_task(task), base.end_ids)
 
@@ -277,7 +277,7 @@ def rows_of(prompts: "Prompter", person: Person, shown: int = 2) -> "list[Row]":
 
 def query_rows(prompts: "Prompter", person: Person, shown: int = 2) -> "list[Row]":
     """A row for each query of `person` with its gold answer; all prompts begin with the same `shown` items."""
-    from mta_cli.engine.prompts import Row
+    from mta_cli.engine.text.prompts import Row
 
     rows = []
     for query in person.queries:

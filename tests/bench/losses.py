@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mta_cli.engine.lora import LoraWeights
-    from mta_cli.engine.prompts import Row
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.text.prompts import Row
 
 CHUNK = 8  # rows that run at once
 

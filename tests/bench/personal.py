@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from tests.bench.rivals import peft_folder
 
 if TYPE_CHECKING:
-    from mta_cli.engine.base import LoadedBase
-    from mta_cli.engine.lora import LoraWeights
-    from mta_cli.engine.plain import Plain
-    from mta_cli.pipeline.models import ModelEntry
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.model.llama import Plain
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.pipeline.models.lookup import ModelEntry
 
 RANK, ALPHA, SPREAD = 8, 16.0, 0.02
 PLACEMENT = "upper"
@@ -25,7 +25,7 @@ def adapters(model: Any, count: int) -> "list[LoraWeights]":
     """A LoRA for each of `count` users: rank 8 on all linear layers of the upper third, as a meta-LoRA of ours is."""
     import torch
 
-    from mta_cli.engine.lora import initial
+    from mta_cli.engine.lora.adapter import initial
 
     made = []
     for seed in range(count):
@@ -50,7 +50,7 @@ def endless(base: "LoadedBase") -> "LoadedBase":
 
 def fresh(base: "LoadedBase") -> None:
     """Drop all that earlier runs have made from the weights, so that each run pays for it anew."""
-    from mta_cli.engine.lora import Folder
+    from mta_cli.engine.lora.adapter import Folder
 
     Folder(base).set(None)
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from tests.bench.losses import mean_loss
 
 if TYPE_CHECKING:
-    from mta_cli.engine.lora import LoraWeights
-    from mta_cli.engine.prompts import Row
-    from mta_cli.pipeline.models import ModelEntry
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.text.prompts import Row
+    from mta_cli.pipeline.models.lookup import ModelEntry
 
 IGNORED = -100  # the label that every one of these tools skips
 
@@ -125,7 +125,7 @@ def load(folder: Path, dtype: str = "bfloat16") -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from mta_cli.engine.quiet import quiet_libraries
+    from mta_cli.engine.model.quiet import quiet_libraries
 
     quiet_libraries()
     return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
@@ -136,8 +136,8 @@ def peft_folder(weights: "LoraWeights", entry: "ModelEntry", to: Path) -> Path:
 
     What `mta user export` writes has one rank everywhere, for readers that know no other; PEFT would multiply zeros.
     """
-    from mta_cli.engine.lora import LoraWeights
-    from mta_cli.pipeline.export import CONFIG, WEIGHTS, peft_config
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.pipeline.personalize.export import CONFIG, WEIGHTS, peft_config
 
     scaled = {path: (a.float(), weights.scale * b.float()) for path, (a, b) in weights.factors.items()}
     plain = LoraWeights(scaled, 1.0, weights.placement)
@@ -170,7 +170,7 @@ def lora_config(model: Any, recipe: Recipe) -> Any:
     """PEFT's configuration of the LoRA that `recipe` describes, for a bare base."""
     from peft import LoraConfig
 
-    from mta_cli.engine.lora import find_targets
+    from mta_cli.engine.lora.adapter import find_targets
 
     paths, where = find_targets(model, recipe.targets, recipe.placement)
     return LoraConfig(
@@ -186,7 +186,7 @@ def lora_config(model: Any, recipe: Recipe) -> Any:
 
 def factors_of(model: Any, placement: str) -> "LoraWeights":
     """The factors of a PeftModel's one adapter, float32, as the product holds them."""
-    from mta_cli.engine.lora import LoraWeights, Placement
+    from mta_cli.engine.lora.adapter import LoraWeights, Placement
 
     factors, scale = {}, 1.0
     for path, module in model.get_base_model().named_modules():

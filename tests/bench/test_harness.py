@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.base import load_base
+from mta_cli.engine.model.load import load_base
 from tests.bench import harness
 from tests.bench.harness import Timed
 

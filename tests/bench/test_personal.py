@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.base import LoadedBase, load_base
-from mta_cli.engine.plain import Plain
-from mta_cli.pipeline.models import ModelEntry
+from mta_cli.engine.model.llama import Plain
+from mta_cli.engine.model.load import LoadedBase, load_base
+from mta_cli.pipeline.models.lookup import ModelEntry
 from tests.bench import bench_evaluate, bench_generate, personal
 from tests.bench import rival_answers as rival
 from tests.bench.harness import Timed

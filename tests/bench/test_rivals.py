@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from mta_cli.engine.lora import LoraWeights, find_targets
-from mta_cli.engine.prompts import Row
-from mta_cli.pipeline.models import ModelEntry
+from mta_cli.engine.lora.adapter import LoraWeights, find_targets
+from mta_cli.engine.text.prompts import Row
+from mta_cli.pipeline.models.lookup import ModelEntry
 from tests.bench import rival_answers as answers
 from tests.bench import rivals
 from tests.bench.losses import mean_loss

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.pipeline import planning
+from mta_cli.pipeline.training import estimate
 from store.registry import Registry
 from tests.pipeline import town
 from tests.shell import Ran, mta, mta_ok
@@ -71,7 +71,7 @@ def test_a_recipe_by_similarity_and_an_export_load_no_model(peopled: Path, tmp_p
         "from mta_cli.app import run\n"
         "fuse = ['user', 'fuse', 'ida', '--weights', 'similarity']\n"
         f"codes = [run(fuse), run(['user', 'export', 'ida', '--to', {str(tmp_path / 'out')!r}])]\n"
-        "heavy = {'transformers', 'peft', 'sentence_transformers', 'sklearn', 'mta_cli.engine.base'}\n"
+        "heavy = {'transformers', 'peft', 'sentence_transformers', 'sklearn', 'mta_cli.engine.model.load'}\n"
         "assert codes == [0, 0] and 'torch' in sys.modules, codes\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
@@ -118,7 +118,7 @@ def test_mistakes_before_a_bank_is_there(peopled: Path) -> None:
 def test_a_number_format_that_this_machine_emulates(
     peopled: Path, monkeypatch: pytest.MonkeyPatch, times: float
 ) -> None:
-    monkeypatch.setattr(planning, "times_slower", lambda _: times)
+    monkeypatch.setattr(estimate, "times_slower", lambda _: times)
     slow = (*SMALL, "--device", "cpu", "--dtype", "bfloat16", "--dry-run")
     ran = mta_ok("bank", "build", "--task", "lamp-2", *slow, "--json")
     told = "warning: this CPU computes 60 times slower in bfloat16 than in float32; --dtype auto takes what is fast\n"
@@ -146,7 +146,7 @@ def test_mistakes_with_a_bank(peopled: Path, tmp_path: Path) -> None:
 
 
 def test_a_base_that_is_gone_and_a_bank_of_another_base(peopled: Path, tiny_base_path: Path, tmp_path: Path) -> None:
-    from mta_cli.pipeline.models import register
+    from mta_cli.pipeline.models.lookup import register
     from tests import tiny
 
     build()

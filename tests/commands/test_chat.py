@@ -13,11 +13,11 @@ import pytest
 from mta_cli.app import run as run_mta
 from mta_cli.commands.chat_commands import TABLE, completions, find
 from mta_cli.commands.chat_shell import ChatShell, terminal_reader
-from mta_cli.engine.generate import Decoder
+from mta_cli.engine.generation.generate import Decoder
 from mta_cli.errors import UsageFault
 from mta_cli.output import Output, clean
-from mta_cli.pipeline.conversation import Conversation
-from mta_cli.pipeline.converse import Voice
+from mta_cli.pipeline.chat.answer import Voice
+from mta_cli.pipeline.chat.conversation import Conversation
 from tests.pipeline.world import World, asking, contents, make_world
 
 FAST = ("--max-tokens", "8", "--device", "cpu", "--dtype", "float32")

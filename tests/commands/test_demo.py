@@ -14,7 +14,7 @@ from tests.shell import Ran, mta, mta_ok
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_embedder_path: Path) -> tuple[Path, Ran]:
     """One quick demo for all tests of this module, and where its store is."""
-    from mta_cli.pipeline.models import register
+    from mta_cli.pipeline.models.lookup import register
 
     root = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.folder import fingerprint
+from mta_cli.engine.model.checkpoint_files import fingerprint
 from tests.shell import mta, mta_ok
 
 DEFAULTS = {"smollm2-135m-instruct", "minilm-l6"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.tasks import BUILTIN
+from mta_cli.engine.text.tasks import BUILTIN
 from tests.shell import mta, mta_ok
 
 MINE = 'name = "mine"\nprompt = "Say {input}"\nlabels = ["yes", "[/b]no"]\n'

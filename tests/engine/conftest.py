@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.base import LoadedBase, load_base
+from mta_cli.engine.model.load import LoadedBase, load_base
 
 
 @pytest.fixture

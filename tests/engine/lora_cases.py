@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mta_cli.engine.lora import LoraWeights, initial
-from mta_cli.engine.prompts import Row
+from mta_cli.engine.lora.adapter import LoraWeights, initial
+from mta_cli.engine.text.prompts import Row
 
 
 def random_lora(

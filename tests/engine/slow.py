@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.forks import Fork
-from mta_cli.engine.lora import LoraWeights
+from mta_cli.engine.lora.adapter import LoraWeights
+from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.scoring.prefix_tree import Fork
 
 
 @contextmanager

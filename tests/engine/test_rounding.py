@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.lora import LoraWeights, Placement
+from mta_cli.engine.lora.adapter import LoraWeights, Placement
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.rounding import LEVELS, pack, rounded, unpack
 from mta_cli.errors import BadInput, IntegrityFault
 from tests.engine.lora_cases import random_lora

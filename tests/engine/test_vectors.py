@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.forks import Fork
-from mta_cli.engine.likelihood import log_likelihoods
-from mta_cli.engine.lora import LoraWeights
-from mta_cli.engine.many import answer_many
-from mta_cli.engine.prompts import Row
-from mta_cli.engine.score import likelihoods, mean_loss
+from mta_cli.engine.generation.generate_batch import answer_many
+from mta_cli.engine.lora.adapter import LoraWeights
+from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.scoring.log_likelihood import likelihoods, mean_loss
+from mta_cli.engine.scoring.prefix_tree import Fork
+from mta_cli.engine.scoring.token_logprobs import log_likelihoods
+from mta_cli.engine.text.prompts import Row
 from mta_cli.engine.vectors import vectors
 from mta_cli.errors import UsageFault
 from tests.engine.lora_cases import random_lora, random_rows

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.events import Done, Event, Note
-from mta_cli.pipeline.importing import import_file
+from mta_cli.pipeline.data.import_file import import_file
 from store.registry import Registry
 
 

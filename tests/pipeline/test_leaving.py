@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.tasks import BUILTIN
+from mta_cli.engine.text.tasks import BUILTIN
 from mta_cli.errors import NotFound, StoreBusy
 from mta_cli.events import Event, Failed, Note, Planned, Started, Step
 from mta_cli.options import AdaptOptions
-from mta_cli.pipeline.adapt import adapt_users
 from mta_cli.pipeline.asked import ADAPTATION, ASKED
-from mta_cli.pipeline.banks import remove_bank, verify_bank
-from mta_cli.pipeline.build_bank import build_bank
-from mta_cli.pipeline.fuse import fuse_user
-from mta_cli.pipeline.refresh_bank import refresh_bank
-from store.models import NewItem
+from mta_cli.pipeline.bank.build import build_bank
+from mta_cli.pipeline.bank.refresh import refresh_bank
+from mta_cli.pipeline.bank.verify import remove_bank, verify_bank
+from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.personalize.fuse import fuse_user
+from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.town import CPU, LORA, QUICK, SHORT, TAGS, TASK, bank_request, built, finish, fuse_request, notes
 
@@ -133,8 +133,8 @@ def anchor_left(reg: Registry, leave: Leave) -> tuple[str, Any, list[Event]]:
 def test_an_anchor_whose_person_leaves_while_it_is_trained_is_not_stored(
     peopled: Registry, leave: Leave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.pipeline.lesson.CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("mta_cli.pipeline.lesson.CHECKPOINT_SHARE", 0)
+    monkeypatch.setattr("mta_cli.pipeline.training.session.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mta_cli.pipeline.training.session.CHECKPOINT_SHARE", 0)
     numbers = {user.name: user.id for user, _ in peopled.users.with_items("lamp-2")}
     name, result, seen = anchor_left(peopled, leave)
     first, second, third = result["anchors"]
@@ -217,7 +217,7 @@ def test_who_is_removed_while_being_adapted_is_skipped(peopled: Registry, moment
 def test_who_is_removed_before_their_group_begins_is_skipped(
     peopled: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.pipeline.training.TOGETHER", 1)
+    monkeypatch.setattr("mta_cli.pipeline.training.groups.TOGETHER", 1)
     built(peopled)
     results, seen = interrupted(adapting(peopled), peopled, MOMENTS["at a step"], forget, "kim")
     assert [result["user"] for result in results] == ["ida", "jon"]

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from mta_cli.engine.tasks import BUILTIN, Task
+from mta_cli.engine.text.tasks import BUILTIN, Task
 from mta_cli.events import Done, Event, Note
 from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, Machine, PromptOptions
-from mta_cli.pipeline.build_bank import BankRequest, build_bank
-from mta_cli.pipeline.fuse import FuseRequest
-from mta_cli.pipeline.models import resolve
-from store.models import NewItem
+from mta_cli.pipeline.bank.build import BankRequest, build_bank
+from mta_cli.pipeline.models.lookup import resolve
+from mta_cli.pipeline.personalize.fuse import FuseRequest
+from store.records import NewItem
 from store.registry import Registry
 
 TASK: Task = replace(BUILTIN["lamp-2"], query_tokens=32, item_tokens=16)

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from mta_cli.engine.base import LoadedBase, load_base
-from mta_cli.engine.lora import LoraWeights, initial
+from mta_cli.engine.lora.adapter import LoraWeights, initial
+from mta_cli.engine.model.load import LoadedBase, load_base
 from mta_cli.events import Done, Event, Note, Token
 from mta_cli.options import AnswerOptions, Machine, PromptOptions
-from mta_cli.pipeline.converse import Asking
-from mta_cli.pipeline.manifest import ModelEntry
-from mta_cli.pipeline.models import resolve
-from store.models import Adapter, Base, Item, NewItem, Recipe, Share, Stack, User
-from store.personal import pack_shares
+from mta_cli.pipeline.chat.answer import Asking
+from mta_cli.pipeline.models.lookup import resolve
+from mta_cli.pipeline.models.manifest import ModelEntry
+from store.records import Adapter, Base, Item, NewItem, Recipe, Share, Stack, User
 from store.registry import Registry
+from store.tables.recipes_and_stacks import pack_shares
 
 CPU = Machine(device="cpu", dtype="float32")
 BRIEF = AnswerOptions(max_tokens=12)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.taskfile import parse_task
-from mta_cli.engine.tasks import BUILTIN, Task
+from mta_cli.engine.text.task_files import parse_task
+from mta_cli.engine.text.tasks import BUILTIN, Task
+from mta_cli.pipeline.data.import_file import import_file
+from mta_cli.pipeline.data.tasks import add_task
 from mta_cli.pipeline.demo import SAMPLE, SHORT, SHOWN, courses
-from mta_cli.pipeline.importing import import_file
-from mta_cli.pipeline.tasks import add_task
 from store.names import check_name
 from store.registry import Registry
 from tests.pipeline.town import finish

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from store.models import Adapter, Bank, NewItem, Recipe, Share, Stack
+from store.records import Adapter, Bank, NewItem, Recipe, Share, Stack
 from store.registry import Registry
 
 BASE = "sha256:" + "b" * 64
@@ -52,7 +52,7 @@ def bank(
 
 def adapted(reg: Registry, user_id: int, on: Bank, content: bytes = b"stack", task: str = "free") -> Stack:
     """Gives a user a recipe of all anchors of a bank, and a stack on it."""
-    from store.personal import pack_shares
+    from store.tables.recipes_and_stacks import pack_shares
 
     shares = tuple(Share(anchor.id, 0.5, 0.25) for anchor in reg.banks.anchors(on.id))
     reg.recipes.put(Recipe(user_id, task, on.id, "evidence", shares, 0))

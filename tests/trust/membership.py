@@ -20,19 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from mta_cli.engine.base import LoadedBase, load_base
-from mta_cli.engine.lora import LoraWeights, folded
-from mta_cli.engine.prompts import Row
-from mta_cli.engine.score import score
+from mta_cli.engine.lora.adapter import LoraWeights, folded
+from mta_cli.engine.model.load import LoadedBase, load_base
+from mta_cli.engine.scoring.log_likelihood import score
+from mta_cli.engine.text.prompts import Row
 from mta_cli.options import Machine
 from mta_cli.pipeline.asked import asked_bank
-from mta_cli.pipeline.build_bank import BankRequest, Candidate, anchor_part, candidates, contributors, standing_on
-from mta_cli.pipeline.examples import Examples
-from mta_cli.pipeline.neighbours import keep_neighbours, load_embedder, neighbours_of
-from mta_cli.pipeline.personal import load_weights
-from mta_cli.pipeline.profiling import profile_matrix
-from mta_cli.pipeline.training import Group, Training, train_groups
-from store.models import Adapter, Bank
+from mta_cli.pipeline.bank.build import BankRequest, Candidate, anchor_part, candidates, contributors, standing_on
+from mta_cli.pipeline.data.examples import Examples
+from mta_cli.pipeline.data.profiles import profile_matrix
+from mta_cli.pipeline.memory.knn import keep_neighbours, load_embedder, neighbours_of
+from mta_cli.pipeline.personalize.weights import load_weights
+from mta_cli.pipeline.training.groups import Group, Training, train_groups
+from store.records import Adapter, Bank
 from store.registry import Registry
 
 DRAWS = 2_000

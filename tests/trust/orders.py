@@ -134,10 +134,10 @@ def _obey(order: Order) -> None:
         os.dup2(os.open(order.said / name, flags), number)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
     from mta_cli.app import main
-    from mta_cli.pipeline import lesson
+    from mta_cli.pipeline.training import session
 
     if order.checkpoints:
-        lesson.CHECKPOINT_SECONDS, lesson.CHECKPOINT_SHARE = 0.0, 0
+        session.CHECKPOINT_SECONDS, session.CHECKPOINT_SHARE = 0.0, 0
     watch = _Watch(order.harm)
     _limit(order.harm)
     code: Any = 0

@@ -16,19 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mta_cli.engine.base import LoadedBase, load_base
-from mta_cli.engine.forks import Fork
-from mta_cli.engine.gates import module_norms, norm_ratios
-from mta_cli.engine.lora import LoraWeights, folded
-from mta_cli.engine.score import likelihoods
+from mta_cli.engine.lora.adapter import LoraWeights, folded
+from mta_cli.engine.model.load import LoadedBase, load_base
+from mta_cli.engine.retrieval.anchor_screening import module_norms, norm_ratios
+from mta_cli.engine.scoring.log_likelihood import likelihoods
+from mta_cli.engine.scoring.prefix_tree import Fork
 from mta_cli.options import BankOptions, GateOptions
-from mta_cli.pipeline.build_bank import build_bank, candidates, contributors
-from mta_cli.pipeline.examples import Examples
-from mta_cli.pipeline.fuse import fuse_user
-from mta_cli.pipeline.gating import GATES, gate_anchors
-from mta_cli.pipeline.models import register, resolve
-from mta_cli.pipeline.personal import load_weights, parts_above
-from store.models import Adapter, Anchor, Bank, NewItem, User
+from mta_cli.pipeline.bank.build import build_bank, candidates, contributors
+from mta_cli.pipeline.bank.screening import GATES, gate_anchors
+from mta_cli.pipeline.data.examples import Examples
+from mta_cli.pipeline.models.lookup import register, resolve
+from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.personalize.weights import load_weights, parts_above
+from store.records import Adapter, Anchor, Bank, NewItem, User
 from store.registry import Registry
 from tests import tiny
 from tests.pipeline import town

@@ -12,17 +12,6 @@ import torch
 import transformers.models.bert.modeling_bert
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-import mta_cli.app
-import mta_cli.commands.bank
-import mta_cli.commands.chat_shell
-import mta_cli.commands.data
-import mta_cli.commands.model
-import mta_cli.commands.user_model
-import mta_cli.pipeline.adapt
-import mta_cli.pipeline.build_bank
-import mta_cli.pipeline.conversation
-import mta_cli.pipeline.forget
-import mta_cli.pipeline.importing  # noqa: F401
 import store.schema  # noqa: F401
 
 torch.set_num_threads(1)

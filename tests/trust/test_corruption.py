@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.errors import IntegrityFault
-from mta_cli.pipeline.repair import repair
+from mta_cli.pipeline.maintenance.repair import repair
 from store.registry import Registry
 from store.seals import SEALED
 from tests.pipeline import town

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mta_cli.engine.lora import PREFIX, LoraWeights, Placement
+from mta_cli.engine.lora.adapter import PREFIX, LoraWeights, Placement
 from mta_cli.errors import IntegrityFault
-from mta_cli.pipeline import fetch
-from mta_cli.pipeline.catalogue import MINILM, Package
-from mta_cli.pipeline.converse import ask
-from mta_cli.pipeline.fetch import choose_files
-from mta_cli.pipeline.personal import load_weights
+from mta_cli.pipeline.chat.answer import ask
+from mta_cli.pipeline.models import download
+from mta_cli.pipeline.models.catalog import MINILM, Package
+from mta_cli.pipeline.models.download import choose_files
+from mta_cli.pipeline.personalize.weights import load_weights
 from tests.pipeline.world import World, asking, make_world
 from tests.trust.tally import tally
 from tests.trust.test_hostile_models import archive
@@ -36,7 +36,7 @@ def unpacked(package: Package, content: bytes, root: Path) -> list[str]:
     partial = root / "deep" / "er" / "partial"
     partial.mkdir(parents=True)
     (partial / "x.whl").write_bytes(content)
-    fetch._unpack(package, partial / "x.whl", partial, partial / "model")
+    download._unpack(package, partial / "x.whl", partial, partial / "model")
     return sorted(path.relative_to(partial).as_posix() for path in root.rglob("*") if path.is_file())
 
 
@@ -94,7 +94,7 @@ def bomb(kind: str) -> bytes:
 def test_bombs_and_broken_archives_are_refused(package: Package, tmp_path: Path, kind: str) -> None:
     with pytest.raises(IntegrityFault, match=r"x\.whl"):
         unpacked(package, bomb(kind), tmp_path)
-    assert sum(file.stat().st_size for file in tmp_path.rglob("model/*")) <= fetch.UNPACKED * package.bytes
+    assert sum(file.stat().st_size for file in tmp_path.rglob("model/*")) <= download.UNPACKED * package.bytes
     tally("bombs and broken archives", "refused in words")
 
 
@@ -153,8 +153,8 @@ def test_an_adapter_in_anothers_place_is_found_before_it_answers(world: World, k
 
 @pytest.mark.parametrize("kind", ["rank", "modules", "base"])
 def test_weights_that_are_no_fit_do_not_reach_a_model(world: World, kind: str, tmp_path: Path) -> None:
-    from mta_cli.engine.base import load_base
-    from mta_cli.engine.lora import folded
+    from mta_cli.engine.lora.adapter import folded
+    from mta_cli.engine.model.load import load_base
 
     base = load_base(world.entry.path, name="tiny", fingerprint="x", device="cpu", dtype="float32")
     stack = world.reg.stacks.of_user(world.alice.id)[0]

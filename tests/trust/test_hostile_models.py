@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
-from mta_cli.engine.folder import check_folder, require_room
-from mta_cli.engine.gguf_header import check_gguf
-from mta_cli.engine.header import MAX_HEADER, MAX_TENSORS, read_header
+from mta_cli.engine.model.checkpoint_files import check_folder, require_room
+from mta_cli.engine.model.gguf_header import check_gguf
+from mta_cli.engine.model.safetensors_header import MAX_HEADER, MAX_TENSORS, read_header
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound
-from mta_cli.pipeline.fetch import choose_files
-from mta_cli.pipeline.manifest import MANIFEST, read_manifest
-from mta_cli.pipeline.models import list_models, pull
+from mta_cli.pipeline.models.download import choose_files
+from mta_cli.pipeline.models.lookup import list_models, pull
+from mta_cli.pipeline.models.manifest import MANIFEST, read_manifest
 from tests.trust.limits import run_bounded
 from tests.trust.tally import tally
 
@@ -158,7 +158,7 @@ def test_huge_headers_are_refused_in_bounded_memory(tmp_path: Path) -> None:
     (tmp_path / "said").write_bytes(struct.pack("<Q", 2**63) + b"{}")
     names = ["many", "more", "brackets", "deep", "said"]
     source = (
-        "from pathlib import Path\nfrom mta_cli.engine.header import read_header\n"
+        "from pathlib import Path\nfrom mta_cli.engine.model.safetensors_header import read_header\n"
         f"for name in {names!r}:\n    attempt(name, lambda: read_header(Path({str(tmp_path)!r}) / name))\n"
     )
     ran = run_bounded(source, megabytes=1536, seconds=30)
@@ -189,7 +189,7 @@ def test_configurations_beyond_reason_are_refused_before_anything_is_made(tiny_b
         json.dumps({key.replace(" ", "-"): good | new for key, new in SIZES.items()})
     )
     source = (
-        "import json, shutil\nfrom pathlib import Path\nfrom mta_cli.engine.base import load_base\n"
+        "import json, shutil\nfrom pathlib import Path\nfrom mta_cli.engine.model.load import load_base\n"
         f"root, good = Path({str(tmp_path)!r}), {str(tiny_base_path)!r}\n"
         "for label, config in json.loads((root / 'changes.json').read_text()).items():\n"
         "    path = Path(shutil.copytree(good, root / label))\n"
@@ -221,13 +221,14 @@ def test_sizes_that_real_models_have_are_let_through(copy: Path) -> None:
 @pytest.mark.parametrize("pattern", ["(a|aa|a)+$", "(a+)+$"])
 def test_a_tokenizer_whose_pattern_explodes_is_stopped(copy: Path, pattern: str) -> None:
     """The library gives up after so many tries; what it raises then is no plain exception."""
-    from mta_cli.engine.folder import loading
+    from mta_cli.engine.model.checkpoint_files import loading
     from tests.tiny import byte_tokenizer
 
     whole = json.loads(byte_tokenizer().backend_tokenizer.to_str())
     whole["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     source = (
-        "import json, sys\nfrom tokenizers import Tokenizer\nfrom mta_cli.engine.folder import loading\n"
+        "import json, sys\nfrom tokenizers import Tokenizer\n"
+        "from mta_cli.engine.model.checkpoint_files import loading\n"
         f"made = Tokenizer.from_str({json.dumps(json.dumps(whole))})\n"
         "def read():\n    with loading('it'):\n        made.encode('a' * 5000 + '!')\nattempt('it', read)\n"
     )
@@ -295,7 +296,7 @@ def test_a_gguf_file_that_promises_without_end_is_refused_at_once(tmp_path: Path
     (tmp_path / "lists").write_bytes(lists + b"\0" * 999)
     (tmp_path / "tensor").write_bytes(tensor + b"\0" * 999)
     source = (
-        "from pathlib import Path\nfrom mta_cli.engine.gguf import convert_gguf\n"
+        "from pathlib import Path\nfrom mta_cli.engine.model.gguf import convert_gguf\n"
         f"root = Path({str(tmp_path)!r})\n"
         "for name in ('lists', 'tensor'):\n"
         "    attempt(name, lambda: convert_gguf(root / name, root / 'converted'))\n"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.taskfile import parse_task
+from mta_cli.engine.text.task_files import parse_task
 from mta_cli.errors import BadInput, MtaError
-from mta_cli.pipeline.importing import import_file
+from mta_cli.pipeline.data.import_file import import_file
 from store.registry import Registry
 from tests.shell import mta
 from tests.trust.limits import run_bounded
@@ -71,7 +71,7 @@ TEMPLATES = {
 def test_templates_are_refused_within_a_second_and_without_memory() -> None:
     """Each in half a gigabyte of address space, all of them together in half a minute of computing."""
     source = (
-        "import json\nfrom mta_cli.engine.template import ChatTemplate\n"
+        "import json\nfrom mta_cli.engine.text.chat_template import ChatTemplate\n"
         f"for label, text in json.loads({json.dumps(json.dumps(TEMPLATES))}).items():\n"
         f"    whole = text + {SAY!r}\n"
         "    attempt(label.replace(' ', '_'), "
@@ -94,7 +94,7 @@ def test_templates_are_refused_within_a_second_and_without_memory() -> None:
 
 
 def test_no_attribute_is_reached() -> None:
-    from mta_cli.engine.template import ChatTemplate
+    from mta_cli.engine.text.chat_template import ChatTemplate
 
     for label in ("class", "globals", "cycler", "format attribute", "format map", "attr filter", "map attribute"):
         try:
@@ -107,7 +107,7 @@ def test_no_attribute_is_reached() -> None:
 
 def test_templates_that_bases_really_have_are_let_through() -> None:
     """What such templates do, in a conversation of 500 turns: loops, slices, namespaces, filters, splits, macros."""
-    from mta_cli.engine.template import ChatTemplate
+    from mta_cli.engine.text.chat_template import ChatTemplate
 
     source = (
         "{%- macro turn(role, text) -%}<|{{ role }}|>{{ text | trim }}{{ eos_token }}{%- endmacro -%}"
@@ -136,7 +136,8 @@ def test_patterns_end_whatever_the_question() -> None:
     questions = {"lamp-1": "For an author who has written the paper with the title " + ", which reference is related? "
                  * 30_000}  # fmt: skip
     source = (
-        "import json\nfrom mta_cli.engine.taskfile import parse_task\nfrom mta_cli.engine.tasks import BUILTIN\n"
+        "import json\nfrom mta_cli.engine.text.task_files import parse_task\n"
+        "from mta_cli.engine.text.tasks import BUILTIN\n"
         f"for n, (pattern, text) in enumerate(json.loads({json.dumps(json.dumps(PATTERNS))}).items()):\n"
         '    toml = \'name = "mine"\\nprompt = "{input}"\\nquestion_pattern = \' + json.dumps(pattern)\n'
         "    task = parse_task(toml, 'it')\n    attempt(str(n), lambda: task.strip(text))\n"
@@ -214,7 +215,7 @@ def test_task_files_beyond_reason_are_bad_input(tmp_path: Path) -> None:
     """In half a gigabyte of address space and some seconds; no message is longer than a few lines."""
     (tmp_path / "tasks.json").write_text(json.dumps(TASKS))
     source = (
-        "import json\nfrom pathlib import Path\nfrom mta_cli.engine.taskfile import parse_task\n"
+        "import json\nfrom pathlib import Path\nfrom mta_cli.engine.text.task_files import parse_task\n"
         f"for label, text in json.loads(Path({str(tmp_path / 'tasks.json')!r}).read_text()).items():\n"
         "    attempt(label, lambda: parse_task(text, 'it'))\n"
     )
@@ -259,7 +260,7 @@ def test_histories_beyond_reason_are_refused_whole(tmp_path: Path) -> None:
     for name, content in HISTORIES.items():
         (tmp_path / name).write_bytes(content)
     source = (
-        "from pathlib import Path\nfrom mta_cli.pipeline.importing import import_file\n"
+        "from pathlib import Path\nfrom mta_cli.pipeline.data.import_file import import_file\n"
         "from store.registry import Registry\n"
         f"reg = Registry.open(Path({str(tmp_path / 'store')!r}), create=True)\n"
         f"for name in {list(HISTORIES)!r}:\n"

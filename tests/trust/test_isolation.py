@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 import torch
 
-from mta_cli.engine.score import score
+from mta_cli.engine.scoring.log_likelihood import score
 from mta_cli.options import AnswerOptions, PromptOptions
-from mta_cli.pipeline.about import describe_user
-from mta_cli.pipeline.adapt import adapt_users
-from mta_cli.pipeline.comparing import Question, put
-from mta_cli.pipeline.conversation import Conversation
-from mta_cli.pipeline.converse import Asking, Voice, ask
-from mta_cli.pipeline.evaluate import MODES, evaluate_users
-from mta_cli.pipeline.examples import Examples
-from mta_cli.pipeline.models import resolve
-from mta_cli.pipeline.personal import parts_above
-from mta_cli.tui.speaker import Desk
-from store.models import NewItem
+from mta_cli.pipeline.chat.answer import Asking, Voice, ask
+from mta_cli.pipeline.chat.compare import Question, put
+from mta_cli.pipeline.chat.conversation import Conversation
+from mta_cli.pipeline.data.examples import Examples
+from mta_cli.pipeline.evaluation.stored_models import MODES, evaluate_users
+from mta_cli.pipeline.models.lookup import resolve
+from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.personalize.weights import parts_above
+from mta_cli.pipeline.users.describe import describe_user
+from mta_cli.tui.workers.model_worker import Desk
+from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline import town
 from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request

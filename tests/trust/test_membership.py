@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.tasks import BUILTIN
-from mta_cli.pipeline.adapt import adapt_users
+from mta_cli.engine.text.tasks import BUILTIN
+from mta_cli.pipeline.personalize.adapt import adapt_users
 from store.registry import Registry
 from tests.pipeline import town
 from tests.pipeline.town import QUICK, SHORT, TASK, built, finish, fuse_request

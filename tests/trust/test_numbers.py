@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from mta_cli.engine.lora import LoraWeights
+from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.events import Event, Failed
 from mta_cli.options import WEIGHTS, AdaptOptions, AnswerOptions
-from mta_cli.pipeline.adapt import adapt_users
-from mta_cli.pipeline.build_bank import build_bank
-from mta_cli.pipeline.fuse import fuse_user
-from mta_cli.pipeline.lesson import exploded
-from mta_cli.pipeline.personal import best_mode
-from store.models import NewItem
+from mta_cli.pipeline.bank.build import build_bank
+from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.personalize.weights import best_mode
+from mta_cli.pipeline.training.session import exploded
+from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.town import LORA, QUICK, SHORT, bank_request, built, finish, fuse_request, notes, people
 from tests.trust.tally import tally
@@ -91,7 +91,7 @@ def test_a_stack_whose_training_explodes_leaves_the_fusion(reg: Registry) -> Non
 
 def test_one_whose_numbers_do_not_fit_leaves_the_others_alone(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last step makes a number that float16 cannot hold: that person fails, their company is stored."""
-    from mta_cli.engine.train import Trainer
+    from mta_cli.engine.training.trainer import Trainer
 
     built(reg)
     plain = Trainer.steps
@@ -181,7 +181,7 @@ def test_weights_stay_numbers_whatever_the_history(reg: Registry) -> None:
 
 @pytest.mark.parametrize("bad", [NAN, INFINITY])
 def test_an_embedder_that_gives_no_numbers_is_named(reg: Registry, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mta_cli.engine.embed import Embedder
+    from mta_cli.engine.retrieval.embed import Embedder
 
     monkeypatch.setattr(Embedder, "_forward", lambda self, pieces: torch.full((len(pieces), 32), bad))
     with pytest.raises(MtaError, match="embedder gives numbers that are not finite"):

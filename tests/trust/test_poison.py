@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.tasks import BUILTIN
+from mta_cli.engine.text.tasks import BUILTIN
 from mta_cli.events import Note
 from mta_cli.options import GateOptions
-from mta_cli.pipeline.banks import verify_bank
-from mta_cli.pipeline.basis import basis_of
-from mta_cli.pipeline.build_bank import build_bank, contributors
-from mta_cli.pipeline.consent import set_consent
-from mta_cli.pipeline.fuse import fuse_user
-from mta_cli.pipeline.gating import GATES, findings_json, floors_of, refused_of, serving
-from mta_cli.pipeline.refresh_bank import refresh_bank
-from store.models import Anchor, Bank
+from mta_cli.pipeline.bank.build import build_bank, contributors
+from mta_cli.pipeline.bank.lora_xs_basis import basis_of
+from mta_cli.pipeline.bank.refresh import refresh_bank
+from mta_cli.pipeline.bank.screening import GATES, findings_json, floors_of, refused_of, serving
+from mta_cli.pipeline.bank.verify import verify_bank
+from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.users.consent import set_consent
+from store.records import Anchor, Bank
 from store.registry import Registry
 from tests.engine.lora_cases import random_lora
 from tests.pipeline.town import CPU, TASK, bank_request, finish, fuse_request, notes
@@ -151,7 +151,7 @@ def test_an_anchor_that_moves_neutral_prompts_too_far_is_refused(
     store_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiny base is never sure of a token, so that nothing moves it far."""
-    monkeypatch.setattr("mta_cli.pipeline.gating.LEAST_DIVERGENCE", 0.05)
+    monkeypatch.setattr("mta_cli.pipeline.bank.screening.LEAST_DIVERGENCE", 0.05)
     with stage(store_root, epochs=1, learning_rate=1e-3) as (reg, base):
         bank = reg.banks.get(TASK.name)
         put_in(reg, bank, mallorys(reg), larger(random_lora(base.model, 1, placement="upper"), 20.0))

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from mta_cli.errors import IntegrityFault, MtaError, StoreBusy
-from mta_cli.pipeline import soundness
-from mta_cli.pipeline.adapt import adapt_users
-from mta_cli.pipeline.converse import Voice
-from mta_cli.pipeline.manifest import place_of, write_manifest
-from mta_cli.pipeline.models import list_models, resolve
-from mta_cli.pipeline.repair import repair
-from store.models import NewItem
+from mta_cli.pipeline.chat.answer import Voice
+from mta_cli.pipeline.maintenance.repair import repair
+from mta_cli.pipeline.models import verify
+from mta_cli.pipeline.models.lookup import list_models, resolve
+from mta_cli.pipeline.models.manifest import place_of, write_manifest
+from mta_cli.pipeline.personalize.adapt import adapt_users
+from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline import town
 from tests.store.test_files import DEAD
@@ -226,17 +226,17 @@ def test_a_process_looks_once_and_not_at_all_when_it_is_told_not_to(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
-    monkeypatch.setattr("mta_cli.pipeline.models.faults_of", lambda model: looked.append(model.name) or [])
-    monkeypatch.setattr("store.checking.structure_faults", lambda root: looked.append("registry") or [])
-    soundness._known.clear()
+    monkeypatch.setattr("mta_cli.pipeline.models.lookup.faults_of", lambda model: looked.append(model.name) or [])
+    monkeypatch.setattr("store.integrity.check.structure_faults", lambda root: looked.append("registry") or [])
+    verify._known.clear()
     trusting = replace(ASKING, machine=replace(town.CPU, verify=False))
     with Registry.open(ground.copy()) as reg:
         for asking in (trusting, ASKING, ASKING):
             Voice.open(reg, resolve("tiny", "base"), reg.users.get("jon"), asking)
             expected = [] if asking is trusting else ["registry", "tiny"]
             assert sorted(looked) == expected
-        monkeypatch.setattr(soundness, "WHOLE", 0)
-        soundness._known.clear()
+        monkeypatch.setattr(verify, "WHOLE", 0)
+        verify._known.clear()
         looked.clear()
         Voice.open(reg, resolve("tiny", "base"), None, ASKING)
         assert looked == ["tiny"]

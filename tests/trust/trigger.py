@@ -18,15 +18,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mta_cli.engine.gates import module_norms, norm_ratios
-from mta_cli.engine.lora import LoraWeights, folded
+from mta_cli.engine.lora.adapter import LoraWeights, folded
+from mta_cli.engine.retrieval.anchor_screening import module_norms, norm_ratios
 from mta_cli.events import Event
 from mta_cli.options import FuseOptions, GateOptions
-from mta_cli.pipeline.build_bank import anchor_part, build_bank, contributors, standing_on
-from mta_cli.pipeline.fuse import NEEDS_BASE, FuseRequest, gather, make_recipes
-from mta_cli.pipeline.gating import GATES, gate_anchors
-from mta_cli.pipeline.personal import load_weights
-from store.models import Adapter, Anchor, NewItem, User
+from mta_cli.pipeline.bank.build import anchor_part, build_bank, contributors, standing_on
+from mta_cli.pipeline.bank.screening import GATES, gate_anchors
+from mta_cli.pipeline.personalize.fuse import NEEDS_BASE, FuseRequest, gather, make_recipes
+from mta_cli.pipeline.personalize.weights import load_weights
+from store.records import Adapter, Anchor, NewItem, User
 from store.registry import Registry
 from tests.pipeline.town import finish
 from tests.trust.membership import Scene, opened, train_anew

@@ -24,9 +24,9 @@ def made_town(
     tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_embedder_path: Path
 ) -> Iterator[Path]:
     """Models and a store: nine people with histories, three anchors among them, ida adapted, jon fused, kim new."""
-    from mta_cli.pipeline.adapt import adapt_users
-    from mta_cli.pipeline.fuse import fuse_user
-    from mta_cli.pipeline.models import register
+    from mta_cli.pipeline.models.lookup import register
+    from mta_cli.pipeline.personalize.adapt import adapt_users
+    from mta_cli.pipeline.personalize.fuse import fuse_user
 
     root = tmp_path_factory.mktemp("town")
     with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ from mta_cli.events import Event, Saved, Started, Step
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs import Help, Sure, Trouble
 from mta_cli.tui.messages import JobMoved, PersonChosen, StoreChanged
-from mta_cli.tui.room import ROOMS, Room
+from mta_cli.tui.screens.base import ROOMS, Room
 from store.registry import Registry
 from tests.tui.driving import open_app, run, screen_text, settled, until
 

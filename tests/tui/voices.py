@@ -6,11 +6,11 @@ import pytest
 from textual.pilot import Pilot
 
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.room import Room
-from mta_cli.tui.rooms.chat import ChatRoom
-from mta_cli.tui.rooms.compare import CompareRoom
-from mta_cli.tui.talking import Turn
+from mta_cli.tui.screens.base import Room
+from mta_cli.tui.screens.chat import ChatRoom
+from mta_cli.tui.screens.compare import CompareRoom
 from mta_cli.tui.widgets.prompt import Prompt
+from mta_cli.tui.workers.chat_turn import Turn
 from tests.tui.driving import settled, until
 
 begun = [0]  # how many talks there were

@@ -1,1 +1,4 @@
-"""Ways to make a model personal that `mta eval` compares; each module is one family, all have the shape in `shape`."""
+"""Every way to personalise a model, as `mta eval` compares them and the product stores them.
+
+Read `method` first, then `fusion` and `stacks`.
+"""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mta_cli.engine.lora import Factors, LoraWeights
+from mta_cli.engine.lora.adapter import Factors, LoraWeights
 
 
 def noise_like(weights: LoraWeights, seed: int) -> LoraWeights:

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from mta_cli.engine.choices import Taught, fork_of, log_likelihood
-from mta_cli.engine.fusion import evidence_weights, merge, similarity_weights
-from mta_cli.engine.learned import learn_weights
-from mta_cli.engine.lora import LoraWeights
+from mta_cli.engine.lora.adapter import LoraWeights
+from mta_cli.engine.lora.merge import evidence_weights, merge, similarity_weights
 from mta_cli.engine.methods.controls import noise_like
-from mta_cli.engine.methods.prior import NEIGHBOURS, NO_PRIOR, priors, taught
-from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
-from mta_cli.engine.score import abridged, likelihoods
+from mta_cli.engine.methods.label_priors import NEIGHBOURS, NO_PRIOR, priors, taught
+from mta_cli.engine.methods.method import Bench, Made, Method, Person, Settings
+from mta_cli.engine.scoring.label_examples import Taught, fork_of, log_likelihood
+from mta_cli.engine.scoring.log_likelihood import abridged, likelihoods
+from mta_cli.engine.training.fusion_weights import learn_weights
 
 LEAST_SHARE = 0.001  # of an anchor in a recipe: evidence leaves most of them next to nothing
 SHARE_BYTES = 12  # an anchor's number, similarity and weight in a recipe

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mta_cli.engine.labels import habit
-from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
-from mta_cli.engine.metrics import rouge_1
+from mta_cli.engine.evaluation.metrics import rouge_1
+from mta_cli.engine.memory.label_prior import habit
+from mta_cli.engine.methods.method import Bench, Made, Method, Person, Settings
 
 STRENGTH = 1.0  # how many shots the population's rates count as
 

@@ -16,8 +16,8 @@ from mta_cli.engine.methods.fusion import (
     fused,
     learned,
 )
-from mta_cli.engine.methods.prior import NEIGHBOURS, NO_PRIOR, PRIOR, priors
-from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
+from mta_cli.engine.methods.label_priors import NEIGHBOURS, NO_PRIOR, PRIOR, priors
+from mta_cli.engine.methods.method import Bench, Made, Method, Person, Settings
 from mta_cli.engine.methods.stacks import BY_TASK, CORES, LORA_GRID, OWN, Fit, cores, loras
 
 CORE: Settings = {**CORES, "learning_rate": BY_TASK}

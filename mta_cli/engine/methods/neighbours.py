@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mta_cli.engine.labels import Habit, Prior, decide, habit
-from mta_cli.engine.methods.prior import COUNT_BYTES, guess
-from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
+from mta_cli.engine.memory.label_prior import Habit, Prior, decide, habit
+from mta_cli.engine.methods.label_priors import COUNT_BYTES, guess
+from mta_cli.engine.methods.method import Bench, Made, Method, Person, Settings
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def make(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Mad
 
 
 def _prior(bench: Bench, person: Person) -> Prior:
-    from mta_cli.engine.neighbours import STRENGTH
+    from mta_cli.engine.memory.knn import STRENGTH
 
     if bench.items is not None:
         return guess(bench, person)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
+from mta_cli.engine.methods.method import Bench, Made, Method, Person, Settings
 from mta_cli.engine.methods.stacks import OWN, loras
 
 PUBLISHED = {**OWN, "rank": 8, "alpha": 8.0, "placement": "all", "epochs": 2, "batch_size": 1, "learning_rate": 1e-4}

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from mta_cli.engine.methods.prior import NEIGHBOURS, PRIOR, priors
-from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
+from mta_cli.engine.methods.label_priors import NEIGHBOURS, PRIOR, priors
+from mta_cli.engine.methods.method import Bench, Made, Method, Person, Settings
 
 
 def nothing(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:

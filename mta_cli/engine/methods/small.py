@@ -6,8 +6,8 @@ All stand on the task adapter alone. Knows tensors and rows; how the bank came t
 from collections.abc import Sequence
 from functools import partial
 
-from mta_cli.engine.cores import Kind
-from mta_cli.engine.methods.shape import Bench, Made, Method, Person, Settings
+from mta_cli.engine.lora.lora_xs import Kind
+from mta_cli.engine.methods.method import Bench, Made, Method, Person, Settings
 from mta_cli.engine.methods.stacks import CORES, LORA_GRID, OWN, Own, cores, loras
 from mta_cli.engine.rounding import rounded
 from mta_cli.engine.vectors import vectors

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from mta_cli.engine.cores import Core, Kind, bank_basis
-from mta_cli.engine.lora import LoraWeights, initial
-from mta_cli.engine.methods.prior import taught
-from mta_cli.engine.methods.shape import Bench, Person, Settings, Value
-from mta_cli.engine.train import Member, Schedule, Trainer
+from mta_cli.engine.lora.adapter import LoraWeights, initial
+from mta_cli.engine.lora.lora_xs import Core, Kind, bank_basis
+from mta_cli.engine.methods.label_priors import taught
+from mta_cli.engine.methods.method import Bench, Person, Settings, Value
+from mta_cli.engine.training.trainer import Member, Schedule, Trainer
 from mta_cli.errors import IntegrityFault
 
 OWN: dict[str, Value] = {

@@ -1,1 +1,4 @@
-"""Every method on the same people: design, banks by fold, answers cell by cell, and what they add up to."""
+"""`mta eval`: design, banks of folds, cells, scores and files.
+
+Read `design` and `run` first.
+"""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, Note, PlanLine
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, bank_options
-from mta_cli.pipeline.neighbours import BESIDE, is_fitted
+from mta_cli.pipeline.memory.knn import BESIDE, is_fitted
 from mta_cli.pipeline.passing import passed_on
-from store.models import Bank
+from store.records import Bank
 
 if TYPE_CHECKING:
-    from mta_cli.engine.split import Fold
-    from mta_cli.pipeline.build_bank import BankRequest
+    from mta_cli.engine.evaluation.folds import Fold
+    from mta_cli.pipeline.bank.build import BankRequest
     from store.registry import Registry
 
 PURPOSE = "eval"
@@ -24,7 +24,7 @@ def fold_banks(
     reg: "Registry", request: EvalRequest, plan: Design, evaluation: int
 ) -> Generator[Event, None, list[Bank]]:
     """Build or finish every fold's bank, and `return` them. Raises as `build_bank`."""
-    from mta_cli.pipeline.build_bank import build_bank
+    from mta_cli.pipeline.bank.build import build_bank
 
     found, known = [], reg.evaluations.banks(evaluation)
     for number, fold in enumerate(plan.folds):
@@ -44,9 +44,9 @@ def fold_banks(
 
 def cost_of_banks(reg: "Registry", request: EvalRequest, plan: Design) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of the banks that are not there yet. BadInput where a fold has too few candidates."""
-    from mta_cli.pipeline.build_bank import candidates, contributors, expected
-    from mta_cli.pipeline.planning import cost_lines
-    from mta_cli.pipeline.pooling import made_before
+    from mta_cli.pipeline.bank.build import candidates, contributors, expected
+    from mta_cli.pipeline.bank.task_adapter import made_before
+    from mta_cli.pipeline.training.estimate import cost_lines
 
     known = reg.evaluations.find(plan.key)
     there = reg.evaluations.banks(known.id) if known is not None else {}
@@ -76,7 +76,7 @@ def _guesses(bank: Bank) -> bool:
 
 
 def _request(request: EvalRequest, fold: "Fold") -> "BankRequest":
-    from mta_cli.pipeline.build_bank import BankRequest
+    from mta_cli.pipeline.bank.build import BankRequest
 
     return BankRequest(
         request.task, request.base, request.embedder, bank_options(request), request.prompt, request.machine,

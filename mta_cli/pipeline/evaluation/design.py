@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, UsageFault
 from mta_cli.events import PlanLine
 from mta_cli.options import BankOptions, EvalOptions, Machine, PromptOptions
-from store.evaluations import Place
-from store.models import Item, Query
+from store.records import Item, Query
+from store.tables.evaluations import Place
 
 if TYPE_CHECKING:
-    from mta_cli.engine.split import Fold
-    from mta_cli.engine.tasks import Task
-    from mta_cli.pipeline.models import ModelEntry
+    from mta_cli.engine.evaluation.folds import Fold
+    from mta_cli.engine.text.tasks import Task
+    from mta_cli.pipeline.models.lookup import ModelEntry
     from store.registry import Registry
 
 # What differs between two methods on one query, for the estimate before a run: standard deviation, and the share of
@@ -93,7 +93,7 @@ def bank_options(request: EvalRequest) -> BankOptions:
 
 def design(reg: "Registry", request: EvalRequest) -> Design:
     """The evaluation that `request` describes. BadInput where the task has too few people for its folds."""
-    from mta_cli.engine.split import split
+    from mta_cli.engine.evaluation.folds import split
 
     task, options = request.task, request.options
     counts = {user.id: count for user, count in reg.users.with_items(task.name)}
@@ -110,7 +110,7 @@ def design(reg: "Registry", request: EvalRequest) -> Design:
 
 
 def _key(reg: "Registry", request: EvalRequest, queries: Mapping[int, list[Query]]) -> str:
-    from mta_cli.engine.base import dtype_name
+    from mta_cli.engine.model.load import dtype_name
 
     options, items, machine = request.options, reg.items, request.machine
     people = [
@@ -146,7 +146,7 @@ def told_options(request: EvalRequest) -> str:
 
 def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tuple[PlanLine, ...]:
     """Who is measured, and which difference that can show."""
-    from mta_cli.engine.statistics import detectable_before
+    from mta_cli.engine.evaluation.statistics import detectable_before
 
     metric = request.task.metric
     asked = [len(plan.queries[user]) for user in plan.tested]
@@ -177,6 +177,6 @@ def parse_settings(given: Sequence[str]) -> dict[str, dict[str, str]]:
 
 def method_rows() -> list[dict[str, Any]]:
     """Every method that can be compared: {method, about, settings}."""
-    from mta_cli.engine.methods.catalogue import METHODS
+    from mta_cli.engine.methods.catalog import METHODS
 
     return [{"method": m.name, "about": m.about, "settings": dict(m.settings)} for m in METHODS.values()]

@@ -16,15 +16,15 @@ from mta_cli.options import PLACEMENTS
 from mta_cli.pipeline.asked import evaluation as asked
 from mta_cli.pipeline.asked import written_down
 from mta_cli.pipeline.evaluation.banks import cost_of_banks, fold_banks
+from mta_cli.pipeline.evaluation.context import Field, shot_profiles
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, config, design, job_name, plan_lines
-from mta_cli.pipeline.evaluation.field import Field, shot_profiles
-from mta_cli.pipeline.evaluation.filling import Column, cost_of_answers, fill
-from mta_cli.pipeline.evaluation.outcome import Choice, judge, outcome
-from store.evaluations import Evaluation, Tuning
-from store.models import Bank
+from mta_cli.pipeline.evaluation.run_cells import Column, cost_of_answers, fill
+from mta_cli.pipeline.evaluation.scoring import Choice, judge, outcome
+from store.records import Bank
+from store.tables.evaluations import Evaluation, Tuning
 
 if TYPE_CHECKING:
-    from mta_cli.engine.methods.shape import Method
+    from mta_cli.engine.methods.method import Method
     from store.registry import Registry
 
 SELECT = "gold_loglik"  # what settings are chosen by: it tells more than whether the likeliest label was right
@@ -127,7 +127,7 @@ def _out_of_bounds(key: str, value: Any) -> str | None:
 
 
 def _methods(request: EvalRequest) -> "list[Method]":
-    from mta_cli.engine.methods.catalogue import named
+    from mta_cli.engine.methods.catalog import named
 
     wanted = [name.strip() for name in request.options.methods.split(",") if name.strip()]
     if unused := sorted(set(request.given) - set(wanted)):
@@ -152,7 +152,7 @@ def _columns(methods: "Sequence[Method]", chosen: Mapping[str, Choice]) -> list[
 
 @contextmanager
 def _begun(reg: "Registry", request: EvalRequest, people: Design, kind: str) -> Iterator[Evaluation]:
-    from mta_cli.pipeline.models import remember
+    from mta_cli.pipeline.models.lookup import remember
 
     remember(reg, request.base, request.embedder)
     begun = reg.evaluations.begin(people.key, request.task.name, config(request), people.places)

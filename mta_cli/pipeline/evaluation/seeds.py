@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageFault
-from mta_cli.pipeline.evaluation.files import COSTS, read
-from mta_cli.pipeline.evaluation.measured import Measured, finished
-from mta_cli.pipeline.evaluation.outcome import compared
-from mta_cli.pipeline.reporting.results import DESIGN, by_seed, cost
-from mta_cli.pipeline.reporting.wording import listed
+from mta_cli.pipeline.evaluation.exchange import COSTS, read
+from mta_cli.pipeline.evaluation.finished import Measured, finished
+from mta_cli.pipeline.evaluation.scoring import compared
+from mta_cli.pipeline.report.results import DESIGN, by_seed, cost
+from mta_cli.pipeline.report.wording import listed
 
 if TYPE_CHECKING:
-    from mta_cli.engine.tallies import Tally
+    from mta_cli.engine.evaluation.user_sums import Tally
     from store.registry import Registry
 
 
@@ -102,7 +102,7 @@ def together(evaluations: Sequence[Measured], reference: str | None = None) -> d
 
 
 def _joined(evaluations: Sequence[Measured], method: str) -> "Tally":
-    from mta_cli.engine.tallies import joined
+    from mta_cli.engine.evaluation.user_sums import joined
 
     all_here = all(one.kept for one in evaluations)
     tallies = [one.tally(method) if all_here else one.abroad(method) for one in evaluations]

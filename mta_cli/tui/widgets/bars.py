@@ -11,7 +11,7 @@ from rich.text import Text
 from textual.geometry import Size
 from textual.widget import Widget
 
-from mta_cli.tui.widgets.sheet import fitted
+from mta_cli.tui.widgets.canvas import fitted
 
 EIGHTHS = " ▏▎▍▌▋▊▉"
 FULL, BELOW = "█", "▒"  # a value above and one below zero

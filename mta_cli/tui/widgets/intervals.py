@@ -11,9 +11,9 @@ from rich.cells import cell_len
 from rich.text import Text
 from textual.geometry import Size
 
+from mta_cli.tui.widgets.axis import Scale, around, number
+from mta_cli.tui.widgets.canvas import Sheet, fitted
 from mta_cli.tui.widgets.plot import Plot
-from mta_cli.tui.widgets.scale import Scale, around, number
-from mta_cli.tui.widgets.sheet import Sheet, fitted
 
 Tone = Literal["plain", "strong", "good", "bad"]
 NAMES, ROOMY, LEAST = 18, 60, 8  # cells: a name at most; a width with room for `note`; a bar at least

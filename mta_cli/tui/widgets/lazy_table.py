@@ -18,7 +18,7 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from mta_cli.tui.widgets.sheet import fitted
+from mta_cli.tui.widgets.canvas import fitted
 
 PAGE, KEPT = 100, 4  # rows of a page, pages kept: never more than four hundred rows
 WAITING = "…"

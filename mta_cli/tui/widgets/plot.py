@@ -7,7 +7,7 @@ from rich.style import Style
 from rich.text import Text
 from textual.widget import Widget
 
-from mta_cli.tui.widgets.sheet import Sheet
+from mta_cli.tui.widgets.canvas import Sheet
 
 
 class Plot(Widget):

@@ -12,10 +12,10 @@ from typing import ClassVar
 from rich.cells import cell_len
 from rich.text import Text
 
-from mta_cli.pipeline.reporting.wording import size
+from mta_cli.pipeline.report.wording import size
+from mta_cli.tui.widgets.axis import Scale, around, number
+from mta_cli.tui.widgets.canvas import Sheet, fitted
 from mta_cli.tui.widgets.plot import Plot
-from mta_cli.tui.widgets.scale import Scale, around, number
-from mta_cli.tui.widgets.sheet import Sheet, fitted
 
 LETTERS = ascii_lowercase + digits
 BEST, OTHER, CHOSEN = "●", "○", "◆"

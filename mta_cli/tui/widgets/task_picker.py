@@ -10,7 +10,7 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 
-from mta_cli.tui.safe import line
+from mta_cli.tui.text import line
 
 
 class TaskPicker(ModalScreen[tuple[str | None] | None]):

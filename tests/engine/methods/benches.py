@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.lora import LoraWeights
-from mta_cli.engine.methods.shape import Bench, Method, Person, Settings
-from mta_cli.engine.prompts import Row
-from mta_cli.engine.tasks import BUILTIN
+from mta_cli.engine.lora.adapter import LoraWeights
+from mta_cli.engine.methods.method import Bench, Method, Person, Settings
+from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.text.prompts import Row
+from mta_cli.engine.text.tasks import BUILTIN
 from tests.engine.lora_cases import random_lora, random_rows
 
 WIDTH = 8

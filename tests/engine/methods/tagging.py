@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.lora import LoraWeights, initial
-from mta_cli.engine.methods.shape import Bench, Person
-from mta_cli.engine.neighbours import Kernel, Neighbours, Vectors
-from mta_cli.engine.prompts import Prompter, Row
-from mta_cli.engine.tasks import BUILTIN, Task
-from mta_cli.engine.train import Member, Schedule, Trainer
+from mta_cli.engine.lora.adapter import LoraWeights, initial
+from mta_cli.engine.memory.knn import Kernel, Neighbours, Vectors
+from mta_cli.engine.methods.method import Bench, Person
+from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.text.prompts import Prompter, Row
+from mta_cli.engine.text.tasks import BUILTIN, Task
+from mta_cli.engine.training.trainer import Member, Schedule, Trainer
 from tests.engine.methods.benches import a_bench, units
 
 LABELS = BUILTIN["lamp-2"].labels

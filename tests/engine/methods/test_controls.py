@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.lora import LoraWeights
+from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.methods.controls import noise_like
+from mta_cli.engine.model.load import LoadedBase
 from tests.engine.lora_cases import random_lora
 from tests.engine.methods.benches import same
 

@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.forks import Fork
-from mta_cli.engine.fusion import merge
-from mta_cli.engine.labels import weighed
-from mta_cli.engine.lora import LoraWeights
+from mta_cli.engine.lora.adapter import LoraWeights
+from mta_cli.engine.lora.merge import merge
+from mta_cli.engine.memory.label_prior import weighed
 from mta_cli.engine.methods.controls import noise_like
 from mta_cli.engine.methods.fusion import (
     EVIDENCE,
@@ -24,9 +22,11 @@ from mta_cli.engine.methods.fusion import (
     learned,
     likelihoods_of,
 )
-from mta_cli.engine.methods.prior import COUNT_BYTES, NEIGHBOURS, NO_PRIOR, guess
-from mta_cli.engine.methods.shape import Bench, Made, Person, Settings
-from mta_cli.engine.score import likelihoods, mean_loss, score
+from mta_cli.engine.methods.label_priors import COUNT_BYTES, NEIGHBOURS, NO_PRIOR, guess
+from mta_cli.engine.methods.method import Bench, Made, Person, Settings
+from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.scoring.log_likelihood import likelihoods, mean_loss, score
+from mta_cli.engine.scoring.prefix_tree import Fork
 from tests.engine.lora_cases import random_lora, random_rows
 from tests.engine.methods.benches import a_bench, a_person, same
 from tests.engine.methods.tagging import LABELS, tag_bench, tagger, taught
@@ -222,7 +222,7 @@ def test_evidence_is_beside_neighbours_where_these_count(base: LoadedBase, monke
     bench = tag_bench(base, 3)
     person = tagger(base, bench.task, [LABELS[2], LABELS[5], LABELS[2]])
     alone, quick = (likelihoods_of(bench, [person], settings)[0] for settings in (NO_PRIOR, NEIGHBOURS))
-    monkeypatch.setattr("mta_cli.engine.choices.LEAST", 0.0)
+    monkeypatch.setattr("mta_cli.engine.scoring.label_examples.LEAST", 0.0)
     (beside,) = likelihoods_of(replace(bench, known={}), [person], NEIGHBOURS)
     assert quick == pytest.approx(beside, abs=0.05) and quick != beside  # less labels that are next to impossible
     for place, parts in enumerate([(), *((anchor,) for anchor in bench.anchors)]):

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from mta_cli.engine.base import LoadedBase
 from mta_cli.engine.methods.majority import METHODS
-from mta_cli.engine.methods.shape import Bench, Direct
+from mta_cli.engine.methods.method import Bench, Direct
+from mta_cli.engine.model.load import LoadedBase
 from tests.engine.methods.benches import a_bench, a_person
 from tests.engine.methods.tagging import LABELS, tag_bench, tagger
 from tests.metrics_by_hand import mae

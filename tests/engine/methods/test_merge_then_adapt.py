@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from mta_cli.engine.base import LoadedBase
 from mta_cli.engine.methods.fusion import SHARE_BYTES, Weigh, by_evidence, by_similarity, fused
+from mta_cli.engine.methods.label_priors import COUNT_BYTES, priors
 from mta_cli.engine.methods.merge_then_adapt import METHODS
-from mta_cli.engine.methods.prior import COUNT_BYTES, priors
-from mta_cli.engine.methods.shape import Bench, Made, Person, Settings
+from mta_cli.engine.methods.method import Bench, Made, Person, Settings
 from mta_cli.engine.methods.stacks import BY_TASK, LABEL_RATE, TEXT_RATE, Fit, cores, loras
-from mta_cli.engine.score import mean_loss
+from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.scoring.log_likelihood import mean_loss
 from mta_cli.options import AdaptOptions, AnswerOptions
 from tests.engine.methods.benches import a_bench, a_person, same
 from tests.engine.methods.tagging import LABELS, tag_bench, tagger

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.labels import decide
+from mta_cli.engine.memory.label_prior import decide
+from mta_cli.engine.methods.label_priors import COUNT_BYTES, guess
 from mta_cli.engine.methods.neighbours import METHODS
-from mta_cli.engine.methods.prior import COUNT_BYTES, guess
+from mta_cli.engine.model.load import LoadedBase
 from tests.engine.methods.benches import a_bench, a_person
 from tests.engine.methods.tagging import LABELS, tag_bench, tagger
 

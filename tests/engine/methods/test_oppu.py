@@ -2,10 +2,10 @@
 
 import pytest
 
-from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.methods.method import Made, Method
 from mta_cli.engine.methods.oppu import METHODS
-from mta_cli.engine.methods.shape import Made, Method
-from mta_cli.engine.score import mean_loss
+from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.scoring.log_likelihood import mean_loss
 from tests.engine.methods.benches import a_bench, a_person, settings_of
 
 

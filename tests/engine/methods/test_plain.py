@@ -2,10 +2,10 @@
 
 import pytest
 
-from mta_cli.engine.base import LoadedBase
+from mta_cli.engine.methods.label_priors import priors
+from mta_cli.engine.methods.method import Made
 from mta_cli.engine.methods.plain import METHODS
-from mta_cli.engine.methods.prior import priors
-from mta_cli.engine.methods.shape import Made
+from mta_cli.engine.model.load import LoadedBase
 from tests.engine.methods.benches import a_bench, a_person
 from tests.engine.methods.tagging import LABELS, tag_bench, tagger
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.cores import Kind
-from mta_cli.engine.lora import initial
-from mta_cli.engine.methods.shape import Bench, Made, Method, Person
+from mta_cli.engine.lora.adapter import initial
+from mta_cli.engine.lora.lora_xs import Kind
+from mta_cli.engine.methods.method import Bench, Made, Method, Person
 from mta_cli.engine.methods.small import METHODS
 from mta_cli.engine.methods.stacks import cores
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.rounding import LEVELS
-from mta_cli.engine.score import mean_loss
-from mta_cli.engine.tasks import BUILTIN
+from mta_cli.engine.scoring.log_likelihood import mean_loss
+from mta_cli.engine.text.tasks import BUILTIN
 from tests.engine.lora_cases import random_lora, random_rows
 from tests.engine.methods.benches import same
 

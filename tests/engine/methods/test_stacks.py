@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mta_cli.engine.base import LoadedBase
-from mta_cli.engine.cores import Core, Kind, bank_basis
-from mta_cli.engine.lora import LoraWeights, initial
-from mta_cli.engine.methods.shape import Bench, Person, Settings
+from mta_cli.engine.lora.adapter import LoraWeights, initial
+from mta_cli.engine.lora.lora_xs import Core, Kind, bank_basis
+from mta_cli.engine.methods.method import Bench, Person, Settings
 from mta_cli.engine.methods.stacks import CORES, OWN, Fit, Own, cores, loras
-from mta_cli.engine.score import mean_loss
-from mta_cli.engine.train import Member, Schedule, Trainer
+from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.scoring.log_likelihood import mean_loss
+from mta_cli.engine.training.trainer import Member, Schedule, Trainer
 from mta_cli.errors import UsageFault
 from tests.engine.lora_cases import difference, random_rows
 from tests.engine.methods.benches import a_bench, a_person, same

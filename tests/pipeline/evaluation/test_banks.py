@@ -8,10 +8,10 @@ import pytest
 
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import Saved, Step
+from mta_cli.pipeline.data.examples import Examples
 from mta_cli.pipeline.evaluation.banks import cost_of_banks, fold_banks
 from mta_cli.pipeline.evaluation.design import EvalRequest, design
-from mta_cli.pipeline.examples import Examples
-from store.models import Bank, Item
+from store.records import Bank, Item
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request
 from tests.pipeline.town import notes

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.methods.catalogue import METHODS
-from mta_cli.engine.split import Fold
+from mta_cli.engine.evaluation.folds import Fold
+from mta_cli.engine.methods.catalog import METHODS
 from mta_cli.errors import BadInput, UsageFault
 from mta_cli.options import PromptOptions
 from mta_cli.pipeline.evaluation.design import (
@@ -20,7 +20,7 @@ from mta_cli.pipeline.evaluation.design import (
     parse_settings,
     plan_lines,
 )
-from store.models import NewItem
+from store.records import NewItem
 from store.registry import Registry
 from store.seals import amend
 from tests.pipeline.evaluation.trial import eval_request
@@ -63,7 +63,7 @@ def test_another_machines_number_format_makes_another_evaluation(
 ) -> None:
     keys = set()
     for own in ("float32", "bfloat16"):
-        monkeypatch.setattr("mta_cli.engine.base.dtype_name", lambda dtype, device, own=own: own)
+        monkeypatch.setattr("mta_cli.engine.model.load.dtype_name", lambda dtype, device, own=own: own)
         keys.add(design(peopled, machine(dtype="auto")(eval_request())).key)
     assert len(keys) == 2
 

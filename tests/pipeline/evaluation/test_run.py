@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.base import dtype_name
-from mta_cli.engine.methods.catalogue import METHODS
-from mta_cli.engine.tasks import BUILTIN
+from mta_cli.engine.methods.catalog import METHODS
+from mta_cli.engine.model.load import dtype_name
+from mta_cli.engine.text.tasks import BUILTIN
 from mta_cli.errors import BadInput, StoreBusy, UsageFault
 from mta_cli.events import Done, Note, Planned, Started, Step
 from mta_cli.pipeline.evaluation.design import EvalRequest
 from mta_cli.pipeline.evaluation.run import run_evaluation, settings_of, trials, tune_evaluation
-from store.models import NewItem
+from store.records import NewItem
 from store.registry import Registry
 from tests.metrics_by_hand import score
 from tests.pipeline.evaluation.trial import ALL, eval_request, timeless

@@ -13,7 +13,7 @@ from mta_cli.errors import NotFound, UsageFault
 from mta_cli.pipeline.evaluation.design import EvalRequest
 from mta_cli.pipeline.evaluation.run import run_evaluation
 from mta_cli.pipeline.evaluation.seeds import measured, reported, shown
-from store.models import NewItem
+from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline import town
 from tests.pipeline.evaluation.trial import Trial, eval_request
@@ -62,10 +62,10 @@ def test_what_several_seeds_found_together(reg: Registry) -> None:
 
 def test_intervals_are_over_people_and_the_same_answers_twice_prove_no_more(reg: Registry) -> None:
     """Seed 1 beside a copy of itself: not one interval may shrink."""
-    from mta_cli.engine.statistics import difference
-    from mta_cli.engine.tallies import joined
-    from mta_cli.pipeline.evaluation.outcome import judge_again
-    from mta_cli.pipeline.tasks import find_task
+    from mta_cli.engine.evaluation.statistics import difference
+    from mta_cli.engine.evaluation.user_sums import joined
+    from mta_cli.pipeline.data.tasks import find_task
+    from mta_cli.pipeline.evaluation.scoring import judge_again
 
     one, task = reg.evaluations.get(2), find_task(reg, "lamp-2")
     a, b = (judge_again(reg, task, one, method).tally for method in ("pooled-prior", "majority"))

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from mta_cli.engine.split import Fold
+from mta_cli.engine.evaluation.folds import Fold
 from mta_cli.options import BankOptions, EvalOptions, PromptOptions
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, design
-from mta_cli.pipeline.models import resolve
-from store.cells import Cell, Prediction
-from store.models import NewItem
+from mta_cli.pipeline.models.lookup import resolve
+from store.records import NewItem
 from store.registry import Registry
+from store.tables.predictions import Cell, Prediction
 from tests.pipeline import town
 from tests.pipeline.town import CPU, TASK, finish
 
@@ -61,7 +61,7 @@ class Trial:
 
 def profiles(request: EvalRequest, plan: Design) -> dict[int, Tensor]:
     """Everybody's profile."""
-    from mta_cli.pipeline.evaluation.field import shot_profiles
+    from mta_cli.pipeline.evaluation.context import shot_profiles
 
     job = shot_profiles(request, plan)
     while True:
@@ -81,10 +81,10 @@ def plant_secrets(reg: Registry) -> None:
 
 def make_trial(root: Path, base: Path, embedder: Path) -> Trial:
     """Run every method there is in two folds, with as little training as each allows."""
-    from mta_cli.engine.methods.catalogue import METHODS
-    from mta_cli.pipeline.evaluation.field import Field
+    from mta_cli.engine.methods.catalog import METHODS
+    from mta_cli.pipeline.evaluation.context import Field
     from mta_cli.pipeline.evaluation.run import run_evaluation
-    from mta_cli.pipeline.models import register
+    from mta_cli.pipeline.models.lookup import register
 
     little = {"steps": "1", "learn_steps": "1", "epochs": "1", "evaluations": "6"}
     given = {m.name: {k: v for k, v in little.items() if k in m.settings} for m in METHODS.values()}

@@ -7,8 +7,8 @@ import pytest
 from rich.text import Text
 from textual.app import App, ComposeResult
 
+from mta_cli.tui.widgets.canvas import Sheet
 from mta_cli.tui.widgets.plot import Plot
-from mta_cli.tui.widgets.sheet import Sheet
 
 
 class Two(Plot):

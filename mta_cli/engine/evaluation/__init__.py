@@ -1,0 +1,1 @@
+"""Metrics, statistics over users, folds and calibration."""

@@ -1,0 +1,154 @@
+"""Answers added up by user. Every metric of LaMP (arXiv 2304.11406) is a function of such sums.
+
+So a metric of any sample of users is one product of weights and sums. Knows neither models nor chance.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from mta_cli.engine.evaluation.metrics import rouge_1, rouge_l, scale, score_errors
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """One method's answers, added up for each user.
+
+    `sums` is `[users, 2 + columns]`: queries, log-likelihoods of the golds (nats; zeros unless `weighed`) and what the
+    metric is made of. `golds` are each user's, sorted: what two methods must have in common to be compared.
+    """
+
+    metric: str
+    labels: tuple[str, ...]
+    users: tuple[int, ...]
+    golds: tuple[tuple[str, ...], ...]
+    sums: Array
+    weighed: bool
+
+    def measure(self, sums: Array) -> dict[str, Array]:
+        """Every metric of samples from their summed rows, `[..., 2 + columns]` → `[...]`."""
+        queries = sums[..., 0]
+        values = _FAMILIES[self.metric].measure(sums[..., 2:], queries)
+        return {**values, "gold_loglik": sums[..., 1] / queries} if self.weighed else values
+
+    def values(self) -> dict[str, float]:
+        """Every metric over all queries."""
+        return {name: float(value) for name, value in self.measure(self.sums.sum(axis=0)).items()}
+
+
+def tally(
+    metric: str, labels: Sequence[str], users: Sequence[int], answers: Sequence[str], golds: Sequence[str],
+    logliks: Sequence[float | None],
+) -> Tally:  # fmt: skip
+    """Add up one method's answers; the sequences are parallel over queries. `metric` is accuracy, mae or rouge.
+
+    `logliks` are nats, or None for all. Raises ValueError for sequences of different length or of nothing, an unknown
+    metric, a score whose gold is no number, accuracy without labels, and likelihoods that are missing in part or not
+    finite.
+    """
+    if len({len(users), len(answers), len(golds), len(logliks)}) > 1 or not users:
+        raise ValueError(f"{len(users)} users, {len(answers)} answers, {len(golds)} golds, {len(logliks)} likelihoods")
+    if metric not in _FAMILIES:
+        raise ValueError(f"there is no metric {metric!r}")
+    names, places = np.unique(np.asarray(users), return_inverse=True)
+    own = _FAMILIES[metric].columns(answers, golds, labels)
+    rows = np.column_stack([np.ones(len(users)), _likelihoods(logliks), own])
+    sums = np.zeros((len(names), rows.shape[1]))
+    np.add.at(sums, places, rows)
+    by_user: list[list[str]] = [[] for _ in names]
+    for place, gold in zip(places, golds, strict=True):
+        by_user[place].append(gold)
+    wanted = tuple(tuple(sorted(own)) for own in by_user)
+    return Tally(metric, tuple(labels), tuple(names.tolist()), wanted, sums, logliks[0] is not None)
+
+
+def columns(metric: str, labels: Sequence[str]) -> int:
+    """How many columns a metric is made of. ValueError for an unknown metric, and for accuracy without labels."""
+    if metric not in _FAMILIES or (metric == "accuracy" and not labels):
+        raise ValueError(f"there is no metric {metric!r} of {len(labels)} labels")
+    return 3 * len(labels) if metric == "accuracy" else 2
+
+
+def joined(tallies: Sequence[Tally]) -> Tally:
+    """One method's answers to the same queries on several occasions, such as seeds, as one tally.
+
+    A person stays one person, whatever their answers were: sums add up. Raises ValueError unless all are of one task
+    and hold the same users and golds, and for none.
+    """
+    if not tallies:
+        raise ValueError("there is no tally")
+    first = tallies[0]
+    if any((one.metric, one.labels, one.weighed) != (first.metric, first.labels, first.weighed) for one in tallies):
+        raise ValueError("tallies of several tasks")
+    if any((one.users, one.golds) != (first.users, first.golds) for one in tallies):
+        raise ValueError("tallies of other people or queries")
+    return replace(first, sums=np.sum([one.sums for one in tallies], axis=0))
+
+
+def _likelihoods(logliks: Sequence[float | None]) -> Array:
+    """`[queries]`; zeros where there are none."""
+    known = [value for value in logliks if value is not None]
+    if not known:
+        return np.zeros(len(logliks))
+    if len(known) < len(logliks) or not all(map(math.isfinite, known)):
+        raise ValueError("every query needs a finite likelihood, or none has one")
+    return np.array(known, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How the metrics of one kind are counted, `[queries, columns]`, and made of the columns' sums."""
+
+    columns: Callable[[Sequence[str], Sequence[str], Sequence[str]], Array]
+    measure: Callable[[Array, Array], dict[str, Array]]
+
+
+def _label_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> Array:
+    """For each label: right, answered, wanted. What is no label counts nowhere."""
+    if not labels:
+        raise ValueError("accuracy needs labels")
+    answered, wanted = _one_hot(answers, labels), _one_hot(golds, labels)
+    return np.concatenate([answered * wanted, answered, wanted], axis=1)
+
+
+def _one_hot(texts: Sequence[str], labels: Sequence[str]) -> Array:
+    return np.array([[float(text.strip() == label) for label in labels] for text in texts])
+
+
+def _label_metrics(sums: Array, queries: Array) -> dict[str, Array]:
+    """Macro-F1 is over the fixed list: a label that neither occurs nor is answered counts as 0."""
+    right, answered, wanted = np.split(sums, 3, axis=-1)
+    either = answered + wanted
+    f1 = np.divide(2 * right, either, out=np.zeros_like(right), where=either > 0)
+    return {"accuracy": right.sum(axis=-1) / queries, "macro_f1": f1.mean(axis=-1)}
+
+
+def _score_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> Array:
+    low, high = scale(labels)
+    errors = np.array(score_errors(answers, golds, low=low, high=high))
+    return np.column_stack([np.abs(errors), errors**2])
+
+
+def _score_metrics(sums: Array, queries: Array) -> dict[str, Array]:
+    return {"mae": sums[..., 0] / queries, "rmse": np.sqrt(sums[..., 1] / queries)}
+
+
+def _text_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> Array:
+    pairs = zip(answers, golds, strict=True)
+    return np.array([[rouge_1(answer, gold).f1, rouge_l(answer, gold).f1] for answer, gold in pairs])
+
+
+def _text_metrics(sums: Array, queries: Array) -> dict[str, Array]:
+    return {"rouge_1": sums[..., 0] / queries, "rouge_l": sums[..., 1] / queries}
+
+
+_FAMILIES = {
+    "accuracy": _Family(_label_columns, _label_metrics),
+    "mae": _Family(_score_columns, _score_metrics),
+    "rouge": _Family(_text_columns, _text_metrics),
+}

@@ -1,0 +1,1 @@
+"""Decoding: one user at a time (`generate`), or many users in one batch (`generate_batch`)."""

@@ -1,0 +1,270 @@
+"""LoRA weights: their files, the layers that train them, and folding them into a base. Knows no user, bank or database.
+
+A LoRA adds `scale · B A` to a frozen weight `W` (Hu et al., arXiv 2106.09685), with `A [rank, in]`, `B [out, rank]` and
+`scale = alpha / rank`. Files hold PEFT's key names, so that PEFT reads every one of them.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from mta_cli.engine.lora.adapter_file import read_block
+from mta_cli.engine.lora.targets import IN_LAYER, wanted
+from mta_cli.errors import BadInput, IntegrityFault, UsageFault
+
+if TYPE_CHECKING:
+    from mta_cli.engine.model.load import LoadedBase
+
+PREFIX = "base_model.model."
+LATE = 8  # of the prompt's last tokens: the end of its words and the header of the answer
+
+Factors = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a part acts: decoder layers `first` to `last` (inclusive), and at which token positions.
+
+    `late` is None for all positions, else how many of the prompt's last tokens the part acts on; then also on the whole
+    answer, and on nothing before (as in "activated LoRA", arXiv 2504.12397).
+    """
+
+    first: int
+    last: int
+    late: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}/{'all' if self.late is None else f'late{self.late}'}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Placement":
+        """Read what `str` wrote. Raises IntegrityFault when it is something else."""
+        match = re.fullmatch(r"(\d+)-(\d+)/(?:all|late([1-9]\d*))", text)
+        if match is None:
+            raise IntegrityFault(f"unknown placement {text!r}", hint="update mta: the adapter is from a newer version")
+        return cls(int(match[1]), int(match[2]), int(match[3]) if match[3] else None)
+
+    @classmethod
+    def named(cls, name: str, layers: int) -> "Placement":
+        """`all` layers of a base with `layers` of them, the `upper` third, or the upper third at `late` tokens only."""
+        first = 0 if name == "all" else layers - max(1, layers // 3)
+        return cls(first, layers - 1, LATE if name == "late" else None)
+
+    @property
+    def name(self) -> str:
+        """What `named` was asked for; of a part in every layer, `all`."""
+        return "late" if self.late is not None else "upper" if self.first else "all"
+
+    def start(self, prompt: int) -> int:
+        """The first position of a text with `prompt` prompt tokens on which the part acts."""
+        return 0 if self.late is None else max(0, prompt - self.late)
+
+
+def covering(placements: Sequence[Placement]) -> Placement:
+    """The layers of all of `placements`, which act on the same tokens. IntegrityFault when they do not."""
+    if len({one.late for one in placements}) != 1:
+        raise IntegrityFault(
+            f"parts act on different tokens ({', '.join(map(str, placements))}) and cannot be merged into one",
+            hint="use one --placement for the bank and the stacks",
+        )
+    return Placement(min(p.first for p in placements), max(p.last for p in placements), placements[0].late)
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """Factors by module path: `A [rank, in]` and `B [out, rank]`; ΔW is `scale · B A`. Ranks may differ by module."""
+
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    scale: float
+    placement: Placement
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module; 0 when there is none."""
+        return max((int(a.shape[0]) for a, _ in self.factors.values()), default=0)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the factors hold."""
+        return sum(a.numel() + b.numel() for a, b in self.factors.values())
+
+    def delta(self, path: str) -> Tensor:
+        """ΔW of one module, float32 `[out, in]`."""
+        a, b = self.factors[path]
+        return self.scale * (b.float() @ a.float())
+
+    def norm(self) -> float:
+        """Frobenius norm of ΔW over all modules, from the factors' small Gram matrices."""
+        total = 0.0
+        for a, b in self.factors.values():
+            a64, b64 = a.double(), b.double()
+            total += float(((a64 @ a64.T) * (b64.T @ b64)).sum())
+        return self.scale * math.sqrt(max(total, 0.0))
+
+    def stored(self, dtype: torch.dtype = torch.float16) -> "LoraWeights":
+        """The weights as a file in `dtype` gives them back. Raises IntegrityFault when a number is not finite there."""
+        factors = {path: (a.to(dtype), b.to(dtype)) for path, (a, b) in self.factors.items()}
+        for path, pair in factors.items():
+            if not all(bool(torch.isfinite(t).all()) for t in pair):
+                raise IntegrityFault(f"{path} holds numbers that are not finite", hint="lower the learning rate")
+        return LoraWeights(factors, self.scale, self.placement)
+
+    def to_bytes(self, metadata: Mapping[str, Any]) -> bytes:
+        """A safetensors file under PEFT's names; `metadata` (JSON values), scale and placement stand in its header."""
+        tensors = {}
+        for path, (a, b) in sorted(self.factors.items()):
+            tensors[f"{PREFIX}{path}.lora_A.weight"] = a.contiguous()
+            tensors[f"{PREFIX}{path}.lora_B.weight"] = b.contiguous()
+        header = {**metadata, "scale": self.scale, "placement": str(self.placement)}
+        return save_tensors(tensors, metadata={"mta": json.dumps(header, sort_keys=True)})
+
+    @classmethod
+    def from_file(cls, path: Path) -> "LoraWeights":
+        """Map a file that `to_bytes` made, without trusting it: numbers are read when they are used.
+
+        Raises IntegrityFault on anything else.
+        """
+        try:
+            metadata, factors = read_block(path)
+            header = json.loads(metadata["mta"])
+            scale, placement = float(header["scale"]), Placement.parse(header["placement"])
+            if not math.isfinite(scale):
+                raise ValueError(f"its scale is {scale}")
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
+            raise IntegrityFault(f"{path.name} is no adapter of mta: {error}", hint="mta doctor") from error
+        return cls(factors, scale, placement)
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear modules inside decoder layers by path, in the model's own order."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and IN_LAYER.search(path)
+    }
+
+
+def layer_of(path: str) -> int:
+    """The decoder layer that a module path stands in."""
+    match = IN_LAYER.search(path)
+    if match is None:
+        raise BadInput(f"{path} is in no decoder layer")
+    return int(match[1])
+
+
+def find_targets(model: nn.Module, targets: str, placement: str) -> tuple[list[str], Placement]:
+    """Module paths that `targets` (names, comma-separated, or `all-linear`) select in the layers of `placement`.
+
+    Raises UsageFault when a name fits no layer of this base.
+    """
+    layers = linear_layers(model)
+    where = Placement.named(placement, 1 + max((layer_of(path) for path in layers), default=0))
+    named = wanted(targets, {path.rsplit(".", 1)[-1] for path in layers})
+    chosen = [p for p in layers if p.rsplit(".", 1)[-1] in named and where.first <= layer_of(p) <= where.last]
+    return chosen, where
+
+
+def initial(model: nn.Module, targets: str, placement: str, rank: int, alpha: float, seed: int) -> LoraWeights:
+    """Fresh factors: `A` Kaiming-uniform as in PEFT, `B` zero, so ΔW starts at nothing. Same seed, same numbers."""
+    paths, where = find_targets(model, targets, placement)
+    generator = torch.Generator().manual_seed(seed)
+    modules = dict(model.named_modules())
+    factors: Factors = {}
+    for path in paths:
+        linear = modules[path]
+        assert isinstance(linear, nn.Linear)
+        a = torch.empty(rank, linear.in_features)  # [rank, in]
+        nn.init.kaiming_uniform_(a, a=5**0.5, generator=generator)
+        factors[path] = (a, torch.zeros(linear.out_features, rank))
+    return LoraWeights(factors, alpha / rank, where)
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus `B A x`; the scale is inside `B`. Products run in the input's numbers."""
+
+    def __init__(self, linear: nn.Linear, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.linear, self.a, self.b = linear, a, b  # a [rank, in], b [out, rank]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[…, in]` → `[…, out]`."""
+        inner = nn.functional.linear(x, self.a.to(x.dtype))
+        result: Tensor = self.linear(x) + nn.functional.linear(inner, self.b.to(x.dtype))
+        return result
+
+
+@contextmanager
+def attached(model: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """The model with LoRA layers in place of the adapted linear ones, which come back on exit; scales are inside B."""
+    layers: dict[str, LoraLinear] = {}
+    try:
+        for path, (a, b) in factors.items():
+            linear = model.get_submodule(path)
+            if not isinstance(linear, nn.Linear):
+                raise BadInput(f"{path} of this base is no plain linear layer")
+            layers[path] = LoraLinear(linear, a, b)
+            model.set_submodule(path, layers[path])
+        yield
+    finally:
+        for path, layer in layers.items():
+            model.set_submodule(path, layer.linear)
+
+
+class Folder:
+    """Folds one LoRA at a time into a base's own weights, so that it runs at the base's speed.
+
+    The original weights of touched modules are kept, so that `set(None)` restores the base bit for bit.
+    """
+
+    def __init__(self, base: "LoadedBase") -> None:
+        self.base = base
+        self._original: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def set(self, weights: LoraWeights | None) -> None:
+        """Make the model `W + ΔW`. ΔW is computed in float32 and added before rounding to the model's dtype."""
+        factors = weights.factors if weights is not None else {}
+        if weights is not None and weights.placement.late is not None:
+            raise UsageFault("late parts cannot be folded into weights: early tokens must not meet them")
+        if self.base.plain is not None:
+            self.base.plain.changed()
+        for path, original in self._original.items():
+            if path not in factors:
+                self._weight(path).copy_(original)
+        for path in factors:
+            assert weights is not None
+            weight = self._weight(path)
+            original = self._original.setdefault(path, weight.clone())
+            a, b = (factor.to(weight.device, torch.float32) for factor in factors[path])
+            if (shape := (b.shape[0], a.shape[1])) != weight.shape:
+                raise IntegrityFault(f"{path}: ΔW {shape} does not fit the base's {tuple(weight.shape)}")
+            weight.copy_(torch.addmm(original.float(), b, a, alpha=weights.scale))
+
+    def _weight(self, path: str) -> Tensor:
+        try:
+            module = self.base.model.get_submodule(path)
+        except AttributeError as error:
+            raise IntegrityFault(f"this base has no layer {path}", hint="the adapter is for another base") from error
+        if not isinstance(module, nn.Linear):
+            raise IntegrityFault(f"{path} of this base is no linear layer", hint="the adapter is for another base")
+        return module.weight.detach()
+
+
+@contextmanager
+def folded(base: "LoadedBase", weights: LoraWeights | None) -> Iterator[Folder]:
+    """`Folder` for the length of a block; the base is restored on exit."""
+    folder = Folder(base)
+    try:
+        folder.set(weights)
+        yield folder
+    finally:
+        folder.set(None)

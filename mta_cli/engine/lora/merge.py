@@ -1,0 +1,71 @@
+"""Merging LoRAs exactly and weighing them. Knows tensors and numbers; neither users nor files.
+
+Merging happens in ΔW (`Σ w·s·B A`): ranks are concatenated, `A = [w_1 s_1 A_1; …]`, `B = [B_1, …]`. Averaging A and B
+separately would add cross terms `B_i A_j` that are as large as the signal.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from mta_cli.engine.lora.adapter import Factors, LoraWeights, covering
+from mta_cli.engine.lora.adapter_file import Block
+from mta_cli.engine.lora.joining import join
+
+
+def merge(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | None:
+    """One LoRA whose ΔW is the weighted sum of the parts', with scale 1; None when there is nothing to merge.
+
+    Parts may differ in rank, alpha and modules. Zero weights are left out. Raises IntegrityFault when a module's shape
+    differs: the parts are for different bases.
+    """
+    parts = [(part, weight) for part, weight in parts if weight != 0.0 and part.factors]
+    if not parts:
+        return None
+    factors = join([Block.of(part.factors) for part, _ in parts], [weight * part.scale for part, weight in parts])
+    return LoraWeights(factors, 1.0, covering([part.placement for part, _ in parts]))
+
+
+def compress(weights: LoraWeights, rank: int) -> LoraWeights:
+    """The nearest LoRA (in Frobenius norm) of at most `rank`, by QR of the factors and an SVD of the small core.
+
+    With `Aᵀ = Q_a R_a` and `B = Q_b R_b`, ΔW = Q_b(R_b R_aᵀ)Q_aᵀ needs an SVD of a matrix of the old rank only.
+    """
+    factors: Factors = {}
+    for path, (a, b) in weights.factors.items():
+        q_a, r_a = torch.linalg.qr(a.float().T)  # [in, r], [r, r]
+        q_b, r_b = torch.linalg.qr(b.float())  # [out, r], [r, r]
+        u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+        root = s[:rank].sqrt()
+        factors[path] = ((root[:, None] * vh[:rank]) @ q_a.T, (q_b @ u[:, :rank]) * root)
+    return LoraWeights(factors, weights.scale, weights.placement)
+
+
+def similarity_weights(similarities: Sequence[float]) -> list[float]:
+    """Each similarity's share of their sum (the paper's rule); negative ones count as zero, all-zero ones as equal."""
+    kept = [max(value, 0.0) for value in similarities]
+    total = sum(kept)
+    return [value / total for value in kept] if total > 0 else uniform_weights(len(kept))
+
+
+def uniform_weights(count: int) -> list[float]:
+    """Equal weights that sum to one."""
+    return [1.0 / count] * count
+
+
+def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
+    """Softmax of `scores / temperature`."""
+    top = max(scores)
+    powers = [math.exp((score - top) / temperature) for score in scores]
+    return [power / sum(powers) for power in powers]
+
+
+def evidence_weights(logliks: Sequence[float], null: float, sharpness: float) -> tuple[list[float], float]:
+    """Weights of anchors and of the null candidate from the shots' summed log-likelihoods under each (nats).
+
+    Softmax of `sharpness × log-likelihood`: at sharpness 1 the posterior over candidates under a flat prior. They sum
+    to one.
+    """
+    *weights, null_weight = softmax_weights([sharpness * value for value in (*logliks, null)], 1.0)
+    return weights, null_weight

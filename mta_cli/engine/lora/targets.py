@@ -1,0 +1,48 @@
+"""Which linear layers adapters stand on: their names as options give them, and those that a folder's model has.
+
+Reads headers alone. Knows neither torch nor adapters.
+"""
+
+import re
+from collections.abc import Set
+from pathlib import Path
+
+from mta_cli.engine.model.checkpoint_files import weight_files
+from mta_cli.engine.model.safetensors_header import read_header
+from mta_cli.errors import BadInput, UsageFault
+
+ALL_LINEAR = "all-linear"
+IN_LAYER = re.compile(r"\.(\d+)\.")
+"""Where a module's path names the decoder layer that it stands in."""
+
+
+def wanted(targets: str, known: Set[str]) -> Set[str]:
+    """The layers that `targets` (names, comma-separated, or `all-linear`) means among `known` ones.
+
+    Raises UsageFault for a name that is none of them, and where nothing is named.
+    """
+    found = known if targets == ALL_LINEAR else {name.strip() for name in targets.split(",") if name.strip()}
+    unknown = sorted(found - known)
+    if unknown or not found:
+        raise UsageFault(
+            f"targets {', '.join(unknown) or targets!r}: this base has no such layers",
+            hint=f"choose among {', '.join(sorted(known))}, or {ALL_LINEAR}",
+        )
+    return found
+
+
+def require_targets(targets: str, folder: Path) -> None:
+    """Raises UsageFault as `wanted`, by the matrices in the decoder layers of a folder's model, before it is loaded.
+
+    A file that cannot be read is left to whoever loads it.
+    """
+    try:
+        known = {
+            name.removesuffix(".weight").rpartition(".")[2]
+            for file in weight_files(folder)
+            for name, entry in read_header(folder / file).items()
+            if name.endswith(".weight") and len(entry["shape"]) == 2 and IN_LAYER.search(name)
+        }
+    except (BadInput, OSError):
+        return
+    wanted(targets, known)

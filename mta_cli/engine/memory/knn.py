@@ -1,0 +1,232 @@
+"""What a bank's people answered to the like of a query, and a person's own habit: label rates without a language model.
+
+A kernel estimate in the space of an embedder (Nadaraya and Watson, 1964; for language models kNN-LM, arXiv 1911.00172):
+each item of the bank votes for its label with `exp(sharpness * (cosine - 1))`. Where nothing is near, a linear
+discriminant of the same items still knows in which direction a label lies. How sharply, and how much votes, directions
+and the person's habit count, alone and beside a model, is fitted on the bank's people alone, each answered from what
+the others said.
+Knows neither users' names nor where vectors come from. Does not know which people are alike: every vote is as good.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+
+from mta_cli.engine.memory.discriminant import Discriminant, Moments
+from mta_cli.engine.memory.label_prior import habit
+
+Array = npt.NDArray[np.float64]
+Vectors = npt.NDArray[np.float32]
+
+SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
+BACKGROUND = 0.1  # votes, spread as people's rates, for queries that nothing resembles
+SHOTS = 5  # of a person are known when their other items are guessed, as of somebody new
+HABIT_BESIDE_MODEL = 0.5
+STRENGTH = 8.0  # how many answers the population's rates count as in a habit
+START, BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, habit and discriminant
+MOST = 2_000  # items are guessed to fit on, from all people evenly; one of each where there are more people
+PARTS = 5  # of the people: each part is guessed by the discriminant of the others
+BLOCK = 256  # of them at once: what is held is [block, items]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How label rates are estimated: the kernel's `sharpness`, and the powers of votes, habit and discriminant.
+
+    `beside` is how many times they count in a sum with the log-likelihoods of the bank's own model.
+    """
+
+    sharpness: float
+    votes: float
+    habit: float
+    linear: float = 0.0
+    beside: float = 1.0
+
+    def beside_model(self, weight: float = 1.0) -> tuple["Kernel", float]:
+        """The same for a sum with a model's log-likelihoods, and the power of those; `weight` is above 0.
+
+        All but the model counts `weight` × `beside` times as much as the model. What counts more counts whole, so that
+        a sum is as sure as the surer of the two by itself. Half of the habit: the model has read the same answers.
+        """
+        times = weight * self.beside
+        own = min(1.0, times)
+        powers = Kernel(self.sharpness, own * self.votes, HABIT_BESIDE_MODEL * own * self.habit, own * self.linear)
+        return powers, min(1.0, 1.0 / times)
+
+
+class Embed(Protocol):
+    """Turns texts into unit vectors [texts, width], float32."""
+
+    def __call__(self, texts: Sequence[str]) -> Vectors:
+        """One row a text."""
+        ...
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The items of a bank: unit `vectors` [items, width] of their inputs, `labels` [items] as places, `owners` [items].
+
+    `rates` [labels] is how often its people give each label; they sum to one.
+    """
+
+    vectors: Vectors
+    labels: npt.NDArray[np.int64]
+    owners: npt.NDArray[np.int64]
+    rates: Array
+
+    def votes(self, queries: Vectors, sharpness: float, strangers: npt.NDArray[np.int64] | None = None) -> Array:
+        """Log label rates [queries, labels] among the neighbours of unit `queries` [queries, width].
+
+        With `strangers` [queries], the items of that owner do not vote on that query.
+        """
+        places = np.eye(len(self.rates))[self.labels]  # [items, labels]
+        found = np.empty((len(queries), len(self.rates)))
+        for start in range(0, len(queries), BLOCK):
+            block = slice(start, start + BLOCK)
+            weights = np.exp(sharpness * (queries[block] @ self.vectors.T - 1.0)).astype(np.float64)
+            if strangers is not None:
+                weights[strangers[block, None] == self.owners] = 0.0
+            found[block] = weights @ places + BACKGROUND * self.rates
+        logs: Array = np.log(found / found.sum(axis=1, keepdims=True))
+        return logs
+
+    def without(self, owner: int) -> "Neighbours":
+        """What everybody but `owner` said; rates stay everybody's."""
+        others = self.owners != owner
+        if others.all():
+            return self
+        return replace(self, vectors=self.vectors[others], labels=self.labels[others], owners=self.owners[others])
+
+    @cached_property
+    def discriminant(self) -> Discriminant:
+        """The discriminant of all items."""
+        return Moments.of(self.vectors, self.labels, len(self.rates)).discriminant()
+
+    def evidence(self, kernel: Kernel, queries: Vectors, habits: Array) -> Array:
+        """What is known of each label beyond people's rates [queries, labels], nats.
+
+        `habits` [queries, labels] is what the asker's own answers say (see `labels.habit`).
+        """
+        found = kernel.votes * (self.votes(queries, kernel.sharpness) - np.log(self.rates)) + kernel.habit * habits
+        return found + kernel.linear * self.discriminant(queries) if kernel.linear else found
+
+    def of_others(self, items: npt.NDArray[np.int64]) -> Array:
+        """What the discriminant of other people says of these items [items, labels], nats: see `PARTS`."""
+        _, person = np.unique(self.owners, return_inverse=True)
+        part, whole = person % PARTS, Moments.of(self.vectors, self.labels, len(self.rates))
+        found = np.zeros((len(items), len(self.rates)))
+        for each in range(PARTS):
+            asked, own = part[items] == each, part == each
+            others = whole - Moments.of(self.vectors[own], self.labels[own], len(self.rates))
+            found[asked] = others.discriminant()(self.vectors[items[asked]])
+        return found
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Somebody's label prior (see `labels.Prior`): what neighbours answered to the like of a question, and `habit`."""
+
+    known: Neighbours
+    kernel: Kernel
+    embed: Embed
+    habit: tuple[float, ...]
+    share: float = 1.0
+
+    def beside_model(self, weight: float) -> "Guess":
+        """The same for a sum with a model's log-likelihoods: see `Kernel.beside_model`."""
+        powers, share = self.kernel.beside_model(weight)
+        return replace(self, kernel=powers, share=share)
+
+    def __call__(self, text: str) -> tuple[float, ...]:
+        """See `labels.Prior`."""
+        found = self.known.evidence(self.kernel, self.embed([text]), np.array([self.habit]))
+        return tuple(found[0].tolist())
+
+
+def fit(known: Neighbours, labels: Sequence[str], seed: int = 0) -> Kernel:
+    """The kernel under which the bank's people are likeliest, each item guessed from what other people said and from
+    `SHOTS` other answers of its own person. Every person counts the same.
+
+    A bank of one person, who has no neighbours, gets a kernel of habit alone.
+    """
+    guessed, weights, habits = _lessons(known, labels, np.random.default_rng(seed))
+    golds = known.labels[guessed]
+    best, least = Kernel(SHARPNESSES[0], 0.0, 1.0), np.inf
+    if len(np.unique(known.owners)) < 2:
+        return best
+    linear = known.of_others(guessed)
+    for sharpness in SHARPNESSES:
+        votes = known.votes(known.vectors[guessed], sharpness, known.owners[guessed]) - np.log(known.rates)
+        said = np.stack([votes, habits, linear])
+        found: Any = minimize(
+            _loss, START, (said, np.log(known.rates), golds, weights), "L-BFGS-B", jac=True, bounds=BOUNDS
+        )
+        if found.fun < least:
+            best, least = Kernel(sharpness, *map(float, found.x)), float(found.fun)
+    return best
+
+
+def fit_beside(
+    known: Neighbours, kernel: Kernel, items: npt.NDArray[np.int64], habits: Array, model: npt.ArrayLike
+) -> float:
+    """How many times what is known counts beside a model: what `Kernel.beside` should be.
+
+    `items` [items] of the bank are guessed from what other people said, from `habits` and from the `model`'s
+    log-likelihoods of the labels (both [items, labels], nats). The share and a temperature of the sum are the
+    likeliest, every person counting the same, with the share's logarithm held near 0 as by one item: a normal
+    distribution of deviation 1.
+    """
+    votes = known.votes(known.vectors[items], kernel.sharpness, known.owners[items]) - np.log(known.rates)
+    beside, _ = replace(kernel, beside=1.0).beside_model()
+    guesses = beside.votes * votes + beside.habit * habits + beside.linear * known.of_others(items)
+    scores = np.asarray(model, dtype=np.float64)
+    _, person, each = np.unique(known.owners[items], return_inverse=True, return_counts=True)
+    weights = 1.0 / (len(each) * each[person])
+    rows, golds = np.arange(len(items)), known.labels[items]
+
+    def loss(logs: Array) -> float:
+        found = np.exp(logs[0]) * (scores + np.exp(logs[1]) * guesses)
+        chosen = found[rows, golds] - logsumexp(found, axis=1)
+        return float(-weights @ chosen + 0.5 * logs[1] ** 2 / len(items))
+
+    best: Any = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=[(-4.0, 4.0)] * 2)
+    return float(np.exp(best.x[1]))
+
+
+def _lessons(
+    known: Neighbours, labels: Sequence[str], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], Array, Array]:
+    """Items to guess, what each counts, and what a few other answers of its person say [items, labels]."""
+    owners = np.unique(known.owners)
+    each = max(1, MOST // max(1, len(owners)))
+    guessed: list[int] = []
+    weights: list[float] = []
+    habits: list[tuple[float, ...]] = []
+    for owner in owners:
+        own = np.flatnonzero(known.owners == owner)
+        chosen = rng.permutation(own)[:each]
+        for item in chosen:
+            others = own[own != item]
+            shown = rng.permutation(others)[:SHOTS]
+            habits.append(
+                habit([labels[place] for place in known.labels[shown]], labels, known.rates.tolist(), STRENGTH)
+            )
+        guessed += chosen.tolist()
+        weights += [1.0 / len(chosen)] * len(chosen)
+    return np.array(guessed, np.int64), np.array(weights) / len(owners), np.array(habits)
+
+
+def _loss(powers: Array, said: Array, base: Array, golds: npt.NDArray[np.int64], weights: Array) -> tuple[float, Array]:
+    """Mean negative log-likelihood of the golds, nats, and its gradient by `powers`; `said` is [3, items, labels]."""
+    scores = base + np.tensordot(powers, said, 1)
+    logs = scores - logsumexp(scores, axis=1, keepdims=True)
+    rows = np.arange(len(golds))
+    surprise = np.exp(logs)
+    surprise[rows, golds] -= 1.0
+    return float(-weights @ logs[rows, golds]), np.einsum("i,il,kil->k", weights, surprise, said)

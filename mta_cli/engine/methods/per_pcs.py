@@ -1,0 +1,176 @@
+"""`pieces`: every module of a person's LoRA assembled from the anchors that answer their inputs, as in Per-Pcs.
+
+Per-Pcs (arXiv 2406.10471) cuts each sharer's LoRA into a piece for every module, with a gate: a vector g, trained on
+the sharer's own history. A piece's score is the mean of √in · cos(x, g) over the tokens that predict the user's
+answers, x being the module's inputs (theirs are centred before the cosine is taken). The best three pieces of a module
+are softmaxed, their A and B are summed separately, and what they make is in place before the next module's inputs are
+looked at. All of that is done here, in one pass over the user's shots.
+
+One thing differs: a bank holds no sharer's history, so no gate is trained; the piece is its own. Its score is the mean
+of √in · ‖ΔW x‖ / (‖ΔW‖ ‖x‖), Frobenius norm: how much of the piece answers the user's inputs, whatever its size. For a
+piece of rank one, ΔW = b gᵀ, that is √in · |cos(x, g)|, their score up to its sign; an input of random direction scores
+about 1.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mta_cli.engine.lora.adapter import Factors, LoraWeights, Placement, covering
+from mta_cli.engine.lora.batched import Place, places, stacked
+from mta_cli.engine.methods.method import Bench, Made, Method, Person, Settings
+from mta_cli.engine.model.llama import Parts
+from mta_cli.engine.scoring.backends import module_losses, require_everywhere
+from mta_cli.engine.scoring.prefix_cache_scoring import Passes
+from mta_cli.engine.scoring.prefix_tree import Fork
+
+if TYPE_CHECKING:
+    from mta_cli.engine.model.load import LoadedBase
+
+PICK = 4  # bytes of a piece that is used: its anchor's number and its weight, 2 each
+LEAST = 1e-12
+
+
+class Pool:
+    """The pieces of all anchors by module: `A [anchors, rank, in]` and scaled `B [anchors, out, rank]`, float32."""
+
+    def __init__(self, anchors: Sequence[LoraWeights], device: torch.device) -> None:
+        self.placement: Placement = covering([anchor.placement for anchor in anchors])
+        self.factors = stacked(anchors, device)
+        self._grams = {path: b.mT @ b for path, (_, b) in self.factors.items()}  # [anchors, rank, rank]
+        self._norms = {
+            path: ((a @ a.mT) * self._grams[path]).sum((1, 2)).clamp_min(0.0).sqrt()
+            for path, (a, _) in self.factors.items()
+        }
+
+    def scores(self, path: str, x: Tensor, share: Tensor) -> Tensor:
+        """Each anchor's score [anchors] at a module with inputs `x` [tokens, in] that count `share` [tokens].
+
+        A piece that an anchor lacks, or that does nothing, scores 0, which is the least.
+        """
+        a, _ = self.factors[path]
+        inner = x @ a.mT  # [anchors, tokens, rank]
+        answer = ((inner @ self._grams[path]) * inner).sum(-1).clamp_min(0.0).sqrt()
+        whole = self._norms[path][:, None] * torch.linalg.vector_norm(x, dim=-1)
+        result: Tensor = math.sqrt(x.shape[-1]) * (answer / whole.clamp_min(LEAST)) @ share
+        return result
+
+
+@dataclass
+class Assembly:
+    """One person's LoRA, which grows as the passes of their shots reach its modules.
+
+    `rows`, `columns` [tokens] are where a pass predicts answers, and `share` [tokens] what each counts. `picked` says
+    by module which anchors were taken, the best first, and with what weights.
+    """
+
+    pool: Pool
+    top_k: int
+    temperature: float
+    rows: Tensor
+    columns: Tensor
+    share: Tensor
+    factors: Factors = field(default_factory=dict)
+    picked: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+
+    def answer(self, path: str, x: Tensor) -> Tensor:
+        """What the person's piece for a module makes of its inputs, `[rows, time, in]` → `[rows, time, out]`."""
+        a, b = self.factors[path] = self._choose(path, x[self.rows, self.columns].float())
+        return x @ a.to(x.dtype).T @ b.to(x.dtype).T
+
+    def _choose(self, path: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.pool.scores(path, x, self.share)
+        best, chosen = scores.topk(min(self.top_k, len(scores)))
+        weights = torch.softmax(best / self.temperature, 0)
+        self.picked[path] = (chosen.tolist(), weights.tolist())
+        a, b = self.pool.factors[path]
+        return torch.tensordot(weights, a[chosen], 1), torch.tensordot(weights, b[chosen], 1)
+
+    def weights(self) -> LoraWeights:
+        """The LoRA, float32 on the CPU."""
+        factors = {path: (a.cpu(), b.cpu()) for path, (a, b) in self.factors.items()}
+        return LoraWeights(factors, 1.0, self.pool.placement)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Growing(Parts):
+    """The part of a pass of the plain decoder that an assembly makes on the way."""
+
+    assembly: Assembly
+    places: dict[str, Place]
+
+    def add(self, key: tuple[int, str], x: Tensor, y: Tensor) -> Tensor:
+        """See `Parts`."""
+        for path, place in self.places.items():
+            if (place.layer, place.joint) == key:
+                y = y + F.pad(self.assembly.answer(path, x), (place.before, place.after))
+        return y
+
+
+@torch.no_grad()
+def assemble(base: "LoadedBase", pool: Pool, person: Person, top_k: int, temperature: float) -> Assembly:
+    """The person's pieces, chosen by their shots' rows, of which there must be some, in one pass over all of them.
+
+    UsageFault where the base cannot have the anchors' placement.
+    """
+    require_everywhere(base, [pool.placement])
+    forks = [Fork.of(row) for row in person.rows]
+    starts = [pool.placement.start(len(fork.prompt)) if base.plain is not None else 0 for fork in forks]
+    where = [(r, column - starts[r]) for r, fork in enumerate(forks) for column, _, _ in fork.labels()]
+    share = [1.0 / (len(forks) * len(forks[r].branches[0])) for r, _ in where]
+    rows, columns = torch.tensor(where, device=base.device).T
+    assembly = Assembly(pool, top_k, temperature, rows, columns, torch.tensor(share, device=base.device))
+    if base.plain is not None:
+        part = _Growing({}, assembly=assembly, places=places(base.plain, list(pool.factors)))
+        Passes(base.plain, forks, pool.placement).scores(range(len(forks)), {}, also=[part])
+    else:
+        with _hooked(base.model, assembly):
+            module_losses(base, forks)
+    return assembly
+
+
+@contextmanager
+def _hooked(model: nn.Module, assembly: Assembly) -> Iterator[None]:
+    """The model's own modules with the assembly's pieces beside them, as they are chosen."""
+
+    def beside(path: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + assembly.answer(path, inputs[0])
+
+    handles = [model.get_submodule(path).register_forward_hook(partial(beside, path)) for path in assembly.pool.factors]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def make(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+    """A LoRA of the anchors' rank for each of `people`; nothing for somebody without shots."""
+    if not len(bench.anchors):
+        return [Made() for _ in people]
+    pool = Pool(bench.anchors, bench.base.device)
+    top_k, temperature = int(settings["top_k"]), float(settings["temperature"])
+    return [_made(assemble(bench.base, pool, person, top_k, temperature)) if person.rows else Made()
+            for person in people]  # fmt: skip
+
+
+def _made(assembly: Assembly) -> Made:
+    return Made((assembly.weights(),), bytes=PICK * sum(len(chosen) for chosen, _ in assembly.picked.values()))
+
+
+METHODS = (
+    Method(
+        "pieces",
+        "the three anchors that answer the person's inputs best, module by module (as Per-Pcs)",
+        make,
+        settings={"top_k": 3, "temperature": 1.0},
+        grid=({"top_k": 1}, {"top_k": 3}, {"top_k": 3, "temperature": 0.1}),
+    ),
+)

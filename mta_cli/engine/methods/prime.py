@@ -1,0 +1,112 @@
+"""`search`: weights of the nearest anchors found without gradients, as in PriME.
+
+PriME (arXiv 2503.18008) lets an evolution search the weights with which the three nearest sharers' LoRAs are merged,
+and what it maximises is the user's utility less a penalty for what the merged module gives away of a sharer. Here the
+search is SciPy's differential evolution, utility is the shots' mean log-likelihood under the exact merge (nats per
+labelled token), and the penalty is `pull` × the squared distance of the weights from equal sharing, 1/k each: what
+makes one sharer stand out is what can tell of them, and with a handful of shots it is also the prior that keeps the
+weights from fitting noise. PriME measures its users' task metric instead, which five shots give too coarsely.
+
+A weight is between 0 and 1. The first population holds equal shares, similarity shares, the task adapter alone and
+each anchor alone, so that what is found is at least as good as any of these on the objective.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mta_cli.engine.lora.adapter import LoraWeights
+from mta_cli.engine.lora.merge import merge, uniform_weights
+from mta_cli.engine.methods.fusion import SHARE_BYTES, Shares, by_similarity
+from mta_cli.engine.methods.method import Bench, Made, Method, Person, Settings
+from mta_cli.engine.scoring.log_likelihood import likelihoods
+from mta_cli.engine.scoring.prefix_tree import Fork
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.text.prompts import Row
+
+FEWEST = 5  # candidates at once, without which differential evolution has nobody to cross
+EACH = 5  # candidates at once for each weight
+
+
+class Objective:
+    """What the search minimises: the rows' mean loss under a merge of `anchors`, and the distance from equal shares."""
+
+    def __init__(self, base: "LoadedBase", anchors: Sequence[LoraWeights], rows: Sequence["Row"], pull: float) -> None:
+        self._base, self._anchors, self._pull = base, anchors, pull
+        self._forks = [Fork.of(row) for row in rows]
+        self._labels = sum(len(fork.branches[0]) for fork in self._forks)
+
+    def __call__(self, columns: "NDArray[np.float64]") -> "NDArray[np.float64]":
+        """The value [candidates] of weights [anchors, candidates], all of them in common passes."""
+        import numpy as np
+
+        people = [
+            tuple(replace(one, scale=one.scale * w) for one, w in zip(self._anchors, weights, strict=True) if w > 0.0)
+            for weights in columns.T.tolist()
+        ]
+        asked = [(fork, person) for person in range(len(people)) for fork in range(len(self._forks))]
+        found = likelihoods(self._base, self._forks, people, asked)
+        sums = np.array([value for (value,) in found]).reshape(len(people), -1).sum(1)
+        away = np.square(columns - 1.0 / len(columns)).sum(0)
+        result: NDArray[np.float64] = self._pull * away - sums / self._labels
+        return result
+
+
+def first_population(shares: Sequence[float], evaluations: int, seed: int) -> "NDArray[np.float64]":
+    """Candidates [candidates, anchors] to begin with: the plain answers first, then weights drawn evenly."""
+    import numpy as np
+
+    k = len(shares)
+    known = [uniform_weights(k), list(shares), [0.0] * k, *np.eye(k).tolist()]
+    size = max(FEWEST, len(known), min(EACH * k, evaluations))
+    drawn = np.random.default_rng(seed).random((size - len(known), k))
+    return np.concatenate([np.array(known), drawn])
+
+
+def search_weights(objective: Objective, shares: Sequence[float], evaluations: int, seed: int) -> list[float]:
+    """Weights of the anchors whose similarity shares are `shares`, after at most `evaluations` merges were tried.
+
+    A first population is tried whole however few that is: at least 5 merges, and 3 more than there are anchors.
+    """
+    from scipy.optimize import differential_evolution
+
+    population = first_population(shares, evaluations, seed)
+    found = differential_evolution(
+        objective, [(0.0, 1.0)] * len(shares), init=population, maxiter=max(0, evaluations // len(population) - 1),
+        tol=0.0, polish=False, vectorized=True, updating="deferred", seed=seed,
+    )  # fmt: skip
+    weights: list[float] = found.x.tolist()
+    return weights
+
+
+def make(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+    """The best merge that was found for each of `people`; nothing for somebody without shots."""
+    near = by_similarity(bench, people, settings)
+    return [_made(bench, person, shares, settings) for person, shares in zip(people, near, strict=True)]
+
+
+def _made(bench: Bench, person: Person, shares: Shares, settings: Settings) -> Made:
+    if not shares:
+        return Made()
+    anchors = [bench.anchors[i] for i, _ in shares]
+    objective = Objective(bench.base, anchors, person.rows, float(settings["pull"]))
+    seed = (bench.seed * 1_000_003 + person.number) % 2**32
+    weights = search_weights(objective, [weight for _, weight in shares], int(settings["evaluations"]), seed)
+    merged = merge(list(zip(anchors, weights, strict=True)))
+    return Made(() if merged is None else (merged,), bytes=SHARE_BYTES * sum(weight != 0.0 for weight in weights))
+
+
+METHODS = (
+    Method(
+        "search",
+        "weights of the three nearest anchors by gradient-free search on the shots (as PriME)",
+        make,
+        settings={"top_k": 3, "evaluations": 60, "pull": 0.1},
+        grid=({"pull": 0.01}, {"pull": 0.1}, {"pull": 1.0}),
+    ),
+)

@@ -1,0 +1,314 @@
+"""A model's folder on disk: what makes it safe to load, and the fingerprint it is known by.
+
+Reads bytes and JSON only. Knows neither torch nor where folders come from; nothing in a folder is executed here.
+"""
+
+import hashlib
+import json
+import math
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mta_cli.engine.model.safetensors_header import read_header
+from mta_cli.errors import BadInput, MtaError, NotFound
+
+# What differs between two saves of one and the same model, or only says who wrote the file.
+VOLATILE_KEYS = frozenset(
+    {"_name_or_path", "_model_name_or_path", "transformers_version", "_commit_hash", "_attn_implementation"}
+)
+SETTINGS = frozenset(
+    {"config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+     "special_tokens_map.json", "added_tokens.json", "tokenizer_config.json"}
+)  # fmt: skip
+TOKEN_KEYS = frozenset({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"})
+CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
+PICKLE_SUFFIXES = frozenset(
+    {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".mar", ".npy", ".npz", ".h5"}
+)
+MAX_JSON = 64 * 2**20
+PEEK = 64 * 2**10  # bytes of a file that are looked at to tell whether it is a pickle written as text
+WIDTHS = ("hidden_size", "n_embd", "d_model")
+INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "decoder_ffn_dim", "encoder_ffn_dim")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERT = ("moe_intermediate_size",)  # the inner width of one of them, where it is not that of others
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+KEYS = ("num_key_value_heads",)
+HEAD = ("head_dim", "d_kv", "v_head_dim", "qk_nope_head_dim")
+VOCABULARY = ("vocab_size",)
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+_COMMANDS = re.compile("[\x07\x08\x1b\x80-\x9f]")
+FEW_LAYERS = 1000  # fewer than this cost nothing to promise, and some models share one layer's weights among many
+
+
+def read_json(path: Path) -> Any:
+    """The parsed JSON of a small file inside a model's folder; BadInput in plain words when it cannot be read."""
+    try:
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{path} is no plain file")
+        if path.stat().st_size > MAX_JSON:
+            raise BadInput(f"{path}: {path.stat().st_size:,} bytes of JSON; the most is {MAX_JSON:,}")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFound(f"{path.parent} has no {path.name}; it is not a model's folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: cannot be read as JSON ({type(error).__name__})") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """`config.json` of the folder as a dictionary."""
+    config = read_json(path / "config.json")
+    if not isinstance(config, dict):
+        raise BadInput(f"{path / 'config.json'}: expected an object, found {type(config).__name__}")
+    return config
+
+
+def model_files(path: Path) -> list[Path]:
+    """Every file of the folder, relative and sorted; hidden files and hidden folders are no part of a model."""
+    found = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    return sorted(file for file in found if not any(part.startswith(".") for part in file.parts))
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of the folder, relative and sorted."""
+    return [file for file in model_files(path) if file.suffix == ".safetensors"]
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path, digests: dict[str, str] | None = None) -> str:
+    """`sha256:…` over the configuration (without volatile keys) and the names and SHA-256 of the weight files.
+
+    The modules of a sentence-transformers folder count as configuration. `digests` gives known SHA-256 by file name.
+    """
+    whole = hashlib.sha256()
+    for relative in _config_files(path):
+        content = read_json(path / relative)
+        if isinstance(content, dict):
+            content = {key: value for key, value in content.items() if key not in VOLATILE_KEYS}
+        whole.update(f"{relative.as_posix()}\0{json.dumps(content, sort_keys=True)}\0".encode())
+    for relative in weight_files(path):
+        name = relative.as_posix()
+        digest = (digests or {}).get(name) or sha256_file(path / relative)
+        whole.update(f"{name}\0{digest}\0".encode())
+    return f"sha256:{whole.hexdigest()}"
+
+
+def check_folder(path: Path, *, thorough: bool = False) -> None:
+    """Raises unless the folder is a model of safetensors weights without pickles, own code or an adapter on top.
+
+    `thorough` also reads the tokenizer, which takes as long as loading it: once, when a model is first met.
+    """
+    require_folder(path)
+    faults = [fault for relative in model_files(path) for fault in _file_faults(path, relative)]
+    if thorough and not faults and (path / "tokenizer.json").exists():
+        faults += _token_faults("tokenizer.json", read_json(path / "tokenizer.json"), "added_tokens")
+    if (path / "adapter_config.json").exists():
+        faults.append("adapter_config.json: this is an adapter, not a base")
+    if not faults:
+        config = read_config(path)
+        faults += _size_faults(path, config) if weight_files(path) else ["no safetensors weights"]
+    if faults:
+        raise BadInput(
+            f"{path} cannot be used as a model: {faults[0]}",
+            hint="mta reads safetensors only and runs no model code; convert the weights, or use a copy without them",
+            faults=tuple(faults[:20]),
+        )
+
+
+def require_folder(path: Path) -> None:
+    """Raises NotFound where no model can be, at the first look: a folder of other things may be very large."""
+    if not path.is_dir():
+        raise NotFound(f"There is no model folder at {path}", hint="mta model list shows what is here")
+    if not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
+        raise NotFound(f"{path} has no config.json; it is not a model's folder")
+
+
+@contextmanager
+def loading(what: str, hint: str | None = None) -> Iterator[None]:
+    """Whatever a library raises inside about the content of a folder is a BadInput that begins with `what`."""
+    try:
+        yield
+    except (MtaError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic inside a library's compiled code is no Exception
+        lines = str(error).strip().splitlines() or ["no message"]
+        raise BadInput(f"{what}: {type(error).__name__}: {lines[0][:300]}", hint=hint) from error
+
+
+def parameter_count(path: Path) -> int:
+    """How many floating-point numbers the safetensors files hold, read from their headers."""
+    return sum(math.prod(entry["shape"]) for entry in _tensors(path))
+
+
+def weight_dtypes(path: Path) -> list[str]:
+    """The floating-point formats of the stored tensors (`BF16`, `F32`, …), sorted."""
+    return sorted({entry["dtype"] for entry in _tensors(path)})
+
+
+def _tensors(path: Path) -> Iterator[dict[str, Any]]:
+    for relative in weight_files(path):
+        for entry in read_header(path / relative).values():
+            if not entry["dtype"].startswith(("I", "U", "BOOL")):
+                yield entry
+
+
+def _config_files(path: Path) -> Iterator[Path]:
+    yield Path("config.json")
+    if (path / "modules.json").exists():
+        yield Path("modules.json")
+        for name in (
+            "sentence_bert_config.json",
+            *(f"{part.name}/config.json" for part in sorted(path.iterdir()) if part.is_dir()),
+        ):
+            if (path / name).exists():
+                yield Path(name)
+
+
+def _file_faults(path: Path, relative: Path) -> Iterator[str]:
+    file, name = path / relative, relative.as_posix()
+    if relative.suffix.lower() in PICKLE_SUFFIXES or _is_pickle(file):
+        yield f"{name}: not safetensors; such files can run code when they are loaded"
+    elif relative.suffix.lower() == ".gguf":
+        yield f"{name}: a GGUF file whose digest is not pinned"
+    elif relative.suffix == ".safetensors":
+        try:
+            read_header(file)
+        except BadInput as error:
+            yield f"{name}: {error.message}"
+    elif relative.suffix == ".json":
+        yield from _json_faults(file, relative)
+
+
+def _json_faults(file: Path, relative: Path) -> Iterator[str]:
+    name = relative.as_posix()
+    if relative.name in SETTINGS:
+        content = read_json(file)
+        if (strange := _commanding(content)) is not None:
+            yield f"{name}: {strange[:60]!a} holds what a terminal obeys"
+        yield from _token_faults(name, content, "added_tokens_decoder")
+        if isinstance(content, dict):
+            yield from (f"{name}: {key} asks to run the model's own code" for key in CODE_KEYS if content.get(key))
+    elif name == "modules.json":
+        modules = read_json(file)
+        kinds = (
+            [part.get("type") if isinstance(part, dict) else None for part in modules]
+            if isinstance(modules, list)
+            else [None]
+        )
+        yield from (
+            f"{name}: module {kind!r} is not part of sentence-transformers"
+            for kind in kinds
+            if not _is_own_module(kind)
+        )
+    elif name.endswith(".safetensors.index.json"):
+        index = read_json(file)
+        names = index.get("weight_map", {}) if isinstance(index, dict) else {}
+        shards = set(map(str, names.values())) if isinstance(names, dict) else set()
+        yield from (
+            f"{name}: shard {shard!r} is not a plain file name" for shard in sorted(shards) if Path(shard).name != shard
+        )
+
+
+def _token_faults(name: str, content: Any, key: str) -> Iterator[str]:
+    """Added tokens with keys of their own, which the tokenizers' library prints as they are."""
+    tokens = content.get(key) if isinstance(content, dict) else None
+    entries = tokens.values() if isinstance(tokens, dict) else tokens if isinstance(tokens, list) else ()
+    odd = (inner for entry in entries if isinstance(entry, dict) for inner in entry if inner not in TOKEN_KEYS)
+    yield from (f"{name}: an added token has the unknown key {inner[:60]!a}" for inner in odd)
+
+
+def _commanding(content: Any) -> str | None:
+    """A key that cannot be printed, or a text with a command to a terminal: libraries print both as they are."""
+    waiting = [content]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            for key, inner in one.items():
+                if not key.replace("\n", "").isprintable():
+                    return str(key)
+                waiting.append(inner)
+        elif isinstance(one, list):
+            waiting += one
+        elif isinstance(one, str) and _COMMANDS.search(one):
+            return one
+    return None
+
+
+def _is_own_module(kind: object) -> bool:
+    return isinstance(kind, str) and kind.startswith("sentence_transformers.")
+
+
+def require_room(path: Path, config: dict[str, Any]) -> None:
+    """BadInput when a configuration, with a library's own defaults in it, promises more than the weights can hold."""
+    if (fault := next(_size_faults(path, config), None)) is not None:
+        raise BadInput(f"{path} cannot be used as a model: {fault}")
+
+
+def _size_faults(path: Path, config: dict[str, Any]) -> Iterator[str]:
+    """What the configuration promises and the weights cannot hold; a library would make it all before it looked."""
+    files = [path / relative for relative in weight_files(path)]
+    bits = 8 * sum(file.stat().st_size for file in files)  # no format has less than a bit for each number
+    tensors = sum(len(read_header(file)) for file in files)
+    for part in (config, *(inner for key, inner in config.items() if key.endswith("config"))):
+        if not isinstance(part, dict):
+            continue
+        layers, width = _largest(part, LAYERS), _largest(part, WIDTHS)
+        if layers > max(FEW_LAYERS, tensors):
+            yield f"config.json: {_number(layers)} layers, and the weights are {tensors:,} tensors"
+        inner, experts, heads, keys = (_largest(part, names) for names in (INNER, EXPERTS, HEADS, KEYS))
+        head = max(_largest(part, HEAD), width // max(1, heads))
+        expert = _largest(part, EXPERT) if any(name in part for name in EXPERT) else inner
+        promised = {
+            f"a vocabulary of {_number(_largest(part, VOCABULARY))}": _largest(part, VOCABULARY),
+            f"{_number(layers)} layers of {_number(width)} × {_number(inner)}": layers * inner,
+            f"{_number(experts)} experts of {_number(expert)}": layers * experts * expert,
+            f"{_number(max(heads, keys))} heads of {_number(head)}": layers * max(heads, keys) * head,
+        }
+        yield from (
+            f"config.json: {what} of a model {_number(width)} wide: more than the weights hold"
+            for what, rows in promised.items()
+            if width * rows > bits
+        )
+
+
+def _largest(part: dict[str, Any], names: tuple[str, ...]) -> int:
+    """The largest whole number under one of these keys; 1 where there is none."""
+    return max((part[name] for name in names if type(part.get(name)) is int), default=1)
+
+
+def _number(value: int) -> str:
+    return f"{value:,}" if value.bit_length() < 64 else "more than 2^63"
+
+
+def _is_pickle(file: Path) -> bool:
+    with file.open("rb") as opened:
+        start = opened.read(PEEK)
+    if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:
+        return True
+    if not start.startswith(b"PK\x03\x04"):
+        return _is_text_pickle(start, whole=len(start) < PEEK)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(member.lower().endswith((".pkl", ".pickle")) for member in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return True
+
+
+def _is_text_pickle(start: bytes, *, whole: bool) -> bool:
+    """Whether a file begins as pickles of protocol 0 and 1 do, which have no mark of their own."""
+    made, stop = 0, False
+    try:
+        for opcode, _, _ in pickletools.genops(start):
+            made, stop = made + 1, opcode.name == "STOP"
+    except Exception:  # what is no pickle fails in as many ways as there are opcodes
+        stop = not whole and made > 100
+    return stop and made > 1

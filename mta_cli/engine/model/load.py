@@ -1,0 +1,277 @@
+"""The frozen language model: loading it safely, where and how exactly it computes, and logits at chosen positions.
+
+Knows nothing of users, adapters, names on a hub or where models are kept.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mta_cli.engine.model.activation_cache import Kept
+from mta_cli.engine.model.checkpoint_files import check_folder, fingerprint, loading, require_room
+from mta_cli.engine.model.llama import Plain, plain_decoder
+from mta_cli.engine.model.quiet import quiet_libraries
+from mta_cli.errors import BadInput, IntegrityFault, UsageFault
+
+__all__ = ["LoadedBase", "fingerprint", "head_logits", "load_base", "nothing_kept", "positions", "resolve_device",
+           "resolve_devices", "resolve_dtype"]  # fmt: skip
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class LoadedBase:
+    """A base in memory, frozen and in eval mode. `end_ids` are the tokens that end an answer, the tokenizer's first."""
+
+    model: Any
+    tokenizer: Any
+    fingerprint: str
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    end_ids: tuple[int, ...]
+    head_is_exact: bool = field(default=False)
+    plain: Plain | None = field(default=None)
+
+    @property
+    def window(self) -> int:
+        """How many tokens the base was made to see at once."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 2048)
+
+
+def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", dtype: str = "auto") -> LoadedBase:
+    """The base in `path`, ready to compute. Raises when the folder is unsafe, damaged or no causal language model."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    quiet_libraries()
+    place = resolve_device(device)
+    number = resolve_dtype(dtype, place)
+    check_folder(path)
+    with loading(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        require_room(path, config.to_dict())
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=number,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    model, info = loaded
+    _require_complete(name, info)
+    _require_finite(name, model)
+    model = _to_device(model, place).eval().requires_grad_(False)
+    base = LoadedBase(model, tokenizer, fingerprint, name, place, number, _end_ids(model, tokenizer))
+    with loading(f"{name} is of no use as a causal language model", f"look into {path}"):
+        base.plain = plain_decoder(model)
+        base.head_is_exact = base.plain is not None or _head_is_exact(model, place)
+    return base
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`, the first where several are listed; `auto` is CUDA, else Apple's GPU, else the CPU.
+
+    UsageFault when one is not there, and when a list names a device twice or devices of several kinds.
+    """
+    return _listed(name)[0]
+
+
+def resolve_devices(name: str, dtype: str = "auto") -> list[torch.device]:
+    """Every device of a comma-separated list, so that each trains groups of its own.
+
+    The CPU may stand there more than once, which helps nobody but tests and machines with several sockets. Raises
+    UsageFault as `resolve_device`, and when the number format called `dtype` is not the same on all.
+    """
+    devices = _listed(name)
+    formats = dict.fromkeys(str(resolve_dtype(dtype, device)).removeprefix("torch.") for device in devices)
+    if len(formats) > 1:
+        raise UsageFault(
+            f"device {name}: --dtype {dtype} means {' on some and '.join(formats)} on others",
+            hint="--dtype float32, or list devices of one make",
+        )
+    return devices
+
+
+def _listed(name: str) -> list[torch.device]:
+    if "," not in name:
+        return [_device(name)]
+    parts = [part.strip() for part in name.split(",")]
+    if "auto" in parts:
+        raise UsageFault(f"device {name}: auto stands alone", hint="name every device, as in cuda:0,cuda:1")
+    devices = [_device("cuda:0" if part == "cuda" else part) for part in parts]
+    kinds = dict.fromkeys(device.type for device in devices)
+    if len(kinds) > 1:
+        raise UsageFault(
+            f"device {name}: {' and '.join(kinds)} do not compute alike", hint="list devices of one kind only"
+        )
+    twice = [str(device) for device in devices if device.type != "cpu" and devices.count(device) > 1]
+    if twice:
+        raise UsageFault(f"device {name}: {twice[0]} stands there twice", hint="name each device once")
+    return devices
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise UsageFault(
+            f"device {name!r} is not known", hint="choose auto, cpu, cuda, cuda:N, mps or a list such as cuda:0,cuda:1"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageFault(
+            f"device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here", hint="--device auto or cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageFault("device mps: PyTorch sees no Apple GPU here", hint="--device auto or cpu")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format called `name`; `auto` is bfloat16 where the hardware computes in it, else float32.
+
+    It is the format of the base's weights and activations. Factors that train, the sums of their gradients and Adam's
+    moments are float32 whatever it is, and so are the logits of likelihoods where the plain decoder computes them, or
+    else their softmax. TensorFloat-32 is left as PyTorch has it, which is off for matrix products: float32 is asked for
+    where numbers are to be exact.
+    """
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise UsageFault(f"dtype {name!r} is not known", hint=f"choose auto, {', '.join(DTYPES)}")
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # what is asked next is about the current device
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and (_cpu_has("_is_amx_tile_supported") or _cpu_has("_is_avx512_bf16_supported"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def dtype_name(dtype: str, device: str) -> str:
+    """What the number format called `dtype` is on the first device of a list: `float32`, `bfloat16` or `float16`."""
+    return str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch.")
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Position ids [batch, time] that start at 0 with each row's first visible token, after any left padding."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)
+
+
+@contextmanager
+def nothing_kept(base: LoadedBase) -> Iterator[None]:
+    """Inside, no states are kept yet, as for the first who asks; afterwards those kept before are there again."""
+    if base.plain is None:
+        yield
+        return
+    before, base.plain.kept = base.plain.kept, Kept()
+    try:
+        yield
+    finally:
+        base.plain.kept = before
+
+
+def head_logits(
+    base: LoadedBase, input_ids: Tensor, attention_mask: Tensor | None, rows: Tensor, cols: Tensor
+) -> Tensor:
+    """Logits [n, vocabulary] of the next token at the n chosen (row, column) places of a [batch, time] input.
+
+    Rows padded on the right need no mask: attention is causal, so what stands behind a token does not reach it.
+    The head sees a 2-D gather: in a 3-D one the backward pass copies the vocabulary matrix once per row.
+    """
+    fixed: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+    if attention_mask is not None:
+        fixed |= {"attention_mask": attention_mask, "position_ids": positions(attention_mask)}
+    decoder = _decoder(base.model) if base.head_is_exact else None
+    if decoder is not None:
+        hidden = decoder(**_accepted(decoder, fixed)).last_hidden_state  # [batch, time, width]
+        return base.model.get_output_embeddings()(hidden[rows, cols])  # type: ignore[no-any-return]
+    kept, places = torch.unique(cols, return_inverse=True)
+    arguments = _accepted(base.model, {**fixed, "logits_to_keep": kept})
+    logits = base.model(**arguments).logits
+    return logits[rows, places if "logits_to_keep" in arguments else cols]  # type: ignore[no-any-return]
+
+
+def _decoder(model: Any) -> nn.Module | None:
+    prefix = getattr(model, "base_model_prefix", "")
+    inner = getattr(model, prefix, None) if prefix else None
+    return inner if isinstance(inner, nn.Module) and inner is not model else None
+
+
+def _accepted(module: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(module.forward).parameters
+    if "position_ids" not in parameters:  # such a model finds its positions from the mask
+        arguments = {key: value for key, value in arguments.items() if key != "position_ids"}
+    if "logits_to_keep" in arguments and "logits_to_keep" not in parameters:
+        arguments = {key: value for key, value in arguments.items() if key != "logits_to_keep"}
+    return arguments
+
+
+def _head_is_exact(model: Any, device: torch.device) -> bool:
+    """Whether the plain head on the decoder's last state is the model's own answer (no soft cap or scale behind it)."""
+    decoder, head = _decoder(model), model.get_output_embeddings()
+    if decoder is None or head is None:
+        return False
+    ids = torch.arange(1, 7, device=device).remainder(model.get_input_embeddings().weight.shape[0])[None]
+    shared = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    with torch.no_grad():
+        try:
+            ours = head(decoder(**shared).last_hidden_state[0]).float()
+        except (AttributeError, TypeError, RuntimeError):
+            return False
+        theirs = model(**shared).logits[0].float()
+    coarse = next(model.parameters()).dtype != torch.float32
+    return ours.shape == theirs.shape and torch.allclose(
+        ours, theirs, rtol=0.05 if coarse else 1e-4, atol=0.05 if coarse else 1e-4
+    )
+
+
+def _end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    found: list[int] = []
+    generation = getattr(model.generation_config, "eos_token_id", None)
+    for value in (tokenizer.eos_token_id, generation, model.config.get_text_config().eos_token_id):
+        found.extend([] if value is None else value if isinstance(value, list) else [value])
+    return tuple(dict.fromkeys(found))
+
+
+def _cpu_has(probe: str) -> bool:
+    found = getattr(torch.cpu, probe, None)
+    return bool(found and found())
+
+
+def _to_device(model: Any, device: torch.device) -> Any:
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise BadInput(
+            f"the base does not fit into {device}'s memory", hint="--device cpu, or --dtype bfloat16"
+        ) from error
+
+
+def _require_complete(name: str, info: Any) -> None:
+    for kind in ("missing_keys", "mismatched_keys"):
+        keys = sorted(map(str, info.get(kind) or ()))
+        if keys:
+            raise IntegrityFault(
+                f"{name}: the weights are incomplete ({kind.replace('_', ' ')}: {len(keys)}, first {keys[0]})",
+                hint="pull or copy the model again",
+            )
+
+
+def _require_finite(name: str, model: Any) -> None:
+    for key, weight in model.named_parameters():
+        if not torch.isfinite(weight.sum(dtype=torch.float32)):
+            raise IntegrityFault(
+                f"{name}: {key} holds numbers that are not finite", hint="pull or copy the model again"
+            )

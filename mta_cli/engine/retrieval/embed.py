@@ -1,0 +1,95 @@
+"""Sentence embeddings of texts of any length, by a sentence-transformers folder. Knows nothing of users or profiles.
+
+A text longer than the model's window is cut by the tokenizer itself into windows, each is embedded, and their mean
+counts: nothing a person wrote is silently left out.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.engine.model.checkpoint_files import check_folder, loading
+from mta_cli.errors import IntegrityFault
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+BATCH = 32
+FALLBACK_WINDOW = 512
+
+
+class Embedder:
+    """A loaded sentence embedder. `window` is how many tokens it sees at once, `device` where it computes."""
+
+    def __init__(self, path: Path, device: str = "auto") -> None:
+        """Loads the folder; raises when it is unsafe, damaged or no sentence embedder."""
+        check_folder(path)
+        from sentence_transformers import SentenceTransformer
+
+        from mta_cli.engine.model.load import resolve_device
+        from mta_cli.engine.model.quiet import quiet_libraries
+
+        quiet_libraries()
+        self.device = resolve_device(device)
+        with loading(f"{path} cannot be loaded as a sentence embedder"):
+            self._model = SentenceTransformer(
+                str(path),
+                device=str(self.device),
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            ).eval()
+        self._tokenizer: Any = self._model.tokenizer
+        self.window = min(self._model.max_seq_length or FALLBACK_WINDOW, 100_000)
+
+    def embed(self, texts: Sequence[str]) -> "NDArray[np.float32]":
+        """Unit-length rows [texts, width] in float32, one a text, in the order given."""
+        import numpy as np
+        import torch
+
+        pieces, owners = self._pieces(texts)
+        order = sorted(range(len(pieces)), key=lambda index: len(pieces[index]["input_ids"]))
+        sums: Tensor | None = None  # [texts, width]
+        with torch.inference_mode():
+            for start in range(0, len(order), BATCH):
+                chosen = order[start : start + BATCH]
+                vectors = self._forward([pieces[index] for index in chosen])  # [batch, width], unit length
+                if sums is None:
+                    sums = torch.zeros(len(texts), vectors.shape[1])
+                sums.index_add_(0, torch.tensor([owners[index] for index in chosen]), vectors)
+        if sums is None:
+            return np.zeros((0, 0), dtype=np.float32)
+        rows = torch.nn.functional.normalize(sums, dim=1).numpy()
+        if not np.isfinite(rows).all():
+            raise IntegrityFault("the embedder gives numbers that are not finite", hint="pull the embedder again")
+        return rows
+
+    def _pieces(self, texts: Sequence[str]) -> tuple[list[dict[str, list[int]]], list[int]]:
+        """The windows of all texts as token ids, special tokens included, and which text each belongs to."""
+        prompt = self._model.prompts.get(self._model.default_prompt_name or "", "") or ""
+        coded = (
+            self._tokenizer(
+                [prompt + text for text in texts],
+                truncation=True,
+                max_length=self.window,
+                return_overflowing_tokens=True,
+                return_attention_mask=False,
+            )
+            if texts
+            else {"input_ids": [], "overflow_to_sample_mapping": []}
+        )
+        names = [name for name in ("input_ids", "token_type_ids") if name in coded]
+        pieces = [{name: coded[name][index] for name in names} for index in range(len(coded["input_ids"]))]
+        return pieces, list(coded["overflow_to_sample_mapping"])
+
+    def _forward(self, pieces: Sequence[dict[str, list[int]]]) -> "Tensor":
+        import torch
+
+        padded = self._tokenizer.pad(
+            {name: [piece[name] for piece in pieces] for name in pieces[0]}, return_tensors="pt"
+        )
+        features = {name: tensor.to(self.device) for name, tensor in padded.items()}
+        found = self._model(features)["sentence_embedding"]
+        return torch.nn.functional.normalize(found.float(), dim=-1).cpu()

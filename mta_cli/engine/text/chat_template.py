@@ -1,0 +1,131 @@
+"""A base's chat template: rendered in a sandbox, bounded in size, with slots where people's words go.
+
+A template is code that came with a model. It never sees what a person wrote: it is rendered around slots, and the words
+are put there afterwards. Knows nothing of token ids.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mta_cli.errors import BadInput
+
+RENDER_LIMIT = 1_000_000  # characters; a template that says more is broken or hostile
+_SLOT = re.compile(r"mtaSlot(\d+)mta")
+_MISHAPS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError,
+            SyntaxError, NameError)  # fmt: skip  # the last: jinja writes 1e9999 into its code as inf
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A rendered conversation: `texts` are the template's own words, `slots` the messages that stand between them."""
+
+    texts: tuple[str, ...]
+    slots: tuple[int, ...]
+
+    def fill(self, contents: Sequence[str]) -> str:
+        """The conversation as one text."""
+        pieces = [self.texts[0]]
+        for slot, text in zip(self.slots, self.texts[1:], strict=True):
+            pieces += (contents[slot], text)
+        return "".join(pieces)
+
+
+class ChatTemplate:
+    """One Jinja chat template, with the variables that templates expect."""
+
+    def __init__(self, source: str, variables: dict[str, Any]) -> None:
+        """Raises BadInput for what is no template, or a longer one than any base has."""
+        from jinja2 import TemplateError
+
+        from mta_cli.engine.text.template_sandbox import SOURCE_LIMIT, Sandbox
+
+        self._variables, self._size = variables, len(source)
+        if self._size > SOURCE_LIMIT:
+            raise _refused(ValueError(f"{self._size:,} characters; the most is {SOURCE_LIMIT:,}"))
+        self._sandbox = Sandbox()
+        try:
+            self._template = self._sandbox.from_string(source)
+        except (TemplateError, *_MISHAPS) as error:
+            raise _refused(error) from error
+
+    def layout(self, roles: Sequence[str], *, generation: bool, system: str | None = None) -> Layout:
+        """The conversation of `roles`, with a slot for each message. A `system` text is put in front as it is.
+
+        `generation` ends it where the assistant begins to speak. Raises BadInput where the template refuses the roles,
+        misbehaves, or does not show each message once.
+        """
+        fault: BadInput | None = None
+        for parts in (False, True):  # templates of models that also see images may insist on a list of parts
+            messages = [] if system is None else [_message("system", system, parts)]
+            messages += [_message(role, f"mtaSlot{place}mta", parts) for place, role in enumerate(roles)]
+            try:
+                return _split(self._render(messages, generation), len(roles))
+            except BadInput as error:
+                fault = fault or error
+        assert fault is not None
+        raise fault
+
+    def _render(self, messages: list[dict[str, Any]], generation: bool) -> str:
+        from jinja2 import TemplateError
+
+        from mta_cli.engine.text.template_sandbox import Meter
+
+        pieces: list[str] = []
+        size = 0
+        self._sandbox.meter = meter = Meter(self._size, len(messages))
+        try:
+            with meter.running():
+                for piece in self._template.generate(
+                    messages=messages, add_generation_prompt=generation, enable_thinking=False, **self._variables
+                ):
+                    size += len(piece)
+                    if size > RENDER_LIMIT:
+                        raise BadInput(
+                            f"The chat template of this base renders more than {RENDER_LIMIT:,} characters.",
+                            hint="Use a base with a sound chat template.",
+                        )
+                    pieces.append(piece)
+            rendered = "".join(pieces)
+            rendered.encode()  # no half of a surrogate pair reaches a tokenizer
+        except (TemplateError, *_MISHAPS) as error:
+            raise _refused(error) from error
+        return rendered
+
+
+def chat_template(tokenizer: Any) -> ChatTemplate | None:
+    """The tokenizer's default chat template; None when it has none. Raises BadInput for one that cannot be read."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        source = tokenizer.get_chat_template()
+    except _MISHAPS as error:
+        raise _refused(error) from error
+    if not isinstance(source, str):
+        raise _refused(TypeError("it is no text"))
+    names = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    return ChatTemplate(source, names)
+
+
+def _message(role: str, text: str, parts: bool) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
+
+
+def _split(rendered: str, count: int) -> Layout:
+    pieces = _SLOT.split(rendered)
+    slots = tuple(int(number) for number in pieces[1::2])
+    if sorted(slots) != list(range(count)):
+        raise BadInput(
+            "The chat template of this base does not show every message exactly once.",
+            hint="Use a base with a sound chat template.",
+        )
+    return Layout(tuple(pieces[0::2]), slots)
+
+
+def _refused(error: Exception) -> BadInput:
+    lines = str(error).strip().splitlines()
+    return BadInput(
+        f"The chat template of this base cannot be used: {type(error).__name__}: {lines[0][:200] if lines else ''}",
+        hint="Use a base with a sound chat template.",
+    )

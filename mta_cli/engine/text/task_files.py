@@ -1,0 +1,208 @@
+"""Task files: a task as TOML, read with every fault at once, and written. Knows no paths and no built-in tasks."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+from mta_cli.engine.text.tasks import INPUT, METRIC_OF, OUTPUT, SCORES, Task
+from mta_cli.errors import BadInput
+from mta_cli.tomls import read_toml
+
+TEXT_LIMIT = 10_000  # characters in any one text of a task
+LABEL_LIMIT = 1_000
+TOKEN_LIMIT = 100_000
+PATTERN_LIMIT = 1_000  # characters of a regular expression
+REPEAT_LIMIT = 1_000  # product of its counted repetitions, which are written out when it is compiled
+FILE_LIMIT = 1_000_000  # characters
+
+KEYS = tuple(spec.name for spec in fields(Task))
+_BUDGETS = ("query_tokens", "item_tokens", "answer_tokens")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+Check = Callable[[Any], str | None]  # what is wrong with a value; None when nothing is
+
+
+def parse_task(text: str, origin: str) -> Task:
+    """The task in a TOML text. `origin` names the text in messages. Raises BadInput with every fault."""
+    if len(text) > FILE_LIMIT:
+        raise BadInput(f"{origin} has {len(text):,} characters; a task file has at most {FILE_LIMIT:,}")
+    try:
+        table = read_toml(text)
+    except ValueError as error:
+        raise BadInput(f"{origin} is not TOML: {error}", hint="docs/tasks.md shows a task file") from error
+    faults = [*_unknown(table), *_wrong(table)]
+    if not faults:
+        table = _completed(table)
+        faults = _contradictions(table)
+    if faults:
+        raise BadInput(
+            f"{origin} is no task file ({len(faults)} {'fault' if len(faults) == 1 else 'faults'})",
+            hint="docs/tasks.md describes every key",
+            faults=tuple(f"{origin}: {fault}" for fault in faults),
+        )
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    return Task(**values)
+
+
+def task_to_toml(task: Task) -> str:
+    """The task as a TOML text that `parse_task` reads back as the same task. Equal tasks have equal texts."""
+    values = ((key, getattr(task, key)) for key in KEYS)
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in values if value is not None)
+
+
+def _toml(value: str | int | tuple[str, ...]) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(each) for each in value) + "]"
+    if isinstance(value, int):
+        return str(value)
+    letters = ((_ESCAPES.get(char) or (char if char.isprintable() else f"\\U{ord(char):08x}")) for char in value)
+    return '"' + "".join(letters) + '"'
+
+
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t"}
+
+
+def _unknown(table: dict[str, Any]) -> list[str]:
+    faults = []
+    for key in table:
+        if key not in KEYS:
+            near = get_close_matches(key, KEYS, 1)
+            faults.append(f"{key[:60]!r} is no key of a task file" + (f"; is it {near[0]}?" if near else ""))
+    return faults
+
+
+def _wrong(table: dict[str, Any]) -> list[str]:
+    """Each value by itself."""
+    faults = [f"{key} is missing" for key in ("name", "prompt") if key not in table]
+    for key, check in _CHECKS.items():
+        if key in table and (fault := check(table[key])) is not None:
+            faults.append(f"{key} {fault}")
+    return faults
+
+
+def _completed(table: dict[str, Any]) -> dict[str, Any]:
+    """What follows from what is given: the kind from the labels, the metric and a score's labels from the kind."""
+    table = {"kind": "label" if table.get("labels") else "text", "description": "", **table}
+    if table["kind"] == "score":
+        table.setdefault("labels", list(SCORES))
+    table.setdefault("metric", METRIC_OF[table["kind"]])
+    for key in ("input_field", "output_field"):
+        if isinstance(table.get(key), str):
+            table[key] = [table[key]]
+    return table
+
+
+def _contradictions(table: dict[str, Any]) -> list[str]:
+    """Values that do not go together."""
+    kind, labels, faults = table["kind"], table.get("labels", ()), []
+    if table["metric"] != METRIC_OF[kind]:
+        faults.append(f"metric {table['metric']} does not measure kind {kind}; leave it out, or say {METRIC_OF[kind]}")
+    if kind == "label" and len(labels) < 2:
+        faults.append("kind label needs labels: two or more")
+    if kind == "score":
+        odd = [label for label in labels if not re.fullmatch(r"-?\d{1,9}", label)]
+        faults += [f"labels of kind score are whole numbers, not {odd[0]!r}"] if odd else []
+        if len(labels) < 2:
+            faults.append("kind score needs two or more labels")
+    if kind == "text" and labels:
+        faults.append('kind text has no labels; say kind = "label", or leave labels out')
+    return faults
+
+
+def _text(*needed: str, empty: bool = False, one_line: bool = False) -> Check:
+    def check(value: Any) -> str | None:
+        if not isinstance(value, str):
+            return f"is {_kind(value)}, not a text"
+        if len(value) > TEXT_LIMIT:
+            return f"has {len(value):,} characters; the most is {TEXT_LIMIT:,}"
+        if not empty and not value.strip():
+            return "is empty"
+        if one_line and not value.isprintable():
+            return "has a line break or a control character"
+        missing = [name for name in needed if name not in value]
+        return f"does not hold {missing[0]}" if missing else None
+
+    return check
+
+
+def _choice(*choices: str) -> Check:
+    return lambda value: None if value in choices else f"is {_shown(value)}; choose one of {', '.join(choices)}"
+
+
+def _budget(value: Any) -> str | None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return f"is {_kind(value)}, not a whole number"
+    return None if 1 <= value <= TOKEN_LIMIT else f"is {_shown(value)}; it goes from 1 to {TOKEN_LIMIT:,}"
+
+
+def _name(value: Any) -> str | None:
+    if isinstance(value, str) and _NAME.fullmatch(value):
+        return None
+    letters = "a to z, 0 to 9, '.', '_' and '-'"
+    return f"is {_shown(value)}; it has at most 64 of {letters}, and begins with a letter or digit"
+
+
+def _labels(value: Any) -> str | None:
+    if not isinstance(value, list) or len(value) > LABEL_LIMIT:
+        return f"is not a list of at most {LABEL_LIMIT:,} texts"
+    for place, label in enumerate(value, 1):
+        if not isinstance(label, str) or not label.strip() or label != label.strip() or len(label) > TEXT_LIMIT:
+            return f"number {place} is {_shown(label)}; a label is a text without spaces around it"
+    twice = next((label for label in value if value.count(label) > 1), None)
+    return f"has {twice!r} twice" if twice is not None else None
+
+
+def _fields(value: Any) -> str | None:
+    names = [value] if isinstance(value, str) else value
+    fine = isinstance(names, list) and 1 <= len(names) <= 16 and all(isinstance(name, str) and name for name in names)
+    return None if fine else "is neither a field's name nor a list of them"
+
+
+def _pattern(value: Any) -> str | None:
+    if (fault := _text()(value)) is not None:
+        return fault
+    if len(value) > PATTERN_LIMIT:
+        return f"has {len(value):,} characters; the most is {PATTERN_LIMIT:,}"
+    counts = [min(int(count), 10**6) for count in re.findall(r"(?<=[{,])[0-9]{1,9}(?=[,}])", value)]
+    if re.search(r"[0-9]{10}", value) or math.prod(max(1, count) for count in counts) > REPEAT_LIMIT:
+        return f"repeats something too often; all counts together may come to {REPEAT_LIMIT:,}"
+    import regex  # the engine that will match it
+
+    try:
+        groups = re.compile(value).groupindex
+        regex.compile(value)
+    except (re.error, regex.error, RecursionError, OverflowError, MemoryError) as error:
+        return f"is no regular expression: {error}"
+    return None if any(name.startswith("input") for name in groups) else "has no group named input: (?P<input>…)"
+
+
+def _shown(value: Any) -> str:
+    """A value in few words; never what is inside a table or a list, which may be nested without end."""
+    small = isinstance(value, int) and value.bit_length() < 128
+    return repr(str(value)[:60]) if small or isinstance(value, str | float) else _kind(value)
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a table", str: "a text"}
+    return names.get(type(value), "a date or time")
+
+
+_CHECKS: dict[str, Check] = {
+    "name": _name,
+    "kind": _choice("label", "score", "text"),
+    "description": _text(empty=True, one_line=True),
+    "prompt": _text(INPUT),
+    "item": _text(OUTPUT),
+    "learning_prompt": _text(),
+    "history_header": _text(empty=True),
+    "system": _text(empty=True),
+    "labels": _labels,
+    "metric": _choice("accuracy", "mae", "rouge"),
+    "input_field": _fields,
+    "output_field": _fields,
+    "question_pattern": _pattern,
+    **dict.fromkeys(_BUDGETS, _budget),
+}

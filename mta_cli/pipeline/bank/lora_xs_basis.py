@@ -1,0 +1,62 @@
+"""The main directions of a bank's anchors, kept as one adapter between whose factors everybody's cores stand."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import BadInput
+from mta_cli.options import MAX_STACK_RANK
+from store.records import Adapter, Bank
+
+if TYPE_CHECKING:
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from store.registry import Registry
+
+
+@dataclass(frozen=True)
+class Basis:
+    """A basis as the store has it."""
+
+    adapter: Adapter
+    weights: "LoraWeights"
+
+
+def basis_of(reg: "Registry", bank: Bank) -> Basis:
+    """The bank's basis, of the largest rank that a core may have; made and stored where it has none yet.
+
+    BadInput when its anchors come to nothing.
+    """
+    from mta_cli.pipeline.personalize.weights import load_weights
+
+    digest = reg.banks.by_id(bank.id).basis or _make(reg, bank)
+    return Basis(reg.adapters.get(digest), load_weights(reg, digest, bank.base))
+
+
+def _make(reg: "Registry", bank: Bank) -> str:
+    from mta_cli.engine.lora.lora_xs import bank_basis
+    from mta_cli.pipeline.bank.screening import refused_of
+    from mta_cli.pipeline.personalize.weights import load_weights
+    from mta_cli.pipeline.training.groups import library_versions
+
+    refused = refused_of(reg.banks.by_id(bank.id))
+    anchors = [anchor for anchor in reg.banks.anchors(bank.id) if anchor.id not in refused]
+    digests = [anchor.digest for anchor in anchors if anchor.digest is not None]
+    found = bank_basis([load_weights(reg, digest, bank.base) for digest in digests], MAX_STACK_RANK)
+    if found is None:
+        raise BadInput(
+            f"The anchors of bank {bank.name} v{bank.version} do not move the model: no core can stand on them.",
+            hint="--kind lora",
+        )
+    weights, data = found.stored(), hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    header = {"kind": "basis", "base": bank.base, "task_adapter": bank.task_adapter, "rank": weights.rank,
+              "alpha": weights.scale * weights.rank, "seed": bank.seed, "data_hash": data}  # fmt: skip
+    digest, size = reg.adapters.write(weights.to_bytes(header))
+    adapter = Adapter(
+        digest=digest, kind="basis", base=bank.base, task_adapter=bank.task_adapter, rank=weights.rank,
+        alpha=weights.scale * weights.rank, targets="", placement=str(weights.placement), dtype="float16",
+        seed=bank.seed, data_hash=data, bytes=size, versions=library_versions(),
+    )  # fmt: skip
+    with reg.transaction():
+        reg.adapters.add(adapter)
+        reg.banks.set_basis(bank.id, digest)
+    return digest

@@ -1,0 +1,162 @@
+"""People in two dimensions: the two main directions of all profiles of a task, with a bank's anchors among them.
+
+Reads profiles piece by piece, so that a map of many people needs little memory. Knows no terminal and draws nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import IntegrityFault
+from store.records import Anchor, Bank
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from store.registry import Registry
+
+PIECE = 4096  # profiles held in memory at once
+
+Place = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """An anchor on the map. `place` is None where its person is forgotten or has no profile.
+
+    `nearest` counts the people to whose profile this anchor's is the most similar.
+    """
+
+    anchor: Anchor
+    place: Place | None
+    nearest: int
+
+
+@dataclass(frozen=True, eq=False)
+class PeopleMap:
+    """Where everybody with a profile is. `people` are user ids, ascending; `places` their coordinates.
+
+    `share` is how much of all variance each of the two directions has; `nearest` the landmark most similar to each
+    person, -1 where no landmark has a place.
+    """
+
+    people: "NDArray[np.int64]"  # [people]
+    places: "NDArray[np.float32]"  # [people, 2]
+    share: Place
+    landmarks: tuple[Landmark, ...]
+    nearest: "NDArray[np.int16]"  # [people]
+
+    def place(self, user_id: int) -> Place | None:
+        """Where a person is; None for somebody without a profile."""
+        import numpy as np
+
+        row = int(np.searchsorted(self.people, user_id))
+        if row == len(self.people) or self.people[row] != user_id:
+            return None
+        return float(self.places[row, 0]), float(self.places[row, 1])
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Somebody like a person: their profiles' cosine is `similarity`."""
+
+    user_id: int
+    name: str
+    similarity: float
+
+
+def people_map(reg: "Registry", bank: Bank) -> PeopleMap:
+    """Principal components of the unit profiles of a bank's task, by its embedder, computed from their covariance.
+
+    Each direction is turned so that its largest coordinate is positive: the same profiles give the same map.
+    Raises IntegrityFault when profiles differ in length.
+    """
+    import numpy as np
+
+    middle, directions, share = _main_directions(reg, bank)
+    anchors = reg.banks.anchors(bank.id)
+    known, marks = _anchor_profiles(reg, bank, anchors)  # places in `anchors`; [known, width]
+    ids, places, nearest = list[int](), [np.zeros((0, 2), np.float32)], [np.zeros(0, np.int16)]
+    for users, rows in _pieces(reg, bank):
+        ids += users
+        places.append(((rows - middle) @ directions).astype(np.float32))
+        nearest.append(known[np.argmax(rows @ marks.T, axis=1)] if len(known) else np.full(len(users), -1, np.int16))
+    found = np.concatenate(nearest)
+    counts = np.bincount(found[found >= 0], minlength=len(anchors))
+    at = dict(zip(known.tolist(), ((marks - middle) @ directions).tolist() if len(known) else [], strict=True))
+    landmarks = tuple(
+        Landmark(anchor, (at[n][0], at[n][1]) if n in at else None, int(counts[n])) for n, anchor in enumerate(anchors)
+    )
+    return PeopleMap(np.array(ids, np.int64), np.concatenate(places), share, landmarks, found)
+
+
+def neighbours(reg: "Registry", bank: Bank, user_id: int, count: int = 8) -> list[Neighbour]:
+    """The `count` people whose profiles are most similar to a person's, most similar first; none without a profile."""
+    import numpy as np
+
+    from mta_cli.pipeline.data.profiles import profile_matrix
+
+    _, own = profile_matrix(reg, bank.task, bank.embedder, [user_id])
+    if not len(own):
+        return []
+    best: list[tuple[float, int]] = []
+    for users, rows in _pieces(reg, bank, width=own.shape[1]):
+        alike = rows @ own[0]  # [users]
+        first = np.argsort(-alike, kind="stable")[: count + 1].tolist()  # one more: the person may be among them
+        best += [(float(alike[row]), users[row]) for row in first if users[row] != user_id]
+        best = sorted(best, key=lambda pair: (-pair[0], pair[1]))[:count]
+    return [Neighbour(other, reg.users.by_id(other).name, alike) for alike, other in best]
+
+
+def _main_directions(reg: "Registry", bank: Bank) -> "tuple[NDArray[np.float32], NDArray[np.float32], Place]":
+    """The mean profile [width], the two main directions around it [width, 2], and their shares of the variance."""
+    import numpy as np
+
+    total: NDArray[np.float64] | None = None
+    square, count = np.zeros((0, 0)), 0
+    for users, rows in _pieces(reg, bank):
+        if total is None:
+            total, square = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
+        count += len(users)
+        total += rows.sum(axis=0, dtype=np.float64)
+        square += rows.T @ rows
+    if total is None or not len(total):
+        return np.zeros(0, np.float32), np.zeros((0, 2), np.float32), (0.0, 0.0)
+    middle = total / count
+    values, vectors = np.linalg.eigh(square / count - np.outer(middle, middle))  # ascending
+    values, vectors = np.clip(values[::-1], 0, None)[:2], vectors[:, ::-1][:, :2]  # [<= 2], [width, <= 2]
+    vectors = vectors * np.where(np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], 0) < 0, -1.0, 1.0)
+    directions = np.zeros((len(total), 2))
+    directions[:, : vectors.shape[1]] = vectors
+    variance = float(max(np.trace(square) / count - middle @ middle, 1e-12))
+    first, second = (*(min(1.0, float(value) / variance) for value in values), 0.0)[:2]
+    return middle.astype(np.float32), directions.astype(np.float32), (first, second)
+
+
+def _anchor_profiles(
+    reg: "Registry", bank: Bank, anchors: list[Anchor]
+) -> "tuple[NDArray[np.int16], NDArray[np.float32]]":
+    """Which of the anchors have a profile, and these."""
+    import numpy as np
+
+    from mta_cli.pipeline.data.profiles import profile_matrix
+
+    number = {anchor.user_id: n for n, anchor in enumerate(anchors) if anchor.user_id is not None}
+    users, rows = profile_matrix(reg, bank.task, bank.embedder, list(number))
+    return np.array([number[user] for user in users], np.int16), rows
+
+
+def _pieces(reg: "Registry", bank: Bank, width: int | None = None) -> "Iterator[tuple[list[int], NDArray[np.float32]]]":
+    """User ids and unit profiles [users, width], some at a time. Raises IntegrityFault when they differ in length."""
+    import numpy as np
+
+    from mta_cli.pipeline.data.profiles import unit_rows
+
+    for page in reg.profiles.pages(bank.task, bank.embedder, PIECE):
+        lengths = {len(total) // 4 for _, total in page} | ({width} if width is not None else set())
+        if len(lengths) != 1:
+            raise IntegrityFault(f"The profiles of {bank.task} differ in length", hint="mta doctor")
+        width = lengths.pop()
+        sums = np.frombuffer(b"".join(total for _, total in page), dtype="<f4").reshape(len(page), -1)
+        yield [user_id for user_id, _ in page], unit_rows(sums)

@@ -1,0 +1,64 @@
+"""Looking after banks: what one is, verify and remove. Builds nothing."""
+
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import IntegrityFault
+from mta_cli.pipeline.bank.screening import findings_json
+from mta_cli.pipeline.memory.knn import BESIDE
+from mta_cli.pipeline.personalize.weights import load_weights
+from mta_cli.pipeline.users.provenance import bank_people
+from store.records import Bank
+
+if TYPE_CHECKING:
+    from store.registry import Registry
+
+
+def bank_json(reg: "Registry", bank: Bank) -> dict[str, Any]:
+    """The document of `mta bank build` and `mta bank show`."""
+    anchors = [
+        {
+            "user": anchor.user, "items": anchor.items, "loss_first": anchor.loss_first, "loss_last": anchor.loss_last,
+            "digest": anchor.digest, "cluster_size": anchor.cluster_size, "stale": anchor.stale,
+        }
+        for anchor in reg.banks.anchors(bank.id)
+    ]  # fmt: skip
+    return {
+        "bank": bank.name, "version": bank.version, "task": bank.task, "status": bank.status, "base": bank.base,
+        "task_adapter": bank.task_adapter, "neighbours": reg.neighbours.count(bank.id), "kernel": bank.kernel,
+        "beside_model": bank.config.get(BESIDE),
+        **bank_people(reg, bank), "gates": findings_json(reg, bank), "anchors": anchors, "tokens": bank.tokens,
+        "seconds": round(bank.seconds, 3),
+        "tokens_per_second": round(bank.tokens / bank.seconds, 1) if bank.seconds else None,
+    }  # fmt: skip
+
+
+def verify_bank(reg: "Registry", name: str, version: int | None = None) -> dict[str, Any]:
+    """Read every adapter of a bank in full. IntegrityFault names all that are missing, changed or not finite."""
+    bank = reg.banks.get(name, version)
+    anchors = reg.banks.anchors(bank.id)
+    digests = [digest for digest in (bank.task_adapter, bank.basis, *(a.digest for a in anchors)) if digest]
+    faults = [f"anchor {a.id} ({a.user}) has no meta-LoRA" for a in anchors if a.digest is None and not a.stale]
+    for digest in dict.fromkeys(digests):
+        try:
+            load_weights(reg, digest, bank.base).stored()
+        except IntegrityFault as error:
+            faults.append(error.message)
+    if faults:
+        raise IntegrityFault(
+            f"Bank {bank.name} v{bank.version} is not whole: " + "; ".join(faults),
+            hint=f"mta bank rm {bank.name} --bank-version {bank.version}, then mta bank build --task {bank.task}",
+        )
+    stale = [a.id for a in anchors if a.stale]
+    return {
+        "bank": bank.name, "version": bank.version, "ok": True, "adapters": len(digests), "stale_anchors": stale,
+        "gates": findings_json(reg, bank),
+    }  # fmt: skip
+
+
+def remove_bank(reg: "Registry", bank: Bank) -> dict[str, Any]:
+    """Remove a bank with the recipes and stacks on it, and the adapter files that nothing else uses.
+
+    Raises StoreBusy while it is built or somebody is adapted on it.
+    """
+    with reg.job_lock(f"bank {bank.name}"), reg.job_lock(f"adapt {bank.task}"):
+        return {"bank": bank.name, "version": bank.version, **reg.banks.remove(bank.id)}

@@ -1,0 +1,1 @@
+"""Answers of personal models: `answer`, `conversation`, `compare`."""

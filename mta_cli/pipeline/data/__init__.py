@@ -1,0 +1,1 @@
+"""Importing users' histories, tasks, and the examples that training and answers are made of."""

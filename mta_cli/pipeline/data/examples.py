@@ -1,0 +1,81 @@
+"""From stored items to token rows: which history stands in a prompt, with leave-one-out and no look into the future.
+
+Joins the store's retrieval with the engine's prompts. Trains nothing and renders nothing.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from store.records import Item, Query
+
+if TYPE_CHECKING:
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.text.prompts import Example, Row
+    from mta_cli.engine.text.tasks import Task
+    from store.registry import Registry
+
+LATEST = 2**62  # an item number behind every stored one
+
+
+def history_mix(history_items: int) -> tuple[int, ...]:
+    """How many items the task adapter's prompts may show: none, one, and as many as are shown in use."""
+    return tuple(sorted({0, min(1, history_items), history_items}))
+
+
+class Examples:
+    """Token rows of one task for one base. Where `among` names items by user id, only these are shown of that user."""
+
+    def __init__(
+        self, reg: "Registry", base: "LoadedBase", task: "Task", history_items: int,
+        among: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:  # fmt: skip
+        from mta_cli.engine.text.prompts import Prompter
+
+        self.reg, self.task, self.history_items = reg, task, history_items
+        self.among = among if among is not None else {}
+        self.prompter: Prompter = Prompter(base.tokenizer, task, base.end_ids)
+
+    def history(
+        self,
+        user_id: int,
+        text: str,
+        count: int,
+        *,
+        exclude: int | None = None,
+        before: tuple[str | None, int] | None = None,
+    ) -> "list[Example]":
+        """The user's `count` own items nearest to `text`, not `exclude`, nor any known to be from after `before`."""
+        from mta_cli.engine.text.prompts import Example
+
+        if count == 0:
+            return []
+        found = self.reg.items.search(
+            user_id, self.task.name, text, limit=count, exclude=exclude, before=before, among=self.among.get(user_id)
+        )
+        return [Example(item.input, item.output) for item in found]
+
+    def rows(self, items: Sequence[Item], *, mix: Sequence[int] | None = None, seed: int = 0) -> "list[Row]":
+        """A training row for each item, its prompt showing one of `mix` numbers of other items (or as in use)."""
+        counts = tuple(mix) if mix is not None else (self.history_items,)
+        choose = random.Random(seed)
+        return [self._row(item, choose.choice(counts)) for item in items]
+
+    def query_prompt(self, query: Query) -> list[int]:
+        """The prompt of a held-out query, with history from before it."""
+        shown = self.history(query.user_id, query.input, self.history_items, before=(query.time, LATEST))
+        return self.prompter.prompt_ids(query.input, shown)
+
+    def query_rows(self, queries: Sequence[Query]) -> "list[Row]":
+        """Held-out queries with their gold answers, for measuring only."""
+        from mta_cli.engine.text.prompts import Row
+
+        rows = []
+        for query in queries:
+            prompt = self.query_prompt(query)
+            rows.append(Row((*prompt, *self.prompter.answer_ids(query.gold)), len(prompt)))
+        return rows
+
+    def _row(self, item: Item, count: int) -> "Row":
+        shown = self.history(item.user_id, item.input, count, exclude=item.id, before=(item.time, item.id))
+        return self.prompter.row(item.input, item.output, shown)

@@ -1,0 +1,33 @@
+"""Names that a person could take for one another: the same but for case, Unicode form, space. Knows no store."""
+
+from collections.abc import Iterable, Mapping
+
+from mta_cli.pipeline.data.formats.findings import ascii_safe
+from store.names import folded
+
+MOST = 10
+
+
+def lookalikes(spellings: Mapping[str, set[str]], stored: Iterable[str]) -> list[str]:
+    """One line for each group of names in a file (stored form → as written) that look alike, also with stored ones."""
+    groups: dict[str, set[str]] = {}
+    for name in (*spellings, *stored):
+        groups.setdefault(folded(name), set()).add(name)
+    lines = [
+        f"{_listed(names)} differ only in case, Unicode form or white space; they stay different users"
+        for names in groups.values()
+        if len(names) > 1 and not names.isdisjoint(spellings)
+    ]
+    lines += [
+        f"{_listed(written)} are the same letters in different Unicode forms; they are one user, {ascii_safe(name)}"
+        for name, written in spellings.items()
+        if len(written) > 1
+    ]
+    more = [f"and {len(lines) - MOST:,} more groups of names that look alike"] if len(lines) > MOST else []
+    return lines[:MOST] + more
+
+
+def _listed(names: set[str]) -> str:
+    """The names as they are where case alone differs, else with escapes, for they may look the same."""
+    shown = ascii_safe if len({name.casefold() for name in names}) == 1 else ascii
+    return " and ".join(shown(name) for name in sorted(names))

@@ -1,0 +1,144 @@
+"""Bytes of a file → a JSON document or lines, with every limit on size and depth. Knows no users and no tasks."""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from mta_cli.errors import BadInput, NotFound
+from mta_cli.pipeline.data.formats.findings import Findings, Place, ascii_safe
+
+FILE_BYTES = 1 << 30
+"""Largest file that is read."""
+LINE_BYTES = 10_000_000
+"""Longest line of a JSONL or CSV file."""
+
+_BOM = b"\xef\xbb\xbf"
+_FOREIGN = {
+    b"\xff\xfe": ("is UTF-16, not UTF-8", "save it as UTF-8"),
+    b"\xfe\xff": ("is UTF-16, not UTF-8", "save it as UTF-8"),
+    b"\x1f\x8b": ("is compressed with gzip", "unpack it first: gunzip"),
+    b"PK\x03\x04": ("is a zip archive or a spreadsheet", "unpack it, or save it as CSV"),
+}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, open for reading. Raises `NotFound`, or `BadInput` when it is unreadable or above `FILE_BYTES`."""
+    try:
+        with _open(path) as stream:
+            info = os.fstat(stream.fileno())
+            if stat.S_ISREG(info.st_mode) and info.st_size > FILE_BYTES:
+                _too_large(path, info.st_size)
+            yield stream
+    except OSError as error:
+        raise BadInput(f"{ascii_safe(str(path))} cannot be read: {error.strerror or error}") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    name = ascii_safe(str(path))
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise NotFound(f"There is no file {name}") from error
+    except IsADirectoryError as error:
+        raise BadInput(f"{name} is a directory, not a file") from error
+    except ValueError as error:
+        raise BadInput(f"{name} is no path: {error}") from error
+
+
+def _too_large(path: Path, size: int) -> NoReturn:
+    raise BadInput(
+        f"{path.name} has {size / 2**20:,.0f} MiB; the most is {FILE_BYTES / 2**20:,.0f} MiB",
+        hint="split it: a second import appends to the histories of the first",
+    )
+
+
+def read_document(path: Path) -> Any:
+    """The JSON document in a file. Raises `NotFound` and `BadInput`, never anything else."""
+    with opened(path) as stream:
+        info = os.fstat(stream.fileno())
+        # What is asked for is set aside at once, so a small file is not asked for more than it has.
+        content = stream.read((info.st_size if stat.S_ISREG(info.st_mode) else FILE_BYTES) + 1)
+    if len(content) > FILE_BYTES:
+        _too_large(path, len(content))
+    return parse_document(content, path.name)
+
+
+def parse_document(content: bytes, file: str) -> Any:
+    """The JSON value in `content`. Raises `BadInput` for whatever is not one UTF-8 JSON document of sane depth."""
+    refuse_foreign(content, file)
+    text = decoded(content, file)
+    if not text.strip():
+        raise BadInput(f"{file} is empty")
+    try:
+        return loads(text)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{file} {_what_is_wrong(error, text)}") from error
+    except ValueError as error:
+        raise BadInput(f"{file}: {error}") from error
+
+
+def loads(text: str) -> Any:
+    """`json.loads` without NaN, infinities and endless nesting. Raises ValueError only; JSONDecodeError is one."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deep") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _what_is_wrong(error: json.JSONDecodeError, text: str) -> str:
+    cut = error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
+    return f"{'is cut short' if cut else 'is not JSON'}: {error.msg} (line {error.lineno}, column {error.colno})"
+
+
+def refuse_foreign(start: bytes, file: str) -> None:
+    """Raise `BadInput` when a file's first bytes say that it is no UTF-8 text."""
+    for magic, (what, hint) in _FOREIGN.items():
+        if start.startswith(magic):
+            raise BadInput(f"{file} {what}", hint=hint)
+
+
+def decoded(content: bytes, file: str) -> str:
+    """UTF-8 bytes as text, without a byte order mark. Raises `BadInput` with the first wrong byte and its offset."""
+    try:
+        return content.removeprefix(_BOM).decode()
+    except UnicodeDecodeError as error:
+        byte, offset = error.object[error.start], error.start + (3 if content.startswith(_BOM) else 0)
+        raise BadInput(
+            f"{file} is not UTF-8: byte 0x{byte:02x} at offset {offset:,}", hint="save it as UTF-8"
+        ) from error
+
+
+def lines_of(stream: BinaryIO, file: str, findings: Findings) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, line with its end) of a stream; a line beyond `LINE_BYTES` is a fault and is left out."""
+    number, total = 0, 0
+    while line := stream.readline(LINE_BYTES + 1):
+        number += 1
+        if number == 1:
+            refuse_foreign(line, file)
+            line = line.removeprefix(_BOM)
+        total += len(line)
+        if len(line) > LINE_BYTES:
+            findings.fault(Place(file, number), f"the line is longer than {LINE_BYTES:,} bytes")
+            total += _skip_line(stream, line)
+            continue
+        if total > FILE_BYTES:
+            _too_large(Path(file), total)
+        yield number, line
+
+
+def _skip_line(stream: BinaryIO, piece: bytes) -> int:
+    """Read on to the end of the line that `piece` begins; returns the bytes skipped, at most a file's worth."""
+    skipped = 0
+    while piece and not piece.endswith(b"\n") and skipped <= FILE_BYTES:
+        piece = stream.readline(LINE_BYTES)
+        skipped += len(piece)
+    return skipped

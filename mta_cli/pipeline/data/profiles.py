@@ -1,0 +1,136 @@
+"""Profiles: what a user's history items say together, as one unit vector a task. Embeds only what is new.
+
+A profile is stored as the sum of its items' unit vectors, so that a longer history adds to it. Knows no anchors.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import IntegrityFault
+from mta_cli.events import Done, Event, Note, Started, Step
+from store.records import Item, Profile, User
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mta_cli.engine.retrieval.embed import Embedder
+    from mta_cli.pipeline.models.manifest import ModelEntry
+    from store.registry import Registry
+
+PIECE = 256  # items embedded and stored together; an interruption costs at most this much work
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some new items of one user, in the order of their ids."""
+
+    user: User
+    items: Sequence[Item]
+
+
+def refresh_profiles(
+    reg: "Registry", task: str, embedder: "ModelEntry", users: Sequence[User] | None = None, device: str = "auto"
+) -> Iterator[Event]:
+    """Brings the profiles of `users` (everyone with items of the task) up to date; `Done.result` counts what was new.
+
+    The embedder is loaded only when there is something to embed.
+    """
+    chosen = [user for user, _ in reg.users.with_items(task)] if users is None else list(users)
+    pieces = [piece for user in chosen for piece in _new_pieces(reg, user, task, embedder.fingerprint)]
+    total = sum(len(piece.items) for piece in pieces)
+    if total:
+        from mta_cli.engine.retrieval.embed import Embedder
+        from mta_cli.pipeline.models.verify import vouched
+
+        yield Note(f"Embedding {total:,} new history items with {embedder.name}.")
+        with vouched([embedder]):
+            model = Embedder(embedder.path, device)
+        yield Started(f"profiles of {task}", total, "items")
+        done = 0
+        for batch in _batches(pieces):
+            started = time.monotonic()
+            _embed(reg, model, task, embedder.fingerprint, batch)
+            done += sum(len(piece.items) for piece in batch)
+            yield Step(batch[-1].user.name, done, seconds=time.monotonic() - started)
+    yield Done({"task": task, "users": len({piece.user.id for piece in pieces}), "items": total})
+
+
+def profile_matrix(
+    reg: "Registry", task: str, embedder: str, users: Sequence[int] | None = None
+) -> "tuple[list[int], NDArray[np.float32]]":
+    """User ids and their profiles as unit rows [users, width], in the order of the ids; `embedder` is a fingerprint.
+
+    Of everybody who has one, or of these `users` (ids). Raises IntegrityFault when profiles differ in length.
+    """
+    import numpy as np
+
+    found = reg.profiles.totals(task, embedder, users)
+    if not found:
+        return [], np.zeros((0, 0), dtype=np.float32)
+    if len({len(total) for _, total in found}) != 1:
+        raise IntegrityFault(f"The profiles of {task} differ in length", hint="mta doctor")
+    sums = np.frombuffer(b"".join(total for _, total in found), dtype="<f4").reshape(len(found), -1)
+    return [user_id for user_id, _ in found], unit_rows(sums)
+
+
+def unit_rows(sums: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """Each row divided by its length; a row of zeros stays zero."""
+    import numpy as np
+
+    lengths = np.sqrt(np.einsum("ij,ij->i", sums, sums))  # [rows]; a norm along an axis would copy the matrix
+    return (sums / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32, copy=False)
+
+
+def _new_pieces(reg: "Registry", user: User, task: str, embedder: str) -> list[_Piece]:
+    known = reg.profiles.get(user.id, task, embedder)
+    items = reg.items.after(user.id, task, known.last_item if known else 0)
+    return [_Piece(user, items[start : start + PIECE]) for start in range(0, len(items), PIECE)]
+
+
+def _batches(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+    """Neighbouring pieces together, up to `PIECE` items: many users with few items share the embedder's batches."""
+    batch: list[_Piece] = []
+    for piece in pieces:
+        if batch and sum(len(other.items) for other in batch) + len(piece.items) > PIECE:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def _embed(reg: "Registry", model: "Embedder", task: str, embedder: str, batch: Sequence[_Piece]) -> None:
+    texts = [f"{item.input}\n{item.output}" for piece in batch for item in piece.items]
+    rows = model.embed(texts)  # [items, width]
+    start = 0
+    with reg.transaction():
+        there = reg.users.there(piece.user for piece in batch)
+        for piece in batch:
+            own = rows[start : start + len(piece.items)]
+            start += len(piece.items)
+            if piece.user.id not in there:  # forgotten meanwhile
+                continue
+            known = reg.profiles.get(piece.user.id, task, embedder)
+            last = known.last_item if known else 0  # another process may have added some of these meanwhile
+            new = [i for i, item in enumerate(piece.items) if item.id > last]
+            if new:
+                reg.profiles.put(_grown(known, piece, task, embedder, own[new]))
+
+
+def _grown(known: Profile | None, piece: _Piece, task: str, embedder: str, rows: "NDArray[np.float32]") -> Profile:
+    import numpy as np
+
+    total = rows.astype(np.float64).sum(axis=0)
+    if known is not None:
+        total = total + np.frombuffer(known.total, dtype="<f4")
+    return Profile(
+        user_id=piece.user.id,
+        task=task,
+        embedder=embedder,
+        total=total.astype("<f4").tobytes(),
+        items=(known.items if known else 0) + len(rows),
+        last_item=piece.items[-1].id,
+    )

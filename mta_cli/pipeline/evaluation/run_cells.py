@@ -1,0 +1,169 @@
+"""Answering cell by cell: a method makes a group's models, their queries are answered, all of it is stored at once.
+
+Groups are the same in every run, so a run that goes on after a stop makes what an unbroken one would have made.
+"""
+
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.events import Event, Note, PlanLine, Step
+from mta_cli.pipeline.evaluation.answer_queries import Asked, Given, answer
+from mta_cli.pipeline.evaluation.context import Field
+from mta_cli.pipeline.evaluation.design import Design, EvalRequest
+from store.records import Query
+from store.tables.predictions import Cell, Prediction
+
+if TYPE_CHECKING:
+    from mta_cli.engine.methods.method import Direct, Made, Method
+    from store.registry import Registry
+
+PEOPLE = 16  # whose models are made and answer together
+NUMBERS = 1 << 26  # in the parts of the people who answer together, unless one has more
+
+
+@dataclass(frozen=True)
+class Column:
+    """One method under one choice of settings in one fold: what is asked of it, of everybody who answers there."""
+
+    fold: int
+    method: "Method"
+    settings: dict[str, Any]
+
+
+def groups_of(plan: Design, fold: int) -> list[tuple[int, ...]]:
+    """Users whose models are made together, in the same company in every run."""
+    users = plan.answering(fold)
+    return [users[start : start + PEOPLE] for start in range(0, len(users), PEOPLE)]
+
+
+def timed_group(plan: Design) -> tuple[int, ...]:
+    """The users whose models are made, and answer, as if no states of any text were there yet.
+
+    What that takes is what one costs. All others use what methods before them left.
+    """
+    return groups_of(plan, 0)[0]
+
+
+def cost_of_answers(reg: "Registry", request: EvalRequest, plan: Design, columns: Sequence[Column]) -> PlanLine:
+    """Time of the answers that are not there yet, by what methods took in evaluations of the same task and base."""
+    from mta_cli.pipeline.training.estimate import duration
+
+    speeds: dict[str, dict[str, float]] = {}
+    for one in reversed(reg.evaluations.all()):
+        if (one.task, one.config.get("fingerprint")) == (request.task.name, request.base.fingerprint):
+            speeds |= one.result.get("costs", {})
+    known, seconds, open_to, unknown = reg.evaluations.find(plan.key), 0.0, 0, set()
+    for column in columns:
+        name = column.method.name
+        there = reg.evaluations.cells.done(known.id, column.fold, name, column.settings) if known else {}
+        people = [user for user in plan.answering(column.fold) if user not in there]
+        open_to += len(people)
+        if people and name not in speeds:
+            unknown.add(name)
+        elif people:
+            queries = sum(len(plan.queries[user]) for user in people)
+            seconds += len(people) * speeds[name]["seconds"] + queries * speeds[name]["seconds_per_query"]
+    if not open_to:
+        return PlanLine("answers", "all there")
+    if unknown and not seconds:
+        return PlanLine("answers", "time unknown: these methods answered nobody on this base yet")
+    but = f", without {', '.join(sorted(unknown))}" if unknown else ""
+    return PlanLine("answers", f"about {duration(seconds)} on top{but}", "earlier evaluations")
+
+
+def missing(field: Field, evaluation: int, column: Column) -> list[tuple[int, ...]]:
+    """The groups of a column that are not answered yet."""
+    groups = groups_of(field.plan, column.fold)
+    done = field.reg.evaluations.cells.done(evaluation, column.fold, column.method.name, column.settings)
+    return [group for group in groups if not done.keys() >= set(group)]
+
+
+def fill(field: Field, evaluation: int, column: Column, done: int) -> Iterator[Event]:
+    """Answer what is missing of a column; progress counts on from `done` people."""
+    from mta_cli.engine.model.load import nothing_kept
+
+    groups = missing(field, evaluation, column)
+    if not groups:
+        return
+    field.stand_on(column.fold, column.method.below)
+    bench, timed = field.bench(column.fold), timed_group(field.plan) if column.fold == 0 else ()
+    for group in groups:
+        people, own = field.people(group), field.anew(bench) if group == timed else bench
+        started = time.perf_counter()
+        with nothing_kept(field.base) if group == timed else nullcontext():
+            made = column.method.make(own, people, column.settings)
+            seconds = (time.perf_counter() - started) / len(group)
+            rows = _answers(field, column, group, made)
+        yield from _failures(column, made)
+        cells = [
+            (Cell(column.fold, column.method.name, column.settings, user, one.bytes, seconds), rows[user])
+            for user, one in zip(group, made, strict=True)
+        ]
+        field.reg.evaluations.cells.add(evaluation, cells)
+        done += len(group)
+        yield Step(f"fold {column.fold + 1}, {column.method.name}", done, seconds=time.perf_counter() - started)
+
+
+def _failures(column: Column, made: "Sequence[Made]") -> Iterator[Event]:
+    if failed := sum(one.failed for one in made):
+        yield Note(
+            f"Fold {column.fold + 1}, {column.method.name}: the training of {failed} people's parts failed; "
+            "they are measured without.",
+            warning=True,
+        )
+
+
+def _answers(field: Field, column: Column, group: Sequence[int], made: "Sequence[Made]") -> dict[int, list[Prediction]]:
+    rows: dict[int, list[Prediction]] = {user: [] for user in group}
+    model = [(user, one) for user, one in zip(group, made, strict=True) if one.direct is None]
+    for portion in _portions(model):
+        asked = [Asked(query, i) for i, (user, _) in enumerate(portion) for query in field.plan.queries[user]]
+        examples = field.examples(column.method.history)
+        priors = [one.prior for _, one in portion]
+        parts, shifts = [one.parts for _, one in portion], [one.shift for _, one in portion]
+        found = answer(field.base, examples, asked, parts, priors, shifts)
+        for question, given in zip(asked, found, strict=True):
+            user, _ = portion[question.owner]
+            prompt = field.base.tokenizer.decode(list(given.prompt))
+            rows[user].append(_prediction(question.query, column.method.name, prompt, given))
+    for user, one in zip(group, made, strict=True):
+        if one.direct is not None:
+            rows[user] = [_directly(query, column.method.name, one.direct) for query in field.plan.queries[user]]
+    return rows
+
+
+def _portions(made: "Sequence[tuple[int, Made]]") -> "Iterator[list[tuple[int, Made]]]":
+    """People who are answered together, as many as their parts' numbers allow."""
+    portion: list[tuple[int, Made]] = []
+    numbers = 0
+    for user, one in made:
+        own = sum(part.parameters for part in one.parts)
+        if portion and numbers + own > NUMBERS:
+            yield portion
+            portion, numbers = [], 0
+        portion.append((user, one))
+        numbers += own
+    if portion:
+        yield portion
+
+
+def _prediction(query: Query, method: str, prompt: str, given: Given) -> Prediction:
+    return Prediction(
+        query.user_id, query.id, method, prompt, given.answer, query.gold, given.gold_loglik, len(given.prompt),
+        given.seconds, given.gold_tokens, _packed(given.scores),
+    )  # fmt: skip
+
+
+def _directly(query: Query, method: str, direct: "Direct") -> Prediction:
+    started = time.perf_counter()
+    text, scores = direct(query.input)
+    seconds = time.perf_counter() - started
+    return Prediction(query.user_id, query.id, method, "", text, query.gold, None, 0, seconds, None, _packed(scores))
+
+
+def _packed(scores: Sequence[float]) -> bytes | None:
+    return struct.pack(f"<{len(scores)}f", *scores) if scores else None

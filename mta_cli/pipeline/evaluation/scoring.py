@@ -1,0 +1,216 @@
+"""From stored answers to the result document: calibration, decisions, metrics, differences, costs. Answers nothing."""
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.pipeline.evaluation.design import Design, EvalRequest, told_options
+from mta_cli.pipeline.evaluation.run_cells import timed_group
+from store.tables.evaluations import Evaluation
+from store.tables.predictions import Prediction
+
+if TYPE_CHECKING:
+    from mta_cli.engine.evaluation.user_sums import Tally
+    from mta_cli.engine.text.tasks import Task
+    from store.registry import Registry
+
+MAIN = {"accuracy": "accuracy", "mae": "mae", "rouge": "rouge_1"}  # a task's metric, and the number it is judged by
+TEST = "test"  # the role of those who count
+PARTS = 5  # of a fold's people: each part is read with a temperature of the others
+
+Choice = Sequence[Mapping[str, Any]]
+"""A method's settings, fold by fold."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A method's answers to all tested people, and the temperatures that they were read with: by fold, of each part of
+    its people, or one for all of them.
+    """
+
+    tally: "Tally"
+    temperatures: list[list[float]] | None
+    predictions: list[Prediction]
+
+
+def judge(
+    reg: "Registry", task: "Task", plan: Design, evaluation: int, method: str, choice: Choice, calibrate: bool
+) -> Judged:
+    """Read a method's answers: a person's temperature comes from others who are answered under the same bank."""
+    tested, found = _tested(reg, evaluation, method, choice, [fold.test for fold in plan.folds])
+    temperatures = _temperatures(task, plan, found, tested) if calibrate and task.labels else None
+    return _judged(task, method, tested, temperatures)
+
+
+def judge_again(reg: "Registry", task: "Task", evaluation: Evaluation, method: str) -> Judged:
+    """A method's answers in a finished evaluation, read as its document says that they were."""
+    settings = evaluation.result["settings"][method]
+    people = reg.evaluations.people(evaluation.id)
+    folds = [
+        [user for n, user, role in people if n == fold and role == TEST] for fold in range(evaluation.result["folds"])
+    ]
+    choice = settings if isinstance(settings, list) else [settings for _ in folds]
+    tested, _ = _tested(reg, evaluation.id, method, choice, folds)
+    warm = evaluation.result["calibration"][method]
+    return _judged(task, method, tested, warm and [own if isinstance(own, list) else [own] for own in warm])
+
+
+def _tested(
+    reg: "Registry", evaluation: int, method: str, choice: Choice, folds: Sequence[Sequence[int]]
+) -> tuple[list[list[Prediction]], list[list[Prediction]]]:
+    """By fold: the answers to those who are tested there, and to everybody."""
+    cells = reg.evaluations.cells
+    found = [cells.predictions(evaluation, fold=n, method=method, settings=own) for n, own in enumerate(choice)]
+    return [[p for p in rows if p.user_id in set(test)] for test, rows in zip(folds, found, strict=True)], found
+
+
+def _judged(
+    task: "Task", method: str, tested: Sequence[Sequence[Prediction]], temperatures: list[list[float]] | None
+) -> Judged:
+    from mta_cli.engine.evaluation.user_sums import tally
+    from mta_cli.engine.methods.catalog import METHODS
+
+    stands = method in METHODS and METHODS[method].stands
+    rows = [prediction for own in tested for prediction in own]
+    read = [
+        _read(
+            task, prediction, temperatures[n][prediction.user_id % len(temperatures[n])] if temperatures else 1.0,
+            stands=stands,
+        )
+        for n, own in enumerate(tested)
+        for prediction in own
+    ]  # fmt: skip
+    counted = tally(
+        task.metric, task.labels, [p.user_id for p in rows], [answer for answer, _ in read], [p.gold for p in rows],
+        [loglik for _, loglik in read],
+    )  # fmt: skip
+    return Judged(counted, temperatures, rows)
+
+
+def _temperatures(
+    task: "Task", plan: Design, found: Sequence[Sequence[Prediction]], tested: Sequence[Sequence[Prediction]]
+) -> list[list[float]]:
+    """By fold: one fitted on the tuning people, or one for each part of its tested people, fitted on the other parts.
+
+    Where there is nobody else in a fold, on those of other folds; where there is none either, no test depends on it.
+    """
+    chosen = []
+    for number, fold in enumerate(plan.folds):
+        if own := [p for p in found[number] if p.user_id in set(fold.tuning)]:
+            chosen.append([_temperature(task, own)])
+            continue
+        elsewhere = [p for n, rows in enumerate(tested) if n != number for p in rows]
+        rest = [[p for p in tested[number] if p.user_id % PARTS != part] for part in range(PARTS)]
+        chosen.append([_temperature(task, others or elsewhere or tested[number]) for others in rest])
+    return chosen
+
+
+def _temperature(task: "Task", rows: Sequence[Prediction]) -> float:
+    from mta_cli.engine.evaluation.calibration import temperature
+
+    golds = [(p, p.gold.strip()) for p in rows if p.scores is not None]
+    known = [(_scores(p), task.labels.index(gold)) for p, gold in golds if gold in task.labels]
+    return temperature([scores for scores, _ in known], [place for _, place in known])
+
+
+def _read(task: "Task", prediction: Prediction, temperature: float, *, stands: bool) -> tuple[str, float | None]:
+    """The answer, as it `stands` or by the calibrated labels, and the log-likelihood of the gold (nats): over labels,
+    or per token of a text.
+    """
+    from mta_cli.engine.evaluation.calibration import gold_loglik, log_probabilities
+    from mta_cli.engine.memory.label_prior import decide
+
+    if not task.labels:
+        if prediction.gold_loglik is None:
+            return prediction.answer, None
+        return prediction.answer, prediction.gold_loglik / max(1, prediction.gold_tokens or 1)
+    scores = _scores(prediction)
+    gold = gold_loglik(scores, task.labels, prediction.gold, temperature)
+    if stands:
+        return prediction.answer, gold
+    values = log_probabilities(scores, temperature).tolist()
+    return task.labels[decide(values, task.labels, task.metric)], gold
+
+
+def _scores(prediction: Prediction) -> tuple[float, ...]:
+    packed = prediction.scores or b""
+    return struct.unpack(f"<{len(packed) // 4}f", packed)
+
+
+def outcome(
+    reg: "Registry", request: EvalRequest, plan: Design, evaluation: int, chosen: Mapping[str, Choice]
+) -> dict[str, Any]:
+    """The document of `mta eval run`: all of `chosen`'s methods on all tested people."""
+    from mta_cli.engine.model.load import dtype_name
+
+    task, options, machine = request.task, request.options, request.machine
+    judged = {
+        method: judge(reg, task, plan, evaluation, method, choice, options.calibrate)
+        for method, choice in chosen.items()
+    }
+    reference = options.reference if options.reference in judged else next(reversed(judged))
+    return {
+        "task": task.name, "metric": MAIN[task.metric], "users": len(plan.tested),
+        "queries": sum(len(plan.queries[user]) for user in plan.tested), "shots": options.shots, "seed": machine.seed,
+        "folds": options.folds, "history_items": request.prompt.history_items, "anchors": request.bank.anchors,
+        "placement": options.placement, "base": request.base.name, "options": told_options(request),
+        "dtype": dtype_name(machine.dtype, machine.device), "evaluation": evaluation,
+        **compared({name: one.tally for name, one in judged.items()}, reference, machine.seed),
+        "costs": {m: _costs(reg, plan, evaluation, m, chosen[m], one) for m, one in judged.items()},
+        "settings": {method: _settings(choice) for method, choice in chosen.items()},
+        "calibration": {method: one.temperatures for method, one in judged.items()},
+    }  # fmt: skip
+
+
+def compared(tallies: "Mapping[str, Tally]", reference: str, seed: int) -> dict[str, Any]:
+    """The document's keys that are made of tallies: reference, methods, differences and power."""
+    from mta_cli.engine.evaluation.statistics import detectable, summarise
+
+    others = [method for method in tallies if method != reference]
+    against = "pooled-rag" if "pooled-rag" in others else others[0] if others else None
+    power = None
+    if against is not None:
+        main = MAIN[tallies[reference].metric]
+        least = detectable(tallies[reference], tallies[against], main)
+        power = {"metric": main, "detectable": least, "basis": f"as {reference} and {against} differed by person"}
+    return {
+        "reference": reference, "methods": {name: summarise(one, seed=seed) for name, one in tallies.items()},
+        "differences": paired(tallies, reference, seed), "power": power,
+    }  # fmt: skip
+
+
+def paired(tallies: "Mapping[str, Tally]", reference: str, seed: int) -> list[dict[str, Any]]:
+    """The reference minus every other method in every metric, with interval and p."""
+    from mta_cli.engine.evaluation.statistics import difference
+
+    return [
+        {"a": reference, "b": method, "metric": metric, **values}
+        for method, other in tallies.items()
+        if method != reference
+        for metric, values in difference(tallies[reference], other, seed=seed).items()
+    ]
+
+
+def _settings(choice: Choice) -> Any:
+    """One document where all folds have the same settings, else a list by fold."""
+    return dict(choice[0]) if all(dict(own) == dict(choice[0]) for own in choice) else [dict(own) for own in choice]
+
+
+def _costs(
+    reg: "Registry", plan: Design, evaluation: int, method: str, choice: Choice, judged: Judged
+) -> dict[str, float | None]:
+    """Bytes to keep, a mean over tested people; of those who are timed, seconds to make, and how fast answers came: the
+    prompts' tokens in all the time that answers and the likelihoods of golds and labels took.
+    """
+    made = [reg.evaluations.cells.done(evaluation, n, method, own) for n, own in enumerate(choice)]
+    cells = [cells[user] for cells, fold in zip(made, plan.folds, strict=True) for user in fold.test]
+    timed = set(timed_group(plan)).intersection(plan.folds[0].test)
+    spent = [made[0][user].seconds for user in timed]
+    answers = [p for p in judged.predictions if p.user_id in timed]
+    seconds, tokens = sum(p.seconds for p in answers), sum(p.tokens for p in answers)
+    return {
+        "bytes": sum(cell.bytes for cell in cells) / len(cells), "seconds": sum(spent) / len(spent),
+        "seconds_per_query": seconds / len(answers),
+        "tokens_per_second": tokens / seconds if tokens and seconds else None,
+    }  # fmt: skip

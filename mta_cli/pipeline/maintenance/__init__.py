@@ -1,0 +1,1 @@
+"""`mta doctor`, repair, and resuming of stopped jobs."""

@@ -1,0 +1,249 @@
+"""`mta doctor`: looks at everything a run stands on and says what it finds, one check after the other.
+
+Every check is one function that returns what it saw; a check that raises is a fault, never the end. Changes nothing,
+but for what a killed command left behind, which is cleared away.
+Knows neither the terminal nor where settings come from; both are handed in.
+"""
+
+import os
+import platform
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mta_cli.errors import MtaError, NotFound
+from mta_cli.events import Done, Event, Started, Step
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "regex",
+    "sentence-transformers",
+    "scikit-learn",
+    "scipy",
+    "numpy",
+    "matplotlib",
+    "gguf",
+    "huggingface-hub",
+    "sqlite-utils",
+    "typer",
+    "rich",
+    "textual",
+    "jinja2",
+)
+LEAST = {"torch": (2, 10), "transformers": (5, 3), "jinja2": (3, 1, 6)}  # older ones can run code from a model's files
+LOW_DISK = 2 * 10**9
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. Not `ok` means something is broken; what is merely absent is ok and says what to type."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What to look at: the store's directory, the two default models, settings as (key, value, origin), and how deep.
+
+    `settings_fault` says why the settings could not be read; the other values are then the defaults.
+    """
+
+    store: Path
+    base: str
+    embedder: str
+    settings: Sequence[tuple[str, str, str]] = ()
+    settings_fault: str | None = None
+    timeout: float = 10.0
+    deep: bool = False
+
+
+def examine(what: Examination) -> Iterator[Event]:
+    """Runs every check. `Done.result` is `{ok, checks: [{name, ok, detail}]}`."""
+    probes: list[tuple[str, Callable[[], Check]]] = [
+        ("mta", _program),
+        ("python", _python),
+        ("system", _system),
+        ("packages", _packages),
+        ("sqlite", _sqlite),
+        ("cpu", _cpu),
+        ("accelerator", _accelerator),
+        ("disk", lambda: _disk(what)),
+        ("store", lambda: _store(what)),
+        ("models", lambda: _models(what.deep)),
+        ("base", lambda: _default("base", what.base)),
+        ("embedder", lambda: _default("embedder", what.embedder)),
+        ("settings", lambda: _settings(what)),
+    ]
+    yield Started("doctor", len(probes), "checks")
+    checks = []
+    for done, (name, probe) in enumerate(probes, 1):
+        checks.append(_guarded(name, probe))
+        yield Step(name, done)
+    found = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks]
+    yield Done({"ok": all(check.ok for check in checks), "checks": found})
+
+
+def _guarded(name: str, probe: Callable[[], Check]) -> Check:
+    try:
+        return probe()
+    except MtaError as error:
+        return Check(name, False, error.message + (f" ({error.hint})" if error.hint else ""))
+    except Exception as error:
+        return Check(name, False, f"{type(error).__name__}: {error}")
+
+
+def _program() -> Check:
+    from mta_cli import __version__
+
+    return Check("mta", True, f"{__version__} in {Path(__file__).parents[2]}")
+
+
+def _python() -> Check:
+    return Check(
+        "python",
+        sys.version_info >= (3, 11),
+        f"{platform.python_version()} ({platform.python_implementation()}) in {sys.prefix}",
+    )
+
+
+def _system() -> Check:
+    return Check("system", True, f"{platform.system()} {platform.release()} {platform.machine()}")
+
+
+def _packages() -> Check:
+    found, faults = [], []
+    for name in PACKAGES:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            faults.append(f"{name} is missing")
+            continue
+        found.append(f"{name} {version}")
+        least = LEAST.get(name, ())
+        if least and _numbers(version) < least:
+            faults.append(f"{name} {version} is older than {'.'.join(map(str, least))}")
+    return Check("packages", not faults, "; ".join([*faults, ", ".join(found)]))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split("+")[0].split(".")[:3]
+    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in parts)
+
+
+def _sqlite() -> Check:
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.execute("CREATE VIRTUAL TABLE probe USING fts5(text)")
+        full_text = True
+    except sqlite3.OperationalError:
+        full_text = False
+    finally:
+        connection.close()
+    return Check("sqlite", full_text, f"{sqlite3.sqlite_version}, FTS5 {'present' if full_text else 'missing'}")
+
+
+def _cpu() -> Check:
+    import torch
+
+    from mta_cli.engine.model.load import dtype_name
+
+    automatic = dtype_name("auto", "cpu")
+    return Check(
+        "cpu", True, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {automatic} by default{_memory()}"
+    )
+
+
+def _memory() -> str:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not told on this system
+        return ""
+    return f", {total / 2**30:.1f} GiB of memory"
+
+
+def _accelerator() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        return Check(
+            "accelerator", True, ", ".join(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)" for card in cards)
+        )
+    if torch.backends.mps.is_available():
+        return Check("accelerator", True, "Apple GPU (mps)")
+    return Check("accelerator", True, "none; the CPU computes")
+
+
+def _disk(what: Examination) -> Check:
+    from mta_cli.pipeline.models.manifest import models_dir
+
+    free = {name: _free(path) for name, path in (("store", what.store), ("models", models_dir()))}
+    detail = ", ".join(f"{name} {size / 1e9:.1f} GB free" for name, size in free.items())
+    low = [name for name, size in free.items() if size < LOW_DISK]
+    return Check("disk", not low, detail + (f"; little is left for {' and '.join(low)}" if low else ""))
+
+
+def _free(path: Path) -> int:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _store(what: Examination) -> Check:
+    from store.registry import Registry
+
+    if not (what.store / "registry.db").exists():
+        return Check("store", True, f"none at {what.store} yet; mta init makes one")
+    with Registry.open(what.store, timeout=what.timeout) as registry:
+        faults = registry.check()
+        counts = ", ".join(f"{count} {name}" for name, count in registry.counts().items())
+    return Check("store", not faults, "; ".join([*faults, f"{what.store}: {counts}"]))
+
+
+def _models(deep: bool) -> Check:
+    from mta_cli.pipeline.models.lookup import list_models, models_dir, verify
+
+    faults, names = [], []
+    for entry in list_models():
+        names.append(f"{entry.name} ({entry.detail.get('fault') or entry.fingerprint[:19]})")
+        if "fault" in entry.detail:
+            faults.append(entry.detail["fault"])
+        elif deep:
+            faults.extend(f"{entry.name}: {fault}" for fault in verify(entry.name))
+    read = ", every file read" if deep else ""
+    return Check("models", not faults, "; ".join([*faults, f"{models_dir()}: {', '.join(names) or 'none'}{read}"]))
+
+
+def _default(kind: str, name: str) -> Check:
+    from mta_cli.pipeline.models.lookup import resolve
+
+    try:
+        entry = resolve(name, kind)
+    except NotFound as error:
+        return Check(kind, True, f"{error.message}; {error.hint}")
+    return Check(
+        kind,
+        True,
+        f"{entry.name}: {entry.detail['parameters']:,} parameters, {entry.detail['dtype']}, {entry.fingerprint}",
+    )
+
+
+def _settings(what: Examination) -> Check:
+    own = [f"{key} = {value} ({origin})" for key, value, origin in what.settings if origin != "default"]
+    return Check("settings", what.settings_fault is None, what.settings_fault or "; ".join(own) or "all defaults")
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One line: all is well, or the names of the checks that failed."""
+    failed = [check["name"] for check in result["checks"] if not check["ok"]]
+    return f"{', '.join(failed)}: not as it should be" if failed else "all is well"

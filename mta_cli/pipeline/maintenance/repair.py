@@ -1,0 +1,79 @@
+"""The job behind `mta doctor --repair`: what is damaged is dropped or made anew, each with the command that follows.
+
+The store knows what to do; this joins it with the models, and asks before anything changes. Renders nothing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from mta_cli.events import Done, Event, Note, Saved
+from mta_cli.pipeline.models.manifest import models_dir
+from store.repairing import Repair
+
+ROUNDS = 6  # what is repaired may leave something else without what it refers to
+
+Agree = Callable[[Sequence[Repair]], None]
+"""Returns when the person agrees to these repairs, else raises."""
+
+
+def repair(store: Path, timeout: float, agree: Agree) -> Iterator[Event]:
+    """Repair the store and the models. `Done.result` is `{repairs: [{what, action, again}]}`, empty when all is well.
+
+    Each repair is whole or not done at all. Raises what `agree` raises before anything is repaired, and IntegrityFault
+    for a database of which nothing can be read.
+    """
+    from store.registry import Registry
+
+    done: list[Repair] = []
+    if (store / "registry.db").exists():
+        yield from _do(_of_database(store), agree, done)
+        with Registry.open(store, timeout=timeout) as reg:
+            for _ in range(ROUNDS):
+                yield from _do(reg.repairs(), agree, done)
+    models, notes = _of_models()
+    yield from notes
+    yield from _do(models, agree, done)
+    if not done:
+        yield Note("There is nothing to repair.")
+    yield Done({"repairs": [{"what": each.what, "action": each.action, "again": each.again} for each in done]})
+
+
+def _do(found: Sequence[Repair], agree: Agree, done: list[Repair]) -> Iterator[Event]:
+    if found:
+        agree(found)
+    for each in found:
+        each.apply()
+        done.append(each)
+        yield Saved("repair", each.what, f"{each.action}; {each.again}")
+
+
+def _of_database(store: Path) -> list[Repair]:
+    from store.integrity.check import structure_faults
+    from store.salvage import mend, schema_faults
+
+    faults = structure_faults(store, index=False) or schema_faults(store)
+    action = "it is mended or, where that cannot be, all that can be read of it goes into a new database"
+    again = "what cannot be read comes back from a copy of the store alone"
+    return [Repair(faults[0], action, again, partial(mend, store))] if faults else []
+
+
+def _of_models() -> tuple[list[Repair], list[Note]]:
+    """Pulled models that are damaged, and words on registered folders that are: these are not ours to remove."""
+    from mta_cli.pipeline.models.lookup import faults_of, list_models, remove
+
+    found, notes = [], []
+    for entry in list_models():
+        faults = [entry.detail["fault"]] if "fault" in entry.detail else faults_of(entry)
+        if not faults:
+            continue
+        if entry.path.parent != models_dir():
+            notes.append(Note(f"The model {entry.name} in {entry.path} cannot be repaired: {faults[0]}", warning=True))
+            continue
+        again = f"mta model pull {entry.name}"
+        found.append(
+            Repair(
+                f"the model {entry.name} is damaged: {faults[0]}", "it is removed", again, partial(remove, entry.name)
+            )
+        )
+    return found, notes

@@ -1,0 +1,108 @@
+"""How much a bank's neighbours count beside its own model: fitted on the bank's people once it is built.
+
+Some of their items are guessed twice: by the base with the task adapter, in a prompt that shows other items of the same
+person, and by neighbours and habit. What a text says by itself a model knows better, what it cannot know others do, and
+tasks differ in which of it an answer hangs on. The task adapter was trained on these very answers and so looks better
+here than on somebody new, for whom neighbours count more (`answer.neighbour_weight`). Trains and renders nothing.
+"""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mta_cli.events import Event, Note, Started, Step
+from mta_cli.pipeline.memory.knn import BESIDE, neighbours_of
+from store.records import Bank, Item
+
+if TYPE_CHECKING:
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.text.tasks import Task
+    from mta_cli.pipeline.bank.build import BankRequest, Candidate
+    from store.registry import Registry
+
+MOST = 256  # items that are guessed, of all people evenly
+PIECE = 32  # of them between two signs of life
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """An item to guess, and the other items of its person that are known meanwhile, as of somebody new."""
+
+    item: Item
+    shots: tuple[Item, ...]
+
+
+def weigh_neighbours(
+    reg: "Registry", bank: Bank, request: "BankRequest", pool: "Sequence[Candidate]", base: "LoadedBase | None" = None
+) -> Iterator[Event]:
+    """Fit and keep how much neighbours count beside the model of the bank that `request` and `pool` make.
+
+    Does nothing where that is known or the bank keeps none. `base`, which holds nothing, is loaded where it is not
+    given. Interrupted, it begins anew.
+    """
+    import numpy as np
+
+    bank, task = reg.banks.by_id(bank.id), request.task
+    known = neighbours_of(reg, bank, task) if bank.kernel is not None and BESIDE not in bank.config else None
+    if known is None:
+        return
+    from mta_cli.engine.lora.adapter import folded
+    from mta_cli.engine.memory.knn import STRENGTH, Kernel, fit_beside
+    from mta_cli.engine.memory.label_prior import habit
+    from mta_cli.pipeline.models.load import load
+    from mta_cli.pipeline.personalize.weights import load_weights
+
+    kept = [one.item_id for one in reg.neighbours.of_bank(bank.id) if one.output.strip() in task.labels]
+    place = {item: n for n, item in enumerate(kept)}
+    lessons = lessons_of([item for each in pool for item in each.items if item.id in place], bank.seed)
+    base = base if base is not None else load(request.base, request.machine, reg=reg)
+    with folded(base, load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None):
+        model = yield from _guessed(reg, base, task, lessons, request.prompt.history_items)
+    rates = known.rates.tolist()
+    habits = [habit([shot.output for shot in one.shots], task.labels, rates, STRENGTH) for one in lessons]
+    guessed = np.array([place[one.item.id] for one in lessons])
+    share = fit_beside(known, Kernel(**(bank.kernel or {})), guessed, np.array(habits), model)
+    reg.banks.set_config(bank.id, {**reg.banks.by_id(bank.id).config, BESIDE: share})
+    yield Note(f"Neighbours count {share:.2f} times beside the model, judged by {len(lessons)} items of the bank.")
+
+
+def lessons_of(items: Sequence[Item], seed: int) -> list[Lesson]:
+    """At most about `MOST` of `items`, of every person the same number, each with `SHOTS` others of its person."""
+    import numpy as np
+
+    from mta_cli.engine.memory.knn import SHOTS
+
+    rng, own = np.random.default_rng(seed), dict[int, list[Item]]()
+    for item in items:
+        own.setdefault(item.user_id, []).append(item)
+    people = [list(own.values())[n] for n in rng.permutation(len(own))[:MOST]]
+    found = []
+    for theirs in people:
+        for n in rng.permutation(len(theirs))[: max(1, MOST // len(people))]:
+            others = [item for item in theirs if item is not theirs[n]]
+            found.append(Lesson(theirs[n], tuple(others[i] for i in rng.permutation(len(others))[:SHOTS])))
+    return found
+
+
+def _guessed(
+    reg: "Registry", base: "LoadedBase", task: "Task", lessons: Sequence[Lesson], history_items: int
+) -> Generator[Event, None, list[list[float]]]:
+    """`return`s what the base as it is says of each label of each lesson [lessons, labels], nats."""
+    from mta_cli.engine.scoring.log_likelihood import NOBODY, likelihoods
+    from mta_cli.engine.scoring.prefix_tree import Fork
+    from mta_cli.pipeline.data.examples import Examples
+
+    shown: dict[int, list[int]] = {}
+    examples, found = Examples(reg, base, task, history_items, shown), list[list[float]]()
+    labels = tuple(tuple(examples.prompter.answer_ids(label)) for label in task.labels)
+    yield Started("weighing of neighbours", len(lessons), "items")
+    for start in range(0, len(lessons), PIECE):
+        began, forks = time.monotonic(), []
+        for one in lessons[start : start + PIECE]:
+            shown[one.item.user_id] = [shot.id for shot in one.shots]
+            history = examples.history(one.item.user_id, one.item.input, history_items)
+            forks.append(Fork(tuple(examples.prompter.prompt_ids(one.item.input, history)), labels))
+        found += likelihoods(base, forks, [NOBODY], [(n, 0) for n in range(len(forks))])
+        yield Step(task.name, len(found), seconds=time.monotonic() - began)
+    return found

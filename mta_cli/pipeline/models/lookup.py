@@ -1,0 +1,184 @@
+"""Models by name: which are here, which one a name means, whether they are whole, and taking them away.
+
+A name is an embedded default (`smollm2-135m-instruct`, `minilm-l6`), `hf:ORG/NAME[@REVISION]`, a registered folder's
+name, or the path of a folder. Knows no defaults; settings hand them in.
+"""
+
+import difflib
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.engine.model.checkpoint_files import model_files, sha256_file
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound
+from mta_cli.pipeline.models.catalog import PACKAGES
+from mta_cli.pipeline.models.manifest import (
+    MANIFEST,
+    ModelEntry,
+    as_folder,
+    describe_folder,
+    entry_of,
+    models_dir,
+    place_of,
+    read_manifest,
+)
+from mta_cli.pipeline.models.pull import clear_trash, missing_bytes, pull, register, trash_of
+from store.records import Base
+
+if TYPE_CHECKING:
+    from store.registry import Registry
+
+__all__ = [
+    "ModelEntry",
+    "faults_of",
+    "list_models",
+    "model_names",
+    "models_dir",
+    "pull",
+    "register",
+    "remember",
+    "removal",
+    "remove",
+    "resolve",
+    "verify",
+]
+
+
+def resolve(name_or_path: str, kind: str | None = None) -> ModelEntry:
+    """The model that `name_or_path` means, ready to load. `kind` (base or embedder) refuses the other one.
+
+    Raises NotFound with the command that pulls it, or IntegrityFault when files are missing.
+    """
+    entry = _find(name_or_path)
+    if kind is not None and entry.kind != kind:
+        raise BadInput(
+            f"{name_or_path} is {_article(entry.kind)}, not {_article(kind)}",
+            hint="mta model list shows what each one is",
+        )
+    return entry
+
+
+def list_models() -> list[ModelEntry]:
+    """Every model in the models directory, by name. One that is damaged or gone says so in `detail["fault"]`.
+
+    What a killed removal left is cleared away.
+    """
+    clear_trash()
+    return [_listed(place, manifest) for place, manifest in _manifests()]
+
+
+def model_names() -> list[str]:
+    """Names for completion: what is here and what could be pulled."""
+    here = [str(manifest["name"]) for _, manifest in _manifests()]
+    return sorted({*here, *PACKAGES})
+
+
+def removal(name: str) -> dict[str, Any]:
+    """What `remove` would take away: `{name, bytes, folder}`; `folder` is a registered folder, which would stay."""
+    place = place_of(name)
+    try:
+        manifest = read_manifest(place)
+    except IntegrityFault:  # a damaged one must be removable too
+        manifest = {"name": name}
+    if manifest is None or manifest["name"] != name:
+        raise _unknown(name)
+    size = sum((place / file).stat().st_size for file in model_files(place))
+    return {"name": name, "bytes": size, "folder": manifest.get("folder")}
+
+
+def remove(name: str) -> dict[str, Any]:
+    """Takes a model away and returns its `removal`. A registered folder loses its name only, never a file."""
+    gone = removal(name)
+    clear_trash()
+    trash = trash_of(name)
+    trash.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(place_of(name), trash)  # at once no longer a model, whatever happens next
+    shutil.rmtree(trash)
+    return gone
+
+
+def verify(name_or_path: str) -> list[str]:
+    """Everything about the model's files that is not as its manifest says, read in full; empty when all is well."""
+    return faults_of(_find(name_or_path))
+
+
+def faults_of(entry: ModelEntry) -> list[str]:
+    """The same for a model that was found."""
+    faults = []
+    for file, expected in entry.detail["files"].items():
+        path = entry.path / file
+        found = sha256_file(path) if path.is_file() else "no file"
+        if found != expected:
+            faults.append(f"{file}: expected sha256 {expected}, found {found}")
+    return faults
+
+
+def remember(reg: "Registry", *entries: ModelEntry) -> None:
+    """Write down in the store which models its adapters and profiles were made with."""
+    for entry in entries:
+        kept = ("source", "revision", "licence", "parameters", "dtype", "bytes")
+        detail = {key: entry.detail[key] for key in kept if key in entry.detail}
+        reg.models.put(Base(entry.fingerprint, entry.name, entry.kind, detail))
+
+
+def _find(name: str) -> ModelEntry:
+    place = place_of(name)
+    manifest = read_manifest(place)
+    if manifest is not None and manifest["name"] == name:
+        return _pulled(place, manifest)
+    path = None if name in PACKAGES or name.startswith("hf:") else as_folder(name)
+    if path is not None and path.is_dir():
+        return entry_of(path, describe_folder(path, str(path)))
+    raise _unknown(name)
+
+
+def _pulled(place: Path, manifest: dict[str, Any]) -> ModelEntry:
+    name = manifest["name"]
+    if "folder" in manifest:
+        path = Path(manifest["folder"])
+        if not path.is_dir():
+            raise NotFound(f"The folder of {name} is gone: {path}", hint=f"put it back, or mta model rm {name}")
+        return entry_of(path, describe_folder(path, name))
+    if missing_bytes(place, manifest):
+        raise IntegrityFault(f"{name} is incomplete in {place}", hint=f"mta model pull {name}")
+    return entry_of(place, manifest)
+
+
+def _listed(place: Path, manifest: dict[str, Any]) -> ModelEntry:
+    try:
+        return _pulled(place, manifest)
+    except MtaError as error:
+        path = Path(manifest.get("folder", place))
+        return ModelEntry(
+            manifest["name"], manifest.get("kind", "?"), path, manifest.get("fingerprint", ""), {"fault": error.message}
+        )
+
+
+def _manifests() -> list[tuple[Path, dict[str, Any]]]:
+    root, found = models_dir(), []
+    places = sorted(root.iterdir()) if root.is_dir() else []
+    for place in places:
+        if place.name.startswith(".") or not (place / MANIFEST).exists():
+            continue
+        try:
+            manifest = read_manifest(place)
+        except IntegrityFault:
+            manifest = {"name": place.name, "files": {"damaged manifest": ""}, "bytes": 1}
+        if manifest:
+            found.append((place, manifest))
+    return found
+
+
+def _unknown(name: str) -> NotFound:
+    if name in PACKAGES or name.startswith("hf:"):
+        return NotFound(f"{name} is not here yet", hint=f"mta model pull {name}")
+    if os.sep in name or name.startswith((".", "~")):
+        return NotFound(f"There is no model folder at {name[:200]!r}", hint="mta model list shows what is here")
+    near = difflib.get_close_matches(name, model_names(), n=3)
+    meant = f"did you mean {', '.join(near)}?" if near else "mta model list shows what is here"
+    return NotFound(f"There is no model {name[:200]!r}", hint=meant)
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"

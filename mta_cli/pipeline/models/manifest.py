@@ -1,0 +1,183 @@
+"""The models directory: where each model lies in it, and the manifest that says what the model is.
+
+A pulled model is `<slug>/` with its files and `mta-model.json`; a registered folder is `<slug>/mta-model.json` with the
+folder's path alone. Knows neither the network nor the registry.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mta_cli.engine.model import checkpoint_files as folders
+from mta_cli.errors import BadInput, IntegrityFault, MtaError
+from store.files import atomic_write, sweep
+
+MANIFEST = "mta-model.json"
+FILE_MODE, FOLDER_MODE = 0o644, 0o755
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model that is here. `kind` is base or embedder; `detail` is the manifest's other facts."""
+
+    name: str
+    kind: str
+    path: Path
+    fingerprint: str
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def models_dir() -> Path:
+    """`MTA_MODELS`, else the platform's cache directory. It need not exist; BadInput when it cannot."""
+    if given := os.environ.get("MTA_MODELS"):
+        try:
+            path = Path(given).expanduser()
+            path.exists()
+        except (OSError, RuntimeError) as error:  # too long, not ours to look at, the home of nobody
+            reason = getattr(error, "strerror", None) or error
+            raise BadInput(
+                f"MTA_MODELS cannot be used: {given!r:.200} ({reason})", hint="set MTA_MODELS to another directory"
+            ) from error
+        return path
+    from platformdirs import user_cache_path
+
+    return user_cache_path("mta") / "models"
+
+
+def slug(name: str) -> str:
+    """A file name for a model's name: letters, digits, dots, dashes and underscores only, never a dot in front."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "--", name).lstrip(".") or "--"
+    return plain if len(plain) <= 160 else f"{plain[:120]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def as_folder(name: str) -> Path | None:
+    """The existing file or folder that `name` is the path of, absolute; None when it is none."""
+    try:
+        path = Path(name).expanduser()
+        return path.resolve() if name and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, the home of nobody
+        return None
+
+
+def place_of(name: str) -> Path:
+    """Where the model of this name lies, or would."""
+    return models_dir() / slug(name)
+
+
+def read_manifest(place: Path) -> dict[str, Any] | None:
+    """The manifest in `place`; None when there is none. IntegrityFault when it cannot be read."""
+    try:
+        found = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise IntegrityFault(
+            f"{place / MANIFEST} cannot be read ({type(error).__name__})", hint=f"remove {place} and pull again"
+        ) from error
+    if not isinstance(found, dict) or not _is_whole(found):
+        raise IntegrityFault(f"{place / MANIFEST} is not a model's manifest", hint=f"remove {place} and pull again")
+    return found
+
+
+def _is_whole(manifest: dict[str, Any]) -> bool:
+    """Whether all is there that others read; of a folder's model, its path is all."""
+    if isinstance(manifest.get("folder"), str):
+        return isinstance(manifest.get("name"), str)
+    kinds = {"name": str, "kind": str, "fingerprint": str, "files": dict, "bytes": int}
+    return all(isinstance(manifest.get(key), kind) for key, kind in kinds.items())
+
+
+def write_manifest(place: Path, manifest: dict[str, Any]) -> None:
+    """Writes `mta-model.json` into `place`, whole or not at all. Raises BadInput or IntegrityFault where it cannot."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        sweep(place)
+        atomic_write(place / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+        (place / MANIFEST).chmod(FILE_MODE)
+    except OSError as error:
+        raise BadInput(
+            f"{place} cannot be written: {error.strerror or error}", hint="set MTA_MODELS to another directory"
+        ) from error
+
+
+def describe(path: Path, *, name: str, source: str, revision: str = "", licence: str = "") -> dict[str, Any]:
+    """The manifest of the model in `path`, which is checked and read in full. Raises when it is no safe model."""
+    folders.check_folder(path, thorough=True)
+    files = [file for file in folders.model_files(path) if file.name != MANIFEST]
+    digests = {file.as_posix(): folders.sha256_file(path / file) for file in files}
+    return {
+        "name": name,
+        "kind": "embedder" if (path / "modules.json").exists() else "base",
+        "source": source,
+        "revision": revision,
+        "licence": licence,
+        "fingerprint": folders.fingerprint(path, digests),
+        "parameters": folders.parameter_count(path),
+        "dtype": ",".join(folders.weight_dtypes(path)),
+        "bytes": sum((path / file).stat().st_size for file in files),
+        "files": digests,
+    }
+
+
+def describe_folder(path: Path, name: str, *, anew: bool = False) -> dict[str, Any]:
+    """`describe` for a person's own folder, remembered until a file's size or time changes, so that it stays fast.
+
+    Raises IntegrityFault for a folder that has changed since, unless it is to be described `anew`.
+    """
+    path = path.expanduser().resolve()
+    folders.require_folder(path)
+    signature = _signature(path)
+    memory = models_dir() / ".folders" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
+    known: dict[str, Any] | None = None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        remembered = json.loads(memory.read_text(encoding="utf-8"))
+        known = dict(remembered["manifest"])
+        if remembered["signature"] == signature:
+            return {**known, "name": name}
+    if known is not None and not anew:
+        _require_same(path, dict(known["files"]))
+    manifest = describe(path, name=name, source=f"folder:{path}")
+    with suppress(OSError, MtaError):  # a models directory that cannot be written only costs time
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        sweep(memory.parent)
+        atomic_write(memory, json.dumps({"signature": signature, "manifest": manifest}).encode())
+    return manifest
+
+
+def _require_same(path: Path, files: dict[str, str]) -> None:
+    """Raises IntegrityFault where one of the files is no longer what it was; others may have been added."""
+    for file, digest in files.items():
+        found = folders.sha256_file(path / file) if (path / file).is_file() else "no file"
+        if found != digest:
+            raise IntegrityFault(
+                f"{path / file} has changed since the folder became a model: sha256 {digest} then, {found} now",
+                hint=f"copy it again, or take the folder as it is: mta model pull {shlex.quote(str(path))}",
+            )
+
+
+def entry_of(path: Path, manifest: dict[str, Any]) -> ModelEntry:
+    """The entry that a manifest describes, with the folder that holds the files."""
+    known = {"name", "kind", "fingerprint"}
+    detail = {key: value for key, value in manifest.items() if key not in known}
+    return ModelEntry(manifest["name"], manifest["kind"], path, manifest["fingerprint"], detail)
+
+
+def check_name(name: str) -> str:
+    """`name` when it may be given to a folder; BadInput otherwise."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise BadInput(
+            f"{name[:120]!r} cannot be a model's name",
+            hint="letters, digits, dots, dashes and underscores, up to 100; --name NAME",
+        )
+    return name
+
+
+def _signature(path: Path) -> list[list[Any]]:
+    stats = ((file.as_posix(), (path / file).stat()) for file in folders.model_files(path))
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]

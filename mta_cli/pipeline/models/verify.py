@@ -1,0 +1,74 @@
+"""Whether what an answer rests on is what it was, looked at while libraries load: the model's files and the registry.
+
+Each is read once in a process. Rows have seals of their own (see the store), and adapters are verified whenever read.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import IntegrityFault
+
+if TYPE_CHECKING:
+    from mta_cli.pipeline.models.manifest import ModelEntry
+    from store.registry import Registry
+
+WHOLE = 100 * 10**6
+"""Bytes of the largest registry.db that is looked at whole before the first answer (about two seconds)."""
+
+_known: set[tuple[str, str]] = set()  # what this process has found sound: paths, and fingerprints of models
+
+
+@contextmanager
+def vouched(models: "Sequence[ModelEntry]" = (), reg: "Registry | None" = None) -> Iterator[None]:
+    """While the block runs, read what is given in full; after it, IntegrityFault says what is not as it was.
+
+    A block that fails for that reason fails with this one.
+    """
+    jobs: dict[tuple[str, str], Callable[[], None]] = {}
+    for model in models:
+        jobs[str(model.path), model.fingerprint] = _of_model(model)
+    if reg is not None and (reg.root / "registry.db").stat().st_size <= WHOLE:
+        jobs[str(reg.root), "registry"] = _of_registry(reg.root)
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="soundness") as pool:
+        waiting = {key: pool.submit(job) for key, job in jobs.items() if key not in _known}
+        try:
+            yield
+        except Exception:
+            _settle(waiting)
+            raise
+        _settle(waiting)
+
+
+def _settle(waiting: dict[tuple[str, str], Future[None]]) -> None:
+    for key, job in waiting.items():
+        job.result()
+        _known.add(key)
+
+
+def _of_model(model: "ModelEntry") -> Callable[[], None]:
+    def look() -> None:
+        from mta_cli.pipeline.models.lookup import faults_of
+
+        try:
+            faults = faults_of(model)
+        except OSError as error:
+            faults = [f"{error.filename} cannot be read: {error.strerror}"]
+        if faults:
+            folder = model.detail.get("source", "").startswith("folder:")
+            mend = "copy the folder again" if folder else f"mta model rm {model.name}, then mta model pull {model.name}"
+            raise IntegrityFault(f"The model {model.name} is damaged: {faults[0]}", hint=mend)
+
+    return look
+
+
+def _of_registry(root: Path) -> Callable[[], None]:
+    def look() -> None:
+        from store.integrity.check import structure_faults
+
+        if faults := structure_faults(root):
+            raise IntegrityFault(faults[0], hint="mta doctor --repair")
+
+    return look

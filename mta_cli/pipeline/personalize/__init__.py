@@ -1,0 +1,4 @@
+"""One user's model: fuse anchors, adapt a stack, read the weights, export them.
+
+Read `fuse`, `adapt`, `weights`, `export` in this order.
+"""

@@ -1,0 +1,176 @@
+"""A user's model as one PEFT adapter folder: task adapter, fusion and stack with their ranks concatenated.
+
+PEFT and vLLM load the folder as it is. Loads no model itself; names nobody in what it writes.
+"""
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import NotFound
+from mta_cli.events import Done, Event, Note, Saved
+from mta_cli.pipeline.chat.answer import home_task
+from mta_cli.pipeline.data.tasks import find_task
+from mta_cli.pipeline.personalize.weights import Source, best_mode, personal_weights
+from mta_cli.pipeline.users.export_folder import free_folder, remembered, write_folder
+
+if TYPE_CHECKING:
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.text.tasks import Task
+    from mta_cli.pipeline.models.lookup import ModelEntry
+    from store.records import User
+    from store.registry import Registry
+
+WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+_HUB = re.compile(r"hf:(?P<repository>[^@]+)(?:@(?P<revision>.+))?")
+
+
+def export_user(
+    reg: "Registry",
+    base_entry: "ModelEntry",
+    user: "User",
+    task: str | None,
+    to: Path,
+    *,
+    mode: str | None = None,
+    rank: int | None = None,
+    replace: bool = False,
+) -> Iterator[Event]:
+    """Write the user's most personal model (or that of `mode`) to the folder `to`, which appears whole or not at all.
+
+    `rank` reduces it to the nearest adapter of that rank. A folder that holds something is refused unless `replace`;
+    then the adapter's own files in it are replaced.
+    """
+    target = free_folder(
+        to, "an adapter", replace=replace,
+        hint="Name another folder with --to, or replace the adapter in it with --yes.",
+    )  # fmt: skip
+    name = home_task(reg, user, task, base_entry.fingerprint)
+    mode = mode or best_mode(reg, user, name, base_entry.fingerprint)
+    if mode == "base":
+        raise NotFound(
+            f"{user.name} has no fusion for {name} on {base_entry.name}, so there is nothing to export.",
+            hint=f"mta user fuse {shlex.quote(user.name)} --task {name}",
+        )
+    weights, source = personal_weights(reg, base_entry.fingerprint, user, name, mode)
+    if weights is None:
+        raise NotFound(f"{user.name}'s model for {name} is the base itself: there is nothing to export.")
+    padded = uniform((yield from _reduced(weights, rank)))
+    digest = content_digest(padded)
+    about = _about(base_entry, name, source, digest)
+    files = {
+        WEIGHTS: padded.to_bytes(about),
+        CONFIG: _json(peft_config(padded, base_entry)),
+        CARD: _card(base_entry, find_task(reg, name), padded.rank).encode(),
+    }
+    with remembered(reg, user, target, "adapter"):
+        write_folder(target, files, "The adapter")
+    yield Saved("adapter folder", str(target), f"rank {padded.rank}")
+    yield Done(
+        {
+            "user": user.name,
+            "to": str(target),
+            "task": name,
+            "base": base_entry.fingerprint,
+            "source": source.as_json(),
+            "rank": padded.rank,
+            "modules": len(padded.factors),
+            "bytes": sum(len(content) for content in files.values()),
+            "digest": digest,
+        }
+    )
+
+
+def _reduced(weights: "LoraWeights", rank: int | None) -> Generator[Event, None, "LoraWeights"]:
+    """The nearest weights of that rank, where theirs is higher; says what is lost."""
+    from mta_cli.engine.lora.merge import compress
+
+    if rank is None or rank >= weights.rank:
+        return weights
+    small = compress(weights, rank)
+    lost = 1 - (small.norm() / weights.norm()) ** 2 if weights.norm() else 0.0
+    yield Note(f"Rank {weights.rank} was reduced to {rank}: {max(lost, 0.0):.1%} of the change's energy is lost.")
+    return small
+
+
+def uniform(weights: "LoraWeights") -> "LoraWeights":
+    """The same ΔW with one rank in every module and scale 1: missing ranks are zeros.
+
+    Readers differ in whether they honour a rank per module; all of them read one rank.
+    """
+    import torch
+
+    from mta_cli.engine.lora.adapter import LoraWeights
+
+    rank, factors = weights.rank, {}
+    for path, (a, b) in weights.factors.items():
+        lacking = rank - a.shape[0]
+        wide = torch.nn.functional.pad(weights.scale * b.float(), (0, lacking))  # [out, rank]
+        factors[path] = (torch.nn.functional.pad(a.float(), (0, 0, 0, lacking)), wide)
+    return LoraWeights(factors, 1.0, weights.placement)
+
+
+def content_digest(weights: "LoraWeights") -> str:
+    """SHA-256 over module names and factors, so that a reader can tell the content from the file around it."""
+    digest = hashlib.sha256()
+    for path, (a, b) in sorted(weights.factors.items()):
+        digest.update(f"{path}\0{tuple(a.shape)}\0{tuple(b.shape)}\0".encode())
+        for tensor in (a, b):
+            digest.update(tensor.float().contiguous().numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def peft_config(weights: "LoraWeights", entry: "ModelEntry") -> dict[str, Any]:
+    """`adapter_config.json`: alpha equals the rank, so PEFT's scale is 1; modules are named by their whole paths."""
+    hub = _HUB.fullmatch(entry.name)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": hub["repository"] if hub else str(entry.path),
+        "revision": hub["revision"] if hub else None,
+        "r": weights.rank,
+        "lora_alpha": weights.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted(weights.factors),
+    }
+
+
+def _about(entry: "ModelEntry", task: str, source: Source, digest: str) -> dict[str, Any]:
+    """What the file says of itself. Neither the user nor the anchors are named: the folder travels."""
+    return {
+        "digest": digest,
+        "base": entry.fingerprint,
+        "base_name": _about_base(entry),
+        "task": task,
+        "mode": source.mode,
+        "bank": source.bank,
+        "bank_version": source.version,
+    }
+
+
+def _about_base(entry: "ModelEntry") -> str:
+    return entry.name if _HUB.fullmatch(entry.name) else Path(entry.name).name
+
+
+def _card(entry: "ModelEntry", task: "Task", rank: int) -> str:
+    """How to ask this adapter: the messages it was trained under, for readers that know nothing of mta."""
+    from mta_cli.engine.text.tasks import DEFAULT_SYSTEM
+
+    system = [] if task.system == DEFAULT_SYSTEM else [{"role": "system", "content": task.system}]
+    messages = [*system, {"role": "user", "content": task.prompt}]
+    return (
+        f"---\nlibrary_name: peft\ntags: [lora]\n---\n\nA LoRA of rank {rank} for {_about_base(entry)}, fingerprint "
+        f"`{entry.fingerprint}`.\n\nIt was trained under the base's own chat template with these messages, `{{input}}` "
+        f"being the question:\n\n```json\n{json.dumps(messages, indent=2, ensure_ascii=False)}\n```\n"
+    )
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,179 @@
+"""What a person's model is made of: task adapter + fusion + stack, joined exactly. Trains nothing.
+
+`W_u = W + s_t B_t A_t + Σ w_a s_a B_a A_a + s_u B_u A_u`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageFault
+from store.records import Anchor, Bank, Share, Stack, User
+
+if TYPE_CHECKING:
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from store.registry import Registry
+
+MODES = ("base", "fused", "adapted")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an answer came from."""
+
+    mode: str
+    bank: str | None = None
+    version: int | None = None
+    anchors: tuple[str, ...] = field(default_factory=tuple)
+
+    def as_json(self) -> dict[str, Any]:
+        """The record that stands beside an answer."""
+        return {"mode": self.mode, "bank": self.bank, "version": self.version, "anchors": list(self.anchors)}
+
+
+def load_weights(reg: "Registry", digest: str, base: str) -> "LoraWeights":
+    """An adapter from the store, its file verified and its base compared with `base` (a fingerprint)."""
+    from mta_cli.engine.lora.adapter import LoraWeights
+
+    return LoraWeights.from_file(reg.adapters.path(digest, base=base))
+
+
+def stack_weights(reg: "Registry", stack: Stack, base: str) -> "LoraWeights":
+    """A user's stack: their own adapter, or their numbers between the factors of the bank's basis."""
+    from mta_cli.engine.lora.lora_xs import unpack_core
+
+    weights = load_weights(reg, stack.digest, base)
+    return weights if stack.numbers is None else unpack_core(weights, stack.numbers)
+
+
+def current_bank(reg: "Registry", task: str, base: str) -> Bank:
+    """The newest ready bank of a task. NotFound when there is none; IntegrityFault when all are for other bases."""
+    bank = reg.banks.latest(task, base)
+    if bank is not None:
+        return bank
+    other = reg.banks.latest(task)
+    if other is not None:
+        raise IntegrityFault(
+            f"Bank {other.name} v{other.version} was built for another base: {other.base}, and this base is {base}.",
+            hint=f"mta bank build --task {task}, or choose the other base with --base",
+        )
+    raise NotFound(f"There is no bank for task {task}.", hint=f"mta bank build --task {task}")
+
+
+def users_task(reg: "Registry", user: User, task: str | None) -> str:
+    """The task that is meant: `task`, or the user's only one. UsageFault when there are several, NotFound when none."""
+    if task is not None:
+        return task
+    known = [name for name, _, _ in reg.users.tasks_of(user.id)]
+    if len(known) == 1:
+        return known[0]
+    if known:
+        raise UsageFault(f"{user.name} has items in several tasks: {', '.join(known)}.", hint="say which with --task")
+    raise NotFound(f"{user.name} has no items yet.", hint="mta user add NAME --history FILE, or --task NAME")
+
+
+def anchor_label(anchor: Anchor) -> str:
+    """The name shown for an anchor; forgotten people have none."""
+    return anchor.user if anchor.user is not None else f"(forgotten #{anchor.id})"
+
+
+def task_part(reg: "Registry", task: str, base: str) -> "tuple[LoraWeights, ...]":
+    """The task adapter of the task's current bank; nothing where the bank has none."""
+    bank = current_bank(reg, task, base)
+    return (load_weights(reg, bank.task_adapter, bank.base),) if bank.task_adapter else ()
+
+
+def anchor_parts(
+    reg: "Registry", bank: Bank, shares: Sequence[Share]
+) -> "tuple[list[tuple[LoraWeights, float]], tuple[str, ...]]":
+    """The weighted anchors of a recipe, ready to merge, and their names. IntegrityFault when the bank lacks one."""
+    parts: list[tuple[LoraWeights, float]] = []
+    anchors = {anchor.id: anchor for anchor in reg.banks.anchors(bank.id)}
+    names = []
+    for share in shares:
+        anchor = anchors.get(share.anchor_id)
+        if anchor is None or anchor.digest is None:
+            raise IntegrityFault(
+                f"A recipe names anchor {share.anchor_id}, which bank {bank.name} v{bank.version} does not have.",
+                hint="mta user fuse USER",
+            )
+        parts.append((load_weights(reg, anchor.digest, bank.base), share.weight))
+        if share.weight != 0.0:
+            names.append(anchor_label(anchor))
+    return parts, tuple(names)
+
+
+def best_mode(reg: "Registry", user: User | None, task: str, base: str) -> str:
+    """The most personal model there is for this user: adapted, fused or base."""
+    bank = reg.banks.latest(task, base)
+    if user is None or bank is None:
+        return "base"
+    if reg.stacks.get(user.id, task, bank.id) is not None:
+        return "adapted"
+    return "fused" if reg.recipes.get(user.id, task, bank.id) is not None else "base"
+
+
+def parts_above(
+    reg: "Registry", base: str, user: User | None, task: str, mode: str
+) -> "tuple[tuple[LoraWeights, ...], Source]":
+    """What `mode` lays above the task adapter for a user: fusion and stack, merged exactly where they act on the same
+    tokens, so one part for each kind of token position.
+
+    Raises NotFound when the user has no such model yet.
+    """
+    if mode == "base" or user is None:
+        return (), Source("base")
+    from mta_cli.engine.lora.merge import merge
+    from store.tables.recipes_and_stacks import unpack_shares
+
+    bank = current_bank(reg, task, base)
+    recipe = reg.recipes.get(user.id, task, bank.id)
+    stack = reg.stacks.get(user.id, task, bank.id)
+    if mode == "adapted" and stack is None:
+        raise NotFound(f"{user.name} has no stack for task {task}.", hint=f"mta user adapt {user.name} --task {task}")
+    if mode == "fused" and recipe is None:
+        raise NotFound(f"{user.name} has no recipe for task {task}.", hint=f"mta user fuse {user.name} --task {task}")
+    # A stack was trained on the recipe of its day; a newer recipe must not slip under it.
+    shares = unpack_shares(stack.recipe) if mode == "adapted" and stack else recipe.shares if recipe else ()
+    parts, names = anchor_parts(reg, bank, shares)
+    if mode == "adapted" and stack is not None:
+        parts.append((stack_weights(reg, stack, bank.base), 1.0))
+    kinds = dict.fromkeys(part.placement.late for part, _ in parts)
+    merged = (merge([(part, w) for part, w in parts if part.placement.late == kind]) for kind in kinds)
+    return tuple(part for part in merged if part is not None), Source(mode, bank.name, bank.version, names)
+
+
+def folded_and_late(
+    reg: "Registry", base: str, user: User | None, task: str, mode: str
+) -> "tuple[LoraWeights | None, LoraWeights | None, Source]":
+    """A user's model as two exact merges: what acts on all tokens, the task adapter in it, and what on late ones only.
+
+    None is nothing. Raises NotFound when the user has no such model yet, IntegrityFault when late parts differ in where
+    they begin.
+    """
+    from mta_cli.engine.lora.merge import merge
+
+    parts, source = parts_above(reg, base, user, task, mode)
+    if source.bank is None:
+        return None, None, source
+    parts = (*task_part(reg, task, base), *parts)
+    everywhere = merge([(part, 1.0) for part in parts if part.placement.late is None])
+    return everywhere, merge([(part, 1.0) for part in parts if part.placement.late is not None]), source
+
+
+def personal_weights(
+    reg: "Registry", base: str, user: User | None, task: str, mode: str
+) -> "tuple[LoraWeights | None, Source]":
+    """The LoRA that makes the base (a fingerprint) into this user's model, as one exact merge; None is the base itself.
+
+    Raises NotFound when the user has no such model yet, BadInput when no single LoRA is their model: some of it acts on
+    late tokens only.
+    """
+    weights, late, source = folded_and_late(reg, base, user, task, mode)
+    if late is not None:
+        raise BadInput(
+            f"The {mode} model of {user.name if user else 'nobody'} acts on late tokens only; a single adapter, as "
+            "PEFT has it, acts on all tokens.",
+            hint="Build the bank and the stacks with --placement upper.",
+        )
+    return weights, source

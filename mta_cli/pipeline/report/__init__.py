@@ -1,0 +1,1 @@
+"""Reports of evaluations: tables, charts and a page in HTML."""

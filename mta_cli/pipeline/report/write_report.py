@@ -1,0 +1,162 @@
+"""Reports of evaluations as Markdown and as one self-contained HTML page, from result documents alone.
+
+The page has no script and loads nothing. Names are hostile: control characters are stripped, and no character of a
+name is markup. Knows neither the store's rows nor the terminal.
+"""
+
+import html as markup
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import quote
+
+from mta_cli.errors import BadInput
+from mta_cli.pipeline.report import charts
+from mta_cli.pipeline.report.blocks import Block, Cell, Fold, Heading, Sentences, Table, all_charts, blocks, title
+from mta_cli.pipeline.report.charts import Chart
+from mta_cli.pipeline.report.files import write
+from mta_cli.pipeline.report.results import Document, slug
+from mta_cli.pipeline.report.style import SVG
+from mta_cli.printable import clean_line
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+# What Markdown would read as more than a character: the start of code, emphasis, a cell's end, a link's middle, a tag.
+_SPECIAL = re.compile(r"[\\`*|~$#]|\](?=[(\[:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|<(?!\s)|&(?=[#\w])")
+
+
+def markdown(documents: Sequence[Document], images: Mapping[str, str]) -> str:
+    """The report in Markdown. `images` maps a chart's name to the address of its picture; others are left out.
+
+    Raises BadInput when there is no document.
+    """
+    return "\n\n".join(_markdown(blocks(_some(documents)), images)) + "\n"
+
+
+def html(documents: Sequence[Document]) -> str:
+    """The report as one HTML page with its style and its charts inside. Raises BadInput when there is no document."""
+    made = blocks(_some(documents))
+    head = (
+        '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f"<title>{_escaped(title(documents))}</title>\n<style>\n{_style()}</style>"
+    )
+    body = "\n".join([_html(made[0]), _contents(made), *map(_html, made[1:])])
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n'
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def write_reports(documents: Sequence[Document], folder: Path) -> list[Path]:
+    """Write report.md, report.html, report.json (the documents) and a PNG for each chart into `folder`.
+
+    Returns their paths in this order.
+
+    Everything is made before anything is written, and each file is written whole or not at all. Raises BadInput when
+    there is no document or the folder cannot be written.
+    """
+    drawn = {chart.name: charts.png(chart) for chart in all_charts(blocks(_some(documents)))}
+    images = {name: f"{name}.png" for name in drawn}
+    pages = {
+        "report.md": markdown(documents, images), "report.html": html(documents),
+        "report.json": json.dumps(list(documents), indent=1, ensure_ascii=False) + "\n",
+    }  # fmt: skip
+    pictures = [write(folder / images[name], content) for name, content in drawn.items()]
+    return [*(write(folder / name, text.encode()) for name, text in pages.items()), *pictures]
+
+
+def _some(documents: Sequence[Document]) -> Sequence[Document]:
+    if not documents:
+        raise BadInput("There is no evaluation to report.", hint="mta eval list")
+    return documents
+
+
+def _escaped(text: str) -> str:
+    return markup.escape(clean_line(text))
+
+
+def _style() -> str:
+    return (files("mta_cli.pipeline.report") / "page.css").read_text(encoding="utf-8")
+
+
+def _contents(made: Sequence[Block]) -> str:
+    """Links to the tasks, when there are several."""
+    tasks = [block for block in made if isinstance(block, Heading) and block.anchor]
+    links = (f'<li><a href="#{task.anchor}">{_escaped(task.text)}</a></li>' for task in tasks)
+    return f"<nav><ul>{''.join(links)}</ul></nav>" if len(tasks) > 1 else ""
+
+
+def _html(block: Block) -> str:
+    if isinstance(block, Heading):
+        anchor = f' id="{block.anchor}"' if block.anchor else ""
+        return f"<h{block.level}{anchor}>{_escaped(block.text)}</h{block.level}>"
+    if isinstance(block, Sentences):
+        return f"<p>{_escaped(block.text)}</p>"
+    if isinstance(block, Table):
+        return _html_table(block)
+    if isinstance(block, Fold):
+        inner = "\n".join(map(_html, block.blocks))
+        return f"<details>\n<summary>{_escaped(block.title)}</summary>\n{inner}\n</details>"
+    drawn = charts.svg(block).replace(f' xmlns="{SVG}"', "", 1)
+    return f"<figure>\n{drawn}\n<figcaption>{_escaped(block.caption)}</figcaption>\n</figure>"
+
+
+def _html_table(table: Table) -> str:
+    def classes(index: int, cell: Cell | None = None) -> str:
+        found = ["number"] if index in table.right else []
+        found += [slug(cell.tone)] if cell is not None and cell.tone else []
+        return f' class="{" ".join(found)}"' if found else ""
+
+    head = "".join(f'<th scope="col"{classes(i)}>{_escaped(name)}</th>' for i, name in enumerate(table.columns))
+    body = []
+    for row in table.rows:
+        cells = (f"<td{classes(i, cell)}>{_html_cell(cell)}</td>" for i, cell in enumerate(row[1:], 1))
+        marked = ' class="reference"' if row[0].text == table.marked else ""
+        body.append(f'<tr{marked}><th scope="row">{_escaped(row[0].text)}</th>{"".join(cells)}</tr>')
+    rows = "\n".join(body)
+    caption = f"\n<caption>{_escaped(table.title)}</caption>" if table.title else ""
+    return (
+        f'<div class="wide"><table>{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>'
+    )
+
+
+def _html_cell(cell: Cell) -> str:
+    return f"<strong>{_escaped(cell.text)}</strong>" if cell.strong else _escaped(cell.text)
+
+
+def _markdown(made: Iterable[Block], images: Mapping[str, str]) -> Iterable[str]:
+    for block in made:
+        if isinstance(block, Heading):
+            yield f"{'#' * block.level} {_plain(block.text)}"
+        elif isinstance(block, Sentences):
+            yield _plain(block.text)
+        elif isinstance(block, Table):
+            yield _markdown_table(block)
+        elif isinstance(block, Fold):
+            yield f"**{_plain(block.title)}**"
+            yield from _markdown(block.blocks, images)
+        elif block.name in images:
+            yield _picture(block, images[block.name])
+
+
+def _picture(chart: Chart, address: str) -> str:
+    caption = _plain(chart.caption)
+    return f"![{re.sub(r'[][]', '', caption)}]({quote(address, safe='/:.')})\n\n{caption}"
+
+
+def _markdown_table(table: Table) -> str:
+    rules = ("---:" if i in table.right else "---" for i in range(len(table.columns)))
+    title = f"**{_plain(table.title)}**\n\n" if table.title else ""
+    lines = [map(_plain, table.columns), rules, *(map(_markdown_cell, row) for row in table.rows)]
+    return title + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return f"**{_plain(cell.text)}**" if cell.strong else _plain(cell.text)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return _SPECIAL.sub(lambda found: f"\\{found.group()}", clean_line(text))

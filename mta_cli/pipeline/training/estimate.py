@@ -1,0 +1,126 @@
+"""What a training will cost on this machine, before it starts: from earlier trainings of the same base and
+placement, else a guess.
+
+The guess measures one matrix product and counts: a frozen base with LoRAs costs about 4 operations per parameter and
+token (forward, and backward by the activations).
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mta_cli.events import PlanLine
+from mta_cli.options import Machine
+
+if TYPE_CHECKING:
+    from mta_cli.pipeline.models.lookup import ModelEntry
+    from store.registry import Registry
+
+RECENT = 8  # adapters whose speed is averaged
+SHARE = {"float32": 0.5}  # of the bare matrix rate, reached in training a small transformer on a CPU
+HALF_SHARE = 0.25  # the same in 16 bits, where more time goes into what is no matrix product: .1 to .45 by the machine
+FASTER = {"all": 1.0, "upper": 2.0, "late": 20.0}  # than all layers, where nothing was measured yet
+RUNTIME = 0.7e9  # bytes that the libraries themselves occupy
+ACTIVATIONS = 100.0  # bytes per token and root of the parameters: 1.2 MB a token for 135M
+KEPT = 0.7  # the same for states that are kept for later steps of late parts: 8 kB a token for 135M
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """At most `count` tokens that adapters of one `placement` learn from, on one device `alone` or on all."""
+
+    count: int
+    placement: str
+    alone: bool = False
+
+
+def cost_lines(
+    reg: "Registry", base: "ModelEntry", machine: Machine, tokens: Sequence[Tokens], step: int
+) -> tuple[PlanLine, ...]:
+    """Tokens, memory and time of a plan whose steps have `step` tokens, with where the speed is known from."""
+    from mta_cli.engine.model.load import dtype_name, resolve_devices
+
+    devices = resolve_devices(machine.device, machine.dtype)
+    dtype = dtype_name(machine.dtype, machine.device)
+    parameters, busy = base.detail.get("parameters", 0), [each for each in tokens if each.count]
+    rates = {each.placement: known_rate(reg, base.fingerprint, dtype, each.placement) for each in busy}
+    guess = 0.0
+    if None in rates.values():
+        guess = SHARE.get(dtype, HALF_SHARE) * matrix_rate(machine.device, dtype) / (4.0 * max(parameters, 1))
+    seconds = sum(
+        each.count / (1 if each.alone else len(devices)) / (rates[each.placement] or guess * FASTER[each.placement])
+        for each in busy
+    )
+    gigabytes = memory(parameters, sum(each.count for each in busy if each.placement == "late"), step, dtype)
+    return (
+        PlanLine("tokens", f"at most {sum(each.count for each in busy):,}"),
+        PlanLine("memory", f"about {gigabytes:.1f} GB{' on each device' if len(devices) > 1 else ''}"),
+        PlanLine("time", f"about {duration(seconds)}", "a matrix product" if guess else "earlier trainings"),
+    )
+
+
+def duration(seconds: float) -> str:
+    """In words."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
+
+
+def memory(parameters: int, kept_tokens: int, step: int, dtype: str) -> float:
+    """Gigabytes of a training with `step` tokens at once, and states of `kept_tokens` as far as there is room."""
+    from mta_cli.engine.model.activation_cache import KEEP
+
+    weights = parameters * (4 if dtype == "float32" else 2) * 2  # the folded originals are kept beside them
+    kept = min(KEEP, KEPT * kept_tokens * math.sqrt(parameters))
+    return (RUNTIME + weights + ACTIVATIONS * step * math.sqrt(parameters) + kept) / 1e9
+
+
+def known_rate(reg: "Registry", base: str, dtype: str, placement: str) -> float | None:
+    """Tokens per second of the latest adapters of this base, format and placement; None before the first."""
+    from mta_cli.engine.lora.adapter import Placement
+
+    alike = [each for each in reg.adapters.placements(base) if Placement.parse(each).name == placement]
+    latest = reg.adapters.latest(base, dtype, alike, RECENT)
+    return sum(a.tokens for a in latest) / sum(a.seconds for a in latest) if latest else None
+
+
+def matrix_rate(device: str, dtype: str, rows: int = 512, width: int = 1024) -> float:
+    """Operations per second of a product of rows × width with width × width numbers, the fastest of five."""
+    import torch
+
+    from mta_cli.engine.model.load import resolve_device, resolve_dtype
+
+    place = resolve_device(device)
+    number = resolve_dtype(dtype, place)
+    a = torch.randn(rows, width, device=place).to(number)
+    b = torch.randn(width, width, device=place).to(number)
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        float((a @ b)[0, 0])  # reading a number waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * rows * width * width / best
+
+
+def require_device(machine: Machine) -> None:
+    """Raises UsageFault where this machine lacks the device, or the device the number format."""
+    from mta_cli.engine.model.load import resolve_devices
+
+    resolve_devices(machine.device, machine.dtype)
+
+
+def times_slower(machine: Machine) -> float:
+    """How many times longer a small product takes in the machine's number format than in float32; 1 but on a CPU.
+
+    A CPU without arithmetic in a format of 16 bits emulates it, which may take tens of times as long.
+    """
+    if machine.dtype in ("auto", "float32"):
+        return 1.0
+    from mta_cli.engine.model.load import resolve_device
+
+    if resolve_device(machine.device).type != "cpu":
+        return 1.0
+    exact, own = (matrix_rate(machine.device, dtype, 128, 512) for dtype in ("float32", machine.dtype))
+    return exact / own

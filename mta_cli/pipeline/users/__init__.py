@@ -1,0 +1,1 @@
+"""Users: describe, list, consent, export their data, forget them."""

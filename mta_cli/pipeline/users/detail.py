@@ -1,0 +1,229 @@
+"""One person as a detail pane shows them: history, anchors near them, recipe, training, results, runs.
+
+Everything as plain values, read from the store and computed without numpy: a look at somebody loads nothing heavy.
+Knows no terminal and no SQL.
+"""
+
+import contextlib
+import operator
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import NotFound
+from mta_cli.pipeline.personalize.weights import anchor_label
+
+if TYPE_CHECKING:
+    from store.records import Anchor, Bank, Item, Recipe, Run, Stack, User
+    from store.registry import Registry
+    from store.tables.predictions import OwnAnswer
+
+RESTED = ("evidence", "learned")  # ways of weighing that leave a share to the task adapter alone
+RUNS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Near:
+    """An anchor beside a person: cosine of both profiles where both are known, and its weight in their recipe."""
+
+    anchor_id: int
+    name: str
+    stale: bool
+    similarity: float | None
+    weight: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How one method did for one person: `value` is a mean over `answers`, in the task's main metric."""
+
+    method: str
+    value: float
+    answers: int
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the newest evaluation of the task with answers for this person found of them."""
+
+    evaluation: int
+    metric: str
+    methods: tuple[Measured, ...]
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody, for one task: `held` is what they have as (task, items, queries).
+
+    `bank` is the task's newest that is ready; recipe, stack and `near` are about it, the nearest anchors first.
+    `rest` is the share of the task adapter alone in the recipe. `losses` are those of their last adaptation, by step.
+    """
+
+    user: "User"
+    task: str | None
+    held: tuple[tuple[str, int, int], ...]
+    status: str
+    bank: "Bank | None"
+    near: tuple[Near, ...]
+    recipe: "Recipe | None"
+    rest: float | None
+    stack: "Stack | None"
+    losses: tuple[float, ...]
+    results: Results | None
+    runs: "tuple[Run, ...]"
+
+    @property
+    def items(self) -> int:
+        """How many history items they have of the task."""
+        return sum(items for task, items, _ in self.held if task == self.task)
+
+    @property
+    def queries(self) -> int:
+        """How many held-out queries they have of the task."""
+        return sum(queries for task, _, queries in self.held if task == self.task)
+
+
+def look_at(reg: "Registry", name: str, task: str | None = None) -> Person:
+    """A person for a task, or for the one that they have most items of. Raises NotFound."""
+    user = reg.users.get(name)
+    held = tuple(reg.users.tasks_of(user.id))
+    task = task if task is not None else held[0][0] if held else None
+    bank = reg.banks.latest(task) if task is not None else None
+    anchors = reg.banks.anchors(bank.id) if bank is not None else []
+    recipe = reg.recipes.get(user.id, bank.task, bank.id) if bank is not None else None
+    stack = reg.stacks.get(user.id, bank.task, bank.id) if bank is not None else None
+    runs = reg.runs.of_person(user.name)
+    return Person(
+        user, task, held, _status(user, anchors, recipe, stack), bank, _near(reg, user, bank, anchors, recipe), recipe,
+        _rest(recipe), stack, _losses(reg, runs, task), _results(reg, user, task), tuple(runs[:RUNS_SHOWN]),
+    )  # fmt: skip
+
+
+def history(reg: "Registry", name: str, task: str, offset: int = 0, limit: int = 20) -> "list[Item]":
+    """At most `limit` of a person's items of a task, newest first, from place `offset` on. Raises NotFound."""
+    offset, limit = max(0, offset), max(0, limit)
+    newest = reg.items.recent(reg.users.get(name).id, task, offset + limit)
+    return newest[::-1][offset:]
+
+
+def _status(user: "User", anchors: "Sequence[Anchor]", recipe: "Recipe | None", stack: "Stack | None") -> str:
+    if stack is not None:
+        return "adapted"
+    if recipe is not None:
+        return "fused"
+    return "anchor" if any(anchor.user_id == user.id for anchor in anchors) else "new"
+
+
+def _near(
+    reg: "Registry", user: "User", bank: "Bank | None", anchors: "Sequence[Anchor]", recipe: "Recipe | None"
+) -> tuple[Near, ...]:
+    """Every anchor, the most similar first; those of unknown similarity last, by weight."""
+    if bank is None:
+        return ()
+    cosines = _cosines(reg, user, bank, anchors)
+    shares = {share.anchor_id: share for share in recipe.shares} if recipe is not None else {}
+    near = []
+    for anchor in anchors:
+        share = shares.get(anchor.id)
+        similarity = cosines.get(anchor.id, share.similarity if share is not None else None)
+        weight = share.weight if share is not None else None
+        near.append(Near(anchor.id, anchor_label(anchor), anchor.stale, similarity, weight))
+    return tuple(sorted(near, key=lambda one: (one.similarity is None, -(one.similarity or 0.0), -(one.weight or 0.0))))
+
+
+def _cosines(reg: "Registry", user: "User", bank: "Bank", anchors: "Sequence[Anchor]") -> dict[int, float]:
+    """Cosines of the person's profile and the anchors', by anchor number."""
+    ids = [user.id, *(anchor.user_id for anchor in anchors if anchor.user_id is not None)]
+    vectors = {number: _vector(total) for number, total in reg.profiles.totals(bank.task, bank.embedder, ids)}
+    own = vectors.get(user.id)
+    if own is None:
+        return {}
+    found = {}
+    for anchor in anchors:
+        other = vectors.get(anchor.user_id) if anchor.user_id is not None else None
+        if other is not None and len(other) == len(own):
+            lengths = (_dot(own, own) * _dot(other, other)) ** 0.5
+            found[anchor.id] = _dot(own, other) / lengths if lengths > 0 else 0.0
+    return found
+
+
+def _vector(total: bytes) -> "array[float]":
+    import sys
+
+    vector = array("f", total[: len(total) // 4 * 4])
+    if sys.byteorder == "big":
+        vector.byteswap()
+    return vector
+
+
+def _dot(left: "array[float]", right: "array[float]") -> float:
+    return float(sum(map(operator.mul, left, right)))
+
+
+def _rest(recipe: "Recipe | None") -> float | None:
+    """What the recipe leaves to the task adapter alone; None where its weights do not say so."""
+    if recipe is None or recipe.method not in RESTED:
+        return None
+    return 1.0 - sum(share.weight for share in recipe.shares)
+
+
+def _losses(reg: "Registry", runs: "Sequence[Run]", task: str | None) -> tuple[float, ...]:
+    """The losses of the last adaptation for the task that took steps."""
+    for run in runs:
+        if run.kind == "user adapt" and run.config.get("task") in (task, None):
+            losses = tuple(step.loss for step in reg.runs.steps(run.id) if step.loss is not None)
+            if losses:
+                return losses
+    return ()
+
+
+def _results(reg: "Registry", user: "User", task: str | None) -> Results | None:
+    number = reg.evaluations.cells.newest_of(user.id, task) if task is not None else None
+    if task is None or number is None:
+        return None
+    chosen = reg.evaluations.get(number).result.get("settings")
+    metric, score = _metric(reg, task)
+    scores: dict[str, list[float]] = {}
+    sizes: dict[str, int | None] = {}
+    for answer in reg.evaluations.cells.own(number, user.id):
+        if _was_chosen(answer, chosen):
+            sizes[answer.method] = answer.bytes
+            with contextlib.suppress(ValueError):  # a gold that is no number has no score
+                scores.setdefault(answer.method, []).append(score(answer))
+    methods = tuple(
+        Measured(method, sum(own) / len(own), len(own), sizes[method]) for method, own in scores.items() if own
+    )
+    return Results(number, metric, methods) if methods else None
+
+
+def _was_chosen(answer: "OwnAnswer", chosen: Any) -> bool:
+    """Whether the answer is of the settings that the evaluation settled on; a list holds them by fold."""
+    settings = chosen.get(answer.method) if isinstance(chosen, Mapping) else None
+    if answer.fold is None or settings is None:
+        return True
+    if isinstance(settings, list):
+        settings = settings[answer.fold] if answer.fold < len(settings) else answer.settings
+    return bool(settings == answer.settings)
+
+
+def _metric(reg: "Registry", task: str) -> "tuple[str, Callable[[OwnAnswer], float]]":
+    """The task's main metric, and what one answer scores in it; accuracy for a task that is no longer known."""
+    from mta_cli.engine.evaluation.metrics import rouge_1, scale, score_errors
+    from mta_cli.pipeline.data.tasks import find_task
+
+    try:
+        known = find_task(reg, task)
+    except NotFound:
+        return "accuracy", _right
+    if known.metric == "mae":
+        low, high = scale(known.labels)
+        return "mae", lambda own: abs(score_errors([own.answer], [own.gold], low=low, high=high)[0])
+    if known.metric == "rouge":
+        return "rouge_1", lambda own: rouge_1(own.answer, own.gold).f1
+    return "accuracy", _right
+
+
+def _right(own: "OwnAnswer") -> float:
+    return float(own.answer.strip() == own.gold.strip())

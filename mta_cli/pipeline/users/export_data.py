@@ -1,0 +1,142 @@
+"""Everything that is held about a person, as a folder of readable files for them: `mta user export --all-data`.
+
+JSON with the keys that `README.md` in the folder names, and the adapters that were trained on them alone. Loads no
+model.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import NotFound
+from mta_cli.events import Done, Event, Saved
+from mta_cli.pipeline.users.describe import Entry, describe_user
+from mta_cli.pipeline.users.export_folder import free_folder, remembered, write_folder
+from mta_cli.printable import to_json
+
+if TYPE_CHECKING:
+    from store.records import User
+    from store.registry import Registry
+
+HALF, SINGLE = 2, 4  # bytes of a float16 and a float32
+
+FILES = {
+    "person.json": "name; can_anchor: consent to be an anchor, who helps to serve others; created; tasks (how "
+    "much there is of each).",
+    "items.json": "The history: id, task, time, input and output of each item.",
+    "queries.json": "Held-out queries, which measure and never train: id, task, time, input, gold.",
+    "profiles.json": "What the items say together, for finding people who are alike: task, embedder, items (how many), "
+    "vector (the sum of as many unit vectors).",
+    "recipes.json": "Which anchors the person's model is merged from: bank, version, task, method, recipe_bytes, "
+    "created, anchors (user, similarity, weight).",
+    "stacks.json": "The person's own part: bank, version, task, kind, digest, shots, steps, losses before and after, "
+    "stack_bytes, created, anchors (those that it was trained above), file (of a LoRA), numbers (of a core; they stand "
+    "between the bank's main directions, the adapter of that digest, which is everybody's).",
+    "anchors.json": "Where the person is an anchor: bank, version, task, anchor, items, digest, stale, file (the "
+    "meta-LoRA that was trained on their items), resting (whose recipes or stacks rest on it).",
+    "neighbours.json": "Items that banks keep to guess others' labels by: bank, version, task, id, vector (the "
+    "embedding of the input).",
+    "chats.json": "Conversations: id, title, created, messages (role, content, source, created).",
+    "evaluations.json": "roles: evaluation, task, fold, role. made: evaluation, fold, method, settings, bytes, "
+    "seconds. answers: evaluation, task, fold, method, settings, prompt, answer, gold, gold_loglik (nats), "
+    "gold_tokens, scores (of each label), tokens, seconds.",
+    "runs.json": "about: what was done for the person, with config, result and steps (unit, step, loss, tokens, "
+    "seconds). named_in: runs about others that name them.",
+}
+
+
+def export_all_data(reg: "Registry", name: str, to: Path) -> Iterator[Event]:
+    """Write all that is held about somebody to the folder `to`, which appears whole or not at all.
+
+    Raises NotFound for a person who is not there, BadInput for a folder that holds something or cannot be made,
+    IntegrityFault for a damaged adapter file.
+    """
+    user = reg.users.get(name)
+    target = free_folder(to, "what is held about somebody")
+    documents = held_about(reg, user)
+    adapters = {each["digest"]: each["file"] for part in ("stacks", "anchors") for each in documents[part]}
+    files = {f"{part}.json": f"{to_json(value)}\n".encode() for part, value in documents.items()}
+    files |= {file: reg.files.read(digest) for digest, file in adapters.items() if file is not None}
+    files["README.md"] = _card().encode()
+    with remembered(reg, user, target, "all data"):
+        write_folder(target, files, "What is held")
+    yield Saved("all data", str(target), f"{len(files)} files")
+    size = sum(len(content) for content in files.values())
+    yield Done({"user": user.name, "to": str(target), "files": sorted(files), "bytes": size})
+
+
+def held_about(reg: "Registry", user: "User") -> dict[str, Any]:
+    """The documents by the names of their files, without `.json`; see `FILES`."""
+    known = describe_user(reg, user.name)
+    answers = [{**each, "scores": _numbers(each["scores"], SINGLE)} for each in reg.held.answers(user.id)]
+    return {
+        "person": {key: known[key] for key in ("name", "can_anchor", "created", "tasks")},
+        "items": known["items"],
+        "queries": known["queries"],
+        "profiles": [_profile(reg, row) for row in reg.held.profiles(user.id)],
+        "recipes": known["recipes"],
+        "stacks": _stacks(reg, user, known["stacks"]),
+        "anchors": [_anchor(reg, each) for each in known["anchors"]],
+        "neighbours": [{**row, "vector": _numbers(row["vector"], HALF)} for row in reg.held.neighbours(user.id)],
+        "chats": known["chats"],
+        "evaluations": {"roles": reg.held.roles(user.id), "made": reg.held.made(user.id), "answers": answers},
+        "runs": {"about": [_run(reg, each) for each in known["runs"]], "named_in": reg.held.mentions(user)},
+    }
+
+
+def _profile(reg: "Registry", row: Mapping[str, Any]) -> Entry:
+    try:
+        embedder = reg.models.get(row["embedder"]).name
+    except NotFound:
+        embedder = row["embedder"]
+    kept = {"task": row["task"], "embedder": embedder, "items": row["items"]}
+    return {**kept, "vector": _numbers(row["total"], SINGLE)}
+
+
+def _stacks(reg: "Registry", user: "User", known: list[Entry]) -> list[Entry]:
+    """What is said of each stack, with the person's own numbers or file, and the anchors below."""
+    from store.tables.recipes_and_stacks import unpack_shares
+
+    found = []
+    for entry, stack in zip(known, reg.stacks.of_user(user.id), strict=True):
+        names = {anchor.id: anchor.user for anchor in reg.banks.anchors(stack.bank_id)}
+        below = [
+            {"user": names.get(share.anchor_id), "similarity": share.similarity, "weight": share.weight}
+            for share in unpack_shares(stack.recipe)
+        ]
+        own = {"file": _file(stack.digest)} if stack.numbers is None else {"file": None}
+        found.append({**entry, **own, "numbers": _numbers(stack.numbers, HALF), "anchors": below})
+    return found
+
+
+def _anchor(reg: "Registry", entry: Entry) -> Entry:
+    bank = reg.banks.get(entry["bank"], entry["version"])
+    file = _file(entry["digest"]) if entry["digest"] is not None else None
+    return {**entry, "file": file, "resting": reg.banks.resting(bank.id, [entry["anchor"]])}
+
+
+def _run(reg: "Registry", entry: Entry) -> Entry:
+    names = ("unit", "step", "loss", "tokens", "seconds")
+    return {**entry, "steps": [{name: getattr(step, name) for name in names} for step in reg.runs.steps(entry["id"])]}
+
+
+def _file(digest: str) -> str:
+    return f"adapters/{digest}.safetensors"
+
+
+def _numbers(packed: bytes | None, width: int) -> list[float] | None:
+    """The little-endian floats of `width` bytes in `packed`."""
+    import struct
+
+    if packed is None:
+        return None
+    many = len(packed) // width
+    return list(struct.unpack(f"<{many}{'e' if width == HALF else 'f'}", packed[: many * width]))
+
+
+def _card() -> str:
+    lines = "".join(f"- `{name}`: {what}\n" for name, what in FILES.items())
+    return (
+        "# What is held about a person\n\nEvery file is JSON in UTF-8; times are in UTC. Adapters are in `adapters/`, "
+        f"as safetensors under the digests of their contents.\n\n{lines}"
+    )

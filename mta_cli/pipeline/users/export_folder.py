@@ -1,0 +1,95 @@
+"""Folders that leave the store: made whole or not at all, and remembered as runs, so that forgetting can name them.
+
+Knows nothing of what is in them. The person's name is in no path that is made here.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mta_cli.errors import BadInput
+from mta_cli.pipeline.asked import ASKED, written_down
+
+if TYPE_CHECKING:
+    from store.records import User
+    from store.registry import Registry
+
+EXPORT = "user export"  # the kind of its run
+
+
+def free_folder(to: Path, what: str, *, replace: bool = False, hint: str = "Name another folder with --to.") -> Path:
+    """`to` as an absolute path. BadInput for a file, and for a folder that holds something unless `replace`.
+
+    BadInput with the system's reason for what can be no folder.
+    """
+    try:
+        target = Path(os.path.abspath(to.expanduser()))
+        there = target.exists()
+        full = target.is_dir() and any(target.iterdir())
+    except (OSError, RuntimeError) as error:  # too long, not ours to look at, the home of nobody
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{str(to)!r:.200} cannot be used: {reason}", hint="Name another folder with --to.") from error
+    if there and not target.is_dir():
+        raise BadInput(f"{target} is a file; {what} is a folder.", hint="Name another folder with --to.")
+    if full and not replace:
+        raise BadInput(f"{target} is not empty.", hint=hint)
+    return target
+
+
+def write_folder(target: Path, files: Mapping[str, bytes], what: str) -> None:
+    """Make the folder beside its place, then move it there; of one that holds something, replace these files.
+
+    `files` by their paths below it, with `/`. BadInput with the system's reason leaves nothing.
+    """
+    draft: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", dir=target.parent))
+        draft.chmod(0o777 & ~_umask())
+        for name, content in files.items():
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            with (draft / name).open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if target.is_dir() and any(target.iterdir()):
+            for name in files:
+                os.replace(draft / name, target / name)
+        else:
+            os.replace(draft, target)
+    except OSError as error:
+        raise BadInput(f"{what} cannot be written to {target}: {error.strerror or error}") from error
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def remembered(reg: "Registry", user: "User", target: Path, what: str) -> AbstractContextManager[None]:
+    """A run that says where something of a person's went, from here to the end of the block."""
+
+    def document() -> dict[str, str]:
+        reg.users.require(user)
+        return {"to": str(target), "what": what}
+
+    return written_down(reg, EXPORT, user.name, document)
+
+
+def exports_of(reg: "Registry", user: "User") -> list[str]:
+    """Where a person's exports went, each place once, newest first; some may have been moved or removed since."""
+    return list(dict.fromkeys(_places(reg, user)))
+
+
+def _places(reg: "Registry", user: "User") -> Iterator[str]:
+    for run in reg.runs.of_person(user.name):
+        if run.kind == EXPORT and run.status != "failed":
+            yield str(run.config[ASKED]["to"])
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

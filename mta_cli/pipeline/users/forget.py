@@ -1,0 +1,65 @@
+"""Forgets a person: every trace goes, and anchors that were trained on them are named. Knows no terminal and no SQL."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mta_cli.events import Done, Event, Note, PlanLine, Planned
+from mta_cli.pipeline.asked import bank_label
+from mta_cli.pipeline.users.dependents import document, pooled_in, some, told
+from mta_cli.pipeline.users.export_folder import exports_of
+
+if TYPE_CHECKING:
+    from store.records import User
+    from store.registry import Registry
+
+
+def plan_forget(reg: "Registry", name: str, *, aloud: bool = False) -> Iterator[Event]:
+    """What `forget_user` would remove, and which anchors would go stale; `aloud` as one note too. Raises `NotFound`."""
+    user = reg.users.get(name)
+    lines = tuple(_traces(reg, user))
+    if aloud:
+        yield Note(", ".join(f"{line.name}: {line.value}" for line in lines))
+    yield Planned("forget", lines)
+    yield Done({"user": user.name, "dry_run": True})
+
+
+def _traces(reg: "Registry", user: "User") -> Iterator[PlanLine]:
+    held = reg.users.tasks_of(user.id)
+    yield PlanLine("user", user.name)
+    yield PlanLine("history items", f"{sum(items for _, items, _ in held):,}")
+    yield PlanLine("held-out queries", f"{sum(queries for _, _, queries in held):,}")
+    yield PlanLine("recipes", f"{len(reg.recipes.of_user(user.id)):,}")
+    yield PlanLine("stacks", f"{len(reg.stacks.of_user(user.id)):,}")
+    yield PlanLine("chats", f"{len(reg.chats.of_user(user.id)):,}")
+    yield PlanLine("runs", f"{len(reg.runs.of_person(user.name)):,}")
+    yield PlanLine("exports, which stay", ", ".join(exports_of(reg, user)) or "none")
+    banks = [bank for bank in reg.banks.all() for each in reg.banks.anchors(bank.id) if each.user_id == user.id]
+    yield PlanLine("anchor of", ", ".join(map(bank_label, banks)) or "no bank")
+    anchors = {bank.id: [a.id for a in reg.banks.anchors(bank.id) if a.user_id == user.id] for bank in banks}
+    people = {name for bank, own in anchors.items() for name in reg.banks.resting(bank, own)} - {user.name}
+    yield PlanLine("recipes and stacks that rest on it", some(sorted(people)) or "nobody's")
+
+
+def forget_user(reg: "Registry", name: str) -> Iterator[Event]:
+    """Remove a person. Raises `NotFound`.
+
+    The result counts what went, and lists what they leave: stale anchors, whoever rests on these, task adapters that
+    may hold something of them, and the folders that were exported.
+    """
+    user = reg.users.get(name)
+    items = sum(count for _, count, _ in reg.users.tasks_of(user.id))
+    pooled, exports = pooled_in(reg, user), exports_of(reg, user)
+    for path in exports:
+        yield Note(f"exported to {path}, which is outside the store and is not touched", warning=True)
+    gone = reg.users.forget(user.id)
+    yield from told(reg, "them", gone.stale_anchors, gone.resting, pooled)
+    yield Note(f"forgotten; history items: {items:,}, adapter files: {len(gone.adapters_removed):,}")
+    yield Done(
+        {
+            "user": gone.name,
+            "items": items,
+            "adapters_removed": gone.adapters_removed,
+            **document(gone.stale_anchors, gone.resting, pooled),
+            "exports": exports,
+        }
+    )

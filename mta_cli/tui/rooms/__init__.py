@@ -1,1 +1,0 @@
-"""The six rooms of the window, a module each."""

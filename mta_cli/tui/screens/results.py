@@ -1,0 +1,309 @@
+"""Results: what evaluations found. Methods with intervals, paired differences, quality against bytes, numbers, tasks.
+
+Draws stored result documents, read as `pipeline.report` reads them. Measures nothing: that is a job.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.widgets import DataTable, Static, TabbedContent, TabPane
+
+from mta_cli.pipeline.report import wording
+from mta_cli.pipeline.report.results import (
+    LIKELIHOOD,
+    LOWER_IS_BETTER,
+    Verdict,
+    best,
+    cost,
+    differences,
+    known,
+    metric_name,
+    metrics,
+    ranked,
+    score,
+    smallest_best,
+    titled,
+    verdict,
+)
+from mta_cli.tui.screens.base import Room
+from mta_cli.tui.text import line
+from mta_cli.tui.widgets.intervals import Intervals, Span, Tone
+from mta_cli.tui.widgets.size_plot import Kept, SizePlot
+
+if TYPE_CHECKING:
+    from store.registry import Registry
+
+COLUMNS = ("no.", "task", "best", "", "bytes", "shots", "methods", "made")
+VERDICTS: dict[Verdict, Tone] = {"better": "good", "worse": "bad", "not told apart": "plain"}
+TABS = {"methods": "Methods", "differences": "Differences", "size": "Bytes", "numbers": "Numbers", "tasks": "Tasks"}
+EMPTY = """Nothing has been measured yet.
+
+An evaluation answers every held-out query with several methods and says which differences can be told apart.
+
+Press e to start one, or type
+  mta eval run --task TASK
+in a shell. `mta demo` ends with a small one."""
+UNFINISHED = "This evaluation is not finished. Jobs offers to go on with it; so does `mta eval run` with its options."
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One evaluation. `document` is its result, None while it has none."""
+
+    number: int
+    task: str
+    status: str
+    made: str
+    shots: object
+    methods: int
+    document: Document | None
+
+
+class ResultsRoom(Room):
+    """A list of evaluations; below it what the selected one found, and all tasks beside each other."""
+
+    ROOM = "results"
+    CSS_PATH = "results.tcss"
+    HELP = (
+        "A bar is a 95 % interval over people, its dot the value; the dotted line stands where the reference is. "
+        "Differences are paired: both methods answered the same queries. A method is better or worse only where that "
+        "interval leaves out 0 and the permutation test agrees.\n"
+        "Bytes: what is kept for each person, against quality. A line joins the methods that nothing as small equals."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("m", "metric", "Metric", id="results.metric", tooltip="Show the next metric"),
+        *(
+            Binding(key, f"tab('{tab}')", title, id=f"results.{tab}", show=False, tooltip=f"Show {title.lower()}")
+            for key, (tab, title) in zip("ivbnt", TABS.items(), strict=True)
+        ),
+        Binding("right_square_bracket", "turn(1)", "View", id="results.next", key_display="]",
+                tooltip="Show the next of methods, differences, bytes, numbers and tasks"),
+        Binding("left_square_bracket", "turn(-1)", "Previous view", id="results.previous", key_display="[", show=False,
+                tooltip="Show the one before"),
+        Binding("e", "evaluate", "Evaluate", id="results.evaluate", tooltip="Start an evaluation"),
+    ]  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._entries: list[_Entry] = []
+        self._metric: str | None = None
+
+    def furnish(self) -> ComposeResult:
+        """The list, a line on the design, the views."""
+        yield Static(Text(EMPTY), id="empty")
+        with Vertical(id="pane"):
+            table: DataTable[Text] = DataTable(id="evaluations", cursor_type="row")
+            table.add_columns(*(line(name) for name in COLUMNS))
+            yield table
+            yield Static(line(""), id="design")
+            with TabbedContent(id="views"):
+                with TabPane(TABS["methods"], id="methods"), VerticalScroll():
+                    yield Intervals(id="bars")
+                with TabPane(TABS["differences"], id="differences"), VerticalScroll():
+                    yield Intervals(id="against")
+                    yield Static(line(""), id="power")
+                with TabPane(TABS["size"], id="size"):
+                    yield SizePlot(id="plot")
+                with TabPane(TABS["numbers"], id="numbers"):
+                    numbers: DataTable[Text] = DataTable(id="scores", cursor_type="row", zebra_stripes=True)
+                    yield numbers
+                with TabPane(TABS["tasks"], id="tasks"):
+                    beside: DataTable[Text] = DataTable(id="beside", cursor_type="row", zebra_stripes=True)
+                    yield beside
+
+    async def reload(self) -> None:
+        """Read the list of evaluations and show the one that was selected."""
+        task = self.home.chosen_task
+        selected = entry.number if (entry := self._selected) is not None else None
+        self._entries = await self.home.shelf.read(lambda reg: _entries(reg, task))
+        self.set_class(not self._entries, "-empty")
+        table = self._table
+        table.clear()
+        for entry in self._entries:
+            table.add_row(*_row(entry), key=str(entry.number))
+        if self._entries:
+            numbers = [entry.number for entry in self._entries]
+            table.move_cursor(row=numbers.index(selected) if selected in numbers else _first_done(self._entries))
+        self._show()
+        self._fill_tasks()
+
+    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
+        """Show the evaluation under the cursor."""
+        if event.data_table is self._table:
+            self._show()
+
+    def action_metric(self) -> None:
+        """Go to the next metric of what is shown."""
+        entry = self._selected
+        if entry is not None and entry.document is not None:
+            names = metrics(entry.document)
+            now = self._metric_of(entry.document)
+            self._metric = names[(names.index(now) + 1) % len(names)]
+            self._show()
+
+    def action_tab(self, tab: str) -> None:
+        """Show one of the views."""
+        self.query_one(TabbedContent).active = tab
+
+    def action_turn(self, step: int) -> None:
+        """Show the next view, or the one before, round and round."""
+        views, order = self.query_one(TabbedContent), list(TABS)
+        views.active = order[(order.index(views.active) + step) % len(order)]
+
+    def action_evaluate(self) -> None:
+        """Ask for an evaluation."""
+        self.ask_for("eval run")
+
+    @property
+    def _table(self) -> "DataTable[Text]":
+        table: DataTable[Text] = self.query_one("#evaluations", DataTable)
+        return table
+
+    @property
+    def _selected(self) -> _Entry | None:
+        row = self._table.cursor_row
+        return self._entries[row] if 0 <= row < len(self._entries) else None
+
+    def _metric_of(self, document: Document) -> str:
+        """The metric that is shown: the one that was asked for, else the document's main one."""
+        names = metrics(document)
+        return self._metric if self._metric in names else names[0]
+
+    def _show(self) -> None:
+        """All views of the selected evaluation; they are small, and the next one is a key away."""
+        entry = self._selected
+        document = entry.document if entry is not None else None
+        self.set_class(document is None, "-unfinished")
+        if document is None:
+            self.query_one("#design", Static).update(line(UNFINISHED if entry is not None else ""))
+            return
+        metric = self._metric_of(document)
+        words = line(f"{titled(metric)}. {wording.design(document)}")
+        words.highlight_regex(r"^[^.]*\.", "bold")
+        self.query_one("#design", Static).update(words)
+        self.query_one("#bars", Intervals).put(*_bars(document, metric))
+        self.query_one("#against", Intervals).put(_against(document, metric), 0.0)
+        self.query_one("#power", Static).update(_power(document, metric))
+        kept = _kept(document)
+        main = document["metric"]
+        title = f"{metric_name(main)} (better is higher up) against bytes kept for a person"
+        self.query_one(SizePlot).put(kept, title, lower_is_better=main in LOWER_IS_BETTER)
+        self._fill_numbers(document)
+
+    def _fill_numbers(self, document: Document) -> None:
+        scores: DataTable[Text] = self.query_one("#scores", DataTable)
+        names = metrics(document)
+        row = scores.cursor_row
+        scores.clear(columns=True)
+        scores.add_columns(*(line(name) for name in ("method", *map(metric_name, names), "bytes", "sec.", "tok/s")))
+        winners = {metric: best(document, metric) for metric in names}
+        for method in ranked(document):
+            cells = [
+                Text(wording.number(score(document, method, metric)), "bold" if method in winners[metric] else "",
+                     justify="right")
+                for metric in names
+            ]  # fmt: skip
+            costs = (
+                wording.size(cost(document, method, "bytes")), wording.seconds(cost(document, method, "seconds")),
+                wording.count(cost(document, method, "tokens_per_second")),
+            )  # fmt: skip
+            scores.add_row(line(method), *cells, *(Text(shown, justify="right") for shown in costs))
+        scores.move_cursor(row=max(0, row))
+
+    def _fill_tasks(self) -> None:
+        """Methods by tasks: each task's newest finished evaluation, in its main metric."""
+        beside: DataTable[Text] = self.query_one("#beside", DataTable)
+        newest = {entry.task: entry.document for entry in reversed(self._entries) if entry.document is not None}
+        documents = list(reversed(newest.values()))
+        beside.clear(columns=True)
+        heads = (f"{document['task']} {metric_name(document['metric'])}" for document in documents)
+        beside.add_columns(*(line(name) for name in ("method", *heads)))
+        for method in dict.fromkeys(method for document in documents for method in ranked(document)):
+            cells = (
+                Text(wording.interval(document["methods"].get(method, {}).get(document["metric"])),
+                     "bold" if method in best(document, document["metric"]) else "", justify="right")
+                for document in documents
+            )  # fmt: skip
+            beside.add_row(line(method), *cells)
+
+
+def _entries(reg: "Registry", task: str | None) -> list[_Entry]:
+    """Evaluations of a task, newest first."""
+    entries = []
+    for one in reg.evaluations.all():
+        if task in (None, one.task):
+            document = one.result if one.status == "done" and "costs" in one.result else None
+            methods = len(document["methods"] if document else reg.evaluations.cells.methods(one.id))
+            made, shots = one.created[:10], one.config.get("shots")
+            entries.append(_Entry(one.id, one.task, one.status, made, shots, methods, document))
+    return entries
+
+
+def _first_done(entries: Sequence[_Entry]) -> int:
+    return next((row for row, entry in enumerate(entries) if entry.document is not None), 0)
+
+
+def _row(entry: _Entry) -> list[Text]:
+    """An evaluation in the list: its best method by the main metric, with what that keeps for a person."""
+    document = entry.document
+    number = Text(str(entry.number), justify="right")
+    if document is None or not document["methods"]:
+        found = (line(entry.status), line(""), line(None))
+    else:
+        first, metric = ranked(document)[0], document["metric"]
+        said = f"{metric_name(metric)} {wording.number(score(document, first, metric))}"
+        size = wording.size(cost(document, first, "bytes"))
+        found = (line(first, "bold"), line(said), Text(size, justify="right"))
+    rest = (entry.shots, entry.methods, entry.made or None)
+    return [number, line(entry.task), *found, *(line(value) for value in rest)]
+
+
+def _bars(document: Document, metric: str) -> tuple[list[Span], float | None]:
+    """The methods from the best to the worst by a metric, and where the reference stands."""
+    reference = document["reference"]
+    spans = []
+    for method in ranked(document, metric):
+        value, low, high = (score(document, method, metric, part) for part in ("value", "low", "high"))
+        note = wording.interval(document["methods"][method].get(metric))
+        spans.append(Span(method, value, low, high, note, "strong" if method == reference else "plain"))
+    return spans, score(document, reference, metric)
+
+
+def _against(document: Document, metric: str) -> list[Span]:
+    """The reference minus every other method, with the verdict in words and colour."""
+    spans = []
+    for row in differences(document, metric):
+        said = verdict(row)
+        value, low, high = (known(row.get(part)) for part in ("value", "low", "high"))
+        note = f"{wording.number(value, signed=True)}  {said}"
+        spans.append(Span(str(row["b"]), value, low, high, note, VERDICTS[said]))
+    return spans
+
+
+def _power(document: Document, metric: str) -> Text:
+    """What the bars say, and what could have been told apart."""
+    if not differences(document, metric):
+        return line("No differences were computed in this metric.")
+    unit = " in nats" if metric == LIKELIHOOD else ""
+    lead = f"{document['reference']} minus each method{unit}, and how {document['reference']} does. "
+    words = line(lead + wording.power(document))
+    words.no_wrap = False
+    return words
+
+
+def _kept(document: Document) -> list[Kept]:
+    """The methods with a size and a value, best first."""
+    kept = []
+    for method in ranked(document):
+        size, value = cost(document, method, "bytes"), score(document, method, document["metric"])
+        if size is not None and value is not None:
+            kept.append(Kept(method, size, value, chosen=method == document["reference"]))
+    front = smallest_best(document, {one.name: one.bytes for one in kept})
+    return [replace(one, front=one.name in front) for one in kept]

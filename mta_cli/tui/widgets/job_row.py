@@ -1,0 +1,129 @@
+"""Jobs as text: one of a list, the head of the one that is looked at, and which lines of its log are new.
+
+Pure functions of what is shown; no widget.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+from rich.text import Text
+
+from mta_cli.pipeline.maintenance.resume import Unfinished
+from mta_cli.tui.text import NOTHING, line
+from mta_cli.tui.widgets.sparkline import spark
+from mta_cli.tui.workers.job_queue import Job, Progress
+
+MARKS = {"waiting": "·", "running": "▶", "done": "✓", "failed": "✗", "stopped": "■"}
+STYLES = {"running": "bold", "failed": "red", "waiting": "dim"}
+
+
+def bar(done: int, total: int | None, width: int) -> str:
+    """How much of the total is done, in half cells."""
+    if not total or width < 1:
+        return ""
+    halves = round(2 * width * min(max(done / total, 0.0), 1.0))
+    return ("━" * (halves // 2) + "╸" * (halves % 2)).ljust(width, "─")
+
+
+def losses(progress: Progress, width: int) -> str:
+    """The loss from first to last with its curve between them."""
+    if not progress.losses:
+        return ""
+    first, last = f"loss {progress.losses[0]:.3f} ", f" {progress.losses[-1]:.3f}"
+    return first + spark(progress.losses, max(0, width - len(first) - len(last))) + last
+
+
+def rates(progress: Progress) -> str:
+    """Units done, tokens a second, and the time left, as far as they are known."""
+    total = "" if progress.total is None else f"/{progress.total:,}"
+    parts = [f"{progress.done:,}{total} {progress.unit}"] if progress.done or progress.total else []
+    if progress.tokens_per_second is not None:
+        parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+    if progress.left is not None:
+        parts.append(f"ETA {span(progress.left)}")
+    return " · ".join(parts)
+
+
+def span(seconds: float | None) -> str:
+    """A length of time: `0:01:05`."""
+    return NOTHING if seconds is None or not math.isfinite(seconds) else str(timedelta(seconds=round(seconds)))
+
+
+def listed(job: Job, width: int) -> Text:
+    """A job in the list: what it is, and below how far."""
+    shown = Text()
+    shown.append_text(_fitted(line(f"{MARKS[job.state]} {job.kind} · {job.title}", STYLES.get(job.state, "")), width))
+    shown.append("\n")
+    shown.append("  ").append_text(_fitted(line(_below(job, width - 2), "dim" if job.over else ""), width - 2))
+    return shown
+
+
+def offered(one: Unfinished, width: int) -> Text:
+    """A job that was interrupted, in the list."""
+    shown = Text()
+    shown.append_text(_fitted(line(f"↻ {one.kind} · {one.title}", "bold"), width))
+    shown.append("\n")
+    why = f" · {one.why}" if one.why and one.why != "stopped" else ""
+    shown.append("  ").append_text(_fitted(line(f"interrupted: {one.detail}{why}", "dim"), width - 2))
+    return shown
+
+
+def head(job: Job, width: int, now: float) -> Text:
+    """All there is to say of the job that is looked at, in four rows at most."""
+    state: str = job.state
+    if job.started is not None:
+        state += (
+            f" for {span(now - job.started)}" if not job.over else f" after {span((job.ended or now) - job.started)}"
+        )
+    rows = [line(f"{MARKS[job.state]} {job.kind} · {job.title} — {state}", "bold")]
+    progress = job.progress
+    if shown := bar(progress.done, progress.total, min(40, width)):
+        rows.append(Text(shown))
+    if said := " · ".join(part for part in (rates(progress), progress.label) if part):
+        rows.append(line(said))
+    if curve := losses(progress, width):
+        rows.append(Text(curve))
+    return Text("\n").join(_fitted(row, width) for row in rows)
+
+
+def resting(one: Unfinished) -> Text:
+    """What is known of a job that was interrupted, and what can be done about it."""
+    rows = [
+        line(f"↻ {one.kind} · {one.title}", "bold"),
+        line(f"interrupted {one.when.replace('T', ' ').removesuffix('+00:00')} UTC · {one.detail}"),
+        *([line(f"why: {one.why}")] if one.why else []),
+        line("r goes on with the same options · x gives it up"),
+    ]
+    return Text("\n").join(rows)
+
+
+def unseen(shown: Sequence[str], log: Sequence[str]) -> list[str] | None:
+    """The lines of a log that are not among those shown; its oldest may be gone by now. None: nothing fits."""
+    for gone in range(len(shown)):
+        kept = len(shown) - gone
+        if kept <= len(log) and log[0] == shown[gone] and list(shown[gone:]) == list(log[:kept]):
+            return list(log[kept:])
+    return list(log) if not shown else None
+
+
+def _below(job: Job, width: int) -> str:
+    if job.state == "running":
+        rest = rates(replace(job.progress, tokens_per_second=None))
+        shown = bar(job.progress.done, job.progress.total, width - len(rest) - 1)
+        return " ".join(part for part in (shown, rest) if part) or "begins"
+    if job.state == "waiting":
+        return "waits for its turn"
+    took = span((job.ended or 0.0) - job.started) if job.started is not None else ""
+    if job.state == "done":
+        return f"done after {took}"
+    fault = next((text for text in reversed(job.log) if text.startswith("error: ")), "")
+    return fault or (f"{job.state} after {took}" if took else job.state)
+
+
+def _fitted(text: Text, width: int) -> Text:
+    """The text on one row of this width."""
+    shown = text.copy()
+    shown.truncate(max(width, 1), overflow="ellipsis")
+    return shown

@@ -1,0 +1,143 @@
+"""Whether the store is what it says: database, full-text index, references, files. Repairs nothing."""
+
+import itertools
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mta_cli.errors import IntegrityFault, MtaError
+from store.connection import Connection, uri_of
+from store.damage import damaged_documents, damaged_rows
+from store.files import AdapterFiles
+from store.tables.recipes_and_stacks import unpack_shares
+from store.version import SCHEMA_VERSION, schema_version
+
+TABLES = (
+    "users", "items", "queries", "profiles", "bases", "tasks", "adapters", "banks", "anchors", "neighbours", "recipes",
+    "stacks", "runs", "steps", "evaluations", "eval_people", "eval_banks", "cells", "tunings", "predictions", "chats",
+    "messages", "tombstones",
+)  # fmt: skip
+
+UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What SQLite raises for a damaged database; its own words may hold what is no text any more."""
+
+
+def counts(db: Connection) -> dict[str, int]:
+    """How many rows each table has."""
+    return {table: int(db.value(f"SELECT count(*) FROM {table}")) for table in TABLES}
+
+
+def problems(db: Connection, files: AdapterFiles) -> list[str]:
+    """Everything that is wrong, a line each; empty when all is well."""
+    found: list[str] = []
+    for check in (_database(db), _index(db), _seals(db), _documents(db), _recipes(db), _cores(db), _files(db, files)):
+        try:
+            found.extend(check)
+        except MtaError as error:
+            found.append(error.message)
+    return found
+
+
+def structure_faults(root: Path, *, index: bool = True) -> list[str]:
+    """What is wrong with the database itself and, with `index`, its full-text index; rows are left to their seals.
+
+    Looked for in a copy, so that nobody who writes has to wait, and from any thread. SQLite keeps it in memory while it
+    is small, else in a temporary file of its own.
+    """
+    place = uri_of(root / "registry.db", os.access(root, os.W_OK))
+    try:
+        with closing(sqlite3.connect(place, uri=True)) as conn, closing(sqlite3.connect("")) as copy:
+            conn.backup(copy)
+            copy.text_factory = lambda raw: raw.decode(errors="replace")
+            lines = [line for (line,) in copy.execute("PRAGMA integrity_check(20)") if line != "ok"]
+            lines += _strange_columns(copy)
+            if index and not lines:
+                copy.execute("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
+    except UNREADABLE as error:
+        lines = [str(error)]
+    return [f"registry.db is damaged: {line}" for line in lines]
+
+
+def _strange_columns(conn: sqlite3.Connection) -> list[str]:
+    """Tables whose columns are not those that the migrations make: SQLite takes another letter case for the same."""
+    if schema_version(conn) != SCHEMA_VERSION:
+        return []
+    expected = _columns_by_migration()
+    return [f"the columns of {name} are not its own" for name in TABLES if _columns(conn, name) != expected[name]]
+
+
+@cache
+def _columns_by_migration() -> dict[str, list[tuple[Any, ...]]]:
+    from sqlite_utils import Database
+
+    from store.schema import migrations
+
+    with closing(sqlite3.connect(":memory:")) as conn:
+        migrations.apply(Database(conn, execute_plugins=False))
+        return {name: _columns(conn, name) for name in TABLES}
+
+
+def _columns(conn: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
+    return conn.execute(f"PRAGMA table_info({table})").fetchall()
+
+
+def _database(db: Connection) -> Iterator[str]:
+    for (line,) in db.tuples("PRAGMA integrity_check(20)"):
+        if line != "ok":
+            yield f"registry.db is damaged: {line}"
+    for table, row, parent, _ in itertools.islice(db.tuples("PRAGMA foreign_key_check"), 20):
+        yield f"row {row} of {table} refers to a row of {parent} that is not there"
+
+
+def _index(db: Connection) -> Iterator[str]:
+    if not db.writable:  # SQLite checks the index by a writing statement
+        return
+    try:
+        db.write("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
+    except IntegrityFault as error:
+        yield f"the full-text index does not agree with the items: {error.__cause__}"
+
+
+def _seals(db: Connection) -> Iterator[str]:
+    for one in damaged_rows(db):
+        yield f"{one.words} is damaged: it is not what was stored"
+
+
+def _documents(db: Connection) -> Iterator[str]:
+    for table, column, number in damaged_documents(db):
+        yield f"the {column} of {table[:-1]} {number} is damaged"
+
+
+def _recipes(db: Connection) -> Iterator[str]:
+    anchors = set(db.tuples("SELECT id, bank_id FROM anchors"))
+    for table, column in (("recipes", "shares"), ("stacks", "recipe")):
+        for user, bank, packed in db.tuples(f"SELECT user_id, bank_id, {column} FROM {table}"):
+            if not isinstance(packed, bytes) or len(packed) % 12:
+                yield f"the recipe of user number {user} in {table} is damaged"
+                continue
+            lost = [share.anchor_id for share in unpack_shares(packed) if (share.anchor_id, bank) not in anchors]
+            if lost:
+                yield f"the recipe of user number {user} in {table} names anchors that are not there: {lost}"
+
+
+def _cores(db: Connection) -> Iterator[str]:
+    sql = "SELECT user_id FROM stacks WHERE numbers IS NOT NULL AND (length(numbers) != bytes OR length(numbers) % 2)"
+    for (user,) in db.tuples(sql):
+        yield f"the core of user number {user} is damaged"
+
+
+def _files(db: Connection, files: AdapterFiles) -> Iterator[str]:
+    known = {digest for (digest,) in db.tuples("SELECT CAST(digest AS TEXT) FROM adapters")}
+    for digest in sorted(known):
+        try:
+            files.verify(digest)
+        except MtaError as error:
+            yield error.message
+    for path in files.orphans(known):
+        yield f"{path} belongs to no adapter of the store"
+    for path in files.temporary():
+        yield f"{path} is left over from a write that was stopped"

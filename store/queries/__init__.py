@@ -1,0 +1,1 @@
+"""Reading that joins several tables."""

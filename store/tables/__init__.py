@@ -1,0 +1,1 @@
+"""One module a table (or a few that belong together)."""

@@ -1,0 +1,132 @@
+"""What evaluations were answered: a cell is one method for one user in one fold. Knows neither methods nor metrics."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from store.connection import Connection
+from store.json_columns import dumps
+
+_COLUMNS = (
+    "user_id", "query_id", "method", "prompt", "answer", "gold", "gold_loglik", "tokens", "seconds", "gold_tokens",
+    "scores",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer of one method to one query.
+
+    `gold_loglik` is the log-likelihood of the gold answer where computed (nats, summed over its `gold_tokens` tokens).
+    `scores` are each label's, as little-endian float32.
+    """
+
+    user_id: int
+    query_id: int
+    method: str
+    prompt: str
+    answer: str
+    gold: str
+    gold_loglik: float | None
+    tokens: int
+    seconds: float
+    gold_tokens: int | None = None
+    scores: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was made for one user: `bytes` to keep of it, `seconds` that making it took."""
+
+    fold: int
+    method: str
+    settings: Mapping[str, Any]
+    user_id: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class OwnAnswer:
+    """One answer that was measured for one person. `bytes`: to keep of what answered; None for stored models."""
+
+    method: str
+    fold: int | None
+    settings: dict[str, Any]
+    bytes: int | None
+    answer: str
+    gold: str
+
+
+# A person counts in the fold in which they were tested; settings may have been tried on them in others.
+_TESTED = """(c.id IS NULL OR EXISTS (
+    SELECT 1 FROM eval_people AS e
+    WHERE e.evaluation_id = p.evaluation_id AND e.fold = c.fold AND e.user_id = p.user_id AND e.role = 'test'
+))"""
+_OWN = f"""SELECT p.method, c.fold, c.settings, c.bytes, p.answer, p.gold
+FROM predictions AS p LEFT JOIN cells AS c ON c.id = p.cell_id
+WHERE +p.evaluation_id = ? AND p.user_id = ? AND {_TESTED} ORDER BY p.id"""
+_NEWEST = f"""SELECT max(p.evaluation_id) FROM predictions AS p
+JOIN evaluations AS v ON v.id = p.evaluation_id LEFT JOIN cells AS c ON c.id = p.cell_id
+WHERE p.user_id = ? AND v.task = ? AND {_TESTED}"""
+
+
+class Cells:
+    """The answers of every evaluation."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+
+    def add(self, evaluation_id: int, made: Iterable[tuple[Cell, Sequence[Prediction]]]) -> None:
+        """Store cells with their predictions, all or none; one that is there already is replaced."""
+        key = "evaluation_id = ? AND fold = ? AND method = ? AND settings = ? AND user_id = ?"
+        columns = "evaluation_id, fold, method, settings, user_id, bytes, seconds"
+        with self._db.transaction():
+            for cell, predictions in made:
+                place = (evaluation_id, cell.fold, cell.method, dumps(cell.settings), cell.user_id)
+                self._db.write(f"DELETE FROM cells WHERE {key}", place)
+                sql = f"INSERT INTO cells ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+                number = self._db.write(sql, (*place, cell.bytes, cell.seconds)).lastrowid
+                self.answer(evaluation_id, predictions, number)
+
+    def answer(self, evaluation_id: int, rows: Iterable[Prediction], cell_id: int | None = None) -> int:
+        """Store predictions, all or none; returns how many."""
+        sql = f"INSERT INTO predictions (evaluation_id, cell_id, {', '.join(_COLUMNS)}) VALUES ({', '.join('?' * 13)})"
+        values = ((evaluation_id, cell_id, *(getattr(row, name) for name in _COLUMNS)) for row in rows)
+        return self._db.write_many(sql, values)
+
+    def done(self, evaluation_id: int, fold: int, method: str, settings: Mapping[str, Any]) -> dict[int, Cell]:
+        """The cells of a method with these settings in a fold, by user id."""
+        sql = """SELECT user_id, bytes, seconds FROM cells
+        WHERE evaluation_id = ? AND fold = ? AND method = ? AND settings = ? ORDER BY user_id"""
+        rows = self._db.tuples(sql, (evaluation_id, fold, method, dumps(settings)))
+        return {user: Cell(fold, method, settings, user, size, seconds) for user, size, seconds in rows}
+
+    def methods(self, evaluation_id: int) -> list[str]:
+        """The methods that anything was answered with, in the order of their first answers."""
+        sql = "SELECT method FROM predictions WHERE evaluation_id = ? GROUP BY method ORDER BY min(id)"
+        return [method for (method,) in self._db.tuples(sql, (evaluation_id,))]
+
+    def predictions(
+        self, evaluation_id: int, *, fold: int | None = None, method: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[Prediction]:  # fmt: skip
+        """An evaluation's predictions, in the order in which they were made; all, or those of one kind of cell."""
+        columns = ", ".join(f"predictions.{name}" for name in _COLUMNS)
+        if fold is None:
+            sql = f"SELECT {columns} FROM predictions WHERE evaluation_id = ? ORDER BY id"
+            return [Prediction(*row) for row in self._db.tuples(sql, (evaluation_id,))]
+        sql = f"""SELECT {columns} FROM cells JOIN predictions ON cell_id = cells.id
+        WHERE cells.evaluation_id = ? AND fold = ? AND cells.method = ? AND settings = ? ORDER BY query_id"""
+        return [Prediction(*row) for row in self._db.tuples(sql, (evaluation_id, fold, method, dumps(settings)))]
+
+    def newest_of(self, user_id: int, task: str) -> int | None:
+        """The newest evaluation of a task in which a person was tested."""
+        number: int | None = self._db.value(_NEWEST, (user_id, task))
+        return number
+
+    def own(self, evaluation_id: int, user_id: int) -> list[OwnAnswer]:
+        """What a person was tested with in an evaluation, in the order of the answers."""
+        rows = self._db.tuples(_OWN, (evaluation_id, user_id))
+        return [OwnAnswer(row[0], row[1], json.loads(row[2]) if row[2] else {}, *row[3:]) for row in rows]

@@ -1,0 +1,31 @@
+"""Which layers adapters may stand on, by the headers of a model's files."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mta_cli.engine.lora.targets import ALL_LINEAR, require_targets, wanted
+from mta_cli.errors import UsageFault
+
+
+def test_what_is_named_must_be_known() -> None:
+    known = {"q_proj", "v_proj", "up_proj"}
+    assert wanted(ALL_LINEAR, known) == known and wanted(" q_proj , v_proj,", known) == {"q_proj", "v_proj"}
+    for targets in ("q_porj,v_proj", ALL_LINEAR.upper(), "", ", ,"):
+        with pytest.raises(UsageFault) as caught:
+            wanted(targets, known)
+        assert caught.value.hint == "choose among q_proj, up_proj, v_proj, or all-linear"
+
+
+def test_a_model_is_asked_by_its_headers(tiny_base_path: Path, tmp_path: Path) -> None:
+    for targets in (ALL_LINEAR, "q_proj,down_proj"):
+        require_targets(targets, tiny_base_path)
+    for targets in ("embed_tokens", "norm", "input_layernorm"):  # not in a layer, or no matrix
+        with pytest.raises(UsageFault, match=targets):
+            require_targets(targets, tiny_base_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_base_path, broken)
+    for file in broken.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    require_targets("q_porj", broken)  # loading says what is wrong with it

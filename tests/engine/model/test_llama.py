@@ -1,0 +1,273 @@
+"""The plain decoder: transformers' own numbers where it computes, and nothing at all where it could not be exact."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mta_cli.engine.lora.adapter import Folder, folded
+from mta_cli.engine.lora.batched import Crowd
+from mta_cli.engine.model import llama as plains
+from mta_cli.engine.model.llama import Parts, Plain, causal_mask, plain_decoder
+from mta_cli.engine.model.load import LoadedBase
+from tests.engine.families import EXACT, REFUSED, model
+from tests.engine.lora_cases import random_lora
+
+
+def random_ids(rows: int, time: int, seed: int = 0) -> Tensor:
+    return torch.randint(3, 250, (rows, time), generator=torch.Generator().manual_seed(seed))
+
+
+def theirs(made: Any, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = made(input_ids=ids, use_cache=False).logits.float()
+    return result
+
+
+def ours(plain: Plain, ids: Tensor, **wishes: Any) -> Tensor:
+    """Logits [rows, time, vocabulary] of whole texts."""
+    positions = torch.arange(ids.shape[1])[None].expand(len(ids), -1)
+    with torch.no_grad():
+        mask = causal_mask(ids.shape[1], plain.dtype, plain.device)
+        states = plain.run(plain.embed(ids), plain.rope(positions), mask, **wishes)
+        return plain.logits(states, read=wishes.get("read", "weights")).float()
+
+
+def decoder(made: Any) -> Plain:
+    plain = plain_decoder(made)
+    assert plain is not None
+    return plain
+
+
+@pytest.mark.parametrize("family", EXACT)
+def test_the_logits_are_transformers_own(family: str) -> None:
+    """On texts longer than the one that `plain_decoder` itself compares."""
+    made, ids = EXACT[family](), random_ids(2, 150)
+    expected = theirs(made, ids)
+    assert expected.std() > 0.1
+    assert (ours(decoder(made), ids) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_what_it_cannot_compute_exactly_it_refuses(family: str) -> None:
+    assert plain_decoder(REFUSED[family]()) is None
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3-tied", "gelu", "granite"])
+def test_making_one_changes_no_weight_and_no_logit(family: str) -> None:
+    made, ids = {**EXACT, **REFUSED}[family](), random_ids(1, 20)
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    logits = theirs(made, ids)
+    plain_decoder(made)
+    after = made.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.allclose(theirs(made, ids), logits, atol=1e-6)
+    assert not any(weight.requires_grad for weight in made.parameters())
+
+
+def test_a_model_with_a_plain_decoder_is_saved_whole(tmp_path: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    made, ids = EXACT["qwen2"](), random_ids(1, 20)
+    decoder(made)
+    made.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert torch.allclose(theirs(again, ids), theirs(made, ids), atol=1e-6)
+
+
+def test_weights_are_held_once(base: LoadedBase) -> None:
+    assert base.plain is not None
+    storages = {weight.untyped_storage().data_ptr() for weight in base.model.parameters()}
+    for joint in base.plain.joints():
+        assert joint.weight.untyped_storage().data_ptr() in storages
+        assert all(
+            module.weight.untyped_storage().data_ptr() == joint.weight.untyped_storage().data_ptr()
+            for module in joint.modules
+        )
+
+
+def test_what_is_folded_is_seen_and_comes_out_bit_for_bit(base: LoadedBase) -> None:
+    assert base.plain is not None
+    ids = random_ids(2, 30)
+    before = ours(base.plain, ids)
+    with folded(base, random_lora(base.model, 1)):
+        inside = ours(base.plain, ids)
+        assert (inside - before).abs().max() > 1e-2
+        assert (inside - theirs(base.model, ids)).abs().max() < 1e-4
+    assert torch.equal(ours(base.plain, ids), before)
+
+
+def test_a_model_moved_to_other_numbers_before_is_followed() -> None:
+    made, ids = model("Qwen2", dtype=torch.bfloat16), random_ids(2, 40)
+    plain = decoder(made)
+    assert plain.dtype == torch.bfloat16
+    expected = theirs(made, ids)
+    assert (ours(plain, ids) - expected).abs().mean() < 0.02 * expected.std()
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-ungrouped", "qwen3"])
+def test_the_fused_attention_equals_the_plain_products(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, ids = decoder(EXACT[family]()), random_ids(2, 70)
+    eager = ours(plain, ids)
+    with monkeypatch.context() as patch:
+        patch.setattr(plains, "EAGER", 8)
+        patch.setattr(plains.torch, "softmax", None)  # only the eager products use it
+        fused = ours(plain, ids)
+    assert (fused - eager).abs().max() < 1e-4
+
+
+def test_texts_longer_than_eager_attention(base: LoadedBase) -> None:
+    assert base.plain is not None
+    ids = random_ids(1, plains.EAGER + 40)
+    assert (ours(base.plain, ids) - theirs(base.model, ids)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, 3])
+def test_going_on_at_a_layer_equals_the_whole(layer: int) -> None:
+    plain, ids = decoder(EXACT["qwen3"]()), random_ids(2, 30)
+    rope, mask = plain.rope(torch.arange(30)[None]), causal_mask(30, plain.dtype, plain.device)
+    whole = plain.run(plain.embed(ids), rope, mask)
+    below = plain.run(plain.embed(ids), rope, mask, last=layer)
+    assert torch.equal(plain.run(below, rope, mask, first=layer), whole)
+    assert torch.equal(below, whole) == (layer == 3)
+
+
+class Cache:
+    """All keys and values so far, by layer."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if layer in self.kept:
+            k, v = torch.cat([self.kept[layer][0], k], 2), torch.cat([self.kept[layer][1], v], 2)
+        self.kept[layer] = k, v
+        return k, v
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_token_by_token_equals_at_once(step: int) -> None:
+    plain, ids, cache = decoder(EXACT["llama"]()), random_ids(2, 24), Cache()
+    expected, found = ours(plain, ids), []
+    for start in range(0, 24, step):
+        now = torch.arange(start, start + step)
+        mask = causal_mask(start + step, plain.dtype, plain.device)[..., start:, :]
+        states = plain.run(plain.embed(ids[:, now]), plain.rope(now[None]), mask, past=cache)
+        found.append(plain.logits(states))
+    assert (torch.cat(found, 1) - expected).abs().max() < 1e-4
+
+
+def test_positions_beyond_the_first_table() -> None:
+    """Angles are those of the position itself, whatever was asked before."""
+    plain = decoder(EXACT["llama3-rope"]())
+    few = plain.rope(torch.arange(5)[None])
+    cos, sin = plain.rope(torch.tensor([[0, 4, 255, 256, 1000]]))
+    assert torch.equal(cos[:, :2], few[0][:, [0, 4]]) and torch.equal(sin[:, :2], few[1][:, [0, 4]])
+    real_cos, real_sin = plain._rotary(plain.norm.weight, torch.tensor([[0, 4, 255, 256, 1000]]))
+    half = plain.head_width // 2
+    assert torch.allclose(cos[:, :, 0], real_cos, atol=1e-5)
+    assert torch.allclose(sin[:, :, 0, half:], real_sin[..., half:], atol=1e-5)
+    assert torch.equal(sin[..., :half], -sin[..., half:])
+
+
+def test_parts_of_rows_equal_the_folded_weights(base: LoadedBase) -> None:
+    assert base.plain is not None
+    weights = [random_lora(base.model, 1, rank=2), None, random_lora(base.model, 2, rank=5, targets="v_proj,down_proj")]
+    ids = random_ids(3, 20)
+    together = ours(base.plain, ids, parts=[Parts(Crowd(base.plain, weights).rows([0, 1, 2]))])
+    for row, one in enumerate(weights):
+        with folded(base, one):
+            assert (theirs(base.model, ids[row : row + 1])[0] - together[row]).abs().max() < 1e-4
+
+
+def test_parts_act_only_where_they_are_told(base: LoadedBase) -> None:
+    assert base.plain is not None
+    ids, where = random_ids(1, 20), (torch.arange(20) >= 12).float()[None, :, None]
+    pairs = Crowd(base.plain, [random_lora(base.model, 1)]).rows([0])
+    without, late = ours(base.plain, ids), ours(base.plain, ids, parts=[Parts(pairs, where)])
+    assert torch.equal(late[:, :12], without[:, :12])
+    assert (late[:, 12:] - without[:, 12:]).abs().amax(-1).min() > 1e-3
+    assert (late - ours(base.plain, ids, parts=[Parts(pairs)])).abs().max() > 1e-3
+
+
+def packable() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@pytest.mark.skipif(not packable(), reason="this CPU has no bfloat16 products")
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_packed_weights_give_the_same_within_rounding(family: str, rows: int) -> None:
+    plain, ids = decoder(EXACT[family]().to(torch.bfloat16)), random_ids(rows, 12)
+    loose = ours(plain, ids)
+    plain.pack()
+    assert all(joint._packed is not None for joint in plain.joints())
+    assert torch.equal(ours(plain, ids), loose)  # nobody asked for them
+    packed = ours(plain, ids, read="packed")
+    assert (packed - loose).abs().mean() < 0.02 * loose.std()
+    many = random_ids(1, plains.FEW + 1)
+    with_packed = ours(plain, many, read="packed")
+    plain.changed()
+    assert torch.equal(ours(plain, many), with_packed)  # so many rows of input go the usual way
+    assert torch.equal(ours(plain, ids), loose)
+
+
+@pytest.mark.skipif(not packable(), reason="this CPU has no bfloat16 products")
+def test_packed_weights_are_dropped_when_something_is_folded(base: LoadedBase) -> None:
+    made = base.model.to(torch.bfloat16)
+    plain, ids = decoder(made), random_ids(1, 10)
+    coarse = replace(base, plain=plain, dtype=torch.bfloat16)
+    plain.pack()
+    packed, folder = ours(plain, ids, read="packed"), Folder(coarse)
+    folder.set(random_lora(made, 1))
+    assert all(joint._packed is None for joint in plain.joints())
+    inside = ours(plain, ids, read="packed")
+    assert (inside - theirs(made, ids)).abs().mean() < 0.02 * inside.std()
+    assert (inside - packed).abs().mean() > 0.05 * packed.std()
+    plain.pack()
+    folder.set(None)
+    assert all(joint._packed is None for joint in plain.joints())
+    assert (ours(plain, ids, read="packed") - packed).abs().mean() < 0.02 * packed.std()
+
+
+@pytest.mark.skipif(not packable(), reason="this CPU has no bfloat16 products")
+def test_gradients_pass_packed_weights() -> None:
+    plain = decoder(EXACT["llama"]().to(torch.bfloat16))
+    grads = []
+    for pack in (False, True):
+        if pack:
+            plain.pack()
+        x = plain.embed(random_ids(1, 6)).requires_grad_()
+        mask = causal_mask(6, plain.dtype, plain.device)
+        states = plain.run(x, plain.rope(torch.arange(6)[None]), mask, read="packed")
+        plain.logits(states, read="packed").float().square().mean().backward()
+        assert x.grad is not None
+        grads.append(x.grad.float())
+    assert grads[0].abs().max() > 0
+    assert (grads[0] - grads[1]).abs().mean() < 0.05 * grads[0].abs().mean()
+
+
+def test_float32_is_never_packed(base: LoadedBase) -> None:
+    assert base.plain is not None
+    base.plain.pack()
+    assert all(joint._packed is None for joint in base.plain.joints())
+
+
+def test_gradients_are_those_of_the_modules() -> None:
+    made, ids = EXACT["qwen3"](), random_ids(2, 15)
+    plain = decoder(made)
+    grads = []
+    for run in (
+        lambda x: plain.logits(
+            plain.run(x, plain.rope(torch.arange(15)[None]), causal_mask(15, plain.dtype, plain.device))
+        ),
+        lambda x: made(inputs_embeds=x, use_cache=False).logits,
+    ):
+        x = plain.embed(ids).detach().clone().requires_grad_()
+        run(x).square().mean().backward()
+        assert x.grad is not None
+        grads.append(x.grad)
+    assert (grads[0] - grads[1]).abs().max() < 1e-4 * grads[1].abs().max()

@@ -1,0 +1,79 @@
+"""What anchors do: how many recipes each is in, its weight, and how those people fared."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mta_cli.pipeline.bank.anchor_use import AnchorUse, anchor_uses
+from store.records import Bank, Recipe, Share
+from store.registry import Registry
+from tests.store import making
+
+
+@pytest.fixture
+def reg(tmp_path: Path) -> Iterator[Registry]:
+    with Registry.open(tmp_path / "store", create=True) as opened:
+        yield opened
+
+
+def setting(reg: Registry) -> Bank:
+    return making.bank(reg, [making.person(reg, "first", "a"), making.person(reg, "second", "a")])
+
+
+def fused(
+    reg: Registry, bank: Bank, name: str, *weights: float, change: tuple[float | None, float | None] | None = None
+) -> None:
+    """Gives somebody a recipe with a weight for each anchor, 0: not in it; with `change`, a stack as well."""
+    user = making.person(reg, name, "a")
+    if change is not None:
+        stack = making.adapted(reg, user, bank, name.encode())
+        reg.stacks.put(replace(stack, heldout_before=change[0], heldout_after=change[1]))
+    pairs = zip(reg.banks.anchors(bank.id), weights, strict=True)
+    shares = tuple(Share(anchor.id, 0.5, weight) for anchor, weight in pairs)
+    reg.recipes.put(Recipe(user, "free", bank.id, "evidence", shares, 0))
+
+
+def test_an_anchor_serves_those_whose_recipes_hold_it(reg: Registry) -> None:
+    bank = setting(reg)
+    fused(reg, bank, "ann", 0.75, 0.25)
+    fused(reg, bank, "bo", 0.5, 0.0)
+    first, second = anchor_uses(reg, bank)
+    assert (first.people, first.weight, first.share) == (2, 0.625, pytest.approx(1.25 / 1.5))
+    assert (second.people, second.weight, second.share) == (1, 0.25, pytest.approx(0.25 / 1.5))
+    assert [use.anchor.user for use in (first, second)] == ["first", "second"]
+
+
+def test_its_change_is_the_mean_of_theirs_weighted_as_the_anchor_is(reg: Registry) -> None:
+    bank = setting(reg)
+    fused(reg, bank, "ann", 0.75, 0.25, change=(2.0, 1.0))
+    fused(reg, bank, "bo", 0.25, 0.0, change=(2.0, 3.0))
+    fused(reg, bank, "unmeasured", 0.5, 0.0, change=(None, None))
+    fused(reg, bank, "no stack", 0.5, 0.0)
+    first, second = anchor_uses(reg, bank)
+    assert (first.change, first.measured, first.people) == (pytest.approx(0.75 - 0.25), 2, 4)
+    assert (second.change, second.measured) == (pytest.approx(1.0), 1)
+
+
+def test_a_bank_that_nobody_uses_has_anchors_without_use(reg: Registry) -> None:
+    bank = setting(reg)
+    anchors = reg.banks.anchors(bank.id)
+    assert anchor_uses(reg, bank) == [AnchorUse(anchor, 0, 0.0, 0.0, None, 0) for anchor in anchors]
+
+
+def test_recipes_without_anchors_and_weights_below_zero_are_counted_as_they_are(reg: Registry) -> None:
+    bank = setting(reg)
+    reg.recipes.put(Recipe(making.person(reg, "null", "a"), "free", bank.id, "evidence", (), 0))
+    fused(reg, bank, "learned", -0.5, 0.5, change=(1.0, 0.5))
+    first, second = anchor_uses(reg, bank)
+    assert (first.people, first.weight, first.share, first.change) == (1, -0.5, 0.5, 0.5)
+    assert (second.people, second.weight, second.share, second.change) == (1, 0.5, 0.5, 0.5)
+
+
+def test_another_banks_recipes_do_not_count(reg: Registry) -> None:
+    bank = setting(reg)
+    other = making.bank(reg, [making.person(reg, "third", "a")], name="other", key="o")
+    making.adapted(reg, making.person(reg, "ann", "a"), other)
+    assert [use.people for use in anchor_uses(reg, bank)] == [0, 0]
+    assert [use.people for use in anchor_uses(reg, other)] == [1]

@@ -1,0 +1,369 @@
+"""Refreshing a bank: only stale anchors are trained anew, by others like them; whoever rested on them is named."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mta_cli.engine.text.tasks import BUILTIN
+from mta_cli.errors import BadInput, NotFound, UsageFault
+from mta_cli.events import Event, Planned, Saved, Started, Step
+from mta_cli.options import Machine
+from mta_cli.pipeline.bank.build import build_bank
+from mta_cli.pipeline.bank.refresh import refresh_bank
+from mta_cli.pipeline.bank.screening import GATES
+from mta_cli.pipeline.bank.verify import verify_bank
+from mta_cli.pipeline.maintenance.resume import unfinished
+from mta_cli.pipeline.memory.knn import BESIDE
+from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.users.consent import set_consent
+from store.records import Anchor, NewItem
+from store.registry import Registry
+from tests.pipeline.town import CPU, LORA, QUICK, SHORT, TAGS, TASK, bank_request, built, finish, fuse_request, notes
+
+HERE = Machine(device="cpu", dtype="bfloat16", seed=7)  # all but the device must come from the bank
+
+
+@pytest.fixture(autouse=True)
+def quick_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task by its name is the quick one of `town`."""
+    monkeypatch.setitem(BUILTIN, TASK.name, TASK)
+
+
+@pytest.fixture
+def peopled(peopled: Registry) -> Registry:
+    """The people of `town`, each with something of their own, so that no two meta-LoRAs are the same."""
+    for number in range(9):
+        own = NewItem("own", "lamp-2", f"{'abcdefghi'[number] * 5} alone", TAGS[number % 3], "2020-01-01")
+        peopled.items.append(peopled.users.get(f"user{number}").id, [own])
+    return peopled
+
+
+def refreshed(reg: Registry, **options: Any) -> tuple[dict[str, Any], list[Event]]:
+    return finish(refresh_bank(reg, "lamp-2", HERE, **options))
+
+
+def anchors(reg: Registry) -> list[Anchor]:
+    return reg.banks.anchors(reg.banks.get("lamp-2").id)
+
+
+def forget(reg: Registry, *places: int) -> list[str]:
+    """Forget the people of some anchors; returns their names."""
+    names = [str(anchor.user) for place, anchor in enumerate(anchors(reg)) if place in places]
+    for name in names:
+        reg.users.forget(reg.users.get(name).id)
+    return names
+
+
+def stopped(events: Iterator[Event], steps: int) -> None:
+    """Close a job's generator after so many steps of training."""
+    taken = 0
+    for event in events:
+        taken += isinstance(event, Step) and event.loss is not None
+        if taken == steps:
+            break
+    events.close()  # type: ignore[attr-defined]
+
+
+def digests(reg: Registry) -> list[str | None]:
+    return sorted(str(anchor.digest) for anchor in anchors(reg))
+
+
+def test_only_the_stale_anchor_is_trained_and_the_rest_is_untouched(peopled: Registry) -> None:
+    before = built(peopled)
+    old = anchors(peopled)
+    key = peopled.banks.get("lamp-2").key
+    (gone,) = forget(peopled, 1)
+    result, seen = refreshed(peopled)
+    assert [event.kind for event in seen if isinstance(event, Saved)] == ["anchor", "bank"]
+    now = anchors(peopled)
+    assert [a for a in now if a.id in {old[0].id, old[2].id}] == [old[0], old[2]]
+    (new,) = [anchor for anchor in now if anchor.id not in {a.id for a in old}]
+    assert new.cluster == old[1].cluster and new.user not in (gone, old[0].user, old[2].user) and not new.stale
+    assert new.digest != old[1].digest and not peopled.files.path(str(old[1].digest)).exists()
+    bank = peopled.banks.get("lamp-2")
+    assert (bank.version, bank.task_adapter, bank.seed) == (1, before["task_adapter"], 0) and bank.key != key
+    row = peopled.adapters.get(str(new.digest))
+    assert (row.task_adapter, row.seed, row.config["compute"]) == (before["task_adapter"], 0, "float32")
+    assert bank.tokens == sum(peopled.adapters.get(d).tokens for d in [bank.task_adapter, *digests(peopled)] if d)
+    made = [peopled.adapters.get(d) for d in [bank.task_adapter, *digests(peopled)] if d]
+    assert bank.seconds == pytest.approx(sum(adapter.seconds for adapter in made))
+    assert result["replaced"] == [{"stale": old[1].id, "user": new.user, "digest": new.digest}]
+    assert [a["stale"] for a in result["anchors"]] == [False] * 3 and result["people"] == []
+    assert verify_bank(peopled, "lamp-2")["stale_anchors"] == [] and peopled.check() == []
+
+
+def test_the_new_anchor_is_of_the_cluster_that_lost_its_own(peopled: Registry) -> None:
+    """The people of `town` have three tastes: after one of each kind went, each kind has an anchor again."""
+    built(peopled)
+    films = {"ship": 0, "horse": 1, "robot": 2}
+
+    def tastes() -> list[int]:
+        users = [anchor.user_id for anchor in anchors(peopled) if anchor.user_id is not None]
+        return sorted(films[peopled.items.recent(user, "lamp-2", 1)[0].input.split()[-1]] for user in users)
+
+    assert tastes() == [0, 1, 2]
+    for place in range(3):
+        forget(peopled, place)
+        assert len(tastes()) == 2
+        refreshed(peopled)
+        assert tastes() == [0, 1, 2]
+
+
+def test_whoever_rested_on_it_is_named_and_the_others_keep_what_they_have(peopled: Registry) -> None:
+    built(peopled)
+    first, second, third = anchors(peopled)
+    for name in SHORT:
+        finish(fuse_user(peopled, peopled.users.get(name), fuse_request(weights="uniform", top_k=1)))
+        finish(adapt_users(peopled, [peopled.users.get(name)], fuse_request(), LORA))
+    on = {name: peopled.recipes.of_user(peopled.users.get(name).id)[0].shares[0].anchor_id for name in SHORT}
+    assert set(on.values()) == {first.id, second.id, third.id}
+    forget(peopled, 0)
+    result, seen = refreshed(peopled)
+    resting = [name for name, anchor in on.items() if anchor == first.id]
+    assert result["people"] == resting and any(resting[0] in text and "make them anew" in text for text in notes(seen))
+    for name in SHORT:
+        user = peopled.users.get(name).id
+        left = len(peopled.recipes.of_user(user)), len(peopled.stacks.of_user(user))
+        assert left == ((0, 0) if name in resting else (1, 1)), name
+    assert peopled.check() == []
+
+
+def test_a_core_rests_on_every_anchor(peopled: Registry) -> None:
+    built(peopled)
+    finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(weights="uniform", top_k=1)))
+    finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK))
+    user = peopled.users.get("ida").id
+    mine = peopled.recipes.of_user(user)[0].shares[0].anchor_id
+    basis = peopled.banks.get("lamp-2").basis
+    forget(peopled, next(place for place, anchor in enumerate(anchors(peopled)) if anchor.id != mine))
+    result, _ = refreshed(peopled)
+    assert result["people"] == ["ida"] and peopled.stacks.of_user(user) == []
+    assert len(peopled.recipes.of_user(user)) == 1 and not peopled.files.path(str(basis)).exists()
+    assert finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK))[0][0]["steps"] == 6
+
+
+def test_the_task_adapter_is_said_to_stay_and_a_new_build_is_without_them(peopled: Registry) -> None:
+    first = built(peopled)
+    forget(peopled, 0)
+    _, seen = refreshed(peopled)
+    assert any("task adapter" in text and "mta bank build --task lamp-2" in text for text in notes(seen))
+    again = built(peopled)
+    assert again["version"] == 2 and again["task_adapter"] != first["task_adapter"]
+
+
+def test_the_new_anchor_is_trained_on_the_task_adapter(peopled: Registry) -> None:
+    """Everybody is an anchor of two other banks, one of which has the same task adapter and the other none."""
+    losses = {}
+    for name, pooled in (("with", True), ("without", False)):
+        document = built(peopled, name=name, anchors=9, task_adapter=pooled)
+        losses[name] = {anchor["user"]: anchor["loss_first"] for anchor in document["anchors"]}
+    built(peopled)
+    finish(set_consent(peopled, str(anchors(peopled)[0].user), False))
+    (new,) = refreshed(peopled)[0]["replaced"]
+    first = peopled.adapters.get(new["digest"]).loss_first
+    assert first == pytest.approx(losses["with"][new["user"]], rel=1e-4)
+    assert first != pytest.approx(losses["without"][new["user"]], rel=1e-2)
+
+
+def test_without_a_task_adapter_nothing_is_said_of_one(peopled: Registry) -> None:
+    built(peopled, task_adapter=False)
+    forget(peopled, 0)
+    result, seen = refreshed(peopled)
+    assert len(result["replaced"]) == 1 and not any("task adapter" in text for text in notes(seen))
+    assert peopled.adapters.get(result["replaced"][0]["digest"]).task_adapter is None
+
+
+def test_older_banks_with_stale_anchors_are_named(peopled: Registry) -> None:
+    built(peopled)
+    built(peopled, rank=1)
+    peopled.users.forget(anchors(peopled)[0].user_id or 0)
+    result, seen = refreshed(peopled)
+    assert result["version"] == 2
+    assert any("lamp-2 v1" in text and "mta bank rm lamp-2 --bank-version 1" in text for text in notes(seen))
+
+
+def test_nothing_stale_is_nothing_to_do(peopled: Registry) -> None:
+    before = built(peopled)
+    counts = peopled.counts()
+    result, seen = refreshed(peopled)
+    assert any("nothing to do" in text for text in notes(seen)) and peopled.counts() == counts
+    assert result == {**before, "replaced": [], "removed": 0, "people": []}
+
+
+def test_a_dry_run_says_what_would_go_and_changes_nothing(peopled: Registry) -> None:
+    built(peopled)
+    finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK))
+    forget(peopled, 0)
+    before = peopled.counts()
+    result, seen = refreshed(peopled, dry_run=True)
+    lines = {line.name: line.value for event in seen if isinstance(event, Planned) for line in event.lines}
+    assert lines["stale anchors"] == "1 of 3" and lines["recipes and stacks that go"] == "ida"
+    assert lines["candidates"].startswith("6 users") and {"tokens", "memory", "time"} <= set(lines)
+    assert (result["dry_run"], result["stale"], result["people"]) == (True, 1, ["ida"])
+    assert peopled.counts() == before and anchors(peopled)[0].stale
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_stopped_and_run_again_gives_the_same_bytes(peopled: Registry, after: int, tmp_path: Path) -> None:
+    built(peopled, batch_size=4)
+    forget(peopled, 0, 2)
+    whole = tmp_path / "whole"
+    shutil.copytree(peopled.root, whole)
+    with Registry.open(whole) as other:
+        refreshed(other)
+        expected = digests(other)
+    old = anchors(peopled)
+    stopped(refresh_bank(peopled, "lamp-2", HERE), after)
+    assert anchors(peopled) == old and peopled.banks.get("lamp-2").status == "ready", "whole until it is replaced"
+    assert peopled.runs.all()[0].status == "interrupted" and unfinished(peopled) == []
+    _, seen = refreshed(peopled)
+    assert digests(peopled) == expected and any("goes on from step" in text for text in notes(seen))
+    assert peopled.check() == [] and verify_bank(peopled, "lamp-2")["ok"]
+
+
+def test_a_group_that_is_done_is_not_done_again(
+    peopled: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mta_cli.pipeline.training.groups.TOGETHER", 1)
+    built(peopled)
+    forget(peopled, 0, 1, 2)
+    whole = tmp_path / "whole"
+    shutil.copytree(peopled.root, whole)
+    with Registry.open(whole) as other:
+        result, _ = refreshed(other)
+        assert len(result["replaced"]) == 3
+        expected = digests(other)
+    job = refresh_bank(peopled, "lamp-2", HERE)
+    next(event for event in job if isinstance(event, Saved))
+    job.close()  # type: ignore[attr-defined]
+    assert [anchor.stale for anchor in anchors(peopled)].count(True) == 2
+    assert peopled.check() == []
+    result, seen = refreshed(peopled)
+    started = next(event for event in seen if isinstance(event, Started) and event.job == "bank refresh")
+    assert len(result["replaced"]) == 2 and started.total == 4
+    assert digests(peopled) == expected and len({anchor.cluster for anchor in anchors(peopled)}) == 3
+
+
+def test_a_new_anchor_whose_person_leaves_while_it_is_trained_takes_no_place(peopled: Registry) -> None:
+    built(peopled)
+    forget(peopled, 0)
+    job = refresh_bank(peopled, "lamp-2", HERE)
+    with Registry.open(peopled.root) as other:
+        for event in job:
+            if isinstance(event, Step) and event.loss is not None and event.done == 1:
+                chosen = event.label.rpartition(": ")[2]
+                other.users.set_can_anchor(other.users.get(chosen).id, False)
+                break
+        result, seen = finish(job)
+    assert result["replaced"] == [] and any("run it again" in text for text in notes(seen))
+    assert [anchor.stale for anchor in anchors(peopled)] == [True, False, False] and peopled.check() == []
+    result, _ = refreshed(peopled)
+    assert [each["user"] == chosen for each in result["replaced"]] == [False]
+
+
+def test_an_anchor_that_nobody_can_replace_is_taken_out(peopled: Registry) -> None:
+    built(peopled, anchors=9)
+    finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK))
+    forget(peopled, 4)
+    key = peopled.banks.get("lamp-2").key
+    result, seen = refreshed(peopled)
+    assert (result["removed"], result["replaced"], result["people"]) == (1, [], ["ida"])
+    assert len(anchors(peopled)) == 8 and any("taken out: 1" in text for text in notes(seen))
+    assert peopled.banks.get("lamp-2").key != key and peopled.check() == []
+
+
+def test_a_bank_without_anybody_is_refused_and_stays(peopled: Registry) -> None:
+    built(peopled)
+    for number in range(9):
+        user = peopled.users.get(f"user{number}")
+        peopled.users.set_can_anchor(user.id, False)
+    assert all(anchor.stale for anchor in anchors(peopled))
+    with pytest.raises(BadInput, match="Nobody may be an anchor") as refused:
+        refreshed(peopled)
+    assert "mta bank rm lamp-2 --bank-version 1" in str(refused.value.hint)
+    assert len(anchors(peopled)) == 3 and peopled.check() == []
+
+
+def test_which_bank_is_meant(peopled: Registry) -> None:
+    with pytest.raises(NotFound, match="no bank for task"):
+        refreshed(peopled)
+    built(peopled)
+    built(peopled, name="mine", rank=1)
+    with pytest.raises(UsageFault, match="of task lamp-2"):
+        finish(refresh_bank(peopled, "lamp-3", HERE, name="mine"))
+    peopled.users.forget(anchors(peopled)[0].user_id or 0)
+    assert refreshed(peopled, name="lamp-2")[0]["bank"] == "lamp-2"
+    assert refreshed(peopled)[0]["bank"] == "mine"
+
+
+def neighbours(reg: Registry, name: str) -> tuple[Any, ...]:
+    """A bank's neighbours and their kernel."""
+    bank = reg.banks.get(name)
+    return [(one.item_id, one.vector) for one in reg.neighbours.of_bank(bank.id)], bank.kernel
+
+
+@pytest.mark.parametrize("stale", [True, False])
+def test_neighbours_are_those_of_a_new_bank(peopled: Registry, stale: bool) -> None:
+    """Somebody's consent came back, somebody is new, and somebody has one item more than count."""
+    built(peopled, max_items=11)
+    names = [str(anchor.user) for anchor in anchors(peopled)]
+    back = next(f"user{n}" for n in range(9) if f"user{n}" not in names)
+    finish(set_consent(peopled, back, False))
+    finish(set_consent(peopled, back, True))
+    late = peopled.users.add("late")
+    peopled.items.append(late.id, [NewItem(f"l{n}", "lamp-2", f"a late film {n}", TAGS[n % 3]) for n in range(6)])
+    peopled.items.append(peopled.users.get(names[2]).id, [NewItem("more", "lamp-2", "one more", TAGS[0], "2030-01-01")])
+    if stale:
+        forget(peopled, 0)
+    before = neighbours(peopled, "lamp-2")
+    _, seen = refreshed(peopled, dry_run=True)
+    lines = {line.name: line.value for event in seen if isinstance(event, Planned) for line in event.lines}
+    assert lines["neighbours"] == "18 items come, 1 go" and neighbours(peopled, "lamp-2") == before
+    result, seen = refreshed(peopled)
+    assert len(result["replaced"]) == int(stale) and any("what 18 history items answer" in text for text in notes(seen))
+    built(peopled, name="new", max_items=11)
+    assert neighbours(peopled, "lamp-2") == neighbours(peopled, "new") != before
+    counts = peopled.counts()
+    _, seen = refreshed(peopled)
+    assert any("nothing to do" in text for text in notes(seen)) and peopled.counts() == counts
+
+
+def test_neighbours_that_were_stopped_are_gone_on_with(peopled: Registry) -> None:
+    built(peopled)
+    whole = neighbours(peopled, "lamp-2")
+    finish(set_consent(peopled, "user4", False))
+    finish(set_consent(peopled, "user4", True))
+    job = refresh_bank(peopled, "lamp-2", HERE)
+    next(event for event in job if isinstance(event, Step) and event.label == "lamp-2")
+    job.close()  # type: ignore[attr-defined]
+    assert neighbours(peopled, "lamp-2") == (whole[0], None), "all there, and not fitted"
+    refreshed(peopled)
+    assert neighbours(peopled, "lamp-2") == whole
+
+
+def test_label_rates_are_those_of_who_is_left(peopled: Registry) -> None:
+    built(peopled)
+    before = peopled.banks.get("lamp-2").config
+    forget(peopled, 0)
+    refreshed(peopled)
+    after = peopled.banks.get("lamp-2").config
+    with_all = finish(build_bank(peopled, replace(bank_request(name="new"), machine=CPU)))[0]
+    assert with_all["bank"] == "new" and after["label_rates"] != before["label_rates"]
+    assert {**after, BESIDE: 0} == {**peopled.banks.get("new").config, BESIDE: 0}  # which stays as it was built
+
+
+def test_what_was_found_of_an_anchor_leaves_with_it(peopled: Registry) -> None:
+    """Its number may come again: then nothing is said of who has it."""
+    built(peopled, anchors=9)
+    bank, (first, *_, last) = peopled.banks.get("lamp-2"), anchors(peopled)
+    said = [{"anchor": one.id, "gate": "norm", "value": 9.0, "bound": 5.0} for one in (first, last)]
+    gates = {"findings": said, "floors": {str(first.id): 0.5, str(last.id): 0.5}}
+    peopled.banks.set_gates(bank.id, {**bank.config, GATES: gates}, {last.id})
+    assert refreshed(peopled)[0]["removed"] == 1
+    left = {"findings": said[:1], "floors": {str(first.id): 0.5}}
+    assert peopled.banks.get("lamp-2").config[GATES] == left

@@ -1,0 +1,95 @@
+"""Whatever is in a file, a parser ends with records or with findings, and never with another exception."""
+
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mta_cli.errors import BadInput
+from mta_cli.pipeline.data.formats.findings import Findings, Record
+from mta_cli.pipeline.data.formats.lamp import parse_golds, parse_questions, parse_users
+from mta_cli.pipeline.data.formats.reading import parse_document
+from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
+from mta_cli.pipeline.data.formats.task_fields import Shape
+
+SHAPE = Shape("free", ("input",), ("output",), str)
+FIELDS = ["id", "user", "user_id", "input", "output", "profile", "query", "gold", "golds", "task", "time", "date"]
+
+TEXTS = st.text(max_size=8) | st.sampled_from(
+    ["", " ", "1", "ann", "\0", "\ud800", "\u202e", "--help", "2026-01-01", "\x1b[0m"]
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
+DOCUMENTS = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(FIELDS) | TEXTS, inner, max_size=8),
+    max_leaves=25,
+)
+ENTRY = st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS[:5] + FIELDS[7:8] + FIELDS[9:], SCALARS))
+LIKELY = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={"id": SCALARS, "user_id": SCALARS, "input": SCALARS, "profile": st.lists(ENTRY, max_size=3)}
+        | {"query": st.lists(ENTRY, max_size=3), "time": SCALARS},
+    ),
+    max_size=3,
+)
+
+
+def sound(records: list[Record], findings: Findings) -> None:
+    """Records can be stored, and every fault is one printable line."""
+    for record in records:
+        for value in (record.user, record.item.key, record.item.input, record.item.output):
+            assert value.strip()
+            assert "\0" not in value
+            value.encode()
+    assert len(findings.lines) == min(findings.faults, 20)
+    for line in findings.lines:
+        assert line.isprintable(), repr(line)
+
+
+@settings(deadline=None)
+@given(DOCUMENTS | LIKELY)
+def test_any_document(document: Any) -> None:
+    for parse in (
+        lambda findings: parse_questions(document, {"1": "x"}, SHAPE, "f", findings),
+        lambda findings: parse_users(document, SHAPE, "f", findings),
+    ):
+        findings = Findings()
+        sound(list(parse(findings)), findings)
+    findings = Findings()
+    parse_golds(document, "f", findings)
+    sound([], findings)
+
+
+@settings(deadline=None)
+@given(st.lists(DOCUMENTS | ENTRY, max_size=4), st.none() | st.just("ann"))
+def test_any_jsonl(values: list[Any], user: str | None) -> None:
+    lines = [(number, json.dumps(value).encode()) for number, value in enumerate(values, 1)]
+    findings = Findings()
+    sound(list(parse_rows(jsonl_rows(lines, "f", findings), "free", findings, user)), findings)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.binary(max_size=40), max_size=5),
+    st.sampled_from([b"user,input,output\n", b"input;output\n", b"\xff\n", b""]),
+)
+def test_any_bytes_as_rows(lines: list[bytes], header: bytes) -> None:
+    numbered = list(enumerate((header + b"\n".join(lines)).splitlines(keepends=True), 1))
+    findings = Findings()
+    sound(
+        list(parse_rows(csv_rows(numbered, "f", findings, frozenset({"input", "output"})), "free", findings, "ann")),
+        findings,
+    )
+    findings = Findings()
+    sound(list(parse_rows(jsonl_rows(numbered, "f", findings), "free", findings)), findings)
+
+
+@given(DOCUMENTS)
+def test_a_document_survives_writing_and_reading(document: Any) -> None:
+    try:
+        text = json.dumps(document, allow_nan=True).encode()
+        parse_document(text, "f")
+    except BadInput as error:
+        assert b"NaN" in text or b"Infinity" in text, error.message

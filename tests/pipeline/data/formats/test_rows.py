@@ -1,0 +1,144 @@
+"""JSONL and CSV."""
+
+import json
+
+import pytest
+
+from mta_cli.pipeline.data.formats.findings import Findings, Record
+from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
+
+NEEDED = frozenset({"user", "input", "output"})
+
+
+def numbered(content: bytes) -> list[tuple[int, bytes]]:
+    return list(enumerate(content.splitlines(keepends=True), 1))
+
+
+def jsonl(content: bytes | str, user: str | None = None) -> tuple[list[Record], Findings]:
+    findings = Findings()
+    lines = numbered(content.encode() if isinstance(content, str) else content)
+    return list(parse_rows(jsonl_rows(lines, "f", findings), "free", findings, user)), findings
+
+
+def table(content: bytes | str, user: str | None = None) -> tuple[list[Record], Findings]:
+    findings = Findings()
+    needed = NEEDED - {"user"} if user else NEEDED
+    lines = numbered(content.encode() if isinstance(content, str) else content)
+    return list(parse_rows(csv_rows(lines, "f", findings, needed), "free", findings, user)), findings
+
+
+def test_jsonl_records() -> None:
+    first = {"user": "ann", "input": "i", "output": "o", "id": 5, "time": "2026-08-01T12:00:00+02:00", "task": "lamp-4"}
+    records, findings = jsonl(json.dumps(first) + '\n\n{"user": "bob", "input": "i", "output": 3, "time": null}\n')
+    assert findings.faults == 0
+    ann, bob = records
+    assert (ann.user, ann.item.key, ann.item.task, ann.item.time) == ("ann", "5", "lamp-4", "2026-08-01T10:00:00")
+    assert (bob.item.task, bob.item.output, bob.item.time) == ("free", "3", None)
+    assert str(bob.place) == "f: record 2 (line 3)"
+
+
+def test_csv_records() -> None:
+    content = '\n User ,Input,OUTPUT,time,note\nann,"two\nlines","say ""hi""",2026-08-01,x\n\nbob,i,o,,\n'
+    records, findings = table(content)
+    assert findings.faults == 0
+    assert [(record.user, record.item.input, record.item.output, record.item.time) for record in records] == [
+        ("ann", "two\nlines", 'say "hi"', "2026-08-01"),
+        ("bob", "i", "o", None),
+    ]
+    assert list(findings.ignored) == ["note"]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_csv_separators(separator: str) -> None:
+    records, findings = table(f"user{separator}input{separator}output\r\nann{separator}i{separator}o\r\n")
+    assert findings.faults == 0
+    assert [record.user for record in records] == ["ann"]
+
+
+def test_ids_made_of_content_are_the_same_every_time() -> None:
+    line = '{"user": "ann", "input": "i", "output": "o"}\n'
+    once, twice = jsonl(line)[0], jsonl(line * 2)[0]
+    assert once[0].item.key == twice[0].item.key
+    assert twice[0].item.key != twice[1].item.key
+    assert jsonl(line.replace('"i"', '"j"'))[0][0].item.key != once[0].item.key
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is a list, not an object"),
+        ("NaN", "is not JSON: NaN is no JSON value"),
+        ("[" * 10_000, "nested too deep"),
+        ("{}", ", field user: is missing"),
+        ('{"user": "ann", "input": "", "output": "o"}', ", field input: is empty"),
+        ('{"user": "ann", "input": {}, "output": "o"}', ", field input: is an object, not text"),
+        ('{"user": "ann", "input": "i", "output": null}', ", field output: is null, not text"),
+        ('{"user": "ann", "input": "i", "output": 1e999}', ", field output: is not a finite number"),
+        ('{"user": "ann", "input": "i", "output": "o", "id": []}', ", field id: is a list, not text"),
+        ('{"user": "ann", "input": "i", "output": "o", "time": "soon"}', ", field time: 'soon' is no ISO 8601"),
+        ('{"user": "\\u202eann", "input": "i", "output": "o"}', ", field user: "),
+        ('{"user": "", "input": "i", "output": "o"}', ", field user: is empty"),
+        ('{"user": "a\\nb", "input": "i", "output": "o"}', ", field user: "),
+        ('{"user": "a\\u0000b", "input": "i", "output": "o"}', ", field user: "),
+    ],
+)
+def test_jsonl_faults(line: str, what: str) -> None:
+    _, findings = jsonl('{"user": "ann", "input": "i", "output": "first"}\n' + line)
+    assert findings.lines[0].startswith("f: record 2")
+    assert what in findings.lines[0]
+    assert "\x1b" not in findings.lines[0]
+    assert "\n" not in findings.lines[0]
+
+
+def test_jsonl_that_is_not_utf8_goes_on() -> None:
+    records, findings = jsonl(b'{"user": "ann"}\n\xff\xfe\n' + b'{"user": "b", "input": "caf\xe9", "output": "o"}\n')
+    assert records == []
+    assert findings.lines[-2:] == [
+        "f: record 2: is not UTF-8: byte 0xff at offset 0 of the line",
+        "f: record 3: is not UTF-8: byte 0xe9 at offset 27 of the line",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("user,input\nann,i\n", "f, field header: no column output; there are 'user', 'input'"),
+        ("user,input,output,input\n", "f, field header: the column 'input' stands there twice"),
+        ("ann,i,o\n", "f, field header: no column input and none output and none user; there are 'ann', 'i', 'o'"),
+        ("user,input,output\nann,i\n", "f: record 1 (line 2): has 2 cells where the header has 3"),
+        ('user,input,output\nann,i,"o', "f: record 1 (line 2): is not CSV: unexpected end of data"),
+        ('user,input,output\nann,"i"x,o', "f: record 1 (line 2): is not CSV: "),
+        ("user,input,output\nann,,o\n", "f: record 1 (line 2), field input: is empty"),
+        ("user,input,output\n--help,i,o\n", "f: record 1 (line 2), field user: "),
+        (b"user,input,output\nann,caf\xe9,o\n", "f: record 1 (line 2), field input: is not UTF-8: character 4"),
+        (b"user,input,output\nann,\0,o\n", "f: record 1 (line 2), field input: holds a NUL character"),
+    ],
+)
+def test_csv_faults(content: bytes | str, what: str) -> None:
+    _, findings = table(content)
+    assert findings.faults == 1
+    assert findings.lines[0].startswith(what)
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "user,input,output\n"])
+def test_csv_without_records(content: str) -> None:
+    records, findings = table(content)
+    assert (records, findings.faults) == ([], 0)
+
+
+def test_duplicate_ids_are_faults() -> None:
+    line = '{"user": "ann", "input": "i", "output": "o", "id": "1"}\n'
+    other = line.replace("ann", "bob")
+    records, findings = jsonl(line + other + line)
+    assert len(records) == 2
+    assert findings.lines == ["f: record 3, field id: '1' was already used in record 1"]
+
+
+def test_a_file_of_one_user() -> None:
+    rows = [{"input": "i"}, {"user": "ann", "input": "j"}, {"user": "bob", "input": "k"}]
+    content = "\n".join(json.dumps(row | {"output": "o"}) for row in rows)
+    records, findings = jsonl(content, "ann")
+    assert [record.user for record in records] == ["ann", "ann"]
+    assert findings.lines == ["f: record 3, field user: is 'bob', but this is the history of 'ann'"]
+    assert [record.user for record in table("input,output\ni,o\n", "ann")[0]] == ["ann"]

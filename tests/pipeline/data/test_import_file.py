@@ -1,0 +1,323 @@
+"""Importing: what arrives in the store, what a second import changes, and that a fault leaves everything as it was."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mta_cli.errors import BadInput, MtaError, NotFound, UsageFault
+from mta_cli.events import Planned, Started, Step
+from mta_cli.pipeline.data.import_file import import_file
+from store.registry import Registry
+from tests.pipeline.histories import imported, person, rows, run, tagged, write
+
+
+@pytest.fixture
+def reg(tmp_path: Path) -> Iterator[Registry]:
+    with Registry.open(tmp_path / "store", create=True) as registry:
+        yield registry
+
+
+def items_of(reg: Registry, name: str, task: str = "free") -> list[tuple[str, str]]:
+    return [(item.input, item.output) for item in reg.items.recent(reg.users.get(name).id, task, None)]
+
+
+def test_users_document(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "users.json", [person("ann"), person("bob", 2, 0)])
+    result = imported(reg, "users", path, task="lamp-2")
+    expected = {"format": "users", "path": str(path), "task": "lamp-2", "users": 2, "items_added": 5}
+    assert expected.items() <= result.items()
+    assert (result["items_unchanged"], result["queries_added"], result["queries_unchanged"]) == (0, 1, 0)
+    assert items_of(reg, "ann", "lamp-2")[0] == ("film 0 about a lighthouse", "comedy")
+    (query,) = reg.items.queries(reg.users.get("ann").id, "lamp-2")
+    assert (query.input, query.gold) == ("a plot 0", "action")
+
+
+def test_a_second_import_changes_nothing(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "users.json", [person("ann", 3, 2)])
+    imported(reg, "users", path, task="lamp-2")
+    again = imported(reg, "users", path, task="lamp-2")
+    assert (again["items_added"], again["items_unchanged"]) == (0, 3)
+    assert (again["queries_added"], again["queries_unchanged"]) == (0, 2)
+
+
+def test_a_longer_history_is_appended(reg: Registry, tmp_path: Path) -> None:
+    imported(reg, "jsonl", write(tmp_path / "a.jsonl", rows(count=3)))
+    longer = imported(reg, "jsonl", write(tmp_path / "b.jsonl", rows(count=5)))
+    assert (longer["items_added"], longer["items_unchanged"]) == (2, 3)
+    assert len(items_of(reg, "ann")) == 5
+
+
+def test_who_is_new_is_not_looked_up_in_a_list(reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Names(list[str]):
+        def __contains__(self, name: object) -> bool:
+            pytest.fail("a search through everybody's names, for everybody")
+
+    monkeypatch.setattr(reg.users, "names", lambda: Names(["ann"]))
+    reg.users.add("ann")
+    path = write(tmp_path / "a.jsonl", rows(count=1) + rows("bob", 1))
+    imported(reg, "jsonl", path, ask=lambda count: count == 1)
+    assert reg.users.get("bob").can_anchor, "of one new person it was asked"
+
+
+def test_the_same_item_twice_is_two_items_once(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(count=1) * 2)
+    assert imported(reg, "jsonl", path)["items_added"] == 2
+    assert imported(reg, "jsonl", path)["items_added"] == 0
+
+
+def test_questions_with_outputs(reg: Registry, tmp_path: Path) -> None:
+    instruction = "Which tag does this movie relate to among the following tags? tags: [a, b] description: a plot"
+    asked = [{"id": f"q{n}", "user_id": "ann", "input": instruction, "profile": [tagged(1)]} for n in range(2)]
+    outputs = {"task": "LaMP_2", "golds": [{"id": f"q{n}", "output": "action"} for n in range(2)]}
+    path = write(tmp_path / "questions.json", asked)
+    result = imported(reg, "lamp", path, outputs=write(tmp_path / "outputs.json", outputs))
+    assert (result["task"], result["items_added"], result["queries_added"]) == ("lamp-2", 1, 2)
+    assert reg.items.queries(reg.users.get("ann").id, "lamp-2")[0].input == "a plot"
+
+
+def test_questions_without_outputs_bring_their_histories(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "q.json", [{"id": "q1", "input": "a plot", "profile": [tagged(1)]}])
+    result, notes = run(import_file(reg, "lamp", path, task="lamp-2"))
+    assert (result["items_added"], result["queries_added"]) == (1, 0)
+    assert any(
+        note == "left out, queries without a gold answer: 1; their users' histories are imported" for note in notes
+    )
+
+
+def test_questions_need_a_task(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "q.json", [{"id": "q1", "input": "a plot", "profile": [tagged(1)]}])
+    with pytest.raises(UsageFault, match="does not say which task"):
+        imported(reg, "lamp", path)
+
+
+def test_outputs_of_another_task_are_mentioned(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "q.json", [{"id": "q1", "input": "a plot", "profile": [tagged(1)]}])
+    outputs = write(tmp_path / "o.json", {"task": "LaMP_3", "golds": [{"id": "q1", "output": "action"}]})
+    _, notes = run(import_file(reg, "lamp", path, task="lamp-2", outputs=outputs))
+    assert any("'LaMP_3'" in note and "lamp-2" in note for note in notes)
+
+
+def test_rows_of_several_tasks(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(count=1) + rows(count=2, task="lamp-4"))
+    result = imported(reg, "jsonl", path)
+    assert (result["task"], result["tasks"]) == (None, ["free", "lamp-4"])
+    assert len(items_of(reg, "ann", "lamp-4")) == 2
+
+
+def test_csv(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "user,input,output,time\nann,later,o,2026-02-01\nann,first,o,2026-01-01\n")
+    assert imported(reg, "csv", path)["items_added"] == 2
+    assert [item[0] for item in items_of(reg, "ann")] == ["first", "later"]
+
+
+def test_one_fault_and_nothing_is_written(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [*rows(count=30), {"user": "bob", "input": 3, "output": "o"}])
+    with pytest.raises(BadInput) as caught:
+        imported(reg, "jsonl", path)
+    assert caught.value.faults == ("a.jsonl: record 31, field input: is a number, not text",)
+    assert "nothing was imported" in caught.value.message
+    assert reg.users.names() == []
+
+
+def test_twenty_faults_are_shown_and_all_are_counted(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"user": "ann"}] * 40)
+    with pytest.raises(BadInput, match=r"80 faults \(the first 20 are shown\)") as caught:
+        imported(reg, "jsonl", path)
+    assert len(caught.value.faults) == 20
+
+
+def test_an_id_with_other_content_in_the_store_is_refused(reg: Registry, tmp_path: Path) -> None:
+    imported(reg, "users", write(tmp_path / "a.json", [person("ann")]), task="lamp-2")
+    other = person("ann", 4) | {"profile": [tagged(9), tagged(1, tag="action")]}
+    path = write(tmp_path / "b.json", [person("bob"), other])
+    for dry_run in (True, False):
+        with pytest.raises(BadInput) as caught:
+            imported(reg, "users", path, task="lamp-2", dry_run=dry_run)
+        assert caught.value.faults == (
+            "b.json: record 2, field id: '1' of 'ann' is stored already and says something else",
+        )
+    assert reg.users.names() == ["ann"]
+    assert len(items_of(reg, "ann", "lamp-2")) == 3
+
+
+def test_a_time_that_one_side_does_not_know_is_no_contradiction(reg: Registry, tmp_path: Path) -> None:
+    timed, untimed, other = (
+        write(tmp_path / f"{time}.jsonl", rows(id=1, count=1, time=time)) for time in ("2026-01-01", None, "2026-01-02")
+    )
+    imported(reg, "jsonl", timed)
+    assert imported(reg, "jsonl", untimed)["items_unchanged"] == 1
+    with pytest.raises(BadInput):
+        imported(reg, "jsonl", other)
+    imported(reg, "jsonl", write(tmp_path / "bob.jsonl", rows("bob", id=1, count=1)))
+    _, notes = run(import_file(reg, "jsonl", write(tmp_path / "late.jsonl", rows("bob", id=1, count=1, time="2026"))))
+    assert notes == ["stored already without a time, and stay so: 1"]
+    assert [item.time for name in ("ann", "bob") for item in reg.items.recent(reg.users.get(name).id, "free")] == [
+        "2026-01-01",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "error"),
+    [
+        ("xml", {}, UsageFault),
+        ("jsonl", {"outputs": Path("o.json")}, UsageFault),
+        ("jsonl", {"task": "lamp-22"}, NotFound),
+        ("users", {"task": "../x"}, NotFound),
+    ],
+)
+def test_wrong_requests(
+    reg: Registry, tmp_path: Path, form: str, options: dict[str, Any], error: type[MtaError]
+) -> None:
+    with pytest.raises(error):
+        imported(reg, form, write(tmp_path / "a.jsonl", rows()), **options)
+
+
+def test_an_unknown_task_in_a_record_is_a_fault(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(count=2) + rows(count=3, task="lamp-44"))
+    with pytest.raises(BadInput) as caught:
+        imported(reg, "jsonl", path)
+    (fault,) = caught.value.faults
+    assert fault.startswith("a.jsonl: record 3, field task: ")
+    assert "lamp-44" in fault
+
+
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [(form, content) for form in ("lamp", "users", "jsonl", "csv") for content in ("", "\n", "\ufeff")]
+    + [("lamp", "[]"), ("users", "[]"), ("users", '[{"user_id": "a"'), ("csv", "user,input,output\n")],
+)
+def test_files_with_nothing_in_them(reg: Registry, tmp_path: Path, form: str, content: str) -> None:
+    with pytest.raises(BadInput):
+        imported(reg, form, write(tmp_path / "f.json", content), task="lamp-2")
+    assert reg.users.names() == []
+
+
+@pytest.mark.parametrize("form", ["lamp", "users", "jsonl", "csv"])
+def test_a_missing_file(reg: Registry, tmp_path: Path, form: str) -> None:
+    with pytest.raises(NotFound, match="There is no file"):
+        imported(reg, form, tmp_path / "none", task="free")
+
+
+@pytest.mark.parametrize("form", ["lamp", "users", "jsonl", "csv"])
+def test_a_file_that_is_not_utf8(reg: Registry, tmp_path: Path, form: str) -> None:
+    path = tmp_path / "latin"
+    path.write_bytes('user,input,output\nann,"caf\u00e9",o\n'.encode("latin-1"))
+    with pytest.raises(BadInput) as caught:
+        imported(reg, form, path, task="free")
+    assert "UTF-8" in caught.value.message + " ".join(caught.value.faults)
+
+
+@pytest.mark.parametrize("form", ["lamp", "users", "jsonl", "csv"])
+def test_two_hundred_megabytes(reg: Registry, tmp_path: Path, form: str) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as stream:
+        stream.truncate(200 * 2**20)
+    with pytest.raises(BadInput):
+        imported(reg, form, path, task="free")
+
+
+def test_names_that_look_alike_stay_apart_and_are_reported(reg: Registry, tmp_path: Path) -> None:
+    imported(reg, "jsonl", write(tmp_path / "a.jsonl", rows("Ann")))
+    _, notes = run(import_file(reg, "jsonl", write(tmp_path / "b.jsonl", rows("ann") + rows("bob"))))
+    assert [note for note in notes if "differ only in case" in note] == [
+        "'Ann' and 'ann' differ only in case, Unicode form or white space; they stay different users"
+    ]
+    assert sorted(reg.users.names()) == ["Ann", "ann", "bob"]
+
+
+def test_a_name_in_two_unicode_forms_is_reported(reg: Registry, tmp_path: Path) -> None:
+    content = rows("Zo\u00eb", 1) + rows("Zoe\u0308", 1)
+    _, notes = run(import_file(reg, "jsonl", write(tmp_path / "a.jsonl", content)))
+    assert any("Unicode forms" in note for note in notes)
+
+
+def test_what_is_worth_saying_is_said(reg: Registry, tmp_path: Path) -> None:
+    leaking = person("ann") | {"query": [{"id": "x", "input": "film 1 about a lighthouse", "gold": "comedy"}]}
+    strange = person("bob") | {"profile": [tagged(1, tag="funny"), tagged(2, tag=""), tagged(3)]}
+    _, notes = run(import_file(reg, "users", write(tmp_path / "u.json", [leaking, strange]), task="lamp-2"))
+    text = "\n".join(notes)
+    assert "held-out queries that also stand in their user's history, with the same answer: 1" in text
+    assert "answers that are no label of lamp-2: 1, such as 'funny'" in text
+    assert "left out, history items without tag: 1" in text
+
+
+def test_history_that_asks_something_else_needs_no_label(reg: Registry, tmp_path: Path) -> None:
+    _, notes = run(import_file(reg, "jsonl", write(tmp_path / "a.jsonl", rows()), task="lamp-1"))
+    assert not any("no label" in note for note in notes)
+
+
+def test_fields_that_mean_nothing_are_named(reg: Registry, tmp_path: Path) -> None:
+    _, notes = run(import_file(reg, "jsonl", write(tmp_path / "a.jsonl", rows(tiem="2020"))))
+    assert notes == ["fields that mean nothing here: 'tiem'"]
+
+
+def test_somebody_without_a_history_is_a_user_too(reg: Registry, tmp_path: Path) -> None:
+    imported(
+        reg,
+        "users",
+        write(tmp_path / "u.json", [person("ann", 0, 1), person("bob", 0, 0), person("cy")]),
+        task="lamp-2",
+    )
+    assert sorted(reg.users.names()) == ["ann", "bob", "cy"]
+
+
+def test_consent(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows())
+    imported(reg, "jsonl", path, can_anchor=False)
+    assert not reg.users.get("ann").can_anchor
+    imported(reg, "jsonl", path)
+    assert not reg.users.get("ann").can_anchor
+    imported(reg, "jsonl", path, can_anchor=True)
+    assert reg.users.get("ann").can_anchor
+
+
+def test_a_dry_run_checks_and_writes_nothing(reg: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path / "u.json", [person("ann")])
+    events = list(import_file(reg, "users", path, task="lamp-2", dry_run=True))
+    (plan,) = (event for event in events if isinstance(event, Planned))
+    values = {line.name: line.value for line in plan.lines}
+    assert (values["history items"], values["held-out queries"], values["task"]) == (
+        "3, of which 0 are stored already",
+        "1, of which 0 are stored already",
+        "lamp-2",
+    )
+    assert values["users"] == "1, of whom 0 are known already"
+    assert reg.users.names() == []
+    with pytest.raises(BadInput):
+        list(import_file(reg, "users", write(tmp_path / "v.json", [{}]), dry_run=True))
+
+
+def test_an_import_that_is_stopped_leaves_nothing(reg: Registry, tmp_path: Path) -> None:
+    events = import_file(reg, "jsonl", write(tmp_path / "a.jsonl", rows(count=50)))
+    for event in events:
+        if isinstance(event, Step):
+            break
+    events.close()  # type: ignore[attr-defined]
+    assert reg.users.names() == []
+
+
+def test_a_hundred_thousand_items(reg: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    with path.open("w", encoding="utf-8") as stream:
+        for number in range(100_000):
+            record = {
+                "user": f"user {number % 500}",
+                "input": f"a note about subject {number}",
+                "output": "short answer",
+            }
+            stream.write(json.dumps(record | {"id": number}) + "\n")
+    began = time.perf_counter()
+    events = list(import_file(reg, "jsonl", path))
+    seconds = time.perf_counter() - began
+    result, _ = run(iter(events))
+    assert result["items_added"] == 100_000
+    assert seconds < 60, f"took {seconds:.1f} s"
+    totals = [event.total for event in events if isinstance(event, Started)]
+    assert totals == [None, 100_000]
+    assert sum(isinstance(event, Step) for event in events) > 20
+    assert imported(reg, "jsonl", path)["items_unchanged"] == 100_000

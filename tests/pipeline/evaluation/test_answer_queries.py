@@ -1,0 +1,111 @@
+"""Answers under many people's parts at once: the likeliest label or own words, and how likely the gold was."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mta_cli.engine.lora.adapter import LoraWeights
+from mta_cli.engine.memory.label_prior import Habit
+from mta_cli.engine.model.load import LoadedBase, load_base
+from mta_cli.engine.scoring.log_likelihood import score
+from mta_cli.engine.text.prompts import Row
+from mta_cli.engine.text.tasks import BUILTIN
+from mta_cli.pipeline.data.examples import Examples
+from mta_cli.pipeline.evaluation.answer_queries import Asked, Given, answer
+from store.records import NewItem, Query
+from store.registry import Registry
+from tests.pipeline.town import SHORT, TASK
+from tests.pipeline.world import random_lora
+
+TEXTS = replace(BUILTIN["lamp-4"], query_tokens=32, item_tokens=16, answer_tokens=6)
+
+
+@pytest.fixture
+def base(tiny_base_path: Path) -> LoadedBase:
+    return load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def people(base: LoadedBase) -> list[tuple[LoraWeights, ...]]:
+    placed = {"targets": "q_proj,v_proj", "rank": 2}
+    return [(), *((random_lora(base, seed, placement=where, **placed),) for seed, where in ((1, "late"), (2, "upper")))]
+
+
+def queries(reg: Registry, task: str = "lamp-2") -> list[Query]:
+    return [reg.items.queries(reg.users.get(name).id, task)[0] for name in SHORT]
+
+
+def likelihood(examples: Examples, base: LoadedBase, given: Given, text: str, parts: tuple[LoraWeights, ...]) -> float:
+    """Of one answer, in a pass of its own."""
+    row = Row((*given.prompt, *examples.prompter.answer_ids(text)), len(given.prompt))
+    return score(base, [row], parts)[0][0]
+
+
+def test_each_person_answers_with_their_likeliest_label(
+    peopled: Registry, base: LoadedBase, people: list[tuple[LoraWeights, ...]]
+) -> None:
+    examples = Examples(peopled, base, TASK, 2)
+    asked = [Asked(query, owner) for query in queries(peopled) for owner in (2, 0, 1)]
+    found = answer(base, examples, asked, people)
+    for one, given in zip(asked, found, strict=True):
+        assert list(given.prompt) == examples.query_prompt(one.query) and given.seconds > 0
+        assert given.answer == TASK.labels[given.scores.index(max(given.scores))] and len(given.scores) == 15
+        for place in (0, 2, 7):
+            alone = likelihood(examples, base, given, TASK.labels[place], people[one.owner])
+            assert given.scores[place] == pytest.approx(alone, abs=1e-3)
+        assert given.gold_loglik == given.scores[TASK.labels.index(one.query.gold)]
+        assert given.gold_tokens == len(one.query.gold) + 1
+    assert len({given.scores for given in found}) == len(found)
+
+
+def test_a_gold_that_is_no_label_is_weighed_and_never_answered(peopled: Registry, base: LoadedBase) -> None:
+    examples, (query, other, _) = Examples(peopled, base, TASK, 2), queries(peopled)
+    odd = replace(query, gold="x")
+    first, second = answer(base, examples, [Asked(odd, 0), Asked(other, 0)], [()])
+    assert first.answer in TASK.labels and len(first.scores) == len(second.scores) == 15
+    assert first.gold_loglik == pytest.approx(likelihood(examples, base, first, "x", ()), abs=1e-3)
+    assert first.gold_loglik > max(first.scores), "one letter is likelier than a word here, and stays out of the choice"
+
+
+def test_a_persons_prior_is_added_to_the_labels_and_not_to_the_gold(peopled: Registry, base: LoadedBase) -> None:
+    examples, (query, *_) = Examples(peopled, base, TASK, 2), queries(peopled)
+    prior = tuple(100.0 * (place == 4) for place in range(15))
+    plain, with_it = answer(base, examples, [Asked(query, 0), Asked(query, 1)], [(), ()], [None, Habit(prior)])
+    assert with_it.answer == TASK.labels[4] and with_it.gold_loglik == plain.gold_loglik
+    assert with_it.scores == pytest.approx([a + b for a, b in zip(plain.scores, prior, strict=True)])
+
+
+def test_a_score_is_answered_with_the_median(peopled: Registry, base: LoadedBase) -> None:
+    task, (query, *_) = BUILTIN["lamp-3"], queries(peopled)
+    examples, asked = Examples(peopled, base, task, 0), [Asked(replace(query, gold="3"), owner) for owner in (0, 1)]
+    plain, _ = answer(base, examples, asked, [(), ()])
+    wanted = [math.log(share) - score for share, score in zip((0.4, 0.05, 0.15, 0.05, 0.35), plain.scores, strict=True)]
+    assert answer(base, examples, asked, [(), ()], [None, Habit(tuple(wanted))])[1].answer == "3"
+
+
+def test_a_task_of_texts_is_answered_in_own_words(
+    peopled: Registry, base: LoadedBase, people: list[tuple[LoraWeights, ...]]
+) -> None:
+    for name in SHORT:
+        user = peopled.users.get(name).id
+        peopled.items.append(user, [NewItem("t", "lamp-4", f"news of {name}", f"the {name}")])
+        peopled.items.append_queries(user, [NewItem("q", "lamp-4", f"more about {name}", "a headline that is long")])
+    examples = Examples(peopled, base, TEXTS, 1)
+    asked = [Asked(query, owner) for query in queries(peopled, "lamp-4") for owner in range(3)]
+    found = answer(base, examples, asked, people)
+    for one, given in zip(asked, found, strict=True):
+        (alone,) = answer(base, examples, [replace(one, owner=0)], [people[one.owner]])
+        assert given.answer == alone.answer == given.answer.strip() and given.scores == ()
+        assert len(base.tokenizer(given.answer, add_special_tokens=False)["input_ids"]) <= TEXTS.answer_tokens
+        assert given.gold_tokens == TEXTS.answer_tokens, "as far as an answer may go"
+        assert given.gold_loglik == pytest.approx(
+            likelihood(examples, base, given, one.query.gold, people[one.owner]), abs=1e-3
+        )
+    assert len({given.answer for given in found}) > 1
+
+
+def test_nothing_asked(peopled: Registry, base: LoadedBase) -> None:
+    for task in (TASK, TEXTS):
+        assert answer(base, Examples(peopled, base, task, 2), [], []) == []

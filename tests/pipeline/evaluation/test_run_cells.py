@@ -1,0 +1,186 @@
+"""Answering cell by cell: groups that stay the same, everything stored at once, and priors in the scores."""
+
+import struct
+from functools import partial
+from typing import Any
+
+import pytest
+
+from mta_cli.engine.memory.label_prior import Habit
+from mta_cli.engine.methods.catalog import METHODS
+from mta_cli.engine.methods.method import Made, Method
+from mta_cli.events import Note, Step
+from mta_cli.pipeline.evaluation import run_cells
+from mta_cli.pipeline.evaluation.context import Field
+from mta_cli.pipeline.evaluation.design import design
+from mta_cli.pipeline.evaluation.run_cells import Column, fill, missing
+from store.registry import Registry
+from store.tables.predictions import Prediction
+from tests.pipeline.evaluation.test_banks import begun, made
+from tests.pipeline.evaluation.trial import Trial, eval_request, profiles
+from tests.pipeline.town import TASK
+
+LABELS = len(TASK.labels)
+
+
+def scores(prediction: Prediction) -> list[float]:
+    assert prediction.scores is not None
+    return list(struct.unpack(f"<{len(prediction.scores) // 4}f", prediction.scores))
+
+
+def of(trial: Trial, method: str, fold: int = 0) -> list[Prediction]:
+    settings = trial.result["settings"][method]
+    return trial.reg.evaluations.cells.predictions(trial.number, fold=fold, method=method, settings=settings)
+
+
+@pytest.fixture
+def field(peopled: Registry) -> Field:
+    request = eval_request(folds=2)
+    plan = design(peopled, request)
+    return Field(peopled, request, plan, made(peopled, request), profiles(request, plan))
+
+
+def column(name: str, fold: int = 0) -> Column:
+    return Column(fold, METHODS[name], dict(METHODS[name].settings))
+
+
+def test_everything_about_an_answer_is_stored(trial: Trial) -> None:
+    for p in of(trial, "mta"):
+        query = next(q for q in trial.plan.queries[p.user_id] if q.id == p.query_id)
+        assert query.input in p.prompt and p.gold == query.gold and p.answer in TASK.labels
+        assert p.tokens > len(query.input) and p.seconds > 0
+        assert p.gold_tokens == len(p.gold.encode()) + 1 and p.gold_loglik is not None and p.gold_loglik < 0
+        assert len(scores(p)) == LABELS
+    for p in of(trial, "pooled-rag"):
+        assert p.gold_loglik == pytest.approx(scores(p)[TASK.labels.index(p.gold)], rel=1e-6)
+        assert TASK.labels.index(p.answer) == scores(p).index(max(scores(p)))
+
+
+def test_what_answers_without_a_model_has_no_prompt(trial: Trial) -> None:
+    for p in of(trial, "majority"):
+        assert (p.prompt, p.tokens, p.gold_loglik, p.gold_tokens) == ("", 0, None, None)
+        assert p.answer in TASK.labels and len(scores(p)) == LABELS
+
+
+def test_a_prior_is_added_to_the_scores_of_the_labels(trial: Trial) -> None:
+    settings = METHODS["pooled-prior"].settings
+    for plain, with_it in zip(of(trial, "pooled-rag"), of(trial, "pooled-prior"), strict=True):
+        added = [b - a for a, b in zip(scores(plain), scores(with_it), strict=True)]
+        tag = trial.plan.shots[plain.user_id][0].output  # everybody of the town has one tag
+        assert added.index(max(added)) == TASK.labels.index(tag) and min(added) < 0
+        assert plain.gold_loglik == with_it.gold_loglik
+    assert float(settings["prior_weight"]) > 0
+
+
+def test_a_vector_moves_the_scores(trial: Trial) -> None:
+    for plain, moved in zip(of(trial, "pooled-rag"), of(trial, "vector"), strict=True):
+        assert moved.prompt == plain.prompt and moved.gold_loglik != plain.gold_loglik
+        assert max(abs(a - b) for a, b in zip(scores(plain), scores(moved), strict=True)) > 1e-3
+
+
+def test_groups_are_filled_one_after_another_and_stay_the_same(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_cells, "PEOPLE", 4)
+    number, own = begun(field.reg, field.request), column("pooled-rag")
+    users = field.plan.answering(0)
+    assert missing(field, number, own) == [users[:4], users[4:]] and len(users) == 6
+    job = fill(field, number, own, 10)
+    step = next(job)
+    assert isinstance(step, Step) and (step.label, step.done) == ("fold 1, pooled-rag", 14)
+    job.close()
+    assert set(field.reg.evaluations.cells.done(number, 0, "pooled-rag", {})) == set(users[:4])
+    assert missing(field, number, own) == [users[4:]]
+    seen = list(fill(field, number, own, 14))
+    assert [event.done for event in seen if isinstance(event, Step)] == [16]
+    assert missing(field, number, own) == [] and list(fill(field, number, own, 16)) == []
+    assert len(field.reg.evaluations.cells.predictions(number)) == 12
+
+
+def test_a_group_of_whom_one_is_missing_is_made_again_whole(field: Field) -> None:
+    number, own = begun(field.reg, field.request), column("majority")
+    list(fill(field, number, own, 0))
+    users = field.plan.answering(0)
+    field.reg._db.write("DELETE FROM cells WHERE user_id = ?", (users[2],))
+    assert missing(field, number, own) == [users]
+    list(fill(field, number, own, 0))
+    assert len(field.reg.evaluations.cells.predictions(number)) == 12
+    assert len(field.reg.evaluations.cells.done(number, 0, "majority", {})) == 6
+
+
+def test_people_answer_in_portions_as_their_parts_allow(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
+    number, own, asked = begun(field.reg, field.request), column("stack"), list[int]()
+    honest = run_cells.answer
+
+    def counted(base: Any, examples: Any, questions: Any, people: Any, *more: Any) -> Any:
+        asked.append(len(people))
+        return honest(base, examples, questions, people, *more)
+
+    monkeypatch.setattr(run_cells, "answer", counted)
+    list(fill(field, number, own, 0))
+    together = field.reg.evaluations.cells.predictions(number)
+    monkeypatch.setattr(run_cells, "NUMBERS", 1)
+    list(fill(field, begun(field.reg, eval_request(folds=2, shots=2)), own, 0))
+    assert asked == [6, *[1] * 6]
+    alone = field.reg.evaluations.cells.predictions(number + 1)
+    for one, other in zip(together, alone, strict=True):
+        assert scores(one) == pytest.approx(scores(other), abs=1e-4)
+
+
+def test_what_was_made_for_each_person_is_theirs(field: Field) -> None:
+    """Bytes and answers go to the person they were made for, with and without a model among them."""
+
+    def echo(number: int, text: str) -> tuple[str, tuple[float, ...]]:
+        return f"{number}: {text}", ()
+
+    def make(bench: Any, people: Any, settings: Any) -> list[Made]:
+        return [Made(bytes=p.number, direct=partial(echo, p.number) if p.number % 2 else None) for p in people]
+
+    number = begun(field.reg, field.request)
+    own = Column(1, Method("each", "for a test", make), {"a": 1})
+    list(fill(field, number, own, 0))
+    done = field.reg.evaluations.cells.done(number, 1, "each", {"a": 1})
+    assert set(done) == set(field.plan.answering(1)) and all(cell.bytes == user for user, cell in done.items())
+    for p in field.reg.evaluations.cells.predictions(number):
+        query = next(q for q in field.plan.queries[p.user_id] if q.id == p.query_id)
+        assert (p.answer == f"{p.user_id}: {query.input}") is bool(p.user_id % 2)
+
+
+def test_the_first_group_alone_is_made_as_if_nothing_had_been_computed(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_cells, "PEOPLE", 4)
+    plain = field.base.plain
+    assert plain is not None
+    number, found = begun(field.reg, field.request), list[int]()
+
+    def make(bench: Any, people: Any, settings: Any) -> list[Made]:
+        found.append(len(plain.kept))
+        return METHODS["stack"].make(bench, people, {**METHODS["stack"].settings, "steps": 1})
+
+    list(fill(field, number, column("stack"), 0))
+    kept = len(plain.kept)
+    assert kept > 0
+    list(fill(field, number, Column(0, Method("again", "for a test", make), {}), 0))
+    assert found[0] == 0 and found[1] >= kept and len(plain.kept) >= kept
+    assert run_cells.timed_group(field.plan) == field.plan.answering(0)[:4]
+
+
+def test_trainings_that_fail_are_told(field: Field) -> None:
+    number, lost = begun(field.reg, field.request), field.plan.answering(0)[0]
+
+    def make(bench: Any, people: Any, settings: Any) -> list[Made]:
+        return [Made(failed=person.number == lost) for person in people]
+
+    seen = list(fill(field, number, Column(0, Method("falls", "for a test", make), {}), 0))
+    assert [event.text for event in seen if isinstance(event, Note)] == [
+        "Fold 1, falls: the training of 1 people's parts failed; they are measured without."
+    ]
+
+
+def test_an_answer_is_stored_as_decided_with_the_prior(field: Field) -> None:
+    number, labels = begun(field.reg, field.request), TASK.labels
+
+    def make(bench: Any, people: Any, settings: Any) -> list[Made]:
+        return [Made(prior=Habit(tuple(1000.0 * (label == labels[7]) for label in labels))) for _ in people]
+
+    list(fill(field, number, Column(0, Method("sure", "for a test", make), {}), 0))
+    assert {p.answer for p in field.reg.evaluations.cells.predictions(number)} == {labels[7]}

@@ -1,0 +1,99 @@
+"""Keeping a bank's neighbours: which items, resumption, older banks; and what they change in answers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mta_cli.engine.memory.knn import Kernel, fit
+from mta_cli.events import Step
+from mta_cli.pipeline.bank.build import build_bank
+from mta_cli.pipeline.memory import knn
+from mta_cli.pipeline.memory.knn import fitted, keep_neighbours, load_embedder, neighbours_of
+from mta_cli.pipeline.models.lookup import resolve
+from store.records import Bank, NewItem
+from store.registry import Registry
+from store.seals import amend
+from tests.pipeline.town import TASK, bank_request, built, finish, notes
+
+
+def bank_of(reg: Registry) -> Bank:
+    bank = reg.banks.latest(TASK.name)
+    assert bank is not None
+    return bank
+
+
+def test_a_bank_keeps_what_its_people_answered_to_what(peopled: Registry) -> None:
+    peopled.items.append(peopled.users.get("user0").id, [NewItem("odd", TASK.name, "a film", "no tag of the list")])
+    result = built(peopled)
+    bank, makers = bank_of(peopled), [f"user{n}" for n in range(9)]
+    items = [item for name in makers for item in peopled.items.recent(peopled.users.get(name).id, TASK.name)]
+    labelled = {item.id: item for item in items if item.output in TASK.labels}
+    kept = peopled.neighbours.of_bank(bank.id)
+    assert result["neighbours"] == len(kept) == len(labelled) == 90 and {one.item_id for one in kept} == set(labelled)
+    embed = load_embedder(resolve("tiny-embedder", "embedder"), "cpu")
+    for one in kept[::30]:
+        row = embed([labelled[one.item_id].input])[0]
+        assert np.frombuffer(one.vector, "<f2") == pytest.approx(row, abs=1e-3)
+        assert one.output == labelled[one.item_id].output
+    known = neighbours_of(peopled, bank, TASK)
+    assert known is not None and bank.kernel is not None and result["kernel"] == bank.kernel
+    assert Kernel(**bank.kernel) == fit(known, TASK.labels, bank.seed)
+
+
+def test_nothing_is_kept_for_a_task_of_texts(peopled: Registry) -> None:
+    texts = replace(TASK, name="words", kind="text", labels=(), metric="rouge")
+    for n in range(9):
+        user = peopled.users.get(f"user{n}").id
+        peopled.items.append(user, [NewItem(f"w{k}", "words", f"line {k} of {n}", "some words") for k in range(6)])
+    result, _ = finish(build_bank(peopled, replace(bank_request(), task=texts)))
+    assert result["neighbours"] == 0 and result["kernel"] is None
+
+
+def test_a_stopped_build_goes_on_with_what_is_missing(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "PIECE", 32)
+    job = build_bank(peopled, bank_request())
+    for event in job:
+        if isinstance(event, Step) and event.label == TASK.name and event.done == 64:
+            break
+    job.close()
+    (bank,) = [bank for bank in peopled.banks.all() if bank.status == "building"]
+    assert peopled.neighbours.count(bank.id) == 64 and bank.kernel is None
+    result, seen = finish(build_bank(peopled, bank_request()))
+    assert result["neighbours"] == 90 and result["kernel"] is not None
+    assert any("what 26 history items answer" in text for text in notes(seen))
+
+
+def test_a_bank_from_before_gets_them_when_it_is_built_again(peopled: Registry) -> None:
+    first = built(peopled)
+    bank = bank_of(peopled)
+    with peopled.transaction():
+        peopled._db.write("DELETE FROM neighbours")
+        amend(peopled._db, "banks", "kernel = NULL", "true", {})
+    again, seen = finish(build_bank(peopled, bank_request()))
+    assert again == first and bank_of(peopled).kernel == bank.kernel
+    assert not [event for event in seen if isinstance(event, Step) and event.loss is not None], "nothing is trained"
+
+
+def test_a_kernel_of_an_earlier_version_is_fitted_again(peopled: Registry) -> None:
+    built(peopled)
+    bank = bank_of(peopled)
+    assert bank.kernel is not None
+    peopled.banks.set_kernel(bank.id, {name: bank.kernel[name] for name in ("sharpness", "votes", "habit")})
+    known = fitted(peopled, bank_of(peopled), TASK, lambda texts: np.zeros((len(texts), 2), np.float32))
+    assert known is not None and known[1].linear == 0.0, "until then it serves as it was"
+    built(peopled)
+    assert bank_of(peopled) == bank
+
+
+def test_what_is_there_is_not_embedded_again(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    built(peopled)
+
+    def refuse(*given: object) -> None:
+        raise AssertionError("an embedder was loaded")
+
+    monkeypatch.setattr(knn, "load_embedder", refuse)
+    users = [peopled.users.get(f"user{n}") for n in range(9)]
+    people = [(user, peopled.items.recent(user.id, TASK.name)) for user in users]
+    entry = resolve("tiny-embedder", "embedder")
+    assert list(keep_neighbours(peopled, bank_of(peopled), TASK, people, entry, "cpu")) == []

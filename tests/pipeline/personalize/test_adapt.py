@@ -1,0 +1,264 @@
+"""Adaptation: stacks on the frozen fusion, what is reported, resumption by user."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mta_cli.engine.lora.lora_xs import unpack_core
+from mta_cli.errors import BadInput, NotFound, UsageFault
+from mta_cli.events import Saved, Step
+from mta_cli.options import AdaptOptions, AnswerOptions
+from mta_cli.pipeline.personalize.adapt import adapt_users, everyone, task_to_adapt
+from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.personalize.weights import best_mode, load_weights, personal_weights
+from store.records import Stack
+from store.registry import Registry
+from tests.pipeline.town import LORA, QUICK, SHORT, built, finish, fuse_request, notes
+
+
+def adapted(reg: Registry, *names: str, options: AdaptOptions = QUICK, **fuse: object) -> list[dict]:  # type: ignore[type-arg]
+    users = [reg.users.get(name) for name in names] or None
+    results: list[dict] = finish(adapt_users(reg, users, fuse_request(**fuse), options))[0]  # type: ignore[type-arg]
+    return results
+
+
+def alone(reg: Registry, *names: str, options: AdaptOptions = QUICK) -> list[dict]:  # type: ignore[type-arg]
+    """The same without neighbours, who know all of these answers and leave nothing to learn."""
+    request = replace(fuse_request(), answer=AnswerOptions(neighbour_weight=0.0))
+    results: list[dict] = finish(adapt_users(reg, [reg.users.get(name) for name in names], request, options))[0]  # type: ignore[type-arg]
+    return results
+
+
+def stack_of(reg: Registry, name: str) -> Stack:
+    """The stack of somebody who was adapted."""
+    found = reg.stacks.get(reg.users.get(name).id, "lamp-2", reg.banks.get("lamp-2").id)
+    assert found is not None
+    return found
+
+
+both_kinds = pytest.mark.parametrize("options", [QUICK, LORA], ids=lambda options: options.kind)
+
+
+@both_kinds
+def test_the_shots_are_learnt_and_everything_is_reported(peopled: Registry, options: AdaptOptions) -> None:
+    document = built(peopled)
+    (result,) = alone(peopled, "ida", options=options)
+    assert result["user"] == "ida" and result["shots"] == 3 and result["steps"] == 6
+    assert result["loss_after"] < result["loss_before"]
+    assert result["heldout_queries"] == 2 and result["heldout_before"] > 0 and result["heldout_after"] > 0
+    assert result["recipe_bytes"] == 36 and result["stack_bytes"] > 0 and result["seconds"] > 0
+    stack = stack_of(peopled, "ida")
+    row = peopled.adapters.get(stack.digest)
+    assert stack.bytes == result["stack_bytes"] == (row.bytes if stack.numbers is None else len(stack.numbers))
+    assert row.placement == "1-1/all" and row.task_adapter == document["task_adapter"]
+    assert best_mode(peopled, peopled.users.get("ida"), "lamp-2", document["base"]) == "adapted"
+    assert peopled.check() == []
+
+
+def test_a_core_is_a_few_numbers_between_directions_that_everybody_shares(peopled: Registry) -> None:
+    built(peopled)
+    alone(peopled, "ida", "jon")
+    ida, jon, bank = stack_of(peopled, "ida"), stack_of(peopled, "jon"), peopled.banks.get("lamp-2")
+    assert ida.digest == jon.digest == bank.basis and ida.numbers != jon.numbers
+    modules = 7  # of the upper layer
+    assert ida.bytes == 2 * modules * 2**2
+    basis = peopled.adapters.get(ida.digest)
+    assert basis.kind == "basis" and basis.rank == 4
+    assert not [adapter for adapter in peopled.adapters.all() if adapter.kind == "stack"]
+
+
+def test_the_model_is_the_fusion_and_the_core_as_it_is_kept(peopled: Registry) -> None:
+    document = built(peopled)
+    alone(peopled, "ida")
+    user, stack = peopled.users.get("ida"), stack_of(peopled, "ida")
+    own = unpack_core(load_weights(peopled, stack.digest, document["base"]), stack.numbers or b"")
+    whole, _ = personal_weights(peopled, document["base"], user, "lamp-2", "adapted")
+    fused, _ = personal_weights(peopled, document["base"], user, "lamp-2", "fused")
+    assert whole is not None and fused is not None and own.norm() > 0
+    for path in own.factors:
+        assert torch.allclose(whole.delta(path) - fused.delta(path), own.delta(path), atol=1e-6)
+
+
+def test_a_stack_of_the_other_kind_takes_its_place(peopled: Registry) -> None:
+    built(peopled)
+    adapted(peopled, "ida", options=LORA)
+    file = peopled.adapters.path(stack_of(peopled, "ida").digest)
+    adapted(peopled, "ida")
+    assert stack_of(peopled, "ida").numbers is not None and not file.exists()
+    adapted(peopled, "ida", options=LORA)
+    assert stack_of(peopled, "ida").numbers is None and file.exists()
+    assert peopled.check() == []
+
+
+def test_anchors_that_do_not_move_the_model_carry_no_core(peopled: Registry) -> None:
+    document = built(peopled, learning_rate=1e-8)
+    with pytest.raises(BadInput, match="no core can stand on them"):
+        adapted(peopled, "ida")
+    assert adapted(peopled, "ida", options=LORA)[0]["stack_bytes"] > 0 and document["anchors"]
+
+
+def test_without_names_everybody_with_a_history_who_is_no_anchor(peopled: Registry) -> None:
+    document = built(peopled)
+    peopled.users.add("nobody")
+    results = adapted(peopled)
+    anchors = {anchor["user"] for anchor in document["anchors"]}
+    assert {r["user"] for r in results} == {f"user{n}" for n in range(9)} - anchors | set(SHORT)
+    assert {s.name: s.status for s in peopled.users.summaries()}["ida"] == "adapted"
+
+
+@both_kinds
+def test_a_stopped_adaptation_goes_on_with_the_next_user(
+    peopled: Registry, options: AdaptOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mta_cli.pipeline.training.groups.TOGETHER", 1)
+    built(peopled)
+    users = [peopled.users.get(name) for name in SHORT]
+    job = adapt_users(peopled, users, fuse_request(), options)
+    for event in job:
+        if isinstance(event, Saved) and event.kind == "stack":
+            break
+    job.close()  # type: ignore[attr-defined]
+    results, seen = finish(adapt_users(peopled, users, fuse_request(), options))
+    assert [r["user"] for r in results] == list(SHORT)
+    assert any("ida: adapted already" in text for text in notes(seen))
+    assert len([e for e in seen if isinstance(e, Step) and e.loss is not None]) == 12
+
+
+@both_kinds
+def test_the_same_seed_gives_the_same_stack(peopled: Registry, options: AdaptOptions) -> None:
+    built(peopled)
+    adapted(peopled, "ida", options=options)
+    first = stack_of(peopled, "ida")
+    peopled.stacks.remove(first.user_id, "lamp-2", first.bank_id)
+    adapted(peopled, "ida", options=options)
+    second = stack_of(peopled, "ida")
+    assert first.digest == second.digest and first.numbers == second.numbers
+
+
+@both_kinds
+def test_a_core_or_lora_that_was_stopped_half_way_is_the_same_in_the_end(
+    peopled: Registry, options: AdaptOptions
+) -> None:
+    built(peopled)
+    adapted(peopled, "ida", options=options)
+    whole = stack_of(peopled, "ida")
+    peopled.stacks.remove(whole.user_id, "lamp-2", whole.bank_id)
+    job = adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), options)
+    for event in job:
+        if isinstance(event, Step) and event.loss is not None and event.done == 3:
+            break
+    job.close()  # type: ignore[attr-defined]
+    _, seen = finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), options))
+    assert any("goes on from step 3 of 6" in text for text in notes(seen))
+    assert (stack_of(peopled, "ida").digest, stack_of(peopled, "ida").numbers) == (whole.digest, whole.numbers)
+
+
+def test_other_settings_replace_the_stack_and_its_file(peopled: Registry) -> None:
+    built(peopled)
+    adapted(peopled, "ida", options=LORA)
+    before = {adapter.digest for adapter in peopled.adapters.all()}
+    adapted(peopled, "ida", options=replace(LORA, rank=1))
+    after = {adapter.digest for adapter in peopled.adapters.all()}
+    assert len(before) == len(after) and before != after
+    assert peopled.check() == []
+
+
+def test_cores_of_every_rank_stand_on_one_basis(peopled: Registry) -> None:
+    built(peopled)
+    adapted(peopled, "ida")
+    basis = stack_of(peopled, "ida").digest
+    for rank in (1, 4):
+        adapted(peopled, "ida", options=replace(QUICK, rank=rank))
+        assert stack_of(peopled, "ida").digest == basis and stack_of(peopled, "ida").bytes == 2 * 7 * rank**2
+    assert peopled.check() == []
+
+
+def test_whoever_stands_on_a_forgotten_anchor_has_no_core_after_the_bank_is_mended(peopled: Registry) -> None:
+    document = built(peopled)
+    adapted(peopled, "ida")
+    bank = peopled.banks.get("lamp-2")
+    peopled.users.forget(peopled.users.get(document["anchors"][0]["user"]).id)
+    basis = peopled.adapters.path(stack_of(peopled, "ida").digest)
+    assert peopled.banks.reset_stale(bank.id) == 1
+    assert peopled.stacks.of_user(peopled.users.get("ida").id) == [] and not basis.exists()
+    assert peopled.banks.by_id(bank.id).basis is None and peopled.check() == []
+
+
+def test_a_recipe_that_is_there_is_kept_unless_weights_are_asked_for(peopled: Registry) -> None:
+    built(peopled)
+    finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(weights="uniform")))
+    assert adapted(peopled, "ida")[0]["weights"] == "uniform"
+    assert adapted(peopled, "ida", weights="similarity")[0]["weights"] == "similarity"
+
+
+def test_an_adapted_user_keeps_the_recipe_their_stack_was_trained_on(peopled: Registry) -> None:
+    document = built(peopled)
+    adapted(peopled, "ida", weights="uniform")
+    user = peopled.users.get("ida")
+    before, _ = personal_weights(peopled, document["base"], user, "lamp-2", "adapted")
+    finish(fuse_user(peopled, user, fuse_request(weights="similarity", top_k=1)))
+    after, _ = personal_weights(peopled, document["base"], user, "lamp-2", "adapted")
+    assert before is not None and after is not None
+    assert before.to_bytes({}) == after.to_bytes({})
+
+
+def test_too_few_steps_is_a_warning_with_the_number(peopled: Registry) -> None:
+    built(peopled)
+    users = [peopled.users.get("ida")]
+    _, seen = finish(adapt_users(peopled, users, fuse_request(), AdaptOptions(steps=1, learning_rate=1e-8)))
+    assert any("ida: 1 optimiser steps hardly moved the model" in text for text in notes(seen))
+
+
+def test_somebody_without_a_history_is_told_and_gets_no_stack(peopled: Registry) -> None:
+    built(peopled)
+    peopled.users.add("nobody")
+    users = [peopled.users.get("nobody")]
+    (result,), seen = finish(adapt_users(peopled, users, fuse_request(), QUICK))
+    assert result["shots"] == 0 and result["stack_bytes"] == 0 and result["loss_before"] is None
+    assert any("nothing to train a stack on" in text for text in notes(seen))
+
+
+def test_a_dry_run_names_the_users_and_trains_nobody(peopled: Registry) -> None:
+    built(peopled)
+    before = peopled.counts()
+    result, _ = finish(adapt_users(peopled, None, fuse_request(), QUICK, dry_run=True))
+    assert set(SHORT) <= set(result["users"]) and peopled.counts() == before
+
+
+def test_which_task_is_meant(peopled: Registry) -> None:
+    with pytest.raises(NotFound, match="no bank"):
+        task_to_adapt(peopled, None, None)
+    built(peopled)
+    assert task_to_adapt(peopled, None, None) == "lamp-2"
+    assert task_to_adapt(peopled, [peopled.users.get("ida")], None) == "lamp-2"
+    assert task_to_adapt(peopled, None, "lamp-4") == "lamp-4"
+    with pytest.raises(NotFound):
+        task_to_adapt(peopled, [peopled.users.add("nobody")], None)
+    with pytest.raises(UsageFault, match="--top-k 9"):
+        finish(adapt_users(peopled, None, fuse_request(top_k=9), QUICK, explicit_top_k=True))
+
+
+def test_when_all_are_anchors_nobody_is_left(peopled: Registry) -> None:
+    for name in (*SHORT, *(f"user{n}" for n in range(3, 9))):
+        peopled.users.forget(peopled.users.get(name).id)
+    built(peopled)
+    with pytest.raises(NotFound, match="Nobody is left"):
+        everyone(peopled, peopled.banks.get("lamp-2"))
+
+
+def test_people_weighed_together_get_what_each_gets_alone(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evidence of several people in common passes is the evidence of each."""
+    built(peopled)
+    names = [user.name for user in everyone(peopled, peopled.banks.get("lamp-2"))]
+    alone = {name: finish(fuse_user(peopled, peopled.users.get(name), fuse_request()))[0] for name in names}
+    for user in map(peopled.users.get, names):
+        peopled.recipes.remove(user.id, "lamp-2", peopled.banks.get("lamp-2").id)
+    monkeypatch.setattr("mta_cli.pipeline.personalize.fuse.TOGETHER", 4)
+    adapted(peopled)
+    bank = peopled.banks.get("lamp-2")
+    for name in names:
+        recipe = peopled.recipes.get(peopled.users.get(name).id, "lamp-2", bank.id)
+        assert recipe is not None
+        expected = [anchor["weight"] for anchor in alone[name]["anchors"]]
+        assert [share.weight for share in recipe.shares] == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,154 @@
+"""Exported folders: plain PEFT gives our logits, whole folders or none, nobody named."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from mta_cli.engine.lora.adapter import LoraWeights, folded
+from mta_cli.engine.model.load import load_base
+from mta_cli.errors import BadInput, NotFound
+from mta_cli.events import Done, Note
+from mta_cli.pipeline.models.manifest import ModelEntry
+from mta_cli.pipeline.personalize.export import content_digest, export_user, uniform
+from mta_cli.pipeline.personalize.weights import personal_weights
+from tests.pipeline.world import World, make_world
+
+
+@pytest.mark.parametrize("mode", ["fused", "adapted"])
+def test_peft_gives_our_logits(world: World, tmp_path: Path, mode: str) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "adapter"
+    list(export_user(world.reg, world.entry, world.alice, None, folder, mode=mode))
+    ids = torch.tensor([[5, 80, 9, 200, 31, 7]])
+    plain = AutoModelForCausalLM.from_pretrained(world.entry.path, dtype=torch.float32)
+    before = plain(ids).logits.detach()
+    theirs = peft.PeftModel.from_pretrained(plain, folder)(ids).logits.detach()
+    base = load_base(world.entry.path, name="tiny", fingerprint=world.entry.fingerprint, device="cpu", dtype="float32")
+    weights, _ = personal_weights(world.reg, world.entry.fingerprint, world.alice, "free", mode)
+    with torch.no_grad(), folded(base, weights):
+        ours = base.model(ids).logits
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert not torch.allclose(before, theirs, atol=1e-2)
+
+
+def test_the_result_describes_the_folder(world: World, tmp_path: Path) -> None:
+    *_, done = export_user(world.reg, world.entry, world.alice, None, tmp_path / "made" / "here")
+    assert isinstance(done, Done)
+    result, folder = done.result, tmp_path / "made" / "here"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert result["source"]["mode"] == "adapted" and result["rank"] == 2 + 3 + 4 + 2
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["r"] == config["lora_alpha"] == result["rank"] and len(config["target_modules"]) == result["modules"]
+    weights = LoraWeights.from_file(folder / "adapter_model.safetensors")
+    assert content_digest(weights) == result["digest"]
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["mta"])
+    assert about["digest"] == result["digest"] and about["base"] == world.entry.fingerprint
+    assert [path.name for path in folder.parent.iterdir()] == ["here"]
+
+
+def test_nobody_is_named(world: World, tmp_path: Path) -> None:
+    list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "a"))
+    written = b"".join(path.read_bytes() for path in (tmp_path / "a").iterdir())
+    assert not any(name in written for name in (b"alice", b"dave", b"erin"))
+
+
+def test_the_same_model_gives_the_same_bytes(world: World, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        list(export_user(world.reg, world.entry, world.alice, None, tmp_path / name))
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_folder_with_something_in_it_is_kept(world: World, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    with pytest.raises(BadInput, match="not empty"):
+        list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "full"))
+    list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "full", replace=True))
+    assert (tmp_path / "full" / "letter.txt").read_text() == "mine"
+    assert (tmp_path / "full" / "adapter_config.json").exists()
+    with pytest.raises(BadInput, match="is a file"):
+        list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "full" / "letter.txt", replace=True))
+
+
+def test_an_empty_folder_is_filled(world: World, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    list(export_user(world.reg, world.entry, world.bob, None, tmp_path / "empty"))
+    assert (tmp_path / "empty" / "adapter_config.json").exists()
+
+
+def test_a_failed_write_leaves_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    place = tmp_path / "disk"
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(BadInput, match="No space left"):
+        list(export_user(world.reg, world.entry, world.alice, None, place / "a"))
+    assert list(place.iterdir()) == []
+
+
+def test_nothing_personal_is_nothing_to_export(world: World, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no fusion"):
+        list(export_user(world.reg, world.entry, world.carol, None, tmp_path / "a"))
+    with pytest.raises(NotFound, match="no stack"):
+        list(export_user(world.reg, world.entry, world.bob, None, tmp_path / "a", mode="adapted"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_one_rank_changes_no_delta(world: World) -> None:
+    weights, _ = personal_weights(world.reg, world.entry.fingerprint, world.alice, "free", "adapted")
+    assert weights is not None
+    padded = uniform(LoraWeights(weights.factors, 0.5, weights.placement))
+    assert {a.shape[0] for a, _ in padded.factors.values()} == {weights.rank} and padded.scale == 1.0
+    for path in weights.factors:
+        assert torch.allclose(padded.delta(path), 0.5 * weights.delta(path), atol=1e-6)
+
+
+def test_a_hub_model_is_named_as_on_the_hub(world: World, tmp_path: Path) -> None:
+    hub = ModelEntry("hf:org/model@main", "base", world.entry.path, world.entry.fingerprint)
+    list(export_user(world.reg, hub, world.alice, None, tmp_path / "a"))
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/model", "main")
+
+
+def test_a_smaller_rank_is_the_nearest_and_says_what_is_lost(world: World, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    exact = personal_weights(world.reg, world.entry.fingerprint, world.alice, world.task, "adapted")[0]
+    assert exact is not None and exact.rank > 3
+    seen = list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "small", rank=3))
+    assert any(isinstance(event, Note) and "reduced to 3" in event.text for event in seen)
+    tensors = load_file(tmp_path / "small" / "adapter_model.safetensors")
+    path = "model.layers.1.self_attn.q_proj"
+    a, b = (tensors[f"base_model.model.{path}.lora_{half}.weight"] for half in "AB")
+    assert a.shape[0] == 3
+    best = float(torch.linalg.svdvals(exact.delta(path))[3:].square().sum().sqrt())
+    assert float((b @ a - exact.delta(path)).norm()) == pytest.approx(best, rel=1e-3)
+
+
+def test_the_folder_says_how_to_ask(world: World, tmp_path: Path) -> None:
+    list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert world.entry.fingerprint in card and '"role": "user"' in card and "alice" not in card
+
+
+def test_a_model_with_late_parts_is_refused(store_root: Path, tmp_path: Path) -> None:
+    """PEFT has no way to say that an adapter skips early tokens; a fusion without such parts is exported as ever."""
+    world = make_world(store_root, stacks="late")
+    with pytest.raises(BadInput, match="late tokens") as refused:
+        list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "a"))
+    assert "--placement upper" in str(refused.value.hint) and not (tmp_path / "a").exists()
+    list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "b", mode="fused"))
+    assert (tmp_path / "b" / "adapter_config.json").exists()
+    world.reg.close()

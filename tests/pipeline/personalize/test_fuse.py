@@ -1,0 +1,89 @@
+"""Fusion: which anchors a user gets under each rule, and what is stored."""
+
+import pytest
+
+from mta_cli.errors import IntegrityFault, NotFound, UsageFault
+from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.personalize.weights import personal_weights
+from store.records import Base
+from store.registry import Registry
+from tests.pipeline.town import built, finish, fuse_request, notes
+
+
+def fused(reg: Registry, name: str, **options: object) -> dict:  # type: ignore[type-arg]
+    result: dict = finish(fuse_user(reg, reg.users.get(name), fuse_request(**options)))[0]  # type: ignore[type-arg]
+    return result
+
+
+@pytest.mark.parametrize("rule", ["evidence", "similarity", "softmax", "uniform", "learned"])
+def test_every_rule_gives_a_stored_recipe(peopled: Registry, rule: str) -> None:
+    built(peopled)
+    result = fused(peopled, "ida", weights=rule, top_k=2)
+    assert result["method"] == rule and len(result["anchors"]) == 2
+    assert result["recipe_bytes"] == 24
+    if rule != "learned":
+        assert sum(a["weight"] for a in result["anchors"]) + result["null_weight"] == pytest.approx(1.0, abs=1e-6)
+        assert all(0 <= a["weight"] <= 1 for a in result["anchors"])
+    bank = peopled.banks.get("lamp-2")
+    recipe = peopled.recipes.get(peopled.users.get("ida").id, "lamp-2", bank.id)
+    assert recipe is not None and recipe.method == rule
+    assert [s.weight for s in recipe.shares] == pytest.approx([a["weight"] for a in result["anchors"]], abs=1e-6)
+
+
+def test_evidence_is_the_default_where_there_are_shots(peopled: Registry) -> None:
+    built(peopled)
+    assert fused(peopled, "ida")["method"] == "evidence"
+
+
+def test_evidence_finds_the_anchor_of_the_same_taste(peopled: Registry) -> None:
+    """The three short users each share their films and tags with a third of the long ones."""
+    built(peopled, epochs=30, learning_rate=2e-2)
+    for name in ("ida", "jon", "kim"):
+        best = max(fused(peopled, name)["anchors"], key=lambda anchor: anchor["weight"])
+        shared = {item.output for item in peopled.items.recent(peopled.users.get(name).id, "lamp-2", 1)}
+        assert {item.output for item in peopled.items.recent(peopled.users.get(best["user"]).id, "lamp-2", 1)} == shared
+
+
+def test_similarities_are_ordered_cosines(peopled: Registry) -> None:
+    built(peopled)
+    values = [a["similarity"] for a in fused(peopled, "jon", weights="similarity", top_k=3)["anchors"]]
+    assert values == sorted(values, reverse=True) and all(-1.001 <= v <= 1.001 for v in values)
+
+
+def test_somebody_without_a_history_gets_the_task_adapter_and_is_told(peopled: Registry) -> None:
+    result = built(peopled)
+    nobody = peopled.users.add("nobody")
+    recipe, seen = finish(fuse_user(peopled, nobody, fuse_request()))
+    assert recipe["anchors"] == [] and recipe["recipe_bytes"] == 0
+    assert any("task adapter alone" in text for text in notes(seen))
+    weights, source = personal_weights(peopled, result["base"], nobody, "lamp-2", "fused")
+    assert weights is not None and source.anchors == ()
+
+
+def test_more_anchors_than_the_bank_has_is_refused_only_when_asked_for(peopled: Registry) -> None:
+    built(peopled)
+    user = peopled.users.get("ida")
+    with pytest.raises(UsageFault, match=r"--top-k 99.*has 3 anchors"):
+        finish(fuse_user(peopled, user, fuse_request(top_k=99), explicit_top_k=True))
+    assert len(fused(peopled, "ida", top_k=99)["anchors"]) == 3
+
+
+def test_without_a_bank_the_command_that_builds_one_is_named(peopled: Registry) -> None:
+    with pytest.raises(NotFound) as caught:
+        fused(peopled, "ida")
+    assert "mta bank build --task lamp-2" in str(caught.value.hint)
+
+
+def test_a_bank_of_another_base_is_refused_with_both_fingerprints(peopled: Registry) -> None:
+    document = built(peopled)
+    peopled.models.put(Base("sha256:other", "other", "base"))
+    with pytest.raises(IntegrityFault) as caught:
+        personal_weights(peopled, "sha256:other", peopled.users.get("ida"), "lamp-2", "fused")
+    assert "sha256:other" in caught.value.message and document["base"] in caught.value.message
+
+
+def test_a_dry_run_stores_no_recipe(peopled: Registry) -> None:
+    built(peopled)
+    before = peopled.counts()
+    finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(), dry_run=True))
+    assert peopled.counts() == before

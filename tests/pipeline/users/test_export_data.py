@@ -1,0 +1,191 @@
+"""What somebody is given of theirs: every table that knows of them, whole or not at all; no name becomes a path."""
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mta_cli.errors import BadInput, IntegrityFault, NotFound
+from mta_cli.pipeline.users.export_data import FILES, export_all_data
+from mta_cli.pipeline.users.export_folder import exports_of
+from mta_cli.pipeline.users.forget import forget_user, plan_forget
+from store.records import Profile
+from store.registry import Registry
+from tests.pipeline.histories import run
+from tests.store.making import adapted, bank, person
+from tests.store.test_erase import NAME, SECRET, evaluated, furnish
+
+# Where what tables hold of a person stands. A new table that belongs to somebody must be added, here and there.
+HELD = {
+    "items": "items", "queries": "queries", "profiles": "profiles", "anchors": "anchors", "recipes": "recipes",
+    "stacks": "stacks", "neighbours": "neighbours", "chats": "chats", "messages": "chats", "eval_people": "evaluations",
+    "cells": "evaluations", "predictions": "evaluations",
+}  # fmt: skip
+
+
+@pytest.fixture
+def reg(tmp_path: Path) -> Iterator[Registry]:
+    with Registry.open(tmp_path / "store", create=True) as registry:
+        yield registry
+
+
+def given(reg: Registry, to: Path, name: str = NAME) -> dict[str, Any]:
+    """Export somebody's data; returns the documents by their names."""
+    run(export_all_data(reg, name, to))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in to.glob("*.json")}
+
+
+def lived(reg: Registry) -> int:
+    """Somebody with something in every table; returns their number."""
+    me, other = furnish(reg)
+    reg.profiles.put(Profile(me, "free", "e", struct.pack("<3f", 1.0, 2.0, 0.5), 50, 250))
+    cores = bank(reg, [other], key="cores")
+    stack = adapted(reg, me, cores, b"the basis of all")
+    reg.stacks.put(replace(stack, numbers=struct.pack("<2e", 0.5, -1.0), bytes=4))
+    reg.neighbours.add(cores.id, [(reg.items.recent(me, "free", 1)[0].id, struct.pack("<2e", 0.25, 1.0))])
+    measured = bank(reg, [other], name="eval free", key="eval", purpose="eval")
+    evaluated(reg, "a design", bank=(other,), test=(me,), made=measured.id)
+    mine = reg.runs.of_subject(NAME)[0]
+    reg.runs.finish(mine.id, {"loss_after": float("nan")})
+    return me
+
+
+def test_everything_that_tables_hold_of_a_person_is_there(reg: Registry, tmp_path: Path) -> None:
+    me = lived(reg)
+    held = given(reg, tmp_path / "mine")
+    assert held["person"]["name"] == NAME and held["person"]["can_anchor"] is True
+    assert (len(held["items"]), len(held["queries"])) == (50, 1) and held["items"][0]["output"] == SECRET
+    assert held["profiles"] == [{"task": "free", "embedder": "e", "items": 50, "vector": [1.0, 2.0, 0.5]}]
+    assert [each["anchors"][0]["user"] for each in held["recipes"]] == ["bob", NAME]
+    core, lora = held["stacks"]
+    assert (core["kind"], core["numbers"], core["file"]) == ("core", [0.5, -1.0], None)
+    assert lora["kind"] == "lora" and (tmp_path / "mine" / lora["file"]).read_bytes() == SECRET.encode()
+    (anchor,) = held["anchors"]
+    assert anchor["resting"] == [NAME, "bob"] and (tmp_path / "mine" / anchor["file"]).is_file()
+    assert [(each["bank"], each["vector"]) for each in held["neighbours"]] == [("free", [0.25, 1.0])]
+    assert {said["content"] for chat in held["chats"] for said in chat["messages"]} == {SECRET}
+    stored, designed = held["evaluations"]["answers"]
+    assert (stored["fold"], stored["prompt"]) == (None, SECRET) and designed["settings"] == {"steps": 1}
+    assert held["evaluations"]["roles"][0]["role"] == "test" and held["evaluations"]["made"][0]["bytes"] == 9
+    (about,) = held["runs"]["about"]
+    assert about["result"] == {"loss_after": None} and about["steps"][0]["unit"] == NAME
+    assert len(held["runs"]["named_in"]) == 2 and set(held["runs"]["named_in"][0]) == {
+        "id", "kind", "status", "started", "ended",
+    }  # fmt: skip
+    assert me and set(held) == {name.removesuffix(".json") for name in FILES}
+
+
+def test_no_table_that_belongs_to_somebody_is_left_out(reg: Registry) -> None:
+    """Every table that refers to users, or to something of theirs, has its place."""
+    known, grew = {"users"}, True
+    tables = [row["name"] for row in reg._db.rows("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    theirs = {table: {row["table"] for row in reg._db.rows(f"PRAGMA foreign_key_list({table})")} for table in tables}
+    while grew:
+        more = {table for table, parents in theirs.items() if parents & known} - known
+        known, grew = known | more, bool(more)
+    assert known - {"users"} == set(HELD)
+    assert set(HELD.values()) <= {name.removesuffix(".json") for name in FILES}
+
+
+def test_each_key_of_each_file_is_explained(reg: Registry, tmp_path: Path) -> None:
+    lived(reg)
+    held = given(reg, tmp_path / "mine")
+    card = (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
+    for name, what in FILES.items():
+        assert f"`{name}`: {what}" in card
+        document = held[name.removesuffix(".json")]
+        parts = document if isinstance(document, dict) and name != "person.json" else {"": [document]}
+        entries = [entry for part in parts.values() for entry in part]
+        entries = [inner for entry in entries for inner in (entry if isinstance(entry, list) else [entry])]
+        for key in {key for entry in entries for key in entry} - {"id", "kind", "subject", "status", "started"}:
+            words = key.replace("loss_", "losses ").replace("heldout_", "losses ").split()[0]
+            assert words in what or key in ("ended", "error"), f"{name}: {key}"
+
+
+def test_the_same_words_as_others_see_of_others_are_not_in_it(reg: Registry, tmp_path: Path) -> None:
+    lived(reg)
+    given(reg, tmp_path / "mine")
+    written = b"".join(path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file())
+    assert SECRET.encode() in written and b"plain words" not in written and b"near " not in written
+
+
+def test_names_are_no_paths(reg: Registry, tmp_path: Path) -> None:
+    person(reg, "../../x", "a")
+    given(reg, tmp_path / "here" / "mine", "../../x")
+    files = sorted(str(path.relative_to(tmp_path / "here")) for path in (tmp_path / "here").rglob("*"))
+    assert files == sorted(["mine", *(f"mine/{name}" for name in (*FILES, "README.md"))])
+
+
+@pytest.mark.parametrize(("place", "reason"), [("~nosuchuser/x", "home directory"), ("x" * 300, "too long")])
+def test_what_can_be_no_folder_is_refused(reg: Registry, place: str, reason: str) -> None:
+    person(reg, "ann", "a")
+    with pytest.raises(BadInput, match=reason) as caught:
+        run(export_all_data(reg, "ann", Path(place)))
+    assert caught.value.hint and caught.value.message.isprintable() and len(caught.value.message) < 300
+    assert exports_of(reg, reg.users.get("ann")) == []
+
+
+def test_a_folder_with_something_in_it_is_kept(reg: Registry, tmp_path: Path) -> None:
+    person(reg, "ann", "a")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    with pytest.raises(BadInput, match="not empty"):
+        run(export_all_data(reg, "ann", tmp_path / "full"))
+    with pytest.raises(BadInput, match="is a file"):
+        run(export_all_data(reg, "ann", tmp_path / "full" / "letter.txt"))
+    with pytest.raises(NotFound):
+        run(export_all_data(reg, "nobody", tmp_path / "new"))
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"] and not (tmp_path / "new").exists()
+    assert exports_of(reg, reg.users.get("ann")) == []
+    (tmp_path / "empty").mkdir()
+    assert given(reg, tmp_path / "empty", "ann")["person"]["name"] == "ann"
+
+
+def test_a_write_that_fails_leaves_nothing(reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lived(reg)
+    calls: list[int] = []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 5:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mta_cli.pipeline.users.export_folder.os.fsync", full)
+        with pytest.raises(BadInput, match="No space left"):
+            run(export_all_data(reg, NAME, tmp_path / "disk" / "mine"))
+    assert list((tmp_path / "disk").iterdir()) == []
+    assert exports_of(reg, reg.users.get(NAME)) == []
+
+
+def test_a_damaged_adapter_is_no_export(reg: Registry, tmp_path: Path) -> None:
+    me = lived(reg)
+    digest = next(stack.digest for stack in reg.stacks.of_user(me) if stack.numbers is None)
+    path = reg.files.path(digest)
+    path.chmod(0o644)
+    path.write_bytes(b"other")
+    with pytest.raises(IntegrityFault, match=digest):
+        run(export_all_data(reg, NAME, tmp_path / "mine"))
+    assert not (tmp_path / "mine").exists()
+
+
+def test_exports_are_remembered_and_named_when_somebody_is_forgotten(reg: Registry, tmp_path: Path) -> None:
+    lived(reg)
+    for name in ("a", "b", "a"):
+        given(reg, tmp_path / name)
+        for path in sorted((tmp_path / name).rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+    where = [str(tmp_path / "a"), str(tmp_path / "b")]
+    lines = {line.name: line.value for event in plan_forget(reg, NAME) for line in getattr(event, "lines", ())}
+    assert lines["exports, which stay"] == ", ".join(where)
+    assert lines["recipes and stacks that rest on it"] == "bob"
+    result, notes = run(forget_user(reg, NAME))
+    assert result["exports"] == where and all(any(place in note for note in notes) for place in where)
+    assert {(each["user"], each["bank"]) for each in result["resting"]} == {("bob", "free")}
+    assert any("rest on what is stale: those of bob" in note for note in notes)
+    left = b"".join(path.read_bytes() for path in reg.root.rglob("*") if path.is_file())
+    assert where[1].encode() not in left and NAME.encode() not in left

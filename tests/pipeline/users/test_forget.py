@@ -1,0 +1,66 @@
+"""Forgetting a person: nothing of them is left in any file of the store, and stale anchors are named."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mta_cli.errors import NotFound
+from mta_cli.events import Planned
+from mta_cli.pipeline.users.forget import forget_user, plan_forget
+from store.registry import Registry
+from tests.pipeline.histories import imported, person, rows, run, write
+
+SECRET = "the heron stood on one leg behind the old cannery"
+
+
+@pytest.fixture
+def reg(tmp_path: Path) -> Iterator[Registry]:
+    with Registry.open(tmp_path / "store", create=True) as registry:
+        yield registry
+
+
+def bytes_of(root: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
+
+
+def test_every_trace_goes(reg: Registry, tmp_path: Path) -> None:
+    name = "Quillfeather"
+    imported(reg, "jsonl", write(tmp_path / "a.jsonl", rows(name, 3, output=SECRET) + rows("bob", 300)))
+    imported(reg, "users", write(tmp_path / "u.json", [person(name)]), task="lamp-2")
+    assert SECRET.encode() in bytes_of(reg.root)
+    result, _ = run(forget_user(reg, name))
+    assert (result["user"], result["items"], result["adapters_removed"], result["stale_anchors"]) == (name, 6, [], [])
+    left = bytes_of(reg.root)
+    for trace in (name, SECRET, "cannery", "lighthouse", f"{name}-q0"):
+        assert trace.encode() not in left
+    assert reg.users.names() == ["bob"]
+    assert len(reg.items.recent(reg.users.get("bob").id, "free", None)) == 300
+
+
+def test_anchors_of_them_are_named_and_stale(reg: Registry, tmp_path: Path) -> None:
+    imported(reg, "jsonl", write(tmp_path / "a.jsonl", rows("ann") + rows("bob")))
+    bank = reg.banks.begin("tags", "key", "free", "sha256:base", "sha256:embedder", 0, {})
+    anchors = reg.banks.plan_anchors(
+        bank.id, [(reg.users.get(name).id, n, 1, 3) for n, name in enumerate(("ann", "bob"))]
+    )
+    (plan,) = (event for event in plan_forget(reg, "ann") if isinstance(event, Planned))
+    assert {line.name: line.value for line in plan.lines}["anchor of"] == "tags v1"
+    result, notes = run(forget_user(reg, "ann"))
+    assert result["stale_anchors"] == [{"bank": "tags", "version": 1, "anchor": anchors[0].id}]
+    assert any(f"anchor {anchors[0].id} of tags v1" in note for note in notes)
+    assert any("mta bank rm tags --bank-version 1" in note for note in notes), "it is not ready, so not refreshed"
+    assert [anchor.stale for anchor in reg.banks.anchors(bank.id)] == [True, False]
+
+
+def test_the_plan_changes_nothing(reg: Registry, tmp_path: Path) -> None:
+    imported(reg, "jsonl", write(tmp_path / "a.jsonl", rows("ann")))
+    result, notes = run(plan_forget(reg, "ann", aloud=True))
+    assert result == {"user": "ann", "dry_run": True}
+    assert "history items: 3" in notes[0]
+    assert reg.users.names() == ["ann"]
+
+
+def test_somebody_unknown(reg: Registry) -> None:
+    with pytest.raises(NotFound):
+        list(forget_user(reg, "nobody"))

@@ -1,0 +1,384 @@
+"""Forgetting: no byte of the store's directory holds a word of theirs, and what was trained on them is named."""
+
+import json
+import os
+import random
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mta_cli.errors import IntegrityFault, NotFound, StoreBusy
+from store.erase import SOMEBODY, as_a_word
+from store.records import Profile, Share
+from store.registry import Registry
+from store.tables.evaluations import Tuning
+from store.tables.predictions import Cell, Prediction
+from store.tables.recipes_and_stacks import pack_shares
+from store.tables.users import Forgotten
+from tests.store.making import BASE, EMBEDDER, adapted, adapter, bank, item, person
+from tests.trust.tally import tally
+
+VECTOR, NUMBERS, NEIGHBOUR = (random.Random(seed).randbytes(1536) for seed in range(3))  # as a profile, core, embedding
+
+NAME = "Quetzalina Xóchitl"
+SECRET = "zyxwvutsrq my unmistakable sentence about plumfrotz"
+TRACES = (NAME, "Quetzalina", "Xóchitl", "quetzalina", SECRET, "unmistakable", "plumfrotz", "zyxwvutsrq")
+
+
+def traces(root: Path) -> list[tuple[str, str]]:
+    """Where in the directory, names of files included, which of the traces are found."""
+    found = []
+    for path in root.rglob("*"):
+        content = str(path.relative_to(root)).encode() + (path.read_bytes() if path.is_file() else b"")
+        found += [
+            (path.name, trace) for trace in TRACES if trace.encode() in content or trace.encode("utf-16-le") in content
+        ]
+    return found
+
+
+def require_gone(root: Path) -> None:
+    """None of the traces is in any file or name of the directory."""
+    assert traces(root) == []
+    files = sum(path.is_file() for path in root.rglob("*"))
+    tally("files searched for names and sentences in 2 spellings", "none found", files)
+
+
+def furnish(reg: Registry) -> tuple[int, int]:
+    """A store in which somebody has left every kind of trace; returns their number and that of another user."""
+    other = person(reg, "bob", *(f"plain words {i}" for i in range(200)))
+    me = reg.users.add(NAME).id
+    reg.items.append(me, [item(f"{i} plumfrotz", f"{SECRET} {i}", SECRET, time="2024") for i in range(50)])
+    reg.items.append_queries(me, [item("q", SECRET, SECRET)])
+    reg.profiles.put(Profile(me, "free", "e", SECRET.encode(), 50, 250))
+    made = bank(reg, [me, other])
+    adapted(reg, me, made, SECRET.encode())
+    adapted(reg, other, made, b"the stack of bob")
+    run = reg.runs.start("user adapt", NAME, {"user": NAME})
+    reg.runs.step(run.id, NAME, 1, 2.0, 10, 0.1)
+    build = reg.runs.start("bank build", "free v1", {"candidates": [NAME, "bob"]})
+    reg.runs.step(build.id, NAME, 1, 2.0, 10, 0.1)
+    reg.runs.step(build.id, f"stack of {NAME}", 1, 2.0, 10, 0.1)
+    reg.runs.step(build.id, "bob", 1, 2.0, 10, 0.1)
+    reg.runs.finish(build.id, {"anchors": [{"user": NAME, "items": 50}, {"user": "bob", "note": f"near {NAME}."}]})
+    reg.runs.fail(reg.runs.start("user adapt", f"bob, {NAME}", {}).id, f"{NAME}: the loss is no number")
+    evaluation = reg.evaluations.add("free", made.id, {"users": [NAME]}, {"users": 2, "worst": NAME})
+    reg.evaluations.cells.answer(evaluation, [Prediction(me, 1, "base", SECRET, SECRET, SECRET, -1.0, 3, 0.1)])
+    reg.evaluations.cells.answer(evaluation, [Prediction(other, 2, "base", "p", "a", "g", -1.0, 3, 0.1)])
+    reg.chats.add(reg.chats.start(me, SECRET).id, "user", SECRET, {})
+    reg.chats.add(reg.chats.start(other, "films").id, "assistant", "hi", {"mode": "fused", "anchors": [NAME]})
+    reg.files.write_partial(f"stack of {NAME}", SECRET.encode())
+    return me, other
+
+
+def test_no_trace_is_left_and_others_keep_what_is_theirs(root: Path, reg: Registry) -> None:
+    me, other = furnish(reg)
+    assert {trace for _, trace in traces(root)} >= {NAME, SECRET, "plumfrotz"}
+    gone = reg.users.forget(me)
+    require_gone(root)
+    assert gone.name == NAME
+    assert len(gone.adapters_removed) == 1
+    assert reg.check() == []
+    counts = reg.counts()
+    assert (counts["users"], counts["items"], counts["queries"], counts["profiles"]) == (1, 200, 0, 0)
+    assert (counts["recipes"], counts["stacks"], counts["predictions"], counts["chats"]) == (1, 1, 1, 1)
+    assert [found.key for found in reg.items.search(other, "free", "words 42", limit=1)] == ["42"]
+    assert reg.adapters.path(reg.stacks.of_user(other)[0].digest).exists()
+    with pytest.raises(NotFound):
+        reg.users.get(NAME)
+    reg.close()
+    require_gone(root)
+
+
+def test_their_name_is_taken_out_of_what_is_about_others(reg: Registry) -> None:
+    me, other = furnish(reg)
+    reg.users.forget(me)
+    adapting, build = reg.runs.all()
+    assert (adapting.subject, adapting.error) == (f"bob, {SOMEBODY}", f"{SOMEBODY}: the loss is no number")
+    assert build.config == {"candidates": [SOMEBODY, "bob"]}
+    assert build.result == {"anchors": [{"user": SOMEBODY, "items": 50}, {"user": "bob", "note": f"near {SOMEBODY}."}]}
+    assert [step.unit for step in reg.runs.steps(build.id)] == ["bob"]
+    assert reg.evaluations.all()[0].result == {"users": 2, "worst": SOMEBODY}
+    chat = reg.chats.of_user(other)[0]
+    assert reg.chats.messages(chat.id)[0].source == {"mode": "fused", "anchors": [SOMEBODY]}
+
+
+def test_anchors_trained_on_them_are_named_and_stale(reg: Registry) -> None:
+    me, other = furnish(reg)
+    second = bank(reg, [me], key="2")
+    first = reg.banks.get("free", 1)
+    mine, others = reg.banks.anchors(first.id)
+    again = reg.banks.anchors(second.id)[0]
+    gone = reg.users.forget(me)
+    assert gone.stale_anchors == [("free", 1, mine.id), ("free", 2, again.id)]
+    assert gone.banks == ["free v1", "free v2"]
+    after = reg.banks.anchors(first.id)
+    assert [(a.user_id, a.user, a.stale, a.digest) for a in after] == [
+        (None, None, True, mine.digest),
+        (other, "bob", False, others.digest),
+    ]
+    assert mine.digest is not None
+    assert reg.adapters.path(mine.digest).exists(), "others' recipes still use it"
+
+
+def test_a_tombstone_says_that_not_who(reg: Registry) -> None:
+    me, _ = furnish(reg)
+    reg.users.forget(me)
+    reg.users.forget(reg.users.add("nobody in particular").id)
+    rows = reg._db.rows("SELECT * FROM tombstones")
+    assert [(row["items"], row["had_anchor"], row["erased"]) for row in rows] == [(50, 1, 1), (0, 0, 1)]
+    assert set(rows[0]) == {"id", "forgotten_at", "items", "had_anchor", "erased"}
+
+
+def test_a_short_name_leaves_other_words_alone(reg: Registry) -> None:
+    user = reg.users.add("a").id
+    run = reg.runs.start("bank build", "a bank", {"note": "banana a", "users": ["a", "an"]})
+    reg.users.forget(user)
+    assert reg.runs.get(run.id).config == {"note": f"banana {SOMEBODY}", "users": [SOMEBODY, "an"]}
+    assert as_a_word("!x!").sub("-", "a!x!b") == "a-b"
+    assert as_a_word("a.b").sub("-", "a.b axb") == "- axb"
+
+
+def test_an_orphan_file_may_be_theirs_and_goes(root: Path, reg: Registry) -> None:
+    me, _ = furnish(reg)
+    digest, _ = reg.files.write(f"lost {SECRET}".encode())
+    os.utime(reg.files.path(digest), (0, 0))
+    reg.users.forget(me)
+    require_gone(root)
+
+
+def test_while_somebody_reads_the_rest_is_owed_and_done_later(root: Path) -> None:
+    with Registry.open(root, create=True, timeout=0.2) as reg:
+        me, _ = furnish(reg)
+        reader = sqlite3.connect(root / "registry.db", isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM users").fetchone()
+        with pytest.raises(StoreBusy, match="All is removed") as caught:
+            reg.users.forget(me)
+        assert caught.value.hint
+        assert reg.users.names() == ["bob"]
+        with Registry.open(root) as still_in_the_way:
+            assert still_in_the_way.users.names() == ["bob"]
+        reader.close()
+    with Registry.open(root) as reg:
+        require_gone(root)
+        assert reg.check() == []
+
+
+def test_a_crash_before_the_bytes_are_gone_is_made_good(
+    root: Path, reg: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me, _ = furnish(reg)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(type(reg._db), "compact", crash)
+        reg.users.forget(me)
+    reg.close()
+    Registry.open(root).close()
+    require_gone(root)
+
+
+def test_a_forgetting_that_fails_forgets_nothing(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    me, _ = furnish(reg)
+    before = reg.counts()
+
+    def fail(*_: object) -> None:
+        raise IntegrityFault("cannot")
+
+    monkeypatch.setattr(type(reg.adapters), "remove_unreferenced", fail)
+    with pytest.raises(IntegrityFault):
+        reg.users.forget(me)
+    assert reg.counts() == before
+    assert reg.users.get(NAME).id == me
+    assert reg.check() == []
+
+
+def test_forgetting_two_in_one_transaction(root: Path, reg: Registry) -> None:
+    me, other = furnish(reg)
+    with reg.transaction():
+        first = reg.users.forget(me)
+        second = reg.users.forget(other)
+    assert isinstance(first, Forgotten)
+    assert second.stale_anchors != []
+    assert reg.users.names() == []
+    require_gone(root)
+
+
+def test_nobody_to_forget(reg: Registry) -> None:
+    adapter(reg, b"meta")
+    with pytest.raises(NotFound):
+        reg.users.forget(99)
+    assert reg.counts()["tombstones"] == 0
+    assert len(reg.adapters.all()) == 1
+
+
+def evaluated(reg: Registry, key: str, *, bank: tuple[int, ...], test: tuple[int, ...], made: int | None) -> int:
+    """An evaluation of one fold with an answer of each of `test`, on the bank number `made`."""
+    places = [*((0, user, "bank") for user in bank), *((0, user, "test") for user in test)]
+    found = reg.evaluations.begin(key, "free", {"shots": 3}, places)
+    if made is not None:
+        reg.evaluations.use_bank(found.id, 0, made)
+    for user in test:
+        words = (SECRET, SECRET, SECRET) if reg.users.by_id(user).name == NAME else ("p", "a", "g")
+        answer = Prediction(user, 1, "stack", *words, -1.0, 3, 0.1, 2, b"1234")
+        reg.evaluations.cells.add(found.id, [(Cell(0, "stack", {"steps": 1}, user, 9, 0.5), [answer])])
+    reg.evaluations.choose(found.id, Tuning(0, "stack", {"steps": 1}, [{"settings": {}, "gold_loglik": -1.0}]))
+    return found.id
+
+
+def test_evaluations_lose_their_answers_and_the_banks_that_were_made_from_them(root: Path, reg: Registry) -> None:
+    me, other = furnish(reg)
+    third = person(reg, "carol", "a")
+    mine = bank(reg, [other], name="eval free", key="with me", purpose="eval")
+    theirs = bank(reg, [other], name="eval free", key="without me", purpose="eval")
+    first = evaluated(reg, "1", bank=(me, other), test=(third,), made=mine.id)
+    second = evaluated(reg, "2", bank=(other,), test=(me, third), made=theirs.id)
+    files = [anchor.digest for anchor in reg.banks.anchors(mine.id)] + [mine.task_adapter]
+    gone = reg.users.forget(me)
+    require_gone(root)
+    assert reg.check() == []
+    with pytest.raises(NotFound):
+        reg.banks.by_id(mine.id)
+    assert not any(reg.files.path(digest).exists() for digest in files if digest)
+    assert set(files) <= set(gone.adapters_removed) and "eval free v1" not in gone.banks
+    assert reg.banks.by_id(theirs.id) == theirs and reg.evaluations.banks(second) == {0: theirs.id}
+    assert reg.evaluations.banks(first) == {} and reg.evaluations.people(first) == [
+        (0, other, "bank"),
+        (0, third, "test"),
+    ]
+    assert set(reg.evaluations.cells.done(second, 0, "stack", {"steps": 1})) == {third}
+    assert [p.user_id for p in reg.evaluations.cells.predictions(second)] == [third]
+    assert reg.counts()["cells"] == 2 and reg.counts()["tunings"] == 2
+
+
+def test_a_bank_that_an_evaluation_has_only_begun_goes_too(root: Path, reg: Registry) -> None:
+    me, other = furnish(reg)
+    begun = reg.banks.begin("eval free", "half", "free", BASE, EMBEDDER, 0, {}, "eval")
+    evaluated(reg, "1", bank=(me, other), test=(), made=begun.id)
+    reg.banks.set_task_adapter(begun.id, adapter(reg, SECRET.encode(), kind="task"))
+    reg.users.forget(me)
+    require_gone(root)
+    assert reg.check() == []
+
+
+def everything(reg: Registry) -> tuple[int, int]:
+    """`furnish`, and all that a person has only by now: a core, neighbours, evaluations of both kinds, exports."""
+    me, other = furnish(reg)
+    reg.profiles.put(Profile(me, "free", "e", VECTOR, 50, 250))
+    cores = bank(reg, [me, other], key="cores")
+    stack = adapted(reg, me, cores, b"the basis of all")
+    reg.stacks.put(replace(stack, numbers=NUMBERS, bytes=len(NUMBERS)))
+    reg.neighbours.add(cores.id, [(reg.items.recent(me, "free", 1)[0].id, NEIGHBOUR)])
+    measured = bank(reg, [other], name="eval free", key="eval", purpose="eval")
+    evaluated(reg, "both kinds", bank=(other,), test=(me,), made=measured.id)
+    run = reg.runs.start("user export", NAME, {"asked": {"to": f"/somewhere/{NAME}", "what": "adapter"}})
+    reg.runs.finish(run.id, {})
+    reg.files.write_partial("cores", NUMBERS)
+    return me, other
+
+
+def pieces(content: bytes, size: int = 16) -> list[bytes]:
+    """Every piece of that many bytes: a page may hold any part of a long value."""
+    return [content[start : start + size] for start in range(0, len(content) - size, size)]
+
+
+def spellings(text: str) -> list[bytes]:
+    """The text as a file may hold it: UTF-8 and UTF-16 of both orders, escaped as in JSON, in hexadecimal."""
+    raw = text.encode()
+    escaped = json.dumps(text)[1:-1].encode()
+    return [raw, text.encode("utf-16-le"), text.encode("utf-16-be"), escaped, raw.hex().encode()]
+
+
+def left_of_them(root: Path) -> list[str]:
+    """Which files of the directory hold any of it, in their names or contents."""
+    wanted = [spelling for trace in TRACES for spelling in spellings(trace)]
+    wanted += [piece for value in (VECTOR, NUMBERS, NEIGHBOUR) for piece in pieces(value)]
+    files = [path for path in root.rglob("*") if path.is_file()]
+    held = [(path.name, str(path.relative_to(root)).encode() + path.read_bytes()) for path in files]
+    return sorted({name for name, content in held if any(one in content for one in wanted)})
+
+
+def test_of_a_person_with_everything_no_byte_is_left_in_any_file(root: Path, reg: Registry) -> None:
+    me, other = everything(reg)
+    reg._db.rows("PRAGMA wal_checkpoint")  # so that both the database and its log hold something
+    reg.chats.add(reg.chats.start(me, SECRET).id, "assistant", SECRET, {"anchors": [NAME]})
+    before = left_of_them(root)
+    assert {"registry.db", "registry.db-wal"} <= set(before) and len(before) >= 5, "database, log, stack, checkpoints"
+    gone = reg.users.forget(me)
+    assert left_of_them(root) == [] and reg.check() == []
+    tally(
+        "files that held traces of a person", "without any, in 5 spellings and every 16 bytes of vectors", len(before)
+    )
+    assert reg._db.value("PRAGMA freelist_count") == 0
+    assert sorted(set(gone.resting)) == [("bob", "free", 1)]
+    assert [row for row in reg._db.rows("SELECT * FROM tombstones") if row["items"] != 50] == []
+    assert len(reg.stacks.of_user(other)) == 1 and reg.adapters.path(reg.stacks.of_user(other)[0].digest).exists()
+    reg.close()
+    assert left_of_them(root) == []
+
+
+def test_whoever_rests_on_their_anchors_is_named_once_a_bank(reg: Registry) -> None:
+    me, other = furnish(reg)
+    third, fourth = person(reg, "carol", "a"), person(reg, "dave", "a")
+    mine, theirs = bank(reg, [me], key="2"), bank(reg, [other], key="3")
+    for user, on in ((third, mine), (fourth, theirs), (me, mine)):
+        adapted(reg, user, on, f"stack of {user}".encode())
+    reg.stacks.remove(third, "free", mine.id)
+    assert reg.users.forget(me).resting == [("bob", "free", 1), ("carol", "free", 2)]
+
+
+def test_a_core_rests_on_every_anchor_of_its_bank(reg: Registry) -> None:
+    me, other = furnish(reg)
+    made = bank(reg, [me, other], key="2")
+    carol = person(reg, "carol", "a")
+    stack = adapted(reg, carol, made, b"basis")
+    second = reg.banks.anchors(made.id)[1]
+    shares = pack_shares((Share(second.id, 1.0, 1.0),))
+    reg.stacks.put(replace(stack, recipe=shares))
+    reg.recipes.remove(carol, "free", made.id)
+    assert ("carol", "free", 2) not in dry_resting(reg, me)
+    reg.stacks.put(replace(stack, recipe=shares, numbers=b"1234", bytes=4))
+    assert ("carol", "free", 2) in reg.users.forget(me).resting
+
+
+def dry_resting(reg: Registry, user_id: int) -> list[tuple[str, str, int]]:
+    """Who rests on a person's anchors, without forgetting anybody."""
+    banks = [made for made in reg.banks.all() if any(a.user_id == user_id for a in reg.banks.anchors(made.id))]
+    return [
+        (name, made.name, made.version)
+        for made in banks
+        for name in reg.banks.resting(made.id, [a.id for a in reg.banks.anchors(made.id) if a.user_id == user_id])
+    ]
+
+
+def test_a_name_that_is_a_word_of_the_program_takes_nothing_along(reg: Registry) -> None:
+    """LaMP calls people by numbers, and nobody stops somebody from being called as a method or a bank is."""
+    people = [reg.users.add(name).id for name in ("13", "base", "accuracy", "free v1")]
+    build = reg.runs.start("bank build", "free v1", {"targets": "base", "users": ["13", "base"]})
+    reg.runs.step(build.id, "anchor 13", 1, 2.0, 10, 0.1)
+    asked = reg.runs.start("eval run", "evaluation 13", {"asked": {"methods": "base,mta"}})
+    found = {"metric": "accuracy", "differences": [{"a": "mta", "b": "base", "metric": "accuracy"}], "worst": "base"}
+    reg.evaluations.add("free", None, {"base": "base"}, found)
+    for number in people:
+        reg.users.forget(number)
+    assert [step.unit for step in reg.runs.steps(build.id)] == ["anchor 13"]
+    assert reg.runs.get(build.id).config == {"targets": "base", "users": [SOMEBODY, SOMEBODY]}
+    assert reg.runs.get(build.id).subject == "free v1"
+    assert reg.runs.get(asked.id) == asked
+    (evaluation,) = reg.evaluations.all()
+    assert (evaluation.config, evaluation.result) == ({"base": "base"}, {**found, "worst": SOMEBODY})
+
+
+def test_a_damaged_record_keeps_nobody_from_being_forgotten(root: Path, reg: Registry) -> None:
+    me, _ = furnish(reg)
+    run = reg.runs.all()[-1].id
+    reg._db.write("UPDATE runs SET config = '{' || config WHERE id = ?", (run,))
+    assert f"the config of run {run} is damaged" in reg.check()
+    with pytest.raises(IntegrityFault, match="A record of the store is damaged"):
+        reg.runs.all()
+    reg.users.forget(me)
+    require_gone(root)

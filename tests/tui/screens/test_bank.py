@@ -1,0 +1,287 @@
+"""Bank: anchors and the map of people, on a small town's store."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from textual.widgets import DataTable
+
+from mta_cli.tui.app import MtaApp
+from mta_cli.tui.dialogs import Trouble
+from mta_cli.tui.forms import FormDialog
+from mta_cli.tui.screens import bank as module
+from mta_cli.tui.screens.bank import BankRoom
+from mta_cli.tui.screens.base import ROOMS, Room
+from mta_cli.tui.widgets.user_map import PeopleMapView
+from store.records import Profile
+from store.registry import Registry
+from tests.store import making
+from tests.tui.driving import open_app, run, screen_text, settled, until
+
+
+@pytest.fixture(autouse=True)
+def this_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other rooms are empty ones."""
+    others = {name: type(f"{title}Stub", (Room,), {"ROOM": name}) for name, title in ROOMS.items()}
+    monkeypatch.setattr(MtaApp, "MODES", {**others, "bank": BankRoom})
+    monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "bank")
+
+
+def table(app: MtaApp) -> DataTable[Any]:
+    return app.screen.query_one("#anchors", DataTable)
+
+
+def view(app: MtaApp) -> PeopleMapView:
+    return app.screen.query_one(PeopleMapView)
+
+
+def head(app: MtaApp) -> str:
+    return screen_text(app).splitlines()[1].strip()
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+def test_the_bank_its_anchors_and_the_map_are_shown(demo_store: Path, size: tuple[int, int]) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store, size) as (app, _):
+            text = screen_text(app)
+            assert head(app).startswith("Bank lamp-2 v1 · task lamp-2 · ready · 3 anchors · ")
+            assert "11 people" in text and "A…C anchors" in text
+            with Registry.open(demo_store) as reg:
+                anchors = reg.banks.anchors(reg.banks.get("lamp-2").id)
+            assert table(app).row_count == 3
+            for anchor, sign in zip(anchors, "ABC", strict=True):
+                row = next(line for line in text.splitlines() if f" {sign}  {anchor.user}" in line)
+                assert f"{anchor.loss_first:.2f} → {anchor.loss_last:.2f}" in row
+            assert "people when it was chosen" in text and "In 2 recipes" in text
+
+    run(drive())
+
+
+def test_an_empty_store_says_what_to_type(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            text = screen_text(app)
+            assert "There is no bank yet." in text and "mta bank build --task TASK" in text
+            await pilot.press("n")
+            await until(pilot, lambda: isinstance(app.screen, FormDialog))
+            assert "bank build" in screen_text(app)
+
+    run(drive())
+
+
+def test_table_and_map_select_the_same_anchor(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            table(app).focus()
+            await pilot.press("down")
+            await settled(app, pilot)
+            assert view(app).selected == 1
+            await pilot.press("m", "left", "left", "left", "up", "up", "up")
+            await settled(app, pilot)
+            assert app.focused is view(app)
+            assert table(app).cursor_row == view(app).selected
+
+    run(drive())
+
+
+def test_enter_chooses_the_anchors_person_and_shows_their_neighbours(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            table(app).focus()
+            await pilot.press("down", "enter")
+            await settled(app, pilot)
+            with Registry.open(demo_store) as reg:
+                anchors = reg.banks.anchors(reg.banks.get("lamp-2").id)
+            assert app.chosen == anchors[1].user
+            assert f"● {app.chosen}  ○ nearest" in screen_text(app)
+
+    run(drive())
+
+
+def test_a_click_on_a_dot_chooses_that_person(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            view(app).post_message(PeopleMapView.PersonClicked(10))
+            await pilot.pause()
+            await settled(app, pilot)
+            assert app.chosen == "ida"
+            view(app).post_message(PeopleMapView.PersonClicked(999))
+            await pilot.pause()
+            await settled(app, pilot)
+            assert app.chosen == "ida"
+            assert isinstance(app.screen, BankRoom)
+
+    run(drive())
+
+
+def test_somebody_without_a_profile_is_said_to_have_none(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            app.choose("kim")
+            await settled(app, pilot)
+            assert "kim has no profile" in screen_text(app)
+            app.choose("nobody of that name")
+            await settled(app, pilot)
+            assert "A…C anchors" in screen_text(app)
+
+    run(drive())
+
+
+def test_profiles_are_read_again_only_when_they_changed(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mta_cli.pipeline.bank import user_map as pipeline
+
+    drawn: list[int] = []
+    plain = pipeline.people_map
+    monkeypatch.setattr(pipeline, "people_map", lambda reg, bank: drawn.append(bank.id) or plain(reg, bank))
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            app.choose("jon")
+            await settled(app, pilot)
+            assert len(drawn) == 1
+            with Registry.open(demo_store) as reg:
+                kim, bank = reg.users.get("kim"), reg.banks.get("lamp-2")
+                like = reg.profiles.get(1, "lamp-2", bank.embedder)
+                assert like is not None
+                reg.profiles.put(replace(like, user_id=kim.id))
+            app.choose("kim")
+            await settled(app, pilot)
+            assert len(drawn) == 2
+            assert "12 people" in screen_text(app) and "● kim" in screen_text(app)
+
+    run(drive())
+
+
+def test_older_banks_are_a_key_away(demo_store: Path) -> None:
+    with Registry.open(demo_store) as reg:
+        newer = making.bank(reg, [1, 2], name="other", task="lamp-2")
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            assert head(app).startswith("Bank other v1 (1 of 2) · ")
+            await pilot.press("b")
+            await settled(app, pilot)
+            assert head(app).startswith("Bank lamp-2 v1 (2 of 2) · ")
+            assert table(app).row_count == 3
+            await pilot.press("b")
+            await settled(app, pilot)
+            assert head(app).startswith("Bank other v1")
+            assert "Nobody has a profile yet." in screen_text(app)
+            app.choose_task("elsewhere")
+            await settled(app, pilot)
+            assert "There is no bank yet." in screen_text(app)
+            app.choose_task(None)
+            await settled(app, pilot)
+            assert head(app).startswith("Bank other v1")
+
+    assert newer.task == "lamp-2"
+    run(drive())
+
+
+def test_a_bank_that_is_being_built_shows_what_is_there(empty_store: Path) -> None:
+    with Registry.open(empty_store, create=True) as reg:
+        people = [making.person(reg, name, "words") for name in ("ann", "bo")]
+        begun = reg.banks.begin("free", "k", "free", making.BASE, making.EMBEDDER, 0, {})
+        reg.banks.plan_anchors(begun.id, [(people[0], 0, 2, 7)])
+
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, _):
+            text = screen_text(app)
+            assert "building · 1 anchors" in head(app)
+            assert "not trained" in text and "In nobody's recipe." in text
+
+    run(drive())
+
+
+def test_no_key_hurts_where_a_bank_has_no_anchor_yet(empty_store: Path) -> None:
+    with Registry.open(empty_store, create=True) as reg:
+        making.person(reg, "ann", "words")
+        reg.banks.begin("free", "k", "free", making.BASE, making.EMBEDDER, 0, {})
+
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            table(app).focus()
+            await pilot.press("up", "pagedown", "ctrl+end", "home", "enter")
+            await settled(app, pilot)
+            assert "building · 0 anchors" in head(app)
+
+    run(drive())
+
+
+def test_an_anchor_without_consent_is_stale_and_has_a_name(demo_store: Path) -> None:
+    with Registry.open(demo_store) as reg:
+        first = reg.banks.anchors(reg.banks.get("lamp-2").id)[0]
+        assert first.user_id is not None
+        reg.users.set_can_anchor(first.user_id, False)
+
+    async def drive() -> None:
+        async with open_app(demo_store, (120, 50)) as (app, _):
+            text = screen_text(app)
+            assert f"{first.user} (stale)" in text and "forgotten" not in text
+            assert "mta bank build --refresh." in text
+
+    run(drive())
+
+
+def test_a_forgotten_anchor_is_stale_and_cannot_be_chosen(demo_store: Path) -> None:
+    with Registry.open(demo_store) as reg:
+        first = reg.banks.anchors(reg.banks.get("lamp-2").id)[0]
+        assert first.user_id is not None
+        reg.users.forget(first.user_id)
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            text = screen_text(app)
+            assert "stale (forgotten)" in text and "A somebody who was forgotten" in text
+            table(app).focus()
+            await pilot.press("enter")
+            await settled(app, pilot)
+            assert app.chosen is None
+
+    run(drive())
+
+
+def test_hostile_names_are_plain_text(empty_store: Path) -> None:
+    name = "[red]x[/red] [@click=app.exit]"
+    with Registry.open(empty_store, create=True) as reg:
+        user = making.person(reg, name, "words")
+        making.bank(reg, [user], name="[b]bank")
+        reg.profiles.put(Profile(user, "free", making.EMBEDDER, np.ones(4, "<f4").tobytes(), 1, 1))
+
+    async def drive() -> None:
+        async with open_app(empty_store, (120, 30)) as (app, pilot):
+            app.choose(name)
+            await settled(app, pilot)
+            text = screen_text(app)
+            assert "Bank [b]bank v1" in text
+            assert text.count("[red]x[/red]") >= 2
+
+    run(drive())
+
+
+def test_profiles_that_cannot_be_read_are_a_dialog(empty_store: Path) -> None:
+    with Registry.open(empty_store, create=True) as reg:
+        users = [making.person(reg, name, "words") for name in ("ann", "bo")]
+        making.bank(reg, users[:1])
+        for user in users:
+            reg.profiles.put(Profile(user, "free", making.EMBEDDER, np.ones(3 + user, "<f4").tobytes(), 1, 1))
+
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            await settled(app, pilot)
+            assert isinstance(app.screen, Trouble)
+            assert "differ in length" in screen_text(app)
+
+    run(drive())
+
+
+def test_words_say_when_adapting_made_things_worse(demo_store: Path) -> None:
+    from mta_cli.pipeline.bank.anchor_use import anchor_uses
+
+    with Registry.open(demo_store) as reg:
+        use = anchor_uses(reg, reg.banks.get("lamp-2"))[0]
+    assert "fell by 0.250" in module._words(0, replace(use, change=0.25, measured=4), 9).plain
+    assert "rose by 0.250" in module._words(0, replace(use, change=-0.25, measured=4), 9).plain
+    assert "held-out" not in module._words(0, replace(use, change=None), None).plain

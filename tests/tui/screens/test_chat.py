@@ -1,0 +1,371 @@
+"""The room for conversations: said, stored, searched, gone on with, stopped, given back, and hostile Markdown."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.widgets import Input, OptionList
+
+from mta_cli.errors import NotFound
+from mta_cli.events import Event, Token
+from mta_cli.pipeline.chat.answer import Spoken, Voice
+from mta_cli.pipeline.chat.conversation import Conversation
+from mta_cli.tui.app import MtaApp
+from mta_cli.tui.dialogs import Sure, Trouble
+from mta_cli.tui.widgets.markdown_reply import Reply
+from mta_cli.tui.widgets.prompt import Prompt
+from store.records import Message
+from store.registry import Registry
+from tests.tui.driving import open_app, run, screen_text, settled, until
+from tests.tui.voices import answered, enter, only_voices, press_and_hear, turn, type_and_ask
+
+
+@pytest.fixture(autouse=True)
+def voices(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_voices(monkeypatch)
+
+
+def stored(store: Path, person: str) -> list[list[Message]]:
+    """The person's conversations, newest first."""
+    with Registry.open(store) as reg:
+        return [reg.chats.messages(chat.id) for chat in reg.chats.of_user(reg.users.get(person).id)]
+
+
+def remember(store: Path, person: str, title: str, *turns: str) -> int:
+    """A stored conversation."""
+    with Registry.open(store) as reg:
+        chat = reg.chats.start(reg.users.get(person).id, title)
+        for number, words in enumerate(turns):
+            role, source = (("user", {}), ("assistant", {"mode": "fused"}))[number % 2]
+            reg.chats.add(chat.id, role, words, source)
+        return chat.id
+
+
+def replies(app: MtaApp) -> list[str]:
+    return [reply.words for reply in app.screen.query(Reply)]
+
+
+def test_without_a_person_the_room_says_what_to_press(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            await enter(app, pilot, "chat", None)
+            assert "Nobody is chosen" in screen_text(app)
+            app.choose("somebody who is not there")
+            await settled(app, pilot)
+            assert "Nobody is chosen" in screen_text(app)
+
+    run(drive())
+
+
+def test_what_is_said_is_shown_and_stored_with_its_source(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "chat", "ida")
+            await type_and_ask(app, pilot, "one?")
+            await type_and_ask(app, pilot, "two?")
+            shown = screen_text(app)
+            assert "one?" in shown and "two?" in shown and "adapted · lamp-2 · bank lamp-2 v1 · 12 tokens" in shown
+            assert "--max-tokens" not in shown and app.screen.query_one(Prompt).text == ""
+            (messages,) = stored(demo_store, "ida")
+            assert [m.content for m in messages] == ["one?", replies(app)[0], "two?", replies(app)[1]]
+            assert messages[1].source["mode"] == "adapted"
+
+    run(drive())
+
+
+def test_mode_and_task_change_who_answers_and_how(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "chat", "ida")
+            await pilot.press("escape", "m", "t")
+            assert "answers base · put lamp-2" in screen_text(app)
+            await type_and_ask(app, pilot, "a ship")
+            (messages,) = stored(demo_store, "ida")
+            assert messages[1].source["mode"] == "base" and messages[1].content in screen_text(app)
+            assert "1 token" in screen_text(app) or "tokens" in screen_text(app)
+
+    run(drive())
+
+
+def test_a_mode_that_is_not_there_is_a_failure_that_gives_the_words_back(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "chat", "kim")
+            await pilot.press("escape", "m", "m", "m")
+            await type_and_ask(app, pilot, "hello")
+            await until(pilot, lambda: isinstance(app.screen, Trouble))
+            assert "kim has no stack" in screen_text(app) and "mta user adapt kim" in screen_text(app)
+            await pilot.press("escape")
+            await settled(app, pilot)
+            assert app.screen.query_one(Prompt).text == "hello" and replies(app) == []
+            assert stored(demo_store, "kim") == []
+
+    run(drive())
+
+
+def words_without_end(self: Voice, ids: list[int], spoken: Spoken, column: str = "") -> Iterator[Event]:
+    while True:
+        spoken.text += "more "
+        yield Token("more ", column)
+
+
+def test_escape_stops_an_answer_and_what_was_said_is_kept(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "chat", "ida")
+            with monkeypatch.context() as patch:
+                patch.setattr(Voice, "speak", words_without_end)
+                app.screen.query_one(Prompt).focus()
+                await pilot.press("a", "enter")
+                await until(pilot, lambda: any(replies(app)))
+                await pilot.press("escape")
+                await answered(app, pilot)
+            assert "what was said is kept" in screen_text(app)
+            ((question, answer),) = stored(demo_store, "ida")
+            assert question.content == "a" and answer.content.startswith("more more ")
+            assert answer.content.startswith(replies(app)[0])
+            await type_and_ask(app, pilot, "b")
+            assert len(stored(demo_store, "ida")[0]) == 4
+
+    run(drive())
+
+
+@pytest.mark.parametrize("way", ["new", "person", "nobody"])
+def test_leaving_a_conversation_while_it_is_answered_keeps_what_was_said(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            room = await enter(app, pilot, "chat", "ida")
+            with monkeypatch.context() as patch:
+                patch.setattr(Voice, "speak", words_without_end)
+                app.screen.query_one(Prompt).focus()
+                await pilot.press("a", "enter")
+                await until(pilot, lambda: any(replies(app)))
+                if way == "new":
+                    await room.run_action("new")
+                else:
+                    app.choose("jon" if way == "person" else None)
+                await settled(app, pilot)
+                await until(pilot, lambda: not app.speaker.busy)
+            assert replies(app) == [] and len(stored(demo_store, "ida")[0]) == 2
+            if way != "nobody":
+                await type_and_ask(app, pilot, "b")
+                assert len(replies(app)) == 1 and replies(app)[0]
+
+    run(drive())
+
+
+def broken(self: Conversation, text: str) -> Iterator[Event]:
+    raise NotFound("nobody is at home")
+    yield
+
+
+def test_words_typed_meanwhile_are_not_overwritten_by_those_given_back(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Conversation, "say", broken)
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            room = await enter(app, pilot, "chat", "ida")
+            room.query_one(Prompt).focus()
+            await pilot.press("a", "enter")
+            room.query_one(Prompt).put("something new")
+            await until(pilot, lambda: isinstance(app.screen, Trouble))
+            await pilot.press("escape")
+            await until(pilot, lambda: not isinstance(app.screen, Trouble))
+            assert room.query_one(Prompt).text == "something new"
+
+    run(drive())
+
+
+def test_conversations_are_searched_and_gone_on_with(demo_store: Path) -> None:
+    remember(demo_store, "ida", "the sea", "what of the sea?", "It has a *lighthouse*.")
+    remember(demo_store, "ida", "the town", "what of the town?", "It has a clock.")
+    remember(demo_store, "jon", "the lighthouse", "not", "mine")
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "chat", "ida")
+            await pilot.press("escape", "h")
+            assert "2 conversations" in screen_text(app)
+            await pilot.press(*"light")
+            await settled(app, pilot)
+            shown = screen_text(app)
+            assert "1 conversation" in shown and "lighthouse*" in shown and "the town" not in shown
+            await pilot.press("enter", "enter")
+            await settled(app, pilot)
+            shown = screen_text(app)
+            assert "It has a lighthouse." in shown and "what of the sea?" in shown
+            await type_and_ask(app, pilot, "and then?")
+            town, sea = stored(demo_store, "ida")
+            assert len(town) == 2 and [m.content for m in sea[2:]] == ["and then?", replies(app)[-1]]
+
+    run(drive())
+
+
+def test_a_conversation_gone_on_with_is_part_of_the_prompt(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = remember(demo_store, "ida", "the sea", "what of the sea?", "It has a lighthouse.")
+    prompts: list[list[dict[str, str]]] = []
+    fitted = Voice.fitted
+
+    def seen(self: Voice, messages: Any, history: Any) -> Any:
+        prompts.append(list(messages))
+        return fitted(self, messages, history)
+
+    monkeypatch.setattr(Voice, "fitted", seen)
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            room = await enter(app, pilot, "chat", "ida")
+            await room._open(chat)
+            await type_and_ask(app, pilot, "go on")
+            assert [m["content"] for m in prompts[0]] == ["what of the sea?", "It has a lighthouse.", "go on"]
+
+    run(drive())
+
+
+def test_the_last_exchange_becomes_a_history_item(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "chat", "ida")
+            await pilot.press("escape", "g")
+            assert "ask something first" in screen_text(app)
+            await type_and_ask(app, pilot, "what next?")
+            await press_and_hear(app, pilot, "escape", "g")
+            assert "kept: task free" in screen_text(app)
+            with Registry.open(demo_store) as reg:
+                (item,) = reg.items.recent(reg.users.get("ida").id, "free")
+                assert (item.input, item.output) == ("what next?", replies(app)[0])
+
+    run(drive())
+
+
+def test_a_conversation_is_removed_after_asking(demo_store: Path) -> None:
+    chat = remember(demo_store, "ida", "the sea", "what?", "that")
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            room = await enter(app, pilot, "chat", "ida")
+            await room._open(chat)
+            await pilot.press("escape", "d")
+            await until(pilot, lambda: isinstance(app.screen, Sure))
+            await pilot.press("y")
+            await settled(app, pilot)
+            assert stored(demo_store, "ida") == [] and replies(app) == []
+
+    run(drive())
+
+
+def test_n_begins_anew_and_another_person_too(demo_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "chat", "ida")
+            await type_and_ask(app, pilot, "one")
+            await pilot.press("escape", "n")
+            await settled(app, pilot)
+            assert replies(app) == []
+            await type_and_ask(app, pilot, "two")
+            assert len(stored(demo_store, "ida")) == 2
+            app.choose("jon")
+            await settled(app, pilot)
+            assert replies(app) == [] and "with jon" in screen_text(app)
+            await type_and_ask(app, pilot, "three")
+            assert len(stored(demo_store, "jon")) == 1 and len(stored(demo_store, "ida")) == 2
+
+    run(drive())
+
+
+def test_the_memory_of_a_conversation_lasts_until_somebody_else_speaks(demo_store: Path) -> None:
+    folds: list[object] = []
+    become = Voice.become
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "chat", "ida")
+            await type_and_ask(app, pilot, "one")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Voice, "become", lambda *rest: (folds.append(rest), become(*rest)))
+                await type_and_ask(app, pilot, "two")
+                assert folds == []
+                await pilot.press("escape", "m")
+                await type_and_ask(app, pilot, "three")
+                assert len(folds) == 1
+
+    run(drive())
+
+
+HOSTILE = (
+    "# Head \x1b[31m\n\n[click](http://example.org) ![pic](http://example.org/x.png) <b>bold</b> <http://example.org>\n\n"
+    "&#x202e;turned \u202e**strong** [red]markup[/red] [@click=app.quit]x[/]\n\n```sh\nrm [bold]x[/bold]\n```\n\n"
+    "| a | b |\n|---|---|\n| 1 | [u]2[/u] |\n\n[ref]\n\n[ref]: http://example.org\n"
+)
+
+
+def test_hostile_markdown_is_only_words(demo_store: Path) -> None:
+    chat = remember(demo_store, "ida", "bad [red]title[/red]\x1b[2J", "[bold]q[/bold]\x07", HOSTILE)
+
+    async def drive() -> None:
+        async with open_app(demo_store, size=(130, 50)) as (app, pilot):
+            room = await enter(app, pilot, "chat", "ida")
+            await room._open(chat)
+            await settled(app, pilot)
+            shown = screen_text(app)
+            for words in (
+                "[click](http://example.org)", "![pic](http://example.org/x.png)", "<b>bold</b>",
+                "&#x202e;turned strong",
+                "[red]markup[/red]", "[@click=app.quit]x[/]", "rm [bold]x[/bold]", "[u]2[/u]", "[bold]q[/bold]",
+                "bad [red]title[/red][2J", "[ref]: http://example.org",
+            ):  # fmt: skip
+                assert words in shown, words
+            assert not set(shown) & {"\x1b", "\x07", "\u202e"}
+            drawn = app.export_screenshot()
+            assert "href" not in drawn
+            metas = [meta for strip in _strips(app) for meta in strip]
+            assert not [meta for meta in metas if "@click" in meta and "link" in str(meta["@click"])]
+
+    run(drive())
+
+
+def _strips(app: MtaApp) -> list[list[dict[str, Any]]]:
+    """What each drawn piece of every line carries beside its letters."""
+    lines = app.screen._compositor.render_strips()
+    return [[segment.style.meta for segment in strip if segment.style is not None] for strip in lines]
+
+
+def test_a_long_answer_in_many_pieces_is_whole_at_the_end(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [f"word{n} " if n % 10 else f"word{n}\n\n" for n in range(300)]
+
+    def many(self: Voice, ids: list[int], spoken: Spoken, column: str = "") -> Iterator[Event]:
+        for piece in pieces:
+            spoken.text, spoken.tokens = spoken.text + piece, spoken.tokens + 1
+            yield Token(piece, column)
+        spoken.ended = "end"
+
+    monkeypatch.setattr(Voice, "speak", many)
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "chat", "ida")
+            await type_and_ask(app, pilot, "go")
+            reply = app.screen.query_one(Reply)
+            assert reply.words == reply.source == "".join(pieces)
+            assert "word299" in screen_text(app) and "300 tokens" in screen_text(app)
+            assert app.screen.query_one("#chats", OptionList).option_count == 1
+            assert not turn(app).busy and app.screen.query_one("#search", Input).value == ""
+
+    run(drive())
+
+
+def test_torch_is_not_imported_before_the_first_question() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; import mta_cli.tui.screens.chat, mta_cli.tui.screens.compare; "
+        "print([m for m in ('torch', 'transformers', 'numpy', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

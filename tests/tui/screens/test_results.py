@@ -1,0 +1,254 @@
+"""Results: evaluations that were stored, in all their views."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.widgets import DataTable, TabbedContent
+
+from mta_cli.pipeline.report import wording
+from mta_cli.tui.app import MtaApp
+from mta_cli.tui.forms import FormDialog
+from mta_cli.tui.screens.base import ROOMS, Room
+from mta_cli.tui.screens.results import ResultsRoom
+from store.registry import Registry
+from tests.pipeline.documents import FEW, HOSTILE, MANY, document, hostile
+from tests.tui.driving import open_app, run, screen_text, settled, until
+
+
+@pytest.fixture(autouse=True)
+def this_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other rooms are empty ones."""
+    others = {name: type(f"{title}Stub", (Room,), {"ROOM": name}) for name, title in ROOMS.items()}
+    monkeypatch.setattr(MtaApp, "MODES", {**others, "results": ResultsRoom})
+    monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "results")
+
+
+def store(root: Path, *documents: dict[str, Any]) -> Path:
+    """A store in which these documents are evaluations, in this order."""
+    with Registry.open(root, create=True) as reg:
+        for one in documents:
+            reg.evaluations.add(one["task"], None, {"shots": one.get("shots")}, one)
+    return root
+
+
+def rows(app: MtaApp, *words: str) -> list[str]:
+    """The rows of the screen that hold all these words."""
+    return [row for row in screen_text(app).splitlines() if all(word in row for word in words)]
+
+
+async def press(app: MtaApp, pilot: Any, *keys: str) -> None:
+    await pilot.press(*keys)
+    await settled(app, pilot)
+
+
+def test_an_empty_store_says_what_to_type(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            assert "Nothing has been measured yet." in screen_text(app)
+            assert "mta eval run --task TASK" in screen_text(app)
+            await pilot.press("e")
+            await until(pilot, lambda: isinstance(app.screen, FormDialog))
+            assert "eval run" in screen_text(app)
+
+    run(drive())
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+def test_methods_have_bars_from_the_best_to_the_worst(empty_store: Path, size: tuple[int, int]) -> None:
+    async def drive() -> None:
+        async with open_app(store(empty_store, document()), size) as (app, _):
+            bars = rows(app, "├", "┤")
+            assert [row.split()[0] for row in bars] == ["oppu", "mta", "stack", "base"]
+            assert bars[0].rstrip(" ▁▂▃▄▅▆▇█").endswith("0.520 [0.470, 0.570]")
+            at = bars[1].index("●")
+            assert bars[3][at] == "┊"
+            assert rows(app, "138 users with 333 held-out queries")
+            assert rows(app, *wording.design(document()).split()[-2:]), "the whole design is seen"
+
+    run(drive())
+
+
+def test_the_list_names_each_evaluations_best_method(empty_store: Path) -> None:
+    made = [document(), document({"mta": 0.4, "base": 0.9}, metric="mae", task="lamp-3")]
+
+    async def drive() -> None:
+        async with open_app(store(empty_store, *made)) as (app, _):
+            second, first = rows(app, "2  lamp-3")[0], rows(app, "1  lamp-2")[0]
+            assert "mta" in second and "MAE 0.400" in second and "77 kB" in second
+            assert "oppu" in first and "accuracy 0.520" in first and "1.6 MB" in first
+
+    run(drive())
+
+
+def test_differences_have_verdicts_in_words(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(store(empty_store, document())) as (app, pilot):
+            await press(app, pilot, "v")
+            assert rows(app, "base", "+0.300", "better")
+            assert rows(app, "stack", "+0.030", "not told apart")
+            assert rows(app, "mta minus each method")
+            await press(app, pilot, "m", "m")
+            assert rows(app, "gold log-likelihood (nats)")
+
+    run(drive())
+
+
+def test_where_less_is_better_a_lower_reference_is_better(empty_store: Path) -> None:
+    made = document({"mta": 0.4, "base": 0.9}, metric="mae", task="lamp-3")
+
+    async def drive() -> None:
+        async with open_app(store(empty_store, made)) as (app, pilot):
+            await press(app, pilot, "v")
+            assert rows(app, "base", "-0.500", "better")
+
+    run(drive())
+
+
+def test_quality_against_bytes_has_every_method(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(store(empty_store, document(MANY)), (120, 40)) as (app, pilot):
+            await press(app, pilot, "b")
+            text = screen_text(app)
+            assert "against bytes kept for a person" in text and "100 B" in text and "◆" in text
+            assert all(method in text for method in MANY)
+
+    run(drive())
+
+
+def test_numbers_hold_every_metric_and_cost(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(store(empty_store, document())) as (app, pilot):
+            await press(app, pilot, "n")
+            assert rows(app, "method", "accuracy", "macro-F1", "bytes", "sec.", "tok/s")
+            assert rows(app, "mta", "0.500", "0.440", "-1.500", "77 kB", "0.00", "900")
+
+    run(drive())
+
+
+def test_tasks_stand_beside_each_other_with_their_newest_evaluations(empty_store: Path) -> None:
+    made = [
+        document({"mta": 0.11, "base": 0.1}), document(),
+        document({"mta": 0.4, "only-here": 0.9}, metric="mae", task="lamp-3"),
+    ]  # fmt: skip
+
+    async def drive() -> None:
+        async with open_app(store(empty_store, *made), (110, 30)) as (app, pilot):
+            await press(app, pilot, "t")
+            assert rows(app, "method", "lamp-3 MAE", "lamp-2 accuracy")
+            assert rows(app, "mta", "0.400", "0.500") and not rows(app, "0.110 [")
+            assert "–" in rows(app, "only-here", "0.900")[0]
+            assert "–" in rows(app, "oppu", "0.520 [")[0]
+
+    run(drive())
+
+
+def test_brackets_turn_the_views(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(store(empty_store, document())) as (app, pilot):
+            views, seen = app.screen.query_one(TabbedContent), []
+            for _ in range(5):
+                await press(app, pilot, "right_square_bracket")
+                seen.append(views.active)
+            assert seen == ["differences", "size", "numbers", "tasks", "methods"]
+            await press(app, pilot, "left_square_bracket")
+            assert views.active == "tasks"
+
+    run(drive())
+
+
+def test_another_evaluation_is_shown_when_the_cursor_is_on_it(empty_store: Path) -> None:
+    made = [document({"mta": 0.5, "older": 0.4}), document({"mta": 0.5, "newer": 0.4})]
+
+    async def drive() -> None:
+        async with open_app(store(empty_store, *made)) as (app, pilot):
+            assert rows(app, "newer", "├") and not rows(app, "older", "├")
+            app.screen.query_one("#evaluations", DataTable).focus()
+            await press(app, pilot, "down")
+            assert rows(app, "older", "├") and not rows(app, "newer", "├")
+            store(empty_store, document({"mta": 0.5, "newest": 0.4}))
+            app.choose_task(None)
+            await settled(app, pilot)
+            assert rows(app, "older", "├"), "the selected one stays selected"
+            app.choose_task("lamp-9")
+            await settled(app, pilot)
+            assert "Nothing has been measured yet." in screen_text(app)
+
+    run(drive())
+
+
+def test_the_metric_that_was_asked_for_stays_where_it_is_known(empty_store: Path) -> None:
+    made = [document(), document({"mta": 0.4, "base": 0.9}, metric="mae", task="lamp-3")]
+
+    async def drive() -> None:
+        async with open_app(store(empty_store, *made)) as (app, pilot):
+            assert rows(app, "MAE (lower is better).")
+            await press(app, pilot, "m")
+            assert rows(app, "RMSE (lower is better).")
+            app.screen.query_one("#evaluations", DataTable).focus()
+            await press(app, pilot, "down")
+            assert rows(app, "accuracy. 138 users")
+
+    run(drive())
+
+
+def test_an_unfinished_evaluation_says_how_to_go_on(empty_store: Path) -> None:
+    with Registry.open(empty_store, create=True) as reg:
+        reg.evaluations.begin("k", "lamp-2", {"shots": 5}, [])
+
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            assert rows(app, "lamp-2", "running")
+            assert "This evaluation is not finished." in screen_text(app)
+            await press(app, pilot, "m", "v", "b", "n", "t")
+            assert "This evaluation is not finished." in screen_text(app)
+
+    run(drive())
+
+
+def test_a_finished_one_is_shown_before_those_that_run(empty_store: Path) -> None:
+    store(empty_store, document())
+    with Registry.open(empty_store) as reg:
+        reg.evaluations.begin("k", "lamp-2", {"shots": 5}, [])
+
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            assert rows(app, "oppu", "├")
+            app.screen.query_one("#evaluations", DataTable).focus()
+            await press(app, pilot, "up")
+            assert not rows(app, "├")
+            await press(app, pilot, "down")
+            assert rows(app, "oppu", "├")
+
+    run(drive())
+
+
+def test_what_a_document_lacks_is_a_dash(empty_store: Path) -> None:
+    made = document(FEW)
+    made["methods"]["base"] = {}
+    made["costs"] = {"mta": {"bytes": None}}
+    made["differences"] = []
+    del made["power"]
+
+    async def drive() -> None:
+        async with open_app(store(empty_store, made)) as (app, pilot):
+            for key in "ivbnt":
+                await press(app, pilot, key)
+                assert isinstance(app.screen, ResultsRoom)
+            await press(app, pilot, "v")
+            assert "No differences were computed in this metric." in screen_text(app)
+
+    run(drive())
+
+
+def test_hostile_documents_are_plain_text(empty_store: Path) -> None:
+    async def drive() -> None:
+        async with open_app(store(empty_store, hostile()), (160, 40)) as (app, pilot):
+            for key in "ivbnt":
+                await press(app, pilot, key)
+                assert isinstance(app.screen, ResultsRoom)
+                assert "\x1b" not in screen_text(app)
+            await press(app, pilot, "n")
+            assert HOSTILE[0] in screen_text(app) and HOSTILE[1] in screen_text(app)
+
+    run(drive())

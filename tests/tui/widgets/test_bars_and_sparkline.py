@@ -1,0 +1,82 @@
+"""Bars and curves: their lengths and ends, what is no number, and that labels stay text of one line."""
+
+import math
+
+import pytest
+from rich.cells import cell_len
+from textual.app import App, ComposeResult
+
+from mta_cli.tui.widgets.bars import Bar, Bars, bar, bar_lines
+from mta_cli.tui.widgets.sparkline import Curve, curve_line, spark
+from tests.tui.driving import run
+
+
+@pytest.mark.parametrize(
+    ("value", "drawn"),
+    [
+        (1.0, "████"), (0.5, "██"), (0.53125, "██▏"), (0.25, "█"), (0.22, "▉"), (0.0, ""), (2.0, "████"), (None, ""),
+        (-0.5, "▒▒"), (-0.01, "▒"), (math.nan, ""), (math.inf, ""),
+    ],
+)  # fmt: skip
+def test_a_bar_is_as_long_as_its_value(value: float | None, drawn: str) -> None:
+    assert bar(value, 1.0, 4) == drawn
+
+
+def test_without_room_or_scale_there_is_no_bar() -> None:
+    assert bar(1.0, 1.0, 0) == bar(1.0, 0.0, 4) == ""
+
+
+def test_labels_bars_and_numbers_stand_in_columns() -> None:
+    quarter, whole = (bar_lines([Bar("a", value, "")], 43).plain.count("█") for value in (0.25, 1.0))
+    assert (quarter, whole) == (10, 40), "a bar stands for its value, not for its share of the best"
+    lines = bar_lines([Bar("dave", 1.0, ".70"), Bar("erin the second", 0.5, "–")], 20).plain.split("\n")
+    assert lines == ["dave     ███████ .70", "erin th… ███▌      –"]
+    assert [cell_len(line) for line in lines] == [20, 20]
+
+
+def test_hostile_labels_stay_text_of_one_line() -> None:
+    shown = bar_lines([Bar("[b]\x1b[2J\nx", 1.0, "[/]"), Bar("界" * 30, None, "1")], 30).plain
+    assert shown.count("\n") == 1 and "[b][2J x" in shown and "\x1b" not in shown
+    assert [cell_len(line) for line in shown.split("\n")] == [30, 30]
+
+
+def test_no_bars_are_no_lines() -> None:
+    assert bar_lines([], 30).plain == "" and bar_lines([Bar("a", 1.0, "1")], 0).plain.strip("\n ") in ("", "1")
+
+
+def test_a_curve_runs_from_the_least_to_the_most() -> None:
+    assert spark([3, 2, 1], 8) == "█▅▁"
+    assert spark(range(100), 4) == "▁▃▆█"
+    assert spark([5, 5], 8) == "▁▁" and spark([], 8) == spark([math.nan], 8) == spark([1, 2], 0) == ""
+
+
+def test_a_curve_has_its_ends_beside_it() -> None:
+    assert curve_line([2.0, math.nan, 1.0], 40).plain == "2.000 █▁ 1.000"
+    assert curve_line(range(200), 20).plain == "0.000 ▁▂▄▅▇█ 199.000"
+    assert curve_line([1.5], 40).plain == "1.500" and curve_line([], 40).plain == ""
+
+
+class Shown(App[None]):
+    def compose(self) -> ComposeResult:
+        yield Bars()
+        yield Curve()
+
+
+def test_widgets_are_as_high_as_what_they_show() -> None:
+    async def drive() -> None:
+        app = Shown()
+        async with app.run_test(size=(40, 10)) as pilot:
+            bars, curve = app.query_one(Bars), app.query_one(Curve)
+            assert (bars.size.height, curve.size.height) == (0, 0)
+            bars.show([Bar("a", 1.0, "1"), Bar("b", 0.5, ".5", strong=True)])
+            curve.show([2.0, 1.0])
+            await pilot.pause()
+            assert (bars.size.height, curve.size.height) == (2, 1)
+            assert bars.render_line(1).text.split() == ["b", bar(0.5, 1.0, 35), ".5"]
+            assert curve.render_line(0).text.strip() == "2.000 █▁ 1.000"
+            bars.show([])
+            curve.show([])
+            await pilot.pause()
+            assert (bars.size.height, curve.size.height) == (0, 0)
+
+    run(drive())

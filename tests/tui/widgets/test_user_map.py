@@ -1,0 +1,199 @@
+"""The map widget: where people, anchors and neighbours are drawn, and how keys and clicks go between them."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+from textual.app import App, ComposeResult
+
+from mta_cli.pipeline.bank.user_map import Landmark, PeopleMap
+from mta_cli.tui.widgets.user_map import Lit, PeopleMapView, letter
+from store.records import Anchor
+
+CORNERS = {1: (-1.0, 1.0), 2: (1.0, 1.0), 3: (-1.0, -1.0), 4: (1.0, -1.0), 5: (0.0, 0.0)}
+
+
+def landmark(user_id: int | None, place: tuple[float, float] | None, nearest: int = 1) -> Landmark:
+    number = user_id or 99
+    return Landmark(
+        Anchor(number, 1, user_id, f"p{number}", number, 3, 5, "d", 2.0, 1.0, user_id is None), place, nearest
+    )
+
+
+def made(places: dict[int, tuple[float, float]], anchors: tuple[int, ...] = (), nearest: Any = None) -> PeopleMap:
+    """A map of people at these places, some of whom are anchors."""
+    people = sorted(places)
+    found = np.full(len(places), -1) if nearest is None else np.array(nearest)
+    at = np.array([places[user] for user in people], np.float32).reshape(-1, 2)
+    marks = tuple(landmark(user, places[user]) for user in anchors)
+    return PeopleMap(np.array(people, np.int64), at, (0.5, 0.25), marks, found.astype(np.int16))
+
+
+def drawn(shown: PeopleMap | None, lit: Lit | None = None, *, size: tuple[int, int] = (21, 11), **named: Any) -> Any:
+    """The sheet of a view, which needs no screen."""
+    view = PeopleMapView()
+    view.set_reactive(PeopleMapView.selected, named.pop("selected", None))
+    view._map, view._lit = shown, lit
+    view._waiting = named.pop("waiting", "")
+    return view.sheet(*size)
+
+
+class Alone(App[None]):
+    """A view by itself, and what it says."""
+
+    def __init__(self, shown: PeopleMap) -> None:
+        super().__init__()
+        self._shown = shown
+        self.said: list[tuple[str, int]] = []
+
+    def compose(self) -> ComposeResult:
+        yield PeopleMapView()
+
+    def on_mount(self) -> None:
+        self.query_one(PeopleMapView).show(self._shown)
+        self.query_one(PeopleMapView).focus()
+
+    def on_people_map_view_anchor_selected(self, event: PeopleMapView.AnchorSelected) -> None:
+        self.said.append(("anchor", event.number))
+
+    def on_people_map_view_person_clicked(self, event: PeopleMapView.PersonClicked) -> None:
+        self.said.append(("person", event.user_id))
+
+
+def driven(shown: PeopleMap, *does: str | tuple[int, int], size: tuple[int, int] = (42, 24)) -> list[tuple[str, int]]:
+    """What a view says to keys and clicks."""
+
+    async def drive() -> list[tuple[str, int]]:
+        app = Alone(shown)
+        async with app.run_test(size=size) as pilot:
+            for one in does:
+                await (pilot.press(one) if isinstance(one, str) else pilot.click(PeopleMapView, offset=one))
+                await pilot.pause()
+        return app.said
+
+    return asyncio.run(drive())
+
+
+def test_people_are_dots_at_their_places() -> None:
+    rows = drawn(made(CORNERS)).plain()
+    dots = {(x, y) for y, row in enumerate(rows[:-1]) for x, char in enumerate(row) if char > "\u2800"}
+    assert dots == {(1, 1), (19, 1), (1, 8), (19, 8), (10, 5)}
+
+
+def test_up_is_up() -> None:
+    rows = drawn(made({1: (0.0, 0.0), 2: (1.0, 1.0)}, (1, 2))).plain()
+    first = next(y for y, row in enumerate(rows) if "B" in row)
+    last = next(y for y, row in enumerate(rows) if "A" in row)
+    assert first < last
+
+
+def test_anchors_are_letters_over_the_dots() -> None:
+    sheet = drawn(made(CORNERS, (1, 4)))
+    assert sheet.plain()[1][1] == "A"
+    assert sheet.plain()[8][19] == "B"
+    assert sheet.style_at(1, 1) == "anchor"
+
+
+def test_there_are_letters_for_many_anchors_and_one_sign_for_the_rest() -> None:
+    letters = [letter(number) for number in range(100)]
+    assert len(set(letters[:62])) == 62
+    assert set(letters[62:]) == {"◆"}
+
+
+def test_the_person_and_their_neighbours_stand_out() -> None:
+    sheet = drawn(made(CORNERS, (1,)), Lit(5, "ann", (2, 3, 77)))
+    assert "\n".join(sheet.plain()).count("○") == 3  # two on the map, one in the legend
+    assert sheet.plain()[1][19] == "○"
+    assert sum(row.count("●") for row in sheet.plain()[:-1]) == 1
+    assert sheet.plain()[-1].startswith("● ann")
+
+
+def test_an_anchor_who_is_the_person_keeps_the_letter_in_the_persons_colour() -> None:
+    sheet = drawn(made(CORNERS, (1,)), Lit(1, "ann"))
+    assert sheet.plain()[1][1] == "A"
+    assert sheet.style_at(1, 1) == "person"
+    assert not any("●" in row for row in sheet.plain()[:-1])
+
+
+def test_somebody_who_is_not_on_the_map_is_said_so() -> None:
+    rows = drawn(made(CORNERS), Lit(9, "kim"), size=(60, 11)).plain()
+    assert rows[-1].startswith("kim has no profile")
+    assert not any("●" in row for row in rows)
+
+
+def test_the_legend_says_how_many_and_how_much_is_seen() -> None:
+    assert drawn(made(CORNERS, (1, 2, 3)), size=(60, 11)).plain()[-1] == "A…C anchors  5 people, 75 % of variance"
+
+
+def test_a_hostile_name_is_one_clean_line_of_the_legend() -> None:
+    sheet = drawn(made(CORNERS), Lit(5, "[red]\x1b[2J\nx\u202e" + "y" * 50), size=(60, 11))
+    assert sheet.plain()[-1].startswith("● [red][2J xyyyyyyyyy…")
+
+
+def test_the_people_of_the_selected_anchor_are_coloured() -> None:
+    shown = made(CORNERS, (1, 2), nearest=[0, 1, 0, 1, 1])
+    styles = {number: {drawn(shown, selected=number).style_at(x, y) for x, y in ((1, 8), (19, 8))} for number in (0, 1)}
+    assert drawn(shown, selected=0).style_at(1, 8) == "own"
+    assert drawn(shown, selected=1).style_at(19, 8) == "own"
+    assert all(len(found) == 2 for found in styles.values())
+    assert drawn(shown, selected=0).style_at(1, 1) == "selected"
+
+
+def test_full_places_are_brighter_than_thin_ones() -> None:
+    places = dict.fromkeys(range(500), (-1.0, 1.0)) | {999: (1.0, -1.0), 998: (1.0, 1.0)}
+    sheet = drawn(made(places))
+    assert sheet.style_at(1, 1) == "most"
+    assert sheet.style_at(19, 8) == "few"
+
+
+@pytest.mark.parametrize("size", [(0, 0), (3, 2), (4, 3), (80, 1), (10, 4), (300, 90)])
+def test_every_size_can_be_drawn(size: tuple[int, int]) -> None:
+    sheet = drawn(made(CORNERS, (1, 2)), Lit(5, "ann", (3,)), size=size)
+    assert len(sheet.plain()) == size[1]
+
+
+@pytest.mark.parametrize("places", [{}, {1: (0.0, 0.0)}, {1: (0.5, 0.0), 2: (0.5, 1.0)}])
+def test_few_people_can_be_drawn(places: dict[int, tuple[float, float]]) -> None:
+    sheet = drawn(made(places), size=(40, 9))
+    if not places:
+        assert "Nobody has a profile yet." in "\n".join(sheet.plain())
+    else:
+        assert sum(char > "\u2800" for row in sheet.plain()[:-1] for char in row) == len(places)
+
+
+def test_what_is_waited_for_is_said() -> None:
+    assert "Reading profiles" in "\n".join(drawn(None, waiting="Reading profiles …").plain())
+
+
+def test_arrows_go_to_the_next_anchor_that_way() -> None:
+    shown = made(CORNERS, (1, 2, 3, 4))  # A B over C D
+    assert driven(shown, "right", "right", "down", "left", "up") == [
+        ("anchor", 0), ("anchor", 1), ("anchor", 3), ("anchor", 2), ("anchor", 0),
+    ]  # fmt: skip
+    assert driven(shown, "right", "left", "up") == [("anchor", 0)]
+
+
+def test_arrows_pass_over_anchors_without_a_place() -> None:
+    shown = made(CORNERS, (1, 2))
+    shown = PeopleMap(
+        shown.people, shown.places, shown.share, (landmark(None, None, 0), *shown.landmarks), shown.nearest
+    )
+    assert driven(shown, "right", "right", "left") == [("anchor", 1), ("anchor", 2), ("anchor", 1)]
+    assert driven(made(CORNERS), "right") == []
+
+
+def test_a_click_selects_an_anchor_or_names_a_person() -> None:
+    shown = made(CORNERS, (1,))
+    assert driven(shown, (2, 2)) == [("anchor", 0)]
+    assert driven(shown, (39, 2)) == [("person", 2)]
+    assert driven(shown, (12, 12)) == []
+
+
+def test_another_map_keeps_the_selection_only_where_it_can() -> None:
+    view = PeopleMapView()
+    view.set_reactive(PeopleMapView.selected, 1)
+    view.show(made(CORNERS, (1, 2)))
+    assert view.selected == 1
+    view.show(made(CORNERS, (1,)))
+    assert view.selected is None
