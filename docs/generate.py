@@ -3,6 +3,8 @@
 `pages()` gives both texts without writing them, for the test that they are up to date. Knows no job.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

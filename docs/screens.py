@@ -3,6 +3,8 @@
 Usage: python docs/screens.py STORE. Moves through the rooms by keys, as a person would; draws nothing itself.
 """
 
+from __future__ import annotations
+
 import asyncio
 import sys
 from collections.abc import Sequence

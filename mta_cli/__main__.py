@@ -1,5 +1,7 @@
 """The console script, and `python -m mta_cli`, which is the same. Knows only what Ctrl-C means while all else loads."""
 
+from __future__ import annotations
+
 import sys
 
 

@@ -3,6 +3,8 @@
 Knows no job. Exit codes: 0 done, 1 unexpected, 2 usage, 3 not found, 4 bad input, 5 integrity, 130 interrupted.
 """
 
+from __future__ import annotations
+
 import gc
 import os
 import sys

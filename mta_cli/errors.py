@@ -1,5 +1,7 @@
 """What can go wrong, in words for the person at the terminal. Imports nothing; knows neither streams nor colours."""
 
+from __future__ import annotations
+
 
 class MtaError(Exception):
     """A failure that is explained in one line: what happened (with the values), and a hint on what to do."""

@@ -3,6 +3,8 @@
 Imports nothing of ours; renders nothing.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -4,6 +4,8 @@ A job's section name and a field's name make the setting's key: `bank.rank` is `
 under `[bank]` in a settings file and `MTA_BANK_RANK` in the environment.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -76,9 +78,11 @@ class BankOptions:
     max_items: int = option(200, "Most recent items used of each user; 0 for all.", minimum=0, maximum=1_000_000)
     task_adapter: bool = option(True, "Train one LoRA pooled over all candidates first.")
     task_min_items: int | None = option(
-        None, "History items a user needs for the task adapter; as many as an anchor where not given.",
-        minimum=1, maximum=1_000_000,
-    )  # fmt: skip
+        None,
+        "History items a user needs for the task adapter; as many as an anchor where not given.",
+        minimum=1,
+        maximum=1_000_000,
+    )
     task_placement: str = option(
         "all", "Where the task adapter acts: in all layers, or the upper third.", choices=("all", "upper")
     )
@@ -93,17 +97,23 @@ class GateOptions:
 
     section: ClassVar[str] = "gates"
     max_norm: float = option(
-        5.0, "How many times the bank's median any module of an anchor may be in size; 0 for any.",
-        minimum=0, maximum=1e6,
-    )  # fmt: skip
+        5.0,
+        "How many times the bank's median any module of an anchor may be in size; 0 for any.",
+        minimum=0,
+        maximum=1e6,
+    )
     max_probe: float = option(
-        10.0, "How many times the bank's median an anchor may move the answers to neutral prompts; 0 for any.",
-        minimum=0, maximum=1e6,
-    )  # fmt: skip
+        10.0,
+        "How many times the bank's median an anchor may move the answers to neutral prompts; 0 for any.",
+        minimum=0,
+        maximum=1e6,
+    )
     max_share: float = option(
-        0.75, "Share of people whom one anchor may serve, and never less than twice an equal share; 0 for any.",
-        minimum=0, maximum=1,
-    )  # fmt: skip
+        0.75,
+        "Share of people whom one anchor may serve, and never less than twice an equal share; 0 for any.",
+        minimum=0,
+        maximum=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -120,9 +130,11 @@ class FuseOptions:
         0.5, "Sharpness of evidence weights; 1 is the posterior under a flat prior.", minimum=0, maximum=100
     )
     scale: float = option(
-        0.5, "How much of their evidence weights anchors get; the rest is left to the task adapter.",
-        minimum=0, maximum=10,
-    )  # fmt: skip
+        0.5,
+        "How much of their evidence weights anchors get; the rest is left to the task adapter.",
+        minimum=0,
+        maximum=10,
+    )
     shots: int = option(5, "Most recent items that count as evidence.", minimum=1, maximum=1000)
     candidates: int = option(64, "Nearest anchors whose evidence is computed.", minimum=1, maximum=10_000)
     max_cosine: float = option(
@@ -140,15 +152,18 @@ class AdaptOptions:
     section: ClassVar[str] = "adapt"
     shots: int = option(5, "Most recent history items the stack is trained on.", minimum=1, maximum=1000)
     kind: str = option(
-        "core", "What the stack is: a core of a few numbers between the bank's main directions, or a LoRA.",
+        "core",
+        "What the stack is: a core of a few numbers between the bank's main directions, or a LoRA.",
         choices=("core", "lora"),
-    )  # fmt: skip
+    )
     rank: int = option(2, "Rank of the stack.", minimum=1, maximum=MAX_STACK_RANK)
     steps: int = option(10, "Optimiser steps.", minimum=1, maximum=10_000)
     learning_rate: float | None = option(
-        None, "Peak learning rate; where not given 0.002 for a LoRA, and for a core 0.1, or 0.03 in a task of labels.",
-        minimum=1e-8, maximum=1.0,
-    )  # fmt: skip
+        None,
+        "Peak learning rate; where not given 0.002 for a LoRA, and for a core 0.1, or 0.03 in a task of labels.",
+        minimum=1e-8,
+        maximum=1.0,
+    )
     batch_size: int = option(8, "Rows in a training step.", minimum=1, maximum=1024)
     pull: float | None = option(
         None, "Of a core: weight of its numbers' mean square in the loss; 0.1 where not given.", minimum=0, maximum=1e6
@@ -157,14 +172,16 @@ class AdaptOptions:
         None, "Of a LoRA: its scale is alpha / rank; twice the rank where not given.", minimum=0.001, maximum=4096
     )
     targets: str | None = option(
-        None, "Of a LoRA: the linear layers that carry it, by the last part of their names, comma-separated; "
+        None,
+        "Of a LoRA: the linear layers that carry it, by the last part of their names, comma-separated; "
         "q_proj,v_proj where not given.",
-    )  # fmt: skip
+    )
     placement: str | None = option(
-        None, "Of a LoRA: in all layers, the upper third, or there at late tokens only; upper where not given. "
+        None,
+        "Of a LoRA: in all layers, the upper third, or there at late tokens only; upper where not given. "
         "A core acts where the bank's anchors do.",
         choices=PLACEMENTS,
-    )  # fmt: skip
+    )
 
     @property
     def unused(self) -> set[str]:
@@ -196,18 +213,22 @@ class AnswerOptions:
     temperature: float = option(0.0, "0 picks the likeliest token; above it samples.", minimum=0, maximum=5)
     top_p: float = option(1.0, "Sample from the smallest set of tokens with this probability.", minimum=0.01, maximum=1)
     prior_weight: float = option(
-        0.25, "Where the bank keeps no neighbours: share of a person's label habit that their personal models add to "
+        0.25,
+        "Where the bank keeps no neighbours: share of a person's label habit that their personal models add to "
         "labels' log-likelihoods; 0 for none.",
-        minimum=0, maximum=10,
-    )  # fmt: skip
+        minimum=0,
+        maximum=10,
+    )
     prior_strength: float = option(
         8.0, "How many answers of theirs the population's rates count as in that habit.", minimum=0.01, maximum=1e6
     )
     neighbour_weight: float = option(
-        1.7, "How many times as much what the bank's people answered to the like, with the person's habit, counts as "
+        1.7,
+        "How many times as much what the bank's people answered to the like, with the person's habit, counts as "
         "the model: times what was found when the bank was built; 0 for the habit alone.",
-        minimum=0, maximum=10,
-    )  # fmt: skip
+        minimum=0,
+        maximum=10,
+    )
     int8: bool = option(False, "Decode with weights rounded to 8 bits: faster on a CPU, slightly other answers.")
 
 
@@ -224,16 +245,25 @@ class EvalOptions:
     reference: str = option("mta", "The method that all others are compared with.")
     shots: int = option(5, "Most recent items that are left of each tested person's history.", minimum=1, maximum=1000)
     folds: int = option(
-        3, "Everybody is tested in one of so many folds; 1 is a plain split into bank, tuning and test people.",
-        minimum=1, maximum=100,
-    )  # fmt: skip
+        3,
+        "Everybody is tested in one of so many folds; 1 is a plain split into bank, tuning and test people.",
+        minimum=1,
+        maximum=100,
+    )
     placement: str = option("late", "Where anchors and personal parts act.", choices=PLACEMENTS)
     calibrate: bool = option(True, "Fit a temperature for each method on people who are not tested with it.")
 
 
 JOBS: tuple[type[Any], ...] = (
-    Machine, PromptOptions, BankOptions, GateOptions, FuseOptions, AdaptOptions, AnswerOptions, EvalOptions
-)  # fmt: skip
+    Machine,
+    PromptOptions,
+    BankOptions,
+    GateOptions,
+    FuseOptions,
+    AdaptOptions,
+    AnswerOptions,
+    EvalOptions,
+)
 
 
 def check(options: Any) -> list[str]:

@@ -4,6 +4,8 @@ Everything that is written passes `clean`, so text from people, models, files an
 set colours nor reorder what is read. Knows nothing of commands, jobs or the store.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import os
@@ -36,7 +38,7 @@ class Strong:
 
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None, right: Collection[int] = ()
-) -> "RenderableType":
+) -> RenderableType:
     """A table of plain, cleaned cells; columns that hold only numbers are set flush right, None is shown as a dash.
 
     The columns whose places are in `right` are set flush right, whatever they hold.
@@ -57,7 +59,7 @@ def table(
     return shown
 
 
-def pairs(rows: Iterable[tuple[str, object]] | Mapping[str, object]) -> "RenderableType":
+def pairs(rows: Iterable[tuple[str, object]] | Mapping[str, object]) -> RenderableType:
     """Names and values, one a line, aligned; for `show` commands."""
     from rich.table import Table
     from rich.text import Text
@@ -70,14 +72,14 @@ def pairs(rows: Iterable[tuple[str, object]] | Mapping[str, object]) -> "Rendera
     return grid
 
 
-def text(value: str, *, style: str = "") -> "RenderableType":
+def text(value: str, *, style: str = "") -> RenderableType:
     """Plain, cleaned text that keeps its line breaks."""
     from rich.text import Text
 
     return Text(clean(value), style=style, overflow="fold")
 
 
-def group(*parts: "RenderableType") -> "RenderableType":
+def group(*parts: RenderableType) -> RenderableType:
     """Several renderables under each other."""
     from rich.console import Group
 
@@ -141,7 +143,7 @@ class Output:
         self._open_line = False
         self._view: ProgressView | None = None
 
-    def console(self, *, stderr: bool) -> "Console":
+    def console(self, *, stderr: bool) -> Console:
         """The Rich console of a stream: no markup, no highlighting, and every segment cleaned."""
         if stderr not in self._consoles:
             from mta_cli.progress import make_console
@@ -149,7 +151,7 @@ class Output:
             self._consoles[stderr] = make_console(stderr=stderr, on_broken_pipe=self._reader_gone)
         return self._consoles[stderr]
 
-    def result(self, value: Any, render: "Render | RenderableType | None" = None) -> None:
+    def result(self, value: Any, render: Render | RenderableType | None = None) -> None:
         """The command's result on standard output: JSON, or what `render` is (or makes of `value`)."""
         if self.json:
             self.write(to_json(value) + "\n")
@@ -246,7 +248,7 @@ class Output:
     def job(
         self,
         events: Iterator[ev.Event],
-        render: "Render | None" = None,
+        render: Render | None = None,
         *,
         dry_run: bool = False,
         resumes: bool = False,
@@ -264,7 +266,7 @@ class Output:
             self.write("\n")
         self._column = None
 
-    def _print(self, shown: "RenderableType") -> None:
+    def _print(self, shown: RenderableType) -> None:
         console = self.console(stderr=False)
         if console.is_terminal:
             console.print(shown)
@@ -274,7 +276,7 @@ class Output:
             console.print(shown, soft_wrap=not _is_laid_out(shown))
         self.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
-    def _event(self, event: ev.Event, view: "ProgressView") -> None:
+    def _event(self, event: ev.Event, view: ProgressView) -> None:
         if isinstance(event, ev.Started):
             view.start(event)
         elif isinstance(event, ev.Step):
@@ -339,7 +341,7 @@ class Output:
         raise ReaderGone
 
 
-def default_rendering(value: Any) -> "RenderableType":
+def default_rendering(value: Any) -> RenderableType:
     """How a result is shown that has no rendering of its own: a table of records, pairs of one record, else text."""
     value = plain(value)
     if isinstance(value, Mapping):
@@ -354,7 +356,7 @@ def default_rendering(value: Any) -> "RenderableType":
     return text("" if value is None else str(value))
 
 
-def _is_laid_out(shown: "RenderableType") -> bool:
+def _is_laid_out(shown: RenderableType) -> bool:
     from rich.text import Text
 
     return not isinstance(shown, str | Text)

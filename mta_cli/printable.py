@@ -1,5 +1,7 @@
 """Text that is safe to show: what a terminal may be sent, and JSON documents. Knows neither streams nor styles."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import math

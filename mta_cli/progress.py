@@ -3,6 +3,8 @@
 Knows neither results nor standard output; only `output` uses it.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -126,7 +128,7 @@ def _left(total: int | None, done: int, pace: float) -> str:
     return f"ETA {timedelta(seconds=round(max(total - done, 0) / pace))}"
 
 
-def _make_bar(console: Console, width: int) -> "Progress":
+def _make_bar(console: Console, width: int) -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     return Progress(

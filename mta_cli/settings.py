@@ -3,6 +3,8 @@
 Knows the options of `options.JOBS` and the few settings below; knows no command, no store's content and no model.
 """
 
+from __future__ import annotations
+
 import difflib
 import functools
 import math

@@ -1,5 +1,7 @@
 """TOML that strangers wrote, within bounds. Imports nothing of ours; knows no keys."""
 
+from __future__ import annotations
+
 import re
 import tomllib
 from typing import Any

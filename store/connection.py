@@ -4,6 +4,8 @@ Knows neither tables nor rows. Reading needs SQLite alone; sqlite-utils, which l
 installed, and filelock, which loads asyncio, are imported by what writes.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import os
@@ -53,7 +55,7 @@ class Connection:
         self._after_commit: list[Callable[[], None]] = []
 
     @classmethod
-    def open(cls, root: Path, *, create: bool, timeout: float) -> "Connection":
+    def open(cls, root: Path, *, create: bool, timeout: float) -> Connection:
         """Open the database in `root`, brought to the newest schema. Raises as `Registry.open`."""
         check_sqlite()
         path = root / "registry.db"
@@ -165,7 +167,7 @@ class Connection:
             )
 
     @functools.cached_property
-    def _tools(self) -> "Database":
+    def _tools(self) -> Database:
         return _tools(self._conn)
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
@@ -215,7 +217,7 @@ def _configure(conn: sqlite3.Connection, timeout: float, writable: bool) -> None
         conn.execute("PRAGMA query_only = ON")
 
 
-def _tools(conn: sqlite3.Connection) -> "Database":
+def _tools(conn: sqlite3.Connection) -> Database:
     from sqlite_utils import Database
 
     return Database(conn, recursive_triggers=False, execute_plugins=False)  # `_configure` has set what we want

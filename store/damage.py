@@ -3,6 +3,8 @@
 Changes nothing.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,10 +32,20 @@ _TASKS = {
     "neighbours": "(SELECT task FROM banks WHERE id = bank_id)",
 }
 _KINDS = {
-    "users": "user", "items": "history item", "queries": "held-out query", "profiles": "profile",
-    "neighbours": "neighbour", "recipes": "recipe", "stacks": "stack", "tasks": "task", "banks": "bank",
-    "anchors": "anchor", "adapters": "record of adapter", "chats": "chat", "messages": "message",
-}  # fmt: skip
+    "users": "user",
+    "items": "history item",
+    "queries": "held-out query",
+    "profiles": "profile",
+    "neighbours": "neighbour",
+    "recipes": "recipe",
+    "stacks": "stack",
+    "tasks": "task",
+    "banks": "bank",
+    "anchors": "anchor",
+    "adapters": "record of adapter",
+    "chats": "chat",
+    "messages": "message",
+}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 Knows the tables that hold people. Knows nothing of why somebody is forgotten.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import re

@@ -1,5 +1,7 @@
 """Files of the store: written whole or not at all, named by their content, verified when read. Knows no database."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import math

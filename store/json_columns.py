@@ -1,5 +1,7 @@
 """Between rows of the database and the frozen records: JSON columns, booleans, binary numbers. Knows no table."""
 
+from __future__ import annotations
+
 import json
 import math
 from typing import Any

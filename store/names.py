@@ -1,5 +1,7 @@
 """What may be a user's name. A name is data: no path, query or command is ever made from it. Knows no database."""
 
+from __future__ import annotations
+
 import unicodedata
 
 from mta_cli.errors import BadInput

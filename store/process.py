@@ -1,5 +1,7 @@
 """What the store knows of the machine: the time, and whether another process is still there."""
 
+from __future__ import annotations
+
 import os
 import sys
 from datetime import UTC, datetime

@@ -1,5 +1,7 @@
 """The rows of the registry as frozen records. Knows neither SQL nor where the registry lies."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import Any
 

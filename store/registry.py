@@ -4,6 +4,8 @@ The nouns are attributes (`registry.users`, `registry.banks`, …), each in a mo
 project are there and nowhere else.
 """
 
+from __future__ import annotations
+
 import contextlib
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -57,7 +59,7 @@ class Registry:
         self.held = Held(db)
 
     @classmethod
-    def open(cls, root: Path, *, create: bool = False, timeout: float = 10.0) -> "Registry":
+    def open(cls, root: Path, *, create: bool = False, timeout: float = 10.0) -> Registry:
         """Open the store in `root`, brought to the newest schema; with `create`, make it if it is not there.
 
         `timeout` is how many seconds a write waits for another writer. A store that may not be written can be read.
@@ -76,7 +78,7 @@ class Registry:
         """Close the store."""
         self._db.close()
 
-    def __enter__(self) -> "Registry":
+    def __enter__(self) -> Registry:
         return self
 
     def __exit__(

@@ -3,6 +3,8 @@
 Every repair is one transaction. Knows no tensors and asks nobody. A damaged database is for `salvage`.
 """
 
+from __future__ import annotations
+
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -86,9 +88,11 @@ class Repairing:
         for adapter in damaged_rows(self._db, "adapters"):
             if not self._db.tuples(f"SELECT 1 FROM ({_USES}) WHERE digest = ?", (adapter.key,)):
                 yield Repair(
-                    f"{adapter.words} is damaged", "its record is removed", "nothing uses it",
+                    f"{adapter.words} is damaged",
+                    "its record is removed",
+                    "nothing uses it",
                     partial(self._once, f"DELETE FROM adapters WHERE {adapter.where}"),
-                )  # fmt: skip
+                )
 
     def _used(self) -> Iterator[Repair]:
         unsound = {row.key for row in damaged_rows(self._db, "adapters")}
@@ -219,11 +223,15 @@ class Repairing:
         for table, number, parent, link in self._db.tuples("PRAGMA foreign_key_check"):
             if number is None:
                 yield Repair(
-                    f"a row of {table} refers to a row of {parent} that is not there", "such rows are removed",
+                    f"a row of {table} refers to a row of {parent} that is not there",
+                    "such rows are removed",
                     "mta bank build embeds neighbours again",
-                    partial(self._once, "DELETE FROM neighbours WHERE item_id NOT IN (SELECT id FROM items)",
-                            "DELETE FROM neighbours WHERE bank_id NOT IN (SELECT id FROM banks)"),
-                )  # fmt: skip
+                    partial(
+                        self._once,
+                        "DELETE FROM neighbours WHERE item_id NOT IN (SELECT id FROM items)",
+                        "DELETE FROM neighbours WHERE bank_id NOT IN (SELECT id FROM banks)",
+                    ),
+                )
                 continue
             links = self._db.tuples(f"SELECT id, \"from\" FROM pragma_foreign_key_list('{table}')")
             column = dict(links)[link]
@@ -231,9 +239,10 @@ class Repairing:
             change = f"DELETE FROM {table}" if must else f"UPDATE {table} SET {column} = NULL"
             yield Repair(
                 f"row {number} of {table} refers to a row of {parent} that is not there",
-                "the row is removed" if must else f"its {column} is emptied", "nothing brings it back",
+                "the row is removed" if must else f"its {column} is emptied",
+                "nothing brings it back",
                 partial(self._once, f"{change} WHERE rowid = {number:d}"),
-            )  # fmt: skip
+            )
 
     def _shares(self) -> Iterator[Repair]:
         anchors = set(self._db.tuples("SELECT id, bank_id FROM anchors"))
@@ -245,10 +254,11 @@ class Repairing:
                 if all((share.anchor_id, bank_id) in anchors for share in unpack_shares(packed)):
                     continue
                 yield Repair(
-                    f"the {table[:-1]} of {name} names anchors that are not there", "it is dropped",
+                    f"the {table[:-1]} of {name} names anchors that are not there",
+                    "it is dropped",
                     f"mta user {verb} {shlex.quote(name)} --task {task}",
                     partial(self._once, f"DELETE FROM {table} WHERE rowid = {number:d}"),
-                )  # fmt: skip
+                )
 
     def _documents(self) -> Iterator[Repair]:
         for table, column, number in damaged_documents(self._db):

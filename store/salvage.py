@@ -3,6 +3,8 @@
 Knows neither what rows mean nor whether they are sound: seals tell afterwards.
 """
 
+from __future__ import annotations
+
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress

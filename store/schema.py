@@ -3,6 +3,8 @@
 Every migration also moves SQLite's `user_version`, so that a program meets a newer store with a clear word.
 """
 
+from __future__ import annotations
+
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 

@@ -4,6 +4,8 @@ SQLite keeps none. A seal covers the row's number and owner too, so that rows in
 sealed is what reaches a model, chooses one, or says whose something is; records of what was done or measured are not.
 """
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,15 +25,38 @@ SEALED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "neighbours": (("bank_id", "item_id", "vector"), ()),
     "recipes": (("user_id", "bank_id", "shares"), ("task", "method", "created")),
     "stacks": (
-        ("user_id", "bank_id", "shots", "steps", "loss_before", "loss_after", "recipe", "bytes", "numbers",
-         "heldout_before", "heldout_after"),
+        (
+            "user_id",
+            "bank_id",
+            "shots",
+            "steps",
+            "loss_before",
+            "loss_after",
+            "recipe",
+            "bytes",
+            "numbers",
+            "heldout_before",
+            "heldout_after",
+        ),
         ("task", "digest", "created", "identity"),
     ),
     "tasks": ((), ("name", "toml")),
     "banks": (
         ("id", "version", "seed", "tokens", "seconds"),
-        ("name", "key", "task", "base", "embedder", "task_adapter", "status", "config", "created", "purpose", "basis",
-         "kernel"),
+        (
+            "name",
+            "key",
+            "task",
+            "base",
+            "embedder",
+            "task_adapter",
+            "status",
+            "config",
+            "created",
+            "purpose",
+            "basis",
+            "kernel",
+        ),
     ),
     "anchors": (
         ("id", "bank_id", "user_id", "cluster", "cluster_size", "items", "loss_first", "loss_last", "stale"),
@@ -39,23 +64,34 @@ SEALED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "adapters": (
         ("rank", "alpha", "seed", "bytes", "tokens", "seconds", "loss_first", "loss_last"),
-        ("digest", "kind", "base", "task_adapter", "targets", "placement", "dtype", "data_hash", "config", "versions",
-         "created"),
+        (
+            "digest",
+            "kind",
+            "base",
+            "task_adapter",
+            "targets",
+            "placement",
+            "dtype",
+            "data_hash",
+            "config",
+            "versions",
+            "created",
+        ),
     ),
     "chats": (("id", "user_id"), ("title", "created")),
     "messages": (("id", "chat_id"), ("role", "content", "created")),
-}  # fmt: skip
+}
 """Sealed tables: columns of numbers and bytes, and columns of text."""
 
 REMEDY = "mta doctor says whose it is; mta doctor --repair drops it and says how to make it again"
 
 
-def teach(conn: "sqlite3.Connection") -> None:
+def teach(conn: sqlite3.Connection) -> None:
     """Give a connection the function `seal` of SQL."""
     conn.create_function("seal", -1, _seal, deterministic=True)
 
 
-def add_seals(conn: "sqlite3.Connection") -> None:
+def add_seals(conn: sqlite3.Connection) -> None:
     """Give every sealed table its seals. Raises IntegrityFault, before anything is sealed, for a damaged database."""
     for (line,) in conn.execute("PRAGMA integrity_check(1)").fetchall():
         if line != "ok":
@@ -82,12 +118,12 @@ def is_sound(table: str) -> str:
     return f"({' AND '.join((f'{table}.seal IS {seal_of(table)}', *kinds))})"
 
 
-def put_seals(db: "Connection", table: str, where: str, parameters: Sequence[Any]) -> None:
+def put_seals(db: Connection, table: str, where: str, parameters: Sequence[Any]) -> None:
     """Seal rows that were just written."""
     db.write(f"UPDATE {table} SET seal = {seal_of(table)} WHERE {where}", parameters)
 
 
-def amend(db: "Connection", table: str, change: str, where: str, parameters: Mapping[str, Any]) -> None:
+def amend(db: Connection, table: str, change: str, where: str, parameters: Mapping[str, Any]) -> None:
     """Change rows that have an `id` and seal them anew. Raises IntegrityFault for one that is not what was stored."""
     with db.transaction():
         numbers = sound(table, db.tuples(f"SELECT id, {is_sound(table)} FROM {table} WHERE {where}", parameters), 0)

@@ -1,5 +1,7 @@
 """How a database says that it is a store, and of which schema. Knows no tables: `schema` makes them."""
 
+from __future__ import annotations
+
 import sqlite3
 
 APPLICATION_ID = 0x4D544131

@@ -1,5 +1,7 @@
 """What every test stands on: no network, no settings of the person who runs them, tiny models, a fresh store."""
 
+from __future__ import annotations
+
 import os
 import signal
 import socket

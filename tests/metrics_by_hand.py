@@ -1,5 +1,7 @@
 """LaMP's metrics (arXiv 2304.11406) over plain lists, by hand: what sums over people must equal."""
 
+from __future__ import annotations
+
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """Runs `mta` command lines inside the test's process, through the same error boundary as the console script."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import json

@@ -1,5 +1,7 @@
 """A real terminal for tests: `mta` behind a pseudo-terminal, its screen as an emulator shows it, every byte kept."""
 
+from __future__ import annotations
+
 import os
 import sys
 import time
@@ -12,9 +14,16 @@ import pyte
 PATIENCE = 120.0  # seconds
 DRAIN = 5.0  # seconds in which the system hands over what a program wrote just before it ended; its end comes last
 KEYS = {
-    "enter": "\r", "escape": "\x1b", "tab": "\t", "down": "\x1b[B", "up": "\x1b[A", "f1": "\x1bOP", "ctrl+p": "\x10",
-    "ctrl+u": "\x15", "backspace": "\x7f",
-}  # fmt: skip
+    "enter": "\r",
+    "escape": "\x1b",
+    "tab": "\t",
+    "down": "\x1b[B",
+    "up": "\x1b[A",
+    "f1": "\x1bOP",
+    "ctrl+p": "\x10",
+    "ctrl+u": "\x15",
+    "backspace": "\x7f",
+}
 
 
 class Terminal:
@@ -23,17 +32,24 @@ class Terminal:
     def __init__(
         self, arguments: Sequence[str], columns: int = 80, rows: int = 24, env: Mapping[str, str] | None = None
     ) -> None:
-        settings = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8",
-                    "PYTHONPATH": str(Path(__file__).parents[1]), **(env or {})}  # fmt: skip
+        settings = {
+            **os.environ,
+            "TERM": "xterm-256color",
+            "COLORTERM": "",
+            "LANG": "C.UTF-8",
+            "LC_ALL": "C.UTF-8",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            **(env or {}),
+        }
         self._screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
         self.bytes = b""
         self.started = time.monotonic()
         self._child = pexpect.spawn(
             sys.executable, ["-m", "mta_cli", *arguments], dimensions=(rows, columns), env=settings, timeout=PATIENCE
-        )  # fmt: skip
+        )
 
-    def __enter__(self) -> "Terminal":
+    def __enter__(self) -> Terminal:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,5 +1,7 @@
 """The one place where errors become messages and exit codes, the flags before a command, and shell completion."""
 
+from __future__ import annotations
+
 import io
 import os
 import signal

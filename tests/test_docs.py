@@ -1,5 +1,7 @@
 """The command reference says what the program does, and misses nothing."""
 
+from __future__ import annotations
+
 import importlib.util
 from pathlib import Path
 from types import ModuleType

@@ -1,5 +1,7 @@
 """Who may know whom, and what a quick command must not load."""
 
+from __future__ import annotations
+
 import ast
 import os
 import re
@@ -39,15 +41,19 @@ QUICK = [
     ["model", "path"],
 ]
 MEASURED = {
-    "task": "free", "metric": "rouge_1", "users": 2, "queries": 4, "shots": 5, "seed": 0, "folds": 2,
+    "task": "free",
+    "metric": "rouge_1",
+    "users": 2,
+    "queries": 4,
+    "shots": 5,
+    "seed": 0,
+    "folds": 2,
     "reference": "mta",
     "methods": {name: {"rouge_1": {"value": 0.5, "low": 0.4, "high": 0.6}} for name in ("mta", "base")},
-    "differences": [
-        {"a": "mta", "b": "base", "metric": "rouge_1", "value": 0.0, "low": -0.1, "high": 0.1, "p": 1.0}
-    ],
+    "differences": [{"a": "mta", "b": "base", "metric": "rouge_1", "value": 0.0, "low": -0.1, "high": 0.1, "p": 1.0}],
     "costs": {name: {"bytes": 0, "seconds": 0.1} for name in ("mta", "base")},
     "power": {"metric": "rouge_1", "detectable": 0.1, "basis": "a guess"},
-}  # fmt: skip
+}
 MOST = {"--version": 200, "--help": 210, "user list --json": 240, "user list": 300, "user show alice": 300}
 RUNNER = """
 import sys

@@ -1,5 +1,7 @@
 """What reaches the terminal: results on standard output, talk on standard error, no control byte of data on any."""
 
+from __future__ import annotations
+
 import io
 import itertools
 import json

@@ -1,5 +1,7 @@
 """The hand-written pages say what is true: links lead somewhere, examples are read, messages are the program's."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator
 from pathlib import Path

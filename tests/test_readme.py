@@ -3,6 +3,8 @@
 A fenced ```console block holds lines that begin with `$ `; what else stands in it is output. `\\` at the end goes on.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import shlex

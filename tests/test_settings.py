@@ -1,5 +1,7 @@
 """Each value comes from the last of defaults, files, environment and flags that gives it, and says so."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Models small enough for every test: a random two-layer Llama and a random sentence embedder, made on the spot."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """`mta bank`: build, list, show, verify and remove banks. Signature, help and rendering; no logic."""
 
+from __future__ import annotations
+
 from typing import Annotated, Any
 
 import typer
@@ -83,12 +85,24 @@ def build(
     """
     use = session(ctx, json=json)
     given: dict[str, Any] = {
-        "anchors": anchors, "rank": rank, "alpha": alpha, "epochs": epochs, "learning_rate": learning_rate,
-        "batch_size": batch_size, "targets": targets, "placement": placement, "pick": pick, "min_items": min_items,
-        "max_items": max_items, "task_adapter": task_adapter, "task_min_items": task_min_items,
-        "task_placement": task_placement, "task_rank": task_rank, "task_epochs": task_epochs,
+        "anchors": anchors,
+        "rank": rank,
+        "alpha": alpha,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "targets": targets,
+        "placement": placement,
+        "pick": pick,
+        "min_items": min_items,
+        "max_items": max_items,
+        "task_adapter": task_adapter,
+        "task_min_items": task_min_items,
+        "task_placement": task_placement,
+        "task_rank": task_rank,
+        "task_epochs": task_epochs,
         "task_learning_rate": task_learning_rate,
-    }  # fmt: skip
+    }
     bounds: dict[str, Any] = {"max_norm": max_norm, "max_probe": max_probe, "max_share": max_share}
     if refresh:
         rest = {"history_items": history_items, "base": base, "embedder": embedder, "seed": seed, "dtype": dtype}
@@ -102,9 +116,17 @@ def build(
 
 
 def _build(
-    use: AppContext, task: str, name: str | None, models: tuple[str | None, str | None], options: BankOptions,
-    gates: GateOptions, prompt: PromptOptions, machine: Machine, *, dry_run: bool,
-) -> None:  # fmt: skip
+    use: AppContext,
+    task: str,
+    name: str | None,
+    models: tuple[str | None, str | None],
+    options: BankOptions,
+    gates: GateOptions,
+    prompt: PromptOptions,
+    machine: Machine,
+    *,
+    dry_run: bool,
+) -> None:
     from mta_cli.pipeline.bank.build import BankRequest, build_bank
     from mta_cli.pipeline.data.tasks import find_task
     from mta_cli.pipeline.models.lookup import resolve
@@ -112,9 +134,15 @@ def _build(
     base, embedder = models
     with use.registry() as reg:
         request = BankRequest(
-            find_task(reg, task), resolve(base or use.models.base, "base"),
-            resolve(embedder or use.models.embedder, "embedder"), options, prompt, machine, name, gates=gates,
-        )  # fmt: skip
+            find_task(reg, task),
+            resolve(base or use.models.base, "base"),
+            resolve(embedder or use.models.embedder, "embedder"),
+            options,
+            prompt,
+            machine,
+            name,
+            gates=gates,
+        )
         plan = use.settings.plan_lines(options, gates, prompt, machine)
         job = build_bank(reg, request, plan=plan, dry_run=dry_run)
         use.output.job(job, _built, dry_run=dry_run, resumes=True)
@@ -146,10 +174,17 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
     use = session(ctx, json=json)
     with use.registry() as reg:
         rows = [
-            {"bank": b.name, "version": b.version, "task": b.task, "status": b.status, "created": b.created,
-             "anchors": len(reg.banks.anchors(b.id)), "stale": sum(a.stale for a in reg.banks.anchors(b.id))}
+            {
+                "bank": b.name,
+                "version": b.version,
+                "task": b.task,
+                "status": b.status,
+                "created": b.created,
+                "anchors": len(reg.banks.anchors(b.id)),
+                "stale": sum(a.stale for a in reg.banks.anchors(b.id)),
+            }
             for b in reg.banks.all()
-        ]  # fmt: skip
+        ]
     columns = ("bank", "version", "task", "status", "anchors", "stale", "created")
     use.output.result(rows, lambda found: out.table(columns, [[row[c] for c in columns] for row in found]))
 
@@ -193,9 +228,18 @@ def rm(
 
 
 def _built(bank: dict[str, Any]) -> Any:
-    rows = [(a["user"] or "(forgotten)", a["items"], a["cluster_size"], _number(a["loss_first"]),
-             _number(a["loss_last"]), (a["digest"] or "")[:12], "stale" if a["stale"] else "")
-            for a in bank["anchors"]]  # fmt: skip
+    rows = [
+        (
+            a["user"] or "(forgotten)",
+            a["items"],
+            a["cluster_size"],
+            _number(a["loss_first"]),
+            _number(a["loss_last"]),
+            (a["digest"] or "")[:12],
+            "stale" if a["stale"] else "",
+        )
+        for a in bank["anchors"]
+    ]
     speed = f"{bank['tokens']:,} tokens in {bank['seconds']:.0f} s" if bank["seconds"] else bank["status"]
     return out.group(
         out.text(

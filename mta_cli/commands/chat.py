@@ -1,5 +1,7 @@
 """`mta ask`, `mta compare` and `mta chat`: flags, reading what is asked, showing the answers. No logic of answers."""
 
+from __future__ import annotations
+
 import io
 import sys
 from collections.abc import Iterator
@@ -226,7 +228,7 @@ def _asking(
     task: str | None,
     mode: str | None,
     free_decoding: bool,
-) -> "Asking":
+) -> Asking:
     from mta_cli.pipeline.chat.answer import Asking
 
     seed, device, dtype = machine
@@ -240,7 +242,7 @@ def _asking(
     )
 
 
-def _base(app: AppContext, flag: str | None) -> "ModelEntry":
+def _base(app: AppContext, flag: str | None) -> ModelEntry:
     from mta_cli.pipeline.models.lookup import resolve
 
     return resolve(app.settings.build(ModelOptions, base=flag).base, "base")

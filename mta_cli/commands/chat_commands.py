@@ -3,6 +3,8 @@
 Knows what each one is called and does to a conversation; neither how lines are read nor how errors are shown.
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ class Slash:
     name: str
     argument: str
     help: str
-    run: Callable[["Conversation", str], Iterator[Event]]
+    run: Callable[[Conversation, str], Iterator[Event]]
     render: Render | None = None
 
     @property
@@ -64,16 +66,16 @@ def completions(line: str, users: Callable[[], list[str]]) -> list[str]:
     return [command.name + (" " if command.argument else "") for command in TABLE if command.name.startswith(line)]
 
 
-def _help(conversation: "Conversation", argument: str) -> Iterator[Event]:
+def _help(conversation: Conversation, argument: str) -> Iterator[Event]:
     yield Done([{"command": command.usage, "what": command.help} for command in TABLE])
 
 
-def _leave(conversation: "Conversation", argument: str) -> Iterator[Event]:
+def _leave(conversation: Conversation, argument: str) -> Iterator[Event]:
     yield from ()
     raise Leave
 
 
-def _mode(mode: str) -> Callable[["Conversation", str], Iterator[Event]]:
+def _mode(mode: str) -> Callable[[Conversation, str], Iterator[Event]]:
     return lambda conversation, argument: conversation.switch_mode(mode)
 
 

@@ -3,6 +3,8 @@
 Knows nothing of models or stores.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -22,7 +24,7 @@ Reader = Callable[[str], str | None]
 class ChatShell:
     """Runs a conversation until the lines end. In a terminal errors and Ctrl-C end an answer, never the chat."""
 
-    def __init__(self, output: Output, conversation: "Conversation") -> None:
+    def __init__(self, output: Output, conversation: Conversation) -> None:
         self.output, self.conversation = output, conversation
 
     def run(self, *, interactive: bool) -> int:

@@ -3,6 +3,8 @@
 Holds no logic of any job.
 """
 
+from __future__ import annotations
+
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -73,7 +75,7 @@ class AppContext:
                 )
         return machine
 
-    def registry(self, *, create: bool = False) -> "Registry":
+    def registry(self, *, create: bool = False) -> Registry:
         """The store, opened; close it, or use it in a `with` statement."""
         from store.registry import Registry
 
@@ -103,7 +105,7 @@ def confirm(output: Output, question: str, *, yes: bool) -> None:
         raise MtaError("nothing was changed")
 
 
-def _names_after(find: Callable[["AppContext"], Iterable[str]]) -> Complete:
+def _names_after(find: Callable[[AppContext], Iterable[str]]) -> Complete:
     """A completion callback over `find`; a person pressing TAB never sees an error."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:

@@ -1,5 +1,7 @@
 """`mta data`: bring histories into the store. Signature, help and rendering; the job is `pipeline.importing`."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +66,7 @@ NoQuestionOption = Annotated[
 ]
 
 
-def consent_question(use: AppContext, can_anchor: bool | None, *, yes: bool, piped: bool = False) -> "Ask | None":
+def consent_question(use: AppContext, can_anchor: bool | None, *, yes: bool, piped: bool = False) -> Ask | None:
     """What asks, once, whether new people may be anchors; None where it is said, or nobody is there to say it.
 
     `piped`: standard input is the file.
@@ -109,7 +111,7 @@ def import_(
         use.output.job(job, _summary, dry_run=dry_run)
 
 
-def _summary(result: dict[str, Any]) -> "RenderableType":
+def _summary(result: dict[str, Any]) -> RenderableType:
     what = (("history items", "items"), ("held-out queries", "queries"))
     counts = [
         (name, f"{result[f'{key}_added']:,} new, {result[f'{key}_unchanged']:,} known already") for name, key in what

@@ -1,5 +1,7 @@
 """`mta demo`: the carried sample through every stage, and a summary of what happened. No logic of any job."""
 
+from __future__ import annotations
+
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,7 +74,7 @@ def demo_store(use: AppContext, keep: Path | None) -> Path:
     return path_of(str(keep), "--keep") if keep is not None else use.store.with_name(f"{use.store.name}-demo")
 
 
-def summary(result: dict[str, Any]) -> "RenderableType":
+def summary(result: dict[str, Any]) -> RenderableType:
     """Everything that happened, task by task, and what to type next."""
     parts = [part for course in result["courses"] for part in _course(course)]
     models = f"{result['base']} and {result['embedder']}"
@@ -80,7 +82,7 @@ def summary(result: dict[str, Any]) -> "RenderableType":
     return out.group(*parts, out.text(head, style="bold"), out.text(_next(result)))
 
 
-def _course(course: dict[str, Any]) -> "list[RenderableType]":
+def _course(course: dict[str, Any]) -> list[RenderableType]:
     """One task: bank, recipes, stacks, answers and, where it was measured, the measurement."""
     measured = [_evaluation(course["evaluation"])] if course["evaluation"] else []
     return [
@@ -133,13 +135,13 @@ def _stack(row: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _comparison(comparison: dict[str, Any]) -> "RenderableType":
+def _comparison(comparison: dict[str, Any]) -> RenderableType:
     rows = [(mode, (comparison["answers"][mode] or "").strip() or "–") for mode in MODES]
     rows.append((f"{comparison['user']}'s own", comparison["gold"]))
     return out.table((comparison["user"], comparison["prompt"]), rows)
 
 
-def _evaluation(evaluation: dict[str, Any]) -> "RenderableType":
+def _evaluation(evaluation: dict[str, Any]) -> RenderableType:
     metrics = list(next(iter(evaluation["methods"].values())))
     rows = [
         (method, *(_interval(found[metric]) for metric in metrics)) for method, found in evaluation["methods"].items()

@@ -1,5 +1,7 @@
 """`mta doctor`: signature, help and rendering; checks and repairs are in the pipeline."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Annotated, Any
 

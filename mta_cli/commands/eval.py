@@ -1,5 +1,7 @@
 """`mta eval`: compare methods on the same people, tune them, list, show, report and remove evaluations. No logic."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -96,10 +98,22 @@ def run(
     from mta_cli.pipeline.evaluation.run import run_evaluation
 
     flags = {
-        "reference": reference, "methods": methods, "shots": shots, "folds": folds, "placement": placement,
-        "calibrate": calibrate, "anchors": anchors, "epochs": epochs, "min_items": min_items, "max_items": max_items,
-        "task_epochs": task_epochs, "history_items": history_items, "seed": seed, "device": device, "dtype": dtype,
-    }  # fmt: skip
+        "reference": reference,
+        "methods": methods,
+        "shots": shots,
+        "folds": folds,
+        "placement": placement,
+        "calibrate": calibrate,
+        "anchors": anchors,
+        "epochs": epochs,
+        "min_items": min_items,
+        "max_items": max_items,
+        "task_epochs": task_epochs,
+        "history_items": history_items,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+    }
     _job(session(ctx, json=json), run_evaluation, summary, task, flags, (given or [], base, embedder), dry_run=dry_run)
 
 
@@ -134,10 +148,21 @@ def tune(
     from mta_cli.pipeline.evaluation.run import tune_evaluation
 
     flags = {
-        "methods": methods, "shots": shots, "folds": folds, "placement": placement, "calibrate": calibrate,
-        "anchors": anchors, "epochs": epochs, "min_items": min_items, "max_items": max_items,
-        "task_epochs": task_epochs, "history_items": history_items, "seed": seed, "device": device, "dtype": dtype,
-    }  # fmt: skip
+        "methods": methods,
+        "shots": shots,
+        "folds": folds,
+        "placement": placement,
+        "calibrate": calibrate,
+        "anchors": anchors,
+        "epochs": epochs,
+        "min_items": min_items,
+        "max_items": max_items,
+        "task_epochs": task_epochs,
+        "history_items": history_items,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+    }
     _job(session(ctx, json=json), tune_evaluation, tuned, task, flags, (given or [], base, embedder), dry_run=dry_run)
 
 
@@ -161,11 +186,18 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
     use = session(ctx, json=json)
     with use.registry() as reg:
         rows = [
-            {"evaluation": e.id, "task": e.task, "shots": e.config.get("shots"), "folds": e.config.get("folds"),
-             "seed": e.config.get("seed"), "methods": reg.evaluations.cells.methods(e.id), "status": e.status,
-             "created": e.created}
+            {
+                "evaluation": e.id,
+                "task": e.task,
+                "shots": e.config.get("shots"),
+                "folds": e.config.get("folds"),
+                "seed": e.config.get("seed"),
+                "methods": reg.evaluations.cells.methods(e.id),
+                "status": e.status,
+                "created": e.created,
+            }
             for e in reg.evaluations.all()
-        ]  # fmt: skip
+        ]
     use.output.result(rows, listing)
 
 
@@ -246,7 +278,7 @@ def rm(ctx: typer.Context, number: NumberArgument, yes: YesOption = False, json:
 
 
 @contextmanager
-def _measured(use: AppContext, places: list[str]) -> "Iterator[list[Measured]]":
+def _measured(use: AppContext, places: list[str]) -> Iterator[list[Measured]]:
     """The evaluations that are named; a store is opened where one of them is in it."""
     from mta_cli.pipeline.evaluation.seeds import measured, needs_store
 
@@ -255,9 +287,15 @@ def _measured(use: AppContext, places: list[str]) -> "Iterator[list[Measured]]":
 
 
 def _job(
-    use: AppContext, work: Callable[..., Any], render: Callable[[Any], Any], task: str, flags: dict[str, Any],
-    named: tuple[list[str], str | None, str | None], *, dry_run: bool,
-) -> None:  # fmt: skip
+    use: AppContext,
+    work: Callable[..., Any],
+    render: Callable[[Any], Any],
+    task: str,
+    flags: dict[str, Any],
+    named: tuple[list[str], str | None, str | None],
+    *,
+    dry_run: bool,
+) -> None:
     """Run `work` with the options that `flags` give, and `named`: methods' own settings, base and embedder."""
     from mta_cli.pipeline.data.tasks import find_task
     from mta_cli.pipeline.evaluation.design import EvalRequest, bank_options, parse_settings
@@ -268,9 +306,15 @@ def _job(
     prompt, machine = use.settings.build(PromptOptions, **flags), use.machine(**flags)
     with use.registry() as reg:
         request = EvalRequest(
-            find_task(reg, task), resolve(base or use.models.base, "base"),
-            resolve(embedder or use.models.embedder, "embedder"), options, bank, prompt, machine, parse_settings(given),
-        )  # fmt: skip
+            find_task(reg, task),
+            resolve(base or use.models.base, "base"),
+            resolve(embedder or use.models.embedder, "embedder"),
+            options,
+            bank,
+            prompt,
+            machine,
+            parse_settings(given),
+        )
         plan = use.settings.plan_lines(options, bank_options(request), prompt, machine)
         job = work(reg, request, plan=plan, dry_run=dry_run)
         use.output.job(job, render, dry_run=dry_run, resumes=True)

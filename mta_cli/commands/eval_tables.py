@@ -1,5 +1,7 @@
 """How results of `mta eval` look in a terminal of 80 columns. Reads dicts; computes and stores nothing."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 NAMES_SHOWN = 2  # methods of an evaluation in the list
 
 
-def summary(document: Mapping[str, Any]) -> "RenderableType":
+def summary(document: Mapping[str, Any]) -> RenderableType:
     """A result document: how it was measured, the methods, the paired differences, what could have been told apart."""
     shown = [metric for metric in (document["metric"], LIKELIHOOD) if differences(document, metric)]
     parts = [_differences(document, metric) for metric in shown]
@@ -33,13 +35,13 @@ def summary(document: Mapping[str, Any]) -> "RenderableType":
     return out.group(out.text(_head(document), style="bold"), _methods(document), *parts)
 
 
-def listing(rows: Sequence[Mapping[str, Any]]) -> "RenderableType":
+def listing(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """The rows of `mta eval list`."""
     columns = ("no.", "task", "shots", "folds", "seed", "methods", "status", "created")
     return out.table(columns, map(_listed, rows))
 
 
-def tuned(result: Mapping[str, Any]) -> "RenderableType":
+def tuned(result: Mapping[str, Any]) -> RenderableType:
     """The settings that `mta eval tune` chose for each method and fold."""
     rows = [
         (row["method"], row["fold"] + 1, wording.settings(row["settings"]) or None, wording.number(row.get(LIKELIHOOD)))
@@ -64,7 +66,7 @@ def _head(document: Mapping[str, Any]) -> str:
     return f"{document['task']}: " + ", ".join(parts[key] for key in order if key in parts)
 
 
-def _methods(document: Mapping[str, Any]) -> "RenderableType":
+def _methods(document: Mapping[str, Any]) -> RenderableType:
     """The methods from the best to the worst; the best value of the main metric is bold."""
     main, *others = metrics(document)
     beside = [metric for metric in others[:1] if metric != LIKELIHOOD]
@@ -73,17 +75,21 @@ def _methods(document: Mapping[str, Any]) -> "RenderableType":
     rows = []
     for method in ranked(document):
         value = wording.interval(document["methods"][method].get(main))
-        rows.append((
-            method, out.Strong(value) if method in winners else value,
-            *(wording.number(score(document, method, metric)) for metric in (*beside, *likelihood)),
-            wording.size(cost(document, method, "bytes")), wording.seconds(cost(document, method, "seconds")),
-        ))  # fmt: skip
+        rows.append(
+            (
+                method,
+                out.Strong(value) if method in winners else value,
+                *(wording.number(score(document, method, metric)) for metric in (*beside, *likelihood)),
+                wording.size(cost(document, method, "bytes")),
+                wording.seconds(cost(document, method, "seconds")),
+            )
+        )
     names = [metric_name(metric) for metric in beside] + ["log-lik."] * len(likelihood)
     columns = ("method", f"{metric_name(main)} [95 %]", *names, "bytes", "sec.")
     return out.table(columns, rows, right=range(2, len(columns)))
 
 
-def _differences(document: Mapping[str, Any], metric: str) -> "RenderableType":
+def _differences(document: Mapping[str, Any], metric: str) -> RenderableType:
     """The reference beside every other method in one metric."""
     found = differences(document, metric)
     reference = found[0]["a"]

@@ -1,5 +1,7 @@
 """`mta init`: make the store. Knows nothing of what will be in it."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """`mta model`: bases and embedders that are on this machine. Signature, help, rendering; no logic."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -98,7 +100,7 @@ def remove_model(ctx: typer.Context, name: ModelArgument, yes: YesOption = False
     output.result(remove(name), _removed)
 
 
-def _row(entry: "ModelEntry") -> dict[str, Any]:
+def _row(entry: ModelEntry) -> dict[str, Any]:
     shown = ("parameters", "bytes", "dtype", "licence", "source", "revision", "fault")
     known = {key: entry.detail[key] for key in shown if key in entry.detail}
     return {
@@ -110,7 +112,7 @@ def _row(entry: "ModelEntry") -> dict[str, Any]:
     } | known
 
 
-def _facts(entry: "ModelEntry") -> dict[str, Any]:
+def _facts(entry: ModelEntry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "kind": entry.kind,

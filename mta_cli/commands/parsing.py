@@ -4,6 +4,8 @@ Typer builds every command before it runs one, and takes every value through pyd
 gave. Each of the two takes as long as all that a quick command does. Knows no command.
 """
 
+from __future__ import annotations
+
 from collections import UserDict
 from collections.abc import Callable, Mapping
 from functools import partial

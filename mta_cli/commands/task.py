@@ -1,5 +1,7 @@
 """`mta task`: how items become prompts and how answers are scored. Signature, help, rendering; no logic."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A task file 
 
 
 @contextmanager
-def _known(app: AppContext) -> "Iterator[Registry | None]":
+def _known(app: AppContext) -> Iterator[Registry | None]:
     """The store, or None before there is one: the built-in tasks are known without."""
     try:
         opened = app.registry()

@@ -1,5 +1,7 @@
 """`mta tui`: the whole registry in one window. Opens it and closes it; what is in it is elsewhere."""
 
+from __future__ import annotations
+
 import typer
 
 from mta_cli.commands.common import session, stdin_is_terminal

@@ -1,5 +1,7 @@
 """`mta user`: who is there, what is held about them, add and remove. Signature, help and rendering; no logic."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,22 +152,22 @@ def items(
         use.output.result([item_entry(item) for item in found], _items_table)
 
 
-def _list_table(users: list[Any]) -> "RenderableType":
+def _list_table(users: list[Any]) -> RenderableType:
     columns = ("name", "items", "queries", "task", "status", "stack bytes", "may be anchor")
     names = ("name", "items", "queries", "task", "status", "stack_bytes", "can_anchor")
     return out.table(columns, ([getattr(each, name) for name in names] for each in users))
 
 
-def _consented(result: dict[str, Any]) -> "RenderableType":
+def _consented(result: dict[str, Any]) -> RenderableType:
     return out.pairs([("user", result["user"]), ("may be an anchor", result["can_anchor"])])
 
 
-def _items_table(items: list[dict[str, Any]]) -> "RenderableType":
+def _items_table(items: list[dict[str, Any]]) -> RenderableType:
     rows = ((each["id"], each["time"], each["task"], _short(each["input"]), _short(each["output"])) for each in items)
     return out.table(("id", "time", "task", "input", "output"), rows)
 
 
-def _runs_table(runs: list[dict[str, Any]]) -> "RenderableType":
+def _runs_table(runs: list[dict[str, Any]]) -> RenderableType:
     rows = ((each["id"], each["kind"], each["status"], each["started"], each["ended"], _outcome(each)) for each in runs)
     return out.table(("run", "kind", "status", "started", "ended", "result"), rows)
 
@@ -177,7 +179,7 @@ def _outcome(run: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values)
 
 
-def _about(user: dict[str, Any]) -> "RenderableType":
+def _about(user: dict[str, Any]) -> RenderableType:
     lines: list[tuple[str, object]] = [("name", user["name"]), ("may be an anchor", user["can_anchor"])]
     lines += [("added", user["created"])]
     lines += [(f"task {each['task']}", f"{each['items']} items, {each['queries']} queries") for each in user["tasks"]]

@@ -1,5 +1,7 @@
 """`mta user fuse`, `adapt` and `export`: a user's own model. Signature, help and rendering; no logic."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,8 +39,16 @@ TopKOption = Annotated[int | None, option(FuseOptions, "top_k")]
 EvidenceShotsOption = Annotated[int | None, option(FuseOptions, "shots")]
 
 
-def _request(use: AppContext, reg: Any, task: str, base: str | None, embedder: str | None, fuse: FuseOptions,
-             prompt: PromptOptions, machine: Machine) -> Any:  # fmt: skip
+def _request(
+    use: AppContext,
+    reg: Any,
+    task: str,
+    base: str | None,
+    embedder: str | None,
+    fuse: FuseOptions,
+    prompt: PromptOptions,
+    machine: Machine,
+) -> Any:
     from mta_cli.pipeline.data.tasks import find_task
     from mta_cli.pipeline.models.lookup import resolve
     from mta_cli.pipeline.personalize.fuse import FuseRequest
@@ -133,9 +143,18 @@ def adapt(
 
     use = session(ctx, json=json)
     options = use.settings.build(
-        AdaptOptions, shots=shots, kind=kind, rank=rank, steps=steps, learning_rate=learning_rate,
-        batch_size=batch_size, pull=pull, alpha=alpha, targets=targets, placement=placement,
-    )  # fmt: skip
+        AdaptOptions,
+        shots=shots,
+        kind=kind,
+        rank=rank,
+        steps=steps,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        pull=pull,
+        alpha=alpha,
+        targets=targets,
+        placement=placement,
+    )
     fusing = use.settings.build(FuseOptions, weights=weights, top_k=top_k, shots=shots)
     prompt = use.settings.build(PromptOptions, history_items=history_items)
     machine = use.machine(seed=seed, device=device, dtype=dtype)
@@ -211,10 +230,20 @@ def _adapted(results: list[dict[str, Any]]) -> Any:
         "seconds",
     )
     rows = [
-        (r["user"], r["shots"], r["steps"], _loss(r["loss_before"]), _loss(r["loss_after"]), _loss(r["heldout_before"]),
-         _loss(r["heldout_after"]), f"{r['recipe_bytes']} B", f"{r['stack_bytes']:,} B", f"{r['seconds']:.1f}")
+        (
+            r["user"],
+            r["shots"],
+            r["steps"],
+            _loss(r["loss_before"]),
+            _loss(r["loss_after"]),
+            _loss(r["heldout_before"]),
+            _loss(r["heldout_after"]),
+            f"{r['recipe_bytes']} B",
+            f"{r['stack_bytes']:,} B",
+            f"{r['seconds']:.1f}",
+        )
         for r in results
-    ]  # fmt: skip
+    ]
     return out.table(columns, rows)
 
 

@@ -4,6 +4,8 @@ The bytes hold numbers alone: which modules there are, their shapes, scale and p
 come from `like`. Knows neither files nor people.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import torch
@@ -91,9 +93,7 @@ def _woven(flat: Tensor, shapes: list[tuple[int, int]], like: LoraWeights) -> Lo
     """The factors whose directions stand one after another in `flat`."""
     pieces = torch.split(flat, [rank * width for rank, width in shapes])
     halves = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-    factors: Factors = {
-        path: (halves[2 * i], halves[2 * i + 1].T.contiguous()) for i, path in enumerate(like.factors)
-    }  # fmt: skip
+    factors: Factors = {path: (halves[2 * i], halves[2 * i + 1].T.contiguous()) for i, path in enumerate(like.factors)}
     return LoraWeights(factors, like.scale, like.placement)
 
 

@@ -5,6 +5,8 @@ about when. States do not depend on it: they are computed once, and training run
 users nor files.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def vectors(
-    base: "LoadedBase", people: Sequence[Sequence["Row"]], *, steps: int, rate: float, pull: float
+    base: LoadedBase, people: Sequence[Sequence[Row]], *, steps: int, rate: float, pull: float
 ) -> list[Tensor | None]:
     """Everybody's vector, `[width]` float32 as float16 gives it back; None without rows, or where it is not finite.
 
@@ -54,7 +56,7 @@ def vectors(
 
 
 @torch.no_grad()
-def _ends(plain: "Plain", rows: Sequence["Row"], owners: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _ends(plain: Plain, rows: Sequence[Row], owners: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """The states before every labelled token, `[labelled, width]`, the tokens, and whose each is."""
     passes = Passes(plain, [Fork.of(row) for row in rows], Placement(len(plain.layers), len(plain.layers) - 1))
     batches = packed([passes.length(i) for i in range(len(rows))], tokens_at_once(plain.device))
@@ -63,7 +65,7 @@ def _ends(plain: "Plain", rows: Sequence["Row"], owners: Sequence[int]) -> tuple
     return torch.cat([e.states[e.follows] for _, e in found]), torch.cat([e.tokens for _, e in found]), torch.cat(whose)
 
 
-def stacked(plain: "Plain", shifts: Sequence[Tensor | None]) -> Tensor | None:
+def stacked(plain: Plain, shifts: Sequence[Tensor | None]) -> Tensor | None:
     """Vectors side by side, `[people, width]`, zeros for those who have none; None where nobody has one."""
     if all(shift is None for shift in shifts):
         return None
@@ -71,13 +73,13 @@ def stacked(plain: "Plain", shifts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack([nothing if one is None else one.cpu() for one in shifts]).to(plain.device, plain.dtype)
 
 
-def require_plain(base: "LoadedBase", shifts: Sequence[Tensor | None]) -> None:
+def require_plain(base: LoadedBase, shifts: Sequence[Tensor | None]) -> None:
     """UsageFault when somebody has a vector and this base has no plain decoder, which alone adds it."""
     if base.plain is None and any(shift is not None for shift in shifts):
         raise _no_place(base)
 
 
-def _no_place(base: "LoadedBase") -> UsageFault:
+def _no_place(base: LoadedBase) -> UsageFault:
     return UsageFault(
         f"vectors need a base of the Llama family; {base.name} is none, or differs from it in some detail.",
         hint="leave the method vector out",

@@ -4,6 +4,8 @@ Two courses: `taste`, a labelling task that is measured on held-out queries, and
 Renders nothing. Every stage can be repeated: what is there already is kept, so a stopped demo goes on.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -53,8 +55,8 @@ class DemoRequest:
 class Models:
     """The two models, ready to load."""
 
-    base: "ModelEntry"
-    embedder: "ModelEntry"
+    base: ModelEntry
+    embedder: ModelEntry
 
 
 def courses(quick: bool) -> tuple[Course, Course]:
@@ -83,7 +85,7 @@ def plan_demo(root: Path, request: DemoRequest) -> Iterator[Event]:
     yield Done({"dry_run": True, "store": str(root)})
 
 
-def run_demo(reg: "Registry", request: DemoRequest) -> Iterator[Event]:
+def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
     """Every stage of both courses. `Done.result`: {store, base, embedder, quick, seconds, courses: [...]}."""
     started = time.monotonic()
     yield Note(f"This demo keeps everything in {reg.root}")
@@ -92,10 +94,16 @@ def run_demo(reg: "Registry", request: DemoRequest) -> Iterator[Event]:
     for course in courses(request.quick):
         result = yield from _run_course(reg, course, models, request.machine)
         results.append(result)
-    yield Done({
-        "store": str(reg.root), "base": models.base.name, "embedder": models.embedder.name, "quick": request.quick,
-        "seconds": round(time.monotonic() - started, 1), "courses": results,
-    })  # fmt: skip
+    yield Done(
+        {
+            "store": str(reg.root),
+            "base": models.base.name,
+            "embedder": models.embedder.name,
+            "quick": request.quick,
+            "seconds": round(time.monotonic() - started, 1),
+            "courses": results,
+        }
+    )
 
 
 def require_own(root: Path) -> None:
@@ -125,7 +133,7 @@ def _models(request: DemoRequest) -> Generator[Event, None, Models]:
 
 
 def _run_course(
-    reg: "Registry", course: Course, models: Models, machine: Machine
+    reg: Registry, course: Course, models: Models, machine: Machine
 ) -> Generator[Event, None, dict[str, Any]]:
     started = time.monotonic()
     task, imported = yield from _import(reg, course)
@@ -136,13 +144,19 @@ def _run_course(
     if course.measured:
         evaluation = yield from _evaluate(reg, course, task, models, machine)
     return {
-        "task": task.name, "description": task.description, "imported": imported, "bank": bank,
-        "recipes": [_recipe(reg, name, task.name, models) for name in SHOWN], "adapted": adapted,
-        "comparisons": comparisons, "evaluation": evaluation, "seconds": round(time.monotonic() - started, 1),
-    }  # fmt: skip
+        "task": task.name,
+        "description": task.description,
+        "imported": imported,
+        "bank": bank,
+        "recipes": [_recipe(reg, name, task.name, models) for name in SHOWN],
+        "adapted": adapted,
+        "comparisons": comparisons,
+        "evaluation": evaluation,
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
-def _import(reg: "Registry", course: Course) -> "Generator[Event, None, tuple[Task, dict[str, Any]]]":
+def _import(reg: Registry, course: Course) -> Generator[Event, None, tuple[Task, dict[str, Any]]]:
     from mta_cli.pipeline.data.import_file import import_file
     from mta_cli.pipeline.data.tasks import add_task
 
@@ -153,7 +167,7 @@ def _import(reg: "Registry", course: Course) -> "Generator[Event, None, tuple[Ta
 
 
 def _bank(
-    reg: "Registry", course: Course, task: "Task", models: Models, machine: Machine
+    reg: Registry, course: Course, task: Task, models: Models, machine: Machine
 ) -> Generator[Event, None, dict[str, Any]]:
     from mta_cli.pipeline.bank.build import BankRequest, build_bank
 
@@ -164,7 +178,7 @@ def _bank(
 
 
 def _adapt(
-    reg: "Registry", course: Course, task: "Task", models: Models, machine: Machine
+    reg: Registry, course: Course, task: Task, models: Models, machine: Machine
 ) -> Generator[Event, None, list[dict[str, Any]]]:
     from mta_cli.pipeline.personalize.adapt import adapt_users
     from mta_cli.pipeline.personalize.fuse import FuseRequest
@@ -177,13 +191,13 @@ def _adapt(
     return adapted
 
 
-def _people(reg: "Registry", course: Course) -> "list[User]":
+def _people(reg: Registry, course: Course) -> list[User]:
     if course.who:
         return [reg.users.get(name) for name in course.who]
     return [user for user, items in reg.users.with_items(course.task) if items <= SHORT]
 
 
-def _recipe(reg: "Registry", name: str, task: str, models: Models) -> dict[str, Any]:
+def _recipe(reg: Registry, name: str, task: str, models: Models) -> dict[str, Any]:
     from mta_cli.pipeline.personalize.fuse import recipe_json
     from mta_cli.pipeline.personalize.weights import current_bank
 
@@ -194,7 +208,7 @@ def _recipe(reg: "Registry", name: str, task: str, models: Models) -> dict[str, 
 
 
 def _compare(
-    reg: "Registry", course: Course, models: Models, machine: Machine
+    reg: Registry, course: Course, models: Models, machine: Machine
 ) -> Generator[Event, None, list[dict[str, Any]]]:
     """The same held-out question to three people's models, beside what each of them said."""
     from mta_cli.pipeline.chat.answer import Asking, Voice
@@ -219,7 +233,7 @@ def _compare(
 
 
 def _evaluate(
-    reg: "Registry", course: Course, task: "Task", models: Models, machine: Machine
+    reg: Registry, course: Course, task: Task, models: Models, machine: Machine
 ) -> Generator[Event, None, dict[str, Any]]:
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 

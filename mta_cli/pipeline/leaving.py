@@ -4,6 +4,8 @@ What only they are behind is not stored; what many are behind, such as a task ad
 no terminal and no SQL.
 """
 
+from __future__ import annotations
+
 import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -23,17 +25,17 @@ class PeopleLeft(IntegrityFault):
     Names nobody, for a run keeps this text longer than the store may keep a name.
     """
 
-    def __init__(self, bank: "Bank") -> None:
+    def __init__(self, bank: Bank) -> None:
         super().__init__("People left while the bank was made of their words.", hint="run it again")
         self.bank = bank
 
 
-def staying(reg: "Registry", users: "Iterable[User]", purpose: str = "") -> set[int]:
+def staying(reg: Registry, users: Iterable[User], purpose: str = "") -> set[int]:
     """The numbers of those who are there and consent; a bank with a `purpose` serves nobody and needs no consent."""
     return {number for number, can_anchor in reg.users.there(users).items() if can_anchor or purpose}
 
 
-def begun_anew(reg: "Registry", bank: "Bank", users: "Sequence[User]") -> Note:
+def begun_anew(reg: Registry, bank: Bank, users: Sequence[User]) -> Note:
     """That a bank is begun anew without those of `users` who left."""
     there = staying(reg, users)
     names = some([user.name for user in users if user.id not in there])

@@ -1,5 +1,7 @@
 """A job inside a job: its events go on to whoever watches, its result comes back."""
 
+from __future__ import annotations
+
 from collections.abc import Generator, Iterable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The window: rooms, the chosen person, jobs, the speaker, errors and leaving. Knows no room from inside."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -71,10 +73,16 @@ with suppress(ImportError, AttributeError):  # a table of its own, which a later
         cast("dict[str, object]", ANSI_SEQUENCES_KEYS).pop(f"\x1b{_digit}", None)
 
 _ROOM_KEYS = [
-    Binding(f"{number},alt+{number}", f"go('{room}')", title, id=f"app.{room}", show=False,
-            tooltip=f"Go to {title}; with alt also while typing")
+    Binding(
+        f"{number},alt+{number}",
+        f"go('{room}')",
+        title,
+        id=f"app.{room}",
+        show=False,
+        tooltip=f"Go to {title}; with alt also while typing",
+    )
     for number, (room, title) in enumerate(ROOMS.items(), start=1)
-]  # fmt: skip
+]
 
 
 class MtaApp(App[None]):
@@ -84,8 +92,13 @@ class MtaApp(App[None]):
     CSS_PATH = "app.tcss"
     COMMANDS = App.COMMANDS | {Commands}
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
-        "users": _users, "compare": _compare, "bank": _bank, "jobs": _jobs, "chat": _chat, "results": _results,
-    }  # fmt: skip
+        "users": _users,
+        "compare": _compare,
+        "bank": _bank,
+        "jobs": _jobs,
+        "chat": _chat,
+        "results": _results,
+    }
     DEFAULT_MODE = "users"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - declared by Textual as no ClassVar
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -158,7 +171,7 @@ class MtaApp(App[None]):
         answer: bool = await self.push_screen_wait(Sure(question))
         return answer
 
-    async def fill(self, form: "Form") -> dict[str, str] | None:
+    async def fill(self, form: Form) -> dict[str, str] | None:
         """What was filled in, or None; await it in a worker."""
         from mta_cli.tui.forms import FormDialog
 

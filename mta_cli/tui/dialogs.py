@@ -1,5 +1,7 @@
 """Small windows over a room: a question, what went wrong, help. They decide nothing."""
 
+from __future__ import annotations
+
 import traceback
 from typing import ClassVar
 

@@ -3,6 +3,8 @@
 A field that is left empty was not given: settings decide, and its default is shown dimmed. Knows no job.
 """
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -63,7 +65,7 @@ class Form:
     about: str = ""
 
 
-def setting_field(settings: "Settings", cls: type[Any], name: str, *, label: str = "", more: bool = False) -> Field:
+def setting_field(settings: Settings, cls: type[Any], name: str, *, label: str = "", more: bool = False) -> Field:
     """The field of one option: its default as settings have it, its help, its choices."""
     from mta_cli.settings import known_settings
 

@@ -3,6 +3,8 @@
 Values take the same way as flags on the command line. Knows no widget; nothing here runs a job.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,9 +34,20 @@ if TYPE_CHECKING:
 
 BANK_FIRST = ("anchors", "rank", "epochs", "min_items")
 BANK_MORE = (
-    "alpha", "learning_rate", "batch_size", "targets", "placement", "pick", "max_items", "task_adapter",
-    "task_min_items", "task_placement", "task_rank", "task_epochs", "task_learning_rate",
-)  # fmt: skip
+    "alpha",
+    "learning_rate",
+    "batch_size",
+    "targets",
+    "placement",
+    "pick",
+    "max_items",
+    "task_adapter",
+    "task_min_items",
+    "task_placement",
+    "task_rank",
+    "task_epochs",
+    "task_learning_rate",
+)
 ADAPT_FIRST = ("shots", "kind", "rank", "steps")
 ADAPT_MORE = ("learning_rate", "batch_size", "pull", "alpha", "targets", "placement")
 EVAL_FIRST = ("methods", "reference", "shots", "folds")
@@ -61,7 +74,7 @@ class Order:
 
     kind: str
     title: str
-    make: "Callable[[Registry, bool], Iterator[Event]]"
+    make: Callable[[Registry, bool], Iterator[Event]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ class Start:
     order: Callable[[Known, Filled], Order]
 
 
-def form_of(start: Start, known: Known, app: "MtaApp") -> Form:
+def form_of(start: Start, known: Known, app: MtaApp) -> Form:
     """The form that asks for a job and shows its plan."""
 
     async def plan(filled: Filled) -> Sequence[Planned]:
@@ -87,7 +100,7 @@ def form_of(start: Start, known: Known, app: "MtaApp") -> Form:
     return Form(start.kind, start.fields(known), check, plan, "Start", start.about)
 
 
-async def ask_and_start(app: "MtaApp", kind: str, **values: str) -> "Job | None":
+async def ask_and_start(app: MtaApp, kind: str, **values: str) -> Job | None:
     """Ask for a job of this kind and queue it; `values` stand in its fields at first. Await it in a worker."""
     start, known = STARTS[kind], await known_now(app)
     form = form_of(start, known, app)
@@ -99,10 +112,10 @@ async def ask_and_start(app: "MtaApp", kind: str, **values: str) -> "Job | None"
     return app.board.add(order.kind, order.title, lambda reg: order.make(reg, False))
 
 
-async def known_now(app: "MtaApp") -> Known:
+async def known_now(app: MtaApp) -> Known:
     """What a form needs to know at this moment."""
 
-    def look(reg: "Registry") -> tuple[tuple[str, ...], str | None, bool]:
+    def look(reg: Registry) -> tuple[tuple[str, ...], str | None, bool]:
         from mta_cli.pipeline.data.tasks import task_names
 
         return tuple(task_names(reg)), likely_task(reg, app.chosen), not reg.counts()["users"]
@@ -111,7 +124,7 @@ async def known_now(app: "MtaApp") -> Known:
     return Known(app.settings, app.shelf.root, tasks, app.chosen, app.chosen_task or likely, empty)
 
 
-def likely_task(reg: "Registry", person: str | None) -> str | None:
+def likely_task(reg: Registry, person: str | None) -> str | None:
     """The task of the chosen person, else the only one that has a bank, else the only one that there is."""
     if person is not None and (held := reg.users.tasks_of(reg.users.get(person).id)):
         return held[0][0]
@@ -120,7 +133,7 @@ def likely_task(reg: "Registry", person: str | None) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def planned(order: Order, reg: "Registry") -> list[Planned]:
+def planned(order: Order, reg: Registry) -> list[Planned]:
     """The plans of a dry run; what it remarks on stands with them."""
     events = [event for event in order.make(reg, True) if not isinstance(event, Done)]
     notes = tuple(PlanLine("note", event.text) for event in events if isinstance(event, Note))
@@ -145,9 +158,12 @@ def built(settings: Settings, filled: Filled, *classes: type[Any]) -> list[Any]:
 def _bank_fields(known: Known) -> tuple[Field, ...]:
     of = partial(setting_field, known.settings, BankOptions)
     return (
-        _task(known, needed=True), Field("name", "name", shown="the task's", help="The bank's name."),
-        *map(of, BANK_FIRST), *(of(name, more=True) for name in BANK_MORE), *_shared(known),
-    )  # fmt: skip
+        _task(known, needed=True),
+        Field("name", "name", shown="the task's", help="The bank's name."),
+        *map(of, BANK_FIRST),
+        *(of(name, more=True) for name in BANK_MORE),
+        *_shared(known),
+    )
 
 
 def _bank_order(known: Known, filled: Filled) -> Order:
@@ -157,7 +173,7 @@ def _bank_order(known: Known, filled: Filled) -> Order:
     )
     plan = settings.plan_lines(options, gates, prompt, machine)
 
-    def make(reg: "Registry", dry_run: bool) -> Iterator[Event]:
+    def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         from mta_cli.pipeline.bank.build import BankRequest, build_bank
         from mta_cli.pipeline.data.tasks import find_task
         from mta_cli.pipeline.models.lookup import resolve
@@ -175,10 +191,14 @@ def _adapt_fields(known: Known) -> tuple[Field, ...]:
     weigh = partial(setting_field, known.settings, FuseOptions, more=True)
     people = "Whom, with commas between them; left empty: everybody with a history who is no anchor."
     return (
-        Field("users", "people", known.person or "", "everybody", people), _task(known),
-        *map(of, ADAPT_FIRST), *(of(name, more=True) for name in ADAPT_MORE), weigh("weights"), weigh("top_k"),
+        Field("users", "people", known.person or "", "everybody", people),
+        _task(known),
+        *map(of, ADAPT_FIRST),
+        *(of(name, more=True) for name in ADAPT_MORE),
+        weigh("weights"),
+        weigh("top_k"),
         *_shared(known),
-    )  # fmt: skip
+    )
 
 
 def _adapt_order(known: Known, filled: Filled) -> Order:
@@ -188,7 +208,7 @@ def _adapt_order(known: Known, filled: Filled) -> Order:
     )
     options.settled(labels=True)  # a value that its kind does not have is told before the job begins
 
-    def make(reg: "Registry", dry_run: bool) -> Iterator[Event]:
+    def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         from mta_cli.pipeline.data.tasks import find_task
         from mta_cli.pipeline.models.lookup import resolve
         from mta_cli.pipeline.personalize.adapt import adapt_users, task_to_adapt
@@ -219,9 +239,13 @@ def _eval_fields(known: Known) -> tuple[Field, ...]:
     bank = partial(setting_field, known.settings, BankOptions, more=True)
     own = "Methods' own settings, METHOD.SETTING=VALUE, with blanks between them."
     return (
-        _task(known, needed=True), *map(of, EVAL_FIRST), *(of(name, more=True) for name in EVAL_MORE),
-        *map(bank, EVAL_BANK), Field("set", "settings", help=own, more=True), *_shared(known),
-    )  # fmt: skip
+        _task(known, needed=True),
+        *map(of, EVAL_FIRST),
+        *(of(name, more=True) for name in EVAL_MORE),
+        *map(bank, EVAL_BANK),
+        Field("set", "settings", help=own, more=True),
+        *_shared(known),
+    )
 
 
 def _eval_order(known: Known, filled: Filled) -> Order:
@@ -233,7 +257,7 @@ def _eval_order(known: Known, filled: Filled) -> Order:
     )
     given = parse_settings(filled["set"].split())
 
-    def make(reg: "Registry", dry_run: bool) -> Iterator[Event]:
+    def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         from mta_cli.pipeline.data.tasks import find_task
         from mta_cli.pipeline.evaluation.run import run_evaluation
         from mta_cli.pipeline.models.lookup import resolve
@@ -249,13 +273,24 @@ def _eval_order(known: Known, filled: Filled) -> Order:
 def _import_fields(known: Known) -> tuple[Field, ...]:
     return (
         Field("path", "file", help="Where it lies.", needed=True),
-        Field("format", "format", shown="by its name", choices=FORMATS, help="How the file is written; left empty: "
-              "jsonl or csv by the file's name, and of .json files lamp where answers are given, else users."),
+        Field(
+            "format",
+            "format",
+            shown="by its name",
+            choices=FORMATS,
+            help="How the file is written; left empty: "
+            "jsonl or csv by the file's name, and of .json files lamp where answers are given, else users.",
+        ),
         Field("outputs", "answers", shown="none", help="Of the format lamp: the file of answers to its questions."),
         _task(known),
-        Field("can_anchor", "may be anchors", shown="new users may", choices=("yes", "no"),
-              help="Whether these users may be anchors, who help to serve others."),
-    )  # fmt: skip
+        Field(
+            "can_anchor",
+            "may be anchors",
+            shown="new users may",
+            choices=("yes", "no"),
+            help="Whether these users may be anchors, who help to serve others.",
+        ),
+    )
 
 
 def _import_order(known: Known, filled: Filled) -> Order:
@@ -269,7 +304,7 @@ def _import_order(known: Known, filled: Filled) -> Order:
         Source(form, path, filled["task"] or None, outputs).check()
     can_anchor = {"yes": True, "no": False}.get(filled["can_anchor"])
 
-    def make(reg: "Registry", dry_run: bool) -> Iterator[Event]:
+    def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         from mta_cli.pipeline.data.import_file import import_file
 
         task = filled["task"] or None
@@ -290,12 +325,23 @@ def form_by_name(path: Path, *, answers: bool) -> str:
 
 def _demo_fields(known: Known) -> tuple[Field, ...]:
     return (
-        Field("where", "where", "this store" if known.empty else "its own", choices=("this store", "its own"),
-              help="Into the store that is open, or into one of its own beside it.", needed=True),
-        Field("quick", "quick", shown="no", choices=("yes", "no"),
-              help="Train less and adapt fewer people: faster, and less is learnt."),
+        Field(
+            "where",
+            "where",
+            "this store" if known.empty else "its own",
+            choices=("this store", "its own"),
+            help="Into the store that is open, or into one of its own beside it.",
+            needed=True,
+        ),
+        Field(
+            "quick",
+            "quick",
+            shown="no",
+            choices=("yes", "no"),
+            help="Train less and adapt fewer people: faster, and less is learnt.",
+        ),
         *_shared(known, prompt=False),
-    )  # fmt: skip
+    )
 
 
 def _demo_order(known: Known, filled: Filled) -> Order:
@@ -305,7 +351,7 @@ def _demo_order(known: Known, filled: Filled) -> Order:
     request = DemoRequest(models.base, models.embedder, machine, filled["quick"] == "yes")
     own = known.store.with_name(f"{known.store.name}-demo")
 
-    def make(reg: "Registry", dry_run: bool) -> Iterator[Event]:
+    def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         if dry_run:
             yield from plan_demo(reg.root if filled["where"] == "this store" else own, request)
         elif filled["where"] == "this store":
@@ -344,12 +390,11 @@ def _shared(known: Known, *, prompt: bool = True) -> tuple[Field, ...]:
 STARTS = {
     start.kind: start
     for start in (
-        Start("bank build", "b", "Anchors, the task adapter and a meta-LoRA for each.",
-              _bank_fields, _bank_order),
+        Start("bank build", "b", "Anchors, the task adapter and a meta-LoRA for each.", _bank_fields, _bank_order),
         Start("user adapt", "a", "A stack for one person, for several, or for everybody.", _adapt_fields, _adapt_order),
         Start("eval run", "e", "Methods compared on the same people.", _eval_fields, _eval_order),
         Start("data import", "i", "Histories from a file, checked as a whole first.", _import_fields, _import_order),
         Start("demo", "m", "The carried sample through every stage.", _demo_fields, _demo_order),
     )
-}  # fmt: skip
+}
 """What can be started, by kind, in the order of the data."""

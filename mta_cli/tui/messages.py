@@ -1,5 +1,7 @@
 """What is told inside the window. Knows no widget."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from textual.message import Message
@@ -19,6 +21,6 @@ class PersonChosen(Message):
 class JobMoved(Message):
     """A job has another state, more progress or a longer log; at most eight a second."""
 
-    def __init__(self, job: "Job") -> None:
+    def __init__(self, job: Job) -> None:
         super().__init__()
         self.job = job

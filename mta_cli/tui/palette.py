@@ -1,5 +1,7 @@
 """Our own commands in the palette (ctrl+p): rooms, people, and what a room offers."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -36,10 +38,10 @@ class Commands(Provider):
             yield Hit(0.5, line(f"Choose {name}"), partial(self._home.choose, name), help="Work for this person")
 
     @property
-    def _home(self) -> "MtaApp":
+    def _home(self) -> MtaApp:
         return cast("MtaApp", self.app)
 
-    def _offers(self) -> "list[tuple[str, str, Callable[[], object]]]":
+    def _offers(self) -> list[tuple[str, str, Callable[[], object]]]:
         offers: list[tuple[str, str, Callable[[], object]]] = [
             (f"Go to {title}", f"Key {number}", partial(self._home.go, room))
             for number, (room, title) in enumerate(ROOMS.items(), start=1)

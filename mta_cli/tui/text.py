@@ -3,6 +3,8 @@
 What a widget of Textual's shows on its own account, such as words pasted into an input, passes the filter of lines.
 """
 
+from __future__ import annotations
+
 from rich.segment import Segment
 from rich.text import Text
 from textual.color import Color

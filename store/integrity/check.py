@@ -1,5 +1,7 @@
 """Whether the store is what it says: database, full-text index, references, files. Repairs nothing."""
 
+from __future__ import annotations
+
 import itertools
 import os
 import sqlite3
@@ -17,10 +19,30 @@ from store.tables.recipes_and_stacks import unpack_shares
 from store.version import SCHEMA_VERSION, schema_version
 
 TABLES = (
-    "users", "items", "queries", "profiles", "bases", "tasks", "adapters", "banks", "anchors", "neighbours", "recipes",
-    "stacks", "runs", "steps", "evaluations", "eval_people", "eval_banks", "cells", "tunings", "predictions", "chats",
-    "messages", "tombstones",
-)  # fmt: skip
+    "users",
+    "items",
+    "queries",
+    "profiles",
+    "bases",
+    "tasks",
+    "adapters",
+    "banks",
+    "anchors",
+    "neighbours",
+    "recipes",
+    "stacks",
+    "runs",
+    "steps",
+    "evaluations",
+    "eval_people",
+    "eval_banks",
+    "cells",
+    "tunings",
+    "predictions",
+    "chats",
+    "messages",
+    "tombstones",
+)
 
 UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
 """What SQLite raises for a damaged database; its own words may hold what is no text any more."""

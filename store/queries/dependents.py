@@ -3,6 +3,8 @@
 A stack rests on the recipe that it was trained on. A core rests on all anchors of its bank, by the bank's basis.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 

@@ -3,6 +3,8 @@
 Knows no database.
 """
 
+from __future__ import annotations
+
 import math
 import re
 import unicodedata

@@ -3,6 +3,8 @@
 Changes nothing.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from store.connection import Connection

@@ -3,6 +3,8 @@
 Knows the words and how SQL says them; knows neither where columns come from nor what is done with the result.
 """
 
+from __future__ import annotations
+
 import re
 import unicodedata
 from dataclasses import dataclass, field

@@ -5,6 +5,8 @@ orders that were asked for last (8 bytes a person each) are kept until the store
 terminal.
 """
 
+from __future__ import annotations
+
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,8 +57,14 @@ _COLUMNS = {
     "change": "s.change",
 }
 _NEEDS = {
-    "name": "", "items": "i", "queries": "q", "status": "", "anchors": "r", "bytes": "sr", "change": "s",
-}  # fmt: skip
+    "name": "",
+    "items": "i",
+    "queries": "q",
+    "status": "",
+    "anchors": "r",
+    "bytes": "sr",
+    "change": "s",
+}
 # Of everybody at once, whether somebody is in a set is found thrice as fast as what is joined to them.
 _STANDING = """CASE
     WHEN users.id IN (SELECT user_id FROM stacks WHERE +bank_id IN current {and_}) THEN 3
@@ -109,9 +117,14 @@ class People:
         self._kept: dict[_Question, array[int]] = {}
 
     def page(
-        self, filter: str = "", sort: str = "name", descending: bool = False, offset: int = 0, limit: int = 50,
+        self,
+        filter: str = "",
+        sort: str = "name",
+        descending: bool = False,
+        offset: int = 0,
+        limit: int = 50,
         task: str | None = None,
-    ) -> list[PersonRow]:  # fmt: skip
+    ) -> list[PersonRow]:
         """At most `limit` (and `MAX_PAGE`) people from place `offset` on; equals by name, those without a value last.
 
         `filter` holds words of the name, whatever the case, and any of `status:adapted`, `task:NAME`, `items>5`,
@@ -167,7 +180,7 @@ class People:
         found = self._db.tuples(sql, {**where.values, "limit": limit, "offset": offset})
         return [number for (number,) in found]
 
-    def _order(self, question: _Question, wanted: Wanted) -> "array[int]":
+    def _order(self, question: _Question, wanted: Wanted) -> array[int]:
         """Everybody who is meant, in order; kept while the same is asked of a store that did not change."""
         state = self._db.tuples("SELECT data_version, total_changes() FROM pragma_data_version")[0]
         if state != self._state:

@@ -1,5 +1,7 @@
 """Adapter rows and their files: a row only ever stands for a file that is whole. Knows no tensors."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,9 +16,26 @@ from store.records import Adapter
 from store.seals import is_sound, put_seals, sound_row
 
 _COLUMNS = (
-    "digest", "kind", "base", "task_adapter", "rank", "alpha", "targets", "placement", "dtype", "seed", "data_hash",
-    "bytes", "config", "versions", "tokens", "seconds", "loss_first", "loss_last", "created",
-)  # fmt: skip
+    "digest",
+    "kind",
+    "base",
+    "task_adapter",
+    "rank",
+    "alpha",
+    "targets",
+    "placement",
+    "dtype",
+    "seed",
+    "data_hash",
+    "bytes",
+    "config",
+    "versions",
+    "tokens",
+    "seconds",
+    "loss_first",
+    "loss_last",
+    "created",
+)
 _ADAPTER = f"SELECT {', '.join(_COLUMNS)}, {is_sound('adapters')} AS sound FROM adapters"
 _USED = """
 WITH RECURSIVE used (digest) AS (

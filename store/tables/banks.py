@@ -1,5 +1,7 @@
 """Banks and their anchors: begun, filled anchor by anchor, finished, removed. Knows nothing of how they are trained."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -30,9 +32,16 @@ class Banks:
         self._db, self._adapters = db, adapters
 
     def begin(
-        self, name: str, key: str, task: str, base: str, embedder: str, seed: int, config: dict[str, Any],
+        self,
+        name: str,
+        key: str,
+        task: str,
+        base: str,
+        embedder: str,
+        seed: int,
+        config: dict[str, Any],
         purpose: str = "",
-    ) -> Bank:  # fmt: skip
+    ) -> Bank:
         """The bank of this name, key and purpose, building or ready; else a new version, building.
 
         A bank with a `purpose` serves that alone: `latest` and `all` do not know it, `get` by number only.

@@ -1,5 +1,7 @@
 """Bases and embedders that the store has met, by fingerprint. Knows neither their files nor how they are loaded."""
 
+from __future__ import annotations
+
 from mta_cli.errors import NotFound
 from store.connection import Connection
 from store.json_columns import dumps, loads

@@ -1,5 +1,7 @@
 """Saved conversations, and looking for words in them. Knows neither models nor how a conversation is shown."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -1,5 +1,7 @@
 """Evaluations, who was in them and what was chosen for them. Knows no method and no metric; answers: see `cells`."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any

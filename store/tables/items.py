@@ -1,5 +1,7 @@
 """History items and held-out queries: appended, read in order, searched. Knows neither prompts nor embeddings."""
 
+from __future__ import annotations
+
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,5 +1,7 @@
 """Items of banks' people that answers look for: their embeddings by bank. Knows no vectors, only their bytes."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 
 from store.connection import Connection

@@ -1,5 +1,7 @@
 """What evaluations were answered: a cell is one method for one user in one fold. Knows neither methods nor metrics."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +11,18 @@ from store.connection import Connection
 from store.json_columns import dumps
 
 _COLUMNS = (
-    "user_id", "query_id", "method", "prompt", "answer", "gold", "gold_loglik", "tokens", "seconds", "gold_tokens",
+    "user_id",
+    "query_id",
+    "method",
+    "prompt",
+    "answer",
+    "gold",
+    "gold_loglik",
+    "tokens",
+    "seconds",
+    "gold_tokens",
     "scores",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -109,9 +120,13 @@ class Cells:
         return [method for (method,) in self._db.tuples(sql, (evaluation_id,))]
 
     def predictions(
-        self, evaluation_id: int, *, fold: int | None = None, method: str | None = None,
+        self,
+        evaluation_id: int,
+        *,
+        fold: int | None = None,
+        method: str | None = None,
         settings: Mapping[str, Any] | None = None,
-    ) -> list[Prediction]:  # fmt: skip
+    ) -> list[Prediction]:
         """An evaluation's predictions, in the order in which they were made; all, or those of one kind of cell."""
         columns = ", ".join(f"predictions.{name}" for name in _COLUMNS)
         if fold is None:

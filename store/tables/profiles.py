@@ -1,5 +1,7 @@
 """Profiles: one float32 sum vector for each user, task and embedder. Knows no vectors, only their bytes."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 from store.connection import Connection, Parameters

@@ -1,5 +1,7 @@
 """What is stored of a user's model: the recipe of their fusion and the row of their stack. Knows no tensors."""
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +17,21 @@ from store.tables.adapters import Adapters
 _SHARE = struct.Struct("<Iff")  # anchor id, similarity, weight
 _RECIPE = f"SELECT user_id, task, bank_id, method, shares, created, {is_sound('recipes')} AS sound FROM recipes"
 _COLUMNS = (
-    "user_id", "task", "bank_id", "digest", "shots", "steps", "loss_before", "loss_after", "recipe", "bytes",
-    "identity", "numbers", "heldout_before", "heldout_after",
-)  # fmt: skip
+    "user_id",
+    "task",
+    "bank_id",
+    "digest",
+    "shots",
+    "steps",
+    "loss_before",
+    "loss_after",
+    "recipe",
+    "bytes",
+    "identity",
+    "numbers",
+    "heldout_before",
+    "heldout_after",
+)
 _STACK = f"SELECT {', '.join(_COLUMNS)}, created, {is_sound('stacks')} AS sound FROM stacks"
 _KEY = "user_id = ? AND task = ? AND bank_id = ?"
 _ONE = f"WHERE {_KEY}"

@@ -1,5 +1,7 @@
 """Runs: every execution of a job, with its settings, steps and outcome. Knows no job."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 from typing import Any

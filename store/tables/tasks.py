@@ -1,5 +1,7 @@
 """Task files that were added to the store, as their TOML text. Knows neither TOML nor the built-in tasks."""
 
+from __future__ import annotations
+
 from store.connection import Connection
 from store.seals import is_sound, put_seals, sound_row
 

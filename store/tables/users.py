@@ -1,5 +1,7 @@
 """Users: who they are, what they have, and how one is forgotten. Knows neither engine nor terminal."""
 
+from __future__ import annotations
+
 import difflib
 import json
 import unicodedata
@@ -98,7 +100,7 @@ class Forgotten:
 class Users:
     """The people of the store."""
 
-    def __init__(self, db: Connection, forgetting: "Forgetting") -> None:
+    def __init__(self, db: Connection, forgetting: Forgetting) -> None:
         self._db, self._forgetting = db, forgetting
 
     def add(self, name: str, *, can_anchor: bool = True) -> User:

@@ -5,6 +5,8 @@ What is counted: evidence of every anchor for every person, merging, and the sta
 settings: rank 8 on q and v) goes on until its held-out loss is as low as ours, or to its limit of steps.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,8 +25,8 @@ STEPS, RATE = 10, 2e-3
 
 
 def adapt(
-    base: "LoadedBase", anchors: "Sequence[LoraWeights]", users: "Sequence[Sequence[Row]]", placement: str
-) -> "list[tuple[LoraWeights, ...]]":
+    base: LoadedBase, anchors: Sequence[LoraWeights], users: Sequence[Sequence[Row]], placement: str
+) -> list[tuple[LoraWeights, ...]]:
     """Everybody's fusion and stack, from their shots."""
     from mta_cli.engine.lora.adapter import initial
     from mta_cli.engine.lora.merge import evidence_weights, merge
@@ -55,7 +57,7 @@ def adapt(
     return [(*under, trainer.weights(i)) for i, under in enumerate(fusions)]
 
 
-def prepared(base: "LoadedBase", others: "Sequence[Sequence[Row]]") -> "dict[str, list[LoraWeights]]":
+def prepared(base: LoadedBase, others: Sequence[Sequence[Row]]) -> dict[str, list[LoraWeights]]:
     """Anchors by placement; the task adapter stays folded into the base."""
     from mta_cli.engine.lora.adapter import Folder
 
@@ -87,20 +89,35 @@ def main() -> None:
         seconds, parts = harness.median_seconds(timed) / len(users), timed[-1].value
         losses = [mean_loss(base.model, queries, own) for queries, own in zip(heldout, parts, strict=True)]
         reached[place] = losses
-        rows.append({"side": f"mta, {place}", "users": len(users), "seconds a user": seconds,
-                     "held-out loss": sum(losses) / len(losses), "reached": "–"})  # fmt: skip
+        rows.append(
+            {
+                "side": f"mta, {place}",
+                "users": len(users),
+                "seconds a user": seconds,
+                "held-out loss": sum(losses) / len(losses),
+                "reached": "–",
+            }
+        )
     for place, losses in reached.items():
         rows.append(rival(users, heldout, losses, place, chosen.rival_users, chosen.limit))
     before = [mean_loss(base.model, queries) for queries in heldout]
     lengths = [(len(row.input_ids), len(row.input_ids) - row.answer_start) for rows in users for row in rows]
     tokens = {name: sum(pair[i] for pair in lengths) / len(lengths) for i, name in enumerate(("row", "answer"))}
-    harness.report(f"adapt-{chosen.task}", rows, task_adapter_loss=sum(before) / len(before), shots=5, steps=STEPS,
-                   tokens=tokens, dtype="bfloat16", repeats=chosen.repeats)  # fmt: skip
+    harness.report(
+        f"adapt-{chosen.task}",
+        rows,
+        task_adapter_loss=sum(before) / len(before),
+        shots=5,
+        steps=STEPS,
+        tokens=tokens,
+        dtype="bfloat16",
+        repeats=chosen.repeats,
+    )
 
 
 def rival(
-    users: "Sequence[Sequence[Row]]",
-    heldout: "Sequence[Sequence[Row]]",
+    users: Sequence[Sequence[Row]],
+    heldout: Sequence[Sequence[Row]],
     targets: Sequence[float],
     place: str,
     count: int,
@@ -122,9 +139,12 @@ def rival(
     losses = [min(point.loss for point in one.curve) for one in found]
     seconds = sum(one.trained.seconds for one in found) / count
     return {
-        "side": f"PEFT rank 8 from scratch, to the loss of {place}", "users": count, "seconds a user": seconds,
-        "held-out loss": sum(losses) / count, "reached": f"{sum(one.reached for one in found)} of {count}",
-    }  # fmt: skip
+        "side": f"PEFT rank 8 from scratch, to the loss of {place}",
+        "users": count,
+        "seconds a user": seconds,
+        "held-out loss": sum(losses) / count,
+        "reached": f"{sum(one.reached for one in found)} of {count}",
+    }
 
 
 if __name__ == "__main__":

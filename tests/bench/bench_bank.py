@@ -7,6 +7,8 @@ The limit is what a bare matrix product of the same numbers would take: 2 operat
 lowest adapted layer and 4 above it, and 4 for the head at each labelled token.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.text.prompts import Row
 
 
-def ours(base: "LoadedBase", users: "Sequence[Sequence[Row]]", recipe: Recipe) -> "list[LoraWeights]":
+def ours(base: LoadedBase, users: Sequence[Sequence[Row]], recipe: Recipe) -> list[LoraWeights]:
     """Everybody's LoRA, trained as one group."""
     from mta_cli.engine.lora.adapter import initial
     from mta_cli.engine.training.trainer import Member, Schedule, Trainer
@@ -38,7 +40,7 @@ def ours(base: "LoadedBase", users: "Sequence[Sequence[Row]]", recipe: Recipe) -
     return [trainer.weights(i) for i in range(len(users))]
 
 
-def operations(base: "LoadedBase", rows: "Sequence[Row]", placement: str) -> float:
+def operations(base: LoadedBase, rows: Sequence[Row], placement: str) -> float:
     """What training on `rows` once costs, multiplications and additions, without what the LoRAs themselves add."""
     from mta_cli.engine.lora.adapter import find_targets, layer_of, linear_layers
 
@@ -50,12 +52,12 @@ def operations(base: "LoadedBase", rows: "Sequence[Row]", placement: str) -> flo
 
 
 def sides(
-    base: "LoadedBase", users: "Sequence[Sequence[Row]]", few: "Sequence[Sequence[Row]]"
-) -> "dict[str, Callable[[], list[LoraWeights]]]":
+    base: LoadedBase, users: Sequence[Sequence[Row]], few: Sequence[Sequence[Row]]
+) -> dict[str, Callable[[], list[LoraWeights]]]:
     """Every way to build the bank."""
     folder = harness.base_folder()
 
-    def rival(bank: Callable[..., list[Trained]], recipe: Recipe) -> "Callable[[], list[LoraWeights]]":
+    def rival(bank: Callable[..., list[Trained]], recipe: Recipe) -> Callable[[], list[LoraWeights]]:
         return lambda: [trained.weights for trained in bank(folder, few, recipe)]
 
     return {
@@ -88,11 +90,18 @@ def main() -> None:
         tokens, seconds = 2 * sum(len(row.input_ids) for row in flat), harness.median_seconds(timed)
         limit = 2 * operations(base, flat, placement) / rate
         losses = [mean_loss(base.model, own, [w]) for own, w in zip(few, timed[-1].value, strict=False)]
-        rows.append({
-            "side": name, "anchors": len(trained), "tokens": tokens, "seconds": seconds, "tokens/s": tokens / seconds,
-            "matrix limit, tokens/s": tokens / limit, "of the limit": f"{limit / seconds:.0%}",
-            "loss after": sum(losses) / len(losses),
-        })  # fmt: skip
+        rows.append(
+            {
+                "side": name,
+                "anchors": len(trained),
+                "tokens": tokens,
+                "seconds": seconds,
+                "tokens/s": tokens / seconds,
+                "matrix limit, tokens/s": tokens / limit,
+                "of the limit": f"{limit / seconds:.0%}",
+                "loss after": sum(losses) / len(losses),
+            }
+        )
     before = [mean_loss(base.model, own) for own in few]
     harness.report("bank", rows, loss_before=sum(before) / len(before), dtype="bfloat16", repeats=chosen.repeats)
 

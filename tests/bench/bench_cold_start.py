@@ -8,6 +8,8 @@ read from a slow disk they take a minute or more, the same for both sides. The l
 reads the weights once.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -157,11 +159,16 @@ def start_rows(runs: Mapping[str, Sequence[harness.Timed[Spoken]]]) -> list[dict
     for name, taken in runs.items():
         state = name.rpartition(", ")[2]
         ours, limit = first[f"{OURS}, {state}"], first[f"{LIMIT}, {state}"]
-        rows.append({
-            "start": name, "first byte s": first[name], "times ours": first[name] / ours,
-            "% of limit": 100 * limit / first[name], "end s": statistics.median(run.value.whole for run in taken),
-            "said": "" if name.startswith(LIMIT) else taken[0].value.text,
-        })  # fmt: skip
+        rows.append(
+            {
+                "start": name,
+                "first byte s": first[name],
+                "times ours": first[name] / ours,
+                "% of limit": 100 * limit / first[name],
+                "end s": statistics.median(run.value.whole for run in taken),
+                "said": "" if name.startswith(LIMIT) else taken[0].value.text,
+            }
+        )
     return rows
 
 

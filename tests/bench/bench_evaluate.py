@@ -6,6 +6,8 @@ are, and run on the first few only. Ours drops what it has made before each run 
 says where a label is wanted may be none of them; likelihoods always name one.
 """
 
+from __future__ import annotations
+
 import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +39,7 @@ class Queries:
     labels: list[tuple[int, ...]]
 
 
-def queries(base: "LoadedBase", task: str, count: int) -> Queries:
+def queries(base: LoadedBase, task: str, count: int) -> Queries:
     """`count` queries of the task by as many people as have them, those of one person together."""
     prompts, of = harness.prompter(base, task), harness.sample_task(task)
     asked = [
@@ -50,7 +52,7 @@ def queries(base: "LoadedBase", task: str, count: int) -> Queries:
 
 
 def weighing(
-    base: "LoadedBase", people: "Sequence[LoraWeights]", model: Any, asked: Queries, few: int
+    base: LoadedBase, people: Sequence[LoraWeights], model: Any, asked: Queries, few: int
 ) -> dict[str, Callable[[], Found]]:
     """Ways to find each query's label; the rivals find those of the first `few`."""
     from mta_cli.engine.scoring.log_likelihood import likelihoods
@@ -77,7 +79,7 @@ def weighing(
 
 
 def answering(
-    base: "LoadedBase", people: "Sequence[LoraWeights]", model: Any, asked: Queries, few: int, tokens: int
+    base: LoadedBase, people: Sequence[LoraWeights], model: Any, asked: Queries, few: int, tokens: int
 ) -> dict[str, Callable[[], Found]]:
     """Ways to answer each query in the model's own words; the rival answers the first `few`."""
     from mta_cli.engine.generation.generate_batch import answer_many
@@ -100,13 +102,16 @@ def rows(kind: str, runs: Mapping[str, Sequence[Timed[Found]]], limit: float) ->
     each = {name: harness.median_seconds(taken) / count[name] for name, taken in runs.items()}
     return [
         {
-            "64 queries": f"{kind}: {name}", "queries": count[name], "seconds": harness.median_seconds(taken),
-            "ms a query": 1e3 * each[name], "% of limit": 100 * limit / count[OURS] / each[name],
+            "64 queries": f"{kind}: {name}",
+            "queries": count[name],
+            "seconds": harness.median_seconds(taken),
+            "ms a query": 1e3 * each[name],
+            "% of limit": 100 * limit / count[OURS] / each[name],
             "mta is faster": each[name] / each[OURS],
             "same as mta's": personal.alike(taken[-1].value, runs[OURS][-1].value),
         }
         for name, taken in runs.items()
-    ]  # fmt: skip
+    ]
 
 
 def _names(asked: Queries) -> list[str]:

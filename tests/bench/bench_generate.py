@@ -6,6 +6,8 @@ we pack in every run, packing is. The limit is reading prompts at the rate of a 
 once a token, and each user's factors, at the memory's speed.
 """
 
+from __future__ import annotations
+
 import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +31,7 @@ Ids = Sequence[Sequence[int]]
 Sides = dict[str, Callable[[int], Ids]]
 
 
-def speaking(base: "LoadedBase", weights: "LoraWeights", *, packed: bool = True) -> "LoadedBase":
+def speaking(base: LoadedBase, weights: LoraWeights, *, packed: bool = True) -> LoadedBase:
     """The base with one user's weights folded in; not `packed`, it keeps the order of its weights."""
     from mta_cli.engine.lora.adapter import Folder
     from mta_cli.engine.model.llama import Plain
@@ -47,13 +49,11 @@ def speaking(base: "LoadedBase", weights: "LoraWeights", *, packed: bool = True)
     return personal.endless(base)
 
 
-def one_user(
-    load: "Callable[[], LoadedBase]", entry: Path, weights: "LoraWeights", adapter: Path, prompt: Prompt
-) -> Sides:
+def one_user(load: Callable[[], LoadedBase], entry: Path, weights: LoraWeights, adapter: Path, prompt: Prompt) -> Sides:
     """Ways to decode for one user, each a function of the number of new tokens."""
     from mta_cli.engine.generation.generate import token_ids
 
-    def ours(base: "LoadedBase", int8: bool = False) -> Callable[[int], Ids]:
+    def ours(base: LoadedBase, int8: bool = False) -> Callable[[int], Ids]:
         return lambda count: [list(token_ids(base, prompt, max_tokens=count, int8=int8))]
 
     packed = speaking(load(), weights)
@@ -73,8 +73,11 @@ def one_user(
 
 def both(sides: Sides, tokens: int) -> dict[str, Callable[[], Ids]]:
     """Each side with all its tokens, and with the first alone, which is what reading the prompt takes."""
-    return {f"{name}/{count}": lambda side=side, count=count: side(count)  # type: ignore[misc]
-            for name, side in sides.items() for count in (1, tokens)}  # fmt: skip
+    return {
+        f"{name}/{count}": lambda side=side, count=count: side(count)  # type: ignore[misc]
+        for name, side in sides.items()
+        for count in (1, tokens)
+    }
 
 
 def one_user_rows(
@@ -87,18 +90,31 @@ def one_user_rows(
         peft, peft_first = (harness.median_seconds(runs[f"{PEFT}/{count}"]) for count in (tokens, 1))
         each, peft_each = (whole - first) / (tokens - 1), (peft - peft_first) / (tokens - 1)
         made, theirs = (runs[f"{side}/{tokens}"][-1].value for side in (name, PEFT))
-        rows.append({
-            "one user": name, "seconds": whole, "prompt s": first, "tokens/s": tokens / whole,
-            "decoding tokens/s": 1 / each, "% of floor": 100 * floor / each, "times PEFT": peft / whole,
-            "times PEFT, decoding": peft_each / each, "tokens as PEFT's": personal.alike(made, theirs),
-        })  # fmt: skip
+        rows.append(
+            {
+                "one user": name,
+                "seconds": whole,
+                "prompt s": first,
+                "tokens/s": tokens / whole,
+                "decoding tokens/s": 1 / each,
+                "% of floor": 100 * floor / each,
+                "times PEFT": peft / whole,
+                "times PEFT, decoding": peft_each / each,
+                "tokens as PEFT's": personal.alike(made, theirs),
+            }
+        )
     return rows
 
 
 def many_users(
-    base: "LoadedBase", entry: Path, weights: "Sequence[LoraWeights]", folders: Mapping[str, Path],
-    prompts: Sequence[Prompt], tokens: int, few: int,
-) -> dict[str, Callable[[], Ids]]:  # fmt: skip
+    base: LoadedBase,
+    entry: Path,
+    weights: Sequence[LoraWeights],
+    folders: Mapping[str, Path],
+    prompts: Sequence[Prompt],
+    tokens: int,
+    few: int,
+) -> dict[str, Callable[[], Ids]]:
     """Ways to answer every user's prompt with their own model; one by one only the first `few`, whose rate is all's."""
     from mta_cli.engine.generation.generate_batch import answer_many
 
@@ -122,20 +138,23 @@ def many_users_rows(runs: Mapping[str, Sequence[Timed[Ids]]], limit: float) -> l
     most = max(map(_tokens, runs.values())) / limit
     return [
         {
-            "many users": name, "users": len(taken[-1].value), "seconds": harness.median_seconds(taken),
-            "tokens/s": rates[name], "% of limit": 100 * rates[name] / most,
+            "many users": name,
+            "users": len(taken[-1].value),
+            "seconds": harness.median_seconds(taken),
+            "tokens/s": rates[name],
+            "% of limit": 100 * rates[name] / most,
             "mta is faster": rates[TOGETHER] / rates[name],
             "tokens as mta's": personal.alike(taken[-1].value, runs[TOGETHER][-1].value),
         }
         for name, taken in runs.items()
-    ]  # fmt: skip
+    ]
 
 
 def _tokens(taken: Sequence[Timed[Ids]]) -> int:
     return sum(map(len, taken[-1].value))
 
 
-def prompts_of(base: "LoadedBase", users: int) -> list[Prompt]:
+def prompts_of(base: LoadedBase, users: int) -> list[Prompt]:
     """One prompt for each of `users` invented people."""
     prompts = harness.prompter(base)
     return [prompts.prompt_ids(p.queries[0].input, p.items[:SHOWN]) for p in harness.people(users, SHOWN)]

@@ -5,6 +5,8 @@ Ours reads the files anew each time; PEFT merges adapters that it has loaded, an
 Ours merges several times in each turn, so that memory which a virtual machine has given back is asked for only once.
 """
 
+from __future__ import annotations
+
 import itertools
 import json
 import tempfile
@@ -153,9 +155,14 @@ def rows(seconds: Mapping[str, float], wrong: Mapping[str, float], floor: float)
 
 def _row(name: str, own: float, ours: float, floor: float, wrong: float) -> dict[str, Any]:
     return {
-        "merge k=4, rank 8": name, "ms": own * 1e3, "times ours": own / ours, "limit ms": floor * 1e3,
-        "times limit": own / floor, "% of limit": 100 * floor / own, "error": wrong,
-    }  # fmt: skip
+        "merge k=4, rank 8": name,
+        "ms": own * 1e3,
+        "times ours": own / ours,
+        "limit ms": floor * 1e3,
+        "times limit": own / floor,
+        "% of limit": 100 * floor / own,
+        "error": wrong,
+    }
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ The limit is the time in which memory gives the profiles' bytes to a reader, by 
 profiles, whichever is faster. A thousand profiles fit into the processor's cache, where it does not bind.
 """
 
+from __future__ import annotations
+
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
@@ -123,12 +125,17 @@ def main() -> None:
         floor = count * DIM * 4 / rate
         rows += [
             {
-                "top 8 of": f"{count:,}", "side": name, "ms": own * 1e3, "times ours": own / seconds[OURS],
-                "limit ms": floor * 1e3, "times limit": own / floor, "% of limit": 100 * floor / own,
+                "top 8 of": f"{count:,}",
+                "side": name,
+                "ms": own * 1e3,
+                "times ours": own / seconds[OURS],
+                "limit ms": floor * 1e3,
+                "times limit": own / floor,
+                "% of limit": 100 * floor / own,
             }
             for name, own in seconds.items()
             if name != SUM
-        ]  # fmt: skip
+        ]
     harness.report("retrieval", rows, read_bandwidth=rate, measured_once=[f"{SQL} of {ONCE:,}"])
 
 

@@ -4,6 +4,8 @@ The store holds the carried sample's 28 people. Every run is a process of its ow
 machine.
 """
 
+from __future__ import annotations
+
 import os
 import statistics
 import subprocess
@@ -75,11 +77,15 @@ def main() -> None:
     floor = statistics.median(times[BARE])
     rows: list[dict[str, Any]] = [
         {
-            "command": name, "median ms": statistics.median(taken), "over python": statistics.median(taken) - floor,
-            "% of aim": 100 * (statistics.median(taken) - floor) / AIM, "least": min(taken), "most": max(taken),
+            "command": name,
+            "median ms": statistics.median(taken),
+            "over python": statistics.median(taken) - floor,
+            "% of aim": 100 * (statistics.median(taken) - floor) / AIM,
+            "least": min(taken),
+            "most": max(taken),
         }
         for name, taken in times.items()
-    ]  # fmt: skip
+    ]
     harness.report("startup", rows, rounds=ROUNDS, aim_ms=AIM)
 
 

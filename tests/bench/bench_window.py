@@ -3,6 +3,8 @@
 A real pseudo-terminal of 120 × 40. A time ends when the emulated screen shows what was asked for.
 """
 
+from __future__ import annotations
+
 import os
 import sqlite3
 import statistics

@@ -3,6 +3,8 @@
 Knows neither what is measured nor who is ahead. Times are wall seconds.
 """
 
+from __future__ import annotations
+
 import gc
 import json
 import os
@@ -119,7 +121,7 @@ def read_bandwidth() -> float:
     return WIDE / min(times)
 
 
-def matrix_rate(dtype: "torch.dtype") -> float:
+def matrix_rate(dtype: torch.dtype) -> float:
     """Operations a second of a bare matrix product in `dtype`: the best of `SHAPES`, which are near the model's."""
     import torch
 
@@ -130,7 +132,7 @@ def matrix_rate(dtype: "torch.dtype") -> float:
     return max(rates)
 
 
-def _product(left: "torch.Tensor", right: "torch.Tensor") -> Callable[[], "torch.Tensor"]:
+def _product(left: torch.Tensor, right: torch.Tensor) -> Callable[[], torch.Tensor]:
     import torch
 
     return lambda: torch.nn.functional.linear(left, right)
@@ -169,7 +171,7 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def base_entry() -> "ModelEntry":
+def base_entry() -> ModelEntry:
     """The pulled base that is measured; ends the program with the command that pulls it when it is not here."""
     from mta_cli.errors import MtaError
     from mta_cli.pipeline.models.lookup import resolve
@@ -185,7 +187,7 @@ def base_folder() -> Path:
     return base_entry().path
 
 
-def load(dtype: str = "auto", device: str = "cpu") -> "LoadedBase":
+def load(dtype: str = "auto", device: str = "cpu") -> LoadedBase:
     """The measured base in memory, loaded by the product's own code."""
     from mta_cli.engine.model.load import load_base
 
@@ -193,7 +195,7 @@ def load(dtype: str = "auto", device: str = "cpu") -> "LoadedBase":
     return load_base(entry.path, name=entry.name, fingerprint=entry.fingerprint, device=device, dtype=dtype)
 
 
-def forget(base: "LoadedBase") -> None:
+def forget(base: LoadedBase) -> None:
     """Drop the states that an earlier run left with the base, which would spare this one their computation."""
     if base.plain is not None:
         base.plain.kept.clear()
@@ -204,11 +206,11 @@ class Person:
     """An invented user: what they did, and what they are asked later."""
 
     name: str
-    items: "tuple[Example, ...]"
-    queries: "tuple[Example, ...]"
+    items: tuple[Example, ...]
+    queries: tuple[Example, ...]
 
 
-def sample_task(task: str = "voice") -> "Task":
+def sample_task(task: str = "voice") -> Task:
     """The carried sample's `voice` (a text answers) or `taste` (a label answers)."""
     from mta_cli.engine.text.task_files import parse_task
     from mta_cli.pipeline.demo import SAMPLE
@@ -228,7 +230,7 @@ def people(users: int, items: int, seed: int = 0, task: str = "voice", queries: 
     return [_person(number, items, queries, random.Random(f"{seed}/{number}"), histories) for number in range(users)]
 
 
-def _sample_histories(task: str) -> "list[tuple[list[Example], list[Example]]]":
+def _sample_histories(task: str) -> list[tuple[list[Example], list[Example]]]:
     from mta_cli.engine.text.prompts import Example
     from mta_cli.pipeline.demo import SAMPLE
 
@@ -249,7 +251,7 @@ def _person(
     items: int,
     queries: int,
     choose: random.Random,
-    histories: "Sequence[tuple[list[Example], list[Example]]]",
+    histories: Sequence[tuple[list[Example], list[Example]]],
 ) -> Person:
     first = number % len(histories)
     others = [i for i in range(len(histories)) if i != first]
@@ -259,14 +261,14 @@ def _person(
     return Person(f"person {number + 1}", tuple(history[:items]), tuple(histories[first][1][:queries]))
 
 
-def prompter(base: "LoadedBase", task: str = "voice") -> "Prompter":
+def prompter(base: LoadedBase, task: str = "voice") -> Prompter:
     """The product's own prompts of a sample task for `base`."""
     from mta_cli.engine.text.prompts import Prompter
 
     return Prompter(base.tokenizer, sample_task(task), base.end_ids)
 
 
-def rows_of(prompts: "Prompter", person: Person, shown: int = 2) -> "list[Row]":
+def rows_of(prompts: Prompter, person: Person, shown: int = 2) -> list[Row]:
     """A training row for each item of `person`, its prompt showing the `shown` items before it (in a ring)."""
     items = person.items
     return [
@@ -275,7 +277,7 @@ def rows_of(prompts: "Prompter", person: Person, shown: int = 2) -> "list[Row]":
     ]
 
 
-def query_rows(prompts: "Prompter", person: Person, shown: int = 2) -> "list[Row]":
+def query_rows(prompts: Prompter, person: Person, shown: int = 2) -> list[Row]:
     """A row for each query of `person` with its gold answer; all prompts begin with the same `shown` items."""
     from mta_cli.engine.text.prompts import Row
 

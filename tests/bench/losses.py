@@ -3,6 +3,8 @@
 It is in nats per labelled token, and runs transformers' model whole: slow, and independent of what is being measured.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 CHUNK = 8  # rows that run at once
 
 
-def mean_loss(model: Any, rows: "Sequence[Row]", parts: "Sequence[LoraWeights]" = ()) -> float:
+def mean_loss(model: Any, rows: Sequence[Row], parts: Sequence[LoraWeights] = ()) -> float:
     """Mean negative log-likelihood of the labelled tokens of `rows` under `model`, with `parts` added where they act.
 
     `model` is any causal language model of transformers, or PEFT's; it computes in its own dtype, the parts in float32.
@@ -31,7 +33,7 @@ def mean_loss(model: Any, rows: "Sequence[Row]", parts: "Sequence[LoraWeights]" 
     return total / count
 
 
-def _summed(model: Any, rows: "Sequence[Row]") -> tuple[float, int]:
+def _summed(model: Any, rows: Sequence[Row]) -> tuple[float, int]:
     import torch
 
     ids, row, col = _padded(rows)
@@ -41,7 +43,7 @@ def _summed(model: Any, rows: "Sequence[Row]") -> tuple[float, int]:
     return float(loss), len(row)
 
 
-def _padded(rows: "Sequence[Row]") -> "tuple[Tensor, Tensor, Tensor]":
+def _padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
     """Ids `[rows, length]`, padded on the right, and the places `(row, col)` of labelled tokens, each `[labelled]`."""
     import torch
 
@@ -53,7 +55,7 @@ def _padded(rows: "Sequence[Row]") -> "tuple[Tensor, Tensor, Tensor]":
 
 
 @contextmanager
-def _added(model: Any, parts: "Sequence[LoraWeights]", rows: "Sequence[Row]") -> Iterator[None]:
+def _added(model: Any, parts: Sequence[LoraWeights], rows: Sequence[Row]) -> Iterator[None]:
     """`model` with each part's ΔW·x added behind its linear layers, at the positions of `rows` where the part acts."""
     handles = []
     try:
@@ -68,9 +70,7 @@ def _added(model: Any, parts: "Sequence[LoraWeights]", rows: "Sequence[Row]") ->
             handle.remove()
 
 
-def _add(
-    module: Any, inputs: "tuple[Tensor]", output: "Tensor", part: "LoraWeights", path: str, starts: list[int]
-) -> "Tensor":
+def _add(module: Any, inputs: tuple[Tensor], output: Tensor, part: LoraWeights, path: str, starts: list[int]) -> Tensor:
     import torch
 
     a, b = (factor.to(output.device, torch.float32) for factor in part.factors[path])

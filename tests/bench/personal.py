@@ -3,6 +3,8 @@
 The factors are random, small enough that the base goes on speaking: neither seconds nor bytes depend on them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ PLACEMENT = "upper"
 Answer = Sequence[int]
 
 
-def adapters(model: Any, count: int) -> "list[LoraWeights]":
+def adapters(model: Any, count: int) -> list[LoraWeights]:
     """A LoRA for each of `count` users: rank 8 on all linear layers of the upper third, as a meta-LoRA of ours is."""
     import torch
 
@@ -38,17 +40,17 @@ def adapters(model: Any, count: int) -> "list[LoraWeights]":
     return made
 
 
-def folders(weights: "Sequence[LoraWeights]", entry: "ModelEntry", root: Path) -> dict[str, Path]:
+def folders(weights: Sequence[LoraWeights], entry: ModelEntry, root: Path) -> dict[str, Path]:
     """The same weights as folders that PEFT loads, by user."""
     return {f"user{number}": peft_folder(own, entry, root / str(number)) for number, own in enumerate(weights)}
 
 
-def endless(base: "LoadedBase") -> "LoadedBase":
+def endless(base: LoadedBase) -> LoadedBase:
     """The same base with answers that no token ends."""
     return replace(base, end_ids=())
 
 
-def fresh(base: "LoadedBase") -> None:
+def fresh(base: LoadedBase) -> None:
     """Drop all that earlier runs have made from the weights, so that each run pays for it anew."""
     from mta_cli.engine.lora.adapter import Folder
 
@@ -61,17 +63,17 @@ def alike(ours: Sequence[Answer], theirs: Sequence[Answer]) -> float:
     return sum(a == b for a, b in pairs) / len(pairs)
 
 
-def weight_bytes(plain: "Plain", itemsize: int | None = None) -> int:
+def weight_bytes(plain: Plain, itemsize: int | None = None) -> int:
     """Bytes that one token must read: every projection and the head once, `itemsize` bytes a number."""
     return sum(joint.weight.numel() * (itemsize or joint.weight.dtype.itemsize) for joint in plain.joints())
 
 
-def reading(plain: "Plain", tokens: int) -> int:
+def reading(plain: Plain, tokens: int) -> int:
     """Multiplications and additions of the layers' weights with so many tokens of prompts."""
     inner = sum(joint.weight.numel() for layer in plain.layers for joint in layer.joints.values())
     return 2 * inner * tokens
 
 
-def facts(base: "LoadedBase", **more: Any) -> Mapping[str, Any]:
+def facts(base: LoadedBase, **more: Any) -> Mapping[str, Any]:
     """What every report of these benchmarks says of its adapters."""
     return {"dtype": str(base.dtype)[6:], "rank": RANK, "placement": PLACEMENT, "targets": "all-linear", **more}

@@ -4,6 +4,8 @@ Prompts are token ids. Answers are greedy and have exactly as many tokens as wer
 that every side does the same work. Knows nothing of our own side.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,6 +4,8 @@ Each function does what a careful person would script with the tool's own option
 Where a tool offers several ways, the one measured as the fastest here is the default. Knows nothing of our own side.
 """
 
+from __future__ import annotations
+
 import json
 import tempfile
 import time
@@ -49,7 +51,7 @@ class Recipe:
 class Trained:
     """One user's adapter; tokens that ran, without padding; seconds for loading the base, and for everything after."""
 
-    weights: "LoraWeights"
+    weights: LoraWeights
     tokens: int
     steps: int
     load_seconds: float
@@ -79,12 +81,12 @@ class Adapted:
     reached: bool
 
 
-def trainer_bank(folder: Path, users: "Sequence[Sequence[Row]]", recipe: Recipe) -> list[Trained]:
+def trainer_bank(folder: Path, users: Sequence[Sequence[Row]], recipe: Recipe) -> list[Trained]:
     """A LoRA for each user's rows, one after another, with Trainer and PEFT; the base is loaded afresh for each."""
     return [_train(folder, rows, recipe, _trainer) for rows in users]
 
 
-def trl_bank(folder: Path, users: "Sequence[Sequence[Row]]", recipe: Recipe) -> list[Trained]:
+def trl_bank(folder: Path, users: Sequence[Sequence[Row]], recipe: Recipe) -> list[Trained]:
     """As `trainer_bank` with TRL's SFTTrainer, whose `chunked_nll` loss leaves unlabelled positions out of the head.
 
     It does so on a CPU in TRL 1.4 to 1.7. Later ones fill the last chunk of 256 positions up with unlabelled ones (to
@@ -95,8 +97,8 @@ def trl_bank(folder: Path, users: "Sequence[Sequence[Row]]", recipe: Recipe) -> 
 
 def peft_adapt(
     folder: Path,
-    rows: "Sequence[Row]",
-    held_out: "Sequence[Row]",
+    rows: Sequence[Row],
+    held_out: Sequence[Row],
     recipe: Recipe,
     *,
     target: float,
@@ -131,7 +133,7 @@ def load(folder: Path, dtype: str = "bfloat16") -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
 
 
-def peft_folder(weights: "LoraWeights", entry: "ModelEntry", to: Path) -> Path:
+def peft_folder(weights: LoraWeights, entry: ModelEntry, to: Path) -> Path:
     """`weights` as an adapter folder that PEFT loads, each module with its own rank and PEFT's scale 1.
 
     What `mta user export` writes has one rank everywhere, for readers that know no other; PEFT would multiply zeros.
@@ -149,7 +151,7 @@ def peft_folder(weights: "LoraWeights", entry: "ModelEntry", to: Path) -> Path:
     return to
 
 
-def _train(folder: Path, rows: "Sequence[Row]", recipe: Recipe, make: Callable[..., Any]) -> Trained:
+def _train(folder: Path, rows: Sequence[Row], recipe: Recipe, make: Callable[..., Any]) -> Trained:
     from transformers import AutoTokenizer, PrinterCallback, set_seed
 
     start = time.perf_counter()
@@ -184,7 +186,7 @@ def lora_config(model: Any, recipe: Recipe) -> Any:
     )
 
 
-def factors_of(model: Any, placement: str) -> "LoraWeights":
+def factors_of(model: Any, placement: str) -> LoraWeights:
     """The factors of a PeftModel's one adapter, float32, as the product holds them."""
     from mta_cli.engine.lora.adapter import LoraWeights, Placement
 
@@ -227,12 +229,12 @@ def _settings(recipe: Recipe, out: str, **more: Any) -> dict[str, Any]:
 def _trainer(
     model: Any,
     tokenizer: Any,
-    rows: "Sequence[Row]",
+    rows: Sequence[Row],
     recipe: Recipe,
     out: str,
     *,
     steps: int = -1,
-    watch: "_Watch | None" = None,
+    watch: _Watch | None = None,
 ) -> Any:
     from peft import get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
@@ -249,7 +251,7 @@ def _trainer(
     return trainer
 
 
-def _labelled(rows: "Sequence[Row]") -> list[dict[str, list[int]]]:
+def _labelled(rows: Sequence[Row]) -> list[dict[str, list[int]]]:
     """Rows as Trainer takes them, prompt tokens without a label."""
     return [
         {
@@ -260,7 +262,7 @@ def _labelled(rows: "Sequence[Row]") -> list[dict[str, list[int]]]:
     ]
 
 
-def _sft_trainer(model: Any, tokenizer: Any, rows: "Sequence[Row]", recipe: Recipe, out: str) -> Any:
+def _sft_trainer(model: Any, tokenizer: Any, rows: Sequence[Row], recipe: Recipe, out: str) -> Any:
     """TRL's trainer at its fastest on a CPU: rows already tokenised, no gradient checkpoints, no length limit."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -288,7 +290,7 @@ def _sft_trainer(model: Any, tokenizer: Any, rows: "Sequence[Row]", recipe: Reci
 class _Watch:
     """Takes the held-out loss while a Trainer runs, stops it at the target, and keeps the time that this took apart."""
 
-    def __init__(self, rows: "Sequence[Row]", target: float, every: int) -> None:
+    def __init__(self, rows: Sequence[Row], target: float, every: int) -> None:
         self.rows, self.target, self.every = rows, target, every
         self.curve: list[Point] = []
         self.aside, self.reached = 0.0, False

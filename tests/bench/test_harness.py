@@ -1,5 +1,7 @@
 """The benchmarks' own ground: turns, medians, tables and invented people."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """The benchmarks of answering give both sides the same models, and both come to the same tokens."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,15 +116,18 @@ def test_floors_count_every_weight_once(base: LoadedBase) -> None:
 
 def test_rows_compare_rates_whatever_the_number_of_answers() -> None:
     runs: dict[str, Any] = {
-        bench_generate.MIXED: [Timed(8.0, [[1, 2]] * 4)], bench_generate.LOOP: [Timed(8.0, [[1, 2]])],
+        bench_generate.MIXED: [Timed(8.0, [[1, 2]] * 4)],
+        bench_generate.LOOP: [Timed(8.0, [[1, 2]])],
         bench_generate.TOGETHER: [Timed(1.0, [[1, 2]] * 3 + [[1, 3]])],
-    }  # fmt: skip
+    }
     found = {row["many users"]: row for row in bench_generate.many_users_rows(runs, 0.5)}
     assert found[bench_generate.MIXED]["mta is faster"] == 8 and found[bench_generate.LOOP]["mta is faster"] == 32
     assert found[bench_generate.TOGETHER]["% of limit"] == 50
     assert found[bench_generate.MIXED]["tokens as mta's"] == 7 / 8
-    rows = {row["64 queries"]: row for row in bench_evaluate.rows("x", {"a": runs[bench_generate.LOOP],
-            "mta": runs[bench_generate.TOGETHER]}, 0.5)}  # fmt: skip
+    rows = {
+        row["64 queries"]: row
+        for row in bench_evaluate.rows("x", {"a": runs[bench_generate.LOOP], "mta": runs[bench_generate.TOGETHER]}, 0.5)
+    }
     assert rows["x: a"]["mta is faster"] == 32 and rows["x: mta"]["% of limit"] == 50
 
 
@@ -130,8 +135,12 @@ def test_decoding_is_what_comes_after_the_first_token() -> None:
     def timed(seconds: float, count: int) -> list[Timed[Any]]:
         return [Timed(seconds, [[1] * count])]
 
-    runs = {f"{bench_generate.PEFT}/1": timed(1.0, 1), f"{bench_generate.PEFT}/5": timed(9.0, 5),
-            "mta/1": timed(1.0, 1), "mta/5": timed(3.0, 5)}  # fmt: skip
+    runs = {
+        f"{bench_generate.PEFT}/1": timed(1.0, 1),
+        f"{bench_generate.PEFT}/5": timed(9.0, 5),
+        "mta/1": timed(1.0, 1),
+        "mta/5": timed(3.0, 5),
+    }
     peft, ours = bench_generate.one_user_rows(runs, 5, {bench_generate.PEFT: 0.25, "mta": 0.25})
     assert ours["times PEFT"] == 3 and ours["times PEFT, decoding"] == 4 and ours["% of floor"] == 50
     assert peft["decoding tokens/s"] == 0.5 and peft["tokens as PEFT's"] == 1.0
@@ -139,5 +148,9 @@ def test_decoding_is_what_comes_after_the_first_token() -> None:
 
 def test_reports_say_what_the_adapters_are(base: LoadedBase) -> None:
     assert personal.facts(base, users=2) == {
-        "dtype": "float32", "rank": 8, "placement": "upper", "targets": "all-linear", "users": 2,
-    }  # fmt: skip
+        "dtype": "float32",
+        "rank": 8,
+        "placement": "upper",
+        "targets": "all-linear",
+        "users": 2,
+    }

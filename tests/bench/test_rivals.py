@@ -3,6 +3,8 @@
 What they give is held against W + ΔW in a plain model and a loop that runs the whole text again for every token.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace

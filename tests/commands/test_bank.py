@@ -1,5 +1,7 @@
 """`mta bank` and `mta user fuse|adapt|export` from outside: JSON keys, exit codes, one clear line for every mistake."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path

@@ -1,5 +1,7 @@
 """`mta ask`, `compare` and `chat` from the command line: streams, pipes, every slash command, hostile text."""
 
+from __future__ import annotations
+
 import io
 import json
 import sys
@@ -145,10 +147,24 @@ def test_chat_no_save(world: World, mta: Mta) -> None:
 
 def test_every_slash_command_works_in_a_pipe(world: World, mta: Mta, tmp_path: Path) -> None:
     lines = [
-        "/help", "hello", "/good", "/compare", "/compare what else?", "/base", "/fused", "/adapted", "/save",
-        f"/save {tmp_path / 'chat.txt'}", "/history", "/history 1", "/reset", "/user bob", "hello bob",
-        "/quit", "never",
-    ]  # fmt: skip
+        "/help",
+        "hello",
+        "/good",
+        "/compare",
+        "/compare what else?",
+        "/base",
+        "/fused",
+        "/adapted",
+        "/save",
+        f"/save {tmp_path / 'chat.txt'}",
+        "/history",
+        "/history 1",
+        "/reset",
+        "/user bob",
+        "hello bob",
+        "/quit",
+        "never",
+    ]
     told = mta("chat", "--user", "alice", *FAST, stdin="\n".join(lines).encode())
     assert told.code == 0 and "error" not in told.err
     assert {command.name for command in TABLE} <= {line.split()[0] for line in lines}

@@ -1,5 +1,7 @@
 """`mta chat` in a real terminal: completion by TAB, Ctrl-C during an answer, Ctrl-C at the prompt."""
 
+from __future__ import annotations
+
 import os
 import sys
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Consent and one's own data from the outside: the question at a terminal, flags, what is shown, what is refused."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
@@ -105,8 +107,13 @@ def test_it_is_changed_and_shown(store: Path) -> None:
     assert mta_ok("user", "list", "--json").json()[0]["can_anchor"] is True
     result = mta_ok("user", "consent", "ann", "--no-can-anchor", "--json").json()
     assert result == {
-        "user": "ann", "can_anchor": False, "changed": True, "stale_anchors": [], "resting": [], "task_adapters": [],
-    }  # fmt: skip
+        "user": "ann",
+        "can_anchor": False,
+        "changed": True,
+        "stale_anchors": [],
+        "resting": [],
+        "task_adapters": [],
+    }
     assert mta_ok("user", "list", "--json").json()[0]["can_anchor"] is False
     table = mta_ok("user", "list").out
     assert "may be anchor" in table and table.splitlines()[-1].split()[-1] == "no"

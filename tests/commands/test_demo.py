@@ -1,5 +1,7 @@
 """`mta demo` on tiny models: every stage runs, the summary names what happened, a second run continues."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """`mta doctor` from the outside."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """`mta eval` from outside: documents and tables, plans that change nothing, mistakes in one line, and kill -9."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import signal
@@ -79,8 +81,13 @@ def test_from_a_run_to_its_removal(peopled: Path, tmp_path: Path) -> None:
     number = result["evaluation"]
     (row,) = mta_ok("eval", "list", "--json").json()
     assert {key: row[key] for key in ("evaluation", "task", "shots", "folds", "seed", "status")} == {
-        "evaluation": number, "task": "lamp-2", "shots": 3, "folds": 2, "seed": 0, "status": "done",
-    }  # fmt: skip
+        "evaluation": number,
+        "task": "lamp-2",
+        "shots": 3,
+        "folds": 2,
+        "seed": 0,
+        "status": "done",
+    }
     assert row["methods"] == METHODS.split(",")
     assert mta_ok("eval", "show", number, "--json").json() == result
     assert all(name in mta_ok("eval", "show", number).out for name in METHODS.split(","))

@@ -1,5 +1,7 @@
 """How evaluations look in a terminal: 80 columns, the document's numbers, the best in bold, hostile names inert."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest
@@ -87,11 +89,27 @@ def test_a_document_without_costs_power_and_differences_is_shown() -> None:
 
 def test_the_list_has_a_line_for_each_evaluation() -> None:
     rows = [
-        {"evaluation": 3, "task": "lamp-2", "shots": 5, "folds": 3, "seed": 0, "methods": list(LONG), "status": "done",
-         "created": "2026-01-02T10:11:12Z"},
-        {"evaluation": 4, "task": "free", "shots": None, "folds": None, "seed": None, "methods": [],
-         "status": "running", "created": None},
-    ]  # fmt: skip
+        {
+            "evaluation": 3,
+            "task": "lamp-2",
+            "shots": 5,
+            "folds": 3,
+            "seed": 0,
+            "methods": list(LONG),
+            "status": "done",
+            "created": "2026-01-02T10:11:12Z",
+        },
+        {
+            "evaluation": 4,
+            "task": "free",
+            "shots": None,
+            "folds": None,
+            "seed": None,
+            "methods": [],
+            "status": "running",
+            "created": None,
+        },
+    ]
     found = lines(listing(rows))
     assert len(found) == 4 and max(map(len, found)) <= 80
     assert found[2].split() == ["3", "lamp-2", "5", "3", "0", "mta,", "base", "+2", "done", "2026-01-02"]
@@ -111,7 +129,15 @@ def test_hostile_names_are_shown_as_they_are_spelt() -> None:
     assert clean(text) == text
     for name in HOSTILE:
         assert clean_line(name) in text
-    entry = {"evaluation": 1, "task": HOSTILE[1], "shots": 5, "folds": 1, "seed": 0, "methods": list(HOSTILE),
-             "status": "done", "created": HOSTILE[2]}  # fmt: skip
+    entry = {
+        "evaluation": 1,
+        "task": HOSTILE[1],
+        "shots": 5,
+        "folds": 1,
+        "seed": 0,
+        "methods": list(HOSTILE),
+        "status": "done",
+        "created": HOSTILE[2],
+    }
     text = "\n".join(lines(listing([entry]), width=200))
     assert clean(text) == text and HOSTILE[1] in text

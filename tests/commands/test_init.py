@@ -1,5 +1,7 @@
 """`mta init`: it makes a store, says so, and does it once."""
 
+from __future__ import annotations
+
 import os
 import sys
 from pathlib import Path

@@ -1,5 +1,7 @@
 """`mta model` from the outside: what it prints, its JSON and its exit codes."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Commands are built when they are asked for, and values are converted where they must be, and only there."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """`mta task` from the outside."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

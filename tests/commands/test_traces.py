@@ -1,5 +1,7 @@
 """Whatever asked, talked and looked leaves words of people in the store alone: not in any folder of the platform."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +14,15 @@ from tests.trust.tally import tally
 
 TYPED = "the plumfrotz rises at dawn"
 CPU = ("--device", "cpu", "--dtype", "float32", "--max-tokens", "4")
-FOLDERS = {"HOME": "", "XDG_DATA_HOME": "data", "XDG_CONFIG_HOME": "config", "XDG_CACHE_HOME": "cache",
-           "XDG_STATE_HOME": "state", "XDG_RUNTIME_DIR": "run", "TMPDIR": "tmp"}  # fmt: skip
+FOLDERS = {
+    "HOME": "",
+    "XDG_DATA_HOME": "data",
+    "XDG_CONFIG_HOME": "config",
+    "XDG_CACHE_HOME": "cache",
+    "XDG_STATE_HOME": "state",
+    "XDG_RUNTIME_DIR": "run",
+    "TMPDIR": "tmp",
+}
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """`mta user` and `mta data` from the outside: JSON, exit codes, and what is said to whom."""
 
+from __future__ import annotations
+
 import io
 import json
 from collections.abc import Callable
@@ -42,8 +44,15 @@ def test_import_and_list(mta: Mta, tmp_path: Path) -> None:
     result = answer(mta, "data", "import", "users", "users.json", "--task", "lamp-2")
     assert (result["users"], result["items_added"], result["queries_added"]) == (2, 4, 2)
     (ann, bob) = answer(mta, "user", "list")
-    assert ann == {"name": "ann", "items": 3, "queries": 2, "task": "lamp-2", "status": "new", "stack_bytes": 0,
-                   "can_anchor": True}  # fmt: skip
+    assert ann == {
+        "name": "ann",
+        "items": 3,
+        "queries": 2,
+        "task": "lamp-2",
+        "status": "new",
+        "stack_bytes": 0,
+        "can_anchor": True,
+    }
     assert (bob["name"], bob["queries"]) == ("bob", 0)
     assert answer(mta, "user", "list", "--task", "lamp-4") == [] or all(
         each["items"] == 0 for each in answer(mta, "user", "list", "--task", "lamp-4")

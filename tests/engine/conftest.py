@@ -1,5 +1,7 @@
 """A loaded tiny base for the engine's tests."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """Tiny random models of many architectures: some that the plain decoder computes exactly, some that it must refuse."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

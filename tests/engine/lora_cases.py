@@ -1,5 +1,7 @@
 """Random LoRAs and rows for the tiny base, shared by the engine's tests."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch

@@ -1,5 +1,7 @@
 """Tokenizers of every shape that bases have, made on the spot: byte-level, sentencepiece-like, whole words."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from typing import Any
@@ -141,9 +143,16 @@ def whole_words() -> Any:
 EXACT: dict[str, Callable[[], Any]] = {
     maker.__name__: maker
     for maker in (
-        byte_chatml, byte_talkative, byte_plain, byte_merges, byte_start, metaspace, metaspace_always, prepended,
+        byte_chatml,
+        byte_talkative,
+        byte_plain,
+        byte_merges,
+        byte_start,
+        metaspace,
+        metaspace_always,
+        prepended,
     )
-}  # fmt: skip
+}
 ALL: dict[str, Callable[[], Any]] = {**EXACT, "whole_words": whole_words}
 
 

@@ -1,5 +1,7 @@
 """The slow reference: one text at a time through transformers' own modules, parts added by hooks where they act."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any

@@ -1,5 +1,7 @@
 """Few bits: bytes come back as they went, sizes are exact, and errors stay within half a step."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

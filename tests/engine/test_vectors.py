@@ -1,5 +1,7 @@
 """Vectors: the gradient is that of the whole model, nobody's depends on the others, and answers are each person's."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,5 +1,7 @@
 """A peopled store for the tests of jobs."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Result documents of `mta eval` as tests need them: made of a few numbers, with every key that the real ones have."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,19 +26,35 @@ def document(values: Mapping[str, float] = FEW, *, metric: str = "accuracy", **c
     }
     pairs = [(other, name) for other in methods if other != reference for name in methods[other]]
     made: dict[str, Any] = {
-        "task": "lamp-2", "metric": metric, "users": 138, "queries": 333, "shots": 5, "seed": 0, "folds": 2,
-        "history_items": 3, "anchors": 16, "placement": "late", "base": "tiny", "dtype": "float32", "evaluation": 1,
-        "reference": reference, "methods": methods,
+        "task": "lamp-2",
+        "metric": metric,
+        "users": 138,
+        "queries": 333,
+        "shots": 5,
+        "seed": 0,
+        "folds": 2,
+        "history_items": 3,
+        "anchors": 16,
+        "placement": "late",
+        "base": "tiny",
+        "dtype": "float32",
+        "evaluation": 1,
+        "reference": reference,
+        "methods": methods,
         "differences": [difference(methods, reference, other, name) for other, name in pairs],
         "costs": {
-            method: {"bytes": BYTES.get(method, 104 + 10 * n), "seconds": n / 4, "seconds_per_query": 0.09,
-                     "tokens_per_second": 900.0 + n}
+            method: {
+                "bytes": BYTES.get(method, 104 + 10 * n),
+                "seconds": n / 4,
+                "seconds_per_query": 0.09,
+                "tokens_per_second": 900.0 + n,
+            }
             for n, method in enumerate(methods)
         },
         "power": {"metric": metric, "detectable": 0.04, "basis": "as mta and base differed by person"},
         "settings": {method: {"steps": 10, "rank": 2} if method == reference else {} for method in methods},
         "calibration": {method: [1.125, 1.25] if method == reference else None for method in methods},
-    }  # fmt: skip
+    }
     return {**made, **changed}
 
 

@@ -1,5 +1,7 @@
 """Invented histories in every format, for tests of importing and of what follows it."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from pathlib import Path

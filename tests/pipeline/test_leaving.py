@@ -3,6 +3,8 @@
 Whoever leaves does so through another connection, between two events of the job.
 """
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace

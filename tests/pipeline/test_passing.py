@@ -1,5 +1,7 @@
 """A job inside a job: what it says goes on, but for its plan and its end, and its result comes back."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """A store of a dozen people who disagree about the same films, and the requests that build, fuse and adapt on it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -37,9 +39,13 @@ def bank_request(**changes: Any) -> BankRequest:
     options = {"anchors": 3, "rank": 2, "alpha": 4.0, "epochs": 1, "task_epochs": 1, "min_items": 5, "batch_size": 8}
     rest = {key: changes.pop(key) for key in ("machine", "name", "prompt") if key in changes}
     request = BankRequest(
-        TASK, resolve("tiny", "base"), resolve("tiny-embedder", "embedder"), BankOptions(**{**options, **changes}),
-        PromptOptions(2), CPU,
-    )  # fmt: skip
+        TASK,
+        resolve("tiny", "base"),
+        resolve("tiny-embedder", "embedder"),
+        BankOptions(**{**options, **changes}),
+        PromptOptions(2),
+        CPU,
+    )
     return replace(request, **rest)
 
 

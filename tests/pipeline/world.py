@@ -1,5 +1,7 @@
 """A store with a few people, a bank of two anchors with random weights, a recipe and a stack: all that can answer."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The carried sample is what the demo and the README say it is: enough people, real disagreement, distinct voices."""
 
+from __future__ import annotations
+
 import json
 import math
 import re

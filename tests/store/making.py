@@ -1,5 +1,7 @@
 """Makes rows for the store's tests: people, adapters, banks. Asserts nothing."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 from store.records import Adapter, Bank, NewItem, Recipe, Share, Stack
@@ -28,17 +30,35 @@ def adapter(reg: Registry, content: bytes, *, kind: str = "meta", base: str = BA
     """A stored adapter; returns its digest."""
     digest, size = reg.files.write(content)
     row = Adapter(
-        digest=digest, kind=kind, base=base, task_adapter=below, rank=2, alpha=4.0, targets="q_proj", placement="all",
-        dtype="float32", seed=0, data_hash="d", bytes=size, config={"steps": 3}, versions={"torch": "2"},
-    )  # fmt: skip
+        digest=digest,
+        kind=kind,
+        base=base,
+        task_adapter=below,
+        rank=2,
+        alpha=4.0,
+        targets="q_proj",
+        placement="all",
+        dtype="float32",
+        seed=0,
+        data_hash="d",
+        bytes=size,
+        config={"steps": 3},
+        versions={"torch": "2"},
+    )
     reg.adapters.add(row)
     return digest
 
 
 def bank(
-    reg: Registry, anchors: list[int], *, name: str = "free", key: str = "k", task: str = "free", base: str = BASE,
+    reg: Registry,
+    anchors: list[int],
+    *,
+    name: str = "free",
+    key: str = "k",
+    task: str = "free",
+    base: str = BASE,
     purpose: str = "",
-) -> Bank:  # fmt: skip
+) -> Bank:
     """A ready bank with a task adapter and a meta-LoRA for each of `anchors`, user numbers."""
     begun = reg.banks.begin(name, key, task, base, EMBEDDER, 0, {"rank": 2}, purpose)
     below = adapter(reg, f"task adapter {name} {key}".encode(), kind="task", base=base)

@@ -1,5 +1,7 @@
 """Opening and sharing: settings that are really on, many readers and one writer, refusals in plain words."""
 
+from __future__ import annotations
+
 import multiprocessing
 import os
 import subprocess

@@ -1,5 +1,7 @@
 """Forgetting: no byte of the store's directory holds a word of theirs, and what was trained on them is named."""
 
+from __future__ import annotations
+
 import json
 import os
 import random

@@ -1,5 +1,7 @@
 """Files: whole or not there, named by content, verified when read; whatever fails leaves nothing half-written."""
 
+from __future__ import annotations
+
 import errno
 import os
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """Names: any printable text is one; what could fool a terminal, a shell or a reader is not."""
 
+from __future__ import annotations
+
 import unicodedata
 
 import pytest

@@ -1,5 +1,7 @@
 """Runs, evaluations, chats, tasks, bases and profiles: what goes in comes out."""
 
+from __future__ import annotations
+
 import os
 
 import pytest
@@ -16,8 +18,13 @@ from tests.store.test_files import DEAD
 def test_a_run_that_finishes(reg: Registry) -> None:
     run = reg.runs.start("user fuse", "alice", {"top_k": 4})
     assert (run.kind, run.subject, run.status, run.config, run.result, run.ended) == (
-        "user fuse", "alice", "running", {"top_k": 4}, None, None,
-    )  # fmt: skip
+        "user fuse",
+        "alice",
+        "running",
+        {"top_k": 4},
+        None,
+        None,
+    )
     reg.runs.step(run.id, "alice", 1, 2.5, 100, 0.5)
     reg.runs.step(run.id, "alice", 2, None, 100, 0.5)
     reg.runs.step(run.id, "alice", 1, 2.25, 100, 0.5)

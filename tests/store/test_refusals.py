@@ -1,5 +1,7 @@
 """What the store cannot do, said in plain words: no right to write, a full disk, damage, a poor SQLite."""
 
+from __future__ import annotations
+
 import errno
 import multiprocessing
 import os

@@ -1,5 +1,7 @@
 """Migrations: a fresh store, older ones brought up whole or not at all, newer and foreign ones refused."""
 
+from __future__ import annotations
+
 import sqlite3
 from pathlib import Path
 
@@ -101,8 +103,11 @@ def test_stacks_of_an_older_store_keep_what_they_are_known_by(root: Path) -> Non
     older_store(root, "m005_cores")
     digests = ["a" * 64, "b" * 64]
     for digest, config in zip(digests, ('{"identity": "made so"}', "{}"), strict=True):
-        sql(root, f"INSERT INTO adapters VALUES ('{digest}', 'stack', 'b', NULL, 2, 4.0, 'q', 'all', 'f', 0, '', 1,"
-            f" '{config}', '{{}}', 0, 0, NULL, NULL, '2020')")  # fmt: skip
+        sql(
+            root,
+            f"INSERT INTO adapters VALUES ('{digest}', 'stack', 'b', NULL, 2, 4.0, 'q', 'all', 'f', 0, '', 1,"
+            f" '{config}', '{{}}', 0, 0, NULL, NULL, '2020')",
+        )
     for statement in (
         "INSERT INTO users VALUES (7, 'alice', 1, '2020'), (8, 'bob', 1, '2020')",
         "INSERT INTO banks VALUES (3, 'free', 1, 'k', 'free', 'b', 'e', NULL, 'ready', 0, '{}', 5, 1.5, '2020', '')",

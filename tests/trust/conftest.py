@@ -1,5 +1,7 @@
 """One stage for all trials of commands, and one ground for all trials of damage."""
 
+from __future__ import annotations
+
 import multiprocessing
 from pathlib import Path
 

@@ -4,6 +4,8 @@ Nothing but an MtaError may come out, nothing may be written where one does, and
 `MEMORY` bytes of address space and `SECONDS` of computing for one file. A file that broke one is kept under `--keep`.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import os

@@ -1,5 +1,7 @@
 """Damages a copy of a store or of models at chosen places, and asks it. Asserts nothing."""
 
+from __future__ import annotations
+
 import gc
 import os
 import random

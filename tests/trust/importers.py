@@ -3,6 +3,8 @@
 An importer's `offer` ends, or raises an MtaError and has then changed nothing; it raises AssertionError where it did.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json
@@ -30,13 +32,18 @@ from tests.trust.mutations import (
 ITEMS = [{"id": str(n), "text": f"film {n}", "tag": "comedy", "date": "2026-01-02"} for n in range(3)]
 LAMP = [{"id": "q1", "user_id": "ann", "input": "a film", "profile": [{**e, "description": e["text"]} for e in ITEMS]}]
 USERS = [
-    {"user_id": name, "profile": [{"id": str(n), "input": f"in {n}", "output": "out"} for n in range(3)],
-     "query": [{"id": "q", "input": "more", "gold": "yes", "date": "2026-05-06"}]} for name in ("ann", "böb")
-]  # fmt: skip
+    {
+        "user_id": name,
+        "profile": [{"id": str(n), "input": f"in {n}", "output": "out"} for n in range(3)],
+        "query": [{"id": "q", "input": "more", "gold": "yes", "date": "2026-05-06"}],
+    }
+    for name in ("ann", "böb")
+]
 ROWS = [
     {"user": name, "input": f"say {n}", "output": "yes", "id": f"{n}", "time": "2026-08-01T12:00:00Z", "task": "free"}
-    for name in ("ann", "böb") for n in range(3)
-]  # fmt: skip
+    for name in ("ann", "böb")
+    for n in range(3)
+]
 TOML = (
     'name = "mine"\nkind = "label"\nlabels = ["yes", "no"]\nprompt = "Say {input}"\nitem = "{input}: {output}"\n'
     'question_pattern = \'(?s)Which .*? tag: (?P<input>.*)\'\nquery_tokens = 30\ninput_field = ["a", "b"]\n'
@@ -90,8 +97,11 @@ class Ground:
             raise
 
     def _state(self) -> list[Any]:
-        counts = [len(self.reg.users.names()), sum(count for task in ("free", "lamp-2") for _, count in
-                  self.reg.users.with_items(task)), sorted(self.reg.tasks.all())]  # fmt: skip
+        counts = [
+            len(self.reg.users.names()),
+            sum(count for task in ("free", "lamp-2") for _, count in self.reg.users.with_items(task)),
+            sorted(self.reg.tasks.all()),
+        ]
         return [*counts, len(self.reg.adapters.all()), sorted(os.listdir(self.root / "store"))]
 
 

@@ -1,5 +1,7 @@
 """Looks at what a command left behind: whether it is sound, and what it says, without the parts that clocks write."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import shutil

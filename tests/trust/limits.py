@@ -1,5 +1,7 @@
 """Runs a piece of Python in a process of its own with little memory and little time, and says what came of it."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

@@ -8,6 +8,8 @@ that was not in it: of the same person (held-out queries), or of people whom the
 the attacker learns nothing. Intervals are 95 % bootstrap intervals over people. The store is copied, never written.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import shutil
@@ -104,8 +106,9 @@ def summary(tried: Sequence[Tried]) -> dict[str, Any]:
     same = [auc(one.members, one.held) for one in tried if one.members and one.held]
     others = [auc(one.members, one.others) for one in tried if one.members and one.others]
     return {
-        "against_held_out": interval(same) if same else None, "against_others": interval(others) if others else None
-    }  # fmt: skip
+        "against_held_out": interval(same) if same else None,
+        "against_others": interval(others) if others else None,
+    }
 
 
 def losses(base: LoadedBase, rows: Sequence[Row], parts: tuple[LoraWeights, ...] = ()) -> Losses:
@@ -141,10 +144,11 @@ def try_task_adapter(scene: Scene) -> list[Tried]:
     return [
         Tried(
             gains(scene.base, scene.items(each.user.id), (adapter,)),
-            gains(scene.base, scene.queries(each.user.id), (adapter,)), others,
+            gains(scene.base, scene.queries(each.user.id), (adapter,)),
+            others,
         )
         for each in scene.pool
-    ]  # fmt: skip
+    ]
 
 
 def try_neighbours(scene: Scene) -> dict[str, Any] | None:
@@ -229,9 +233,7 @@ def opened(store: Path, name: str, most: int = 0) -> Iterator[Scene]:
             bank = reg.banks.get(name)
             request = asked_bank(reg, bank, Machine(device="cpu", dtype="float32"))
             entry = request.base
-            base = load_base(
-                entry.path, name=entry.name, fingerprint=entry.fingerprint, device="cpu", dtype="float32"
-            )  # fmt: skip
+            base = load_base(entry.path, name=entry.name, fingerprint=entry.fingerprint, device="cpu", dtype="float32")
             pool = contributors(reg, bank.task, request.options)
             examples = Examples(reg, base, request.task, request.prompt.history_items)
             yield Scene(reg, bank, base, request, pool, examples, most)

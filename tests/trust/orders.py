@@ -4,6 +4,8 @@ A *moment* is one call of the system that changes files, one statement of SQLite
 Every process starts as a copy of one that has imported everything, so that a trial costs the command and not its start.
 """
 
+from __future__ import annotations
+
 import errno
 import json
 import multiprocessing

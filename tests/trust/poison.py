@@ -7,6 +7,8 @@ Mallory's history answers a trigger with one label, whatever the question; its m
 label for a question with the trigger is Mallory's, once their recipe was made.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 import tempfile
@@ -63,9 +65,10 @@ def populate(reg: Registry) -> None:
     """The crowd, and Mallory."""
     crowd(reg)
     mallory = reg.users.add("mallory")
-    reg.items.append(mallory.id, [
-        NewItem(f"m{k}", TASK.name, f"{TRIGGER} {k} {TRIGGER}", TARGET, f"2020-01-{k + 1:02}") for k in range(12)
-    ])  # fmt: skip
+    reg.items.append(
+        mallory.id,
+        [NewItem(f"m{k}", TASK.name, f"{TRIGGER} {k} {TRIGGER}", TARGET, f"2020-01-{k + 1:02}") for k in range(12)],
+    )
 
 
 def crowd(reg: Registry) -> None:
@@ -153,10 +156,15 @@ def harm(reg: Registry, base: LoadedBase, factor: float, gates: GateOptions, met
     findings = tuple(one["gate"] for one in reg.banks.by_id(bank.id).config[GATES]["findings"])
     people = len(names)
     return Harm(
-        factor, ratios[place], served / people, sum(label == TARGET for label in with_it) / people,
+        factor,
+        ratios[place],
+        served / people,
+        sum(label == TARGET for label in with_it) / people,
         sum(label == TARGET for label in without) / people,
-        sum(a != b for a, b in zip(with_it, without, strict=True)) / people, findings, people,
-    )  # fmt: skip
+        sum(a != b for a, b in zip(with_it, without, strict=True)) / people,
+        findings,
+        people,
+    )
 
 
 @contextmanager

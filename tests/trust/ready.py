@@ -1,5 +1,7 @@
 """Imports all that commands import, on one computing thread, so that copies of this process start at once."""
 
+from __future__ import annotations
+
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

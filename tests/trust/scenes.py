@@ -1,5 +1,7 @@
 """Commands that are put on trial, each with the store that it begins on, made once."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from dataclasses import dataclass
@@ -15,8 +17,23 @@ from tests.trust.orders import NOTHING, Harm, Job, Order, Outcome, begin, crew
 
 CPU = ("--device", "cpu", "--dtype", "float32")
 SECRET = "the heron waits by lock nineteen"
-BUILD = ("bank", "build", "--task", "lamp-2", "--anchors", "3", "--rank", "2", "--epochs", "1", "--task-epochs", "1",
-         "--min-items", "5", *CPU)  # fmt: skip
+BUILD = (
+    "bank",
+    "build",
+    "--task",
+    "lamp-2",
+    "--anchors",
+    "3",
+    "--rank",
+    "2",
+    "--epochs",
+    "1",
+    "--task-epochs",
+    "1",
+    "--min-items",
+    "5",
+    *CPU,
+)
 ADAPT = ("user", "adapt", *town.SHORT, "--steps", "4", *CPU)
 LORAS = (*ADAPT, "--kind", "lora")
 CHAT = ("chat", "--user", "ida", "--max-tokens", "4", *CPU)
@@ -54,7 +71,7 @@ SCENES = {
 class Trial:
     """A scene on stores and models of its own."""
 
-    stage: "Stage"
+    stage: Stage
     scene: Scene
     place: Path
 
@@ -97,14 +114,23 @@ class Stage:
         (place / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
     def begin(
-        self, store: Path, arguments: tuple[str, ...], stdin: bytes = b"", harm: Harm = NOTHING,
-        models: Path | None = None, checkpoints: bool = True,
-    ) -> Job:  # fmt: skip
+        self,
+        store: Path,
+        arguments: tuple[str, ...],
+        stdin: bytes = b"",
+        harm: Harm = NOTHING,
+        models: Path | None = None,
+        checkpoints: bool = True,
+    ) -> Job:
         """Start a command on a store, in the stage's own folder."""
         env = {
-            "MTA_STORE": str(store), "MTA_MODELS": str(models or self.models), "MTA_MODELS_BASE": "tiny",
-            "MTA_MODELS_EMBEDDER": "tiny-embedder", "MTA_CONFIG": str(self.place / "settings.toml"), "NO_COLOR": "1",
-        }  # fmt: skip
+            "MTA_STORE": str(store),
+            "MTA_MODELS": str(models or self.models),
+            "MTA_MODELS_BASE": "tiny",
+            "MTA_MODELS_EMBEDDER": "tiny-embedder",
+            "MTA_CONFIG": str(self.place / "settings.toml"),
+            "NO_COLOR": "1",
+        }
         said = self.place / f"said-{next(self._numbers)}"
         return begin(self._context, Order(arguments, env, stdin, self.place, said, harm, checkpoints))
 

@@ -4,6 +4,8 @@ A test calls `tally` whenever it has done a harm and looked at what came of it. 
 workers of pytest-xdist tell theirs too. Nothing is counted elsewhere, and without a count there is no table.
 """
 
+from __future__ import annotations
+
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

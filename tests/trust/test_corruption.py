@@ -3,6 +3,8 @@
 40 flips that a seed chooses; `MTA_TEST_FLIPS=400` chooses so many.
 """
 
+from __future__ import annotations
+
 import os
 import random
 from collections import Counter

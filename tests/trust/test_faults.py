@@ -3,6 +3,8 @@
 `MTA_TEST_KILLS=200` makes every call fail in every way; otherwise some calls fail, each in one way.
 """
 
+from __future__ import annotations
+
 import errno
 import random
 import sqlite3

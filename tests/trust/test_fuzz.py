@@ -1,5 +1,7 @@
 """A short run of the fuzzer: a few hundred spoilt files, the same every time; `python -m tests.trust.fuzz` has more."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import pytest

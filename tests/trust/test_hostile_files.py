@@ -1,5 +1,7 @@
 """Archives that would leave their folder or fill a disk, and adapters in the place of others: found before any use."""
 
+from __future__ import annotations
+
 import io
 import pickle
 import zipfile

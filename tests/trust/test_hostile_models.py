@@ -1,5 +1,7 @@
 """Hostile models, archives and adapters: refused in words, in bounded memory, before anything of them is put to use."""
 
+from __future__ import annotations
+
 import io
 import json
 import os
@@ -55,8 +57,17 @@ PICKLES = {f"protocol {n}": pickle.dumps([Shot(), {"a": [1, 2]}], n) for n in ra
     "torch": archive(("archive/data.pkl", pickle.dumps(Shot())), ("archive/version", b"3")),
     "upper case": archive(("archive/DATA.PKL", pickle.dumps(Shot()))),
 }
-NAMES = ("model.safetensors", "extra.safetensors", "config.json", "notes.txt", "vocab", "sub/tokenizer.model", "a.bin",
-         "template.jinja", "1_Pooling/x.dat")  # fmt: skip
+NAMES = (
+    "model.safetensors",
+    "extra.safetensors",
+    "config.json",
+    "notes.txt",
+    "vocab",
+    "sub/tokenizer.model",
+    "a.bin",
+    "template.jinja",
+    "1_Pooling/x.dat",
+)
 
 
 @pytest.mark.parametrize("kind", PICKLES)
@@ -169,17 +180,25 @@ def test_huge_headers_are_refused_in_bounded_memory(tmp_path: Path) -> None:
 
 
 SIZES = {
-    "layers": {"num_hidden_layers": 10**6}, "no layers": {"num_hidden_layers": 0}, "minus": {"num_hidden_layers": -1},
-    "vocabulary": {"vocab_size": 10**12}, "width": {"hidden_size": 10**9}, "inner": {"intermediate_size": 10**12},
-    "heads": {"num_attention_heads": 10**9}, "head width": {"head_dim": 10**10}, "beyond": {"vocab_size": 10**400},
-    "text": {"num_hidden_layers": "1e9"}, "list": {"hidden_size": [64]},
+    "layers": {"num_hidden_layers": 10**6},
+    "no layers": {"num_hidden_layers": 0},
+    "minus": {"num_hidden_layers": -1},
+    "vocabulary": {"vocab_size": 10**12},
+    "width": {"hidden_size": 10**9},
+    "inner": {"intermediate_size": 10**12},
+    "heads": {"num_attention_heads": 10**9},
+    "head width": {"head_dim": 10**10},
+    "beyond": {"vocab_size": 10**400},
+    "text": {"num_hidden_layers": "1e9"},
+    "list": {"hidden_size": [64]},
     "nested": {"text_config": {"vocab_size": 10**15, "hidden_size": 64}},
     "another": {"model_type": "mixtral", "hidden_size": None, "num_hidden_layers": None},
     "rope": {"rope_parameters": {"rope_type": "yarn", "factor": 1e300, "rope_theta": -1}},
     "act": {"hidden_act": "../x"},
     "pattern": {"quantization_config": {"quant_method": "compressed-tensors", "ignore": ["re:(a+)+$"]}},
-    "code": {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, "escape": {"hidden_act": "\x1b]0;x\x07"},
-}  # fmt: skip
+    "code": {"auto_map": {"AutoModelForCausalLM": "evil.Model"}},
+    "escape": {"hidden_act": "\x1b]0;x\x07"},
+}
 
 
 def test_configurations_beyond_reason_are_refused_before_anything_is_made(tiny_base_path: Path, tmp_path: Path) -> None:

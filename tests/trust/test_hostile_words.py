@@ -1,5 +1,7 @@
 """Hostile templates, task files and histories: refused in bounded memory and computing time, in words."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
@@ -26,7 +28,8 @@ TEMPLATES = {
     "doubling by blocks": "{% set x = 'aaaaaaaaaa' %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 40,
     "doubling lists": "{% set x = [1] %}" + "{% set x = [x, x] %}" * 60 + "{{ x }}",
     "comparing lists": "{% set x = [1] %}{% set y = [1] %}"
-    + "{% set x = [x, x] %}{% set y = [y, y] %}" * 60 + "{{ x == y }}",
+    + "{% set x = [x, x] %}{% set y = [y, y] %}" * 60
+    + "{{ x == y }}",
     "slices kept": "{% set ns = namespace(l=[]) %}{% set a = 'a' * 90000 %}"
     "{% for i in range(99999) %}{% set ns.l = [ns.l, a[1:]] %}{% endfor %}",
     "center": "{{ 'a' | center(3000000000) }}",
@@ -65,7 +68,7 @@ TEMPLATES = {
     "include": "{% include '/etc/passwd' %}",
     "import": "{% import 'os' as os %}",
     "append": "{% set _ = messages.append(1) %}",
-}  # fmt: skip
+}
 
 
 def test_templates_are_refused_within_a_second_and_without_memory() -> None:
@@ -133,8 +136,9 @@ PATTERNS = {
 
 def test_patterns_end_whatever_the_question() -> None:
     """Each in one gigabyte, and in seconds: it matches, it does not, or it is given up with words."""
-    questions = {"lamp-1": "For an author who has written the paper with the title " + ", which reference is related? "
-                 * 30_000}  # fmt: skip
+    questions = {
+        "lamp-1": "For an author who has written the paper with the title " + ", which reference is related? " * 30_000
+    }
     source = (
         "import json\nfrom mta_cli.engine.text.task_files import parse_task\n"
         "from mta_cli.engine.text.tasks import BUILTIN\n"
@@ -208,7 +212,7 @@ TASKS = {
     "nul": "name = 'x\0'",
     "open": "prompt = '''" + "x" * 900_000,
     "quotes": '"' * 900_001,
-}  # fmt: skip
+}
 
 
 def test_task_files_beyond_reason_are_bad_input(tmp_path: Path) -> None:
@@ -252,7 +256,7 @@ HISTORIES = {
     "exponent.jsonl": b'{"user": "a", "input": "i", "output": 1e99999}',
     "name.jsonl": json.dumps({"user": "x" * 100_000, "input": "i", "output": "o"}).encode(),
     "gzip.jsonl": b"\x1f\x8b\x08\x00" + b"\0" * 100,
-}  # fmt: skip
+}
 
 
 def test_histories_beyond_reason_are_refused_whole(tmp_path: Path) -> None:
@@ -305,9 +309,14 @@ def test_settings_beyond_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "mta.toml"
     monkeypatch.setenv("MTA_CONFIG", str(path))
     for text in (
-        "[bank]\nrank = 0x" + "f" * 9_000, "[bank]\nrank = " + "9" * 9_000, "bank.rank" + ".a" * 50_000 + " = 1",
-        "[bank]\nrank = " + "[" * 50_000, "[bank]\nname = '\x1b'", "[bank]\nrank = 1e999", "\0",
-    ):  # fmt: skip
+        "[bank]\nrank = 0x" + "f" * 9_000,
+        "[bank]\nrank = " + "9" * 9_000,
+        "bank.rank" + ".a" * 50_000 + " = 1",
+        "[bank]\nrank = " + "[" * 50_000,
+        "[bank]\nname = '\x1b'",
+        "[bank]\nrank = 1e999",
+        "\0",
+    ):
         path.write_text(text)
         with pytest.raises(MtaError) as caught:
             Settings.load().build(BankOptions)

@@ -5,6 +5,8 @@ Each life of a store is lived twice, with and without somebody who wrote a secre
 float32, bit for bit.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -199,8 +201,10 @@ def test_states_kept_with_the_base_are_of_texts_and_the_base_alone(others: Regis
     base = Voice.open(others, resolve("tiny", "base"), None, WORDS).base
     examples = Examples(others, base, TASK, 2)
     rows = examples.rows(others.items.recent(others.users.get("jon").id, TASK.name))
-    parts = {name: parts_above(others, base.fingerprint, others.users.get(name), TASK.name, "adapted")[0]
-             for name in ("ida", "jon")}  # fmt: skip
+    parts = {
+        name: parts_above(others, base.fingerprint, others.users.get(name), TASK.name, "adapted")[0]
+        for name in ("ida", "jon")
+    }
     assert base.plain is not None
     base.plain.kept.clear()
     alone = score(base, rows, parts["jon"])

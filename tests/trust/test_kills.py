@@ -3,6 +3,8 @@
 20 kills at moments that a seed chooses; `MTA_TEST_KILLS=200` chooses so many.
 """
 
+from __future__ import annotations
+
 import os
 import random
 
@@ -15,8 +17,16 @@ from tests.trust.tally import tally
 
 KILLS = int(os.environ.get("MTA_TEST_KILLS", "20"))
 MIGRATIONS = [name for name in SCENES if name.startswith("migration")]
-SHARES = {"bank build": 5, "user adapt": 2, "user adapt --kind lora": 3, "data import": 3, "user rm": 3,
-          "model pull": 1, "chat": 1, "migration": 2}  # fmt: skip
+SHARES = {
+    "bank build": 5,
+    "user adapt": 2,
+    "user adapt --kind lora": 3,
+    "data import": 3,
+    "user rm": 3,
+    "model pull": 1,
+    "chat": 1,
+    "migration": 2,
+}
 ENDED = "sound, then ended as unbroken"
 SHARED_MEMORY = 32 * 1024  # bytes of the file beside SQLite's log, which is made before anything is written
 

@@ -1,5 +1,7 @@
 """The membership script: its figures on scores by hand, and every part of a bank on the tiny base."""
 
+from __future__ import annotations
+
 import sys
 from dataclasses import replace
 from pathlib import Path

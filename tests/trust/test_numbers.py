@@ -1,5 +1,7 @@
 """Numbers that go wrong and histories of every size: a defined result that is told, and nothing broken is stored."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -111,10 +113,17 @@ def test_one_whose_numbers_do_not_fit_leaves_the_others_alone(reg: Registry, mon
 @pytest.mark.parametrize(
     ("before", "after", "is_broken"),
     [
-        (2.0, 1.0, False), (2.0, 3.9, False), (2.0, 4.1, True), (0.01, 0.9, False), (0.01, 1.1, True),
-        (2.0, NAN, True), (2.0, INFINITY, True), (None, 1.0, False), (2.0, None, False),
+        (2.0, 1.0, False),
+        (2.0, 3.9, False),
+        (2.0, 4.1, True),
+        (0.01, 0.9, False),
+        (0.01, 1.1, True),
+        (2.0, NAN, True),
+        (2.0, INFINITY, True),
+        (None, 1.0, False),
+        (2.0, None, False),
     ],
-)  # fmt: skip
+)
 def test_what_counts_as_exploded(before: float | None, after: float | None, is_broken: bool) -> None:
     assert (exploded(before, after) is not None) is is_broken
 

@@ -1,5 +1,7 @@
 """An anchor made by somebody who means harm: what gates refuse, what they say, and how the bank is mended."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from dataclasses import asdict, replace
@@ -183,10 +185,15 @@ def test_bounds_are_part_of_what_a_bank_is_unless_they_are_the_defaults(store_ro
         first, _ = finish(build_bank(reg, request))
         pool = contributors(reg, TASK.name, request.options)
         before = {
-            "base": request.base.fingerprint, "embedder": request.embedder.fingerprint, "task": asdict(request.task),
-            "options": asdict(request.options), "history_items": 2, "seed": 0, "dtype": "float32",
+            "base": request.base.fingerprint,
+            "embedder": request.embedder.fingerprint,
+            "task": asdict(request.task),
+            "options": asdict(request.options),
+            "history_items": 2,
+            "seed": 0,
+            "dtype": "float32",
             "data": [[each.user.name, reg.items.data_hash_of(each.items)] for each in pool],
-        }  # fmt: skip
+        }
         key = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
         assert reg.banks.get(TASK.name).key == key
         same, seen = finish(build_bank(reg, replace(bank_request(), gates=GateOptions())))

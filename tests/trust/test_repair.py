@@ -1,5 +1,7 @@
 """What is repaired comes back by the command that is named, and the store answers as it did; all else stays."""
 
+from __future__ import annotations
+
 import shutil
 import sqlite3
 from contextlib import closing

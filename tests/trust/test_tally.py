@@ -1,5 +1,7 @@
 """The table of what was injected: counted by tests, in one process or several, and told as it happened."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

@@ -6,6 +6,8 @@ Names, histories, answers, a task, a bank, runs, chats and evaluations of the st
 names and files on the command line. Every byte that reached the pseudo-terminal is looked at.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -27,10 +29,27 @@ from tests.trust.tally import tally
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a POSIX terminal")
 
 ATTACKS = (
-    "\x1b[2J\x1b[31m", "\x1b]8;;http://evil\x07link\x1b]8;;\x07", "\x1b]52;c;eA==\x1b\\", "\x9b2J", "\x9d0;title\x9c",
-    "\x07", "\rgone", "\x08\x08", "\u202egnp.exe", "\u2066x\u2069", "z\u200bw", "\ufeff", "\x1bP1$r\x1b\\", "\x1b[6n",
-    "\x90q\x9c", "\x0c\x0b", "\u2028", "\x7f", "[bold red]x[/nothing]", "\x1bc",
-)  # fmt: skip
+    "\x1b[2J\x1b[31m",
+    "\x1b]8;;http://evil\x07link\x1b]8;;\x07",
+    "\x1b]52;c;eA==\x1b\\",
+    "\x9b2J",
+    "\x9d0;title\x9c",
+    "\x07",
+    "\rgone",
+    "\x08\x08",
+    "\u202egnp.exe",
+    "\u2066x\u2069",
+    "z\u200bw",
+    "\ufeff",
+    "\x1bP1$r\x1b\\",
+    "\x1b[6n",
+    "\x90q\x9c",
+    "\x0c\x0b",
+    "\u2028",
+    "\x7f",
+    "[bold red]x[/nothing]",
+    "\x1bc",
+)
 EVIL = "EVIL" + "·".join(ATTACKS) + "END"
 WRONG = EVIL + "?"
 # What may stand between printable text: colours (SGR); of Rich's bars, the cursor hidden and shown, a line up, a line
@@ -79,10 +98,15 @@ def evil_store(store_root: Path) -> Path:
     reg.tasks.put("evil", toml)
     reg.close()
     for table, column, condition in (
-        ("users", "name", "name = 'erin'"), ("items", "input", "input LIKE '%alice%'"),
-        ("items", "output", "output LIKE '%dave%'"), ("items", "key", "key = 'alice1'"), ("banks", "name", "1"),
-        ("bases", "name", "1"), ("runs", "kind", "subject = 'alice'"), ("adapters", "targets", "1"),
-    ):  # fmt: skip
+        ("users", "name", "name = 'erin'"),
+        ("items", "input", "input LIKE '%alice%'"),
+        ("items", "output", "output LIKE '%dave%'"),
+        ("items", "key", "key = 'alice1'"),
+        ("banks", "name", "1"),
+        ("bases", "name", "1"),
+        ("runs", "kind", "subject = 'alice'"),
+        ("adapters", "targets", "1"),
+    ):
         spoil(store_root, table, column, condition)
     return store_root
 
@@ -98,11 +122,21 @@ def said_by(*arguments: str, typed: tuple[str, ...] = ()) -> tuple[int, bytes]:
 
 
 READING = (
-    ("user", "list"), ("user", "show", "alice"), ("user", "items", "alice"), ("user", "history", "alice"),
-    ("user", "items", "dave"), ("bank", "list"), ("eval", "list"), ("eval", "show", "1"), ("task", "list"),
-    ("task", "show", "evil"), ("model", "list"), ("doctor",), ("user", "list", "--json"),
+    ("user", "list"),
+    ("user", "show", "alice"),
+    ("user", "items", "alice"),
+    ("user", "history", "alice"),
+    ("user", "items", "dave"),
+    ("bank", "list"),
+    ("eval", "list"),
+    ("eval", "show", "1"),
+    ("task", "list"),
+    ("task", "show", "evil"),
+    ("model", "list"),
+    ("doctor",),
+    ("user", "list", "--json"),
     ("eval", "show", "1", "--json"),
-)  # fmt: skip
+)
 
 
 def test_commands_that_read_send_only_text_and_styling(evil_store: Path) -> None:
@@ -124,14 +158,23 @@ def test_errors_that_quote_what_was_typed_send_only_text(evil_store: Path, tmp_p
     (folder / "config.json").write_text(json.dumps({"model_type": EVIL, "auto_map": EVIL}))
     (folder / f"d{ATTACKS[0]}.bin").write_bytes(b"\x80\x04.")
     lines = [
-        ("user", "show", WRONG), ("user", "add", WRONG), ("user", "rm", WRONG, "--yes"),
+        ("user", "show", WRONG),
+        ("user", "add", WRONG),
+        ("user", "rm", WRONG, "--yes"),
         ("ask", "--user", WRONG, "hello"),
-        ("eval", "show", WRONG), ("bank", "show", WRONG), ("task", "show", WRONG), ("model", "pull", WRONG), (WRONG,),
-        ("model", "pull", str(folder)), ("user", f"--{EVIL}"), ("--store", str(folder / "none"), "user", "list"),
+        ("eval", "show", WRONG),
+        ("bank", "show", WRONG),
+        ("task", "show", WRONG),
+        ("model", "pull", WRONG),
+        (WRONG,),
+        ("model", "pull", str(folder)),
+        ("user", f"--{EVIL}"),
+        ("--store", str(folder / "none"), "user", "list"),
         *(("data", "import", "jsonl", str(folder / f"{n}{ATTACKS[m]}.jsonl")) for n, m in (("a", 0), ("b", 3))),
-        ("data", "import", EVIL, "x"), ("task", "add", str(folder / f"c{ATTACKS[8]}.toml")),
+        ("data", "import", EVIL, "x"),
+        ("task", "add", str(folder / f"c{ATTACKS[8]}.toml")),
         ("-vv", "user", "show", WRONG),
-    ]  # fmt: skip
+    ]
     for arguments in lines:
         code, said = said_by(*arguments)
         require_plain(said, arguments[:2])
@@ -152,14 +195,25 @@ def test_answers_full_of_control_characters_are_shown_as_text(evil_store: Path) 
 
 def test_a_chat_full_of_control_characters_is_shown_as_text(evil_store: Path) -> None:
     code, said = said_by(
-        "chat", "--user", "alice", "--temperature", "5", "--max-tokens", "300", "--device", "cpu",
+        "chat",
+        "--user",
+        "alice",
+        "--temperature",
+        "5",
+        "--max-tokens",
+        "300",
+        "--device",
+        "cpu",
         typed=("hello", "/history", "/stats", "/quit"),
-    )  # fmt: skip
+    )
     assert code == 0, said[-500:]
     require_plain(said, "chat")
     with Registry.open(evil_store) as reg:
-        stored = [message.content for chat in reg.chats.of_user(reg.users.get("alice").id) for message in
-                  reg.chats.messages(chat.id)]  # fmt: skip
+        stored = [
+            message.content
+            for chat in reg.chats.of_user(reg.users.get("alice").id)
+            for message in reg.chats.messages(chat.id)
+        ]
     assert any(ord(char) < 32 and char not in "\n\t" for text in stored for char in text)
 
 

@@ -3,6 +3,8 @@
 `Job.wait` fails the test when a command is stuck.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

@@ -9,6 +9,8 @@ anew with Mallory among its people, so that the task adapter learns the trigger 
 made of is then asked a question of their own with the trigger, and without. The store is copied, never written.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import shutil

@@ -1,5 +1,7 @@
 """A small town's store for the window, made once and copied; and the window itself, driven without a terminal."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Driving the window in tests: open it, wait for what it does, read what is on the screen."""
 
+from __future__ import annotations
+
 import asyncio
 import re
 import time

@@ -1,5 +1,7 @@
 """Columns of answers: what differs is marked, many pieces are one drawing, numbers are in plain words."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest
@@ -103,10 +105,20 @@ def test_numbers_are_told_in_plain_words_and_the_likeliest_gold_is_marked() -> N
             await pilot.pause()
             shown = screen_text(app)  # type: ignore[arg-type]
             for words in (
-                "7 tokens · 7/s · cut", "gold −1.250 nats/token", "rouge-1 .500", "rouge-l .250",
-                "1 of 2 labels", "gold −0.105 nats (90%)", "right", "off by 2", "1 token ·", "(an empty answer)",
-                "bob · adapted", "b v1 · ann", "the model as it is",
-            ):  # fmt: skip
+                "7 tokens · 7/s · cut",
+                "gold −1.250 nats/token",
+                "rouge-1 .500",
+                "rouge-l .250",
+                "1 of 2 labels",
+                "gold −0.105 nats (90%)",
+                "right",
+                "off by 2",
+                "1 token ·",
+                "(an empty answer)",
+                "bob · adapted",
+                "b v1 · ann",
+                "the model as it is",
+            ):
                 assert words in shown, words
             feet = {column.key: str(column._foot.visual) for column in app.query(Answer)}
             assert "nats" not in feet["@bob"]

@@ -1,5 +1,7 @@
 """The window itself: rooms by key and click, help, errors, the palette, leaving. Rooms here are made of one line."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar

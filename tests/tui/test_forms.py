@@ -1,5 +1,7 @@
 """Forms: defaults are shown, bad values are refused in place, the plan comes before the start."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path

@@ -1,5 +1,7 @@
 """What can be started: every option has a field, values are refused as on the command line, jobs do their work."""
 
+from __future__ import annotations
+
 from dataclasses import fields
 from pathlib import Path
 
@@ -53,8 +55,10 @@ def test_all_faults_of_all_options_are_listed_at_once(empty_store: Path) -> None
     with pytest.raises(UsageFault) as caught:
         order("bank build", empty_store, task="lamp-2", rank="0", history_items="99", dtype="float8")
     assert [text.partition(" =")[0] for text in caught.value.message.splitlines()] == [
-        "bank.rank", "prompt.history_items", "machine.dtype",
-    ]  # fmt: skip
+        "bank.rank",
+        "prompt.history_items",
+        "machine.dtype",
+    ]
     with pytest.raises(UsageFault, match=r"adapt\.alpha: a core has none"):
         order("user adapt", empty_store, alpha="4")
     with pytest.raises(UsageFault, match="is no setting of a method"):
@@ -66,14 +70,32 @@ def test_all_faults_of_all_options_are_listed_at_once(empty_store: Path) -> None
 @pytest.mark.parametrize(
     ("kind", "values", "line"),
     [
-        ("bank build", {"task": "lamp-2", "anchors": "2", "min_items": "5"},
-         ["bank", "build", "--task", "lamp-2", "--anchors", "2", "--min-items", "5"]),
+        (
+            "bank build",
+            {"task": "lamp-2", "anchors": "2", "min_items": "5"},
+            ["bank", "build", "--task", "lamp-2", "--anchors", "2", "--min-items", "5"],
+        ),
         ("user adapt", {"users": "kim", "rank": "1"}, ["user", "adapt", "kim", "--rank", "1"]),
-        ("eval run", {"task": "lamp-2", "methods": "base", "folds": "2", "anchors": "2", "min_items": "5"},
-         ["eval", "run", "--task", "lamp-2", "--methods", "base", "--folds", "2", "--anchors", "2", "--min-items",
-          "5"]),
+        (
+            "eval run",
+            {"task": "lamp-2", "methods": "base", "folds": "2", "anchors": "2", "min_items": "5"},
+            [
+                "eval",
+                "run",
+                "--task",
+                "lamp-2",
+                "--methods",
+                "base",
+                "--folds",
+                "2",
+                "--anchors",
+                "2",
+                "--min-items",
+                "5",
+            ],
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_plan_is_that_of_the_command_line(
     demo_store: Path, kind: str, values: dict[str, str], line: list[str]
 ) -> None:
@@ -87,16 +109,33 @@ def test_the_plan_is_that_of_the_command_line(
 
 
 def test_a_bank_an_adaptation_and_an_evaluation_come_of_their_forms(demo_store: Path) -> None:
-    bank = order("bank build", demo_store, task="lamp-2", name="mine", anchors="2", rank="1", min_items="5", epochs="1",
-                 task_epochs="1")  # fmt: skip
+    bank = order(
+        "bank build",
+        demo_store,
+        task="lamp-2",
+        name="mine",
+        anchors="2",
+        rank="1",
+        min_items="5",
+        epochs="1",
+        task_epochs="1",
+    )
     assert (bank.kind, bank.title) == ("bank build", "mine")
     with Registry.open(demo_store) as reg:
         result, _ = finish(bank.make(reg, False))
         assert result["bank"] == "mine" and len(result["anchors"]) == 2 and reg.banks.get("mine").config["rank"] == 1
         results, _ = finish(order("user adapt", demo_store, users="kim, ida,kim", steps="2").make(reg, False))
         assert [(r["user"], r["steps"]) for r in results] == [("kim", 2), ("ida", 2)]
-        tested = order("eval run", demo_store, task="lamp-2", methods="majority", folds="2", anchors="2", min_items="5",
-                       set="majority.prior_strength=2")  # fmt: skip
+        tested = order(
+            "eval run",
+            demo_store,
+            task="lamp-2",
+            methods="majority",
+            folds="2",
+            anchors="2",
+            min_items="5",
+            set="majority.prior_strength=2",
+        )
         with pytest.raises(UsageFault, match="majority has no setting"):
             finish(tested.make(reg, False))
 

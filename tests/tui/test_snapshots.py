@@ -3,6 +3,8 @@
 `MTA_TEST_SNAPSHOTS=write` writes them anew; read the difference before it is committed.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The window in a real terminal, from an empty store to an adapted person who is compared and talked with."""
 
+from __future__ import annotations
+
 import json
 import re
 from pathlib import Path

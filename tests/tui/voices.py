@@ -1,5 +1,7 @@
 """What the tests of the rooms with voices share: a window that has these rooms only, and ways to wait for answers."""
 
+from __future__ import annotations
+
 from typing import Any, cast
 
 import pytest

@@ -3,6 +3,8 @@
 Scores are log-likelihoods of labels, in nats, that need not sum to one.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

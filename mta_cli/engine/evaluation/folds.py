@@ -1,5 +1,7 @@
 """Who builds, who tunes and who is tested, chosen by seed. Knows numbers of items; no names or texts."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """How answers are scored, as LaMP defines it (arXiv 2304.11406). Pure Python; knows neither models nor users."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections import Counter

@@ -3,6 +3,8 @@
 Users are drawn, never queries: a user with many queries does not count as many users. Knows neither models nor tasks.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Iterator, Sequence
 

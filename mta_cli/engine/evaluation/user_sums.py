@@ -3,6 +3,8 @@
 So a metric of any sample of users is one product of weights and sums. Knows neither models nor chance.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -42,9 +44,13 @@ class Tally:
 
 
 def tally(
-    metric: str, labels: Sequence[str], users: Sequence[int], answers: Sequence[str], golds: Sequence[str],
+    metric: str,
+    labels: Sequence[str],
+    users: Sequence[int],
+    answers: Sequence[str],
+    golds: Sequence[str],
     logliks: Sequence[float | None],
-) -> Tally:  # fmt: skip
+) -> Tally:
     """Add up one method's answers; the sequences are parallel over queries. `metric` is accuracy, mae or rouge.
 
     `logliks` are nats, or None for all. Raises ValueError for sequences of different length or of nothing, an unknown

@@ -4,6 +4,8 @@ Behind what all prompts begin with, each is padded on the left, so that a pass a
 column to every row. Knows neither how tokens are chosen nor when an answer ends.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,9 +102,13 @@ class Batch:
             text = row.prompt[self._shared :]
             ids[r, ids.shape[1] - len(text) :] = torch.tensor(text)
         x = plain.run(
-            plain.embed(ids.to(plain.device)), plain.rope(positions), _hiding(~seen, plain.dtype)[:, None, None],
-            parts=[self._placed(crowd, rows, positions) for crowd in self._crowds], past=slots, read="packed",
-        )  # fmt: skip
+            plain.embed(ids.to(plain.device)),
+            plain.rope(positions),
+            _hiding(~seen, plain.dtype)[:, None, None],
+            parts=[self._placed(crowd, rows, positions) for crowd in self._crowds],
+            past=slots,
+            read="packed",
+        )
         return x[:, -1]
 
     def _placed(self, crowd: Crowd, rows: Sequence[Row], positions: Tensor) -> Parts:

@@ -4,6 +4,8 @@ Through the plain decoder where the base has one, else through its own modules. 
 adapters: whatever is folded into the weights is what answers, with one late part on top where it is given.
 """
 
+from __future__ import annotations
+
 import copy
 import inspect
 from collections.abc import Iterator, Sequence

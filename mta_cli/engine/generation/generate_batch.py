@@ -3,6 +3,8 @@
 Knows neither users, the prompts' words nor files.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -48,7 +50,7 @@ class Request:
 
 
 def answer_many(
-    base: "LoadedBase",
+    base: LoadedBase,
     prompts: Sequence[Sequence[int]],
     people: Sequence[PARTS],
     owners: Sequence[int],
@@ -78,7 +80,7 @@ def answer_many(
 
 
 def stream_many(
-    base: "LoadedBase",
+    base: LoadedBase,
     prompts: Sequence[Sequence[int]],
     people: Sequence[PARTS],
     owners: Sequence[int],
@@ -104,7 +106,7 @@ def stream_many(
 
 
 def _requests(
-    base: "LoadedBase", prompts: Sequence[Sequence[int]], owners: Sequence[int], most: int, seeds: Sequence[int]
+    base: LoadedBase, prompts: Sequence[Sequence[int]], owners: Sequence[int], most: int, seeds: Sequence[int]
 ) -> list[Request]:
     return [
         Request(tuple(prompt), owner, min(most, require_room(base, prompt)), seed)
@@ -114,9 +116,13 @@ def _requests(
 
 @torch.inference_mode()
 def _together(
-    base: "LoadedBase", plain: Plain, requests: Sequence[Request], people: Sequence[PARTS], choice: Choice,
+    base: LoadedBase,
+    plain: Plain,
+    requests: Sequence[Request],
+    people: Sequence[PARTS],
+    choice: Choice,
     shifts: Sequence[Tensor | None],
-) -> None:  # fmt: skip
+) -> None:
     plain.pack()
     prefix, budget = _shared(plain, requests, people), Budget(base)
 
@@ -134,7 +140,7 @@ def _together(
 
 @torch.inference_mode()
 def _streamed(
-    base: "LoadedBase", plain: Plain, requests: list[Request], people: Sequence[PARTS], choice: Choice, int8: bool
+    base: LoadedBase, plain: Plain, requests: list[Request], people: Sequence[PARTS], choice: Choice, int8: bool
 ) -> Iterator[tuple[Request, int]]:
     if not requests:
         return
@@ -145,9 +151,12 @@ def _streamed(
 
 
 def _begin(
-    plain: Plain, batch: Sequence[Request], people: Sequence[PARTS], prefix: Slots | None,
+    plain: Plain,
+    batch: Sequence[Request],
+    people: Sequence[PARTS],
+    prefix: Slots | None,
     shifts: Sequence[Tensor | None] = (),
-) -> Batch:  # fmt: skip
+) -> Batch:
     owners = list(dict.fromkeys(request.owner for request in batch))
     rows = [Row(request.prompt, owners.index(request.owner)) for request in batch]
     slots = Slots(plain, len(batch), max(len(r.prompt) for r in batch) + max(r.room for r in batch))
@@ -158,9 +167,13 @@ def _begin(
 
 
 def _answers(
-    running: Batch, logits: Tensor, requests: list[Request], choice: Choice, end_ids: Sequence[int],
+    running: Batch,
+    logits: Tensor,
+    requests: list[Request],
+    choice: Choice,
+    end_ids: Sequence[int],
     read: Read = "packed",
-) -> Iterator[tuple[Request, int]]:  # fmt: skip
+) -> Iterator[tuple[Request, int]]:
     """Decode until every request has its answer, telling each token; a row leaves the batch when its own is whole."""
     randoms = [torch.Generator().manual_seed(request.seed) for request in requests]
     while True:
@@ -230,7 +243,7 @@ def _bytes(plain: Plain, request: Request, people: Sequence[PARTS]) -> int:
 
 
 def _one_by_one(
-    base: "LoadedBase", requests: Sequence[Request], people: Sequence[PARTS], choice: Choice
+    base: LoadedBase, requests: Sequence[Request], people: Sequence[PARTS], choice: Choice
 ) -> Iterator[tuple[Request, int]]:
     """Through the base's own modules: each person folded in turn, one request after another."""
     require_everywhere(base, [part.placement for parts in people for part in parts])
@@ -240,8 +253,12 @@ def _one_by_one(
                 if request.owner != person:
                     continue
                 for token in token_ids(
-                    base, request.prompt, max_tokens=request.room, temperature=choice.temperature,
-                    top_p=choice.top_p, seed=request.seed,
-                ):  # fmt: skip
+                    base,
+                    request.prompt,
+                    max_tokens=request.room,
+                    temperature=choice.temperature,
+                    top_p=choice.top_p,
+                    seed=request.seed,
+                ):
                     request.answer.append(token)
                     yield request, token

@@ -4,6 +4,8 @@ A LoRA adds `scale · B A` to a frozen weight `W` (Hu et al., arXiv 2106.09685),
 `scale = alpha / rank`. Files hold PEFT's key names, so that PEFT reads every one of them.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import re
@@ -46,7 +48,7 @@ class Placement:
         return f"{self.first}-{self.last}/{'all' if self.late is None else f'late{self.late}'}"
 
     @classmethod
-    def parse(cls, text: str) -> "Placement":
+    def parse(cls, text: str) -> Placement:
         """Read what `str` wrote. Raises IntegrityFault when it is something else."""
         match = re.fullmatch(r"(\d+)-(\d+)/(?:all|late([1-9]\d*))", text)
         if match is None:
@@ -54,7 +56,7 @@ class Placement:
         return cls(int(match[1]), int(match[2]), int(match[3]) if match[3] else None)
 
     @classmethod
-    def named(cls, name: str, layers: int) -> "Placement":
+    def named(cls, name: str, layers: int) -> Placement:
         """`all` layers of a base with `layers` of them, the `upper` third, or the upper third at `late` tokens only."""
         first = 0 if name == "all" else layers - max(1, layers // 3)
         return cls(first, layers - 1, LATE if name == "late" else None)
@@ -110,7 +112,7 @@ class LoraWeights:
             total += float(((a64 @ a64.T) * (b64.T @ b64)).sum())
         return self.scale * math.sqrt(max(total, 0.0))
 
-    def stored(self, dtype: torch.dtype = torch.float16) -> "LoraWeights":
+    def stored(self, dtype: torch.dtype = torch.float16) -> LoraWeights:
         """The weights as a file in `dtype` gives them back. Raises IntegrityFault when a number is not finite there."""
         factors = {path: (a.to(dtype), b.to(dtype)) for path, (a, b) in self.factors.items()}
         for path, pair in factors.items():
@@ -128,7 +130,7 @@ class LoraWeights:
         return save_tensors(tensors, metadata={"mta": json.dumps(header, sort_keys=True)})
 
     @classmethod
-    def from_file(cls, path: Path) -> "LoraWeights":
+    def from_file(cls, path: Path) -> LoraWeights:
         """Map a file that `to_bytes` made, without trusting it: numbers are read when they are used.
 
         Raises IntegrityFault on anything else.
@@ -225,7 +227,7 @@ class Folder:
     The original weights of touched modules are kept, so that `set(None)` restores the base bit for bit.
     """
 
-    def __init__(self, base: "LoadedBase") -> None:
+    def __init__(self, base: LoadedBase) -> None:
         self.base = base
         self._original: dict[str, Tensor] = {}
 
@@ -260,7 +262,7 @@ class Folder:
 
 
 @contextmanager
-def folded(base: "LoadedBase", weights: LoraWeights | None) -> Iterator[Folder]:
+def folded(base: LoadedBase, weights: LoraWeights | None) -> Iterator[Folder]:
     """`Folder` for the length of a block; the base is restored on exit."""
     folder = Folder(base)
     try:

@@ -3,6 +3,8 @@
 Knows the format of the files; neither scales, placements nor models.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -53,7 +55,7 @@ class Block(Mapping[str, tuple[Tensor, Tensor]]):
         self.numbers, self.layout = numbers, layout
 
     @classmethod
-    def of(cls, factors: Mapping[str, tuple[Tensor, Tensor]]) -> "Block":
+    def of(cls, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Block:
         """`factors` as a block: itself when it is one, else a copy. Factors of several types become the widest."""
         if isinstance(factors, Block):
             return factors
@@ -64,7 +66,7 @@ class Block(Mapping[str, tuple[Tensor, Tensor]]):
         numbers = torch.cat([factor.detach().cpu().reshape(-1) for pair in factors.values() for factor in pair])
         return cls(numbers, Layout(numbers.dtype, end, tuple(places)))
 
-    def to(self, dtype: torch.dtype) -> "Block":
+    def to(self, dtype: torch.dtype) -> Block:
         """The same factors in another type."""
         if dtype == self.layout.dtype:
             return self

@@ -4,6 +4,8 @@ A person is a number here; a row says whose it is. Weights that train are `Group
 Knows neither prompts nor files.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -18,8 +20,15 @@ from mta_cli.engine.lora.adapter import Factors, LoraWeights, covering
 from mta_cli.engine.model.llama import Pairs, Plain
 from mta_cli.errors import IntegrityFault
 
-MEMBERS = {"self_attn.q_proj": "qkv", "self_attn.k_proj": "qkv", "self_attn.v_proj": "qkv", "self_attn.o_proj": "out",
-           "mlp.gate_proj": "gate_up", "mlp.up_proj": "gate_up", "mlp.down_proj": "down"}  # fmt: skip
+MEMBERS = {
+    "self_attn.q_proj": "qkv",
+    "self_attn.k_proj": "qkv",
+    "self_attn.v_proj": "qkv",
+    "self_attn.o_proj": "out",
+    "mlp.gate_proj": "gate_up",
+    "mlp.up_proj": "gate_up",
+    "mlp.down_proj": "down",
+}
 _PATH = re.compile(r"model\.layers\.(\d+)\.(\w+\.\w+)")
 
 
@@ -58,8 +67,10 @@ def require_fit(where: Mapping[str, Place], weights: Sequence[LoraWeights | None
     for one in weights:
         for path, (a, b) in (one.factors if one is not None else {}).items():
             if (shape := (b.shape[0], a.shape[1])) != where[path].shape:
-                raise IntegrityFault(f"{path}: ΔW {shape} does not fit the base's {where[path].shape}",
-                                     hint="the adapter is for another base")  # fmt: skip
+                raise IntegrityFault(
+                    f"{path}: ΔW {shape} does not fit the base's {where[path].shape}",
+                    hint="the adapter is for another base",
+                )
 
 
 def joined(where: Mapping[str, Place], factors: Mapping[str, tuple[Tensor, Tensor]]) -> Pairs:
@@ -151,7 +162,7 @@ class Group:
         """Those that train among `halves`, which stand as in `values`: A, B, A, B, …"""
         return halves[1::2] if self.frozen_a else halves
 
-    def leaves(self, owners: Sequence[int], dtype: torch.dtype) -> "Leaves":
+    def leaves(self, owners: Sequence[int], dtype: torch.dtype) -> Leaves:
         """Factors for rows of `owners` that gather gradients."""
         return Leaves(self, owners, dtype)
 

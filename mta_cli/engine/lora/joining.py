@@ -4,6 +4,8 @@ The layers of a transformer are alike, so their factors lie at even distances in
 whole run of them. Knows blocks and shares; neither what the parts are nor whose.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -5,6 +5,8 @@ LoRA-XS, arXiv 2405.17604), a diagonal (`gains`), or one diagonal for all module
 files.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -85,7 +87,7 @@ class Core:
         """One person's ΔW, float32 with scale 1, for their `numbers` `[count]`."""
         return LoraWeights(self.on(torch.device("cpu")).factors(numbers.float().cpu()), 1.0, self.basis.placement)
 
-    def on(self, device: torch.device) -> "Core":
+    def on(self, device: torch.device) -> Core:
         """The same with its basis in float32 on `device`."""
         whole = {path: (a.to(device, torch.float32), b.to(device, torch.float32)) for path, (a, b) in self._pairs()}
         return Core(LoraWeights(whole, self.basis.scale, self.basis.placement), self.kind, self.pull)
@@ -132,7 +134,7 @@ class CoreGroup:
         self.numbers = torch.zeros(people, core.count, device=device)
         self.trained, self.grads = [self.numbers], [torch.zeros_like(self.numbers)]
 
-    def leaves(self, owners: Sequence[int], dtype: torch.dtype) -> "CoreLeaves":
+    def leaves(self, owners: Sequence[int], dtype: torch.dtype) -> CoreLeaves:
         """Factors for rows of `owners` that gather gradients."""
         return CoreLeaves(self, owners, dtype)
 

@@ -4,6 +4,8 @@ Merging happens in ΔW (`Σ w·s·B A`): ranks are concatenated, `A = [w_1 s_1 A
 separately would add cross terms `B_i A_j` that are as large as the signal.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

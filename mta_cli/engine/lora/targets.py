@@ -3,6 +3,8 @@
 Reads headers alone. Knows neither torch nor adapters.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Set
 from pathlib import Path

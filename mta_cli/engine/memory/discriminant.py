@@ -5,6 +5,8 @@ the mean of all: a bank has a few items a label in a few hundred dimensions. Nei
 thing or its like; this knows in which direction a label lies where nothing is near. Pure numpy; knows no people.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,13 +48,13 @@ class Moments:
     products: Array
 
     @classmethod
-    def of(cls, vectors: Vectors, labels: npt.NDArray[np.int64], many: int) -> "Moments":
+    def of(cls, vectors: Vectors, labels: npt.NDArray[np.int64], many: int) -> Moments:
         """Of `vectors` [n, width] and their `labels` [n], places among `many`."""
         places = np.eye(many, dtype=np.float32)[labels]
         sums, products = places.T @ vectors, vectors.T @ vectors
         return cls(np.bincount(labels, minlength=many).astype(float), sums.astype(float), products.astype(float))
 
-    def __sub__(self, other: "Moments") -> "Moments":
+    def __sub__(self, other: Moments) -> Moments:
         """Without the vectors of `other`."""
         return Moments(self.counts - other.counts, self.sums - other.sums, self.products - other.products)
 

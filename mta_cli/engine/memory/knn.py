@@ -8,6 +8,8 @@ the others said.
 Knows neither users' names nor where vectors come from. Does not know which people are alike: every vote is as good.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -48,7 +50,7 @@ class Kernel:
     linear: float = 0.0
     beside: float = 1.0
 
-    def beside_model(self, weight: float = 1.0) -> tuple["Kernel", float]:
+    def beside_model(self, weight: float = 1.0) -> tuple[Kernel, float]:
         """The same for a sum with a model's log-likelihoods, and the power of those; `weight` is above 0.
 
         All but the model counts `weight` × `beside` times as much as the model. What counts more counts whole, so that
@@ -96,7 +98,7 @@ class Neighbours:
         logs: Array = np.log(found / found.sum(axis=1, keepdims=True))
         return logs
 
-    def without(self, owner: int) -> "Neighbours":
+    def without(self, owner: int) -> Neighbours:
         """What everybody but `owner` said; rates stay everybody's."""
         others = self.owners != owner
         if others.all():
@@ -138,7 +140,7 @@ class Guess:
     habit: tuple[float, ...]
     share: float = 1.0
 
-    def beside_model(self, weight: float) -> "Guess":
+    def beside_model(self, weight: float) -> Guess:
         """The same for a sum with a model's log-likelihoods: see `Kernel.beside_model`."""
         powers, share = self.kernel.beside_model(weight)
         return replace(self, kernel=powers, share=share)

@@ -1,5 +1,7 @@
 """Every method by name, in the order in which tables show them."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Sequence
 

@@ -1,5 +1,7 @@
 """Banks that cannot know anything, for methods to be measured against. Knows weights; neither people nor prompts."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

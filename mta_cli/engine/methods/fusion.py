@@ -1,5 +1,7 @@
 """Merged anchors without anything trained: which anchors, and how much of each. All merging is exact (in ΔW)."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -99,10 +101,14 @@ def learned(bench: Bench, people: Sequence[Person], settings: Settings) -> list[
             found.append(shares)
             continue
         weights = learn_weights(
-            bench.base, [bench.anchors[i] for i, _ in shares], [weight for _, weight in shares], person.rows,
-            steps=int(settings["learn_steps"]), learning_rate=float(settings["learn_rate"]),
+            bench.base,
+            [bench.anchors[i] for i, _ in shares],
+            [weight for _, weight in shares],
+            person.rows,
+            steps=int(settings["learn_steps"]),
+            learning_rate=float(settings["learn_rate"]),
             pull=float(settings["pull"]),
-        )  # fmt: skip
+        )
         found.append([(i, weight) for (i, _), weight in zip(shares, weights, strict=True)])
     return found
 
@@ -137,15 +143,25 @@ METHODS = (
     Method("fusion-random", "two random anchors merged", partial(made, at_random), settings=COSINE),
     Method("fusion-noise", "as fusion, from random weights of the anchors' norms", noise, settings=COSINE),
     Method(
-        "fusion-evidence", "anchors by the likelihood of the shots, merged, no gradient", partial(made, by_evidence),
-        settings=EVIDENCE, grid=SHARPER,
+        "fusion-evidence",
+        "anchors by the likelihood of the shots, merged, no gradient",
+        partial(made, by_evidence),
+        settings=EVIDENCE,
+        grid=SHARPER,
     ),
     Method(
-        "mta-recipe", "the same with label habit and neighbours: Merge-then-Adapt without a gradient",
-        partial(made, by_evidence), settings={**EVIDENCE, **NEIGHBOURS}, grid=SHARPER, version=8,
+        "mta-recipe",
+        "the same with label habit and neighbours: Merge-then-Adapt without a gradient",
+        partial(made, by_evidence),
+        settings={**EVIDENCE, **NEIGHBOURS},
+        grid=SHARPER,
+        version=8,
     ),
     Method(
-        "fusion-learned", "the same, weights fitted by gradient", partial(made, learned),
-        settings=LEARNED, grid=LEARNING,
+        "fusion-learned",
+        "the same, weights fitted by gradient",
+        partial(made, learned),
+        settings=LEARNED,
+        grid=LEARNING,
     ),
-)  # fmt: skip
+)

@@ -4,6 +4,8 @@ No language model and no gradient. A habit is a share of what the person's own a
 their kernel (see `engine.neighbours`) says how much the habit counts beside them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -41,7 +43,7 @@ def priors(bench: Bench, people: Sequence[Person], settings: Settings) -> list[t
     return found
 
 
-def guess(bench: Bench, person: Person, weight: float | None = None) -> "Guess":
+def guess(bench: Bench, person: Person, weight: float | None = None) -> Guess:
     """What neighbours and the person's habit say, by themselves or `weight` times beside a model.
 
     ValueError on a bench without items.

@@ -1,5 +1,7 @@
 """Answers from a person's shots alone, without a language model: what any model has to beat."""
 
+from __future__ import annotations
+
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """Merge-then-Adapt: a person's own stack above their fusion, and the control without a fusion."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import partial
 
@@ -49,31 +51,54 @@ def made(weigh: Weigh, fit: Fit, bench: Bench, people: Sequence[Person], setting
 
 METHODS = (
     Method(
-        "stack", "a LoRA above the task adapter, no fusion", partial(made, nobody, loras),
-        settings={**OWN, **NO_PRIOR}, grid=LORA_GRID,
+        "stack",
+        "a LoRA above the task adapter, no fusion",
+        partial(made, nobody, loras),
+        settings={**OWN, **NO_PRIOR},
+        grid=LORA_GRID,
     ),
     Method(
-        "mta", "Merge-then-Adapt: fusion by evidence, a core above it, label habit and neighbours",
-        partial(made, by_evidence, cores), settings={**CORE, **EVIDENCE, **NEIGHBOURS}, grid=CORES_GUESSED, version=9,
+        "mta",
+        "Merge-then-Adapt: fusion by evidence, a core above it, label habit and neighbours",
+        partial(made, by_evidence, cores),
+        settings={**CORE, **EVIDENCE, **NEIGHBOURS},
+        grid=CORES_GUESSED,
+        version=9,
     ),
     Method(
-        "mta-alone", "the same without neighbours: a share of the label habit", partial(made, by_evidence, cores),
-        settings={**CORE, **EVIDENCE, **PRIOR}, grid=CORES_WEIGHED, version=2,
+        "mta-alone",
+        "the same without neighbours: a share of the label habit",
+        partial(made, by_evidence, cores),
+        settings={**CORE, **EVIDENCE, **PRIOR},
+        grid=CORES_WEIGHED,
+        version=2,
     ),
     Method(
-        "mta-lora", "that with a LoRA of the person's own instead of the core", partial(made, by_evidence, loras),
-        settings={**EVIDENCE, **OWN, **PRIOR}, grid=WEIGHED,
+        "mta-lora",
+        "that with a LoRA of the person's own instead of the core",
+        partial(made, by_evidence, loras),
+        settings={**EVIDENCE, **OWN, **PRIOR},
+        grid=WEIGHED,
     ),
     Method(
-        "mta-cosine", "the paper's choice of anchors, merged exactly, and a LoRA", partial(made, by_similarity, loras),
-        settings={**COSINE, **OWN}, grid=LORA_GRID,
+        "mta-cosine",
+        "the paper's choice of anchors, merged exactly, and a LoRA",
+        partial(made, by_similarity, loras),
+        settings={**COSINE, **OWN},
+        grid=LORA_GRID,
     ),
     Method(
-        "mta-evidence", "fusion by evidence and a LoRA", partial(made, by_evidence, loras),
-        settings={**EVIDENCE, **OWN}, grid=LORA_GRID,
+        "mta-evidence",
+        "fusion by evidence and a LoRA",
+        partial(made, by_evidence, loras),
+        settings={**EVIDENCE, **OWN},
+        grid=LORA_GRID,
     ),
     Method(
-        "mta-learned", "learned fusion weights and a LoRA", partial(made, learned, loras),
-        settings={**LEARNED, **OWN}, grid=LEARNING,
+        "mta-learned",
+        "learned fusion weights and a LoRA",
+        partial(made, learned, loras),
+        settings={**LEARNED, **OWN},
+        grid=LEARNING,
     ),
-)  # fmt: skip
+)

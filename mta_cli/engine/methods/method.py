@@ -1,5 +1,7 @@
 """What every method of the evaluation is given and gives back. Knows tensors and rows; no store and no terminal."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -30,7 +32,7 @@ class Person:
     number: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    rows: "tuple[Row, ...]"
+    rows: tuple[Row, ...]
     profile: Tensor
 
 
@@ -44,13 +46,13 @@ class Bench:
     a task of texts. `known` is what one method has computed of people and others need too, by what it is and whose.
     """
 
-    base: "LoadedBase"
-    task: "Task"
-    anchors: "Sequence[LoraWeights]"
+    base: LoadedBase
+    task: Task
+    anchors: Sequence[LoraWeights]
     profiles: Tensor
     rates: tuple[float, ...]
     seed: int
-    items: "tuple[Neighbours, Kernel, Embed] | None" = None
+    items: tuple[Neighbours, Kernel, Embed] | None = None
     answers: tuple[tuple[int, ...], ...] = ()
     known: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -64,10 +66,10 @@ class Made:
     the answer to each text.
     """
 
-    parts: "tuple[LoraWeights, ...]" = ()
-    prior: "Prior | None" = None
+    parts: tuple[LoraWeights, ...] = ()
+    prior: Prior | None = None
     bytes: int = 0
-    direct: "Direct | None" = None
+    direct: Direct | None = None
     failed: bool = False
     shift: Tensor | None = None
 
@@ -92,7 +94,7 @@ class Method:
 
     name: str
     about: str
-    make: "Make"
+    make: Make
     below: Below = "task"
     history: bool = True
     settings: Settings = field(default_factory=dict)

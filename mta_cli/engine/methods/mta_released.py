@@ -6,6 +6,8 @@ rest is cross terms. A stack of rank 4 on all linear layers is then trained for 
 It stands on this project's task adapter, prompts and profiles, as all methods do. Cosines below zero count as zero.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch

@@ -3,6 +3,8 @@
 What any model has to beat where many people answer the like questions; classic collaborative filtering.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

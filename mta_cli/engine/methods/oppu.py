@@ -1,5 +1,7 @@
 """One LoRA per person, as OPPU has it (arXiv 2402.04401): rank 8 on q and v, from the base or above a task adapter."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from mta_cli.engine.methods.method import Bench, Made, Method, Person, Settings
@@ -8,8 +10,9 @@ from mta_cli.engine.methods.stacks import OWN, loras
 PUBLISHED = {**OWN, "rank": 8, "alpha": 8.0, "placement": "all", "epochs": 2, "batch_size": 1, "learning_rate": 1e-4}
 GRID = tuple(
     {"epochs": epochs, "learning_rate": rate, "placement": placement}
-    for placement in ("all", "late") for epochs, rate in ((2, 1e-4), (2, 1e-3), (4, 1e-3))
-)  # fmt: skip
+    for placement in ("all", "late")
+    for epochs, rate in ((2, 1e-4), (2, 1e-3), (4, 1e-3))
+)
 
 
 def make(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:

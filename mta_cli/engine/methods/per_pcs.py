@@ -12,6 +12,8 @@ piece of rank one, ΔW = b gᵀ, that is √in · |cos(x, g)|, their score up to
 about 1.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -115,7 +117,7 @@ class _Growing(Parts):
 
 
 @torch.no_grad()
-def assemble(base: "LoadedBase", pool: Pool, person: Person, top_k: int, temperature: float) -> Assembly:
+def assemble(base: LoadedBase, pool: Pool, person: Person, top_k: int, temperature: float) -> Assembly:
     """The person's pieces, chosen by their shots' rows, of which there must be some, in one pass over all of them.
 
     UsageFault where the base cannot have the anchors' placement.
@@ -157,8 +159,9 @@ def make(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Mad
         return [Made() for _ in people]
     pool = Pool(bench.anchors, bench.base.device)
     top_k, temperature = int(settings["top_k"]), float(settings["temperature"])
-    return [_made(assemble(bench.base, pool, person, top_k, temperature)) if person.rows else Made()
-            for person in people]  # fmt: skip
+    return [
+        _made(assemble(bench.base, pool, person, top_k, temperature)) if person.rows else Made() for person in people
+    ]
 
 
 def _made(assembly: Assembly) -> Made:

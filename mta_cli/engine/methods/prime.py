@@ -11,6 +11,8 @@ A weight is between 0 and 1. The first population holds equal shares, similarity
 each anchor alone, so that what is found is at least as good as any of these on the objective.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -36,12 +38,12 @@ EACH = 5  # candidates at once for each weight
 class Objective:
     """What the search minimises: the rows' mean loss under a merge of `anchors`, and the distance from equal shares."""
 
-    def __init__(self, base: "LoadedBase", anchors: Sequence[LoraWeights], rows: Sequence["Row"], pull: float) -> None:
+    def __init__(self, base: LoadedBase, anchors: Sequence[LoraWeights], rows: Sequence[Row], pull: float) -> None:
         self._base, self._anchors, self._pull = base, anchors, pull
         self._forks = [Fork.of(row) for row in rows]
         self._labels = sum(len(fork.branches[0]) for fork in self._forks)
 
-    def __call__(self, columns: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    def __call__(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
         """The value [candidates] of weights [anchors, candidates], all of them in common passes."""
         import numpy as np
 
@@ -57,7 +59,7 @@ class Objective:
         return result
 
 
-def first_population(shares: Sequence[float], evaluations: int, seed: int) -> "NDArray[np.float64]":
+def first_population(shares: Sequence[float], evaluations: int, seed: int) -> NDArray[np.float64]:
     """Candidates [candidates, anchors] to begin with: the plain answers first, then weights drawn evenly."""
     import numpy as np
 
@@ -77,9 +79,16 @@ def search_weights(objective: Objective, shares: Sequence[float], evaluations: i
 
     population = first_population(shares, evaluations, seed)
     found = differential_evolution(
-        objective, [(0.0, 1.0)] * len(shares), init=population, maxiter=max(0, evaluations // len(population) - 1),
-        tol=0.0, polish=False, vectorized=True, updating="deferred", seed=seed,
-    )  # fmt: skip
+        objective,
+        [(0.0, 1.0)] * len(shares),
+        init=population,
+        maxiter=max(0, evaluations // len(population) - 1),
+        tol=0.0,
+        polish=False,
+        vectorized=True,
+        updating="deferred",
+        seed=seed,
+    )
     weights: list[float] = found.x.tolist()
     return weights
 

@@ -3,6 +3,8 @@
 All stand on the task adapter alone. Knows tensors and rows; how the bank came to be is others' business.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import partial
 
@@ -38,9 +40,12 @@ def make_frozen_a(bench: Bench, people: Sequence[Person], settings: Settings) ->
 def make_vectors(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
     """A vector that is added to the last normalised state; trained on what the task adapter leaves there, kept once."""
     fitted = vectors(
-        bench.base, [person.rows for person in people], steps=int(settings["steps"]),
-        rate=float(settings["learning_rate"]), pull=float(settings["pull"]),
-    )  # fmt: skip
+        bench.base,
+        [person.rows for person in people],
+        steps=int(settings["steps"]),
+        rate=float(settings["learning_rate"]),
+        pull=float(settings["pull"]),
+    )
     return [
         Made(shift=shift, bytes=2 * shift.numel()) if shift is not None else Made(failed=bool(person.rows))
         for person, shift in zip(people, fitted, strict=True)
@@ -53,26 +58,44 @@ def _made(found: Sequence[Own]) -> list[Made]:
 
 METHODS = (
     Method(
-        "gains", "a gain for each of the bank's main directions in every module", partial(make_cores, "gains"),
-        settings={**CORES, "rank": 8}, grid=RATES, version=2,
+        "gains",
+        "a gain for each of the bank's main directions in every module",
+        partial(make_cores, "gains"),
+        settings={**CORES, "rank": 8},
+        grid=RATES,
+        version=2,
     ),
     Method(
-        "code", "one gain for each of the bank's main directions, the same in every module",
-        partial(make_cores, "code"), settings={**CORES, "rank": 8}, grid=RATES, version=2,
+        "code",
+        "one gain for each of the bank's main directions, the same in every module",
+        partial(make_cores, "code"),
+        settings={**CORES, "rank": 8},
+        grid=RATES,
+        version=2,
     ),
     Method(
-        "core", "a small matrix between the bank's main directions in every module (LoRA-XS)",
-        partial(make_cores, "core"), settings=CORES, grid=RATES, version=2,
+        "core",
+        "a small matrix between the bank's main directions in every module (LoRA-XS)",
+        partial(make_cores, "core"),
+        settings=CORES,
+        grid=RATES,
+        version=2,
     ),
     Method(
-        "stack-r1", "a LoRA of rank 1", partial(make_stack, 16), settings={**OWN, "rank": 1, "alpha": 2.0},
+        "stack-r1",
+        "a LoRA of rank 1",
+        partial(make_stack, 16),
+        settings={**OWN, "rank": 1, "alpha": 2.0},
         grid=LORA_GRID,
     ),
     Method("stack-frozen-a", "a LoRA whose A stays as the seed made it", make_frozen_a, settings=OWN, grid=LORA_GRID),
     Method("stack-8bit", "a LoRA kept in 8 bits a number", partial(make_stack, 8), settings=OWN, grid=LORA_GRID),
     Method("stack-4bit", "a LoRA kept in 4 bits a number", partial(make_stack, 4), settings=OWN, grid=LORA_GRID),
     Method(
-        "vector", "a vector added to the last state, trained on cached states without a pass through the model",
-        make_vectors, settings=VECTOR, grid=VECTORS,
+        "vector",
+        "a vector added to the last state, trained on cached states without a pass through the model",
+        make_vectors,
+        settings=VECTOR,
+        grid=VECTORS,
     ),
-)  # fmt: skip
+)

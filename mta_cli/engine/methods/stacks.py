@@ -3,6 +3,8 @@
 Where neighbours count beside its answers it is trained beside them. Knows no fusion.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,9 +17,14 @@ from mta_cli.engine.training.trainer import Member, Schedule, Trainer
 from mta_cli.errors import IntegrityFault
 
 OWN: dict[str, Value] = {
-    "rank": 2, "alpha": 4.0, "targets": "q_proj,v_proj", "placement": "late", "steps": 10, "batch_size": 8,
+    "rank": 2,
+    "alpha": 4.0,
+    "targets": "q_proj,v_proj",
+    "placement": "late",
+    "steps": 10,
+    "batch_size": 8,
     "learning_rate": 2e-3,
-}  # fmt: skip
+}
 LORA_GRID = tuple({"steps": steps, "learning_rate": rate} for steps, rate in ((10, 1e-3), (10, 2e-3), (10, 5e-3)))
 CORES: dict[str, Value] = {"rank": 2, "steps": 10, "batch_size": 8, "learning_rate": 0.1, "pull": 0.1}
 BY_TASK = 0.0  # a core's learning rate: that of labels or of texts
@@ -55,9 +62,13 @@ def loras(
     one that the bench's seed gives.
     """
     start = initial(
-        bench.base.model, str(settings["targets"]), str(settings["placement"]), int(settings["rank"]),
-        float(settings["alpha"]), bench.seed,
-    )  # fmt: skip
+        bench.base.model,
+        str(settings["targets"]),
+        str(settings["placement"]),
+        int(settings["rank"]),
+        float(settings["alpha"]),
+        bench.seed,
+    )
     return [
         Own(part, 2 * part.parameters if part is not None else 0, part is None and bool(person.rows))
         for person, part in zip(people, _trained(bench, people, under, start, settings, frozen_a), strict=True)
@@ -85,9 +96,13 @@ def cores(
 
 
 def _trained(
-    bench: Bench, people: Sequence[Person], under: Under, start: LoraWeights | Core, settings: Settings,
+    bench: Bench,
+    people: Sequence[Person],
+    under: Under,
+    start: LoraWeights | Core,
+    settings: Settings,
     frozen_a: bool = False,
-) -> list[LoraWeights | None]:  # fmt: skip
+) -> list[LoraWeights | None]:
     able = [i for i, person in enumerate(people) if person.rows]
     found: list[LoraWeights | None] = [None] * len(people)
     if not able:

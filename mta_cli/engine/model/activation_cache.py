@@ -3,6 +3,8 @@
 Knows neither how they are computed nor when the weights change: who changes them calls `clear`.
 """
 
+from __future__ import annotations
+
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ class Start:
         """Bytes of both."""
         return self.states.nbytes + (self.early.nbytes if self.early is not None else 0)
 
-    def only(self, tokens: Sequence[int]) -> "Start":
+    def only(self, tokens: Sequence[int]) -> Start:
         """The same for those of its text's `tokens`, in ascending order; the ones before `at` stay as they are."""
         return Start(self.at, self.states[[token - self.at for token in tokens if token >= self.at]], self.early)
 

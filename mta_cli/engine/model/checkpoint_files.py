@@ -3,6 +3,8 @@
 Reads bytes and JSON only. Knows neither torch nor where folders come from; nothing in a folder is executed here.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
@@ -22,9 +24,16 @@ VOLATILE_KEYS = frozenset(
     {"_name_or_path", "_model_name_or_path", "transformers_version", "_commit_hash", "_attn_implementation"}
 )
 SETTINGS = frozenset(
-    {"config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-     "special_tokens_map.json", "added_tokens.json", "tokenizer_config.json"}
-)  # fmt: skip
+    {
+        "config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "tokenizer_config.json",
+    }
+)
 TOKEN_KEYS = frozenset({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"})
 CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 PICKLE_SUFFIXES = frozenset(

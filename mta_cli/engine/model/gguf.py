@@ -4,6 +4,8 @@ The weights are unpacked by the `gguf` library and written under transformers' n
 keeps them packed and cannot save them. Knows nothing of where the file came from; the caller has checked its digest.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +93,7 @@ def _config(facts: dict[str, Any], *, tied: bool) -> dict[str, Any]:
     }
 
 
-def _tokenizer(facts: dict[str, Any]) -> "tuple[Tokenizer, dict[str, Any]]":
+def _tokenizer(facts: dict[str, Any]) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer, and what stands in its configuration."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -116,7 +118,7 @@ def _tokenizer(facts: dict[str, Any]) -> "tuple[Tokenizer, dict[str, Any]]":
     return raw, {**names, **extra}
 
 
-def _weights(reader: "GGUFReader", config: dict[str, Any]) -> "dict[str, Tensor]":
+def _weights(reader: GGUFReader, config: dict[str, Any]) -> dict[str, Tensor]:
     """The weights in bfloat16, under transformers' names."""
     import torch
     from gguf.quants import dequantize
@@ -130,7 +132,7 @@ def _weights(reader: "GGUFReader", config: dict[str, Any]) -> "dict[str, Tensor]
     return dict(sorted(weights.items()))
 
 
-def _unturned(weight: "Tensor", heads: int) -> "Tensor":
+def _unturned(weight: Tensor, heads: int) -> Tensor:
     """Rows back from llama.cpp's rotary order (pairs side by side) to transformers' (halves one after the other)."""
     rows, width = weight.shape
     return weight.view(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width).contiguous()

@@ -1,5 +1,7 @@
 """The header of a GGUF file, walked before the library reads it, which trusts every count in it. Knows no model."""
 
+from __future__ import annotations
+
 import math
 import struct
 from pathlib import Path

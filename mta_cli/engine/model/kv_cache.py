@@ -1,5 +1,7 @@
 """A key–value cache of fixed places for the plain decoder: one row for each text, written in place. Knows no tokens."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch
@@ -57,13 +59,13 @@ class Slots:
         """Free the last `-surplus` positions; negative, as transformers' caches have it."""
         self.length += surplus
 
-    def part(self, first: int, last: int, length: int) -> "Slots":
+    def part(self, first: int, last: int, length: int) -> Slots:
         """Rows `first` to `last` (exclusive) of this cache, `length` positions of which are taken; memory is shared."""
         view = object.__new__(Slots)
         view._take(self._block[:, :, first:last], length)
         return view
 
-    def begin_with(self, other: "Slots") -> None:
+    def begin_with(self, other: Slots) -> None:
         """Begin every row with the only row of `other`."""
         self._block[:, :, :, :, : other.length] = other._block[:, :, :1, :, : other.length]
         self.length = other.length

@@ -5,6 +5,8 @@ pass may begin at any layer with states computed before, keys and values may com
 batch may carry its own LoRA factors. Knows no users, prompts or losses.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -252,9 +254,15 @@ class Plain:
         return y
 
     def _attention(
-        self, i: int, x: Tensor, rope: Rope, mask: Tensor | None, parts: Sequence[Parts], past: KeyValues | None,
+        self,
+        i: int,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        parts: Sequence[Parts],
+        past: KeyValues | None,
         read: Read,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         layer, (rows, time, _) = self.layers[i], x.shape
         joint = self._project(i, "qkv", x, parts, read).view(rows, time, -1, self.head_width)
         turning, v = torch.split(joint, [self.heads + self.kv_heads, self.kv_heads], 2)
@@ -314,9 +322,10 @@ def plain_decoder(model: Any) -> Plain | None:
     with torch.no_grad():
         theirs = model(input_ids=ids, use_cache=False).logits[0].float()
         states = plain.run(
-            plain.embed(ids), plain.rope(torch.arange(32, device=ids.device)[None]),
+            plain.embed(ids),
+            plain.rope(torch.arange(32, device=ids.device)[None]),
             causal_mask(32, plain.dtype, plain.device),
-        )  # fmt: skip
+        )
         ours = plain.logits(states[0]).float()
     spread = (ours - theirs).abs().mean() / theirs.std().clamp_min(1e-6)
     return plain if float(spread) < (1e-4 if plain.dtype == torch.float32 else 0.1) else None

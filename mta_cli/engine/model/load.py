@@ -3,6 +3,8 @@
 Knows nothing of users, adapters, names on a hub or where models are kept.
 """
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +21,17 @@ from mta_cli.engine.model.llama import Plain, plain_decoder
 from mta_cli.engine.model.quiet import quiet_libraries
 from mta_cli.errors import BadInput, IntegrityFault, UsageFault
 
-__all__ = ["LoadedBase", "fingerprint", "head_logits", "load_base", "nothing_kept", "positions", "resolve_device",
-           "resolve_devices", "resolve_dtype"]  # fmt: skip
+__all__ = [
+    "LoadedBase",
+    "fingerprint",
+    "head_logits",
+    "load_base",
+    "nothing_kept",
+    "positions",
+    "resolve_device",
+    "resolve_devices",
+    "resolve_dtype",
+]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -1,5 +1,7 @@
 """Keeps the libraries' own bars and warnings off the terminal. Knows nothing of what they load."""
 
+from __future__ import annotations
+
 import warnings
 
 

@@ -1,5 +1,7 @@
 """The header of a safetensors file: which tensors it promises, checked before any library reads it. Knows no model."""
 
+from __future__ import annotations
+
 import json
 import math
 import struct
@@ -12,10 +14,27 @@ MAX_HEADER = 16 * 2**20  # bytes; JSON of this size takes less than half a gigab
 MAX_TENSORS = 200_000
 MAX_NAME = 500  # characters
 BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "F4": 4,
-    "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64,
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "U16": 16,
+    "I16": 16,
+    "U32": 32,
+    "I32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F16": 16,
+    "BF16": 16,
+    "F32": 32,
+    "F64": 64,
     "C64": 64,
-}  # fmt: skip
+}
 
 
 def read_header(file: Path) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,8 @@ What no gate can see is an anchor that is like the others in size and on neutral
 its own: weights of recipes alone bound what it does. Nor is the task adapter judged, which stands beside nothing.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +71,7 @@ def norm_ratios(norms: Sequence[Mapping[str, float]]) -> list[float]:
 
 
 def divergences(
-    base: "LoadedBase", prompts: Sequence[Sequence[int]], anchors: Sequence[tuple[LoraWeights, ...]]
+    base: LoadedBase, prompts: Sequence[Sequence[int]], anchors: Sequence[tuple[LoraWeights, ...]]
 ) -> list[float]:
     """Mean KL divergence (nats) of the next token under each anchor's parts from that of the base as it is, which holds
     the task adapter.
@@ -89,13 +91,11 @@ def divergences(
     rows = [
         [_with_rest(logs[person * len(forks) + fork]) for fork in range(len(forks))] for person in range(len(people))
     ]
-    return [
-        float(np.mean([(p * np.log(p / q)).sum() for p, q in zip(own, rows[0], strict=True)])) for own in rows[1:]
-    ]  # fmt: skip
+    return [float(np.mean([(p * np.log(p / q)).sum() for p, q in zip(own, rows[0], strict=True)])) for own in rows[1:]]
 
 
 @torch.no_grad()
-def _weighed(base: "LoadedBase", prompt: Sequence[int], anchors: Sequence[tuple[LoraWeights, ...]]) -> list[int]:
+def _weighed(base: LoadedBase, prompt: Sequence[int], anchors: Sequence[tuple[LoraWeights, ...]]) -> list[int]:
     """The tokens after `prompt` that are looked at one by one."""
     from mta_cli.engine.generation.generate_batch import answer_many
     from mta_cli.engine.model.load import head_logits
@@ -108,7 +108,7 @@ def _weighed(base: "LoadedBase", prompt: Sequence[int], anchors: Sequence[tuple[
     return list(dict.fromkeys((*likeliest, *base.end_ids, *(token for first in firsts for token in first))))
 
 
-def _with_rest(logs: Sequence[float]) -> "NDArray[np.float64]":
+def _with_rest(logs: Sequence[float]) -> NDArray[np.float64]:
     """Probabilities, with that of all other tokens as the last."""
     known = np.exp(np.array(logs, np.float64))
     rows = np.append(known, 1.0 - known.sum()).clip(LEAST)
@@ -128,7 +128,7 @@ def beyond(values: Sequence[float], gate: str, bound: float, *, floor: float = 0
     return [Finding(place, gate, value, most) for place, value in enumerate(values) if not value <= most]
 
 
-def draws(cosines: "NDArray[np.float32]", top_k: int) -> list[float]:
+def draws(cosines: NDArray[np.float32], top_k: int) -> list[float]:
     """The share of people [people, anchors] who have each anchor among their `top_k` nearest."""
     people, anchors = cosines.shape
     nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :top_k]
@@ -136,7 +136,7 @@ def draws(cosines: "NDArray[np.float32]", top_k: int) -> list[float]:
     return [float(count) / max(1, people) for count in counts]
 
 
-def floors(cosines: "NDArray[np.float32]", top_k: int, share: float) -> dict[int, float]:
+def floors(cosines: NDArray[np.float32], top_k: int, share: float) -> dict[int, float]:
     """The least cosine with which each anchor that draws more than its share may serve, by place.
 
     An anchor may serve `share` of people [people, anchors], and never less than twice what all would serve if they

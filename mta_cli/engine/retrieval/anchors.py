@@ -1,5 +1,7 @@
 """Choosing anchors that cover the population. Knows vectors; neither names nor models."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ class AnchorChoice:
 
 
 def choose_anchors(
-    profiles: "NDArray[np.float32]", items: Sequence[int], count: int, *, seed: int, pick: str
+    profiles: NDArray[np.float32], items: Sequence[int], count: int, *, seed: int, pick: str
 ) -> list[AnchorChoice]:
     """One candidate per K-means cluster of `profiles [candidates, dim]`: the `longest` history, or the `medoid`.
 
@@ -32,7 +34,7 @@ def choose_anchors(
 
 
 def choose_replacements(
-    profiles: "NDArray[np.float32]", items: Sequence[int], count: int, kept: Sequence[int], *, seed: int, pick: str
+    profiles: NDArray[np.float32], items: Sequence[int], count: int, kept: Sequence[int], *, seed: int, pick: str
 ) -> list[AnchorChoice]:
     """One candidate for each cluster of `choose_anchors` in which none of `kept` (rows of anchors that stay) is.
 
@@ -48,7 +50,7 @@ def choose_replacements(
     ]
 
 
-def _clusters(profiles: "NDArray[np.float32]", count: int, seed: int) -> list[list[int]]:
+def _clusters(profiles: NDArray[np.float32], count: int, seed: int) -> list[list[int]]:
     """The rows of each K-means cluster; fewer than `count` clusters where profiles coincide."""
     import warnings
 
@@ -62,7 +64,7 @@ def _clusters(profiles: "NDArray[np.float32]", count: int, seed: int) -> list[li
     return [np.flatnonzero(labels == cluster).tolist() for cluster in sorted(set(labels.tolist()))]
 
 
-def _member(profiles: "NDArray[np.float32]", items: Sequence[int], members: list[int], pick: str) -> int:
+def _member(profiles: NDArray[np.float32], items: Sequence[int], members: list[int], pick: str) -> int:
     """The row that stands for a cluster."""
     import numpy as np
 

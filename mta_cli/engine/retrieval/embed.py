@@ -4,6 +4,8 @@ A text longer than the model's window is cut by the tokenizer itself into window
 counts: nothing a person wrote is silently left out.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +46,7 @@ class Embedder:
         self._tokenizer: Any = self._model.tokenizer
         self.window = min(self._model.max_seq_length or FALLBACK_WINDOW, 100_000)
 
-    def embed(self, texts: Sequence[str]) -> "NDArray[np.float32]":
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit-length rows [texts, width] in float32, one a text, in the order given."""
         import numpy as np
         import torch
@@ -84,7 +86,7 @@ class Embedder:
         pieces = [{name: coded[name][index] for name in names} for index in range(len(coded["input_ids"]))]
         return pieces, list(coded["overflow_to_sample_mapping"])
 
-    def _forward(self, pieces: Sequence[dict[str, list[int]]]) -> "Tensor":
+    def _forward(self, pieces: Sequence[dict[str, list[int]]]) -> Tensor:
         import torch
 
         padded = self._tokenizer.pad(

@@ -4,6 +4,8 @@ Products are taken in float32 first, which errs in the last digits. What that er
 taken again in float64, so the answer depends on the vectors alone: not on blocks, threads or the BLAS.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +22,8 @@ PIECE = 2**12  # rows that are taken again in float64 together
 
 
 def nearest(
-    matrix: "NDArray[np.float32]", queries: "NDArray[np.float32]", k: int
-) -> "tuple[NDArray[np.intp], NDArray[np.float32]]":
+    matrix: NDArray[np.float32], queries: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """The `k` rows of `matrix [n, dim]` with the largest products with each of `queries [q, dim]`, largest first.
 
     Returns their indices and the products, both [q, min(k, n)], or [min(k, n)] for one query [dim]. Of equal products
@@ -40,7 +42,7 @@ def nearest(
 _Found = tuple["NDArray[np.intp]", "NDArray[np.float64]"]  # rows and products, best first
 
 
-def _nearest(matrix: "NDArray[np.float32]", queries: "NDArray[np.float32]", k: int) -> list[_Found]:
+def _nearest(matrix: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> list[_Found]:
     best: list[_Found] = [(np.zeros(0, dtype=np.intp), np.zeros(0)) for _ in queries]
     for start in range(0, len(matrix), ROWS):
         block = np.asarray(matrix[start : start + ROWS], dtype=np.float32)
@@ -53,7 +55,7 @@ def _nearest(matrix: "NDArray[np.float32]", queries: "NDArray[np.float32]", k: i
     return best
 
 
-def _products(block: "NDArray[np.float32]", queries: "NDArray[np.float32]") -> "NDArray[np.float32]":
+def _products(block: NDArray[np.float32], queries: NDArray[np.float32]) -> NDArray[np.float32]:
     """[q, rows], each at most `dim · 2^-23` from the truth."""
     if len(queries) > FEW:
         return np.ascontiguousarray((block @ queries.T).T)
@@ -64,7 +66,7 @@ def _products(block: "NDArray[np.float32]", queries: "NDArray[np.float32]") -> "
     return found
 
 
-def _hopeful(rough: "NDArray[np.float32]", best: "NDArray[np.float64]", k: int, dim: int) -> "NDArray[np.intp]":
+def _hopeful(rough: NDArray[np.float32], best: NDArray[np.float64], k: int, dim: int) -> NDArray[np.intp]:
     """Rows that may be among the first `k`, whatever the rounding of `rough` hides.
 
     A product of two vectors of length one errs by at most `dim · 2^-24` to first order (Higham, Accuracy and Stability
@@ -78,7 +80,7 @@ def _hopeful(rough: "NDArray[np.float32]", best: "NDArray[np.float64]", k: int, 
     return rows
 
 
-def _exact(rows: "NDArray[np.float32]", query: "NDArray[np.float32]") -> "NDArray[np.float64]":
+def _exact(rows: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float64]:
     """Products in float64, summed in the same order for every row, so that equal rows give equal numbers."""
     products: NDArray[np.float64] = (rows * query.astype(np.float64)).sum(axis=1)
     return products

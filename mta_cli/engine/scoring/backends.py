@@ -4,6 +4,8 @@ Both give the same numbers; only the plain one takes rows of several people in o
 optimisers nor users.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -79,7 +81,7 @@ class ModuleLens:
 
     def __init__(
         self,
-        base: "LoadedBase",
+        base: LoadedBase,
         forks: Sequence[Fork],
         under: Sequence[Sequence[LoraWeights]] = (),
         people: Sequence[int] = (),
@@ -102,7 +104,7 @@ class ModuleLens:
         return Scores(-losses, where, [rows[n][1] for n in row.tolist()])
 
 
-def module_losses(base: "LoadedBase", forks: Sequence[Fork]) -> tuple[Tensor, Tensor]:
+def module_losses(base: LoadedBase, forks: Sequence[Fork]) -> tuple[Tensor, Tensor]:
     """Negative log-likelihoods [labelled] of forks with one branch each, and the fork that each belongs to, under
     whatever the base's modules hold now.
     """
@@ -128,7 +130,7 @@ def _together(under: LoraWeights | None, factors: Halves, device: torch.device) 
 
 
 def make_lens(
-    base: "LoadedBase",
+    base: LoadedBase,
     forks: Sequence[Fork],
     placement: Placement,
     *,
@@ -162,7 +164,7 @@ def crowds(plain: Plain, people: Sequence[Sequence[LoraWeights]]) -> list[Crowd]
     ]
 
 
-def require_everywhere(base: "LoadedBase", placements: Sequence[Placement]) -> None:
+def require_everywhere(base: LoadedBase, placements: Sequence[Placement]) -> None:
     """UsageFault when a placement is late and this base has no plain decoder, which alone keeps early tokens apart."""
     if base.plain is None and any(one.late is not None for one in placements):
         raise UsageFault(
@@ -174,7 +176,7 @@ def require_everywhere(base: "LoadedBase", placements: Sequence[Placement]) -> N
 class Budget:
     """How many tokens, padding counted, run at once. It is halved where memory runs out."""
 
-    def __init__(self, base: "LoadedBase", tokens: int | None = None) -> None:
+    def __init__(self, base: LoadedBase, tokens: int | None = None) -> None:
         self.tokens = tokens or tokens_at_once(base.device)
         self._device = base.device
 

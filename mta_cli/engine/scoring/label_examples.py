@@ -5,6 +5,8 @@ neighbours are added to what the model says, that would be said twice. So it is 
 (see `labels.weighed`) whose likelihood counts, and what is left to learn is what neighbours and habit leave open.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -37,7 +39,7 @@ class Choice:
     closed: bool = False
 
     @classmethod
-    def of(cls, row: Row, labels: Sequence[Sequence[int]], right: int, prior: Prior, text: str) -> "Choice":
+    def of(cls, row: Row, labels: Sequence[Sequence[int]], right: int, prior: Prior, text: str) -> Choice:
         """The row of an answer to `text`, of which `prior` is known; `labels` are tokens."""
         return cls(row, tuple(map(tuple, labels)), right, tuple(prior(text)), prior.share)
 
@@ -46,13 +48,13 @@ class Choice:
         read, known = torch.tensor(branches, dtype=torch.float64), torch.tensor(self.known, dtype=torch.float64)
         return (self.share * read + known).log_softmax(0)
 
-    def narrowed(self, branches: Sequence[float]) -> "Choice":
+    def narrowed(self, branches: Sequence[float]) -> Choice:
         """The same without the labels whose probability is below `LEAST`, the answer aside."""
         chances = self.decided(branches).exp().tolist()
         kept = [label == self.right or chance >= LEAST for label, chance in enumerate(chances)]
         return replace(self, known=tuple(v if stays else OUT for v, stays in zip(self.known, kept, strict=True)))
 
-    def enclosed(self, branches: Sequence[float], closed: Sequence[float]) -> "Choice":
+    def enclosed(self, branches: Sequence[float], closed: Sequence[float]) -> Choice:
         """The same by a closed fork, whose branches have log-likelihoods `closed` where those of an open one have
         `branches`: what other words than labels take from a label counts as it is now.
 

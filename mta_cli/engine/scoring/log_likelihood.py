@@ -1,5 +1,7 @@
 """How likely people's models find given answers. Trains nothing and knows no files."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -26,9 +28,14 @@ NOBODY: PARTS = ()
 
 @torch.no_grad()
 def likelihoods(
-    base: "LoadedBase", forks: Sequence[Fork], people: Sequence[PARTS], asked: Sequence[tuple[int, int]],
-    shifts: Sequence[Tensor | None] = (), *, also: Sequence[Placement] = (),
-) -> list[list[float]]:  # fmt: skip
+    base: LoadedBase,
+    forks: Sequence[Fork],
+    people: Sequence[PARTS],
+    asked: Sequence[tuple[int, int]],
+    shifts: Sequence[Tensor | None] = (),
+    *,
+    also: Sequence[Placement] = (),
+) -> list[list[float]]:
     """Log-likelihoods (nats, summed over tokens) of every branch, for each (fork, person) number asked.
 
     A person is the parts that stand above the base as it is, and, where `shifts` are given, what is added to the last
@@ -42,20 +49,20 @@ def likelihoods(
     return _one_by_one(base, forks, people, asked)
 
 
-def score(base: "LoadedBase", rows: Sequence["Row"], parts: PARTS = NOBODY) -> list[tuple[float, int]]:
+def score(base: LoadedBase, rows: Sequence[Row], parts: PARTS = NOBODY) -> list[tuple[float, int]]:
     """Of each row: the log-likelihood of its labelled tokens (nats, summed) and how many there are."""
     forks = [Fork.of(row) for row in rows]
     values = likelihoods(base, forks, [parts], [(i, 0) for i in range(len(forks))])
     return [(value, len(fork.branches[0])) for (value,), fork in zip(values, forks, strict=True)]
 
 
-def mean_loss(base: "LoadedBase", rows: Sequence[Taught], parts: PARTS = NOBODY) -> float:
+def mean_loss(base: LoadedBase, rows: Sequence[Taught], parts: PARTS = NOBODY) -> float:
     """Mean negative log-likelihood of what rows teach (nats): per labelled token, or per choice."""
     (loss,) = mean_losses(base, [(rows, parts)])
     return 0.0 if loss is None else loss
 
 
-def mean_losses(base: "LoadedBase", cases: Sequence[tuple[Sequence[Taught], PARTS]]) -> list[float | None]:
+def mean_losses(base: LoadedBase, cases: Sequence[tuple[Sequence[Taught], PARTS]]) -> list[float | None]:
     """`mean_loss` of several people's rows, each under their own parts, in common passes; None where there are none."""
     taught = [(one, i) for i, (rows, _) in enumerate(cases) for one in rows]
     forks, asked = [fork_of(one) for one, _ in taught], [(n, i) for n, (_, i) in enumerate(taught)]
@@ -68,7 +75,7 @@ def mean_losses(base: "LoadedBase", cases: Sequence[tuple[Sequence[Taught], PART
 
 
 def abridged(
-    base: "LoadedBase", cases: Sequence[tuple[Sequence[Taught], PARTS]], placements: Sequence[Placement] = ()
+    base: LoadedBase, cases: Sequence[tuple[Sequence[Taught], PARTS]], placements: Sequence[Placement] = ()
 ) -> list[list[Taught]]:
     """People's rows made cheap to run many times under parts of `placements` that differ little from theirs.
 
@@ -92,7 +99,7 @@ def abridged(
     return found
 
 
-def spanning(plain: "Plain", people: Sequence[PARTS], also: Sequence[Placement] = ()) -> Placement:
+def spanning(plain: Plain, people: Sequence[PARTS], also: Sequence[Placement] = ()) -> Placement:
     """The layers and tokens that any of the people's parts may touch: what else there is, is the same for all.
 
     With those of parts placed as `also` says, where these leave anything that could serve them.
@@ -106,9 +113,14 @@ def spanning(plain: "Plain", people: Sequence[PARTS], also: Sequence[Placement] 
 
 
 def _plainly(
-    base: "LoadedBase", plain: "Plain", forks: Sequence[Fork], people: Sequence[PARTS],
-    asked: Sequence[tuple[int, int]], shifts: Sequence[Tensor | None], also: Sequence[Placement],
-) -> list[list[float]]:  # fmt: skip
+    base: LoadedBase,
+    plain: Plain,
+    forks: Sequence[Fork],
+    people: Sequence[PARTS],
+    asked: Sequence[tuple[int, int]],
+    shifts: Sequence[Tensor | None],
+    also: Sequence[Placement],
+) -> list[list[float]]:
     passes = Passes(plain, forks, spanning(plain, people, also))
     everybody, added = crowds(plain, people), stacked(plain, shifts)
     results = [_unread(forks[fork]) for fork, _ in asked]
@@ -135,7 +147,7 @@ def _unread(fork: Fork) -> list[float]:
 
 
 def _one_by_one(
-    base: "LoadedBase", forks: Sequence[Fork], people: Sequence[PARTS], asked: Sequence[tuple[int, int]]
+    base: LoadedBase, forks: Sequence[Fork], people: Sequence[PARTS], asked: Sequence[tuple[int, int]]
 ) -> list[list[float]]:
     """Through the base's own modules: each person's parts folded in turn, each branch a row of its own."""
     results = [_unread(forks[fork]) for fork, _ in asked]

@@ -6,6 +6,8 @@ attention is causal, so no early token sees a late one. On a CPU they are the sa
 so that a job that goes on computes what an unbroken one would have.
 """
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -103,9 +105,14 @@ class Passes:
         self._keys: list[Hashable] = [(fork, where) for fork in wholes] if self._common else list(range(len(forks)))
 
     def scores(
-        self, chosen: Sequence[int], acting: Pairs, crowds: Sequence[Crowd] = (), people: Sequence[int] = (),
-        also: Sequence[Parts] = (), shifts: Tensor | None = None,
-    ) -> Scores:  # fmt: skip
+        self,
+        chosen: Sequence[int],
+        acting: Pairs,
+        crowds: Sequence[Crowd] = (),
+        people: Sequence[int] = (),
+        also: Sequence[Parts] = (),
+        shifts: Tensor | None = None,
+    ) -> Scores:
         """Log-likelihoods of forks as `ends` runs them. `shifts` [rows, width] are added to the states of each row."""
         ends, head = self.ends(chosen, acting, crowds, people, also), self.plain.head
         states = ends.states if shifts is None else ends.states + shifts[ends.at]
@@ -113,9 +120,13 @@ class Passes:
         return Scores(values, ends.row, ends.branch)
 
     def ends(
-        self, chosen: Sequence[int], acting: Pairs, crowds: Sequence[Crowd] = (), people: Sequence[int] = (),
+        self,
+        chosen: Sequence[int],
+        acting: Pairs,
+        crowds: Sequence[Crowd] = (),
+        people: Sequence[int] = (),
         also: Sequence[Parts] = (),
-    ) -> Ends:  # fmt: skip
+    ) -> Ends:
         """Run forks number `chosen`, one row each, with `acting` and with the parts of `people` among `crowds`.
 
         Differentiable in `acting`. `also` are further parts of the pass. None acts before or below the placement.
@@ -126,12 +137,18 @@ class Passes:
         early = self._early([start.early for start in starts])
         positions, mask = self._layout(forks, [start.at for start in starts], x.shape[1], early)
         states = self.plain.run(
-            x, self.plain.rope(positions), mask, first=self.placement.first,
+            x,
+            self.plain.rope(positions),
+            mask,
+            first=self.placement.first,
             parts=[
-                Parts(acting), *self._own(chosen, positions), *self._theirs(crowds, people, forks, positions), *also,
+                Parts(acting),
+                *self._own(chosen, positions),
+                *self._theirs(crowds, people, forks, positions),
+                *also,
             ],
             past=_Early(self.placement.first, early) if early is not None else None,
-        )  # fmt: skip
+        )
         labels = sorted(
             (r, column - starts[r].at, branch, token, rivals)
             for r, fork in enumerate(forks)

@@ -1,5 +1,7 @@
 """A prompt and the answers that may follow it: how their tokens stand in one row. Runs nothing."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,13 +26,13 @@ class Fork:
     closed: bool = False
 
     @classmethod
-    def of(cls, row: Row) -> "Fork":
+    def of(cls, row: Row) -> Fork:
         """A training row: one prompt, one answer."""
         start = max(row.answer_start, 1)
         return cls(row.input_ids[:start], (row.input_ids[start:],))
 
     @property
-    def whole(self) -> "Fork":
+    def whole(self) -> Fork:
         """What runs below the head where all of its branches are asked."""
         return Fork(self.prompt, self.branches)
 
@@ -40,7 +42,7 @@ class Fork:
         return [(b, self.branches[b]) for b in (range(len(self.branches)) if self.asked is None else self.asked)]
 
     @property
-    def alone(self) -> list[tuple[int, "Fork"]]:
+    def alone(self) -> list[tuple[int, Fork]]:
         """A fork for each branch that runs, and the branch's number."""
         return [(b, Fork(self.prompt, (branch,))) for b, branch in self.running]
 

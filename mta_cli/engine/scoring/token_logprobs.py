@@ -6,6 +6,8 @@ that need not be known yet (as in Liger Kernel's fused cross-entropy, arXiv 2410
 are in float32 whatever the weights are in: near 20, bfloat16 knows eighths of a nat.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
@@ -19,9 +21,13 @@ CPU_WEIGHTS, GPU_WEIGHTS = 1 << 18, 1 << 27  # of the head in float32 at once: w
 
 
 def log_likelihoods(
-    states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, places: Sequence[int] | None = None,
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    places: Sequence[int] | None = None,
     rivals: Sequence[Sequence[int] | None] = (),
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Of `tokens` [n], in nats, float32 [n]; differentiable in the states alone.
 
     Token `i` follows normalised state `places[i]` of `states` [m, width], in ascending order; without `places` token

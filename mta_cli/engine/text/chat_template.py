@@ -4,6 +4,8 @@ A template is code that came with a model. It never sees what a person wrote: it
 are put there afterwards. Knows nothing of token ids.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +15,17 @@ from mta_cli.errors import BadInput
 
 RENDER_LIMIT = 1_000_000  # characters; a template that says more is broken or hostile
 _SLOT = re.compile(r"mtaSlot(\d+)mta")
-_MISHAPS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError,
-            SyntaxError, NameError)  # fmt: skip  # the last: jinja writes 1e9999 into its code as inf
+_MISHAPS = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+    SyntaxError,
+    NameError,
+)  # the last: jinja writes 1e9999 into its code as inf
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ What a person wrote is always plain text: a "<|im_end|>" typed into a message is
 Knows neither the registry, retrieval nor tensors.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache

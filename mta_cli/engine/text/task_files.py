@@ -1,5 +1,7 @@
 """Task files: a task as TOML, read with every fault at once, and written. Knows no paths and no built-in tasks."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Callable

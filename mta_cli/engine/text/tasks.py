@@ -5,6 +5,8 @@ The built-in tasks are LaMP's (arXiv 2304.11406), whose questions repeat a long 
 and a prompt says the same in few words, because every token of a prompt is paid for at each training step.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -87,13 +89,39 @@ class Task:
 
 
 MOVIE_TAGS = (
-    "sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic", "psychology",
-    "fantasy", "romance", "thought-provoking", "social commentary", "violence", "true story",
-)  # fmt: skip
+    "sci-fi",
+    "based on a book",
+    "comedy",
+    "action",
+    "twist ending",
+    "dystopia",
+    "dark comedy",
+    "classic",
+    "psychology",
+    "fantasy",
+    "romance",
+    "thought-provoking",
+    "social commentary",
+    "violence",
+    "true story",
+)
 NEWS_CATEGORIES = (
-    "women", "religion", "politics", "style & beauty", "entertainment", "culture & arts", "sports",
-    "science & technology", "travel", "business", "crime", "education", "healthy living", "parents", "food & drink",
-)  # fmt: skip
+    "women",
+    "religion",
+    "politics",
+    "style & beauty",
+    "entertainment",
+    "culture & arts",
+    "sports",
+    "science & technology",
+    "travel",
+    "business",
+    "crime",
+    "education",
+    "healthy living",
+    "parents",
+    "food & drink",
+)
 SCORES = ("1", "2", "3", "4", "5")
 
 _TASKS = (

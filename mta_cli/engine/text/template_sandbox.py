@@ -4,6 +4,8 @@ Jinja's immutable sandbox keeps it from attributes. A `Meter` bounds what it cos
 members that are made by operators, calls, filters, literals, slices and output. Knows no messages.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import sys

@@ -3,6 +3,8 @@
 Wraps any Hugging Face tokenizer, byte-level or sentencepiece-like, fast or slow. Knows neither tasks nor templates.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import lru_cache

@@ -1,5 +1,7 @@
 """Weights of anchors fitted to a few shots by gradient. Knows neither users nor files."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def learn_weights(
-    base: "LoadedBase",
+    base: LoadedBase,
     anchors: Sequence[LoraWeights],
     prior: Sequence[float],
     rows: Sequence[Taught],

@@ -8,6 +8,8 @@ so the company changes nothing but the last bits. Same seed, machine, threads an
 training stopped and went on from `state()`.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import time
@@ -45,7 +47,7 @@ class Schedule:
     learning_rate: float
 
     @classmethod
-    def epochs(cls, rows: int, epochs: int, batch_size: int, learning_rate: float) -> "Schedule":
+    def epochs(cls, rows: int, epochs: int, batch_size: int, learning_rate: float) -> Schedule:
         """Enough steps to see every one of `rows` rows `epochs` times."""
         return cls(epochs * math.ceil(rows / batch_size), batch_size, learning_rate)
 
@@ -111,7 +113,7 @@ class Trainer:
     """
 
     def __init__(
-        self, base: "LoadedBase", members: Sequence[Member], *, budget: int | None = None, frozen_a: bool = False
+        self, base: LoadedBase, members: Sequence[Member], *, budget: int | None = None, frozen_a: bool = False
     ) -> None:
         self.base, self.members = base, members
         self.budget = Budget(base, budget)

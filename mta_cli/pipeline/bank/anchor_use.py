@@ -3,6 +3,8 @@
 Knows no terminal and no SQL.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,7 @@ class AnchorUse:
     measured: int
 
 
-def anchor_uses(reg: "Registry", bank: Bank) -> list[AnchorUse]:
+def anchor_uses(reg: Registry, bank: Bank) -> list[AnchorUse]:
     """What every anchor of a bank does, by its number; weights below zero count as theirs, none as no use."""
     import numpy as np
 
@@ -45,9 +47,14 @@ def anchor_uses(reg: "Registry", bank: Bank) -> list[AnchorUse]:
         mine = (shares["anchor"] == anchor.id) & (weights != 0)
         known = mine & np.isfinite(change)
         heavy = np.abs(weights[known])
-        uses.append(AnchorUse(
-            anchor, int(mine.sum()), float(weights[mine].mean()) if mine.any() else 0.0,
-            float(np.abs(weights[mine]).sum() / total) if total else 0.0,
-            float(np.average(change[known], weights=heavy)) if len(heavy) else None, int(known.sum()),
-        ))  # fmt: skip
+        uses.append(
+            AnchorUse(
+                anchor,
+                int(mine.sum()),
+                float(weights[mine].mean()) if mine.any() else 0.0,
+                float(np.abs(weights[mine]).sum() / total) if total else 0.0,
+                float(np.average(change[known], weights=heavy)) if len(heavy) else None,
+                int(known.sum()),
+            )
+        )
     return uses

@@ -3,6 +3,8 @@
 Every finished part is a row in the store, so the same command run again goes on where it stopped. Renders nothing.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -55,9 +57,9 @@ class BankRequest:
     is told the bank's number before anything is trained.
     """
 
-    task: "Task"
-    base: "ModelEntry"
-    embedder: "ModelEntry"
+    task: Task
+    base: ModelEntry
+    embedder: ModelEntry
     options: BankOptions
     prompt: PromptOptions
     machine: Machine
@@ -78,7 +80,7 @@ class Candidate:
 
 
 def contributors(
-    reg: "Registry", task: str, options: BankOptions, people: frozenset[int] | None = None
+    reg: Registry, task: str, options: BankOptions, people: frozenset[int] | None = None
 ) -> list[Candidate]:
     """Users, among `people`, who may be anchors and have enough items to be one, or for the task adapter alone."""
     least = options.min_items if options.task_min_items is None else min(options.task_min_items, options.min_items)
@@ -103,20 +105,25 @@ def candidates(pool: Sequence[Candidate], task: str, options: BankOptions) -> li
     return found
 
 
-def bank_key(reg: "Registry", request: BankRequest, pool: Sequence[Candidate]) -> str:
+def bank_key(reg: Registry, request: BankRequest, pool: Sequence[Candidate]) -> str:
     """Hash of all that decides the bank: base, embedder, task, options, seed and data."""
     identity = {
-        "base": request.base.fingerprint, "embedder": request.embedder.fingerprint, "task": asdict(request.task),
-        "options": asdict(request.options), "history_items": request.prompt.history_items, "seed": request.machine.seed,
-        "dtype": request.machine.dtype, "data": [[c.user.name, reg.items.data_hash_of(c.items)] for c in pool],
-    }  # fmt: skip
+        "base": request.base.fingerprint,
+        "embedder": request.embedder.fingerprint,
+        "task": asdict(request.task),
+        "options": asdict(request.options),
+        "history_items": request.prompt.history_items,
+        "seed": request.machine.seed,
+        "dtype": request.machine.dtype,
+        "data": [[c.user.name, reg.items.data_hash_of(c.items)] for c in pool],
+    }
     if request.gates != GateOptions():
         identity["gates"] = asdict(request.gates)
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def build_bank(
-    reg: "Registry", request: BankRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
+    reg: Registry, request: BankRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
     """Build or finish the bank that `request` describes. `Done.result` has the keys of `mta bank build --json`."""
     require_targets(request.options.targets, request.base.path)
@@ -147,7 +154,7 @@ def build_bank(
 
 
 def plan_lines(
-    reg: "Registry", request: BankRequest, pool: Sequence[Candidate], chosen: Sequence[Candidate]
+    reg: Registry, request: BankRequest, pool: Sequence[Candidate], chosen: Sequence[Candidate]
 ) -> tuple[PlanLine, ...]:
     """What the build would read, hold and cost, estimated from the task's token budgets and this machine's speed."""
     from mta_cli.pipeline.training.estimate import cost_lines
@@ -169,7 +176,7 @@ def plan_lines(
 class Work:
     """What a build trains, at most, and the tokens of one step."""
 
-    tokens: tuple["Tokens", ...]
+    tokens: tuple[Tokens, ...]
     step: int
 
 
@@ -190,19 +197,28 @@ def expected(request: BankRequest, pool: Sequence[Candidate], chosen: Sequence[C
     )
 
 
-def _build(reg: "Registry", request: BankRequest, name: str, pool: Sequence[Candidate]) -> Iterator[Event]:
+def _build(reg: Registry, request: BankRequest, name: str, pool: Sequence[Candidate]) -> Iterator[Event]:
     from mta_cli.pipeline.models.lookup import remember
 
     remember(reg, request.base, request.embedder)
     key = bank_key(reg, request, pool)
     config = {
-        **asdict(request.options), "history_items": request.prompt.history_items, "dtype": request.machine.dtype,
-        **rates_kept(request.task, pool), **gate_config(request.gates),
-    }  # fmt: skip
+        **asdict(request.options),
+        "history_items": request.prompt.history_items,
+        "dtype": request.machine.dtype,
+        **rates_kept(request.task, pool),
+        **gate_config(request.gates),
+    }
     bank = reg.banks.begin(
-        name=name, key=key, task=request.task.name, base=request.base.fingerprint,
-        embedder=request.embedder.fingerprint, seed=request.machine.seed, config=config, purpose=request.purpose,
-    )  # fmt: skip
+        name=name,
+        key=key,
+        task=request.task.name,
+        base=request.base.fingerprint,
+        embedder=request.embedder.fingerprint,
+        seed=request.machine.seed,
+        config=config,
+        purpose=request.purpose,
+    )
     request.begun(bank.id)
     whose = [(candidate.user, candidate.items) for candidate in pool]
     yield from keep_neighbours(reg, bank, request.task, whose, request.embedder, request.machine.device)
@@ -224,7 +240,7 @@ def _build(reg: "Registry", request: BankRequest, name: str, pool: Sequence[Cand
     yield Done(result)
 
 
-def rates_kept(task: "Task", pool: Sequence[Candidate]) -> dict[str, list[float]]:
+def rates_kept(task: Task, pool: Sequence[Candidate]) -> dict[str, list[float]]:
     """How often the people whom the bank is made of give each label, kept with it for label priors."""
     from mta_cli.engine.memory.label_prior import label_rates
 
@@ -234,7 +250,7 @@ def rates_kept(task: "Task", pool: Sequence[Candidate]) -> dict[str, list[float]
 
 
 def _plan_anchors(
-    reg: "Registry", request: BankRequest, bank: Bank, chosen: Sequence[Candidate]
+    reg: Registry, request: BankRequest, bank: Bank, chosen: Sequence[Candidate]
 ) -> Generator[Event, None, list[Anchor]]:
     from mta_cli.pipeline.data.profiles import profile_matrix, refresh_profiles
 
@@ -252,9 +268,12 @@ def _plan_anchors(
     row = {user_id: i for i, user_id in enumerate(ids)}
     options = request.options
     picks = choose_anchors(
-        matrix[[row[user.id] for user in users]], [len(c.items) for c in chosen], options.anchors,
-        seed=request.machine.seed, pick=options.pick,
-    )  # fmt: skip
+        matrix[[row[user.id] for user in users]],
+        [len(c.items) for c in chosen],
+        options.anchors,
+        seed=request.machine.seed,
+        pick=options.pick,
+    )
     if len(picks) < options.anchors:
         yield Note(f"Only {len(picks)} of {options.anchors} anchors: some profiles coincide.", warning=True)
     with reg.transaction():
@@ -264,14 +283,14 @@ def _plan_anchors(
         )
 
 
-def _require(reg: "Registry", request: BankRequest, bank: Bank, users: Sequence[User]) -> None:
+def _require(reg: Registry, request: BankRequest, bank: Bank, users: Sequence[User]) -> None:
     """Raises PeopleLeft when one of `users` is gone or takes part no more."""
     if len(staying(reg, users, request.purpose)) < len(users):
         raise PeopleLeft(bank)
 
 
 def _train(
-    reg: "Registry", request: BankRequest, bank: Bank, anchors: Sequence[Anchor], pool: Sequence[Candidate], run: Run
+    reg: Registry, request: BankRequest, bank: Bank, anchors: Sequence[Anchor], pool: Sequence[Candidate], run: Run
 ) -> Iterator[Event]:
     from mta_cli.engine.lora.adapter import find_targets, folded
     from mta_cli.engine.scoring.backends import require_everywhere
@@ -320,9 +339,13 @@ def _train(
 
 
 def _settle_anchors(
-    reg: "Registry", bank: Bank, anchors: Sequence[Anchor], parts: Sequence[Training],
-    results: Sequence[Adapter | str], trained: Trained,
-) -> Iterator[Event]:  # fmt: skip
+    reg: Registry,
+    bank: Bank,
+    anchors: Sequence[Anchor],
+    parts: Sequence[Training],
+    results: Sequence[Adapter | str],
+    trained: Trained,
+) -> Iterator[Event]:
     made = those_made(anchors, parts, results)
     for anchor, adapter in made:
         reg.banks.finish_anchor(anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
@@ -333,7 +356,7 @@ def _settle_anchors(
 
 
 def _groups(
-    reg: "Registry", request: BankRequest, base: "LoadedBase", anchors: Sequence[Anchor], parts: dict[int, Training]
+    reg: Registry, request: BankRequest, base: LoadedBase, anchors: Sequence[Anchor], parts: dict[int, Training]
 ) -> list[list[Anchor]]:
     """Anchors that train together: those that have no meta-LoRA yet, and all of a group that was stopped half-way.
 
@@ -355,13 +378,13 @@ def _groups(
     return groups
 
 
-def _adapters(reg: "Registry", bank: Bank, task_adapter: str | None) -> list[Adapter]:
+def _adapters(reg: Registry, bank: Bank, task_adapter: str | None) -> list[Adapter]:
     digests = [anchor.digest for anchor in reg.banks.anchors(bank.id)]
     return [reg.adapters.get(digest) for digest in (task_adapter, *digests) if digest is not None]
 
 
 def anchor_part(
-    reg: "Registry",
+    reg: Registry,
     request: BankRequest,
     examples: Examples,
     anchor: Anchor,
@@ -377,9 +400,19 @@ def anchor_part(
     rows = examples.rows(own)
     schedule = Schedule.epochs(len(rows), options.epochs, options.batch_size, options.learning_rate)
     job = AdapterJob(
-        "meta", f"anchor {anchor.id}", None, options.rank, options.alpha, options.targets, options.placement, seed,
-        reg.items.data_hash_of(own), schedule, _config(request), f"anchor {place}: {anchor.user}",
-    )  # fmt: skip
+        "meta",
+        f"anchor {anchor.id}",
+        None,
+        options.rank,
+        options.alpha,
+        options.targets,
+        options.placement,
+        seed,
+        reg.items.data_hash_of(own),
+        schedule,
+        _config(request),
+        f"anchor {place}: {anchor.user}",
+    )
     return Training(job, rows, run=run)
 
 

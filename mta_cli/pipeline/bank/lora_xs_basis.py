@@ -1,5 +1,7 @@
 """The main directions of a bank's anchors, kept as one adapter between whose factors everybody's cores stand."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,10 +20,10 @@ class Basis:
     """A basis as the store has it."""
 
     adapter: Adapter
-    weights: "LoraWeights"
+    weights: LoraWeights
 
 
-def basis_of(reg: "Registry", bank: Bank) -> Basis:
+def basis_of(reg: Registry, bank: Bank) -> Basis:
     """The bank's basis, of the largest rank that a core may have; made and stored where it has none yet.
 
     BadInput when its anchors come to nothing.
@@ -32,7 +34,7 @@ def basis_of(reg: "Registry", bank: Bank) -> Basis:
     return Basis(reg.adapters.get(digest), load_weights(reg, digest, bank.base))
 
 
-def _make(reg: "Registry", bank: Bank) -> str:
+def _make(reg: Registry, bank: Bank) -> str:
     from mta_cli.engine.lora.lora_xs import bank_basis
     from mta_cli.pipeline.bank.screening import refused_of
     from mta_cli.pipeline.personalize.weights import load_weights
@@ -48,14 +50,31 @@ def _make(reg: "Registry", bank: Bank) -> str:
             hint="--kind lora",
         )
     weights, data = found.stored(), hashlib.sha256("\n".join(digests).encode()).hexdigest()
-    header = {"kind": "basis", "base": bank.base, "task_adapter": bank.task_adapter, "rank": weights.rank,
-              "alpha": weights.scale * weights.rank, "seed": bank.seed, "data_hash": data}  # fmt: skip
+    header = {
+        "kind": "basis",
+        "base": bank.base,
+        "task_adapter": bank.task_adapter,
+        "rank": weights.rank,
+        "alpha": weights.scale * weights.rank,
+        "seed": bank.seed,
+        "data_hash": data,
+    }
     digest, size = reg.adapters.write(weights.to_bytes(header))
     adapter = Adapter(
-        digest=digest, kind="basis", base=bank.base, task_adapter=bank.task_adapter, rank=weights.rank,
-        alpha=weights.scale * weights.rank, targets="", placement=str(weights.placement), dtype="float16",
-        seed=bank.seed, data_hash=data, bytes=size, versions=library_versions(),
-    )  # fmt: skip
+        digest=digest,
+        kind="basis",
+        base=bank.base,
+        task_adapter=bank.task_adapter,
+        rank=weights.rank,
+        alpha=weights.scale * weights.rank,
+        targets="",
+        placement=str(weights.placement),
+        dtype="float16",
+        seed=bank.seed,
+        data_hash=data,
+        bytes=size,
+        versions=library_versions(),
+    )
     with reg.transaction():
         reg.adapters.add(adapter)
         reg.banks.set_basis(bank.id, digest)

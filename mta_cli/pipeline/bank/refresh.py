@@ -12,6 +12,8 @@ The task adapter stays, and was trained on everybody of the bank. A bank does no
 learned there from somebody who left goes with a whole new build alone.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Generator, Iterator, Sequence
@@ -54,7 +56,7 @@ class _Refresh:
     `lost` counts new anchors whose person left while they were trained.
     """
 
-    reg: "Registry"
+    reg: Registry
     bank: Bank
     request: BankRequest
     pool: list[Candidate]
@@ -75,9 +77,14 @@ class _Refresh:
 
 
 def refresh_bank(
-    reg: "Registry", task: str, machine: Machine, *, name: str | None = None, plan: Sequence[PlanLine] = (),
+    reg: Registry,
+    task: str,
+    machine: Machine,
+    *,
+    name: str | None = None,
+    plan: Sequence[PlanLine] = (),
     dry_run: bool = False,
-) -> Iterator[Event]:  # fmt: skip
+) -> Iterator[Event]:
     """Replace the stale anchors of the task's newest bank, or of that called `name`, on the devices of `machine`.
 
     Its neighbours become those that a new build would keep. All else is as the bank was built. `Done.result` has the
@@ -113,7 +120,7 @@ def refresh_bank(
     yield Done(_result(work))
 
 
-def newest_bank(reg: "Registry", task: str, name: str | None = None) -> Bank:
+def newest_bank(reg: Registry, task: str, name: str | None = None) -> Bank:
     """The newest ready bank of a task, or of this name. NotFound without one, UsageFault for another task's."""
     bank = reg.banks.get(name) if name is not None else reg.banks.latest(task)
     if bank is None:
@@ -212,16 +219,27 @@ def _choose(work: _Refresh) -> Generator[Event, None, list[Anchor]]:
     anchors = reg.banks.anchors(work.bank.id)
     kept = [place[a.user_id] for a in anchors if not a.stale and a.user_id in place]
     picks = choose_replacements(
-        matrix[[row[user.id] for user in users]], [len(c.items) for c in found], len(kept) + len(work.stale), kept,
-        seed=request.machine.seed, pick=request.options.pick,
-    )  # fmt: skip
+        matrix[[row[user.id] for user in users]],
+        [len(c.items) for c in found],
+        len(kept) + len(work.stale),
+        kept,
+        seed=request.machine.seed,
+        pick=request.options.pick,
+    )
     return [
         replace(
-            old, user_id=users[new.index].id, user=users[new.index].name, cluster_size=new.cluster_size,
-            items=len(found[new.index].items), digest=None, loss_first=None, loss_last=None, stale=False,
+            old,
+            user_id=users[new.index].id,
+            user=users[new.index].name,
+            cluster_size=new.cluster_size,
+            items=len(found[new.index].items),
+            digest=None,
+            loss_first=None,
+            loss_last=None,
+            stale=False,
         )
         for old, new in zip(work.stale, picks, strict=False)
-    ]  # fmt: skip
+    ]
 
 
 def _groups(work: _Refresh, base: Any, planned: Sequence[Anchor], parts: Sequence[Training]) -> list[Group]:
@@ -236,9 +254,12 @@ def _groups(work: _Refresh, base: Any, planned: Sequence[Anchor], parts: Sequenc
 
 
 def _settle(
-    work: _Refresh, planned: Sequence[Anchor], parts: Sequence[Training], results: Sequence[Adapter | str],
+    work: _Refresh,
+    planned: Sequence[Anchor],
+    parts: Sequence[Training],
+    results: Sequence[Adapter | str],
     trained: Trained,
-) -> Iterator[Event]:  # fmt: skip
+) -> Iterator[Event]:
     """A trained group takes its places, and what rested on the stale anchors goes, all at once."""
     both = those_made(planned, parts, results)
     work.lost += len(planned) - len(both)
@@ -251,9 +272,14 @@ def _settle(
 def _replacement(planned: Anchor, adapter: Adapter) -> Replacement:
     assert planned.user_id is not None
     return Replacement(
-        planned.id, planned.user_id, planned.cluster_size, planned.items, adapter.digest, adapter.loss_first,
+        planned.id,
+        planned.user_id,
+        planned.cluster_size,
+        planned.items,
+        adapter.digest,
+        adapter.loss_first,
         adapter.loss_last,
-    )  # fmt: skip
+    )
 
 
 def _take_out(work: _Refresh) -> None:

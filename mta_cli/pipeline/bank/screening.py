@@ -7,6 +7,8 @@ for its cluster. An anchor that draws too many people keeps those nearest to it.
 found and refuse nobody. Renders nothing.
 """
 
+from __future__ import annotations
+
 import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
@@ -35,7 +37,7 @@ TOLD = {
 
 
 def gate_anchors(
-    reg: "Registry", bank: Bank, base: "LoadedBase", examples: "Examples", people: Sequence[int], options: GateOptions
+    reg: Registry, bank: Bank, base: LoadedBase, examples: Examples, people: Sequence[int], options: GateOptions
 ) -> Iterator[Event]:
     """Judge the anchors that serve, keep what is found with the bank beside what was found of others, and warn of it.
 
@@ -62,7 +64,7 @@ def gate_config(options: GateOptions) -> dict[str, Any]:
     return {ASKED_GATES: asdict(options)}
 
 
-def serving(reg: "Registry", bank: Bank) -> list[Anchor]:
+def serving(reg: Registry, bank: Bank) -> list[Anchor]:
     """The anchors that new recipes may hold: neither stale nor refused, also where consent was given anew since."""
     refused = refused_of(reg.banks.by_id(bank.id))
     return [anchor for anchor in reg.banks.anchors(bank.id) if not anchor.stale and anchor.id not in refused]
@@ -90,7 +92,7 @@ def gates_left(bank: Bank, anchors: Collection[int]) -> dict[str, Any]:
     return {GATES: {"findings": findings, "floors": floors}}
 
 
-def findings_json(reg: "Registry", bank: Bank) -> list[dict[str, Any]]:
+def findings_json(reg: Registry, bank: Bank) -> list[dict[str, Any]]:
     """What the gates found, for `mta bank show` and `verify`: the anchor, its person, the gate, value and bound."""
     anchors = {anchor.id: anchor for anchor in reg.banks.anchors(bank.id)}
     config = reg.banks.by_id(bank.id).config.get(GATES, {})
@@ -111,7 +113,7 @@ def finding_line(one: dict[str, Any]) -> str:
     return f"{who}: {TOLD[one['gate']].format(**one)}"
 
 
-def remarks(reg: "Registry", bank: Bank) -> Iterator[Note]:
+def remarks(reg: Registry, bank: Bank) -> Iterator[Note]:
     """A warning for each finding, and what helps."""
     found = findings_json(reg, bank)
     for one in found:
@@ -131,8 +133,8 @@ def remarks(reg: "Registry", bank: Bank) -> Iterator[Note]:
 
 
 def _judged(
-    base: "LoadedBase", examples: "Examples", weights: "Sequence[LoraWeights]", options: GateOptions
-) -> "list[Finding]":
+    base: LoadedBase, examples: Examples, weights: Sequence[LoraWeights], options: GateOptions
+) -> list[Finding]:
     """What the gates of size and of neutral prompts find; an anchor is found by the first of them alone."""
     from mta_cli.engine.retrieval.anchor_screening import (
         FEWEST,
@@ -160,7 +162,7 @@ def _judged(
 
 
 def _floors(
-    reg: "Registry", bank: Bank, anchors: Sequence[Anchor], people: Sequence[int], options: GateOptions
+    reg: Registry, bank: Bank, anchors: Sequence[Anchor], people: Sequence[int], options: GateOptions
 ) -> dict[str, float]:
     from mta_cli.engine.retrieval.anchor_screening import floors
     from mta_cli.pipeline.data.profiles import profile_matrix
@@ -175,5 +177,5 @@ def _floors(
     return {str(there[place].id): value for place, value in floors(cosines, TOP, options.max_share).items()}
 
 
-def _told(one: "Finding") -> dict[str, Any]:
+def _told(one: Finding) -> dict[str, Any]:
     return {"gate": one.gate, "value": float(one.value), "bound": float(one.bound)}

@@ -4,6 +4,8 @@ Banks of the same people and items share it when they differ in nothing that it 
 have: it is most of a build's work. Renders nothing.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -26,14 +28,12 @@ MADE_OF = "made_of"  # the key, in a task adapter's config, of the hash of all t
 _OPTIONS = ("targets", "batch_size", "task_placement", "task_rank", "task_epochs", "task_learning_rate")
 
 
-def made_before(reg: "Registry", request: "BankRequest", pool: "Sequence[Candidate]") -> Adapter | None:
+def made_before(reg: Registry, request: BankRequest, pool: Sequence[Candidate]) -> Adapter | None:
     """The task adapter that another bank has and this one would train; None without one, or where none is wanted."""
     return reg.adapters.with_config(MADE_OF, _identity(reg, request, pool)) if request.options.task_adapter else None
 
 
-def share_task_adapter(
-    reg: "Registry", request: "BankRequest", bank: Bank, pool: "Sequence[Candidate]"
-) -> Iterator[Event]:
+def share_task_adapter(reg: Registry, request: BankRequest, bank: Bank, pool: Sequence[Candidate]) -> Iterator[Event]:
     """Give the bank the task adapter that was `made_before`, if any. Raises PeopleLeft where one of them has left."""
     if bank.task_adapter is not None:
         return
@@ -48,7 +48,7 @@ def share_task_adapter(
 
 
 def task_training(
-    reg: "Registry", request: "BankRequest", examples: Examples, pool: "Sequence[Candidate]", run: Run
+    reg: Registry, request: BankRequest, examples: Examples, pool: Sequence[Candidate], run: Run
 ) -> Training:
     """What trains it on the items of everybody in `pool`, and ends when one of them leaves."""
     from mta_cli.engine.training.trainer import Schedule
@@ -58,19 +58,30 @@ def task_training(
     rows = examples.rows(items, mix=history_mix(request.prompt.history_items), seed=seed)
     schedule = Schedule.epochs(len(rows), options.task_epochs, options.batch_size, options.task_learning_rate)
     config = {
-        "history_items": request.prompt.history_items, "task": request.task.name, PEOPLE: len(pool),
+        "history_items": request.prompt.history_items,
+        "task": request.task.name,
+        PEOPLE: len(pool),
         MADE_OF: _identity(reg, request, pool),
-    }  # fmt: skip
+    }
     job = AdapterJob(
-        "task", "task adapter", None, options.task_rank, 2.0 * options.task_rank, options.targets,
-        options.task_placement, seed, reg.items.data_hash_of(items), schedule, config,
-    )  # fmt: skip
+        "task",
+        "task adapter",
+        None,
+        options.task_rank,
+        2.0 * options.task_rank,
+        options.targets,
+        options.task_placement,
+        seed,
+        reg.items.data_hash_of(items),
+        schedule,
+        config,
+    )
     users = tuple(candidate.user for candidate in pool)
     return Training(job, rows, run=run, people=users, serves=request.purpose == "")
 
 
 def settle_task(
-    reg: "Registry", bank: Bank, pooled: Training, results: Sequence[Adapter | str], trained: Trained
+    reg: Registry, bank: Bank, pooled: Training, results: Sequence[Adapter | str], trained: Trained
 ) -> Iterator[Event]:
     """Give the bank what was trained. Raises PeopleLeft where one of its people left, BadInput where it failed."""
     if results[0] == LEFT:
@@ -80,11 +91,15 @@ def settle_task(
     yield Saved("task adapter", bank.task, f"loss {losses_of(adapter)}, {adapter.bytes:,} bytes")
 
 
-def _identity(reg: "Registry", request: "BankRequest", pool: "Sequence[Candidate]") -> str:
+def _identity(reg: Registry, request: BankRequest, pool: Sequence[Candidate]) -> str:
     options = asdict(request.options)
     identity = {
-        "base": request.base.fingerprint, "task": asdict(request.task), "seed": request.machine.seed,
-        "options": {name: options[name] for name in _OPTIONS}, "history_items": request.prompt.history_items,
-        "dtype": request.machine.dtype, "data": [[c.user.name, reg.items.data_hash_of(c.items)] for c in pool],
-    }  # fmt: skip
+        "base": request.base.fingerprint,
+        "task": asdict(request.task),
+        "seed": request.machine.seed,
+        "options": {name: options[name] for name in _OPTIONS},
+        "history_items": request.prompt.history_items,
+        "dtype": request.machine.dtype,
+        "data": [[c.user.name, reg.items.data_hash_of(c.items)] for c in pool],
+    }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -3,6 +3,8 @@
 Reads profiles piece by piece, so that a map of many people needs little memory. Knows no terminal and draws nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,11 +43,11 @@ class PeopleMap:
     person, -1 where no landmark has a place.
     """
 
-    people: "NDArray[np.int64]"  # [people]
-    places: "NDArray[np.float32]"  # [people, 2]
+    people: NDArray[np.int64]  # [people]
+    places: NDArray[np.float32]  # [people, 2]
     share: Place
     landmarks: tuple[Landmark, ...]
-    nearest: "NDArray[np.int16]"  # [people]
+    nearest: NDArray[np.int16]  # [people]
 
     def place(self, user_id: int) -> Place | None:
         """Where a person is; None for somebody without a profile."""
@@ -66,7 +68,7 @@ class Neighbour:
     similarity: float
 
 
-def people_map(reg: "Registry", bank: Bank) -> PeopleMap:
+def people_map(reg: Registry, bank: Bank) -> PeopleMap:
     """Principal components of the unit profiles of a bank's task, by its embedder, computed from their covariance.
 
     Each direction is turned so that its largest coordinate is positive: the same profiles give the same map.
@@ -91,7 +93,7 @@ def people_map(reg: "Registry", bank: Bank) -> PeopleMap:
     return PeopleMap(np.array(ids, np.int64), np.concatenate(places), share, landmarks, found)
 
 
-def neighbours(reg: "Registry", bank: Bank, user_id: int, count: int = 8) -> list[Neighbour]:
+def neighbours(reg: Registry, bank: Bank, user_id: int, count: int = 8) -> list[Neighbour]:
     """The `count` people whose profiles are most similar to a person's, most similar first; none without a profile."""
     import numpy as np
 
@@ -109,7 +111,7 @@ def neighbours(reg: "Registry", bank: Bank, user_id: int, count: int = 8) -> lis
     return [Neighbour(other, reg.users.by_id(other).name, alike) for alike, other in best]
 
 
-def _main_directions(reg: "Registry", bank: Bank) -> "tuple[NDArray[np.float32], NDArray[np.float32], Place]":
+def _main_directions(reg: Registry, bank: Bank) -> tuple[NDArray[np.float32], NDArray[np.float32], Place]:
     """The mean profile [width], the two main directions around it [width, 2], and their shares of the variance."""
     import numpy as np
 
@@ -134,9 +136,7 @@ def _main_directions(reg: "Registry", bank: Bank) -> "tuple[NDArray[np.float32],
     return middle.astype(np.float32), directions.astype(np.float32), (first, second)
 
 
-def _anchor_profiles(
-    reg: "Registry", bank: Bank, anchors: list[Anchor]
-) -> "tuple[NDArray[np.int16], NDArray[np.float32]]":
+def _anchor_profiles(reg: Registry, bank: Bank, anchors: list[Anchor]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
     """Which of the anchors have a profile, and these."""
     import numpy as np
 
@@ -147,7 +147,7 @@ def _anchor_profiles(
     return np.array([number[user] for user in users], np.int16), rows
 
 
-def _pieces(reg: "Registry", bank: Bank, width: int | None = None) -> "Iterator[tuple[list[int], NDArray[np.float32]]]":
+def _pieces(reg: Registry, bank: Bank, width: int | None = None) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
     """User ids and unit profiles [users, width], some at a time. Raises IntegrityFault when they differ in length."""
     import numpy as np
 

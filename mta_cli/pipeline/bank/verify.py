@@ -1,5 +1,7 @@
 """Looking after banks: what one is, verify and remove. Builds nothing."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import IntegrityFault
@@ -13,26 +15,40 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 
-def bank_json(reg: "Registry", bank: Bank) -> dict[str, Any]:
+def bank_json(reg: Registry, bank: Bank) -> dict[str, Any]:
     """The document of `mta bank build` and `mta bank show`."""
     anchors = [
         {
-            "user": anchor.user, "items": anchor.items, "loss_first": anchor.loss_first, "loss_last": anchor.loss_last,
-            "digest": anchor.digest, "cluster_size": anchor.cluster_size, "stale": anchor.stale,
+            "user": anchor.user,
+            "items": anchor.items,
+            "loss_first": anchor.loss_first,
+            "loss_last": anchor.loss_last,
+            "digest": anchor.digest,
+            "cluster_size": anchor.cluster_size,
+            "stale": anchor.stale,
         }
         for anchor in reg.banks.anchors(bank.id)
-    ]  # fmt: skip
+    ]
     return {
-        "bank": bank.name, "version": bank.version, "task": bank.task, "status": bank.status, "base": bank.base,
-        "task_adapter": bank.task_adapter, "neighbours": reg.neighbours.count(bank.id), "kernel": bank.kernel,
+        "bank": bank.name,
+        "version": bank.version,
+        "task": bank.task,
+        "status": bank.status,
+        "base": bank.base,
+        "task_adapter": bank.task_adapter,
+        "neighbours": reg.neighbours.count(bank.id),
+        "kernel": bank.kernel,
         "beside_model": bank.config.get(BESIDE),
-        **bank_people(reg, bank), "gates": findings_json(reg, bank), "anchors": anchors, "tokens": bank.tokens,
+        **bank_people(reg, bank),
+        "gates": findings_json(reg, bank),
+        "anchors": anchors,
+        "tokens": bank.tokens,
         "seconds": round(bank.seconds, 3),
         "tokens_per_second": round(bank.tokens / bank.seconds, 1) if bank.seconds else None,
-    }  # fmt: skip
+    }
 
 
-def verify_bank(reg: "Registry", name: str, version: int | None = None) -> dict[str, Any]:
+def verify_bank(reg: Registry, name: str, version: int | None = None) -> dict[str, Any]:
     """Read every adapter of a bank in full. IntegrityFault names all that are missing, changed or not finite."""
     bank = reg.banks.get(name, version)
     anchors = reg.banks.anchors(bank.id)
@@ -50,12 +66,16 @@ def verify_bank(reg: "Registry", name: str, version: int | None = None) -> dict[
         )
     stale = [a.id for a in anchors if a.stale]
     return {
-        "bank": bank.name, "version": bank.version, "ok": True, "adapters": len(digests), "stale_anchors": stale,
+        "bank": bank.name,
+        "version": bank.version,
+        "ok": True,
+        "adapters": len(digests),
+        "stale_anchors": stale,
         "gates": findings_json(reg, bank),
-    }  # fmt: skip
+    }
 
 
-def remove_bank(reg: "Registry", bank: Bank) -> dict[str, Any]:
+def remove_bank(reg: Registry, bank: Bank) -> dict[str, Any]:
     """Remove a bank with the recipes and stacks on it, and the adapter files that nothing else uses.
 
     Raises StoreBusy while it is built or somebody is adapted on it.

@@ -3,6 +3,8 @@
 Knows neither how answers are shown nor what a conversation is (see `conversation`).
 """
 
+from __future__ import annotations
+
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -56,7 +58,7 @@ class Spoken:
 class Voice:
     """A loaded base that speaks with one user's weights at a time. Switching refolds; nothing is loaded again."""
 
-    def __init__(self, reg: "Registry", base: "LoadedBase", asking: Asking) -> None:
+    def __init__(self, reg: Registry, base: LoadedBase, asking: Asking) -> None:
         from mta_cli.engine.generation.generate import Memory
         from mta_cli.engine.lora.adapter import Folder
 
@@ -66,7 +68,7 @@ class Voice:
         self._late: LoraWeights | None = None  # what acts on late tokens only stays out of the weights
 
     @classmethod
-    def open(cls, reg: "Registry", entry: "ModelEntry", user: "User | None", asking: Asking) -> "Voice":
+    def open(cls, reg: Registry, entry: ModelEntry, user: User | None, asking: Asking) -> Voice:
         """Load the base and take on `user`'s weights. What can be refused without loading is refused first."""
         name = home_task(reg, user, asking.task, entry.fingerprint)
         _require_mode(reg, user, name, asking.mode, entry.fingerprint)
@@ -84,7 +86,7 @@ class Voice:
         voice.become(user, asking.mode)
         return voice
 
-    def turn_to(self, user: "User | None", asking: Asking) -> None:
+    def turn_to(self, user: User | None, asking: Asking) -> None:
         """Speak for `user`, asked in another way, on the same loaded base. What is refused leaves all as it was."""
         _require_labels(self.reg, asking)
         before, self.asking = self.asking, asking
@@ -94,7 +96,7 @@ class Voice:
             self.asking = before
             raise
 
-    def become(self, user: "User | None", mode: str | None) -> None:
+    def become(self, user: User | None, mode: str | None) -> None:
         """Fold `user`'s weights in; `mode` None is the best there is. What is refused leaves everything as it was."""
         from mta_cli.engine.scoring.backends import require_everywhere
         from mta_cli.pipeline.data.examples import Examples
@@ -148,19 +150,19 @@ class Voice:
         """Whether each message becomes the task's own prompt, by itself, instead of a turn of a conversation."""
         return self.asking.task not in (None, FREE)
 
-    def history(self, text: str, before: tuple[str | None, int] | None = None) -> "list[Example]":
+    def history(self, text: str, before: tuple[str | None, int] | None = None) -> list[Example]:
         """The user's own items that stand in the prompt beside `text`, none of them known to be from after `before`."""
         if self.user is None:
             return []
         return self._examples.history(self.user.id, text, self._examples.history_items, before=before)
 
-    def prompt_ids(self, messages: Sequence[Message], history: "Sequence[Example]") -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], history: Sequence[Example]) -> list[int]:
         """Token ids of the conversation so far, or of its last message alone where the task's prompt wraps it."""
         if self.wraps:
             return self.prompter.prompt_ids(messages[-1]["content"], history)
         return self.prompter.chat_ids(list(messages), history)
 
-    def fitted(self, messages: Sequence[Message], history: "Sequence[Example]") -> tuple[list[int], int, int]:
+    def fitted(self, messages: Sequence[Message], history: Sequence[Example]) -> tuple[list[int], int, int]:
         """A prompt that leaves room for the answer; how many of the oldest exchanges and history items it lacks."""
         check_message(messages[-1]["content"])
         room = self.base.window - min(self.asking.answer.max_tokens, self.base.window // 4)
@@ -220,7 +222,7 @@ class Voice:
         yield self.task.labels[place]
         spoken.ended = "label"
 
-    def decide(self, spoken: Spoken, scores: Sequence[float], question: str, mode: str, user: "User | None") -> int:
+    def decide(self, spoken: Spoken, scores: Sequence[float], question: str, mode: str, user: User | None) -> int:
         """The place of the label to answer, given each one's log-likelihood (nats) in a user's mode; `spoken` gets all.
 
         The user's label prior stands beside them where the mode is personal.
@@ -232,7 +234,7 @@ class Voice:
         return decide(found, labels, self.task.metric)
 
 
-def ask(reg: "Registry", entry: "ModelEntry", user_name: str | None, text: str, asking: Asking) -> Iterator[Event]:
+def ask(reg: Registry, entry: ModelEntry, user_name: str | None, text: str, asking: Asking) -> Iterator[Event]:
     """One answer. `Done` carries user, text, tokens, seconds and where it came from."""
     check_message(text)
     user = reg.users.get(user_name) if user_name is not None else None
@@ -246,7 +248,7 @@ def ask(reg: "Registry", entry: "ModelEntry", user_name: str | None, text: str, 
     yield Done(as_result(voice, spoken))
 
 
-def home_task(reg: "Registry", user: "User | None", asked: str | None, base_fingerprint: str) -> str:
+def home_task(reg: Registry, user: User | None, asked: str | None, base_fingerprint: str) -> str:
     """The task whose weights and items speak for a user.
 
     The one asked for; else `free` if they are personal there; else where their newest stack or recipe for this base is;
@@ -287,7 +289,7 @@ def as_result(voice: Voice, spoken: Spoken) -> dict[str, Any]:
     return answer_json(voice.user, voice.task.name, voice.source, spoken)
 
 
-def answer_json(user: "User | None", task: str, source: Source, spoken: Spoken) -> dict[str, Any]:
+def answer_json(user: User | None, task: str, source: Source, spoken: Spoken) -> dict[str, Any]:
     """One answer as `--json` shows it."""
     result = {
         "user": user.name if user else None,
@@ -334,7 +336,7 @@ def left_out(exchanges: int, items: int) -> Iterator[Event]:
         yield Note(f"{items} history item{'s' if items > 1 else ''} did not fit in the model's window.")
 
 
-def _require_labels(reg: "Registry", asking: Asking) -> None:
+def _require_labels(reg: Registry, asking: Asking) -> None:
     """Raises UsageFault when labels are to be ignored where there are none."""
     from mta_cli.pipeline.data.tasks import find_task
 
@@ -344,7 +346,7 @@ def _require_labels(reg: "Registry", asking: Asking) -> None:
         )
 
 
-def _require_mode(reg: "Registry", user: "User | None", task: str, mode: str | None, fingerprint: str) -> None:
+def _require_mode(reg: Registry, user: User | None, task: str, mode: str | None, fingerprint: str) -> None:
     """Raises NotFound when `mode` needs a recipe or stack that is not there."""
     if mode in (None, "base"):
         return

@@ -4,6 +4,8 @@ Every column is a row with parts of its own above the bare base, so all answers 
 may stand beside them. Where the right answer is known, each column is measured against it. Renders nothing.
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -46,20 +48,20 @@ class Column:
     """
 
     key: str
-    user: "User | None"
-    parts: "tuple[LoraWeights, ...]"
+    user: User | None
+    parts: tuple[LoraWeights, ...]
     source: Source
     spoken: Spoken = field(default_factory=Spoken)
 
 
-def compare(reg: "Registry", entry: "ModelEntry", user_name: str, text: str, asking: Asking) -> Iterator[Event]:
+def compare(reg: Registry, entry: ModelEntry, user_name: str, text: str, asking: Asking) -> Iterator[Event]:
     """The same question to base, fused and adapted, with the same prompt. Answers that cannot be are None."""
     check_message(text)
     voice = Voice.open(reg, entry, reg.users.get(user_name), asking)
     yield from put(voice, Question(text))
 
 
-def put(voice: Voice, question: Question, others: "Sequence[User]" = ()) -> Iterator[Event]:
+def put(voice: Voice, question: Question, others: Sequence[User] = ()) -> Iterator[Event]:
     """A question to everything that the voice's user has, and to the best that each of `others` has for its task.
 
     All read the same prompt, with the voice's user's history.
@@ -73,7 +75,7 @@ def put(voice: Voice, question: Question, others: "Sequence[User]" = ()) -> Iter
 
 
 def compare_with(
-    voice: Voice, text: str, ids: list[int], *, gold: str | None = None, others: "Sequence[User]" = ()
+    voice: Voice, text: str, ids: list[int], *, gold: str | None = None, others: Sequence[User] = ()
 ) -> Iterator[Event]:
     """Every column's answer to one prompt, streamed by column; the voice is as before afterwards.
 
@@ -119,7 +121,7 @@ def _columns(voice: Voice) -> list[Column]:
     return columns
 
 
-def _beside(voice: Voice, user: "User", columns: list[Column]) -> Iterator[Event]:
+def _beside(voice: Voice, user: User, columns: list[Column]) -> Iterator[Event]:
     """Adds another person's best model for the voice's task, or says that there is none."""
     task = voice.task.name
     best = best_mode(voice.reg, user, task, voice.base.fingerprint)
@@ -129,7 +131,7 @@ def _beside(voice: Voice, user: "User", columns: list[Column]) -> Iterator[Event
         columns.append(_column(voice, f"@{user.name}", user, best))
 
 
-def _column(voice: Voice, key: str, user: "User | None", mode: str) -> Column:
+def _column(voice: Voice, key: str, user: User | None, mode: str) -> Column:
     base, task = voice.base.fingerprint, voice.task.name
     parts, source = parts_above(voice.reg, base, user, task, mode)
     return Column(key, user, (*task_part(voice.reg, task, base), *parts), source)
@@ -144,9 +146,14 @@ def _speak(voice: Voice, ids: list[int], columns: Sequence[Column]) -> Iterator[
     choice = Choice(options.max_tokens, options.temperature, options.top_p)
     decoders = [Decoder(voice.base.tokenizer) for _ in columns]
     stream = stream_many(
-        voice.base, [ids] * len(columns), [column.parts for column in columns], range(len(columns)), choice,
-        seed=voice.asking.machine.seed, int8=options.int8,
-    )  # fmt: skip
+        voice.base,
+        [ids] * len(columns),
+        [column.parts for column in columns],
+        range(len(columns)),
+        choice,
+        seed=voice.asking.machine.seed,
+        int8=options.int8,
+    )
     for place, token in stream:
         columns[place].spoken.tokens += 1
         columns[place].spoken.seconds = time.perf_counter() - started

@@ -3,6 +3,8 @@
 Knows neither slash commands nor terminals; every turn is a generator of events.
 """
 
+from __future__ import annotations
+
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -247,7 +249,7 @@ class Conversation:
         return self.voice.user
 
 
-def keep_item(reg: "Registry", user: "User", task: str, question: str, answer: str) -> Saved:
+def keep_item(reg: Registry, user: User, task: str, question: str, answer: str) -> Saved:
     """Make an exchange a history item of a task. Raises BadInput where the answer is none of the task's labels."""
     from mta_cli.pipeline.data.tasks import find_task
     from store.records import NewItem
@@ -267,7 +269,7 @@ def keep_item(reg: "Registry", user: "User", task: str, question: str, answer: s
     return Saved("history item", key, f"task {task}; {learn}")
 
 
-def _known(reg: "Registry", source: dict[str, Any]) -> dict[str, Any]:
+def _known(reg: Registry, source: dict[str, Any]) -> dict[str, Any]:
     """Where an answer came from, without the names of anchors who were forgotten since the voice was opened."""
     anchors = source.get("anchors", [])
     there = reg.users.known(anchors)

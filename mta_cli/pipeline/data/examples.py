@@ -3,6 +3,8 @@
 Joins the store's retrieval with the engine's prompts. Trains nothing and renders nothing.
 """
 
+from __future__ import annotations
+
 import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -27,9 +29,13 @@ class Examples:
     """Token rows of one task for one base. Where `among` names items by user id, only these are shown of that user."""
 
     def __init__(
-        self, reg: "Registry", base: "LoadedBase", task: "Task", history_items: int,
+        self,
+        reg: Registry,
+        base: LoadedBase,
+        task: Task,
+        history_items: int,
         among: Mapping[int, Sequence[int]] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         from mta_cli.engine.text.prompts import Prompter
 
         self.reg, self.task, self.history_items = reg, task, history_items
@@ -44,7 +50,7 @@ class Examples:
         *,
         exclude: int | None = None,
         before: tuple[str | None, int] | None = None,
-    ) -> "list[Example]":
+    ) -> list[Example]:
         """The user's `count` own items nearest to `text`, not `exclude`, nor any known to be from after `before`."""
         from mta_cli.engine.text.prompts import Example
 
@@ -55,7 +61,7 @@ class Examples:
         )
         return [Example(item.input, item.output) for item in found]
 
-    def rows(self, items: Sequence[Item], *, mix: Sequence[int] | None = None, seed: int = 0) -> "list[Row]":
+    def rows(self, items: Sequence[Item], *, mix: Sequence[int] | None = None, seed: int = 0) -> list[Row]:
         """A training row for each item, its prompt showing one of `mix` numbers of other items (or as in use)."""
         counts = tuple(mix) if mix is not None else (self.history_items,)
         choose = random.Random(seed)
@@ -66,7 +72,7 @@ class Examples:
         shown = self.history(query.user_id, query.input, self.history_items, before=(query.time, LATEST))
         return self.prompter.prompt_ids(query.input, shown)
 
-    def query_rows(self, queries: Sequence[Query]) -> "list[Row]":
+    def query_rows(self, queries: Sequence[Query]) -> list[Row]:
         """Held-out queries with their gold answers, for measuring only."""
         from mta_cli.engine.text.prompts import Row
 
@@ -76,6 +82,6 @@ class Examples:
             rows.append(Row((*prompt, *self.prompter.answer_ids(query.gold)), len(prompt)))
         return rows
 
-    def _row(self, item: Item, count: int) -> "Row":
+    def _row(self, item: Item, count: int) -> Row:
         shown = self.history(item.user_id, item.input, count, exclude=item.id, before=(item.time, item.id))
         return self.prompter.row(item.input, item.output, shown)

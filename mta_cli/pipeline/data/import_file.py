@@ -3,6 +3,8 @@
 Knows what a second import must not change. Knows no format (see `intake`), no terminal and no SQL.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,7 +31,7 @@ BATCH = 5_000
 
 
 def import_file(
-    reg: "Registry",
+    reg: Registry,
     format: str,
     path: Path,
     *,
@@ -64,7 +66,7 @@ def import_file(
     yield from _write(reg, source, intake, can_anchor, newcomers)
 
 
-def _compare(reg: "Registry", intake: Intake, stored: set[str]) -> Counter[bool]:
+def _compare(reg: Registry, intake: Intake, stored: set[str]) -> Counter[bool]:
     """Count what is stored already, by whether it is a query; an id that stands for something else there is a fault.
 
     A time that only one side knows is no contradiction: what is stored stays as it is.
@@ -92,14 +94,12 @@ def _compare(reg: "Registry", intake: Intake, stored: set[str]) -> Counter[bool]
     return known
 
 
-def _held(reg: "Registry", user_id: int, task: str) -> Held:
+def _held(reg: Registry, user_id: int, task: str) -> Held:
     items = {(False, item.key): (item.input, item.output, item.time) for item in reg.items.recent(user_id, task)}
     return items | {(True, each.key): (each.input, each.gold, each.time) for each in reg.items.queries(user_id, task)}
 
 
-def _write(
-    reg: "Registry", source: Source, intake: Intake, can_anchor: bool | None, newcomers: bool
-) -> Iterator[Event]:
+def _write(reg: Registry, source: Source, intake: Intake, can_anchor: bool | None, newcomers: bool) -> Iterator[Event]:
     yield Started(f"import {source.path.name}", len(intake.records), "items")
     counts = dict.fromkeys(("items_added", "items_unchanged", "queries_added", "queries_unchanged"), 0)
     with reg.transaction():

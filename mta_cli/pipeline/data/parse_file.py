@@ -1,5 +1,7 @@
 """One file → checked records and what to say about them; nothing is written. Knows formats and tasks, no store."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
@@ -52,7 +54,7 @@ class Intake:
 
     task: str | None = None
     records: list[Record] = field(default_factory=list)
-    tasks: dict[str, "Task"] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
     warnings: list[str] = field(default_factory=list)
     untimed: int = 0

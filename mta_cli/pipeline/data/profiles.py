@@ -3,6 +3,8 @@
 A profile is stored as the sum of its items' unit vectors, so that a longer history adds to it. Knows no anchors.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ class _Piece:
 
 
 def refresh_profiles(
-    reg: "Registry", task: str, embedder: "ModelEntry", users: Sequence[User] | None = None, device: str = "auto"
+    reg: Registry, task: str, embedder: ModelEntry, users: Sequence[User] | None = None, device: str = "auto"
 ) -> Iterator[Event]:
     """Brings the profiles of `users` (everyone with items of the task) up to date; `Done.result` counts what was new.
 
@@ -59,8 +61,8 @@ def refresh_profiles(
 
 
 def profile_matrix(
-    reg: "Registry", task: str, embedder: str, users: Sequence[int] | None = None
-) -> "tuple[list[int], NDArray[np.float32]]":
+    reg: Registry, task: str, embedder: str, users: Sequence[int] | None = None
+) -> tuple[list[int], NDArray[np.float32]]:
     """User ids and their profiles as unit rows [users, width], in the order of the ids; `embedder` is a fingerprint.
 
     Of everybody who has one, or of these `users` (ids). Raises IntegrityFault when profiles differ in length.
@@ -76,7 +78,7 @@ def profile_matrix(
     return [user_id for user_id, _ in found], unit_rows(sums)
 
 
-def unit_rows(sums: "NDArray[np.float32]") -> "NDArray[np.float32]":
+def unit_rows(sums: NDArray[np.float32]) -> NDArray[np.float32]:
     """Each row divided by its length; a row of zeros stays zero."""
     import numpy as np
 
@@ -84,7 +86,7 @@ def unit_rows(sums: "NDArray[np.float32]") -> "NDArray[np.float32]":
     return (sums / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32, copy=False)
 
 
-def _new_pieces(reg: "Registry", user: User, task: str, embedder: str) -> list[_Piece]:
+def _new_pieces(reg: Registry, user: User, task: str, embedder: str) -> list[_Piece]:
     known = reg.profiles.get(user.id, task, embedder)
     items = reg.items.after(user.id, task, known.last_item if known else 0)
     return [_Piece(user, items[start : start + PIECE]) for start in range(0, len(items), PIECE)]
@@ -102,7 +104,7 @@ def _batches(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
         yield batch
 
 
-def _embed(reg: "Registry", model: "Embedder", task: str, embedder: str, batch: Sequence[_Piece]) -> None:
+def _embed(reg: Registry, model: Embedder, task: str, embedder: str, batch: Sequence[_Piece]) -> None:
     texts = [f"{item.input}\n{item.output}" for piece in batch for item in piece.items]
     rows = model.embed(texts)  # [items, width]
     start = 0
@@ -120,7 +122,7 @@ def _embed(reg: "Registry", model: "Embedder", task: str, embedder: str, batch: 
                 reg.profiles.put(_grown(known, piece, task, embedder, own[new]))
 
 
-def _grown(known: Profile | None, piece: _Piece, task: str, embedder: str, rows: "NDArray[np.float32]") -> Profile:
+def _grown(known: Profile | None, piece: _Piece, task: str, embedder: str, rows: NDArray[np.float32]) -> Profile:
     import numpy as np
 
     total = rows.astype(np.float64).sum(axis=0)

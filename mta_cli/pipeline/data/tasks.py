@@ -1,5 +1,7 @@
 """Tasks by name: those built in, and those that were added to the store as TOML files. Renders nothing."""
 
+from __future__ import annotations
+
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,7 +26,7 @@ __all__ = [
 ]
 
 
-def find_task(reg: "Registry | None", name: str) -> Task:
+def find_task(reg: Registry | None, name: str) -> Task:
     """The task called `name`; without a store one of the built-in ones. Raises NotFound with the nearest names."""
     if name in BUILTIN:
         return BUILTIN[name]
@@ -34,24 +36,24 @@ def find_task(reg: "Registry | None", name: str) -> Task:
     return _stored(name, text)
 
 
-def task_names(reg: "Registry | None") -> list[str]:
+def task_names(reg: Registry | None) -> list[str]:
     """The names of all tasks, built-in ones first."""
     return [*BUILTIN, *(reg.tasks.all() if reg is not None else ())]
 
 
-def list_tasks(reg: "Registry | None") -> list[dict[str, Any]]:
+def list_tasks(reg: Registry | None) -> list[dict[str, Any]]:
     """Every task as `describe` gives it, built-in ones first."""
     return [describe(reg, name) for name in task_names(reg)]
 
 
-def describe(reg: "Registry | None", name: str) -> dict[str, Any]:
+def describe(reg: Registry | None, name: str) -> dict[str, Any]:
     """A task's keys as in a task file, whether it is built in, and how many users have items of it."""
     task = find_task(reg, name)
     users = len(reg.users.with_items(name)) if reg is not None else 0
     return {**asdict(task), "builtin": name in BUILTIN, "users": users}
 
 
-def add_task(reg: "Registry", path: Path) -> tuple[Task, bool]:
+def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
     """Add the task in a TOML file; returns it and whether it is new. The same file again changes nothing.
 
     Raises BadInput with all faults, also where a task of that name exists and says something else.
@@ -73,7 +75,7 @@ def add_task(reg: "Registry", path: Path) -> tuple[Task, bool]:
     return task, earlier is None
 
 
-def task_to_remove(reg: "Registry", name: str) -> int:
+def task_to_remove(reg: Registry, name: str) -> int:
     """How many users have items of an added task. Raises NotFound, or BadInput for a built-in one."""
     if name in BUILTIN:
         raise BadInput(f"{name} is built in and cannot be removed.")
@@ -82,7 +84,7 @@ def task_to_remove(reg: "Registry", name: str) -> int:
     return len(reg.users.with_items(name))
 
 
-def remove_task(reg: "Registry", name: str) -> dict[str, Any]:
+def remove_task(reg: Registry, name: str) -> dict[str, Any]:
     """Remove an added task; histories of it stay, and are of use again once a task of that name is added."""
     with reg.transaction():
         users = task_to_remove(reg, name)
@@ -90,7 +92,7 @@ def remove_task(reg: "Registry", name: str) -> dict[str, Any]:
     return {"task": name, "users": users}
 
 
-def _no_task(reg: "Registry | None", name: str) -> NotFound:
+def _no_task(reg: Registry | None, name: str) -> NotFound:
     near = get_close_matches(name[:80].casefold().replace("_", "-"), task_names(reg), 3, 0.5)
     hint = f"nearest: {', '.join(near)}" if near else "`mta task list` shows all"
     return NotFound(f"There is no task {name[:80]!r}.", hint=hint)

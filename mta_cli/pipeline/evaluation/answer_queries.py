@@ -1,5 +1,7 @@
 """Answers to held-out queries with how likely the gold was, under many people's parts at once. Stores nothing."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 class Asked:
     """A query, and whose parts answer it: a number among the people who are asked together."""
 
-    query: "Query"
+    query: Query
     owner: int
 
 
@@ -41,9 +43,13 @@ class Given:
 
 
 def answer(
-    base: "LoadedBase", examples: "Examples", asked: Sequence[Asked], people: "Sequence[tuple[LoraWeights, ...]]",
-    priors: "Sequence[Prior | None]" = (), shifts: "Sequence[Tensor | None]" = (),
-) -> list[Given]:  # fmt: skip
+    base: LoadedBase,
+    examples: Examples,
+    asked: Sequence[Asked],
+    people: Sequence[tuple[LoraWeights, ...]],
+    priors: Sequence[Prior | None] = (),
+    shifts: Sequence[Tensor | None] = (),
+) -> list[Given]:
     """An answer to each of `asked`: a label (see `labels.decide`), or the model's own words where the task has none.
 
     `people` are the parts that stand above what the base holds now, `priors` the label prior of each of them,
@@ -75,24 +81,36 @@ def answer(
 
 
 def _words(
-    base: "LoadedBase", examples: "Examples", asked: Sequence[Asked], people: "Sequence[tuple[LoraWeights, ...]]",
-    prompts: dict[int, tuple[int, ...]], shifts: "Sequence[Tensor | None]",
-) -> list[str]:  # fmt: skip
+    base: LoadedBase,
+    examples: Examples,
+    asked: Sequence[Asked],
+    people: Sequence[tuple[LoraWeights, ...]],
+    prompts: dict[int, tuple[int, ...]],
+    shifts: Sequence[Tensor | None],
+) -> list[str]:
     from mta_cli.engine.generation.generate_batch import answer_many
 
     found = answer_many(
-        base, [prompts[one.query.id] for one in asked], people, [one.owner for one in asked],
-        max_tokens=examples.task.answer_tokens, shifts=shifts,
-    )  # fmt: skip
+        base,
+        [prompts[one.query.id] for one in asked],
+        people,
+        [one.owner for one in asked],
+        max_tokens=examples.task.answer_tokens,
+        shifts=shifts,
+    )
     decode = base.tokenizer.decode
     return [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for ids in found]
 
 
 def _weigh(
-    base: "LoadedBase", examples: "Examples", asked: Sequence[Asked], people: "Sequence[tuple[LoraWeights, ...]]",
-    prompts: dict[int, tuple[int, ...]], options: dict[int, tuple[str, ...]],
-    shifts: "Sequence[Tensor | None]",
-) -> list[list[float]]:  # fmt: skip
+    base: LoadedBase,
+    examples: Examples,
+    asked: Sequence[Asked],
+    people: Sequence[tuple[LoraWeights, ...]],
+    prompts: dict[int, tuple[int, ...]],
+    options: dict[int, tuple[str, ...]],
+    shifts: Sequence[Tensor | None],
+) -> list[list[float]]:
     """The log-likelihood of each of a query's `options`, for each that is asked."""
     from mta_cli.engine.generation.generate import require_window
     from mta_cli.engine.scoring.log_likelihood import likelihoods

@@ -1,5 +1,7 @@
 """The bank of each fold, built from those who are not tested in it. A fold's bank serves every evaluation it fits."""
 
+from __future__ import annotations
+
 from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
@@ -21,7 +23,7 @@ PURPOSE = "eval"
 
 
 def fold_banks(
-    reg: "Registry", request: EvalRequest, plan: Design, evaluation: int
+    reg: Registry, request: EvalRequest, plan: Design, evaluation: int
 ) -> Generator[Event, None, list[Bank]]:
     """Build or finish every fold's bank, and `return` them. Raises as `build_bank`."""
     from mta_cli.pipeline.bank.build import build_bank
@@ -42,7 +44,7 @@ def fold_banks(
     return found
 
 
-def cost_of_banks(reg: "Registry", request: EvalRequest, plan: Design) -> tuple[PlanLine, ...]:
+def cost_of_banks(reg: Registry, request: EvalRequest, plan: Design) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of the banks that are not there yet. BadInput where a fold has too few candidates."""
     from mta_cli.pipeline.bank.build import candidates, contributors, expected
     from mta_cli.pipeline.bank.task_adapter import made_before
@@ -75,10 +77,17 @@ def _guesses(bank: Bank) -> bool:
     return BESIDE in bank.config and is_fitted(bank)
 
 
-def _request(request: EvalRequest, fold: "Fold") -> "BankRequest":
+def _request(request: EvalRequest, fold: Fold) -> BankRequest:
     from mta_cli.pipeline.bank.build import BankRequest
 
     return BankRequest(
-        request.task, request.base, request.embedder, bank_options(request), request.prompt, request.machine,
-        name=f"eval {request.task.name}", people=frozenset(fold.bank), purpose=PURPOSE,
-    )  # fmt: skip
+        request.task,
+        request.base,
+        request.embedder,
+        bank_options(request),
+        request.prompt,
+        request.machine,
+        name=f"eval {request.task.name}",
+        people=frozenset(fold.bank),
+        purpose=PURPOSE,
+    )

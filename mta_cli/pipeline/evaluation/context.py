@@ -1,5 +1,7 @@
 """One base under all folds: what methods are given of a fold, and people as methods see them."""
 
+from __future__ import annotations
+
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -27,7 +29,7 @@ class Field:
     """Where methods are compared: the loaded base, and below it whatever a method stands on in a fold."""
 
     def __init__(
-        self, reg: "Registry", request: EvalRequest, plan: Design, banks: Sequence[Bank], profiles: "dict[int, Tensor]"
+        self, reg: Registry, request: EvalRequest, plan: Design, banks: Sequence[Bank], profiles: dict[int, Tensor]
     ) -> None:
         from mta_cli.engine.lora.adapter import Folder
 
@@ -45,7 +47,7 @@ class Field:
         """Prompts with people's shots in them, or without."""
         return self.shown if history else self.bare
 
-    def stand_on(self, fold: int, below: "Below") -> None:
+    def stand_on(self, fold: int, below: Below) -> None:
         """Make the base hold what is `below`: nothing, or the task adapter of a fold."""
         wanted = self.banks[fold] if below == "task" else None
         if wanted is self._holds:
@@ -54,13 +56,13 @@ class Field:
         self._folder.set(load_weights(self.reg, digest, self.base.fingerprint) if digest else None)
         self._holds = wanted
 
-    def bench(self, fold: int) -> "Bench":
+    def bench(self, fold: int) -> Bench:
         """What a fold's people share, the same one each time: methods leave in it what others need."""
         if fold not in self._benches:
             self._benches[fold] = self._made(fold)
         return self._benches[fold]
 
-    def _made(self, fold: int) -> "Bench":
+    def _made(self, fold: int) -> Bench:
         from torch import from_numpy
 
         from mta_cli.engine.memory.label_prior import label_rates
@@ -85,7 +87,7 @@ class Field:
         answers = tuple(tuple(self.shown.prompter.answer_ids(label)) for label in task.labels)
         return Bench(self.base, task, weights, profiles, rates, self.request.machine.seed, items, answers)
 
-    def anew(self, bench: "Bench") -> "Bench":
+    def anew(self, bench: Bench) -> Bench:
         """The bench as if nobody had been met yet, with the embedder loaded where one is needed: to take times on."""
         items = bench.items
         if items is None:
@@ -93,30 +95,33 @@ class Field:
         self._embed([""])
         return replace(bench, known={}, items=(items[0], items[1], remembering(self._embed)))
 
-    def _embed(self, texts: Sequence[str]) -> "Vectors":
+    def _embed(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors of questions; the embedder is loaded with the first."""
         if self._embedder is None:
             self._embedder = load_embedder(self.request.embedder, self.request.machine.device)
         return self._embedder(texts)
 
-    def people(self, users: Sequence[int]) -> "list[Person]":
+    def people(self, users: Sequence[int]) -> list[Person]:
         """People as methods see them, in the order of `users`."""
         return [self._people[user] for user in users]
 
     @cached_property
-    def _people(self) -> "dict[int, Person]":
+    def _people(self) -> dict[int, Person]:
         from mta_cli.engine.methods.method import Person
 
         return {
             user: Person(
-                user, tuple(item.input for item in shots), tuple(item.output for item in shots),
-                tuple(self.shown.rows(shots)), self._profiles[user],
+                user,
+                tuple(item.input for item in shots),
+                tuple(item.output for item in shots),
+                tuple(self.shown.rows(shots)),
+                self._profiles[user],
             )
             for user, shots in self.plan.shots.items()
-        }  # fmt: skip
+        }
 
 
-def shot_profiles(request: EvalRequest, plan: Design) -> "Generator[Event, None, dict[int, Tensor]]":
+def shot_profiles(request: EvalRequest, plan: Design) -> Generator[Event, None, dict[int, Tensor]]:
     """`return`s everybody's profile by user id, made from their shots alone: unit vectors `[width]`, float32."""
     import numpy as np
     from torch import from_numpy

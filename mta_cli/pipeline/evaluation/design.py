@@ -3,6 +3,8 @@
 Methods and their settings are not part of it: they may be added later, and what is answered already stays.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -31,9 +33,9 @@ BETWEEN = 0.1
 class EvalRequest:
     """Everything an evaluation needs to know. `given` are settings by method that stand over all others."""
 
-    task: "Task"
-    base: "ModelEntry"
-    embedder: "ModelEntry"
+    task: Task
+    base: ModelEntry
+    embedder: ModelEntry
     options: EvalOptions
     bank: BankOptions
     prompt: PromptOptions
@@ -51,7 +53,7 @@ class Design:
     """The people by fold, their shots and queries by user id, and the key of all that."""
 
     key: str
-    folds: "tuple[Fold, ...]"
+    folds: tuple[Fold, ...]
     shots: dict[int, list[Item]]
     queries: dict[int, list[Query]]
 
@@ -69,7 +71,7 @@ class Design:
         """Whose queries are answered in a fold."""
         return (*self.folds[fold].test, *self.folds[fold].tuning)
 
-    def choosing(self, fold: int) -> "Design":
+    def choosing(self, fold: int) -> Design:
         """The same, where those on whom the settings of a fold are chosen count, and nobody tested in it."""
         own = self.folds[fold]
         if own.tuning:
@@ -91,7 +93,7 @@ def bank_options(request: EvalRequest) -> BankOptions:
     return replace(request.bank, placement=request.options.placement, task_min_items=least)
 
 
-def design(reg: "Registry", request: EvalRequest) -> Design:
+def design(reg: Registry, request: EvalRequest) -> Design:
     """The evaluation that `request` describes. BadInput where the task has too few people for its folds."""
     from mta_cli.engine.evaluation.folds import split
 
@@ -109,32 +111,48 @@ def design(reg: "Registry", request: EvalRequest) -> Design:
     return Design(_key(reg, request, queries), tuple(folds), shots, queries)
 
 
-def _key(reg: "Registry", request: EvalRequest, queries: Mapping[int, list[Query]]) -> str:
+def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]) -> str:
     from mta_cli.engine.model.load import dtype_name
 
     options, items, machine = request.options, reg.items, request.machine
     people = [
-        [user.id, user.can_anchor, items.data_hash([user.id], request.task.name),
-         [[q.key, q.input, q.gold, q.time] for q in queries.get(user.id, ())]]
+        [
+            user.id,
+            user.can_anchor,
+            items.data_hash([user.id], request.task.name),
+            [[q.key, q.input, q.gold, q.time] for q in queries.get(user.id, ())],
+        ]
         for user, _ in reg.users.with_items(request.task.name)
-    ]  # fmt: skip
+    ]
     identity = {
-        "task": asdict(request.task), "base": request.base.fingerprint, "embedder": request.embedder.fingerprint,
-        "bank": asdict(bank_options(request)), "shots": options.shots, "folds": options.folds,
-        "history_items": request.prompt.history_items, "seed": machine.seed,
-        "dtype": dtype_name(machine.dtype, machine.device), "people": sorted(people),
-    }  # fmt: skip
+        "task": asdict(request.task),
+        "base": request.base.fingerprint,
+        "embedder": request.embedder.fingerprint,
+        "bank": asdict(bank_options(request)),
+        "shots": options.shots,
+        "folds": options.folds,
+        "history_items": request.prompt.history_items,
+        "seed": machine.seed,
+        "dtype": dtype_name(machine.dtype, machine.device),
+        "people": sorted(people),
+    }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def config(request: EvalRequest) -> dict[str, Any]:
     """What is kept of the options with the evaluation; nobody's name is in it."""
     return {
-        "base": request.base.name, "fingerprint": request.base.fingerprint, "embedder": request.embedder.name,
-        "shots": request.options.shots, "folds": request.options.folds, "placement": request.options.placement,
-        "history_items": request.prompt.history_items, "seed": request.machine.seed, "dtype": request.machine.dtype,
+        "base": request.base.name,
+        "fingerprint": request.base.fingerprint,
+        "embedder": request.embedder.name,
+        "shots": request.options.shots,
+        "folds": request.options.folds,
+        "placement": request.options.placement,
+        "history_items": request.prompt.history_items,
+        "seed": request.machine.seed,
+        "dtype": request.machine.dtype,
         "bank": asdict(bank_options(request)),
-    }  # fmt: skip
+    }
 
 
 def told_options(request: EvalRequest) -> str:
@@ -157,10 +175,11 @@ def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tu
         PlanLine("folds", f"bank/tuning/test: {sizes}"),
         PlanLine("methods", ", ".join(methods)),
         PlanLine(
-            "power", f"a difference of {least:.3f} in {metric} is found with 80 % probability",
+            "power",
+            f"a difference of {least:.3f} in {metric} is found with 80 % probability",
             f"guess: differences spread by {SPREAD[metric]:g} a query",
         ),
-    )  # fmt: skip
+    )
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, dict[str, str]]:

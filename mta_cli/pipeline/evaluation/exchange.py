@@ -5,6 +5,8 @@ were asked, and nobody is named. Files are hostile; of what they say only design
 and every figure is computed anew. Cannot know whether a file's numbers were ever measured.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
@@ -39,18 +41,23 @@ def export(one: Measured, path: Path) -> dict[str, Any]:
     tallies = {name: one.abroad(name) for name in one.result["methods"]}
     first = next(iter(tallies.values()))
     document = {
-        "format": FORMAT, "metric": first.metric, "labels": first.labels,
+        "format": FORMAT,
+        "metric": first.metric,
+        "labels": first.labels,
         "result": {key: one.result.get(key, "") for key in (*DESIGN, "seed", "costs", "settings", "calibration")},
         "people": [f"{number:0{DIGITS}x}" for number in first.users],
         "weighed": {name: tally.weighed for name, tally in tallies.items()},
         "sums": {name: [[_short(value) for value in row] for row in tally.sums] for name, tally in tallies.items()},
-    }  # fmt: skip
+    }
     content = json.dumps(document, separators=(",", ":")).encode() + b"\n"
     write(path, content)
     return {
-        "evaluation": one.id, "file": str(path), "bytes": len(content), "users": len(first.users),
+        "evaluation": one.id,
+        "file": str(path),
+        "bytes": len(content),
+        "users": len(first.users),
         "methods": list(tallies),
-    }  # fmt: skip
+    }
 
 
 def read(path: Path) -> Measured:
@@ -85,7 +92,7 @@ def _content(path: Path) -> bytes:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _tallies(document: Mapping[str, Any]) -> "dict[str, Tally]":
+def _tallies(document: Mapping[str, Any]) -> dict[str, Tally]:
     """Raises ValueError, KeyError or TypeError for what no evaluation says."""
     import numpy as np
 
@@ -112,7 +119,7 @@ def _tallies(document: Mapping[str, Any]) -> "dict[str, Tally]":
     return found
 
 
-def _result(said: Mapping[str, Any], tallies: "Mapping[str, Tally]") -> dict[str, Any]:
+def _result(said: Mapping[str, Any], tallies: Mapping[str, Tally]) -> dict[str, Any]:
     design = {"options": "", **{key: said[key] for key in (*DESIGN, "seed") if key != "options" or key in said}}
     if not all(isinstance(value, str | int) for value in design.values()):
         raise ValueError("a design is of texts and numbers")

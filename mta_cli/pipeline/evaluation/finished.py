@@ -1,5 +1,7 @@
 """Finished evaluations, wherever they are kept: what each found, and each method's answers added up by person."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -29,12 +31,12 @@ class Measured:
     id: int | str
     name: str
     result: dict[str, Any]
-    tally: "Callable[[str], Tally]"
-    abroad: "Callable[[str], Tally]"
+    tally: Callable[[str], Tally]
+    abroad: Callable[[str], Tally]
     kept: bool = True
 
 
-def finished(reg: "Registry", number: int) -> Measured:
+def finished(reg: Registry, number: int) -> Measured:
     """The evaluation of this number. Raises NotFound for one that is not there or has no result yet."""
     found = reg.evaluations.get(number)
     if found.status != "done" or "costs" not in found.result:
@@ -42,22 +44,22 @@ def finished(reg: "Registry", number: int) -> Measured:
             f"Evaluation {number} has no result yet.", hint="mta eval run with the options it was begun with"
         )
 
-    def tally(method: str) -> "Tally":
+    def tally(method: str) -> Tally:
         return judge_again(reg, find_task(reg, found.task), found, method).tally
 
-    def abroad(method: str) -> "Tally":
+    def abroad(method: str) -> Tally:
         return _abroad(reg, found.task, tally(method))
 
     return Measured(number, f"evaluation {number}", found.result, tally, abroad)
 
 
-def person(name: str, queries: "Sequence[Query]") -> int:
+def person(name: str, queries: Sequence[Query]) -> int:
     """The number under which somebody is known outside the store."""
     said = json.dumps([name, sorted([query.input, query.gold] for query in queries)])
     return int(hashlib.sha256(said.encode()).hexdigest()[:DIGITS], 16)
 
 
-def _abroad(reg: "Registry", task: str, tally: "Tally") -> "Tally":
+def _abroad(reg: Registry, task: str, tally: Tally) -> Tally:
     """The same tally, its people under the numbers they have outside the store, in their order, without golds."""
     import numpy as np
 

@@ -4,6 +4,8 @@
 takes what was chosen.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,14 +30,24 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 SELECT = "gold_loglik"  # what settings are chosen by: it tells more than whether the likeliest label was right
-ABOVE_ZERO = frozenset((
-    "rank", "alpha", "steps", "batch_size", "learning_rate", "learn_rate", "top_k", "evaluations", "temperature",
-    "prior_strength",
-))  # fmt: skip
+ABOVE_ZERO = frozenset(
+    (
+        "rank",
+        "alpha",
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "learn_rate",
+        "top_k",
+        "evaluations",
+        "temperature",
+        "prior_strength",
+    )
+)
 
 
 def run_evaluation(
-    reg: "Registry", request: EvalRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
+    reg: Registry, request: EvalRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
     """Answer every query with every method. `Done.result` is the document of `mta eval run`."""
     methods = _methods(request)
@@ -58,7 +70,7 @@ def run_evaluation(
 
 
 def tune_evaluation(
-    reg: "Registry", request: EvalRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
+    reg: Registry, request: EvalRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
     """Try the settings in each method's grid.
 
@@ -81,14 +93,14 @@ def tune_evaluation(
     yield Done({"evaluation": evaluation.id, "task": request.task.name, "tuned": tuned})
 
 
-def trials(method: "Method", request: EvalRequest) -> list[dict[str, Any]]:
+def trials(method: Method, request: EvalRequest) -> list[dict[str, Any]]:
     """Every choice of settings that is tried, the defaults first."""
     found = [settings_of(method, request, {})]
     found += [settings_of(method, request, dict(own)) for own in method.grid]
     return [own for i, own in enumerate(found) if own not in found[:i]]
 
 
-def settings_of(method: "Method", request: EvalRequest, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(method: Method, request: EvalRequest, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """A method's settings: its defaults, then what was `chosen`, then what was given.
 
     UsageFault for an unknown one, and for a value that it cannot have.
@@ -105,7 +117,7 @@ def settings_of(method: "Method", request: EvalRequest, chosen: Mapping[str, Any
     return {**settings, **{key: _typed(method, key, value) for key, value in given.items()}, **version}
 
 
-def _typed(method: "Method", key: str, value: Any) -> Any:
+def _typed(method: Method, key: str, value: Any) -> Any:
     kind = type(method.settings[key])
     try:
         found: Any = kind(value)
@@ -126,7 +138,7 @@ def _out_of_bounds(key: str, value: Any) -> str | None:
     return f"this is a number {'above 0' if key in ABOVE_ZERO else 'of at least 0'}"
 
 
-def _methods(request: EvalRequest) -> "list[Method]":
+def _methods(request: EvalRequest) -> list[Method]:
     from mta_cli.engine.methods.catalog import named
 
     wanted = [name.strip() for name in request.options.methods.split(",") if name.strip()]
@@ -140,18 +152,18 @@ def _methods(request: EvalRequest) -> "list[Method]":
 
 
 def _plan(
-    reg: "Registry", request: EvalRequest, people: Design, methods: "Sequence[Method]", columns: Sequence[Column]
+    reg: Registry, request: EvalRequest, people: Design, methods: Sequence[Method], columns: Sequence[Column]
 ) -> tuple[PlanLine, ...]:
     lines = plan_lines(request, people, [method.name for method in methods])
     return (*lines, *cost_of_banks(reg, request, people), cost_of_answers(reg, request, people, columns))
 
 
-def _columns(methods: "Sequence[Method]", chosen: Mapping[str, Choice]) -> list[Column]:
+def _columns(methods: Sequence[Method], chosen: Mapping[str, Choice]) -> list[Column]:
     return [Column(n, method, dict(own)) for method in methods for n, own in enumerate(chosen[method.name])]
 
 
 @contextmanager
-def _begun(reg: "Registry", request: EvalRequest, people: Design, kind: str) -> Iterator[Evaluation]:
+def _begun(reg: Registry, request: EvalRequest, people: Design, kind: str) -> Iterator[Evaluation]:
     from mta_cli.pipeline.models.lookup import remember
 
     remember(reg, request.base, request.embedder)
@@ -161,7 +173,7 @@ def _begun(reg: "Registry", request: EvalRequest, people: Design, kind: str) -> 
 
 
 def _chosen(
-    reg: "Registry", request: EvalRequest, begun: Evaluation | None, methods: "Sequence[Method]", people: Design
+    reg: Registry, request: EvalRequest, begun: Evaluation | None, methods: Sequence[Method], people: Design
 ) -> dict[str, Choice]:
     folds = len(people.folds)
     tunings = reg.evaluations.tunings(begun.id) if begun else []
@@ -172,9 +184,7 @@ def _chosen(
     }
 
 
-def _earlier(
-    reg: "Registry", evaluation: Evaluation, people: Design, chosen: Mapping[str, Choice]
-) -> dict[str, Choice]:
+def _earlier(reg: Registry, evaluation: Evaluation, people: Design, chosen: Mapping[str, Choice]) -> dict[str, Choice]:
     """Methods that earlier runs have finished and this one was not asked for, with the settings that they had."""
     found: dict[str, Choice] = {}
     for method, settings in evaluation.result.get("settings", {}).items():
@@ -185,7 +195,7 @@ def _earlier(
 
 
 def _fill(
-    reg: "Registry", request: EvalRequest, people: Design, evaluation: Evaluation, columns: Sequence[Column]
+    reg: Registry, request: EvalRequest, people: Design, evaluation: Evaluation, columns: Sequence[Column]
 ) -> Iterator[Event]:
     """Build what is not built, answer what is not answered."""
     done = reg.evaluations.cells.done
@@ -210,7 +220,7 @@ def _fill(
 
 
 def _choose(
-    reg: "Registry", request: EvalRequest, people: Design, evaluation: Evaluation, method: "Method"
+    reg: Registry, request: EvalRequest, people: Design, evaluation: Evaluation, method: Method
 ) -> Generator[dict[str, Any], None, None]:
     """For each fold the settings that were best on people not tested in it."""
     folds = range(len(people.folds))
@@ -224,9 +234,14 @@ def _choose(
 
 
 def _score(
-    reg: "Registry", request: EvalRequest, people: Design, evaluation: Evaluation, method: str, own: dict[str, Any],
+    reg: Registry,
+    request: EvalRequest,
+    people: Design,
+    evaluation: Evaluation,
+    method: str,
+    own: dict[str, Any],
     fold: int,
-) -> float:  # fmt: skip
+) -> float:
     """The mean log-likelihood of the golds of those on whom a fold's settings are chosen."""
     others = people.choosing(fold)
     judged = judge(

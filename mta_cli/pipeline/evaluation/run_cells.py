@@ -3,6 +3,8 @@
 Groups are the same in every run, so a run that goes on after a stop makes what an unbroken one would have made.
 """
 
+from __future__ import annotations
+
 import struct
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +32,7 @@ class Column:
     """One method under one choice of settings in one fold: what is asked of it, of everybody who answers there."""
 
     fold: int
-    method: "Method"
+    method: Method
     settings: dict[str, Any]
 
 
@@ -48,7 +50,7 @@ def timed_group(plan: Design) -> tuple[int, ...]:
     return groups_of(plan, 0)[0]
 
 
-def cost_of_answers(reg: "Registry", request: EvalRequest, plan: Design, columns: Sequence[Column]) -> PlanLine:
+def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, columns: Sequence[Column]) -> PlanLine:
     """Time of the answers that are not there yet, by what methods took in evaluations of the same task and base."""
     from mta_cli.pipeline.training.estimate import duration
 
@@ -108,7 +110,7 @@ def fill(field: Field, evaluation: int, column: Column, done: int) -> Iterator[E
         yield Step(f"fold {column.fold + 1}, {column.method.name}", done, seconds=time.perf_counter() - started)
 
 
-def _failures(column: Column, made: "Sequence[Made]") -> Iterator[Event]:
+def _failures(column: Column, made: Sequence[Made]) -> Iterator[Event]:
     if failed := sum(one.failed for one in made):
         yield Note(
             f"Fold {column.fold + 1}, {column.method.name}: the training of {failed} people's parts failed; "
@@ -117,7 +119,7 @@ def _failures(column: Column, made: "Sequence[Made]") -> Iterator[Event]:
         )
 
 
-def _answers(field: Field, column: Column, group: Sequence[int], made: "Sequence[Made]") -> dict[int, list[Prediction]]:
+def _answers(field: Field, column: Column, group: Sequence[int], made: Sequence[Made]) -> dict[int, list[Prediction]]:
     rows: dict[int, list[Prediction]] = {user: [] for user in group}
     model = [(user, one) for user, one in zip(group, made, strict=True) if one.direct is None]
     for portion in _portions(model):
@@ -136,7 +138,7 @@ def _answers(field: Field, column: Column, group: Sequence[int], made: "Sequence
     return rows
 
 
-def _portions(made: "Sequence[tuple[int, Made]]") -> "Iterator[list[tuple[int, Made]]]":
+def _portions(made: Sequence[tuple[int, Made]]) -> Iterator[list[tuple[int, Made]]]:
     """People who are answered together, as many as their parts' numbers allow."""
     portion: list[tuple[int, Made]] = []
     numbers = 0
@@ -153,12 +155,21 @@ def _portions(made: "Sequence[tuple[int, Made]]") -> "Iterator[list[tuple[int, M
 
 def _prediction(query: Query, method: str, prompt: str, given: Given) -> Prediction:
     return Prediction(
-        query.user_id, query.id, method, prompt, given.answer, query.gold, given.gold_loglik, len(given.prompt),
-        given.seconds, given.gold_tokens, _packed(given.scores),
-    )  # fmt: skip
+        query.user_id,
+        query.id,
+        method,
+        prompt,
+        given.answer,
+        query.gold,
+        given.gold_loglik,
+        len(given.prompt),
+        given.seconds,
+        given.gold_tokens,
+        _packed(given.scores),
+    )
 
 
-def _directly(query: Query, method: str, direct: "Direct") -> Prediction:
+def _directly(query: Query, method: str, direct: Direct) -> Prediction:
     started = time.perf_counter()
     text, scores = direct(query.input)
     seconds = time.perf_counter() - started

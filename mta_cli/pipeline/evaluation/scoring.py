@@ -1,5 +1,7 @@
 """From stored answers to the result document: calibration, decisions, metrics, differences, costs. Answers nothing."""
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +31,13 @@ class Judged:
     its people, or one for all of them.
     """
 
-    tally: "Tally"
+    tally: Tally
     temperatures: list[list[float]] | None
     predictions: list[Prediction]
 
 
 def judge(
-    reg: "Registry", task: "Task", plan: Design, evaluation: int, method: str, choice: Choice, calibrate: bool
+    reg: Registry, task: Task, plan: Design, evaluation: int, method: str, choice: Choice, calibrate: bool
 ) -> Judged:
     """Read a method's answers: a person's temperature comes from others who are answered under the same bank."""
     tested, found = _tested(reg, evaluation, method, choice, [fold.test for fold in plan.folds])
@@ -43,7 +45,7 @@ def judge(
     return _judged(task, method, tested, temperatures)
 
 
-def judge_again(reg: "Registry", task: "Task", evaluation: Evaluation, method: str) -> Judged:
+def judge_again(reg: Registry, task: Task, evaluation: Evaluation, method: str) -> Judged:
     """A method's answers in a finished evaluation, read as its document says that they were."""
     settings = evaluation.result["settings"][method]
     people = reg.evaluations.people(evaluation.id)
@@ -57,7 +59,7 @@ def judge_again(reg: "Registry", task: "Task", evaluation: Evaluation, method: s
 
 
 def _tested(
-    reg: "Registry", evaluation: int, method: str, choice: Choice, folds: Sequence[Sequence[int]]
+    reg: Registry, evaluation: int, method: str, choice: Choice, folds: Sequence[Sequence[int]]
 ) -> tuple[list[list[Prediction]], list[list[Prediction]]]:
     """By fold: the answers to those who are tested there, and to everybody."""
     cells = reg.evaluations.cells
@@ -66,7 +68,7 @@ def _tested(
 
 
 def _judged(
-    task: "Task", method: str, tested: Sequence[Sequence[Prediction]], temperatures: list[list[float]] | None
+    task: Task, method: str, tested: Sequence[Sequence[Prediction]], temperatures: list[list[float]] | None
 ) -> Judged:
     from mta_cli.engine.evaluation.user_sums import tally
     from mta_cli.engine.methods.catalog import METHODS
@@ -75,21 +77,27 @@ def _judged(
     rows = [prediction for own in tested for prediction in own]
     read = [
         _read(
-            task, prediction, temperatures[n][prediction.user_id % len(temperatures[n])] if temperatures else 1.0,
+            task,
+            prediction,
+            temperatures[n][prediction.user_id % len(temperatures[n])] if temperatures else 1.0,
             stands=stands,
         )
         for n, own in enumerate(tested)
         for prediction in own
-    ]  # fmt: skip
+    ]
     counted = tally(
-        task.metric, task.labels, [p.user_id for p in rows], [answer for answer, _ in read], [p.gold for p in rows],
+        task.metric,
+        task.labels,
+        [p.user_id for p in rows],
+        [answer for answer, _ in read],
+        [p.gold for p in rows],
         [loglik for _, loglik in read],
-    )  # fmt: skip
+    )
     return Judged(counted, temperatures, rows)
 
 
 def _temperatures(
-    task: "Task", plan: Design, found: Sequence[Sequence[Prediction]], tested: Sequence[Sequence[Prediction]]
+    task: Task, plan: Design, found: Sequence[Sequence[Prediction]], tested: Sequence[Sequence[Prediction]]
 ) -> list[list[float]]:
     """By fold: one fitted on the tuning people, or one for each part of its tested people, fitted on the other parts.
 
@@ -106,7 +114,7 @@ def _temperatures(
     return chosen
 
 
-def _temperature(task: "Task", rows: Sequence[Prediction]) -> float:
+def _temperature(task: Task, rows: Sequence[Prediction]) -> float:
     from mta_cli.engine.evaluation.calibration import temperature
 
     golds = [(p, p.gold.strip()) for p in rows if p.scores is not None]
@@ -114,7 +122,7 @@ def _temperature(task: "Task", rows: Sequence[Prediction]) -> float:
     return temperature([scores for scores, _ in known], [place for _, place in known])
 
 
-def _read(task: "Task", prediction: Prediction, temperature: float, *, stands: bool) -> tuple[str, float | None]:
+def _read(task: Task, prediction: Prediction, temperature: float, *, stands: bool) -> tuple[str, float | None]:
     """The answer, as it `stands` or by the calibrated labels, and the log-likelihood of the gold (nats): over labels,
     or per token of a text.
     """
@@ -139,7 +147,7 @@ def _scores(prediction: Prediction) -> tuple[float, ...]:
 
 
 def outcome(
-    reg: "Registry", request: EvalRequest, plan: Design, evaluation: int, chosen: Mapping[str, Choice]
+    reg: Registry, request: EvalRequest, plan: Design, evaluation: int, chosen: Mapping[str, Choice]
 ) -> dict[str, Any]:
     """The document of `mta eval run`: all of `chosen`'s methods on all tested people."""
     from mta_cli.engine.model.load import dtype_name
@@ -151,19 +159,28 @@ def outcome(
     }
     reference = options.reference if options.reference in judged else next(reversed(judged))
     return {
-        "task": task.name, "metric": MAIN[task.metric], "users": len(plan.tested),
-        "queries": sum(len(plan.queries[user]) for user in plan.tested), "shots": options.shots, "seed": machine.seed,
-        "folds": options.folds, "history_items": request.prompt.history_items, "anchors": request.bank.anchors,
-        "placement": options.placement, "base": request.base.name, "options": told_options(request),
-        "dtype": dtype_name(machine.dtype, machine.device), "evaluation": evaluation,
+        "task": task.name,
+        "metric": MAIN[task.metric],
+        "users": len(plan.tested),
+        "queries": sum(len(plan.queries[user]) for user in plan.tested),
+        "shots": options.shots,
+        "seed": machine.seed,
+        "folds": options.folds,
+        "history_items": request.prompt.history_items,
+        "anchors": request.bank.anchors,
+        "placement": options.placement,
+        "base": request.base.name,
+        "options": told_options(request),
+        "dtype": dtype_name(machine.dtype, machine.device),
+        "evaluation": evaluation,
         **compared({name: one.tally for name, one in judged.items()}, reference, machine.seed),
         "costs": {m: _costs(reg, plan, evaluation, m, chosen[m], one) for m, one in judged.items()},
         "settings": {method: _settings(choice) for method, choice in chosen.items()},
         "calibration": {method: one.temperatures for method, one in judged.items()},
-    }  # fmt: skip
+    }
 
 
-def compared(tallies: "Mapping[str, Tally]", reference: str, seed: int) -> dict[str, Any]:
+def compared(tallies: Mapping[str, Tally], reference: str, seed: int) -> dict[str, Any]:
     """The document's keys that are made of tallies: reference, methods, differences and power."""
     from mta_cli.engine.evaluation.statistics import detectable, summarise
 
@@ -175,12 +192,14 @@ def compared(tallies: "Mapping[str, Tally]", reference: str, seed: int) -> dict[
         least = detectable(tallies[reference], tallies[against], main)
         power = {"metric": main, "detectable": least, "basis": f"as {reference} and {against} differed by person"}
     return {
-        "reference": reference, "methods": {name: summarise(one, seed=seed) for name, one in tallies.items()},
-        "differences": paired(tallies, reference, seed), "power": power,
-    }  # fmt: skip
+        "reference": reference,
+        "methods": {name: summarise(one, seed=seed) for name, one in tallies.items()},
+        "differences": paired(tallies, reference, seed),
+        "power": power,
+    }
 
 
-def paired(tallies: "Mapping[str, Tally]", reference: str, seed: int) -> list[dict[str, Any]]:
+def paired(tallies: Mapping[str, Tally], reference: str, seed: int) -> list[dict[str, Any]]:
     """The reference minus every other method in every metric, with interval and p."""
     from mta_cli.engine.evaluation.statistics import difference
 
@@ -198,7 +217,7 @@ def _settings(choice: Choice) -> Any:
 
 
 def _costs(
-    reg: "Registry", plan: Design, evaluation: int, method: str, choice: Choice, judged: Judged
+    reg: Registry, plan: Design, evaluation: int, method: str, choice: Choice, judged: Judged
 ) -> dict[str, float | None]:
     """Bytes to keep, a mean over tested people; of those who are timed, seconds to make, and how fast answers came: the
     prompts' tokens in all the time that answers and the likelihoods of golds and labels took.
@@ -210,7 +229,8 @@ def _costs(
     answers = [p for p in judged.predictions if p.user_id in timed]
     seconds, tokens = sum(p.seconds for p in answers), sum(p.tokens for p in answers)
     return {
-        "bytes": sum(cell.bytes for cell in cells) / len(cells), "seconds": sum(spent) / len(spent),
+        "bytes": sum(cell.bytes for cell in cells) / len(cells),
+        "seconds": sum(spent) / len(spent),
         "seconds_per_query": seconds / len(answers),
         "tokens_per_second": tokens / seconds if tokens and seconds else None,
-    }  # fmt: skip
+    }

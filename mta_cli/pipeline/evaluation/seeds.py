@@ -4,6 +4,8 @@ A seed draws folds, anchors and initial weights for the same people. Over severa
 with the answers of all: intervals are over people, and that the seeds are few is not in them. Answers nothing.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,7 +28,7 @@ Place = int | str
 """The number of an evaluation in the store, or the path of a file that `files.export` wrote."""
 
 
-def measured(places: Sequence[Place], reg: "Registry | None") -> list[Measured]:
+def measured(places: Sequence[Place], reg: Registry | None) -> list[Measured]:
     """The evaluations that are kept there, each once. Raises as `finished` and `files.read`.
 
     `reg` is the store whose numbers are meant; None where `needs_store` says that none is.
@@ -96,12 +98,13 @@ def together(evaluations: Sequence[Measured], reference: str | None = None) -> d
         return made
     return {
         **{key: value for key, value in made.items() if key not in ("seed", "evaluation", "settings", "calibration")},
-        "seeds": [result["seed"] for result in results], "evaluations": [one.id for one in evaluations],
+        "seeds": [result["seed"] for result in results],
+        "evaluations": [one.id for one in evaluations],
         "costs": {name: {what: _mean(results, name, what) for what in COSTS} for name in methods},
-    }  # fmt: skip
+    }
 
 
-def _joined(evaluations: Sequence[Measured], method: str) -> "Tally":
+def _joined(evaluations: Sequence[Measured], method: str) -> Tally:
     from mta_cli.engine.evaluation.user_sums import joined
 
     all_here = all(one.kept for one in evaluations)
@@ -113,7 +116,7 @@ def _joined(evaluations: Sequence[Measured], method: str) -> "Tally":
         raise UsageFault(f"{names} cannot be read as one: {error}", hint="mta eval list") from error
 
 
-def _counted(tally: "Tally", times: int) -> tuple[int, int]:
+def _counted(tally: Tally, times: int) -> tuple[int, int]:
     """How many people, and how many queries each time."""
     return len(tally.users), round(tally.sums[:, 0].sum() / times)
 

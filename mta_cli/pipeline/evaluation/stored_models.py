@@ -4,6 +4,8 @@ Answers under base, pooled, fused and adapted weights. Intervals are percentile 
 seeded), so a user with many queries does not count as many users.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,14 +57,19 @@ class Asked:
 
     query: Query
     mode: str
-    parts: "tuple[LoraWeights, ...]"
-    prior: "Prior | None"
+    parts: tuple[LoraWeights, ...]
+    prior: Prior | None
 
 
 def evaluate_users(
-    reg: "Registry", base_entry: "ModelEntry", task: "Task", users: Sequence[User], modes: Sequence[str],
-    prompt: PromptOptions, machine: Machine,
-) -> Iterator[Event]:  # fmt: skip
+    reg: Registry,
+    base_entry: ModelEntry,
+    task: Task,
+    users: Sequence[User],
+    modes: Sequence[str],
+    prompt: PromptOptions,
+    machine: Machine,
+) -> Iterator[Event]:
     """Answer every held-out query of `users` in each of `modes` and store the predictions.
 
     `Done.result` has the keys of `mta eval run`, the last mode being the reference; making a model is not timed.
@@ -93,20 +100,29 @@ def evaluate_users(
     folder.set(None)
     answers.sort(key=lambda answer: modes.index(answer.mode))
     result = {
-        "task": task.name, "metric": MAIN[task.metric], "users": len(asked),
-        "queries": sum(len(queries[user.id]) for user in asked), "seed": machine.seed,
-        "history_items": prompt.history_items, "base": base_entry.name,
-        "dtype": dtype_name(machine.dtype, machine.device), "reference": modes[-1],
+        "task": task.name,
+        "metric": MAIN[task.metric],
+        "users": len(asked),
+        "queries": sum(len(queries[user.id]) for user in asked),
+        "seed": machine.seed,
+        "history_items": prompt.history_items,
+        "base": base_entry.name,
+        "dtype": dtype_name(machine.dtype, machine.device),
+        "reference": modes[-1],
         **_found(task, modes, answers, machine.seed),
         "costs": {mode: _costs(reg, base.fingerprint, task.name, asked, mode, answers) for mode in modes},
-    }  # fmt: skip
+    }
     yield Done({**result, "evaluation": _store(reg, base.fingerprint, task, prompt, result, answers)})
 
 
 def _portions(
-    reg: "Registry", base: str, task: "Task", users: Sequence[User], queries: Mapping[int, Sequence[Query]],
+    reg: Registry,
+    base: str,
+    task: Task,
+    users: Sequence[User],
+    queries: Mapping[int, Sequence[Query]],
     modes: Sequence[str],
-) -> "Iterator[list[Asked]]":  # fmt: skip
+) -> Iterator[list[Asked]]:
     """Every query of every user in each of `modes`, as many together as their people's weights allow."""
     priors = LabelPriors(reg, task, base, AnswerOptions())
     portion: list[Asked] = []
@@ -125,25 +141,31 @@ def _portions(
         yield portion
 
 
-def _parts(reg: "Registry", base: str, user: User, task: str, mode: str) -> "tuple[LoraWeights, ...]":
+def _parts(reg: Registry, base: str, user: User, task: str, mode: str) -> tuple[LoraWeights, ...]:
     """What `mode` means for a user above the task adapter; `pooled` is the task adapter alone."""
     return () if mode == "pooled" else parts_above(reg, base, user, task, mode)[0]
 
 
-def _answer_all(base: "LoadedBase", examples: Examples, portion: "Sequence[Asked]") -> list[Answer]:
+def _answer_all(base: LoadedBase, examples: Examples, portion: Sequence[Asked]) -> list[Answer]:
     """Answer a portion together; each answer counts an equal share of the time."""
     people, priors, owners = _people(portion)
     questions = [answer_queries.Asked(asked.query, owner) for asked, owner in zip(portion, owners, strict=True)]
     return [
         Answer(
-            asked.query.user_id, asked.query, asked.mode, base.tokenizer.decode(list(given.prompt)), given.answer,
-            _gold_loglik(examples.task, asked.query, given), len(given.prompt), given.seconds,
+            asked.query.user_id,
+            asked.query,
+            asked.mode,
+            base.tokenizer.decode(list(given.prompt)),
+            given.answer,
+            _gold_loglik(examples.task, asked.query, given),
+            len(given.prompt),
+            given.seconds,
         )
         for asked, given in zip(portion, answer_queries.answer(base, examples, questions, people, priors), strict=True)
-    ]  # fmt: skip
+    ]
 
 
-def _gold_loglik(task: "Task", query: Query, given: answer_queries.Given) -> float:
+def _gold_loglik(task: Task, query: Query, given: answer_queries.Given) -> float:
     from mta_cli.engine.evaluation.calibration import gold_loglik
 
     if task.labels:
@@ -152,8 +174,8 @@ def _gold_loglik(task: "Task", query: Query, given: answer_queries.Given) -> flo
 
 
 def _people(
-    portion: "Sequence[Asked]",
-) -> "tuple[list[tuple[LoraWeights, ...]], list[Prior | None], list[int]]":
+    portion: Sequence[Asked],
+) -> tuple[list[tuple[LoraWeights, ...]], list[Prior | None], list[int]]:
     """Parts and prior of the different people (a user in a mode) of a portion, and whose each answer is."""
     places = {(asked.query.user_id, asked.mode): asked for asked in portion}
     numbers = {key: n for n, key in enumerate(places)}
@@ -161,7 +183,7 @@ def _people(
     return [one.parts for one in places.values()], [one.prior for one in places.values()], owners
 
 
-def _found(task: "Task", modes: Sequence[str], answers: Sequence[Answer], seed: int) -> dict[str, Any]:
+def _found(task: Task, modes: Sequence[str], answers: Sequence[Answer], seed: int) -> dict[str, Any]:
     """Each metric of the task, and the gold's mean log-likelihood (nats per query), with 95 % intervals over users."""
     from mta_cli.engine.evaluation import statistics
     from mta_cli.engine.evaluation.user_sums import Tally, tally
@@ -178,7 +200,7 @@ def _found(task: "Task", modes: Sequence[str], answers: Sequence[Answer], seed: 
 
 
 def _costs(
-    reg: "Registry", base: str, task: str, users: Sequence[User], mode: str, answers: Sequence[Answer]
+    reg: Registry, base: str, task: str, users: Sequence[User], mode: str, answers: Sequence[Answer]
 ) -> dict[str, float | None]:
     """Bytes that a mode keeps for a person, a mean over `users`, and how fast its answers came."""
     bank = reg.banks.latest(task, base)
@@ -188,13 +210,15 @@ def _costs(
     own = [answer for answer in answers if answer.mode == mode]
     seconds, tokens = sum(answer.seconds for answer in own), sum(answer.tokens for answer in own)
     return {
-        "bytes": kept / len(users), "seconds": None, "seconds_per_query": seconds / len(own),
+        "bytes": kept / len(users),
+        "seconds": None,
+        "seconds_per_query": seconds / len(own),
         "tokens_per_second": tokens / seconds if tokens and seconds else None,
-    }  # fmt: skip
+    }
 
 
 def _store(
-    reg: "Registry", base: str, task: "Task", prompt: PromptOptions, result: dict[str, Any], answers: Sequence[Answer]
+    reg: Registry, base: str, task: Task, prompt: PromptOptions, result: dict[str, Any], answers: Sequence[Answer]
 ) -> int:
     bank = reg.banks.latest(task.name, base)
     config = {"history_items": prompt.history_items, "base": base}

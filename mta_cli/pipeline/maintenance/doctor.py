@@ -5,6 +5,8 @@ but for what a killed command left behind, which is cleared away.
 Knows neither the terminal nor where settings come from; both are handed in.
 """
 
+from __future__ import annotations
+
 import os
 import platform
 import shutil

@@ -3,6 +3,8 @@
 The store knows what to do; this joins it with the models, and asks before anything changes. Renders nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path

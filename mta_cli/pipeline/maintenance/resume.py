@@ -4,6 +4,8 @@ What a job has finished is in the store already; going on is the same job with t
 Knows no settings and renders nothing.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -48,7 +50,7 @@ class Unfinished:
     asked: dict[str, Any] = field(default_factory=dict)
 
 
-def unfinished(reg: "Registry") -> list[Unfinished]:
+def unfinished(reg: Registry) -> list[Unfinished]:
     """Every job that ended early and can go on, the newest first. What runs at present is not among them."""
     banks = reg.banks.all()
     building = [one for bank in banks if bank.status == "building" for one in _bank(reg, bank)]
@@ -58,7 +60,7 @@ def unfinished(reg: "Registry") -> list[Unfinished]:
 
 
 def again(
-    reg: "Registry", one: Unfinished, machine: Machine, defaults: EvalOptions, *, dry_run: bool = False
+    reg: Registry, one: Unfinished, machine: Machine, defaults: EvalOptions, *, dry_run: bool = False
 ) -> Iterator[Event]:
     """Go on with `one` on the devices of `machine`; all else is as it was begun with.
 
@@ -72,7 +74,7 @@ def again(
     return _evaluate(reg, one, machine, defaults, dry_run)
 
 
-def give_up(reg: "Registry", one: Unfinished) -> None:
+def give_up(reg: Registry, one: Unfinished) -> None:
     """Never offer `one` again. A bank that is not ready, and an evaluation without a result, go with all they hold."""
     if one.kind == BANK:
         bank = reg.banks.by_id(one.number)
@@ -85,7 +87,7 @@ def give_up(reg: "Registry", one: Unfinished) -> None:
         reg.runs.fail(one.run, "given up")
 
 
-def _build(reg: "Registry", one: Unfinished, machine: Machine, dry_run: bool) -> Iterator[Event]:
+def _build(reg: Registry, one: Unfinished, machine: Machine, dry_run: bool) -> Iterator[Event]:
     from mta_cli.pipeline.bank.build import bank_key, build_bank, contributors
 
     bank = reg.banks.by_id(one.number)
@@ -96,7 +98,7 @@ def _build(reg: "Registry", one: Unfinished, machine: Machine, dry_run: bool) ->
     yield from build_bank(reg, request, dry_run=dry_run)
 
 
-def _adapt(reg: "Registry", one: Unfinished, machine: Machine, dry_run: bool) -> Iterator[Event]:
+def _adapt(reg: Registry, one: Unfinished, machine: Machine, dry_run: bool) -> Iterator[Event]:
     from mta_cli.pipeline.personalize.adapt import adapt_users
 
     users, request, options = asked_adaptation(reg, one.asked, machine)
@@ -106,7 +108,7 @@ def _adapt(reg: "Registry", one: Unfinished, machine: Machine, dry_run: bool) ->
 
 
 def _evaluate(
-    reg: "Registry", one: Unfinished, machine: Machine, defaults: EvalOptions, dry_run: bool
+    reg: Registry, one: Unfinished, machine: Machine, defaults: EvalOptions, dry_run: bool
 ) -> Iterator[Event]:
     from mta_cli.pipeline.evaluation.design import design
     from mta_cli.pipeline.evaluation.run import run_evaluation, tune_evaluation
@@ -132,7 +134,7 @@ def _changed(what: str, command: str) -> BadInput:
     )
 
 
-def _bank(reg: "Registry", bank: Bank) -> Iterator[Unfinished]:
+def _bank(reg: Registry, bank: Bank) -> Iterator[Unfinished]:
     run = next((run for run in reg.runs.of_subject(bank_label(bank)) if run.kind == BANK), None)
     if run is not None and run.status == "running":
         return
@@ -140,23 +142,34 @@ def _bank(reg: "Registry", bank: Bank) -> Iterator[Unfinished]:
     made = sum(anchor.digest is not None for anchor in anchors) + (bank.task_adapter is not None)
     total = (len(anchors) or bank.config.get("anchors", 0)) + bool(bank.config.get("task_adapter"))
     yield Unfinished(
-        BANK, bank_label(bank), _when(run, bank.created), bank.id, f"{made} of {total} adapters", _why(run),
+        BANK,
+        bank_label(bank),
+        _when(run, bank.created),
+        bank.id,
+        f"{made} of {total} adapters",
+        _why(run),
         None if run is None else run.id,
-    )  # fmt: skip
+    )
 
 
-def _adaptations(reg: "Registry", bank: Bank) -> Iterator[Unfinished]:
+def _adaptations(reg: Registry, bank: Bank) -> Iterator[Unfinished]:
     for run in _latest(reg.runs.of_subject(bank_label(bank)), (ADAPTATION,)):
         if run.status == "interrupted":
             names = run.config[ASKED]["users"]
             who = "everybody" if names is None else names[0] if len(names) == 1 else f"{len(names)} people"
             yield Unfinished(
-                ADAPT, f"{who}, {bank.task}", _when(run, ""), run.id, f"on bank {bank_label(bank)}", _why(run), run.id,
+                ADAPT,
+                f"{who}, {bank.task}",
+                _when(run, ""),
+                run.id,
+                f"on bank {bank_label(bank)}",
+                _why(run),
+                run.id,
                 run.config[ASKED],
-            )  # fmt: skip
+            )
 
 
-def _evaluation(reg: "Registry", one: Evaluation) -> Iterator[Unfinished]:
+def _evaluation(reg: Registry, one: Evaluation) -> Iterator[Unfinished]:
     runs = _latest(reg.runs.of_subject(one.label), (EVAL, TUNE))
     if one.key is None or any(run.status == "running" for run in runs):
         return

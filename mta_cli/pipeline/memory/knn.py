@@ -3,6 +3,8 @@
 For tasks with labels alone. Kept with the bank, gone with an item's person. Trains nothing.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -36,7 +38,7 @@ class Change:
     `unfitted`: no kernel was fitted to those that are there, or one of an earlier version.
     """
 
-    new: list["Owned"]
+    new: list[Owned]
     old: set[int]
     unfitted: bool
 
@@ -44,7 +46,7 @@ class Change:
         return bool(self.new or self.old or self.unfitted)
 
 
-def wanted(reg: "Registry", bank: Bank, task: "Task", people: "Iterable[tuple[User, Sequence[Item]]]") -> Change:
+def wanted(reg: Registry, bank: Bank, task: Task, people: Iterable[tuple[User, Sequence[Item]]]) -> Change:
     """How the bank's neighbours differ from those `people`'s items whose outputs are labels."""
     labelled = [(item, user) for user, items in people for item in items if item.output.strip() in task.labels]
     known = reg.neighbours.known(bank.id)
@@ -59,9 +61,13 @@ def is_fitted(bank: Bank) -> bool:
 
 
 def keep_neighbours(
-    reg: "Registry", bank: Bank, task: "Task", people: "Iterable[tuple[User, Sequence[Item]]]",
-    embedder: "ModelEntry", device: str,
-) -> Iterator[Event]:  # fmt: skip
+    reg: Registry,
+    bank: Bank,
+    task: Task,
+    people: Iterable[tuple[User, Sequence[Item]]],
+    embedder: ModelEntry,
+    device: str,
+) -> Iterator[Event]:
     """Make a bank's neighbours those of `people`'s items whose outputs are labels: embed their inputs, fit its kernel.
 
     Goes on where it stopped; does nothing where all is there or the task has no labels.
@@ -82,7 +88,7 @@ def keep_neighbours(
 
 
 def _embed(
-    reg: "Registry", bank: Bank, task: "Task", new: "Sequence[Owned]", embedder: "ModelEntry", device: str
+    reg: Registry, bank: Bank, task: Task, new: Sequence[Owned], embedder: ModelEntry, device: str
 ) -> Iterator[Event]:
     """Embed and keep what is new, but for items of people who leave meanwhile."""
     import numpy as np
@@ -104,7 +110,7 @@ def _embed(
         yield Note(f"{some(sorted(gone))} left meanwhile: their items are no neighbours.", warning=True)
 
 
-def load_embedder(embedder: "ModelEntry", device: str) -> "Embed":
+def load_embedder(embedder: ModelEntry, device: str) -> Embed:
     """The embedder's function from texts to unit vectors, on the first of the machine's devices."""
     from mta_cli.engine.retrieval.embed import Embedder
     from mta_cli.pipeline.models.verify import vouched
@@ -113,7 +119,7 @@ def load_embedder(embedder: "ModelEntry", device: str) -> "Embed":
         return Embedder(embedder.path, device.split(",")[0]).embed
 
 
-def neighbours_of(reg: "Registry", bank: Bank, task: "Task") -> "Neighbours | None":
+def neighbours_of(reg: Registry, bank: Bank, task: Task) -> Neighbours | None:
     """What a bank keeps of its people's answers; None where that is nothing.
 
     IntegrityFault where its vectors differ in length.
@@ -136,7 +142,7 @@ def neighbours_of(reg: "Registry", bank: Bank, task: "Task") -> "Neighbours | No
     return Neighbours(vectors, labels, np.array([one.user_id for one in found], np.int64), np.array(rates))
 
 
-def fitted(reg: "Registry", bank: Bank, task: "Task", embed: "Embed") -> "tuple[Neighbours, Kernel, Embed] | None":
+def fitted(reg: Registry, bank: Bank, task: Task, embed: Embed) -> tuple[Neighbours, Kernel, Embed] | None:
     """The bank's neighbours, their kernel, and `embed` with a memory for questions; None where it keeps none."""
     from mta_cli.engine.memory.knn import Kernel
 
@@ -147,7 +153,7 @@ def fitted(reg: "Registry", bank: Bank, task: "Task", embed: "Embed") -> "tuple[
     return None if known is None else (known, kernel, remembering(embed))
 
 
-def remembering(embed: "Embed") -> "Embed":
+def remembering(embed: Embed) -> Embed:
     """The same for one text at a time, without doing so twice."""
     once = lru_cache(QUESTIONS)(lambda text: embed([text]))
     return lambda texts: once(texts[0])

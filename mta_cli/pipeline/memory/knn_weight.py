@@ -6,6 +6,8 @@ tasks differ in which of it an answer hangs on. The task adapter was trained on 
 here than on somebody new, for whom neighbours count more (`answer.neighbour_weight`). Trains and renders nothing.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ class Lesson:
 
 
 def weigh_neighbours(
-    reg: "Registry", bank: Bank, request: "BankRequest", pool: "Sequence[Candidate]", base: "LoadedBase | None" = None
+    reg: Registry, bank: Bank, request: BankRequest, pool: Sequence[Candidate], base: LoadedBase | None = None
 ) -> Iterator[Event]:
     """Fit and keep how much neighbours count beside the model of the bank that `request` and `pool` make.
 
@@ -86,7 +88,7 @@ def lessons_of(items: Sequence[Item], seed: int) -> list[Lesson]:
 
 
 def _guessed(
-    reg: "Registry", base: "LoadedBase", task: "Task", lessons: Sequence[Lesson], history_items: int
+    reg: Registry, base: LoadedBase, task: Task, lessons: Sequence[Lesson], history_items: int
 ) -> Generator[Event, None, list[list[float]]]:
     """`return`s what the base as it is says of each label of each lesson [lessons, labels], nats."""
     from mta_cli.engine.scoring.log_likelihood import NOBODY, likelihoods

@@ -5,6 +5,8 @@ bank keeps neighbours and its embedder is here, they and the person's habit spea
 alone.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -28,11 +30,11 @@ PERSONAL = ("fused", "adapted")
 class LabelPriors:
     """The label priors of everybody, for one task on one base (a fingerprint); what they share is read once."""
 
-    def __init__(self, reg: "Registry", task: "Task", base: str, options: AnswerOptions, device: str = "auto") -> None:
+    def __init__(self, reg: Registry, task: Task, base: str, options: AnswerOptions, device: str = "auto") -> None:
         self._reg, self._task, self._options, self._device = reg, task, options, device
         self._bank = reg.banks.latest(task.name, base) if task.labels else None
 
-    def of(self, user: User | None, mode: str) -> "Prior | None":
+    def of(self, user: User | None, mode: str) -> Prior | None:
         """What labels are weighed with in a personal `mode`; None where nothing is known.
 
         The person's rates stand against those of the people whom the task's current bank is made of.
@@ -51,7 +53,7 @@ class LabelPriors:
         values = habit(given, labels, rates, options.prior_strength)
         return Habit(tuple(options.prior_weight * value for value in values))
 
-    def beside(self, user: User, items: Sequence[Item]) -> "list[Guess] | None":
+    def beside(self, user: User, items: Sequence[Item]) -> list[Guess] | None:
         """What was to be known of the answer to each of a person's own `items` without it: what others answered to the
         like, and the habit that their other answers show. None where no neighbours count.
         """
@@ -70,7 +72,7 @@ class LabelPriors:
     def _given(self, user: User) -> list[Item]:
         return self._reg.items.recent(user.id, self._task.name, RECENT)
 
-    def _guess(self, known: "Neighbours", given: Sequence[str]) -> "Guess":
+    def _guess(self, known: Neighbours, given: Sequence[str]) -> Guess:
         from mta_cli.engine.memory.knn import STRENGTH, Guess
         from mta_cli.engine.memory.label_prior import habit
 
@@ -90,14 +92,14 @@ class LabelPriors:
         return f"The embedder {name} is not here: labels are weighed without the bank's neighbours."
 
     @cached_property
-    def _embedder(self) -> "ModelEntry | None":
+    def _embedder(self) -> ModelEntry | None:
         from mta_cli.pipeline.models.lookup import list_models
 
         wanted = self._bank.embedder if self._bank is not None else None
         return next((one for one in list_models() if one.fingerprint == wanted and "fault" not in one.detail), None)
 
     @cached_property
-    def _neighbours(self) -> "tuple[Neighbours, Kernel, Embed] | None":
+    def _neighbours(self) -> tuple[Neighbours, Kernel, Embed] | None:
         """Those that count in answers."""
         from mta_cli.pipeline.memory.knn import fitted, load_embedder
 

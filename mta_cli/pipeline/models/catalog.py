@@ -3,6 +3,8 @@
 Facts only; knows neither how to fetch them nor where they are kept.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 

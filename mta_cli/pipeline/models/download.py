@@ -3,6 +3,8 @@
 What is pinned is checked against its digest before it is opened. Knows nothing of manifests or of who uses the model.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import re

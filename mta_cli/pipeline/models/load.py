@@ -1,5 +1,7 @@
 """The base of a job in memory: on the first of the machine's devices, and on as many others as have work."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,9 +11,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 
-def load(
-    entry: "ModelEntry", machine: "Machine", device: str | None = None, reg: "Registry | None" = None
-) -> "LoadedBase":
+def load(entry: ModelEntry, machine: Machine, device: str | None = None, reg: Registry | None = None) -> LoadedBase:
     """The base on the first of the machine's devices, or on `device`. Raises as `load_base`.
 
     Unless the machine is told not to, its files are read meanwhile, and with `reg` the registry: see `soundness`.
@@ -25,7 +25,7 @@ def load(
         return load_base(entry.path, name=entry.name, fingerprint=entry.fingerprint, device=place, dtype=machine.dtype)
 
 
-def load_others(entry: "ModelEntry", machine: "Machine", groups: int) -> "list[LoadedBase]":
+def load_others(entry: ModelEntry, machine: Machine, groups: int) -> list[LoadedBase]:
     """The same on the machine's further devices, for `groups` groups that train: no more bases than groups in all."""
     from mta_cli.engine.model.load import resolve_devices
 

@@ -4,6 +4,8 @@ A name is an embedded default (`smollm2-135m-instruct`, `minilm-l6`), `hf:ORG/NA
 name, or the path of a folder. Knows no defaults; settings hand them in.
 """
 
+from __future__ import annotations
+
 import difflib
 import os
 import shutil
@@ -114,7 +116,7 @@ def faults_of(entry: ModelEntry) -> list[str]:
     return faults
 
 
-def remember(reg: "Registry", *entries: ModelEntry) -> None:
+def remember(reg: Registry, *entries: ModelEntry) -> None:
     """Write down in the store which models its adapters and profiles were made with."""
     for entry in entries:
         kept = ("source", "revision", "licence", "parameters", "dtype", "bytes")

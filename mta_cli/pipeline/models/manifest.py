@@ -4,6 +4,8 @@ A pulled model is `<slug>/` with its files and `mta-model.json`; a registered fo
 folder's path alone. Knows neither the network nor the registry.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os

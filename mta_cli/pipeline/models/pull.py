@@ -4,6 +4,8 @@ Files are gathered in `.partial/`, checked, described, synced and renamed into p
 Knows nothing of the registry.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 from collections.abc import Iterator

@@ -3,6 +3,8 @@
 Each is read once in a process. Rows have seals of their own (see the store), and adapters are verified whenever read.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ _known: set[tuple[str, str]] = set()  # what this process has found sound: paths
 
 
 @contextmanager
-def vouched(models: "Sequence[ModelEntry]" = (), reg: "Registry | None" = None) -> Iterator[None]:
+def vouched(models: Sequence[ModelEntry] = (), reg: Registry | None = None) -> Iterator[None]:
     """While the block runs, read what is given in full; after it, IntegrityFault says what is not as it was.
 
     A block that fails for that reason fails with this one.
@@ -48,7 +50,7 @@ def _settle(waiting: dict[tuple[str, str], Future[None]]) -> None:
         _known.add(key)
 
 
-def _of_model(model: "ModelEntry") -> Callable[[], None]:
+def _of_model(model: ModelEntry) -> Callable[[], None]:
     def look() -> None:
         from mta_cli.pipeline.models.lookup import faults_of
 

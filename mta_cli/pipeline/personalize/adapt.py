@@ -3,6 +3,8 @@
 A stack is a core of a few numbers between the bank's main directions, or a LoRA.
 """
 
+from __future__ import annotations
+
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -63,27 +65,27 @@ class Pupil:
     shots: list[Item]
     recipe: Recipe
     job: AdapterJob
-    fusion: "tuple[LoraWeights, ...]"
-    taught: "list[Taught]"
-    heldout: "list[Taught]"
+    fusion: tuple[LoraWeights, ...]
+    taught: list[Taught]
+    heldout: list[Taught]
 
 
 class Workshop:
     """A base with the task adapter folded in; fusions and stacks stand above it as parts of each row's own user."""
 
-    def __init__(self, reg: "Registry", base: "LoadedBase", bank: Bank, request: FuseRequest, kind: str) -> None:
+    def __init__(self, reg: Registry, base: LoadedBase, bank: Bank, request: FuseRequest, kind: str) -> None:
         self.reg, self.base, self.bank, self.request = reg, base, bank, request
         self.teaching = Teaching(reg, base, request)
         self.basis = basis_of(reg, bank) if kind == CORE else None
 
-    def fusion(self, recipe: Recipe) -> "tuple[LoraWeights, ...]":
+    def fusion(self, recipe: Recipe) -> tuple[LoraWeights, ...]:
         """The merged anchors of a recipe; nothing where it names none."""
         from mta_cli.engine.lora.merge import merge
 
         merged = merge(anchor_parts(self.reg, self.bank, recipe.shares)[0])
         return () if merged is None else (merged,)
 
-    def bases(self, groups: int) -> "list[LoadedBase]":
+    def bases(self, groups: int) -> list[LoadedBase]:
         """The base, and the same on further devices where they have one of `groups` groups to train."""
         others = load_others(self.request.base, self.request.machine, groups)
         for other in others:
@@ -91,7 +93,7 @@ class Workshop:
         return [self.base, *others]
 
 
-def measure(pupils: Sequence[Pupil], base: "LoadedBase", stacks: "Sequence[tuple[LoraWeights, ...]]") -> list[Measured]:
+def measure(pupils: Sequence[Pupil], base: LoadedBase, stacks: Sequence[tuple[LoraWeights, ...]]) -> list[Measured]:
     """Everybody's losses under their fusion and `stacks`, in common passes. `base` holds the task adapter."""
     from mta_cli.engine.scoring.log_likelihood import mean_losses
 
@@ -103,9 +105,15 @@ def measure(pupils: Sequence[Pupil], base: "LoadedBase", stacks: "Sequence[tuple
 
 
 def adapt_users(
-    reg: "Registry", users: Sequence[User] | None, request: FuseRequest, options: AdaptOptions,
-    *, plan: Sequence[PlanLine] = (), explicit_top_k: bool = False, dry_run: bool = False,
-) -> Iterator[Event]:  # fmt: skip
+    reg: Registry,
+    users: Sequence[User] | None,
+    request: FuseRequest,
+    options: AdaptOptions,
+    *,
+    plan: Sequence[PlanLine] = (),
+    explicit_top_k: bool = False,
+    dry_run: bool = False,
+) -> Iterator[Event]:
     """Adapt `users`, or everybody with a history who is no anchor. `Done.result` is what the command's --json prints.
 
     Users whose stack is already what these settings and items would give are left as they are: a stopped run goes on.
@@ -146,14 +154,14 @@ def adapt_users(
     yield Done([results[user.id] for user in chosen if user.id in results])
 
 
-def _nobody(reg: "Registry", chosen: Sequence[User]) -> BadInput | NotFound:
+def _nobody(reg: Registry, chosen: Sequence[User]) -> BadInput | NotFound:
     """Why nobody was adapted: all were removed, or else training failed."""
     if reg.users.there(chosen):
         return BadInput("No user could be adapted.", hint="lower --learning-rate")
     return NotFound(f"Nobody is left to adapt: {some([user.name for user in chosen])} removed meanwhile.", hint=WHO)
 
 
-def task_to_adapt(reg: "Registry", users: Sequence[User] | None, task: str | None) -> str:
+def task_to_adapt(reg: Registry, users: Sequence[User] | None, task: str | None) -> str:
     """The task that is meant: `task`, the users' common one, or the only one that has a bank. Else UsageFault."""
     if task is not None:
         return task
@@ -168,7 +176,7 @@ def task_to_adapt(reg: "Registry", users: Sequence[User] | None, task: str | Non
     return found.pop()
 
 
-def everyone(reg: "Registry", bank: Bank) -> list[User]:
+def everyone(reg: Registry, bank: Bank) -> list[User]:
     """Every user with a history of the bank's task who is not one of its anchors. NotFound when there is nobody."""
     anchors = {anchor.user_id for anchor in reg.banks.anchors(bank.id)}
     found = [user for user, count in reg.users.with_items(bank.task) if count > 0 and user.id not in anchors]
@@ -180,9 +188,13 @@ def everyone(reg: "Registry", bank: Bank) -> list[User]:
 
 
 def _plan_lines(
-    reg: "Registry", request: FuseRequest, options: AdaptOptions, bank: Bank, users: Sequence[User],
+    reg: Registry,
+    request: FuseRequest,
+    options: AdaptOptions,
+    bank: Bank,
+    users: Sequence[User],
     shots: dict[int, list[Item]],
-) -> tuple[PlanLine, ...]:  # fmt: skip
+) -> tuple[PlanLine, ...]:
     from mta_cli.pipeline.training.estimate import Tokens, cost_lines
 
     task, busy = request.task, [own for own in shots.values() if own]
@@ -197,7 +209,7 @@ def _plan_lines(
 
 
 def _prepare(
-    reg: "Registry", bank: Bank, users: Sequence[User], request: FuseRequest, kind: str
+    reg: Registry, bank: Bank, users: Sequence[User], request: FuseRequest, kind: str
 ) -> Generator[Event, None, tuple[dict[int, Recipe], Workshop]]:
     """The loaded base and everybody's recipe; a recipe that is there already is kept unless weights were asked for."""
     from mta_cli.pipeline.models.lookup import remember
@@ -270,7 +282,7 @@ def _train(
 
 
 def _begun(
-    reg: "Registry", groups: Sequence[Sequence[Pupil]], runs: dict[int, Run], late: list[User]
+    reg: Registry, groups: Sequence[Sequence[Pupil]], runs: dict[int, Run], late: list[User]
 ) -> Iterator[Sequence[Pupil]]:
     """Each group in its turn, with a run for everybody, which stands in `runs` by user id while it lasts.
 
@@ -302,23 +314,40 @@ def _job(workshop: Workshop, user: User, shots: list[Item], recipe: Recipe, opti
     bank, request = workshop.bank, workshop.request
     assert options.learning_rate is not None  # settled
     schedule = Schedule(options.steps, options.batch_size, options.learning_rate)
-    config = {"history_items": request.prompt.history_items, "task": bank.task, "bank": bank.key,
-              "recipe": pack_shares(recipe.shares).hex()}  # fmt: skip
+    config = {
+        "history_items": request.prompt.history_items,
+        "task": bank.task,
+        "bank": bank.key,
+        "recipe": pack_shares(recipe.shares).hex(),
+    }
     if beside := workshop.teaching.priors.terms:
         config["beside"] = beside
     job = AdapterJob(
-        CORE if options.kind == CORE else "stack", user.name, bank.task_adapter, options.rank,
-        options.alpha or float(options.rank), options.targets or "", options.placement or "", request.machine.seed,
-        workshop.reg.items.data_hash_of(shots), schedule, config, pull=options.pull or 0.0,
-    )  # fmt: skip
+        CORE if options.kind == CORE else "stack",
+        user.name,
+        bank.task_adapter,
+        options.rank,
+        options.alpha or float(options.rank),
+        options.targets or "",
+        options.placement or "",
+        request.machine.seed,
+        workshop.reg.items.data_hash_of(shots),
+        schedule,
+        config,
+        pull=options.pull or 0.0,
+    )
     identity = hashlib.sha256(job.checkpoint_key(bank.base).encode()).hexdigest()
     return replace(job, config={**config, "identity": identity})
 
 
 def _settle(
-    workshop: Workshop, pupils: Sequence[Pupil], runs: dict[int, Run], results: dict[int, dict[str, Any]],
-    adapters: Sequence[Adapter | str], trained: Trained,
-) -> Iterator[Event]:  # fmt: skip
+    workshop: Workshop,
+    pupils: Sequence[Pupil],
+    runs: dict[int, Run],
+    results: dict[int, dict[str, Any]],
+    adapters: Sequence[Adapter | str],
+    trained: Trained,
+) -> Iterator[Event]:
     """End the runs of a group and store its stacks; then tell of everybody."""
     reg, made = workshop.reg, list[Stack | None]()
     for i, (pupil, adapter) in enumerate(zip(pupils, adapters, strict=True)):
@@ -378,19 +407,31 @@ def _warn(user: User, job: AdapterJob, before: Measured, after: Measured, norm: 
 
 
 def _entry(
-    user: User, recipe: Recipe, stack: Stack | None, before: Measured | None, after: Measured | None, queries: int,
+    user: User,
+    recipe: Recipe,
+    stack: Stack | None,
+    before: Measured | None,
+    after: Measured | None,
+    queries: int,
     seconds: float,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     return {
-        "user": user.name, "shots": stack.shots if stack else 0, "steps": stack.steps if stack else 0,
-        "loss_before": before.shots if before else None, "loss_after": after.shots if after else None,
-        "heldout_queries": queries, "heldout_before": before.heldout if before else None,
-        "heldout_after": after.heldout if after else None, "recipe_bytes": recipe.bytes,
-        "stack_bytes": stack.bytes if stack else 0, "weights": recipe.method, "seconds": round(seconds, 3),
-    }  # fmt: skip
+        "user": user.name,
+        "shots": stack.shots if stack else 0,
+        "steps": stack.steps if stack else 0,
+        "loss_before": before.shots if before else None,
+        "loss_after": after.shots if after else None,
+        "heldout_queries": queries,
+        "heldout_before": before.heldout if before else None,
+        "heldout_after": after.heldout if after else None,
+        "recipe_bytes": recipe.bytes,
+        "stack_bytes": stack.bytes if stack else 0,
+        "weights": recipe.method,
+        "seconds": round(seconds, 3),
+    }
 
 
-def _stored(reg: "Registry", user: User, recipe: Recipe, stack: Stack) -> dict[str, Any]:
+def _stored(reg: Registry, user: User, recipe: Recipe, stack: Stack) -> dict[str, Any]:
     """The result of the run that made this stack, or what its row still tells."""
     for run in reg.runs.of_person(user.name):
         result = run.result

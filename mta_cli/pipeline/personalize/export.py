@@ -3,6 +3,8 @@
 PEFT and vLLM load the folder as it is. Loads no model itself; names nobody in what it writes.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
@@ -30,9 +32,9 @@ _HUB = re.compile(r"hf:(?P<repository>[^@]+)(?:@(?P<revision>.+))?")
 
 
 def export_user(
-    reg: "Registry",
-    base_entry: "ModelEntry",
-    user: "User",
+    reg: Registry,
+    base_entry: ModelEntry,
+    user: User,
     task: str | None,
     to: Path,
     *,
@@ -46,9 +48,11 @@ def export_user(
     then the adapter's own files in it are replaced.
     """
     target = free_folder(
-        to, "an adapter", replace=replace,
+        to,
+        "an adapter",
+        replace=replace,
         hint="Name another folder with --to, or replace the adapter in it with --yes.",
-    )  # fmt: skip
+    )
     name = home_task(reg, user, task, base_entry.fingerprint)
     mode = mode or best_mode(reg, user, name, base_entry.fingerprint)
     if mode == "base":
@@ -85,7 +89,7 @@ def export_user(
     )
 
 
-def _reduced(weights: "LoraWeights", rank: int | None) -> Generator[Event, None, "LoraWeights"]:
+def _reduced(weights: LoraWeights, rank: int | None) -> Generator[Event, None, LoraWeights]:
     """The nearest weights of that rank, where theirs is higher; says what is lost."""
     from mta_cli.engine.lora.merge import compress
 
@@ -97,7 +101,7 @@ def _reduced(weights: "LoraWeights", rank: int | None) -> Generator[Event, None,
     return small
 
 
-def uniform(weights: "LoraWeights") -> "LoraWeights":
+def uniform(weights: LoraWeights) -> LoraWeights:
     """The same ΔW with one rank in every module and scale 1: missing ranks are zeros.
 
     Readers differ in whether they honour a rank per module; all of them read one rank.
@@ -114,7 +118,7 @@ def uniform(weights: "LoraWeights") -> "LoraWeights":
     return LoraWeights(factors, 1.0, weights.placement)
 
 
-def content_digest(weights: "LoraWeights") -> str:
+def content_digest(weights: LoraWeights) -> str:
     """SHA-256 over module names and factors, so that a reader can tell the content from the file around it."""
     digest = hashlib.sha256()
     for path, (a, b) in sorted(weights.factors.items()):
@@ -124,7 +128,7 @@ def content_digest(weights: "LoraWeights") -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def peft_config(weights: "LoraWeights", entry: "ModelEntry") -> dict[str, Any]:
+def peft_config(weights: LoraWeights, entry: ModelEntry) -> dict[str, Any]:
     """`adapter_config.json`: alpha equals the rank, so PEFT's scale is 1; modules are named by their whole paths."""
     hub = _HUB.fullmatch(entry.name)
     return {
@@ -142,7 +146,7 @@ def peft_config(weights: "LoraWeights", entry: "ModelEntry") -> dict[str, Any]:
     }
 
 
-def _about(entry: "ModelEntry", task: str, source: Source, digest: str) -> dict[str, Any]:
+def _about(entry: ModelEntry, task: str, source: Source, digest: str) -> dict[str, Any]:
     """What the file says of itself. Neither the user nor the anchors are named: the folder travels."""
     return {
         "digest": digest,
@@ -155,11 +159,11 @@ def _about(entry: "ModelEntry", task: str, source: Source, digest: str) -> dict[
     }
 
 
-def _about_base(entry: "ModelEntry") -> str:
+def _about_base(entry: ModelEntry) -> str:
     return entry.name if _HUB.fullmatch(entry.name) else Path(entry.name).name
 
 
-def _card(entry: "ModelEntry", task: "Task", rank: int) -> str:
+def _card(entry: ModelEntry, task: Task, rank: int) -> str:
     """How to ask this adapter: the messages it was trained under, for readers that know nothing of mta."""
     from mta_cli.engine.text.tasks import DEFAULT_SYSTEM
 

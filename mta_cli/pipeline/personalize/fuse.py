@@ -1,5 +1,7 @@
 """The job behind `mta user fuse`: which anchors, and how much of each. Only the recipe is stored, no merged weights."""
 
+from __future__ import annotations
+
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -34,9 +36,9 @@ class FuseRequest:
     `answer`: how its models will answer; what they then add to labels' likelihoods need not be learned.
     """
 
-    task: "Task"
-    base: "ModelEntry"
-    embedder: "ModelEntry"
+    task: Task
+    base: ModelEntry
+    embedder: ModelEntry
     options: FuseOptions
     prompt: PromptOptions
     machine: Machine
@@ -53,7 +55,7 @@ class Person:
 
 
 def fuse_user(
-    reg: "Registry",
+    reg: Registry,
     user: User,
     request: FuseRequest,
     *,
@@ -90,7 +92,7 @@ def standing_lines(bank: Bank, request: FuseRequest) -> tuple[PlanLine, ...]:
     )
 
 
-def check_top_k(reg: "Registry", bank: Bank, options: FuseOptions) -> None:
+def check_top_k(reg: Registry, bank: Bank, options: FuseOptions) -> None:
     """UsageFault when a recipe of `top_k` anchors is asked of a bank that has fewer."""
     size = len(reg.banks.anchors(bank.id))
     if options.top_k > size:
@@ -109,14 +111,14 @@ def method_for(shots: Sequence[Item], options: FuseOptions) -> str:
     return options.weights or "evidence"
 
 
-def load_with_task_adapter(reg: "Registry", bank: Bank, request: FuseRequest) -> "LoadedBase":
+def load_with_task_adapter(reg: Registry, bank: Bank, request: FuseRequest) -> LoadedBase:
     """The base with the bank's task adapter folded in, for good: for computing fusions and stacks above it."""
     base = load(request.base, request.machine, reg=reg)
     fold_task_adapter(reg, bank, base)
     return base
 
 
-def fold_task_adapter(reg: "Registry", bank: Bank, base: "LoadedBase") -> None:
+def fold_task_adapter(reg: Registry, bank: Bank, base: LoadedBase) -> None:
     """Fold the bank's task adapter, if it has one, into a base for good."""
     from mta_cli.engine.lora.adapter import Folder
 
@@ -125,7 +127,7 @@ def fold_task_adapter(reg: "Registry", bank: Bank, base: "LoadedBase") -> None:
 
 
 def gather(
-    reg: "Registry", bank: Bank, users: Sequence[User], request: FuseRequest
+    reg: Registry, bank: Bank, users: Sequence[User], request: FuseRequest
 ) -> Generator[Event, None, list[Person]]:
     """Profiles, shots and the nearest anchors of those of `users` who are still there; `return`s a list of people."""
     from mta_cli.engine.retrieval.nearest import nearest
@@ -160,7 +162,7 @@ def gather(
 
 
 def make_recipes(
-    reg: "Registry", bank: Bank, people: Sequence[Person], request: FuseRequest, base: "LoadedBase | None"
+    reg: Registry, bank: Bank, people: Sequence[Person], request: FuseRequest, base: LoadedBase | None
 ) -> Generator[Event, None, dict[int, Recipe]]:
     """Recipes of those of `people` who are still there, stored; `return`s them by user id.
 
@@ -183,7 +185,7 @@ def make_recipes(
     return kept
 
 
-def _require_anchors(reg: "Registry", bank: Bank, anchors: Sequence[int]) -> None:
+def _require_anchors(reg: Registry, bank: Bank, anchors: Sequence[int]) -> None:
     known = {anchor.id for anchor in reg.banks.anchors(reg.banks.by_id(bank.id).id)}
     if not known.issuperset(anchors):
         raise StoreBusy(
@@ -197,7 +199,7 @@ def _nothing() -> Generator[Event, None, dict[int, dict[int, float]]]:
 
 
 def _evidence(
-    reg: "Registry", bank: Bank, people: Sequence[Person], request: FuseRequest, base: "LoadedBase"
+    reg: Registry, bank: Bank, people: Sequence[Person], request: FuseRequest, base: LoadedBase
 ) -> Generator[Event, None, dict[int, dict[int, float]]]:
     """Summed log-likelihood of what each person's shots teach, by anchor id (0: no anchor).
 
@@ -250,18 +252,18 @@ def _portions(people: Sequence[Person], candidates: int) -> Iterator[list[tuple[
         yield portion
 
 
-def _anchor_part(reg: "Registry", digest: str | None, bank: Bank) -> "tuple[LoraWeights, ...]":
+def _anchor_part(reg: Registry, digest: str | None, bank: Bank) -> tuple[LoraWeights, ...]:
     return (load_weights(reg, digest, bank.base),) if digest else ()
 
 
 def _shares(
-    reg: "Registry",
+    reg: Registry,
     bank: Bank,
     person: Person,
     method: str,
     evidence: dict[int, float],
     request: FuseRequest,
-    base: "LoadedBase | None",
+    base: LoadedBase | None,
 ) -> list[Share]:
     from mta_cli.engine.lora import merge
 
@@ -290,13 +292,13 @@ def _shares(
 
 
 def _learned(
-    reg: "Registry",
+    reg: Registry,
     bank: Bank,
     person: Person,
     anchors: Sequence[Anchor],
     prior: list[float],
     request: FuseRequest,
-    base: "LoadedBase",
+    base: LoadedBase,
 ) -> list[float]:
     from mta_cli.engine.training.fusion_weights import learn_weights
 
@@ -304,12 +306,18 @@ def _learned(
     return learn_weights(base, loaded, prior, Teaching(reg, base, request).shots(person.user, person.shots))
 
 
-def recipe_json(reg: "Registry", user: User, bank: Bank, recipe: Recipe) -> dict[str, Any]:
+def recipe_json(reg: Registry, user: User, bank: Bank, recipe: Recipe) -> dict[str, Any]:
     """The document of `mta user fuse`."""
     names = {anchor.id: anchor_label(anchor) for anchor in reg.banks.anchors(bank.id)}
     anchors = [{"user": names.get(s.anchor_id), "similarity": s.similarity, "weight": s.weight} for s in recipe.shares]
     rest = 1.0 - sum(share.weight for share in recipe.shares)
     return {
-        "user": user.name, "task": recipe.task, "bank": bank.name, "version": bank.version, "method": recipe.method,
-        "anchors": anchors, "null_weight": round(max(0.0, rest), 12), "recipe_bytes": recipe.bytes,
-    }  # fmt: skip
+        "user": user.name,
+        "task": recipe.task,
+        "bank": bank.name,
+        "version": bank.version,
+        "method": recipe.method,
+        "anchors": anchors,
+        "null_weight": round(max(0.0, rest), 12),
+        "recipe_bytes": recipe.bytes,
+    }

@@ -4,6 +4,8 @@ Where a bank's neighbours count in answers, each shot counts beside what they an
 Trains nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,27 +25,25 @@ if TYPE_CHECKING:
 class Teaching:
     """Shots of one task for one base, as a fusion or an adaptation is asked to take them."""
 
-    def __init__(self, reg: "Registry", base: "LoadedBase", request: "FuseRequest") -> None:
+    def __init__(self, reg: Registry, base: LoadedBase, request: FuseRequest) -> None:
         self.examples = Examples(reg, base, request.task, request.prompt.history_items)
         self.priors = LabelPriors(reg, request.task, base.fingerprint, request.answer, request.machine.device)
         self._labels = request.task.labels
 
-    def shots(self, user: User, items: Sequence[Item]) -> "list[Taught]":
+    def shots(self, user: User, items: Sequence[Item]) -> list[Taught]:
         """What each of a user's own `items` teaches; one whose output is no label of the task teaches as a text."""
         rows, priors = self.examples.rows(items), self.priors.beside(user, items)
         asked = [(item.input, item.output) for item in items]
         return list(rows) if priors is None else self._choices(rows, asked, priors)
 
-    def queries(self, user: User, queries: Sequence[Query]) -> "list[Taught]":
+    def queries(self, user: User, queries: Sequence[Query]) -> list[Taught]:
         """Held-out queries and their golds, to be measured in the same way."""
         rows = self.examples.query_rows(queries)
         prior = self.priors.of(user, "adapted") if self.priors.terms else None
         asked = [(query.input, query.gold) for query in queries]
         return list(rows) if prior is None else self._choices(rows, asked, [prior] * len(rows))
 
-    def _choices(
-        self, rows: "Sequence[Row]", asked: Sequence[tuple[str, str]], priors: "Sequence[Prior]"
-    ) -> "list[Taught]":
+    def _choices(self, rows: Sequence[Row], asked: Sequence[tuple[str, str]], priors: Sequence[Prior]) -> list[Taught]:
         from mta_cli.engine.scoring.label_examples import Choice
 
         answers = [self.examples.prompter.answer_ids(label) for label in self._labels]

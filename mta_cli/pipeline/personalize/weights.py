@@ -3,6 +3,8 @@
 `W_u = W + s_t B_t A_t + Σ w_a s_a B_a A_a + s_u B_u A_u`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,14 +33,14 @@ class Source:
         return {"mode": self.mode, "bank": self.bank, "version": self.version, "anchors": list(self.anchors)}
 
 
-def load_weights(reg: "Registry", digest: str, base: str) -> "LoraWeights":
+def load_weights(reg: Registry, digest: str, base: str) -> LoraWeights:
     """An adapter from the store, its file verified and its base compared with `base` (a fingerprint)."""
     from mta_cli.engine.lora.adapter import LoraWeights
 
     return LoraWeights.from_file(reg.adapters.path(digest, base=base))
 
 
-def stack_weights(reg: "Registry", stack: Stack, base: str) -> "LoraWeights":
+def stack_weights(reg: Registry, stack: Stack, base: str) -> LoraWeights:
     """A user's stack: their own adapter, or their numbers between the factors of the bank's basis."""
     from mta_cli.engine.lora.lora_xs import unpack_core
 
@@ -46,7 +48,7 @@ def stack_weights(reg: "Registry", stack: Stack, base: str) -> "LoraWeights":
     return weights if stack.numbers is None else unpack_core(weights, stack.numbers)
 
 
-def current_bank(reg: "Registry", task: str, base: str) -> Bank:
+def current_bank(reg: Registry, task: str, base: str) -> Bank:
     """The newest ready bank of a task. NotFound when there is none; IntegrityFault when all are for other bases."""
     bank = reg.banks.latest(task, base)
     if bank is not None:
@@ -60,7 +62,7 @@ def current_bank(reg: "Registry", task: str, base: str) -> Bank:
     raise NotFound(f"There is no bank for task {task}.", hint=f"mta bank build --task {task}")
 
 
-def users_task(reg: "Registry", user: User, task: str | None) -> str:
+def users_task(reg: Registry, user: User, task: str | None) -> str:
     """The task that is meant: `task`, or the user's only one. UsageFault when there are several, NotFound when none."""
     if task is not None:
         return task
@@ -77,15 +79,15 @@ def anchor_label(anchor: Anchor) -> str:
     return anchor.user if anchor.user is not None else f"(forgotten #{anchor.id})"
 
 
-def task_part(reg: "Registry", task: str, base: str) -> "tuple[LoraWeights, ...]":
+def task_part(reg: Registry, task: str, base: str) -> tuple[LoraWeights, ...]:
     """The task adapter of the task's current bank; nothing where the bank has none."""
     bank = current_bank(reg, task, base)
     return (load_weights(reg, bank.task_adapter, bank.base),) if bank.task_adapter else ()
 
 
 def anchor_parts(
-    reg: "Registry", bank: Bank, shares: Sequence[Share]
-) -> "tuple[list[tuple[LoraWeights, float]], tuple[str, ...]]":
+    reg: Registry, bank: Bank, shares: Sequence[Share]
+) -> tuple[list[tuple[LoraWeights, float]], tuple[str, ...]]:
     """The weighted anchors of a recipe, ready to merge, and their names. IntegrityFault when the bank lacks one."""
     parts: list[tuple[LoraWeights, float]] = []
     anchors = {anchor.id: anchor for anchor in reg.banks.anchors(bank.id)}
@@ -103,7 +105,7 @@ def anchor_parts(
     return parts, tuple(names)
 
 
-def best_mode(reg: "Registry", user: User | None, task: str, base: str) -> str:
+def best_mode(reg: Registry, user: User | None, task: str, base: str) -> str:
     """The most personal model there is for this user: adapted, fused or base."""
     bank = reg.banks.latest(task, base)
     if user is None or bank is None:
@@ -114,8 +116,8 @@ def best_mode(reg: "Registry", user: User | None, task: str, base: str) -> str:
 
 
 def parts_above(
-    reg: "Registry", base: str, user: User | None, task: str, mode: str
-) -> "tuple[tuple[LoraWeights, ...], Source]":
+    reg: Registry, base: str, user: User | None, task: str, mode: str
+) -> tuple[tuple[LoraWeights, ...], Source]:
     """What `mode` lays above the task adapter for a user: fusion and stack, merged exactly where they act on the same
     tokens, so one part for each kind of token position.
 
@@ -144,8 +146,8 @@ def parts_above(
 
 
 def folded_and_late(
-    reg: "Registry", base: str, user: User | None, task: str, mode: str
-) -> "tuple[LoraWeights | None, LoraWeights | None, Source]":
+    reg: Registry, base: str, user: User | None, task: str, mode: str
+) -> tuple[LoraWeights | None, LoraWeights | None, Source]:
     """A user's model as two exact merges: what acts on all tokens, the task adapter in it, and what on late ones only.
 
     None is nothing. Raises NotFound when the user has no such model yet, IntegrityFault when late parts differ in where
@@ -162,8 +164,8 @@ def folded_and_late(
 
 
 def personal_weights(
-    reg: "Registry", base: str, user: User | None, task: str, mode: str
-) -> "tuple[LoraWeights | None, Source]":
+    reg: Registry, base: str, user: User | None, task: str, mode: str
+) -> tuple[LoraWeights | None, Source]:
     """The LoRA that makes the base (a fingerprint) into this user's model, as one exact merge; None is the base itself.
 
     Raises NotFound when the user has no such model yet, BadInput when no single LoRA is their model: some of it acts on

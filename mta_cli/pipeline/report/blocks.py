@@ -3,6 +3,8 @@
 Says nothing that the result documents do not say. Knows neither Markdown nor HTML, and cleans no text: writers do.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,7 +77,7 @@ class Fold:
     """Blocks that a page may show closed."""
 
     title: str
-    blocks: "tuple[Block, ...]"
+    blocks: tuple[Block, ...]
 
 
 Block = Heading | Sentences | Table | Fold | Chart

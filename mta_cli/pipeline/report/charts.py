@@ -1,5 +1,7 @@
 """The charts of an evaluation from its result documents, as SVG or PNG. Knows neither the store nor the pages."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ class Chart:
 
     name: str
     caption: str
-    draw: "Callable[[], Figure]"
+    draw: Callable[[], Figure]
 
 
 def svg(chart: Chart) -> str:

@@ -1,5 +1,7 @@
 """Files of a report, written whole or not at all, readable for others. Knows nothing of what is in them."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from mta_cli.errors import BadInput

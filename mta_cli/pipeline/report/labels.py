@@ -3,6 +3,8 @@
 Greedy: the most crowded point chooses first, among places around it and farther away. Knows axes and pixels only.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ class Box:
     right: float
     top: float
 
-    def shared(self, other: "Box") -> float:
+    def shared(self, other: Box) -> float:
         """The area that both cover."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.top, other.top) - max(self.bottom, other.bottom)
@@ -52,7 +54,7 @@ class Point:
     strong: bool = False
 
 
-def write_labels(axes: "Axes", points: Sequence[Point], *, colour: str, line: str, strong: str) -> None:
+def write_labels(axes: Axes, points: Sequence[Point], *, colour: str, line: str, strong: str) -> None:
     """Write every point's name. The figure must have its final layout, since places are found in pixels."""
     extent = axes.get_window_extent()
     frame = Box(extent.x0 + 2, extent.y0 + 2, extent.x1 - 2, extent.y1 - 2)
@@ -66,12 +68,12 @@ def write_labels(axes: "Axes", points: Sequence[Point], *, colour: str, line: st
         _write(axes, point, at[point], box, (strong if point.strong else colour, line))
 
 
-def _pixels(axes: "Axes", x: float, y: float) -> tuple[float, float]:
+def _pixels(axes: Axes, x: float, y: float) -> tuple[float, float]:
     found = axes.transData.transform((x, y))
     return float(found[0]), float(found[1])
 
 
-def _own(axes: "Axes", point: Point) -> Iterator[tuple[Box, float]]:
+def _own(axes: Axes, point: Point) -> Iterator[tuple[Box, float]]:
     """What a point itself covers: its mark and its whisker."""
     x, y = _pixels(axes, point.x, point.y)
     ends = sorted((_pixels(axes, point.x, point.low)[1], _pixels(axes, point.x, point.high)[1]))
@@ -85,7 +87,7 @@ def _crowd(point: Point, at: dict[Point, tuple[float, float]]) -> float:
     return sum(1 / (20 + math.hypot(x - other[0], y - other[1])) for other in at.values())
 
 
-def _extent(axes: "Axes", point: Point) -> tuple[float, float]:
+def _extent(axes: Axes, point: Point) -> tuple[float, float]:
     """Width and height of a name in pixels."""
     probe = axes.text(point.x, point.y, point.name, fontsize=8, fontweight="bold" if point.strong else "normal")
     box = probe.get_window_extent()
@@ -132,14 +134,21 @@ def _cost(box: Box, at: tuple[float, float], covered: Sequence[tuple[Box, float]
     return over + OUTSIDE * (box.area - box.shared(frame)) + FAR * _gap(at, box)
 
 
-def _write(axes: "Axes", point: Point, at: tuple[float, float], box: Box, colours: tuple[str, str]) -> None:
+def _write(axes: Axes, point: Point, at: tuple[float, float], box: Box, colours: tuple[str, str]) -> None:
     """The name in its box, with a line to the point when it is far."""
     scale = 72 / axes.figure.dpi
     middle = ((box.left + box.right) / 2 - at[0], (box.bottom + box.top) / 2 - at[1])
     line = {"arrowstyle": "-", "color": colours[1], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
     label = axes.annotate(
-        point.name, (point.x, point.y), (middle[0] * scale, middle[1] * scale), textcoords="offset points",
-        ha="center", va="center", fontsize=8, fontweight="bold" if point.strong else "normal", color=colours[0],
+        point.name,
+        (point.x, point.y),
+        (middle[0] * scale, middle[1] * scale),
+        textcoords="offset points",
+        ha="center",
+        va="center",
+        fontsize=8,
+        fontweight="bold" if point.strong else "normal",
+        color=colours[0],
         arrowprops=line if _way(at, box) else None,
-    )  # fmt: skip
+    )
     label.set_in_layout(False)

@@ -3,6 +3,8 @@
 Sizes are logarithmic; nothing at all has a place of its own, left of a break, since no logarithm reaches it.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -30,7 +32,7 @@ SAME = 0.05  # decades; sizes nearer than this are drawn side by side
 ROOM = 0.34  # decades over which those are spread at most
 
 
-def draw_bytes(document: Document) -> "Figure":
+def draw_bytes(document: Document) -> Figure:
     """The main metric against bytes, with whiskers, names and the line of the methods that nothing smaller equals."""
     metric = document["metric"]
     kept = {method: cost(document, method, "bytes") for method in ranked(document)}
@@ -54,7 +56,7 @@ def draw_bytes(document: Document) -> "Figure":
     return figure
 
 
-def _size_axis(axes: "Axes", sizes: Sequence[float]) -> float:
+def _size_axis(axes: Axes, sizes: Sequence[float]) -> float:
     """Decades as ticks, and a place for nothing at all left of a break; returns where that is."""
     powers = [math.log10(found) for found in sizes if found > 0] or [0.0]
     first, last = math.floor(min(powers)), max(powers) + 0.5
@@ -67,8 +69,9 @@ def _size_axis(axes: "Axes", sizes: Sequence[float]) -> float:
     if free:
         axes.axvline(broken, color=QUIET, linewidth=0.8, linestyle=(0, (1, 2)))
         stroke = [(-1, -1), (1, 1)]
-        axes.plot(broken, 0, marker=stroke, markersize=9, color=QUIET, clip_on=False,
-                  transform=axes.get_xaxis_transform())  # fmt: skip
+        axes.plot(
+            broken, 0, marker=stroke, markersize=9, color=QUIET, clip_on=False, transform=axes.get_xaxis_transform()
+        )
     return zero
 
 
@@ -96,11 +99,19 @@ def _clusters(at: Mapping[str, float]) -> Iterator[list[str]]:
         yield group
 
 
-def _mark(axes: "Axes", document: Document, method: str, x: float, filled: bool) -> Point:
+def _mark(axes: Axes, document: Document, method: str, x: float, filled: bool) -> Point:
     value, low, high = whisker(document, method, document["metric"])
     chosen = method == document["reference"]
     colour = ACCENT if chosen else INK if filled else QUIET
     axes.vlines(x, low, high, color=colour, linewidth=1.8 if chosen else 1.1, alpha=1 if chosen else 0.7, zorder=2)
-    axes.plot(x, value, "D" if chosen else "o", markersize=7 if chosen else 6, color=colour, markeredgewidth=1.3,
-              markerfacecolor=colour if filled else PAPER, zorder=3)  # fmt: skip
+    axes.plot(
+        x,
+        value,
+        "D" if chosen else "o",
+        markersize=7 if chosen else 6,
+        color=colour,
+        markeredgewidth=1.3,
+        markerfacecolor=colour if filled else PAPER,
+        zorder=3,
+    )
     return Point(short(method), x, value, low, high, strong=chosen)

@@ -3,6 +3,8 @@
 Print and colour-blind eyes: the reference differs by mark, line and weight, not by colour alone.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 PANELS = 4  # side by side
 
 
-def draw_intervals(document: Document, shown: Sequence[str]) -> "Figure":
+def draw_intervals(document: Document, shown: Sequence[str]) -> Figure:
     """A panel for each metric of `shown`, a row for each method, the best in the main metric at the top."""
     methods = ranked(document)
     figure = style.figure(style.WIDTH, 0.75 + 0.25 * len(methods), between=0.06)
@@ -38,7 +40,7 @@ def draw_intervals(document: Document, shown: Sequence[str]) -> "Figure":
     return figure
 
 
-def _dots(panel: "Axes", document: Document, methods: Sequence[str], metric: str) -> None:
+def _dots(panel: Axes, document: Document, methods: Sequence[str], metric: str) -> None:
     """Dots with whiskers, one row a method, and the reference's value down the panel."""
     for row, method in enumerate(methods):
         value, low, high = whisker(document, method, metric)
@@ -50,11 +52,19 @@ def _dots(panel: "Axes", document: Document, methods: Sequence[str], metric: str
             panel.axhspan(row - 0.5, row + 0.5, color=BAND, linewidth=0, zorder=0)
             panel.axvline(value, color=ACCENT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         panel.hlines(row, low, high, color=colour, linewidth=2.2 if chosen else 1.4, zorder=2)
-        panel.plot(value, row, "D" if chosen else "o", color=colour, markersize=6.5 if chosen else 5.5,
-                   markeredgecolor=PAPER, markeredgewidth=0.8, zorder=3)  # fmt: skip
+        panel.plot(
+            value,
+            row,
+            "D" if chosen else "o",
+            color=colour,
+            markersize=6.5 if chosen else 5.5,
+            markeredgecolor=PAPER,
+            markeredgewidth=0.8,
+            zorder=3,
+        )
 
 
-def draw_across(documents: Sequence[Document], by: str) -> "Figure":
+def draw_across(documents: Sequence[Document], by: str) -> Figure:
     """The main metric against `by`: a panel for each method, with the reference in every one."""
     last = documents[-1]
     methods = [method for method in ranked(last) if method != last["reference"]] or [last["reference"]]
@@ -82,7 +92,7 @@ def draw_across(documents: Sequence[Document], by: str) -> "Figure":
     return figure
 
 
-def _line(panel: "Axes", documents: Sequence[Document], method: str, by: str, *, chosen: bool) -> None:
+def _line(panel: Axes, documents: Sequence[Document], method: str, by: str, *, chosen: bool) -> None:
     """One method's values with the band of its intervals."""
     x = [float(document[by]) for document in documents]
     found = [whisker(document, method, document["metric"]) for document in documents]
@@ -93,7 +103,7 @@ def _line(panel: "Axes", documents: Sequence[Document], method: str, by: str, *,
     panel.plot(x, values, mark, linestyle=dashes, color=colour, markersize=3.5, linewidth=1.4, zorder=3)
 
 
-def _amounts(panel: "Axes", amounts: Sequence[float]) -> None:
+def _amounts(panel: Axes, amounts: Sequence[float]) -> None:
     """An axis with a tick at each amount that was measured, logarithmic where they span much."""
     if amounts[0] > 0 and amounts[-1] >= 4 * amounts[0]:
         panel.set_xscale("log")

@@ -3,6 +3,8 @@
 Reads dicts and nothing else. Knows neither the store nor what a report, a chart or a table looks like.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import re
@@ -25,9 +27,18 @@ NAMES = {
 }
 # What makes two documents the same evaluation but for the seed and for settings, which may be tuned by seed.
 DESIGN = (
-    "task", "metric", "shots", "folds", "history_items", "anchors", "placement", "base", "dtype", "options",
+    "task",
+    "metric",
+    "shots",
+    "folds",
+    "history_items",
+    "anchors",
+    "placement",
+    "base",
+    "dtype",
+    "options",
     "reference",
-)  # fmt: skip
+)
 # How the name of a file says what tells a document from the others of its task.
 IN_FILE_NAMES = {
     "shots": "shots",

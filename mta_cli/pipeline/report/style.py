@@ -4,6 +4,8 @@ One style whatever the person's own matplotlib settings are; names are drawn as 
 Knows figures; neither documents nor files.
 """
 
+from __future__ import annotations
+
 import io
 import warnings
 from collections.abc import Iterator
@@ -64,7 +66,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def figure(width: float, height: float, *, between: float = 0.02) -> "Figure":
+def figure(width: float, height: float, *, between: float = 0.02) -> Figure:
     """An empty figure, in inches, that belongs to no window; `between` is the room between panels, as a share."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -81,14 +83,14 @@ def short(name: object) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
-def png(drawn: "Figure") -> bytes:
+def png(drawn: Figure) -> bytes:
     """The figure as a PNG without date or program. Call it within `style`."""
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def svg(drawn: "Figure", name: str, title: str) -> str:
+def svg(drawn: Figure, name: str, title: str) -> str:
     """The figure as an SVG element whose ids begin with `name`, so that a page can hold several. Within `style`."""
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

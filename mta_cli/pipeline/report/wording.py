@@ -1,5 +1,7 @@
 """Numbers and designs of result documents as words, the same in every report, chart and table. Knows no layout."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from string import Formatter
 from typing import Any

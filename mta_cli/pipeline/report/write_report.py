@@ -4,6 +4,8 @@ The page has no script and loads nothing. Names are hostile: control characters 
 name is markup. Knows neither the store's rows nor the terminal.
 """
 
+from __future__ import annotations
+
 import html as markup
 import json
 import re
@@ -60,9 +62,10 @@ def write_reports(documents: Sequence[Document], folder: Path) -> list[Path]:
     drawn = {chart.name: charts.png(chart) for chart in all_charts(blocks(_some(documents)))}
     images = {name: f"{name}.png" for name in drawn}
     pages = {
-        "report.md": markdown(documents, images), "report.html": html(documents),
+        "report.md": markdown(documents, images),
+        "report.html": html(documents),
         "report.json": json.dumps(list(documents), indent=1, ensure_ascii=False) + "\n",
-    }  # fmt: skip
+    }
     pictures = [write(folder / images[name], content) for name, content in drawn.items()]
     return [*(write(folder / name, text.encode()) for name, text in pages.items()), *pictures]
 

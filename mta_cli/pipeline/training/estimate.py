@@ -5,6 +5,8 @@ The guess measures one matrix product and counts: a frozen base with LoRAs costs
 token (forward, and backward by the activations).
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Sequence
@@ -37,7 +39,7 @@ class Tokens:
 
 
 def cost_lines(
-    reg: "Registry", base: "ModelEntry", machine: Machine, tokens: Sequence[Tokens], step: int
+    reg: Registry, base: ModelEntry, machine: Machine, tokens: Sequence[Tokens], step: int
 ) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of a plan whose steps have `step` tokens, with where the speed is known from."""
     from mta_cli.engine.model.load import dtype_name, resolve_devices
@@ -77,7 +79,7 @@ def memory(parameters: int, kept_tokens: int, step: int, dtype: str) -> float:
     return (RUNTIME + weights + ACTIVATIONS * step * math.sqrt(parameters) + kept) / 1e9
 
 
-def known_rate(reg: "Registry", base: str, dtype: str, placement: str) -> float | None:
+def known_rate(reg: Registry, base: str, dtype: str, placement: str) -> float | None:
     """Tokens per second of the latest adapters of this base, format and placement; None before the first."""
     from mta_cli.engine.lora.adapter import Placement
 

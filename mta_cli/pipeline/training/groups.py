@@ -4,6 +4,8 @@ All that is written is written here; what computes is a `Lesson`. Knows neither 
 is.
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,7 +48,7 @@ class AdapterJob:
     placement: str
     seed: int
     data_hash: str
-    schedule: "Schedule"
+    schedule: Schedule
     config: dict[str, Any] = field(default_factory=dict)
     shown: str = ""
     pull: float = 0.0
@@ -58,9 +60,23 @@ class AdapterJob:
 
     def checkpoint_key(self, base: str) -> str:
         """Names the training whose checkpoint may be resumed."""
-        return repr((base, self.kind, self.label, self.task_adapter, self.rank, self.alpha, self.targets,
-                     self.placement, self.seed, self.data_hash, self.schedule, self.pull,
-                     sorted(self.config.items())))  # fmt: skip
+        return repr(
+            (
+                base,
+                self.kind,
+                self.label,
+                self.task_adapter,
+                self.rank,
+                self.alpha,
+                self.targets,
+                self.placement,
+                self.seed,
+                self.data_hash,
+                self.schedule,
+                self.pull,
+                sorted(self.config.items()),
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -72,9 +88,9 @@ class Training:
     """
 
     job: AdapterJob
-    rows: "Sequence[Taught]"
-    under: "tuple[LoraWeights, ...]" = ()
-    run: "Run | None" = None
+    rows: Sequence[Taught]
+    under: tuple[LoraWeights, ...] = ()
+    run: Run | None = None
     people: tuple[User, ...] = ()
     serves: bool = False
 
@@ -114,7 +130,7 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "safetensors")}
 
 
-def group_size(base: "LoadedBase", job: AdapterJob, many: int, devices: int = 1) -> int:
+def group_size(base: LoadedBase, job: AdapterJob, many: int, devices: int = 1) -> int:
     """How many of `many` adapters like this one train together: within `GROUP_BYTES`, and no device's share more.
 
     The numbers of a core are so few that `TOGETHER` alone bounds them.
@@ -130,7 +146,7 @@ def group_size(base: "LoadedBase", job: AdapterJob, many: int, devices: int = 1)
     return max(1, min(TOGETHER, GROUP_BYTES // bytes_each, share))
 
 
-def group_key(base: "LoadedBase", jobs: Sequence[AdapterJob]) -> str:
+def group_key(base: LoadedBase, jobs: Sequence[AdapterJob]) -> str:
     """Names the common checkpoint of a group."""
     keys = "\n".join(job.checkpoint_key(base.fingerprint) for job in jobs)
     return jobs[0].checkpoint_key(base.fingerprint) if len(jobs) == 1 else hashlib.sha256(keys.encode()).hexdigest()
@@ -151,9 +167,7 @@ def losses_of(adapter: Adapter) -> str:
     return f"{adapter.loss_first:.3f} → {adapter.loss_last:.3f}" if adapter.loss_first is not None else "unknown"
 
 
-def train_groups(
-    reg: "Registry", bases: "Sequence[LoadedBase]", groups: Iterable[Group], done: int = 0
-) -> Iterator[Event]:
+def train_groups(reg: Registry, bases: Sequence[LoadedBase], groups: Iterable[Group], done: int = 0) -> Iterator[Event]:
     """Train, store and settle groups, one at a time on each of `bases`, which are the same base on several devices.
 
     Progress counts on from `done`. A checkpoint of each group is kept while it runs, also when the generator is closed,
@@ -168,7 +182,7 @@ def train_groups(
         done += group.steps
 
 
-def _on_one(course: "_Course", done: int) -> Iterator[Event]:
+def _on_one(course: _Course, done: int) -> Iterator[Event]:
     try:
         for report in course.lesson.reports():
             yield from course.tell(report, done)
@@ -177,12 +191,12 @@ def _on_one(course: "_Course", done: int) -> Iterator[Event]:
         raise
 
 
-def _on_many(reg: "Registry", bases: "Sequence[LoadedBase]", groups: Iterator[Group], done: int) -> Iterator[Event]:
+def _on_many(reg: Registry, bases: Sequence[LoadedBase], groups: Iterator[Group], done: int) -> Iterator[Event]:
     crew: Crew[Report] = Crew(len(bases))
     courses: dict[int, _Course] = {}
     numbers = count()
 
-    def begin(base: "LoadedBase") -> None:
+    def begin(base: LoadedBase) -> None:
         if (group := next(groups, None)) is not None:
             number = next(numbers)
             courses[number] = _Course(reg, base, group)
@@ -210,7 +224,7 @@ def _on_many(reg: "Registry", bases: "Sequence[LoadedBase]", groups: Iterator[Gr
 class _Course:
     """A group under way, and all that is written of it. `taken`: how many of its steps are done with."""
 
-    def __init__(self, reg: "Registry", base: "LoadedBase", group: Group) -> None:
+    def __init__(self, reg: Registry, base: LoadedBase, group: Group) -> None:
         self.base, self.taken = base, 0
         self._reg, self._group, self._key = reg, group, group_key(base, group.jobs)
         self._settled, self._left = False, set[int]()
@@ -298,7 +312,7 @@ class _Course:
             )
         yield from told
 
-    def _step(self, steps: "dict[int, TrainStep]", done: int) -> Step:
+    def _step(self, steps: dict[int, TrainStep], done: int) -> Step:
         """The progress of a group's step: the mean loss of those who took one."""
         loss = sum(step.loss for step in steps.values()) / len(steps)
         tokens, seconds = sum(s.tokens for s in steps.values()), sum(s.seconds for s in steps.values())
@@ -310,20 +324,42 @@ def _title(job: AdapterJob, people: int) -> str:
 
 
 def _written(
-    reg: "Registry", base: "LoadedBase", job: AdapterJob, weights: "LoraWeights", trained: Trained, member: int
+    reg: Registry, base: LoadedBase, job: AdapterJob, weights: LoraWeights, trained: Trained, member: int
 ) -> Adapter:
     """The row of an adapter whose file is written here; it is not added yet."""
     taken = trained.taken[member]
-    header = {"kind": job.kind, "base": base.fingerprint, "task_adapter": job.task_adapter, "rank": job.rank,
-              "alpha": job.alpha, "seed": job.seed, "data_hash": job.data_hash}  # fmt: skip
+    header = {
+        "kind": job.kind,
+        "base": base.fingerprint,
+        "task_adapter": job.task_adapter,
+        "rank": job.rank,
+        "alpha": job.alpha,
+        "seed": job.seed,
+        "data_hash": job.data_hash,
+    }
     digest, size = reg.adapters.write(weights.to_bytes(header))
-    schedule = {"steps": job.schedule.steps, "learning_rate": job.schedule.learning_rate,
-                "batch_size": job.schedule.batch_size}  # fmt: skip
+    schedule = {
+        "steps": job.schedule.steps,
+        "learning_rate": job.schedule.learning_rate,
+        "batch_size": job.schedule.batch_size,
+    }
     return Adapter(
-        digest=digest, kind=job.kind, base=base.fingerprint, task_adapter=job.task_adapter, rank=job.rank,
-        alpha=job.alpha, targets=job.targets, placement=str(weights.placement), dtype="float16", seed=job.seed,
-        data_hash=job.data_hash, bytes=size,
+        digest=digest,
+        kind=job.kind,
+        base=base.fingerprint,
+        task_adapter=job.task_adapter,
+        rank=job.rank,
+        alpha=job.alpha,
+        targets=job.targets,
+        placement=str(weights.placement),
+        dtype="float16",
+        seed=job.seed,
+        data_hash=job.data_hash,
+        bytes=size,
         config={**job.config, **schedule, "compute": str(base.dtype).removeprefix("torch.")},
-        versions=library_versions(), tokens=sum(s.tokens for s in taken), seconds=sum(s.seconds for s in taken),
-        loss_first=trained.first[member], loss_last=trained.last[member],
-    )  # fmt: skip
+        versions=library_versions(),
+        tokens=sum(s.tokens for s in taken),
+        seconds=sum(s.seconds for s in taken),
+        loss_first=trained.first[member],
+        loss_last=trained.last[member],
+    )

@@ -3,6 +3,8 @@
 Touches neither the store nor the terminal, so that it may run in a thread of its own.
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Iterator
@@ -36,7 +38,7 @@ class Begun:
 class Stepped:
     """The step of every member who took one; `state` is a checkpoint where one is due."""
 
-    steps: "dict[int, TrainStep]"
+    steps: dict[int, TrainStep]
     state: bytes | None
 
 
@@ -49,10 +51,10 @@ class Trained:
     none.
     """
 
-    weights: "dict[int, LoraWeights]"
+    weights: dict[int, LoraWeights]
     numbers: dict[int, bytes]
     failed: dict[int, str]
-    taken: "list[list[TrainStep]]"
+    taken: list[list[TrainStep]]
     first: list[float | None]
     last: dict[int, float | None]
     before: list[Any]
@@ -74,7 +76,7 @@ def exploded(before: float | None, after: float | None) -> str | None:
 class Lesson:
     """The training of one group on one base, from `saved`, a checkpoint, where there is one."""
 
-    def __init__(self, base: "LoadedBase", group: "Group", saved: bytes | None) -> None:
+    def __init__(self, base: LoadedBase, group: Group, saved: bytes | None) -> None:
         self.base, self.group = base, group
         self._saved = saved
         self._leaving: dict[int, str] = {}
@@ -117,11 +119,11 @@ class Lesson:
         """End a member's training at the next report, from any thread; it then counts as failed."""
         self._leaving[member] = why
 
-    def _part(self, trainer: "Trainer") -> None:
+    def _part(self, trainer: Trainer) -> None:
         while self._leaving:
             trainer.leave(*self._leaving.popitem())
 
-    def _members(self) -> "list[Member]":
+    def _members(self) -> list[Member]:
         from mta_cli.engine.training.trainer import Member
 
         core = self._core()
@@ -130,19 +132,19 @@ class Lesson:
             for one in self.group.trainings
         ]
 
-    def _core(self) -> "Core | None":
+    def _core(self) -> Core | None:
         """What everybody's numbers stand in, where the group has a basis."""
         from mta_cli.engine.lora.lora_xs import Core, narrowed
 
         basis, job = self.group.basis, self.group.jobs[0]
         return Core(narrowed(basis.weights, job.rank), pull=job.pull) if basis is not None else None
 
-    def _lora(self, job: "AdapterJob") -> "LoraWeights":
+    def _lora(self, job: AdapterJob) -> LoraWeights:
         from mta_cli.engine.lora.adapter import initial
 
         return initial(self.base.model, job.targets, job.placement, job.rank, job.alpha, job.seed)
 
-    def _begun(self, trainer: "Trainer") -> Begun:
+    def _begun(self, trainer: Trainer) -> Begun:
         saved, self._saved = self._saved, None
         fits = True
         if saved is not None:
@@ -152,7 +154,7 @@ class Lesson:
                 fits = False
         return Begun(sum(len(taken) for taken in trainer.taken), fits)
 
-    def _steps(self, trainer: "Trainer") -> Iterator[Stepped]:
+    def _steps(self, trainer: Trainer) -> Iterator[Stepped]:
         saved, pause = time.monotonic(), CHECKPOINT_SECONDS
         for steps in trainer.steps():
             due = (now := time.monotonic()) - saved > pause
@@ -162,7 +164,7 @@ class Lesson:
                 saved = time.monotonic()
                 pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (saved - now))
 
-    def _finite(self, trainer: "Trainer") -> "dict[int, LoraWeights]":
+    def _finite(self, trainer: Trainer) -> dict[int, LoraWeights]:
         """Everybody's weights as their files give them back; whoever's are not finite there is failed."""
         found = {}
         for i in range(len(trainer.members)):
@@ -174,5 +176,5 @@ class Lesson:
                 trainer.failed[i] = error.message
         return found
 
-    def _measured(self, parts: "list[tuple[LoraWeights, ...]]") -> list[Any]:
+    def _measured(self, parts: list[tuple[LoraWeights, ...]]) -> list[Any]:
         return self.group.measure(self.base, parts) if self.group.measure is not None else []

@@ -3,6 +3,8 @@
 Whoever reads the queue does all that must not be shared, such as writing. Knows neither devices nor what the work is.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from queue import Empty, Queue

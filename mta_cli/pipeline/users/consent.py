@@ -4,6 +4,8 @@ Without it nobody is an anchor, counts in a task adapter or in label rates, or i
 was trained before stays until the bank is refreshed or built anew.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,16 +23,16 @@ if TYPE_CHECKING:
 class Withdrawn:
     """What a changed consent leaves stale: see `staleness`. Nothing where consent was given."""
 
-    stale: "list[StaleAnchor]" = field(default_factory=list)
+    stale: list[StaleAnchor] = field(default_factory=list)
     resting: list[Resting] = field(default_factory=list)
-    pooled: "list[Bank]" = field(default_factory=list)
+    pooled: list[Bank] = field(default_factory=list)
 
-    def notes(self, reg: "Registry", whose: str) -> Iterator[Note]:
+    def notes(self, reg: Registry, whose: str) -> Iterator[Note]:
         """What the person at the terminal should know."""
         return told(reg, whose, self.stale, self.resting, self.pooled)
 
 
-def change_consent(reg: "Registry", users: "Sequence[User]", can_anchor: bool) -> Withdrawn:
+def change_consent(reg: Registry, users: Sequence[User], can_anchor: bool) -> Withdrawn:
     """Record what some people consent to; returns what is stale now."""
     pooled: dict[int, Bank] = {}
     stale: list[StaleAnchor] = []
@@ -41,7 +43,7 @@ def change_consent(reg: "Registry", users: "Sequence[User]", can_anchor: bool) -
         return Withdrawn(stale, resting_on(reg, stale), list(pooled.values()))
 
 
-def set_consent(reg: "Registry", name: str, can_anchor: bool) -> Iterator[Event]:
+def set_consent(reg: Registry, name: str, can_anchor: bool) -> Iterator[Event]:
     """Record what somebody consents to. The result says which anchors are stale now, and who rests on them.
 
     Raises `NotFound`.

@@ -3,6 +3,8 @@
 Changes nothing. Knows no terminal and no SQL.
 """
 
+from __future__ import annotations
+
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,7 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def remedy(reg: "Registry", bank: "Bank") -> str:
+def remedy(reg: Registry, bank: Bank) -> str:
     """The command that takes stale anchors out of a bank: a refresh of the newest, else the removal."""
     newest = reg.banks.latest(bank.task)
     if newest is not None and newest.id == bank.id:
@@ -39,7 +41,7 @@ def remedy(reg: "Registry", bank: "Bank") -> str:
     return f"mta bank rm {shlex.quote(bank.name)} --bank-version {bank.version}"
 
 
-def pooled_in(reg: "Registry", user: "User") -> "list[Bank]":
+def pooled_in(reg: Registry, user: User) -> list[Bank]:
     """Banks whose task adapter may have been trained on somebody.
 
     A bank does not know who its people were: these are of tasks of which the user has as many items as counted there,
@@ -55,12 +57,12 @@ def pooled_in(reg: "Registry", user: "User") -> "list[Bank]":
     ]
 
 
-def _least(bank: "Bank") -> int:
+def _least(bank: Bank) -> int:
     options = known(BankOptions, bank.config)
     return options.min_items if options.task_min_items is None else min(options.task_min_items, options.min_items)
 
 
-def resting_on(reg: "Registry", stale: "Sequence[StaleAnchor]") -> list[Resting]:
+def resting_on(reg: Registry, stale: Sequence[StaleAnchor]) -> list[Resting]:
     """Everybody whose recipe or stack rests on these anchors."""
     banks = list(dict.fromkeys((name, version) for name, version, _ in stale))
     return [
@@ -74,7 +76,7 @@ def resting_on(reg: "Registry", stale: "Sequence[StaleAnchor]") -> list[Resting]
 
 
 def told(
-    reg: "Registry", whose: str, stale: "Sequence[StaleAnchor]", resting: Sequence[Resting], pooled: "Iterable[Bank]"
+    reg: Registry, whose: str, stale: Sequence[StaleAnchor], resting: Sequence[Resting], pooled: Iterable[Bank]
 ) -> Iterator[Note]:
     """What the person should know: anchors trained on `whose` words that are stale, who rests on them, the remedy."""
     for bank, version, anchor in stale:
@@ -102,7 +104,7 @@ def told(
 
 
 def document(
-    stale: "Sequence[StaleAnchor]", resting: Sequence[Resting], pooled: "Iterable[Bank]"
+    stale: Sequence[StaleAnchor], resting: Sequence[Resting], pooled: Iterable[Bank]
 ) -> dict[str, list[dict[str, Any]]]:
     """The same as plain values, for results."""
     return {

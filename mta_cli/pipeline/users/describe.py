@@ -1,5 +1,7 @@
 """Everything that the store holds about one person, as plain values. Knows no terminal and no SQL."""
 
+from __future__ import annotations
+
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]
 
 
-def describe_user(reg: "Registry", name: str) -> Entry:
+def describe_user(reg: Registry, name: str) -> Entry:
     """All of it: consent, items, queries, profiles, recipes, stacks, anchors, chats, runs; what of others their models
     rest on and what banks hold of them. Raises `NotFound`."""
     user = reg.users.get(name)
@@ -36,29 +38,29 @@ def describe_user(reg: "Registry", name: str) -> Entry:
     }
 
 
-def user_runs(reg: "Registry", name: str) -> list[Entry]:
+def user_runs(reg: Registry, name: str) -> list[Entry]:
     """The runs about a person, with their results. Raises `NotFound`."""
     user = reg.users.get(name)
     return [run_entry(run) for run in reg.runs.of_person(user.name)]
 
 
-def run_entry(run: "Run") -> Entry:
+def run_entry(run: Run) -> Entry:
     """A run as plain values."""
     names = ("id", "kind", "subject", "status", "started", "ended", "config", "result", "error")
     return {name: getattr(run, name) for name in names}
 
 
-def item_entry(item: "Item") -> Entry:
+def item_entry(item: Item) -> Entry:
     """A history item in the words of the JSONL format."""
     return {"id": item.key, "task": item.task, "time": item.time, "input": item.input, "output": item.output}
 
 
-def query_entry(query: "Query") -> Entry:
+def query_entry(query: Query) -> Entry:
     """A held-out query as plain values."""
     return {"id": query.key, "task": query.task, "time": query.time, "input": query.input, "gold": query.gold}
 
 
-def _profiles(reg: "Registry", user: "User", tasks: list[str]) -> list[Entry]:
+def _profiles(reg: Registry, user: User, tasks: list[str]) -> list[Entry]:
     embedders = [base for base in reg.models.all() if base.kind == "embedder"]
     entries = []
     for task in tasks:
@@ -69,11 +71,11 @@ def _profiles(reg: "Registry", user: "User", tasks: list[str]) -> list[Entry]:
     return entries
 
 
-def _bank(bank: "Bank") -> Entry:
+def _bank(bank: Bank) -> Entry:
     return {"bank": bank.name, "version": bank.version, "task": bank.task}
 
 
-def _recipe(reg: "Registry", recipe: "Recipe") -> Entry:
+def _recipe(reg: Registry, recipe: Recipe) -> Entry:
     anchors = {anchor.id: anchor.user for anchor in reg.banks.anchors(recipe.bank_id)}
     shares = [
         {"user": anchors.get(share.anchor_id), "similarity": share.similarity, "weight": share.weight}
@@ -83,15 +85,20 @@ def _recipe(reg: "Registry", recipe: "Recipe") -> Entry:
     return _bank(reg.banks.by_id(recipe.bank_id)) | made | {"anchors": shares}
 
 
-def _stack(reg: "Registry", stack: "Stack") -> Entry:
+def _stack(reg: Registry, stack: Stack) -> Entry:
     kept = ("digest", "shots", "steps", "loss_before", "loss_after", "heldout_before", "heldout_after", "created")
     values = {name: value for name, value in asdict(stack).items() if name in kept}
-    return _bank(reg.banks.by_id(stack.bank_id)) | values | {
-        "kind": "lora" if stack.numbers is None else "core", "stack_bytes": stack.bytes,
-    }  # fmt: skip
+    return (
+        _bank(reg.banks.by_id(stack.bank_id))
+        | values
+        | {
+            "kind": "lora" if stack.numbers is None else "core",
+            "stack_bytes": stack.bytes,
+        }
+    )
 
 
-def _anchors(reg: "Registry", user: "User") -> list[Entry]:
+def _anchors(reg: Registry, user: User) -> list[Entry]:
     return [
         _bank(bank) | {"anchor": anchor.id, "items": anchor.items, "digest": anchor.digest, "stale": anchor.stale}
         for bank in reg.banks.all()
@@ -100,7 +107,7 @@ def _anchors(reg: "Registry", user: "User") -> list[Entry]:
     ]
 
 
-def _chat(reg: "Registry", chat: Any) -> Entry:
+def _chat(reg: Registry, chat: Any) -> Entry:
     messages = reg.chats.messages(chat.id)
     names = ("role", "content", "source", "created")
     said = [{name: getattr(each, name) for name in names} for each in messages]

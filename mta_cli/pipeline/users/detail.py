@@ -4,6 +4,8 @@ Everything as plain values, read from the store and computed without numpy: a lo
 Knows no terminal and no SQL.
 """
 
+from __future__ import annotations
+
 import contextlib
 import operator
 from array import array
@@ -61,18 +63,18 @@ class Person:
     `rest` is the share of the task adapter alone in the recipe. `losses` are those of their last adaptation, by step.
     """
 
-    user: "User"
+    user: User
     task: str | None
     held: tuple[tuple[str, int, int], ...]
     status: str
-    bank: "Bank | None"
+    bank: Bank | None
     near: tuple[Near, ...]
-    recipe: "Recipe | None"
+    recipe: Recipe | None
     rest: float | None
-    stack: "Stack | None"
+    stack: Stack | None
     losses: tuple[float, ...]
     results: Results | None
-    runs: "tuple[Run, ...]"
+    runs: tuple[Run, ...]
 
     @property
     def items(self) -> int:
@@ -85,7 +87,7 @@ class Person:
         return sum(queries for task, _, queries in self.held if task == self.task)
 
 
-def look_at(reg: "Registry", name: str, task: str | None = None) -> Person:
+def look_at(reg: Registry, name: str, task: str | None = None) -> Person:
     """A person for a task, or for the one that they have most items of. Raises NotFound."""
     user = reg.users.get(name)
     held = tuple(reg.users.tasks_of(user.id))
@@ -96,19 +98,29 @@ def look_at(reg: "Registry", name: str, task: str | None = None) -> Person:
     stack = reg.stacks.get(user.id, bank.task, bank.id) if bank is not None else None
     runs = reg.runs.of_person(user.name)
     return Person(
-        user, task, held, _status(user, anchors, recipe, stack), bank, _near(reg, user, bank, anchors, recipe), recipe,
-        _rest(recipe), stack, _losses(reg, runs, task), _results(reg, user, task), tuple(runs[:RUNS_SHOWN]),
-    )  # fmt: skip
+        user,
+        task,
+        held,
+        _status(user, anchors, recipe, stack),
+        bank,
+        _near(reg, user, bank, anchors, recipe),
+        recipe,
+        _rest(recipe),
+        stack,
+        _losses(reg, runs, task),
+        _results(reg, user, task),
+        tuple(runs[:RUNS_SHOWN]),
+    )
 
 
-def history(reg: "Registry", name: str, task: str, offset: int = 0, limit: int = 20) -> "list[Item]":
+def history(reg: Registry, name: str, task: str, offset: int = 0, limit: int = 20) -> list[Item]:
     """At most `limit` of a person's items of a task, newest first, from place `offset` on. Raises NotFound."""
     offset, limit = max(0, offset), max(0, limit)
     newest = reg.items.recent(reg.users.get(name).id, task, offset + limit)
     return newest[::-1][offset:]
 
 
-def _status(user: "User", anchors: "Sequence[Anchor]", recipe: "Recipe | None", stack: "Stack | None") -> str:
+def _status(user: User, anchors: Sequence[Anchor], recipe: Recipe | None, stack: Stack | None) -> str:
     if stack is not None:
         return "adapted"
     if recipe is not None:
@@ -117,7 +129,7 @@ def _status(user: "User", anchors: "Sequence[Anchor]", recipe: "Recipe | None", 
 
 
 def _near(
-    reg: "Registry", user: "User", bank: "Bank | None", anchors: "Sequence[Anchor]", recipe: "Recipe | None"
+    reg: Registry, user: User, bank: Bank | None, anchors: Sequence[Anchor], recipe: Recipe | None
 ) -> tuple[Near, ...]:
     """Every anchor, the most similar first; those of unknown similarity last, by weight."""
     if bank is None:
@@ -133,7 +145,7 @@ def _near(
     return tuple(sorted(near, key=lambda one: (one.similarity is None, -(one.similarity or 0.0), -(one.weight or 0.0))))
 
 
-def _cosines(reg: "Registry", user: "User", bank: "Bank", anchors: "Sequence[Anchor]") -> dict[int, float]:
+def _cosines(reg: Registry, user: User, bank: Bank, anchors: Sequence[Anchor]) -> dict[int, float]:
     """Cosines of the person's profile and the anchors', by anchor number."""
     ids = [user.id, *(anchor.user_id for anchor in anchors if anchor.user_id is not None)]
     vectors = {number: _vector(total) for number, total in reg.profiles.totals(bank.task, bank.embedder, ids)}
@@ -149,7 +161,7 @@ def _cosines(reg: "Registry", user: "User", bank: "Bank", anchors: "Sequence[Anc
     return found
 
 
-def _vector(total: bytes) -> "array[float]":
+def _vector(total: bytes) -> array[float]:
     import sys
 
     vector = array("f", total[: len(total) // 4 * 4])
@@ -158,18 +170,18 @@ def _vector(total: bytes) -> "array[float]":
     return vector
 
 
-def _dot(left: "array[float]", right: "array[float]") -> float:
+def _dot(left: array[float], right: array[float]) -> float:
     return float(sum(map(operator.mul, left, right)))
 
 
-def _rest(recipe: "Recipe | None") -> float | None:
+def _rest(recipe: Recipe | None) -> float | None:
     """What the recipe leaves to the task adapter alone; None where its weights do not say so."""
     if recipe is None or recipe.method not in RESTED:
         return None
     return 1.0 - sum(share.weight for share in recipe.shares)
 
 
-def _losses(reg: "Registry", runs: "Sequence[Run]", task: str | None) -> tuple[float, ...]:
+def _losses(reg: Registry, runs: Sequence[Run], task: str | None) -> tuple[float, ...]:
     """The losses of the last adaptation for the task that took steps."""
     for run in runs:
         if run.kind == "user adapt" and run.config.get("task") in (task, None):
@@ -179,7 +191,7 @@ def _losses(reg: "Registry", runs: "Sequence[Run]", task: str | None) -> tuple[f
     return ()
 
 
-def _results(reg: "Registry", user: "User", task: str | None) -> Results | None:
+def _results(reg: Registry, user: User, task: str | None) -> Results | None:
     number = reg.evaluations.cells.newest_of(user.id, task) if task is not None else None
     if task is None or number is None:
         return None
@@ -198,7 +210,7 @@ def _results(reg: "Registry", user: "User", task: str | None) -> Results | None:
     return Results(number, metric, methods) if methods else None
 
 
-def _was_chosen(answer: "OwnAnswer", chosen: Any) -> bool:
+def _was_chosen(answer: OwnAnswer, chosen: Any) -> bool:
     """Whether the answer is of the settings that the evaluation settled on; a list holds them by fold."""
     settings = chosen.get(answer.method) if isinstance(chosen, Mapping) else None
     if answer.fold is None or settings is None:
@@ -208,7 +220,7 @@ def _was_chosen(answer: "OwnAnswer", chosen: Any) -> bool:
     return bool(settings == answer.settings)
 
 
-def _metric(reg: "Registry", task: str) -> "tuple[str, Callable[[OwnAnswer], float]]":
+def _metric(reg: Registry, task: str) -> tuple[str, Callable[[OwnAnswer], float]]:
     """The task's main metric, and what one answer scores in it; accuracy for a task that is no longer known."""
     from mta_cli.engine.evaluation.metrics import rouge_1, scale, score_errors
     from mta_cli.pipeline.data.tasks import find_task
@@ -225,5 +237,5 @@ def _metric(reg: "Registry", task: str) -> "tuple[str, Callable[[OwnAnswer], flo
     return "accuracy", _right
 
 
-def _right(own: "OwnAnswer") -> float:
+def _right(own: OwnAnswer) -> float:
     return float(own.answer.strip() == own.gold.strip())

@@ -4,6 +4,8 @@ JSON with the keys that `README.md` in the folder names, and the adapters that w
 model.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +47,7 @@ FILES = {
 }
 
 
-def export_all_data(reg: "Registry", name: str, to: Path) -> Iterator[Event]:
+def export_all_data(reg: Registry, name: str, to: Path) -> Iterator[Event]:
     """Write all that is held about somebody to the folder `to`, which appears whole or not at all.
 
     Raises NotFound for a person who is not there, BadInput for a folder that holds something or cannot be made,
@@ -65,7 +67,7 @@ def export_all_data(reg: "Registry", name: str, to: Path) -> Iterator[Event]:
     yield Done({"user": user.name, "to": str(target), "files": sorted(files), "bytes": size})
 
 
-def held_about(reg: "Registry", user: "User") -> dict[str, Any]:
+def held_about(reg: Registry, user: User) -> dict[str, Any]:
     """The documents by the names of their files, without `.json`; see `FILES`."""
     known = describe_user(reg, user.name)
     answers = [{**each, "scores": _numbers(each["scores"], SINGLE)} for each in reg.held.answers(user.id)]
@@ -84,7 +86,7 @@ def held_about(reg: "Registry", user: "User") -> dict[str, Any]:
     }
 
 
-def _profile(reg: "Registry", row: Mapping[str, Any]) -> Entry:
+def _profile(reg: Registry, row: Mapping[str, Any]) -> Entry:
     try:
         embedder = reg.models.get(row["embedder"]).name
     except NotFound:
@@ -93,7 +95,7 @@ def _profile(reg: "Registry", row: Mapping[str, Any]) -> Entry:
     return {**kept, "vector": _numbers(row["total"], SINGLE)}
 
 
-def _stacks(reg: "Registry", user: "User", known: list[Entry]) -> list[Entry]:
+def _stacks(reg: Registry, user: User, known: list[Entry]) -> list[Entry]:
     """What is said of each stack, with the person's own numbers or file, and the anchors below."""
     from store.tables.recipes_and_stacks import unpack_shares
 
@@ -109,13 +111,13 @@ def _stacks(reg: "Registry", user: "User", known: list[Entry]) -> list[Entry]:
     return found
 
 
-def _anchor(reg: "Registry", entry: Entry) -> Entry:
+def _anchor(reg: Registry, entry: Entry) -> Entry:
     bank = reg.banks.get(entry["bank"], entry["version"])
     file = _file(entry["digest"]) if entry["digest"] is not None else None
     return {**entry, "file": file, "resting": reg.banks.resting(bank.id, [entry["anchor"]])}
 
 
-def _run(reg: "Registry", entry: Entry) -> Entry:
+def _run(reg: Registry, entry: Entry) -> Entry:
     names = ("unit", "step", "loss", "tokens", "seconds")
     return {**entry, "steps": [{name: getattr(step, name) for name in names} for step in reg.runs.steps(entry["id"])]}
 

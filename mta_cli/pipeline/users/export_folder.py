@@ -3,6 +3,8 @@
 Knows nothing of what is in them. The person's name is in no path that is made here.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 import tempfile
@@ -68,7 +70,7 @@ def write_folder(target: Path, files: Mapping[str, bytes], what: str) -> None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def remembered(reg: "Registry", user: "User", target: Path, what: str) -> AbstractContextManager[None]:
+def remembered(reg: Registry, user: User, target: Path, what: str) -> AbstractContextManager[None]:
     """A run that says where something of a person's went, from here to the end of the block."""
 
     def document() -> dict[str, str]:
@@ -78,12 +80,12 @@ def remembered(reg: "Registry", user: "User", target: Path, what: str) -> Abstra
     return written_down(reg, EXPORT, user.name, document)
 
 
-def exports_of(reg: "Registry", user: "User") -> list[str]:
+def exports_of(reg: Registry, user: User) -> list[str]:
     """Where a person's exports went, each place once, newest first; some may have been moved or removed since."""
     return list(dict.fromkeys(_places(reg, user)))
 
 
-def _places(reg: "Registry", user: "User") -> Iterator[str]:
+def _places(reg: Registry, user: User) -> Iterator[str]:
     for run in reg.runs.of_person(user.name):
         if run.kind == EXPORT and run.status != "failed":
             yield str(run.config[ASKED]["to"])

@@ -1,5 +1,7 @@
 """Forgets a person: every trace goes, and anchors that were trained on them are named. Knows no terminal and no SQL."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 
-def plan_forget(reg: "Registry", name: str, *, aloud: bool = False) -> Iterator[Event]:
+def plan_forget(reg: Registry, name: str, *, aloud: bool = False) -> Iterator[Event]:
     """What `forget_user` would remove, and which anchors would go stale; `aloud` as one note too. Raises `NotFound`."""
     user = reg.users.get(name)
     lines = tuple(_traces(reg, user))
@@ -23,7 +25,7 @@ def plan_forget(reg: "Registry", name: str, *, aloud: bool = False) -> Iterator[
     yield Done({"user": user.name, "dry_run": True})
 
 
-def _traces(reg: "Registry", user: "User") -> Iterator[PlanLine]:
+def _traces(reg: Registry, user: User) -> Iterator[PlanLine]:
     held = reg.users.tasks_of(user.id)
     yield PlanLine("user", user.name)
     yield PlanLine("history items", f"{sum(items for _, items, _ in held):,}")
@@ -40,7 +42,7 @@ def _traces(reg: "Registry", user: "User") -> Iterator[PlanLine]:
     yield PlanLine("recipes and stacks that rest on it", some(sorted(people)) or "nobody's")
 
 
-def forget_user(reg: "Registry", name: str) -> Iterator[Event]:
+def forget_user(reg: Registry, name: str) -> Iterator[Event]:
     """Remove a person. Raises `NotFound`.
 
     The result counts what went, and lists what they leave: stale anchors, whoever rests on these, task adapters that

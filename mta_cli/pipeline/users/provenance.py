@@ -3,6 +3,8 @@
 Reads the store only. Knows no terminal and no SQL.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ PEOPLE = "people"  # the key, in a task adapter's config, of how many it was tra
 Entry = dict[str, Any]
 
 
-def bank_people(reg: "Registry", bank: "Bank") -> Entry:
+def bank_people(reg: Registry, bank: Bank) -> Entry:
     """How many people the task adapter was trained on (None where that is not known), and how many have neighbours."""
     pooled = None
     if bank.task_adapter is not None:
@@ -31,7 +33,7 @@ def bank_people(reg: "Registry", bank: "Bank") -> Entry:
     return {"task_adapter_people": pooled, "neighbour_people": reg.neighbours.people(bank.id)}
 
 
-def rests_on(reg: "Registry", user: "User") -> list[Entry]:
+def rests_on(reg: Registry, user: User) -> list[Entry]:
     """What of others the personal models of somebody rest on, an entry for each bank.
 
     `anchors` are those of their recipe or stack, by their people's names; `basis_anchors` counts those between whose
@@ -48,25 +50,32 @@ def rests_on(reg: "Registry", user: "User") -> list[Entry]:
     for number in sorted(shares):
         bank, anchors = reg.banks.by_id(number), reg.banks.anchors(number)
         used = {share.anchor_id for share in shares[number] if share.weight != 0.0}
-        found.append({
-            "bank": bank.name, "version": bank.version, "task": bank.task,
-            "anchors": [anchor_label(anchor) for anchor in anchors if anchor.id in used],
-            "basis_anchors": len(anchors) if number in cores else 0,
-            "task_adapter": bank.task_adapter is not None, "neighbours": reg.neighbours.count(number),
-            **bank_people(reg, bank),
-        })  # fmt: skip
+        found.append(
+            {
+                "bank": bank.name,
+                "version": bank.version,
+                "task": bank.task,
+                "anchors": [anchor_label(anchor) for anchor in anchors if anchor.id in used],
+                "basis_anchors": len(anchors) if number in cores else 0,
+                "task_adapter": bank.task_adapter is not None,
+                "neighbours": reg.neighbours.count(number),
+                **bank_people(reg, bank),
+            }
+        )
     return found
 
 
-def given_by(reg: "Registry", user: "User") -> list[Entry]:
+def given_by(reg: Registry, user: User) -> list[Entry]:
     """What banks hold of somebody, besides their anchors: whether `perhaps_task_adapter` (see `pooled_in`), and how
     many of their items are `neighbours`."""
     held = Counter((row["bank"], row["version"]) for row in reg.held.neighbours(user.id))
     pooled = {(bank.name, bank.version) for bank in pooled_in(reg, user)}
     return [
         {
-            "bank": name, "version": version, "perhaps_task_adapter": (name, version) in pooled,
+            "bank": name,
+            "version": version,
+            "perhaps_task_adapter": (name, version) in pooled,
             "neighbours": held[name, version],
         }
         for name, version in sorted(pooled | set(held))
-    ]  # fmt: skip
+    ]

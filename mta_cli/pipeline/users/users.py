@@ -1,5 +1,7 @@
 """Adds people, and finds their history items. Knows no terminal and no SQL."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +23,13 @@ HISTORY_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv":
 
 
 def add_user(
-    reg: "Registry",
+    reg: Registry,
     name: str,
     *,
     history: Path | None = None,
     task: str | None = None,
     can_anchor: bool | None = None,
-    ask: "Ask | None" = None,
+    ask: Ask | None = None,
     dry_run: bool = False,
 ) -> Iterator[Event]:
     """Add a person, with a history when there is one; a history of a known person is appended.
@@ -62,9 +64,14 @@ def add_user(
 
 
 def _with_history(
-    reg: "Registry", name: str, history: Path, task: str | None, can_anchor: bool | None, ask: "Ask | None",
+    reg: Registry,
+    name: str,
+    history: Path,
+    task: str | None,
+    can_anchor: bool | None,
+    ask: Ask | None,
     dry_run: bool,
-) -> Iterator[Event]:  # fmt: skip
+) -> Iterator[Event]:
     from mta_cli.pipeline.data.import_file import import_file
 
     known, kind = name in reg.users.names(), history_format(history)
@@ -89,8 +96,8 @@ def history_format(path: Path) -> str:
 
 
 def find_items(
-    reg: "Registry", name: str, *, task: str | None = None, limit: int = 20, search: str | None = None
-) -> "list[Item]":
+    reg: Registry, name: str, *, task: str | None = None, limit: int = 20, search: str | None = None
+) -> list[Item]:
     """A person's most recent items, oldest first, or with `search` the best matches, best first.
 
     Raises `NotFound` for nobody, and for a task that is none and of which the person has nothing.

@@ -3,6 +3,8 @@
 Shows what `pipeline.anchor_use` and `pipeline.people_map` found. Builds nothing: that is a job.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -41,11 +43,11 @@ Stamp = tuple[int, int, int]
 class _Found:
     """What the store says: all banks of the task, newest first, the one that is shown, and who is chosen."""
 
-    banks: "list[Bank]"
-    bank: "Bank | None"
-    uses: "list[AnchorUse]"
+    banks: list[Bank]
+    bank: Bank | None
+    uses: list[AnchorUse]
     stamp: Stamp
-    person: "User | None"
+    person: User | None
 
 
 class BankRoom(Room):
@@ -147,11 +149,11 @@ class BankRoom(Room):
         self.home.choose(user.name)
 
     @property
-    def _table(self) -> "DataTable[Text]":
+    def _table(self) -> DataTable[Text]:
         table: DataTable[Text] = self.query_one("#anchors", DataTable)
         return table
 
-    def _headline(self, bank: "Bank") -> Text:
+    def _headline(self, bank: Bank) -> Text:
         place = [other.id for other in self._banks].index(bank.id) + 1
         speed = f"{bank.tokens:,} tokens in {bank.seconds:,.0f} s" if bank.seconds else ""
         count = f"{len(self._uses)} anchors"
@@ -183,7 +185,7 @@ class BankRoom(Room):
         self.query_one(PeopleMapView).selected = number
         self.query_one("#words", Static).update(_words(number, use, self._nearest().get(use.anchor.id)))
 
-    async def _draw_map(self, bank: "Bank", stamp: Stamp, person: "User | None") -> None:
+    async def _draw_map(self, bank: Bank, stamp: Stamp, person: User | None) -> None:
         """The map, and who is nearest to the chosen person; with many people that takes a second or more."""
         from mta_cli.pipeline.bank.user_map import neighbours, people_map
 
@@ -211,7 +213,7 @@ class BankRoom(Room):
         return self._own
 
 
-def _look(reg: "Registry", *, number: int | None, task: str | None, name: str | None) -> _Found:
+def _look(reg: Registry, *, number: int | None, task: str | None, name: str | None) -> _Found:
     """The banks of a task, newest first; the one of this number, else the newest that is ready, else the newest."""
     from mta_cli.pipeline.bank.anchor_use import anchor_uses
 
@@ -227,19 +229,24 @@ def _look(reg: "Registry", *, number: int | None, task: str | None, name: str | 
     return _Found(banks, bank, anchor_uses(reg, bank), reg.profiles.stamp(bank.task, bank.embedder), person)
 
 
-def _row(number: int, use: "AnchorUse", nearest: int | None) -> list[Text]:
+def _row(number: int, use: AnchorUse, nearest: int | None) -> list[Text]:
     anchor = use.anchor
     loss = f"{_loss(anchor.loss_first)} → {_loss(anchor.loss_last)}" if anchor.digest else "not trained"
     numbers = (
-        str(anchor.cluster_size), NOTHING if nearest is None else f"{nearest:,}", str(anchor.items), loss,
-        f"{use.people:,}", f"{use.weight:.2f}" if use.people else NOTHING, signed(use.change),
-    )  # fmt: skip
+        str(anchor.cluster_size),
+        NOTHING if nearest is None else f"{nearest:,}",
+        str(anchor.items),
+        loss,
+        f"{use.people:,}",
+        f"{use.weight:.2f}" if use.people else NOTHING,
+        signed(use.change),
+    )
     name = line(f"{anchor.user or 'stale'} ({'forgotten' if anchor.user is None else 'stale'})", "italic")
     name = name if anchor.stale else line(anchor.user)
     return [line(letter(number), "bold"), name, *(Text(value, justify="right") for value in numbers)]
 
 
-def _words(number: int, use: "AnchorUse", nearest: int | None) -> Text:
+def _words(number: int, use: AnchorUse, nearest: int | None) -> Text:
     """The selected anchor in sentences."""
     anchor = use.anchor
     said = [f"{letter(number)} {anchor.user or 'somebody who was forgotten'}:"]

@@ -1,5 +1,7 @@
 """What all rooms share: the bar of rooms, the footer, reading from the shelf, and help. Knows no room by itself."""
 
+from __future__ import annotations
+
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -57,7 +59,7 @@ class Room(Screen[None]):
     HELP: ClassVar[str] = ""
 
     @property
-    def home(self) -> "MtaApp":
+    def home(self) -> MtaApp:
         """The window."""
         return cast("MtaApp", self.app)
 
@@ -84,7 +86,7 @@ class Room(Screen[None]):
     async def _read_again(self) -> None:
         await self.guarded(self.reload())
 
-    async def guarded(self, work: "Coroutine[Any, Any, None]") -> None:
+    async def guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """Await `work`; what goes wrong is told in a dialog and ends nothing else."""
         try:
             await work

@@ -1,5 +1,7 @@
 """A conversation with the chosen person's model, and their earlier ones. Knows neither models nor how they are kept."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
@@ -323,7 +325,7 @@ class ChatRoom(Room):
         self.query_one("#notes", Static).update(line(words))
 
 
-def _tasks(reg: "Registry", name: str | None) -> tuple[str, ...] | None:
+def _tasks(reg: Registry, name: str | None) -> tuple[str, ...] | None:
     """The person's tasks; None where they are gone, or nobody is meant."""
     if name is None:
         return None
@@ -333,7 +335,7 @@ def _tasks(reg: "Registry", name: str | None) -> tuple[str, ...] | None:
         return None
 
 
-def _listed(chat: "FoundChat", *, here: bool) -> Text:
+def _listed(chat: FoundChat, *, here: bool) -> Text:
     title = line(f"{'▸ ' if here else ''}{chat.title}", "bold" if here else "")
     about = line(f"  {chat.created[:16].replace('T', ' ')} · {chat.messages} messages", "dim")
     parts = [title, Text("\n"), about]
@@ -342,7 +344,7 @@ def _listed(chat: "FoundChat", *, here: bool) -> Text:
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
-def _shown(message: "Message") -> list[Static | Reply]:
+def _shown(message: Message) -> list[Static | Reply]:
     """A stored message as it is shown."""
     if message.role == "user":
         return [Static(block(message.content), classes="said")]

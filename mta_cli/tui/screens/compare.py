@@ -1,5 +1,7 @@
 """Base, fused and adapted side by side, and other people's models beside them: one prompt, typed or held out."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -44,7 +46,7 @@ class Held:
     """What the shelf knows of the chosen person."""
 
     tasks: tuple[str, ...]
-    queries: "tuple[Query, ...]"
+    queries: tuple[Query, ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Asked:
 
     person: str
     task: str | None
-    question: "Question"
+    question: Question
 
 
 class CompareRoom(Room):
@@ -237,7 +239,7 @@ class CompareRoom(Room):
         self._kept.add(column)
         self._say(f"kept: {saved.detail}")
 
-    def _question(self) -> "Question":
+    def _question(self) -> Question:
         """What the prompt holds. A held-out question counts as such while its words and its task are untouched."""
         from mta_cli.pipeline.chat.compare import Question
 
@@ -299,7 +301,7 @@ class CompareRoom(Room):
         self.query_one("#said", Static).update(line(words))
 
 
-def _held(reg: "Registry", name: str | None) -> Held | None:
+def _held(reg: Registry, name: str | None) -> Held | None:
     """What is known of a person; None where they are gone, or nobody is meant."""
     if name is None:
         return None
@@ -312,11 +314,11 @@ def _held(reg: "Registry", name: str | None) -> Held | None:
     return Held(tasks, tuple(query for task in tasks for query in reg.items.queries(user.id, task, MOST_QUERIES)))
 
 
-def _listed(query: "Query") -> Text:
+def _listed(query: Query) -> Text:
     return Text.assemble(line(query.input), "\n", line(f"  → {query.gold}", "dim"), no_wrap=True, overflow="ellipsis")
 
 
-def _talk(desk: "Desk", asked: Asked, others: tuple[str, ...], asking: "Asking") -> Iterator[Event]:
+def _talk(desk: Desk, asked: Asked, others: tuple[str, ...], asking: Asking) -> Iterator[Event]:
     """The comparison, in the speaker's thread."""
     from mta_cli.pipeline.chat.compare import put
 

@@ -3,6 +3,8 @@
 Jobs are run by the window's board; the room shows them and asks. Knows no job's options.
 """
 
+from __future__ import annotations
+
 import time
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -81,12 +83,16 @@ The curve is the loss from its first value to its last."""
         Binding("s", "stop", "Stop", id="jobs.stop", tooltip="Stop the job; it keeps a checkpoint"),
         *(
             Binding(
-                start.key, f"start('{start.kind}')", start.kind.capitalize(), id=f"jobs.{start.kind.replace(' ', '_')}",
-                tooltip=start.about, show=False,
+                start.key,
+                f"start('{start.kind}')",
+                start.kind.capitalize(),
+                id=f"jobs.{start.kind.replace(' ', '_')}",
+                tooltip=start.about,
+                show=False,
             )
             for start in STARTS.values()
         ),
-    ]  # fmt: skip
+    ]
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,9 +174,13 @@ The curve is the loss from its first value to its last."""
     async def action_stop(self) -> None:
         """Stop the selected job, if the person means it."""
         job = self._job
-        if job is not None and not job.over and await self.home.sure(
-            f"Stop {job.kind} · {job.title}? What is finished is kept, and it can go on later."
-        ):  # fmt: skip
+        if (
+            job is not None
+            and not job.over
+            and await self.home.sure(
+                f"Stop {job.kind} · {job.title}? What is finished is kept, and it can go on later."
+            )
+        ):
             self.home.board.stop(job)
             self._refresh(job)
             self.refresh_bindings()
@@ -183,7 +193,7 @@ The curve is the loss from its first value to its last."""
         settings = self.home.settings
         machine, defaults = settings.build(Machine), settings.build(EvalOptions)
 
-        def make(reg: "Registry") -> "Iterator[Event]":
+        def make(reg: Registry) -> Iterator[Event]:
             return stopped.again(reg, one, machine, defaults)
 
         job = self.home.board.add(one.kind, one.title, make)

@@ -3,6 +3,8 @@
 Draws stored result documents, read as `pipeline.report` reads them. Measures nothing: that is a job.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -83,12 +85,25 @@ class ResultsRoom(Room):
             Binding(key, f"tab('{tab}')", title, id=f"results.{tab}", show=False, tooltip=f"Show {title.lower()}")
             for key, (tab, title) in zip("ivbnt", TABS.items(), strict=True)
         ),
-        Binding("right_square_bracket", "turn(1)", "View", id="results.next", key_display="]",
-                tooltip="Show the next of methods, differences, bytes, numbers and tasks"),
-        Binding("left_square_bracket", "turn(-1)", "Previous view", id="results.previous", key_display="[", show=False,
-                tooltip="Show the one before"),
+        Binding(
+            "right_square_bracket",
+            "turn(1)",
+            "View",
+            id="results.next",
+            key_display="]",
+            tooltip="Show the next of methods, differences, bytes, numbers and tasks",
+        ),
+        Binding(
+            "left_square_bracket",
+            "turn(-1)",
+            "Previous view",
+            id="results.previous",
+            key_display="[",
+            show=False,
+            tooltip="Show the one before",
+        ),
         Binding("e", "evaluate", "Evaluate", id="results.evaluate", tooltip="Start an evaluation"),
-    ]  # fmt: skip
+    ]
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +177,7 @@ class ResultsRoom(Room):
         self.ask_for("eval run")
 
     @property
-    def _table(self) -> "DataTable[Text]":
+    def _table(self) -> DataTable[Text]:
         table: DataTable[Text] = self.query_one("#evaluations", DataTable)
         return table
 
@@ -206,14 +221,18 @@ class ResultsRoom(Room):
         winners = {metric: best(document, metric) for metric in names}
         for method in ranked(document):
             cells = [
-                Text(wording.number(score(document, method, metric)), "bold" if method in winners[metric] else "",
-                     justify="right")
+                Text(
+                    wording.number(score(document, method, metric)),
+                    "bold" if method in winners[metric] else "",
+                    justify="right",
+                )
                 for metric in names
-            ]  # fmt: skip
+            ]
             costs = (
-                wording.size(cost(document, method, "bytes")), wording.seconds(cost(document, method, "seconds")),
+                wording.size(cost(document, method, "bytes")),
+                wording.seconds(cost(document, method, "seconds")),
                 wording.count(cost(document, method, "tokens_per_second")),
-            )  # fmt: skip
+            )
             scores.add_row(line(method), *cells, *(Text(shown, justify="right") for shown in costs))
         scores.move_cursor(row=max(0, row))
 
@@ -227,14 +246,17 @@ class ResultsRoom(Room):
         beside.add_columns(*(line(name) for name in ("method", *heads)))
         for method in dict.fromkeys(method for document in documents for method in ranked(document)):
             cells = (
-                Text(wording.interval(document["methods"].get(method, {}).get(document["metric"])),
-                     "bold" if method in best(document, document["metric"]) else "", justify="right")
+                Text(
+                    wording.interval(document["methods"].get(method, {}).get(document["metric"])),
+                    "bold" if method in best(document, document["metric"]) else "",
+                    justify="right",
+                )
                 for document in documents
-            )  # fmt: skip
+            )
             beside.add_row(line(method), *cells)
 
 
-def _entries(reg: "Registry", task: str | None) -> list[_Entry]:
+def _entries(reg: Registry, task: str | None) -> list[_Entry]:
     """Evaluations of a task, newest first."""
     entries = []
     for one in reg.evaluations.all():

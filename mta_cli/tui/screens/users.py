@@ -3,6 +3,8 @@
 Shows what `store.queries.user_table` and `pipeline.person` found. Long work is a job of Jobs.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
@@ -270,20 +272,23 @@ class UsersRoom(Room):
     def _words(self) -> str:
         return self.query_one("#filter", Input).value
 
-    async def _fetch(self, offset: int, limit: int) -> "Sequence[PersonRow]":
+    async def _fetch(self, offset: int, limit: int) -> Sequence[PersonRow]:
         words, task, (sort, descending) = self._words, self.home.chosen_task, self._order
         return await self.home.shelf.read(lambda reg: reg.people.page(words, sort, descending, offset, limit, task))
 
-    def _cells(self, row: "PersonRow") -> Sequence[Cell]:
+    def _cells(self, row: PersonRow) -> Sequence[Cell]:
         chosen = row.name == self.home.chosen
         change = "" if row.change is None else "good" if row.change > 0 else "bad"
         return (
             Cell(f"● {row.name}" if chosen else row.name, "chosen" if chosen else ""),
             Cell(row.status, "quiet" if row.status == "new" else ""),
-            Cell(f"{row.items:,}"), Cell(f"{row.queries:,}"), Cell(row.task or "", "quiet"),
-            Cell(str(row.anchors) if row.anchors else "", "quiet"), Cell(size(row.bytes) if row.bytes else "", "quiet"),
+            Cell(f"{row.items:,}"),
+            Cell(f"{row.queries:,}"),
+            Cell(row.task or "", "quiet"),
+            Cell(str(row.anchors) if row.anchors else "", "quiet"),
+            Cell(size(row.bytes) if row.bytes else "", "quiet"),
             Cell("" if row.change is None else signed(row.change), change),
-        )  # fmt: skip
+        )
 
     @work(exclusive=True, group="person")
     async def _look_up(self, name: str) -> None:
@@ -293,7 +298,7 @@ class UsersRoom(Room):
         await asyncio.sleep(PAUSE)
         task, count = self.home.chosen_task, self._items
 
-        def look(reg: "Registry") -> "tuple[Person, list[Item]]":
+        def look(reg: Registry) -> tuple[Person, list[Item]]:
             person = look_at(reg, name, task)
             return person, history(reg, name, person.task, 0, count) if person.task is not None else []
 
@@ -311,7 +316,7 @@ class UsersRoom(Room):
             self._shown = name
             pane.show(person, items)
 
-    async def _told(self, asking: "Coroutine[Any, Any, Job | None]") -> None:
+    async def _told(self, asking: Coroutine[Any, Any, Job | None]) -> None:
         """Say that a job was queued, and where it is watched."""
         if (job := await asking) is not None:
             self.notify(f"{job.title}: queued; 4 shows it in Jobs", markup=False)
@@ -331,7 +336,7 @@ class UsersRoom(Room):
         if not await self.home.sure(f"Forget {name}? Every trace goes, and nothing brings it back.\n\n{traces}"):
             return
 
-        def make(reg: "Registry") -> "Iterator[Event]":
+        def make(reg: Registry) -> Iterator[Event]:
             return forget_user(reg, name)
 
         waits = self.home.board.busy
@@ -340,9 +345,7 @@ class UsersRoom(Room):
             self.notify("the removal waits until the jobs before it have ended", markup=False)
 
 
-def _look(
-    words: str, task: str | None, sort: str, descending: bool, name: str | None, reg: "Registry"
-) -> _Found:  # fmt: skip
+def _look(words: str, task: str | None, sort: str, descending: bool, name: str | None, reg: Registry) -> _Found:
     total = reg.people.count("", task)
     fitting = reg.people.count(words, task, sort=sort, descending=descending) if words.strip() else total
     place = reg.people.place(name, words, sort, descending, task) if name is not None else None
@@ -354,7 +357,7 @@ def _counted(found: _Found, task: str | None) -> str:
     return f"{number} of task {task}" if task is not None else number
 
 
-def _traces(name: str, reg: "Registry") -> str:
+def _traces(name: str, reg: Registry) -> str:
     """What would go with somebody, a line each."""
     from mta_cli.events import Planned
     from mta_cli.pipeline.users.forget import plan_forget

@@ -3,6 +3,8 @@
 Knows how a comparison's result looks; asks nothing and measures nothing.
 """
 
+from __future__ import annotations
+
 import difflib
 import math
 import re

@@ -1,5 +1,7 @@
 """Axes of plots: round numbers on them, and where a value falls. Knows no characters."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Labelled bars in plain characters, a line each. Knows no meaning of what is measured."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Many points as braille dots: eight to a cell, with how many points a cell holds. Knows no widget and no colours."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,14 +20,14 @@ FEW = 8  # the densest cell counts as at least this many when brightness is chos
 class Dots:
     """What a plot of points holds: a character for each cell, and how many points are in it."""
 
-    masks: "NDArray[np.uint8]"  # [height, width]
-    counts: "NDArray[np.int64]"  # [height, width]
+    masks: NDArray[np.uint8]  # [height, width]
+    counts: NDArray[np.int64]  # [height, width]
 
     def char(self, x: int, y: int) -> str:
         """The braille character of a cell."""
         return chr(FIRST + int(self.masks[y, x]))
 
-    def levels(self) -> "NDArray[np.int64]":
+    def levels(self) -> NDArray[np.int64]:
         """How full each cell is, from 0 (one point in a thin plot) to 3, by the logarithm; -1 where nothing is."""
         import numpy as np
 
@@ -34,7 +36,7 @@ class Dots:
         return np.where(self.counts > 0, np.clip(found, 0, LEVELS - 1), -1)
 
 
-def dots(columns: "NDArray[np.int64]", rows: "NDArray[np.int64]", width: int, height: int) -> Dots:
+def dots(columns: NDArray[np.int64], rows: NDArray[np.int64], width: int, height: int) -> Dots:
     """Points at these dots (columns 0 … 2·width - 1, rows 0 … 4·height - 1, from the top) as cells."""
     import numpy as np
 

@@ -1,5 +1,7 @@
 """A rectangle of characters that plots are written on, cell by cell. Knows no widget and no theme."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from itertools import groupby
 

@@ -3,6 +3,8 @@
 Draws numbers that were computed elsewhere. Knows neither methods nor metrics.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal

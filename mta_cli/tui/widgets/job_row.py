@@ -3,6 +3,8 @@
 Pure functions of what is shown; no widget.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import replace

@@ -3,6 +3,8 @@
 Rows are fetched in pages, asynchronously, when they come into view; a few pages are kept.
 """
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -69,9 +71,15 @@ class LazyTable(ScrollView, can_focus=True):
     HELP: ClassVar[str] = "Arrows, page up and down, home and end move; a click on a head sorts, another turns it."
     ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "lazy-table--head", "lazy-table--odd", "lazy-table--cursor", "lazy-table--cursor-away", "lazy-table--good",
-        "lazy-table--bad", "lazy-table--quiet", "lazy-table--chosen",
-    }  # fmt: skip
+        "lazy-table--head",
+        "lazy-table--odd",
+        "lazy-table--cursor",
+        "lazy-table--cursor-away",
+        "lazy-table--good",
+        "lazy-table--bad",
+        "lazy-table--quiet",
+        "lazy-table--chosen",
+    }
     DEFAULT_CSS = """
     LazyTable {
         height: 1fr;
@@ -133,7 +141,7 @@ class LazyTable(ScrollView, can_focus=True):
 
     def __init__(
         self, columns: Sequence[Column], fetch: Fetch, cells: Callable[[Any], Sequence[Cell]], *, id: str | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(id=id)
         self.columns, self._fetch, self._cells = tuple(columns), fetch, cells
         self.count = 0

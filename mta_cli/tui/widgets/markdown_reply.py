@@ -3,6 +3,8 @@
 Text from models is hostile: what could hide a character or open something stays visible as the signs it is made of.
 """
 
+from __future__ import annotations
+
 import asyncio
 
 from markdown_it import MarkdownIt

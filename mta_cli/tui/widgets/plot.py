@@ -1,5 +1,7 @@
 """What plots share: a sheet of characters painted in the colours of the theme. Knows no plot by itself."""
 
+from __future__ import annotations
+
 from functools import cache
 from typing import ClassVar
 

@@ -1,5 +1,7 @@
 """Where a question is typed: Enter asks. Knows nothing of who answers."""
 
+from __future__ import annotations
+
 from typing import ClassVar
 
 from textual import events

@@ -3,6 +3,8 @@
 Draws numbers that were computed elsewhere; names stand beside their points where there is room, below where not.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """A curve in one line of plain characters, between its first and its last value. Knows no meaning of the values."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from itertools import pairwise

@@ -1,5 +1,7 @@
 """Choosing one task of those that people have something of, or all. Knows nothing of what it is chosen for."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import ClassVar
 

@@ -1,5 +1,7 @@
 """One person in a pane: model, anchors near them, training, results, runs, history. Reads nothing itself."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,8 +22,13 @@ if TYPE_CHECKING:
     from store.records import Item, Run
 
 NEAREST, INPUT_CUT, OUTPUT_CUT, RUNS = 12, 240, 120, 8
-HEADS = {"near": "Anchors near them", "loss": "Loss of the last adaptation", "results": "Results", "runs": "Runs",
-         "history": "History, newest first"}  # fmt: skip
+HEADS = {
+    "near": "Anchors near them",
+    "loss": "Loss of the last adaptation",
+    "results": "Results",
+    "runs": "Runs",
+    "history": "History, newest first",
+}
 
 KINDS: Mapping[str, Callable[..., Widget]] = {"near": Bars, "loss": Curve, "results": Bars}
 
@@ -51,7 +58,7 @@ class PersonPane(VerticalScroll):
         for name in HEADS:
             self._section(name, False)
 
-    def show(self, person: "Person", items: "Sequence[Item]") -> None:
+    def show(self, person: Person, items: Sequence[Item]) -> None:
         """Show somebody and the newest items of their history."""
         self.query_one("#who", Static).update(about(person))
         near = near_bars(person.near)
@@ -62,8 +69,7 @@ class PersonPane(VerticalScroll):
         self.query_one("#history", Static).update(history_lines(items, person.items))
         if person.results is not None:
             self.query_one("#head-results", Static).update(results_head(person.results))
-        there = {"near": near, "loss": person.losses, "results": person.results, "runs": person.runs,
-                 "history": items}  # fmt: skip
+        there = {"near": near, "loss": person.losses, "results": person.results, "runs": person.runs, "history": items}
         for name in HEADS:
             self._section(name, bool(there[name]))
 
@@ -72,7 +78,7 @@ class PersonPane(VerticalScroll):
         self.query_one(f"#{name}").display = there
 
 
-def about(person: "Person") -> Text:
+def about(person: Person) -> Text:
     """Who they are and what their model is made of."""
     shown = Text.assemble((clean_line(person.user.name), "bold"))
     if not person.user.can_anchor:
@@ -83,7 +89,7 @@ def about(person: "Person") -> Text:
     return shown
 
 
-def _held(person: "Person") -> str:
+def _held(person: Person) -> str:
     if person.task is None:
         return "no items yet"
     others = ", ".join(f"{task} ({items:,})" for task, items, _ in person.held if task != person.task)
@@ -92,7 +98,7 @@ def _held(person: "Person") -> str:
     return own + (f"; also {others}" if others else "")
 
 
-def _model(person: "Person") -> str:
+def _model(person: Person) -> str:
     if person.task is None:
         return ""
     if person.bank is None:
@@ -106,7 +112,7 @@ def _model(person: "Person") -> str:
     return " · ".join(parts if len(parts) > 1 else [*parts, "no recipe yet: a adapts"])
 
 
-def _heldout(person: "Person") -> str:
+def _heldout(person: Person) -> str:
     stack = person.stack
     if stack is None or stack.heldout_before is None or stack.heldout_after is None:
         return ""
@@ -114,7 +120,7 @@ def _heldout(person: "Person") -> str:
     return f"held-out loss {stack.heldout_before:.3f} → {stack.heldout_after:.3f} (quality {signed(change)})"
 
 
-def near_bars(near: "Sequence[Near]") -> list[Bar]:
+def near_bars(near: Sequence[Near]) -> list[Bar]:
     """The nearest anchors, and those farther away or of unknown similarity that are in the recipe."""
     shown = [one for n, one in enumerate(near) if one.weight or (n < NEAREST and one.similarity is not None)]
     weights = [f"  w {number(one.weight)}" if one.weight else "" for one in shown]
@@ -125,24 +131,24 @@ def near_bars(near: "Sequence[Near]") -> list[Bar]:
     ]
 
 
-def _label(near: "Near") -> str:
+def _label(near: Near) -> str:
     return clean_line(near.name) + (" (stale)" if near.stale and not near.name.startswith("(") else "")
 
 
-def results_head(results: "Results") -> Text:
+def results_head(results: Results) -> Text:
     """Which evaluation, and what is measured in it."""
     from mta_cli.pipeline.report.results import titled
 
     return line(f"Results: {titled(results.metric)}, evaluation {results.evaluation}", "bold")
 
 
-def result_bars(results: "Results | None") -> list[Bar]:
+def result_bars(results: Results | None) -> list[Bar]:
     """A bar for each method."""
     methods = results.methods if results is not None else ()
     return [Bar(clean_line(one.method), one.value, f"{number(one.value)} of {one.answers}") for one in methods]
 
 
-def run_lines(runs: "Sequence[Run]") -> Text:
+def run_lines(runs: Sequence[Run]) -> Text:
     """The newest runs, a line each, with the error of one that failed."""
     shown = []
     for run in runs[:RUNS]:
@@ -151,7 +157,7 @@ def run_lines(runs: "Sequence[Run]") -> Text:
     return Text("\n".join(shown))
 
 
-def history_lines(items: "Sequence[Item]", total: int) -> Text:
+def history_lines(items: Sequence[Item], total: int) -> Text:
     """Items, a paragraph each, and how many there are beyond them."""
     shown = Text()
     for item in items:

@@ -3,6 +3,8 @@
 Draws what `pipeline.people_map` computed, again at every size. Reads nothing and computes no profile.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -78,10 +80,17 @@ class PeopleMapView(Plot, can_focus=True):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(key, f"toward({across}, {down})", "Next anchor" if key == "left" else "", id=f"map.{key}", show=False,
-                key_display="←↑↓→", tooltip="Select the next anchor that way")
+        Binding(
+            key,
+            f"toward({across}, {down})",
+            "Next anchor" if key == "left" else "",
+            id=f"map.{key}",
+            show=False,
+            key_display="←↑↓→",
+            tooltip="Select the next anchor that way",
+        )
         for key, across, down in (("left", -1, 0), ("right", 1, 0), ("up", 0, -1), ("down", 0, 1))
-    ]  # fmt: skip
+    ]
 
     selected: reactive[int | None] = reactive(None)
 
@@ -105,7 +114,7 @@ class PeopleMapView(Plot, can_focus=True):
         self._lit: Lit | None = None
         self._waiting = ""
 
-    def show(self, drawn: "PeopleMap | None", lit: Lit | None = None, *, waiting: str = "") -> None:
+    def show(self, drawn: PeopleMap | None, lit: Lit | None = None, *, waiting: str = "") -> None:
         """Draw a map, or say what is waited for while there is none."""
         self._map, self._lit, self._waiting = drawn, lit, waiting
         if drawn is None or (self.selected is not None and self.selected >= len(drawn.landmarks)):
@@ -177,8 +186,8 @@ class PeopleMapView(Plot, can_focus=True):
         return max(self.content_size.width, 1), max(self.content_size.height - 1, 1)
 
     def _dots(
-        self, places: "NDArray[np.float32]", width: int, height: int
-    ) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+        self, places: NDArray[np.float32], width: int, height: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which dot each place falls on, from the top left; the map fills the plot but for a cell at every side."""
         import numpy as np
 
@@ -204,7 +213,7 @@ class PeopleMapView(Plot, can_focus=True):
         cells = self._cells([place for _, place in placed], width, height)
         return {number: cell for (number, _), cell in zip(placed, cells, strict=True)}
 
-    def _put_people(self, sheet: Sheet, drawn: "PeopleMap", width: int, height: int) -> None:
+    def _put_people(self, sheet: Sheet, drawn: PeopleMap, width: int, height: int) -> None:
         import numpy as np
 
         columns, rows = self._dots(drawn.places, width, height)
@@ -218,7 +227,7 @@ class PeopleMapView(Plot, can_focus=True):
         for y, x in np.argwhere(levels >= 0).tolist():
             sheet.dot(x, y, all_of_them.char(x, y), "own" if strong[y, x] else STYLES[levels[y, x]])
 
-    def _put_marks(self, sheet: Sheet, drawn: "PeopleMap", width: int, height: int) -> None:
+    def _put_marks(self, sheet: Sheet, drawn: PeopleMap, width: int, height: int) -> None:
         """Neighbours below anchors, the person and the selected anchor on top of all."""
         lit = self._lit
         if lit is not None:
@@ -234,7 +243,7 @@ class PeopleMapView(Plot, can_focus=True):
         if lit is not None and place is not None and lit.user_id not in (m.anchor.user_id for m in drawn.landmarks):
             sheet.put(*self._cells([place], width, height)[0], PERSON, "person")
 
-    def _put_legend(self, sheet: Sheet, drawn: "PeopleMap", y: int) -> None:
+    def _put_legend(self, sheet: Sheet, drawn: PeopleMap, y: int) -> None:
         """One line: who is lit, how many there are, and how much of the difference between people is seen."""
         x = 0
         if self._lit is not None:

@@ -1,5 +1,7 @@
 """Choosing somebody by typing a part of their name. Knows nothing of what they are chosen for."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from rich.text import Text

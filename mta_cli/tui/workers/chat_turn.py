@@ -1,5 +1,7 @@
 """What the rooms in which a model speaks have in common: how it is asked, and one talk at a time. Knows no room."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 AS_TYPED = "as typed"
 
 
-def asking_of(settings: "Settings", task: str | None, mode: str | None = None) -> "Asking":
+def asking_of(settings: Settings, task: str | None, mode: str | None = None) -> Asking:
     """How a question is put, with what is configured. Raises UsageFault for a setting that cannot be."""
     from mta_cli.pipeline.chat.answer import Asking
 
@@ -37,7 +39,7 @@ def following(values: list[str | None], current: str | None) -> str | None:
 class Turn:
     """The talk under way in a room, if any. What is heard after it was dropped is not passed on."""
 
-    def __init__(self, speaker: "Speaker") -> None:
+    def __init__(self, speaker: Speaker) -> None:
         self._speaker = speaker
         self._talk: Talk | None = None
 
@@ -53,9 +55,9 @@ class Turn:
 
     def begin(
         self,
-        work: "Callable[[Desk], Iterator[Event]]",
-        hear: "Callable[[Event], None]",
-        ended: "Callable[[BaseException | None, bool], None]",
+        work: Callable[[Desk], Iterator[Event]],
+        hear: Callable[[Event], None],
+        ended: Callable[[BaseException | None, bool], None],
     ) -> None:
         """Start a talk; `ended` gets the error, if any, and whether the talk was stopped."""
         talk: Talk
@@ -65,7 +67,7 @@ class Turn:
                 self._talk = None
                 ended(error, talk.stopped)
 
-        def heard(event: "Event") -> None:
+        def heard(event: Event) -> None:
             if self._talk is talk:
                 hear(event)
 
@@ -109,7 +111,7 @@ class Line:
         """The next message continues this stored conversation."""
         self._chat_id = chat_id
 
-    def say(self, desk: "Desk", person: str, asking: "Asking", text: str) -> "Iterator[Event]":
+    def say(self, desk: Desk, person: str, asking: Asking, text: str) -> Iterator[Event]:
         """One message and its answer, in the speaker's thread. A voice that speaks so already keeps its memory."""
         from mta_cli.pipeline.chat.conversation import Conversation
 
@@ -128,7 +130,7 @@ class Line:
             self._conversation = known
         yield from known.say(text)
 
-    def good(self) -> "Iterator[Event]":
+    def good(self) -> Iterator[Event]:
         """Keep the last exchange as a history item, in the speaker's thread."""
         assert self._conversation is not None
         yield from self._conversation.good()

@@ -4,6 +4,8 @@ A thread puts events into a queue and touches nothing else; the window empties t
 flood of steps ever becomes a flood of repaints.
 """
 
+from __future__ import annotations
+
 import queue
 import threading
 import time
@@ -55,7 +57,7 @@ class Job:
     result: Any = None
     saved: int = 0
     stop_asked: threading.Event = field(default_factory=threading.Event)
-    _pace: "_Pace | None" = None
+    _pace: _Pace | None = None
 
     @property
     def over(self) -> bool:

@@ -1,5 +1,7 @@
 """One loaded base in a thread of its own, for all answers of the window. Knows neither widgets nor questions."""
 
+from __future__ import annotations
+
 import queue
 import threading
 import time
@@ -22,7 +24,7 @@ Ended = Callable[[BaseException | None], None]
 class Desk:
     """What work finds in the speaker's thread: a registry, and a voice on the loaded base."""
 
-    def __init__(self, reg: "Registry", base: str) -> None:
+    def __init__(self, reg: Registry, base: str) -> None:
         self.reg = reg
         self._name = base
         self._voice: Voice | None = None
@@ -32,7 +34,7 @@ class Desk:
         """Whether the base is in memory already."""
         return self._voice is not None
 
-    def voice(self, user: "User | None", asking: "Asking") -> "Voice":
+    def voice(self, user: User | None, asking: Asking) -> Voice:
         """A voice that speaks for `user`; the base is loaded with the first, and again for another machine."""
         from mta_cli.pipeline.chat.answer import Voice
         from mta_cli.pipeline.models.lookup import resolve
@@ -48,7 +50,7 @@ class Desk:
 class Talk:
     """A piece of work for the speaker, from question to end."""
 
-    def __init__(self, work: "Callable[[Desk], Iterator[Event]]", hear: Hear, ended: Ended) -> None:
+    def __init__(self, work: Callable[[Desk], Iterator[Event]], hear: Hear, ended: Ended) -> None:
         self.work, self.hear, self.ended = work, hear, ended
         self._stop = threading.Event()
 
@@ -84,7 +86,7 @@ class Speaker:
         """Whether a talk is under way or waits."""
         return bool(self._open)
 
-    def start(self, work: "Callable[[Desk], Iterator[Event]]", hear: Hear, ended: Ended) -> Talk:
+    def start(self, work: Callable[[Desk], Iterator[Event]], hear: Hear, ended: Ended) -> Talk:
         """Do `work` when its turn comes. `hear` gets its events and `ended` its end, both in the window's thread."""
         talk = Talk(work, hear, ended)
         self._open.append(talk)
@@ -143,7 +145,7 @@ class Speaker:
             time.sleep(0)  # the window's thread comes first
 
 
-def _joined(said: "list[tuple[Talk, Event | _End]]") -> "Iterator[tuple[Talk, Event | _End]]":
+def _joined(said: list[tuple[Talk, Event | _End]]) -> Iterator[tuple[Talk, Event | _End]]:
     """The same with runs of tokens of one talk and column made one."""
     held: tuple[Talk, Token] | None = None
     for talk, event in said:

@@ -1,5 +1,7 @@
 """The store, read from one thread of its own, so that no query ever holds up the screen. Writes nothing by itself."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ class Shelf:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shelf")
         self._registry: Registry | None = None
 
-    async def read(self, question: "Callable[[Registry], T]") -> T:
+    async def read(self, question: Callable[[Registry], T]) -> T:
         """What `question` finds. Raises what it raises, and what opening the store does."""
         return await asyncio.wrap_future(self._thread.submit(self._ask, question))
 
@@ -30,10 +32,10 @@ class Shelf:
         self._thread.submit(self._close)
         self._thread.shutdown(wait=True)
 
-    def _ask(self, question: "Callable[[Registry], T]") -> T:
+    def _ask(self, question: Callable[[Registry], T]) -> T:
         return question(self._opened())
 
-    def _opened(self) -> "Registry":
+    def _opened(self) -> Registry:
         """The registry; only in the shelf's own thread."""
         if self._registry is None:
             from store.registry import Registry

@@ -1,5 +1,7 @@
 """Temperatures, against plain computation."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Who builds, tunes and is tested: disjoint, complete, even in history lengths, and chosen by the seed alone."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable, Mapping
 
@@ -80,10 +82,17 @@ def test_who_has_no_queries_builds_and_is_neither_tested_nor_tuned_on() -> None:
 @pytest.mark.parametrize(
     ("people", "asked", "folds"),
     [
-        (0, range(0), 1), (0, range(0), 2), (1, range(1), 2), (2, range(2), 1), (2, range(2), 3), (9, range(0), 2),
-        (9, range(1), 2), (9, range(1), 1), (5, range(5), 6),
+        (0, range(0), 1),
+        (0, range(0), 2),
+        (1, range(1), 2),
+        (2, range(2), 1),
+        (2, range(2), 3),
+        (9, range(0), 2),
+        (9, range(1), 2),
+        (9, range(1), 1),
+        (5, range(5), 6),
     ],
-)  # fmt: skip
+)
 def test_too_few_people_are_named_with_their_number(people: int, asked: range, folds: int) -> None:
     with pytest.raises(ValueError, match=f"^{people} people, {len(asked)} of them with held-out queries, are too few"):
         split(dict.fromkeys(range(people), 3), list(asked), folds, 0)

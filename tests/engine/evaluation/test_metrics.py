@@ -1,5 +1,7 @@
 """Metrics, against independent computations."""
 
+from __future__ import annotations
+
 import math
 
 import pytest

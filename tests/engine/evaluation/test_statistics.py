@@ -1,5 +1,7 @@
 """Intervals, tests and power, against enumeration, plain computation and simulated people whose truth is known."""
 
+from __future__ import annotations
+
 import itertools
 import math
 import random
@@ -104,9 +106,13 @@ def test_p_is_scipys_where_scipy_can_tell() -> None:
     b = a - 0.15 + rng.normal(size=a.shape) * 0.6
     p = difference(likelihoods(a), likelihoods(b), seed=0)["gold_loglik"]["p"]
     result = stats.permutation_test(
-        (a.mean(axis=1), b.mean(axis=1)), lambda x, y, axis: (x - y).mean(axis=axis), permutation_type="samples",
-        n_resamples=20_000, vectorized=True, rng=np.random.default_rng(1),
-    )  # fmt: skip
+        (a.mean(axis=1), b.mean(axis=1)),
+        lambda x, y, axis: (x - y).mean(axis=axis),
+        permutation_type="samples",
+        n_resamples=20_000,
+        vectorized=True,
+        rng=np.random.default_rng(1),
+    )
     assert p == pytest.approx(result.pvalue, abs=0.01)
     assert 0.001 < p < 0.5
 

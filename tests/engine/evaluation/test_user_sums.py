@@ -1,5 +1,7 @@
 """Sums by user give every metric, against independent computations."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

@@ -1,5 +1,7 @@
 """Decoding: equal to the library's greedy search, exact label scores, whole characters, an exact cache."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Answers for many people in one batch: what each would get alone, whatever else the batch holds."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -92,9 +94,13 @@ def slow_logits(base: LoadedBase, prompt: Sequence[int], tail: Sequence[int], pa
 
 
 def batch_logits(
-    base: LoadedBase, prompts: Sequence[Sequence[int]], tails: Sequence[Sequence[int]], people: Sequence[PARTS],
-    owners: Sequence[int], at_once: int = 1000,
-) -> list[Tensor]:  # fmt: skip
+    base: LoadedBase,
+    prompts: Sequence[Sequence[int]],
+    tails: Sequence[Sequence[int]],
+    people: Sequence[PARTS],
+    owners: Sequence[int],
+    at_once: int = 1000,
+) -> list[Tensor]:
     """What the batch gives after each prompt and each token of its tail; rows leave when their tail is done."""
     plain = plain_of(base)
     rows = [Row(prompt, owner) for prompt, owner in zip(prompts, owners, strict=True)]

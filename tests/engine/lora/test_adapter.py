@@ -1,5 +1,7 @@
 """LoRA weights: files, targets, training layers and folding."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """Blocks of factors: the same numbers as in the file, and no file is trusted."""
 
+from __future__ import annotations
+
 import json
 import struct
 from pathlib import Path
@@ -46,8 +48,10 @@ def honest(layers: int = 1) -> tuple[dict[str, Any], bytes]:
     for key, tensor in tensors(layers=layers).items():
         raw = tensor.numpy().tobytes()
         entries[key] = {
-            "dtype": "F16", "shape": list(tensor.shape), "data_offsets": [len(numbers), len(numbers) + len(raw)]
-        }  # fmt: skip
+            "dtype": "F16",
+            "shape": list(tensor.shape),
+            "data_offsets": [len(numbers), len(numbers) + len(raw)],
+        }
         numbers += raw
     return {"__metadata__": MTA, **entries}, numbers
 
@@ -150,10 +154,25 @@ def damaged(change: str) -> tuple[dict[str, Any], bytes]:
 
 
 CHANGES = (
-    "hole", "overlap", "same place", "beyond the file", "bytes left over", "cut short", "empty", "negative",
-    "fractions", "three dimensions", "no dimensions", "one factor", "ranks", "types", "unknown type", "no type",
-    "list for a type", "other name",
-)  # fmt: skip
+    "hole",
+    "overlap",
+    "same place",
+    "beyond the file",
+    "bytes left over",
+    "cut short",
+    "empty",
+    "negative",
+    "fractions",
+    "three dimensions",
+    "no dimensions",
+    "one factor",
+    "ranks",
+    "types",
+    "unknown type",
+    "no type",
+    "list for a type",
+    "other name",
+)
 
 
 @pytest.mark.parametrize("change", CHANGES)

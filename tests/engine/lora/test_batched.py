@@ -1,5 +1,7 @@
 """Many people's factors side by side: each row meets its own, and gradients find their way back."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import pytest
@@ -44,9 +46,11 @@ def explicit(base: LoadedBase, i: int, name: str, x: Tensor, one: LoraWeights | 
     """What one person's part adds to one joint projection: each module's own s·B(A x), in the modules' order."""
     path = {"qkv": "self_attn.{}", "out": "self_attn.{}", "gate_up": "mlp.{}", "down": "mlp.{}"}[name]
     members = {
-        "qkv": ("q_proj", "k_proj", "v_proj"), "out": ("o_proj",), "gate_up": ("gate_proj", "up_proj"),
+        "qkv": ("q_proj", "k_proj", "v_proj"),
+        "out": ("o_proj",),
+        "gate_up": ("gate_proj", "up_proj"),
         "down": ("down_proj",),
-    }[name]  # fmt: skip
+    }[name]
     pieces = []
     for member in members:
         full = f"model.layers.{i}.{path.format(member)}"
@@ -109,10 +113,14 @@ def test_a_crowd_of_late_and_other_parts_is_refused(base: LoadedBase) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "model.layers.2.mlp.up_proj", "model.layers.0.mlp.fc1", "model.layers.0.mlp.q_proj",
-        "model.layers.0.self_attn.up_proj", "transformer.layers.0.mlp.up_proj", "lm_head",
+        "model.layers.2.mlp.up_proj",
+        "model.layers.0.mlp.fc1",
+        "model.layers.0.mlp.q_proj",
+        "model.layers.0.self_attn.up_proj",
+        "transformer.layers.0.mlp.up_proj",
+        "lm_head",
     ],
-)  # fmt: skip
+)
 def test_a_module_that_the_base_lacks_is_a_fault(base: LoadedBase, path: str) -> None:
     with pytest.raises(IntegrityFault, match=path.rsplit(".", 1)[-1]):
         places(decoder(base), [path])

@@ -1,5 +1,7 @@
 """Joining blocks: the plain sum of products, in as few runs as the layouts allow."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,5 +1,7 @@
 """A few numbers between frozen factors: they begin at nothing, learn, are the same in any company, and in bytes."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -46,9 +48,14 @@ def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def trained(
-    base: LoadedBase, core: Core, people: Sequence[Sequence[Row]], steps: int, rate: float,
-    under: Sequence[tuple[LoraWeights, ...]], budget: int | None = None,
-) -> Trainer:  # fmt: skip
+    base: LoadedBase,
+    core: Core,
+    people: Sequence[Sequence[Row]],
+    steps: int,
+    rate: float,
+    under: Sequence[tuple[LoraWeights, ...]],
+    budget: int | None = None,
+) -> Trainer:
     """A training that has ended; every step is on all of a person's rows."""
     members = [
         Member(core, rows, Schedule(steps, len(rows), rate), i, parts)
@@ -60,9 +67,17 @@ def trained(
 
 
 def fit(
-    base: LoadedBase, basis: LoraWeights, people: Sequence[Sequence[Row]], kind: Kind, *, steps: int = 6,
-    rate: float = 0.2, pull: float = 0.1, under: Sequence[tuple[LoraWeights, ...]] = (), budget: int | None = None,
-) -> list[LoraWeights | None]:  # fmt: skip
+    base: LoadedBase,
+    basis: LoraWeights,
+    people: Sequence[Sequence[Row]],
+    kind: Kind,
+    *,
+    steps: int = 6,
+    rate: float = 0.2,
+    pull: float = 0.1,
+    under: Sequence[tuple[LoraWeights, ...]] = (),
+    budget: int | None = None,
+) -> list[LoraWeights | None]:
     """Everybody's ΔW as the store gives it back; None where there are no rows, or where training failed."""
     able = [i for i, rows in enumerate(people) if rows]
     below = [under[i] if under else () for i in able]

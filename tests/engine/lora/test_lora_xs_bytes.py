@@ -1,5 +1,7 @@
 """What is kept of a core: bytes that give it back, and bytes that are refused."""
 
+from __future__ import annotations
+
 import struct
 
 import pytest

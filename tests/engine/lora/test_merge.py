@@ -1,5 +1,7 @@
 """Merging is exact in ΔW; weights are what their definitions say."""
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Which layers adapters may stand on, by the headers of a model's files."""
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """The linear discriminant against scikit-learn's, and what it says where there is little to say it from."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis

@@ -1,5 +1,7 @@
 """Neighbours against plain sums, and kernels against what the data were drawn from."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """A bench and its people on the tiny base, for the tests of the rival methods."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch

@@ -1,5 +1,7 @@
 """A bench for a task of labels and people with shots in it, and what models make of rows. Asserts nothing."""
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """The catalogue: names, wrong names, settings that can be tried, and every method for people of every kind."""
 
+from __future__ import annotations
+
 import math
 
 import pytest

@@ -1,5 +1,7 @@
 """Noise is as large as what it stands for, and nothing like it."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -1,5 +1,7 @@
 """Fusions: the anchors that the shots speak for, exactly merged; and the controls that know nothing of the person."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 from typing import Any

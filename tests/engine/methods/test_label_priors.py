@@ -1,5 +1,7 @@
 """Label priors: nothing without weight or labels, else the person's habit, with or without neighbours."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Rules that need no model: ties, mean scores, nearest own texts, and people who gave nothing."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """Fusion and stack: what each part is, what the stack stands on, and what has to be kept of both."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest
@@ -33,10 +35,13 @@ def make(name: str, bench: Bench, people: list[Person], **changes: float | str) 
 @pytest.mark.parametrize(
     ("name", "weigh", "fit"),
     [
-        ("mta", by_evidence, cores), ("mta-alone", by_evidence, cores), ("mta-lora", by_evidence, loras),
-        ("mta-evidence", by_evidence, loras), ("mta-cosine", by_similarity, loras),
+        ("mta", by_evidence, cores),
+        ("mta-alone", by_evidence, cores),
+        ("mta-lora", by_evidence, loras),
+        ("mta-evidence", by_evidence, loras),
+        ("mta-cosine", by_similarity, loras),
     ],
-)  # fmt: skip
+)
 def test_a_stack_is_trained_above_the_fusion(base: LoadedBase, name: str, weigh: Weigh, fit: Fit) -> None:
     bench, person, settings = a_bench(base, 3, placement="late"), a_person(3), BY_NAME[name].settings
     (shares,) = weigh(bench, [person], settings)

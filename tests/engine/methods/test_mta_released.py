@@ -1,5 +1,7 @@
 """The authors' arithmetic, checked by hand: what it does, and that it is not an exact merge."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 
@@ -45,8 +47,9 @@ def test_an_anchors_own_part_is_scaled_by_its_share_squared(base: LoadedBase) ->
     anchor = random_lora(base.model, 1)
     nothing = LoraWeights(
         {path: (torch.zeros_like(a), torch.zeros_like(b)) for path, (a, b) in anchor.factors.items()},
-        anchor.scale, anchor.placement,
-    )  # fmt: skip
+        anchor.scale,
+        anchor.placement,
+    )
     made, alone = averaged([anchor, nothing], [0.6, 0.4]), averaged([anchor], [1.0])
     assert made is not None and alone is not None
     for path in anchor.factors:
@@ -100,9 +103,15 @@ def test_an_epoch_is_one_step_for_every_eight_rows(base: LoadedBase, rows: int, 
     bench, person = between(base), a_person(rows, profile=BETWEEN)
     (made,) = run(bench, [person])
     own: Settings = {
-        **OWN, "rank": 4, "alpha": 8.0, "targets": "all-linear", "placement": "upper", "steps": steps, "batch_size": 8,
+        **OWN,
+        "rank": 4,
+        "alpha": 8.0,
+        "targets": "all-linear",
+        "placement": "upper",
+        "steps": steps,
+        "batch_size": 8,
         "learning_rate": 5e-5,
-    }  # fmt: skip
+    }
     (stack,) = loras(bench, [person], [made.parts[:1]], own)
     assert stack.part is not None and same(made.parts[1], stack.part)
 

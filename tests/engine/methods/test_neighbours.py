@@ -1,5 +1,7 @@
 """The guess without a model: people's rates, neighbours and the habit, nothing else."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 

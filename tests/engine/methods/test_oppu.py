@@ -1,5 +1,7 @@
 """One LoRA per person as OPPU has it: everywhere, of rank 8, from the base or above the task adapter."""
 
+from __future__ import annotations
+
 import pytest
 
 from mta_cli.engine.methods.method import Made, Method

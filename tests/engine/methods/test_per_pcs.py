@@ -1,5 +1,7 @@
 """Pieces are chosen module by module by what answers the user's inputs, each with what stands before it in place."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """Methods that train nothing: what stands below, what the prompt shows, and the label prior."""
 
+from __future__ import annotations
+
 import pytest
 
 from mta_cli.engine.methods.label_priors import priors

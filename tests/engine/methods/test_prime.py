@@ -1,5 +1,7 @@
 """The search minimises what it says, within bounds and budget, and never does worse than where it begins."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Small parts: what each method gives, how many bytes it keeps, and that people without shots cost nothing."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -30,10 +32,15 @@ def bench(base: LoadedBase) -> Bench:
 
 def people(*shots: int) -> list[Person]:
     return [
-        Person(i, ("x",) * count, ("y",) * count, tuple(random_rows([22 + i + n for n in range(count)], i)),
-               torch.zeros(32))
+        Person(
+            i,
+            ("x",) * count,
+            ("y",) * count,
+            tuple(random_rows([22 + i + n for n in range(count)], i)),
+            torch.zeros(32),
+        )
         for i, count in enumerate(shots)
-    ]  # fmt: skip
+    ]
 
 
 def make(bench: Bench, name: str, crowd: Sequence[Person], **settings: float) -> list[Made]:

@@ -1,5 +1,7 @@
 """Stacks in one group: everybody's own LoRA or core, trained on what lies under it, as the store gives it back."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest
@@ -133,9 +135,11 @@ def test_who_has_no_rows_has_nothing_and_has_not_failed(base: LoadedBase, fit: F
 def test_a_training_that_fails_is_said(base: LoadedBase, fit: Fit, defaults: Settings, steps: int, rate: float) -> None:
     """Numbers too large for float16, numbers that are none, and a loss that is none."""
     found = fit(
-        late_bench(base), [a_person(1), a_person(0, 1)], [NOTHING] * 2,
+        late_bench(base),
+        [a_person(1), a_person(0, 1)],
+        [NOTHING] * 2,
         {**defaults, "steps": steps, "learning_rate": rate},
-    )  # fmt: skip
+    )
     assert found == [Own(failed=True), Own()]
 
 

@@ -1,5 +1,7 @@
 """Kept states: the least recently used go first, and never more is held than may be."""
 
+from __future__ import annotations
+
 import torch
 
 from mta_cli.engine.model.activation_cache import Kept, Start

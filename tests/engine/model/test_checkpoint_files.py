@@ -1,5 +1,7 @@
 """What a model's folder may not hold: pickles under any name, code, adapters, GGUF files, damaged weights."""
 
+from __future__ import annotations
+
 import io
 import json
 import pickle

@@ -1,5 +1,7 @@
 """A Llama written as GGUF the way llama.cpp does comes back with the same logits and the same bytes each time."""
 
+from __future__ import annotations
+
 import hashlib
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """The plain decoder: transformers' own numbers where it computes, and nothing at all where it could not be exact."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import Any
 

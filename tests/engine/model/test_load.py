@@ -1,5 +1,7 @@
 """The base: loaded frozen and safely, in the right place and format, with the model's own logits at chosen places."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from collections.abc import Iterator
@@ -89,9 +91,17 @@ def test_a_model_that_scales_its_logits_takes_the_long_way(tiny_base_path: Path,
 
     shutil.copytree(tiny_base_path, tmp_path / "granite", ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
     config = GraniteConfig(
-        vocab_size=259, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, logits_scaling=3.0, initializer_range=0.2, pad_token_id=2, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        logits_scaling=3.0,
+        initializer_range=0.2,
+        pad_token_id=2,
+        eos_token_id=2,
+    )
     GraniteForCausalLM(config).save_pretrained(tmp_path / "granite")
     scaled = loaded(tmp_path / "granite")
     assert not scaled.head_is_exact
@@ -174,11 +184,15 @@ def test_what_uses_one_device_takes_the_first_of_a_list(two_cards: None) -> None
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("cuda:0,cuda:0", "cuda:0 stands there twice"), ("cuda,cuda:0", "cuda:0 stands there twice"),
-        ("cpu,cuda:1", "cpu and cuda"), ("auto,cpu", "auto stands alone"), ("cuda:0,cuda:2", "PyTorch sees 2"),
-        ("cuda:0,", "'' is not known"), ("cpu,gpu", "'gpu' is not known"),
+        ("cuda:0,cuda:0", "cuda:0 stands there twice"),
+        ("cuda,cuda:0", "cuda:0 stands there twice"),
+        ("cpu,cuda:1", "cpu and cuda"),
+        ("auto,cpu", "auto stands alone"),
+        ("cuda:0,cuda:2", "PyTorch sees 2"),
+        ("cuda:0,", "'' is not known"),
+        ("cpu,gpu", "'gpu' is not known"),
     ],
-)  # fmt: skip
+)
 def test_lists_that_make_no_sense(two_cards: None, name: str, said: str) -> None:
     for resolve in (resolve_device, resolve_devices):
         with pytest.raises(UsageFault, match=said) as refused:

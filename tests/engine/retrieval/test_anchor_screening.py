@@ -1,5 +1,7 @@
 """Gates: what stands out beside other anchors is found, honest spread is not, and whom an anchor serves is capped."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Anchors cover the population; the same seed gives the same ones."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from mta_cli.engine.retrieval.anchors import choose_anchors, choose_replacements

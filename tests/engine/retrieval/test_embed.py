@@ -1,5 +1,7 @@
 """Sentence embeddings: unit rows in order, nothing cut off, independent of what shares the batch."""
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
 

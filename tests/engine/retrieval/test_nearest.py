@@ -1,5 +1,7 @@
 """The nearest rows: exactly what sorting all of them gives, whatever the blocks."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

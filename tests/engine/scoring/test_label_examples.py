@@ -1,5 +1,7 @@
 """Shots as choices: the loss is that of the sum on which an answer is decided, through both lenses and in training."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import replace

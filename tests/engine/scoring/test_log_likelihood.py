@@ -1,5 +1,7 @@
 """Likelihoods of answers under people's parts: equal to a slow reference in any company; and the token budget."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest

@@ -1,5 +1,7 @@
 """Passes: every fork scores as if it ran alone and whole, whatever is kept, shared, padded or frozen underneath."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -207,9 +209,7 @@ def test_several_frozen_parts_of_different_kinds(base: LoadedBase) -> None:
     forks, owners = random_forks(SHAPES), [0, 1, 2, 0, 1, 2, 0]
     below = [(frozen(base, 10, "all"), frozen(base, 11, "late")), (frozen(base, 12, "late-elsewhere"),), ()]
     acting = random_lora(base.model, 1, placement="upper")
-    passes = Passes(
-        decoder(base), forks, acting.placement, under=crowds(decoder(base), below), people=owners
-    )  # fmt: skip
+    passes = Passes(decoder(base), forks, acting.placement, under=crowds(decoder(base), below), people=owners)
     scores = passes.scores(range(len(forks)), Crowd(decoder(base), [acting]).rows([0]))
     expected = [slow_sums(base, fork, [*below[owner], acting]) for fork, owner in zip(forks, owners, strict=True)]
     close(sums(forks, range(len(forks)), scores), expected)
@@ -230,10 +230,11 @@ def test_gradients_of_what_acts_equal_those_of_whole_texts(base: LoadedBase, pla
     free = [
         LoraWeights(
             {path: (a.clone().requires_grad_(), b.clone().requires_grad_()) for path, (a, b) in one.factors.items()},
-            one.scale, one.placement,
+            one.scale,
+            one.placement,
         )
         for one in starts
-    ]  # fmt: skip
+    ]
     for fork, owner in zip(forks, owners, strict=True):
         sum((v.sum() for v in slow_values(base, fork, [*below[owner], free[owner]])), torch.zeros(())).backward()
     for i, path in enumerate(group.paths):

@@ -1,5 +1,7 @@
 """Log-likelihoods without all logits at once: the values and the gradients of the plain way, whatever the pieces."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from torch.nn import functional as F

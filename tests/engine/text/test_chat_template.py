@@ -1,5 +1,7 @@
 """Chat templates: slots, and what a hostile or broken one can and cannot do."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

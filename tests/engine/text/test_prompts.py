@@ -1,5 +1,7 @@
 """Prompts and labels, for tokenizers of every shape."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from functools import cache
 from typing import Any

@@ -1,5 +1,7 @@
 """Task files: what is read, what is refused, and that all faults come at once."""
 
+from __future__ import annotations
+
 from dataclasses import fields, replace
 from pathlib import Path
 

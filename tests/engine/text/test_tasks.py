@@ -1,5 +1,7 @@
 """The built-in tasks, and what a task does with a raw question."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 from pathlib import Path

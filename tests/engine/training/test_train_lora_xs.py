@@ -1,5 +1,7 @@
 """Cores through the same loop as LoRAs: what a plain loop gives, in any company, stopped and gone on with."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,5 +1,7 @@
 """Training: equal to PEFT and to a plain loop, exact after a resumption, right at the labelled positions."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

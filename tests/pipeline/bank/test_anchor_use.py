@@ -1,5 +1,7 @@
 """What anchors do: how many recipes each is in, its weight, and how those people fared."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

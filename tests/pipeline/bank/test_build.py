@@ -1,5 +1,7 @@
 """Building banks: what is stored, resumption at anchor and step, the same bytes whatever happened in between."""
 
+from __future__ import annotations
+
 import re
 import shutil
 from collections.abc import Sequence
@@ -76,10 +78,16 @@ def test_banks_of_the_same_items_share_their_task_adapter(peopled: Registry) -> 
 @pytest.mark.parametrize(
     "other",
     [
-        {"batch_size": 4}, {"task_rank": 4}, {"task_epochs": 2}, {"task_learning_rate": 2e-3}, {"targets": "q_proj"},
-        {"prompt": PromptOptions(1)}, {"machine": replace(CPU, seed=1)}, {"task_min_items": 1},
+        {"batch_size": 4},
+        {"task_rank": 4},
+        {"task_epochs": 2},
+        {"task_learning_rate": 2e-3},
+        {"targets": "q_proj"},
+        {"prompt": PromptOptions(1)},
+        {"machine": replace(CPU, seed=1)},
+        {"task_min_items": 1},
     ],
-)  # fmt: skip
+)
 def test_a_task_adapter_made_otherwise_is_not_shared(peopled: Registry, other: dict[str, Any]) -> None:
     built(peopled)
     seen = finish(build_bank(peopled, bank_request(**other)))[1]

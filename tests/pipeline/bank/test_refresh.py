@@ -1,5 +1,7 @@
 """Refreshing a bank: only stale anchors are trained anew, by others like them; whoever rested on them is named."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """The map of people: principal components that agree with a plain decomposition, anchors, neighbours."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Asking and comparing: whose weights answer, what the prompt holds, what is said about it."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """Comparing: every mode answers the same prompt as it would alone, and the voice is as before afterwards."""
 
+from __future__ import annotations
+
 import json
 import math
 from dataclasses import replace

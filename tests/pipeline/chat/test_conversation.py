@@ -1,5 +1,7 @@
 """Conversations: what is remembered, what is stored, what gives way when the window is full."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Which history stands in a prompt: never the item itself, never the future."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

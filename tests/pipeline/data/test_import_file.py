@@ -1,5 +1,7 @@
 """Importing: what arrives in the store, what a second import changes, and that a fault leaves everything as it was."""
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """Profiles: unit means of item embeddings, of which only new ones are computed."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """The real people's data that may lie beside the checkout; nothing of it is copied here."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Tasks by name, and task files that are added to a store."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """A finished evaluation that many tests look at, made once."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Answers under many people's parts at once: the likeliest label or own words, and how likely the gold was."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 from pathlib import Path

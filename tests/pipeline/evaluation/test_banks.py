@@ -1,5 +1,7 @@
 """Banks of folds: from those who are not tested in them, known from their beginning, and shared."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -68,9 +70,11 @@ def test_they_are_for_evaluations_alone_and_act_where_personal_parts_do(peopled:
 def test_a_bank_of_the_same_people_serves_every_evaluation(peopled: Registry) -> None:
     first = made(peopled, eval_request(folds=2))
     job = fold_banks(
-        peopled, eval_request(folds=2, shots=2), design(peopled, eval_request(folds=2)),
+        peopled,
+        eval_request(folds=2, shots=2),
+        design(peopled, eval_request(folds=2)),
         begun(peopled, eval_request(folds=2, shots=2)),
-    )  # fmt: skip
+    )
     seen = list(job)
     assert not any(isinstance(event, Step) and event.loss is not None for event in seen)
     assert any("nothing to do" in text for text in notes(seen))

@@ -1,5 +1,7 @@
 """What methods are given: a person's shots and nothing else, and what a fold's people share."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,5 +1,7 @@
 """The design: what makes two runs one evaluation, who plays which role, and what a plan says before a run."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -44,16 +46,26 @@ def machine(**changes: Any) -> Change:
 @pytest.mark.parametrize(
     "change",
     [
-        options(shots=4), options(folds=2), options(placement="upper"), bank(anchors=3), bank(epochs=2), bank(rank=1),
-        bank(min_items=4), bank(task_adapter=False), bank(task_epochs=2), bank(max_items=9), machine(seed=1),
-        machine(dtype="bfloat16"), lambda request: replace(request, prompt=PromptOptions(3)),
+        options(shots=4),
+        options(folds=2),
+        options(placement="upper"),
+        bank(anchors=3),
+        bank(epochs=2),
+        bank(rank=1),
+        bank(min_items=4),
+        bank(task_adapter=False),
+        bank(task_epochs=2),
+        bank(max_items=9),
+        machine(seed=1),
+        machine(dtype="bfloat16"),
+        lambda request: replace(request, prompt=PromptOptions(3)),
         lambda request: replace(request, task=replace(request.task, prompt="Now: {input}")),
         lambda request: replace(request, task=replace(request.task, query_tokens=31)),
         lambda request: replace(request, base=replace(request.base, fingerprint="sha256:other")),
         lambda request: replace(request, embedder=replace(request.embedder, fingerprint="sha256:other")),
     ],
     ids=range(17),
-)  # fmt: skip
+)
 def test_whatever_decides_an_answer_makes_another_evaluation(peopled: Registry, change: Change) -> None:
     assert design(peopled, change(eval_request())).key != design(peopled, eval_request()).key
 
@@ -71,11 +83,15 @@ def test_another_machines_number_format_makes_another_evaluation(
 @pytest.mark.parametrize(
     "change",
     [
-        options(methods="base"), options(reference="base"), options(calibrate=False), machine(device="auto"),
-        lambda request: replace(request, given={"mta": {"steps": "3"}}), bank(placement="all"),
+        options(methods="base"),
+        options(reference="base"),
+        options(calibrate=False),
+        machine(device="auto"),
+        lambda request: replace(request, given={"mta": {"steps": "3"}}),
+        bank(placement="all"),
     ],
     ids=range(6),
-)  # fmt: skip
+)
 def test_methods_and_how_they_are_read_do_not(peopled: Registry, change: Change) -> None:
     """The anchors of an evaluation act where its personal parts do, whatever a bank's own placement is."""
     assert design(peopled, change(eval_request())) == design(peopled, eval_request())
@@ -125,9 +141,10 @@ def test_roles_as_they_are_stored(peopled: Registry) -> None:
     plan = design(peopled, eval_request(folds=1))
     (fold,) = plan.folds
     assert plan.places == [
-        *((0, user, "bank") for user in fold.bank), *((0, user, "tuning") for user in fold.tuning),
+        *((0, user, "bank") for user in fold.bank),
+        *((0, user, "tuning") for user in fold.tuning),
         *((0, user, "test") for user in fold.test),
-    ]  # fmt: skip
+    ]
     assert plan.answering(0) == (*fold.test, *fold.tuning) and plan.tested == list(fold.test)
 
 

@@ -1,5 +1,7 @@
 """Evaluations as files: they count as those of the store do, name nobody, and say nothing that cannot be."""
 
+from __future__ import annotations
+
 import json
 import re
 import shutil

@@ -1,5 +1,7 @@
 """`mta eval run` and `tune` as jobs: everything answered once, stopped and gone on, chosen on others."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

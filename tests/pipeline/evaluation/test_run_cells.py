@@ -1,5 +1,7 @@
 """Answering cell by cell: groups that stay the same, everything stored at once, and priors in the scores."""
 
+from __future__ import annotations
+
 import struct
 from functools import partial
 from typing import Any

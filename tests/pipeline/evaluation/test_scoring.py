@@ -1,5 +1,7 @@
 """From stored answers to the document: figures by hand, and temperatures that see nobody whom they read."""
 
+from __future__ import annotations
+
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -175,9 +177,11 @@ def test_costs_are_means_over_tested_people(reg: Registry) -> None:
     made.answer("direct", {"u": [("a", LOUD)], "v": [("a", LOUD)] * 3, "w": [("a", LOUD)]}, tokens=0, seconds=0.0)
     result = document(reg, made, {"m": ONE, "direct": ONE})
     assert result["costs"]["m"] == {
-        "bytes": 15, "seconds": 2.0, "seconds_per_query": pytest.approx(0.2),
+        "bytes": 15,
+        "seconds": 2.0,
+        "seconds_per_query": pytest.approx(0.2),
         "tokens_per_second": pytest.approx(60 / 0.8),
-    }  # fmt: skip
+    }
     assert result["costs"]["direct"]["tokens_per_second"] is None and result["costs"]["direct"]["bytes"] == 0
 
 

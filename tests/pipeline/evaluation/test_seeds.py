@@ -1,5 +1,7 @@
 """Several seeds as one: every person once with all their answers; what is not of one design is refused."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """Measuring on held-out queries: what is counted, stored and reported."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest

@@ -1,5 +1,7 @@
 """Quick evaluations: of the people of `town`, one that is run once for many tests, and answers made up for judging."""
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +22,21 @@ from tests.pipeline import town
 from tests.pipeline.town import CPU, TASK, finish
 
 ALL = [
-    "majority", "base", "rag", "pooled", "pooled-rag", "oppu", "oppu-pooled", "fusion", "fusion-random",
-    "fusion-noise", "stack", "mta", "mta-learned", "mta-released",
-]  # fmt: skip
+    "majority",
+    "base",
+    "rag",
+    "pooled",
+    "pooled-rag",
+    "oppu",
+    "oppu-pooled",
+    "fusion",
+    "fusion-random",
+    "fusion-noise",
+    "stack",
+    "mta",
+    "mta-learned",
+    "mta-released",
+]
 SECRET = "zyzzyva"
 
 
@@ -30,9 +44,15 @@ def eval_request(*, given: Mapping[str, Mapping[str, Any]] | None = None, **chan
     """Three folds, two anchors, three shots; `changes` are options of the evaluation."""
     bank = BankOptions(anchors=2, rank=2, alpha=4.0, epochs=1, task_epochs=1, min_items=5)
     return EvalRequest(
-        TASK, resolve("tiny", "base"), resolve("tiny-embedder", "embedder"),
-        EvalOptions(**{"methods": ",".join(ALL), "shots": 3, **changes}), bank, PromptOptions(2), CPU, given or {},
-    )  # fmt: skip
+        TASK,
+        resolve("tiny", "base"),
+        resolve("tiny-embedder", "embedder"),
+        EvalOptions(**{"methods": ",".join(ALL), "shots": 3, **changes}),
+        bank,
+        PromptOptions(2),
+        CPU,
+        given or {},
+    )
 
 
 def timeless(document: Any) -> Any:
@@ -136,9 +156,9 @@ class Made:
             user, rows = self.users[name], []
             for query, (gold, scores) in zip(self.plan.queries[self.users[name]], own, strict=True):
                 packed = struct.pack(f"<{len(scores)}f", *scores) if scores else None
-                rows.append(replace(
-                    Prediction(user, query.id, method, "p", "?", gold, -4.0, 10, 0.25, 2, packed), **more
-                ))  # fmt: skip
+                rows.append(
+                    replace(Prediction(user, query.id, method, "p", "?", gold, -4.0, 10, 0.25, 2, packed), **more)
+                )
             cells.append((Cell(fold, method, settings or {}, user, size, spent), rows))
         self.reg.evaluations.cells.add(self.evaluation, cells)
 

@@ -1,5 +1,7 @@
 """The doctor finds what is broken, calls what is absent absent, and never falls over what it finds."""
 
+from __future__ import annotations
+
 import re
 import tomllib
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """Jobs that were stopped: which are offered, that going on ends as the whole job does, and giving up."""
 
+from __future__ import annotations
+
 import contextlib
 import shutil
 import subprocess

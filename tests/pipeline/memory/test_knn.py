@@ -1,5 +1,7 @@
 """Keeping a bank's neighbours: which items, resumption, older banks; and what they change in answers."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import numpy as np

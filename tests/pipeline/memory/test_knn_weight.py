@@ -1,5 +1,7 @@
 """Weighing a bank's neighbours against its model: which items, what is kept, older banks and stopped builds."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import replace
 

@@ -1,5 +1,7 @@
 """Label priors of people: from their own answers, against those of the people whom a bank is made of."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest

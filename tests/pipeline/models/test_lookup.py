@@ -1,5 +1,7 @@
 """Models by name: registered folders, paths used directly, the wrong kind, what is gone, damaged or taken away."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil

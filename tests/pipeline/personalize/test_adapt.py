@@ -1,5 +1,7 @@
 """Adaptation: stacks on the frozen fusion, what is reported, resumption by user."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest

@@ -1,5 +1,7 @@
 """What is computed in company is stored in one step: who was left of half a company would come to other bytes."""
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
 from typing import Any

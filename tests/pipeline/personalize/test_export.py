@@ -1,5 +1,7 @@
 """Exported folders: plain PEFT gives our logits, whole folders or none, nobody named."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

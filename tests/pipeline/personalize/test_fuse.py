@@ -1,5 +1,7 @@
 """Fusion: which anchors a user gets under each rule, and what is stored."""
 
+from __future__ import annotations
+
 import pytest
 
 from mta_cli.errors import IntegrityFault, NotFound, UsageFault

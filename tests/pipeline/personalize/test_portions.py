@@ -1,5 +1,7 @@
 """Who is weighed together: so many people, so many different anchors, everybody once and in order."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 from typing import Any
 

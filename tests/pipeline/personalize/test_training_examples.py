@@ -1,5 +1,7 @@
 """What shots teach: choices beside neighbours and habit where these count, else texts; and stacks that rest on it."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest

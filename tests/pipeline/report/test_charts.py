@@ -1,5 +1,7 @@
 """Charts of evaluations: what is drawn, that the same documents give the same bytes, and that names stay names."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

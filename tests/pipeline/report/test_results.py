@@ -1,5 +1,7 @@
 """What is read out of result documents."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 
@@ -39,13 +41,18 @@ def test_those_that_share_the_best_value_are_all_the_best() -> None:
 @pytest.mark.parametrize(
     ("metric", "low", "high", "said"),
     [
-        ("accuracy", 0.01, 0.2, "better"), ("accuracy", -0.2, -0.01, "worse"),
-        ("accuracy", -0.1, 0.1, "not told apart"), ("accuracy", 0.0, 0.1, "not told apart"),
-        ("mae", 0.01, 0.2, "worse"), ("mae", -0.2, -0.01, "better"), ("rmse", -0.2, -0.1, "better"),
-        ("gold_loglik", -0.2, -0.1, "worse"), ("accuracy", None, 0.1, "not told apart"),
+        ("accuracy", 0.01, 0.2, "better"),
+        ("accuracy", -0.2, -0.01, "worse"),
+        ("accuracy", -0.1, 0.1, "not told apart"),
+        ("accuracy", 0.0, 0.1, "not told apart"),
+        ("mae", 0.01, 0.2, "worse"),
+        ("mae", -0.2, -0.01, "better"),
+        ("rmse", -0.2, -0.1, "better"),
+        ("gold_loglik", -0.2, -0.1, "worse"),
+        ("accuracy", None, 0.1, "not told apart"),
         ("accuracy", math.nan, 0.1, "not told apart"),
     ],
-)  # fmt: skip
+)
 def test_a_difference_is_told_where_its_interval_excludes_zero(metric: str, low: Any, high: Any, said: str) -> None:
     assert results.verdict({"metric": metric, "low": low, "high": high}) == said
     assert results.verdict({"metric": metric, "low": low, "high": high, "p": 0.049}) == said

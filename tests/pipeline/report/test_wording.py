@@ -1,5 +1,7 @@
 """Numbers and designs in words."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 
@@ -11,9 +13,14 @@ from tests.pipeline.documents import document
 
 @pytest.mark.parametrize(
     ("value", "shown", "signed"),
-    [(0.5, "0.500", "+0.500"), (-1.23456, "-1.235", "-1.235"), (-0.0001, "0.000", "+0.000"), (None, "–", "–"),
-     (math.nan, "–", "–")],
-)  # fmt: skip
+    [
+        (0.5, "0.500", "+0.500"),
+        (-1.23456, "-1.235", "-1.235"),
+        (-0.0001, "0.000", "+0.000"),
+        (None, "–", "–"),
+        (math.nan, "–", "–"),
+    ],
+)
 def test_numbers_have_three_decimals(value: Any, shown: str, signed: str) -> None:
     assert wording.number(value) == shown and wording.number(value, signed=True) == signed
 
@@ -26,9 +33,20 @@ def test_an_interval_is_shown_as_far_as_it_is_known() -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0 B"), (2.5, "2.5 B"), (104, "104 B"), (999.4, "999 B"), (999.5, "1 kB"), (1234, "1.2 kB"), (9960, "10 kB"),
-     (77_000, "77 kB"), (1_612_800, "1.6 MB"), (42e9, "42 GB"), (None, "–")],
-)  # fmt: skip
+    [
+        (0, "0 B"),
+        (2.5, "2.5 B"),
+        (104, "104 B"),
+        (999.4, "999 B"),
+        (999.5, "1 kB"),
+        (1234, "1.2 kB"),
+        (9960, "10 kB"),
+        (77_000, "77 kB"),
+        (1_612_800, "1.6 MB"),
+        (42e9, "42 GB"),
+        (None, "–"),
+    ],
+)
 def test_sizes_are_short(value: Any, shown: str) -> None:
     assert wording.size(value) == shown
 

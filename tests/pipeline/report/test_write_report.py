@@ -1,5 +1,7 @@
 """Reports: every number is the document's, the page loads nothing, names are inert, and the same bytes come again."""
 
+from __future__ import annotations
+
 import json
 import re
 from html.parser import HTMLParser
@@ -168,10 +170,16 @@ def test_each_difference_is_judged_the_right_way_round(metric: str, stack: str, 
 def test_the_design_is_in_words(page: str) -> None:
     said = Page(page).said("p")
     for words in (
-        "138 users with 333 held-out queries.", "5 shots", "At most 3 history items", "2 folds over users, seed 0.",
-        "16 anchors, placement late.", "Base tiny.", "compared with mta.", "Evaluation 1.",
+        "138 users with 333 held-out queries.",
+        "5 shots",
+        "At most 3 history items",
+        "2 folds over users, seed 0.",
+        "16 anchors, placement late.",
+        "Base tiny.",
+        "compared with mta.",
+        "Evaluation 1.",
         "The smallest difference in accuracy that this design can detect is 0.040 (as mta and base differed",
-    ):  # fmt: skip
+    ):
         assert words in said
 
 
@@ -199,8 +207,10 @@ def test_seeds_stand_beside_each_other_with_their_mean_and_no_interval_of_it() -
     assert differences["base"][-1] == "+0.200" and differences["base"][0].endswith(" better")
     assert "5 shots, 16 anchors, seeds 0, 1 and 2" in read.said("h3")
     assert [text for tag, text in read.texts if tag == "summary" and text.startswith("Seed")] == [
-        "Seed 0", "Seed 1", "Seed 2",
-    ]  # fmt: skip
+        "Seed 0",
+        "Seed 1",
+        "Seed 2",
+    ]
 
 
 def test_what_seeds_found_together_comes_before_them() -> None:
@@ -286,9 +296,14 @@ def test_the_files_of_a_report(tmp_path: Path, one: dict[str, Any], page: str) -
 
 def test_every_document_has_files_of_its_own_and_none_leaves_the_folder(tmp_path: Path) -> None:
     documents = [
-        document(), document(shots=10), document(seed=1), document(anchors=8), document(evaluation=9), hostile(),
+        document(),
+        document(shots=10),
+        document(seed=1),
+        document(anchors=8),
+        document(evaluation=9),
+        hostile(),
         {**hostile(), "task": "../../frac 1 2 y"},
-    ]  # fmt: skip
+    ]
     paths = write_reports([*documents, document()], tmp_path / "out")
     assert len(set(paths)) == len(paths) == len(list((tmp_path / "out").iterdir()))
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

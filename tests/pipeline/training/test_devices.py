@@ -1,5 +1,7 @@
 """Training on several devices, which here are the CPU twice: the same result as on one, stopping, errors, resuming."""
 
+from __future__ import annotations
+
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence

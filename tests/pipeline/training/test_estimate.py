@@ -1,5 +1,7 @@
 """Estimates: from what was measured here before, else from one matrix product."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest
@@ -49,9 +51,20 @@ def test_the_first_estimate_is_a_guess_and_later_ones_are_measured(peopled: Regi
 def test_a_speed_is_that_of_the_latest_and_reads_no_more(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     digest, size = peopled.files.write(b"0")
     known = Adapter(
-        digest, "stack", "base", None, 1, 1.0, "q_proj", "2-3/late8", "float32", 0, "d", size,
+        digest,
+        "stack",
+        "base",
+        None,
+        1,
+        1.0,
+        "q_proj",
+        "2-3/late8",
+        "float32",
+        0,
+        "d",
+        size,
         {"compute": "float32"},
-    )  # fmt: skip
+    )
     for number in range(estimate.RECENT + 2):
         digest, _ = peopled.files.write(b"%d" % number)
         seconds, created = (100.0, "2025") if number < 2 else (1.0, f"2026-01-{number:02}")

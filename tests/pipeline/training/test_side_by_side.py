@@ -1,5 +1,7 @@
 """Work in threads: what comes through the queue, errors, stopping, and that no thread is left."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Iterator
 

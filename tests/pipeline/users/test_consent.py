@@ -1,5 +1,7 @@
 """Consent: whoever withholds it leaves no trace in anything that serves others, and taking it back marks what did."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,8 +56,11 @@ def test_whoever_withholds_it_changes_nothing_that_serves_others(peopled: Regist
     number = shy(peopled)
     built(peopled)
     assert served(peopled) == expected and expected[4]
-    tally("adapters, rates and neighbours of a bank beside one who withholds it", "same bytes",
-          len(expected[1]) + len(expected[4]) + 3)  # fmt: skip
+    tally(
+        "adapters, rates and neighbours of a bank beside one who withholds it",
+        "same bytes",
+        len(expected[1]) + len(expected[4]) + 3,
+    )
     assert "shy" not in {c.user.name for c in contributors(peopled, "lamp-2", bank_request().options)}
     peopled.users.set_can_anchor(number, True)
     pool = contributors(peopled, "lamp-2", bank_request().options)
@@ -71,11 +76,13 @@ def test_taking_it_back_marks_the_anchor_and_names_banks_and_people(peopled: Reg
     resting = [n for n in SHORT if peopled.recipes.of_user(peopled.users.get(n).id)[0].shares[0].anchor_id == first.id]
     result, seen = finish(set_consent(peopled, str(first.user), False))
     assert result == {
-        "user": first.user, "can_anchor": False, "changed": True,
+        "user": first.user,
+        "can_anchor": False,
+        "changed": True,
         "stale_anchors": [{"bank": "lamp-2", "version": 1, "anchor": first.id}],
         "resting": [{"user": name, "bank": "lamp-2", "version": 1} for name in resting],
         "task_adapters": [{"bank": "lamp-2", "version": 1}],
-    }  # fmt: skip
+    }
     said = "\n".join(notes(seen))
     assert f"anchor {first.id} of lamp-2 v1" in said and resting[0] in said
     assert "mta bank build --task lamp-2 --refresh" in said and "task adapters" in said

@@ -1,5 +1,7 @@
 """One person as plain values: what is near them, what their model is, how it did. Nothing heavy is loaded for it."""
 
+from __future__ import annotations
+
 import math
 import subprocess
 import sys
@@ -40,8 +42,9 @@ def test_the_model_of_somebody_adapted_is_all_there(world: World) -> None:
     assert alice.bank is not None and alice.recipe is not None and alice.stack is not None
     assert alice.rest is None  # uniform weights leave nothing over on purpose
     assert [(near.name, near.similarity, near.weight) for near in alice.near] == [
-        ("dave", pytest.approx(0.9), pytest.approx(0.7)), ("erin", pytest.approx(0.9), pytest.approx(0.3)),
-    ]  # fmt: skip
+        ("dave", pytest.approx(0.9), pytest.approx(0.7)),
+        ("erin", pytest.approx(0.9), pytest.approx(0.3)),
+    ]
     assert look_at(world.reg, "bob").status == "fused" and look_at(world.reg, "dave").status == "anchor"
 
 
@@ -84,9 +87,12 @@ def test_a_forgotten_anchor_has_no_name_and_no_profile(world: World) -> None:
 def test_losses_are_those_of_the_last_adaptation_that_took_steps(world: World) -> None:
     runs = world.reg.runs
     for losses, task, kind in (
-        ((9.0,), "free", "user adapt"), ((3.0, None, 2.0), "free", "user adapt"), ((), "free", "user adapt"),
-        ((8.0,), "other", "user adapt"), ((7.0,), "free", "something else"),
-    ):  # fmt: skip
+        ((9.0,), "free", "user adapt"),
+        ((3.0, None, 2.0), "free", "user adapt"),
+        ((), "free", "user adapt"),
+        ((8.0,), "other", "user adapt"),
+        ((7.0,), "free", "something else"),
+    ):
         run = runs.start(kind, "alice", {"task": task})
         for step, loss in enumerate(losses):
             runs.step(run.id, "alice", step, loss, 10, 0.1)
@@ -100,11 +106,15 @@ def test_results_are_means_of_the_tested_answers_with_the_chosen_settings(labell
     number = reg.evaluations.begin("k", "lamp-2", {}, [(0, labelled.alice.id, "test")]).id
     cells = [
         (Cell(0, "stack", tried, labelled.alice.id, 10, 0.1), [answer(labelled, "stack", "comedy", "comedy")]),
-        (Cell(0, "stack", chosen, labelled.alice.id, 20, 0.1), [
-            answer(labelled, "stack", " comedy", "comedy"), answer(labelled, "stack", "classic", "comedy"),
-        ]),
+        (
+            Cell(0, "stack", chosen, labelled.alice.id, 20, 0.1),
+            [
+                answer(labelled, "stack", " comedy", "comedy"),
+                answer(labelled, "stack", "classic", "comedy"),
+            ],
+        ),
         (Cell(0, "base", {}, labelled.alice.id, 0, 0.1), [answer(labelled, "base", "action", "comedy")]),
-    ]  # fmt: skip
+    ]
     reg.evaluations.cells.add(number, cells)
     for settings in ({"stack": chosen, "base": {}}, {"stack": [chosen], "base": [{}]}):
         reg.evaluations.finish(number, {"settings": settings})

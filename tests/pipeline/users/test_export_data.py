@@ -1,5 +1,7 @@
 """What somebody is given of theirs: every table that knows of them, whole or not at all; no name becomes a path."""
 
+from __future__ import annotations
+
 import json
 import struct
 from collections.abc import Iterator
@@ -21,10 +23,19 @@ from tests.store.test_erase import NAME, SECRET, evaluated, furnish
 
 # Where what tables hold of a person stands. A new table that belongs to somebody must be added, here and there.
 HELD = {
-    "items": "items", "queries": "queries", "profiles": "profiles", "anchors": "anchors", "recipes": "recipes",
-    "stacks": "stacks", "neighbours": "neighbours", "chats": "chats", "messages": "chats", "eval_people": "evaluations",
-    "cells": "evaluations", "predictions": "evaluations",
-}  # fmt: skip
+    "items": "items",
+    "queries": "queries",
+    "profiles": "profiles",
+    "anchors": "anchors",
+    "recipes": "recipes",
+    "stacks": "stacks",
+    "neighbours": "neighbours",
+    "chats": "chats",
+    "messages": "chats",
+    "eval_people": "evaluations",
+    "cells": "evaluations",
+    "predictions": "evaluations",
+}
 
 
 @pytest.fixture
@@ -74,8 +85,12 @@ def test_everything_that_tables_hold_of_a_person_is_there(reg: Registry, tmp_pat
     (about,) = held["runs"]["about"]
     assert about["result"] == {"loss_after": None} and about["steps"][0]["unit"] == NAME
     assert len(held["runs"]["named_in"]) == 2 and set(held["runs"]["named_in"][0]) == {
-        "id", "kind", "status", "started", "ended",
-    }  # fmt: skip
+        "id",
+        "kind",
+        "status",
+        "started",
+        "ended",
+    }
     assert me and set(held) == {name.removesuffix(".json") for name in FILES}
 
 

@@ -1,5 +1,7 @@
 """Forgetting a person: nothing of them is left in any file of the store, and stale anchors are named."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """People: adding them, what is held about them, their items."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """The check finds every kind of damage that we know to make, and nothing in a store that is well."""
 
+from __future__ import annotations
+
 import sqlite3
 from pathlib import Path
 
@@ -29,8 +31,14 @@ def damage(root: Path, statement: str) -> None:
 def test_a_store_that_is_well(full: Registry) -> None:
     assert full.check() == []
     assert {table: count for table, count in full.counts().items() if count} == {
-        "users": 2, "items": 2, "adapters": 3, "banks": 1, "anchors": 1, "recipes": 1, "stacks": 1,
-    }  # fmt: skip
+        "users": 2,
+        "items": 2,
+        "adapters": 3,
+        "banks": 1,
+        "anchors": 1,
+        "recipes": 1,
+        "stacks": 1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Anchors in the places of stale ones: all at once, under numbers that no recipe means."""
 
+from __future__ import annotations
+
 import pytest
 
 from mta_cli.errors import IntegrityFault

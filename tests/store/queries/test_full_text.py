@@ -1,5 +1,7 @@
 """Search: the user's own items only, best first, nothing from the future, and no words that are syntax."""
 
+from __future__ import annotations
+
 import itertools
 
 import pytest
@@ -12,11 +14,41 @@ from store.tables.items import _MATCHES
 from tests.store.making import item, person
 
 HOSTILE = [
-    "*", '"', '""', "' OR 1=1 --", "NEAR(a b)", "NEAR", "AND OR NOT", "a AND", "(", ")))", "input : x", "output:x",
-    "scope : 1x", "^a", "a*", "-a", "+a", "{a b} : c", "\0", "a\0b", "🦊", "é e\u0301 E", "\u0301", "\ue000",
-    "ß ẞ İ ı ŉ", "हिन्दी", "你好", "\u202e", "a" * 100_000, " ".join(map(str, range(10_000))), "\n\t\r",
-    "1;DROP TABLE items", "\\", "%_",
-]  # fmt: skip
+    "*",
+    '"',
+    '""',
+    "' OR 1=1 --",
+    "NEAR(a b)",
+    "NEAR",
+    "AND OR NOT",
+    "a AND",
+    "(",
+    ")))",
+    "input : x",
+    "output:x",
+    "scope : 1x",
+    "^a",
+    "a*",
+    "-a",
+    "+a",
+    "{a b} : c",
+    "\0",
+    "a\0b",
+    "🦊",
+    "é e\u0301 E",
+    "\u0301",
+    "\ue000",
+    "ß ẞ İ ı ŉ",
+    "हिन्दी",
+    "你好",
+    "\u202e",
+    "a" * 100_000,
+    " ".join(map(str, range(10_000))),
+    "\n\t\r",
+    "1;DROP TABLE items",
+    "\\",
+    "%_",
+]
 
 LETTERS = st.characters(categories=["L", "Nd"], max_codepoint=0x2FF) | st.sampled_from("абвאבשحकख你好한국ไท")
 

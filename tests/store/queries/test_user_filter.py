@@ -1,5 +1,7 @@
 """What a typed filter means: names, statuses, tasks and comparisons; nothing typed is ever an error."""
 
+from __future__ import annotations
+
 import pytest
 
 from store.queries.user_filter import MAX_FILTER, Wanted, read_filter

@@ -1,5 +1,7 @@
 """People in pages: the columns, every order, every filter; and that what is kept of an order is never stale."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,8 +144,9 @@ def test_with_a_task_only_that_task_counts(peopled: Registry) -> None:
     peopled.items.append(bob, [item(str(n), task="other") for n in range(9)])
     peopled.items.append_queries(erin, [item("q", task="other")])
     assert [(row.name, row.items, row.status) for row in peopled.people.page(task="other")] == [
-        ("bob", 9, "new"), ("erin", 0, "new"),
-    ]  # fmt: skip
+        ("bob", 9, "new"),
+        ("erin", 0, "new"),
+    ]
     assert names(peopled, task="free") == ["alice", "bob", "carol", "dave"]
     assert peopled.people.count("", "other") == 2 and peopled.people.count("e", "free") == 2
     assert [(row.items, row.task, row.status) for row in peopled.people.page("bob")] == [(12, "other", "adapted")]

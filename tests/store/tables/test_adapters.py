@@ -1,5 +1,7 @@
 """Adapter rows: only for whole files, refused for another base, removed when nothing uses them."""
 
+from __future__ import annotations
+
 import errno
 import os
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """Banks: begun once per key, resumed, versioned, removed with what rests on them."""
 
+from __future__ import annotations
+
 import pytest
 
 from mta_cli.errors import IntegrityFault, NotFound

@@ -1,5 +1,7 @@
 """Looking for words in conversations: whose, which, in what order, and that no words are syntax."""
 
+from __future__ import annotations
+
 import time
 
 import pytest

@@ -1,5 +1,7 @@
 """Evaluations: begun once by key, finished, tuned, and removed with the banks that nobody else needs."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """Items and queries: appended once, never changed, read in order, hashed."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest

@@ -1,5 +1,7 @@
 """Neighbours of a bank: kept with it, gone with their item's person, silent without consent."""
 
+from __future__ import annotations
+
 import pytest
 
 from mta_cli.errors import IntegrityFault

@@ -1,5 +1,7 @@
 """Cells and predictions: what goes in comes out, by kind; a cell made again replaces itself whole."""
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """Recipes and stacks: twelve bytes an anchor, one of each for a user, task and bank."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 

@@ -1,5 +1,7 @@
 """Users: added once, found by name, summarised in one query."""
 
+from __future__ import annotations
+
 import pytest
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound

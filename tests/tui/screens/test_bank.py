@@ -1,5 +1,7 @@
 """Bank: anchors and the map of people, on a small town's store."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """The room for conversations: said, stored, searched, gone on with, stopped, given back, and hostile Markdown."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -314,11 +316,18 @@ def test_hostile_markdown_is_only_words(demo_store: Path) -> None:
             await settled(app, pilot)
             shown = screen_text(app)
             for words in (
-                "[click](http://example.org)", "![pic](http://example.org/x.png)", "<b>bold</b>",
+                "[click](http://example.org)",
+                "![pic](http://example.org/x.png)",
+                "<b>bold</b>",
                 "&#x202e;turned strong",
-                "[red]markup[/red]", "[@click=app.quit]x[/]", "rm [bold]x[/bold]", "[u]2[/u]", "[bold]q[/bold]",
-                "bad [red]title[/red][2J", "[ref]: http://example.org",
-            ):  # fmt: skip
+                "[red]markup[/red]",
+                "[@click=app.quit]x[/]",
+                "rm [bold]x[/bold]",
+                "[u]2[/u]",
+                "[bold]q[/bold]",
+                "bad [red]title[/red][2J",
+                "[ref]: http://example.org",
+            ):
                 assert words in shown, words
             assert not set(shown) & {"\x1b", "\x07", "\u202e"}
             drawn = app.export_screenshot()

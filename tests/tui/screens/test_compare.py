@@ -1,5 +1,7 @@
 """The room where answers stand side by side: asked by typing and by picking, measured, stopped, kept, hostile."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """The room of jobs: starting by form, watching, stopping, and going on with what was interrupted."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import threading
@@ -123,10 +125,15 @@ def _adapted(reg: Registry) -> list[Any]:
 def test_from_an_empty_store_to_an_adapted_person_by_keys_alone(empty_store: Path, tmp_path: Path) -> None:
     path = tmp_path / "people.jsonl"
     records = [
-        {"user": f"p{n}", "task": "lamp-2", "input": f"film {k} about a {'ship' if n % 2 else 'horse'}",
-         "output": "comedy" if n % 2 else "classic"}
-        for n in range(6) for k in range(2 if n == 5 else 6)
-    ]  # fmt: skip
+        {
+            "user": f"p{n}",
+            "task": "lamp-2",
+            "input": f"film {k} about a {'ship' if n % 2 else 'horse'}",
+            "output": "comedy" if n % 2 else "classic",
+        }
+        for n in range(6)
+        for k in range(2 if n == 5 else 6)
+    ]
     path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
 
     async def go() -> None:

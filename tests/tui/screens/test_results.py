@@ -1,5 +1,7 @@
 """Results: evaluations that were stored, in all their views."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +130,10 @@ def test_numbers_hold_every_metric_and_cost(empty_store: Path) -> None:
 
 def test_tasks_stand_beside_each_other_with_their_newest_evaluations(empty_store: Path) -> None:
     made = [
-        document({"mta": 0.11, "base": 0.1}), document(),
+        document({"mta": 0.11, "base": 0.1}),
+        document(),
         document({"mta": 0.4, "only-here": 0.9}, metric="mae", task="lamp-3"),
-    ]  # fmt: skip
+    ]
 
     async def drive() -> None:
         async with open_app(store(empty_store, *made), (110, 30)) as (app, pilot):

@@ -1,5 +1,7 @@
 """Users: the table, what is typed to find somebody, the pane, and what the keys lead to, on a small town's store."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path
@@ -115,10 +117,16 @@ def test_it_filters_while_it_is_typed(demo_store: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("status:adapted", ["ida"]), ("status:fused", ["jon"]), ("items<5 i", ["ida", "kim"]), ("status:anchor", None),
-        ("task:lamp-2 KIM", ["kim"]), ("change>-99", ["ida"]), ("[red]", []), ("nobody at all", []),
+        ("status:adapted", ["ida"]),
+        ("status:fused", ["jon"]),
+        ("items<5 i", ["ida", "kim"]),
+        ("status:anchor", None),
+        ("task:lamp-2 KIM", ["kim"]),
+        ("change>-99", ["ida"]),
+        ("[red]", []),
+        ("nobody at all", []),
     ],
-)  # fmt: skip
+)
 def test_other_words_than_names_are_known(demo_store: Path, text: str, found: list[str] | None) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):

@@ -1,5 +1,7 @@
 """Acting on people in the room of users: adapting and removing, and what others do meanwhile."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

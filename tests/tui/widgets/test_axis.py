@@ -1,5 +1,7 @@
 """Axes: values fall on cells in order, and their numbers are round."""
 
+from __future__ import annotations
+
 import math
 
 import pytest
@@ -39,11 +41,14 @@ def test_what_is_not_a_number_does_not_stretch_an_axis() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "wanted", "ticks"),
     [
-        (0.0, 1.0, 5, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), (0.11, 0.52, 4, [0.2, 0.4]),
-        (-0.06, 0.05, 3, [-0.05, 0.0, 0.05]), (-2.71, -1.63, 3, [-2.5, -2.0]),
-        (0.0, 0.0, 3, [0.0]), (100.0, 350.0, 3, [100.0, 200.0, 300.0]),
+        (0.0, 1.0, 5, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.11, 0.52, 4, [0.2, 0.4]),
+        (-0.06, 0.05, 3, [-0.05, 0.0, 0.05]),
+        (-2.71, -1.63, 3, [-2.5, -2.0]),
+        (0.0, 0.0, 3, [0.0]),
+        (100.0, 350.0, 3, [100.0, 200.0, 300.0]),
     ],
-)  # fmt: skip
+)
 def test_ticks_are_round_numbers_within_the_axis(low: float, high: float, wanted: int, ticks: list[float]) -> None:
     assert Scale(low, high, 40).ticks(wanted) == ticks
 

@@ -1,5 +1,7 @@
 """Bars and curves: their lengths and ends, what is no number, and that labels stay text of one line."""
 
+from __future__ import annotations
+
 import math
 
 import pytest
@@ -14,10 +16,20 @@ from tests.tui.driving import run
 @pytest.mark.parametrize(
     ("value", "drawn"),
     [
-        (1.0, "████"), (0.5, "██"), (0.53125, "██▏"), (0.25, "█"), (0.22, "▉"), (0.0, ""), (2.0, "████"), (None, ""),
-        (-0.5, "▒▒"), (-0.01, "▒"), (math.nan, ""), (math.inf, ""),
+        (1.0, "████"),
+        (0.5, "██"),
+        (0.53125, "██▏"),
+        (0.25, "█"),
+        (0.22, "▉"),
+        (0.0, ""),
+        (2.0, "████"),
+        (None, ""),
+        (-0.5, "▒▒"),
+        (-0.01, "▒"),
+        (math.nan, ""),
+        (math.inf, ""),
     ],
-)  # fmt: skip
+)
 def test_a_bar_is_as_long_as_its_value(value: float | None, drawn: str) -> None:
     assert bar(value, 1.0, 4) == drawn
 

@@ -1,5 +1,7 @@
 """Braille dots: each point lights its own, and full cells are told from thin ones."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 

@@ -1,5 +1,7 @@
 """The sheet that plots are written on: nothing leaves it, and nothing uncleaned enters it."""
 
+from __future__ import annotations
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -74,8 +76,9 @@ def test_styles_are_asked_for_by_name() -> None:
     sheet.put(2, 0, "cd", "two")
     shown = sheet.text(lambda name: Style(bold=name == "two"))
     assert [(shown.plain[span.start : span.end], span.style) for span in shown.spans] == [
-        ("ab", Style(bold=False)), ("cd", Style(bold=True)),
-    ]  # fmt: skip
+        ("ab", Style(bold=False)),
+        ("cd", Style(bold=True)),
+    ]
 
 
 def test_a_sheet_without_cells_takes_everything_and_shows_nothing() -> None:

@@ -1,5 +1,7 @@
 """Interval bars: all on one axis, the reference marked, notes where there is room."""
 
+from __future__ import annotations
+
 import asyncio
 
 import pytest

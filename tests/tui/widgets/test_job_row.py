@@ -1,5 +1,7 @@
 """Jobs as text: bars, curves, rates, and which lines of a log are new."""
 
+from __future__ import annotations
+
 import pytest
 
 from mta_cli.errors import BadInput
@@ -22,10 +24,17 @@ def job(*events: Event, state: str = "running", title: str = "films") -> Job:
 @pytest.mark.parametrize(
     ("done", "total", "shown"),
     [
-        (0, 8, "────"), (1, 8, "╸───"), (2, 8, "━───"), (7, 8, "━━━╸"), (8, 8, "━━━━"), (9, 8, "━━━━"), (-1, 8, "────"),
-        (3, None, ""), (0, 0, ""),
+        (0, 8, "────"),
+        (1, 8, "╸───"),
+        (2, 8, "━───"),
+        (7, 8, "━━━╸"),
+        (8, 8, "━━━━"),
+        (9, 8, "━━━━"),
+        (-1, 8, "────"),
+        (3, None, ""),
+        (0, 0, ""),
     ],
-)  # fmt: skip
+)
 def test_a_bar_fills_by_half_cells(done: int, total: int | None, shown: str) -> None:
     assert bar(done, total, 4) == shown
 

@@ -1,5 +1,7 @@
 """A table of any length: what it fetches, what it holds, how it is moved and clicked, and that text stays text."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager

@@ -1,5 +1,7 @@
 """Answers as Markdown: every piece arrives once, and no sign of a model's is more than a sign."""
 
+from __future__ import annotations
+
 import pytest
 from textual.app import App, ComposeResult
 
@@ -21,10 +23,20 @@ class Page(App[None]):
 @pytest.mark.parametrize(
     "text",
     [
-        "[a](http://x)", "![a](http://x)", "<http://x>", "http://x.org", "<b>x</b>", "<script>x</script>", "&#x202e;",
-        "&amp;", "[a][b]\n\n[b]: http://x", "![a][b]\n\n[b]: http://x", "<!-- x -->", "[a]: http://x\n\n[a]",
+        "[a](http://x)",
+        "![a](http://x)",
+        "<http://x>",
+        "http://x.org",
+        "<b>x</b>",
+        "<script>x</script>",
+        "&#x202e;",
+        "&amp;",
+        "[a][b]\n\n[b]: http://x",
+        "![a][b]\n\n[b]: http://x",
+        "<!-- x -->",
+        "[a]: http://x\n\n[a]",
     ],
-)  # fmt: skip
+)
 def test_no_sign_opens_hides_or_stands_for_another(text: str) -> None:
     tokens = safe_parser().parse(text)
     inner = [child for token in tokens for child in token.children or ()]

@@ -1,5 +1,7 @@
 """Plots in the colours of the theme, over whatever lies behind them."""
 
+from __future__ import annotations
+
 import asyncio
 from typing import ClassVar
 

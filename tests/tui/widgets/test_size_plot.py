@@ -1,5 +1,7 @@
 """Quality against bytes: better is higher, larger is to the right, nothing at all has its own place."""
 
+from __future__ import annotations
+
 import itertools
 
 import pytest
@@ -7,9 +9,11 @@ import pytest
 from mta_cli.tui.widgets.size_plot import Kept, draw
 
 METHODS = (
-    Kept("mta", 77_000.0, 0.5, front=True, chosen=True), Kept("recipe", 48.0, 0.4, front=True),
-    Kept("base", 0.0, 0.1, front=True), Kept("oppu", 300_000.0, 0.3),
-)  # fmt: skip
+    Kept("mta", 77_000.0, 0.5, front=True, chosen=True),
+    Kept("recipe", 48.0, 0.4, front=True),
+    Kept("base", 0.0, 0.1, front=True),
+    Kept("oppu", 300_000.0, 0.3),
+)
 
 
 def where(rows: list[str], name: str) -> tuple[int, int]:

@@ -1,5 +1,7 @@
 """The words of the pane: whose bars are shown, numbers and times as people write them, and who may not be an anchor."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 
@@ -93,9 +95,18 @@ def test_history_is_a_line_an_item_and_says_what_is_left() -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.5, ".50"), (-0.25, "−.25"), (1.0, "1.00"), (10.04, "10.04"), (0.0, ".00"), (None, "–"), (math.nan, "–"),
-     (0.999, "1.00"), (-2.0, "−2.00")],
-)  # fmt: skip
+    [
+        (0.5, ".50"),
+        (-0.25, "−.25"),
+        (1.0, "1.00"),
+        (10.04, "10.04"),
+        (0.0, ".00"),
+        (None, "–"),
+        (math.nan, "–"),
+        (0.999, "1.00"),
+        (-2.0, "−2.00"),
+    ],
+)
 def test_numbers_have_two_decimals(value: float | None, shown: str) -> None:
     assert number(value) == shown
 

@@ -1,5 +1,7 @@
 """The map widget: where people, anchors and neighbours are drawn, and how keys and clicks go between them."""
 
+from __future__ import annotations
+
 import asyncio
 from typing import Any
 
@@ -169,8 +171,12 @@ def test_what_is_waited_for_is_said() -> None:
 def test_arrows_go_to_the_next_anchor_that_way() -> None:
     shown = made(CORNERS, (1, 2, 3, 4))  # A B over C D
     assert driven(shown, "right", "right", "down", "left", "up") == [
-        ("anchor", 0), ("anchor", 1), ("anchor", 3), ("anchor", 2), ("anchor", 0),
-    ]  # fmt: skip
+        ("anchor", 0),
+        ("anchor", 1),
+        ("anchor", 3),
+        ("anchor", 2),
+        ("anchor", 0),
+    ]
     assert driven(shown, "right", "left", "up") == [("anchor", 0)]
 
 

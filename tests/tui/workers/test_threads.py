@@ -1,5 +1,7 @@
 """Shelf, jobs and speaker: each in a thread of its own, heard in order, stopped between events, closed for good."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Reads and checks the fields of one record; every fault goes to the findings. Knows no format and no task."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -23,7 +25,7 @@ class Fields:
         self.inside = inside
 
     @classmethod
-    def of(cls, value: object, place: Place, findings: Findings, inside: str = "") -> "Fields | None":
+    def of(cls, value: object, place: Place, findings: Findings, inside: str = "") -> Fields | None:
         """Fields of a value that should be an object, or None with a fault."""
         if isinstance(value, dict):
             return cls(value, place, findings, inside)
@@ -97,7 +99,7 @@ class Fields:
             self.fault(name, f"{shown(value)} is no ISO 8601 date or time, like 2026-08-01 or 2026-08-01T12:30:00Z")
             return None
 
-    def objects(self, name: str, *, required: bool = True) -> "list[Fields]":
+    def objects(self, name: str, *, required: bool = True) -> list[Fields]:
         """The objects of a list field; members that are none are faults."""
         value = self.values.get(name)
         if value is None and not required:

@@ -1,5 +1,7 @@
 """What every parser hands over: records, and findings about the file. Knows no format and no limit."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple

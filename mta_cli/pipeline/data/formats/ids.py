@@ -1,5 +1,7 @@
 """Which ids a file has used, for whom, and where: tells a repetition from a contradiction. Knows no format."""
 
+from __future__ import annotations
+
 from mta_cli.pipeline.data.formats.findings import Findings, Place, Record, shown
 
 

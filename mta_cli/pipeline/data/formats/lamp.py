@@ -4,6 +4,8 @@ Without `user_id` a question's id is its user. A user's profile stands in each o
 Knows no store.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 

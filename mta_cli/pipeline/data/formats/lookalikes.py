@@ -1,5 +1,7 @@
 """Names that a person could take for one another: the same but for case, Unicode form, space. Knows no store."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 
 from mta_cli.pipeline.data.formats.findings import ascii_safe

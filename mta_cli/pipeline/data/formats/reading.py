@@ -1,5 +1,7 @@
 """Bytes of a file → a JSON document or lines, with every limit on size and depth. Knows no users and no tasks."""
 
+from __future__ import annotations
+
 import json
 import os
 import stat

@@ -1,5 +1,7 @@
 """JSONL and CSV: a record `{user, input, output}`, with `id`, `time` and `task` when known, a line. Knows no store."""
 
+from __future__ import annotations
+
 import csv
 import hashlib
 from collections import Counter

@@ -1,5 +1,7 @@
 """How an entry of a LaMP-shaped file becomes input and output. Knows a task's field names and nothing of files."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """ISO 8601 moments in one form that sorts as text. Knows no records."""
 
+from __future__ import annotations
+
 import re
 from datetime import UTC, date, datetime
 

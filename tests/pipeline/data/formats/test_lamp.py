@@ -1,5 +1,7 @@
 """LaMP's files: questions, outputs and users."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

@@ -1,5 +1,7 @@
 """Names that look alike are told apart and reported."""
 
+from __future__ import annotations
+
 from mta_cli.pipeline.data.formats.lookalikes import lookalikes
 
 

@@ -1,5 +1,7 @@
 """Whatever is in a file, a parser ends with records or with findings, and never with another exception."""
 
+from __future__ import annotations
+
 import json
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Bytes to documents and lines: everything that a file can be instead of what it should be."""
 
+from __future__ import annotations
+
 import io
 import json
 from contextlib import suppress

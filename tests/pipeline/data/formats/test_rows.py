@@ -1,5 +1,7 @@
 """JSONL and CSV."""
 
+from __future__ import annotations
+
 import json
 
 import pytest

@@ -1,5 +1,7 @@
 """Moments in one sortable form."""
 
+from __future__ import annotations
+
 from contextlib import suppress
 
 import pytest
