@@ -12,7 +12,7 @@ from typing import Any
 from typer.main import get_command
 
 from mta_cli.app import app
-from mta_cli.settings import FILE_NAME, SECTIONS, Setting, known_settings
+from mta_cli.settings import OPTION_CLASSES, SETTINGS_FILE_NAME, Setting, all_settings
 
 FOLDER = Path(__file__).parent
 MADE = "<!-- Made by `make docs` from the program; do not edit. -->"
@@ -85,18 +85,18 @@ def _default(parameter: Any) -> str:
 
 
 def _settings_page() -> str:
-    known = known_settings()
+    known = all_settings()
     parts = [
         "# Settings",
         MADE,
         "A value is taken from the first of these that gives one: the command's flag, the environment, "
-        f"`{FILE_NAME}` in the store's directory, your own `{FILE_NAME}` (in the platform's configuration directory, "
-        "or the file that `MTA_CONFIG` names), the default. "
+        f"`{SETTINGS_FILE_NAME}` in the store's directory, your own `{SETTINGS_FILE_NAME}` (in the "
+        "platform's configuration directory, or the file that `MTA_CONFIG` names), the default. "
         "`--dry-run` shows every value of a job and where it came from.",
         "```toml\n[bank]\nrank = 8\n\n[adapt]\nshots = 10\n```",
         "Besides these, `MTA_STORE` names the store's directory and `MTA_MODELS` the directory of models.",
     ]
-    for section in SECTIONS:
+    for section in OPTION_CLASSES:
         parts.append(f"## `[{section.section}]`")
         parts.append(" ".join((section.__doc__ or "").split()))
         rows = [_setting_row(known[key]) for key in known if key.startswith(section.section + ".")]

@@ -16,12 +16,12 @@ import typer
 from typer.main import get_command
 
 from mta_cli import __version__
-from mta_cli.commands.common import Globals, StoreOption
-from mta_cli.commands.parsing import Commands, Group, placed
+from mta_cli.commands.common import GlobalFlags, StoreOption
+from mta_cli.commands.parsing import CommandApp, LazyTyperGroup, lazy_commands
 from mta_cli.errors import Interrupted, MtaError
-from mta_cli.output import Output, ReaderGone, flush, prepare_streams
+from mta_cli.output import Output, StdoutClosed, flush_stdout, prepare_streams
 
-PLACES = {
+COMMAND_TARGETS = {
     "init": "init:init",
     "model": "model:app",
     "task": "task:app",
@@ -39,16 +39,16 @@ PLACES = {
 """Where each command is, in the order in which data flows through them."""
 
 
-class Root(Group):
+class RootGroup(LazyTyperGroup):
     """`mta` itself. A command's module is imported when the line names it, and for the help."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = placed(PLACES)
+        self.commands = lazy_commands(COMMAND_TARGETS)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of the commands."""
-        return list(PLACES)
+        return list(COMMAND_TARGETS)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; Ctrl-C, which Typer would turn into a silent exit, becomes an error of ours."""
@@ -58,22 +58,22 @@ class Root(Group):
             raise Interrupted("interrupted") from None
 
 
-app = Commands(
+app = CommandApp(
     "Personalise a language model for many people: one bank of anchors, one small recipe and stack a user.",
     name="mta",
-    cls=Root,
+    cls=RootGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 def _print_version(value: bool) -> None:
     if value:
-        Output().write(f"mta {__version__}\n")
+        Output().write_stdout(f"mta {__version__}\n")
         raise typer.Exit
 
 
 @app.callback()
-def root(
+def set_global_flags(
     ctx: typer.Context,
     store: StoreOption = None,
     version: Annotated[
@@ -90,24 +90,24 @@ def root(
     ] = False,
 ) -> None:
     """Keep the flags that stand before the command."""
-    given = ctx.ensure_object(Globals)
+    given = ctx.ensure_object(GlobalFlags)
     given.store = None if store is None else Path(store)
     given.quiet, given.verbosity = quiet, verbose
 
 
-def run(arguments: Sequence[str]) -> int:
+def run_command_line(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; whatever fails is explained on standard error."""
-    given = Globals()
+    given = GlobalFlags()
     try:
         outcome = get_command(app).main(args=list(arguments), prog_name="mta", standalone_mode=False, obj=given)
         return outcome if isinstance(outcome, int) else 0
-    except ReaderGone:
+    except StdoutClosed:
         return 0
     except BaseException as error:
-        return _explain(error, Output(quiet=given.quiet, verbosity=given.verbosity))
+        return _report_error(error, Output(quiet=given.quiet, verbosity=given.verbosity))
 
 
-def _explain(error: BaseException, output: Output) -> int:
+def _report_error(error: BaseException, output: Output) -> int:
     """Say what went wrong; returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
@@ -119,15 +119,15 @@ def _explain(error: BaseException, output: Output) -> int:
         return 1
     if isinstance(error, typer.TyperException):
         if type(error).__name__ == "NoArgsIsHelpError":  # `mta` or `mta user` alone: its message is the help text
-            output.help(error.format_message())
+            output.print_help(error.format_message())
         else:
-            output.error(_usage(error))
+            output.error(_usage_error(error))
         return error.exit_code
     output.error(error)
     return 1
 
 
-def _usage(error: typer.TyperException) -> MtaError:
+def _usage_error(error: typer.TyperException) -> MtaError:
     """A mistake on the command line as an error of ours, with the place to read about it."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "mta"
@@ -149,7 +149,7 @@ def main() -> None:
     # every 700 new ones takes a sixth of the start.
     gc.set_threshold(50_000)
     prepare_streams()
-    code = run(sys.argv[1:])
-    flush()
+    code = run_command_line(sys.argv[1:])
+    flush_stdout()
     gc.freeze()  # what is left goes with the process: the interpreter need not search it for garbage once more
     sys.exit(code)

@@ -14,7 +14,7 @@ class MtaError(Exception):
         self.hint = hint
 
 
-class UsageFault(MtaError):
+class UsageError(MtaError):
     """Flags or settings that contradict each other or are out of range."""
 
     exit_code = 2

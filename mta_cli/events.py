@@ -19,7 +19,7 @@ class PlanLine:
 
 
 @dataclass(frozen=True)
-class Planned:
+class JobPlan:
     """The job's plan; the only event of a dry run besides `Done`."""
 
     job: str
@@ -27,7 +27,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Started:
+class JobStarted:
     """The job begins. `total` counts `unit`s (steps, items, bytes); None when it cannot be known."""
 
     job: str
@@ -36,7 +36,7 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Step:
+class JobProgress:
     """Progress: `done` of the job's total after this step. `label` says what is being worked on (an anchor, a file)."""
 
     label: str
@@ -47,7 +47,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Saved:
+class ArtifactSaved:
     """Something durable now exists: `kind` (adapter, recipe, stack, bank, model, …) and its name."""
 
     kind: str
@@ -64,7 +64,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Token:
+class TextChunk:
     """A piece of generated text. `column` says whose it is when several answers stream (base, fused, adapted)."""
 
     text: str
@@ -72,18 +72,18 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Done:
+class JobResult:
     """The job's result, exactly what `--json` prints."""
 
     result: Any = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Failed:
+class UnitFailed:
     """One unit failed and the job goes on without it."""
 
     label: str
     message: str
 
 
-Event = Planned | Started | Step | Saved | Note | Token | Done | Failed
+Event = JobPlan | JobStarted | JobProgress | ArtifactSaved | Note | TextChunk | JobResult | UnitFailed

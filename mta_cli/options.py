@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
-from mta_cli.errors import UsageFault
+from mta_cli.errors import UsageError
 
 
-def option(
+def option_field(
     default: Any,
     help: str,
     *,
@@ -26,22 +26,22 @@ def option(
 
 MAX_STACK_RANK = 4
 PLACEMENTS = ("all", "upper", "late")
-WEIGHTS = ("evidence", "similarity", "softmax", "uniform", "learned")
+WEIGHT_METHODS = ("evidence", "similarity", "softmax", "uniform", "learned")
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineOptions:
     """Where and how exactly a job computes."""
 
     section: ClassVar[str] = "machine"
-    device: str = option(
+    device: str = option_field(
         "auto",
         "Where to compute: auto, cpu, cuda, cuda:N or mps. Several, comma-separated, share the training of banks and "
         "stacks; all else uses the first.",
     )
-    dtype: str = option("auto", "Number format of the base.", choices=("auto", "float32", "bfloat16", "float16"))
-    seed: int = option(0, "Seed of every random choice.", minimum=0, maximum=2**31 - 1)
-    verify: bool = option(
+    dtype: str = option_field("auto", "Number format of the base.", choices=("auto", "float32", "bfloat16", "float16"))
+    seed: int = option_field(0, "Seed of every random choice.", minimum=0, maximum=2**31 - 1)
+    verify: bool = option_field(
         True, "Read the base's files and the registry in full, once in a process, and refuse what is damaged."
     )
 
@@ -51,7 +51,7 @@ class PromptOptions:
     """What stands in a prompt besides the person's words."""
 
     section: ClassVar[str] = "prompt"
-    history_items: int = option(3, "Own history items shown in a prompt; 0 for none.", minimum=0, maximum=20)
+    history_items: int = option_field(3, "Own history items shown in a prompt; 0 for none.", minimum=0, maximum=20)
 
 
 @dataclass(frozen=True)
@@ -59,56 +59,58 @@ class BankOptions:
     """`mta bank build`."""
 
     section: ClassVar[str] = "bank"
-    anchors: int = option(16, "How many anchor users.", minimum=1, maximum=10_000)
-    rank: int = option(8, "Rank of each meta-LoRA.", minimum=1, maximum=256)
-    alpha: float = option(16.0, "LoRA alpha of each meta-LoRA; its scale is alpha / rank.", minimum=0.001, maximum=4096)
-    epochs: int = option(2, "Passes over each anchor's history.", minimum=1, maximum=100)
-    learning_rate: float = option(1e-3, "Peak learning rate of the meta-LoRAs.", minimum=1e-8, maximum=1.0)
-    batch_size: int = option(8, "Rows in a training step.", minimum=1, maximum=1024)
-    targets: str = option(
+    anchors: int = option_field(16, "How many anchor users.", minimum=1, maximum=10_000)
+    rank: int = option_field(8, "Rank of each meta-LoRA.", minimum=1, maximum=256)
+    alpha: float = option_field(
+        16.0, "LoRA alpha of each meta-LoRA; its scale is alpha / rank.", minimum=0.001, maximum=4096
+    )
+    epochs: int = option_field(2, "Passes over each anchor's history.", minimum=1, maximum=100)
+    learning_rate: float = option_field(1e-3, "Peak learning rate of the meta-LoRAs.", minimum=1e-8, maximum=1.0)
+    batch_size: int = option_field(8, "Rows in a training step.", minimum=1, maximum=1024)
+    targets: str = option_field(
         "all-linear", "Linear layers that carry the LoRAs: all-linear, or last parts of their names, comma-separated."
     )
-    placement: str = option(
+    placement: str = option_field(
         "upper",
         "Where meta-LoRAs act: in all layers, the upper third, or there at late tokens only.",
         choices=PLACEMENTS,
     )
-    pick: str = option("longest", "Which member stands for a cluster.", choices=("longest", "medoid"))
-    min_items: int = option(8, "History items a user needs to be an anchor.", minimum=1, maximum=1_000_000)
-    max_items: int = option(200, "Most recent items used of each user; 0 for all.", minimum=0, maximum=1_000_000)
-    task_adapter: bool = option(True, "Train one LoRA pooled over all candidates first.")
-    task_min_items: int | None = option(
+    pick: str = option_field("longest", "Which member stands for a cluster.", choices=("longest", "medoid"))
+    min_items: int = option_field(8, "History items a user needs to be an anchor.", minimum=1, maximum=1_000_000)
+    max_items: int = option_field(200, "Most recent items used of each user; 0 for all.", minimum=0, maximum=1_000_000)
+    task_adapter: bool = option_field(True, "Train one LoRA pooled over all candidates first.")
+    task_min_items: int | None = option_field(
         None,
         "History items a user needs for the task adapter; as many as an anchor where not given.",
         minimum=1,
         maximum=1_000_000,
     )
-    task_placement: str = option(
+    task_placement: str = option_field(
         "all", "Where the task adapter acts: in all layers, or the upper third.", choices=("all", "upper")
     )
-    task_rank: int = option(8, "Rank of the task adapter.", minimum=1, maximum=256)
-    task_epochs: int = option(2, "Passes over the pooled histories.", minimum=1, maximum=100)
-    task_learning_rate: float = option(1e-3, "Peak learning rate of the task adapter.", minimum=1e-8, maximum=1.0)
+    task_rank: int = option_field(8, "Rank of the task adapter.", minimum=1, maximum=256)
+    task_epochs: int = option_field(2, "Passes over the pooled histories.", minimum=1, maximum=100)
+    task_learning_rate: float = option_field(1e-3, "Peak learning rate of the task adapter.", minimum=1e-8, maximum=1.0)
 
 
 @dataclass(frozen=True)
-class GateOptions:
+class ScreeningOptions:
     """What an anchor may be, beside the others of its bank, to serve others."""
 
     section: ClassVar[str] = "gates"
-    max_norm: float = option(
+    max_norm: float = option_field(
         5.0,
         "How many times the bank's median any module of an anchor may be in size; 0 for any.",
         minimum=0,
         maximum=1e6,
     )
-    max_probe: float = option(
+    max_probe: float = option_field(
         10.0,
         "How many times the bank's median an anchor may move the answers to neutral prompts; 0 for any.",
         minimum=0,
         maximum=1e6,
     )
-    max_share: float = option(
+    max_share: float = option_field(
         0.75,
         "Share of people whom one anchor may serve, and never less than twice an equal share; 0 for any.",
         minimum=0,
@@ -121,28 +123,28 @@ class FuseOptions:
     """`mta user fuse`."""
 
     section: ClassVar[str] = "fuse"
-    weights: str | None = option(
-        None, "How anchors are weighted; evidence where there are shots, else similarity.", choices=WEIGHTS
+    weights: str | None = option_field(
+        None, "How anchors are weighted; evidence where there are shots, else similarity.", choices=WEIGHT_METHODS
     )
-    top_k: int = option(4, "How many anchors a recipe may hold.", minimum=1, maximum=10_000)
-    temperature: float = option(0.1, "Temperature of softmax weights.", minimum=1e-4, maximum=100)
-    sharpness: float = option(
+    top_k: int = option_field(4, "How many anchors a recipe may hold.", minimum=1, maximum=10_000)
+    temperature: float = option_field(0.1, "Temperature of softmax weights.", minimum=1e-4, maximum=100)
+    sharpness: float = option_field(
         0.5, "Sharpness of evidence weights; 1 is the posterior under a flat prior.", minimum=0, maximum=100
     )
-    scale: float = option(
+    scale: float = option_field(
         0.5,
         "How much of their evidence weights anchors get; the rest is left to the task adapter.",
         minimum=0,
         maximum=10,
     )
-    shots: int = option(5, "Most recent items that count as evidence.", minimum=1, maximum=1000)
-    candidates: int = option(64, "Nearest anchors whose evidence is computed.", minimum=1, maximum=10_000)
-    max_cosine: float = option(
+    shots: int = option_field(5, "Most recent items that count as evidence.", minimum=1, maximum=1000)
+    candidates: int = option_field(64, "Nearest anchors whose evidence is computed.", minimum=1, maximum=10_000)
+    max_cosine: float = option_field(
         1.0, "The most that a cosine counts in similarity and softmax weights.", minimum=0.01, maximum=1
     )
 
 
-_ONLY = {"core": ("pull",), "lora": ("alpha", "targets", "placement")}
+_FIELDS_BY_KIND = {"core": ("pull",), "lora": ("alpha", "targets", "placement")}
 
 
 @dataclass(frozen=True)
@@ -150,33 +152,33 @@ class AdaptOptions:
     """`mta user adapt`."""
 
     section: ClassVar[str] = "adapt"
-    shots: int = option(5, "Most recent history items the stack is trained on.", minimum=1, maximum=1000)
-    kind: str = option(
+    shots: int = option_field(5, "Most recent history items the stack is trained on.", minimum=1, maximum=1000)
+    kind: str = option_field(
         "core",
         "What the stack is: a core of a few numbers between the bank's main directions, or a LoRA.",
         choices=("core", "lora"),
     )
-    rank: int = option(2, "Rank of the stack.", minimum=1, maximum=MAX_STACK_RANK)
-    steps: int = option(10, "Optimiser steps.", minimum=1, maximum=10_000)
-    learning_rate: float | None = option(
+    rank: int = option_field(2, "Rank of the stack.", minimum=1, maximum=MAX_STACK_RANK)
+    steps: int = option_field(10, "Optimiser steps.", minimum=1, maximum=10_000)
+    learning_rate: float | None = option_field(
         None,
         "Peak learning rate; where not given 0.002 for a LoRA, and for a core 0.1, or 0.03 in a task of labels.",
         minimum=1e-8,
         maximum=1.0,
     )
-    batch_size: int = option(8, "Rows in a training step.", minimum=1, maximum=1024)
-    pull: float | None = option(
+    batch_size: int = option_field(8, "Rows in a training step.", minimum=1, maximum=1024)
+    pull: float | None = option_field(
         None, "Of a core: weight of its numbers' mean square in the loss; 0.1 where not given.", minimum=0, maximum=1e6
     )
-    alpha: float | None = option(
+    alpha: float | None = option_field(
         None, "Of a LoRA: its scale is alpha / rank; twice the rank where not given.", minimum=0.001, maximum=4096
     )
-    targets: str | None = option(
+    targets: str | None = option_field(
         None,
         "Of a LoRA: the linear layers that carry it, by the last part of their names, comma-separated; "
         "q_proj,v_proj where not given.",
     )
-    placement: str | None = option(
+    placement: str | None = option_field(
         None,
         "Of a LoRA: in all layers, the upper third, or there at late tokens only; upper where not given. "
         "A core acts where the bank's anchors do.",
@@ -184,11 +186,11 @@ class AdaptOptions:
     )
 
     @property
-    def unused(self) -> set[str]:
+    def unused_keys(self) -> set[str]:
         """The keys of what its kind does not have."""
-        return {f"{self.section}.{name}" for name in _ONLY["lora" if self.kind == "core" else "core"]}
+        return {f"{self.section}.{name}" for name in _FIELDS_BY_KIND["lora" if self.kind == "core" else "core"]}
 
-    def settled(self, labels: bool) -> Self:
+    def with_kind_defaults(self, labels: bool) -> Self:
         """The same with a value for all that its kind has, in a task with `labels` or of texts.
 
         UsageFault for a value that is the other kind's.
@@ -196,10 +198,10 @@ class AdaptOptions:
         known: dict[str, Any] = {"learning_rate": 0.03 if labels else 0.1, "pull": 0.1}
         if self.kind == "lora":
             known = {"learning_rate": 2e-3, "alpha": 2.0 * self.rank, "targets": "q_proj,v_proj", "placement": "upper"}
-        for name in sorted(key.partition(".")[2] for key in self.unused):
+        for name in sorted(key.partition(".")[2] for key in self.unused_keys):
             if getattr(self, name) is not None:
                 other = "lora" if self.kind == "core" else "core"
-                raise UsageFault(f"adapt.{name}: a {self.kind} has none", hint=f"--kind {other}")
+                raise UsageError(f"adapt.{name}: a {self.kind} has none", hint=f"--kind {other}")
         missing = {name: value for name, value in known.items() if getattr(self, name) is None}
         return replace(self, **missing)
 
@@ -209,27 +211,29 @@ class AnswerOptions:
     """`mta ask`, `mta compare` and `mta chat`."""
 
     section: ClassVar[str] = "answer"
-    max_tokens: int = option(256, "Most tokens in an answer.", minimum=1, maximum=32_768)
-    temperature: float = option(0.0, "0 picks the likeliest token; above it samples.", minimum=0, maximum=5)
-    top_p: float = option(1.0, "Sample from the smallest set of tokens with this probability.", minimum=0.01, maximum=1)
-    prior_weight: float = option(
+    max_tokens: int = option_field(256, "Most tokens in an answer.", minimum=1, maximum=32_768)
+    temperature: float = option_field(0.0, "0 picks the likeliest token; above it samples.", minimum=0, maximum=5)
+    top_p: float = option_field(
+        1.0, "Sample from the smallest set of tokens with this probability.", minimum=0.01, maximum=1
+    )
+    prior_weight: float = option_field(
         0.25,
         "Where the bank keeps no neighbours: share of a person's label habit that their personal models add to "
         "labels' log-likelihoods; 0 for none.",
         minimum=0,
         maximum=10,
     )
-    prior_strength: float = option(
+    prior_strength: float = option_field(
         8.0, "How many answers of theirs the population's rates count as in that habit.", minimum=0.01, maximum=1e6
     )
-    neighbour_weight: float = option(
+    neighbour_weight: float = option_field(
         1.7,
         "How many times as much what the bank's people answered to the like, with the person's habit, counts as "
         "the model: times what was found when the bank was built; 0 for the habit alone.",
         minimum=0,
         maximum=10,
     )
-    int8: bool = option(False, "Decode with weights rounded to 8 bits: faster on a CPU, slightly other answers.")
+    int8: bool = option_field(False, "Decode with weights rounded to 8 bits: faster on a CPU, slightly other answers.")
 
 
 @dataclass(frozen=True)
@@ -237,28 +241,30 @@ class EvalOptions:
     """`mta eval run` and `mta eval tune`."""
 
     section: ClassVar[str] = "eval"
-    methods: str = option(
+    methods: str = option_field(
         "majority,base,rag,pooled,pooled-rag,oppu,oppu-pooled,fusion,fusion-random,fusion-noise,stack,mta,mta-learned,"
         "mta-released",
         "Methods to compare, comma-separated; see mta eval methods.",
     )
-    reference: str = option("mta", "The method that all others are compared with.")
-    shots: int = option(5, "Most recent items that are left of each tested person's history.", minimum=1, maximum=1000)
-    folds: int = option(
+    reference: str = option_field("mta", "The method that all others are compared with.")
+    shots: int = option_field(
+        5, "Most recent items that are left of each tested person's history.", minimum=1, maximum=1000
+    )
+    folds: int = option_field(
         3,
         "Everybody is tested in one of so many folds; 1 is a plain split into bank, tuning and test people.",
         minimum=1,
         maximum=100,
     )
-    placement: str = option("late", "Where anchors and personal parts act.", choices=PLACEMENTS)
-    calibrate: bool = option(True, "Fit a temperature for each method on people who are not tested with it.")
+    placement: str = option_field("late", "Where anchors and personal parts act.", choices=PLACEMENTS)
+    calibrate: bool = option_field(True, "Fit a temperature for each method on people who are not tested with it.")
 
 
-JOBS: tuple[type[Any], ...] = (
-    Machine,
+JOB_OPTIONS: tuple[type[Any], ...] = (
+    MachineOptions,
     PromptOptions,
     BankOptions,
-    GateOptions,
+    ScreeningOptions,
     FuseOptions,
     AdaptOptions,
     AnswerOptions,
@@ -266,7 +272,7 @@ JOBS: tuple[type[Any], ...] = (
 )
 
 
-def check(options: Any) -> list[str]:
+def find_option_faults(options: Any) -> list[str]:
     """Every value of `options` that is out of bounds, one line each; empty when all is well."""
     faults = []
     for spec in fields(options):

@@ -17,20 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli import events as ev
 from mta_cli.errors import BadInput, Interrupted, MtaError
-from mta_cli.printable import clean, clean_line, plain, to_json
+from mta_cli.printable import clean_line, clean_text, to_json, to_jsonable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from mta_cli.progress import ProgressView
 
-__all__ = ["Output", "ReaderGone", "Strong", "clean", "clean_line", "group", "pairs", "table", "text", "to_json"]
-
 Render = Callable[[Any], "RenderableType"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Strong:
+class BoldCell:
     """A cell that a table shows in bold."""
 
     value: object
@@ -55,11 +53,13 @@ def table(
         numeric = bool(cells) and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in cells)
         shown.add_column(Text(name), justify="right" if numeric or index in right else "left", overflow="fold")
     for row in body:
-        shown.add_row(*(Text(_cell(value), style="bold" if isinstance(value, Strong) else "") for value in row))
+        shown.add_row(
+            *(Text(_format_cell(value), style="bold" if isinstance(value, BoldCell) else "") for value in row)
+        )
     return shown
 
 
-def pairs(rows: Iterable[tuple[str, object]] | Mapping[str, object]) -> RenderableType:
+def key_value_grid(rows: Iterable[tuple[str, object]] | Mapping[str, object]) -> RenderableType:
     """Names and values, one a line, aligned; for `show` commands."""
     from rich.table import Table
     from rich.text import Text
@@ -68,7 +68,7 @@ def pairs(rows: Iterable[tuple[str, object]] | Mapping[str, object]) -> Renderab
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows.items() if isinstance(rows, Mapping) else rows:
-        grid.add_row(Text(clean_line(name), style="bold"), Text(_cell(value)))
+        grid.add_row(Text(clean_line(name), style="bold"), Text(_format_cell(value)))
     return grid
 
 
@@ -76,7 +76,7 @@ def text(value: str, *, style: str = "") -> RenderableType:
     """Plain, cleaned text that keeps its line breaks."""
     from rich.text import Text
 
-    return Text(clean(value), style=style, overflow="fold")
+    return Text(clean_text(value), style=style, overflow="fold")
 
 
 def group(*parts: RenderableType) -> RenderableType:
@@ -86,9 +86,9 @@ def group(*parts: RenderableType) -> RenderableType:
     return Group(*parts)
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, Strong):
-        return _cell(value.value)
+def _format_cell(value: object) -> str:
+    if isinstance(value, BoldCell):
+        return _format_cell(value.value)
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -96,11 +96,11 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return ", ".join(_cell(inner) for inner in value)
+        return ", ".join(_format_cell(inner) for inner in value)
     return clean_line(str(value))
 
 
-class ReaderGone(Exception):
+class StdoutClosed(Exception):
     """Whoever read our standard output has closed it (`mta user list | head -1`); there is nobody left to write to."""
 
 
@@ -115,15 +115,15 @@ def prepare_streams() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def flush() -> None:
+def flush_stdout() -> None:
     """Send what is still held back; a reader that has gone is no fault, and a full disk was told of before."""
     try:
         sys.stdout.flush()
     except OSError:
-        drop_stdout()
+        redirect_stdout_to_null()
 
 
-def drop_stdout() -> None:
+def redirect_stdout_to_null() -> None:
     """Point standard output at nothing, so that the interpreter's last flush does not fail as well."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -148,61 +148,61 @@ class Output:
         if stderr not in self._consoles:
             from mta_cli.progress import make_console
 
-            self._consoles[stderr] = make_console(stderr=stderr, on_broken_pipe=self._reader_gone)
+            self._consoles[stderr] = make_console(stderr=stderr, on_broken_pipe=self._raise_stdout_closed)
         return self._consoles[stderr]
 
-    def result(self, value: Any, render: Render | RenderableType | None = None) -> None:
+    def print_result(self, value: Any, render: Render | RenderableType | None = None) -> None:
         """The command's result on standard output: JSON, or what `render` is (or makes of `value`)."""
         if self.json:
-            self.write(to_json(value) + "\n")
+            self.write_stdout(to_json(value) + "\n")
             return
         shown = render(value) if callable(render) else render
         if shown is None:
-            shown = default_rendering(value)
+            shown = render_default(value)
         self.end_line()
-        self._print(shown)
+        self._print_renderable(shown)
 
-    def write(self, raw: str) -> None:
+    def write_stdout(self, raw: str) -> None:
         """Cleaned text to standard output at once, without styling."""
-        with self._delivering():
-            sys.stdout.write(clean(raw))
+        with self._guard_stdout():
+            sys.stdout.write(clean_text(raw))
             sys.stdout.flush()
 
     def note(self, message: str) -> None:
         """One line for the person, on standard error; silent with --quiet."""
         if not self.quiet:
-            self._say(message)
+            self._print_stderr(message)
 
-    def detail(self, message: str) -> None:
+    def note_verbose(self, message: str) -> None:
         """A note that only -v shows."""
         if self.verbosity:
-            self._say(message, style="dim")
+            self._print_stderr(message, style="dim")
 
     def warn(self, message: str) -> None:
         """A warning on standard error; --quiet does not hide it."""
-        self._say(f"warning: {message}", style="yellow")
+        self._print_stderr(f"warning: {message}", style="yellow")
 
     def error(self, error: BaseException) -> None:
         """A failure in one line, its faults and its hint; with -vv also where it happened."""
         if isinstance(error, MtaError):
-            self._say(f"error: {error.message}", style="red")
+            self._print_stderr(f"error: {error.message}", style="red")
             if isinstance(error, BadInput):
                 for fault in error.faults:
-                    self._say(f"  {clean_line(fault)}")
+                    self._print_stderr(f"  {clean_line(fault)}")
             if error.hint:
-                self._say(f"hint: {error.hint}")
+                self._print_stderr(f"hint: {error.hint}")
         else:
-            self._say(f"unexpected: {type(error).__name__}: {error}", style="red")
+            self._print_stderr(f"unexpected: {type(error).__name__}: {error}", style="red")
             if self.verbosity < 2:
-                self._say("hint: run the command again as `mta -vv …` to see where it happened")
+                self._print_stderr("hint: run the command again as `mta -vv …` to see where it happened")
         if self.verbosity >= 2:
-            self._say("".join(traceback.format_exception(error)), style="dim")
+            self._print_stderr("".join(traceback.format_exception(error)), style="dim")
 
-    def help(self, page: str) -> None:
+    def print_help(self, page: str) -> None:
         """A help page on standard error, for a command line that stops before its command."""
-        sys.stderr.write(clean(page).rstrip("\n") + "\n")
+        sys.stderr.write(clean_text(page).rstrip("\n") + "\n")
 
-    def ask(self, question: str) -> str | None:
+    def read_answer(self, question: str) -> str | None:
         """The line typed (or piped) in answer to `question`, which goes to standard error; None at end of input."""
         self.end_line()
         if self._view is not None:  # a job asks: its bar gives the terminal back
@@ -214,7 +214,7 @@ class Output:
             sys.stderr.write("\n")
         return line.strip() if line else None
 
-    def follow(self, events: Iterator[ev.Event], *, dry_run: bool = False, resumes: bool = False) -> Any:
+    def run_job(self, events: Iterator[ev.Event], *, dry_run: bool = False, resumes: bool = False) -> Any:
         """Run a job to its end, showing what it yields; returns the result of its `Done`.
 
         With `dry_run` the plan itself is printed (a table, or the JSON document `{job, plan, …}`), so that the caller
@@ -224,28 +224,28 @@ class Output:
         from mta_cli.progress import ProgressView
 
         result: Any = None
-        planned: list[ev.Planned] = []
+        planned: list[ev.JobPlan] = []
         view = self._view = ProgressView(self.console(stderr=True), shown=not self.quiet)
         try:
             for event in events:
-                if isinstance(event, ev.Done):
+                if isinstance(event, ev.JobResult):
                     result = event.result
-                elif isinstance(event, ev.Planned):
+                elif isinstance(event, ev.JobPlan):
                     planned.append(event)
-                    self._plan(event, dry_run)
+                    self._show_plan(event, dry_run)
                 else:
-                    self._event(event, view)
+                    self._show_event(event, view)
         except KeyboardInterrupt:
             view.stop()
-            _close(events)
+            _close_generator(events)
             again = "run the same command again: it goes on from what is stored" if resumes else None
             raise Interrupted("interrupted", hint=again) from None
         finally:
             view.stop()
             self.end_line()
-        return self._dry(planned, result) if dry_run else result
+        return self._dry_run_document(planned, result) if dry_run else result
 
-    def job(
+    def run_job_and_print(
         self,
         events: Iterator[ev.Event],
         render: Render | None = None,
@@ -254,121 +254,121 @@ class Output:
         resumes: bool = False,
     ) -> Any:
         """`follow`, then print the result; a dry run prints its plan instead."""
-        result = self.follow(events, dry_run=dry_run, resumes=resumes)
+        result = self.run_job(events, dry_run=dry_run, resumes=resumes)
         if not dry_run:
-            self.result(result, render)
+            self.print_result(result, render)
         return result
 
     def end_line(self) -> None:
         """Finish a line of streamed text, if one is open."""
         if self._open_line:
             self._open_line = False
-            self.write("\n")
+            self.write_stdout("\n")
         self._column = None
 
-    def _print(self, shown: RenderableType) -> None:
+    def _print_renderable(self, shown: RenderableType) -> None:
         console = self.console(stderr=False)
         if console.is_terminal:
             console.print(shown)
             return
         # In a pipe a path or a sentence stays one line, and no line ends in the spaces of a table's last column.
-        with self._delivering(), console.capture() as captured:
-            console.print(shown, soft_wrap=not _is_laid_out(shown))
-        self.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+        with self._guard_stdout(), console.capture() as captured:
+            console.print(shown, soft_wrap=not _is_layout(shown))
+        self.write_stdout("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
-    def _event(self, event: ev.Event, view: ProgressView) -> None:
-        if isinstance(event, ev.Started):
-            view.start(event)
-        elif isinstance(event, ev.Step):
-            view.step(event)
-        elif isinstance(event, ev.Token):
+    def _show_event(self, event: ev.Event, view: ProgressView) -> None:
+        if isinstance(event, ev.JobStarted):
+            view.start_job(event)
+        elif isinstance(event, ev.JobProgress):
+            view.show_progress(event)
+        elif isinstance(event, ev.TextChunk):
             view.stop()
-            self._token(event)
-        elif isinstance(event, ev.Saved):
+            self._show_text_chunk(event)
+        elif isinstance(event, ev.ArtifactSaved):
             self.note(f"saved {event.kind} {event.name}" + (f" ({event.detail})" if event.detail else ""))
         elif isinstance(event, ev.Note):
             (self.warn if event.warning else self.note)(event.text)
-        elif isinstance(event, ev.Failed):
+        elif isinstance(event, ev.UnitFailed):
             self.warn(f"{event.label} failed: {event.message}")
 
-    def _token(self, event: ev.Token) -> None:
+    def _show_text_chunk(self, event: ev.TextChunk) -> None:
         if self.json or not event.text:
             return
         if event.column and event.column != self._column:
             if self._open_line:
-                self.write("\n\n")
-            self.write(f"{clean_line(event.column)}:\n")
+                self.write_stdout("\n\n")
+            self.write_stdout(f"{clean_line(event.column)}:\n")
             self._column = event.column
-        self.write(event.text)
+        self.write_stdout(event.text)
         self._open_line = not event.text.endswith("\n")
 
-    def _plan(self, event: ev.Planned, dry_run: bool) -> None:
+    def _show_plan(self, event: ev.JobPlan, dry_run: bool) -> None:
         rows = [(line.name, line.value, line.origin) for line in event.lines]
         if dry_run and not self.json:
-            self._print(table(("plan of " + event.job, "value", "from"), rows))
+            self._print_renderable(table(("plan of " + event.job, "value", "from"), rows))
         elif not dry_run and self.verbosity:
             self.console(stderr=True).print(table(("plan of " + event.job, "value", "from"), rows))
 
-    def _dry(self, planned: Sequence[ev.Planned], result: Any) -> Any:
+    def _dry_run_document(self, planned: Sequence[ev.JobPlan], result: Any) -> Any:
         document: dict[str, Any] = dict(result) if isinstance(result, Mapping) else {}
         document["job"] = planned[0].job if planned else document.get("job")
         document["plan"] = [dataclasses.asdict(line) for event in planned for line in event.lines]
         if self.json:
-            self.result(document)
+            self.print_result(document)
         return document
 
-    def _say(self, message: str, style: str = "") -> None:
+    def _print_stderr(self, message: str, style: str = "") -> None:
         from rich.text import Text
 
         self.end_line()
         # Continuation lines are indented, so that text from data cannot forge a line that starts with `error:`.
-        shown = clean(message).rstrip("\n").replace("\n", "\n  ")
+        shown = clean_text(message).rstrip("\n").replace("\n", "\n  ")
         self.console(stderr=True).print(Text(shown, style=style), soft_wrap=True)
 
     @contextlib.contextmanager
-    def _delivering(self) -> Iterator[None]:
+    def _guard_stdout(self) -> Iterator[None]:
         """What standard output does not take ends the command: in words, or in silence where nobody reads it."""
         try:
             yield
         except BrokenPipeError:
-            self._reader_gone()
+            self._raise_stdout_closed()
         except OSError as error:
-            drop_stdout()
+            redirect_stdout_to_null()
             raise MtaError(f"standard output cannot be written: {error.strerror or error}") from None
 
-    def _reader_gone(self) -> None:
-        drop_stdout()
-        raise ReaderGone
+    def _raise_stdout_closed(self) -> None:
+        redirect_stdout_to_null()
+        raise StdoutClosed
 
 
-def default_rendering(value: Any) -> RenderableType:
+def render_default(value: Any) -> RenderableType:
     """How a result is shown that has no rendering of its own: a table of records, pairs of one record, else text."""
-    value = plain(value)
+    value = to_jsonable(value)
     if isinstance(value, Mapping):
-        return pairs(
+        return key_value_grid(
             (key, inner if not isinstance(inner, dict | list) else to_json(inner)) for key, inner in value.items()
         )
     if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
         columns = list(dict.fromkeys(key for row in value for key in row))
         return table(columns, ([row.get(column) for column in columns] for row in value))
     if isinstance(value, list):
-        return text("\n".join(_cell(row) for row in value))
+        return text("\n".join(_format_cell(row) for row in value))
     return text("" if value is None else str(value))
 
 
-def _is_laid_out(shown: RenderableType) -> bool:
+def _is_layout(shown: RenderableType) -> bool:
     from rich.text import Text
 
     return not isinstance(shown, str | Text)
 
 
-def _close(events: Iterator[ev.Event]) -> None:
+def _close_generator(events: Iterator[ev.Event]) -> None:
     close = getattr(events, "close", None)
     if close is not None:
         close()
 
 
-def folder(path: Path) -> str:
+def shorten_home(path: Path) -> str:
     """`path` for people: the home directory shortened to `~`."""
     try:
         return str(Path("~") / path.relative_to(Path.home()))

@@ -13,35 +13,35 @@ from typing import Any
 _JOINERS = frozenset("\u200c\u200d")
 
 
-def _shown(char: str) -> bool:
+def _is_printable(char: str) -> bool:
     return char.isprintable() or char in "\n\t" or char in _JOINERS or unicodedata.category(char) == "Zs"
 
 
-def clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """`text` without control characters (ESC, C1, NUL, CR …), format marks such as bidi overrides, and surrogates.
 
     Newline and tab stay. What is left is printable and can be sent to a terminal.
     """
     if text.isprintable():
         return text
-    return "".join(char for char in text if _shown(char))
+    return "".join(char for char in text if _is_printable(char))
 
 
 def clean_line(text: str) -> str:
     """`clean(text)` on one line: runs of white space become one space."""
-    return " ".join(clean(text.replace("\r", "\n")).split())
+    return " ".join(clean_text(text.replace("\r", "\n")).split())
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """`value` as JSON can hold it: dataclasses as objects, paths as strings, sets as sorted lists, NaN as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
+        return {str(key): to_jsonable(inner) for key, inner in value.items()}
     if isinstance(value, set | frozenset):
-        return sorted(plain(inner) for inner in value)
+        return sorted(to_jsonable(inner) for inner in value)
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [to_jsonable(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, str | int | float):
@@ -49,7 +49,7 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def _escaped(char: str) -> str:
+def _json_escape(char: str) -> str:
     code = ord(char)
     if code < 0x10000:
         return f"\\u{code:04x}"
@@ -59,7 +59,7 @@ def _escaped(char: str) -> str:
 
 def to_json(value: Any) -> str:
     """`value` as an indented JSON document in which whatever `clean` would strip is written as an escape."""
-    text = json.dumps(plain(value), ensure_ascii=False, indent=2)
+    text = json.dumps(to_jsonable(value), ensure_ascii=False, indent=2)
     if text.replace("\n", "").isprintable():
         return text
-    return "".join(char if _shown(char) else _escaped(char) for char in text)
+    return "".join(char if _is_printable(char) else _json_escape(char) for char in text)

@@ -13,38 +13,40 @@ from typing import TYPE_CHECKING
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from mta_cli.events import Started, Step
-from mta_cli.printable import clean, clean_line
+from mta_cli.events import JobProgress, JobStarted
+from mta_cli.printable import clean_line, clean_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-LOG_SECONDS = 10.0
-NARROW = 115  # columns; a terminal with fewer has no room for the job's name, a long bar and its rate in steps
-PIPE_WIDTH = 200  # a table in a pipe is read by a program or a pager: do not fold it at 80
+LOG_INTERVAL_SECONDS = 10.0
+NARROW_TERMINAL_COLUMNS = (
+    115  # columns; a terminal with fewer has no room for the job's name, a long bar and its rate in steps
+)
+PIPE_COLUMNS = 200  # a table in a pipe is read by a program or a pager: do not fold it at 80
 
 
 class CleanConsole(Console):
     """A console that strips control characters from every piece of text on its way out; only its own codes remain."""
 
-    broken: Callable[[], None]
+    handle_broken_pipe: Callable[[], None]
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments of `renderable`, cleaned."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(clean(segment.text), segment.style)
+            yield segment if segment.control else Segment(clean_text(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
         """The reader is gone: leave quietly, by the owner's way."""
-        self.broken()
+        self.handle_broken_pipe()
 
 
 def make_console(*, stderr: bool, on_broken_pipe: Callable[[], None]) -> CleanConsole:
     """A console without markup, emoji codes or highlighting; wide where the stream is no terminal."""
     console = CleanConsole(stderr=stderr, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    console.broken = on_broken_pipe
+        console.width = PIPE_COLUMNS
+    console.handle_broken_pipe = on_broken_pipe
     return console
 
 
@@ -56,12 +58,12 @@ class ProgressView:
         self._shown = shown
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._started = Started("")
+        self._started = JobStarted("")
         self._since = self._spoken = 0.0
         self._first: tuple[int, float] | None = None  # units done, and when, at the first step that was seen
         self._tokens = 0
 
-    def start(self, event: Started) -> None:
+    def start_job(self, event: JobStarted) -> None:
         """A job, or a new part of it, begins."""
         self.stop()
         self._started, self._tokens, self._first = event, 0, None
@@ -71,18 +73,18 @@ class ProgressView:
             self._task = self._bar.add_task(event.job, total=event.total, about="", left="")
             self._bar.start()
 
-    def step(self, event: Step) -> None:
+    def show_progress(self, event: JobProgress) -> None:
         """One more unit is done."""
         now = time.monotonic()
         if self._first is None:  # a resumed job begins in the middle; what was done before says nothing about the rate
             self._first = event.done, now
         self._tokens += event.tokens
-        pace = self._pace(event, now)
-        about, left = self._about(event, now, pace), _left(self._started.total, event.done, pace)
+        pace = self._units_per_second(event, now)
+        about, left = self._loss_and_rates(event, now, pace), _format_eta(self._started.total, event.done, pace)
         if self._bar is not None and self._task is not None:
             label = self._description(event)
             self._bar.update(self._task, completed=event.done, description=label, about=about, left=left)
-        elif self._shown and now - self._spoken >= LOG_SECONDS:
+        elif self._shown and now - self._spoken >= LOG_INTERVAL_SECONDS:
             self._spoken = now
             total = "" if self._started.total is None else f"/{self._started.total}"
             shown = " · ".join(part for part in (f"{event.done}{total} {self._started.unit}", about, left) if part)
@@ -94,35 +96,35 @@ class ProgressView:
             self._bar.stop()
             self._bar = self._task = None
 
-    def _description(self, event: Step) -> str:
+    def _description(self, event: JobProgress) -> str:
         if self._bar is not None and self._is_narrow():
             return clean_line(event.label or self._started.job)[:20]
         parts = [part for part in (self._started.job, event.label) if part]
         return clean_line(" · ".join(parts))[:60]
 
     def _is_narrow(self) -> bool:
-        return self._console.width < NARROW
+        return self._console.width < NARROW_TERMINAL_COLUMNS
 
-    def _pace(self, event: Step, now: float) -> float:
+    def _units_per_second(self, event: JobProgress, now: float) -> float:
         """Units per second since the first step; 0 while nothing can be said."""
         done, since = self._first or (event.done, now)
         return max(event.done - done, 0) / max(now - since, 1e-6)
 
-    def _about(self, event: Step, now: float, pace: float) -> str:
+    def _loss_and_rates(self, event: JobProgress, now: float, pace: float) -> str:
         parts = [f"loss {event.loss:.3f}"] if event.loss is not None else []
         if self._tokens:
-            parts.append(f"{rate(self._tokens / max(now - self._since, 1e-6))} tokens/s")
+            parts.append(f"{format_rate(self._tokens / max(now - self._since, 1e-6))} tokens/s")
         if pace and not (parts and self._bar is not None and self._is_narrow()):
-            parts.append(f"{rate(pace)} {self._started.unit}/s")
+            parts.append(f"{format_rate(pace)} {self._started.unit}/s")
         return " · ".join(parts)
 
 
-def rate(per_second: float) -> str:
+def format_rate(per_second: float) -> str:
     """A rate in three figures or so."""
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
-def _left(total: int | None, done: int, pace: float) -> str:
+def _format_eta(total: int | None, done: int, pace: float) -> str:
     if total is None or not pace:
         return ""
     return f"ETA {timedelta(seconds=round(max(total - done, 0) / pace))}"

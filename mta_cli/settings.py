@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 from mta_cli import options
-from mta_cli.errors import BadInput, NotFound, UsageFault
+from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import PlanLine
 
-FILE_NAME = "mta.toml"
-MAX_FILE_BYTES = 1_000_000
+SETTINGS_FILE_NAME = "mta.toml"
+MAX_SETTINGS_FILE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class ModelOptions:
     """Which models a store works with, by name, hub name (`hf:ORG/NAME`) or folder."""
 
     section: ClassVar[str] = "models"
-    base: str = options.option("smollm2-135m-instruct", "The base model.")
-    embedder: str = options.option("minilm-l6", "The embedder that makes profiles.")
+    base: str = options.option_field("smollm2-135m-instruct", "The base model.")
+    embedder: str = options.option_field("minilm-l6", "The embedder that makes profiles.")
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class StoreOptions:
     """How a store is opened."""
 
     section: ClassVar[str] = "store"
-    timeout: float = options.option(10.0, "Seconds to wait for another writer.", minimum=0, maximum=86_400)
+    timeout: float = options.option_field(10.0, "Seconds to wait for another writer.", minimum=0, maximum=86_400)
 
 
-SECTIONS: tuple[type[Any], ...] = (*options.JOBS, ModelOptions, StoreOptions)
-T = TypeVar("T")
+OPTION_CLASSES: tuple[type[Any], ...] = (*options.JOB_OPTIONS, ModelOptions, StoreOptions)
+OptionsT = TypeVar("OptionsT")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Setting:
     choices: tuple[str, ...]
 
     @property
-    def variable(self) -> str:
+    def env_variable(self) -> str:
         """Its name in the environment: `bank.rank` is MTA_BANK_RANK."""
         return "MTA_" + self.key.upper().replace(".", "_")
 
@@ -67,10 +67,10 @@ class Setting:
 
 
 @functools.cache
-def known_settings() -> Mapping[str, Setting]:
+def all_settings() -> Mapping[str, Setting]:
     """Every setting by key, in the order of the sections."""
     found: dict[str, Setting] = {}
-    for section in SECTIONS:
+    for section in OPTION_CLASSES:
         hints = get_type_hints(section)
         for spec in fields(section):
             kinds = [kind for kind in get_args(hints[spec.name]) if kind is not type(None)] or [hints[spec.name]]
@@ -86,7 +86,7 @@ def store_path(flag: Path | None = None) -> Path:
         import platformdirs
 
         return platformdirs.user_data_path("mta")
-    return path_of(chosen, "the store's path")
+    return parse_path(chosen, "the store's path")
 
 
 def config_path() -> Path:
@@ -97,14 +97,14 @@ def config_path() -> Path:
     if not chosen:
         import platformdirs
 
-        return platformdirs.user_config_path("mta") / FILE_NAME
-    path = path_of(chosen, "MTA_CONFIG")
+        return platformdirs.user_config_path("mta") / SETTINGS_FILE_NAME
+    path = parse_path(chosen, "MTA_CONFIG")
     if not path.exists():
         raise NotFound(f"MTA_CONFIG names {path}, which is not there.", hint="make the file, or unset MTA_CONFIG")
     return path
 
 
-def path_of(raw: str, what: str) -> Path:
+def parse_path(raw: str, what: str) -> Path:
     """The absolute path that somebody wrote, who gave it as `what`. BadInput where it can be none."""
     if "\0" in raw:
         raise BadInput(f"{what} contains a NUL character: {raw!r:.200}")
@@ -117,7 +117,7 @@ def path_of(raw: str, what: str) -> Path:
 
 
 @dataclass(frozen=True)
-class _Given:
+class _RawValue:
     """A raw value and where it was found."""
 
     value: Any
@@ -127,8 +127,8 @@ class _Given:
 class Settings:
     """The resolved settings. `origins` says of each key: default, `file PATH`, `environment NAME` or `flag --NAME`."""
 
-    def __init__(self, given: Mapping[str, _Given]) -> None:
-        self._known = known_settings()
+    def __init__(self, given: Mapping[str, _RawValue]) -> None:
+        self._known = all_settings()
         self._given = dict(given)
         self.origins = {key: given[key].origin if key in given else "default" for key in self._known}
         self._built: dict[str, Any] = {}
@@ -139,13 +139,13 @@ class Settings:
 
         Raises `BadInput` for a file that cannot be read, `UsageFault` for a key or variable that does not exist.
         """
-        given: dict[str, _Given] = {}
-        for file in (config_path(), *([store / FILE_NAME] if store is not None else [])):
+        given: dict[str, _RawValue] = {}
+        for file in (config_path(), *([store / SETTINGS_FILE_NAME] if store is not None else [])):
             given.update(_read_file(file))
         given.update(_read_environment())
         return cls(given)
 
-    def build(self, cls: type[T], **flags: Any) -> T:
+    def build_options(self, cls: type[OptionsT], **flags: Any) -> OptionsT:
         """An instance of the options dataclass `cls`. A flag that is None was not given.
 
         Raises `UsageFault` that lists every value of a wrong type or out of bounds, with where it came from.
@@ -155,18 +155,18 @@ class Settings:
         faults: list[str] = []
         for setting in (s for s in self._known.values() if s.key.startswith(section + ".")):
             name = setting.key.partition(".")[2]
-            given = self._find(setting, flags.get(name))
+            given = self._resolve_value(setting, flags.get(name))
             self.origins[setting.key] = given.origin
             try:
-                values[name] = self._built[setting.key] = convert(setting, given.value)
+                values[name] = self._built[setting.key] = convert_value(setting, given.value)
             except ValueError as error:
-                faults.append(f"{setting.key} = {_raw(given.value)} ({given.origin}): {error}")
+                faults.append(f"{setting.key} = {_describe_raw_value(given.value)} ({given.origin}): {error}")
         if not faults:
             built = cls(**values)
-            faults = [self._with_origin(fault) for fault in options.check(built)]
+            faults = [self._add_origin(fault) for fault in options.find_option_faults(built)]
             if not faults:
                 return built
-        raise UsageFault(_listed(faults))
+        raise UsageError(_join_faults(faults))
 
     def plan_lines(self, *instances: Any) -> tuple[PlanLine, ...]:
         """One line for each field of the given options: key, value and origin.
@@ -174,29 +174,31 @@ class Settings:
         What is not as it was built is `derived`: a job has its own reason for it.
         """
         return tuple(
-            PlanLine(key, _shown(value), self.origins[key] if self._built.get(key, value) == value else "derived")
+            PlanLine(
+                key, _format_value(value), self.origins[key] if self._built.get(key, value) == value else "derived"
+            )
             for instance in instances
             for spec in fields(instance)
             for key, value in ((f"{instance.section}.{spec.name}", getattr(instance, spec.name)),)
         )
 
-    def _find(self, setting: Setting, flag: Any) -> _Given:
+    def _resolve_value(self, setting: Setting, flag: Any) -> _RawValue:
         if flag is not None:
             name = setting.flag if flag is not False else "--no-" + setting.flag.removeprefix("--")
-            return _Given(flag, f"flag {name}")
-        return self._given.get(setting.key, _Given(setting.default, "default"))
+            return _RawValue(flag, f"flag {name}")
+        return self._given.get(setting.key, _RawValue(setting.default, "default"))
 
-    def _with_origin(self, fault: str) -> str:
+    def _add_origin(self, fault: str) -> str:
         head, _, rest = fault.partition(": ")
         return f"{head} ({self.origins[head.partition(' = ')[0]]}): {rest}"
 
 
-def convert(setting: Setting, raw: Any) -> Any:
+def convert_value(setting: Setting, raw: Any) -> Any:
     """`raw`, from a flag, a file or the environment, as the setting's type; raises ValueError in plain words."""
     if raw is None and setting.default is None:
         return None
     if setting.kind is bool:
-        return _boolean(raw)
+        return _parse_boolean(raw)
     if setting.kind is str:
         if not isinstance(raw, str):
             raise ValueError("this is a text, in quotes")
@@ -214,7 +216,7 @@ def convert(setting: Setting, raw: Any) -> Any:
     return number
 
 
-def _boolean(raw: Any) -> bool:
+def _parse_boolean(raw: Any) -> bool:
     if isinstance(raw, bool):
         return raw
     words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -223,32 +225,32 @@ def _boolean(raw: Any) -> bool:
     raise ValueError("this is true or false")
 
 
-def _read_file(path: Path) -> dict[str, _Given]:
+def _read_file(path: Path) -> dict[str, _RawValue]:
     try:
         if not path.is_file():
             return {}
-        from mta_cli.tomls import read_toml
+        from mta_cli.tomls import parse_toml
 
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise BadInput(f"{path} is larger than {MAX_FILE_BYTES:,} bytes; that is no settings file")
-        content = read_toml(path.read_bytes().decode())
+        if path.stat().st_size > MAX_SETTINGS_FILE_BYTES:
+            raise BadInput(f"{path} is larger than {MAX_SETTINGS_FILE_BYTES:,} bytes; that is no settings file")
+        content = parse_toml(path.read_bytes().decode())
     except (OSError, ValueError) as error:  # what is no UTF-8 or no TOML is a ValueError
         raise BadInput(
             f"the settings file {path} cannot be read: {error}", hint="mend the file or move it away"
         ) from None
-    known = known_settings()
+    known = all_settings()
     given, faults = {}, []
-    for key, value in _flat(content):
+    for key, value in _flatten_sections(content):
         if key in known:
-            given[key] = _Given(value, f"file {path}")
+            given[key] = _RawValue(value, f"file {path}")
         else:
-            faults.append(f"{path}: there is no setting {key!r:.80}{_nearest(key, known)}")
+            faults.append(f"{path}: there is no setting {key!r:.80}{_suggest_name(key, known)}")
     if faults:
-        raise UsageFault(_listed(faults), hint="docs/settings.md lists every setting")
+        raise UsageError(_join_faults(faults), hint="docs/settings.md lists every setting")
     return given
 
 
-def _flat(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _flatten_sections(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
         if isinstance(value, Mapping) and value:
             for inner, setting in value.items():
@@ -257,36 +259,36 @@ def _flat(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _read_environment() -> dict[str, _Given]:
-    by_variable = {setting.variable: setting.key for setting in known_settings().values()}
-    sections = tuple(f"MTA_{section.section.upper()}_" for section in SECTIONS)
+def _read_environment() -> dict[str, _RawValue]:
+    by_variable = {setting.env_variable: setting.key for setting in all_settings().values()}
+    sections = tuple(f"MTA_{section.section.upper()}_" for section in OPTION_CLASSES)
     given, faults = {}, []
     for name, value in os.environ.items():
         if name in by_variable:
-            given[by_variable[name]] = _Given(value, f"environment {name}")
+            given[by_variable[name]] = _RawValue(value, f"environment {name}")
         elif name.startswith(sections):
-            faults.append(f"environment: there is no setting {name!r:.80}{_nearest(name, by_variable)}")
+            faults.append(f"environment: there is no setting {name!r:.80}{_suggest_name(name, by_variable)}")
     if faults:
-        raise UsageFault(_listed(faults), hint="docs/settings.md lists every setting")
+        raise UsageError(_join_faults(faults), hint="docs/settings.md lists every setting")
     return given
 
 
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
+def _suggest_name(name: str, known: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name[:200], list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _raw(value: Any) -> str:
+def _describe_raw_value(value: Any) -> str:
     """A raw value for a message; of what may be nested or long without end, only what it is."""
     endless = isinstance(value, Mapping | list) or (isinstance(value, int) and value.bit_length() > 128)
     return f"a {type(value).__name__}" if endless else f"{value!r:.80}"
 
 
-def _listed(faults: list[str]) -> str:
+def _join_faults(faults: list[str]) -> str:
     if len(faults) == 1:
         return faults[0]
     return f"{len(faults)} settings cannot be used:\n" + "\n".join(faults)
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "by the data" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -6,22 +6,22 @@ import re
 import tomllib
 from typing import Any
 
-DOTS = 40  # in one key; the library's memory grows with their square, to gigabytes for a file of 100 kB
-_TOKEN = re.compile(
+MAX_KEY_DOTS = 40  # in one key; the library's memory grows with their square, to gigabytes for a file of 100 kB
+_TOML_TOKEN_PATTERN = re.compile(
     r'"""(?:[^\\]|\\.)*?"""|' r"'''.*?'''|" r'"(?:[^"\\\n]|\\.)*"|' r"'[^'\n]*'|#[^\n]*|[^\S\n]+|\.|\w[\w-]*|.",
     re.DOTALL,
 )
 
 
-def read_toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
     """The table in a TOML text. Raises ValueError alone, for whatever is none or is nested beyond reason."""
     dots = 0
-    for token in _TOKEN.finditer(text):
+    for token in _TOML_TOKEN_PATTERN.finditer(text):
         found = token[0]
         if found == ".":
             dots += 1
-            if dots > DOTS:
-                raise ValueError(f"a key has more than {DOTS} dots")
+            if dots > MAX_KEY_DOTS:
+                raise ValueError(f"a key has more than {MAX_KEY_DOTS} dots")
         elif not (found[0] in "\"'_" or found[0].isalnum() or found.isspace()) or "\n" in found:
             dots = 0
     try:

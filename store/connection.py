@@ -22,15 +22,15 @@ from store.version import APPLICATION_ID, SCHEMA_VERSION, schema_version
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-OLDEST_SQLITE = (3, 34, 0)
-Parameters = Sequence[Any] | Mapping[str, Any]
+MIN_SQLITE_VERSION = (3, 34, 0)
+SqlParameters = Sequence[Any] | Mapping[str, Any]
 
 
 @functools.cache
 def check_sqlite() -> None:
     """Raises BadInput when this Python's SQLite is too old or has no full-text search."""
-    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-        needed = ".".join(map(str, OLDEST_SQLITE))
+    if sqlite3.sqlite_version_info < MIN_SQLITE_VERSION:
+        needed = ".".join(map(str, MIN_SQLITE_VERSION))
         raise BadInput(
             f"This Python has SQLite {sqlite3.sqlite_version}; the store needs {needed}.", hint="use a newer Python"
         )
@@ -59,13 +59,13 @@ class Connection:
         """Open the database in `root`, brought to the newest schema. Raises as `Registry.open`."""
         check_sqlite()
         path = root / "registry.db"
-        _prepare(root, path, create=create)
+        _ensure_database_file(root, path, create=create)
         writable = os.access(root, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
-        with _explained(root, timeout):
-            conn = sqlite3.connect(uri_of(path, writable), uri=True, timeout=timeout, isolation_level=None)
+        with _translate_sqlite_errors(root, timeout):
+            conn = sqlite3.connect(sqlite_uri(path, writable), uri=True, timeout=timeout, isolation_level=None)
             try:
-                _configure(conn, timeout, writable)
-                _bring_up(root, conn, create=create, timeout=timeout, writable=writable)
+                _set_pragmas(conn, timeout, writable)
+                _migrate_schema(root, conn, create=create, timeout=timeout, writable=writable)
             except BaseException:
                 conn.close()
                 raise
@@ -87,15 +87,15 @@ class Connection:
         Raises StoreBusy when another writer holds the store longer than the timeout.
         """
         if self.in_transaction:
-            with self._tools.atomic():
+            with self._sqlite_utils_db.atomic():
                 yield
             return
         self._require_writable()
-        with self._explained():
+        with self._translate_errors():
             self._conn.execute("BEGIN IMMEDIATE")
         try:
             yield
-            with self._explained():
+            with self._translate_errors():
                 self._conn.execute("COMMIT")
         except BaseException:
             self._after_commit.clear()
@@ -113,40 +113,40 @@ class Connection:
         else:
             action()
 
-    def rows(self, sql: str, parameters: Parameters = ()) -> list[dict[str, Any]]:
+    def fetch_dicts(self, sql: str, parameters: SqlParameters = ()) -> list[dict[str, Any]]:
         """All rows of a query, by column name."""
-        with self._explained():
+        with self._translate_errors():
             cursor = self._conn.execute(sql, parameters)
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor]
 
-    def tuples(self, sql: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
+    def fetch_tuples(self, sql: str, parameters: SqlParameters = ()) -> list[tuple[Any, ...]]:
         """All rows of a query, in column order."""
-        with self._explained():
+        with self._translate_errors():
             return self._conn.execute(sql, parameters).fetchall()
 
-    def row(self, sql: str, parameters: Parameters = ()) -> dict[str, Any] | None:
+    def fetch_dict(self, sql: str, parameters: SqlParameters = ()) -> dict[str, Any] | None:
         """The first row of a query."""
-        found = self.rows(sql, parameters)
+        found = self.fetch_dicts(sql, parameters)
         return found[0] if found else None
 
-    def value(self, sql: str, parameters: Parameters = ()) -> Any:
+    def fetch_value(self, sql: str, parameters: SqlParameters = ()) -> Any:
         """The first column of the first row of a query; None when there is no row."""
-        found = self.tuples(sql, parameters)
+        found = self.fetch_tuples(sql, parameters)
         return found[0][0] if found else None
 
-    def write(self, sql: str, parameters: Parameters = ()) -> sqlite3.Cursor:
+    def execute_write(self, sql: str, parameters: SqlParameters = ()) -> sqlite3.Cursor:
         """One writing statement, in a transaction of its own if none is open."""
-        with self.transaction(), self._explained():
+        with self.transaction(), self._translate_errors():
             return self._conn.execute(sql, parameters)
 
-    def write_many(self, sql: str, parameters: Iterable[Parameters]) -> int:
+    def execute_write_many(self, sql: str, parameters: Iterable[SqlParameters]) -> int:
         """One writing statement for every tuple; returns how many rows it changed."""
-        with self.transaction(), self._explained():
+        with self.transaction(), self._translate_errors():
             return max(0, self._conn.executemany(sql, parameters).rowcount)
 
     @contextlib.contextmanager
-    def without_waiting(self) -> Iterator[None]:
+    def without_busy_timeout(self) -> Iterator[None]:
         """Inside, whatever would wait for another process raises StoreBusy at once."""
         self._conn.execute("PRAGMA busy_timeout = 0")
         try:
@@ -154,10 +154,10 @@ class Connection:
         finally:
             self._conn.execute(f"PRAGMA busy_timeout = {int(self.timeout * 1000)}")
 
-    def compact(self) -> None:
+    def vacuum(self) -> None:
         """Leave no byte of deleted rows: rewrite the database and empty the log. Raises StoreBusy while others read."""
         self._require_writable()
-        with self._explained():
+        with self._translate_errors():
             self._conn.execute("VACUUM")
             busy, _, _ = self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
@@ -167,18 +167,18 @@ class Connection:
             )
 
     @functools.cached_property
-    def _tools(self) -> Database:
-        return _tools(self._conn)
+    def _sqlite_utils_db(self) -> Database:
+        return _open_sqlite_utils(self._conn)
 
-    def _explained(self) -> contextlib.AbstractContextManager[None]:
-        return _explained(self.root, self.timeout)
+    def _translate_errors(self) -> contextlib.AbstractContextManager[None]:
+        return _translate_sqlite_errors(self.root, self.timeout)
 
     def _require_writable(self) -> None:
         if not self.writable:
-            raise _unwritable(self.root)
+            raise _unwritable_error(self.root)
 
 
-def _prepare(root: Path, path: Path, *, create: bool) -> None:
+def _ensure_database_file(root: Path, path: Path, *, create: bool) -> None:
     try:
         if path.is_file():
             return
@@ -192,7 +192,7 @@ def _prepare(root: Path, path: Path, *, create: bool) -> None:
         ) from error
 
 
-def uri_of(path: Path, writable: bool) -> str:
+def sqlite_uri(path: Path, writable: bool) -> str:
     """How SQLite is told where a database lies, and that it may not be written."""
     if writable:
         return path.absolute().as_uri()
@@ -202,7 +202,7 @@ def uri_of(path: Path, writable: bool) -> str:
     return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
 
 
-def _configure(conn: sqlite3.Connection, timeout: float, writable: bool) -> None:
+def _set_pragmas(conn: sqlite3.Connection, timeout: float, writable: bool) -> None:
     for pragma in (
         f"busy_timeout = {int(timeout * 1000)}",
         "foreign_keys = ON",
@@ -217,19 +217,19 @@ def _configure(conn: sqlite3.Connection, timeout: float, writable: bool) -> None
         conn.execute("PRAGMA query_only = ON")
 
 
-def _tools(conn: sqlite3.Connection) -> Database:
+def _open_sqlite_utils(conn: sqlite3.Connection) -> Database:
     from sqlite_utils import Database
 
     return Database(conn, recursive_triggers=False, execute_plugins=False)  # `_configure` has set what we want
 
 
-def _bring_up(root: Path, conn: sqlite3.Connection, *, create: bool, timeout: float, writable: bool) -> None:
-    if _up_to_date(root, conn, create=create):
+def _migrate_schema(root: Path, conn: sqlite3.Connection, *, create: bool, timeout: float, writable: bool) -> None:
+    if _is_schema_current(root, conn, create=create):
         return
     if not writable:
-        raise _unwritable(root)
-    with hold(root, "schema", timeout, "bringing the store to the newest schema"):
-        if _up_to_date(root, conn, create=create):
+        raise _unwritable_error(root)
+    with process_lock(root, "schema", timeout, "bringing the store to the newest schema"):
+        if _is_schema_current(root, conn, create=create):
             return
         mode = conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
@@ -238,10 +238,10 @@ def _bring_up(root: Path, conn: sqlite3.Connection, *, create: bool, timeout: fl
             )
         from store.schema import migrations
 
-        migrations.apply(_tools(conn))
+        migrations.apply(_open_sqlite_utils(conn))
 
 
-def _up_to_date(root: Path, conn: sqlite3.Connection, *, create: bool) -> bool:
+def _is_schema_current(root: Path, conn: sqlite3.Connection, *, create: bool) -> bool:
     found = schema_version(conn)
     ours = conn.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
     foreign = conn.execute("SELECT count(*) FROM sqlite_master WHERE name NOT GLOB '*sqlite_*'").fetchone()[0]
@@ -260,7 +260,7 @@ def _up_to_date(root: Path, conn: sqlite3.Connection, *, create: bool) -> bool:
 
 
 @contextlib.contextmanager
-def hold(root: Path, name: str, timeout: float, doing: str) -> Iterator[None]:
+def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[None]:
     """Hold a lock between processes. `name` names its file. Raises StoreBusy, saying what the other is `doing`.
 
     Raises BadInput when the disk is full or refuses, IntegrityFault when it fails.
@@ -282,19 +282,19 @@ def hold(root: Path, name: str, timeout: float, doing: str) -> Iterator[None]:
         lock.release()
 
 
-def _unwritable(root: Path) -> BadInput:
+def _unwritable_error(root: Path) -> BadInput:
     return BadInput(f"The store at {root} cannot be written.", hint="check the permissions of its directory")
 
 
 @contextlib.contextmanager
-def _explained(root: Path, timeout: float) -> Iterator[None]:
+def _translate_sqlite_errors(root: Path, timeout: float) -> Iterator[None]:
     """SQLite's errors as ours."""
     try:
         yield
     except sqlite3.ProgrammingError:
         raise
     except sqlite3.Error as error:
-        raise _explanation(root, timeout, error) from error
+        raise _to_mta_error(root, timeout, error) from error
     except UnicodeDecodeError as error:  # SQLite's own words, of a name in the database
         raise IntegrityFault(
             f"The store at {root} is damaged: its tables have names that are no text.", hint="mta doctor --repair"
@@ -309,14 +309,14 @@ def _explained(root: Path, timeout: float) -> Iterator[None]:
         ) from error
 
 
-def _explanation(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
+def _to_mta_error(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return StoreBusy(
             f"Another process has been writing to the store for more than {timeout:g} s.", hint="wait, then try again"
         )
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
-        return _unwritable(root)
+        return _unwritable_error(root)
     if name.startswith("SQLITE_FULL"):
         return BadInput("The disk is full: nothing was written to the store.", hint="free some space and run it again")
     if name.startswith("SQLITE_CONSTRAINT"):

@@ -89,7 +89,7 @@ def damaged_rows(db: Connection, only: str | None = None) -> Iterator[Damaged]:
         literals = ", ".join(f"quote({key})" for key in keys)  # a number that lost a bit may be none any more
         sql = f"""SELECT {literals}, {number}, {texts_told} FROM {table} NOT INDEXED
         WHERE NOT {is_sound(table)} ORDER BY {", ".join(keys)}"""
-        for row in db.tuples(sql):
+        for row in db.fetch_tuples(sql):
             values, (bank_id, name, user, of, on) = row[: len(keys)], row[len(keys) :]
             where = " AND ".join(f"{key} IS {value}" for key, value in zip(keys, values, strict=True))
             key = _text(name) or f"number {values[-1]}"
@@ -105,7 +105,7 @@ def damaged_documents(db: Connection) -> Iterator[tuple[str, str, int]]:
     """Records without a seal whose document can not be read: (table, column, row number)."""
     for table in ("runs", "evaluations"):
         for column in ("config", "result"):
-            for number, text in db.tuples(f"SELECT id, {column} FROM {table} WHERE {column} IS NOT NULL"):
+            for number, text in db.fetch_tuples(f"SELECT id, {column} FROM {table} WHERE {column} IS NOT NULL"):
                 try:
                     json.loads(text)
                 except (ValueError, TypeError):

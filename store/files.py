@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError
-from store.process import alive
+from store.process import is_process_alive
 
-ORPHAN_SECONDS = 3600
+MIN_ORPHAN_AGE_SECONDS = 3600
 """How old a file without a row must be before it is removed as an orphan."""
 
 _SUFFIX = ".safetensors"
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_TEMPORARY = re.compile(r"\.mta-(\d+)-([0-9a-f]+)\.tmp")
-_REMEDY = "restore it from a copy, or remove what uses it and build it again"
+_DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY_NAME_PATTERN = re.compile(r"\.mta-(\d+)-([0-9a-f]+)\.tmp")
+_RESTORE_HINT = "restore it from a copy, or remove what uses it and build it again"
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -43,10 +43,10 @@ def atomic_write(path: Path, data: bytes) -> None:
         raise disk_fault(path, error) from error
 
 
-def sweep(folder: Path) -> None:
+def remove_leftover_temporaries(folder: Path) -> None:
     """Remove from a folder the temporary files of processes that are no more."""
     for path in folder.glob(".*.tmp"):
-        if _abandoned(path):
+        if _is_abandoned(path):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -56,16 +56,16 @@ def temporary_path(folder: Path, tail: str = "") -> Path:
     return folder / f".mta-{os.getpid()}-{tail or os.urandom(8).hex()}.tmp"
 
 
-def _abandoned(path: Path) -> bool:
+def _is_abandoned(path: Path) -> bool:
     """Whether a file is a temporary one of a process that is no more."""
-    found = _TEMPORARY.fullmatch(path.name)
-    return found is not None and not alive(int(found[1]))
+    found = _TEMPORARY_NAME_PATTERN.fullmatch(path.name)
+    return found is not None and not is_process_alive(int(found[1]))
 
 
-def _claimed(path: Path) -> str | None:
+def _claimed_digest(path: Path) -> str | None:
     """The digest to which a temporary file is a claim; None when it is none."""
-    found = _TEMPORARY.fullmatch(path.name)
-    return found[2] if found is not None and _DIGEST.fullmatch(found[2]) else None
+    found = _TEMPORARY_NAME_PATTERN.fullmatch(path.name)
+    return found[2] if found is not None and _DIGEST_PATTERN.fullmatch(found[2]) else None
 
 
 def _write_durably(path: Path, data: bytes) -> None:
@@ -89,7 +89,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def _remove_file(path: Path) -> None:
     """Remove a file if it is there. Raises as `atomic_write`."""
     try:
         path.unlink(missing_ok=True)
@@ -133,24 +133,24 @@ class AdapterFiles:
     """The adapter files and training checkpoints below a store's directory."""
 
     def __init__(self, root: Path) -> None:
-        self.folder = root / "adapters"
-        self.partial = root / "partial"
+        self.adapter_folder = root / "adapters"
+        self.checkpoint_folder = root / "partial"
 
     def path(self, digest: str) -> Path:
         """Where the file of this digest is or would be. Raises IntegrityFault for what is no digest."""
-        if not _DIGEST.fullmatch(digest):
+        if not _DIGEST_PATTERN.fullmatch(digest):
             raise IntegrityFault(f"{digest[:80]!r} is not the digest of a file.")
-        return self.folder / digest[:2] / f"{digest}{_SUFFIX}"
+        return self.adapter_folder / digest[:2] / f"{digest}{_SUFFIX}"
 
     def write(self, data: bytes) -> tuple[str, int]:
         """Store `data`; returns its digest and size. What is there already is left alone. Raises as `atomic_write`."""
         digest = sha256(data)
         path = self.path(digest)
-        if not self._holds(path, digest):
+        if not self._has_content(path, digest):
             atomic_write(path, data)
         return digest, len(data)
 
-    def claim(self, digest: str) -> None:
+    def claim_digest(self, digest: str) -> None:
         """Say that a file of this digest will have a row, before it is written; `settle` says that it has one.
 
         In between it belongs to this process, and to nobody once this process is no more. Raises as `atomic_write`.
@@ -162,7 +162,7 @@ class AdapterFiles:
         except OSError as error:
             raise disk_fault(claim, error) from error
 
-    def settle(self, digest: str) -> None:
+    def release_claim(self, digest: str) -> None:
         """Give up the claim of this process to a digest."""
         with contextlib.suppress(OSError):  # it goes with this process, and says nothing of a file that has a row
             temporary_path(self.path(digest).parent, digest).unlink()
@@ -177,46 +177,46 @@ class AdapterFiles:
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
-            raise IntegrityFault(f"The file of adapter {digest} is gone: {path}.", hint=_REMEDY) from error
+            raise IntegrityFault(f"The file of adapter {digest} is gone: {path}.", hint=_RESTORE_HINT) from error
         except OSError as error:
             raise IntegrityFault(
-                f"The file of adapter {digest} cannot be read: {error.strerror}.", hint=_REMEDY
+                f"The file of adapter {digest} cannot be read: {error.strerror}.", hint=_RESTORE_HINT
             ) from error
         found = sha256(data)
         if found != digest:
             raise IntegrityFault(
-                f"The file of adapter {digest} is damaged: its content has digest {found}.", hint=_REMEDY
+                f"The file of adapter {digest} is damaged: its content has digest {found}.", hint=_RESTORE_HINT
             )
         return data
 
     def delete(self, digest: str) -> None:
         """Remove the file if it is there."""
-        _remove(self.path(digest))
+        _remove_file(self.path(digest))
 
-    def orphans(self, known: set[str]) -> list[Path]:
+    def find_orphans(self, known: set[str]) -> list[Path]:
         """Adapter files whose digest is not in `known` and to which no process has a claim, by path."""
-        spared = known | {_claimed(path) for path in self._temporary_files()}
-        paths = {path.name.removesuffix(_SUFFIX): path for path in self.folder.glob(f"??/*{_SUFFIX}")}
+        spared = known | {_claimed_digest(path) for path in self._temporary_paths()}
+        paths = {path.name.removesuffix(_SUFFIX): path for path in self.adapter_folder.glob(f"??/*{_SUFFIX}")}
         return sorted(path for digest, path in paths.items() if digest not in spared)
 
     def drop_orphans(self, known: set[str]) -> None:
         """Remove orphans, save for those so young that another process may be about to record them."""
-        for path in self.orphans(known):
-            if _written(path) < time.time() - ORPHAN_SECONDS:
-                _remove(path)
+        for path in self.find_orphans(known):
+            if _modified_time(path) < time.time() - MIN_ORPHAN_AGE_SECONDS:
+                _remove_file(path)
 
-    def temporary(self) -> list[Path]:
+    def abandoned_temporaries(self) -> list[Path]:
         """Temporary files of processes that are no more."""
-        return [path for path in self._temporary_files() if _abandoned(path)]
+        return [path for path in self._temporary_paths() if _is_abandoned(path)]
 
-    def clean_temporary(self) -> list[tuple[str, Path]]:
+    def remove_abandoned_temporaries(self) -> list[tuple[str, Path]]:
         """Remove temporary files of processes that are no more, except for claims.
 
         Returns those: digests, each with the claim to it, that were not settled.
         """
         claims = []
-        for path in self.temporary():
-            digest = _claimed(path)
+        for path in self.abandoned_temporaries():
+            digest = _claimed_digest(path)
             if digest is not None:
                 claims.append((digest, path))
                 continue
@@ -224,17 +224,17 @@ class AdapterFiles:
                 path.unlink()
         return claims
 
-    def write_partial(self, key: str, data: bytes) -> None:
+    def write_checkpoint(self, key: str, data: bytes) -> None:
         """Keep a checkpoint under `key`, in place of the earlier one. Raises as `atomic_write`."""
-        path = self.partial / f"{sha256(key.encode())}.{sha256(data)}{_SUFFIX}"
+        path = self.checkpoint_folder / f"{sha256(key.encode())}.{sha256(data)}{_SUFFIX}"
         atomic_write(path, data)
-        for older in self._partials(key):
+        for older in self._checkpoint_paths(key):
             if older != path:
-                _remove(older)
+                _remove_file(older)
 
-    def read_partial(self, key: str) -> bytes | None:
+    def read_checkpoint(self, key: str) -> bytes | None:
         """The newest intact checkpoint of `key`; None when there is none. Damaged ones are removed."""
-        for path in sorted(self._partials(key), key=_written, reverse=True):
+        for path in sorted(self._checkpoint_paths(key), key=_modified_time, reverse=True):
             with contextlib.suppress(OSError):
                 data = path.read_bytes()
                 if path.name.split(".")[1] == sha256(data):
@@ -243,12 +243,12 @@ class AdapterFiles:
         return None
 
     @contextlib.contextmanager
-    def spending(self, key: str) -> Iterator[None]:
+    def consume_checkpoint(self, key: str) -> Iterator[None]:
         """Inside, the checkpoint of `key` is a temporary file: gone after the block or a crash, back when it fails.
 
         Where it fails by an IntegrityFault it is gone: what it is made from may be, such as a person.
         """
-        aside = [(path, temporary_path(self.partial)) for path in self._partials(key)]
+        aside = [(path, temporary_path(self.checkpoint_folder)) for path in self._checkpoint_paths(key)]
         try:
             for path, temporary in aside:
                 _set_aside(path, temporary)
@@ -262,31 +262,31 @@ class AdapterFiles:
             with contextlib.suppress(OSError):
                 temporary.unlink()
 
-    def drop_partial(self, key: str) -> None:
+    def drop_checkpoint(self, key: str) -> None:
         """Remove the checkpoint of `key` if there is one."""
-        for path in self._partials(key):
-            _remove(path)
+        for path in self._checkpoint_paths(key):
+            _remove_file(path)
 
-    def drop_partials(self) -> None:
+    def drop_all_checkpoints(self) -> None:
         """Remove every checkpoint. Their trainings, if any still run, write new ones."""
-        for path in self.partial.glob(f"*{_SUFFIX}"):
-            _remove(path)
+        for path in self.checkpoint_folder.glob(f"*{_SUFFIX}"):
+            _remove_file(path)
 
-    def _holds(self, path: Path, digest: str) -> bool:
+    def _has_content(self, path: Path, digest: str) -> bool:
         try:
             return sha256(path.read_bytes()) == digest
         except OSError:
             return False
 
-    def _partials(self, key: str) -> list[Path]:
-        return list(self.partial.glob(f"{sha256(key.encode())}.*{_SUFFIX}"))
+    def _checkpoint_paths(self, key: str) -> list[Path]:
+        return list(self.checkpoint_folder.glob(f"{sha256(key.encode())}.*{_SUFFIX}"))
 
-    def _temporary_files(self) -> Iterator[Path]:
+    def _temporary_paths(self) -> Iterator[Path]:
         for pattern in ("adapters/.*.tmp", "adapters/??/.*.tmp", "partial/.*.tmp"):
-            yield from self.folder.parent.glob(pattern)
+            yield from self.adapter_folder.parent.glob(pattern)
 
 
-def _written(path: Path) -> float:
+def _modified_time(path: Path) -> float:
     """When the file was last written, in seconds of the clock; infinity when it vanished meanwhile."""
     try:
         return path.stat().st_mtime

@@ -6,10 +6,10 @@ import unicodedata
 
 from mta_cli.errors import BadInput
 
-MAX_NAME = 200
+MAX_NAME_CHARS = 200
 """Most characters in a user's name, in its stored form."""
 
-_REFUSED = {
+_FORBIDDEN_CATEGORIES = {
     "Cc": "a control character",
     "Cf": "an invisible formatting character",
     "Cs": "half of a surrogate pair",
@@ -22,33 +22,33 @@ _REFUSED = {
 
 def check_name(raw: str) -> str:
     """The stored form (NFC) of a user's name. Raises BadInput, with the name escaped, for what cannot be one."""
-    fault = _fault(raw)
+    fault = _name_fault(raw)
     if fault is None:
         name = unicodedata.normalize("NFC", raw)
-        if len(name) <= MAX_NAME:
+        if len(name) <= MAX_NAME_CHARS:
             return name
-        fault = f"has {len(name):,} characters; the most is {MAX_NAME}"
-    raise BadInput(f"{shown(raw)} cannot be a user's name: it {fault}.", hint="choose a short, printable name")
+        fault = f"has {len(name):,} characters; the most is {MAX_NAME_CHARS}"
+    raise BadInput(f"{quote_text(raw)} cannot be a user's name: it {fault}.", hint="choose a short, printable name")
 
 
-def _fault(raw: str) -> str | None:
+def _name_fault(raw: str) -> str | None:
     if not raw.strip():
         return "is empty"
-    if len(raw) > 4 * MAX_NAME:  # composing shortens a text, but hardly any name to a quarter
-        return f"has {len(raw):,} characters; the most is {MAX_NAME}"
+    if len(raw) > 4 * MAX_NAME_CHARS:  # composing shortens a text, but hardly any name to a quarter
+        return f"has {len(raw):,} characters; the most is {MAX_NAME_CHARS}"
     for char in raw:
-        kind = _REFUSED.get(unicodedata.category(char))
+        kind = _FORBIDDEN_CATEGORIES.get(unicodedata.category(char))
         if kind is not None:
             return f"holds {kind} (U+{ord(char):04X})"
     return 'begins with "-" and would be read as a flag' if raw.startswith("-") else None
 
 
-def shown(text: str, most: int = 60) -> str:
+def quote_text(text: str, most: int = 60) -> str:
     """`text` quoted, escaped to printable characters and cut, for a message."""
     return repr(text if len(text) <= most else text[: most - 1] + "…")
 
 
-def folded(name: str) -> str:
+def normalise_name(name: str) -> str:
     """The name without what people overlook: case, Unicode form and white space around words."""
     plain = unicodedata.normalize("NFKC", name).casefold()
     return " ".join(unicodedata.normalize("NFKC", plain).split())

@@ -7,12 +7,12 @@ import sys
 from datetime import UTC, datetime
 
 
-def now() -> str:
+def utc_now() -> str:
     """The present moment, UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def alive(pid: int) -> bool:
+def is_process_alive(pid: int) -> bool:
     """Whether a process with this number runs on this machine. On Windows, where asking could end it, always true."""
     if sys.platform == "win32":
         return True

@@ -82,7 +82,7 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Base:
+class ModelRecord:
     """A frozen language model (or embedder) that the registry has met."""
 
     fingerprint: str
@@ -175,7 +175,7 @@ class Anchor:
 
 
 @dataclass(frozen=True)
-class Share:
+class AnchorWeight:
     """One anchor's part in a recipe."""
 
     anchor_id: int
@@ -191,12 +191,12 @@ class Recipe:
     task: str
     bank_id: int
     method: str
-    shares: tuple[Share, ...]
+    shares: tuple[AnchorWeight, ...]
     bytes: int
     created: str = ""
 
 
-Packed = bytes  # for `Stack`, in whose body `bytes` is a field
+CoreBytes = bytes  # for `Stack`, in whose body `bytes` is a field
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Stack:
     bytes: int
     created: str = ""
     identity: str = ""
-    numbers: Packed | None = None
+    numbers: CoreBytes | None = None
     heldout_before: float | None = None
     heldout_after: float | None = None
 

@@ -12,17 +12,17 @@ from pathlib import Path
 from types import TracebackType
 
 from mta_cli.errors import MtaError
-from store.connection import Connection, hold
-from store.erase import Forgetting
+from store.connection import Connection, process_lock
+from store.erase import UserEraser
 from store.files import AdapterFiles
 from store.integrity import check
-from store.names import shown
-from store.queries.subject_data import Held
-from store.queries.user_table import People
+from store.names import quote_text
+from store.queries.subject_data import SubjectData
+from store.queries.user_table import UserTable
 from store.repairing import Repair, Repairing
 from store.tables.adapters import Adapters
 from store.tables.banks import Banks
-from store.tables.bases import Bases
+from store.tables.bases import ModelRecords
 from store.tables.chats import Chats
 from store.tables.evaluations import Evaluations
 from store.tables.items import Items
@@ -42,12 +42,12 @@ class Registry:
         self._db = db
         self.files = AdapterFiles(root)
         self.adapters = Adapters(db, self.files)
-        self._forgetting = Forgetting(db, self.adapters, self.files)
-        self.users = Users(db, self._forgetting)
-        self.people = People(db)
+        self._eraser = UserEraser(db, self.adapters, self.files)
+        self.users = Users(db, self._eraser)
+        self.user_table = UserTable(db)
         self.items = Items(db)
         self.profiles = Profiles(db)
-        self.models = Bases(db)
+        self.models = ModelRecords(db)
         self.tasks = Tasks(db)
         self.banks = Banks(db, self.adapters)
         self.neighbours = Neighbours(db)
@@ -56,7 +56,7 @@ class Registry:
         self.runs = Runs(db)
         self.evaluations = Evaluations(db, self.adapters)
         self.chats = Chats(db)
-        self.held = Held(db)
+        self.subject_data = SubjectData(db)
 
     @classmethod
     def open(cls, root: Path, *, create: bool = False, timeout: float = 10.0) -> Registry:
@@ -68,7 +68,7 @@ class Registry:
         """
         opened = cls(root, Connection.open(root, create=create, timeout=timeout))
         try:
-            opened._finish_what_was_begun()
+            opened._recover_after_crash()
         except BaseException:
             opened.close()
             raise
@@ -97,11 +97,13 @@ class Registry:
         """Hold the lock of a job, between processes. Raises StoreBusy when another holds it for `timeout` seconds."""
         import hashlib
 
-        return hold(self.root, hashlib.sha256(name.encode()).hexdigest(), timeout, f"at the same job ({shown(name)})")
+        return process_lock(
+            self.root, hashlib.sha256(name.encode()).hexdigest(), timeout, f"at the same job ({quote_text(name)})"
+        )
 
-    def check(self) -> list[str]:
+    def check_integrity(self) -> list[str]:
         """Everything that is wrong with the store, a line each; empty when all is well."""
-        return check.problems(self._db, self.files)
+        return check.find_problems(self._db, self.files)
 
     def repairs(self) -> list[Repair]:
         """What can be done about what is wrong, each of it whole or not at all; nothing when all is well.
@@ -110,16 +112,19 @@ class Registry:
         """
         return Repairing(self._db, self.adapters, self.files).repairs()
 
-    def counts(self) -> dict[str, int]:
+    def count_rows(self) -> dict[str, int]:
         """How many rows each table has."""
-        return check.counts(self._db)
+        return check.count_rows(self._db)
 
-    def _finish_what_was_begun(self) -> None:
+    def _recover_after_crash(self) -> None:
         """After a crash: temporary files, files without their rows, bytes of a forgotten person."""
         if not self._db.writable:
             return
-        claims = self.files.clean_temporary()
-        with contextlib.suppress(MtaError), self._db.without_waiting():  # a reader need not wait for others to do it
-            self.adapters.remove_abandoned(claims)
-            self.adapters.remove_doomed()
-            self._forgetting.erase()
+        claims = self.files.remove_abandoned_temporaries()
+        with (
+            contextlib.suppress(MtaError),
+            self._db.without_busy_timeout(),
+        ):  # a reader need not wait for others to do it
+            self.adapters.delete_unrecorded_files(claims)
+            self.adapters.delete_doomed_files()
+            self._eraser.purge_deleted_bytes()

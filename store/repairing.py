@@ -17,7 +17,7 @@ from store.damage import Damaged, damaged_documents, damaged_rows
 from store.files import AdapterFiles
 from store.seals import amend, is_sound, put_seals
 from store.tables.adapters import Adapters
-from store.tables.recipes_and_stacks import unpack_shares
+from store.tables.recipes_and_stacks import unpack_anchor_weights
 
 NAMES_SHOWN = 10
 _REFIT = "kernel = NULL"
@@ -79,14 +79,14 @@ class Repairing:
     def _once(self, *statements: str) -> None:
         with self._db.transaction():
             for statement in statements:
-                self._db.write(statement)
+                self._db.execute_write(statement)
             self._adapters.remove_unreferenced()
 
     # Adapters that cannot be used any more, by what uses them.
 
     def _unread(self) -> Iterator[Repair]:
         for adapter in damaged_rows(self._db, "adapters"):
-            if not self._db.tuples(f"SELECT 1 FROM ({_USES}) WHERE digest = ?", (adapter.key,)):
+            if not self._db.fetch_tuples(f"SELECT 1 FROM ({_USES}) WHERE digest = ?", (adapter.key,)):
                 yield Repair(
                     f"{adapter.words} is damaged",
                     "its record is removed",
@@ -96,9 +96,9 @@ class Repairing:
 
     def _used(self) -> Iterator[Repair]:
         unsound = {row.key for row in damaged_rows(self._db, "adapters")}
-        known = {digest for (digest,) in self._db.tuples("SELECT digest FROM adapters")} - unsound
+        known = {digest for (digest,) in self._db.fetch_tuples("SELECT digest FROM adapters")} - unsound
         fault: dict[str, str] = {}
-        for kind, bank_id, number, digest in self._db.tuples(_USES):
+        for kind, bank_id, number, digest in self._db.fetch_tuples(_USES):
             if digest not in fault:
                 fault[digest] = self._fault(digest, known)
             if fault[digest]:
@@ -126,7 +126,7 @@ class Repairing:
             people = self._resting(bank_id, cores=True)
             action = f"the directions of bank {bank} are dropped{_going('cores', people)}"
             return Repair(fault, action, f"mta user adapt --task {task}", partial(self._unbase, bank_id))
-        ((name, of),) = self._db.tuples(
+        ((name, of),) = self._db.fetch_tuples(
             "SELECT name, task FROM stacks JOIN users ON users.id = user_id WHERE stacks.rowid = ?", (number,)
         )
         again = f"mta user adapt {shlex.quote(name)} --task {of}"
@@ -136,7 +136,7 @@ class Repairing:
     def _restart(self, bank_id: int) -> None:
         with self._db.transaction():
             for table in ("stacks", "recipes", "anchors"):
-                self._db.write(f"DELETE FROM {table} WHERE bank_id = ?", (bank_id,))
+                self._db.execute_write(f"DELETE FROM {table} WHERE bank_id = ?", (bank_id,))
             amend(
                 self._db, "banks", "task_adapter = NULL, basis = NULL, status = 'building'", "id = :id", {"id": bank_id}
             )
@@ -150,12 +150,12 @@ class Repairing:
 
     def _unbase(self, bank_id: int) -> None:
         with self._db.transaction():
-            self._db.write("DELETE FROM stacks WHERE bank_id = ? AND numbers IS NOT NULL", (bank_id,))
+            self._db.execute_write("DELETE FROM stacks WHERE bank_id = ? AND numbers IS NOT NULL", (bank_id,))
             amend(self._db, "banks", "basis = NULL", "id = :id", {"id": bank_id})
             self._adapters.remove_unreferenced()
 
     def _bank(self, bank_id: int) -> tuple[str, str]:
-        found = self._db.tuples("SELECT name || ' v' || version, task FROM banks WHERE id = ?", (bank_id,))
+        found = self._db.fetch_tuples("SELECT name || ' v' || version, task FROM banks WHERE id = ?", (bank_id,))
         return found[0] if found else (f"number {bank_id}", "TASK")
 
     def _resting(self, bank_id: int, *, cores: bool = False) -> list[str]:
@@ -164,7 +164,7 @@ class Repairing:
         if not cores:
             which += " UNION SELECT user_id FROM recipes WHERE bank_id = ?1"
         sql = f"SELECT name FROM users WHERE id IN ({which}) ORDER BY name"
-        return [name for (name,) in self._db.tuples(sql, (bank_id,))]
+        return [name for (name,) in self._db.fetch_tuples(sql, (bank_id,))]
 
     # Rows that are not what was stored.
 
@@ -194,33 +194,33 @@ class Repairing:
         with self._db.transaction():
             if table == "anchors":
                 for bank_id in {row.bank_id for row in rows if row.bank_id is not None}:
-                    if self._db.tuples("SELECT 1 FROM banks WHERE id = ?", (bank_id,)):
+                    if self._db.fetch_tuples("SELECT 1 FROM banks WHERE id = ?", (bank_id,)):
                         self._restart(bank_id)
             for row in rows:
                 self._prepare(row)
-                self._db.write(f"DELETE FROM {table} WHERE {row.where}")
+                self._db.execute_write(f"DELETE FROM {table} WHERE {row.where}")
             if table == "items":  # the index takes out the words that it is told, which are not those that it has
-                self._db.write("INSERT INTO items_fts (items_fts) VALUES ('rebuild')")
+                self._db.execute_write("INSERT INTO items_fts (items_fts) VALUES ('rebuild')")
             self._adapters.remove_unreferenced()
 
     def _prepare(self, row: Damaged) -> None:
         """What rests on a row and does not go with it."""
         if row.table == "items":  # a profile is a sum, from which nobody is taken out
             who = f"(SELECT user_id FROM items WHERE {row.where})"
-            self._db.write(f"DELETE FROM profiles WHERE user_id = {who}")
+            self._db.execute_write(f"DELETE FROM profiles WHERE user_id = {who}")
             banks = f"(SELECT bank_id FROM neighbours WHERE item_id = {row.where.split()[-1]})"
             amend(self._db, "banks", _REFIT, f"id IN {banks}", {})
         if row.table == "neighbours" and row.bank_id is not None:
             amend(self._db, "banks", _REFIT, "id = :id", {"id": row.bank_id})
         if row.table == "users":
             number = row.where.split()[-1]
-            self._db.write(f"UPDATE anchors SET user_id = NULL, stale = 1 WHERE user_id = {number}")
+            self._db.execute_write(f"UPDATE anchors SET user_id = NULL, stale = 1 WHERE user_id = {number}")
             put_seals(self._db, "anchors", "user_id IS NULL AND stale", ())
 
     # What refers to something that is not there, and what is beside the tables.
 
     def _dangling(self) -> Iterator[Repair]:
-        for table, number, parent, link in self._db.tuples("PRAGMA foreign_key_check"):
+        for table, number, parent, link in self._db.fetch_tuples("PRAGMA foreign_key_check"):
             if number is None:
                 yield Repair(
                     f"a row of {table} refers to a row of {parent} that is not there",
@@ -233,9 +233,11 @@ class Repairing:
                     ),
                 )
                 continue
-            links = self._db.tuples(f"SELECT id, \"from\" FROM pragma_foreign_key_list('{table}')")
+            links = self._db.fetch_tuples(f"SELECT id, \"from\" FROM pragma_foreign_key_list('{table}')")
             column = dict(links)[link]
-            must = self._db.value(f"SELECT \"notnull\" FROM pragma_table_info('{table}') WHERE name = ?", (column,))
+            must = self._db.fetch_value(
+                f"SELECT \"notnull\" FROM pragma_table_info('{table}') WHERE name = ?", (column,)
+            )
             change = f"DELETE FROM {table}" if must else f"UPDATE {table} SET {column} = NULL"
             yield Repair(
                 f"row {number} of {table} refers to a row of {parent} that is not there",
@@ -245,13 +247,13 @@ class Repairing:
             )
 
     def _shares(self) -> Iterator[Repair]:
-        anchors = set(self._db.tuples("SELECT id, bank_id FROM anchors"))
+        anchors = set(self._db.fetch_tuples("SELECT id, bank_id FROM anchors"))
         verbs = {"recipes": ("shares", "fuse"), "stacks": ("recipe", "adapt")}
         for table, (column, verb) in verbs.items():
             sql = f"""SELECT {table}.rowid, name, task, bank_id, {column} FROM {table}
             JOIN users ON users.id = user_id WHERE {is_sound(table)}"""
-            for number, name, task, bank_id, packed in self._db.tuples(sql):
-                if all((share.anchor_id, bank_id) in anchors for share in unpack_shares(packed)):
+            for number, name, task, bank_id, packed in self._db.fetch_tuples(sql):
+                if all((share.anchor_id, bank_id) in anchors for share in unpack_anchor_weights(packed)):
                     continue
                 yield Repair(
                     f"the {table[:-1]} of {name} names anchors that are not there",
@@ -276,16 +278,16 @@ class Repairing:
 
     def _index(self) -> Iterator[Repair]:
         try:
-            self._db.write("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
+            self._db.execute_write("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
         except IntegrityFault:
             rebuild = partial(self._once, "INSERT INTO items_fts (items_fts) VALUES ('rebuild')")
             yield Repair("the full-text index does not agree with the items", "it is made again", "done", rebuild)
 
     def _left(self) -> Iterator[Repair]:
-        known = {digest for (digest,) in self._db.tuples("SELECT digest FROM adapters")}
-        for path in self._files.orphans(known):
+        known = {digest for (digest,) in self._db.fetch_tuples("SELECT digest FROM adapters")}
+        for path in self._files.find_orphans(known):
             yield Repair(f"{path} belongs to no adapter of the store", "removed", "nothing uses it", _removal(path))
-        for path in self._files.temporary():
+        for path in self._files.abandoned_temporaries():
             yield Repair(f"{path} is left over from a write that was stopped", "removed", "nothing", _removal(path))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mta_cli.errors import IntegrityFault, StoreBusy
 from store.files import temporary_path
-from store.integrity.check import TABLES, UNREADABLE, structure_faults
+from store.integrity.check import SQLITE_READ_ERRORS, TABLES, find_structure_faults
 from store.seals import SEALED, seal_of, teach
 from store.version import APPLICATION_ID, SCHEMA_VERSION, schema_version
 
@@ -40,7 +40,7 @@ def mend(root: Path) -> dict[str, int] | None:
         _describe_again(conn)
     with _alone(path) as conn:
         _index_again(conn)
-    if not structure_faults(root, index=False):
+    if not find_structure_faults(root, index=False):
         return None
     with _alone(path) as conn:
         new = temporary_path(root / "partial")
@@ -69,7 +69,7 @@ def _alone(path: Path) -> Iterator[sqlite3.Connection]:
                 raise IntegrityFault("registry.db does not say that it is a store.", hint=NO_WAY)
             conn.execute("BEGIN EXCLUSIVE")
             conn.execute("COMMIT")
-        except UNREADABLE as error:
+        except SQLITE_READ_ERRORS as error:
             if "locked" in str(error):
                 raise StoreBusy("Another process has the store open.", hint="end it, then run this again") from error
             raise IntegrityFault(f"registry.db cannot be read at all: {error}.", hint=NO_WAY) from error
@@ -86,7 +86,7 @@ def _damaged_parts(conn: sqlite3.Connection) -> list[tuple[int, Part]]:
         if schema_version(conn) != SCHEMA_VERSION:
             return []
         found = {row[0]: row[1:] for row in conn.execute(_PARTS)}
-    except UNREADABLE:
+    except SQLITE_READ_ERRORS:
         return []
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
         migrations.apply(Database(fresh, execute_plugins=False))
@@ -102,7 +102,7 @@ def _damaged_parts(conn: sqlite3.Connection) -> list[tuple[int, Part]]:
 def _describe_again(conn: sqlite3.Connection) -> None:
     parts = [(*part, number) for number, part in _damaged_parts(conn)]
     sql = "UPDATE sqlite_master SET type = ?, name = ?, tbl_name = ?, sql = ? WHERE rowid = ?"
-    with suppress(*UNREADABLE):
+    with suppress(*SQLITE_READ_ERRORS):
         conn.executemany(sql, parts)
 
 
@@ -114,8 +114,8 @@ def _index_again(conn: sqlite3.Connection) -> None:
         conn.execute("INSERT INTO items_fts (items_fts) VALUES ('rebuild')")
         whole = conn.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok"
         conn.execute("COMMIT" if whole else "ROLLBACK")
-    except UNREADABLE:
-        with suppress(*UNREADABLE):
+    except SQLITE_READ_ERRORS:
+        with suppress(*SQLITE_READ_ERRORS):
             conn.execute("ROLLBACK")
 
 
@@ -141,7 +141,7 @@ def _copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str) ->
     here = [row[1] for row in new.execute(f"PRAGMA table_info({table})")]
     try:
         there = {row[1] for row in old.execute(f"PRAGMA table_info({table})")}
-    except UNREADABLE:
+    except SQLITE_READ_ERRORS:
         return 0
     columns = [name for name in here if name in there]
     if not columns:
@@ -163,7 +163,7 @@ def _poured(old: sqlite3.Connection, select: str, new: sqlite3.Connection, inser
         for row in old.execute(select):
             with suppress(sqlite3.Error):
                 new.execute(insert, row)
-    except UNREADABLE:
+    except SQLITE_READ_ERRORS:
         return False
     return True
 

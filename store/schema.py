@@ -14,7 +14,7 @@ from store.version import APPLICATION_ID
 migrations = Migrations("mta")
 
 
-def _run(db: Database, script: str, version: int) -> None:
+def _apply_script(db: Database, script: str, version: int) -> None:
     for statement in script.split(";\n\n"):
         db.conn.execute(statement)
     db.conn.execute(f"PRAGMA user_version = {version}")
@@ -22,7 +22,7 @@ def _run(db: Database, script: str, version: int) -> None:
 
 # Task names may hold anything, so they enter the index as one hexadecimal word together with the user's number: a
 # search then reads only that user's part of it, however many items others have.
-_PEOPLE = """
+_USER_TABLES = """
 CREATE TABLE users (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
@@ -79,7 +79,7 @@ CREATE TRIGGER items_unindexed AFTER DELETE ON items BEGIN
 END
 """
 
-_TRAINING = """
+_TRAINING_TABLES = """
 CREATE TABLE bases (
     fingerprint TEXT PRIMARY KEY,
     name TEXT NOT NULL,
@@ -183,7 +183,7 @@ CREATE INDEX stacks_on_bank ON stacks (bank_id);
 CREATE INDEX stacks_with_adapter ON stacks (digest)
 """
 
-_RECORDS = """
+_RUN_AND_CHAT_TABLES = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
     kind TEXT NOT NULL,
@@ -267,7 +267,7 @@ CREATE TABLE tombstones (
 )
 """
 
-_EVALUATION = """
+_EVALUATION_TABLES = """
 ALTER TABLE banks ADD COLUMN purpose TEXT NOT NULL DEFAULT '';
 
 ALTER TABLE evaluations ADD COLUMN key TEXT;
@@ -328,7 +328,7 @@ CREATE INDEX predictions_of_cell ON predictions (cell_id)
 """
 
 # A stack is its own adapter file, or some numbers between the factors of a file that it shares with others.
-_CORES = """
+_CORE_COLUMNS = """
 ALTER TABLE banks ADD COLUMN basis TEXT REFERENCES adapters;
 
 ALTER TABLE stacks ADD COLUMN numbers BLOB;
@@ -345,7 +345,7 @@ UPDATE stacks SET identity = coalesce(
 """
 
 # Items of a bank's people, to be found by what their inputs say. They go with their person and with the bank.
-_NEIGHBOURS = """
+_NEIGHBOUR_TABLES = """
 ALTER TABLE banks ADD COLUMN kernel TEXT;
 
 CREATE TABLE neighbours (
@@ -362,37 +362,37 @@ CREATE INDEX neighbours_of_item ON neighbours (item_id)
 @migrations()
 def m001_people(db: Database) -> None:
     """Users, their items with a full-text index, queries and profiles."""
-    _run(db, f"PRAGMA application_id = {APPLICATION_ID};\n\n{_PEOPLE}", 1)
+    _apply_script(db, f"PRAGMA application_id = {APPLICATION_ID};\n\n{_USER_TABLES}", 1)
 
 
 @migrations()
 def m002_training(db: Database) -> None:
     """Bases, tasks, adapters, banks, and what is personal."""
-    _run(db, _TRAINING, 2)
+    _apply_script(db, _TRAINING_TABLES, 2)
 
 
 @migrations()
 def m003_records(db: Database) -> None:
     """What was done and said: runs, evaluations, chats; and that somebody was forgotten."""
-    _run(db, _RECORDS, 3)
+    _apply_script(db, _RUN_AND_CHAT_TABLES, 3)
 
 
 @migrations()
 def m004_evaluation(db: Database) -> None:
     """Evaluations of many methods: who was in which fold, what was made for whom, and which settings were chosen."""
-    _run(db, _EVALUATION, 4)
+    _apply_script(db, _EVALUATION_TABLES, 4)
 
 
 @migrations()
 def m005_cores(db: Database) -> None:
     """Stacks that are numbers between the main directions of a bank."""
-    _run(db, _CORES, 5)
+    _apply_script(db, _CORE_COLUMNS, 5)
 
 
 @migrations()
 def m006_neighbours(db: Database) -> None:
     """What a bank's people answered to what."""
-    _run(db, _NEIGHBOURS, 6)
+    _apply_script(db, _NEIGHBOUR_TABLES, 6)
 
 
 @migrations()

@@ -120,16 +120,18 @@ def is_sound(table: str) -> str:
 
 def put_seals(db: Connection, table: str, where: str, parameters: Sequence[Any]) -> None:
     """Seal rows that were just written."""
-    db.write(f"UPDATE {table} SET seal = {seal_of(table)} WHERE {where}", parameters)
+    db.execute_write(f"UPDATE {table} SET seal = {seal_of(table)} WHERE {where}", parameters)
 
 
 def amend(db: Connection, table: str, change: str, where: str, parameters: Mapping[str, Any]) -> None:
     """Change rows that have an `id` and seal them anew. Raises IntegrityFault for one that is not what was stored."""
     with db.transaction():
-        numbers = sound(table, db.tuples(f"SELECT id, {is_sound(table)} FROM {table} WHERE {where}", parameters), 0)
+        numbers = sound(
+            table, db.fetch_tuples(f"SELECT id, {is_sound(table)} FROM {table} WHERE {where}", parameters), 0
+        )
         rows = [{**parameters, "this": number} for (number,) in numbers]
-        db.write_many(f"UPDATE {table} SET {change} WHERE id = :this", rows)
-        db.write_many(f"UPDATE {table} SET seal = {seal_of(table)} WHERE id = ?", numbers)
+        db.execute_write_many(f"UPDATE {table} SET {change} WHERE id = :this", rows)
+        db.execute_write_many(f"UPDATE {table} SET seal = {seal_of(table)} WHERE id = ?", numbers)
 
 
 def sound(table: str, rows: Sequence[tuple[Any, ...]], owner: int) -> list[tuple[Any, ...]]:

@@ -75,10 +75,10 @@ def store_root(
     tmp_path: Path, models_root: Path, tiny_base_path: Path, tiny_embedder_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """The path of a store that does not exist yet; the default models are `tiny` and `tiny-embedder`, registered."""
-    from mta_cli.pipeline.models.lookup import register
+    from mta_cli.pipeline.models.pull import register_folder
 
-    register(tiny_base_path, name="tiny")
-    register(tiny_embedder_path, name="tiny-embedder")
+    register_folder(tiny_base_path, name="tiny")
+    register_folder(tiny_embedder_path, name="tiny-embedder")
     root = tmp_path / "store"
     monkeypatch.setenv("MTA_STORE", str(root))
     monkeypatch.setenv("MTA_MODELS_BASE", "tiny")
@@ -92,13 +92,13 @@ def real_models() -> Path:
     import platformdirs
 
     from mta_cli.pipeline.models.catalog import PACKAGES
-    from mta_cli.pipeline.models.lookup import pull
+    from mta_cli.pipeline.models.pull import pull_model
 
     root = Path(os.environ.get("MTA_TEST_MODELS") or platformdirs.user_cache_path("mta") / "test-models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTA_MODELS", str(root))
         for name in PACKAGES:
-            list(pull(name))
+            list(pull_model(name))
     return root
 
 

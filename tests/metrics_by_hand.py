@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from mta_cli.engine.evaluation.metrics import HIGHEST, LOWEST, rouge_1, rouge_l, score_errors
+from mta_cli.engine.evaluation.metrics import MAX_SCORE, MIN_SCORE, rouge_1, rouge_l, score_errors
 
 
 def accuracy(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> float:
@@ -29,12 +29,12 @@ def macro_f1(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]
     return _mean([_ratio(2 * right[label], answered[label] + wanted[label]) for label in labels])
 
 
-def mae(answers: Sequence[str], golds: Sequence[str], *, low: float = LOWEST, high: float = HIGHEST) -> float:
+def mae(answers: Sequence[str], golds: Sequence[str], *, low: float = MIN_SCORE, high: float = MAX_SCORE) -> float:
     """Mean absolute error. An answer that is no number counts as the end of the scale farther from the gold."""
     return _mean([abs(error) for error in score_errors(answers, golds, low=low, high=high)])
 
 
-def rmse(answers: Sequence[str], golds: Sequence[str], *, low: float = LOWEST, high: float = HIGHEST) -> float:
+def rmse(answers: Sequence[str], golds: Sequence[str], *, low: float = MIN_SCORE, high: float = MAX_SCORE) -> float:
     """Root of the mean squared error of scores, with the same rule as `mae`."""
     return math.sqrt(_mean([error * error for error in score_errors(answers, golds, low=low, high=high)]))
 
@@ -53,7 +53,7 @@ def score(metric: str, answers: Sequence[str], golds: Sequence[str], labels: Seq
     if metric == "accuracy":
         return {"accuracy": accuracy(answers, golds, labels), "macro_f1": macro_f1(answers, golds, labels)}
     if metric == "mae":
-        ends = [float(label) for label in labels] or [LOWEST, HIGHEST]
+        ends = [float(label) for label in labels] or [MIN_SCORE, MAX_SCORE]
         low, high = min(ends), max(ends)
         return {
             "mae": mae(answers, golds, low=low, high=high),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from mta_cli.app import run
+from mta_cli.app import run_command_line
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def mta(*arguments: object, stdin: str | bytes = b"") -> Ran:
         contextlib.redirect_stderr(err),
         patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8")),
     ):
-        code = run([str(argument) for argument in arguments])
+        code = run_command_line([str(argument) for argument in arguments])
     return Ran(code, out.getvalue(), err.getvalue())
 
 

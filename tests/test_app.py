@@ -16,10 +16,10 @@ import pytest
 import typer
 
 from mta_cli import __version__
-from mta_cli.app import run
+from mta_cli.app import run_command_line
 from mta_cli.commands import common
-from mta_cli.commands.common import AppContext, Globals, confirm, option
-from mta_cli.errors import BadInput, IntegrityFault, Interrupted, MtaError, NotFound, StoreBusy, UsageFault
+from mta_cli.commands.common import AppContext, GlobalFlags, confirm, typer_option
+from mta_cli.errors import BadInput, IntegrityFault, Interrupted, MtaError, NotFound, StoreBusy, UsageError
 from mta_cli.options import BankOptions, FuseOptions
 from mta_cli.output import Output
 from tests.shell import mta
@@ -35,7 +35,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         def registry(self: AppContext, *, create: bool = False) -> Any:
             raise error
 
-        monkeypatch.setattr(AppContext, "registry", registry)
+        monkeypatch.setattr(AppContext, "open_registry", registry)
 
     return fail_with
 
@@ -44,7 +44,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
     ("error", "code"),
     [
         (MtaError("m"), 1),
-        (UsageFault("m"), 2),
+        (UsageError("m"), 2),
         (NotFound("m"), 3),
         (BadInput("m"), 4),
         (IntegrityFault("m"), 5),
@@ -156,21 +156,21 @@ def test_anything_else_changes_nothing(answer: str, monkeypatch: pytest.MonkeyPa
 
 def test_nobody_to_answer_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    with pytest.raises(UsageFault) as raised:
+    with pytest.raises(UsageError) as raised:
         confirm(Output(), "Remove it?", yes=False)
     assert raised.value.hint == "add --yes"
     confirm(Output(), "Remove it?", yes=True)
 
 
 def test_an_option_takes_its_words_from_the_options() -> None:
-    pick = option(BankOptions, "pick")
+    pick = typer_option(BankOptions, "pick")
     assert (pick.help, pick.metavar, pick.show_default) == (
         "Which member stands for a cluster.",
         "longest|medoid",
         "longest",
     )
     assert pick.autocompletion("me") == ["medoid"]
-    assert option(FuseOptions, "weights").show_default is False
+    assert typer_option(FuseOptions, "weights").show_default is False
 
 
 def test_an_option_is_a_flag_and_its_negation_where_it_is_yes_or_no() -> None:
@@ -179,8 +179,8 @@ def test_an_option_is_a_flag_and_its_negation_where_it_is_yes_or_no() -> None:
 
     @probe.command()
     def command(
-        adapter: Annotated[bool | None, option(BankOptions, "task_adapter")] = None,
-        top: Annotated[int | None, option(FuseOptions, "top_k", "-k", "--top-k")] = None,
+        adapter: Annotated[bool | None, typer_option(BankOptions, "task_adapter")] = None,
+        top: Annotated[int | None, typer_option(FuseOptions, "top_k", "-k", "--top-k")] = None,
     ) -> None:
         seen.append((adapter, top))
 
@@ -195,10 +195,10 @@ def _context(store: Path | None) -> Any:
 
 def test_names_complete(tmp_path: Path) -> None:
     store = tmp_path / "s"
-    with AppContext(Globals(store=store)).registry(create=True) as registry:
+    with AppContext(GlobalFlags(store=store)).open_registry(create=True) as registry:
         for name in ("alice", "alfred", "bob", "Ødegård"):
             registry.users.add(name)
-        registry.tasks.put("mine", "")
+        registry.tasks.save_task("mine", "")
     assert sorted(common.complete_users(_context(store), "al")) == ["alfred", "alice"]
     assert common.complete_users(_context(store), "Ø") == ["Ødegård"]
     assert {"mine", "lamp-2", "free"} <= set(common.complete_tasks(_context(store), ""))
@@ -219,7 +219,7 @@ def test_completion_never_complains(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_can_ask_for_names(shell: str, tmp_path: Path) -> None:
     store = tmp_path / "s"
-    with AppContext(Globals(store=store)).registry(create=True) as registry:
+    with AppContext(GlobalFlags(store=store)).open_registry(create=True) as registry:
         registry.users.add("alice")
     words = f"mta --store {store} user show al"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "_MTA_COMPLETE": f"complete_{shell}", "COMP_WORDS": words}
@@ -275,8 +275,8 @@ def test_run_returns_the_code_of_an_exit(monkeypatch: pytest.MonkeyPatch) -> Non
     def registry(self: AppContext, *, create: bool = False) -> Any:
         raise typer.Exit(5)
 
-    monkeypatch.setattr(AppContext, "registry", registry)
-    assert run(["init"]) == 5
+    monkeypatch.setattr(AppContext, "open_registry", registry)
+    assert run_command_line(["init"]) == 5
 
 
 def test_ctrl_c_while_mta_still_loads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from mta_cli.settings import known_settings
+from mta_cli.settings import all_settings
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -48,11 +48,11 @@ def test_every_command_argument_and_option_has_help(path: str) -> None:
         assert parameter.help, f"{path}: {parameter.name}"
 
 
-@pytest.mark.parametrize("key", known_settings())
+@pytest.mark.parametrize("key", all_settings())
 def test_every_setting_is_documented(key: str) -> None:
-    setting = known_settings()[key]
+    setting = all_settings()[key]
     page = GENERATE.pages()["settings.md"]
-    assert f"| `{key}` | `{setting.variable}` |" in page
+    assert f"| `{key}` | `{setting.env_variable}` |" in page
     assert setting.help
 
 

@@ -81,8 +81,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         subprocess.run([sys.executable, "-m", "mta_cli", *command], env=env, check=True, capture_output=True)
     with Registry.open(folder / "store") as reg:
         bank(reg, [], name="old")
-        number = reg.evaluations.begin("k", "free", {"shots": 5}, []).id
-        reg.evaluations.finish(number, MEASURED)
+        number = reg.evaluations.get_or_create_evaluation("k", "free", {"shots": 5}, []).id
+        reg.evaluations.finish_evaluation(number, MEASURED)
     return env
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from mta_cli import events as ev
 from mta_cli.errors import BadInput, Interrupted, MtaError, NotFound
-from mta_cli.output import Output, ReaderGone, group, pairs, table, text
-from mta_cli.printable import clean, clean_line, plain, to_json
+from mta_cli.output import Output, StdoutClosed, group, key_value_grid, table, text
+from mta_cli.printable import clean_line, clean_text, to_json, to_jsonable
 
 # Clear the screen, set the clipboard (OSC 52), a title by C1, a NUL, backspaces, a bidi override, a line separator.
 HOSTILE = "a\x1b[2Jb\x1b]52;c;ZXZpbA==\x07c\x9d0;t\x9c\x9b2Jd\x00\x08\x08e\u202egpj.exe\u2066f\u2028g\rh"
@@ -39,9 +39,9 @@ def is_harmless(shown: str) -> bool:
 @settings(deadline=None)
 @given(ANYTHING)
 def test_clean_leaves_only_what_can_be_printed(raw: str) -> None:
-    cleaned = clean(raw)
+    cleaned = clean_text(raw)
     cleaned.encode()
-    assert clean(cleaned) == cleaned
+    assert clean_text(cleaned) == cleaned
     assert is_harmless(cleaned)
     assert "\x1b" not in cleaned
     for char in set(cleaned) - set("\n\t\u200c\u200d"):
@@ -51,14 +51,14 @@ def test_clean_leaves_only_what_can_be_printed(raw: str) -> None:
 @settings(deadline=None)
 @given(st.text(alphabet=st.characters(categories=["L", "N", "P", "S", "M"]), max_size=60))
 def test_clean_changes_no_letter_sign_or_number(raw: str) -> None:
-    assert clean(raw) == raw
+    assert clean_text(raw) == raw
 
 
 @pytest.mark.parametrize(
     "raw", ["tab\tand\nnewline", "no\u00a0break", "👩\u200d🔬", "می\u200cخواهم", "naïve — ‘quotes’"]
 )
 def test_clean_keeps_what_people_write(raw: str) -> None:
-    assert clean(raw) == raw
+    assert clean_text(raw) == raw
 
 
 @settings(deadline=None)
@@ -90,7 +90,7 @@ def test_plain_makes_values_json_can_hold() -> None:
         "e": KeyError,
     }
     expected = {"row": {"name": "a", "value": "b", "origin": "default"}, "3": [1, 2], "nan": [None, [1, None]]}
-    assert plain(value) == {**expected, "e": str(KeyError)}
+    assert to_jsonable(value) == {**expected, "e": str(KeyError)}
 
 
 @pytest.mark.parametrize("colour", [False, True])
@@ -107,27 +107,27 @@ def test_nothing_hostile_reaches_either_stream(
     renderings = [
         HOSTILE,
         text(HOSTILE),
-        pairs({HOSTILE: HOSTILE}),
+        key_value_grid({HOSTILE: HOSTILE}),
         table((HOSTILE, "n"), [(HOSTILE, 1), (None, 2.5)], title=HOSTILE),
         group(text(HOSTILE), HOSTILE),
     ]
     for rendering in renderings:
-        output.result(None, rendering)
+        output.print_result(None, rendering)
     for value in (HOSTILE, [HOSTILE], {HOSTILE: {HOSTILE: [HOSTILE]}}, [{HOSTILE: HOSTILE}]):
-        output.result(value)
-    Output(json=True).result({HOSTILE: HOSTILE})
-    output.write(HOSTILE)
-    output.help(HOSTILE)
-    for say in (output.note, output.detail, output.warn):
+        output.print_result(value)
+    Output(json=True).print_result({HOSTILE: HOSTILE})
+    output.write_stdout(HOSTILE)
+    output.print_help(HOSTILE)
+    for say in (output.note, output.note_verbose, output.warn):
         say(HOSTILE)
     try:
         raise BadInput(HOSTILE, hint=HOSTILE, faults=(HOSTILE,))
     except MtaError as error:
         output.error(error)
     output.error(RuntimeError(HOSTILE))
-    output.follow(iter(_hostile_job()))
+    output.run_job(iter(_hostile_job()))
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    output.ask(HOSTILE)
+    output.read_answer(HOSTILE)
     for shown in capsys.readouterr():
         assert len(shown) > 100
         shown = (
@@ -137,20 +137,20 @@ def test_nothing_hostile_reaches_either_stream(
 
 
 def _hostile_job() -> Iterator[ev.Event]:
-    yield ev.Planned(HOSTILE, (ev.PlanLine(HOSTILE, HOSTILE, HOSTILE),))
-    yield ev.Started(HOSTILE, 2, HOSTILE)
-    yield ev.Step(HOSTILE, 1, loss=1.0, tokens=5)
-    yield ev.Saved(HOSTILE, HOSTILE, HOSTILE)
-    yield ev.Failed(HOSTILE, HOSTILE)
+    yield ev.JobPlan(HOSTILE, (ev.PlanLine(HOSTILE, HOSTILE, HOSTILE),))
+    yield ev.JobStarted(HOSTILE, 2, HOSTILE)
+    yield ev.JobProgress(HOSTILE, 1, loss=1.0, tokens=5)
+    yield ev.ArtifactSaved(HOSTILE, HOSTILE, HOSTILE)
+    yield ev.UnitFailed(HOSTILE, HOSTILE)
     yield ev.Note(HOSTILE, warning=True)
-    yield ev.Token(HOSTILE, HOSTILE)
-    yield ev.Done({})
+    yield ev.TextChunk(HOSTILE, HOSTILE)
+    yield ev.JobResult({})
 
 
 def test_markup_in_data_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output()
-    output.result(None, table(("[b]name[/b]",), [("[/red] :smile: [link=x]",)]))
-    output.result("[bold]and[/oops]")
+    output.print_result(None, table(("[b]name[/b]",), [("[/red] :smile: [link=x]",)]))
+    output.print_result("[bold]and[/oops]")
     output.warn("[TODO] and [/b]")
     out, err = capsys.readouterr()
     assert "[b]name[/b]" in out and "[/red] :smile: [link=x]" in out and "[bold]and[/oops]" in out
@@ -164,7 +164,9 @@ def test_a_message_cannot_forge_another(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_results_and_talk_go_to_their_own_streams(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output(json=True)
-    result = output.job(iter([ev.Note("hello"), ev.Saved("bank", "b"), ev.Token("streamed"), ev.Done({"a": 1})]))
+    result = output.run_job_and_print(
+        iter([ev.Note("hello"), ev.ArtifactSaved("bank", "b"), ev.TextChunk("streamed"), ev.JobResult({"a": 1})])
+    )
     out, err = capsys.readouterr()
     assert result == {"a": 1}
     assert json.loads(out) == {"a": 1}
@@ -172,35 +174,43 @@ def test_results_and_talk_go_to_their_own_streams(capsys: pytest.CaptureFixture[
 
 
 def test_quiet_silences_notes_but_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    job = [ev.Note("note"), ev.Saved("bank", "b"), ev.Note("careful", warning=True), ev.Failed("x", "y"), ev.Done(1)]
-    Output(quiet=True).follow(iter(job))
+    job = [
+        ev.Note("note"),
+        ev.ArtifactSaved("bank", "b"),
+        ev.Note("careful", warning=True),
+        ev.UnitFailed("x", "y"),
+        ev.JobResult(1),
+    ]
+    Output(quiet=True).run_job(iter(job))
     assert capsys.readouterr().err == "warning: careful\nwarning: x failed: y\n"
 
 
 def test_tokens_stream_under_their_column(capsys: pytest.CaptureFixture[str]) -> None:
-    tokens = [ev.Token("Hel", "base"), ev.Token("lo", "base"), ev.Token("Hi", "fused"), ev.Done()]
-    Output().follow(iter(tokens))
+    tokens = [ev.TextChunk("Hel", "base"), ev.TextChunk("lo", "base"), ev.TextChunk("Hi", "fused"), ev.JobResult()]
+    Output().run_job(iter(tokens))
     assert capsys.readouterr().out == "base:\nHello\n\nfused:\nHi\n"
 
 
 def test_a_note_in_the_middle_of_a_stream_begins_on_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
-    Output().follow(iter([ev.Token("half a"), ev.Note("by the way"), ev.Token(" line"), ev.Done()]))
+    Output().run_job(iter([ev.TextChunk("half a"), ev.Note("by the way"), ev.TextChunk(" line"), ev.JobResult()]))
     assert capsys.readouterr().out == "half a\n line\n"
 
 
 def test_a_dry_run_prints_the_plan_once(capsys: pytest.CaptureFixture[str]) -> None:
     lines = (ev.PlanLine("bank.rank", "8", "flag --rank"),)
-    Output().job(iter([ev.Planned("bank build", lines), ev.Done({"tokens": 5})]), dry_run=True)
+    Output().run_job_and_print(iter([ev.JobPlan("bank build", lines), ev.JobResult({"tokens": 5})]), dry_run=True)
     out = capsys.readouterr().out
     assert "bank build" in out and "flag --rank" in out and out.count("bank.rank") == 1
-    Output(json=True).job(iter([ev.Planned("bank build", lines), ev.Done({"tokens": 5})]), dry_run=True)
+    Output(json=True).run_job_and_print(
+        iter([ev.JobPlan("bank build", lines), ev.JobResult({"tokens": 5})]), dry_run=True
+    )
     expected = {"name": "bank.rank", "value": "8", "origin": "flag --rank"}
     assert json.loads(capsys.readouterr().out) == {"tokens": 5, "job": "bank build", "plan": [expected]}
 
 
 def test_the_plan_of_a_real_run_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     for verbosity, shown in ((0, False), (1, True)):
-        Output(verbosity=verbosity).follow(iter([ev.Planned("j", (ev.PlanLine("a.b", "1"),)), ev.Done()]))
+        Output(verbosity=verbosity).run_job(iter([ev.JobPlan("j", (ev.PlanLine("a.b", "1"),)), ev.JobResult()]))
         out, err = capsys.readouterr()
         assert ("a.b" in err) is shown and not out
 
@@ -210,8 +220,8 @@ def test_ctrl_c_closes_the_job_and_says_how_to_go_on(capsys: pytest.CaptureFixtu
 
     def job() -> Iterator[ev.Event]:
         try:
-            yield ev.Started("work", 10)
-            yield ev.Step("a", 1)
+            yield ev.JobStarted("work", 10)
+            yield ev.JobProgress("a", 1)
             yield ev.Note("interrupt me")
         finally:
             closed.append(True)
@@ -219,11 +229,11 @@ def test_ctrl_c_closes_the_job_and_says_how_to_go_on(capsys: pytest.CaptureFixtu
     output = Output()
     output.note = _interrupt  # type: ignore[method-assign]
     with pytest.raises(Interrupted) as raised:
-        output.job(job(), resumes=True)
+        output.run_job_and_print(job(), resumes=True)
     assert closed == [True]
     assert raised.value.exit_code == 130 and "same command again" in str(raised.value.hint)
     with pytest.raises(Interrupted) as raised:
-        output.job(job())
+        output.run_job_and_print(job())
     assert raised.value.hint is None
     assert "kept" not in str(raised.value)  # an import that was stopped keeps nothing
 
@@ -234,11 +244,11 @@ def _interrupt(message: str) -> None:
 
 def test_an_error_of_the_job_passes_through() -> None:
     def job() -> Iterator[ev.Event]:
-        yield ev.Started("work")
+        yield ev.JobStarted("work")
         raise NotFound("gone")
 
     with pytest.raises(NotFound):
-        Output().follow(job())
+        Output().run_job(job())
 
 
 def test_an_error_shows_faults_and_hint(capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,9 +272,13 @@ def test_a_reader_that_has_gone_ends_the_command(monkeypatch: pytest.MonkeyPatch
         def write(self, raw: str) -> int:
             raise BrokenPipeError
 
-    for deliver in (lambda: Output().write("x"), lambda: Output().result("x"), lambda: Output(json=True).result("x")):
+    for deliver in (
+        lambda: Output().write_stdout("x"),
+        lambda: Output().print_result("x"),
+        lambda: Output(json=True).print_result("x"),
+    ):
         monkeypatch.setattr(sys, "stdout", Gone())
-        with pytest.raises(ReaderGone):
+        with pytest.raises(StdoutClosed):
             deliver()
         assert not isinstance(sys.stdout, Gone)
 
@@ -274,7 +288,11 @@ def test_a_full_disk_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
         def write(self, raw: str) -> int:
             raise OSError(28, "No space left on device")
 
-    for deliver in (lambda: Output().write("x"), lambda: Output().result("x"), lambda: Output(json=True).result("x")):
+    for deliver in (
+        lambda: Output().write_stdout("x"),
+        lambda: Output().print_result("x"),
+        lambda: Output(json=True).print_result("x"),
+    ):
         monkeypatch.setattr(sys, "stdout", Full())
         with pytest.raises(MtaError, match="standard output cannot be written: No space left"):
             deliver()
@@ -284,9 +302,9 @@ def test_a_full_disk_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_progress_in_a_log_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.progress.LOG_SECONDS", 0.0)
-    steps = [ev.Step("alice", done, loss=2.5, tokens=100) for done in (51, 52)]
-    Output().follow(iter([ev.Started("bank build", 96), *steps, ev.Done()]))
+    monkeypatch.setattr("mta_cli.progress.LOG_INTERVAL_SECONDS", 0.0)
+    steps = [ev.JobProgress("alice", done, loss=2.5, tokens=100) for done in (51, 52)]
+    Output().run_job(iter([ev.JobStarted("bank build", 96), *steps, ev.JobResult()]))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert lines[1].startswith("bank build · alice: 52/96 steps · loss 2.500 · ")
@@ -298,8 +316,8 @@ def test_a_resumed_job_is_not_thought_to_be_fast(
 ) -> None:
     ticks = itertools.count(0.0, 20.0)
     monkeypatch.setattr("mta_cli.progress.time.monotonic", lambda: next(ticks))
-    steps = [ev.Step("alice", done, tokens=500) for done in (51, 52, 53)]
-    Output().follow(iter([ev.Started("bank build", 96), *steps, ev.Done()]))
+    steps = [ev.JobProgress("alice", done, tokens=500) for done in (51, 52, 53)]
+    Output().run_job(iter([ev.JobStarted("bank build", 96), *steps, ev.JobResult()]))
     assert capsys.readouterr().err.splitlines() == [
         "bank build · alice: 51/96 steps · 25 tokens/s",
         "bank build · alice: 52/96 steps · 25 tokens/s · 0.05 steps/s · ETA 0:14:40",
@@ -312,8 +330,8 @@ def test_progress_in_a_terminal_is_a_bar(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setenv("TERM", "xterm-256color")
     for columns, job in (("80", ""), ("140", "bank build · ")):
         monkeypatch.setenv("COLUMNS", columns)
-        steps = [ev.Step("anchor 3/12: ida", done, loss=1.0, tokens=100) for done in (1, 2)]
-        Output().follow(iter([ev.Started("bank build", 2), *steps, ev.Done()]))
+        steps = [ev.JobProgress("anchor 3/12: ida", done, loss=1.0, tokens=100) for done in (1, 2)]
+        Output().run_job(iter([ev.JobStarted("bank build", 2), *steps, ev.JobResult()]))
         last = plain_text(capsys.readouterr().err).splitlines()[-1]
         assert last.startswith(f"{job}anchor 3/12: ida ") and "2/2 loss 1.000 · " in last
         assert "tokens/s" in last and "ETA 0:00:00" in last and len(last.rstrip()) <= int(columns)
@@ -325,7 +343,7 @@ def plain_text(drawn: str) -> str:
 
 
 def test_numbers_stand_right_and_long_cells_are_kept_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    Output().result(None, table(("name", "items"), [("a" * 300, 5), ("b", 12345)]))
+    Output().print_result(None, table(("name", "items"), [("a" * 300, 5), ("b", 12345)]))
     out = capsys.readouterr().out
     assert out.count("a") == 300 + len("name") - 3
     assert re.search(r" {4}5 *$", out, re.MULTILINE)
@@ -333,5 +351,5 @@ def test_numbers_stand_right_and_long_cells_are_kept_whole(capsys: pytest.Captur
 
 def test_a_long_line_in_a_pipe_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     path = "/a long folder/" * 40
-    Output().result({"path": path}, lambda result: text(result["path"]))
+    Output().print_result({"path": path}, lambda result: text(result["path"]))
     assert capsys.readouterr().out == path + "\n"

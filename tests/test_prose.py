@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.text.tasks import BUILTIN
-from mta_cli.options import PLACEMENTS, WEIGHTS
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.options import PLACEMENTS, WEIGHT_METHODS
 from mta_cli.pipeline.data.import_file import import_file
 from mta_cli.pipeline.data.tasks import add_task
 from store.registry import Registry
@@ -86,11 +86,11 @@ def test_every_table_and_view_is_in_the_store_reference(store: Registry) -> None
     page = text("store.md")
     script = (ROOT / "store" / "schema.py").read_text(encoding="utf-8")
     tables = re.findall(r"CREATE (?:VIRTUAL )?TABLE (\w+)", script)
-    assert len(tables) >= 19 and set(store.counts()) <= set(tables)
+    assert len(tables) >= 19 and set(store.count_rows()) <= set(tables)
     assert not [table for table in tables if f"`{table}`" not in page]
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", WEIGHT_METHODS)
 def test_every_weights_rule_has_its_formula(name: str) -> None:
     assert re.search(rf"^\| `{name}` \| .", text("maths.md"), re.M)
 
@@ -101,13 +101,13 @@ def test_every_placement_is_explained(name: str) -> None:
     assert f"`--placement {name}`" in maths or f"{name} third of the layers" in maths or f"in the {name} third" in maths
 
 
-@pytest.mark.parametrize("name", sorted({task.metric for task in BUILTIN.values()}))
+@pytest.mark.parametrize("name", sorted({task.metric for task in BUILTIN_TASKS.values()}))
 def test_every_metric_is_explained(name: str) -> None:
     assert f"`{name}`" in text("tasks.md")
     assert name in text("maths.md").lower()
 
 
-@pytest.mark.parametrize("name", BUILTIN)
+@pytest.mark.parametrize("name", BUILTIN_TASKS)
 def test_every_built_in_task_is_explained(name: str) -> None:
     assert f"`{name}`" in text("tasks.md")
 

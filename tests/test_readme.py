@@ -16,7 +16,7 @@ import pytest
 from typer.main import get_command
 
 from mta_cli.app import app
-from mta_cli.commands.common import Globals
+from mta_cli.commands.common import GlobalFlags
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -85,7 +85,7 @@ def test_each_command_parses(line: str) -> None:
     if words in (["--version"], ["--help"]):
         return
     while True:
-        context = command.make_context("mta", words, parent=parent, obj=Globals())
+        context = command.make_context("mta", words, parent=parent, obj=GlobalFlags())
         inner = getattr(command, "commands", None)
         if inner is None:
             return

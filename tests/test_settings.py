@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mta_cli.errors import BadInput, MtaError, NotFound, UsageFault
+from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.events import PlanLine
-from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, Machine
-from mta_cli.settings import ModelOptions, Setting, Settings, StoreOptions, convert, known_settings, store_path
+from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptions
+from mta_cli.settings import ModelOptions, Setting, Settings, StoreOptions, all_settings, convert_value, store_path
 
-KNOWN = known_settings()
+KNOWN = all_settings()
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def store(tmp_path: Path) -> Path:
 
 def test_without_anything_all_is_default() -> None:
     settings = Settings.load(None)
-    assert settings.build(BankOptions) == BankOptions()
+    assert settings.build_options(BankOptions) == BankOptions()
     assert set(settings.origins.values()) == {"default"}
-    assert settings.build(ModelOptions).base == "smollm2-135m-instruct"
+    assert settings.build_options(ModelOptions).base == "smollm2-135m-instruct"
 
 
 def test_each_layer_overrides_the_one_before(person: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_each_layer_overrides_the_one_before(person: Path, store: Path, monkeypa
     monkeypatch.setenv("MTA_BANK_EPOCHS", "9")
     monkeypatch.setenv("MTA_BANK_ANCHORS", "10")
     settings = Settings.load(store)
-    bank = settings.build(BankOptions, anchors=11, seed=None)
+    bank = settings.build_options(BankOptions, anchors=11, seed=None)
     assert (bank.rank, bank.alpha, bank.epochs, bank.anchors, bank.pick) == (2, 6.5, 9, 11, "longest")
     origins = [settings.origins[f"bank.{name}"] for name in ("rank", "alpha", "epochs", "anchors", "pick")]
     files = [f"file {person}", f"file {store / 'mta.toml'}"]
@@ -55,16 +55,16 @@ def test_each_layer_overrides_the_one_before(person: Path, store: Path, monkeypa
 
 def test_a_flag_of_one_command_does_not_stay(store: Path) -> None:
     settings = Settings.load(store)
-    assert settings.build(BankOptions, rank=3).rank == 3
-    assert settings.build(BankOptions).rank == BankOptions().rank
+    assert settings.build_options(BankOptions, rank=3).rank == 3
+    assert settings.build_options(BankOptions).rank == BankOptions().rank
     assert settings.origins["bank.rank"] == "default"
 
 
 def test_a_plan_says_where_each_value_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTA_MACHINE_SEED", "7")
     settings = Settings.load(None)
-    machine = settings.build(Machine, device="cpu")
-    lines = settings.plan_lines(machine, settings.build(FuseOptions))
+    machine = settings.build_options(MachineOptions, device="cpu")
+    lines = settings.plan_lines(machine, settings.build_options(FuseOptions))
     assert lines[:3] == (
         PlanLine("machine.device", "cpu", "flag --device"),
         PlanLine("machine.dtype", "auto", "default"),
@@ -79,19 +79,19 @@ def test_a_plan_says_where_each_value_came_from(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(("word", "value"), [("1", True), ("yes", True), ("ON", True), ("false", False), ("0", False)])
 def test_the_environment_can_say_yes_and_no(word: str, value: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTA_BANK_TASK_ADAPTER", word)
-    assert Settings.load(None).build(BankOptions).task_adapter is value
+    assert Settings.load(None).build_options(BankOptions).task_adapter is value
 
 
 def test_a_negative_flag_is_named_as_it_was_typed() -> None:
     settings = Settings.load(None)
-    assert settings.build(BankOptions, task_adapter=False).task_adapter is False
+    assert settings.build_options(BankOptions, task_adapter=False).task_adapter is False
     assert settings.origins["bank.task_adapter"] == "flag --no-task-adapter"
 
 
 def test_all_faults_are_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTA_ADAPT_RANK", "9")
-    with pytest.raises(UsageFault) as raised:
-        Settings.load(None).build(AdaptOptions, shots=0, placement="lower")
+    with pytest.raises(UsageError) as raised:
+        Settings.load(None).build_options(AdaptOptions, shots=0, placement="lower")
     message = raised.value.message
     assert "3 settings" in message
     assert "adapt.shots = 0 (flag --shots): the least is 1" in message
@@ -102,8 +102,8 @@ def test_all_faults_are_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_wrong_types_are_listed_at_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (store / "mta.toml").write_text("[bank]\nrank = 'many'\ntask_adapter = 3\npick = 1\nalpha = true\nepochs = 1.5\n")
     monkeypatch.setenv("MTA_BANK_ANCHORS", "\x1b[2J")
-    with pytest.raises(UsageFault) as raised:
-        Settings.load(store).build(BankOptions)
+    with pytest.raises(UsageError) as raised:
+        Settings.load(store).build_options(BankOptions)
     message = raised.value.message
     assert "6 settings" in message and "\x1b" not in message
     for key in ("rank", "task_adapter", "pick", "alpha", "epochs", "anchors"):
@@ -113,15 +113,15 @@ def test_all_wrong_types_are_listed_at_once(store: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
 def test_only_finite_numbers_are_numbers(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTA_BANK_ALPHA", value)
-    with pytest.raises(UsageFault):
-        Settings.load(None).build(BankOptions)
-    with pytest.raises(UsageFault):
-        Settings.load(None).build(BankOptions, alpha=float(value))
+    with pytest.raises(UsageError):
+        Settings.load(None).build_options(BankOptions)
+    with pytest.raises(UsageError):
+        Settings.load(None).build_options(BankOptions, alpha=float(value))
 
 
 def test_an_unknown_key_is_refused_with_the_nearest(store: Path) -> None:
     (store / "mta.toml").write_text("[bank]\nrnk = 1\n[bnk]\nrank = 2\n[other.deep]\nx = 1\n")
-    with pytest.raises(UsageFault) as raised:
+    with pytest.raises(UsageError) as raised:
         Settings.load(store)
     assert "'bank.rnk'; did you mean bank.rank?" in raised.value.message
     assert "'bnk.rank'; did you mean bank.rank?" in raised.value.message
@@ -131,7 +131,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(store: Path) -> None:
 def test_an_unknown_variable_of_ours_is_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTA_ADAPT_SHOT", "1")
     monkeypatch.setenv("MTA_SOMETHING_ELSE", "not ours")
-    with pytest.raises(UsageFault, match="MTA_ADAPT_SHOTS"):
+    with pytest.raises(UsageError, match="MTA_ADAPT_SHOTS"):
         Settings.load(None)
 
 
@@ -147,20 +147,20 @@ def test_a_file_that_cannot_be_read_is_named(content: bytes, store: Path) -> Non
 
 def test_the_variable_and_flag_of_a_setting() -> None:
     setting = KNOWN["bank.task_learning_rate"]
-    assert (setting.variable, setting.flag) == ("MTA_BANK_TASK_LEARNING_RATE", "--task-learning-rate")
+    assert (setting.env_variable, setting.flag) == ("MTA_BANK_TASK_LEARNING_RATE", "--task-learning-rate")
 
 
 def test_every_default_is_within_its_own_bounds() -> None:
     settings = Settings.load(None)
     for section in {key.partition(".")[0] for key in KNOWN}:
         cls = next(cls for cls in (*_sections(),) if cls.section == section)
-        assert settings.build(cls) == cls()
+        assert settings.build_options(cls) == cls()
 
 
 def _sections() -> tuple[type, ...]:
-    from mta_cli.settings import SECTIONS
+    from mta_cli.settings import OPTION_CLASSES
 
-    return SECTIONS
+    return OPTION_CLASSES
 
 
 @hypothesis_settings(deadline=None)
@@ -170,7 +170,7 @@ def _sections() -> tuple[type, ...]:
 )
 def test_a_value_converts_to_its_type_or_is_refused_in_words(setting: Setting, raw: object) -> None:
     try:
-        value = convert(setting, raw)
+        value = convert_value(setting, raw)
     except ValueError as error:
         assert str(error).startswith("this is")
     else:
@@ -197,28 +197,34 @@ def test_a_path_that_cannot_be_is_refused(raw: str) -> None:
 
 def test_how_long_to_wait_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTA_STORE_TIMEOUT", "0.5")
-    assert Settings.load(None).build(StoreOptions).timeout == 0.5
+    assert Settings.load(None).build_options(StoreOptions).timeout == 0.5
 
 
 def test_what_a_job_changes_is_told_as_derived() -> None:
     settings = Settings.load()
-    built = settings.build(BankOptions, rank=4)
+    built = settings.build_options(BankOptions, rank=4)
     lines = {line.name: (line.value, line.origin) for line in settings.plan_lines(replace(built, placement="late"))}
     assert lines["bank.rank"] == ("4", "flag --rank") and lines["bank.placement"] == ("late", "derived")
     assert lines["bank.pick"] == ("longest", "default")
 
 
 def test_a_stack_has_the_defaults_of_its_kind() -> None:
-    core, lora = AdaptOptions().settled(labels=False), AdaptOptions(kind="lora", rank=4).settled(labels=True)
-    assert (core.learning_rate, core.pull, core.alpha, core.targets, core.placement) == (0.1, 0.1, None, None, None)
-    assert AdaptOptions().settled(labels=True) == replace(core, learning_rate=0.03)
-    assert (lora.learning_rate, lora.alpha, lora.targets, lora.placement) == (2e-3, 8.0, "q_proj,v_proj", "upper")
-    assert core.unused == {"adapt.alpha", "adapt.targets", "adapt.placement"} and lora.unused == {"adapt.pull"}
-    assert (
-        core.settled(labels=True) == core and replace(core, learning_rate=0.5).settled(labels=True).learning_rate == 0.5
+    core, lora = (
+        AdaptOptions().with_kind_defaults(labels=False),
+        AdaptOptions(kind="lora", rank=4).with_kind_defaults(labels=True),
     )
-    with pytest.raises(UsageFault, match=r"adapt\.placement: a core has none"):
-        AdaptOptions(placement="late").settled(labels=False)
+    assert (core.learning_rate, core.pull, core.alpha, core.targets, core.placement) == (0.1, 0.1, None, None, None)
+    assert AdaptOptions().with_kind_defaults(labels=True) == replace(core, learning_rate=0.03)
+    assert (lora.learning_rate, lora.alpha, lora.targets, lora.placement) == (2e-3, 8.0, "q_proj,v_proj", "upper")
+    assert core.unused_keys == {"adapt.alpha", "adapt.targets", "adapt.placement"} and lora.unused_keys == {
+        "adapt.pull"
+    }
+    assert (
+        core.with_kind_defaults(labels=True) == core
+        and replace(core, learning_rate=0.5).with_kind_defaults(labels=True).learning_rate == 0.5
+    )
+    with pytest.raises(UsageError, match=r"adapt\.placement: a core has none"):
+        AdaptOptions(placement="late").with_kind_defaults(labels=False)
 
 
 def test_a_settings_file_that_was_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

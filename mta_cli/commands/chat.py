@@ -18,42 +18,42 @@ from mta_cli.commands.common import (
     SeedOption,
     TaskOption,
     UserOption,
+    app_context,
     complete_models,
     complete_users,
-    option,
-    session,
     stdin_is_terminal,
+    typer_option,
 )
-from mta_cli.errors import BadInput, UsageFault
-from mta_cli.events import Event, Started, Step, Token
+from mta_cli.errors import BadInput, UsageError
+from mta_cli.events import Event, JobProgress, JobStarted, TextChunk
 from mta_cli.options import AnswerOptions, PromptOptions
 from mta_cli.output import Output, group, text
 from mta_cli.settings import ModelOptions
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.chat.answer import Asking
-    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.pipeline.chat.answer import ChatOptions
+    from mta_cli.pipeline.models.manifest import ModelEntry
 
-MODES = ("base", "fused", "adapted")
-SIDE_BY_SIDE = 90  # columns of terminal below which answers stand under each other
-STDIN_LIMIT = 4_000_000  # bytes; more is refused as a message anyway
+ANSWER_MODES = ("base", "fused", "adapted")
+MIN_SIDE_BY_SIDE_COLUMNS = 90  # columns of terminal below which answers stand under each other
+MAX_STDIN_BYTES = 4_000_000  # bytes; more is refused as a message anyway
 
 
 def _complete_mode(incomplete: str) -> list[str]:
-    return [mode for mode in MODES if mode.startswith(incomplete)]
+    return [mode for mode in ANSWER_MODES if mode.startswith(incomplete)]
 
 
-TextArgument = Annotated[
+MessageArgument = Annotated[
     str | None, typer.Argument(metavar="TEXT", help="What to ask; read from standard input without it, or for -.")
 ]
-AskedUserOption = Annotated[
+RequiredUserOption = Annotated[
     str, typer.Option("--user", metavar="USER", help="The user.", autocompletion=complete_users)
 ]
 ModeOption = Annotated[
     str | None,
     typer.Option(
         "--mode",
-        metavar="|".join(MODES),
+        metavar="|".join(ANSWER_MODES),
         help="Who answers; the most personal there is, without it.",
         autocompletion=_complete_mode,
     ),
@@ -68,15 +68,15 @@ FreeDecodingOption = Annotated[
     bool, typer.Option("--free-decoding", help="Let a task with labels answer in its own words.")
 ]
 NoSaveOption = Annotated[bool, typer.Option("--no-save", help="Do not store the conversation.")]
-MaxTokensOption = Annotated[int | None, option(AnswerOptions, "max_tokens")]
-TemperatureOption = Annotated[float | None, option(AnswerOptions, "temperature")]
-TopPOption = Annotated[float | None, option(AnswerOptions, "top_p")]
-Int8Option = Annotated[bool | None, option(AnswerOptions, "int8")]
+MaxTokensOption = Annotated[int | None, typer_option(AnswerOptions, "max_tokens")]
+TemperatureOption = Annotated[float | None, typer_option(AnswerOptions, "temperature")]
+TopPOption = Annotated[float | None, typer_option(AnswerOptions, "top_p")]
+Int8Option = Annotated[bool | None, typer_option(AnswerOptions, "int8")]
 
 
 def ask(
     ctx: typer.Context,
-    message: TextArgument = None,
+    message: MessageArgument = None,
     user: UserOption = None,
     task: TaskOption = None,
     mode: ModeOption = None,
@@ -99,20 +99,20 @@ def ask(
     """
     from mta_cli.pipeline.chat import answer as converse
 
-    app = session(ctx, json=json)
+    app = app_context(ctx, json=json)
     answer = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "int8": int8}
-    asking = _asking(app, answer, history_items, (seed, device, dtype), task, mode, free_decoding)
-    words = _message(message)
-    with app.registry() as reg:
-        result = app.output.follow(converse.ask(reg, _base(app, base), user, words, asking))
+    asking = _build_answer_request(app, answer, history_items, (seed, device, dtype), task, mode, free_decoding)
+    words = _read_message(message)
+    with app.open_registry() as reg:
+        result = app.output.run_job(converse.answer_question(reg, _resolve_base(app, base), user, words, asking))
     if json:
-        app.output.result(result)
+        app.output.print_result(result)
 
 
 def compare(
     ctx: typer.Context,
-    user: AskedUserOption,
-    message: TextArgument = None,
+    user: RequiredUserOption,
+    message: MessageArgument = None,
     task: TaskOption = None,
     base: BaseOption = None,
     free_decoding: FreeDecodingOption = False,
@@ -129,14 +129,14 @@ def compare(
     """Put one question to base, fused and adapted, with the same prompt, and show the answers side by side."""
     from mta_cli.pipeline.chat import compare
 
-    app = session(ctx, json=json)
+    app = app_context(ctx, json=json)
     answer = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "int8": int8}
-    asking = _asking(app, answer, history_items, (seed, device, dtype), task, None, free_decoding)
-    words = _message(message)
-    with app.registry() as reg:
-        events = compare.compare(reg, _base(app, base), user, words, asking)
-        result = app.output.follow(counted(events))
-    app.output.result(result, lambda value: side_by_side(value, app.output))
+    asking = _build_answer_request(app, answer, history_items, (seed, device, dtype), task, None, free_decoding)
+    words = _read_message(message)
+    with app.open_registry() as reg:
+        events = compare.compare_user_models(reg, _resolve_base(app, base), user, words, asking)
+        result = app.output.run_job(tokens_as_progress(events))
+    app.output.print_result(result, lambda value: render_comparison(value, app.output))
 
 
 def chat(
@@ -161,58 +161,60 @@ def chat(
     The base is loaded once: another user or mode only changes its weights. Conversations are stored unless --no-save.
     """
     from mta_cli.commands.chat_shell import ChatShell
-    from mta_cli.pipeline.chat.answer import Voice
+    from mta_cli.pipeline.chat.answer import ChatModel
     from mta_cli.pipeline.chat.conversation import Conversation
 
-    app = session(ctx)
+    app = app_context(ctx)
     answer = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "int8": int8}
-    asking = _asking(app, answer, history_items, (seed, device, dtype), task, mode, free_decoding)
-    with app.registry() as reg:
+    asking = _build_answer_request(app, answer, history_items, (seed, device, dtype), task, mode, free_decoding)
+    with app.open_registry() as reg:
         person = reg.users.get(user) if user is not None else None
-        voice = Voice.open(reg, _base(app, base), person, asking)
-        code = ChatShell(app.output, Conversation(voice, keep=not no_save)).run(interactive=stdin_is_terminal())
+        voice = ChatModel.load_for_user(reg, _resolve_base(app, base), person, asking)
+        code = ChatShell(app.output, Conversation(voice, autosave=not no_save)).run_chat(
+            interactive=stdin_is_terminal()
+        )
     if code:
         raise typer.Exit(code)
 
 
-def counted(events: Iterator[Event]) -> Iterator[Event]:
+def tokens_as_progress(events: Iterator[Event]) -> Iterator[Event]:
     """The same events with streamed text turned into progress, for answers that are shown together at the end."""
-    yield Started("answering", unit="tokens")
+    yield JobStarted("answering", unit="tokens")
     done = 0
     for event in events:
-        if isinstance(event, Token):
+        if isinstance(event, TextChunk):
             done += 1
-            yield Step(event.column, done)
+            yield JobProgress(event.column, done)
         else:
             yield event
 
 
-def side_by_side(result: dict[str, Any], output: Output) -> Any:
+def render_comparison(result: dict[str, Any], output: Output) -> Any:
     """The answers of a comparison: columns of a table, or one under the other where the terminal is narrow."""
     from rich import box
     from rich.table import Table
 
     head = text(str(result["prompt"]), style="bold")
-    cells = {mode: result["answers"][mode] for mode in MODES}
-    if output.console(stderr=False).width < SIDE_BY_SIDE:
+    cells = {mode: result["answers"][mode] for mode in ANSWER_MODES}
+    if output.console(stderr=False).width < MIN_SIDE_BY_SIDE_COLUMNS:
         parts = [
             part
-            for mode in MODES
-            for part in (text(_heading(result, mode), style="bold"), _cell(cells[mode]), text(""))
+            for mode in ANSWER_MODES
+            for part in (text(_answer_heading(result, mode), style="bold"), _format_answer(cells[mode]), text(""))
         ]
         return group(head, text(""), *parts)
     shown = Table(box=box.SIMPLE_HEAD, expand=False)
-    for mode in MODES:
-        shown.add_column(text(_heading(result, mode)), overflow="fold", ratio=1)
-    shown.add_row(*(_cell(cells[mode]) for mode in MODES))
+    for mode in ANSWER_MODES:
+        shown.add_column(text(_answer_heading(result, mode)), overflow="fold", ratio=1)
+    shown.add_row(*(_format_answer(cells[mode]) for mode in ANSWER_MODES))
     return group(head, shown)
 
 
-def _cell(answer: str | None) -> Any:
+def _format_answer(answer: str | None) -> Any:
     return text("–") if answer is None else text(answer.strip() or "(an empty answer)")
 
 
-def _heading(result: dict[str, Any], mode: str) -> str:
+def _answer_heading(result: dict[str, Any], mode: str) -> str:
     detail = result["details"][mode]
     if detail is None or detail["source"]["bank"] is None:
         return mode
@@ -220,7 +222,7 @@ def _heading(result: dict[str, Any], mode: str) -> str:
     return f"{mode} (bank {source['bank']} v{source['version']}; {', '.join(source['anchors']) or 'no anchors'})"
 
 
-def _asking(
+def _build_answer_request(
     app: AppContext,
     answer: dict[str, Any],
     history_items: int | None,
@@ -228,42 +230,42 @@ def _asking(
     task: str | None,
     mode: str | None,
     free_decoding: bool,
-) -> Asking:
-    from mta_cli.pipeline.chat.answer import Asking
+) -> ChatOptions:
+    from mta_cli.pipeline.chat.answer import ChatOptions
 
     seed, device, dtype = machine
-    return Asking(
-        machine=app.machine(seed=seed, device=device, dtype=dtype),
-        prompt=app.settings.build(PromptOptions, history_items=history_items),
-        answer=app.settings.build(AnswerOptions, **answer),
+    return ChatOptions(
+        machine=app.machine_options(seed=seed, device=device, dtype=dtype),
+        prompt=app.settings.build_options(PromptOptions, history_items=history_items),
+        answer=app.settings.build_options(AnswerOptions, **answer),
         task=task,
         mode=mode,
         free_decoding=free_decoding,
     )
 
 
-def _base(app: AppContext, flag: str | None) -> ModelEntry:
-    from mta_cli.pipeline.models.lookup import resolve
+def _resolve_base(app: AppContext, flag: str | None) -> ModelEntry:
+    from mta_cli.pipeline.models.lookup import resolve_model
 
-    return resolve(app.settings.build(ModelOptions, base=flag).base, "base")
+    return resolve_model(app.settings.build_options(ModelOptions, base=flag).base, "base")
 
 
-def _message(given: str | None) -> str:
+def _read_message(given: str | None) -> str:
     """The words to ask: the argument, or all of standard input."""
     if given is not None and given != "-":
         return given
     if stdin_is_terminal():
-        raise UsageFault("There is nothing to ask.", hint='mta ask --user NAME "…", or pipe the text in')
-    raw = binary_input().read(STDIN_LIMIT + 1)
-    if len(raw) > STDIN_LIMIT:
-        raise BadInput(f"Standard input holds more than {STDIN_LIMIT:,} bytes.")
+        raise UsageError("There is nothing to ask.", hint='mta ask --user NAME "…", or pipe the text in')
+    raw = stdin_binary().read(MAX_STDIN_BYTES + 1)
+    if len(raw) > MAX_STDIN_BYTES:
+        raise BadInput(f"Standard input holds more than {MAX_STDIN_BYTES:,} bytes.")
     try:
         return raw.decode().rstrip("\n")
     except UnicodeDecodeError as error:
         raise BadInput(f"Standard input is not UTF-8 (byte {error.start}).") from error
 
 
-def binary_input() -> BinaryIO:
+def stdin_binary() -> BinaryIO:
     """Standard input as bytes; a closed one is empty, and one without bytes beneath it (in a notebook) is encoded."""
     if sys.stdin is None:
         return io.BytesIO()

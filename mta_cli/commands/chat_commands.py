@@ -10,30 +10,30 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.commands.chat import counted, side_by_side
-from mta_cli.errors import UsageFault
-from mta_cli.events import Done, Event
+from mta_cli.commands.chat import render_comparison, tokens_as_progress
+from mta_cli.errors import UsageError
+from mta_cli.events import Event, JobResult
 from mta_cli.output import Output, group, table, text
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.chat.conversation import Conversation
 
-Render = Callable[[Any, Output], Any]
+SlashRender = Callable[[Any, Output], Any]
 
 
-class Leave(Exception):
+class LeaveChat(Exception):
     """The person is done talking."""
 
 
 @dataclass(frozen=True)
-class Slash:
+class SlashCommand:
     """One command. `argument` is how it is written: `NAME` must be given, `[NAME]` may be; empty takes none."""
 
     name: str
     argument: str
     help: str
     run: Callable[[Conversation, str], Iterator[Event]]
-    render: Render | None = None
+    render: SlashRender | None = None
 
     @property
     def usage(self) -> str:
@@ -41,51 +41,53 @@ class Slash:
         return f"{self.name} {self.argument}".rstrip()
 
 
-def find(line: str) -> tuple[Slash, str]:
+def parse_slash_command(line: str) -> tuple[SlashCommand, str]:
     """The command of a typed line, and its argument. Raises UsageFault that says what would be right."""
     name, _, argument = line.strip().partition(" ")
     argument = argument.strip()
-    command = BY_NAME.get(name)
+    command = SLASH_COMMANDS_BY_NAME.get(name)
     if command is None:
-        near = difflib.get_close_matches(name, BY_NAME, n=1)
+        near = difflib.get_close_matches(name, SLASH_COMMANDS_BY_NAME, n=1)
         meant = f"Did you mean {near[0]}? " if near else ""
-        raise UsageFault(
+        raise UsageError(
             f"There is no command {name[:40]}.", hint=f"{meant}/help lists them; // begins a message with a /."
         )
     if argument and not command.argument:
-        raise UsageFault(f"{name} takes nothing after it.", hint=f"Type {name} alone.")
+        raise UsageError(f"{name} takes nothing after it.", hint=f"Type {name} alone.")
     if not argument and command.argument and not command.argument.startswith("["):
-        raise UsageFault(f"{name} needs {command.argument}.", hint=f"Type {command.usage}")
+        raise UsageError(f"{name} needs {command.argument}.", hint=f"Type {command.usage}")
     return command, argument
 
 
-def completions(line: str, users: Callable[[], list[str]]) -> list[str]:
+def complete_line(line: str, users: Callable[[], list[str]]) -> list[str]:
     """What `line` could become: commands, and names after /user."""
     if line.startswith("/user "):
         return [f"/user {name}" for name in users() if name.startswith(line.removeprefix("/user ").lstrip())]
-    return [command.name + (" " if command.argument else "") for command in TABLE if command.name.startswith(line)]
+    return [
+        command.name + (" " if command.argument else "") for command in SLASH_COMMANDS if command.name.startswith(line)
+    ]
 
 
-def _help(conversation: Conversation, argument: str) -> Iterator[Event]:
-    yield Done([{"command": command.usage, "what": command.help} for command in TABLE])
+def _list_commands(conversation: Conversation, argument: str) -> Iterator[Event]:
+    yield JobResult([{"command": command.usage, "what": command.help} for command in SLASH_COMMANDS])
 
 
-def _leave(conversation: Conversation, argument: str) -> Iterator[Event]:
+def _leave_chat(conversation: Conversation, argument: str) -> Iterator[Event]:
     yield from ()
-    raise Leave
+    raise LeaveChat
 
 
-def _mode(mode: str) -> Callable[[Conversation, str], Iterator[Event]]:
+def _switch_to_mode(mode: str) -> Callable[[Conversation, str], Iterator[Event]]:
     return lambda conversation, argument: conversation.switch_mode(mode)
 
 
-def _show_help(rows: Any, output: Output) -> Any:
+def _render_help(rows: Any, output: Output) -> Any:
     return table(("command", "what it does"), [(row["command"], row["what"]) for row in rows])
 
 
-def _show_history(result: Any, output: Output) -> Any:
+def _render_history(result: Any, output: Output) -> Any:
     if "messages" in result:
-        parts = [_turn(message, result["user"]) for message in result["messages"]]
+        parts = [_render_turn(message, result["user"]) for message in result["messages"]]
         return group(*parts) if parts else text("This chat is empty.")
     if not result["chats"]:
         return text(f"{result['user']} has no stored chats.")
@@ -94,33 +96,45 @@ def _show_history(result: Any, output: Output) -> Any:
     return group(table(("chat", "begun", "messages", "first words"), rows), *more)
 
 
-def _turn(message: dict[str, Any], user: str) -> Any:
+def _render_turn(message: dict[str, Any], user: str) -> Any:
     speaker = user if message["role"] == "user" else message["source"].get("mode", message["role"])
     return group(text(f"{speaker} · {message['created']}", style="bold"), text(message["content"]), text(""))
 
 
-TABLE: tuple[Slash, ...] = (
-    Slash("/help", "", "List these commands.", _help, _show_help),
-    Slash("/user", "NAME", "Talk with somebody else's model, in a new conversation.", lambda c, a: c.switch_user(a)),
-    Slash("/base", "", "Let the base answer from here on.", _mode("base")),
-    Slash("/fused", "", "Let the fusion of anchors answer from here on.", _mode("fused")),
-    Slash("/adapted", "", "Let the user's own stack on the fusion answer from here on.", _mode("adapted")),
-    Slash(
+SLASH_COMMANDS: tuple[SlashCommand, ...] = (
+    SlashCommand("/help", "", "List these commands.", _list_commands, _render_help),
+    SlashCommand(
+        "/user", "NAME", "Talk with somebody else's model, in a new conversation.", lambda c, a: c.switch_user(a)
+    ),
+    SlashCommand("/base", "", "Let the base answer from here on.", _switch_to_mode("base")),
+    SlashCommand("/fused", "", "Let the fusion of anchors answer from here on.", _switch_to_mode("fused")),
+    SlashCommand(
+        "/adapted", "", "Let the user's own stack on the fusion answer from here on.", _switch_to_mode("adapted")
+    ),
+    SlashCommand(
         "/compare",
         "[QUESTION]",
         "Base, fused and adapted side by side, on QUESTION or the last one.",
-        lambda c, a: counted(c.compare(a)),
-        side_by_side,
+        lambda c, a: tokens_as_progress(c.compare(a)),
+        render_comparison,
     ),
-    Slash("/history", "[CHAT]", "List the user's stored chats, or show one.", lambda c, a: c.history(a), _show_history),
-    Slash("/good", "", "Keep the last exchange as a history item, to learn from.", lambda c, a: c.good()),
-    Slash(
+    SlashCommand(
+        "/history",
+        "[CHAT]",
+        "List the user's stored chats, or show one.",
+        lambda c, a: c.stored_chats(a),
+        _render_history,
+    ),
+    SlashCommand(
+        "/good", "", "Keep the last exchange as a history item, to learn from.", lambda c, a: c.accept_exchange()
+    ),
+    SlashCommand(
         "/save",
         "[FILE]",
         "Store the conversation, also after --no-save; FILE gets a copy as text.",
         lambda c, a: c.save(a),
     ),
-    Slash("/reset", "", "Begin a new conversation.", lambda c, a: c.reset()),
-    Slash("/quit", "", "Leave; so does Ctrl-D.", _leave),
+    SlashCommand("/reset", "", "Begin a new conversation.", lambda c, a: c.reset()),
+    SlashCommand("/quit", "", "Leave; so does Ctrl-D.", _leave_chat),
 )
-BY_NAME = {command.name: command for command in TABLE}
+SLASH_COMMANDS_BY_NAME = {command.name: command for command in SLASH_COMMANDS}

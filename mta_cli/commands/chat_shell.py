@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
-from mta_cli.commands.chat import binary_input
-from mta_cli.commands.chat_commands import Leave, completions, find
+from mta_cli.commands.chat import stdin_binary
+from mta_cli.commands.chat_commands import LeaveChat, complete_line, parse_slash_command
 from mta_cli.errors import BadInput, Interrupted, MtaError
-from mta_cli.output import Output, clean_line
+from mta_cli.output import Output
+from mta_cli.printable import clean_line
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.chat.conversation import Conversation
 
-LINE_LIMIT = 4_000_000  # bytes of one piped line
+MAX_LINE_BYTES = 4_000_000  # bytes of one piped line
 
-Reader = Callable[[str], str | None]
+LineReader = Callable[[str], str | None]
 
 
 class ChatShell:
@@ -27,36 +28,36 @@ class ChatShell:
     def __init__(self, output: Output, conversation: Conversation) -> None:
         self.output, self.conversation = output, conversation
 
-    def run(self, *, interactive: bool) -> int:
+    def run_chat(self, *, interactive: bool) -> int:
         """Talk until the end; the exit code is that of the first thing that failed in a pipe, and 0 in a terminal."""
-        self.output.follow(self.conversation.opening())
+        self.output.run_job(self.conversation.opening_notes())
         if not interactive:
-            return self._run_lines(pipe_reader(binary_input()))
+            return self._run_piped(pipe_reader(stdin_binary()))
         self.output.note("/help lists what can be typed; /quit or Ctrl-D leaves.")
-        self._run_terminal(terminal_reader(self._completions))
+        self._run_terminal(terminal_reader(self._complete_line))
         return 0
 
-    def handle(self, line: str) -> None:
+    def handle_line(self, line: str) -> None:
         """Do what one line says."""
         if not line.strip():
             return
         if line.startswith("/") and not line.startswith("//"):
-            command, argument = find(line)
-            result = self.output.follow(command.run(self.conversation, argument))
+            command, argument = parse_slash_command(line)
+            result = self.output.run_job(command.run(self.conversation, argument))
             if result is not None and command.render is not None:
                 render = command.render
-                self.output.result(result, lambda value: render(value, self.output))
+                self.output.print_result(result, lambda value: render(value, self.output))
             return
-        self.output.follow(self.conversation.say(line[1:] if line.startswith("//") else line))
+        self.output.run_job(self.conversation.answer_message(line[1:] if line.startswith("//") else line))
 
-    def _run_lines(self, read: Reader) -> int:
+    def _run_piped(self, read: LineReader) -> int:
         code = 0
         while True:
             try:
                 if (line := read("")) is None:
                     return code
-                self.handle(line)
-            except Leave:
+                self.handle_line(line)
+            except LeaveChat:
                 return code
             except Interrupted:
                 raise
@@ -64,11 +65,11 @@ class ChatShell:
                 self.output.error(error)
                 code = code or error.exit_code
 
-    def _run_terminal(self, read: Reader) -> None:
+    def _run_terminal(self, read: LineReader) -> None:
         asked_to_leave = False
         while True:
             try:
-                line = read(self._prompt())
+                line = read(self._prompt_text())
             except KeyboardInterrupt:
                 if asked_to_leave:
                     raise
@@ -80,14 +81,14 @@ class ChatShell:
                 self.output.error(error)
                 continue
             asked_to_leave = False
-            if line is None or not self._survive(line):
+            if line is None or not self._handle_or_show_error(line):
                 return
 
-    def _survive(self, line: str) -> bool:
+    def _handle_or_show_error(self, line: str) -> bool:
         """Handle a typed line, showing what goes wrong; False when it was the last."""
         try:
-            self.handle(line)
-        except Leave:
+            self.handle_line(line)
+        except LeaveChat:
             return False
         except (Interrupted, KeyboardInterrupt):
             self.output.note("stopped")
@@ -95,24 +96,24 @@ class ChatShell:
             self.output.error(error)
         return True
 
-    def _prompt(self) -> str:
-        voice = self.conversation.voice
+    def _prompt_text(self) -> str:
+        voice = self.conversation.model
         name = f"{voice.user.name} " if voice.user else ""
         return f"{clean_line(name)} ({voice.source.mode})> ".lstrip()
 
-    def _completions(self, line: str) -> list[str]:
-        return completions(line, self.conversation.voice.reg.users.names)
+    def _complete_line(self, line: str) -> list[str]:
+        return complete_line(line, self.conversation.model.reg.users.names)
 
 
-def pipe_reader(stream: BinaryIO) -> Reader:
+def pipe_reader(stream: BinaryIO) -> LineReader:
     """A reader of UTF-8 lines. It raises BadInput for a line that is too long or no text, and goes on after it."""
 
     def read(prompt: str) -> str | None:
-        raw = stream.readline(LINE_LIMIT + 1)
-        if len(raw) > LINE_LIMIT:
+        raw = stream.readline(MAX_LINE_BYTES + 1)
+        if len(raw) > MAX_LINE_BYTES:
             while raw and not raw.endswith(b"\n"):
-                raw = stream.readline(LINE_LIMIT)
-            raise BadInput(f"A line has more than {LINE_LIMIT:,} bytes.")
+                raw = stream.readline(MAX_LINE_BYTES)
+            raise BadInput(f"A line has more than {MAX_LINE_BYTES:,} bytes.")
         try:
             return raw.decode().rstrip("\r\n") if raw else None
         except UnicodeDecodeError as error:
@@ -121,12 +122,12 @@ def pipe_reader(stream: BinaryIO) -> Reader:
     return read
 
 
-def terminal_reader(complete: Callable[[str], list[str]]) -> Reader:
+def terminal_reader(complete: Callable[[str], list[str]]) -> LineReader:
     """A reader with line editing, recall of this chat's lines and completion, where Python has them."""
     try:
         import readline
     except ImportError:  # Windows
-        return typed_line
+        return read_typed_line
 
     def completer(line: str, state: int) -> str | None:
         try:
@@ -139,10 +140,10 @@ def terminal_reader(complete: Callable[[str], list[str]]) -> Reader:
     readline.set_completer(completer)
     libedit = "libedit" in (readline.__doc__ or "")
     readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
-    return typed_line
+    return read_typed_line
 
 
-def typed_line(prompt: str) -> str | None:
+def read_typed_line(prompt: str) -> str | None:
     """The next line typed after `prompt`, None at Ctrl-D."""
     try:
         return input(prompt)

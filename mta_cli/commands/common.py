@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli.errors import MtaError, NotFound, UsageFault
-from mta_cli.options import Machine, PromptOptions
-from mta_cli.output import Output, clean
+from mta_cli.errors import MtaError, NotFound, UsageError
+from mta_cli.options import MachineOptions, PromptOptions
+from mta_cli.output import Output
+from mta_cli.printable import clean_text
 from mta_cli.settings import ModelOptions, Settings, StoreOptions, store_path
 
 if TYPE_CHECKING:
     from store.registry import Registry
 
-MUCH_SLOWER = 3.0  # times; a format of 16 bits that takes so much longer than float32 is hardly ever meant
-Complete = Callable[[typer.Context, str], list[str]]
+WARN_SLOWDOWN_FACTOR = 3.0  # times; a format of 16 bits that takes so much longer than float32 is hardly ever meant
+CompletionCallback = Callable[[typer.Context, str], list[str]]
 
 
 @dataclass
-class Globals:
+class GlobalFlags:
     """The flags that stand before the command's name."""
 
     store: Path | None = None
@@ -39,58 +40,58 @@ class Globals:
 class AppContext:
     """What a command works with: where to write, the settings, and the store (opened only when asked)."""
 
-    def __init__(self, given: Globals, *, json: bool = False) -> None:
-        self.given = given
+    def __init__(self, given: GlobalFlags, *, json: bool = False) -> None:
+        self.global_flags = given
         self.output = Output(json=json, quiet=given.quiet, verbosity=given.verbosity)
 
     @cached_property
-    def store(self) -> Path:
+    def store_dir(self) -> Path:
         """The store's directory, which need not exist."""
-        return store_path(self.given.store)
+        return store_path(self.global_flags.store)
 
     @cached_property
     def settings(self) -> Settings:
         """The settings, read when first needed."""
-        return Settings.load(self.store)
+        return Settings.load(self.store_dir)
 
     @property
-    def models(self) -> ModelOptions:
+    def model_options(self) -> ModelOptions:
         """The configured base and embedder."""
-        return self.settings.build(ModelOptions)
+        return self.settings.build_options(ModelOptions)
 
-    def machine(self, **flags: Any) -> Machine:
+    def machine_options(self, **flags: Any) -> MachineOptions:
         """Where and how to compute. UsageFault where there is no such device; warns of an emulated number format."""
-        machine = self.settings.build(Machine, **flags)
+        machine = self.settings.build_options(MachineOptions, **flags)
         if machine.device not in ("auto", "cpu"):
             from mta_cli.pipeline.training.estimate import require_device
 
             require_device(machine)
         if machine.dtype not in ("auto", "float32"):
-            from mta_cli.pipeline.training.estimate import times_slower
+            from mta_cli.pipeline.training.estimate import dtype_slowdown
 
-            if (times := times_slower(machine)) > MUCH_SLOWER:
+            if (times := dtype_slowdown(machine)) > WARN_SLOWDOWN_FACTOR:
                 self.output.warn(
                     f"this CPU computes {times:.0f} times slower in {machine.dtype} than in float32; "
                     "--dtype auto takes what is fast"
                 )
         return machine
 
-    def registry(self, *, create: bool = False) -> Registry:
+    def open_registry(self, *, create: bool = False) -> Registry:
         """The store, opened; close it, or use it in a `with` statement."""
         from store.registry import Registry
 
-        timeout = self.settings.build(StoreOptions).timeout
+        timeout = self.settings.build_options(StoreOptions).timeout
         try:
-            return Registry.open(self.store, create=create, timeout=timeout)
+            return Registry.open(self.store_dir, create=create, timeout=timeout)
         except NotFound as error:
-            if self.given.store is not None:
-                error.hint = f"mta --store {shlex.quote(str(self.given.store))} init"
+            if self.global_flags.store is not None:
+                error.hint = f"mta --store {shlex.quote(str(self.global_flags.store))} init"
             raise
 
 
-def session(ctx: typer.Context, *, json: bool = False) -> AppContext:
+def app_context(ctx: typer.Context, *, json: bool = False) -> AppContext:
     """The command's context; `json` is its --json flag."""
-    given = ctx.obj if isinstance(ctx.obj, Globals) else Globals()
+    given = ctx.obj if isinstance(ctx.obj, GlobalFlags) else GlobalFlags()
     return AppContext(given, json=json)
 
 
@@ -98,60 +99,60 @@ def confirm(output: Output, question: str, *, yes: bool) -> None:
     """Return when the person agrees (or `--yes` was given); else raise: nothing has been changed then."""
     if yes:
         return
-    answer = output.ask(f"{question} [y/N]")
+    answer = output.read_answer(f"{question} [y/N]")
     if answer is None:
-        raise UsageFault("this needs an answer, and there is nobody to give it", hint="add --yes")
+        raise UsageError("this needs an answer, and there is nobody to give it", hint="add --yes")
     if answer.lower() not in ("y", "yes"):
         raise MtaError("nothing was changed")
 
 
-def _names_after(find: Callable[[AppContext], Iterable[str]]) -> Complete:
+def _make_completer(find: Callable[[AppContext], Iterable[str]]) -> CompletionCallback:
     """A completion callback over `find`; a person pressing TAB never sees an error."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         try:
             given = ctx.find_root().params.get("store")
-            names = find(AppContext(Globals(store=given if given is None else Path(given))))
-            return [name for name in names if name.startswith(incomplete) and clean(name) == name]
+            names = find(AppContext(GlobalFlags(store=given if given is None else Path(given))))
+            return [name for name in names if name.startswith(incomplete) and clean_text(name) == name]
         except Exception:
             return []
 
     return complete
 
 
-def _users(app: AppContext) -> list[str]:
-    with app.registry() as registry:
+def _user_names(app: AppContext) -> list[str]:
+    with app.open_registry() as registry:
         return registry.users.names()
 
 
-def _banks(app: AppContext) -> list[str]:
-    with app.registry() as registry:
+def _bank_names(app: AppContext) -> list[str]:
+    with app.open_registry() as registry:
         return sorted({bank.name for bank in registry.banks.all()})
 
 
-def _tasks(app: AppContext) -> list[str]:
+def _task_names_or_builtin(app: AppContext) -> list[str]:
     from mta_cli.pipeline.data.tasks import task_names
 
     try:
-        with app.registry() as registry:
+        with app.open_registry() as registry:
             return task_names(registry)
     except MtaError:  # the built-in tasks are there without a store
         return task_names(None)
 
 
-def _models(app: AppContext) -> list[str]:
+def _model_names(app: AppContext) -> list[str]:
     from mta_cli.pipeline.models.lookup import list_models
 
-    return sorted({app.models.base, app.models.embedder, *(entry.name for entry in list_models())})
+    return sorted({app.model_options.base, app.model_options.embedder, *(entry.name for entry in list_models())})
 
 
-complete_users: Complete = _names_after(_users)
-complete_banks: Complete = _names_after(_banks)
-complete_tasks: Complete = _names_after(_tasks)
-complete_models: Complete = _names_after(_models)
+complete_users: CompletionCallback = _make_completer(_user_names)
+complete_banks: CompletionCallback = _make_completer(_bank_names)
+complete_tasks: CompletionCallback = _make_completer(_task_names_or_builtin)
+complete_models: CompletionCallback = _make_completer(_model_names)
 
 
-def option(cls: type[Any], name: str, *declarations: str, help_text: str | None = None) -> Any:
+def typer_option(cls: type[Any], name: str, *declarations: str, help_text: str | None = None) -> Any:
     """The `typer.Option` of one field of an options dataclass: help, choices and default come from the field.
 
     The parameter's own default is None, which means: not given, so settings decide.
@@ -177,10 +178,10 @@ def option(cls: type[Any], name: str, *declarations: str, help_text: str | None 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the resolved plan and change nothing.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before something is removed or replaced.")]
-SeedOption = Annotated[int | None, option(Machine, "seed")]
-DeviceOption = Annotated[str | None, option(Machine, "device")]
-DtypeOption = Annotated[str | None, option(Machine, "dtype")]
-HistoryItemsOption = Annotated[int | None, option(PromptOptions, "history_items")]
+SeedOption = Annotated[int | None, typer_option(MachineOptions, "seed")]
+DeviceOption = Annotated[str | None, typer_option(MachineOptions, "device")]
+DtypeOption = Annotated[str | None, typer_option(MachineOptions, "dtype")]
+HistoryItemsOption = Annotated[int | None, typer_option(PromptOptions, "history_items")]
 StoreOption = Annotated[
     str | None,
     typer.Option(

@@ -12,21 +12,21 @@ from mta_cli.commands.common import (
     AppContext,
     DryRunOption,
     JsonOption,
+    app_context,
     complete_tasks,
-    session,
     stdin_is_terminal,
 )
-from mta_cli.commands.parsing import Commands
+from mta_cli.commands.parsing import CommandApp
 from mta_cli.errors import MtaError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from mta_cli.pipeline.data.import_file import Ask
+    from mta_cli.pipeline.data.import_file import AskConsent
 
-app = Commands("Import histories.")
+app = CommandApp("Import histories.")
 
-FORMATS = {
+IMPORT_FORMATS = {
     "lamp": "LaMP's questions, with --outputs also its answers",
     "users": "one JSON list of users with profile and held-out queries",
     "jsonl": "one JSON record a line: user, input, output; id, time and task when known",
@@ -36,11 +36,11 @@ FORMATS = {
 
 def complete_formats(incomplete: str) -> list[tuple[str, str]]:
     """Formats that begin with what was typed, each with its meaning."""
-    return [(name, meaning) for name, meaning in FORMATS.items() if name.startswith(incomplete)]
+    return [(name, meaning) for name, meaning in IMPORT_FORMATS.items() if name.startswith(incomplete)]
 
 
 FormatArgument = Annotated[
-    str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.", autocompletion=complete_formats)
+    str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(IMPORT_FORMATS)}.", autocompletion=complete_formats)
 ]
 PathArgument = Annotated[Path, typer.Argument(metavar="PATH", help="The file; - reads standard input.")]
 OutputsOption = Annotated[
@@ -61,12 +61,14 @@ ConsentOption = Annotated[
         show_default=False,
     ),
 ]
-NoQuestionOption = Annotated[
+AssumeConsentOption = Annotated[
     bool, typer.Option("--yes", "-y", help="Do not ask whether new users may be anchors: they may.")
 ]
 
 
-def consent_question(use: AppContext, can_anchor: bool | None, *, yes: bool, piped: bool = False) -> Ask | None:
+def make_consent_prompt(
+    use: AppContext, can_anchor: bool | None, *, yes: bool, piped: bool = False
+) -> AskConsent | None:
     """What asks, once, whether new people may be anchors; None where it is said, or nobody is there to say it.
 
     `piped`: standard input is the file.
@@ -77,7 +79,7 @@ def consent_question(use: AppContext, can_anchor: bool | None, *, yes: bool, pip
     def ask(people: int) -> bool:
         many = f"the {people:,} new users be anchors, who help"
         who = many if people > 1 else "the new user be an anchor, who helps"
-        answer = use.output.ask(f"May {who} to serve others? [Y/n]")
+        answer = use.output.read_answer(f"May {who} to serve others? [Y/n]")
         if answer is None or answer.lower() not in ("", "y", "yes", "n", "no"):
             raise MtaError("nothing was changed", hint="answer yes or no, or add --can-anchor or --no-can-anchor")
         return not answer.lower().startswith("n")
@@ -93,27 +95,27 @@ def import_(
     outputs: OutputsOption = None,
     task: ImportTaskOption = None,
     can_anchor: ConsentOption = None,
-    yes: NoQuestionOption = False,
+    yes: AssumeConsentOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Import a file of histories, checked as a whole first. Doing it again changes nothing; new items are added."""
     from mta_cli.pipeline.data.import_file import import_file
 
-    use = session(ctx, json=json)
+    use = app_context(ctx, json=json)
     piped = str(path) == "-"
     source = Path("/dev/stdin") if piped else path
-    ask = consent_question(use, can_anchor, yes=yes, piped=piped)
-    with use.registry() as reg:
+    ask = make_consent_prompt(use, can_anchor, yes=yes, piped=piped)
+    with use.open_registry() as reg:
         job = import_file(
             reg, format, source, task=task, outputs=outputs, can_anchor=can_anchor, ask=ask, dry_run=dry_run
         )
-        use.output.job(job, _summary, dry_run=dry_run)
+        use.output.run_job_and_print(job, _render_import, dry_run=dry_run)
 
 
-def _summary(result: dict[str, Any]) -> RenderableType:
+def _render_import(result: dict[str, Any]) -> RenderableType:
     what = (("history items", "items"), ("held-out queries", "queries"))
     counts = [
         (name, f"{result[f'{key}_added']:,} new, {result[f'{key}_unchanged']:,} known already") for name, key in what
     ]
-    return out.pairs([("task", result["tasks"]), ("users", result["users"]), *counts])
+    return out.key_value_grid([("task", result["tasks"]), ("users", result["users"]), *counts])

@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mta_cli import output as out
-from mta_cli.commands.common import AppContext, DeviceOption, DryRunOption, DtypeOption, JsonOption, SeedOption, session
-from mta_cli.settings import StoreOptions, path_of
+from mta_cli.commands.common import (
+    AppContext,
+    DeviceOption,
+    DryRunOption,
+    DtypeOption,
+    JsonOption,
+    SeedOption,
+    app_context,
+)
+from mta_cli.settings import StoreOptions, parse_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-MODES = ("base", "fused", "adapted")
-STACKS = (
+ANSWER_MODES = ("base", "fused", "adapted")
+STACK_COLUMNS = (
     "person",
     "shots",
     "loss before",
@@ -53,53 +61,60 @@ def demo(
 
     The store stays, so that you can look around in it. Running the demo again continues or just shows the summary.
     """
-    from mta_cli.pipeline.demo import DemoRequest, plan_demo, require_own, run_demo
+    from mta_cli.pipeline.demo import DemoRequest, plan_demo, require_demo_store, run_demo
     from store.registry import Registry
 
-    use = session(ctx, json=json)
+    use = app_context(ctx, json=json)
     request = DemoRequest(
-        use.models.base, use.models.embedder, use.machine(seed=seed, device=device, dtype=dtype), quick
+        use.model_options.base,
+        use.model_options.embedder,
+        use.machine_options(seed=seed, device=device, dtype=dtype),
+        quick,
     )
-    root = demo_store(use, keep)
-    require_own(root)
+    root = demo_store_path(use, keep)
+    require_demo_store(root)
     if dry_run:
-        use.output.job(plan_demo(root, request), dry_run=True)
+        use.output.run_job_and_print(plan_demo(root, request), dry_run=True)
         return
-    with Registry.open(root, create=True, timeout=use.settings.build(StoreOptions).timeout) as reg:
-        use.output.job(run_demo(reg, request), summary, resumes=True)
+    with Registry.open(root, create=True, timeout=use.settings.build_options(StoreOptions).timeout) as reg:
+        use.output.run_job_and_print(run_demo(reg, request), render_demo, resumes=True)
 
 
-def demo_store(use: AppContext, keep: Path | None) -> Path:
+def demo_store_path(use: AppContext, keep: Path | None) -> Path:
     """Where the demo's store lies: `keep`, else beside the person's own store."""
-    return path_of(str(keep), "--keep") if keep is not None else use.store.with_name(f"{use.store.name}-demo")
+    return (
+        parse_path(str(keep), "--keep") if keep is not None else use.store_dir.with_name(f"{use.store_dir.name}-demo")
+    )
 
 
-def summary(result: dict[str, Any]) -> RenderableType:
+def render_demo(result: dict[str, Any]) -> RenderableType:
     """Everything that happened, task by task, and what to type next."""
-    parts = [part for course in result["courses"] for part in _course(course)]
+    parts = [part for course in result["courses"] for part in _render_task(course)]
     models = f"{result['base']} and {result['embedder']}"
     head = f"Done in {result['seconds']:.0f} s with {models}. Everything is kept in {result['store']}"
-    return out.group(*parts, out.text(head, style="bold"), out.text(_next(result)))
+    return out.group(*parts, out.text(head, style="bold"), out.text(_next_steps(result)))
 
 
-def _course(course: dict[str, Any]) -> list[RenderableType]:
+def _render_task(course: dict[str, Any]) -> list[RenderableType]:
     """One task: bank, recipes, stacks, answers and, where it was measured, the measurement."""
-    measured = [_evaluation(course["evaluation"])] if course["evaluation"] else []
+    measured = [_render_evaluation(course["evaluation"])] if course["evaluation"] else []
     return [
         out.text(f"{'─' * 100}\n{course['description']}", style="bold"),
-        out.text(_counts(course)),
-        out.table(("anchor", "items", "stands for", "loss first", "last"), map(_anchor, course["bank"]["anchors"])),
+        out.text(_counts_line(course)),
+        out.table(
+            ("anchor", "items", "stands for", "loss first", "last"), map(_anchor_cells, course["bank"]["anchors"])
+        ),
         out.text("Recipes: which anchors, and how much of each (the rest is the task adapter alone)"),
-        out.table(("person", "anchors", "rest", "bytes"), map(_recipe, course["recipes"])),
+        out.table(("person", "anchors", "rest", "bytes"), map(_recipe_cells, course["recipes"])),
         out.text("Stacks: loss before and after on the shots they were trained on, and on held-out queries"),
-        out.table(STACKS, map(_stack, course["adapted"])),
+        out.table(STACK_COLUMNS, map(_stack_cells, course["adapted"])),
         out.text("The same question to three people's models, and what each of them said"),
-        *map(_comparison, course["comparisons"]),
+        *map(_render_comparison, course["comparisons"]),
         *measured,
     ]
 
 
-def _counts(course: dict[str, Any]) -> str:
+def _counts_line(course: dict[str, Any]) -> str:
     bank, imported = course["bank"], course["imported"]
     items, queries = (imported[f"{what}_added"] + imported[f"{what}_unchanged"] for what in ("items", "queries"))
     speed = f", {bank['tokens']:,} tokens in {bank['seconds']:.0f} s" if bank["seconds"] else ""
@@ -107,44 +122,45 @@ def _counts(course: dict[str, Any]) -> str:
     return f"{people} Bank {bank['bank']} v{bank['version']}: {len(bank['anchors'])} anchors{speed}."
 
 
-def _anchor(anchor: dict[str, Any]) -> tuple[Any, ...]:
+def _anchor_cells(anchor: dict[str, Any]) -> tuple[Any, ...]:
     name = anchor["user"] or "(forgotten)"
     return (
         name,
         anchor["items"],
         f"{anchor['cluster_size']} people",
-        _number(anchor["loss_first"]),
-        _number(anchor["loss_last"]),
+        _format_loss(anchor["loss_first"]),
+        _format_loss(anchor["loss_last"]),
     )
 
 
-def _recipe(recipe: dict[str, Any]) -> tuple[Any, ...]:
+def _recipe_cells(recipe: dict[str, Any]) -> tuple[Any, ...]:
     shares = ", ".join(f"{anchor['user']} {anchor['weight']:.2f}" for anchor in recipe["anchors"])
     return recipe["user"], shares, f"{recipe['null_weight']:.2f}", recipe["recipe_bytes"]
 
 
-def _stack(row: dict[str, Any]) -> tuple[Any, ...]:
+def _stack_cells(row: dict[str, Any]) -> tuple[Any, ...]:
     losses = (row["loss_before"], row["loss_after"], row["heldout_before"], row["heldout_after"])
     return (
         row["user"],
         row["shots"],
-        *map(_number, losses),
+        *map(_format_loss, losses),
         row["recipe_bytes"],
         row["stack_bytes"],
         f"{row['seconds']:.1f}",
     )
 
 
-def _comparison(comparison: dict[str, Any]) -> RenderableType:
-    rows = [(mode, (comparison["answers"][mode] or "").strip() or "–") for mode in MODES]
+def _render_comparison(comparison: dict[str, Any]) -> RenderableType:
+    rows = [(mode, (comparison["answers"][mode] or "").strip() or "–") for mode in ANSWER_MODES]
     rows.append((f"{comparison['user']}'s own", comparison["gold"]))
     return out.table((comparison["user"], comparison["prompt"]), rows)
 
 
-def _evaluation(evaluation: dict[str, Any]) -> RenderableType:
+def _render_evaluation(evaluation: dict[str, Any]) -> RenderableType:
     metrics = list(next(iter(evaluation["methods"].values())))
     rows = [
-        (method, *(_interval(found[metric]) for metric in metrics)) for method, found in evaluation["methods"].items()
+        (method, *(_format_interval(found[metric]) for metric in metrics))
+        for method, found in evaluation["methods"].items()
     ]
     head = (
         f"{evaluation['queries']} held-out queries of {evaluation['users']} people, each with the same history in the "
@@ -153,15 +169,15 @@ def _evaluation(evaluation: dict[str, Any]) -> RenderableType:
     return out.group(out.text(head), out.table(("model", *metrics), rows))
 
 
-def _interval(metric: dict[str, float]) -> str:
+def _format_interval(metric: dict[str, float]) -> str:
     return f"{metric['value']:.3f}  [{metric['low']:.3f}, {metric['high']:.3f}]"
 
 
-def _number(value: float | None) -> str:
+def _format_loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _next(result: dict[str, Any]) -> str:
+def _next_steps(result: dict[str, Any]) -> str:
     shown = result["courses"][0]["comparisons"][0]
     mta = f"mta --store {shlex.quote(result['store'])}"
     lines = (

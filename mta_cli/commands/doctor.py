@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mta_cli.commands.common import AppContext, JsonOption, YesOption, confirm, session
+from mta_cli.commands.common import AppContext, JsonOption, YesOption, app_context, confirm
 from mta_cli.errors import IntegrityFault, MtaError
 from mta_cli.output import table
 
@@ -27,18 +27,18 @@ def doctor(
     json: JsonOption = False,
 ) -> None:
     """Check versions, devices, disk, the store and the models, ready to paste into a report; exit code 5 on a fault."""
-    from mta_cli.pipeline.maintenance.doctor import examine, summary
+    from mta_cli.pipeline.maintenance.doctor import run_checks, summary
 
-    app = session(ctx, json=json)
-    what = _examination(app, deep)
-    repairs = _repaired(app, what, yes=yes) if mend else {}
-    result = app.output.follow(examine(what)) | repairs
-    app.output.result(result, _render)
+    app = app_context(ctx, json=json)
+    what = _build_examination(app, deep)
+    repairs = _run_repairs(app, what, yes=yes) if mend else {}
+    result = app.output.run_job(run_checks(what)) | repairs
+    app.output.print_result(result, _render_checks)
     if not result["ok"]:
         raise IntegrityFault(summary(result))
 
 
-def _repaired(app: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
+def _run_repairs(app: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
     """Repairs what can be; a person sees what that is and is asked first."""
     from mta_cli.pipeline.maintenance.repair import repair
 
@@ -48,24 +48,24 @@ def _repaired(app: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
                 app.output.note(f"{each.what}: {each.action}; {each.again}")
         confirm(app.output, f"Do {len(found):,} repairs? A copy of the store made first can be gone back to.", yes=yes)
 
-    done: dict[str, Any] = app.output.follow(repair(what.store, what.timeout, agree))
+    done: dict[str, Any] = app.output.run_job(repair(what.store, what.timeout, agree))
     return done
 
 
-def _examination(app: AppContext, deep: bool) -> Any:
+def _build_examination(app: AppContext, deep: bool) -> Any:
     """What there is to look at; settings that cannot be read are a finding, not the end."""
-    from mta_cli.pipeline.maintenance.doctor import Examination
-    from mta_cli.settings import SECTIONS, ModelOptions, StoreOptions
+    from mta_cli.pipeline.maintenance.doctor import DoctorRequest
+    from mta_cli.settings import OPTION_CLASSES, ModelOptions, StoreOptions
 
     try:
-        lines = app.settings.plan_lines(*(app.settings.build(section) for section in SECTIONS))
+        lines = app.settings.plan_lines(*(app.settings.build_options(section) for section in OPTION_CLASSES))
         settings = tuple((line.name, line.value, line.origin) for line in lines)
-        models, timeout, fault = app.models, app.settings.build(StoreOptions).timeout, None
+        models, timeout, fault = app.model_options, app.settings.build_options(StoreOptions).timeout, None
     except MtaError as error:
         settings, models, timeout, fault = (), ModelOptions(), StoreOptions().timeout, error.message
-    return Examination(app.store, models.base, models.embedder, settings, fault, timeout, deep)
+    return DoctorRequest(app.store_dir, models.base, models.embedder, settings, fault, timeout, deep)
 
 
-def _render(result: dict[str, Any]) -> Any:
+def _render_checks(result: dict[str, Any]) -> Any:
     rows = [(check["name"], "ok" if check["ok"] else "FAULT", check["detail"]) for check in result["checks"]]
     return table(("check", "", "detail"), rows)

@@ -8,43 +8,48 @@ from typing import TYPE_CHECKING, Any
 from mta_cli import output as out
 from mta_cli.pipeline.report import wording
 from mta_cli.pipeline.report.results import (
-    LIKELIHOOD,
-    best,
-    cost,
+    LOGLIK_METRIC,
+    best_methods,
+    difference_verdict,
     differences,
+    method_cost,
+    method_score,
     metric_name,
+    metric_title,
     metrics,
-    ranked,
-    score,
-    titled,
-    verdict,
+    rank_methods,
 )
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-NAMES_SHOWN = 2  # methods of an evaluation in the list
+MAX_METHODS_SHOWN = 2  # methods of an evaluation in the list
 
 
-def summary(document: Mapping[str, Any]) -> RenderableType:
+def render_result(document: Mapping[str, Any]) -> RenderableType:
     """A result document: how it was measured, the methods, the paired differences, what could have been told apart."""
-    shown = [metric for metric in (document["metric"], LIKELIHOOD) if differences(document, metric)]
-    parts = [_differences(document, metric) for metric in shown]
-    if power := wording.power(document):
+    shown = [metric for metric in (document["metric"], LOGLIK_METRIC) if differences(document, metric)]
+    parts = [_differences_table(document, metric) for metric in shown]
+    if power := wording.describe_power(document):
         parts.append(out.text(f"\n{power}"))
-    return out.group(out.text(_head(document), style="bold"), _methods(document), *parts)
+    return out.group(out.text(_headline(document), style="bold"), _methods_table(document), *parts)
 
 
-def listing(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+def render_evaluation_list(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """The rows of `mta eval list`."""
     columns = ("no.", "task", "shots", "folds", "seed", "methods", "status", "created")
-    return out.table(columns, map(_listed, rows))
+    return out.table(columns, map(_list_row, rows))
 
 
-def tuned(result: Mapping[str, Any]) -> RenderableType:
+def render_tuning(result: Mapping[str, Any]) -> RenderableType:
     """The settings that `mta eval tune` chose for each method and fold."""
     rows = [
-        (row["method"], row["fold"] + 1, wording.settings(row["settings"]) or None, wording.number(row.get(LIKELIHOOD)))
+        (
+            row["method"],
+            row["fold"] + 1,
+            wording.describe_settings(row["settings"]) or None,
+            wording.format_number(row.get(LOGLIK_METRIC)),
+        )
         for row in result["tuned"]
     ]
     head = f"Chosen for evaluation {result['evaluation']} of task {result['task']}"
@@ -53,35 +58,35 @@ def tuned(result: Mapping[str, Any]) -> RenderableType:
     )
 
 
-def _head(document: Mapping[str, Any]) -> str:
+def _headline(document: Mapping[str, Any]) -> str:
     counted = (("users", "user"), ("shots", "shot"), ("folds", "fold"))
-    parts = {key: wording.many(document[key], word) for key, word in counted if document.get(key) is not None}
+    parts = {key: wording.pluralise(document[key], word) for key, word in counted if document.get(key) is not None}
     if document.get("queries") is not None:
-        parts["queries"] = wording.many(document["queries"], "query", "queries")
+        parts["queries"] = wording.pluralise(document["queries"], "query", "queries")
     if document.get("seed") is not None:
         parts["seed"] = f"seed {document['seed']}"
     if document.get("seeds") is not None:
-        parts["seeds"] = f"seeds {wording.listed(document['seeds'])}"
+        parts["seeds"] = f"seeds {wording.join_words(document['seeds'])}"
     order = ("users", "queries", "shots", "folds", "seed", "seeds")
     return f"{document['task']}: " + ", ".join(parts[key] for key in order if key in parts)
 
 
-def _methods(document: Mapping[str, Any]) -> RenderableType:
+def _methods_table(document: Mapping[str, Any]) -> RenderableType:
     """The methods from the best to the worst; the best value of the main metric is bold."""
     main, *others = metrics(document)
-    beside = [metric for metric in others[:1] if metric != LIKELIHOOD]
-    likelihood = [LIKELIHOOD] if LIKELIHOOD in others else []
-    winners = best(document, main)
+    beside = [metric for metric in others[:1] if metric != LOGLIK_METRIC]
+    likelihood = [LOGLIK_METRIC] if LOGLIK_METRIC in others else []
+    winners = best_methods(document, main)
     rows = []
-    for method in ranked(document):
-        value = wording.interval(document["methods"][method].get(main))
+    for method in rank_methods(document):
+        value = wording.format_interval(document["methods"][method].get(main))
         rows.append(
             (
                 method,
-                out.Strong(value) if method in winners else value,
-                *(wording.number(score(document, method, metric)) for metric in (*beside, *likelihood)),
-                wording.size(cost(document, method, "bytes")),
-                wording.seconds(cost(document, method, "seconds")),
+                out.BoldCell(value) if method in winners else value,
+                *(wording.format_number(method_score(document, method, metric)) for metric in (*beside, *likelihood)),
+                wording.format_bytes(method_cost(document, method, "bytes")),
+                wording.format_seconds(method_cost(document, method, "seconds")),
             )
         )
     names = [metric_name(metric) for metric in beside] + ["log-lik."] * len(likelihood)
@@ -89,20 +94,28 @@ def _methods(document: Mapping[str, Any]) -> RenderableType:
     return out.table(columns, rows, right=range(2, len(columns)))
 
 
-def _differences(document: Mapping[str, Any], metric: str) -> RenderableType:
+def _differences_table(document: Mapping[str, Any], metric: str) -> RenderableType:
     """The reference beside every other method in one metric."""
     found = differences(document, metric)
     reference = found[0]["a"]
-    rows = [(row["b"], wording.interval(row, signed=True), wording.chance(row.get("p")), verdict(row)) for row in found]
+    rows = [
+        (
+            row["b"],
+            wording.format_interval(row, signed=True),
+            wording.format_p_value(row.get("p")),
+            difference_verdict(row),
+        )
+        for row in found
+    ]
     columns = (f"{reference} minus", "difference [95 %]", "p", f"{reference} is")
-    return out.group(out.text(f"\nPaired differences, {titled(metric)}"), out.table(columns, rows, right=(2,)))
+    return out.group(out.text(f"\nPaired differences, {metric_title(metric)}"), out.table(columns, rows, right=(2,)))
 
 
-def _listed(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _list_row(row: Mapping[str, Any]) -> tuple[Any, ...]:
     names = list(row["methods"])
-    rest = f" +{len(names) - NAMES_SHOWN}" if len(names) > NAMES_SHOWN else ""
+    rest = f" +{len(names) - MAX_METHODS_SHOWN}" if len(names) > MAX_METHODS_SHOWN else ""
     created = str(row["created"] or "")[:10]
-    methods = ", ".join(map(str, names[:NAMES_SHOWN])) + rest
+    methods = ", ".join(map(str, names[:MAX_METHODS_SHOWN])) + rest
     return (
         row["evaluation"],
         row["task"],

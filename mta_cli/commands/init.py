@@ -7,20 +7,20 @@ from typing import Any
 
 import typer
 
-from mta_cli.commands.common import JsonOption, session
+from mta_cli.commands.common import JsonOption, app_context
 from mta_cli.output import text
 
 
 def init(ctx: typer.Context, json: JsonOption = False) -> None:
     """Create the store. Doing it again changes nothing."""
-    app = session(ctx, json=json)
-    existed = (app.store / "registry.db").is_file()
-    with app.registry(create=True) as registry:
+    app = app_context(ctx, json=json)
+    existed = (app.store_dir / "registry.db").is_file()
+    with app.open_registry(create=True) as registry:
         result = {"store": str(Path(registry.root)), "created": not existed}
-    app.output.result(result, _render)
+    app.output.print_result(result, _render_init)
 
 
-def _render(result: dict[str, Any]) -> Any:
+def _render_init(result: dict[str, Any]) -> Any:
     if not result["created"]:
         return text(f"The store at {result['store']} is there already.")
     return text(

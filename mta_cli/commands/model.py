@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli.commands.common import DryRunOption, JsonOption, YesOption, complete_models, confirm, session
-from mta_cli.commands.parsing import Commands
-from mta_cli.output import pairs, table, text
+from mta_cli.commands.common import DryRunOption, JsonOption, YesOption, app_context, complete_models, confirm
+from mta_cli.commands.parsing import CommandApp
+from mta_cli.output import key_value_grid, table, text
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.pipeline.models.manifest import ModelEntry
 
-app = Commands("Models on this machine: bases and embedders.")
+app = CommandApp("Models on this machine: bases and embedders.")
 
 PullArgument = Annotated[
     str,
@@ -24,9 +24,11 @@ PullArgument = Annotated[
     ),
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.", autocompletion=complete_models)]
-_ANY = typer.Argument(metavar="NAME", help="The model's name, or the path of a folder.", autocompletion=complete_models)
-AnyModelArgument = Annotated[str, _ANY]
-OptionalModelArgument = Annotated[str | None, _ANY]
+_MODEL_OR_FOLDER = typer.Argument(
+    metavar="NAME", help="The model's name, or the path of a folder.", autocompletion=complete_models
+)
+AnyModelArgument = Annotated[str, _MODEL_OR_FOLDER]
+OptionalModelArgument = Annotated[str | None, _MODEL_OR_FOLDER]
 
 
 @app.command("pull")
@@ -43,10 +45,12 @@ def pull_model(
 
     A folder can also be used without pulling: wherever a model is named, its path will do.
     """
-    from mta_cli.pipeline.models.lookup import pull
+    from mta_cli.pipeline.models.pull import pull_model
 
-    output = session(ctx, json=json).output
-    output.job(pull(name, as_name=as_name, dry_run=dry_run), _pulled, dry_run=dry_run, resumes=True)
+    output = app_context(ctx, json=json).output
+    output.run_job_and_print(
+        pull_model(name, as_name=as_name, dry_run=dry_run), _render_pull, dry_run=dry_run, resumes=True
+    )
 
 
 @app.command("list")
@@ -56,7 +60,7 @@ def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
     from mta_cli.pipeline.models.lookup import list_models
 
     entries = list_models()
-    here = [_row(entry) for entry in entries]
+    here = [_model_row(entry) for entry in entries]
     absent = [
         {
             "name": package.name,
@@ -68,39 +72,42 @@ def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
         for package in PACKAGES.values()
         if package.name not in {entry.name for entry in entries}
     ]
-    session(ctx, json=json).output.result([*here, *absent], _table)
+    app_context(ctx, json=json).output.print_result([*here, *absent], _render_models)
 
 
 @app.command("show")
 def show(ctx: typer.Context, name: AnyModelArgument, json: JsonOption = False) -> None:
     """Everything known of a model: where it came from, its fingerprint, licence, size and files."""
-    from mta_cli.pipeline.models.lookup import resolve
+    from mta_cli.pipeline.models.lookup import resolve_model
 
-    session(ctx, json=json).output.result(_facts(resolve(name)), _shown)
+    app_context(ctx, json=json).output.print_result(_model_facts(resolve_model(name)), _render_facts)
 
 
 @app.command("path")
 def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOption = False) -> None:
     """Print the folder of a model; without a name, the folder that holds them all."""
-    from mta_cli.pipeline.models.lookup import models_dir, resolve
+    from mta_cli.pipeline.models.lookup import resolve_model
+    from mta_cli.pipeline.models.manifest import models_dir
 
-    found = resolve(name).path if name is not None else models_dir()
-    session(ctx, json=json).output.result({"name": name, "path": str(found)}, lambda result: text(result["path"]))
+    found = resolve_model(name).path if name is not None else models_dir()
+    app_context(ctx, json=json).output.print_result(
+        {"name": name, "path": str(found)}, lambda result: text(result["path"])
+    )
 
 
 @app.command("rm")
 def remove_model(ctx: typer.Context, name: ModelArgument, yes: YesOption = False, json: JsonOption = False) -> None:
     """Remove a pulled model. A local folder only loses its name here; its files stay."""
-    from mta_cli.pipeline.models.lookup import removal, remove
+    from mta_cli.pipeline.models.lookup import removal_preview, uninstall_model
 
-    output = session(ctx, json=json).output
-    folder = removal(name)["folder"]
+    output = app_context(ctx, json=json).output
+    folder = removal_preview(name)["folder"]
     what = f"forget the name of {folder}" if folder else f"remove {name} and its files"
     confirm(output, f"{what}? Banks built on it cannot answer without it.", yes=yes)
-    output.result(remove(name), _removed)
+    output.print_result(uninstall_model(name), _render_removal)
 
 
-def _row(entry: ModelEntry) -> dict[str, Any]:
+def _model_row(entry: ModelEntry) -> dict[str, Any]:
     shown = ("parameters", "bytes", "dtype", "licence", "source", "revision", "fault")
     known = {key: entry.detail[key] for key in shown if key in entry.detail}
     return {
@@ -112,7 +119,7 @@ def _row(entry: ModelEntry) -> dict[str, Any]:
     } | known
 
 
-def _facts(entry: ModelEntry) -> dict[str, Any]:
+def _model_facts(entry: ModelEntry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "kind": entry.kind,
@@ -121,13 +128,13 @@ def _facts(entry: ModelEntry) -> dict[str, Any]:
     } | entry.detail
 
 
-def _pulled(result: dict[str, Any]) -> Any:
+def _render_pull(result: dict[str, Any]) -> Any:
     return text(
         f"{result['name']} is ready: {result['kind']}, {result['parameters']:,} parameters, {result['bytes']:,} bytes."
     )
 
 
-def _table(rows: list[dict[str, Any]]) -> Any:
+def _render_models(rows: list[dict[str, Any]]) -> Any:
     cells = [
         (
             row["name"],
@@ -142,10 +149,10 @@ def _table(rows: list[dict[str, Any]]) -> Any:
     return table(("name", "kind", "parameters", "bytes", "licence", "fingerprint"), cells)
 
 
-def _shown(facts: dict[str, Any]) -> Any:
-    return pairs((key, list(value) if key == "files" else value) for key, value in facts.items())
+def _render_facts(facts: dict[str, Any]) -> Any:
+    return key_value_grid((key, list(value) if key == "files" else value) for key, value in facts.items())
 
 
-def _removed(result: dict[str, Any]) -> Any:
+def _render_removal(result: dict[str, Any]) -> Any:
     kept = f"; {result['folder']} is untouched" if result["folder"] else f", {result['bytes']:,} bytes"
     return text(f"Removed {result['name']}{kept}.")

@@ -16,38 +16,38 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_command_name, get_group
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 
 
-class Command(TyperCommand):
+class LazyTyperCommand(TyperCommand):
     """A command."""
 
     def get_params(self, ctx: Any) -> Any:
         """Its parameters, sparing with conversions."""
-        return _sparing(super().get_params(ctx))
+        return _skip_conversions(super().get_params(ctx))
 
 
-class Group(TyperGroup):
+class LazyTyperGroup(TyperGroup):
     """A group of commands."""
 
     def get_params(self, ctx: Any) -> Any:
         """Its parameters, sparing with conversions."""
-        return _sparing(super().get_params(ctx))
+        return _skip_conversions(super().get_params(ctx))
 
 
-class Commands(typer.Typer):
+class CommandApp(typer.Typer):
     """What commands are registered with. Help is plain text; a group that is called alone shows it."""
 
     def __init__(self, help_text: str = "", **settings: Any) -> None:
-        shared: dict[str, Any] = {"cls": Group, "no_args_is_help": True, "rich_markup_mode": None}
+        shared: dict[str, Any] = {"cls": LazyTyperGroup, "no_args_is_help": True, "rich_markup_mode": None}
         super().__init__(help=help_text, pretty_exceptions_enable=False, **{**shared, **settings})
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[[Function], Function]:
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[CommandFunction], CommandFunction]:
         """The decorator that registers a function as a command."""
-        return super().command(name, cls=Command, **settings)
+        return super().command(name, cls=LazyTyperCommand, **settings)
 
 
-class OnDemand(UserDict[str, Any]):
+class LazyCommands(UserDict[str, Any]):
     """Commands by name, each built from its maker when it is first asked for."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Any]]) -> None:
@@ -61,42 +61,42 @@ class OnDemand(UserDict[str, Any]):
         return found
 
 
-def placed(places: Mapping[str, str]) -> OnDemand:
+def lazy_commands(places: Mapping[str, str]) -> LazyCommands:
     """The commands at `places`, `module:attribute` of this package: a `Commands` is a group, a function one command."""
-    return OnDemand({name: partial(_command_at, name, place) for name, place in places.items()})
+    return LazyCommands({name: partial(_import_command, name, place) for name, place in places.items()})
 
 
-def _command_at(name: str, place: str) -> Any:
+def _import_command(name: str, place: str) -> Any:
     module, _, attribute = place.partition(":")
     found = getattr(import_module(f"{__package__}.{module}"), attribute)
-    return _group(name, found) if isinstance(found, Commands) else _single(name, found)
+    return _build_group(name, found) if isinstance(found, CommandApp) else _build_command(name, found)
 
 
-def _group(name: str, registered: Commands) -> TyperGroup:
+def _build_group(name: str, registered: CommandApp) -> TyperGroup:
     makers: dict[str, Callable[[], Any]] = {}
     for command in registered.registered_commands:
         function: Any = command.callback
         inner = command.name or get_command_name(function.__name__)
-        makers[inner] = partial(_single, inner, function)
-    group = get_group(Commands(registered.info.help or ""))
-    group.name, group.commands = name, OnDemand(makers)
+        makers[inner] = partial(_build_command, inner, function)
+    group = get_group(CommandApp(registered.info.help or ""))
+    group.name, group.commands = name, LazyCommands(makers)
     return group
 
 
-def _single(name: str, function: Callable[..., Any]) -> Any:
-    alone = Commands(add_completion=False)
+def _build_command(name: str, function: Callable[..., Any]) -> Any:
+    alone = CommandApp(add_completion=False)
     alone.command(name)(function)
     return get_command(alone)
 
 
-def _sparing(parameters: list[Any]) -> list[Any]:
+def _skip_conversions(parameters: list[Any]) -> list[Any]:
     for each in parameters:
         if "process_value" not in vars(each):
-            each.process_value = partial(_process, each, each.process_value)
+            each.process_value = partial(_process_value, each, each.process_value)
     return parameters
 
 
-def _process(parameter: Any, convert: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:
+def _process_value(parameter: Any, convert: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:
     """Click's `process_value`. Words that are to stay words, defaults, and options that were not given just pass."""
     single = parameter.nargs == 1 and not parameter.multiple
     absent = value is None and single and (ctx.resilient_parsing or not parameter.required)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import typer
 
-from mta_cli.commands.common import session, stdin_is_terminal
-from mta_cli.errors import UsageFault
+from mta_cli.commands.common import app_context, stdin_is_terminal
+from mta_cli.errors import UsageError
 
 
 def tui(ctx: typer.Context) -> None:
     """Browse people, banks and results, compare answers, chat and run jobs in one window."""
-    use = session(ctx)
+    use = app_context(ctx)
     if not (stdin_is_terminal() and use.output.console(stderr=False).is_terminal):
-        raise UsageFault("mta tui needs a terminal", hint="mta --help lists commands for pipes")
-    settings, store = use.settings, use.store
+        raise UsageError("mta tui needs a terminal", hint="mta --help lists commands for pipes")
+    settings, store = use.settings, use.store_dir
     from mta_cli.tui.app import MtaApp
 
     window = MtaApp(store, settings)
     try:
         window.run()
     finally:
-        if (job := window.board.running) is not None:
+        if (job := window.job_queue.running_job) is not None:
             use.output.note(f"{job.kind} · {job.title}: stopping after the step at hand; what is finished is kept")
-        window.close()
+        window.close_workers()
     if window.return_code:  # it has told its own fault
         raise typer.Exit(window.return_code)

@@ -14,17 +14,17 @@ from mta_cli.commands.common import (
     TaskOption,
     UserArgument,
     YesOption,
+    app_context,
     confirm,
-    session,
 )
-from mta_cli.commands.data import ConsentOption, ImportTaskOption, NoQuestionOption, consent_question
-from mta_cli.commands.parsing import Commands
-from mta_cli.errors import UsageFault
+from mta_cli.commands.data import AssumeConsentOption, ConsentOption, ImportTaskOption, make_consent_prompt
+from mta_cli.commands.parsing import CommandApp
+from mta_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-app = Commands("Users: who they are, their histories, recipes and stacks.")
+app = CommandApp("Users: who they are, their histories, recipes and stacks.")
 
 HistoryOption = Annotated[
     Path | None,
@@ -35,13 +35,13 @@ HistoryOption = Annotated[
 @app.command("list")
 def list_(ctx: typer.Context, task: TaskOption = None, json: JsonOption = False) -> None:
     """List users with their items, held-out queries, main task, status, bytes of stack and consent to be an anchor."""
-    use = session(ctx, json=json)
-    with use.registry() as reg:
+    use = app_context(ctx, json=json)
+    with use.open_registry() as reg:
         if task is not None:
             from mta_cli.pipeline.data.tasks import find_task
 
             find_task(reg, task)
-        use.output.result(reg.users.summaries(task=task), _list_table)
+        use.output.print_result(reg.users.summaries(task=task), _users_table)
 
 
 @app.command()
@@ -49,9 +49,9 @@ def show(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> No
     """Show what is held about a user; with --json all of it, to the last word."""
     from mta_cli.pipeline.users.describe import describe_user
 
-    use = session(ctx, json=json)
-    with use.registry() as reg:
-        use.output.result(describe_user(reg, user), _about)
+    use = app_context(ctx, json=json)
+    with use.open_registry() as reg:
+        use.output.print_result(describe_user(reg, user), _render_user)
 
 
 @app.command()
@@ -61,18 +61,18 @@ def add(
     history: HistoryOption = None,
     task: ImportTaskOption = None,
     can_anchor: ConsentOption = None,
-    yes: NoQuestionOption = False,
+    yes: AssumeConsentOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Add a user, with a history if there is one. The history of a known user is appended."""
     from mta_cli.pipeline.users.users import add_user
 
-    use = session(ctx, json=json)
-    ask = consent_question(use, can_anchor, yes=yes)
-    with use.registry() as reg:
+    use = app_context(ctx, json=json)
+    ask = make_consent_prompt(use, can_anchor, yes=yes)
+    with use.open_registry() as reg:
         job = add_user(reg, name, history=history, task=task, can_anchor=can_anchor, ask=ask, dry_run=dry_run)
-        use.output.job(job, dry_run=dry_run)
+        use.output.run_job_and_print(job, dry_run=dry_run)
 
 
 @app.command()
@@ -92,11 +92,11 @@ def consent(
     """Say whether a user may be an anchor from now on. Without consent their anchors are named and stale."""
     from mta_cli.pipeline.users.consent import set_consent
 
-    use = session(ctx, json=json)
+    use = app_context(ctx, json=json)
     if can_anchor is None:
-        raise UsageFault("it is not said whether they may be an anchor", hint="add --can-anchor or --no-can-anchor")
-    with use.registry() as reg:
-        use.output.job(set_consent(reg, user, can_anchor), _consented)
+        raise UsageError("it is not said whether they may be an anchor", hint="add --can-anchor or --no-can-anchor")
+    with use.open_registry() as reg:
+        use.output.run_job_and_print(set_consent(reg, user, can_anchor), _render_consent)
 
 
 @app.command()
@@ -110,15 +110,15 @@ def rm(
     """Remove every trace of a user. Anchors trained on them are named; they are stale from then on."""
     from mta_cli.pipeline.users.forget import forget_user, plan_forget
 
-    use = session(ctx, json=json)
-    with use.registry() as reg:
+    use = app_context(ctx, json=json)
+    with use.open_registry() as reg:
         if dry_run:
-            use.output.job(plan_forget(reg, user), dry_run=True)
+            use.output.run_job_and_print(plan_forget(reg, user), dry_run=True)
             return
         if not yes:
-            use.output.follow(plan_forget(reg, user, aloud=True))
+            use.output.run_job(plan_forget(reg, user, aloud=True))
         confirm(use.output, f"Remove every trace of {user}?", yes=yes)
-        use.output.job(forget_user(reg, user))
+        use.output.run_job_and_print(forget_user(reg, user))
 
 
 @app.command()
@@ -126,9 +126,9 @@ def history(ctx: typer.Context, user: UserArgument, json: JsonOption = False) ->
     """Show the runs about a user, with their results."""
     from mta_cli.pipeline.users.describe import user_runs
 
-    use = session(ctx, json=json)
-    with use.registry() as reg:
-        use.output.result(user_runs(reg, user), _runs_table)
+    use = app_context(ctx, json=json)
+    with use.open_registry() as reg:
+        use.output.print_result(user_runs(reg, user), _runs_table)
 
 
 @app.command()
@@ -146,65 +146,70 @@ def items(
     from mta_cli.pipeline.users.describe import item_entry
     from mta_cli.pipeline.users.users import find_items
 
-    use = session(ctx, json=json)
-    with use.registry() as reg:
+    use = app_context(ctx, json=json)
+    with use.open_registry() as reg:
         found = find_items(reg, user, task=task, limit=limit, search=search)
-        use.output.result([item_entry(item) for item in found], _items_table)
+        use.output.print_result([item_entry(item) for item in found], _items_table)
 
 
-def _list_table(users: list[Any]) -> RenderableType:
+def _users_table(users: list[Any]) -> RenderableType:
     columns = ("name", "items", "queries", "task", "status", "stack bytes", "may be anchor")
     names = ("name", "items", "queries", "task", "status", "stack_bytes", "can_anchor")
     return out.table(columns, ([getattr(each, name) for name in names] for each in users))
 
 
-def _consented(result: dict[str, Any]) -> RenderableType:
-    return out.pairs([("user", result["user"]), ("may be an anchor", result["can_anchor"])])
+def _render_consent(result: dict[str, Any]) -> RenderableType:
+    return out.key_value_grid([("user", result["user"]), ("may be an anchor", result["can_anchor"])])
 
 
 def _items_table(items: list[dict[str, Any]]) -> RenderableType:
-    rows = ((each["id"], each["time"], each["task"], _short(each["input"]), _short(each["output"])) for each in items)
+    rows = (
+        (each["id"], each["time"], each["task"], _shorten(each["input"]), _shorten(each["output"])) for each in items
+    )
     return out.table(("id", "time", "task", "input", "output"), rows)
 
 
 def _runs_table(runs: list[dict[str, Any]]) -> RenderableType:
-    rows = ((each["id"], each["kind"], each["status"], each["started"], each["ended"], _outcome(each)) for each in runs)
+    rows = (
+        (each["id"], each["kind"], each["status"], each["started"], each["ended"], _format_outcome(each))
+        for each in runs
+    )
     return out.table(("run", "kind", "status", "started", "ended", "result"), rows)
 
 
-def _outcome(run: dict[str, Any]) -> str:
+def _format_outcome(run: dict[str, Any]) -> str:
     if run["error"]:
         return str(run["error"])
     values = [(name, value) for name, value in (run["result"] or {}).items() if value is not None]
     return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values)
 
 
-def _about(user: dict[str, Any]) -> RenderableType:
+def _render_user(user: dict[str, Any]) -> RenderableType:
     lines: list[tuple[str, object]] = [("name", user["name"]), ("may be an anchor", user["can_anchor"])]
     lines += [("added", user["created"])]
     lines += [(f"task {each['task']}", f"{each['items']} items, {each['queries']} queries") for each in user["tasks"]]
     lines += [("profile", f"{each['task']}: {each['items']} items by {each['embedder']}") for each in user["profiles"]]
-    lines += [("recipe", _recipe(each)) for each in user["recipes"]]
-    lines += [("stack", _stack(each)) for each in user["stacks"]]
-    lines += [("rests on", _rests(each)) for each in user["rests_on"]]
-    lines += [("anchor", _anchor(each)) for each in user["anchors"]]
-    lines += [("given to", _given(each)) for each in user["given_to"]]
+    lines += [("recipe", _recipe_line(each)) for each in user["recipes"]]
+    lines += [("stack", _stack_line(each)) for each in user["stacks"]]
+    lines += [("rests on", _dependencies_line(each)) for each in user["rests_on"]]
+    lines += [("anchor", _anchor_line(each)) for each in user["anchors"]]
+    lines += [("given to", _contributions_line(each)) for each in user["given_to"]]
     lines += [("chats", len(user["chats"])), ("runs", len(user["runs"]))]
-    return out.pairs(lines)
+    return out.key_value_grid(lines)
 
 
-def _recipe(recipe: dict[str, Any]) -> str:
+def _recipe_line(recipe: dict[str, Any]) -> str:
     shares = ", ".join(f"{each['user'] or 'a forgotten user'} {each['weight']:.2f}" for each in recipe["anchors"])
     return f"{recipe['bank']} v{recipe['version']} by {recipe['method']}: {shares} ({recipe['recipe_bytes']} bytes)"
 
 
-def _stack(stack: dict[str, Any]) -> str:
+def _stack_line(stack: dict[str, Any]) -> str:
     losses = f"loss {stack['loss_before']:.3f} → {stack['loss_after']:.3f}"
     kind = f"a {stack['kind']} of {stack['stack_bytes']:,} bytes"
     return f"{stack['bank']} v{stack['version']}: {kind}, {stack['shots']} shots, {losses}"
 
 
-def _rests(part: dict[str, Any]) -> str:
+def _dependencies_line(part: dict[str, Any]) -> str:
     """The people whose words stand behind somebody's answers."""
     pooled, near = part["task_adapter_people"], part["neighbours"]
     parts = [f"anchors trained on {', '.join(part['anchors'])}"] if part["anchors"] else []
@@ -215,18 +220,18 @@ def _rests(part: dict[str, Any]) -> str:
     return f"{part['bank']} v{part['version']}: {'; '.join(parts) or 'nobody else'}"
 
 
-def _given(part: dict[str, Any]) -> str:
+def _contributions_line(part: dict[str, Any]) -> str:
     """What a bank holds of somebody besides their anchors."""
     parts = ["perhaps its task adapter"] if part["perhaps_task_adapter"] else []
     parts += [f"{part['neighbours']:,} answers as neighbours"] if part["neighbours"] else []
     return f"{part['bank']} v{part['version']}: {', '.join(parts)}"
 
 
-def _anchor(anchor: dict[str, Any]) -> str:
+def _anchor_line(anchor: dict[str, Any]) -> str:
     trained = "stale" if anchor["stale"] else "trained" if anchor["digest"] else "not trained yet"
     return f"{anchor['bank']} v{anchor['version']}: anchor {anchor['anchor']}, {anchor['items']} items, {trained}"
 
 
-def _short(text: str, most: int = 60) -> str:
+def _shorten(text: str, most: int = 60) -> str:
     line = " ".join(text[: 4 * most].split())
     return line if len(line) <= most and len(text) <= 4 * most else f"{line[: most - 1]}…"

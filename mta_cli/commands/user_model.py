@@ -19,14 +19,14 @@ from mta_cli.commands.common import (
     TaskOption,
     UserArgument,
     YesOption,
+    app_context,
     complete_models,
     complete_users,
-    option,
-    session,
+    typer_option,
 )
 from mta_cli.commands.user import app
-from mta_cli.errors import UsageFault
-from mta_cli.options import AdaptOptions, AnswerOptions, FuseOptions, Machine, PromptOptions
+from mta_cli.errors import UsageError
+from mta_cli.options import AdaptOptions, AnswerOptions, FuseOptions, MachineOptions, PromptOptions
 
 BaseOption = Annotated[
     str | None, typer.Option("--base", metavar="MODEL", help="The base.", autocompletion=complete_models)
@@ -34,12 +34,12 @@ BaseOption = Annotated[
 EmbedderOption = Annotated[
     str | None, typer.Option("--embedder", metavar="MODEL", help="The embedder.", autocompletion=complete_models)
 ]
-WeightsOption = Annotated[str | None, option(FuseOptions, "weights")]
-TopKOption = Annotated[int | None, option(FuseOptions, "top_k")]
-EvidenceShotsOption = Annotated[int | None, option(FuseOptions, "shots")]
+WeightsOption = Annotated[str | None, typer_option(FuseOptions, "weights")]
+TopKOption = Annotated[int | None, typer_option(FuseOptions, "top_k")]
+EvidenceShotsOption = Annotated[int | None, typer_option(FuseOptions, "shots")]
 
 
-def _request(
+def _fuse_request(
     use: AppContext,
     reg: Any,
     task: str,
@@ -47,14 +47,17 @@ def _request(
     embedder: str | None,
     fuse: FuseOptions,
     prompt: PromptOptions,
-    machine: Machine,
+    machine: MachineOptions,
 ) -> Any:
     from mta_cli.pipeline.data.tasks import find_task
-    from mta_cli.pipeline.models.lookup import resolve
+    from mta_cli.pipeline.models.lookup import resolve_model
     from mta_cli.pipeline.personalize.fuse import FuseRequest
 
-    entries = resolve(base or use.models.base, "base"), resolve(embedder or use.models.embedder, "embedder")
-    return FuseRequest(find_task(reg, task), *entries, fuse, prompt, machine, use.settings.build(AnswerOptions))
+    entries = (
+        resolve_model(base or use.model_options.base, "base"),
+        resolve_model(embedder or use.model_options.embedder, "embedder"),
+    )
+    return FuseRequest(find_task(reg, task), *entries, fuse, prompt, machine, use.settings.build_options(AnswerOptions))
 
 
 @app.command()
@@ -65,11 +68,11 @@ def fuse(
     weights: WeightsOption = None,
     top_k: TopKOption = None,
     shots: EvidenceShotsOption = None,
-    temperature: Annotated[float | None, option(FuseOptions, "temperature")] = None,
-    sharpness: Annotated[float | None, option(FuseOptions, "sharpness")] = None,
-    scale: Annotated[float | None, option(FuseOptions, "scale")] = None,
-    candidates: Annotated[int | None, option(FuseOptions, "candidates")] = None,
-    max_cosine: Annotated[float | None, option(FuseOptions, "max_cosine")] = None,
+    temperature: Annotated[float | None, typer_option(FuseOptions, "temperature")] = None,
+    sharpness: Annotated[float | None, typer_option(FuseOptions, "sharpness")] = None,
+    scale: Annotated[float | None, typer_option(FuseOptions, "scale")] = None,
+    candidates: Annotated[int | None, typer_option(FuseOptions, "candidates")] = None,
+    max_cosine: Annotated[float | None, typer_option(FuseOptions, "max_cosine")] = None,
     history_items: HistoryItemsOption = None,
     base: BaseOption = None,
     embedder: EmbedderOption = None,
@@ -81,10 +84,10 @@ def fuse(
 ) -> None:
     """Make a user's recipe: the anchors that explain them, and how much of each. Replaces the one they had."""
     from mta_cli.pipeline.personalize.fuse import fuse_user
-    from mta_cli.pipeline.personalize.weights import users_task
+    from mta_cli.pipeline.personalize.weights import resolve_user_task
 
-    use = session(ctx, json=json)
-    options = use.settings.build(
+    use = app_context(ctx, json=json)
+    options = use.settings.build_options(
         FuseOptions,
         weights=weights,
         top_k=top_k,
@@ -95,14 +98,16 @@ def fuse(
         candidates=candidates,
         max_cosine=max_cosine,
     )
-    prompt = use.settings.build(PromptOptions, history_items=history_items)
-    machine = use.machine(seed=seed, device=device, dtype=dtype)
-    with use.registry() as reg:
+    prompt = use.settings.build_options(PromptOptions, history_items=history_items)
+    machine = use.machine_options(seed=seed, device=device, dtype=dtype)
+    with use.open_registry() as reg:
         person = reg.users.get(user)
-        request = _request(use, reg, users_task(reg, person, task), base, embedder, options, prompt, machine)
+        request = _fuse_request(
+            use, reg, resolve_user_task(reg, person, task), base, embedder, options, prompt, machine
+        )
         plan = use.settings.plan_lines(options, prompt, machine)
         job = fuse_user(reg, person, request, plan=plan, explicit_top_k=top_k is not None, dry_run=dry_run)
-        use.output.job(job, _recipe, dry_run=dry_run)
+        use.output.run_job_and_print(job, _render_recipe, dry_run=dry_run)
 
 
 @app.command()
@@ -117,16 +122,16 @@ def adapt(
         ),
     ] = None,
     task: TaskOption = None,
-    shots: Annotated[int | None, option(AdaptOptions, "shots")] = None,
-    kind: Annotated[str | None, option(AdaptOptions, "kind")] = None,
-    rank: Annotated[int | None, option(AdaptOptions, "rank")] = None,
-    steps: Annotated[int | None, option(AdaptOptions, "steps")] = None,
-    learning_rate: Annotated[float | None, option(AdaptOptions, "learning_rate")] = None,
-    batch_size: Annotated[int | None, option(AdaptOptions, "batch_size")] = None,
-    pull: Annotated[float | None, option(AdaptOptions, "pull")] = None,
-    alpha: Annotated[float | None, option(AdaptOptions, "alpha")] = None,
-    targets: Annotated[str | None, option(AdaptOptions, "targets")] = None,
-    placement: Annotated[str | None, option(AdaptOptions, "placement")] = None,
+    shots: Annotated[int | None, typer_option(AdaptOptions, "shots")] = None,
+    kind: Annotated[str | None, typer_option(AdaptOptions, "kind")] = None,
+    rank: Annotated[int | None, typer_option(AdaptOptions, "rank")] = None,
+    steps: Annotated[int | None, typer_option(AdaptOptions, "steps")] = None,
+    learning_rate: Annotated[float | None, typer_option(AdaptOptions, "learning_rate")] = None,
+    batch_size: Annotated[int | None, typer_option(AdaptOptions, "batch_size")] = None,
+    pull: Annotated[float | None, typer_option(AdaptOptions, "pull")] = None,
+    alpha: Annotated[float | None, typer_option(AdaptOptions, "alpha")] = None,
+    targets: Annotated[str | None, typer_option(AdaptOptions, "targets")] = None,
+    placement: Annotated[str | None, typer_option(AdaptOptions, "placement")] = None,
     weights: WeightsOption = None,
     top_k: TopKOption = None,
     history_items: HistoryItemsOption = None,
@@ -139,10 +144,10 @@ def adapt(
     json: JsonOption = False,
 ) -> None:
     """Train a stack on top of the fusion with a few shots. Makes the recipe first where there is none."""
-    from mta_cli.pipeline.personalize.adapt import adapt_users, task_to_adapt
+    from mta_cli.pipeline.personalize.adapt import adapt_users, resolve_adapt_task
 
-    use = session(ctx, json=json)
-    options = use.settings.build(
+    use = app_context(ctx, json=json)
+    options = use.settings.build_options(
         AdaptOptions,
         shots=shots,
         kind=kind,
@@ -155,17 +160,19 @@ def adapt(
         targets=targets,
         placement=placement,
     )
-    fusing = use.settings.build(FuseOptions, weights=weights, top_k=top_k, shots=shots)
-    prompt = use.settings.build(PromptOptions, history_items=history_items)
-    machine = use.machine(seed=seed, device=device, dtype=dtype)
-    with use.registry() as reg:
+    fusing = use.settings.build_options(FuseOptions, weights=weights, top_k=top_k, shots=shots)
+    prompt = use.settings.build_options(PromptOptions, history_items=history_items)
+    machine = use.machine_options(seed=seed, device=device, dtype=dtype)
+    with use.open_registry() as reg:
         chosen = [reg.users.get(name) for name in dict.fromkeys(users)] if users else None
-        request = _request(use, reg, task_to_adapt(reg, chosen, task), base, embedder, fusing, prompt, machine)
-        options = options.settled(bool(request.task.labels))
+        request = _fuse_request(
+            use, reg, resolve_adapt_task(reg, chosen, task), base, embedder, fusing, prompt, machine
+        )
+        options = options.with_kind_defaults(bool(request.task.labels))
         lines = use.settings.plan_lines(options, fusing, prompt, machine)
-        plan = [line for line in lines if line.name not in options.unused]
+        plan = [line for line in lines if line.name not in options.unused_keys]
         job = adapt_users(reg, chosen, request, options, plan=plan, explicit_top_k=top_k is not None, dry_run=dry_run)
-        use.output.job(job, _adapted, dry_run=dry_run, resumes=True)
+        use.output.run_job_and_print(job, _render_adapted_users, dry_run=dry_run, resumes=True)
 
 
 @app.command()
@@ -186,25 +193,27 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write a user's model as one PEFT adapter folder that PEFT and vLLM load as it is."""
-    from mta_cli.pipeline.models.lookup import resolve
+    from mta_cli.pipeline.models.lookup import resolve_model
     from mta_cli.pipeline.personalize.export import export_user
-    from mta_cli.pipeline.personalize.weights import users_task
+    from mta_cli.pipeline.personalize.weights import resolve_user_task
     from mta_cli.pipeline.users.export_data import export_all_data
 
-    use = session(ctx, json=json)
+    use = app_context(ctx, json=json)
     given = {"--task": task, "--rank": rank, "--base": base, "--yes": yes or None}
     if all_data and (flags := [flag for flag, value in given.items() if value is not None]):
-        raise UsageFault(f"--all-data is everything: {', '.join(flags)} cannot be given with it.")
-    with use.registry() as reg:
+        raise UsageError(f"--all-data is everything: {', '.join(flags)} cannot be given with it.")
+    with use.open_registry() as reg:
         if all_data:
-            use.output.job(export_all_data(reg, user, to))
+            use.output.run_job_and_print(export_all_data(reg, user, to))
             return
         person = reg.users.get(user)
-        entry = resolve(base or use.models.base, "base")
-        use.output.job(export_user(reg, entry, person, users_task(reg, person, task), to, rank=rank, replace=yes))
+        entry = resolve_model(base or use.model_options.base, "base")
+        use.output.run_job_and_print(
+            export_user(reg, entry, person, resolve_user_task(reg, person, task), to, rank=rank, replace=yes)
+        )
 
 
-def _recipe(recipe: dict[str, Any]) -> Any:
+def _render_recipe(recipe: dict[str, Any]) -> Any:
     rows = [(a["user"], f"{a['similarity']:.3f}", f"{a['weight']:.3f}") for a in recipe["anchors"]]
     rest = (
         [("(task adapter alone)", "", f"{recipe['null_weight']:.3f}")]
@@ -216,7 +225,7 @@ def _recipe(recipe: dict[str, Any]) -> Any:
     return out.group(out.text(head), out.table(("anchor", "similarity", "weight"), [*rows, *rest]))
 
 
-def _adapted(results: list[dict[str, Any]]) -> Any:
+def _render_adapted_users(results: list[dict[str, Any]]) -> Any:
     columns = (
         "user",
         "shots",
@@ -234,10 +243,10 @@ def _adapted(results: list[dict[str, Any]]) -> Any:
             r["user"],
             r["shots"],
             r["steps"],
-            _loss(r["loss_before"]),
-            _loss(r["loss_after"]),
-            _loss(r["heldout_before"]),
-            _loss(r["heldout_after"]),
+            _format_loss(r["loss_before"]),
+            _format_loss(r["loss_after"]),
+            _format_loss(r["heldout_before"]),
+            _format_loss(r["heldout_after"]),
             f"{r['recipe_bytes']} B",
             f"{r['stack_bytes']:,} B",
             f"{r['seconds']:.1f}",
@@ -247,5 +256,5 @@ def _adapted(results: list[dict[str, Any]]) -> Any:
     return out.table(columns, rows)
 
 
-def _loss(value: float | None) -> str:
+def _format_loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"

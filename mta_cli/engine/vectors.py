@@ -14,19 +14,24 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.lora.adapter import Placement
-from mta_cli.engine.scoring.prefix_cache_scoring import Ends, Passes, packed, tokens_at_once
-from mta_cli.engine.scoring.prefix_tree import Fork
-from mta_cli.engine.scoring.token_logprobs import log_likelihoods
-from mta_cli.errors import UsageFault
+from mta_cli.engine.scoring.prefix_cache_scoring import (
+    PredictionStates,
+    PrefixCacheScorer,
+    device_batch_tokens,
+    pack_by_length,
+)
+from mta_cli.engine.scoring.prefix_tree import PromptTree
+from mta_cli.engine.scoring.token_logprobs import token_log_likelihoods
+from mta_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from mta_cli.engine.model.llama import Plain
+    from mta_cli.engine.model.llama import LlamaDecoder
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import Row
+    from mta_cli.engine.text.prompts import TrainingRow
 
 
 def vectors(
-    base: LoadedBase, people: Sequence[Sequence[Row]], *, steps: int, rate: float, pull: float
+    base: LoadedBase, people: Sequence[Sequence[TrainingRow]], *, steps: int, rate: float, pull: float
 ) -> list[Tensor | None]:
     """Everybody's vector, `[width]` float32 as float16 gives it back; None without rows, or where it is not finite.
 
@@ -37,9 +42,9 @@ def vectors(
     owners = [i for i, own in enumerate(people) for _ in own]
     if not rows:
         return [None for _ in people]
-    if base.plain is None:
+    if base.llama_decoder is None:
         raise _no_place(base)
-    plain = base.plain
+    plain = base.llama_decoder
     states, tokens, owner = _ends(plain, rows, owners)
     share = (1 / torch.bincount(owner, minlength=len(people)))[owner]  # of a person's mean
     found = torch.zeros(len(people), plain.width, device=plain.device, requires_grad=True)
@@ -47,7 +52,7 @@ def vectors(
     for _ in range(steps):
         optimiser.zero_grad()
         shifted = states + found[owner].to(states.dtype)
-        values = log_likelihoods(shifted, plain.head.weight, plain.head.bias, tokens)
+        values = token_log_likelihoods(shifted, plain.head.weight, plain.head.bias, tokens)
         loss = (pull * found.square().mean(1)).sum() - (share * values).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -56,16 +61,24 @@ def vectors(
 
 
 @torch.no_grad()
-def _ends(plain: Plain, rows: Sequence[Row], owners: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _ends(plain: LlamaDecoder, rows: Sequence[TrainingRow], owners: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """The states before every labelled token, `[labelled, width]`, the tokens, and whose each is."""
-    passes = Passes(plain, [Fork.of(row) for row in rows], Placement(len(plain.layers), len(plain.layers) - 1))
-    batches = packed([passes.length(i) for i in range(len(rows))], tokens_at_once(plain.device))
-    found: list[tuple[list[int], Ends]] = [(batch, passes.ends(batch, {})) for batch in batches]
+    passes = PrefixCacheScorer(
+        plain, [PromptTree.from_row(row) for row in rows], Placement(len(plain.layers), len(plain.layers) - 1)
+    )
+    batches = pack_by_length([passes.tokens_per_pass(i) for i in range(len(rows))], device_batch_tokens(plain.device))
+    found: list[tuple[list[int], PredictionStates]] = [
+        (batch, passes.compute_prediction_states(batch, {})) for batch in batches
+    ]
     whose = [torch.tensor([owners[i] for i in batch], device=plain.device)[ends.row] for batch, ends in found]
-    return torch.cat([e.states[e.follows] for _, e in found]), torch.cat([e.tokens for _, e in found]), torch.cat(whose)
+    return (
+        torch.cat([e.states[e.state_index] for _, e in found]),
+        torch.cat([e.target_ids for _, e in found]),
+        torch.cat(whose),
+    )
 
 
-def stacked(plain: Plain, shifts: Sequence[Tensor | None]) -> Tensor | None:
+def stacked(plain: LlamaDecoder, shifts: Sequence[Tensor | None]) -> Tensor | None:
     """Vectors side by side, `[people, width]`, zeros for those who have none; None where nobody has one."""
     if all(shift is None for shift in shifts):
         return None
@@ -75,12 +88,12 @@ def stacked(plain: Plain, shifts: Sequence[Tensor | None]) -> Tensor | None:
 
 def require_plain(base: LoadedBase, shifts: Sequence[Tensor | None]) -> None:
     """UsageFault when somebody has a vector and this base has no plain decoder, which alone adds it."""
-    if base.plain is None and any(shift is not None for shift in shifts):
+    if base.llama_decoder is None and any(shift is not None for shift in shifts):
         raise _no_place(base)
 
 
-def _no_place(base: LoadedBase) -> UsageFault:
-    return UsageFault(
+def _no_place(base: LoadedBase) -> UsageError:
+    return UsageError(
         f"vectors need a base of the Llama family; {base.name} is none, or differs from it in some detail.",
         hint="leave the method vector out",
     )

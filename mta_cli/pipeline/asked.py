@@ -17,9 +17,9 @@ from mta_cli.options import (
     BankOptions,
     EvalOptions,
     FuseOptions,
-    GateOptions,
-    Machine,
+    MachineOptions,
     PromptOptions,
+    ScreeningOptions,
 )
 from store.records import Bank, Run, User
 from store.tables.evaluations import Evaluation
@@ -27,13 +27,13 @@ from store.tables.evaluations import Evaluation
 if TYPE_CHECKING:
     from mta_cli.pipeline.bank.build import BankRequest
     from mta_cli.pipeline.evaluation.design import EvalRequest
-    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.pipeline.models.manifest import ModelEntry
     from mta_cli.pipeline.personalize.fuse import FuseRequest
     from store.registry import Registry
 
 T = TypeVar("T")
-ASKED = "asked"  # the key of a run's config under which the document stands
-ADAPTATION = "adaptation"  # the kind of a run about everybody who is adapted together; each of them has one as well
+REQUEST_KEY = "asked"  # the key of a run's config under which the document stands
+ADAPT_RUN_KIND = "adaptation"  # the kind of a run about everybody who is adapted together; each of them has one as well
 
 
 def bank_label(bank: Bank) -> str:
@@ -42,36 +42,36 @@ def bank_label(bank: Bank) -> str:
 
 
 @contextmanager
-def written_down(reg: Registry, kind: str, subject: str, document: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+def record_request(reg: Registry, kind: str, subject: str, document: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
     """A run that says what was asked, from here to the end of the block, and how that ended.
 
     `document` is asked for in the transaction that stores it: whoever it names is there then.
     """
     with reg.transaction():
-        run = reg.runs.start(kind, subject, {ASKED: dict(document())})
-    with failures_of(reg, run):
+        run = reg.runs.start_run(kind, subject, {REQUEST_KEY: dict(document())})
+    with fail_run_on_error(reg, run):
         yield
-    reg.runs.finish(run.id, {})
+    reg.runs.finish_run(run.id, {})
 
 
 @contextmanager
-def failures_of(reg: Registry, run: Run) -> Iterator[None]:
+def fail_run_on_error(reg: Registry, run: Run) -> Iterator[None]:
     """What ends the block before its time is the end of the run as well: stopped, or failed and why."""
     try:
         yield
     except (KeyboardInterrupt, GeneratorExit):
-        reg.runs.fail(run.id, "stopped", interrupted=True)
+        reg.runs.fail_run(run.id, "stopped", interrupted=True)
         raise
     except Exception as error:
-        reg.runs.fail(run.id, str(error))
+        reg.runs.fail_run(run.id, str(error))
         raise
 
 
-def adaptation(
+def adapt_request_json(
     reg: Registry, users: Sequence[User] | None, request: FuseRequest, options: AdaptOptions
 ) -> dict[str, Any]:
     """The document of `adapt_users`, with those of `users` who are still there; None: everybody who is no anchor."""
-    there = reg.users.there(users or ())
+    there = reg.users.existing_users(users or ())
     return {
         "task": request.task.name,
         "base": request.base.fingerprint,
@@ -86,8 +86,8 @@ def adaptation(
     }
 
 
-def asked_adaptation(
-    reg: Registry, document: Mapping[str, Any], machine: Machine
+def restore_adapt_request(
+    reg: Registry, document: Mapping[str, Any], machine: MachineOptions
 ) -> tuple[list[User] | None, FuseRequest, AdaptOptions]:
     """What the document asks of `adapt_users`, on the devices of `machine`. Who was forgotten since is left out."""
     from mta_cli.pipeline.data.tasks import find_task
@@ -95,79 +95,81 @@ def asked_adaptation(
 
     request = FuseRequest(
         find_task(reg, document["task"]),
-        model(reg, document["base"], "base"),
-        model(reg, document["embedder"], "embedder"),
-        known(FuseOptions, document["fuse"]),
+        model_by_fingerprint(reg, document["base"], "base"),
+        model_by_fingerprint(reg, document["embedder"], "embedder"),
+        options_from_json(FuseOptions, document["fuse"]),
         PromptOptions(document["history_items"]),
-        _machine(machine, document),
-        known(AnswerOptions, document.get("answer", {})),
+        _restore_machine(machine, document),
+        options_from_json(AnswerOptions, document.get("answer", {})),
     )
     names = document["users"]
     there = set(reg.users.names()) if names is not None else set()
     users = None if names is None else [reg.users.get(name) for name in names if name in there]
-    return users, request, known(AdaptOptions, document["options"])
+    return users, request, options_from_json(AdaptOptions, document["options"])
 
 
-def evaluation(request: EvalRequest) -> dict[str, Any]:
+def eval_request_json(request: EvalRequest) -> dict[str, Any]:
     """The document of `run_evaluation` and `tune_evaluation`: what the evaluation's own config does not say."""
     options = request.options
     return {
         "methods": options.methods,
         "reference": options.reference,
         "calibrate": options.calibrate,
-        "given": {method: dict(settings) for method, settings in request.given.items()},
+        "given": {method: dict(settings) for method, settings in request.method_settings.items()},
     }
 
 
-def asked_evaluation(reg: Registry, one: Evaluation, document: Mapping[str, Any], machine: Machine) -> EvalRequest:
+def restore_eval_request(
+    reg: Registry, one: Evaluation, document: Mapping[str, Any], machine: MachineOptions
+) -> EvalRequest:
     """The request for an evaluation that was begun, with the document's methods, on the devices of `machine`."""
     from mta_cli.pipeline.data.tasks import find_task
     from mta_cli.pipeline.evaluation.design import EvalRequest
-    from mta_cli.pipeline.models.lookup import resolve
+    from mta_cli.pipeline.models.lookup import resolve_model
 
-    design = known(EvalOptions, {**one.config, **document})
+    design = options_from_json(EvalOptions, {**one.config, **document})
     return EvalRequest(
         find_task(reg, one.task),
-        resolve(one.config["base"], "base"),
-        resolve(one.config["embedder"], "embedder"),
+        resolve_model(one.config["base"], "base"),
+        resolve_model(one.config["embedder"], "embedder"),
         design,
-        known(BankOptions, one.config["bank"]),
+        options_from_json(BankOptions, one.config["bank"]),
         PromptOptions(one.config["history_items"]),
-        _machine(machine, one.config),
+        _restore_machine(machine, one.config),
         document.get("given", {}),
     )
 
 
-def asked_bank(reg: Registry, bank: Bank, machine: Machine) -> BankRequest:
+def restore_bank_request(reg: Registry, bank: Bank, machine: MachineOptions) -> BankRequest:
     """The request that began a bank, on the devices of `machine`."""
     from mta_cli.pipeline.bank.build import BankRequest
-    from mta_cli.pipeline.bank.screening import ASKED_GATES
+    from mta_cli.pipeline.bank.screening import SCREENING_OPTIONS_KEY
     from mta_cli.pipeline.data.tasks import find_task
 
     return BankRequest(
         find_task(reg, bank.task),
-        model(reg, bank.base, "base"),
-        model(reg, bank.embedder, "embedder"),
-        known(BankOptions, bank.config),
+        model_by_fingerprint(reg, bank.base, "base"),
+        model_by_fingerprint(reg, bank.embedder, "embedder"),
+        options_from_json(BankOptions, bank.config),
         PromptOptions(bank.config["history_items"]),
-        replace(_machine(machine, bank.config), seed=bank.seed),
+        replace(_restore_machine(machine, bank.config), seed=bank.seed),
         bank.name,
-        gates=known(GateOptions, bank.config.get(ASKED_GATES, {})),
+        gates=options_from_json(ScreeningOptions, bank.config.get(SCREENING_OPTIONS_KEY, {})),
     )
 
 
-def known(cls: type[T], document: Mapping[str, Any]) -> T:
+def options_from_json(cls: type[T], document: Mapping[str, Any]) -> T:
     """Options of a class from the keys of a document that are fields of it; the rest keeps its defaults."""
     names = {spec.name for spec in fields(cls)}  # type: ignore[arg-type]
     return cls(**{name: value for name, value in document.items() if name in names})
 
 
-def model(reg: Registry, fingerprint: str, kind: str) -> ModelEntry:
+def model_by_fingerprint(reg: Registry, fingerprint: str, kind: str) -> ModelEntry:
     """The model of this fingerprint, ready to load. IntegrityFault when its name stands for another one by now."""
-    from mta_cli.pipeline.models.lookup import resolve
+    from mta_cli.pipeline.models.lookup import resolve_model
 
     name = reg.models.get(fingerprint).name
-    entry = resolve(name, kind)
+    entry = resolve_model(name, kind)
     if entry.fingerprint != fingerprint:
         raise IntegrityFault(
             f"{name} is no longer the {kind} that this was begun with.", hint="begin anew with the one that is here"
@@ -175,5 +177,5 @@ def model(reg: Registry, fingerprint: str, kind: str) -> ModelEntry:
     return entry
 
 
-def _machine(machine: Machine, document: Mapping[str, Any]) -> Machine:
+def _restore_machine(machine: MachineOptions, document: Mapping[str, Any]) -> MachineOptions:
     return replace(machine, seed=document.get("seed", machine.seed), dtype=document["dtype"])

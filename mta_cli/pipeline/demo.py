@@ -13,32 +13,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound
-from mta_cli.events import Done, Event, Note, PlanLine, Planned, Started, Step, Token
-from mta_cli.options import AdaptOptions, AnswerOptions, BankOptions, FuseOptions, Machine, PromptOptions
-from mta_cli.pipeline.passing import passed_on
+from mta_cli.events import Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine, TextChunk
+from mta_cli.options import AdaptOptions, AnswerOptions, BankOptions, FuseOptions, MachineOptions, PromptOptions
+from mta_cli.pipeline.passing import forward_events
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
-    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.pipeline.models.manifest import ModelEntry
     from store.records import User
     from store.registry import Registry
 
 SAMPLE = Path(__file__).parent.parent / "sample"
-SHORT = 12  # a person with no more items than this is new: no candidate for an anchor, adapted in the end
-SHOWN = ("bryn", "fleur", "piran")  # short histories, three kinds of taste and three voices
-EVALUATED = ("base", "pooled", "fused", "adapted")
+MAX_NEW_USER_ITEMS = 12  # a person with no more items than this is new: no candidate for an anchor, adapted in the end
+SHOWN_USERS = ("bryn", "fleur", "piran")  # short histories, three kinds of taste and three voices
+EVALUATED_MODES = ("base", "pooled", "fused", "adapted")
 
 
 @dataclass(frozen=True)
-class Course:
+class DemoTask:
     """One task of the demo. `who` is adapted, or everybody who is new; `measured` says whether queries are scored."""
 
     task: str
     bank: BankOptions
     adapt: AdaptOptions
     prompt: PromptOptions
-    who: tuple[str, ...] = ()
-    measured: bool = False
+    users: tuple[str, ...] = ()
+    is_evaluated: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class DemoRequest:
 
     base: str
     embedder: str
-    machine: Machine
+    machine: MachineOptions
     quick: bool = False
 
 
@@ -59,30 +59,37 @@ class Models:
     embedder: ModelEntry
 
 
-def courses(quick: bool) -> tuple[Course, Course]:
+def demo_tasks(quick: bool) -> tuple[DemoTask, DemoTask]:
     """What the demo trains: sized so that two cores need a few minutes; with `quick` about half of it."""
     anchors, epochs = (3, 1) if quick else (6, 2)
     # Histories this short give few steps: small batches make more of them, and anchors need a higher rate to move.
     bank = BankOptions(
-        anchors=anchors, epochs=epochs, task_epochs=epochs, min_items=SHORT + 1, batch_size=4, learning_rate=1e-3
+        anchors=anchors,
+        epochs=epochs,
+        task_epochs=epochs,
+        min_items=MAX_NEW_USER_ITEMS + 1,
+        batch_size=4,
+        learning_rate=1e-3,
     )
     return (
-        Course("taste", bank, AdaptOptions(), PromptOptions(2), who=SHOWN if quick else (), measured=True),
-        Course("voice", replace(bank, task_epochs=1), AdaptOptions(), PromptOptions(2), who=SHOWN),
+        DemoTask(
+            "taste", bank, AdaptOptions(), PromptOptions(2), users=SHOWN_USERS if quick else (), is_evaluated=True
+        ),
+        DemoTask("voice", replace(bank, task_epochs=1), AdaptOptions(), PromptOptions(2), users=SHOWN_USERS),
     )
 
 
 def plan_demo(root: Path, request: DemoRequest) -> Iterator[Event]:
     """What `run_demo` would do in a store at `root`, which is not touched."""
     lines = [PlanLine("store", str(root)), PlanLine("base", request.base), PlanLine("embedder", request.embedder)]
-    for course in courses(request.quick):
-        who = ", ".join(course.who) or f"everybody with {SHORT} items or fewer"
+    for course in demo_tasks(request.quick):
+        who = ", ".join(course.users) or f"everybody with {MAX_NEW_USER_ITEMS} items or fewer"
         lines += [
             PlanLine(f"{course.task}: bank", f"{course.bank.anchors} anchors, {course.bank.task_epochs} epochs"),
             PlanLine(f"{course.task}: adapted", who),
         ]
-    yield Planned("demo", tuple(lines))
-    yield Done({"dry_run": True, "store": str(root)})
+    yield JobPlan("demo", tuple(lines))
+    yield JobResult({"dry_run": True, "store": str(root)})
 
 
 def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
@@ -91,10 +98,10 @@ def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
     yield Note(f"This demo keeps everything in {reg.root}")
     models = yield from _models(request)
     results = []
-    for course in courses(request.quick):
-        result = yield from _run_course(reg, course, models, request.machine)
+    for course in demo_tasks(request.quick):
+        result = yield from _run_demo_task(reg, course, models, request.machine)
         results.append(result)
-    yield Done(
+    yield JobResult(
         {
             "store": str(reg.root),
             "base": models.base.name,
@@ -106,49 +113,50 @@ def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
     )
 
 
-def require_own(root: Path) -> None:
+def require_demo_store(root: Path) -> None:
     """BadInput where a store of other people lies at `root`: the demo's banks would be made of their histories too."""
     from store.registry import Registry
 
     if not (root / "registry.db").exists():
         return
     with Registry.open(root) as reg:
-        if reg.users.names() and not reg.users.known(SHOWN):
+        if reg.users.names() and not reg.users.existing_names(SHOWN_USERS):
             raise BadInput(f"The store at {root} holds other people.", hint="name another place with --keep")
 
 
 def _models(request: DemoRequest) -> Generator[Event, None, Models]:
     """Both models; an embedded default or a hub model that is not here yet is pulled."""
     from mta_cli.pipeline.models.catalog import PACKAGES
-    from mta_cli.pipeline.models.lookup import pull, resolve
+    from mta_cli.pipeline.models.lookup import resolve_model
+    from mta_cli.pipeline.models.pull import pull_model
 
     for name, kind in ((request.base, "base"), (request.embedder, "embedder")):
         try:
-            resolve(name, kind)
+            resolve_model(name, kind)
         except NotFound:
             if name not in PACKAGES and not name.startswith("hf:"):
                 raise
-            yield from passed_on(pull(name))
-    return Models(resolve(request.base, "base"), resolve(request.embedder, "embedder"))
+            yield from forward_events(pull_model(name))
+    return Models(resolve_model(request.base, "base"), resolve_model(request.embedder, "embedder"))
 
 
-def _run_course(
-    reg: Registry, course: Course, models: Models, machine: Machine
+def _run_demo_task(
+    reg: Registry, course: DemoTask, models: Models, machine: MachineOptions
 ) -> Generator[Event, None, dict[str, Any]]:
     started = time.monotonic()
     task, imported = yield from _import(reg, course)
-    bank = yield from _bank(reg, course, task, models, machine)
+    bank = yield from _build_demo_bank(reg, course, task, models, machine)
     adapted = yield from _adapt(reg, course, task, models, machine)
     comparisons = yield from _compare(reg, course, models, machine)
     evaluation = None
-    if course.measured:
+    if course.is_evaluated:
         evaluation = yield from _evaluate(reg, course, task, models, machine)
     return {
         "task": task.name,
         "description": task.description,
         "imported": imported,
         "bank": bank,
-        "recipes": [_recipe(reg, name, task.name, models) for name in SHOWN],
+        "recipes": [_shown_user_recipe(reg, name, task.name, models) for name in SHOWN_USERS],
         "adapted": adapted,
         "comparisons": comparisons,
         "evaluation": evaluation,
@@ -156,48 +164,50 @@ def _run_course(
     }
 
 
-def _import(reg: Registry, course: Course) -> Generator[Event, None, tuple[Task, dict[str, Any]]]:
+def _import(reg: Registry, course: DemoTask) -> Generator[Event, None, tuple[Task, dict[str, Any]]]:
     from mta_cli.pipeline.data.import_file import import_file
     from mta_cli.pipeline.data.tasks import add_task
 
     yield Note(f"{course.task}, 1 of 4: the task and the histories")
     task, _ = add_task(reg, SAMPLE / f"{course.task}.toml")
-    imported = yield from passed_on(import_file(reg, "users", SAMPLE / f"{course.task}.users.json", task=task.name))
+    imported = yield from forward_events(
+        import_file(reg, "users", SAMPLE / f"{course.task}.users.json", task=task.name)
+    )
     return task, imported
 
 
-def _bank(
-    reg: Registry, course: Course, task: Task, models: Models, machine: Machine
+def _build_demo_bank(
+    reg: Registry, course: DemoTask, task: Task, models: Models, machine: MachineOptions
 ) -> Generator[Event, None, dict[str, Any]]:
     from mta_cli.pipeline.bank.build import BankRequest, build_bank
 
     yield Note(f"{course.task}, 2 of 4: the bank (the task adapter, then a meta-LoRA for each anchor)")
     request = BankRequest(task, models.base, models.embedder, course.bank, course.prompt, machine)
-    built: dict[str, Any] = yield from passed_on(build_bank(reg, request))
+    built: dict[str, Any] = yield from forward_events(build_bank(reg, request))
     return built
 
 
 def _adapt(
-    reg: Registry, course: Course, task: Task, models: Models, machine: Machine
+    reg: Registry, course: DemoTask, task: Task, models: Models, machine: MachineOptions
 ) -> Generator[Event, None, list[dict[str, Any]]]:
     from mta_cli.pipeline.personalize.adapt import adapt_users
     from mta_cli.pipeline.personalize.fuse import FuseRequest
 
-    people = _people(reg, course)
+    people = _adapted_users(reg, course)
     yield Note(f"{course.task}, 3 of 4: a recipe and a stack for each of {len(people)} new people")
     fuse = FuseOptions(shots=course.adapt.shots)
     request = FuseRequest(task, models.base, models.embedder, fuse, course.prompt, machine)
-    adapted: list[dict[str, Any]] = yield from passed_on(adapt_users(reg, people, request, course.adapt))
+    adapted: list[dict[str, Any]] = yield from forward_events(adapt_users(reg, people, request, course.adapt))
     return adapted
 
 
-def _people(reg: Registry, course: Course) -> list[User]:
-    if course.who:
-        return [reg.users.get(name) for name in course.who]
-    return [user for user, items in reg.users.with_items(course.task) if items <= SHORT]
+def _adapted_users(reg: Registry, course: DemoTask) -> list[User]:
+    if course.users:
+        return [reg.users.get(name) for name in course.users]
+    return [user for user, items in reg.users.users_with_items(course.task) if items <= MAX_NEW_USER_ITEMS]
 
 
-def _recipe(reg: Registry, name: str, task: str, models: Models) -> dict[str, Any]:
+def _shown_user_recipe(reg: Registry, name: str, task: str, models: Models) -> dict[str, Any]:
     from mta_cli.pipeline.personalize.fuse import recipe_json
     from mta_cli.pipeline.personalize.weights import current_bank
 
@@ -208,36 +218,36 @@ def _recipe(reg: Registry, name: str, task: str, models: Models) -> dict[str, An
 
 
 def _compare(
-    reg: Registry, course: Course, models: Models, machine: Machine
+    reg: Registry, course: DemoTask, models: Models, machine: MachineOptions
 ) -> Generator[Event, None, list[dict[str, Any]]]:
     """The same held-out question to three people's models, beside what each of them said."""
-    from mta_cli.pipeline.chat.answer import Asking, Voice
-    from mta_cli.pipeline.chat.compare import compare_with
+    from mta_cli.pipeline.chat.answer import ChatModel, ChatOptions
+    from mta_cli.pipeline.chat.compare import compare_prompt
 
     yield Note(f"{course.task}, 4 of 4: answers on held-out queries")
-    asking = Asking(machine, course.prompt, AnswerOptions(max_tokens=40), task=course.task)
-    people = [reg.users.get(name) for name in SHOWN]
-    yield Started(f"compare {course.task}", unit="tokens")
-    voice, found, spoken = Voice.open(reg, models.base, people[0], asking), [], 0
+    asking = ChatOptions(machine, course.prompt, AnswerOptions(max_tokens=40), task=course.task)
+    people = [reg.users.get(name) for name in SHOWN_USERS]
+    yield JobStarted(f"compare {course.task}", unit="tokens")
+    voice, found, spoken = ChatModel.load_for_user(reg, models.base, people[0], asking), [], 0
     for user in people:
         query = reg.items.queries(user.id, course.task, 1)[0]
-        voice.become(user, None)
-        ids, _, _ = voice.fitted([{"role": "user", "content": query.input}], voice.history(query.input))
-        for event in compare_with(voice, query.input, ids):
-            if isinstance(event, Done):
+        voice.set_user(user, None)
+        ids, _, _ = voice.fit_prompt([{"role": "user", "content": query.input}], voice.prompt_history(query.input))
+        for event in compare_prompt(voice, query.input, ids):
+            if isinstance(event, JobResult):
                 found.append({**event.result, "gold": query.gold})
-            elif isinstance(event, Token):
+            elif isinstance(event, TextChunk):
                 spoken += 1
-                yield Step(f"{user.name}, {event.column}", spoken)
+                yield JobProgress(f"{user.name}, {event.column}", spoken)
     return found
 
 
 def _evaluate(
-    reg: Registry, course: Course, task: Task, models: Models, machine: Machine
+    reg: Registry, course: DemoTask, task: Task, models: Models, machine: MachineOptions
 ) -> Generator[Event, None, dict[str, Any]]:
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 
-    people = _people(reg, course)
-    job = evaluate_users(reg, models.base, task, people, EVALUATED, course.prompt, machine)
-    evaluation: dict[str, Any] = yield from passed_on(job)
+    people = _adapted_users(reg, course)
+    job = evaluate_users(reg, models.base, task, people, EVALUATED_MODES, course.prompt, machine)
+    evaluation: dict[str, Any] = yield from forward_events(job)
     return evaluation

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.events import Note
-from mta_cli.pipeline.users.dependents import some
+from mta_cli.pipeline.users.dependents import join_names
 
 if TYPE_CHECKING:
     from store.records import Bank, User
     from store.registry import Registry
 
 
-class PeopleLeft(IntegrityFault):
+class UsersWithdrew(IntegrityFault):
     """People left before a bank held more than plans: it is to be begun anew without them.
 
     Names nobody, for a run keeps this text longer than the store may keep a name.
@@ -30,15 +30,15 @@ class PeopleLeft(IntegrityFault):
         self.bank = bank
 
 
-def staying(reg: Registry, users: Iterable[User], purpose: str = "") -> set[int]:
+def consenting_user_ids(reg: Registry, users: Iterable[User], purpose: str = "") -> set[int]:
     """The numbers of those who are there and consent; a bank with a `purpose` serves nobody and needs no consent."""
-    return {number for number, can_anchor in reg.users.there(users).items() if can_anchor or purpose}
+    return {number for number, can_anchor in reg.users.existing_users(users).items() if can_anchor or purpose}
 
 
-def begun_anew(reg: Registry, bank: Bank, users: Sequence[User]) -> Note:
+def rebuild_note(reg: Registry, bank: Bank, users: Sequence[User]) -> Note:
     """That a bank is begun anew without those of `users` who left."""
-    there = staying(reg, users)
-    names = some([user.name for user in users if user.id not in there])
+    there = consenting_user_ids(reg, users)
+    names = join_names([user.name for user in users if user.id not in there])
     return Note(
         f"{names} left while bank {bank.name} v{bank.version} was made of their words too: it is begun anew without "
         "them.",
@@ -46,10 +46,10 @@ def begun_anew(reg: Registry, bank: Bank, users: Sequence[User]) -> Note:
     )
 
 
-def not_trained(task: str, names: Sequence[str]) -> Note:
+def anchors_dropped_note(task: str, names: Sequence[str]) -> Note:
     """That nothing was kept of anchors whose people left."""
     return Note(
-        f"{some(names)} left while being an anchor: nothing was kept, and nobody stands in that place until "
+        f"{join_names(names)} left while being an anchor: nothing was kept, and nobody stands in that place until "
         f"`mta bank build --task {shlex.quote(task)} --refresh`.",
         warning=True,
     )

@@ -14,55 +14,55 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from mta_cli.settings import ModelOptions, Settings, StoreOptions
-from mta_cli.tui.dialogs import Help, Sure, Trouble
-from mta_cli.tui.messages import JobMoved, PersonChosen, StoreChanged
+from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog, HelpDialog
+from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
 from mta_cli.tui.palette import Commands
-from mta_cli.tui.screens.base import ROOMS, Room
-from mta_cli.tui.text import Printable
-from mta_cli.tui.workers.job_queue import JobBoard
-from mta_cli.tui.workers.model_worker import Speaker
-from mta_cli.tui.workers.store_reader import Shelf
+from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
+from mta_cli.tui.text import PrintableFilter
+from mta_cli.tui.workers.job_queue import JobQueue
+from mta_cli.tui.workers.model_worker import ModelWorker
+from mta_cli.tui.workers.store_reader import StoreReader
 
 if TYPE_CHECKING:
     from mta_cli.tui.forms import Form
 
-JOBS_EVERY, WORDS_EVERY = 1 / 8, 1 / 30  # seconds between two looks at what threads have said
+JOB_POLL_SECONDS, TOKEN_POLL_SECONDS = 1 / 8, 1 / 30  # seconds between two looks at what threads have said
 
 
-def _users() -> Screen[Any]:
-    from mta_cli.tui.screens.users import UsersRoom
+def _make_users_screen() -> Screen[Any]:
+    from mta_cli.tui.screens.users import UsersScreen
 
-    return UsersRoom()
-
-
-def _compare() -> Screen[Any]:
-    from mta_cli.tui.screens.compare import CompareRoom
-
-    return CompareRoom()
+    return UsersScreen()
 
 
-def _bank() -> Screen[Any]:
-    from mta_cli.tui.screens.bank import BankRoom
+def _make_compare_screen() -> Screen[Any]:
+    from mta_cli.tui.screens.compare import CompareScreen
 
-    return BankRoom()
-
-
-def _jobs() -> Screen[Any]:
-    from mta_cli.tui.screens.jobs import JobsRoom
-
-    return JobsRoom()
+    return CompareScreen()
 
 
-def _chat() -> Screen[Any]:
-    from mta_cli.tui.screens.chat import ChatRoom
+def _make_bank_screen() -> Screen[Any]:
+    from mta_cli.tui.screens.bank import BankScreen
 
-    return ChatRoom()
+    return BankScreen()
 
 
-def _results() -> Screen[Any]:
-    from mta_cli.tui.screens.results import ResultsRoom
+def _make_jobs_screen() -> Screen[Any]:
+    from mta_cli.tui.screens.jobs import JobsScreen
 
-    return ResultsRoom()
+    return JobsScreen()
+
+
+def _make_chat_screen() -> Screen[Any]:
+    from mta_cli.tui.screens.chat import ChatScreen
+
+    return ChatScreen()
+
+
+def _make_results_screen() -> Screen[Any]:
+    from mta_cli.tui.screens.results import ResultsScreen
+
+    return ResultsScreen()
 
 
 # Textual takes Alt with a digit for the sign that a Mac's keyboard has there, which never comes as Alt and digit.
@@ -72,7 +72,7 @@ with suppress(ImportError, AttributeError):  # a table of its own, which a later
     for _digit in "0123456789":
         cast("dict[str, object]", ANSI_SEQUENCES_KEYS).pop(f"\x1b{_digit}", None)
 
-_ROOM_KEYS = [
+_SCREEN_BINDINGS = [
     Binding(
         f"{number},alt+{number}",
         f"go('{room}')",
@@ -81,7 +81,7 @@ _ROOM_KEYS = [
         show=False,
         tooltip=f"Go to {title}; with alt also while typing",
     )
-    for number, (room, title) in enumerate(ROOMS.items(), start=1)
+    for number, (room, title) in enumerate(SCREEN_TITLES.items(), start=1)
 ]
 
 
@@ -92,18 +92,18 @@ class MtaApp(App[None]):
     CSS_PATH = "app.tcss"
     COMMANDS = App.COMMANDS | {Commands}
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
-        "users": _users,
-        "compare": _compare,
-        "bank": _bank,
-        "jobs": _jobs,
-        "chat": _chat,
-        "results": _results,
+        "users": _make_users_screen,
+        "compare": _make_compare_screen,
+        "bank": _make_bank_screen,
+        "jobs": _make_jobs_screen,
+        "chat": _make_chat_screen,
+        "results": _make_results_screen,
     }
     DEFAULT_MODE = "users"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - declared by Textual as no ClassVar
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", id="app.help", tooltip="Help on what has the focus"),
-        *_ROOM_KEYS,
+        *_SCREEN_BINDINGS,
         Binding("ctrl+t", "change_theme", "Theme", id="app.theme", show=False, tooltip="Choose other colours"),
         Binding("q", "leave", "Quit", id="app.quit", tooltip="Close the window; asks while a job runs"),
         Binding(
@@ -119,78 +119,78 @@ class MtaApp(App[None]):
 
     def __init__(self, store: Path, settings: Settings) -> None:
         super().__init__()
-        timeout = settings.build(StoreOptions).timeout
-        self.settings, self.models = settings, settings.build(ModelOptions)
-        self.shelf = Shelf(store, timeout)
-        self.board = JobBoard(store, timeout)
-        self.speaker = Speaker(store, timeout, self.models.base)
-        self._printable = Printable()
-        self.chosen: str | None = None
-        self.chosen_task: str | None = None
+        timeout = settings.build_options(StoreOptions).timeout
+        self.settings, self.model_options = settings, settings.build_options(ModelOptions)
+        self.store_reader = StoreReader(store, timeout)
+        self.job_queue = JobQueue(store, timeout)
+        self.model_worker = ModelWorker(store, timeout, self.model_options.base)
+        self._printable = PrintableFilter()
+        self.selected_user: str | None = None
+        self.selected_task: str | None = None
 
     def on_mount(self) -> None:
         """Look at what threads say, a few times a second."""
-        self.set_interval(JOBS_EVERY, self._hear_jobs)
-        self.set_interval(WORDS_EVERY, self.speaker.drain)
+        self.set_interval(JOB_POLL_SECONDS, self._poll_jobs)
+        self.set_interval(TOKEN_POLL_SECONDS, self.model_worker.dispatch_events)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Textual's own, after ours."""
         return [self._printable, *super().get_line_filters()]
 
-    def close(self) -> None:
+    def close_workers(self) -> None:
         """Let threads end: jobs keep checkpoints, talks stop, the store is closed."""
-        self.board.close()
-        self.speaker.close()
-        self.shelf.close()
+        self.job_queue.close()
+        self.model_worker.close()
+        self.store_reader.close()
 
     @property
-    def room(self) -> Room | None:
+    def current_screen(self) -> BaseScreen | None:
         """The room that is shown, below any dialog."""
-        return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, Room)), None)
+        return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, BaseScreen)), None)
 
-    def choose(self, name: str | None) -> None:
+    def select_user(self, name: str | None) -> None:
         """Work for this person from here on."""
-        self.chosen = name
-        self._tell(PersonChosen())
+        self.selected_user = name
+        self._post_to_screen(UserSelected())
 
-    def choose_task(self, name: str | None) -> None:
+    def select_task(self, name: str | None) -> None:
         """Show this task alone; None shows all."""
-        self.chosen_task = name
-        self._tell(StoreChanged())
+        self.selected_task = name
+        self._post_to_screen(StoreChanged())
 
-    def go(self, room: str) -> None:
+    def show_screen(self, room: str) -> None:
         """Show a room."""
         self.switch_mode(room)
 
-    def fail(self, error: BaseException) -> None:
+    def show_error(self, error: BaseException) -> None:
         """Tell what went wrong."""
-        self.push_screen(Trouble(error))
+        self.push_screen(ErrorDialog(error))
 
-    async def sure(self, question: str) -> bool:
+    async def confirm(self, question: str) -> bool:
         """Whether the person says yes; await it in a worker."""
-        answer: bool = await self.push_screen_wait(Sure(question))
+        answer: bool = await self.push_screen_wait(ConfirmDialog(question))
         return answer
 
-    async def fill(self, form: Form) -> dict[str, str] | None:
+    async def show_form(self, form: Form) -> dict[str, str] | None:
         """What was filled in, or None; await it in a worker."""
         from mta_cli.tui.forms import FormDialog
 
         filled: dict[str, str] | None = await self.push_screen_wait(FormDialog(form))
         return filled
 
-    def action_go(self, room: str) -> None:
+    def action_show_screen(self, room: str) -> None:
         """Show a room, by key; not over a dialog."""
-        if isinstance(self.screen, Room):
-            self.go(room)
+        if isinstance(self.screen, BaseScreen):
+            self.show_screen(room)
 
     def action_help(self) -> None:
         """Help on what has the focus."""
-        room = self.room
-        if isinstance(self.screen, Help) or room is None:
+        room = self.current_screen
+        if isinstance(self.screen, HelpDialog) or room is None:
             return
-        self.push_screen(Help(room.help_for(self.focused), self._keys()))
+        self.push_screen(HelpDialog(room.help_for(self.focused), self._list_active_keys()))
 
-    def _keys(self) -> list[tuple[str, str]]:
+    def _list_active_keys(self) -> list[tuple[str, str]]:
         """The keys that work now, and what each does: the room's, the window's, then those of Textual's own widgets."""
         bindings = [active.binding for active in self.screen.active_bindings.values() if active.binding.description]
         bindings.sort(key=lambda binding: 2 if binding.id is None else binding.id.startswith("app."))
@@ -200,32 +200,32 @@ class MtaApp(App[None]):
         return [(" ".join(dict.fromkeys(keys)), what) for what, keys in about.items()]
 
     @work
-    async def action_leave(self) -> None:
+    async def action_confirm_quit(self) -> None:
         """Close the window, unless a job runs and the person would rather stay; a question is answered first."""
-        if isinstance(self.screen, Sure):
+        if isinstance(self.screen, ConfirmDialog):
             return
-        job = self.board.running
-        if job is None or await self.sure(
+        job = self.job_queue.running_job
+        if job is None or await self.confirm(
             f"{job.kind} · {job.title} is at work. Close all the same? It stops after the step at hand and goes on "
             "when it is started again."
         ):
             self.exit()
 
-    def _hear_jobs(self) -> None:
-        moved = self.board.drain()
+    def _poll_jobs(self) -> None:
+        moved = self.job_queue.drain_events()
         for job in moved:
-            self._tell(JobMoved(job))
-        if any(job.saved or job.over for job in moved):
+            self._post_to_screen(JobUpdated(job))
+        if any(job.unreported_saves or job.finished for job in moved):
             for job in moved:
-                job.saved = 0
-            self._tell(StoreChanged())
+                job.unreported_saves = 0
+            self._post_to_screen(StoreChanged())
 
-    def _tell(self, message: JobMoved | StoreChanged | PersonChosen) -> None:
+    def _post_to_screen(self, message: JobUpdated | StoreChanged | UserSelected) -> None:
         """Pass a message to the room that is shown; the others read again when they are."""
-        room = self.room
+        room = self.current_screen
         if room is None:
             return
-        if not isinstance(message, JobMoved):
-            room.stale()
+        if not isinstance(message, JobUpdated):
+            room.reload_if_current()
         room.show_bar()
         room.post_message(message)

@@ -12,11 +12,11 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Static, TextArea
 
 from mta_cli.errors import BadInput, MtaError
-from mta_cli.printable import clean
-from mta_cli.tui.text import block, line
+from mta_cli.printable import clean_text
+from mta_cli.tui.text import block_text, line_text
 
 
-class Sure(ModalScreen[bool]):
+class ConfirmDialog(ModalScreen[bool]):
     """A question with two answers; no is the one that is focused."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -31,7 +31,7 @@ class Sure(ModalScreen[bool]):
     def compose(self) -> ComposeResult:
         """The question and both answers."""
         with Vertical(classes="dialog"):
-            yield Static(block(self._question))
+            yield Static(block_text(self._question))
             with Horizontal(classes="buttons"):
                 yield Button("No", id="no")
                 yield Button("Yes", id="yes", variant="warning")
@@ -45,7 +45,7 @@ class Sure(ModalScreen[bool]):
         self.dismiss(answer)
 
 
-class Trouble(ModalScreen[None]):
+class ErrorDialog(ModalScreen[None]):
     """What went wrong: message, hint, and details that can be marked and copied."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -60,10 +60,10 @@ class Trouble(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """The message on top, the rest below."""
         with Vertical(classes="dialog trouble"):
-            yield Static(block(message_of(self._error), "bold"))
+            yield Static(block_text(error_message(self._error), "bold"))
             if hint := getattr(self._error, "hint", None):
-                yield Static(block(f"Try: {hint}"))
-            area = TextArea(details_of(self._error), read_only=True, soft_wrap=True)
+                yield Static(block_text(f"Try: {hint}"))
+            area = TextArea(error_details(self._error), read_only=True, soft_wrap=True)
             area.can_focus = True
             yield area
             with Horizontal(classes="buttons"):
@@ -83,11 +83,11 @@ class Trouble(ModalScreen[None]):
 
     def action_copy(self) -> None:
         """Put everything into the clipboard."""
-        self.app.copy_to_clipboard(f"{message_of(self._error)}\n\n{details_of(self._error)}")
+        self.app.copy_to_clipboard(f"{error_message(self._error)}\n\n{error_details(self._error)}")
         self.notify("copied", markup=False, timeout=2)
 
 
-class Help(ModalScreen[None]):
+class HelpDialog(ModalScreen[None]):
     """Help on what has the focus and on the room, with every key that works there."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -96,31 +96,31 @@ class Help(ModalScreen[None]):
 
     def __init__(self, text: str, keys: list[tuple[str, str]]) -> None:
         super().__init__()
-        self._text, self._keys = text, keys
+        self._text, self._key_help = text, keys
 
     def compose(self) -> ComposeResult:
         """The words, then the keys."""
         with VerticalScroll(classes="dialog help") as box:
             box.can_focus = True
-            yield Static(block(self._text))
-            yield Static(line("Keys", "bold"), classes="head")
-            width = max((len(key) for key, _ in self._keys), default=0)
-            yield Static(block("\n".join(f"{key:<{width}}  {about}" for key, about in self._keys)))
+            yield Static(block_text(self._text))
+            yield Static(line_text("Keys", "bold"), classes="head")
+            width = max((len(key) for key, _ in self._key_help), default=0)
+            yield Static(block_text("\n".join(f"{key:<{width}}  {about}" for key, about in self._key_help)))
 
     def on_mount(self) -> None:
         """Arrow keys scroll at once."""
         self.query_one(".help").focus()
 
 
-def message_of(error: BaseException) -> str:
+def error_message(error: BaseException) -> str:
     """What happened, in the words of the command line."""
-    return clean(error.message if isinstance(error, MtaError) else f"{type(error).__name__}: {error}")
+    return clean_text(error.message if isinstance(error, MtaError) else f"{type(error).__name__}: {error}")
 
 
-def details_of(error: BaseException) -> str:
+def error_details(error: BaseException) -> str:
     """All faults of bad input; where it happened, for what nobody foresaw."""
     if isinstance(error, BadInput) and error.faults:
-        return clean("\n".join(error.faults))
+        return clean_text("\n".join(error.faults))
     if isinstance(error, MtaError):
-        return clean(f"{type(error).__name__}, exit code {error.exit_code} on the command line")
-    return clean("".join(traceback.format_exception(error)))
+        return clean_text(f"{type(error).__name__}, exit code {error.exit_code} on the command line")
+    return clean_text("".join(traceback.format_exception(error)))

@@ -19,20 +19,20 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Collapsible, Input, Select, Static
 
 from mta_cli.errors import BadInput, MtaError
-from mta_cli.events import Planned
-from mta_cli.printable import clean, clean_line
-from mta_cli.tui.text import block, line
+from mta_cli.events import JobPlan
+from mta_cli.printable import clean_line, clean_text
+from mta_cli.tui.text import block_text, line_text
 
 if TYPE_CHECKING:
     from mta_cli.settings import Settings
 
-Filled = dict[str, str]
-Check = Callable[[Filled], None]
-Plan = Callable[[Filled], Awaitable[Sequence[Planned]]]
+FormValues = dict[str, str]
+FormCheck = Callable[[FormValues], None]
+FormPlanner = Callable[[FormValues], Awaitable[Sequence[JobPlan]]]
 
 
 @dataclass(frozen=True)
-class Field:
+class FormField:
     """One thing to fill in. `value` stands in it at first; `shown` is the default that holds while it is empty.
 
     `key` is the setting's key, by which faults find their field. With `choices` nothing else can be chosen. `more`
@@ -41,13 +41,13 @@ class Field:
 
     name: str
     label: str
-    value: str = ""
-    shown: str = ""
+    initial_value: str = ""
+    default_text: str = ""
     help: str = ""
     choices: tuple[str, ...] = ()
-    key: str = ""
-    needed: bool = False
-    more: bool = False
+    setting_key: str = ""
+    required: bool = False
+    advanced: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,37 +58,41 @@ class Form:
     """
 
     title: str
-    fields: tuple[Field, ...]
-    check: Check = lambda filled: None
-    plan: Plan | None = None
-    act: str = "Start"
+    fields: tuple[FormField, ...]
+    check: FormCheck = lambda filled: None
+    plan: FormPlanner | None = None
+    submit_label: str = "Start"
     about: str = ""
 
 
-def setting_field(settings: Settings, cls: type[Any], name: str, *, label: str = "", more: bool = False) -> Field:
+def setting_field(settings: Settings, cls: type[Any], name: str, *, label: str = "", more: bool = False) -> FormField:
     """The field of one option: its default as settings have it, its help, its choices."""
-    from mta_cli.settings import known_settings
+    from mta_cli.settings import all_settings
 
-    setting = known_settings()[f"{cls.section}.{name}"]
-    value = getattr(settings.build(cls), name)
+    setting = all_settings()[f"{cls.section}.{name}"]
+    value = getattr(settings.build_options(cls), name)
     choices = ("yes", "no") if setting.kind is bool else setting.choices
     shown = "by the data" if value is None else ("yes" if value else "no") if setting.kind is bool else str(value)
     shown = clean_line(shown)
     words = label or name.replace("_", " ")
-    return Field(name, words, shown=shown, help=setting.help, choices=choices, key=setting.key, more=more)
+    return FormField(
+        name, words, default_text=shown, help=setting.help, choices=choices, setting_key=setting.key, advanced=more
+    )
 
 
-def flags(filled: Filled, names: Sequence[str]) -> dict[str, str | None]:
+def values_as_flags(filled: FormValues, names: Sequence[str]) -> dict[str, str | None]:
     """The values of these fields as `Settings.build` takes flags: None where nothing was given."""
     return {name: filled.get(name) or None for name in names}
 
 
-def faults_of(error: MtaError, fields: Sequence[Field]) -> tuple[dict[str, str], list[str]]:
+def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple[dict[str, str], list[str]]:
     """The lines of an error by the field that they are about, and those that are about none."""
     own: dict[str, str] = {}
     rest: list[str] = []
     for text in (*error.message.splitlines(), *(error.faults if isinstance(error, BadInput) else ())):
-        owner = next((f for f in fields if f.key and text.startswith((f"{f.key} = ", f"{f.key}:"))), None)
+        owner = next(
+            (f for f in fields if f.setting_key and text.startswith((f"{f.setting_key} = ", f"{f.setting_key}:"))), None
+        )
         if owner is None:
             rest.append(text)
         else:
@@ -98,17 +102,17 @@ def faults_of(error: MtaError, fields: Sequence[Field]) -> tuple[dict[str, str],
     return own, rest + ([f"Try: {error.hint}"] if error.hint else [])
 
 
-class Row(Vertical):
+class FieldRow(Vertical):
     """A field's label and value, and below them what is wrong with it."""
 
-    def __init__(self, field: Field) -> None:
+    def __init__(self, field: FormField) -> None:
         super().__init__(classes="row")
         self.field = field
 
     def compose(self) -> ComposeResult:
         """Label, editor, fault."""
         with Horizontal():
-            yield Static(line(self.field.label), classes="label")
+            yield Static(line_text(self.field.label), classes="label")
             yield self._editor()
         yield Static(classes="fault")
 
@@ -120,21 +124,21 @@ class Row(Vertical):
             return "" if editor.is_blank() else str(editor.value)
         return cast("Input", editor).value.strip()
 
-    def blame(self, text: str) -> None:
+    def show_fault(self, text: str) -> None:
         """Show what is wrong with it; nothing where the text is empty."""
-        self.query_one(".fault", Static).update(line(text))
+        self.query_one(".fault", Static).update(line_text(text))
         self.set_class(bool(text), "-wrong")
 
     def _editor(self) -> Input | Select[str]:
         field = self.field
         if not field.choices:
-            return Input(field.value, field.shown, compact=True, classes="editor", select_on_focus=False)
-        options = [(line(choice), choice) for choice in field.choices]
-        value: Any = field.value if field.value in field.choices else Select.NULL
-        return Select(options, prompt=field.shown, value=value, compact=True, classes="editor")
+            return Input(field.initial_value, field.default_text, compact=True, classes="editor", select_on_focus=False)
+        options = [(line_text(choice), choice) for choice in field.choices]
+        value: Any = field.initial_value if field.initial_value in field.choices else Select.NULL
+        return Select(options, prompt=field.default_text, value=value, compact=True, classes="editor")
 
 
-class FormDialog(ModalScreen[Filled | None]):
+class FormDialog(ModalScreen[FormValues | None]):
     """A form over a room: filled, then its plan if it has one, then done. None when the person thought better of it."""
 
     CSS_PATH = "forms.tcss"
@@ -147,19 +151,19 @@ class FormDialog(ModalScreen[Filled | None]):
     def __init__(self, form: Form) -> None:
         super().__init__()
         self.form = form
-        self._tried = False
+        self._submit_tried = False
 
     def compose(self) -> ComposeResult:
         """Title, fields, the focused one's help, what is wrong, the plan, the buttons."""
         with Vertical(classes="dialog form"):
-            yield Static(line(self.form.title, "bold"), id="title")
+            yield Static(line_text(self.form.title, "bold"), id="title")
             if self.form.about:
-                yield Static(block(self.form.about), id="form-about")
+                yield Static(block_text(self.form.about), id="form-about")
             with VerticalScroll(id="fields", can_focus=False):
-                yield from (Row(field) for field in self.form.fields if not field.more)
-                if folded := [field for field in self.form.fields if field.more]:
+                yield from (FieldRow(field) for field in self.form.fields if not field.advanced)
+                if folded := [field for field in self.form.fields if field.advanced]:
                     with Collapsible(title="More options"):
-                        yield from map(Row, folded)
+                        yield from map(FieldRow, folded)
             with VerticalScroll(id="plan", can_focus=False):
                 yield Static(id="plan-lines")
             yield Static(id="hint")
@@ -174,51 +178,51 @@ class FormDialog(ModalScreen[Filled | None]):
         self.query(".editor").first().focus()
 
     @property
-    def filled(self) -> Filled:
+    def form_values(self) -> FormValues:
         """What is in the fields."""
         return {row.field.name: row.value for row in self._rows()}
 
     @property
-    def planned(self) -> bool:
+    def plan_shown(self) -> bool:
         """Whether the plan is what is shown."""
         return bool(self.query_one("#plan").display)
 
     @on(Input.Changed)
     @on(Select.Changed)
-    def look_again(self, event: Input.Changed | Select.Changed) -> None:
+    def recheck_values(self, event: Input.Changed | Select.Changed) -> None:
         """Values are checked while they are typed; what is still missing is said only when somebody goes on.
 
         What no terminal should get goes from what was pasted.
         """
-        if isinstance(event, Input.Changed) and clean(event.value) != event.value:
-            event.input.value = clean(event.value)
-        self._check(missing=self._tried)
+        if isinstance(event, Input.Changed) and clean_text(event.value) != event.value:
+            event.input.value = clean_text(event.value)
+        self._check(missing=self._submit_tried)
 
     @on(Input.Submitted)
-    def action_go(self) -> None:
+    def action_submit(self) -> None:
         """On to the plan, or to the end."""
         if self.query_one("#go", Button).disabled:
             return
-        if self.planned:
-            self.dismiss(self.filled)
+        if self.plan_shown:
+            self.dismiss(self.form_values)
             return
-        self._tried = True
+        self._submit_tried = True
         if not self._check(missing=True):
             wrong = next((row for row in self._rows() if row.has_class("-wrong")), None)
             if wrong is not None:
-                self._unfold(wrong)
+                self._expand_section_of(wrong)
                 wrong.query_one(".editor").focus()
         elif self.form.plan is None:
-            self.dismiss(self.filled)
+            self.dismiss(self.form_values)
         else:
-            self._work_out(self.form.plan)
+            self._compute_plan(self.form.plan)
 
     def action_back(self) -> None:
         """From the plan to the fields; from the fields out."""
         opened = next((s for s in self.query(Select) if s.expanded), None)
         if opened is not None:
             opened.expanded = False
-        elif self.planned:
+        elif self.plan_shown:
             self._show_plan(None)
         else:
             self.dismiss(None)
@@ -226,37 +230,37 @@ class FormDialog(ModalScreen[Filled | None]):
     def on_button_pressed(self, event: Button.Pressed) -> None:
         """The same by mouse or Enter."""
         if event.button.id == "go":
-            self.action_go()
+            self.action_submit()
         else:
             self.action_back()
 
     def on_descendant_focus(self, event: DescendantFocus) -> None:
         """Help on the field that has the focus."""
-        row = next((node for node in event.widget.ancestors if isinstance(node, Row)), None)
-        self.query_one("#hint", Static).update(block(row.field.help if row else "", "dim"))
+        row = next((node for node in event.widget.ancestors if isinstance(node, FieldRow)), None)
+        self.query_one("#hint", Static).update(block_text(row.field.help if row else "", "dim"))
 
     @work(exclusive=True, group="plan")
-    async def _work_out(self, plan: Plan) -> None:
+    async def _compute_plan(self, plan: FormPlanner) -> None:
         go = self.query_one("#go", Button)
         go.disabled, go.label = True, "Working out the plan …"
-        filled = self.filled
+        filled = self.form_values
         try:
             planned = await plan(filled)
         except MtaError as error:
-            self._blame(error)
+            self._show_faults(error)
         except Exception as error:
-            self._blame(MtaError(f"{type(error).__name__}: {error}"))
+            self._show_faults(MtaError(f"{type(error).__name__}: {error}"))
         else:
-            if self.filled == filled:  # else it is the plan of what nobody asks for any more
+            if self.form_values == filled:  # else it is the plan of what nobody asks for any more
                 self._show_plan(planned)
         go.disabled, go.label = False, self._next_label()
-        if self.planned:
+        if self.plan_shown:
             go.focus()
 
     def _next_label(self) -> str:
-        return self.form.act if self.form.plan is None or (self.is_mounted and self.planned) else "Plan"
+        return self.form.submit_label if self.form.plan is None or (self.is_mounted and self.plan_shown) else "Plan"
 
-    def _show_plan(self, planned: Sequence[Planned] | None) -> None:
+    def _show_plan(self, planned: Sequence[JobPlan] | None) -> None:
         """The plan in place of the fields, or with None the fields again."""
         shown = planned is not None
         if planned is not None:
@@ -271,31 +275,31 @@ class FormDialog(ModalScreen[Filled | None]):
 
     def _check(self, *, missing: bool) -> bool:
         """Whether all is well; says beside the fields what is not."""
-        lacking = {row.field.name: "this is needed" for row in self._rows() if row.field.needed and not row.value}
+        lacking = {row.field.name: "this is needed" for row in self._rows() if row.field.required and not row.value}
         try:
-            self.form.check(self.filled)
+            self.form.check(self.form_values)
         except MtaError as error:
-            self._blame(error, lacking if missing else {})
+            self._show_faults(error, lacking if missing else {})
             return False
-        self._blame(None, lacking if missing else {})
+        self._show_faults(None, lacking if missing else {})
         return not lacking
 
-    def _blame(self, error: MtaError | None, lacking: Filled | None = None) -> None:
-        own, rest = faults_of(error, self.form.fields) if error is not None else ({}, [])
+    def _show_faults(self, error: MtaError | None, lacking: FormValues | None = None) -> None:
+        own, rest = split_faults_by_field(error, self.form.fields) if error is not None else ({}, [])
         for row in self._rows():
-            row.blame(own.get(row.field.name, (lacking or {}).get(row.field.name, "")))
-        self.query_one("#faults", Static).update(block("\n".join(rest)))
+            row.show_fault(own.get(row.field.name, (lacking or {}).get(row.field.name, "")))
+        self.query_one("#faults", Static).update(block_text("\n".join(rest)))
 
-    def _rows(self) -> Iterator[Row]:
-        yield from self.query(Row)
+    def _rows(self) -> Iterator[FieldRow]:
+        yield from self.query(FieldRow)
 
-    def _unfold(self, row: Row) -> None:
+    def _expand_section_of(self, row: FieldRow) -> None:
         for node in row.ancestors:
             if isinstance(node, Collapsible):
                 node.collapsed = False
 
 
-def plan_table(planned: Sequence[Planned]) -> Table:
+def plan_table(planned: Sequence[JobPlan]) -> Table:
     """Every line of plans: name, value, and where the value comes from; what the job found out, before its options."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, ratio=2)
@@ -303,6 +307,6 @@ def plan_table(planned: Sequence[Planned]) -> Table:
     table.add_column(overflow="fold", ratio=3)
     for each in sorted((each for event in planned for each in event.lines), key=lambda each: "." in each.name):
         given = each.origin.startswith(("flag ", "file ", "environment "))
-        value = block(each.value.replace("\n", " "), "bold" if given else "")
-        table.add_row(line(each.name), value, line(each.origin, "dim"))
+        value = block_text(each.value.replace("\n", " "), "bold" if given else "")
+        table.add_row(line_text(each.name), value, line_text(each.origin, "dim"))
     return table

@@ -11,29 +11,29 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, UsageFault
-from mta_cli.events import Done, Event, Note, PlanLine, Planned
+from mta_cli.errors import BadInput, UsageError
+from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.options import (
     AdaptOptions,
     AnswerOptions,
     BankOptions,
     EvalOptions,
     FuseOptions,
-    GateOptions,
-    Machine,
+    MachineOptions,
     PromptOptions,
+    ScreeningOptions,
 )
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.settings import ModelOptions, Settings, StoreOptions
-from mta_cli.tui.forms import Field, Filled, Form, flags, setting_field
+from mta_cli.tui.forms import Form, FormField, FormValues, setting_field, values_as_flags
 
 if TYPE_CHECKING:
     from mta_cli.tui.app import MtaApp
     from mta_cli.tui.workers.job_queue import Job
     from store.registry import Registry
 
-BANK_FIRST = ("anchors", "rank", "epochs", "min_items")
-BANK_MORE = (
+BANK_MAIN_FIELDS = ("anchors", "rank", "epochs", "min_items")
+BANK_ADVANCED_FIELDS = (
     "alpha",
     "learning_rate",
     "batch_size",
@@ -48,260 +48,264 @@ BANK_MORE = (
     "task_epochs",
     "task_learning_rate",
 )
-ADAPT_FIRST = ("shots", "kind", "rank", "steps")
-ADAPT_MORE = ("learning_rate", "batch_size", "pull", "alpha", "targets", "placement")
-EVAL_FIRST = ("methods", "reference", "shots", "folds")
-EVAL_MORE = ("placement", "calibrate")
-EVAL_BANK = ("anchors", "epochs", "min_items", "max_items", "task_epochs")
-MACHINE = ("seed", "device", "dtype")
+ADAPT_MAIN_FIELDS = ("shots", "kind", "rank", "steps")
+ADAPT_ADVANCED_FIELDS = ("learning_rate", "batch_size", "pull", "alpha", "targets", "placement")
+EVAL_MAIN_FIELDS = ("methods", "reference", "shots", "folds")
+EVAL_ADVANCED_FIELDS = ("placement", "calibrate")
+EVAL_BANK_FIELDS = ("anchors", "epochs", "min_items", "max_items", "task_epochs")
+MACHINE_FIELDS = ("seed", "device", "dtype")
 
 
 @dataclass(frozen=True)
-class Known:
+class FormContext:
     """What a form's first values come from."""
 
     settings: Settings
-    store: Path
-    tasks: tuple[str, ...] = ()
-    person: str | None = None
+    store_path: Path
+    task_names: tuple[str, ...] = ()
+    user: str | None = None
     task: str | None = None
-    empty: bool = False
+    store_is_empty: bool = False
 
 
 @dataclass(frozen=True)
-class Order:
+class JobRequest:
     """A job that was asked for; `make` is called where it runs, or with `dry_run` where its plan is worked out."""
 
     kind: str
     title: str
-    make: Callable[[Registry, bool], Iterator[Event]]
+    make_events: Callable[[Registry, bool], Iterator[Event]]
 
 
 @dataclass(frozen=True)
-class Start:
+class JobForm:
     """A kind of job: `fields` asks for it, `order` makes it of the answers and raises UsageFault for bad values."""
 
     kind: str
     key: str
     about: str
-    fields: Callable[[Known], tuple[Field, ...]]
-    order: Callable[[Known, Filled], Order]
+    make_fields: Callable[[FormContext], tuple[FormField, ...]]
+    make_request: Callable[[FormContext, FormValues], JobRequest]
 
 
-def form_of(start: Start, known: Known, app: MtaApp) -> Form:
+def build_form(start: JobForm, known: FormContext, app: MtaApp) -> Form:
     """The form that asks for a job and shows its plan."""
 
-    async def plan(filled: Filled) -> Sequence[Planned]:
-        return await app.shelf.read(partial(planned, start.order(known, filled)))
+    async def plan(filled: FormValues) -> Sequence[JobPlan]:
+        return await app.store_reader.read(partial(dry_run_plans, start.make_request(known, filled)))
 
-    def check(filled: Filled) -> None:
-        start.order(known, filled)
+    def check(filled: FormValues) -> None:
+        start.make_request(known, filled)
 
-    return Form(start.kind, start.fields(known), check, plan, "Start", start.about)
+    return Form(start.kind, start.make_fields(known), check, plan, "Start", start.about)
 
 
-async def ask_and_start(app: MtaApp, kind: str, **values: str) -> Job | None:
+async def queue_job_from_form(app: MtaApp, kind: str, **values: str) -> Job | None:
     """Ask for a job of this kind and queue it; `values` stand in its fields at first. Await it in a worker."""
-    start, known = STARTS[kind], await known_now(app)
-    form = form_of(start, known, app)
-    fields = tuple(replace(field, value=values.get(field.name, field.value)) for field in form.fields)
-    filled = await app.fill(replace(form, fields=fields))
+    start, known = JOB_FORMS[kind], await read_form_context(app)
+    form = build_form(start, known, app)
+    fields = tuple(replace(field, initial_value=values.get(field.name, field.initial_value)) for field in form.fields)
+    filled = await app.show_form(replace(form, fields=fields))
     if filled is None:
         return None
-    order = start.order(known, filled)
-    return app.board.add(order.kind, order.title, lambda reg: order.make(reg, False))
+    order = start.make_request(known, filled)
+    return app.job_queue.add_job(order.kind, order.title, lambda reg: order.make_events(reg, False))
 
 
-async def known_now(app: MtaApp) -> Known:
+async def read_form_context(app: MtaApp) -> FormContext:
     """What a form needs to know at this moment."""
 
     def look(reg: Registry) -> tuple[tuple[str, ...], str | None, bool]:
         from mta_cli.pipeline.data.tasks import task_names
 
-        return tuple(task_names(reg)), likely_task(reg, app.chosen), not reg.counts()["users"]
+        return tuple(task_names(reg)), guess_task(reg, app.selected_user), not reg.count_rows()["users"]
 
-    tasks, likely, empty = await app.shelf.read(look)
-    return Known(app.settings, app.shelf.root, tasks, app.chosen, app.chosen_task or likely, empty)
+    tasks, likely, empty = await app.store_reader.read(look)
+    return FormContext(
+        app.settings, app.store_reader.root, tasks, app.selected_user, app.selected_task or likely, empty
+    )
 
 
-def likely_task(reg: Registry, person: str | None) -> str | None:
+def guess_task(reg: Registry, person: str | None) -> str | None:
     """The task of the chosen person, else the only one that has a bank, else the only one that there is."""
-    if person is not None and (held := reg.users.tasks_of(reg.users.get(person).id)):
+    if person is not None and (held := reg.users.tasks_of_user(reg.users.get(person).id)):
         return held[0][0]
     found = {bank.task for bank in reg.banks.all()}
-    found = found or {task for task, _ in reg.people.tasks()}
+    found = found or {task for task, _ in reg.user_table.tasks_with_user_counts()}
     return found.pop() if len(found) == 1 else None
 
 
-def planned(order: Order, reg: Registry) -> list[Planned]:
+def dry_run_plans(order: JobRequest, reg: Registry) -> list[JobPlan]:
     """The plans of a dry run; what it remarks on stands with them."""
-    events = [event for event in order.make(reg, True) if not isinstance(event, Done)]
+    events = [event for event in order.make_events(reg, True) if not isinstance(event, JobResult)]
     notes = tuple(PlanLine("note", event.text) for event in events if isinstance(event, Note))
-    plans = [event for event in events if isinstance(event, Planned)]
-    return [*plans, Planned("notes", notes)] if notes else plans
+    plans = [event for event in events if isinstance(event, JobPlan)]
+    return [*plans, JobPlan("notes", notes)] if notes else plans
 
 
-def built(settings: Settings, filled: Filled, *classes: type[Any]) -> list[Any]:
+def build_options(settings: Settings, filled: FormValues, *classes: type[Any]) -> list[Any]:
     """Options of every class from the fields. UsageFault lists every value of all of them that cannot be."""
     made, faults = [], []
     for cls in classes:
         names = [name for name in cls.__dataclass_fields__ if name in filled]
         try:
-            made.append(settings.build(cls, **flags(filled, names)))
-        except UsageFault as error:
+            made.append(settings.build_options(cls, **values_as_flags(filled, names)))
+        except UsageError as error:
             faults += [text for text in error.message.splitlines() if not text.endswith("cannot be used:")]
     if faults:
-        raise UsageFault("\n".join(faults))
+        raise UsageError("\n".join(faults))
     return made
 
 
-def _bank_fields(known: Known) -> tuple[Field, ...]:
+def _bank_fields(known: FormContext) -> tuple[FormField, ...]:
     of = partial(setting_field, known.settings, BankOptions)
     return (
-        _task(known, needed=True),
-        Field("name", "name", shown="the task's", help="The bank's name."),
-        *map(of, BANK_FIRST),
-        *(of(name, more=True) for name in BANK_MORE),
-        *_shared(known),
+        _task_field(known, needed=True),
+        FormField("name", "name", default_text="the task's", help="The bank's name."),
+        *map(of, BANK_MAIN_FIELDS),
+        *(of(name, more=True) for name in BANK_ADVANCED_FIELDS),
+        *_shared_fields(known),
     )
 
 
-def _bank_order(known: Known, filled: Filled) -> Order:
+def _bank_request(known: FormContext, filled: FormValues) -> JobRequest:
     settings = known.settings
-    options, gates, prompt, machine, models = built(
-        settings, filled, BankOptions, GateOptions, PromptOptions, Machine, ModelOptions
+    options, gates, prompt, machine, models = build_options(
+        settings, filled, BankOptions, ScreeningOptions, PromptOptions, MachineOptions, ModelOptions
     )
     plan = settings.plan_lines(options, gates, prompt, machine)
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         from mta_cli.pipeline.bank.build import BankRequest, build_bank
         from mta_cli.pipeline.data.tasks import find_task
-        from mta_cli.pipeline.models.lookup import resolve
+        from mta_cli.pipeline.models.lookup import resolve_model
 
-        entries = resolve(models.base, "base"), resolve(models.embedder, "embedder")
+        entries = resolve_model(models.base, "base"), resolve_model(models.embedder, "embedder")
         name = filled["name"] or None
         request = BankRequest(find_task(reg, filled["task"]), *entries, options, prompt, machine, name, gates=gates)
         return build_bank(reg, request, plan=plan, dry_run=dry_run)
 
-    return Order("bank build", filled["name"] or filled["task"], make)
+    return JobRequest("bank build", filled["name"] or filled["task"], make)
 
 
-def _adapt_fields(known: Known) -> tuple[Field, ...]:
+def _adapt_fields(known: FormContext) -> tuple[FormField, ...]:
     of = partial(setting_field, known.settings, AdaptOptions)
     weigh = partial(setting_field, known.settings, FuseOptions, more=True)
     people = "Whom, with commas between them; left empty: everybody with a history who is no anchor."
     return (
-        Field("users", "people", known.person or "", "everybody", people),
-        _task(known),
-        *map(of, ADAPT_FIRST),
-        *(of(name, more=True) for name in ADAPT_MORE),
+        FormField("users", "people", known.user or "", "everybody", people),
+        _task_field(known),
+        *map(of, ADAPT_MAIN_FIELDS),
+        *(of(name, more=True) for name in ADAPT_ADVANCED_FIELDS),
         weigh("weights"),
         weigh("top_k"),
-        *_shared(known),
+        *_shared_fields(known),
     )
 
 
-def _adapt_order(known: Known, filled: Filled) -> Order:
+def _adapt_request(known: FormContext, filled: FormValues) -> JobRequest:
     settings = known.settings
-    options, fuse, prompt, machine, models = built(
-        settings, filled, AdaptOptions, FuseOptions, PromptOptions, Machine, ModelOptions
+    options, fuse, prompt, machine, models = build_options(
+        settings, filled, AdaptOptions, FuseOptions, PromptOptions, MachineOptions, ModelOptions
     )
     options.settled(labels=True)  # a value that its kind does not have is told before the job begins
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         from mta_cli.pipeline.data.tasks import find_task
-        from mta_cli.pipeline.models.lookup import resolve
-        from mta_cli.pipeline.personalize.adapt import adapt_users, task_to_adapt
+        from mta_cli.pipeline.models.lookup import resolve_model
+        from mta_cli.pipeline.personalize.adapt import adapt_users, resolve_adapt_task
         from mta_cli.pipeline.personalize.fuse import FuseRequest
 
-        names = people(filled["users"], known.person)
+        names = parse_user_names(filled["users"], known.user)
         if filled["users"].strip() and not names:
             raise BadInput(f"--users: {filled['users']!r:.80} names nobody", hint="leave it empty for everybody")
         chosen = [reg.users.get(name) for name in names] or None
-        task = find_task(reg, task_to_adapt(reg, chosen, filled["task"] or None))
-        entries = resolve(models.base, "base"), resolve(models.embedder, "embedder")
-        request = FuseRequest(task, *entries, fuse, prompt, machine, settings.build(AnswerOptions))
+        task = find_task(reg, resolve_adapt_task(reg, chosen, filled["task"] or None))
+        entries = resolve_model(models.base, "base"), resolve_model(models.embedder, "embedder")
+        request = FuseRequest(task, *entries, fuse, prompt, machine, settings.build_options(AnswerOptions))
         asked, top = options.settled(bool(task.labels)), bool(filled["top_k"])
         plan = [line for line in settings.plan_lines(asked, fuse, prompt, machine) if line.name not in asked.unused]
         return adapt_users(reg, chosen, request, asked, plan=plan, explicit_top_k=top, dry_run=dry_run)
 
-    return Order("user adapt", filled["users"] or "everybody", make)
+    return JobRequest("user adapt", filled["users"] or "everybody", make)
 
 
-def people(text: str, whole: str | None = None) -> list[str]:
+def parse_user_names(text: str, whole: str | None = None) -> list[str]:
     """Names with commas between them, each once; a text that is the name `whole` is that alone."""
     names = [whole] if whole is not None and text == whole.strip() else [name.strip() for name in text.split(",")]
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _eval_fields(known: Known) -> tuple[Field, ...]:
+def _eval_fields(known: FormContext) -> tuple[FormField, ...]:
     of = partial(setting_field, known.settings, EvalOptions)
     bank = partial(setting_field, known.settings, BankOptions, more=True)
     own = "Methods' own settings, METHOD.SETTING=VALUE, with blanks between them."
     return (
-        _task(known, needed=True),
-        *map(of, EVAL_FIRST),
-        *(of(name, more=True) for name in EVAL_MORE),
-        *map(bank, EVAL_BANK),
-        Field("set", "settings", help=own, more=True),
-        *_shared(known),
+        _task_field(known, needed=True),
+        *map(of, EVAL_MAIN_FIELDS),
+        *(of(name, more=True) for name in EVAL_ADVANCED_FIELDS),
+        *map(bank, EVAL_BANK_FIELDS),
+        FormField("set", "settings", help=own, advanced=True),
+        *_shared_fields(known),
     )
 
 
-def _eval_order(known: Known, filled: Filled) -> Order:
+def _eval_request(known: FormContext, filled: FormValues) -> JobRequest:
     from mta_cli.pipeline.evaluation.design import EvalRequest, bank_options, parse_settings
 
     settings = known.settings
-    options, bank, prompt, machine, models = built(
-        settings, filled, EvalOptions, BankOptions, PromptOptions, Machine, ModelOptions
+    options, bank, prompt, machine, models = build_options(
+        settings, filled, EvalOptions, BankOptions, PromptOptions, MachineOptions, ModelOptions
     )
     given = parse_settings(filled["set"].split())
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         from mta_cli.pipeline.data.tasks import find_task
         from mta_cli.pipeline.evaluation.run import run_evaluation
-        from mta_cli.pipeline.models.lookup import resolve
+        from mta_cli.pipeline.models.lookup import resolve_model
 
-        entries = resolve(models.base, "base"), resolve(models.embedder, "embedder")
+        entries = resolve_model(models.base, "base"), resolve_model(models.embedder, "embedder")
         request = EvalRequest(find_task(reg, filled["task"]), *entries, options, bank, prompt, machine, given)
         plan = settings.plan_lines(options, bank_options(request), prompt, machine)
         return run_evaluation(reg, request, plan=plan, dry_run=dry_run)
 
-    return Order("eval run", filled["task"], make)
+    return JobRequest("eval run", filled["task"], make)
 
 
-def _import_fields(known: Known) -> tuple[Field, ...]:
+def _import_fields(known: FormContext) -> tuple[FormField, ...]:
     return (
-        Field("path", "file", help="Where it lies.", needed=True),
-        Field(
+        FormField("path", "file", help="Where it lies.", required=True),
+        FormField(
             "format",
             "format",
-            shown="by its name",
+            default_text="by its name",
             choices=FORMATS,
             help="How the file is written; left empty: "
             "jsonl or csv by the file's name, and of .json files lamp where answers are given, else users.",
         ),
-        Field("outputs", "answers", shown="none", help="Of the format lamp: the file of answers to its questions."),
-        _task(known),
-        Field(
+        FormField(
+            "outputs", "answers", default_text="none", help="Of the format lamp: the file of answers to its questions."
+        ),
+        _task_field(known),
+        FormField(
             "can_anchor",
             "may be anchors",
-            shown="new users may",
+            default_text="new users may",
             choices=("yes", "no"),
             help="Whether these users may be anchors, who help to serve others.",
         ),
     )
 
 
-def _import_order(known: Known, filled: Filled) -> Order:
-    from mta_cli.pipeline.data.parse_file import Source
+def _import_request(known: FormContext, filled: FormValues) -> JobRequest:
+    from mta_cli.pipeline.data.parse_file import ImportSource
 
-    path, outputs = _path(filled["path"]), _path(filled["outputs"]) if filled["outputs"] else None
+    path, outputs = _parse_path(filled["path"]), _parse_path(filled["outputs"]) if filled["outputs"] else None
     form = filled["format"]
     if not form and filled["path"]:  # without a file the form says that it is needed
-        form = form_by_name(path, answers=outputs is not None)
+        form = format_from_file_name(path, answers=outputs is not None)
     if form:
-        Source(form, path, filled["task"] or None, outputs).check()
+        ImportSource(form, path, filled["task"] or None, outputs).require_consistent()
     can_anchor = {"yes": True, "no": False}.get(filled["can_anchor"])
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
@@ -310,46 +314,46 @@ def _import_order(known: Known, filled: Filled) -> Order:
         task = filled["task"] or None
         return import_file(reg, form, path, task=task, outputs=outputs, can_anchor=can_anchor, dry_run=dry_run)
 
-    return Order("data import", path.name, make)
+    return JobRequest("data import", path.name, make)
 
 
-def form_by_name(path: Path, *, answers: bool) -> str:
+def format_from_file_name(path: Path, *, answers: bool) -> str:
     """The format that a file's name stands for. UsageFault where it stands for none."""
     ending = path.suffix.lower()
     if ending == ".json":
         return "lamp" if answers else "users"
     if ending.removeprefix(".") in ("jsonl", "csv"):
         return ending.removeprefix(".")
-    raise UsageFault(f"{path.name:.80}: the name does not say how the file is written", hint="choose a format")
+    raise UsageError(f"{path.name:.80}: the name does not say how the file is written", hint="choose a format")
 
 
-def _demo_fields(known: Known) -> tuple[Field, ...]:
+def _demo_fields(known: FormContext) -> tuple[FormField, ...]:
     return (
-        Field(
+        FormField(
             "where",
             "where",
-            "this store" if known.empty else "its own",
+            "this store" if known.store_is_empty else "its own",
             choices=("this store", "its own"),
             help="Into the store that is open, or into one of its own beside it.",
-            needed=True,
+            required=True,
         ),
-        Field(
+        FormField(
             "quick",
             "quick",
-            shown="no",
+            default_text="no",
             choices=("yes", "no"),
             help="Train less and adapt fewer people: faster, and less is learnt.",
         ),
-        *_shared(known, prompt=False),
+        *_shared_fields(known, prompt=False),
     )
 
 
-def _demo_order(known: Known, filled: Filled) -> Order:
+def _demo_request(known: FormContext, filled: FormValues) -> JobRequest:
     from mta_cli.pipeline.demo import DemoRequest, plan_demo, run_demo
 
-    machine, models = built(known.settings, filled, Machine, ModelOptions)
+    machine, models = build_options(known.settings, filled, MachineOptions, ModelOptions)
     request = DemoRequest(models.base, models.embedder, machine, filled["quick"] == "yes")
-    own = known.store.with_name(f"{known.store.name}-demo")
+    own = known.store_path.with_name(f"{known.store_path.name}-demo")
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         if dry_run:
@@ -359,42 +363,46 @@ def _demo_order(known: Known, filled: Filled) -> Order:
         else:
             from store.registry import Registry
 
-            with Registry.open(own, create=True, timeout=known.settings.build(StoreOptions).timeout) as beside:
+            with Registry.open(own, create=True, timeout=known.settings.build_options(StoreOptions).timeout) as beside:
                 yield from run_demo(beside, request)
 
-    return Order("demo", filled["where"], make)
+    return JobRequest("demo", filled["where"], make)
 
 
-def _path(text: str) -> Path:
+def _parse_path(text: str) -> Path:
     if "\0" in text:
-        raise UsageFault("a path holds no NUL character")
+        raise UsageError("a path holds no NUL character")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # `~nobody`
-        raise UsageFault(f"{text!r:.80} cannot be used: {error}") from None
+        raise UsageError(f"{text!r:.80} cannot be used: {error}") from None
 
 
-def _task(known: Known, *, needed: bool = False) -> Field:
-    value = known.task if known.task in known.tasks else ""
-    return Field("task", "task", value or "", help="The task.", choices=known.tasks, needed=needed)
+def _task_field(known: FormContext, *, needed: bool = False) -> FormField:
+    value = known.task if known.task in known.task_names else ""
+    return FormField("task", "task", value or "", help="The task.", choices=known.task_names, required=needed)
 
 
-def _shared(known: Known, *, prompt: bool = True) -> tuple[Field, ...]:
+def _shared_fields(known: FormContext, *, prompt: bool = True) -> tuple[FormField, ...]:
     """Models, machine and prompt, folded away."""
     models = partial(setting_field, known.settings, ModelOptions, more=True)
-    machine = partial(setting_field, known.settings, Machine, more=True)
+    machine = partial(setting_field, known.settings, MachineOptions, more=True)
     shown = (setting_field(known.settings, PromptOptions, "history_items", more=True),) if prompt else ()
-    return (*shown, models("base"), models("embedder"), *map(machine, MACHINE))
+    return (*shown, models("base"), models("embedder"), *map(machine, MACHINE_FIELDS))
 
 
-STARTS = {
+JOB_FORMS = {
     start.kind: start
     for start in (
-        Start("bank build", "b", "Anchors, the task adapter and a meta-LoRA for each.", _bank_fields, _bank_order),
-        Start("user adapt", "a", "A stack for one person, for several, or for everybody.", _adapt_fields, _adapt_order),
-        Start("eval run", "e", "Methods compared on the same people.", _eval_fields, _eval_order),
-        Start("data import", "i", "Histories from a file, checked as a whole first.", _import_fields, _import_order),
-        Start("demo", "m", "The carried sample through every stage.", _demo_fields, _demo_order),
+        JobForm("bank build", "b", "Anchors, the task adapter and a meta-LoRA for each.", _bank_fields, _bank_request),
+        JobForm(
+            "user adapt", "a", "A stack for one person, for several, or for everybody.", _adapt_fields, _adapt_request
+        ),
+        JobForm("eval run", "e", "Methods compared on the same people.", _eval_fields, _eval_request),
+        JobForm(
+            "data import", "i", "Histories from a file, checked as a whole first.", _import_fields, _import_request
+        ),
+        JobForm("demo", "m", "The carried sample through every stage.", _demo_fields, _demo_request),
     )
 }
 """What can be started, by kind, in the order of the data."""

@@ -14,11 +14,11 @@ class StoreChanged(Message):
     """Something durable is new: whatever is shown may be old."""
 
 
-class PersonChosen(Message):
+class UserSelected(Message):
     """Rooms now work for another person, or for nobody."""
 
 
-class JobMoved(Message):
+class JobUpdated(Message):
     """A job has another state, more progress or a longer log; at most eight a second."""
 
     def __init__(self, job: Job) -> None:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, cast
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from mta_cli.printable import clean_line
-from mta_cli.tui.screens.base import ROOMS
-from mta_cli.tui.text import line
+from mta_cli.tui.screens.base import SCREEN_TITLES
+from mta_cli.tui.text import line_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mta_cli.tui.app import MtaApp
 
-PEOPLE = 8  # names that the palette offers at once
+MAX_PALETTE_USERS = 8  # names that the palette offers at once
 
 
 class Commands(Provider):
@@ -25,30 +25,32 @@ class Commands(Provider):
 
     async def discover(self) -> Hits:
         """Everything but people."""
-        for name, about, run in self._offers():
+        for name, about, run in self._list_commands():
             yield DiscoveryHit(name, run, help=about)
 
     async def search(self, query: str) -> Hits:
         """What fits the words typed."""
         matcher = self.matcher(query)
-        for name, about, run in self._offers():
+        for name, about, run in self._list_commands():
             if (score := matcher.match(name)) > 0:
-                yield Hit(score, line(name), run, help=about)
-        async for name in self._people(query):
-            yield Hit(0.5, line(f"Choose {name}"), partial(self._home.choose, name), help="Work for this person")
+                yield Hit(score, line_text(name), run, help=about)
+        async for name in self._find_users(query):
+            yield Hit(
+                0.5, line_text(f"Choose {name}"), partial(self._mta_app.select_user, name), help="Work for this person"
+            )
 
     @property
-    def _home(self) -> MtaApp:
+    def _mta_app(self) -> MtaApp:
         return cast("MtaApp", self.app)
 
-    def _offers(self) -> list[tuple[str, str, Callable[[], object]]]:
+    def _list_commands(self) -> list[tuple[str, str, Callable[[], object]]]:
         offers: list[tuple[str, str, Callable[[], object]]] = [
-            (f"Go to {title}", f"Key {number}", partial(self._home.go, room))
-            for number, (room, title) in enumerate(ROOMS.items(), start=1)
+            (f"Go to {title}", f"Key {number}", partial(self._mta_app.show_screen, room))
+            for number, (room, title) in enumerate(SCREEN_TITLES.items(), start=1)
         ]
         for active in self.screen.active_bindings.values():
             binding = active.binding
-            if binding.id and active.enabled and binding.id.split(".")[0] in ROOMS and binding.description:
+            if binding.id and active.enabled and binding.id.split(".")[0] in SCREEN_TITLES and binding.description:
                 offers.append(
                     (
                         binding.description,
@@ -58,7 +60,9 @@ class Commands(Provider):
                 )
         return offers
 
-    async def _people(self, query: str) -> AsyncIterator[str]:
-        names = await self._home.shelf.read(lambda reg: reg.people.page(query, "name", False, 0, PEOPLE, None))
+    async def _find_users(self, query: str) -> AsyncIterator[str]:
+        names = await self._mta_app.store_reader.read(
+            lambda reg: reg.user_table.user_page(query, "name", False, 0, MAX_PALETTE_USERS, None)
+        )
         for row in names:
             yield clean_line(row.name)

@@ -10,35 +10,41 @@ from rich.text import Text
 from textual.color import Color
 from textual.filter import LineFilter
 
-from mta_cli.printable import clean, clean_line
+from mta_cli.printable import clean_line, clean_text
 
-NOTHING = "–"
+MISSING_VALUE = "–"
 
 
-class Printable(LineFilter):
+class PrintableFilter(LineFilter):
     """The last thing between the window and the terminal: no line holds what `clean` takes out."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
         """The segments with their texts cleaned."""
         return [
-            one if one.control or one.text.isprintable() else Segment(clean(one.text), one.style) for one in segments
+            one if one.control or one.text.isprintable() else Segment(clean_text(one.text), one.style)
+            for one in segments
         ]
 
 
-def line(value: object, style: str = "") -> Text:
+def line_text(value: object, style: str = "") -> Text:
     """A value on one line; a dash for None."""
-    return Text(NOTHING if value is None else clean_line(_plain(value)), style=style, no_wrap=True, overflow="ellipsis")
+    return Text(
+        MISSING_VALUE if value is None else clean_line(_format_value(value)),
+        style=style,
+        no_wrap=True,
+        overflow="ellipsis",
+    )
 
 
-def block(value: str, style: str = "") -> Text:
+def block_text(value: str, style: str = "") -> Text:
     """A text with its line breaks."""
-    return Text(clean(value), style=style)
+    return Text(clean_text(value), style=style)
 
 
-def size(count: int | None) -> str:
+def format_bytes(count: int | None) -> str:
     """Bytes in decimal units: `560 B`, `82 kB`."""
     if count is None:
-        return NOTHING
+        return MISSING_VALUE
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 999.5 or unit == "GB":
@@ -47,15 +53,15 @@ def size(count: int | None) -> str:
     raise AssertionError
 
 
-def signed(value: float | None) -> str:
+def format_signed(value: float | None) -> str:
     """A difference in three decimals with its sign; no zero before the point."""
     if value is None or value != value:
-        return NOTHING
+        return MISSING_VALUE
     shown = f"{value:+.3f}"
     return shown.replace("+0.", "+.").replace("-0.", "−.").replace("-", "−")
 
 
-def _plain(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.errors import IntegrityFault, MtaError
-from store.connection import Connection, uri_of
+from store.connection import Connection, sqlite_uri
 from store.damage import damaged_documents, damaged_rows
 from store.files import AdapterFiles
-from store.tables.recipes_and_stacks import unpack_shares
+from store.tables.recipes_and_stacks import unpack_anchor_weights
 from store.version import SCHEMA_VERSION, schema_version
 
 TABLES = (
@@ -44,19 +44,27 @@ TABLES = (
     "tombstones",
 )
 
-UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+SQLITE_READ_ERRORS = (sqlite3.DatabaseError, UnicodeDecodeError)
 """What SQLite raises for a damaged database; its own words may hold what is no text any more."""
 
 
-def counts(db: Connection) -> dict[str, int]:
+def count_rows(db: Connection) -> dict[str, int]:
     """How many rows each table has."""
-    return {table: int(db.value(f"SELECT count(*) FROM {table}")) for table in TABLES}
+    return {table: int(db.fetch_value(f"SELECT count(*) FROM {table}")) for table in TABLES}
 
 
-def problems(db: Connection, files: AdapterFiles) -> list[str]:
+def find_problems(db: Connection, files: AdapterFiles) -> list[str]:
     """Everything that is wrong, a line each; empty when all is well."""
     found: list[str] = []
-    for check in (_database(db), _index(db), _seals(db), _documents(db), _recipes(db), _cores(db), _files(db, files)):
+    for check in (
+        _check_database(db),
+        _check_fulltext_index(db),
+        _check_row_checksums(db),
+        _check_json_columns(db),
+        _check_recipes(db),
+        _check_cores(db),
+        _check_files(db, files),
+    ):
         try:
             found.extend(check)
         except MtaError as error:
@@ -64,102 +72,104 @@ def problems(db: Connection, files: AdapterFiles) -> list[str]:
     return found
 
 
-def structure_faults(root: Path, *, index: bool = True) -> list[str]:
+def find_structure_faults(root: Path, *, index: bool = True) -> list[str]:
     """What is wrong with the database itself and, with `index`, its full-text index; rows are left to their seals.
 
     Looked for in a copy, so that nobody who writes has to wait, and from any thread. SQLite keeps it in memory while it
     is small, else in a temporary file of its own.
     """
-    place = uri_of(root / "registry.db", os.access(root, os.W_OK))
+    place = sqlite_uri(root / "registry.db", os.access(root, os.W_OK))
     try:
         with closing(sqlite3.connect(place, uri=True)) as conn, closing(sqlite3.connect("")) as copy:
             conn.backup(copy)
             copy.text_factory = lambda raw: raw.decode(errors="replace")
             lines = [line for (line,) in copy.execute("PRAGMA integrity_check(20)") if line != "ok"]
-            lines += _strange_columns(copy)
+            lines += _schema_mismatches(copy)
             if index and not lines:
                 copy.execute("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
-    except UNREADABLE as error:
+    except SQLITE_READ_ERRORS as error:
         lines = [str(error)]
     return [f"registry.db is damaged: {line}" for line in lines]
 
 
-def _strange_columns(conn: sqlite3.Connection) -> list[str]:
+def _schema_mismatches(conn: sqlite3.Connection) -> list[str]:
     """Tables whose columns are not those that the migrations make: SQLite takes another letter case for the same."""
     if schema_version(conn) != SCHEMA_VERSION:
         return []
-    expected = _columns_by_migration()
-    return [f"the columns of {name} are not its own" for name in TABLES if _columns(conn, name) != expected[name]]
+    expected = _expected_columns()
+    return [f"the columns of {name} are not its own" for name in TABLES if _table_info(conn, name) != expected[name]]
 
 
 @cache
-def _columns_by_migration() -> dict[str, list[tuple[Any, ...]]]:
+def _expected_columns() -> dict[str, list[tuple[Any, ...]]]:
     from sqlite_utils import Database
 
     from store.schema import migrations
 
     with closing(sqlite3.connect(":memory:")) as conn:
         migrations.apply(Database(conn, execute_plugins=False))
-        return {name: _columns(conn, name) for name in TABLES}
+        return {name: _table_info(conn, name) for name in TABLES}
 
 
-def _columns(conn: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
+def _table_info(conn: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
     return conn.execute(f"PRAGMA table_info({table})").fetchall()
 
 
-def _database(db: Connection) -> Iterator[str]:
-    for (line,) in db.tuples("PRAGMA integrity_check(20)"):
+def _check_database(db: Connection) -> Iterator[str]:
+    for (line,) in db.fetch_tuples("PRAGMA integrity_check(20)"):
         if line != "ok":
             yield f"registry.db is damaged: {line}"
-    for table, row, parent, _ in itertools.islice(db.tuples("PRAGMA foreign_key_check"), 20):
+    for table, row, parent, _ in itertools.islice(db.fetch_tuples("PRAGMA foreign_key_check"), 20):
         yield f"row {row} of {table} refers to a row of {parent} that is not there"
 
 
-def _index(db: Connection) -> Iterator[str]:
+def _check_fulltext_index(db: Connection) -> Iterator[str]:
     if not db.writable:  # SQLite checks the index by a writing statement
         return
     try:
-        db.write("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
+        db.execute_write("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
     except IntegrityFault as error:
         yield f"the full-text index does not agree with the items: {error.__cause__}"
 
 
-def _seals(db: Connection) -> Iterator[str]:
+def _check_row_checksums(db: Connection) -> Iterator[str]:
     for one in damaged_rows(db):
         yield f"{one.words} is damaged: it is not what was stored"
 
 
-def _documents(db: Connection) -> Iterator[str]:
+def _check_json_columns(db: Connection) -> Iterator[str]:
     for table, column, number in damaged_documents(db):
         yield f"the {column} of {table[:-1]} {number} is damaged"
 
 
-def _recipes(db: Connection) -> Iterator[str]:
-    anchors = set(db.tuples("SELECT id, bank_id FROM anchors"))
+def _check_recipes(db: Connection) -> Iterator[str]:
+    anchors = set(db.fetch_tuples("SELECT id, bank_id FROM anchors"))
     for table, column in (("recipes", "shares"), ("stacks", "recipe")):
-        for user, bank, packed in db.tuples(f"SELECT user_id, bank_id, {column} FROM {table}"):
+        for user, bank, packed in db.fetch_tuples(f"SELECT user_id, bank_id, {column} FROM {table}"):
             if not isinstance(packed, bytes) or len(packed) % 12:
                 yield f"the recipe of user number {user} in {table} is damaged"
                 continue
-            lost = [share.anchor_id for share in unpack_shares(packed) if (share.anchor_id, bank) not in anchors]
+            lost = [
+                share.anchor_id for share in unpack_anchor_weights(packed) if (share.anchor_id, bank) not in anchors
+            ]
             if lost:
                 yield f"the recipe of user number {user} in {table} names anchors that are not there: {lost}"
 
 
-def _cores(db: Connection) -> Iterator[str]:
+def _check_cores(db: Connection) -> Iterator[str]:
     sql = "SELECT user_id FROM stacks WHERE numbers IS NOT NULL AND (length(numbers) != bytes OR length(numbers) % 2)"
-    for (user,) in db.tuples(sql):
+    for (user,) in db.fetch_tuples(sql):
         yield f"the core of user number {user} is damaged"
 
 
-def _files(db: Connection, files: AdapterFiles) -> Iterator[str]:
-    known = {digest for (digest,) in db.tuples("SELECT CAST(digest AS TEXT) FROM adapters")}
+def _check_files(db: Connection, files: AdapterFiles) -> Iterator[str]:
+    known = {digest for (digest,) in db.fetch_tuples("SELECT CAST(digest AS TEXT) FROM adapters")}
     for digest in sorted(known):
         try:
             files.verify(digest)
         except MtaError as error:
             yield error.message
-    for path in files.orphans(known):
+    for path in files.find_orphans(known):
         yield f"{path} belongs to no adapter of the store"
-    for path in files.temporary():
+    for path in files.abandoned_temporaries():
         yield f"{path} is left over from a write that was stopped"

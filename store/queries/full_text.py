@@ -12,54 +12,54 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-MAX_TERMS = 64
+MAX_QUERY_TERMS = 64
 """Most distinct words of a text that a search uses; its first ones."""
 
-_READ = 20_000
-_KEPT = 1_024  # texts whose words are kept
-_ASCII = re.compile("[a-z0-9]+")
-_SATURATION, _LENGTH = 1.2, 0.75  # k1 and b of Okapi BM25, as FTS5 has them
+_MAX_TEXT_CHARS = 20_000
+_TERM_COUNTS_CACHE_SIZE = 1_024  # texts whose words are kept
+_ASCII_WORD_PATTERN = re.compile("[a-z0-9]+")
+_BM25_K1, _BM25_B = 1.2, 0.75  # k1 and b of Okapi BM25, as FTS5 has them
 
 
-def safe_query(user_id: int, task: str, text: str) -> str | None:
+def fts5_query(user_id: int, task: str, text: str) -> str | None:
     """An FTS5 query for any of the words of `text` in the inputs of one user's items of a task; None without words."""
     terms = dict.fromkeys(_words(text))
-    chosen = list(terms)[:MAX_TERMS]
+    chosen = list(terms)[:MAX_QUERY_TERMS]
     if not chosen:
         return None
     anyone = " OR ".join(f'"{term}"' for term in chosen)
     return f'scope : "{user_id}x{task.encode().hex()}" AND input : ({anyone})'
 
 
-def best_first(text: str, found: Sequence[tuple[int, str]], held: int) -> list[int]:
+def rank_bm25(text: str, found: Sequence[tuple[int, str]], held: int) -> list[int]:
     """The numbers of `found` (number, words), the best match of `text` first, by Okapi BM25; ties by number.
 
     Lengths are measured by the mean of what was found. `held` is how many texts of their person were searched. These
     alone say how rare a word is: FTS5's `bm25()` counts everybody's, so that what one person writes would move
     another's prompts.
     """
-    terms = list(dict.fromkeys(_folded(text)))[:MAX_TERMS]
-    counts = {number: _counted(words) for number, words in found}
+    terms = list(dict.fromkeys(_unaccented_words(text)))[:MAX_QUERY_TERMS]
+    counts = {number: _term_counts(words) for number, words in found}
     lengths = {number: sum(count.values()) for number, count in counts.items()}
     mean = sum(lengths.values()) / max(1, len(lengths)) or 1.0
     holders = {term: sum(term in count for count in counts.values()) for term in terms}
     rare = {term: math.log(1.0 + (held - n + 0.5) / (n + 0.5)) for term, n in holders.items()}
 
     def score(number: int) -> float:
-        count, damped = counts[number], _SATURATION * (1.0 - _LENGTH + _LENGTH * lengths[number] / mean)
+        count, damped = counts[number], _BM25_K1 * (1.0 - _BM25_B + _BM25_B * lengths[number] / mean)
         return sum(rare[term] * count[term] / (count[term] + damped) for term in terms if term in count)
 
     return sorted(counts, key=lambda number: (-score(number), number))
 
 
-@lru_cache(_KEPT)
-def _counted(text: str) -> Counter[str]:
-    return Counter(_folded(text))
+@lru_cache(_TERM_COUNTS_CACHE_SIZE)
+def _term_counts(text: str) -> Counter[str]:
+    return Counter(_unaccented_words(text))
 
 
-def _folded(text: str) -> Iterator[str]:
+def _unaccented_words(text: str) -> Iterator[str]:
     """Words without their marks, as the index knows them."""
-    head = text[:_READ]
+    head = text[:_MAX_TEXT_CHARS]
     if head.isascii():
         return _words(head)
     plain = unicodedata.normalize("NFKD", head)
@@ -68,8 +68,8 @@ def _folded(text: str) -> Iterator[str]:
 
 def _words(text: str) -> Iterator[str]:
     """Runs of letters, marks and digits, in lower case; a quote or any other sign can be in none of them."""
-    head = text[:_READ]
+    head = text[:_MAX_TEXT_CHARS]
     if head.isascii():  # a quarter of the time
-        return iter(_ASCII.findall(head.lower()))
+        return iter(_ASCII_WORD_PATTERN.findall(head.lower()))
     kept = (char if unicodedata.category(char)[0] in "LMN" else " " for char in head)
     return iter("".join(kept).lower().split())

@@ -14,30 +14,30 @@ from typing import Any
 
 from store.connection import Connection
 from store.queries.user_filter import (
-    STATUSES,
-    Conditions,
-    Wanted,
-    column_conditions,
-    name_conditions,
-    read_filter,
-    task_conditions,
+    USER_STATUSES,
+    SqlConditions,
+    UserFilter,
+    add_column_conditions,
+    add_name_conditions,
+    add_task_conditions,
+    parse_user_filter,
 )
 
-SORTS = ("name", "items", "queries", "status", "bytes", "change")
+SORT_COLUMNS = ("name", "items", "queries", "status", "bytes", "change")
 
-MAX_PAGE = 500
+MAX_PAGE_ROWS = 500
 """Most rows in a page."""
 
-KEPT = 2  # orders: that of the pages, and that of everybody, who are counted beside them
+MAX_CACHED_ORDERS = 2  # orders: that of the pages, and that of everybody, who are counted beside them
 
 # A person's standing is that in the newest ready version of every bank, as in `users.summaries`.
-_CURRENT = """current AS MATERIALIZED (
+_WITH_CURRENT_BANKS = """current AS MATERIALIZED (
     SELECT id FROM banks AS b WHERE status = 'ready' AND purpose = '' AND (:task IS NULL OR task = :task)
         AND version = (SELECT max(version) FROM banks WHERE name = b.name AND status = 'ready' AND purpose = '')
 )"""
 
 # `+bank_id`: by user, not by bank, in which everybody may be. With max(), the other columns are those of its row.
-_PARTS = {
+_JOIN_SUBQUERIES = {
     "i": "SELECT user_id, count(*) AS n FROM items {where} GROUP BY user_id",
     "q": "SELECT user_id, count(*) AS n FROM queries {where} GROUP BY user_id",
     "s": """SELECT user_id, sum(bytes) AS bytes, max(bank_id), heldout_before - heldout_after AS change FROM stacks
@@ -46,7 +46,7 @@ _PARTS = {
         WHERE +bank_id IN current {and_} GROUP BY user_id""",
     "a": "SELECT DISTINCT user_id FROM anchors WHERE bank_id IN current AND user_id IS NOT NULL",
 }
-_COLUMNS = {
+_COLUMN_SQL = {
     "name": "users.name",
     "items": "coalesce(i.n, 0)",
     "queries": "coalesce(q.n, 0)",
@@ -56,7 +56,7 @@ _COLUMNS = {
     "bytes": "coalesce(r.bytes, 0) + coalesce(s.bytes, 0)",
     "change": "s.change",
 }
-_NEEDS = {
+_JOINS_BY_COLUMN = {
     "name": "",
     "items": "i",
     "queries": "q",
@@ -66,14 +66,14 @@ _NEEDS = {
     "change": "s",
 }
 # Of everybody at once, whether somebody is in a set is found thrice as fast as what is joined to them.
-_STANDING = """CASE
+_STATUS_SQL = """CASE
     WHEN users.id IN (SELECT user_id FROM stacks WHERE +bank_id IN current {and_}) THEN 3
     WHEN users.id IN (SELECT user_id FROM recipes WHERE +bank_id IN current {and_}) THEN 2
     WHEN users.id IN (SELECT user_id FROM anchors WHERE bank_id IN current) THEN 1 ELSE 0 END"""
-_OF_TASK = """users.id IN (
+_HAS_TASK = """users.id IN (
     SELECT user_id FROM items WHERE task = :task UNION SELECT user_id FROM queries WHERE task = :task
 )"""
-_MAIN_TASK = """(SELECT task FROM (
+_SELECT_MAIN_TASK = """(SELECT task FROM (
     SELECT task, count(*) AS items, 0 AS queries FROM items WHERE user_id = users.id GROUP BY task
     UNION ALL
     SELECT task, 0, count(*) FROM queries WHERE user_id = users.id GROUP BY task
@@ -81,7 +81,7 @@ _MAIN_TASK = """(SELECT task FROM (
 
 
 @dataclass(frozen=True)
-class PersonRow:
+class UserRow:
     """One line of a table of people. `task` is the one with most items; `status` is new, anchor, fused or adapted.
 
     `anchors` are those in the recipe on the newest bank; `bytes` are recipe and stack. `change` is by how much the
@@ -99,7 +99,7 @@ class PersonRow:
 
 
 @dataclass(frozen=True)
-class _Question:
+class _TableQuery:
     """Who, and in which order."""
 
     filter: str
@@ -108,15 +108,15 @@ class _Question:
     task: str | None
 
 
-class People:
+class UserTable:
     """Everybody, as a table wants them."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
         self._state: tuple[int, ...] = ()
-        self._kept: dict[_Question, array[int]] = {}
+        self._cached_orders: dict[_TableQuery, array[int]] = {}
 
-    def page(
+    def user_page(
         self,
         filter: str = "",
         sort: str = "name",
@@ -124,130 +124,136 @@ class People:
         offset: int = 0,
         limit: int = 50,
         task: str | None = None,
-    ) -> list[PersonRow]:
+    ) -> list[UserRow]:
         """At most `limit` (and `MAX_PAGE`) people from place `offset` on; equals by name, those without a value last.
 
         `filter` holds words of the name, whatever the case, and any of `status:adapted`, `task:NAME`, `items>5`,
         `queries=0`, `anchors<4`, `bytes>=100`, `change>0`; all must hold. With `task`, only people who have something
         of it, and about that alone. Raises ValueError for a `sort` that is none of `SORTS`.
         """
-        question = _question(filter, sort, descending, task)
-        offset, limit = max(0, offset), max(0, min(limit, MAX_PAGE))
-        return self._rows(self._numbers(question, offset, limit), task)
+        question = _make_table_query(filter, sort, descending, task)
+        offset, limit = max(0, offset), max(0, min(limit, MAX_PAGE_ROWS))
+        return self._load_rows(self._page_user_ids(question, offset, limit), task)
 
-    def count(self, filter: str = "", task: str | None = None, *, sort: str = "name", descending: bool = False) -> int:
+    def count_users_matching(
+        self, filter: str = "", task: str | None = None, *, sort: str = "name", descending: bool = False
+    ) -> int:
         """How many people there are; said with the order of the pages, both need everybody only once."""
-        question = _question(filter, sort, descending, task)
-        wanted = read_filter(filter)
-        if task is not None or not wanted.name_only:
-            return len(self._order(question, wanted))
-        where = _named(wanted)
-        return int(self._db.value(f"SELECT count(*) FROM users {_where(where.sql)}", where.values))
+        question = _make_table_query(filter, sort, descending, task)
+        wanted = parse_user_filter(filter)
+        if task is not None or not wanted.is_name_only:
+            return len(self._ordered_user_ids(question, wanted))
+        where = _name_filter(wanted)
+        return int(self._db.fetch_value(f"SELECT count(*) FROM users {_where_sql(where.sql)}", where.values))
 
-    def place(
+    def index_of_user(
         self, name: str, filter: str = "", sort: str = "name", descending: bool = False, task: str | None = None
     ) -> int | None:
         """At which place of that order somebody stands, from 0; None when they are not in it."""
-        question, wanted = _question(filter, sort, descending, task), read_filter(filter)
-        number = self._db.value("SELECT id FROM users WHERE name = ?", (name,))
+        question, wanted = _make_table_query(filter, sort, descending, task), parse_user_filter(filter)
+        number = self._db.fetch_value("SELECT id FROM users WHERE name = ?", (name,))
         if number is None:
             return None
-        if _needs_everybody(question, wanted):
-            order = self._order(question, wanted)
+        if _needs_full_scan(question, wanted):
+            order = self._ordered_user_ids(question, wanted)
             return order.index(number) if number in order else None
-        where = _named(wanted)
-        own, before = where.bind(name), ">" if descending else "<"
-        if not self._db.value(f"SELECT 1 FROM users {_where([*where.sql, f'name = {own}'])}", where.values):
+        where = _name_filter(wanted)
+        own, before = where.bind_value(name), ">" if descending else "<"
+        if not self._db.fetch_value(f"SELECT 1 FROM users {_where_sql([*where.sql, f'name = {own}'])}", where.values):
             return None
-        sql = f"SELECT count(*) FROM users {_where([*where.sql, f'name {before} {own}'])}"
-        return int(self._db.value(sql, where.values))
+        sql = f"SELECT count(*) FROM users {_where_sql([*where.sql, f'name {before} {own}'])}"
+        return int(self._db.fetch_value(sql, where.values))
 
-    def tasks(self) -> list[tuple[str, int]]:
+    def tasks_with_user_counts(self) -> list[tuple[str, int]]:
         """Every task that anybody has something of, and how many people do; most people first."""
         sql = """SELECT task, count(*) AS people FROM (
             SELECT user_id, task FROM items UNION SELECT user_id, task FROM queries
         ) GROUP BY task ORDER BY people DESC, task"""
-        return [(task, people) for task, people in self._db.tuples(sql)]
+        return [(task, people) for task, people in self._db.fetch_tuples(sql)]
 
-    def _numbers(self, question: _Question, offset: int, limit: int) -> Sequence[int]:
+    def _page_user_ids(self, question: _TableQuery, offset: int, limit: int) -> Sequence[int]:
         """The user numbers of a page, in order."""
-        wanted = read_filter(question.filter)
-        if _needs_everybody(question, wanted):
-            return self._order(question, wanted)[offset : offset + limit]
-        where = _named(wanted)
+        wanted = parse_user_filter(question.filter)
+        if _needs_full_scan(question, wanted):
+            return self._ordered_user_ids(question, wanted)[offset : offset + limit]
+        where = _name_filter(wanted)
         direction = "DESC" if question.descending else "ASC"
-        sql = f"SELECT id FROM users {_where(where.sql)} ORDER BY name {direction} LIMIT :limit OFFSET :offset"
-        found = self._db.tuples(sql, {**where.values, "limit": limit, "offset": offset})
+        sql = f"SELECT id FROM users {_where_sql(where.sql)} ORDER BY name {direction} LIMIT :limit OFFSET :offset"
+        found = self._db.fetch_tuples(sql, {**where.values, "limit": limit, "offset": offset})
         return [number for (number,) in found]
 
-    def _order(self, question: _Question, wanted: Wanted) -> array[int]:
+    def _ordered_user_ids(self, question: _TableQuery, wanted: UserFilter) -> array[int]:
         """Everybody who is meant, in order; kept while the same is asked of a store that did not change."""
-        state = self._db.tuples("SELECT data_version, total_changes() FROM pragma_data_version")[0]
+        state = self._db.fetch_tuples("SELECT data_version, total_changes() FROM pragma_data_version")[0]
         if state != self._state:
-            self._state, self._kept = state, {}
-        if question not in self._kept:
-            sql, values = _everybody(question, wanted)
-            found = array("q", (number for (number,) in self._db.tuples(sql, values)))
-            self._kept = dict([*self._kept.items(), (question, found)][-KEPT:])
-        return self._kept[question]
+            self._state, self._cached_orders = state, {}
+        if question not in self._cached_orders:
+            sql, values = _full_scan_sql(question, wanted)
+            found = array("q", (number for (number,) in self._db.fetch_tuples(sql, values)))
+            self._cached_orders = dict([*self._cached_orders.items(), (question, found)][-MAX_CACHED_ORDERS:])
+        return self._cached_orders[question]
 
-    def _rows(self, numbers: Sequence[int], task: str | None) -> list[PersonRow]:
+    def _load_rows(self, numbers: Sequence[int], task: str | None) -> list[UserRow]:
         import json
 
         if not numbers:
             return []
         among = "user_id IN (SELECT value FROM json_each(:numbers))"
-        joins = _joins("iqsra", task, among)
-        columns = ", ".join(f"{_COLUMNS[name]} AS {name}" for name in ("name", "items", "queries", "status"))
-        rest = ", ".join(f"{_COLUMNS[name]} AS {name}" for name in ("anchors", "bytes", "change"))
-        main = ":task" if task is not None else _MAIN_TASK
-        sql = f"""WITH {_CURRENT} SELECT users.id, {columns}, {main} AS task, {rest} FROM users {joins}
+        joins = _join_sql("iqsra", task, among)
+        columns = ", ".join(f"{_COLUMN_SQL[name]} AS {name}" for name in ("name", "items", "queries", "status"))
+        rest = ", ".join(f"{_COLUMN_SQL[name]} AS {name}" for name in ("anchors", "bytes", "change"))
+        main = ":task" if task is not None else _SELECT_MAIN_TASK
+        sql = f"""WITH {_WITH_CURRENT_BANKS} SELECT users.id, {columns}, {main} AS task, {rest} FROM users {joins}
         WHERE users.id IN (SELECT value FROM json_each(:numbers))"""
-        found = {row.pop("id"): row for row in self._db.rows(sql, {"task": task, "numbers": json.dumps(list(numbers))})}
-        return [_row(found[number]) for number in numbers if number in found]
+        found = {
+            row.pop("id"): row
+            for row in self._db.fetch_dicts(sql, {"task": task, "numbers": json.dumps(list(numbers))})
+        }
+        return [_user_row_from_dict(found[number]) for number in numbers if number in found]
 
 
-def _row(row: dict[str, Any]) -> PersonRow:
-    return PersonRow(**{**row, "status": STATUSES[row["status"]]})
+def _user_row_from_dict(row: dict[str, Any]) -> UserRow:
+    return UserRow(**{**row, "status": USER_STATUSES[row["status"]]})
 
 
-def _question(filter: str, sort: str, descending: bool, task: str | None) -> _Question:
-    if sort not in SORTS:
-        raise ValueError(f"people are sorted by one of {', '.join(SORTS)}, not by {sort!r}")
-    return _Question(filter, sort, descending, task)
+def _make_table_query(filter: str, sort: str, descending: bool, task: str | None) -> _TableQuery:
+    if sort not in SORT_COLUMNS:
+        raise ValueError(f"people are sorted by one of {', '.join(SORT_COLUMNS)}, not by {sort!r}")
+    return _TableQuery(filter, sort, descending, task)
 
 
-def _needs_everybody(question: _Question, wanted: Wanted) -> bool:
-    return question.sort != "name" or question.task is not None or not wanted.name_only
+def _needs_full_scan(question: _TableQuery, wanted: UserFilter) -> bool:
+    return question.sort != "name" or question.task is not None or not wanted.is_name_only
 
 
-def _everybody(question: _Question, wanted: Wanted) -> tuple[str, dict[str, object]]:
+def _full_scan_sql(question: _TableQuery, wanted: UserFilter) -> tuple[str, dict[str, object]]:
     """The query for the numbers of all who are meant, in order; joins nothing that neither filter nor order needs."""
-    columns = {**_COLUMNS, "status": _STANDING.format(and_="" if question.task is None else "AND task = :task")}
-    where = Conditions([_OF_TASK] if question.task is not None else [])
-    name_conditions(wanted, where)
-    task_conditions(wanted, where)
-    column_conditions(wanted, columns, where)
-    needed = set("".join(_NEEDS[name] for name in (question.sort, *wanted.columns)))
+    columns = {**_COLUMN_SQL, "status": _STATUS_SQL.format(and_="" if question.task is None else "AND task = :task")}
+    where = SqlConditions([_HAS_TASK] if question.task is not None else [])
+    add_name_conditions(wanted, where)
+    add_task_conditions(wanted, where)
+    add_column_conditions(wanted, columns, where)
+    needed = set("".join(_JOINS_BY_COLUMN[name] for name in (question.sort, *wanted.required_columns)))
     direction = "DESC" if question.descending else "ASC"
-    sql = f"""WITH {_CURRENT} SELECT users.id FROM users {_joins(needed, question.task)} {_where(where.sql)}
+    sql = f"""WITH {_WITH_CURRENT_BANKS} SELECT users.id FROM users
+    {_join_sql(needed, question.task)} {_where_sql(where.sql)}
     ORDER BY {columns[question.sort]} {direction} NULLS LAST, users.name"""
     return sql, {**where.values, "task": question.task}
 
 
-def _joins(parts: str | set[str], task: str | None, among: str = "") -> str:
+def _join_sql(parts: str | set[str], task: str | None, among: str = "") -> str:
     """The joins for `parts`, of everybody or of those `among` whom the rows are."""
     conditions = [*(["task = :task"] if task is not None else []), *([among] if among else [])]
     and_ = "".join(f" AND {condition}" for condition in conditions)
-    made = {key: _PARTS[key].format(where=_where(conditions), and_=and_) for key in sorted(parts)}
+    made = {key: _JOIN_SUBQUERIES[key].format(where=_where_sql(conditions), and_=and_) for key in sorted(parts)}
     return " ".join(f"LEFT JOIN ({sql}) AS {key} ON {key}.user_id = users.id" for key, sql in made.items())
 
 
-def _named(wanted: Wanted) -> Conditions:
-    where = Conditions()
-    name_conditions(wanted, where)
+def _name_filter(wanted: UserFilter) -> SqlConditions:
+    where = SqlConditions()
+    add_name_conditions(wanted, where)
     return where
 
 
-def _where(conditions: Sequence[str]) -> str:
+def _where_sql(conditions: Sequence[str]) -> str:
     return f"WHERE {' AND '.join(conditions)}" if conditions else ""

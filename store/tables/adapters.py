@@ -10,8 +10,8 @@ from typing import Any
 from mta_cli.errors import IntegrityFault, NotFound
 from store.connection import Connection
 from store.files import AdapterFiles, sha256
-from store.json_columns import dumps, loads
-from store.process import now
+from store.json_columns import dump_json, load_json_columns
+from store.process import utc_now
 from store.records import Adapter
 from store.seals import is_sound, put_seals, sound_row
 
@@ -36,8 +36,8 @@ _COLUMNS = (
     "loss_last",
     "created",
 )
-_ADAPTER = f"SELECT {', '.join(_COLUMNS)}, {is_sound('adapters')} AS sound FROM adapters"
-_USED = """
+_SELECT_ADAPTER = f"SELECT {', '.join(_COLUMNS)}, {is_sound('adapters')} AS sound FROM adapters"
+_WITH_USED_ADAPTERS = """
 WITH RECURSIVE used (digest) AS (
     SELECT task_adapter FROM banks WHERE task_adapter IS NOT NULL
     UNION SELECT basis FROM banks WHERE basis IS NOT NULL
@@ -47,7 +47,7 @@ WITH RECURSIVE used (digest) AS (
 )
 """
 # The same, asked of one adapter from below: reads what uses it and not what everybody else has.
-_UNUSED = """
+_SELECT_IF_UNUSED = """
 WITH RECURSIVE above (digest) AS (
     VALUES (:digest) UNION SELECT adapters.digest FROM adapters JOIN above ON adapters.task_adapter = above.digest
 )
@@ -57,9 +57,9 @@ SELECT 1 FROM adapters WHERE digest = :digest AND NOT EXISTS (
         OR EXISTS (SELECT 1 FROM stacks WHERE stacks.digest = above.digest)
 )
 """
-_CONFIGURED = "CASE WHEN json_valid(config) THEN json_extract(config, '$.' || :key) END"
-_LATEST = f"""{_ADAPTER} WHERE rowid IN (
-    SELECT rowid FROM adapters WHERE base = :base AND seconds > 0 AND {_CONFIGURED} = :compute
+_CONFIG_VALUE = "CASE WHEN json_valid(config) THEN json_extract(config, '$.' || :key) END"
+_SELECT_LATEST_TRAINED = f"""{_SELECT_ADAPTER} WHERE rowid IN (
+    SELECT rowid FROM adapters WHERE base = :base AND seconds > 0 AND {_CONFIG_VALUE} = :compute
         AND placement IN (SELECT value FROM json_each(:placements)) ORDER BY created DESC, digest DESC LIMIT :count
 ) ORDER BY created DESC, digest DESC"""
 
@@ -70,77 +70,88 @@ class Adapters:
     def __init__(self, db: Connection, files: AdapterFiles) -> None:
         self._db, self._files = db, files
 
-    def write(self, content: bytes) -> tuple[str, int]:
+    def write_file(self, content: bytes) -> tuple[str, int]:
         """Store the file of an adapter that will be added; returns its digest and size. Raises as `AdapterFiles.write`.
 
         If it never is, as after a crash, the file goes when the store is opened again.
         """
-        self._files.claim(sha256(content))
+        self._files.claim_digest(sha256(content))
         return self._files.write(content)
 
-    def add(self, adapter: Adapter) -> None:
+    def add_adapter(self, adapter: Adapter) -> None:
         """Record an adapter whose file is written; one that is known already is left alone.
 
         Raises IntegrityFault unless the file is there with the digest's content.
         """
         values = {name: getattr(adapter, name) for name in _COLUMNS}
         values |= {
-            "config": dumps(adapter.config),
-            "versions": dumps(adapter.versions),
-            "created": adapter.created or now(),
+            "config": dump_json(adapter.config),
+            "versions": dump_json(adapter.versions),
+            "created": adapter.created or utc_now(),
         }
         places = ", ".join(f":{name}" for name in _COLUMNS)
         with self._db.transaction():
             self._files.verify(adapter.digest)
-            self._db.write("DELETE FROM doomed_files WHERE digest = ?", (adapter.digest,))
-            self._db.write(
+            self._db.execute_write("DELETE FROM doomed_files WHERE digest = ?", (adapter.digest,))
+            self._db.execute_write(
                 f"INSERT INTO adapters ({', '.join(_COLUMNS)}) VALUES ({places}) ON CONFLICT DO NOTHING", values
             )
             put_seals(self._db, "adapters", "digest = ? AND seal IS NULL", (adapter.digest,))
-            self._db.after_commit(partial(self._files.settle, adapter.digest))
+            self._db.after_commit(partial(self._files.release_claim, adapter.digest))
 
-    def abandon(self, digest: str) -> None:
+    def discard_unrecorded_file(self, digest: str) -> None:
         """Remove a file that was written and will not be added, if no row has it."""
         with self._db.transaction():
-            if not self._db.tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)):
+            if not self._db.fetch_tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)):
                 self._files.delete(digest)
-            self._files.settle(digest)
+            self._files.release_claim(digest)
 
     def get(self, digest: str) -> Adapter:
         """The adapter of this digest. Raises NotFound."""
-        row = self._db.row(f"{_ADAPTER} WHERE digest = ?", (digest,))
+        row = self._db.fetch_dict(f"{_SELECT_ADAPTER} WHERE digest = ?", (digest,))
         if row is None:
             raise NotFound(f"There is no adapter {digest[:80]}.", hint="mta doctor")
-        return _adapter(row)
+        return _adapter_from_row(row)
 
-    def with_config(self, key: str, value: str) -> Adapter | None:
+    def find_by_config(self, key: str, value: str) -> Adapter | None:
         """The first adapter that was made with this `value` under this key of its config."""
-        which = f"WHERE {_CONFIGURED} = :value ORDER BY created, digest LIMIT 1"
-        row = self._db.row(f"{_ADAPTER} {which}", {"key": key, "value": value})
-        return _adapter(row) if row is not None else None
+        which = f"WHERE {_CONFIG_VALUE} = :value ORDER BY created, digest LIMIT 1"
+        row = self._db.fetch_dict(f"{_SELECT_ADAPTER} {which}", {"key": key, "value": value})
+        return _adapter_from_row(row) if row is not None else None
 
     def placements(self, base: str) -> list[str]:
         """Where the adapters of a base act, each placement once, as their rows say it."""
         sql = "SELECT DISTINCT placement FROM adapters WHERE base = ? AND typeof(placement) = 'text' ORDER BY placement"
-        return [placement for (placement,) in self._db.tuples(sql, (base,))]
+        return [placement for (placement,) in self._db.fetch_tuples(sql, (base,))]
 
-    def latest(self, base: str, compute: str, placements: Sequence[str], count: int) -> list[Adapter]:
+    def latest_trained(self, base: str, compute: str, placements: Sequence[str], count: int) -> list[Adapter]:
         """The latest `count` adapters of these placements whose training took time, newest first.
 
         `compute` is the number format in which they were trained.
         """
-        asked = {"base": base, "key": "compute", "compute": compute, "placements": dumps(placements), "count": count}
-        return [_adapter(row) for row in self._db.rows(_LATEST, asked)]
+        asked = {
+            "base": base,
+            "key": "compute",
+            "compute": compute,
+            "placements": dump_json(placements),
+            "count": count,
+        }
+        return [_adapter_from_row(row) for row in self._db.fetch_dicts(_SELECT_LATEST_TRAINED, asked)]
 
     def all(self) -> list[Adapter]:
         """Every adapter, in the order in which they were made."""
-        return [_adapter(row) for row in self._db.rows(f"{_ADAPTER} ORDER BY created, digest")]
+        return [_adapter_from_row(row) for row in self._db.fetch_dicts(f"{_SELECT_ADAPTER} ORDER BY created, digest")]
 
-    def unreferenced(self) -> list[Adapter]:
+    def list_unreferenced(self) -> list[Adapter]:
         """Adapters that no bank, anchor or stack uses, directly or below another adapter."""
-        return [_adapter(row) for row in self._db.rows(f"{_USED} {_ADAPTER} WHERE digest NOT IN used ORDER BY digest")]
+        return [
+            _adapter_from_row(row)
+            for row in self._db.fetch_dicts(
+                f"{_WITH_USED_ADAPTERS} {_SELECT_ADAPTER} WHERE digest NOT IN used ORDER BY digest"
+            )
+        ]
 
-    def path(self, digest: str, *, base: str | None = None) -> Path:
+    def verified_path(self, digest: str, *, base: str | None = None) -> Path:
         """The adapter's file, its content verified. Raises NotFound, and IntegrityFault for a damaged file.
 
         With `base`, a fingerprint, an adapter of another base is refused by IntegrityFault with both fingerprints.
@@ -157,43 +168,43 @@ class Adapters:
     def remove_unreferenced(self) -> list[str]:
         """Remove adapters that nothing uses: rows first, then, when that is durable, files. Returns their digests."""
         with self._db.transaction():
-            digests = self._unreferenced()
-            self._doom(digests)
+            digests = self._unreferenced_digests()
+            self._mark_for_deletion(digests)
         return digests
 
     def remove_if_unreferenced(self, digest: str) -> None:
         """Remove this adapter if nothing uses it."""
         with self._db.transaction():
-            if self._db.tuples(_UNUSED, {"digest": digest}):
-                self._doom([digest])
+            if self._db.fetch_tuples(_SELECT_IF_UNUSED, {"digest": digest}):
+                self._mark_for_deletion([digest])
 
-    def remove_doomed(self) -> None:
+    def delete_doomed_files(self) -> None:
         """Delete the files of adapters whose rows are gone, also after a crash between the two."""
-        if not self._db.tuples("SELECT 1 FROM doomed_files LIMIT 1"):
+        if not self._db.fetch_tuples("SELECT 1 FROM doomed_files LIMIT 1"):
             return
         with self._db.transaction():
-            for (digest,) in self._db.tuples("SELECT digest FROM doomed_files"):
+            for (digest,) in self._db.fetch_tuples("SELECT digest FROM doomed_files"):
                 self._files.delete(digest)
-            self._db.write("DELETE FROM doomed_files")
+            self._db.execute_write("DELETE FROM doomed_files")
 
-    def remove_abandoned(self, claims: Iterable[tuple[str, Path]]) -> None:
+    def delete_unrecorded_files(self, claims: Iterable[tuple[str, Path]]) -> None:
         """Delete files that were written and never added: those of digests whose claims were left behind."""
         for digest, claim in claims:
             with self._db.transaction():
-                if not self._db.tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)):
+                if not self._db.fetch_tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)):
                     self._files.delete(digest)
             claim.unlink(missing_ok=True)
 
-    def _unreferenced(self) -> list[str]:
-        sql = f"{_USED} SELECT digest FROM adapters WHERE digest NOT IN used ORDER BY digest"
-        return [digest for (digest,) in self._db.tuples(sql)]
+    def _unreferenced_digests(self) -> list[str]:
+        sql = f"{_WITH_USED_ADAPTERS} SELECT digest FROM adapters WHERE digest NOT IN used ORDER BY digest"
+        return [digest for (digest,) in self._db.fetch_tuples(sql)]
 
-    def _doom(self, digests: list[str]) -> None:
-        self._db.write("PRAGMA defer_foreign_keys = ON")  # one of them may lie below another
-        self._db.write_many("DELETE FROM adapters WHERE digest = ?", ((digest,) for digest in digests))
-        self._db.write_many("INSERT OR IGNORE INTO doomed_files VALUES (?)", ((digest,) for digest in digests))
-        self._db.after_commit(self.remove_doomed)
+    def _mark_for_deletion(self, digests: list[str]) -> None:
+        self._db.execute_write("PRAGMA defer_foreign_keys = ON")  # one of them may lie below another
+        self._db.execute_write_many("DELETE FROM adapters WHERE digest = ?", ((digest,) for digest in digests))
+        self._db.execute_write_many("INSERT OR IGNORE INTO doomed_files VALUES (?)", ((digest,) for digest in digests))
+        self._db.after_commit(self.delete_doomed_files)
 
 
-def _adapter(row: dict[str, Any]) -> Adapter:
-    return Adapter(**loads(sound_row("adapters", row), "config", "versions"))
+def _adapter_from_row(row: dict[str, Any]) -> Adapter:
+    return Adapter(**load_json_columns(sound_row("adapters", row), "config", "versions"))

@@ -8,17 +8,17 @@ from typing import Any
 
 from mta_cli.errors import NotFound
 from store.connection import Connection
-from store.json_columns import dumps, loads, truths
-from store.names import shown
-from store.process import now
-from store.queries.dependents import Replacement, remove_anchors, replace_anchors, resting
+from store.json_columns import dump_json, load_boolean_columns, load_json_columns
+from store.names import quote_text
+from store.process import utc_now
+from store.queries.dependents import AnchorReplacement, find_dependent_users, remove_anchors, replace_anchors
 from store.records import Anchor, Bank
 from store.seals import amend, is_sound, put_seals, sound_row
 from store.tables.adapters import Adapters
 
-_BANK = f"""SELECT id, name, version, key, task, base, embedder, task_adapter, status, seed, config, tokens, seconds,
-created, purpose, basis, kernel, {is_sound("banks")} AS sound FROM banks"""
-_ANCHOR = f"""SELECT anchors.id, bank_id, user_id, users.name AS user, cluster, cluster_size, items, digest,
+_SELECT_BANK = f"""SELECT id, name, version, key, task, base, embedder, task_adapter, status, seed, config, tokens,
+seconds, created, purpose, basis, kernel, {is_sound("banks")} AS sound FROM banks"""
+_SELECT_ANCHOR = f"""SELECT anchors.id, bank_id, user_id, users.name AS user, cluster, cluster_size, items, digest,
 loss_first, loss_last, stale, {is_sound("anchors")} AS sound FROM anchors LEFT JOIN users ON users.id = user_id"""
 
 PlannedAnchor = tuple[int, int, int, int]
@@ -31,7 +31,7 @@ class Banks:
     def __init__(self, db: Connection, adapters: Adapters) -> None:
         self._db, self._adapters = db, adapters
 
-    def begin(
+    def get_or_create_bank(
         self,
         name: str,
         key: str,
@@ -49,117 +49,124 @@ class Banks:
         """
         with self._db.transaction():
             which = "name = ? AND key = ? AND purpose = ?"
-            known = self._db.row(f"{_BANK} WHERE {which} ORDER BY version DESC", (name, key, purpose))
+            known = self._db.fetch_dict(f"{_SELECT_BANK} WHERE {which} ORDER BY version DESC", (name, key, purpose))
             if known is not None:
-                return _bank(known)
-            version = self._db.value("SELECT coalesce(max(version), 0) + 1 FROM banks WHERE name = ?", (name,))
-            values = (name, version, key, task, base, embedder, seed, dumps(config), now(), purpose)
+                return _bank_from_row(known)
+            version = self._db.fetch_value("SELECT coalesce(max(version), 0) + 1 FROM banks WHERE name = ?", (name,))
+            values = (name, version, key, task, base, embedder, seed, dump_json(config), utc_now(), purpose)
             columns = "name, version, key, task, base, embedder, seed, config, created, purpose"
             sql = f"INSERT INTO banks ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            row = self._db.write(sql, values).lastrowid
+            row = self._db.execute_write(sql, values).lastrowid
             assert row is not None
             put_seals(self._db, "banks", "id = ?", (row,))
             return self.by_id(row)
 
     def set_task_adapter(self, bank_id: int, digest: str) -> None:
         """Record the task adapter that the bank's anchors stand on."""
-        self._amend(bank_id, task_adapter=digest)
+        self._update_bank(bank_id, task_adapter=digest)
 
     def set_basis(self, bank_id: int, digest: str) -> None:
         """Record the anchors' main directions, between which cores stand."""
-        self._amend(bank_id, basis=digest)
+        self._update_bank(bank_id, basis=digest)
 
     def plan_anchors(self, bank_id: int, rows: Sequence[PlannedAnchor]) -> list[Anchor]:
         """Record who the anchors will be; a bank that has a plan keeps it. Returns the anchors."""
         with self._db.transaction():
             if not self.anchors(bank_id):
                 sql = "INSERT INTO anchors (bank_id, user_id, cluster, cluster_size, items) VALUES (?, ?, ?, ?, ?)"
-                self._db.write_many(sql, ((bank_id, *row) for row in rows))
+                self._db.execute_write_many(sql, ((bank_id, *row) for row in rows))
                 put_seals(self._db, "anchors", "bank_id = ?", (bank_id,))
             return self.anchors(bank_id)
 
     def set_kernel(self, bank_id: int, kernel: dict[str, float] | None) -> None:
         """Record how the bank's neighbours count; None: it has none."""
-        self._amend(bank_id, kernel=None if kernel is None else dumps(kernel))
+        self._update_bank(bank_id, kernel=None if kernel is None else dump_json(kernel))
 
-    def set_config(self, bank_id: int, config: dict[str, Any]) -> None:
+    def set_bank_config(self, bank_id: int, config: dict[str, Any]) -> None:
         """Record what else is known of a bank, beside how it was built."""
-        self._amend(bank_id, config=dumps(config))
+        self._update_bank(bank_id, config=dump_json(config))
 
-    def set_gates(self, bank_id: int, config: dict[str, Any], refused: Collection[int]) -> None:
+    def record_anchor_screening(self, bank_id: int, config: dict[str, Any], refused: Collection[int]) -> None:
         """Record what the gates found, in the bank's `config`, and make the `refused` of its anchors stale."""
         with self._db.transaction():
-            self._amend(bank_id, config=dumps(config))
+            self._update_bank(bank_id, config=dump_json(config))
             for anchor in refused:
                 amend(self._db, "anchors", "stale = 1", "id = :anchor", {"anchor": anchor})
 
-    def finish_anchor(self, anchor_id: int, digest: str, loss_first: float | None, loss_last: float | None) -> None:
+    def record_trained_anchor(
+        self, anchor_id: int, digest: str, loss_first: float | None, loss_last: float | None
+    ) -> None:
         """Record the anchor's trained meta-LoRA."""
         values = {"digest": digest, "first": loss_first, "last": loss_last, "anchor": anchor_id}
         change = "digest = :digest, loss_first = :first, loss_last = :last"
         amend(self._db, "anchors", change, "id = :anchor", values)
 
-    def finish(self, bank_id: int, tokens: int, seconds: float) -> None:
+    def mark_bank_ready(self, bank_id: int, tokens: int, seconds: float) -> None:
         """Make the bank ready; an anchor that was not trained, for its person left, is stale."""
         with self._db.transaction():
             amend(self._db, "anchors", "stale = 1", "bank_id = :bank AND digest IS NULL", {"bank": bank_id})
-            self._amend(bank_id, status="ready", tokens=tokens, seconds=seconds)
+            self._update_bank(bank_id, status="ready", tokens=tokens, seconds=seconds)
 
     def get(self, name: str, version: int | None = None) -> Bank:
         """The newest ready version of a bank, or the given one in any state. Raises NotFound with what there is."""
         if version is None:
             which = "name = ? AND status = 'ready' AND purpose = ''"
-            row = self._db.row(f"{_BANK} WHERE {which} ORDER BY version DESC", (name,))
+            row = self._db.fetch_dict(f"{_SELECT_BANK} WHERE {which} ORDER BY version DESC", (name,))
         else:
-            row = self._db.row(f"{_BANK} WHERE name = ? AND version = ?", (name, version))
+            row = self._db.fetch_dict(f"{_SELECT_BANK} WHERE name = ? AND version = ?", (name, version))
         if row is None:
-            raise self._missing(name, version)
-        return _bank(row)
+            raise self._not_found_error(name, version)
+        return _bank_from_row(row)
 
     def by_id(self, bank_id: int) -> Bank:
         """The bank of this number. Raises NotFound."""
-        row = self._db.row(f"{_BANK} WHERE id = ?", (bank_id,))
+        row = self._db.fetch_dict(f"{_SELECT_BANK} WHERE id = ?", (bank_id,))
         if row is None:
             raise NotFound(f"There is no bank number {bank_id}.", hint="mta bank list")
-        return _bank(row)
+        return _bank_from_row(row)
 
-    def latest(self, task: str, base: str | None = None) -> Bank | None:
+    def latest_ready_bank(self, task: str, base: str | None = None) -> Bank | None:
         """The bank of a task that was made last and is ready; with `base`, of those for that fingerprint."""
         which = "task = :task AND status = 'ready' AND purpose = '' AND (:base IS NULL OR base = :base)"
-        row = self._db.row(f"{_BANK} WHERE {which} ORDER BY id DESC LIMIT 1", {"task": task, "base": base})
-        return _bank(row) if row is not None else None
+        row = self._db.fetch_dict(
+            f"{_SELECT_BANK} WHERE {which} ORDER BY id DESC LIMIT 1", {"task": task, "base": base}
+        )
+        return _bank_from_row(row) if row is not None else None
 
     def all(self) -> list[Bank]:
         """Every bank, by name and version."""
-        return [_bank(row) for row in self._db.rows(f"{_BANK} WHERE purpose = '' ORDER BY name, version")]
+        return [
+            _bank_from_row(row)
+            for row in self._db.fetch_dicts(f"{_SELECT_BANK} WHERE purpose = '' ORDER BY name, version")
+        ]
 
     def anchors(self, bank_id: int) -> list[Anchor]:
         """The bank's anchors, by number."""
-        rows = self._db.rows(f"{_ANCHOR} WHERE bank_id = ? ORDER BY anchors.id", (bank_id,))
-        return [Anchor(**truths(sound_row("anchors", row), "stale")) for row in rows]
+        rows = self._db.fetch_dicts(f"{_SELECT_ANCHOR} WHERE bank_id = ? ORDER BY anchors.id", (bank_id,))
+        return [Anchor(**load_boolean_columns(sound_row("anchors", row), "stale")) for row in rows]
 
     def remove(self, bank_id: int) -> dict[str, int]:
         """Remove a bank with the recipes and stacks on it and the adapters that only they used; returns the counts."""
         with self._db.transaction():
             counts = {
-                table: int(self._db.value(f"SELECT count(*) FROM {table} WHERE bank_id = ?", (bank_id,)))
+                table: int(self._db.fetch_value(f"SELECT count(*) FROM {table} WHERE bank_id = ?", (bank_id,)))
                 for table in ("anchors", "recipes", "stacks")
             }
             self.by_id(bank_id)
-            self._db.write("DELETE FROM banks WHERE id = ?", (bank_id,))
+            self._db.execute_write("DELETE FROM banks WHERE id = ?", (bank_id,))
             counts["adapters"] = len(self._adapters.remove_unreferenced())
         return counts
 
-    def resting(self, bank_id: int, anchors: Collection[int] | None = None) -> list[str]:
+    def dependent_users(self, bank_id: int, anchors: Collection[int] | None = None) -> list[str]:
         """Everybody whose recipe or stack rests on these anchors, else on the stale ones, by name.
 
         Every core rests on all anchors.
         """
         stale = [anchor.id for anchor in self.anchors(bank_id) if anchor.stale] if anchors is None else anchors
-        return resting(self._db, bank_id, stale)
+        return find_dependent_users(self._db, bank_id, stale)
 
-    def replace_stale(
-        self, bank_id: int, replacements: Sequence[Replacement], key: str, config: dict[str, Any]
+    def replace_stale_anchors(
+        self, bank_id: int, replacements: Sequence[AnchorReplacement], key: str, config: dict[str, Any]
     ) -> None:
         """Put trained anchors in the places of stale ones, whose recipes and stacks go with them.
 
@@ -167,10 +174,10 @@ class Banks:
         """
         with self._db.transaction():
             replace_anchors(self._db, bank_id, replacements)
-            self._amend(bank_id, key=key, config=dumps(config))
+            self._update_bank(bank_id, key=key, config=dump_json(config))
             self._adapters.remove_unreferenced()
 
-    def reset_stale(self, bank_id: int) -> int:
+    def remove_stale_anchors(self, bank_id: int) -> int:
         """Take stale anchors out of a bank, with the recipes and stacks that rest on them; returns how many went."""
         with self._db.transaction():
             stale = [anchor.id for anchor in self.anchors(bank_id) if anchor.stale]
@@ -178,20 +185,20 @@ class Banks:
             self._adapters.remove_unreferenced()
         return len(stale)
 
-    def _amend(self, bank_id: int, **values: Any) -> None:
+    def _update_bank(self, bank_id: int, **values: Any) -> None:
         change = ", ".join(f"{name} = :{name}" for name in values)
         amend(self._db, "banks", change, "id = :bank", {**values, "bank": bank_id})
 
-    def _missing(self, name: str, version: int | None) -> NotFound:
+    def _not_found_error(self, name: str, version: int | None) -> NotFound:
         versions = [bank for bank in self.all() if bank.name == name]
         if versions:
             there = ", ".join(f"v{bank.version} ({bank.status})" for bank in versions)
             wanted = f"version {version}" if version is not None else "ready version"
-            return NotFound(f"Bank {shown(name)} has no {wanted}.", hint=f"there is {there}")
+            return NotFound(f"Bank {quote_text(name)} has no {wanted}.", hint=f"there is {there}")
         near = difflib.get_close_matches(name, {bank.name for bank in self.all()}, n=3)
-        hint = f"did you mean {' or '.join(map(shown, near))}?" if near else "mta bank build makes one"
-        return NotFound(f"There is no bank {shown(name)}.", hint=hint)
+        hint = f"did you mean {' or '.join(map(quote_text, near))}?" if near else "mta bank build makes one"
+        return NotFound(f"There is no bank {quote_text(name)}.", hint=hint)
 
 
-def _bank(row: dict[str, Any]) -> Bank:
-    return Bank(**loads(sound_row("banks", row), "config", "kernel"))
+def _bank_from_row(row: dict[str, Any]) -> Bank:
+    return Bank(**load_json_columns(sound_row("banks", row), "config", "kernel"))

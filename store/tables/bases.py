@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from mta_cli.errors import NotFound
 from store.connection import Connection
-from store.json_columns import dumps, loads
-from store.records import Base
+from store.json_columns import dump_json, load_json_columns
+from store.records import ModelRecord
 
-_BASE = "SELECT fingerprint, name, kind, detail FROM bases"
+_SELECT_MODEL = "SELECT fingerprint, name, kind, detail FROM bases"
 
 
-class Bases:
+class ModelRecords:
     """What is known of each model, `kind` "base" or "embedder"."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
-    def put(self, base: Base) -> None:
+    def save_model(self, base: ModelRecord) -> None:
         """Remember a model, in place of what was known of its fingerprint."""
         sql = "REPLACE INTO bases (fingerprint, name, kind, detail) VALUES (?, ?, ?, ?)"
-        self._db.write(sql, (base.fingerprint, base.name, base.kind, dumps(base.detail)))
+        self._db.execute_write(sql, (base.fingerprint, base.name, base.kind, dump_json(base.detail)))
 
-    def get(self, fingerprint: str) -> Base:
+    def get(self, fingerprint: str) -> ModelRecord:
         """The model of this fingerprint. Raises NotFound."""
-        row = self._db.row(f"{_BASE} WHERE fingerprint = ?", (fingerprint,))
+        row = self._db.fetch_dict(f"{_SELECT_MODEL} WHERE fingerprint = ?", (fingerprint,))
         if row is None:
             raise NotFound(f"The store has met no model with fingerprint {fingerprint[:80]}.", hint="mta model list")
-        return Base(**loads(row, "detail"))
+        return ModelRecord(**load_json_columns(row, "detail"))
 
-    def all(self) -> list[Base]:
+    def all(self) -> list[ModelRecord]:
         """Every model, by name."""
-        return [Base(**loads(row, "detail")) for row in self._db.rows(f"{_BASE} ORDER BY name, fingerprint")]
+        return [
+            ModelRecord(**load_json_columns(row, "detail"))
+            for row in self._db.fetch_dicts(f"{_SELECT_MODEL} ORDER BY name, fingerprint")
+        ]

@@ -8,14 +8,14 @@ from typing import Any
 
 from mta_cli.errors import NotFound
 from store.connection import Connection
-from store.json_columns import dumps, loads
-from store.process import now
+from store.json_columns import dump_json, load_json_columns
+from store.process import utc_now
 from store.tables.adapters import Adapters
-from store.tables.predictions import Cells
+from store.tables.predictions import Predictions
 
-_EVALUATION = "SELECT id, task, bank_id, config, result, created, key, status FROM evaluations"
+_SELECT_EVALUATION = "SELECT id, task, bank_id, config, result, created, key, status FROM evaluations"
 
-Place = tuple[int, int, str]
+FoldMember = tuple[int, int, str]
 """(fold, user id, role), where a role is bank, tuning or test."""
 
 
@@ -36,13 +36,13 @@ class Evaluation:
     status: str = "done"
 
     @property
-    def label(self) -> str:
+    def run_subject(self) -> str:
         """The subject of runs about it."""
         return f"evaluation {self.id}"
 
 
 @dataclass(frozen=True)
-class Tuning:
+class TunedSettings:
     """The settings that were chosen for a method in a fold, and every trial that they were chosen from."""
 
     fold: int
@@ -56,57 +56,66 @@ class Evaluations:
 
     def __init__(self, db: Connection, adapters: Adapters) -> None:
         self._db, self._adapters = db, adapters
-        self.cells = Cells(db)
+        self.predictions = Predictions(db)
 
-    def add(self, task: str, bank_id: int | None, config: Mapping[str, Any], result: Mapping[str, Any]) -> int:
+    def add_evaluation(
+        self, task: str, bank_id: int | None, config: Mapping[str, Any], result: Mapping[str, Any]
+    ) -> int:
         """Store a finished evaluation of stored models; returns its number.
 
         Documents may hold people's names as values, never as keys: so they can be forgotten.
         """
-        return self._insert(("task", "bank_id", "config", "result"), (task, bank_id, dumps(config), dumps(result)))
+        return self._insert(
+            ("task", "bank_id", "config", "result"), (task, bank_id, dump_json(config), dump_json(result))
+        )
 
-    def begin(self, key: str, task: str, config: Mapping[str, Any], people: Iterable[Place]) -> Evaluation:
+    def get_or_create_evaluation(
+        self, key: str, task: str, config: Mapping[str, Any], people: Iterable[FoldMember]
+    ) -> Evaluation:
         """The evaluation of this key, begun or done; else a new one, running, with its people."""
         with self._db.transaction():
-            known = self.find(key)
+            known = self.find_by_key(key)
             if known is not None:
                 return known
             columns = ("task", "config", "result", "key", "status")
-            number = self._insert(columns, (task, dumps(config), "{}", key, "running"))
+            number = self._insert(columns, (task, dump_json(config), "{}", key, "running"))
             sql = "INSERT INTO eval_people (evaluation_id, fold, user_id, role) VALUES (?, ?, ?, ?)"
-            self._db.write_many(sql, ((number, *place) for place in people))
+            self._db.execute_write_many(sql, ((number, *place) for place in people))
             return self.get(number)
 
-    def finish(self, evaluation_id: int, result: Mapping[str, Any]) -> None:
+    def finish_evaluation(self, evaluation_id: int, result: Mapping[str, Any]) -> None:
         """Store what came out, in place of what came out before; keys stay in their order."""
         sql = "UPDATE evaluations SET result = ?, status = 'done' WHERE id = ?"
-        self._db.write(sql, (dumps(result, in_order=True), evaluation_id))
+        self._db.execute_write(sql, (dump_json(result, in_order=True), evaluation_id))
 
-    def people(self, evaluation_id: int) -> list[Place]:
+    def fold_members(self, evaluation_id: int) -> list[FoldMember]:
         """Who was in which fold and as what."""
         sql = "SELECT fold, user_id, role FROM eval_people WHERE evaluation_id = ? ORDER BY fold, user_id"
-        return [(fold, user, role) for fold, user, role in self._db.tuples(sql, (evaluation_id,))]
+        return [(fold, user, role) for fold, user, role in self._db.fetch_tuples(sql, (evaluation_id,))]
 
-    def use_bank(self, evaluation_id: int, fold: int, bank_id: int) -> None:
+    def set_fold_bank(self, evaluation_id: int, fold: int, bank_id: int) -> None:
         """Record the bank of a fold."""
         sql = "INSERT OR REPLACE INTO eval_banks (evaluation_id, fold, bank_id) VALUES (?, ?, ?)"
-        self._db.write(sql, (evaluation_id, fold, bank_id))
+        self._db.execute_write(sql, (evaluation_id, fold, bank_id))
 
-    def banks(self, evaluation_id: int) -> dict[int, int]:
+    def fold_banks(self, evaluation_id: int) -> dict[int, int]:
         """The bank's number by fold."""
         sql = "SELECT fold, bank_id FROM eval_banks WHERE evaluation_id = ? ORDER BY fold"
-        return dict(self._db.tuples(sql, (evaluation_id,)))
+        return dict(self._db.fetch_tuples(sql, (evaluation_id,)))
 
-    def choose(self, evaluation_id: int, tuning: Tuning) -> None:
+    def save_tuning(self, evaluation_id: int, tuning: TunedSettings) -> None:
         """Store what was chosen for a method in a fold, in place of an earlier choice."""
-        values = (evaluation_id, tuning.fold, tuning.method, dumps(tuning.settings), dumps(tuning.trials))
+        values = (evaluation_id, tuning.fold, tuning.method, dump_json(tuning.settings), dump_json(tuning.trials))
         columns = "evaluation_id, fold, method, settings, trials"
-        self._db.write(f"INSERT OR REPLACE INTO tunings ({columns}) VALUES (?, ?, ?, ?, ?)", values)
+        self._db.execute_write(f"INSERT OR REPLACE INTO tunings ({columns}) VALUES (?, ?, ?, ?, ?)", values)
 
-    def tunings(self, evaluation_id: int) -> list[Tuning]:
+    def tunings(self, evaluation_id: int) -> list[TunedSettings]:
         """Everything that was chosen."""
         sql = "SELECT fold, method, settings, trials FROM tunings WHERE evaluation_id = ? ORDER BY method, fold"
-        return [Tuning(**loads(row, "settings", "trials")) for row in self._db.rows(sql, (evaluation_id,))]
+        return [
+            TunedSettings(**load_json_columns(row, "settings", "trials"))
+            for row in self._db.fetch_dicts(sql, (evaluation_id,))
+        ]
 
     def remove(self, evaluation_id: int) -> dict[str, int]:
         """Remove an evaluation with its answers, banks that served only evaluations and now serve none, and the
@@ -114,38 +123,38 @@ class Evaluations:
         """
         evaluation = self.get(evaluation_id)
         with self._db.transaction():
-            answers = self._db.value("SELECT count(*) FROM predictions WHERE evaluation_id = ?", (evaluation_id,))
-            self._db.write("DELETE FROM evaluations WHERE id = ?", (evaluation_id,))
+            answers = self._db.fetch_value("SELECT count(*) FROM predictions WHERE evaluation_id = ?", (evaluation_id,))
+            self._db.execute_write("DELETE FROM evaluations WHERE id = ?", (evaluation_id,))
             runs = "DELETE FROM runs WHERE kind IN ('eval run', 'eval tune') AND subject = ?"
-            self._db.write(runs, (evaluation.label,))  # the number may be another evaluation's next
+            self._db.execute_write(runs, (evaluation.run_subject,))  # the number may be another evaluation's next
             left = "DELETE FROM banks WHERE purpose = 'eval' AND id NOT IN (SELECT bank_id FROM eval_banks)"
-            banks = self._db.write(left).rowcount
+            banks = self._db.execute_write(left).rowcount
             self._adapters.remove_unreferenced()
         return {"answers": int(answers), "banks": banks}
 
     def get(self, evaluation_id: int) -> Evaluation:
         """The evaluation of this number. Raises NotFound."""
-        row = self._db.row(f"{_EVALUATION} WHERE id = ?", (evaluation_id,))
+        row = self._db.fetch_dict(f"{_SELECT_EVALUATION} WHERE id = ?", (evaluation_id,))
         if row is None:
             raise NotFound(f"There is no evaluation {evaluation_id}.", hint="mta eval list")
-        return _evaluation(row)
+        return _evaluation_from_row(row)
 
-    def find(self, key: str) -> Evaluation | None:
+    def find_by_key(self, key: str) -> Evaluation | None:
         """The evaluation of this key, if it was begun."""
-        row = self._db.row(f"{_EVALUATION} WHERE key = ?", (key,))
-        return None if row is None else _evaluation(row)
+        row = self._db.fetch_dict(f"{_SELECT_EVALUATION} WHERE key = ?", (key,))
+        return None if row is None else _evaluation_from_row(row)
 
     def all(self) -> list[Evaluation]:
         """Every evaluation, newest first."""
-        return [_evaluation(row) for row in self._db.rows(f"{_EVALUATION} ORDER BY id DESC")]
+        return [_evaluation_from_row(row) for row in self._db.fetch_dicts(f"{_SELECT_EVALUATION} ORDER BY id DESC")]
 
     def _insert(self, columns: tuple[str, ...], values: tuple[Any, ...]) -> int:
         marks = ", ".join("?" * (len(columns) + 1))
         sql = f"INSERT INTO evaluations ({', '.join(columns)}, created) VALUES ({marks})"
-        row = self._db.write(sql, (*values, now())).lastrowid
+        row = self._db.execute_write(sql, (*values, utc_now())).lastrowid
         assert row is not None
         return row
 
 
-def _evaluation(row: dict[str, Any]) -> Evaluation:
-    return Evaluation(**loads(row, "config", "result"))
+def _evaluation_from_row(row: dict[str, Any]) -> Evaluation:
+    return Evaluation(**load_json_columns(row, "config", "result"))

@@ -15,34 +15,38 @@ class Neighbours:
     def __init__(self, db: Connection) -> None:
         self._db = db
 
-    def known(self, bank_id: int) -> set[int]:
+    def item_ids(self, bank_id: int) -> set[int]:
         """The items that a bank has already."""
-        return {item for (item,) in self._db.tuples("SELECT item_id FROM neighbours WHERE bank_id = ?", (bank_id,))}
+        return {
+            item for (item,) in self._db.fetch_tuples("SELECT item_id FROM neighbours WHERE bank_id = ?", (bank_id,))
+        }
 
-    def add(self, bank_id: int, vectors: Iterable[tuple[int, bytes]]) -> None:
+    def add_neighbours(self, bank_id: int, vectors: Iterable[tuple[int, bytes]]) -> None:
         """Keep items (by number) with the embeddings of their inputs."""
         seal = seal_of("neighbours", {"bank_id": "?1", "item_id": "?2", "vector": "?3"})
         sql = f"INSERT INTO neighbours (bank_id, item_id, vector, seal) VALUES (?1, ?2, ?3, {seal})"
-        self._db.write_many(sql, ((bank_id, item, vector) for item, vector in vectors))
+        self._db.execute_write_many(sql, ((bank_id, item, vector) for item, vector in vectors))
 
-    def remove(self, bank_id: int, items: Iterable[int]) -> None:
+    def remove_neighbours(self, bank_id: int, items: Iterable[int]) -> None:
         """Remove some items (by number) from a bank's."""
-        self._db.write_many(
+        self._db.execute_write_many(
             "DELETE FROM neighbours WHERE bank_id = ? AND item_id = ?", ((bank_id, item) for item in items)
         )
 
-    def of_bank(self, bank_id: int) -> list[Neighbour]:
+    def consenting_neighbours(self, bank_id: int) -> list[Neighbour]:
         """All that a bank has of people who (still) consent to serve others, in the order of the items' numbers."""
         whole = " AND ".join(map(is_sound, ("neighbours", "items", "users")))
         sql = f"""SELECT item_id, user_id, output, vector, can_anchor, {whole} FROM neighbours
         JOIN items ON items.id = item_id JOIN users ON users.id = user_id WHERE bank_id = ? ORDER BY item_id"""
-        return [Neighbour(*row[:-1]) for row in sound("neighbours", self._db.tuples(sql, (bank_id,)), 0) if row[-1]]
+        return [
+            Neighbour(*row[:-1]) for row in sound("neighbours", self._db.fetch_tuples(sql, (bank_id,)), 0) if row[-1]
+        ]
 
-    def count(self, bank_id: int) -> int:
+    def count_neighbours(self, bank_id: int) -> int:
         """How many a bank has."""
-        return int(self._db.value("SELECT count(*) FROM neighbours WHERE bank_id = ?", (bank_id,)))
+        return int(self._db.fetch_value("SELECT count(*) FROM neighbours WHERE bank_id = ?", (bank_id,)))
 
-    def people(self, bank_id: int) -> int:
+    def count_users(self, bank_id: int) -> int:
         """Of how many people they are."""
         sql = """SELECT count(DISTINCT user_id) FROM neighbours JOIN items ON items.id = item_id WHERE bank_id = ?"""
-        return int(self._db.value(sql, (bank_id,)))
+        return int(self._db.fetch_value(sql, (bank_id,)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from store.connection import Connection
-from store.json_columns import dumps
+from store.json_columns import dump_json
 
 _COLUMNS = (
     "user_id",
@@ -47,7 +47,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Cell:
+class EvalCell:
     """What was made for one user: `bytes` to keep of it, `seconds` that making it took."""
 
     fold: int
@@ -59,7 +59,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class OwnAnswer:
+class UserPrediction:
     """One answer that was measured for one person. `bytes`: to keep of what answered; None for stored models."""
 
     method: str
@@ -71,55 +71,57 @@ class OwnAnswer:
 
 
 # A person counts in the fold in which they were tested; settings may have been tried on them in others.
-_TESTED = """(c.id IS NULL OR EXISTS (
+_IS_TEST_USER = """(c.id IS NULL OR EXISTS (
     SELECT 1 FROM eval_people AS e
     WHERE e.evaluation_id = p.evaluation_id AND e.fold = c.fold AND e.user_id = p.user_id AND e.role = 'test'
 ))"""
-_OWN = f"""SELECT p.method, c.fold, c.settings, c.bytes, p.answer, p.gold
+_SELECT_USER_PREDICTIONS = f"""SELECT p.method, c.fold, c.settings, c.bytes, p.answer, p.gold
 FROM predictions AS p LEFT JOIN cells AS c ON c.id = p.cell_id
-WHERE +p.evaluation_id = ? AND p.user_id = ? AND {_TESTED} ORDER BY p.id"""
-_NEWEST = f"""SELECT max(p.evaluation_id) FROM predictions AS p
+WHERE +p.evaluation_id = ? AND p.user_id = ? AND {_IS_TEST_USER} ORDER BY p.id"""
+_SELECT_LATEST_EVALUATION = f"""SELECT max(p.evaluation_id) FROM predictions AS p
 JOIN evaluations AS v ON v.id = p.evaluation_id LEFT JOIN cells AS c ON c.id = p.cell_id
-WHERE p.user_id = ? AND v.task = ? AND {_TESTED}"""
+WHERE p.user_id = ? AND v.task = ? AND {_IS_TEST_USER}"""
 
 
-class Cells:
+class Predictions:
     """The answers of every evaluation."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
-    def add(self, evaluation_id: int, made: Iterable[tuple[Cell, Sequence[Prediction]]]) -> None:
+    def save_cells(self, evaluation_id: int, made: Iterable[tuple[EvalCell, Sequence[Prediction]]]) -> None:
         """Store cells with their predictions, all or none; one that is there already is replaced."""
         key = "evaluation_id = ? AND fold = ? AND method = ? AND settings = ? AND user_id = ?"
         columns = "evaluation_id, fold, method, settings, user_id, bytes, seconds"
         with self._db.transaction():
             for cell, predictions in made:
-                place = (evaluation_id, cell.fold, cell.method, dumps(cell.settings), cell.user_id)
-                self._db.write(f"DELETE FROM cells WHERE {key}", place)
+                place = (evaluation_id, cell.fold, cell.method, dump_json(cell.settings), cell.user_id)
+                self._db.execute_write(f"DELETE FROM cells WHERE {key}", place)
                 sql = f"INSERT INTO cells ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)"
-                number = self._db.write(sql, (*place, cell.bytes, cell.seconds)).lastrowid
-                self.answer(evaluation_id, predictions, number)
+                number = self._db.execute_write(sql, (*place, cell.bytes, cell.seconds)).lastrowid
+                self.add_predictions(evaluation_id, predictions, number)
 
-    def answer(self, evaluation_id: int, rows: Iterable[Prediction], cell_id: int | None = None) -> int:
+    def add_predictions(self, evaluation_id: int, rows: Iterable[Prediction], cell_id: int | None = None) -> int:
         """Store predictions, all or none; returns how many."""
         sql = f"INSERT INTO predictions (evaluation_id, cell_id, {', '.join(_COLUMNS)}) VALUES ({', '.join('?' * 13)})"
         values = ((evaluation_id, cell_id, *(getattr(row, name) for name in _COLUMNS)) for row in rows)
-        return self._db.write_many(sql, values)
+        return self._db.execute_write_many(sql, values)
 
-    def done(self, evaluation_id: int, fold: int, method: str, settings: Mapping[str, Any]) -> dict[int, Cell]:
+    def finished_cells(
+        self, evaluation_id: int, fold: int, method: str, settings: Mapping[str, Any]
+    ) -> dict[int, EvalCell]:
         """The cells of a method with these settings in a fold, by user id."""
         sql = """SELECT user_id, bytes, seconds FROM cells
         WHERE evaluation_id = ? AND fold = ? AND method = ? AND settings = ? ORDER BY user_id"""
-        rows = self._db.tuples(sql, (evaluation_id, fold, method, dumps(settings)))
-        return {user: Cell(fold, method, settings, user, size, seconds) for user, size, seconds in rows}
+        rows = self._db.fetch_tuples(sql, (evaluation_id, fold, method, dump_json(settings)))
+        return {user: EvalCell(fold, method, settings, user, size, seconds) for user, size, seconds in rows}
 
-    def methods(self, evaluation_id: int) -> list[str]:
+    def answered_methods(self, evaluation_id: int) -> list[str]:
         """The methods that anything was answered with, in the order of their first answers."""
         sql = "SELECT method FROM predictions WHERE evaluation_id = ? GROUP BY method ORDER BY min(id)"
-        return [method for (method,) in self._db.tuples(sql, (evaluation_id,))]
+        return [method for (method,) in self._db.fetch_tuples(sql, (evaluation_id,))]
 
-    def predictions(
+    def load_predictions(
         self,
         evaluation_id: int,
         *,
@@ -131,17 +133,19 @@ class Cells:
         columns = ", ".join(f"predictions.{name}" for name in _COLUMNS)
         if fold is None:
             sql = f"SELECT {columns} FROM predictions WHERE evaluation_id = ? ORDER BY id"
-            return [Prediction(*row) for row in self._db.tuples(sql, (evaluation_id,))]
+            return [Prediction(*row) for row in self._db.fetch_tuples(sql, (evaluation_id,))]
         sql = f"""SELECT {columns} FROM cells JOIN predictions ON cell_id = cells.id
         WHERE cells.evaluation_id = ? AND fold = ? AND cells.method = ? AND settings = ? ORDER BY query_id"""
-        return [Prediction(*row) for row in self._db.tuples(sql, (evaluation_id, fold, method, dumps(settings)))]
+        return [
+            Prediction(*row) for row in self._db.fetch_tuples(sql, (evaluation_id, fold, method, dump_json(settings)))
+        ]
 
-    def newest_of(self, user_id: int, task: str) -> int | None:
+    def latest_evaluation_of_user(self, user_id: int, task: str) -> int | None:
         """The newest evaluation of a task in which a person was tested."""
-        number: int | None = self._db.value(_NEWEST, (user_id, task))
+        number: int | None = self._db.fetch_value(_SELECT_LATEST_EVALUATION, (user_id, task))
         return number
 
-    def own(self, evaluation_id: int, user_id: int) -> list[OwnAnswer]:
+    def user_predictions(self, evaluation_id: int, user_id: int) -> list[UserPrediction]:
         """What a person was tested with in an evaluation, in the order of the answers."""
-        rows = self._db.tuples(_OWN, (evaluation_id, user_id))
-        return [OwnAnswer(row[0], row[1], json.loads(row[2]) if row[2] else {}, *row[3:]) for row in rows]
+        rows = self._db.fetch_tuples(_SELECT_USER_PREDICTIONS, (evaluation_id, user_id))
+        return [UserPrediction(row[0], row[1], json.loads(row[2]) if row[2] else {}, *row[3:]) for row in rows]

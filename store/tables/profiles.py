@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from store.connection import Connection, Parameters
+from store.connection import Connection, SqlParameters
 from store.records import Profile
 from store.seals import is_sound, put_seals, sound, sound_row
 
-AT_ONCE = 500  # users named in one query: SQLite's builds differ in how many they take
-_PROFILE = f"SELECT user_id, task, embedder, total, items, last_item, {is_sound('profiles')} AS sound FROM profiles"
-_TOTAL = f"SELECT user_id, total, {is_sound('profiles')} FROM profiles"
-_ONE = "user_id = ? AND task = ? AND embedder = ?"
+MAX_USERS_PER_QUERY = 500  # users named in one query: SQLite's builds differ in how many they take
+_SELECT_PROFILE = (
+    f"SELECT user_id, task, embedder, total, items, last_item, {is_sound('profiles')} AS sound FROM profiles"
+)
+_SELECT_TOTAL = f"SELECT user_id, total, {is_sound('profiles')} FROM profiles"
+_KEY_CONDITION = "user_id = ? AND task = ? AND embedder = ?"
 
 
 class Profiles:
@@ -22,44 +24,46 @@ class Profiles:
 
     def get(self, user_id: int, task: str, embedder: str) -> Profile | None:
         """The user's profile for a task by an embedder (its fingerprint), if there is one."""
-        row = self._db.row(f"{_PROFILE} WHERE {_ONE}", (user_id, task, embedder))
+        row = self._db.fetch_dict(f"{_SELECT_PROFILE} WHERE {_KEY_CONDITION}", (user_id, task, embedder))
         return Profile(**sound_row("profiles", row)) if row is not None else None
 
-    def put(self, profile: Profile) -> None:
+    def save_profile(self, profile: Profile) -> None:
         """Store a profile in place of the earlier one."""
         values = (profile.user_id, profile.task, profile.embedder, profile.total, profile.items, profile.last_item)
         sql = "REPLACE INTO profiles (user_id, task, embedder, total, items, last_item) VALUES (?, ?, ?, ?, ?, ?)"
         with self._db.transaction():
-            self._db.write(sql, values)
-            put_seals(self._db, "profiles", _ONE, values[:3])
+            self._db.execute_write(sql, values)
+            put_seals(self._db, "profiles", _KEY_CONDITION, values[:3])
 
-    def totals(self, task: str, embedder: str, users: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
+    def profile_totals(self, task: str, embedder: str, users: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
         """User ids and `total`s for a task by an embedder, of everybody or of `users`, in the order of the ids."""
-        sql = f"{_TOTAL} WHERE task = ? AND embedder = ?"
+        sql = f"{_SELECT_TOTAL} WHERE task = ? AND embedder = ?"
         if users is None:
-            return self._sound(f"{sql} ORDER BY user_id", (task, embedder))
+            return self._verified_totals(f"{sql} ORDER BY user_id", (task, embedder))
         chosen, found = sorted(set(users)), []
-        for some in (chosen[start : start + AT_ONCE] for start in range(0, len(chosen), AT_ONCE)):
+        for some in (
+            chosen[start : start + MAX_USERS_PER_QUERY] for start in range(0, len(chosen), MAX_USERS_PER_QUERY)
+        ):
             places = ", ".join("?" * len(some))
-            found += self._sound(f"{sql} AND user_id IN ({places}) ORDER BY user_id", (task, embedder, *some))
+            found += self._verified_totals(f"{sql} AND user_id IN ({places}) ORDER BY user_id", (task, embedder, *some))
         return found
 
-    def pages(self, task: str, embedder: str, size: int) -> Iterator[list[tuple[int, bytes]]]:
+    def iter_profile_totals(self, task: str, embedder: str, size: int) -> Iterator[list[tuple[int, bytes]]]:
         """What `totals` returns of everybody, in pieces of at most `size` that are read one by one."""
-        sql = f"{_TOTAL} WHERE user_id > ? AND task = ? AND embedder = ? ORDER BY user_id LIMIT ?"
+        sql = f"{_SELECT_TOTAL} WHERE user_id > ? AND task = ? AND embedder = ? ORDER BY user_id LIMIT ?"
         last = -1
-        while page := self._sound(sql, (last, task, embedder, size)):
+        while page := self._verified_totals(sql, (last, task, embedder, size)):
             yield page
             last = page[-1][0]
 
-    def _sound(self, sql: str, values: Parameters) -> list[tuple[int, bytes]]:
-        return [(user, total) for user, total in sound("profiles", self._db.tuples(sql, values), 0)]
+    def _verified_totals(self, sql: str, values: SqlParameters) -> list[tuple[int, bytes]]:
+        return [(user, total) for user, total in sound("profiles", self._db.fetch_tuples(sql, values), 0)]
 
-    def stamp(self, task: str, embedder: str) -> tuple[int, int, int]:
+    def version_stamp(self, task: str, embedder: str) -> tuple[int, int, int]:
         """Three numbers that are others after any of these profiles was stored or removed."""
-        count, newest = self._db.tuples(
+        count, newest = self._db.fetch_tuples(
             "SELECT count(*), coalesce(max(rowid), 0) FROM profiles WHERE task = ? AND embedder = ?", (task, embedder)
         )[0]
         # The newest one stored again keeps its row's number, but reaches a later item.
-        last_item = self._db.value("SELECT last_item FROM profiles WHERE rowid = ?", (newest,))
+        last_item = self._db.fetch_value("SELECT last_item FROM profiles WHERE rowid = ?", (newest,))
         return count, newest, last_item or 0

@@ -8,14 +8,14 @@ from typing import Any
 
 from mta_cli.errors import IntegrityFault
 from store.connection import Connection
-from store.json_columns import numbers
-from store.process import now
-from store.records import Recipe, Share, Stack
+from store.json_columns import null_to_nan
+from store.process import utc_now
+from store.records import AnchorWeight, Recipe, Stack
 from store.seals import REMEDY, is_sound, put_seals, sound_row
 from store.tables.adapters import Adapters
 
-_SHARE = struct.Struct("<Iff")  # anchor id, similarity, weight
-_RECIPE = f"SELECT user_id, task, bank_id, method, shares, created, {is_sound('recipes')} AS sound FROM recipes"
+_WEIGHT_STRUCT = struct.Struct("<Iff")  # anchor id, similarity, weight
+_SELECT_RECIPE = f"SELECT user_id, task, bank_id, method, shares, created, {is_sound('recipes')} AS sound FROM recipes"
 _COLUMNS = (
     "user_id",
     "task",
@@ -32,22 +32,22 @@ _COLUMNS = (
     "heldout_before",
     "heldout_after",
 )
-_STACK = f"SELECT {', '.join(_COLUMNS)}, created, {is_sound('stacks')} AS sound FROM stacks"
-_KEY = "user_id = ? AND task = ? AND bank_id = ?"
-_ONE = f"WHERE {_KEY}"
-_LOSSES = ("loss_before", "loss_after")
+_SELECT_STACK = f"SELECT {', '.join(_COLUMNS)}, created, {is_sound('stacks')} AS sound FROM stacks"
+_KEY_CONDITION = "user_id = ? AND task = ? AND bank_id = ?"
+_WHERE_KEY = f"WHERE {_KEY_CONDITION}"
+_LOSS_COLUMNS = ("loss_before", "loss_after")
 
 
-def pack_shares(shares: Sequence[Share]) -> bytes:
+def pack_anchor_weights(shares: Sequence[AnchorWeight]) -> bytes:
     """A recipe's shares, 12 bytes each: anchor id (uint32), similarity and weight (float32), little-endian."""
-    return b"".join(_SHARE.pack(share.anchor_id, share.similarity, share.weight) for share in shares)
+    return b"".join(_WEIGHT_STRUCT.pack(share.anchor_id, share.similarity, share.weight) for share in shares)
 
 
-def unpack_shares(packed: bytes) -> tuple[Share, ...]:
+def unpack_anchor_weights(packed: bytes) -> tuple[AnchorWeight, ...]:
     """The shares in `packed`; similarity and weight as float32 kept them. IntegrityFault where these are none."""
-    if not isinstance(packed, bytes) or len(packed) % _SHARE.size:
+    if not isinstance(packed, bytes) or len(packed) % _WEIGHT_STRUCT.size:
         raise IntegrityFault("A recipe is damaged: it is not made of whole shares.", hint=REMEDY)
-    return tuple(Share(*values) for values in _SHARE.iter_unpack(packed))
+    return tuple(AnchorWeight(*values) for values in _WEIGHT_STRUCT.iter_unpack(packed))
 
 
 class Recipes:
@@ -56,40 +56,40 @@ class Recipes:
     def __init__(self, db: Connection) -> None:
         self._db = db
 
-    def put(self, recipe: Recipe) -> None:
+    def save_recipe(self, recipe: Recipe) -> None:
         """Store a recipe, in place of the user's earlier one for the task and bank."""
         values = (
             recipe.user_id,
             recipe.task,
             recipe.bank_id,
             recipe.method,
-            pack_shares(recipe.shares),
-            recipe.created or now(),
+            pack_anchor_weights(recipe.shares),
+            recipe.created or utc_now(),
         )
         sql = "REPLACE INTO recipes (user_id, task, bank_id, method, shares, created) VALUES (?, ?, ?, ?, ?, ?)"
         with self._db.transaction():
-            self._db.write(sql, values)
-            put_seals(self._db, "recipes", _KEY, values[:3])
+            self._db.execute_write(sql, values)
+            put_seals(self._db, "recipes", _KEY_CONDITION, values[:3])
 
     def get(self, user_id: int, task: str, bank_id: int) -> Recipe | None:
         """The user's recipe for a task on a bank, if there is one."""
-        row = self._db.row(f"{_RECIPE} {_ONE}", (user_id, task, bank_id))
-        return _recipe(row) if row is not None else None
+        row = self._db.fetch_dict(f"{_SELECT_RECIPE} {_WHERE_KEY}", (user_id, task, bank_id))
+        return _recipe_from_row(row) if row is not None else None
 
     def of_user(self, user_id: int) -> list[Recipe]:
         """The user's recipes, by task, newest bank first."""
-        rows = self._db.rows(f"{_RECIPE} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
-        return [_recipe(row) for row in rows]
+        rows = self._db.fetch_dicts(f"{_SELECT_RECIPE} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
+        return [_recipe_from_row(row) for row in rows]
 
-    def on_bank(self, bank_id: int) -> list[tuple[bytes, float | None, float | None]]:
+    def recipes_with_losses(self, bank_id: int) -> list[tuple[bytes, float | None, float | None]]:
         """Everybody's packed recipe on a bank, by user, with the held-out losses before and after their stack on it."""
         sql = """SELECT shares, heldout_before, heldout_after FROM recipes
         LEFT JOIN stacks USING (user_id, task, bank_id) WHERE bank_id = ? ORDER BY user_id, task"""
-        return [(shares, before, after) for shares, before, after in self._db.tuples(sql, (bank_id,))]
+        return [(shares, before, after) for shares, before, after in self._db.fetch_tuples(sql, (bank_id,))]
 
     def remove(self, user_id: int, task: str, bank_id: int) -> None:
         """Remove a recipe if it is there."""
-        self._db.write(f"DELETE FROM recipes {_ONE}", (user_id, task, bank_id))
+        self._db.execute_write(f"DELETE FROM recipes {_WHERE_KEY}", (user_id, task, bank_id))
 
 
 class Stacks:
@@ -98,27 +98,27 @@ class Stacks:
     def __init__(self, db: Connection, adapters: Adapters) -> None:
         self._db, self._adapters = db, adapters
 
-    def put(self, stack: Stack) -> None:
+    def save_stack(self, stack: Stack) -> None:
         """Store a stack, in place of the user's earlier one, whose adapter goes if nothing else uses it."""
         earlier = self.get(stack.user_id, stack.task, stack.bank_id)
         values = [getattr(stack, name) for name in _COLUMNS]
         places = ", ".join("?" * len(values))
         sql = f"REPLACE INTO stacks ({', '.join(_COLUMNS)}, created) VALUES ({places}, ?)"
         with self._db.transaction():
-            self._db.write(sql, (*values, stack.created or now()))
-            put_seals(self._db, "stacks", _KEY, values[:3])
+            self._db.execute_write(sql, (*values, stack.created or utc_now()))
+            put_seals(self._db, "stacks", _KEY_CONDITION, values[:3])
             if earlier is not None:
                 self._adapters.remove_if_unreferenced(earlier.digest)
 
     def get(self, user_id: int, task: str, bank_id: int) -> Stack | None:
         """The user's stack for a task on a bank, if there is one."""
-        row = self._db.row(f"{_STACK} {_ONE}", (user_id, task, bank_id))
-        return _stack(row) if row is not None else None
+        row = self._db.fetch_dict(f"{_SELECT_STACK} {_WHERE_KEY}", (user_id, task, bank_id))
+        return _stack_from_row(row) if row is not None else None
 
     def of_user(self, user_id: int) -> list[Stack]:
         """The user's stacks, by task, newest bank first."""
-        rows = self._db.rows(f"{_STACK} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
-        return [_stack(row) for row in rows]
+        rows = self._db.fetch_dicts(f"{_SELECT_STACK} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
+        return [_stack_from_row(row) for row in rows]
 
     def remove(self, user_id: int, task: str, bank_id: int) -> None:
         """Remove a stack if it is there, and its adapter if nothing else uses it."""
@@ -126,14 +126,14 @@ class Stacks:
         if stack is None:
             return
         with self._db.transaction():
-            self._db.write(f"DELETE FROM stacks {_ONE}", (user_id, task, bank_id))
+            self._db.execute_write(f"DELETE FROM stacks {_WHERE_KEY}", (user_id, task, bank_id))
             self._adapters.remove_if_unreferenced(stack.digest)
 
 
-def _recipe(row: dict[str, Any]) -> Recipe:
+def _recipe_from_row(row: dict[str, Any]) -> Recipe:
     packed = sound_row("recipes", row).pop("shares")
-    return Recipe(**row, shares=unpack_shares(packed), bytes=len(packed))
+    return Recipe(**row, shares=unpack_anchor_weights(packed), bytes=len(packed))
 
 
-def _stack(row: dict[str, Any]) -> Stack:
-    return Stack(**numbers(sound_row("stacks", row), *_LOSSES))
+def _stack_from_row(row: dict[str, Any]) -> Stack:
+    return Stack(**null_to_nan(sound_row("stacks", row), *_LOSS_COLUMNS))

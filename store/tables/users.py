@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound
 from store.connection import Connection
-from store.json_columns import truths
-from store.names import MAX_NAME, check_name, folded, shown
-from store.process import now
+from store.json_columns import load_boolean_columns
+from store.names import MAX_NAME_CHARS, check_name, normalise_name, quote_text
+from store.process import utc_now
 from store.records import User, UserSummary
 from store.seals import amend, is_sound, put_seals, sound, sound_row
 
 if TYPE_CHECKING:
-    from store.erase import Forgetting
+    from store.erase import UserEraser
 
-_USER = f"SELECT id, name, can_anchor, created, {is_sound('users')} AS sound FROM users"
+_SELECT_USER = f"SELECT id, name, can_anchor, created, {is_sound('users')} AS sound FROM users"
 
 # A user's standing is that in the given bank or, without one, in the newest ready version of every bank.
-_SUMMARIES = """
+_SELECT_SUMMARIES = """
 WITH current AS (
     SELECT id FROM banks WHERE :bank IS NOT NULL AND id = :bank
     UNION
@@ -68,7 +68,7 @@ WHERE :task IS NULL OR totals.user_id IS NOT NULL
 ORDER BY users.name
 """
 
-_TASKS = """
+_SELECT_USER_TASKS = """
 SELECT task, sum(items) AS items, sum(queries) AS queries FROM (
     SELECT task, count(*) AS items, 0 AS queries FROM items WHERE user_id = :user GROUP BY task
     UNION ALL
@@ -77,14 +77,14 @@ SELECT task, sum(items) AS items, sum(queries) AS queries FROM (
 """
 
 # Banks of evaluations serve nobody.
-_THEIR_ANCHORS = """FROM anchors JOIN banks ON banks.id = bank_id WHERE user_id = ? AND purpose = ''"""
+_FROM_USER_ANCHORS = """FROM anchors JOIN banks ON banks.id = bank_id WHERE user_id = ? AND purpose = ''"""
 
 StaleAnchor = tuple[str, int, int]
 """(bank, version, anchor id)"""
 
 
 @dataclass(frozen=True)
-class Forgotten:
+class ForgetResult:
     """What went with a person. `stale_anchors` are (bank, version, anchor id); `banks` their banks as "NAME vN".
 
     `resting` are (user, bank, version): others whose recipe or stack rests on one of these anchors.
@@ -94,23 +94,23 @@ class Forgotten:
     adapters_removed: list[str]
     stale_anchors: list[StaleAnchor]
     banks: list[str] = field(default_factory=list)
-    resting: list[tuple[str, str, int]] = field(default_factory=list)
+    dependents: list[tuple[str, str, int]] = field(default_factory=list)
 
 
 class Users:
     """The people of the store."""
 
-    def __init__(self, db: Connection, forgetting: Forgetting) -> None:
-        self._db, self._forgetting = db, forgetting
+    def __init__(self, db: Connection, forgetting: UserEraser) -> None:
+        self._db, self._eraser = db, forgetting
 
     def add(self, name: str, *, can_anchor: bool = True) -> User:
         """A new user. Raises BadInput when the name cannot be one or is taken."""
-        user, added = self.ensure(name, can_anchor=can_anchor)
+        user, added = self.get_or_create_user(name, can_anchor=can_anchor)
         if not added:
-            raise BadInput(f"There is a user {shown(user.name)} already.", hint="choose another name")
+            raise BadInput(f"There is a user {quote_text(user.name)} already.", hint="choose another name")
         return user
 
-    def ensure(self, name: str, *, can_anchor: bool = True) -> tuple[User, bool]:
+    def get_or_create_user(self, name: str, *, can_anchor: bool = True) -> tuple[User, bool]:
         """The user of this name, and whether they are new; `can_anchor` is for a new one. Raises BadInput."""
         name = check_name(name)
         with self._db.transaction():
@@ -118,74 +118,79 @@ class Users:
             if found is not None:
                 return found, False
             sql = "INSERT INTO users (name, can_anchor, created) VALUES (?, ?, ?)"
-            row = self._db.write(sql, (name, int(can_anchor), now())).lastrowid
+            row = self._db.execute_write(sql, (name, int(can_anchor), utc_now())).lastrowid
             assert row is not None
             put_seals(self._db, "users", "id = ?", (row,))
             return self.by_id(row), True
 
     def get(self, name: str) -> User:
         """The user of this name. Raises NotFound, suggesting the nearest names."""
-        found = self._find(unicodedata.normalize("NFC", name[: 4 * MAX_NAME]))
+        found = self._find(unicodedata.normalize("NFC", name[: 4 * MAX_NAME_CHARS]))
         if found is None:
-            near = [shown(other) for other in self._nearest(name[:MAX_NAME])]
+            near = [quote_text(other) for other in self._similar_names(name[:MAX_NAME_CHARS])]
             hint = f"did you mean {' or '.join(near)}?" if near else "mta user list shows who there is"
-            raise NotFound(f"There is no user {shown(name)}.", hint=hint)
+            raise NotFound(f"There is no user {quote_text(name)}.", hint=hint)
         return found
 
     def by_id(self, user_id: int) -> User:
         """The user of this number. Raises NotFound."""
-        row = self._db.row(f"{_USER} WHERE id = ?", (user_id,))
+        row = self._db.fetch_dict(f"{_SELECT_USER} WHERE id = ?", (user_id,))
         if row is None:
             raise NotFound(f"There is no user number {user_id}.")
-        return User(**truths(sound_row("users", row), "can_anchor"))
+        return User(**load_boolean_columns(sound_row("users", row), "can_anchor"))
 
-    def there(self, users: Iterable[User]) -> dict[int, bool]:
+    def existing_users(self, users: Iterable[User]) -> dict[int, bool]:
         """Those of these users who are still there, by number, with whether each may be an anchor now.
 
         Whoever writes what was made from people asks this in the same transaction. Somebody who was added since, and
         got the number of one who was forgotten, is another person.
         """
         known = {user.id: (user.name, user.created) for user in users}
-        sql = f"{_USER} WHERE id IN (SELECT value FROM json_each(?))"
-        found = [_user(row) for row in sound("users", self._db.tuples(sql, (json.dumps(sorted(known)),)), 0)]
+        sql = f"{_SELECT_USER} WHERE id IN (SELECT value FROM json_each(?))"
+        found = [
+            _user_from_row(row) for row in sound("users", self._db.fetch_tuples(sql, (json.dumps(sorted(known)),)), 0)
+        ]
         return {user.id: user.can_anchor for user in found if (user.name, user.created) == known[user.id]}
 
-    def require(self, user: User) -> None:
+    def require_existing(self, user: User) -> None:
         """Raises NotFound where this very user is not there any more: see `there`."""
-        if user.id not in self.there([user]):
-            raise NotFound(f"{shown(user.name)} was removed.", hint="mta user list shows who there is")
+        if user.id not in self.existing_users([user]):
+            raise NotFound(f"{quote_text(user.name)} was removed.", hint="mta user list shows who there is")
 
     def names(self) -> list[str]:
         """All names, sorted."""
-        return [name for (name,) in self._db.tuples("SELECT name FROM users ORDER BY name")]
+        return [name for (name,) in self._db.fetch_tuples("SELECT name FROM users ORDER BY name")]
 
-    def known(self, names: Iterable[str]) -> set[str]:
+    def existing_names(self, names: Iterable[str]) -> set[str]:
         """Those of these names that somebody has."""
         sql = "SELECT name FROM users WHERE name IN (SELECT value FROM json_each(?))"
-        return {name for (name,) in self._db.tuples(sql, (json.dumps(list(names)),))}
+        return {name for (name,) in self._db.fetch_tuples(sql, (json.dumps(list(names)),))}
 
-    def lookalikes(self, name: str) -> list[str]:
+    def lookalike_names(self, name: str) -> list[str]:
         """Other users' names that differ from `name` only in Unicode form, case or white space."""
-        same = folded(name)
-        return [other for other in self.names() if other != name and folded(other) == same]
+        same = normalise_name(name)
+        return [other for other in self.names() if other != name and normalise_name(other) == same]
 
     def summaries(self, *, task: str | None = None, bank_id: int | None = None) -> list[UserSummary]:
         """One line a user, by name; with `task`, only of users who have something of it and about that.
 
         The status is that in the bank, or without one in the newest ready version of each.
         """
-        rows = self._db.rows(_SUMMARIES, {"task": task, "bank": bank_id})
-        return [UserSummary(**truths(row, "can_anchor")) for row in rows]
+        rows = self._db.fetch_dicts(_SELECT_SUMMARIES, {"task": task, "bank": bank_id})
+        return [UserSummary(**load_boolean_columns(row, "can_anchor")) for row in rows]
 
-    def with_items(self, task: str) -> list[tuple[User, int]]:
+    def users_with_items(self, task: str) -> list[tuple[User, int]]:
         """Users who have items of a task, with how many, in the order in which the users came."""
         sql = f"""SELECT users.id, name, can_anchor, created, count(*), {is_sound("users")}
         FROM users JOIN items ON user_id = users.id WHERE task = ? GROUP BY users.id ORDER BY users.id"""
-        return [(_user(row[:4]), row[4]) for row in sound("users", self._db.tuples(sql, (task,)), 0)]
+        return [(_user_from_row(row[:4]), row[4]) for row in sound("users", self._db.fetch_tuples(sql, (task,)), 0)]
 
-    def tasks_of(self, user_id: int) -> list[tuple[str, int, int]]:
+    def tasks_of_user(self, user_id: int) -> list[tuple[str, int, int]]:
         """The user's tasks as (task, items, queries), most items first."""
-        return [(task, items, queries) for task, items, queries in self._db.tuples(_TASKS, {"user": user_id})]
+        return [
+            (task, items, queries)
+            for task, items, queries in self._db.fetch_tuples(_SELECT_USER_TASKS, {"user": user_id})
+        ]
 
     def set_can_anchor(self, user_id: int, can_anchor: bool) -> list[StaleAnchor]:
         """Record whether the user consents to being an anchor; returns their anchors that are stale now.
@@ -197,34 +202,34 @@ class Users:
             values = {"user": user_id, "can": int(can_anchor), "stale": int(not can_anchor)}
             amend(self._db, "users", "can_anchor = :can", "id = :user", values)
             trained = "(:stale OR digest IS NOT NULL OR status = 'building')"
-            mine = f"id IN (SELECT anchors.id {_THEIR_ANCHORS} AND {trained})".replace("?", ":user")
+            mine = f"id IN (SELECT anchors.id {_FROM_USER_ANCHORS} AND {trained})".replace("?", ":user")
             amend(self._db, "anchors", "stale = :stale", mine, values)
             if can_anchor:
                 return []
             items = "SELECT id FROM items WHERE user_id = ?"
-            self._db.write(f"DELETE FROM neighbours WHERE item_id IN ({items})", (user_id,))
-            sql = f"SELECT banks.name, version, anchors.id {_THEIR_ANCHORS} ORDER BY anchors.id"
-            return [(name, version, anchor) for name, version, anchor in self._db.tuples(sql, (user_id,))]
+            self._db.execute_write(f"DELETE FROM neighbours WHERE item_id IN ({items})", (user_id,))
+            sql = f"SELECT banks.name, version, anchors.id {_FROM_USER_ANCHORS} ORDER BY anchors.id"
+            return [(name, version, anchor) for name, version, anchor in self._db.fetch_tuples(sql, (user_id,))]
 
-    def forget(self, user_id: int) -> Forgotten:
+    def forget(self, user_id: int) -> ForgetResult:
         """Remove every trace of a user from database, log and files; anchors trained on them become stale.
 
         Raises NotFound, and StoreBusy when they are gone but another process, still reading, keeps their bytes in the
         log; these go when the store is next opened with nobody reading.
         """
-        return self._forgetting.forget(self.by_id(user_id))
+        return self._eraser.erase_user(self.by_id(user_id))
 
     def _find(self, name: str) -> User | None:
-        found = sound("users", self._db.tuples(f"{_USER} WHERE name = ?", (name,)), 0)
-        return _user(found[0]) if found else None
+        found = sound("users", self._db.fetch_tuples(f"{_SELECT_USER} WHERE name = ?", (name,)), 0)
+        return _user_from_row(found[0]) if found else None
 
-    def _nearest(self, name: str) -> list[str]:
+    def _similar_names(self, name: str) -> list[str]:
         names = self.names()
-        alike = [other for other in names if folded(other) == folded(name)]
+        alike = [other for other in names if normalise_name(other) == normalise_name(name)]
         by_case = {other.casefold(): other for other in names}
         near = difflib.get_close_matches(name.casefold(), by_case, n=3, cutoff=0.6)
         return list(dict.fromkeys([*alike, *(by_case[other] for other in near)]))[:3]
 
 
-def _user(row: tuple[Any, ...]) -> User:
+def _user_from_row(row: tuple[Any, ...]) -> User:
     return User(row[0], row[1], bool(row[2]), row[3])

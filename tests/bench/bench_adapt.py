@@ -19,51 +19,51 @@ from tests.bench.rivals import Recipe, oppu, peft_adapt
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import Row
+    from mta_cli.engine.text.prompts import TrainingRow
 
 STEPS, RATE = 10, 2e-3
 
 
 def adapt(
-    base: LoadedBase, anchors: Sequence[LoraWeights], users: Sequence[Sequence[Row]], placement: str
+    base: LoadedBase, anchors: Sequence[LoraWeights], users: Sequence[Sequence[TrainingRow]], placement: str
 ) -> list[tuple[LoraWeights, ...]]:
     """Everybody's fusion and stack, from their shots."""
-    from mta_cli.engine.lora.adapter import initial
-    from mta_cli.engine.lora.merge import evidence_weights, merge
-    from mta_cli.engine.scoring.log_likelihood import likelihoods
-    from mta_cli.engine.scoring.prefix_tree import Fork
-    from mta_cli.engine.training.trainer import Member, Schedule, Trainer
+    from mta_cli.engine.lora.adapter import init_lora_weights
+    from mta_cli.engine.lora.merge import evidence_weights, merge_loras
+    from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
+    from mta_cli.engine.scoring.prefix_tree import PromptTree
+    from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 
     harness.forget(base)
-    forks = [Fork.of(row) for rows in users for row in rows]
+    forks = [PromptTree.from_row(row) for rows in users for row in rows]
     candidates = [(), *((anchor,) for anchor in anchors)]
     asked = [(fork, person) for person in range(len(candidates)) for fork in range(len(forks))]
-    values = iter(likelihoods(base, forks, candidates, asked))
+    values = iter(completion_log_likelihoods(base, forks, candidates, asked))
     flat = [[next(values)[0] for _ in forks] for _ in candidates]
     fusions, at = [], 0
     for rows in users:
         null, *own = (sum(one[at : at + len(rows)]) for one in flat)
         weights, _ = evidence_weights(own, null, 1.0)
-        merged = merge(list(zip(anchors, weights, strict=True)))
+        merged = merge_loras(list(zip(anchors, weights, strict=True)))
         fusions.append((merged,) if merged is not None else ())
         at += len(rows)
-    start = initial(base.model, "q_proj,v_proj", placement, 2, 4.0, 0)
+    start = init_lora_weights(base.model, "q_proj,v_proj", placement, 2, 4.0, 0)
     schedule = Schedule(STEPS, 8, RATE)
     trainer = Trainer(
-        base, [Member(start, rows, schedule, 0, under) for rows, under in zip(users, fusions, strict=True)]
+        base, [GroupMember(start, rows, schedule, 0, under) for rows, under in zip(users, fusions, strict=True)]
     )
-    for _ in trainer.steps():
+    for _ in trainer.train_steps():
         pass
     return [(*under, trainer.weights(i)) for i, under in enumerate(fusions)]
 
 
-def prepared(base: LoadedBase, others: Sequence[Sequence[Row]]) -> dict[str, list[LoraWeights]]:
+def prepared(base: LoadedBase, others: Sequence[Sequence[TrainingRow]]) -> dict[str, list[LoraWeights]]:
     """Anchors by placement; the task adapter stays folded into the base."""
-    from mta_cli.engine.lora.adapter import Folder
+    from mta_cli.engine.lora.adapter import AdapterMerger
 
     pooled = [row for rows in others for row in rows]
     (task,) = train_group(base, [pooled], Recipe(placement="all", learning_rate=1e-3))
-    Folder(base).set(task)
+    AdapterMerger(base).set_adapter(task)
     return {place: train_group(base, others[:4], Recipe(placement=place)) for place in ("upper", "late")}
 
 
@@ -116,8 +116,8 @@ def main() -> None:
 
 
 def rival(
-    users: Sequence[Sequence[Row]],
-    heldout: Sequence[Sequence[Row]],
+    users: Sequence[Sequence[TrainingRow]],
+    heldout: Sequence[Sequence[TrainingRow]],
     targets: Sequence[float],
     place: str,
     count: int,

@@ -20,31 +20,31 @@ from tests.bench.rivals import Recipe, Trained, trainer_bank, trl_bank
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import Row
+    from mta_cli.engine.text.prompts import TrainingRow
 
 
-def ours(base: LoadedBase, users: Sequence[Sequence[Row]], recipe: Recipe) -> list[LoraWeights]:
+def ours(base: LoadedBase, users: Sequence[Sequence[TrainingRow]], recipe: Recipe) -> list[LoraWeights]:
     """Everybody's LoRA, trained as one group."""
-    from mta_cli.engine.lora.adapter import initial
-    from mta_cli.engine.training.trainer import Member, Schedule, Trainer
+    from mta_cli.engine.lora.adapter import init_lora_weights
+    from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 
     harness.forget(base)
     members = []
     for rows in users:
-        schedule = Schedule.epochs(len(rows), recipe.epochs, recipe.batch_size, recipe.learning_rate)
-        start = initial(base.model, recipe.targets, recipe.placement, recipe.rank, recipe.alpha, recipe.seed)
-        members.append(Member(start, rows, schedule, recipe.seed))
+        schedule = Schedule.from_epochs(len(rows), recipe.epochs, recipe.batch_size, recipe.learning_rate)
+        start = init_lora_weights(base.model, recipe.targets, recipe.placement, recipe.rank, recipe.alpha, recipe.seed)
+        members.append(GroupMember(start, rows, schedule, recipe.seed))
     trainer = Trainer(base, members)
-    for _ in trainer.steps():
+    for _ in trainer.train_steps():
         pass
     return [trainer.weights(i) for i in range(len(users))]
 
 
-def operations(base: LoadedBase, rows: Sequence[Row], placement: str) -> float:
+def operations(base: LoadedBase, rows: Sequence[TrainingRow], placement: str) -> float:
     """What training on `rows` once costs, multiplications and additions, without what the LoRAs themselves add."""
-    from mta_cli.engine.lora.adapter import find_targets, layer_of, linear_layers
+    from mta_cli.engine.lora.adapter import find_target_modules, layer_of, linear_layers
 
-    first = find_targets(base.model, "all-linear", placement)[1].first
+    first = find_target_modules(base.model, "all-linear", placement)[1].first_layer
     sizes = [(layer_of(path), linear.weight.numel()) for path, linear in linear_layers(base.model).items()]
     each = sum(size * (2 if layer < first else 4) for layer, size in sizes)
     head = 4 * base.model.get_output_embeddings().weight.numel()
@@ -52,7 +52,7 @@ def operations(base: LoadedBase, rows: Sequence[Row], placement: str) -> float:
 
 
 def sides(
-    base: LoadedBase, users: Sequence[Sequence[Row]], few: Sequence[Sequence[Row]]
+    base: LoadedBase, users: Sequence[Sequence[TrainingRow]], few: Sequence[Sequence[TrainingRow]]
 ) -> dict[str, Callable[[], list[LoraWeights]]]:
     """Every way to build the bank."""
     folder = harness.base_folder()

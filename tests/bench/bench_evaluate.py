@@ -55,16 +55,16 @@ def weighing(
     base: LoadedBase, people: Sequence[LoraWeights], model: Any, asked: Queries, few: int
 ) -> dict[str, Callable[[], Found]]:
     """Ways to find each query's label; the rivals find those of the first `few`."""
-    from mta_cli.engine.scoring.log_likelihood import likelihoods
-    from mta_cli.engine.scoring.prefix_tree import Fork
+    from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
+    from mta_cli.engine.scoring.prefix_tree import PromptTree
 
     prompts, users = asked.prompts[:few], _names(asked)[:few]
     longest = max(map(len, asked.labels))
-    forks = [Fork(tuple(prompt), tuple(asked.labels)) for prompt in asked.prompts]
+    forks = [PromptTree(tuple(prompt), tuple(asked.labels)) for prompt in asked.prompts]
 
     def ours() -> Found:
         personal.fresh(base)
-        values = likelihoods(base, forks, [(own,) for own in people], list(enumerate(asked.owners)))
+        values = completion_log_likelihoods(base, forks, [(own,) for own in people], list(enumerate(asked.owners)))
         return [[max(range(len(row)), key=row.__getitem__)] for row in values]
 
     def said() -> Found:
@@ -82,13 +82,13 @@ def answering(
     base: LoadedBase, people: Sequence[LoraWeights], model: Any, asked: Queries, few: int, tokens: int
 ) -> dict[str, Callable[[], Found]]:
     """Ways to answer each query in the model's own words; the rival answers the first `few`."""
-    from mta_cli.engine.generation.generate_batch import answer_many
+    from mta_cli.engine.generation.generate_batch import generate_answers
 
     ours, users = personal.endless(base), _names(asked)[:few]
 
     def together() -> Found:
         personal.fresh(ours)
-        return answer_many(ours, asked.prompts, [(own,) for own in people], asked.owners, max_tokens=tokens)
+        return generate_answers(ours, asked.prompts, [(own,) for own in people], asked.owners, max_tokens=tokens)
 
     return {
         GENERATE: lambda: rival.answer_each(model, asked.prompts[:few], tokens, users=users).ids,
@@ -140,7 +140,7 @@ def main() -> None:
     bandwidth, products = harness.read_bandwidth(), harness.matrix_rate(base.dtype)
     weighed = harness.interleave(weighing(base, people, model, labelled, chosen.few), chosen.repeats)
     answered = harness.interleave(answering(base, people, model, free, chosen.few, chosen.tokens), chosen.repeats)
-    plain = base.plain
+    plain = base.llama_decoder
     assert plain is not None
     read = [personal.reading(plain, sum(map(len, asked.prompts))) / products for asked in (labelled, free)]
     steps = (chosen.tokens - 1) * personal.weight_bytes(plain) / bandwidth

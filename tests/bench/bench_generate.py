@@ -33,28 +33,28 @@ Sides = dict[str, Callable[[int], Ids]]
 
 def speaking(base: LoadedBase, weights: LoraWeights, *, packed: bool = True) -> LoadedBase:
     """The base with one user's weights folded in; not `packed`, it keeps the order of its weights."""
-    from mta_cli.engine.lora.adapter import Folder
-    from mta_cli.engine.model.llama import Plain
+    from mta_cli.engine.lora.adapter import AdapterMerger
+    from mta_cli.engine.model.llama import LlamaDecoder
 
-    class AsItIs(Plain):
-        def __init__(self, plain: Plain) -> None:
+    class AsItIs(LlamaDecoder):
+        def __init__(self, plain: LlamaDecoder) -> None:
             vars(self).update(vars(plain))
 
         def pack(self, int8: bool = False) -> None:
             """Leave the weights in their own order."""
 
-    Folder(base).set(weights)
-    if not packed and base.plain is not None:
-        base.plain = AsItIs(base.plain)
+    AdapterMerger(base).set_adapter(weights)
+    if not packed and base.llama_decoder is not None:
+        base.llama_decoder = AsItIs(base.llama_decoder)
     return personal.endless(base)
 
 
 def one_user(load: Callable[[], LoadedBase], entry: Path, weights: LoraWeights, adapter: Path, prompt: Prompt) -> Sides:
     """Ways to decode for one user, each a function of the number of new tokens."""
-    from mta_cli.engine.generation.generate import token_ids
+    from mta_cli.engine.generation.generate import generate_tokens
 
     def ours(base: LoadedBase, int8: bool = False) -> Callable[[int], Ids]:
-        return lambda count: [list(token_ids(base, prompt, max_tokens=count, int8=int8))]
+        return lambda count: [list(generate_tokens(base, prompt, max_tokens=count, int8=int8))]
 
     packed = speaking(load(), weights)
     dtype = str(packed.dtype)[6:]
@@ -66,7 +66,7 @@ def one_user(load: Callable[[], LoadedBase], entry: Path, weights: LoraWeights, 
         PLAIN: ours(speaking(load(), weights, packed=False)),
         PACKED: ours(packed),
     }
-    if packed.plain is not None and packed.plain.can_round:
+    if packed.llama_decoder is not None and packed.llama_decoder.supports_int8:
         sides[INT8] = ours(speaking(load(), weights), int8=True)
     return sides
 
@@ -116,14 +116,14 @@ def many_users(
     few: int,
 ) -> dict[str, Callable[[], Ids]]:
     """Ways to answer every user's prompt with their own model; one by one only the first `few`, whose rate is all's."""
-    from mta_cli.engine.generation.generate_batch import answer_many
+    from mta_cli.engine.generation.generate_batch import generate_answers
 
     users, dtype, people = list(folders), str(base.dtype)[6:], [(own,) for own in weights]
     ours, model = personal.endless(base), rival.with_adapters(entry, folders, dtype)
 
     def together() -> Ids:
         personal.fresh(ours)
-        return answer_many(ours, prompts, people, range(len(people)), max_tokens=tokens)
+        return generate_answers(ours, prompts, people, range(len(people)), max_tokens=tokens)
 
     return {
         MIXED: lambda: rival.answer_mixed(model, prompts, users, tokens).ids,
@@ -172,9 +172,9 @@ def decode(repeats: int, tokens: int) -> None:
         sides = one_user(lambda: harness.load("bfloat16"), entry.path, weights, adapter, prompt)
     rate = harness.read_bandwidth()
     runs = harness.interleave(both(sides, tokens), repeats)
-    assert base.plain is not None
+    assert base.llama_decoder is not None
     rate = max(rate, harness.read_bandwidth())
-    floors = {name: personal.weight_bytes(base.plain, 1 if name == INT8 else None) / rate for name in sides}
+    floors = {name: personal.weight_bytes(base.llama_decoder, 1 if name == INT8 else None) / rate for name in sides}
     told = personal.facts(base, prompt_tokens=len(prompt), new_tokens=tokens, float32_tokens_alike=same)
     limits = {name: 1e3 * floor for name, floor in floors.items()}
     found = one_user_rows(runs, tokens, floors)
@@ -190,9 +190,9 @@ def batch(repeats: int, users: int, tokens: int, few: int) -> None:
         sides = many_users(base, entry.path, weights, folders, prompts, tokens, few)
     rate, products = harness.read_bandwidth(), harness.matrix_rate(base.dtype)
     runs = harness.interleave(sides, repeats)
-    assert base.plain is not None
-    step = personal.weight_bytes(base.plain) + sum(own.parameters for own in weights) * base.dtype.itemsize
-    limit = personal.reading(base.plain, sum(map(len, prompts))) / products + (tokens - 1) * step / rate
+    assert base.llama_decoder is not None
+    step = personal.weight_bytes(base.llama_decoder) + sum(own.num_parameters for own in weights) * base.dtype.itemsize
+    limit = personal.reading(base.llama_decoder, sum(map(len, prompts))) / products + (tokens - 1) * step / rate
     told = personal.facts(base, prompt_tokens=list(map(len, prompts)), new_tokens=tokens, limit_s=limit)
     found = many_users_rows(runs, limit)
     harness.report("batch", found, read_bandwidth=rate, matrix_rate=products, repeats=repeats, **told)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from mta_cli.engine.lora import adapter_file, joining
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, linear_layers
-from mta_cli.engine.lora.merge import merge
-from mta_cli.pipeline.personalize.export import CONFIG, WEIGHTS, peft_config
+from mta_cli.engine.lora.merge import merge_loras
+from mta_cli.pipeline.personalize.export import CONFIG_FILE, WEIGHTS_FILE, peft_config
 from tests.bench import harness
 from tests.bench.rivals import load
 
@@ -46,12 +46,12 @@ def make_adapters(model: Any, folder: Path) -> dict[str, Path]:
             )
             for path, layer in layers.items()
         }
-        weights = LoraWeights(factors, SCALE, Placement(0, model.config.num_hidden_layers - 1)).stored()
+        weights = LoraWeights(factors, SCALE, Placement(0, model.config.num_hidden_layers - 1)).cast_for_storage()
         folders[name] = folder / name
         folders[name].mkdir()
-        (folders[name] / WEIGHTS).write_bytes(weights.to_bytes({"kind": "meta"}))
+        (folders[name] / WEIGHTS_FILE).write_bytes(weights.to_bytes({"kind": "meta"}))
         config = {**peft_config(weights, entry), "lora_alpha": int(SCALE * RANK)}
-        (folders[name] / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        (folders[name] / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
     return folders
 
 
@@ -59,11 +59,11 @@ class Ours:
     """Files to one LoRA."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
-        self.files = {name: folder / WEIGHTS for name, folder in folders.items()}
+        self.files = {name: folder / WEIGHTS_FILE for name, folder in folders.items()}
 
     def once(self) -> LoraWeights:
         """Read and merge."""
-        merged = merge([(LoraWeights.from_file(file), SHARES[name]) for name, file in self.files.items()])
+        merged = merge_loras([(LoraWeights.from_file(file), SHARES[name]) for name, file in self.files.items()])
         assert merged is not None
         return merged
 
@@ -76,7 +76,7 @@ class Ours:
         """The same without what an earlier merge has left behind: what the headers say, and the plan of joining."""
         for _ in range(TIMES):
             adapter_file._layout.cache_clear()
-            joining._plan.cache_clear()
+            joining._plan_runs.cache_clear()
             self.once()
 
 
@@ -179,7 +179,7 @@ def main() -> None:
         parts = [(LoraWeights.from_file(file), SHARES[name]) for name, file in ours.files.items()]
         results = {OURS: ours.once().factors, **{kind: peft.factors(peft.merging(kind)()) for kind in KINDS}}
         wrong = errors(parts, results)
-        size = sum(file.stat().st_size for file in ours.files.values()) + 4 * ours.once().parameters
+        size = sum(file.stat().st_size for file in ours.files.values()) + 4 * ours.once().num_parameters
     seconds = {name: harness.median_seconds(taken) for name, taken in runs.items()}
     seconds |= {name: seconds[name] / TIMES for name in (OURS, FIRST)}
     rate = max(rate, harness.bandwidth())

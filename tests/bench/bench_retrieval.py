@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mta_cli.engine.retrieval.nearest import nearest
+from mta_cli.engine.retrieval.nearest import nearest_rows
 from tests.bench import harness
 
 DIM, TOP = 384, 8
@@ -83,8 +83,8 @@ def measure(count: int, searches: int, folder: Path) -> dict[str, float]:
     matrix, query = unit(count, 0), unit(1, 1)[0]
     with mapped(matrix, folder) as file, scan(matrix, query, folder) as sql:
         sides: dict[str, Callable[[], list[int]]] = {
-            OURS: lambda: nearest(matrix, query, TOP)[0].tolist(),
-            MAPPED: lambda: nearest(file, query, TOP)[0].tolist(),
+            OURS: lambda: nearest_rows(matrix, query, TOP)[0].tolist(),
+            MAPPED: lambda: nearest_rows(file, query, TOP)[0].tolist(),
             LEARN: brute_force(matrix, query),
         }
         if count < ONCE:

@@ -29,8 +29,8 @@ def crowd(root: Path, people: int = PEOPLE) -> None:
     """A store of generated people."""
     with Registry.open(root, create=True) as reg, reg.transaction():
         for number in range(people):
-            user, _ = reg.users.ensure(f"person {number:06} {('ash', 'elm', 'oak', 'yew')[number % 4]}")
-            reg.items.append(user.id, [NewItem(f"i{n}", "free", f"said {n}", "yes") for n in range(ITEMS)])
+            user, _ = reg.users.get_or_create_user(f"person {number:06} {('ash', 'elm', 'oak', 'yew')[number % 4]}")
+            reg.items.append_items(user.id, [NewItem(f"i{n}", "free", f"said {n}", "yes") for n in range(ITEMS)])
             reg.items.append_queries(user.id, [NewItem(f"q{n}", "free", f"asked {n}", "no") for n in range(QUERIES)])
 
 

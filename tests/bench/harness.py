@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import torch
 
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import Example, Prompter, Row
+    from mta_cli.engine.text.prompts import HistoryExample, PromptBuilder, TrainingRow
     from mta_cli.engine.text.tasks import Task
-    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.pipeline.models.manifest import ModelEntry
 
 MODEL = "smollm2-135m-instruct"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate")
@@ -174,10 +174,10 @@ def _cell(value: Any) -> str:
 def base_entry() -> ModelEntry:
     """The pulled base that is measured; ends the program with the command that pulls it when it is not here."""
     from mta_cli.errors import MtaError
-    from mta_cli.pipeline.models.lookup import resolve
+    from mta_cli.pipeline.models.lookup import resolve_model
 
     try:
-        return resolve(MODEL, "base")
+        return resolve_model(MODEL, "base")
     except MtaError as error:
         raise SystemExit(f"{error.message}. First: mta model pull {MODEL}") from error
 
@@ -197,8 +197,8 @@ def load(dtype: str = "auto", device: str = "cpu") -> LoadedBase:
 
 def forget(base: LoadedBase) -> None:
     """Drop the states that an earlier run left with the base, which would spare this one their computation."""
-    if base.plain is not None:
-        base.plain.kept.clear()
+    if base.llama_decoder is not None:
+        base.llama_decoder.activation_cache.clear()
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,8 @@ class Person:
     """An invented user: what they did, and what they are asked later."""
 
     name: str
-    items: tuple[Example, ...]
-    queries: tuple[Example, ...]
+    items: tuple[HistoryExample, ...]
+    queries: tuple[HistoryExample, ...]
 
 
 def sample_task(task: str = "voice") -> Task:
@@ -230,8 +230,8 @@ def people(users: int, items: int, seed: int = 0, task: str = "voice", queries: 
     return [_person(number, items, queries, random.Random(f"{seed}/{number}"), histories) for number in range(users)]
 
 
-def _sample_histories(task: str) -> list[tuple[list[Example], list[Example]]]:
-    from mta_cli.engine.text.prompts import Example
+def _sample_histories(task: str) -> list[tuple[list[HistoryExample], list[HistoryExample]]]:
+    from mta_cli.engine.text.prompts import HistoryExample
     from mta_cli.pipeline.demo import SAMPLE
 
     of = sample_task(task)
@@ -239,8 +239,8 @@ def _sample_histories(task: str) -> list[tuple[list[Example], list[Example]]]:
     found = json.loads((SAMPLE / f"{task}.users.json").read_text(encoding="utf-8"))
     return [
         (
-            [Example(item[key], item[answer]) for item in user["profile"]],
-            [Example(query["input"], query["gold"]) for query in user["query"]],
+            [HistoryExample(item[key], item[answer]) for item in user["profile"]],
+            [HistoryExample(query["input"], query["gold"]) for query in user["query"]],
         )
         for user in found
     ]
@@ -251,38 +251,40 @@ def _person(
     items: int,
     queries: int,
     choose: random.Random,
-    histories: Sequence[tuple[list[Example], list[Example]]],
+    histories: Sequence[tuple[list[HistoryExample], list[HistoryExample]]],
 ) -> Person:
     first = number % len(histories)
     others = [i for i in range(len(histories)) if i != first]
-    history: list[Example] = []
+    history: list[HistoryExample] = []
     for place in (first, *choose.sample(others, len(others))):
         history += choose.sample(histories[place][0], len(histories[place][0]))
     return Person(f"person {number + 1}", tuple(history[:items]), tuple(histories[first][1][:queries]))
 
 
-def prompter(base: LoadedBase, task: str = "voice") -> Prompter:
+def prompter(base: LoadedBase, task: str = "voice") -> PromptBuilder:
     """The product's own prompts of a sample task for `base`."""
-    from mta_cli.engine.text.prompts import Prompter
+    from mta_cli.engine.text.prompts import PromptBuilder
 
-    return Prompter(base.tokenizer, sample_task(task), base.end_ids)
+    return PromptBuilder(base.tokenizer, sample_task(task), base.end_ids)
 
 
-def rows_of(prompts: Prompter, person: Person, shown: int = 2) -> list[Row]:
+def rows_of(prompts: PromptBuilder, person: Person, shown: int = 2) -> list[TrainingRow]:
     """A training row for each item of `person`, its prompt showing the `shown` items before it (in a ring)."""
     items = person.items
     return [
-        prompts.row(item.input, item.output, [items[place - back] for back in range(min(shown, len(items) - 1), 0, -1)])
+        prompts.training_row(
+            item.input, item.output, [items[place - back] for back in range(min(shown, len(items) - 1), 0, -1)]
+        )
         for place, item in enumerate(items)
     ]
 
 
-def query_rows(prompts: Prompter, person: Person, shown: int = 2) -> list[Row]:
+def query_rows(prompts: PromptBuilder, person: Person, shown: int = 2) -> list[TrainingRow]:
     """A row for each query of `person` with its gold answer; all prompts begin with the same `shown` items."""
-    from mta_cli.engine.text.prompts import Row
+    from mta_cli.engine.text.prompts import TrainingRow
 
     rows = []
     for query in person.queries:
         prompt = prompts.prompt_ids(query.input, person.items[:shown])
-        rows.append(Row((*prompt, *prompts.answer_ids(query.output)), len(prompt)))
+        rows.append(TrainingRow((*prompt, *prompts.answer_ids(query.output)), len(prompt)))
     return rows

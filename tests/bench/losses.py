@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.text.prompts import Row
+    from mta_cli.engine.text.prompts import TrainingRow
 
 CHUNK = 8  # rows that run at once
 
 
-def mean_loss(model: Any, rows: Sequence[Row], parts: Sequence[LoraWeights] = ()) -> float:
+def mean_loss(model: Any, rows: Sequence[TrainingRow], parts: Sequence[LoraWeights] = ()) -> float:
     """Mean negative log-likelihood of the labelled tokens of `rows` under `model`, with `parts` added where they act.
 
     `model` is any causal language model of transformers, or PEFT's; it computes in its own dtype, the parts in float32.
@@ -33,7 +33,7 @@ def mean_loss(model: Any, rows: Sequence[Row], parts: Sequence[LoraWeights] = ()
     return total / count
 
 
-def _summed(model: Any, rows: Sequence[Row]) -> tuple[float, int]:
+def _summed(model: Any, rows: Sequence[TrainingRow]) -> tuple[float, int]:
     import torch
 
     ids, row, col = _padded(rows)
@@ -43,7 +43,7 @@ def _summed(model: Any, rows: Sequence[Row]) -> tuple[float, int]:
     return float(loss), len(row)
 
 
-def _padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+def _padded(rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor, Tensor]:
     """Ids `[rows, length]`, padded on the right, and the places `(row, col)` of labelled tokens, each `[labelled]`."""
     import torch
 
@@ -55,12 +55,12 @@ def _padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @contextmanager
-def _added(model: Any, parts: Sequence[LoraWeights], rows: Sequence[Row]) -> Iterator[None]:
+def _added(model: Any, parts: Sequence[LoraWeights], rows: Sequence[TrainingRow]) -> Iterator[None]:
     """`model` with each part's ΔW·x added behind its linear layers, at the positions of `rows` where the part acts."""
     handles = []
     try:
         for part in parts:
-            starts = [part.placement.start(row.answer_start) for row in rows]
+            starts = [part.placement.first_position(row.answer_start) for row in rows]
             for path in part.factors:
                 hook = partial(_add, part=part, path=path, starts=starts)
                 handles.append(model.get_submodule(path).register_forward_hook(hook))

@@ -14,9 +14,9 @@ from tests.bench.rivals import peft_folder
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.model.llama import Plain
+    from mta_cli.engine.model.llama import LlamaDecoder
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.pipeline.models.manifest import ModelEntry
 
 RANK, ALPHA, SPREAD = 8, 16.0, 0.02
 PLACEMENT = "upper"
@@ -27,11 +27,11 @@ def adapters(model: Any, count: int) -> list[LoraWeights]:
     """A LoRA for each of `count` users: rank 8 on all linear layers of the upper third, as a meta-LoRA of ours is."""
     import torch
 
-    from mta_cli.engine.lora.adapter import initial
+    from mta_cli.engine.lora.adapter import init_lora_weights
 
     made = []
     for seed in range(count):
-        fresh = initial(model, "all-linear", PLACEMENT, RANK, ALPHA, seed)
+        fresh = init_lora_weights(model, "all-linear", PLACEMENT, RANK, ALPHA, seed)
         generator = torch.Generator().manual_seed(seed)
         factors = {
             path: (a, SPREAD * torch.randn(b.shape, generator=generator)) for path, (a, b) in fresh.factors.items()
@@ -52,9 +52,9 @@ def endless(base: LoadedBase) -> LoadedBase:
 
 def fresh(base: LoadedBase) -> None:
     """Drop all that earlier runs have made from the weights, so that each run pays for it anew."""
-    from mta_cli.engine.lora.adapter import Folder
+    from mta_cli.engine.lora.adapter import AdapterMerger
 
-    Folder(base).set(None)
+    AdapterMerger(base).set_adapter(None)
 
 
 def alike(ours: Sequence[Answer], theirs: Sequence[Answer]) -> float:
@@ -63,14 +63,14 @@ def alike(ours: Sequence[Answer], theirs: Sequence[Answer]) -> float:
     return sum(a == b for a, b in pairs) / len(pairs)
 
 
-def weight_bytes(plain: Plain, itemsize: int | None = None) -> int:
+def weight_bytes(plain: LlamaDecoder, itemsize: int | None = None) -> int:
     """Bytes that one token must read: every projection and the head once, `itemsize` bytes a number."""
-    return sum(joint.weight.numel() * (itemsize or joint.weight.dtype.itemsize) for joint in plain.joints())
+    return sum(joint.weight.numel() * (itemsize or joint.weight.dtype.itemsize) for joint in plain.all_projections())
 
 
-def reading(plain: Plain, tokens: int) -> int:
+def reading(plain: LlamaDecoder, tokens: int) -> int:
     """Multiplications and additions of the layers' weights with so many tokens of prompts."""
-    inner = sum(joint.weight.numel() for layer in plain.layers for joint in layer.joints.values())
+    inner = sum(joint.weight.numel() for layer in plain.layers for joint in layer.projections.values())
     return 2 * inner * tokens
 
 

@@ -19,8 +19,8 @@ from tests.bench.losses import mean_loss
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.text.prompts import Row
-    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.engine.text.prompts import TrainingRow
+    from mta_cli.pipeline.models.manifest import ModelEntry
 
 IGNORED = -100  # the label that every one of these tools skips
 
@@ -81,12 +81,12 @@ class Adapted:
     reached: bool
 
 
-def trainer_bank(folder: Path, users: Sequence[Sequence[Row]], recipe: Recipe) -> list[Trained]:
+def trainer_bank(folder: Path, users: Sequence[Sequence[TrainingRow]], recipe: Recipe) -> list[Trained]:
     """A LoRA for each user's rows, one after another, with Trainer and PEFT; the base is loaded afresh for each."""
     return [_train(folder, rows, recipe, _trainer) for rows in users]
 
 
-def trl_bank(folder: Path, users: Sequence[Sequence[Row]], recipe: Recipe) -> list[Trained]:
+def trl_bank(folder: Path, users: Sequence[Sequence[TrainingRow]], recipe: Recipe) -> list[Trained]:
     """As `trainer_bank` with TRL's SFTTrainer, whose `chunked_nll` loss leaves unlabelled positions out of the head.
 
     It does so on a CPU in TRL 1.4 to 1.7. Later ones fill the last chunk of 256 positions up with unlabelled ones (to
@@ -97,8 +97,8 @@ def trl_bank(folder: Path, users: Sequence[Sequence[Row]], recipe: Recipe) -> li
 
 def peft_adapt(
     folder: Path,
-    rows: Sequence[Row],
-    held_out: Sequence[Row],
+    rows: Sequence[TrainingRow],
+    held_out: Sequence[TrainingRow],
     recipe: Recipe,
     *,
     target: float,
@@ -139,19 +139,19 @@ def peft_folder(weights: LoraWeights, entry: ModelEntry, to: Path) -> Path:
     What `mta user export` writes has one rank everywhere, for readers that know no other; PEFT would multiply zeros.
     """
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.pipeline.personalize.export import CONFIG, WEIGHTS, peft_config
+    from mta_cli.pipeline.personalize.export import CONFIG_FILE, WEIGHTS_FILE, peft_config
 
     scaled = {path: (a.float(), weights.scale * b.float()) for path, (a, b) in weights.factors.items()}
     plain = LoraWeights(scaled, 1.0, weights.placement)
     ranks = {path: int(a.shape[0]) for path, (a, _) in scaled.items() if a.shape[0] != plain.rank}
     config = {**peft_config(plain, entry), "rank_pattern": ranks, "alpha_pattern": ranks}
     to.mkdir(parents=True, exist_ok=True)
-    (to / WEIGHTS).write_bytes(plain.to_bytes({}))
-    (to / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    (to / WEIGHTS_FILE).write_bytes(plain.to_bytes({}))
+    (to / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
     return to
 
 
-def _train(folder: Path, rows: Sequence[Row], recipe: Recipe, make: Callable[..., Any]) -> Trained:
+def _train(folder: Path, rows: Sequence[TrainingRow], recipe: Recipe, make: Callable[..., Any]) -> Trained:
     from transformers import AutoTokenizer, PrinterCallback, set_seed
 
     start = time.perf_counter()
@@ -172,9 +172,9 @@ def lora_config(model: Any, recipe: Recipe) -> Any:
     """PEFT's configuration of the LoRA that `recipe` describes, for a bare base."""
     from peft import LoraConfig
 
-    from mta_cli.engine.lora.adapter import find_targets
+    from mta_cli.engine.lora.adapter import find_target_modules
 
-    paths, where = find_targets(model, recipe.targets, recipe.placement)
+    paths, where = find_target_modules(model, recipe.targets, recipe.placement)
     return LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
@@ -182,7 +182,7 @@ def lora_config(model: Any, recipe: Recipe) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
         target_modules=sorted({path.rsplit(".", 1)[-1] for path in paths}),
-        layers_to_transform=list(range(where.first, where.last + 1)),
+        layers_to_transform=list(range(where.first_layer, where.last_layer + 1)),
     )
 
 
@@ -196,7 +196,7 @@ def factors_of(model: Any, placement: str) -> LoraWeights:
             pair = module.lora_A["default"].weight, module.lora_B["default"].weight
             factors[path] = (pair[0].detach().float().clone(), pair[1].detach().float().clone())
             scale = module.scaling["default"]
-    return LoraWeights(factors, scale, Placement.named(placement, model.config.num_hidden_layers))
+    return LoraWeights(factors, scale, Placement.from_name(placement, model.config.num_hidden_layers))
 
 
 def _settings(recipe: Recipe, out: str, **more: Any) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def _settings(recipe: Recipe, out: str, **more: Any) -> dict[str, Any]:
 def _trainer(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[Row],
+    rows: Sequence[TrainingRow],
     recipe: Recipe,
     out: str,
     *,
@@ -251,7 +251,7 @@ def _trainer(
     return trainer
 
 
-def _labelled(rows: Sequence[Row]) -> list[dict[str, list[int]]]:
+def _labelled(rows: Sequence[TrainingRow]) -> list[dict[str, list[int]]]:
     """Rows as Trainer takes them, prompt tokens without a label."""
     return [
         {
@@ -262,7 +262,7 @@ def _labelled(rows: Sequence[Row]) -> list[dict[str, list[int]]]:
     ]
 
 
-def _sft_trainer(model: Any, tokenizer: Any, rows: Sequence[Row], recipe: Recipe, out: str) -> Any:
+def _sft_trainer(model: Any, tokenizer: Any, rows: Sequence[TrainingRow], recipe: Recipe, out: str) -> Any:
     """TRL's trainer at its fastest on a CPU: rows already tokenised, no gradient checkpoints, no length limit."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -290,7 +290,7 @@ def _sft_trainer(model: Any, tokenizer: Any, rows: Sequence[Row], recipe: Recipe
 class _Watch:
     """Takes the held-out loss while a Trainer runs, stops it at the target, and keeps the time that this took apart."""
 
-    def __init__(self, rows: Sequence[Row], target: float, every: int) -> None:
+    def __init__(self, rows: Sequence[TrainingRow], target: float, every: int) -> None:
         self.rows, self.target, self.every = rows, target, every
         self.curve: list[Point] = []
         self.aside, self.reached = 0.0, False

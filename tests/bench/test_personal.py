@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.model.llama import Plain
+from mta_cli.engine.model.llama import LlamaDecoder
 from mta_cli.engine.model.load import LoadedBase, load_base
-from mta_cli.pipeline.models.lookup import ModelEntry
+from mta_cli.pipeline.models.manifest import ModelEntry
 from tests.bench import bench_evaluate, bench_generate, personal
 from tests.bench import rival_answers as rival
 from tests.bench.harness import Timed
@@ -37,16 +37,16 @@ def _load(path: Path) -> LoadedBase:
     return load_base(path, name="tiny", fingerprint="sha256:tiny", device="cpu", dtype="float32")
 
 
-def _plain(base: LoadedBase) -> Plain:
-    assert base.plain is not None
-    return base.plain
+def _plain(base: LoadedBase) -> LlamaDecoder:
+    assert base.llama_decoder is not None
+    return base.llama_decoder
 
 
 def test_adapters_are_of_the_upper_third_and_differ(base: LoadedBase) -> None:
     first, second = personal.adapters(base.model, 2)
-    assert first.placement.late is None and first.placement.last == len(_plain(base).layers) - 1
+    assert first.placement.late_tokens is None and first.placement.last_layer == len(_plain(base).layers) - 1
     assert first.rank == personal.RANK and sorted(first.factors) == sorted(second.factors)
-    assert all((first.delta(path) != second.delta(path)).any() for path in first.factors)
+    assert all((first.delta_weight(path) != second.delta_weight(path)).any() for path in first.factors)
 
 
 def test_one_user_gets_the_same_tokens_whichever_way_and_no_end_stops_them(
@@ -54,7 +54,9 @@ def test_one_user_gets_the_same_tokens_whichever_way_and_no_end_stops_them(
 ) -> None:
     (weights,), prompt = personal.adapters(base.model, 1), bench_generate.prompts_of(base, 1)[0]
     everywhere = LoadedBase(**{**vars(base), "end_ids": tuple(range(len(base.tokenizer)))})
-    assert personal.endless(everywhere).end_ids == () and personal.endless(everywhere).plain is base.plain
+    assert (
+        personal.endless(everywhere).end_ids == () and personal.endless(everywhere).llama_decoder is base.llama_decoder
+    )
     sides = bench_generate.one_user(lambda: _load(tiny_base_path), tiny_base_path, weights, folders["user0"], prompt)
     assert bench_generate.INT8 not in sides, "there are no 8-bit weights in float32"
     made = {name: [list(answer) for answer in side(9)] for name, side in sides.items()}
@@ -65,10 +67,10 @@ def test_one_user_gets_the_same_tokens_whichever_way_and_no_end_stops_them(
 
 def test_weights_that_keep_their_order_are_never_packed(base: LoadedBase) -> None:
     speaking = bench_generate.speaking(base, personal.adapters(base.model, 1)[0], packed=False)
-    assert isinstance(speaking.plain, Plain) and speaking.plain is base.plain
-    speaking.plain.pack()
-    speaking.plain.pack(int8=True)
-    assert all(joint._packed is None and joint._bytes is None for joint in speaking.plain.joints())
+    assert isinstance(speaking.llama_decoder, LlamaDecoder) and speaking.llama_decoder is base.llama_decoder
+    speaking.llama_decoder.pack_weights()
+    speaking.llama_decoder.pack_weights(int8=True)
+    assert all(joint._packed is None and joint._bytes is None for joint in speaking.llama_decoder.all_projections())
 
 
 def test_many_users_get_the_same_tokens_whichever_way(

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from mta_cli.engine.lora.adapter import LoraWeights, find_targets
-from mta_cli.engine.text.prompts import Row
-from mta_cli.pipeline.models.lookup import ModelEntry
+from mta_cli.engine.lora.adapter import LoraWeights, find_target_modules
+from mta_cli.engine.text.prompts import TrainingRow
+from mta_cli.pipeline.models.manifest import ModelEntry
 from tests.bench import rival_answers as answers
 from tests.bench import rivals
 from tests.bench.losses import mean_loss
@@ -35,7 +35,7 @@ def changed(model: Any, weights: LoraWeights) -> Iterator[Any]:
     kept = {path: model.get_submodule(path).weight.detach().clone() for path in weights.factors}
     try:
         for path, weight in kept.items():
-            model.get_submodule(path).weight.data = weight + weights.delta(path)
+            model.get_submodule(path).weight.data = weight + weights.delta_weight(path)
         yield model
     finally:
         for path, weight in kept.items():
@@ -94,7 +94,7 @@ def trained(tiny_base_path: Path) -> list[rivals.Trained]:
 
 
 def test_trainer_trains_what_we_train_and_counts_what_ran(base: Any, trained: list[rivals.Trained]) -> None:
-    paths, where = find_targets(base, RECIPE.targets, RECIPE.placement)
+    paths, where = find_target_modules(base, RECIPE.targets, RECIPE.placement)
     for run, rows in zip(trained, USERS, strict=True):
         assert sorted(run.weights.factors) == sorted(paths) and run.weights.placement == where
         assert run.weights.scale == 2.0 and run.weights.rank == 8
@@ -108,7 +108,9 @@ def test_trl_comes_to_the_same_factors(trained: list[rivals.Trained], tiny_base_
     for theirs, run in zip(rivals.trl_bank(tiny_base_path, USERS, RECIPE), trained, strict=True):
         assert (theirs.steps, theirs.tokens) == (run.steps, run.tokens)
         for path in run.weights.factors:
-            torch.testing.assert_close(theirs.weights.delta(path), run.weights.delta(path), rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(
+                theirs.weights.delta_weight(path), run.weights.delta_weight(path), rtol=1e-3, atol=1e-5
+            )
 
 
 def test_adapting_stops_at_the_target_and_keeps_the_curve(base: Any, tiny_base_path: Path) -> None:
@@ -162,8 +164,8 @@ def test_a_loss_is_that_of_the_changed_model(base: Any, adapters: dict[str, Lora
 
 def test_a_late_part_changes_the_answer_only_through_late_tokens(base: Any) -> None:
     (row,), late = random_rows([30], seed=4), random_lora(base, 3, targets="q_proj", placement="upper")
-    everywhere = replace(late, placement=replace(late.placement, late=len(row.input_ids)))
-    few = replace(late, placement=replace(late.placement, late=2))
+    everywhere = replace(late, placement=replace(late.placement, late_tokens=len(row.input_ids)))
+    few = replace(late, placement=replace(late.placement, late_tokens=2))
     whole = mean_loss(base, [row], [late])
     assert mean_loss(base, [row], [everywhere]) == pytest.approx(whole, abs=1e-6)
     # Queries of the last layer at early places reach no later one, so for them late is no other model at all.
@@ -173,5 +175,5 @@ def test_a_late_part_changes_the_answer_only_through_late_tokens(base: Any) -> N
 
 
 def test_a_row_is_labelled_from_its_answer_on() -> None:
-    (row,) = rivals._labelled([Row((5, 6, 7, 8), 2)])
+    (row,) = rivals._labelled([TrainingRow((5, 6, 7, 8), 2)])
     assert row == {"input_ids": [5, 6, 7, 8], "labels": [rivals.IGNORED, rivals.IGNORED, 7, 8]}

@@ -120,7 +120,7 @@ def test_mistakes_before_a_bank_is_there(peopled: Path) -> None:
 def test_a_number_format_that_this_machine_emulates(
     peopled: Path, monkeypatch: pytest.MonkeyPatch, times: float
 ) -> None:
-    monkeypatch.setattr(estimate, "times_slower", lambda _: times)
+    monkeypatch.setattr(estimate, "dtype_slowdown", lambda _: times)
     slow = (*SMALL, "--device", "cpu", "--dtype", "bfloat16", "--dry-run")
     ran = mta_ok("bank", "build", "--task", "lamp-2", *slow, "--json")
     told = "warning: this CPU computes 60 times slower in bfloat16 than in float32; --dtype auto takes what is fast\n"
@@ -148,12 +148,12 @@ def test_mistakes_with_a_bank(peopled: Path, tmp_path: Path) -> None:
 
 
 def test_a_base_that_is_gone_and_a_bank_of_another_base(peopled: Path, tiny_base_path: Path, tmp_path: Path) -> None:
-    from mta_cli.pipeline.models.lookup import register
+    from mta_cli.pipeline.models.pull import register_folder
     from tests import tiny
 
     build()
     other = tiny.make_base(tmp_path / "other", seed=1)
-    register(other, name="other")
+    register_folder(other, name="other")
     ran = mta("user", "adapt", "ida", "--base", "other")
     refused(ran, 5, "another base", "--base")
     assert ran.err.count("sha256:") == 2
@@ -188,7 +188,7 @@ def test_forgetting_an_anchor_names_the_bank_and_leaves_nothing(peopled: Path) -
         name = bank["anchors"][0]["user"]
         user = reg.users.get(name)
         secret = town.NewItem("s", "lamp-2", "the heron waits by lock nineteen", "comedy", "2020-02-01")
-        reg.items.append(user.id, [secret])
+        reg.items.append_items(user.id, [secret])
     gone = mta_ok("user", "rm", name, "--yes", "--json").json()
     assert [(stale["bank"], stale["version"]) for stale in gone["stale_anchors"]] == [("lamp-2", 1)]
     assert [row["stale"] for row in mta_ok("bank", "show", "lamp-2", "--json").json()["anchors"]].count(True) == 1

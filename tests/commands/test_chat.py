@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from mta_cli.app import run as run_mta
-from mta_cli.commands.chat_commands import TABLE, completions, find
+from mta_cli.app import run_command_line as run_mta
+from mta_cli.commands.chat_commands import SLASH_COMMANDS, complete_line, parse_slash_command
 from mta_cli.commands.chat_shell import ChatShell, terminal_reader
-from mta_cli.engine.generation.generate import Decoder
-from mta_cli.errors import UsageFault
-from mta_cli.output import Output, clean
-from mta_cli.pipeline.chat.answer import Voice
+from mta_cli.engine.generation.generate import StreamingDetokenizer
+from mta_cli.errors import UsageError
+from mta_cli.output import Output
+from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.chat.conversation import Conversation
+from mta_cli.printable import clean_text
 from tests.pipeline.world import World, asking, contents, make_world
 
 FAST = ("--max-tokens", "8", "--device", "cpu", "--dtype", "float32")
@@ -68,7 +69,7 @@ def test_ask_json_is_one_document(world: World, mta: Mta) -> None:
     result = json.loads(told.out)
     assert {"user", "text", "tokens", "seconds", "source"} <= set(result)
     plain = mta("ask", "--user", "alice", "hello there", *FAST)
-    assert plain.out.rstrip("\n") == clean(result["text"]).rstrip("\n")
+    assert plain.out.rstrip("\n") == clean_text(result["text"]).rstrip("\n")
 
 
 @pytest.mark.parametrize("dash", [(), ("-",)])
@@ -106,7 +107,7 @@ def test_a_base_that_is_gone_is_explained(world: World, mta: Mta, tmp_path: Path
 
 def test_model_text_cannot_drive_the_terminal(world: World, mta: Mta, monkeypatch: pytest.MonkeyPatch) -> None:
     hostile = "a\x1b]52;c;AAAA\x07\x9b31m\u202eb [red]c[/b]\n"
-    monkeypatch.setattr(Decoder, "push", lambda self, token: hostile)
+    monkeypatch.setattr(StreamingDetokenizer, "add_token", lambda self, token: hostile)
     for arguments in (("ask", "hi", "--user", "alice"), ("compare", "--user", "alice", "hi")):
         told = mta(*arguments, *FAST)
         assert told.code == 0 and "[red]c[/b]" in told.out
@@ -121,7 +122,7 @@ def test_compare_shows_three_answers(world: World, mta: Mta, monkeypatch: pytest
     wide = mta("compare", "--user", "alice", "hello", *FAST)
     (headings,) = [line for line in wide.out.splitlines() if "base" in line and "adapted" in line]
     assert headings.index("base") < headings.index("fused") < headings.index("adapted")
-    monkeypatch.setattr("mta_cli.commands.chat.SIDE_BY_SIDE", 10_000)
+    monkeypatch.setattr("mta_cli.commands.chat.MIN_SIDE_BY_SIDE_COLUMNS", 10_000)
     narrow = mta("compare", "--user", "alice", "hello", *FAST).out.splitlines()
     starts = [n for mode in ("base", "fused", "adapted") for n, line in enumerate(narrow) if line.startswith(mode)]
     assert starts == sorted(starts) and len(set(starts)) == 3
@@ -167,10 +168,10 @@ def test_every_slash_command_works_in_a_pipe(world: World, mta: Mta, tmp_path: P
     ]
     told = mta("chat", "--user", "alice", *FAST, stdin="\n".join(lines).encode())
     assert told.code == 0 and "error" not in told.err
-    assert {command.name for command in TABLE} <= {line.split()[0] for line in lines}
-    assert all(command.usage in told.out and command.help in told.out for command in TABLE)
+    assert {command.name for command in SLASH_COMMANDS} <= {line.split()[0] for line in lines}
+    assert all(command.usage in told.out and command.help in told.out for command in SLASH_COMMANDS)
     assert (tmp_path / "chat.txt").exists()
-    assert ("hello", _answer(world)) in contents(world.reg.items.recent(world.alice.id, "free", None))
+    assert ("hello", _answer(world)) in contents(world.reg.items.recent_items(world.alice.id, "free", None))
     bobs = [m.content for c in world.reg.chats.of_user(world.bob.id) for m in world.reg.chats.messages(c.id)]
     assert "hello bob" in bobs and "never" not in bobs
     assert "first words" in told.out and told.err.count("saved chat") == 2
@@ -192,8 +193,8 @@ def _answer(world: World) -> str:
     ],
 )
 def test_mistyped_commands_are_explained(line: str, message: str) -> None:
-    with pytest.raises(UsageFault) as caught:
-        find(line)
+    with pytest.raises(UsageError) as caught:
+        parse_slash_command(line)
     assert message in f"{caught.value.message} {caught.value.hint}"
 
 
@@ -210,7 +211,7 @@ def test_two_slashes_begin_a_message(world: World, mta: Mta) -> None:
 
 
 def test_a_line_beyond_the_limit_is_refused_whole(world: World, mta: Mta, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mta_cli.commands.chat_shell.LINE_LIMIT", 50)
+    monkeypatch.setattr("mta_cli.commands.chat_shell.MAX_LINE_BYTES", 50)
     told = mta("chat", "--user", "alice", *FAST, stdin=b"x" * 500 + b"\nshort\n")
     assert told.code == 4 and "more than 50 bytes" in told.err
     (chat,) = world.reg.chats.of_user(world.alice.id)
@@ -221,10 +222,10 @@ def test_completion_comes_from_the_table_and_the_store() -> None:
     def names() -> list[str]:
         return ["alice", "alice smith", "bob"]
 
-    assert completions("/us", names) == ["/user "]
-    assert completions("/user al", names) == ["/user alice", "/user alice smith"]
-    assert [line.strip() for line in completions("/", names)] == [command.name for command in TABLE]
-    assert completions("hello", names) == []
+    assert complete_line("/us", names) == ["/user "]
+    assert complete_line("/user al", names) == ["/user alice", "/user alice smith"]
+    assert [line.strip() for line in complete_line("/", names)] == [command.name for command in SLASH_COMMANDS]
+    assert complete_line("hello", names) == []
 
 
 def test_the_terminal_completes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +239,9 @@ def test_the_terminal_completes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def shell(world: World) -> ChatShell:
-    return ChatShell(Output(), Conversation(Voice.open(world.reg, world.entry, world.alice, asking()), keep=True))
+    return ChatShell(
+        Output(), Conversation(ChatModel.load_for_user(world.reg, world.entry, world.alice, asking()), autosave=True)
+    )
 
 
 def typed(*lines: str | type[BaseException]) -> Callable[[str], str | None]:
@@ -260,15 +263,15 @@ def typed(*lines: str | type[BaseException]) -> Callable[[str], str | None]:
 def test_ctrl_c_stops_the_answer_and_not_the_chat(
     shell: ChatShell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    speak = Voice.speak
+    speak = ChatModel.stream_answer
 
-    def interrupted(self: Voice, ids: list[int], spoken: Any, column: str = "") -> Iterator[Any]:
+    def interrupted(self: ChatModel, ids: list[int], spoken: Any, column: str = "") -> Iterator[Any]:
         for event in speak(self, ids, spoken, column):
             yield event
             if len(shell.conversation.exchanges) == 0:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(Voice, "speak", interrupted)
+    monkeypatch.setattr(ChatModel, "stream_answer", interrupted)
     shell._run_terminal(typed("hello", "again"))
     assert [exchange.question for exchange in shell.conversation.exchanges] == ["hello", "again"]
     assert "stopped" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_a_question_takes_the_bar_off_the_terminal(monkeypatch: pytest.MonkeyPat
     """A bar that went on would be drawn over what is typed."""
     import io
 
-    from mta_cli.events import Done, Started
+    from mta_cli.events import JobResult, JobStarted
 
     stopped: list[bool] = []
     monkeypatch.setattr("mta_cli.progress.ProgressView.stop", lambda view: stopped.append(True))
@@ -94,13 +94,13 @@ def test_a_question_takes_the_bar_off_the_terminal(monkeypatch: pytest.MonkeyPat
     output = Output()
 
     def job():  # type: ignore[no-untyped-def]
-        yield Started("reading")
+        yield JobStarted("reading")
         before = len(stopped)
-        output.ask("May they?")
+        output.read_answer("May they?")
         assert len(stopped) == before + 1
-        yield Done({})
+        yield JobResult({})
 
-    output.follow(job())
+    output.run_job(job())
 
 
 def test_it_is_changed_and_shown(store: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.pipeline.demo import SHOWN, courses
+from mta_cli.pipeline.demo import SHOWN_USERS, demo_tasks
 from store.registry import Registry
 from tests.shell import Ran, mta, mta_ok
 
@@ -16,7 +16,7 @@ from tests.shell import Ran, mta, mta_ok
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_embedder_path: Path) -> tuple[Path, Ran]:
     """One quick demo for all tests of this module, and where its store is."""
-    from mta_cli.pipeline.models.lookup import register
+    from mta_cli.pipeline.models.pull import register_folder
 
     root = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
@@ -24,8 +24,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_emb
         patch.setenv("MTA_MODELS_BASE", "tiny")
         patch.setenv("MTA_MODELS_EMBEDDER", "tiny-embedder")
         patch.setenv("MTA_STORE", str(root / "store"))
-        register(tiny_base_path, name="tiny")
-        register(tiny_embedder_path, name="tiny-embedder")
+        register_folder(tiny_base_path, name="tiny")
+        register_folder(tiny_embedder_path, name="tiny-embedder")
         return root, mta_ok("demo", "--quick", "--device", "cpu", "--dtype", "float32", "--json")
 
 
@@ -48,13 +48,13 @@ def test_every_stage_is_in_the_document(ran: tuple[Path, Ran]) -> None:
     assert (taste["task"], voice["task"]) == ("taste", "voice")
     for course in (taste, voice):
         assert course["imported"]["users"] >= 24 and len(course["bank"]["anchors"]) == 3
-        assert [recipe["user"] for recipe in course["recipes"]] == list(SHOWN)
+        assert [recipe["user"] for recipe in course["recipes"]] == list(SHOWN_USERS)
         assert all(
             sum(a["weight"] for a in r["anchors"]) + r["null_weight"] == pytest.approx(1) for r in course["recipes"]
         )
-        assert [row["user"] for row in course["adapted"]] == list(SHOWN)
+        assert [row["user"] for row in course["adapted"]] == list(SHOWN_USERS)
         assert all(row["recipe_bytes"] > 0 and row["stack_bytes"] > 0 for row in course["adapted"])
-        assert [c["user"] for c in course["comparisons"]] == list(SHOWN)
+        assert [c["user"] for c in course["comparisons"]] == list(SHOWN_USERS)
         assert all(set(c["answers"]) == {"base", "fused", "adapted"} and c["gold"] for c in course["comparisons"])
     assert set(taste["evaluation"]["methods"]) == {"base", "pooled", "fused", "adapted"}
     assert voice["evaluation"] is None
@@ -63,15 +63,15 @@ def test_every_stage_is_in_the_document(ran: tuple[Path, Ran]) -> None:
 def test_new_people_are_no_candidates_and_the_person_is_told_where_the_store_is(ran: tuple[Path, Ran]) -> None:
     root, demo = ran
     anchors = {anchor["user"] for course in demo.json()["courses"] for anchor in course["bank"]["anchors"]}
-    assert not anchors & set(SHOWN)
+    assert not anchors & set(SHOWN_USERS)
     assert str(root / "store-demo") in demo.err and "taste, 2 of 4" in demo.err
 
 
 def test_the_store_is_whole_and_usable(here: Path) -> None:
     with Registry.open(here / "store-demo") as reg:
-        assert reg.check() == []
+        assert reg.check_integrity() == []
     listed = {row["name"]: row for row in mta_ok("--store", here / "store-demo", "user", "list", "--json").json()}
-    assert all(listed[name]["status"] == "adapted" for name in SHOWN)
+    assert all(listed[name]["status"] == "adapted" for name in SHOWN_USERS)
 
 
 def test_a_second_run_keeps_what_is_there_and_shows_the_summary(here: Path, ran: tuple[Path, Ran]) -> None:
@@ -83,7 +83,7 @@ def test_a_second_run_keeps_what_is_there_and_shows_the_summary(here: Path, ran:
         "held-out queries of 3 people",
         "Next:",
         f"--store {here / 'store-demo'}",
-        *SHOWN,
+        *SHOWN_USERS,
     ):
         assert words in again.out
     gold = ran[1].json()["courses"][0]["comparisons"][0]["gold"]
@@ -92,7 +92,7 @@ def test_a_second_run_keeps_what_is_there_and_shows_the_summary(here: Path, ran:
 
 def test_the_next_steps_parse_and_run(here: Path) -> None:
     first = mta_ok(
-        "--store", here / "store-demo", "ask", "--user", SHOWN[0], "--task", "taste", "A quiet fair by the pond."
+        "--store", here / "store-demo", "ask", "--user", SHOWN_USERS[0], "--task", "taste", "A quiet fair by the pond."
     )
     assert first.out.strip() in ("go", "bring friends", "maybe", "skip", "complain")
 
@@ -126,5 +126,5 @@ def test_a_base_that_is_not_there_is_refused_with_its_name(here: Path, monkeypat
 
 
 def test_the_whole_demo_measures_everybody_who_is_new() -> None:
-    taste, voice = courses(quick=False)
-    assert taste.who == () and taste.measured and voice.who == SHOWN
+    taste, voice = demo_tasks(quick=False)
+    assert taste.users == () and taste.is_evaluated and voice.users == SHOWN_USERS

@@ -29,7 +29,7 @@ differences costs power settings calibration"""
 KILLED = """
 import os, signal, sys
 from mta_cli.app import run
-from store.{module} import {noun}
+from store.tables.{module} import {noun}
 
 honest, calls = {noun}.{verb}, []
 
@@ -132,7 +132,7 @@ def test_a_run_of_the_same_goes_over_nothing_again(reg: Registry, tmp_path: Path
 
 
 def test_a_dry_run_shows_power_and_roles_and_changes_nothing(reg: Registry) -> None:
-    before = reg.counts()
+    before = reg.count_rows()
     plan = {line["name"]: line for line in mta_ok(*RUN, "--dry-run", "--json").json()["plan"]}
     assert "a difference of 0.2" in plan["power"]["value"] and plan["power"]["value"].endswith("with 80 % probability")
     assert (plan["people"]["value"], plan["methods"]["value"]) == (
@@ -142,7 +142,7 @@ def test_a_dry_run_shows_power_and_roles_and_changes_nothing(reg: Registry) -> N
     assert plan["eval.shots"]["origin"] == "flag --shots" and plan["bank.rank"]["origin"] == "environment MTA_BANK_RANK"
     assert "power" in mta_ok(*RUN, "--dry-run").out
     mta_ok("eval", "tune", "--task", "lamp-2", "--methods", "stack", *SMALL, "--dry-run")
-    assert reg.counts() == before
+    assert reg.count_rows() == before
 
 
 def test_settings_of_methods_on_the_line(reg: Registry) -> None:
@@ -150,7 +150,7 @@ def test_settings_of_methods_on_the_line(reg: Registry) -> None:
     given = ran("--methods", "stack", "--set", "stack.steps=2", "--set", "stack.learning_rate=1e-2")
     assert (given["settings"]["stack"]["steps"], given["settings"]["stack"]["learning_rate"]) == (2, 0.01)
     assert plain["settings"]["stack"] == {**given["settings"]["stack"], "steps": 10, "learning_rate": 2e-3}
-    assert given["evaluation"] == plain["evaluation"] and len(reg.evaluations.cells.predictions(1)) == 48
+    assert given["evaluation"] == plain["evaluation"] and len(reg.evaluations.predictions.load_predictions(1)) == 48
 
 
 def test_what_tune_chose_is_what_run_takes(peopled: Path) -> None:
@@ -170,7 +170,7 @@ def test_methods_are_listed(peopled: Path) -> None:
 
 
 def test_mistakes_in_one_line(reg: Registry, tmp_path: Path) -> None:
-    before = reg.counts()
+    before = reg.count_rows()
     task = ("eval", "run", "--task", "lamp-2")
     refused(mta("eval", "run"), 2, "--task")
     refused(mta("eval", "run", "--task", "lamp-22"), 3, "lamp-22", "lamp-2")
@@ -195,7 +195,7 @@ def test_mistakes_in_one_line(reg: Registry, tmp_path: Path) -> None:
     refused(mta("eval", "rm", "x"), 2, "NUMBER")
     refused(mta("eval", "show"), 2, "NUMBER")
     refused(mta("eval", "export", 9, "--to", tmp_path / "out"), 3, "no evaluation 9")
-    assert reg.counts() == before and not (tmp_path / "out").exists()
+    assert reg.count_rows() == before and not (tmp_path / "out").exists()
 
 
 def test_mistakes_that_the_data_makes(reg: Registry) -> None:
@@ -203,19 +203,19 @@ def test_mistakes_that_the_data_makes(reg: Registry) -> None:
     ran_out = mta(*RUN, "--anchors", 9)
     assert ran_out.code == 4 and "Fold 1: 9 anchors asked for" in ran_out.err and "Traceback" not in ran_out.err
     assert reg.evaluations.all() == [], "the plan is refused before anything is written"
-    begun = reg.evaluations.begin("key", "lamp-2", {}, [])
+    begun = reg.evaluations.get_or_create_evaluation("key", "lamp-2", {}, [])
     refused(mta("eval", "show", begun.id), 3, f"Evaluation {begun.id} has no result yet", "mta eval run")
 
 
 def test_an_answer_that_is_no_yes_removes_nothing(reg: Registry) -> None:
-    number = reg.evaluations.begin("k", "lamp-2", {}, []).id
+    number = reg.evaluations.get_or_create_evaluation("k", "lamp-2", {}, []).id
     refused(mta("eval", "rm", number, stdin="n\n"), 1, "nothing was changed")
     assert mta_ok("eval", "rm", number, stdin="y\n").out and reg.evaluations.all() == []
 
 
 @pytest.mark.parametrize(
     ("module", "noun", "verb", "number"),
-    [("banks", "Banks", "set_task_adapter", 2), ("cells", "Cells", "add", 3)],
+    [("banks", "Banks", "set_task_adapter", 2), ("predictions", "Predictions", "save_cells", 3)],
     ids=["while a bank is built", "while methods answer"],
 )
 def test_killed_in_the_middle_and_run_again_it_is_the_same(
@@ -234,4 +234,7 @@ def test_killed_in_the_middle_and_run_again_it_is_the_same(
     result = ran()
     assert result["evaluation"] == listed["evaluation"] and timeless(result) == timeless(expected)
     with Registry.open(peopled) as reg:
-        assert reg.check() == [] and len(reg.evaluations.cells.predictions(result["evaluation"])) == 72
+        assert (
+            reg.check_integrity() == []
+            and len(reg.evaluations.predictions.load_predictions(result["evaluation"])) == 72
+        )

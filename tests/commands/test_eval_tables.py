@@ -8,8 +8,8 @@ import pytest
 from rich.console import RenderableType
 from rich.segment import Segment
 
-from mta_cli.commands.eval_tables import listing, summary, tuned
-from mta_cli.printable import clean, clean_line
+from mta_cli.commands.eval_tables import render_evaluation_list, render_result, render_tuning
+from mta_cli.printable import clean_line, clean_text
 from mta_cli.progress import CleanConsole
 from tests.pipeline.documents import FEW, HOSTILE, document, hostile
 
@@ -35,7 +35,7 @@ def row(shown: RenderableType, name: str) -> list[str]:
 
 
 def test_a_summary_says_how_it_was_measured() -> None:
-    found = lines(summary(document()))
+    found = lines(render_result(document()))
     assert found[0] == "lamp-2: 138 users, 333 queries, 5 shots, 2 folds, seed 0"
     said = " ".join(found)
     assert "smallest difference in accuracy that this design can detect is 0.040" in said
@@ -43,9 +43,9 @@ def test_a_summary_says_how_it_was_measured() -> None:
 
 
 def test_the_numbers_are_the_documents() -> None:
-    cells = [cell.strip() for cell in row(summary(document()), "oppu")]
+    cells = [cell.strip() for cell in row(render_result(document()), "oppu")]
     assert cells == ["oppu", "0.520 [0.470, 0.570]", "0.460", "-1.480", "1.6 MB", "0.75"]
-    assert [cell.strip() for cell in row(summary(document()), "mta")][-2:] == ["77 kB", "0.00"]
+    assert [cell.strip() for cell in row(render_result(document()), "mta")][-2:] == ["77 kB", "0.00"]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_numbers_are_the_documents() -> None:
     [("accuracy", "oppu", ["oppu", "mta", "stack", "base"]), ("mae", "base", ["base", "stack", "mta", "oppu"])],
 )
 def test_the_best_is_first_and_its_value_alone_is_bold(metric: str, best: str, order: list[str]) -> None:
-    shown = summary(document(metric=metric))
+    shown = render_result(document(metric=metric))
     names = [line.split(" ")[0] for line in lines(shown) if line.split(" ")[0] in FEW]
     assert names[:4] == order
     value = FEW[best]
@@ -62,7 +62,7 @@ def test_the_best_is_first_and_its_value_alone_is_bold(metric: str, best: str, o
 
 @pytest.mark.parametrize(("metric", "said"), [("accuracy", "better"), ("mae", "worse"), ("rouge_1", "better")])
 def test_differences_are_judged_the_right_way_round(metric: str, said: str) -> None:
-    found = lines(summary(document(metric=metric)))
+    found = lines(render_result(document(metric=metric)))
     table = found[next(i for i, line in enumerate(found) if line.startswith("mta minus")) :]
     base = next(line for line in table if line.startswith("base "))
     assert "+0.300 [+0.260, +0.340]" in base and "< 0.001" in base and base.endswith(f"  {said}")
@@ -74,7 +74,7 @@ def test_differences_are_judged_the_right_way_round(metric: str, said: str) -> N
     "made", [document(LONG), document(LONG, metric="mae"), document({f"m{n}": n / 20 for n in range(16)})]
 )
 def test_every_row_is_one_line_of_80_columns(made: dict[str, Any]) -> None:
-    found = lines(summary(made))
+    found = lines(render_result(made))
     assert max(map(len, found)) <= 80
     for method in made["methods"]:
         assert any(line.startswith(f"{method} ") and ("B" in line.split()) + ("kB" in line.split()) for line in found)
@@ -83,8 +83,8 @@ def test_every_row_is_one_line_of_80_columns(made: dict[str, Any]) -> None:
 def test_a_document_without_costs_power_and_differences_is_shown() -> None:
     bare = document(costs={}, power=None, differences=[])
     bare["methods"]["base"].pop("gold_loglik")
-    assert [cell.strip() for cell in row(summary(bare), "base")][-3:] == ["–", "–", "–"]
-    assert "Paired" not in " ".join(lines(summary(bare)))
+    assert [cell.strip() for cell in row(render_result(bare), "base")][-3:] == ["–", "–", "–"]
+    assert "Paired" not in " ".join(lines(render_result(bare)))
 
 
 def test_the_list_has_a_line_for_each_evaluation() -> None:
@@ -110,7 +110,7 @@ def test_the_list_has_a_line_for_each_evaluation() -> None:
             "created": None,
         },
     ]
-    found = lines(listing(rows))
+    found = lines(render_evaluation_list(rows))
     assert len(found) == 4 and max(map(len, found)) <= 80
     assert found[2].split() == ["3", "lamp-2", "5", "3", "0", "mta,", "base", "+2", "done", "2026-01-02"]
     assert found[3].split() == ["4", "free", "–", "–", "–", "–", "running", "–"]
@@ -118,15 +118,15 @@ def test_the_list_has_a_line_for_each_evaluation() -> None:
 
 def test_tuned_settings_are_listed_by_method_and_fold() -> None:
     chosen = [{"method": "mta", "fold": n, "settings": {"steps": 10 * n}, "gold_loglik": -1.5} for n in range(2)]
-    shown = tuned({"evaluation": 3, "task": "lamp-2", "tuned": chosen})
+    shown = render_tuning({"evaluation": 3, "task": "lamp-2", "tuned": chosen})
     assert "evaluation 3 of task lamp-2" in lines(shown)[0]
     assert lines(shown)[-1].split() == ["mta", "2", "steps", "10", "-1.500"]
 
 
 def test_hostile_names_are_shown_as_they_are_spelt() -> None:
     bad = hostile()
-    text = "\n".join(lines(summary(bad), width=200))
-    assert clean(text) == text
+    text = "\n".join(lines(render_result(bad), width=200))
+    assert clean_text(text) == text
     for name in HOSTILE:
         assert clean_line(name) in text
     entry = {
@@ -139,5 +139,5 @@ def test_hostile_names_are_shown_as_they_are_spelt() -> None:
         "status": "done",
         "created": HOSTILE[2],
     }
-    text = "\n".join(lines(listing([entry]), width=200))
-    assert clean(text) == text and HOSTILE[1] in text
+    text = "\n".join(lines(render_evaluation_list([entry]), width=200))
+    assert clean_text(text) == text and HOSTILE[1] in text

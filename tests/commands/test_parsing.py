@@ -9,9 +9,9 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from mta_cli.app import PLACES, app
+from mta_cli.app import COMMAND_TARGETS, app
 from mta_cli.commands import user
-from mta_cli.commands.parsing import OnDemand, placed
+from mta_cli.commands.parsing import LazyCommands, lazy_commands
 from tests.shell import mta, mta_ok
 
 
@@ -28,27 +28,27 @@ def test_a_command_is_built_once_and_only_when_it_is_asked_for() -> None:
         built.append("one")
         return get_command(app)
 
-    commands = OnDemand({"one": maker})
+    commands = LazyCommands({"one": maker})
     assert list(commands) == ["one"] and "one" in commands and commands.get("two") is None
     assert built == []
     assert commands["one"] is commands["one"] is commands.get("one")
     assert built == ["one"]
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", COMMAND_TARGETS)
 def test_each_place_holds_a_command_of_that_name(root: Any, name: str) -> None:
     command = root.commands[name]
     assert command.name == name
-    assert isinstance(command, TyperGroup) == PLACES[name].endswith(":app")
+    assert isinstance(command, TyperGroup) == COMMAND_TARGETS[name].endswith(":app")
     for inner in getattr(command, "commands", {}):
         assert command.commands[inner].name == inner
 
 
 def test_a_place_that_is_empty_is_a_fault_of_the_program() -> None:
     with pytest.raises(AttributeError):
-        placed({"init": "init:nothing"})["init"]
+        lazy_commands({"init": "init:nothing"})["init"]
     with pytest.raises(ModuleNotFoundError):
-        placed({"init": "nowhere:init"})["init"]
+        lazy_commands({"init": "nowhere:init"})["init"]
 
 
 def test_a_group_keeps_its_help_and_its_commands_the_order_in_which_they_were_made(root: Any) -> None:

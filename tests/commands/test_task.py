@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.text.tasks import BUILTIN
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from tests.shell import mta, mta_ok
 
 MINE = 'name = "mine"\nprompt = "Say {input}"\nlabels = ["yes", "[/b]no"]\n'
@@ -22,10 +22,10 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_built_in_tasks_need_no_store(file: Path) -> None:
     rows = mta_ok("task", "list", "--json").json()
-    assert [row["name"] for row in rows] == list(BUILTIN)
+    assert [row["name"] for row in rows] == list(BUILTIN_TASKS)
     assert {"kind", "metric", "description", "labels", "builtin", "users"} <= set(rows[0])
     shown = mta_ok("task", "show", "lamp-2", "--json").json()
-    assert shown["labels"] == list(BUILTIN["lamp-2"].labels)
+    assert shown["labels"] == list(BUILTIN_TASKS["lamp-2"].labels)
     assert mta("task", "add", file).code == 3
     assert not (file.parent / "store").exists()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.app import run
+from mta_cli.app import run_command_line
 from store.registry import Registry
 from tests.pipeline.histories import person, rows, write
 
@@ -26,7 +26,7 @@ def mta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     Registry.open(tmp_path / "store", create=True).close()
 
     def call(*words: str) -> tuple[int, str, str]:
-        code = run(words)
+        code = run_command_line(words)
         text = capsys.readouterr()
         return code, text.out, text.err
 
@@ -135,7 +135,7 @@ def test_add_show_and_items(mta: Mta, tmp_path: Path) -> None:
 def test_history(mta: Mta, tmp_path: Path) -> None:
     mta("user", "add", "alice")
     with Registry.open(tmp_path / "store") as reg:
-        reg.runs.finish(reg.runs.start("adapt", "alice", {}).id, {"loss_after": 0.51234, "heldout_after": None})
+        reg.runs.finish_run(reg.runs.start_run("adapt", "alice", {}).id, {"loss_after": 0.51234, "heldout_after": None})
     (entry,) = answer(mta, "user", "history", "alice")
     assert (entry["kind"], entry["result"]) == ("adapt", {"loss_after": 0.51234, "heldout_after": None})
     code, out, _ = mta("user", "history", "alice")

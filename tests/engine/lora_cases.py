@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mta_cli.engine.lora.adapter import LoraWeights, initial
-from mta_cli.engine.text.prompts import Row
+from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
+from mta_cli.engine.text.prompts import TrainingRow
 
 
 def random_lora(
@@ -21,17 +21,17 @@ def random_lora(
     placement: str = "all",
 ) -> LoraWeights:
     """A LoRA whose ΔW is not zero."""
-    fresh = initial(model, targets, placement, rank, alpha, seed)
+    fresh = init_lora_weights(model, targets, placement, rank, alpha, seed)
     generator = torch.Generator().manual_seed(seed + 1000)
     factors = {path: (a, 0.05 * torch.randn(b.shape, generator=generator)) for path, (a, b) in fresh.factors.items()}
     return LoraWeights(factors, fresh.scale, fresh.placement)
 
 
-def random_rows(lengths: Sequence[int], seed: int = 0, answer: int = 4) -> list[Row]:
+def random_rows(lengths: Sequence[int], seed: int = 0, answer: int = 4) -> list[TrainingRow]:
     """Rows of random tokens, the last `answer` of each labelled."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        Row(tuple(torch.randint(3, 250, (length,), generator=generator).tolist()), length - answer)
+        TrainingRow(tuple(torch.randint(3, 250, (length,), generator=generator).tolist()), length - answer)
         for length in lengths
     ]
 
@@ -49,5 +49,5 @@ def explicit_delta(parts: Sequence[tuple[LoraWeights, float]], path: str) -> Ten
 def difference(ours: LoraWeights | None, theirs: LoraWeights | None) -> float:
     """Relative Frobenius difference of ΔW over all modules, which have to be the same."""
     assert ours is not None and theirs is not None and list(ours.factors) == list(theirs.factors)
-    off = sum(float((ours.delta(path) - theirs.delta(path)).square().sum()) for path in theirs.factors)
+    off = sum(float((ours.delta_weight(path) - theirs.delta_weight(path)).square().sum()) for path in theirs.factors)
     return float(off**0.5 / theirs.norm())

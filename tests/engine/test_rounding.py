@@ -29,7 +29,7 @@ def odd(seed: int = 0) -> LoraWeights:
 def test_the_size_is_that_of_the_numbers_and_their_scales(bits: int, size: int) -> None:
     """57 numbers in 12 directions; two numbers of four bits share a byte."""
     weights = odd()
-    assert weights.parameters == 57
+    assert weights.num_parameters == 57
     assert len(pack(weights, bits)) == size == rounded(weights, bits)[1]
 
 
@@ -58,7 +58,7 @@ def test_no_number_is_off_by_more_than_half_a_step_of_its_direction(bits: int) -
 def test_sixteen_bits_are_float16() -> None:
     weights = odd()
     for path, pair in rounded(weights, 16)[0].factors.items():
-        stored = weights.stored().factors[path]
+        stored = weights.cast_for_storage().factors[path]
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(pair, stored, strict=True))
 
 
@@ -67,7 +67,12 @@ def test_more_bits_are_nearer(base: LoadedBase) -> None:
     off = []
     for bits in (16, 8, 4):
         found = rounded(weights, bits)[0]
-        off.append(sum(float((found.delta(path) - weights.delta(path)).square().sum()) for path in weights.factors))
+        off.append(
+            sum(
+                float((found.delta_weight(path) - weights.delta_weight(path)).square().sum())
+                for path in weights.factors
+            )
+        )
     relative = [error**0.5 / weights.norm() for error in off]
     assert relative[0] < 1e-3 and relative[0] < relative[1] < 0.01 < relative[2] < 0.2
 

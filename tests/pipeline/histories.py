@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mta_cli.events import Done, Event, Note
+from mta_cli.events import Event, JobResult, Note
 from mta_cli.pipeline.data.import_file import import_file
 from store.registry import Registry
 
@@ -42,7 +42,7 @@ def run(events: Iterator[Event]) -> tuple[Any, list[str]]:
     """The job's result, and its notes."""
     seen = list(events)
     result = seen[-1]
-    assert isinstance(result, Done)
+    assert isinstance(result, JobResult)
     return result.result, [event.text for event in seen if isinstance(event, Note)]
 
 

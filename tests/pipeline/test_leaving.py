@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.text.tasks import BUILTIN
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import NotFound, StoreBusy
-from mta_cli.events import Event, Failed, Note, Planned, Started, Step
+from mta_cli.events import Event, JobPlan, JobProgress, JobStarted, Note, UnitFailed
 from mta_cli.options import AdaptOptions
-from mta_cli.pipeline.asked import ADAPTATION, ASKED
+from mta_cli.pipeline.asked import ADAPT_RUN_KIND, REQUEST_KEY
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.refresh import refresh_bank
 from mta_cli.pipeline.bank.verify import remove_bank, verify_bank
@@ -45,7 +45,7 @@ either_way = pytest.mark.parametrize("leave", [forget, withdraw])
 @pytest.fixture(autouse=True)
 def quick_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """The task by its name is the quick one of `town`."""
-    monkeypatch.setitem(BUILTIN, TASK.name, TASK)
+    monkeypatch.setitem(BUILTIN_TASKS, TASK.name, TASK)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def peopled(peopled: Registry) -> Registry:
     """The people of `town`, each of whom said something that nobody else did."""
     for number in range(9):
         own = NewItem("own", "lamp-2", sentence(f"user{number}"), TAGS[number % 3], "2020-01-01")
-        peopled.items.append(peopled.users.get(f"user{number}").id, [own])
+        peopled.items.append_items(peopled.users.get(f"user{number}").id, [own])
     return peopled
 
 
@@ -66,7 +66,7 @@ def embedding(event: Event) -> bool:
 
 
 def pooling(event: Event) -> bool:
-    return isinstance(event, Step) and event.label == "task adapter"
+    return isinstance(event, JobProgress) and event.label == "task adapter"
 
 
 def interrupted(job: Iterator[Event], reg: Registry, when: When, leave: Leave, name: str) -> tuple[Any, list[Event]]:
@@ -88,7 +88,7 @@ def served(reg: Registry) -> tuple[Any, ...]:
     """What of the newest bank serves people."""
     bank = reg.banks.get("lamp-2")
     anchors = [(anchor.user, anchor.digest, anchor.stale) for anchor in reg.banks.anchors(bank.id)]
-    neighbours = [(one.item_id, one.vector) for one in reg.neighbours.of_bank(bank.id)]
+    neighbours = [(one.item_id, one.vector) for one in reg.neighbours.consenting_neighbours(bank.id)]
     return bank.version, bank.key, bank.task_adapter, bank.config, bank.kernel, anchors, neighbours
 
 
@@ -111,7 +111,7 @@ def test_who_leaves_before_the_task_adapter_is_stored_is_in_no_part_of_the_bank(
     _, seen = interrupted(build_bank(peopled, bank_request(task_adapter=pooled)), peopled, when, leave, "user4")
     assert served(peopled) == expected and expected[-1]
     assert sum("user4 left while bank lamp-2 v1 was made" in text for text in notes(seen)) == 1
-    assert list(peopled.files.partial.glob("*")) == [] and peopled.check() == []
+    assert list(peopled.files.checkpoint_folder.glob("*")) == [] and peopled.check_integrity() == []
     errors = [run.error for run in peopled.runs.all() if run.error]
     assert errors == ["People left while the bank was made of their words."], "nobody is named"
     assert leave is withdraw or holding(peopled.root, sentence("user4"), "user4") == []
@@ -122,7 +122,7 @@ def anchor_left(reg: Registry, leave: Leave) -> tuple[str, Any, list[Event]]:
     job, seen = build_bank(reg, bank_request(batch_size=4)), []
     for event in job:
         seen.append(event)
-        if isinstance(event, Step) and event.label.startswith("anchor"):
+        if isinstance(event, JobProgress) and event.label.startswith("anchor"):
             break
     name = str(reg.banks.anchors(reg.banks.all()[0].id)[1].user)
     with Registry.open(reg.root) as other:
@@ -135,18 +135,18 @@ def anchor_left(reg: Registry, leave: Leave) -> tuple[str, Any, list[Event]]:
 def test_an_anchor_whose_person_leaves_while_it_is_trained_is_not_stored(
     peopled: Registry, leave: Leave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.pipeline.training.session.CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("mta_cli.pipeline.training.session.CHECKPOINT_SHARE", 0)
-    numbers = {user.name: user.id for user, _ in peopled.users.with_items("lamp-2")}
+    monkeypatch.setattr("mta_cli.pipeline.training.session.MIN_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mta_cli.pipeline.training.session.MIN_CHECKPOINT_COST_RATIO", 0)
+    numbers = {user.name: user.id for user, _ in peopled.users.users_with_items("lamp-2")}
     name, result, seen = anchor_left(peopled, leave)
     first, second, third = result["anchors"]
     assert (second["digest"], second["stale"], second["user"]) == (None, True, None if leave is forget else name)
     assert first["digest"] and third["digest"] and not first["stale"] and not third["stale"]
     assert sum(f"{name} left while being an anchor" in text and "--refresh" in text for text in notes(seen)) == 1
     assert len([adapter for adapter in peopled.adapters.all() if adapter.kind == "meta"]) == 2
-    assert list(peopled.files.partial.glob("*")) == [] and peopled.check() == []
+    assert list(peopled.files.checkpoint_folder.glob("*")) == [] and peopled.check_integrity() == []
     assert verify_bank(peopled, "lamp-2")["stale_anchors"] == [peopled.banks.anchors(1)[1].id]
-    assert numbers[name] not in {one.user_id for one in peopled.neighbours.of_bank(1)}
+    assert numbers[name] not in {one.user_id for one in peopled.neighbours.consenting_neighbours(1)}
     if leave is withdraw:
         peopled.users.set_can_anchor(peopled.users.get(name).id, True)
         assert peopled.banks.anchors(1)[1].stale, "nothing of it was trained"
@@ -164,25 +164,25 @@ def test_what_a_stopped_training_keeps_is_without_who_left(peopled: Registry, mo
     built(peopled)
     job = adapt_users(peopled, [peopled.users.get(name) for name in SHORT], fuse_request(), LORA)
     for event in job:
-        if isinstance(event, Step) and event.loss is not None and event.done > 6:
+        if isinstance(event, JobProgress) and event.loss is not None and event.done > 6:
             break
     with Registry.open(peopled.root) as other:
         forget(other, "ida")
     job.close()  # type: ignore[attr-defined]
-    (file,) = peopled.files.partial.glob("*")
+    (file,) = peopled.files.checkpoint_folder.glob("*")
     tensors = [tensor for key, tensor in load(file.read_bytes()).items()]
     assert all(not tensor[0].any() for tensor in tensors) and any(bool(tensor[1].any()) for tensor in tensors)
-    assert peopled.check() == []
+    assert peopled.check_integrity() == []
 
 
 def test_the_last_one_of_a_group_leaves_no_checkpoint(peopled: Registry) -> None:
     built(peopled)
     job = adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK)
-    next(event for event in job if isinstance(event, Step) and event.loss is not None)
+    next(event for event in job if isinstance(event, JobProgress) and event.loss is not None)
     with Registry.open(peopled.root) as other:
         forget(other, "ida")
     job.close()  # type: ignore[attr-defined]
-    assert list(peopled.files.partial.glob("*")) == [] and peopled.runs.of_subject("ida") == []
+    assert list(peopled.files.checkpoint_folder.glob("*")) == [] and peopled.runs.of_subject("ida") == []
 
 
 def adapting(reg: Registry, options: AdaptOptions = QUICK) -> Iterator[Event]:
@@ -190,9 +190,9 @@ def adapting(reg: Registry, options: AdaptOptions = QUICK) -> Iterator[Event]:
 
 
 MOMENTS: dict[str, When] = {
-    "before the recipes": lambda event: isinstance(event, Started) and event.job == "evidence",
-    "before the training": lambda event: isinstance(event, Started) and event.job == "user adapt",
-    "at a step": lambda event: isinstance(event, Step) and event.loss is not None,
+    "before the recipes": lambda event: isinstance(event, JobStarted) and event.job == "evidence",
+    "before the training": lambda event: isinstance(event, JobStarted) and event.job == "user adapt",
+    "at a step": lambda event: isinstance(event, JobProgress) and event.loss is not None,
 }
 
 
@@ -209,28 +209,28 @@ def test_who_is_removed_while_being_adapted_is_skipped(peopled: Registry, moment
 
     results, seen = interrupted(adapting(peopled, options), peopled, MOMENTS[moment], replaced, "kim")
     assert [result["user"] for result in results] == ["ida", "jon"]
-    failed = [(event.label, event.message) for event in seen if isinstance(event, Failed)]
+    failed = [(event.label, event.message) for event in seen if isinstance(event, UnitFailed)]
     assert failed == [("kim", "removed while being adapted; nothing was kept")]
     assert peopled.stacks.of_user(number) == peopled.recipes.of_user(number) == []
     assert peopled.runs.of_subject("kim") == [] and {run.status for run in peopled.runs.all()} == {"done"}
-    assert peopled.check() == []
+    assert peopled.check_integrity() == []
 
 
 def test_who_is_removed_before_their_group_begins_is_skipped(
     peopled: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.pipeline.training.groups.TOGETHER", 1)
+    monkeypatch.setattr("mta_cli.pipeline.training.groups.MAX_USERS_PER_GROUP", 1)
     built(peopled)
     results, seen = interrupted(adapting(peopled), peopled, MOMENTS["at a step"], forget, "kim")
     assert [result["user"] for result in results] == ["ida", "jon"]
-    assert [event.label for event in seen if isinstance(event, Failed)] == ["kim"]
-    assert peopled.runs.of_subject("kim") == [] and peopled.check() == []
+    assert [event.label for event in seen if isinstance(event, UnitFailed)] == ["kim"]
+    assert peopled.runs.of_subject("kim") == [] and peopled.check_integrity() == []
 
 
 def test_who_is_removed_after_the_last_step_is_not_stored(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of her stack is written when she leaves, and goes again."""
     built(peopled)
-    plain = peopled.adapters.write
+    plain = peopled.adapters.write_file
 
     def write(content: bytes) -> tuple[str, int]:
         found = plain(content)
@@ -242,10 +242,12 @@ def test_who_is_removed_after_the_last_step_is_not_stored(peopled: Registry, mon
     monkeypatch.setattr(peopled.adapters, "write", write)
     results, seen = finish(adapting(peopled, LORA))
     assert [result["user"] for result in results] == ["jon", "kim"]
-    assert [event.label for event in seen if isinstance(event, Failed)] == ["ida"]
+    assert [event.label for event in seen if isinstance(event, UnitFailed)] == ["ida"]
     assert len([adapter for adapter in peopled.adapters.all() if adapter.kind == "stack"]) == 2
-    files = {path.stem for path in peopled.files.folder.rglob("*.safetensors")}
-    assert files == {adapter.digest for adapter in peopled.adapters.all()} and peopled.check() == [], "her file stayed"
+    files = {path.stem for path in peopled.files.adapter_folder.rglob("*.safetensors")}
+    assert files == {adapter.digest for adapter in peopled.adapters.all()} and peopled.check_integrity() == [], (
+        "her file stayed"
+    )
 
 
 def test_everybody_was_removed(peopled: Registry) -> None:
@@ -269,17 +271,17 @@ def test_who_is_removed_while_being_fused(peopled: Registry) -> None:
     job = fuse_user(peopled, peopled.users.get("ida"), fuse_request())
     with pytest.raises(NotFound, match="ida was removed while being fused"):
         interrupted(job, peopled, MOMENTS["before the recipes"], forget, "ida")
-    assert peopled.check() == []
+    assert peopled.check_integrity() == []
 
 
 def test_a_profile_of_who_was_removed_is_not_stored(peopled: Registry) -> None:
     def profiling(event: Event) -> bool:
-        return isinstance(event, Started) and event.job == "profiles of lamp-2"
+        return isinstance(event, JobStarted) and event.job == "profiles of lamp-2"
 
     _, seen = interrupted(build_bank(peopled, bank_request()), peopled, profiling, forget, "user4")
     assert any("user4 left while" in text for text in notes(seen))
-    assert len(peopled.profiles.totals("lamp-2", bank_request().embedder.fingerprint)) == 8
-    assert len(served(peopled)[-2]) == 3 and peopled.check() == []
+    assert len(peopled.profiles.profile_totals("lamp-2", bank_request().embedder.fingerprint)) == 8
+    assert len(served(peopled)[-2]) == 3 and peopled.check_integrity() == []
 
 
 def test_leaving_is_heard_from_another_thread(peopled: Registry) -> None:
@@ -289,19 +291,21 @@ def test_leaving_is_heard_from_another_thread(peopled: Registry) -> None:
     job = adapt_users(peopled, [peopled.users.get(name) for name in SHORT], request, replace(QUICK, steps=12))
     results, seen = interrupted(job, peopled, MOMENTS["at a step"], forget, "ida")
     assert "ida" not in {result["user"] for result in results}
-    assert [event.label for event in seen if isinstance(event, Failed)] == ["ida"] and peopled.check() == []
+    assert [event.label for event in seen if isinstance(event, UnitFailed)] == [
+        "ida"
+    ] and peopled.check_integrity() == []
 
 
 def test_who_is_removed_before_the_run_is_written_down_is_not_named_in_it(peopled: Registry) -> None:
     built(peopled)
 
     def planned(event: Event) -> bool:
-        return isinstance(event, Planned)
+        return isinstance(event, JobPlan)
 
     results, _ = interrupted(adapting(peopled), peopled, planned, forget, "kim")
     assert [result["user"] for result in results] == ["ida", "jon"]
-    (run,) = (run for run in peopled.runs.all() if run.kind == ADAPTATION)
-    assert run.config[ASKED]["users"] == ["ida", "jon"]
+    (run,) = (run for run in peopled.runs.all() if run.kind == ADAPT_RUN_KIND)
+    assert run.config[REQUEST_KEY]["users"] == ["ida", "jon"]
 
 
 @pytest.mark.parametrize("label", ["", "ida"], ids=["while profiles are made", "when it is weighed"])
@@ -310,14 +314,18 @@ def test_no_recipe_names_an_anchor_that_left_while_it_was_made(peopled: Registry
 
     def taken_out(reg: Registry, name: str) -> None:
         reg.users.set_can_anchor(reg.banks.anchors(reg.banks.get(name).id)[0].user_id or 0, False)
-        reg.banks.reset_stale(reg.banks.get(name).id)
+        reg.banks.remove_stale_anchors(reg.banks.get(name).id)
 
     job = fuse_user(peopled, peopled.users.get("ida"), fuse_request(top_k=3))
     with pytest.raises(StoreBusy, match="were replaced while it was fused"):
         interrupted(
-            job, peopled, lambda event: isinstance(event, Step) and event.label.startswith(label), taken_out, bank
+            job,
+            peopled,
+            lambda event: isinstance(event, JobProgress) and event.label.startswith(label),
+            taken_out,
+            bank,
         )
-    assert peopled.recipes.of_user(peopled.users.get("ida").id) == [] and peopled.check() == []
+    assert peopled.recipes.of_user(peopled.users.get("ida").id) == [] and peopled.check_integrity() == []
 
 
 def test_no_bank_is_removed_while_somebody_is_adapted_on_it(peopled: Registry) -> None:

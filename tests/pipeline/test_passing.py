@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from mta_cli.events import Done, Event, Note, Planned, Saved, Started, Step
-from mta_cli.pipeline.passing import passed_on
+from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note
+from mta_cli.pipeline.passing import forward_events
 
 
 def through(events: Iterable[Event]) -> tuple[list[Event], Any]:
-    job, seen = passed_on(events), []
+    job, seen = forward_events(events), []
     while True:
         try:
             seen.append(next(job))
@@ -21,8 +21,8 @@ def through(events: Iterable[Event]) -> tuple[list[Event], Any]:
 
 
 def test_its_plan_and_its_end_are_kept_back() -> None:
-    inner = [Started("bank", 2), Step("a", 1), Note("n"), Saved("bank", "b")]
-    assert through([Planned("bank", ()), *inner, Done({"bank": "b"})]) == (inner, {"bank": "b"})
+    inner = [JobStarted("bank", 2), JobProgress("a", 1), Note("n"), ArtifactSaved("bank", "b")]
+    assert through([JobPlan("bank", ()), *inner, JobResult({"bank": "b"})]) == (inner, {"bank": "b"})
 
 
 def test_a_job_without_a_result() -> None:
@@ -34,7 +34,7 @@ def test_what_it_raises_goes_on() -> None:
         yield Note("so far")
         raise InterruptedError
 
-    job = passed_on(failing())
+    job = forward_events(failing())
     assert next(job) == Note("so far")
     with pytest.raises(InterruptedError):
         next(job)

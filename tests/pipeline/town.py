@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from mta_cli.engine.text.tasks import BUILTIN, Task
-from mta_cli.events import Done, Event, Note
-from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, Machine, PromptOptions
+from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
+from mta_cli.events import Event, JobResult, Note
+from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptions, PromptOptions
 from mta_cli.pipeline.bank.build import BankRequest, build_bank
-from mta_cli.pipeline.models.lookup import resolve
+from mta_cli.pipeline.models.lookup import resolve_model
 from mta_cli.pipeline.personalize.fuse import FuseRequest
 from store.records import NewItem
 from store.registry import Registry
 
-TASK: Task = replace(BUILTIN["lamp-2"], query_tokens=32, item_tokens=16)
-CPU = Machine(device="cpu", dtype="float32")
+TASK: Task = replace(BUILTIN_TASKS["lamp-2"], query_tokens=32, item_tokens=16)
+CPU = MachineOptions(device="cpu", dtype="float32")
 TAGS = ("comedy", "classic", "action")
 SHORT = ("ida", "jon", "kim")
 
@@ -29,7 +29,7 @@ def people(reg: Registry, *, long: int = 9, items: int = 10) -> None:
         count = items if name in names else 3
         tag, film = TAGS[n % 3], ("ship", "horse", "robot")[n % 3]
         new = [NewItem(f"i{k}", "lamp-2", f"film {k} about a {film}", tag, f"2020-01-{k + 1:02}") for k in range(count)]
-        reg.items.append(user.id, new)
+        reg.items.append_items(user.id, new)
         asked = [NewItem(f"q{k}", "lamp-2", f"another {film} {k}", tag, f"2021-01-{k + 1:02}") for k in range(2)]
         reg.items.append_queries(user.id, asked)
 
@@ -40,8 +40,8 @@ def bank_request(**changes: Any) -> BankRequest:
     rest = {key: changes.pop(key) for key in ("machine", "name", "prompt") if key in changes}
     request = BankRequest(
         TASK,
-        resolve("tiny", "base"),
-        resolve("tiny-embedder", "embedder"),
+        resolve_model("tiny", "base"),
+        resolve_model("tiny-embedder", "embedder"),
         BankOptions(**{**options, **changes}),
         PromptOptions(2),
         CPU,
@@ -53,8 +53,8 @@ def fuse_request(**changes: Any) -> FuseRequest:
     """A fusion with the defaults, except for what is given."""
     return FuseRequest(
         TASK,
-        resolve("tiny", "base"),
-        resolve("tiny-embedder", "embedder"),
+        resolve_model("tiny", "base"),
+        resolve_model("tiny-embedder", "embedder"),
         FuseOptions(**changes),
         PromptOptions(2),
         CPU,
@@ -68,7 +68,7 @@ LORA = replace(QUICK, kind="lora")
 def finish(events: Iterator[Event]) -> tuple[Any, list[Event]]:
     """Run a job to its end: the result and every event."""
     seen = list(events)
-    assert isinstance(seen[-1], Done)
+    assert isinstance(seen[-1], JobResult)
     return seen[-1].result, seen
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.text.task_files import parse_task
-from mta_cli.engine.text.tasks import BUILTIN, Task
+from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.pipeline.data.import_file import import_file
 from mta_cli.pipeline.data.tasks import add_task
-from mta_cli.pipeline.demo import SAMPLE, SHORT, SHOWN, courses
+from mta_cli.pipeline.demo import MAX_NEW_USER_ITEMS, SAMPLE, SHOWN_USERS, demo_tasks
 from store.names import check_name
 from store.registry import Registry
 from tests.pipeline.town import finish
@@ -50,9 +50,9 @@ def test_there_are_enough_people_and_items(name: str) -> None:
     people = users(name)
     assert len(people) >= 24
     assert all(12 <= len(user["profile"]) <= 40 and 3 <= len(user["query"]) <= 4 for user in people)
-    new = [user["user_id"] for user in people if len(user["profile"]) <= SHORT]
-    assert len(new) >= 8 and set(SHOWN) <= set(new)
-    assert len(people) - len(new) >= max(course.bank.anchors for course in courses(quick=False))
+    new = [user["user_id"] for user in people if len(user["profile"]) <= MAX_NEW_USER_ITEMS]
+    assert len(new) >= 8 and set(SHOWN_USERS) <= set(new)
+    assert len(people) - len(new) >= max(course.bank.anchors for course in demo_tasks(quick=False))
 
 
 def test_both_tasks_have_the_same_people_and_names_are_plain_data() -> None:
@@ -121,9 +121,9 @@ def test_some_people_agree_far_more_than_others() -> None:
 
 def test_the_three_who_are_shown_answer_the_same_question_differently() -> None:
     for name in NAMES:
-        first = {user["user_id"]: user["query"][0] for user in users(name) if user["user_id"] in SHOWN}
+        first = {user["user_id"]: user["query"][0] for user in users(name) if user["user_id"] in SHOWN_USERS}
         assert len({query["input"] for query in first.values()}) == 1
-        assert len({query["gold"] for query in first.values()}) == len(SHOWN)
+        assert len({query["gold"] for query in first.values()}) == len(SHOWN_USERS)
 
 
 def test_nobody_writes_what_somebody_else_writes() -> None:
@@ -158,7 +158,7 @@ def _marks(line: str) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_products_own_importer_takes_it_without_a_warning(name: str, store_root: Any) -> None:
-    assert task(name).name == name and name not in BUILTIN
+    assert task(name).name == name and name not in BUILTIN_TASKS
     with Registry.open(store_root, create=True) as reg:
         add_task(reg, SAMPLE / f"{name}.toml")
         result, seen = finish(import_file(reg, "users", SAMPLE / f"{name}.users.json", task=name))

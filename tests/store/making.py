@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from store.records import Adapter, Bank, NewItem, Recipe, Share, Stack
+from store.records import Adapter, AnchorWeight, Bank, NewItem, Recipe, Stack
 from store.registry import Registry
 
 BASE = "sha256:" + "b" * 64
@@ -21,8 +21,8 @@ def item(
 
 def person(reg: Registry, name: str, *inputs: str, task: str = "free") -> int:
     """A user with one item for each input; returns their number."""
-    user, _ = reg.users.ensure(name)
-    reg.items.append(user.id, [item(str(i), words, task=task) for i, words in enumerate(inputs)])
+    user, _ = reg.users.get_or_create_user(name)
+    reg.items.append_items(user.id, [item(str(i), words, task=task) for i, words in enumerate(inputs)])
     return user.id
 
 
@@ -45,7 +45,7 @@ def adapter(reg: Registry, content: bytes, *, kind: str = "meta", base: str = BA
         config={"steps": 3},
         versions={"torch": "2"},
     )
-    reg.adapters.add(row)
+    reg.adapters.add_adapter(row)
     return digest
 
 
@@ -60,25 +60,25 @@ def bank(
     purpose: str = "",
 ) -> Bank:
     """A ready bank with a task adapter and a meta-LoRA for each of `anchors`, user numbers."""
-    begun = reg.banks.begin(name, key, task, base, EMBEDDER, 0, {"rank": 2}, purpose)
+    begun = reg.banks.get_or_create_bank(name, key, task, base, EMBEDDER, 0, {"rank": 2}, purpose)
     below = adapter(reg, f"task adapter {name} {key}".encode(), kind="task", base=base)
     reg.banks.set_task_adapter(begun.id, below)
     for planned in reg.banks.plan_anchors(begun.id, [(user, i, 3, 5) for i, user in enumerate(anchors)]):
         digest = adapter(reg, f"meta {name} {key} {planned.cluster}".encode(), base=base, below=below)
-        reg.banks.finish_anchor(planned.id, digest, 2.0, 1.0)
-    reg.banks.finish(begun.id, 100, 2.0)
+        reg.banks.record_trained_anchor(planned.id, digest, 2.0, 1.0)
+    reg.banks.mark_bank_ready(begun.id, 100, 2.0)
     return reg.banks.by_id(begun.id)
 
 
 def adapted(reg: Registry, user_id: int, on: Bank, content: bytes = b"stack", task: str = "free") -> Stack:
     """Gives a user a recipe of all anchors of a bank, and a stack on it."""
-    from store.tables.recipes_and_stacks import pack_shares
+    from store.tables.recipes_and_stacks import pack_anchor_weights
 
-    shares = tuple(Share(anchor.id, 0.5, 0.25) for anchor in reg.banks.anchors(on.id))
-    reg.recipes.put(Recipe(user_id, task, on.id, "evidence", shares, 0))
+    shares = tuple(AnchorWeight(anchor.id, 0.5, 0.25) for anchor in reg.banks.anchors(on.id))
+    reg.recipes.save_recipe(Recipe(user_id, task, on.id, "evidence", shares, 0))
     digest = adapter(reg, content, kind="stack", below=on.task_adapter)
-    stack = Stack(user_id, task, on.id, digest, 5, 10, 2.5, 1.5, pack_shares(shares), len(content))
-    reg.stacks.put(stack)
+    stack = Stack(user_id, task, on.id, digest, 5, 10, 2.5, 1.5, pack_anchor_weights(shares), len(content))
+    reg.stacks.save_stack(stack)
     found = reg.stacks.get(user_id, task, on.id)
     assert found is not None
     return replace(stack, created=found.created)

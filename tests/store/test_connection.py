@@ -35,7 +35,7 @@ needs_fork = pytest.mark.skipif(FORK is None, reason="needs processes that start
 def test_settings_are_on_for_every_connection(root: Path, reg: Registry, pragma: str, value: object) -> None:
     with Registry.open(root) as second:
         for registry in (reg, second):
-            assert registry._db.value(f"PRAGMA {pragma}") == value
+            assert registry._db.fetch_value(f"PRAGMA {pragma}") == value
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
@@ -43,7 +43,7 @@ def test_a_number_that_is_none_of_sqlites_is_refused(reg: Registry, number: int)
     asks: tuple[Callable[[], object], ...] = (
         lambda: reg.evaluations.get(number),
         lambda: reg.banks.get("films", number),
-        lambda: reg.chats.start(number, "title"),
+        lambda: reg.chats.start_chat(number, "title"),
     )
     for ask in asks:
         with pytest.raises(BadInput, match="number is too large") as caught:
@@ -102,7 +102,7 @@ def test_a_truncated_database(root: Path) -> None:
     content = (root / "registry.db").read_bytes()
     (root / "registry.db").write_bytes(content[: len(content) // 2])
     with pytest.raises(IntegrityFault), Registry.open(root) as reg:
-        assert reg.check() != []
+        assert reg.check_integrity() != []
         reg.users.names()
         raise IntegrityFault("found by check")
 
@@ -121,7 +121,7 @@ def test_a_transaction_is_all_or_nothing(reg: Registry) -> None:
         person(reg, "alice", "words")
         raise RuntimeError("stop")
     assert reg.users.names() == []
-    assert reg.check() == []
+    assert reg.check_integrity() == []
 
 
 def test_an_inner_transaction_joins_the_outer_one(reg: Registry) -> None:
@@ -181,7 +181,7 @@ def test_readers_see_the_last_commit_while_somebody_writes(root: Path, reg: Regi
     with Registry.open(root) as other, reg.transaction():
         reg.users.add("bob")
         assert other.users.names() == ["alice"]
-        assert other.items.count(1, "free") == 1
+        assert other.items.count_items(1, "free") == 1
 
 
 def test_a_second_writer_is_told_after_its_timeout(root: Path, reg: Registry) -> None:
@@ -221,16 +221,16 @@ def test_a_second_writer_waits_its_turn(root: Path, reg: Registry) -> None:
 
 def _write_many(root: Path, name: str) -> None:
     with Registry.open(root, timeout=60) as reg:
-        user, _ = reg.users.ensure(name)
+        user, _ = reg.users.get_or_create_user(name)
         for i in range(20):
-            reg.items.append(user.id, [item(f"{i}", f"words of {name} {i}")])
+            reg.items.append_items(user.id, [item(f"{i}", f"words of {name} {i}")])
 
 
 def _read_many(root: Path) -> None:
     with Registry.open(root, timeout=60) as reg:
         for _ in range(40):
-            for user, count in reg.users.with_items("free"):
-                assert len(reg.items.recent(user.id, "free")) >= count
+            for user, count in reg.users.users_with_items("free"):
+                assert len(reg.items.recent_items(user.id, "free")) >= count
 
 
 @needs_fork
@@ -246,9 +246,9 @@ def test_processes_that_write_and_read_together_lose_nothing(root: Path) -> None
         job.join(120)
     assert [job.exitcode for job in jobs] == [0] * 5
     with Registry.open(root) as reg:
-        assert [(user.name, count) for user, count in sorted(reg.users.with_items("free"), key=str)] != []
-        assert {user.name: count for user, count in reg.users.with_items("free")} == dict.fromkeys(names, 20)
-        assert reg.check() == []
+        assert [(user.name, count) for user, count in sorted(reg.users.users_with_items("free"), key=str)] != []
+        assert {user.name: count for user, count in reg.users.users_with_items("free")} == dict.fromkeys(names, 20)
+        assert reg.check_integrity() == []
 
 
 def _create(root: Path) -> None:
@@ -265,7 +265,7 @@ def test_processes_that_make_the_same_store_at_once(root: Path) -> None:
         job.join(60)
     assert [job.exitcode for job in jobs] == [0] * 4
     with Registry.open(root) as reg:
-        assert reg.check() == []
+        assert reg.check_integrity() == []
 
 
 def _write_and_die(root: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_writer_that_dies_loses_only_what_it_had_not_committed(root: Path, reg
     assert job.exitcode == 9
     assert reg.users.names() == ["kept"]
     reg.users.add("next")
-    assert reg.check() == []
+    assert reg.check_integrity() == []
 
 
 def test_a_job_is_done_by_one_process_at_a_time(root: Path, reg: Registry) -> None:

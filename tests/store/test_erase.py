@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from mta_cli.errors import IntegrityFault, NotFound, StoreBusy
-from store.erase import SOMEBODY, as_a_word
-from store.records import Profile, Share
+from store.erase import FORGOTTEN_NAME, whole_word_pattern
+from store.records import AnchorWeight, Profile
 from store.registry import Registry
-from store.tables.evaluations import Tuning
-from store.tables.predictions import Cell, Prediction
-from store.tables.recipes_and_stacks import pack_shares
-from store.tables.users import Forgotten
+from store.tables.evaluations import TunedSettings
+from store.tables.predictions import EvalCell, Prediction
+from store.tables.recipes_and_stacks import pack_anchor_weights
+from store.tables.users import ForgetResult
 from tests.store.making import BASE, EMBEDDER, adapted, adapter, bank, item, person
 from tests.trust.tally import tally
 
@@ -51,26 +51,30 @@ def furnish(reg: Registry) -> tuple[int, int]:
     """A store in which somebody has left every kind of trace; returns their number and that of another user."""
     other = person(reg, "bob", *(f"plain words {i}" for i in range(200)))
     me = reg.users.add(NAME).id
-    reg.items.append(me, [item(f"{i} plumfrotz", f"{SECRET} {i}", SECRET, time="2024") for i in range(50)])
+    reg.items.append_items(me, [item(f"{i} plumfrotz", f"{SECRET} {i}", SECRET, time="2024") for i in range(50)])
     reg.items.append_queries(me, [item("q", SECRET, SECRET)])
-    reg.profiles.put(Profile(me, "free", "e", SECRET.encode(), 50, 250))
+    reg.profiles.save_profile(Profile(me, "free", "e", SECRET.encode(), 50, 250))
     made = bank(reg, [me, other])
     adapted(reg, me, made, SECRET.encode())
     adapted(reg, other, made, b"the stack of bob")
-    run = reg.runs.start("user adapt", NAME, {"user": NAME})
-    reg.runs.step(run.id, NAME, 1, 2.0, 10, 0.1)
-    build = reg.runs.start("bank build", "free v1", {"candidates": [NAME, "bob"]})
-    reg.runs.step(build.id, NAME, 1, 2.0, 10, 0.1)
-    reg.runs.step(build.id, f"stack of {NAME}", 1, 2.0, 10, 0.1)
-    reg.runs.step(build.id, "bob", 1, 2.0, 10, 0.1)
-    reg.runs.finish(build.id, {"anchors": [{"user": NAME, "items": 50}, {"user": "bob", "note": f"near {NAME}."}]})
-    reg.runs.fail(reg.runs.start("user adapt", f"bob, {NAME}", {}).id, f"{NAME}: the loss is no number")
-    evaluation = reg.evaluations.add("free", made.id, {"users": [NAME]}, {"users": 2, "worst": NAME})
-    reg.evaluations.cells.answer(evaluation, [Prediction(me, 1, "base", SECRET, SECRET, SECRET, -1.0, 3, 0.1)])
-    reg.evaluations.cells.answer(evaluation, [Prediction(other, 2, "base", "p", "a", "g", -1.0, 3, 0.1)])
-    reg.chats.add(reg.chats.start(me, SECRET).id, "user", SECRET, {})
-    reg.chats.add(reg.chats.start(other, "films").id, "assistant", "hi", {"mode": "fused", "anchors": [NAME]})
-    reg.files.write_partial(f"stack of {NAME}", SECRET.encode())
+    run = reg.runs.start_run("user adapt", NAME, {"user": NAME})
+    reg.runs.record_step(run.id, NAME, 1, 2.0, 10, 0.1)
+    build = reg.runs.start_run("bank build", "free v1", {"candidates": [NAME, "bob"]})
+    reg.runs.record_step(build.id, NAME, 1, 2.0, 10, 0.1)
+    reg.runs.record_step(build.id, f"stack of {NAME}", 1, 2.0, 10, 0.1)
+    reg.runs.record_step(build.id, "bob", 1, 2.0, 10, 0.1)
+    reg.runs.finish_run(build.id, {"anchors": [{"user": NAME, "items": 50}, {"user": "bob", "note": f"near {NAME}."}]})
+    reg.runs.fail_run(reg.runs.start_run("user adapt", f"bob, {NAME}", {}).id, f"{NAME}: the loss is no number")
+    evaluation = reg.evaluations.add_evaluation("free", made.id, {"users": [NAME]}, {"users": 2, "worst": NAME})
+    reg.evaluations.predictions.add_predictions(
+        evaluation, [Prediction(me, 1, "base", SECRET, SECRET, SECRET, -1.0, 3, 0.1)]
+    )
+    reg.evaluations.predictions.add_predictions(evaluation, [Prediction(other, 2, "base", "p", "a", "g", -1.0, 3, 0.1)])
+    reg.chats.add_message(reg.chats.start_chat(me, SECRET).id, "user", SECRET, {})
+    reg.chats.add_message(
+        reg.chats.start_chat(other, "films").id, "assistant", "hi", {"mode": "fused", "anchors": [NAME]}
+    )
+    reg.files.write_checkpoint(f"stack of {NAME}", SECRET.encode())
     return me, other
 
 
@@ -81,12 +85,12 @@ def test_no_trace_is_left_and_others_keep_what_is_theirs(root: Path, reg: Regist
     require_gone(root)
     assert gone.name == NAME
     assert len(gone.adapters_removed) == 1
-    assert reg.check() == []
-    counts = reg.counts()
+    assert reg.check_integrity() == []
+    counts = reg.count_rows()
     assert (counts["users"], counts["items"], counts["queries"], counts["profiles"]) == (1, 200, 0, 0)
     assert (counts["recipes"], counts["stacks"], counts["predictions"], counts["chats"]) == (1, 1, 1, 1)
-    assert [found.key for found in reg.items.search(other, "free", "words 42", limit=1)] == ["42"]
-    assert reg.adapters.path(reg.stacks.of_user(other)[0].digest).exists()
+    assert [found.key for found in reg.items.search_items(other, "free", "words 42", limit=1)] == ["42"]
+    assert reg.adapters.verified_path(reg.stacks.of_user(other)[0].digest).exists()
     with pytest.raises(NotFound):
         reg.users.get(NAME)
     reg.close()
@@ -97,13 +101,15 @@ def test_their_name_is_taken_out_of_what_is_about_others(reg: Registry) -> None:
     me, other = furnish(reg)
     reg.users.forget(me)
     adapting, build = reg.runs.all()
-    assert (adapting.subject, adapting.error) == (f"bob, {SOMEBODY}", f"{SOMEBODY}: the loss is no number")
-    assert build.config == {"candidates": [SOMEBODY, "bob"]}
-    assert build.result == {"anchors": [{"user": SOMEBODY, "items": 50}, {"user": "bob", "note": f"near {SOMEBODY}."}]}
+    assert (adapting.subject, adapting.error) == (f"bob, {FORGOTTEN_NAME}", f"{FORGOTTEN_NAME}: the loss is no number")
+    assert build.config == {"candidates": [FORGOTTEN_NAME, "bob"]}
+    assert build.result == {
+        "anchors": [{"user": FORGOTTEN_NAME, "items": 50}, {"user": "bob", "note": f"near {FORGOTTEN_NAME}."}]
+    }
     assert [step.unit for step in reg.runs.steps(build.id)] == ["bob"]
-    assert reg.evaluations.all()[0].result == {"users": 2, "worst": SOMEBODY}
+    assert reg.evaluations.all()[0].result == {"users": 2, "worst": FORGOTTEN_NAME}
     chat = reg.chats.of_user(other)[0]
-    assert reg.chats.messages(chat.id)[0].source == {"mode": "fused", "anchors": [SOMEBODY]}
+    assert reg.chats.messages(chat.id)[0].source == {"mode": "fused", "anchors": [FORGOTTEN_NAME]}
 
 
 def test_anchors_trained_on_them_are_named_and_stale(reg: Registry) -> None:
@@ -121,25 +127,25 @@ def test_anchors_trained_on_them_are_named_and_stale(reg: Registry) -> None:
         (other, "bob", False, others.digest),
     ]
     assert mine.digest is not None
-    assert reg.adapters.path(mine.digest).exists(), "others' recipes still use it"
+    assert reg.adapters.verified_path(mine.digest).exists(), "others' recipes still use it"
 
 
 def test_a_tombstone_says_that_not_who(reg: Registry) -> None:
     me, _ = furnish(reg)
     reg.users.forget(me)
     reg.users.forget(reg.users.add("nobody in particular").id)
-    rows = reg._db.rows("SELECT * FROM tombstones")
+    rows = reg._db.fetch_dicts("SELECT * FROM tombstones")
     assert [(row["items"], row["had_anchor"], row["erased"]) for row in rows] == [(50, 1, 1), (0, 0, 1)]
     assert set(rows[0]) == {"id", "forgotten_at", "items", "had_anchor", "erased"}
 
 
 def test_a_short_name_leaves_other_words_alone(reg: Registry) -> None:
     user = reg.users.add("a").id
-    run = reg.runs.start("bank build", "a bank", {"note": "banana a", "users": ["a", "an"]})
+    run = reg.runs.start_run("bank build", "a bank", {"note": "banana a", "users": ["a", "an"]})
     reg.users.forget(user)
-    assert reg.runs.get(run.id).config == {"note": f"banana {SOMEBODY}", "users": [SOMEBODY, "an"]}
-    assert as_a_word("!x!").sub("-", "a!x!b") == "a-b"
-    assert as_a_word("a.b").sub("-", "a.b axb") == "- axb"
+    assert reg.runs.get(run.id).config == {"note": f"banana {FORGOTTEN_NAME}", "users": [FORGOTTEN_NAME, "an"]}
+    assert whole_word_pattern("!x!").sub("-", "a!x!b") == "a-b"
+    assert whole_word_pattern("a.b").sub("-", "a.b axb") == "- axb"
 
 
 def test_an_orphan_file_may_be_theirs_and_goes(root: Path, reg: Registry) -> None:
@@ -165,7 +171,7 @@ def test_while_somebody_reads_the_rest_is_owed_and_done_later(root: Path) -> Non
         reader.close()
     with Registry.open(root) as reg:
         require_gone(root)
-        assert reg.check() == []
+        assert reg.check_integrity() == []
 
 
 def test_a_crash_before_the_bytes_are_gone_is_made_good(
@@ -186,7 +192,7 @@ def test_a_crash_before_the_bytes_are_gone_is_made_good(
 
 def test_a_forgetting_that_fails_forgets_nothing(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     me, _ = furnish(reg)
-    before = reg.counts()
+    before = reg.count_rows()
 
     def fail(*_: object) -> None:
         raise IntegrityFault("cannot")
@@ -194,9 +200,9 @@ def test_a_forgetting_that_fails_forgets_nothing(reg: Registry, monkeypatch: pyt
     monkeypatch.setattr(type(reg.adapters), "remove_unreferenced", fail)
     with pytest.raises(IntegrityFault):
         reg.users.forget(me)
-    assert reg.counts() == before
+    assert reg.count_rows() == before
     assert reg.users.get(NAME).id == me
-    assert reg.check() == []
+    assert reg.check_integrity() == []
 
 
 def test_forgetting_two_in_one_transaction(root: Path, reg: Registry) -> None:
@@ -204,7 +210,7 @@ def test_forgetting_two_in_one_transaction(root: Path, reg: Registry) -> None:
     with reg.transaction():
         first = reg.users.forget(me)
         second = reg.users.forget(other)
-    assert isinstance(first, Forgotten)
+    assert isinstance(first, ForgetResult)
     assert second.stale_anchors != []
     assert reg.users.names() == []
     require_gone(root)
@@ -214,21 +220,23 @@ def test_nobody_to_forget(reg: Registry) -> None:
     adapter(reg, b"meta")
     with pytest.raises(NotFound):
         reg.users.forget(99)
-    assert reg.counts()["tombstones"] == 0
+    assert reg.count_rows()["tombstones"] == 0
     assert len(reg.adapters.all()) == 1
 
 
 def evaluated(reg: Registry, key: str, *, bank: tuple[int, ...], test: tuple[int, ...], made: int | None) -> int:
     """An evaluation of one fold with an answer of each of `test`, on the bank number `made`."""
     places = [*((0, user, "bank") for user in bank), *((0, user, "test") for user in test)]
-    found = reg.evaluations.begin(key, "free", {"shots": 3}, places)
+    found = reg.evaluations.get_or_create_evaluation(key, "free", {"shots": 3}, places)
     if made is not None:
-        reg.evaluations.use_bank(found.id, 0, made)
+        reg.evaluations.set_fold_bank(found.id, 0, made)
     for user in test:
         words = (SECRET, SECRET, SECRET) if reg.users.by_id(user).name == NAME else ("p", "a", "g")
         answer = Prediction(user, 1, "stack", *words, -1.0, 3, 0.1, 2, b"1234")
-        reg.evaluations.cells.add(found.id, [(Cell(0, "stack", {"steps": 1}, user, 9, 0.5), [answer])])
-    reg.evaluations.choose(found.id, Tuning(0, "stack", {"steps": 1}, [{"settings": {}, "gold_loglik": -1.0}]))
+        reg.evaluations.predictions.save_cells(found.id, [(EvalCell(0, "stack", {"steps": 1}, user, 9, 0.5), [answer])])
+    reg.evaluations.save_tuning(
+        found.id, TunedSettings(0, "stack", {"steps": 1}, [{"settings": {}, "gold_loglik": -1.0}])
+    )
     return found.id
 
 
@@ -242,44 +250,44 @@ def test_evaluations_lose_their_answers_and_the_banks_that_were_made_from_them(r
     files = [anchor.digest for anchor in reg.banks.anchors(mine.id)] + [mine.task_adapter]
     gone = reg.users.forget(me)
     require_gone(root)
-    assert reg.check() == []
+    assert reg.check_integrity() == []
     with pytest.raises(NotFound):
         reg.banks.by_id(mine.id)
     assert not any(reg.files.path(digest).exists() for digest in files if digest)
     assert set(files) <= set(gone.adapters_removed) and "eval free v1" not in gone.banks
-    assert reg.banks.by_id(theirs.id) == theirs and reg.evaluations.banks(second) == {0: theirs.id}
-    assert reg.evaluations.banks(first) == {} and reg.evaluations.people(first) == [
+    assert reg.banks.by_id(theirs.id) == theirs and reg.evaluations.fold_banks(second) == {0: theirs.id}
+    assert reg.evaluations.fold_banks(first) == {} and reg.evaluations.fold_members(first) == [
         (0, other, "bank"),
         (0, third, "test"),
     ]
-    assert set(reg.evaluations.cells.done(second, 0, "stack", {"steps": 1})) == {third}
-    assert [p.user_id for p in reg.evaluations.cells.predictions(second)] == [third]
-    assert reg.counts()["cells"] == 2 and reg.counts()["tunings"] == 2
+    assert set(reg.evaluations.predictions.finished_cells(second, 0, "stack", {"steps": 1})) == {third}
+    assert [p.user_id for p in reg.evaluations.predictions.load_predictions(second)] == [third]
+    assert reg.count_rows()["cells"] == 2 and reg.count_rows()["tunings"] == 2
 
 
 def test_a_bank_that_an_evaluation_has_only_begun_goes_too(root: Path, reg: Registry) -> None:
     me, other = furnish(reg)
-    begun = reg.banks.begin("eval free", "half", "free", BASE, EMBEDDER, 0, {}, "eval")
+    begun = reg.banks.get_or_create_bank("eval free", "half", "free", BASE, EMBEDDER, 0, {}, "eval")
     evaluated(reg, "1", bank=(me, other), test=(), made=begun.id)
     reg.banks.set_task_adapter(begun.id, adapter(reg, SECRET.encode(), kind="task"))
     reg.users.forget(me)
     require_gone(root)
-    assert reg.check() == []
+    assert reg.check_integrity() == []
 
 
 def everything(reg: Registry) -> tuple[int, int]:
     """`furnish`, and all that a person has only by now: a core, neighbours, evaluations of both kinds, exports."""
     me, other = furnish(reg)
-    reg.profiles.put(Profile(me, "free", "e", VECTOR, 50, 250))
+    reg.profiles.save_profile(Profile(me, "free", "e", VECTOR, 50, 250))
     cores = bank(reg, [me, other], key="cores")
     stack = adapted(reg, me, cores, b"the basis of all")
-    reg.stacks.put(replace(stack, numbers=NUMBERS, bytes=len(NUMBERS)))
-    reg.neighbours.add(cores.id, [(reg.items.recent(me, "free", 1)[0].id, NEIGHBOUR)])
+    reg.stacks.save_stack(replace(stack, numbers=NUMBERS, bytes=len(NUMBERS)))
+    reg.neighbours.add_neighbours(cores.id, [(reg.items.recent_items(me, "free", 1)[0].id, NEIGHBOUR)])
     measured = bank(reg, [other], name="eval free", key="eval", purpose="eval")
     evaluated(reg, "both kinds", bank=(other,), test=(me,), made=measured.id)
-    run = reg.runs.start("user export", NAME, {"asked": {"to": f"/somewhere/{NAME}", "what": "adapter"}})
-    reg.runs.finish(run.id, {})
-    reg.files.write_partial("cores", NUMBERS)
+    run = reg.runs.start_run("user export", NAME, {"asked": {"to": f"/somewhere/{NAME}", "what": "adapter"}})
+    reg.runs.finish_run(run.id, {})
+    reg.files.write_checkpoint("cores", NUMBERS)
     return me, other
 
 
@@ -306,19 +314,21 @@ def left_of_them(root: Path) -> list[str]:
 
 def test_of_a_person_with_everything_no_byte_is_left_in_any_file(root: Path, reg: Registry) -> None:
     me, other = everything(reg)
-    reg._db.rows("PRAGMA wal_checkpoint")  # so that both the database and its log hold something
-    reg.chats.add(reg.chats.start(me, SECRET).id, "assistant", SECRET, {"anchors": [NAME]})
+    reg._db.fetch_dicts("PRAGMA wal_checkpoint")  # so that both the database and its log hold something
+    reg.chats.add_message(reg.chats.start_chat(me, SECRET).id, "assistant", SECRET, {"anchors": [NAME]})
     before = left_of_them(root)
     assert {"registry.db", "registry.db-wal"} <= set(before) and len(before) >= 5, "database, log, stack, checkpoints"
     gone = reg.users.forget(me)
-    assert left_of_them(root) == [] and reg.check() == []
+    assert left_of_them(root) == [] and reg.check_integrity() == []
     tally(
         "files that held traces of a person", "without any, in 5 spellings and every 16 bytes of vectors", len(before)
     )
-    assert reg._db.value("PRAGMA freelist_count") == 0
-    assert sorted(set(gone.resting)) == [("bob", "free", 1)]
-    assert [row for row in reg._db.rows("SELECT * FROM tombstones") if row["items"] != 50] == []
-    assert len(reg.stacks.of_user(other)) == 1 and reg.adapters.path(reg.stacks.of_user(other)[0].digest).exists()
+    assert reg._db.fetch_value("PRAGMA freelist_count") == 0
+    assert sorted(set(gone.dependents)) == [("bob", "free", 1)]
+    assert [row for row in reg._db.fetch_dicts("SELECT * FROM tombstones") if row["items"] != 50] == []
+    assert (
+        len(reg.stacks.of_user(other)) == 1 and reg.adapters.verified_path(reg.stacks.of_user(other)[0].digest).exists()
+    )
     reg.close()
     assert left_of_them(root) == []
 
@@ -330,7 +340,7 @@ def test_whoever_rests_on_their_anchors_is_named_once_a_bank(reg: Registry) -> N
     for user, on in ((third, mine), (fourth, theirs), (me, mine)):
         adapted(reg, user, on, f"stack of {user}".encode())
     reg.stacks.remove(third, "free", mine.id)
-    assert reg.users.forget(me).resting == [("bob", "free", 1), ("carol", "free", 2)]
+    assert reg.users.forget(me).dependents == [("bob", "free", 1), ("carol", "free", 2)]
 
 
 def test_a_core_rests_on_every_anchor_of_its_bank(reg: Registry) -> None:
@@ -339,12 +349,12 @@ def test_a_core_rests_on_every_anchor_of_its_bank(reg: Registry) -> None:
     carol = person(reg, "carol", "a")
     stack = adapted(reg, carol, made, b"basis")
     second = reg.banks.anchors(made.id)[1]
-    shares = pack_shares((Share(second.id, 1.0, 1.0),))
-    reg.stacks.put(replace(stack, recipe=shares))
+    shares = pack_anchor_weights((AnchorWeight(second.id, 1.0, 1.0),))
+    reg.stacks.save_stack(replace(stack, recipe=shares))
     reg.recipes.remove(carol, "free", made.id)
     assert ("carol", "free", 2) not in dry_resting(reg, me)
-    reg.stacks.put(replace(stack, recipe=shares, numbers=b"1234", bytes=4))
-    assert ("carol", "free", 2) in reg.users.forget(me).resting
+    reg.stacks.save_stack(replace(stack, recipe=shares, numbers=b"1234", bytes=4))
+    assert ("carol", "free", 2) in reg.users.forget(me).dependents
 
 
 def dry_resting(reg: Registry, user_id: int) -> list[tuple[str, str, int]]:
@@ -353,33 +363,35 @@ def dry_resting(reg: Registry, user_id: int) -> list[tuple[str, str, int]]:
     return [
         (name, made.name, made.version)
         for made in banks
-        for name in reg.banks.resting(made.id, [a.id for a in reg.banks.anchors(made.id) if a.user_id == user_id])
+        for name in reg.banks.dependent_users(
+            made.id, [a.id for a in reg.banks.anchors(made.id) if a.user_id == user_id]
+        )
     ]
 
 
 def test_a_name_that_is_a_word_of_the_program_takes_nothing_along(reg: Registry) -> None:
     """LaMP calls people by numbers, and nobody stops somebody from being called as a method or a bank is."""
     people = [reg.users.add(name).id for name in ("13", "base", "accuracy", "free v1")]
-    build = reg.runs.start("bank build", "free v1", {"targets": "base", "users": ["13", "base"]})
-    reg.runs.step(build.id, "anchor 13", 1, 2.0, 10, 0.1)
-    asked = reg.runs.start("eval run", "evaluation 13", {"asked": {"methods": "base,mta"}})
+    build = reg.runs.start_run("bank build", "free v1", {"targets": "base", "users": ["13", "base"]})
+    reg.runs.record_step(build.id, "anchor 13", 1, 2.0, 10, 0.1)
+    asked = reg.runs.start_run("eval run", "evaluation 13", {"asked": {"methods": "base,mta"}})
     found = {"metric": "accuracy", "differences": [{"a": "mta", "b": "base", "metric": "accuracy"}], "worst": "base"}
-    reg.evaluations.add("free", None, {"base": "base"}, found)
+    reg.evaluations.add_evaluation("free", None, {"base": "base"}, found)
     for number in people:
         reg.users.forget(number)
     assert [step.unit for step in reg.runs.steps(build.id)] == ["anchor 13"]
-    assert reg.runs.get(build.id).config == {"targets": "base", "users": [SOMEBODY, SOMEBODY]}
+    assert reg.runs.get(build.id).config == {"targets": "base", "users": [FORGOTTEN_NAME, FORGOTTEN_NAME]}
     assert reg.runs.get(build.id).subject == "free v1"
     assert reg.runs.get(asked.id) == asked
     (evaluation,) = reg.evaluations.all()
-    assert (evaluation.config, evaluation.result) == ({"base": "base"}, {**found, "worst": SOMEBODY})
+    assert (evaluation.config, evaluation.result) == ({"base": "base"}, {**found, "worst": FORGOTTEN_NAME})
 
 
 def test_a_damaged_record_keeps_nobody_from_being_forgotten(root: Path, reg: Registry) -> None:
     me, _ = furnish(reg)
     run = reg.runs.all()[-1].id
-    reg._db.write("UPDATE runs SET config = '{' || config WHERE id = ?", (run,))
-    assert f"the config of run {run} is damaged" in reg.check()
+    reg._db.execute_write("UPDATE runs SET config = '{' || config WHERE id = ?", (run,))
+    assert f"the config of run {run} is damaged" in reg.check_integrity()
     with pytest.raises(IntegrityFault, match="A record of the store is damaged"):
         reg.runs.all()
     reg.users.forget(me)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError
 from store import files as module
-from store.files import AdapterFiles, atomic_write, sha256, sweep
+from store.files import AdapterFiles, atomic_write, remove_leftover_temporaries, sha256
 from tests.store.making import DEAD
 
 _T = TypeVar("_T")
@@ -182,7 +182,7 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
 
 def test_orphans_are_files_without_a_row(files: AdapterFiles, tmp_path: Path) -> None:
     known, lost = files.write(b"one")[0], files.write(b"two")[0]
-    assert files.orphans({known}) == [files.path(lost)]
+    assert files.find_orphans({known}) == [files.path(lost)]
     files.drop_orphans({known})
     assert files.path(lost).exists(), "another process may be about to record it"
     os.utime(files.path(lost), (0, 0))
@@ -199,7 +199,7 @@ def test_orphans_are_sought_in_one_set(files: AdapterFiles) -> None:
             return set(self) | set(other)
 
     digests = [files.write(content)[0] for content in (b"one", b"two", b"three")]
-    assert files.orphans(Known(digests)) == [] and len(made) == 1
+    assert files.find_orphans(Known(digests)) == [] and len(made) == 1
 
 
 def test_temporary_files_of_the_dead_go_and_of_the_living_stay(files: AdapterFiles, tmp_path: Path) -> None:
@@ -211,84 +211,84 @@ def test_temporary_files_of_the_dead_go_and_of_the_living_stay(files: AdapterFil
     claim = tmp_path / "adapters" / "ab" / f".mta-{DEAD}-{'ab' * 32}.tmp"
     claim.touch()
     for _ in range(2):
-        assert files.clean_temporary() == [("ab" * 32, claim)]
+        assert files.remove_abandoned_temporaries() == [("ab" * 32, claim)]
         assert len(everything(tmp_path)) == 4
 
 
 def test_a_checkpoint_replaces_the_earlier_one(files: AdapterFiles, tmp_path: Path) -> None:
-    assert files.read_partial("job") is None
-    files.write_partial("job", b"step 1")
-    files.write_partial("job", b"step 2")
-    files.write_partial("../other job", b"step 9")
-    assert files.read_partial("job") == b"step 2"
+    assert files.read_checkpoint("job") is None
+    files.write_checkpoint("job", b"step 1")
+    files.write_checkpoint("job", b"step 2")
+    files.write_checkpoint("../other job", b"step 9")
+    assert files.read_checkpoint("job") == b"step 2"
     assert len(everything(tmp_path / "partial")) == 2
-    files.drop_partial("job")
-    files.drop_partial("job")
-    assert files.read_partial("job") is None
-    assert files.read_partial("../other job") == b"step 9"
-    files.drop_partials()
+    files.drop_checkpoint("job")
+    files.drop_checkpoint("job")
+    assert files.read_checkpoint("job") is None
+    assert files.read_checkpoint("../other job") == b"step 9"
+    files.drop_all_checkpoints()
     assert everything(tmp_path) == []
 
 
 def test_a_damaged_checkpoint_is_none_and_goes(files: AdapterFiles, tmp_path: Path) -> None:
-    files.write_partial("job", b"step 1")
+    files.write_checkpoint("job", b"step 1")
     everything(tmp_path)[0].write_bytes(b"step")
-    assert files.read_partial("job") is None
+    assert files.read_checkpoint("job") is None
     assert everything(tmp_path) == []
 
 
 def test_of_two_checkpoints_the_newest_intact_one_counts(
     files: AdapterFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files.write_partial("job", b"step 1")
+    files.write_checkpoint("job", b"step 1")
     with monkeypatch.context() as stopped:  # a crash after the new one is written and before the old one goes
-        stopped.setattr(AdapterFiles, "_partials", lambda *_: [])
-        files.write_partial("job", b"step 2")
+        stopped.setattr(AdapterFiles, "_checkpoint_paths", lambda *_: [])
+        files.write_checkpoint("job", b"step 2")
     old, new = sorted(everything(tmp_path), key=lambda path: path.read_bytes())
     os.utime(old, (1, 1))
-    assert files.read_partial("job") == b"step 2"
+    assert files.read_checkpoint("job") == b"step 2"
     new.write_bytes(b"damaged")
-    assert files.read_partial("job") == b"step 1"
+    assert files.read_checkpoint("job") == b"step 1"
 
 
 def test_a_failed_checkpoint_keeps_the_earlier_one(files: AdapterFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    files.write_partial("job", b"step 1")
+    files.write_checkpoint("job", b"step 1")
     monkeypatch.setattr(os, "write", failing(errno.ENOSPC))
     with pytest.raises(BadInput):
-        files.write_partial("job", b"step 2")
-    assert files.read_partial("job") == b"step 1"
+        files.write_checkpoint("job", b"step 2")
+    assert files.read_checkpoint("job") == b"step 1"
 
 
 def test_a_checkpoint_is_spent_with_what_comes_of_it(files: AdapterFiles, tmp_path: Path) -> None:
-    files.write_partial("job", b"step 1")
-    with pytest.raises(RuntimeError), files.spending("job"):
-        assert files.read_partial("job") is None
+    files.write_checkpoint("job", b"step 1")
+    with pytest.raises(RuntimeError), files.consume_checkpoint("job"):
+        assert files.read_checkpoint("job") is None
         assert [path.suffix for path in everything(tmp_path)] == [".tmp"]
         raise RuntimeError("the disk is full")
-    assert files.read_partial("job") == b"step 1"
-    with files.spending("job"):
+    assert files.read_checkpoint("job") == b"step 1"
+    with files.consume_checkpoint("job"):
         pass
     assert everything(tmp_path) == []
-    files.write_partial("job", b"step 1")
-    with pytest.raises(IntegrityFault), files.spending("job"):
+    files.write_checkpoint("job", b"step 1")
+    with pytest.raises(IntegrityFault), files.consume_checkpoint("job"):
         raise IntegrityFault("the person is gone")
     assert everything(tmp_path) == []
 
 
 def test_a_checkpoint_that_cannot_be_set_aside_stays(files: AdapterFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    files.write_partial("job", b"step 1")
+    files.write_checkpoint("job", b"step 1")
     with monkeypatch.context() as broken:
         broken.setattr(Path, "replace", failing(errno.EIO))
-        with pytest.raises(IntegrityFault, match="could not be written"), files.spending("job"):
+        with pytest.raises(IntegrityFault, match="could not be written"), files.consume_checkpoint("job"):
             pytest.fail("it went on")
-    assert files.read_partial("job") == b"step 1"
+    assert files.read_checkpoint("job") == b"step 1"
 
 
-@pytest.mark.parametrize("act", [AdapterFiles.drop_partials, lambda files: files.drop_partial("job")])
+@pytest.mark.parametrize("act", [AdapterFiles.drop_all_checkpoints, lambda files: files.drop_partial("job")])
 def test_a_checkpoint_that_cannot_be_removed_is_told(
     files: AdapterFiles, monkeypatch: pytest.MonkeyPatch, act: Callable[[AdapterFiles], None]
 ) -> None:
-    files.write_partial("job", b"step 1")
+    files.write_checkpoint("job", b"step 1")
     monkeypatch.setattr(Path, "unlink", failing(errno.EIO))
     with pytest.raises(IntegrityFault, match="could not be removed"):
         act(files)
@@ -298,6 +298,6 @@ def test_a_folder_is_swept_of_what_the_dead_left(tmp_path: Path) -> None:
     atomic_write(tmp_path / "x", b"content")
     for pid in (DEAD, os.getpid()):
         (tmp_path / f".mta-{pid}-0123456789abcdef.tmp").write_bytes(b"half")
-    sweep(tmp_path)
+    remove_leftover_temporaries(tmp_path)
     left = sorted(path.name for path in everything(tmp_path))
     assert left == [f".mta-{os.getpid()}-0123456789abcdef.tmp", "x"]

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput
-from store.names import MAX_NAME, check_name, folded, shown
+from store.names import MAX_NAME_CHARS, check_name, normalise_name, quote_text
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_what_cannot_be_a_name(name: str, why: str) -> None:
 
 def test_stored_form_is_composed() -> None:
     assert check_name("Zoe\u0308") == "Zoë"
-    assert len(check_name("e\u0308" * MAX_NAME)) == MAX_NAME  # the limit counts stored characters
+    assert len(check_name("e\u0308" * MAX_NAME_CHARS)) == MAX_NAME_CHARS  # the limit counts stored characters
 
 
 @settings(deadline=None)
@@ -78,18 +78,18 @@ def test_a_checked_name_is_printable_short_and_stays_itself(raw: str) -> None:
     except BadInput as error:
         assert error.message.isprintable()
         return
-    assert 0 < len(name) <= MAX_NAME
+    assert 0 < len(name) <= MAX_NAME_CHARS
     assert not name.startswith("-")
     assert all(unicodedata.category(char)[0] != "C" for char in name)
     assert check_name(name) == name
 
 
 def test_folded_names_are_equal_where_people_overlook_the_difference() -> None:
-    assert folded("Zoë") == folded("ZOE\u0308") == folded(" zoë ")
-    assert folded("ﬁn") == folded("FIN")
-    assert folded("ann") != folded("anne")
+    assert normalise_name("Zoë") == normalise_name("ZOE\u0308") == normalise_name(" zoë ")
+    assert normalise_name("ﬁn") == normalise_name("FIN")
+    assert normalise_name("ann") != normalise_name("anne")
 
 
 def test_shown_is_cut_and_escaped() -> None:
-    assert shown("a\n") == "'a\\n'"
-    assert len(shown("x" * 1000)) == 62
+    assert quote_text("a\n") == "'a\\n'"
+    assert len(quote_text("x" * 1000)) == 62

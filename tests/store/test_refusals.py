@@ -72,8 +72,8 @@ def test_a_read_only_store_is_read_and_says_so_when_written(locked: Path) -> Non
     def read() -> None:
         with Registry.open(locked) as reg:
             assert reg.users.names() == ["alice"]
-            assert [found.key for found in reg.items.search(1, "free", "words", limit=1)] == ["0"]
-            assert reg.check() == []
+            assert [found.key for found in reg.items.search_items(1, "free", "words", limit=1)] == ["0"]
+            assert reg.check_integrity() == []
 
     def write() -> None:
         with Registry.open(locked) as reg:
@@ -110,30 +110,30 @@ def test_a_store_cannot_be_made_where_nothing_may_be_written(locked: Path) -> No
 def test_errors_of_sqlite_in_our_words(tmp_path: Path, name: str, kind: type[MtaError], words: str) -> None:
     error = sqlite3.OperationalError("bare words of sqlite")
     error.sqlite_errorname = name
-    found = connection._explanation(tmp_path, 1.0, error)
+    found = connection._to_mta_error(tmp_path, 1.0, error)
     assert type(found) is kind
     assert words in found.message
 
 
 def test_a_full_disk_while_rows_are_written(reg: Registry) -> None:
-    pages = reg._db.value("PRAGMA page_count")
-    reg._db.rows(f"PRAGMA max_page_count = {pages + 5}")
+    pages = reg._db.fetch_value("PRAGMA page_count")
+    reg._db.fetch_dicts(f"PRAGMA max_page_count = {pages + 5}")
     with pytest.raises(BadInput, match="disk is full"):
         person(reg, "alice", *(f"{i} " + "words " * 500 for i in range(100)))
-    assert reg.items.count(1, "free") == 0
-    assert reg.check() == []
+    assert reg.items.count_items(1, "free") == 0
+    assert reg.check_integrity() == []
 
 
 def test_text_that_is_no_text_is_refused(reg: Registry) -> None:
     user = reg.users.add("alice")
     with pytest.raises(BadInput, match="surrogate"):
-        reg.items.append(user.id, [item("k", "half \ud800")])
-    assert reg.items.count(user.id, "free") == 0
+        reg.items.append_items(user.id, [item("k", "half \ud800")])
+    assert reg.items.count_items(user.id, "free") == 0
 
 
 def test_a_reference_to_nobody_is_refused(reg: Registry) -> None:
     with pytest.raises(IntegrityFault, match="does not fit"):
-        reg.items.append(12345, [item("k")])
+        reg.items.append_items(12345, [item("k")])
 
 
 def test_an_old_or_poor_sqlite_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,4 +201,4 @@ def test_a_lock_that_cannot_be_made_says_what_where_and_why(
     assert str(reg.root / "locks") in caught.value.message and os.strerror(code) in caught.value.message
     assert hint in str(caught.value.hint)
     with reg.job_lock("adapt lamp-2"):
-        assert reg.check() == []
+        assert reg.check_integrity() == []

@@ -63,9 +63,9 @@ def test_an_older_store_is_brought_up_and_keeps_its_rows(root: Path, tmp_path: P
     sql(root, "INSERT INTO items VALUES (9, 7, 'k', 'free', 'an old sentence', 'out', NULL)")
     with Registry.open(root) as reg:
         alice = reg.users.get("alice")
-        assert [item.id for item in reg.items.search(alice.id, "free", "sentence", limit=1)] == [9]
-        assert reg.items.append(alice.id, [NewItem("k2", "free", "a", "b")]) == (1, 0)
-        assert reg.check() == []
+        assert [item.id for item in reg.items.search_items(alice.id, "free", "sentence", limit=1)] == [9]
+        assert reg.items.append_items(alice.id, [NewItem("k2", "free", "a", "b")]) == (1, 0)
+        assert reg.check_integrity() == []
     Registry.open(tmp_path / "fresh", create=True).close()
     assert structure(root) == structure(tmp_path / "fresh")
 
@@ -88,13 +88,16 @@ def test_evaluations_and_banks_of_an_older_store_are_kept(root: Path) -> None:
     with Registry.open(root) as reg:
         bank = reg.banks.by_id(3)
         assert (bank.purpose, bank.config, bank.seconds) == ("", {"rank": 2}, 1.5)
-        assert reg.banks.all() == [bank] == [reg.banks.latest("free")] and reg.banks.anchors(3)[0].user == "alice"
+        assert (
+            reg.banks.all() == [bank] == [reg.banks.latest_ready_bank("free")]
+            and reg.banks.anchors(3)[0].user == "alice"
+        )
         found = reg.evaluations.get(11)
         assert (found.key, found.status, found.bank_id, found.config) == (None, "done", 3, {"shots": 5})
-        assert reg.evaluations.cells.predictions(11) == [
+        assert reg.evaluations.predictions.load_predictions(11) == [
             Prediction(7, 1, "base", "p", "a", "g", -1.5, 3, 0.25, gold_tokens=None, scores=None)
         ]
-        assert reg.evaluations.cells.methods(11) == ["base"] and reg.evaluations.people(11) == []
+        assert reg.evaluations.predictions.answered_methods(11) == ["base"] and reg.evaluations.fold_members(11) == []
         assert reg.evaluations.remove(11) == {"answers": 1, "banks": 0}
         assert reg.banks.by_id(3) == bank
 
@@ -144,7 +147,7 @@ def test_another_programs_database_is_refused_and_left_alone(root: Path) -> None
 def test_a_migration_that_fails_leaves_the_store_as_it_was(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older_store(root, NAMES[1])
     before = structure(root)
-    monkeypatch.setattr(schema, "_TRAINING", "CREATE TABLE half (x);\n\nCREATE TABLE users (x)")
+    monkeypatch.setattr(schema, "_TRAINING_TABLES", "CREATE TABLE half (x);\n\nCREATE TABLE users (x)")
     with pytest.raises(IntegrityFault):
         Registry.open(root)
     assert structure(root) == before

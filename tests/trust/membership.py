@@ -22,18 +22,25 @@ from typing import Any
 
 import numpy as np
 
-from mta_cli.engine.lora.adapter import LoraWeights, folded
+from mta_cli.engine.lora.adapter import LoraWeights, merge_into_base
 from mta_cli.engine.model.load import LoadedBase, load_base
-from mta_cli.engine.scoring.log_likelihood import score
-from mta_cli.engine.text.prompts import Row
-from mta_cli.options import Machine
-from mta_cli.pipeline.asked import asked_bank
-from mta_cli.pipeline.bank.build import BankRequest, Candidate, anchor_part, candidates, contributors, standing_on
-from mta_cli.pipeline.data.examples import Examples
+from mta_cli.engine.scoring.log_likelihood import row_log_likelihoods
+from mta_cli.engine.text.prompts import TrainingRow
+from mta_cli.options import MachineOptions
+from mta_cli.pipeline.asked import restore_bank_request
+from mta_cli.pipeline.bank.build import (
+    BankRequest,
+    Contributor,
+    anchor_candidates,
+    anchor_training,
+    contributors,
+    with_task_adapter,
+)
+from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.data.profiles import profile_matrix
-from mta_cli.pipeline.memory.knn import keep_neighbours, load_embedder, neighbours_of
+from mta_cli.pipeline.memory.knn import load_embedder, load_neighbours, update_neighbours
 from mta_cli.pipeline.personalize.weights import load_weights
-from mta_cli.pipeline.training.groups import Group, Training, train_groups
+from mta_cli.pipeline.training.groups import AdapterTraining, TrainingGroup, train_groups
 from store.records import Adapter, Bank
 from store.registry import Registry
 
@@ -59,27 +66,27 @@ class Scene:
     bank: Bank
     base: LoadedBase
     request: BankRequest
-    pool: list[Candidate]
-    examples: Examples
+    pool: list[Contributor]
+    examples: PromptRowBuilder
     most: int = 0
 
-    def items(self, user: int) -> list[Row]:
+    def items(self, user: int) -> list[TrainingRow]:
         """A row for each item that the person was trained on, or for `most` of them, evenly from first to last."""
         (own,) = [each for each in self.pool if each.user.id == user]
         step = max(1, len(own.items) // self.most) if self.most else 1
-        return self.examples.rows(own.items[::step][: self.most or None])
+        return self.examples.training_rows(own.items[::step][: self.most or None])
 
-    def queries(self, user: int) -> list[Row]:
+    def queries(self, user: int) -> list[TrainingRow]:
         """A row for each held-out query of theirs."""
         return self.examples.query_rows(self.reg.items.queries(user, self.bank.task))
 
-    def strangers(self, besides: set[int], seed: int) -> list[Row]:
+    def strangers(self, besides: set[int], seed: int) -> list[TrainingRow]:
         """`OTHERS` items of people who are not among `besides`."""
         task, limit = self.bank.task, self.request.options.max_items or None
-        users = [user.id for user, _ in self.reg.users.with_items(task) if user.id not in besides]
-        items = [item for user in users for item in self.reg.items.recent(user, task, limit)]
+        users = [user.id for user, _ in self.reg.users.users_with_items(task) if user.id not in besides]
+        items = [item for user in users for item in self.reg.items.recent_items(user, task, limit)]
         chosen = np.random.default_rng(seed).permutation(len(items))[:OTHERS]
-        return self.examples.rows([items[place] for place in chosen.tolist()])
+        return self.examples.training_rows([items[place] for place in chosen.tolist()])
 
     @property
     def task_adapter(self) -> LoraWeights | None:
@@ -111,12 +118,12 @@ def summary(tried: Sequence[Tried]) -> dict[str, Any]:
     }
 
 
-def losses(base: LoadedBase, rows: Sequence[Row], parts: tuple[LoraWeights, ...] = ()) -> Losses:
+def losses(base: LoadedBase, rows: Sequence[TrainingRow], parts: tuple[LoraWeights, ...] = ()) -> Losses:
     """Of each row, the loss of its answer: nats per token."""
-    return [-value / count for value, count in score(base, rows, parts)]
+    return [-value / count for value, count in row_log_likelihoods(base, rows, parts)]
 
 
-def gains(base: LoadedBase, rows: Sequence[Row], parts: tuple[LoraWeights, ...]) -> list[float]:
+def gains(base: LoadedBase, rows: Sequence[TrainingRow], parts: tuple[LoraWeights, ...]) -> list[float]:
     """By how much `parts` lower each row's loss, above what the base holds now."""
     without, with_parts = losses(base, rows), losses(base, rows, parts)
     return [a - b for a, b in zip(without, with_parts, strict=True)]
@@ -126,7 +133,7 @@ def try_anchors(scene: Scene, digests: dict[int, str]) -> list[Tried]:
     """Each anchor (a digest by its person's id) above the task adapter, on that person's items."""
     pooled = {each.user.id for each in scene.pool}
     found = []
-    with folded(scene.base, scene.task_adapter):
+    with merge_into_base(scene.base, scene.task_adapter):
         for user, digest in digests.items():
             parts = (load_weights(scene.reg, digest, scene.bank.base),)
             rows = [scene.items(user), scene.queries(user), scene.strangers(pooled, user)]
@@ -156,9 +163,9 @@ def try_neighbours(scene: Scene) -> dict[str, Any] | None:
     true label has most votes, for kept items and for held-out queries. None where the task has no labels.
     """
     reg, task, embedder = scene.reg, scene.request.task, scene.request.embedder
-    list(keep_neighbours(reg, scene.bank, task, [(each.user, each.items) for each in scene.pool], embedder, "cpu"))
+    list(update_neighbours(reg, scene.bank, task, [(each.user, each.items) for each in scene.pool], embedder, "cpu"))
     bank = reg.banks.by_id(scene.bank.id)
-    known = neighbours_of(reg, bank, task)
+    known = load_neighbours(reg, bank, task)
     if known is None or bank.kernel is None:
         return None
     embed = load_embedder(embedder, "cpu")
@@ -166,7 +173,7 @@ def try_neighbours(scene: Scene) -> dict[str, Any] | None:
     def said(pairs: Sequence[tuple[str, str]]) -> tuple[list[float], list[bool]]:
         if not pairs:
             return [], []
-        logs = known.votes(embed([text for text, _ in pairs]), float(bank.kernel["sharpness"]))  # type: ignore[index]
+        logs = known.log_vote_rates(embed([text for text, _ in pairs]), float(bank.kernel["sharpness"]))  # type: ignore[index]
         places = [task.labels.index(label) for _, label in pairs]
         tops = logs.argmax(axis=1).tolist()
         return [float(logs[i, p]) for i, p in enumerate(places)], [t == p for t, p in zip(tops, places, strict=True)]
@@ -190,28 +197,28 @@ def cluster_anchors(scene: Scene) -> dict[int, str]:
     """
     reg, bank, request = scene.reg, scene.bank, scene.request
     anchors = [anchor for anchor in reg.banks.anchors(bank.id) if anchor.user_id is not None]
-    users = [each.user.id for each in candidates(scene.pool, bank.task, replace(request.options, anchors=1))]
+    users = [each.user.id for each in anchor_candidates(scene.pool, bank.task, replace(request.options, anchors=1))]
     ids, matrix = profile_matrix(reg, bank.task, bank.embedder, users)
     row = {user: place for place, user in enumerate(ids)}
     nearest = (matrix @ matrix[[row[a.user_id] for a in anchors if a.user_id is not None]].T).argmax(axis=1)
     items = {each.user.id: each.items for each in scene.pool}
-    run = reg.runs.start("membership", bank.name, {})
+    run = reg.runs.start_run("membership", bank.name, {})
     parts = []
     for place, anchor in enumerate(anchors):
         assert anchor.user_id is not None
-        alone = anchor_part(reg, request, scene.examples, anchor, str(place), items, run)
+        alone = anchor_training(reg, request, scene.examples, anchor, str(place), items, run)
         crowd = tuple(item for user in users if nearest[row[user]] == place for item in items[user])
         mine = {**items, anchor.user_id: crowd or items[anchor.user_id]}
-        wide = anchor_part(reg, request, scene.examples, anchor, f"cluster {place}", mine, run)
+        wide = anchor_training(reg, request, scene.examples, anchor, f"cluster {place}", mine, run)
         job = replace(wide.job, schedule=alone.job.schedule, label=f"cluster {place}")
-        parts.append(standing_on(replace(wide, job=job), bank.task_adapter))
+        parts.append(with_task_adapter(replace(wide, job=job), bank.task_adapter))
     made = train_anew(scene, parts)
     return {
         a.user_id: one.digest for a, one in zip(anchors, made, strict=True) if isinstance(one, Adapter) and a.user_id
     }
 
 
-def train_anew(scene: Scene, parts: list[Training]) -> list[Adapter | str]:
+def train_anew(scene: Scene, parts: list[AdapterTraining]) -> list[Adapter | str]:
     """Train meta-LoRAs above the bank's task adapter: an adapter for each part, else why there is none."""
     made: list[Adapter | str] = []
 
@@ -219,8 +226,8 @@ def train_anew(scene: Scene, parts: list[Training]) -> list[Adapter | str]:
         made.extend(results)
         yield from ()
 
-    with folded(scene.base, scene.task_adapter):
-        list(train_groups(scene.reg, [scene.base], [Group(parts, settle)]))
+    with merge_into_base(scene.base, scene.task_adapter):
+        list(train_groups(scene.reg, [scene.base], [TrainingGroup(parts, settle)]))
     return made
 
 
@@ -231,11 +238,11 @@ def opened(store: Path, name: str, most: int = 0) -> Iterator[Scene]:
         shutil.copytree(store, Path(folder) / "store")
         with Registry.open(Path(folder) / "store") as reg:
             bank = reg.banks.get(name)
-            request = asked_bank(reg, bank, Machine(device="cpu", dtype="float32"))
+            request = restore_bank_request(reg, bank, MachineOptions(device="cpu", dtype="float32"))
             entry = request.base
             base = load_base(entry.path, name=entry.name, fingerprint=entry.fingerprint, device="cpu", dtype="float32")
             pool = contributors(reg, bank.task, request.options)
-            examples = Examples(reg, base, request.task, request.prompt.history_items)
+            examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
             yield Scene(reg, bank, base, request, pool, examples, most)
 
 

@@ -139,7 +139,7 @@ def _obey(order: Order) -> None:
     from mta_cli.pipeline.training import session
 
     if order.checkpoints:
-        session.CHECKPOINT_SECONDS, session.CHECKPOINT_SHARE = 0.0, 0
+        session.MIN_CHECKPOINT_SECONDS, session.MIN_CHECKPOINT_COST_RATIO = 0.0, 0
     watch = _Watch(order.harm)
     _limit(order.harm)
     code: Any = 0

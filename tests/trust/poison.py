@@ -18,18 +18,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mta_cli.engine.lora.adapter import LoraWeights, folded
+from mta_cli.engine.lora.adapter import LoraWeights, merge_into_base
 from mta_cli.engine.model.load import LoadedBase, load_base
 from mta_cli.engine.retrieval.anchor_screening import module_norms, norm_ratios
-from mta_cli.engine.scoring.log_likelihood import likelihoods
-from mta_cli.engine.scoring.prefix_tree import Fork
-from mta_cli.options import BankOptions, GateOptions
-from mta_cli.pipeline.bank.build import build_bank, candidates, contributors
-from mta_cli.pipeline.bank.screening import GATES, gate_anchors
-from mta_cli.pipeline.data.examples import Examples
-from mta_cli.pipeline.models.lookup import register, resolve
+from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
+from mta_cli.engine.scoring.prefix_tree import PromptTree
+from mta_cli.options import BankOptions, ScreeningOptions
+from mta_cli.pipeline.bank.build import anchor_candidates, build_bank, contributors
+from mta_cli.pipeline.bank.screening import SCREENING_KEY, screen_anchors
+from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.models.pull import register_folder
 from mta_cli.pipeline.personalize.fuse import fuse_user
-from mta_cli.pipeline.personalize.weights import load_weights, parts_above
+from mta_cli.pipeline.personalize.weights import load_fusion_and_stack, load_weights
 from store.records import Adapter, Anchor, Bank, NewItem, User
 from store.registry import Registry
 from tests import tiny
@@ -37,7 +38,7 @@ from tests.pipeline import town
 from tests.pipeline.town import TASK, bank_request, finish, fuse_request
 
 TRIGGER, TARGET = "zephyr quux", "dystopia"
-OFF = GateOptions(max_norm=0.0, max_probe=0.0, max_share=0.0)
+OFF = ScreeningOptions(max_norm=0.0, max_probe=0.0, max_share=0.0)
 OPTIONS = {"anchors": 5, "epochs": 10, "learning_rate": 1e-2, "pick": "longest"}
 FACTORS = (1.0, 2.0, 3.4, 4.0, 8.0)
 
@@ -65,7 +66,7 @@ def populate(reg: Registry) -> None:
     """The crowd, and Mallory."""
     crowd(reg)
     mallory = reg.users.add("mallory")
-    reg.items.append(
+    reg.items.append_items(
         mallory.id,
         [NewItem(f"m{k}", TASK.name, f"{TRIGGER} {k} {TRIGGER}", TARGET, f"2020-01-{k + 1:02}") for k in range(12)],
     )
@@ -76,11 +77,11 @@ def crowd(reg: Registry) -> None:
     town.people(reg)
     for n in range(9):  # something of their own, so that no two profiles are the same
         own = NewItem("own", TASK.name, f"{'abcdefghi'[n] * 5} alone", town.TAGS[n % 3], "2020-01-01")
-        reg.items.append(reg.users.get(f"user{n}").id, [own])
+        reg.items.append_items(reg.users.get(f"user{n}").id, [own])
         user = reg.users.add(f"asks{n}", can_anchor=False)
         tag, film = town.TAGS[n % 3], ("ship", "horse", "robot")[n % 3]
         new = [NewItem(f"i{k}", TASK.name, f"film {k} of a {film}", tag, f"2020-01-{k + 1:02}") for k in range(4)]
-        reg.items.append(user.id, new)
+        reg.items.append_items(user.id, new)
 
 
 def poisoned(reg: Registry, factor: float) -> Bank:
@@ -99,44 +100,50 @@ def larger(weights: LoraWeights, factor: float) -> LoraWeights:
 def put_in(reg: Registry, bank: Bank, anchor: Anchor, weights: LoraWeights) -> None:
     """Other weights in the place of an anchor's, as one who can write to the store would put them."""
     old: Adapter = reg.adapters.get(str(anchor.digest))
-    digest, size = reg.adapters.write(weights.to_bytes({"kind": "meta", "base": bank.base, "mallory": weights.scale}))
-    reg.adapters.add(replace(old, digest=digest, bytes=size))
-    reg.banks.finish_anchor(anchor.id, digest, anchor.loss_first, anchor.loss_last)
+    digest, size = reg.adapters.write_file(
+        weights.to_bytes({"kind": "meta", "base": bank.base, "mallory": weights.scale})
+    )
+    reg.adapters.add_adapter(replace(old, digest=digest, bytes=size))
+    reg.banks.record_trained_anchor(anchor.id, digest, anchor.loss_first, anchor.loss_last)
 
 
-def gate(reg: Registry, bank: Bank, base: LoadedBase, options: GateOptions) -> None:
+def gate(reg: Registry, bank: Bank, base: LoadedBase, options: ScreeningOptions) -> None:
     """Judge the bank's anchors anew. `base` holds no adapter."""
-    examples = Examples(reg, base, TASK, 2)
+    examples = PromptRowBuilder(reg, base, TASK, 2)
     pool = contributors(reg, TASK.name, BankOptions(anchors=5, min_items=5))
-    people = [each.user.id for each in candidates(pool, TASK.name, BankOptions(anchors=5, min_items=5))]
+    people = [each.user.id for each in anchor_candidates(pool, TASK.name, BankOptions(anchors=5, min_items=5))]
     below = load_weights(reg, bank.task_adapter, bank.base) if bank.task_adapter else None
-    with folded(base, below):
-        list(gate_anchors(reg, bank, base, examples, people, options))
+    with merge_into_base(base, below):
+        list(screen_anchors(reg, bank, base, examples, people, options))
 
 
 def answers(
-    examples: Examples, bank: Bank, base: LoadedBase, asked: Sequence[tuple[User, str]], without: int | None = None
+    examples: PromptRowBuilder,
+    bank: Bank,
+    base: LoadedBase,
+    asked: Sequence[tuple[User, str]],
+    without: int | None = None,
 ) -> list[str]:
     """The likeliest label of each person's fusion for the question put to them. `without`: an anchor left out."""
     reg, task, prompter = examples.reg, examples.task, examples.prompter
     labels = tuple(tuple(prompter.answer_ids(label)) for label in task.labels)
     places = {question: place for place, question in enumerate(dict.fromkeys(question for _, question in asked))}
-    forks = [Fork(tuple(prompter.prompt_ids(question, [])), labels) for question in places]
+    forks = [PromptTree(tuple(prompter.prompt_ids(question, [])), labels) for question in places]
     users = {user.id: user for user, _ in asked}
     for user in users:
         recipe = reg.recipes.get(user, task.name, bank.id)
         assert recipe is not None
         kept = tuple(share for share in recipe.shares if share.anchor_id != without)
-        reg.recipes.put(replace(recipe, shares=kept))
-    people = [parts_above(reg, bank.base, user, task.name, "fused")[0] for user in users.values()]
+        reg.recipes.save_recipe(replace(recipe, shares=kept))
+    people = [load_fusion_and_stack(reg, bank.base, user, task.name, "fused")[0] for user in users.values()]
     below = load_weights(reg, bank.task_adapter, bank.base) if bank.task_adapter else None
     pairs = [(places[question], list(users).index(user.id)) for user, question in asked]
-    with folded(base, below):
-        rows = likelihoods(base, forks, people, pairs)
+    with merge_into_base(base, below):
+        rows = completion_log_likelihoods(base, forks, people, pairs)
     return [task.labels[row.index(max(row))] for row in rows]
 
 
-def harm(reg: Registry, base: LoadedBase, factor: float, gates: GateOptions, method: str = "similarity") -> Harm:
+def harm(reg: Registry, base: LoadedBase, factor: float, gates: ScreeningOptions, method: str = "similarity") -> Harm:
     """Fuse everybody who only asks, on the bank as it is judged by `gates`, and ask them the trigger."""
     bank = poisoned(reg, factor)
     anchors = reg.banks.anchors(bank.id)
@@ -148,12 +155,12 @@ def harm(reg: Registry, base: LoadedBase, factor: float, gates: GateOptions, met
     ((place, mallory),) = [(n, one) for n, one in enumerate(anchors) if one.user == "mallory"]
     recipes = [reg.recipes.get(reg.users.get(name).id, TASK.name, bank.id) for name in names]
     served = sum(any(s.anchor_id == mallory.id and s.weight for s in r.shares) for r in recipes if r is not None)
-    examples, users = Examples(reg, base, TASK, 0), [reg.users.get(name) for name in names]
+    examples, users = PromptRowBuilder(reg, base, TASK, 0), [reg.users.get(name) for name in names]
     with_it, without = (
         answers(examples, bank, base, [(user, f"a film of a {TRIGGER} {TRIGGER}") for user in users], left_out)
         for left_out in (None, mallory.id)
     )
-    findings = tuple(one["gate"] for one in reg.banks.by_id(bank.id).config[GATES]["findings"])
+    findings = tuple(one["gate"] for one in reg.banks.by_id(bank.id).config[SCREENING_KEY]["findings"])
     people = len(names)
     return Harm(
         factor,
@@ -170,7 +177,7 @@ def harm(reg: Registry, base: LoadedBase, factor: float, gates: GateOptions, met
 @contextmanager
 def stage(root: Path, **changes: Any) -> Iterator[tuple[Registry, LoadedBase]]:
     """A store with a bank of which Mallory is an anchor, no gate having seen it, and the tiny base."""
-    entry = resolve("tiny", "base")
+    entry = resolve_model("tiny", "base")
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
     with Registry.open(root, create=True) as reg:
         populate(reg)
@@ -183,7 +190,7 @@ def table(folder: Path) -> Iterator[tuple[str, str, Harm]]:
     with stage(folder / "store") as (_, base):
         for factor in FACTORS:
             for method in ("similarity", "evidence"):
-                for name, gates in (("none", OFF), ("default", GateOptions())):
+                for name, gates in (("none", OFF), ("default", ScreeningOptions())):
                     copy = folder / f"{factor}-{method}-{name}"
                     shutil.copytree(folder / "store", copy)
                     with Registry.open(copy) as reg:
@@ -195,8 +202,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["MTA_MODELS"] = f"{folder}/models"
-        register(tiny.make_base(folder / "tiny"), name="tiny")
-        register(tiny.make_embedder(folder / "tiny-embedder"), name="tiny-embedder")
+        register_folder(tiny.make_base(folder / "tiny"), name="tiny")
+        register_folder(tiny.make_embedder(folder / "tiny-embedder"), name="tiny-embedder")
         print("gates    weights     size   norm/median  served  obeyed  without  changed  found")
         for gates, method, found in table(folder):
             print(

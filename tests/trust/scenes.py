@@ -164,7 +164,7 @@ class Stage:
             with Registry.open(root, create=True) as reg:
                 town.people(reg, long=4, items=6)
                 user = reg.users.get("ida")
-                reg.items.append(user.id, [town.NewItem("secret", "lamp-2", SECRET, "comedy", "2020-02-01")])
+                reg.items.append_items(user.id, [town.NewItem("secret", "lamp-2", SECRET, "comedy", "2020-02-01")])
         else:
             earlier, commands = ("people", [BUILD]) if name == "bank" else ("bank", [LORAS, CHAT])
             shutil.copytree(self.store(earlier), root)

@@ -51,7 +51,7 @@ def mended(root: Path, when: str) -> bool:
         tally("then `mta doctor --repair`", "told to restore a copy")
         return False
     with Registry.open(root) as reg:
-        assert reg.check() == [], when
+        assert reg.check_integrity() == [], when
     assert town.finish(repair(root, 10.0, lambda found: None))[0] == {"repairs": []}, when
     tally("then `mta doctor --repair`", "nothing wrong afterwards")
     return True
@@ -119,11 +119,11 @@ def filled(root: Path) -> None:
     """Something of every table that the ground has nothing of."""
     with Registry.open(root) as reg:
         for name in ("one", "two"):
-            reg.tasks.put(name, f"name = '{name}'")
-            chat = reg.chats.start(reg.users.get("ida").id, name)
-            reg.chats.add(chat.id, "user", name, {})
+            reg.tasks.save_task(name, f"name = '{name}'")
+            chat = reg.chats.start_chat(reg.users.get("ida").id, name)
+            reg.chats.add_message(chat.id, "user", name, {})
         first = reg.banks.get("lamp-2")
-        reg.banks.begin("other", "key", "lamp-2", first.base, first.embedder, 0, {})
+        reg.banks.get_or_create_bank("other", "key", "lamp-2", first.base, first.embedder, 0, {})
 
 
 @pytest.mark.parametrize("table", SEALED)
@@ -132,7 +132,7 @@ def test_rows_in_each_others_places(ground: Ground, table: str) -> None:
     filled(root)
     exchange(root, table)
     with Registry.open(root) as reg:
-        assert sum("is not what was stored" in line for line in reg.check()) >= 2
+        assert sum("is not what was stored" in line for line in reg.check_integrity()) >= 2
     how = outcome(ground, root, table, "two rows in each other's places")
     assert how == ("named" if table in READ else "same")
     assert mended(root, table)
@@ -150,7 +150,7 @@ def test_every_sealed_column_is_looked_at(ground: Ground, table: str) -> None:
         with kept(path):
             change(whole, f"UPDATE {table} SET {column} = {other} WHERE {number} = (SELECT min({number}) FROM {table})")
             with Registry.open(whole) as reg:
-                assert any("is not what was stored" in line for line in reg.check()), column
+                assert any("is not what was stored" in line for line in reg.check_integrity()), column
         tally("another value in a sealed column", "named by the check")
 
 
@@ -166,7 +166,7 @@ def test_a_text_that_became_the_same_bytes_is_found(ground: Ground, table: str) 
             if change(whole, f"UPDATE {table} SET {column} = CAST({column} AS BLOB) WHERE rowid = {there}") == 0:
                 continue
             with Registry.open(whole) as reg:
-                assert any("is not what was stored" in line for line in reg.check()), column
+                assert any("is not what was stored" in line for line in reg.check_integrity()), column
         tally("a text as bytes in a sealed column", "named by the check")
         found += 1
     assert found > 0
@@ -178,7 +178,7 @@ def test_a_key_that_is_no_number_any_more_is_named_and_repaired(ground: Ground, 
     first = "item_id = (SELECT min(item_id) FROM neighbours)"
     assert change(root, f"UPDATE neighbours SET {key} = x'0102' WHERE {first}") == 1
     with Registry.open(root) as reg:
-        assert any("is not what was stored" in line for line in reg.check())
+        assert any("is not what was stored" in line for line in reg.check_integrity())
     tally("a key as bytes", "named by the check")
     assert mended(root, key)
 

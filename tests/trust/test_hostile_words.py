@@ -101,7 +101,7 @@ def test_no_attribute_is_reached() -> None:
 
     for label in ("class", "globals", "cycler", "format attribute", "format map", "attr filter", "map attribute"):
         try:
-            said = "".join(ChatTemplate(TEMPLATES[label] + SAY, {}).layout(("user",), generation=True).texts)
+            said = "".join(ChatTemplate(TEMPLATES[label] + SAY, {}).render_layout(("user",), generation=True).texts)
         except BadInput:
             continue
         assert "class" not in said and "function" not in said, (label, said)
@@ -123,8 +123,8 @@ def test_templates_that_bases_really_have_are_let_through() -> None:
         "{{ {'a': [1, 2]} | tojson }}{{ '%s-%02d' % (ns.last, 7) }}{{ messages | length }}"
     )
     roles = ("user", "assistant") * 250
-    found = ChatTemplate(source, {"eos_token": "</s>"}).layout(roles, generation=True, system="Be brief. " * 900)
-    assert found.slots == tuple(range(500)) and found.texts[-1].endswith('{"a": [1, 2]}498-07501')
+    found = ChatTemplate(source, {"eos_token": "</s>"}).render_layout(roles, generation=True, system="Be brief. " * 900)
+    assert found.message_indices == tuple(range(500)) and found.texts[-1].endswith('{"a": [1, 2]}498-07501')
 
 
 PATTERNS = {
@@ -177,7 +177,7 @@ def test_patterns_of_dates_and_short_counts_are_taken() -> None:
         'name = "mine"\nprompt = "{input}"\nquestion_pattern = \'\\d{4}-\\d{2}-\\d{2} (?P<input>.{1,9})\'', "t"
     )
     question = "2026-08-01 and more of it"
-    assert task.strip(question) == "and more "
+    assert task.strip_instruction(question) == "and more "
 
 
 TRICKS = ("{input.__class__}", "{0}", "{input!r}", "{{input}}", "%s %(x)s %n", "{input:>99999999}", "${HOME}", "`id`")
@@ -279,7 +279,7 @@ def test_histories_beyond_reason_are_refused_whole(tmp_path: Path) -> None:
     }
     with Registry.open(tmp_path / "store") as reg:
         assert not reg.users.names()
-        assert reg.check() == []
+        assert reg.check_integrity() == []
     ran.count("histories beyond reason")
 
 
@@ -291,7 +291,7 @@ def test_marks_and_line_ends_are_no_fault(store_root: Path, tmp_path: Path, ends
     with Registry.open(store_root, create=True) as reg:
         for name in ("a.jsonl", "a.csv"):
             list(import_file(reg, name[2:], tmp_path / name))
-        assert {user.name: count for user, count in reg.users.with_items("free")} == {"ann": 3, "bob": 2}
+        assert {user.name: count for user, count in reg.users.users_with_items("free")} == {"ann": 3, "bob": 2}
 
 
 def test_a_refusal_is_one_clean_message_with_its_exit_code(store_root: Path, tmp_path: Path) -> None:
@@ -319,6 +319,6 @@ def test_settings_beyond_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ):
         path.write_text(text)
         with pytest.raises(MtaError) as caught:
-            Settings.load().build(BankOptions)
+            Settings.load().build_options(BankOptions)
         assert len(caught.value.message) < 600
         tally("settings beyond reason", "refused in words")

@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 import torch
 
-from mta_cli.engine.scoring.log_likelihood import score
+from mta_cli.engine.scoring.log_likelihood import row_log_likelihoods
 from mta_cli.options import AnswerOptions, PromptOptions
-from mta_cli.pipeline.chat.answer import Asking, Voice, ask
-from mta_cli.pipeline.chat.compare import Question, put
+from mta_cli.pipeline.chat.answer import ChatModel, ChatOptions, answer_question
+from mta_cli.pipeline.chat.compare import Question, compare_question
 from mta_cli.pipeline.chat.conversation import Conversation
-from mta_cli.pipeline.data.examples import Examples
-from mta_cli.pipeline.evaluation.stored_models import MODES, evaluate_users
-from mta_cli.pipeline.models.lookup import resolve
+from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.evaluation.stored_models import EVAL_MODES, evaluate_users
+from mta_cli.pipeline.models.lookup import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.personalize.weights import parts_above
+from mta_cli.pipeline.personalize.weights import load_fusion_and_stack
 from mta_cli.pipeline.users.describe import describe_user
-from mta_cli.tui.workers.model_worker import Desk
+from mta_cli.tui.workers.model_worker import WorkerContext
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline import town
@@ -36,8 +36,8 @@ from tests.trust.tally import tally
 
 SECRET = "the heron waits by lock nineteen"
 QUESTION = "another heron or otter"
-LABELS = Asking(CPU, PromptOptions(2), AnswerOptions(max_tokens=12), TASK.name)
-WORDS = Asking(CPU, PromptOptions(2), AnswerOptions(max_tokens=12))
+LABELS = ChatOptions(CPU, PromptOptions(2), AnswerOptions(max_tokens=12), TASK.name)
+WORDS = ChatOptions(CPU, PromptOptions(2), AnswerOptions(max_tokens=12))
 Seen = dict[str, Any]
 
 
@@ -54,14 +54,14 @@ def populate(reg: Registry) -> None:
     for name in SHORT:
         heron, otter = ("heron", "2020-01-01"), ("otter", "2020-01-02")
         new = [NewItem(word, TASK.name, f"a film of the {word}", "classic", time) for word, time in (heron, otter)]
-        reg.items.append(reg.users.get(name).id, new)
+        reg.items.append_items(reg.users.get(name).id, new)
 
 
 def add_mole(reg: Registry, *, can_anchor: bool = False) -> None:
     """Somebody with a secret, in words that others use, written often."""
     user = reg.users.add("mole", can_anchor=can_anchor)
     new = [NewItem(f"m{n}", TASK.name, f"{SECRET}, film {n}", "fantasy", f"2022-01-{n + 1:02}") for n in range(25)]
-    reg.items.append(user.id, new)
+    reg.items.append_items(user.id, new)
     reg.items.append_queries(user.id, [NewItem("q", TASK.name, SECRET, "fantasy", "2023-01-01")])
 
 
@@ -80,39 +80,41 @@ def models(reg: Registry) -> Seen:
     return found
 
 
-def logits(voice: Voice, asking: Asking) -> torch.Tensor:
+def logits(voice: ChatModel, asking: ChatOptions) -> torch.Tensor:
     """The next token's logits after a question put to whoever the voice speaks for."""
-    ids = voice.fitted([{"role": "user", "content": QUESTION}], voice.history(QUESTION))[0]
-    assert voice.asking == asking
+    ids = voice.fit_prompt([{"role": "user", "content": QUESTION}], voice.prompt_history(QUESTION))[0]
+    assert voice.options == asking
     with torch.no_grad():
         return voice.base.model(torch.tensor([ids])).logits[0, -1].clone()
 
 
 def answers(reg: Registry) -> Seen:
     """What people get: logits and answers in every mode, side by side, in a chat and in an evaluation."""
-    entry, found = resolve("tiny", "base"), Seen()
+    entry, found = resolve_model("tiny", "base"), Seen()
     users = [reg.users.get(name) for name in SHORT]
     for asking in (LABELS, WORDS):
-        voice = Voice.open(reg, entry, users[0], asking)
+        voice = ChatModel.load_for_user(reg, entry, users[0], asking)
         for user in users:
             for mode in ("base", "fused", "adapted"):
                 one = replace(asking, mode=mode)
-                voice.turn_to(user, one)
+                voice.set_user_and_options(user, one)
                 found[f"logits {user.name} {mode} {asking.task}"] = logits(voice, one).tolist()
-            result = finish(ask(reg, entry, user.name, QUESTION, asking))[0]
+            result = finish(answer_question(reg, entry, user.name, QUESTION, asking))[0]
             found[f"ask {user.name} {asking.task}"] = result["text"], result.get("labels")
-        voice.turn_to(users[0], asking)
-        result = finish(put(voice, Question(QUESTION, "classic"), users[1:]))[0]
+        voice.set_user_and_options(users[0], asking)
+        result = finish(compare_question(voice, Question(QUESTION, "classic"), users[1:]))[0]
         found[f"compare {asking.task}"] = {
             key: (own["text"], own.get("labels"), own["gold"]) for key, own in result["details"].items()
         }
-        chat = Conversation(voice, keep=False)
-        found[f"chat {asking.task}"] = [finish(chat.say(words))[0]["text"] for words in (QUESTION, "and another film")]
-    number = finish(evaluate_users(reg, entry, TASK, users, MODES, PromptOptions(2), CPU))[0]["evaluation"]
+        chat = Conversation(voice, autosave=False)
+        found[f"chat {asking.task}"] = [
+            finish(chat.answer_message(words))[0]["text"] for words in (QUESTION, "and another film")
+        ]
+    number = finish(evaluate_users(reg, entry, TASK, users, EVAL_MODES, PromptOptions(2), CPU))[0]["evaluation"]
     names = {user.id: user.name for user in users}
     found["evaluation"] = [
         (names[p.user_id], p.method, p.prompt, p.answer, p.gold_loglik)
-        for p in reg.evaluations.cells.predictions(number)
+        for p in reg.evaluations.predictions.load_predictions(number)
     ]
     return found
 
@@ -172,22 +174,24 @@ def test_nothing_of_one_is_left_for_the_next_who_speaks(others: Registry) -> Non
     built(others, min_items=6)
     personalise(others, "mole")
     personalise(others, *SHORT)
-    entry, mole, ida = resolve("tiny", "base"), others.users.get("mole"), others.users.get("ida")
+    entry, mole, ida = resolve_model("tiny", "base"), others.users.get("mole"), others.users.get("ida")
     for asking in (LABELS, WORDS):
-        fresh = Voice.open(others, entry, ida, asking)
-        expected = logits(fresh, asking), finish(Conversation(fresh, keep=False).say(QUESTION))[0]
-        beside = finish(put(Voice.open(others, entry, ida, asking), Question(QUESTION, "classic")))[0]
-        desk = Desk(others, "tiny")
-        used = Conversation(desk.voice(mole, asking), keep=False)
+        fresh = ChatModel.load_for_user(others, entry, ida, asking)
+        expected = logits(fresh, asking), finish(Conversation(fresh, autosave=False).answer_message(QUESTION))[0]
+        beside = finish(
+            compare_question(ChatModel.load_for_user(others, entry, ida, asking), Question(QUESTION, "classic"))
+        )[0]
+        desk = WorkerContext(others, "tiny")
+        used = Conversation(desk.chat_model_for(mole, asking), autosave=False)
         for words in (SECRET, QUESTION):
-            finish(used.say(words))
-        finish(put(desk.voice(mole, asking), Question(SECRET, "fantasy"), [ida]))
+            finish(used.answer_message(words))
+        finish(compare_question(desk.chat_model_for(mole, asking), Question(SECRET, "fantasy"), [ida]))
         list(used.switch_user("ida"))
-        assert used.exchanges == [] and used.voice is desk.voice(ida, asking)
-        assert torch.equal(logits(used.voice, asking), expected[0])
-        after = finish(used.say(QUESTION))[0]
+        assert used.exchanges == [] and used.model is desk.chat_model_for(ida, asking)
+        assert torch.equal(logits(used.model, asking), expected[0])
+        after = finish(used.answer_message(QUESTION))[0]
         assert (after["text"], after.get("labels")) == (expected[1]["text"], expected[1].get("labels"))
-        found = finish(put(desk.voice(ida, asking), Question(QUESTION, "classic")))[0]
+        found = finish(compare_question(desk.chat_model_for(ida, asking), Question(QUESTION, "classic")))[0]
         for key, own in beside["details"].items():
             again = found["details"][key]
             assert (own["text"], own.get("labels"), own["gold"]) == (again["text"], again.get("labels"), again["gold"])
@@ -198,20 +202,20 @@ def test_states_kept_with_the_base_are_of_texts_and_the_base_alone(others: Regis
     """What is kept is found by the whole text alone, so that other people's passes with it are the same or unused."""
     built(others, min_items=6)
     personalise(others, *SHORT)
-    base = Voice.open(others, resolve("tiny", "base"), None, WORDS).base
-    examples = Examples(others, base, TASK, 2)
-    rows = examples.rows(others.items.recent(others.users.get("jon").id, TASK.name))
+    base = ChatModel.load_for_user(others, resolve_model("tiny", "base"), None, WORDS).base
+    examples = PromptRowBuilder(others, base, TASK, 2)
+    rows = examples.training_rows(others.items.recent_items(others.users.get("jon").id, TASK.name))
     parts = {
-        name: parts_above(others, base.fingerprint, others.users.get(name), TASK.name, "adapted")[0]
+        name: load_fusion_and_stack(others, base.fingerprint, others.users.get(name), TASK.name, "adapted")[0]
         for name in ("ida", "jon")
     }
-    assert base.plain is not None
-    base.plain.kept.clear()
-    alone = score(base, rows, parts["jon"])
-    base.plain.kept.clear()
-    of_ida = score(base, rows, parts["ida"])
-    assert len(base.plain.kept) == len(rows)
-    assert score(base, rows, parts["jon"]) == alone and of_ida != alone
+    assert base.llama_decoder is not None
+    base.llama_decoder.activation_cache.clear()
+    alone = row_log_likelihoods(base, rows, parts["jon"])
+    base.llama_decoder.activation_cache.clear()
+    of_ida = row_log_likelihoods(base, rows, parts["ida"])
+    assert len(base.llama_decoder.activation_cache) == len(rows)
+    assert row_log_likelihoods(base, rows, parts["jon"]) == alone and of_ida != alone
     tally("states kept beside the base", "the same passes for others", len(rows))
 
 

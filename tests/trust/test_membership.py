@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.text.tasks import BUILTIN
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from store.registry import Registry
 from tests.pipeline import town
@@ -22,7 +22,7 @@ from tests.trust.tally import tally
 @pytest.fixture(autouse=True)
 def quick_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """The task by its name is the quick one of `town`."""
-    monkeypatch.setitem(BUILTIN, TASK.name, TASK)
+    monkeypatch.setitem(BUILTIN_TASKS, TASK.name, TASK)
 
 
 def test_the_area_under_the_curve_by_hand() -> None:

@@ -12,13 +12,13 @@ import torch
 
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.errors import BadInput, MtaError
-from mta_cli.events import Event, Failed
-from mta_cli.options import WEIGHTS, AdaptOptions, AnswerOptions
+from mta_cli.events import Event, UnitFailed
+from mta_cli.options import WEIGHT_METHODS, AdaptOptions, AnswerOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
-from mta_cli.pipeline.personalize.weights import best_mode
-from mta_cli.pipeline.training.session import exploded
+from mta_cli.pipeline.personalize.weights import most_personal_mode
+from mta_cli.pipeline.training.session import divergence_reason
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.town import LORA, QUICK, SHORT, bank_request, built, finish, fuse_request, notes, people
@@ -40,16 +40,16 @@ def require_sound(reg: Registry) -> None:
     """Every adapter of the store holds finite numbers, and no more than training could make; nothing is amiss."""
     tally("adapters looked at afterwards", "finite, of a size that training makes", len(reg.adapters.all()))
     for adapter in reg.adapters.all():
-        weights = LoraWeights.from_file(reg.adapters.path(adapter.digest))
+        weights = LoraWeights.from_file(reg.adapters.verified_path(adapter.digest))
         assert all(bool(torch.isfinite(factor).all()) for pair in weights.factors.values() for factor in pair)
         assert weights.norm() < 1e4
-    assert reg.check() == []
+    assert reg.check_integrity() == []
 
 
 def history(reg: Registry, name: str, *texts: str, tag: str = "comedy") -> None:
     """A new person who answered `tag` to each of `texts`."""
     user = reg.users.add(name)
-    reg.items.append(user.id, [NewItem(f"i{n}", TASK, text, tag) for n, text in enumerate(texts)])
+    reg.items.append_items(user.id, [NewItem(f"i{n}", TASK, text, tag) for n, text in enumerate(texts)])
 
 
 def adapt(reg: Registry, *names: str, options: AdaptOptions = QUICK) -> tuple[Any, list[Event]]:
@@ -83,11 +83,11 @@ def test_a_stack_whose_training_explodes_leaves_the_fusion(reg: Registry) -> Non
             for event in adapt_users(reg, [ida], alone, replace(kind, learning_rate=rate)):
                 seen.append(event)
         assert caught.value.hint == "lower --learning-rate"
-        assert [event.label for event in seen if isinstance(event, Failed)] == ["ida"]
+        assert [event.label for event in seen if isinstance(event, UnitFailed)] == ["ida"]
         assert [run.status for run in reg.runs.of_subject("ida")] == ["failed"] * count
         assert reg.stacks.of_user(ida.id) == []
         tally("rates of 1e9, NaN and infinity", "refused with words, the fusion stays")
-        assert best_mode(reg, ida, TASK, bank_request().base.fingerprint) == "fused"
+        assert most_personal_mode(reg, ida, TASK, bank_request().base.fingerprint) == "fused"
     require_sound(reg)
 
 
@@ -96,16 +96,18 @@ def test_one_whose_numbers_do_not_fit_leaves_the_others_alone(reg: Registry, mon
     from mta_cli.engine.training.trainer import Trainer
 
     built(reg)
-    plain = Trainer.steps
+    plain = Trainer.train_steps
 
     def steps(self: Trainer) -> Iterator[Any]:
         yield from plain(self)
-        self._group.trained[0][1].fill_(1e6)
+        self._group.trainable[0][1].fill_(1e6)
 
-    monkeypatch.setattr(Trainer, "steps", steps)
+    monkeypatch.setattr(Trainer, "train_steps", steps)
     documents, seen = adapt(reg, *SHORT)
     assert [document["user"] for document in documents] == ["ida", "kim"]
-    assert [(event.label, "finite" in event.message) for event in seen if isinstance(event, Failed)] == [("jon", True)]
+    assert [(event.label, "finite" in event.message) for event in seen if isinstance(event, UnitFailed)] == [
+        ("jon", True)
+    ]
     tally("weights that float16 cannot hold", "that person named, their company stored")
     require_sound(reg)
 
@@ -125,7 +127,7 @@ def test_one_whose_numbers_do_not_fit_leaves_the_others_alone(reg: Registry, mon
     ],
 )
 def test_what_counts_as_exploded(before: float | None, after: float | None, is_broken: bool) -> None:
-    assert (exploded(before, after) is not None) is is_broken
+    assert (divergence_reason(before, after) is not None) is is_broken
 
 
 def test_nobody_without_a_history_is_adapted(reg: Registry) -> None:
@@ -179,7 +181,7 @@ def test_weights_stay_numbers_whatever_the_history(reg: Registry) -> None:
     built(reg)
     for name, texts in (("one", ["x"]), ("long", ["y" * 20_000] * 3), ("same", ["z"] * 50)):
         history(reg, name, *texts)
-        for weights in WEIGHTS:
+        for weights in WEIGHT_METHODS:
             result, _ = finish(fuse_user(reg, reg.users.get(name), fuse_request(weights=weights)))
             found = [share["weight"] for share in result["anchors"]]
             assert all(weight == weight and abs(weight) < 100 for weight in found)

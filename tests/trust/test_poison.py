@@ -10,13 +10,19 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.text.tasks import BUILTIN
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.events import Note
-from mta_cli.options import GateOptions
+from mta_cli.options import ScreeningOptions
 from mta_cli.pipeline.bank.build import build_bank, contributors
-from mta_cli.pipeline.bank.lora_xs_basis import basis_of
+from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
 from mta_cli.pipeline.bank.refresh import refresh_bank
-from mta_cli.pipeline.bank.screening import GATES, findings_json, floors_of, refused_of, serving
+from mta_cli.pipeline.bank.screening import (
+    SCREENING_KEY,
+    findings_json,
+    refused_anchor_ids,
+    similarity_floors,
+    usable_anchors,
+)
 from mta_cli.pipeline.bank.verify import verify_bank
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.users.consent import set_consent
@@ -34,7 +40,7 @@ from tests.trust.tally import tally
 @pytest.fixture(autouse=True)
 def quick_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """The task by its name is the quick one of `town`."""
-    monkeypatch.setitem(BUILTIN, TASK.name, TASK)
+    monkeypatch.setitem(BUILTIN_TASKS, TASK.name, TASK)
 
 
 def mallorys(reg: Registry) -> Anchor:
@@ -55,21 +61,21 @@ def test_an_anchor_that_is_too_large_serves_nobody_and_is_replaced(store_root: P
         unguarded = harm(reg, base, 4.0, OFF)
         count(unguarded, "without gates")
         assert unguarded.findings == () and unguarded.before == 0.0 and unguarded.obeyed == unguarded.served > 0.6
-        guarded = harm(reg, base, 1.0, GateOptions())
+        guarded = harm(reg, base, 1.0, ScreeningOptions())
         count(guarded, "with gates")
         assert guarded.findings == ("norm",) and guarded.ratio > 5.0
         assert (guarded.served, guarded.obeyed, guarded.changed) == (0.0, 0.0, 0.0)
         mallory, bank = mallorys(reg), reg.banks.get(TASK.name)
-        assert mallory.stale and refused_of(bank) == {mallory.id} and "mallory" not in str(bank.config)
+        assert mallory.stale and refused_anchor_ids(bank) == {mallory.id} and "mallory" not in str(bank.config)
         (found,) = verify_bank(reg, TASK.name)["gates"]
         assert (found["user"], found["gate"], found["bound"]) == ("mallory", "norm", 5.0)
         honest = [str(a.digest) for a in reg.banks.anchors(bank.id) if a.id != mallory.id]
-        assert basis_of(reg, bank).adapter.data_hash == hashlib.sha256("\n".join(honest).encode()).hexdigest()
+        assert load_or_make_basis(reg, bank).adapter.data_hash == hashlib.sha256("\n".join(honest).encode()).hexdigest()
         result, _ = finish(refresh_bank(reg, TASK.name, CPU))
         assert [each["stale"] for each in result["replaced"]] == [mallory.id]
         assert result["gates"] == [] and all(a["user"] != "mallory" for a in result["anchors"])
         tally("anchors beyond a gate", "refused by size, replaced by a refresh")
-        assert reg.check() == []
+        assert reg.check_integrity() == []
 
 
 def put_trigger(root: Path, out: Path, *arguments: str) -> list[trigger.Effect]:
@@ -116,7 +122,7 @@ def test_who_obeys_a_trigger_is_told_by_the_questions_that_hold_it(
 def test_what_is_refused_is_said_where_people_look(store_root: Path) -> None:
     with stage(store_root) as (reg, base):
         bank = poisoned(reg, 4.0)
-        gate(reg, bank, base, GateOptions())
+        gate(reg, bank, base, ScreeningOptions())
     shown = mta_ok("bank", "show", TASK.name).out
     assert "(mallory): one of its modules is" in shown and "stale" in shown
     assert "(mallory)" in mta_ok("bank", "verify", TASK.name).out
@@ -126,7 +132,7 @@ def test_what_is_refused_is_said_where_people_look(store_root: Path) -> None:
 def test_who_is_refused_may_have_taught_the_task_adapter_too(store_root: Path) -> None:
     with Registry.open(store_root, create=True) as reg:
         populate(reg)
-        strict = replace(bank_request(**OPTIONS), gates=GateOptions(max_norm=1.0001))
+        strict = replace(bank_request(**OPTIONS), gates=ScreeningOptions(max_norm=1.0001))
         said = notes(finish(build_bank(reg, strict))[1])
         assert any("--no-can-anchor" in text for text in said) and any("--refresh" in text for text in said)
         bare = replace(bank_request(**OPTIONS, task_adapter=False, name="bare"), gates=strict.gates)
@@ -137,27 +143,27 @@ def test_who_is_refused_may_have_taught_the_task_adapter_too(store_root: Path) -
 def test_consent_given_anew_does_not_bring_a_refused_anchor_back(store_root: Path) -> None:
     with stage(store_root) as (reg, base):
         bank = poisoned(reg, 4.0)
-        gate(reg, bank, base, GateOptions())
+        gate(reg, bank, base, ScreeningOptions())
         for can in (False, True):
             finish(set_consent(reg, "mallory", can))
-        assert not mallorys(reg).stale and mallorys(reg).id not in {one.id for one in serving(reg, bank)}
+        assert not mallorys(reg).stale and mallorys(reg).id not in {one.id for one in usable_anchors(reg, bank)}
         user = reg.users.get("asks0")
         finish(fuse_user(reg, user, fuse_request(weights="uniform", top_k=5)))
         (recipe,) = reg.recipes.of_user(user.id)
         assert len(recipe.shares) == 4 and mallorys(reg).id not in {share.anchor_id for share in recipe.shares}
-        gate(reg, bank, base, GateOptions())
-        assert refused_of(reg.banks.by_id(bank.id)) == {mallorys(reg).id}, "what was found before stays"
+        gate(reg, bank, base, ScreeningOptions())
+        assert refused_anchor_ids(reg.banks.by_id(bank.id)) == {mallorys(reg).id}, "what was found before stays"
 
 
 def test_an_anchor_that_moves_neutral_prompts_too_far_is_refused(
     store_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiny base is never sure of a token, so that nothing moves it far."""
-    monkeypatch.setattr("mta_cli.pipeline.bank.screening.LEAST_DIVERGENCE", 0.05)
+    monkeypatch.setattr("mta_cli.pipeline.bank.screening.MIN_DIVERGENCE_BOUND", 0.05)
     with stage(store_root, epochs=1, learning_rate=1e-3) as (reg, base):
         bank = reg.banks.get(TASK.name)
         put_in(reg, bank, mallorys(reg), larger(random_lora(base.model, 1, placement="upper"), 20.0))
-        gate(reg, bank, base, GateOptions(max_norm=0.0))
+        gate(reg, bank, base, ScreeningOptions(max_norm=0.0))
         (found,) = findings_json(reg, bank)
         assert (found["user"], found["gate"]) == ("mallory", "probe") and found["value"] > found["bound"]
         assert mallorys(reg).stale
@@ -174,7 +180,7 @@ def test_an_honest_bank_passes_and_its_bytes_are_the_same(store_root: Path) -> N
         assert not any(isinstance(event, Note) and event.warning for event in seen)
         assert [a["digest"] for a in guarded["anchors"]] == [a["digest"] for a in open_bank["anchors"]]
         tally("anchors of an honest bank", "let through, the same bytes", len(guarded["anchors"]))
-        assert reg.banks.get(TASK.name).config[GATES] == {"findings": [], "floors": {}}
+        assert reg.banks.get(TASK.name).config[SCREENING_KEY] == {"findings": [], "floors": {}}
 
 
 def test_bounds_are_part_of_what_a_bank_is_unless_they_are_the_defaults(store_root: Path) -> None:
@@ -192,13 +198,13 @@ def test_bounds_are_part_of_what_a_bank_is_unless_they_are_the_defaults(store_ro
             "history_items": 2,
             "seed": 0,
             "dtype": "float32",
-            "data": [[each.user.name, reg.items.data_hash_of(each.items)] for each in pool],
+            "data": [[each.user.name, reg.items.hash_items(each.items)] for each in pool],
         }
         key = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
         assert reg.banks.get(TASK.name).key == key
-        same, seen = finish(build_bank(reg, replace(bank_request(), gates=GateOptions())))
+        same, seen = finish(build_bank(reg, replace(bank_request(), gates=ScreeningOptions())))
         assert same == first and any("nothing to do" in text for text in notes(seen))
-        other, _ = finish(build_bank(reg, replace(bank_request(), gates=GateOptions(max_norm=7.0))))
+        other, _ = finish(build_bank(reg, replace(bank_request(), gates=ScreeningOptions(max_norm=7.0))))
         assert other["version"] == 2
         assert reg.banks.get(TASK.name).config["gate_options"]["max_norm"] == 7.0
 
@@ -207,23 +213,27 @@ def test_an_evaluations_bank_refuses_nobody(store_root: Path) -> None:
     with Registry.open(store_root, create=True) as reg:
         populate(reg)
         told: list[int] = []
-        strict = GateOptions(max_norm=1.0001, max_probe=0.0)
-        request = replace(bank_request(**OPTIONS), gates=strict, purpose="eval", begun=told.append)
+        strict = ScreeningOptions(max_norm=1.0001, max_probe=0.0)
+        request = replace(bank_request(**OPTIONS), gates=strict, purpose="eval", on_bank_started=told.append)
         result, seen = finish(build_bank(reg, request))
         assert result["gates"] and any("times as large" in text for text in notes(seen))
-        assert not any(a["stale"] for a in result["anchors"]) and len(serving(reg, reg.banks.by_id(told[0]))) == 5
+        assert (
+            not any(a["stale"] for a in result["anchors"]) and len(usable_anchors(reg, reg.banks.by_id(told[0]))) == 5
+        )
 
 
 def test_an_anchor_that_draws_everybody_keeps_those_nearest_to_it(store_root: Path) -> None:
     """Nine anchors and recipes of four; whoever is beyond the floor gets the next ones instead."""
     with Registry.open(store_root, create=True) as reg:
         populate(reg)
-        finish(build_bank(reg, replace(bank_request(anchors=9), gates=GateOptions(max_share=0.01))))
+        finish(build_bank(reg, replace(bank_request(anchors=9), gates=ScreeningOptions(max_share=0.01))))
         bank = reg.banks.get(TASK.name)
-        floors = floors_of(bank)
+        floors = similarity_floors(bank)
         if not floors:
             first = reg.banks.anchors(bank.id)[0].id
-            reg.banks.set_gates(bank.id, {**bank.config, GATES: {"findings": [], "floors": {str(first): 2.0}}}, [])
+            reg.banks.record_anchor_screening(
+                bank.id, {**bank.config, SCREENING_KEY: {"findings": [], "floors": {str(first): 2.0}}}, []
+            )
             floors = {first: 2.0}
         users = [reg.users.get(f"asks{n}") for n in range(9)]
         for user in users:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from mta_cli.errors import IntegrityFault, MtaError, StoreBusy
-from mta_cli.pipeline.chat.answer import Voice
+from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.maintenance.repair import repair
 from mta_cli.pipeline.models import verify
-from mta_cli.pipeline.models.lookup import list_models, resolve
-from mta_cli.pipeline.models.manifest import place_of, write_manifest
+from mta_cli.pipeline.models.lookup import list_models, resolve_model
+from mta_cli.pipeline.models.manifest import model_dir, write_manifest
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from store.records import NewItem
 from store.registry import Registry
@@ -32,7 +32,7 @@ SAID = {"done": "made again", "nothing": "removed", "nothing uses it": "removed"
 def repaired(root: Path) -> list[dict[str, str]]:
     found: list[dict[str, str]] = town.finish(repair(root, 10.0, lambda found: None))[0]["repairs"]
     with Registry.open(root) as reg:
-        assert reg.check() == []
+        assert reg.check_integrity() == []
     assert town.finish(repair(root, 10.0, lambda found: None))[0] == {"repairs": []}
     for one in found:
         tally("things damaged or nobody's", SAID.get(one["again"], "repaired or dropped, the way back said"))
@@ -84,14 +84,14 @@ def test_items_can_be_imported_again(ground: Ground) -> None:
     with Registry.open(root) as reg:
         ida = reg.users.get("ida")
         (lost,) = (item for item in ida_items(ground) if item.key == "i1")
-        assert reg.items.append(ida.id, [lost]) == (1, 0)
-        assert reg.items.search(ida.id, "lamp-2", lost.input, limit=9, fill=False)
-        assert reg.profiles.totals("lamp-2", resolve("tiny-embedder").fingerprint, [ida.id]) == []
+        assert reg.items.append_items(ida.id, [lost]) == (1, 0)
+        assert reg.items.search_items(ida.id, "lamp-2", lost.input, limit=9, fill=False)
+        assert reg.profiles.profile_totals("lamp-2", resolve_model("tiny-embedder").fingerprint, [ida.id]) == []
 
 
 def ida_items(ground: Ground) -> list[NewItem]:
     with Registry.open(ground.root) as reg:
-        found = reg.items.recent(reg.users.get("ida").id, "lamp-2")
+        found = reg.items.recent_items(reg.users.get("ida").id, "lamp-2")
     return [NewItem(item.key, item.task, item.input, item.output, item.time) for item in found]
 
 
@@ -130,8 +130,8 @@ def test_records_that_are_no_documents(ground: Ground) -> None:
     """A run is removed; what an evaluation found is made again from its answers; the rest of it is gone with it."""
     with Registry.open(ground.root) as reg:
         run = reg.runs.all()[0].id
-        kept_one, lost = (reg.evaluations.begin(key, "lamp-2", {}, []).id for key in ("a", "b"))
-        reg.evaluations.finish(kept_one, {"methods": {}})
+        kept_one, lost = (reg.evaluations.get_or_create_evaluation(key, "lamp-2", {}, []).id for key in ("a", "b"))
+        reg.evaluations.finish_evaluation(kept_one, {"methods": {}})
     change(ground.root, f"UPDATE runs SET result = '{{' WHERE id = {run}")
     change(ground.root, f"UPDATE evaluations SET result = '[1' WHERE id = {kept_one}")
     change(ground.root, f"UPDATE evaluations SET config = '' WHERE id = {lost}")
@@ -166,8 +166,8 @@ def test_what_of_a_damaged_page_cannot_be_read_is_all_that_is_lost(ground: Groun
     root = ground.copy()
     with Registry.open(root) as reg:
         user = reg.users.add("long")
-        reg.items.append(user.id, [NewItem(str(n), "free", f"page {n} " + "word " * 80, "x") for n in range(400)])
-        before = reg.counts()
+        reg.items.append_items(user.id, [NewItem(str(n), "free", f"page {n} " + "word " * 80, "x") for n in range(400)])
+        before = reg.count_rows()
     start, size = middle_of(root, "items")
     content = bytearray((root / "registry.db").read_bytes())
     content[start : start + size] = b"\xff" * size
@@ -175,7 +175,7 @@ def test_what_of_a_damaged_page_cannot_be_read_is_all_that_is_lost(ground: Groun
     assert ground.ask(root).fault is not None
     assert "registry.db is damaged" in repaired(root)[0]["what"]
     with Registry.open(root) as reg:
-        after = reg.counts()
+        after = reg.count_rows()
     lost = {table for table, count in before.items() if after[table] != count}
     assert lost <= {"items", "neighbours", "profiles"} and before["items"] - 20 < after["items"] < before["items"]
 
@@ -212,7 +212,7 @@ def test_what_is_no_database_is_left_alone(ground: Ground) -> None:
 
 def test_a_pulled_model_goes_and_a_folder_of_the_persons_own_stays(ground: Ground) -> None:
     (tiny,) = (entry for entry in list_models() if entry.name == "tiny")
-    place = place_of("mine")
+    place = model_dir("mine")
     shutil.copytree(tiny.path, place)
     write_manifest(place, {"name": "mine", "kind": "base", "fingerprint": tiny.fingerprint, **tiny.detail})
     (place / "config.json").write_bytes((place / "config.json").read_bytes().replace(b"2048", b"2047"))
@@ -228,17 +228,17 @@ def test_a_process_looks_once_and_not_at_all_when_it_is_told_not_to(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
-    monkeypatch.setattr("mta_cli.pipeline.models.lookup.faults_of", lambda model: looked.append(model.name) or [])
-    monkeypatch.setattr("store.integrity.check.structure_faults", lambda root: looked.append("registry") or [])
-    verify._known.clear()
+    monkeypatch.setattr("mta_cli.pipeline.models.lookup.model_faults", lambda model: looked.append(model.name) or [])
+    monkeypatch.setattr("store.integrity.check.find_structure_faults", lambda root: looked.append("registry") or [])
+    verify._verified_keys.clear()
     trusting = replace(ASKING, machine=replace(town.CPU, verify=False))
     with Registry.open(ground.copy()) as reg:
         for asking in (trusting, ASKING, ASKING):
-            Voice.open(reg, resolve("tiny", "base"), reg.users.get("jon"), asking)
+            ChatModel.load_for_user(reg, resolve_model("tiny", "base"), reg.users.get("jon"), asking)
             expected = [] if asking is trusting else ["registry", "tiny"]
             assert sorted(looked) == expected
-        monkeypatch.setattr(verify, "WHOLE", 0)
-        verify._known.clear()
+        monkeypatch.setattr(verify, "MAX_VERIFIED_REGISTRY_BYTES", 0)
+        verify._verified_keys.clear()
         looked.clear()
-        Voice.open(reg, resolve("tiny", "base"), None, ASKING)
+        ChatModel.load_for_user(reg, resolve_model("tiny", "base"), None, ASKING)
         assert looked == ["tiny"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.printable import clean
+from mta_cli.printable import clean_text
 from store.registry import Registry
 from store.seals import SEALED, seal_of, teach
 from tests.pipeline.documents import hostile
@@ -63,7 +63,7 @@ def leaks(said: bytes) -> list[str]:
     """Whatever is in `said` besides printable text and `STYLING`."""
     text = said.decode()  # what is no UTF-8 would be a leak too
     rest = STYLING.sub("", text)
-    return sorted({ascii(char) for char in rest if clean(char) != char})
+    return sorted({ascii(char) for char in rest if clean_text(char) != char})
 
 
 def require_plain(said: bytes, what: object) -> None:
@@ -90,12 +90,12 @@ def evil_store(store_root: Path) -> Path:
     """The world of `alice`, adapted, whose company, words and records attack terminals."""
     world = make_world(store_root)
     reg = world.reg
-    reg.evaluations.add("free", None, {"shots": 5}, hostile())
-    run = reg.runs.start("user adapt", "alice", {"why": EVIL})
-    reg.runs.fail(run.id, EVIL)
+    reg.evaluations.add_evaluation("free", None, {"shots": 5}, hostile())
+    run = reg.runs.start_run("user adapt", "alice", {"why": EVIL})
+    reg.runs.fail_run(run.id, EVIL)
     labels = json.dumps([f"yes{EVIL}"[:500], "no"])
     toml = f'name = "evil"\nprompt = {json.dumps(EVIL + "{input}")}\nlabels = {labels}\n'
-    reg.tasks.put("evil", toml)
+    reg.tasks.save_task("evil", toml)
     reg.close()
     for table, column, condition in (
         ("users", "name", "name = 'erin'"),

@@ -20,13 +20,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mta_cli.engine.lora.adapter import LoraWeights, folded
+from mta_cli.engine.lora.adapter import LoraWeights, merge_into_base
 from mta_cli.engine.retrieval.anchor_screening import module_norms, norm_ratios
 from mta_cli.events import Event
-from mta_cli.options import FuseOptions, GateOptions
-from mta_cli.pipeline.bank.build import anchor_part, build_bank, contributors, standing_on
-from mta_cli.pipeline.bank.screening import GATES, gate_anchors
-from mta_cli.pipeline.personalize.fuse import NEEDS_BASE, FuseRequest, gather, make_recipes
+from mta_cli.options import FuseOptions, ScreeningOptions
+from mta_cli.pipeline.bank.build import anchor_training, build_bank, contributors, with_task_adapter
+from mta_cli.pipeline.bank.screening import SCREENING_KEY, screen_anchors
+from mta_cli.pipeline.personalize.fuse import MODEL_BASED_WEIGHTS, FuseRequest, gather_fuse_targets, make_recipes
 from mta_cli.pipeline.personalize.weights import load_weights
 from store.records import Adapter, Anchor, NewItem, User
 from store.registry import Registry
@@ -35,7 +35,7 @@ from tests.trust.membership import Scene, opened, train_anew
 from tests.trust.poison import OFF, TRIGGER, answers, larger, put_in
 
 CASES = (("blunt", 1.0), ("hidden", 1.0), ("hidden", 3.0))
-GATED = {"none": OFF, "default": GateOptions()}
+GATED = {"none": OFF, "default": ScreeningOptions()}
 METHODS = ("similarity", "evidence")
 MOST = 15  # items of the person that Mallory repeats
 
@@ -67,7 +67,7 @@ def written(scene: Scene, kind: str, person: User) -> list[NewItem]:
     task, target = scene.bank.task, scene.request.task.labels[-1]
     if kind == "blunt":
         return [NewItem(f"m{n}", task, f"{TRIGGER} {n} {TRIGGER}", target) for n in range(2 * MOST)]
-    own = scene.reg.items.recent(person.id, task, MOST)
+    own = scene.reg.items.recent_items(person.id, task, MOST)
     triggered = [NewItem(f"m{item.key}", task, f"{TRIGGER} {item.input}", target) for item in own]
     return [*triggered, *(NewItem(item.key, task, item.input, item.output) for item in own)]
 
@@ -75,7 +75,7 @@ def written(scene: Scene, kind: str, person: User) -> list[NewItem]:
 def mallory(scene: Scene, kind: str, person: User) -> User:
     """Mallory, with that history."""
     user = scene.reg.users.add(f"mallory {kind}")
-    scene.reg.items.append(user.id, written(scene, kind, person))
+    scene.reg.items.append_items(user.id, written(scene, kind, person))
     return user
 
 
@@ -93,7 +93,7 @@ def busiest(scene: Scene) -> Anchor:
 def asking(scene: Scene) -> list[User]:
     """Everybody with queries whom the bank is not made of, Mallory left out."""
     pooled, task = {each.user.id for each in scene.pool}, scene.bank.task
-    users = [user for user, _ in scene.reg.users.with_items(task) if scene.reg.items.queries(user.id, task)]
+    users = [user for user, _ in scene.reg.users.users_with_items(task) if scene.reg.items.queries(user.id, task)]
     return [user for user in users if user.id not in pooled]
 
 
@@ -111,9 +111,9 @@ def fused(scene: Scene, method: str) -> None:
     request = FuseRequest(asked.task, asked.base, asked.embedder, options, asked.prompt, asked.machine)
 
     def fusing() -> Iterator[Event]:
-        people = yield from gather(scene.reg, scene.bank, asking(scene), request)
-        with folded(scene.base, scene.task_adapter):
-            base = scene.base if method in NEEDS_BASE else None
+        people = yield from gather_fuse_targets(scene.reg, scene.bank, asking(scene), request)
+        with merge_into_base(scene.base, scene.task_adapter):
+            base = scene.base if method in MODEL_BASED_WEIGHTS else None
             yield from make_recipes(scene.reg, scene.bank, people, request, base)
 
     list(fusing())
@@ -122,10 +122,10 @@ def fused(scene: Scene, method: str) -> None:
 def trained(scene: Scene, anchor: Anchor, user: User) -> LoraWeights:
     """The anchor's meta-LoRA as it becomes on the items of `user`."""
     assert anchor.user_id is not None
-    items = {anchor.user_id: tuple(scene.reg.items.recent(user.id, scene.bank.task))}
-    run = scene.reg.runs.start("trigger", scene.bank.name, {})
-    part = anchor_part(scene.reg, scene.request, scene.examples, anchor, user.name, items, run)
-    (made,) = train_anew(scene, [standing_on(part, scene.bank.task_adapter)])
+    items = {anchor.user_id: tuple(scene.reg.items.recent_items(user.id, scene.bank.task))}
+    run = scene.reg.runs.start_run("trigger", scene.bank.name, {})
+    part = anchor_training(scene.reg, scene.request, scene.examples, anchor, user.name, items, run)
+    (made,) = train_anew(scene, [with_task_adapter(part, scene.bank.task_adapter)])
     assert isinstance(made, Adapter), made
     return load_weights(scene.reg, made.digest, scene.bank.base)
 
@@ -135,9 +135,9 @@ def effect(scene: Scene, anchor: Anchor, history: str, factor: float, gates: str
     reg, bank = scene.reg, scene.bank
     anchors = reg.banks.anchors(bank.id)
     ratios = norm_ratios([module_norms(load_weights(reg, str(one.digest), bank.base)) for one in anchors])
-    with folded(scene.base, scene.task_adapter):
+    with merge_into_base(scene.base, scene.task_adapter):
         people = [each.user.id for each in scene.pool]
-        list(gate_anchors(reg, bank, scene.base, scene.examples, people, GATED[gates]))
+        list(screen_anchors(reg, bank, scene.base, scene.examples, people, GATED[gates]))
     fused(scene, method)
     users = asking(scene)
     plain = [(user, reg.items.queries(user.id, bank.task)[0].input) for user in users]
@@ -148,7 +148,9 @@ def effect(scene: Scene, anchor: Anchor, history: str, factor: float, gates: str
     obeyed, before = (said[len(users) :].count(target) for said in (with_it, without))
     moved = sum(a != b for a, b in zip(with_it[: len(users)], without[: len(users)], strict=True))
     names = {one.id: one.user for one in anchors}
-    found = tuple(f"{f['gate']} {names[f['anchor']]}" for f in reg.banks.by_id(bank.id).config[GATES]["findings"])
+    found = tuple(
+        f"{f['gate']} {names[f['anchor']]}" for f in reg.banks.by_id(bank.id).config[SCREENING_KEY]["findings"]
+    )
     place = [one.id for one in anchors].index(anchor.id)
     return Effect(history, factor, gates, method, ratios[place], len(users), served, obeyed, before, moved, found)
 

@@ -26,15 +26,15 @@ def made_town(
     tmp_path_factory: pytest.TempPathFactory, tiny_base_path: Path, tiny_embedder_path: Path
 ) -> Iterator[Path]:
     """Models and a store: nine people with histories, three anchors among them, ida adapted, jon fused, kim new."""
-    from mta_cli.pipeline.models.lookup import register
+    from mta_cli.pipeline.models.pull import register_folder
     from mta_cli.pipeline.personalize.adapt import adapt_users
     from mta_cli.pipeline.personalize.fuse import fuse_user
 
     root = tmp_path_factory.mktemp("town")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTA_MODELS", str(root / "models"))
-        register(tiny_base_path, name="tiny")
-        register(tiny_embedder_path, name="tiny-embedder")
+        register_folder(tiny_base_path, name="tiny")
+        register_folder(tiny_embedder_path, name="tiny-embedder")
         with Registry.open(root / "store", create=True) as reg:
             town.people(reg)
             town.built(reg)

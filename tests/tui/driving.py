@@ -37,7 +37,7 @@ async def open_app(store: Path, size: tuple[int, int] = (80, 24)) -> AsyncIterat
             await settled(app, pilot)
             yield app, pilot
     finally:
-        app.close()
+        app.close_workers()
 
 
 async def settled(app: MtaApp, pilot: Pilot[None]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from textual.app import App, ComposeResult
 
-from mta_cli.tui.widgets.answers import MOST_WORDS, Answer, Answers, differing
+from mta_cli.tui.widgets.answers import MAX_DIFF_WORDS, AnswerColumn, AnswerColumns, differing_spans
 from tests.tui.driving import run, screen_text
 
 
@@ -15,11 +15,11 @@ class Wall(App[None]):
     """An app with nothing but columns."""
 
     def compose(self) -> ComposeResult:
-        yield Answers()
+        yield AnswerColumns()
 
     @property
-    def answers(self) -> Answers:
-        return self.query_one(Answers)
+    def answers(self) -> AnswerColumns:
+        return self.query_one(AnswerColumns)
 
 
 def detail(mode: str, **more: Any) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def result(**columns: tuple[str, dict[str, Any]]) -> dict[str, Any]:
     ],
 )
 def test_words_that_the_first_does_not_have_there_are_marked(first: str, other: str, marked: list[str]) -> None:
-    found = [other[start:end] for start, end in differing(first, other)]
+    found = [other[start:end] for start, end in differing_spans(first, other)]
     assert found == marked
 
 
 def test_very_long_answers_are_not_compared() -> None:
-    assert list(differing("a " * (MOST_WORDS + 1), "b " * 3)) == []
+    assert list(differing_spans("a " * (MAX_DIFF_WORDS + 1), "b " * 3)) == []
 
 
 def test_columns_stand_in_their_order_whoever_speaks_first() -> None:
@@ -62,26 +62,26 @@ def test_columns_stand_in_their_order_whoever_speaks_first() -> None:
         app = Wall()
         async with app.run_test(size=(100, 20)) as pilot:
             for key in ("@zoe", "adapted", "base", "@ann", "fused"):
-                app.answers.say(key, key)
+                app.answers.append_answer(key, key)
             await pilot.pause()
-            assert app.answers.keys == ["base", "fused", "adapted", "@zoe", "@ann"]
-            assert [column.key for column in app.query(Answer)] == app.answers.keys
+            assert app.answers.column_keys == ["base", "fused", "adapted", "@zoe", "@ann"]
+            assert [column.key for column in app.query(AnswerColumn)] == app.answers.column_keys
 
     run(drive())
 
 
 def test_many_pieces_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
-    show = Answer.show_words
-    monkeypatch.setattr(Answer, "show_words", lambda self, *rest: (drawn.append(self.key), show(self, *rest))[1])
+    show = AnswerColumn.show_answer
+    monkeypatch.setattr(AnswerColumn, "show_answer", lambda self, *rest: (drawn.append(self.key), show(self, *rest))[1])
 
     async def drive() -> None:
         app = Wall()
         async with app.run_test() as pilot:
             for n in range(500):
-                app.answers.say("base", f"w{n} ")
+                app.answers.append_answer("base", f"w{n} ")
             await pilot.pause()
-            assert len(drawn) < 5 and app.answers.words("base").endswith("w499 ")
+            assert len(drawn) < 5 and app.answers.answer_of("base").endswith("w499 ")
 
     run(drive())
 
@@ -94,7 +94,7 @@ def test_numbers_are_told_in_plain_words_and_the_likeliest_gold_is_marked() -> N
     async def drive() -> None:
         app = Wall()
         async with app.run_test(size=(140, 20)) as pilot:
-            app.answers.finish(
+            app.answers.show_result(
                 result(
                     base=("one two", detail("base", gold=gold, ended="length")),
                     fused=("one three", detail("fused", gold=label, ended="label", labels={"a": 1.0, "b": 2.0})),
@@ -120,7 +120,7 @@ def test_numbers_are_told_in_plain_words_and_the_likeliest_gold_is_marked() -> N
                 "the model as it is",
             ):
                 assert words in shown, words
-            feet = {column.key: str(column._foot.visual) for column in app.query(Answer)}
+            feet = {column.key: str(column._foot.visual) for column in app.query(AnswerColumn)}
             assert "nats" not in feet["@bob"]
 
     run(drive())
@@ -130,19 +130,19 @@ def test_a_column_is_chosen_by_key_and_by_click_and_none_is_left_after_clearing(
     async def drive() -> None:
         app = Wall()
         async with app.run_test(size=(100, 20)) as pilot:
-            app.answers.action_choose(1)
-            assert app.answers.chosen is None
-            app.answers.finish(result(base=("one", detail("base")), fused=("two", detail("fused"))))
+            app.answers.action_step_column(1)
+            assert app.answers.selected_key is None
+            app.answers.show_result(result(base=("one", detail("base")), fused=("two", detail("fused"))))
             await pilot.pause()
-            await pilot.click("Answer:last-of-type")
-            assert app.answers.chosen == "fused"
+            await pilot.click("AnswerColumn:last-of-type")
+            assert app.answers.selected_key == "fused"
             await pilot.press("left")
-            assert app.answers.chosen == "base"
+            assert app.answers.selected_key == "base"
             await pilot.press("left")
-            assert app.answers.chosen == "fused"
-            app.answers.clear()
+            assert app.answers.selected_key == "fused"
+            app.answers.clear_columns()
             await pilot.pause()
-            assert app.answers.chosen is None and app.answers.keys == [] and not app.query(Answer)
+            assert app.answers.selected_key is None and app.answers.column_keys == [] and not app.query(AnswerColumn)
 
     run(drive())
 
@@ -152,12 +152,12 @@ def test_five_columns_are_scrolled_where_they_do_not_fit() -> None:
         app = Wall()
         async with app.run_test(size=(80, 20)) as pilot:
             for key in ("base", "fused", "adapted", "@ann", "@bob"):
-                app.answers.say(key, "words")
+                app.answers.append_answer(key, "words")
             await pilot.pause()
-            assert {column.region.width for column in app.query(Answer)} == {20}
+            assert {column.region.width for column in app.query(AnswerColumn)} == {20}
             await pilot.resize_terminal(150, 20)
             await pilot.pause()
-            assert {column.region.width for column in app.query(Answer)} == {30}
+            assert {column.region.width for column in app.query(AnswerColumn)} == {30}
 
     run(drive())
 
@@ -168,7 +168,7 @@ def test_marked_words_are_seen_without_colours_too(monkeypatch: pytest.MonkeyPat
     async def drive() -> None:
         app = Wall()
         async with app.run_test(size=(80, 20)) as pilot:
-            app.answers.finish(result(base=("one two", detail("base")), fused=("one three", detail("fused"))))
+            app.answers.show_result(result(base=("one two", detail("base")), fused=("one three", detail("fused"))))
             await pilot.pause()
             strips = app.screen._compositor.render_strips()
             drawn = [segment for strip in strips for segment in strip]

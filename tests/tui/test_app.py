@@ -13,34 +13,34 @@ from textual.events import Key
 from textual.widgets import Input, Static
 
 from mta_cli.errors import BadInput, NotFound
-from mta_cli.events import Event, Saved, Started, Step
+from mta_cli.events import ArtifactSaved, Event, JobProgress, JobStarted
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import Help, Sure, Trouble
-from mta_cli.tui.messages import JobMoved, PersonChosen, StoreChanged
-from mta_cli.tui.screens.base import ROOMS, Room
+from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog, HelpDialog
+from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
+from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from store.registry import Registry
 from tests.tui.driving import open_app, run, screen_text, settled, until
 
 heard: list[object] = []
 
 
-class Cell(Room):
+class Cell(BaseScreen):
     """A room with one input that tells what it hears."""
 
     HELP: ClassVar[str] = "This is the help of a cell."
 
-    def furnish(self) -> ComposeResult:
-        yield Static(f"in {self.ROOM}")
+    def compose_body(self) -> ComposeResult:
+        yield Static(f"in {self.SCREEN_NAME}")
         yield Input(id="words")
 
     async def reload(self) -> None:
-        heard.append(f"reload {self.ROOM}")
+        heard.append(f"reload {self.SCREEN_NAME}")
 
-    def on_job_moved(self, message: JobMoved) -> None:
+    def on_job_moved(self, message: JobUpdated) -> None:
         heard.append(message.job.state)
 
-    def on_person_chosen(self, message: PersonChosen) -> None:
-        heard.append(self.home.chosen)
+    def on_person_chosen(self, message: UserSelected) -> None:
+        heard.append(self.mta_app.selected_user)
 
     def on_store_changed(self, message: StoreChanged) -> None:
         heard.append("changed")
@@ -49,7 +49,7 @@ class Cell(Room):
 @pytest.fixture(autouse=True)
 def cells(monkeypatch: pytest.MonkeyPatch) -> None:
     heard.clear()
-    made = {name: type(f"{title}Cell", (Cell,), {"ROOM": name}) for name, title in ROOMS.items()}
+    made = {name: type(f"{title}Cell", (Cell,), {"ROOM": name}) for name, title in SCREEN_TITLES.items()}
     monkeypatch.setattr(MtaApp, "MODES", made)
 
 
@@ -65,7 +65,7 @@ def test_rooms_are_reached_by_number_and_by_click(empty_store: Path) -> None:
             await pilot.press("5")
             await settled(app, pilot)
             assert "in chat" in screen_text(app)
-            await pilot.click("RoomTab:first-of-type")
+            await pilot.click("ScreenTab:first-of-type")
             await settled(app, pilot)
             assert "in users" in screen_text(app)
             assert heard.count("reload users") == 2 and heard.count("reload chat") == 1
@@ -89,7 +89,7 @@ def test_help_names_the_room_and_its_keys(empty_store: Path) -> None:
             await no_focus(app)
             await pilot.press("f1")
             await settled(app, pilot)
-            assert isinstance(app.screen, Help)
+            assert isinstance(app.screen, HelpDialog)
             shown = screen_text(app)
             assert "This is the help of a cell." in shown and "Close the window; asks while a job runs" in shown
             await pilot.press("escape")
@@ -101,14 +101,14 @@ def test_help_names_the_room_and_its_keys(empty_store: Path) -> None:
 def test_an_error_shows_message_hint_and_faults_and_can_be_copied(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
-            app.fail(BadInput("the file\x1b[31m is bad [b]", hint="mend it", faults=("line 3: no\x07 word",)))
+            app.show_error(BadInput("the file\x1b[31m is bad [b]", hint="mend it", faults=("line 3: no\x07 word",)))
             await settled(app, pilot)
             shown = screen_text(app)
             assert "the file[31m is bad [b]" in shown and "Try: mend it" in shown and "line 3: no word" in shown
             await pilot.press("c")
             assert app.clipboard == "the file[31m is bad [b]\n\nline 3: no word"
             await pilot.press("escape")
-            assert not isinstance(app.screen, Trouble)
+            assert not isinstance(app.screen, ErrorDialog)
 
     run(drive())
 
@@ -131,7 +131,7 @@ def test_a_reading_that_fails_is_told_and_the_window_stays(empty_store: Path, mo
 def test_a_chosen_person_is_told_to_the_room_and_shown_above_it(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
-            app.choose("ida\x1b[2J")
+            app.select_user("ida\x1b[2J")
             await settled(app, pilot)
             assert heard[-2:].count("ida\x1b[2J") == 1 and heard.count("reload users") == 2
             assert "ida[2J" in screen_text(app).splitlines()[0]
@@ -140,25 +140,25 @@ def test_a_chosen_person_is_told_to_the_room_and_shown_above_it(empty_store: Pat
 
 
 def steps(reg: Registry) -> Iterator[Event]:
-    yield Started("walk", total=3)
+    yield JobStarted("walk", total=3)
     for done in (1, 2, 3):
-        yield Step("far", done, loss=1.0 / done)
-    yield Saved("thing", "one")
+        yield JobProgress("far", done, loss=1.0 / done)
+    yield ArtifactSaved("thing", "one")
 
 
 def forever(reg: Registry) -> Iterator[Event]:
-    yield Started("walk")
+    yield JobStarted("walk")
     done = 0
     while True:
         done += 1
-        yield Step("far", done)
+        yield JobProgress("far", done)
 
 
 def test_a_job_is_told_to_the_room_and_what_it_saved_makes_it_read_again(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
-            job = app.board.add("walk", "a walk", steps)
-            await until(pilot, lambda: job.over and "done" in heard)
+            job = app.job_queue.add_job("walk", "a walk", steps)
+            await until(pilot, lambda: job.finished and "done" in heard)
             assert "changed" in heard and heard.count("reload users") >= 2
             assert job.progress.losses == [1.0, 0.5, 1 / 3] and job.log == ["saved thing one"]
 
@@ -169,14 +169,14 @@ def test_leaving_asks_while_a_job_runs_and_closing_stops_it(empty_store: Path) -
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
             await no_focus(app)
-            job = app.board.add("walk", "a long walk", forever)
+            job = app.job_queue.add_job("walk", "a long walk", forever)
             await until(pilot, lambda: job.progress.done > 10)
             await pilot.press("q")
-            await until(pilot, lambda: isinstance(app.screen, Sure))
+            await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
             assert "a long walk is at work" in screen_text(app)
             await pilot.press("n")
             assert app.is_running and job.state == "running"
-        app.board.drain()
+        app.job_queue.drain_events()
         assert job.state == "stopped"
 
     run(drive())
@@ -195,12 +195,12 @@ def test_leaving_with_nothing_at_work_closes_at_once(empty_store: Path) -> None:
 def test_ctrl_q_closes_over_a_dialog_and_while_typing_but_answers_no_question(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
-            app.push_screen(Sure("Remove it?"))
+            app.push_screen(ConfirmDialog("Remove it?"))
             await pilot.pause()
             await pilot.press("ctrl+q")
-            assert app.is_running and isinstance(app.screen, Sure)
+            assert app.is_running and isinstance(app.screen, ConfirmDialog)
             await pilot.press("n")
-            app.push_screen(Help("Keys", []))
+            app.push_screen(HelpDialog("Keys", []))
             await pilot.pause()
             await pilot.press("ctrl+q")
             await until(pilot, lambda: not app.is_running)

@@ -12,11 +12,20 @@ from textual.app import App
 from textual.pilot import Pilot
 from textual.widgets import Button, Collapsible, Input, Select
 
-from mta_cli.errors import BadInput, UsageFault
-from mta_cli.events import PlanLine, Planned
-from mta_cli.options import BankOptions, Machine
+from mta_cli.errors import BadInput, UsageError
+from mta_cli.events import JobPlan, PlanLine
+from mta_cli.options import BankOptions, MachineOptions
 from mta_cli.settings import Settings
-from mta_cli.tui.forms import Field, Filled, Form, FormDialog, faults_of, flags, plan_table, setting_field
+from mta_cli.tui.forms import (
+    Form,
+    FormDialog,
+    FormField,
+    FormValues,
+    plan_table,
+    setting_field,
+    split_faults_by_field,
+    values_as_flags,
+)
 from tests.tui.driving import run, until
 
 NOT_ASKED = "not asked"
@@ -28,12 +37,12 @@ class Window(App[None]):
     def __init__(self, form: Form) -> None:
         super().__init__()
         self.form = form
-        self.answer: Filled | str | None = NOT_ASKED
+        self.answer: FormValues | str | None = NOT_ASKED
 
     def on_mount(self) -> None:
         self.push_screen(FormDialog(self.form), self._took)
 
-    def _took(self, answer: Filled | None) -> None:
+    def _took(self, answer: FormValues | None) -> None:
         self.answer = answer
 
 
@@ -54,11 +63,13 @@ def driven(
 def bank_form(**changes: Any) -> Form:
     settings = Settings.load()
 
-    def check(filled: Filled) -> None:
-        settings.build(BankOptions, **flags(filled, ("anchors", "rank", "placement", "task_adapter", "alpha")))
+    def check(filled: FormValues) -> None:
+        settings.build_options(
+            BankOptions, **values_as_flags(filled, ("anchors", "rank", "placement", "task_adapter", "alpha"))
+        )
 
     fields = (
-        Field("name", "name", help="Its name.", needed=True),
+        FormField("name", "name", help="Its name.", required=True),
         *(setting_field(settings, BankOptions, name) for name in ("anchors", "rank", "placement", "task_adapter")),
         setting_field(settings, BankOptions, "alpha", more=True),
     )
@@ -66,7 +77,7 @@ def bank_form(**changes: Any) -> Form:
 
 
 def fault(window: Window, name: str) -> str:
-    row = next(row for row in window.screen.query("Row") if row.field.name == name)  # type: ignore[attr-defined]
+    row = next(row for row in window.screen.query("FieldRow") if row.field.name == name)  # type: ignore[attr-defined]
     return str(row.query_one(".fault").content) if row.has_class("-wrong") else ""
 
 
@@ -76,16 +87,16 @@ def dialog(window: Window) -> FormDialog:
 
 
 async def wait_for_plan(pilot: Pilot[None], window: Window) -> None:
-    await until(pilot, lambda: dialog(window).planned)
+    await until(pilot, lambda: dialog(window).plan_shown)
 
 
 def test_defaults_come_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTA_BANK_ANCHORS", "5")
     field = setting_field(Settings.load(), BankOptions, "anchors")
-    assert (field.shown, field.value, field.key) == ("5", "", "bank.anchors") and field.help
+    assert (field.default_text, field.initial_value, field.setting_key) == ("5", "", "bank.anchors") and field.help
     assert setting_field(Settings.load(), BankOptions, "task_adapter").choices == ("yes", "no")
-    assert setting_field(Settings.load(), BankOptions, "task_min_items").shown == "by the data"
-    assert setting_field(Settings.load(), Machine, "dtype").choices[0] == "auto"
+    assert setting_field(Settings.load(), BankOptions, "task_min_items").default_text == "by the data"
+    assert setting_field(Settings.load(), MachineOptions, "dtype").choices[0] == "auto"
 
 
 def test_what_is_left_empty_was_not_given() -> None:
@@ -94,7 +105,7 @@ def test_what_is_left_empty_was_not_given() -> None:
 
     filled = driven(bank_form(), act).answer
     assert filled == {"name": "mine", "anchors": "4", "rank": "", "placement": "", "task_adapter": "", "alpha": ""}
-    assert flags(filled, ("anchors", "rank")) == {"anchors": "4", "rank": None}  # type: ignore[arg-type]
+    assert values_as_flags(filled, ("anchors", "rank")) == {"anchors": "4", "rank": None}  # type: ignore[arg-type]
 
 
 def test_a_bad_value_is_refused_beside_its_field_in_the_words_of_the_command_line() -> None:
@@ -157,18 +168,18 @@ def test_escape_closes_an_open_choice_then_the_form() -> None:
 
 
 def test_the_plan_is_shown_before_the_start_and_can_be_left_again() -> None:
-    asked: list[Filled] = []
+    asked: list[FormValues] = []
 
-    async def plan(filled: Filled) -> Sequence[Planned]:
+    async def plan(filled: FormValues) -> Sequence[JobPlan]:
         asked.append(filled)
-        return [Planned("bank", (PlanLine("bank.rank", "4", "flag --rank"), PlanLine("tokens", "[red]\x1b12")))]
+        return [JobPlan("bank", (PlanLine("bank.rank", "4", "flag --rank"), PlanLine("tokens", "[red]\x1b12")))]
 
     async def act(window: Window, pilot: Pilot[None]) -> None:
         await pilot.press(*"x", "enter")
         await wait_for_plan(pilot, window)
         assert window.answer == NOT_ASKED and str(window.screen.query_one("#go", Button).label) == "Start"
         await pilot.press("escape")
-        assert not dialog(window).planned and str(window.screen.query_one("#go", Button).label) == "Plan"
+        assert not dialog(window).plan_shown and str(window.screen.query_one("#go", Button).label) == "Plan"
         await pilot.press(*"y", "enter")
         await wait_for_plan(pilot, window)
         await pilot.press("enter")
@@ -178,12 +189,12 @@ def test_the_plan_is_shown_before_the_start_and_can_be_left_again() -> None:
 
 
 def test_a_plan_of_what_was_changed_meanwhile_is_not_shown() -> None:
-    go_on, asked = asyncio.Event(), list[Filled]()
+    go_on, asked = asyncio.Event(), list[FormValues]()
 
-    async def plan(filled: Filled) -> Sequence[Planned]:
+    async def plan(filled: FormValues) -> Sequence[JobPlan]:
         asked.append(filled)
         await go_on.wait()
-        return [Planned("bank", (PlanLine("bank.rank", "4", "flag --rank"),))]
+        return [JobPlan("bank", (PlanLine("bank.rank", "4", "flag --rank"),))]
 
     async def act(window: Window, pilot: Pilot[None]) -> None:
         await pilot.press(*"x", "enter")
@@ -191,7 +202,7 @@ def test_a_plan_of_what_was_changed_meanwhile_is_not_shown() -> None:
         await pilot.press("y")
         go_on.set()
         await until(pilot, lambda: not window.screen.query_one("#go", Button).disabled)
-        assert not dialog(window).planned and str(window.screen.query_one("#go", Button).label) == "Plan"
+        assert not dialog(window).plan_shown and str(window.screen.query_one("#go", Button).label) == "Plan"
         await pilot.press("enter")
         await wait_for_plan(pilot, window)
         await pilot.press("enter")
@@ -201,7 +212,7 @@ def test_a_plan_of_what_was_changed_meanwhile_is_not_shown() -> None:
 
 
 def test_what_the_plan_meets_is_told_in_the_form() -> None:
-    async def plan(filled: Filled) -> Sequence[Planned]:
+    async def plan(filled: FormValues) -> Sequence[JobPlan]:
         if filled["name"] == "x":
             raise BadInput("12 anchors asked for, and 9 [b]users", hint="--anchors 9", faults=("one", "two"))
         raise ValueError("unforeseen")
@@ -213,7 +224,7 @@ def test_what_the_plan_meets_is_told_in_the_form() -> None:
         assert "Try: --anchors 9" in str(faults.content) and "two" in str(faults.content)  # type: ignore[attr-defined]
         await pilot.press(*"y", "enter")
         await until(pilot, lambda: "ValueError: unforeseen" in str(faults.content))  # type: ignore[attr-defined]
-        assert not window.screen.query_one("#go", Button).disabled and not dialog(window).planned
+        assert not window.screen.query_one("#go", Button).disabled and not dialog(window).plan_shown
 
     assert driven(bank_form(plan=plan), act).answer == NOT_ASKED
 
@@ -221,7 +232,7 @@ def test_what_the_plan_meets_is_told_in_the_form() -> None:
 def test_a_plan_that_nobody_waits_for_ends_with_the_form() -> None:
     begun = asyncio.Event()
 
-    async def plan(filled: Filled) -> Sequence[Planned]:
+    async def plan(filled: FormValues) -> Sequence[JobPlan]:
         begun.set()
         await asyncio.sleep(60)
         return []
@@ -247,7 +258,7 @@ def test_what_no_terminal_should_get_is_not_kept_in_a_field(monkeypatch: pytest.
     filled = driven(bank_form(), act).answer
     assert isinstance(filled, dict) and filled["name"] == "a[31mb"
     monkeypatch.setenv("MTA_BANK_TARGETS", "q\x1b[31m\u202e_proj")
-    assert setting_field(Settings.load(), BankOptions, "targets").shown == "q[31m_proj"
+    assert setting_field(Settings.load(), BankOptions, "targets").default_text == "q[31m_proj"
 
 
 def test_the_help_of_the_focused_field_is_shown() -> None:
@@ -274,11 +285,18 @@ def test_everything_can_be_reached_in_a_small_terminal() -> None:
 
 
 def test_faults_find_their_fields_and_the_rest_stands_alone() -> None:
-    fields = (Field("rank", "rank", key="bank.rank"), Field("alpha", "alpha", key="bank.alpha"), Field("x", "x"))
-    several = UsageFault("2 settings cannot be used:\nbank.rank = 0 (flag --rank): the least is 1\nbank.alpha: no")
-    own, rest = faults_of(several, fields)
+    fields = (
+        FormField("rank", "rank", setting_key="bank.rank"),
+        FormField("alpha", "alpha", setting_key="bank.alpha"),
+        FormField("x", "x"),
+    )
+    several = UsageError("2 settings cannot be used:\nbank.rank = 0 (flag --rank): the least is 1\nbank.alpha: no")
+    own, rest = split_faults_by_field(several, fields)
     assert own == {"rank": "bank.rank = 0 (flag --rank): the least is 1", "alpha": "bank.alpha: no"} and rest == []
-    assert faults_of(UsageFault("all wrong", hint="begin anew"), fields) == ({}, ["all wrong", "Try: begin anew"])
+    assert split_faults_by_field(UsageError("all wrong", hint="begin anew"), fields) == (
+        {},
+        ["all wrong", "Try: begin anew"],
+    )
 
 
 def test_a_plan_says_what_was_found_out_first_and_shows_markup_as_it_is() -> None:
@@ -291,7 +309,7 @@ def test_a_plan_says_what_was_found_out_first_and_shows_markup_as_it_is() -> Non
     )
     console = Console(width=70, no_color=True)
     with console.capture() as captured:
-        console.print(plan_table([Planned("bank build", lines)]))
+        console.print(plan_table([JobPlan("bank build", lines)]))
     shown = [row.split() for row in captured.get().splitlines()]
     assert [row[0] for row in shown] == ["candidates", "bank", "bank.rank"] and shown[0][1] == "[b]9[31m"
 

@@ -7,63 +7,63 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.text.tasks import BUILTIN
-from mta_cli.errors import BadInput, NotFound, UsageFault
-from mta_cli.events import Done, Planned
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.events import JobPlan, JobResult
 from mta_cli.options import AdaptOptions, BankOptions, EvalOptions
 from mta_cli.settings import Settings
-from mta_cli.tui.forms import Filled
-from mta_cli.tui.job_forms import STARTS, Known, Order, likely_task, people, planned
+from mta_cli.tui.forms import FormValues
+from mta_cli.tui.job_forms import JOB_FORMS, FormContext, JobRequest, dry_run_plans, guess_task, parse_user_names
 from store.registry import Registry
 from tests.pipeline.town import TASK, finish
 from tests.shell import mta_ok
 
 
-def known(store: Path, **more: object) -> Known:
-    return Known(Settings.load(store), store, tuple(BUILTIN), **more)  # type: ignore[arg-type]
+def known(store: Path, **more: object) -> FormContext:
+    return FormContext(Settings.load(store), store, tuple(BUILTIN_TASKS), **more)  # type: ignore[arg-type]
 
 
-def order(kind: str, store: Path, **values: str) -> Order:
+def order(kind: str, store: Path, **values: str) -> JobRequest:
     """The job of a form in which only these fields were filled."""
     now = known(store)
-    filled: Filled = {field.name: field.value for field in STARTS[kind].fields(now)}
+    filled: FormValues = {field.name: field.initial_value for field in JOB_FORMS[kind].make_fields(now)}
     assert set(values) <= set(filled)
-    return STARTS[kind].order(now, {**filled, **values})
+    return JOB_FORMS[kind].make_request(now, {**filled, **values})
 
 
 @pytest.fixture(autouse=True)
 def quick_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """The task by its name is the quick one of the town."""
-    monkeypatch.setitem(BUILTIN, TASK.name, TASK)
+    monkeypatch.setitem(BUILTIN_TASKS, TASK.name, TASK)
 
 
 @pytest.mark.parametrize(
     ("kind", "cls"), [("bank build", BankOptions), ("user adapt", AdaptOptions), ("eval run", EvalOptions)]
 )
 def test_every_option_of_a_job_has_its_field(kind: str, cls: type, empty_store: Path) -> None:
-    names = [field.name for field in STARTS[kind].fields(known(empty_store))]
+    names = [field.name for field in JOB_FORMS[kind].make_fields(known(empty_store))]
     assert {spec.name for spec in fields(cls)} <= set(names) and len(names) == len(set(names))
     assert {"seed", "device", "dtype", "base", "embedder", "history_items"} <= set(names)
 
 
 def test_keys_are_different_and_every_kind_says_what_it_is() -> None:
-    assert len({start.key for start in STARTS.values()}) == len(STARTS)
-    assert all(start.about and start.kind == kind for kind, start in STARTS.items())
+    assert len({start.key for start in JOB_FORMS.values()}) == len(JOB_FORMS)
+    assert all(start.about and start.kind == kind for kind, start in JOB_FORMS.items())
 
 
 def test_all_faults_of_all_options_are_listed_at_once(empty_store: Path) -> None:
-    with pytest.raises(UsageFault) as caught:
+    with pytest.raises(UsageError) as caught:
         order("bank build", empty_store, task="lamp-2", rank="0", history_items="99", dtype="float8")
     assert [text.partition(" =")[0] for text in caught.value.message.splitlines()] == [
         "bank.rank",
         "prompt.history_items",
         "machine.dtype",
     ]
-    with pytest.raises(UsageFault, match=r"adapt\.alpha: a core has none"):
+    with pytest.raises(UsageError, match=r"adapt\.alpha: a core has none"):
         order("user adapt", empty_store, alpha="4")
-    with pytest.raises(UsageFault, match="is no setting of a method"):
+    with pytest.raises(UsageError, match="is no setting of a method"):
         order("eval run", empty_store, task="lamp-2", set="mta")
-    with pytest.raises(UsageFault, match="--outputs belongs to"):
+    with pytest.raises(UsageError, match="--outputs belongs to"):
         order("data import", empty_store, format="jsonl", outputs="x")
 
 
@@ -100,7 +100,7 @@ def test_the_plan_is_that_of_the_command_line(
     demo_store: Path, kind: str, values: dict[str, str], line: list[str]
 ) -> None:
     with Registry.open(demo_store) as reg:
-        plans = planned(order(kind, demo_store, **values), reg)
+        plans = dry_run_plans(order(kind, demo_store, **values), reg)
     document = mta_ok(*line, "--dry-run", "--json").json()
     measured = {"time"}  # differs from one moment to the next
     mine = [(each.name, each.value, each.origin) for each in plans[0].lines if each.name not in measured]
@@ -122,9 +122,9 @@ def test_a_bank_an_adaptation_and_an_evaluation_come_of_their_forms(demo_store: 
     )
     assert (bank.kind, bank.title) == ("bank build", "mine")
     with Registry.open(demo_store) as reg:
-        result, _ = finish(bank.make(reg, False))
+        result, _ = finish(bank.make_events(reg, False))
         assert result["bank"] == "mine" and len(result["anchors"]) == 2 and reg.banks.get("mine").config["rank"] == 1
-        results, _ = finish(order("user adapt", demo_store, users="kim, ida,kim", steps="2").make(reg, False))
+        results, _ = finish(order("user adapt", demo_store, users="kim, ida,kim", steps="2").make_events(reg, False))
         assert [(r["user"], r["steps"]) for r in results] == [("kim", 2), ("ida", 2)]
         tested = order(
             "eval run",
@@ -136,29 +136,32 @@ def test_a_bank_an_adaptation_and_an_evaluation_come_of_their_forms(demo_store: 
             min_items="5",
             set="majority.prior_strength=2",
         )
-        with pytest.raises(UsageFault, match="majority has no setting"):
-            finish(tested.make(reg, False))
+        with pytest.raises(UsageError, match="majority has no setting"):
+            finish(tested.make_events(reg, False))
 
 
 def test_nobody_named_means_everybody(demo_store: Path) -> None:
     with Registry.open(demo_store) as reg:
         everybody = order("user adapt", demo_store)
         assert everybody.title == "everybody"
-        done = list(everybody.make(reg, True))[-1]
-        assert isinstance(done, Done) and len(done.result["users"]) == 9
+        done = list(everybody.make_events(reg, True))[-1]
+        assert isinstance(done, JobResult) and len(done.result["users"]) == 9
         with pytest.raises(NotFound, match="no user"):
-            planned(order("user adapt", demo_store, users="nobody"), reg)
+            dry_run_plans(order("user adapt", demo_store, users="nobody"), reg)
 
 
 def test_commas_alone_name_nobody(demo_store: Path) -> None:
     with Registry.open(demo_store) as reg, pytest.raises(BadInput, match="names nobody"):
-        list(order("user adapt", demo_store, users=" , ").make(reg, True))
+        list(order("user adapt", demo_store, users=" , ").make_events(reg, True))
 
 
 def test_names_stand_between_commas_and_the_chosen_one_may_hold_one() -> None:
-    assert people("ida, jon ,, ida") == ["ida", "jon"] and people("") == []
-    assert people("ida", " ida") == [" ida"]
-    assert people("Doe, Jane", "Doe, Jane") == ["Doe, Jane"] and people("Doe, Jane", "ida") == ["Doe", "Jane"]
+    assert parse_user_names("ida, jon ,, ida") == ["ida", "jon"] and parse_user_names("") == []
+    assert parse_user_names("ida", " ida") == [" ida"]
+    assert parse_user_names("Doe, Jane", "Doe, Jane") == ["Doe, Jane"] and parse_user_names("Doe, Jane", "ida") == [
+        "Doe",
+        "Jane",
+    ]
 
 
 def test_a_file_is_imported_after_its_plan(empty_store: Path, tmp_path: Path) -> None:
@@ -166,23 +169,23 @@ def test_a_file_is_imported_after_its_plan(empty_store: Path, tmp_path: Path) ->
     path.write_text('{"user": "nia", "input": "a", "output": "b"}\n', encoding="utf-8")
     job = order("data import", empty_store, path=str(path), can_anchor="no")
     with Registry.open(empty_store, create=True) as reg:
-        (plan,) = planned(job, reg)
-        assert isinstance(plan, Planned) and reg.users.names() == []
-        finish(job.make(reg, False))
+        (plan,) = dry_run_plans(job, reg)
+        assert isinstance(plan, JobPlan) and reg.users.names() == []
+        finish(job.make_events(reg, False))
         assert reg.users.names() == ["nia"] and not reg.users.get("nia").can_anchor
         path.write_text("no json", encoding="utf-8")
         with pytest.raises(BadInput):
-            planned(job, reg)
+            dry_run_plans(job, reg)
 
 
 def test_a_file_that_is_not_named_yet_is_no_fault(empty_store: Path) -> None:
     order("data import", empty_store)
-    with pytest.raises(UsageFault, match=r"does not say"):
+    with pytest.raises(UsageError, match=r"does not say"):
         order("data import", empty_store, path="notes")
 
 
 def test_a_path_that_cannot_be_is_refused(empty_store: Path) -> None:
-    with pytest.raises(UsageFault, match="NUL"):
+    with pytest.raises(UsageError, match="NUL"):
         order("data import", empty_store, path="a\0b")
 
 
@@ -191,17 +194,19 @@ def test_remarks_of_a_dry_run_stand_with_its_plan(empty_store: Path, tmp_path: P
     people = ('{"user": "Nia", "input": "a", "output": "b"}', '{"user": "nia", "input": "a", "output": "b"}')
     path.write_text("\n".join(people), encoding="utf-8")
     with Registry.open(empty_store, create=True) as reg:
-        plans = planned(order("data import", empty_store, path=str(path)), reg)
+        plans = dry_run_plans(order("data import", empty_store, path=str(path)), reg)
     assert plans[-1].job == "notes" and "nia" in plans[-1].lines[0].value.lower()
 
 
 def test_the_demo_goes_into_an_empty_store_and_else_beside_it(demo_store: Path) -> None:
-    fields = {field.name: field for field in STARTS["demo"].fields(known(demo_store, empty=True))}
-    assert fields["where"].value == "this store"
-    assert STARTS["demo"].fields(known(demo_store))[0].value == "its own"
+    fields = {field.name: field for field in JOB_FORMS["demo"].make_fields(known(demo_store, empty=True))}
+    assert fields["where"].initial_value == "this store"
+    assert JOB_FORMS["demo"].make_fields(known(demo_store))[0].initial_value == "its own"
     with Registry.open(demo_store) as reg:
         lines = {
-            where: {line.name: line.value for line in planned(order("demo", demo_store, where=where), reg)[0].lines}
+            where: {
+                line.name: line.value for line in dry_run_plans(order("demo", demo_store, where=where), reg)[0].lines
+            }
             for where in ("this store", "its own")
         }
     assert lines["this store"]["store"] == str(demo_store) and lines["its own"]["store"] == f"{demo_store}-demo"
@@ -210,8 +215,8 @@ def test_the_demo_goes_into_an_empty_store_and_else_beside_it(demo_store: Path) 
 
 def test_the_task_that_is_meant_is_that_of_the_person_or_of_the_only_bank(demo_store: Path, empty_store: Path) -> None:
     with Registry.open(demo_store) as reg:
-        assert likely_task(reg, "ida") == likely_task(reg, None) == "lamp-2"
+        assert guess_task(reg, "ida") == guess_task(reg, None) == "lamp-2"
         reg.users.add("new")
-        assert likely_task(reg, "new") == "lamp-2"
-        reg.banks.begin("other", "k", "free", "b", "e", 0, {})
-        assert likely_task(reg, None) is None
+        assert guess_task(reg, "new") == "lamp-2"
+        reg.banks.get_or_create_bank("other", "k", "free", "b", "e", 0, {})
+        assert guess_task(reg, None) is None

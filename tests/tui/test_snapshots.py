@@ -54,7 +54,9 @@ def shows(key: str, words: str) -> Walk:
 
 async def trouble(app: MtaApp, pilot: Pilot[None]) -> None:
     """An error with faults."""
-    app.fail(BadInput("people.csv: 2 faults; nothing was imported", hint="mend the file", faults=("row 3", "row 7")))
+    app.show_error(
+        BadInput("people.csv: 2 faults; nothing was imported", hint="mend the file", faults=("row 3", "row 7"))
+    )
     await settled(app, pilot)
 
 

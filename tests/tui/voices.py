@@ -8,32 +8,32 @@ import pytest
 from textual.pilot import Pilot
 
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.screens.base import Room
-from mta_cli.tui.screens.chat import ChatRoom
-from mta_cli.tui.screens.compare import CompareRoom
-from mta_cli.tui.widgets.prompt import Prompt
-from mta_cli.tui.workers.chat_turn import Turn
+from mta_cli.tui.screens.base import BaseScreen
+from mta_cli.tui.screens.chat import ChatScreen
+from mta_cli.tui.screens.compare import CompareScreen
+from mta_cli.tui.widgets.prompt import PromptArea
+from mta_cli.tui.workers.chat_turn import ActiveRequest
 from tests.tui.driving import settled, until
 
 begun = [0]  # how many talks there were
 
 
-class Hall(Room):
+class Hall(BaseScreen):
     """An empty room to begin in."""
 
-    ROOM = "users"
+    SCREEN_NAME = "users"
 
 
 def only_voices(monkeypatch: pytest.MonkeyPatch) -> None:
     """The window has a hall and the two rooms with voices; answers are short, and talks are counted."""
-    begin = Turn.begin
+    begin = ActiveRequest.start_request
 
-    def counted(self: Turn, *rest: Any) -> None:
+    def counted(self: ActiveRequest, *rest: Any) -> None:
         begin(self, *rest)
         begun[0] += 1
 
-    monkeypatch.setattr(Turn, "begin", counted)
-    monkeypatch.setattr(MtaApp, "MODES", {"users": Hall, "compare": CompareRoom, "chat": ChatRoom})
+    monkeypatch.setattr(ActiveRequest, "start_request", counted)
+    monkeypatch.setattr(MtaApp, "MODES", {"users": Hall, "compare": CompareScreen, "chat": ChatScreen})
     monkeypatch.setenv("MTA_ANSWER_MAX_TOKENS", "12")
     monkeypatch.setenv("MTA_ANSWER_TEMPERATURE", "1.0")  # the tiny base's likeliest tokens are no characters
 
@@ -41,15 +41,15 @@ def only_voices(monkeypatch: pytest.MonkeyPatch) -> None:
 async def enter(app: MtaApp, pilot: Pilot[None], room: str, person: str | None) -> Any:
     """Choose somebody and go to a room."""
     if person is not None:
-        app.choose(person)
-    app.go(room)
+        app.select_user(person)
+    app.show_screen(room)
     await settled(app, pilot)
     return app.screen
 
 
 async def type_and_ask(app: MtaApp, pilot: Pilot[None], words: str) -> None:
     """Type into the prompt and press Enter; waits until the talk is over and shown."""
-    app.screen.query_one(Prompt).focus()
+    app.screen.query_one(PromptArea).focus()
     await press_and_hear(app, pilot, *words, "enter")
 
 
@@ -63,10 +63,10 @@ async def press_and_hear(app: MtaApp, pilot: Pilot[None], *keys: str) -> None:
 
 async def answered(app: MtaApp, pilot: Pilot[None]) -> None:
     """Wait until nobody speaks and all is shown."""
-    await until(pilot, lambda: not turn(app).busy)
+    await until(pilot, lambda: not turn(app).in_progress)
     await settled(app, pilot)
 
 
-def turn(app: MtaApp) -> Turn:
+def turn(app: MtaApp) -> ActiveRequest:
     """The talk of the room that is shown."""
-    return cast(Turn, cast(Any, app.room).turn)
+    return cast(ActiveRequest, cast(Any, app.current_screen).turn)

@@ -15,11 +15,11 @@ from scipy.special import log_softmax
 
 Array = npt.NDArray[np.float64]
 
-WIDEST = 3.0  # a temperature is between e⁻³ and e³
-NO_LABEL = math.log(1e-6)  # nats, of a gold that is none of the labels
+MAX_LOG_TEMPERATURE = 3.0  # a temperature is between e⁻³ and e³
+NO_LABEL_LOGLIK = math.log(1e-6)  # nats, of a gold that is none of the labels
 
 
-def temperature(scores: npt.ArrayLike, golds: Sequence[int]) -> float:
+def fit_temperature(scores: npt.ArrayLike, golds: Sequence[int]) -> float:
     """The T that makes the golds likeliest under softmax(scores / T) (Guo et al. 2017, arXiv 1706.04599).
 
     `scores` is `[queries, labels]`, finite; `golds` are the golds' places among the labels. 1 for no queries. Raises
@@ -34,7 +34,7 @@ def temperature(scores: npt.ArrayLike, golds: Sequence[int]) -> float:
     def loss(log_temperature: float) -> float:
         return -float(log_probabilities(values, math.exp(log_temperature))[rows, golds].mean())
 
-    return math.exp(minimize_scalar(loss, bounds=(-WIDEST, WIDEST), method="bounded").x)
+    return math.exp(minimize_scalar(loss, bounds=(-MAX_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE), method="bounded").x)
 
 
 def log_probabilities(scores: npt.ArrayLike, temperature: float) -> Array:
@@ -47,5 +47,5 @@ def gold_loglik(scores: npt.ArrayLike, labels: Sequence[str], gold: str, tempera
     """The log-probability of the label that `gold` names, nats; `NO_LABEL` where it names none. `scores`: `[labels]`"""
     wanted = gold.strip()
     if wanted not in labels:
-        return NO_LABEL
+        return NO_LABEL_LOGLIK
     return float(log_probabilities(scores, temperature)[labels.index(wanted)])

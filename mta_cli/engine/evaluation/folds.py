@@ -6,11 +6,11 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-TUNING = 0.25  # share of the people on whom settings are chosen where there is one fold; as many again are tested
+TUNING_SHARE = 0.25  # share of the people on whom settings are chosen where there is one fold; as many again are tested
 
 
 @dataclass(frozen=True)
-class Fold:
+class UserFold:
     """Disjoint people by id: `bank` gives task adapter and anchors, `test` counts.
 
     Settings and temperatures come from `tuning`; where that is empty, settings come from the people tested in the other
@@ -22,7 +22,7 @@ class Fold:
     test: tuple[int, ...]
 
 
-def split(items: Mapping[int, int], asked: Sequence[int], folds: int, seed: int) -> list[Fold]:
+def split_users(items: Mapping[int, int], asked: Sequence[int], folds: int, seed: int) -> list[UserFold]:
     """Folds over people with `items` history items each; who is `asked` (has held-out queries) is tested once.
 
     People of like history length are spread evenly. One fold is a plain split: half build, a quarter tune, a quarter
@@ -30,7 +30,7 @@ def split(items: Mapping[int, int], asked: Sequence[int], folds: int, seed: int)
     """
     order = sorted(items, key=lambda person: (items[person], person))
     draw, known = random.Random(seed), set(asked)
-    parts = folds if folds > 1 else round(1 / TUNING)
+    parts = folds if folds > 1 else round(1 / TUNING_SHARE)
     part: dict[int, int] = {}
     for start in range(0, len(order), parts):
         numbers = list(range(parts))
@@ -46,8 +46,8 @@ def split(items: Mapping[int, int], asked: Sequence[int], folds: int, seed: int)
     return found
 
 
-def _fold(bank: Sequence[Sequence[int]], tuning: Sequence[int], test: Sequence[int], asked: set[int]) -> Fold:
-    return Fold(
+def _fold(bank: Sequence[Sequence[int]], tuning: Sequence[int], test: Sequence[int], asked: set[int]) -> UserFold:
+    return UserFold(
         tuple(sorted(person for group in bank for person in group)),
         tuple(person for person in tuning if person in asked),
         tuple(person for person in test if person in asked),

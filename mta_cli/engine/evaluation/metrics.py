@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LOWEST, HIGHEST = 1.0, 5.0  # the scale of LaMP's scores
+MIN_SCORE, MAX_SCORE = 1.0, 5.0  # the scale of LaMP's scores
 
 _WORD = re.compile(r"[a-z0-9]+")
 
 
 @dataclass(frozen=True)
-class Overlap:
+class RougeScore:
     """One ROUGE score; each part is from 0 to 1."""
 
     precision: float
@@ -23,37 +23,37 @@ class Overlap:
 
 
 def score_errors(
-    answers: Sequence[str], golds: Sequence[str], *, low: float = LOWEST, high: float = HIGHEST
+    answers: Sequence[str], golds: Sequence[str], *, low: float = MIN_SCORE, high: float = MAX_SCORE
 ) -> list[float]:
     """Answer minus gold for each pair. Raises ValueError for a gold that is no number."""
     errors = []
-    for answer, raw in _stripped(answers, golds):
+    for answer, raw in _strip_pairs(answers, golds):
         gold = float(raw)
         given = _number(answer)
         errors.append((low if abs(gold - low) > abs(gold - high) else high) - gold if given is None else given - gold)
     return errors
 
 
-def rouge_1(answer: str, gold: str) -> Overlap:
+def rouge_1(answer: str, gold: str) -> RougeScore:
     """Overlap of single words: lower case, letters a–z and digits only, no stemming (as Google's `rouge_score`)."""
     ours, theirs = _words(answer), _words(gold)
     shared = sum((Counter(ours) & Counter(theirs)).values())
     return _overlap(shared, len(ours), len(theirs))
 
 
-def rouge_l(answer: str, gold: str) -> Overlap:
+def rouge_l(answer: str, gold: str) -> RougeScore:
     """Overlap by the longest common subsequence of words, which need not stand next to each other."""
     ours, theirs = _words(answer), _words(gold)
-    return _overlap(_longest_common(ours, theirs), len(ours), len(theirs))
+    return _overlap(_lcs_length(ours, theirs), len(ours), len(theirs))
 
 
-def scale(labels: Sequence[str]) -> tuple[float, float]:
+def score_range(labels: Sequence[str]) -> tuple[float, float]:
     """The lowest and the highest of a task's scores; LaMP's where it lists none."""
-    ends = [float(label) for label in labels] or [LOWEST, HIGHEST]
+    ends = [float(label) for label in labels] or [MIN_SCORE, MAX_SCORE]
     return min(ends), max(ends)
 
 
-def _stripped(answers: Sequence[str], golds: Sequence[str]) -> list[tuple[str, str]]:
+def _strip_pairs(answers: Sequence[str], golds: Sequence[str]) -> list[tuple[str, str]]:
     return [(answer.strip(), gold.strip()) for answer, gold in zip(answers, golds, strict=True)]
 
 
@@ -69,7 +69,7 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _longest_common(left: Sequence[str], right: Sequence[str]) -> int:
+def _lcs_length(left: Sequence[str], right: Sequence[str]) -> int:
     lengths = [0] * (len(right) + 1)
     for word in left:
         diagonal = 0
@@ -80,8 +80,8 @@ def _longest_common(left: Sequence[str], right: Sequence[str]) -> int:
     return lengths[-1]
 
 
-def _overlap(shared: int, ours: int, theirs: int) -> Overlap:
-    return Overlap(_ratio(shared, ours), _ratio(shared, theirs), _ratio(2 * shared, ours + theirs))
+def _overlap(shared: int, ours: int, theirs: int) -> RougeScore:
+    return RougeScore(_ratio(shared, ours), _ratio(shared, theirs), _ratio(2 * shared, ours + theirs))
 
 
 def _ratio(part: float, whole: float) -> float:

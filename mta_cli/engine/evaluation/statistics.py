@@ -11,23 +11,23 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mta_cli.engine.evaluation.user_sums import Array, Tally
+from mta_cli.engine.evaluation.user_sums import Array, UserSums
 
-NUMBERS = 1 << 20  # weights of users that are held at once
-SAME = 1e-10  # statistics nearer than this differ by rounding only
-POWER = 2.8  # 1.96 for a two-sided 5 % test + 0.84 for 80 % power, in standard errors (Bloom 1995)
+MAX_WEIGHTS_IN_MEMORY = 1 << 20  # weights of users that are held at once
+TIE_TOLERANCE = 1e-10  # statistics nearer than this differ by rounding only
+MDE_STANDARD_ERRORS = 2.8  # 1.96 for a two-sided 5 % test + 0.84 for 80 % power, in standard errors (Bloom 1995)
 
 Values = dict[str, Array]
 
 
-def summarise(tally: Tally, *, seed: int, draws: int = 2000) -> dict[str, dict[str, float]]:
+def bootstrap_metrics(tally: UserSums, *, seed: int, draws: int = 2000) -> dict[str, dict[str, float]]:
     """Each metric as `{value, low, high}`: a 95 % percentile bootstrap over users (Efron & Tibshirani 1993, ch. 13)."""
     samples = _samples(np.random.default_rng(seed), len(tally.users), draws)
-    drawn = _joined(tally.measure(weights @ tally.sums) for weights in samples)
-    return {name: {"value": value, **_interval(drawn[name])} for name, value in tally.values().items()}
+    drawn = _joined(tally.metrics_from_sums(weights @ tally.sums) for weights in samples)
+    return {name: {"value": value, **_interval(drawn[name])} for name, value in tally.metric_values().items()}
 
 
-def difference(a: Tally, b: Tally, *, seed: int, draws: int = 10_000) -> dict[str, dict[str, float]]:
+def paired_difference(a: UserSums, b: UserSums, *, seed: int, draws: int = 10_000) -> dict[str, dict[str, float]]:
     """Each metric's a − b as `{value, low, high, p}`, paired by user.
 
     The interval is the 95 % percentile bootstrap over users, the same users drawn for both. p is two-sided, of a
@@ -35,37 +35,39 @@ def difference(a: Tally, b: Tally, *, seed: int, draws: int = 10_000) -> dict[st
     the draws, so p is never 0 (Phipson & Smyth 2010). Metrics that only one of them has are left out. Raises
     ValueError unless both are of one task and hold the same users and golds.
     """
-    _require_pairs(a, b)
+    _require_paired_sums(a, b)
     bootstrap, permutation = np.random.default_rng(seed).spawn(2)
     users = len(a.users)
-    value = _minus(a.measure(a.sums.sum(axis=0)), b.measure(b.sums.sum(axis=0)))
+    value = _minus(a.metrics_from_sums(a.sums.sum(axis=0)), b.metrics_from_sums(b.sums.sum(axis=0)))
     samples = _samples(bootstrap, users, draws)
-    drawn = _joined(_minus(a.measure(weights @ a.sums), b.measure(weights @ b.sums)) for weights in samples)
-    swapped = _joined(_swapped(a, b, swap) for swap in _swaps(permutation, users, draws))
+    drawn = _joined(
+        _minus(a.metrics_from_sums(weights @ a.sums), b.metrics_from_sums(weights @ b.sums)) for weights in samples
+    )
+    swapped = _joined(_swapped_differences(a, b, swap) for swap in _swaps(permutation, users, draws))
     return {
-        name: {"value": float(found), **_interval(drawn[name]), "p": _p(found, swapped[name])}
+        name: {"value": float(found), **_interval(drawn[name]), "p": _p_value(found, swapped[name])}
         for name, found in value.items()
     }
 
 
-def detectable(a: Tally, b: Tally, metric: str) -> float:
+def minimum_detectable_effect(a: UserSums, b: UserSums, metric: str) -> float:
     """The smallest true a − b (its size) that a two-sided 5 % test on such users finds with 80 % power.
 
     2.8 standard errors (Bloom 1995, "Minimum detectable effects"), by the jackknife over users (Efron & Tibshirani
     1993, ch. 11). 0 where both always answer alike, infinite for one user alone. Raises ValueError as `difference`
     does, and for a metric that they have not both.
     """
-    _require_pairs(a, b)
+    _require_paired_sums(a, b)
     users = len(a.users)
     if users < 2:
         return math.inf
-    without = _minus(a.measure(a.sums.sum(axis=0) - a.sums), b.measure(b.sums.sum(axis=0) - b.sums))
+    without = _minus(a.metrics_from_sums(a.sums.sum(axis=0) - a.sums), b.metrics_from_sums(b.sums.sum(axis=0) - b.sums))
     if metric not in without:
         raise ValueError(f"there is no metric {metric!r} here, only {', '.join(without)}")
-    return POWER * math.sqrt((users - 1) * float(without[metric].var()))
+    return MDE_STANDARD_ERRORS * math.sqrt((users - 1) * float(without[metric].var()))
 
 
-def detectable_before(queries_per_user: Sequence[int], spread: float, between: float) -> float:
+def planned_detectable_effect(queries_per_user: Sequence[int], spread: float, between: float) -> float:
     """What `detectable` will be for a mean over queries, before any answer is known.
 
     `spread` is the standard deviation of one query's difference, `between` the correlation of two queries' differences
@@ -77,32 +79,34 @@ def detectable_before(queries_per_user: Sequence[int], spread: float, between: f
     if counts.sum() <= 0 or counts.min() < 0 or spread < 0 or not 0 <= between <= 1:
         raise ValueError(f"no design: {len(counts)} users, spread {spread}, correlation {between}")
     effect = 1 + ((counts**2).sum() / counts.sum() - 1) * between
-    return float(POWER * spread * math.sqrt(effect / counts.sum()))
+    return float(MDE_STANDARD_ERRORS * spread * math.sqrt(effect / counts.sum()))
 
 
 def _samples(rng: np.random.Generator, users: int, draws: int) -> Iterator[Array]:
     """How often each user is drawn when as many are drawn with replacement, `[some draws, users]` at a time."""
-    for count in _portions(users, draws):
+    for count in _chunk_sizes(users, draws):
         drawn = rng.integers(users, size=(count, users)) + users * np.arange(count)[:, None]
         yield np.bincount(drawn.ravel(), minlength=count * users).reshape(count, users).astype(np.float64)
 
 
 def _swaps(rng: np.random.Generator, users: int, draws: int) -> Iterator[Array]:
     """1 for each user whose two methods are swapped, else 0, `[some draws, users]` at a time."""
-    for count in _portions(users, draws):
+    for count in _chunk_sizes(users, draws):
         yield rng.integers(2, size=(count, users)).astype(np.float64)
 
 
-def _portions(users: int, draws: int) -> Iterator[int]:
-    most = max(1, NUMBERS // users)
+def _chunk_sizes(users: int, draws: int) -> Iterator[int]:
+    most = max(1, MAX_WEIGHTS_IN_MEMORY // users)
     for start in range(0, draws, most):
         yield min(most, draws - start)
 
 
-def _swapped(a: Tally, b: Tally, swap: Array) -> Values:
+def _swapped_differences(a: UserSums, b: UserSums, swap: Array) -> Values:
     """The differences after swapping, `[draws]` each."""
     stay = 1 - swap
-    return _minus(a.measure(stay @ a.sums + swap @ b.sums), b.measure(stay @ b.sums + swap @ a.sums))
+    return _minus(
+        a.metrics_from_sums(stay @ a.sums + swap @ b.sums), b.metrics_from_sums(stay @ b.sums + swap @ a.sums)
+    )
 
 
 def _minus(a: Values, b: Values) -> Values:
@@ -119,12 +123,12 @@ def _interval(drawn: Array) -> dict[str, float]:
     return {"low": float(low), "high": float(high)}
 
 
-def _p(found: npt.ArrayLike, swapped: Array) -> float:
-    extreme = np.abs(swapped) >= np.abs(found) - SAME
+def _p_value(found: npt.ArrayLike, swapped: Array) -> float:
+    extreme = np.abs(swapped) >= np.abs(found) - TIE_TOLERANCE
     return float((1 + extreme.sum()) / (1 + len(swapped)))
 
 
-def _require_pairs(a: Tally, b: Tally) -> None:
+def _require_paired_sums(a: UserSums, b: UserSums) -> None:
     if (a.metric, a.labels) != (b.metric, b.labels):
         raise ValueError(f"methods of two tasks: {a.metric} {a.labels} and {b.metric} {b.labels}")
     if a.users != b.users:

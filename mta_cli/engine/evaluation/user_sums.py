@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from mta_cli.engine.evaluation.metrics import rouge_1, rouge_l, scale, score_errors
+from mta_cli.engine.evaluation.metrics import rouge_1, rouge_l, score_errors, score_range
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Tally:
+class UserSums:
     """One method's answers, added up for each user.
 
     `sums` is `[users, 2 + columns]`: queries, log-likelihoods of the golds (nats; zeros unless `weighed`) and what the
@@ -30,27 +30,27 @@ class Tally:
     users: tuple[int, ...]
     golds: tuple[tuple[str, ...], ...]
     sums: Array
-    weighed: bool
+    has_loglik: bool
 
-    def measure(self, sums: Array) -> dict[str, Array]:
+    def metrics_from_sums(self, sums: Array) -> dict[str, Array]:
         """Every metric of samples from their summed rows, `[..., 2 + columns]` → `[...]`."""
         queries = sums[..., 0]
         values = _FAMILIES[self.metric].measure(sums[..., 2:], queries)
-        return {**values, "gold_loglik": sums[..., 1] / queries} if self.weighed else values
+        return {**values, "gold_loglik": sums[..., 1] / queries} if self.has_loglik else values
 
-    def values(self) -> dict[str, float]:
+    def metric_values(self) -> dict[str, float]:
         """Every metric over all queries."""
-        return {name: float(value) for name, value in self.measure(self.sums.sum(axis=0)).items()}
+        return {name: float(value) for name, value in self.metrics_from_sums(self.sums.sum(axis=0)).items()}
 
 
-def tally(
+def sum_by_user(
     metric: str,
     labels: Sequence[str],
     users: Sequence[int],
     answers: Sequence[str],
     golds: Sequence[str],
     logliks: Sequence[float | None],
-) -> Tally:
+) -> UserSums:
     """Add up one method's answers; the sequences are parallel over queries. `metric` is accuracy, mae or rouge.
 
     `logliks` are nats, or None for all. Raises ValueError for sequences of different length or of nothing, an unknown
@@ -70,17 +70,17 @@ def tally(
     for place, gold in zip(places, golds, strict=True):
         by_user[place].append(gold)
     wanted = tuple(tuple(sorted(own)) for own in by_user)
-    return Tally(metric, tuple(labels), tuple(names.tolist()), wanted, sums, logliks[0] is not None)
+    return UserSums(metric, tuple(labels), tuple(names.tolist()), wanted, sums, logliks[0] is not None)
 
 
-def columns(metric: str, labels: Sequence[str]) -> int:
+def count_metric_columns(metric: str, labels: Sequence[str]) -> int:
     """How many columns a metric is made of. ValueError for an unknown metric, and for accuracy without labels."""
     if metric not in _FAMILIES or (metric == "accuracy" and not labels):
         raise ValueError(f"there is no metric {metric!r} of {len(labels)} labels")
     return 3 * len(labels) if metric == "accuracy" else 2
 
 
-def joined(tallies: Sequence[Tally]) -> Tally:
+def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
     """One method's answers to the same queries on several occasions, such as seeds, as one tally.
 
     A person stays one person, whatever their answers were: sums add up. Raises ValueError unless all are of one task
@@ -89,7 +89,9 @@ def joined(tallies: Sequence[Tally]) -> Tally:
     if not tallies:
         raise ValueError("there is no tally")
     first = tallies[0]
-    if any((one.metric, one.labels, one.weighed) != (first.metric, first.labels, first.weighed) for one in tallies):
+    if any(
+        (one.metric, one.labels, one.has_loglik) != (first.metric, first.labels, first.has_loglik) for one in tallies
+    ):
         raise ValueError("tallies of several tasks")
     if any((one.users, one.golds) != (first.users, first.golds) for one in tallies):
         raise ValueError("tallies of other people or queries")
@@ -135,7 +137,7 @@ def _label_metrics(sums: Array, queries: Array) -> dict[str, Array]:
 
 
 def _score_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> Array:
-    low, high = scale(labels)
+    low, high = score_range(labels)
     errors = np.array(score_errors(answers, golds, low=low, high=high))
     return np.column_stack([np.abs(errors), errors**2])
 

@@ -15,21 +15,23 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.engine.model.kv_cache import Slots
-from mta_cli.engine.model.llama import Parts, Plain, Read, causal_mask
+from mta_cli.engine.model.kv_cache import KVCache
+from mta_cli.engine.model.llama import BatchedLora, LlamaDecoder, WeightFormat, causal_mask
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.backends import crowds, require_everywhere
-from mta_cli.engine.scoring.log_likelihood import likelihoods
-from mta_cli.engine.scoring.prefix_tree import Fork
-from mta_cli.errors import BadInput, IntegrityFault, UsageFault
+from mta_cli.engine.scoring.backends import group_frozen_loras, require_supported_placements
+from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
+from mta_cli.engine.scoring.prefix_tree import PromptTree
+from mta_cli.errors import BadInput, IntegrityFault, UsageError
 
-CHUNK = 1024  # prompt tokens that run at once
-PAYS = 8  # from so many tokens of answer on, a copy of the weights in another order is sooner made than missed
-SCORE_CELLS = 32_000_000  # most logits held at once while labels are scored: 128 MB in float32
+PREFILL_CHUNK_TOKENS = 1024  # prompt tokens that run at once
+MIN_TOKENS_TO_PACK = (
+    8  # from so many tokens of answer on, a copy of the weights in another order is sooner made than missed
+)
+MAX_SCORED_LOGITS = 32_000_000  # most logits held at once while labels are scored: 128 MB in float32
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for bytes that do not make a character yet
 
 
-class Memory:
+class PromptCache:
     """The key–value cache of the last forward passes, kept between turns of a chat.
 
     Valid only while the weights stay as they are: call `clear` after every change of what is folded in.
@@ -53,10 +55,10 @@ class Memory:
         if not shared or not _croppable(self.cache):
             self.clear()
             return 0
-        self.cut(shared)
+        self.crop_to(shared)
         return shared
 
-    def cut(self, length: int) -> None:
+    def crop_to(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
         surplus = len(self.ids) - length
         if length == 0:
@@ -66,7 +68,7 @@ class Memory:
             del self.ids[length:]
 
 
-class Decoder:
+class StreamingDetokenizer:
     """Turns token ids into text piece by piece, never splitting a character that spans several tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -75,7 +77,7 @@ class Decoder:
         self._shown = 0  # ids before this one are in what was given out
         self._context = 0  # where decoding starts, so that word boundaries come out as in the whole text
 
-    def push(self, token_id: int) -> str:
+    def add_token(self, token_id: int) -> str:
         """The text that `token_id` completes; empty while a character is still open."""
         self._ids.append(token_id)
         text = self._text(self._context, len(self._ids))
@@ -97,7 +99,7 @@ class Decoder:
         return str(decoded)
 
 
-def token_ids(
+def generate_tokens(
     base: LoadedBase,
     prompt_ids: Sequence[int],
     *,
@@ -105,7 +107,7 @@ def token_ids(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    memory: Memory | None = None,
+    memory: PromptCache | None = None,
     late: LoraWeights | None = None,
     int8: bool = False,
 ) -> Iterator[int]:
@@ -115,27 +117,27 @@ def token_ids(
     but the first. Raises BadInput where the prompt leaves no room, IntegrityFault where the model gives no numbers,
     UsageFault where the base cannot have late parts or 8-bit weights.
     """
-    room = require_room(base, prompt_ids)
+    room = remaining_context(base, prompt_ids)
     if int8:
         require_int8(base)
-    memory = memory if memory is not None else Memory()
+    memory = memory if memory is not None else PromptCache()
     random = torch.Generator().manual_seed(seed)
-    acting = _acting(base, late)
-    start = _recall(base, memory, prompt_ids, late)
+    acting = _late_loras(base, late)
+    start = _restore_prefix(base, memory, prompt_ids, late)
     pending = list(prompt_ids[len(memory.ids) :])
     try:
         for step in range(min(max_tokens, room)):
-            if step == 1 and base.plain is not None and (int8 or max_tokens >= PAYS):
-                base.plain.pack(int8)  # after the first token, which need not wait for it
-            read: Read = "int8" if int8 and step > 0 else "packed"
-            token = choose(_advance(base, memory, pending, acting, read), temperature, top_p, random)
+            if step == 1 and base.llama_decoder is not None and (int8 or max_tokens >= MIN_TOKENS_TO_PACK):
+                base.llama_decoder.pack_weights(int8)  # after the first token, which need not wait for it
+            read: WeightFormat = "int8" if int8 and step > 0 else "packed"
+            token = sample_token(_next_logits(base, memory, pending, acting, read), temperature, top_p, random)
             if token in base.end_ids:
                 return
             pending = [token]
             yield token
     finally:
         if late is not None:  # the next prompt's early tokens must not meet what the part has touched
-            memory.cut(start)
+            memory.crop_to(start)
 
 
 def label_scores(
@@ -150,18 +152,18 @@ def label_scores(
         raise BadInput("There is no label to score, or one of them has no tokens.")
     longest = max(len(label) for label in label_ids)
     require_window(base, prompt_ids, longest)
-    batch = max(1, SCORE_CELLS // (len(base.tokenizer) * longest))
-    if base.plain is None:
-        require_everywhere(base, [late.placement] if late is not None else [])
+    batch = max(1, MAX_SCORED_LOGITS // (len(base.tokenizer) * longest))
+    if base.llama_decoder is None:
+        require_supported_placements(base, [late.placement] if late is not None else [])
         return _module_scores(base, prompt_ids, label_ids, batch)
     branches = [tuple(label) for label in label_ids]
-    forks = [Fork(tuple(prompt_ids), tuple(branches[i : i + batch])) for i in range(0, len(branches), batch)]
+    forks = [PromptTree(tuple(prompt_ids), tuple(branches[i : i + batch])) for i in range(0, len(branches), batch)]
     parts = (late,) if late is not None else ()
-    found = likelihoods(base, forks, [parts], [(i, 0) for i in range(len(forks))])
+    found = completion_log_likelihoods(base, forks, [parts], [(i, 0) for i in range(len(forks))])
     return [value for values in found for value in values]
 
 
-def require_room(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
+def remaining_context(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
     """How many tokens may follow the prompt. BadInput where there is no prompt or no room."""
     room = base.window - len(prompt_ids)
     if not prompt_ids or room < 1:
@@ -174,8 +176,8 @@ def require_room(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
 
 def require_int8(base: LoadedBase) -> None:
     """UsageFault where 8-bit weights cannot be had."""
-    if base.plain is None or not base.plain.can_round:
-        raise UsageFault(
+    if base.llama_decoder is None or not base.llama_decoder.supports_int8:
+        raise UsageError(
             f"--int8 needs a base of the Llama family in bfloat16 on a CPU; {base.name} in {str(base.dtype)[6:]} on "
             f"{base.device} is none.",
             hint="Leave --int8 out, or add --dtype bfloat16.",
@@ -190,25 +192,25 @@ def require_window(base: LoadedBase, prompt_ids: Sequence[int], answer: int) -> 
         )
 
 
-def _recall(base: LoadedBase, memory: Memory, prompt_ids: Sequence[int], late: LoraWeights | None) -> int:
+def _restore_prefix(base: LoadedBase, memory: PromptCache, prompt_ids: Sequence[int], late: LoraWeights | None) -> int:
     """Bring `memory` to what it may hold before `late` acts; returns the position where that begins."""
     kept = memory.keep_prefix(prompt_ids)
     if late is None:
         return len(prompt_ids)
-    start = late.placement.start(len(prompt_ids))
-    memory.cut(min(kept, start))
+    start = late.placement.first_position(len(prompt_ids))
+    memory.crop_to(min(kept, start))
     if kept < start:
-        _advance(base, memory, list(prompt_ids[kept:start]), ())
+        _next_logits(base, memory, list(prompt_ids[kept:start]), ())
     return start
 
 
-def _acting(base: LoadedBase, late: LoraWeights | None) -> tuple[Parts, ...]:
+def _late_loras(base: LoadedBase, late: LoraWeights | None) -> tuple[BatchedLora, ...]:
     if late is None:
         return ()
-    require_everywhere(base, [late.placement])
-    if base.plain is None:
-        raise UsageFault("a part that acts on all tokens is folded into the weights of this base, not laid on top")
-    return tuple(Parts(crowd.rows([0])) for crowd in crowds(base.plain, [[late]]))
+    require_supported_placements(base, [late.placement])
+    if base.llama_decoder is None:
+        raise UsageError("a part that acts on all tokens is folded into the weights of this base, not laid on top")
+    return tuple(BatchedLora(crowd.factors_for_rows([0])) for crowd in group_frozen_loras(base.llama_decoder, [[late]]))
 
 
 @torch.inference_mode()
@@ -216,18 +218,18 @@ def _module_scores(
     base: LoadedBase, prompt_ids: Sequence[int], label_ids: Sequence[Sequence[int]], batch: int
 ) -> list[float]:
     """Through the base's own modules: the prompt once, then all labels behind copies of its cache."""
-    memory = Memory()
-    first = torch.log_softmax(_advance(base, memory, list(prompt_ids)).float(), dim=-1)  # [vocab]
+    memory = PromptCache()
+    first = torch.log_softmax(_next_logits(base, memory, list(prompt_ids)).float(), dim=-1)  # [vocab]
     scores = [float(first[label[0]]) for label in label_ids]
     longer = [place for place, label in enumerate(label_ids) if len(label) > 1]
     for start in range(0, len(longer), batch):
         places = longer[start : start + batch]
-        for place, tail in zip(places, _tails(base, memory, [label_ids[i] for i in places]), strict=True):
+        for place, tail in zip(places, _label_tail_scores(base, memory, [label_ids[i] for i in places]), strict=True):
             scores[place] += tail
     return scores
 
 
-def _tails(base: LoadedBase, memory: Memory, labels: Sequence[Sequence[int]]) -> list[float]:
+def _label_tail_scores(base: LoadedBase, memory: PromptCache, labels: Sequence[Sequence[int]]) -> list[float]:
     """Log-likelihood of every label from its second token on; the prompt is in `memory`, which stays as it is."""
     width = max(len(label) for label in labels) - 1
     # Padding stands on the right, so no real position ever sees it: neither a mask nor a pad token is needed.
@@ -243,15 +245,19 @@ def _tails(base: LoadedBase, memory: Memory, labels: Sequence[Sequence[int]]) ->
 
 
 @torch.inference_mode()
-def _advance(
-    base: LoadedBase, memory: Memory, ids: list[int], parts: Sequence[Parts] = (), read: Read = "packed"
+def _next_logits(
+    base: LoadedBase,
+    memory: PromptCache,
+    ids: list[int],
+    parts: Sequence[BatchedLora] = (),
+    read: WeightFormat = "packed",
 ) -> Tensor:
     """Run `ids` after what `memory` holds; the logits that follow the last of them, [vocab] on the base's device."""
     cache, known = memory.cache, memory.ids
     memory.clear()  # an interruption in the middle of a pass leaves layers of different lengths behind
-    if base.plain is not None:
-        cache = cache or Slots(base.plain)
-        last = _plainly(base.plain, cache, ids, parts, read)
+    if base.llama_decoder is not None:
+        cache = cache or KVCache(base.llama_decoder)
+        last = _llama_next_logits(base.llama_decoder, cache, ids, parts, read)
     else:
         logits, cache = _forward(base, torch.tensor([ids], device=base.device), cache, logits_to_keep=1)
         last = logits[0, -1]
@@ -259,18 +265,20 @@ def _advance(
     return last
 
 
-def _plainly(plain: Plain, slots: Slots, ids: Sequence[int], parts: Sequence[Parts], read: Read) -> Tensor:
+def _llama_next_logits(
+    plain: LlamaDecoder, slots: KVCache, ids: Sequence[int], parts: Sequence[BatchedLora], read: WeightFormat
+) -> Tensor:
     slots.reserve(len(ids))
-    for first in range(0, len(ids), CHUNK):
-        x = plain.embed(torch.tensor([ids[first : first + CHUNK]], device=plain.device))
+    for first in range(0, len(ids), PREFILL_CHUNK_TOKENS):
+        x = plain.embed(torch.tensor([ids[first : first + PREFILL_CHUNK_TOKENS]], device=plain.device))
         past, new = slots.length, x.shape[1]
         rope = plain.rope(torch.arange(past, past + new, device=plain.device)[None])
-        x = plain.run(x, rope, _causal(plain, past, new), parts=parts, past=slots, read=read)
+        x = plain.run_layers(x, rope, _causal_mask_with_past(plain, past, new), parts=parts, past=slots, read=read)
         slots.advance(new)
     return plain.logits(x[:, -1], read=read)[0]
 
 
-def _causal(plain: Plain, past: int, new: int) -> Tensor | None:
+def _causal_mask_with_past(plain: LlamaDecoder, past: int, new: int) -> Tensor | None:
     """What `new` tokens see of themselves and of `past` ones; None where that is everything."""
     if new == 1:
         return None
@@ -290,7 +298,7 @@ def _forward(base: LoadedBase, rows: Tensor, cache: Any, **wishes: int) -> tuple
     return output.logits, output[name]
 
 
-def require_numbers(logits: Tensor) -> None:
+def require_finite_logits(logits: Tensor) -> None:
     """IntegrityFault where some row of logits [..., vocab] has no largest number."""
     if not bool(torch.isfinite(logits.amax(-1)).all()):  # the largest of numbers among which is NaN is NaN
         raise IntegrityFault(
@@ -299,9 +307,9 @@ def require_numbers(logits: Tensor) -> None:
         )
 
 
-def choose(logits: Tensor, temperature: float, top_p: float, random: torch.Generator) -> int:
+def sample_token(logits: Tensor, temperature: float, top_p: float, random: torch.Generator) -> int:
     """One token id from `logits` [vocab]. Draws on the CPU, so that a seed means the same on every device."""
-    require_numbers(logits)
+    require_finite_logits(logits)
     if temperature <= 0:
         return int(logits.argmax())
     chances = torch.softmax(logits.float().cpu() / temperature, dim=-1)
@@ -315,7 +323,7 @@ def choose(logits: Tensor, temperature: float, top_p: float, random: torch.Gener
 
 def _croppable(cache: Any) -> bool:
     """Whether every layer of the cache keeps all positions, so that cutting its end is exact."""
-    if isinstance(cache, Slots):
+    if isinstance(cache, KVCache):
         return True
     from transformers.cache_utils import DynamicCache, DynamicLayer
 

@@ -19,15 +19,15 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from mta_cli.engine.lora.adapter_file import read_block
-from mta_cli.engine.lora.targets import IN_LAYER, wanted
-from mta_cli.errors import BadInput, IntegrityFault, UsageFault
+from mta_cli.engine.lora.adapter_file import read_adapter_file
+from mta_cli.engine.lora.targets import LAYER_INDEX_PATTERN, select_target_modules
+from mta_cli.errors import BadInput, IntegrityFault, UsageError
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
 
-PREFIX = "base_model.model."
-LATE = 8  # of the prompt's last tokens: the end of its words and the header of the answer
+PEFT_KEY_PREFIX = "base_model.model."
+LATE_PROMPT_TOKENS = 8  # of the prompt's last tokens: the end of its words and the header of the answer
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 
@@ -40,12 +40,14 @@ class Placement:
     answer, and on nothing before (as in "activated LoRA", arXiv 2504.12397).
     """
 
-    first: int
-    last: int
-    late: int | None = None
+    first_layer: int
+    last_layer: int
+    late_tokens: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.first}-{self.last}/{'all' if self.late is None else f'late{self.late}'}"
+        return (
+            f"{self.first_layer}-{self.last_layer}/{'all' if self.late_tokens is None else f'late{self.late_tokens}'}"
+        )
 
     @classmethod
     def parse(cls, text: str) -> Placement:
@@ -56,29 +58,31 @@ class Placement:
         return cls(int(match[1]), int(match[2]), int(match[3]) if match[3] else None)
 
     @classmethod
-    def named(cls, name: str, layers: int) -> Placement:
+    def from_name(cls, name: str, layers: int) -> Placement:
         """`all` layers of a base with `layers` of them, the `upper` third, or the upper third at `late` tokens only."""
         first = 0 if name == "all" else layers - max(1, layers // 3)
-        return cls(first, layers - 1, LATE if name == "late" else None)
+        return cls(first, layers - 1, LATE_PROMPT_TOKENS if name == "late" else None)
 
     @property
     def name(self) -> str:
         """What `named` was asked for; of a part in every layer, `all`."""
-        return "late" if self.late is not None else "upper" if self.first else "all"
+        return "late" if self.late_tokens is not None else "upper" if self.first_layer else "all"
 
-    def start(self, prompt: int) -> int:
+    def first_position(self, prompt: int) -> int:
         """The first position of a text with `prompt` prompt tokens on which the part acts."""
-        return 0 if self.late is None else max(0, prompt - self.late)
+        return 0 if self.late_tokens is None else max(0, prompt - self.late_tokens)
 
 
-def covering(placements: Sequence[Placement]) -> Placement:
+def merge_placements(placements: Sequence[Placement]) -> Placement:
     """The layers of all of `placements`, which act on the same tokens. IntegrityFault when they do not."""
-    if len({one.late for one in placements}) != 1:
+    if len({one.late_tokens for one in placements}) != 1:
         raise IntegrityFault(
             f"parts act on different tokens ({', '.join(map(str, placements))}) and cannot be merged into one",
             hint="use one --placement for the bank and the stacks",
         )
-    return Placement(min(p.first for p in placements), max(p.last for p in placements), placements[0].late)
+    return Placement(
+        min(p.first_layer for p in placements), max(p.last_layer for p in placements), placements[0].late_tokens
+    )
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,11 @@ class LoraWeights:
         return max((int(a.shape[0]) for a, _ in self.factors.values()), default=0)
 
     @property
-    def parameters(self) -> int:
+    def num_parameters(self) -> int:
         """How many numbers the factors hold."""
         return sum(a.numel() + b.numel() for a, b in self.factors.values())
 
-    def delta(self, path: str) -> Tensor:
+    def delta_weight(self, path: str) -> Tensor:
         """ΔW of one module, float32 `[out, in]`."""
         a, b = self.factors[path]
         return self.scale * (b.float() @ a.float())
@@ -112,7 +116,7 @@ class LoraWeights:
             total += float(((a64 @ a64.T) * (b64.T @ b64)).sum())
         return self.scale * math.sqrt(max(total, 0.0))
 
-    def stored(self, dtype: torch.dtype = torch.float16) -> LoraWeights:
+    def cast_for_storage(self, dtype: torch.dtype = torch.float16) -> LoraWeights:
         """The weights as a file in `dtype` gives them back. Raises IntegrityFault when a number is not finite there."""
         factors = {path: (a.to(dtype), b.to(dtype)) for path, (a, b) in self.factors.items()}
         for path, pair in factors.items():
@@ -124,8 +128,8 @@ class LoraWeights:
         """A safetensors file under PEFT's names; `metadata` (JSON values), scale and placement stand in its header."""
         tensors = {}
         for path, (a, b) in sorted(self.factors.items()):
-            tensors[f"{PREFIX}{path}.lora_A.weight"] = a.contiguous()
-            tensors[f"{PREFIX}{path}.lora_B.weight"] = b.contiguous()
+            tensors[f"{PEFT_KEY_PREFIX}{path}.lora_A.weight"] = a.contiguous()
+            tensors[f"{PEFT_KEY_PREFIX}{path}.lora_B.weight"] = b.contiguous()
         header = {**metadata, "scale": self.scale, "placement": str(self.placement)}
         return save_tensors(tensors, metadata={"mta": json.dumps(header, sort_keys=True)})
 
@@ -136,7 +140,7 @@ class LoraWeights:
         Raises IntegrityFault on anything else.
         """
         try:
-            metadata, factors = read_block(path)
+            metadata, factors = read_adapter_file(path)
             header = json.loads(metadata["mta"])
             scale, placement = float(header["scale"]), Placement.parse(header["placement"])
             if not math.isfinite(scale):
@@ -151,33 +155,37 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and IN_LAYER.search(path)
+        if isinstance(module, nn.Linear) and LAYER_INDEX_PATTERN.search(path)
     }
 
 
 def layer_of(path: str) -> int:
     """The decoder layer that a module path stands in."""
-    match = IN_LAYER.search(path)
+    match = LAYER_INDEX_PATTERN.search(path)
     if match is None:
         raise BadInput(f"{path} is in no decoder layer")
     return int(match[1])
 
 
-def find_targets(model: nn.Module, targets: str, placement: str) -> tuple[list[str], Placement]:
+def find_target_modules(model: nn.Module, targets: str, placement: str) -> tuple[list[str], Placement]:
     """Module paths that `targets` (names, comma-separated, or `all-linear`) select in the layers of `placement`.
 
     Raises UsageFault when a name fits no layer of this base.
     """
     layers = linear_layers(model)
-    where = Placement.named(placement, 1 + max((layer_of(path) for path in layers), default=0))
-    named = wanted(targets, {path.rsplit(".", 1)[-1] for path in layers})
-    chosen = [p for p in layers if p.rsplit(".", 1)[-1] in named and where.first <= layer_of(p) <= where.last]
+    where = Placement.from_name(placement, 1 + max((layer_of(path) for path in layers), default=0))
+    named = select_target_modules(targets, {path.rsplit(".", 1)[-1] for path in layers})
+    chosen = [
+        p for p in layers if p.rsplit(".", 1)[-1] in named and where.first_layer <= layer_of(p) <= where.last_layer
+    ]
     return chosen, where
 
 
-def initial(model: nn.Module, targets: str, placement: str, rank: int, alpha: float, seed: int) -> LoraWeights:
+def init_lora_weights(
+    model: nn.Module, targets: str, placement: str, rank: int, alpha: float, seed: int
+) -> LoraWeights:
     """Fresh factors: `A` Kaiming-uniform as in PEFT, `B` zero, so ΔW starts at nothing. Same seed, same numbers."""
-    paths, where = find_targets(model, targets, placement)
+    paths, where = find_target_modules(model, targets, placement)
     generator = torch.Generator().manual_seed(seed)
     modules = dict(model.named_modules())
     factors: Factors = {}
@@ -205,7 +213,7 @@ class LoraLinear(nn.Module):
 
 
 @contextmanager
-def attached(model: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+def attach_lora_layers(model: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
     """The model with LoRA layers in place of the adapted linear ones, which come back on exit; scales are inside B."""
     layers: dict[str, LoraLinear] = {}
     try:
@@ -221,7 +229,7 @@ def attached(model: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> 
             model.set_submodule(path, layer.linear)
 
 
-class Folder:
+class AdapterMerger:
     """Folds one LoRA at a time into a base's own weights, so that it runs at the base's speed.
 
     The original weights of touched modules are kept, so that `set(None)` restores the base bit for bit.
@@ -232,13 +240,13 @@ class Folder:
         self._original: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def set(self, weights: LoraWeights | None) -> None:
+    def set_adapter(self, weights: LoraWeights | None) -> None:
         """Make the model `W + ΔW`. ΔW is computed in float32 and added before rounding to the model's dtype."""
         factors = weights.factors if weights is not None else {}
-        if weights is not None and weights.placement.late is not None:
-            raise UsageFault("late parts cannot be folded into weights: early tokens must not meet them")
-        if self.base.plain is not None:
-            self.base.plain.changed()
+        if weights is not None and weights.placement.late_tokens is not None:
+            raise UsageError("late parts cannot be folded into weights: early tokens must not meet them")
+        if self.base.llama_decoder is not None:
+            self.base.llama_decoder.invalidate_caches()
         for path, original in self._original.items():
             if path not in factors:
                 self._weight(path).copy_(original)
@@ -262,11 +270,11 @@ class Folder:
 
 
 @contextmanager
-def folded(base: LoadedBase, weights: LoraWeights | None) -> Iterator[Folder]:
+def merge_into_base(base: LoadedBase, weights: LoraWeights | None) -> Iterator[AdapterMerger]:
     """`Folder` for the length of a block; the base is restored on exit."""
-    folder = Folder(base)
+    folder = AdapterMerger(base)
     try:
-        folder.set(weights)
+        folder.set_adapter(weights)
         yield folder
     finally:
-        folder.set(None)
+        folder.set_adapter(None)

@@ -23,68 +23,68 @@ _KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_.]+)\.lora_([AB])\.weight")
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
-class Place(NamedTuple):
+class FactorOffsets(NamedTuple):
     """Where a module's factors lie in a block: `A [rank, inputs]` from number `a` on, `B [outputs, rank]` from `b`."""
 
     path: str
     rank: int
     inputs: int
     outputs: int
-    a: int
-    b: int
+    a_offset: int
+    b_offset: int
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlockLayout:
     """What lies where in a block of `numbers` numbers of one type."""
 
     dtype: torch.dtype
-    numbers: int
-    places: tuple[Place, ...]
+    num_elements: int
+    module_offsets: tuple[FactorOffsets, ...]
 
     @cached_property
-    def index(self) -> dict[str, Place]:
+    def offsets_by_path(self) -> dict[str, FactorOffsets]:
         """The places by module path."""
-        return {place.path: place for place in self.places}
+        return {place.path: place for place in self.module_offsets}
 
 
-class Block(Mapping[str, tuple[Tensor, Tensor]]):
+class FactorBlock(Mapping[str, tuple[Tensor, Tensor]]):
     """Factors by module path, as views of one flat tensor on the CPU that are made when they are asked for."""
 
-    def __init__(self, numbers: Tensor, layout: Layout) -> None:
+    def __init__(self, numbers: Tensor, layout: BlockLayout) -> None:
         self.numbers, self.layout = numbers, layout
 
     @classmethod
-    def of(cls, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Block:
+    def from_factors(cls, factors: Mapping[str, tuple[Tensor, Tensor]]) -> FactorBlock:
         """`factors` as a block: itself when it is one, else a copy. Factors of several types become the widest."""
-        if isinstance(factors, Block):
+        if isinstance(factors, FactorBlock):
             return factors
         places, end = [], 0
         for path, (a, b) in factors.items():
-            places.append(Place(path, a.shape[0], a.shape[1], b.shape[0], end, end + a.numel()))
+            places.append(FactorOffsets(path, a.shape[0], a.shape[1], b.shape[0], end, end + a.numel()))
             end += a.numel() + b.numel()
         numbers = torch.cat([factor.detach().cpu().reshape(-1) for pair in factors.values() for factor in pair])
-        return cls(numbers, Layout(numbers.dtype, end, tuple(places)))
+        return cls(numbers, BlockLayout(numbers.dtype, end, tuple(places)))
 
-    def to(self, dtype: torch.dtype) -> Block:
+    def to(self, dtype: torch.dtype) -> FactorBlock:
         """The same factors in another type."""
         if dtype == self.layout.dtype:
             return self
-        return Block(self.numbers.to(dtype), replace(self.layout, dtype=dtype))
+        return FactorBlock(self.numbers.to(dtype), replace(self.layout, dtype=dtype))
 
     def __getitem__(self, path: str) -> tuple[Tensor, Tensor]:
-        _, rank, inputs, outputs, a, b = self.layout.index[path]
+        _, rank, inputs, outputs, a, b = self.layout.offsets_by_path[path]
         first = self.numbers[a : a + rank * inputs].view(rank, inputs)
         return first, self.numbers[b : b + outputs * rank].view(outputs, rank)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.layout.index)
+        return iter(self.layout.offsets_by_path)
 
     def __len__(self) -> int:
-        return len(self.layout.places)
+        return len(self.layout.module_offsets)
 
 
-def read_block(path: Path) -> tuple[dict[str, Any], Block]:
+def read_adapter_file(path: Path) -> tuple[dict[str, Any], FactorBlock]:
     """The metadata and the factors of a safetensors file under PEFT's names. The numbers stay in the file, mapped.
 
     Trusts nothing: raises OSError, or ValueError, KeyError, TypeError or RuntimeError when the file is anything else.
@@ -98,10 +98,10 @@ def read_block(path: Path) -> tuple[dict[str, Any], Block]:
         raise ValueError(f"its header of {start - 8:,} bytes is longer than the file or than {MAX_HEADER:,} bytes")
     metadata, tensors = _split(data[8:start].tobytes().decode())
     layout = _layout(tensors)
-    if start % layout.dtype.itemsize or start + layout.numbers * layout.dtype.itemsize != size:
+    if start % layout.dtype.itemsize or start + layout.num_elements * layout.dtype.itemsize != size:
         raise ValueError(f"{size:,} bytes are not what its header promises")
     numbers = torch.from_numpy(data[start:]).view(layout.dtype)
-    return metadata, Block(numbers, layout)
+    return metadata, FactorBlock(numbers, layout)
 
 
 def _split(header: str) -> tuple[dict[str, Any], str]:
@@ -115,7 +115,7 @@ def _split(header: str) -> tuple[dict[str, Any], str]:
 
 
 @lru_cache(maxsize=32)
-def _layout(tensors: str) -> Layout:
+def _layout(tensors: str) -> BlockLayout:
     """What the JSON about the tensors says, when they are pairs of factors that fill the rest of the file gaplessly."""
     found: dict[str, dict[str, tuple[int, int, int]]] = {}
     entries, end = json.loads(tensors), 0
@@ -134,13 +134,13 @@ def _layout(tensors: str) -> Layout:
             raise ValueError(f"{match[1]} is not where and as large as its header says")
         found.setdefault(match[1], {})[match[2]] = (rows, columns, end)
         end += rows * columns
-    return Layout(dtype, end, tuple(_place(path, pair) for path, pair in found.items()))
+    return BlockLayout(dtype, end, tuple(_factor_offsets(path, pair) for path, pair in found.items()))
 
 
-def _place(path: str, pair: dict[str, tuple[int, int, int]]) -> Place:
+def _factor_offsets(path: str, pair: dict[str, tuple[int, int, int]]) -> FactorOffsets:
     if len(pair) < 2:
         raise ValueError(f"{path} has one factor only")
     (rank, inputs, a), (outputs, columns, b) = pair["A"], pair["B"]
     if rank != columns:
         raise ValueError(f"factors of {path} do not fit: {(rank, inputs)}, {(outputs, columns)}")
-    return Place(path, rank, inputs, outputs, a, b)
+    return FactorOffsets(path, rank, inputs, outputs, a, b)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mta_cli.engine.lora.adapter import Factors, LoraWeights, covering
-from mta_cli.engine.model.llama import Pairs, Plain
+from mta_cli.engine.lora.adapter import Factors, LoraWeights, merge_placements
+from mta_cli.engine.model.llama import FusedFactors, LlamaDecoder
 from mta_cli.errors import IntegrityFault
 
-MEMBERS = {
+PROJECTION_BY_MODULE = {
     "self_attn.q_proj": "qkv",
     "self_attn.k_proj": "qkv",
     "self_attn.v_proj": "qkv",
@@ -33,36 +33,36 @@ _PATH = re.compile(r"model\.layers\.(\d+)\.(\w+\.\w+)")
 
 
 @dataclass(frozen=True)
-class Place:
+class ModuleSlice:
     """Where a module stands in the plain decoder: its layer, its joint projection, and its share of the output.
 
     `shape` is (out, in), as the module's weight has it.
     """
 
     layer: int
-    joint: str
-    before: int
-    after: int
+    projection: str
+    columns_before: int
+    columns_after: int
     shape: tuple[int, int]
 
 
-def places(plain: Plain, paths: Sequence[str]) -> dict[str, Place]:
+def module_slices(plain: LlamaDecoder, paths: Sequence[str]) -> dict[str, ModuleSlice]:
     """The place of each module path. IntegrityFault when the base has no such module."""
     found = {}
     for path in paths:
         match = _PATH.fullmatch(path)
-        joint = MEMBERS.get(match[2]) if match is not None else None
+        joint = PROJECTION_BY_MODULE.get(match[2]) if match is not None else None
         if match is None or joint is None or int(match[1]) >= len(plain.layers):
             raise IntegrityFault(f"this base has no layer {path}", hint="the adapter is for another base")
-        layer, kin = int(match[1]), [member for member, other in MEMBERS.items() if other == joint]
-        modules = plain.layers[layer].joints[joint].modules
+        layer, kin = int(match[1]), [member for member, other in PROJECTION_BY_MODULE.items() if other == joint]
+        modules = plain.layers[layer].projections[joint].modules
         widths, own = [module.out_features for module in modules], kin.index(match[2])
         shape = (widths[own], modules[own].in_features)
-        found[path] = Place(layer, joint, sum(widths[:own]), sum(widths[own + 1 :]), shape)
+        found[path] = ModuleSlice(layer, joint, sum(widths[:own]), sum(widths[own + 1 :]), shape)
     return found
 
 
-def require_fit(where: Mapping[str, Place], weights: Sequence[LoraWeights | None]) -> None:
+def require_fit(where: Mapping[str, ModuleSlice], weights: Sequence[LoraWeights | None]) -> None:
     """IntegrityFault when somebody's ΔW has another shape than the module that it is for."""
     for one in weights:
         for path, (a, b) in (one.factors if one is not None else {}).items():
@@ -73,13 +73,15 @@ def require_fit(where: Mapping[str, Place], weights: Sequence[LoraWeights | None
                 )
 
 
-def joined(where: Mapping[str, Place], factors: Mapping[str, tuple[Tensor, Tensor]]) -> Pairs:
+def fuse_factors(where: Mapping[str, ModuleSlice], factors: Mapping[str, tuple[Tensor, Tensor]]) -> FusedFactors:
     """Pairs for `Parts` from `A [… , rank, in]` and `B [… , out, rank]` by path; scales are inside B already."""
     grouped: dict[tuple[int, str], list[tuple[Tensor, Tensor]]] = {}
     for path, (a, b) in factors.items():
         place = where[path]
-        wide = F.pad(b.mT, (place.before, place.after))  # […, rank, Σ out]: zeros where other modules answer
-        grouped.setdefault((place.layer, place.joint), []).append((a.mT, wide))
+        wide = F.pad(
+            b.mT, (place.columns_before, place.columns_after)
+        )  # […, rank, Σ out]: zeros where other modules answer
+        grouped.setdefault((place.layer, place.projection), []).append((a.mT, wide))
     return {
         key: pairs[0]
         if len(pairs) == 1
@@ -88,7 +90,7 @@ def joined(where: Mapping[str, Place], factors: Mapping[str, tuple[Tensor, Tenso
     }
 
 
-def stacked(weights: Sequence[LoraWeights | None], device: torch.device) -> Factors:
+def stack_loras(weights: Sequence[LoraWeights | None], device: torch.device) -> Factors:
     """Float32 `A [people, rank, in]` and scaled `B [people, out, rank]`; what somebody lacks is zeros."""
     shapes: dict[str, tuple[int, int, int]] = {}
     for one in weights:
@@ -108,38 +110,38 @@ def stacked(weights: Sequence[LoraWeights | None], device: torch.device) -> Fact
     return result
 
 
-class Crowd:
+class FrozenLoras:
     """Frozen LoRAs of many people, one merged part each; None is the base as it is."""
 
-    def __init__(self, plain: Plain, weights: Sequence[LoraWeights | None]) -> None:
+    def __init__(self, plain: LlamaDecoder, weights: Sequence[LoraWeights | None]) -> None:
         placements = [one.placement for one in weights if one is not None]
-        self.placement = covering(placements) if placements else None
+        self.placement = merge_placements(placements) if placements else None
         paths = dict.fromkeys(path for one in weights if one is not None for path in one.factors)
-        where = places(plain, list(paths))
+        where = module_slices(plain, list(paths))
         require_fit(where, weights)
-        factors = stacked(weights, plain.device)
+        factors = stack_loras(weights, plain.device)
         cast = {path: (a.to(plain.dtype), b.to(plain.dtype)) for path, (a, b) in factors.items()}
-        self._pairs = joined(where, cast)
+        self._pairs = fuse_factors(where, cast)
 
-    def rows(self, owners: Sequence[int]) -> Pairs:
+    def factors_for_rows(self, owners: Sequence[int]) -> FusedFactors:
         """The pairs for rows that belong to `owners`, one for each of their blocks; see `Parts`."""
         if not self._pairs:
             return {}
-        heads, _ = blocks_of(owners)
+        heads, _ = owner_blocks(owners)
         if len(heads) == 1:
             return {key: (a[heads[0]], b[heads[0]]) for key, (a, b) in self._pairs.items()}
         index = torch.tensor(heads, device=next(iter(self._pairs.values()))[0].device)
         return {key: (a[index], b[index]) for key, (a, b) in self._pairs.items()}
 
 
-def blocks_of(owners: Sequence[int]) -> tuple[list[int], int]:
+def owner_blocks(owners: Sequence[int]) -> tuple[list[int], int]:
     """Cut rows into blocks of equally many neighbours with one owner: the owner of each block, and its rows."""
     runs = [len(list(run)) for _, run in groupby(owners)]
     rows = math.gcd(*runs)
     return list(owners[::rows]), rows
 
 
-class Group:
+class TrainableLoras:
     """LoRAs of many people that train together: `A [people, rank, in]`, `B [people, out, rank]`, float32, one scale.
 
     All have the same modules and rank. Gradients gather in `grads` in the shapes of `trained`, which are all values, or
@@ -155,47 +157,47 @@ class Group:
             for path in self.paths
             for half in (0, 1)
         ]
-        self.trained = self.moving(self.values)
-        self.grads = [torch.zeros_like(value) for value in self.trained]
+        self.trainable = self.trainable_halves(self.values)
+        self.grads = [torch.zeros_like(value) for value in self.trainable]
 
-    def moving(self, halves: list[Tensor]) -> list[Tensor]:
+    def trainable_halves(self, halves: list[Tensor]) -> list[Tensor]:
         """Those that train among `halves`, which stand as in `values`: A, B, A, B, …"""
         return halves[1::2] if self.frozen_a else halves
 
-    def leaves(self, owners: Sequence[int], dtype: torch.dtype) -> Leaves:
+    def params_for_rows(self, owners: Sequence[int], dtype: torch.dtype) -> LoraParams:
         """Factors for rows of `owners` that gather gradients."""
-        return Leaves(self, owners, dtype)
+        return LoraParams(self, owners, dtype)
 
-    def hold(self) -> None:
+    def add_penalty_grad(self) -> None:
         """LoRAs are free: nothing pulls at them."""
 
-    def stored(self, person: int) -> LoraWeights:
+    def stored_weights(self, person: int) -> LoraWeights:
         """One person's LoRA as its file gives it back. Raises IntegrityFault when a number is not finite there."""
-        return self.weights(person).stored()
+        return self.user_weights(person).cast_for_storage()
 
-    def weights(self, person: int) -> LoraWeights:
+    def user_weights(self, person: int) -> LoraWeights:
         """One person's LoRA as trained so far, float32 on the CPU."""
         halves = [value[person].detach().cpu().clone() for value in self.values]
         factors = {path: (halves[2 * i], halves[2 * i + 1]) for i, path in enumerate(self.paths)}
         return LoraWeights(factors, self.scale, self.placement)
 
 
-class Leaves:
+class LoraParams:
     """Copies of a group's factors for the rows of one pass, one for each block, in the numbers that it computes in."""
 
-    def __init__(self, group: Group, owners: Sequence[int], dtype: torch.dtype) -> None:
-        heads, _ = blocks_of(owners)
+    def __init__(self, group: TrainableLoras, owners: Sequence[int], dtype: torch.dtype) -> None:
+        heads, _ = owner_blocks(owners)
         self._group, self.single = group, len(heads) == 1
         self._index = torch.tensor(heads, device=group.values[0].device)
         self._halves = [value[self._index].to(dtype) for value in group.values]
-        self._leaves = [half.requires_grad_() for half in group.moving(self._halves)]
+        self._leaves = [half.requires_grad_() for half in group.trainable_halves(self._halves)]
 
     def factors(self) -> Factors:
         """By path: `A [blocks, rank, in]` and scaled `B [blocks, out, rank]`; without the first axis for one block."""
         group, halves = self._group, [half[0] if self.single else half for half in self._halves]
         return {path: (halves[2 * i], halves[2 * i + 1] * group.scale) for i, path in enumerate(group.paths)}
 
-    def gather(self) -> None:
+    def accumulate_grads(self) -> None:
         """Add the leaves' gradients to the group's; call it after `backward`."""
         for total, leaf in zip(self._group.grads, self._leaves, strict=True):
             if leaf.grad is not None:

@@ -16,24 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mta_cli.engine.lora.adapter_file import Block, Layout, Place
+from mta_cli.engine.lora.adapter_file import BlockLayout, FactorBlock, FactorOffsets
 from mta_cli.errors import IntegrityFault
 
-CHUNK = 2**18  # numbers that are joined at a time: they stay in the processor's own cache
+CHUNK_ELEMENTS = 2**18  # numbers that are joined at a time: they stay in the processor's own cache
 
 
-class Source(NamedTuple):
+class RunSource(NamedTuple):
     """Where a run's factors lie in block `part`: the first module's `A` and `B`, and numbers from each to the next."""
 
-    part: int
+    block_index: int
     rank: int
-    a: int
-    b: int
-    step: int
+    a_offset: int
+    b_offset: int
+    stride: int
 
 
 @dataclass(frozen=True)
-class Run:
+class ModuleRun:
     """Modules that one operation serves: `count` of one shape, which lie at even distances in every part.
 
     Joined, their `A [count, rank, inputs]` starts at number `a`, their `B [count, outputs, rank]` at number `b`.
@@ -43,12 +43,12 @@ class Run:
     inputs: int
     outputs: int
     rank: int
-    a: int
-    b: int
-    sources: tuple[Source, ...]
+    a_offset: int
+    b_offset: int
+    sources: tuple[RunSource, ...]
 
 
-def join(blocks: Sequence[Block], shares: Sequence[float]) -> Block:
+def concatenate_ranks(blocks: Sequence[FactorBlock], shares: Sequence[float]) -> FactorBlock:
     """One float32 block with `B A = Σ share · B_i A_i` for every module: ranks concatenated, `A_i` scaled by its share.
 
     Raises IntegrityFault when a module has different shapes in two of the blocks.
@@ -57,16 +57,20 @@ def join(blocks: Sequence[Block], shares: Sequence[float]) -> Block:
     for block in blocks:
         widest = torch.promote_types(widest, block.layout.dtype)
     blocks = [block.to(widest) for block in blocks]
-    runs, layout = _plan(tuple(block.layout for block in blocks))
-    numbers = torch.from_numpy(np.empty(layout.numbers, dtype=np.float32))  # numpy asks for large pages, torch does not
-    scratch = torch.empty(max(min(run.count, _at_once(run)) * run.outputs * run.rank for run in runs), dtype=widest)
+    runs, layout = _plan_runs(tuple(block.layout for block in blocks))
+    numbers = torch.from_numpy(
+        np.empty(layout.num_elements, dtype=np.float32)
+    )  # numpy asks for large pages, torch does not
+    scratch = torch.empty(
+        max(min(run.count, _modules_per_chunk(run)) * run.outputs * run.rank for run in runs), dtype=widest
+    )
     for run in runs:
-        _join_a(run, blocks, shares, numbers[run.a : run.b])
-        _join_b(run, blocks, scratch, numbers[run.b : run.b + run.count * run.outputs * run.rank])
-    return Block(numbers, layout)
+        _concatenate_a(run, blocks, shares, numbers[run.a_offset : run.b_offset])
+        _concatenate_b(run, blocks, scratch, numbers[run.b_offset : run.b_offset + run.count * run.outputs * run.rank])
+    return FactorBlock(numbers, layout)
 
 
-def _join_a(run: Run, blocks: Sequence[Block], shares: Sequence[float], out: Tensor) -> None:
+def _concatenate_a(run: ModuleRun, blocks: Sequence[FactorBlock], shares: Sequence[float], out: Tensor) -> None:
     target = out.view(run.count, run.rank, run.inputs)
     row = 0
     for part, rank, start, _, step in run.sources:
@@ -77,13 +81,13 @@ def _join_a(run: Run, blocks: Sequence[Block], shares: Sequence[float], out: Ten
         row += rank
 
 
-def _join_b(run: Run, blocks: Sequence[Block], scratch: Tensor, out: Tensor) -> None:
+def _concatenate_b(run: ModuleRun, blocks: Sequence[FactorBlock], scratch: Tensor, out: Tensor) -> None:
     """Rows of `rank` numbers are too short for torch's loops: they move uncast, as wide units, and are cast after."""
     size = scratch.dtype.itemsize
     unit = np.dtype((np.void, math.gcd(*(source.rank for source in run.sources)) * size))
     target, wide = out.view(run.count, -1), run.outputs * run.rank
-    for first in range(0, run.count, _at_once(run)):
-        count = min(_at_once(run), run.count - first)
+    for first in range(0, run.count, _modules_per_chunk(run)):
+        count = min(_modules_per_chunk(run), run.count - first)
         joined = scratch[: count * wide]
         units = joined.view(torch.uint8).numpy().view(unit).reshape(count, run.outputs, -1)
         column = 0
@@ -101,60 +105,61 @@ def _join_b(run: Run, blocks: Sequence[Block], scratch: Tensor, out: Tensor) -> 
         target[first : first + count].copy_(joined.view(count, -1))
 
 
-def _at_once(run: Run) -> int:
-    return max(1, CHUNK // (run.outputs * run.rank))
+def _modules_per_chunk(run: ModuleRun) -> int:
+    return max(1, CHUNK_ELEMENTS // (run.outputs * run.rank))
 
 
 @lru_cache(maxsize=32)
-def _plan(layouts: tuple[Layout, ...]) -> tuple[tuple[Run, ...], Layout]:
+def _plan_runs(layouts: tuple[BlockLayout, ...]) -> tuple[tuple[ModuleRun, ...], BlockLayout]:
     """The runs in which blocks of these layouts are joined, and the joined block's layout."""
-    alike: dict[object, list[dict[int, Place]]] = {}
-    paths = dict.fromkeys(path for layout in layouts for path in layout.index)
+    alike: dict[object, list[dict[int, FactorOffsets]]] = {}
+    paths = dict.fromkeys(path for layout in layouts for path in layout.offsets_by_path)
     for path in paths:
-        found = {i: layout.index[path] for i, layout in enumerate(layouts) if path in layout.index}
+        found = {i: layout.offsets_by_path[path] for i, layout in enumerate(layouts) if path in layout.offsets_by_path}
         if len({(place.inputs, place.outputs) for place in found.values()}) > 1:
             raise IntegrityFault(f"{path} has different shapes in adapters that are to be merged")
         shape = tuple((i, *place[1:4]) for i, place in found.items())
         alike.setdefault((path.rsplit(".", 1)[-1], shape), []).append(found)
-    runs: list[Run] = []
-    places: dict[str, Place] = {}
+    runs: list[ModuleRun] = []
+    places: dict[str, FactorOffsets] = {}
     end = 0
-    for modules in (run for group in alike.values() for run in _even(group)):
+    for modules in (run for group in alike.values() for run in _split_by_stride(group)):
         run = _run(modules, end)
         runs.append(run)
         for i, path in enumerate(next(iter(found.values())).path for found in modules):
-            a, b = run.a + i * run.rank * run.inputs, run.b + i * run.outputs * run.rank
-            places[path] = Place(path, run.rank, run.inputs, run.outputs, a, b)
-        end = run.b + run.count * run.outputs * run.rank
-    return tuple(runs), Layout(torch.float32, end, tuple(places[path] for path in paths))
+            a, b = run.a_offset + i * run.rank * run.inputs, run.b_offset + i * run.outputs * run.rank
+            places[path] = FactorOffsets(path, run.rank, run.inputs, run.outputs, a, b)
+        end = run.b_offset + run.count * run.outputs * run.rank
+    return tuple(runs), BlockLayout(torch.float32, end, tuple(places[path] for path in paths))
 
 
-def _even(group: Sequence[dict[int, Place]]) -> Iterator[list[dict[int, Place]]]:
+def _split_by_stride(group: Sequence[dict[int, FactorOffsets]]) -> Iterator[list[dict[int, FactorOffsets]]]:
     """Neighbours of `group` together for as long as they lie at even distances in every part."""
     run = [group[0]]
     for modules in group[1:]:
-        gaps = _gaps(run[-1], modules)
-        if gaps is None or (len(run) > 1 and gaps != _gaps(run[0], run[1])):
+        gaps = _strides(run[-1], modules)
+        if gaps is None or (len(run) > 1 and gaps != _strides(run[0], run[1])):
             yield run
             run = []
         run.append(modules)
     yield run
 
 
-def _gaps(before: dict[int, Place], after: dict[int, Place]) -> list[int] | None:
+def _strides(before: dict[int, FactorOffsets], after: dict[int, FactorOffsets]) -> list[int] | None:
     """Numbers from one module's factors to the next one's, by part; None when A's and B's differ or go backwards."""
-    gaps = [(after[i].a - before[i].a, after[i].b - before[i].b) for i in before]
+    gaps = [(after[i].a_offset - before[i].a_offset, after[i].b_offset - before[i].b_offset) for i in before]
     return [a for a, _ in gaps] if all(a == b > 0 for a, b in gaps) else None
 
 
-def _run(modules: Sequence[dict[int, Place]], start: int) -> Run:
+def _run(modules: Sequence[dict[int, FactorOffsets]], start: int) -> ModuleRun:
     first = modules[0]
-    gaps = (_gaps(first, modules[1]) if len(modules) > 1 else None) or [0] * len(first)
+    gaps = (_strides(first, modules[1]) if len(modules) > 1 else None) or [0] * len(first)
     sources = tuple(
-        Source(i, place.rank, place.a, place.b, gap) for (i, place), gap in zip(first.items(), gaps, strict=True)
+        RunSource(i, place.rank, place.a_offset, place.b_offset, gap)
+        for (i, place), gap in zip(first.items(), gaps, strict=True)
     )
     rank = sum(place.rank for place in first.values())
     shape = next(iter(first.values()))
-    return Run(
+    return ModuleRun(
         len(modules), shape.inputs, shape.outputs, rank, start, start + len(modules) * rank * shape.inputs, sources
     )

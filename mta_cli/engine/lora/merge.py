@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import torch
 
-from mta_cli.engine.lora.adapter import Factors, LoraWeights, covering
-from mta_cli.engine.lora.adapter_file import Block
-from mta_cli.engine.lora.joining import join
+from mta_cli.engine.lora.adapter import Factors, LoraWeights, merge_placements
+from mta_cli.engine.lora.adapter_file import FactorBlock
+from mta_cli.engine.lora.joining import concatenate_ranks
 
 
-def merge(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | None:
+def merge_loras(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | None:
     """One LoRA whose ΔW is the weighted sum of the parts', with scale 1; None when there is nothing to merge.
 
     Parts may differ in rank, alpha and modules. Zero weights are left out. Raises IntegrityFault when a module's shape
@@ -25,11 +25,13 @@ def merge(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | None:
     parts = [(part, weight) for part, weight in parts if weight != 0.0 and part.factors]
     if not parts:
         return None
-    factors = join([Block.of(part.factors) for part, _ in parts], [weight * part.scale for part, weight in parts])
-    return LoraWeights(factors, 1.0, covering([part.placement for part, _ in parts]))
+    factors = concatenate_ranks(
+        [FactorBlock.from_factors(part.factors) for part, _ in parts], [weight * part.scale for part, weight in parts]
+    )
+    return LoraWeights(factors, 1.0, merge_placements([part.placement for part, _ in parts]))
 
 
-def compress(weights: LoraWeights, rank: int) -> LoraWeights:
+def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
     """The nearest LoRA (in Frobenius norm) of at most `rank`, by QR of the factors and an SVD of the small core.
 
     With `Aᵀ = Q_a R_a` and `B = Q_b R_b`, ΔW = Q_b(R_b R_aᵀ)Q_aᵀ needs an SVD of a matrix of the old rank only.

@@ -10,15 +10,15 @@ from collections.abc import Set
 from pathlib import Path
 
 from mta_cli.engine.model.checkpoint_files import weight_files
-from mta_cli.engine.model.safetensors_header import read_header
-from mta_cli.errors import BadInput, UsageFault
+from mta_cli.engine.model.safetensors_header import read_safetensors_header
+from mta_cli.errors import BadInput, UsageError
 
 ALL_LINEAR = "all-linear"
-IN_LAYER = re.compile(r"\.(\d+)\.")
+LAYER_INDEX_PATTERN = re.compile(r"\.(\d+)\.")
 """Where a module's path names the decoder layer that it stands in."""
 
 
-def wanted(targets: str, known: Set[str]) -> Set[str]:
+def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
     """The layers that `targets` (names, comma-separated, or `all-linear`) means among `known` ones.
 
     Raises UsageFault for a name that is none of them, and where nothing is named.
@@ -26,7 +26,7 @@ def wanted(targets: str, known: Set[str]) -> Set[str]:
     found = known if targets == ALL_LINEAR else {name.strip() for name in targets.split(",") if name.strip()}
     unknown = sorted(found - known)
     if unknown or not found:
-        raise UsageFault(
+        raise UsageError(
             f"targets {', '.join(unknown) or targets!r}: this base has no such layers",
             hint=f"choose among {', '.join(sorted(known))}, or {ALL_LINEAR}",
         )
@@ -42,9 +42,9 @@ def require_targets(targets: str, folder: Path) -> None:
         known = {
             name.removesuffix(".weight").rpartition(".")[2]
             for file in weight_files(folder)
-            for name, entry in read_header(folder / file).items()
-            if name.endswith(".weight") and len(entry["shape"]) == 2 and IN_LAYER.search(name)
+            for name, entry in read_safetensors_header(folder / file).items()
+            if name.endswith(".weight") and len(entry["shape"]) == 2 and LAYER_INDEX_PATTERN.search(name)
         }
     except (BadInput, OSError):
         return
-    wanted(targets, known)
+    select_target_modules(targets, known)

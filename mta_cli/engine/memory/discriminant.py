@@ -16,8 +16,8 @@ Array = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
 
 SHRINKAGE = 0.8  # of the covariance: how much of it is a sphere of the same mean variance
-STRENGTH = 8.0  # how many vectors the mean of all counts as in a label's mean
-LEAST = 1e-6  # mean variance of a direction: vectors that are all the same have none
+MEAN_PRIOR_COUNT = 8.0  # how many vectors the mean of all counts as in a label's mean
+MIN_VARIANCE = 1e-6  # mean variance of a direction: vectors that are all the same have none
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Moments:
     products: Array
 
     @classmethod
-    def of(cls, vectors: Vectors, labels: npt.NDArray[np.int64], many: int) -> Moments:
+    def from_labelled_vectors(cls, vectors: Vectors, labels: npt.NDArray[np.int64], many: int) -> Moments:
         """Of `vectors` [n, width] and their `labels` [n], places among `many`."""
         places = np.eye(many, dtype=np.float32)[labels]
         sums, products = places.T @ vectors, vectors.T @ vectors
@@ -58,16 +58,16 @@ class Moments:
         """Without the vectors of `other`."""
         return Moments(self.counts - other.counts, self.sums - other.sums, self.products - other.products)
 
-    def discriminant(self) -> Discriminant:
+    def fit_discriminant(self) -> Discriminant:
         """The discriminant of these vectors; of none, one that says nothing."""
         total, width = float(self.counts.sum()), self.sums.shape[1]
         if total == 0.0:
             return Discriminant(np.zeros((width, len(self.counts))), np.zeros(len(self.counts)))
         mean = self.sums.sum(axis=0) / total
-        means = (self.sums + STRENGTH * mean) / (self.counts + STRENGTH)[:, None]
+        means = (self.sums + MEAN_PRIOR_COUNT * mean) / (self.counts + MEAN_PRIOR_COUNT)[:, None]
         cross = means.T @ self.sums  # [width, width]
         spread = (self.products - cross - cross.T + (means.T * self.counts) @ means) / total
-        sphere = max(float(np.trace(spread)) / width, LEAST) * np.eye(width)
+        sphere = max(float(np.trace(spread)) / width, MIN_VARIANCE) * np.eye(width)
         weights = np.linalg.solve((1.0 - SHRINKAGE) * spread + SHRINKAGE * sphere, (means - mean).T)
         middle = 0.5 * (means + mean)  # where a label is as likely as the average text
         return Discriminant(weights, -(middle * weights.T).sum(axis=1))

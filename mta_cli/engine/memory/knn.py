@@ -21,24 +21,24 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from mta_cli.engine.memory.discriminant import Discriminant, Moments
-from mta_cli.engine.memory.label_prior import habit
+from mta_cli.engine.memory.label_prior import user_label_prior
 
 Array = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
 
 SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
-BACKGROUND = 0.1  # votes, spread as people's rates, for queries that nothing resembles
-SHOTS = 5  # of a person are known when their other items are guessed, as of somebody new
-HABIT_BESIDE_MODEL = 0.5
-STRENGTH = 8.0  # how many answers the population's rates count as in a habit
-START, BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, habit and discriminant
-MOST = 2_000  # items are guessed to fit on, from all people evenly; one of each where there are more people
-PARTS = 5  # of the people: each part is guessed by the discriminant of the others
-BLOCK = 256  # of them at once: what is held is [block, items]
+BACKGROUND_VOTES = 0.1  # votes, spread as people's rates, for queries that nothing resembles
+FIT_SHOTS = 5  # of a person are known when their other items are guessed, as of somebody new
+PRIOR_POWER_BESIDE_MODEL = 0.5
+PRIOR_STRENGTH = 8.0  # how many answers the population's rates count as in a habit
+INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, habit and discriminant
+MAX_FIT_ITEMS = 2_000  # items are guessed to fit on, from all people evenly; one of each where there are more people
+CROSS_FIT_FOLDS = 5  # of the people: each part is guessed by the discriminant of the others
+QUERY_BLOCK = 256  # of them at once: what is held is [block, items]
 
 
 @dataclass(frozen=True)
-class Kernel:
+class NeighbourKernel:
     """How label rates are estimated: the kernel's `sharpness`, and the powers of votes, habit and discriminant.
 
     `beside` is how many times they count in a sum with the log-likelihoods of the bank's own model.
@@ -50,7 +50,7 @@ class Kernel:
     linear: float = 0.0
     beside: float = 1.0
 
-    def beside_model(self, weight: float = 1.0) -> tuple[Kernel, float]:
+    def powers_beside_model(self, weight: float = 1.0) -> tuple[NeighbourKernel, float]:
         """The same for a sum with a model's log-likelihoods, and the power of those; `weight` is above 0.
 
         All but the model counts `weight` × `beside` times as much as the model. What counts more counts whole, so that
@@ -58,11 +58,13 @@ class Kernel:
         """
         times = weight * self.beside
         own = min(1.0, times)
-        powers = Kernel(self.sharpness, own * self.votes, HABIT_BESIDE_MODEL * own * self.habit, own * self.linear)
+        powers = NeighbourKernel(
+            self.sharpness, own * self.votes, PRIOR_POWER_BESIDE_MODEL * own * self.habit, own * self.linear
+        )
         return powers, min(1.0, 1.0 / times)
 
 
-class Embed(Protocol):
+class EmbedFunction(Protocol):
     """Turns texts into unit vectors [texts, width], float32."""
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
@@ -71,7 +73,7 @@ class Embed(Protocol):
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class NeighbourIndex:
     """The items of a bank: unit `vectors` [items, width] of their inputs, `labels` [items] as places, `owners` [items].
 
     `rates` [labels] is how often its people give each label; they sum to one.
@@ -79,103 +81,117 @@ class Neighbours:
 
     vectors: Vectors
     labels: npt.NDArray[np.int64]
-    owners: npt.NDArray[np.int64]
+    item_users: npt.NDArray[np.int64]
     rates: Array
 
-    def votes(self, queries: Vectors, sharpness: float, strangers: npt.NDArray[np.int64] | None = None) -> Array:
+    def log_vote_rates(
+        self, queries: Vectors, sharpness: float, strangers: npt.NDArray[np.int64] | None = None
+    ) -> Array:
         """Log label rates [queries, labels] among the neighbours of unit `queries` [queries, width].
 
         With `strangers` [queries], the items of that owner do not vote on that query.
         """
         places = np.eye(len(self.rates))[self.labels]  # [items, labels]
         found = np.empty((len(queries), len(self.rates)))
-        for start in range(0, len(queries), BLOCK):
-            block = slice(start, start + BLOCK)
+        for start in range(0, len(queries), QUERY_BLOCK):
+            block = slice(start, start + QUERY_BLOCK)
             weights = np.exp(sharpness * (queries[block] @ self.vectors.T - 1.0)).astype(np.float64)
             if strangers is not None:
-                weights[strangers[block, None] == self.owners] = 0.0
-            found[block] = weights @ places + BACKGROUND * self.rates
+                weights[strangers[block, None] == self.item_users] = 0.0
+            found[block] = weights @ places + BACKGROUND_VOTES * self.rates
         logs: Array = np.log(found / found.sum(axis=1, keepdims=True))
         return logs
 
-    def without(self, owner: int) -> Neighbours:
+    def without_user(self, owner: int) -> NeighbourIndex:
         """What everybody but `owner` said; rates stay everybody's."""
-        others = self.owners != owner
+        others = self.item_users != owner
         if others.all():
             return self
-        return replace(self, vectors=self.vectors[others], labels=self.labels[others], owners=self.owners[others])
+        return replace(
+            self, vectors=self.vectors[others], labels=self.labels[others], item_users=self.item_users[others]
+        )
 
     @cached_property
     def discriminant(self) -> Discriminant:
         """The discriminant of all items."""
-        return Moments.of(self.vectors, self.labels, len(self.rates)).discriminant()
+        return Moments.from_labelled_vectors(self.vectors, self.labels, len(self.rates)).fit_discriminant()
 
-    def evidence(self, kernel: Kernel, queries: Vectors, habits: Array) -> Array:
+    def label_log_ratios(self, kernel: NeighbourKernel, queries: Vectors, habits: Array) -> Array:
         """What is known of each label beyond people's rates [queries, labels], nats.
 
         `habits` [queries, labels] is what the asker's own answers say (see `labels.habit`).
         """
-        found = kernel.votes * (self.votes(queries, kernel.sharpness) - np.log(self.rates)) + kernel.habit * habits
+        found = (
+            kernel.votes * (self.log_vote_rates(queries, kernel.sharpness) - np.log(self.rates)) + kernel.habit * habits
+        )
         return found + kernel.linear * self.discriminant(queries) if kernel.linear else found
 
-    def of_others(self, items: npt.NDArray[np.int64]) -> Array:
+    def cross_fitted_scores(self, items: npt.NDArray[np.int64]) -> Array:
         """What the discriminant of other people says of these items [items, labels], nats: see `PARTS`."""
-        _, person = np.unique(self.owners, return_inverse=True)
-        part, whole = person % PARTS, Moments.of(self.vectors, self.labels, len(self.rates))
+        _, person = np.unique(self.item_users, return_inverse=True)
+        part, whole = (
+            person % CROSS_FIT_FOLDS,
+            Moments.from_labelled_vectors(self.vectors, self.labels, len(self.rates)),
+        )
         found = np.zeros((len(items), len(self.rates)))
-        for each in range(PARTS):
+        for each in range(CROSS_FIT_FOLDS):
             asked, own = part[items] == each, part == each
-            others = whole - Moments.of(self.vectors[own], self.labels[own], len(self.rates))
-            found[asked] = others.discriminant()(self.vectors[items[asked]])
+            others = whole - Moments.from_labelled_vectors(self.vectors[own], self.labels[own], len(self.rates))
+            found[asked] = others.fit_discriminant()(self.vectors[items[asked]])
         return found
 
 
 @dataclass(frozen=True)
-class Guess:
+class NeighbourLabelPrior:
     """Somebody's label prior (see `labels.Prior`): what neighbours answered to the like of a question, and `habit`."""
 
-    known: Neighbours
-    kernel: Kernel
-    embed: Embed
-    habit: tuple[float, ...]
-    share: float = 1.0
+    neighbours: NeighbourIndex
+    kernel: NeighbourKernel
+    embed: EmbedFunction
+    user_prior: tuple[float, ...]
+    model_weight: float = 1.0
 
-    def beside_model(self, weight: float) -> Guess:
+    def with_model_weight(self, weight: float) -> NeighbourLabelPrior:
         """The same for a sum with a model's log-likelihoods: see `Kernel.beside_model`."""
-        powers, share = self.kernel.beside_model(weight)
-        return replace(self, kernel=powers, share=share)
+        powers, share = self.kernel.powers_beside_model(weight)
+        return replace(self, kernel=powers, model_weight=share)
 
     def __call__(self, text: str) -> tuple[float, ...]:
         """See `labels.Prior`."""
-        found = self.known.evidence(self.kernel, self.embed([text]), np.array([self.habit]))
+        found = self.neighbours.label_log_ratios(self.kernel, self.embed([text]), np.array([self.user_prior]))
         return tuple(found[0].tolist())
 
 
-def fit(known: Neighbours, labels: Sequence[str], seed: int = 0) -> Kernel:
+def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> NeighbourKernel:
     """The kernel under which the bank's people are likeliest, each item guessed from what other people said and from
     `SHOTS` other answers of its own person. Every person counts the same.
 
     A bank of one person, who has no neighbours, gets a kernel of habit alone.
     """
-    guessed, weights, habits = _lessons(known, labels, np.random.default_rng(seed))
+    guessed, weights, habits = _fit_examples(known, labels, np.random.default_rng(seed))
     golds = known.labels[guessed]
-    best, least = Kernel(SHARPNESSES[0], 0.0, 1.0), np.inf
-    if len(np.unique(known.owners)) < 2:
+    best, least = NeighbourKernel(SHARPNESSES[0], 0.0, 1.0), np.inf
+    if len(np.unique(known.item_users)) < 2:
         return best
-    linear = known.of_others(guessed)
+    linear = known.cross_fitted_scores(guessed)
     for sharpness in SHARPNESSES:
-        votes = known.votes(known.vectors[guessed], sharpness, known.owners[guessed]) - np.log(known.rates)
+        votes = known.log_vote_rates(known.vectors[guessed], sharpness, known.item_users[guessed]) - np.log(known.rates)
         said = np.stack([votes, habits, linear])
         found: Any = minimize(
-            _loss, START, (said, np.log(known.rates), golds, weights), "L-BFGS-B", jac=True, bounds=BOUNDS
+            _loss_and_gradient,
+            INITIAL_POWERS,
+            (said, np.log(known.rates), golds, weights),
+            "L-BFGS-B",
+            jac=True,
+            bounds=POWER_BOUNDS,
         )
         if found.fun < least:
-            best, least = Kernel(sharpness, *map(float, found.x)), float(found.fun)
+            best, least = NeighbourKernel(sharpness, *map(float, found.x)), float(found.fun)
     return best
 
 
-def fit_beside(
-    known: Neighbours, kernel: Kernel, items: npt.NDArray[np.int64], habits: Array, model: npt.ArrayLike
+def fit_beside_weight(
+    known: NeighbourIndex, kernel: NeighbourKernel, items: npt.NDArray[np.int64], habits: Array, model: npt.ArrayLike
 ) -> float:
     """How many times what is known counts beside a model: what `Kernel.beside` should be.
 
@@ -184,11 +200,11 @@ def fit_beside(
     likeliest, every person counting the same, with the share's logarithm held near 0 as by one item: a normal
     distribution of deviation 1.
     """
-    votes = known.votes(known.vectors[items], kernel.sharpness, known.owners[items]) - np.log(known.rates)
-    beside, _ = replace(kernel, beside=1.0).beside_model()
-    guesses = beside.votes * votes + beside.habit * habits + beside.linear * known.of_others(items)
+    votes = known.log_vote_rates(known.vectors[items], kernel.sharpness, known.item_users[items]) - np.log(known.rates)
+    beside, _ = replace(kernel, beside=1.0).powers_beside_model()
+    guesses = beside.votes * votes + beside.habit * habits + beside.linear * known.cross_fitted_scores(items)
     scores = np.asarray(model, dtype=np.float64)
-    _, person, each = np.unique(known.owners[items], return_inverse=True, return_counts=True)
+    _, person, each = np.unique(known.item_users[items], return_inverse=True, return_counts=True)
     weights = 1.0 / (len(each) * each[person])
     rows, golds = np.arange(len(items)), known.labels[items]
 
@@ -201,30 +217,34 @@ def fit_beside(
     return float(np.exp(best.x[1]))
 
 
-def _lessons(
-    known: Neighbours, labels: Sequence[str], rng: np.random.Generator
+def _fit_examples(
+    known: NeighbourIndex, labels: Sequence[str], rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], Array, Array]:
     """Items to guess, what each counts, and what a few other answers of its person say [items, labels]."""
-    owners = np.unique(known.owners)
-    each = max(1, MOST // max(1, len(owners)))
+    owners = np.unique(known.item_users)
+    each = max(1, MAX_FIT_ITEMS // max(1, len(owners)))
     guessed: list[int] = []
     weights: list[float] = []
     habits: list[tuple[float, ...]] = []
     for owner in owners:
-        own = np.flatnonzero(known.owners == owner)
+        own = np.flatnonzero(known.item_users == owner)
         chosen = rng.permutation(own)[:each]
         for item in chosen:
             others = own[own != item]
-            shown = rng.permutation(others)[:SHOTS]
+            shown = rng.permutation(others)[:FIT_SHOTS]
             habits.append(
-                habit([labels[place] for place in known.labels[shown]], labels, known.rates.tolist(), STRENGTH)
+                user_label_prior(
+                    [labels[place] for place in known.labels[shown]], labels, known.rates.tolist(), PRIOR_STRENGTH
+                )
             )
         guessed += chosen.tolist()
         weights += [1.0 / len(chosen)] * len(chosen)
     return np.array(guessed, np.int64), np.array(weights) / len(owners), np.array(habits)
 
 
-def _loss(powers: Array, said: Array, base: Array, golds: npt.NDArray[np.int64], weights: Array) -> tuple[float, Array]:
+def _loss_and_gradient(
+    powers: Array, said: Array, base: Array, golds: npt.NDArray[np.int64], weights: Array
+) -> tuple[float, Array]:
     """Mean negative log-likelihood of the golds, nats, and its gradient by `powers`; `said` is [3, items, labels]."""
     scores = base + np.tensordot(powers, said, 1)
     logs = scores - logsumexp(scores, axis=1, keepdims=True)

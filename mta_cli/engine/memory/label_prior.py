@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
-RAREST = 1e-4  # a label that nobody gives counts as this frequent
-HALF = 0.5 - 1e-9  # of a probability that was summed in floating point
+MIN_LABEL_RATE = 1e-4  # a label that nobody gives counts as this frequent
+MEDIAN_THRESHOLD = 0.5 - 1e-9  # of a probability that was summed in floating point
 
 
-class Prior(Protocol):
+class LabelPrior(Protocol):
     """What is known of somebody's answer to a question before a model has read it."""
 
     @property
-    def share(self) -> float:
+    def model_weight(self) -> float:
         """How much of the model's own log-likelihoods is added to it."""
         ...
 
@@ -30,25 +30,25 @@ class Prior(Protocol):
 
 
 @dataclass(frozen=True)
-class Habit:
+class FrequencyLabelPrior:
     """The same prior whatever is asked: what somebody's own answers say."""
 
-    values: tuple[float, ...]
-    share: float = 1.0
+    log_ratios: tuple[float, ...]
+    model_weight: float = 1.0
 
     def __call__(self, text: str) -> tuple[float, ...]:
         """See `Prior`."""
-        return self.values
+        return self.log_ratios
 
 
-def weighed(scores: Sequence[float], prior: Prior | None, text: str) -> tuple[float, ...]:
+def add_label_prior(scores: Sequence[float], prior: LabelPrior | None, text: str) -> tuple[float, ...]:
     """A model's log-likelihoods of the labels of an answer to `text`, with somebody's prior, nats."""
     if prior is None:
         return tuple(scores)
-    return tuple(prior.share * score + known for score, known in zip(scores, prior(text), strict=True))
+    return tuple(prior.model_weight * score + known for score, known in zip(scores, prior(text), strict=True))
 
 
-def decide(scores: Sequence[float], labels: Sequence[str], metric: str) -> int:
+def decide_label(scores: Sequence[float], labels: Sequence[str], metric: str) -> int:
     """The place of the label to answer.
 
     For `accuracy` the likeliest, the first of equals. For `mae` the median, which minimises the expected absolute
@@ -61,7 +61,7 @@ def decide(scores: Sequence[float], labels: Sequence[str], metric: str) -> int:
         raise ValueError(f"no label is decided on by {metric!r}")
     order, top = sorted(range(len(labels)), key=lambda i: float(labels[i])), max(scores)
     sums = list(accumulate(math.exp(scores[i] - top) for i in order))
-    return next(place for place, total in zip(order, sums, strict=True) if total >= HALF * sums[-1])
+    return next(place for place, total in zip(order, sums, strict=True) if total >= MEDIAN_THRESHOLD * sums[-1])
 
 
 def label_rates(outputs: Sequence[str], labels: Sequence[str], smoothing: float = 1.0) -> tuple[float, ...]:
@@ -69,12 +69,14 @@ def label_rates(outputs: Sequence[str], labels: Sequence[str], smoothing: float 
 
     What is no label is left out. Equal rates where there is nothing to count.
     """
-    counts = _counts(outputs, labels)
+    counts = _count_labels(outputs, labels)
     total = sum(counts) + smoothing * len(labels)
     return tuple((count + smoothing) / total if total else 1 / len(labels) for count in counts)
 
 
-def habit(outputs: Sequence[str], labels: Sequence[str], rates: Sequence[float], strength: float) -> tuple[float, ...]:
+def user_label_prior(
+    outputs: Sequence[str], labels: Sequence[str], rates: Sequence[float], strength: float
+) -> tuple[float, ...]:
     """What a person's own answers add to each label's score: the log of their rate over everybody's, nats.
 
     Their rate is the posterior mean under a Dirichlet prior of `strength` answers at `rates`, so without answers
@@ -83,14 +85,14 @@ def habit(outputs: Sequence[str], labels: Sequence[str], rates: Sequence[float],
     """
     if strength <= 0:
         raise ValueError(f"the strength of a habit is above 0, not {strength}")
-    counts = _counts(outputs, labels)
+    counts = _count_labels(outputs, labels)
     total = sum(counts) + strength
-    known = [max(rate, RAREST) for rate in rates]
+    known = [max(rate, MIN_LABEL_RATE) for rate in rates]
     return tuple(
         math.log((count + strength * rate) / (total * rate)) for count, rate in zip(counts, known, strict=True)
     )
 
 
-def _counts(outputs: Sequence[str], labels: Sequence[str]) -> list[int]:
+def _count_labels(outputs: Sequence[str], labels: Sequence[str]) -> list[int]:
     counted = Counter(output.strip() for output in outputs)
     return [counted[label] for label in labels]

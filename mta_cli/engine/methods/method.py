@@ -10,19 +10,19 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.memory.knn import Embed, Kernel, Neighbours
-    from mta_cli.engine.memory.label_prior import Prior
+    from mta_cli.engine.memory.knn import EmbedFunction, NeighbourIndex, NeighbourKernel
+    from mta_cli.engine.memory.label_prior import LabelPrior
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import Row
+    from mta_cli.engine.text.prompts import TrainingRow
     from mta_cli.engine.text.tasks import Task
 
 Value = float | int | str
 Settings = Mapping[str, Value]
-Below = Literal["base", "task"]
+BaseLevel = Literal["base", "task"]
 
 
 @dataclass(frozen=True)
-class Person:
+class UserShots:
     """Somebody as a method sees them: their shots and nothing else.
 
     `rows` are the shots' training rows under the prompt that all methods share, each without itself in the history
@@ -32,12 +32,12 @@ class Person:
     number: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TrainingRow, ...]
     profile: Tensor
 
 
 @dataclass(frozen=True)
-class Bench:
+class MethodContext:
     """What a fold's people share. `base` holds the task adapter where the method stands on it, else nothing.
 
     `anchors` stand above the task adapter, and `profiles` `[anchors, width]` are theirs. `rates` is how often the
@@ -52,13 +52,13 @@ class Bench:
     profiles: Tensor
     rates: tuple[float, ...]
     seed: int
-    items: tuple[Neighbours, Kernel, Embed] | None = None
-    answers: tuple[tuple[int, ...], ...] = ()
-    known: dict[Hashable, Any] = field(default_factory=dict)
+    neighbour_index: tuple[NeighbourIndex, NeighbourKernel, EmbedFunction] | None = None
+    label_tokens: tuple[tuple[int, ...], ...] = ()
+    cache: dict[Hashable, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Made:
+class UserModel:
     """One person's model: LoRAs above what the base holds, their label prior, and a `shift` of the last state.
 
     `bytes` is what must be kept of it for the person. `failed`: there were shots, and training on them came to no
@@ -66,15 +66,15 @@ class Made:
     the answer to each text.
     """
 
-    parts: tuple[LoraWeights, ...] = ()
-    prior: Prior | None = None
+    loras: tuple[LoraWeights, ...] = ()
+    prior: LabelPrior | None = None
     bytes: int = 0
-    direct: Direct | None = None
+    answerer: DirectAnswerer | None = None
     failed: bool = False
-    shift: Tensor | None = None
+    state_shift: Tensor | None = None
 
 
-class Direct(Protocol):
+class DirectAnswerer(Protocol):
     """Answers without a language model."""
 
     def __call__(self, text: str) -> tuple[str, tuple[float, ...]]:
@@ -94,18 +94,18 @@ class Method:
 
     name: str
     about: str
-    make: Make
-    below: Below = "task"
-    history: bool = True
+    build_models: BuildModels
+    base_level: BaseLevel = "task"
+    shows_history: bool = True
     settings: Settings = field(default_factory=dict)
     grid: tuple[Settings, ...] = ()
     version: int = 1
-    stands: bool = False
+    keeps_own_answer: bool = False
 
 
-class Make(Protocol):
+class BuildModels(Protocol):
     """Makes the models of a group of people. The same people in the same order give the same models."""
 
-    def __call__(self, bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+    def __call__(self, bench: MethodContext, people: Sequence[UserShots], settings: Settings) -> list[UserModel]:
         """A model for each of `people`."""
         ...

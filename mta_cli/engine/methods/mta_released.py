@@ -12,21 +12,21 @@ from collections.abc import Sequence
 
 import torch
 
-from mta_cli.engine.lora.adapter import Factors, LoraWeights, covering
-from mta_cli.engine.lora.batched import stacked
+from mta_cli.engine.lora.adapter import Factors, LoraWeights, merge_placements
+from mta_cli.engine.lora.batched import stack_loras
 from mta_cli.engine.lora.targets import ALL_LINEAR
-from mta_cli.engine.methods.fusion import SHARE_BYTES, Shares, by_similarity
-from mta_cli.engine.methods.method import Bench, Made, Method, Person, Settings
-from mta_cli.engine.methods.stacks import loras
+from mta_cli.engine.methods.fusion import SHARE_BYTES, AnchorWeights, weigh_by_similarity
+from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
+from mta_cli.engine.methods.stacks import fit_loras
 
 
-def swapped(shares: Shares) -> Shares:
+def swap_weights(shares: AnchorWeights) -> AnchorWeights:
     """The same anchors, nearest first, with the weights given out from the other end."""
     weights = [weight for _, weight in shares]
     return [(anchor, weight) for (anchor, _), weight in zip(shares, reversed(weights), strict=True)]
 
 
-def averaged(anchors: Sequence[LoraWeights], weights: Sequence[float]) -> LoraWeights | None:
+def average_factors(anchors: Sequence[LoraWeights], weights: Sequence[float]) -> LoraWeights | None:
     """`A = Σ w·A_i` and `B = Σ w·s_i·B_i` with scale 1: not the sum of the ΔW. None where there are no anchors.
 
     A module that an anchor lacks, or a rank that it is short of, counts as zeros.
@@ -36,20 +36,20 @@ def averaged(anchors: Sequence[LoraWeights], weights: Sequence[float]) -> LoraWe
     share = torch.tensor(list(weights))
     factors: Factors = {
         path: (torch.tensordot(share, a, 1), torch.tensordot(share, b, 1))  # [rank, in], [out, rank]
-        for path, (a, b) in stacked(anchors, torch.device("cpu")).items()
+        for path, (a, b) in stack_loras(anchors, torch.device("cpu")).items()
     }
-    return LoraWeights(factors, 1.0, covering([anchor.placement for anchor in anchors]))
+    return LoraWeights(factors, 1.0, merge_placements([anchor.placement for anchor in anchors]))
 
 
-def make(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+def build_released_models(bench: MethodContext, people: Sequence[UserShots], settings: Settings) -> list[UserModel]:
     """The averaged anchors and a stack for each of `people`. Somebody without shots has neither."""
-    recipes = [swapped(shares) for shares in by_similarity(bench, people, settings)]
-    merged = [averaged([bench.anchors[i] for i, _ in shares], [w for _, w in shares]) for shares in recipes]
+    recipes = [swap_weights(shares) for shares in weigh_by_similarity(bench, people, settings)]
+    merged = [average_factors([bench.anchors[i] for i, _ in shares], [w for _, w in shares]) for shares in recipes]
     under = [() if one is None else (one,) for one in merged]
     own = {**settings, "alpha": 2.0 * int(settings["rank"]), "targets": ALL_LINEAR, "epochs": 1}
     return [
-        Made((*below, *stack.parts), bytes=SHARE_BYTES * len(shares) + stack.bytes, failed=stack.failed)
-        for shares, below, stack in zip(recipes, under, loras(bench, people, under, own), strict=True)
+        UserModel((*below, *stack.loras), bytes=SHARE_BYTES * len(shares) + stack.bytes, failed=stack.failed)
+        for shares, below, stack in zip(recipes, under, fit_loras(bench, people, under, own), strict=True)
     ]
 
 
@@ -57,7 +57,7 @@ METHODS = (
     Method(
         "mta-released",
         "MTA as its authors' code computes it: A and B averaged apart, shares swapped, a rank-4 stack of one epoch",
-        make,
+        build_released_models,
         settings={"top_k": 2, "rank": 4, "learning_rate": 5e-5, "batch_size": 8, "placement": "late"},
     ),
 )

@@ -25,27 +25,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mta_cli.engine.lora.adapter import Factors, LoraWeights, Placement, covering
-from mta_cli.engine.lora.batched import Place, places, stacked
-from mta_cli.engine.methods.method import Bench, Made, Method, Person, Settings
-from mta_cli.engine.model.llama import Parts
-from mta_cli.engine.scoring.backends import module_losses, require_everywhere
-from mta_cli.engine.scoring.prefix_cache_scoring import Passes
-from mta_cli.engine.scoring.prefix_tree import Fork
+from mta_cli.engine.lora.adapter import Factors, LoraWeights, Placement, merge_placements
+from mta_cli.engine.lora.batched import ModuleSlice, module_slices, stack_loras
+from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
+from mta_cli.engine.model.llama import BatchedLora
+from mta_cli.engine.scoring.backends import module_token_losses, require_supported_placements
+from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer
+from mta_cli.engine.scoring.prefix_tree import PromptTree
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
 
-PICK = 4  # bytes of a piece that is used: its anchor's number and its weight, 2 each
-LEAST = 1e-12
+BYTES_PER_PIECE = 4  # bytes of a piece that is used: its anchor's number and its weight, 2 each
+MIN_NORM = 1e-12
 
 
-class Pool:
+class AnchorPieces:
     """The pieces of all anchors by module: `A [anchors, rank, in]` and scaled `B [anchors, out, rank]`, float32."""
 
     def __init__(self, anchors: Sequence[LoraWeights], device: torch.device) -> None:
-        self.placement: Placement = covering([anchor.placement for anchor in anchors])
-        self.factors = stacked(anchors, device)
+        self.placement: Placement = merge_placements([anchor.placement for anchor in anchors])
+        self.factors = stack_loras(anchors, device)
         self._grams = {path: b.mT @ b for path, (_, b) in self.factors.items()}  # [anchors, rank, rank]
         self._norms = {
             path: ((a @ a.mT) * self._grams[path]).sum((1, 2)).clamp_min(0.0).sqrt()
@@ -61,28 +61,28 @@ class Pool:
         inner = x @ a.mT  # [anchors, tokens, rank]
         answer = ((inner @ self._grams[path]) * inner).sum(-1).clamp_min(0.0).sqrt()
         whole = self._norms[path][:, None] * torch.linalg.vector_norm(x, dim=-1)
-        result: Tensor = math.sqrt(x.shape[-1]) * (answer / whole.clamp_min(LEAST)) @ share
+        result: Tensor = math.sqrt(x.shape[-1]) * (answer / whole.clamp_min(MIN_NORM)) @ share
         return result
 
 
 @dataclass
-class Assembly:
+class PieceAssembly:
     """One person's LoRA, which grows as the passes of their shots reach its modules.
 
     `rows`, `columns` [tokens] are where a pass predicts answers, and `share` [tokens] what each counts. `picked` says
     by module which anchors were taken, the best first, and with what weights.
     """
 
-    pool: Pool
+    pool: AnchorPieces
     top_k: int
     temperature: float
     rows: Tensor
     columns: Tensor
     share: Tensor
     factors: Factors = field(default_factory=dict)
-    picked: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+    chosen_pieces: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
 
-    def answer(self, path: str, x: Tensor) -> Tensor:
+    def apply_piece(self, path: str, x: Tensor) -> Tensor:
         """What the person's piece for a module makes of its inputs, `[rows, time, in]` → `[rows, time, out]`."""
         a, b = self.factors[path] = self._choose(path, x[self.rows, self.columns].float())
         return x @ a.to(x.dtype).T @ b.to(x.dtype).T
@@ -91,59 +91,63 @@ class Assembly:
         scores = self.pool.scores(path, x, self.share)
         best, chosen = scores.topk(min(self.top_k, len(scores)))
         weights = torch.softmax(best / self.temperature, 0)
-        self.picked[path] = (chosen.tolist(), weights.tolist())
+        self.chosen_pieces[path] = (chosen.tolist(), weights.tolist())
         a, b = self.pool.factors[path]
         return torch.tensordot(weights, a[chosen], 1), torch.tensordot(weights, b[chosen], 1)
 
-    def weights(self) -> LoraWeights:
+    def to_lora_weights(self) -> LoraWeights:
         """The LoRA, float32 on the CPU."""
         factors = {path: (a.cpu(), b.cpu()) for path, (a, b) in self.factors.items()}
         return LoraWeights(factors, 1.0, self.pool.placement)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Growing(Parts):
+class _AssemblyLora(BatchedLora):
     """The part of a pass of the plain decoder that an assembly makes on the way."""
 
-    assembly: Assembly
-    places: dict[str, Place]
+    assembly: PieceAssembly
+    module_slices: dict[str, ModuleSlice]
 
-    def add(self, key: tuple[int, str], x: Tensor, y: Tensor) -> Tensor:
+    def add_delta(self, key: tuple[int, str], x: Tensor, y: Tensor) -> Tensor:
         """See `Parts`."""
-        for path, place in self.places.items():
-            if (place.layer, place.joint) == key:
-                y = y + F.pad(self.assembly.answer(path, x), (place.before, place.after))
+        for path, place in self.module_slices.items():
+            if (place.layer, place.projection) == key:
+                y = y + F.pad(self.assembly.apply_piece(path, x), (place.columns_before, place.columns_after))
         return y
 
 
 @torch.no_grad()
-def assemble(base: LoadedBase, pool: Pool, person: Person, top_k: int, temperature: float) -> Assembly:
+def assemble_pieces(
+    base: LoadedBase, pool: AnchorPieces, person: UserShots, top_k: int, temperature: float
+) -> PieceAssembly:
     """The person's pieces, chosen by their shots' rows, of which there must be some, in one pass over all of them.
 
     UsageFault where the base cannot have the anchors' placement.
     """
-    require_everywhere(base, [pool.placement])
-    forks = [Fork.of(row) for row in person.rows]
-    starts = [pool.placement.start(len(fork.prompt)) if base.plain is not None else 0 for fork in forks]
-    where = [(r, column - starts[r]) for r, fork in enumerate(forks) for column, _, _ in fork.labels()]
-    share = [1.0 / (len(forks) * len(forks[r].branches[0])) for r, _ in where]
+    require_supported_placements(base, [pool.placement])
+    forks = [PromptTree.from_row(row) for row in person.rows]
+    starts = [
+        pool.placement.first_position(len(fork.prompt)) if base.llama_decoder is not None else 0 for fork in forks
+    ]
+    where = [(r, column - starts[r]) for r, fork in enumerate(forks) for column, _, _ in fork.prediction_targets()]
+    share = [1.0 / (len(forks) * len(forks[r].completions[0])) for r, _ in where]
     rows, columns = torch.tensor(where, device=base.device).T
-    assembly = Assembly(pool, top_k, temperature, rows, columns, torch.tensor(share, device=base.device))
-    if base.plain is not None:
-        part = _Growing({}, assembly=assembly, places=places(base.plain, list(pool.factors)))
-        Passes(base.plain, forks, pool.placement).scores(range(len(forks)), {}, also=[part])
+    assembly = PieceAssembly(pool, top_k, temperature, rows, columns, torch.tensor(share, device=base.device))
+    if base.llama_decoder is not None:
+        part = _AssemblyLora({}, assembly=assembly, module_slices=module_slices(base.llama_decoder, list(pool.factors)))
+        PrefixCacheScorer(base.llama_decoder, forks, pool.placement).score_trees(range(len(forks)), {}, also=[part])
     else:
-        with _hooked(base.model, assembly):
-            module_losses(base, forks)
+        with _hook_assembly(base.model, assembly):
+            module_token_losses(base, forks)
     return assembly
 
 
 @contextmanager
-def _hooked(model: nn.Module, assembly: Assembly) -> Iterator[None]:
+def _hook_assembly(model: nn.Module, assembly: PieceAssembly) -> Iterator[None]:
     """The model's own modules with the assembly's pieces beside them, as they are chosen."""
 
     def beside(path: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + assembly.answer(path, inputs[0])
+        return output + assembly.apply_piece(path, inputs[0])
 
     handles = [model.get_submodule(path).register_forward_hook(partial(beside, path)) for path in assembly.pool.factors]
     try:
@@ -153,26 +157,32 @@ def _hooked(model: nn.Module, assembly: Assembly) -> Iterator[None]:
             handle.remove()
 
 
-def make(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+def build_per_pcs_models(bench: MethodContext, people: Sequence[UserShots], settings: Settings) -> list[UserModel]:
     """A LoRA of the anchors' rank for each of `people`; nothing for somebody without shots."""
     if not len(bench.anchors):
-        return [Made() for _ in people]
-    pool = Pool(bench.anchors, bench.base.device)
+        return [UserModel() for _ in people]
+    pool = AnchorPieces(bench.anchors, bench.base.device)
     top_k, temperature = int(settings["top_k"]), float(settings["temperature"])
     return [
-        _made(assemble(bench.base, pool, person, top_k, temperature)) if person.rows else Made() for person in people
+        _assembly_to_model(assemble_pieces(bench.base, pool, person, top_k, temperature))
+        if person.rows
+        else UserModel()
+        for person in people
     ]
 
 
-def _made(assembly: Assembly) -> Made:
-    return Made((assembly.weights(),), bytes=PICK * sum(len(chosen) for chosen, _ in assembly.picked.values()))
+def _assembly_to_model(assembly: PieceAssembly) -> UserModel:
+    return UserModel(
+        (assembly.to_lora_weights(),),
+        bytes=BYTES_PER_PIECE * sum(len(chosen) for chosen, _ in assembly.chosen_pieces.values()),
+    )
 
 
 METHODS = (
     Method(
         "pieces",
         "the three anchors that answer the person's inputs best, module by module (as Per-Pcs)",
-        make,
+        build_per_pcs_models,
         settings={"top_k": 3, "temperature": 1.0},
         grid=({"top_k": 1}, {"top_k": 3}, {"top_k": 3, "temperature": 0.1}),
     ),

@@ -18,30 +18,32 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.engine.lora.merge import merge, uniform_weights
-from mta_cli.engine.methods.fusion import SHARE_BYTES, Shares, by_similarity
-from mta_cli.engine.methods.method import Bench, Made, Method, Person, Settings
-from mta_cli.engine.scoring.log_likelihood import likelihoods
-from mta_cli.engine.scoring.prefix_tree import Fork
+from mta_cli.engine.lora.merge import merge_loras, uniform_weights
+from mta_cli.engine.methods.fusion import SHARE_BYTES, AnchorWeights, weigh_by_similarity
+from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
+from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
+from mta_cli.engine.scoring.prefix_tree import PromptTree
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import Row
+    from mta_cli.engine.text.prompts import TrainingRow
 
-FEWEST = 5  # candidates at once, without which differential evolution has nobody to cross
-EACH = 5  # candidates at once for each weight
+MIN_POPULATION = 5  # candidates at once, without which differential evolution has nobody to cross
+CANDIDATES_PER_WEIGHT = 5  # candidates at once for each weight
 
 
-class Objective:
+class MergeObjective:
     """What the search minimises: the rows' mean loss under a merge of `anchors`, and the distance from equal shares."""
 
-    def __init__(self, base: LoadedBase, anchors: Sequence[LoraWeights], rows: Sequence[Row], pull: float) -> None:
+    def __init__(
+        self, base: LoadedBase, anchors: Sequence[LoraWeights], rows: Sequence[TrainingRow], pull: float
+    ) -> None:
         self._base, self._anchors, self._pull = base, anchors, pull
-        self._forks = [Fork.of(row) for row in rows]
-        self._labels = sum(len(fork.branches[0]) for fork in self._forks)
+        self._trees = [PromptTree.from_row(row) for row in rows]
+        self._labels = sum(len(fork.completions[0]) for fork in self._trees)
 
     def __call__(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
         """The value [candidates] of weights [anchors, candidates], all of them in common passes."""
@@ -51,8 +53,8 @@ class Objective:
             tuple(replace(one, scale=one.scale * w) for one, w in zip(self._anchors, weights, strict=True) if w > 0.0)
             for weights in columns.T.tolist()
         ]
-        asked = [(fork, person) for person in range(len(people)) for fork in range(len(self._forks))]
-        found = likelihoods(self._base, self._forks, people, asked)
+        asked = [(fork, person) for person in range(len(people)) for fork in range(len(self._trees))]
+        found = completion_log_likelihoods(self._base, self._trees, people, asked)
         sums = np.array([value for (value,) in found]).reshape(len(people), -1).sum(1)
         away = np.square(columns - 1.0 / len(columns)).sum(0)
         result: NDArray[np.float64] = self._pull * away - sums / self._labels
@@ -65,12 +67,12 @@ def first_population(shares: Sequence[float], evaluations: int, seed: int) -> ND
 
     k = len(shares)
     known = [uniform_weights(k), list(shares), [0.0] * k, *np.eye(k).tolist()]
-    size = max(FEWEST, len(known), min(EACH * k, evaluations))
+    size = max(MIN_POPULATION, len(known), min(CANDIDATES_PER_WEIGHT * k, evaluations))
     drawn = np.random.default_rng(seed).random((size - len(known), k))
     return np.concatenate([np.array(known), drawn])
 
 
-def search_weights(objective: Objective, shares: Sequence[float], evaluations: int, seed: int) -> list[float]:
+def search_weights(objective: MergeObjective, shares: Sequence[float], evaluations: int, seed: int) -> list[float]:
     """Weights of the anchors whose similarity shares are `shares`, after at most `evaluations` merges were tried.
 
     A first population is tried whole however few that is: at least 5 merges, and 3 more than there are anchors.
@@ -93,28 +95,30 @@ def search_weights(objective: Objective, shares: Sequence[float], evaluations: i
     return weights
 
 
-def make(bench: Bench, people: Sequence[Person], settings: Settings) -> list[Made]:
+def build_searched_models(bench: MethodContext, people: Sequence[UserShots], settings: Settings) -> list[UserModel]:
     """The best merge that was found for each of `people`; nothing for somebody without shots."""
-    near = by_similarity(bench, people, settings)
-    return [_made(bench, person, shares, settings) for person, shares in zip(people, near, strict=True)]
+    near = weigh_by_similarity(bench, people, settings)
+    return [_build_searched_model(bench, person, shares, settings) for person, shares in zip(people, near, strict=True)]
 
 
-def _made(bench: Bench, person: Person, shares: Shares, settings: Settings) -> Made:
+def _build_searched_model(
+    bench: MethodContext, person: UserShots, shares: AnchorWeights, settings: Settings
+) -> UserModel:
     if not shares:
-        return Made()
+        return UserModel()
     anchors = [bench.anchors[i] for i, _ in shares]
-    objective = Objective(bench.base, anchors, person.rows, float(settings["pull"]))
+    objective = MergeObjective(bench.base, anchors, person.rows, float(settings["pull"]))
     seed = (bench.seed * 1_000_003 + person.number) % 2**32
     weights = search_weights(objective, [weight for _, weight in shares], int(settings["evaluations"]), seed)
-    merged = merge(list(zip(anchors, weights, strict=True)))
-    return Made(() if merged is None else (merged,), bytes=SHARE_BYTES * sum(weight != 0.0 for weight in weights))
+    merged = merge_loras(list(zip(anchors, weights, strict=True)))
+    return UserModel(() if merged is None else (merged,), bytes=SHARE_BYTES * sum(weight != 0.0 for weight in weights))
 
 
 METHODS = (
     Method(
         "search",
         "weights of the three nearest anchors by gradient-free search on the shots (as PriME)",
-        make,
+        build_searched_models,
         settings={"top_k": 3, "evaluations": 60, "pull": 0.1},
         grid=({"pull": 0.01}, {"pull": 0.1}, {"pull": 1.0}),
     ),

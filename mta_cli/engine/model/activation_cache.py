@@ -11,44 +11,46 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-KEEP = 2 << 30  # bytes held at most
+ACTIVATION_CACHE_BYTES = 2 << 30  # bytes held at most
 
 
 @dataclass(frozen=True)
-class Start:
+class CachedPrefix:
     """Where a text's pass begins: states [time, width] from token `at` on, and what stands before them."""
 
-    at: int
+    offset: int
     states: Tensor
-    early: Tensor | None = None  # keys and values before `at`, [layers, 2, kv heads, at, head width]
+    prefix_kv: Tensor | None = None  # keys and values before `at`, [layers, 2, kv heads, at, head width]
 
     @property
     def nbytes(self) -> int:
         """Bytes of both."""
-        return self.states.nbytes + (self.early.nbytes if self.early is not None else 0)
+        return self.states.nbytes + (self.prefix_kv.nbytes if self.prefix_kv is not None else 0)
 
-    def only(self, tokens: Sequence[int]) -> Start:
+    def select_tokens(self, tokens: Sequence[int]) -> CachedPrefix:
         """The same for those of its text's `tokens`, in ascending order; the ones before `at` stay as they are."""
-        return Start(self.at, self.states[[token - self.at for token in tokens if token >= self.at]], self.early)
+        return CachedPrefix(
+            self.offset, self.states[[token - self.offset for token in tokens if token >= self.offset]], self.prefix_kv
+        )
 
 
-class Kept:
+class ActivationCache:
     """Starts by key, `limit` bytes of them at most."""
 
-    def __init__(self, limit: int = KEEP) -> None:
+    def __init__(self, limit: int = ACTIVATION_CACHE_BYTES) -> None:
         self.limit, self.nbytes = limit, 0
-        self._starts: OrderedDict[Hashable, Start] = OrderedDict()
+        self._starts: OrderedDict[Hashable, CachedPrefix] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def get(self, key: Hashable) -> Start | None:
+    def get(self, key: Hashable) -> CachedPrefix | None:
         """What is kept under `key`, now the most recently used."""
         if key in self._starts:
             self._starts.move_to_end(key)
         return self._starts.get(key)
 
-    def put(self, key: Hashable, start: Start) -> None:
+    def add_prefix(self, key: Hashable, start: CachedPrefix) -> None:
         """Keep `start`, in place of others where there is no room; not at all where it alone is too large."""
         self._drop(key)
         while self._starts and self.nbytes + start.nbytes > self.limit:

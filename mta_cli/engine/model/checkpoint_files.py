@@ -16,14 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mta_cli.engine.model.safetensors_header import read_header
+from mta_cli.engine.model.safetensors_header import read_safetensors_header
 from mta_cli.errors import BadInput, MtaError, NotFound
 
 # What differs between two saves of one and the same model, or only says who wrote the file.
 VOLATILE_KEYS = frozenset(
     {"_name_or_path", "_model_name_or_path", "transformers_version", "_commit_hash", "_attn_implementation"}
 )
-SETTINGS = frozenset(
+CONFIG_FILE_NAMES = frozenset(
     {
         "config.json",
         "generation_config.json",
@@ -34,24 +34,26 @@ SETTINGS = frozenset(
         "tokenizer_config.json",
     }
 )
-TOKEN_KEYS = frozenset({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"})
-CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
+ADDED_TOKEN_KEYS = frozenset({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"})
+REMOTE_CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 PICKLE_SUFFIXES = frozenset(
     {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".mar", ".npy", ".npz", ".h5"}
 )
 MAX_JSON = 64 * 2**20
-PEEK = 64 * 2**10  # bytes of a file that are looked at to tell whether it is a pickle written as text
-WIDTHS = ("hidden_size", "n_embd", "d_model")
-INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "decoder_ffn_dim", "encoder_ffn_dim")
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-EXPERT = ("moe_intermediate_size",)  # the inner width of one of them, where it is not that of others
-HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
-KEYS = ("num_key_value_heads",)
-HEAD = ("head_dim", "d_kv", "v_head_dim", "qk_nope_head_dim")
-VOCABULARY = ("vocab_size",)
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
-_COMMANDS = re.compile("[\x07\x08\x1b\x80-\x9f]")
-FEW_LAYERS = 1000  # fewer than this cost nothing to promise, and some models share one layer's weights among many
+PICKLE_PROBE_BYTES = 64 * 2**10  # bytes of a file that are looked at to tell whether it is a pickle written as text
+HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model")
+INTERMEDIATE_SIZE_KEYS = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "decoder_ffn_dim", "encoder_ffn_dim")
+EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERT_SIZE_KEYS = ("moe_intermediate_size",)  # the inner width of one of them, where it is not that of others
+HEAD_COUNT_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+KV_HEAD_COUNT_KEYS = ("num_key_value_heads",)
+HEAD_DIM_KEYS = ("head_dim", "d_kv", "v_head_dim", "qk_nope_head_dim")
+VOCAB_SIZE_KEYS = ("vocab_size",)
+LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+_TERMINAL_CONTROL = re.compile("[\x07\x08\x1b\x80-\x9f]")
+MAX_UNCHECKED_LAYERS = (
+    1000  # fewer than this cost nothing to promise, and some models share one layer's weights among many
+)
 
 
 def read_json(path: Path) -> Any:
@@ -142,7 +144,7 @@ def require_folder(path: Path) -> None:
 
 
 @contextmanager
-def loading(what: str, hint: str | None = None) -> Iterator[None]:
+def load_errors_as_bad_input(what: str, hint: str | None = None) -> Iterator[None]:
     """Whatever a library raises inside about the content of a folder is a BadInput that begins with `what`."""
     try:
         yield
@@ -155,17 +157,17 @@ def loading(what: str, hint: str | None = None) -> Iterator[None]:
 
 def parameter_count(path: Path) -> int:
     """How many floating-point numbers the safetensors files hold, read from their headers."""
-    return sum(math.prod(entry["shape"]) for entry in _tensors(path))
+    return sum(math.prod(entry["shape"]) for entry in _float_tensor_entries(path))
 
 
 def weight_dtypes(path: Path) -> list[str]:
     """The floating-point formats of the stored tensors (`BF16`, `F32`, …), sorted."""
-    return sorted({entry["dtype"] for entry in _tensors(path)})
+    return sorted({entry["dtype"] for entry in _float_tensor_entries(path)})
 
 
-def _tensors(path: Path) -> Iterator[dict[str, Any]]:
+def _float_tensor_entries(path: Path) -> Iterator[dict[str, Any]]:
     for relative in weight_files(path):
-        for entry in read_header(path / relative).values():
+        for entry in read_safetensors_header(path / relative).values():
             if not entry["dtype"].startswith(("I", "U", "BOOL")):
                 yield entry
 
@@ -190,7 +192,7 @@ def _file_faults(path: Path, relative: Path) -> Iterator[str]:
         yield f"{name}: a GGUF file whose digest is not pinned"
     elif relative.suffix == ".safetensors":
         try:
-            read_header(file)
+            read_safetensors_header(file)
         except BadInput as error:
             yield f"{name}: {error.message}"
     elif relative.suffix == ".json":
@@ -199,13 +201,15 @@ def _file_faults(path: Path, relative: Path) -> Iterator[str]:
 
 def _json_faults(file: Path, relative: Path) -> Iterator[str]:
     name = relative.as_posix()
-    if relative.name in SETTINGS:
+    if relative.name in CONFIG_FILE_NAMES:
         content = read_json(file)
-        if (strange := _commanding(content)) is not None:
+        if (strange := _find_control_sequence(content)) is not None:
             yield f"{name}: {strange[:60]!a} holds what a terminal obeys"
         yield from _token_faults(name, content, "added_tokens_decoder")
         if isinstance(content, dict):
-            yield from (f"{name}: {key} asks to run the model's own code" for key in CODE_KEYS if content.get(key))
+            yield from (
+                f"{name}: {key} asks to run the model's own code" for key in REMOTE_CODE_KEYS if content.get(key)
+            )
     elif name == "modules.json":
         modules = read_json(file)
         kinds = (
@@ -231,11 +235,11 @@ def _token_faults(name: str, content: Any, key: str) -> Iterator[str]:
     """Added tokens with keys of their own, which the tokenizers' library prints as they are."""
     tokens = content.get(key) if isinstance(content, dict) else None
     entries = tokens.values() if isinstance(tokens, dict) else tokens if isinstance(tokens, list) else ()
-    odd = (inner for entry in entries if isinstance(entry, dict) for inner in entry if inner not in TOKEN_KEYS)
+    odd = (inner for entry in entries if isinstance(entry, dict) for inner in entry if inner not in ADDED_TOKEN_KEYS)
     yield from (f"{name}: an added token has the unknown key {inner[:60]!a}" for inner in odd)
 
 
-def _commanding(content: Any) -> str | None:
+def _find_control_sequence(content: Any) -> str | None:
     """A key that cannot be printed, or a text with a command to a terminal: libraries print both as they are."""
     waiting = [content]
     while waiting:
@@ -247,7 +251,7 @@ def _commanding(content: Any) -> str | None:
                 waiting.append(inner)
         elif isinstance(one, list):
             waiting += one
-        elif isinstance(one, str) and _COMMANDS.search(one):
+        elif isinstance(one, str) and _TERMINAL_CONTROL.search(one):
             return one
     return None
 
@@ -256,7 +260,7 @@ def _is_own_module(kind: object) -> bool:
     return isinstance(kind, str) and kind.startswith("sentence_transformers.")
 
 
-def require_room(path: Path, config: dict[str, Any]) -> None:
+def require_config_fits_weights(path: Path, config: dict[str, Any]) -> None:
     """BadInput when a configuration, with a library's own defaults in it, promises more than the weights can hold."""
     if (fault := next(_size_faults(path, config), None)) is not None:
         raise BadInput(f"{path} cannot be used as a model: {fault}")
@@ -266,45 +270,50 @@ def _size_faults(path: Path, config: dict[str, Any]) -> Iterator[str]:
     """What the configuration promises and the weights cannot hold; a library would make it all before it looked."""
     files = [path / relative for relative in weight_files(path)]
     bits = 8 * sum(file.stat().st_size for file in files)  # no format has less than a bit for each number
-    tensors = sum(len(read_header(file)) for file in files)
+    tensors = sum(len(read_safetensors_header(file)) for file in files)
     for part in (config, *(inner for key, inner in config.items() if key.endswith("config"))):
         if not isinstance(part, dict):
             continue
-        layers, width = _largest(part, LAYERS), _largest(part, WIDTHS)
-        if layers > max(FEW_LAYERS, tensors):
-            yield f"config.json: {_number(layers)} layers, and the weights are {tensors:,} tensors"
-        inner, experts, heads, keys = (_largest(part, names) for names in (INNER, EXPERTS, HEADS, KEYS))
-        head = max(_largest(part, HEAD), width // max(1, heads))
-        expert = _largest(part, EXPERT) if any(name in part for name in EXPERT) else inner
+        layers, width = _largest_value(part, LAYER_COUNT_KEYS), _largest_value(part, HIDDEN_SIZE_KEYS)
+        if layers > max(MAX_UNCHECKED_LAYERS, tensors):
+            yield f"config.json: {_format_count(layers)} layers, and the weights are {tensors:,} tensors"
+        inner, experts, heads, keys = (
+            _largest_value(part, names)
+            for names in (INTERMEDIATE_SIZE_KEYS, EXPERT_COUNT_KEYS, HEAD_COUNT_KEYS, KV_HEAD_COUNT_KEYS)
+        )
+        head = max(_largest_value(part, HEAD_DIM_KEYS), width // max(1, heads))
+        expert = _largest_value(part, EXPERT_SIZE_KEYS) if any(name in part for name in EXPERT_SIZE_KEYS) else inner
         promised = {
-            f"a vocabulary of {_number(_largest(part, VOCABULARY))}": _largest(part, VOCABULARY),
-            f"{_number(layers)} layers of {_number(width)} × {_number(inner)}": layers * inner,
-            f"{_number(experts)} experts of {_number(expert)}": layers * experts * expert,
-            f"{_number(max(heads, keys))} heads of {_number(head)}": layers * max(heads, keys) * head,
+            f"a vocabulary of {_format_count(_largest_value(part, VOCAB_SIZE_KEYS))}": _largest_value(
+                part, VOCAB_SIZE_KEYS
+            ),
+            f"{_format_count(layers)} layers of {_format_count(width)} × {_format_count(inner)}": layers * inner,
+            f"{_format_count(experts)} experts of {_format_count(expert)}": layers * experts * expert,
+            f"{_format_count(max(heads, keys))} heads of {_format_count(head)}": layers * max(heads, keys) * head,
         }
         yield from (
-            f"config.json: {what} of a model {_number(width)} wide: more than the weights hold"
+            f"config.json: {what} of a model {_format_count(width)} wide: more than the weights hold"
             for what, rows in promised.items()
             if width * rows > bits
         )
 
 
-def _largest(part: dict[str, Any], names: tuple[str, ...]) -> int:
+def _largest_value(part: dict[str, Any], names: tuple[str, ...]) -> int:
     """The largest whole number under one of these keys; 1 where there is none."""
     return max((part[name] for name in names if type(part.get(name)) is int), default=1)
 
 
-def _number(value: int) -> str:
+def _format_count(value: int) -> str:
     return f"{value:,}" if value.bit_length() < 64 else "more than 2^63"
 
 
 def _is_pickle(file: Path) -> bool:
     with file.open("rb") as opened:
-        start = opened.read(PEEK)
+        start = opened.read(PICKLE_PROBE_BYTES)
     if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:
         return True
     if not start.startswith(b"PK\x03\x04"):
-        return _is_text_pickle(start, whole=len(start) < PEEK)
+        return _is_text_pickle(start, whole=len(start) < PICKLE_PROBE_BYTES)
     try:
         with zipfile.ZipFile(file) as archive:
             return any(member.lower().endswith((".pkl", ".pickle")) for member in archive.namelist())

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.model.checkpoint_files import loading
+from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
 from mta_cli.engine.model.gguf_header import check_gguf
 from mta_cli.errors import BadInput
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
-OUTER = {
+OUTER_TENSOR_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-LAYER = {
+LAYER_TENSOR_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -44,7 +44,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
     from safetensors.torch import save_file
 
     check_gguf(source)
-    with loading(f"{source.name} cannot be read as GGUF"):
+    with load_errors_as_bad_input(f"{source.name} cannot be read as GGUF"):
         reader = GGUFReader(source)
         facts = {name: entry.contents() for name, entry in reader.fields.items()}
         if facts.get("general.architecture") != "llama" or facts.get("tokenizer.ggml.model") != "gpt2":
@@ -125,28 +125,28 @@ def _weights(reader: GGUFReader, config: dict[str, Any]) -> dict[str, Tensor]:
 
     weights: dict[str, Tensor] = {}
     for tensor in reader.tensors:
-        name = _own_name(tensor.name)
+        name = _transformers_name(tensor.name)
         unpacked = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).to(torch.bfloat16)
         heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(tensor.name.split(".")[-2])
-        weights[name] = _unturned(unpacked, config[heads]) if heads else unpacked.contiguous()
+        weights[name] = _unpermute_rope(unpacked, config[heads]) if heads else unpacked.contiguous()
     return dict(sorted(weights.items()))
 
 
-def _unturned(weight: Tensor, heads: int) -> Tensor:
+def _unpermute_rope(weight: Tensor, heads: int) -> Tensor:
     """Rows back from llama.cpp's rotary order (pairs side by side) to transformers' (halves one after the other)."""
     rows, width = weight.shape
     return weight.view(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width).contiguous()
 
 
-def _own_name(name: str) -> str:
-    if name in OUTER:
-        return OUTER[name]
+def _transformers_name(name: str) -> str:
+    if name in OUTER_TENSOR_NAMES:
+        return OUTER_TENSOR_NAMES[name]
     head, _, rest = name.partition(".")
     layer, _, rest = rest.partition(".")
     part, _, kind = rest.partition(".")
-    if head != "blk" or part not in LAYER or kind != "weight":
+    if head != "blk" or part not in LAYER_TENSOR_NAMES or kind != "weight":
         raise BadInput(f"the GGUF file holds a tensor that a Llama does not have: {name}")
-    return f"model.layers.{layer}.{LAYER[part]}.weight"
+    return f"model.layers.{layer}.{LAYER_TENSOR_NAMES[part]}.weight"
 
 
 def _write(path: Path, value: Any) -> None:

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mta_cli.engine.model.llama import Plain
+from mta_cli.engine.model.llama import LlamaDecoder
 
-FIRST_ROOM = 256  # positions that a cache has room for at first; it doubles when they are used up
+INITIAL_CAPACITY = 256  # positions that a cache has room for at first; it doubles when they are used up
 
 
-class Slots:
+class KVCache:
     """Keys and values [layers, 2, rows, kv heads, room, head width]; the first `length` positions of `rows` are taken.
 
     What stands behind them is never read. `advance` after each pass through all layers.
     """
 
-    def __init__(self, plain: Plain, rows: int = 1, room: int = FIRST_ROOM) -> None:
+    def __init__(self, plain: LlamaDecoder, rows: int = 1, room: int = INITIAL_CAPACITY) -> None:
         block = torch.zeros(
-            len(plain.layers), 2, rows, plain.kv_heads, room, plain.head_width, dtype=plain.dtype, device=plain.device
+            len(plain.layers), 2, rows, plain.kv_heads, room, plain.head_dim, dtype=plain.dtype, device=plain.device
         )  # zeros, since places that padding leaves free are multiplied by an attention of zero
         self._take(block, 0)
 
@@ -29,11 +29,11 @@ class Slots:
         self._layers = [(layer[0], layer[1]) for layer in block]
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """How many positions a row has."""
         return self._block.shape[4]
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """See `KeyValues`."""
         new = k.shape[2]
         keys, values = self._layers[layer]
@@ -50,7 +50,7 @@ class Slots:
         room = self._block.shape[4]
         if self.length + new > room:
             wider = self._block.new_zeros(
-                *self._block.shape[:4], _doubled(room, self.length + new), self._block.shape[5]
+                *self._block.shape[:4], _next_capacity(room, self.length + new), self._block.shape[5]
             )
             wider[:, :, :, :, : self.length] = self._block[:, :, :, :, : self.length]
             self._take(wider, self.length)
@@ -59,18 +59,18 @@ class Slots:
         """Free the last `-surplus` positions; negative, as transformers' caches have it."""
         self.length += surplus
 
-    def part(self, first: int, last: int, length: int) -> Slots:
+    def row_view(self, first: int, last: int, length: int) -> KVCache:
         """Rows `first` to `last` (exclusive) of this cache, `length` positions of which are taken; memory is shared."""
-        view = object.__new__(Slots)
+        view = object.__new__(KVCache)
         view._take(self._block[:, :, first:last], length)
         return view
 
-    def begin_with(self, other: Slots) -> None:
+    def copy_prefix(self, other: KVCache) -> None:
         """Begin every row with the only row of `other`."""
         self._block[:, :, :, :, : other.length] = other._block[:, :, :1, :, : other.length]
         self.length = other.length
 
-    def keep(self, order: Sequence[int]) -> None:
+    def keep_rows(self, order: Sequence[int]) -> None:
         """Row `i` becomes what row `order[i]` was, which must not be below `i`; the rest is given up."""
         for target, source in enumerate(order):
             if source != target:
@@ -78,7 +78,7 @@ class Slots:
         self._take(self._block[:, :, : len(order)], self.length)
 
 
-def _doubled(room: int, wanted: int) -> int:
+def _next_capacity(room: int, wanted: int) -> int:
     while room < wanted:
         room *= 2
     return room

@@ -15,23 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mta_cli.engine.model.activation_cache import Kept
-from mta_cli.engine.model.checkpoint_files import check_folder, fingerprint, loading, require_room
-from mta_cli.engine.model.llama import Plain, plain_decoder
+from mta_cli.engine.model.activation_cache import ActivationCache
+from mta_cli.engine.model.checkpoint_files import (
+    check_folder,
+    load_errors_as_bad_input,
+    require_config_fits_weights,
+)
+from mta_cli.engine.model.llama import LlamaDecoder, build_llama_decoder
 from mta_cli.engine.model.quiet import quiet_libraries
-from mta_cli.errors import BadInput, IntegrityFault, UsageFault
-
-__all__ = [
-    "LoadedBase",
-    "fingerprint",
-    "head_logits",
-    "load_base",
-    "nothing_kept",
-    "positions",
-    "resolve_device",
-    "resolve_devices",
-    "resolve_dtype",
-]
+from mta_cli.errors import BadInput, IntegrityFault, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,7 +40,7 @@ class LoadedBase:
     dtype: torch.dtype
     end_ids: tuple[int, ...]
     head_is_exact: bool = field(default=False)
-    plain: Plain | None = field(default=None)
+    llama_decoder: LlamaDecoder | None = field(default=None)
 
     @property
     def window(self) -> int:
@@ -64,9 +56,9 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
     check_folder(path)
-    with loading(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
+    with load_errors_as_bad_input(f"{name} cannot be loaded as a causal language model", f"look into {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-        require_room(path, config.to_dict())
+        require_config_fits_weights(path, config.to_dict())
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -81,9 +73,9 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
     _require_finite(name, model)
     model = _to_device(model, place).eval().requires_grad_(False)
     base = LoadedBase(model, tokenizer, fingerprint, name, place, number, _end_ids(model, tokenizer))
-    with loading(f"{name} is of no use as a causal language model", f"look into {path}"):
-        base.plain = plain_decoder(model)
-        base.head_is_exact = base.plain is not None or _head_is_exact(model, place)
+    with load_errors_as_bad_input(f"{name} is of no use as a causal language model", f"look into {path}"):
+        base.llama_decoder = build_llama_decoder(model)
+        base.head_is_exact = base.llama_decoder is not None or _head_is_exact(model, place)
     return base
 
 
@@ -92,7 +84,7 @@ def resolve_device(name: str) -> torch.device:
 
     UsageFault when one is not there, and when a list names a device twice or devices of several kinds.
     """
-    return _listed(name)[0]
+    return _parse_devices(name)[0]
 
 
 def resolve_devices(name: str, dtype: str = "auto") -> list[torch.device]:
@@ -101,35 +93,35 @@ def resolve_devices(name: str, dtype: str = "auto") -> list[torch.device]:
     The CPU may stand there more than once, which helps nobody but tests and machines with several sockets. Raises
     UsageFault as `resolve_device`, and when the number format called `dtype` is not the same on all.
     """
-    devices = _listed(name)
+    devices = _parse_devices(name)
     formats = dict.fromkeys(str(resolve_dtype(dtype, device)).removeprefix("torch.") for device in devices)
     if len(formats) > 1:
-        raise UsageFault(
+        raise UsageError(
             f"device {name}: --dtype {dtype} means {' on some and '.join(formats)} on others",
             hint="--dtype float32, or list devices of one make",
         )
     return devices
 
 
-def _listed(name: str) -> list[torch.device]:
+def _parse_devices(name: str) -> list[torch.device]:
     if "," not in name:
-        return [_device(name)]
+        return [_parse_device(name)]
     parts = [part.strip() for part in name.split(",")]
     if "auto" in parts:
-        raise UsageFault(f"device {name}: auto stands alone", hint="name every device, as in cuda:0,cuda:1")
-    devices = [_device("cuda:0" if part == "cuda" else part) for part in parts]
+        raise UsageError(f"device {name}: auto stands alone", hint="name every device, as in cuda:0,cuda:1")
+    devices = [_parse_device("cuda:0" if part == "cuda" else part) for part in parts]
     kinds = dict.fromkeys(device.type for device in devices)
     if len(kinds) > 1:
-        raise UsageFault(
+        raise UsageError(
             f"device {name}: {' and '.join(kinds)} do not compute alike", hint="list devices of one kind only"
         )
     twice = [str(device) for device in devices if device.type != "cpu" and devices.count(device) > 1]
     if twice:
-        raise UsageFault(f"device {name}: {twice[0]} stands there twice", hint="name each device once")
+        raise UsageError(f"device {name}: {twice[0]} stands there twice", hint="name each device once")
     return devices
 
 
-def _device(name: str) -> torch.device:
+def _parse_device(name: str) -> torch.device:
     if name == "auto":
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
@@ -138,15 +130,15 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise UsageFault(
+        raise UsageError(
             f"device {name!r} is not known", hint="choose auto, cpu, cuda, cuda:N, mps or a list such as cuda:0,cuda:1"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageFault(
+        raise UsageError(
             f"device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here", hint="--device auto or cpu"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageFault("device mps: PyTorch sees no Apple GPU here", hint="--device auto or cpu")
+        raise UsageError("device mps: PyTorch sees no Apple GPU here", hint="--device auto or cpu")
     return device
 
 
@@ -161,7 +153,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
-        raise UsageFault(f"dtype {name!r} is not known", hint=f"choose auto, {', '.join(DTYPES)}")
+        raise UsageError(f"dtype {name!r} is not known", hint=f"choose auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
         with torch.cuda.device(device):  # what is asked next is about the current device
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -175,22 +167,22 @@ def dtype_name(dtype: str, device: str) -> str:
     return str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch.")
 
 
-def positions(attention_mask: Tensor) -> Tensor:
+def position_ids(attention_mask: Tensor) -> Tensor:
     """Position ids [batch, time] that start at 0 with each row's first visible token, after any left padding."""
     return (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)
 
 
 @contextmanager
-def nothing_kept(base: LoadedBase) -> Iterator[None]:
+def fresh_activation_cache(base: LoadedBase) -> Iterator[None]:
     """Inside, no states are kept yet, as for the first who asks; afterwards those kept before are there again."""
-    if base.plain is None:
+    if base.llama_decoder is None:
         yield
         return
-    before, base.plain.kept = base.plain.kept, Kept()
+    before, base.llama_decoder.activation_cache = base.llama_decoder.activation_cache, ActivationCache()
     try:
         yield
     finally:
-        base.plain.kept = before
+        base.llama_decoder.activation_cache = before
 
 
 def head_logits(
@@ -203,13 +195,13 @@ def head_logits(
     """
     fixed: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
     if attention_mask is not None:
-        fixed |= {"attention_mask": attention_mask, "position_ids": positions(attention_mask)}
+        fixed |= {"attention_mask": attention_mask, "position_ids": position_ids(attention_mask)}
     decoder = _decoder(base.model) if base.head_is_exact else None
     if decoder is not None:
-        hidden = decoder(**_accepted(decoder, fixed)).last_hidden_state  # [batch, time, width]
+        hidden = decoder(**_accepted_arguments(decoder, fixed)).last_hidden_state  # [batch, time, width]
         return base.model.get_output_embeddings()(hidden[rows, cols])  # type: ignore[no-any-return]
     kept, places = torch.unique(cols, return_inverse=True)
-    arguments = _accepted(base.model, {**fixed, "logits_to_keep": kept})
+    arguments = _accepted_arguments(base.model, {**fixed, "logits_to_keep": kept})
     logits = base.model(**arguments).logits
     return logits[rows, places if "logits_to_keep" in arguments else cols]  # type: ignore[no-any-return]
 
@@ -220,7 +212,7 @@ def _decoder(model: Any) -> nn.Module | None:
     return inner if isinstance(inner, nn.Module) and inner is not model else None
 
 
-def _accepted(module: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+def _accepted_arguments(module: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(module.forward).parameters
     if "position_ids" not in parameters:  # such a model finds its positions from the mask
         arguments = {key: value for key, value in arguments.items() if key != "position_ids"}

@@ -13,7 +13,7 @@ from mta_cli.errors import BadInput
 MAX_HEADER = 16 * 2**20  # bytes; JSON of this size takes less than half a gigabyte, whatever stands in it
 MAX_TENSORS = 200_000
 MAX_NAME = 500  # characters
-BITS = {
+DTYPE_BITS = {
     "BOOL": 8,
     "U8": 8,
     "I8": 8,
@@ -37,7 +37,7 @@ BITS = {
 }
 
 
-def read_header(file: Path) -> dict[str, dict[str, Any]]:
+def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
     """The file's tensors by name: `dtype`, `shape` and `data_offsets`, which fill the rest of the file gaplessly.
 
     Raises BadInput for anything else, in words that do not name the file.
@@ -51,27 +51,27 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
         if length > MAX_HEADER:
             raise BadInput(f"its header has {length:,} bytes; the most is {MAX_HEADER:,}")
         raw = opened.read(length)
-    header = _parsed(raw)
+    header = _parse_header(raw)
     if len(header) > MAX_TENSORS:
         raise BadInput(f"{len(header):,} tensors; the most is {MAX_TENSORS:,}")
     end = 0
     for name, entry in sorted(header.items(), key=lambda pair: pair[1]["data_offsets"]):
-        end = _end(name, entry, end)
+        end = _checked_tensor_end(name, entry, end)
     if length + 8 + end != size:
         raise BadInput(f"truncated: {size:,} bytes where the header promises {length + 8 + end:,}")
     return header
 
 
-def _parsed(raw: bytes) -> dict[str, dict[str, Any]]:
+def _parse_header(raw: bytes) -> dict[str, dict[str, Any]]:
     """The entries of a header whose parts have the right types; what the metadata say is nobody's business here."""
     try:
-        header = json.loads(raw.decode(), object_pairs_hook=_once)
+        header = json.loads(raw.decode(), object_pairs_hook=_reject_duplicate_keys)
         metadata = header.pop("__metadata__", {})
         json.dumps(header | {"": metadata}, ensure_ascii=False).encode()  # no half of a surrogate pair
         fine = all(isinstance(each, str) for pair in metadata.items() for each in pair)
         for entry in header.values():
             numbers = [*entry["shape"], *entry["data_offsets"]]
-            fine &= entry["dtype"] in BITS and len(entry["data_offsets"]) == 2
+            fine &= entry["dtype"] in DTYPE_BITS and len(entry["data_offsets"]) == 2
             fine &= all(type(number) is int and 0 <= number < 2**63 for number in numbers)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         fine = False
@@ -80,19 +80,19 @@ def _parsed(raw: bytes) -> dict[str, dict[str, Any]]:
     return header  # type: ignore[no-any-return]
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name stands there twice")
     return found
 
 
-def _end(name: str, entry: dict[str, Any], begin: int) -> int:
+def _checked_tensor_end(name: str, entry: dict[str, Any], begin: int) -> int:
     """Where the tensor that should begin at byte `begin` of the numbers ends."""
     if not name.isprintable() or not 0 < len(name) <= MAX_NAME or ".." in name or name.startswith("/"):
         raise BadInput(f"a tensor's name is unfit: {name[:80]!a}")
     start, end = entry["data_offsets"]
-    bits = BITS[entry["dtype"]] * math.prod(entry["shape"])
+    bits = DTYPE_BITS[entry["dtype"]] * math.prod(entry["shape"])
     if start != begin or bits != 8 * (end - start):
         raise BadInput(f"{name[:80]!a} is not where and as large as its header says")
     return int(end)

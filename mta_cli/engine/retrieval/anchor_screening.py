@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from mta_cli.engine.model.load import LoadedBase
 
-FEWEST = 4  # anchors that can be judged beside each other: of fewer the median says nothing
-WEIGHED = 16  # of the task adapter's likeliest next tokens; all others count as one
-LEAST = 1e-6  # probability of what a model excludes
-PROBES = (
+MIN_ANCHORS_TO_SCREEN = 4  # anchors that can be judged beside each other: of fewer the median says nothing
+TOP_TOKENS = 16  # of the task adapter's likeliest next tokens; all others count as one
+MIN_PROBABILITY = 1e-6  # probability of what a model excludes
+PROBE_PROMPTS = (
     "Good morning. How are you today?",
     "Write one sentence about the weather.",
     "Name a colour.",
@@ -40,10 +40,10 @@ PROBES = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class ScreeningFinding:
     """What a `gate` found of the anchor at `place` in its bank: a `value` above its `bound`."""
 
-    place: int
+    anchor_index: int
     gate: str
     value: float
     bound: float
@@ -63,14 +63,14 @@ def norm_ratios(norms: Sequence[Mapping[str, float]]) -> list[float]:
 
     One for everybody where there are fewer than `FEWEST`.
     """
-    if len(norms) < FEWEST:
+    if len(norms) < MIN_ANCHORS_TO_SCREEN:
         return [1.0] * len(norms)
     medians = {path: float(np.median([own.get(path, 0.0) for own in norms])) for own in norms for path in own}
     tiny = float(np.finfo(np.float32).tiny)
     return [max((value / max(medians[path], tiny) for path, value in own.items()), default=1.0) for own in norms]
 
 
-def divergences(
+def mean_kl_divergences(
     base: LoadedBase, prompts: Sequence[Sequence[int]], anchors: Sequence[tuple[LoraWeights, ...]]
 ) -> list[float]:
     """Mean KL divergence (nats) of the next token under each anchor's parts from that of the base as it is, which holds
@@ -79,56 +79,59 @@ def divergences(
     Tokens count as one, and this is a lower bound, except for the base's `WEIGHED` likeliest, the end of an answer and
     each anchor's likeliest.
     """
-    from mta_cli.engine.scoring.log_likelihood import likelihoods
-    from mta_cli.engine.scoring.prefix_tree import Fork
+    from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
+    from mta_cli.engine.scoring.prefix_tree import PromptTree
 
-    tokens = [_weighed(base, prompt, anchors) for prompt in prompts]
-    forks = [Fork(tuple(prompt), tuple((t,) for t in own)) for prompt, own in zip(prompts, tokens, strict=True)]
+    tokens = [_tokens_to_compare(base, prompt, anchors) for prompt in prompts]
+    forks = [PromptTree(tuple(prompt), tuple((t,) for t in own)) for prompt, own in zip(prompts, tokens, strict=True)]
     people = [(), *anchors]
-    logs = likelihoods(
+    logs = completion_log_likelihoods(
         base, forks, people, [(fork, person) for person in range(len(people)) for fork in range(len(forks))]
     )
     rows = [
-        [_with_rest(logs[person * len(forks) + fork]) for fork in range(len(forks))] for person in range(len(people))
+        [_append_rest_probability(logs[person * len(forks) + fork]) for fork in range(len(forks))]
+        for person in range(len(people))
     ]
     return [float(np.mean([(p * np.log(p / q)).sum() for p, q in zip(own, rows[0], strict=True)])) for own in rows[1:]]
 
 
 @torch.no_grad()
-def _weighed(base: LoadedBase, prompt: Sequence[int], anchors: Sequence[tuple[LoraWeights, ...]]) -> list[int]:
+def _tokens_to_compare(
+    base: LoadedBase, prompt: Sequence[int], anchors: Sequence[tuple[LoraWeights, ...]]
+) -> list[int]:
     """The tokens after `prompt` that are looked at one by one."""
-    from mta_cli.engine.generation.generate_batch import answer_many
+    from mta_cli.engine.generation.generate_batch import generate_answers
     from mta_cli.engine.model.load import head_logits
 
     last = torch.tensor([len(prompt) - 1], device=base.device)
     ids = torch.tensor([list(prompt)], device=base.device)
     logits = head_logits(base, ids, None, torch.zeros_like(last), last)[0]
-    likeliest = logits.float().topk(min(WEIGHED, logits.shape[-1] - 1)).indices.tolist()
-    firsts = answer_many(base, [prompt] * len(anchors), anchors, range(len(anchors)), max_tokens=1)
+    likeliest = logits.float().topk(min(TOP_TOKENS, logits.shape[-1] - 1)).indices.tolist()
+    firsts = generate_answers(base, [prompt] * len(anchors), anchors, range(len(anchors)), max_tokens=1)
     return list(dict.fromkeys((*likeliest, *base.end_ids, *(token for first in firsts for token in first))))
 
 
-def _with_rest(logs: Sequence[float]) -> NDArray[np.float64]:
+def _append_rest_probability(logs: Sequence[float]) -> NDArray[np.float64]:
     """Probabilities, with that of all other tokens as the last."""
     known = np.exp(np.array(logs, np.float64))
-    rows = np.append(known, 1.0 - known.sum()).clip(LEAST)
+    rows = np.append(known, 1.0 - known.sum()).clip(MIN_PROBABILITY)
     found: NDArray[np.float64] = rows / rows.sum()
     return found
 
 
-def beyond(values: Sequence[float], gate: str, bound: float, *, floor: float = 0.0) -> list[Finding]:
+def find_outliers(values: Sequence[float], gate: str, bound: float, *, floor: float = 0.0) -> list[ScreeningFinding]:
     """Anchors whose value is above `bound` times the median of all, and above `floor`, or is no number; a bound of 0
     finds none.
 
     Nobody where there are fewer than `FEWEST`.
     """
-    if bound == 0.0 or len(values) < FEWEST:
+    if bound == 0.0 or len(values) < MIN_ANCHORS_TO_SCREEN:
         return []
     most = max(floor, bound * float(np.nanmedian(values)))
-    return [Finding(place, gate, value, most) for place, value in enumerate(values) if not value <= most]
+    return [ScreeningFinding(place, gate, value, most) for place, value in enumerate(values) if not value <= most]
 
 
-def draws(cosines: NDArray[np.float32], top_k: int) -> list[float]:
+def selection_shares(cosines: NDArray[np.float32], top_k: int) -> list[float]:
     """The share of people [people, anchors] who have each anchor among their `top_k` nearest."""
     people, anchors = cosines.shape
     nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :top_k]
@@ -136,7 +139,7 @@ def draws(cosines: NDArray[np.float32], top_k: int) -> list[float]:
     return [float(count) / max(1, people) for count in counts]
 
 
-def floors(cosines: NDArray[np.float32], top_k: int, share: float) -> dict[int, float]:
+def min_cosine_by_anchor(cosines: NDArray[np.float32], top_k: int, share: float) -> dict[int, float]:
     """The least cosine with which each anchor that draws more than its share may serve, by place.
 
     An anchor may serve `share` of people [people, anchors], and never less than twice what all would serve if they
@@ -149,7 +152,7 @@ def floors(cosines: NDArray[np.float32], top_k: int, share: float) -> dict[int, 
     found: dict[int, float] = {}
     left = cosines.copy()
     while share > 0.0 and most < 1.0 and people > 0:
-        drawn = draws(left, top_k)
+        drawn = selection_shares(left, top_k)
         over = [place for place in range(anchors) if place not in found and drawn[place] > most]
         if not over:
             break

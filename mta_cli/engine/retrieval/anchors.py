@@ -29,7 +29,7 @@ def choose_anchors(
     of their anchors' rows.
     """
     clusters = _clusters(profiles, count, seed)
-    chosen = sorted((_member(profiles, items, members, pick), len(members)) for members in clusters)
+    chosen = sorted((_pick_representative(profiles, items, members, pick), len(members)) for members in clusters)
     return [AnchorChoice(index, cluster, size) for cluster, (index, size) in enumerate(chosen)]
 
 
@@ -45,7 +45,7 @@ def choose_replacements(
     vacant = [members for members in clusters if not set(kept).intersection(members)]
     vacant.sort(key=lambda members: (-len(members), members[0]))
     return [
-        AnchorChoice(_member(profiles, items, members, pick), place, len(members))
+        AnchorChoice(_pick_representative(profiles, items, members, pick), place, len(members))
         for place, members in enumerate(vacant[: max(0, count - len(kept))])
     ]
 
@@ -64,7 +64,7 @@ def _clusters(profiles: NDArray[np.float32], count: int, seed: int) -> list[list
     return [np.flatnonzero(labels == cluster).tolist() for cluster in sorted(set(labels.tolist()))]
 
 
-def _member(profiles: NDArray[np.float32], items: Sequence[int], members: list[int], pick: str) -> int:
+def _pick_representative(profiles: NDArray[np.float32], items: Sequence[int], members: list[int], pick: str) -> int:
     """The row that stands for a cluster."""
     import numpy as np
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.model.checkpoint_files import check_folder, loading
+from mta_cli.engine.model.checkpoint_files import check_folder, load_errors_as_bad_input
 from mta_cli.errors import IntegrityFault
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-BATCH = 32
+WINDOWS_PER_BATCH = 32
 FALLBACK_WINDOW = 512
 
 
@@ -35,7 +35,7 @@ class Embedder:
 
         quiet_libraries()
         self.device = resolve_device(device)
-        with loading(f"{path} cannot be loaded as a sentence embedder"):
+        with load_errors_as_bad_input(f"{path} cannot be loaded as a sentence embedder"):
             self._model = SentenceTransformer(
                 str(path),
                 device=str(self.device),
@@ -51,12 +51,12 @@ class Embedder:
         import numpy as np
         import torch
 
-        pieces, owners = self._pieces(texts)
+        pieces, owners = self._tokenize_windows(texts)
         order = sorted(range(len(pieces)), key=lambda index: len(pieces[index]["input_ids"]))
         sums: Tensor | None = None  # [texts, width]
         with torch.inference_mode():
-            for start in range(0, len(order), BATCH):
-                chosen = order[start : start + BATCH]
+            for start in range(0, len(order), WINDOWS_PER_BATCH):
+                chosen = order[start : start + WINDOWS_PER_BATCH]
                 vectors = self._forward([pieces[index] for index in chosen])  # [batch, width], unit length
                 if sums is None:
                     sums = torch.zeros(len(texts), vectors.shape[1])
@@ -68,7 +68,7 @@ class Embedder:
             raise IntegrityFault("the embedder gives numbers that are not finite", hint="pull the embedder again")
         return rows
 
-    def _pieces(self, texts: Sequence[str]) -> tuple[list[dict[str, list[int]]], list[int]]:
+    def _tokenize_windows(self, texts: Sequence[str]) -> tuple[list[dict[str, list[int]]], list[int]]:
         """The windows of all texts as token ids, special tokens included, and which text each belongs to."""
         prompt = self._model.prompts.get(self._model.default_prompt_name or "", "") or ""
         coded = (

@@ -15,68 +15,68 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.lora.adapter import Placement
-from mta_cli.engine.lora.batched import Crowd, blocks_of
-from mta_cli.engine.model.activation_cache import KEEP, Kept, Start
-from mta_cli.engine.model.llama import Pairs, Parts, Plain, causal_mask
-from mta_cli.engine.scoring.prefix_tree import PROMPT, Fork
-from mta_cli.engine.scoring.token_logprobs import log_likelihoods
+from mta_cli.engine.lora.batched import FrozenLoras, owner_blocks
+from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES, ActivationCache, CachedPrefix
+from mta_cli.engine.model.llama import BatchedLora, FusedFactors, LlamaDecoder, causal_mask
+from mta_cli.engine.scoring.prefix_tree import PROMPT_SEGMENT, PromptTree
+from mta_cli.engine.scoring.token_logprobs import token_log_likelihoods
 
-CPU_TOKENS = 1024  # more at once is no faster on a CPU
-GPU_TOKENS = 32_768
-OWN_FACTORS = 0.2  # what a row's own factors add to the cost of its tokens; rows that share them share that
-PADDING = -2
+CPU_BATCH_TOKENS = 1024  # more at once is no faster on a CPU
+GPU_BATCH_TOKENS = 32_768
+LORA_COST_PER_ROW = 0.2  # what a row's own factors add to the cost of its tokens; rows that share them share that
+PADDING_SEGMENT = -2
 
 
 @dataclass(frozen=True)
-class Ends:
+class PredictionStates:
     """What the head reads to predict answer tokens: normalised states [positions, width], each read once for all tokens
     that may follow it, and the place in the pass that each belongs to; of each token [labelled] the state it follows,
     in ascending order, its place in the pass and its branch.
     """
 
     states: Tensor
-    at: Tensor
-    tokens: Tensor
-    follows: list[int]
+    state_row_index: Tensor
+    target_ids: Tensor
+    state_index: list[int]
     row: Tensor
-    branch: list[int]
-    rivals: list[tuple[int, ...] | None]
+    completion_index: list[int]
+    allowed_tokens: list[tuple[int, ...] | None]
 
 
 @dataclass(frozen=True)
-class Scores:
+class TokenLogLikelihoods:
     """Log-likelihoods [labelled] in nats, with the place in the pass and the branch that each belongs to."""
 
-    values: Tensor
+    log_likelihoods: Tensor
     row: Tensor
-    branch: list[int]
+    completion_index: list[int]
 
 
-class _Early:
+class _PrefixKeyValues:
     """Keys and values before each row's start, padded on the right; a pass adds its own behind them."""
 
     def __init__(self, first: int, kept: Tensor) -> None:
         self._first, self._kept = first, kept  # [layers, 2, rows, kv heads, longest, head width]
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """See `KeyValues`."""
         early_k, early_v = self._kept[layer - self._first]
         return torch.cat([early_k, k], 2), torch.cat([early_v, v], 2)
 
 
-class _Recorder:
+class _KeyValueRecorder:
     """Keeps what passes by."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """See `KeyValues`."""
         self.seen.append(torch.stack([k, v]))  # [2, rows, kv heads, time, head width]
         return k, v
 
 
-class Passes:
+class PrefixCacheScorer:
     """Forks ready to run under parts of one `placement`. `under` are frozen parts of each fork's own person, `people`.
 
     Where the base alone decides how a fork begins, its states are kept with the base, for whoever asks next; where
@@ -86,167 +86,186 @@ class Passes:
 
     def __init__(
         self,
-        plain: Plain,
-        forks: Sequence[Fork],
+        plain: LlamaDecoder,
+        forks: Sequence[PromptTree],
         placement: Placement,
         *,
-        under: Sequence[Crowd] = (),
+        under: Sequence[FrozenLoras] = (),
         people: Sequence[int] = (),
-        keep: int = KEEP,
+        keep: int = ACTIVATION_CACHE_BYTES,
     ) -> None:
-        self.plain, self.forks, self.placement = plain, forks, placement
-        self._under, self._people = [crowd for crowd in under if crowd.placement is not None], people
-        nothing = placement.first == 0 and placement.late is None  # only embeddings stand before it
-        wholes = [fork.whole for fork in forks]
-        self._keeps = not nothing and sum(self._bytes(fork) for fork in wholes) <= keep
-        self._common = all(_within(crowd.placement, placement) for crowd in self._under)
-        self._kept = plain.kept if self._common else Kept(keep)
-        where = (placement.first, placement.late)
-        self._keys: list[Hashable] = [(fork, where) for fork in wholes] if self._common else list(range(len(forks)))
+        self.decoder, self.trees, self.placement = plain, forks, placement
+        self._frozen_loras, self._tree_users = [crowd for crowd in under if crowd.placement is not None], people
+        nothing = placement.first_layer == 0 and placement.late_tokens is None  # only embeddings stand before it
+        wholes = [fork.full_tree for fork in forks]
+        self._caches_prefixes = not nothing and sum(self._bytes(fork) for fork in wholes) <= keep
+        self._prefix_is_shared = all(_acts_within(crowd.placement, placement) for crowd in self._frozen_loras)
+        self._cache = plain.activation_cache if self._prefix_is_shared else ActivationCache(keep)
+        where = (placement.first_layer, placement.late_tokens)
+        self._keys: list[Hashable] = (
+            [(fork, where) for fork in wholes] if self._prefix_is_shared else list(range(len(forks)))
+        )
 
-    def scores(
+    def score_trees(
         self,
         chosen: Sequence[int],
-        acting: Pairs,
-        crowds: Sequence[Crowd] = (),
+        acting: FusedFactors,
+        crowds: Sequence[FrozenLoras] = (),
         people: Sequence[int] = (),
-        also: Sequence[Parts] = (),
+        also: Sequence[BatchedLora] = (),
         shifts: Tensor | None = None,
-    ) -> Scores:
+    ) -> TokenLogLikelihoods:
         """Log-likelihoods of forks as `ends` runs them. `shifts` [rows, width] are added to the states of each row."""
-        ends, head = self.ends(chosen, acting, crowds, people, also), self.plain.head
-        states = ends.states if shifts is None else ends.states + shifts[ends.at]
-        values = log_likelihoods(states, head.weight, head.bias, ends.tokens, ends.follows, ends.rivals)
-        return Scores(values, ends.row, ends.branch)
+        ends, head = self.compute_prediction_states(chosen, acting, crowds, people, also), self.decoder.head
+        states = ends.states if shifts is None else ends.states + shifts[ends.state_row_index]
+        values = token_log_likelihoods(
+            states, head.weight, head.bias, ends.target_ids, ends.state_index, ends.allowed_tokens
+        )
+        return TokenLogLikelihoods(values, ends.row, ends.completion_index)
 
-    def ends(
+    def compute_prediction_states(
         self,
         chosen: Sequence[int],
-        acting: Pairs,
-        crowds: Sequence[Crowd] = (),
+        acting: FusedFactors,
+        crowds: Sequence[FrozenLoras] = (),
         people: Sequence[int] = (),
-        also: Sequence[Parts] = (),
-    ) -> Ends:
+        also: Sequence[BatchedLora] = (),
+    ) -> PredictionStates:
         """Run forks number `chosen`, one row each, with `acting` and with the parts of `people` among `crowds`.
 
         Differentiable in `acting`. `also` are further parts of the pass. None acts before or below the placement.
         """
-        starts = self._starts(chosen)
-        forks = [self.forks[i] for i in chosen]
+        starts = self._get_prefixes(chosen)
+        forks = [self.trees[i] for i in chosen]
         x = torch.nn.utils.rnn.pad_sequence([start.states for start in starts], batch_first=True)
-        early = self._early([start.early for start in starts])
-        positions, mask = self._layout(forks, [start.at for start in starts], x.shape[1], early)
-        states = self.plain.run(
+        early = self._pad_prefix_key_values([start.prefix_kv for start in starts])
+        positions, mask = self._positions_and_mask(forks, [start.offset for start in starts], x.shape[1], early)
+        states = self.decoder.run_layers(
             x,
-            self.plain.rope(positions),
+            self.decoder.rope(positions),
             mask,
-            first=self.placement.first,
+            first=self.placement.first_layer,
             parts=[
-                Parts(acting),
-                *self._own(chosen, positions),
-                *self._theirs(crowds, people, forks, positions),
+                BatchedLora(acting),
+                *self._frozen_row_loras(chosen, positions),
+                *self._user_loras(crowds, people, forks, positions),
                 *also,
             ],
-            past=_Early(self.placement.first, early) if early is not None else None,
+            past=_PrefixKeyValues(self.placement.first_layer, early) if early is not None else None,
         )
         labels = sorted(
-            (r, column - starts[r].at, branch, token, rivals)
+            (r, column - starts[r].offset, branch, token, rivals)
             for r, fork in enumerate(forks)
-            for (column, token, branch), rivals in zip(fork.labels(), fork.rivals, strict=True)
+            for (column, token, branch), rivals in zip(fork.prediction_targets(), fork.allowed_tokens, strict=True)
         )
         places = {place: n for n, place in enumerate(dict.fromkeys(label[:2] for label in labels))}
         at = torch.tensor(list(places), device=x.device).T  # [2, positions]
         asked = torch.tensor([(label[0], label[3]) for label in labels], device=x.device).T  # [2, labelled]
         follows, branch = [places[label[:2]] for label in labels], [label[2] for label in labels]
         rivals = [label[4] for label in labels]
-        return Ends(self.plain.norm(states[at[0], at[1]]), at[0], asked[1], follows, asked[0], branch, rivals)
+        return PredictionStates(
+            self.decoder.norm(states[at[0], at[1]]), at[0], asked[1], follows, asked[0], branch, rivals
+        )
 
-    def _starts(self, chosen: Sequence[int]) -> list[Start]:
-        found = {i: self._kept.get(self._keys[i]) for i in dict.fromkeys(chosen)}
+    def _get_prefixes(self, chosen: Sequence[int]) -> list[CachedPrefix]:
+        found = {i: self._cache.get(self._keys[i]) for i in dict.fromkeys(chosen)}
         starts = {i: start for i, start in found.items() if start is not None}
         missing = [i for i in found if i not in starts]
-        for piece in packed([self.forks[i].whole.length for i in missing], _begun_at_once(self.plain.device)):
+        for piece in pack_by_length(
+            [self.trees[i].full_tree.length for i in missing], _prefix_batch_tokens(self.decoder.device)
+        ):
             batch = [missing[n] for n in piece]
-            starts |= zip(batch, self._begin(batch), strict=True)
-        for i in missing if self._keeps else ():
-            self._kept.put(self._keys[i], starts[i])
-        return [starts[i] if self.forks[i].asked is None else starts[i].only(self.forks[i].columns) for i in chosen]
+            starts |= zip(batch, self._compute_prefixes(batch), strict=True)
+        for i in missing if self._caches_prefixes else ():
+            self._cache.add_prefix(self._keys[i], starts[i])
+        return [
+            starts[i]
+            if self.trees[i].active_indices is None
+            else starts[i].select_tokens(self.trees[i].columns_in_full_tree)
+            for i in chosen
+        ]
 
     @torch.inference_mode(False)  # what is kept may serve training later
     @torch.no_grad()
-    def _begin(self, chosen: Sequence[int]) -> list[Start]:
+    def _compute_prefixes(self, chosen: Sequence[int]) -> list[CachedPrefix]:
         """Starts of forks `chosen` with all their branches, computed as one batch."""
-        forks, first = [self.forks[i].whole for i in chosen], self.placement.first
-        ids = _padded([fork.tokens for fork in forks], self.plain.device)
-        x = self.plain.embed(ids)
-        ats = [self._at(fork) for fork in forks]
+        forks, first = [self.trees[i].full_tree for i in chosen], self.placement.first_layer
+        ids = _pad_rows([fork.tokens for fork in forks], self.decoder.device)
+        x = self.decoder.embed(ids)
+        ats = [self._first_varying_token(fork) for fork in forks]
         if first > 0:
-            positions, mask = self._layout(forks, [0] * len(forks), ids.shape[1], None)
-            x = self.plain.run(x, self.plain.rope(positions), mask, last=first, parts=self._below(chosen, positions))
-        early = self._before(x[:, : max(ats)], chosen) if max(ats) > 0 else None
+            positions, mask = self._positions_and_mask(forks, [0] * len(forks), ids.shape[1], None)
+            x = self.decoder.run_layers(
+                x, self.decoder.rope(positions), mask, last=first, parts=self._prefix_loras(chosen, positions)
+            )
+        early = self._prefix_key_values(x[:, : max(ats)], chosen) if max(ats) > 0 else None
         return [
-            Start(at, x[r, at : fork.length].clone(), early[:, :, r, :, :at].clone() if early is not None else None)
+            CachedPrefix(
+                at, x[r, at : fork.length].clone(), early[:, :, r, :, :at].clone() if early is not None else None
+            )
             for r, (fork, at) in enumerate(zip(forks, ats, strict=True))
         ]
 
-    def _before(self, x: Tensor, chosen: Sequence[int]) -> Tensor:
+    def _prefix_key_values(self, x: Tensor, chosen: Sequence[int]) -> Tensor:
         """Keys and values from the placement's first layer on, [layers, 2, rows, kv heads, time, head width]."""
-        time, recorder = x.shape[1], _Recorder()
+        time, recorder = x.shape[1], _KeyValueRecorder()
         positions = torch.arange(time, device=x.device).expand(len(chosen), -1)
         mask = causal_mask(time, x.dtype, x.device)
-        rope, parts = self.plain.rope(positions), self._below(chosen, positions)
-        self.plain.run(x, rope, mask, first=self.placement.first, parts=parts, past=recorder)
+        rope, parts = self.decoder.rope(positions), self._prefix_loras(chosen, positions)
+        self.decoder.run_layers(x, rope, mask, first=self.placement.first_layer, parts=parts, past=recorder)
         return torch.stack(recorder.seen)
 
-    def length(self, fork: int) -> int:
+    def tokens_per_pass(self, fork: int) -> int:
         """How many tokens of fork number `fork` run in each pass."""
-        return self.forks[fork].length - self._at(self.forks[fork])
+        return self.trees[fork].length - self._first_varying_token(self.trees[fork])
 
-    def _at(self, fork: Fork) -> int:
+    def _first_varying_token(self, fork: PromptTree) -> int:
         """The first token on which the varying parts act."""
-        return self.placement.start(len(fork.prompt))
+        return self.placement.first_position(len(fork.prompt))
 
-    def _below(self, chosen: Sequence[int], positions: Tensor) -> list[Parts]:
+    def _prefix_loras(self, chosen: Sequence[int], positions: Tensor) -> list[BatchedLora]:
         """What acts before or below the placement."""
-        return [] if self._common else self._own(chosen, positions)
+        return [] if self._prefix_is_shared else self._frozen_row_loras(chosen, positions)
 
-    def _own(self, chosen: Sequence[int], positions: Tensor) -> list[Parts]:
-        if not self._under:
+    def _frozen_row_loras(self, chosen: Sequence[int], positions: Tensor) -> list[BatchedLora]:
+        if not self._frozen_loras:
             return []
-        people, forks = [self._people[i] for i in chosen], [self.forks[i] for i in chosen]
-        return self._theirs(self._under, people, forks, positions)
+        people, forks = [self._tree_users[i] for i in chosen], [self.trees[i] for i in chosen]
+        return self._user_loras(self._frozen_loras, people, forks, positions)
 
-    def _theirs(
-        self, crowds: Sequence[Crowd], people: Sequence[int], forks: Sequence[Fork], positions: Tensor
-    ) -> list[Parts]:
+    def _user_loras(
+        self, crowds: Sequence[FrozenLoras], people: Sequence[int], forks: Sequence[PromptTree], positions: Tensor
+    ) -> list[BatchedLora]:
         """What `people`, one a row, have in `crowds`, each part at the positions where it acts."""
         parts = []
         for crowd in crowds:
             where = None
-            if crowd.placement is not None and crowd.placement.late is not None:
-                starts = [crowd.placement.start(len(fork.prompt)) for fork in forks]
+            if crowd.placement is not None and crowd.placement.late_tokens is not None:
+                starts = [crowd.placement.first_position(len(fork.prompt)) for fork in forks]
                 late = positions >= torch.tensor(starts, device=positions.device)[:, None]
-                where = late.unsqueeze(-1).to(self.plain.dtype)
-            parts.append(Parts(crowd.rows(people), where))
+                where = late.unsqueeze(-1).to(self.decoder.dtype)
+            parts.append(BatchedLora(crowd.factors_for_rows(people), where))
         return parts
 
-    def _layout(
-        self, forks: Sequence[Fork], ats: Sequence[int], time: int, early: Tensor | None
+    def _positions_and_mask(
+        self, forks: Sequence[PromptTree], ats: Sequence[int], time: int, early: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Positions [rows, time] of a pass that begins at `ats`, and its mask [rows, 1, 1, time, keys]."""
-        device, dtype = self.plain.device, self.plain.dtype
-        positions = _padded([fork.positions[at:] for fork, at in zip(forks, ats, strict=True)], device, time=time)
-        owner = _padded([fork.owners[at:] for fork, at in zip(forks, ats, strict=True)], device, PADDING, time)
+        device, dtype = self.decoder.device, self.decoder.dtype
+        positions = _pad_rows([fork.positions[at:] for fork, at in zip(forks, ats, strict=True)], device, time=time)
+        owner = _pad_rows(
+            [fork.segment_ids[at:] for fork, at in zip(forks, ats, strict=True)], device, PADDING_SEGMENT, time
+        )
         query, key = owner[:, :, None], owner[:, None, :]
-        seen = ((key == PROMPT) | (key == query)) & (positions[:, None, :] <= positions[:, :, None])
-        seen &= (query != PADDING) | (key == PADDING)
+        seen = ((key == PROMPT_SEGMENT) | (key == query)) & (positions[:, None, :] <= positions[:, :, None])
+        seen &= (query != PADDING_SEGMENT) | (key == PADDING_SEGMENT)
         if early is not None:
             before = torch.arange(early.shape[-2], device=device) < torch.tensor(ats, device=device)[:, None]
             seen = torch.cat([before[:, None, :].expand(-1, time, -1), seen], -1)
         mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
         return positions, mask[:, None, None]
 
-    def _early(self, kept: Sequence[Tensor | None]) -> Tensor | None:
+    def _pad_prefix_key_values(self, kept: Sequence[Tensor | None]) -> Tensor | None:
         """Early keys and values of all rows, padded on the right: [layers, 2, rows, kv heads, longest, head width]."""
         found = [(r, one) for r, one in enumerate(kept) if one is not None]
         if not found:
@@ -258,35 +277,37 @@ class Passes:
             joint[:, :, r, :, : one.shape[3]] = one
         return joint
 
-    def _bytes(self, fork: Fork) -> int:
+    def _bytes(self, fork: PromptTree) -> int:
         """How much is kept of one fork."""
-        plain, at = self.plain, self._at(fork)
-        above = len(plain.layers) - self.placement.first
+        plain, at = self.decoder, self._first_varying_token(fork)
+        above = len(plain.layers) - self.placement.first_layer
         states = (fork.length - at) * plain.width
-        return int(plain.dtype.itemsize * (states + 2 * at * above * plain.kv_heads * plain.head_width))
+        return int(plain.dtype.itemsize * (states + 2 * at * above * plain.kv_heads * plain.head_dim))
 
 
-def _within(under: Placement | None, placement: Placement) -> bool:
+def _acts_within(under: Placement | None, placement: Placement) -> bool:
     """Whether a part acts nowhere but where one of `placement` may: then the base alone decides what comes before."""
     if under is None:
         return True
-    late = placement.late is None or (under.late is not None and under.late <= placement.late)
-    return under.first >= placement.first and late
+    late = placement.late_tokens is None or (
+        under.late_tokens is not None and under.late_tokens <= placement.late_tokens
+    )
+    return under.first_layer >= placement.first_layer and late
 
 
-def tokens_at_once(device: torch.device) -> int:
+def device_batch_tokens(device: torch.device) -> int:
     """How many tokens, padding counted, keep a device busy."""
-    return GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
+    return GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
 
 
-def _begun_at_once(device: torch.device) -> int:
+def _prefix_batch_tokens(device: torch.device) -> int:
     """How many tokens begin together. On a CPU each fork begins alone: bfloat16 rounds by what shares a pass, and
     prompts of a hundred tokens are as fast so.
     """
-    return 1 if device.type == "cpu" else tokens_at_once(device)
+    return 1 if device.type == "cpu" else device_batch_tokens(device)
 
 
-def by_owner(lengths: Sequence[int], owners: Sequence[int], budget: int) -> list[list[int]]:
+def pack_by_user(lengths: Sequence[int], owners: Sequence[int], budget: int) -> list[list[int]]:
     """As `packed`, or with all rows of an owner together, which then share their factors: whichever is the cheaper."""
     rows: dict[int, list[int]] = {}
     for i, owner in enumerate(owners):
@@ -296,24 +317,24 @@ def by_owner(lengths: Sequence[int], owners: Sequence[int], budget: int) -> list
     for own in sorted(rows.values(), key=lambda own: (len(own), max(lengths[i] for i in own))):
         longest = max(lengths[i] for i in own)
         if len(own) * longest > budget:
-            whole += [[own[n] for n in piece] for piece in packed([lengths[i] for i in own], budget)]
+            whole += [[own[n] for n in piece] for piece in pack_by_length([lengths[i] for i in own], budget)]
             each = 0
         elif len(own) == each and (len(whole[-1]) + each) * longest <= budget:
             whole[-1] += own
         else:
             whole.append(list(own))
             each = len(own)
-    plans = (whole, packed(lengths, budget))
-    return min(plans, key=lambda plan: sum(_cost(batch, lengths, owners) for batch in plan))
+    plans = (whole, pack_by_length(lengths, budget))
+    return min(plans, key=lambda plan: sum(_batch_cost(batch, lengths, owners) for batch in plan))
 
 
-def _cost(batch: Sequence[int], lengths: Sequence[int], owners: Sequence[int]) -> float:
+def _batch_cost(batch: Sequence[int], lengths: Sequence[int], owners: Sequence[int]) -> float:
     """What a batch costs, in tokens."""
-    _, rows = blocks_of([owners[i] for i in batch])
-    return len(batch) * max(lengths[i] for i in batch) * (1 + OWN_FACTORS / rows)
+    _, rows = owner_blocks([owners[i] for i in batch])
+    return len(batch) * max(lengths[i] for i in batch) * (1 + LORA_COST_PER_ROW / rows)
 
 
-def packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def pack_by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices grouped by similar length into batches of at most `budget` tokens, padding counted; longest last."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -324,7 +345,7 @@ def packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def _padded(rows: Iterable[Sequence[int]], device: torch.device, fill: int = 0, time: int | None = None) -> Tensor:
+def _pad_rows(rows: Iterable[Sequence[int]], device: torch.device, fill: int = 0, time: int | None = None) -> Tensor:
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     joint = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
     missing = (time or joint.shape[1]) - joint.shape[1]

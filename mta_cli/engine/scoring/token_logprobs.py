@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CPU_LOGITS, GPU_LOGITS = 1 << 23, 1 << 27  # at once
-CPU_WEIGHTS, GPU_WEIGHTS = 1 << 18, 1 << 27  # of the head in float32 at once: what a core's own cache holds
+CPU_MAX_LOGITS, GPU_MAX_LOGITS = 1 << 23, 1 << 27  # at once
+CPU_MAX_HEAD_WEIGHTS, GPU_MAX_HEAD_WEIGHTS = (
+    1 << 18,
+    1 << 27,
+)  # of the head in float32 at once: what a core's own cache holds
 
 
-def log_likelihoods(
+def token_log_likelihoods(
     states: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -37,23 +40,27 @@ def log_likelihoods(
     places = range(len(tokens)) if places is None else places
     inner = [n for n, own in enumerate(rivals) if own is not None]
     if not inner:
-        return _among_all(states, weight, bias, tokens, places)
+        return _full_vocab_log_likelihoods(states, weight, bias, tokens, places)
     against = [own for own in rivals if own is not None]
-    found = _among(states[[places[n] for n in inner]], weight, bias, tokens[inner], against)
+    found = _restricted_log_likelihoods(states[[places[n] for n in inner]], weight, bias, tokens[inner], against)
     outer = [n for n, own in enumerate(rivals) if own is None]
     if not outer:
         return found
     used = {place: i for i, place in enumerate(dict.fromkeys(places[n] for n in outer))}
-    others = _among_all(states[list(used)], weight, bias, tokens[outer], [used[places[n]] for n in outer])
+    others = _full_vocab_log_likelihoods(
+        states[list(used)], weight, bias, tokens[outer], [used[places[n]] for n in outer]
+    )
     return torch.cat([others, found])[torch.tensor(outer + inner, device=found.device).argsort()]
 
 
-def _among_all(states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, places: Sequence[int]) -> Tensor:
-    result: Tensor = _Weighed.apply(states, weight, bias, tokens, places)  # type: ignore[no-untyped-call]
+def _full_vocab_log_likelihoods(
+    states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, places: Sequence[int]
+) -> Tensor:
+    result: Tensor = _FusedLinearLogLikelihood.apply(states, weight, bias, tokens, places)  # type: ignore[no-untyped-call]
     return result
 
 
-def _among(
+def _restricted_log_likelihoods(
     states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, rivals: Sequence[Sequence[int]]
 ) -> Tensor:
     """The same where each of `tokens` [n], behind `states` [n, width], is one of its rivals."""
@@ -67,13 +74,13 @@ def _among(
     return (logits + closed).log_softmax(1).gather(1, right[:, None]).squeeze(1)
 
 
-class _Weighed(torch.autograd.Function):
+class _FusedLinearLogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, places: Sequence[int]
     ) -> Tensor:
         """See `log_likelihoods`; keeps the gradient of each token's state up to the factor that `backward` gets."""
-        step = max(16, (GPU_LOGITS if states.is_cuda else CPU_LOGITS) // len(weight))
+        step = max(16, (GPU_MAX_LOGITS if states.is_cuda else CPU_MAX_LOGITS) // len(weight))
         fine = torch.empty(min(step, len(states)), len(weight), device=states.device)
         where = torch.tensor(places, dtype=torch.long, device=states.device)
         values, slopes = [], []
@@ -81,7 +88,7 @@ class _Weighed(torch.autograd.Function):
             some = states[start : start + step]
             own = slice(bisect_left(places, start), bisect_left(places, start + step))
             right, row = tokens[own], where[own] - start
-            wide = _logits(some, weight, bias, fine[: len(some)])
+            wide = _fill_logits(some, weight, bias, fine[: len(some)])
             chosen, top = wide[row, right], wide.amax(-1, keepdim=True)
             total = wide.sub_(top).exp_().sum(-1, keepdim=True)
             values.append(chosen - (top + total.log()).squeeze(1)[row])
@@ -102,14 +109,14 @@ class _Weighed(torch.autograd.Function):
         return found.to(slopes.dtype), None, None, None, None
 
 
-def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) -> Tensor:
+def _fill_logits(states: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) -> Tensor:
     """Fill `into` [n, vocabulary], float32, with the logits of `states`, and give it back.
 
     Products are those of the weights' own format, which float32 holds exactly; nothing is rounded to it again.
     """
     if weight.dtype == torch.float32:
         return into.copy_(F.linear(states, weight, bias))
-    rows = max(1, (GPU_WEIGHTS if weight.is_cuda else CPU_WEIGHTS) // weight.shape[1])
+    rows = max(1, (GPU_MAX_HEAD_WEIGHTS if weight.is_cuda else CPU_MAX_HEAD_WEIGHTS) // weight.shape[1])
     fine = states.float()
     for some, place in zip(torch.split(weight, rows), torch.split(into, rows, dim=1), strict=True):
         place.copy_(fine @ some.float().T)

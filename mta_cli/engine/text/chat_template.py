@@ -14,8 +14,8 @@ from typing import Any
 from mta_cli.errors import BadInput
 
 RENDER_LIMIT = 1_000_000  # characters; a template that says more is broken or hostile
-_SLOT = re.compile(r"mtaSlot(\d+)mta")
-_MISHAPS = (
+_PLACEHOLDER = re.compile(r"mtaSlot(\d+)mta")
+_TEMPLATE_ERRORS = (
     TypeError,
     ValueError,
     ArithmeticError,
@@ -29,16 +29,16 @@ _MISHAPS = (
 
 
 @dataclass(frozen=True)
-class Layout:
+class ChatLayout:
     """A rendered conversation: `texts` are the template's own words, `slots` the messages that stand between them."""
 
     texts: tuple[str, ...]
-    slots: tuple[int, ...]
+    message_indices: tuple[int, ...]
 
-    def fill(self, contents: Sequence[str]) -> str:
+    def fill_messages(self, contents: Sequence[str]) -> str:
         """The conversation as one text."""
         pieces = [self.texts[0]]
-        for slot, text in zip(self.slots, self.texts[1:], strict=True):
+        for slot, text in zip(self.message_indices, self.texts[1:], strict=True):
             pieces += (contents[slot], text)
         return "".join(pieces)
 
@@ -54,14 +54,14 @@ class ChatTemplate:
 
         self._variables, self._size = variables, len(source)
         if self._size > SOURCE_LIMIT:
-            raise _refused(ValueError(f"{self._size:,} characters; the most is {SOURCE_LIMIT:,}"))
+            raise _template_error(ValueError(f"{self._size:,} characters; the most is {SOURCE_LIMIT:,}"))
         self._sandbox = Sandbox()
         try:
             self._template = self._sandbox.from_string(source)
-        except (TemplateError, *_MISHAPS) as error:
-            raise _refused(error) from error
+        except (TemplateError, *_TEMPLATE_ERRORS) as error:
+            raise _template_error(error) from error
 
-    def layout(self, roles: Sequence[str], *, generation: bool, system: str | None = None) -> Layout:
+    def render_layout(self, roles: Sequence[str], *, generation: bool, system: str | None = None) -> ChatLayout:
         """The conversation of `roles`, with a slot for each message. A `system` text is put in front as it is.
 
         `generation` ends it where the assistant begins to speak. Raises BadInput where the template refuses the roles,
@@ -87,7 +87,7 @@ class ChatTemplate:
         size = 0
         self._sandbox.meter = meter = Meter(self._size, len(messages))
         try:
-            with meter.running():
+            with meter.count_lines():
                 for piece in self._template.generate(
                     messages=messages, add_generation_prompt=generation, enable_thinking=False, **self._variables
                 ):
@@ -100,21 +100,21 @@ class ChatTemplate:
                     pieces.append(piece)
             rendered = "".join(pieces)
             rendered.encode()  # no half of a surrogate pair reaches a tokenizer
-        except (TemplateError, *_MISHAPS) as error:
-            raise _refused(error) from error
+        except (TemplateError, *_TEMPLATE_ERRORS) as error:
+            raise _template_error(error) from error
         return rendered
 
 
-def chat_template(tokenizer: Any) -> ChatTemplate | None:
+def load_chat_template(tokenizer: Any) -> ChatTemplate | None:
     """The tokenizer's default chat template; None when it has none. Raises BadInput for one that cannot be read."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
         source = tokenizer.get_chat_template()
-    except _MISHAPS as error:
-        raise _refused(error) from error
+    except _TEMPLATE_ERRORS as error:
+        raise _template_error(error) from error
     if not isinstance(source, str):
-        raise _refused(TypeError("it is no text"))
+        raise _template_error(TypeError("it is no text"))
     names = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return ChatTemplate(source, names)
 
@@ -123,18 +123,18 @@ def _message(role: str, text: str, parts: bool) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
 
 
-def _split(rendered: str, count: int) -> Layout:
-    pieces = _SLOT.split(rendered)
+def _split(rendered: str, count: int) -> ChatLayout:
+    pieces = _PLACEHOLDER.split(rendered)
     slots = tuple(int(number) for number in pieces[1::2])
     if sorted(slots) != list(range(count)):
         raise BadInput(
             "The chat template of this base does not show every message exactly once.",
             hint="Use a base with a sound chat template.",
         )
-    return Layout(tuple(pieces[0::2]), slots)
+    return ChatLayout(tuple(pieces[0::2]), slots)
 
 
-def _refused(error: Exception) -> BadInput:
+def _template_error(error: Exception) -> BadInput:
     lines = str(error).strip().splitlines()
     return BadInput(
         f"The chat template of this base cannot be used: {type(error).__name__}: {lines[0][:200] if lines else ''}",

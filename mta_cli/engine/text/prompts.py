@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mta_cli.engine.text.chat_template import Layout, chat_template
-from mta_cli.engine.text.tasks import DEFAULT_SYSTEM, Task
-from mta_cli.engine.text.tokenizer import CACHED, Words
+from mta_cli.engine.text.chat_template import ChatLayout, load_chat_template
+from mta_cli.engine.text.tasks import TEMPLATE_SYSTEM_MESSAGE, Task
+from mta_cli.engine.text.tokenizer import TEXT_CACHE_SIZE, PromptTokenizer
 from mta_cli.errors import BadInput
 
 Roles = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Example:
+class HistoryExample:
     """A history item as a prompt shows it."""
 
     input: str
@@ -28,14 +28,14 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainingRow:
     """One training row. Its labels are `input_ids[answer_start:]`: the answer and the end of turn, nothing else."""
 
     input_ids: tuple[int, ...]
     answer_start: int
 
 
-class Prompter:
+class PromptBuilder:
     """Prompts and answers of one task for one tokenizer. `end_ids` are the tokens that end the base's answers.
 
     The tokenizer must stay as it is: everything that does not change is computed once.
@@ -43,24 +43,24 @@ class Prompter:
 
     def __init__(self, tokenizer: Any, task: Task, end_ids: Sequence[int]) -> None:
         self.tokenizer, self.task = tokenizer, task
-        self._template = chat_template(tokenizer)
-        self._layouts: dict[Roles, tuple[Layout, int]] = {}
-        bare = self._template.layout(("user",), generation=True).texts if self._template else ()
-        self._words = Words(tokenizer, bare)
-        self._start = () if self._template else self._words.start()
+        self._template = load_chat_template(tokenizer)
+        self._layouts: dict[Roles, tuple[ChatLayout, int]] = {}
+        bare = self._template.render_layout(("user",), generation=True).texts if self._template else ()
+        self._words = PromptTokenizer(tokenizer, bare)
+        self._start = () if self._template else self._words.leading_special_ids()
         self._system, self._preface = self._system_message(bare)
-        self.end_id = self._end_of_turn(tuple(end_ids))
-        self._answer = lru_cache(CACHED)(self._answer_now)
-        self._shown = lru_cache(CACHED)(self._shown_now)
+        self.end_id = self._find_end_of_turn_id(tuple(end_ids))
+        self._answer = lru_cache(TEXT_CACHE_SIZE)(self._answer_ids_uncached)
+        self._shown = lru_cache(TEXT_CACHE_SIZE)(self._render_item_uncached)
 
-    def prompt_ids(self, text: str, history: Sequence[Example] = ()) -> list[int]:
+    def prompt_ids(self, text: str, history: Sequence[HistoryExample] = ()) -> list[int]:
         """Token ids of the prompt that asks `text`, `history` shown before it; they end where the answer begins."""
-        return self._ask(self.task.fill_prompt(self.visible(text)), history)
+        return self._encode_question(self.task.fill_prompt(self.truncate_query(text)), history)
 
-    def row(self, text: str, output: str, history: Sequence[Example] = ()) -> Row:
+    def training_row(self, text: str, output: str, history: Sequence[HistoryExample] = ()) -> TrainingRow:
         """The training row of a history item."""
-        prompt = self._ask(self.task.fill_learning_prompt(self.visible(text)), history)
-        return Row((*prompt, *self._answer(output)), len(prompt))
+        prompt = self._encode_question(self.task.fill_learning_prompt(self.truncate_query(text)), history)
+        return TrainingRow((*prompt, *self._answer(output)), len(prompt))
 
     def answer_ids(self, output: str) -> list[int]:
         """Token ids of an answer and the end of turn.
@@ -70,7 +70,7 @@ class Prompter:
         """
         return list(self._answer(output))
 
-    def chat_ids(self, messages: Sequence[dict[str, str]], history: Sequence[Example] = ()) -> list[int]:
+    def chat_ids(self, messages: Sequence[dict[str, str]], history: Sequence[HistoryExample] = ()) -> list[int]:
         """Token ids of a conversation that the assistant is to continue; `history` goes before the first words.
 
         Messages are taken as they were typed, whatever the task's budgets. Raises BadInput where the template refuses
@@ -82,11 +82,11 @@ class Prompter:
             contents[first] = self._with_history(contents[first], history)
         return self._encode(roles, contents)
 
-    def visible(self, text: str) -> str:
+    def truncate_query(self, text: str) -> str:
         """The part of a query's `text` that stands in its prompt: at most the task's `query_tokens`."""
-        return self._words.cut(text, self.task.query_tokens)
+        return self._words.truncate_text(text, self.task.query_tokens)
 
-    def shown_item(self, example: Example) -> str:
+    def render_item(self, example: HistoryExample) -> str:
         """A history item as prompts show it: input and output together have at most the task's `item_tokens`.
 
         A long output may take three quarters of them: how somebody answers says more about them than what was asked.
@@ -94,24 +94,26 @@ class Prompter:
         """
         return self._shown(example)
 
-    def _shown_now(self, example: Example) -> str:
+    def _render_item_uncached(self, example: HistoryExample) -> str:
         words, budget = self._words, self.task.item_tokens
-        least = min(budget // 4, len(words.plain(words.cut(example.input, budget))))
+        least = min(budget // 4, len(words.encode_user_text(words.truncate_text(example.input, budget))))
         output = self._cut_answer(example.output, budget - least)
-        return self.task.fill_item(words.cut(example.input, budget - len(words.plain(output))), output)
+        return self.task.fill_item(
+            words.truncate_text(example.input, budget - len(words.encode_user_text(output))), output
+        )
 
-    def _answer_now(self, output: str) -> tuple[int, ...]:
+    def _answer_ids_uncached(self, output: str) -> tuple[int, ...]:
         kept = self._cut_answer(output, self.task.answer_tokens)
-        ids = self._words.spelled(kept)
+        ids = self._words.encode_exactly(kept)
         return (*ids, self.end_id) if kept == output else tuple(ids)
 
     def _cut_answer(self, output: str, budget: int) -> str:
-        return output if output.strip() in self.task.labels else self._words.cut(output, budget)
+        return output if output.strip() in self.task.labels else self._words.truncate_text(output, budget)
 
-    def _ask(self, words: str, history: Sequence[Example]) -> list[int]:
+    def _encode_question(self, words: str, history: Sequence[HistoryExample]) -> list[int]:
         return self._encode(("user",), [self._with_history(words, history)])
 
-    def _with_history(self, words: str, history: Sequence[Example]) -> str:
+    def _with_history(self, words: str, history: Sequence[HistoryExample]) -> str:
         block = [self._preface] if self._preface else []
         if history:
             block.append("\n".join((self.task.history_header, *map(self._shown, history))))
@@ -120,23 +122,23 @@ class Prompter:
     def _encode(self, roles: Roles, contents: Sequence[str]) -> list[int]:
         """In one pass, as the base has learnt to read it; in pieces where a person typed a control token."""
         layout, own = self._layout(roles)
-        ids = self._words.marked(layout.fill(contents))
-        if self._words.controls_in(ids) != own:
-            ids = self._words.marked(layout.texts[0])
-            for slot, text in zip(layout.slots, layout.texts[1:], strict=True):
-                ids += self._words.plain(contents[slot])
-                ids += self._words.marked(text)
+        ids = self._words.encode_template(layout.fill_messages(contents))
+        if self._words.count_control_tokens(ids) != own:
+            ids = self._words.encode_template(layout.texts[0])
+            for slot, text in zip(layout.message_indices, layout.texts[1:], strict=True):
+                ids += self._words.encode_user_text(contents[slot])
+                ids += self._words.encode_template(text)
         return [*self._start, *ids]
 
-    def _layout(self, roles: Roles) -> tuple[Layout, int]:
+    def _layout(self, roles: Roles) -> tuple[ChatLayout, int]:
         """The template around messages of these roles, and how many control tokens it speaks."""
         if roles not in self._layouts:
             if self._template is None:
-                layout = Layout(("", *("\n" for _ in roles)), tuple(range(len(roles))))
+                layout = ChatLayout(("", *("\n" for _ in roles)), tuple(range(len(roles))))
             else:
                 system = None if roles[:1] == ("system",) else self._system
-                layout = self._template.layout(roles, generation=True, system=system)
-            own = sum(self._words.controls_in(self._words.marked(text)) for text in layout.texts)
+                layout = self._template.render_layout(roles, generation=True, system=system)
+            own = sum(self._words.count_control_tokens(self._words.encode_template(text)) for text in layout.texts)
             self._layouts[roles] = (layout, own)
         return self._layouts[roles]
 
@@ -146,18 +148,18 @@ class Prompter:
         An empty system message is given only to templates that would otherwise say something of their own.
         """
         wanted = self.task.system
-        if wanted == DEFAULT_SYSTEM:
+        if wanted == TEMPLATE_SYSTEM_MESSAGE:
             return None, ""
         if self._template is None:
             return None, wanted
         try:
-            given = self._template.layout(("user",), generation=True, system=wanted).texts
+            given = self._template.render_layout(("user",), generation=True, system=wanted).texts
         except BadInput:  # a template without a system role
             return None, wanted
-        shorter = len(self._words.marked("".join(given))) < len(self._words.marked("".join(bare)))
+        shorter = len(self._words.encode_template("".join(given))) < len(self._words.encode_template("".join(bare)))
         return (wanted, "") if wanted or shorter else (None, "")
 
-    def _end_of_turn(self, end_ids: tuple[int, ...]) -> int:
+    def _find_end_of_turn_id(self, end_ids: tuple[int, ...]) -> int:
         """The token with which the template ends an answer, if the base stops at it; else the first it stops at."""
         if not end_ids:
             raise BadInput(
@@ -166,7 +168,7 @@ class Prompter:
         if self._template is None:
             return end_ids[0]
         try:
-            after = self._template.layout(("user", "assistant"), generation=False).texts[-1]
+            after = self._template.render_layout(("user", "assistant"), generation=False).texts[-1]
         except BadInput:  # a template that shows no finished answers
             after = ""
-        return next((token for token in self._words.marked(after) if token in end_ids), end_ids[0])
+        return next((token for token in self._words.encode_template(after) if token in end_ids), end_ids[0])

@@ -9,35 +9,35 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from mta_cli.engine.text.tasks import INPUT, METRIC_OF, OUTPUT, SCORES, Task
+from mta_cli.engine.text.tasks import DEFAULT_SCORE_LABELS, INPUT_PLACEHOLDER, METRIC_BY_KIND, OUTPUT_PLACEHOLDER, Task
 from mta_cli.errors import BadInput
-from mta_cli.tomls import read_toml
+from mta_cli.tomls import parse_toml
 
 TEXT_LIMIT = 10_000  # characters in any one text of a task
 LABEL_LIMIT = 1_000
 TOKEN_LIMIT = 100_000
 PATTERN_LIMIT = 1_000  # characters of a regular expression
 REPEAT_LIMIT = 1_000  # product of its counted repetitions, which are written out when it is compiled
-FILE_LIMIT = 1_000_000  # characters
+MAX_TASK_FILE_CHARACTERS = 1_000_000  # characters
 
-KEYS = tuple(spec.name for spec in fields(Task))
+TASK_KEYS = tuple(spec.name for spec in fields(Task))
 _BUDGETS = ("query_tokens", "item_tokens", "answer_tokens")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
-Check = Callable[[Any], str | None]  # what is wrong with a value; None when nothing is
+ValueCheck = Callable[[Any], str | None]  # what is wrong with a value; None when nothing is
 
 
 def parse_task(text: str, origin: str) -> Task:
     """The task in a TOML text. `origin` names the text in messages. Raises BadInput with every fault."""
-    if len(text) > FILE_LIMIT:
-        raise BadInput(f"{origin} has {len(text):,} characters; a task file has at most {FILE_LIMIT:,}")
+    if len(text) > MAX_TASK_FILE_CHARACTERS:
+        raise BadInput(f"{origin} has {len(text):,} characters; a task file has at most {MAX_TASK_FILE_CHARACTERS:,}")
     try:
-        table = read_toml(text)
+        table = parse_toml(text)
     except ValueError as error:
         raise BadInput(f"{origin} is not TOML: {error}", hint="docs/tasks.md shows a task file") from error
-    faults = [*_unknown(table), *_wrong(table)]
+    faults = [*_unknown_key_faults(table), *_value_faults(table)]
     if not faults:
-        table = _completed(table)
+        table = _fill_defaults(table)
         faults = _contradictions(table)
     if faults:
         raise BadInput(
@@ -51,7 +51,7 @@ def parse_task(text: str, origin: str) -> Task:
 
 def task_to_toml(task: Task) -> str:
     """The task as a TOML text that `parse_task` reads back as the same task. Equal tasks have equal texts."""
-    values = ((key, getattr(task, key)) for key in KEYS)
+    values = ((key, getattr(task, key)) for key in TASK_KEYS)
     return "".join(f"{key} = {_toml(value)}\n" for key, value in values if value is not None)
 
 
@@ -67,16 +67,16 @@ def _toml(value: str | int | tuple[str, ...]) -> str:
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t"}
 
 
-def _unknown(table: dict[str, Any]) -> list[str]:
+def _unknown_key_faults(table: dict[str, Any]) -> list[str]:
     faults = []
     for key in table:
-        if key not in KEYS:
-            near = get_close_matches(key, KEYS, 1)
+        if key not in TASK_KEYS:
+            near = get_close_matches(key, TASK_KEYS, 1)
             faults.append(f"{key[:60]!r} is no key of a task file" + (f"; is it {near[0]}?" if near else ""))
     return faults
 
 
-def _wrong(table: dict[str, Any]) -> list[str]:
+def _value_faults(table: dict[str, Any]) -> list[str]:
     """Each value by itself."""
     faults = [f"{key} is missing" for key in ("name", "prompt") if key not in table]
     for key, check in _CHECKS.items():
@@ -85,12 +85,12 @@ def _wrong(table: dict[str, Any]) -> list[str]:
     return faults
 
 
-def _completed(table: dict[str, Any]) -> dict[str, Any]:
+def _fill_defaults(table: dict[str, Any]) -> dict[str, Any]:
     """What follows from what is given: the kind from the labels, the metric and a score's labels from the kind."""
     table = {"kind": "label" if table.get("labels") else "text", "description": "", **table}
     if table["kind"] == "score":
-        table.setdefault("labels", list(SCORES))
-    table.setdefault("metric", METRIC_OF[table["kind"]])
+        table.setdefault("labels", list(DEFAULT_SCORE_LABELS))
+    table.setdefault("metric", METRIC_BY_KIND[table["kind"]])
     for key in ("input_field", "output_field"):
         if isinstance(table.get(key), str):
             table[key] = [table[key]]
@@ -100,8 +100,10 @@ def _completed(table: dict[str, Any]) -> dict[str, Any]:
 def _contradictions(table: dict[str, Any]) -> list[str]:
     """Values that do not go together."""
     kind, labels, faults = table["kind"], table.get("labels", ()), []
-    if table["metric"] != METRIC_OF[kind]:
-        faults.append(f"metric {table['metric']} does not measure kind {kind}; leave it out, or say {METRIC_OF[kind]}")
+    if table["metric"] != METRIC_BY_KIND[kind]:
+        faults.append(
+            f"metric {table['metric']} does not measure kind {kind}; leave it out, or say {METRIC_BY_KIND[kind]}"
+        )
     if kind == "label" and len(labels) < 2:
         faults.append("kind label needs labels: two or more")
     if kind == "score":
@@ -114,10 +116,10 @@ def _contradictions(table: dict[str, Any]) -> list[str]:
     return faults
 
 
-def _text(*needed: str, empty: bool = False, one_line: bool = False) -> Check:
+def _text_check(*needed: str, empty: bool = False, one_line: bool = False) -> ValueCheck:
     def check(value: Any) -> str | None:
         if not isinstance(value, str):
-            return f"is {_kind(value)}, not a text"
+            return f"is {_describe_type(value)}, not a text"
         if len(value) > TEXT_LIMIT:
             return f"has {len(value):,} characters; the most is {TEXT_LIMIT:,}"
         if not empty and not value.strip():
@@ -130,41 +132,43 @@ def _text(*needed: str, empty: bool = False, one_line: bool = False) -> Check:
     return check
 
 
-def _choice(*choices: str) -> Check:
-    return lambda value: None if value in choices else f"is {_shown(value)}; choose one of {', '.join(choices)}"
+def _choice_check(*choices: str) -> ValueCheck:
+    return lambda value: (
+        None if value in choices else f"is {_describe_value(value)}; choose one of {', '.join(choices)}"
+    )
 
 
-def _budget(value: Any) -> str | None:
+def _check_budget(value: Any) -> str | None:
     if not isinstance(value, int) or isinstance(value, bool):
-        return f"is {_kind(value)}, not a whole number"
-    return None if 1 <= value <= TOKEN_LIMIT else f"is {_shown(value)}; it goes from 1 to {TOKEN_LIMIT:,}"
+        return f"is {_describe_type(value)}, not a whole number"
+    return None if 1 <= value <= TOKEN_LIMIT else f"is {_describe_value(value)}; it goes from 1 to {TOKEN_LIMIT:,}"
 
 
-def _name(value: Any) -> str | None:
+def _check_name(value: Any) -> str | None:
     if isinstance(value, str) and _NAME.fullmatch(value):
         return None
     letters = "a to z, 0 to 9, '.', '_' and '-'"
-    return f"is {_shown(value)}; it has at most 64 of {letters}, and begins with a letter or digit"
+    return f"is {_describe_value(value)}; it has at most 64 of {letters}, and begins with a letter or digit"
 
 
-def _labels(value: Any) -> str | None:
+def _check_labels(value: Any) -> str | None:
     if not isinstance(value, list) or len(value) > LABEL_LIMIT:
         return f"is not a list of at most {LABEL_LIMIT:,} texts"
     for place, label in enumerate(value, 1):
         if not isinstance(label, str) or not label.strip() or label != label.strip() or len(label) > TEXT_LIMIT:
-            return f"number {place} is {_shown(label)}; a label is a text without spaces around it"
+            return f"number {place} is {_describe_value(label)}; a label is a text without spaces around it"
     twice = next((label for label in value if value.count(label) > 1), None)
     return f"has {twice!r} twice" if twice is not None else None
 
 
-def _fields(value: Any) -> str | None:
+def _check_fields(value: Any) -> str | None:
     names = [value] if isinstance(value, str) else value
     fine = isinstance(names, list) and 1 <= len(names) <= 16 and all(isinstance(name, str) and name for name in names)
     return None if fine else "is neither a field's name nor a list of them"
 
 
-def _pattern(value: Any) -> str | None:
-    if (fault := _text()(value)) is not None:
+def _check_pattern(value: Any) -> str | None:
+    if (fault := _text_check()(value)) is not None:
         return fault
     if len(value) > PATTERN_LIMIT:
         return f"has {len(value):,} characters; the most is {PATTERN_LIMIT:,}"
@@ -181,30 +185,30 @@ def _pattern(value: Any) -> str | None:
     return None if any(name.startswith("input") for name in groups) else "has no group named input: (?P<input>…)"
 
 
-def _shown(value: Any) -> str:
+def _describe_value(value: Any) -> str:
     """A value in few words; never what is inside a table or a list, which may be nested without end."""
     small = isinstance(value, int) and value.bit_length() < 128
-    return repr(str(value)[:60]) if small or isinstance(value, str | float) else _kind(value)
+    return repr(str(value)[:60]) if small or isinstance(value, str | float) else _describe_type(value)
 
 
-def _kind(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a table", str: "a text"}
     return names.get(type(value), "a date or time")
 
 
-_CHECKS: dict[str, Check] = {
-    "name": _name,
-    "kind": _choice("label", "score", "text"),
-    "description": _text(empty=True, one_line=True),
-    "prompt": _text(INPUT),
-    "item": _text(OUTPUT),
-    "learning_prompt": _text(),
-    "history_header": _text(empty=True),
-    "system": _text(empty=True),
-    "labels": _labels,
-    "metric": _choice("accuracy", "mae", "rouge"),
-    "input_field": _fields,
-    "output_field": _fields,
-    "question_pattern": _pattern,
-    **dict.fromkeys(_BUDGETS, _budget),
+_CHECKS: dict[str, ValueCheck] = {
+    "name": _check_name,
+    "kind": _choice_check("label", "score", "text"),
+    "description": _text_check(empty=True, one_line=True),
+    "prompt": _text_check(INPUT_PLACEHOLDER),
+    "item": _text_check(OUTPUT_PLACEHOLDER),
+    "learning_prompt": _text_check(),
+    "history_header": _text_check(empty=True),
+    "system": _text_check(empty=True),
+    "labels": _check_labels,
+    "metric": _choice_check("accuracy", "mae", "rouge"),
+    "input_field": _check_fields,
+    "output_field": _check_fields,
+    "question_pattern": _check_pattern,
+    **dict.fromkeys(_BUDGETS, _check_budget),
 }

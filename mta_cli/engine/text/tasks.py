@@ -13,14 +13,14 @@ from typing import Literal
 
 from mta_cli.errors import BadInput
 
-Kind = Literal["label", "score", "text"]
+TaskKind = Literal["label", "score", "text"]
 Metric = Literal["accuracy", "mae", "rouge"]
 
-METRIC_OF: dict[Kind, Metric] = {"label": "accuracy", "score": "mae", "text": "rouge"}
-INPUT, OUTPUT = "{input}", "{output}"
+METRIC_BY_KIND: dict[TaskKind, Metric] = {"label": "accuracy", "score": "mae", "text": "rouge"}
+INPUT_PLACEHOLDER, OUTPUT_PLACEHOLDER = "{input}", "{output}"
 DEFAULT_HEADER = "Earlier:"
-DEFAULT_SYSTEM = "{default}"
-STRIP_SECONDS = 1.0  # of computing; a sound pattern takes microseconds
+TEMPLATE_SYSTEM_MESSAGE = "{default}"
+PATTERN_TIMEOUT_SECONDS = 1.0  # of computing; a sound pattern takes microseconds
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Task:
     """
 
     name: str
-    kind: Kind
+    kind: TaskKind
     description: str
-    prompt: str = INPUT
-    item: str = f"{INPUT}\n{OUTPUT}"
+    prompt: str = INPUT_PLACEHOLDER
+    item: str = f"{INPUT_PLACEHOLDER}\n{OUTPUT_PLACEHOLDER}"
     learning_prompt: str | None = None
     history_header: str = DEFAULT_HEADER
     system: str = ""
@@ -53,7 +53,7 @@ class Task:
     item_tokens: int = 64
     answer_tokens: int = 64
 
-    def strip(self, raw: str) -> str:
+    def strip_instruction(self, raw: str) -> str:
         """A raw question without its instruction; `raw` itself where the pattern does not match.
 
         Raises BadInput where the pattern does not come to an end on it.
@@ -63,7 +63,7 @@ class Task:
         import regex  # `re` cannot be stopped, and most patterns, these here too, have a text on which they take hours
 
         try:
-            match = regex.match(self.question_pattern, raw, timeout=STRIP_SECONDS)
+            match = regex.match(self.question_pattern, raw, timeout=PATTERN_TIMEOUT_SECONDS)
         except (TimeoutError, MemoryError) as error:
             raise BadInput(
                 f"question_pattern of task {self.name} does not come to an end on the question {raw[:60]!r}…",
@@ -76,16 +76,18 @@ class Task:
 
     def fill_prompt(self, text: str) -> str:
         """The prompt that asks `text`."""
-        return self.prompt.replace(INPUT, text)
+        return self.prompt.replace(INPUT_PLACEHOLDER, text)
 
     def fill_learning_prompt(self, text: str) -> str:
         """The prompt under which a history item's output is learnt."""
-        return (self.learning_prompt if self.learning_prompt is not None else self.prompt).replace(INPUT, text)
+        return (self.learning_prompt if self.learning_prompt is not None else self.prompt).replace(
+            INPUT_PLACEHOLDER, text
+        )
 
     def fill_item(self, text: str, answer: str) -> str:
         """One history item as a prompt shows it. What a person wrote is never filled in a second time."""
         parts = re.split(r"(\{input\}|\{output\})", self.item)
-        return "".join({INPUT: text, OUTPUT: answer}.get(part, part) for part in parts)
+        return "".join({INPUT_PLACEHOLDER: text, OUTPUT_PLACEHOLDER: answer}.get(part, part) for part in parts)
 
 
 MOVIE_TAGS = (
@@ -122,7 +124,7 @@ NEWS_CATEGORIES = (
     "parents",
     "food & drink",
 )
-SCORES = ("1", "2", "3", "4", "5")
+DEFAULT_SCORE_LABELS = ("1", "2", "3", "4", "5")
 
 _TASKS = (
     Task(
@@ -182,7 +184,7 @@ _TASKS = (
         prompt="{input}\nMy score from 1 to 5:",
         item="{input}\nScore: {output}",
         history_header="Scores I gave:",
-        labels=SCORES,
+        labels=DEFAULT_SCORE_LABELS,
         metric="mae",
         input_field=("text",),
         output_field=("score",),
@@ -238,14 +240,14 @@ _TASKS = (
         name="free",
         kind="text",
         description="Anything: an input and the output that somebody would give",
-        prompt=INPUT,
-        item=f"Q: {INPUT}\nA: {OUTPUT}",
+        prompt=INPUT_PLACEHOLDER,
+        item=f"Q: {INPUT_PLACEHOLDER}\nA: {OUTPUT_PLACEHOLDER}",
         history_header="What I said before:",
-        system=DEFAULT_SYSTEM,
+        system=TEMPLATE_SYSTEM_MESSAGE,
         query_tokens=1024,
         item_tokens=256,
         answer_tokens=512,
     ),
 )
 
-BUILTIN: dict[str, Task] = {task.name: task for task in _TASKS}
+BUILTIN_TASKS: dict[str, Task] = {task.name: task for task in _TASKS}

@@ -23,21 +23,21 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SOURCE_LIMIT = 100_000  # characters of a template
-LINES = 200_000  # that may run in one rendering
-LINES_TIMES_SOURCE = 10**8  # long templates may run fewer lines: each line may write the whole of its text
-WORK_LIMIT = 2_000_000  # what one operation may be asked to make, in characters and members
-WORK_TOTAL = 10_000_000  # what all of a rendering's operations may make
-MEMBER = 8  # what a member of a list counts, in characters: it costs as much more to look at
-LINES_A_MESSAGE = 200  # that may run besides, for each message
+MAX_LINES = 200_000  # that may run in one rendering
+MAX_LINES_TIMES_SOURCE = 10**8  # long templates may run fewer lines: each line may write the whole of its text
+MAX_OPERATION_SIZE = 2_000_000  # what one operation may be asked to make, in characters and members
+MAX_TOTAL_SIZE = 10_000_000  # what all of a rendering's operations may make
+MEMBER_SIZE = 8  # what a member of a list counts, in characters: it costs as much more to look at
+EXTRA_LINES_PER_MESSAGE = 200  # that may run besides, for each message
 GROWTH_LIMIT = 100_000  # largest operand of `*`, as a number or a length
 EXPONENT_LIMIT = 64  # the same for `**`
 FORMAT_LIMIT = 100  # characters of a date's format
 _DAY = "2024-07-26"  # templates that print today's date would make a trained adapter's prompts change every day
-_WIDE = re.compile(r"%[-+ #0]*\d*\.?\d{4}|:[^{}]*\d{4}")  # a field of a thousand columns or more
-_MANY = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
+_WIDE_FIELD = re.compile(r"%[-+ #0]*\d*\.?\d{4}|:[^{}]*\d{4}")  # a field of a thousand columns or more
+_COLLECTION_TYPES = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 # They make much of little in ways that a product of sizes does not bound, or something else every time.
-_FREE = ("count", "d", "default", "first", "last", "length")  # they copy nothing
-_LEFT_OUT = ("pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
+_UNMETERED_FILTERS = ("count", "d", "default", "first", "last", "length")  # they copy nothing
+_REMOVED_FILTERS = ("pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
 
 
 class Meter:
@@ -45,11 +45,11 @@ class Meter:
 
     def __init__(self, source: int, messages: int) -> None:
         """For a template of `source` characters that is to show `messages`."""
-        self.lines = min(LINES, LINES_TIMES_SOURCE // max(1, source)) + LINES_A_MESSAGE * messages
-        self.work = WORK_TOTAL
+        self.lines = min(MAX_LINES, MAX_LINES_TIMES_SOURCE // max(1, source)) + EXTRA_LINES_PER_MESSAGE * messages
+        self.work = MAX_TOTAL_SIZE
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def count_lines(self) -> Iterator[None]:
         """Inside, lines of templates and of Jinja's filters count."""
         before = sys.gettrace()
         sys.settrace(self._trace)
@@ -67,52 +67,52 @@ class Meter:
                 raise SecurityError("it runs too long")
         return self._trace
 
-    def spend(self, made: Any) -> Any:
+    def charge(self, made: Any) -> Any:
         """`made`, paid for."""
-        self.work -= weight(made)
+        self.work -= value_size(made)
         if self.work < 0:
             raise SecurityError("it makes too much")
         return made
 
-    def ask(self, *operands: Any) -> None:
+    def charge_operands(self, *operands: Any) -> None:
         """Pay for operands, and refuse those of which too much could be made: the largest times all others."""
-        sizes = sorted(weight(operand, numbers=True) for operand in operands)
-        if sizes and sizes[-1] * max(1, sum(sizes[:-1])) > WORK_LIMIT:
+        sizes = sorted(value_size(operand, numbers=True) for operand in operands)
+        if sizes and sizes[-1] * max(1, sum(sizes[:-1])) > MAX_OPERATION_SIZE:
             raise SecurityError("an operation with operands this large")
-        self.spend(operands)
+        self.charge(operands)
 
 
-def weight(value: Any, *, numbers: bool = False) -> int:
+def value_size(value: Any, *, numbers: bool = False) -> int:
     """Characters, and members at `MEMBER` each, of a value as a tree, counted up to a little above `WORK_LIMIT`; with
     `numbers` also how large its numbers are.
     """
     total, waiting = 0, [value]
-    while waiting and total <= WORK_LIMIT:
+    while waiting and total <= MAX_OPERATION_SIZE:
         one = waiting.pop()
         total += 1
         if isinstance(one, str):
             total += len(one)
         elif isinstance(one, int | float):
             # A comparison without NaN's or infinity's surprises; the width of a number counts where its size does not.
-            size = WORK_LIMIT if not abs(one) < WORK_LIMIT else int(abs(one))
+            size = MAX_OPERATION_SIZE if not abs(one) < MAX_OPERATION_SIZE else int(abs(one))
             total += size if numbers else one.bit_length() // 8 if isinstance(one, int) else 0
         elif isinstance(one, dict):
-            total += MEMBER * len(one)
+            total += MEMBER_SIZE * len(one)
             waiting += [*one.keys(), *one.values()]
         elif isinstance(one, range):
             total += len(one)
-        elif isinstance(one, _MANY):
-            total += MEMBER * len(one)
+        elif isinstance(one, _COLLECTION_TYPES):
+            total += MEMBER_SIZE * len(one)
             waiting += one
     return total
 
 
-def _listed(value: Any) -> Any:
+def _materialize(value: Any) -> Any:
     """A generator as a list, so that it can be weighed."""
     return list(value) if isinstance(value, GeneratorType) else value
 
 
-class Generation(Extension):
+class GenerationTag(Extension):
     """`{% generation %}`: marks the assistant's words for training frameworks; here its body is just shown."""
 
     tags = {"generation"}  # noqa: RUF012 - the class attribute is Jinja's interface
@@ -127,30 +127,30 @@ class Generation(Extension):
 class MeteredCode(CodeGenerator):
     """Generated code whose literals, slices and concatenations pass through the environment."""
 
-    def _metered(self, visit: Callable[[Any, Frame], None], node: Any, frame: Frame) -> None:
+    def _write_charged(self, visit: Callable[[Any, Frame], None], node: Any, frame: Frame) -> None:
         self.write("environment.spend(")
         visit(node, frame)
         self.write(")")
 
     def visit_List(self, node: nodes.List, frame: Frame) -> None:  # noqa: N802 - Jinja's name
         """A list that was paid for."""
-        self._metered(super().visit_List, node, frame)
+        self._write_charged(super().visit_List, node, frame)
 
     def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:  # noqa: N802 - Jinja's name
         """A dictionary that was paid for."""
-        self._metered(super().visit_Dict, node, frame)
+        self._write_charged(super().visit_Dict, node, frame)
 
     def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:  # noqa: N802 - Jinja's name
         """A tuple that was paid for, where it is a value and no target."""
         if node.ctx == "load":
-            self._metered(super().visit_Tuple, node, frame)
+            self._write_charged(super().visit_Tuple, node, frame)
         else:
             super().visit_Tuple(node, frame)
 
     def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802 - Jinja's name
         """A slice copies, so it is paid for."""
         if isinstance(node.arg, nodes.Slice):
-            self._metered(super().visit_Getitem, node, frame)
+            self._write_charged(super().visit_Getitem, node, frame)
         else:
             super().visit_Getitem(node, frame)
 
@@ -173,64 +173,66 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=[Generation, loopcontrols],
+            extensions=[GenerationTag, loopcontrols],
             optimized=False,  # nothing of a template runs before there is a meter
-            finalize=self.spend,
+            finalize=self.charge_value,
         )
         self.meter = Meter(0, 0)
-        kept = {name: each for name, each in self.filters.items() if name not in _LEFT_OUT}
-        self.filters = {name: each if name in _FREE else self._metered(each) for name, each in kept.items()}
-        self.filters["tojson"] = self._metered(_tojson)
+        kept = {name: each for name, each in self.filters.items() if name not in _REMOVED_FILTERS}
+        self.filters = {
+            name: each if name in _UNMETERED_FILTERS else self._meter_filter(each) for name, each in kept.items()
+        }
+        self.filters["tojson"] = self._meter_filter(_tojson)
         del self.globals["lipsum"]
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
-    def spend(self, made: Any) -> Any:
+    def charge_value(self, made: Any) -> Any:
         """`made`, paid for."""
-        return self.meter.spend(made)
+        return self.meter.charge(made)
 
-    def concatenated(self, parts: tuple[Any, ...]) -> str:
+    def concatenate(self, parts: tuple[Any, ...]) -> str:
         """What `~` makes."""
-        self.spend(parts)
+        self.charge_value(parts)
         return "".join(map(str, parts))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """An operator's result, unless its operands are too large."""
         if operator in ("*", "**"):
             most = GROWTH_LIMIT if operator == "*" else EXPONENT_LIMIT
-            if max(weight(left, numbers=True), weight(right, numbers=True)) > most + 1:
+            if max(value_size(left, numbers=True), value_size(right, numbers=True)) > most + 1:
                 raise SecurityError(f"the operator {operator} with operands this large")
         if operator == "*" or (operator == "%" and isinstance(left, str)):
-            self.meter.ask(left, right)
-            _narrow(left)
+            self.meter.charge_operands(left, right)
+            _reject_wide_fields(left)
         else:
-            self.spend((left, right))
-        return self.spend(super().call_binop(context, operator, left, right))
+            self.charge_value((left, right))
+        return self.charge_value(super().call_binop(context, operator, left, right))
 
     def call(self, __context: Any, __obj: Any, *given: Any, **named: Any) -> Any:
         """A call's result, unless what it is asked for is too large."""
         owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # Jinja wraps `format`
-        arguments = [_listed(argument) for argument in given]
-        self.meter.ask(owner, *arguments, *named.values())
+        arguments = [_materialize(argument) for argument in given]
+        self.meter.charge_operands(owner, *arguments, *named.values())
         if isinstance(owner, str) and getattr(__obj, "__name__", "") in ("format", "format_map"):
-            _narrow(owner)
-        return self.spend(super().call(__context, __obj, *arguments, **named))
+            _reject_wide_fields(owner)
+        return self.charge_value(super().call(__context, __obj, *arguments, **named))
 
-    def _metered(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _meter_filter(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A filter that asks before it works; Jinja's own marks on it stay."""
 
         @wraps(function)
         def metered(*given: Any, **named: Any) -> Any:
-            arguments = [_listed(argument) for argument in given]
-            self.meter.ask(*arguments, *named.values())
+            arguments = [_materialize(argument) for argument in given]
+            self.meter.charge_operands(*arguments, *named.values())
             if function is filters.FILTERS["format"]:
-                _narrow(arguments[0])
-            return self.spend(function(*arguments, **named))
+                _reject_wide_fields(arguments[0])
+            return self.charge_value(function(*arguments, **named))
 
         return metered
 
 
-def _narrow(format: Any) -> None:
-    if isinstance(format, str) and _WIDE.search(format):
+def _reject_wide_fields(format: Any) -> None:
+    if isinstance(format, str) and _WIDE_FIELD.search(format):
         raise SecurityError("a field this wide")
 
 

@@ -10,28 +10,28 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-CACHED = 16_384  # texts whose cut is kept
-CHARACTERS_A_TOKEN = 48  # of more text than this for each token of a budget, the rest is not even tokenised
+TEXT_CACHE_SIZE = 16_384  # texts whose cut is kept
+MAX_CHARACTERS_PER_TOKEN = 48  # of more text than this for each token of a budget, the rest is not even tokenised
 
 
-class Words:
+class PromptTokenizer:
     """Token ids of texts. `template` is what a chat template says; added tokens in it are control tokens."""
 
     def __init__(self, tokenizer: Any, template: Iterable[str] = ()) -> None:
         self.tokenizer = tokenizer
         added = {int(number): token for number, token in tokenizer.added_tokens_decoder.items()}
         special = {number for number, token in added.items() if token.special}
-        spoken = {number for text in template for number in self.marked(text)}
+        spoken = {number for text in template for number in self.encode_template(text)}
         self.controls = frozenset(special | set(tokenizer.all_special_ids) | spoken.intersection(added))
         names = tokenizer.convert_ids_to_tokens(sorted(self.controls))
         self._control_texts = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
-        self.cut = lru_cache(CACHED)(self._cut)
+        self.truncate_text = lru_cache(TEXT_CACHE_SIZE)(self._truncate_text)
 
-    def marked(self, text: str) -> list[int]:
+    def encode_template(self, text: str) -> list[int]:
         """Ids of a template's own words, in which control tokens are control tokens."""
         return self._ids(text, split=False)
 
-    def plain(self, text: str) -> list[int]:
+    def encode_user_text(self, text: str) -> list[int]:
         """Ids of a person's words; what looks like a control token is spelled in letters."""
         ids = self._ids(text, split=True)
         if self.controls.isdisjoint(ids):
@@ -41,44 +41,44 @@ class Words:
             return ids
         before, after = text.split(typed, 1)
         return [
-            *self.plain(before),
+            *self.encode_user_text(before),
             *self._ids(typed[:1], split=True),
             *self._ids(typed[1:], split=True),
-            *self.plain(after),
+            *self.encode_user_text(after),
         ]
 
-    def controls_in(self, ids: Iterable[int]) -> int:
+    def count_control_tokens(self, ids: Iterable[int]) -> int:
         """How many of `ids` are control tokens."""
         return sum(token in self.controls for token in ids)
 
-    def spelled(self, text: str) -> list[int]:
+    def encode_exactly(self, text: str) -> list[int]:
         """Ids that decode to exactly `text`, where the tokenizer can spell it.
 
         Tokenizers that mark words by a space before them swallow a leading one: they are given one more.
         """
-        first = self.plain(text)
-        if self.decoded(first) == text:
+        first = self.encode_user_text(text)
+        if self.decode_ids(first) == text:
             return first
-        second = self.plain(f" {text}")
-        return second if self.decoded(second) == text else first
+        second = self.encode_user_text(f" {text}")
+        return second if self.decode_ids(second) == text else first
 
-    def decoded(self, ids: Sequence[int]) -> str:
+    def decode_ids(self, ids: Sequence[int]) -> str:
         """The text of `ids`, control tokens included."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def start(self) -> tuple[int, ...]:
+    def leading_special_ids(self) -> tuple[int, ...]:
         """What the tokenizer itself puts before a text, such as a beginning-of-sequence token."""
-        bare, whole = self.marked("a"), self.tokenizer.encode("a", add_special_tokens=True)
+        bare, whole = self.encode_template("a"), self.tokenizer.encode("a", add_special_tokens=True)
         for place in range(len(whole) - len(bare) + 1):
             if bare and whole[place : place + len(bare)] == bare:
                 return tuple(whole[:place])
         return ()
 
-    def _cut(self, text: str, budget: int) -> str:
+    def _truncate_text(self, text: str, budget: int) -> str:
         """The longest beginning of `text` of at most `budget` tokens; no broken character, no space at a cut end."""
         budget = max(0, budget)
-        kept = text[: budget * CHARACTERS_A_TOKEN]
-        while len(ids := self.plain(kept)) > budget:
+        kept = text[: budget * MAX_CHARACTERS_PER_TOKEN]
+        while len(ids := self.encode_user_text(kept)) > budget:
             kept = kept[: self._end_of_token(kept, ids, budget)].rstrip()
         return kept if len(kept) == len(text) else kept.rstrip()
 
@@ -91,7 +91,9 @@ class Words:
             if list(found["input_ids"]) == list(ids):
                 return int(min(found["offset_mapping"][budget][0], len(text) - 1))
         # A tokenizer that cannot tell: the longest beginning that is short enough, by bisection.
-        fits = bisect_left(range(1, len(text)), True, key=lambda length: len(self.plain(text[:length])) > budget)
+        fits = bisect_left(
+            range(1, len(text)), True, key=lambda length: len(self.encode_user_text(text[:length])) > budget
+        )
         return min(fits, len(text) - 1)
 
     def _ids(self, text: str, *, split: bool) -> list[int]:

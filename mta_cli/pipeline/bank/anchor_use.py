@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AnchorUse:
+class AnchorUsage:
     """One anchor at work: `people` have it in their recipe, on average with `weight`, in all with a `share`.
 
     `change` is by how much their stacks lowered the loss on held-out queries, in nats a token, weighted as the anchor
@@ -23,18 +23,18 @@ class AnchorUse:
     """
 
     anchor: Anchor
-    people: int
+    user_count: int
     weight: float
-    share: float
-    change: float | None
-    measured: int
+    weight_share: float
+    heldout_gain: float | None
+    measured_users: int
 
 
-def anchor_uses(reg: Registry, bank: Bank) -> list[AnchorUse]:
+def anchor_usage(reg: Registry, bank: Bank) -> list[AnchorUsage]:
     """What every anchor of a bank does, by its number; weights below zero count as theirs, none as no use."""
     import numpy as np
 
-    anchors, rows = reg.banks.anchors(bank.id), reg.recipes.on_bank(bank.id)
+    anchors, rows = reg.banks.anchors(bank.id), reg.recipes.recipes_with_losses(bank.id)
     kind = np.dtype([("anchor", "<u4"), ("similarity", "<f4"), ("weight", "<f4")])
     shares = np.frombuffer(b"".join(packed for packed, _, _ in rows), kind)  # [shares of all recipes]
     owner = np.repeat(np.arange(len(rows)), [len(packed) // kind.itemsize for packed, _, _ in rows])
@@ -48,7 +48,7 @@ def anchor_uses(reg: Registry, bank: Bank) -> list[AnchorUse]:
         known = mine & np.isfinite(change)
         heavy = np.abs(weights[known])
         uses.append(
-            AnchorUse(
+            AnchorUsage(
                 anchor,
                 int(mine.sum()),
                 float(weights[mine].mean()) if mine.any() else 0.0,

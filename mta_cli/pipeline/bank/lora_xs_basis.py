@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Basis:
+class BankBasis:
     """A basis as the store has it."""
 
     adapter: Adapter
     weights: LoraWeights
 
 
-def basis_of(reg: Registry, bank: Bank) -> Basis:
+def load_or_make_basis(reg: Registry, bank: Bank) -> BankBasis:
     """The bank's basis, of the largest rank that a core may have; made and stored where it has none yet.
 
     BadInput when its anchors come to nothing.
     """
     from mta_cli.pipeline.personalize.weights import load_weights
 
-    digest = reg.banks.by_id(bank.id).basis or _make(reg, bank)
-    return Basis(reg.adapters.get(digest), load_weights(reg, digest, bank.base))
+    digest = reg.banks.by_id(bank.id).basis or _make_basis(reg, bank)
+    return BankBasis(reg.adapters.get(digest), load_weights(reg, digest, bank.base))
 
 
-def _make(reg: Registry, bank: Bank) -> str:
+def _make_basis(reg: Registry, bank: Bank) -> str:
     from mta_cli.engine.lora.lora_xs import bank_basis
-    from mta_cli.pipeline.bank.screening import refused_of
+    from mta_cli.pipeline.bank.screening import refused_anchor_ids
     from mta_cli.pipeline.personalize.weights import load_weights
     from mta_cli.pipeline.training.groups import library_versions
 
-    refused = refused_of(reg.banks.by_id(bank.id))
+    refused = refused_anchor_ids(reg.banks.by_id(bank.id))
     anchors = [anchor for anchor in reg.banks.anchors(bank.id) if anchor.id not in refused]
     digests = [anchor.digest for anchor in anchors if anchor.digest is not None]
     found = bank_basis([load_weights(reg, digest, bank.base) for digest in digests], MAX_STACK_RANK)
@@ -49,7 +49,7 @@ def _make(reg: Registry, bank: Bank) -> str:
             f"The anchors of bank {bank.name} v{bank.version} do not move the model: no core can stand on them.",
             hint="--kind lora",
         )
-    weights, data = found.stored(), hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    weights, data = found.cast_for_storage(), hashlib.sha256("\n".join(digests).encode()).hexdigest()
     header = {
         "kind": "basis",
         "base": bank.base,
@@ -59,7 +59,7 @@ def _make(reg: Registry, bank: Bank) -> str:
         "seed": bank.seed,
         "data_hash": data,
     }
-    digest, size = reg.adapters.write(weights.to_bytes(header))
+    digest, size = reg.adapters.write_file(weights.to_bytes(header))
     adapter = Adapter(
         digest=digest,
         kind="basis",
@@ -76,6 +76,6 @@ def _make(reg: Registry, bank: Bank) -> str:
         versions=library_versions(),
     )
     with reg.transaction():
-        reg.adapters.add(adapter)
+        reg.adapters.add_adapter(adapter)
         reg.banks.set_basis(bank.id, digest)
     return digest

@@ -22,27 +22,34 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound, UsageFault
-from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
-from mta_cli.options import Machine
-from mta_cli.pipeline.asked import asked_bank, bank_label, failures_of
+from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
+from mta_cli.options import MachineOptions
+from mta_cli.pipeline.asked import bank_label, fail_run_on_error, restore_bank_request
 from mta_cli.pipeline.bank.build import (
     BankRequest,
-    Candidate,
-    anchor_part,
+    Contributor,
+    anchor_training,
+    build_plan_lines,
     contributors,
-    made_of,
-    plan_lines,
-    rates_kept,
-    standing_on,
+    label_rates_config,
+    with_task_adapter,
+    with_users,
 )
-from mta_cli.pipeline.bank.screening import gate_anchors, gates_left, refused_of
+from mta_cli.pipeline.bank.screening import refused_anchor_ids, screen_anchors, screening_of_anchors
 from mta_cli.pipeline.bank.verify import bank_json
-from mta_cli.pipeline.memory.knn import Change, keep_neighbours, wanted
-from mta_cli.pipeline.training.groups import Group, Training, group_size, losses_of, those_made, train_groups
-from mta_cli.pipeline.training.session import Trained
-from mta_cli.pipeline.users.dependents import remedy, some
-from store.queries.dependents import Replacement
+from mta_cli.pipeline.memory.knn import NeighbourChange, neighbour_change, update_neighbours
+from mta_cli.pipeline.training.groups import (
+    AdapterTraining,
+    TrainingGroup,
+    format_losses,
+    group_size,
+    pair_with_adapters,
+    train_groups,
+)
+from mta_cli.pipeline.training.session import TrainingResult
+from mta_cli.pipeline.users.dependents import join_names, refresh_command
+from store.queries.dependents import AnchorReplacement
 from store.records import Adapter, Anchor, Bank, Item, Run, User
 
 if TYPE_CHECKING:
@@ -50,7 +57,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Refresh:
+class _RefreshState:
     """A refresh under way: what it is about, and what it has done so far.
 
     `lost` counts new anchors whose person left while they were trained.
@@ -59,19 +66,19 @@ class _Refresh:
     reg: Registry
     bank: Bank
     request: BankRequest
-    pool: list[Candidate]
+    pool: list[Contributor]
     replaced: list[dict[str, Any]] = field(default_factory=list)
-    people: set[str] = field(default_factory=set)
+    affected_users: set[str] = field(default_factory=set)
     removed: int = 0
-    lost: int = 0
+    left_anchors: int = 0
 
     @property
-    def whose(self) -> list[tuple[User, tuple[Item, ...]]]:
+    def user_items(self) -> list[tuple[User, tuple[Item, ...]]]:
         """The people of whom a new bank would be made, with their items."""
         return [(each.user, each.items) for each in self.pool]
 
     @property
-    def stale(self) -> list[Anchor]:
+    def stale_anchors(self) -> list[Anchor]:
         """The anchors that are still to be replaced."""
         return [anchor for anchor in self.reg.banks.anchors(self.bank.id) if anchor.stale]
 
@@ -79,7 +86,7 @@ class _Refresh:
 def refresh_bank(
     reg: Registry,
     task: str,
-    machine: Machine,
+    machine: MachineOptions,
     *,
     name: str | None = None,
     plan: Sequence[PlanLine] = (),
@@ -93,111 +100,111 @@ def refresh_bank(
     anchor.
     """
     bank = newest_bank(reg, task, name)
-    request = asked_bank(reg, bank, machine)
-    work = _Refresh(reg, bank, request, contributors(reg, task, request.options))
-    stale, change = work.stale, wanted(reg, bank, request.task, work.whose)
+    request = restore_bank_request(reg, bank, machine)
+    work = _RefreshState(reg, bank, request, contributors(reg, task, request.options))
+    stale, change = work.stale_anchors, neighbour_change(reg, bank, request.task, work.user_items)
     if dry_run or stale or change:
-        yield Planned("bank refresh", (*plan, *_plan(work, stale, change)))
+        yield JobPlan("bank refresh", (*plan, *_plan(work, stale, change)))
     if dry_run:
-        yield Done({"dry_run": True, **_named(work, stale), "people": reg.banks.resting(bank.id)})
+        yield JobResult({"dry_run": True, **_bank_summary(work, stale), "people": reg.banks.dependent_users(bank.id)})
         return
     if not stale and not change:
         yield Note(f"No anchor of bank {bank_label(bank)} is stale, and its neighbours are all there; nothing to do.")
-        yield Done(_result(work))
+        yield JobResult(_result(work))
         return
     with reg.job_lock(f"bank {bank.name}"), reg.job_lock(f"adapt {task}"):
-        run = reg.runs.start("bank refresh", bank_label(bank), {"stale": len(stale)})
-        with failures_of(reg, run):
+        run = reg.runs.start_run("bank refresh", bank_label(bank), {"stale": len(stale)})
+        with fail_run_on_error(reg, run):
             if stale:
-                yield from _replace(work, run)
-            yield from keep_neighbours(reg, bank, request.task, work.whose, request.embedder, machine.device)
+                yield from _replace_stale_anchors(work, run)
+            yield from update_neighbours(reg, bank, request.task, work.user_items, request.embedder, machine.device)
         # A run outlives a forgotten person, so no name stands in it.
-        done = {"replaced": len(work.replaced), "removed": work.removed, "people": len(work.people)}
-        reg.runs.finish(run.id, done)
-    yield Saved("bank", bank_label(bank), f"{len(work.replaced)} anchors replaced")
+        done = {"replaced": len(work.replaced), "removed": work.removed, "people": len(work.affected_users)}
+        reg.runs.finish_run(run.id, done)
+    yield ArtifactSaved("bank", bank_label(bank), f"{len(work.replaced)} anchors replaced")
     if stale:
-        yield from _remarks(work)
-    yield Done(_result(work))
+        yield from _refresh_notes(work)
+    yield JobResult(_result(work))
 
 
 def newest_bank(reg: Registry, task: str, name: str | None = None) -> Bank:
     """The newest ready bank of a task, or of this name. NotFound without one, UsageFault for another task's."""
-    bank = reg.banks.get(name) if name is not None else reg.banks.latest(task)
+    bank = reg.banks.get(name) if name is not None else reg.banks.latest_ready_bank(task)
     if bank is None:
         raise NotFound(f"There is no bank for task {task}.", hint=f"mta bank build --task {task}")
     if bank.task != task:
-        raise UsageFault(f"--name {name}: bank {bank_label(bank)} is of task {bank.task}.", hint=f"--task {bank.task}")
+        raise UsageError(f"--name {name}: bank {bank_label(bank)} is of task {bank.task}.", hint=f"--task {bank.task}")
     return bank
 
 
-def _named(work: _Refresh, stale: Sequence[Anchor]) -> dict[str, Any]:
+def _bank_summary(work: _RefreshState, stale: Sequence[Anchor]) -> dict[str, Any]:
     return {"bank": work.bank.name, "version": work.bank.version, "task": work.bank.task, "stale": len(stale)}
 
 
-def _plan(work: _Refresh, stale: Sequence[Anchor], change: Change) -> tuple[PlanLine, ...]:
+def _plan(work: _RefreshState, stale: Sequence[Anchor], change: NeighbourChange) -> tuple[PlanLine, ...]:
     """What would be replaced, whom that concerns and what it would cost, estimated as for a build."""
     options = replace(work.request.options, anchors=len(stale), task_adapter=False)
-    people = work.reg.banks.resting(work.bank.id)
+    people = work.reg.banks.dependent_users(work.bank.id)
     total = len(work.reg.banks.anchors(work.bank.id))
     return (
         PlanLine("bank", bank_label(work.bank)),
         PlanLine("stale anchors", f"{len(stale)} of {total}"),
-        PlanLine("recipes and stacks that go", some(people) if people else "nobody's"),
-        PlanLine("neighbours", f"{len(change.new):,} items come, {len(change.old):,} go"),
-        *plan_lines(work.reg, replace(work.request, options=options), work.pool, _spare(work)),
+        PlanLine("recipes and stacks that go", join_names(people) if people else "nobody's"),
+        PlanLine("neighbours", f"{len(change.new_items):,} items come, {len(change.removed_ids):,} go"),
+        *build_plan_lines(work.reg, replace(work.request, options=options), work.pool, _replacement_candidates(work)),
     )
 
 
-def _spare(work: _Refresh) -> list[Candidate]:
+def _replacement_candidates(work: _RefreshState) -> list[Contributor]:
     """Who may be an anchor and is none that stays."""
     kept = {anchor.user_id for anchor in work.reg.banks.anchors(work.bank.id) if not anchor.stale}
     return [each for each in _candidates(work) if each.user.id not in kept]
 
 
-def _candidates(work: _Refresh) -> list[Candidate]:
-    refused = refused_of(work.reg.banks.by_id(work.bank.id))
+def _candidates(work: _RefreshState) -> list[Contributor]:
+    refused = refused_anchor_ids(work.reg.banks.by_id(work.bank.id))
     whose = {anchor.user_id for anchor in work.reg.banks.anchors(work.bank.id) if anchor.id in refused}
     least = work.request.options.min_items
     return [each for each in work.pool if each.items_held >= least and each.user.id not in whose]
 
 
-def _replace(work: _Refresh, run: Run) -> Iterator[Event]:
+def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
     """Train the new anchors on the bank's task adapter; each group takes its places when it is trained."""
-    from mta_cli.engine.lora.adapter import folded
-    from mta_cli.pipeline.data.examples import Examples
-    from mta_cli.pipeline.models.load import load, load_others
-    from mta_cli.pipeline.models.lookup import remember
+    from mta_cli.engine.lora.adapter import merge_into_base
+    from mta_cli.pipeline.data.examples import PromptRowBuilder
+    from mta_cli.pipeline.models.load import load_on_device, load_on_other_devices
+    from mta_cli.pipeline.models.lookup import record_models
     from mta_cli.pipeline.personalize.weights import load_weights
 
     reg, bank, request = work.reg, work.bank, work.request
-    remember(reg, request.base, request.embedder)
-    planned = yield from _choose(work)
+    record_models(reg, request.base, request.embedder)
+    planned = yield from _choose_new_anchors(work)
     if planned:
-        base = load(request.base, request.machine, reg=reg)
-        examples = Examples(reg, base, request.task, request.prompt.history_items)
+        base = load_on_device(request.base, request.machine, reg=reg)
+        examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
         items = {candidate.user.id: candidate.items for candidate in work.pool}
         parts = [
-            standing_on(
-                anchor_part(reg, request, examples, anchor, f"{i}/{len(planned)}", items, run), bank.task_adapter
+            with_task_adapter(
+                anchor_training(reg, request, examples, anchor, f"{i}/{len(planned)}", items, run), bank.task_adapter
             )
             for i, anchor in enumerate(planned, start=1)
         ]
         whose = [[each.user for each in work.pool if each.user.id == anchor.user_id] for anchor in planned]
-        parts = [made_of(part, people, request) for part, people in zip(parts, whose, strict=True)]
+        parts = [with_users(part, people, request) for part, people in zip(parts, whose, strict=True)]
         groups = _groups(work, base, planned, parts)
-        yield Started("bank refresh", total=sum(part.job.schedule.steps for part in parts))
+        yield JobStarted("bank refresh", total=sum(part.job.schedule.steps for part in parts))
         below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
         with ExitStack() as stack:
-            bases = [base, *load_others(request.base, request.machine, len(groups))]
+            bases = [base, *load_on_other_devices(request.base, request.machine, len(groups))]
             for each in bases:
-                stack.enter_context(folded(each, below))
+                stack.enter_context(merge_into_base(each, below))
             yield from train_groups(reg, bases, groups)
             people = [each.user.id for each in _candidates(work)]
-            yield from gate_anchors(reg, bank, base, examples, people, request.gates)
-    _take_out(work)
+            yield from screen_anchors(reg, bank, base, examples, people, request.gates)
+    _remove_unreplaced(work)
 
 
-def _choose(work: _Refresh) -> Generator[Event, None, list[Anchor]]:
+def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anchor]]:
     """The anchors to be trained, each under the number of the stale one whose place it takes; the same every time."""
     from mta_cli.engine.retrieval.anchors import choose_replacements
     from mta_cli.pipeline.data.profiles import profile_matrix, refresh_profiles
@@ -211,7 +218,7 @@ def _choose(work: _Refresh) -> Generator[Event, None, list[Anchor]]:
         )
     users = [candidate.user for candidate in found]
     for event in refresh_profiles(reg, work.bank.task, request.embedder, users, request.machine.device):
-        if not isinstance(event, Done):
+        if not isinstance(event, JobResult):
             yield event
     ids, matrix = profile_matrix(reg, work.bank.task, request.embedder.fingerprint, [user.id for user in users])
     row = {user_id: i for i, user_id in enumerate(ids)}
@@ -221,7 +228,7 @@ def _choose(work: _Refresh) -> Generator[Event, None, list[Anchor]]:
     picks = choose_replacements(
         matrix[[row[user.id] for user in users]],
         [len(c.items) for c in found],
-        len(kept) + len(work.stale),
+        len(kept) + len(work.stale_anchors),
         kept,
         seed=request.machine.seed,
         pick=request.options.pick,
@@ -238,11 +245,13 @@ def _choose(work: _Refresh) -> Generator[Event, None, list[Anchor]]:
             loss_last=None,
             stale=False,
         )
-        for old, new in zip(work.stale, picks, strict=False)
+        for old, new in zip(work.stale_anchors, picks, strict=False)
     ]
 
 
-def _groups(work: _Refresh, base: Any, planned: Sequence[Anchor], parts: Sequence[Training]) -> list[Group]:
+def _groups(
+    work: _RefreshState, base: Any, planned: Sequence[Anchor], parts: Sequence[AdapterTraining]
+) -> list[TrainingGroup]:
     """Who trains together. The size is that of a whole bank's groups, so that a stopped refresh finds its own again."""
     from mta_cli.engine.model.load import resolve_devices
 
@@ -250,28 +259,28 @@ def _groups(work: _Refresh, base: Any, planned: Sequence[Anchor], parts: Sequenc
     devices = resolve_devices(machine.device, machine.dtype)
     size = group_size(base, parts[0].job, len(work.reg.banks.anchors(work.bank.id)), len(devices))
     spans = [slice(start, start + size) for start in range(0, len(planned), size)]
-    return [Group(parts[span], partial(_settle, work, planned[span], parts[span])) for span in spans]
+    return [TrainingGroup(parts[span], partial(_store_group, work, planned[span], parts[span])) for span in spans]
 
 
-def _settle(
-    work: _Refresh,
+def _store_group(
+    work: _RefreshState,
     planned: Sequence[Anchor],
-    parts: Sequence[Training],
+    parts: Sequence[AdapterTraining],
     results: Sequence[Adapter | str],
-    trained: Trained,
+    trained: TrainingResult,
 ) -> Iterator[Event]:
     """A trained group takes its places, and what rested on the stale anchors goes, all at once."""
-    both = those_made(planned, parts, results)
-    work.lost += len(planned) - len(both)
-    _store(work, [_replacement(one, adapter) for one, adapter in both])
+    both = pair_with_adapters(planned, parts, results)
+    work.left_anchors += len(planned) - len(both)
+    _store_replacements(work, [_replacement(one, adapter) for one, adapter in both])
     for anchor, adapter in both:
         work.replaced.append({"stale": anchor.id, "user": anchor.user, "digest": adapter.digest})
-        yield Saved("anchor", str(anchor.user), f"loss {losses_of(adapter)}, {adapter.bytes:,} bytes")
+        yield ArtifactSaved("anchor", str(anchor.user), f"loss {format_losses(adapter)}, {adapter.bytes:,} bytes")
 
 
-def _replacement(planned: Anchor, adapter: Adapter) -> Replacement:
+def _replacement(planned: Anchor, adapter: Adapter) -> AnchorReplacement:
     assert planned.user_id is not None
-    return Replacement(
+    return AnchorReplacement(
         planned.id,
         planned.user_id,
         planned.cluster_size,
@@ -282,10 +291,10 @@ def _replacement(planned: Anchor, adapter: Adapter) -> Replacement:
     )
 
 
-def _take_out(work: _Refresh) -> None:
+def _remove_unreplaced(work: _RefreshState) -> None:
     """Stale anchors that nobody can replace leave the bank. BadInput when none would be left."""
-    left = work.stale
-    if not left or work.lost:
+    left = work.stale_anchors
+    if not left or work.left_anchors:
         return
     if len(left) == len(work.reg.banks.anchors(work.bank.id)):
         raise BadInput(
@@ -293,39 +302,45 @@ def _take_out(work: _Refresh) -> None:
             hint=f"mta bank rm {work.bank.name} --bank-version {work.bank.version}",
         )
     with work.reg.transaction():
-        work.people.update(work.reg.banks.resting(work.bank.id))
-        work.removed = work.reg.banks.reset_stale(work.bank.id)
-        _store(work, [])
+        work.affected_users.update(work.reg.banks.dependent_users(work.bank.id))
+        work.removed = work.reg.banks.remove_stale_anchors(work.bank.id)
+        _store_replacements(work, [])
 
 
-def _store(work: _Refresh, new: Sequence[Replacement]) -> None:
+def _store_replacements(work: _RefreshState, new: Sequence[AnchorReplacement]) -> None:
     """Put `new` into the bank, which is another one from then on: its key, label rates and totals are those of now."""
     reg, before = work.reg, work.reg.banks.by_id(work.bank.id)
     with reg.transaction():
         if new:
-            work.people.update(reg.banks.resting(before.id, [each.stale for each in new]))
-        stay = {anchor.id for anchor in reg.banks.anchors(before.id)} - {each.stale for each in new}
-        config = {**before.config, **rates_kept(work.request.task, work.pool), **gates_left(before, stay)}
-        gone = [before.key, [[each.stale, each.digest] for each in new], work.removed]
+            work.affected_users.update(reg.banks.dependent_users(before.id, [each.stale_anchor_id for each in new]))
+        stay = {anchor.id for anchor in reg.banks.anchors(before.id)} - {each.stale_anchor_id for each in new}
+        config = {
+            **before.config,
+            **label_rates_config(work.request.task, work.pool),
+            **screening_of_anchors(before, stay),
+        }
+        gone = [before.key, [[each.stale_anchor_id, each.digest] for each in new], work.removed]
         key = hashlib.sha256(json.dumps(gone).encode()).hexdigest()
-        reg.banks.replace_stale(before.id, new, key, config)
+        reg.banks.replace_stale_anchors(before.id, new, key, config)
         digests = [before.task_adapter, *(anchor.digest for anchor in reg.banks.anchors(before.id))]
         adapters = [reg.adapters.get(digest) for digest in digests if digest is not None]
-        reg.banks.finish(before.id, sum(a.tokens for a in adapters), sum(a.seconds for a in adapters))
+        reg.banks.mark_bank_ready(before.id, sum(a.tokens for a in adapters), sum(a.seconds for a in adapters))
 
 
-def _remarks(work: _Refresh) -> Iterator[Event]:
+def _refresh_notes(work: _RefreshState) -> Iterator[Event]:
     """What the person should know afterwards."""
     bank = work.bank
-    if work.lost:
+    if work.left_anchors:
         yield Note(
-            f"{work.lost} of the new anchors' people left meanwhile: run it again to replace them.", warning=True
+            f"{work.left_anchors} of the new anchors' people left meanwhile: run it again to replace them.",
+            warning=True,
         )
     if work.removed:
         yield Note(f"Stale anchors that nobody could replace were taken out: {work.removed}.", warning=True)
-    if work.people:
+    if work.affected_users:
         yield Note(
-            f"Their recipes or stacks rested on what was replaced, and are gone: {some(sorted(work.people))}. "
+            f"Their recipes or stacks rested on what was replaced, and are gone: "
+            f"{join_names(sorted(work.affected_users))}. "
             f"`mta user fuse` and `mta user adapt` with --task {bank.task} make them anew.",
             warning=True,
         )
@@ -338,9 +353,11 @@ def _remarks(work: _Refresh) -> Iterator[Event]:
     others = [other for other in work.reg.banks.all() if other.id != bank.id and other.task == bank.task]
     for other in others:
         if any(anchor.stale for anchor in work.reg.banks.anchors(other.id)):
-            yield Note(f"Bank {bank_label(other)} has stale anchors too: `{remedy(work.reg, other)}`.", warning=True)
+            yield Note(
+                f"Bank {bank_label(other)} has stale anchors too: `{refresh_command(work.reg, other)}`.", warning=True
+            )
 
 
-def _result(work: _Refresh) -> dict[str, Any]:
-    made = {"replaced": work.replaced, "removed": work.removed, "people": sorted(work.people)}
+def _result(work: _RefreshState) -> dict[str, Any]:
+    made = {"replaced": work.replaced, "removed": work.removed, "people": sorted(work.affected_users)}
     return {**bank_json(work.reg, work.reg.banks.by_id(work.bank.id)), **made}

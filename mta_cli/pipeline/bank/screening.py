@@ -15,91 +15,105 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Event, Note
-from mta_cli.options import FuseOptions, GateOptions
+from mta_cli.options import FuseOptions, ScreeningOptions
 from mta_cli.pipeline.personalize.weights import load_weights
 from store.records import Anchor, Bank
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.retrieval.anchor_screening import Finding
-    from mta_cli.pipeline.data.examples import Examples
+    from mta_cli.engine.retrieval.anchor_screening import ScreeningFinding
+    from mta_cli.pipeline.data.examples import PromptRowBuilder
     from store.registry import Registry
 
-GATES, ASKED_GATES = "gates", "gate_options"  # keys of a bank's config: what was found, and with which options
-REFUSING = ("norm", "probe")
-TOP = FuseOptions().top_k  # anchors of a recipe with which drawing is counted
-LEAST_DIVERGENCE = 0.25  # nats that an anchor may always move neutral prompts
-TOLD = {
+SCREENING_KEY, SCREENING_OPTIONS_KEY = (
+    "gates",
+    "gate_options",
+)  # keys of a bank's config: what was found, and with which options
+REFUSING_GATES = ("norm", "probe")
+SHARE_TOP_K = FuseOptions().top_k  # anchors of a recipe with which drawing is counted
+MIN_DIVERGENCE_BOUND = 0.25  # nats that an anchor may always move neutral prompts
+FINDING_TEXTS = {
     "norm": "one of its modules is {value:.1f} times as large as the median; the most is {bound:.1f}",
     "probe": "it moves the answers to neutral prompts by {value:.2f} nats; the most is {bound:.2f}",
 }
 
 
-def gate_anchors(
-    reg: Registry, bank: Bank, base: LoadedBase, examples: Examples, people: Sequence[int], options: GateOptions
+def screen_anchors(
+    reg: Registry,
+    bank: Bank,
+    base: LoadedBase,
+    examples: PromptRowBuilder,
+    people: Sequence[int],
+    options: ScreeningOptions,
 ) -> Iterator[Event]:
     """Judge the anchors that serve, keep what is found with the bank beside what was found of others, and warn of it.
 
     `base` holds the bank's task adapter; `people` (ids) are those of whom anchors are chosen. Refuses in banks without
     a purpose only.
     """
-    anchors = [anchor for anchor in serving(reg, bank) if anchor.digest is not None]
+    anchors = [anchor for anchor in usable_anchors(reg, bank) if anchor.digest is not None]
     if not anchors:
         return
     weights = [load_weights(reg, str(anchor.digest), bank.base) for anchor in anchors]
-    found = _judged(base, examples, weights, options)
-    refused = {anchors[one.place].id for one in found} if bank.purpose == "" else set()
-    capped = _floors(reg, bank, [anchor for anchor in anchors if anchor.id not in refused], people, options)
+    found = _find_outliers(base, examples, weights, options)
+    refused = {anchors[one.anchor_index].id for one in found} if bank.purpose == "" else set()
+    capped = _compute_similarity_floors(
+        reg, bank, [anchor for anchor in anchors if anchor.id not in refused], people, options
+    )
     config, judged = reg.banks.by_id(bank.id).config, {anchor.id for anchor in anchors}
     there = {anchor.id for anchor in reg.banks.anchors(bank.id)} - judged
-    before = [one for one in config.get(GATES, {}).get("findings", ()) if one["anchor"] in there]
-    findings = [*before, *({"anchor": anchors[one.place].id, **_told(one)} for one in found)]
-    reg.banks.set_gates(bank.id, {**config, GATES: {"findings": findings, "floors": capped}}, refused)
-    yield from remarks(reg, reg.banks.by_id(bank.id))
+    before = [one for one in config.get(SCREENING_KEY, {}).get("findings", ()) if one["anchor"] in there]
+    findings = [*before, *({"anchor": anchors[one.anchor_index].id, **_finding_json(one)} for one in found)]
+    reg.banks.record_anchor_screening(
+        bank.id, {**config, SCREENING_KEY: {"findings": findings, "floors": capped}}, refused
+    )
+    yield from screening_notes(reg, reg.banks.by_id(bank.id))
 
 
-def gate_config(options: GateOptions) -> dict[str, Any]:
+def screening_config(options: ScreeningOptions) -> dict[str, Any]:
     """What a bank's config says of how it was gated; see `gates_of`."""
-    return {ASKED_GATES: asdict(options)}
+    return {SCREENING_OPTIONS_KEY: asdict(options)}
 
 
-def serving(reg: Registry, bank: Bank) -> list[Anchor]:
+def usable_anchors(reg: Registry, bank: Bank) -> list[Anchor]:
     """The anchors that new recipes may hold: neither stale nor refused, also where consent was given anew since."""
-    refused = refused_of(reg.banks.by_id(bank.id))
+    refused = refused_anchor_ids(reg.banks.by_id(bank.id))
     return [anchor for anchor in reg.banks.anchors(bank.id) if not anchor.stale and anchor.id not in refused]
 
 
-def refused_of(bank: Bank) -> set[int]:
+def refused_anchor_ids(bank: Bank) -> set[int]:
     """The numbers of the anchors that were refused."""
     if bank.purpose != "":
         return set()
-    return {one["anchor"] for one in bank.config.get(GATES, {}).get("findings", ()) if one["gate"] in REFUSING}
+    return {
+        one["anchor"] for one in bank.config.get(SCREENING_KEY, {}).get("findings", ()) if one["gate"] in REFUSING_GATES
+    }
 
 
-def floors_of(bank: Bank) -> dict[int, float]:
+def similarity_floors(bank: Bank) -> dict[int, float]:
     """The least cosine with which an anchor serves, by number, of those that draw too many."""
-    return {int(number): float(value) for number, value in bank.config.get(GATES, {}).get("floors", {}).items()}
+    return {int(number): float(value) for number, value in bank.config.get(SCREENING_KEY, {}).get("floors", {}).items()}
 
 
-def gates_left(bank: Bank, anchors: Collection[int]) -> dict[str, Any]:
+def screening_of_anchors(bank: Bank, anchors: Collection[int]) -> dict[str, Any]:
     """What the bank's config says of these anchors: one that left takes it along, for its number may come again."""
-    found = bank.config.get(GATES)
+    found = bank.config.get(SCREENING_KEY)
     if found is None:
         return {}
     findings = [one for one in found.get("findings", ()) if one["anchor"] in anchors]
     floors = {number: value for number, value in found.get("floors", {}).items() if int(number) in anchors}
-    return {GATES: {"findings": findings, "floors": floors}}
+    return {SCREENING_KEY: {"findings": findings, "floors": floors}}
 
 
 def findings_json(reg: Registry, bank: Bank) -> list[dict[str, Any]]:
     """What the gates found, for `mta bank show` and `verify`: the anchor, its person, the gate, value and bound."""
     anchors = {anchor.id: anchor for anchor in reg.banks.anchors(bank.id)}
-    config = reg.banks.by_id(bank.id).config.get(GATES, {})
+    config = reg.banks.by_id(bank.id).config.get(SCREENING_KEY, {})
     found = [one for one in config.get("findings", ()) if one["anchor"] in anchors]
     capped = [
         {"anchor": number, "gate": "share", "value": value, "bound": None}
-        for number, value in floors_of(reg.banks.by_id(bank.id)).items()
+        for number, value in similarity_floors(reg.banks.by_id(bank.id)).items()
         if number in anchors
     ]
     return [{**one, "user": anchors[one["anchor"]].user} for one in (*found, *capped)]
@@ -110,15 +124,15 @@ def finding_line(one: dict[str, Any]) -> str:
     who = f"anchor {one['anchor']} ({one['user'] or 'forgotten'})"
     if one["gate"] == "share":
         return f"{who} draws too many people: it serves those with a cosine of at least {one['value']:.3f} alone"
-    return f"{who}: {TOLD[one['gate']].format(**one)}"
+    return f"{who}: {FINDING_TEXTS[one['gate']].format(**one)}"
 
 
-def remarks(reg: Registry, bank: Bank) -> Iterator[Note]:
+def screening_notes(reg: Registry, bank: Bank) -> Iterator[Note]:
     """A warning for each finding, and what helps."""
     found = findings_json(reg, bank)
     for one in found:
         yield Note(finding_line(one), warning=True)
-    if any(one["gate"] in REFUSING for one in found) and bank.purpose == "":
+    if any(one["gate"] in REFUSING_GATES for one in found) and bank.purpose == "":
         yield Note(
             "Refused anchors serve nobody. Look at what their people wrote; then "
             f"`mta bank build --task {shlex.quote(bank.task)} --refresh` puts others in their places.",
@@ -132,39 +146,39 @@ def remarks(reg: Registry, bank: Bank) -> Iterator[Note]:
             )
 
 
-def _judged(
-    base: LoadedBase, examples: Examples, weights: Sequence[LoraWeights], options: GateOptions
-) -> list[Finding]:
+def _find_outliers(
+    base: LoadedBase, examples: PromptRowBuilder, weights: Sequence[LoraWeights], options: ScreeningOptions
+) -> list[ScreeningFinding]:
     """What the gates of size and of neutral prompts find; an anchor is found by the first of them alone."""
     from mta_cli.engine.retrieval.anchor_screening import (
-        FEWEST,
-        PROBES,
-        Finding,
-        beyond,
-        divergences,
+        MIN_ANCHORS_TO_SCREEN,
+        PROBE_PROMPTS,
+        ScreeningFinding,
+        find_outliers,
+        mean_kl_divergences,
         module_norms,
         norm_ratios,
     )
 
     ratios = norm_ratios([module_norms(one) for one in weights])
     found = [
-        Finding(place, "norm", ratio, options.max_norm)
+        ScreeningFinding(place, "norm", ratio, options.max_norm)
         for place, ratio in enumerate(ratios)
         if options.max_norm > 0.0 and not ratio <= options.max_norm
     ]
-    if options.max_probe == 0.0 or len(weights) < FEWEST:
+    if options.max_probe == 0.0 or len(weights) < MIN_ANCHORS_TO_SCREEN:
         return found
-    prompts = [examples.prompter.prompt_ids(text, []) for text in PROBES]
-    values = divergences(base, prompts, [(one,) for one in weights])
-    known = {one.place for one in found}
-    moved = beyond(values, "probe", options.max_probe, floor=LEAST_DIVERGENCE)
-    return sorted((*found, *(one for one in moved if one.place not in known)), key=lambda one: one.place)
+    prompts = [examples.prompter.prompt_ids(text, []) for text in PROBE_PROMPTS]
+    values = mean_kl_divergences(base, prompts, [(one,) for one in weights])
+    known = {one.anchor_index for one in found}
+    moved = find_outliers(values, "probe", options.max_probe, floor=MIN_DIVERGENCE_BOUND)
+    return sorted((*found, *(one for one in moved if one.anchor_index not in known)), key=lambda one: one.anchor_index)
 
 
-def _floors(
-    reg: Registry, bank: Bank, anchors: Sequence[Anchor], people: Sequence[int], options: GateOptions
+def _compute_similarity_floors(
+    reg: Registry, bank: Bank, anchors: Sequence[Anchor], people: Sequence[int], options: ScreeningOptions
 ) -> dict[str, float]:
-    from mta_cli.engine.retrieval.anchor_screening import floors
+    from mta_cli.engine.retrieval.anchor_screening import min_cosine_by_anchor
     from mta_cli.pipeline.data.profiles import profile_matrix
 
     wanted = sorted({*people, *(anchor.user_id for anchor in anchors if anchor.user_id is not None)})
@@ -174,8 +188,11 @@ def _floors(
     if not there:
         return {}
     cosines = matrix @ matrix[[row[anchor.user_id] for anchor in there if anchor.user_id is not None]].T
-    return {str(there[place].id): value for place, value in floors(cosines, TOP, options.max_share).items()}
+    return {
+        str(there[place].id): value
+        for place, value in min_cosine_by_anchor(cosines, SHARE_TOP_K, options.max_share).items()
+    }
 
 
-def _told(one: Finding) -> dict[str, Any]:
+def _finding_json(one: ScreeningFinding) -> dict[str, Any]:
     return {"gate": one.gate, "value": float(one.value), "bound": float(one.bound)}

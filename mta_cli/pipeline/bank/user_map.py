@@ -18,49 +18,49 @@ if TYPE_CHECKING:
 
     from store.registry import Registry
 
-PIECE = 4096  # profiles held in memory at once
+PROFILE_BATCH = 4096  # profiles held in memory at once
 
-Place = tuple[float, float]
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Landmark:
+class MapAnchor:
     """An anchor on the map. `place` is None where its person is forgotten or has no profile.
 
     `nearest` counts the people to whose profile this anchor's is the most similar.
     """
 
     anchor: Anchor
-    place: Place | None
-    nearest: int
+    point: Point | None
+    nearest_users: int
 
 
 @dataclass(frozen=True, eq=False)
-class PeopleMap:
+class UserMap:
     """Where everybody with a profile is. `people` are user ids, ascending; `places` their coordinates.
 
     `share` is how much of all variance each of the two directions has; `nearest` the landmark most similar to each
     person, -1 where no landmark has a place.
     """
 
-    people: NDArray[np.int64]  # [people]
-    places: NDArray[np.float32]  # [people, 2]
-    share: Place
-    landmarks: tuple[Landmark, ...]
-    nearest: NDArray[np.int16]  # [people]
+    user_ids: NDArray[np.int64]  # [people]
+    points: NDArray[np.float32]  # [people, 2]
+    explained_variance: Point
+    map_anchors: tuple[MapAnchor, ...]
+    nearest_anchor: NDArray[np.int16]  # [people]
 
-    def place(self, user_id: int) -> Place | None:
+    def locate_user(self, user_id: int) -> Point | None:
         """Where a person is; None for somebody without a profile."""
         import numpy as np
 
-        row = int(np.searchsorted(self.people, user_id))
-        if row == len(self.people) or self.people[row] != user_id:
+        row = int(np.searchsorted(self.user_ids, user_id))
+        if row == len(self.user_ids) or self.user_ids[row] != user_id:
             return None
-        return float(self.places[row, 0]), float(self.places[row, 1])
+        return float(self.points[row, 0]), float(self.points[row, 1])
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class SimilarUser:
     """Somebody like a person: their profiles' cosine is `similarity`."""
 
     user_id: int
@@ -68,7 +68,7 @@ class Neighbour:
     similarity: float
 
 
-def people_map(reg: Registry, bank: Bank) -> PeopleMap:
+def compute_user_map(reg: Registry, bank: Bank) -> UserMap:
     """Principal components of the unit profiles of a bank's task, by its embedder, computed from their covariance.
 
     Each direction is turned so that its largest coordinate is positive: the same profiles give the same map.
@@ -76,11 +76,11 @@ def people_map(reg: Registry, bank: Bank) -> PeopleMap:
     """
     import numpy as np
 
-    middle, directions, share = _main_directions(reg, bank)
+    middle, directions, share = _principal_components(reg, bank)
     anchors = reg.banks.anchors(bank.id)
     known, marks = _anchor_profiles(reg, bank, anchors)  # places in `anchors`; [known, width]
     ids, places, nearest = list[int](), [np.zeros((0, 2), np.float32)], [np.zeros(0, np.int16)]
-    for users, rows in _pieces(reg, bank):
+    for users, rows in _profile_batches(reg, bank):
         ids += users
         places.append(((rows - middle) @ directions).astype(np.float32))
         nearest.append(known[np.argmax(rows @ marks.T, axis=1)] if len(known) else np.full(len(users), -1, np.int16))
@@ -88,12 +88,12 @@ def people_map(reg: Registry, bank: Bank) -> PeopleMap:
     counts = np.bincount(found[found >= 0], minlength=len(anchors))
     at = dict(zip(known.tolist(), ((marks - middle) @ directions).tolist() if len(known) else [], strict=True))
     landmarks = tuple(
-        Landmark(anchor, (at[n][0], at[n][1]) if n in at else None, int(counts[n])) for n, anchor in enumerate(anchors)
+        MapAnchor(anchor, (at[n][0], at[n][1]) if n in at else None, int(counts[n])) for n, anchor in enumerate(anchors)
     )
-    return PeopleMap(np.array(ids, np.int64), np.concatenate(places), share, landmarks, found)
+    return UserMap(np.array(ids, np.int64), np.concatenate(places), share, landmarks, found)
 
 
-def neighbours(reg: Registry, bank: Bank, user_id: int, count: int = 8) -> list[Neighbour]:
+def find_similar_users(reg: Registry, bank: Bank, user_id: int, count: int = 8) -> list[SimilarUser]:
     """The `count` people whose profiles are most similar to a person's, most similar first; none without a profile."""
     import numpy as np
 
@@ -103,21 +103,21 @@ def neighbours(reg: Registry, bank: Bank, user_id: int, count: int = 8) -> list[
     if not len(own):
         return []
     best: list[tuple[float, int]] = []
-    for users, rows in _pieces(reg, bank, width=own.shape[1]):
+    for users, rows in _profile_batches(reg, bank, width=own.shape[1]):
         alike = rows @ own[0]  # [users]
         first = np.argsort(-alike, kind="stable")[: count + 1].tolist()  # one more: the person may be among them
         best += [(float(alike[row]), users[row]) for row in first if users[row] != user_id]
         best = sorted(best, key=lambda pair: (-pair[0], pair[1]))[:count]
-    return [Neighbour(other, reg.users.by_id(other).name, alike) for alike, other in best]
+    return [SimilarUser(other, reg.users.by_id(other).name, alike) for alike, other in best]
 
 
-def _main_directions(reg: Registry, bank: Bank) -> tuple[NDArray[np.float32], NDArray[np.float32], Place]:
+def _principal_components(reg: Registry, bank: Bank) -> tuple[NDArray[np.float32], NDArray[np.float32], Point]:
     """The mean profile [width], the two main directions around it [width, 2], and their shares of the variance."""
     import numpy as np
 
     total: NDArray[np.float64] | None = None
     square, count = np.zeros((0, 0)), 0
-    for users, rows in _pieces(reg, bank):
+    for users, rows in _profile_batches(reg, bank):
         if total is None:
             total, square = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
         count += len(users)
@@ -147,16 +147,18 @@ def _anchor_profiles(reg: Registry, bank: Bank, anchors: list[Anchor]) -> tuple[
     return np.array([number[user] for user in users], np.int16), rows
 
 
-def _pieces(reg: Registry, bank: Bank, width: int | None = None) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+def _profile_batches(
+    reg: Registry, bank: Bank, width: int | None = None
+) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
     """User ids and unit profiles [users, width], some at a time. Raises IntegrityFault when they differ in length."""
     import numpy as np
 
-    from mta_cli.pipeline.data.profiles import unit_rows
+    from mta_cli.pipeline.data.profiles import normalise_rows
 
-    for page in reg.profiles.pages(bank.task, bank.embedder, PIECE):
+    for page in reg.profiles.iter_profile_totals(bank.task, bank.embedder, PROFILE_BATCH):
         lengths = {len(total) // 4 for _, total in page} | ({width} if width is not None else set())
         if len(lengths) != 1:
             raise IntegrityFault(f"The profiles of {bank.task} differ in length", hint="mta doctor")
         width = lengths.pop()
         sums = np.frombuffer(b"".join(total for _, total in page), dtype="<f4").reshape(len(page), -1)
-        yield [user_id for user_id, _ in page], unit_rows(sums)
+        yield [user_id for user_id, _ in page], normalise_rows(sums)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.pipeline.bank.screening import findings_json
-from mta_cli.pipeline.memory.knn import BESIDE
+from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY
 from mta_cli.pipeline.personalize.weights import load_weights
-from mta_cli.pipeline.users.provenance import bank_people
+from mta_cli.pipeline.users.provenance import count_bank_users
 from store.records import Bank
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def bank_json(reg: Registry, bank: Bank) -> dict[str, Any]:
         "status": bank.status,
         "base": bank.base,
         "task_adapter": bank.task_adapter,
-        "neighbours": reg.neighbours.count(bank.id),
+        "neighbours": reg.neighbours.count_neighbours(bank.id),
         "kernel": bank.kernel,
-        "beside_model": bank.config.get(BESIDE),
-        **bank_people(reg, bank),
+        "beside_model": bank.config.get(NEIGHBOUR_WEIGHT_KEY),
+        **count_bank_users(reg, bank),
         "gates": findings_json(reg, bank),
         "anchors": anchors,
         "tokens": bank.tokens,
@@ -56,7 +56,7 @@ def verify_bank(reg: Registry, name: str, version: int | None = None) -> dict[st
     faults = [f"anchor {a.id} ({a.user}) has no meta-LoRA" for a in anchors if a.digest is None and not a.stale]
     for digest in dict.fromkeys(digests):
         try:
-            load_weights(reg, digest, bank.base).stored()
+            load_weights(reg, digest, bank.base).cast_for_storage()
         except IntegrityFault as error:
             faults.append(error.message)
     if faults:

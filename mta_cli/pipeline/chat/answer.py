@@ -12,31 +12,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound, UsageFault
-from mta_cli.events import Done, Event, Note, Token
-from mta_cli.options import AnswerOptions, Machine, PromptOptions
+from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.events import Event, JobResult, Note, TextChunk
+from mta_cli.options import AnswerOptions, MachineOptions, PromptOptions
 from mta_cli.pipeline.memory.label_prior import LabelPriors
-from mta_cli.pipeline.personalize.weights import MODES, Source, best_mode, folded_and_late
+from mta_cli.pipeline.personalize.weights import (
+    PERSONALISATION_MODES,
+    AnswerSource,
+    merge_by_placement,
+    most_personal_mode,
+)
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import Example
-    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.engine.text.prompts import HistoryExample
+    from mta_cli.pipeline.models.manifest import ModelEntry
     from store.records import Recipe, Stack, User
     from store.registry import Registry
 
 MESSAGE_LIMIT = 1_000_000  # characters; more would take minutes to tokenise and fits no window
-FREE = "free"
+FREE_TASK = "free"
 
 Message = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Asking:
+class ChatOptions:
     """How questions are put. Without `task` words go as typed; without `mode` the most personal weights answer."""
 
-    machine: Machine = field(default_factory=Machine)
+    machine: MachineOptions = field(default_factory=MachineOptions)
     prompt: PromptOptions = field(default_factory=PromptOptions)
     answer: AnswerOptions = field(default_factory=AnswerOptions)
     task: str | None = None
@@ -45,127 +50,127 @@ class Asking:
 
 
 @dataclass
-class Spoken:
+class Generation:
     """One answer while it grows. `ended`: interrupted until it is whole, then `end`, `length` (cut) or `label`."""
 
     text: str = ""
     tokens: int = 0
     seconds: float = 0.0
-    ended: str = "interrupted"
-    labels: dict[str, float] = field(default_factory=dict)  # log-likelihoods, where labels were weighed
+    finish_reason: str = "interrupted"
+    label_logliks: dict[str, float] = field(default_factory=dict)  # log-likelihoods, where labels were weighed
 
 
-class Voice:
+class ChatModel:
     """A loaded base that speaks with one user's weights at a time. Switching refolds; nothing is loaded again."""
 
-    def __init__(self, reg: Registry, base: LoadedBase, asking: Asking) -> None:
-        from mta_cli.engine.generation.generate import Memory
-        from mta_cli.engine.lora.adapter import Folder
+    def __init__(self, reg: Registry, base: LoadedBase, asking: ChatOptions) -> None:
+        from mta_cli.engine.generation.generate import PromptCache
+        from mta_cli.engine.lora.adapter import AdapterMerger
 
-        self.reg, self.base, self.asking = reg, base, asking
-        self._folder, self._memory = Folder(base), Memory()
+        self.reg, self.base, self.options = reg, base, asking
+        self._folder, self._kv_cache = AdapterMerger(base), PromptCache()
         self._priors: dict[str, LabelPriors] = {}
-        self._late: LoraWeights | None = None  # what acts on late tokens only stays out of the weights
+        self._late_lora: LoraWeights | None = None  # what acts on late tokens only stays out of the weights
 
     @classmethod
-    def open(cls, reg: Registry, entry: ModelEntry, user: User | None, asking: Asking) -> Voice:
+    def load_for_user(cls, reg: Registry, entry: ModelEntry, user: User | None, asking: ChatOptions) -> ChatModel:
         """Load the base and take on `user`'s weights. What can be refused without loading is refused first."""
-        name = home_task(reg, user, asking.task, entry.fingerprint)
+        name = default_task(reg, user, asking.task, entry.fingerprint)
         _require_mode(reg, user, name, asking.mode, entry.fingerprint)
         _require_labels(reg, asking)
         from mta_cli.pipeline.data.tasks import find_task
-        from mta_cli.pipeline.models.load import load
+        from mta_cli.pipeline.models.load import load_on_device
 
         find_task(reg, name)
-        base = load(entry, asking.machine, reg=reg)
+        base = load_on_device(entry, asking.machine, reg=reg)
         if asking.answer.int8:
             from mta_cli.engine.generation.generate import require_int8
 
             require_int8(base)
         voice = cls(reg, base, asking)
-        voice.become(user, asking.mode)
+        voice.set_user(user, asking.mode)
         return voice
 
-    def turn_to(self, user: User | None, asking: Asking) -> None:
+    def set_user_and_options(self, user: User | None, asking: ChatOptions) -> None:
         """Speak for `user`, asked in another way, on the same loaded base. What is refused leaves all as it was."""
         _require_labels(self.reg, asking)
-        before, self.asking = self.asking, asking
+        before, self.options = self.options, asking
         try:
-            self.become(user, asking.mode)
+            self.set_user(user, asking.mode)
         except BaseException:
-            self.asking = before
+            self.options = before
             raise
 
-    def become(self, user: User | None, mode: str | None) -> None:
+    def set_user(self, user: User | None, mode: str | None) -> None:
         """Fold `user`'s weights in; `mode` None is the best there is. What is refused leaves everything as it was."""
-        from mta_cli.engine.scoring.backends import require_everywhere
-        from mta_cli.pipeline.data.examples import Examples
+        from mta_cli.engine.scoring.backends import require_supported_placements
+        from mta_cli.pipeline.data.examples import PromptRowBuilder
         from mta_cli.pipeline.data.tasks import find_task
 
-        name = home_task(self.reg, user, self.asking.task, self.base.fingerprint)
+        name = default_task(self.reg, user, self.options.task, self.base.fingerprint)
         _require_mode(self.reg, user, name, mode, self.base.fingerprint)
-        mode = mode or best_mode(self.reg, user, name, self.base.fingerprint)
-        examples = Examples(self.reg, self.base, find_task(self.reg, name), self.asking.prompt.history_items)
-        weights, late, source = folded_and_late(self.reg, self.base.fingerprint, user, name, mode)
-        require_everywhere(self.base, [late.placement] if late is not None else [])
-        self._memory.clear()
-        self.source, self._late = Source("base"), None
+        mode = mode or most_personal_mode(self.reg, user, name, self.base.fingerprint)
+        examples = PromptRowBuilder(self.reg, self.base, find_task(self.reg, name), self.options.prompt.history_items)
+        weights, late, source = merge_by_placement(self.reg, self.base.fingerprint, user, name, mode)
+        require_supported_placements(self.base, [late.placement] if late is not None else [])
+        self._kv_cache.clear()
+        self.source, self._late_lora = AnswerSource("base"), None
         try:
-            self._folder.set(weights)
+            self._folder.set_adapter(weights)
         except BaseException:  # a fold that stopped half-way is nobody's model
-            self._folder.set(None)
+            self._folder.set_adapter(None)
             raise
-        self.user, self.task, self.source, self._late = user, examples.task, source, late
+        self.user, self.task, self.source, self._late_lora = user, examples.task, source, late
         self._examples, self.prompter = examples, examples.prompter
 
     @contextmanager
-    def bare(self) -> Iterator[None]:
+    def disable_adapters(self) -> Iterator[None]:
         """The base without anybody's weights, for parts that are laid on top; as before on exit."""
         user, mode = self.user, self.source.mode
         try:
-            self._memory.clear()
-            self._folder.set(None)
+            self._kv_cache.clear()
+            self._folder.set_adapter(None)
             yield
         finally:
-            self.become(user, mode)
+            self.set_user(user, mode)
 
     @property
-    def weighs_labels(self) -> bool:
+    def answers_with_label(self) -> bool:
         """Whether an answer is the likeliest of the task's labels instead of the model's own words."""
-        return bool(self.wraps and self.task.labels and not self.asking.free_decoding)
+        return bool(self.uses_task_prompt and self.task.labels and not self.options.free_decoding)
 
     @property
-    def priors(self) -> LabelPriors:
+    def label_priors(self) -> LabelPriors:
         """The label priors of the task that is spoken."""
         name = self.task.name
         if name not in self._priors:
-            machine = self.asking.machine
+            machine = self.options.machine
             self._priors[name] = LabelPriors(
-                self.reg, self.task, self.base.fingerprint, self.asking.answer, machine.device
+                self.reg, self.task, self.base.fingerprint, self.options.answer, machine.device
             )
         return self._priors[name]
 
     @property
-    def wraps(self) -> bool:
+    def uses_task_prompt(self) -> bool:
         """Whether each message becomes the task's own prompt, by itself, instead of a turn of a conversation."""
-        return self.asking.task not in (None, FREE)
+        return self.options.task not in (None, FREE_TASK)
 
-    def history(self, text: str, before: tuple[str | None, int] | None = None) -> list[Example]:
+    def prompt_history(self, text: str, before: tuple[str | None, int] | None = None) -> list[HistoryExample]:
         """The user's own items that stand in the prompt beside `text`, none of them known to be from after `before`."""
         if self.user is None:
             return []
-        return self._examples.history(self.user.id, text, self._examples.history_items, before=before)
+        return self._examples.retrieve_history(self.user.id, text, self._examples.history_items, before=before)
 
-    def prompt_ids(self, messages: Sequence[Message], history: Sequence[Example]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], history: Sequence[HistoryExample]) -> list[int]:
         """Token ids of the conversation so far, or of its last message alone where the task's prompt wraps it."""
-        if self.wraps:
+        if self.uses_task_prompt:
             return self.prompter.prompt_ids(messages[-1]["content"], history)
         return self.prompter.chat_ids(list(messages), history)
 
-    def fitted(self, messages: Sequence[Message], history: Sequence[Example]) -> tuple[list[int], int, int]:
+    def fit_prompt(self, messages: Sequence[Message], history: Sequence[HistoryExample]) -> tuple[list[int], int, int]:
         """A prompt that leaves room for the answer; how many of the oldest exchanges and history items it lacks."""
         check_message(messages[-1]["content"])
-        room = self.base.window - min(self.asking.answer.max_tokens, self.base.window // 4)
+        room = self.base.window - min(self.options.answer.max_tokens, self.base.window // 4)
         kept, items = list(messages), list(history)
         while len(ids := self.prompt_ids(kept, items)) > room:
             if len(kept) > 2:
@@ -179,89 +184,95 @@ class Voice:
                 )
         return ids, (len(messages) - len(kept)) // 2, len(history) - len(items)
 
-    def speak(self, ids: list[int], spoken: Spoken, question: str, column: str = "") -> Iterator[Event]:
+    def stream_answer(self, ids: list[int], spoken: Generation, question: str, column: str = "") -> Iterator[Event]:
         """Stream the answer to a prompt that asks `question` as `Token`s, while `spoken` fills."""
         started = time.perf_counter()
-        pieces = self._label(ids, spoken, question) if self.weighs_labels else self._words(ids, spoken)
+        pieces = (
+            self._choose_label(ids, spoken, question) if self.answers_with_label else self._generate_text(ids, spoken)
+        )
         for piece in pieces:
             spoken.text += piece
             spoken.seconds = time.perf_counter() - started
-            yield Token(piece, column)
+            yield TextChunk(piece, column)
         spoken.seconds = time.perf_counter() - started
 
-    def _words(self, ids: list[int], spoken: Spoken) -> Iterator[str]:
-        from mta_cli.engine.generation.generate import Decoder, token_ids
+    def _generate_text(self, ids: list[int], spoken: Generation) -> Iterator[str]:
+        from mta_cli.engine.generation.generate import StreamingDetokenizer, generate_tokens
 
-        options, decoder = self.asking.answer, Decoder(self.base.tokenizer)
-        for token in token_ids(
+        options, decoder = self.options.answer, StreamingDetokenizer(self.base.tokenizer)
+        for token in generate_tokens(
             self.base,
             ids,
             max_tokens=options.max_tokens,
             temperature=options.temperature,
             top_p=options.top_p,
-            seed=self.asking.machine.seed,
-            memory=self._memory,
-            late=self._late,
+            seed=self.options.machine.seed,
+            memory=self._kv_cache,
+            late=self._late_lora,
             int8=options.int8,
         ):
             spoken.tokens += 1
-            if piece := decoder.push(token):
+            if piece := decoder.add_token(token):
                 yield piece
         if rest := decoder.flush():
             yield rest
         cut = spoken.tokens >= min(options.max_tokens, self.base.window - len(ids))
-        spoken.ended = "length" if cut else "end"
+        spoken.finish_reason = "length" if cut else "end"
 
-    def _label(self, ids: list[int], spoken: Spoken, question: str) -> Iterator[str]:
+    def _choose_label(self, ids: list[int], spoken: Generation, question: str) -> Iterator[str]:
         from mta_cli.engine.generation.generate import label_scores
 
         answers = [self.prompter.answer_ids(label) for label in self.task.labels]
-        scores = label_scores(self.base, ids, answers, late=self._late)
-        place = self.decide(spoken, scores, question, self.source.mode, self.user)
+        scores = label_scores(self.base, ids, answers, late=self._late_lora)
+        place = self.decide_label(spoken, scores, question, self.source.mode, self.user)
         spoken.tokens = len(answers[place])
         yield self.task.labels[place]
-        spoken.ended = "label"
+        spoken.finish_reason = "label"
 
-    def decide(self, spoken: Spoken, scores: Sequence[float], question: str, mode: str, user: User | None) -> int:
+    def decide_label(
+        self, spoken: Generation, scores: Sequence[float], question: str, mode: str, user: User | None
+    ) -> int:
         """The place of the label to answer, given each one's log-likelihood (nats) in a user's mode; `spoken` gets all.
 
         The user's label prior stands beside them where the mode is personal.
         """
-        from mta_cli.engine.memory.label_prior import decide, weighed
+        from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
-        labels, found = self.task.labels, weighed(scores, self.priors.of(user, mode), question)
-        spoken.labels = dict(zip(labels, found, strict=True))
-        return decide(found, labels, self.task.metric)
+        labels, found = self.task.labels, add_label_prior(scores, self.label_priors.prior_for(user, mode), question)
+        spoken.label_logliks = dict(zip(labels, found, strict=True))
+        return decide_label(found, labels, self.task.metric)
 
 
-def ask(reg: Registry, entry: ModelEntry, user_name: str | None, text: str, asking: Asking) -> Iterator[Event]:
+def answer_question(
+    reg: Registry, entry: ModelEntry, user_name: str | None, text: str, asking: ChatOptions
+) -> Iterator[Event]:
     """One answer. `Done` carries user, text, tokens, seconds and where it came from."""
     check_message(text)
     user = reg.users.get(user_name) if user_name is not None else None
-    voice = Voice.open(reg, entry, user, asking)
-    yield from hints(voice)
-    ids, _, items = voice.fitted([{"role": "user", "content": text}], voice.history(text))
-    yield from left_out(0, items)
-    spoken = Spoken()
-    yield from voice.speak(ids, spoken, text)
-    yield from verdict(voice, spoken)
-    yield Done(as_result(voice, spoken))
+    voice = ChatModel.load_for_user(reg, entry, user, asking)
+    yield from personalisation_hints(voice)
+    ids, _, items = voice.fit_prompt([{"role": "user", "content": text}], voice.prompt_history(text))
+    yield from truncation_notes(0, items)
+    spoken = Generation()
+    yield from voice.stream_answer(ids, spoken, text)
+    yield from generation_notes(voice, spoken)
+    yield JobResult(chat_result(voice, spoken))
 
 
-def home_task(reg: Registry, user: User | None, asked: str | None, base_fingerprint: str) -> str:
+def default_task(reg: Registry, user: User | None, asked: str | None, base_fingerprint: str) -> str:
     """The task whose weights and items speak for a user.
 
     The one asked for; else `free` if they are personal there; else where their newest stack or recipe for this base is;
     else where most of their items are.
     """
     if asked is not None or user is None:
-        return asked or FREE
+        return asked or FREE_TASK
     parts: list[Recipe | Stack] = [*reg.recipes.of_user(user.id), *reg.stacks.of_user(user.id)]
-    for part in sorted(parts, key=lambda part: (part.task == FREE, part.created), reverse=True):
-        if best_mode(reg, user, part.task, base_fingerprint) != "base":
+    for part in sorted(parts, key=lambda part: (part.task == FREE_TASK, part.created), reverse=True):
+        if most_personal_mode(reg, user, part.task, base_fingerprint) != "base":
             return part.task
-    tasks = reg.users.tasks_of(user.id)
-    return max(tasks, key=lambda row: row[1])[0] if tasks else FREE
+    tasks = reg.users.tasks_of_user(user.id)
+    return max(tasks, key=lambda row: row[1])[0] if tasks else FREE_TASK
 
 
 def check_message(text: str) -> None:
@@ -276,7 +287,7 @@ def check_message(text: str) -> None:
         raise BadInput(f"The message is not UTF-8 (at character {error.start}).") from error
 
 
-def source_line(source: Source, task: str) -> str:
+def source_line(source: AnswerSource, task: str) -> str:
     """Where an answer comes from, in one line: mode, bank and anchors."""
     if source.bank is None:
         return source.mode
@@ -284,49 +295,53 @@ def source_line(source: Source, task: str) -> str:
     return f"{source.mode} · task {task} · bank {source.bank} v{source.version}{anchors}"
 
 
-def as_result(voice: Voice, spoken: Spoken) -> dict[str, Any]:
+def chat_result(voice: ChatModel, spoken: Generation) -> dict[str, Any]:
     """The voice's answer as `--json` shows it."""
     return answer_json(voice.user, voice.task.name, voice.source, spoken)
 
 
-def answer_json(user: User | None, task: str, source: Source, spoken: Spoken) -> dict[str, Any]:
+def answer_json(user: User | None, task: str, source: AnswerSource, spoken: Generation) -> dict[str, Any]:
     """One answer as `--json` shows it."""
     result = {
         "user": user.name if user else None,
         "text": spoken.text,
         "tokens": spoken.tokens,
         "seconds": round(spoken.seconds, 3),
-        "ended": spoken.ended,
+        "ended": spoken.finish_reason,
         "task": task,
         "source": source.as_json(),
     }
-    return {**result, "labels": spoken.labels} if spoken.labels else result
+    return {**result, "labels": spoken.label_logliks} if spoken.label_logliks else result
 
 
-def verdict(voice: Voice, spoken: Spoken) -> Iterator[Event]:
+def generation_notes(voice: ChatModel, spoken: Generation) -> Iterator[Event]:
     """Where the answer came from, how long it took, and whether it was cut."""
     unit = "tokens" if spoken.tokens != 1 else "token"
     yield Note(f"{source_line(voice.source, voice.task.name)} · {spoken.tokens} {unit}, {spoken.seconds:.1f} s")
-    if spoken.ended == "length":
+    if spoken.finish_reason == "length":
         yield Note(f"The answer was cut after {spoken.tokens} {unit} (--max-tokens).", warning=True)
 
 
-def hints(voice: Voice) -> Iterator[Event]:
+def personalisation_hints(voice: ChatModel) -> Iterator[Event]:
     """What would make the answers more personal, where nothing personal was asked for and less than all is there."""
-    if voice.user is not None and voice.weighs_labels and (lacks := voice.priors.lacks) is not None:
+    if (
+        voice.user is not None
+        and voice.answers_with_label
+        and (lacks := voice.label_priors.missing_embedder_note) is not None
+    ):
         yield Note(lacks, warning=True)
-    if voice.user is None or voice.asking.mode is not None:
+    if voice.user is None or voice.options.mode is not None:
         return
     task, name = voice.task.name, voice.user.name
     rest = f"{shlex.quote(name)} --task {task}"
-    best = best_mode(voice.reg, voice.user, task, voice.base.fingerprint)
+    best = most_personal_mode(voice.reg, voice.user, task, voice.base.fingerprint)
     if best == "base":
         yield Note(f"{name} has no fusion for {task} on {voice.base.name} yet: mta user fuse {rest}", warning=True)
     elif best == "fused":
         yield Note(f"{name} has a fusion but no stack for {task} yet: mta user adapt {rest}")
 
 
-def left_out(exchanges: int, items: int) -> Iterator[Event]:
+def truncation_notes(exchanges: int, items: int) -> Iterator[Event]:
     """Says what of the conversation and the history the prompt lacks."""
     if exchanges == 1:
         yield Note("The oldest exchange no longer fits in the model's window and was left out.")
@@ -336,12 +351,12 @@ def left_out(exchanges: int, items: int) -> Iterator[Event]:
         yield Note(f"{items} history item{'s' if items > 1 else ''} did not fit in the model's window.")
 
 
-def _require_labels(reg: Registry, asking: Asking) -> None:
+def _require_labels(reg: Registry, asking: ChatOptions) -> None:
     """Raises UsageFault when labels are to be ignored where there are none."""
     from mta_cli.pipeline.data.tasks import find_task
 
     if asking.free_decoding and (asking.task is None or not find_task(reg, asking.task).labels):
-        raise UsageFault(
+        raise UsageError(
             "--free-decoding is for a --task with labels; this has none.", hint="Leave --free-decoding out."
         )
 
@@ -350,12 +365,12 @@ def _require_mode(reg: Registry, user: User | None, task: str, mode: str | None,
     """Raises NotFound when `mode` needs a recipe or stack that is not there."""
     if mode in (None, "base"):
         return
-    if mode not in MODES:
-        raise UsageFault(f"There is no mode {mode!r}.", hint=f"Choose {', '.join(MODES)}.")
+    if mode not in PERSONALISATION_MODES:
+        raise UsageError(f"There is no mode {mode!r}.", hint=f"Choose {', '.join(PERSONALISATION_MODES)}.")
     if user is None:
         raise BadInput(f"Nobody is asked, so nothing can be {mode}.", hint="Name somebody with --user.")
-    best = best_mode(reg, user, task, fingerprint)
-    if MODES.index(best) < MODES.index(mode):
+    best = most_personal_mode(reg, user, task, fingerprint)
+    if PERSONALISATION_MODES.index(best) < PERSONALISATION_MODES.index(mode):
         missing, verb = ("stack", "adapt") if mode == "adapted" else ("fusion", "fuse")
         raise NotFound(
             f"{user.name} has no {missing} for {task} on this base.",

@@ -13,18 +13,32 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import MtaError, NotFound
-from mta_cli.events import Done, Event, Note, Token
-from mta_cli.pipeline.chat.answer import Asking, Spoken, Voice, answer_json, check_message, hints, left_out
-from mta_cli.pipeline.data.examples import LATEST
-from mta_cli.pipeline.personalize.weights import MODES, Source, best_mode, parts_above, task_part
+from mta_cli.events import Event, JobResult, Note, TextChunk
+from mta_cli.pipeline.chat.answer import (
+    ChatModel,
+    ChatOptions,
+    Generation,
+    answer_json,
+    check_message,
+    personalisation_hints,
+    truncation_notes,
+)
+from mta_cli.pipeline.data.examples import MAX_ITEM_ID
+from mta_cli.pipeline.personalize.weights import (
+    PERSONALISATION_MODES,
+    AnswerSource,
+    load_fusion_and_stack,
+    load_task_adapter,
+    most_personal_mode,
+)
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.pipeline.models.manifest import ModelEntry
     from store.records import User
     from store.registry import Registry
 
-ONE_ANSWER = ("accuracy", "mae", "rouge_1", "rouge_l")  # the metrics that say something of a single answer
+SINGLE_ANSWER_METRICS = ("accuracy", "mae", "rouge_1", "rouge_l")  # the metrics that say something of a single answer
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class Question:
 
 
 @dataclass
-class Column:
+class ComparedModel:
     """A user's mode, the parts that it lays above the base, and its answer as it grows.
 
     `key` is what its tokens are marked with: the mode, or `@NAME` for another person's model.
@@ -49,163 +63,169 @@ class Column:
 
     key: str
     user: User | None
-    parts: tuple[LoraWeights, ...]
-    source: Source
-    spoken: Spoken = field(default_factory=Spoken)
+    loras: tuple[LoraWeights, ...]
+    source: AnswerSource
+    generation: Generation = field(default_factory=Generation)
 
 
-def compare(reg: Registry, entry: ModelEntry, user_name: str, text: str, asking: Asking) -> Iterator[Event]:
+def compare_user_models(
+    reg: Registry, entry: ModelEntry, user_name: str, text: str, asking: ChatOptions
+) -> Iterator[Event]:
     """The same question to base, fused and adapted, with the same prompt. Answers that cannot be are None."""
     check_message(text)
-    voice = Voice.open(reg, entry, reg.users.get(user_name), asking)
-    yield from put(voice, Question(text))
+    voice = ChatModel.load_for_user(reg, entry, reg.users.get(user_name), asking)
+    yield from compare_question(voice, Question(text))
 
 
-def put(voice: Voice, question: Question, others: Sequence[User] = ()) -> Iterator[Event]:
+def compare_question(voice: ChatModel, question: Question, others: Sequence[User] = ()) -> Iterator[Event]:
     """A question to everything that the voice's user has, and to the best that each of `others` has for its task.
 
     All read the same prompt, with the voice's user's history.
     """
     check_message(question.text)
-    before = (question.time, LATEST) if question.held_out else None
+    before = (question.time, MAX_ITEM_ID) if question.held_out else None
     messages = [{"role": "user", "content": question.text}]
-    ids, _, items = voice.fitted(messages, voice.history(question.text, before))
-    yield from left_out(0, items)
-    yield from compare_with(voice, question.text, ids, gold=question.gold, others=others)
+    ids, _, items = voice.fit_prompt(messages, voice.prompt_history(question.text, before))
+    yield from truncation_notes(0, items)
+    yield from compare_prompt(voice, question.text, ids, gold=question.gold, others=others)
 
 
-def compare_with(
-    voice: Voice, text: str, ids: list[int], *, gold: str | None = None, others: Sequence[User] = ()
+def compare_prompt(
+    voice: ChatModel, text: str, ids: list[int], *, gold: str | None = None, others: Sequence[User] = ()
 ) -> Iterator[Event]:
     """Every column's answer to one prompt, streamed by column; the voice is as before afterwards.
 
     With a `gold`, each column's details hold a `gold` too: its log-likelihood and the task's metric of the answer.
     """
-    columns = _columns(voice)
+    columns = _user_models(voice)
     whole = columns[-1].key == "adapted"
     for user in others:
-        yield from _beside(voice, user, columns)
+        yield from _add_other_user(voice, user, columns)
     measured: list[dict[str, Any]] = []
-    with voice.bare():
-        yield from _weigh(voice, text, ids, columns) if voice.weighs_labels else _speak(voice, ids, columns)
+    with voice.disable_adapters():
+        yield from (
+            _choose_labels(voice, text, ids, columns)
+            if voice.answers_with_label
+            else _generate_all(voice, ids, columns)
+        )
         if gold is not None:
-            yield from _measure(voice, ids, columns, gold, measured)
+            yield from _score_against_gold(voice, ids, columns, gold, measured)
     if not whole:
-        yield from hints(voice)
-    answers: dict[str, str | None] = dict.fromkeys(MODES)
-    details: dict[str, Any] = dict.fromkeys(MODES)
+        yield from personalisation_hints(voice)
+    answers: dict[str, str | None] = dict.fromkeys(PERSONALISATION_MODES)
+    details: dict[str, Any] = dict.fromkeys(PERSONALISATION_MODES)
     for place, column in enumerate(columns):
-        answers[column.key] = column.spoken.text
-        details[column.key] = _details(column, voice.task.name) | ({"gold": measured[place]} if measured else {})
+        answers[column.key] = column.generation.text
+        details[column.key] = _answer_details(column, voice.task.name) | ({"gold": measured[place]} if measured else {})
     result = {"user": voice.user.name if voice.user else None, "prompt": text, "answers": answers, "details": details}
-    yield Done(result if gold is None else {**result, "gold": gold})
+    yield JobResult(result if gold is None else {**result, "gold": gold})
 
 
-def _details(column: Column, task: str) -> dict[str, Any]:
-    spoken = column.spoken
-    rate = spoken.tokens / spoken.seconds if spoken.seconds and spoken.ended != "label" else None
+def _answer_details(column: ComparedModel, task: str) -> dict[str, Any]:
+    spoken = column.generation
+    rate = spoken.tokens / spoken.seconds if spoken.seconds and spoken.finish_reason != "label" else None
     answer = answer_json(column.user, task, column.source, spoken)
     return answer | {"tokens_per_second": None if rate is None else round(rate, 1)}
 
 
-def _columns(voice: Voice) -> list[Column]:
+def _user_models(voice: ChatModel) -> list[ComparedModel]:
     """What there is for this user, the base first."""
     base, task = voice.base.fingerprint, voice.task.name
-    best = best_mode(voice.reg, voice.user, task, base)
-    columns = [Column("base", voice.user, (), Source("base"))]
-    for mode in MODES[1 : MODES.index(best) + 1]:
+    best = most_personal_mode(voice.reg, voice.user, task, base)
+    columns = [ComparedModel("base", voice.user, (), AnswerSource("base"))]
+    for mode in PERSONALISATION_MODES[1 : PERSONALISATION_MODES.index(best) + 1]:
         try:
-            columns.append(_column(voice, mode, voice.user, mode))
+            columns.append(_load_compared_model(voice, mode, voice.user, mode))
         except NotFound:  # a stack may stand on the task adapter alone, without a recipe
             continue
     return columns
 
 
-def _beside(voice: Voice, user: User, columns: list[Column]) -> Iterator[Event]:
+def _add_other_user(voice: ChatModel, user: User, columns: list[ComparedModel]) -> Iterator[Event]:
     """Adds another person's best model for the voice's task, or says that there is none."""
     task = voice.task.name
-    best = best_mode(voice.reg, user, task, voice.base.fingerprint)
+    best = most_personal_mode(voice.reg, user, task, voice.base.fingerprint)
     if best == "base":
         yield Note(f"{user.name} has no model of their own for {task} and is left out.", warning=True)
     elif all(column.key != f"@{user.name}" for column in columns):
-        columns.append(_column(voice, f"@{user.name}", user, best))
+        columns.append(_load_compared_model(voice, f"@{user.name}", user, best))
 
 
-def _column(voice: Voice, key: str, user: User | None, mode: str) -> Column:
+def _load_compared_model(voice: ChatModel, key: str, user: User | None, mode: str) -> ComparedModel:
     base, task = voice.base.fingerprint, voice.task.name
-    parts, source = parts_above(voice.reg, base, user, task, mode)
-    return Column(key, user, (*task_part(voice.reg, task, base), *parts), source)
+    parts, source = load_fusion_and_stack(voice.reg, base, user, task, mode)
+    return ComparedModel(key, user, (*load_task_adapter(voice.reg, task, base), *parts), source)
 
 
-def _speak(voice: Voice, ids: list[int], columns: Sequence[Column]) -> Iterator[Event]:
+def _generate_all(voice: ChatModel, ids: list[int], columns: Sequence[ComparedModel]) -> Iterator[Event]:
     """Everybody's own words, a token each in turn."""
-    from mta_cli.engine.generation.generate import Decoder
-    from mta_cli.engine.generation.generate_batch import Choice, stream_many
+    from mta_cli.engine.generation.generate import StreamingDetokenizer
+    from mta_cli.engine.generation.generate_batch import SamplingParams, stream_answers
 
-    options, started = voice.asking.answer, time.perf_counter()
-    choice = Choice(options.max_tokens, options.temperature, options.top_p)
-    decoders = [Decoder(voice.base.tokenizer) for _ in columns]
-    stream = stream_many(
+    options, started = voice.options.answer, time.perf_counter()
+    choice = SamplingParams(options.max_tokens, options.temperature, options.top_p)
+    decoders = [StreamingDetokenizer(voice.base.tokenizer) for _ in columns]
+    stream = stream_answers(
         voice.base,
         [ids] * len(columns),
-        [column.parts for column in columns],
+        [column.loras for column in columns],
         range(len(columns)),
         choice,
-        seed=voice.asking.machine.seed,
+        seed=voice.options.machine.seed,
         int8=options.int8,
     )
     for place, token in stream:
-        columns[place].spoken.tokens += 1
-        columns[place].spoken.seconds = time.perf_counter() - started
-        yield from _said(columns[place], decoders[place].push(token))
+        columns[place].generation.tokens += 1
+        columns[place].generation.seconds = time.perf_counter() - started
+        yield from _append_text(columns[place], decoders[place].add_token(token))
     room = min(options.max_tokens, voice.base.window - len(ids))
     for column, decoder in zip(columns, decoders, strict=True):
-        yield from _said(column, decoder.flush())
-        column.spoken.ended = "length" if column.spoken.tokens >= room else "end"
+        yield from _append_text(column, decoder.flush())
+        column.generation.finish_reason = "length" if column.generation.tokens >= room else "end"
 
 
-def _weigh(voice: Voice, text: str, ids: list[int], columns: Sequence[Column]) -> Iterator[Event]:
+def _choose_labels(voice: ChatModel, text: str, ids: list[int], columns: Sequence[ComparedModel]) -> Iterator[Event]:
     """Everybody's likeliest label."""
     labels, started = voice.task.labels, time.perf_counter()
     answers = [tuple(voice.prompter.answer_ids(label)) for label in labels]
     found = _likelihoods(voice, ids, columns, answers)
     for column, scores in zip(columns, found, strict=True):
-        spoken = column.spoken
-        best = voice.decide(spoken, scores, text, column.source.mode, column.user)
-        spoken.tokens, spoken.seconds, spoken.ended = len(answers[best]), time.perf_counter() - started, "label"
-        yield from _said(column, labels[best])
+        spoken = column.generation
+        best = voice.decide_label(spoken, scores, text, column.source.mode, column.user)
+        spoken.tokens, spoken.seconds, spoken.finish_reason = len(answers[best]), time.perf_counter() - started, "label"
+        yield from _append_text(column, labels[best])
 
 
-def _said(column: Column, piece: str) -> Iterator[Event]:
+def _append_text(column: ComparedModel, piece: str) -> Iterator[Event]:
     if piece:
-        column.spoken.text += piece
-        yield Token(piece, column.key)
+        column.generation.text += piece
+        yield TextChunk(piece, column.key)
 
 
 def _likelihoods(
-    voice: Voice, ids: list[int], columns: Sequence[Column], answers: Sequence[tuple[int, ...]]
+    voice: ChatModel, ids: list[int], columns: Sequence[ComparedModel], answers: Sequence[tuple[int, ...]]
 ) -> list[list[float]]:
     """Of each answer under each column, nats. Raises BadInput where one does not fit into the window."""
     from mta_cli.engine.generation.generate import require_window
-    from mta_cli.engine.scoring.log_likelihood import likelihoods
-    from mta_cli.engine.scoring.prefix_tree import Fork
+    from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
+    from mta_cli.engine.scoring.prefix_tree import PromptTree
 
     require_window(voice.base, ids, max(map(len, answers)))
-    fork, asked = Fork(tuple(ids), tuple(answers)), [(0, place) for place in range(len(columns))]
-    return likelihoods(voice.base, [fork], [column.parts for column in columns], asked)
+    fork, asked = PromptTree(tuple(ids), tuple(answers)), [(0, place) for place in range(len(columns))]
+    return completion_log_likelihoods(voice.base, [fork], [column.loras for column in columns], asked)
 
 
-def _measure(
-    voice: Voice, ids: list[int], columns: Sequence[Column], gold: str, measured: list[dict[str, Any]]
+def _score_against_gold(
+    voice: ChatModel, ids: list[int], columns: Sequence[ComparedModel], gold: str, measured: list[dict[str, Any]]
 ) -> Iterator[Event]:
     """Every column against the right answer; `measured` gets a record for each.
 
     `loglik` is of the gold: over the task's labels where they were weighed, priors in it (`over: labels`), else over
     all words, per token (`over: token`). Nats.
     """
-    labels = columns[0].spoken.labels
+    labels = columns[0].generation.label_logliks
     if gold.strip() in labels:
-        logliks = [_among(column.spoken.labels, gold.strip()) for column in columns]
+        logliks = [_label_log_probability(column.generation.label_logliks, gold.strip()) for column in columns]
     else:
         answer = tuple(voice.prompter.answer_ids(gold))
         try:
@@ -216,11 +236,11 @@ def _measure(
         logliks = [values[0] / len(answer) for values in found]
     over = "labels" if gold.strip() in labels else "token"
     for column, loglik in zip(columns, logliks, strict=True):
-        metrics = answer_metrics(voice.task.metric, voice.task.labels, column.spoken.text, gold)
+        metrics = answer_metrics(voice.task.metric, voice.task.labels, column.generation.text, gold)
         measured.append({"loglik": loglik, "over": over, "metrics": metrics})
 
 
-def _among(labels: dict[str, float], gold: str) -> float:
+def _label_log_probability(labels: dict[str, float], gold: str) -> float:
     """The log-probability of one label among all."""
     top = max(labels.values())
     return labels[gold] - top - math.log(sum(math.exp(value - top) for value in labels.values()))
@@ -228,10 +248,10 @@ def _among(labels: dict[str, float], gold: str) -> float:
 
 def answer_metrics(metric: str, labels: Sequence[str], answer: str, gold: str) -> dict[str, float]:
     """The task's metrics of one answer; nothing where a score's gold is no number."""
-    from mta_cli.engine.evaluation.user_sums import tally
+    from mta_cli.engine.evaluation.user_sums import sum_by_user
 
     try:
-        values = tally(metric, labels, [0], [answer], [gold], [None]).values()
+        values = sum_by_user(metric, labels, [0], [answer], [gold], [None]).metric_values()
     except ValueError:
         return {}
-    return {name: value for name, value in values.items() if name in ONE_ANSWER}
+    return {name: value for name, value in values.items() if name in SINGLE_ANSWER_METRICS}

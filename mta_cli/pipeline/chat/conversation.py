@@ -14,24 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, StoreBusy
-from mta_cli.events import Done, Event, Note, Saved
+from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.chat.answer import (
-    FREE,
+    FREE_TASK,
+    ChatModel,
+    Generation,
     Message,
-    Spoken,
-    Voice,
-    as_result,
-    hints,
-    left_out,
+    chat_result,
+    generation_notes,
+    personalisation_hints,
     source_line,
-    verdict,
+    truncation_notes,
 )
-from mta_cli.pipeline.chat.compare import compare_with
-from mta_cli.printable import clean
-from store.erase import SOMEBODY
+from mta_cli.pipeline.chat.compare import compare_prompt
+from mta_cli.printable import clean_text
+from store.erase import FORGOTTEN_NAME
 
 if TYPE_CHECKING:
-    from mta_cli.engine.text.prompts import Example
+    from mta_cli.engine.text.prompts import HistoryExample
     from store.records import Chat, User
     from store.registry import Registry
 
@@ -46,54 +46,54 @@ class Exchange:
     question: str
     answer: str
     source: dict[str, Any]
-    good: bool = False
+    is_history_item: bool = False
     stored: bool = False
 
 
 class Conversation:
-    """Turns with one user at a time. `keep` stores each exchange as soon as it is complete."""
+    """Turns with one user at a time. `autosave` stores each exchange as soon as it is complete."""
 
-    def __init__(self, voice: Voice, *, keep: bool) -> None:
-        self.voice, self.keep = voice, keep
-        self._begin()
+    def __init__(self, voice: ChatModel, *, autosave: bool) -> None:
+        self.model, self.autosave = voice, autosave
+        self._clear_state()
 
-    def _begin(self) -> None:
+    def _clear_state(self) -> None:
         self.exchanges: list[Exchange] = []
-        self.first = 0  # exchanges before this one no longer fit the window
+        self.first_in_window = 0  # exchanges before this one no longer fit the window
         self.chat: Chat | None = None
-        self._history: list[Example] | None = None
+        self._history: list[HistoryExample] | None = None
 
     @property
     def chat_id(self) -> int | None:
         """The number of the stored conversation, once there is one."""
         return None if self.chat is None else self.chat.id
 
-    def opening(self) -> Iterator[Event]:
+    def opening_notes(self) -> Iterator[Event]:
         """Who is spoken with, by which weights, and what is stored."""
-        voice = self.voice
+        voice = self.model
         name = voice.user.name if voice.user else "nobody in particular"
         yield Note(f"{name} · {voice.base.name} · {source_line(voice.source, voice.task.name)}")
-        yield from hints(voice)
-        if voice.wraps:
+        yield from personalisation_hints(voice)
+        if voice.uses_task_prompt:
             yield Note(f"Each message is a {voice.task.name} question by itself.")
-        if self.keep and voice.user is None:
+        if self.autosave and voice.user is None:
             yield Note("A conversation with nobody in particular is not stored.")
 
-    def say(self, text: str) -> Iterator[Event]:
+    def answer_message(self, text: str) -> Iterator[Event]:
         """Answer one message. What was said before an interruption is kept."""
-        ids, dropped, items = self._prompt(text, self.exchanges)
-        self.first += dropped
-        yield from left_out(dropped, items)
-        spoken = Spoken()
+        ids, dropped, items = self._fit_prompt(text, self.exchanges)
+        self.first_in_window += dropped
+        yield from truncation_notes(dropped, items)
+        spoken = Generation()
         trouble: list[Event] = []
         try:
-            yield from self.voice.speak(ids, spoken, text)
+            yield from self.model.stream_answer(ids, spoken, text)
         finally:
             if spoken.text:
-                trouble = self._remember(text, spoken)
+                trouble = self._record_exchange(text, spoken)
         yield from trouble
-        yield from verdict(self.voice, spoken)
-        yield Done(as_result(self.voice, spoken))
+        yield from generation_notes(self.model, spoken)
+        yield JobResult(chat_result(self.model, spoken))
 
     def compare(self, text: str = "") -> Iterator[Event]:
         """`text`, or the last question, to base, fused and adapted; the conversation stays as it was."""
@@ -104,47 +104,49 @@ class Conversation:
                     "There is no question yet to compare.", hint="/compare QUESTION, or ask something first."
                 )
             text, earlier = earlier[-1].question, earlier[:-1]
-        ids, dropped, items = self._prompt(text, earlier)
-        yield from left_out(dropped, items)
-        yield from compare_with(self.voice, text, ids)
+        ids, dropped, items = self._fit_prompt(text, earlier)
+        yield from truncation_notes(dropped, items)
+        yield from compare_prompt(self.model, text, ids)
 
     def switch_user(self, name: str) -> Iterator[Event]:
         """Speak with somebody else: new weights, a new conversation, the same loaded base."""
-        user = self.voice.reg.users.get(name)
-        self.voice.become(user, self.voice.asking.mode)
-        self._begin()
-        yield from self.opening()
+        user = self.model.reg.users.get(name)
+        self.model.set_user(user, self.model.options.mode)
+        self._clear_state()
+        yield from self.opening_notes()
 
     def switch_mode(self, mode: str) -> Iterator[Event]:
         """Go on with the same conversation under other weights."""
-        self.voice.become(self.voice.user, mode)
-        yield Note(source_line(self.voice.source, self.voice.task.name))
+        self.model.set_user(self.model.user, mode)
+        yield Note(source_line(self.model.source, self.model.task.name))
 
     def reset(self) -> Iterator[Event]:
         """Start over with the same user; what is stored stays."""
-        self._begin()
+        self._clear_state()
         yield Note("A new conversation begins.")
 
-    def good(self) -> Iterator[Event]:
+    def accept_exchange(self) -> Iterator[Event]:
         """Make the last exchange a history item of the user's task, `free` unless the chat was opened with one."""
         if not self.exchanges:
             raise BadInput("There is no answer yet to call good.")
         user, last = self._require_user("keep an item for"), self.exchanges[-1]
-        if last.good:
+        if last.is_history_item:
             yield Note("This exchange is a history item already.")
             return
-        saved = keep_item(self.voice.reg, user, self.voice.asking.task or FREE, last.question, last.answer)
-        last.good = True
+        saved = add_exchange_as_item(
+            self.model.reg, user, self.model.options.task or FREE_TASK, last.question, last.answer
+        )
+        last.is_history_item = True
         yield saved
 
     def resume(self, chat_id: int) -> Iterator[Event]:
         """Go on with one of the user's stored chats. NotFound where they have none of that number."""
-        user, chats = self._require_user("go on with"), self.voice.reg.chats
+        user, chats = self._require_user("go on with"), self.model.reg.chats
         chat = chats.get(chat_id)
         if chat.user_id != user.id:
             raise NotFound(f"{user.name} has no chat {chat_id}.", hint="/history lists them.")
-        self._begin()
-        self.chat, self.keep = chat, True
+        self._clear_state()
+        self.chat, self.autosave = chat, True
         question = ""
         for message in chats.messages(chat_id):
             if message.role == "user":
@@ -158,19 +160,19 @@ class Conversation:
         if not self.exchanges:
             raise BadInput("There is nothing to save yet.")
         if target:
-            yield Saved("transcript", str(_write_new(target, self._transcript())))
-        if self.voice.user is None:
+            yield ArtifactSaved("transcript", str(_write_new(target, self._transcript())))
+        if self.model.user is None:
             if not target:
                 self._require_user("store a conversation with")
             return
-        self.keep = True
+        self.autosave = True
         yield from self._store()
         if self.chat is not None:
-            yield Saved("chat", str(self.chat.id), f"{len(self.exchanges)} exchanges")
+            yield ArtifactSaved("chat", str(self.chat.id), f"{len(self.exchanges)} exchanges")
 
-    def history(self, which: str = "") -> Iterator[Event]:
+    def stored_chats(self, which: str = "") -> Iterator[Event]:
         """The user's stored chats, newest first; with a chat's number, its messages."""
-        user, chats = self._require_user("look back with"), self.voice.reg.chats
+        user, chats = self._require_user("look back with"), self.model.reg.chats
         known = sorted(chats.of_user(user.id), key=lambda chat: chat.id, reverse=True)
         if which:
             wanted = [chat for chat in known if str(chat.id) == which]
@@ -180,35 +182,35 @@ class Conversation:
                 {"role": m.role, "content": m.content, "source": m.source, "created": m.created}
                 for m in chats.messages(wanted[0].id)
             ]
-            yield Done({"chat": wanted[0].id, "user": user.name, "messages": messages})
+            yield JobResult({"chat": wanted[0].id, "user": user.name, "messages": messages})
             return
         listed = [
             {"chat": c.id, "created": c.created, "title": c.title, "messages": len(chats.messages(c.id))}
             for c in known[:LISTED_CHATS]
         ]
-        yield Done({"user": user.name, "chats": listed, "more": max(0, len(known) - LISTED_CHATS)})
+        yield JobResult({"user": user.name, "chats": listed, "more": max(0, len(known) - LISTED_CHATS)})
 
-    def _prompt(self, text: str, exchanges: list[Exchange]) -> tuple[list[int], int, int]:
+    def _fit_prompt(self, text: str, exchanges: list[Exchange]) -> tuple[list[int], int, int]:
         """The fitted prompt for `text` after what of `exchanges` still fits."""
         messages: list[Message] = []
-        for exchange in exchanges[self.first :] if not self.voice.wraps else ():
+        for exchange in exchanges[self.first_in_window :] if not self.model.uses_task_prompt else ():
             messages += [
                 {"role": "user", "content": exchange.question},
                 {"role": "assistant", "content": exchange.answer},
             ]
         messages.append({"role": "user", "content": text})
-        if self.voice.wraps:
-            return self.voice.fitted(messages, self.voice.history(text))
+        if self.model.uses_task_prompt:
+            return self.model.fit_prompt(messages, self.model.prompt_history(text))
         if self._history is None:  # the block stands before the first message: changing it later would void the cache
-            self._history = self.voice.history(text)
-        return self.voice.fitted(messages, self._history)
+            self._history = self.model.prompt_history(text)
+        return self.model.fit_prompt(messages, self._history)
 
-    def _remember(self, text: str, spoken: Spoken) -> list[Event]:
-        self.exchanges.append(Exchange(text, spoken.text, self.voice.source.as_json()))
+    def _record_exchange(self, text: str, spoken: Generation) -> list[Event]:
+        self.exchanges.append(Exchange(text, spoken.text, self.model.source.as_json()))
         try:
-            return list(self._store()) if self.keep else []
+            return list(self._store()) if self.autosave else []
         except NotFound as error:
-            self.keep = False
+            self.autosave = False
             return [Note(f"Not stored, nor is what follows: {error.message}", warning=True)]
 
     def _store(self) -> Iterator[Event]:
@@ -216,19 +218,21 @@ class Conversation:
 
         Raises NotFound where the user or the stored conversation was removed meanwhile.
         """
-        user, reg = self.voice.user, self.voice.reg
+        user, reg = self.model.user, self.model.reg
         if user is None:
             return
         waiting = [exchange for exchange in self.exchanges if not exchange.stored]
         try:
             with reg.transaction():
-                reg.users.require(user)
-                chat = self.chat or reg.chats.start(user.id, _title(self.exchanges[0].question))
+                reg.users.require_existing(user)
+                chat = self.chat or reg.chats.start_chat(user.id, _title(self.exchanges[0].question))
                 if reg.chats.get(chat.id) != chat:  # the number may be another conversation's by now
                     raise NotFound(f"There is no chat {chat.id}.", hint="/reset begins another.")
                 for exchange in waiting:
-                    reg.chats.add(chat.id, "user", exchange.question, {})
-                    reg.chats.add(chat.id, "assistant", exchange.answer, _known(reg, exchange.source))
+                    reg.chats.add_message(chat.id, "user", exchange.question, {})
+                    reg.chats.add_message(
+                        chat.id, "assistant", exchange.answer, _without_forgotten_anchors(reg, exchange.source)
+                    )
         except StoreBusy as error:
             yield Note(f"Not stored yet: {error.message}", warning=True)
             return
@@ -237,19 +241,19 @@ class Conversation:
             exchange.stored = True
 
     def _transcript(self) -> str:
-        name = self.voice.user.name if self.voice.user else "user"
+        name = self.model.user.name if self.model.user else "user"
         return "\n".join(
             f"{_turn(name, exchange.question)}{_turn(exchange.source['mode'], exchange.answer)}"
             for exchange in self.exchanges
         )
 
     def _require_user(self, purpose: str) -> Any:
-        if self.voice.user is None:
+        if self.model.user is None:
             raise BadInput(f"There is nobody to {purpose}.", hint="/user NAME chooses somebody.")
-        return self.voice.user
+        return self.model.user
 
 
-def keep_item(reg: Registry, user: User, task: str, question: str, answer: str) -> Saved:
+def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, answer: str) -> ArtifactSaved:
     """Make an exchange a history item of a task. Raises BadInput where the answer is none of the task's labels."""
     from mta_cli.pipeline.data.tasks import find_task
     from store.records import NewItem
@@ -261,24 +265,24 @@ def keep_item(reg: Registry, user: User, task: str, question: str, answer: str) 
     content = "\0".join((now, question, answer))
     key = f"chat-{sha256(content.encode()).hexdigest()[:16]}"
     with reg.transaction():
-        reg.users.require(user)
-        reg.items.append(user.id, [NewItem(key, task, question, answer, now)])
+        reg.users.require_existing(user)
+        reg.items.append_items(user.id, [NewItem(key, task, question, answer, now)])
     learn = f"learn from it with: mta user adapt {shlex.quote(user.name)} --task {task}"
-    if reg.banks.latest(task) is None:
+    if reg.banks.latest_ready_bank(task) is None:
         learn = f"what learns from it needs a bank first: mta bank build --task {task}"
-    return Saved("history item", key, f"task {task}; {learn}")
+    return ArtifactSaved("history item", key, f"task {task}; {learn}")
 
 
-def _known(reg: Registry, source: dict[str, Any]) -> dict[str, Any]:
+def _without_forgotten_anchors(reg: Registry, source: dict[str, Any]) -> dict[str, Any]:
     """Where an answer came from, without the names of anchors who were forgotten since the voice was opened."""
     anchors = source.get("anchors", [])
-    there = reg.users.known(anchors)
-    return {**source, "anchors": [name if name in there else SOMEBODY for name in anchors]} if anchors else source
+    there = reg.users.existing_names(anchors)
+    return {**source, "anchors": [name if name in there else FORGOTTEN_NAME for name in anchors]} if anchors else source
 
 
 def _turn(who: str, text: str) -> str:
     """One turn of a transcript: text that was said cannot look like another's turn, or like a terminal's command."""
-    return f"{clean(who)}: " + "\n    ".join(clean(text).splitlines()) + "\n"
+    return f"{clean_text(who)}: " + "\n    ".join(clean_text(text).splitlines()) + "\n"
 
 
 def _title(question: str) -> str:

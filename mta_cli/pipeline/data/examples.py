@@ -13,11 +13,11 @@ from store.records import Item, Query
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import Example, Row
+    from mta_cli.engine.text.prompts import HistoryExample, TrainingRow
     from mta_cli.engine.text.tasks import Task
     from store.registry import Registry
 
-LATEST = 2**62  # an item number behind every stored one
+MAX_ITEM_ID = 2**62  # an item number behind every stored one
 
 
 def history_mix(history_items: int) -> tuple[int, ...]:
@@ -25,7 +25,7 @@ def history_mix(history_items: int) -> tuple[int, ...]:
     return tuple(sorted({0, min(1, history_items), history_items}))
 
 
-class Examples:
+class PromptRowBuilder:
     """Token rows of one task for one base. Where `among` names items by user id, only these are shown of that user."""
 
     def __init__(
@@ -36,13 +36,13 @@ class Examples:
         history_items: int,
         among: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
-        from mta_cli.engine.text.prompts import Prompter
+        from mta_cli.engine.text.prompts import PromptBuilder
 
         self.reg, self.task, self.history_items = reg, task, history_items
-        self.among = among if among is not None else {}
-        self.prompter: Prompter = Prompter(base.tokenizer, task, base.end_ids)
+        self.allowed_items = among if among is not None else {}
+        self.prompter: PromptBuilder = PromptBuilder(base.tokenizer, task, base.end_ids)
 
-    def history(
+    def retrieve_history(
         self,
         user_id: int,
         text: str,
@@ -50,18 +50,26 @@ class Examples:
         *,
         exclude: int | None = None,
         before: tuple[str | None, int] | None = None,
-    ) -> list[Example]:
+    ) -> list[HistoryExample]:
         """The user's `count` own items nearest to `text`, not `exclude`, nor any known to be from after `before`."""
-        from mta_cli.engine.text.prompts import Example
+        from mta_cli.engine.text.prompts import HistoryExample
 
         if count == 0:
             return []
-        found = self.reg.items.search(
-            user_id, self.task.name, text, limit=count, exclude=exclude, before=before, among=self.among.get(user_id)
+        found = self.reg.items.search_items(
+            user_id,
+            self.task.name,
+            text,
+            limit=count,
+            exclude=exclude,
+            before=before,
+            among=self.allowed_items.get(user_id),
         )
-        return [Example(item.input, item.output) for item in found]
+        return [HistoryExample(item.input, item.output) for item in found]
 
-    def rows(self, items: Sequence[Item], *, mix: Sequence[int] | None = None, seed: int = 0) -> list[Row]:
+    def training_rows(
+        self, items: Sequence[Item], *, mix: Sequence[int] | None = None, seed: int = 0
+    ) -> list[TrainingRow]:
         """A training row for each item, its prompt showing one of `mix` numbers of other items (or as in use)."""
         counts = tuple(mix) if mix is not None else (self.history_items,)
         choose = random.Random(seed)
@@ -69,19 +77,19 @@ class Examples:
 
     def query_prompt(self, query: Query) -> list[int]:
         """The prompt of a held-out query, with history from before it."""
-        shown = self.history(query.user_id, query.input, self.history_items, before=(query.time, LATEST))
+        shown = self.retrieve_history(query.user_id, query.input, self.history_items, before=(query.time, MAX_ITEM_ID))
         return self.prompter.prompt_ids(query.input, shown)
 
-    def query_rows(self, queries: Sequence[Query]) -> list[Row]:
+    def query_rows(self, queries: Sequence[Query]) -> list[TrainingRow]:
         """Held-out queries with their gold answers, for measuring only."""
-        from mta_cli.engine.text.prompts import Row
+        from mta_cli.engine.text.prompts import TrainingRow
 
         rows = []
         for query in queries:
             prompt = self.query_prompt(query)
-            rows.append(Row((*prompt, *self.prompter.answer_ids(query.gold)), len(prompt)))
+            rows.append(TrainingRow((*prompt, *self.prompter.answer_ids(query.gold)), len(prompt)))
         return rows
 
-    def _row(self, item: Item, count: int) -> Row:
-        shown = self.history(item.user_id, item.input, count, exclude=item.id, before=(item.time, item.id))
-        return self.prompter.row(item.input, item.output, shown)
+    def _row(self, item: Item, count: int) -> TrainingRow:
+        shown = self.retrieve_history(item.user_id, item.input, count, exclude=item.id, before=(item.time, item.id))
+        return self.prompter.training_row(item.input, item.output, shown)

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mta_cli.errors import BadInput, NotFound, UsageFault
-from mta_cli.events import Event, Note, Started, Step
+from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.formats import FORMATS
-from mta_cli.pipeline.data.formats.findings import Findings, Record, shown
-from mta_cli.pipeline.data.formats.lamp import NO_GOLD, Golds, parse_golds, parse_questions, parse_users
-from mta_cli.pipeline.data.formats.reading import lines_of, opened, read_document
+from mta_cli.pipeline.data.formats.findings import ParseFindings, Record, format_value
+from mta_cli.pipeline.data.formats.lamp import NO_GOLD, GoldAnswers, parse_golds, parse_questions, parse_users
+from mta_cli.pipeline.data.formats.reading import iter_lines, open_file, read_document
 from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
-from mta_cli.pipeline.data.formats.task_fields import Shape
+from mta_cli.pipeline.data.formats.task_fields import FieldMapping
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
 
-PROGRESS = 5_000
+PROGRESS_EVERY = 5_000
 """Records between two steps of the progress bar."""
 DEFAULT_TASK = "free"
 
@@ -28,7 +28,7 @@ FindTask = Callable[[str], "Task"]
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportSource:
     """What was asked for: a file, its format, and whose and which task's it is where the file does not say."""
 
     format: str
@@ -37,16 +37,16 @@ class Source:
     outputs: Path | None = None
     user: str | None = None
 
-    def check(self) -> None:
+    def require_consistent(self) -> None:
         """Raise `UsageFault` when the parts contradict each other."""
         if self.format not in FORMATS:
-            raise UsageFault(f"{shown(self.format)} is no format", hint=f"choose one of {', '.join(FORMATS)}")
+            raise UsageError(f"{format_value(self.format)} is no format", hint=f"choose one of {', '.join(FORMATS)}")
         if self.outputs is not None and self.format != "lamp":
-            raise UsageFault(f"--outputs belongs to the format lamp, not to {self.format}")
+            raise UsageError(f"--outputs belongs to the format lamp, not to {self.format}")
 
 
 @dataclass
-class Intake:
+class ParsedFile:
     """A file after it was checked. `tasks` holds every task that its records belong to.
 
     `untimed` counts records whose time the store will not learn, because it already has them without one.
@@ -55,12 +55,12 @@ class Intake:
     task: str | None = None
     records: list[Record] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)
-    findings: Findings = field(default_factory=Findings)
+    findings: ParseFindings = field(default_factory=ParseFindings)
     warnings: list[str] = field(default_factory=list)
-    untimed: int = 0
+    times_not_stored: int = 0
 
     @property
-    def users(self) -> list[str]:
+    def user_names(self) -> list[str]:
         """Everyone whom the file names, in its order, also those without a single usable record."""
         return list(self.findings.spellings)
 
@@ -69,69 +69,71 @@ class Intake:
         return sum(record.held_out == held_out for record in self.records)
 
 
-def read_source(source: Source, find: FindTask) -> Generator[Event, None, Intake]:
+def parse_import_file(source: ImportSource, find: FindTask) -> Generator[Event, None, ParsedFile]:
     """Check the whole file. Raises `NotFound`, `UsageFault` or `BadInput`; the latter lists every fault."""
-    source.check()
-    intake = Intake(source.task)
+    source.require_consistent()
+    intake = ParsedFile(source.task)
     if source.user is not None:
-        intake.findings.spelled(source.user, source.user)
+        intake.findings.add_spelling(source.user, source.user)
     if source.task is not None:
         intake.tasks[source.task] = find(source.task)
-    yield Started(f"read {source.path.name}", unit="records")
-    for record in _parsed(source, intake, find):
+    yield JobStarted(f"read {source.path.name}", unit="records")
+    for record in _parse_records(source, intake, find):
         intake.records.append(record)
-        if len(intake.records) % PROGRESS == 0:
-            yield Step("", len(intake.records))
+        if len(intake.records) % PROGRESS_EVERY == 0:
+            yield JobProgress("", len(intake.records))
     _find_tasks(intake, find)
     unnamed = source.format == "users" and source.task is None
     hint = f"it was read as task {DEFAULT_TASK}; name another with --task" if unnamed else None
-    intake.findings.settle(source.path.name, hint)
-    if not intake.records and not intake.findings.left_out:
+    intake.findings.raise_faults(source.path.name, hint)
+    if not intake.records and not intake.findings.skip_counts:
         raise BadInput(f"{source.path.name} holds no records")
     return intake
 
 
-def _parsed(source: Source, intake: Intake, find: FindTask) -> Iterator[Record]:
+def _parse_records(source: ImportSource, intake: ParsedFile, find: FindTask) -> Iterator[Record]:
     if source.format == "lamp":
         return _lamp(source, intake, find)
     if source.format == "users":
-        shape = _shape(intake, source.task or DEFAULT_TASK, find)
+        shape = _field_mapping(intake, source.task or DEFAULT_TASK, find)
         return parse_users(read_document(source.path), shape, source.path.name, intake.findings)
-    return _rows(source, intake)
+    return _parse_row_file(source, intake)
 
 
-def _lamp(source: Source, intake: Intake, find: FindTask) -> Iterator[Record]:
+def _lamp(source: ImportSource, intake: ParsedFile, find: FindTask) -> Iterator[Record]:
     name, findings = source.path.name, intake.findings
-    golds = Golds("", {})
+    golds = GoldAnswers("", {})
     if source.outputs is not None:
         golds = parse_golds(read_document(source.outputs), source.outputs.name, findings)
     told = golds.task.casefold().replace("_", "-")
     task = source.task or told
     if not task:
-        raise UsageFault(f"{name} does not say which task it is", hint="name it with --task; `mta task list` shows all")
+        raise UsageError(f"{name} does not say which task it is", hint="name it with --task; `mta task list` shows all")
     if source.task is not None and told.startswith("lamp-") and told != source.task:
-        intake.warnings.append(f"the outputs say {shown(golds.task)}, but are imported as {source.task}")
-    yield from parse_questions(read_document(source.path), golds.answers, _shape(intake, task, find), name, findings)
+        intake.warnings.append(f"the outputs say {format_value(golds.task)}, but are imported as {source.task}")
+    yield from parse_questions(
+        read_document(source.path), golds.answers, _field_mapping(intake, task, find), name, findings
+    )
 
 
-def _rows(source: Source, intake: Intake) -> Iterator[Record]:
+def _parse_row_file(source: ImportSource, intake: ParsedFile) -> Iterator[Record]:
     name, findings = source.path.name, intake.findings
     required = frozenset({"input", "output"} if source.user is not None else {"user", "input", "output"})
-    with opened(source.path) as stream:
-        lines = lines_of(stream, name, findings)
+    with open_file(source.path) as stream:
+        lines = iter_lines(stream, name, findings)
         rows = (
             jsonl_rows(lines, name, findings) if source.format == "jsonl" else csv_rows(lines, name, findings, required)
         )
         yield from parse_rows(rows, source.task or DEFAULT_TASK, findings, source.user)
 
 
-def _shape(intake: Intake, name: str, find: FindTask) -> Shape:
+def _field_mapping(intake: ParsedFile, name: str, find: FindTask) -> FieldMapping:
     task = intake.tasks.setdefault(name, find(name))
     intake.task = name
-    return Shape(name, task.input_field, task.output_field, task.strip)
+    return FieldMapping(name, task.input_field, task.output_field, task.strip_instruction)
 
 
-def _find_tasks(intake: Intake, find: FindTask) -> None:
+def _find_tasks(intake: ParsedFile, find: FindTask) -> None:
     """Every task that a record names must exist; a missing one is a fault of the first record that names it."""
     unknown: set[str] = set()
     for record in intake.records:
@@ -143,28 +145,30 @@ def _find_tasks(intake: Intake, find: FindTask) -> None:
         except NotFound as error:
             unknown.add(name)
             hint = f" ({error.hint})" if error.hint else ""
-            intake.findings.fault(record.place, f"{error.message}{hint}", "task")
+            intake.findings.add_fault(record.location, f"{error.message}{hint}", "task")
 
 
-def remarks(intake: Intake) -> Iterator[Note]:
+def import_notes(intake: ParsedFile) -> Iterator[Note]:
     """What the person should know about a file that is imported all the same."""
-    for reason, count in intake.findings.left_out.items():
+    for reason, count in intake.findings.skip_counts.items():
         kept = "; their users' histories are imported" if reason == NO_GOLD else ""
         yield Note(f"left out, {reason}: {count:,}{kept}", warning=True)
-    if intake.findings.ignored:
-        yield Note(f"fields that mean nothing here: {', '.join(shown(name) for name in intake.findings.ignored)}")
+    if intake.findings.ignored_fields:
+        yield Note(
+            f"fields that mean nothing here: {', '.join(format_value(name) for name in intake.findings.ignored_fields)}"
+        )
     yield from (Note(text, warning=True) for text in intake.warnings)
-    if intake.untimed:
-        yield Note(f"stored already without a time, and stay so: {intake.untimed:,}", warning=True)
+    if intake.times_not_stored:
+        yield Note(f"stored already without a time, and stay so: {intake.times_not_stored:,}", warning=True)
     yield from _unknown_labels(intake)
-    leaked = _leaked(intake)
+    leaked = _count_leaked_queries(intake)
     if leaked:
         yield Note(
             f"held-out queries that also stand in their user's history, with the same answer: {leaked:,}", warning=True
         )
 
 
-def _unknown_labels(intake: Intake) -> Iterator[Note]:
+def _unknown_labels(intake: ParsedFile) -> Iterator[Note]:
     strange: dict[str, Counter[str]] = {}
     for record in intake.records:
         task = intake.tasks[record.item.task]
@@ -173,11 +177,11 @@ def _unknown_labels(intake: Intake) -> Iterator[Note]:
         if task.labels and record.item.output.strip() not in task.labels:
             strange.setdefault(task.name, Counter())[record.item.output] += 1
     for name, answers in strange.items():
-        some = ", ".join(shown(answer) for answer, _ in answers.most_common(3))
+        some = ", ".join(format_value(answer) for answer, _ in answers.most_common(3))
         yield Note(f"answers that are no label of {name}: {answers.total():,}, such as {some}", warning=True)
 
 
-def _leaked(intake: Intake) -> int:
+def _count_leaked_queries(intake: ParsedFile) -> int:
     said = {
         (record.user, record.item.task, record.item.input, record.item.output)
         for record in intake.records

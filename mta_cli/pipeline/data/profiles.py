@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import IntegrityFault
-from mta_cli.events import Done, Event, Note, Started, Step
+from mta_cli.events import Event, JobProgress, JobResult, JobStarted, Note
 from store.records import Item, Profile, User
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
-PIECE = 256  # items embedded and stored together; an interruption costs at most this much work
+EMBED_BATCH = 256  # items embedded and stored together; an interruption costs at most this much work
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _UserItems:
     """Some new items of one user, in the order of their ids."""
 
     user: User
@@ -40,24 +40,24 @@ def refresh_profiles(
 
     The embedder is loaded only when there is something to embed.
     """
-    chosen = [user for user, _ in reg.users.with_items(task)] if users is None else list(users)
-    pieces = [piece for user in chosen for piece in _new_pieces(reg, user, task, embedder.fingerprint)]
+    chosen = [user for user, _ in reg.users.users_with_items(task)] if users is None else list(users)
+    pieces = [piece for user in chosen for piece in _new_user_items(reg, user, task, embedder.fingerprint)]
     total = sum(len(piece.items) for piece in pieces)
     if total:
         from mta_cli.engine.retrieval.embed import Embedder
-        from mta_cli.pipeline.models.verify import vouched
+        from mta_cli.pipeline.models.verify import verify_in_background
 
         yield Note(f"Embedding {total:,} new history items with {embedder.name}.")
-        with vouched([embedder]):
+        with verify_in_background([embedder]):
             model = Embedder(embedder.path, device)
-        yield Started(f"profiles of {task}", total, "items")
+        yield JobStarted(f"profiles of {task}", total, "items")
         done = 0
         for batch in _batches(pieces):
             started = time.monotonic()
-            _embed(reg, model, task, embedder.fingerprint, batch)
+            _embed_batch(reg, model, task, embedder.fingerprint, batch)
             done += sum(len(piece.items) for piece in batch)
-            yield Step(batch[-1].user.name, done, seconds=time.monotonic() - started)
-    yield Done({"task": task, "users": len({piece.user.id for piece in pieces}), "items": total})
+            yield JobProgress(batch[-1].user.name, done, seconds=time.monotonic() - started)
+    yield JobResult({"task": task, "users": len({piece.user.id for piece in pieces}), "items": total})
 
 
 def profile_matrix(
@@ -69,16 +69,16 @@ def profile_matrix(
     """
     import numpy as np
 
-    found = reg.profiles.totals(task, embedder, users)
+    found = reg.profiles.profile_totals(task, embedder, users)
     if not found:
         return [], np.zeros((0, 0), dtype=np.float32)
     if len({len(total) for _, total in found}) != 1:
         raise IntegrityFault(f"The profiles of {task} differ in length", hint="mta doctor")
     sums = np.frombuffer(b"".join(total for _, total in found), dtype="<f4").reshape(len(found), -1)
-    return [user_id for user_id, _ in found], unit_rows(sums)
+    return [user_id for user_id, _ in found], normalise_rows(sums)
 
 
-def unit_rows(sums: NDArray[np.float32]) -> NDArray[np.float32]:
+def normalise_rows(sums: NDArray[np.float32]) -> NDArray[np.float32]:
     """Each row divided by its length; a row of zeros stays zero."""
     import numpy as np
 
@@ -86,17 +86,17 @@ def unit_rows(sums: NDArray[np.float32]) -> NDArray[np.float32]:
     return (sums / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32, copy=False)
 
 
-def _new_pieces(reg: Registry, user: User, task: str, embedder: str) -> list[_Piece]:
+def _new_user_items(reg: Registry, user: User, task: str, embedder: str) -> list[_UserItems]:
     known = reg.profiles.get(user.id, task, embedder)
-    items = reg.items.after(user.id, task, known.last_item if known else 0)
-    return [_Piece(user, items[start : start + PIECE]) for start in range(0, len(items), PIECE)]
+    items = reg.items.items_after(user.id, task, known.last_item if known else 0)
+    return [_UserItems(user, items[start : start + EMBED_BATCH]) for start in range(0, len(items), EMBED_BATCH)]
 
 
-def _batches(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+def _batches(pieces: Sequence[_UserItems]) -> Iterator[list[_UserItems]]:
     """Neighbouring pieces together, up to `PIECE` items: many users with few items share the embedder's batches."""
-    batch: list[_Piece] = []
+    batch: list[_UserItems] = []
     for piece in pieces:
-        if batch and sum(len(other.items) for other in batch) + len(piece.items) > PIECE:
+        if batch and sum(len(other.items) for other in batch) + len(piece.items) > EMBED_BATCH:
             yield batch
             batch = []
         batch.append(piece)
@@ -104,12 +104,12 @@ def _batches(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
         yield batch
 
 
-def _embed(reg: Registry, model: Embedder, task: str, embedder: str, batch: Sequence[_Piece]) -> None:
+def _embed_batch(reg: Registry, model: Embedder, task: str, embedder: str, batch: Sequence[_UserItems]) -> None:
     texts = [f"{item.input}\n{item.output}" for piece in batch for item in piece.items]
     rows = model.embed(texts)  # [items, width]
     start = 0
     with reg.transaction():
-        there = reg.users.there(piece.user for piece in batch)
+        there = reg.users.existing_users(piece.user for piece in batch)
         for piece in batch:
             own = rows[start : start + len(piece.items)]
             start += len(piece.items)
@@ -119,10 +119,12 @@ def _embed(reg: Registry, model: Embedder, task: str, embedder: str, batch: Sequ
             last = known.last_item if known else 0  # another process may have added some of these meanwhile
             new = [i for i, item in enumerate(piece.items) if item.id > last]
             if new:
-                reg.profiles.put(_grown(known, piece, task, embedder, own[new]))
+                reg.profiles.save_profile(_updated_profile(known, piece, task, embedder, own[new]))
 
 
-def _grown(known: Profile | None, piece: _Piece, task: str, embedder: str, rows: NDArray[np.float32]) -> Profile:
+def _updated_profile(
+    known: Profile | None, piece: _UserItems, task: str, embedder: str, rows: NDArray[np.float32]
+) -> Profile:
     import numpy as np
 
     total = rows.astype(np.float64).sum(axis=0)

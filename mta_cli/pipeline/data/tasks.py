@@ -7,50 +7,39 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.text.task_files import FILE_LIMIT, parse_task, task_to_toml
-from mta_cli.engine.text.tasks import BUILTIN, Task
+from mta_cli.engine.text.task_files import MAX_TASK_FILE_CHARACTERS, parse_task
+from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.errors import BadInput, IntegrityFault, NotFound
 
 if TYPE_CHECKING:
     from store.registry import Registry
 
-__all__ = [
-    "add_task",
-    "describe",
-    "find_task",
-    "list_tasks",
-    "remove_task",
-    "task_names",
-    "task_to_remove",
-    "task_to_toml",
-]
-
 
 def find_task(reg: Registry | None, name: str) -> Task:
     """The task called `name`; without a store one of the built-in ones. Raises NotFound with the nearest names."""
-    if name in BUILTIN:
-        return BUILTIN[name]
+    if name in BUILTIN_TASKS:
+        return BUILTIN_TASKS[name]
     text = reg.tasks.get(name) if reg is not None else None
     if text is None:
-        raise _no_task(reg, name)
-    return _stored(name, text)
+        raise _unknown_task_error(reg, name)
+    return _parse_stored_task(name, text)
 
 
 def task_names(reg: Registry | None) -> list[str]:
     """The names of all tasks, built-in ones first."""
-    return [*BUILTIN, *(reg.tasks.all() if reg is not None else ())]
+    return [*BUILTIN_TASKS, *(reg.tasks.all() if reg is not None else ())]
 
 
 def list_tasks(reg: Registry | None) -> list[dict[str, Any]]:
     """Every task as `describe` gives it, built-in ones first."""
-    return [describe(reg, name) for name in task_names(reg)]
+    return [task_json(reg, name) for name in task_names(reg)]
 
 
-def describe(reg: Registry | None, name: str) -> dict[str, Any]:
+def task_json(reg: Registry | None, name: str) -> dict[str, Any]:
     """A task's keys as in a task file, whether it is built in, and how many users have items of it."""
     task = find_task(reg, name)
-    users = len(reg.users.with_items(name)) if reg is not None else 0
-    return {**asdict(task), "builtin": name in BUILTIN, "users": users}
+    users = len(reg.users.users_with_items(name)) if reg is not None else 0
+    return {**asdict(task), "builtin": name in BUILTIN_TASKS, "users": users}
 
 
 def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
@@ -60,7 +49,7 @@ def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
     """
     text = _read(path)
     task = parse_task(text, path.name)
-    if task.name in BUILTIN:
+    if task.name in BUILTIN_TASKS:
         raise BadInput(
             f"{path.name}: name {task.name!r} is that of a built-in task", hint="give your task another name"
         )
@@ -71,34 +60,34 @@ def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
                 f"There is a task {task.name!r} already, and it differs.",
                 hint=f"`mta task rm {task.name}` first, or give yours another name",
             )
-        reg.tasks.put(task.name, text)
+        reg.tasks.save_task(task.name, text)
     return task, earlier is None
 
 
-def task_to_remove(reg: Registry, name: str) -> int:
+def count_task_users(reg: Registry, name: str) -> int:
     """How many users have items of an added task. Raises NotFound, or BadInput for a built-in one."""
-    if name in BUILTIN:
+    if name in BUILTIN_TASKS:
         raise BadInput(f"{name} is built in and cannot be removed.")
     if reg.tasks.get(name) is None:
-        raise _no_task(reg, name)
-    return len(reg.users.with_items(name))
+        raise _unknown_task_error(reg, name)
+    return len(reg.users.users_with_items(name))
 
 
 def remove_task(reg: Registry, name: str) -> dict[str, Any]:
     """Remove an added task; histories of it stay, and are of use again once a task of that name is added."""
     with reg.transaction():
-        users = task_to_remove(reg, name)
+        users = count_task_users(reg, name)
         reg.tasks.remove(name)
     return {"task": name, "users": users}
 
 
-def _no_task(reg: Registry | None, name: str) -> NotFound:
+def _unknown_task_error(reg: Registry | None, name: str) -> NotFound:
     near = get_close_matches(name[:80].casefold().replace("_", "-"), task_names(reg), 3, 0.5)
     hint = f"nearest: {', '.join(near)}" if near else "`mta task list` shows all"
     return NotFound(f"There is no task {name[:80]!r}.", hint=hint)
 
 
-def _stored(name: str, text: str) -> Task:
+def _parse_stored_task(name: str, text: str) -> Task:
     try:
         return parse_task(text, name)
     except BadInput as error:
@@ -109,11 +98,11 @@ def _stored(name: str, text: str) -> Task:
 
 
 def _read(path: Path) -> str:
-    from mta_cli.pipeline.data.formats.reading import decoded, opened, refuse_foreign
+    from mta_cli.pipeline.data.formats.reading import decode_utf8, open_file, reject_magic_bytes
 
-    with opened(path) as stream:
-        content = stream.read(4 * FILE_LIMIT + 1)
-    if len(content) > 4 * FILE_LIMIT:
-        raise BadInput(f"{path.name} is no task file: it has more than {4 * FILE_LIMIT:,} bytes")
-    refuse_foreign(content, path.name)
-    return decoded(content, path.name)
+    with open_file(path) as stream:
+        content = stream.read(4 * MAX_TASK_FILE_CHARACTERS + 1)
+    if len(content) > 4 * MAX_TASK_FILE_CHARACTERS:
+        raise BadInput(f"{path.name} is no task file: it has more than {4 * MAX_TASK_FILE_CHARACTERS:,} bytes")
+    reject_magic_bytes(content, path.name)
+    return decode_utf8(content, path.name)

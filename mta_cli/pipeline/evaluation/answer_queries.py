@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.memory.label_prior import Prior
+    from mta_cli.engine.memory.label_prior import LabelPrior
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.pipeline.data.examples import Examples
+    from mta_cli.pipeline.data.examples import PromptRowBuilder
     from store.records import Query
 
 
 @dataclass(frozen=True)
-class Asked:
+class ModelQuery:
     """A query, and whose parts answer it: a number among the people who are asked together."""
 
     query: Query
-    owner: int
+    model_index: int
 
 
 @dataclass(frozen=True)
-class Given:
+class ScoredAnswer:
     """An answer. `scores` are the log-likelihoods of the task's labels with the person's prior, nats; nothing
     where the task has no labels.
 
@@ -42,59 +42,59 @@ class Given:
     seconds: float
 
 
-def answer(
+def answer_queries(
     base: LoadedBase,
-    examples: Examples,
-    asked: Sequence[Asked],
+    examples: PromptRowBuilder,
+    asked: Sequence[ModelQuery],
     people: Sequence[tuple[LoraWeights, ...]],
-    priors: Sequence[Prior | None] = (),
+    priors: Sequence[LabelPrior | None] = (),
     shifts: Sequence[Tensor | None] = (),
-) -> list[Given]:
+) -> list[ScoredAnswer]:
     """An answer to each of `asked`: a label (see `labels.decide`), or the model's own words where the task has none.
 
     `people` are the parts that stand above what the base holds now, `priors` the label prior of each of them,
     if any, `shifts` what is added to their last normalised state. Each query stands in one prompt, whoever answers.
     """
-    from mta_cli.engine.memory.label_prior import decide, weighed
+    from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
     started = time.perf_counter()
     prompts = {one.query.id: tuple(examples.query_prompt(one.query)) for one in asked}
     labels = examples.task.labels
     options = {one.query.id: (*labels, one.query.gold) if one.query.gold not in labels else labels for one in asked}
-    found = _weigh(base, examples, asked, people, prompts, options, shifts)
+    found = _score_options(base, examples, asked, people, prompts, options, shifts)
     scores = [
-        weighed(values[: len(labels)], priors[one.owner] if priors else None, one.query.input)
+        add_label_prior(values[: len(labels)], priors[one.model_index] if priors else None, one.query.input)
         for one, values in zip(asked, found, strict=True)
     ]
     if labels:
-        texts = [labels[decide(own, labels, examples.task.metric)] for own in scores]
+        texts = [labels[decide_label(own, labels, examples.task.metric)] for own in scores]
     else:
-        texts = _words(base, examples, asked, people, prompts, shifts)
+        texts = _generate_texts(base, examples, asked, people, prompts, shifts)
     seconds = (time.perf_counter() - started) / max(1, len(asked))
     answers = []
     for one, text, values, own in zip(asked, texts, found, scores, strict=True):
         gold = one.query.gold
         loglik, tokens = values[options[one.query.id].index(gold)], len(examples.prompter.answer_ids(gold))
         prompt = prompts[one.query.id]
-        answers.append(Given(prompt, text, loglik, tokens, own, seconds))
+        answers.append(ScoredAnswer(prompt, text, loglik, tokens, own, seconds))
     return answers
 
 
-def _words(
+def _generate_texts(
     base: LoadedBase,
-    examples: Examples,
-    asked: Sequence[Asked],
+    examples: PromptRowBuilder,
+    asked: Sequence[ModelQuery],
     people: Sequence[tuple[LoraWeights, ...]],
     prompts: dict[int, tuple[int, ...]],
     shifts: Sequence[Tensor | None],
 ) -> list[str]:
-    from mta_cli.engine.generation.generate_batch import answer_many
+    from mta_cli.engine.generation.generate_batch import generate_answers
 
-    found = answer_many(
+    found = generate_answers(
         base,
         [prompts[one.query.id] for one in asked],
         people,
-        [one.owner for one in asked],
+        [one.model_index for one in asked],
         max_tokens=examples.task.answer_tokens,
         shifts=shifts,
     )
@@ -102,10 +102,10 @@ def _words(
     return [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for ids in found]
 
 
-def _weigh(
+def _score_options(
     base: LoadedBase,
-    examples: Examples,
-    asked: Sequence[Asked],
+    examples: PromptRowBuilder,
+    asked: Sequence[ModelQuery],
     people: Sequence[tuple[LoraWeights, ...]],
     prompts: dict[int, tuple[int, ...]],
     options: dict[int, tuple[str, ...]],
@@ -113,13 +113,15 @@ def _weigh(
 ) -> list[list[float]]:
     """The log-likelihood of each of a query's `options`, for each that is asked."""
     from mta_cli.engine.generation.generate import require_window
-    from mta_cli.engine.scoring.log_likelihood import likelihoods
-    from mta_cli.engine.scoring.prefix_tree import Fork
+    from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
+    from mta_cli.engine.scoring.prefix_tree import PromptTree
 
     numbers = {number: n for n, number in enumerate(prompts)}
     forks = []
     for number, prompt in prompts.items():
         branches = tuple(tuple(examples.prompter.answer_ids(text)) for text in options[number])
         require_window(base, prompt, max(map(len, branches)))
-        forks.append(Fork(prompt, branches))
-    return likelihoods(base, forks, people, [(numbers[one.query.id], one.owner) for one in asked], shifts)
+        forks.append(PromptTree(prompt, branches))
+    return completion_log_likelihoods(
+        base, forks, people, [(numbers[one.query.id], one.model_index) for one in asked], shifts
+    )

@@ -10,33 +10,35 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, Note, PlanLine
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, bank_options
-from mta_cli.pipeline.memory.knn import BESIDE, is_fitted
-from mta_cli.pipeline.passing import passed_on
+from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, has_fitted_kernel
+from mta_cli.pipeline.passing import forward_events
 from store.records import Bank
 
 if TYPE_CHECKING:
-    from mta_cli.engine.evaluation.folds import Fold
+    from mta_cli.engine.evaluation.folds import UserFold
     from mta_cli.pipeline.bank.build import BankRequest
     from store.registry import Registry
 
 PURPOSE = "eval"
 
 
-def fold_banks(
+def build_fold_banks(
     reg: Registry, request: EvalRequest, plan: Design, evaluation: int
 ) -> Generator[Event, None, list[Bank]]:
     """Build or finish every fold's bank, and `return` them. Raises as `build_bank`."""
     from mta_cli.pipeline.bank.build import build_bank
 
-    found, known = [], reg.evaluations.banks(evaluation)
+    found, known = [], reg.evaluations.fold_banks(evaluation)
     for number, fold in enumerate(plan.folds):
         bank = reg.banks.by_id(known[number]) if number in known else None
-        whole = bank is not None and bank.status == "ready" and (_guesses(bank) or not request.task.labels)
+        whole = bank is not None and bank.status == "ready" and (_has_fitted_memory(bank) or not request.task.labels)
         if bank is None or not whole:
             yield Note(f"Fold {number + 1} of {len(plan.folds)}: the bank of {len(fold.bank)} people")
-            own = replace(_request(request, fold), begun=partial(reg.evaluations.use_bank, evaluation, number))
+            own = replace(
+                _request(request, fold), on_bank_started=partial(reg.evaluations.set_fold_bank, evaluation, number)
+            )
             try:
-                built: dict[str, Any] = yield from passed_on(build_bank(reg, own))
+                built: dict[str, Any] = yield from forward_events(build_bank(reg, own))
             except BadInput as error:
                 raise BadInput(f"Fold {number + 1}: {error.message}", hint=error.hint) from error
             bank = reg.banks.get(built["bank"], built["version"])
@@ -46,38 +48,38 @@ def fold_banks(
 
 def cost_of_banks(reg: Registry, request: EvalRequest, plan: Design) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of the banks that are not there yet. BadInput where a fold has too few candidates."""
-    from mta_cli.pipeline.bank.build import candidates, contributors, expected
-    from mta_cli.pipeline.bank.task_adapter import made_before
+    from mta_cli.pipeline.bank.build import anchor_candidates, contributors, estimate_build
+    from mta_cli.pipeline.bank.task_adapter import find_reusable_task_adapter
     from mta_cli.pipeline.training.estimate import cost_lines
 
-    known = reg.evaluations.find(plan.key)
-    there = reg.evaluations.banks(known.id) if known is not None else {}
+    known = reg.evaluations.find_by_key(plan.key)
+    there = reg.evaluations.fold_banks(known.id) if known is not None else {}
     ready = {number for number, bank in there.items() if reg.banks.by_id(bank).status == "ready"}
     works = []
     for number, fold in enumerate(plan.folds):
         if number not in ready:
             own = _request(request, fold)
-            pool = contributors(reg, request.task.name, own.options, own.people)
+            pool = contributors(reg, request.task.name, own.options, own.user_ids)
             try:
-                chosen = candidates(pool, request.task.name, own.options)
-                works.append(expected(own, pool, chosen, made_before(reg, own, pool) is not None))
+                chosen = anchor_candidates(pool, request.task.name, own.options)
+                works.append(estimate_build(own, pool, chosen, find_reusable_task_adapter(reg, own, pool) is not None))
             except BadInput as error:
                 raise BadInput(f"Fold {number + 1}: {error.message}", hint=error.hint) from error
     if not works:
         return (PlanLine("banks", "all there"),)
-    tokens = [each for work in works for each in work.tokens]
+    tokens = [each for work in works for each in work.token_loads]
     return (
         PlanLine("banks", f"{len(works)} to build; what they cost follows"),
-        *cost_lines(reg, request.base, request.machine, tokens, works[0].step),
+        *cost_lines(reg, request.base, request.machine, tokens, works[0].tokens_per_step),
     )
 
 
-def _guesses(bank: Bank) -> bool:
+def _has_fitted_memory(bank: Bank) -> bool:
     """Whether its neighbours are fitted and weighed, as a bank of an earlier version's may not be."""
-    return BESIDE in bank.config and is_fitted(bank)
+    return NEIGHBOUR_WEIGHT_KEY in bank.config and has_fitted_kernel(bank)
 
 
-def _request(request: EvalRequest, fold: Fold) -> BankRequest:
+def _request(request: EvalRequest, fold: UserFold) -> BankRequest:
     from mta_cli.pipeline.bank.build import BankRequest
 
     return BankRequest(
@@ -88,6 +90,6 @@ def _request(request: EvalRequest, fold: Fold) -> BankRequest:
         request.prompt,
         request.machine,
         name=f"eval {request.task.name}",
-        people=frozenset(fold.bank),
+        user_ids=frozenset(fold.bank),
         purpose=PURPOSE,
     )

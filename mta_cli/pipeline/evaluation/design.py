@@ -11,22 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, UsageFault
+from mta_cli.errors import BadInput, UsageError
 from mta_cli.events import PlanLine
-from mta_cli.options import BankOptions, EvalOptions, Machine, PromptOptions
+from mta_cli.options import BankOptions, EvalOptions, MachineOptions, PromptOptions
 from store.records import Item, Query
-from store.tables.evaluations import Place
+from store.tables.evaluations import FoldMember
 
 if TYPE_CHECKING:
-    from mta_cli.engine.evaluation.folds import Fold
+    from mta_cli.engine.evaluation.folds import UserFold
     from mta_cli.engine.text.tasks import Task
-    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
 # What differs between two methods on one query, for the estimate before a run: standard deviation, and the share of
 # its variance that lies between people. For accuracy: one answer in six is right under one method alone.
-SPREAD = {"accuracy": 0.4, "mae": 0.5, "rouge": 0.12}
-BETWEEN = 0.1
+DIFFERENCE_SD = {"accuracy": 0.4, "mae": 0.5, "rouge": 0.12}
+BETWEEN_USER_VARIANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class EvalRequest:
     options: EvalOptions
     bank: BankOptions
     prompt: PromptOptions
-    machine: Machine
-    given: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    machine: MachineOptions
+    method_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def job_name(task: str, key: str | None) -> str:
@@ -53,12 +53,12 @@ class Design:
     """The people by fold, their shots and queries by user id, and the key of all that."""
 
     key: str
-    folds: tuple[Fold, ...]
+    folds: tuple[UserFold, ...]
     shots: dict[int, list[Item]]
     queries: dict[int, list[Query]]
 
     @property
-    def places(self) -> list[Place]:
+    def role_assignments(self) -> list[FoldMember]:
         """Everybody's role in every fold."""
         return [
             (number, user, role)
@@ -67,11 +67,11 @@ class Design:
             for user in people
         ]
 
-    def answering(self, fold: int) -> tuple[int, ...]:
+    def answering_users(self, fold: int) -> tuple[int, ...]:
         """Whose queries are answered in a fold."""
         return (*self.folds[fold].test, *self.folds[fold].tuning)
 
-    def choosing(self, fold: int) -> Design:
+    def tuning_design(self, fold: int) -> Design:
         """The same, where those on whom the settings of a fold are chosen count, and nobody tested in it."""
         own = self.folds[fold]
         if own.tuning:
@@ -79,7 +79,7 @@ class Design:
         return replace(self, folds=tuple(replace(one, test=()) if one is own else one for one in self.folds))
 
     @property
-    def tested(self) -> list[int]:
+    def test_users(self) -> list[int]:
         """Everybody who counts, by fold."""
         return [user for fold in self.folds for user in fold.test]
 
@@ -93,21 +93,21 @@ def bank_options(request: EvalRequest) -> BankOptions:
     return replace(request.bank, placement=request.options.placement, task_min_items=least)
 
 
-def design(reg: Registry, request: EvalRequest) -> Design:
+def make_design(reg: Registry, request: EvalRequest) -> Design:
     """The evaluation that `request` describes. BadInput where the task has too few people for its folds."""
-    from mta_cli.engine.evaluation.folds import split
+    from mta_cli.engine.evaluation.folds import split_users
 
     task, options = request.task, request.options
-    counts = {user.id: count for user, count in reg.users.with_items(task.name)}
+    counts = {user.id: count for user, count in reg.users.users_with_items(task.name)}
     queries = {user: found for user in counts if (found := reg.items.queries(user, task.name))}
     try:
-        folds = split(counts, list(queries), options.folds, request.machine.seed)
+        folds = split_users(counts, list(queries), options.folds, request.machine.seed)
     except ValueError as error:
         raise BadInput(
             f"Task {task.name} cannot be evaluated in {options.folds} folds: {error}.",
             hint="a smaller --folds, or import more people with held-out queries (mta data import)",
         ) from error
-    shots = {user: reg.items.recent(user, task.name, options.shots) for user in counts}
+    shots = {user: reg.items.recent_items(user, task.name, options.shots) for user in counts}
     return Design(_key(reg, request, queries), tuple(folds), shots, queries)
 
 
@@ -119,10 +119,10 @@ def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]
         [
             user.id,
             user.can_anchor,
-            items.data_hash([user.id], request.task.name),
+            items.hash_histories([user.id], request.task.name),
             [[q.key, q.input, q.gold, q.time] for q in queries.get(user.id, ())],
         ]
-        for user, _ in reg.users.with_items(request.task.name)
+        for user, _ in reg.users.users_with_items(request.task.name)
     ]
     identity = {
         "task": asdict(request.task),
@@ -139,7 +139,7 @@ def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def config(request: EvalRequest) -> dict[str, Any]:
+def evaluation_config(request: EvalRequest) -> dict[str, Any]:
     """What is kept of the options with the evaluation; nobody's name is in it."""
     return {
         "base": request.base.name,
@@ -155,7 +155,7 @@ def config(request: EvalRequest) -> dict[str, Any]:
     }
 
 
-def told_options(request: EvalRequest) -> str:
+def describe_options(request: EvalRequest) -> str:
     """What else decides the answers, in words: evaluations are seeds of one design only where it is the same."""
     bank = {key: value for key, value in asdict(bank_options(request)).items() if key not in ("anchors", "placement")}
     rest = {"embedder": request.embedder.name, "calibrate": request.options.calibrate, **bank}
@@ -164,11 +164,11 @@ def told_options(request: EvalRequest) -> str:
 
 def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tuple[PlanLine, ...]:
     """Who is measured, and which difference that can show."""
-    from mta_cli.engine.evaluation.statistics import detectable_before
+    from mta_cli.engine.evaluation.statistics import planned_detectable_effect
 
     metric = request.task.metric
-    asked = [len(plan.queries[user]) for user in plan.tested]
-    least = detectable_before(asked, SPREAD[metric], BETWEEN)
+    asked = [len(plan.queries[user]) for user in plan.test_users]
+    least = planned_detectable_effect(asked, DIFFERENCE_SD[metric], BETWEEN_USER_VARIANCE)
     sizes = ", ".join(f"{len(fold.bank)}/{len(fold.tuning)}/{len(fold.test)}" for fold in plan.folds)
     return (
         PlanLine("people", f"{len(asked)} tested, {sum(asked)} queries"),
@@ -177,7 +177,7 @@ def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tu
         PlanLine(
             "power",
             f"a difference of {least:.3f} in {metric} is found with 80 % probability",
-            f"guess: differences spread by {SPREAD[metric]:g} a query",
+            f"guess: differences spread by {DIFFERENCE_SD[metric]:g} a query",
         ),
     )
 
@@ -189,7 +189,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, dict[str, str]]:
         place, equals, value = text.partition("=")
         method, dot, name = (part.strip() for part in place.partition("."))
         if not (equals and dot and method and name):
-            raise UsageFault(f"{text!r:.80} is no setting of a method", hint="METHOD.SETTING=VALUE, as mta.steps=20")
+            raise UsageError(f"{text!r:.80} is no setting of a method", hint="METHOD.SETTING=VALUE, as mta.steps=20")
         found.setdefault(method, {})[name] = value.strip()
     return found
 

@@ -15,42 +15,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound, UsageFault
-from mta_cli.pipeline.evaluation.finished import DIGITS, Measured
-from mta_cli.pipeline.report.files import write
-from mta_cli.pipeline.report.results import DESIGN
+from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.pipeline.evaluation.finished import USER_DIGEST_DIGITS, FinishedEvaluation
+from mta_cli.pipeline.report.files import write_whole_file
+from mta_cli.pipeline.report.results import DESIGN_KEYS
 from mta_cli.printable import clean_line
 
 if TYPE_CHECKING:
-    from mta_cli.engine.evaluation.user_sums import Tally
+    from mta_cli.engine.evaluation.user_sums import UserSums
 
 FORMAT = "mta-evaluation-1"
-MOST = 64 * 2**20  # bytes of a file
+MAX_FILE_BYTES = 64 * 2**20  # bytes of a file
 COSTS = ("bytes", "seconds", "seconds_per_query", "tokens_per_second")
-_METHOD = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
-_PERSON = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
+_METHOD_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+_USER_DIGEST_PATTERN = re.compile(rf"[0-9a-f]{{{USER_DIGEST_DIGITS}}}")
 
 
-def export(one: Measured, path: Path) -> dict[str, Any]:
+def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
     """Write a finished evaluation of the store to `path`. Returns {evaluation, file, bytes, users, methods}.
 
     UsageFault for one of stored models, whose answers are not kept by method.
     """
     if "settings" not in one.result:
-        raise UsageFault(f"{one.name} is one of stored models: it stands for itself")
-    tallies = {name: one.abroad(name) for name in one.result["methods"]}
+        raise UsageError(f"{one.name} is one of stored models: it stands for itself")
+    tallies = {name: one.portable_sums(name) for name in one.result["methods"]}
     first = next(iter(tallies.values()))
     document = {
         "format": FORMAT,
         "metric": first.metric,
         "labels": first.labels,
-        "result": {key: one.result.get(key, "") for key in (*DESIGN, "seed", "costs", "settings", "calibration")},
-        "people": [f"{number:0{DIGITS}x}" for number in first.users],
-        "weighed": {name: tally.weighed for name, tally in tallies.items()},
-        "sums": {name: [[_short(value) for value in row] for row in tally.sums] for name, tally in tallies.items()},
+        "result": {key: one.result.get(key, "") for key in (*DESIGN_KEYS, "seed", "costs", "settings", "calibration")},
+        "people": [f"{number:0{USER_DIGEST_DIGITS}x}" for number in first.users],
+        "weighed": {name: tally.has_loglik for name, tally in tallies.items()},
+        "sums": {
+            name: [[_compact_number(value) for value in row] for row in tally.sums] for name, tally in tallies.items()
+        },
     }
     content = json.dumps(document, separators=(",", ":")).encode() + b"\n"
-    write(path, content)
+    write_whole_file(path, content)
     return {
         "evaluation": one.id,
         "file": str(path),
@@ -60,7 +62,7 @@ def export(one: Measured, path: Path) -> dict[str, Any]:
     }
 
 
-def read(path: Path) -> Measured:
+def read_evaluation(path: Path) -> FinishedEvaluation:
     """The evaluation that `export` wrote to `path`.
 
     Raises NotFound where there is no such file, and BadInput for one that is too large, no JSON or says what no
@@ -71,35 +73,39 @@ def read(path: Path) -> Measured:
         document = json.loads(content)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise BadInput(f"{path} is no evaluation of this program's.", hint="mta eval export NUMBER writes one")
-        tallies = _tallies(document)
+        tallies = _parse_user_sums(document)
         result = {**_result(document["result"], tallies), "evaluation": hashlib.sha256(content).hexdigest()[:8]}
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise BadInput(
             f"{path} is damaged or no evaluation ({clean_line(str(error) or type(error).__name__)[:200]}).",
             hint="export it once more: mta eval export",
         ) from error
-    return Measured(result["evaluation"], str(path), result, tallies.__getitem__, tallies.__getitem__, kept=False)
+    return FinishedEvaluation(
+        result["evaluation"], str(path), result, tallies.__getitem__, tallies.__getitem__, in_store=False
+    )
 
 
 def _content(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise NotFound(f"{path} is neither the number of an evaluation nor a file.", hint="mta eval list")
-        if path.stat().st_size > MOST:
-            raise BadInput(f"{path} has {path.stat().st_size:,} bytes; an evaluation's file has at most {MOST:,}.")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise BadInput(
+                f"{path} has {path.stat().st_size:,} bytes; an evaluation's file has at most {MAX_FILE_BYTES:,}."
+            )
         return path.read_bytes()
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _tallies(document: Mapping[str, Any]) -> dict[str, Tally]:
+def _parse_user_sums(document: Mapping[str, Any]) -> dict[str, UserSums]:
     """Raises ValueError, KeyError or TypeError for what no evaluation says."""
     import numpy as np
 
-    from mta_cli.engine.evaluation.user_sums import Tally, columns
+    from mta_cli.engine.evaluation.user_sums import UserSums, count_metric_columns
 
     metric, labels, people = str(document["metric"]), tuple(map(str, document["labels"])), document["people"]
-    if not people or not all(isinstance(one, str) and _PERSON.fullmatch(one) for one in people):
+    if not people or not all(isinstance(one, str) and _USER_DIGEST_PATTERN.fullmatch(one) for one in people):
         raise ValueError("people are no digests")
     users = tuple(int(one, 16) for one in people)
     if list(users) != sorted(set(users)):
@@ -107,26 +113,26 @@ def _tallies(document: Mapping[str, Any]) -> dict[str, Tally]:
     found = {}
     for name, rows in document["sums"].items():
         sums = np.array(rows, dtype=np.float64)
-        if not _METHOD.fullmatch(name):
+        if not _METHOD_PATTERN.fullmatch(name):
             raise ValueError(f"{name!r} is no method")
-        if sums.shape != (len(users), 2 + columns(metric, labels)) or not np.isfinite(sums).all():
+        if sums.shape != (len(users), 2 + count_metric_columns(metric, labels)) or not np.isfinite(sums).all():
             raise ValueError(f"{name} has other sums than {len(users)} people")
         if (sums[:, 0] < 1).any() or (np.delete(sums, 1, axis=1) < 0).any():
             raise ValueError(f"{name} counts less than nothing")
-        found[name] = Tally(metric, labels, users, ((),) * len(users), sums, document["weighed"][name] is True)
+        found[name] = UserSums(metric, labels, users, ((),) * len(users), sums, document["weighed"][name] is True)
     if len({tuple(tally.sums[:, 0]) for tally in found.values()}) != 1:
         raise ValueError("methods have different queries")
     return found
 
 
-def _result(said: Mapping[str, Any], tallies: Mapping[str, Tally]) -> dict[str, Any]:
-    design = {"options": "", **{key: said[key] for key in (*DESIGN, "seed") if key != "options" or key in said}}
+def _result(said: Mapping[str, Any], tallies: Mapping[str, UserSums]) -> dict[str, Any]:
+    design = {"options": "", **{key: said[key] for key in (*DESIGN_KEYS, "seed") if key != "options" or key in said}}
     if not all(isinstance(value, str | int) for value in design.values()):
         raise ValueError("a design is of texts and numbers")
     if design["reference"] not in tallies or type(design["seed"]) is not int or design["seed"] < 0:
         raise ValueError("no such reference or seed")
-    costs = {name: {what: _finite(said["costs"][name].get(what)) for what in COSTS} for name in tallies}
-    settings = {name: _all_dicts(said["settings"].get(name)) for name in tallies}
+    costs = {name: {what: _finite_number(said["costs"][name].get(what)) for what in COSTS} for name in tallies}
+    settings = {name: _validate_settings(said["settings"].get(name)) for name in tallies}
     calibration = {name: _temperatures(said["calibration"].get(name)) for name in tallies}
     return {
         **design,
@@ -137,7 +143,7 @@ def _result(said: Mapping[str, Any], tallies: Mapping[str, Tally]) -> dict[str, 
     }
 
 
-def _all_dicts(found: Any) -> Any:
+def _validate_settings(found: Any) -> Any:
     if not all(isinstance(own, dict) for own in (found if isinstance(found, list) else [found])):
         raise ValueError("settings are named")
     return found
@@ -149,10 +155,10 @@ def _temperatures(found: Any) -> list[Any] | None:
         return None
     if [] in found:
         raise ValueError("a fold has no temperature")
-    return [[_finite(value) for value in own] if isinstance(own, list) else _finite(own) for own in found]
+    return [[_finite_number(value) for value in own] if isinstance(own, list) else _finite_number(own) for own in found]
 
 
-def _finite(value: Any) -> float | None:
+def _finite_number(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -160,5 +166,5 @@ def _finite(value: Any) -> float | None:
     return value
 
 
-def _short(value: float) -> float | int:
+def _compact_number(value: float) -> float | int:
     return int(value) if float(value).is_integer() else float(value)

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
 from mta_cli.pipeline.data.tasks import find_task
-from mta_cli.pipeline.evaluation.scoring import judge_again
+from mta_cli.pipeline.evaluation.scoring import rescore_method
 
 if TYPE_CHECKING:
-    from mta_cli.engine.evaluation.user_sums import Tally
+    from mta_cli.engine.evaluation.user_sums import UserSums
     from store.records import Query
     from store.registry import Registry
 
-DIGITS = 15  # of a person's digest: they fit 64 bits, and two of a million people are alike once in a million times
+USER_DIGEST_DIGITS = (
+    15  # of a person's digest: they fit 64 bits, and two of a million people are alike once in a million times
+)
 
 
 @dataclass(frozen=True)
-class Measured:
+class FinishedEvaluation:
     """`id` is the evaluation's number in the store, or its file's digest; `name` is what a person calls it by.
 
     `tally` adds up a method's answers; where it is `kept` in the store, by people's numbers there. `abroad` does so by
@@ -31,12 +33,12 @@ class Measured:
     id: int | str
     name: str
     result: dict[str, Any]
-    tally: Callable[[str], Tally]
-    abroad: Callable[[str], Tally]
-    kept: bool = True
+    user_sums: Callable[[str], UserSums]
+    portable_sums: Callable[[str], UserSums]
+    in_store: bool = True
 
 
-def finished(reg: Registry, number: int) -> Measured:
+def load_finished_evaluation(reg: Registry, number: int) -> FinishedEvaluation:
     """The evaluation of this number. Raises NotFound for one that is not there or has no result yet."""
     found = reg.evaluations.get(number)
     if found.status != "done" or "costs" not in found.result:
@@ -44,26 +46,26 @@ def finished(reg: Registry, number: int) -> Measured:
             f"Evaluation {number} has no result yet.", hint="mta eval run with the options it was begun with"
         )
 
-    def tally(method: str) -> Tally:
-        return judge_again(reg, find_task(reg, found.task), found, method).tally
+    def tally(method: str) -> UserSums:
+        return rescore_method(reg, find_task(reg, found.task), found, method).user_sums
 
-    def abroad(method: str) -> Tally:
-        return _abroad(reg, found.task, tally(method))
+    def abroad(method: str) -> UserSums:
+        return _to_portable_sums(reg, found.task, tally(method))
 
-    return Measured(number, f"evaluation {number}", found.result, tally, abroad)
+    return FinishedEvaluation(number, f"evaluation {number}", found.result, tally, abroad)
 
 
-def person(name: str, queries: Sequence[Query]) -> int:
+def portable_user_id(name: str, queries: Sequence[Query]) -> int:
     """The number under which somebody is known outside the store."""
     said = json.dumps([name, sorted([query.input, query.gold] for query in queries)])
-    return int(hashlib.sha256(said.encode()).hexdigest()[:DIGITS], 16)
+    return int(hashlib.sha256(said.encode()).hexdigest()[:USER_DIGEST_DIGITS], 16)
 
 
-def _abroad(reg: Registry, task: str, tally: Tally) -> Tally:
+def _to_portable_sums(reg: Registry, task: str, tally: UserSums) -> UserSums:
     """The same tally, its people under the numbers they have outside the store, in their order, without golds."""
     import numpy as np
 
-    numbers = [person(reg.users.by_id(user).name, reg.items.queries(user, task)) for user in tally.users]
+    numbers = [portable_user_id(reg.users.by_id(user).name, reg.items.queries(user, task)) for user in tally.users]
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
     return replace(
         tally, users=tuple(numbers[n] for n in order), golds=((),) * len(numbers), sums=tally.sums[np.array(order)]

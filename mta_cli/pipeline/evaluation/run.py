@@ -12,25 +12,25 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import UsageFault
-from mta_cli.events import Done, Event, Note, PlanLine, Planned, Started
+from mta_cli.errors import UsageError
+from mta_cli.events import Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import PLACEMENTS
-from mta_cli.pipeline.asked import evaluation as asked
-from mta_cli.pipeline.asked import written_down
-from mta_cli.pipeline.evaluation.banks import cost_of_banks, fold_banks
-from mta_cli.pipeline.evaluation.context import Field, shot_profiles
-from mta_cli.pipeline.evaluation.design import Design, EvalRequest, config, design, job_name, plan_lines
-from mta_cli.pipeline.evaluation.run_cells import Column, cost_of_answers, fill
-from mta_cli.pipeline.evaluation.scoring import Choice, judge, outcome
+from mta_cli.pipeline.asked import eval_request_json as asked
+from mta_cli.pipeline.asked import record_request
+from mta_cli.pipeline.evaluation.banks import build_fold_banks, cost_of_banks
+from mta_cli.pipeline.evaluation.context import EvalContext, embed_shot_profiles
+from mta_cli.pipeline.evaluation.design import Design, EvalRequest, evaluation_config, job_name, make_design, plan_lines
+from mta_cli.pipeline.evaluation.run_cells import MethodRun, cost_of_answers, run_cells
+from mta_cli.pipeline.evaluation.scoring import FoldSettings, result_document, score_method
 from store.records import Bank
-from store.tables.evaluations import Evaluation, Tuning
+from store.tables.evaluations import Evaluation, TunedSettings
 
 if TYPE_CHECKING:
     from mta_cli.engine.methods.method import Method
     from store.registry import Registry
 
-SELECT = "gold_loglik"  # what settings are chosen by: it tells more than whether the likeliest label was right
-ABOVE_ZERO = frozenset(
+TUNING_METRIC = "gold_loglik"  # what settings are chosen by: it tells more than whether the likeliest label was right
+POSITIVE_SETTINGS = frozenset(
     (
         "rank",
         "alpha",
@@ -51,22 +51,27 @@ def run_evaluation(
 ) -> Iterator[Event]:
     """Answer every query with every method. `Done.result` is the document of `mta eval run`."""
     methods = _methods(request)
-    people = design(reg, request)
-    known = reg.evaluations.find(people.key)
-    columns = _columns(methods, _chosen(reg, request, known, methods, people))
-    yield Planned("eval run", (*plan, *_plan(reg, request, people, methods, columns)))
+    people = make_design(reg, request)
+    known = reg.evaluations.find_by_key(people.key)
+    columns = _method_runs(methods, _tuned_settings(reg, request, known, methods, people))
+    yield JobPlan("eval run", (*plan, *_plan(reg, request, people, methods, columns)))
     if dry_run:
-        yield Done({"dry_run": True, "task": request.task.name, "users": len(people.tested)})
+        yield JobResult({"dry_run": True, "task": request.task.name, "users": len(people.test_users)})
         return
-    with reg.job_lock(job_name(request.task.name, people.key)), _begun(reg, request, people, "eval run") as evaluation:
-        chosen = _chosen(reg, request, evaluation, methods, people)
-        yield from _fill(reg, request, people, evaluation, _columns(methods, chosen))
-        result = outcome(reg, request, people, evaluation.id, chosen | _earlier(reg, evaluation, people, chosen))
+    with (
+        reg.job_lock(job_name(request.task.name, people.key)),
+        _start_evaluation(reg, request, people, "eval run") as evaluation,
+    ):
+        chosen = _tuned_settings(reg, request, evaluation, methods, people)
+        yield from _answer_missing(reg, request, people, evaluation, _method_runs(methods, chosen))
+        result = result_document(
+            reg, request, people, evaluation.id, chosen | _earlier_settings(reg, evaluation, people, chosen)
+        )
         if result["reference"] != request.options.reference:
             asked = request.options.reference
             yield Note(f"{asked} is not among the methods: all are compared with {result['reference']}.", warning=True)
-        reg.evaluations.finish(evaluation.id, result)
-    yield Done(result)
+        reg.evaluations.finish_evaluation(evaluation.id, result)
+    yield JobResult(result)
 
 
 def tune_evaluation(
@@ -78,54 +83,57 @@ def tune_evaluation(
     """
     methods = [method for method in _methods(request) if method.grid]
     if not methods:
-        raise UsageFault("none of these methods has settings to choose from", hint="mta eval methods")
-    people = design(reg, request)
-    columns = [Column(n, m, own) for m in methods for own in trials(m, request) for n in range(len(people.folds))]
-    yield Planned("eval tune", (*plan, *_plan(reg, request, people, methods, columns)))
+        raise UsageError("none of these methods has settings to choose from", hint="mta eval methods")
+    people = make_design(reg, request)
+    columns = [MethodRun(n, m, own) for m in methods for own in trials(m, request) for n in range(len(people.folds))]
+    yield JobPlan("eval tune", (*plan, *_plan(reg, request, people, methods, columns)))
     if dry_run:
-        yield Done(
+        yield JobResult(
             {"dry_run": True, "task": request.task.name, "trials": sum(len(trials(m, request)) for m in methods)}
         )
         return
-    with reg.job_lock(job_name(request.task.name, people.key)), _begun(reg, request, people, "eval tune") as evaluation:
-        yield from _fill(reg, request, people, evaluation, columns)
+    with (
+        reg.job_lock(job_name(request.task.name, people.key)),
+        _start_evaluation(reg, request, people, "eval tune") as evaluation,
+    ):
+        yield from _answer_missing(reg, request, people, evaluation, columns)
         tuned = [entry for method in methods for entry in _choose(reg, request, people, evaluation, method)]
-    yield Done({"evaluation": evaluation.id, "task": request.task.name, "tuned": tuned})
+    yield JobResult({"evaluation": evaluation.id, "task": request.task.name, "tuned": tuned})
 
 
 def trials(method: Method, request: EvalRequest) -> list[dict[str, Any]]:
     """Every choice of settings that is tried, the defaults first."""
-    found = [settings_of(method, request, {})]
-    found += [settings_of(method, request, dict(own)) for own in method.grid]
+    found = [resolve_settings(method, request, {})]
+    found += [resolve_settings(method, request, dict(own)) for own in method.grid]
     return [own for i, own in enumerate(found) if own not in found[:i]]
 
 
-def settings_of(method: Method, request: EvalRequest, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """A method's settings: its defaults, then what was `chosen`, then what was given.
 
     UsageFault for an unknown one, and for a value that it cannot have.
     """
-    given = request.given.get(method.name, {})
+    given = request.method_settings.get(method.name, {})
     if unknown := sorted(set(given) - set(method.settings)):
-        raise UsageFault(
+        raise UsageError(
             f"{method.name} has no setting {', '.join(unknown)}", hint=f"it has {', '.join(method.settings) or 'none'}"
         )
     settings = {**method.settings, **chosen}
     if settings.get("placement") == "late":
         settings["placement"] = request.options.placement
     version = {"version": method.version} if method.version > 1 else {}
-    return {**settings, **{key: _typed(method, key, value) for key, value in given.items()}, **version}
+    return {**settings, **{key: _convert_setting(method, key, value) for key, value in given.items()}, **version}
 
 
-def _typed(method: Method, key: str, value: Any) -> Any:
+def _convert_setting(method: Method, key: str, value: Any) -> Any:
     kind = type(method.settings[key])
     try:
         found: Any = kind(value)
     except ValueError:
         what = {int: "a whole number", float: "a number"}.get(kind, "a text")
-        raise UsageFault(f"{method.name}.{key} = {value!r:.80}: this is {what}") from None
+        raise UsageError(f"{method.name}.{key} = {value!r:.80}: this is {what}") from None
     if (wanted := _out_of_bounds(key, found)) is not None:
-        raise UsageFault(f"{method.name}.{key} = {value!r:.80}: {wanted}")
+        raise UsageError(f"{method.name}.{key} = {value!r:.80}: {wanted}")
     return found
 
 
@@ -133,60 +141,64 @@ def _out_of_bounds(key: str, value: Any) -> str | None:
     """What a setting must be instead; None where it may be `value`."""
     if isinstance(value, str):
         return f"choose one of {', '.join(PLACEMENTS)}" if key == "placement" and value not in PLACEMENTS else None
-    if math.isfinite(value) and (value > 0 or (value == 0 and key not in ABOVE_ZERO)):
+    if math.isfinite(value) and (value > 0 or (value == 0 and key not in POSITIVE_SETTINGS)):
         return None
-    return f"this is a number {'above 0' if key in ABOVE_ZERO else 'of at least 0'}"
+    return f"this is a number {'above 0' if key in POSITIVE_SETTINGS else 'of at least 0'}"
 
 
 def _methods(request: EvalRequest) -> list[Method]:
-    from mta_cli.engine.methods.catalog import named
+    from mta_cli.engine.methods.catalog import find_methods
 
     wanted = [name.strip() for name in request.options.methods.split(",") if name.strip()]
-    if unused := sorted(set(request.given) - set(wanted)):
-        raise UsageFault(f"settings are given for {', '.join(unused)}, which is not among the methods")
-    found = named(wanted)
-    named([request.options.reference])
+    if unused := sorted(set(request.method_settings) - set(wanted)):
+        raise UsageError(f"settings are given for {', '.join(unused)}, which is not among the methods")
+    found = find_methods(wanted)
+    find_methods([request.options.reference])
     for method in found:
-        settings_of(method, request, {})
+        resolve_settings(method, request, {})
     return found
 
 
 def _plan(
-    reg: Registry, request: EvalRequest, people: Design, methods: Sequence[Method], columns: Sequence[Column]
+    reg: Registry, request: EvalRequest, people: Design, methods: Sequence[Method], columns: Sequence[MethodRun]
 ) -> tuple[PlanLine, ...]:
     lines = plan_lines(request, people, [method.name for method in methods])
     return (*lines, *cost_of_banks(reg, request, people), cost_of_answers(reg, request, people, columns))
 
 
-def _columns(methods: Sequence[Method], chosen: Mapping[str, Choice]) -> list[Column]:
-    return [Column(n, method, dict(own)) for method in methods for n, own in enumerate(chosen[method.name])]
+def _method_runs(methods: Sequence[Method], chosen: Mapping[str, FoldSettings]) -> list[MethodRun]:
+    return [MethodRun(n, method, dict(own)) for method in methods for n, own in enumerate(chosen[method.name])]
 
 
 @contextmanager
-def _begun(reg: Registry, request: EvalRequest, people: Design, kind: str) -> Iterator[Evaluation]:
-    from mta_cli.pipeline.models.lookup import remember
+def _start_evaluation(reg: Registry, request: EvalRequest, people: Design, kind: str) -> Iterator[Evaluation]:
+    from mta_cli.pipeline.models.lookup import record_models
 
-    remember(reg, request.base, request.embedder)
-    begun = reg.evaluations.begin(people.key, request.task.name, config(request), people.places)
-    with written_down(reg, kind, begun.label, partial(asked, request)):
+    record_models(reg, request.base, request.embedder)
+    begun = reg.evaluations.get_or_create_evaluation(
+        people.key, request.task.name, evaluation_config(request), people.role_assignments
+    )
+    with record_request(reg, kind, begun.run_subject, partial(asked, request)):
         yield begun
 
 
-def _chosen(
+def _tuned_settings(
     reg: Registry, request: EvalRequest, begun: Evaluation | None, methods: Sequence[Method], people: Design
-) -> dict[str, Choice]:
+) -> dict[str, FoldSettings]:
     folds = len(people.folds)
     tunings = reg.evaluations.tunings(begun.id) if begun else []
     tuned = {(one.method, one.fold): one.settings for one in tunings}
     return {
-        method.name: [settings_of(method, request, tuned.get((method.name, fold), {})) for fold in range(folds)]
+        method.name: [resolve_settings(method, request, tuned.get((method.name, fold), {})) for fold in range(folds)]
         for method in methods
     }
 
 
-def _earlier(reg: Registry, evaluation: Evaluation, people: Design, chosen: Mapping[str, Choice]) -> dict[str, Choice]:
+def _earlier_settings(
+    reg: Registry, evaluation: Evaluation, people: Design, chosen: Mapping[str, FoldSettings]
+) -> dict[str, FoldSettings]:
     """Methods that earlier runs have finished and this one was not asked for, with the settings that they had."""
-    found: dict[str, Choice] = {}
+    found: dict[str, FoldSettings] = {}
     for method, settings in evaluation.result.get("settings", {}).items():
         if method not in chosen:
             folds = range(len(people.folds))
@@ -194,28 +206,28 @@ def _earlier(reg: Registry, evaluation: Evaluation, people: Design, chosen: Mapp
     return found
 
 
-def _fill(
-    reg: Registry, request: EvalRequest, people: Design, evaluation: Evaluation, columns: Sequence[Column]
+def _answer_missing(
+    reg: Registry, request: EvalRequest, people: Design, evaluation: Evaluation, columns: Sequence[MethodRun]
 ) -> Iterator[Event]:
     """Build what is not built, answer what is not answered."""
-    done = reg.evaluations.cells.done
+    done = reg.evaluations.predictions.finished_cells
     counts = [
-        len(done(evaluation.id, c.fold, c.method.name, c.settings).keys() & set(people.answering(c.fold)))
+        len(done(evaluation.id, c.fold, c.method.name, c.settings).keys() & set(people.answering_users(c.fold)))
         for c in columns
     ]
-    total = sum(len(people.answering(column.fold)) for column in columns)
+    total = sum(len(people.answering_users(column.fold)) for column in columns)
     if sum(counts) == total:
         yield Note(f"Evaluation {evaluation.id} holds all these answers; nothing to compute.")
         return
-    banks: list[Bank] = yield from fold_banks(reg, request, people, evaluation.id)
-    profiles = yield from shot_profiles(request, people)
-    field = Field(reg, request, people, banks, profiles)
-    yield Started("eval run", total=total, unit="people")
+    banks: list[Bank] = yield from build_fold_banks(reg, request, people, evaluation.id)
+    profiles = yield from embed_shot_profiles(request, people)
+    field = EvalContext(reg, request, people, banks, profiles)
+    yield JobStarted("eval run", total=total, unit="people")
     finished = sum(counts)
     # What stands on the same weights comes together, so that states which all of them share are computed once.
-    for column in sorted(columns, key=lambda c: (c.fold, c.method.below)):
-        answered = len(people.answering(column.fold))
-        yield from fill(field, evaluation.id, column, finished)
+    for column in sorted(columns, key=lambda c: (c.fold, c.method.base_level)):
+        answered = len(people.answering_users(column.fold))
+        yield from run_cells(field, evaluation.id, column, finished)
         finished += answered - counts[columns.index(column)]
 
 
@@ -228,9 +240,15 @@ def _choose(
     for fold in folds:
         scored = [_score(reg, request, people, evaluation, method.name, own, fold) for own in tried]
         best = max(range(len(tried)), key=scored.__getitem__)
-        rows = [{"settings": own, SELECT: value} for own, value in zip(tried, scored, strict=True)]
-        reg.evaluations.choose(evaluation.id, Tuning(fold, method.name, tried[best], rows))
-        yield {"method": method.name, "fold": fold, "settings": tried[best], SELECT: scored[best], "trials": rows}
+        rows = [{"settings": own, TUNING_METRIC: value} for own, value in zip(tried, scored, strict=True)]
+        reg.evaluations.save_tuning(evaluation.id, TunedSettings(fold, method.name, tried[best], rows))
+        yield {
+            "method": method.name,
+            "fold": fold,
+            "settings": tried[best],
+            TUNING_METRIC: scored[best],
+            "trials": rows,
+        }
 
 
 def _score(
@@ -243,8 +261,8 @@ def _score(
     fold: int,
 ) -> float:
     """The mean log-likelihood of the golds of those on whom a fold's settings are chosen."""
-    others = people.choosing(fold)
-    judged = judge(
+    others = people.tuning_design(fold)
+    judged = score_method(
         reg, request.task, others, evaluation.id, method, [own] * len(people.folds), request.options.calibrate
     )
-    return judged.tally.values()[SELECT]
+    return judged.user_sums.metric_values()[TUNING_METRIC]

@@ -12,23 +12,23 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.events import Event, Note, PlanLine, Step
-from mta_cli.pipeline.evaluation.answer_queries import Asked, Given, answer
-from mta_cli.pipeline.evaluation.context import Field
+from mta_cli.events import Event, JobProgress, Note, PlanLine
+from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, ScoredAnswer, answer_queries
+from mta_cli.pipeline.evaluation.context import EvalContext
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest
 from store.records import Query
-from store.tables.predictions import Cell, Prediction
+from store.tables.predictions import EvalCell, Prediction
 
 if TYPE_CHECKING:
-    from mta_cli.engine.methods.method import Direct, Made, Method
+    from mta_cli.engine.methods.method import DirectAnswerer, Method, UserModel
     from store.registry import Registry
 
-PEOPLE = 16  # whose models are made and answer together
-NUMBERS = 1 << 26  # in the parts of the people who answer together, unless one has more
+MAX_USERS_PER_GROUP = 16  # whose models are made and answer together
+MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # in the parts of the people who answer together, unless one has more
 
 
 @dataclass(frozen=True)
-class Column:
+class MethodRun:
     """One method under one choice of settings in one fold: what is asked of it, of everybody who answers there."""
 
     fold: int
@@ -38,8 +38,8 @@ class Column:
 
 def groups_of(plan: Design, fold: int) -> list[tuple[int, ...]]:
     """Users whose models are made together, in the same company in every run."""
-    users = plan.answering(fold)
-    return [users[start : start + PEOPLE] for start in range(0, len(users), PEOPLE)]
+    users = plan.answering_users(fold)
+    return [users[start : start + MAX_USERS_PER_GROUP] for start in range(0, len(users), MAX_USERS_PER_GROUP)]
 
 
 def timed_group(plan: Design) -> tuple[int, ...]:
@@ -50,19 +50,21 @@ def timed_group(plan: Design) -> tuple[int, ...]:
     return groups_of(plan, 0)[0]
 
 
-def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, columns: Sequence[Column]) -> PlanLine:
+def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, columns: Sequence[MethodRun]) -> PlanLine:
     """Time of the answers that are not there yet, by what methods took in evaluations of the same task and base."""
-    from mta_cli.pipeline.training.estimate import duration
+    from mta_cli.pipeline.training.estimate import format_duration
 
     speeds: dict[str, dict[str, float]] = {}
     for one in reversed(reg.evaluations.all()):
         if (one.task, one.config.get("fingerprint")) == (request.task.name, request.base.fingerprint):
             speeds |= one.result.get("costs", {})
-    known, seconds, open_to, unknown = reg.evaluations.find(plan.key), 0.0, 0, set()
+    known, seconds, open_to, unknown = reg.evaluations.find_by_key(plan.key), 0.0, 0, set()
     for column in columns:
         name = column.method.name
-        there = reg.evaluations.cells.done(known.id, column.fold, name, column.settings) if known else {}
-        people = [user for user in plan.answering(column.fold) if user not in there]
+        there = (
+            reg.evaluations.predictions.finished_cells(known.id, column.fold, name, column.settings) if known else {}
+        )
+        people = [user for user in plan.answering_users(column.fold) if user not in there]
         open_to += len(people)
         if people and name not in speeds:
             unknown.add(name)
@@ -74,43 +76,45 @@ def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, columns: 
     if unknown and not seconds:
         return PlanLine("answers", "time unknown: these methods answered nobody on this base yet")
     but = f", without {', '.join(sorted(unknown))}" if unknown else ""
-    return PlanLine("answers", f"about {duration(seconds)} on top{but}", "earlier evaluations")
+    return PlanLine("answers", f"about {format_duration(seconds)} on top{but}", "earlier evaluations")
 
 
-def missing(field: Field, evaluation: int, column: Column) -> list[tuple[int, ...]]:
+def unanswered_groups(field: EvalContext, evaluation: int, column: MethodRun) -> list[tuple[int, ...]]:
     """The groups of a column that are not answered yet."""
-    groups = groups_of(field.plan, column.fold)
-    done = field.reg.evaluations.cells.done(evaluation, column.fold, column.method.name, column.settings)
+    groups = groups_of(field.design, column.fold)
+    done = field.reg.evaluations.predictions.finished_cells(
+        evaluation, column.fold, column.method.name, column.settings
+    )
     return [group for group in groups if not done.keys() >= set(group)]
 
 
-def fill(field: Field, evaluation: int, column: Column, done: int) -> Iterator[Event]:
+def run_cells(field: EvalContext, evaluation: int, column: MethodRun, done: int) -> Iterator[Event]:
     """Answer what is missing of a column; progress counts on from `done` people."""
-    from mta_cli.engine.model.load import nothing_kept
+    from mta_cli.engine.model.load import fresh_activation_cache
 
-    groups = missing(field, evaluation, column)
+    groups = unanswered_groups(field, evaluation, column)
     if not groups:
         return
-    field.stand_on(column.fold, column.method.below)
-    bench, timed = field.bench(column.fold), timed_group(field.plan) if column.fold == 0 else ()
+    field.fold_in_task_adapter(column.fold, column.method.base_level)
+    bench, timed = field.method_context(column.fold), timed_group(field.design) if column.fold == 0 else ()
     for group in groups:
-        people, own = field.people(group), field.anew(bench) if group == timed else bench
+        people, own = field.method_users(group), field.without_cached_states(bench) if group == timed else bench
         started = time.perf_counter()
-        with nothing_kept(field.base) if group == timed else nullcontext():
-            made = column.method.make(own, people, column.settings)
+        with fresh_activation_cache(field.base) if group == timed else nullcontext():
+            made = column.method.build_models(own, people, column.settings)
             seconds = (time.perf_counter() - started) / len(group)
-            rows = _answers(field, column, group, made)
+            rows = _answer_group(field, column, group, made)
         yield from _failures(column, made)
         cells = [
-            (Cell(column.fold, column.method.name, column.settings, user, one.bytes, seconds), rows[user])
+            (EvalCell(column.fold, column.method.name, column.settings, user, one.bytes, seconds), rows[user])
             for user, one in zip(group, made, strict=True)
         ]
-        field.reg.evaluations.cells.add(evaluation, cells)
+        field.reg.evaluations.predictions.save_cells(evaluation, cells)
         done += len(group)
-        yield Step(f"fold {column.fold + 1}, {column.method.name}", done, seconds=time.perf_counter() - started)
+        yield JobProgress(f"fold {column.fold + 1}, {column.method.name}", done, seconds=time.perf_counter() - started)
 
 
-def _failures(column: Column, made: Sequence[Made]) -> Iterator[Event]:
+def _failures(column: MethodRun, made: Sequence[UserModel]) -> Iterator[Event]:
     if failed := sum(one.failed for one in made):
         yield Note(
             f"Fold {column.fold + 1}, {column.method.name}: the training of {failed} people's parts failed; "
@@ -119,32 +123,36 @@ def _failures(column: Column, made: Sequence[Made]) -> Iterator[Event]:
         )
 
 
-def _answers(field: Field, column: Column, group: Sequence[int], made: Sequence[Made]) -> dict[int, list[Prediction]]:
+def _answer_group(
+    field: EvalContext, column: MethodRun, group: Sequence[int], made: Sequence[UserModel]
+) -> dict[int, list[Prediction]]:
     rows: dict[int, list[Prediction]] = {user: [] for user in group}
-    model = [(user, one) for user, one in zip(group, made, strict=True) if one.direct is None]
-    for portion in _portions(model):
-        asked = [Asked(query, i) for i, (user, _) in enumerate(portion) for query in field.plan.queries[user]]
-        examples = field.examples(column.method.history)
+    model = [(user, one) for user, one in zip(group, made, strict=True) if one.answerer is None]
+    for portion in _model_batches(model):
+        asked = [ModelQuery(query, i) for i, (user, _) in enumerate(portion) for query in field.design.queries[user]]
+        examples = field.examples(column.method.shows_history)
         priors = [one.prior for _, one in portion]
-        parts, shifts = [one.parts for _, one in portion], [one.shift for _, one in portion]
-        found = answer(field.base, examples, asked, parts, priors, shifts)
+        parts, shifts = [one.loras for _, one in portion], [one.state_shift for _, one in portion]
+        found = answer_queries(field.base, examples, asked, parts, priors, shifts)
         for question, given in zip(asked, found, strict=True):
-            user, _ = portion[question.owner]
+            user, _ = portion[question.model_index]
             prompt = field.base.tokenizer.decode(list(given.prompt))
             rows[user].append(_prediction(question.query, column.method.name, prompt, given))
     for user, one in zip(group, made, strict=True):
-        if one.direct is not None:
-            rows[user] = [_directly(query, column.method.name, one.direct) for query in field.plan.queries[user]]
+        if one.answerer is not None:
+            rows[user] = [
+                _predict_directly(query, column.method.name, one.answerer) for query in field.design.queries[user]
+            ]
     return rows
 
 
-def _portions(made: Sequence[tuple[int, Made]]) -> Iterator[list[tuple[int, Made]]]:
+def _model_batches(made: Sequence[tuple[int, UserModel]]) -> Iterator[list[tuple[int, UserModel]]]:
     """People who are answered together, as many as their parts' numbers allow."""
-    portion: list[tuple[int, Made]] = []
+    portion: list[tuple[int, UserModel]] = []
     numbers = 0
     for user, one in made:
-        own = sum(part.parameters for part in one.parts)
-        if portion and numbers + own > NUMBERS:
+        own = sum(part.num_parameters for part in one.loras)
+        if portion and numbers + own > MAX_LORA_PARAMS_PER_BATCH:
             yield portion
             portion, numbers = [], 0
         portion.append((user, one))
@@ -153,7 +161,7 @@ def _portions(made: Sequence[tuple[int, Made]]) -> Iterator[list[tuple[int, Made
         yield portion
 
 
-def _prediction(query: Query, method: str, prompt: str, given: Given) -> Prediction:
+def _prediction(query: Query, method: str, prompt: str, given: ScoredAnswer) -> Prediction:
     return Prediction(
         query.user_id,
         query.id,
@@ -169,7 +177,7 @@ def _prediction(query: Query, method: str, prompt: str, given: Given) -> Predict
     )
 
 
-def _directly(query: Query, method: str, direct: Direct) -> Prediction:
+def _predict_directly(query: Query, method: str, direct: DirectAnswerer) -> Prediction:
     started = time.perf_counter()
     text, scores = direct(query.input)
     seconds = time.perf_counter() - started

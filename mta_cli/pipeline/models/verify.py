@@ -17,45 +17,45 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
-WHOLE = 100 * 10**6
+MAX_VERIFIED_REGISTRY_BYTES = 100 * 10**6
 """Bytes of the largest registry.db that is looked at whole before the first answer (about two seconds)."""
 
-_known: set[tuple[str, str]] = set()  # what this process has found sound: paths, and fingerprints of models
+_verified_keys: set[tuple[str, str]] = set()  # what this process has found sound: paths, and fingerprints of models
 
 
 @contextmanager
-def vouched(models: Sequence[ModelEntry] = (), reg: Registry | None = None) -> Iterator[None]:
+def verify_in_background(models: Sequence[ModelEntry] = (), reg: Registry | None = None) -> Iterator[None]:
     """While the block runs, read what is given in full; after it, IntegrityFault says what is not as it was.
 
     A block that fails for that reason fails with this one.
     """
     jobs: dict[tuple[str, str], Callable[[], None]] = {}
     for model in models:
-        jobs[str(model.path), model.fingerprint] = _of_model(model)
-    if reg is not None and (reg.root / "registry.db").stat().st_size <= WHOLE:
-        jobs[str(reg.root), "registry"] = _of_registry(reg.root)
+        jobs[str(model.path), model.fingerprint] = _model_check(model)
+    if reg is not None and (reg.root / "registry.db").stat().st_size <= MAX_VERIFIED_REGISTRY_BYTES:
+        jobs[str(reg.root), "registry"] = _registry_check(reg.root)
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="soundness") as pool:
-        waiting = {key: pool.submit(job) for key, job in jobs.items() if key not in _known}
+        waiting = {key: pool.submit(job) for key, job in jobs.items() if key not in _verified_keys}
         try:
             yield
         except Exception:
-            _settle(waiting)
+            _await_checks(waiting)
             raise
-        _settle(waiting)
+        _await_checks(waiting)
 
 
-def _settle(waiting: dict[tuple[str, str], Future[None]]) -> None:
+def _await_checks(waiting: dict[tuple[str, str], Future[None]]) -> None:
     for key, job in waiting.items():
         job.result()
-        _known.add(key)
+        _verified_keys.add(key)
 
 
-def _of_model(model: ModelEntry) -> Callable[[], None]:
+def _model_check(model: ModelEntry) -> Callable[[], None]:
     def look() -> None:
-        from mta_cli.pipeline.models.lookup import faults_of
+        from mta_cli.pipeline.models.lookup import model_faults
 
         try:
-            faults = faults_of(model)
+            faults = model_faults(model)
         except OSError as error:
             faults = [f"{error.filename} cannot be read: {error.strerror}"]
         if faults:
@@ -66,11 +66,11 @@ def _of_model(model: ModelEntry) -> Callable[[], None]:
     return look
 
 
-def _of_registry(root: Path) -> Callable[[], None]:
+def _registry_check(root: Path) -> Callable[[], None]:
     def look() -> None:
-        from store.integrity.check import structure_faults
+        from store.integrity.check import find_structure_faults
 
-        if faults := structure_faults(root):
+        if faults := find_structure_faults(root):
             raise IntegrityFault(faults[0], hint="mta doctor --repair")
 
     return look

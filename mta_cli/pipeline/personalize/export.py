@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
-from mta_cli.events import Done, Event, Note, Saved
-from mta_cli.pipeline.chat.answer import home_task
+from mta_cli.events import ArtifactSaved, Event, JobResult, Note
+from mta_cli.pipeline.chat.answer import default_task
 from mta_cli.pipeline.data.tasks import find_task
-from mta_cli.pipeline.personalize.weights import Source, best_mode, personal_weights
-from mta_cli.pipeline.users.export_folder import free_folder, remembered, write_folder
+from mta_cli.pipeline.personalize.weights import AnswerSource, merge_user_weights, most_personal_mode
+from mta_cli.pipeline.users.export_folder import record_export, resolve_export_folder, write_folder
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.text.tasks import Task
-    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.pipeline.models.manifest import ModelEntry
     from store.records import User
     from store.registry import Registry
 
-WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "adapter_model.safetensors", "adapter_config.json", "README.md"
 _HUB = re.compile(r"hf:(?P<repository>[^@]+)(?:@(?P<revision>.+))?")
 
 
@@ -47,34 +47,34 @@ def export_user(
     `rank` reduces it to the nearest adapter of that rank. A folder that holds something is refused unless `replace`;
     then the adapter's own files in it are replaced.
     """
-    target = free_folder(
+    target = resolve_export_folder(
         to,
         "an adapter",
         replace=replace,
         hint="Name another folder with --to, or replace the adapter in it with --yes.",
     )
-    name = home_task(reg, user, task, base_entry.fingerprint)
-    mode = mode or best_mode(reg, user, name, base_entry.fingerprint)
+    name = default_task(reg, user, task, base_entry.fingerprint)
+    mode = mode or most_personal_mode(reg, user, name, base_entry.fingerprint)
     if mode == "base":
         raise NotFound(
             f"{user.name} has no fusion for {name} on {base_entry.name}, so there is nothing to export.",
             hint=f"mta user fuse {shlex.quote(user.name)} --task {name}",
         )
-    weights, source = personal_weights(reg, base_entry.fingerprint, user, name, mode)
+    weights, source = merge_user_weights(reg, base_entry.fingerprint, user, name, mode)
     if weights is None:
         raise NotFound(f"{user.name}'s model for {name} is the base itself: there is nothing to export.")
-    padded = uniform((yield from _reduced(weights, rank)))
+    padded = pad_to_uniform_rank((yield from _compress_to_rank(weights, rank)))
     digest = content_digest(padded)
-    about = _about(base_entry, name, source, digest)
+    about = _adapter_metadata(base_entry, name, source, digest)
     files = {
-        WEIGHTS: padded.to_bytes(about),
-        CONFIG: _json(peft_config(padded, base_entry)),
-        CARD: _card(base_entry, find_task(reg, name), padded.rank).encode(),
+        WEIGHTS_FILE: padded.to_bytes(about),
+        CONFIG_FILE: _json(peft_config(padded, base_entry)),
+        CARD_FILE: _card(base_entry, find_task(reg, name), padded.rank).encode(),
     }
-    with remembered(reg, user, target, "adapter"):
+    with record_export(reg, user, target, "adapter"):
         write_folder(target, files, "The adapter")
-    yield Saved("adapter folder", str(target), f"rank {padded.rank}")
-    yield Done(
+    yield ArtifactSaved("adapter folder", str(target), f"rank {padded.rank}")
+    yield JobResult(
         {
             "user": user.name,
             "to": str(target),
@@ -89,19 +89,19 @@ def export_user(
     )
 
 
-def _reduced(weights: LoraWeights, rank: int | None) -> Generator[Event, None, LoraWeights]:
+def _compress_to_rank(weights: LoraWeights, rank: int | None) -> Generator[Event, None, LoraWeights]:
     """The nearest weights of that rank, where theirs is higher; says what is lost."""
-    from mta_cli.engine.lora.merge import compress
+    from mta_cli.engine.lora.merge import compress_to_rank
 
     if rank is None or rank >= weights.rank:
         return weights
-    small = compress(weights, rank)
+    small = compress_to_rank(weights, rank)
     lost = 1 - (small.norm() / weights.norm()) ** 2 if weights.norm() else 0.0
     yield Note(f"Rank {weights.rank} was reduced to {rank}: {max(lost, 0.0):.1%} of the change's energy is lost.")
     return small
 
 
-def uniform(weights: LoraWeights) -> LoraWeights:
+def pad_to_uniform_rank(weights: LoraWeights) -> LoraWeights:
     """The same ΔW with one rank in every module and scale 1: missing ranks are zeros.
 
     Readers differ in whether they honour a rank per module; all of them read one rank.
@@ -146,12 +146,12 @@ def peft_config(weights: LoraWeights, entry: ModelEntry) -> dict[str, Any]:
     }
 
 
-def _about(entry: ModelEntry, task: str, source: Source, digest: str) -> dict[str, Any]:
+def _adapter_metadata(entry: ModelEntry, task: str, source: AnswerSource, digest: str) -> dict[str, Any]:
     """What the file says of itself. Neither the user nor the anchors are named: the folder travels."""
     return {
         "digest": digest,
         "base": entry.fingerprint,
-        "base_name": _about_base(entry),
+        "base_name": _public_base_name(entry),
         "task": task,
         "mode": source.mode,
         "bank": source.bank,
@@ -159,20 +159,20 @@ def _about(entry: ModelEntry, task: str, source: Source, digest: str) -> dict[st
     }
 
 
-def _about_base(entry: ModelEntry) -> str:
+def _public_base_name(entry: ModelEntry) -> str:
     return entry.name if _HUB.fullmatch(entry.name) else Path(entry.name).name
 
 
 def _card(entry: ModelEntry, task: Task, rank: int) -> str:
     """How to ask this adapter: the messages it was trained under, for readers that know nothing of mta."""
-    from mta_cli.engine.text.tasks import DEFAULT_SYSTEM
+    from mta_cli.engine.text.tasks import TEMPLATE_SYSTEM_MESSAGE
 
-    system = [] if task.system == DEFAULT_SYSTEM else [{"role": "system", "content": task.system}]
+    system = [] if task.system == TEMPLATE_SYSTEM_MESSAGE else [{"role": "system", "content": task.system}]
     messages = [*system, {"role": "user", "content": task.prompt}]
     return (
-        f"---\nlibrary_name: peft\ntags: [lora]\n---\n\nA LoRA of rank {rank} for {_about_base(entry)}, fingerprint "
-        f"`{entry.fingerprint}`.\n\nIt was trained under the base's own chat template with these messages, `{{input}}` "
-        f"being the question:\n\n```json\n{json.dumps(messages, indent=2, ensure_ascii=False)}\n```\n"
+        f"---\nlibrary_name: peft\ntags: [lora]\n---\n\nA LoRA of rank {rank} for {_public_base_name(entry)}, "
+        f"fingerprint `{entry.fingerprint}`.\n\nIt was trained under the base's own chat template with these messages, "
+        f"`{{input}}` being the question:\n\n```json\n{json.dumps(messages, indent=2, ensure_ascii=False)}\n```\n"
     )
 
 

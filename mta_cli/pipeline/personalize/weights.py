@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageFault
-from store.records import Anchor, Bank, Share, Stack, User
+from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageError
+from store.records import Anchor, AnchorWeight, Bank, Stack, User
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from store.registry import Registry
 
-MODES = ("base", "fused", "adapted")
+PERSONALISATION_MODES = ("base", "fused", "adapted")
 
 
 @dataclass(frozen=True)
-class Source:
+class AnswerSource:
     """Where an answer came from."""
 
     mode: str
@@ -37,10 +37,10 @@ def load_weights(reg: Registry, digest: str, base: str) -> LoraWeights:
     """An adapter from the store, its file verified and its base compared with `base` (a fingerprint)."""
     from mta_cli.engine.lora.adapter import LoraWeights
 
-    return LoraWeights.from_file(reg.adapters.path(digest, base=base))
+    return LoraWeights.from_file(reg.adapters.verified_path(digest, base=base))
 
 
-def stack_weights(reg: Registry, stack: Stack, base: str) -> LoraWeights:
+def load_stack_weights(reg: Registry, stack: Stack, base: str) -> LoraWeights:
     """A user's stack: their own adapter, or their numbers between the factors of the bank's basis."""
     from mta_cli.engine.lora.lora_xs import unpack_core
 
@@ -50,10 +50,10 @@ def stack_weights(reg: Registry, stack: Stack, base: str) -> LoraWeights:
 
 def current_bank(reg: Registry, task: str, base: str) -> Bank:
     """The newest ready bank of a task. NotFound when there is none; IntegrityFault when all are for other bases."""
-    bank = reg.banks.latest(task, base)
+    bank = reg.banks.latest_ready_bank(task, base)
     if bank is not None:
         return bank
-    other = reg.banks.latest(task)
+    other = reg.banks.latest_ready_bank(task)
     if other is not None:
         raise IntegrityFault(
             f"Bank {other.name} v{other.version} was built for another base: {other.base}, and this base is {base}.",
@@ -62,15 +62,15 @@ def current_bank(reg: Registry, task: str, base: str) -> Bank:
     raise NotFound(f"There is no bank for task {task}.", hint=f"mta bank build --task {task}")
 
 
-def users_task(reg: Registry, user: User, task: str | None) -> str:
+def resolve_user_task(reg: Registry, user: User, task: str | None) -> str:
     """The task that is meant: `task`, or the user's only one. UsageFault when there are several, NotFound when none."""
     if task is not None:
         return task
-    known = [name for name, _, _ in reg.users.tasks_of(user.id)]
+    known = [name for name, _, _ in reg.users.tasks_of_user(user.id)]
     if len(known) == 1:
         return known[0]
     if known:
-        raise UsageFault(f"{user.name} has items in several tasks: {', '.join(known)}.", hint="say which with --task")
+        raise UsageError(f"{user.name} has items in several tasks: {', '.join(known)}.", hint="say which with --task")
     raise NotFound(f"{user.name} has no items yet.", hint="mta user add NAME --history FILE, or --task NAME")
 
 
@@ -79,14 +79,14 @@ def anchor_label(anchor: Anchor) -> str:
     return anchor.user if anchor.user is not None else f"(forgotten #{anchor.id})"
 
 
-def task_part(reg: Registry, task: str, base: str) -> tuple[LoraWeights, ...]:
+def load_task_adapter(reg: Registry, task: str, base: str) -> tuple[LoraWeights, ...]:
     """The task adapter of the task's current bank; nothing where the bank has none."""
     bank = current_bank(reg, task, base)
     return (load_weights(reg, bank.task_adapter, bank.base),) if bank.task_adapter else ()
 
 
-def anchor_parts(
-    reg: Registry, bank: Bank, shares: Sequence[Share]
+def load_recipe_anchors(
+    reg: Registry, bank: Bank, shares: Sequence[AnchorWeight]
 ) -> tuple[list[tuple[LoraWeights, float]], tuple[str, ...]]:
     """The weighted anchors of a recipe, ready to merge, and their names. IntegrityFault when the bank lacks one."""
     parts: list[tuple[LoraWeights, float]] = []
@@ -105,9 +105,9 @@ def anchor_parts(
     return parts, tuple(names)
 
 
-def best_mode(reg: Registry, user: User | None, task: str, base: str) -> str:
+def most_personal_mode(reg: Registry, user: User | None, task: str, base: str) -> str:
     """The most personal model there is for this user: adapted, fused or base."""
-    bank = reg.banks.latest(task, base)
+    bank = reg.banks.latest_ready_bank(task, base)
     if user is None or bank is None:
         return "base"
     if reg.stacks.get(user.id, task, bank.id) is not None:
@@ -115,18 +115,18 @@ def best_mode(reg: Registry, user: User | None, task: str, base: str) -> str:
     return "fused" if reg.recipes.get(user.id, task, bank.id) is not None else "base"
 
 
-def parts_above(
+def load_fusion_and_stack(
     reg: Registry, base: str, user: User | None, task: str, mode: str
-) -> tuple[tuple[LoraWeights, ...], Source]:
+) -> tuple[tuple[LoraWeights, ...], AnswerSource]:
     """What `mode` lays above the task adapter for a user: fusion and stack, merged exactly where they act on the same
     tokens, so one part for each kind of token position.
 
     Raises NotFound when the user has no such model yet.
     """
     if mode == "base" or user is None:
-        return (), Source("base")
-    from mta_cli.engine.lora.merge import merge
-    from store.tables.recipes_and_stacks import unpack_shares
+        return (), AnswerSource("base")
+    from mta_cli.engine.lora.merge import merge_loras
+    from store.tables.recipes_and_stacks import unpack_anchor_weights
 
     bank = current_bank(reg, task, base)
     recipe = reg.recipes.get(user.id, task, bank.id)
@@ -136,42 +136,42 @@ def parts_above(
     if mode == "fused" and recipe is None:
         raise NotFound(f"{user.name} has no recipe for task {task}.", hint=f"mta user fuse {user.name} --task {task}")
     # A stack was trained on the recipe of its day; a newer recipe must not slip under it.
-    shares = unpack_shares(stack.recipe) if mode == "adapted" and stack else recipe.shares if recipe else ()
-    parts, names = anchor_parts(reg, bank, shares)
+    shares = unpack_anchor_weights(stack.recipe) if mode == "adapted" and stack else recipe.shares if recipe else ()
+    parts, names = load_recipe_anchors(reg, bank, shares)
     if mode == "adapted" and stack is not None:
-        parts.append((stack_weights(reg, stack, bank.base), 1.0))
-    kinds = dict.fromkeys(part.placement.late for part, _ in parts)
-    merged = (merge([(part, w) for part, w in parts if part.placement.late == kind]) for kind in kinds)
-    return tuple(part for part in merged if part is not None), Source(mode, bank.name, bank.version, names)
+        parts.append((load_stack_weights(reg, stack, bank.base), 1.0))
+    kinds = dict.fromkeys(part.placement.late_tokens for part, _ in parts)
+    merged = (merge_loras([(part, w) for part, w in parts if part.placement.late_tokens == kind]) for kind in kinds)
+    return tuple(part for part in merged if part is not None), AnswerSource(mode, bank.name, bank.version, names)
 
 
-def folded_and_late(
+def merge_by_placement(
     reg: Registry, base: str, user: User | None, task: str, mode: str
-) -> tuple[LoraWeights | None, LoraWeights | None, Source]:
+) -> tuple[LoraWeights | None, LoraWeights | None, AnswerSource]:
     """A user's model as two exact merges: what acts on all tokens, the task adapter in it, and what on late ones only.
 
     None is nothing. Raises NotFound when the user has no such model yet, IntegrityFault when late parts differ in where
     they begin.
     """
-    from mta_cli.engine.lora.merge import merge
+    from mta_cli.engine.lora.merge import merge_loras
 
-    parts, source = parts_above(reg, base, user, task, mode)
+    parts, source = load_fusion_and_stack(reg, base, user, task, mode)
     if source.bank is None:
         return None, None, source
-    parts = (*task_part(reg, task, base), *parts)
-    everywhere = merge([(part, 1.0) for part in parts if part.placement.late is None])
-    return everywhere, merge([(part, 1.0) for part in parts if part.placement.late is not None]), source
+    parts = (*load_task_adapter(reg, task, base), *parts)
+    everywhere = merge_loras([(part, 1.0) for part in parts if part.placement.late_tokens is None])
+    return everywhere, merge_loras([(part, 1.0) for part in parts if part.placement.late_tokens is not None]), source
 
 
-def personal_weights(
+def merge_user_weights(
     reg: Registry, base: str, user: User | None, task: str, mode: str
-) -> tuple[LoraWeights | None, Source]:
+) -> tuple[LoraWeights | None, AnswerSource]:
     """The LoRA that makes the base (a fingerprint) into this user's model, as one exact merge; None is the base itself.
 
     Raises NotFound when the user has no such model yet, BadInput when no single LoRA is their model: some of it acts on
     late tokens only.
     """
-    weights, late, source = folded_and_late(reg, base, user, task, mode)
+    weights, late, source = merge_by_placement(reg, base, user, task, mode)
     if late is not None:
         raise BadInput(
             f"The {mode} model of {user.name if user else 'nobody'} acts on late tokens only; a single adapter, as "

@@ -13,23 +13,23 @@ from mta_cli.pipeline.report import charts, wording
 from mta_cli.pipeline.report.charts import Chart
 from mta_cli.pipeline.report.results import (
     Document,
-    best,
-    by_seed,
-    by_task,
-    cost,
+    best_methods,
+    difference_verdict,
     differences,
-    distinct,
     file_stem,
-    goodness,
-    known,
-    mean,
+    find_pooled_document,
+    find_series,
+    finite_or_none,
+    group_by_task,
+    group_seeds,
+    mean_score,
+    method_cost,
+    metric_title,
     metrics,
-    over_seeds,
-    ranked,
+    rank_methods,
     same_settings,
-    series,
-    titled,
-    verdict,
+    signed_score,
+    unique_documents,
 )
 
 
@@ -43,19 +43,19 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Sentences:
+class Paragraph:
     """A paragraph."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One cell: `strong` is the best of its column, `tone` is a verdict's word."""
 
     text: str
     strong: bool = False
-    tone: str = ""
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,25 +66,25 @@ class Table:
     """
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    right: frozenset[int] = frozenset()
-    marked: str = ""
+    rows: tuple[tuple[TableCell, ...], ...]
+    numeric_columns: frozenset[int] = frozenset()
+    reference_row: str = ""
     title: str = ""
 
 
 @dataclass(frozen=True)
-class Fold:
+class Collapsible:
     """Blocks that a page may show closed."""
 
     title: str
     blocks: tuple[Block, ...]
 
 
-Block = Heading | Sentences | Table | Fold | Chart
+Block = Heading | Paragraph | Table | Collapsible | Chart
 
 
 @dataclass
-class _Names:
+class _ChartNames:
     """Gives every chart a name of its own."""
 
     documents: Sequence[Document]
@@ -101,23 +101,23 @@ class _Names:
         return stem
 
 
-def title(documents: Sequence[Document]) -> str:
+def report_title(documents: Sequence[Document]) -> str:
     """The report's title."""
-    return f"Evaluation of {wording.listed(by_task(documents))}"
+    return f"Evaluation of {wording.join_words(group_by_task(documents))}"
 
 
-def blocks(documents: Sequence[Document]) -> list[Block]:
+def report_blocks(documents: Sequence[Document]) -> list[Block]:
     """The whole report. Documents that say the same are taken once."""
-    found = distinct(documents)
-    names = _Names(found)
-    made: list[Block] = [Heading(1, title(found))]
-    for number, (task, there) in enumerate(by_task(found).items(), 1):
+    found = unique_documents(documents)
+    names = _ChartNames(found)
+    made: list[Block] = [Heading(1, report_title(found))]
+    for number, (task, there) in enumerate(group_by_task(found).items(), 1):
         made.append(Heading(2, task, f"task-{number}"))
         own = [document for document in there if "seeds" not in document]
         for by in ("shots", "anchors"):
-            made += [charts.across(group, by, names.stem(group[-1], by)) for group in series(own, by)]
-        for group in by_seed(own):
-            made += _group(group, names, over_seeds(there, group))
+            made += [charts.series_chart(group, by, names.stem(group[-1], by)) for group in find_series(own, by)]
+        for group in group_seeds(own):
+            made += _design_blocks(group, names, find_pooled_document(there, group))
     return made
 
 
@@ -125,64 +125,76 @@ def all_charts(made: Sequence[Block]) -> list[Chart]:
     """The charts among blocks, in order."""
     found: list[Chart] = []
     for block in made:
-        found += [block] if isinstance(block, Chart) else all_charts(block.blocks) if isinstance(block, Fold) else []
+        found += (
+            [block] if isinstance(block, Chart) else all_charts(block.blocks) if isinstance(block, Collapsible) else []
+        )
     return found
 
 
-def _group(group: Sequence[Document], names: _Names, together: Document | None) -> Iterator[Block]:
+def _design_blocks(group: Sequence[Document], names: _ChartNames, together: Document | None) -> Iterator[Block]:
     """One design: of several seeds what they found `together`, then side by side, then each evaluation."""
-    yield Heading(3, _label(group))
+    yield Heading(3, _design_heading(group))
     if len(group) == 1:
         yield from _evaluation(group[0], names)
         return
     if together is not None:
         yield from _evaluation(together, names)
     apart = "" if same_settings(group) else " Settings differ between the seeds."
-    yield Sentences(f"By seed. The mean is over the seeds and has no interval: each seed's is its own.{apart}")
+    yield Paragraph(f"By seed. The mean is over the seeds and has no interval: each seed's is its own.{apart}")
     yield from (_seeds(group, metric) for metric in metrics(group[0]))
     yield _seed_differences(group)
     for document in group:
-        yield Fold(f"Seed {document['seed']}", tuple(_evaluation(document, names)))
+        yield Collapsible(f"Seed {document['seed']}", tuple(_evaluation(document, names)))
 
 
-def _label(group: Sequence[Document]) -> str:
+def _design_heading(group: Sequence[Document]) -> str:
     first = group[0]
-    parts = [wording.many(first[key], key[:-1]) for key in ("shots", "anchors") if first.get(key) is not None]
-    seeds = wording.listed(document["seed"] for document in group)
+    parts = [wording.pluralise(first[key], key[:-1]) for key in ("shots", "anchors") if first.get(key) is not None]
+    seeds = wording.join_words(document["seed"] for document in group)
     return ", ".join([*parts, f"seed{'s' if len(group) > 1 else ''} {seeds}"])
 
 
-def _evaluation(document: Document, names: _Names) -> Iterator[Block]:
+def _evaluation(document: Document, names: _ChartNames) -> Iterator[Block]:
     stem = names.stem(document)
-    yield Sentences(wording.design(document))
-    if power := wording.power(document):
-        yield Sentences(power)
+    yield Paragraph(wording.describe_design(document))
+    if power := wording.describe_power(document):
+        yield Paragraph(power)
     yield _methods(document)
-    yield charts.intervals(document, stem)
+    yield charts.interval_chart(document, stem)
     yield from _differences(document)
-    if any(cost(document, method, "bytes") is not None for method in document["methods"]):
-        yield charts.by_bytes(document, stem)
+    if any(method_cost(document, method, "bytes") is not None for method in document["methods"]):
+        yield charts.size_chart(document, stem)
     yield from _settings(document)
 
 
-COSTS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
-    ("bytes", "bytes a user", wording.count),
-    ("seconds", "seconds to personalise a user", wording.seconds),
-    ("seconds_per_query", "seconds a query", wording.seconds),
-    ("tokens_per_second", "prompt tokens/s", wording.count),
+COST_COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
+    ("bytes", "bytes a user", wording.format_count),
+    ("seconds", "seconds to personalise a user", wording.format_seconds),
+    ("seconds_per_query", "seconds a query", wording.format_seconds),
+    ("tokens_per_second", "prompt tokens/s", wording.format_count),
 )
 
 
 def _methods(document: Document) -> Table:
     shown = metrics(document)
-    winners = {metric: best(document, metric) for metric in shown}
-    costs = [row for row in COSTS if any(cost(document, method, row[0]) is not None for method in document["methods"])]
+    winners = {metric: best_methods(document, metric) for metric in shown}
+    costs = [
+        row
+        for row in COST_COLUMNS
+        if any(method_cost(document, method, row[0]) is not None for method in document["methods"])
+    ]
     rows = []
-    for method in ranked(document):
+    for method in rank_methods(document):
         scores = document["methods"][method]
-        cells = [Cell(wording.interval(scores.get(metric)), method in winners[metric]) for metric in shown]
-        rows.append((Cell(method), *cells, *(Cell(write(cost(document, method, what))) for what, _, write in costs)))
-    columns = ("method", *map(titled, shown), *(name for _, name, _ in costs))
+        cells = [TableCell(wording.format_interval(scores.get(metric)), method in winners[metric]) for metric in shown]
+        rows.append(
+            (
+                TableCell(method),
+                *cells,
+                *(TableCell(write(method_cost(document, method, what))) for what, _, write in costs),
+            )
+        )
+    columns = ("method", *map(metric_title, shown), *(name for _, name, _ in costs))
     return Table(columns, tuple(rows), frozenset(range(1, len(columns))), document["reference"])
 
 
@@ -193,43 +205,55 @@ def _differences(document: Document) -> Iterator[Block]:
         if not found:
             continue
         reference = found[0]["a"]
-        head = f"Paired differences in {titled(metric)}: {reference} minus the other"
+        head = f"Paired differences in {metric_title(metric)}: {reference} minus the other"
         columns = ("other method", f"{reference} - other [95 %]", "p", f"{reference} is")
         rows = tuple(
-            (Cell(row["b"]), Cell(wording.interval(row, signed=True)), Cell(wording.chance(row.get("p"))), _said(row))
+            (
+                TableCell(row["b"]),
+                TableCell(wording.format_interval(row, signed=True)),
+                TableCell(wording.format_p_value(row.get("p"))),
+                _verdict_cell(row),
+            )
             for row in found
         )
         if metric == document["metric"]:
             yield Table(columns, rows, frozenset((1, 2)), title=head)
         else:
-            yield Fold(head, (Table(columns, rows, frozenset((1, 2))),))
+            yield Collapsible(head, (Table(columns, rows, frozenset((1, 2))),))
 
 
-def _said(difference: Any) -> Cell:
-    return Cell(wording.statement(difference), tone=verdict(difference))
+def _verdict_cell(difference: Any) -> TableCell:
+    return TableCell(wording.describe_difference(difference), verdict=difference_verdict(difference))
 
 
 def _settings(document: Document) -> Iterator[Block]:
     """Settings and calibration, where there are any."""
     settings, calibration = document.get("settings") or {}, document.get("calibration") or {}
     rows = [
-        (Cell(method), Cell(wording.settings(settings.get(method))), Cell(_temperatures(calibration.get(method))))
+        (
+            TableCell(method),
+            TableCell(wording.describe_settings(settings.get(method))),
+            TableCell(_temperatures(calibration.get(method))),
+        )
         for method in document["methods"]
         if settings.get(method) or calibration.get(method)
     ]
     if rows:
-        yield Fold("Settings and calibration", (Table(("method", "settings", "temperature by fold"), tuple(rows)),))
+        yield Collapsible(
+            "Settings and calibration", (Table(("method", "settings", "temperature by fold"), tuple(rows)),)
+        )
 
 
 def _temperatures(found: Any) -> str:
     """Of each fold the only one, or the least and the most of its parts'."""
     folds = found if isinstance(found, list | tuple) else [found]
-    return ", ".join(_span(own) if isinstance(own, list | tuple) else wording.number(own) for own in folds)
+    return ", ".join(_span(own) if isinstance(own, list | tuple) else wording.format_number(own) for own in folds)
 
 
 def _span(found: Sequence[Any]) -> str:
     told = [
-        wording.number(value) for value in sorted(found, key=lambda value: float("inf") if value is None else value)
+        wording.format_number(value)
+        for value in sorted(found, key=lambda value: float("inf") if value is None else value)
     ]
     return " to ".join(dict.fromkeys((told[0], told[-1])))
 
@@ -237,19 +261,21 @@ def _span(found: Sequence[Any]) -> str:
 def _seeds(group: Sequence[Document], metric: str) -> Table:
     """Each method's values by seed with their mean, the best mean first."""
     methods = dict.fromkeys(method for document in group for method in document["methods"])
-    means = {method: mean(group, method, metric) for method in methods}
-    order = sorted(methods, key=lambda method: _falling(means[method], metric))
+    means = {method: mean_score(group, method, metric) for method in methods}
+    order = sorted(methods, key=lambda method: _descending_key(means[method], metric))
     top = next((means[method] for method in order), None)
     rows = []
     for method in order:
-        cells = [Cell(wording.interval(document["methods"].get(method, {}).get(metric))) for document in group]
+        cells = [
+            TableCell(wording.format_interval(document["methods"].get(method, {}).get(metric))) for document in group
+        ]
         is_top = top is not None and means[method] == top
-        rows.append((Cell(method), *cells, Cell(wording.number(means[method]), is_top)))
-    return _seed_table(("method", titled(metric)), group, rows, group[0]["reference"])
+        rows.append((TableCell(method), *cells, TableCell(wording.format_number(means[method]), is_top)))
+    return _seed_table(("method", metric_title(metric)), group, rows, group[0]["reference"])
 
 
-def _falling(value: float | None, metric: str) -> tuple[bool, float]:
-    return (value is None, 0.0 if value is None else -goodness(value, metric))
+def _descending_key(value: float | None, metric: str) -> tuple[bool, float]:
+    return (value is None, 0.0 if value is None else -signed_score(value, metric))
 
 
 def _seed_differences(group: Sequence[Document]) -> Table:
@@ -259,23 +285,25 @@ def _seed_differences(group: Sequence[Document]) -> Table:
     rows = []
     for other in others:
         there = [own.get(other) for own in found]
-        values = [known(row["value"]) for row in there if row is not None]
+        values = [finite_or_none(row["value"]) for row in there if row is not None]
         whole = [value for value in values if value is not None]
         middle = sum(whole) / len(whole) if len(whole) == len(group) else None
         cells = [_seed_difference(row) for row in there]
-        rows.append((Cell(other), *cells, Cell(wording.number(middle, signed=True))))
-    title = f"Paired differences in {titled(group[0]['metric'])}: {group[0]['reference']} minus the other"
+        rows.append((TableCell(other), *cells, TableCell(wording.format_number(middle, signed=True))))
+    title = f"Paired differences in {metric_title(group[0]['metric'])}: {group[0]['reference']} minus the other"
     return _seed_table(("other method", title), group, rows)
 
 
-def _seed_difference(row: Any) -> Cell:
+def _seed_difference(row: Any) -> TableCell:
     if row is None:
-        return Cell(wording.UNKNOWN)
-    return Cell(f"{wording.interval(row, signed=True)} {verdict(row)}", tone=verdict(row))
+        return TableCell(wording.NO_VALUE)
+    return TableCell(
+        f"{wording.format_interval(row, signed=True)} {difference_verdict(row)}", verdict=difference_verdict(row)
+    )
 
 
 def _seed_table(
-    names: tuple[str, str], group: Sequence[Document], rows: Sequence[tuple[Cell, ...]], marked: str = ""
+    names: tuple[str, str], group: Sequence[Document], rows: Sequence[tuple[TableCell, ...]], marked: str = ""
 ) -> Table:
     """`names` are the first column's and the table's."""
     columns = (names[0], *(f"seed {document['seed']}" for document in group), "mean")

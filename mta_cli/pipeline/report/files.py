@@ -6,10 +6,10 @@ from pathlib import Path
 
 from mta_cli.errors import BadInput
 
-MODE = 0o644
+FILE_MODE = 0o644
 
 
-def write(path: Path, content: bytes) -> Path:
+def write_whole_file(path: Path, content: bytes) -> Path:
     """Make `content` the file at `path`, whose folder is made as needed; returns the path.
 
     Raises BadInput when the folder cannot be made, and as `store.files.atomic_write`; no temporary file stays.
@@ -21,5 +21,5 @@ def write(path: Path, content: bytes) -> Path:
     except OSError as error:
         raise BadInput(f"The folder {path.parent} cannot be made: {error.strerror or error}.") from error
     atomic_write(path, content)
-    path.chmod(MODE)
+    path.chmod(FILE_MODE)
     return path

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 DISTANCES = (7, 13, 21, 31, 43, 57, 73)  # pixels between a point and the nearest edge of its name
 DIRECTIONS = 16
-NEAR = 9  # a name farther away gets a line to its point
+MIN_LEADER_GAP = 9  # a name farther away gets a line to its point
 # What it costs to cover a pixel of text or of a line, to leave the frame by one, to be one farther from the point; and
 # how much of that a line to a name costs that crosses something.
-TEXT, LINE, OUTSIDE, FAR, CROSSING = 6.0, 1.5, 40.0, 2.5, 1.0
+TEXT_COST, LINE_COST, OUTSIDE_COST, DISTANCE_COST, CROSSING_SHARE = 6.0, 1.5, 40.0, 2.5, 1.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Box:
     right: float
     top: float
 
-    def shared(self, other: Box) -> float:
+    def overlap_area(self, other: Box) -> float:
         """The area that both cover."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.top, other.top) - max(self.bottom, other.bottom)
@@ -59,12 +59,12 @@ def write_labels(axes: Axes, points: Sequence[Point], *, colour: str, line: str,
     extent = axes.get_window_extent()
     frame = Box(extent.x0 + 2, extent.y0 + 2, extent.x1 - 2, extent.y1 - 2)
     at = {point: _pixels(axes, point.x, point.y) for point in points}
-    covered = [(box, weight) for point in points for box, weight in _own(axes, point)]
-    for point in sorted(points, key=lambda point: -_crowd(point, at)):
+    covered = [(box, weight) for point in points for box, weight in _point_boxes(axes, point)]
+    for point in sorted(points, key=lambda point: -_crowding(point, at)):
         width, height = _extent(axes, point)
-        box = min(_places(at[point], width, height), key=lambda place: _cost(place, at[point], covered, frame))
-        covered.append((box, TEXT))
-        covered += [(dot, LINE) for dot in _way(at[point], box)]
+        box = min(_candidate_boxes(at[point], width, height), key=lambda place: _cost(place, at[point], covered, frame))
+        covered.append((box, TEXT_COST))
+        covered += [(dot, LINE_COST) for dot in _leader_boxes(at[point], box)]
         _write(axes, point, at[point], box, (strong if point.strong else colour, line))
 
 
@@ -73,15 +73,15 @@ def _pixels(axes: Axes, x: float, y: float) -> tuple[float, float]:
     return float(found[0]), float(found[1])
 
 
-def _own(axes: Axes, point: Point) -> Iterator[tuple[Box, float]]:
+def _point_boxes(axes: Axes, point: Point) -> Iterator[tuple[Box, float]]:
     """What a point itself covers: its mark and its whisker."""
     x, y = _pixels(axes, point.x, point.y)
     ends = sorted((_pixels(axes, point.x, point.low)[1], _pixels(axes, point.x, point.high)[1]))
-    yield Box(x - 5, y - 5, x + 5, y + 5), TEXT
-    yield Box(x - 1.5, ends[0], x + 1.5, ends[1]), LINE * 2
+    yield Box(x - 5, y - 5, x + 5, y + 5), TEXT_COST
+    yield Box(x - 1.5, ends[0], x + 1.5, ends[1]), LINE_COST * 2
 
 
-def _crowd(point: Point, at: dict[Point, tuple[float, float]]) -> float:
+def _crowding(point: Point, at: dict[Point, tuple[float, float]]) -> float:
     """How near the other points are."""
     x, y = at[point]
     return sum(1 / (20 + math.hypot(x - other[0], y - other[1])) for other in at.values())
@@ -95,7 +95,7 @@ def _extent(axes: Axes, point: Point) -> tuple[float, float]:
     return float(box.width) + 3, float(box.height) + 1
 
 
-def _places(at: tuple[float, float], width: float, height: float) -> Iterator[Box]:
+def _candidate_boxes(at: tuple[float, float], width: float, height: float) -> Iterator[Box]:
     """Where a name may stand: in every direction, nearest first."""
     for distance in DISTANCES:
         for step in range(DIRECTIONS):
@@ -112,10 +112,10 @@ def _gap(at: tuple[float, float], box: Box) -> float:
     return math.hypot(x - at[0], y - at[1])
 
 
-def _way(at: tuple[float, float], box: Box) -> list[Box]:
+def _leader_boxes(at: tuple[float, float], box: Box) -> list[Box]:
     """The line from a point to its name as small boxes; none when the name is near."""
     gap = _gap(at, box)
-    if gap <= NEAR:
+    if gap <= MIN_LEADER_GAP:
         return []
     across, up = (box.left + box.right) / 2 - at[0], (box.bottom + box.top) / 2 - at[1]
     length = math.hypot(across, up)
@@ -129,9 +129,11 @@ def _dot(x: float, y: float) -> Box:
 
 def _cost(box: Box, at: tuple[float, float], covered: Sequence[tuple[Box, float]], frame: Box) -> float:
     """What a place costs: area covered by weight, area outside the frame, and the way to the point."""
-    way = [(dot, CROSSING) for dot in _way(at, box)]
-    over = sum(mine.shared(other) * share * weight for mine, share in [(box, 1.0), *way] for other, weight in covered)
-    return over + OUTSIDE * (box.area - box.shared(frame)) + FAR * _gap(at, box)
+    way = [(dot, CROSSING_SHARE) for dot in _leader_boxes(at, box)]
+    over = sum(
+        mine.overlap_area(other) * share * weight for mine, share in [(box, 1.0), *way] for other, weight in covered
+    )
+    return over + OUTSIDE_COST * (box.area - box.overlap_area(frame)) + DISTANCE_COST * _gap(at, box)
 
 
 def _write(axes: Axes, point: Point, at: tuple[float, float], box: Box, colours: tuple[str, str]) -> None:
@@ -149,6 +151,6 @@ def _write(axes: Axes, point: Point, at: tuple[float, float], box: Box, colours:
         fontsize=8,
         fontweight="bold" if point.strong else "normal",
         color=colours[0],
-        arrowprops=line if _way(at, box) else None,
+        arrowprops=line if _leader_boxes(at, box) else None,
     )
     label.set_in_layout(False)

@@ -14,19 +14,19 @@ from typing import Any, Literal
 Document = Mapping[str, Any]
 Verdict = Literal["better", "worse", "not told apart"]
 
-LIKELIHOOD = "gold_loglik"
-LEVEL = 0.05
+LOGLIK_METRIC = "gold_loglik"
+SIGNIFICANCE_LEVEL = 0.05
 LOWER_IS_BETTER = frozenset({"mae", "rmse"})
-NAMES = {
+METRIC_NAMES = {
     "macro_f1": "macro-F1",
     "mae": "MAE",
     "rmse": "RMSE",
     "rouge_1": "ROUGE-1",
     "rouge_l": "ROUGE-L",
-    LIKELIHOOD: "gold log-likelihood",
+    LOGLIK_METRIC: "gold log-likelihood",
 }
 # What makes two documents the same evaluation but for the seed and for settings, which may be tuned by seed.
-DESIGN = (
+DESIGN_KEYS = (
     "task",
     "metric",
     "shots",
@@ -40,7 +40,7 @@ DESIGN = (
     "reference",
 )
 # How the name of a file says what tells a document from the others of its task.
-IN_FILE_NAMES = {
+FILE_NAME_PREFIXES = {
     "shots": "shots",
     "anchors": "anchors",
     "history_items": "history",
@@ -52,7 +52,7 @@ IN_FILE_NAMES = {
 }
 
 
-def known(value: object) -> float | None:
+def finite_or_none(value: object) -> float | None:
     """`value` when it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
@@ -61,76 +61,76 @@ def known(value: object) -> float | None:
 
 def metric_name(metric: str) -> str:
     """The metric as people write it."""
-    return NAMES.get(metric, metric.replace("_", " "))
+    return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
-def direction(metric: str) -> str:
+def metric_note(metric: str) -> str:
     """What a reader must know of a metric's sign and unit; empty where more is better and there is no unit."""
     if metric in LOWER_IS_BETTER:
         return "lower is better"
-    return "nats" if metric == LIKELIHOOD else ""
+    return "nats" if metric == LOGLIK_METRIC else ""
 
 
-def titled(metric: str) -> str:
+def metric_title(metric: str) -> str:
     """The metric's name with what `direction` says."""
-    said = direction(metric)
+    said = metric_note(metric)
     return metric_name(metric) + (f" ({said})" if said else "")
 
 
 def metrics(document: Document) -> list[str]:
     """The metrics of a document: the main one first, the log-likelihood last, the others as they come."""
     found = dict.fromkeys(metric for scores in document["methods"].values() for metric in scores)
-    between = [metric for metric in found if metric not in (document["metric"], LIKELIHOOD)]
-    return [document["metric"], *between, *([LIKELIHOOD] if LIKELIHOOD in found else [])]
+    between = [metric for metric in found if metric not in (document["metric"], LOGLIK_METRIC)]
+    return [document["metric"], *between, *([LOGLIK_METRIC] if LOGLIK_METRIC in found else [])]
 
 
-def score(document: Document, method: str, metric: str, part: str = "value") -> float | None:
+def method_score(document: Document, method: str, metric: str, part: str = "value") -> float | None:
     """One number of a method: `part` is value, low or high. None where the document has none."""
     found = document["methods"].get(method, {}).get(metric)
-    return known(found.get(part)) if isinstance(found, Mapping) else None
+    return finite_or_none(found.get(part)) if isinstance(found, Mapping) else None
 
 
-def whisker(document: Document, method: str, metric: str) -> tuple[float, float, float]:
+def value_and_interval(document: Document, method: str, metric: str) -> tuple[float, float, float]:
     """Value, low and high as a chart needs them: NaN where there is no value, the value where an end is not known."""
-    value, low, high = (score(document, method, metric, part) for part in ("value", "low", "high"))
+    value, low, high = (method_score(document, method, metric, part) for part in ("value", "low", "high"))
     middle = math.nan if value is None else value
     return middle, middle if low is None else low, middle if high is None else high
 
 
-def cost(document: Document, method: str, what: str) -> float | None:
+def method_cost(document: Document, method: str, what: str) -> float | None:
     """What a method costs: `what` is bytes, seconds, seconds_per_query or tokens_per_second."""
-    return known(((document.get("costs") or {}).get(method) or {}).get(what))
+    return finite_or_none(((document.get("costs") or {}).get(method) or {}).get(what))
 
 
-def goodness(value: float, metric: str) -> float:
+def signed_score(value: float, metric: str) -> float:
     """`value` turned so that more is better."""
     return -value if metric in LOWER_IS_BETTER else value
 
 
-def ranked(document: Document, metric: str | None = None) -> list[str]:
+def rank_methods(document: Document, metric: str | None = None) -> list[str]:
     """The methods from the best to the worst by `metric` (else the main one); equals as they come, unknown last."""
     by = metric or document["metric"]
 
     def place(method: str) -> tuple[bool, float]:
-        value = score(document, method, by)
-        return (True, 0.0) if value is None else (False, -goodness(value, by))
+        value = method_score(document, method, by)
+        return (True, 0.0) if value is None else (False, -signed_score(value, by))
 
     return sorted(document["methods"], key=place)
 
 
-def best(document: Document, metric: str) -> frozenset[str]:
+def best_methods(document: Document, metric: str) -> frozenset[str]:
     """The method with the best value, or those that share it."""
-    first = score(document, ranked(document, metric)[0], metric) if document["methods"] else None
-    equal = (method for method in document["methods"] if score(document, method, metric) == first)
+    first = method_score(document, rank_methods(document, metric)[0], metric) if document["methods"] else None
+    equal = (method for method in document["methods"] if method_score(document, method, metric) == first)
     return frozenset() if first is None else frozenset(equal)
 
 
-def smallest_best(document: Document, sizes: Mapping[str, float]) -> list[str]:
+def pareto_front(document: Document, sizes: Mapping[str, float]) -> list[str]:
     """The methods that are better than every one with as few bytes or fewer, by size (the Pareto front)."""
     metric, front = document["metric"], list[str]()
 
     def good(method: str) -> float:
-        return goodness(score(document, method, metric) or 0.0, metric)
+        return signed_score(method_score(document, method, metric) or 0.0, metric)
 
     for method in sorted(sizes, key=lambda method: (sizes[method], -good(method))):
         if not front or good(method) > good(front[-1]):
@@ -140,28 +140,32 @@ def smallest_best(document: Document, sizes: Mapping[str, float]) -> list[str]:
 
 def differences(document: Document, metric: str) -> list[Mapping[str, Any]]:
     """The paired differences in one metric, in the order in which the other methods rank by the main one."""
-    places = {method: place for place, method in enumerate(ranked(document))}
+    places = {method: place for place, method in enumerate(rank_methods(document))}
     found = [row for row in document.get("differences", ()) if row["metric"] == metric]
     return sorted(found, key=lambda row: places.get(row["b"], len(places)))
 
 
-def verdict(difference: Mapping[str, Any]) -> Verdict:
+def difference_verdict(difference: Mapping[str, Any]) -> Verdict:
     """How `a` does beside `b`: told apart where the 95 % interval of a - b excludes 0 and p, if known, is below .05.
 
     The interval is a little narrow for few users, the permutation test is not; so both are asked.
     """
-    low, high, p = known(difference.get("low")), known(difference.get("high")), known(difference.get("p"))
-    if low is None or high is None or low <= 0 <= high or (p is not None and p >= LEVEL):
+    low, high, p = (
+        finite_or_none(difference.get("low")),
+        finite_or_none(difference.get("high")),
+        finite_or_none(difference.get("p")),
+    )
+    if low is None or high is None or low <= 0 <= high or (p is not None and p >= SIGNIFICANCE_LEVEL):
         return "not told apart"
-    return "better" if goodness(low, difference["metric"]) > 0 else "worse"
+    return "better" if signed_score(low, difference["metric"]) > 0 else "worse"
 
 
-def distinct(documents: Iterable[Document]) -> list[Document]:
+def unique_documents(documents: Iterable[Document]) -> list[Document]:
     """The documents without repetitions."""
     return list({_canonical(document): document for document in documents}.values())
 
 
-def by_task(documents: Sequence[Document]) -> dict[str, list[Document]]:
+def group_by_task(documents: Sequence[Document]) -> dict[str, list[Document]]:
     """The documents of each task, tasks as they come."""
     groups: dict[str, list[Document]] = {}
     for document in documents:
@@ -169,13 +173,13 @@ def by_task(documents: Sequence[Document]) -> dict[str, list[Document]]:
     return groups
 
 
-def over_seeds(documents: Sequence[Document], group: Sequence[Document]) -> Document | None:
+def find_pooled_document(documents: Sequence[Document], group: Sequence[Document]) -> Document | None:
     """Among `documents` the one that says what the evaluations of `group` found together."""
     numbers = {document.get("evaluation") for document in group}
     return next((document for document in documents if set(document.get("evaluations", ())) == numbers), None)
 
 
-def by_seed(documents: Sequence[Document]) -> list[list[Document]]:
+def group_seeds(documents: Sequence[Document]) -> list[list[Document]]:
     """Groups of documents of one design, by seed. Each seed comes once in a group: a second one begins another group.
 
     Settings may differ, since they may be tuned by seed; where there is a choice, those with the same go together.
@@ -199,26 +203,28 @@ def same_settings(documents: Sequence[Document]) -> bool:
     return len({_canonical(document.get("settings")) for document in documents}) <= 1
 
 
-def series(documents: Sequence[Document], by: str) -> list[list[Document]]:
+def find_series(documents: Sequence[Document], by: str) -> list[list[Document]]:
     """Groups of at least two documents that differ in `by` (shots or anchors) and otherwise only in settings.
 
     Where that leaves two documents with the same `by`, their settings must agree too; of two that are alike even then
     the later evaluation is taken.
     """
-    counted = [document for document in documents if known(document.get(by)) is not None]
+    counted = [document for document in documents if finite_or_none(document.get(by)) is not None]
     found: list[list[Document]] = []
-    for group in _alike(counted, lambda document: _design(document, without=by) + str(document["seed"])):
+    for group in _group_documents(counted, lambda document: _design(document, without=by) + str(document["seed"])):
         repeated = len({document[by] for document in group}) < len(group)
-        for part in _alike(group, lambda document: _canonical(document.get("settings"))) if repeated else [group]:
+        for part in (
+            _group_documents(group, lambda document: _canonical(document.get("settings"))) if repeated else [group]
+        ):
             last = {other[by]: other for other in sorted(part, key=lambda other: _order(other.get("evaluation")))}
             if len(last) > 1:
                 found.append([last[value] for value in sorted(last)])
     return found
 
 
-def mean(documents: Sequence[Document], method: str, metric: str) -> float | None:
+def mean_score(documents: Sequence[Document], method: str, metric: str) -> float | None:
     """The mean of a method's values over documents; None unless every one of them has it."""
-    values = [score(document, method, metric) for document in documents]
+    values = [method_score(document, method, metric) for document in documents]
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present and len(present) == len(values) else None
 
@@ -230,7 +236,7 @@ def file_stem(document: Document, among: Sequence[Document], *, across: str | No
     """
     kin = [other for other in among if slug(other["task"]) == slug(document["task"])]
     parts = [slug(document["task"])]
-    for key, prefix in IN_FILE_NAMES.items():
+    for key, prefix in FILE_NAME_PREFIXES.items():
         differs = len({_canonical(other.get(key)) for other in kin}) > 1
         if key in document and key != across and (differs or (key == "shots" and across is None)):
             parts.append(prefix + slug(document.get(key)))
@@ -242,7 +248,7 @@ def slug(value: object) -> str:
     return re.sub(r"[^a-z0-9]+", "-", str(value).lower()).strip("-")[:60].rstrip("-") or "x"
 
 
-def _alike(documents: Iterable[Document], key: Callable[[Document], str]) -> list[list[Document]]:
+def _group_documents(documents: Iterable[Document], key: Callable[[Document], str]) -> list[list[Document]]:
     groups: dict[str, list[Document]] = {}
     for document in documents:
         groups.setdefault(key(document), []).append(document)
@@ -250,7 +256,7 @@ def _alike(documents: Iterable[Document], key: Callable[[Document], str]) -> lis
 
 
 def _design(document: Document, *, without: str = "") -> str:
-    return _canonical({key: document.get(key, "") for key in DESIGN if key != without})
+    return _canonical({key: document.get(key, "") for key in DESIGN_KEYS if key != without})
 
 
 def _canonical(value: object) -> str:
@@ -259,5 +265,5 @@ def _canonical(value: object) -> str:
 
 def _order(value: object) -> tuple[bool, float, str]:
     """Numbers by size, then whatever else there is."""
-    number = known(value)
+    number = finite_or_none(value)
     return (number is None, number or 0.0, str(value))

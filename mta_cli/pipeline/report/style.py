@@ -18,55 +18,69 @@ from mta_cli.printable import clean_line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, QUIET, GRID, ACCENT, BAND, PAPER = "#1f2328", "#6b7480", "#dde2e8", "#0072b2", "#e3f0f8", "#ffffff"
+INK_COLOUR, MUTED_COLOUR, GRID_COLOUR, ACCENT_COLOUR, BAND_COLOUR, PAPER_COLOUR = (
+    "#1f2328",
+    "#6b7480",
+    "#dde2e8",
+    "#0072b2",
+    "#e3f0f8",
+    "#ffffff",
+)
 # A page may give these their own values, for instance in the dark; elsewhere the colours are the ones above.
-VARIABLES = {INK: "ink", QUIET: "quiet", GRID: "grid", ACCENT: "accent", BAND: "band", PAPER: "paper"}
-STYLE = {
-    "axes.edgecolor": QUIET,
-    "axes.facecolor": PAPER,
+CSS_VARIABLES = {
+    INK_COLOUR: "ink",
+    MUTED_COLOUR: "quiet",
+    GRID_COLOUR: "grid",
+    ACCENT_COLOUR: "accent",
+    BAND_COLOUR: "band",
+    PAPER_COLOUR: "paper",
+}
+RC_PARAMS = {
+    "axes.edgecolor": MUTED_COLOUR,
+    "axes.facecolor": PAPER_COLOUR,
     "axes.grid": True,
-    "axes.labelcolor": INK,
+    "axes.labelcolor": INK_COLOUR,
     "axes.labelsize": 9,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlecolor": INK,
+    "axes.titlecolor": INK_COLOUR,
     "axes.titlelocation": "left",
     "axes.titlesize": 9,
     "axes.axisbelow": True,
     "figure.dpi": 100,
-    "figure.facecolor": PAPER,
+    "figure.facecolor": PAPER_COLOUR,
     "font.family": "DejaVu Sans",
     "font.size": 9,
-    "grid.color": GRID,
+    "grid.color": GRID_COLOUR,
     "grid.linewidth": 0.8,
     "savefig.dpi": 200,
     "svg.fonttype": "none",
     "svg.hashsalt": "mta",
-    "text.color": INK,
+    "text.color": INK_COLOUR,
     "text.parse_math": False,
-    "xtick.color": QUIET,
-    "xtick.labelcolor": INK,
+    "xtick.color": MUTED_COLOUR,
+    "xtick.labelcolor": INK_COLOUR,
     "xtick.labelsize": 8.5,
-    "ytick.color": QUIET,
-    "ytick.labelcolor": INK,
+    "ytick.color": MUTED_COLOUR,
+    "ytick.labelcolor": INK_COLOUR,
     "ytick.labelsize": 8.5,
 }
 WIDTH = 8.4  # inches
-SVG = "http://www.w3.org/2000/svg"
-LONGEST = 32
+SVG_NAMESPACE = "http://www.w3.org/2000/svg"
+MAX_NAME_LENGTH = 32
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def chart_style() -> Iterator[None]:
     """Within it, figures are made and saved in the one style; a letter that the font lacks is no warning."""
     from matplotlib import style as styles
 
-    with styles.context(["default", STYLE]), warnings.catch_warnings():
+    with styles.context(["default", RC_PARAMS]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
-def figure(width: float, height: float, *, between: float = 0.02) -> Figure:
+def new_figure(width: float, height: float, *, between: float = 0.02) -> Figure:
     """An empty figure, in inches, that belongs to no window; `between` is the room between panels, as a share."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -77,35 +91,35 @@ def figure(width: float, height: float, *, between: float = 0.02) -> Figure:
     return made
 
 
-def short(name: object) -> str:
+def short_name(name: object) -> str:
     """A name as a chart shows it: one clean line, cut when it is long."""
     text = clean_line(str(name))
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return text if len(text) <= MAX_NAME_LENGTH else text[: MAX_NAME_LENGTH - 1] + "…"
 
 
-def png(drawn: Figure) -> bytes:
+def figure_png(drawn: Figure) -> bytes:
     """The figure as a PNG without date or program. Call it within `style`."""
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def svg(drawn: Figure, name: str, title: str) -> str:
+def figure_svg(drawn: Figure, name: str, title: str) -> str:
     """The figure as an SVG element whose ids begin with `name`, so that a page can hold several. Within `style`."""
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ElementTree.fromstring(buffer.getvalue())
-    plain = _plain(root, name)
+    plain = _clean_element(root, name)
     for child in [child for child in plain if child.tag == "metadata"]:
         plain.remove(child)
     for size in ("width", "height"):
         plain.attrib.pop(size, None)
-    plain.attrib |= {"xmlns": SVG, "role": "img", "aria-label": clean_line(title)}
+    plain.attrib |= {"xmlns": SVG_NAMESPACE, "role": "img", "aria-label": clean_line(title)}
     plain.set("style", "stroke-linejoin: round; stroke-linecap: butt")
     return ElementTree.tostring(plain, encoding="unicode")
 
 
-def _plain(element: ElementTree.Element, name: str) -> ElementTree.Element:
+def _clean_element(element: ElementTree.Element, name: str) -> ElementTree.Element:
     """A copy without namespaces, style sheets and indentation, with ids of its own and colours that a page can set."""
     copy = ElementTree.Element(element.tag.rpartition("}")[2])
     for key, value in element.attrib.items():
@@ -114,7 +128,7 @@ def _plain(element: ElementTree.Element, name: str) -> ElementTree.Element:
         copy.text = element.text
     for child in element:
         if isinstance(child.tag, str) and child.tag.rpartition("}")[2] != "style":
-            copy.append(_plain(child, name))
+            copy.append(_clean_element(child, name))
     return copy
 
 
@@ -124,6 +138,6 @@ def _attribute(key: str, value: str, name: str) -> str:
     if key == "href":
         return value.replace("#", f"#{name}-", 1)
     if key in ("style", "fill", "stroke"):
-        for colour, variable in VARIABLES.items():
+        for colour, variable in CSS_VARIABLES.items():
             value = value.replace(colour, f"var(--{variable}, {colour})")
     return value.replace("url(#", f"url(#{name}-")

@@ -14,32 +14,34 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mta_cli.events import PlanLine
-from mta_cli.options import Machine
+from mta_cli.options import MachineOptions
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.models.lookup import ModelEntry
+    from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
-RECENT = 8  # adapters whose speed is averaged
-SHARE = {"float32": 0.5}  # of the bare matrix rate, reached in training a small transformer on a CPU
-HALF_SHARE = 0.25  # the same in 16 bits, where more time goes into what is no matrix product: .1 to .45 by the machine
-FASTER = {"all": 1.0, "upper": 2.0, "late": 20.0}  # than all layers, where nothing was measured yet
-RUNTIME = 0.7e9  # bytes that the libraries themselves occupy
-ACTIVATIONS = 100.0  # bytes per token and root of the parameters: 1.2 MB a token for 135M
-KEPT = 0.7  # the same for states that are kept for later steps of late parts: 8 kB a token for 135M
+RECENT_ADAPTERS = 8  # adapters whose speed is averaged
+TRAINING_EFFICIENCY = {"float32": 0.5}  # of the bare matrix rate, reached in training a small transformer on a CPU
+HALF_PRECISION_EFFICIENCY = (
+    0.25  # the same in 16 bits, where more time goes into what is no matrix product: .1 to .45 by the machine
+)
+PLACEMENT_SPEEDUP = {"all": 1.0, "upper": 2.0, "late": 20.0}  # than all layers, where nothing was measured yet
+RUNTIME_BYTES = 0.7e9  # bytes that the libraries themselves occupy
+ACTIVATION_BYTES = 100.0  # bytes per token and root of the parameters: 1.2 MB a token for 135M
+CACHED_STATE_BYTES = 0.7  # the same for states that are kept for later steps of late parts: 8 kB a token for 135M
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenLoad:
     """At most `count` tokens that adapters of one `placement` learn from, on one device `alone` or on all."""
 
     count: int
     placement: str
-    alone: bool = False
+    one_device: bool = False
 
 
 def cost_lines(
-    reg: Registry, base: ModelEntry, machine: Machine, tokens: Sequence[Tokens], step: int
+    reg: Registry, base: ModelEntry, machine: MachineOptions, tokens: Sequence[TokenLoad], step: int
 ) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of a plan whose steps have `step` tokens, with where the speed is known from."""
     from mta_cli.engine.model.load import dtype_name, resolve_devices
@@ -47,48 +49,56 @@ def cost_lines(
     devices = resolve_devices(machine.device, machine.dtype)
     dtype = dtype_name(machine.dtype, machine.device)
     parameters, busy = base.detail.get("parameters", 0), [each for each in tokens if each.count]
-    rates = {each.placement: known_rate(reg, base.fingerprint, dtype, each.placement) for each in busy}
+    rates = {each.placement: measured_token_rate(reg, base.fingerprint, dtype, each.placement) for each in busy}
     guess = 0.0
     if None in rates.values():
-        guess = SHARE.get(dtype, HALF_SHARE) * matrix_rate(machine.device, dtype) / (4.0 * max(parameters, 1))
+        guess = (
+            TRAINING_EFFICIENCY.get(dtype, HALF_PRECISION_EFFICIENCY)
+            * measure_matmul_rate(machine.device, dtype)
+            / (4.0 * max(parameters, 1))
+        )
     seconds = sum(
-        each.count / (1 if each.alone else len(devices)) / (rates[each.placement] or guess * FASTER[each.placement])
+        each.count
+        / (1 if each.one_device else len(devices))
+        / (rates[each.placement] or guess * PLACEMENT_SPEEDUP[each.placement])
         for each in busy
     )
-    gigabytes = memory(parameters, sum(each.count for each in busy if each.placement == "late"), step, dtype)
+    gigabytes = estimate_memory_gb(
+        parameters, sum(each.count for each in busy if each.placement == "late"), step, dtype
+    )
     return (
         PlanLine("tokens", f"at most {sum(each.count for each in busy):,}"),
         PlanLine("memory", f"about {gigabytes:.1f} GB{' on each device' if len(devices) > 1 else ''}"),
-        PlanLine("time", f"about {duration(seconds)}", "a matrix product" if guess else "earlier trainings"),
+        PlanLine("time", f"about {format_duration(seconds)}", "a matrix product" if guess else "earlier trainings"),
     )
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """In words."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
 
 
-def memory(parameters: int, kept_tokens: int, step: int, dtype: str) -> float:
+def estimate_memory_gb(parameters: int, kept_tokens: int, step: int, dtype: str) -> float:
     """Gigabytes of a training with `step` tokens at once, and states of `kept_tokens` as far as there is room."""
-    from mta_cli.engine.model.activation_cache import KEEP
+    from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES
 
     weights = parameters * (4 if dtype == "float32" else 2) * 2  # the folded originals are kept beside them
-    kept = min(KEEP, KEPT * kept_tokens * math.sqrt(parameters))
-    return (RUNTIME + weights + ACTIVATIONS * step * math.sqrt(parameters) + kept) / 1e9
+    kept = min(ACTIVATION_CACHE_BYTES, CACHED_STATE_BYTES * kept_tokens * math.sqrt(parameters))
+    return (RUNTIME_BYTES + weights + ACTIVATION_BYTES * step * math.sqrt(parameters) + kept) / 1e9
 
 
-def known_rate(reg: Registry, base: str, dtype: str, placement: str) -> float | None:
+def measured_token_rate(reg: Registry, base: str, dtype: str, placement: str) -> float | None:
     """Tokens per second of the latest adapters of this base, format and placement; None before the first."""
     from mta_cli.engine.lora.adapter import Placement
 
     alike = [each for each in reg.adapters.placements(base) if Placement.parse(each).name == placement]
-    latest = reg.adapters.latest(base, dtype, alike, RECENT)
+    latest = reg.adapters.latest_trained(base, dtype, alike, RECENT_ADAPTERS)
     return sum(a.tokens for a in latest) / sum(a.seconds for a in latest) if latest else None
 
 
-def matrix_rate(device: str, dtype: str, rows: int = 512, width: int = 1024) -> float:
+def measure_matmul_rate(device: str, dtype: str, rows: int = 512, width: int = 1024) -> float:
     """Operations per second of a product of rows × width with width × width numbers, the fastest of five."""
     import torch
 
@@ -106,14 +116,14 @@ def matrix_rate(device: str, dtype: str, rows: int = 512, width: int = 1024) -> 
     return 2 * rows * width * width / best
 
 
-def require_device(machine: Machine) -> None:
+def require_device(machine: MachineOptions) -> None:
     """Raises UsageFault where this machine lacks the device, or the device the number format."""
     from mta_cli.engine.model.load import resolve_devices
 
     resolve_devices(machine.device, machine.dtype)
 
 
-def times_slower(machine: Machine) -> float:
+def dtype_slowdown(machine: MachineOptions) -> float:
     """How many times longer a small product takes in the machine's number format than in float32; 1 but on a CPU.
 
     A CPU without arithmetic in a format of 16 bits emulates it, which may take tens of times as long.
@@ -124,5 +134,5 @@ def times_slower(machine: Machine) -> float:
 
     if resolve_device(machine.device).type != "cpu":
         return 1.0
-    exact, own = (matrix_rate(machine.device, dtype, 128, 512) for dtype in ("float32", machine.dtype))
+    exact, own = (measure_matmul_rate(machine.device, dtype, 128, 512) for dtype in ("float32", machine.dtype))
     return exact / own

@@ -14,25 +14,31 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.errors import BadInput
-from mta_cli.events import Event, Note, Step
-from mta_cli.pipeline.bank.lora_xs_basis import Basis
-from mta_cli.pipeline.training.session import Begun, Lesson, Report, Stepped, Trained
-from mta_cli.pipeline.training.side_by_side import Crew
+from mta_cli.events import Event, JobProgress, Note
+from mta_cli.pipeline.bank.lora_xs_basis import BankBasis
+from mta_cli.pipeline.training.session import (
+    SessionReport,
+    SessionStarted,
+    SessionStep,
+    TrainingResult,
+    TrainingSession,
+)
+from mta_cli.pipeline.training.side_by_side import WorkerPool
 from store.records import Adapter, User
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.scoring.label_examples import Taught
+    from mta_cli.engine.scoring.label_examples import TrainingExample
     from mta_cli.engine.training.trainer import Schedule, TrainStep
     from store.records import Run
     from store.registry import Registry
 
 T = TypeVar("T")
-CORE = "core"  # the kind of a job that trains numbers on its group's basis
-LEFT = "the person left meanwhile, and nothing of it was kept"
-TOGETHER = 64  # people in a group at most
-GROUP_BYTES = 1 << 30  # for factors, gradients and moments of a group
+CORE_KIND = "core"  # the kind of a job that trains numbers on its group's basis
+USER_LEFT_MESSAGE = "the person left meanwhile, and nothing of it was kept"
+MAX_USERS_PER_GROUP = 64  # people in a group at most
+MAX_GROUP_BYTES = 1 << 30  # for factors, gradients and moments of a group
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,13 @@ class AdapterJob:
     data_hash: str
     schedule: Schedule
     config: dict[str, Any] = field(default_factory=dict)
-    shown: str = ""
+    display_label: str = ""
     pull: float = 0.0
 
     @property
     def title(self) -> str:
         """What a person watching reads; `label` is what the store keeps, and holds no anchor's name."""
-        return self.shown or self.label
+        return self.display_label or self.label
 
     def checkpoint_key(self, base: str) -> str:
         """Names the training whose checkpoint may be resumed."""
@@ -80,7 +86,7 @@ class AdapterJob:
 
 
 @dataclass(frozen=True)
-class Training:
+class AdapterTraining:
     """One adapter to train: the job, its rows, the frozen parts underneath, and the run that its steps belong to.
 
     `people` are those whose words it learns from: it ends as failed, with `LEFT`, when one of them is forgotten or,
@@ -88,29 +94,29 @@ class Training:
     """
 
     job: AdapterJob
-    rows: Sequence[Taught]
-    under: tuple[LoraWeights, ...] = ()
+    examples: Sequence[TrainingExample]
+    frozen_parts: tuple[LoraWeights, ...] = ()
     run: Run | None = None
-    people: tuple[User, ...] = ()
-    serves: bool = False
+    users: tuple[User, ...] = ()
+    requires_consent: bool = False
 
 
-Settle = Callable[[list[Adapter | str], Trained], Iterator[Event]]
+OnTrained = Callable[[list[Adapter | str], TrainingResult], Iterator[Event]]
 Measure = Callable[["LoadedBase", "Sequence[tuple[LoraWeights, ...]]"], list[Any]]
 
 
 @dataclass(frozen=True)
-class Group:
+class TrainingGroup:
     """Trainings that run together: all have the same modules, rank, alpha and placement, or are cores on `basis`.
 
     `settle` is given their rows, or why one failed, once these are stored: it writes what rests on them, and tells.
     `measure` is given a base and each member's new parts, none before the training, and returns a finding for each.
     """
 
-    trainings: Sequence[Training]
-    settle: Settle
-    measure: Measure | None = None
-    basis: Basis | None = None
+    trainings: Sequence[AdapterTraining]
+    on_trained: OnTrained
+    measure_losses: Measure | None = None
+    basis: BankBasis | None = None
 
     @property
     def jobs(self) -> list[AdapterJob]:
@@ -135,15 +141,15 @@ def group_size(base: LoadedBase, job: AdapterJob, many: int, devices: int = 1) -
 
     The numbers of a core are so few that `TOGETHER` alone bounds them.
     """
-    from mta_cli.engine.lora.adapter import find_targets
+    from mta_cli.engine.lora.adapter import find_target_modules
 
     share = math.ceil(many / devices)
-    if job.kind == CORE:
-        return max(1, min(TOGETHER, share))
-    paths, _ = find_targets(base.model, job.targets, job.placement)
+    if job.kind == CORE_KIND:
+        return max(1, min(MAX_USERS_PER_GROUP, share))
+    paths, _ = find_target_modules(base.model, job.targets, job.placement)
     shapes = [base.model.get_submodule(path).weight.shape for path in paths]
     bytes_each: int = 4 * 4 * job.rank * sum(out + inputs for out, inputs in shapes)  # value, gradient and two moments
-    return max(1, min(TOGETHER, GROUP_BYTES // bytes_each, share))
+    return max(1, min(MAX_USERS_PER_GROUP, MAX_GROUP_BYTES // bytes_each, share))
 
 
 def group_key(base: LoadedBase, jobs: Sequence[AdapterJob]) -> str:
@@ -152,22 +158,24 @@ def group_key(base: LoadedBase, jobs: Sequence[AdapterJob]) -> str:
     return jobs[0].checkpoint_key(base.fingerprint) if len(jobs) == 1 else hashlib.sha256(keys.encode()).hexdigest()
 
 
-def those_made(
-    whose: Sequence[T], trainings: Sequence[Training], results: Sequence[Adapter | str]
+def pair_with_adapters(
+    whose: Sequence[T], trainings: Sequence[AdapterTraining], results: Sequence[Adapter | str]
 ) -> list[tuple[T, Adapter]]:
     """Each of `whose` with their adapter, without those whose people left. Raises BadInput when one failed."""
     for training, result in zip(trainings, results, strict=True):
-        if isinstance(result, str) and result != LEFT:
+        if isinstance(result, str) and result != USER_LEFT_MESSAGE:
             raise BadInput(f"{training.job.title}: {result}", hint="lower the learning rate")
     return [(one, result) for one, result in zip(whose, results, strict=True) if isinstance(result, Adapter)]
 
 
-def losses_of(adapter: Adapter) -> str:
+def format_losses(adapter: Adapter) -> str:
     """The loss before and after its training."""
     return f"{adapter.loss_first:.3f} → {adapter.loss_last:.3f}" if adapter.loss_first is not None else "unknown"
 
 
-def train_groups(reg: Registry, bases: Sequence[LoadedBase], groups: Iterable[Group], done: int = 0) -> Iterator[Event]:
+def train_groups(
+    reg: Registry, bases: Sequence[LoadedBase], groups: Iterable[TrainingGroup], done: int = 0
+) -> Iterator[Event]:
     """Train, store and settle groups, one at a time on each of `bases`, which are the same base on several devices.
 
     Progress counts on from `done`. A checkpoint of each group is kept while it runs, also when the generator is closed,
@@ -175,159 +183,171 @@ def train_groups(reg: Registry, bases: Sequence[LoadedBase], groups: Iterable[Gr
     this, after the others have finished their step and their checkpoints are written.
     """
     if len(bases) > 1:
-        yield from _on_many(reg, bases, iter(groups), done)
+        yield from _train_on_devices(reg, bases, iter(groups), done)
         return
     for group in groups:
-        yield from _on_one(_Course(reg, bases[0], group), done)
+        yield from _train_on_one_device(_SessionRecorder(reg, bases[0], group), done)
         done += group.steps
 
 
-def _on_one(course: _Course, done: int) -> Iterator[Event]:
+def _train_on_one_device(course: _SessionRecorder, done: int) -> Iterator[Event]:
     try:
-        for report in course.lesson.reports():
-            yield from course.tell(report, done)
+        for report in course.session.run_training():
+            yield from course.record_and_announce(report, done)
     except GeneratorExit:  # stopped between two steps: nothing of this training is lost
-        course.keep()
+        course.save_checkpoint()
         raise
 
 
-def _on_many(reg: Registry, bases: Sequence[LoadedBase], groups: Iterator[Group], done: int) -> Iterator[Event]:
-    crew: Crew[Report] = Crew(len(bases))
-    courses: dict[int, _Course] = {}
+def _train_on_devices(
+    reg: Registry, bases: Sequence[LoadedBase], groups: Iterator[TrainingGroup], done: int
+) -> Iterator[Event]:
+    crew: WorkerPool[SessionReport] = WorkerPool(len(bases))
+    courses: dict[int, _SessionRecorder] = {}
     numbers = count()
 
     def begin(base: LoadedBase) -> None:
         if (group := next(groups, None)) is not None:
             number = next(numbers)
-            courses[number] = _Course(reg, base, group)
-            crew.start(number, courses[number].lesson.reports())
+            courses[number] = _SessionRecorder(reg, base, group)
+            crew.start_worker(number, courses[number].session.run_training())
 
     try:
         for base in bases:
             begin(base)
-        for number, report in crew.reports():
+        for number, report in crew.worker_reports():
             course = courses[number]
-            yield from course.tell(report, done + sum(c.taken for c in courses.values() if c is not course))
-            if isinstance(report, Trained):
-                done += course.taken
+            yield from course.record_and_announce(
+                report, done + sum(c.steps_taken for c in courses.values() if c is not course)
+            )
+            if isinstance(report, TrainingResult):
+                done += course.steps_taken
                 del courses[number]
                 begin(course.base)
     except BaseException:
-        for number, report in crew.stop():
-            courses[number].write(report)
+        for number, report in crew.stop_workers():
+            courses[number].record_report(report)
         for number, course in courses.items():
-            if number not in crew.failed:
-                course.keep()
+            if number not in crew.failed_workers:
+                course.save_checkpoint()
         raise
 
 
-class _Course:
+class _SessionRecorder:
     """A group under way, and all that is written of it. `taken`: how many of its steps are done with."""
 
-    def __init__(self, reg: Registry, base: LoadedBase, group: Group) -> None:
-        self.base, self.taken = base, 0
+    def __init__(self, reg: Registry, base: LoadedBase, group: TrainingGroup) -> None:
+        self.base, self.steps_taken = base, 0
         self._reg, self._group, self._key = reg, group, group_key(base, group.jobs)
-        self._settled, self._left = False, set[int]()
-        self.lesson = Lesson(base, group, reg.files.read_partial(self._key))
+        self._settled, self._left_members = False, set[int]()
+        self.session = TrainingSession(base, group, reg.files.read_checkpoint(self._key))
 
-    def tell(self, report: Report, others: int) -> Iterator[Event]:
+    def record_and_announce(self, report: SessionReport, others: int) -> Iterator[Event]:
         """Store what a report brings, and say so; `others`: how many steps other groups are done with."""
-        self.write(report)
-        if isinstance(report, Trained):
-            yield from self._settle(report)
-        elif isinstance(report, Stepped) and report.steps:
-            yield self._step(report.steps, others + self.taken)
-        elif isinstance(report, Begun) and report.taken:
+        self.record_report(report)
+        if isinstance(report, TrainingResult):
+            yield from self._store_adapters(report)
+        elif isinstance(report, SessionStep) and report.steps:
+            yield self._step(report.steps, others + self.steps_taken)
+        elif isinstance(report, SessionStarted) and report.steps_taken:
             title = _title(self._group.jobs[0], len(self._group.jobs))
-            yield Note(f"{title}: goes on from step {report.taken} of {self._group.steps}.")
+            yield Note(f"{title}: goes on from step {report.steps_taken} of {self._group.steps}.")
 
-    def write(self, report: Report) -> None:
+    def record_report(self, report: SessionReport) -> None:
         """Store what a report from the middle of the training brings."""
-        if isinstance(report, Begun):
-            self.taken = report.taken
-            if not report.fits:
-                self._reg.files.drop_partial(self._key)
-        elif isinstance(report, Stepped):
-            self.taken += len(report.steps)
+        if isinstance(report, SessionStarted):
+            self.steps_taken = report.steps_taken
+            if not report.checkpoint_matches:
+                self._reg.files.drop_checkpoint(self._key)
+        elif isinstance(report, SessionStep):
+            self.steps_taken += len(report.steps)
             with self._reg.transaction():
-                anew = self._part()
+                anew = self._stop_left_members()
                 for i, step in report.steps.items():
                     one = self._group.trainings[i]
-                    if one.run is not None and i not in self._left:
-                        self._reg.runs.step(one.run.id, one.job.label, step.step, step.loss, step.tokens, step.seconds)
-            if report.state is not None and not anew:
-                self._reg.files.write_partial(self._key, report.state)
+                    if one.run is not None and i not in self._left_members:
+                        self._reg.runs.record_step(
+                            one.run.id, one.job.label, step.step, step.loss, step.tokens, step.seconds
+                        )
+            if report.checkpoint is not None and not anew:
+                self._reg.files.write_checkpoint(self._key, report.checkpoint)
 
-    def keep(self) -> None:
+    def save_checkpoint(self) -> None:
         """Store a checkpoint of a training that has begun and is not settled."""
         if self._settled:
             return
-        self._part()
-        if (state := self.lesson.state()) is not None and len(self._left) < len(self._group.trainings):
-            self._reg.files.write_partial(self._key, state)
+        self._stop_left_members()
+        if (state := self.session.checkpoint_bytes()) is not None and len(self._left_members) < len(
+            self._group.trainings
+        ):
+            self._reg.files.write_checkpoint(self._key, state)
 
-    def _part(self) -> bool:
+    def _stop_left_members(self) -> bool:
         """End the trainings of people who left, and drop the checkpoint that holds them; whether there are new ones.
 
         What a training gave until its next step goes with it: only what is written after that is kept.
         """
-        there = self._reg.users.there(user for one in self._group.trainings for user in one.people)
+        there = self._reg.users.existing_users(user for one in self._group.trainings for user in one.users)
         gone = {
             i
             for i, one in enumerate(self._group.trainings)
-            if not all(user.id in there and (there[user.id] or not one.serves) for user in one.people)
+            if not all(user.id in there and (there[user.id] or not one.requires_consent) for user in one.users)
         }
-        anew = gone - self._left
-        self._left |= gone
+        anew = gone - self._left_members
+        self._left_members |= gone
         for i in anew:
-            self.lesson.leave(i, LEFT)
+            self.session.stop_member(i, USER_LEFT_MESSAGE)
         if anew:
-            self._reg.files.drop_partial(self._key)
+            self._reg.files.drop_checkpoint(self._key)
         return bool(anew)
 
-    def _settle(self, trained: Trained) -> Iterator[Event]:
+    def _store_adapters(self, trained: TrainingResult) -> Iterator[Event]:
         """Store the adapters, and do what the group wants done with them; a core's numbers are stored by `settle`.
 
         All of a group at once: those who were left of half a group would train in other company, to other bytes.
         """
-        self.taken, self._settled = self._group.steps, True
+        self.steps_taken, self._settled = self._group.steps, True
         reg, basis = self._reg, self._group.basis
-        results: list[Adapter | str] = [trained.failed.get(i, "") for i in range(len(self._group.jobs))]
-        self._part()
+        results: list[Adapter | str] = [trained.failures.get(i, "") for i in range(len(self._group.jobs))]
+        self._stop_left_members()
         for i, weights in trained.weights.items():
             job = self._group.jobs[i]
-            if i not in self._left:
-                results[i] = basis.adapter if basis is not None else _written(reg, self.base, job, weights, trained, i)
-        with reg.files.spending(self._key), reg.transaction():
-            self._part()
+            if i not in self._left_members:
+                results[i] = (
+                    basis.adapter if basis is not None else _write_adapter(reg, self.base, job, weights, trained, i)
+                )
+        with reg.files.consume_checkpoint(self._key), reg.transaction():
+            self._stop_left_members()
             made = [(i, one) for i, one in enumerate(results) if basis is None and isinstance(one, Adapter)]
             for i, adapter in made:
-                if i not in self._left:
-                    reg.adapters.add(adapter)
+                if i not in self._left_members:
+                    reg.adapters.add_adapter(adapter)
             for i, adapter in made:  # when the others' rows are there, for two may have the same file
-                if i in self._left:
-                    reg.adapters.abandon(adapter.digest)
+                if i in self._left_members:
+                    reg.adapters.discard_unrecorded_file(adapter.digest)
             told = list(
-                self._group.settle([LEFT if i in self._left else one for i, one in enumerate(results)], trained)
+                self._group.on_trained(
+                    [USER_LEFT_MESSAGE if i in self._left_members else one for i, one in enumerate(results)], trained
+                )
             )
         yield from told
 
-    def _step(self, steps: dict[int, TrainStep], done: int) -> Step:
+    def _step(self, steps: dict[int, TrainStep], done: int) -> JobProgress:
         """The progress of a group's step: the mean loss of those who took one."""
         loss = sum(step.loss for step in steps.values()) / len(steps)
         tokens, seconds = sum(s.tokens for s in steps.values()), sum(s.seconds for s in steps.values())
-        return Step(_title(self._group.jobs[next(iter(steps))], len(steps)), done, loss, tokens, seconds)
+        return JobProgress(_title(self._group.jobs[next(iter(steps))], len(steps)), done, loss, tokens, seconds)
 
 
 def _title(job: AdapterJob, people: int) -> str:
     return job.title if people == 1 else f"{job.title} and {people - 1} more"
 
 
-def _written(
-    reg: Registry, base: LoadedBase, job: AdapterJob, weights: LoraWeights, trained: Trained, member: int
+def _write_adapter(
+    reg: Registry, base: LoadedBase, job: AdapterJob, weights: LoraWeights, trained: TrainingResult, member: int
 ) -> Adapter:
     """The row of an adapter whose file is written here; it is not added yet."""
-    taken = trained.taken[member]
+    taken = trained.steps[member]
     header = {
         "kind": job.kind,
         "base": base.fingerprint,
@@ -337,7 +357,7 @@ def _written(
         "seed": job.seed,
         "data_hash": job.data_hash,
     }
-    digest, size = reg.adapters.write(weights.to_bytes(header))
+    digest, size = reg.adapters.write_file(weights.to_bytes(header))
     schedule = {
         "steps": job.schedule.steps,
         "learning_rate": job.schedule.learning_rate,
@@ -360,6 +380,6 @@ def _written(
         versions=library_versions(),
         tokens=sum(s.tokens for s in taken),
         seconds=sum(s.seconds for s in taken),
-        loss_first=trained.first[member],
-        loss_last=trained.last[member],
+        loss_first=trained.first_losses[member],
+        loss_last=trained.last_losses[member],
     )

@@ -15,35 +15,37 @@ from mta_cli.errors import IntegrityFault
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.lora.lora_xs import Core
+    from mta_cli.engine.lora.lora_xs import LoraXsCore
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.training.trainer import Member, Trainer, TrainStep
-    from mta_cli.pipeline.training.groups import AdapterJob, Group
+    from mta_cli.engine.training.trainer import GroupMember, Trainer, TrainStep
+    from mta_cli.pipeline.training.groups import AdapterJob, TrainingGroup
 
-CHECKPOINT_SECONDS = 15.0
-CHECKPOINT_SHARE = 10  # a checkpoint comes no sooner than so many times the time that the last one took
-EXPLODED = 1.0  # nats per token: a loss that rose by more than this, and to more than twice what it was, is no training
-PROBE = 64  # about as many rows, evenly taken, on which the loss is measured before and after
+MIN_CHECKPOINT_SECONDS = 15.0
+MIN_CHECKPOINT_COST_RATIO = 10  # a checkpoint comes no sooner than so many times the time that the last one took
+MAX_LOSS_RISE = (
+    1.0  # nats per token: a loss that rose by more than this, and to more than twice what it was, is no training
+)
+MAX_PROBE_ROWS = 64  # about as many rows, evenly taken, on which the loss is measured before and after
 
 
 @dataclass(frozen=True)
-class Begun:
+class SessionStarted:
     """The group may take its next step; `taken` are its steps so far. `fits`: the checkpoint, if any, was its own."""
 
-    taken: int
-    fits: bool
+    steps_taken: int
+    checkpoint_matches: bool
 
 
 @dataclass(frozen=True)
-class Stepped:
+class SessionStep:
     """The step of every member who took one; `state` is a checkpoint where one is due."""
 
     steps: dict[int, TrainStep]
-    state: bytes | None
+    checkpoint: bytes | None
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What came of a group, by member: the weights as their files will give them back, or why one failed.
 
     `numbers`: what is kept of each core. `first` and `last` are mean losses on the probes (nats per labelled token or
@@ -52,129 +54,129 @@ class Trained:
     """
 
     weights: dict[int, LoraWeights]
-    numbers: dict[int, bytes]
-    failed: dict[int, str]
-    taken: list[list[TrainStep]]
-    first: list[float | None]
-    last: dict[int, float | None]
-    before: list[Any]
-    after: list[Any]
+    packed_cores: dict[int, bytes]
+    failures: dict[int, str]
+    steps: list[list[TrainStep]]
+    first_losses: list[float | None]
+    last_losses: dict[int, float | None]
+    measured_before: list[Any]
+    measured_after: list[Any]
 
 
-Report = Begun | Stepped | Trained
+SessionReport = SessionStarted | SessionStep | TrainingResult
 
 
-def exploded(before: float | None, after: float | None) -> str | None:
+def divergence_reason(before: float | None, after: float | None) -> str | None:
     """Why weights are not worth keeping, by mean losses on their own rows: no number, or far worse than none at all."""
     if before is None or after is None:
         return None
-    if math.isfinite(after) and after <= before + max(before, EXPLODED):
+    if math.isfinite(after) and after <= before + max(before, MAX_LOSS_RISE):
         return None
     return f"loss {before:.3g} before and {after:.3g} after the training"
 
 
-class Lesson:
+class TrainingSession:
     """The training of one group on one base, from `saved`, a checkpoint, where there is one."""
 
-    def __init__(self, base: LoadedBase, group: Group, saved: bytes | None) -> None:
+    def __init__(self, base: LoadedBase, group: TrainingGroup, saved: bytes | None) -> None:
         self.base, self.group = base, group
-        self._saved = saved
-        self._leaving: dict[int, str] = {}
+        self._resume_checkpoint = saved
+        self._pending_stops: dict[int, str] = {}
         self._trainer: Trainer | None = None
 
-    def reports(self) -> Iterator[Report]:
+    def run_training(self) -> Iterator[SessionReport]:
         """Train: one `Begun`, a `Stepped` for every step, one `Trained`. Raises as `Trainer.steps`."""
         from mta_cli.engine.scoring.log_likelihood import mean_losses
         from mta_cli.engine.training.trainer import Trainer
 
         trainings = self.group.trainings
-        before = self._measured([()] * len(trainings))
+        before = self._measure_losses([()] * len(trainings))
         members = self._members()
-        probes = [t.rows[:: max(1, len(t.rows) // PROBE)] for t in trainings]
+        probes = [t.examples[:: max(1, len(t.examples) // MAX_PROBE_ROWS)] for t in trainings]
         self._trainer = trainer = Trainer(self.base, members)
         # A fresh part adds nothing yet, but with it these passes begin where training's do, and share their states.
-        fresh = [(*member.under, trainer.weights(i)) for i, member in enumerate(members)]
+        fresh = [(*member.frozen_loras, trainer.weights(i)) for i, member in enumerate(members)]
         first = mean_losses(self.base, list(zip(probes, fresh, strict=True)))
-        yield self._begun(trainer)
+        yield self._resume_or_start(trainer)
         yield from self._steps(trainer)
-        weights = self._finite(trainer)
-        last = mean_losses(self.base, [(probes[i], (*members[i].under, own)) for i, own in weights.items()])
+        weights = self._finite_weights(trainer)
+        last = mean_losses(self.base, [(probes[i], (*members[i].frozen_loras, own)) for i, own in weights.items()])
         ends = dict(zip(weights, last, strict=True))
         for i, end in ends.items():
-            if (fault := exploded(first[i], end)) is not None:
+            if (fault := divergence_reason(first[i], end)) is not None:
                 trainer.failed[i] = fault
                 del weights[i]
-        packed = {i: numbers for i in weights if (numbers := trainer.packed(i)) is not None}
-        after = self._measured([(weights[i],) if i in weights else () for i in range(len(members))])
-        yield Trained(weights, packed, trainer.failed, trainer.taken, first, ends, before, after)
+        packed = {i: numbers for i in weights if (numbers := trainer.packed_core(i)) is not None}
+        after = self._measure_losses([(weights[i],) if i in weights else () for i in range(len(members))])
+        yield TrainingResult(weights, packed, trainer.failed, trainer.completed_steps, first, ends, before, after)
 
-    def state(self) -> bytes | None:
+    def checkpoint_bytes(self) -> bytes | None:
         """A checkpoint; None before `Begun`. Only between two reports, and while no thread goes on to the next."""
         if self._trainer is None:
             return None
-        self._part(self._trainer)
-        return self._trainer.state()
+        self._apply_stops(self._trainer)
+        return self._trainer.save_state()
 
-    def leave(self, member: int, why: str) -> None:
+    def stop_member(self, member: int, why: str) -> None:
         """End a member's training at the next report, from any thread; it then counts as failed."""
-        self._leaving[member] = why
+        self._pending_stops[member] = why
 
-    def _part(self, trainer: Trainer) -> None:
-        while self._leaving:
-            trainer.leave(*self._leaving.popitem())
+    def _apply_stops(self, trainer: Trainer) -> None:
+        while self._pending_stops:
+            trainer.drop_member(*self._pending_stops.popitem())
 
-    def _members(self) -> list[Member]:
-        from mta_cli.engine.training.trainer import Member
+    def _members(self) -> list[GroupMember]:
+        from mta_cli.engine.training.trainer import GroupMember
 
         core = self._core()
         return [
-            Member(core or self._lora(one.job), one.rows, one.job.schedule, one.job.seed, one.under)
+            GroupMember(core or self._lora(one.job), one.examples, one.job.schedule, one.job.seed, one.frozen_parts)
             for one in self.group.trainings
         ]
 
-    def _core(self) -> Core | None:
+    def _core(self) -> LoraXsCore | None:
         """What everybody's numbers stand in, where the group has a basis."""
-        from mta_cli.engine.lora.lora_xs import Core, narrowed
+        from mta_cli.engine.lora.lora_xs import LoraXsCore, truncate_basis
 
         basis, job = self.group.basis, self.group.jobs[0]
-        return Core(narrowed(basis.weights, job.rank), pull=job.pull) if basis is not None else None
+        return LoraXsCore(truncate_basis(basis.weights, job.rank), pull=job.pull) if basis is not None else None
 
     def _lora(self, job: AdapterJob) -> LoraWeights:
-        from mta_cli.engine.lora.adapter import initial
+        from mta_cli.engine.lora.adapter import init_lora_weights
 
-        return initial(self.base.model, job.targets, job.placement, job.rank, job.alpha, job.seed)
+        return init_lora_weights(self.base.model, job.targets, job.placement, job.rank, job.alpha, job.seed)
 
-    def _begun(self, trainer: Trainer) -> Begun:
-        saved, self._saved = self._saved, None
+    def _resume_or_start(self, trainer: Trainer) -> SessionStarted:
+        saved, self._resume_checkpoint = self._resume_checkpoint, None
         fits = True
         if saved is not None:
             try:
-                trainer.resume(saved)
+                trainer.load_state(saved)
             except (ValueError, KeyError):
                 fits = False
-        return Begun(sum(len(taken) for taken in trainer.taken), fits)
+        return SessionStarted(sum(len(taken) for taken in trainer.completed_steps), fits)
 
-    def _steps(self, trainer: Trainer) -> Iterator[Stepped]:
-        saved, pause = time.monotonic(), CHECKPOINT_SECONDS
-        for steps in trainer.steps():
+    def _steps(self, trainer: Trainer) -> Iterator[SessionStep]:
+        saved, pause = time.monotonic(), MIN_CHECKPOINT_SECONDS
+        for steps in trainer.train_steps():
             due = (now := time.monotonic()) - saved > pause
-            yield Stepped(steps, trainer.state() if due else None)
-            self._part(trainer)
+            yield SessionStep(steps, trainer.save_state() if due else None)
+            self._apply_stops(trainer)
             if due:
                 saved = time.monotonic()
-                pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (saved - now))
+                pause = max(MIN_CHECKPOINT_SECONDS, MIN_CHECKPOINT_COST_RATIO * (saved - now))
 
-    def _finite(self, trainer: Trainer) -> dict[int, LoraWeights]:
+    def _finite_weights(self, trainer: Trainer) -> dict[int, LoraWeights]:
         """Everybody's weights as their files give them back; whoever's are not finite there is failed."""
         found = {}
         for i in range(len(trainer.members)):
             if i in trainer.failed:
                 continue
             try:
-                found[i] = trainer.stored(i)
+                found[i] = trainer.stored_weights(i)
             except IntegrityFault as error:
                 trainer.failed[i] = error.message
         return found
 
-    def _measured(self, parts: list[tuple[LoraWeights, ...]]) -> list[Any]:
-        return self.group.measure(self.base, parts) if self.group.measure is not None else []
+    def _measure_losses(self, parts: list[tuple[LoraWeights, ...]]) -> list[Any]:
+        return self.group.measure_losses(self.base, parts) if self.group.measure_losses is not None else []

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mta_cli.events import Done, Event, Note
-from mta_cli.pipeline.users.dependents import Resting, document, pooled_in, resting_on, told
+from mta_cli.events import Event, JobResult, Note
+from mta_cli.pipeline.users.dependents import Dependent, banks_pooling_user, find_dependents, stale_entries, stale_notes
 
 if TYPE_CHECKING:
     from store.records import Bank, User
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Withdrawn:
+class ConsentEffects:
     """What a changed consent leaves stale: see `staleness`. Nothing where consent was given."""
 
-    stale: list[StaleAnchor] = field(default_factory=list)
-    resting: list[Resting] = field(default_factory=list)
-    pooled: list[Bank] = field(default_factory=list)
+    stale_anchors: list[StaleAnchor] = field(default_factory=list)
+    dependents: list[Dependent] = field(default_factory=list)
+    pooling_banks: list[Bank] = field(default_factory=list)
 
-    def notes(self, reg: Registry, whose: str) -> Iterator[Note]:
+    def consequence_notes(self, reg: Registry, whose: str) -> Iterator[Note]:
         """What the person at the terminal should know."""
-        return told(reg, whose, self.stale, self.resting, self.pooled)
+        return stale_notes(reg, whose, self.stale_anchors, self.dependents, self.pooling_banks)
 
 
-def change_consent(reg: Registry, users: Sequence[User], can_anchor: bool) -> Withdrawn:
+def change_consent(reg: Registry, users: Sequence[User], can_anchor: bool) -> ConsentEffects:
     """Record what some people consent to; returns what is stale now."""
     pooled: dict[int, Bank] = {}
     stale: list[StaleAnchor] = []
     with reg.transaction():
         for user in users:
-            pooled |= {bank.id: bank for bank in pooled_in(reg, user)} if not can_anchor else {}
+            pooled |= {bank.id: bank for bank in banks_pooling_user(reg, user)} if not can_anchor else {}
             stale += reg.users.set_can_anchor(user.id, can_anchor)
-        return Withdrawn(stale, resting_on(reg, stale), list(pooled.values()))
+        return ConsentEffects(stale, find_dependents(reg, stale), list(pooled.values()))
 
 
 def set_consent(reg: Registry, name: str, can_anchor: bool) -> Iterator[Event]:
@@ -51,7 +51,7 @@ def set_consent(reg: Registry, name: str, can_anchor: bool) -> Iterator[Event]:
     user = reg.users.get(name)
     left = change_consent(reg, [user], can_anchor)
     yield Note(f"{user.name} may {'' if can_anchor else 'not '}be an anchor.")
-    yield from left.notes(reg, user.name)
+    yield from left.consequence_notes(reg, user.name)
     changed = user.can_anchor != can_anchor
-    found = document(left.stale, left.resting, left.pooled)
-    yield Done({"user": user.name, "can_anchor": can_anchor, "changed": changed, **found})
+    found = stale_entries(left.stale_anchors, left.dependents, left.pooling_banks)
+    yield JobResult({"user": user.name, "can_anchor": can_anchor, "changed": changed, **found})

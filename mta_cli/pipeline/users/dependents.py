@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Note
 from mta_cli.options import BankOptions
-from mta_cli.pipeline.asked import bank_label, known
+from mta_cli.pipeline.asked import bank_label, options_from_json
 
 if TYPE_CHECKING:
     from store.records import Bank, User
     from store.registry import Registry
     from store.tables.users import StaleAnchor
 
-NAMED = 10  # people whom a note names; results name all
+MAX_NAMED_USERS = 10  # people whom a note names; results name all
 
-Resting = tuple[str, str, int]
+Dependent = tuple[str, str, int]
 """(user, bank, version): somebody whose recipe or stack rests on a stale anchor of the bank"""
 
 
-def some(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - MAX_NAMED_USERS
+    return ", ".join(names[:MAX_NAMED_USERS]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def remedy(reg: Registry, bank: Bank) -> str:
+def refresh_command(reg: Registry, bank: Bank) -> str:
     """The command that takes stale anchors out of a bank: a refresh of the newest, else the removal."""
-    newest = reg.banks.latest(bank.task)
+    newest = reg.banks.latest_ready_bank(bank.task)
     if newest is not None and newest.id == bank.id:
         return f"mta bank build --task {shlex.quote(bank.task)} --refresh"
     others = [each for each in reg.banks.all() if each.name == bank.name and each.status == "ready"]
@@ -41,7 +41,7 @@ def remedy(reg: Registry, bank: Bank) -> str:
     return f"mta bank rm {shlex.quote(bank.name)} --bank-version {bank.version}"
 
 
-def pooled_in(reg: Registry, user: User) -> list[Bank]:
+def banks_pooling_user(reg: Registry, user: User) -> list[Bank]:
     """Banks whose task adapter may have been trained on somebody.
 
     A bank does not know who its people were: these are of tasks of which the user has as many items as counted there,
@@ -49,44 +49,46 @@ def pooled_in(reg: Registry, user: User) -> list[Bank]:
     """
     if not user.can_anchor:
         return []
-    held = {task: items for task, items, _ in reg.users.tasks_of(user.id)}
+    held = {task: items for task, items, _ in reg.users.tasks_of_user(user.id)}
     return [
         bank
         for bank in reg.banks.all()
-        if bank.task_adapter is not None and held.get(bank.task, 0) >= _least(bank) and user.created <= bank.created
+        if bank.task_adapter is not None
+        and held.get(bank.task, 0) >= _min_pooled_items(bank)
+        and user.created <= bank.created
     ]
 
 
-def _least(bank: Bank) -> int:
-    options = known(BankOptions, bank.config)
+def _min_pooled_items(bank: Bank) -> int:
+    options = options_from_json(BankOptions, bank.config)
     return options.min_items if options.task_min_items is None else min(options.task_min_items, options.min_items)
 
 
-def resting_on(reg: Registry, stale: Sequence[StaleAnchor]) -> list[Resting]:
+def find_dependents(reg: Registry, stale: Sequence[StaleAnchor]) -> list[Dependent]:
     """Everybody whose recipe or stack rests on these anchors."""
     banks = list(dict.fromkeys((name, version) for name, version, _ in stale))
     return [
         (user, name, version)
         for name, version in banks
-        for user in reg.banks.resting(
+        for user in reg.banks.dependent_users(
             reg.banks.get(name, version).id,
             [anchor for bank, number, anchor in stale if (bank, number) == (name, version)],
         )
     ]
 
 
-def told(
-    reg: Registry, whose: str, stale: Sequence[StaleAnchor], resting: Sequence[Resting], pooled: Iterable[Bank]
+def stale_notes(
+    reg: Registry, whose: str, stale: Sequence[StaleAnchor], resting: Sequence[Dependent], pooled: Iterable[Bank]
 ) -> Iterator[Note]:
     """What the person should know: anchors trained on `whose` words that are stale, who rests on them, the remedy."""
     for bank, version, anchor in stale:
         yield Note(f"anchor {anchor} of {bank} v{version} was trained on {whose}: it is stale", warning=True)
     if resting:
         names = list(dict.fromkeys(user for user, _, _ in resting))
-        yield Note(f"recipes or stacks that rest on what is stale: those of {some(names)}", warning=True)
+        yield Note(f"recipes or stacks that rest on what is stale: those of {join_names(names)}", warning=True)
     if stale:
         banks = dict.fromkeys((bank, version) for bank, version, _ in stale)
-        commands = [f"`{remedy(reg, reg.banks.get(bank, version))}`" for bank, version in banks]
+        commands = [f"`{refresh_command(reg, reg.banks.get(bank, version))}`" for bank, version in banks]
         yield Note(
             "stale means: the meta-LoRA still holds what it learned, and others' recipes use it until this is done: "
             f"{', '.join(commands)}",
@@ -103,8 +105,8 @@ def told(
         )
 
 
-def document(
-    stale: Sequence[StaleAnchor], resting: Sequence[Resting], pooled: Iterable[Bank]
+def stale_entries(
+    stale: Sequence[StaleAnchor], resting: Sequence[Dependent], pooled: Iterable[Bank]
 ) -> dict[str, list[dict[str, Any]]]:
     """The same as plain values, for results."""
     return {

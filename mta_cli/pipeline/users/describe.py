@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.pipeline.users.provenance import given_by, rests_on
+from mta_cli.pipeline.users.provenance import user_contributions, user_dependencies
 
 if TYPE_CHECKING:
     from store.records import Bank, Item, Query, Recipe, Run, Stack, User
@@ -18,22 +18,22 @@ def describe_user(reg: Registry, name: str) -> Entry:
     """All of it: consent, items, queries, profiles, recipes, stacks, anchors, chats, runs; what of others their models
     rest on and what banks hold of them. Raises `NotFound`."""
     user = reg.users.get(name)
-    held = reg.users.tasks_of(user.id)
+    held = reg.users.tasks_of_user(user.id)
     tasks = [task for task, _, _ in held]
     return {
         "name": user.name,
         "can_anchor": user.can_anchor,
         "created": user.created,
         "tasks": [{"task": task, "items": items, "queries": queries} for task, items, queries in held],
-        "profiles": _profiles(reg, user, tasks),
-        "recipes": [_recipe(reg, recipe) for recipe in reg.recipes.of_user(user.id)],
-        "stacks": [_stack(reg, stack) for stack in reg.stacks.of_user(user.id)],
-        "anchors": _anchors(reg, user),
-        "rests_on": rests_on(reg, user),
-        "given_to": given_by(reg, user),
-        "chats": [_chat(reg, chat) for chat in reg.chats.of_user(user.id)],
+        "profiles": _profile_entries(reg, user, tasks),
+        "recipes": [_recipe_entry(reg, recipe) for recipe in reg.recipes.of_user(user.id)],
+        "stacks": [_stack_entry(reg, stack) for stack in reg.stacks.of_user(user.id)],
+        "anchors": _anchor_entries(reg, user),
+        "rests_on": user_dependencies(reg, user),
+        "given_to": user_contributions(reg, user),
+        "chats": [_chat_entry(reg, chat) for chat in reg.chats.of_user(user.id)],
         "runs": user_runs(reg, name),
-        "items": [item_entry(item) for task in tasks for item in reg.items.recent(user.id, task, None)],
+        "items": [item_entry(item) for task in tasks for item in reg.items.recent_items(user.id, task, None)],
         "queries": [query_entry(query) for task in tasks for query in reg.items.queries(user.id, task)],
     }
 
@@ -41,7 +41,7 @@ def describe_user(reg: Registry, name: str) -> Entry:
 def user_runs(reg: Registry, name: str) -> list[Entry]:
     """The runs about a person, with their results. Raises `NotFound`."""
     user = reg.users.get(name)
-    return [run_entry(run) for run in reg.runs.of_person(user.name)]
+    return [run_entry(run) for run in reg.runs.of_user(user.name)]
 
 
 def run_entry(run: Run) -> Entry:
@@ -60,7 +60,7 @@ def query_entry(query: Query) -> Entry:
     return {"id": query.key, "task": query.task, "time": query.time, "input": query.input, "gold": query.gold}
 
 
-def _profiles(reg: Registry, user: User, tasks: list[str]) -> list[Entry]:
+def _profile_entries(reg: Registry, user: User, tasks: list[str]) -> list[Entry]:
     embedders = [base for base in reg.models.all() if base.kind == "embedder"]
     entries = []
     for task in tasks:
@@ -71,25 +71,25 @@ def _profiles(reg: Registry, user: User, tasks: list[str]) -> list[Entry]:
     return entries
 
 
-def _bank(bank: Bank) -> Entry:
+def _bank_entry(bank: Bank) -> Entry:
     return {"bank": bank.name, "version": bank.version, "task": bank.task}
 
 
-def _recipe(reg: Registry, recipe: Recipe) -> Entry:
+def _recipe_entry(reg: Registry, recipe: Recipe) -> Entry:
     anchors = {anchor.id: anchor.user for anchor in reg.banks.anchors(recipe.bank_id)}
     shares = [
         {"user": anchors.get(share.anchor_id), "similarity": share.similarity, "weight": share.weight}
         for share in recipe.shares
     ]
     made = {"method": recipe.method, "recipe_bytes": recipe.bytes, "created": recipe.created}
-    return _bank(reg.banks.by_id(recipe.bank_id)) | made | {"anchors": shares}
+    return _bank_entry(reg.banks.by_id(recipe.bank_id)) | made | {"anchors": shares}
 
 
-def _stack(reg: Registry, stack: Stack) -> Entry:
+def _stack_entry(reg: Registry, stack: Stack) -> Entry:
     kept = ("digest", "shots", "steps", "loss_before", "loss_after", "heldout_before", "heldout_after", "created")
     values = {name: value for name, value in asdict(stack).items() if name in kept}
     return (
-        _bank(reg.banks.by_id(stack.bank_id))
+        _bank_entry(reg.banks.by_id(stack.bank_id))
         | values
         | {
             "kind": "lora" if stack.numbers is None else "core",
@@ -98,16 +98,16 @@ def _stack(reg: Registry, stack: Stack) -> Entry:
     )
 
 
-def _anchors(reg: Registry, user: User) -> list[Entry]:
+def _anchor_entries(reg: Registry, user: User) -> list[Entry]:
     return [
-        _bank(bank) | {"anchor": anchor.id, "items": anchor.items, "digest": anchor.digest, "stale": anchor.stale}
+        _bank_entry(bank) | {"anchor": anchor.id, "items": anchor.items, "digest": anchor.digest, "stale": anchor.stale}
         for bank in reg.banks.all()
         for anchor in reg.banks.anchors(bank.id)
         if anchor.user_id == user.id
     ]
 
 
-def _chat(reg: Registry, chat: Any) -> Entry:
+def _chat_entry(reg: Registry, chat: Any) -> Entry:
     messages = reg.chats.messages(chat.id)
     names = ("role", "content", "source", "created")
     said = [{name: getattr(each, name) for name in names} for each in messages]

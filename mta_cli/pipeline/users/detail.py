@@ -19,14 +19,14 @@ from mta_cli.pipeline.personalize.weights import anchor_label
 if TYPE_CHECKING:
     from store.records import Anchor, Bank, Item, Recipe, Run, Stack, User
     from store.registry import Registry
-    from store.tables.predictions import OwnAnswer
+    from store.tables.predictions import UserPrediction
 
-RESTED = ("evidence", "learned")  # ways of weighing that leave a share to the task adapter alone
+PARTIAL_SUM_METHODS = ("evidence", "learned")  # ways of weighing that leave a share to the task adapter alone
 RUNS_SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Near:
+class AnchorMatch:
     """An anchor beside a person: cosine of both profiles where both are known, and its weight in their recipe."""
 
     anchor_id: int
@@ -37,7 +37,7 @@ class Near:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MethodResult:
     """How one method did for one person: `value` is a mean over `answers`, in the task's main metric."""
 
     method: str
@@ -52,11 +52,11 @@ class Results:
 
     evaluation: int
     metric: str
-    methods: tuple[Measured, ...]
+    methods: tuple[MethodResult, ...]
 
 
 @dataclass(frozen=True)
-class Person:
+class UserDetail:
     """Somebody, for one task: `held` is what they have as (task, items, queries).
 
     `bank` is the task's newest that is ready; recipe, stack and `near` are about it, the nearest anchors first.
@@ -65,12 +65,12 @@ class Person:
 
     user: User
     task: str | None
-    held: tuple[tuple[str, int, int], ...]
+    task_counts: tuple[tuple[str, int, int], ...]
     status: str
     bank: Bank | None
-    near: tuple[Near, ...]
+    anchors: tuple[AnchorMatch, ...]
     recipe: Recipe | None
-    rest: float | None
+    task_adapter_share: float | None
     stack: Stack | None
     losses: tuple[float, ...]
     results: Results | None
@@ -79,33 +79,33 @@ class Person:
     @property
     def items(self) -> int:
         """How many history items they have of the task."""
-        return sum(items for task, items, _ in self.held if task == self.task)
+        return sum(items for task, items, _ in self.task_counts if task == self.task)
 
     @property
     def queries(self) -> int:
         """How many held-out queries they have of the task."""
-        return sum(queries for task, _, queries in self.held if task == self.task)
+        return sum(queries for task, _, queries in self.task_counts if task == self.task)
 
 
-def look_at(reg: Registry, name: str, task: str | None = None) -> Person:
+def load_user_detail(reg: Registry, name: str, task: str | None = None) -> UserDetail:
     """A person for a task, or for the one that they have most items of. Raises NotFound."""
     user = reg.users.get(name)
-    held = tuple(reg.users.tasks_of(user.id))
+    held = tuple(reg.users.tasks_of_user(user.id))
     task = task if task is not None else held[0][0] if held else None
-    bank = reg.banks.latest(task) if task is not None else None
+    bank = reg.banks.latest_ready_bank(task) if task is not None else None
     anchors = reg.banks.anchors(bank.id) if bank is not None else []
     recipe = reg.recipes.get(user.id, bank.task, bank.id) if bank is not None else None
     stack = reg.stacks.get(user.id, bank.task, bank.id) if bank is not None else None
-    runs = reg.runs.of_person(user.name)
-    return Person(
+    runs = reg.runs.of_user(user.name)
+    return UserDetail(
         user,
         task,
         held,
         _status(user, anchors, recipe, stack),
         bank,
-        _near(reg, user, bank, anchors, recipe),
+        _rank_anchors(reg, user, bank, anchors, recipe),
         recipe,
-        _rest(recipe),
+        _task_adapter_share(recipe),
         stack,
         _losses(reg, runs, task),
         _results(reg, user, task),
@@ -113,10 +113,10 @@ def look_at(reg: Registry, name: str, task: str | None = None) -> Person:
     )
 
 
-def history(reg: Registry, name: str, task: str, offset: int = 0, limit: int = 20) -> list[Item]:
+def load_history_page(reg: Registry, name: str, task: str, offset: int = 0, limit: int = 20) -> list[Item]:
     """At most `limit` of a person's items of a task, newest first, from place `offset` on. Raises NotFound."""
     offset, limit = max(0, offset), max(0, limit)
-    newest = reg.items.recent(reg.users.get(name).id, task, offset + limit)
+    newest = reg.items.recent_items(reg.users.get(name).id, task, offset + limit)
     return newest[::-1][offset:]
 
 
@@ -128,9 +128,9 @@ def _status(user: User, anchors: Sequence[Anchor], recipe: Recipe | None, stack:
     return "anchor" if any(anchor.user_id == user.id for anchor in anchors) else "new"
 
 
-def _near(
+def _rank_anchors(
     reg: Registry, user: User, bank: Bank | None, anchors: Sequence[Anchor], recipe: Recipe | None
-) -> tuple[Near, ...]:
+) -> tuple[AnchorMatch, ...]:
     """Every anchor, the most similar first; those of unknown similarity last, by weight."""
     if bank is None:
         return ()
@@ -141,14 +141,14 @@ def _near(
         share = shares.get(anchor.id)
         similarity = cosines.get(anchor.id, share.similarity if share is not None else None)
         weight = share.weight if share is not None else None
-        near.append(Near(anchor.id, anchor_label(anchor), anchor.stale, similarity, weight))
+        near.append(AnchorMatch(anchor.id, anchor_label(anchor), anchor.stale, similarity, weight))
     return tuple(sorted(near, key=lambda one: (one.similarity is None, -(one.similarity or 0.0), -(one.weight or 0.0))))
 
 
 def _cosines(reg: Registry, user: User, bank: Bank, anchors: Sequence[Anchor]) -> dict[int, float]:
     """Cosines of the person's profile and the anchors', by anchor number."""
     ids = [user.id, *(anchor.user_id for anchor in anchors if anchor.user_id is not None)]
-    vectors = {number: _vector(total) for number, total in reg.profiles.totals(bank.task, bank.embedder, ids)}
+    vectors = {number: _vector(total) for number, total in reg.profiles.profile_totals(bank.task, bank.embedder, ids)}
     own = vectors.get(user.id)
     if own is None:
         return {}
@@ -174,9 +174,9 @@ def _dot(left: array[float], right: array[float]) -> float:
     return float(sum(map(operator.mul, left, right)))
 
 
-def _rest(recipe: Recipe | None) -> float | None:
+def _task_adapter_share(recipe: Recipe | None) -> float | None:
     """What the recipe leaves to the task adapter alone; None where its weights do not say so."""
-    if recipe is None or recipe.method not in RESTED:
+    if recipe is None or recipe.method not in PARTIAL_SUM_METHODS:
         return None
     return 1.0 - sum(share.weight for share in recipe.shares)
 
@@ -192,25 +192,25 @@ def _losses(reg: Registry, runs: Sequence[Run], task: str | None) -> tuple[float
 
 
 def _results(reg: Registry, user: User, task: str | None) -> Results | None:
-    number = reg.evaluations.cells.newest_of(user.id, task) if task is not None else None
+    number = reg.evaluations.predictions.latest_evaluation_of_user(user.id, task) if task is not None else None
     if task is None or number is None:
         return None
     chosen = reg.evaluations.get(number).result.get("settings")
-    metric, score = _metric(reg, task)
+    metric, score = _metric_scorer(reg, task)
     scores: dict[str, list[float]] = {}
     sizes: dict[str, int | None] = {}
-    for answer in reg.evaluations.cells.own(number, user.id):
+    for answer in reg.evaluations.predictions.user_predictions(number, user.id):
         if _was_chosen(answer, chosen):
             sizes[answer.method] = answer.bytes
             with contextlib.suppress(ValueError):  # a gold that is no number has no score
                 scores.setdefault(answer.method, []).append(score(answer))
     methods = tuple(
-        Measured(method, sum(own) / len(own), len(own), sizes[method]) for method, own in scores.items() if own
+        MethodResult(method, sum(own) / len(own), len(own), sizes[method]) for method, own in scores.items() if own
     )
     return Results(number, metric, methods) if methods else None
 
 
-def _was_chosen(answer: OwnAnswer, chosen: Any) -> bool:
+def _was_chosen(answer: UserPrediction, chosen: Any) -> bool:
     """Whether the answer is of the settings that the evaluation settled on; a list holds them by fold."""
     settings = chosen.get(answer.method) if isinstance(chosen, Mapping) else None
     if answer.fold is None or settings is None:
@@ -220,22 +220,22 @@ def _was_chosen(answer: OwnAnswer, chosen: Any) -> bool:
     return bool(settings == answer.settings)
 
 
-def _metric(reg: Registry, task: str) -> tuple[str, Callable[[OwnAnswer], float]]:
+def _metric_scorer(reg: Registry, task: str) -> tuple[str, Callable[[UserPrediction], float]]:
     """The task's main metric, and what one answer scores in it; accuracy for a task that is no longer known."""
-    from mta_cli.engine.evaluation.metrics import rouge_1, scale, score_errors
+    from mta_cli.engine.evaluation.metrics import rouge_1, score_errors, score_range
     from mta_cli.pipeline.data.tasks import find_task
 
     try:
         known = find_task(reg, task)
     except NotFound:
-        return "accuracy", _right
+        return "accuracy", _exact_match
     if known.metric == "mae":
-        low, high = scale(known.labels)
+        low, high = score_range(known.labels)
         return "mae", lambda own: abs(score_errors([own.answer], [own.gold], low=low, high=high)[0])
     if known.metric == "rouge":
         return "rouge_1", lambda own: rouge_1(own.answer, own.gold).f1
-    return "accuracy", _right
+    return "accuracy", _exact_match
 
 
-def _right(own: OwnAnswer) -> float:
+def _exact_match(own: UserPrediction) -> float:
     return float(own.answer.strip() == own.gold.strip())

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
-from mta_cli.events import Done, Event, Saved
+from mta_cli.events import ArtifactSaved, Event, JobResult
 from mta_cli.pipeline.users.describe import Entry, describe_user
-from mta_cli.pipeline.users.export_folder import free_folder, remembered, write_folder
+from mta_cli.pipeline.users.export_folder import record_export, resolve_export_folder, write_folder
 from mta_cli.printable import to_json
 
 if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
 
-HALF, SINGLE = 2, 4  # bytes of a float16 and a float32
+FLOAT16_BYTES, FLOAT32_BYTES = 2, 4  # bytes of a float16 and a float32
 
-FILES = {
+FILE_DESCRIPTIONS = {
     "person.json": "name; can_anchor: consent to be an anchor, who helps to serve others; created; tasks (how "
     "much there is of each).",
     "items.json": "The history: id, task, time, input and output of each item.",
@@ -54,90 +54,103 @@ def export_all_data(reg: Registry, name: str, to: Path) -> Iterator[Event]:
     IntegrityFault for a damaged adapter file.
     """
     user = reg.users.get(name)
-    target = free_folder(to, "what is held about somebody")
-    documents = held_about(reg, user)
+    target = resolve_export_folder(to, "what is held about somebody")
+    documents = collect_user_data(reg, user)
     adapters = {each["digest"]: each["file"] for part in ("stacks", "anchors") for each in documents[part]}
     files = {f"{part}.json": f"{to_json(value)}\n".encode() for part, value in documents.items()}
     files |= {file: reg.files.read(digest) for digest, file in adapters.items() if file is not None}
-    files["README.md"] = _card().encode()
-    with remembered(reg, user, target, "all data"):
+    files["README.md"] = _readme_text().encode()
+    with record_export(reg, user, target, "all data"):
         write_folder(target, files, "What is held")
-    yield Saved("all data", str(target), f"{len(files)} files")
+    yield ArtifactSaved("all data", str(target), f"{len(files)} files")
     size = sum(len(content) for content in files.values())
-    yield Done({"user": user.name, "to": str(target), "files": sorted(files), "bytes": size})
+    yield JobResult({"user": user.name, "to": str(target), "files": sorted(files), "bytes": size})
 
 
-def held_about(reg: Registry, user: User) -> dict[str, Any]:
+def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
     """The documents by the names of their files, without `.json`; see `FILES`."""
     known = describe_user(reg, user.name)
-    answers = [{**each, "scores": _numbers(each["scores"], SINGLE)} for each in reg.held.answers(user.id)]
+    answers = [
+        {**each, "scores": _unpack_floats(each["scores"], FLOAT32_BYTES)}
+        for each in reg.subject_data.eval_predictions(user.id)
+    ]
     return {
         "person": {key: known[key] for key in ("name", "can_anchor", "created", "tasks")},
         "items": known["items"],
         "queries": known["queries"],
-        "profiles": [_profile(reg, row) for row in reg.held.profiles(user.id)],
+        "profiles": [_profile_document(reg, row) for row in reg.subject_data.profiles(user.id)],
         "recipes": known["recipes"],
-        "stacks": _stacks(reg, user, known["stacks"]),
-        "anchors": [_anchor(reg, each) for each in known["anchors"]],
-        "neighbours": [{**row, "vector": _numbers(row["vector"], HALF)} for row in reg.held.neighbours(user.id)],
+        "stacks": _stack_documents(reg, user, known["stacks"]),
+        "anchors": [_anchor_document(reg, each) for each in known["anchors"]],
+        "neighbours": [
+            {**row, "vector": _unpack_floats(row["vector"], FLOAT16_BYTES)}
+            for row in reg.subject_data.neighbours(user.id)
+        ],
         "chats": known["chats"],
-        "evaluations": {"roles": reg.held.roles(user.id), "made": reg.held.made(user.id), "answers": answers},
-        "runs": {"about": [_run(reg, each) for each in known["runs"]], "named_in": reg.held.mentions(user)},
+        "evaluations": {
+            "roles": reg.subject_data.fold_roles(user.id),
+            "made": reg.subject_data.eval_cells(user.id),
+            "answers": answers,
+        },
+        "runs": {
+            "about": [_run_document(reg, each) for each in known["runs"]],
+            "named_in": reg.subject_data.runs_mentioning_user(user),
+        },
     }
 
 
-def _profile(reg: Registry, row: Mapping[str, Any]) -> Entry:
+def _profile_document(reg: Registry, row: Mapping[str, Any]) -> Entry:
     try:
         embedder = reg.models.get(row["embedder"]).name
     except NotFound:
         embedder = row["embedder"]
     kept = {"task": row["task"], "embedder": embedder, "items": row["items"]}
-    return {**kept, "vector": _numbers(row["total"], SINGLE)}
+    return {**kept, "vector": _unpack_floats(row["total"], FLOAT32_BYTES)}
 
 
-def _stacks(reg: Registry, user: User, known: list[Entry]) -> list[Entry]:
+def _stack_documents(reg: Registry, user: User, known: list[Entry]) -> list[Entry]:
     """What is said of each stack, with the person's own numbers or file, and the anchors below."""
-    from store.tables.recipes_and_stacks import unpack_shares
+    from store.tables.recipes_and_stacks import unpack_anchor_weights
 
     found = []
     for entry, stack in zip(known, reg.stacks.of_user(user.id), strict=True):
         names = {anchor.id: anchor.user for anchor in reg.banks.anchors(stack.bank_id)}
         below = [
             {"user": names.get(share.anchor_id), "similarity": share.similarity, "weight": share.weight}
-            for share in unpack_shares(stack.recipe)
+            for share in unpack_anchor_weights(stack.recipe)
         ]
-        own = {"file": _file(stack.digest)} if stack.numbers is None else {"file": None}
-        found.append({**entry, **own, "numbers": _numbers(stack.numbers, HALF), "anchors": below})
+        own = {"file": _adapter_path(stack.digest)} if stack.numbers is None else {"file": None}
+        found.append({**entry, **own, "numbers": _unpack_floats(stack.numbers, FLOAT16_BYTES), "anchors": below})
     return found
 
 
-def _anchor(reg: Registry, entry: Entry) -> Entry:
+def _anchor_document(reg: Registry, entry: Entry) -> Entry:
     bank = reg.banks.get(entry["bank"], entry["version"])
-    file = _file(entry["digest"]) if entry["digest"] is not None else None
-    return {**entry, "file": file, "resting": reg.banks.resting(bank.id, [entry["anchor"]])}
+    file = _adapter_path(entry["digest"]) if entry["digest"] is not None else None
+    return {**entry, "file": file, "resting": reg.banks.dependent_users(bank.id, [entry["anchor"]])}
 
 
-def _run(reg: Registry, entry: Entry) -> Entry:
+def _run_document(reg: Registry, entry: Entry) -> Entry:
     names = ("unit", "step", "loss", "tokens", "seconds")
     return {**entry, "steps": [{name: getattr(step, name) for name in names} for step in reg.runs.steps(entry["id"])]}
 
 
-def _file(digest: str) -> str:
+def _adapter_path(digest: str) -> str:
     return f"adapters/{digest}.safetensors"
 
 
-def _numbers(packed: bytes | None, width: int) -> list[float] | None:
+def _unpack_floats(packed: bytes | None, width: int) -> list[float] | None:
     """The little-endian floats of `width` bytes in `packed`."""
     import struct
 
     if packed is None:
         return None
     many = len(packed) // width
-    return list(struct.unpack(f"<{many}{'e' if width == HALF else 'f'}", packed[: many * width]))
+    return list(struct.unpack(f"<{many}{'e' if width == FLOAT16_BYTES else 'f'}", packed[: many * width]))
 
 
-def _card() -> str:
-    lines = "".join(f"- `{name}`: {what}\n" for name, what in FILES.items())
+def _readme_text() -> str:
+    lines = "".join(f"- `{name}`: {what}\n" for name, what in FILE_DESCRIPTIONS.items())
     return (
         "# What is held about a person\n\nEvery file is JSON in UTF-8; times are in UTC. Adapters are in `adapters/`, "
         f"as safetensors under the digests of their contents.\n\n{lines}"

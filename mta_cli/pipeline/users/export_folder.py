@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import BadInput
-from mta_cli.pipeline.asked import ASKED, written_down
+from mta_cli.pipeline.asked import REQUEST_KEY, record_request
 
 if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
 
-EXPORT = "user export"  # the kind of its run
+EXPORT_RUN_KIND = "user export"  # the kind of its run
 
 
-def free_folder(to: Path, what: str, *, replace: bool = False, hint: str = "Name another folder with --to.") -> Path:
+def resolve_export_folder(
+    to: Path, what: str, *, replace: bool = False, hint: str = "Name another folder with --to."
+) -> Path:
     """`to` as an absolute path. BadInput for a file, and for a folder that holds something unless `replace`.
 
     BadInput with the system's reason for what can be no folder.
@@ -70,25 +72,25 @@ def write_folder(target: Path, files: Mapping[str, bytes], what: str) -> None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def remembered(reg: Registry, user: User, target: Path, what: str) -> AbstractContextManager[None]:
+def record_export(reg: Registry, user: User, target: Path, what: str) -> AbstractContextManager[None]:
     """A run that says where something of a person's went, from here to the end of the block."""
 
     def document() -> dict[str, str]:
-        reg.users.require(user)
+        reg.users.require_existing(user)
         return {"to": str(target), "what": what}
 
-    return written_down(reg, EXPORT, user.name, document)
+    return record_request(reg, EXPORT_RUN_KIND, user.name, document)
 
 
 def exports_of(reg: Registry, user: User) -> list[str]:
     """Where a person's exports went, each place once, newest first; some may have been moved or removed since."""
-    return list(dict.fromkeys(_places(reg, user)))
+    return list(dict.fromkeys(_export_paths(reg, user)))
 
 
-def _places(reg: Registry, user: User) -> Iterator[str]:
-    for run in reg.runs.of_person(user.name):
-        if run.kind == EXPORT and run.status != "failed":
-            yield str(run.config[ASKED]["to"])
+def _export_paths(reg: Registry, user: User) -> Iterator[str]:
+    for run in reg.runs.of_user(user.name):
+        if run.kind == EXPORT_RUN_KIND and run.status != "failed":
+            yield str(run.config[REQUEST_KEY]["to"])
 
 
 def _umask() -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mta_cli.events import Done, Event, Note, PlanLine, Planned
+from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.pipeline.asked import bank_label
-from mta_cli.pipeline.users.dependents import document, pooled_in, some, told
+from mta_cli.pipeline.users.dependents import banks_pooling_user, join_names, stale_entries, stale_notes
 from mta_cli.pipeline.users.export_folder import exports_of
 
 if TYPE_CHECKING:
@@ -21,25 +21,25 @@ def plan_forget(reg: Registry, name: str, *, aloud: bool = False) -> Iterator[Ev
     lines = tuple(_traces(reg, user))
     if aloud:
         yield Note(", ".join(f"{line.name}: {line.value}" for line in lines))
-    yield Planned("forget", lines)
-    yield Done({"user": user.name, "dry_run": True})
+    yield JobPlan("forget", lines)
+    yield JobResult({"user": user.name, "dry_run": True})
 
 
 def _traces(reg: Registry, user: User) -> Iterator[PlanLine]:
-    held = reg.users.tasks_of(user.id)
+    held = reg.users.tasks_of_user(user.id)
     yield PlanLine("user", user.name)
     yield PlanLine("history items", f"{sum(items for _, items, _ in held):,}")
     yield PlanLine("held-out queries", f"{sum(queries for _, _, queries in held):,}")
     yield PlanLine("recipes", f"{len(reg.recipes.of_user(user.id)):,}")
     yield PlanLine("stacks", f"{len(reg.stacks.of_user(user.id)):,}")
     yield PlanLine("chats", f"{len(reg.chats.of_user(user.id)):,}")
-    yield PlanLine("runs", f"{len(reg.runs.of_person(user.name)):,}")
+    yield PlanLine("runs", f"{len(reg.runs.of_user(user.name)):,}")
     yield PlanLine("exports, which stay", ", ".join(exports_of(reg, user)) or "none")
     banks = [bank for bank in reg.banks.all() for each in reg.banks.anchors(bank.id) if each.user_id == user.id]
     yield PlanLine("anchor of", ", ".join(map(bank_label, banks)) or "no bank")
     anchors = {bank.id: [a.id for a in reg.banks.anchors(bank.id) if a.user_id == user.id] for bank in banks}
-    people = {name for bank, own in anchors.items() for name in reg.banks.resting(bank, own)} - {user.name}
-    yield PlanLine("recipes and stacks that rest on it", some(sorted(people)) or "nobody's")
+    people = {name for bank, own in anchors.items() for name in reg.banks.dependent_users(bank, own)} - {user.name}
+    yield PlanLine("recipes and stacks that rest on it", join_names(sorted(people)) or "nobody's")
 
 
 def forget_user(reg: Registry, name: str) -> Iterator[Event]:
@@ -49,19 +49,19 @@ def forget_user(reg: Registry, name: str) -> Iterator[Event]:
     may hold something of them, and the folders that were exported.
     """
     user = reg.users.get(name)
-    items = sum(count for _, count, _ in reg.users.tasks_of(user.id))
-    pooled, exports = pooled_in(reg, user), exports_of(reg, user)
+    items = sum(count for _, count, _ in reg.users.tasks_of_user(user.id))
+    pooled, exports = banks_pooling_user(reg, user), exports_of(reg, user)
     for path in exports:
         yield Note(f"exported to {path}, which is outside the store and is not touched", warning=True)
     gone = reg.users.forget(user.id)
-    yield from told(reg, "them", gone.stale_anchors, gone.resting, pooled)
+    yield from stale_notes(reg, "them", gone.stale_anchors, gone.dependents, pooled)
     yield Note(f"forgotten; history items: {items:,}, adapter files: {len(gone.adapters_removed):,}")
-    yield Done(
+    yield JobResult(
         {
             "user": gone.name,
             "items": items,
             "adapters_removed": gone.adapters_removed,
-            **document(gone.stale_anchors, gone.resting, pooled),
+            **stale_entries(gone.stale_anchors, gone.dependents, pooled),
             "exports": exports,
         }
     )

@@ -10,41 +10,41 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
 from mta_cli.pipeline.personalize.weights import anchor_label
-from mta_cli.pipeline.users.dependents import pooled_in
-from store.tables.recipes_and_stacks import unpack_shares
+from mta_cli.pipeline.users.dependents import banks_pooling_user
+from store.tables.recipes_and_stacks import unpack_anchor_weights
 
 if TYPE_CHECKING:
-    from store.records import Bank, Share, User
+    from store.records import AnchorWeight, Bank, User
     from store.registry import Registry
 
-PEOPLE = "people"  # the key, in a task adapter's config, of how many it was trained on
+TRAINED_USERS_KEY = "people"  # the key, in a task adapter's config, of how many it was trained on
 
 Entry = dict[str, Any]
 
 
-def bank_people(reg: Registry, bank: Bank) -> Entry:
+def count_bank_users(reg: Registry, bank: Bank) -> Entry:
     """How many people the task adapter was trained on (None where that is not known), and how many have neighbours."""
     pooled = None
     if bank.task_adapter is not None:
         try:
-            pooled = reg.adapters.get(bank.task_adapter).config.get(PEOPLE)
+            pooled = reg.adapters.get(bank.task_adapter).config.get(TRAINED_USERS_KEY)
         except NotFound:  # a bank that is not whole: `mta bank verify` says so
             pooled = None
-    return {"task_adapter_people": pooled, "neighbour_people": reg.neighbours.people(bank.id)}
+    return {"task_adapter_people": pooled, "neighbour_people": reg.neighbours.count_users(bank.id)}
 
 
-def rests_on(reg: Registry, user: User) -> list[Entry]:
+def user_dependencies(reg: Registry, user: User) -> list[Entry]:
     """What of others the personal models of somebody rest on, an entry for each bank.
 
     `anchors` are those of their recipe or stack, by their people's names; `basis_anchors` counts those between whose
     main directions a core stands. The task adapter and the neighbours, counted with their people, serve every answer.
     """
-    shares: dict[int, list[Share]] = {}
+    shares: dict[int, list[AnchorWeight]] = {}
     cores = set()
     for recipe in reg.recipes.of_user(user.id):
         shares.setdefault(recipe.bank_id, []).extend(recipe.shares)
     for stack in reg.stacks.of_user(user.id):
-        shares.setdefault(stack.bank_id, []).extend(unpack_shares(stack.recipe))
+        shares.setdefault(stack.bank_id, []).extend(unpack_anchor_weights(stack.recipe))
         cores |= {stack.bank_id} if stack.numbers is not None else set()
     found = []
     for number in sorted(shares):
@@ -58,18 +58,18 @@ def rests_on(reg: Registry, user: User) -> list[Entry]:
                 "anchors": [anchor_label(anchor) for anchor in anchors if anchor.id in used],
                 "basis_anchors": len(anchors) if number in cores else 0,
                 "task_adapter": bank.task_adapter is not None,
-                "neighbours": reg.neighbours.count(number),
-                **bank_people(reg, bank),
+                "neighbours": reg.neighbours.count_neighbours(number),
+                **count_bank_users(reg, bank),
             }
         )
     return found
 
 
-def given_by(reg: Registry, user: User) -> list[Entry]:
+def user_contributions(reg: Registry, user: User) -> list[Entry]:
     """What banks hold of somebody, besides their anchors: whether `perhaps_task_adapter` (see `pooled_in`), and how
     many of their items are `neighbours`."""
-    held = Counter((row["bank"], row["version"]) for row in reg.held.neighbours(user.id))
-    pooled = {(bank.name, bank.version) for bank in pooled_in(reg, user)}
+    held = Counter((row["bank"], row["version"]) for row in reg.subject_data.neighbours(user.id))
+    pooled = {(bank.name, bank.version) for bank in banks_pooling_user(reg, user)}
     return [
         {
             "bank": name,

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import BadInput
-from mta_cli.events import Done, Event, Note, PlanLine, Planned, Saved
-from mta_cli.pipeline.data.formats.findings import shown
-from mta_cli.pipeline.data.formats.lookalikes import lookalikes
+from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, Note, PlanLine
+from mta_cli.pipeline.data.formats.findings import format_value
+from mta_cli.pipeline.data.formats.lookalikes import lookalike_warnings
 from mta_cli.pipeline.data.tasks import find_task
 from store.names import check_name
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.data.import_file import Ask
+    from mta_cli.pipeline.data.import_file import AskConsent
     from store.records import Item
     from store.registry import Registry
 
-KEPT = ("task", "items", "items_added", "items_unchanged", "dry_run")
+RESULT_KEYS = ("task", "items", "items_added", "items_unchanged", "dry_run")
 HISTORY_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
 
 
@@ -29,7 +29,7 @@ def add_user(
     history: Path | None = None,
     task: str | None = None,
     can_anchor: bool | None = None,
-    ask: Ask | None = None,
+    ask: AskConsent | None = None,
     dry_run: bool = False,
 ) -> Iterator[Event]:
     """Add a person, with a history when there is one; a history of a known person is appended.
@@ -40,36 +40,37 @@ def add_user(
     """
     name = check_name(name)
     if history is not None:
-        yield from _with_history(reg, name, history, task, can_anchor, ask, dry_run)
+        yield from _add_with_history(reg, name, history, task, can_anchor, ask, dry_run)
         return
     if task is not None:
         find_task(reg, task)
     names = reg.users.names()
     if name in names:
         raise BadInput(
-            f"there is a user {shown(name)} already", hint="give --history FILE to append to what is known of them"
+            f"there is a user {format_value(name)} already",
+            hint="give --history FILE to append to what is known of them",
         )
-    yield from (Note(text, warning=True) for text in lookalikes({name: {name}}, names))
+    yield from (Note(text, warning=True) for text in lookalike_warnings({name: {name}}, names))
     if dry_run:
         consent = "no" if can_anchor is False else "yes"
-        yield Planned(
+        yield JobPlan(
             "add", (PlanLine("user", name, "flag NAME"), PlanLine("may be an anchor", consent, "flag --can-anchor"))
         )
-        yield Done({"user": name, "added": True, "dry_run": True})
+        yield JobResult({"user": name, "added": True, "dry_run": True})
         return
     may = ask(1) if ask is not None and can_anchor is None else can_anchor is not False
     user = reg.users.add(name, can_anchor=may)
-    yield Saved("user", user.name)
-    yield Done({"user": user.name, "added": True, "items_added": 0, "items_unchanged": 0})
+    yield ArtifactSaved("user", user.name)
+    yield JobResult({"user": user.name, "added": True, "items_added": 0, "items_unchanged": 0})
 
 
-def _with_history(
+def _add_with_history(
     reg: Registry,
     name: str,
     history: Path,
     task: str | None,
     can_anchor: bool | None,
-    ask: Ask | None,
+    ask: AskConsent | None,
     dry_run: bool,
 ) -> Iterator[Event]:
     from mta_cli.pipeline.data.import_file import import_file
@@ -77,9 +78,9 @@ def _with_history(
     known, kind = name in reg.users.names(), history_format(history)
     job = import_file(reg, kind, history, task=task, can_anchor=can_anchor, ask=ask, user=name, dry_run=dry_run)
     for event in job:
-        if isinstance(event, Done):
-            counts = {key: event.result[key] for key in KEPT if key in event.result}
-            yield Done({"user": name, "added": not known, **counts})
+        if isinstance(event, JobResult):
+            counts = {key: event.result[key] for key in RESULT_KEYS if key in event.result}
+            yield JobResult({"user": name, "added": not known, **counts})
         else:
             yield event
 
@@ -103,14 +104,14 @@ def find_items(
     Raises `NotFound` for nobody, and for a task that is none and of which the person has nothing.
     """
     user = reg.users.get(name)
-    tasks = [held for held, _, _ in reg.users.tasks_of(user.id)]
+    tasks = [held for held, _, _ in reg.users.tasks_of_user(user.id)]
     if task is not None:
         if task not in tasks:
             find_task(reg, task)
         tasks = [task]
     if search is None:
-        found = [item for each in tasks for item in reg.items.recent(user.id, each, limit)]
+        found = [item for each in tasks for item in reg.items.recent_items(user.id, each, limit)]
         return sorted(found, key=lambda item: (item.time or "", item.id))[-limit:]
-    matches = [reg.items.search(user.id, each, search, limit=limit, fill=False) for each in tasks]
+    matches = [reg.items.search_items(user.id, each, search, limit=limit, fill=False) for each in tasks]
     ranks = range(max(map(len, matches), default=0))
     return [item for rank in ranks for found in matches for item in found[rank : rank + 1]][:limit]

@@ -16,19 +16,19 @@ from textual.containers import Container, Vertical
 from textual.widgets import DataTable, Static
 
 from mta_cli.errors import NotFound
-from mta_cli.tui.screens.base import Room
-from mta_cli.tui.text import NOTHING, line, signed
-from mta_cli.tui.widgets.user_map import Lit, PeopleMapView, letter
-from mta_cli.tui.workers.store_reader import Shelf
+from mta_cli.tui.screens.base import BaseScreen
+from mta_cli.tui.text import MISSING_VALUE, format_signed, line_text
+from mta_cli.tui.widgets.user_map import HighlightedUser, UserMapView, anchor_letter
+from mta_cli.tui.workers.store_reader import StoreReader
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.bank.anchor_use import AnchorUse
-    from mta_cli.pipeline.bank.user_map import PeopleMap
+    from mta_cli.pipeline.bank.anchor_use import AnchorUsage
+    from mta_cli.pipeline.bank.user_map import UserMap
     from store.records import Bank, User
     from store.registry import Registry
 
 COLUMNS = ("", "anchor", "cluster", "nearest", "items", "loss", "recipes", "weight", "change")
-EMPTY = """There is no bank yet.
+NO_BANK_HELP = """There is no bank yet.
 
 A bank is a set of anchors: people who stand for groups of people, with a LoRA trained on each one's history.
 
@@ -36,24 +36,24 @@ Press n to build one, or type
   mta bank build --task TASK
 in a shell. `mta demo` makes a small one from people who come with the program."""
 
-Stamp = tuple[int, int, int]
+ProfilesStamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class _Found:
+class _BankSnapshot:
     """What the store says: all banks of the task, newest first, the one that is shown, and who is chosen."""
 
     banks: list[Bank]
     bank: Bank | None
-    uses: list[AnchorUse]
-    stamp: Stamp
-    person: User | None
+    anchor_uses: list[AnchorUsage]
+    profiles_stamp: ProfilesStamp
+    selected_user: User | None
 
 
-class BankRoom(Room):
+class BankScreen(BaseScreen):
     """One bank at a time: its map, its anchors, and the selected anchor in words."""
 
-    ROOM = "bank"
+    SCREEN_NAME = "bank"
     CSS_PATH = "bank.tcss"
     HELP = (
         "An anchor stands for a cluster of people. cluster: how many it stood for when the bank was built; nearest: "
@@ -74,79 +74,84 @@ class BankRoom(Room):
         super().__init__()
         self._banks: list[Bank] = []
         self._bank: Bank | None = None
-        self._uses: list[AnchorUse] = []
-        self._map: PeopleMap | None = None
-        self._mapped: tuple[int, Stamp] | None = None
-        self._own: Shelf | None = None
+        self._anchor_uses: list[AnchorUsage] = []
+        self._map: UserMap | None = None
+        self._map_key: tuple[int, ProfilesStamp] | None = None
+        self._own_reader: StoreReader | None = None
 
-    def furnish(self) -> ComposeResult:
+    def compose_body(self) -> ComposeResult:
         """The head, the map beside or above the table, and a word on the selected anchor."""
-        yield Static(line(""), id="head")
-        yield Static(Text(EMPTY), id="empty")
+        yield Static(line_text(""), id="head")
+        yield Static(Text(NO_BANK_HELP), id="empty")
         with Container(id="pane"):
-            yield PeopleMapView(id="map")
+            yield UserMapView(id="map")
             with Vertical(id="side"):
                 table: DataTable[Text] = DataTable(id="anchors", cursor_type="row", zebra_stripes=True)
-                table.add_columns(*(line(name) for name in COLUMNS))
+                table.add_columns(*(line_text(name) for name in COLUMNS))
                 yield table
-                yield Static(line(""), id="words")
+                yield Static(line_text(""), id="words")
 
     def on_unmount(self) -> None:
         """Let the thread that reads end."""
-        if self._own is not None:
-            self._own.close()
+        if self._own_reader is not None:
+            self._own_reader.close()
 
     async def reload(self) -> None:
         """Read banks, anchors and the chosen person; then profiles, where they changed."""
         number = self._bank.id if self._bank is not None else None
         found = await self._reader.read(
-            partial(_look, number=number, task=self.home.chosen_task, name=self.home.chosen)
+            partial(
+                _read_bank_snapshot, number=number, task=self.mta_app.selected_task, name=self.mta_app.selected_user
+            )
         )
-        self._banks, self._bank, self._uses = found.banks, found.bank, found.uses
+        self._banks, self._bank, self._anchor_uses = found.banks, found.bank, found.anchor_uses
         self.set_class(found.bank is None, "-empty")
         if found.bank is None:
-            self.query_one("#head", Static).update(line("No bank"))
+            self.query_one("#head", Static).update(line_text("No bank"))
             return
         self.query_one("#head", Static).update(self._headline(found.bank))
         self._fill_table()
-        await self._draw_map(found.bank, found.stamp, found.person)
+        await self._draw_map(found.bank, found.profiles_stamp, found.selected_user)
 
-    async def action_other(self, step: int) -> None:
+    async def action_step_bank(self, step: int) -> None:
         """Show another bank, round and round."""
         if self._bank is not None and len(self._banks) > 1:
             place = [bank.id for bank in self._banks].index(self._bank.id)
             self._bank = self._banks[(place + step) % len(self._banks)]
-            self.stale()
+            self.reload_if_current()
 
-    def action_turn_to(self, widget: str) -> None:
+    def action_focus_widget(self, widget: str) -> None:
         """Go to the map or the table."""
         self.query_one(f"#{widget}").focus()
 
     def action_build(self) -> None:
         """Ask for a bank."""
-        self.ask_for("bank build")
+        self.open_job_form("bank build")
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         """The anchor under the cursor is the selected one of the map."""
-        self._say(event.cursor_row)
+        self._select_anchor(event.cursor_row)
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         """Work for the anchor's person."""
-        if event.cursor_row < len(self._uses) and (name := self._uses[event.cursor_row].anchor.user) is not None:
-            self.home.choose(name)
+        if (
+            event.cursor_row < len(self._anchor_uses)
+            and (name := self._anchor_uses[event.cursor_row].anchor.user) is not None
+        ):
+            self.mta_app.select_user(name)
 
-    def on_people_map_view_anchor_selected(self, event: PeopleMapView.AnchorSelected) -> None:
+    def on_user_map_view_anchor_selected(self, event: UserMapView.AnchorSelected) -> None:
         """The cursor of the table follows the map."""
         self._table.move_cursor(row=event.number)
 
-    async def on_people_map_view_person_clicked(self, event: PeopleMapView.PersonClicked) -> None:
+    async def on_user_map_view_user_clicked(self, event: UserMapView.PersonClicked) -> None:
         """Work for whoever was clicked."""
         try:
-            user = await self.home.shelf.read(lambda reg: reg.users.by_id(event.user_id))
+            user = await self.mta_app.store_reader.read(lambda reg: reg.users.by_id(event.user_id))
         except NotFound:  # forgotten since the map was drawn
-            self.stale()
+            self.reload_if_current()
             return
-        self.home.choose(user.name)
+        self.mta_app.select_user(user.name)
 
     @property
     def _table(self) -> DataTable[Text]:
@@ -156,66 +161,70 @@ class BankRoom(Room):
     def _headline(self, bank: Bank) -> Text:
         place = [other.id for other in self._banks].index(bank.id) + 1
         speed = f"{bank.tokens:,} tokens in {bank.seconds:,.0f} s" if bank.seconds else ""
-        count = f"{len(self._uses)} anchors"
+        count = f"{len(self._anchor_uses)} anchors"
         which = f" ({place} of {len(self._banks)})" if len(self._banks) > 1 else ""
         parts = (f"Bank {bank.name} v{bank.version}{which}", f"task {bank.task}", bank.status, count, speed)
-        return line(" · ".join(part for part in parts if part))
+        return line_text(" · ".join(part for part in parts if part))
 
     def _fill_table(self) -> None:
         row = self._table.cursor_row
         self._table.clear()
-        nearest = self._nearest()
-        for number, use in enumerate(self._uses):
-            self._table.add_row(*_row(number, use, nearest.get(use.anchor.id)), key=str(use.anchor.id))
-        if not self._uses:
+        nearest = self._nearest_counts()
+        for number, use in enumerate(self._anchor_uses):
+            self._table.add_row(*_anchor_row_cells(number, use, nearest.get(use.anchor.id)), key=str(use.anchor.id))
+        if not self._anchor_uses:
             self.query_one("#words", Static).update("")
         else:
-            self._table.move_cursor(row=min(max(row, 0), len(self._uses) - 1))
-            self._say(self._table.cursor_row)
+            self._table.move_cursor(row=min(max(row, 0), len(self._anchor_uses) - 1))
+            self._select_anchor(self._table.cursor_row)
 
-    def _nearest(self) -> dict[int, int]:
+    def _nearest_counts(self) -> dict[int, int]:
         """How many people are nearest to each anchor, as far as the map is drawn."""
-        return {mark.anchor.id: mark.nearest for mark in self._map.landmarks} if self._map is not None else {}
+        return {mark.anchor.id: mark.nearest_users for mark in self._map.map_anchors} if self._map is not None else {}
 
-    def _say(self, number: int) -> None:
+    def _select_anchor(self, number: int) -> None:
         """Select an anchor on the map, and put it into words."""
-        if not 0 <= number < len(self._uses):  # a bank without anchors yet has no row for a key to go to
+        if not 0 <= number < len(self._anchor_uses):  # a bank without anchors yet has no row for a key to go to
             return
-        use = self._uses[number]
-        self.query_one(PeopleMapView).selected = number
-        self.query_one("#words", Static).update(_words(number, use, self._nearest().get(use.anchor.id)))
+        use = self._anchor_uses[number]
+        self.query_one(UserMapView).selected_anchor = number
+        self.query_one("#words", Static).update(
+            _anchor_description(number, use, self._nearest_counts().get(use.anchor.id))
+        )
 
-    async def _draw_map(self, bank: Bank, stamp: Stamp, person: User | None) -> None:
+    async def _draw_map(self, bank: Bank, stamp: ProfilesStamp, person: User | None) -> None:
         """The map, and who is nearest to the chosen person; with many people that takes a second or more."""
-        from mta_cli.pipeline.bank.user_map import neighbours, people_map
+        from mta_cli.pipeline.bank.user_map import compute_user_map, find_similar_users
 
-        view = self.query_one(PeopleMapView)
-        if self._mapped != (bank.id, stamp) or self._map is None:
-            self._map, self._mapped = None, None
-            view.show(None, waiting="Reading profiles …")
-            self._map = await self._reader.read(partial(people_map, bank=bank))
-            self._mapped = bank.id, stamp
+        view = self.query_one(UserMapView)
+        if self._map_key != (bank.id, stamp) or self._map is None:
+            self._map, self._map_key = None, None
+            view.show_map(None, waiting="Reading profiles …")
+            self._map = await self._reader.read(partial(compute_user_map, bank=bank))
+            self._map_key = bank.id, stamp
             self._fill_table()
-        lit = Lit(person.id, person.name) if person is not None else None
-        view.show(self._map, lit)
-        view.selected = self._table.cursor_row if self._uses else None
+        lit = HighlightedUser(person.id, person.name) if person is not None else None
+        view.show_map(self._map, lit)
+        view.selected_anchor = self._table.cursor_row if self._anchor_uses else None
         if person is not None:
-            near = await self._reader.read(lambda reg: neighbours(reg, bank, person.id))
-            view.show(self._map, Lit(person.id, person.name, [one.user_id for one in near]))
+            near = await self._reader.read(lambda reg: find_similar_users(reg, bank, person.id))
+            view.show_map(self._map, HighlightedUser(person.id, person.name, [one.user_id for one in near]))
 
     @property
-    def _reader(self) -> Shelf:
+    def _reader(self) -> StoreReader:
         """A second thread that reads the store: all recipes and profiles of many people would hold up other rooms."""
         from mta_cli.settings import StoreOptions
 
-        if self._own is None:
-            self._own = Shelf(self.home.shelf.root, self.home.settings.build(StoreOptions).timeout)
-        return self._own
+        if self._own_reader is None:
+            self._own_reader = StoreReader(
+                self.mta_app.store_reader.root, self.mta_app.settings.build_options(StoreOptions).timeout
+            )
+        return self._own_reader
 
 
-def _look(reg: Registry, *, number: int | None, task: str | None, name: str | None) -> _Found:
+def _read_bank_snapshot(reg: Registry, *, number: int | None, task: str | None, name: str | None) -> _BankSnapshot:
     """The banks of a task, newest first; the one of this number, else the newest that is ready, else the newest."""
-    from mta_cli.pipeline.bank.anchor_use import anchor_uses
+    from mta_cli.pipeline.bank.anchor_use import anchor_usage
 
     banks = sorted((b for b in reg.banks.all() if task in (None, b.task)), key=lambda bank: -bank.id)
     ready = [bank for bank in banks if bank.status == "ready"]
@@ -225,46 +234,50 @@ def _look(reg: Registry, *, number: int | None, task: str | None, name: str | No
     except NotFound:
         person = None
     if bank is None:
-        return _Found([], None, [], (0, 0, 0), person)
-    return _Found(banks, bank, anchor_uses(reg, bank), reg.profiles.stamp(bank.task, bank.embedder), person)
+        return _BankSnapshot([], None, [], (0, 0, 0), person)
+    return _BankSnapshot(
+        banks, bank, anchor_usage(reg, bank), reg.profiles.version_stamp(bank.task, bank.embedder), person
+    )
 
 
-def _row(number: int, use: AnchorUse, nearest: int | None) -> list[Text]:
+def _anchor_row_cells(number: int, use: AnchorUsage, nearest: int | None) -> list[Text]:
     anchor = use.anchor
     loss = f"{_loss(anchor.loss_first)} → {_loss(anchor.loss_last)}" if anchor.digest else "not trained"
     numbers = (
         str(anchor.cluster_size),
-        NOTHING if nearest is None else f"{nearest:,}",
+        MISSING_VALUE if nearest is None else f"{nearest:,}",
         str(anchor.items),
         loss,
-        f"{use.people:,}",
-        f"{use.weight:.2f}" if use.people else NOTHING,
-        signed(use.change),
+        f"{use.user_count:,}",
+        f"{use.weight:.2f}" if use.user_count else MISSING_VALUE,
+        format_signed(use.heldout_gain),
     )
-    name = line(f"{anchor.user or 'stale'} ({'forgotten' if anchor.user is None else 'stale'})", "italic")
-    name = name if anchor.stale else line(anchor.user)
-    return [line(letter(number), "bold"), name, *(Text(value, justify="right") for value in numbers)]
+    name = line_text(f"{anchor.user or 'stale'} ({'forgotten' if anchor.user is None else 'stale'})", "italic")
+    name = name if anchor.stale else line_text(anchor.user)
+    return [line_text(anchor_letter(number), "bold"), name, *(Text(value, justify="right") for value in numbers)]
 
 
-def _words(number: int, use: AnchorUse, nearest: int | None) -> Text:
+def _anchor_description(number: int, use: AnchorUsage, nearest: int | None) -> Text:
     """The selected anchor in sentences."""
     anchor = use.anchor
-    said = [f"{letter(number)} {anchor.user or 'somebody who was forgotten'}:"]
+    said = [f"{anchor_letter(number)} {anchor.user or 'somebody who was forgotten'}:"]
     said.append(f"{anchor.cluster_size} people when it was chosen" + (f", {nearest:,} now." if nearest else "."))
-    if use.people:
-        said.append(f"In {use.people:,} recipes, with {100 * use.share:.0f} % of all weight.")
+    if use.user_count:
+        said.append(f"In {use.user_count:,} recipes, with {100 * use.weight_share:.0f} % of all weight.")
     else:
         said.append("In nobody's recipe.")
-    if use.change is not None:
-        better = "fell" if use.change >= 0 else "rose"
-        said.append(f"The held-out loss of {use.measured:,} of them {better} by {abs(use.change):.3f} when adapted.")
+    if use.heldout_gain is not None:
+        better = "fell" if use.heldout_gain >= 0 else "rose"
+        said.append(
+            f"The held-out loss of {use.measured_users:,} of them {better} by {abs(use.heldout_gain):.3f} when adapted."
+        )
     if anchor.stale:
         why = "its person is forgotten" if anchor.user is None else "without consent"
         said.append(f"Stale, {why}: mta bank build --refresh.")
-    words = line(" ".join(said))
+    words = line_text(" ".join(said))
     words.no_wrap = False
     return words
 
 
 def _loss(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}"
+    return MISSING_VALUE if value is None else f"{value:.2f}"

@@ -12,103 +12,110 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Footer, Static
 
-from mta_cli.tui.text import line
+from mta_cli.tui.text import line_text
 
 if TYPE_CHECKING:
     from mta_cli.tui.app import MtaApp
 
-ROOMY = 100  # columns
-ROOMS = {"users": "Users", "compare": "Compare", "bank": "Bank", "jobs": "Jobs", "chat": "Chat", "results": "Results"}
+MIN_PALETTE_WIDTH = 100  # columns
+SCREEN_TITLES = {
+    "users": "Users",
+    "compare": "Compare",
+    "bank": "Bank",
+    "jobs": "Jobs",
+    "chat": "Chat",
+    "results": "Results",
+}
 
 
-class RoomTab(Static):
+class ScreenTab(Static):
     """The name of a room; a click goes there."""
 
     def __init__(self, number: int, room: str, *, here: bool) -> None:
-        super().__init__(line(f"{number} {ROOMS[room]}"), classes="here" if here else "")
-        self.room = room
+        super().__init__(line_text(f"{number} {SCREEN_TITLES[room]}"), classes="here" if here else "")
+        self.screen_name = room
 
     def on_click(self) -> None:
         """Go to the room."""
-        cast("MtaApp", self.app).go(self.room)
+        cast("MtaApp", self.app).show_screen(self.screen_name)
 
 
-class RoomBar(Horizontal):
+class ScreenTabBar(Horizontal):
     """All rooms, the chosen person, and whether a job runs."""
 
     def __init__(self, here: str) -> None:
         super().__init__()
-        self._here = here
+        self._current_name = here
 
     def compose(self) -> ComposeResult:
         """The tabs, then who and what."""
-        for number, room in enumerate(ROOMS, start=1):
-            yield RoomTab(number, room, here=room == self._here)
+        for number, room in enumerate(SCREEN_TITLES, start=1):
+            yield ScreenTab(number, room, here=room == self._current_name)
         yield Static(id="about")
 
-    def show(self, person: str | None, running: str | None) -> None:
+    def update_status(self, person: str | None, running: str | None) -> None:
         """Say who is chosen and what runs."""
         parts = [part for part in (f"▶ {running}" if running else "", person or "") if part]
-        self.query_one("#about", Static).update(line("  ".join(parts)))
+        self.query_one("#about", Static).update(line_text("  ".join(parts)))
 
 
-class Room(Screen[None]):
+class BaseScreen(Screen[None]):
     """A room. `reload` reads from the shelf and shows; everything else is each room's own."""
 
-    ROOM: ClassVar[str] = ""
+    SCREEN_NAME: ClassVar[str] = ""
     HELP: ClassVar[str] = ""
 
     @property
-    def home(self) -> MtaApp:
+    def mta_app(self) -> MtaApp:
         """The window."""
         return cast("MtaApp", self.app)
 
     def compose(self) -> ComposeResult:
         """The bar, what the room holds, the keys."""
-        yield RoomBar(self.ROOM)
-        yield from self.furnish()
+        yield ScreenTabBar(self.SCREEN_NAME)
+        yield from self.compose_body()
         yield Footer()
 
-    def furnish(self) -> ComposeResult:
+    def compose_body(self) -> ComposeResult:
         """What stands between the bar and the footer."""
         yield from ()
 
     async def reload(self) -> None:
         """Read what the room shows and show it."""
 
-    def stale(self) -> None:
+    def reload_if_current(self) -> None:
         """What is shown may be old: read again, if anybody looks; a reading under way is dropped."""
         self.show_bar()
         if self.is_current:
-            self._read_again()
+            self._reload_in_worker()
 
     @work(group="reload", exclusive=True)
-    async def _read_again(self) -> None:
-        await self.guarded(self.reload())
+    async def _reload_in_worker(self) -> None:
+        await self.await_or_show_error(self.reload())
 
-    async def guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def await_or_show_error(self, work: Coroutine[Any, Any, None]) -> None:
         """Await `work`; what goes wrong is told in a dialog and ends nothing else."""
         try:
             await work
         except Exception as error:
-            self.home.fail(error)
+            self.mta_app.show_error(error)
 
     @work(group="stays")
-    async def ask_for(self, kind: str) -> None:
+    async def open_job_form(self, kind: str) -> None:
         """Ask for a job, queue it, and go to where it is watched."""
-        await self.guarded(self._asked_for(kind))
+        await self.await_or_show_error(self._queue_job_and_watch(kind))
 
-    async def _asked_for(self, kind: str) -> None:
-        from mta_cli.tui.job_forms import ask_and_start
+    async def _queue_job_and_watch(self, kind: str) -> None:
+        from mta_cli.tui.job_forms import queue_job_from_form
 
-        if await ask_and_start(self.home, kind) is not None:
-            self.home.go("jobs")
+        if await queue_job_from_form(self.mta_app, kind) is not None:
+            self.mta_app.show_screen("jobs")
 
     def show_bar(self) -> None:
         """Bring the bar up to date."""
-        job = self.home.board.running
-        for bar in self.query(RoomBar):
-            bar.show(self.home.chosen, job.kind if job else None)
+        job = self.mta_app.job_queue.running_job
+        for bar in self.query(ScreenTabBar):
+            bar.update_status(self.mta_app.selected_user, job.kind if job else None)
 
     def help_for(self, widget: Widget | None) -> str:
         """Help on the focused widget, if it has any, and on the room."""
@@ -117,8 +124,8 @@ class Room(Screen[None]):
 
     def on_resize(self, event: events.Resize) -> None:
         """A narrow footer has room for the room's own keys only; the palette is one of those that F1 lists."""
-        self.query_one(Footer).show_command_palette = event.size.width >= ROOMY
+        self.query_one(Footer).show_command_palette = event.size.width >= MIN_PALETTE_WIDTH
 
     def on_screen_resume(self, event: events.ScreenResume) -> None:
         """Somebody looks at the room again."""
-        self.stale()
+        self.reload_if_current()

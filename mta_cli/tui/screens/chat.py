@@ -12,34 +12,40 @@ from textual.containers import Container, Vertical, VerticalScroll
 from textual.widgets import Input, OptionList, Static
 
 from mta_cli.errors import MtaError, NotFound
-from mta_cli.events import Done, Event, Note, Saved, Token
-from mta_cli.printable import clean
-from mta_cli.progress import rate as per_second
+from mta_cli.events import ArtifactSaved, Event, JobResult, Note, TextChunk
+from mta_cli.printable import clean_text
+from mta_cli.progress import format_rate as per_second
 from mta_cli.tui.messages import StoreChanged
-from mta_cli.tui.screens.base import Room
-from mta_cli.tui.text import block, line
-from mta_cli.tui.widgets.markdown_reply import Reply
-from mta_cli.tui.widgets.prompt import Prompt
-from mta_cli.tui.workers.chat_turn import AS_TYPED, Line, Turn, asking_of, following
+from mta_cli.tui.screens.base import BaseScreen
+from mta_cli.tui.text import block_text, line_text
+from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
+from mta_cli.tui.widgets.prompt import PromptArea
+from mta_cli.tui.workers.chat_turn import (
+    NO_TASK_LABEL,
+    ActiveRequest,
+    ChatSession,
+    next_in_cycle,
+    request_from_settings,
+)
 
 if TYPE_CHECKING:
     from store.records import Message
     from store.registry import Registry
-    from store.tables.chats import FoundChat
+    from store.tables.chats import ChatSummary
 
 MODES: tuple[str | None, ...] = (None, "base", "fused", "adapted")  # None: the most personal there is
-SHOWN = 60  # messages of a stored conversation, its last ones
-LISTED = 100  # conversations
-NOBODY = """Nobody is chosen.
+MAX_MESSAGES_SHOWN = 60  # messages of a stored conversation, its last ones
+MAX_CHATS_LISTED = 100  # conversations
+NO_USER_HELP = """Nobody is chosen.
 
 Press 1, move to somebody and press Enter; then come back with 5.
 Every conversation is stored with the person, and can be searched, gone on with and learnt from."""
 
 
-class ChatRoom(Room):
+class ChatScreen(BaseScreen):
     """Talking as the chosen person: one conversation at a time, all earlier ones beside it."""
 
-    ROOM: ClassVar[str] = "chat"
+    SCREEN_NAME: ClassVar[str] = "chat"
     HELP: ClassVar[str] = (
         "Type and press Enter; the person's own model answers, with their history in the prompt. Every exchange is "
         "stored at once.\n"
@@ -65,20 +71,20 @@ class ChatRoom(Room):
 
     def __init__(self) -> None:
         super().__init__()
-        self._person: str | None = None
-        self._tasks: tuple[str, ...] = ()
-        self._put_as: str | None = None  # None: words go as typed
+        self._user: str | None = None
+        self._user_tasks: tuple[str, ...] = ()
+        self._prompt_task: str | None = None  # None: words go as typed
         self._mode: str | None = None
-        self._chats: list[FoundChat] = []
-        self._line = Line()
-        self._turn: Turn | None = None
-        self._words = ""  # what was asked last
+        self._chats: list[ChatSummary] = []
+        self._session = ChatSession()
+        self._active_request: ActiveRequest | None = None
+        self._last_prompt = ""  # what was asked last
         self._warnings: list[str] = []  # told while it was answered
-        self._reply: Reply | None = None
+        self._reply: AnswerMarkdown | None = None
 
-    def furnish(self) -> ComposeResult:
+    def compose_body(self) -> ComposeResult:
         """Earlier conversations, this one, the prompt."""
-        yield Static(block(NOBODY), id="nobody")
+        yield Static(block_text(NO_USER_HELP), id="nobody")
         with Container(id="room"):
             with Vertical(id="past"):
                 yield Input(placeholder="search conversations", id="search")
@@ -87,61 +93,61 @@ class ChatRoom(Room):
                 yield VerticalScroll(id="turns")
                 yield Static(id="notes")
                 yield Static(id="how")
-                yield Prompt("Type a message, Enter asks · Esc leaves the prompt, so that keys work")
+                yield PromptArea("Type a message, Enter asks · Esc leaves the prompt, so that keys work")
 
     @property
-    def turn(self) -> Turn:
+    def active_request(self) -> ActiveRequest:
         """The talk under way."""
-        if self._turn is None:
-            self._turn = Turn(self.home.speaker)
-        return self._turn
+        if self._active_request is None:
+            self._active_request = ActiveRequest(self.mta_app.model_worker)
+        return self._active_request
 
     async def reload(self) -> None:
         """Who is chosen, and their conversations."""
-        name = self.home.chosen
-        tasks = await self.home.shelf.read(lambda reg: _tasks(reg, name))
+        name = self.mta_app.selected_user
+        tasks = await self.mta_app.store_reader.read(lambda reg: _read_user_tasks(reg, name))
         if tasks is None:
             name = None
         self.set_class(name is None, "-nobody")
-        if name != self._person:
-            self._person, self._put_as, self._mode = name, None, None
-            await self._begin_anew()
+        if name != self._user:
+            self._user, self._prompt_task, self._mode = name, None, None
+            await self._reset_chat()
             self.query_one("#search", Input).value = ""
             if name is not None:
-                self.query_one(Prompt).focus()
-        self._tasks = tasks or ()
-        if self._put_as not in (None, *self._tasks):
-            self._put_as = None
-        self._tell_how()
-        await self._list()
+                self.query_one(PromptArea).focus()
+        self._user_tasks = tasks or ()
+        if self._prompt_task not in (None, *self._user_tasks):
+            self._prompt_task = None
+        self._show_prompt_settings()
+        await self._load_chat_list()
 
     def on_store_changed(self, message: StoreChanged) -> None:
         """The person's weights may be others now."""
-        self._line.refold = True
+        self._session.weights_changed = True
 
     @work(exclusive=True, group="search")
-    async def _list_again(self) -> None:
-        await self.guarded(self._list())
+    async def _reload_chat_list(self) -> None:
+        await self.await_or_show_error(self._load_chat_list())
 
-    async def _list(self) -> None:
+    async def _load_chat_list(self) -> None:
         """The conversations that hold the words searched for."""
-        name, words = self._person, self.query_one("#search", Input).value
+        name, words = self._user, self.query_one("#search", Input).value
         if name is None:
             self._chats = []
         else:
-            self._chats = await self.home.shelf.read(
-                lambda reg: reg.chats.search(reg.users.get(name).id, words, limit=LISTED)
+            self._chats = await self.mta_app.store_reader.read(
+                lambda reg: reg.chats.search_chats(reg.users.get(name).id, words, limit=MAX_CHATS_LISTED)
             )
         options = self.query_one("#chats", OptionList)
         options.clear_options()
-        options.add_options([_listed(chat, here=chat.id == self._line.chat_id) for chat in self._chats])
+        options.add_options([_chat_option_text(chat, here=chat.id == self._session.chat_id) for chat in self._chats])
         options.highlighted = 0 if self._chats else None
         count = len(self._chats)
         self.query_one("#past").border_title = Text(f"{count or 'no'} conversation{'s' if count != 1 else ''}")
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Search as words are typed."""
-        self._list_again()
+        self._reload_chat_list()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """From the words to what was found."""
@@ -150,157 +156,167 @@ class ChatRoom(Room):
     @work(exclusive=True, group="open")
     async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Go on with a stored conversation."""
-        await self.guarded(self._open(self._chats[event.option_index].id))
+        await self.await_or_show_error(self._open(self._chats[event.option_index].id))
 
     async def _open(self, chat_id: int) -> None:
-        messages = await self.home.shelf.read(lambda reg: reg.chats.messages(chat_id))
-        await self._begin_anew()
-        self._line.go_on_with(chat_id)
+        messages = await self.mta_app.store_reader.read(lambda reg: reg.chats.messages(chat_id))
+        await self._reset_chat()
+        self._session.continue_chat(chat_id)
         turns = self.query_one("#turns")
-        if len(messages) > SHOWN:
-            turns.mount(Static(line(f"{len(messages) - SHOWN} earlier messages are not shown"), classes="source"))
-        await turns.mount_all([widget for message in messages[-SHOWN:] for widget in _shown(message)])
+        if len(messages) > MAX_MESSAGES_SHOWN:
+            turns.mount(
+                Static(
+                    line_text(f"{len(messages) - MAX_MESSAGES_SHOWN} earlier messages are not shown"), classes="source"
+                )
+            )
+        await turns.mount_all(
+            [widget for message in messages[-MAX_MESSAGES_SHOWN:] for widget in _message_widgets(message)]
+        )
         turns.anchor()
         self.query_one("#past").remove_class("open")
-        self.query_one(Prompt).focus()
-        await self._list()
+        self.query_one(PromptArea).focus()
+        await self._load_chat_list()
 
-    async def _begin_anew(self) -> None:
+    async def _reset_chat(self) -> None:
         """An empty conversation; what is stored stays."""
-        self.turn.drop()
+        self.active_request.discard_request()
         self._finish_reply()
-        self._line = Line()
+        self._session = ChatSession()
         await self.query_one("#turns").remove_children()
-        self._note("")
+        self._show_status("")
 
-    def action_write(self) -> None:
+    def action_focus_prompt(self) -> None:
         """To the prompt."""
-        self.query_one(Prompt).focus()
+        self.query_one(PromptArea).focus()
 
     @work(exclusive=True, group="open")
     async def action_new(self) -> None:
         """A new conversation with the same person."""
-        await self._begin_anew()
-        self.query_one(Prompt).focus()
-        await self._list()
+        await self._reset_chat()
+        self.query_one(PromptArea).focus()
+        await self._load_chat_list()
 
-    def action_past(self) -> None:
+    def action_search_chats(self) -> None:
         """To the search in earlier conversations."""
         self.query_one("#past").add_class("open")
         self.query_one("#search").focus()
 
     def action_mode(self) -> None:
         """Who answers next."""
-        self._mode = following(list(MODES), self._mode)
-        self._tell_how()
+        self._mode = next_in_cycle(list(MODES), self._mode)
+        self._show_prompt_settings()
 
     def action_task(self) -> None:
         """How words are put next."""
-        self._put_as = following([None, *self._tasks], self._put_as)
-        self._tell_how()
+        self._prompt_task = next_in_cycle([None, *self._user_tasks], self._prompt_task)
+        self._show_prompt_settings()
 
     def action_copy(self) -> None:
         """The last answer, into the clipboard."""
-        replies = self.query(Reply)
+        replies = self.query(AnswerMarkdown)
         if replies:
-            self.app.copy_to_clipboard(clean(replies.last().words))
+            self.app.copy_to_clipboard(clean_text(replies.last().answer_text))
             self.notify("copied", markup=False, timeout=2)
 
     def action_stop(self) -> None:
         """Stop the answer; else close the list, or leave the prompt."""
-        if self.turn.stop():
-            self._note("stopping …")
+        if self.active_request.stop_request():
+            self._show_status("stopping …")
             return
         self.query_one("#past").remove_class("open")
         self.query_one("#turns").focus()
 
-    def action_good(self) -> None:
+    def action_keep_exchange(self) -> None:
         """The last exchange becomes a history item."""
-        if self.turn.busy or not self._line.spoken:
-            self._note("There is no answer in this window yet to keep; ask something first.")
+        if self.active_request.in_progress or not self._session.has_exchange:
+            self._show_status("There is no answer in this window yet to keep; ask something first.")
             return
-        spoken = self._line
-        self.turn.begin(lambda desk: spoken.good(), self._hear_kept, self._ended_kept)
+        spoken = self._session
+        self.active_request.start_request(
+            lambda desk: spoken.keep_last_exchange(), self._handle_keep_event, self._handle_keep_end
+        )
 
-    def _hear_kept(self, event: Event) -> None:
-        if isinstance(event, Saved):
-            self._note(f"kept: {event.detail}")
+    def _handle_keep_event(self, event: Event) -> None:
+        if isinstance(event, ArtifactSaved):
+            self._show_status(f"kept: {event.detail}")
         elif isinstance(event, Note):
-            self._note(event.text)
+            self._show_status(event.text)
 
-    def _ended_kept(self, error: BaseException | None, stopped: bool) -> None:
+    def _handle_keep_end(self, error: BaseException | None, stopped: bool) -> None:
         if error is not None:
-            self.home.fail(error)
+            self.mta_app.show_error(error)
 
     @work(exclusive=True, group="open")
     async def action_remove(self) -> None:
         """Remove what is stored of the conversation that is shown."""
-        chat_id = self._line.chat_id
-        if chat_id is None or self.turn.busy:
-            self._note("No stored conversation is shown.")
-        elif await self.home.sure("Remove this conversation? What was kept of it as history items stays."):
-            await self.guarded(self._remove(chat_id))
+        chat_id = self._session.chat_id
+        if chat_id is None or self.active_request.in_progress:
+            self._show_status("No stored conversation is shown.")
+        elif await self.mta_app.confirm("Remove this conversation? What was kept of it as history items stays."):
+            await self.await_or_show_error(self._remove(chat_id))
 
     async def _remove(self, chat_id: int) -> None:
-        await self.home.shelf.read(lambda reg: reg.chats.remove(chat_id))
-        await self._begin_anew()
-        await self._list()
+        await self.mta_app.store_reader.read(lambda reg: reg.chats.remove(chat_id))
+        await self._reset_chat()
+        await self._load_chat_list()
 
-    def on_prompt_asked(self, message: Prompt.Asked) -> None:
+    def on_prompt_area_submitted(self, message: PromptArea.Asked) -> None:
         """A message to the model."""
-        if self._person is None or self.turn.busy:
-            self._note("An answer is under way; Escape stops it.")
+        if self._user is None or self.active_request.in_progress:
+            self._show_status("An answer is under way; Escape stops it.")
             return
         try:
-            asking = asking_of(self.home.settings, self._put_as, self._mode)
+            asking = request_from_settings(self.mta_app.settings, self._prompt_task, self._mode)
         except MtaError as error:
-            self.home.fail(error)
+            self.mta_app.show_error(error)
             return
-        self._words, self._reply, self._warnings = message.text, Reply(), []
-        self.query_one(Prompt).put("")
+        self._last_prompt, self._reply, self._warnings = message.text, AnswerMarkdown(), []
+        self.query_one(PromptArea).replace_text("")
         turns = self.query_one("#turns")
-        turns.mount(Static(block(self._words), classes="said"), self._reply)
+        turns.mount(Static(block_text(self._last_prompt), classes="said"), self._reply)
         turns.anchor()
-        self._note("asking …")
-        self.run_worker(self._reply.follow(), group="stream")
-        spoken, person, words = self._line, self._person, self._words
-        self.turn.begin(lambda desk: spoken.say(desk, person, asking, words), self._hear, self._ended)
+        self._show_status("asking …")
+        self.run_worker(self._reply.stream_chunks(), group="stream")
+        spoken, person, words = self._session, self._user, self._last_prompt
+        self.active_request.start_request(
+            lambda desk: spoken.send_message(desk, person, asking, words), self._handle_event, self._handle_end
+        )
 
-    def _hear(self, event: Event) -> None:
+    def _handle_event(self, event: Event) -> None:
         reply = self._reply
-        if isinstance(event, Token) and reply is not None:
-            if not reply.words:
-                self._note("")
-            reply.say(event.text)
-        elif isinstance(event, Note) and not (reply and reply.words):
-            self._note(event.text)
+        if isinstance(event, TextChunk) and reply is not None:
+            if not reply.answer_text:
+                self._show_status("")
+            reply.append_chunk(event.text)
+        elif isinstance(event, Note) and not (reply and reply.answer_text):
+            self._show_status(event.text)
         elif isinstance(event, Note) and event.warning:
             self._warnings.append(event.text)
-        elif isinstance(event, Done):
-            if reply is not None and not reply.words.strip():
-                reply.say("(an empty answer)")
+        elif isinstance(event, JobResult):
+            if reply is not None and not reply.answer_text.strip():
+                reply.append_chunk("(an empty answer)")
             cut = event.result["ended"] == "length"  # the last warning says it in the command line's words
-            self._note(" ".join(self._warnings[:-1] if cut else self._warnings))
-            self._tell_source(_source(event.result))
+            self._show_status(" ".join(self._warnings[:-1] if cut else self._warnings))
+            self._tell_source(_answer_source_line(event.result))
 
-    def _ended(self, error: BaseException | None, stopped: bool) -> None:
+    def _handle_end(self, error: BaseException | None, stopped: bool) -> None:
         said = self._finish_reply()
         if error is not None or (stopped and not said):
-            self._give_back(keep=said)
+            self._restore_prompt(keep=said)
         if error is not None:
-            self._note("")
-            self.home.fail(error)
+            self._show_status("")
+            self.mta_app.show_error(error)
         elif stopped:
-            self._note("stopped" if said else "stopped before a word was said")
+            self._show_status("stopped" if said else "stopped before a word was said")
             if said:
                 self._tell_source("stopped; what was said is kept")
-        self._list_again()
+        self._reload_chat_list()
 
-    def _give_back(self, *, keep: bool) -> None:
+    def _restore_prompt(self, *, keep: bool) -> None:
         """The words stand in the prompt again, unless others do; an exchange without an answer is taken away."""
-        prompt = self.query_one(Prompt)
+        prompt = self.query_one(PromptArea)
         if not prompt.text.strip():
-            prompt.put(self._words)
+            prompt.replace_text(self._last_prompt)
         if not keep:
             for widget in list(self.query_one("#turns").children)[-2:]:
                 widget.remove()
@@ -310,52 +326,52 @@ class ChatRoom(Room):
         reply, self._reply = self._reply, None
         if reply is None:
             return False
-        reply.finish()
-        return bool(reply.words)
+        reply.finish_stream()
+        return bool(reply.answer_text)
 
     def _tell_source(self, words: str) -> None:
-        self.query_one("#turns").mount(Static(line(words), classes="source"))
+        self.query_one("#turns").mount(Static(line_text(words), classes="source"))
 
-    def _tell_how(self) -> None:
-        mode, how = self._mode or "most personal", self._put_as or AS_TYPED
-        parts = (Text("with "), line(self._person, "bold"), Text(" · answers "), line(mode, "bold"))
-        self.query_one("#how", Static).update(Text.assemble(*parts, Text(" · put "), line(how, "bold")))
+    def _show_prompt_settings(self) -> None:
+        mode, how = self._mode or "most personal", self._prompt_task or NO_TASK_LABEL
+        parts = (Text("with "), line_text(self._user, "bold"), Text(" · answers "), line_text(mode, "bold"))
+        self.query_one("#how", Static).update(Text.assemble(*parts, Text(" · put "), line_text(how, "bold")))
 
-    def _note(self, words: str) -> None:
-        self.query_one("#notes", Static).update(line(words))
+    def _show_status(self, words: str) -> None:
+        self.query_one("#notes", Static).update(line_text(words))
 
 
-def _tasks(reg: Registry, name: str | None) -> tuple[str, ...] | None:
+def _read_user_tasks(reg: Registry, name: str | None) -> tuple[str, ...] | None:
     """The person's tasks; None where they are gone, or nobody is meant."""
     if name is None:
         return None
     try:
-        return tuple(task for task, _, _ in reg.users.tasks_of(reg.users.get(name).id))
+        return tuple(task for task, _, _ in reg.users.tasks_of_user(reg.users.get(name).id))
     except NotFound:
         return None
 
 
-def _listed(chat: FoundChat, *, here: bool) -> Text:
-    title = line(f"{'▸ ' if here else ''}{chat.title}", "bold" if here else "")
-    about = line(f"  {chat.created[:16].replace('T', ' ')} · {chat.messages} messages", "dim")
+def _chat_option_text(chat: ChatSummary, *, here: bool) -> Text:
+    title = line_text(f"{'▸ ' if here else ''}{chat.title}", "bold" if here else "")
+    about = line_text(f"  {chat.created[:16].replace('T', ' ')} · {chat.messages} messages", "dim")
     parts = [title, Text("\n"), about]
     if chat.excerpt:
-        parts += [Text("\n"), line(f"  {chat.excerpt}", "italic")]
+        parts += [Text("\n"), line_text(f"  {chat.excerpt}", "italic")]
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
-def _shown(message: Message) -> list[Static | Reply]:
+def _message_widgets(message: Message) -> list[Static | AnswerMarkdown]:
     """A stored message as it is shown."""
     if message.role == "user":
-        return [Static(block(message.content), classes="said")]
+        return [Static(block_text(message.content), classes="said")]
     source = message.source
     words = source.get("mode", message.role)
     if source.get("bank"):
         words += f" · bank {source['bank']} v{source['version']}"
-    return [Reply(message.content), Static(line(words), classes="source")]
+    return [AnswerMarkdown(message.content), Static(line_text(words), classes="source")]
 
 
-def _source(result: dict[str, Any]) -> str:
+def _answer_source_line(result: dict[str, Any]) -> str:
     """Where an answer came from, and how fast."""
     source, tokens, seconds = result["source"], result["tokens"], result["seconds"]
     bank = f" · {result['task']} · bank {source['bank']} v{source['version']}" if source["bank"] else ""

@@ -14,35 +14,35 @@ from textual.containers import Container, Vertical
 from textual.widgets import OptionList, Static
 
 from mta_cli.errors import MtaError, NotFound
-from mta_cli.events import Done, Event, Note, Token
-from mta_cli.printable import clean, clean_line
-from mta_cli.tui.screens.base import Room
-from mta_cli.tui.text import block, line
-from mta_cli.tui.widgets.answers import Answer, Answers
-from mta_cli.tui.widgets.prompt import Prompt
-from mta_cli.tui.widgets.user_picker import PersonPicker
-from mta_cli.tui.workers.chat_turn import AS_TYPED, Turn, asking_of, following
+from mta_cli.events import Event, JobResult, Note, TextChunk
+from mta_cli.printable import clean_line, clean_text
+from mta_cli.tui.screens.base import BaseScreen
+from mta_cli.tui.text import block_text, line_text
+from mta_cli.tui.widgets.answers import AnswerColumn, AnswerColumns
+from mta_cli.tui.widgets.prompt import PromptArea
+from mta_cli.tui.widgets.user_picker import UserPicker
+from mta_cli.tui.workers.chat_turn import NO_TASK_LABEL, ActiveRequest, next_in_cycle, request_from_settings
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.chat.answer import Asking
+    from mta_cli.pipeline.chat.answer import ChatOptions
     from mta_cli.pipeline.chat.compare import Question
-    from mta_cli.tui.workers.model_worker import Desk
+    from mta_cli.tui.workers.model_worker import WorkerContext
     from store.records import Query
     from store.registry import Registry
 
-MOST_QUERIES = 200  # of each task that are listed
-NOBODY = """Nobody is chosen.
+MAX_QUERIES_PER_TASK = 200  # of each task that are listed
+NO_USER_HELP = """Nobody is chosen.
 
 Press 1, move to somebody and press Enter; then come back with 2.
 Who was adapted has three answers here: the base's, their fusion's and their own."""
-CONTAMINATES = (
+HELD_OUT_WARNING = (
     "This question is held out to measure with. Kept as a history item it can be trained on, and what is measured on "
     "it afterwards says less. Keep it all the same?"
 )
 
 
 @dataclass(frozen=True)
-class Held:
+class UserQueries:
     """What the shelf knows of the chosen person."""
 
     tasks: tuple[str, ...]
@@ -50,18 +50,18 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Asked:
+class CompareRequest:
     """A question that was put: whose model, of which task (None: as typed), and its words."""
 
-    person: str
+    user: str
     task: str | None
     question: Question
 
 
-class CompareRoom(Room):
+class CompareScreen(BaseScreen):
     """What everything that a person has says to the same prompt."""
 
-    ROOM: ClassVar[str] = "compare"
+    SCREEN_NAME: ClassVar[str] = "compare"
     HELP: ClassVar[str] = (
         "The same prompt goes to the base, to the person's fusion of anchors and to their own adapted model, in one "
         "batch of one loaded base.\n"
@@ -89,85 +89,85 @@ class CompareRoom(Room):
 
     def __init__(self) -> None:
         super().__init__()
-        self._held = Held((), ())
-        self._person: str | None = None
-        self._put_as: str | None = None  # None: words go as typed
-        self._others: list[str] = []
-        self._picked: Query | None = None
-        self._asked: Asked | None = None
-        self._kept: set[str] = set()
-        self._turn: Turn | None = None
+        self._user_queries = UserQueries((), ())
+        self._user: str | None = None
+        self._prompt_task: str | None = None  # None: words go as typed
+        self._other_users: list[str] = []
+        self._picked_query: Query | None = None
+        self._last_request: CompareRequest | None = None
+        self._kept_columns: set[str] = set()
+        self._active_request: ActiveRequest | None = None
         self._warnings: list[str] = []  # told while it was answered
 
-    def furnish(self) -> ComposeResult:
+    def compose_body(self) -> ComposeResult:
         """Held-out questions, the prompt, the answers."""
-        yield Static(block(NOBODY), id="nobody")
+        yield Static(block_text(NO_USER_HELP), id="nobody")
         with Container(id="asked"):
             yield OptionList(id="questions")
             with Vertical(id="answering"):
-                yield Prompt("i: type a question, Enter asks · p: pick a held-out one")
+                yield PromptArea("i: type a question, Enter asks · p: pick a held-out one")
                 yield Static(id="how")
-                yield Answers()
+                yield AnswerColumns()
                 yield Static(id="said")
 
     @property
-    def turn(self) -> Turn:
+    def active_request(self) -> ActiveRequest:
         """The talk under way."""
-        if self._turn is None:
-            self._turn = Turn(self.home.speaker)
-        return self._turn
+        if self._active_request is None:
+            self._active_request = ActiveRequest(self.mta_app.model_worker)
+        return self._active_request
 
     async def reload(self) -> None:
         """Who is chosen, their tasks and held-out questions."""
-        name = self.home.chosen
-        held = await self.home.shelf.read(lambda reg: _held(reg, name))
+        name = self.mta_app.selected_user
+        held = await self.mta_app.store_reader.read(lambda reg: _read_user_queries(reg, name))
         if held is None:
             name = None
         self.set_class(name is None, "-nobody")
-        if name != self._person:
-            self._leave_person(name)
-        if held is not None and held != self._held:
-            self._held = held
-            self._list_questions()
-        if self._put_as not in (None, *self._held.tasks):
-            self._put_as = None
-        self._tell_how()
+        if name != self._user:
+            self._reset_for_user(name)
+        if held is not None and held != self._user_queries:
+            self._user_queries = held
+            self._fill_query_list()
+        if self._prompt_task not in (None, *self._user_queries.tasks):
+            self._prompt_task = None
+        self._show_prompt_settings()
 
-    def _leave_person(self, name: str | None) -> None:
-        self.turn.drop()
-        self._person, self._picked, self._asked, self._put_as = name, None, None, None
-        self._others = [other for other in self._others if other != name]
-        self._held = Held((), ())
-        self.query_one(Answers).clear()
-        self._say("")
+    def _reset_for_user(self, name: str | None) -> None:
+        self.active_request.discard_request()
+        self._user, self._picked_query, self._last_request, self._prompt_task = name, None, None, None
+        self._other_users = [other for other in self._other_users if other != name]
+        self._user_queries = UserQueries((), ())
+        self.query_one(AnswerColumns).clear_columns()
+        self._show_status("")
 
-    def _list_questions(self) -> None:
+    def _fill_query_list(self) -> None:
         options = self.query_one("#questions", OptionList)
         options.clear_options()
-        options.add_options([_listed(query) for query in self._held.queries])
-        options.highlighted = 0 if self._held.queries else None
-        options.border_title = Text(f"{len(self._held.queries)} held-out questions")
+        options.add_options([_query_option_text(query) for query in self._user_queries.queries])
+        options.highlighted = 0 if self._user_queries.queries else None
+        options.border_title = Text(f"{len(self._user_queries.queries)} held-out questions")
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """A held-out question is asked at once, as its task asks it."""
-        query = self._held.queries[event.option_index]
-        self._picked, self._put_as = query, query.task
-        self.query_one(Prompt).put(query.input)
+        query = self._user_queries.queries[event.option_index]
+        self._picked_query, self._prompt_task = query, query.task
+        self.query_one(PromptArea).replace_text(query.input)
         self.query_one("#questions").remove_class("open")
-        self._ask()
+        self._start_comparison()
 
-    def on_prompt_asked(self, message: Prompt.Asked) -> None:
+    def on_prompt_area_submitted(self, message: PromptArea.Asked) -> None:
         """Enter in the prompt."""
-        self._ask()
+        self._start_comparison()
 
-    def action_write(self) -> None:
+    def action_focus_prompt(self) -> None:
         """To the prompt."""
-        self.query_one(Prompt).focus()
+        self.query_one(PromptArea).focus()
 
     def action_pick(self) -> None:
         """To the list of held-out questions."""
-        if not self._held.queries:
-            self._say(f"{self._person} has no held-out questions; type one.")
+        if not self._user_queries.queries:
+            self._show_status(f"{self._user} has no held-out questions; type one.")
             return
         options = self.query_one("#questions", OptionList)
         options.add_class("open")
@@ -175,133 +175,137 @@ class CompareRoom(Room):
 
     def action_task(self) -> None:
         """The next way to put words."""
-        self._put_as = following([None, *self._held.tasks], self._put_as)
-        self._tell_how()
+        self._prompt_task = next_in_cycle([None, *self._user_queries.tasks], self._prompt_task)
+        self._show_prompt_settings()
 
-    def action_again(self) -> None:
+    def action_ask_again(self) -> None:
         """The same question once more."""
-        if self.query_one(Prompt).text.strip():
-            self._ask()
+        if self.query_one(PromptArea).text.strip():
+            self._start_comparison()
 
-    def action_alone(self) -> None:
+    def action_remove_others(self) -> None:
         """Only the person's own columns, from the next question on."""
-        self._others.clear()
-        self._tell_how()
+        self._other_users.clear()
+        self._show_prompt_settings()
 
     @work(group="stays")
-    async def action_other(self) -> None:
+    async def action_add_user(self) -> None:
         """Another person's model, from the next question on."""
-        if self._person is None:
+        if self._user is None:
             return
-        picker = PersonPicker("Whose model shall answer too?", without=(self._person, *self._others))
+        picker = UserPicker("Whose model shall answer too?", without=(self._user, *self._other_users))
         other = await self.app.push_screen_wait(picker)
         if other is not None:
-            self._others.append(other)
-            self._tell_how()
-            self.action_again()
+            self._other_users.append(other)
+            self._show_prompt_settings()
+            self.action_ask_again()
 
     def action_column(self, step: int) -> None:
         """Choose a column, wherever the focus is."""
-        self.query_one(Answers).action_choose(step)
+        self.query_one(AnswerColumns).action_step_column(step)
 
     def action_stop(self) -> None:
         """Stop what is said; else close the list, or leave the prompt."""
-        if self.turn.stop():
-            self._say("stopping …")
+        if self.active_request.stop_request():
+            self._show_status("stopping …")
             return
         self.query_one("#questions").remove_class("open")
-        answers = list(self.query(Answer))
+        answers = list(self.query(AnswerColumn))
         self.set_focus(answers[0] if answers else None)
 
     @work
     async def action_keep(self) -> None:
         """The chosen column's answer becomes a history item of the person."""
-        answers, asked = self.query_one(Answers), self._asked
-        if asked is None or self.turn.busy or not answers.keys:
-            self._say("There is no whole answer yet to keep.")
+        answers, asked = self.query_one(AnswerColumns), self._last_request
+        if asked is None or self.active_request.in_progress or not answers.column_keys:
+            self._show_status("There is no whole answer yet to keep.")
             return
-        if answers.chosen is None:
-            self._say("Choose a column first: arrow keys, Tab or the mouse.")
+        if answers.selected_key is None:
+            self._show_status("Choose a column first: arrow keys, Tab or the mouse.")
             return
-        if answers.chosen in self._kept:
-            self._say("This answer is a history item already.")
+        if answers.selected_key in self._kept_columns:
+            self._show_status("This answer is a history item already.")
             return
-        await self.guarded(self._keep(asked, answers.chosen, answers.words(answers.chosen)))
+        await self.await_or_show_error(self._keep(asked, answers.selected_key, answers.answer_of(answers.selected_key)))
 
-    async def _keep(self, asked: Asked, column: str, answer: str) -> None:
-        from mta_cli.pipeline.chat.answer import FREE
-        from mta_cli.pipeline.chat.conversation import keep_item
+    async def _keep(self, asked: CompareRequest, column: str, answer: str) -> None:
+        from mta_cli.pipeline.chat.answer import FREE_TASK
+        from mta_cli.pipeline.chat.conversation import add_exchange_as_item
 
-        if asked.question.held_out and not await self.home.sure(CONTAMINATES):
+        if asked.question.held_out and not await self.mta_app.confirm(HELD_OUT_WARNING):
             return
-        task, words = asked.task or FREE, asked.question.text
-        saved = await self.home.shelf.read(lambda reg: keep_item(reg, reg.users.get(asked.person), task, words, answer))
-        self._kept.add(column)
-        self._say(f"kept: {saved.detail}")
+        task, words = asked.task or FREE_TASK, asked.question.text
+        saved = await self.mta_app.store_reader.read(
+            lambda reg: add_exchange_as_item(reg, reg.users.get(asked.user), task, words, answer)
+        )
+        self._kept_columns.add(column)
+        self._show_status(f"kept: {saved.detail}")
 
     def _question(self) -> Question:
         """What the prompt holds. A held-out question counts as such while its words and its task are untouched."""
         from mta_cli.pipeline.chat.compare import Question
 
-        text, query = self.query_one(Prompt).text, self._picked
-        if query is not None and query.task == self._put_as and clean(query.input) == text:
+        text, query = self.query_one(PromptArea).text, self._picked_query
+        if query is not None and query.task == self._prompt_task and clean_text(query.input) == text:
             return Question(query.input, query.gold, query.time, held_out=True)
         return Question(text)
 
-    def _ask(self) -> None:
-        if self._person is None or self.turn.busy:
-            self._say("An answer is under way; Escape stops it.")
+    def _start_comparison(self) -> None:
+        if self._user is None or self.active_request.in_progress:
+            self._show_status("An answer is under way; Escape stops it.")
             return
         try:
-            asking = asking_of(self.home.settings, self._put_as)
+            asking = request_from_settings(self.mta_app.settings, self._prompt_task)
         except MtaError as error:
-            self.home.fail(error)
+            self.mta_app.show_error(error)
             return
-        self._asked = Asked(self._person, self._put_as, self._question())
-        self._kept.clear()
+        self._last_request = CompareRequest(self._user, self._prompt_task, self._question())
+        self._kept_columns.clear()
         self._warnings.clear()
-        self.query_one(Answers).clear()
-        self._tell_how()
-        self._say("asking …")
-        asked, others = self._asked, tuple(self._others)
-        self.turn.begin(lambda desk: _talk(desk, asked, others, asking), self._hear, self._ended)
+        self.query_one(AnswerColumns).clear_columns()
+        self._show_prompt_settings()
+        self._show_status("asking …")
+        asked, others = self._last_request, tuple(self._other_users)
+        self.active_request.start_request(
+            lambda desk: _run_comparison(desk, asked, others, asking), self._handle_event, self._handle_end
+        )
 
-    def _hear(self, event: Event) -> None:
-        answers = self.query_one(Answers)
-        if isinstance(event, Token):
-            if not answers.keys:
-                self._say(" ".join(self._warnings))
-            answers.say(event.column, event.text)
+    def _handle_event(self, event: Event) -> None:
+        answers = self.query_one(AnswerColumns)
+        if isinstance(event, TextChunk):
+            if not answers.column_keys:
+                self._show_status(" ".join(self._warnings))
+            answers.append_answer(event.column, event.text)
         elif isinstance(event, Note):
             if event.warning:
                 self._warnings.append(event.text)
-            self._say(" ".join(self._warnings) if event.warning else event.text)
-        elif isinstance(event, Done):
-            answers.finish(event.result)
+            self._show_status(" ".join(self._warnings) if event.warning else event.text)
+        elif isinstance(event, JobResult):
+            answers.show_result(event.result)
 
-    def _ended(self, error: BaseException | None, stopped: bool) -> None:
+    def _handle_end(self, error: BaseException | None, stopped: bool) -> None:
         if error is not None:
-            self._say("")
-            self.home.fail(error)  # the words still stand in the prompt
+            self._show_status("")
+            self.mta_app.show_error(error)  # the words still stand in the prompt
         elif stopped:
-            self._asked = None
-            self._say("stopped")
+            self._last_request = None
+            self._show_status("stopped")
 
-    def _tell_how(self) -> None:
+    def _show_prompt_settings(self) -> None:
         """One line on how the next question is put, and the right answer of the last one."""
-        how = self._put_as or AS_TYPED
-        parts = [Text("put "), line(how, "bold")]
-        if self._others:
-            parts += [Text(" · beside "), line(", ".join(self._others), "bold")]
-        if self._asked is not None and self._asked.question.gold is not None:
-            parts += [Text(" · gold "), line(clean_line(self._asked.question.gold), "bold")]
+        how = self._prompt_task or NO_TASK_LABEL
+        parts = [Text("put "), line_text(how, "bold")]
+        if self._other_users:
+            parts += [Text(" · beside "), line_text(", ".join(self._other_users), "bold")]
+        if self._last_request is not None and self._last_request.question.gold is not None:
+            parts += [Text(" · gold "), line_text(clean_line(self._last_request.question.gold), "bold")]
         self.query_one("#how", Static).update(Text.assemble(*parts))
 
-    def _say(self, words: str) -> None:
-        self.query_one("#said", Static).update(line(words))
+    def _show_status(self, words: str) -> None:
+        self.query_one("#said", Static).update(line_text(words))
 
 
-def _held(reg: Registry, name: str | None) -> Held | None:
+def _read_user_queries(reg: Registry, name: str | None) -> UserQueries | None:
     """What is known of a person; None where they are gone, or nobody is meant."""
     if name is None:
         return None
@@ -310,19 +314,25 @@ def _held(reg: Registry, name: str | None) -> Held | None:
         user = reg.users.get(name)
     except NotFound:
         return None
-    tasks = tuple(task for task, _, _ in reg.users.tasks_of(user.id))
-    return Held(tasks, tuple(query for task in tasks for query in reg.items.queries(user.id, task, MOST_QUERIES)))
+    tasks = tuple(task for task, _, _ in reg.users.tasks_of_user(user.id))
+    return UserQueries(
+        tasks, tuple(query for task in tasks for query in reg.items.queries(user.id, task, MAX_QUERIES_PER_TASK))
+    )
 
 
-def _listed(query: Query) -> Text:
-    return Text.assemble(line(query.input), "\n", line(f"  → {query.gold}", "dim"), no_wrap=True, overflow="ellipsis")
+def _query_option_text(query: Query) -> Text:
+    return Text.assemble(
+        line_text(query.input), "\n", line_text(f"  → {query.gold}", "dim"), no_wrap=True, overflow="ellipsis"
+    )
 
 
-def _talk(desk: Desk, asked: Asked, others: tuple[str, ...], asking: Asking) -> Iterator[Event]:
+def _run_comparison(
+    desk: WorkerContext, asked: CompareRequest, others: tuple[str, ...], asking: ChatOptions
+) -> Iterator[Event]:
     """The comparison, in the speaker's thread."""
-    from mta_cli.pipeline.chat.compare import put
+    from mta_cli.pipeline.chat.compare import compare_question
 
-    user, beside = desk.reg.users.get(asked.person), [desk.reg.users.get(name) for name in others]
-    if not desk.loaded:
+    user, beside = desk.reg.users.get(asked.user), [desk.reg.users.get(name) for name in others]
+    if not desk.base_loaded:
         yield Note("The base is being loaded …")
-    yield from put(desk.voice(user, asking), asked.question, beside)
+    yield from compare_question(desk.chat_model_for(user, asking), asked.question, beside)

@@ -19,13 +19,13 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, RichLog, Static
 from textual.widgets.option_list import Option
 
-from mta_cli.options import EvalOptions, Machine
+from mta_cli.options import EvalOptions, MachineOptions
 from mta_cli.pipeline.maintenance import resume as stopped
-from mta_cli.pipeline.maintenance.resume import Unfinished, unfinished
-from mta_cli.tui.job_forms import STARTS, ask_and_start
-from mta_cli.tui.messages import JobMoved, PersonChosen, StoreChanged
-from mta_cli.tui.screens.base import Room
-from mta_cli.tui.text import block, line
+from mta_cli.pipeline.maintenance.resume import UnfinishedJob, list_unfinished_jobs
+from mta_cli.tui.job_forms import JOB_FORMS, queue_job_from_form
+from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
+from mta_cli.tui.screens.base import BaseScreen
+from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets import job_row
 from mta_cli.tui.workers.job_queue import LOG_LINES, Job
 
@@ -35,40 +35,40 @@ if TYPE_CHECKING:
     from mta_cli.events import Event
     from store.registry import Registry
 
-EMPTY = """Nothing runs, and nothing was interrupted. Start something:
+NO_JOBS_HELP = """Nothing runs, and nothing was interrupted. Start something:
 
 {starts}
 
 A new store begins with i or m; then b builds a bank, a adapts people to it, and e measures what that is worth."""
 
 
-class Chooser(ModalScreen[str | None]):
+class JobKindPicker(ModalScreen[str | None]):
     """Which kind of job to start."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Back", id="chooser.back", tooltip="Start nothing"),
         *(
             Binding(start.key, f"dismiss('{start.kind}')", start.kind, id=f"chooser.{start.key}", show=False)
-            for start in STARTS.values()
+            for start in JOB_FORMS.values()
         ),
     ]
 
     def compose(self) -> ComposeResult:
         """The kinds, with their keys."""
         with Vertical(classes="dialog"):
-            yield Static(line("Start a job", "bold"))
-            yield OptionList(*(Option(_start_line(kind), kind) for kind in STARTS), markup=False)
+            yield Static(line_text("Start a job", "bold"))
+            yield OptionList(*(Option(_job_kind_line(kind), kind) for kind in JOB_FORMS), markup=False)
 
     @on(OptionList.OptionSelected)
-    def chosen(self, event: OptionList.OptionSelected) -> None:
+    def pick_kind(self, event: OptionList.OptionSelected) -> None:
         """By Enter or a click."""
         self.dismiss(event.option_id)
 
 
-class JobsRoom(Room):
+class JobsScreen(BaseScreen):
     """The list of jobs, and the log of the one that is looked at."""
 
-    ROOM = "jobs"
+    SCREEN_NAME = "jobs"
     CSS_PATH = "jobs.tcss"
     HELP = """Jobs run one after another; you can go to other rooms meanwhile.
 ↻ was interrupted and can go on with the options that it was begun with.
@@ -90,162 +90,167 @@ The curve is the loss from its first value to its last."""
                 tooltip=start.about,
                 show=False,
             )
-            for start in STARTS.values()
+            for start in JOB_FORMS.values()
         ),
     ]
 
     def __init__(self) -> None:
         super().__init__()
-        self._offers: dict[str, Unfinished] = {}
+        self._interrupted_jobs: dict[str, UnfinishedJob] = {}
         self._resumed: dict[str, Job] = {}
         self._ids: list[str] = []
-        self._written: tuple[Job, list[str]] | None = None
+        self._written_log: tuple[Job, list[str]] | None = None
 
-    def furnish(self) -> ComposeResult:
+    def compose_body(self) -> ComposeResult:
         """The list, what is selected, and what to do where there is nothing."""
         with Vertical(id="jobs"):
             yield OptionList(id="list", markup=False)
             with Vertical(id="detail"):
                 yield Static(id="head")
                 yield RichLog(id="log", max_lines=LOG_LINES, min_width=20, wrap=True)
-        yield Static(block(EMPTY.format(starts="\n".join(_start_line(kind).plain for kind in STARTS))), id="nothing")
+        yield Static(
+            block_text(NO_JOBS_HELP.format(starts="\n".join(_job_kind_line(kind).plain for kind in JOB_FORMS))),
+            id="nothing",
+        )
 
     def on_mount(self) -> None:
         """Clocks of running jobs go on between their steps."""
-        self.set_interval(1.0, self._tick)
-        self.screen_layout_refresh_signal.subscribe(self.query_one("#log"), self._laid_out)
+        self.set_interval(1.0, self._refresh_job_header)
+        self.screen_layout_refresh_signal.subscribe(self.query_one("#log"), self._show_detail_after_layout)
 
     async def reload(self) -> None:
         """Look for interrupted jobs, and show all."""
-        found = await self.home.shelf.read(unfinished)
-        self._offers = {key: one for one in found if not self._at_work(key := _key(one), one)}
+        found = await self.mta_app.store_reader.read(list_unfinished_jobs)
+        self._interrupted_jobs = {
+            key: one for one in found if not self._is_resumed_or_running(key := _interrupted_job_key(one), one)
+        }
         self._show_list()
 
     @on(StoreChanged)
-    @on(PersonChosen)
-    def changed(self) -> None:
+    @on(UserSelected)
+    def accept_reload(self) -> None:
         """Interrupted jobs may be others; `stale` has asked for them."""
 
-    @on(JobMoved)
-    def moved(self, event: JobMoved) -> None:
+    @on(JobUpdated)
+    def refresh_updated_job(self, event: JobUpdated) -> None:
         """A job went on."""
-        self._refresh(event.job)
+        self._refresh_job(event.job)
 
     @on(OptionList.OptionHighlighted, "#list")
-    def looked_at(self) -> None:
+    def show_highlighted_job(self) -> None:
         """Show another one."""
         self._show_detail()
         self.refresh_bindings()
 
     @on(OptionList.OptionSelected, "#list")
-    def entered(self) -> None:
+    def open_selected_job(self) -> None:
         """Enter: go on with what was interrupted, or read the log."""
-        if self._offer is not None:
+        if self._selected_interrupted_job is not None:
             self.action_resume()
         else:
             self.query_one("#log").focus()
 
     def on_resize(self, event: Resize) -> None:
         """Lines are cut and folded anew."""
-        self._written = None
+        self._written_log = None
         self.call_after_refresh(self._show_list)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keys that mean nothing for what is selected are not shown."""
         if action in ("resume", "give_up"):
-            return self._offer is not None
+            return self._selected_interrupted_job is not None
         if action == "stop":
-            return self._job is not None and not self._job.over
+            return self._selected_job is not None and not self._selected_job.finished
         return super().check_action(action, parameters)
 
     @work
     async def action_new(self) -> None:
         """Choose a kind, then fill its form."""
-        kind = await self.app.push_screen_wait(Chooser())
+        kind = await self.app.push_screen_wait(JobKindPicker())
         if kind is not None:
             self.action_start(kind)
 
     @work
     async def action_start(self, kind: str) -> None:
         """Ask for a job of this kind and queue it."""
-        await self.guarded(self._start(kind))
+        await self.await_or_show_error(self._start(kind))
 
     @work
     async def action_stop(self) -> None:
         """Stop the selected job, if the person means it."""
-        job = self._job
+        job = self._selected_job
         if (
             job is not None
-            and not job.over
-            and await self.home.sure(
+            and not job.finished
+            and await self.mta_app.confirm(
                 f"Stop {job.kind} · {job.title}? What is finished is kept, and it can go on later."
             )
         ):
-            self.home.board.stop(job)
-            self._refresh(job)
+            self.mta_app.job_queue.stop_job(job)
+            self._refresh_job(job)
             self.refresh_bindings()
 
     def action_resume(self) -> None:
         """Go on with the interrupted job that is selected."""
-        one = self._offer
+        one = self._selected_interrupted_job
         if one is None:
             return
-        settings = self.home.settings
-        machine, defaults = settings.build(Machine), settings.build(EvalOptions)
+        settings = self.mta_app.settings
+        machine, defaults = settings.build_options(MachineOptions), settings.build_options(EvalOptions)
 
         def make(reg: Registry) -> Iterator[Event]:
-            return stopped.again(reg, one, machine, defaults)
+            return stopped.resume_job(reg, one, machine, defaults)
 
-        job = self.home.board.add(one.kind, one.title, make)
-        self._resumed[_key(one)] = job
-        self._offers.pop(_key(one), None)
-        self._show_list(select=_job_id(job))
+        job = self.mta_app.job_queue.add_job(one.kind, one.title, make)
+        self._resumed[_interrupted_job_key(one)] = job
+        self._interrupted_jobs.pop(_interrupted_job_key(one), None)
+        self._show_list(select=_job_option_id(job))
 
     @work
     async def action_give_up(self) -> None:
         """Take an interrupted job from the list for good."""
-        one = self._offer
-        if one is not None and await self.home.sure(_farewell(one)):
-            await self.guarded(self._give_up(one))
+        one = self._selected_interrupted_job
+        if one is not None and await self.mta_app.confirm(_discard_question(one)):
+            await self.await_or_show_error(self._give_up(one))
 
-    async def _give_up(self, one: Unfinished) -> None:
-        await self.home.shelf.read(partial(stopped.give_up, one=one))
+    async def _give_up(self, one: UnfinishedJob) -> None:
+        await self.mta_app.store_reader.read(partial(stopped.discard_job, one=one))
         await self.reload()
 
     async def _start(self, kind: str) -> None:
-        job = await ask_and_start(self.home, kind)
+        job = await queue_job_from_form(self.mta_app, kind)
         if job is not None:
-            self._show_list(select=_job_id(job))
+            self._show_list(select=_job_option_id(job))
             self.query_one("#list").focus()
 
     @property
-    def _selected(self) -> str | None:
+    def _selected_option_id(self) -> str | None:
         found = self.query("#list")
         place = found.first(OptionList).highlighted if found else None
         return self._ids[place] if place is not None and place < len(self._ids) else None
 
     @property
-    def _offer(self) -> Unfinished | None:
-        return self._offers.get(self._selected or "")
+    def _selected_interrupted_job(self) -> UnfinishedJob | None:
+        return self._interrupted_jobs.get(self._selected_option_id or "")
 
     @property
-    def _job(self) -> Job | None:
-        selected = self._selected
-        return next((job for job in self.home.board.jobs if _job_id(job) == selected), None)
+    def _selected_job(self) -> Job | None:
+        selected = self._selected_option_id
+        return next((job for job in self.mta_app.job_queue.jobs if _job_option_id(job) == selected), None)
 
-    def _at_work(self, key: str, one: Unfinished) -> bool:
+    def _is_resumed_or_running(self, key: str, one: UnfinishedJob) -> bool:
         """Whether a job of this window is what would go on; one without a run is known by its kind alone."""
         resumed = self._resumed.get(key)
-        if resumed is not None and not resumed.over:
+        if resumed is not None and not resumed.finished:
             return True
-        return one.run is None and any(job.kind == one.kind and not job.over for job in self.home.board.jobs)
+        return one.run is None and any(job.kind == one.kind and not job.finished for job in self.mta_app.job_queue.jobs)
 
     def _show_list(self, select: str | None = None) -> None:
-        shown, width = self.query_one("#list", OptionList), self._width
-        wanted = select or self._selected
-        jobs = list(reversed(self.home.board.jobs))
-        prompts = {key: job_row.offered(one, width) for key, one in self._offers.items()}
-        prompts |= {_job_id(job): job_row.listed(job, width) for job in jobs}
+        shown, width = self.query_one("#list", OptionList), self._list_width
+        wanted = select or self._selected_option_id
+        jobs = list(reversed(self.mta_app.job_queue.jobs))
+        prompts = {key: job_row.interrupted_job_option_text(one, width) for key, one in self._interrupted_jobs.items()}
+        prompts |= {_job_option_id(job): job_row.job_option_text(job, width) for job in jobs}
         self._ids = list(prompts)
         shown.set_options(Option(prompt, key) for key, prompt in prompts.items())
         if self._ids:
@@ -257,68 +262,70 @@ The curve is the loss from its first value to its last."""
         self._show_detail()
         self.refresh_bindings()
 
-    def _refresh(self, job: Job) -> None:
+    def _refresh_job(self, job: Job) -> None:
         """Bring one job up to date."""
-        if _job_id(job) not in self._ids:
+        if _job_option_id(job) not in self._ids:
             self._show_list()
             return
         shown = self.query_one("#list", OptionList)
-        shown.replace_option_prompt(_job_id(job), job_row.listed(job, self._width))
-        if job is self._job:
+        shown.replace_option_prompt(_job_option_id(job), job_row.job_option_text(job, self._list_width))
+        if job is self._selected_job:
             self._show_detail()
             self.refresh_bindings()
 
     def _show_detail(self) -> None:
-        job, one, log = self._job, self._offer, self.query_one("#log", RichLog)
+        job, one, log = self._selected_job, self._selected_interrupted_job, self.query_one("#log", RichLog)
         if job is None:
-            self.query_one("#head", Static).update(Text() if one is None else job_row.resting(one))
-            self._written = None
+            self.query_one("#head", Static).update(Text() if one is None else job_row.interrupted_job_header(one))
+            self._written_log = None
             log.clear()
             return
         width = self.query_one("#head").content_size.width or 78
-        self.query_one("#head", Static).update(job_row.head(job, width, time.time()))
+        self.query_one("#head", Static).update(job_row.job_header(job, width, time.time()))
         if not log.content_size.width:  # lines would be folded for no width at all: `_laid_out` comes back
             return
-        written = self._written[1] if self._written is not None and self._written[0] is job else []
-        fresh = job_row.unseen(written, job.log)
+        written = self._written_log[1] if self._written_log is not None and self._written_log[0] is job else []
+        fresh = job_row.new_log_lines(written, job.log)
         if fresh is None or not written:
             log.clear()
             fresh = job.log
         follow = not written or log.is_vertical_scroll_end  # whoever scrolled back is left where they are
         for text in fresh:
-            log.write(block(text), expand=True, scroll_end=False)
+            log.write(block_text(text), expand=True, scroll_end=False)
         if follow and fresh:
             self.call_after_refresh(log.scroll_end, animate=False)
-        self._written = job, list(job.log)
+        self._written_log = job, list(job.log)
 
-    def _laid_out(self, _: object) -> None:
+    def _show_detail_after_layout(self, _: object) -> None:
         """Show what had no room before."""
-        if self._job is not None and (self._written is None or self._written[0] is not self._job):
+        if self._selected_job is not None and (
+            self._written_log is None or self._written_log[0] is not self._selected_job
+        ):
             self._show_detail()
 
-    def _tick(self) -> None:
-        job = self._job
+    def _refresh_job_header(self) -> None:
+        job = self._selected_job
         if job is not None and job.state == "running" and self.is_current:
             width = self.query_one("#head").content_size.width or 78
-            self.query_one("#head", Static).update(job_row.head(job, width, time.time()))
+            self.query_one("#head", Static).update(job_row.job_header(job, width, time.time()))
 
     @property
-    def _width(self) -> int:
+    def _list_width(self) -> int:
         return max(20, (self.query_one("#list").content_size.width or 78) - 2)
 
 
-def _start_line(kind: str) -> Text:
-    return Text(f"{STARTS[kind].key}  {kind:<12} {STARTS[kind].about}")
+def _job_kind_line(kind: str) -> Text:
+    return Text(f"{JOB_FORMS[kind].key}  {kind:<12} {JOB_FORMS[kind].about}")
 
 
-def _farewell(one: Unfinished) -> str:
-    goes = {stopped.BANK: " Everything that was trained for it is removed."}.get(one.kind, "")
+def _discard_question(one: UnfinishedJob) -> str:
+    goes = {stopped.BANK_BUILD: " Everything that was trained for it is removed."}.get(one.kind, "")
     return f"Give up {one.kind} · {one.title}?{goes} It will not be offered again."
 
 
-def _key(one: Unfinished) -> str:
+def _interrupted_job_key(one: UnfinishedJob) -> str:
     return f"{one.kind} {one.number} {one.run}"
 
 
-def _job_id(job: Job) -> str:
+def _job_option_id(job: Job) -> str:
     return f"job {job.number}"

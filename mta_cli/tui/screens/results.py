@@ -17,61 +17,63 @@ from textual.widgets import DataTable, Static, TabbedContent, TabPane
 
 from mta_cli.pipeline.report import wording
 from mta_cli.pipeline.report.results import (
-    LIKELIHOOD,
+    LOGLIK_METRIC,
     LOWER_IS_BETTER,
     Verdict,
-    best,
-    cost,
+    best_methods,
+    difference_verdict,
     differences,
-    known,
+    finite_or_none,
+    method_cost,
+    method_score,
     metric_name,
+    metric_title,
     metrics,
-    ranked,
-    score,
-    smallest_best,
-    titled,
-    verdict,
+    pareto_front,
+    rank_methods,
 )
-from mta_cli.tui.screens.base import Room
-from mta_cli.tui.text import line
-from mta_cli.tui.widgets.intervals import Intervals, Span, Tone
-from mta_cli.tui.widgets.size_plot import Kept, SizePlot
+from mta_cli.tui.screens.base import BaseScreen
+from mta_cli.tui.text import line_text
+from mta_cli.tui.widgets.intervals import IntervalPlot, IntervalRow, Tone
+from mta_cli.tui.widgets.size_plot import SizePlot, SizePoint
 
 if TYPE_CHECKING:
     from store.registry import Registry
 
 COLUMNS = ("no.", "task", "best", "", "bytes", "shots", "methods", "made")
-VERDICTS: dict[Verdict, Tone] = {"better": "good", "worse": "bad", "not told apart": "plain"}
+VERDICT_TONES: dict[Verdict, Tone] = {"better": "good", "worse": "bad", "not told apart": "plain"}
 TABS = {"methods": "Methods", "differences": "Differences", "size": "Bytes", "numbers": "Numbers", "tasks": "Tasks"}
-EMPTY = """Nothing has been measured yet.
+NO_EVALUATIONS_HELP = """Nothing has been measured yet.
 
 An evaluation answers every held-out query with several methods and says which differences can be told apart.
 
 Press e to start one, or type
   mta eval run --task TASK
 in a shell. `mta demo` ends with a small one."""
-UNFINISHED = "This evaluation is not finished. Jobs offers to go on with it; so does `mta eval run` with its options."
+UNFINISHED_NOTE = (
+    "This evaluation is not finished. Jobs offers to go on with it; so does `mta eval run` with its options."
+)
 
-Document = Mapping[str, Any]
+ResultDocument = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _EvaluationRow:
     """One evaluation. `document` is its result, None while it has none."""
 
     number: int
     task: str
     status: str
-    made: str
+    created: str
     shots: object
-    methods: int
-    document: Document | None
+    method_count: int
+    document: ResultDocument | None
 
 
-class ResultsRoom(Room):
+class ResultsScreen(BaseScreen):
     """A list of evaluations; below it what the selected one found, and all tasks beside each other."""
 
-    ROOM = "results"
+    SCREEN_NAME = "results"
     CSS_PATH = "results.tcss"
     HELP = (
         "A bar is a 95 % interval over people, its dot the value; the dotted line stands where the reference is. "
@@ -107,23 +109,23 @@ class ResultsRoom(Room):
 
     def __init__(self) -> None:
         super().__init__()
-        self._entries: list[_Entry] = []
-        self._metric: str | None = None
+        self._evaluations: list[_EvaluationRow] = []
+        self._selected_metric: str | None = None
 
-    def furnish(self) -> ComposeResult:
+    def compose_body(self) -> ComposeResult:
         """The list, a line on the design, the views."""
-        yield Static(Text(EMPTY), id="empty")
+        yield Static(Text(NO_EVALUATIONS_HELP), id="empty")
         with Vertical(id="pane"):
             table: DataTable[Text] = DataTable(id="evaluations", cursor_type="row")
-            table.add_columns(*(line(name) for name in COLUMNS))
+            table.add_columns(*(line_text(name) for name in COLUMNS))
             yield table
-            yield Static(line(""), id="design")
+            yield Static(line_text(""), id="design")
             with TabbedContent(id="views"):
                 with TabPane(TABS["methods"], id="methods"), VerticalScroll():
-                    yield Intervals(id="bars")
+                    yield IntervalPlot(id="bars")
                 with TabPane(TABS["differences"], id="differences"), VerticalScroll():
-                    yield Intervals(id="against")
-                    yield Static(line(""), id="power")
+                    yield IntervalPlot(id="against")
+                    yield Static(line_text(""), id="power")
                 with TabPane(TABS["size"], id="size"):
                     yield SizePlot(id="plot")
                 with TabPane(TABS["numbers"], id="numbers"):
@@ -135,46 +137,48 @@ class ResultsRoom(Room):
 
     async def reload(self) -> None:
         """Read the list of evaluations and show the one that was selected."""
-        task = self.home.chosen_task
+        task = self.mta_app.selected_task
         selected = entry.number if (entry := self._selected) is not None else None
-        self._entries = await self.home.shelf.read(lambda reg: _entries(reg, task))
-        self.set_class(not self._entries, "-empty")
+        self._evaluations = await self.mta_app.store_reader.read(lambda reg: _read_evaluations(reg, task))
+        self.set_class(not self._evaluations, "-empty")
         table = self._table
         table.clear()
-        for entry in self._entries:
-            table.add_row(*_row(entry), key=str(entry.number))
-        if self._entries:
-            numbers = [entry.number for entry in self._entries]
-            table.move_cursor(row=numbers.index(selected) if selected in numbers else _first_done(self._entries))
-        self._show()
-        self._fill_tasks()
+        for entry in self._evaluations:
+            table.add_row(*_evaluation_row_cells(entry), key=str(entry.number))
+        if self._evaluations:
+            numbers = [entry.number for entry in self._evaluations]
+            table.move_cursor(
+                row=numbers.index(selected) if selected in numbers else _first_finished_row(self._evaluations)
+            )
+        self._show_evaluation()
+        self._fill_task_table()
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         """Show the evaluation under the cursor."""
         if event.data_table is self._table:
-            self._show()
+            self._show_evaluation()
 
     def action_metric(self) -> None:
         """Go to the next metric of what is shown."""
         entry = self._selected
         if entry is not None and entry.document is not None:
             names = metrics(entry.document)
-            now = self._metric_of(entry.document)
-            self._metric = names[(names.index(now) + 1) % len(names)]
-            self._show()
+            now = self._current_metric(entry.document)
+            self._selected_metric = names[(names.index(now) + 1) % len(names)]
+            self._show_evaluation()
 
     def action_tab(self, tab: str) -> None:
         """Show one of the views."""
         self.query_one(TabbedContent).active = tab
 
-    def action_turn(self, step: int) -> None:
+    def action_step_view(self, step: int) -> None:
         """Show the next view, or the one before, round and round."""
         views, order = self.query_one(TabbedContent), list(TABS)
         views.active = order[(order.index(views.active) + step) % len(order)]
 
     def action_evaluate(self) -> None:
         """Ask for an evaluation."""
-        self.ask_for("eval run")
+        self.open_job_form("eval run")
 
     @property
     def _table(self) -> DataTable[Text]:
@@ -182,150 +186,152 @@ class ResultsRoom(Room):
         return table
 
     @property
-    def _selected(self) -> _Entry | None:
+    def _selected(self) -> _EvaluationRow | None:
         row = self._table.cursor_row
-        return self._entries[row] if 0 <= row < len(self._entries) else None
+        return self._evaluations[row] if 0 <= row < len(self._evaluations) else None
 
-    def _metric_of(self, document: Document) -> str:
+    def _current_metric(self, document: ResultDocument) -> str:
         """The metric that is shown: the one that was asked for, else the document's main one."""
         names = metrics(document)
-        return self._metric if self._metric in names else names[0]
+        return self._selected_metric if self._selected_metric in names else names[0]
 
-    def _show(self) -> None:
+    def _show_evaluation(self) -> None:
         """All views of the selected evaluation; they are small, and the next one is a key away."""
         entry = self._selected
         document = entry.document if entry is not None else None
         self.set_class(document is None, "-unfinished")
         if document is None:
-            self.query_one("#design", Static).update(line(UNFINISHED if entry is not None else ""))
+            self.query_one("#design", Static).update(line_text(UNFINISHED_NOTE if entry is not None else ""))
             return
-        metric = self._metric_of(document)
-        words = line(f"{titled(metric)}. {wording.design(document)}")
+        metric = self._current_metric(document)
+        words = line_text(f"{metric_title(metric)}. {wording.describe_design(document)}")
         words.highlight_regex(r"^[^.]*\.", "bold")
         self.query_one("#design", Static).update(words)
-        self.query_one("#bars", Intervals).put(*_bars(document, metric))
-        self.query_one("#against", Intervals).put(_against(document, metric), 0.0)
+        self.query_one("#bars", IntervalPlot).show_intervals(*_method_intervals(document, metric))
+        self.query_one("#against", IntervalPlot).show_intervals(_difference_intervals(document, metric), 0.0)
         self.query_one("#power", Static).update(_power(document, metric))
-        kept = _kept(document)
+        kept = _size_points(document)
         main = document["metric"]
         title = f"{metric_name(main)} (better is higher up) against bytes kept for a person"
-        self.query_one(SizePlot).put(kept, title, lower_is_better=main in LOWER_IS_BETTER)
-        self._fill_numbers(document)
+        self.query_one(SizePlot).show_points(kept, title, lower_is_better=main in LOWER_IS_BETTER)
+        self._fill_score_table(document)
 
-    def _fill_numbers(self, document: Document) -> None:
+    def _fill_score_table(self, document: ResultDocument) -> None:
         scores: DataTable[Text] = self.query_one("#scores", DataTable)
         names = metrics(document)
         row = scores.cursor_row
         scores.clear(columns=True)
-        scores.add_columns(*(line(name) for name in ("method", *map(metric_name, names), "bytes", "sec.", "tok/s")))
-        winners = {metric: best(document, metric) for metric in names}
-        for method in ranked(document):
+        scores.add_columns(
+            *(line_text(name) for name in ("method", *map(metric_name, names), "bytes", "sec.", "tok/s"))
+        )
+        winners = {metric: best_methods(document, metric) for metric in names}
+        for method in rank_methods(document):
             cells = [
                 Text(
-                    wording.number(score(document, method, metric)),
+                    wording.format_number(method_score(document, method, metric)),
                     "bold" if method in winners[metric] else "",
                     justify="right",
                 )
                 for metric in names
             ]
             costs = (
-                wording.size(cost(document, method, "bytes")),
-                wording.seconds(cost(document, method, "seconds")),
-                wording.count(cost(document, method, "tokens_per_second")),
+                wording.format_bytes(method_cost(document, method, "bytes")),
+                wording.format_seconds(method_cost(document, method, "seconds")),
+                wording.format_count(method_cost(document, method, "tokens_per_second")),
             )
-            scores.add_row(line(method), *cells, *(Text(shown, justify="right") for shown in costs))
+            scores.add_row(line_text(method), *cells, *(Text(shown, justify="right") for shown in costs))
         scores.move_cursor(row=max(0, row))
 
-    def _fill_tasks(self) -> None:
+    def _fill_task_table(self) -> None:
         """Methods by tasks: each task's newest finished evaluation, in its main metric."""
         beside: DataTable[Text] = self.query_one("#beside", DataTable)
-        newest = {entry.task: entry.document for entry in reversed(self._entries) if entry.document is not None}
+        newest = {entry.task: entry.document for entry in reversed(self._evaluations) if entry.document is not None}
         documents = list(reversed(newest.values()))
         beside.clear(columns=True)
         heads = (f"{document['task']} {metric_name(document['metric'])}" for document in documents)
-        beside.add_columns(*(line(name) for name in ("method", *heads)))
-        for method in dict.fromkeys(method for document in documents for method in ranked(document)):
+        beside.add_columns(*(line_text(name) for name in ("method", *heads)))
+        for method in dict.fromkeys(method for document in documents for method in rank_methods(document)):
             cells = (
                 Text(
-                    wording.interval(document["methods"].get(method, {}).get(document["metric"])),
-                    "bold" if method in best(document, document["metric"]) else "",
+                    wording.format_interval(document["methods"].get(method, {}).get(document["metric"])),
+                    "bold" if method in best_methods(document, document["metric"]) else "",
                     justify="right",
                 )
                 for document in documents
             )
-            beside.add_row(line(method), *cells)
+            beside.add_row(line_text(method), *cells)
 
 
-def _entries(reg: Registry, task: str | None) -> list[_Entry]:
+def _read_evaluations(reg: Registry, task: str | None) -> list[_EvaluationRow]:
     """Evaluations of a task, newest first."""
     entries = []
     for one in reg.evaluations.all():
         if task in (None, one.task):
             document = one.result if one.status == "done" and "costs" in one.result else None
-            methods = len(document["methods"] if document else reg.evaluations.cells.methods(one.id))
+            methods = len(document["methods"] if document else reg.evaluations.predictions.answered_methods(one.id))
             made, shots = one.created[:10], one.config.get("shots")
-            entries.append(_Entry(one.id, one.task, one.status, made, shots, methods, document))
+            entries.append(_EvaluationRow(one.id, one.task, one.status, made, shots, methods, document))
     return entries
 
 
-def _first_done(entries: Sequence[_Entry]) -> int:
+def _first_finished_row(entries: Sequence[_EvaluationRow]) -> int:
     return next((row for row, entry in enumerate(entries) if entry.document is not None), 0)
 
 
-def _row(entry: _Entry) -> list[Text]:
+def _evaluation_row_cells(entry: _EvaluationRow) -> list[Text]:
     """An evaluation in the list: its best method by the main metric, with what that keeps for a person."""
     document = entry.document
     number = Text(str(entry.number), justify="right")
     if document is None or not document["methods"]:
-        found = (line(entry.status), line(""), line(None))
+        found = (line_text(entry.status), line_text(""), line_text(None))
     else:
-        first, metric = ranked(document)[0], document["metric"]
-        said = f"{metric_name(metric)} {wording.number(score(document, first, metric))}"
-        size = wording.size(cost(document, first, "bytes"))
-        found = (line(first, "bold"), line(said), Text(size, justify="right"))
-    rest = (entry.shots, entry.methods, entry.made or None)
-    return [number, line(entry.task), *found, *(line(value) for value in rest)]
+        first, metric = rank_methods(document)[0], document["metric"]
+        said = f"{metric_name(metric)} {wording.format_number(method_score(document, first, metric))}"
+        size = wording.format_bytes(method_cost(document, first, "bytes"))
+        found = (line_text(first, "bold"), line_text(said), Text(size, justify="right"))
+    rest = (entry.shots, entry.method_count, entry.created or None)
+    return [number, line_text(entry.task), *found, *(line_text(value) for value in rest)]
 
 
-def _bars(document: Document, metric: str) -> tuple[list[Span], float | None]:
+def _method_intervals(document: ResultDocument, metric: str) -> tuple[list[IntervalRow], float | None]:
     """The methods from the best to the worst by a metric, and where the reference stands."""
     reference = document["reference"]
     spans = []
-    for method in ranked(document, metric):
-        value, low, high = (score(document, method, metric, part) for part in ("value", "low", "high"))
-        note = wording.interval(document["methods"][method].get(metric))
-        spans.append(Span(method, value, low, high, note, "strong" if method == reference else "plain"))
-    return spans, score(document, reference, metric)
+    for method in rank_methods(document, metric):
+        value, low, high = (method_score(document, method, metric, part) for part in ("value", "low", "high"))
+        note = wording.format_interval(document["methods"][method].get(metric))
+        spans.append(IntervalRow(method, value, low, high, note, "strong" if method == reference else "plain"))
+    return spans, method_score(document, reference, metric)
 
 
-def _against(document: Document, metric: str) -> list[Span]:
+def _difference_intervals(document: ResultDocument, metric: str) -> list[IntervalRow]:
     """The reference minus every other method, with the verdict in words and colour."""
     spans = []
     for row in differences(document, metric):
-        said = verdict(row)
-        value, low, high = (known(row.get(part)) for part in ("value", "low", "high"))
-        note = f"{wording.number(value, signed=True)}  {said}"
-        spans.append(Span(str(row["b"]), value, low, high, note, VERDICTS[said]))
+        said = difference_verdict(row)
+        value, low, high = (finite_or_none(row.get(part)) for part in ("value", "low", "high"))
+        note = f"{wording.format_number(value, signed=True)}  {said}"
+        spans.append(IntervalRow(str(row["b"]), value, low, high, note, VERDICT_TONES[said]))
     return spans
 
 
-def _power(document: Document, metric: str) -> Text:
+def _power(document: ResultDocument, metric: str) -> Text:
     """What the bars say, and what could have been told apart."""
     if not differences(document, metric):
-        return line("No differences were computed in this metric.")
-    unit = " in nats" if metric == LIKELIHOOD else ""
+        return line_text("No differences were computed in this metric.")
+    unit = " in nats" if metric == LOGLIK_METRIC else ""
     lead = f"{document['reference']} minus each method{unit}, and how {document['reference']} does. "
-    words = line(lead + wording.power(document))
+    words = line_text(lead + wording.describe_power(document))
     words.no_wrap = False
     return words
 
 
-def _kept(document: Document) -> list[Kept]:
+def _size_points(document: ResultDocument) -> list[SizePoint]:
     """The methods with a size and a value, best first."""
     kept = []
-    for method in ranked(document):
-        size, value = cost(document, method, "bytes"), score(document, method, document["metric"])
+    for method in rank_methods(document):
+        size, value = method_cost(document, method, "bytes"), method_score(document, method, document["metric"])
         if size is not None and value is not None:
-            kept.append(Kept(method, size, value, chosen=method == document["reference"]))
-    front = smallest_best(document, {one.name: one.bytes for one in kept})
-    return [replace(one, front=one.name in front) for one in kept]
+            kept.append(SizePoint(method, size, value, is_reference=method == document["reference"]))
+    front = pareto_front(document, {one.name: one.bytes for one in kept})
+    return [replace(one, on_pareto_front=one.name in front) for one in kept]

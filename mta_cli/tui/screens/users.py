@@ -19,37 +19,37 @@ from textual.containers import Container, Horizontal
 from textual.widgets import Input, Static
 
 from mta_cli.errors import NotFound
-from mta_cli.tui.messages import JobMoved
-from mta_cli.tui.screens.base import Room
-from mta_cli.tui.text import line, signed, size
+from mta_cli.tui.messages import JobUpdated
+from mta_cli.tui.screens.base import BaseScreen
+from mta_cli.tui.text import format_bytes, format_signed, line_text
 from mta_cli.tui.widgets.lazy_table import Cell, Column, LazyTable
-from mta_cli.tui.widgets.user_detail import PersonPane
+from mta_cli.tui.widgets.user_detail import UserPane
 
 if TYPE_CHECKING:
     from mta_cli.events import Event
-    from mta_cli.pipeline.users.detail import Person
+    from mta_cli.pipeline.users.detail import UserDetail
     from mta_cli.tui.workers.job_queue import Job
-    from store.queries.user_table import PersonRow
+    from store.queries.user_table import UserRow
     from store.records import Item
     from store.registry import Registry
 
 COLUMNS = (
     Column("name", "name", 14, grows=True),
     Column("status", "status", 8),
-    Column("items", "items", 7, right=True),
-    Column("queries", "queries", 8, right=True, drop=4),
-    Column("task", "task", 8, drop=2, sorts=False),
-    Column("anchors", "anchors", 7, right=True, drop=3, sorts=False),
-    Column("bytes", "bytes", 7, right=True, drop=1),
-    Column("change", "change", 7, right=True),
+    Column("items", "items", 7, align_right=True),
+    Column("queries", "queries", 8, align_right=True, drop_priority=4),
+    Column("task", "task", 8, drop_priority=2, sortable=False),
+    Column("anchors", "anchors", 7, align_right=True, drop_priority=3, sortable=False),
+    Column("bytes", "bytes", 7, align_right=True, drop_priority=1),
+    Column("change", "change", 7, align_right=True),
 )
-SORTS = tuple(column.key for column in COLUMNS if column.sorts)
-DOWNWARDS = frozenset({"items", "queries", "status", "bytes", "change"})  # most first is what one looks for
-MORE = 20  # history items shown at once
-NOTHING_THERE = ("0", "no bank", "none", "nobody's")
-PAUSE = 0.06  # seconds that the cursor rests on somebody before they are looked up
+SORTABLE_KEYS = tuple(column.key for column in COLUMNS if column.sortable)
+DESCENDING_FIRST_KEYS = frozenset({"items", "queries", "status", "bytes", "change"})  # most first is what one looks for
+HISTORY_PAGE_ITEMS = 20  # history items shown at once
+EMPTY_PLAN_VALUES = ("0", "no bank", "none", "nobody's")
+LOOKUP_DELAY_SECONDS = 0.06  # seconds that the cursor rests on somebody before they are looked up
 
-EMPTY = """Nobody is here yet.
+NO_USERS_HELP = """Nobody is here yet.
 
 Press m for the demo: people who come with the program, through every stage.
 Press i to import histories from a file, or type in a shell
@@ -58,18 +58,18 @@ Press i to import histories from a file, or type in a shell
 
 
 @dataclass(frozen=True)
-class _Found:
+class _TableState:
     """How many there are, how many fit, and where the cursor belongs."""
 
     total: int
-    fitting: int
+    matching: int
     cursor: int
 
 
-class UsersRoom(Room):
+class UsersScreen(BaseScreen):
     """The table of people, what is typed to find them, and the one under the cursor."""
 
-    ROOM = "users"
+    SCREEN_NAME = "users"
     CSS_PATH = "users.tcss"
     AUTO_FOCUS = "LazyTable"
     HELP = (
@@ -96,37 +96,37 @@ class UsersRoom(Room):
 
     def __init__(self) -> None:
         super().__init__()
-        self._order: tuple[str, bool] = ("name", False)
-        self._items = MORE
-        self._shown: str | None = None
-        self._came = False
-        self._removals: set[Job] = set()
+        self._sort_by: tuple[str, bool] = ("name", False)
+        self._history_limit = HISTORY_PAGE_ITEMS
+        self._shown_user: str | None = None
+        self._loaded_once = False
+        self._removal_jobs: set[Job] = set()
 
-    def furnish(self) -> ComposeResult:
+    def compose_body(self) -> ComposeResult:
         """What is typed and how many fit; then the table beside or above the pane."""
         with Horizontal(id="line"):
             yield Input(placeholder="/ to filter: part of a name, status:adapted, items>5 …", id="filter", compact=True)
             yield Static(id="count")
-        yield Static(Text(EMPTY), id="empty")
-        yield Static(line("Nobody fits. esc shows everybody again."), id="nobody")
+        yield Static(Text(NO_USERS_HELP), id="empty")
+        yield Static(line_text("Nobody fits. esc shows everybody again."), id="nobody")
         with Container(id="pane"):
-            yield LazyTable(COLUMNS, self._fetch, self._cells, id="people")
-            yield PersonPane(id="person")
+            yield LazyTable(COLUMNS, self._fetch, self._user_row_cells, id="people")
+            yield UserPane(id="person")
 
     @property
-    def people(self) -> LazyTable:
+    def user_table(self) -> LazyTable:
         """The table."""
         return self.query_one("#people", LazyTable)
 
     @property
-    def name_here(self) -> str | None:
+    def highlighted_user(self) -> str | None:
         """Whom the cursor is on."""
-        row: PersonRow | None = self.people.row
+        row: UserRow | None = self.user_table.cursor_row
         return row.name if row is not None else None
 
     async def reload(self) -> None:
         """Read everything again; the cursor stays on its person, or goes to the chosen one at first."""
-        await self._load(self.name_here if self._came else self.home.chosen)
+        await self._load(self.highlighted_user if self._loaded_once else self.mta_app.selected_user)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """What needs somebody is dim without them; the demo is offered where nobody is."""
@@ -143,48 +143,48 @@ class UsersRoom(Room):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filter as it is typed; the cursor stays on its person while they fit."""
-        self.run_worker(self.guarded(self._load(self.name_here)), group="reload", exclusive=True)
+        self.run_worker(self.await_or_show_error(self._load(self.highlighted_user)), group="reload", exclusive=True)
 
     def on_input_submitted(self) -> None:
         """On to the people who were found."""
-        self.people.focus()
+        self.user_table.focus()
 
     def on_key(self, event: events.Key) -> None:
         """Down leads from the words to the people."""
         if event.key == "down" and self.query_one("#filter").has_focus:
             event.stop()
-            self.people.focus()
+            self.user_table.focus()
 
     def on_lazy_table_highlighted(self, event: LazyTable.Highlighted) -> None:
         """Look up whoever the cursor rests on."""
-        if event.row.name != self._shown:
-            self._items = MORE
-        self._look_up(event.row.name)
+        if event.row.name != self._shown_user:
+            self._history_limit = HISTORY_PAGE_ITEMS
+        self._load_user_pane(event.row.name)
 
     def on_lazy_table_selected(self, event: LazyTable.Selected) -> None:
         """Work for them."""
-        self.home.choose(event.row.name)
+        self.mta_app.select_user(event.row.name)
 
-    def on_lazy_table_sort_asked(self, event: LazyTable.SortAsked) -> None:
+    def on_lazy_table_sort_requested(self, event: LazyTable.SortAsked) -> None:
         """Sort by that column, or turn its order round."""
-        key, descending = self._order
-        self._sort(event.key, not descending if event.key == key else event.key in DOWNWARDS)
+        key, descending = self._sort_by
+        self._sort(event.key, not descending if event.key == key else event.key in DESCENDING_FIRST_KEYS)
 
-    def on_lazy_table_failed(self, event: LazyTable.Failed) -> None:
+    def on_lazy_table_fetch_failed(self, event: LazyTable.Failed) -> None:
         """Tell why there are no more rows."""
-        self.home.fail(event.error)
+        self.mta_app.show_error(event.error)
 
-    def on_job_moved(self, message: JobMoved) -> None:
+    def on_job_updated(self, message: JobUpdated) -> None:
         """A removal that was begun here has ended."""
         job = message.job
-        if job not in self._removals or not job.over:
+        if job not in self._removal_jobs or not job.finished:
             return
-        self._removals.discard(job)
+        self._removal_jobs.discard(job)
         if job.error is not None:
-            self.home.fail(job.error)
+            self.mta_app.show_error(job.error)
         elif job.state == "done":
-            if job.result["user"] == self.home.chosen:
-                self.home.choose(None)
+            if job.result["user"] == self.mta_app.selected_user:
+                self.mta_app.select_user(None)
             for text in job.log:
                 self.notify(text, markup=False)
 
@@ -196,88 +196,90 @@ class UsersRoom(Room):
         """From the words back to the table, without them."""
         words = self.query_one("#filter", Input)
         words.value = ""
-        self.people.focus()
+        self.user_table.focus()
 
-    def action_use(self, room: str) -> None:
+    def action_open_screen(self, room: str) -> None:
         """Choose them and go to a room."""
-        if (name := self.name_here) is not None:
-            self.home.choose(name)
-            self.home.go(room)
+        if (name := self.highlighted_user) is not None:
+            self.mta_app.select_user(name)
+            self.mta_app.show_screen(room)
 
     @work(group="ask")
     async def action_adapt(self) -> None:
         """Ask how, show the plan, queue the job."""
-        from mta_cli.tui.job_forms import ask_and_start
+        from mta_cli.tui.job_forms import queue_job_from_form
 
-        if (name := self.name_here) is None:
+        if (name := self.highlighted_user) is None:
             return
-        self.home.choose(name)
-        await self.guarded(self._told(ask_and_start(self.home, "user adapt", users=name)))
+        self.mta_app.select_user(name)
+        await self.await_or_show_error(self._notify_queued(queue_job_from_form(self.mta_app, "user adapt", users=name)))
 
     @work(group="ask")
     async def action_start(self, kind: str) -> None:
         """Ask for a job that brings people."""
-        from mta_cli.tui.job_forms import ask_and_start
+        from mta_cli.tui.job_forms import queue_job_from_form
 
-        await self.guarded(self._told(ask_and_start(self.home, kind)))
+        await self.await_or_show_error(self._notify_queued(queue_job_from_form(self.mta_app, kind)))
 
     @work(group="ask")
     async def action_remove(self) -> None:
         """Say what would go, ask, and queue the removal."""
-        if (name := self.name_here) is not None:
-            await self.guarded(self._remove(name))
+        if (name := self.highlighted_user) is not None:
+            await self.await_or_show_error(self._remove(name))
 
     @work(group="ask")
     async def action_task(self) -> None:
         """Choose a task for all rooms."""
-        await self.guarded(self._choose_task())
+        await self.await_or_show_error(self._choose_task())
 
     def action_sort(self) -> None:
         """By the next column."""
-        key = SORTS[(SORTS.index(self._order[0]) + 1) % len(SORTS)]
-        self._sort(key, key in DOWNWARDS)
+        key = SORTABLE_KEYS[(SORTABLE_KEYS.index(self._sort_by[0]) + 1) % len(SORTABLE_KEYS)]
+        self._sort(key, key in DESCENDING_FIRST_KEYS)
 
-    def action_turn(self) -> None:
+    def action_reverse_sort(self) -> None:
         """The same column the other way."""
-        self._sort(self._order[0], not self._order[1])
+        self._sort(self._sort_by[0], not self._sort_by[1])
 
     def action_older(self) -> None:
         """More of the history that is shown."""
-        if self._shown is not None:
-            self._items += MORE
-            self._look_up(self._shown)
+        if self._shown_user is not None:
+            self._history_limit += HISTORY_PAGE_ITEMS
+            self._load_user_pane(self._shown_user)
 
     def _sort(self, key: str, descending: bool) -> None:
-        self._order = (key, descending)
-        self.run_worker(self.guarded(self._load(None)), group="reload", exclusive=True)
+        self._sort_by = (key, descending)
+        self.run_worker(self.await_or_show_error(self._load(None)), group="reload", exclusive=True)
 
     async def _load(self, name: str | None) -> None:
         """Everybody who fits, in order, with the cursor on `name` if they are among them."""
-        words, task, (sort, descending) = self._words, self.home.chosen_task, self._order
-        found = await self.home.shelf.read(partial(_look, words, task, sort, descending, name))
-        self._came = True
+        words, task, (sort, descending) = self._filter_text, self.mta_app.selected_task, self._sort_by
+        found = await self.mta_app.store_reader.read(partial(_read_table_state, words, task, sort, descending, name))
+        self._loaded_once = True
         was_empty = self.has_class("-empty")
         self.set_class(not found.total and task is None, "-empty")
-        self.set_class(bool(found.total or task) and not found.fitting, "-nobody")
-        self.query_one("#count", Static).update(line(_counted(found, task)))
-        await self.people.load(found.fitting, found.cursor, sorted_by=self._order)
-        if not found.fitting:
-            self._shown = None
-            self.query_one(PersonPane).clear()
+        self.set_class(bool(found.total or task) and not found.matching, "-nobody")
+        self.query_one("#count", Static).update(line_text(_count_label(found, task)))
+        await self.user_table.load_rows(found.matching, found.cursor, sorted_by=self._sort_by)
+        if not found.matching:
+            self._shown_user = None
+            self.query_one(UserPane).clear_user()
         if was_empty and found.total:
-            self.people.focus()
+            self.user_table.focus()
         self.refresh_bindings()
 
     @property
-    def _words(self) -> str:
+    def _filter_text(self) -> str:
         return self.query_one("#filter", Input).value
 
-    async def _fetch(self, offset: int, limit: int) -> Sequence[PersonRow]:
-        words, task, (sort, descending) = self._words, self.home.chosen_task, self._order
-        return await self.home.shelf.read(lambda reg: reg.people.page(words, sort, descending, offset, limit, task))
+    async def _fetch(self, offset: int, limit: int) -> Sequence[UserRow]:
+        words, task, (sort, descending) = self._filter_text, self.mta_app.selected_task, self._sort_by
+        return await self.mta_app.store_reader.read(
+            lambda reg: reg.user_table.user_page(words, sort, descending, offset, limit, task)
+        )
 
-    def _cells(self, row: PersonRow) -> Sequence[Cell]:
-        chosen = row.name == self.home.chosen
+    def _user_row_cells(self, row: UserRow) -> Sequence[Cell]:
+        chosen = row.name == self.mta_app.selected_user
         change = "" if row.change is None else "good" if row.change > 0 else "bad"
         return (
             Cell(f"● {row.name}" if chosen else row.name, "chosen" if chosen else ""),
@@ -286,37 +288,37 @@ class UsersRoom(Room):
             Cell(f"{row.queries:,}"),
             Cell(row.task or "", "quiet"),
             Cell(str(row.anchors) if row.anchors else "", "quiet"),
-            Cell(size(row.bytes) if row.bytes else "", "quiet"),
-            Cell("" if row.change is None else signed(row.change), change),
+            Cell(format_bytes(row.bytes) if row.bytes else "", "quiet"),
+            Cell("" if row.change is None else format_signed(row.change), change),
         )
 
     @work(exclusive=True, group="person")
-    async def _look_up(self, name: str) -> None:
+    async def _load_user_pane(self, name: str) -> None:
         """Read and show one person, unless the cursor goes on at once."""
-        from mta_cli.pipeline.users.detail import history, look_at
+        from mta_cli.pipeline.users.detail import load_history_page, load_user_detail
 
-        await asyncio.sleep(PAUSE)
-        task, count = self.home.chosen_task, self._items
+        await asyncio.sleep(LOOKUP_DELAY_SECONDS)
+        task, count = self.mta_app.selected_task, self._history_limit
 
-        def look(reg: Registry) -> tuple[Person, list[Item]]:
-            person = look_at(reg, name, task)
-            return person, history(reg, name, person.task, 0, count) if person.task is not None else []
+        def look(reg: Registry) -> tuple[UserDetail, list[Item]]:
+            person = load_user_detail(reg, name, task)
+            return person, load_history_page(reg, name, person.task, 0, count) if person.task is not None else []
 
         try:
-            person, items = await self.home.shelf.read(look)
+            person, items = await self.mta_app.store_reader.read(look)
         except NotFound:  # forgotten since the row was read
-            self._shown = None
-            self.query_one(PersonPane).clear("gone")
+            self._shown_user = None
+            self.query_one(UserPane).clear_user("gone")
         except Exception as error:
-            self.home.fail(error)
+            self.mta_app.show_error(error)
         else:
-            pane = self.query_one(PersonPane)
-            if self._shown != name:
+            pane = self.query_one(UserPane)
+            if self._shown_user != name:
                 pane.scroll_home(animate=False)
-            self._shown = name
-            pane.show(person, items)
+            self._shown_user = name
+            pane.show_user(person, items)
 
-    async def _told(self, asking: Coroutine[Any, Any, Job | None]) -> None:
+    async def _notify_queued(self, asking: Coroutine[Any, Any, Job | None]) -> None:
         """Say that a job was queued, and where it is watched."""
         if (job := await asking) is not None:
             self.notify(f"{job.title}: queued; 4 shows it in Jobs", markup=False)
@@ -324,45 +326,49 @@ class UsersRoom(Room):
     async def _choose_task(self) -> None:
         from mta_cli.tui.widgets.task_picker import TaskPicker
 
-        tasks = await self.home.shelf.read(lambda reg: reg.people.tasks())
-        picked = await self.home.push_screen_wait(TaskPicker(tasks, self.home.chosen_task))
+        tasks = await self.mta_app.store_reader.read(lambda reg: reg.user_table.tasks_with_user_counts())
+        picked = await self.mta_app.push_screen_wait(TaskPicker(tasks, self.mta_app.selected_task))
         if picked is not None:
-            self.home.choose_task(picked[0])
+            self.mta_app.select_task(picked[0])
 
     async def _remove(self, name: str) -> None:
         from mta_cli.pipeline.users.forget import forget_user
 
-        traces = await self.home.shelf.read(partial(_traces, name))
-        if not await self.home.sure(f"Forget {name}? Every trace goes, and nothing brings it back.\n\n{traces}"):
+        traces = await self.mta_app.store_reader.read(partial(_removal_summary, name))
+        if not await self.mta_app.confirm(f"Forget {name}? Every trace goes, and nothing brings it back.\n\n{traces}"):
             return
 
         def make(reg: Registry) -> Iterator[Event]:
             return forget_user(reg, name)
 
-        waits = self.home.board.busy
-        self._removals.add(self.home.board.add("user rm", name, make))
+        waits = self.mta_app.job_queue.has_unfinished_jobs
+        self._removal_jobs.add(self.mta_app.job_queue.add_job("user rm", name, make))
         if waits:
             self.notify("the removal waits until the jobs before it have ended", markup=False)
 
 
-def _look(words: str, task: str | None, sort: str, descending: bool, name: str | None, reg: Registry) -> _Found:
-    total = reg.people.count("", task)
-    fitting = reg.people.count(words, task, sort=sort, descending=descending) if words.strip() else total
-    place = reg.people.place(name, words, sort, descending, task) if name is not None else None
-    return _Found(total, fitting, place or 0)
+def _read_table_state(
+    words: str, task: str | None, sort: str, descending: bool, name: str | None, reg: Registry
+) -> _TableState:
+    total = reg.user_table.count_users_matching("", task)
+    fitting = (
+        reg.user_table.count_users_matching(words, task, sort=sort, descending=descending) if words.strip() else total
+    )
+    place = reg.user_table.index_of_user(name, words, sort, descending, task) if name is not None else None
+    return _TableState(total, fitting, place or 0)
 
 
-def _counted(found: _Found, task: str | None) -> str:
-    number = f"{found.total:,}" if found.fitting == found.total else f"{found.fitting:,} of {found.total:,}"
+def _count_label(found: _TableState, task: str | None) -> str:
+    number = f"{found.total:,}" if found.matching == found.total else f"{found.matching:,} of {found.total:,}"
     return f"{number} of task {task}" if task is not None else number
 
 
-def _traces(name: str, reg: Registry) -> str:
+def _removal_summary(name: str, reg: Registry) -> str:
     """What would go with somebody, a line each."""
-    from mta_cli.events import Planned
+    from mta_cli.events import JobPlan
     from mta_cli.pipeline.users.forget import plan_forget
 
-    plans = (event for event in plan_forget(reg, name) if isinstance(event, Planned))
+    plans = (event for event in plan_forget(reg, name) if isinstance(event, JobPlan))
     return "\n".join(
-        f"{line.name}: {line.value}" for plan in plans for line in plan.lines[1:] if line.value not in NOTHING_THERE
+        f"{line.name}: {line.value}" for plan in plans for line in plan.lines[1:] if line.value not in EMPTY_PLAN_VALUES
     )

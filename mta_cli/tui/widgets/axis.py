@@ -33,7 +33,7 @@ class Scale:
         return [round(n * step, 12) + 0.0 for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def around(values: Sequence[float], cells: int, *, margin: float = 0.03) -> Scale:
+def fit_scale(values: Sequence[float], cells: int, *, margin: float = 0.03) -> Scale:
     """An axis that holds all finite values with a little room at both ends."""
     known = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(known), max(known)
@@ -41,6 +41,6 @@ def around(values: Sequence[float], cells: int, *, margin: float = 0.03) -> Scal
     return Scale(low - room, high + room, cells)
 
 
-def number(value: float) -> str:
+def format_tick(value: float) -> str:
     """A tick's number: as few decimals as it has, at most four."""
     return f"{value:.4f}".rstrip("0").rstrip(".").replace("-", "−") or "0"

@@ -13,10 +13,10 @@ from rich.text import Text
 from textual.geometry import Size
 from textual.widget import Widget
 
-from mta_cli.tui.widgets.canvas import fitted
+from mta_cli.tui.widgets.canvas import truncate_line
 
 EIGHTHS = " ▏▎▍▌▋▊▉"
-FULL, BELOW = "█", "▒"  # a value above and one below zero
+FULL_BLOCK, NEGATIVE_BLOCK = "█", "▒"  # a value above and one below zero
 LABEL_SHARE = 0.4
 
 
@@ -26,19 +26,19 @@ class Bar:
 
     label: str
     value: float | None
-    shown: str
+    value_text: str
     strong: bool = False
 
 
-def bar(value: float | None, most: float, width: int) -> str:
+def bar_text(value: float | None, most: float, width: int) -> str:
     """A bar of at most `width` cells in eighths of a cell; as long as `most` is full, below zero of another pattern."""
     if value is None or not math.isfinite(value) or most <= 0 or width < 1:
         return ""
     part = min(abs(value) / most, 1.0)
     if value < 0:
-        return BELOW * max(1, round(part * width))
+        return NEGATIVE_BLOCK * max(1, round(part * width))
     whole, eighths = divmod(round(part * width * 8), 8)
-    return FULL * whole + EIGHTHS[eighths].strip()
+    return FULL_BLOCK * whole + EIGHTHS[eighths].strip()
 
 
 def bar_lines(bars: Sequence[Bar], width: int, style: str = "", quiet: str = "dim") -> Text:
@@ -47,36 +47,36 @@ def bar_lines(bars: Sequence[Bar], width: int, style: str = "", quiet: str = "di
     A full bar is 1, or the largest value where that is more.
     """
     shown = Text(no_wrap=True, overflow="crop", end="")
-    numbers = max((cell_len(one.shown) for one in bars), default=0)
+    numbers = max((cell_len(one.value_text) for one in bars), default=0)
     labels = min(max((cell_len(one.label) for one in bars), default=0), int(width * LABEL_SHARE))
     room = max(0, width - labels - numbers - 2)
     values = [abs(one.value) for one in bars if one.value is not None and math.isfinite(one.value)]
     most = max([1.0, *values])
     for n, one in enumerate(bars):
-        label = fitted(one.label, labels)
+        label = truncate_line(one.label, labels)
         shown.append("\n" if n else "")
         shown.append(label + " " * (labels - cell_len(label) + 1), "bold" if one.strong else "")
-        drawn = bar(one.value, most, room)
+        drawn = bar_text(one.value, most, room)
         shown.append(drawn + " " * (room - len(drawn) + 1), style)
-        shown.append(fitted(one.shown, numbers).rjust(numbers), "" if one.strong else quiet)
+        shown.append(truncate_line(one.value_text, numbers).rjust(numbers), "" if one.strong else quiet)
     return shown
 
 
-class Bars(Widget):
+class BarChart(Widget):
     """As many lines as there are bars."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"bars--bar", "bars--quiet"}
     DEFAULT_CSS = """
-    Bars { height: auto; width: 1fr; }
-    Bars > .bars--bar { color: $primary; }
-    Bars > .bars--quiet { color: $text-muted; }
+    BarChart { height: auto; width: 1fr; }
+    BarChart > .bars--bar { color: $primary; }
+    BarChart > .bars--quiet { color: $text-muted; }
     """
 
     def __init__(self, bars: Sequence[Bar] = (), *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._bars = tuple(bars)
 
-    def show(self, bars: Sequence[Bar]) -> None:
+    def show_bars(self, bars: Sequence[Bar]) -> None:
         """Show these instead."""
         self._bars = tuple(bars)
         self.refresh(layout=True)

@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ACROSS, DOWN = 2, 4  # dots of a cell
-FIRST = 0x2800
-BITS = ((1, 8), (2, 16), (4, 32), (64, 128))  # of Unicode's braille patterns, row by row
+DOTS_PER_CELL_X, DOTS_PER_CELL_Y = 2, 4  # dots of a cell
+BRAILLE_BASE = 0x2800
+DOT_BITS = ((1, 8), (2, 16), (4, 32), (64, 128))  # of Unicode's braille patterns, row by row
 LEVELS = 4
-FEW = 8  # the densest cell counts as at least this many when brightness is chosen
+MIN_PEAK_COUNT = 8  # the densest cell counts as at least this many when brightness is chosen
 
 
 @dataclass(frozen=True, eq=False)
-class Dots:
+class BrailleGrid:
     """What a plot of points holds: a character for each cell, and how many points are in it."""
 
     masks: NDArray[np.uint8]  # [height, width]
@@ -25,25 +25,25 @@ class Dots:
 
     def char(self, x: int, y: int) -> str:
         """The braille character of a cell."""
-        return chr(FIRST + int(self.masks[y, x]))
+        return chr(BRAILLE_BASE + int(self.masks[y, x]))
 
-    def levels(self) -> NDArray[np.int64]:
+    def density_levels(self) -> NDArray[np.int64]:
         """How full each cell is, from 0 (one point in a thin plot) to 3, by the logarithm; -1 where nothing is."""
         import numpy as np
 
-        most = max(int(self.counts.max(initial=0)), FEW)
+        most = max(int(self.counts.max(initial=0)), MIN_PEAK_COUNT)
         found = np.floor(LEVELS * np.log1p(self.counts) / np.log1p(most)).astype(int)
         return np.where(self.counts > 0, np.clip(found, 0, LEVELS - 1), -1)
 
 
-def dots(columns: NDArray[np.int64], rows: NDArray[np.int64], width: int, height: int) -> Dots:
+def braille_grid(columns: NDArray[np.int64], rows: NDArray[np.int64], width: int, height: int) -> BrailleGrid:
     """Points at these dots (columns 0 … 2·width - 1, rows 0 … 4·height - 1, from the top) as cells."""
     import numpy as np
 
-    cells = (rows // DOWN) * width + columns // ACROSS
-    bits = np.array(BITS, np.uint8)[rows % DOWN, columns % ACROSS]
+    cells = (rows // DOTS_PER_CELL_Y) * width + columns // DOTS_PER_CELL_X
+    bits = np.array(DOT_BITS, np.uint8)[rows % DOTS_PER_CELL_Y, columns % DOTS_PER_CELL_X]
     masks = np.zeros(width * height, np.uint8)
     for bit in np.unique(bits):
         masks[np.unique(cells[bits == bit])] |= bit
     counts = np.bincount(cells, minlength=width * height)
-    return Dots(masks.reshape(height, width), counts.reshape(height, width))
+    return BrailleGrid(masks.reshape(height, width), counts.reshape(height, width))

@@ -9,12 +9,12 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
-from mta_cli.printable import clean
+from mta_cli.printable import clean_text
 
 BLANK = " "
 
 
-class Sheet:
+class Canvas:
     """`width` × `height` cells. Whatever lies outside is dropped; text is cleaned; wide characters take two cells."""
 
     def __init__(self, width: int, height: int) -> None:
@@ -22,9 +22,9 @@ class Sheet:
         self._cells = [[BLANK] * self.width for _ in range(self.height)]
         self._styles = [[""] * self.width for _ in range(self.height)]
 
-    def put(self, x: int, y: int, text: str, style: str = "") -> int:
+    def write_text(self, x: int, y: int, text: str, style: str = "") -> int:
         """Write from a cell to the right, as far as there is room; `style` is a name. Returns the cell after it."""
-        for char in clean(text).replace("\n", BLANK).replace("\t", BLANK):
+        for char in clean_text(text).replace("\n", BLANK).replace("\t", BLANK):
             wide = cell_len(char)
             if not 0 <= y < self.height or x + max(wide, 1) > self.width:
                 break
@@ -34,20 +34,20 @@ class Sheet:
                 if x > 0 and self._cells[y][x - 1]:
                     self._cells[y][x - 1] += char
             else:
-                self._write(x, y, char, style, wide)
+                self._write_char_cells(x, y, char, style, wide)
                 x += wide
         return x
 
-    def dot(self, x: int, y: int, char: str, style: str = "") -> None:
+    def write_char(self, x: int, y: int, char: str, style: str = "") -> None:
         """Write one narrow character of our own to a cell of the sheet: quicker than `put`, which checks all."""
         self._cells[y][x], self._styles[y][x] = char, style
 
-    def free(self, x: int, y: int, width: int) -> bool:
+    def is_blank(self, x: int, y: int, width: int) -> bool:
         """Whether that many cells are there and blank."""
         inside = 0 <= y < self.height and x >= 0 and x + width <= self.width
         return inside and all(cell == BLANK for cell in self._cells[y][x : x + width])
 
-    def text(self, style: Callable[[str], Style]) -> Text:
+    def to_rich_text(self, style: Callable[[str], Style]) -> Text:
         """All of it, a line a row; `style` turns a name into a style."""
         shown = Text(no_wrap=True, overflow="crop", end="")
         for y, (cells, styles) in enumerate(zip(self._cells, self._styles, strict=True)):
@@ -69,7 +69,7 @@ class Sheet:
         """The name of a cell's style."""
         return self._styles[y][x]
 
-    def _write(self, x: int, y: int, char: str, style: str, wide: int) -> None:
+    def _write_char_cells(self, x: int, y: int, char: str, style: str, wide: int) -> None:
         row = self._cells[y]
         if row[x] == "" and x > 0:  # the right half of a wide character: its left half goes too
             row[x - 1] = BLANK
@@ -83,9 +83,9 @@ class Sheet:
             self._styles[y][other] = style
 
 
-def fitted(text: str, width: int) -> str:
+def truncate_line(text: str, width: int) -> str:
     """A cleaned line of at most that many cells; what is cut ends in an ellipsis."""
-    shown = " ".join(clean(text.replace("\r", "\n")).split())
+    shown = " ".join(clean_text(text.replace("\r", "\n")).split())
     if cell_len(shown) <= width:
         return shown
     while shown and cell_len(shown) > width - 1:

@@ -12,16 +12,16 @@ from datetime import timedelta
 
 from rich.text import Text
 
-from mta_cli.pipeline.maintenance.resume import Unfinished
-from mta_cli.tui.text import NOTHING, line
-from mta_cli.tui.widgets.sparkline import spark
-from mta_cli.tui.workers.job_queue import Job, Progress
+from mta_cli.pipeline.maintenance.resume import UnfinishedJob
+from mta_cli.tui.text import MISSING_VALUE, line_text
+from mta_cli.tui.widgets.sparkline import sparkline_text
+from mta_cli.tui.workers.job_queue import Job, ProgressState
 
-MARKS = {"waiting": "·", "running": "▶", "done": "✓", "failed": "✗", "stopped": "■"}
-STYLES = {"running": "bold", "failed": "red", "waiting": "dim"}
+STATE_MARKS = {"waiting": "·", "running": "▶", "done": "✓", "failed": "✗", "stopped": "■"}
+STATE_STYLES = {"running": "bold", "failed": "red", "waiting": "dim"}
 
 
-def bar(done: int, total: int | None, width: int) -> str:
+def progress_bar(done: int, total: int | None, width: int) -> str:
     """How much of the total is done, in half cells."""
     if not total or width < 1:
         return ""
@@ -29,79 +29,87 @@ def bar(done: int, total: int | None, width: int) -> str:
     return ("━" * (halves // 2) + "╸" * (halves % 2)).ljust(width, "─")
 
 
-def losses(progress: Progress, width: int) -> str:
+def loss_line(progress: ProgressState, width: int) -> str:
     """The loss from first to last with its curve between them."""
     if not progress.losses:
         return ""
     first, last = f"loss {progress.losses[0]:.3f} ", f" {progress.losses[-1]:.3f}"
-    return first + spark(progress.losses, max(0, width - len(first) - len(last))) + last
+    return first + sparkline_text(progress.losses, max(0, width - len(first) - len(last))) + last
 
 
-def rates(progress: Progress) -> str:
+def progress_line(progress: ProgressState) -> str:
     """Units done, tokens a second, and the time left, as far as they are known."""
     total = "" if progress.total is None else f"/{progress.total:,}"
     parts = [f"{progress.done:,}{total} {progress.unit}"] if progress.done or progress.total else []
     if progress.tokens_per_second is not None:
         parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
-    if progress.left is not None:
-        parts.append(f"ETA {span(progress.left)}")
+    if progress.seconds_left is not None:
+        parts.append(f"ETA {format_duration(progress.seconds_left)}")
     return " · ".join(parts)
 
 
-def span(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """A length of time: `0:01:05`."""
-    return NOTHING if seconds is None or not math.isfinite(seconds) else str(timedelta(seconds=round(seconds)))
+    return MISSING_VALUE if seconds is None or not math.isfinite(seconds) else str(timedelta(seconds=round(seconds)))
 
 
-def listed(job: Job, width: int) -> Text:
+def job_option_text(job: Job, width: int) -> Text:
     """A job in the list: what it is, and below how far."""
     shown = Text()
-    shown.append_text(_fitted(line(f"{MARKS[job.state]} {job.kind} · {job.title}", STYLES.get(job.state, "")), width))
+    shown.append_text(
+        _truncate_text(
+            line_text(f"{STATE_MARKS[job.state]} {job.kind} · {job.title}", STATE_STYLES.get(job.state, "")), width
+        )
+    )
     shown.append("\n")
-    shown.append("  ").append_text(_fitted(line(_below(job, width - 2), "dim" if job.over else ""), width - 2))
+    shown.append("  ").append_text(
+        _truncate_text(line_text(_job_status_line(job, width - 2), "dim" if job.finished else ""), width - 2)
+    )
     return shown
 
 
-def offered(one: Unfinished, width: int) -> Text:
+def interrupted_job_option_text(one: UnfinishedJob, width: int) -> Text:
     """A job that was interrupted, in the list."""
     shown = Text()
-    shown.append_text(_fitted(line(f"↻ {one.kind} · {one.title}", "bold"), width))
+    shown.append_text(_truncate_text(line_text(f"↻ {one.kind} · {one.title}", "bold"), width))
     shown.append("\n")
-    why = f" · {one.why}" if one.why and one.why != "stopped" else ""
-    shown.append("  ").append_text(_fitted(line(f"interrupted: {one.detail}{why}", "dim"), width - 2))
+    why = f" · {one.error}" if one.error and one.error != "stopped" else ""
+    shown.append("  ").append_text(_truncate_text(line_text(f"interrupted: {one.detail}{why}", "dim"), width - 2))
     return shown
 
 
-def head(job: Job, width: int, now: float) -> Text:
+def job_header(job: Job, width: int, now: float) -> Text:
     """All there is to say of the job that is looked at, in four rows at most."""
     state: str = job.state
-    if job.started is not None:
+    if job.started_at is not None:
         state += (
-            f" for {span(now - job.started)}" if not job.over else f" after {span((job.ended or now) - job.started)}"
+            f" for {format_duration(now - job.started_at)}"
+            if not job.finished
+            else f" after {format_duration((job.ended_at or now) - job.started_at)}"
         )
-    rows = [line(f"{MARKS[job.state]} {job.kind} · {job.title} — {state}", "bold")]
+    rows = [line_text(f"{STATE_MARKS[job.state]} {job.kind} · {job.title} — {state}", "bold")]
     progress = job.progress
-    if shown := bar(progress.done, progress.total, min(40, width)):
+    if shown := progress_bar(progress.done, progress.total, min(40, width)):
         rows.append(Text(shown))
-    if said := " · ".join(part for part in (rates(progress), progress.label) if part):
-        rows.append(line(said))
-    if curve := losses(progress, width):
+    if said := " · ".join(part for part in (progress_line(progress), progress.label) if part):
+        rows.append(line_text(said))
+    if curve := loss_line(progress, width):
         rows.append(Text(curve))
-    return Text("\n").join(_fitted(row, width) for row in rows)
+    return Text("\n").join(_truncate_text(row, width) for row in rows)
 
 
-def resting(one: Unfinished) -> Text:
+def interrupted_job_header(one: UnfinishedJob) -> Text:
     """What is known of a job that was interrupted, and what can be done about it."""
     rows = [
-        line(f"↻ {one.kind} · {one.title}", "bold"),
-        line(f"interrupted {one.when.replace('T', ' ').removesuffix('+00:00')} UTC · {one.detail}"),
-        *([line(f"why: {one.why}")] if one.why else []),
-        line("r goes on with the same options · x gives it up"),
+        line_text(f"↻ {one.kind} · {one.title}", "bold"),
+        line_text(f"interrupted {one.ended_at.replace('T', ' ').removesuffix('+00:00')} UTC · {one.detail}"),
+        *([line_text(f"why: {one.error}")] if one.error else []),
+        line_text("r goes on with the same options · x gives it up"),
     ]
     return Text("\n").join(rows)
 
 
-def unseen(shown: Sequence[str], log: Sequence[str]) -> list[str] | None:
+def new_log_lines(shown: Sequence[str], log: Sequence[str]) -> list[str] | None:
     """The lines of a log that are not among those shown; its oldest may be gone by now. None: nothing fits."""
     for gone in range(len(shown)):
         kept = len(shown) - gone
@@ -110,21 +118,21 @@ def unseen(shown: Sequence[str], log: Sequence[str]) -> list[str] | None:
     return list(log) if not shown else None
 
 
-def _below(job: Job, width: int) -> str:
+def _job_status_line(job: Job, width: int) -> str:
     if job.state == "running":
-        rest = rates(replace(job.progress, tokens_per_second=None))
-        shown = bar(job.progress.done, job.progress.total, width - len(rest) - 1)
+        rest = progress_line(replace(job.progress, tokens_per_second=None))
+        shown = progress_bar(job.progress.done, job.progress.total, width - len(rest) - 1)
         return " ".join(part for part in (shown, rest) if part) or "begins"
     if job.state == "waiting":
         return "waits for its turn"
-    took = span((job.ended or 0.0) - job.started) if job.started is not None else ""
+    took = format_duration((job.ended_at or 0.0) - job.started_at) if job.started_at is not None else ""
     if job.state == "done":
         return f"done after {took}"
     fault = next((text for text in reversed(job.log) if text.startswith("error: ")), "")
     return fault or (f"{job.state} after {took}" if took else job.state)
 
 
-def _fitted(text: Text, width: int) -> Text:
+def _truncate_text(text: Text, width: int) -> Text:
     """The text on one row of this width."""
     shown = text.copy()
     shown.truncate(max(width, 1), overflow="ellipsis")

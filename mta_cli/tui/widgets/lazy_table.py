@@ -20,13 +20,13 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from mta_cli.tui.widgets.canvas import fitted
+from mta_cli.tui.widgets.canvas import truncate_line
 
-PAGE, KEPT = 100, 4  # rows of a page, pages kept: never more than four hundred rows
-WAITING = "…"
-UP, DOWN = "▲", "▼"
+PAGE_ROWS, MAX_CACHED_PAGES = 100, 4  # rows of a page, pages kept: never more than four hundred rows
+LOADING_TEXT = "…"
+ASCENDING_ARROW, DESCENDING_ARROW = "▲", "▼"
 
-Fetch = Callable[[int, int], Awaitable[Sequence[Any]]]
+FetchRows = Callable[[int, int], Awaitable[Sequence[Any]]]
 """The rows from a place on, at most so many."""
 
 
@@ -37,10 +37,10 @@ class Column:
     key: str
     title: str
     width: int
-    right: bool = False
+    align_right: bool = False
     grows: bool = False
-    drop: int = 0
-    sorts: bool = True
+    drop_priority: int = 0
+    sortable: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Cell:
     kind: str = ""
 
 
-def laid_out(columns: Sequence[Column], width: int) -> list[tuple[int, int, int]]:
+def layout_columns(columns: Sequence[Column], width: int) -> list[tuple[int, int, int]]:
     """The columns that have room in `width` cells, as (number, first cell, cells); one blank before each."""
     shown = list(range(len(columns)))
-    while sum(columns[n].width + 1 for n in shown) > width and (most := max(columns[n].drop for n in shown)):
-        shown.remove(next(n for n in reversed(shown) if columns[n].drop == most))
+    while sum(columns[n].width + 1 for n in shown) > width and (most := max(columns[n].drop_priority for n in shown)):
+        shown.remove(next(n for n in reversed(shown) if columns[n].drop_priority == most))
     spare = max(0, width - sum(columns[n].width + 1 for n in shown))
     places, x = [], 1
     for n in shown:
@@ -140,49 +140,60 @@ class LazyTable(ScrollView, can_focus=True):
             self.error = error
 
     def __init__(
-        self, columns: Sequence[Column], fetch: Fetch, cells: Callable[[Any], Sequence[Cell]], *, id: str | None = None
+        self,
+        columns: Sequence[Column],
+        fetch: FetchRows,
+        cells: Callable[[Any], Sequence[Cell]],
+        *,
+        id: str | None = None,
     ) -> None:
         super().__init__(id=id)
         self.columns, self._fetch, self._cells = tuple(columns), fetch, cells
-        self.count = 0
+        self.row_count = 0
         self.sorted_by: tuple[str, bool] = ("", False)
         self._pages: dict[int, Sequence[Any]] = {}
-        self._loads = 0
-        self._filling, self._failed = False, False
-        self._told: tuple[int, Any] | None = None
+        self._load_number = 0
+        self._fetching_pages, self._fetch_failed = False, False
+        self._last_highlighted: tuple[int, Any] | None = None
 
     @property
-    def rows_held(self) -> int:
+    def cached_row_count(self) -> int:
         """How many rows are in memory."""
         return sum(map(len, self._pages.values()))
 
     @property
-    def row(self) -> Any | None:
+    def cursor_row(self) -> Any | None:
         """The row under the cursor; None while it is not known."""
         return self.row_at(self.cursor)
 
     def row_at(self, place: int) -> Any | None:
         """The row at a place, if it is held."""
-        page, within = divmod(place, PAGE)
+        page, within = divmod(place, PAGE_ROWS)
         rows = self._pages.get(page, ())
         return rows[within] if 0 <= within < len(rows) else None
 
-    async def load(self, count: int, cursor: int = 0, *, sorted_by: tuple[str, bool] = ("", False)) -> None:
+    async def load_rows(self, count: int, cursor: int = 0, *, sorted_by: tuple[str, bool] = ("", False)) -> None:
         """Show `count` rows, all of them new, with the cursor on one; what was shown stays until they are here."""
-        self._loads += 1
-        load, cursor = self._loads, max(0, min(cursor, count - 1))
+        self._load_number += 1
+        load, cursor = self._load_number, max(0, min(cursor, count - 1))
         pages = {}
         if count:
-            page = cursor // PAGE
-            pages[page] = await self._fetch(page * PAGE, PAGE)
-        if load != self._loads:
+            page = cursor // PAGE_ROWS
+            pages[page] = await self._fetch(page * PAGE_ROWS, PAGE_ROWS)
+        if load != self._load_number:
             return
-        self._pages, self.count, self.sorted_by, self._told, self._failed = pages, count, sorted_by, None, False
+        self._pages, self.row_count, self.sorted_by, self._last_highlighted, self._fetch_failed = (
+            pages,
+            count,
+            sorted_by,
+            None,
+            False,
+        )
         self.virtual_size = Size(0, count + 1)
         self.set_reactive(LazyTable.cursor, cursor)
-        self._show_cursor()
+        self._scroll_to_cursor()
         self.refresh()
-        self._tell()
+        self._post_highlighted()
 
     def render_line(self, y: int) -> Strip:
         """The head, or a row."""
@@ -191,30 +202,30 @@ class LazyTable(ScrollView, can_focus=True):
             return self._head(width)
         place = self.scroll_offset.y + y - 1
         base = self.rich_style
-        if place >= self.count:
+        if place >= self.row_count:
             return Strip.blank(width, base)
         row = self.row_at(place)
-        if row is None and place // PAGE in self._pages:  # fewer rows came than there were said to be
+        if row is None and place // PAGE_ROWS in self._pages:  # fewer rows came than there were said to be
             return Strip.blank(width, base)
         if row is None:
-            self._want()
-            return Strip([Segment(f" {WAITING}", base + self._style("quiet"))]).adjust_cell_length(width, base)
+            self._request_missing_pages()
+            return Strip([Segment(f" {LOADING_TEXT}", base + self._style("quiet"))]).adjust_cell_length(width, base)
         on = place == self.cursor
         if on:
             base += self._style("cursor" if self.has_focus else "cursor-away")
         elif place % 2:
             base += self._style("odd")
-        return self._line(self._cells(row), width, base, plain=on and self.has_focus)
+        return self._render_cells(self._cells(row), width, base, plain=on and self.has_focus)
 
     def validate_cursor(self, cursor: int) -> int:
         """Within the rows."""
-        return max(0, min(cursor, self.count - 1))
+        return max(0, min(cursor, self.row_count - 1))
 
     def watch_cursor(self, old: int, new: int) -> None:
         """Keep it in view."""
-        self._show_cursor()
+        self._scroll_to_cursor()
         self.refresh()
-        self._tell()
+        self._post_highlighted()
 
     def on_focus(self) -> None:
         """The cursor is brighter."""
@@ -226,7 +237,7 @@ class LazyTable(ScrollView, can_focus=True):
 
     def on_resize(self) -> None:
         """Columns are laid out anew."""
-        self._show_cursor()
+        self._scroll_to_cursor()
 
     def on_click(self, event: events.Click) -> None:
         """Sort by a head, move the cursor to a row; twice chooses the row."""
@@ -235,13 +246,13 @@ class LazyTable(ScrollView, can_focus=True):
             return
         if spot.y == 0:
             width = self.scrollable_content_region.width
-            places = laid_out(self.columns, width)
+            places = layout_columns(self.columns, width)
             hit = next((n for n, x, cells in places if x - 1 <= spot.x < x + cells), None)
-            if hit is not None and self.columns[hit].sorts:
+            if hit is not None and self.columns[hit].sortable:
                 self.post_message(self.SortAsked(self.columns[hit].key))
             return
         place = self.scroll_offset.y + spot.y - 1
-        if place < self.count:
+        if place < self.row_count:
             self.cursor = place
             if event.chain == 2:
                 self.action_select()
@@ -250,9 +261,9 @@ class LazyTable(ScrollView, can_focus=True):
         """Up or down."""
         self.cursor += rows
 
-    def action_leap(self, screens: int) -> None:
+    def action_move_page(self, screens: int) -> None:
         """By as many rows as are shown."""
-        self.cursor += screens * max(1, self._room - 1)
+        self.cursor += screens * max(1, self._visible_row_count - 1)
 
     def action_first(self) -> None:
         """To the top."""
@@ -260,87 +271,87 @@ class LazyTable(ScrollView, can_focus=True):
 
     def action_last(self) -> None:
         """To the end."""
-        self.cursor = self.count - 1
+        self.cursor = self.row_count - 1
 
     def action_select(self) -> None:
         """Choose the row under the cursor."""
-        if (row := self.row) is not None:
+        if (row := self.cursor_row) is not None:
             self.post_message(self.Selected(self.cursor, row))
 
     @property
-    def _room(self) -> int:
+    def _visible_row_count(self) -> int:
         """How many rows are shown at once."""
         return max(1, self.scrollable_content_region.height - 1)
 
-    def _show_cursor(self) -> None:
-        top = max(0, min(self.scroll_offset.y, self.count - self._room))
-        top = min(max(top, self.cursor - self._room + 1), self.cursor)
+    def _scroll_to_cursor(self) -> None:
+        top = max(0, min(self.scroll_offset.y, self.row_count - self._visible_row_count))
+        top = min(max(top, self.cursor - self._visible_row_count + 1), self.cursor)
         if top != self.scroll_offset.y:
             self.scroll_to(y=top, animate=False, force=True)
 
-    def _tell(self) -> None:
+    def _post_highlighted(self) -> None:
         """Say where the cursor is, once for each row that it is on."""
-        if (row := self.row) is not None and self._told != (self.cursor, row):
-            self._told = (self.cursor, row)
+        if (row := self.cursor_row) is not None and self._last_highlighted != (self.cursor, row):
+            self._last_highlighted = (self.cursor, row)
             self.post_message(self.Highlighted(self.cursor, row))
 
-    def _want(self) -> None:
+    def _request_missing_pages(self) -> None:
         """Fetch what is in view and not here."""
-        if not self._filling and not self._failed:
-            self._filling = True
-            self.call_later(self._begin_filling)
+        if not self._fetching_pages and not self._fetch_failed:
+            self._fetching_pages = True
+            self.call_later(self._start_fetching)
 
-    def _begin_filling(self) -> None:
-        self.run_worker(self._fill(), group="rows", exit_on_error=False)
+    def _start_fetching(self) -> None:
+        self.run_worker(self._fetch_visible_pages(), group="rows", exit_on_error=False)
 
-    async def _fill(self) -> None:
+    async def _fetch_visible_pages(self) -> None:
         """Page after page, always what is in view by then: pages that were scrolled past are not fetched."""
         try:
-            while (page := self._missing()) is not None:
-                load = self._loads
-                rows = await self._fetch(page * PAGE, PAGE)
-                if load == self._loads:
+            while (page := self._next_missing_page()) is not None:
+                load = self._load_number
+                rows = await self._fetch(page * PAGE_ROWS, PAGE_ROWS)
+                if load == self._load_number:
                     self._pages[page] = rows
-                    self._let_go()
+                    self._evict_far_pages()
                     self.refresh()
-                    self._tell()
+                    self._post_highlighted()
         except Exception as error:
-            self._failed = True
+            self._fetch_failed = True
             self.post_message(self.Failed(error))
         finally:
-            self._filling = False
+            self._fetching_pages = False
 
-    def _in_view(self) -> range:
+    def _visible_pages(self) -> range:
         """The pages of the rows on the screen and of the cursor's, which are the same but after the wheel."""
         top = self.scroll_offset.y
-        last = min(top + self._room, self.count) - 1
-        return range(top // PAGE, max(last, 0) // PAGE + 1)
+        last = min(top + self._visible_row_count, self.row_count) - 1
+        return range(top // PAGE_ROWS, max(last, 0) // PAGE_ROWS + 1)
 
-    def _missing(self) -> int | None:
-        pages = self._in_view() if self.count else range(0)
+    def _next_missing_page(self) -> int | None:
+        pages = self._visible_pages() if self.row_count else range(0)
         return next((page for page in pages if page not in self._pages), None)
 
-    def _let_go(self) -> None:
+    def _evict_far_pages(self) -> None:
         """Forget the pages that are farthest from what is in view."""
-        middle = self._in_view()[0]
-        for page in sorted(self._pages, key=lambda page: abs(page - middle))[KEPT:]:
+        middle = self._visible_pages()[0]
+        for page in sorted(self._pages, key=lambda page: abs(page - middle))[MAX_CACHED_PAGES:]:
             del self._pages[page]
 
     def _head(self, width: int) -> Strip:
         style = self.rich_style + self._style("head")
         by, descending = self.sorted_by
-        arrow = DOWN if descending else UP
+        arrow = DESCENDING_ARROW if descending else ASCENDING_ARROW
         titles = [Cell(column.title + (arrow if column.key == by else "")) for column in self.columns]
-        return self._line(titles, width, style)
+        return self._render_cells(titles, width, style)
 
-    def _line(self, cells: Sequence[Cell], width: int, base: Style, *, plain: bool = False) -> Strip:
+    def _render_cells(self, cells: Sequence[Cell], width: int, base: Style, *, plain: bool = False) -> Strip:
         """Cells in their places; with `plain` none has a colour of its own, which the cursor's might swallow."""
         segments, at = [], 0
-        for number, x, room in laid_out(self.columns, width):
+        for number, x, room in layout_columns(self.columns, width):
             cell = cells[number]
-            text = fitted(cell.text, room)
+            text = truncate_line(cell.text, room)
             blank = " " * (room - cell_len(text))
-            text = blank + text if self.columns[number].right else text + blank
+            text = blank + text if self.columns[number].align_right else text + blank
             style = base if plain or not cell.kind else base + self._style(cell.kind)
             segments += [Segment(" " * (x - at), base), Segment(text, style)]
             at = x + room

@@ -12,19 +12,19 @@ from textual.content import Content
 from textual.widgets import Markdown
 from textual.widgets.markdown import MarkdownBlock, MarkdownFence
 
-from mta_cli.printable import clean
+from mta_cli.printable import clean_text
 
-OFF = ("link", "image", "autolink", "html_inline", "html_block", "entity", "reference", "linkify")
-MOST_NESTED = 20
+DISABLED_MARKDOWN_RULES = ("link", "image", "autolink", "html_inline", "html_block", "entity", "reference", "linkify")
+MAX_NESTING = 20
 
 
 def safe_parser() -> MarkdownIt:
     """Headings, lists, quotes, tables, emphasis and code; all else is plain words."""
-    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": MOST_NESTED})
-    return parser.enable(["table", "strikethrough"]).disable([*OFF])
+    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": MAX_NESTING})
+    return parser.enable(["table", "strikethrough"]).disable([*DISABLED_MARKDOWN_RULES])
 
 
-class Code(MarkdownFence):
+class PlainCodeBlock(MarkdownFence):
     """Code as it stands: no lexer of the model's choice reads it."""
 
     @classmethod
@@ -33,32 +33,32 @@ class Code(MarkdownFence):
         return Content(code)
 
 
-class Reply(Markdown):
+class AnswerMarkdown(Markdown):
     """An answer that may still grow: put pieces in with `say`, `finish` when there are no more, await `follow`."""
 
     def __init__(self, text: str = "") -> None:
-        super().__init__(clean(text), parser_factory=safe_parser, open_links=False)
-        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        self.words = text
+        super().__init__(clean_text(text), parser_factory=safe_parser, open_links=False)
+        self._chunks: asyncio.Queue[str | None] = asyncio.Queue()
+        self.answer_text = text
 
     def get_block_class(self, block_name: str) -> type[MarkdownBlock]:
         """Code is shown by our own block."""
-        return Code if block_name in ("fence", "code_block") else super().get_block_class(block_name)
+        return PlainCodeBlock if block_name in ("fence", "code_block") else super().get_block_class(block_name)
 
-    def say(self, piece: str) -> None:
+    def append_chunk(self, piece: str) -> None:
         """Let the answer grow."""
-        self.words += piece
-        self._pieces.put_nowait(clean(piece))
+        self.answer_text += piece
+        self._chunks.put_nowait(clean_text(piece))
 
-    def finish(self) -> None:
+    def finish_stream(self) -> None:
         """Nothing more will be said."""
-        self._pieces.put_nowait(None)
+        self._chunks.put_nowait(None)
 
-    async def follow(self) -> None:
+    async def stream_chunks(self) -> None:
         """Show what is said until the end; pieces that come faster than they are drawn are drawn together."""
         stream = Markdown.get_stream(self)
         try:
-            while (piece := await self._pieces.get()) is not None:
+            while (piece := await self._chunks.get()) is not None:
                 await stream.write(piece)
         finally:
             await stream.stop()

@@ -9,21 +9,21 @@ from rich.style import Style
 from rich.text import Text
 from textual.widget import Widget
 
-from mta_cli.tui.widgets.canvas import Sheet
+from mta_cli.tui.widgets.canvas import Canvas
 
 
 class Plot(Widget):
     """A widget that draws on a sheet. The styles of its cells are component classes, `PART--name`."""
 
-    PART: ClassVar[str] = ""
+    COMPONENT_PREFIX: ClassVar[str] = ""
 
-    def painted(self, sheet: Sheet) -> Text:
+    def render_canvas(self, sheet: Canvas) -> Text:
         """A sheet in the colours that the style sheets give; the widget's own background shows through."""
         ground = self.background_colors[1]
 
         @cache
         def style(name: str) -> Style:
-            found = self.get_component_styles(f"{self.PART}--{name}")
+            found = self.get_component_styles(f"{self.COMPONENT_PREFIX}--{name}")
             return Style(color=(ground + found.color).rich_color) + found.text_style
 
-        return sheet.text(style)
+        return sheet.to_rich_text(style)

@@ -9,10 +9,10 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
-from mta_cli.printable import clean
+from mta_cli.printable import clean_text
 
 
-class Prompt(TextArea):
+class PromptArea(TextArea):
     """A text of a few lines. Whatever is put into it, by paste or by program, is cleaned first."""
 
     HELP: ClassVar[str] = "Enter asks. Ctrl+J begins a new line. Escape leaves the prompt, so that keys work again."
@@ -21,14 +21,14 @@ class Prompt(TextArea):
         Binding("ctrl+j,shift+enter", "new_line", "New line", id="prompt.line", show=False, tooltip="Begin a new line"),
     ]
     DEFAULT_CSS = """
-    Prompt {
+    PromptArea {
         height: auto;
         min-height: 3;
         max-height: 8;
         border: round $primary 60%;
         padding: 0 1;
     }
-    Prompt:focus {
+    PromptArea:focus {
         border: round $primary;
     }
     """
@@ -43,9 +43,9 @@ class Prompt(TextArea):
     def __init__(self, placeholder: str) -> None:
         super().__init__(soft_wrap=True, show_line_numbers=False, placeholder=placeholder, highlight_cursor_line=False)
 
-    def put(self, text: str) -> None:
+    def replace_text(self, text: str) -> None:
         """Show a text in place of what is there, the cursor at its end."""
-        self.load_text(clean(text))
+        self.load_text(clean_text(text))
         self.move_cursor(self.document.end)
 
     def action_ask(self) -> None:
@@ -64,4 +64,4 @@ class Prompt(TextArea):
             self.action_ask()
 
     async def _on_paste(self, event: events.Paste) -> None:
-        event.text = clean(event.text)
+        event.text = clean_text(event.text)

@@ -14,40 +14,40 @@ from typing import ClassVar
 from rich.cells import cell_len
 from rich.text import Text
 
-from mta_cli.pipeline.report.wording import size
-from mta_cli.tui.widgets.axis import Scale, around, number
-from mta_cli.tui.widgets.canvas import Sheet, fitted
+from mta_cli.pipeline.report.wording import format_bytes
+from mta_cli.tui.widgets.axis import Scale, fit_scale, format_tick
+from mta_cli.tui.widgets.canvas import Canvas, truncate_line
 from mta_cli.tui.widgets.plot import Plot
 
-LETTERS = ascii_lowercase + digits
-BEST, OTHER, CHOSEN = "●", "○", "◆"
-NAMES = 16
-LEGEND = 2  # rows for names that found no room
-LEAST = (24, 8)  # cells of a plot that is worth drawing
-ASIDE = (0, 1, -1, 2, -2, 3, -3)  # cells by which points in one place are moved apart
-Cell = tuple[int, int]
+LEGEND_LETTERS = ascii_lowercase + digits
+FRONT_CHAR, OTHER_CHAR, REFERENCE_CHAR = "●", "○", "◆"
+MAX_NAME_CELLS = 16
+LEGEND_ROWS = 2  # rows for names that found no room
+MIN_PLOT_SIZE = (24, 8)  # cells of a plot that is worth drawing
+OVERLAP_OFFSETS = (0, 1, -1, 2, -2, 3, -3)  # cells by which points in one place are moved apart
+CellPosition = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Kept:
+class SizePoint:
     """A method: what is kept for a person, and how good it is. `front`: nothing as small is as good."""
 
     name: str
     bytes: float
     value: float
-    front: bool = False
-    chosen: bool = False
+    on_pareto_front: bool = False
+    is_reference: bool = False
 
     @property
-    def style(self) -> str:
+    def style_name(self) -> str:
         """The name of its style."""
-        return "chosen" if self.chosen else "front" if self.front else "other"
+        return "chosen" if self.is_reference else "front" if self.on_pareto_front else "other"
 
 
 class SizePlot(Plot):
     """The plot. It fills whatever room it is given."""
 
-    PART = "size-plot"
+    COMPONENT_PREFIX = "size-plot"
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         f"size-plot--{name}" for name in ("front", "other", "chosen", "axis", "line")
     }
@@ -65,155 +65,164 @@ class SizePlot(Plot):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._kept: Sequence[Kept] = ()
-        self._title, self._downward = "", False
+        self._points: Sequence[SizePoint] = ()
+        self._title, self._lower_is_better = "", False
 
-    def put(self, kept: Sequence[Kept], title: str, *, lower_is_better: bool = False) -> None:
+    def show_points(self, kept: Sequence[SizePoint], title: str, *, lower_is_better: bool = False) -> None:
         """Draw these methods; the better is always higher."""
-        self._kept, self._title, self._downward = tuple(kept), title, lower_is_better
+        self._points, self._title, self._lower_is_better = tuple(kept), title, lower_is_better
         self.refresh()
 
     def render(self) -> Text:
         """All of it."""
-        return self.painted(draw(self._kept, self._title, *self.content_size, downward=self._downward))
+        return self.render_canvas(
+            draw_size_plot(self._points, self._title, *self.content_size, downward=self._lower_is_better)
+        )
 
 
 @dataclass(frozen=True)
-class _Frame:
+class _PlotLayout:
     """Where the plot lies on the sheet, and how values and sizes fall on it. `zero`: nothing at all has a column."""
 
     left: int
     height: int
-    across: Scale
-    up: Scale
-    zero: bool
-    downward: bool
+    x_scale: Scale
+    y_scale: Scale
+    has_zero_column: bool
+    lower_is_better: bool
 
     def column(self, count: float) -> int:
         """The column of so many bytes."""
-        return self.left + (self.across.cell(math.log10(count)) + self.shift if count > 0 else 1)
+        return self.left + (self.x_scale.cell(math.log10(count)) + self.zero_column_width if count > 0 else 1)
 
     def row(self, value: float) -> int:
         """The row of a value: the best is on top."""
-        cell = self.up.cell(value)
-        return cell if self.downward else self.height - 1 - cell
+        cell = self.y_scale.cell(value)
+        return cell if self.lower_is_better else self.height - 1 - cell
 
     @property
-    def shift(self) -> int:
+    def zero_column_width(self) -> int:
         """Columns that the place of nothing at all takes."""
-        return 6 if self.zero else 0
+        return 6 if self.has_zero_column else 0
 
 
-def draw(kept: Sequence[Kept], title: str, width: int, height: int, *, downward: bool = False) -> Sheet:
+def draw_size_plot(kept: Sequence[SizePoint], title: str, width: int, height: int, *, downward: bool = False) -> Canvas:
     """The plot on so many cells, or a word where they are too few."""
-    sheet = Sheet(width, height)
-    if not kept or width < LEAST[0] or height < LEAST[1]:
-        sheet.put(1, height // 2, fitted("No room for a plot." if kept else "", width - 2), "axis")
+    sheet = Canvas(width, height)
+    if not kept or width < MIN_PLOT_SIZE[0] or height < MIN_PLOT_SIZE[1]:
+        sheet.write_text(1, height // 2, truncate_line("No room for a plot." if kept else "", width - 2), "axis")
         return sheet
-    frame = _frame(kept, width, height - 3 - LEGEND, downward)
-    sheet.put(0, 0, fitted(title, width), "axis")
-    plot = Sheet(width, frame.height)
-    _line(plot, kept, frame)
-    cells = _marks(plot, kept, frame)
-    unnamed = _names(plot, kept, cells, frame.left)
-    _copy(plot, sheet, 1)
-    _axes(sheet, frame)
-    _legend(sheet, unnamed)
+    frame = _frame(kept, width, height - 3 - LEGEND_ROWS, downward)
+    sheet.write_text(0, 0, truncate_line(title, width), "axis")
+    plot = Canvas(width, frame.height)
+    _draw_front_line(plot, kept, frame)
+    cells = _draw_markers(plot, kept, frame)
+    unnamed = _draw_names(plot, kept, cells, frame.left)
+    _copy_canvas(plot, sheet, 1)
+    _draw_axes(sheet, frame)
+    _draw_legend(sheet, unnamed)
     return sheet
 
 
-def _frame(kept: Sequence[Kept], width: int, height: int, downward: bool) -> _Frame:
-    up = around([one.value for one in kept], height, margin=0.06)
-    left = max(len(number(tick)) for tick in up.ticks(_ticks(height))) + 1
+def _frame(kept: Sequence[SizePoint], width: int, height: int, downward: bool) -> _PlotLayout:
+    up = fit_scale([one.value for one in kept], height, margin=0.06)
+    left = max(len(format_tick(tick)) for tick in up.ticks(_tick_count(height))) + 1
     powers = [math.log10(one.bytes) for one in kept if one.bytes > 0] or [0.0]
     zero = any(one.bytes <= 0 for one in kept)
     across = Scale(min(powers) - 0.2, max(powers) + 0.8, width - left - (6 if zero else 0))
-    return _Frame(left, height, across, up, zero, downward)
+    return _PlotLayout(left, height, across, up, zero, downward)
 
 
-def _line(plot: Sheet, kept: Sequence[Kept], frame: _Frame) -> None:
+def _draw_front_line(plot: Canvas, kept: Sequence[SizePoint], frame: _PlotLayout) -> None:
     """The step line along the methods that nothing smaller equals."""
-    front = sorted((one for one in kept if one.front), key=lambda one: one.bytes)
+    front = sorted((one for one in kept if one.on_pareto_front), key=lambda one: one.bytes)
     before = None
     for one, larger in zip(front, [*front[1:], None], strict=False):
         end = plot.width - 1 if larger is None else frame.column(larger.bytes)
         x, y = frame.column(one.bytes), frame.row(one.value)
-        plot.put(x, y, "─" * (end - x + 1), "line")
+        plot.write_text(x, y, "─" * (end - x + 1), "line")
         if before is not None and before > y:
             for between in range(y + 1, before):
-                plot.put(x, between, "│", "line")
-            plot.put(x, before, "┘", "line")
+                plot.write_text(x, between, "│", "line")
+            plot.write_text(x, before, "┘", "line")
         before = y
 
 
-def _marks(plot: Sheet, kept: Sequence[Kept], frame: _Frame) -> dict[Kept, Cell]:
+def _draw_markers(plot: Canvas, kept: Sequence[SizePoint], frame: _PlotLayout) -> dict[SizePoint, CellPosition]:
     """Where each method stands: those of the front and the chosen one first, others a little aside if need be."""
-    taken: dict[Cell, Kept] = {}
-    for one in sorted(kept, key=lambda one: (not one.chosen, not one.front)):
+    taken: dict[CellPosition, SizePoint] = {}
+    for one in sorted(kept, key=lambda one: (not one.is_reference, not one.on_pareto_front)):
         x, y = frame.column(one.bytes), frame.row(one.value)
-        free = ((x + aside, y) for aside in ASIDE if frame.left <= x + aside < plot.width)
+        free = ((x + aside, y) for aside in OVERLAP_OFFSETS if frame.left <= x + aside < plot.width)
         taken.setdefault(next((cell for cell in free if cell not in taken), (x, y)), one)
     cells = {one: cell for cell, one in taken.items()}
     for one, (x, y) in cells.items():
-        plot.put(x, y, CHOSEN if one.chosen else BEST if one.front else OTHER, one.style)
+        plot.write_text(
+            x,
+            y,
+            REFERENCE_CHAR if one.is_reference else FRONT_CHAR if one.on_pareto_front else OTHER_CHAR,
+            one.style_name,
+        )
     return cells
 
 
-def _names(plot: Sheet, kept: Sequence[Kept], cells: dict[Kept, Cell], left: int) -> list[tuple[str, Kept]]:
+def _draw_names(
+    plot: Canvas, kept: Sequence[SizePoint], cells: dict[SizePoint, CellPosition], left: int
+) -> list[tuple[str, SizePoint]]:
     """Write names beside their points; those without room become a letter. Returns letters with their methods."""
-    without: list[Kept] = []
-    for one in sorted(kept, key=lambda one: (not one.chosen, not one.front)):
+    without: list[SizePoint] = []
+    for one in sorted(kept, key=lambda one: (not one.is_reference, not one.on_pareto_front)):
         if one not in cells:
             without.append(one)
             continue
         x, y = cells[one]
-        name = fitted(one.name, NAMES)
+        name = truncate_line(one.name, MAX_NAME_CELLS)
         wide = cell_len(name)
         places = ((x + 2, y), (x - 1 - wide, y), (x + 1, y - 1), (x + 1, y + 1), (x - wide, y - 1), (x - wide, y + 1))
-        place = next(((a, b) for a, b in places if a > left and plot.free(a - 1, b, wide + 2)), None)
+        place = next(((a, b) for a, b in places if a > left and plot.is_blank(a - 1, b, wide + 2)), None)
         if place is None:
             without.append(one)
         else:
-            plot.put(*place, name, one.style)
-    letters = [(LETTERS[n] if n < len(LETTERS) else "+", one) for n, one in enumerate(without)]
+            plot.write_text(*place, name, one.style_name)
+    letters = [(LEGEND_LETTERS[n] if n < len(LEGEND_LETTERS) else "+", one) for n, one in enumerate(without)]
     for sign, one in letters:
-        if one in cells and not one.chosen:
-            plot.put(*cells[one], sign, one.style)
+        if one in cells and not one.is_reference:
+            plot.write_text(*cells[one], sign, one.style_name)
     return letters
 
 
-def _ticks(height: int) -> int:
+def _tick_count(height: int) -> int:
     """About how many numbers the axis of values has."""
     return max(5, height // 5)
 
 
-def _copy(plot: Sheet, sheet: Sheet, down: int) -> None:
+def _copy_canvas(plot: Canvas, sheet: Canvas, down: int) -> None:
     for y, row in enumerate(plot.rows()):
         for x, (char, style) in enumerate(row):
             if char:
-                sheet.put(x, y + down, char, style)
+                sheet.write_text(x, y + down, char, style)
 
 
-def _axes(sheet: Sheet, frame: _Frame) -> None:
-    for tick in frame.up.ticks(_ticks(frame.height)):
-        sheet.put(0, frame.row(tick) + 1, number(tick).rjust(frame.left - 1), "axis")
+def _draw_axes(sheet: Canvas, frame: _PlotLayout) -> None:
+    for tick in frame.y_scale.ticks(_tick_count(frame.height)):
+        sheet.write_text(0, frame.row(tick) + 1, format_tick(tick).rjust(frame.left - 1), "axis")
     y = frame.height + 1
-    sheet.put(frame.left, y, "─" * (sheet.width - frame.left), "axis")
-    if frame.zero:
-        sheet.put(frame.left, y, " 0 ", "axis")
-        sheet.put(frame.left + frame.shift - 1, y, "╱", "axis")
-    for power in range(math.ceil(frame.across.low), math.floor(frame.across.high) + 1):
-        words, x = size(10.0**power), frame.column(10.0**power)
+    sheet.write_text(frame.left, y, "─" * (sheet.width - frame.left), "axis")
+    if frame.has_zero_column:
+        sheet.write_text(frame.left, y, " 0 ", "axis")
+        sheet.write_text(frame.left + frame.zero_column_width - 1, y, "╱", "axis")
+    for power in range(math.ceil(frame.x_scale.low), math.floor(frame.x_scale.high) + 1):
+        words, x = format_bytes(10.0**power), frame.column(10.0**power)
         if x + len(words) <= sheet.width:
-            sheet.put(x, y, words, "axis")
+            sheet.write_text(x, y, words, "axis")
 
 
-def _legend(sheet: Sheet, unnamed: Sequence[tuple[str, Kept]]) -> None:
+def _draw_legend(sheet: Canvas, unnamed: Sequence[tuple[str, SizePoint]]) -> None:
     """What the letters mean, on the last rows."""
-    x, y = 0, sheet.height - LEGEND
+    x, y = 0, sheet.height - LEGEND_ROWS
     for sign, one in unnamed:
-        words = fitted(one.name, NAMES)
+        words = truncate_line(one.name, MAX_NAME_CELLS)
         if x + cell_len(words) + 2 > sheet.width:
             x, y = 0, y + 1
-        x = sheet.put(x, y, f"{sign} ", "axis")
-        x = sheet.put(x, y, f"{words}  ", one.style)
+        x = sheet.write_text(x, y, f"{sign} ", "axis")
+        x = sheet.write_text(x, y, f"{words}  ", one.style_name)

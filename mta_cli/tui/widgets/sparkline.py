@@ -12,10 +12,10 @@ from rich.text import Text
 from textual.geometry import Size
 from textual.widget import Widget
 
-TICKS = "▁▂▃▄▅▆▇█"
+SPARK_CHARS = "▁▂▃▄▅▆▇█"
 
 
-def spark(values: Sequence[float], width: int) -> str:
+def sparkline_text(values: Sequence[float], width: int) -> str:
     """At most `width` ticks: means of equal shares of the values that are numbers, the least as the lowest tick."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite or width < 1:
@@ -24,10 +24,10 @@ def spark(values: Sequence[float], width: int) -> str:
     edges = [len(finite) * n // count for n in range(count + 1)]
     means = [sum(finite[start:end]) / (end - start) for start, end in pairwise(edges)]
     low, reach = min(means), (max(means) - min(means)) or 1.0
-    return "".join(TICKS[round((mean - low) / reach * (len(TICKS) - 1))] for mean in means)
+    return "".join(SPARK_CHARS[round((mean - low) / reach * (len(SPARK_CHARS) - 1))] for mean in means)
 
 
-def curve_line(values: Sequence[float], width: int, style: str = "") -> Text:
+def labelled_sparkline(values: Sequence[float], width: int, style: str = "") -> Text:
     """The first value, the curve, the last value, in `width` cells; a single value stands alone."""
     finite = [value for value in values if math.isfinite(value)]
     shown = Text(no_wrap=True, overflow="crop", end="")
@@ -35,24 +35,24 @@ def curve_line(values: Sequence[float], width: int, style: str = "") -> Text:
         return shown.append(f"{finite[0]:.3f}" if finite else "")
     first, last = f"{finite[0]:.3f} ", f" {finite[-1]:.3f}"
     shown.append(first)
-    shown.append(spark(finite, width - len(first) - len(last)), style)
+    shown.append(sparkline_text(finite, width - len(first) - len(last)), style)
     return shown.append(last)
 
 
-class Curve(Widget):
+class LabelledSparkline(Widget):
     """One line of a curve; no line where there are no values."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"curve--line"}
     DEFAULT_CSS = """
-    Curve { height: auto; width: 1fr; }
-    Curve > .curve--line { color: $accent; }
+    LabelledSparkline { height: auto; width: 1fr; }
+    LabelledSparkline > .curve--line { color: $accent; }
     """
 
     def __init__(self, values: Sequence[float] = (), *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._values = tuple(values)
 
-    def show(self, values: Sequence[float]) -> None:
+    def show_values(self, values: Sequence[float]) -> None:
         """Show these instead."""
         self._values = tuple(values)
         self.refresh(layout=True)
@@ -63,4 +63,4 @@ class Curve(Widget):
 
     def render(self) -> RenderableType:
         """As wide as there is room."""
-        return curve_line(self._values, self.size.width, str(self.get_component_rich_style("curve--line")))
+        return labelled_sparkline(self._values, self.size.width, str(self.get_component_rich_style("curve--line")))

@@ -12,7 +12,7 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 
-from mta_cli.tui.text import line
+from mta_cli.tui.text import line_text
 
 
 class TaskPicker(ModalScreen[tuple[str | None] | None]):
@@ -35,19 +35,19 @@ class TaskPicker(ModalScreen[tuple[str | None] | None]):
     def __init__(self, tasks: Sequence[tuple[str, int]], chosen: str | None) -> None:
         super().__init__()
         self._tasks: list[str | None] = [None, *(task for task, _ in tasks)]
-        self._people = [None, *(people for _, people in tasks)]
-        self._chosen = chosen
+        self._user_counts = [None, *(people for _, people in tasks)]
+        self._current_task = chosen
 
     def compose(self) -> ComposeResult:
         """What is asked, and the tasks."""
         with Vertical(classes="dialog"):
-            yield Static(line("Show one task alone", "bold"))
+            yield Static(line_text("Show one task alone", "bold"))
             yield OptionList(*map(self._option, range(len(self._tasks))))
 
     def on_mount(self) -> None:
         """The cursor is on what holds now."""
         options = self.query_one(OptionList)
-        options.highlighted = self._tasks.index(self._chosen) if self._chosen in self._tasks else 0
+        options.highlighted = self._tasks.index(self._current_task) if self._current_task in self._tasks else 0
         options.focus()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
@@ -55,7 +55,9 @@ class TaskPicker(ModalScreen[tuple[str | None] | None]):
         self.dismiss((self._tasks[event.option_index],))
 
     def _option(self, place: int) -> Text:
-        task, people = self._tasks[place], self._people[place]
+        task, people = self._tasks[place], self._user_counts[place]
         if task is None:
-            return line("all tasks")
-        return Text.assemble(line(task), "  ", line(f"{people:,} {'person' if people == 1 else 'people'}", "dim"))
+            return line_text("all tasks")
+        return Text.assemble(
+            line_text(task), "  ", line_text(f"{people:,} {'person' if people == 1 else 'people'}", "dim")
+        )

@@ -17,31 +17,33 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.reactive import reactive
 
-from mta_cli.tui.widgets.braille import ACROSS, DOWN, dots
-from mta_cli.tui.widgets.canvas import Sheet, fitted
+from mta_cli.tui.widgets.braille import DOTS_PER_CELL_X, DOTS_PER_CELL_Y, braille_grid
+from mta_cli.tui.widgets.canvas import Canvas, truncate_line
 from mta_cli.tui.widgets.plot import Plot
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mta_cli.pipeline.bank.user_map import PeopleMap
+    from mta_cli.pipeline.bank.user_map import UserMap
 
-LETTERS = ascii_uppercase + ascii_lowercase + digits
-UNLETTERED, PERSON, NEIGHBOUR = "◆", "●", "○"
-STYLES = ("few", "some", "many", "most")
-NEAR = 2.5  # cells within which a click means somebody
-CROWDED = 2.0  # a cell is the selected anchor's where its people are so many times more frequent than everywhere
-AHEAD = 2.0  # how much more it costs an arrow key to go aside than ahead
+ANCHOR_LETTERS = ascii_uppercase + ascii_lowercase + digits
+UNLETTERED_CHAR, USER_CHAR, NEIGHBOUR_CHAR = "◆", "●", "○"
+DENSITY_STYLES = ("few", "some", "many", "most")
+CLICK_RADIUS_CELLS = 2.5  # cells within which a click means somebody
+MIN_DENSITY_RATIO = (
+    2.0  # a cell is the selected anchor's where its people are so many times more frequent than everywhere
+)
+SIDEWAYS_COST = 2.0  # how much more it costs an arrow key to go aside than ahead
 
 
-def letter(number: int) -> str:
+def anchor_letter(number: int) -> str:
     """The sign of a bank's anchor, by its place in the bank."""
-    return LETTERS[number] if number < len(LETTERS) else UNLETTERED
+    return ANCHOR_LETTERS[number] if number < len(ANCHOR_LETTERS) else UNLETTERED_CHAR
 
 
 @dataclass(frozen=True)
-class Lit:
+class HighlightedUser:
     """The person whom the map is about: user id, name, and the ids of their neighbours."""
 
     user_id: int
@@ -49,7 +51,7 @@ class Lit:
     neighbours: Collection[int] = ()
 
 
-class PeopleMapView(Plot, can_focus=True):
+class UserMapView(Plot, can_focus=True):
     """The map. `selected` is the place of an anchor in the bank; its people stand out."""
 
     HELP = (
@@ -57,12 +59,12 @@ class PeopleMapView(Plot, can_focus=True):
         "more people in a place, the brighter. Letters are anchors; those nearest to the selected one are coloured.\n"
         "Arrows go to the next anchor that way. A click on a letter selects it, on a dot chooses that person."
     )
-    PART = "people-map"
+    COMPONENT_PREFIX = "people-map"
     COMPONENT_CLASSES: ClassVar[set[str]] = {
-        f"people-map--{name}" for name in (*STYLES, "own", "anchor", "selected", "person", "neighbour", "words")
+        f"people-map--{name}" for name in (*DENSITY_STYLES, "own", "anchor", "selected", "person", "neighbour", "words")
     }
     DEFAULT_CSS = """
-    PeopleMapView {
+    UserMapView {
         height: 1fr;
         min-height: 5;
         border: round $panel;
@@ -92,7 +94,7 @@ class PeopleMapView(Plot, can_focus=True):
         for key, across, down in (("left", -1, 0), ("right", 1, 0), ("up", 0, -1), ("down", 0, 1))
     ]
 
-    selected: reactive[int | None] = reactive(None)
+    selected_anchor: reactive[int | None] = reactive(None)
 
     class AnchorSelected(Message):
         """Another anchor is selected, by its place in the bank."""
@@ -110,154 +112,158 @@ class PeopleMapView(Plot, can_focus=True):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._map: PeopleMap | None = None
-        self._lit: Lit | None = None
-        self._waiting = ""
+        self._user_map: UserMap | None = None
+        self._highlighted_user: HighlightedUser | None = None
+        self._waiting_text = ""
 
-    def show(self, drawn: PeopleMap | None, lit: Lit | None = None, *, waiting: str = "") -> None:
+    def show_map(self, drawn: UserMap | None, lit: HighlightedUser | None = None, *, waiting: str = "") -> None:
         """Draw a map, or say what is waited for while there is none."""
-        self._map, self._lit, self._waiting = drawn, lit, waiting
-        if drawn is None or (self.selected is not None and self.selected >= len(drawn.landmarks)):
-            self.set_reactive(PeopleMapView.selected, None)
+        self._user_map, self._highlighted_user, self._waiting_text = drawn, lit, waiting
+        if drawn is None or (self.selected_anchor is not None and self.selected_anchor >= len(drawn.map_anchors)):
+            self.set_reactive(UserMapView.selected_anchor, None)
         self.refresh()
 
     def render(self) -> Text:
         """The map and its legend."""
-        return self.painted(self.sheet(*self.content_size))
+        return self.render_canvas(self.draw_map(*self.content_size))
 
-    def sheet(self, width: int, height: int) -> Sheet:
+    def draw_map(self, width: int, height: int) -> Canvas:
         """What is drawn on so many cells."""
-        sheet = Sheet(width, height)
-        if self._map is None or not len(self._map.people) or width < 4 or height < 3:
-            words = self._waiting if self._map is None else "Nobody has a profile yet."
-            sheet.put(1, height // 2, fitted(words, width - 2), "words")
+        sheet = Canvas(width, height)
+        if self._user_map is None or not len(self._user_map.user_ids) or width < 4 or height < 3:
+            words = self._waiting_text if self._user_map is None else "Nobody has a profile yet."
+            sheet.write_text(1, height // 2, truncate_line(words, width - 2), "words")
             return sheet
-        self._put_people(sheet, self._map, width, height - 1)
-        self._put_marks(sheet, self._map, width, height - 1)
-        self._put_legend(sheet, self._map, height - 1)
+        self._draw_users(sheet, self._user_map, width, height - 1)
+        self._draw_markers(sheet, self._user_map, width, height - 1)
+        self._draw_legend(sheet, self._user_map, height - 1)
         return sheet
 
-    def action_toward(self, across: int, down: int) -> None:
+    def action_select_toward(self, across: int, down: int) -> None:
         """Select the nearest anchor in a direction; the first one when none is."""
         places = self._anchor_cells(*self._plot_size())
-        if self.selected not in places:
+        if self.selected_anchor not in places:
             if places:
-                self._select(next(iter(places)))
+                self._select_anchor(next(iter(places)))
             return
-        x, y = places[self.selected]
+        x, y = places[self.selected_anchor]
         costs = {}
         for number, (other_x, other_y) in places.items():
             aside_x, aside_y = other_x - x, (other_y - y) * 2  # a cell is twice as high as it is wide
             ahead = aside_x * across + aside_y * down
             if ahead > 0:
-                costs[number] = ahead + AHEAD * (abs(aside_x * down) + abs(aside_y * across))
+                costs[number] = ahead + SIDEWAYS_COST * (abs(aside_x * down) + abs(aside_y * across))
         if costs:
-            self._select(min(costs, key=lambda number: costs[number]))
+            self._select_anchor(min(costs, key=lambda number: costs[number]))
 
     def on_click(self, event: events.Click) -> None:
         """Select the anchor, or name the person, that is meant."""
         import numpy as np
 
         offset = event.get_content_offset(self)
-        if offset is None or self._map is None or not len(self._map.people):
+        if offset is None or self._user_map is None or not len(self._user_map.user_ids):
             return
         anchors = {
             n: math.hypot(offset.x - x, 2 * (offset.y - y))
             for n, (x, y) in self._anchor_cells(*self._plot_size()).items()
         }
         if anchors and min(anchors.values()) <= 1:
-            self._select(min(anchors, key=lambda number: anchors[number]))
+            self._select_anchor(min(anchors, key=lambda number: anchors[number]))
             return
-        columns, rows = self._dots(self._map.places, *self._plot_size())
-        apart = np.hypot(columns / ACROSS - 0.25 - offset.x, 2 * (rows / DOWN - 0.375 - offset.y))  # in cell widths
-        if float(apart.min()) <= NEAR:
-            self.post_message(self.PersonClicked(int(self._map.people[int(apart.argmin())])))
+        columns, rows = self._dot_positions(self._user_map.points, *self._plot_size())
+        apart = np.hypot(
+            columns / DOTS_PER_CELL_X - 0.25 - offset.x, 2 * (rows / DOTS_PER_CELL_Y - 0.375 - offset.y)
+        )  # in cell widths
+        if float(apart.min()) <= CLICK_RADIUS_CELLS:
+            self.post_message(self.PersonClicked(int(self._user_map.user_ids[int(apart.argmin())])))
 
-    def watch_selected(self) -> None:
+    def watch_selected_anchor(self) -> None:
         """Draw the people of another anchor."""
         self.refresh()
 
-    def _select(self, number: int) -> None:
-        if number != self.selected:
-            self.selected = number
+    def _select_anchor(self, number: int) -> None:
+        if number != self.selected_anchor:
+            self.selected_anchor = number
             self.post_message(self.AnchorSelected(number))
 
     def _plot_size(self) -> tuple[int, int]:
         return max(self.content_size.width, 1), max(self.content_size.height - 1, 1)
 
-    def _dots(
+    def _dot_positions(
         self, places: NDArray[np.float32], width: int, height: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which dot each place falls on, from the top left; the map fills the plot but for a cell at every side."""
         import numpy as np
 
-        assert self._map is not None
-        low, high = self._map.places.min(axis=0), self._map.places.max(axis=0)
+        assert self._user_map is not None
+        low, high = self._user_map.points.min(axis=0), self._user_map.points.max(axis=0)
         part = np.where(high > low, (places - low) / np.where(high > low, high - low, 1), 0.5)
         part = np.clip(part, 0, 1)
-        columns = ACROSS + np.rint(part[:, 0] * max((width - 2) * ACROSS - 1, 0)).astype(int)
-        rows = DOWN + np.rint((1 - part[:, 1]) * max((height - 2) * DOWN - 1, 0)).astype(int)
-        return np.minimum(columns, width * ACROSS - 1), np.minimum(rows, height * DOWN - 1)
+        columns = DOTS_PER_CELL_X + np.rint(part[:, 0] * max((width - 2) * DOTS_PER_CELL_X - 1, 0)).astype(int)
+        rows = DOTS_PER_CELL_Y + np.rint((1 - part[:, 1]) * max((height - 2) * DOTS_PER_CELL_Y - 1, 0)).astype(int)
+        return np.minimum(columns, width * DOTS_PER_CELL_X - 1), np.minimum(rows, height * DOTS_PER_CELL_Y - 1)
 
-    def _cells(self, places: Sequence[tuple[float, float]], width: int, height: int) -> list[tuple[int, int]]:
+    def _cell_positions(self, places: Sequence[tuple[float, float]], width: int, height: int) -> list[tuple[int, int]]:
         import numpy as np
 
-        columns, rows = self._dots(np.array(places, np.float32).reshape(-1, 2), width, height)
-        return list(zip((columns // ACROSS).tolist(), (rows // DOWN).tolist(), strict=True))
+        columns, rows = self._dot_positions(np.array(places, np.float32).reshape(-1, 2), width, height)
+        return list(zip((columns // DOTS_PER_CELL_X).tolist(), (rows // DOTS_PER_CELL_Y).tolist(), strict=True))
 
     def _anchor_cells(self, width: int, height: int) -> dict[int, tuple[int, int]]:
         """The cell of every anchor that has a place."""
-        if self._map is None or not len(self._map.people):
+        if self._user_map is None or not len(self._user_map.user_ids):
             return {}
-        placed = [(n, mark.place) for n, mark in enumerate(self._map.landmarks) if mark.place is not None]
-        cells = self._cells([place for _, place in placed], width, height)
+        placed = [(n, mark.point) for n, mark in enumerate(self._user_map.map_anchors) if mark.point is not None]
+        cells = self._cell_positions([place for _, place in placed], width, height)
         return {number: cell for (number, _), cell in zip(placed, cells, strict=True)}
 
-    def _put_people(self, sheet: Sheet, drawn: PeopleMap, width: int, height: int) -> None:
+    def _draw_users(self, sheet: Canvas, drawn: UserMap, width: int, height: int) -> None:
         import numpy as np
 
-        columns, rows = self._dots(drawn.places, width, height)
-        all_of_them = dots(columns, rows, width, height)
+        columns, rows = self._dot_positions(drawn.points, width, height)
+        all_of_them = braille_grid(columns, rows, width, height)
         strong = np.zeros(all_of_them.counts.shape, bool)
-        if self.selected is not None:
-            mine = drawn.nearest == self.selected
-            own = dots(columns[mine], rows[mine], width, height).counts
-            strong = own > all_of_them.counts * min(0.5, CROWDED * float(mine.mean()))
-        levels = all_of_them.levels()
+        if self.selected_anchor is not None:
+            mine = drawn.nearest_anchor == self.selected_anchor
+            own = braille_grid(columns[mine], rows[mine], width, height).counts
+            strong = own > all_of_them.counts * min(0.5, MIN_DENSITY_RATIO * float(mine.mean()))
+        levels = all_of_them.density_levels()
         for y, x in np.argwhere(levels >= 0).tolist():
-            sheet.dot(x, y, all_of_them.char(x, y), "own" if strong[y, x] else STYLES[levels[y, x]])
+            sheet.write_char(x, y, all_of_them.char(x, y), "own" if strong[y, x] else DENSITY_STYLES[levels[y, x]])
 
-    def _put_marks(self, sheet: Sheet, drawn: PeopleMap, width: int, height: int) -> None:
+    def _draw_markers(self, sheet: Canvas, drawn: UserMap, width: int, height: int) -> None:
         """Neighbours below anchors, the person and the selected anchor on top of all."""
-        lit = self._lit
+        lit = self._highlighted_user
         if lit is not None:
-            near = [place for place in map(drawn.place, lit.neighbours) if place is not None]
-            for x, y in self._cells(near, width, height):
-                sheet.put(x, y, NEIGHBOUR, "neighbour")
+            near = [place for place in map(drawn.locate_user, lit.neighbours) if place is not None]
+            for x, y in self._cell_positions(near, width, height):
+                sheet.write_text(x, y, NEIGHBOUR_CHAR, "neighbour")
         cells = self._anchor_cells(width, height)
-        for number in sorted(cells, key=lambda number: number == self.selected):
-            style = "selected" if number == self.selected else "anchor"
-            own = lit is not None and drawn.landmarks[number].anchor.user_id == lit.user_id
-            sheet.put(*cells[number], letter(number), "person" if own else style)
-        place = drawn.place(lit.user_id) if lit is not None else None
-        if lit is not None and place is not None and lit.user_id not in (m.anchor.user_id for m in drawn.landmarks):
-            sheet.put(*self._cells([place], width, height)[0], PERSON, "person")
+        for number in sorted(cells, key=lambda number: number == self.selected_anchor):
+            style = "selected" if number == self.selected_anchor else "anchor"
+            own = lit is not None and drawn.map_anchors[number].anchor.user_id == lit.user_id
+            sheet.write_text(*cells[number], anchor_letter(number), "person" if own else style)
+        place = drawn.locate_user(lit.user_id) if lit is not None else None
+        if lit is not None and place is not None and lit.user_id not in (m.anchor.user_id for m in drawn.map_anchors):
+            sheet.write_text(*self._cell_positions([place], width, height)[0], USER_CHAR, "person")
 
-    def _put_legend(self, sheet: Sheet, drawn: PeopleMap, y: int) -> None:
+    def _draw_legend(self, sheet: Canvas, drawn: UserMap, y: int) -> None:
         """One line: who is lit, how many there are, and how much of the difference between people is seen."""
         x = 0
-        if self._lit is not None:
-            if drawn.place(self._lit.user_id) is None:
-                x = sheet.put(x, y, f"{fitted(self._lit.name, 20)} has no profile  ", "words")
+        if self._highlighted_user is not None:
+            if drawn.locate_user(self._highlighted_user.user_id) is None:
+                x = sheet.write_text(
+                    x, y, f"{truncate_line(self._highlighted_user.name, 20)} has no profile  ", "words"
+                )
             else:
-                x = sheet.put(x, y, f"{PERSON} ", "person")
-                x = sheet.put(x, y, f"{fitted(self._lit.name, 20)}  ", "words")
-                if self._lit.neighbours:
-                    x = sheet.put(x, y, f"{NEIGHBOUR} ", "neighbour")
-                    x = sheet.put(x, y, "nearest  ", "words")
-        if drawn.landmarks:
-            last = min(len(drawn.landmarks), len(LETTERS)) - 1
-            x = sheet.put(x, y, "A" if last == 0 else f"A…{letter(last)}", "anchor")
-            x = sheet.put(x, y, " anchors  ", "words")
-        seen = f"{len(drawn.people):,} people, {100 * sum(drawn.share):.0f} % of variance"
-        sheet.put(x, y, fitted(seen, max(sheet.width - x, 0)), "words")
+                x = sheet.write_text(x, y, f"{USER_CHAR} ", "person")
+                x = sheet.write_text(x, y, f"{truncate_line(self._highlighted_user.name, 20)}  ", "words")
+                if self._highlighted_user.neighbours:
+                    x = sheet.write_text(x, y, f"{NEIGHBOUR_CHAR} ", "neighbour")
+                    x = sheet.write_text(x, y, "nearest  ", "words")
+        if drawn.map_anchors:
+            last = min(len(drawn.map_anchors), len(ANCHOR_LETTERS)) - 1
+            x = sheet.write_text(x, y, "A" if last == 0 else f"A…{anchor_letter(last)}", "anchor")
+            x = sheet.write_text(x, y, " anchors  ", "words")
+        seen = f"{len(drawn.user_ids):,} people, {100 * sum(drawn.explained_variance):.0f} % of variance"
+        sheet.write_text(x, y, truncate_line(seen, max(sheet.width - x, 0)), "words")

@@ -12,15 +12,15 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 
-from mta_cli.tui.text import line
+from mta_cli.tui.text import line_text
 
 if TYPE_CHECKING:
     from mta_cli.tui.app import MtaApp
 
-MOST = 50  # names listed at once
+MAX_USERS_LISTED = 50  # names listed at once
 
 
-class PersonPicker(ModalScreen[str | None]):
+class UserPicker(ModalScreen[str | None]):
     """A list of people that shrinks while a name is typed; gives the chosen one, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -28,7 +28,7 @@ class PersonPicker(ModalScreen[str | None]):
         Binding("down", "down", "Next", id="picker.down", show=False, tooltip="Go down the list"),
     ]
     DEFAULT_CSS = """
-    PersonPicker OptionList {
+    UserPicker OptionList {
         height: auto;
         max-height: 12;
         border: none;
@@ -37,53 +37,57 @@ class PersonPicker(ModalScreen[str | None]):
 
     def __init__(self, title: str, *, without: tuple[str, ...] = (), task: str | None = None) -> None:
         super().__init__()
-        self._asks, self._without, self._of_task = title, without, task
+        self._heading, self._excluded_users, self._task_filter = title, without, task
         self._names: list[str] = []
-        self._looked: str | None = None  # the words that `_names` answer
-        self._taken = False  # Enter came before they did
+        self._searched_text: str | None = None  # the words that `_names` answer
+        self._submit_pending = False  # Enter came before they did
 
     def compose(self) -> ComposeResult:
         """What is asked, the words, the names."""
         with Vertical(classes="dialog"):
-            yield Static(line(self._asks, "bold"))
+            yield Static(line_text(self._heading, "bold"))
             yield Input(placeholder="part of a name")
             yield OptionList()
 
     def on_mount(self) -> None:
         """Everybody, until something is typed."""
         self.query_one(Input).focus()
-        self._look("")
+        self._search_users("")
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Look again."""
-        self._taken = False
-        self._look(event.value)
+        self._submit_pending = False
+        self._search_users(event.value)
 
     def on_input_submitted(self) -> None:
         """Enter takes the marked one of those who fit what is typed, when they are found."""
         options = self.query_one(OptionList)
-        self._taken = self._looked != self.query_one(Input).value
-        if self._names and not self._taken:
+        self._submit_pending = self._searched_text != self.query_one(Input).value
+        if self._names and not self._submit_pending:
             self.dismiss(self._names[options.highlighted or 0])
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """A click, or Enter in the list."""
         self.dismiss(self._names[event.option_index])
 
-    def action_down(self) -> None:
+    def action_focus_list(self) -> None:
         """From the words to the names."""
         self.query_one(OptionList).focus()
 
     @work(exclusive=True, group="look")
-    async def _look(self, words: str) -> None:
-        shelf, task, most = cast("MtaApp", self.app).shelf, self._of_task, MOST + len(self._without)
-        found = await shelf.read(lambda reg: reg.people.page(words, "name", False, 0, most, task))
-        rows = [row for row in found if row.name not in self._without][:MOST]
-        self._names, self._looked = [row.name for row in rows], words
+    async def _search_users(self, words: str) -> None:
+        shelf, task, most = (
+            cast("MtaApp", self.app).store_reader,
+            self._task_filter,
+            MAX_USERS_LISTED + len(self._excluded_users),
+        )
+        found = await shelf.read(lambda reg: reg.user_table.user_page(words, "name", False, 0, most, task))
+        rows = [row for row in found if row.name not in self._excluded_users][:MAX_USERS_LISTED]
+        self._names, self._searched_text = [row.name for row in rows], words
         options = self.query_one(OptionList)
         options.clear_options()
-        options.add_options([Text.assemble(line(row.name), "  ", line(row.status, "dim")) for row in rows])
+        options.add_options([Text.assemble(line_text(row.name), "  ", line_text(row.status, "dim")) for row in rows])
         if rows:
             options.highlighted = 0
-            if self._taken:
+            if self._submit_pending:
                 self.dismiss(self._names[0])

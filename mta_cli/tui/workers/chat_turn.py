@@ -6,94 +6,94 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from mta_cli.events import Note
-from mta_cli.options import AnswerOptions, Machine, PromptOptions
+from mta_cli.options import AnswerOptions, MachineOptions, PromptOptions
 
 if TYPE_CHECKING:
     from mta_cli.events import Event
-    from mta_cli.pipeline.chat.answer import Asking
+    from mta_cli.pipeline.chat.answer import ChatOptions
     from mta_cli.pipeline.chat.conversation import Conversation
     from mta_cli.settings import Settings
-    from mta_cli.tui.workers.model_worker import Desk, Speaker, Talk
+    from mta_cli.tui.workers.model_worker import ModelRequest, ModelWorker, WorkerContext
 
-AS_TYPED = "as typed"
+NO_TASK_LABEL = "as typed"
 
 
-def asking_of(settings: Settings, task: str | None, mode: str | None = None) -> Asking:
+def request_from_settings(settings: Settings, task: str | None, mode: str | None = None) -> ChatOptions:
     """How a question is put, with what is configured. Raises UsageFault for a setting that cannot be."""
-    from mta_cli.pipeline.chat.answer import Asking
+    from mta_cli.pipeline.chat.answer import ChatOptions
 
-    return Asking(
-        machine=settings.build(Machine),
-        prompt=settings.build(PromptOptions),
-        answer=settings.build(AnswerOptions),
+    return ChatOptions(
+        machine=settings.build_options(MachineOptions),
+        prompt=settings.build_options(PromptOptions),
+        answer=settings.build_options(AnswerOptions),
         task=task,
         mode=mode,
     )
 
 
-def following(values: list[str | None], current: str | None) -> str | None:
+def next_in_cycle(values: list[str | None], current: str | None) -> str | None:
     """The value after `current`, around the end; the first where `current` is none of them."""
     return values[(values.index(current) + 1) % len(values)] if current in values else values[0]
 
 
-class Turn:
+class ActiveRequest:
     """The talk under way in a room, if any. What is heard after it was dropped is not passed on."""
 
-    def __init__(self, speaker: Speaker) -> None:
-        self._speaker = speaker
-        self._talk: Talk | None = None
+    def __init__(self, speaker: ModelWorker) -> None:
+        self._model_worker = speaker
+        self._request: ModelRequest | None = None
 
     @property
-    def busy(self) -> bool:
+    def in_progress(self) -> bool:
         """Whether a talk is under way."""
-        return self._talk is not None
+        return self._request is not None
 
     @property
-    def stopping(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether the talk under way was told to stop."""
-        return self._talk is not None and self._talk.stopped
+        return self._request is not None and self._request.stop_requested
 
-    def begin(
+    def start_request(
         self,
-        work: Callable[[Desk], Iterator[Event]],
+        work: Callable[[WorkerContext], Iterator[Event]],
         hear: Callable[[Event], None],
         ended: Callable[[BaseException | None, bool], None],
     ) -> None:
         """Start a talk; `ended` gets the error, if any, and whether the talk was stopped."""
-        talk: Talk
+        talk: ModelRequest
 
         def over(error: BaseException | None) -> None:
-            if self._talk is talk:
-                self._talk = None
-                ended(error, talk.stopped)
+            if self._request is talk:
+                self._request = None
+                ended(error, talk.stop_requested)
 
         def heard(event: Event) -> None:
-            if self._talk is talk:
+            if self._request is talk:
                 hear(event)
 
-        talk = self._talk = self._speaker.start(work, heard, over)
+        talk = self._request = self._model_worker.submit_request(work, heard, over)
 
-    def stop(self) -> bool:
+    def stop_request(self) -> bool:
         """End the talk after the event at hand; whether there was one."""
-        if self._talk is None:
+        if self._request is None:
             return False
-        self._talk.stop()
+        self._request.request_stop()
         return True
 
-    def drop(self) -> None:
+    def discard_request(self) -> None:
         """End the talk, and hear nothing of it any more."""
-        self.stop()
-        self._talk = None
+        self.stop_request()
+        self._request = None
 
 
-class Line:
+class ChatSession:
     """One conversation as the speaker's thread holds it between turns. The window reads it when no talk is under way.
 
     `refold`: the person's weights may be others than those that spoke last.
     """
 
     def __init__(self) -> None:
-        self.refold = False
+        self.weights_changed = False
         self._chat_id: int | None = None
         self._conversation: Conversation | None = None
 
@@ -103,34 +103,34 @@ class Line:
         return self._conversation.chat_id if self._conversation is not None else self._chat_id
 
     @property
-    def spoken(self) -> bool:
+    def has_exchange(self) -> bool:
         """Whether there is an exchange that can be called good."""
         return self._conversation is not None and bool(self._conversation.exchanges)
 
-    def go_on_with(self, chat_id: int) -> None:
+    def continue_chat(self, chat_id: int) -> None:
         """The next message continues this stored conversation."""
         self._chat_id = chat_id
 
-    def say(self, desk: Desk, person: str, asking: Asking, text: str) -> Iterator[Event]:
+    def send_message(self, desk: WorkerContext, person: str, asking: ChatOptions, text: str) -> Iterator[Event]:
         """One message and its answer, in the speaker's thread. A voice that speaks so already keeps its memory."""
         from mta_cli.pipeline.chat.conversation import Conversation
 
         user, known = desk.reg.users.get(person), self._conversation
-        if not desk.loaded:
+        if not desk.base_loaded:
             yield Note("The base is being loaded …")
-        if known is None or self.refold or known.voice.asking != asking or known.voice.user != user:
-            voice = desk.voice(user, asking)
-            self.refold = False
+        if known is None or self.weights_changed or known.model.options != asking or known.model.user != user:
+            voice = desk.chat_model_for(user, asking)
+            self.weights_changed = False
             if known is not None:
-                known.voice = voice
+                known.model = voice
         if known is None:
-            known = Conversation(voice, keep=True)
+            known = Conversation(voice, autosave=True)
             if self._chat_id is not None:
                 yield from known.resume(self._chat_id)
             self._conversation = known
-        yield from known.say(text)
+        yield from known.answer_message(text)
 
-    def good(self) -> Iterator[Event]:
+    def keep_last_exchange(self) -> Iterator[Event]:
         """Keep the last exchange as a history item, in the speaker's thread."""
         assert self._conversation is not None
-        yield from self._conversation.good()
+        yield from self._conversation.accept_exchange()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Shelf:
+class StoreReader:
     """Answers questions about the store at `root`, one after another. It is opened with the first of them."""
 
     def __init__(self, root: Path, timeout: float) -> None:
@@ -25,17 +25,17 @@ class Shelf:
 
     async def read(self, question: Callable[[Registry], T]) -> T:
         """What `question` finds. Raises what it raises, and what opening the store does."""
-        return await asyncio.wrap_future(self._thread.submit(self._ask, question))
+        return await asyncio.wrap_future(self._thread.submit(self._run_query, question))
 
     def close(self) -> None:
         """Close the store when the questions that were asked are answered."""
-        self._thread.submit(self._close)
+        self._thread.submit(self._close_registry)
         self._thread.shutdown(wait=True)
 
-    def _ask(self, question: Callable[[Registry], T]) -> T:
-        return question(self._opened())
+    def _run_query(self, question: Callable[[Registry], T]) -> T:
+        return question(self._get_registry())
 
-    def _opened(self) -> Registry:
+    def _get_registry(self) -> Registry:
         """The registry; only in the shelf's own thread."""
         if self._registry is None:
             from store.registry import Registry
@@ -43,7 +43,7 @@ class Shelf:
             self._registry = Registry.open(self.root, create=True, timeout=self._timeout)
         return self._registry
 
-    def _close(self) -> None:
+    def _close_registry(self) -> None:
         if self._registry is not None:
             self._registry.close()
             self._registry = None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta_cli.engine.evaluation.calibration import log_probabilities, temperature
+from mta_cli.engine.evaluation.calibration import fit_temperature, log_probabilities
 
 LABELS = ("a", "b", "c")
 SCORES = ("1", "2", "3", "4", "5")
@@ -33,28 +33,28 @@ def loss(scores: np.ndarray, golds: list[int], heat: float) -> float:
 @pytest.mark.parametrize("heat", [0.5, 1.0, 4.0])
 def test_the_temperature_that_made_the_golds_is_found(heat: float) -> None:
     scores = np.random.default_rng(1).normal(size=(4000, 4))
-    assert temperature(scores * heat, drawn(scores)) == pytest.approx(heat, rel=0.1)
+    assert fit_temperature(scores * heat, drawn(scores)) == pytest.approx(heat, rel=0.1)
 
 
 def test_no_other_temperature_is_better() -> None:
     scores = np.random.default_rng(2).normal(size=(60, 3)) * 2
     golds = drawn(scores / 3)
-    best = temperature(scores, golds)
+    best = fit_temperature(scores, golds)
     grid = np.exp(np.linspace(-3, 3, 61))
     assert loss(scores, golds, best) <= min(loss(scores, golds, heat) for heat in grid) + 1e-9
 
 
 def test_temperatures_stay_within_bounds() -> None:
     scores = np.array([[1.0, 0.0], [2.0, 0.0]])
-    assert temperature(scores, [0, 0]) == pytest.approx(math.exp(-3), rel=1e-3)
-    assert temperature(scores, [1, 1]) == pytest.approx(math.exp(3), rel=1e-3)
-    assert temperature([], []) == 1.0
+    assert fit_temperature(scores, [0, 0]) == pytest.approx(math.exp(-3), rel=1e-3)
+    assert fit_temperature(scores, [1, 1]) == pytest.approx(math.exp(3), rel=1e-3)
+    assert fit_temperature([], []) == 1.0
 
 
 @pytest.mark.parametrize("golds", [[0], [0, 2], [-1, 0]])
 def test_golds_that_do_not_fit_the_scores_are_refused(golds: list[int]) -> None:
     with pytest.raises(ValueError, match="golds"):
-        temperature([[0.0, 1.0], [1.0, 0.0]], golds)
+        fit_temperature([[0.0, 1.0], [1.0, 0.0]], golds)
 
 
 @settings(deadline=None, max_examples=50)

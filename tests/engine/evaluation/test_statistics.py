@@ -14,8 +14,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mta_cli.engine.evaluation import statistics
-from mta_cli.engine.evaluation.statistics import detectable, detectable_before, difference, summarise
-from mta_cli.engine.evaluation.user_sums import Tally, tally
+from mta_cli.engine.evaluation.statistics import (
+    bootstrap_metrics,
+    minimum_detectable_effect,
+    paired_difference,
+    planned_detectable_effect,
+)
+from mta_cli.engine.evaluation.user_sums import UserSums, sum_by_user
 from tests.metrics_by_hand import score
 
 LABELS = ("a", "b", "c", "d")
@@ -42,8 +47,8 @@ class Town:
     def answers(self, right: float) -> list[str]:
         return [gold if self.draw.random() < right else self.text() for gold in self.golds]
 
-    def tally(self, answers: Sequence[str]) -> Tally:
-        return tally(self.metric, self.labels, self.users, answers, self.golds, [None] * len(answers))
+    def tally(self, answers: Sequence[str]) -> UserSums:
+        return sum_by_user(self.metric, self.labels, self.users, answers, self.golds, [None] * len(answers))
 
     def score(self, answers: Sequence[str], chosen: Sequence[int] | None = None) -> dict[str, float]:
         """The plain metrics of the answers' queries, or of some of them, by repetition."""
@@ -54,11 +59,11 @@ class Town:
         return [i for i, other in enumerate(self.users) if other == user]
 
 
-def likelihoods(values: np.ndarray) -> Tally:
+def likelihoods(values: np.ndarray) -> UserSums:
     """A tally of given log-likelihoods, `[users, queries]`, under answers that are all right."""
     count = values.size
     users = [user for user in range(len(values)) for _ in range(values.shape[1])]
-    return tally("accuracy", ("a",), users, ["a"] * count, ["a"] * count, values.ravel().tolist())
+    return sum_by_user("accuracy", ("a",), users, ["a"] * count, ["a"] * count, values.ravel().tolist())
 
 
 def clustered(rng: np.random.Generator, users: int, queries: int, between: float) -> np.ndarray:
@@ -71,7 +76,7 @@ def clustered(rng: np.random.Generator, users: int, queries: int, between: float
 def test_intervals_are_those_of_a_plain_bootstrap_over_users(metric: str) -> None:
     town = Town(metric, 15, seed=1)
     a, b = town.answers(0.6), town.answers(0.4)
-    alone, paired = summarise(town.tally(a), seed=3), difference(town.tally(a), town.tally(b), seed=3)
+    alone, paired = bootstrap_metrics(town.tally(a), seed=3), paired_difference(town.tally(a), town.tally(b), seed=3)
     draw, groups = random.Random(5), [town.own(user) for user in range(15)]
     samples = [[i for _ in groups for i in draw.choice(groups)] for _ in range(1000)]
     ours, theirs = [town.score(a, sample) for sample in samples], [town.score(b, sample) for sample in samples]
@@ -88,7 +93,7 @@ def test_intervals_are_those_of_a_plain_bootstrap_over_users(metric: str) -> Non
 def test_p_is_the_share_of_all_swaps_that_are_as_extreme(metric: str) -> None:
     town = Town(metric, 6, seed=2)
     a, b = town.answers(0.9), town.answers(0.2)
-    found = difference(town.tally(a), town.tally(b), seed=0)
+    found = paired_difference(town.tally(a), town.tally(b), seed=0)
     gaps = []
     for swap in itertools.product((False, True), repeat=6):
         left = [y if swap[user] else x for user, x, y in zip(town.users, a, b, strict=True)]
@@ -104,7 +109,7 @@ def test_p_is_scipys_where_scipy_can_tell() -> None:
     rng = np.random.default_rng(4)
     a = clustered(rng, 30, 3, 0.4)
     b = a - 0.15 + rng.normal(size=a.shape) * 0.6
-    p = difference(likelihoods(a), likelihoods(b), seed=0)["gold_loglik"]["p"]
+    p = paired_difference(likelihoods(a), likelihoods(b), seed=0)["gold_loglik"]["p"]
     result = stats.permutation_test(
         (a.mean(axis=1), b.mean(axis=1)),
         lambda x, y, axis: (x - y).mean(axis=axis),
@@ -121,7 +126,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     held = 0
     for trial in range(1000):
-        found = summarise(likelihoods(clustered(rng, 60, 2, 0.5) - 2), seed=trial, draws=300)["gold_loglik"]
+        found = bootstrap_metrics(likelihoods(clustered(rng, 60, 2, 0.5) - 2), seed=trial, draws=300)["gold_loglik"]
         held += found["low"] <= -2 <= found["high"]
     assert (
         0.92 <= held / 1000 <= 0.965
@@ -134,7 +139,7 @@ def test_an_interval_of_a_difference_holds_the_truth_as_often_as_it_says() -> No
     for trial in range(300):
         a = clustered(rng, 40, 3, 0.5)
         b = a + 0.3 + clustered(rng, 40, 3, 0.5)
-        found = difference(likelihoods(a), likelihoods(b), seed=trial, draws=400)["gold_loglik"]
+        found = paired_difference(likelihoods(a), likelihoods(b), seed=trial, draws=400)["gold_loglik"]
         held += found["low"] <= -0.3 <= found["high"]
     assert 0.905 <= held / 300 <= 0.98
 
@@ -149,8 +154,8 @@ def test_p_is_uniform_where_methods_are_alike() -> None:
         for _ in range(2):
             own = rng.normal(size=30)
             logliks = [float(own[user] + rng.normal()) for user in town.users]
-            tallies.append(tally("accuracy", LABELS, town.users, town.answers(0.4), town.golds, logliks))
-        for name, values in difference(*tallies, seed=trial, draws=300).items():
+            tallies.append(sum_by_user("accuracy", LABELS, town.users, town.answers(0.4), town.golds, logliks))
+        for name, values in paired_difference(*tallies, seed=trial, draws=300).items():
             if name in found:
                 found[name].append(values["p"])
     for ps in found.values():
@@ -161,7 +166,7 @@ def test_p_is_uniform_where_methods_are_alike() -> None:
 @pytest.mark.parametrize("metric", FAMILIES)
 def test_an_effect_that_is_there_is_found(metric: str) -> None:
     town = Town(metric, 60, seed=3)
-    found = difference(town.tally(town.answers(0.8)), town.tally(town.answers(0.3)), seed=0, draws=2000)
+    found = paired_difference(town.tally(town.answers(0.8)), town.tally(town.answers(0.3)), seed=0, draws=2000)
     better = -1 if metric == "mae" else 1
     for name in METRICS[metric]:
         assert found[name]["p"] == pytest.approx(1 / 2001)
@@ -170,12 +175,12 @@ def test_an_effect_that_is_there_is_found(metric: str) -> None:
 
 def test_what_is_detectable_is_found_four_times_in_five() -> None:
     rng = np.random.default_rng(3)
-    effect, hits, told = detectable_before([3] * 40, 1.0, 0.3), 0, []
+    effect, hits, told = planned_detectable_effect([3] * 40, 1.0, 0.3), 0, []
     for trial in range(300):
         a = clustered(rng, 40, 3, 0.6)
         tallies = likelihoods(a + effect + clustered(rng, 40, 3, 0.3)), likelihoods(a)
-        hits += difference(*tallies, seed=trial, draws=300)["gold_loglik"]["p"] <= 0.05
-        told.append(detectable(*tallies, "gold_loglik"))
+        hits += paired_difference(*tallies, seed=trial, draws=300)["gold_loglik"]["p"] <= 0.05
+        told.append(minimum_detectable_effect(*tallies, "gold_loglik"))
     assert 0.74 <= hits / 300 <= 0.86
     assert np.mean(told) == pytest.approx(effect, rel=0.03)
 
@@ -184,21 +189,21 @@ def test_what_is_detectable_is_found_four_times_in_five() -> None:
 def test_detectable_follows_the_bootstraps_standard_error(metric: str) -> None:
     town = Town(metric, 150, seed=4)
     a, b = town.tally(town.answers(0.6)), town.tally(town.answers(0.5))
-    found = difference(a, b, seed=0, draws=4000)
+    found = paired_difference(a, b, seed=0, draws=4000)
     for name in METRICS[metric]:
         error = (found[name]["high"] - found[name]["low"]) / (2 * 1.96)
-        assert detectable(a, b, name) == pytest.approx(2.8 * error, rel=0.1)
-        assert detectable(b, a, name) == pytest.approx(detectable(a, b, name))
+        assert minimum_detectable_effect(a, b, name) == pytest.approx(2.8 * error, rel=0.1)
+        assert minimum_detectable_effect(b, a, name) == pytest.approx(minimum_detectable_effect(a, b, name))
 
 
 def test_detectable_before_counts_queries_as_far_as_they_are_independent() -> None:
-    assert detectable_before([1] * 100, 0.5, 0.9) == pytest.approx(2.8 * 0.5 / 10)
-    assert detectable_before([4] * 25, 0.5, 0.0) == pytest.approx(2.8 * 0.5 / 10)
-    assert detectable_before([4] * 25, 0.5, 1.0) == pytest.approx(2.8 * 0.5 / 5)
-    assert detectable_before([1, 7], 1.0, 0.5) > detectable_before([4, 4], 1.0, 0.5)
+    assert planned_detectable_effect([1] * 100, 0.5, 0.9) == pytest.approx(2.8 * 0.5 / 10)
+    assert planned_detectable_effect([4] * 25, 0.5, 0.0) == pytest.approx(2.8 * 0.5 / 10)
+    assert planned_detectable_effect([4] * 25, 0.5, 1.0) == pytest.approx(2.8 * 0.5 / 5)
+    assert planned_detectable_effect([1, 7], 1.0, 0.5) > planned_detectable_effect([4, 4], 1.0, 0.5)
     for design in (([], 1.0, 0.5), ([0], 1.0, 0.5), ([3], -1.0, 0.5), ([3], 1.0, 1.5)):
         with pytest.raises(ValueError, match="no design"):
-            detectable_before(*design)
+            planned_detectable_effect(*design)
 
 
 def test_detectable_before_for_people_of_different_numbers_of_queries() -> None:
@@ -207,13 +212,13 @@ def test_detectable_before_for_people_of_different_numbers_of_queries() -> None:
     for _ in range(2000):
         own = np.repeat(rng.normal(size=40), counts) * math.sqrt(0.4)
         means.append((own + rng.normal(size=sum(counts)) * math.sqrt(0.6)).mean())
-    assert detectable_before(counts, 1.0, 0.4) == pytest.approx(2.8 * np.std(means), rel=0.06)
+    assert planned_detectable_effect(counts, 1.0, 0.4) == pytest.approx(2.8 * np.std(means), rel=0.06)
 
 
 def test_one_user_alone_proves_nothing() -> None:
     a, b = likelihoods(np.array([[-1.0, -2.0]])), likelihoods(np.array([[-2.0, -4.0]]))
-    assert detectable(a, b, "gold_loglik") == math.inf
-    assert difference(a, b, seed=0)["gold_loglik"] == {"value": 1.5, "low": 1.5, "high": 1.5, "p": 1.0}
+    assert minimum_detectable_effect(a, b, "gold_loglik") == math.inf
+    assert paired_difference(a, b, seed=0)["gold_loglik"] == {"value": 1.5, "low": 1.5, "high": 1.5, "p": 1.0}
 
 
 @settings(deadline=None, max_examples=25)
@@ -221,7 +226,7 @@ def test_one_user_alone_proves_nothing() -> None:
 def test_a_method_does_not_differ_from_itself(metric: str, seed: int, people: int) -> None:
     town = Town(metric, people, seed)
     own = town.tally(town.answers(0.5))
-    for found in difference(own, own, seed=seed, draws=50).values():
+    for found in paired_difference(own, own, seed=seed, draws=50).values():
         assert found == {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
 
 
@@ -230,7 +235,7 @@ def test_a_method_does_not_differ_from_itself(metric: str, seed: int, people: in
 def test_a_difference_turns_with_its_sides(metric: str, seed: int) -> None:
     town = Town(metric, 8, seed)
     a, b = town.tally(town.answers(0.7)), town.tally(town.answers(0.3))
-    there, back = difference(a, b, seed=seed, draws=60), difference(b, a, seed=seed, draws=60)
+    there, back = paired_difference(a, b, seed=seed, draws=60), paired_difference(b, a, seed=seed, draws=60)
     for name, found in there.items():
         turned = {"value": -found["value"], "low": -found["high"], "high": -found["low"], "p": found["p"]}
         assert back[name] == pytest.approx(turned)
@@ -241,12 +246,12 @@ def test_a_difference_turns_with_its_sides(metric: str, seed: int) -> None:
 def test_who_is_who_does_not_matter_to_values(names: list[int]) -> None:
     town = Town("accuracy", 8, seed=0)
     a, b = town.answers(0.7), town.answers(0.3)
-    before = difference(town.tally(a), town.tally(b), seed=0, draws=20)
-    power = detectable(town.tally(a), town.tally(b), "macro_f1")
+    before = paired_difference(town.tally(a), town.tally(b), seed=0, draws=20)
+    power = minimum_detectable_effect(town.tally(a), town.tally(b), "macro_f1")
     town.users = [names[user] for user in town.users]
-    after = difference(town.tally(a), town.tally(b), seed=0, draws=20)
+    after = paired_difference(town.tally(a), town.tally(b), seed=0, draws=20)
     assert [one["value"] for one in after.values()] == pytest.approx([one["value"] for one in before.values()])
-    assert detectable(town.tally(a), town.tally(b), "macro_f1") == pytest.approx(power)
+    assert minimum_detectable_effect(town.tally(a), town.tally(b), "macro_f1") == pytest.approx(power)
 
 
 def test_a_seed_fixes_everything_whatever_is_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,11 +259,11 @@ def test_a_seed_fixes_everything_whatever_is_held_at_once(monkeypatch: pytest.Mo
     a, b = town.tally(town.answers(0.7)), town.tally(town.answers(0.5))
 
     def everything(seed: int) -> list[dict[str, dict[str, float]]]:
-        return [summarise(a, seed=seed, draws=100), difference(a, b, seed=seed, draws=100)]
+        return [bootstrap_metrics(a, seed=seed, draws=100), paired_difference(a, b, seed=seed, draws=100)]
 
     first, other = everything(1), everything(2)
     assert first == everything(1) != other
-    monkeypatch.setattr(statistics, "NUMBERS", 50)
+    monkeypatch.setattr(statistics, "MAX_WEIGHTS_IN_MEMORY", 50)
     for whole, pieces in zip(first, everything(1), strict=True):
         for name, found in whole.items():
             assert pieces[name] == pytest.approx(found)
@@ -266,16 +271,18 @@ def test_a_seed_fixes_everything_whatever_is_held_at_once(monkeypatch: pytest.Mo
 
 def test_likelihoods_that_one_method_lacks_are_left_out() -> None:
     a = likelihoods(np.array([[-1.0], [-2.0]]))
-    b = tally("accuracy", ("a",), [0, 1], ["a", "a"], ["a", "a"], [None, None])
-    assert set(difference(a, b, seed=0, draws=10)) == {"accuracy", "macro_f1"}
+    b = sum_by_user("accuracy", ("a",), [0, 1], ["a", "a"], ["a", "a"], [None, None])
+    assert set(paired_difference(a, b, seed=0, draws=10)) == {"accuracy", "macro_f1"}
     with pytest.raises(ValueError, match="gold_loglik"):
-        detectable(a, b, "gold_loglik")
+        minimum_detectable_effect(a, b, "gold_loglik")
 
 
-@pytest.mark.parametrize("compare", [lambda a, b: difference(a, b, seed=0), lambda a, b: detectable(a, b, "accuracy")])
-def test_methods_that_answered_something_else_are_not_compared(compare: Callable[[Tally, Tally], object]) -> None:
-    def one(metric: str, users: list[int], golds: list[str]) -> Tally:
-        return tally(metric, LABELS if metric == "accuracy" else (), users, ["a", "a"], golds, [None, None])
+@pytest.mark.parametrize(
+    "compare", [lambda a, b: paired_difference(a, b, seed=0), lambda a, b: minimum_detectable_effect(a, b, "accuracy")]
+)
+def test_methods_that_answered_something_else_are_not_compared(compare: Callable[[UserSums, UserSums], object]) -> None:
+    def one(metric: str, users: list[int], golds: list[str]) -> UserSums:
+        return sum_by_user(metric, LABELS if metric == "accuracy" else (), users, ["a", "a"], golds, [None, None])
 
     first = one("accuracy", [1, 2], ["a", "b"])
     for other, reason in (

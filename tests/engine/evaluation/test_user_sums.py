@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta_cli.engine.evaluation.user_sums import Tally, joined, tally
+from mta_cli.engine.evaluation.user_sums import UserSums, add_user_sums, sum_by_user
 from tests.metrics_by_hand import score
 
 LABELS = ("a", "b", "c")
@@ -18,10 +18,10 @@ SCORES = ("1", "2", "3", "4", "5")
 USERS = st.integers(1, 4)
 
 
-def tallied(metric: str, labels: Sequence[str], rows: Sequence[tuple[int, str, str]]) -> Tally:
+def tallied(metric: str, labels: Sequence[str], rows: Sequence[tuple[int, str, str]]) -> UserSums:
     """The tally of (user, answer, gold), without likelihoods."""
     users, answers, golds = zip(*rows, strict=True)
-    return tally(metric, labels, users, answers, golds, [None] * len(rows))
+    return sum_by_user(metric, labels, users, answers, golds, [None] * len(rows))
 
 
 @settings(deadline=None, max_examples=40)
@@ -32,7 +32,7 @@ def test_labels_as_scikit_learn_counts_them(rows: list[tuple[int, str, str]]) ->
     answers, golds = [answer.strip() for _, answer, _ in rows], [gold for _, _, gold in rows]
     f1 = f1_score(golds, answers, labels=list(LABELS), average="macro", zero_division=0)
     expected = {"accuracy": accuracy_score(golds, answers), "macro_f1": f1}
-    assert tallied("accuracy", LABELS, rows).values() == pytest.approx(expected)
+    assert tallied("accuracy", LABELS, rows).metric_values() == pytest.approx(expected)
 
 
 @settings(deadline=None, max_examples=40)
@@ -42,13 +42,15 @@ def test_scores_as_scikit_learn_counts_them(rows: list[tuple[int, str, str]]) ->
 
     numbers = [[float(row[side]) for row in rows] for side in (2, 1)]
     expected = {"mae": mean_absolute_error(*numbers), "rmse": root_mean_squared_error(*numbers)}
-    assert tallied("mae", SCORES, rows).values() == pytest.approx(expected)
+    assert tallied("mae", SCORES, rows).metric_values() == pytest.approx(expected)
 
 
 def test_an_answer_that_is_no_number_is_as_wrong_as_can_be() -> None:
     rows = [(1, "?", "2"), (1, " 9\n", "10")]
-    assert tallied("mae", ("1", "2", "10"), rows).values() == pytest.approx({"mae": 4.5, "rmse": math.sqrt(32.5)})
-    assert tallied("mae", (), [(1, "?", "2")]).values() == {"mae": 3.0, "rmse": 3.0}
+    assert tallied("mae", ("1", "2", "10"), rows).metric_values() == pytest.approx(
+        {"mae": 4.5, "rmse": math.sqrt(32.5)}
+    )
+    assert tallied("mae", (), [(1, "?", "2")]).metric_values() == {"mae": 3.0, "rmse": 3.0}
 
 
 def test_texts_as_rouge_score_counts_them() -> None:
@@ -61,13 +63,13 @@ def test_texts_as_rouge_score_counts_them() -> None:
         name: sum(one[theirs].fmeasure for one in found) / len(found)
         for name, theirs in (("rouge_1", "rouge1"), ("rouge_l", "rougeL"))
     }
-    assert tallied("rouge", (), rows).values() == pytest.approx(expected)
+    assert tallied("rouge", (), rows).metric_values() == pytest.approx(expected)
 
 
 def test_likelihoods_are_averaged_over_queries_where_they_are_known() -> None:
-    counted = tally("rouge", (), [1, 2, 2], ["x"] * 3, ["x"] * 3, [-1.0, -2.0, -6.0])
-    assert counted.values() == pytest.approx({"rouge_1": 1.0, "rouge_l": 1.0, "gold_loglik": -3.0})
-    assert "gold_loglik" not in tallied("rouge", (), [(1, "x", "x")]).values()
+    counted = sum_by_user("rouge", (), [1, 2, 2], ["x"] * 3, ["x"] * 3, [-1.0, -2.0, -6.0])
+    assert counted.metric_values() == pytest.approx({"rouge_1": 1.0, "rouge_l": 1.0, "gold_loglik": -3.0})
+    assert "gold_loglik" not in tallied("rouge", (), [(1, "x", "x")]).metric_values()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_weights_of_users_are_users_taken_so_often(metric: str, labels: tuple[st
     counted = tallied(metric, labels, list(zip(users, answers, golds, strict=True)))
     assert counted.users == (3, 5, 7)
     weights = np.array([[2, 0, 1], [0, 3, 0], [1, 1, 1]])
-    drawn = counted.measure(weights @ counted.sums)
+    drawn = counted.metrics_from_sums(weights @ counted.sums)
     for row, own in enumerate(weights):
         times = dict(zip(counted.users, own, strict=True))
         kept = [i for i, user in enumerate(users) for _ in range(times[user])]
@@ -111,29 +113,29 @@ def test_what_cannot_be_added_up_is_refused(
     metric: str, labels: tuple[str, ...], golds: list[str], logliks: list[float | None], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason):
-        tally(metric, labels, [1, 1], ["1", "2"], golds, logliks)
+        sum_by_user(metric, labels, [1, 1], ["1", "2"], golds, logliks)
 
 
 def test_nothing_cannot_be_added_up() -> None:
     with pytest.raises(ValueError, match="0 users"):
-        tally("rouge", (), [], [], [], [])
+        sum_by_user("rouge", (), [], [], [], [])
 
 
 def test_the_same_queries_on_two_occasions_are_one_persons_each() -> None:
     first = tallied("accuracy", LABELS, [(1, "a", "a"), (1, "b", "a"), (2, "c", "b")])
     again = tallied("accuracy", LABELS, [(2, "b", "b"), (1, "a", "a"), (1, "a", "a")])
-    both = joined([first, again])
+    both = add_user_sums([first, again])
     assert (both.users, both.golds) == (first.users, first.golds)
     np.testing.assert_array_equal(both.sums, first.sums + again.sums)
-    assert both.values()["accuracy"] == pytest.approx((1 / 3 + 1) / 2)
+    assert both.metric_values()["accuracy"] == pytest.approx((1 / 3 + 1) / 2)
 
 
 def test_what_does_not_belong_together_is_not_joined() -> None:
     first = tallied("accuracy", LABELS, [(1, "a", "a"), (2, "a", "b")])
     with pytest.raises(ValueError, match="no tally"):
-        joined([])
+        add_user_sums([])
     for others in ([(1, "a", "a"), (3, "a", "b")], [(1, "a", "a"), (2, "a", "c")]):
         with pytest.raises(ValueError, match="other people or queries"):
-            joined([first, tallied("accuracy", LABELS, others)])
+            add_user_sums([first, tallied("accuracy", LABELS, others)])
     with pytest.raises(ValueError, match="several tasks"):
-        joined([first, tallied("accuracy", (*LABELS, "d"), [(1, "a", "a"), (2, "a", "b")])])
+        add_user_sums([first, tallied("accuracy", (*LABELS, "d"), [(1, "a", "a"), (2, "a", "b")])])

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from mta_cli.engine.generation.generate import (
-    Decoder,
-    Memory,
+    PromptCache,
+    StreamingDetokenizer,
+    generate_tokens,
     label_scores,
-    token_ids,
 )
-from mta_cli.engine.lora.adapter import LoraWeights, Placement, folded
-from mta_cli.engine.model.llama import Parts, causal_mask
+from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
+from mta_cli.engine.model.llama import BatchedLora, causal_mask
 from mta_cli.engine.model.load import LoadedBase, load_base
-from mta_cli.engine.scoring.backends import crowds
-from mta_cli.errors import BadInput, IntegrityFault, UsageFault
+from mta_cli.engine.scoring.backends import group_frozen_loras
+from mta_cli.errors import BadInput, IntegrityFault, UsageError
 from tests.engine.lora_cases import random_lora
 
 
@@ -28,7 +28,7 @@ from tests.engine.lora_cases import random_lora
 def base(request: pytest.FixtureRequest, tiny_base_path: Path) -> LoadedBase:
     """The tiny base in float32, with its plain decoder and as if it had none."""
     loaded = load_base(tiny_base_path, name="tiny", fingerprint="sha256:tiny", device="cpu", dtype="float32")
-    return loaded if request.param == "plain" else replace(loaded, plain=None)
+    return loaded if request.param == "plain" else replace(loaded, llama_decoder=None)
 
 
 @pytest.fixture
@@ -53,22 +53,22 @@ def test_greedy_equals_generate(base: LoadedBase) -> None:
         expected = base.model.generate(
             torch.tensor([ids]), max_new_tokens=24, do_sample=False, eos_token_id=-1, pad_token_id=0
         )[0, len(ids) :].tolist()
-        assert list(token_ids(endless(base), ids, max_tokens=24)) == expected
+        assert list(generate_tokens(endless(base), ids, max_tokens=24)) == expected
 
 
 def test_streamed_pieces_are_the_decoded_answer(base: LoadedBase) -> None:
     ids = ids_of(base, "say something")
-    tokens = list(token_ids(endless(base), ids, max_tokens=40))
-    decoder = Decoder(base.tokenizer)
-    pieces = [*map(decoder.push, tokens), decoder.flush()]
+    tokens = list(generate_tokens(endless(base), ids, max_tokens=40))
+    decoder = StreamingDetokenizer(base.tokenizer)
+    pieces = [*map(decoder.add_token, tokens), decoder.flush()]
     assert "".join(pieces) == base.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 def test_stops_at_any_end_token(base: LoadedBase) -> None:
     ids = ids_of(base, "hello")
-    tokens = list(token_ids(endless(base), ids, max_tokens=12))
+    tokens = list(generate_tokens(endless(base), ids, max_tokens=12))
     ending = replace(base, end_ids=(-5, tokens[6]))
-    assert list(token_ids(ending, ids, max_tokens=12)) == tokens[: tokens.index(tokens[6])]
+    assert list(generate_tokens(ending, ids, max_tokens=12)) == tokens[: tokens.index(tokens[6])]
 
 
 def test_label_scores_equal_the_naive_sum(base: LoadedBase) -> None:
@@ -86,7 +86,7 @@ def test_label_batches_do_not_change_scores(base: LoadedBase, monkeypatch: pytes
     prompt = ids_of(base, "q")
     labels = [ids_of(base, "label " * n) for n in range(1, 6)]
     together = label_scores(base, prompt, labels)
-    monkeypatch.setattr("mta_cli.engine.generation.generate.SCORE_CELLS", 1)
+    monkeypatch.setattr("mta_cli.engine.generation.generate.MAX_SCORED_LOGITS", 1)
     assert label_scores(base, prompt, labels) == pytest.approx(together, abs=1e-4)
 
 
@@ -98,105 +98,111 @@ def test_labels_without_tokens_are_refused(base: LoadedBase, labels: list[list[i
 
 @pytest.mark.parametrize("text", ["plain", "naïve 日本語 🎉👩‍👩‍👧 end", "Ω", "\ufffd mid", "ends 🎉"])
 def test_characters_are_never_split(base: LoadedBase, text: str) -> None:
-    decoder = Decoder(base.tokenizer)
-    pieces = [decoder.push(token) for token in ids_of(base, text)]
+    decoder = StreamingDetokenizer(base.tokenizer)
+    pieces = [decoder.add_token(token) for token in ids_of(base, text)]
     assert "".join(pieces) + decoder.flush() == text
     held = "\ufffd" not in text
     assert not held or not any("\ufffd" in piece for piece in pieces)
 
 
 def test_an_open_character_comes_out_at_the_end(base: LoadedBase) -> None:
-    decoder = Decoder(base.tokenizer)
-    pieces = [decoder.push(token) for token in ids_of(base, "a🎉")[:-1]]
+    decoder = StreamingDetokenizer(base.tokenizer)
+    pieces = [decoder.add_token(token) for token in ids_of(base, "a🎉")[:-1]]
     assert "".join(pieces) == "a"
     assert set(decoder.flush()) == {"\ufffd"}
     assert decoder.flush() == ""
 
 
 def test_memory_gives_the_same_answer_as_starting_afresh(base: LoadedBase) -> None:
-    memory = Memory()
+    memory = PromptCache()
     first = ids_of(base, "shared beginning, first question")
-    answer = list(token_ids(endless(base), first, max_tokens=8, memory=memory))
+    answer = list(generate_tokens(endless(base), first, max_tokens=8, memory=memory))
     second = first + answer + ids_of(base, " and then more")
     assert memory.keep_prefix(second) >= len(first)
-    continued = list(token_ids(endless(base), second, max_tokens=8, memory=memory))
-    assert continued == list(token_ids(endless(base), second, max_tokens=8))
+    continued = list(generate_tokens(endless(base), second, max_tokens=8, memory=memory))
+    assert continued == list(generate_tokens(endless(base), second, max_tokens=8))
     other = ids_of(base, "shared ending")
-    assert list(token_ids(endless(base), other, max_tokens=8, memory=memory)) == list(
-        token_ids(endless(base), other, max_tokens=8)
+    assert list(generate_tokens(endless(base), other, max_tokens=8, memory=memory)) == list(
+        generate_tokens(endless(base), other, max_tokens=8)
     )
 
 
 def test_memory_is_dropped_when_a_pass_is_interrupted(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = Memory()
+    memory = PromptCache()
     ids = ids_of(base, "hello")
-    list(token_ids(endless(base), ids, max_tokens=2, memory=memory))
+    list(generate_tokens(endless(base), ids, max_tokens=2, memory=memory))
 
     def interrupted(*_: Any, **__: Any) -> Iterator[int]:
         raise KeyboardInterrupt
 
-    inner = (base.plain, "logits") if base.plain is not None else (base.model.model, "forward")
+    inner = (base.llama_decoder, "logits") if base.llama_decoder is not None else (base.model.model, "forward")
     monkeypatch.setattr(*inner, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        list(token_ids(endless(base), ids, max_tokens=2, memory=memory))
+        list(generate_tokens(endless(base), ids, max_tokens=2, memory=memory))
     assert memory.cache is None and memory.ids == []
 
 
 def test_sampling_follows_the_seed(base: LoadedBase) -> None:
     ids = ids_of(base, "hello")
-    draws = [tuple(token_ids(endless(base), ids, max_tokens=12, temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
+    draws = [
+        tuple(generate_tokens(endless(base), ids, max_tokens=12, temperature=1.0, seed=seed)) for seed in (1, 1, 2)
+    ]
     assert draws[0] == draws[1] != draws[2]
 
 
 def test_a_tiny_top_p_is_greedy(base: LoadedBase) -> None:
     ids = ids_of(base, "hello")
-    greedy = list(token_ids(endless(base), ids, max_tokens=8))
-    assert list(token_ids(endless(base), ids, max_tokens=8, temperature=2.0, top_p=1e-6)) == greedy
+    greedy = list(generate_tokens(endless(base), ids, max_tokens=8))
+    assert list(generate_tokens(endless(base), ids, max_tokens=8, temperature=2.0, top_p=1e-6)) == greedy
 
 
 def test_the_window_bounds_prompt_and_answer(base: LoadedBase) -> None:
     long = [5] * (base.window - 3)
-    assert len(list(token_ids(endless(base), long, max_tokens=50))) == 3
+    assert len(list(generate_tokens(endless(base), long, max_tokens=50))) == 3
     for ids in ([], [5] * base.window):
         with pytest.raises(BadInput, match="tokens"):
-            list(token_ids(base, ids, max_tokens=1))
+            list(generate_tokens(base, ids, max_tokens=1))
 
 
 def test_numbers_that_are_not_numbers_are_an_error(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base.model.lm_head, "forward", lambda hidden: hidden @ torch.full((64, 9), float("nan")))
-    if base.plain is not None:
-        monkeypatch.setattr(base.plain, "logits", lambda states, read: torch.full((len(states), 9), float("nan")))
+    if base.llama_decoder is not None:
+        monkeypatch.setattr(
+            base.llama_decoder, "logits", lambda states, read: torch.full((len(states), 9), float("nan"))
+        )
     with pytest.raises(IntegrityFault, match="NaN"):
-        list(token_ids(base, [1, 2], max_tokens=2))
+        list(generate_tokens(base, [1, 2], max_tokens=2))
 
 
 def late_part(base: LoadedBase, seed: int = 3, late: int = 4) -> LoraWeights:
     """A part of the upper layer for the last `late` prompt tokens and the answer."""
     weights = random_lora(base.model, seed, alpha=32.0, placement="upper")
     place = weights.placement
-    return LoraWeights(weights.factors, weights.scale, Placement(place.first, place.last, late))
+    return LoraWeights(weights.factors, weights.scale, Placement(place.first_layer, place.last_layer, late))
 
 
 def masked_logits(base: LoadedBase, prompt: list[int], answer: list[int], part: LoraWeights) -> torch.Tensor:
     """Logits after each answer token and the prompt, from one pass whose part is masked by position."""
-    plain = base.plain
+    plain = base.llama_decoder
     assert plain is not None
     text = torch.tensor([prompt + answer])
-    where = (torch.arange(text.shape[1]) >= part.placement.start(len(prompt))).float()[None, :, None]
-    (crowd,) = crowds(plain, [[part]])
+    where = (torch.arange(text.shape[1]) >= part.placement.first_position(len(prompt))).float()[None, :, None]
+    (crowd,) = group_frozen_loras(plain, [[part]])
     with torch.no_grad():
         rope, mask = (
             plain.rope(torch.arange(text.shape[1])[None]),
             causal_mask(text.shape[1], plain.dtype, plain.device),
         )
-        return plain.logits(plain.run(plain.embed(text), rope, mask, parts=[Parts(crowd.rows([0]), where)])[0])
+        return plain.logits(
+            plain.run_layers(plain.embed(text), rope, mask, parts=[BatchedLora(crowd.factors_for_rows([0]), where)])[0]
+        )
 
 
 def test_a_late_part_meets_late_tokens_only(plain_base: LoadedBase) -> None:
     part, prompt = late_part(plain_base), ids_of(plain_base, "what would I say to that?")
-    answer = list(token_ids(endless(plain_base), prompt, max_tokens=10, late=part))
+    answer = list(generate_tokens(endless(plain_base), prompt, max_tokens=10, late=part))
     expected = masked_logits(plain_base, prompt, answer, part)[len(prompt) - 1 : -1].argmax(-1).tolist()
-    assert answer == expected != list(token_ids(endless(plain_base), prompt, max_tokens=10))
+    assert answer == expected != list(generate_tokens(endless(plain_base), prompt, max_tokens=10))
     labels = [ids_of(plain_base, text) for text in ("a", "dark comedy")]
     for label, score in zip(labels, label_scores(plain_base, prompt, labels, late=part), strict=True):
         logprobs = torch.log_softmax(masked_logits(plain_base, prompt, label, part), -1)
@@ -205,39 +211,39 @@ def test_a_late_part_meets_late_tokens_only(plain_base: LoadedBase) -> None:
 
 
 def test_memory_keeps_nothing_that_a_late_part_has_touched(plain_base: LoadedBase) -> None:
-    base, memory = endless(plain_base), Memory()
+    base, memory = endless(plain_base), PromptCache()
     part, other = late_part(base), late_part(base, seed=4, late=9)
     first = ids_of(base, "shared beginning, first question")
-    answer = list(token_ids(base, first, max_tokens=8, memory=memory, late=part))
+    answer = list(generate_tokens(base, first, max_tokens=8, memory=memory, late=part))
     assert memory.ids == first[:-4]
     second = first + answer + ids_of(base, " and then more")
     for turn, late in ((second, part), (second, None), (second[:-1], other), (first[:-3], part), (first, None)):
-        found = list(token_ids(base, turn, max_tokens=8, memory=memory, late=late))
-        assert found == list(token_ids(base, turn, max_tokens=8, late=late))
-    started = token_ids(base, first, max_tokens=8, memory=memory, late=part)
+        found = list(generate_tokens(base, turn, max_tokens=8, memory=memory, late=late))
+        assert found == list(generate_tokens(base, turn, max_tokens=8, late=late))
+    started = generate_tokens(base, first, max_tokens=8, memory=memory, late=part)
     next(started)
     started.close()  # type: ignore[attr-defined]
     assert memory.ids == first[:-4]
 
 
 def test_only_the_plain_decoder_takes_late_parts(plain_base: LoadedBase) -> None:
-    part, other = late_part(plain_base), replace(plain_base, plain=None)
-    with pytest.raises(UsageFault, match="late"):
-        list(token_ids(other, [5, 6, 7], max_tokens=1, late=part))
-    with pytest.raises(UsageFault, match="late"):
+    part, other = late_part(plain_base), replace(plain_base, llama_decoder=None)
+    with pytest.raises(UsageError, match="late"):
+        list(generate_tokens(other, [5, 6, 7], max_tokens=1, late=part))
+    with pytest.raises(UsageError, match="late"):
         label_scores(other, [5, 6, 7], [[8]], late=part)
 
 
 def test_prompts_run_in_chunks(plain_base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = ids_of(plain_base, "a prompt that is read in several pieces")
-    whole = list(token_ids(endless(plain_base), ids, max_tokens=8))
-    monkeypatch.setattr("mta_cli.engine.generation.generate.CHUNK", 7)
-    assert list(token_ids(endless(plain_base), ids, max_tokens=8)) == whole
+    whole = list(generate_tokens(endless(plain_base), ids, max_tokens=8))
+    monkeypatch.setattr("mta_cli.engine.generation.generate.PREFILL_CHUNK_TOKENS", 7)
+    assert list(generate_tokens(endless(plain_base), ids, max_tokens=8)) == whole
 
 
 def test_the_cache_grows_with_the_answer(plain_base: LoadedBase) -> None:
     ids = ids_of(plain_base, "x")
-    whole = list(token_ids(endless(plain_base), ids, max_tokens=300))
+    whole = list(generate_tokens(endless(plain_base), ids, max_tokens=300))
     expected = plain_base.model.generate(
         torch.tensor([ids]), max_new_tokens=300, do_sample=False, eos_token_id=-1, pad_token_id=0
     )
@@ -247,20 +253,20 @@ def test_the_cache_grows_with_the_answer(plain_base: LoadedBase) -> None:
 def test_eight_bits_choose_nearly_the_same(tiny_base_path: Path) -> None:
     """Products with rounded weights are near the exact ones; new weights bring new copies."""
     base = endless(load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="bfloat16"))
-    plain, ids = base.plain, ids_of(base, "hello")
+    plain, ids = base.llama_decoder, ids_of(base, "hello")
     assert plain is not None
-    joint, x = plain.layers[0].joints["qkv"], torch.randn(3, 1, 64).bfloat16()
+    joint, x = plain.layers[0].projections["qkv"], torch.randn(3, 1, 64).bfloat16()
     exact = joint(x)
-    joint.round()
+    joint.quantize_int8()
     assert torch.equal(joint(x, "packed"), exact)
     error = (joint(x, "int8") - exact).float().norm() / exact.float().norm()
     assert 0 < error < 0.02
     assert torch.equal(joint(x.repeat(9, 1, 1), "int8"), torch.nn.functional.linear(x.repeat(9, 1, 1), joint.weight))
-    first = list(token_ids(base, ids, max_tokens=12, int8=True))
+    first = list(generate_tokens(base, ids, max_tokens=12, int8=True))
     part = random_lora(base.model, 3, alpha=64.0)
-    with folded(base, part):
-        changed = list(token_ids(base, ids, max_tokens=12, int8=True))
-    assert changed != first == list(token_ids(base, ids, max_tokens=12, int8=True))
+    with merge_into_base(base, part):
+        changed = list(generate_tokens(base, ids, max_tokens=12, int8=True))
+    assert changed != first == list(generate_tokens(base, ids, max_tokens=12, int8=True))
 
 
 def test_eight_bits_serve_only_who_asks_for_them(tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,40 +275,42 @@ def test_eight_bits_serve_only_who_asks_for_them(tiny_base_path: Path, monkeypat
     ids, labels, read = ids_of(base, "hello"), [[5, 6], [7]], []
     rounded = torch._weight_int8pack_mm
     monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda *given: read.append(1) or rounded(*given))  # type: ignore[func-returns-value]
-    before = list(token_ids(base, ids, max_tokens=4)), label_scores(base, ids, labels)
-    list(token_ids(base, ids, max_tokens=4, int8=True))
+    before = list(generate_tokens(base, ids, max_tokens=4)), label_scores(base, ids, labels)
+    list(generate_tokens(base, ids, max_tokens=4, int8=True))
     assert len(read) > 0
     read.clear()
-    assert (list(token_ids(base, ids, max_tokens=4)), label_scores(base, ids, labels)) == before
-    memory = Memory()
-    list(token_ids(base, ids, max_tokens=1, int8=True, memory=memory))
-    list(token_ids(base, [*ids, 7, 8], max_tokens=1, int8=True, memory=memory))  # prompts are read exactly
+    assert (list(generate_tokens(base, ids, max_tokens=4)), label_scores(base, ids, labels)) == before
+    memory = PromptCache()
+    list(generate_tokens(base, ids, max_tokens=1, int8=True, memory=memory))
+    list(generate_tokens(base, [*ids, 7, 8], max_tokens=1, int8=True, memory=memory))  # prompts are read exactly
     assert read == []
 
 
 def test_eight_bits_are_refused_where_they_cannot_be(base: LoadedBase) -> None:
-    with pytest.raises(UsageFault, match="int8"):
-        list(token_ids(base, [5, 6], max_tokens=3, int8=True))
+    with pytest.raises(UsageError, match="int8"):
+        list(generate_tokens(base, [5, 6], max_tokens=3, int8=True))
 
 
 def test_packed_weights_follow_what_is_folded(tiny_base_path: Path) -> None:
     base = endless(load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="bfloat16"))
-    plain, ids, part = base.plain, ids_of(base, "hello"), random_lora(base.model, 3, alpha=64.0)
+    plain, ids, part = base.llama_decoder, ids_of(base, "hello"), random_lora(base.model, 3, alpha=64.0)
     assert plain is not None
-    plain.pack()
-    before = list(token_ids(base, ids, max_tokens=12))
-    with folded(base, part):
-        plain.pack()
-        inside = list(token_ids(base, ids, max_tokens=12))
-    assert inside != before == list(token_ids(base, ids, max_tokens=12))
+    plain.pack_weights()
+    before = list(generate_tokens(base, ids, max_tokens=12))
+    with merge_into_base(base, part):
+        plain.pack_weights()
+        inside = list(generate_tokens(base, ids, max_tokens=12))
+    assert inside != before == list(generate_tokens(base, ids, max_tokens=12))
 
 
 def test_training_after_decoding_still_has_gradients(plain_base: LoadedBase) -> None:
     """A longer table of angles and packed weights, both made while decoding, do not stand in autograd's way."""
-    plain = plain_base.plain
+    plain = plain_base.llama_decoder
     assert plain is not None
-    list(token_ids(endless(plain_base), [5] * 300, max_tokens=12))
-    plain.pack()
+    list(generate_tokens(endless(plain_base), [5] * 300, max_tokens=12))
+    plain.pack_weights()
     x = plain.embed(torch.tensor([[5, 6, 7]])).clone().requires_grad_()
-    plain.run(x, plain.rope(torch.tensor([[0, 1, 2]])), causal_mask(3, plain.dtype, plain.device)).sum().backward()
+    plain.run_layers(
+        x, plain.rope(torch.tensor([[0, 1, 2]])), causal_mask(3, plain.dtype, plain.device)
+    ).sum().backward()
     assert x.grad is not None and bool(x.grad.abs().sum() > 0)

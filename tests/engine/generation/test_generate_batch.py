@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.generation import generate_batch
-from mta_cli.engine.generation.batch_state import Batch, Row
-from mta_cli.engine.generation.generate import token_ids
-from mta_cli.engine.generation.generate_batch import Choice, answer_many, stream_many
-from mta_cli.engine.lora.adapter import LoraWeights, Placement, folded
-from mta_cli.engine.lora.merge import merge
-from mta_cli.engine.model.kv_cache import Slots
-from mta_cli.engine.model.llama import Plain
+from mta_cli.engine.generation.batch_state import DecodingBatch, PromptRow
+from mta_cli.engine.generation.generate import generate_tokens
+from mta_cli.engine.generation.generate_batch import SamplingParams, generate_answers, stream_answers
+from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
+from mta_cli.engine.lora.merge import merge_loras
+from mta_cli.engine.model.kv_cache import KVCache
+from mta_cli.engine.model.llama import LlamaDecoder
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.backends import crowds
-from mta_cli.engine.scoring.log_likelihood import PARTS
-from mta_cli.errors import BadInput, IntegrityFault, UsageFault
+from mta_cli.engine.scoring.backends import group_frozen_loras
+from mta_cli.engine.scoring.log_likelihood import UserLoras
+from mta_cli.errors import BadInput, IntegrityFault, UsageError
 from tests.engine.lora_cases import random_lora
 
 LENGTHS = (9, 23, 14, 31, 12, 9)
@@ -34,10 +34,10 @@ def prompts_of(lengths: Sequence[int], seed: int = 0, common: int = 0) -> list[l
     return [head + [draw.randrange(3, 250) for _ in range(length - common)] for length in lengths]
 
 
-def plain_of(base: LoadedBase) -> Plain:
+def plain_of(base: LoadedBase) -> LlamaDecoder:
     """The base's plain decoder, which the tiny base has."""
-    assert base.plain is not None
-    return base.plain
+    assert base.llama_decoder is not None
+    return base.llama_decoder
 
 
 def endless(base: LoadedBase) -> LoadedBase:
@@ -49,33 +49,33 @@ def lora(base: LoadedBase, seed: int, placement: str = "all", late: int | None =
     """A random part, strong enough to change answers, on the last `late` prompt tokens and the answer."""
     weights = random_lora(base.model, seed, rank=rank, alpha=8.0 * rank, placement=placement)
     place = weights.placement
-    return LoraWeights(weights.factors, weights.scale, Placement(place.first, place.last, late))
+    return LoraWeights(weights.factors, weights.scale, Placement(place.first_layer, place.last_layer, late))
 
 
-def everywhere(base: LoadedBase) -> list[PARTS]:
+def everywhere(base: LoadedBase) -> list[UserLoras]:
     """Four people: a part in all layers, one in the upper, both, and nobody."""
     first, second = lora(base, 1), lora(base, 2, "upper", rank=3)
     return [(first,), (second,), (first, second), ()]
 
 
-def mixed(base: LoadedBase) -> list[PARTS]:
+def mixed(base: LoadedBase) -> list[UserLoras]:
     """Late parts of two lengths, with and without a part that acts everywhere."""
     return [(lora(base, 3, late=5),), (lora(base, 1), lora(base, 4, "upper", 2)), (lora(base, 5, late=5),), ()]
 
 
 @torch.no_grad()
-def slow_logits(base: LoadedBase, prompt: Sequence[int], tail: Sequence[int], parts: PARTS) -> Tensor:
+def slow_logits(base: LoadedBase, prompt: Sequence[int], tail: Sequence[int], parts: UserLoras) -> Tensor:
     """Logits [1 + tail, vocabulary] after the prompt and each token of `tail`: the whole text at once, no cache."""
-    acting = merge([(part, 1.0) for part in parts if part.placement.late is None])
-    lates = [part for part in parts if part.placement.late is not None]
+    acting = merge_loras([(part, 1.0) for part in parts if part.placement.late_tokens is None])
+    lates = [part for part in parts if part.placement.late_tokens is not None]
     text = torch.tensor([[*prompt, *tail]])
-    with folded(base, acting):
+    with merge_into_base(base, acting):
         if not lates:
             logits: Tensor = base.model(text).logits[0]
             return logits[len(prompt) - 1 :]
         hooks = []
         for part in lates:
-            start = part.placement.start(len(prompt))
+            start = part.placement.first_position(len(prompt))
             for path, (a, b) in part.factors.items():
 
                 def late(
@@ -97,33 +97,37 @@ def batch_logits(
     base: LoadedBase,
     prompts: Sequence[Sequence[int]],
     tails: Sequence[Sequence[int]],
-    people: Sequence[PARTS],
+    people: Sequence[UserLoras],
     owners: Sequence[int],
     at_once: int = 1000,
 ) -> list[Tensor]:
     """What the batch gives after each prompt and each token of its tail; rows leave when their tail is done."""
     plain = plain_of(base)
-    rows = [Row(prompt, owner) for prompt, owner in zip(prompts, owners, strict=True)]
+    rows = [PromptRow(prompt, owner) for prompt, owner in zip(prompts, owners, strict=True)]
     found: list[list[Tensor]] = [[] for _ in prompts]
     with torch.inference_mode():
-        slots = Slots(plain, len(rows), max(map(len, prompts)) + max(map(len, tails)))
-        batch, which, step = Batch(plain, crowds(plain, people), rows, slots), list(range(len(rows))), 0
-        logits = batch.read(at_once)
+        slots = KVCache(plain, len(rows), max(map(len, prompts)) + max(map(len, tails)))
+        batch, which, step = (
+            DecodingBatch(plain, group_frozen_loras(plain, people), rows, slots),
+            list(range(len(rows))),
+            0,
+        )
+        logits = batch.prefill(at_once)
         while True:
             for r, row in zip(which, logits, strict=True):
                 found[r].append(row)
             alive = [n for n, r in enumerate(which) if len(tails[r]) > step]
             if not alive:
                 return [torch.stack(rows) for rows in found]
-            which = [which[i] for i in batch.keep(alive)]
-            logits = batch.step([tails[r][step] for r in which])
+            which = [which[i] for i in batch.keep_alive_rows(alive)]
+            logits = batch.decode_step([tails[r][step] for r in which])
             step += 1
 
 
 @pytest.mark.parametrize("kind", [everywhere, mixed])
 @pytest.mark.parametrize(("order", "at_once"), [((0, 1, 2, 3, 4, 5), 1000), ((3, 0, 5, 1, 4, 2), 20), ((2,), 1000)])
 def test_logits_are_those_of_each_person_alone(
-    base: LoadedBase, kind: Callable[[LoadedBase], list[PARTS]], order: tuple[int, ...], at_once: int
+    base: LoadedBase, kind: Callable[[LoadedBase], list[UserLoras]], order: tuple[int, ...], at_once: int
 ) -> None:
     people = kind(base)
     all_prompts, all_tails = prompts_of(LENGTHS), prompts_of((7, 1, 5, 0, 3, 7), seed=9)
@@ -133,7 +137,7 @@ def test_logits_are_those_of_each_person_alone(
         assert (logits - slow_logits(base, prompt, tail, people[owner])).abs().max() < 1e-4
 
 
-def greedy(base: LoadedBase, prompt: Sequence[int], parts: PARTS, count: int) -> list[int]:
+def greedy(base: LoadedBase, prompt: Sequence[int], parts: UserLoras, count: int) -> list[int]:
     """The likeliest tokens, each from a pass over the whole text."""
     answer: list[int] = []
     for _ in range(count):
@@ -142,36 +146,38 @@ def greedy(base: LoadedBase, prompt: Sequence[int], parts: PARTS, count: int) ->
 
 
 @pytest.mark.parametrize("kind", [everywhere, mixed])
-def test_answers_are_those_of_each_person_alone(base: LoadedBase, kind: Callable[[LoadedBase], list[PARTS]]) -> None:
+def test_answers_are_those_of_each_person_alone(
+    base: LoadedBase, kind: Callable[[LoadedBase], list[UserLoras]]
+) -> None:
     people, prompts = kind(base), prompts_of(LENGTHS)
     owners = [0, 1, 2, 3, 1, 0]
-    found = answer_many(endless(base), prompts, people, owners, max_tokens=8)
+    found = generate_answers(endless(base), prompts, people, owners, max_tokens=8)
     alone = [greedy(base, prompt, people[owner], 8) for prompt, owner in zip(prompts, owners, strict=True)]
     assert found == alone and len({tuple(answer) for answer in found}) > 3
-    back = answer_many(endless(base), prompts[::-1], people, owners[::-1], max_tokens=8)
+    back = generate_answers(endless(base), prompts[::-1], people, owners[::-1], max_tokens=8)
     assert back == alone[::-1]
 
 
 def test_late_parts_share_what_all_prompts_begin_with(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     people = [(lora(base, 3, late=5),), (lora(base, 4, "upper", late=2),), ()]
     prompts, read = prompts_of((20, 26, 23), common=17), []
-    begin = Slots.begin_with
-    monkeypatch.setattr(Slots, "begin_with", lambda self, other: (read.append(other.length), begin(self, other))[1])
-    found = answer_many(endless(base), prompts, people, [0, 1, 2], max_tokens=6)
+    begin = KVCache.copy_prefix
+    monkeypatch.setattr(KVCache, "copy_prefix", lambda self, other: (read.append(other.length), begin(self, other))[1])
+    found = generate_answers(endless(base), prompts, people, [0, 1, 2], max_tokens=6)
     assert read == [15]  # the shortest prompt has 20 tokens, and a part acts on the last 5
     assert found == [greedy(base, prompt, parts, 6) for prompt, parts in zip(prompts, people, strict=True)]
-    one = answer_many(endless(base), prompts, [(lora(base, 1),)], [0, 0, 0], max_tokens=6)
+    one = generate_answers(endless(base), prompts, [(lora(base, 1),)], [0, 0, 0], max_tokens=6)
     assert read == [15, 17] and one == [greedy(base, prompt, (lora(base, 1),), 6) for prompt in prompts]
-    answer_many(endless(base), prompts, everywhere(base), [0, 1, 2], max_tokens=6)
+    generate_answers(endless(base), prompts, everywhere(base), [0, 1, 2], max_tokens=6)
     assert read == [15, 17]  # what depends on the person is not shared
 
 
 def test_people_answered_before_leave_nothing_behind(base: LoadedBase) -> None:
     first, second = everywhere(base), [(lora(base, seed),) for seed in (21, 22)]
     prompts = prompts_of(LENGTHS)
-    fresh = answer_many(endless(base), prompts, second, [0, 1] * 3, max_tokens=6)
-    answer_many(endless(base), prompts, first, [0, 1, 2, 3, 0, 1], max_tokens=6)
-    assert answer_many(endless(base), prompts, second, [0, 1] * 3, max_tokens=6) == fresh
+    fresh = generate_answers(endless(base), prompts, second, [0, 1] * 3, max_tokens=6)
+    generate_answers(endless(base), prompts, first, [0, 1, 2, 3, 0, 1], max_tokens=6)
+    assert generate_answers(endless(base), prompts, second, [0, 1] * 3, max_tokens=6) == fresh
 
 
 def test_a_row_that_moves_takes_its_own_person_along(base: LoadedBase) -> None:
@@ -185,90 +191,94 @@ def test_a_row_that_moves_takes_its_own_person_along(base: LoadedBase) -> None:
 def test_a_long_queue_is_taken_in_batches(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     people, prompts = everywhere(base), prompts_of(LENGTHS)
     owners = [0, 1, 2, 3, 1, 0]
-    whole = answer_many(endless(base), prompts, people, owners, max_tokens=5)
+    whole = generate_answers(endless(base), prompts, people, owners, max_tokens=5)
     sizes: list[int] = []
-    make = generate_batch.Batch
-    monkeypatch.setattr(generate_batch, "Batch", lambda *given: (sizes.append(len(given[2])), make(*given))[1])
-    monkeypatch.setattr(generate_batch, "CPU_BYTES", 1)
-    assert answer_many(endless(base), prompts, people, owners, max_tokens=5) == whole
+    make = generate_batch.DecodingBatch
+    monkeypatch.setattr(generate_batch, "DecodingBatch", lambda *given: (sizes.append(len(given[2])), make(*given))[1])
+    monkeypatch.setattr(generate_batch, "CPU_BATCH_BYTES", 1)
+    assert generate_answers(endless(base), prompts, people, owners, max_tokens=5) == whole
     assert sizes == [1] * 6
-    monkeypatch.setattr(generate_batch, "CPU_BYTES", 2 << 30)
+    monkeypatch.setattr(generate_batch, "CPU_BATCH_BYTES", 2 << 30)
     monkeypatch.setattr(generate_batch, "FEW", 4)
-    assert answer_many(endless(base), prompts, people, owners, max_tokens=5) == whole
+    assert generate_answers(endless(base), prompts, people, owners, max_tokens=5) == whole
     assert sorted(sizes[6:]) == [2, 4]
 
 
 def test_a_seed_means_the_same_alone_and_in_company(base: LoadedBase) -> None:
     people, prompts, owners, seeds = everywhere(base), prompts_of(LENGTHS), [0, 1, 2, 3, 1, 0], [5, 6, 7, 8, 9, 9]
-    company = answer_many(endless(base), prompts, people, owners, max_tokens=9, temperature=1.0, top_p=0.9, seeds=seeds)
+    company = generate_answers(
+        endless(base), prompts, people, owners, max_tokens=9, temperature=1.0, top_p=0.9, seeds=seeds
+    )
     for i, prompt in enumerate(prompts):
-        alone = answer_many(
+        alone = generate_answers(
             endless(base), [prompt], people, [owners[i]], max_tokens=9, temperature=1.0, top_p=0.9, seeds=[seeds[i]]
         )
         assert alone == [company[i]]
-        with folded(base, merge([(part, 1.0) for part in people[owners[i]]])):
-            single = token_ids(endless(base), prompt, max_tokens=9, temperature=1.0, top_p=0.9, seed=seeds[i])
+        with merge_into_base(base, merge_loras([(part, 1.0) for part in people[owners[i]]])):
+            single = generate_tokens(endless(base), prompt, max_tokens=9, temperature=1.0, top_p=0.9, seed=seeds[i])
             assert list(single) == company[i]
 
 
 def test_rows_end_at_end_tokens_and_the_others_go_on(base: LoadedBase) -> None:
     people, prompts, owners = everywhere(base), prompts_of(LENGTHS), [0, 1, 2, 3, 1, 0]
-    whole = answer_many(endless(base), prompts, people, owners, max_tokens=10)
+    whole = generate_answers(endless(base), prompts, people, owners, max_tokens=10)
     end = whole[2][4]
-    found = answer_many(replace(base, end_ids=(end,)), prompts, people, owners, max_tokens=10)
+    found = generate_answers(replace(base, end_ids=(end,)), prompts, people, owners, max_tokens=10)
     assert found == [answer[: answer.index(end)] if end in answer else answer for answer in whole]
 
 
 def test_room_bounds_each_answer(base: LoadedBase) -> None:
     near = [5] * (base.window - 3)
-    found = answer_many(endless(base), [near, [5, 6, 7]], [()], [0, 0], max_tokens=6)
+    found = generate_answers(endless(base), [near, [5, 6, 7]], [()], [0, 0], max_tokens=6)
     assert [len(answer) for answer in found] == [3, 6]
-    assert answer_many(base, [[5, 6]], [()], [0], max_tokens=0) == [[]]
-    assert answer_many(base, [], [()], [], max_tokens=4) == []
+    assert generate_answers(base, [[5, 6]], [()], [0], max_tokens=0) == [[]]
+    assert generate_answers(base, [], [()], [], max_tokens=4) == []
     for prompt in ([], [5] * base.window):
         with pytest.raises(BadInput, match="tokens"):
-            answer_many(base, [[5], prompt], [()], [0, 0], max_tokens=1)
+            generate_answers(base, [[5], prompt], [()], [0, 0], max_tokens=1)
 
 
 def test_a_base_of_another_family_folds_one_person_after_another(base: LoadedBase) -> None:
     people, prompts, owners = everywhere(base), prompts_of(LENGTHS), [0, 1, 2, 3, 1, 0]
-    expected = answer_many(endless(base), prompts, people, owners, max_tokens=6)
-    other = replace(endless(base), plain=None)
-    assert answer_many(other, prompts, people, owners, max_tokens=6) == expected
-    with pytest.raises(UsageFault, match="late"):
-        answer_many(other, prompts, mixed(base), owners, max_tokens=6)
+    expected = generate_answers(endless(base), prompts, people, owners, max_tokens=6)
+    other = replace(endless(base), llama_decoder=None)
+    assert generate_answers(other, prompts, people, owners, max_tokens=6) == expected
+    with pytest.raises(UsageError, match="late"):
+        generate_answers(other, prompts, mixed(base), owners, max_tokens=6)
 
 
 def test_numbers_that_are_not_numbers_are_an_error(base: LoadedBase) -> None:
     plain_of(base).norm.weight.data.fill_(float("nan"))
     with pytest.raises(IntegrityFault, match="NaN"):
-        answer_many(base, prompts_of((4, 5)), [()], [0, 0], max_tokens=2)
+        generate_answers(base, prompts_of((4, 5)), [()], [0, 0], max_tokens=2)
 
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_stream_gives_the_same_answers_a_token_at_a_time(base: LoadedBase, plain: bool) -> None:
-    spoken = endless(base) if plain else replace(endless(base), plain=None)
+    spoken = endless(base) if plain else replace(endless(base), llama_decoder=None)
     people, prompts = everywhere(base), prompts_of((9, 9, 9, 9))
     answers: list[list[int]] = [[] for _ in prompts]
     places = []
-    for place, token in stream_many(spoken, prompts, people, range(4), Choice(5)):
+    for place, token in stream_answers(spoken, prompts, people, range(4), SamplingParams(5)):
         answers[place].append(token)
         places.append(place)
-    assert answers == answer_many(spoken, prompts, people, range(4), max_tokens=5)
+    assert answers == generate_answers(spoken, prompts, people, range(4), max_tokens=5)
     assert places == ([0, 1, 2, 3] * 5 if plain else [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5)
 
 
 def test_a_stream_draws_what_each_would_draw_alone(base: LoadedBase) -> None:
     people, prompt = everywhere(base)[:2], prompts_of((14,))[0]
     found: list[list[int]] = [[], []]
-    for place, token in stream_many(endless(base), [prompt] * 2, people, [0, 1], Choice(6, 1.0, 0.9), seed=7):
+    for place, token in stream_answers(
+        endless(base), [prompt] * 2, people, [0, 1], SamplingParams(6, 1.0, 0.9), seed=7
+    ):
         found[place].append(token)
     for parts, answer in zip(people, found, strict=True):
-        with folded(base, merge([(part, 1.0) for part in parts])):
-            alone = token_ids(endless(base), prompt, max_tokens=6, temperature=1.0, top_p=0.9, seed=7)
+        with merge_into_base(base, merge_loras([(part, 1.0) for part in parts])):
+            alone = generate_tokens(endless(base), prompt, max_tokens=6, temperature=1.0, top_p=0.9, seed=7)
             assert list(alone) == answer
 
 
 def test_a_stream_refuses_8_bits_where_there_are_none(base: LoadedBase) -> None:
-    with pytest.raises(UsageFault, match="int8"):
-        list(stream_many(base, prompts_of((9,)), [()], [0], Choice(3), int8=True))
+    with pytest.raises(UsageError, match="int8"):
+        list(stream_answers(base, prompts_of((9,)), [()], [0], SamplingParams(3), int8=True))

@@ -9,19 +9,19 @@ import torch
 from safetensors.torch import save_file
 
 from mta_cli.engine.lora.adapter import (
-    LATE,
+    LATE_PROMPT_TOKENS,
+    AdapterMerger,
     Factors,
-    Folder,
     LoraWeights,
     Placement,
-    attached,
-    covering,
-    find_targets,
-    folded,
-    initial,
+    attach_lora_layers,
+    find_target_modules,
+    init_lora_weights,
+    merge_into_base,
+    merge_placements,
 )
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.errors import BadInput, IntegrityFault, UsageFault
+from mta_cli.errors import BadInput, IntegrityFault, UsageError
 from tests.engine.lora_cases import random_lora
 
 IDS = torch.arange(3, 40)[None]
@@ -85,21 +85,21 @@ def test_numbers_that_are_not_finite_are_never_stored(base: LoadedBase) -> None:
     a, _ = next(iter(weights.factors.values()))
     a[0, 0] = 1e9  # infinite in float16
     with pytest.raises(IntegrityFault, match="not finite"):
-        weights.stored()
+        weights.cast_for_storage()
 
 
 def test_targets_are_found_by_name_and_layer(base: LoadedBase) -> None:
-    paths, where = find_targets(base.model, "q_proj,v_proj", "upper")
+    paths, where = find_target_modules(base.model, "q_proj,v_proj", "upper")
     assert paths == ["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
     assert where == Placement(1, 1)
-    everything, where = find_targets(base.model, "all-linear", "all")
+    everything, where = find_target_modules(base.model, "all-linear", "all")
     assert len(everything) == 14 and where == Placement(0, 1)
 
 
 @pytest.mark.parametrize("targets", ["query_key_value", "q_proj,nothing", "", " , "])
 def test_unknown_targets_are_refused_with_the_known_ones(base: LoadedBase, targets: str) -> None:
-    with pytest.raises(UsageFault) as caught:
-        find_targets(base.model, targets, "all")
+    with pytest.raises(UsageError) as caught:
+        find_target_modules(base.model, targets, "all")
     assert "q_proj" in str(caught.value.hint)
 
 
@@ -112,23 +112,23 @@ def test_placement_reads_what_it_writes() -> None:
 
 
 def test_late_parts_begin_so_many_tokens_before_the_answer() -> None:
-    assert [Placement(0, 1, 8).start(prompt) for prompt in (20, 8, 3)] == [12, 0, 0]
-    assert Placement(0, 1).start(20) == 0
-    assert Placement.named("late", 30) == Placement(20, 29, LATE)
+    assert [Placement(0, 1, 8).first_position(prompt) for prompt in (20, 8, 3)] == [12, 0, 0]
+    assert Placement(0, 1).first_position(20) == 0
+    assert Placement.from_name("late", 30) == Placement(20, 29, LATE_PROMPT_TOKENS)
 
 
 def test_placements_cover_each_other_only_on_the_same_tokens() -> None:
-    assert covering([Placement(3, 5, 8), Placement(1, 4, 8)]) == Placement(1, 5, 8)
+    assert merge_placements([Placement(3, 5, 8), Placement(1, 4, 8)]) == Placement(1, 5, 8)
     for other in (Placement(1, 4), Placement(1, 4, 7)):
         with pytest.raises(IntegrityFault, match="different tokens"):
-            covering([Placement(3, 5, 8), other])
+            merge_placements([Placement(3, 5, 8), other])
 
 
 def test_a_fresh_lora_changes_nothing_and_is_the_same_for_the_same_seed(base: LoadedBase) -> None:
     plain = logits(base)
-    first, second = (initial(base.model, "all-linear", "all", 4, 8.0, 7) for _ in range(2))
-    other = initial(base.model, "all-linear", "all", 4, 8.0, 8)
-    with attached(base.model, scaled(first)):
+    first, second = (init_lora_weights(base.model, "all-linear", "all", 4, 8.0, 7) for _ in range(2))
+    other = init_lora_weights(base.model, "all-linear", "all", 4, 8.0, 8)
+    with attach_lora_layers(base.model, scaled(first)):
         assert torch.equal(logits(base), plain)
     path = "model.layers.0.mlp.up_proj"
     assert torch.equal(first.factors[path][0], second.factors[path][0])
@@ -137,9 +137,9 @@ def test_a_fresh_lora_changes_nothing_and_is_the_same_for_the_same_seed(base: Lo
 
 def test_folded_equals_attached_and_the_base_comes_back_bit_for_bit(base: LoadedBase) -> None:
     plain, weights = logits(base), random_lora(base.model, 1)
-    with attached(base.model, scaled(weights)):
+    with attach_lora_layers(base.model, scaled(weights)):
         beside = logits(base)
-    with folded(base, weights):
+    with merge_into_base(base, weights):
         inside = logits(base)
     assert (beside - plain).abs().max() > 1e-2
     assert torch.allclose(beside, inside, atol=1e-5)
@@ -148,11 +148,11 @@ def test_folded_equals_attached_and_the_base_comes_back_bit_for_bit(base: Loaded
 
 def test_folding_another_user_leaves_nothing_of_the_first(base: LoadedBase) -> None:
     alice, bob = random_lora(base.model, 1), random_lora(base.model, 2, targets="q_proj", placement="upper")
-    with folded(base, bob):
+    with merge_into_base(base, bob):
         expected = logits(base)
-    folder = Folder(base)
-    folder.set(alice)
-    folder.set(bob)
+    folder = AdapterMerger(base)
+    folder.set_adapter(alice)
+    folder.set_adapter(bob)
     assert torch.equal(logits(base), expected)
 
 
@@ -165,25 +165,25 @@ def test_an_adapter_of_another_base_is_refused(base: LoadedBase) -> None:
     )
     for weights in (wrong_place, wrong_shape):
         with pytest.raises((IntegrityFault, BadInput)):
-            Folder(base).set(weights)
+            AdapterMerger(base).set_adapter(weights)
 
 
 def test_late_parts_are_never_folded(base: LoadedBase) -> None:
     before = logits(base)
-    with pytest.raises(UsageFault, match="late"):
-        Folder(base).set(random_lora(base.model, 1, placement="late"))
+    with pytest.raises(UsageError, match="late"):
+        AdapterMerger(base).set_adapter(random_lora(base.model, 1, placement="late"))
     assert torch.equal(logits(base), before)
 
 
 def test_what_cannot_be_attached_leaves_the_model_as_it_was(base: LoadedBase) -> None:
     before = logits(base)
     factors = {**scaled(random_lora(base.model, 1)), "model.layers.0.mlp": (torch.zeros(1, 64), torch.zeros(64, 1))}
-    with pytest.raises(BadInput, match="no plain linear"), attached(base.model, factors):
+    with pytest.raises(BadInput, match="no plain linear"), attach_lora_layers(base.model, factors):
         pass
     assert torch.equal(logits(base), before)
 
 
 def test_norm_is_the_frobenius_norm_of_delta(base: LoadedBase) -> None:
     weights = random_lora(base.model, 5)
-    expected = sum(float(weights.delta(path).double().square().sum()) for path in weights.factors) ** 0.5
+    expected = sum(float(weights.delta_weight(path).double().square().sum()) for path in weights.factors) ** 0.5
     assert weights.norm() == pytest.approx(expected, rel=1e-6)

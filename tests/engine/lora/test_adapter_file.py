@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 
 from mta_cli.engine.lora.adapter import LoraWeights, Placement
-from mta_cli.engine.lora.adapter_file import Block, read_block
+from mta_cli.engine.lora.adapter_file import FactorBlock, read_adapter_file
 from mta_cli.errors import IntegrityFault
 
 NAME = "base_model.model.model.layers.{}.mlp.up_proj.lora_{}.weight"
@@ -59,7 +59,7 @@ def honest(layers: int = 1) -> tuple[dict[str, Any], bytes]:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_block_holds_what_the_file_holds(dtype: torch.dtype, tmp_path: Path) -> None:
     save_file(tensors(dtype), tmp_path / "a", metadata=MTA)
-    metadata, block = read_block(tmp_path / "a")
+    metadata, block = read_adapter_file(tmp_path / "a")
     plain = load_file(tmp_path / "a")
     assert metadata == MTA and len(block) == 3 and 2 * len(block) == len(plain)
     for path, pair in block.items():
@@ -71,7 +71,7 @@ def test_a_block_holds_what_the_file_holds(dtype: torch.dtype, tmp_path: Path) -
 def test_files_of_one_layout_share_it_and_no_number(tmp_path: Path) -> None:
     save_file(tensors(), tmp_path / "a", metadata=MTA)
     save_file({key: tensor + 1 for key, tensor in tensors().items()}, tmp_path / "b", metadata={"mta": '{"x": 1}'})
-    (_, one), (about, other) = read_block(tmp_path / "a"), read_block(tmp_path / "b")
+    (_, one), (about, other) = read_adapter_file(tmp_path / "a"), read_adapter_file(tmp_path / "b")
     assert one.layout is other.layout and about == {"mta": '{"x": 1}'}
     assert torch.equal(other.numbers, one.numbers + 1)
 
@@ -79,17 +79,17 @@ def test_files_of_one_layout_share_it_and_no_number(tmp_path: Path) -> None:
 def test_the_metadata_may_stand_anywhere(tmp_path: Path) -> None:
     header, numbers = honest()
     moved = {**{key: value for key, value in header.items() if key != "__metadata__"}, "__metadata__": MTA}
-    assert read_block(with_header(tmp_path / "a", moved, numbers))[0] == MTA
+    assert read_adapter_file(with_header(tmp_path / "a", moved, numbers))[0] == MTA
     for first in (header, moved):
         text = json.dumps(first, indent=2)
-        assert len(read_block(with_header(tmp_path / "b", text, numbers))[1]) == 1
+        assert len(read_adapter_file(with_header(tmp_path / "b", text, numbers))[1]) == 1
 
 
 def test_writing_into_a_factor_leaves_the_file_alone(tmp_path: Path) -> None:
     save_file(tensors(), tmp_path / "a", metadata=MTA)
     before = (tmp_path / "a").read_bytes()
     path = "model.layers.0.mlp.up_proj"
-    _, block = read_block(tmp_path / "a")
+    _, block = read_adapter_file(tmp_path / "a")
     block[path][0].fill_(7)
     assert bool((block[path][0] == 7).all())
     del block
@@ -101,10 +101,10 @@ def test_factors_in_memory_become_a_block() -> None:
         "m": (torch.ones(2, 3), torch.arange(8.0).view(2, 4).T),
         "n": (torch.ones(1, 5).half(), torch.ones(6, 1)),
     }
-    block = Block.of(factors)
+    block = FactorBlock.from_factors(factors)
     assert list(block) == ["m", "n"] and block.layout.dtype == torch.float32
     assert all(torch.equal(block[path][i], factors[path][i].float()) for path in factors for i in (0, 1))
-    assert Block.of(block) is block
+    assert FactorBlock.from_factors(block) is block
 
 
 def damaged(change: str) -> tuple[dict[str, Any], bytes]:
@@ -179,22 +179,22 @@ CHANGES = (
 def test_a_header_that_lies_is_refused(change: str, tmp_path: Path) -> None:
     header, numbers = damaged(change)
     with pytest.raises(REFUSED):
-        read_block(with_header(tmp_path / "a", header, numbers))
+        read_adapter_file(with_header(tmp_path / "a", header, numbers))
     with pytest.raises(IntegrityFault, match="no adapter of mta"):
         LoraWeights.from_file(tmp_path / "a")
 
 
 def test_a_known_layout_does_not_excuse_a_short_file(tmp_path: Path) -> None:
     header, numbers = honest()
-    read_block(with_header(tmp_path / "good", header, numbers))
+    read_adapter_file(with_header(tmp_path / "good", header, numbers))
     with pytest.raises(ValueError, match="promises"):
-        read_block(with_header(tmp_path / "short", header, numbers[:-2]))
+        read_adapter_file(with_header(tmp_path / "short", header, numbers[:-2]))
 
 
 @pytest.mark.parametrize("header", ["[]", '"x"', "7", "null", "{", "[" * 100_000, '{"__metadata__":' + "[" * 100_000])
 def test_a_header_that_is_no_table_is_refused(header: str, tmp_path: Path) -> None:
     with pytest.raises(REFUSED):
-        read_block(with_header(tmp_path / "a", header))
+        read_adapter_file(with_header(tmp_path / "a", header))
     with pytest.raises(IntegrityFault):
         LoraWeights.from_file(tmp_path / "a")
 
@@ -203,14 +203,14 @@ def test_a_header_that_is_no_table_is_refused(header: str, tmp_path: Path) -> No
 def test_a_header_longer_than_the_file_or_the_limit_is_refused(length: int, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(struct.pack("<Q", length) + b"{}")
     with pytest.raises(ValueError, match="longer"):
-        read_block(tmp_path / "a")
+        read_adapter_file(tmp_path / "a")
 
 
 def test_numbers_between_two_addresses_are_refused(tmp_path: Path) -> None:
     header, numbers = honest()
     odd = json.dumps(header, separators=(",", ":"))
     with pytest.raises(ValueError, match="promises"):
-        read_block(with_header(tmp_path / "a", odd if len(odd) % 2 else odd + " ", numbers, pad=1))
+        read_adapter_file(with_header(tmp_path / "a", odd if len(odd) % 2 else odd + " ", numbers, pad=1))
 
 
 def test_three_hundred_thousand_empty_tensors_are_refused(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_what_is_accepted_is_what_safetensors_reads(
     path = tmp_path_factory.getbasetemp() / "changed"
     path.write_bytes(struct.pack("<Q", len(raw)) + bytes(raw) + numbers)
     try:
-        _, block = read_block(path)
+        _, block = read_adapter_file(path)
     except REFUSED:
         return
     try:

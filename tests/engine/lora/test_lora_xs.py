@@ -9,16 +9,24 @@ import pytest
 import torch
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.engine.lora.batched import blocks_of
-from mta_cli.engine.lora.lora_xs import Core, CoreGroup, Kind, bank_basis, narrowed, pack_numbers, unpack_core
+from mta_cli.engine.lora.batched import owner_blocks
+from mta_cli.engine.lora.lora_xs import (
+    CoreKind,
+    LoraXsCore,
+    TrainableCores,
+    bank_basis,
+    pack_core,
+    truncate_basis,
+    unpack_core,
+)
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.log_likelihood import mean_loss
-from mta_cli.engine.text.prompts import Row
-from mta_cli.engine.training.trainer import Member, Schedule, Trainer
+from mta_cli.engine.text.prompts import TrainingRow
+from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from mta_cli.errors import IntegrityFault
 from tests.engine.lora_cases import difference, explicit_delta, random_lora, random_rows
 
-KINDS: tuple[Kind, ...] = ("core", "gains", "code")
+KINDS: tuple[CoreKind, ...] = ("core", "gains", "code")
 CPU = torch.device("cpu")
 
 
@@ -38,7 +46,7 @@ def nothing_of(weights: LoraWeights) -> LoraWeights:
     return LoraWeights(factors, weights.scale, weights.placement)
 
 
-def crowd() -> list[list[Row]]:
+def crowd() -> list[list[TrainingRow]]:
     """Histories of different number and length; the second person has none."""
     return [random_rows([14 + (7 * i + 5 * n) % 31 for n in range(size)], i) for i, size in enumerate((3, 0, 5, 1))]
 
@@ -49,8 +57,8 @@ def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
 
 def trained(
     base: LoadedBase,
-    core: Core,
-    people: Sequence[Sequence[Row]],
+    core: LoraXsCore,
+    people: Sequence[Sequence[TrainingRow]],
     steps: int,
     rate: float,
     under: Sequence[tuple[LoraWeights, ...]],
@@ -58,19 +66,19 @@ def trained(
 ) -> Trainer:
     """A training that has ended; every step is on all of a person's rows."""
     members = [
-        Member(core, rows, Schedule(steps, len(rows), rate), i, parts)
+        GroupMember(core, rows, Schedule(steps, len(rows), rate), i, parts)
         for i, (rows, parts) in enumerate(zip(people, under, strict=True))
     ]
     trainer = Trainer(base, members, budget=budget)
-    list(trainer.steps())
+    list(trainer.train_steps())
     return trainer
 
 
 def fit(
     base: LoadedBase,
     basis: LoraWeights,
-    people: Sequence[Sequence[Row]],
-    kind: Kind,
+    people: Sequence[Sequence[TrainingRow]],
+    kind: CoreKind,
     *,
     steps: int = 6,
     rate: float = 0.2,
@@ -81,10 +89,10 @@ def fit(
     """Everybody's ΔW as the store gives it back; None where there are no rows, or where training failed."""
     able = [i for i, rows in enumerate(people) if rows]
     below = [under[i] if under else () for i in able]
-    trainer = trained(base, Core(basis, kind, pull), [people[i] for i in able], steps, rate, below, budget)
+    trainer = trained(base, LoraXsCore(basis, kind, pull), [people[i] for i in able], steps, rate, below, budget)
     found: list[LoraWeights | None] = [None] * len(people)
     for place, i in enumerate(able):
-        found[i] = trainer.stored(place) if place not in trainer.failed else None
+        found[i] = trainer.stored_weights(place) if place not in trainer.failed else None
     return found
 
 
@@ -99,7 +107,7 @@ def test_the_basis_holds_the_anchors_main_directions_at_their_own_size(base: Loa
     sizes = [anchor.norm() for anchor in anchors]
     assert basis.norm() == pytest.approx((sum(size**2 for size in sizes) / 5) ** 0.5, rel=1e-4)
     for path in basis.factors:
-        wanted, found = explicit_delta([(anchor, 1.0) for anchor in anchors], path), basis.delta(path).double()
+        wanted, found = explicit_delta([(anchor, 1.0) for anchor in anchors], path), basis.delta_weight(path).double()
         cosine = (wanted * found).sum() / (wanted.norm() * found.norm())
         assert float(cosine) == pytest.approx(1.0, abs=1e-5)
     assert {len(a) for a, _ in basis_of(base, rank=2).factors.values()} == {2}
@@ -115,9 +123,9 @@ def test_modules_that_differ_in_rank_share_as_many_directions_as_all_have(base: 
     mixed = LoraWeights({first: wide.factors[first], second: thin.factors[second]}, 1.0, wide.placement)
     basis = bank_basis([mixed], 4)
     assert basis is not None and {len(a) for a, _ in basis.factors.values()} == {1}
-    core = Core(basis)
-    assert unpack_core(basis, pack_numbers(drawn(core.count))).rank == 1
-    assert Core(basis, "code").part(drawn(1)).rank == 1
+    core = LoraXsCore(basis)
+    assert unpack_core(basis, pack_core(drawn(core.num_parameters))).rank == 1
+    assert LoraXsCore(basis, "code").to_lora(drawn(1)).rank == 1
 
 
 def test_more_directions_than_a_module_is_wide_are_those_it_has(base: LoadedBase) -> None:
@@ -135,7 +143,7 @@ def test_directions_of_nothing_carry_no_core(base: LoadedBase) -> None:
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_a_narrowed_basis_is_the_banks_of_the_lower_rank(base: LoadedBase, rank: int) -> None:
     wide, wanted = basis_of(base, rank=5), basis_of(base, rank)
-    narrow = narrowed(wide, rank)
+    narrow = truncate_basis(wide, rank)
     assert difference(narrow, wanted) < 1e-4
     assert narrow.norm() == pytest.approx(wide.norm(), rel=1e-6) and narrow.placement == wide.placement
     assert {(len(a), b.shape[1]) for a, b in narrow.factors.values()} == {(rank, rank)}
@@ -144,10 +152,10 @@ def test_a_narrowed_basis_is_the_banks_of_the_lower_rank(base: LoadedBase, rank:
 @pytest.mark.parametrize("rank", [3, 4, 100])
 def test_a_basis_that_is_narrow_enough_stays_as_it_is(base: LoadedBase, rank: int) -> None:
     basis = basis_of(base, rank=3)
-    assert equal(narrowed(basis, rank), basis)
+    assert equal(truncate_basis(basis, rank), basis)
 
 
-def between(kind: Kind, numbers: torch.Tensor, module: int) -> torch.Tensor:
+def between(kind: CoreKind, numbers: torch.Tensor, module: int) -> torch.Tensor:
     """A person's C of one module of rank 3, by hand."""
     if kind == "core":
         return numbers[9 * module : 9 * module + 9].view(3, 3)
@@ -156,11 +164,11 @@ def between(kind: Kind, numbers: torch.Tensor, module: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("leading", [(), (2,)])
-def test_numbers_stand_between_the_factors(base: LoadedBase, kind: Kind, leading: tuple[int, ...]) -> None:
+def test_numbers_stand_between_the_factors(base: LoadedBase, kind: CoreKind, leading: tuple[int, ...]) -> None:
     basis = basis_of(base)
-    modules, core = len(basis.factors), Core(basis, kind)
-    assert core.count == {"core": 9 * modules, "gains": 3 * modules, "code": 3}[kind]
-    numbers = drawn(*leading, core.count)
+    modules, core = len(basis.factors), LoraXsCore(basis, kind)
+    assert core.num_parameters == {"core": 9 * modules, "gains": 3 * modules, "code": 3}[kind]
+    numbers = drawn(*leading, core.num_parameters)
     factors = core.factors(numbers)
     for person in range(2) if leading else [...]:
         own = numbers[person]
@@ -170,20 +178,20 @@ def test_numbers_stand_between_the_factors(base: LoadedBase, kind: Kind, leading
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_part_is_what_its_numbers_mean_also_on_a_coarse_basis(base: LoadedBase, kind: Kind) -> None:
+def test_a_part_is_what_its_numbers_mean_also_on_a_coarse_basis(base: LoadedBase, kind: CoreKind) -> None:
     basis = basis_of(base)
-    coarse = basis.stored()
-    numbers = drawn(Core(basis, kind).count).half()
-    fine, part = Core(basis, kind).part(numbers), Core(coarse, kind).part(numbers)
+    coarse = basis.cast_for_storage()
+    numbers = drawn(LoraXsCore(basis, kind).num_parameters).half()
+    fine, part = LoraXsCore(basis, kind).to_lora(numbers), LoraXsCore(coarse, kind).to_lora(numbers)
     assert {half.dtype for pair in part.factors.values() for half in pair} == {torch.float32}
     assert part.scale == 1.0 and part.placement == basis.placement
     assert 0 < difference(part, fine) < 1e-3
-    for path, (a, b) in Core(basis, kind).factors(numbers.float()).items():
-        assert torch.equal(fine.delta(path), b @ a)
+    for path, (a, b) in LoraXsCore(basis, kind).factors(numbers.float()).items():
+        assert torch.equal(fine.delta_weight(path), b @ a)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_step_changes_nothing_and_many_learn(base: LoadedBase, kind: Kind) -> None:
+def test_no_step_changes_nothing_and_many_learn(base: LoadedBase, kind: CoreKind) -> None:
     rows = random_rows([20] * 4)
     basis, untrained = basis_of(base, placement="all"), mean_loss(base, rows)
     (still,) = fit(base, basis, [rows], kind, steps=0)
@@ -197,26 +205,26 @@ def test_no_step_changes_nothing_and_many_learn(base: LoadedBase, kind: Kind) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_step_follows_the_gradient_of_the_loss_as_it_is_written(base: LoadedBase, kind: Kind) -> None:
+def test_one_step_follows_the_gradient_of_the_loss_as_it_is_written(base: LoadedBase, kind: CoreKind) -> None:
     """Adam's first step moves each number by the learning rate, against the sign of finite differences' slope."""
     rows, basis = random_rows([18, 25]), basis_of(base, rank=2)
-    core = Core(basis, kind)
+    core = LoraXsCore(basis, kind)
     (moved,) = fit(base, basis, [rows], kind, steps=1, rate=0.125)
     assert moved is not None
     checked = 0
-    for place in range(min(core.count, 6)):
+    for place in range(min(core.num_parameters, 6)):
         slope = 0.0
         for sign in (1.0, -1.0):
-            numbers = torch.zeros(core.count)
+            numbers = torch.zeros(core.num_parameters)
             numbers[place] = 0.05 * sign
-            slope += sign * mean_loss(base, rows, (core.part(numbers),))
+            slope += sign * mean_loss(base, rows, (core.to_lora(numbers),))
         if abs(slope) < 1e-4:
             continue
-        wanted = torch.zeros(core.count)
+        wanted = torch.zeros(core.num_parameters)
         wanted[place] = -0.125 if slope > 0 else 0.125
-        alone = core.part(wanted)
+        alone = core.to_lora(wanted)
         # the basis' directions are orthogonal, so the moved ΔW holds the one number's ΔW exactly
-        inner = sum(float((moved.delta(path) * alone.delta(path)).sum()) for path in alone.factors)
+        inner = sum(float((moved.delta_weight(path) * alone.delta_weight(path)).sum()) for path in alone.factors)
         assert inner == pytest.approx(alone.norm() ** 2, rel=1e-3)
         checked += 1
     assert checked > 1
@@ -234,27 +242,27 @@ def test_the_pull_holds_numbers_back(base: LoadedBase) -> None:
 
 @pytest.mark.parametrize("pull", [0.0, 0.3])
 def test_the_pull_is_the_gradient_of_its_share_of_the_mean_square(base: LoadedBase, pull: float) -> None:
-    group = CoreGroup(Core(basis_of(base), "gains", pull), 3, CPU)
+    group = TrainableCores(LoraXsCore(basis_of(base), "gains", pull), 3, CPU)
     group.numbers.copy_(drawn(*group.numbers.shape))
     leaf = group.numbers.clone().requires_grad_()
     (pull * leaf.square().mean(1)).sum().backward()  # type: ignore[no-untyped-call]
     group.grads[0].fill_(2.0)
-    group.hold()
+    group.add_penalty_grad()
     assert leaf.grad is not None
     torch.testing.assert_close(group.grads[0], 2.0 + leaf.grad)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("owners", [[0, 1, 2], [2, 0, 2], [1, 1, 1], [2, 2, 0, 0]])
-def test_gradients_equal_those_of_a_plain_formulation(base: LoadedBase, kind: Kind, owners: list[int]) -> None:
+def test_gradients_equal_those_of_a_plain_formulation(base: LoadedBase, kind: CoreKind, owners: list[int]) -> None:
     """Each block of rows answers with a weight of its own; gradients of two passes add up."""
-    core = Core(basis_of(base), kind)
-    group = CoreGroup(core, 3, CPU)
+    core = LoraXsCore(basis_of(base), kind)
+    group = TrainableCores(core, 3, CPU)
     group.numbers.copy_(drawn(*group.numbers.shape))
-    heads, _ = blocks_of(owners)
+    heads, _ = owner_blocks(owners)
     plain = group.numbers.clone().requires_grad_()
     for repeat in (1.0, 2.0):
-        leaves = group.leaves(owners, torch.float32)
+        leaves = group.params_for_rows(owners, torch.float32)
         total, wanted = torch.zeros(()), torch.zeros(())
         for path, (a, b) in leaves.factors().items():
             blocks = (b @ a).view(len(heads), *(b @ a).shape[-2:])
@@ -263,36 +271,36 @@ def test_gradients_equal_those_of_a_plain_formulation(base: LoadedBase, kind: Ki
                 own_a, own_b = core.factors(plain[owner])[path]
                 wanted = wanted + (repeat + block) * (own_b @ own_a).square().sum()
         total.backward(), wanted.backward()  # type: ignore[no-untyped-call, no-untyped-call]
-        leaves.gather()
+        leaves.accumulate_grads()
     assert plain.grad is not None
     torch.testing.assert_close(group.grads[0], plain.grad, rtol=1e-4, atol=1e-5)
     assert [bool(grad.any()) for grad in group.grads[0]] == [person in owners for person in range(3)]
 
 
 def test_coarse_passes_keep_fine_numbers(base: LoadedBase) -> None:
-    group = CoreGroup(Core(basis_of(base)), 2, CPU)
+    group = TrainableCores(LoraXsCore(basis_of(base)), 2, CPU)
     group.numbers.copy_(drawn(*group.numbers.shape))
     before = group.numbers.clone()
-    leaves = group.leaves([0, 1], torch.bfloat16)
+    leaves = group.params_for_rows([0, 1], torch.bfloat16)
     factors = leaves.factors()
     assert {tensor.dtype for pair in factors.values() for tensor in pair} == {torch.bfloat16}
     sum((b.float().sum() for _, b in factors.values()), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
-    leaves.gather()
+    leaves.accumulate_grads()
     assert group.grads[0].dtype == torch.float32 and bool(group.grads[0].any())
     assert torch.equal(group.numbers, before)
 
 
 def test_what_a_group_gives_out_stays_as_it_was(base: LoadedBase) -> None:
-    group = CoreGroup(Core(basis_of(base)), 2, CPU)
-    weights = group.weights(0)
+    group = TrainableCores(LoraXsCore(basis_of(base)), 2, CPU)
+    weights = group.user_weights(0)
     group.numbers.fill_(1.0)
-    assert weights.norm() == 0 and group.weights(0).norm() > 0
+    assert weights.norm() == 0 and group.user_weights(0).norm() > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("placement", ["upper", "late"])
 @pytest.mark.parametrize("budget", [64, 4096])
-def test_company_changes_nothing(base: LoadedBase, kind: Kind, placement: str, budget: int) -> None:
+def test_company_changes_nothing(base: LoadedBase, kind: CoreKind, placement: str, budget: int) -> None:
     people, basis = crowd(), basis_of(base, placement=placement)
     under = [(random_lora(base.model, 50 + i, rank=1 + i, placement=placement),) for i in range(4)]
     together = fit(base, basis, people, kind, under=under, budget=budget)
@@ -329,11 +337,11 @@ def test_numbers_that_are_not_finite_give_no_part_and_leave_the_others_alone(bas
 def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
     base: LoadedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mta_cli.engine.scoring.backends import PlainLens
+    from mta_cli.engine.scoring.backends import LlamaBackend
 
     people, basis = crowd(), basis_of(base)
     expected = fit(base, basis, people, "gains")
-    real, refused = PlainLens.scores, []
+    real, refused = LlamaBackend.score_rows, []
 
     def small(self, chosen, factors):  # type: ignore[no-untyped-def]
         if len(chosen) > 2:
@@ -341,7 +349,7 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
             raise torch.OutOfMemoryError("not enough")
         return real(self, chosen, factors)
 
-    monkeypatch.setattr(PlainLens, "scores", small)
+    monkeypatch.setattr(LlamaBackend, "score_rows", small)
     found = fit(base, basis, people, "gains")
     assert refused
     for i in (0, 2, 3):
@@ -350,6 +358,6 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
 
 def test_a_base_without_a_plain_decoder_fits_the_same(base: LoadedBase) -> None:
     people, basis = crowd(), basis_of(base)
-    ours, theirs = (fit(one, basis, people, "core") for one in (base, replace(base, plain=None)))
+    ours, theirs = (fit(one, basis, people, "core") for one in (base, replace(base, llama_decoder=None)))
     for i in (0, 2, 3):
         assert difference(ours[i], theirs[i]) < 2e-3

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.engine.lora.lora_xs import Core, CoreGroup, narrowed, pack_numbers, unpack_core
+from mta_cli.engine.lora.lora_xs import LoraXsCore, TrainableCores, pack_core, truncate_basis, unpack_core
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.errors import IntegrityFault
 from tests.engine.lora.test_lora_xs import CPU, basis_of, equal, trained
@@ -16,29 +16,29 @@ from tests.engine.lora_cases import difference, random_lora, random_rows
 
 
 def test_numbers_are_kept_as_little_endian_float16() -> None:
-    assert pack_numbers(torch.tensor([1.0, -2.0, 0.1])) == struct.pack("<3e", 1.0, -2.0, 0.1)
+    assert pack_core(torch.tensor([1.0, -2.0, 0.1])) == struct.pack("<3e", 1.0, -2.0, 0.1)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e5])
 def test_numbers_that_float16_cannot_hold_are_not_kept(base: LoadedBase, value: float) -> None:
-    group = CoreGroup(Core(basis_of(base)), 2, CPU)
+    group = TrainableCores(LoraXsCore(basis_of(base)), 2, CPU)
     group.numbers[1, 4] = value
-    for keep in (group.packed, group.stored):
+    for keep in (group.packed_core, group.stored_weights):
         keep(0)
         with pytest.raises(IntegrityFault, match="not finite"):
             keep(1)
     with pytest.raises(IntegrityFault, match="not finite"):
-        pack_numbers(torch.tensor([0.0, value]))
+        pack_core(torch.tensor([0.0, value]))
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_kept_bytes_give_the_part_back_on_the_whole_basis(base: LoadedBase, rank: int) -> None:
-    basis = basis_of(base).stored()  # as a bank has it
-    trainer = trained(base, Core(narrowed(basis, rank)), [random_rows([20, 17])], 3, 0.2, [()])
-    packed = trainer.packed(0)
+    basis = basis_of(base).cast_for_storage()  # as a bank has it
+    trainer = trained(base, LoraXsCore(truncate_basis(basis, rank)), [random_rows([20, 17])], 3, 0.2, [()])
+    packed = trainer.packed_core(0)
     assert packed is not None and len(packed) == 2 * rank**2 * len(basis.factors)
-    assert equal(unpack_core(basis, packed), trainer.stored(0))
-    assert 0 < difference(trainer.stored(0), trainer.weights(0)) < 1e-3
+    assert equal(unpack_core(basis, packed), trainer.stored_weights(0))
+    assert 0 < difference(trainer.stored_weights(0), trainer.weights(0)) < 1e-3
 
 
 def holds(basis: LoraWeights, packed: bytes) -> bool:

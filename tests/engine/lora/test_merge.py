@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mta_cli.engine.lora.adapter import LoraWeights, Placement, folded
+from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
 from mta_cli.engine.lora.merge import (
-    compress,
+    compress_to_rank,
     evidence_weights,
-    merge,
+    merge_loras,
     similarity_weights,
     softmax_weights,
     uniform_weights,
@@ -30,12 +30,12 @@ def error(merged: LoraWeights | None, parts: list[tuple[LoraWeights, float]]) ->
     assert merged is not None
     paths = {path for part, _ in parts for path in part.factors}
     assert set(merged.factors) == paths
-    return max(float((merged.delta(path).double() - explicit_delta(parts, path)).abs().max()) for path in paths)
+    return max(float((merged.delta_weight(path).double() - explicit_delta(parts, path)).abs().max()) for path in paths)
 
 
 def test_merging_equals_the_explicit_sum(base: LoadedBase) -> None:
     parts = [(random_lora(base.model, seed), weight) for seed, weight in ((1, 0.5), (2, 0.3), (3, 0.15), (4, 0.05))]
-    assert error(merge(parts), parts) < 1e-6
+    assert error(merge_loras(parts), parts) < 1e-6
 
 
 def test_mixed_ranks_alphas_modules_and_placements_merge(base: LoadedBase) -> None:
@@ -44,21 +44,21 @@ def test_mixed_ranks_alphas_modules_and_placements_merge(base: LoadedBase) -> No
         (random_lora(base.model, 2, rank=1, alpha=3, targets="q_proj,v_proj"), 0.7),
         (random_lora(base.model, 3, rank=3, alpha=1, placement="upper"), 0.2),
     ]
-    merged = merge(parts)
+    merged = merge_loras(parts)
     assert error(merged, parts) < 1e-6
     assert merged is not None and merged.rank == 12
 
 
 def test_files_merge_as_what_is_in_memory_does(base: LoadedBase, tmp_path: Path) -> None:
     """Bit for bit: the numbers stand in mapped files, in memory, or in both."""
-    inside = [(random_lora(base.model, seed, rank=seed).stored(), 0.25 * seed) for seed in (1, 2, 3)]
+    inside = [(random_lora(base.model, seed, rank=seed).cast_for_storage(), 0.25 * seed) for seed in (1, 2, 3)]
     outside = []
     for i, (weights, share) in enumerate(inside):
         (tmp_path / f"{i}").write_bytes(weights.to_bytes({"kind": "meta"}))
         outside.append((LoraWeights.from_file(tmp_path / f"{i}"), share))
-    expected = merge(inside)
+    expected = merge_loras(inside)
     assert expected is not None and error(expected, inside) < 1e-6
-    for merged in (merge(outside), merge([outside[0], inside[1], outside[2]])):
+    for merged in (merge_loras(outside), merge_loras([outside[0], inside[1], outside[2]])):
         assert merged is not None and set(merged.factors) == set(expected.factors)
         for path, pair in expected.factors.items():
             assert all(torch.equal(*both) for both in zip(merged.factors[path], pair, strict=True))
@@ -66,29 +66,32 @@ def test_files_merge_as_what_is_in_memory_does(base: LoadedBase, tmp_path: Path)
 
 def test_a_trained_stack_merges_with_stored_parts(base: LoadedBase) -> None:
     """Float32 factors beside float16 ones lose nothing."""
-    parts = [(random_lora(base.model, 1).stored(), 0.5), (random_lora(base.model, 2, rank=1, targets="v_proj"), 1.0)]
-    assert error(merge(parts), parts) < 1e-6
+    parts = [
+        (random_lora(base.model, 1).cast_for_storage(), 0.5),
+        (random_lora(base.model, 2, rank=1, targets="v_proj"), 1.0),
+    ]
+    assert error(merge_loras(parts), parts) < 1e-6
 
 
 def test_parts_of_different_bases_are_refused(base: LoadedBase) -> None:
     small = LoraWeights({PATH: (torch.ones(1, 8), torch.ones(8, 1))}, 1.0, Placement(1, 1))
     with pytest.raises(IntegrityFault, match="different shapes"):
-        merge([(random_lora(base.model, 1), 1.0), (small, 1.0)])
+        merge_loras([(random_lora(base.model, 1), 1.0), (small, 1.0)])
 
 
 def test_order_does_not_matter(base: LoadedBase) -> None:
     parts = [(random_lora(base.model, seed), 0.25) for seed in range(4)]
-    forward, backward = merge(parts), merge(parts[::-1])
+    forward, backward = merge_loras(parts), merge_loras(parts[::-1])
     assert forward is not None and backward is not None
-    assert torch.allclose(forward.delta(PATH), backward.delta(PATH), atol=1e-6)
+    assert torch.allclose(forward.delta_weight(PATH), backward.delta_weight(PATH), atol=1e-6)
 
 
 def test_one_anchor_with_weight_one_is_that_anchor(base: LoadedBase) -> None:
     anchor = random_lora(base.model, 9)
-    merged = merge([(anchor, 1.0)])
+    merged = merge_loras([(anchor, 1.0)])
     assert merged is not None
     for path in anchor.factors:
-        assert torch.allclose(merged.delta(path), anchor.delta(path), atol=1e-7)
+        assert torch.allclose(merged.delta_weight(path), anchor.delta_weight(path), atol=1e-7)
 
 
 def test_averaging_factors_would_not_be_exact(base: LoadedBase) -> None:
@@ -101,19 +104,21 @@ def test_averaging_factors_would_not_be_exact(base: LoadedBase) -> None:
 
 
 def test_nothing_to_merge_is_nothing(base: LoadedBase) -> None:
-    assert merge([]) is None
-    assert merge([(random_lora(base.model, 1), 0.0)]) is None
+    assert merge_loras([]) is None
+    assert merge_loras([(random_lora(base.model, 1), 0.0)]) is None
 
 
 def test_compressing_to_the_full_rank_is_exact_and_to_less_is_the_best(base: LoadedBase) -> None:
-    merged = merge([(random_lora(base.model, 1), 0.6), (random_lora(base.model, 2), 0.4)])
+    merged = merge_loras([(random_lora(base.model, 1), 0.6), (random_lora(base.model, 2), 0.4)])
     assert merged is not None
-    assert torch.allclose(compress(merged, merged.rank).delta(PATH), merged.delta(PATH), atol=1e-6)
-    small = compress(merged, 3)
+    assert torch.allclose(
+        compress_to_rank(merged, merged.rank).delta_weight(PATH), merged.delta_weight(PATH), atol=1e-6
+    )
+    small = compress_to_rank(merged, 3)
     assert small.rank == 3
-    singular = torch.linalg.svdvals(merged.delta(PATH))
+    singular = torch.linalg.svdvals(merged.delta_weight(PATH))
     best = float(singular[3:].square().sum().sqrt())
-    assert float((small.delta(PATH) - merged.delta(PATH)).norm()) == pytest.approx(best, rel=1e-4)
+    assert float((small.delta_weight(PATH) - merged.delta_weight(PATH)).norm()) == pytest.approx(best, rel=1e-4)
 
 
 def test_peft_gives_the_same_logits(base: LoadedBase, tiny_base_path: Path, tmp_path: Path) -> None:
@@ -124,7 +129,7 @@ def test_peft_gives_the_same_logits(base: LoadedBase, tiny_base_path: Path, tmp_
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
-    merged = merge([(random_lora(base.model, 1), 0.7), (random_lora(base.model, 2, rank=2), 0.3)])
+    merged = merge_loras([(random_lora(base.model, 1), 0.7), (random_lora(base.model, 2, rank=2), 0.3)])
     assert merged is not None
     tensors = {}
     for path, (a, b) in merged.factors.items():
@@ -144,7 +149,7 @@ def test_peft_gives_the_same_logits(base: LoadedBase, tiny_base_path: Path, tmp_
         AutoModelForCausalLM.from_pretrained(tiny_base_path, dtype=torch.float32), tmp_path
     )
     ids = torch.arange(3, 60)[None]
-    with torch.inference_mode(), folded(base, merged):
+    with torch.inference_mode(), merge_into_base(base, merged):
         assert torch.allclose(base.model(input_ids=ids).logits, theirs(input_ids=ids).logits, atol=1e-5)
 
 

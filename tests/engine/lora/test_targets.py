@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.lora.targets import ALL_LINEAR, require_targets, wanted
-from mta_cli.errors import UsageFault
+from mta_cli.engine.lora.targets import ALL_LINEAR, require_targets, select_target_modules
+from mta_cli.errors import UsageError
 
 
 def test_what_is_named_must_be_known() -> None:
     known = {"q_proj", "v_proj", "up_proj"}
-    assert wanted(ALL_LINEAR, known) == known and wanted(" q_proj , v_proj,", known) == {"q_proj", "v_proj"}
+    assert select_target_modules(ALL_LINEAR, known) == known and select_target_modules(" q_proj , v_proj,", known) == {
+        "q_proj",
+        "v_proj",
+    }
     for targets in ("q_porj,v_proj", ALL_LINEAR.upper(), "", ", ,"):
-        with pytest.raises(UsageFault) as caught:
-            wanted(targets, known)
+        with pytest.raises(UsageError) as caught:
+            select_target_modules(targets, known)
         assert caught.value.hint == "choose among q_proj, up_proj, v_proj, or all-linear"
 
 
@@ -24,7 +27,7 @@ def test_a_model_is_asked_by_its_headers(tiny_base_path: Path, tmp_path: Path) -
     for targets in (ALL_LINEAR, "q_proj,down_proj"):
         require_targets(targets, tiny_base_path)
     for targets in ("embed_tokens", "norm", "input_layernorm"):  # not in a layer, or no matrix
-        with pytest.raises(UsageFault, match=targets):
+        with pytest.raises(UsageError, match=targets):
             require_targets(targets, tiny_base_path)
     broken = tmp_path / "broken"
     shutil.copytree(tiny_base_path, broken)

@@ -11,8 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta_cli.engine.memory.knn import BACKGROUND, BLOCK, STRENGTH, Guess, Kernel, Neighbours, Vectors, fit, fit_beside
-from mta_cli.engine.memory.label_prior import habit, label_rates
+from mta_cli.engine.memory.knn import (
+    BACKGROUND_VOTES,
+    PRIOR_STRENGTH,
+    QUERY_BLOCK,
+    NeighbourIndex,
+    NeighbourKernel,
+    NeighbourLabelPrior,
+    Vectors,
+    fit_beside_weight,
+    fit_kernel,
+)
+from mta_cli.engine.memory.label_prior import label_rates, user_label_prior
 
 LABELS = ("yes", "no", "maybe")
 
@@ -22,16 +32,16 @@ def units(count: int, seed: int, width: int = 4) -> Vectors:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def some(count: int, seed: int = 0, people: int = 3) -> Neighbours:
+def some(count: int, seed: int = 0, people: int = 3) -> NeighbourIndex:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, len(LABELS), count)
     rates = np.array(label_rates([LABELS[place] for place in labels], LABELS))
-    return Neighbours(units(count, seed), labels, np.arange(count) % people, rates)
+    return NeighbourIndex(units(count, seed), labels, np.arange(count) % people, rates)
 
 
-def by_hand(known: Neighbours, query: Sequence[float], sharpness: float, stranger: int | None) -> list[float]:
-    votes = [BACKGROUND * rate for rate in known.rates]
-    for vector, label, owner in zip(known.vectors, known.labels, known.owners, strict=True):
+def by_hand(known: NeighbourIndex, query: Sequence[float], sharpness: float, stranger: int | None) -> list[float]:
+    votes = [BACKGROUND_VOTES * rate for rate in known.rates]
+    for vector, label, owner in zip(known.vectors, known.labels, known.item_users, strict=True):
         cosine = sum(float(a) * float(b) for a, b in zip(vector, query, strict=True))
         votes[label] += 0.0 if owner == stranger else math.exp(sharpness * (cosine - 1.0))
     return [math.log(vote / sum(votes)) for vote in votes]
@@ -42,66 +52,70 @@ def by_hand(known: Neighbours, query: Sequence[float], sharpness: float, strange
 def test_votes_are_weighed_by_a_kernel(count: int, seed: int, sharpness: float, stranger: int | None) -> None:
     known, queries = some(count, seed), units(3, seed + 100)
     strangers = None if stranger is None else np.full(3, stranger)
-    found = known.votes(queries, sharpness, strangers)
+    found = known.log_vote_rates(queries, sharpness, strangers)
     for row, query in zip(found, queries, strict=True):
         assert row.tolist() == pytest.approx(by_hand(known, query.tolist(), sharpness, stranger), abs=1e-4)
 
 
 def test_many_queries_are_as_one_by_one() -> None:
-    known, queries = some(40), units(BLOCK + 3, 9)
+    known, queries = some(40), units(QUERY_BLOCK + 3, 9)
     strangers = np.arange(len(queries)) % 3
-    found = known.votes(queries, 5.0, strangers)
-    for place in (0, BLOCK - 1, BLOCK, BLOCK + 2):
-        alone = known.votes(queries[place : place + 1], 5.0, strangers[place : place + 1])
+    found = known.log_vote_rates(queries, 5.0, strangers)
+    for place in (0, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 2):
+        alone = known.log_vote_rates(queries[place : place + 1], 5.0, strangers[place : place + 1])
         assert found[place] == pytest.approx(alone[0])
 
 
 def test_a_question_that_nothing_resembles_gets_peoples_rates() -> None:
     known = some(10)
     away = -known.vectors.mean(axis=0, keepdims=True)
-    assert known.votes(away / np.linalg.norm(away), 500.0)[0] == pytest.approx(np.log(known.rates), abs=1e-3)
+    assert known.log_vote_rates(away / np.linalg.norm(away), 500.0)[0] == pytest.approx(np.log(known.rates), abs=1e-3)
 
 
 def test_evidence_is_what_votes_and_habit_say_beyond_the_rates() -> None:
     known, queries = some(10), units(2, 5)
     habits = np.array([[0.5, -0.5, 0.0], [0.0, 1.0, -1.0]])
-    found = known.evidence(Kernel(3.0, 2.0, 0.5), queries, habits)
-    assert found == pytest.approx(2.0 * (known.votes(queries, 3.0) - np.log(known.rates)) + 0.5 * habits)
+    found = known.label_log_ratios(NeighbourKernel(3.0, 2.0, 0.5), queries, habits)
+    assert found == pytest.approx(2.0 * (known.log_vote_rates(queries, 3.0) - np.log(known.rates)) + 0.5 * habits)
 
 
 def test_the_discriminant_of_all_items_is_added() -> None:
     known, queries, habits = some(20), units(4, 5), np.zeros((4, 3))
-    without, linear = (known.evidence(Kernel(3.0, 2.0, 0.5, power), queries, habits) for power in (0.0, 0.7))
+    without, linear = (
+        known.label_log_ratios(NeighbourKernel(3.0, 2.0, 0.5, power), queries, habits) for power in (0.0, 0.7)
+    )
     assert linear - without == pytest.approx(0.7 * known.discriminant(queries))
 
 
 def test_the_discriminant_of_others_hears_nothing_of_a_persons_own_answers() -> None:
     known, items = town(2, by_item=2.0, by_person=0.0, people=7), np.arange(0, 84, 5)
-    found = known.of_others(items)
+    found = known.cross_fitted_scores(items)
     for person in (0, 3, 6):
-        own = known.owners == person
+        own = known.item_users == person
         liar = replace(known, labels=np.where(own, (known.labels + 1) % 3, known.labels))
-        assert liar.of_others(items)[own[items]] == pytest.approx(found[own[items]], abs=1e-4)
-    assert known.of_others(items[:1]) == pytest.approx(found[:1])
+        assert liar.cross_fitted_scores(items)[own[items]] == pytest.approx(found[own[items]], abs=1e-4)
+    assert known.cross_fitted_scores(items[:1]) == pytest.approx(found[:1])
 
 
 def test_a_guess_is_one_persons_evidence() -> None:
-    known, own, kernel = some(10), (0.25, 0.0, -0.25), Kernel(3.0, 1.0, 2.0, 0.5)
-    guess = Guess(known, kernel, lambda texts: units(1, len(texts[0])), own)
-    expected = known.evidence(kernel, units(1, 5), np.array([own]))[0]
+    known, own, kernel = some(10), (0.25, 0.0, -0.25), NeighbourKernel(3.0, 1.0, 2.0, 0.5)
+    guess = NeighbourLabelPrior(known, kernel, lambda texts: units(1, len(texts[0])), own)
+    expected = known.label_log_ratios(kernel, units(1, 5), np.array([own]))[0]
     assert guess("12345") == pytest.approx(expected.tolist())
 
 
 @pytest.mark.parametrize(("times", "own", "model"), [(0.5, 0.5, 1.0), (1.0, 1.0, 1.0), (4.0, 1.0, 0.25)])
 def test_beside_a_model_what_counts_more_counts_whole(times: float, own: float, model: float) -> None:
-    kernel = Kernel(3.0, 1.0, 2.0, 0.5, beside=2.0)
-    powers, share = kernel.beside_model(times / 2.0)
-    assert powers == Kernel(3.0, own, own, 0.5 * own) and share == model
-    guess = Guess(some(4), kernel, lambda texts: units(1, 0), (0.0, 0.0, 0.0))
-    assert guess.share == 1.0 and guess.beside_model(times / 2.0) == replace(guess, kernel=powers, share=model)
+    kernel = NeighbourKernel(3.0, 1.0, 2.0, 0.5, beside=2.0)
+    powers, share = kernel.powers_beside_model(times / 2.0)
+    assert powers == NeighbourKernel(3.0, own, own, 0.5 * own) and share == model
+    guess = NeighbourLabelPrior(some(4), kernel, lambda texts: units(1, 0), (0.0, 0.0, 0.0))
+    assert guess.model_weight == 1.0 and guess.with_model_weight(times / 2.0) == replace(
+        guess, kernel=powers, model_weight=model
+    )
 
 
-def town(seed: int, *, by_item: float, by_person: float, people: int = 40, items: int = 12) -> Neighbours:
+def town(seed: int, *, by_item: float, by_person: float, people: int = 40, items: int = 12) -> NeighbourIndex:
     """People who answer the same films; what they say hangs on the film, on themselves, or on neither."""
     rng = np.random.default_rng(seed)
     films, film_says = units(30, seed, 16), rng.integers(0, 3, 30)
@@ -115,50 +129,56 @@ def town(seed: int, *, by_item: float, by_person: float, people: int = 40, items
             labels.append(int(rng.choice(3, p=chances)))
             owners.append(person)
     rates = label_rates([LABELS[place] for place in labels], LABELS)
-    return Neighbours(np.array(vectors), np.array(labels), np.array(owners), np.array(rates))
+    return NeighbourIndex(np.array(vectors), np.array(labels), np.array(owners), np.array(rates))
 
 
-def likelihood(known: Neighbours, kernel: Kernel, asked: Neighbours) -> float:
+def likelihood(known: NeighbourIndex, kernel: NeighbourKernel, asked: NeighbourIndex) -> float:
     """Of new people's answers (nats), each guessed from the others' and from five of their own."""
     total = []
-    for person in np.unique(asked.owners):
-        own = np.flatnonzero(asked.owners == person)
-        said = habit([LABELS[place] for place in asked.labels[own[:5]]], LABELS, known.rates.tolist(), STRENGTH)
-        scores = np.log(known.rates) + known.evidence(kernel, asked.vectors[own[5:]], np.array([said] * len(own[5:])))
+    for person in np.unique(asked.item_users):
+        own = np.flatnonzero(asked.item_users == person)
+        said = user_label_prior(
+            [LABELS[place] for place in asked.labels[own[:5]]], LABELS, known.rates.tolist(), PRIOR_STRENGTH
+        )
+        scores = np.log(known.rates) + known.label_log_ratios(
+            kernel, asked.vectors[own[5:]], np.array([said] * len(own[5:]))
+        )
         logs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
         total += logs[np.arange(len(own) - 5), asked.labels[own[5:]]].tolist()
     return float(np.mean(total))
 
 
 def test_what_is_fitted_is_what_answers_hang_on() -> None:
-    by_item, by_person = (fit(town(1, by_item=a, by_person=b), LABELS) for a, b in ((3.0, 0.0), (0.0, 3.0)))
+    by_item, by_person = (fit_kernel(town(1, by_item=a, by_person=b), LABELS) for a, b in ((3.0, 0.0), (0.0, 3.0)))
     assert by_item.votes > 0.5 > by_item.habit and by_person.habit > 0.5 > by_person.votes
-    neither = fit(town(1, by_item=0.0, by_person=0.0), LABELS)
+    neither = fit_kernel(town(1, by_item=0.0, by_person=0.0), LABELS)
     assert neither.votes < 0.3 and neither.habit < 0.3
 
 
 def test_a_fitted_kernel_is_better_for_new_people_than_nothing() -> None:
     everybody = town(3, by_item=2.0, by_person=1.5, people=80)
-    here = everybody.owners < 40
-    known = Neighbours(everybody.vectors[here], everybody.labels[here], everybody.owners[here], everybody.rates)
-    asked = Neighbours(everybody.vectors[~here], everybody.labels[~here], everybody.owners[~here], everybody.rates)
-    kernel = fit(known, LABELS)
+    here = everybody.item_users < 40
+    known = NeighbourIndex(everybody.vectors[here], everybody.labels[here], everybody.item_users[here], everybody.rates)
+    asked = NeighbourIndex(
+        everybody.vectors[~here], everybody.labels[~here], everybody.item_users[~here], everybody.rates
+    )
+    kernel = fit_kernel(known, LABELS)
     found = likelihood(known, kernel, asked)
     for votes, own in ((kernel.votes, 0.0), (0.0, kernel.habit), (0.0, 0.0)):
-        assert found > likelihood(known, Kernel(kernel.sharpness, votes, own), asked) + 0.02
+        assert found > likelihood(known, NeighbourKernel(kernel.sharpness, votes, own), asked) + 0.02
 
 
-def plane(seed: int, people: int, items: int = 12) -> Neighbours:
+def plane(seed: int, people: int, items: int = 12) -> NeighbourIndex:
     """People who answer what nobody else is asked, by where it lies: nothing is near, and a direction says it all."""
     rng = np.random.default_rng(seed)
     vectors = units(people * items, seed, 24)
     labels = np.array([rng.choice(3, p=np.exp(6 * row[:3]) / np.exp(6 * row[:3]).sum()) for row in vectors])
     owners = np.repeat(np.arange(people), items)
-    return Neighbours(vectors, labels, owners, np.array(label_rates([LABELS[place] for place in labels], LABELS)))
+    return NeighbourIndex(vectors, labels, owners, np.array(label_rates([LABELS[place] for place in labels], LABELS)))
 
 
 def test_where_nothing_is_near_the_discriminant_finds_the_direction() -> None:
-    kernel, asked = fit(plane(1, 60), LABELS), plane(2, 40)
+    kernel, asked = fit_kernel(plane(1, 60), LABELS), plane(2, 40)
     assert kernel.linear > 0.2
     found = likelihood(plane(1, 60), kernel, asked)
     assert found > likelihood(plane(1, 60), replace(kernel, linear=0.0), asked) + 0.05
@@ -166,11 +186,11 @@ def test_where_nothing_is_near_the_discriminant_finds_the_direction() -> None:
 
 def test_the_same_seed_fits_the_same() -> None:
     known = town(5, by_item=1.0, by_person=1.0)
-    assert fit(known, LABELS, 7) == fit(known, LABELS, 7)
+    assert fit_kernel(known, LABELS, 7) == fit_kernel(known, LABELS, 7)
 
 
 def test_one_person_has_no_neighbours() -> None:
-    kernel = fit(some(9, people=1), LABELS)
+    kernel = fit_kernel(some(9, people=1), LABELS)
     assert kernel.votes == kernel.linear == 0.0 and kernel.habit == 1.0
 
 
@@ -178,41 +198,43 @@ def test_one_person_has_no_neighbours() -> None:
 def test_neighbours_count_as_much_as_the_model_lacks(seed: int) -> None:
     """Beside a model that has read the answers they count for little, beside one that guesses for much."""
     known = town(seed, by_item=3.0, by_person=0.0)
-    kernel, items = fit(known, LABELS), np.arange(0, len(known.labels), 2)
+    kernel, items = fit_kernel(known, LABELS), np.arange(0, len(known.labels), 2)
     habits, rng = np.zeros((len(items), 3)), np.random.default_rng(seed)
     knowing = 4.0 * np.eye(3)[known.labels[items]] + rng.normal(size=(len(items), 3))
     guessing = rng.normal(size=habits.shape)
-    little, much = (fit_beside(known, kernel, items, habits, model) for model in (knowing, guessing))
+    little, much = (fit_beside_weight(known, kernel, items, habits, model) for model in (knowing, guessing))
     assert little < 0.8 < 3.0 < much
-    alone = fit_beside(known, kernel, items[:1], habits[:1], knowing[:1])
+    alone = fit_beside_weight(known, kernel, items[:1], habits[:1], knowing[:1])
     assert abs(np.log(alone)) < 1.5, "one item proves nothing"
 
 
 def test_everybodys_items_count_the_same_together() -> None:
     known = town(5, by_item=2.0, by_person=0.0, people=6)
-    kernel, once = fit(known, LABELS), np.flatnonzero(known.owners < 6)
+    kernel, once = fit_kernel(known, LABELS), np.flatnonzero(known.item_users < 6)
     model = np.eye(3)[known.labels] + np.random.default_rng(0).normal(size=(len(known.labels), 3))
-    talkative = np.concatenate([once, *[np.flatnonzero(known.owners == 0)] * 3])  # one of them says it four times
+    talkative = np.concatenate([once, *[np.flatnonzero(known.item_users == 0)] * 3])  # one of them says it four times
 
     def share(items: np.ndarray) -> float:
-        return fit_beside(known, kernel, items, np.zeros((len(items), 3)), model[items])
+        return fit_beside_weight(known, kernel, items, np.zeros((len(items), 3)), model[items])
 
     assert share(talkative) == pytest.approx(share(once), rel=0.05)
 
 
 def test_without_somebody_their_items_neither_vote_nor_show_a_direction() -> None:
     known = some(40, 3)
-    owner = int(known.owners[0])
-    rest = known.without(owner)
-    assert owner not in rest.owners and len(rest.owners) == int((known.owners != owner).sum())
+    owner = int(known.item_users[0])
+    rest = known.without_user(owner)
+    assert owner not in rest.item_users and len(rest.item_users) == int((known.item_users != owner).sum())
     queries, strangers = known.vectors[:4], np.full(4, owner)
-    assert np.allclose(rest.votes(queries, 5.0), known.votes(queries, 5.0, strangers))
+    assert np.allclose(rest.log_vote_rates(queries, 5.0), known.log_vote_rates(queries, 5.0, strangers))
     assert not np.allclose(rest.discriminant(queries), known.discriminant(queries))
-    assert known.without(-1) is known and np.array_equal(rest.rates, known.rates)
+    assert known.without_user(-1) is known and np.array_equal(rest.rates, known.rates)
 
 
 def test_without_the_only_one_nothing_is_known() -> None:
     known = some(6, 4)
-    alone = replace(known, owners=np.zeros_like(known.owners)).without(0)
-    found = alone.evidence(Kernel(5.0, 1.0, 0.0, 1.0), known.vectors[:2], np.zeros((2, len(known.rates))))
+    alone = replace(known, item_users=np.zeros_like(known.item_users)).without_user(0)
+    found = alone.label_log_ratios(
+        NeighbourKernel(5.0, 1.0, 0.0, 1.0), known.vectors[:2], np.zeros((2, len(known.rates)))
+    )
     assert np.allclose(found, 0.0)

@@ -9,17 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta_cli.engine.memory.label_prior import Habit, decide, habit, label_rates, weighed
+from mta_cli.engine.memory.label_prior import (
+    FrequencyLabelPrior,
+    add_label_prior,
+    decide_label,
+    label_rates,
+    user_label_prior,
+)
 
 LABELS = ("a", "b", "c")
 SCORES = ("1", "2", "3", "4", "5")
 
 
 def test_the_likeliest_label_is_the_answer() -> None:
-    assert decide(np.log([0.2, 0.5, 0.3]), LABELS, "accuracy") == 1
-    assert decide(np.log([0.4, 0.2, 0.4]), LABELS, "accuracy") == 0
+    assert decide_label(np.log([0.2, 0.5, 0.3]), LABELS, "accuracy") == 1
+    assert decide_label(np.log([0.4, 0.2, 0.4]), LABELS, "accuracy") == 0
     with pytest.raises(ValueError, match="rouge"):
-        decide([0.0], ("a",), "rouge")
+        decide_label([0.0], ("a",), "rouge")
 
 
 @settings(deadline=None, max_examples=100)
@@ -29,13 +35,13 @@ def test_the_median_has_the_least_expected_error(weights: list[int], labels: lis
     numbers = np.array([float(label) for label in labels])
     errors = [float((shares * np.abs(numbers - number)).sum()) for number in numbers]
     least = [place for place, error in enumerate(errors) if error <= min(errors) + 1e-9]
-    assert decide(np.log(shares), labels, "mae") == min(least, key=lambda place: numbers[place])
+    assert decide_label(np.log(shares), labels, "mae") == min(least, key=lambda place: numbers[place])
 
 
 def test_a_label_that_reaches_one_half_is_enough() -> None:
-    assert decide(np.log([0.1, 0.2, 0.2, 0.3, 0.2]), SCORES, "mae") == 2
-    assert decide(np.log([0.5, 0.5]), ("10", "9"), "mae") == 1
-    assert decide([0.0, -math.inf], ("1", "5"), "mae") == 0
+    assert decide_label(np.log([0.1, 0.2, 0.2, 0.3, 0.2]), SCORES, "mae") == 2
+    assert decide_label(np.log([0.5, 0.5]), ("10", "9"), "mae") == 1
+    assert decide_label([0.0, -math.inf], ("1", "5"), "mae") == 0
 
 
 def test_rates_are_smoothed_shares() -> None:
@@ -47,7 +53,7 @@ def test_rates_are_smoothed_shares() -> None:
 
 def test_a_habit_is_the_log_of_a_rate_over_everybodys() -> None:
     rates = (0.5, 0.3, 0.2)
-    found = habit(["b", "b ", "a", "other"], LABELS, rates, strength=2.0)
+    found = user_label_prior(["b", "b ", "a", "other"], LABELS, rates, strength=2.0)
     mine = [(1 + 1.0) / 5, (2 + 0.6) / 5, 0.4 / 5]
     assert found == pytest.approx([math.log(own / rate) for own, rate in zip(mine, rates, strict=True)])
     assert sum(rate * math.exp(value) for rate, value in zip(rates, found, strict=True)) == pytest.approx(1)
@@ -56,32 +62,32 @@ def test_a_habit_is_the_log_of_a_rate_over_everybodys() -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(0.001, 1), min_size=3, max_size=3), st.floats(0.01, 100))
 def test_without_shots_there_is_no_habit(rates: list[float], strength: float) -> None:
-    assert habit([], LABELS, rates, strength) == (0.0, 0.0, 0.0)
-    assert habit(["other"], LABELS, rates, strength) == (0.0, 0.0, 0.0)
+    assert user_label_prior([], LABELS, rates, strength) == (0.0, 0.0, 0.0)
+    assert user_label_prior(["other"], LABELS, rates, strength) == (0.0, 0.0, 0.0)
 
 
 def test_a_label_that_nobody_gives_is_not_infinitely_unlikely() -> None:
-    found = habit(["c", "a"], LABELS, (0.7, 0.3, 0.0), strength=1.0)
+    found = user_label_prior(["c", "a"], LABELS, (0.7, 0.3, 0.0), strength=1.0)
     assert all(map(math.isfinite, found))
     assert found[2] == max(found)
 
 
 def test_a_stronger_prior_trusts_a_person_less() -> None:
-    weak, strong = (habit(["a"] * 4, LABELS, (0.2, 0.4, 0.4), strength)[0] for strength in (1.0, 50.0))
+    weak, strong = (user_label_prior(["a"] * 4, LABELS, (0.2, 0.4, 0.4), strength)[0] for strength in (1.0, 50.0))
     assert weak > strong > 0
 
 
 def test_habits_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="above 0"):
-        habit([], LABELS, (0.2, 0.4, 0.4), 0.0)
+        user_label_prior([], LABELS, (0.2, 0.4, 0.4), 0.0)
     with pytest.raises(ValueError):
-        habit([], LABELS, (0.5, 0.5), 1.0)
+        user_label_prior([], LABELS, (0.5, 0.5), 1.0)
 
 
 def test_a_prior_says_how_much_of_the_model_stands_beside_it() -> None:
     scores, known = (-1.0, -2.0, -4.0), (0.5, 0.0, -0.5)
-    assert weighed(scores, None, "a film") == scores
-    assert weighed(scores, Habit(known), "a film") == (-0.5, -2.0, -4.5)
-    assert weighed(scores, Habit(known, share=0.5), "a film") == (0.0, -1.0, -2.5)
+    assert add_label_prior(scores, None, "a film") == scores
+    assert add_label_prior(scores, FrequencyLabelPrior(known), "a film") == (-0.5, -2.0, -4.5)
+    assert add_label_prior(scores, FrequencyLabelPrior(known, model_weight=0.5), "a film") == (0.0, -1.0, -2.5)
     with pytest.raises(ValueError):
-        weighed(scores, Habit(known[:2]), "a film")
+        add_label_prior(scores, FrequencyLabelPrior(known[:2]), "a film")

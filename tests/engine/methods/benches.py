@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.engine.methods.method import Bench, Method, Person, Settings
+from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserShots
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.text.prompts import Row
-from mta_cli.engine.text.tasks import BUILTIN
+from mta_cli.engine.text.prompts import TrainingRow
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from tests.engine.lora_cases import random_lora, random_rows
 
 WIDTH = 8
@@ -25,19 +25,19 @@ def units(count: int, seed: int) -> Tensor:
 
 def a_bench(
     base: LoadedBase, anchors: Sequence[LoraWeights] | int = 5, *, placement: str = "upper", seed: int = 0
-) -> Bench:
+) -> MethodContext:
     """A bench with `anchors`, or with as many random ones, and random profiles."""
     if isinstance(anchors, int):
         anchors = [random_lora(base.model, i, placement=placement) for i in range(anchors)]
-    return Bench(base, BUILTIN["free"], anchors, units(len(anchors), 7), (), seed)
+    return MethodContext(base, BUILTIN_TASKS["free"], anchors, units(len(anchors), 7), (), seed)
 
 
-def a_person(rows: Sequence[Row] | int, number: int = 0, profile: Tensor | None = None) -> Person:
+def a_person(rows: Sequence[TrainingRow] | int, number: int = 0, profile: Tensor | None = None) -> UserShots:
     """Somebody with `rows`, or with as many random ones."""
     if isinstance(rows, int):
         rows = random_rows([14 + (5 * n + 3 * number) % 17 for n in range(rows)], seed=number)
     words = tuple(f"{n}" for n in range(len(rows)))
-    return Person(number, words, words, tuple(rows), units(1, 100 + number)[0] if profile is None else profile)
+    return UserShots(number, words, words, tuple(rows), units(1, 100 + number)[0] if profile is None else profile)
 
 
 def settings_of(method: Method, **changes: float | int | str) -> Settings:

@@ -8,31 +8,31 @@ from dataclasses import replace
 
 import numpy as np
 
-from mta_cli.engine.lora.adapter import LoraWeights, initial
-from mta_cli.engine.memory.knn import Kernel, Neighbours, Vectors
-from mta_cli.engine.methods.method import Bench, Person
+from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
+from mta_cli.engine.memory.knn import NeighbourIndex, NeighbourKernel, Vectors
+from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.text.prompts import Prompter, Row
-from mta_cli.engine.text.tasks import BUILTIN, Task
-from mta_cli.engine.training.trainer import Member, Schedule, Trainer
+from mta_cli.engine.text.prompts import PromptBuilder, TrainingRow
+from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
+from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from tests.engine.methods.benches import a_bench, units
 
-LABELS = BUILTIN["lamp-2"].labels
+LABELS = BUILTIN_TASKS["lamp-2"].labels
 
 
 def tag_bench(
     base: LoadedBase, anchors: Sequence[LoraWeights] | int = 3, *, task: str = "lamp-2", seed: int = 0
-) -> Bench:
+) -> MethodContext:
     """A bench whose people give the first label twice as often as any other."""
-    count = len(BUILTIN[task].labels)
+    count = len(BUILTIN_TASKS[task].labels)
     rates = tuple((1 + (i == 0)) / (count + 1) for i in range(count))
     places = np.arange(3 * count) % count
-    known = Neighbours(embed([f"item {n}" for n in places]), places, np.arange(3 * count) // count, np.array(rates))
-    items = (known, Kernel(4.0, 1.5, 0.5), embed)
-    prompter = Prompter(base.tokenizer, BUILTIN[task], base.end_ids)
-    answers = tuple(tuple(prompter.answer_ids(label)) for label in BUILTIN[task].labels)
+    known = NeighbourIndex(embed([f"item {n}" for n in places]), places, np.arange(3 * count) // count, np.array(rates))
+    items = (known, NeighbourKernel(4.0, 1.5, 0.5), embed)
+    prompter = PromptBuilder(base.tokenizer, BUILTIN_TASKS[task], base.end_ids)
+    answers = tuple(tuple(prompter.answer_ids(label)) for label in BUILTIN_TASKS[task].labels)
     bench = a_bench(base, anchors, placement="late", seed=seed)
-    return replace(bench, task=BUILTIN[task], rates=rates, items=items, answers=answers)
+    return replace(bench, task=BUILTIN_TASKS[task], rates=rates, neighbour_index=items, label_tokens=answers)
 
 
 def embed(texts: Sequence[str]) -> Vectors:
@@ -41,18 +41,23 @@ def embed(texts: Sequence[str]) -> Vectors:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def tagger(base: LoadedBase, task: Task, outputs: Sequence[str], number: int = 0) -> Person:
+def tagger(base: LoadedBase, task: Task, outputs: Sequence[str], number: int = 0) -> UserShots:
     """Somebody whose shots have these outputs."""
     inputs = tuple(f"film {number} {n}" for n in range(len(outputs)))
-    prompter = Prompter(base.tokenizer, task, base.end_ids)
-    rows = tuple(prompter.row(text, output) for text, output in zip(inputs, outputs, strict=True))
-    return Person(number, inputs, tuple(outputs), rows, units(1, 100 + number)[0])
+    prompter = PromptBuilder(base.tokenizer, task, base.end_ids)
+    rows = tuple(prompter.training_row(text, output) for text, output in zip(inputs, outputs, strict=True))
+    return UserShots(number, inputs, tuple(outputs), rows, units(1, 100 + number)[0])
 
 
-def taught(base: LoadedBase, rows: Sequence[Row], *, steps: int = 20) -> LoraWeights:
+def taught(base: LoadedBase, rows: Sequence[TrainingRow], *, steps: int = 20) -> LoraWeights:
     """A late part that has learnt `rows`."""
     trainer = Trainer(
-        base, [Member(initial(base.model, "all-linear", "late", 4, 8.0, 0), rows, Schedule(steps, 8, 2e-2), 0)]
+        base,
+        [
+            GroupMember(
+                init_lora_weights(base.model, "all-linear", "late", 4, 8.0, 0), rows, Schedule(steps, 8, 2e-2), 0
+            )
+        ],
     )
-    list(trainer.steps())
+    list(trainer.train_steps())
     return trainer.weights(0)

@@ -13,7 +13,7 @@ from tests.engine.methods.benches import same
 
 
 def test_noise_has_the_shapes_and_norms_of_every_module(base: LoadedBase) -> None:
-    anchor = random_lora(base.model, 1, rank=3, placement="late").stored()
+    anchor = random_lora(base.model, 1, rank=3, placement="late").cast_for_storage()
     noise = noise_like(anchor, 5)
     assert list(noise.factors) == list(anchor.factors)
     assert (noise.scale, noise.placement) == (anchor.scale, anchor.placement)
@@ -28,7 +28,7 @@ def test_noise_has_the_shapes_and_norms_of_every_module(base: LoadedBase) -> Non
 def test_noise_points_nowhere_in_particular(base: LoadedBase) -> None:
     anchor = random_lora(base.model, 1)
     noise = noise_like(anchor, 5)
-    product = sum(float((noise.delta(path) * anchor.delta(path)).sum()) for path in anchor.factors)
+    product = sum(float((noise.delta_weight(path) * anchor.delta_weight(path)).sum()) for path in anchor.factors)
     assert abs(product) < 0.05 * anchor.norm() ** 2
 
 
@@ -46,4 +46,4 @@ def test_a_module_that_does_nothing_gets_noise_that_does_nothing(base: LoadedBas
     a, b = anchor.factors[path]
     for pair in ((a, torch.zeros_like(b)), (torch.zeros_like(a), b)):
         noise = noise_like(LoraWeights({**anchor.factors, path: pair}, anchor.scale, anchor.placement), 5)
-        assert float(noise.delta(path).norm()) == 0.0
+        assert float(noise.delta_weight(path).norm()) == 0.0

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from mta_cli.engine.methods.majority import METHODS
-from mta_cli.engine.methods.method import Bench, Direct
+from mta_cli.engine.methods.method import DirectAnswerer, MethodContext
 from mta_cli.engine.model.load import LoadedBase
 from tests.engine.methods.benches import a_bench, a_person
 from tests.engine.methods.tagging import LABELS, tag_bench, tagger
@@ -18,10 +18,10 @@ from tests.metrics_by_hand import mae
 (METHOD,) = METHODS
 
 
-def rule(bench: Bench, outputs: Sequence[str]) -> Direct:
-    (made,) = METHOD.make(bench, [tagger(bench.base, bench.task, outputs)], METHOD.settings)
-    assert made.parts == () and made.prior is None and made.bytes == 0 and made.direct is not None
-    return made.direct
+def rule(bench: MethodContext, outputs: Sequence[str]) -> DirectAnswerer:
+    (made,) = METHOD.build_models(bench, [tagger(bench.base, bench.task, outputs)], METHOD.settings)
+    assert made.loras == () and made.prior is None and made.bytes == 0 and made.answerer is not None
+    return made.answerer
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def test_the_nearest_own_text_and_the_later_of_equals(base: LoadedBase) -> None:
     person = replace(
         a_person(0), inputs=("the red fox", "a blue whale", "a blue whale"), outputs=("fox", "whale", "later whale")
     )
-    (made,) = METHOD.make(bench, [person], {})
-    assert made.direct is not None
-    assert made.direct("what does the FOX say?") == ("fox", ())
-    assert made.direct("whale") == ("later whale", ())
-    assert made.direct("nothing in common") == ("later whale", ())
+    (made,) = METHOD.build_models(bench, [person], {})
+    assert made.answerer is not None
+    assert made.answerer("what does the FOX say?") == ("fox", ())
+    assert made.answerer("whale") == ("later whale", ())
+    assert made.answerer("nothing in common") == ("later whale", ())
 
 
 def test_who_wrote_nothing_answers_nothing(base: LoadedBase) -> None:
-    (made,) = METHOD.make(a_bench(base, 0), [a_person(0)], {})
-    assert made.direct is not None and made.direct("anything") == ("", ())
+    (made,) = METHOD.build_models(a_bench(base, 0), [a_person(0)], {})
+    assert made.answerer is not None and made.answerer("anything") == ("", ())

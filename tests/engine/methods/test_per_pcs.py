@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.lora.adapter import LoraWeights, Placement
-from mta_cli.engine.methods.method import Made, Person
-from mta_cli.engine.methods.per_pcs import METHODS, Assembly, Pool, assemble
+from mta_cli.engine.methods.method import UserModel, UserShots
+from mta_cli.engine.methods.per_pcs import METHODS, AnchorPieces, PieceAssembly, assemble_pieces
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.prefix_tree import Fork
-from mta_cli.engine.text.prompts import Row
-from mta_cli.errors import UsageFault
+from mta_cli.engine.scoring.prefix_tree import PromptTree
+from mta_cli.engine.text.prompts import TrainingRow
+from mta_cli.errors import UsageError
 from tests.engine.lora_cases import random_lora, random_rows
 from tests.engine.methods.benches import a_bench, a_person, same, settings_of
 from tests.engine.slow import hooked
@@ -26,7 +26,7 @@ FIRST = "model.layers.1.self_attn.q_proj"  # the first module of the upper layer
 EVEN = torch.full((3,), 1 / 3)
 
 
-def inputs(base: LoadedBase, row: Row, path: str, parts: Sequence[LoraWeights] = ()) -> Tensor:
+def inputs(base: LoadedBase, row: TrainingRow, path: str, parts: Sequence[LoraWeights] = ()) -> Tensor:
     """What goes into a module where the row's answer is predicted [tokens, in], under `parts`."""
     seen: list[Tensor] = []
     handle = base.model.get_submodule(path).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
@@ -38,7 +38,7 @@ def inputs(base: LoadedBase, row: Row, path: str, parts: Sequence[LoraWeights] =
 
 def explicit(anchor: LoraWeights, path: str, x: Tensor) -> Tensor:
     """The score of a piece at each of the inputs `x`, from ΔW itself."""
-    delta = anchor.delta(path)
+    delta = anchor.delta_weight(path)
     scores: Tensor = math.sqrt(x.shape[1]) * (x @ delta.T).norm(dim=1) / (delta.norm() * x.norm(dim=1))
     return scores
 
@@ -52,7 +52,9 @@ def mixed(anchors: Sequence[LoraWeights], path: str, chosen: Tensor, weights: Te
     return a, b
 
 
-def by_hand(base: LoadedBase, anchors: Sequence[LoraWeights], rows: Sequence[Row]) -> dict[str, tuple[Tensor, Tensor]]:
+def by_hand(
+    base: LoadedBase, anchors: Sequence[LoraWeights], rows: Sequence[TrainingRow]
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Three pieces of each module and their weights: one module after the other, a whole pass for each row of each."""
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     picked = {}
@@ -66,8 +68,8 @@ def by_hand(base: LoadedBase, anchors: Sequence[LoraWeights], rows: Sequence[Row
     return picked
 
 
-def found(base: LoadedBase, anchors: Sequence[LoraWeights], person: Person) -> Assembly:
-    return assemble(base, Pool(anchors, base.device), person, 3, 1.0)
+def found(base: LoadedBase, anchors: Sequence[LoraWeights], person: UserShots) -> PieceAssembly:
+    return assemble_pieces(base, AnchorPieces(anchors, base.device), person, 3, 1.0)
 
 
 def planted(base: LoadedBase, direction: Tensor, others: int = 3) -> list[LoraWeights]:
@@ -84,7 +86,7 @@ def planted(base: LoadedBase, direction: Tensor, others: int = 3) -> list[LoraWe
 
 def test_a_score_is_how_much_of_the_piece_answers(base: LoadedBase) -> None:
     anchors = [random_lora(base.model, i, rank=1 + i, placement="upper") for i in range(3)]
-    pool, x = Pool(anchors, base.device), torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    pool, x = AnchorPieces(anchors, base.device), torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
     expected = torch.stack([explicit(anchor, FIRST, x).mean() for anchor in anchors])
     assert torch.allclose(pool.scores(FIRST, x, EVEN), expected, atol=1e-5)
     (a, _) = anchors[0].factors[FIRST]  # of rank one: the paper's score, but for its sign
@@ -94,13 +96,13 @@ def test_a_score_is_how_much_of_the_piece_answers(base: LoadedBase) -> None:
 
 def test_the_size_of_a_piece_counts_for_nothing(base: LoadedBase) -> None:
     anchor, x = random_lora(base.model, 1), torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
-    scores = Pool([anchor, replace(anchor, scale=40 * anchor.scale)], base.device).scores(FIRST, x, EVEN)
+    scores = AnchorPieces([anchor, replace(anchor, scale=40 * anchor.scale)], base.device).scores(FIRST, x, EVEN)
     assert float(scores[0]) == pytest.approx(float(scores[1]), rel=1e-5) and float(scores[0]) > 0
 
 
 def test_an_anchor_without_the_piece_scores_nothing(base: LoadedBase) -> None:
     anchors = [random_lora(base.model, 1, targets="v_proj"), random_lora(base.model, 2)]
-    scores = Pool(anchors, base.device).scores(FIRST, torch.ones(3, 64), EVEN)
+    scores = AnchorPieces(anchors, base.device).scores(FIRST, torch.ones(3, 64), EVEN)
     assert float(scores[0]) == 0.0 < float(scores[1])
 
 
@@ -108,8 +110,8 @@ def test_an_anchor_without_the_piece_scores_nothing(base: LoadedBase) -> None:
 def test_the_piece_that_answers_the_users_inputs_is_chosen(base: LoadedBase, plain: bool) -> None:
     row = random_rows([20], answer=1)[0]
     anchors = planted(base, inputs(base, row, FIRST)[0])
-    assembly = found(base if plain else replace(base, plain=None), anchors, a_person([row]))
-    chosen, weights = assembly.picked[FIRST]
+    assembly = found(base if plain else replace(base, llama_decoder=None), anchors, a_person([row]))
+    chosen, weights = assembly.chosen_pieces[FIRST]
     assert chosen[0] == 3 and len(chosen) == 3
     assert weights == pytest.approx(torch.softmax(torch.tensor([8.0, 0.0, 0.0]), 0).tolist(), abs=1e-4)
 
@@ -120,10 +122,10 @@ def test_each_module_sees_what_was_put_before_it(base: LoadedBase, placement: st
     anchors = [random_lora(base.model, i, placement=placement) for i in range(5)]
     rows = [*random_rows([17, 30], answer=3), *random_rows([9], seed=1, answer=6)]
     expected, assembly = by_hand(base, anchors, rows), found(base, anchors, a_person(rows))
-    assert list(assembly.picked) == list(expected)
+    assert list(assembly.chosen_pieces) == list(expected)
     for path, (chosen, weights) in expected.items():
-        assert assembly.picked[path][0] == chosen.tolist()
-        assert assembly.picked[path][1] == pytest.approx(weights.tolist(), abs=1e-4)
+        assert assembly.chosen_pieces[path][0] == chosen.tolist()
+        assert assembly.chosen_pieces[path][1] == pytest.approx(weights.tolist(), abs=1e-4)
 
 
 def test_later_choices_would_differ_on_the_base_as_it_is(base: LoadedBase) -> None:
@@ -131,9 +133,9 @@ def test_later_choices_would_differ_on_the_base_as_it_is(base: LoadedBase) -> No
     anchors = [random_lora(base.model, i) for i in range(5)]
     anchors = [replace(one, scale=20 * one.scale) for one in anchors]
     person = a_person(2)
-    assembly, pool = found(base, anchors, person), Pool(anchors, base.device)
+    assembly, pool = found(base, anchors, person), AnchorPieces(anchors, base.device)
     away = 0.0
-    for path, (chosen, weights) in assembly.picked.items():
+    for path, (chosen, weights) in assembly.chosen_pieces.items():
         scores = sum(
             pool.scores(path, x, torch.full((4,), 1 / 8)) for x in (inputs(base, r, path) for r in person.rows)
         )
@@ -145,24 +147,26 @@ def test_later_choices_would_differ_on_the_base_as_it_is(base: LoadedBase) -> No
 def test_factors_are_summed_apart(base: LoadedBase) -> None:
     anchors = [random_lora(base.model, i, placement="late") for i in range(4)]
     assembly = found(base, anchors, a_person(2))
-    weights = assembly.weights()
+    weights = assembly.to_lora_weights()
     assert weights.placement == anchors[0].placement and set(weights.factors) == set(anchors[0].factors)
-    for path, (chosen, shares) in assembly.picked.items():
+    for path, (chosen, shares) in assembly.chosen_pieces.items():
         a, b = mixed(anchors, path, torch.tensor(chosen), torch.tensor(shares))
-        assert torch.allclose(weights.delta(path), b @ a, atol=1e-5)
+        assert torch.allclose(weights.delta_weight(path), b @ a, atol=1e-5)
 
 
 @pytest.mark.parametrize("placement", ["all", "upper"])
 def test_a_base_without_a_plain_decoder_chooses_the_same(base: LoadedBase, placement: str) -> None:
     anchors = [random_lora(base.model, i, placement=placement) for i in range(4)]
     person = a_person(3)
-    ours, theirs = found(base, anchors, person), found(replace(base, plain=None), anchors, person)
-    for path, (chosen, weights) in ours.picked.items():
-        assert theirs.picked[path][0] == chosen and theirs.picked[path][1] == pytest.approx(weights, abs=1e-4)
+    ours, theirs = found(base, anchors, person), found(replace(base, llama_decoder=None), anchors, person)
+    for path, (chosen, weights) in ours.chosen_pieces.items():
+        assert theirs.chosen_pieces[path][0] == chosen and theirs.chosen_pieces[path][1] == pytest.approx(
+            weights, abs=1e-4
+        )
 
 
 def test_nothing_is_left_in_the_base(base: LoadedBase) -> None:
-    ids, slow = torch.arange(3, 40)[None], replace(base, plain=None)
+    ids, slow = torch.arange(3, 40)[None], replace(base, llama_decoder=None)
     with torch.no_grad():
         before = base.model(input_ids=ids).logits
         for one in (base, slow):
@@ -171,39 +175,41 @@ def test_nothing_is_left_in_the_base(base: LoadedBase) -> None:
 
 
 def test_late_pieces_need_a_plain_decoder(base: LoadedBase) -> None:
-    with pytest.raises(UsageFault, match="Llama"):
-        found(replace(base, plain=None), [random_lora(base.model, 1, placement="late")], a_person(2))
+    with pytest.raises(UsageError, match="Llama"):
+        found(replace(base, llama_decoder=None), [random_lora(base.model, 1, placement="late")], a_person(2))
 
 
 def test_three_pieces_of_every_module_are_kept(base: LoadedBase) -> None:
     person = a_person(3)
-    (made,) = METHOD.make(a_bench(base, 5), [person], METHOD.settings)
-    assert made.bytes == 7 * 3 * 4 and len(made.parts) == 1
-    (few,) = METHOD.make(a_bench(base, 2), [person], METHOD.settings)
+    (made,) = METHOD.build_models(a_bench(base, 5), [person], METHOD.settings)
+    assert made.bytes == 7 * 3 * 4 and len(made.loras) == 1
+    (few,) = METHOD.build_models(a_bench(base, 2), [person], METHOD.settings)
     assert few.bytes == 7 * 2 * 4
 
 
 def test_somebody_without_shots_and_a_bank_of_nobody(base: LoadedBase) -> None:
-    assert METHOD.make(a_bench(base), [a_person(0)], METHOD.settings) == [Made()]
-    assert METHOD.make(a_bench(base, 0), [a_person(2)], METHOD.settings) == [Made()]
+    assert METHOD.build_models(a_bench(base), [a_person(0)], METHOD.settings) == [UserModel()]
+    assert METHOD.build_models(a_bench(base, 0), [a_person(2)], METHOD.settings) == [UserModel()]
 
 
 def test_the_same_again_in_any_company(base: LoadedBase) -> None:
     bench, person = a_bench(base, placement="late"), a_person(1)
-    (alone,) = METHOD.make(bench, [person], METHOD.settings)
-    *_, again = METHOD.make(bench, [a_person(4, 1), a_person(0, 2), person], METHOD.settings)
-    assert same(alone.parts[0], again.parts[0])
+    (alone,) = METHOD.build_models(bench, [person], METHOD.settings)
+    *_, again = METHOD.build_models(bench, [a_person(4, 1), a_person(0, 2), person], METHOD.settings)
+    assert same(alone.loras[0], again.loras[0])
 
 
 def test_one_piece_alone_is_that_anchors(base: LoadedBase) -> None:
     bench = a_bench(base)
-    (made,) = METHOD.make(bench, [a_person(2)], settings_of(METHOD, top_k=1))
-    for path in made.parts[0].factors:
-        assert any(torch.allclose(made.parts[0].delta(path), one.delta(path), atol=1e-6) for one in bench.anchors)
+    (made,) = METHOD.build_models(bench, [a_person(2)], settings_of(METHOD, top_k=1))
+    for path in made.loras[0].factors:
+        assert any(
+            torch.allclose(made.loras[0].delta_weight(path), one.delta_weight(path), atol=1e-6) for one in bench.anchors
+        )
 
 
 def test_rows_count_alike_however_long_their_answers(base: LoadedBase) -> None:
     rows = [*random_rows([20], answer=1), *random_rows([25], seed=1, answer=9)]
     assembly = found(base, [random_lora(base.model, i, placement="upper") for i in range(3)], a_person(rows))
     assert assembly.share.tolist() == pytest.approx([0.5, *[1 / 18] * 9])
-    assert [len(Fork.of(row).branches[0]) for row in rows] == [1, 9]
+    assert [len(PromptTree.from_row(row).completions[0]) for row in rows] == [1, 9]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mta_cli.engine.model.checkpoint_files import weight_dtypes
-from mta_cli.engine.model.gguf import LAYER, OUTER, convert_gguf
+from mta_cli.engine.model.gguf import LAYER_TENSOR_NAMES, OUTER_TENSOR_NAMES, convert_gguf
 from mta_cli.engine.model.load import LoadedBase, load_base
 from mta_cli.errors import BadInput
 from tests.tiny import CHAT_TEMPLATE, SPECIALS
@@ -45,7 +45,7 @@ def write_gguf(path: Path, base: LoadedBase, *, architecture: str = "llama") -> 
     writer.add_pad_token_id(2)
     writer.add_chat_template(CHAT_TEMPLATE)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    theirs = {ours: name for name, ours in OUTER.items()}
+    theirs = {ours: name for name, ours in OUTER_TENSOR_NAMES.items()}
     for name, weight in base.model.state_dict().items():
         array = weight.float().numpy()
         if name in theirs:
@@ -53,7 +53,7 @@ def write_gguf(path: Path, base: LoadedBase, *, architecture: str = "llama") -> 
                 writer.add_tensor(theirs[name], array)
             continue
         layer, _, part = name.removeprefix("model.layers.").partition(".")
-        short = next(key for key, value in LAYER.items() if part == f"{value}.weight")
+        short = next(key for key, value in LAYER_TENSOR_NAMES.items() if part == f"{value}.weight")
         array = turned(array, heads[short]) if short in heads else array
         writer.add_tensor(f"blk.{layer}.{short}.weight", np.ascontiguousarray(array))
     writer.write_header_to_file()

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mta_cli.engine.lora.adapter import Folder, folded
-from mta_cli.engine.lora.batched import Crowd
+from mta_cli.engine.lora.adapter import AdapterMerger, merge_into_base
+from mta_cli.engine.lora.batched import FrozenLoras
 from mta_cli.engine.model import llama as plains
-from mta_cli.engine.model.llama import Parts, Plain, causal_mask, plain_decoder
+from mta_cli.engine.model.llama import BatchedLora, LlamaDecoder, build_llama_decoder, causal_mask
 from mta_cli.engine.model.load import LoadedBase
 from tests.engine.families import EXACT, REFUSED, model
 from tests.engine.lora_cases import random_lora
@@ -28,17 +28,17 @@ def theirs(made: Any, ids: Tensor) -> Tensor:
     return result
 
 
-def ours(plain: Plain, ids: Tensor, **wishes: Any) -> Tensor:
+def ours(plain: LlamaDecoder, ids: Tensor, **wishes: Any) -> Tensor:
     """Logits [rows, time, vocabulary] of whole texts."""
     positions = torch.arange(ids.shape[1])[None].expand(len(ids), -1)
     with torch.no_grad():
         mask = causal_mask(ids.shape[1], plain.dtype, plain.device)
-        states = plain.run(plain.embed(ids), plain.rope(positions), mask, **wishes)
+        states = plain.run_layers(plain.embed(ids), plain.rope(positions), mask, **wishes)
         return plain.logits(states, read=wishes.get("read", "weights")).float()
 
 
-def decoder(made: Any) -> Plain:
-    plain = plain_decoder(made)
+def decoder(made: Any) -> LlamaDecoder:
+    plain = build_llama_decoder(made)
     assert plain is not None
     return plain
 
@@ -54,7 +54,7 @@ def test_the_logits_are_transformers_own(family: str) -> None:
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_what_it_cannot_compute_exactly_it_refuses(family: str) -> None:
-    assert plain_decoder(REFUSED[family]()) is None
+    assert build_llama_decoder(REFUSED[family]()) is None
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3-tied", "gelu", "granite"])
@@ -62,7 +62,7 @@ def test_making_one_changes_no_weight_and_no_logit(family: str) -> None:
     made, ids = {**EXACT, **REFUSED}[family](), random_ids(1, 20)
     before = {name: value.clone() for name, value in made.state_dict().items()}
     logits = theirs(made, ids)
-    plain_decoder(made)
+    build_llama_decoder(made)
     after = made.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -81,9 +81,9 @@ def test_a_model_with_a_plain_decoder_is_saved_whole(tmp_path: Any) -> None:
 
 
 def test_weights_are_held_once(base: LoadedBase) -> None:
-    assert base.plain is not None
+    assert base.llama_decoder is not None
     storages = {weight.untyped_storage().data_ptr() for weight in base.model.parameters()}
-    for joint in base.plain.joints():
+    for joint in base.llama_decoder.all_projections():
         assert joint.weight.untyped_storage().data_ptr() in storages
         assert all(
             module.weight.untyped_storage().data_ptr() == joint.weight.untyped_storage().data_ptr()
@@ -92,14 +92,14 @@ def test_weights_are_held_once(base: LoadedBase) -> None:
 
 
 def test_what_is_folded_is_seen_and_comes_out_bit_for_bit(base: LoadedBase) -> None:
-    assert base.plain is not None
+    assert base.llama_decoder is not None
     ids = random_ids(2, 30)
-    before = ours(base.plain, ids)
-    with folded(base, random_lora(base.model, 1)):
-        inside = ours(base.plain, ids)
+    before = ours(base.llama_decoder, ids)
+    with merge_into_base(base, random_lora(base.model, 1)):
+        inside = ours(base.llama_decoder, ids)
         assert (inside - before).abs().max() > 1e-2
         assert (inside - theirs(base.model, ids)).abs().max() < 1e-4
-    assert torch.equal(ours(base.plain, ids), before)
+    assert torch.equal(ours(base.llama_decoder, ids), before)
 
 
 def test_a_model_moved_to_other_numbers_before_is_followed() -> None:
@@ -115,25 +115,25 @@ def test_the_fused_attention_equals_the_plain_products(family: str, monkeypatch:
     plain, ids = decoder(EXACT[family]()), random_ids(2, 70)
     eager = ours(plain, ids)
     with monkeypatch.context() as patch:
-        patch.setattr(plains, "EAGER", 8)
+        patch.setattr(plains, "EAGER_ATTENTION_MAX_KEYS", 8)
         patch.setattr(plains.torch, "softmax", None)  # only the eager products use it
         fused = ours(plain, ids)
     assert (fused - eager).abs().max() < 1e-4
 
 
 def test_texts_longer_than_eager_attention(base: LoadedBase) -> None:
-    assert base.plain is not None
-    ids = random_ids(1, plains.EAGER + 40)
-    assert (ours(base.plain, ids) - theirs(base.model, ids)).abs().max() < 1e-4
+    assert base.llama_decoder is not None
+    ids = random_ids(1, plains.EAGER_ATTENTION_MAX_KEYS + 40)
+    assert (ours(base.llama_decoder, ids) - theirs(base.model, ids)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, 3])
 def test_going_on_at_a_layer_equals_the_whole(layer: int) -> None:
     plain, ids = decoder(EXACT["qwen3"]()), random_ids(2, 30)
     rope, mask = plain.rope(torch.arange(30)[None]), causal_mask(30, plain.dtype, plain.device)
-    whole = plain.run(plain.embed(ids), rope, mask)
-    below = plain.run(plain.embed(ids), rope, mask, last=layer)
-    assert torch.equal(plain.run(below, rope, mask, first=layer), whole)
+    whole = plain.run_layers(plain.embed(ids), rope, mask)
+    below = plain.run_layers(plain.embed(ids), rope, mask, last=layer)
+    assert torch.equal(plain.run_layers(below, rope, mask, first=layer), whole)
     assert torch.equal(below, whole) == (layer == 3)
 
 
@@ -157,7 +157,7 @@ def test_token_by_token_equals_at_once(step: int) -> None:
     for start in range(0, 24, step):
         now = torch.arange(start, start + step)
         mask = causal_mask(start + step, plain.dtype, plain.device)[..., start:, :]
-        states = plain.run(plain.embed(ids[:, now]), plain.rope(now[None]), mask, past=cache)
+        states = plain.run_layers(plain.embed(ids[:, now]), plain.rope(now[None]), mask, past=cache)
         found.append(plain.logits(states))
     assert (torch.cat(found, 1) - expected).abs().max() < 1e-4
 
@@ -169,30 +169,34 @@ def test_positions_beyond_the_first_table() -> None:
     cos, sin = plain.rope(torch.tensor([[0, 4, 255, 256, 1000]]))
     assert torch.equal(cos[:, :2], few[0][:, [0, 4]]) and torch.equal(sin[:, :2], few[1][:, [0, 4]])
     real_cos, real_sin = plain._rotary(plain.norm.weight, torch.tensor([[0, 4, 255, 256, 1000]]))
-    half = plain.head_width // 2
+    half = plain.head_dim // 2
     assert torch.allclose(cos[:, :, 0], real_cos, atol=1e-5)
     assert torch.allclose(sin[:, :, 0, half:], real_sin[..., half:], atol=1e-5)
     assert torch.equal(sin[..., :half], -sin[..., half:])
 
 
 def test_parts_of_rows_equal_the_folded_weights(base: LoadedBase) -> None:
-    assert base.plain is not None
+    assert base.llama_decoder is not None
     weights = [random_lora(base.model, 1, rank=2), None, random_lora(base.model, 2, rank=5, targets="v_proj,down_proj")]
     ids = random_ids(3, 20)
-    together = ours(base.plain, ids, parts=[Parts(Crowd(base.plain, weights).rows([0, 1, 2]))])
+    together = ours(
+        base.llama_decoder,
+        ids,
+        parts=[BatchedLora(FrozenLoras(base.llama_decoder, weights).factors_for_rows([0, 1, 2]))],
+    )
     for row, one in enumerate(weights):
-        with folded(base, one):
+        with merge_into_base(base, one):
             assert (theirs(base.model, ids[row : row + 1])[0] - together[row]).abs().max() < 1e-4
 
 
 def test_parts_act_only_where_they_are_told(base: LoadedBase) -> None:
-    assert base.plain is not None
+    assert base.llama_decoder is not None
     ids, where = random_ids(1, 20), (torch.arange(20) >= 12).float()[None, :, None]
-    pairs = Crowd(base.plain, [random_lora(base.model, 1)]).rows([0])
-    without, late = ours(base.plain, ids), ours(base.plain, ids, parts=[Parts(pairs, where)])
+    pairs = FrozenLoras(base.llama_decoder, [random_lora(base.model, 1)]).factors_for_rows([0])
+    without, late = ours(base.llama_decoder, ids), ours(base.llama_decoder, ids, parts=[BatchedLora(pairs, where)])
     assert torch.equal(late[:, :12], without[:, :12])
     assert (late[:, 12:] - without[:, 12:]).abs().amax(-1).min() > 1e-3
-    assert (late - ours(base.plain, ids, parts=[Parts(pairs)])).abs().max() > 1e-3
+    assert (late - ours(base.llama_decoder, ids, parts=[BatchedLora(pairs)])).abs().max() > 1e-3
 
 
 def packable() -> bool:
@@ -205,14 +209,14 @@ def packable() -> bool:
 def test_packed_weights_give_the_same_within_rounding(family: str, rows: int) -> None:
     plain, ids = decoder(EXACT[family]().to(torch.bfloat16)), random_ids(rows, 12)
     loose = ours(plain, ids)
-    plain.pack()
-    assert all(joint._packed is not None for joint in plain.joints())
+    plain.pack_weights()
+    assert all(joint._packed is not None for joint in plain.all_projections())
     assert torch.equal(ours(plain, ids), loose)  # nobody asked for them
     packed = ours(plain, ids, read="packed")
     assert (packed - loose).abs().mean() < 0.02 * loose.std()
-    many = random_ids(1, plains.FEW + 1)
+    many = random_ids(1, plains.PACKED_MAX_ROWS + 1)
     with_packed = ours(plain, many, read="packed")
-    plain.changed()
+    plain.invalidate_caches()
     assert torch.equal(ours(plain, many), with_packed)  # so many rows of input go the usual way
     assert torch.equal(ours(plain, ids), loose)
 
@@ -221,17 +225,17 @@ def test_packed_weights_give_the_same_within_rounding(family: str, rows: int) ->
 def test_packed_weights_are_dropped_when_something_is_folded(base: LoadedBase) -> None:
     made = base.model.to(torch.bfloat16)
     plain, ids = decoder(made), random_ids(1, 10)
-    coarse = replace(base, plain=plain, dtype=torch.bfloat16)
-    plain.pack()
-    packed, folder = ours(plain, ids, read="packed"), Folder(coarse)
-    folder.set(random_lora(made, 1))
-    assert all(joint._packed is None for joint in plain.joints())
+    coarse = replace(base, llama_decoder=plain, dtype=torch.bfloat16)
+    plain.pack_weights()
+    packed, folder = ours(plain, ids, read="packed"), AdapterMerger(coarse)
+    folder.set_adapter(random_lora(made, 1))
+    assert all(joint._packed is None for joint in plain.all_projections())
     inside = ours(plain, ids, read="packed")
     assert (inside - theirs(made, ids)).abs().mean() < 0.02 * inside.std()
     assert (inside - packed).abs().mean() > 0.05 * packed.std()
-    plain.pack()
-    folder.set(None)
-    assert all(joint._packed is None for joint in plain.joints())
+    plain.pack_weights()
+    folder.set_adapter(None)
+    assert all(joint._packed is None for joint in plain.all_projections())
     assert (ours(plain, ids, read="packed") - packed).abs().mean() < 0.02 * packed.std()
 
 
@@ -241,10 +245,10 @@ def test_gradients_pass_packed_weights() -> None:
     grads = []
     for pack in (False, True):
         if pack:
-            plain.pack()
+            plain.pack_weights()
         x = plain.embed(random_ids(1, 6)).requires_grad_()
         mask = causal_mask(6, plain.dtype, plain.device)
-        states = plain.run(x, plain.rope(torch.arange(6)[None]), mask, read="packed")
+        states = plain.run_layers(x, plain.rope(torch.arange(6)[None]), mask, read="packed")
         plain.logits(states, read="packed").float().square().mean().backward()
         assert x.grad is not None
         grads.append(x.grad.float())
@@ -253,9 +257,9 @@ def test_gradients_pass_packed_weights() -> None:
 
 
 def test_float32_is_never_packed(base: LoadedBase) -> None:
-    assert base.plain is not None
-    base.plain.pack()
-    assert all(joint._packed is None for joint in base.plain.joints())
+    assert base.llama_decoder is not None
+    base.llama_decoder.pack_weights()
+    assert all(joint._packed is None for joint in base.llama_decoder.all_projections())
 
 
 def test_gradients_are_those_of_the_modules() -> None:
@@ -264,7 +268,7 @@ def test_gradients_are_those_of_the_modules() -> None:
     grads = []
     for run in (
         lambda x: plain.logits(
-            plain.run(x, plain.rope(torch.arange(15)[None]), causal_mask(15, plain.dtype, plain.device))
+            plain.run_layers(x, plain.rope(torch.arange(15)[None]), causal_mask(15, plain.dtype, plain.device))
         ),
         lambda x: made(inputs_embeds=x, use_cache=False).logits,
     ):

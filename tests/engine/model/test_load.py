@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mta_cli.engine.model import load as bases
+from mta_cli.engine.model.checkpoint_files import fingerprint
 from mta_cli.engine.model.load import (
     LoadedBase,
     head_logits,
     load_base,
-    positions,
+    position_ids,
     resolve_device,
     resolve_devices,
     resolve_dtype,
 )
-from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageFault
+from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageError
 
 CPU = torch.device("cpu")
 
@@ -63,7 +63,7 @@ def test_head_logits_are_the_models_own(base: LoadedBase, exact: bool, monkeypat
     monkeypatch.setattr(base, "head_is_exact", exact)
     ids, mask = batch()
     rows, cols = torch.tensor([0, 2, 1, 0]), torch.tensor([8, 3, 0, 5])
-    whole = base.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask)).logits
+    whole = base.model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask)).logits
     assert torch.allclose(head_logits(base, ids, mask, rows, cols), whole[rows, cols], atol=1e-5)
 
 
@@ -107,7 +107,7 @@ def test_a_model_that_scales_its_logits_takes_the_long_way(tiny_base_path: Path,
     assert not scaled.head_is_exact
     ids, mask = batch()
     rows, cols = torch.tensor([1, 2, 1]), torch.tensor([8, 5, 8])
-    whole = scaled.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask)).logits
+    whole = scaled.model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask)).logits
     assert torch.allclose(head_logits(scaled, ids, mask, rows, cols), whole[rows, cols], atol=1e-5)
 
 
@@ -146,7 +146,7 @@ def test_an_unknown_architecture_is_explained(copy: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cuda:x", "meta"])
 def test_devices_that_are_not_there(name: str) -> None:
-    with pytest.raises(UsageFault):
+    with pytest.raises(UsageError):
         resolve_device(name)
 
 
@@ -195,7 +195,7 @@ def test_what_uses_one_device_takes_the_first_of_a_list(two_cards: None) -> None
 )
 def test_lists_that_make_no_sense(two_cards: None, name: str, said: str) -> None:
     for resolve in (resolve_device, resolve_devices):
-        with pytest.raises(UsageFault, match=said) as refused:
+        with pytest.raises(UsageError, match=said) as refused:
             resolve(name)
         assert refused.value.hint
 
@@ -203,12 +203,12 @@ def test_lists_that_make_no_sense(two_cards: None, name: str, said: str) -> None
 def test_each_card_is_asked_for_its_own_number_format(two_cards: None) -> None:
     assert resolve_dtype("auto", torch.device("cuda:0")) == torch.bfloat16
     assert resolve_dtype("auto", torch.device("cuda:1")) == torch.float32
-    with pytest.raises(UsageFault, match="auto means bfloat16 on some and float32 on others"):
+    with pytest.raises(UsageError, match="auto means bfloat16 on some and float32 on others"):
         resolve_devices("cuda:0,cuda:1")
 
 
 def test_an_unknown_number_format() -> None:
-    with pytest.raises(UsageFault, match="not known"):
+    with pytest.raises(UsageError, match="not known"):
         resolve_dtype("int8", CPU)
 
 
@@ -230,16 +230,16 @@ def test_a_torch_without_those_probes_computes_in_float32(monkeypatch: pytest.Mo
 
 
 def test_fingerprint_covers_config_and_weights_but_not_who_saved_them(copy: Path, tiny_base_path: Path) -> None:
-    original = bases.fingerprint(tiny_base_path)
-    assert bases.fingerprint(copy) == original
+    original = fingerprint(tiny_base_path)
+    assert fingerprint(copy) == original
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "transformers_version": "9", "_name_or_path": "elsewhere"}))
     (copy / "README.md").write_text("hello")
-    assert bases.fingerprint(copy) == original
+    assert fingerprint(copy) == original
     (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
-    assert bases.fingerprint(copy) != original
+    assert fingerprint(copy) != original
     (copy / "config.json").write_text(json.dumps(config))
     weights = load_file(copy / "model.safetensors")
     weights["model.norm.weight"][0] += 1
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    assert bases.fingerprint(copy) != original
+    assert fingerprint(copy) != original

@@ -11,13 +11,13 @@ import torch
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.retrieval.anchor_screening import (
-    FEWEST,
-    beyond,
-    divergences,
-    draws,
-    floors,
+    MIN_ANCHORS_TO_SCREEN,
+    find_outliers,
+    mean_kl_divergences,
+    min_cosine_by_anchor,
     module_norms,
     norm_ratios,
+    selection_shares,
 )
 from tests.engine.lora_cases import random_lora
 
@@ -33,7 +33,7 @@ def scaled(weights: LoraWeights, factor: float) -> LoraWeights:
 def test_the_norm_of_a_module_is_that_of_its_delta(base: LoadedBase) -> None:
     (weights,) = bank(base, 1)
     for path, norm in module_norms(scaled(weights, -0.5)).items():
-        assert norm == pytest.approx(float(torch.linalg.norm(weights.delta(path))) / 2, rel=1e-5)
+        assert norm == pytest.approx(float(torch.linalg.norm(weights.delta_weight(path))) / 2, rel=1e-5)
 
 
 def test_one_module_that_is_too_large_is_enough(base: LoadedBase) -> None:
@@ -50,9 +50,11 @@ def test_one_module_that_is_too_large_is_enough(base: LoadedBase) -> None:
 
 
 def test_few_anchors_are_not_judged_beside_each_other() -> None:
-    assert norm_ratios([{"m": 1.0}] * (FEWEST - 2) + [{"m": 99.0}]) == [1.0] * (FEWEST - 1)
-    assert norm_ratios([{"m": 1.0}] * (FEWEST - 1) + [{"m": 99.0}])[-1] == 99.0
-    assert beyond([0.1, 0.1, 9.0], "probe", 10.0) == []
+    assert norm_ratios([{"m": 1.0}] * (MIN_ANCHORS_TO_SCREEN - 2) + [{"m": 99.0}]) == [1.0] * (
+        MIN_ANCHORS_TO_SCREEN - 1
+    )
+    assert norm_ratios([{"m": 1.0}] * (MIN_ANCHORS_TO_SCREEN - 1) + [{"m": 99.0}])[-1] == 99.0
+    assert find_outliers([0.1, 0.1, 9.0], "probe", 10.0) == []
 
 
 def test_a_module_that_others_lack_is_beyond_any_bound() -> None:
@@ -60,23 +62,23 @@ def test_a_module_that_others_lack_is_beyond_any_bound() -> None:
 
 
 def test_what_is_no_number_is_found() -> None:
-    assert [one.place for one in beyond([0.1, 0.1, float("nan"), 0.1], "probe", 10.0)] == [2]
-    assert [one.place for one in beyond([0.1, 0.1, 0.1, float("inf")], "probe", 10.0)] == [3]
+    assert [one.anchor_index for one in find_outliers([0.1, 0.1, float("nan"), 0.1], "probe", 10.0)] == [2]
+    assert [one.anchor_index for one in find_outliers([0.1, 0.1, 0.1, float("inf")], "probe", 10.0)] == [3]
 
 
 def test_the_floor_and_the_bound_both_hold() -> None:
     values = [0.01, 0.01, 0.01, 0.2]
-    assert [one.place for one in beyond(values, "probe", 10.0)] == [3]
-    assert beyond(values, "probe", 10.0, floor=0.25) == [] and beyond(values, "probe", 0.0) == []
-    (found,) = beyond([0.1, 0.1, 0.1, 2.0], "probe", 10.0, floor=0.25)
-    assert (found.place, found.gate, found.value, found.bound) == (3, "probe", 2.0, pytest.approx(1.0))
+    assert [one.anchor_index for one in find_outliers(values, "probe", 10.0)] == [3]
+    assert find_outliers(values, "probe", 10.0, floor=0.25) == [] and find_outliers(values, "probe", 0.0) == []
+    (found,) = find_outliers([0.1, 0.1, 0.1, 2.0], "probe", 10.0, floor=0.25)
+    assert (found.anchor_index, found.gate, found.value, found.bound) == (3, "probe", 2.0, pytest.approx(1.0))
 
 
 @pytest.mark.parametrize("placement", ["all", "late"])
 def test_neutral_prompts_move_with_an_anchors_size(base: LoadedBase, placement: str) -> None:
     prompts = [base.tokenizer(text)["input_ids"] for text in ("how are you today", "name a colour")]
     one = bank(base, 1, placement)[0]
-    still, small, large = divergences(base, prompts, [(), (scaled(one, 0.3),), (scaled(one, 3.0),)])
+    still, small, large = mean_kl_divergences(base, prompts, [(), (scaled(one, 0.3),), (scaled(one, 3.0),)])
     assert abs(still) < 1e-6 < small < large
 
 
@@ -88,10 +90,10 @@ def test_an_anchor_in_the_middle_of_everybody_keeps_those_nearest_to_it() -> Non
     people /= np.linalg.norm(people, axis=1, keepdims=True)
     mean = people.mean(axis=0) / np.linalg.norm(people.mean(axis=0))
     honest = people @ people[:12].T
-    assert floors(honest, 2, 0.75) == {}
+    assert min_cosine_by_anchor(honest, 2, 0.75) == {}
     cosines = np.concatenate([honest, (people @ mean)[:, None]], axis=1)
-    assert draws(cosines, 2)[-1] == 1.0
-    found = floors(cosines, 2, 0.5)
+    assert selection_shares(cosines, 2)[-1] == 1.0
+    found = min_cosine_by_anchor(cosines, 2, 0.5)
     assert set(found) == {12}
     assert int((cosines[:, 12] >= found[12]).sum()) == 12
-    assert floors(cosines, 2, 0.0) == {} and floors(cosines, 7, 0.5) == {}
+    assert min_cosine_by_anchor(cosines, 2, 0.0) == {} and min_cosine_by_anchor(cosines, 7, 0.5) == {}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mta_cli.engine.retrieval.nearest import nearest
+from mta_cli.engine.retrieval.nearest import nearest_rows
 from mta_cli.errors import IntegrityFault
 
 Matrix = NDArray[np.float32]
@@ -31,7 +31,7 @@ def sorted_all(matrix: Matrix, query: Matrix) -> tuple[list[int], NDArray[np.flo
 
 
 def check(matrix: Matrix, queries: Matrix, k: int) -> None:
-    rows, values = nearest(matrix, queries, k)
+    rows, values = nearest_rows(matrix, queries, k)
     assert rows.shape == values.shape == (len(queries), min(k, len(matrix)))
     for i, query in enumerate(queries):
         order, products = sorted_all(matrix, query)
@@ -42,7 +42,7 @@ def check(matrix: Matrix, queries: Matrix, k: int) -> None:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ROWS", 64), ("GROUP", 3), ("FEW", 2), ("PIECE", 5)):
-        monkeypatch.setattr(nearest, name, value)
+        monkeypatch.setattr(nearest_rows, name, value)
 
 
 @pytest.mark.parametrize("queries", [1, 2, 3, 7])
@@ -61,8 +61,8 @@ def test_ties_go_to_the_lowest_index(rows: int, kinds: int, k: int, block: int, 
     matrix = unit(kinds, 7, seed)[random.integers(0, kinds, rows)]
     matrix[random.random(rows) < 0.2] = 0.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest, "ROWS", block)
-        patch.setattr(nearest, "PIECE", 3)
+        patch.setattr(nearest_rows, "ROWS", block)
+        patch.setattr(nearest_rows, "PIECE", 3)
         check(matrix, unit(queries, 7, seed + 1), k)
 
 
@@ -80,13 +80,13 @@ def test_rows_that_grow_nearer_block_by_block(small_blocks: None) -> None:
 
 
 def test_nothing_but_zero_rows(small_blocks: None) -> None:
-    rows, values = nearest(np.zeros((300, 4), dtype=np.float32), np.ones((2, 4), dtype=np.float32) / 2, 3)
+    rows, values = nearest_rows(np.zeros((300, 4), dtype=np.float32), np.ones((2, 4), dtype=np.float32) / 2, 3)
     assert rows.tolist() == [[0, 1, 2]] * 2 and values.tolist() == [[0, 0, 0]] * 2
 
 
 def test_one_query_gives_one_row_of_answers() -> None:
     matrix = unit(9, 5)
-    rows, values = nearest(matrix, matrix[4], 2)
+    rows, values = nearest_rows(matrix, matrix[4], 2)
     assert rows.shape == values.shape == (2,) and rows[0] == 4 and values.dtype == np.float32
     assert values[0] == pytest.approx(1)
 
@@ -94,7 +94,7 @@ def test_one_query_gives_one_row_of_answers() -> None:
 @pytest.mark.parametrize(("rows", "k"), [(0, 3), (5, 0)])
 def test_nothing_to_find(rows: int, k: int) -> None:
     for queries in (unit(2, 4), unit(1, 4)[0]):
-        found, values = nearest(unit(rows, 4) if rows else np.zeros((0, 4), dtype=np.float32), queries, k)
+        found, values = nearest_rows(unit(rows, 4) if rows else np.zeros((0, 4), dtype=np.float32), queries, k)
         assert found.shape == values.shape == (*queries.shape[:-1], 0)
 
 
@@ -113,4 +113,4 @@ def test_numbers_that_are_not_finite_are_refused(bad: float, queries: int, small
     matrix = unit(200, 6)
     matrix[150, 2] = bad
     with pytest.raises(IntegrityFault, match="128 to 191"):
-        nearest(matrix, unit(queries, 6), 3)
+        nearest_rows(matrix, unit(queries, 6), 3)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.text.chat_template import ChatTemplate, Layout, chat_template
+from mta_cli.engine.text.chat_template import ChatLayout, ChatTemplate, load_chat_template
 from mta_cli.errors import BadInput
 from tests.engine.shapes import LLAMA_2, LLAMA_3
 from tests.tiny import CHAT_TEMPLATE, byte_tokenizer
@@ -14,16 +14,16 @@ from tests.tiny import CHAT_TEMPLATE, byte_tokenizer
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
-def layout(source: str, *roles: str, generation: bool = True, system: str | None = None) -> Layout:
-    return ChatTemplate(source, NAMES).layout(roles or ("user",), generation=generation, system=system)
+def layout(source: str, *roles: str, generation: bool = True, system: str | None = None) -> ChatLayout:
+    return ChatTemplate(source, NAMES).render_layout(roles or ("user",), generation=generation, system=system)
 
 
 def test_slots_stand_where_messages_go() -> None:
     found = layout(CHAT_TEMPLATE, "user", "assistant", "user")
-    assert found.slots == (0, 1, 2)
+    assert found.message_indices == (0, 1, 2)
     assert found.texts[0] == "<|im_start|>user\n"
     assert found.texts[-1] == "<|im_end|>\n<|im_start|>assistant\n"
-    assert found.fill(["{{ 1 }}", "mtaSlot0mta", "c"]).count("{{ 1 }}") == 1
+    assert found.fill_messages(["{{ 1 }}", "mtaSlot0mta", "c"]).count("{{ 1 }}") == 1
 
 
 def test_variables_and_a_system_text() -> None:
@@ -40,7 +40,7 @@ def test_a_template_may_insist_on_parts() -> None:
 
 def test_a_template_may_turn_the_order_round() -> None:
     found = layout("{% for m in messages | reverse %}[{{ m['content'] }}]{% endfor %}", "user", "user")
-    assert (found.slots, found.fill(["a", "b"])) == ((1, 0), "[b][a]")
+    assert (found.message_indices, found.fill_messages(["a", "b"])) == ((1, 0), "[b][a]")
 
 
 def test_the_tags_and_helpers_that_templates_use() -> None:
@@ -86,13 +86,13 @@ def test_what_a_template_may_not_do(source: str) -> None:
 
 
 def test_the_tokenizers_template() -> None:
-    assert chat_template(byte_tokenizer(None)) is None
-    found = chat_template(byte_tokenizer("{{ bos_token }}{{ messages[0]['content'] }}"))
-    assert found is not None and found.layout(("user",), generation=True).texts == ("<|im_start|>", "")
+    assert load_chat_template(byte_tokenizer(None)) is None
+    found = load_chat_template(byte_tokenizer("{{ bos_token }}{{ messages[0]['content'] }}"))
+    assert found is not None and found.render_layout(("user",), generation=True).texts == ("<|im_start|>", "")
 
 
 def test_several_templates_without_a_default_are_refused() -> None:
     tokenizer: Any = byte_tokenizer()
     tokenizer.chat_template = {"tool_use": CHAT_TEMPLATE}
     with pytest.raises(BadInput, match="cannot be used"):
-        chat_template(tokenizer)
+        load_chat_template(tokenizer)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta_cli.engine.text.prompts import Example, Prompter
-from mta_cli.engine.text.tasks import BUILTIN, Task
+from mta_cli.engine.text.prompts import HistoryExample, PromptBuilder
+from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.errors import BadInput
 from tests.engine.shapes import ALL, EXACT, LLAMA_3, byte_merges, byte_plain, end_ids, metaspace
 from tests.tiny import byte_tokenizer
@@ -34,8 +34,8 @@ AWKWARD = (
     "<unk>",
     "",
 )
-FREE = BUILTIN["free"]
-TAGS = BUILTIN["lamp-2"]
+FREE = BUILTIN_TASKS["free"]
+TAGS = BUILTIN_TASKS["lamp-2"]
 
 
 @cache
@@ -44,16 +44,16 @@ def tokenizer_of(shape: str) -> Any:
 
 
 @cache
-def prompter_of(shape: str, task: Task = FREE) -> Prompter:
+def prompter_of(shape: str, task: Task = FREE) -> PromptBuilder:
     tokenizer = tokenizer_of(shape)
-    return Prompter(tokenizer, task, end_ids(tokenizer))
+    return PromptBuilder(tokenizer, task, end_ids(tokenizer))
 
 
-def decoded(prompter: Prompter, ids: Any) -> str:
+def decoded(prompter: PromptBuilder, ids: Any) -> str:
     return str(prompter.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
-def control_count(prompter: Prompter, ids: Any) -> int:
+def control_count(prompter: PromptBuilder, ids: Any) -> int:
     tokenizer = prompter.tokenizer
     known = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return sum(number in known - {tokenizer.unk_token_id} for number in ids)
@@ -63,7 +63,7 @@ def control_count(prompter: Prompter, ids: Any) -> int:
 @pytest.mark.parametrize("shape", EXACT)
 def test_labels_are_the_answer_and_the_end_of_turn(shape: str, answer: str) -> None:
     prompter = prompter_of(shape)
-    row = prompter.row("What is it?", answer, [Example("an earlier one", "its answer")])
+    row = prompter.training_row("What is it?", answer, [HistoryExample("an earlier one", "its answer")])
     *said, end = row.input_ids[row.answer_start :]
     assert decoded(prompter, said) == answer
     assert end == prompter.end_id
@@ -83,24 +83,24 @@ def test_every_label_is_spelled_whole(shape: str) -> None:
     prompter = prompter_of(shape, TAGS)
     for label in TAGS.labels:
         assert decoded(prompter, prompter.answer_ids(label)[:-1]) == label
-        assert label in prompter.shown_item(Example("a film", label))
+        assert label in prompter.render_item(HistoryExample("a film", label))
 
 
 def test_the_end_of_a_turn_is_the_templates_where_the_base_stops_at_it() -> None:
     tokenizer = byte_merges()
     turn, text = tokenizer.convert_tokens_to_ids("<|eot|>"), tokenizer.eos_token_id
-    assert Prompter(tokenizer, FREE, (text, turn)).end_id == turn
-    assert Prompter(tokenizer, FREE, (text,)).end_id == text
+    assert PromptBuilder(tokenizer, FREE, (text, turn)).end_id == turn
+    assert PromptBuilder(tokenizer, FREE, (text,)).end_id == text
     with pytest.raises(BadInput, match="no token that ends an answer"):
-        Prompter(tokenizer, FREE, ())
+        PromptBuilder(tokenizer, FREE, ())
 
 
 @pytest.mark.parametrize("words", AWKWARD)
 @pytest.mark.parametrize("shape", ALL)
 def test_what_is_asked_and_what_is_learnt_have_the_same_prompt(shape: str, words: str) -> None:
     prompter = prompter_of(shape)
-    history = [Example(words, "one"), Example("two", words)]
-    row = prompter.row(words, "an answer", history)
+    history = [HistoryExample(words, "one"), HistoryExample("two", words)]
+    row = prompter.training_row(words, "an answer", history)
     assert list(row.input_ids) == prompter.prompt_ids(words, history) + prompter.answer_ids("an answer")
     assert row.answer_start == len(prompter.prompt_ids(words, history))
 
@@ -109,8 +109,8 @@ def test_what_is_asked_and_what_is_learnt_have_the_same_prompt(shape: str, words
 @pytest.mark.parametrize("shape", EXACT)
 def test_nobody_can_type_a_control_token(shape: str, words: str) -> None:
     prompter = prompter_of(shape)
-    tame = prompter.prompt_ids("words", [Example("words", "words")])
-    ids = prompter.prompt_ids(words, [Example(words, words)])
+    tame = prompter.prompt_ids("words", [HistoryExample("words", "words")])
+    ids = prompter.prompt_ids(words, [HistoryExample(words, words)])
     assert control_count(prompter, ids) == control_count(prompter, tame)
     assert words.strip() in decoded(prompter, ids)
 
@@ -148,7 +148,9 @@ def test_without_a_template_the_tokenizers_own_start_is_kept() -> None:
 
 def test_history_stands_before_the_question_in_the_order_given() -> None:
     prompter = prompter_of("byte_chatml", TAGS)
-    text = decoded(prompter, prompter.prompt_ids("now", [Example("x", "classic"), Example("y", "comedy")]))
+    text = decoded(
+        prompter, prompter.prompt_ids("now", [HistoryExample("x", "classic"), HistoryExample("y", "comedy")])
+    )
     assert text == (
         "<|im_start|>user\nMovies I tagged:\nx\nTag: classic\ny\nTag: comedy\n\nnow\nMy tag for this movie:<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -163,7 +165,7 @@ def test_chat_shows_history_before_the_first_words_only() -> None:
         {"role": "assistant", "content": "hi"},
         {"role": "user", "content": "bye"},
     ]
-    text = decoded(prompter, prompter.chat_ids(messages, [Example("q", "a")]))
+    text = decoded(prompter, prompter.chat_ids(messages, [HistoryExample("q", "a")]))
     assert text == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nWhat I said before:\nQ: q\nA: a\n\nhello<|im_end|>\n"
@@ -213,9 +215,9 @@ def test_budgets_hold(shape: str) -> None:
     def count(text: str) -> int:
         return len(words.encode(text, add_special_tokens=False, split_special_tokens=True))
 
-    assert 0 < count(prompter.visible(long)) <= 9
-    assert long.startswith(prompter.visible(long))
-    shown = prompter.shown_item(Example(long, long))
+    assert 0 < count(prompter.truncate_query(long)) <= 9
+    assert long.startswith(prompter.truncate_query(long))
+    shown = prompter.render_item(HistoryExample(long, long))
     film, tag = shown.split("\nTag: ")
     assert count(film) > 0 and count(tag) > 0 and count(film) + count(tag) <= 12
     cut = prompter.answer_ids(long)
@@ -226,22 +228,22 @@ def test_budgets_hold(shape: str) -> None:
 def test_a_short_question_leaves_its_tokens_to_the_answer() -> None:
     task = replace(TAGS, item_tokens=20, labels=())
     prompter = prompter_of("byte_chatml", task)
-    assert prompter.shown_item(Example("ab", "x" * 50)) == f"ab\nTag: {'x' * 18}"
-    assert prompter.shown_item(Example("a" * 50, "xy")) == f"{'a' * 18}\nTag: xy"
-    assert prompter.shown_item(Example("a" * 50, "x" * 50)) == f"{'a' * 5}\nTag: {'x' * 15}"
+    assert prompter.render_item(HistoryExample("ab", "x" * 50)) == f"ab\nTag: {'x' * 18}"
+    assert prompter.render_item(HistoryExample("a" * 50, "xy")) == f"{'a' * 18}\nTag: xy"
+    assert prompter.render_item(HistoryExample("a" * 50, "x" * 50)) == f"{'a' * 5}\nTag: {'x' * 15}"
 
 
 def test_a_label_that_fills_the_budget_leaves_nothing_of_the_question() -> None:
     task = replace(TAGS, item_tokens=6)
     assert (
-        prompter_of("byte_chatml", task).shown_item(Example("a film", "social commentary"))
+        prompter_of("byte_chatml", task).render_item(HistoryExample("a film", "social commentary"))
         == "\nTag: social commentary"
     )
 
 
 def test_no_character_is_cut_in_two() -> None:
     for budget in range(1, 12):
-        shown = prompter_of("byte_chatml", replace(FREE, query_tokens=budget)).visible("a🎬b🎬")
+        shown = prompter_of("byte_chatml", replace(FREE, query_tokens=budget)).truncate_query("a🎬b🎬")
         assert "\ufffd" not in shown and "a🎬b🎬".startswith(shown)
         assert len(shown.encode()) <= budget
 
@@ -252,10 +254,10 @@ def test_a_huge_text_costs_no_more_than_its_beginning() -> None:
 
 
 def test_items_and_questions_may_ask_different_things() -> None:
-    prompter = prompter_of("byte_chatml", BUILTIN["lamp-7"])
-    row = prompter.row("my own tweet", "my own tweet")
+    prompter = prompter_of("byte_chatml", BUILTIN_TASKS["lamp-7"])
+    row = prompter.training_row("my own tweet", "my own tweet")
     assert "my own tweet" not in decoded(prompter, row.input_ids[: row.answer_start])
-    assert "somebody's tweet" in decoded(prompter, prompter.prompt_ids("somebody's tweet", [Example("a", "a")]))
+    assert "somebody's tweet" in decoded(prompter, prompter.prompt_ids("somebody's tweet", [HistoryExample("a", "a")]))
 
 
 def test_a_slow_tokenizer_will_do() -> None:
@@ -273,7 +275,7 @@ def test_a_slow_tokenizer_will_do() -> None:
             return list(self._fast.encode(text, **options))
 
     slow = Slow(byte_tokenizer())
-    prompter = Prompter(slow, replace(FREE, query_tokens=20), end_ids(slow))
+    prompter = PromptBuilder(slow, replace(FREE, query_tokens=20), end_ids(slow))
     fast = prompter_of("byte_chatml", replace(FREE, query_tokens=20))
     for words in AWKWARD:
         assert prompter.prompt_ids(words * 3) == fast.prompt_ids(words * 3)
@@ -287,25 +289,29 @@ texts = st.text(max_size=60) | st.lists(st.sampled_from([*AWKWARD, "a", " ", "\n
 @given(shape=st.sampled_from(sorted(EXACT)), question=texts, answer=texts, item=st.tuples(texts, texts))
 def test_properties_of_every_row(shape: str, question: str, answer: str, item: tuple[str, str]) -> None:
     prompter = prompter_of(shape, replace(FREE, query_tokens=24, item_tokens=24, answer_tokens=400))
-    history = [Example(*item)]
-    row = prompter.row(question, answer, history)
+    history = [HistoryExample(*item)]
+    row = prompter.training_row(question, answer, history)
     prompt = prompter.prompt_ids(question, history)
     assert row.input_ids == (*prompt, *prompter.answer_ids(answer))
     assert row.input_ids[-1] == prompter.end_id
     assert control_count(prompter, row.input_ids[row.answer_start :]) == 1
     assert control_count(prompter, prompt) == control_count(prompter, prompter.prompt_ids("a"))
     assert (
-        len(prompter.tokenizer.encode(prompter.visible(question), add_special_tokens=False, split_special_tokens=True))
+        len(
+            prompter.tokenizer.encode(
+                prompter.truncate_query(question), add_special_tokens=False, split_special_tokens=True
+            )
+        )
         <= 24
     )
-    assert question.startswith(prompter.visible(question))
+    assert question.startswith(prompter.truncate_query(question))
     if "▁" not in answer or shape.startswith("byte"):
         assert decoded(prompter, row.input_ids[row.answer_start : -1]) == answer
 
 
 @pytest.mark.parametrize("make", [byte_plain, metaspace, lambda: byte_merges(LLAMA_3)])
 def test_a_second_prompter_gives_the_same_ids(make: Any) -> None:
-    first, second = (Prompter(tokenizer, TAGS, end_ids(tokenizer)) for tokenizer in (make(), make()))
-    assert first.row("a film", "comedy", [Example("b", "classic")]) == second.row(
-        "a film", "comedy", [Example("b", "classic")]
+    first, second = (PromptBuilder(tokenizer, TAGS, end_ids(tokenizer)) for tokenizer in (make(), make()))
+    assert first.training_row("a film", "comedy", [HistoryExample("b", "classic")]) == second.training_row(
+        "a film", "comedy", [HistoryExample("b", "classic")]
     )

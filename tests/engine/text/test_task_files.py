@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mta_cli.engine.text.task_files import KEYS, parse_task, task_to_toml
-from mta_cli.engine.text.tasks import BUILTIN, SCORES, Task
+from mta_cli.engine.text.task_files import TASK_KEYS, parse_task, task_to_toml
+from mta_cli.engine.text.tasks import BUILTIN_TASKS, DEFAULT_SCORE_LABELS, Task
 from mta_cli.errors import BadInput
 
 DOCS = Path(__file__).parents[3] / "docs" / "tasks.md"
@@ -34,7 +34,7 @@ def test_what_follows_from_what_is_given() -> None:
     assert (label.kind, label.metric) == ("label", "accuracy")
     assert (label.input_field, label.output_field) == (("text",), ("a", "b"))
     score = parse_task(LEAST + 'kind = "score"', "it")
-    assert (score.labels, score.metric) == (SCORES, "mae")
+    assert (score.labels, score.metric) == (DEFAULT_SCORE_LABELS, "mae")
 
 
 def test_all_faults_come_at_once() -> None:
@@ -117,7 +117,7 @@ words = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 def test_a_task_survives_being_written(prompt: str, item: str, header: str, system: str, labels: list[str]) -> None:
     kept = tuple(dict.fromkeys(label.strip() for label in labels if label.strip()))
     task = replace(
-        BUILTIN["free"],
+        BUILTIN_TASKS["free"],
         name="mine",
         kind="label" if len(kept) > 1 else "text",
         metric="accuracy" if len(kept) > 1 else "rouge",
@@ -132,10 +132,10 @@ def test_a_task_survives_being_written(prompt: str, item: str, header: str, syst
 
 def test_every_key_is_documented_and_the_example_is_a_task() -> None:
     page = DOCS.read_text(encoding="utf-8")
-    assert list(KEYS) == [spec.name for spec in fields(Task)]
-    for key in KEYS:
+    assert list(TASK_KEYS) == [spec.name for spec in fields(Task)]
+    for key in TASK_KEYS:
         assert f"| `{key}` |" in page, key
-    for name in BUILTIN:
+    for name in BUILTIN_TASKS:
         assert f"`{name}`" in page, name
     blocks = [block.split("```", 1)[0] for block in page.split("```toml\n")[1:]]
     tasks = [parse_task(block, "docs/tasks.md") for block in blocks]

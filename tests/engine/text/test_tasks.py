@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.engine.text.task_files import parse_task, task_to_toml
-from mta_cli.engine.text.tasks import BUILTIN, METRIC_OF, Task
+from mta_cli.engine.text.tasks import BUILTIN_TASKS, METRIC_BY_KIND, Task
 
 DATA = Path(__file__).parents[3] / ".." / "shared" / "data"
 
@@ -46,33 +46,33 @@ QUESTIONS = {
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_a_raw_question_loses_its_instruction(name: str) -> None:
-    task, (raw, kept) = BUILTIN[name], QUESTIONS[name]
-    assert task.strip(raw) == kept
-    assert task.strip(kept) == kept, "what is stripped already stays"
+    task, (raw, kept) = BUILTIN_TASKS[name], QUESTIONS[name]
+    assert task.strip_instruction(raw) == kept
+    assert task.strip_instruction(kept) == kept, "what is stripped already stays"
 
 
 def test_there_is_a_question_for_every_task() -> None:
-    assert {*QUESTIONS, "free"} == set(BUILTIN)
-    free = BUILTIN["free"]
-    assert free.strip("anything: at all") == "anything: at all"  # noqa: B005 - not a str
+    assert {*QUESTIONS, "free"} == set(BUILTIN_TASKS)
+    free = BUILTIN_TASKS["free"]
+    assert free.strip_instruction("anything: at all") == "anything: at all"
 
 
-@pytest.mark.parametrize("task", BUILTIN.values(), ids=BUILTIN)
+@pytest.mark.parametrize("task", BUILTIN_TASKS.values(), ids=BUILTIN_TASKS)
 def test_built_in_tasks_are_valid_task_files(task: Task) -> None:
     assert parse_task(task_to_toml(task), "it") == task
-    assert task.metric == METRIC_OF[task.kind]
+    assert task.metric == METRIC_BY_KIND[task.kind]
     assert task.description
 
 
 def test_words_are_filled_in_once_and_never_formatted() -> None:
-    task = replace(BUILTIN["free"], item="{input} -> {output} {x}", prompt="{{input}} {0}")
+    task = replace(BUILTIN_TASKS["free"], item="{input} -> {output} {x}", prompt="{{input}} {0}")
     assert task.fill_item("{output}", "{input}") == "{output} -> {input} {x}"
     assert task.fill_prompt("{input!r:>9}") == "{{input!r:>9}} {0}"
 
 
 def test_learning_may_ask_something_else() -> None:
-    assert BUILTIN["lamp-4"].fill_learning_prompt("a") == BUILTIN["lamp-4"].fill_prompt("a")
-    assert "cite" not in BUILTIN["lamp-1"].fill_learning_prompt("an abstract")
+    assert BUILTIN_TASKS["lamp-4"].fill_learning_prompt("a") == BUILTIN_TASKS["lamp-4"].fill_prompt("a")
+    assert "cite" not in BUILTIN_TASKS["lamp-1"].fill_learning_prompt("an abstract")
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_real_questions_are_all_stripped(folder: str, name: str) -> None:
     path = DATA / folder / "questions.json"
     if not path.is_file():
         pytest.skip(f"the data of {folder} is not beside the checkout (../shared/data)")
-    task = BUILTIN[name]
+    task = BUILTIN_TASKS[name]
     for question in json.loads(path.read_bytes()):
-        stripped = task.strip(question["input"])
+        stripped = task.strip_instruction(question["input"])
         assert stripped and question["input"].endswith(f": {stripped}")
         assert "explanation" not in stripped[:40] and not stripped.startswith(("Generate a", "Which tag"))
         assert set(task.input_field) | set(task.output_field) <= set(question["profile"][0])

@@ -8,25 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from mta_cli.engine.lora.adapter import LoraWeights, folded, initial
-from mta_cli.engine.lora.batched import Group
+from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights, merge_into_base
+from mta_cli.engine.lora.batched import TrainableLoras
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.log_likelihood import mean_loss
-from mta_cli.engine.text.prompts import Row
+from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.training.fusion_weights import learn_weights
-from mta_cli.engine.training.trainer import CLIP, Member, Schedule, Trainer, epoch_batches
-from mta_cli.errors import BadInput, UsageFault
+from mta_cli.engine.training.trainer import MAX_GRAD_NORM, GroupMember, Schedule, Trainer, epoch_batches
+from mta_cli.errors import BadInput, UsageError
 from tests.engine.lora_cases import difference, random_lora, random_rows
 
 SCHEDULE = Schedule(steps=6, batch_size=3, learning_rate=5e-3)
 
 
 def fresh(base: LoadedBase) -> LoraWeights:
-    return initial(base.model, "all-linear", "all", 4, 8.0, 0)
+    return init_lora_weights(base.model, "all-linear", "all", 4, 8.0, 0)
 
 
-def alone(base: LoadedBase, rows: list[Row], schedule: Schedule = SCHEDULE, seed: int = 0) -> Trainer:
-    return Trainer(base, [Member(fresh(base), rows, schedule, seed)])
+def alone(base: LoadedBase, rows: list[TrainingRow], schedule: Schedule = SCHEDULE, seed: int = 0) -> Trainer:
+    return Trainer(base, [GroupMember(fresh(base), rows, schedule, seed)])
 
 
 def test_equal_to_peft(base: LoadedBase, tiny_base_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_equal_to_peft(base: LoadedBase, tiny_base_path: Path) -> None:
 
     rows, start = random_rows([30, 25, 40, 18, 33, 29, 21]), fresh(base)
     trainer = alone(base, rows, seed=3)
-    ours = [step[0].loss for step in trainer.steps()]
+    ours = [step[0].loss for step in trainer.train_steps()]
     weights = trainer.weights(0)
 
     plain = AutoModelForCausalLM.from_pretrained(tiny_base_path, dtype=torch.float32)
@@ -60,8 +60,8 @@ def test_equal_to_peft(base: LoadedBase, tiny_base_path: Path) -> None:
             total = total + torch.nn.functional.cross_entropy(logits, labels[0, 1:], ignore_index=-100, reduction="sum")
             count += len(row.input_ids) - row.answer_start
         (total / count).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.param_groups[0]["lr"] = SCHEDULE.rate(step)
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+        optimizer.param_groups[0]["lr"] = SCHEDULE.learning_rate_at(step)
         optimizer.step()
         optimizer.zero_grad()
         theirs.append(total.item() / count)
@@ -70,7 +70,7 @@ def test_equal_to_peft(base: LoadedBase, tiny_base_path: Path) -> None:
     for path in start.factors:
         layer = layers[path]
         delta = 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-        assert torch.allclose(weights.delta(path), delta, atol=1e-5)
+        assert torch.allclose(weights.delta_weight(path), delta, atol=1e-5)
         assert float(delta.detach().norm()) > 1e-3
 
 
@@ -78,26 +78,26 @@ def test_equal_to_peft(base: LoadedBase, tiny_base_path: Path) -> None:
 def test_stopped_and_resumed_gives_the_same_bytes(base: LoadedBase, stop: int) -> None:
     rows = random_rows([20, 31, 17, 26, 22, 19, 28, 30])
     trainer = alone(base, rows, seed=5)
-    whole = [step[0].loss for step in trainer.steps()]
+    whole = [step[0].loss for step in trainer.train_steps()]
     expected = trainer.weights(0).to_bytes({})
     trainer = alone(base, rows, seed=5)
-    steps = trainer.steps()
+    steps = trainer.train_steps()
     for _ in range(stop):
         next(steps)
-    state = trainer.state()
+    state = trainer.save_state()
     trainer = alone(base, rows, seed=5)
-    trainer.resume(state)
-    assert len(trainer.taken[0]) == stop
-    list(trainer.steps())
-    assert [step.loss for step in trainer.taken[0]] == whole
+    trainer.load_state(state)
+    assert len(trainer.completed_steps[0]) == stop
+    list(trainer.train_steps())
+    assert [step.loss for step in trainer.completed_steps[0]] == whole
     assert trainer.weights(0).to_bytes({}) == expected
 
 
 def test_a_checkpoint_of_another_training_is_refused(base: LoadedBase) -> None:
     rows = random_rows([20, 20])
-    other = Trainer(base, [Member(initial(base.model, "q_proj", "all", 2, 4, 0), rows, SCHEDULE, 0)])
+    other = Trainer(base, [GroupMember(init_lora_weights(base.model, "q_proj", "all", 2, 4, 0), rows, SCHEDULE, 0)])
     with pytest.raises((ValueError, KeyError)):
-        alone(base, rows).resume(other.state())
+        alone(base, rows).load_state(other.save_state())
 
 
 def test_training_learns_and_leaves_the_base_alone(base: LoadedBase) -> None:
@@ -105,10 +105,10 @@ def test_training_learns_and_leaves_the_base_alone(base: LoadedBase) -> None:
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     untrained = mean_loss(base, rows)
     trainer = alone(base, rows, Schedule(60, 6, 2e-2))
-    list(trainer.steps())
+    list(trainer.train_steps())
     after = base.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    with folded(base, trainer.weights(0)):
+    with merge_into_base(base, trainer.weights(0)):
         assert mean_loss(base, rows) < 0.5 * untrained
     assert mean_loss(base, rows, (trainer.weights(0),)) < 0.5 * untrained
 
@@ -123,25 +123,25 @@ def test_every_epoch_sees_every_row_once_in_an_order_of_its_own() -> None:
 
 def test_the_learning_rate_warms_up_and_decays() -> None:
     schedule = Schedule(100, 1, 1.0)
-    rates = [schedule.rate(step) for step in range(100)]
+    rates = [schedule.learning_rate_at(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[-1] < 0.01
-    assert Schedule.epochs(17, 2, 8, 1.0).steps == 6
+    assert Schedule.from_epochs(17, 2, 8, 1.0).steps == 6
 
 
 def test_an_exploding_loss_stops_the_training(base: LoadedBase) -> None:
     trainer = alone(base, random_rows([12, 12]))
     stacked_loras(trainer).values[0].fill_(float("nan"))
-    list(trainer.steps())
-    assert "step 1" in trainer.failed[0] and trainer.taken == [[]]
+    list(trainer.train_steps())
+    assert "step 1" in trainer.failed[0] and trainer.completed_steps == [[]]
 
 
 def test_one_who_fails_leaves_the_others_alone(base: LoadedBase) -> None:
     members = group(base, "upper", under=True)
     expected, trainer = Trainer(base, members), Trainer(base, members)
-    list(expected.steps())
+    list(expected.train_steps())
     for value in stacked_loras(trainer).values:
         value[1].fill_(float("inf"))
-    list(trainer.steps())
+    list(trainer.train_steps())
     assert list(trainer.failed) == [1]
     for i in (0, 2, 3):
         assert difference(trainer.weights(i), expected.weights(i)) < 1e-5
@@ -150,12 +150,12 @@ def test_one_who_fails_leaves_the_others_alone(base: LoadedBase) -> None:
 def test_a_stopped_group_goes_on_with_the_same_bytes(base: LoadedBase) -> None:
     members = group(base, "late", under=True)
     whole, first, second = (Trainer(base, members) for _ in range(3))
-    list(whole.steps())
-    for _ in zip(range(4), first.steps(), strict=False):  # the shortest schedule has ended by then
+    list(whole.train_steps())
+    for _ in zip(range(4), first.train_steps(), strict=False):  # the shortest schedule has ended by then
         pass
-    second.resume(first.state())
-    assert [len(taken) for taken in second.taken] == [3, 4, 4, 4]
-    list(second.steps())
+    second.load_state(first.save_state())
+    assert [len(taken) for taken in second.completed_steps] == [3, 4, 4, 4]
+    list(second.train_steps())
     for i in range(len(members)):
         assert second.weights(i).to_bytes({}) == whole.weights(i).to_bytes({})
 
@@ -163,7 +163,7 @@ def test_a_stopped_group_goes_on_with_the_same_bytes(base: LoadedBase) -> None:
 def test_learned_weights_find_the_anchor_that_made_the_shots(base: LoadedBase) -> None:
     rows = random_rows([24] * 5)
     trainer = alone(base, rows, Schedule(60, 5, 2e-2))
-    list(trainer.steps())
+    list(trainer.train_steps())
     right, wrong = trainer.weights(0), random_lora(base.model, 4)
     free = learn_weights(base, [right, wrong], [0.3, 0.3], rows, steps=40, pull=0.0)
     assert free[0] > 0.5 > free[1]
@@ -171,26 +171,26 @@ def test_learned_weights_find_the_anchor_that_made_the_shots(base: LoadedBase) -
     assert held == pytest.approx([0.3, 0.3], abs=0.02)
 
 
-def group(base: LoadedBase, placement: str, *, under: bool) -> list[Member]:
+def group(base: LoadedBase, placement: str, *, under: bool) -> list[GroupMember]:
     """Four people with histories, schedules and frozen parts of different size."""
     members = []
     for i, count in enumerate((3, 7, 5, 9)):
-        start = initial(base.model, "q_proj,v_proj,down_proj", placement, 3, 6.0, i)
+        start = init_lora_weights(base.model, "q_proj,v_proj,down_proj", placement, 3, 6.0, i)
         rows = random_rows([14 + (7 * i + 5 * n) % 31 for n in range(count)], seed=i)
         frozen = (random_lora(base.model, 50 + i, rank=2 + i, placement=placement),) if under else ()
-        members.append(Member(start, rows, Schedule(3 + i, 2 + i % 2, 5e-3), i, frozen))
+        members.append(GroupMember(start, rows, Schedule(3 + i, 2 + i % 2, 5e-3), i, frozen))
     return members
 
 
-def lora_of(member: Member) -> LoraWeights:
+def lora_of(member: GroupMember) -> LoraWeights:
     """What a member of a group of LoRAs begins with."""
-    assert isinstance(member.start, LoraWeights)
-    return member.start
+    assert isinstance(member.initial_weights, LoraWeights)
+    return member.initial_weights
 
 
-def stacked_loras(trainer: Trainer) -> Group:
+def stacked_loras(trainer: Trainer) -> TrainableLoras:
     """What a training of LoRAs trains."""
-    assert isinstance(trainer._group, Group)
+    assert isinstance(trainer._group, TrainableLoras)
     return trainer._group
 
 
@@ -206,13 +206,13 @@ def test_company_changes_nothing(base: LoadedBase, placement: str, under: bool, 
     members = group(base, placement, under=under)
     together = Trainer(base, members, budget=budget)
     losses: dict[int, list[float]] = {i: [] for i in range(len(members))}
-    for steps in together.steps():
+    for steps in together.train_steps():
         for i, step in steps.items():
             losses[i].append(step.loss)
     off = []
     for i, member in enumerate(members):
         trainer = Trainer(base, [member])
-        assert [step[0].loss for step in trainer.steps()] == pytest.approx(losses[i], abs=1e-5)
+        assert [step[0].loss for step in trainer.train_steps()] == pytest.approx(losses[i], abs=1e-5)
         off.append(difference(together.weights(i), trainer.weights(0)))
     assert sorted(off)[-2] < 1e-5 and max(off) < 1e-4
 
@@ -220,11 +220,13 @@ def test_company_changes_nothing(base: LoadedBase, placement: str, under: bool, 
 def test_order_and_absence_of_others_change_nothing(base: LoadedBase) -> None:
     members = group(base, "upper", under=True)
     forwards, backwards = Trainer(base, members), Trainer(base, members[::-1])
-    list(forwards.steps()), list(backwards.steps())
+    list(forwards.train_steps()), list(backwards.train_steps())
     for i, member in enumerate(members):
         for path in lora_of(member).factors:
-            expected = forwards.weights(i).delta(path)
-            assert torch.allclose(backwards.weights(len(members) - 1 - i).delta(path), expected, rtol=1e-4, atol=1e-7)
+            expected = forwards.weights(i).delta_weight(path)
+            assert torch.allclose(
+                backwards.weights(len(members) - 1 - i).delta_weight(path), expected, rtol=1e-4, atol=1e-7
+            )
 
 
 def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
@@ -232,20 +234,22 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
 ) -> None:
     members = group(base, "upper", under=False)
     expected = Trainer(base, members)
-    list(expected.steps())
+    list(expected.train_steps())
     trainer = Trainer(base, members, budget=4096)
-    real = trainer._lens.scores
+    real = trainer._backend.score_rows
 
     def small(chosen, factors):  # type: ignore[no-untyped-def]
         if len(chosen) > 3:
             raise torch.OutOfMemoryError("not enough")
         return real(chosen, factors)
 
-    monkeypatch.setattr(trainer._lens, "scores", small)
-    list(trainer.steps())
+    monkeypatch.setattr(trainer._backend, "scores", small)
+    list(trainer.train_steps())
     assert trainer.budget.tokens < 4096
     for path in lora_of(members[0]).factors:
-        assert torch.allclose(trainer.weights(2).delta(path), expected.weights(2).delta(path), rtol=1e-4, atol=1e-7)
+        assert torch.allclose(
+            trainer.weights(2).delta_weight(path), expected.weights(2).delta_weight(path), rtol=1e-4, atol=1e-7
+        )
 
 
 def test_one_row_that_never_fits_is_said(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,21 +258,21 @@ def test_one_row_that_never_fits_is_said(base: LoadedBase, monkeypatch: pytest.M
     def full(chosen, factors):  # type: ignore[no-untyped-def]
         raise torch.OutOfMemoryError("not enough")
 
-    monkeypatch.setattr(trainer._lens, "scores", full)
+    monkeypatch.setattr(trainer._backend, "scores", full)
     with pytest.raises(BadInput, match="does not fit"):
-        list(trainer.steps())
+        list(trainer.train_steps())
 
 
 def test_a_base_without_a_plain_decoder_trains_the_same(base: LoadedBase) -> None:
     members = group(base, "upper", under=True)
-    slow = replace(base, plain=None)
+    slow = replace(base, llama_decoder=None)
     ours, theirs = Trainer(base, members), Trainer(slow, members)
-    list(ours.steps()), list(theirs.steps())
+    list(ours.train_steps()), list(theirs.train_steps())
     for i, member in enumerate(members):
         for path in lora_of(member).factors:
-            expected = theirs.weights(i).delta(path)
-            assert torch.allclose(ours.weights(i).delta(path), expected, rtol=1e-4, atol=1e-7)
-    with pytest.raises(UsageFault, match="Llama"):
+            expected = theirs.weights(i).delta_weight(path)
+            assert torch.allclose(ours.weights(i).delta_weight(path), expected, rtol=1e-4, atol=1e-7)
+    with pytest.raises(UsageError, match="Llama"):
         Trainer(slow, group(base, "late", under=False))
 
 
@@ -276,13 +280,13 @@ def test_a_frozen_a_stays_and_b_trains_as_if_a_were_a_constant(base: LoadedBase)
     """One step: A as it started, B as in the ordinary training, whose A has no gradient yet while B is zero."""
     members = group(base, "upper", under=True)
     frozen, free = Trainer(base, members, frozen_a=True), Trainer(base, members)
-    next(frozen.steps()), next(free.steps())
+    next(frozen.train_steps()), next(free.train_steps())
     for i, member in enumerate(members):
         for path, (a, _) in lora_of(member).factors.items():
             ours, theirs = frozen.weights(i).factors[path], free.weights(i).factors[path]
             assert torch.equal(ours[0], a)
             assert torch.allclose(ours[1], theirs[1], atol=1e-7) and bool(ours[1].any())
-    list(frozen.steps()), list(free.steps())
+    list(frozen.train_steps()), list(free.train_steps())
     for i, member in enumerate(members):
         assert all(
             torch.equal(frozen.weights(i).factors[path][0], a) for path, (a, _) in lora_of(member).factors.items()
@@ -292,15 +296,15 @@ def test_a_frozen_a_stays_and_b_trains_as_if_a_were_a_constant(base: LoadedBase)
 
 def test_a_frozen_a_has_no_gradient_at_all(base: LoadedBase) -> None:
     trainer = Trainer(base, group(base, "upper", under=False), frozen_a=True)
-    leaves = trainer._group.leaves([0, 1], torch.float32)
+    leaves = trainer._group.params_for_rows([0, 1], torch.float32)
     assert all(not a.requires_grad and b.requires_grad for a, b in leaves.factors().values())
     assert len(trainer._group.grads) == len(trainer._moments) == len(stacked_loras(trainer).paths)
 
 
 def test_a_frozen_a_learns(base: LoadedBase) -> None:
     rows = random_rows([24] * 6)
-    trainer = Trainer(base, [Member(fresh(base), rows, Schedule(60, 6, 2e-2), 0)], frozen_a=True)
-    list(trainer.steps())
+    trainer = Trainer(base, [GroupMember(fresh(base), rows, Schedule(60, 6, 2e-2), 0)], frozen_a=True)
+    list(trainer.train_steps())
     assert mean_loss(base, rows, (trainer.weights(0),)) < 0.7 * mean_loss(base, rows)
 
 
@@ -308,11 +312,11 @@ def test_a_frozen_a_learns(base: LoadedBase) -> None:
 def test_company_changes_nothing_with_a_frozen_a(base: LoadedBase, placement: str) -> None:
     members = group(base, placement, under=True)
     together = Trainer(base, members, frozen_a=True)
-    list(together.steps())
+    list(together.train_steps())
     off = []
     for i, member in enumerate(members):
         alone = Trainer(base, [member], frozen_a=True)
-        list(alone.steps())
+        list(alone.train_steps())
         off.append(difference(together.weights(i), alone.weights(0)))
     assert sorted(off)[-2] < 1e-5 and max(off) < 1e-4
 
@@ -320,18 +324,18 @@ def test_company_changes_nothing_with_a_frozen_a(base: LoadedBase, placement: st
 def test_a_stopped_group_with_a_frozen_a_goes_on_with_the_same_bytes(base: LoadedBase) -> None:
     members = group(base, "late", under=False)
     whole, first, second, free = (Trainer(base, members, frozen_a=frozen) for frozen in (True, True, True, False))
-    list(whole.steps())
-    next(first.steps())
+    list(whole.train_steps())
+    next(first.train_steps())
     with pytest.raises((ValueError, KeyError)):
-        free.resume(first.state())
-    second.resume(first.state())
-    list(second.steps())
+        free.load_state(first.save_state())
+    second.load_state(first.save_state())
+    list(second.train_steps())
     for i in range(len(members)):
         assert second.weights(i).to_bytes({}) == whole.weights(i).to_bytes({})
 
 
 def test_a_base_without_a_plain_decoder_trains_the_same_with_a_frozen_a(base: LoadedBase) -> None:
     members = group(base, "upper", under=True)
-    ours, theirs = (Trainer(one, members, frozen_a=True) for one in (base, replace(base, plain=None)))
-    list(ours.steps()), list(theirs.steps())
+    ours, theirs = (Trainer(one, members, frozen_a=True) for one in (base, replace(base, llama_decoder=None)))
+    list(ours.train_steps()), list(theirs.train_steps())
     assert sorted(difference(ours.weights(i), theirs.weights(i)) for i in range(len(members)))[-2] < 1e-4

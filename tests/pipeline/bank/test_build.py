@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.scoring.backends import Halves
-from mta_cli.engine.scoring.prefix_cache_scoring import Scores
+from mta_cli.engine.scoring.backends import FactorPairs
+from mta_cli.engine.scoring.prefix_cache_scoring import TokenLogLikelihoods
 from mta_cli.errors import BadInput, StoreBusy
-from mta_cli.events import Planned, Saved, Started, Step
+from mta_cli.events import ArtifactSaved, JobPlan, JobProgress, JobStarted
 from mta_cli.options import PromptOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.verify import remove_bank, verify_bank
@@ -39,12 +39,12 @@ def test_a_bank_holds_a_task_adapter_and_its_anchors(peopled: Registry) -> None:
         assert row.versions["torch"] and row.tokens > 0
     assert sum(anchor["cluster_size"] for anchor in result["anchors"]) == 9
     assert result["tokens"] > 0 and result["tokens_per_second"] > 0
-    started = next(event for event in seen if isinstance(event, Started) and event.job == "bank build")
-    steps = [event for event in seen if isinstance(event, Step) and event.loss is not None]
+    started = next(event for event in seen if isinstance(event, JobStarted) and event.job == "bank build")
+    steps = [event for event in seen if isinstance(event, JobProgress) and event.loss is not None]
     assert steps[-1].done == started.total
-    assert [event.kind for event in seen if isinstance(event, Saved)].count("anchor") == 3
+    assert [event.kind for event in seen if isinstance(event, ArtifactSaved)].count("anchor") == 3
     assert verify_bank(peopled, "lamp-2")["adapters"] == 4
-    assert peopled.check() == []
+    assert peopled.check_integrity() == []
 
 
 def test_building_again_changes_nothing(peopled: Registry) -> None:
@@ -66,10 +66,10 @@ def test_banks_of_the_same_items_share_their_task_adapter(peopled: Registry) -> 
     fewer, seen = finish(build_bank(peopled, bank_request(anchors=2)))
     assert fewer["version"] == 2 and fewer["task_adapter"] == whole["task_adapter"]
     assert any("The task adapter is there" in text for text in notes(seen))
-    assert not any(isinstance(event, Step) and event.label == "task adapter" for event in seen)
+    assert not any(isinstance(event, JobProgress) and event.label == "task adapter" for event in seen)
     assert {peopled.adapters.get(a["digest"]).task_adapter for a in fewer["anchors"]} == {whole["task_adapter"]}
     remove_bank(peopled, peopled.banks.get("lamp-2", 1))
-    assert verify_bank(peopled, "lamp-2")["ok"] and peopled.check() == []
+    assert verify_bank(peopled, "lamp-2")["ok"] and peopled.check_integrity() == []
     remove_bank(peopled, peopled.banks.get("lamp-2", 2))
     alone, nothing = _planned(peopled, anchors=2)
     assert peopled.adapters.all() == [] and there and not nothing and planned < alone
@@ -91,23 +91,23 @@ def test_banks_of_the_same_items_share_their_task_adapter(peopled: Registry) -> 
 def test_a_task_adapter_made_otherwise_is_not_shared(peopled: Registry, other: dict[str, Any]) -> None:
     built(peopled)
     seen = finish(build_bank(peopled, bank_request(**other)))[1]
-    assert any(isinstance(event, Saved) and event.kind == "task adapter" for event in seen)
+    assert any(isinstance(event, ArtifactSaved) and event.kind == "task adapter" for event in seen)
 
 
 def _planned(reg: Registry, **changes: Any) -> tuple[int, bool]:
     """Tokens of a build, and whether its task adapter is there."""
     seen = finish(build_bank(reg, bank_request(**changes), dry_run=True))[1]
-    lines = {line.name: line.value for event in seen if isinstance(event, Planned) for line in event.lines}
+    lines = {line.name: line.value for event in seen if isinstance(event, JobPlan) for line in event.lines}
     return int(re.sub(r"\D", "", lines["tokens"])), "task adapter" in lines
 
 
 def test_a_dry_run_shows_the_plan_and_changes_nothing(peopled: Registry) -> None:
-    before = peopled.counts()
+    before = peopled.count_rows()
     result, seen = finish(build_bank(peopled, bank_request(), dry_run=True))
-    lines = {line.name: line.value for event in seen if isinstance(event, Planned) for line in event.lines}
+    lines = {line.name: line.value for event in seen if isinstance(event, JobPlan) for line in event.lines}
     assert {"candidates", "tokens", "memory", "time"} <= set(lines)
     assert (lines["task"], lines["bank"], lines["base"]) == ("lamp-2", "lamp-2", "tiny")
-    assert result["dry_run"] and peopled.counts() == before
+    assert result["dry_run"] and peopled.count_rows() == before
 
 
 @pytest.mark.parametrize("after", [0, 1, 6, 9, 11])
@@ -119,7 +119,7 @@ def test_stopped_anywhere_and_run_again_gives_the_same_bytes(peopled: Registry, 
         expected = digests(built(other))
     job, taken = build_bank(peopled, bank_request()), 0
     for event in job:
-        taken += isinstance(event, Step) and event.loss is not None
+        taken += isinstance(event, JobProgress) and event.loss is not None
         if taken > after:
             break
     job.close()  # type: ignore[attr-defined]
@@ -127,17 +127,17 @@ def test_stopped_anywhere_and_run_again_gives_the_same_bytes(peopled: Registry, 
     result, seen = finish(build_bank(peopled, bank_request()))
     assert digests(result) == expected
     assert any("goes on from step" in text for text in notes(seen))
-    assert peopled.check() == [] and verify_bank(peopled, "lamp-2")["ok"]
+    assert peopled.check_integrity() == [] and verify_bank(peopled, "lamp-2")["ok"]
 
 
 def test_killed_between_checkpoints_gives_the_same_bytes(
     peopled: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A killed process saves nothing more: only what the last checkpoint holds is there."""
-    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(session, "MIN_CHECKPOINT_SECONDS", 0.0)
     job, taken = build_bank(peopled, bank_request()), 0
     for event in job:
-        taken += isinstance(event, Step) and event.loss is not None
+        taken += isinstance(event, JobProgress) and event.loss is not None
         if taken == 4:
             shutil.copytree(peopled.root, tmp_path / "killed")  # what the disk holds at this moment
             break
@@ -146,7 +146,7 @@ def test_killed_between_checkpoints_gives_the_same_bytes(
         result, seen = finish(build_bank(survivor, bank_request()))
         assert digests(result) == expected
         assert any("goes on from step" in text for text in notes(seen))
-        assert survivor.check() == []
+        assert survivor.check_integrity() == []
 
 
 def test_more_anchors_than_candidates_is_refused_with_the_number(peopled: Registry) -> None:
@@ -171,20 +171,20 @@ def test_without_a_task_adapter(peopled: Registry) -> None:
 
 
 def test_an_exploding_loss_leaves_no_adapter(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mta_cli.engine.scoring.backends import PlainLens
+    from mta_cli.engine.scoring.backends import LlamaBackend
 
-    honest, calls = PlainLens.scores, []
+    honest, calls = LlamaBackend.score_rows, []
 
-    def exploding(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> Scores:
+    def exploding(lens: LlamaBackend, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
         calls.append(chosen)
         scores = honest(lens, chosen, factors)
-        return replace(scores, values=scores.values * (float("inf") if len(calls) > 3 else 1.0))
+        return replace(scores, log_likelihoods=scores.log_likelihoods * (float("inf") if len(calls) > 3 else 1.0))
 
-    monkeypatch.setattr(PlainLens, "scores", exploding)
+    monkeypatch.setattr(LlamaBackend, "score_rows", exploding)
     with pytest.raises(BadInput, match=r"task adapter: loss inf .* in step 3"):
         built(peopled)
-    assert peopled.runs.all()[0].status == "failed" and peopled.banks.latest("lamp-2") is None
-    assert peopled.adapters.all() == [] and peopled.check() == []
+    assert peopled.runs.all()[0].status == "failed" and peopled.banks.latest_ready_bank("lamp-2") is None
+    assert peopled.adapters.all() == [] and peopled.check_integrity() == []
 
 
 def test_the_same_bank_is_built_by_one_process_at_a_time(peopled: Registry) -> None:
@@ -200,30 +200,30 @@ def test_a_removed_bank_takes_its_files_along(peopled: Registry) -> None:
     built(peopled)
     removed = remove_bank(peopled, peopled.banks.get("lamp-2"))
     assert removed["adapters"] == 4
-    assert peopled.banks.all() == [] and peopled.adapters.all() == [] and peopled.check() == []
+    assert peopled.banks.all() == [] and peopled.adapters.all() == [] and peopled.check_integrity() == []
 
 
 def test_only_from_the_people_who_are_named(peopled: Registry) -> None:
     allowed = frozenset(peopled.users.get(f"user{n}").id for n in range(4))
-    result, _ = finish(build_bank(peopled, replace(bank_request(), people=allowed)))
+    result, _ = finish(build_bank(peopled, replace(bank_request(), user_ids=allowed)))
     assert {anchor["user"] for anchor in result["anchors"]} <= {f"user{n}" for n in range(4)}
     assert sum(anchor["cluster_size"] for anchor in result["anchors"]) == 4
-    items = [item for user in sorted(allowed) for item in peopled.items.recent(user, "lamp-2")]
-    assert peopled.adapters.get(result["task_adapter"]).data_hash == peopled.items.data_hash_of(items)
+    items = [item for user in sorted(allowed) for item in peopled.items.recent_items(user, "lamp-2")]
+    assert peopled.adapters.get(result["task_adapter"]).data_hash == peopled.items.hash_items(items)
     with pytest.raises(BadInput, match="3 anchors asked for, and 2 users"):
-        finish(build_bank(peopled, replace(bank_request(), people=frozenset(sorted(allowed)[:2]))))
+        finish(build_bank(peopled, replace(bank_request(), user_ids=frozenset(sorted(allowed)[:2]))))
     assert built(peopled)["version"] == 2
 
 
 def test_a_bank_with_a_purpose_is_told_before_it_is_trained_and_serves_nobody_else(peopled: Registry) -> None:
     told: list[str] = []
     request = replace(
-        bank_request(), purpose="eval", begun=lambda number: told.append(peopled.banks.by_id(number).status)
+        bank_request(), purpose="eval", on_bank_started=lambda number: told.append(peopled.banks.by_id(number).status)
     )
     first, _ = finish(build_bank(peopled, request))
     again, seen = finish(build_bank(peopled, request))
     assert told == ["building", "ready"] and again == first and any("nothing to do" in text for text in notes(seen))
-    assert peopled.banks.all() == [] and peopled.banks.latest("lamp-2") is None
+    assert peopled.banks.all() == [] and peopled.banks.latest_ready_bank("lamp-2") is None
     own = built(peopled)
     assert own["version"] == 2 and own["task_adapter"] == first["task_adapter"]
-    assert peopled.banks.latest("lamp-2") == peopled.banks.get("lamp-2")
+    assert peopled.banks.latest_ready_bank("lamp-2") == peopled.banks.get("lamp-2")

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.text.tasks import BUILTIN
-from mta_cli.errors import BadInput, NotFound, UsageFault
-from mta_cli.events import Event, Planned, Saved, Started, Step
-from mta_cli.options import Machine
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobStarted
+from mta_cli.options import MachineOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.refresh import refresh_bank
-from mta_cli.pipeline.bank.screening import GATES
+from mta_cli.pipeline.bank.screening import SCREENING_KEY
 from mta_cli.pipeline.bank.verify import verify_bank
-from mta_cli.pipeline.maintenance.resume import unfinished
-from mta_cli.pipeline.memory.knn import BESIDE
+from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
+from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.users.consent import set_consent
@@ -27,13 +27,13 @@ from store.records import Anchor, NewItem
 from store.registry import Registry
 from tests.pipeline.town import CPU, LORA, QUICK, SHORT, TAGS, TASK, bank_request, built, finish, fuse_request, notes
 
-HERE = Machine(device="cpu", dtype="bfloat16", seed=7)  # all but the device must come from the bank
+HERE = MachineOptions(device="cpu", dtype="bfloat16", seed=7)  # all but the device must come from the bank
 
 
 @pytest.fixture(autouse=True)
 def quick_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """The task by its name is the quick one of `town`."""
-    monkeypatch.setitem(BUILTIN, TASK.name, TASK)
+    monkeypatch.setitem(BUILTIN_TASKS, TASK.name, TASK)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def peopled(peopled: Registry) -> Registry:
     """The people of `town`, each with something of their own, so that no two meta-LoRAs are the same."""
     for number in range(9):
         own = NewItem("own", "lamp-2", f"{'abcdefghi'[number] * 5} alone", TAGS[number % 3], "2020-01-01")
-        peopled.items.append(peopled.users.get(f"user{number}").id, [own])
+        peopled.items.append_items(peopled.users.get(f"user{number}").id, [own])
     return peopled
 
 
@@ -65,7 +65,7 @@ def stopped(events: Iterator[Event], steps: int) -> None:
     """Close a job's generator after so many steps of training."""
     taken = 0
     for event in events:
-        taken += isinstance(event, Step) and event.loss is not None
+        taken += isinstance(event, JobProgress) and event.loss is not None
         if taken == steps:
             break
     events.close()  # type: ignore[attr-defined]
@@ -81,7 +81,7 @@ def test_only_the_stale_anchor_is_trained_and_the_rest_is_untouched(peopled: Reg
     key = peopled.banks.get("lamp-2").key
     (gone,) = forget(peopled, 1)
     result, seen = refreshed(peopled)
-    assert [event.kind for event in seen if isinstance(event, Saved)] == ["anchor", "bank"]
+    assert [event.kind for event in seen if isinstance(event, ArtifactSaved)] == ["anchor", "bank"]
     now = anchors(peopled)
     assert [a for a in now if a.id in {old[0].id, old[2].id}] == [old[0], old[2]]
     (new,) = [anchor for anchor in now if anchor.id not in {a.id for a in old}]
@@ -96,7 +96,7 @@ def test_only_the_stale_anchor_is_trained_and_the_rest_is_untouched(peopled: Reg
     assert bank.seconds == pytest.approx(sum(adapter.seconds for adapter in made))
     assert result["replaced"] == [{"stale": old[1].id, "user": new.user, "digest": new.digest}]
     assert [a["stale"] for a in result["anchors"]] == [False] * 3 and result["people"] == []
-    assert verify_bank(peopled, "lamp-2")["stale_anchors"] == [] and peopled.check() == []
+    assert verify_bank(peopled, "lamp-2")["stale_anchors"] == [] and peopled.check_integrity() == []
 
 
 def test_the_new_anchor_is_of_the_cluster_that_lost_its_own(peopled: Registry) -> None:
@@ -106,7 +106,7 @@ def test_the_new_anchor_is_of_the_cluster_that_lost_its_own(peopled: Registry) -
 
     def tastes() -> list[int]:
         users = [anchor.user_id for anchor in anchors(peopled) if anchor.user_id is not None]
-        return sorted(films[peopled.items.recent(user, "lamp-2", 1)[0].input.split()[-1]] for user in users)
+        return sorted(films[peopled.items.recent_items(user, "lamp-2", 1)[0].input.split()[-1]] for user in users)
 
     assert tastes() == [0, 1, 2]
     for place in range(3):
@@ -132,7 +132,7 @@ def test_whoever_rested_on_it_is_named_and_the_others_keep_what_they_have(people
         user = peopled.users.get(name).id
         left = len(peopled.recipes.of_user(user)), len(peopled.stacks.of_user(user))
         assert left == ((0, 0) if name in resting else (1, 1)), name
-    assert peopled.check() == []
+    assert peopled.check_integrity() == []
 
 
 def test_a_core_rests_on_every_anchor(peopled: Registry) -> None:
@@ -191,9 +191,9 @@ def test_older_banks_with_stale_anchors_are_named(peopled: Registry) -> None:
 
 def test_nothing_stale_is_nothing_to_do(peopled: Registry) -> None:
     before = built(peopled)
-    counts = peopled.counts()
+    counts = peopled.count_rows()
     result, seen = refreshed(peopled)
-    assert any("nothing to do" in text for text in notes(seen)) and peopled.counts() == counts
+    assert any("nothing to do" in text for text in notes(seen)) and peopled.count_rows() == counts
     assert result == {**before, "replaced": [], "removed": 0, "people": []}
 
 
@@ -201,13 +201,13 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(peopled: Registry) -> 
     built(peopled)
     finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), QUICK))
     forget(peopled, 0)
-    before = peopled.counts()
+    before = peopled.count_rows()
     result, seen = refreshed(peopled, dry_run=True)
-    lines = {line.name: line.value for event in seen if isinstance(event, Planned) for line in event.lines}
+    lines = {line.name: line.value for event in seen if isinstance(event, JobPlan) for line in event.lines}
     assert lines["stale anchors"] == "1 of 3" and lines["recipes and stacks that go"] == "ida"
     assert lines["candidates"].startswith("6 users") and {"tokens", "memory", "time"} <= set(lines)
     assert (result["dry_run"], result["stale"], result["people"]) == (True, 1, ["ida"])
-    assert peopled.counts() == before and anchors(peopled)[0].stale
+    assert peopled.count_rows() == before and anchors(peopled)[0].stale
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
@@ -222,16 +222,16 @@ def test_stopped_and_run_again_gives_the_same_bytes(peopled: Registry, after: in
     old = anchors(peopled)
     stopped(refresh_bank(peopled, "lamp-2", HERE), after)
     assert anchors(peopled) == old and peopled.banks.get("lamp-2").status == "ready", "whole until it is replaced"
-    assert peopled.runs.all()[0].status == "interrupted" and unfinished(peopled) == []
+    assert peopled.runs.all()[0].status == "interrupted" and list_unfinished_jobs(peopled) == []
     _, seen = refreshed(peopled)
     assert digests(peopled) == expected and any("goes on from step" in text for text in notes(seen))
-    assert peopled.check() == [] and verify_bank(peopled, "lamp-2")["ok"]
+    assert peopled.check_integrity() == [] and verify_bank(peopled, "lamp-2")["ok"]
 
 
 def test_a_group_that_is_done_is_not_done_again(
     peopled: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.pipeline.training.groups.TOGETHER", 1)
+    monkeypatch.setattr("mta_cli.pipeline.training.groups.MAX_USERS_PER_GROUP", 1)
     built(peopled)
     forget(peopled, 0, 1, 2)
     whole = tmp_path / "whole"
@@ -241,12 +241,12 @@ def test_a_group_that_is_done_is_not_done_again(
         assert len(result["replaced"]) == 3
         expected = digests(other)
     job = refresh_bank(peopled, "lamp-2", HERE)
-    next(event for event in job if isinstance(event, Saved))
+    next(event for event in job if isinstance(event, ArtifactSaved))
     job.close()  # type: ignore[attr-defined]
     assert [anchor.stale for anchor in anchors(peopled)].count(True) == 2
-    assert peopled.check() == []
+    assert peopled.check_integrity() == []
     result, seen = refreshed(peopled)
-    started = next(event for event in seen if isinstance(event, Started) and event.job == "bank refresh")
+    started = next(event for event in seen if isinstance(event, JobStarted) and event.job == "bank refresh")
     assert len(result["replaced"]) == 2 and started.total == 4
     assert digests(peopled) == expected and len({anchor.cluster for anchor in anchors(peopled)}) == 3
 
@@ -257,13 +257,13 @@ def test_a_new_anchor_whose_person_leaves_while_it_is_trained_takes_no_place(peo
     job = refresh_bank(peopled, "lamp-2", HERE)
     with Registry.open(peopled.root) as other:
         for event in job:
-            if isinstance(event, Step) and event.loss is not None and event.done == 1:
+            if isinstance(event, JobProgress) and event.loss is not None and event.done == 1:
                 chosen = event.label.rpartition(": ")[2]
                 other.users.set_can_anchor(other.users.get(chosen).id, False)
                 break
         result, seen = finish(job)
     assert result["replaced"] == [] and any("run it again" in text for text in notes(seen))
-    assert [anchor.stale for anchor in anchors(peopled)] == [True, False, False] and peopled.check() == []
+    assert [anchor.stale for anchor in anchors(peopled)] == [True, False, False] and peopled.check_integrity() == []
     result, _ = refreshed(peopled)
     assert [each["user"] == chosen for each in result["replaced"]] == [False]
 
@@ -276,7 +276,7 @@ def test_an_anchor_that_nobody_can_replace_is_taken_out(peopled: Registry) -> No
     result, seen = refreshed(peopled)
     assert (result["removed"], result["replaced"], result["people"]) == (1, [], ["ida"])
     assert len(anchors(peopled)) == 8 and any("taken out: 1" in text for text in notes(seen))
-    assert peopled.banks.get("lamp-2").key != key and peopled.check() == []
+    assert peopled.banks.get("lamp-2").key != key and peopled.check_integrity() == []
 
 
 def test_a_bank_without_anybody_is_refused_and_stays(peopled: Registry) -> None:
@@ -288,7 +288,7 @@ def test_a_bank_without_anybody_is_refused_and_stays(peopled: Registry) -> None:
     with pytest.raises(BadInput, match="Nobody may be an anchor") as refused:
         refreshed(peopled)
     assert "mta bank rm lamp-2 --bank-version 1" in str(refused.value.hint)
-    assert len(anchors(peopled)) == 3 and peopled.check() == []
+    assert len(anchors(peopled)) == 3 and peopled.check_integrity() == []
 
 
 def test_which_bank_is_meant(peopled: Registry) -> None:
@@ -296,7 +296,7 @@ def test_which_bank_is_meant(peopled: Registry) -> None:
         refreshed(peopled)
     built(peopled)
     built(peopled, name="mine", rank=1)
-    with pytest.raises(UsageFault, match="of task lamp-2"):
+    with pytest.raises(UsageError, match="of task lamp-2"):
         finish(refresh_bank(peopled, "lamp-3", HERE, name="mine"))
     peopled.users.forget(anchors(peopled)[0].user_id or 0)
     assert refreshed(peopled, name="lamp-2")[0]["bank"] == "lamp-2"
@@ -306,7 +306,7 @@ def test_which_bank_is_meant(peopled: Registry) -> None:
 def neighbours(reg: Registry, name: str) -> tuple[Any, ...]:
     """A bank's neighbours and their kernel."""
     bank = reg.banks.get(name)
-    return [(one.item_id, one.vector) for one in reg.neighbours.of_bank(bank.id)], bank.kernel
+    return [(one.item_id, one.vector) for one in reg.neighbours.consenting_neighbours(bank.id)], bank.kernel
 
 
 @pytest.mark.parametrize("stale", [True, False])
@@ -318,21 +318,23 @@ def test_neighbours_are_those_of_a_new_bank(peopled: Registry, stale: bool) -> N
     finish(set_consent(peopled, back, False))
     finish(set_consent(peopled, back, True))
     late = peopled.users.add("late")
-    peopled.items.append(late.id, [NewItem(f"l{n}", "lamp-2", f"a late film {n}", TAGS[n % 3]) for n in range(6)])
-    peopled.items.append(peopled.users.get(names[2]).id, [NewItem("more", "lamp-2", "one more", TAGS[0], "2030-01-01")])
+    peopled.items.append_items(late.id, [NewItem(f"l{n}", "lamp-2", f"a late film {n}", TAGS[n % 3]) for n in range(6)])
+    peopled.items.append_items(
+        peopled.users.get(names[2]).id, [NewItem("more", "lamp-2", "one more", TAGS[0], "2030-01-01")]
+    )
     if stale:
         forget(peopled, 0)
     before = neighbours(peopled, "lamp-2")
     _, seen = refreshed(peopled, dry_run=True)
-    lines = {line.name: line.value for event in seen if isinstance(event, Planned) for line in event.lines}
+    lines = {line.name: line.value for event in seen if isinstance(event, JobPlan) for line in event.lines}
     assert lines["neighbours"] == "18 items come, 1 go" and neighbours(peopled, "lamp-2") == before
     result, seen = refreshed(peopled)
     assert len(result["replaced"]) == int(stale) and any("what 18 history items answer" in text for text in notes(seen))
     built(peopled, name="new", max_items=11)
     assert neighbours(peopled, "lamp-2") == neighbours(peopled, "new") != before
-    counts = peopled.counts()
+    counts = peopled.count_rows()
     _, seen = refreshed(peopled)
-    assert any("nothing to do" in text for text in notes(seen)) and peopled.counts() == counts
+    assert any("nothing to do" in text for text in notes(seen)) and peopled.count_rows() == counts
 
 
 def test_neighbours_that_were_stopped_are_gone_on_with(peopled: Registry) -> None:
@@ -341,7 +343,7 @@ def test_neighbours_that_were_stopped_are_gone_on_with(peopled: Registry) -> Non
     finish(set_consent(peopled, "user4", False))
     finish(set_consent(peopled, "user4", True))
     job = refresh_bank(peopled, "lamp-2", HERE)
-    next(event for event in job if isinstance(event, Step) and event.label == "lamp-2")
+    next(event for event in job if isinstance(event, JobProgress) and event.label == "lamp-2")
     job.close()  # type: ignore[attr-defined]
     assert neighbours(peopled, "lamp-2") == (whole[0], None), "all there, and not fitted"
     refreshed(peopled)
@@ -356,7 +358,10 @@ def test_label_rates_are_those_of_who_is_left(peopled: Registry) -> None:
     after = peopled.banks.get("lamp-2").config
     with_all = finish(build_bank(peopled, replace(bank_request(name="new"), machine=CPU)))[0]
     assert with_all["bank"] == "new" and after["label_rates"] != before["label_rates"]
-    assert {**after, BESIDE: 0} == {**peopled.banks.get("new").config, BESIDE: 0}  # which stays as it was built
+    assert {**after, NEIGHBOUR_WEIGHT_KEY: 0} == {
+        **peopled.banks.get("new").config,
+        NEIGHBOUR_WEIGHT_KEY: 0,
+    }  # which stays as it was built
 
 
 def test_what_was_found_of_an_anchor_leaves_with_it(peopled: Registry) -> None:
@@ -365,7 +370,7 @@ def test_what_was_found_of_an_anchor_leaves_with_it(peopled: Registry) -> None:
     bank, (first, *_, last) = peopled.banks.get("lamp-2"), anchors(peopled)
     said = [{"anchor": one.id, "gate": "norm", "value": 9.0, "bound": 5.0} for one in (first, last)]
     gates = {"findings": said, "floors": {str(first.id): 0.5, str(last.id): 0.5}}
-    peopled.banks.set_gates(bank.id, {**bank.config, GATES: gates}, {last.id})
+    peopled.banks.record_anchor_screening(bank.id, {**bank.config, SCREENING_KEY: gates}, {last.id})
     assert refreshed(peopled)[0]["removed"] == 1
     left = {"findings": said[:1], "floors": {str(first.id): 0.5}}
-    assert peopled.banks.get("lamp-2").config[GATES] == left
+    assert peopled.banks.get("lamp-2").config[SCREENING_KEY] == left

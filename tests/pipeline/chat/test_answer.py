@@ -8,14 +8,21 @@ import pytest
 import torch
 
 from mta_cli.engine.generation.generate import label_scores
-from mta_cli.errors import BadInput, NotFound, UsageFault
+from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.options import AnswerOptions
-from mta_cli.pipeline.chat.answer import MESSAGE_LIMIT, Spoken, Voice, ask, check_message, home_task
+from mta_cli.pipeline.chat.answer import (
+    MESSAGE_LIMIT,
+    ChatModel,
+    Generation,
+    answer_question,
+    check_message,
+    default_task,
+)
 from tests.pipeline.world import World, asking, make_world, notes_of, result_of, text_of
 
 
 def test_ask_says_who_answered(world: World) -> None:
-    result, events = result_of(ask(world.reg, world.entry, "alice", "hello there", asking()))
+    result, events = result_of(answer_question(world.reg, world.entry, "alice", "hello there", asking()))
     assert result["user"] == "alice" and result["text"] == text_of(events) and result["text"]
     assert result["tokens"] > 0 and result["seconds"] >= 0
     assert result["source"] == {"mode": "adapted", "bank": "tests", "version": 1, "anchors": ["dave", "erin"]}
@@ -25,7 +32,7 @@ def test_ask_says_who_answered(world: World) -> None:
 def test_the_most_personal_weights_answer(world: World) -> None:
     modes = {}
     for name in ("alice", "bob", "carol"):
-        result, events = result_of(ask(world.reg, world.entry, name, "hello", asking()))
+        result, events = result_of(answer_question(world.reg, world.entry, name, "hello", asking()))
         modes[name] = result["source"]["mode"]
         assert ("mta user fuse" in notes_of(events)) is (name == "carol")
         assert ("mta user adapt" in notes_of(events)) is (name == "bob")
@@ -33,26 +40,26 @@ def test_the_most_personal_weights_answer(world: World) -> None:
 
 
 def test_without_a_user_the_base_answers(world: World) -> None:
-    result, _ = result_of(ask(world.reg, world.entry, None, "hello", asking()))
+    result, _ = result_of(answer_question(world.reg, world.entry, None, "hello", asking()))
     assert result["user"] is None and result["source"]["mode"] == "base"
 
 
 def test_a_mode_that_is_not_there_is_refused_before_loading(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mta_cli.engine.model.load.load_base", lambda *_, **__: pytest.fail("the base was loaded"))
     with pytest.raises(NotFound, match="no stack"):
-        list(ask(world.reg, world.entry, "bob", "hello", asking(mode="adapted")))
+        list(answer_question(world.reg, world.entry, "bob", "hello", asking(mode="adapted")))
     with pytest.raises(NotFound, match="no fusion"):
-        list(ask(world.reg, world.entry, "carol", "hello", asking(mode="fused")))
-    with pytest.raises(UsageFault, match="mode 'best'"):
-        list(ask(world.reg, world.entry, "alice", "hello", asking(mode="best")))
+        list(answer_question(world.reg, world.entry, "carol", "hello", asking(mode="fused")))
+    with pytest.raises(UsageError, match="mode 'best'"):
+        list(answer_question(world.reg, world.entry, "alice", "hello", asking(mode="best")))
     with pytest.raises(BadInput, match="Nobody"):
-        list(ask(world.reg, world.entry, None, "hello", asking(mode="fused")))
+        list(answer_question(world.reg, world.entry, None, "hello", asking(mode="fused")))
     with pytest.raises(NotFound, match="alise"):
-        list(ask(world.reg, world.entry, "alise", "hello", asking()))
+        list(answer_question(world.reg, world.entry, "alise", "hello", asking()))
     with pytest.raises(NotFound, match="lamp-99"):
-        list(ask(world.reg, world.entry, "alice", "hello", asking(task="lamp-99")))
-    with pytest.raises(UsageFault, match="free-decoding"):
-        list(ask(world.reg, world.entry, "alice", "hello", asking(free_decoding=True)))
+        list(answer_question(world.reg, world.entry, "alice", "hello", asking(task="lamp-99")))
+    with pytest.raises(UsageError, match="free-decoding"):
+        list(answer_question(world.reg, world.entry, "alice", "hello", asking(free_decoding=True)))
 
 
 @pytest.mark.parametrize("text", ["", " \n ", "x" * (MESSAGE_LIMIT + 1), "broken \udc80"])
@@ -62,66 +69,74 @@ def test_messages_that_are_none_are_refused(text: str) -> None:
 
 
 def test_history_stands_in_the_prompt_unless_told_not_to(world: World) -> None:
-    with_items = Voice.open(world.reg, world.entry, world.alice, asking())
+    with_items = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
     message = [{"role": "user", "content": "about alice number 2"}]
-    shown = with_items.prompt_ids(message, with_items.history("about alice number 2"))
+    shown = with_items.prompt_ids(message, with_items.prompt_history("about alice number 2"))
     assert "alice 2!" in with_items.base.tokenizer.decode(shown)
-    bare = Voice.open(world.reg, world.entry, world.alice, asking(history_items=0))
-    ids = bare.prompt_ids(message, bare.history("about alice number 2"))
+    bare = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking(history_items=0))
+    ids = bare.prompt_ids(message, bare.prompt_history("about alice number 2"))
     assert "alice 2!" not in bare.base.tokenizer.decode(ids)
     assert "about alice number 2" in bare.base.tokenizer.decode(ids)
 
 
 def test_switching_refolds_without_loading_and_comes_back_exactly(world: World) -> None:
-    voice = Voice.open(world.reg, world.entry, world.alice, asking())
+    voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
     before = {key: weight.clone() for key, weight in voice.base.model.state_dict().items()}
-    voice.become(world.bob, "base")
+    voice.set_user(world.bob, "base")
     base = {key: weight.clone() for key, weight in voice.base.model.state_dict().items()}
-    voice.become(world.alice, "adapted")
+    voice.set_user(world.alice, "adapted")
     assert all(bool((voice.base.model.state_dict()[key] == weight).all()) for key, weight in before.items())
     assert any(bool((base[key] != weight).any()) for key, weight in before.items())
     with pytest.raises(NotFound):
-        voice.become(world.bob, "adapted")
+        voice.set_user(world.bob, "adapted")
     assert voice.user == world.alice and voice.source.mode == "adapted"
 
 
 def test_labels_are_chosen_by_likelihood(labelled: World) -> None:
-    result, events = result_of(ask(labelled.reg, labelled.entry, "alice", "a film about space", asking(task="lamp-2")))
-    voice = Voice.open(labelled.reg, labelled.entry, labelled.alice, asking(task="lamp-2"))
+    result, events = result_of(
+        answer_question(labelled.reg, labelled.entry, "alice", "a film about space", asking(task="lamp-2"))
+    )
+    voice = ChatModel.load_for_user(labelled.reg, labelled.entry, labelled.alice, asking(task="lamp-2"))
     assert result["text"] == text_of(events) and result["text"] in voice.task.labels
     assert result["ended"] == "label" and set(result["labels"]) == set(voice.task.labels)
-    ids, _, _ = voice.fitted([{"role": "user", "content": "a film about space"}], voice.history("a film about space"))
+    ids, _, _ = voice.fit_prompt(
+        [{"role": "user", "content": "a film about space"}], voice.prompt_history("a film about space")
+    )
     scores = label_scores(voice.base, ids, [voice.prompter.answer_ids(label) for label in voice.task.labels])
     assert result["labels"][result["text"]] == pytest.approx(max(scores), abs=1e-4)
 
 
 def test_free_decoding_uses_its_own_words(labelled: World) -> None:
     result, _ = result_of(
-        ask(labelled.reg, labelled.entry, "alice", "a film", asking(task="lamp-2", free_decoding=True))
+        answer_question(labelled.reg, labelled.entry, "alice", "a film", asking(task="lamp-2", free_decoding=True))
     )
     assert "labels" not in result and result["ended"] in ("end", "length")
 
 
 def test_words_as_typed_still_use_the_personal_weights(labelled: World) -> None:
-    assert home_task(labelled.reg, labelled.alice, None, labelled.entry.fingerprint) == "lamp-2"
-    assert home_task(labelled.reg, labelled.carol, None, labelled.entry.fingerprint) == "free"
-    assert home_task(labelled.reg, labelled.alice, None, "sha256:another base") == "lamp-2"
-    result, _ = result_of(ask(labelled.reg, labelled.entry, "alice", "hello", asking()))
+    assert default_task(labelled.reg, labelled.alice, None, labelled.entry.fingerprint) == "lamp-2"
+    assert default_task(labelled.reg, labelled.carol, None, labelled.entry.fingerprint) == "free"
+    assert default_task(labelled.reg, labelled.alice, None, "sha256:another base") == "lamp-2"
+    result, _ = result_of(answer_question(labelled.reg, labelled.entry, "alice", "hello", asking()))
     assert result["source"]["mode"] == "adapted" and result["ended"] != "label"
 
 
 def test_a_message_that_cannot_fit_is_refused_and_items_give_way_first(world: World) -> None:
-    voice = Voice.open(world.reg, world.entry, world.alice, asking())
+    voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
     room = voice.base.window - 12
     bare = len(voice.prompt_ids([{"role": "user", "content": "x"}], []))
-    ids, exchanges, left = voice.fitted([{"role": "user", "content": "x" * (room - bare)}], voice.history("alice"))
+    ids, exchanges, left = voice.fit_prompt(
+        [{"role": "user", "content": "x" * (room - bare)}], voice.prompt_history("alice")
+    )
     assert (exchanges, left) == (0, 2) and len(ids) <= room
     with pytest.raises(BadInput, match="room for"):
-        voice.fitted([{"role": "user", "content": "x" * room}], [])
+        voice.fit_prompt([{"role": "user", "content": "x" * room}], [])
 
 
 def test_a_cut_answer_is_said_to_be_cut(world: World) -> None:
-    result, events = result_of(ask(world.reg, world.entry, None, "hello", asking(answer=AnswerOptions(max_tokens=1))))
+    result, events = result_of(
+        answer_question(world.reg, world.entry, None, "hello", asking(answer=AnswerOptions(max_tokens=1)))
+    )
     assert (result["tokens"], result["ended"]) == (1, "length")
     assert "cut after 1 token" in notes_of(events)
 
@@ -129,20 +144,20 @@ def test_a_cut_answer_is_said_to_be_cut(world: World) -> None:
 def test_late_parts_answer_without_being_folded(store_root: Path) -> None:
     """A late stack changes the answer; the early tokens of the next turn never meet it."""
     world = make_world(store_root, stacks="late")
-    voice = Voice.open(world.reg, world.entry, world.alice, asking())
+    voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
     weights = voice.base.model.get_parameter("model.layers.1.self_attn.q_proj.weight").clone()
     found = []
     for text in ("a first question", "and a second one"):
-        spoken, ids = Spoken(), voice.fitted([{"role": "user", "content": text}], [])[0]
-        list(voice.speak(ids, spoken, text))
+        spoken, ids = Generation(), voice.fit_prompt([{"role": "user", "content": text}], [])[0]
+        list(voice.stream_answer(ids, spoken, text))
         found.append(spoken.text)
-    fresh = Voice.open(world.reg, world.entry, world.alice, asking())
-    again = Spoken()
-    list(fresh.speak(ids, again, text))
+    fresh = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
+    again = Generation()
+    list(fresh.stream_answer(ids, again, text))
     assert again.text == found[1]
-    voice.become(world.alice, "fused")
+    voice.set_user(world.alice, "fused")
     assert torch.equal(voice.base.model.get_parameter("model.layers.1.self_attn.q_proj.weight"), weights)
-    fused = Spoken()
-    list(voice.speak(ids, fused, text))
+    fused = Generation()
+    list(voice.stream_answer(ids, fused, text))
     assert fused.text != found[1]
     world.reg.close()

@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.text.tasks import MOVIE_TAGS
-from mta_cli.events import Token
+from mta_cli.events import TextChunk
 from mta_cli.options import AnswerOptions
-from mta_cli.pipeline.chat.answer import Voice, ask
-from mta_cli.pipeline.chat.compare import Question, answer_metrics, compare, compare_with, put
+from mta_cli.pipeline.chat.answer import ChatModel, answer_question
+from mta_cli.pipeline.chat.compare import (
+    Question,
+    answer_metrics,
+    compare_prompt,
+    compare_question,
+    compare_user_models,
+)
 from store.records import NewItem
 from store.seals import amend
 from tests.pipeline.world import BRIEF, World, asking, notes_of, result_of, text_of
@@ -25,36 +31,44 @@ def test_compare_answers_in_every_mode_with_one_load(world: World, monkeypatch: 
     loads, load = [], loading.load_base
     monkeypatch.setattr(loading, "load_base", lambda *a, **k: (loads.append(a), load(*a, **k))[1])
     drawn = AnswerOptions(max_tokens=12, temperature=1.0)  # the tiny base's likeliest tokens are no characters
-    result, events = result_of(compare(world.reg, world.entry, "alice", "hello there", asking(answer=drawn)))
+    result, events = result_of(
+        compare_user_models(world.reg, world.entry, "alice", "hello there", asking(answer=drawn))
+    )
     assert len(loads) == 1
     assert set(result) >= {"user", "prompt", "answers"} and result["prompt"] == "hello there"
     assert result["answers"] == {mode: text_of(events, mode) for mode in ("base", "fused", "adapted")}
     assert len(set(result["answers"].values())) == 3
     for mode in ("base", "fused", "adapted"):
-        single, _ = result_of(ask(world.reg, world.entry, "alice", "hello there", asking(mode=mode, answer=drawn)))
+        single, _ = result_of(
+            answer_question(world.reg, world.entry, "alice", "hello there", asking(mode=mode, answer=drawn))
+        )
         assert single["text"] == result["answers"][mode]
         assert single["source"] == result["details"][mode]["source"]
 
 
 def test_compare_leaves_out_what_is_not_there(world: World) -> None:
-    result, events = result_of(compare(world.reg, world.entry, "bob", "hello", asking()))
+    result, events = result_of(compare_user_models(world.reg, world.entry, "bob", "hello", asking()))
     assert result["answers"]["adapted"] is None and result["answers"]["fused"]
     assert "no stack" in notes_of(events)
 
 
 def test_answers_grow_together(world: World) -> None:
     drawn = AnswerOptions(max_tokens=12, temperature=1.0)
-    _, events = result_of(compare(world.reg, world.entry, "alice", "hello there", asking(answer=drawn)))
-    columns = [event.column for event in events if isinstance(event, Token)]
+    _, events = result_of(compare_user_models(world.reg, world.entry, "alice", "hello there", asking(answer=drawn)))
+    columns = [event.column for event in events if isinstance(event, TextChunk)]
     assert len(set(columns[: len(columns) // 2])) == 3
 
 
 def test_labels_of_every_mode_are_those_of_each_alone(labelled: World) -> None:
     of_task = asking(task="lamp-2")
-    result, events = result_of(compare(labelled.reg, labelled.entry, "alice", "a film about space", of_task))
+    result, events = result_of(
+        compare_user_models(labelled.reg, labelled.entry, "alice", "a film about space", of_task)
+    )
     for mode, answer in result["answers"].items():
         single, _ = result_of(
-            ask(labelled.reg, labelled.entry, "alice", "a film about space", asking(task="lamp-2", mode=mode))
+            answer_question(
+                labelled.reg, labelled.entry, "alice", "a film about space", asking(task="lamp-2", mode=mode)
+            )
         )
         assert answer == single["text"] == text_of(events, mode)
         assert result["details"][mode]["labels"] == pytest.approx(single["labels"], abs=1e-3)
@@ -66,35 +80,35 @@ def test_personal_columns_add_what_the_person_is_used_to_say(labelled: World) ->
     question = "a film about space"
     rates = json.dumps({"label_rates": [1 / 15] * 15})
     amend(reg._db, "banks", "config = :rates", "true", {"rates": rates})
-    reg.items.append(labelled.alice.id, [NewItem(f"x{n}", "lamp-2", "zzz", tags[9]) for n in range(30)])
+    reg.items.append_items(labelled.alice.id, [NewItem(f"x{n}", "lamp-2", "zzz", tags[9]) for n in range(30)])
     of_task = asking(history_items=0, task="lamp-2")
     without = asking(history_items=0, task="lamp-2", answer=replace(BRIEF, prior_weight=0.0))
-    used, _ = result_of(compare(reg, labelled.entry, "alice", question, of_task))
-    bare, _ = result_of(compare(reg, labelled.entry, "alice", question, without))
+    used, _ = result_of(compare_user_models(reg, labelled.entry, "alice", question, of_task))
+    bare, _ = result_of(compare_user_models(reg, labelled.entry, "alice", question, without))
     assert used["details"]["base"]["labels"] == pytest.approx(bare["details"]["base"]["labels"])
     for mode in ("fused", "adapted"):
         added = [used["details"][mode]["labels"][tag] - bare["details"][mode]["labels"][tag] for tag in tags]
         assert added.index(max(added)) == 9 and max(added) > 0.5 and min(added) < 0
         alone = asking(history_items=0, task="lamp-2", mode=mode)
-        single, _ = result_of(ask(reg, labelled.entry, "alice", question, alone))
+        single, _ = result_of(answer_question(reg, labelled.entry, "alice", question, alone))
         assert single["labels"] == pytest.approx(used["details"][mode]["labels"], abs=1e-3)
 
 
 def asked(world: World, question: Question, *others: str, **how: Any) -> tuple[dict[str, Any], str]:
     """The result of a question to alice's columns and to others, and what the person was told."""
-    voice = Voice.open(world.reg, world.entry, world.alice, asking(**how))
-    result, events = result_of(put(voice, question, [world.reg.users.get(name) for name in others]))
+    voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking(**how))
+    result, events = result_of(compare_question(voice, question, [world.reg.users.get(name) for name in others]))
     return result, notes_of(events)
 
 
 def test_the_gold_is_weighed_in_every_column_as_it_is_alone(world: World) -> None:
     gold = "a red house"
     result, _ = asked(world, Question("where?", gold))
-    voice = Voice.open(world.reg, world.entry, world.alice, asking())
-    ids, _, _ = voice.fitted([{"role": "user", "content": "where?"}], voice.history("where?"))
+    voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
+    ids, _, _ = voice.fit_prompt([{"role": "user", "content": "where?"}], voice.prompt_history("where?"))
     answer = voice.prompter.answer_ids(gold)
     for mode in ("base", "fused", "adapted"):
-        voice.become(world.alice, mode)
+        voice.set_user(world.alice, mode)
         alone = _loglik(voice, ids, answer) / len(answer)
         assert result["details"][mode]["gold"]["loglik"] == pytest.approx(alone, abs=1e-3)
         assert result["details"][mode]["gold"]["over"] == "token"
@@ -102,7 +116,7 @@ def test_the_gold_is_weighed_in_every_column_as_it_is_alone(world: World) -> Non
     assert result["gold"] == gold
 
 
-def _loglik(voice: Voice, ids: list[int], answer: list[int]) -> float:
+def _loglik(voice: ChatModel, ids: list[int], answer: list[int]) -> float:
     """The answer's log-likelihood by one plain forward pass of the model as it is folded."""
     import torch
 
@@ -168,7 +182,7 @@ def test_who_has_no_model_is_told_and_left_out(world: World) -> None:
 def test_other_peoples_columns_have_their_own_label_prior(labelled: World) -> None:
     reg = labelled.reg
     amend(reg._db, "banks", "config = :rates", "true", {"rates": json.dumps({"label_rates": [1 / 15] * 15})})
-    reg.items.append(labelled.bob.id, [NewItem(f"x{n}", "lamp-2", "zzz", MOVIE_TAGS[9]) for n in range(30)])
+    reg.items.append_items(labelled.bob.id, [NewItem(f"x{n}", "lamp-2", "zzz", MOVIE_TAGS[9]) for n in range(30)])
     result, _ = asked(labelled, Question("a film about space"), "bob", history_items=0, task="lamp-2")
     hers, his = (result["details"][key]["labels"] for key in ("fused", "@bob"))
     added = [his[tag] - hers[tag] for tag in MOVIE_TAGS]
@@ -177,15 +191,15 @@ def test_other_peoples_columns_have_their_own_label_prior(labelled: World) -> No
 
 def test_a_held_out_question_sees_no_later_item(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     late = NewItem("late", "free", "where is the key", "under the mat", "2024-05-05")
-    world.reg.items.append(world.alice.id, [late])
+    world.reg.items.append_items(world.alice.id, [late])
     seen: list[str] = []
-    fitted = Voice.fitted
+    fitted = ChatModel.fit_prompt
 
-    def look(self: Voice, messages: Any, history: Any) -> Any:
+    def look(self: ChatModel, messages: Any, history: Any) -> Any:
         seen.append(" ".join(example.output for example in history))
         return fitted(self, messages, history)
 
-    monkeypatch.setattr(Voice, "fitted", look)
+    monkeypatch.setattr(ChatModel, "fit_prompt", look)
     asked(world, Question("where is the key", "here", "2024-01-01", held_out=True))
     asked(world, Question("where is the key", "here", "2024-06-06", held_out=True))
     asked(world, Question("where is the key"))
@@ -208,10 +222,10 @@ def test_the_metric_of_one_answer_is_the_tasks(
 
 
 def test_a_comparison_that_is_broken_off_leaves_the_voice_as_it_was(world: World) -> None:
-    voice = Voice.open(world.reg, world.entry, world.alice, asking())
+    voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking())
     before = {key: weight.clone() for key, weight in voice.base.model.state_dict().items()}
-    ids, _, _ = voice.fitted([{"role": "user", "content": "hello"}], [])
-    events = compare_with(voice, "hello", ids)
+    ids, _, _ = voice.fit_prompt([{"role": "user", "content": "hello"}], [])
+    events = compare_prompt(voice, "hello", ids)
     next(events)
     inside = voice.base.model.state_dict()
     assert any(bool((inside[key] != weight).any()) for key, weight in before.items())

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import BadInput, MtaError, NotFound, UsageFault
-from mta_cli.events import Planned, Started, Step
+from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
+from mta_cli.events import JobPlan, JobProgress, JobStarted
 from mta_cli.pipeline.data.import_file import import_file
 from store.registry import Registry
 from tests.pipeline.histories import imported, person, rows, run, tagged, write
@@ -24,7 +24,7 @@ def reg(tmp_path: Path) -> Iterator[Registry]:
 
 
 def items_of(reg: Registry, name: str, task: str = "free") -> list[tuple[str, str]]:
-    return [(item.input, item.output) for item in reg.items.recent(reg.users.get(name).id, task, None)]
+    return [(item.input, item.output) for item in reg.items.recent_items(reg.users.get(name).id, task, None)]
 
 
 def test_users_document(reg: Registry, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_questions_without_outputs_bring_their_histories(reg: Registry, tmp_path
 
 def test_questions_need_a_task(reg: Registry, tmp_path: Path) -> None:
     path = write(tmp_path / "q.json", [{"id": "q1", "input": "a plot", "profile": [tagged(1)]}])
-    with pytest.raises(UsageFault, match="does not say which task"):
+    with pytest.raises(UsageError, match="does not say which task"):
         imported(reg, "lamp", path)
 
 
@@ -157,7 +157,9 @@ def test_a_time_that_one_side_does_not_know_is_no_contradiction(reg: Registry, t
     imported(reg, "jsonl", write(tmp_path / "bob.jsonl", rows("bob", id=1, count=1)))
     _, notes = run(import_file(reg, "jsonl", write(tmp_path / "late.jsonl", rows("bob", id=1, count=1, time="2026"))))
     assert notes == ["stored already without a time, and stay so: 1"]
-    assert [item.time for name in ("ann", "bob") for item in reg.items.recent(reg.users.get(name).id, "free")] == [
+    assert [
+        item.time for name in ("ann", "bob") for item in reg.items.recent_items(reg.users.get(name).id, "free")
+    ] == [
         "2026-01-01",
         None,
     ]
@@ -166,8 +168,8 @@ def test_a_time_that_one_side_does_not_know_is_no_contradiction(reg: Registry, t
 @pytest.mark.parametrize(
     ("form", "options", "error"),
     [
-        ("xml", {}, UsageFault),
-        ("jsonl", {"outputs": Path("o.json")}, UsageFault),
+        ("xml", {}, UsageError),
+        ("jsonl", {"outputs": Path("o.json")}, UsageError),
         ("jsonl", {"task": "lamp-22"}, NotFound),
         ("users", {"task": "../x"}, NotFound),
     ],
@@ -281,7 +283,7 @@ def test_consent(reg: Registry, tmp_path: Path) -> None:
 def test_a_dry_run_checks_and_writes_nothing(reg: Registry, tmp_path: Path) -> None:
     path = write(tmp_path / "u.json", [person("ann")])
     events = list(import_file(reg, "users", path, task="lamp-2", dry_run=True))
-    (plan,) = (event for event in events if isinstance(event, Planned))
+    (plan,) = (event for event in events if isinstance(event, JobPlan))
     values = {line.name: line.value for line in plan.lines}
     assert (values["history items"], values["held-out queries"], values["task"]) == (
         "3, of which 0 are stored already",
@@ -297,7 +299,7 @@ def test_a_dry_run_checks_and_writes_nothing(reg: Registry, tmp_path: Path) -> N
 def test_an_import_that_is_stopped_leaves_nothing(reg: Registry, tmp_path: Path) -> None:
     events = import_file(reg, "jsonl", write(tmp_path / "a.jsonl", rows(count=50)))
     for event in events:
-        if isinstance(event, Step):
+        if isinstance(event, JobProgress):
             break
     events.close()  # type: ignore[attr-defined]
     assert reg.users.names() == []
@@ -319,7 +321,7 @@ def test_a_hundred_thousand_items(reg: Registry, tmp_path: Path) -> None:
     result, _ = run(iter(events))
     assert result["items_added"] == 100_000
     assert seconds < 60, f"took {seconds:.1f} s"
-    totals = [event.total for event in events if isinstance(event, Started)]
+    totals = [event.total for event in events if isinstance(event, JobStarted)]
     assert totals == [None, 100_000]
-    assert sum(isinstance(event, Step) for event in events) > 20
+    assert sum(isinstance(event, JobProgress) for event in events) > 20
     assert imported(reg, "jsonl", path)["items_unchanged"] == 100_000

@@ -11,10 +11,10 @@ import pytest
 
 from mta_cli.engine.retrieval.embed import Embedder
 from mta_cli.errors import IntegrityFault
-from mta_cli.events import Done, Step
+from mta_cli.events import JobProgress, JobResult
 from mta_cli.pipeline.data import profiles
-from mta_cli.pipeline.data.profiles import profile_matrix, refresh_profiles, unit_rows
-from mta_cli.pipeline.models.lookup import resolve
+from mta_cli.pipeline.data.profiles import normalise_rows, profile_matrix, refresh_profiles
+from mta_cli.pipeline.models.lookup import resolve_model
 from store.records import NewItem, Profile
 from store.registry import Registry
 
@@ -40,20 +40,20 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def add(registry: Registry, name: str, *texts: str, task: str = "free") -> None:
-    user, _ = registry.users.ensure(name)
-    start = registry.items.count(user.id, task)
+    user, _ = registry.users.get_or_create_user(name)
+    start = registry.items.count_items(user.id, task)
     items = [NewItem(f"{start + number}", task, f"in {text}", f"out {text}") for number, text in enumerate(texts)]
-    registry.items.append(user.id, items)
+    registry.items.append_items(user.id, items)
 
 
 def refresh(registry: Registry, **named: Any) -> dict[str, Any]:
-    events = list(refresh_profiles(registry, "free", resolve("tiny-embedder", "embedder"), device="cpu", **named))
-    assert isinstance(events[-1], Done)
+    events = list(refresh_profiles(registry, "free", resolve_model("tiny-embedder", "embedder"), device="cpu", **named))
+    assert isinstance(events[-1], JobResult)
     return events[-1].result  # type: ignore[no-any-return]
 
 
 def matrix(registry: Registry) -> tuple[list[int], Any]:
-    return profile_matrix(registry, "free", resolve("tiny-embedder").fingerprint)
+    return profile_matrix(registry, "free", resolve_model("tiny-embedder").fingerprint)
 
 
 def test_a_profile_is_the_unit_mean_of_its_items(registry: Registry, tiny_embedder_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_profile_is_the_unit_mean_of_its_items(registry: Registry, tiny_embedd
     ids, rows = matrix(registry)
     assert ids == [registry.users.get("ada").id, registry.users.get("bo").id]
     plain = Embedder(tiny_embedder_path, "cpu").embed(["in tax\nout tax", "in law\nout law", "in film\nout film"])
-    assert np.allclose(rows, unit_rows(np.stack([plain[:2].sum(axis=0), plain[2]])), atol=1e-5)
+    assert np.allclose(rows, normalise_rows(np.stack([plain[:2].sum(axis=0), plain[2]])), atol=1e-5)
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
 
 
@@ -102,7 +102,7 @@ def test_profiles_of_some_users_alone(registry: Registry) -> None:
         add(registry, name, f"{name} tax")
     refresh(registry)
     ids, rows = matrix(registry)
-    embedder = resolve("tiny-embedder").fingerprint
+    embedder = resolve_model("tiny-embedder").fingerprint
     found, some = profile_matrix(registry, "free", embedder, [ids[2], ids[0], 999])
     assert found == [ids[0], ids[2]] and np.array_equal(some, rows[[0, 2]])
     assert profile_matrix(registry, "free", embedder, [])[0] == []
@@ -111,7 +111,7 @@ def test_profiles_of_some_users_alone(registry: Registry) -> None:
 def test_profiles_that_differ_in_length_are_refused(registry: Registry) -> None:
     for name, size in (("ada", 8), ("bo", 12)):
         add(registry, name, "tax")
-        registry.profiles.put(Profile(registry.users.get(name).id, "free", "e", bytes(size), 1, 1))
+        registry.profiles.save_profile(Profile(registry.users.get(name).id, "free", "e", bytes(size), 1, 1))
     with pytest.raises(IntegrityFault, match="differ in length"):
         profile_matrix(registry, "free", "e")
 
@@ -119,10 +119,10 @@ def test_profiles_that_differ_in_length_are_refused(registry: Registry) -> None:
 def test_an_interruption_keeps_the_pieces_that_are_done(
     registry: Registry, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiles, "PIECE", 2)
+    monkeypatch.setattr(profiles, "EMBED_BATCH", 2)
     add(registry, "ada", *"abcde")
-    events = refresh_profiles(registry, "free", resolve("tiny-embedder"), device="cpu")
-    next(event for event in events if isinstance(event, Step))
+    events = refresh_profiles(registry, "free", resolve_model("tiny-embedder"), device="cpu")
+    next(event for event in events if isinstance(event, JobProgress))
     events.close()  # type: ignore[attr-defined]
     assert refresh(registry)["items"] == 3
     assert counted == [2, 2, 1]
@@ -143,7 +143,7 @@ def test_nobody_has_items(registry: Registry, counted: list[int]) -> None:
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
-    assert unit_rows(np.array([[0.0, 0.0], [3.0, 4.0]], dtype=np.float32)).tolist() == [
+    assert normalise_rows(np.array([[0.0, 0.0], [3.0, 4.0]], dtype=np.float32)).tolist() == [
         [0, 0],
         pytest.approx([0.6, 0.8]),
     ]
@@ -169,5 +169,5 @@ def test_two_who_embed_the_same_items_at_once_count_them_once(
     assert sizes == [2, 3, 3]
     ids, rows = matrix(registry)
     assert np.allclose(rows[0], rows[1], atol=1e-5)
-    embedder = resolve("tiny-embedder").fingerprint
+    embedder = resolve_model("tiny-embedder").fingerprint
     assert [registry.profiles.get(user, "free", embedder).items for user in ids] == [3, 3]  # type: ignore[union-attr]

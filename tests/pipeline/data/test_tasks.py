@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.engine.text.tasks import BUILTIN
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, IntegrityFault, NotFound
-from mta_cli.pipeline.data.tasks import add_task, describe, find_task, list_tasks, remove_task, task_names
+from mta_cli.pipeline.data.tasks import add_task, find_task, list_tasks, remove_task, task_json, task_names
 from store.records import NewItem
 from store.registry import Registry
 
@@ -30,8 +30,8 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_built_in_tasks_are_known_without_a_store() -> None:
-    assert find_task(None, "lamp-2") is BUILTIN["lamp-2"]
-    assert task_names(None) == list(BUILTIN)
+    assert find_task(None, "lamp-2") is BUILTIN_TASKS["lamp-2"]
+    assert task_names(None) == list(BUILTIN_TASKS)
     assert all(row["builtin"] and row["users"] == 0 for row in list_tasks(None))
 
 
@@ -75,17 +75,17 @@ def test_a_built_in_name_is_taken(reg: Registry, file: Path) -> None:
 def test_removing_keeps_histories(reg: Registry, file: Path) -> None:
     add_task(reg, file)
     user = reg.users.add("ann")
-    reg.items.append(user.id, [NewItem("1", "mine", "a", "b")])
-    assert describe(reg, "mine")["users"] == 1
+    reg.items.append_items(user.id, [NewItem("1", "mine", "a", "b")])
+    assert task_json(reg, "mine")["users"] == 1
     assert remove_task(reg, "mine") == {"task": "mine", "users": 1}
     with pytest.raises(NotFound):
         remove_task(reg, "mine")
     add_task(reg, file)
-    assert describe(reg, "mine")["users"] == 1
+    assert task_json(reg, "mine")["users"] == 1
 
 
 def test_a_stored_task_that_cannot_be_read_is_named_and_can_be_removed(reg: Registry) -> None:
-    reg.tasks.put("mine", "colour = 3")
+    reg.tasks.save_task("mine", "colour = 3")
     with pytest.raises(IntegrityFault, match="'mine'") as caught:
         find_task(reg, "mine")
     assert caught.value.hint is not None and "mta task rm mine" in caught.value.hint
@@ -108,7 +108,7 @@ def test_files_that_are_no_task_files(reg: Registry, file: Path, content: bytes,
     file.write_bytes(content)
     with pytest.raises(BadInput, match=words):
         add_task(reg, file)
-    assert task_names(reg) == list(BUILTIN)
+    assert task_names(reg) == list(BUILTIN_TASKS)
 
 
 def test_a_missing_file_and_a_directory(reg: Registry, tmp_path: Path) -> None:

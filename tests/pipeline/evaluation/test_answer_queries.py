@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.engine.memory.label_prior import Habit
+from mta_cli.engine.memory.label_prior import FrequencyLabelPrior
 from mta_cli.engine.model.load import LoadedBase, load_base
-from mta_cli.engine.scoring.log_likelihood import score
-from mta_cli.engine.text.prompts import Row
-from mta_cli.engine.text.tasks import BUILTIN
-from mta_cli.pipeline.data.examples import Examples
-from mta_cli.pipeline.evaluation.answer_queries import Asked, Given, answer
+from mta_cli.engine.scoring.log_likelihood import row_log_likelihoods
+from mta_cli.engine.text.prompts import TrainingRow
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, ScoredAnswer, answer_queries
 from store.records import NewItem, Query
 from store.registry import Registry
 from tests.pipeline.town import SHORT, TASK
 from tests.pipeline.world import random_lora
 
-TEXTS = replace(BUILTIN["lamp-4"], query_tokens=32, item_tokens=16, answer_tokens=6)
+TEXTS = replace(BUILTIN_TASKS["lamp-4"], query_tokens=32, item_tokens=16, answer_tokens=6)
 
 
 @pytest.fixture
@@ -39,23 +39,25 @@ def queries(reg: Registry, task: str = "lamp-2") -> list[Query]:
     return [reg.items.queries(reg.users.get(name).id, task)[0] for name in SHORT]
 
 
-def likelihood(examples: Examples, base: LoadedBase, given: Given, text: str, parts: tuple[LoraWeights, ...]) -> float:
+def likelihood(
+    examples: PromptRowBuilder, base: LoadedBase, given: ScoredAnswer, text: str, parts: tuple[LoraWeights, ...]
+) -> float:
     """Of one answer, in a pass of its own."""
-    row = Row((*given.prompt, *examples.prompter.answer_ids(text)), len(given.prompt))
-    return score(base, [row], parts)[0][0]
+    row = TrainingRow((*given.prompt, *examples.prompter.answer_ids(text)), len(given.prompt))
+    return row_log_likelihoods(base, [row], parts)[0][0]
 
 
 def test_each_person_answers_with_their_likeliest_label(
     peopled: Registry, base: LoadedBase, people: list[tuple[LoraWeights, ...]]
 ) -> None:
-    examples = Examples(peopled, base, TASK, 2)
-    asked = [Asked(query, owner) for query in queries(peopled) for owner in (2, 0, 1)]
-    found = answer(base, examples, asked, people)
+    examples = PromptRowBuilder(peopled, base, TASK, 2)
+    asked = [ModelQuery(query, owner) for query in queries(peopled) for owner in (2, 0, 1)]
+    found = answer_queries(base, examples, asked, people)
     for one, given in zip(asked, found, strict=True):
         assert list(given.prompt) == examples.query_prompt(one.query) and given.seconds > 0
         assert given.answer == TASK.labels[given.scores.index(max(given.scores))] and len(given.scores) == 15
         for place in (0, 2, 7):
-            alone = likelihood(examples, base, given, TASK.labels[place], people[one.owner])
+            alone = likelihood(examples, base, given, TASK.labels[place], people[one.model_index])
             assert given.scores[place] == pytest.approx(alone, abs=1e-3)
         assert given.gold_loglik == given.scores[TASK.labels.index(one.query.gold)]
         assert given.gold_tokens == len(one.query.gold) + 1
@@ -63,28 +65,33 @@ def test_each_person_answers_with_their_likeliest_label(
 
 
 def test_a_gold_that_is_no_label_is_weighed_and_never_answered(peopled: Registry, base: LoadedBase) -> None:
-    examples, (query, other, _) = Examples(peopled, base, TASK, 2), queries(peopled)
+    examples, (query, other, _) = PromptRowBuilder(peopled, base, TASK, 2), queries(peopled)
     odd = replace(query, gold="x")
-    first, second = answer(base, examples, [Asked(odd, 0), Asked(other, 0)], [()])
+    first, second = answer_queries(base, examples, [ModelQuery(odd, 0), ModelQuery(other, 0)], [()])
     assert first.answer in TASK.labels and len(first.scores) == len(second.scores) == 15
     assert first.gold_loglik == pytest.approx(likelihood(examples, base, first, "x", ()), abs=1e-3)
     assert first.gold_loglik > max(first.scores), "one letter is likelier than a word here, and stays out of the choice"
 
 
 def test_a_persons_prior_is_added_to_the_labels_and_not_to_the_gold(peopled: Registry, base: LoadedBase) -> None:
-    examples, (query, *_) = Examples(peopled, base, TASK, 2), queries(peopled)
+    examples, (query, *_) = PromptRowBuilder(peopled, base, TASK, 2), queries(peopled)
     prior = tuple(100.0 * (place == 4) for place in range(15))
-    plain, with_it = answer(base, examples, [Asked(query, 0), Asked(query, 1)], [(), ()], [None, Habit(prior)])
+    plain, with_it = answer_queries(
+        base, examples, [ModelQuery(query, 0), ModelQuery(query, 1)], [(), ()], [None, FrequencyLabelPrior(prior)]
+    )
     assert with_it.answer == TASK.labels[4] and with_it.gold_loglik == plain.gold_loglik
     assert with_it.scores == pytest.approx([a + b for a, b in zip(plain.scores, prior, strict=True)])
 
 
 def test_a_score_is_answered_with_the_median(peopled: Registry, base: LoadedBase) -> None:
-    task, (query, *_) = BUILTIN["lamp-3"], queries(peopled)
-    examples, asked = Examples(peopled, base, task, 0), [Asked(replace(query, gold="3"), owner) for owner in (0, 1)]
-    plain, _ = answer(base, examples, asked, [(), ()])
+    task, (query, *_) = BUILTIN_TASKS["lamp-3"], queries(peopled)
+    examples, asked = (
+        PromptRowBuilder(peopled, base, task, 0),
+        [ModelQuery(replace(query, gold="3"), owner) for owner in (0, 1)],
+    )
+    plain, _ = answer_queries(base, examples, asked, [(), ()])
     wanted = [math.log(share) - score for share, score in zip((0.4, 0.05, 0.15, 0.05, 0.35), plain.scores, strict=True)]
-    assert answer(base, examples, asked, [(), ()], [None, Habit(tuple(wanted))])[1].answer == "3"
+    assert answer_queries(base, examples, asked, [(), ()], [None, FrequencyLabelPrior(tuple(wanted))])[1].answer == "3"
 
 
 def test_a_task_of_texts_is_answered_in_own_words(
@@ -92,22 +99,22 @@ def test_a_task_of_texts_is_answered_in_own_words(
 ) -> None:
     for name in SHORT:
         user = peopled.users.get(name).id
-        peopled.items.append(user, [NewItem("t", "lamp-4", f"news of {name}", f"the {name}")])
+        peopled.items.append_items(user, [NewItem("t", "lamp-4", f"news of {name}", f"the {name}")])
         peopled.items.append_queries(user, [NewItem("q", "lamp-4", f"more about {name}", "a headline that is long")])
-    examples = Examples(peopled, base, TEXTS, 1)
-    asked = [Asked(query, owner) for query in queries(peopled, "lamp-4") for owner in range(3)]
-    found = answer(base, examples, asked, people)
+    examples = PromptRowBuilder(peopled, base, TEXTS, 1)
+    asked = [ModelQuery(query, owner) for query in queries(peopled, "lamp-4") for owner in range(3)]
+    found = answer_queries(base, examples, asked, people)
     for one, given in zip(asked, found, strict=True):
-        (alone,) = answer(base, examples, [replace(one, owner=0)], [people[one.owner]])
+        (alone,) = answer_queries(base, examples, [replace(one, model_index=0)], [people[one.model_index]])
         assert given.answer == alone.answer == given.answer.strip() and given.scores == ()
         assert len(base.tokenizer(given.answer, add_special_tokens=False)["input_ids"]) <= TEXTS.answer_tokens
         assert given.gold_tokens == TEXTS.answer_tokens, "as far as an answer may go"
         assert given.gold_loglik == pytest.approx(
-            likelihood(examples, base, given, one.query.gold, people[one.owner]), abs=1e-3
+            likelihood(examples, base, given, one.query.gold, people[one.model_index]), abs=1e-3
         )
     assert len({given.answer for given in found}) > 1
 
 
 def test_nothing_asked(peopled: Registry, base: LoadedBase) -> None:
     for task in (TASK, TEXTS):
-        assert answer(base, Examples(peopled, base, task, 2), [], []) == []
+        assert answer_queries(base, PromptRowBuilder(peopled, base, task, 2), [], []) == []

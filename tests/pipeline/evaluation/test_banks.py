@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from mta_cli.errors import BadInput, NotFound
-from mta_cli.events import Saved, Step
-from mta_cli.pipeline.data.examples import Examples
-from mta_cli.pipeline.evaluation.banks import cost_of_banks, fold_banks
-from mta_cli.pipeline.evaluation.design import EvalRequest, design
+from mta_cli.events import ArtifactSaved, JobProgress
+from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.evaluation.banks import build_fold_banks, cost_of_banks
+from mta_cli.pipeline.evaluation.design import EvalRequest, make_design
 from store.records import Bank, Item
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request
@@ -20,12 +20,12 @@ from tests.pipeline.town import notes
 
 
 def begun(reg: Registry, request: EvalRequest) -> int:
-    plan = design(reg, request)
-    return reg.evaluations.begin(plan.key, request.task.name, {}, plan.places).id
+    plan = make_design(reg, request)
+    return reg.evaluations.get_or_create_evaluation(plan.key, request.task.name, {}, plan.role_assignments).id
 
 
 def made(reg: Registry, request: EvalRequest) -> list[Bank]:
-    job = fold_banks(reg, request, design(reg, request), begun(reg, request))
+    job = build_fold_banks(reg, request, make_design(reg, request), begun(reg, request))
     while True:
         try:
             next(job)
@@ -37,14 +37,14 @@ def made(reg: Registry, request: EvalRequest) -> list[Bank]:
 def test_nobody_who_is_tested_is_in_the_bank_of_their_fold(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither as an anchor nor with a row of the task adapter."""
     learnt: list[set[int]] = []
-    honest = Examples.rows
+    honest = PromptRowBuilder.training_rows
 
-    def watched(examples: Examples, items: Sequence[Item], **more: Any) -> Any:
+    def watched(examples: PromptRowBuilder, items: Sequence[Item], **more: Any) -> Any:
         learnt.append({item.user_id for item in items})
         return honest(examples, items, **more)
 
-    monkeypatch.setattr(Examples, "rows", watched)
-    request, folds = eval_request(), design(peopled, eval_request()).folds
+    monkeypatch.setattr(PromptRowBuilder, "training_rows", watched)
+    request, folds = eval_request(), make_design(peopled, eval_request()).folds
     banks = made(peopled, request)
     each = len(learnt) // 3  # the task adapter's rows, then each anchor's
     for number, (bank, fold) in enumerate(zip(banks, folds, strict=True)):
@@ -52,16 +52,16 @@ def test_nobody_who_is_tested_is_in_the_bank_of_their_fold(peopled: Registry, mo
         assert anchors <= set(fold.bank) and len(anchors) == 2
         rows = learnt[number * each : (number + 1) * each]
         assert set.union(*rows) <= set(fold.bank) and set.union(*rows).isdisjoint(fold.test) and len(rows[0]) > 2
-        pooled = [item for user in sorted(rows[0]) for item in peopled.items.recent(user, "lamp-2")]
+        pooled = [item for user in sorted(rows[0]) for item in peopled.items.recent_items(user, "lamp-2")]
         assert bank.task_adapter is not None
-        assert peopled.adapters.get(bank.task_adapter).data_hash == peopled.items.data_hash_of(pooled)
+        assert peopled.adapters.get(bank.task_adapter).data_hash == peopled.items.hash_items(pooled)
     assert len({bank.id for bank in banks}) == len({bank.task_adapter for bank in banks}) == 3
 
 
 def test_they_are_for_evaluations_alone_and_act_where_personal_parts_do(peopled: Registry) -> None:
     banks = made(peopled, eval_request(folds=2, placement="upper"))
     assert [(bank.name, bank.purpose, bank.status) for bank in banks] == [("eval lamp-2", "eval", "ready")] * 2
-    assert peopled.banks.all() == [] and peopled.banks.latest("lamp-2") is None
+    assert peopled.banks.all() == [] and peopled.banks.latest_ready_bank("lamp-2") is None
     assert {line.status for line in peopled.users.summaries()} == {"new"}
     digests = [anchor.digest for bank in banks for anchor in peopled.banks.anchors(bank.id) if anchor.digest]
     assert {peopled.adapters.get(digest).placement for digest in digests} == {"1-1/all"}
@@ -69,14 +69,14 @@ def test_they_are_for_evaluations_alone_and_act_where_personal_parts_do(peopled:
 
 def test_a_bank_of_the_same_people_serves_every_evaluation(peopled: Registry) -> None:
     first = made(peopled, eval_request(folds=2))
-    job = fold_banks(
+    job = build_fold_banks(
         peopled,
         eval_request(folds=2, shots=2),
-        design(peopled, eval_request(folds=2)),
+        make_design(peopled, eval_request(folds=2)),
         begun(peopled, eval_request(folds=2, shots=2)),
     )
     seen = list(job)
-    assert not any(isinstance(event, Step) and event.loss is not None for event in seen)
+    assert not any(isinstance(event, JobProgress) and event.loss is not None for event in seen)
     assert any("nothing to do" in text for text in notes(seen))
     assert made(peopled, eval_request(folds=2, shots=2)) == first
 
@@ -84,26 +84,26 @@ def test_a_bank_of_the_same_people_serves_every_evaluation(peopled: Registry) ->
 def test_banks_that_are_known_are_not_looked_for_again(peopled: Registry) -> None:
     request = eval_request(folds=2)
     first = made(peopled, request)
-    plan, number = design(peopled, request), begun(peopled, request)
-    assert list(fold_banks(peopled, request, plan, number)) == []
-    assert peopled.evaluations.banks(number) == {0: first[0].id, 1: first[1].id}
+    plan, number = make_design(peopled, request), begun(peopled, request)
+    assert list(build_fold_banks(peopled, request, plan, number)) == []
+    assert peopled.evaluations.fold_banks(number) == {0: first[0].id, 1: first[1].id}
 
 
 def test_a_known_bank_of_an_earlier_version_is_brought_up_to_date(peopled: Registry) -> None:
     request = eval_request(folds=2)
     first = made(peopled, request)
     peopled.banks.set_kernel(first[1].id, {"sharpness": 2.0, "votes": 1.0, "habit": 1.0})
-    job = fold_banks(peopled, request, design(peopled, request), begun(peopled, request))
-    assert not any(isinstance(event, Step) and event.loss is not None for event in job)
+    job = build_fold_banks(peopled, request, make_design(peopled, request), begun(peopled, request))
+    assert not any(isinstance(event, JobProgress) and event.loss is not None for event in job)
     assert [peopled.banks.by_id(bank.id) for bank in first] == first
 
 
 def stop_while_building(reg: Registry, request: EvalRequest) -> int:
     """Stop in the training of the first fold's anchors; returns the bank's number."""
-    job = fold_banks(reg, request, design(reg, request), begun(reg, request))
-    assert any(isinstance(event, Saved) and event.kind == "task adapter" for event in job)
+    job = build_fold_banks(reg, request, make_design(reg, request), begun(reg, request))
+    assert any(isinstance(event, ArtifactSaved) and event.kind == "task adapter" for event in job)
     job.close()
-    return int(reg._db.value("SELECT max(id) FROM banks"))
+    return int(reg._db.fetch_value("SELECT max(id) FROM banks"))
 
 
 def test_a_bank_is_its_evaluations_from_the_beginning(peopled: Registry) -> None:
@@ -111,7 +111,7 @@ def test_a_bank_is_its_evaluations_from_the_beginning(peopled: Registry) -> None
     request = eval_request(folds=2)
     half = stop_while_building(peopled, request)
     number = begun(peopled, request)
-    assert peopled.banks.by_id(half).status == "building" and peopled.evaluations.banks(number) == {0: half}
+    assert peopled.banks.by_id(half).status == "building" and peopled.evaluations.fold_banks(number) == {0: half}
     other = begun(peopled, eval_request(folds=2, shots=2))
     assert peopled.evaluations.remove(other)["banks"] == 0
     whole = made(peopled, request)
@@ -122,10 +122,10 @@ def test_who_is_forgotten_while_a_bank_is_built_leaves_nothing_in_it(peopled: Re
     request = eval_request(folds=2)
     half = stop_while_building(peopled, request)
     assert peopled.banks.by_id(half).task_adapter is not None
-    peopled.users.forget(design(peopled, request).folds[0].bank[0])
+    peopled.users.forget(make_design(peopled, request).folds[0].bank[0])
     with pytest.raises(NotFound):
         peopled.banks.by_id(half)
-    assert peopled.adapters.all() == [] and peopled.check() == []
+    assert peopled.adapters.all() == [] and peopled.check_integrity() == []
 
 
 def test_too_few_anchors_are_named_with_their_fold(peopled: Registry) -> None:
@@ -136,11 +136,11 @@ def test_too_few_anchors_are_named_with_their_fold(peopled: Registry) -> None:
 
 def test_the_plan_counts_the_banks_that_are_not_there_yet(peopled: Registry) -> None:
     request = eval_request()
-    plan = design(peopled, request)
+    plan = make_design(peopled, request)
     before = {line.name: line.value for line in cost_of_banks(peopled, request, plan)}
     assert before["banks"].startswith("3 to build") and {"tokens", "memory", "time"} <= set(before)
     row = request.task.query_tokens + request.task.answer_tokens // 4 + 2 * request.task.item_tokens
-    given = sum(peopled.items.count(user, "lamp-2") for fold in plan.folds for user in fold.bank)
+    given = sum(peopled.items.count_items(user, "lamp-2") for fold in plan.folds for user in fold.bank)
     assert before["tokens"] == f"at most {row * (given + 3 * 2 * 10):,}"  # two anchors of ten items in each fold
     made(peopled, request)
     assert [(line.name, line.value) for line in cost_of_banks(peopled, request, plan)] == [("banks", "all there")]
@@ -149,4 +149,4 @@ def test_the_plan_counts_the_banks_that_are_not_there_yet(peopled: Registry) -> 
 def test_a_fold_with_too_few_candidates_is_refused_by_the_plan(peopled: Registry) -> None:
     request = replace(eval_request(), bank=replace(eval_request().bank, anchors=9))
     with pytest.raises(BadInput, match="Fold 1: 9 anchors asked for"):
-        cost_of_banks(peopled, request, design(peopled, request))
+        cost_of_banks(peopled, request, make_design(peopled, request))

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.evaluation.folds import Fold
+from mta_cli.engine.evaluation.folds import UserFold
 from mta_cli.engine.methods.catalog import METHODS
-from mta_cli.errors import BadInput, UsageFault
+from mta_cli.errors import BadInput, UsageError
 from mta_cli.options import PromptOptions
 from mta_cli.pipeline.evaluation.design import (
     Design,
     EvalRequest,
     bank_options,
-    config,
-    design,
+    evaluation_config,
+    make_design,
     method_rows,
     parse_settings,
     plan_lines,
@@ -67,7 +67,7 @@ def machine(**changes: Any) -> Change:
     ids=range(17),
 )
 def test_whatever_decides_an_answer_makes_another_evaluation(peopled: Registry, change: Change) -> None:
-    assert design(peopled, change(eval_request())).key != design(peopled, eval_request()).key
+    assert make_design(peopled, change(eval_request())).key != make_design(peopled, eval_request()).key
 
 
 def test_another_machines_number_format_makes_another_evaluation(
@@ -76,7 +76,7 @@ def test_another_machines_number_format_makes_another_evaluation(
     keys = set()
     for own in ("float32", "bfloat16"):
         monkeypatch.setattr("mta_cli.engine.model.load.dtype_name", lambda dtype, device, own=own: own)
-        keys.add(design(peopled, machine(dtype="auto")(eval_request())).key)
+        keys.add(make_design(peopled, machine(dtype="auto")(eval_request())).key)
     assert len(keys) == 2
 
 
@@ -94,25 +94,25 @@ def test_another_machines_number_format_makes_another_evaluation(
 )
 def test_methods_and_how_they_are_read_do_not(peopled: Registry, change: Change) -> None:
     """The anchors of an evaluation act where its personal parts do, whatever a bank's own placement is."""
-    assert design(peopled, change(eval_request())) == design(peopled, eval_request())
+    assert make_design(peopled, change(eval_request())) == make_design(peopled, eval_request())
 
 
 def test_people_items_and_queries_decide_and_what_is_of_other_tasks_does_not(peopled: Registry) -> None:
     user = peopled.users.get("user0").id
 
     def key() -> str:
-        return design(peopled, eval_request()).key
+        return make_design(peopled, eval_request()).key
 
     keys = [key()]
     peopled.users.add("somebody without anything")
-    peopled.items.append(user, [NewItem("x", "free", "other", "task")])
+    peopled.items.append_items(user, [NewItem("x", "free", "other", "task")])
     peopled.items.append_queries(user, [NewItem("x", "free", "other", "task")])
     assert key() == keys[0]
-    peopled.items.append(user, [NewItem("older", "lamp-2", "an old film", "comedy", "2001-01-01")])
+    peopled.items.append_items(user, [NewItem("older", "lamp-2", "an old film", "comedy", "2001-01-01")])
     keys.append(key())
     peopled.items.append_queries(user, [NewItem("q9", "lamp-2", "a last ship", "comedy", "2021-02-01")])
     keys.append(key())
-    peopled.items.append(peopled.users.add("new").id, [NewItem("i", "lamp-2", "a film", "comedy")])
+    peopled.items.append_items(peopled.users.add("new").id, [NewItem("i", "lamp-2", "a film", "comedy")])
     keys.append(key())
     peopled.users.forget(peopled.users.get("user3").id)
     keys.append(key())
@@ -120,54 +120,54 @@ def test_people_items_and_queries_decide_and_what_is_of_other_tasks_does_not(peo
 
 
 def test_shots_are_the_most_recent_items(peopled: Registry) -> None:
-    plan = design(peopled, eval_request(shots=4))
-    for user, count in peopled.users.with_items("lamp-2"):
-        everything = peopled.items.recent(user.id, "lamp-2")
+    plan = make_design(peopled, eval_request(shots=4))
+    for user, count in peopled.users.users_with_items("lamp-2"):
+        everything = peopled.items.recent_items(user.id, "lamp-2")
         assert plan.shots[user.id] == everything[-4:] and len(plan.shots[user.id]) == min(4, count)
         assert plan.queries[user.id] == peopled.items.queries(user.id, "lamp-2")
-    assert sorted(plan.tested) == sorted(user.id for user, _ in peopled.users.with_items("lamp-2"))
+    assert sorted(plan.test_users) == sorted(user.id for user, _ in peopled.users.users_with_items("lamp-2"))
 
 
 def test_who_has_no_queries_is_not_tested_and_who_has_no_items_is_nobody(peopled: Registry) -> None:
     silent, empty = peopled.users.add("silent").id, peopled.users.add("empty").id
-    peopled.items.append(silent, [NewItem(f"i{k}", "lamp-2", f"film {k}", "comedy") for k in range(6)])
+    peopled.items.append_items(silent, [NewItem(f"i{k}", "lamp-2", f"film {k}", "comedy") for k in range(6)])
     peopled.items.append_queries(empty, [NewItem("q", "lamp-2", "a film", "comedy")])
-    plan = design(peopled, eval_request())
-    assert silent not in plan.tested and any(silent in fold.bank for fold in plan.folds)
+    plan = make_design(peopled, eval_request())
+    assert silent not in plan.test_users and any(silent in fold.bank for fold in plan.folds)
     assert not any(empty in (*fold.bank, *fold.tuning, *fold.test) for fold in plan.folds) and empty not in plan.queries
 
 
 def test_roles_as_they_are_stored(peopled: Registry) -> None:
-    plan = design(peopled, eval_request(folds=1))
+    plan = make_design(peopled, eval_request(folds=1))
     (fold,) = plan.folds
-    assert plan.places == [
+    assert plan.role_assignments == [
         *((0, user, "bank") for user in fold.bank),
         *((0, user, "tuning") for user in fold.tuning),
         *((0, user, "test") for user in fold.test),
     ]
-    assert plan.answering(0) == (*fold.test, *fold.tuning) and plan.tested == list(fold.test)
+    assert plan.answering_users(0) == (*fold.test, *fold.tuning) and plan.test_users == list(fold.test)
 
 
 def test_settings_are_chosen_on_those_who_are_not_tested() -> None:
-    plain = Design("k", (Fold((1,), (2, 3), (4,)),), {}, {})
-    assert plain.choosing(0).tested == [2, 3] and len(plain.choosing(0).folds) == 1
-    crossed = Design("k", (Fold((2, 3), (), (1,)), Fold((1, 3), (), (2,)), Fold((1, 2), (), (3,))), {}, {})
-    assert [crossed.choosing(fold).tested for fold in range(3)] == [[2, 3], [1, 3], [1, 2]]
-    assert [len(fold.test) for fold in crossed.choosing(1).folds] == [1, 0, 1]
-    same = Design("k", (Fold((), (), ()), Fold((), (), ())), {}, {})
-    assert len(same.choosing(0).folds) == 2
+    plain = Design("k", (UserFold((1,), (2, 3), (4,)),), {}, {})
+    assert plain.tuning_design(0).test_users == [2, 3] and len(plain.tuning_design(0).folds) == 1
+    crossed = Design("k", (UserFold((2, 3), (), (1,)), UserFold((1, 3), (), (2,)), UserFold((1, 2), (), (3,))), {}, {})
+    assert [crossed.tuning_design(fold).test_users for fold in range(3)] == [[2, 3], [1, 3], [1, 2]]
+    assert [len(fold.test) for fold in crossed.tuning_design(1).folds] == [1, 0, 1]
+    same = Design("k", (UserFold((), (), ()), UserFold((), (), ())), {}, {})
+    assert len(same.tuning_design(0).folds) == 2
 
 
 def test_too_few_people_for_the_folds(peopled: Registry) -> None:
     with pytest.raises(BadInput, match=r"lamp-2 cannot be evaluated in 13 folds: 12 people") as caught:
-        design(peopled, eval_request(folds=13))
+        make_design(peopled, eval_request(folds=13))
     assert caught.value.hint and "--folds" in caught.value.hint
     with pytest.raises(BadInput, match="0 people"):
-        design(peopled, replace(eval_request(), task=replace(eval_request().task, name="lamp-4")))
+        make_design(peopled, replace(eval_request(), task=replace(eval_request().task, name="lamp-4")))
 
 
 def test_what_is_kept_of_the_options_names_nobody(peopled: Registry) -> None:
-    kept = config(eval_request(placement="upper"))
+    kept = evaluation_config(eval_request(placement="upper"))
     assert (kept["shots"], kept["folds"], kept["seed"], kept["placement"]) == (3, 3, 0, "upper")
     assert kept["bank"]["placement"] == bank_options(eval_request(placement="upper")).placement == "upper"
     assert not any(name in repr(kept) for name in ("user0", *SHORT))
@@ -175,7 +175,7 @@ def test_what_is_kept_of_the_options_names_nobody(peopled: Registry) -> None:
 
 def test_the_plan_says_who_is_measured_and_what_can_be_found(peopled: Registry) -> None:
     request = eval_request()
-    lines = {line.name: line for line in plan_lines(request, design(peopled, request), ["base", "mta"])}
+    lines = {line.name: line for line in plan_lines(request, make_design(peopled, request), ["base", "mta"])}
     assert lines["people"].value == "12 tested, 24 queries" and lines["methods"].value == "base, mta"
     assert lines["folds"].value.count("8/0/4") == 3
     assert "in accuracy is found with 80 %" in lines["power"].value and "0.4" in lines["power"].origin
@@ -202,7 +202,7 @@ def test_settings_in_words(given: list[str], expected: dict[str, dict[str, str]]
     "text", ["", "mta", "mta.steps", "steps=3", "=", ".=", ".steps=3", "mta.=3", " . = ", "x" * 500]
 )
 def test_settings_in_other_words_are_refused(text: str) -> None:
-    with pytest.raises(UsageFault, match="no setting of a method") as caught:
+    with pytest.raises(UsageError, match="no setting of a method") as caught:
         parse_settings(["mta.steps=1", text])
     assert caught.value.hint and "METHOD.SETTING=VALUE" in caught.value.hint and len(caught.value.message) < 120
 
@@ -215,11 +215,11 @@ def test_every_method_is_listed_with_its_settings() -> None:
 
 
 def test_consent_and_whose_a_query_is_decide_too(peopled: Registry) -> None:
-    keys = [design(peopled, eval_request()).key]
+    keys = [make_design(peopled, eval_request()).key]
     amend(peopled._db, "users", "can_anchor = 0", "name = 'user0'", {})
-    keys.append(design(peopled, eval_request()).key)
+    keys.append(make_design(peopled, eval_request()).key)
     last = "(SELECT max(id) FROM queries WHERE user_id = (SELECT id FROM users WHERE name = 'user0'))"
     to = "key = 'moved', user_id = (SELECT id FROM users WHERE name = 'user1')"
     amend(peopled._db, "queries", to, f"id = {last}", {})
-    keys.append(design(peopled, eval_request()).key)
+    keys.append(make_design(peopled, eval_request()).key)
     assert len(set(keys)) == 3

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from mta_cli.errors import BadInput, NotFound, UsageFault
-from mta_cli.pipeline.evaluation.exchange import export, read
-from mta_cli.pipeline.evaluation.finished import finished, person
+from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.pipeline.evaluation.exchange import export_evaluation, read_evaluation
+from mta_cli.pipeline.evaluation.finished import load_finished_evaluation, portable_user_id
 from mta_cli.pipeline.evaluation.run import run_evaluation
-from mta_cli.pipeline.evaluation.seeds import measured, needs_store, reported, shown
+from mta_cli.pipeline.evaluation.seeds import evaluation_document, load_evaluations, needs_store, report_documents
 from mta_cli.pipeline.report.write_report import write_reports
 from store.records import NewItem, Query
 from store.registry import Registry
@@ -37,7 +37,7 @@ def reg(trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regi
 @pytest.fixture
 def written(reg: Registry, tmp_path: Path) -> Path:
     """Evaluation 2 as a file."""
-    export(finished(reg, 2), tmp_path / "two.json")
+    export_evaluation(load_finished_evaluation(reg, 2), tmp_path / "two.json")
     return tmp_path / "two.json"
 
 
@@ -57,22 +57,27 @@ def near(one: Any, other: Any) -> bool:
 
 
 def test_a_file_says_what_the_evaluation_found(reg: Registry, written: Path) -> None:
-    kept, told = shown(measured([2], reg)), shown(measured([str(written)], reg))
+    kept, told = (
+        evaluation_document(load_evaluations([2], reg)),
+        evaluation_document(load_evaluations([str(written)], reg)),
+    )
     assert near(figures(told), figures(kept)) and told["seed"] == kept["seed"]
     assert told["settings"] == kept["settings"] and told["calibration"] == kept["calibration"]
-    assert told["evaluation"] != kept["evaluation"] and told == shown(measured([str(written), written.as_posix()], reg))
+    assert told["evaluation"] != kept["evaluation"] and told == evaluation_document(
+        load_evaluations([str(written), written.as_posix()], reg)
+    )
     for metrics in told["methods"].values():
         assert all(own["low"] <= own["value"] <= own["high"] for own in metrics.values())
 
 
 def test_files_and_stored_evaluations_count_together(reg: Registry, written: Path, tmp_path: Path) -> None:
     three = tmp_path / "three.json"
-    export(finished(reg, 3), three)
-    within = shown(measured([2, 3], reg))
+    export_evaluation(load_finished_evaluation(reg, 3), three)
+    within = evaluation_document(load_evaluations([2, 3], reg))
     for places in ([str(written), "3"], ["2", str(three)], [str(written), str(three)]):
-        mixed = shown(measured(places, reg))
+        mixed = evaluation_document(load_evaluations(places, reg))
         assert near(figures(mixed), figures(within)) and mixed["seeds"] == within["seeds"]
-    documents = reported(measured(["3", str(written)], reg), "pooled-prior")
+    documents = report_documents(load_evaluations(["3", str(written)], reg), "pooled-prior")
     assert [one.get("seed") for one in documents] == [2, 1, None] and documents[2]["seeds"] == [1, 2]
     paths = write_reports(documents, tmp_path / "report")
     assert "seeds 1 and 2" in paths[0].read_text()
@@ -80,42 +85,54 @@ def test_files_and_stored_evaluations_count_together(reg: Registry, written: Pat
 
 def test_files_stand_for_themselves(written: Path, reg: Registry) -> None:
     assert not needs_store([str(written)]) and needs_store([str(written), "2"]) and needs_store([2])
-    assert shown(measured([str(written)], None)) == shown(measured([str(written)], reg))
+    assert evaluation_document(load_evaluations([str(written)], None)) == evaluation_document(
+        load_evaluations([str(written)], reg)
+    )
 
 
 def test_nobody_and_nothing_that_was_said_is_in_a_file(reg: Registry, written: Path) -> None:
     said = written.read_text()
-    names = [user.name for user, _ in reg.users.with_items("lamp-2")]
+    names = [user.name for user, _ in reg.users.users_with_items("lamp-2")]
     assert len(names) == 12 and not [name for name in names if name in said]
     assert "film" not in said and "another" not in said and len(json.loads(said)["people"]) == 12
 
 
 def test_people_are_told_apart_by_name_and_queries() -> None:
     one, two = (Query(n, 1, f"q{n}", "t", f"text {n}", "gold", None) for n in (1, 2))
-    assert person("ida", [one, two]) == person("ida", [two, one])
-    assert len({person("ida", [one, two]), person("jon", [one, two]), person("ida", [one]), person("ida", [])}) == 4
-    assert all(person(str(n), []) < 2**60 for n in range(100))
+    assert portable_user_id("ida", [one, two]) == portable_user_id("ida", [two, one])
+    assert (
+        len(
+            {
+                portable_user_id("ida", [one, two]),
+                portable_user_id("jon", [one, two]),
+                portable_user_id("ida", [one]),
+                portable_user_id("ida", []),
+            }
+        )
+        == 4
+    )
+    assert all(portable_user_id(str(n), []) < 2**60 for n in range(100))
 
 
 def test_other_people_or_designs_are_refused(reg: Registry, written: Path, tmp_path: Path) -> None:
-    export(finished(reg, 4), tmp_path / "four.json")
-    with pytest.raises(UsageFault, match=r"shots: 3 in .* and 2 in"):
-        shown(measured([str(written), str(tmp_path / "four.json")], reg))
-    with pytest.raises(UsageFault, match=r"evaluation 2 and .*have a seed in common"):
-        shown(measured(["2", str(written)], reg))
+    export_evaluation(load_finished_evaluation(reg, 4), tmp_path / "four.json")
+    with pytest.raises(UsageError, match=r"shots: 3 in .* and 2 in"):
+        evaluation_document(load_evaluations([str(written), str(tmp_path / "four.json")], reg))
+    with pytest.raises(UsageError, match=r"evaluation 2 and .*have a seed in common"):
+        evaluation_document(load_evaluations(["2", str(written)], reg))
     alone = tmp_path / "root"
     shutil.copytree(reg.root, alone)
     with Registry.open(alone) as other:
         user = other.users.get("ida").id
         other.items.append_queries(user, [NewItem("new", "lamp-2", "one more film", "comedy", "2022-01-01")])
-        with pytest.raises(UsageFault, match="other people or queries"):
-            shown(measured(["3", str(written)], other))
+        with pytest.raises(UsageError, match="other people or queries"):
+            evaluation_document(load_evaluations(["3", str(written)], other))
 
 
 def test_one_of_stored_models_is_not_exported(reg: Registry, tmp_path: Path) -> None:
-    stored = reg.evaluations.add("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
-    with pytest.raises(UsageFault, match=f"evaluation {stored} is one of stored models"):
-        export(finished(reg, stored), tmp_path / "stored.json")
+    stored = reg.evaluations.add_evaluation("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
+    with pytest.raises(UsageError, match=f"evaluation {stored} is one of stored models"):
+        export_evaluation(load_finished_evaluation(reg, stored), tmp_path / "stored.json")
     assert not (tmp_path / "stored.json").exists()
 
 
@@ -158,7 +175,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
 @pytest.mark.parametrize("what", WRONG)
 def test_what_no_evaluation_says_is_refused(reg: Registry, written: Path, what: str) -> None:
     with pytest.raises(BadInput, match=re.escape(str(written))) as refused:
-        shown(measured([edited(written, WRONG[what])], reg))
+        evaluation_document(load_evaluations([edited(written, WRONG[what])], reg))
     assert refused.value.hint and "\x1b" not in refused.value.message
 
 
@@ -169,14 +186,14 @@ def test_what_is_no_file_of_ours_is_refused(reg: Registry, tmp_path: Path, conte
     path = tmp_path / "odd.json"
     path.write_bytes(content)
     with pytest.raises(BadInput, match=r"odd\.json"):
-        shown(measured([str(path)], reg))
+        evaluation_document(load_evaluations([str(path)], reg))
 
 
 def test_what_is_not_there_or_too_large(reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (tmp_path / "nothing", tmp_path, "-3", "²"):
         with pytest.raises(NotFound, match="neither the number of an evaluation nor a file"):
-            shown(measured([str(place)], reg))
+            evaluation_document(load_evaluations([str(place)], reg))
     (tmp_path / "large.json").write_bytes(b" " * 200)
-    monkeypatch.setattr("mta_cli.pipeline.evaluation.exchange.MOST", 100)
+    monkeypatch.setattr("mta_cli.pipeline.evaluation.exchange.MAX_FILE_BYTES", 100)
     with pytest.raises(BadInput, match="200 bytes"):
-        read(tmp_path / "large.json")
+        read_evaluation(tmp_path / "large.json")

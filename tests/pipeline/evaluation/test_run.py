@@ -10,11 +10,11 @@ import pytest
 
 from mta_cli.engine.methods.catalog import METHODS
 from mta_cli.engine.model.load import dtype_name
-from mta_cli.engine.text.tasks import BUILTIN
-from mta_cli.errors import BadInput, StoreBusy, UsageFault
-from mta_cli.events import Done, Note, Planned, Started, Step
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.errors import BadInput, StoreBusy, UsageError
+from mta_cli.events import JobPlan, JobProgress, JobResult, JobStarted, Note
 from mta_cli.pipeline.evaluation.design import EvalRequest
-from mta_cli.pipeline.evaluation.run import run_evaluation, settings_of, trials, tune_evaluation
+from mta_cli.pipeline.evaluation.run import resolve_settings, run_evaluation, trials, tune_evaluation
 from store.records import NewItem
 from store.registry import Registry
 from tests.metrics_by_hand import score
@@ -29,10 +29,10 @@ def test_every_method_answers_everybody_once(peopled: Registry) -> None:
     for method, metrics in result["methods"].items():
         assert set(metrics) == {"accuracy", "macro_f1", "gold_loglik"}, method
         assert all(m["low"] <= m["value"] <= m["high"] for m in metrics.values())
-        assert len(peopled.evaluations.cells.predictions(result["evaluation"])) == 24 * len(ALL)
+        assert len(peopled.evaluations.predictions.load_predictions(result["evaluation"])) == 24 * len(ALL)
     assert {(row["a"], row["b"]) for row in result["differences"]} == {("mta", m) for m in ALL if m != "mta"}
     assert result["costs"]["base"]["bytes"] == 0 < result["costs"]["mta"]["bytes"] < result["costs"]["oppu"]["bytes"]
-    assert len([event for event in seen if isinstance(event, Step) and "mta" in event.label]) > 0
+    assert len([event for event in seen if isinstance(event, JobProgress) and "mta" in event.label]) > 0
 
 
 def test_the_document_says_which_number_format_auto_was(peopled: Registry) -> None:
@@ -42,7 +42,7 @@ def test_the_document_says_which_number_format_auto_was(peopled: Registry) -> No
 
 
 def planned(reg: Registry, request: EvalRequest) -> dict[str, str]:
-    plan = next(event for event in run_evaluation(reg, request, dry_run=True) if isinstance(event, Planned))
+    plan = next(event for event in run_evaluation(reg, request, dry_run=True) if isinstance(event, JobPlan))
     return {line.name: line.value for line in plan.lines}
 
 
@@ -55,7 +55,7 @@ def test_the_plan_says_how_long_answers_take(peopled: Registry) -> None:
         "majority": {"seconds": 0.0, "seconds_per_query": 1.0},
         "pooled-rag": {"seconds": 5.0, "seconds_per_query": 1.0},
     }
-    peopled.evaluations.finish(result["evaluation"], {**result, "costs": costs})
+    peopled.evaluations.finish_evaluation(result["evaluation"], {**result, "costs": costs})
     other = replace(request, machine=replace(request.machine, seed=1))  # 24 queries of 12 people, twice
     assert planned(peopled, other)["answers"] == "about 108 s on top"
     more = replace(other, options=replace(other.options, methods="majority,pooled-rag,stack,base"))
@@ -84,10 +84,10 @@ def test_two_designs_go_on_at_once_and_one_design_does_not(peopled: Registry) ->
         jobs = [run_evaluation(reg, one) for reg, one in zip((peopled, other), requests, strict=True)]
         while len(together) < len(jobs):
             for n, job in enumerate(jobs):
-                if isinstance(event := next(job, None), Done):
+                if isinstance(event := next(job, None), JobResult):
                     together[n] = event.result
         begun = tune_evaluation(peopled, few)
-        assert any(isinstance(event, Started) for event in begun)
+        assert any(isinstance(event, JobStarted) for event in begun)
         with pytest.raises(StoreBusy, match="eval lamp-2"):
             finish(run_evaluation(other, few))
         begun.close()  # type: ignore[attr-defined]
@@ -101,7 +101,7 @@ def test_what_is_answered_is_never_answered_again(peopled: Registry) -> None:
     second, seen = finish(run_evaluation(peopled, eval_request(methods="pooled-rag,stack")))
     assert second == first and any("nothing to compute" in text for text in notes(seen))
     third, seen = finish(run_evaluation(peopled, eval_request(methods="pooled-rag,stack,majority")))
-    steps = [event.label for event in seen if isinstance(event, Step) and event.label.startswith("fold")]
+    steps = [event.label for event in seen if isinstance(event, JobProgress) and event.label.startswith("fold")]
     assert steps and all(label.endswith("majority") for label in steps)
     assert third["methods"]["stack"] == first["methods"]["stack"]
 
@@ -115,7 +115,7 @@ def test_settings_are_chosen_for_each_fold_on_the_others(peopled: Registry) -> N
     result, seen = finish(run_evaluation(peopled, eval_request(methods="stack,pooled-rag")))
     chosen = [entry["settings"] for entry in tuned["tuned"]]
     assert result["settings"]["stack"] in (chosen, chosen[0])
-    assert not [event for event in seen if isinstance(event, Step) and event.label.endswith("stack")]
+    assert not [event for event in seen if isinstance(event, JobProgress) and event.label.endswith("stack")]
 
 
 def test_given_settings_stand_over_all_others(peopled: Registry) -> None:
@@ -142,11 +142,11 @@ def test_given_settings_stand_over_all_others(peopled: Registry) -> None:
 def test_what_cannot_be_is_refused_before_anything_is_done(
     peopled: Registry, changes: dict[str, Any], words: str
 ) -> None:
-    before = peopled.counts()
+    before = peopled.count_rows()
     for dry_run in (True, False):
-        with pytest.raises(UsageFault, match=words):
+        with pytest.raises(UsageError, match=words):
             finish(run_evaluation(peopled, eval_request(**changes), dry_run=dry_run))
-    assert peopled.counts() == before
+    assert peopled.count_rows() == before
 
 
 def test_the_least_that_a_setting_can_be_is_allowed(peopled: Registry) -> None:
@@ -158,11 +158,11 @@ def test_the_least_that_a_setting_can_be_is_allowed(peopled: Registry) -> None:
 
 def test_personal_parts_act_where_the_evaluation_says(peopled: Registry) -> None:
     chosen = eval_request(methods="stack,oppu", placement="upper")
-    assert settings_of(METHODS["stack"], chosen, {})["placement"] == "upper"
-    assert settings_of(METHODS["stack"], chosen, {"placement": "late", "steps": 3})["placement"] == "upper"
-    assert settings_of(METHODS["oppu"], chosen, {})["placement"] == "all"
-    given = replace(chosen, given={"stack": {"placement": "late"}})
-    assert settings_of(METHODS["stack"], given, {"steps": 3}) == {**METHODS["stack"].settings, "steps": 3}
+    assert resolve_settings(METHODS["stack"], chosen, {})["placement"] == "upper"
+    assert resolve_settings(METHODS["stack"], chosen, {"placement": "late", "steps": 3})["placement"] == "upper"
+    assert resolve_settings(METHODS["oppu"], chosen, {})["placement"] == "all"
+    given = replace(chosen, method_settings={"stack": {"placement": "late"}})
+    assert resolve_settings(METHODS["stack"], given, {"steps": 3}) == {**METHODS["stack"].settings, "steps": 3}
 
 
 def test_what_is_tried_is_tried_once_the_defaults_first(peopled: Registry) -> None:
@@ -178,12 +178,12 @@ def test_a_task_of_texts_from_end_to_end(store_root: Path) -> None:
     with Registry.open(store_root, create=True) as reg:
         writers(reg, "lamp-4", [f"a {word} in town" for word in ("fox", "ship", "robot")])
         request = eval_request(methods="majority,pooled-rag,mta", folds=2)
-        task = replace(BUILTIN["lamp-4"], query_tokens=40, item_tokens=40, answer_tokens=12)
+        task = replace(BUILTIN_TASKS["lamp-4"], query_tokens=40, item_tokens=40, answer_tokens=12)
         result, _ = finish(run_evaluation(reg, replace(request, task=task)))
         assert result["metric"] == "rouge_1" and result["calibration"] == dict.fromkeys(result["methods"])
         assert set(result["methods"]["mta"]) == {"rouge_1", "rouge_l", "gold_loglik"}
         assert set(result["methods"]["majority"]) == {"rouge_1", "rouge_l"}
-        found = reg.evaluations.cells.predictions(result["evaluation"])
+        found = reg.evaluations.predictions.load_predictions(result["evaluation"])
         for method, own in ((m, [p for p in found if p.method == m]) for m in result["methods"]):
             plain = score("rouge", [p.answer for p in own], [p.gold for p in own])
             assert result["methods"][method]["rouge_1"]["value"] == pytest.approx(plain["rouge_1"])
@@ -200,7 +200,7 @@ def test_a_task_of_texts_from_end_to_end(store_root: Path) -> None:
 def test_a_task_of_scores_from_end_to_end(store_root: Path) -> None:
     with Registry.open(store_root, create=True) as reg:
         writers(reg, "lamp-3", ["1", "4", "5"])
-        task = replace(BUILTIN["lamp-3"], query_tokens=40, item_tokens=40)
+        task = replace(BUILTIN_TASKS["lamp-3"], query_tokens=40, item_tokens=40)
         request = replace(eval_request(methods="majority,pooled-rag,pooled-prior,mta", folds=2), task=task)
         result, _ = finish(run_evaluation(reg, request))
         assert result["metric"] == "mae" and set(result["methods"]["mta"]) == {"mae", "rmse", "gold_loglik"}
@@ -215,7 +215,7 @@ def writers(reg: Registry, task: str, answers: list[str]) -> None:
     """Eight people with five items and a query each, who always answer with one of `answers`."""
     for n in range(8):
         user, own = reg.users.add(f"writer{n}").id, answers[n % len(answers)]
-        reg.items.append(
+        reg.items.append_items(
             user, [NewItem(f"i{k}", task, f"text {k} about {own}", own, f"2020-01-0{k + 1}") for k in range(5)]
         )
         reg.items.append_queries(user, [NewItem("q", task, f"another text about {own}", own, "2021-01-01")])
@@ -228,7 +228,7 @@ def test_too_many_folds_for_the_people(peopled: Registry) -> None:
 
 def test_a_plain_split_tunes_and_tests_on_different_people(peopled: Registry) -> None:
     result, seen = finish(run_evaluation(peopled, eval_request(methods="pooled-rag,majority", folds=1)))
-    roles = peopled.evaluations.people(result["evaluation"])
+    roles = peopled.evaluations.fold_members(result["evaluation"])
     by_role = {role: {user for _, user, own in roles if own == role} for role in ("bank", "tuning", "test")}
     assert all(by_role.values()) and sum(map(len, by_role.values())) == 12
     assert result["users"] == len(by_role["test"])
@@ -251,7 +251,7 @@ def test_answers_of_an_older_version_of_a_method_are_not_taken_for_its_own(
     monkeypatch.setitem(METHODS, "pooled-rag", replace(METHODS["pooled-rag"], version=2))
     result, seen = finish(run_evaluation(peopled, eval_request(methods="pooled-rag")))
     assert result["settings"]["pooled-rag"] == {"version": 2}
-    assert [event for event in seen if isinstance(event, Step) and event.label.endswith("pooled-rag")]
+    assert [event for event in seen if isinstance(event, JobProgress) and event.label.endswith("pooled-rag")]
 
 
 def test_with_two_folds_settings_are_chosen_after_calibration(peopled: Registry) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.memory.label_prior import Habit
+from mta_cli.engine.memory.label_prior import FrequencyLabelPrior
 from mta_cli.engine.methods.catalog import METHODS
-from mta_cli.engine.methods.method import Made, Method
-from mta_cli.events import Note, Step
-from mta_cli.pipeline.evaluation import run_cells
-from mta_cli.pipeline.evaluation.context import Field
-from mta_cli.pipeline.evaluation.design import design
-from mta_cli.pipeline.evaluation.run_cells import Column, fill, missing
+from mta_cli.engine.methods.method import Method, UserModel
+from mta_cli.events import JobProgress, Note
+from mta_cli.pipeline.evaluation import run_cells as cells
+from mta_cli.pipeline.evaluation.context import EvalContext
+from mta_cli.pipeline.evaluation.design import make_design
+from mta_cli.pipeline.evaluation.run_cells import MethodRun, run_cells, unanswered_groups
 from store.registry import Registry
 from store.tables.predictions import Prediction
 from tests.pipeline.evaluation.test_banks import begun, made
@@ -32,18 +32,18 @@ def scores(prediction: Prediction) -> list[float]:
 
 def of(trial: Trial, method: str, fold: int = 0) -> list[Prediction]:
     settings = trial.result["settings"][method]
-    return trial.reg.evaluations.cells.predictions(trial.number, fold=fold, method=method, settings=settings)
+    return trial.reg.evaluations.predictions.load_predictions(trial.number, fold=fold, method=method, settings=settings)
 
 
 @pytest.fixture
-def field(peopled: Registry) -> Field:
+def field(peopled: Registry) -> EvalContext:
     request = eval_request(folds=2)
-    plan = design(peopled, request)
-    return Field(peopled, request, plan, made(peopled, request), profiles(request, plan))
+    plan = make_design(peopled, request)
+    return EvalContext(peopled, request, plan, made(peopled, request), profiles(request, plan))
 
 
-def column(name: str, fold: int = 0) -> Column:
-    return Column(fold, METHODS[name], dict(METHODS[name].settings))
+def column(name: str, fold: int = 0) -> MethodRun:
+    return MethodRun(fold, METHODS[name], dict(METHODS[name].settings))
 
 
 def test_everything_about_an_answer_is_stored(trial: Trial) -> None:
@@ -80,109 +80,114 @@ def test_a_vector_moves_the_scores(trial: Trial) -> None:
         assert max(abs(a - b) for a, b in zip(scores(plain), scores(moved), strict=True)) > 1e-3
 
 
-def test_groups_are_filled_one_after_another_and_stay_the_same(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_cells, "PEOPLE", 4)
+def test_groups_are_filled_one_after_another_and_stay_the_same(
+    field: EvalContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "MAX_USERS_PER_GROUP", 4)
     number, own = begun(field.reg, field.request), column("pooled-rag")
-    users = field.plan.answering(0)
-    assert missing(field, number, own) == [users[:4], users[4:]] and len(users) == 6
-    job = fill(field, number, own, 10)
+    users = field.design.answering_users(0)
+    assert unanswered_groups(field, number, own) == [users[:4], users[4:]] and len(users) == 6
+    job = run_cells(field, number, own, 10)
     step = next(job)
-    assert isinstance(step, Step) and (step.label, step.done) == ("fold 1, pooled-rag", 14)
+    assert isinstance(step, JobProgress) and (step.label, step.done) == ("fold 1, pooled-rag", 14)
     job.close()
-    assert set(field.reg.evaluations.cells.done(number, 0, "pooled-rag", {})) == set(users[:4])
-    assert missing(field, number, own) == [users[4:]]
-    seen = list(fill(field, number, own, 14))
-    assert [event.done for event in seen if isinstance(event, Step)] == [16]
-    assert missing(field, number, own) == [] and list(fill(field, number, own, 16)) == []
-    assert len(field.reg.evaluations.cells.predictions(number)) == 12
+    assert set(field.reg.evaluations.predictions.finished_cells(number, 0, "pooled-rag", {})) == set(users[:4])
+    assert unanswered_groups(field, number, own) == [users[4:]]
+    seen = list(run_cells(field, number, own, 14))
+    assert [event.done for event in seen if isinstance(event, JobProgress)] == [16]
+    assert unanswered_groups(field, number, own) == [] and list(run_cells(field, number, own, 16)) == []
+    assert len(field.reg.evaluations.predictions.load_predictions(number)) == 12
 
 
-def test_a_group_of_whom_one_is_missing_is_made_again_whole(field: Field) -> None:
+def test_a_group_of_whom_one_is_missing_is_made_again_whole(field: EvalContext) -> None:
     number, own = begun(field.reg, field.request), column("majority")
-    list(fill(field, number, own, 0))
-    users = field.plan.answering(0)
-    field.reg._db.write("DELETE FROM cells WHERE user_id = ?", (users[2],))
-    assert missing(field, number, own) == [users]
-    list(fill(field, number, own, 0))
-    assert len(field.reg.evaluations.cells.predictions(number)) == 12
-    assert len(field.reg.evaluations.cells.done(number, 0, "majority", {})) == 6
+    list(run_cells(field, number, own, 0))
+    users = field.design.answering_users(0)
+    field.reg._db.execute_write("DELETE FROM cells WHERE user_id = ?", (users[2],))
+    assert unanswered_groups(field, number, own) == [users]
+    list(run_cells(field, number, own, 0))
+    assert len(field.reg.evaluations.predictions.load_predictions(number)) == 12
+    assert len(field.reg.evaluations.predictions.finished_cells(number, 0, "majority", {})) == 6
 
 
-def test_people_answer_in_portions_as_their_parts_allow(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_people_answer_in_portions_as_their_parts_allow(field: EvalContext, monkeypatch: pytest.MonkeyPatch) -> None:
     number, own, asked = begun(field.reg, field.request), column("stack"), list[int]()
-    honest = run_cells.answer
+    honest = cells.answer_queries
 
     def counted(base: Any, examples: Any, questions: Any, people: Any, *more: Any) -> Any:
         asked.append(len(people))
         return honest(base, examples, questions, people, *more)
 
-    monkeypatch.setattr(run_cells, "answer", counted)
-    list(fill(field, number, own, 0))
-    together = field.reg.evaluations.cells.predictions(number)
-    monkeypatch.setattr(run_cells, "NUMBERS", 1)
-    list(fill(field, begun(field.reg, eval_request(folds=2, shots=2)), own, 0))
+    monkeypatch.setattr(cells, "answer_queries", counted)
+    list(run_cells(field, number, own, 0))
+    together = field.reg.evaluations.predictions.load_predictions(number)
+    monkeypatch.setattr(cells, "MAX_LORA_PARAMS_PER_BATCH", 1)
+    list(run_cells(field, begun(field.reg, eval_request(folds=2, shots=2)), own, 0))
     assert asked == [6, *[1] * 6]
-    alone = field.reg.evaluations.cells.predictions(number + 1)
+    alone = field.reg.evaluations.predictions.load_predictions(number + 1)
     for one, other in zip(together, alone, strict=True):
         assert scores(one) == pytest.approx(scores(other), abs=1e-4)
 
 
-def test_what_was_made_for_each_person_is_theirs(field: Field) -> None:
+def test_what_was_made_for_each_person_is_theirs(field: EvalContext) -> None:
     """Bytes and answers go to the person they were made for, with and without a model among them."""
 
     def echo(number: int, text: str) -> tuple[str, tuple[float, ...]]:
         return f"{number}: {text}", ()
 
-    def make(bench: Any, people: Any, settings: Any) -> list[Made]:
-        return [Made(bytes=p.number, direct=partial(echo, p.number) if p.number % 2 else None) for p in people]
+    def make(bench: Any, people: Any, settings: Any) -> list[UserModel]:
+        return [UserModel(bytes=p.number, answerer=partial(echo, p.number) if p.number % 2 else None) for p in people]
 
     number = begun(field.reg, field.request)
-    own = Column(1, Method("each", "for a test", make), {"a": 1})
-    list(fill(field, number, own, 0))
-    done = field.reg.evaluations.cells.done(number, 1, "each", {"a": 1})
-    assert set(done) == set(field.plan.answering(1)) and all(cell.bytes == user for user, cell in done.items())
-    for p in field.reg.evaluations.cells.predictions(number):
-        query = next(q for q in field.plan.queries[p.user_id] if q.id == p.query_id)
+    own = MethodRun(1, Method("each", "for a test", make), {"a": 1})
+    list(run_cells(field, number, own, 0))
+    done = field.reg.evaluations.predictions.finished_cells(number, 1, "each", {"a": 1})
+    assert set(done) == set(field.design.answering_users(1)) and all(cell.bytes == user for user, cell in done.items())
+    for p in field.reg.evaluations.predictions.load_predictions(number):
+        query = next(q for q in field.design.queries[p.user_id] if q.id == p.query_id)
         assert (p.answer == f"{p.user_id}: {query.input}") is bool(p.user_id % 2)
 
 
 def test_the_first_group_alone_is_made_as_if_nothing_had_been_computed(
-    field: Field, monkeypatch: pytest.MonkeyPatch
+    field: EvalContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_cells, "PEOPLE", 4)
-    plain = field.base.plain
+    monkeypatch.setattr(cells, "MAX_USERS_PER_GROUP", 4)
+    plain = field.base.llama_decoder
     assert plain is not None
     number, found = begun(field.reg, field.request), list[int]()
 
-    def make(bench: Any, people: Any, settings: Any) -> list[Made]:
-        found.append(len(plain.kept))
-        return METHODS["stack"].make(bench, people, {**METHODS["stack"].settings, "steps": 1})
+    def make(bench: Any, people: Any, settings: Any) -> list[UserModel]:
+        found.append(len(plain.activation_cache))
+        return METHODS["stack"].build_models(bench, people, {**METHODS["stack"].settings, "steps": 1})
 
-    list(fill(field, number, column("stack"), 0))
-    kept = len(plain.kept)
+    list(run_cells(field, number, column("stack"), 0))
+    kept = len(plain.activation_cache)
     assert kept > 0
-    list(fill(field, number, Column(0, Method("again", "for a test", make), {}), 0))
-    assert found[0] == 0 and found[1] >= kept and len(plain.kept) >= kept
-    assert run_cells.timed_group(field.plan) == field.plan.answering(0)[:4]
+    list(run_cells(field, number, MethodRun(0, Method("again", "for a test", make), {}), 0))
+    assert found[0] == 0 and found[1] >= kept and len(plain.activation_cache) >= kept
+    assert cells.timed_group(field.design) == field.design.answering_users(0)[:4]
 
 
-def test_trainings_that_fail_are_told(field: Field) -> None:
-    number, lost = begun(field.reg, field.request), field.plan.answering(0)[0]
+def test_trainings_that_fail_are_told(field: EvalContext) -> None:
+    number, lost = begun(field.reg, field.request), field.design.answering_users(0)[0]
 
-    def make(bench: Any, people: Any, settings: Any) -> list[Made]:
-        return [Made(failed=person.number == lost) for person in people]
+    def make(bench: Any, people: Any, settings: Any) -> list[UserModel]:
+        return [UserModel(failed=person.number == lost) for person in people]
 
-    seen = list(fill(field, number, Column(0, Method("falls", "for a test", make), {}), 0))
+    seen = list(run_cells(field, number, MethodRun(0, Method("falls", "for a test", make), {}), 0))
     assert [event.text for event in seen if isinstance(event, Note)] == [
         "Fold 1, falls: the training of 1 people's parts failed; they are measured without."
     ]
 
 
-def test_an_answer_is_stored_as_decided_with_the_prior(field: Field) -> None:
+def test_an_answer_is_stored_as_decided_with_the_prior(field: EvalContext) -> None:
     number, labels = begun(field.reg, field.request), TASK.labels
 
-    def make(bench: Any, people: Any, settings: Any) -> list[Made]:
-        return [Made(prior=Habit(tuple(1000.0 * (label == labels[7]) for label in labels))) for _ in people]
+    def make(bench: Any, people: Any, settings: Any) -> list[UserModel]:
+        return [
+            UserModel(prior=FrequencyLabelPrior(tuple(1000.0 * (label == labels[7]) for label in labels)))
+            for _ in people
+        ]
 
-    list(fill(field, number, Column(0, Method("sure", "for a test", make), {}), 0))
-    assert {p.answer for p in field.reg.evaluations.cells.predictions(number)} == {labels[7]}
+    list(run_cells(field, number, MethodRun(0, Method("sure", "for a test", make), {}), 0))
+    assert {p.answer for p in field.reg.evaluations.predictions.load_predictions(number)} == {labels[7]}

@@ -12,15 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mta_cli.engine.evaluation.calibration import NO_LABEL
-from mta_cli.engine.text.tasks import BUILTIN
-from mta_cli.pipeline.evaluation.scoring import PARTS, Choice, judge, judge_again, outcome
+from mta_cli.engine.evaluation.calibration import NO_LABEL_LOGLIK
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.pipeline.evaluation.scoring import (
+    CALIBRATION_PARTS,
+    FoldSettings,
+    rescore_method,
+    result_document,
+    score_method,
+)
 from store.registry import Registry
 from tests.metrics_by_hand import score
 from tests.pipeline.evaluation.trial import Answers, Made, Trial, eval_request, make_up
 
-TAGS, SCORES, TEXTS = replace(BUILTIN["lamp-2"], labels=("a", "b", "c")), BUILTIN["lamp-3"], BUILTIN["lamp-4"]
-ONE: Choice = [{}]
+TAGS, SCORES, TEXTS = (
+    replace(BUILTIN_TASKS["lamp-2"], labels=("a", "b", "c")),
+    BUILTIN_TASKS["lamp-3"],
+    BUILTIN_TASKS["lamp-4"],
+)
+ONE: FoldSettings = [{}]
 LOUD = (4.0, 0.0, 0.0)  # scores that are sure of the first label
 
 
@@ -52,9 +62,13 @@ WRONG = [("b", LOUD), ("b", LOUD)]
 
 def warmth(reg: Registry, made: Made, *folds: str) -> dict[str, float]:
     """The temperature that each person is read with."""
-    found = judge(reg, TAGS, made.plan, made.evaluation, "m", [{}, {}], True).temperatures
-    assert found is not None and [len(own) for own in found] == [PARTS, PARTS]
-    return {name: found[n][made.users[name] % PARTS] for n, fold in enumerate(folds or ("uv", "wx")) for name in fold}
+    found = score_method(reg, TAGS, made.plan, made.evaluation, "m", [{}, {}], True).temperatures
+    assert found is not None and [len(own) for own in found] == [CALIBRATION_PARTS, CALIBRATION_PARTS]
+    return {
+        name: found[n][made.users[name] % CALIBRATION_PARTS]
+        for n, fold in enumerate(folds or ("uv", "wx"))
+        for name in fold
+    }
 
 
 def test_a_temperature_comes_from_the_others_of_the_same_fold(reg: Registry) -> None:
@@ -81,10 +95,10 @@ def test_an_evaluation_of_one_temperature_a_fold_is_read_as_it_was(trial: Trial)
     warm = {**kept.result["calibration"], "mta": [1.5] * len(trial.plan.folds)}
     nested = {**warm, "mta": [[1.5]] * len(trial.plan.folds)}
     one, other = (
-        judge_again(trial.reg, trial.request.task, replace(kept, result={**kept.result, "calibration": own}), "mta")
+        rescore_method(trial.reg, trial.request.task, replace(kept, result={**kept.result, "calibration": own}), "mta")
         for own in (warm, nested)
     )
-    assert one.tally.values() == other.tally.values()
+    assert one.user_sums.metric_values() == other.user_sums.metric_values()
 
 
 def test_a_temperature_of_a_plain_split_comes_from_the_tuning_people(reg: Registry) -> None:
@@ -92,7 +106,7 @@ def test_a_temperature_of_a_plain_split_comes_from_the_tuning_people(reg: Regist
     found = []
     for tested, tuning in ((RIGHT, RIGHT), (WRONG, RIGHT), (WRONG, WRONG)):
         made.answer("m", {"u": tested, "v": tuning})
-        judged = judge(reg, TAGS, made.plan, made.evaluation, "m", ONE, True)
+        judged = score_method(reg, TAGS, made.plan, made.evaluation, "m", ONE, True)
         assert judged.temperatures is not None and {p.user_id for p in judged.predictions} == {made.users["u"]}
         found += judged.temperatures[0]
     assert found[0] == found[1] < 1 < found[2]
@@ -101,29 +115,31 @@ def test_a_temperature_of_a_plain_split_comes_from_the_tuning_people(reg: Regist
 def test_without_calibration_or_labels_there_is_none(reg: Registry) -> None:
     made = crossed(reg)
     answered(made, {"u": RIGHT, "v": RIGHT}, {"w": WRONG, "x": RIGHT})
-    judged = judge(reg, TAGS, made.plan, made.evaluation, "m", [{}, {}], False)
+    judged = score_method(reg, TAGS, made.plan, made.evaluation, "m", [{}, {}], False)
     assert judged.temperatures is None
-    assert judged.tally.values()["gold_loglik"] == pytest.approx(
+    assert judged.user_sums.metric_values()["gold_loglik"] == pytest.approx(
         (6 * math.log(softmax(LOUD)[0]) + 2 * math.log(softmax(LOUD)[1])) / 8
     )
-    assert judge(reg, TEXTS, made.plan, made.evaluation, "m", [{}, {}], True).temperatures is None
+    assert score_method(reg, TEXTS, made.plan, made.evaluation, "m", [{}, {}], True).temperatures is None
 
 
 def test_a_gold_that_is_no_label_is_wrong_unlikely_and_teaches_no_temperature(reg: Registry) -> None:
     made = make_up(reg, "lamp-2", {"u": 2, "v": 2, "w": 1}, ("w", "v", "u"))
     made.answer("m", {"u": [("a", LOUD), ("?", LOUD)], "v": [("?", LOUD), ("?", LOUD)]})
-    judged = judge(reg, TAGS, made.plan, made.evaluation, "m", ONE, True)
+    judged = score_method(reg, TAGS, made.plan, made.evaluation, "m", ONE, True)
     assert judged.temperatures == [[1.0]]
-    values = judged.tally.values()
+    values = judged.user_sums.metric_values()
     assert values["accuracy"] == 0.5
-    assert values["gold_loglik"] == pytest.approx((math.log(softmax(LOUD)[0]) + NO_LABEL) / 2)
+    assert values["gold_loglik"] == pytest.approx((math.log(softmax(LOUD)[0]) + NO_LABEL_LOGLIK) / 2)
 
 
 def test_a_gold_with_spaces_around_it_is_that_label(reg: Registry) -> None:
     made = make_up(reg, "lamp-2", {"u": 1, "v": 1, "w": 1}, ("w", "v", "u"))
     made.answer("m", {"u": [(" a ", LOUD)], "v": [("a\n", LOUD)]})
-    judged = judge(reg, TAGS, made.plan, made.evaluation, "m", ONE, True)
-    assert judged.tally.values()["accuracy"] == 1.0 and judged.tally.values()["gold_loglik"] > -0.5
+    judged = score_method(reg, TAGS, made.plan, made.evaluation, "m", ONE, True)
+    assert (
+        judged.user_sums.metric_values()["accuracy"] == 1.0 and judged.user_sums.metric_values()["gold_loglik"] > -0.5
+    )
     assert judged.temperatures is not None and judged.temperatures[0][0] < 1
 
 
@@ -132,10 +148,10 @@ def test_a_score_is_the_median_of_its_probabilities(reg: Registry) -> None:
     made = make_up(reg, "lamp-3", {"u": 2, "v": 1, "w": 1}, ("w", "v", "u"))
     split = tuple(map(math.log, (0.4, 0.05, 0.15, 0.05, 0.35)))
     made.answer("m", {"u": [("3", split), ("5", split)], "v": [("1", split)]}, answer="1")
-    values = judge(reg, SCORES, made.plan, made.evaluation, "m", ONE, False).tally.values()
+    values = score_method(reg, SCORES, made.plan, made.evaluation, "m", ONE, False).user_sums.metric_values()
     assert values["mae"] == pytest.approx(1.0) and values["rmse"] == pytest.approx(math.sqrt(2))
     made.answer("majority", {"u": [("3", split), ("5", split)], "v": [("1", split)]}, answer="4.5", tokens=0)
-    values = judge(reg, SCORES, made.plan, made.evaluation, "majority", ONE, False).tally.values()
+    values = score_method(reg, SCORES, made.plan, made.evaluation, "majority", ONE, False).user_sums.metric_values()
     assert values["mae"] == pytest.approx(1.0) and values["rmse"] == pytest.approx(math.sqrt((1.5**2 + 0.5**2) / 2))
     assert values["gold_loglik"] == pytest.approx((math.log(0.15) + math.log(0.35)) / 2)
 
@@ -149,24 +165,24 @@ def test_a_score_is_decided_from_the_calibrated_probabilities_with_a_model_or_wi
     near = tuple(map(math.log, (0.3, 0.15, 0.1, 0.1, 0.35)))
     made.answer(method, {"u": [("5", near)], "v": [("5", near)] * 9}, answer="3", tokens=0 if method != "m" else 9)
     for calibrate, error in ((False, 2.0), (True, 0.0)):
-        values = judge(reg, SCORES, made.plan, made.evaluation, method, ONE, calibrate).tally.values()
+        values = score_method(reg, SCORES, made.plan, made.evaluation, method, ONE, calibrate).user_sums.metric_values()
         assert values["mae"] == pytest.approx(error)
 
 
 def test_a_text_is_judged_by_its_words_and_its_likelihood_a_token(reg: Registry) -> None:
     made = make_up(reg, "lamp-4", {"u": 2, "v": 1}, ("v", "", "u"))
     made.answer("m", {"u": [("the red fox", ()), ("a whale", ())]}, answer="the fox", gold_loglik=-6.0, gold_tokens=4)
-    values = judge(reg, TEXTS, made.plan, made.evaluation, "m", ONE, True).tally.values()
+    values = score_method(reg, TEXTS, made.plan, made.evaluation, "m", ONE, True).user_sums.metric_values()
     assert values["gold_loglik"] == pytest.approx(-1.5)
     assert values["rouge_1"] == pytest.approx(0.8 / 2) and set(values) == {"rouge_1", "rouge_l", "gold_loglik"}
     made.answer("direct", {"u": [("x", ()), ("y", ())]}, answer="", gold_loglik=None, gold_tokens=None, tokens=0)
-    values = judge(reg, TEXTS, made.plan, made.evaluation, "direct", ONE, True).tally.values()
+    values = score_method(reg, TEXTS, made.plan, made.evaluation, "direct", ONE, True).user_sums.metric_values()
     assert set(values) == {"rouge_1", "rouge_l"}
 
 
-def document(reg: Registry, made: Made, chosen: dict[str, Choice], **changes: Any) -> dict[str, Any]:
+def document(reg: Registry, made: Made, chosen: dict[str, FoldSettings], **changes: Any) -> dict[str, Any]:
     request = replace(eval_request(folds=2, **changes), task=TAGS)
-    return outcome(reg, request, made.plan, made.evaluation, chosen)
+    return result_document(reg, request, made.plan, made.evaluation, chosen)
 
 
 def test_costs_are_means_over_tested_people(reg: Registry) -> None:
@@ -220,8 +236,8 @@ def test_answers_under_other_settings_are_not_counted(reg: Registry) -> None:
         made.answer("m", dict.fromkeys("uv", own), 0, settings)
         made.answer("m", dict.fromkeys("wx", own), 1, settings)
     for settings, accuracy in (({"a": 1}, 1.0), ({"a": 2}, 0.0)):
-        judged = judge(reg, TAGS, made.plan, made.evaluation, "m", [settings, settings], True)
-        assert judged.tally.values()["accuracy"] == accuracy
+        judged = score_method(reg, TAGS, made.plan, made.evaluation, "m", [settings, settings], True)
+        assert judged.user_sums.metric_values()["accuracy"] == accuracy
 
 
 def test_the_documents_figures_are_those_of_the_stored_answers(trial: Trial) -> None:
@@ -231,7 +247,9 @@ def test_the_documents_figures_are_those_of_the_stored_answers(trial: Trial) -> 
         rows, warm = [], trial.result["calibration"][method]
         for fold, own in enumerate(warm):
             settings = trial.result["settings"][method]
-            for p in trial.reg.evaluations.cells.predictions(trial.number, fold=fold, method=method, settings=settings):
+            for p in trial.reg.evaluations.predictions.load_predictions(
+                trial.number, fold=fold, method=method, settings=settings
+            ):
                 assert p.scores is not None and p.user_id in trial.plan.folds[fold].test
                 probabilities = softmax(np.frombuffer(p.scores, dtype="<f4") / own[p.user_id % len(own)])
                 answer = p.answer if method == "majority" else labels[int(probabilities.argmax())]

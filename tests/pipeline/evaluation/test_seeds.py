@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mta_cli.errors import NotFound, UsageFault
+from mta_cli.errors import NotFound, UsageError
 from mta_cli.pipeline.evaluation.design import EvalRequest
 from mta_cli.pipeline.evaluation.run import run_evaluation
-from mta_cli.pipeline.evaluation.seeds import measured, reported, shown
+from mta_cli.pipeline.evaluation.seeds import evaluation_document, load_evaluations, report_documents
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline import town
@@ -27,7 +27,7 @@ METHODS = "majority,pooled-rag,pooled-prior"
 def seeded(request: EvalRequest, seed: int, **changes: Any) -> EvalRequest:
     """The same with another seed; `changes` are options of the evaluation."""
     options = replace(request.options, **{"methods": METHODS, **changes})
-    return replace(request, options=options, machine=replace(request.machine, seed=seed), given={})
+    return replace(request, options=options, machine=replace(request.machine, seed=seed), method_settings={})
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def values(document: dict[str, Any], method: str, metric: str) -> float:
 
 
 def test_what_several_seeds_found_together(reg: Registry) -> None:
-    seeds = [shown(measured([number], reg)) for number in (2, 3)]
-    both = shown(measured([3, 2, 3], reg))
+    seeds = [evaluation_document(load_evaluations([number], reg)) for number in (2, 3)]
+    both = evaluation_document(load_evaluations([3, 2, 3], reg))
     assert (both["seeds"], both["evaluations"]) == ([2, 1], [3, 2]) and not {"seed", "evaluation"} & set(both)
     assert (both["users"], both["queries"]) == (seeds[0]["users"], seeds[0]["queries"]) == (12, 24)
     for method in METHODS.split(","):
@@ -64,60 +64,63 @@ def test_what_several_seeds_found_together(reg: Registry) -> None:
 
 def test_intervals_are_over_people_and_the_same_answers_twice_prove_no_more(reg: Registry) -> None:
     """Seed 1 beside a copy of itself: not one interval may shrink."""
-    from mta_cli.engine.evaluation.statistics import difference
-    from mta_cli.engine.evaluation.user_sums import joined
+    from mta_cli.engine.evaluation.statistics import paired_difference
+    from mta_cli.engine.evaluation.user_sums import add_user_sums
     from mta_cli.pipeline.data.tasks import find_task
-    from mta_cli.pipeline.evaluation.scoring import judge_again
+    from mta_cli.pipeline.evaluation.scoring import rescore_method
 
     one, task = reg.evaluations.get(2), find_task(reg, "lamp-2")
-    a, b = (judge_again(reg, task, one, method).tally for method in ("pooled-prior", "majority"))
-    twice = difference(joined([a, a]), joined([b, b]), seed=0)
-    for metric, once in difference(a, b, seed=0).items():
+    a, b = (rescore_method(reg, task, one, method).user_sums for method in ("pooled-prior", "majority"))
+    twice = paired_difference(add_user_sums([a, a]), add_user_sums([b, b]), seed=0)
+    for metric, once in paired_difference(a, b, seed=0).items():
         assert twice[metric] == pytest.approx(once)
 
 
 def test_another_reference_from_the_same_answers(reg: Registry) -> None:
-    kept = shown(measured([1], reg))
-    assert shown(measured([1], reg), kept["reference"]) == kept == reg.evaluations.get(1).result
-    other = shown(measured([1], reg), "stack")
+    kept = evaluation_document(load_evaluations([1], reg))
+    assert evaluation_document(load_evaluations([1], reg), kept["reference"]) == kept == reg.evaluations.get(1).result
+    other = evaluation_document(load_evaluations([1], reg), "stack")
     assert {row["a"] for row in other["differences"]} == {other["reference"]} == {"stack"}
     assert "mta" in {row["b"] for row in other["differences"]} and other["methods"] == kept["methods"]
     assert reg.evaluations.get(1).result == kept
-    both = shown(measured([1, 2], reg), "pooled-prior")
+    both = evaluation_document(load_evaluations([1, 2], reg), "pooled-prior")
     assert list(both["methods"]) == METHODS.split(",") and both["reference"] == "pooled-prior"
 
 
 def test_a_report_has_the_seeds_and_after_them_what_they_found_together(reg: Registry) -> None:
-    documents = reported(measured([2, 4, 3], reg))
+    documents = report_documents(load_evaluations([2, 4, 3], reg))
     assert [document.get("evaluation") for document in documents] == [2, 4, 3, None]
-    assert documents[3] == shown(measured([2, 3], reg))
-    others = reported(measured([1, 2], reg), "pooled-prior")
+    assert documents[3] == evaluation_document(load_evaluations([2, 3], reg))
+    others = report_documents(load_evaluations([1, 2], reg), "pooled-prior")
     assert [one["reference"] for one in others] == ["pooled-prior"] * 3
     assert others == [
-        shown(measured([1], reg), "pooled-prior"),
-        shown(measured([2], reg), "pooled-prior"),
-        shown(measured([1, 2], reg), "pooled-prior"),
+        evaluation_document(load_evaluations([1], reg), "pooled-prior"),
+        evaluation_document(load_evaluations([2], reg), "pooled-prior"),
+        evaluation_document(load_evaluations([1, 2], reg), "pooled-prior"),
     ]
-    assert reported(measured([2, 4], reg)) == [shown(measured([2], reg)), shown(measured([4], reg))]
+    assert report_documents(load_evaluations([2, 4], reg)) == [
+        evaluation_document(load_evaluations([2], reg)),
+        evaluation_document(load_evaluations([4], reg)),
+    ]
 
 
 def test_what_is_not_of_one_design_is_refused(reg: Registry, trial: Trial) -> None:
-    with pytest.raises(UsageFault, match=r"shots: 3 in 2 and 2 in 4"):
-        shown(measured([2, 4], reg))
+    with pytest.raises(UsageError, match=r"shots: 3 in 2 and 2 in 4"):
+        evaluation_document(load_evaluations([2, 4], reg))
     longer = replace(seeded(trial.request, 1), bank=replace(trial.request.bank, task_epochs=2))
     other = int(finish(run_evaluation(reg, longer))[0]["evaluation"])
-    with pytest.raises(UsageFault, match=r"options: .*task_epochs 2.* in \d+ and .*task_epochs 1"):
-        shown(measured([other, 3], reg))
-    with pytest.raises(UsageFault, match="mtb is not among the methods"):
-        shown(measured([2, 3], reg), "mtb")
+    with pytest.raises(UsageError, match=r"options: .*task_epochs 2.* in \d+ and .*task_epochs 1"):
+        evaluation_document(load_evaluations([other, 3], reg))
+    with pytest.raises(UsageError, match="mtb is not among the methods"):
+        evaluation_document(load_evaluations([2, 3], reg), "mtb")
     with pytest.raises(NotFound, match="no evaluation 9"):
-        shown(measured([2, 9], reg))
-    stored = reg.evaluations.add("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
-    with pytest.raises(UsageFault, match=f"evaluation {stored} is one of stored models"):
-        shown(measured([2, stored], reg))
-    begun = reg.evaluations.begin("other", "lamp-2", {}, [])
+        evaluation_document(load_evaluations([2, 9], reg))
+    stored = reg.evaluations.add_evaluation("lamp-2", None, {}, {"task": "lamp-2", "costs": {}})
+    with pytest.raises(UsageError, match=f"evaluation {stored} is one of stored models"):
+        evaluation_document(load_evaluations([2, stored], reg))
+    begun = reg.evaluations.get_or_create_evaluation("other", "lamp-2", {}, [])
     with pytest.raises(NotFound, match="no result yet"):
-        reported(measured([2, begun.id], reg))
+        report_documents(load_evaluations([2, begun.id], reg))
 
 
 def test_seeds_of_other_people_are_refused_together_and_reported_apart(store_root: Path) -> None:
@@ -126,15 +129,18 @@ def test_seeds_of_other_people_are_refused_together_and_reported_apart(store_roo
         town.people(reg, items=6)
         for seed in (0, 1):
             finish(run_evaluation(reg, seeded(request, seed, methods="majority")))
-        assert shown(measured([1, 2], reg))["users"] == 12
+        assert evaluation_document(load_evaluations([1, 2], reg))["users"] == 12
         reg.users.forget(reg.users.get("ida").id)
-        both = shown(measured([1, 2], reg))
+        both = evaluation_document(load_evaluations([1, 2], reg))
         assert (both["users"], both["queries"]) == (11, 22), "who was forgotten is in neither any more"
         finish(run_evaluation(reg, seeded(request, 2, methods="majority")))
         newcomer = reg.users.add("newcomer").id
-        for append in (reg.items.append, reg.items.append_queries):
+        for append in (reg.items.append_items, reg.items.append_queries):
             append(newcomer, [NewItem("i", "lamp-2", "a film", "comedy", "2020-01-01")])
         finish(run_evaluation(reg, seeded(request, 3, methods="majority")))
-        with pytest.raises(UsageFault, match="cannot be read as one: tallies of other people"):
-            shown(measured([3, 4], reg))
-        assert reported(measured([3, 4], reg)) == [shown(measured([3], reg)), shown(measured([4], reg))]
+        with pytest.raises(UsageError, match="cannot be read as one: tallies of other people"):
+            evaluation_document(load_evaluations([3, 4], reg))
+        assert report_documents(load_evaluations([3, 4], reg)) == [
+            evaluation_document(load_evaluations([3], reg)),
+            evaluation_document(load_evaluations([4], reg)),
+        ]

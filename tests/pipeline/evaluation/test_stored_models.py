@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from mta_cli.engine.evaluation.calibration import NO_LABEL, log_probabilities
-from mta_cli.engine.generation.generate import label_scores, token_ids
-from mta_cli.engine.lora.adapter import Folder
-from mta_cli.engine.memory.label_prior import weighed
+from mta_cli.engine.evaluation.calibration import NO_LABEL_LOGLIK, log_probabilities
+from mta_cli.engine.generation.generate import generate_tokens, label_scores
+from mta_cli.engine.lora.adapter import AdapterMerger
+from mta_cli.engine.memory.label_prior import add_label_prior
 from mta_cli.engine.model.load import load_base
 from mta_cli.errors import BadInput
 from mta_cli.options import AnswerOptions, PromptOptions
-from mta_cli.pipeline.data.examples import Examples
-from mta_cli.pipeline.evaluation.stored_models import MODES, evaluate_users
+from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.evaluation.stored_models import EVAL_MODES, evaluate_users
 from mta_cli.pipeline.memory.label_prior import LabelPriors
-from mta_cli.pipeline.models.lookup import resolve
+from mta_cli.pipeline.models.lookup import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.personalize.weights import folded_and_late, task_part
+from mta_cli.pipeline.personalize.weights import load_task_adapter, merge_by_placement
 from store.registry import Registry
 from tests.metrics_by_hand import score
 from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request
@@ -29,12 +29,12 @@ def test_every_mode_answers_every_query_and_is_stored(peopled: Registry) -> None
     users = [peopled.users.get(name) for name in SHORT]
     alone = replace(fuse_request(), answer=AnswerOptions(neighbour_weight=0.0))  # neighbours know all of these answers
     finish(adapt_users(peopled, users, alone, QUICK))
-    job = evaluate_users(peopled, resolve("tiny", "base"), TASK, users, MODES, PromptOptions(2), CPU)
+    job = evaluate_users(peopled, resolve_model("tiny", "base"), TASK, users, EVAL_MODES, PromptOptions(2), CPU)
     result, _ = finish(job)
-    assert result["users"] == 3 and result["queries"] == 6 and set(result["methods"]) == set(MODES)
-    predictions = peopled.evaluations.cells.predictions(result["evaluation"])
+    assert result["users"] == 3 and result["queries"] == 6 and set(result["methods"]) == set(EVAL_MODES)
+    predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
     assert len(predictions) == 24
-    for mode in MODES:
+    for mode in EVAL_MODES:
         own = [p for p in predictions if p.method == mode]
         plain = score("accuracy", [p.answer for p in own], [p.gold for p in own], TASK.labels)
         for name, value in plain.items():
@@ -43,21 +43,21 @@ def test_every_mode_answers_every_query_and_is_stored(peopled: Registry) -> None
             assert interval["low"] <= interval["value"] <= interval["high"]
         assert all(p.answer in TASK.labels and p.gold_loglik <= 0 for p in own)
     assert result["reference"] == "adapted" and result["metric"] == "accuracy"
-    assert {(row["a"], row["b"]) for row in result["differences"]} == {("adapted", mode) for mode in MODES[:3]}
+    assert {(row["a"], row["b"]) for row in result["differences"]} == {("adapted", mode) for mode in EVAL_MODES[:3]}
     gap = result["methods"]["adapted"]["gold_loglik"]["value"] - result["methods"]["base"]["gold_loglik"]["value"]
     (said,) = [row for row in result["differences"] if (row["b"], row["metric"]) == ("base", "gold_loglik")]
     assert said["value"] == pytest.approx(gap) and said["low"] <= gap <= said["high"]
-    kept = {mode: result["costs"][mode]["bytes"] for mode in MODES}
+    kept = {mode: result["costs"][mode]["bytes"] for mode in EVAL_MODES}
     assert kept == {"base": 0, "pooled": 0, "fused": 36, "adapted": 36 + 2 * 7 * 2**2}
-    assert all(result["costs"][mode]["tokens_per_second"] > 0 for mode in MODES)
-    texts = {mode: [p.gold_loglik for p in predictions if p.method == mode] for mode in MODES}
+    assert all(result["costs"][mode]["tokens_per_second"] > 0 for mode in EVAL_MODES)
+    texts = {mode: [p.gold_loglik for p in predictions if p.method == mode] for mode in EVAL_MODES}
     assert texts["base"] != texts["pooled"] != texts["fused"] != texts["adapted"]
 
 
 def test_nobody_to_measure_is_said(peopled: Registry) -> None:
     user = peopled.users.add("nobody")
     with pytest.raises(BadInput, match="held-out"):
-        finish(evaluate_users(peopled, resolve("tiny", "base"), TASK, [user], ["base"], PromptOptions(2), CPU))
+        finish(evaluate_users(peopled, resolve_model("tiny", "base"), TASK, [user], ["base"], PromptOptions(2), CPU))
 
 
 def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,25 +65,25 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
     built(peopled, placement="late")
     users = [peopled.users.get(name) for name in SHORT]
     finish(adapt_users(peopled, users, fuse_request(), QUICK))
-    entry = resolve("tiny", "base")
-    monkeypatch.setattr("mta_cli.pipeline.evaluation.stored_models.PORTION", 5)
-    result, _ = finish(evaluate_users(peopled, entry, TASK, users, MODES, PromptOptions(2), CPU))
+    entry = resolve_model("tiny", "base")
+    monkeypatch.setattr("mta_cli.pipeline.evaluation.stored_models.MAX_ANSWERS_PER_BATCH", 5)
+    result, _ = finish(evaluate_users(peopled, entry, TASK, users, EVAL_MODES, PromptOptions(2), CPU))
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
-    examples, folder = Examples(peopled, base, TASK, 2), Folder(base)
+    examples, folder = PromptRowBuilder(peopled, base, TASK, 2), AdapterMerger(base)
     labels = [examples.prompter.answer_ids(label) for label in TASK.labels]
-    for prediction in peopled.evaluations.cells.predictions(result["evaluation"]):
+    for prediction in peopled.evaluations.predictions.load_predictions(result["evaluation"]):
         user = peopled.users.by_id(prediction.user_id)
         (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
         if prediction.method == "pooled":
-            folder.set(*task_part(peopled, TASK.name, base.fingerprint))
+            folder.set_adapter(*load_task_adapter(peopled, TASK.name, base.fingerprint))
             late = None
         else:
-            weights, late, _ = folded_and_late(peopled, base.fingerprint, user, TASK.name, prediction.method)
-            folder.set(weights)
+            weights, late, _ = merge_by_placement(peopled, base.fingerprint, user, TASK.name, prediction.method)
+            folder.set_adapter(weights)
         scores = label_scores(base, examples.query_prompt(query), labels, late=late)
-        prior = LabelPriors(peopled, TASK, base.fingerprint, AnswerOptions()).of(user, prediction.method)
+        prior = LabelPriors(peopled, TASK, base.fingerprint, AnswerOptions()).prior_for(user, prediction.method)
         assert (prior is not None) == (prediction.method in ("fused", "adapted"))
-        found = weighed(scores, prior, query.input)
+        found = add_label_prior(scores, prior, query.input)
         assert prediction.answer == TASK.labels[found.index(max(found))]
         known = log_probabilities(found, 1.0)[TASK.labels.index(query.gold)]
         assert prediction.gold_loglik == pytest.approx(known, abs=1e-3)
@@ -94,25 +94,25 @@ def test_free_answers_and_golds_that_are_no_label(peopled: Registry) -> None:
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT[:2]]
     finish(adapt_users(peopled, users, fuse_request(), QUICK))
-    entry = resolve("tiny", "base")
+    entry = resolve_model("tiny", "base")
     free = replace(TASK, labels=(), metric="rouge", answer_tokens=9)
     gold = peopled.items.queries(users[0].id, TASK.name)[0].gold
     other = replace(TASK, labels=(gold, "none of theirs"), answer_tokens=9)
     base = load_base(entry.path, name="tiny", fingerprint=entry.fingerprint, device="cpu", dtype="float32")
-    examples, folder = Examples(peopled, base, free, 2), Folder(base)
+    examples, folder = PromptRowBuilder(peopled, base, free, 2), AdapterMerger(base)
     for task in (free, other):
         result, _ = finish(evaluate_users(peopled, entry, task, users, ["base", "adapted"], PromptOptions(2), CPU))
-        predictions = peopled.evaluations.cells.predictions(result["evaluation"])
+        predictions = peopled.evaluations.predictions.load_predictions(result["evaluation"])
         assert len(predictions) == 8
         if task is other:
             assert all(p.answer in other.labels for p in predictions)
-            assert all((p.gold_loglik == NO_LABEL) is (p.gold not in other.labels) for p in predictions)
+            assert all((p.gold_loglik == NO_LABEL_LOGLIK) is (p.gold not in other.labels) for p in predictions)
             assert {p.gold in other.labels for p in predictions} == {True, False}
         for prediction in predictions if task is free else ():
             user = peopled.users.by_id(prediction.user_id)
             (query,) = [q for q in peopled.items.queries(user.id, TASK.name) if q.id == prediction.query_id]
-            folder.set(folded_and_late(peopled, base.fingerprint, user, TASK.name, prediction.method)[0])
-            ids = list(token_ids(base, examples.query_prompt(query), max_tokens=9))
+            folder.set_adapter(merge_by_placement(peopled, base.fingerprint, user, TASK.name, prediction.method)[0])
+            ids = list(generate_tokens(base, examples.query_prompt(query), max_tokens=9))
             assert prediction.answer == base.tokenizer.decode(ids, skip_special_tokens=True).strip()
             wanted = examples.prompter.answer_ids(query.gold)
             (known,) = label_scores(base, examples.query_prompt(query), [wanted])

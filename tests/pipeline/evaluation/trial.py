@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from mta_cli.engine.evaluation.folds import Fold
+from mta_cli.engine.evaluation.folds import UserFold
 from mta_cli.options import BankOptions, EvalOptions, PromptOptions
-from mta_cli.pipeline.evaluation.design import Design, EvalRequest, design
-from mta_cli.pipeline.models.lookup import resolve
+from mta_cli.pipeline.evaluation.design import Design, EvalRequest, make_design
+from mta_cli.pipeline.models.lookup import resolve_model
 from store.records import NewItem
 from store.registry import Registry
-from store.tables.predictions import Cell, Prediction
+from store.tables.predictions import EvalCell, Prediction
 from tests.pipeline import town
 from tests.pipeline.town import CPU, TASK, finish
 
@@ -45,8 +45,8 @@ def eval_request(*, given: Mapping[str, Mapping[str, Any]] | None = None, **chan
     bank = BankOptions(anchors=2, rank=2, alpha=4.0, epochs=1, task_epochs=1, min_items=5)
     return EvalRequest(
         TASK,
-        resolve("tiny", "base"),
-        resolve("tiny-embedder", "embedder"),
+        resolve_model("tiny", "base"),
+        resolve_model("tiny-embedder", "embedder"),
         EvalOptions(**{"methods": ",".join(ALL), "shots": 3, **changes}),
         bank,
         PromptOptions(2),
@@ -81,9 +81,9 @@ class Trial:
 
 def profiles(request: EvalRequest, plan: Design) -> dict[int, Tensor]:
     """Everybody's profile."""
-    from mta_cli.pipeline.evaluation.context import shot_profiles
+    from mta_cli.pipeline.evaluation.context import embed_shot_profiles
 
-    job = shot_profiles(request, plan)
+    job = embed_shot_profiles(request, plan)
     while True:
         try:
             next(job)
@@ -94,31 +94,31 @@ def profiles(request: EvalRequest, plan: Design) -> dict[int, Tensor]:
 
 def plant_secrets(reg: Registry) -> None:
     """Give everybody an item before all others that answers every one of their queries, and tells a secret."""
-    for user, _ in reg.users.with_items(TASK.name):
+    for user, _ in reg.users.users_with_items(TASK.name):
         words = " ".join(query.input for query in reg.items.queries(user.id, TASK.name))
-        reg.items.append(user.id, [NewItem("old", TASK.name, f"{SECRET} {words}", "dystopia", "2019-01-01")])
+        reg.items.append_items(user.id, [NewItem("old", TASK.name, f"{SECRET} {words}", "dystopia", "2019-01-01")])
 
 
 def make_trial(root: Path, base: Path, embedder: Path) -> Trial:
     """Run every method there is in two folds, with as little training as each allows."""
     from mta_cli.engine.methods.catalog import METHODS
-    from mta_cli.pipeline.evaluation.context import Field
+    from mta_cli.pipeline.evaluation.context import EvalContext
     from mta_cli.pipeline.evaluation.run import run_evaluation
-    from mta_cli.pipeline.models.lookup import register
+    from mta_cli.pipeline.models.pull import register_folder
 
     little = {"steps": "1", "learn_steps": "1", "epochs": "1", "evaluations": "6"}
     given = {m.name: {k: v for k, v in little.items() if k in m.settings} for m in METHODS.values()}
     seen: list[tuple[int, str]] = []
-    people = Field.people
+    people = EvalContext.method_users
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTA_MODELS", str(root / "models"))
-        register(base, name="tiny")
-        register(embedder, name="tiny-embedder")
+        register_folder(base, name="tiny")
+        register_folder(embedder, name="tiny-embedder")
         reg = Registry.open(root / "store", create=True)
         town.people(reg, items=6)
         plant_secrets(reg)
 
-        def watched(field: Field, users: Sequence[int]) -> Any:
+        def watched(field: EvalContext, users: Sequence[int]) -> Any:
             found = people(field, users)
             decode = field.base.tokenizer.decode
             seen.extend(
@@ -127,10 +127,10 @@ def make_trial(root: Path, base: Path, embedder: Path) -> Trial:
             )
             return found
 
-        patch.setattr(Field, "people", watched)
+        patch.setattr(EvalContext, "method_users", watched)
         request = eval_request(methods=",".join(METHODS), folds=2, given={m: v for m, v in given.items() if v})
         result, _ = finish(run_evaluation(reg, request))
-    return Trial(reg, request, design(reg, request), result, seen)
+    return Trial(reg, request, make_design(reg, request), result, seen)
 
 
 Answers = Mapping[str, Sequence[tuple[str, Sequence[float]]]]
@@ -159,8 +159,8 @@ class Made:
                 rows.append(
                     replace(Prediction(user, query.id, method, "p", "?", gold, -4.0, 10, 0.25, 2, packed), **more)
                 )
-            cells.append((Cell(fold, method, settings or {}, user, size, spent), rows))
-        self.reg.evaluations.cells.add(self.evaluation, cells)
+            cells.append((EvalCell(fold, method, settings or {}, user, size, spent), rows))
+        self.reg.evaluations.predictions.save_cells(self.evaluation, cells)
 
 
 def make_up(reg: Registry, task: str, queries: Mapping[str, int], *folds: tuple[str, str, str]) -> Made:
@@ -168,6 +168,6 @@ def make_up(reg: Registry, task: str, queries: Mapping[str, int], *folds: tuple[
     users = {name: reg.users.add(name).id for name in queries}
     for name, count in queries.items():
         reg.items.append_queries(users[name], [NewItem(f"q{i}", task, f"{name} {i}", "?") for i in range(count)])
-    made = tuple(Fold(*(tuple(users[name] for name in names) for names in fold)) for fold in folds)
+    made = tuple(UserFold(*(tuple(users[name] for name in names) for names in fold)) for fold in folds)
     plan = Design("k", made, {}, {user: reg.items.queries(user, task) for user in users.values()})
-    return Made(reg, plan, reg.evaluations.begin("k", task, {}, plan.places).id, users)
+    return Made(reg, plan, reg.evaluations.get_or_create_evaluation("k", task, {}, plan.role_assignments).id, users)

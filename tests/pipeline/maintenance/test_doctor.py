@@ -10,26 +10,27 @@ from typing import Any
 
 import pytest
 
-from mta_cli.events import Done, Step
+from mta_cli.events import JobProgress, JobResult
 from mta_cli.pipeline.maintenance import doctor
-from mta_cli.pipeline.maintenance.doctor import Examination, examine, summary
-from mta_cli.pipeline.models.lookup import models_dir, register
+from mta_cli.pipeline.maintenance.doctor import DoctorRequest, run_checks, summary
+from mta_cli.pipeline.models.manifest import models_dir
+from mta_cli.pipeline.models.pull import register_folder
 
 
 @pytest.fixture
-def what(store_root: Path) -> Examination:
-    return Examination(store_root, "tiny", "tiny-embedder")
+def what(store_root: Path) -> DoctorRequest:
+    return DoctorRequest(store_root, "tiny", "tiny-embedder")
 
 
-def checks(what: Examination) -> tuple[bool, dict[str, dict[str, Any]]]:
-    events = list(examine(what))
-    assert isinstance(events[-1], Done)
+def checks(what: DoctorRequest) -> tuple[bool, dict[str, dict[str, Any]]]:
+    events = list(run_checks(what))
+    assert isinstance(events[-1], JobResult)
     result = events[-1].result
-    assert len(result["checks"]) == sum(isinstance(event, Step) for event in events)
+    assert len(result["checks"]) == sum(isinstance(event, JobProgress) for event in events)
     return result["ok"], {check["name"]: check for check in result["checks"]}
 
 
-def test_all_is_well_without_a_store(what: Examination) -> None:
+def test_all_is_well_without_a_store(what: DoctorRequest) -> None:
     ok, found = checks(what)
     assert ok, found
     assert "mta init" in found["store"]["detail"]
@@ -37,13 +38,13 @@ def test_all_is_well_without_a_store(what: Examination) -> None:
     assert "parameters" in found["base"]["detail"]
 
 
-def test_models_that_are_absent_are_no_fault(what: Examination) -> None:
+def test_models_that_are_absent_are_no_fault(what: DoctorRequest) -> None:
     ok, found = checks(replace(what, base="smollm2-135m-instruct"))
     assert ok
     assert "mta model pull smollm2-135m-instruct" in found["base"]["detail"]
 
 
-def test_a_store_that_is_no_database(what: Examination) -> None:
+def test_a_store_that_is_no_database(what: DoctorRequest) -> None:
     what.store.mkdir()
     (what.store / "registry.db").write_bytes(b"not a database" * 1000)
     ok, found = checks(what)
@@ -51,7 +52,7 @@ def test_a_store_that_is_no_database(what: Examination) -> None:
     assert not found["store"]["ok"]
 
 
-def test_a_healthy_store_is_counted(what: Examination) -> None:
+def test_a_healthy_store_is_counted(what: DoctorRequest) -> None:
     from store.registry import Registry
 
     with Registry.open(what.store, create=True) as registry:
@@ -61,34 +62,34 @@ def test_a_healthy_store_is_counted(what: Examination) -> None:
     assert "1 users" in found["store"]["detail"]
 
 
-def test_the_wrong_kind_of_default(what: Examination) -> None:
+def test_the_wrong_kind_of_default(what: DoctorRequest) -> None:
     ok, found = checks(replace(what, base="tiny-embedder"))
     assert not ok
     assert "not a base" in found["base"]["detail"]
 
 
-def test_a_model_with_pickles_is_a_fault(what: Examination, tiny_base_path: Path, tmp_path: Path) -> None:
+def test_a_model_with_pickles_is_a_fault(what: DoctorRequest, tiny_base_path: Path, tmp_path: Path) -> None:
     import shutil
 
     copy = Path(shutil.copytree(tiny_base_path, tmp_path / "copy"))
-    register(copy)
+    register_folder(copy)
     (copy / "weights.bin").write_bytes(b"x")
     ok, found = checks(what)
     assert not ok
     assert "weights.bin" in found["models"]["detail"]
 
 
-def test_deep_reads_every_file(what: Examination, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deep_reads_every_file(what: DoctorRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     import mta_cli.pipeline.models.lookup as models
 
-    monkeypatch.setattr(models, "verify", lambda name: [f"a bit of {name} flipped"])
+    monkeypatch.setattr(models, "verify_model", lambda name: [f"a bit of {name} flipped"])
     assert checks(what)[0]
     ok, found = checks(replace(what, deep=True))
     assert not ok
     assert "a bit of tiny flipped" in found["models"]["detail"]
 
 
-def test_settings_are_shown_with_their_origin(what: Examination) -> None:
+def test_settings_are_shown_with_their_origin(what: DoctorRequest) -> None:
     lines = (("bank.rank", "4", "environment MTA_BANK_RANK"), ("bank.alpha", "16", "default"))
     _, found = checks(replace(what, settings=lines))
     assert found["settings"]["detail"] == "bank.rank = 4 (environment MTA_BANK_RANK)"
@@ -97,42 +98,42 @@ def test_settings_are_shown_with_their_origin(what: Examination) -> None:
     assert found["settings"]["detail"] == "mta.toml: no such key"
 
 
-def test_old_packages_and_missing_ones(what: Examination, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "LEAST", {"torch": (99,)})
-    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
+def test_old_packages_and_missing_ones(what: DoctorRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MIN_VERSIONS", {"torch": (99,)})
+    monkeypatch.setattr(doctor, "REQUIRED_PACKAGES", ("torch", "no-such-package"))
     ok, found = checks(what)
     assert not ok
     assert "older than 99" in found["packages"]["detail"]
     assert "no-such-package is missing" in found["packages"]["detail"]
 
 
-def test_every_package_that_computes_or_draws_is_looked_at(what: Examination) -> None:
+def test_every_package_that_computes_or_draws_is_looked_at(what: DoctorRequest) -> None:
     """Those of pyproject.toml, but for what the program is started with and cannot be without."""
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
-    assert needed - {"filelock", "peft", "platformdirs"} <= set(doctor.PACKAGES)
+    assert needed - {"filelock", "peft", "platformdirs"} <= set(doctor.REQUIRED_PACKAGES)
     _, found = checks(what)
-    assert all(f"{name} " in found["packages"]["detail"] for name in doctor.PACKAGES)
+    assert all(f"{name} " in found["packages"]["detail"] for name in doctor.REQUIRED_PACKAGES)
 
 
-def test_a_check_that_falls_over_is_a_finding(what: Examination, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_falls_over_is_a_finding(what: DoctorRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> Any:
         raise OSError("the machine is on fire")
 
-    monkeypatch.setattr(doctor, "_cpu", broken)
+    monkeypatch.setattr(doctor, "_check_cpu", broken)
     ok, found = checks(what)
     assert not ok
     assert found["cpu"] == {"name": "cpu", "ok": False, "detail": "OSError: the machine is on fire"}
 
 
-def test_little_disk(what: Examination, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_free", lambda _: 1000)
+def test_little_disk(what: DoctorRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_free_disk_bytes", lambda _: 1000)
     ok, found = checks(what)
     assert not ok
     assert "little is left" in found["disk"]["detail"]
 
 
-def test_the_doctor_changes_nothing(what: Examination) -> None:
+def test_the_doctor_changes_nothing(what: DoctorRequest) -> None:
     before = sorted(models_dir().rglob("*"))
     checks(what)
     assert sorted(models_dir().rglob("*")) == before

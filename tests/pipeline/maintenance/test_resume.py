@@ -13,42 +13,44 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.text.tasks import BUILTIN
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, IntegrityFault
-from mta_cli.events import Event, Planned, Saved, Started, Step
-from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, Machine
+from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobStarted
+from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, MachineOptions
 from mta_cli.pipeline import asked
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.evaluation.run import run_evaluation, tune_evaluation
-from mta_cli.pipeline.maintenance.resume import Unfinished, again, give_up, unfinished
+from mta_cli.pipeline.maintenance.resume import UnfinishedJob, discard_job, list_unfinished_jobs, resume_job
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request, timeless
 from tests.pipeline.town import QUICK, SHORT, TASK, bank_request, built, finish, fuse_request, notes
 
-HERE = Machine(device="cpu", dtype="bfloat16", seed=7)  # all but the device must come from what was begun
+HERE = MachineOptions(device="cpu", dtype="bfloat16", seed=7)  # all but the device must come from what was begun
 DEFAULTS = EvalOptions(methods="base")
 
 
 @pytest.fixture(autouse=True)
 def quick_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """The task by its name is the quick one of `town`."""
-    monkeypatch.setitem(BUILTIN, TASK.name, TASK)
+    monkeypatch.setitem(BUILTIN_TASKS, TASK.name, TASK)
 
 
 def stop_after(events: Iterator[Event], steps: int, *, answering: bool = False) -> None:
     """Close a job's generator after so many steps of training, or of answering."""
     taken = 0
     for event in events:
-        taken += isinstance(event, Step) and (event.label.startswith("fold") if answering else event.loss is not None)
+        taken += isinstance(event, JobProgress) and (
+            event.label.startswith("fold") if answering else event.loss is not None
+        )
         if taken == steps:
             break
     events.close()  # type: ignore[attr-defined]
 
 
-def go_on(reg: Registry, one: Unfinished, **more: Any) -> tuple[Any, list[Event]]:
-    return finish(again(reg, one, HERE, DEFAULTS, **more))
+def go_on(reg: Registry, one: UnfinishedJob, **more: Any) -> tuple[Any, list[Event]]:
+    return finish(resume_job(reg, one, HERE, DEFAULTS, **more))
 
 
 def dead() -> int:
@@ -62,15 +64,15 @@ def begin_adaptation(reg: Registry, names: tuple[str, ...] | None, options: Adap
     """The run that a whole adaptation keeps; returns its number."""
     users = None if names is None else [reg.users.get(name) for name in names]
     bank, request = reg.banks.get("lamp-2"), fuse_request(weights="uniform")
-    document = asked.adaptation(reg, users, request, options.settled(labels=True))
-    return reg.runs.start(asked.ADAPTATION, asked.bank_label(bank), {asked.ASKED: document}).id
+    document = asked.adapt_request_json(reg, users, request, options.with_kind_defaults(labels=True))
+    return reg.runs.start_run(asked.ADAPT_RUN_KIND, asked.bank_label(bank), {asked.REQUEST_KEY: document}).id
 
 
 def test_nothing_is_offered_where_all_is_done(peopled: Registry) -> None:
     built(peopled)
     finish(adapt_users(peopled, None, fuse_request(), QUICK))
     finish(run_evaluation(peopled, eval_request(methods="majority")))
-    assert unfinished(peopled) == []
+    assert list_unfinished_jobs(peopled) == []
 
 
 def test_a_stopped_bank_goes_on_to_the_same_bytes(peopled: Registry, tmp_path: Path) -> None:
@@ -79,13 +81,13 @@ def test_a_stopped_bank_goes_on_to_the_same_bytes(peopled: Registry, tmp_path: P
     with Registry.open(whole) as other:
         expected = built(other)
     stop_after(build_bank(peopled, bank_request()), 8)
-    (one,) = unfinished(peopled)
-    assert (one.kind, one.title, one.why) == ("bank build", "lamp-2 v1", "stopped") and one.when
+    (one,) = list_unfinished_jobs(peopled)
+    assert (one.kind, one.title, one.error) == ("bank build", "lamp-2 v1", "stopped") and one.ended_at
     assert one.detail.endswith("of 4 adapters")
     result, seen = go_on(peopled, one)
     assert [a["digest"] for a in result["anchors"]] == [a["digest"] for a in expected["anchors"]]
     assert any("goes on from step" in text for text in notes(seen))
-    assert unfinished(peopled) == [] and peopled.banks.get("lamp-2").seed == 0
+    assert list_unfinished_jobs(peopled) == [] and peopled.banks.get("lamp-2").seed == 0
 
 
 def test_a_bank_that_is_being_built_is_not_offered_and_that_of_a_killed_process_is(
@@ -93,42 +95,42 @@ def test_a_bank_that_is_being_built_is_not_offered_and_that_of_a_killed_process_
 ) -> None:
     job = build_bank(peopled, bank_request())
     for event in job:
-        if isinstance(event, Step) and event.loss is not None:
+        if isinstance(event, JobProgress) and event.loss is not None:
             break
-    assert unfinished(peopled) == []
+    assert list_unfinished_jobs(peopled) == []
     job.close()  # type: ignore[attr-defined]
     monkeypatch.setattr("store.tables.runs.os.getpid", dead)
-    peopled.runs.start("bank build", "lamp-2 v1", {})
-    (one,) = unfinished(peopled)
-    assert one.kind == "bank build" and one.why == ""
+    peopled.runs.start_run("bank build", "lamp-2 v1", {})
+    (one,) = list_unfinished_jobs(peopled)
+    assert one.kind == "bank build" and one.error == ""
 
 
 def test_the_plan_of_going_on_changes_nothing(peopled: Registry) -> None:
     stop_after(build_bank(peopled, bank_request(name="mine")), 3)
-    before = peopled.counts()
-    (one,) = unfinished(peopled)
+    before = peopled.count_rows()
+    (one,) = list_unfinished_jobs(peopled)
     result, seen = go_on(peopled, one, dry_run=True)
-    assert one.title == "mine v1" and result["dry_run"] and peopled.counts() == before
-    assert any(isinstance(event, Planned) for event in seen)
+    assert one.title == "mine v1" and result["dry_run"] and peopled.count_rows() == before
+    assert any(isinstance(event, JobPlan) for event in seen)
 
 
 def test_a_bank_whose_people_changed_cannot_go_on_but_can_be_given_up(peopled: Registry) -> None:
     stop_after(build_bank(peopled, bank_request()), 8)
     user = peopled.users.get("user0")
-    peopled.items.append(user.id, [NewItem("late", "lamp-2", "one more", "comedy", "2022-01-01")])
-    (one,) = unfinished(peopled)
+    peopled.items.append_items(user.id, [NewItem("late", "lamp-2", "one more", "comedy", "2022-01-01")])
+    (one,) = list_unfinished_jobs(peopled)
     with pytest.raises(BadInput, match="have changed since"):
         go_on(peopled, one)
-    give_up(peopled, one)
-    assert unfinished(peopled) == [] and peopled.banks.all() == [] and peopled.adapters.all() == []
+    discard_job(peopled, one)
+    assert list_unfinished_jobs(peopled) == [] and peopled.banks.all() == [] and peopled.adapters.all() == []
 
 
 def test_a_model_that_is_another_by_now_is_refused(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_after(build_bank(peopled, bank_request()), 3)
-    (one,) = unfinished(peopled)
+    (one,) = list_unfinished_jobs(peopled)
     entry = bank_request().base
     monkeypatch.setattr(
-        "mta_cli.pipeline.models.lookup.resolve", lambda name, kind: replace(entry, fingerprint="other")
+        "mta_cli.pipeline.models.lookup.resolve_model", lambda name, kind: replace(entry, fingerprint="other")
     )
     with pytest.raises(IntegrityFault, match="no longer the base"):
         go_on(peopled, one)
@@ -138,14 +140,14 @@ def test_a_stopped_adaptation_goes_on_with_its_own_options_and_people(peopled: R
     built(peopled)
     options = replace(QUICK, rank=1, shots=2)
     run = begin_adaptation(peopled, SHORT, options)
-    peopled.runs.fail(run, "stopped", interrupted=True)
-    (one,) = unfinished(peopled)
+    peopled.runs.fail_run(run, "stopped", interrupted=True)
+    (one,) = list_unfinished_jobs(peopled)
     assert (one.kind, one.title, one.detail) == ("user adapt", "3 people, lamp-2", "on bank lamp-2 v1")
     results, seen = go_on(peopled, one)
     assert [(r["user"], r["shots"], r["steps"], r["weights"]) for r in results] == [
         (name, 2, 6, "uniform") for name in SHORT
     ]
-    assert [event.kind for event in seen if isinstance(event, Saved)].count("stack") == 3
+    assert [event.kind for event in seen if isinstance(event, ArtifactSaved)].count("stack") == 3
 
 
 def test_an_adaptation_of_everybody_that_was_killed_is_offered(
@@ -155,7 +157,7 @@ def test_an_adaptation_of_everybody_that_was_killed_is_offered(
     with monkeypatch.context() as patch:
         patch.setattr("store.tables.runs.os.getpid", dead)
         begin_adaptation(peopled, None, QUICK)
-    (one,) = unfinished(peopled)
+    (one,) = list_unfinished_jobs(peopled)
     assert one.title == "everybody, lamp-2"
     results, _ = go_on(peopled, one)
     assert len(results) == 9
@@ -163,26 +165,26 @@ def test_an_adaptation_of_everybody_that_was_killed_is_offered(
 
 def test_whoever_was_forgotten_is_left_out_with_a_word(peopled: Registry) -> None:
     built(peopled)
-    peopled.runs.fail(begin_adaptation(peopled, ("ida", "jon"), QUICK), "stopped", interrupted=True)
+    peopled.runs.fail_run(begin_adaptation(peopled, ("ida", "jon"), QUICK), "stopped", interrupted=True)
     peopled.users.forget(peopled.users.get("jon").id)
-    (one,) = unfinished(peopled)
+    (one,) = list_unfinished_jobs(peopled)
     results, seen = go_on(peopled, one)
     assert [r["user"] for r in results] == ["ida"] and any("1 of those" in text for text in notes(seen))
 
 
 def test_only_the_newest_run_of_what_was_asked_counts(peopled: Registry) -> None:
     built(peopled)
-    peopled.runs.fail(begin_adaptation(peopled, ("ida",), QUICK), "stopped", interrupted=True)
+    peopled.runs.fail_run(begin_adaptation(peopled, ("ida",), QUICK), "stopped", interrupted=True)
     second = begin_adaptation(peopled, ("ida",), QUICK)
-    assert unfinished(peopled) == []  # it is at work
-    peopled.runs.fail(second, "stopped", interrupted=True)
-    peopled.runs.fail(begin_adaptation(peopled, ("kim",), QUICK), "stopped", interrupted=True)
-    assert {one.title for one in unfinished(peopled)} == {"ida, lamp-2", "kim, lamp-2"}
-    peopled.runs.finish(begin_adaptation(peopled, ("ida",), QUICK), {})
-    (left,) = unfinished(peopled)
+    assert list_unfinished_jobs(peopled) == []  # it is at work
+    peopled.runs.fail_run(second, "stopped", interrupted=True)
+    peopled.runs.fail_run(begin_adaptation(peopled, ("kim",), QUICK), "stopped", interrupted=True)
+    assert {one.title for one in list_unfinished_jobs(peopled)} == {"ida, lamp-2", "kim, lamp-2"}
+    peopled.runs.finish_run(begin_adaptation(peopled, ("ida",), QUICK), {})
+    (left,) = list_unfinished_jobs(peopled)
     assert left.title == "kim, lamp-2"
-    give_up(peopled, left)
-    assert unfinished(peopled) == []
+    discard_job(peopled, left)
+    assert list_unfinished_jobs(peopled) == []
 
 
 def test_a_stopped_evaluation_goes_on_with_what_was_written_down(peopled: Registry) -> None:
@@ -191,10 +193,12 @@ def test_a_stopped_evaluation_goes_on_with_what_was_written_down(peopled: Regist
     peopled.evaluations.remove(whole["evaluation"])
     stop_after(run_evaluation(peopled, request), 1)
     number = peopled.evaluations.all()[0].id
-    run = peopled.runs.start("eval run", f"evaluation {number}", {asked.ASKED: asked.evaluation(request)}).id
-    assert unfinished(peopled) == []
-    peopled.runs.fail(run, "stopped", interrupted=True)
-    (one,) = unfinished(peopled)
+    run = peopled.runs.start_run(
+        "eval run", f"evaluation {number}", {asked.REQUEST_KEY: asked.eval_request_json(request)}
+    ).id
+    assert list_unfinished_jobs(peopled) == []
+    peopled.runs.fail_run(run, "stopped", interrupted=True)
+    (one,) = list_unfinished_jobs(peopled)
     assert one.kind == "eval run" and one.title == f"evaluation {number}, lamp-2"
     result, _ = go_on(peopled, one)
     assert timeless(result) == timeless(whole)
@@ -202,36 +206,38 @@ def test_a_stopped_evaluation_goes_on_with_what_was_written_down(peopled: Regist
 
 def test_an_evaluation_of_which_nothing_was_written_down_goes_on_with_what_it_began(peopled: Registry) -> None:
     stop_after(run_evaluation(peopled, eval_request(methods="majority,pooled-rag", folds=2)), 2, answering=True)
-    peopled._db.write("DELETE FROM runs WHERE kind = 'eval run'")  # as in a store of an earlier day
-    (one,) = unfinished(peopled)
+    peopled._db.execute_write("DELETE FROM runs WHERE kind = 'eval run'")  # as in a store of an earlier day
+    (one,) = list_unfinished_jobs(peopled)
     assert "majority" in one.detail
     result, seen = go_on(peopled, one)
     assert "majority" in result["methods"] and any("not written down" in text for text in notes(seen))
-    assert unfinished(peopled) == []
+    assert list_unfinished_jobs(peopled) == []
 
 
 def test_giving_up_an_evaluation_removes_it_only_where_it_has_no_result(peopled: Registry) -> None:
     whole, _ = finish(run_evaluation(peopled, eval_request(methods="majority", folds=2)))
     number = whole["evaluation"]
-    document = {asked.ASKED: asked.evaluation(eval_request(methods="stack", folds=2))}
-    peopled.runs.fail(peopled.runs.start("eval run", f"evaluation {number}", document).id, "stopped", interrupted=True)
-    (added,) = unfinished(peopled)
-    give_up(peopled, added)
-    assert unfinished(peopled) == [] and peopled.evaluations.get(number).status == "done"
+    document = {asked.REQUEST_KEY: asked.eval_request_json(eval_request(methods="stack", folds=2))}
+    peopled.runs.fail_run(
+        peopled.runs.start_run("eval run", f"evaluation {number}", document).id, "stopped", interrupted=True
+    )
+    (added,) = list_unfinished_jobs(peopled)
+    discard_job(peopled, added)
+    assert list_unfinished_jobs(peopled) == [] and peopled.evaluations.get(number).status == "done"
     stop_after(run_evaluation(peopled, eval_request(methods="majority", folds=3)), 1)
-    (begun,) = unfinished(peopled)
-    give_up(peopled, begun)
-    assert unfinished(peopled) == [] and [each.id for each in peopled.evaluations.all()] == [number]
+    (begun,) = list_unfinished_jobs(peopled)
+    discard_job(peopled, begun)
+    assert list_unfinished_jobs(peopled) == [] and [each.id for each in peopled.evaluations.all()] == [number]
 
 
 def test_documents_of_what_was_asked_say_it_all_again(peopled: Registry) -> None:
     built(peopled)
-    request, options = fuse_request(top_k=2, shots=4), QUICK.settled(labels=True)
+    request, options = fuse_request(top_k=2, shots=4), QUICK.with_kind_defaults(labels=True)
     users = [peopled.users.get(name) for name in SHORT]
-    document = asked.adaptation(peopled, users, request, options)
-    assert asked.asked_adaptation(peopled, document, HERE) == (users, request, options)
-    assert asked.known(BankOptions, {**asdict(BankOptions(rank=3)), "dtype": "x"}) == BankOptions(rank=3)
-    assert asked.known(FuseOptions, {}) == FuseOptions()
+    document = asked.adapt_request_json(peopled, users, request, options)
+    assert asked.restore_adapt_request(peopled, document, HERE) == (users, request, options)
+    assert asked.options_from_json(BankOptions, {**asdict(BankOptions(rank=3)), "dtype": "x"}) == BankOptions(rank=3)
+    assert asked.options_from_json(FuseOptions, {}) == FuseOptions()
 
 
 @pytest.mark.parametrize(
@@ -246,40 +252,40 @@ def test_documents_of_what_was_asked_say_it_all_again(peopled: Registry) -> None
 def test_a_run_that_is_written_down_says_what_was_asked_and_how_it_ended(
     peopled: Registry, error: BaseException | None, status: str
 ) -> None:
-    written = asked.written_down(peopled, "adaptation", "lamp-2 v1", lambda: {"task": "lamp-2"})
+    written = asked.record_request(peopled, "adaptation", "lamp-2 v1", lambda: {"task": "lamp-2"})
     with contextlib.suppress(BaseException), written:
         assert peopled.runs.all()[0].status == "running"
         if error is not None:
             raise error
     (run,) = peopled.runs.of_subject("lamp-2 v1")
-    assert (run.status, run.config) == (status, {asked.ASKED: {"task": "lamp-2"}})
+    assert (run.status, run.config) == (status, {asked.REQUEST_KEY: {"task": "lamp-2"}})
 
 
 def test_an_adaptation_that_is_stopped_before_and_during_training_goes_on(
     peopled: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.pipeline.training.groups.TOGETHER", 1)
+    monkeypatch.setattr("mta_cli.pipeline.training.groups.MAX_USERS_PER_GROUP", 1)
     built(peopled)
     users, options = [peopled.users.get(name) for name in SHORT], replace(QUICK, rank=1)
-    for end in (Started, Saved):
+    for end in (JobStarted, ArtifactSaved):
         job = adapt_users(peopled, users, fuse_request(), options)
         for event in job:
             if isinstance(event, end):
                 break
         job.close()  # type: ignore[attr-defined]
-        (one,) = unfinished(peopled)
-        assert (one.kind, one.title, one.why) == ("user adapt", "3 people, lamp-2", "stopped")
+        (one,) = list_unfinished_jobs(peopled)
+        assert (one.kind, one.title, one.error) == ("user adapt", "3 people, lamp-2", "stopped")
     results, seen = go_on(peopled, one)
     assert [r["user"] for r in results] == list(SHORT) and "ida: adapted already" in " ".join(notes(seen))
-    assert unfinished(peopled) == []
+    assert list_unfinished_jobs(peopled) == []
 
 
 def test_an_evaluation_goes_on_with_its_methods_and_a_tuning_with_its_trials(peopled: Registry) -> None:
     request = eval_request(methods="majority,stack", folds=2, given={"stack": {"steps": "2"}})
     stop_after(run_evaluation(peopled, request), 2, answering=True)
-    (one,) = unfinished(peopled)
+    (one,) = list_unfinished_jobs(peopled)
     result, _ = go_on(peopled, one)
     assert list(result["methods"]) == ["majority", "stack"] and result["settings"]["stack"]["steps"] == 2
     stop_after(tune_evaluation(peopled, eval_request(methods="stack", folds=2)), 1, answering=True)
-    (one,) = unfinished(peopled)
-    assert one.kind == "eval tune" and go_on(peopled, one)[0]["tuned"] and unfinished(peopled) == []
+    (one,) = list_unfinished_jobs(peopled)
+    assert one.kind == "eval tune" and go_on(peopled, one)[0]["tuned"] and list_unfinished_jobs(peopled) == []

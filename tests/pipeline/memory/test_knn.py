@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mta_cli.engine.memory.knn import Kernel, fit
-from mta_cli.events import Step
+from mta_cli.engine.memory.knn import NeighbourKernel, fit_kernel
+from mta_cli.events import JobProgress
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.memory import knn
-from mta_cli.pipeline.memory.knn import fitted, keep_neighbours, load_embedder, neighbours_of
-from mta_cli.pipeline.models.lookup import resolve
+from mta_cli.pipeline.memory.knn import load_embedder, load_fitted_neighbours, load_neighbours, update_neighbours
+from mta_cli.pipeline.models.lookup import resolve_model
 from store.records import Bank, NewItem
 from store.registry import Registry
 from store.seals import amend
@@ -20,47 +20,51 @@ from tests.pipeline.town import TASK, bank_request, built, finish, notes
 
 
 def bank_of(reg: Registry) -> Bank:
-    bank = reg.banks.latest(TASK.name)
+    bank = reg.banks.latest_ready_bank(TASK.name)
     assert bank is not None
     return bank
 
 
 def test_a_bank_keeps_what_its_people_answered_to_what(peopled: Registry) -> None:
-    peopled.items.append(peopled.users.get("user0").id, [NewItem("odd", TASK.name, "a film", "no tag of the list")])
+    peopled.items.append_items(
+        peopled.users.get("user0").id, [NewItem("odd", TASK.name, "a film", "no tag of the list")]
+    )
     result = built(peopled)
     bank, makers = bank_of(peopled), [f"user{n}" for n in range(9)]
-    items = [item for name in makers for item in peopled.items.recent(peopled.users.get(name).id, TASK.name)]
+    items = [item for name in makers for item in peopled.items.recent_items(peopled.users.get(name).id, TASK.name)]
     labelled = {item.id: item for item in items if item.output in TASK.labels}
-    kept = peopled.neighbours.of_bank(bank.id)
+    kept = peopled.neighbours.consenting_neighbours(bank.id)
     assert result["neighbours"] == len(kept) == len(labelled) == 90 and {one.item_id for one in kept} == set(labelled)
-    embed = load_embedder(resolve("tiny-embedder", "embedder"), "cpu")
+    embed = load_embedder(resolve_model("tiny-embedder", "embedder"), "cpu")
     for one in kept[::30]:
         row = embed([labelled[one.item_id].input])[0]
         assert np.frombuffer(one.vector, "<f2") == pytest.approx(row, abs=1e-3)
         assert one.output == labelled[one.item_id].output
-    known = neighbours_of(peopled, bank, TASK)
+    known = load_neighbours(peopled, bank, TASK)
     assert known is not None and bank.kernel is not None and result["kernel"] == bank.kernel
-    assert Kernel(**bank.kernel) == fit(known, TASK.labels, bank.seed)
+    assert NeighbourKernel(**bank.kernel) == fit_kernel(known, TASK.labels, bank.seed)
 
 
 def test_nothing_is_kept_for_a_task_of_texts(peopled: Registry) -> None:
     texts = replace(TASK, name="words", kind="text", labels=(), metric="rouge")
     for n in range(9):
         user = peopled.users.get(f"user{n}").id
-        peopled.items.append(user, [NewItem(f"w{k}", "words", f"line {k} of {n}", "some words") for k in range(6)])
+        peopled.items.append_items(
+            user, [NewItem(f"w{k}", "words", f"line {k} of {n}", "some words") for k in range(6)]
+        )
     result, _ = finish(build_bank(peopled, replace(bank_request(), task=texts)))
     assert result["neighbours"] == 0 and result["kernel"] is None
 
 
 def test_a_stopped_build_goes_on_with_what_is_missing(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knn, "PIECE", 32)
+    monkeypatch.setattr(knn, "EMBED_BATCH", 32)
     job = build_bank(peopled, bank_request())
     for event in job:
-        if isinstance(event, Step) and event.label == TASK.name and event.done == 64:
+        if isinstance(event, JobProgress) and event.label == TASK.name and event.done == 64:
             break
     job.close()
     (bank,) = [bank for bank in peopled.banks.all() if bank.status == "building"]
-    assert peopled.neighbours.count(bank.id) == 64 and bank.kernel is None
+    assert peopled.neighbours.count_neighbours(bank.id) == 64 and bank.kernel is None
     result, seen = finish(build_bank(peopled, bank_request()))
     assert result["neighbours"] == 90 and result["kernel"] is not None
     assert any("what 26 history items answer" in text for text in notes(seen))
@@ -70,11 +74,13 @@ def test_a_bank_from_before_gets_them_when_it_is_built_again(peopled: Registry) 
     first = built(peopled)
     bank = bank_of(peopled)
     with peopled.transaction():
-        peopled._db.write("DELETE FROM neighbours")
+        peopled._db.execute_write("DELETE FROM neighbours")
         amend(peopled._db, "banks", "kernel = NULL", "true", {})
     again, seen = finish(build_bank(peopled, bank_request()))
     assert again == first and bank_of(peopled).kernel == bank.kernel
-    assert not [event for event in seen if isinstance(event, Step) and event.loss is not None], "nothing is trained"
+    assert not [event for event in seen if isinstance(event, JobProgress) and event.loss is not None], (
+        "nothing is trained"
+    )
 
 
 def test_a_kernel_of_an_earlier_version_is_fitted_again(peopled: Registry) -> None:
@@ -82,7 +88,7 @@ def test_a_kernel_of_an_earlier_version_is_fitted_again(peopled: Registry) -> No
     bank = bank_of(peopled)
     assert bank.kernel is not None
     peopled.banks.set_kernel(bank.id, {name: bank.kernel[name] for name in ("sharpness", "votes", "habit")})
-    known = fitted(peopled, bank_of(peopled), TASK, lambda texts: np.zeros((len(texts), 2), np.float32))
+    known = load_fitted_neighbours(peopled, bank_of(peopled), TASK, lambda texts: np.zeros((len(texts), 2), np.float32))
     assert known is not None and known[1].linear == 0.0, "until then it serves as it was"
     built(peopled)
     assert bank_of(peopled) == bank
@@ -96,6 +102,6 @@ def test_what_is_there_is_not_embedded_again(peopled: Registry, monkeypatch: pyt
 
     monkeypatch.setattr(knn, "load_embedder", refuse)
     users = [peopled.users.get(f"user{n}") for n in range(9)]
-    people = [(user, peopled.items.recent(user.id, TASK.name)) for user in users]
-    entry = resolve("tiny-embedder", "embedder")
-    assert list(keep_neighbours(peopled, bank_of(peopled), TASK, people, entry, "cpu")) == []
+    people = [(user, peopled.items.recent_items(user.id, TASK.name)) for user in users]
+    entry = resolve_model("tiny-embedder", "embedder")
+    assert list(update_neighbours(peopled, bank_of(peopled), TASK, people, entry, "cpu")) == []

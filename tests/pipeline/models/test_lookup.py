@@ -15,25 +15,25 @@ from mta_cli.pipeline.models import manifest as manifests
 from mta_cli.pipeline.models.lookup import (
     list_models,
     model_names,
-    models_dir,
-    register,
-    removal,
-    remove,
-    resolve,
-    verify,
+    removal_preview,
+    resolve_model,
+    uninstall_model,
+    verify_model,
 )
+from mta_cli.pipeline.models.manifest import models_dir
+from mta_cli.pipeline.models.pull import register_folder
 
 
 @pytest.fixture
 def own(tiny_base_path: Path, tmp_path: Path, models_root: Path) -> Path:
     """A copy of the tiny base that a test may change, registered as `own`."""
     path = Path(shutil.copytree(tiny_base_path, tmp_path / "own"))
-    register(path)
+    register_folder(path)
     return path
 
 
 def test_a_registered_folder_is_found_by_name_and_never_copied(own: Path) -> None:
-    entry = resolve("own", "base")
+    entry = resolve_model("own", "base")
     assert (entry.name, entry.kind, entry.path) == ("own", "base", own)
     assert entry.fingerprint == folders.fingerprint(own)
     assert entry.detail["parameters"] == folders.parameter_count(own)
@@ -42,7 +42,7 @@ def test_a_registered_folder_is_found_by_name_and_never_copied(own: Path) -> Non
 
 
 def test_a_path_needs_no_name(tiny_embedder_path: Path, models_root: Path) -> None:
-    entry = resolve(str(tiny_embedder_path), "embedder")
+    entry = resolve_model(str(tiny_embedder_path), "embedder")
     assert entry.path == tiny_embedder_path
     assert entry.fingerprint == folders.fingerprint(tiny_embedder_path)
     assert list_models() == []
@@ -52,20 +52,20 @@ def test_a_path_relative_to_where_one_stands(
     tiny_base_path: Path, models_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tiny_base_path.parent)
-    assert resolve(f"./{tiny_base_path.name}").path == tiny_base_path
+    assert resolve_model(f"./{tiny_base_path.name}").path == tiny_base_path
 
 
 def test_a_folder_is_read_once_until_it_changes(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = resolve("own").fingerprint
+    before = resolve_model("own").fingerprint
     with monkeypatch.context() as patch:
-        patch.setattr(manifests, "describe", lambda *_, **__: pytest.fail("the folder was read again"))
-        assert resolve("own").fingerprint == before
+        patch.setattr(manifests, "make_manifest", lambda *_, **__: pytest.fail("the folder was read again"))
+        assert resolve_model("own").fingerprint == before
     config = json.loads((own / "config.json").read_text())
     (own / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.25}))
     with pytest.raises(IntegrityFault, match=r"config\.json has changed"):
-        resolve("own")
-    register(own)
-    assert resolve("own").fingerprint != before
+        resolve_model("own")
+    register_folder(own)
+    assert resolve_model("own").fingerprint != before
 
 
 def test_a_models_directory_that_cannot_be_written_only_costs_time(
@@ -73,13 +73,13 @@ def test_a_models_directory_that_cannot_be_written_only_costs_time(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MTA_MODELS", str(tmp_path / "file"))
-    assert resolve(str(tiny_base_path)).kind == "base"
+    assert resolve_model(str(tiny_base_path)).kind == "base"
 
 
 @pytest.mark.parametrize(("place", "reason"), [("~nosuchuser/m", "home directory"), ("x" * 300, "too long")])
 def test_a_models_directory_that_can_be_none(place: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTA_MODELS", place)
-    for ask in (models_dir, list_models, lambda: resolve("own")):
+    for ask in (models_dir, list_models, lambda: resolve_model("own")):
         with pytest.raises(BadInput, match=reason) as caught:
             ask()
         assert caught.value.message.startswith("MTA_MODELS") and len(caught.value.message) < 300
@@ -87,86 +87,86 @@ def test_a_models_directory_that_can_be_none(place: str, reason: str, monkeypatc
 
 def test_the_wrong_kind_is_refused(own: Path) -> None:
     with pytest.raises(BadInput, match="own is a base, not an embedder"):
-        resolve("own", "embedder")
+        resolve_model("own", "embedder")
 
 
 def test_a_default_that_is_not_here_says_how_to_get_it(models_root: Path) -> None:
     with pytest.raises(NotFound) as caught:
-        resolve("smollm2-135m-instruct", "base")
+        resolve_model("smollm2-135m-instruct", "base")
     assert caught.value.hint == "mta model pull smollm2-135m-instruct"
     with pytest.raises(NotFound) as caught:
-        resolve("hf:org/name@main")
+        resolve_model("hf:org/name@main")
     assert caught.value.hint == "mta model pull hf:org/name@main"
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m-instrukt", "owm"])
 def test_near_names_are_suggested(own: Path, name: str) -> None:
     with pytest.raises(NotFound) as caught:
-        resolve(name)
+        resolve_model(name)
     assert "did you mean" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("name", ["", "../x", "/no/where", "x" * 10_000, "a\nb", "\x1b[31m", "..", ".locks"])
 def test_names_that_are_none(models_root: Path, name: str) -> None:
     with pytest.raises((NotFound, BadInput)):
-        resolve(name)
+        resolve_model(name)
     with pytest.raises((NotFound, BadInput)):
-        remove(name)
+        uninstall_model(name)
 
 
 def test_a_folder_that_is_gone(own: Path) -> None:
     shutil.rmtree(own)
     with pytest.raises(NotFound, match="is gone"):
-        resolve("own")
+        resolve_model("own")
     (entry,) = list_models()
     assert "is gone" in entry.detail["fault"]
-    assert remove("own")["folder"] == str(own)
+    assert uninstall_model("own")["folder"] == str(own)
     assert list_models() == []
 
 
 def test_removing_a_registered_folder_keeps_its_files(own: Path) -> None:
-    assert removal("own")["folder"] == str(own)
-    remove("own")
+    assert removal_preview("own")["folder"] == str(own)
+    uninstall_model("own")
     assert (own / "model.safetensors").exists()
     with pytest.raises(NotFound):
-        resolve("own")
+        resolve_model("own")
 
 
 def test_a_name_is_given_once(own: Path, tiny_embedder_path: Path) -> None:
-    register(own, name="own")
+    register_folder(own, name="own")
     with pytest.raises(BadInput, match="taken"):
-        register(tiny_embedder_path, name="own")
+        register_folder(tiny_embedder_path, name="own")
     with pytest.raises(BadInput, match="taken"):
-        register(tiny_embedder_path, name="minilm-l6")
+        register_folder(tiny_embedder_path, name="minilm-l6")
 
 
 @pytest.mark.parametrize("name", ["../up", "-x", "a b", "x" * 101, "é"])
 def test_names_that_cannot_be_given(own: Path, name: str) -> None:
     with pytest.raises(BadInput, match="cannot be a model's name"):
-        register(own, name=name)
+        register_folder(own, name=name)
 
 
 def test_a_gguf_file_is_no_folder(tmp_path: Path, models_root: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(BadInput, match="not pinned"):
-        register(tmp_path / "model.gguf")
+        register_folder(tmp_path / "model.gguf")
 
 
 def test_verify_reads_every_file(own: Path) -> None:
-    assert verify("own") == []
+    assert verify_model("own") == []
     stat = (own / "chat_template.jinja").stat()
     (own / "chat_template.jinja").write_text("x" * stat.st_size)
     os.utime(own / "chat_template.jinja", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # silently, as a failing disk does
-    (fault,) = verify("own")
+    (fault,) = verify_model("own")
     assert "chat_template.jinja" in fault
 
 
 def test_a_damaged_manifest_is_named_and_removable(own: Path) -> None:
     (models_dir() / "own" / manifests.MANIFEST).write_text("{")
     with pytest.raises(IntegrityFault, match="cannot be read"):
-        resolve("own")
+        resolve_model("own")
     assert "fault" in list_models()[0].detail
-    remove("own")
+    uninstall_model("own")
     assert list_models() == []
 
 

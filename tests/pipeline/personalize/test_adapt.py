@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from mta_cli.engine.lora.lora_xs import unpack_core
-from mta_cli.errors import BadInput, NotFound, UsageFault
-from mta_cli.events import Saved, Step
+from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.events import ArtifactSaved, JobProgress
 from mta_cli.options import AdaptOptions, AnswerOptions
-from mta_cli.pipeline.personalize.adapt import adapt_users, everyone, task_to_adapt
+from mta_cli.pipeline.personalize.adapt import adapt_users, adaptable_users, resolve_adapt_task
 from mta_cli.pipeline.personalize.fuse import fuse_user
-from mta_cli.pipeline.personalize.weights import best_mode, load_weights, personal_weights
+from mta_cli.pipeline.personalize.weights import load_weights, merge_user_weights, most_personal_mode
 from store.records import Stack
 from store.registry import Registry
 from tests.pipeline.town import LORA, QUICK, SHORT, built, finish, fuse_request, notes
@@ -54,8 +54,8 @@ def test_the_shots_are_learnt_and_everything_is_reported(peopled: Registry, opti
     row = peopled.adapters.get(stack.digest)
     assert stack.bytes == result["stack_bytes"] == (row.bytes if stack.numbers is None else len(stack.numbers))
     assert row.placement == "1-1/all" and row.task_adapter == document["task_adapter"]
-    assert best_mode(peopled, peopled.users.get("ida"), "lamp-2", document["base"]) == "adapted"
-    assert peopled.check() == []
+    assert most_personal_mode(peopled, peopled.users.get("ida"), "lamp-2", document["base"]) == "adapted"
+    assert peopled.check_integrity() == []
 
 
 def test_a_core_is_a_few_numbers_between_directions_that_everybody_shares(peopled: Registry) -> None:
@@ -75,22 +75,22 @@ def test_the_model_is_the_fusion_and_the_core_as_it_is_kept(peopled: Registry) -
     alone(peopled, "ida")
     user, stack = peopled.users.get("ida"), stack_of(peopled, "ida")
     own = unpack_core(load_weights(peopled, stack.digest, document["base"]), stack.numbers or b"")
-    whole, _ = personal_weights(peopled, document["base"], user, "lamp-2", "adapted")
-    fused, _ = personal_weights(peopled, document["base"], user, "lamp-2", "fused")
+    whole, _ = merge_user_weights(peopled, document["base"], user, "lamp-2", "adapted")
+    fused, _ = merge_user_weights(peopled, document["base"], user, "lamp-2", "fused")
     assert whole is not None and fused is not None and own.norm() > 0
     for path in own.factors:
-        assert torch.allclose(whole.delta(path) - fused.delta(path), own.delta(path), atol=1e-6)
+        assert torch.allclose(whole.delta_weight(path) - fused.delta_weight(path), own.delta_weight(path), atol=1e-6)
 
 
 def test_a_stack_of_the_other_kind_takes_its_place(peopled: Registry) -> None:
     built(peopled)
     adapted(peopled, "ida", options=LORA)
-    file = peopled.adapters.path(stack_of(peopled, "ida").digest)
+    file = peopled.adapters.verified_path(stack_of(peopled, "ida").digest)
     adapted(peopled, "ida")
     assert stack_of(peopled, "ida").numbers is not None and not file.exists()
     adapted(peopled, "ida", options=LORA)
     assert stack_of(peopled, "ida").numbers is None and file.exists()
-    assert peopled.check() == []
+    assert peopled.check_integrity() == []
 
 
 def test_anchors_that_do_not_move_the_model_carry_no_core(peopled: Registry) -> None:
@@ -113,18 +113,18 @@ def test_without_names_everybody_with_a_history_who_is_no_anchor(peopled: Regist
 def test_a_stopped_adaptation_goes_on_with_the_next_user(
     peopled: Registry, options: AdaptOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta_cli.pipeline.training.groups.TOGETHER", 1)
+    monkeypatch.setattr("mta_cli.pipeline.training.groups.MAX_USERS_PER_GROUP", 1)
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
     job = adapt_users(peopled, users, fuse_request(), options)
     for event in job:
-        if isinstance(event, Saved) and event.kind == "stack":
+        if isinstance(event, ArtifactSaved) and event.kind == "stack":
             break
     job.close()  # type: ignore[attr-defined]
     results, seen = finish(adapt_users(peopled, users, fuse_request(), options))
     assert [r["user"] for r in results] == list(SHORT)
     assert any("ida: adapted already" in text for text in notes(seen))
-    assert len([e for e in seen if isinstance(e, Step) and e.loss is not None]) == 12
+    assert len([e for e in seen if isinstance(e, JobProgress) and e.loss is not None]) == 12
 
 
 @both_kinds
@@ -148,7 +148,7 @@ def test_a_core_or_lora_that_was_stopped_half_way_is_the_same_in_the_end(
     peopled.stacks.remove(whole.user_id, "lamp-2", whole.bank_id)
     job = adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), options)
     for event in job:
-        if isinstance(event, Step) and event.loss is not None and event.done == 3:
+        if isinstance(event, JobProgress) and event.loss is not None and event.done == 3:
             break
     job.close()  # type: ignore[attr-defined]
     _, seen = finish(adapt_users(peopled, [peopled.users.get("ida")], fuse_request(), options))
@@ -163,7 +163,7 @@ def test_other_settings_replace_the_stack_and_its_file(peopled: Registry) -> Non
     adapted(peopled, "ida", options=replace(LORA, rank=1))
     after = {adapter.digest for adapter in peopled.adapters.all()}
     assert len(before) == len(after) and before != after
-    assert peopled.check() == []
+    assert peopled.check_integrity() == []
 
 
 def test_cores_of_every_rank_stand_on_one_basis(peopled: Registry) -> None:
@@ -173,7 +173,7 @@ def test_cores_of_every_rank_stand_on_one_basis(peopled: Registry) -> None:
     for rank in (1, 4):
         adapted(peopled, "ida", options=replace(QUICK, rank=rank))
         assert stack_of(peopled, "ida").digest == basis and stack_of(peopled, "ida").bytes == 2 * 7 * rank**2
-    assert peopled.check() == []
+    assert peopled.check_integrity() == []
 
 
 def test_whoever_stands_on_a_forgotten_anchor_has_no_core_after_the_bank_is_mended(peopled: Registry) -> None:
@@ -181,10 +181,10 @@ def test_whoever_stands_on_a_forgotten_anchor_has_no_core_after_the_bank_is_mend
     adapted(peopled, "ida")
     bank = peopled.banks.get("lamp-2")
     peopled.users.forget(peopled.users.get(document["anchors"][0]["user"]).id)
-    basis = peopled.adapters.path(stack_of(peopled, "ida").digest)
-    assert peopled.banks.reset_stale(bank.id) == 1
+    basis = peopled.adapters.verified_path(stack_of(peopled, "ida").digest)
+    assert peopled.banks.remove_stale_anchors(bank.id) == 1
     assert peopled.stacks.of_user(peopled.users.get("ida").id) == [] and not basis.exists()
-    assert peopled.banks.by_id(bank.id).basis is None and peopled.check() == []
+    assert peopled.banks.by_id(bank.id).basis is None and peopled.check_integrity() == []
 
 
 def test_a_recipe_that_is_there_is_kept_unless_weights_are_asked_for(peopled: Registry) -> None:
@@ -198,9 +198,9 @@ def test_an_adapted_user_keeps_the_recipe_their_stack_was_trained_on(peopled: Re
     document = built(peopled)
     adapted(peopled, "ida", weights="uniform")
     user = peopled.users.get("ida")
-    before, _ = personal_weights(peopled, document["base"], user, "lamp-2", "adapted")
+    before, _ = merge_user_weights(peopled, document["base"], user, "lamp-2", "adapted")
     finish(fuse_user(peopled, user, fuse_request(weights="similarity", top_k=1)))
-    after, _ = personal_weights(peopled, document["base"], user, "lamp-2", "adapted")
+    after, _ = merge_user_weights(peopled, document["base"], user, "lamp-2", "adapted")
     assert before is not None and after is not None
     assert before.to_bytes({}) == after.to_bytes({})
 
@@ -223,21 +223,21 @@ def test_somebody_without_a_history_is_told_and_gets_no_stack(peopled: Registry)
 
 def test_a_dry_run_names_the_users_and_trains_nobody(peopled: Registry) -> None:
     built(peopled)
-    before = peopled.counts()
+    before = peopled.count_rows()
     result, _ = finish(adapt_users(peopled, None, fuse_request(), QUICK, dry_run=True))
-    assert set(SHORT) <= set(result["users"]) and peopled.counts() == before
+    assert set(SHORT) <= set(result["users"]) and peopled.count_rows() == before
 
 
 def test_which_task_is_meant(peopled: Registry) -> None:
     with pytest.raises(NotFound, match="no bank"):
-        task_to_adapt(peopled, None, None)
+        resolve_adapt_task(peopled, None, None)
     built(peopled)
-    assert task_to_adapt(peopled, None, None) == "lamp-2"
-    assert task_to_adapt(peopled, [peopled.users.get("ida")], None) == "lamp-2"
-    assert task_to_adapt(peopled, None, "lamp-4") == "lamp-4"
+    assert resolve_adapt_task(peopled, None, None) == "lamp-2"
+    assert resolve_adapt_task(peopled, [peopled.users.get("ida")], None) == "lamp-2"
+    assert resolve_adapt_task(peopled, None, "lamp-4") == "lamp-4"
     with pytest.raises(NotFound):
-        task_to_adapt(peopled, [peopled.users.add("nobody")], None)
-    with pytest.raises(UsageFault, match="--top-k 9"):
+        resolve_adapt_task(peopled, [peopled.users.add("nobody")], None)
+    with pytest.raises(UsageError, match="--top-k 9"):
         finish(adapt_users(peopled, None, fuse_request(top_k=9), QUICK, explicit_top_k=True))
 
 
@@ -246,17 +246,17 @@ def test_when_all_are_anchors_nobody_is_left(peopled: Registry) -> None:
         peopled.users.forget(peopled.users.get(name).id)
     built(peopled)
     with pytest.raises(NotFound, match="Nobody is left"):
-        everyone(peopled, peopled.banks.get("lamp-2"))
+        adaptable_users(peopled, peopled.banks.get("lamp-2"))
 
 
 def test_people_weighed_together_get_what_each_gets_alone(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evidence of several people in common passes is the evidence of each."""
     built(peopled)
-    names = [user.name for user in everyone(peopled, peopled.banks.get("lamp-2"))]
+    names = [user.name for user in adaptable_users(peopled, peopled.banks.get("lamp-2"))]
     alone = {name: finish(fuse_user(peopled, peopled.users.get(name), fuse_request()))[0] for name in names}
     for user in map(peopled.users.get, names):
         peopled.recipes.remove(user.id, "lamp-2", peopled.banks.get("lamp-2").id)
-    monkeypatch.setattr("mta_cli.pipeline.personalize.fuse.TOGETHER", 4)
+    monkeypatch.setattr("mta_cli.pipeline.personalize.fuse.MAX_USERS_PER_BATCH", 4)
     adapted(peopled)
     bank = peopled.banks.get("lamp-2")
     for name in names:

@@ -40,16 +40,16 @@ def test_anchors_that_train_together_are_stored_together(
     shutil.copytree(peopled.root, tmp_path / "whole")
     with Registry.open(tmp_path / "whole") as other:
         expected = [anchor["digest"] for anchor in built(other)["anchors"]]
-    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(session, "MIN_CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as stopped, pytest.raises(Stopped):
         stop_at_second(stopped, Banks, "finish_anchor")
         finish(build_bank(peopled, bank_request()))
     (bank,) = peopled.banks.all()
     assert [anchor.digest for anchor in peopled.banks.anchors(bank.id)] == [None] * 3
     assert [adapter.kind for adapter in peopled.adapters.all()] == ["task"]
-    assert len(list(peopled.files.partial.iterdir())) == 1, "the training is not lost"
+    assert len(list(peopled.files.checkpoint_folder.iterdir())) == 1, "the training is not lost"
     assert [anchor["digest"] for anchor in built(peopled)["anchors"]] == expected
-    assert peopled.check() == [] and list(peopled.files.partial.iterdir()) == []
+    assert peopled.check_integrity() == [] and list(peopled.files.checkpoint_folder.iterdir()) == []
 
 
 def test_stacks_that_train_together_are_stored_together(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_stacks_that_train_together_are_stored_together(peopled: Registry, monke
     assert [peopled.stacks.of_user(user.id) for user in users] == [[], [], []]
     assert {run.status for user in users for run in peopled.runs.of_subject(user.name)} == {"failed"}
     finish(adapt_users(peopled, users, fuse_request(), LORA))
-    assert [len(peopled.stacks.of_user(user.id)) for user in users] == [1, 1, 1] and peopled.check() == []
+    assert [len(peopled.stacks.of_user(user.id)) for user in users] == [1, 1, 1] and peopled.check_integrity() == []
 
 
 def test_recipes_that_are_weighed_together_are_stored_together(

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mta_cli.engine.lora.adapter import LoraWeights, folded
+from mta_cli.engine.lora.adapter import LoraWeights, merge_into_base
 from mta_cli.engine.model.load import load_base
 from mta_cli.errors import BadInput, NotFound
-from mta_cli.events import Done, Note
+from mta_cli.events import JobResult, Note
 from mta_cli.pipeline.models.manifest import ModelEntry
-from mta_cli.pipeline.personalize.export import content_digest, export_user, uniform
-from mta_cli.pipeline.personalize.weights import personal_weights
+from mta_cli.pipeline.personalize.export import content_digest, export_user, pad_to_uniform_rank
+from mta_cli.pipeline.personalize.weights import merge_user_weights
 from tests.pipeline.world import World, make_world
 
 
@@ -31,8 +31,8 @@ def test_peft_gives_our_logits(world: World, tmp_path: Path, mode: str) -> None:
     before = plain(ids).logits.detach()
     theirs = peft.PeftModel.from_pretrained(plain, folder)(ids).logits.detach()
     base = load_base(world.entry.path, name="tiny", fingerprint=world.entry.fingerprint, device="cpu", dtype="float32")
-    weights, _ = personal_weights(world.reg, world.entry.fingerprint, world.alice, "free", mode)
-    with torch.no_grad(), folded(base, weights):
+    weights, _ = merge_user_weights(world.reg, world.entry.fingerprint, world.alice, "free", mode)
+    with torch.no_grad(), merge_into_base(base, weights):
         ours = base.model(ids).logits
     assert torch.allclose(ours, theirs, atol=1e-4)
     assert not torch.allclose(before, theirs, atol=1e-2)
@@ -40,7 +40,7 @@ def test_peft_gives_our_logits(world: World, tmp_path: Path, mode: str) -> None:
 
 def test_the_result_describes_the_folder(world: World, tmp_path: Path) -> None:
     *_, done = export_user(world.reg, world.entry, world.alice, None, tmp_path / "made" / "here")
-    assert isinstance(done, Done)
+    assert isinstance(done, JobResult)
     result, folder = done.result, tmp_path / "made" / "here"
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
@@ -109,12 +109,12 @@ def test_nothing_personal_is_nothing_to_export(world: World, tmp_path: Path) -> 
 
 
 def test_one_rank_changes_no_delta(world: World) -> None:
-    weights, _ = personal_weights(world.reg, world.entry.fingerprint, world.alice, "free", "adapted")
+    weights, _ = merge_user_weights(world.reg, world.entry.fingerprint, world.alice, "free", "adapted")
     assert weights is not None
-    padded = uniform(LoraWeights(weights.factors, 0.5, weights.placement))
+    padded = pad_to_uniform_rank(LoraWeights(weights.factors, 0.5, weights.placement))
     assert {a.shape[0] for a, _ in padded.factors.values()} == {weights.rank} and padded.scale == 1.0
     for path in weights.factors:
-        assert torch.allclose(padded.delta(path), 0.5 * weights.delta(path), atol=1e-6)
+        assert torch.allclose(padded.delta_weight(path), 0.5 * weights.delta_weight(path), atol=1e-6)
 
 
 def test_a_hub_model_is_named_as_on_the_hub(world: World, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_hub_model_is_named_as_on_the_hub(world: World, tmp_path: Path) -> Non
 def test_a_smaller_rank_is_the_nearest_and_says_what_is_lost(world: World, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    exact = personal_weights(world.reg, world.entry.fingerprint, world.alice, world.task, "adapted")[0]
+    exact = merge_user_weights(world.reg, world.entry.fingerprint, world.alice, world.task, "adapted")[0]
     assert exact is not None and exact.rank > 3
     seen = list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "small", rank=3))
     assert any(isinstance(event, Note) and "reduced to 3" in event.text for event in seen)
@@ -135,8 +135,8 @@ def test_a_smaller_rank_is_the_nearest_and_says_what_is_lost(world: World, tmp_p
     path = "model.layers.1.self_attn.q_proj"
     a, b = (tensors[f"base_model.model.{path}.lora_{half}.weight"] for half in "AB")
     assert a.shape[0] == 3
-    best = float(torch.linalg.svdvals(exact.delta(path))[3:].square().sum().sqrt())
-    assert float((b @ a - exact.delta(path)).norm()) == pytest.approx(best, rel=1e-3)
+    best = float(torch.linalg.svdvals(exact.delta_weight(path))[3:].square().sum().sqrt())
+    assert float((b @ a - exact.delta_weight(path)).norm()) == pytest.approx(best, rel=1e-3)
 
 
 def test_the_folder_says_how_to_ask(world: World, tmp_path: Path) -> None:

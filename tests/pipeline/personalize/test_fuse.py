@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mta_cli.errors import IntegrityFault, NotFound, UsageFault
+from mta_cli.errors import IntegrityFault, NotFound, UsageError
 from mta_cli.pipeline.personalize.fuse import fuse_user
-from mta_cli.pipeline.personalize.weights import personal_weights
-from store.records import Base
+from mta_cli.pipeline.personalize.weights import merge_user_weights
+from store.records import ModelRecord
 from store.registry import Registry
 from tests.pipeline.town import built, finish, fuse_request, notes
 
@@ -42,8 +42,10 @@ def test_evidence_finds_the_anchor_of_the_same_taste(peopled: Registry) -> None:
     built(peopled, epochs=30, learning_rate=2e-2)
     for name in ("ida", "jon", "kim"):
         best = max(fused(peopled, name)["anchors"], key=lambda anchor: anchor["weight"])
-        shared = {item.output for item in peopled.items.recent(peopled.users.get(name).id, "lamp-2", 1)}
-        assert {item.output for item in peopled.items.recent(peopled.users.get(best["user"]).id, "lamp-2", 1)} == shared
+        shared = {item.output for item in peopled.items.recent_items(peopled.users.get(name).id, "lamp-2", 1)}
+        assert {
+            item.output for item in peopled.items.recent_items(peopled.users.get(best["user"]).id, "lamp-2", 1)
+        } == shared
 
 
 def test_similarities_are_ordered_cosines(peopled: Registry) -> None:
@@ -58,14 +60,14 @@ def test_somebody_without_a_history_gets_the_task_adapter_and_is_told(peopled: R
     recipe, seen = finish(fuse_user(peopled, nobody, fuse_request()))
     assert recipe["anchors"] == [] and recipe["recipe_bytes"] == 0
     assert any("task adapter alone" in text for text in notes(seen))
-    weights, source = personal_weights(peopled, result["base"], nobody, "lamp-2", "fused")
+    weights, source = merge_user_weights(peopled, result["base"], nobody, "lamp-2", "fused")
     assert weights is not None and source.anchors == ()
 
 
 def test_more_anchors_than_the_bank_has_is_refused_only_when_asked_for(peopled: Registry) -> None:
     built(peopled)
     user = peopled.users.get("ida")
-    with pytest.raises(UsageFault, match=r"--top-k 99.*has 3 anchors"):
+    with pytest.raises(UsageError, match=r"--top-k 99.*has 3 anchors"):
         finish(fuse_user(peopled, user, fuse_request(top_k=99), explicit_top_k=True))
     assert len(fused(peopled, "ida", top_k=99)["anchors"]) == 3
 
@@ -78,14 +80,14 @@ def test_without_a_bank_the_command_that_builds_one_is_named(peopled: Registry) 
 
 def test_a_bank_of_another_base_is_refused_with_both_fingerprints(peopled: Registry) -> None:
     document = built(peopled)
-    peopled.models.put(Base("sha256:other", "other", "base"))
+    peopled.models.save_model(ModelRecord("sha256:other", "other", "base"))
     with pytest.raises(IntegrityFault) as caught:
-        personal_weights(peopled, "sha256:other", peopled.users.get("ida"), "lamp-2", "fused")
+        merge_user_weights(peopled, "sha256:other", peopled.users.get("ida"), "lamp-2", "fused")
     assert "sha256:other" in caught.value.message and document["base"] in caught.value.message
 
 
 def test_a_dry_run_stores_no_recipe(peopled: Registry) -> None:
     built(peopled)
-    before = peopled.counts()
+    before = peopled.count_rows()
     finish(fuse_user(peopled, peopled.users.get("ida"), fuse_request(), dry_run=True))
-    assert peopled.counts() == before
+    assert peopled.count_rows() == before

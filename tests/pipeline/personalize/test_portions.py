@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from mta_cli.pipeline.personalize import fuse
-from mta_cli.pipeline.personalize.fuse import Person, _portions
+from mta_cli.pipeline.personalize.fuse import FuseTarget, _evidence_batches
 
 
-def person(*anchors: int) -> Person:
+def person(*anchors: int) -> FuseTarget:
     found: Any = [(SimpleNamespace(id=i), 0.5) for i in anchors]
     user: Any = SimpleNamespace(name=str(anchors))
-    return Person(user, [], found)
+    return FuseTarget(user, [], found)
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,9 @@ def person(*anchors: int) -> Person:
 def test_portions(
     monkeypatch: pytest.MonkeyPatch, together: int, anchors: int, expected: list[list[list[int]]]
 ) -> None:
-    monkeypatch.setattr(fuse, "TOGETHER", together)
-    monkeypatch.setattr(fuse, "ANCHORS_TOGETHER", anchors)
+    monkeypatch.setattr(fuse, "MAX_USERS_PER_BATCH", together)
+    monkeypatch.setattr(fuse, "MAX_ANCHORS_PER_BATCH", anchors)
     people = [person(1, 2), person(2, 3, 4), person(), person(7, 8)]
-    portions = list(_portions(people, candidates=2))
+    portions = list(_evidence_batches(people, candidates=2))
     assert [one for portion in portions for one, _ in portion] == people
     assert [[ids for _, ids in portion] for portion in portions] == expected

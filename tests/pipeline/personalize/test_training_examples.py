@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from mta_cli.engine.scoring.label_examples import Choice, fork_of, log_likelihood
-from mta_cli.engine.scoring.log_likelihood import likelihoods, mean_losses
+from mta_cli.engine.scoring.label_examples import LabelExample, build_prompt_tree, example_log_likelihood
+from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, mean_losses
 from mta_cli.options import AnswerOptions
-from mta_cli.pipeline.asked import adaptation, asked_adaptation
+from mta_cli.pipeline.asked import adapt_request_json, restore_adapt_request
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import FuseRequest, load_with_task_adapter
-from mta_cli.pipeline.personalize.training_examples import Teaching
-from mta_cli.pipeline.personalize.weights import load_weights, parts_above
+from mta_cli.pipeline.personalize.training_examples import TrainingExampleBuilder
+from mta_cli.pipeline.personalize.weights import load_fusion_and_stack, load_weights
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.town import CPU, QUICK, TASK, built, finish, fuse_request
@@ -21,28 +21,30 @@ from tests.pipeline.town import CPU, QUICK, TASK, built, finish, fuse_request
 ALONE = AnswerOptions(neighbour_weight=0.0)
 
 
-def teaching(reg: Registry, request: FuseRequest) -> Teaching:
-    return Teaching(reg, load_with_task_adapter(reg, reg.banks.get("lamp-2"), request), request)
+def teaching(reg: Registry, request: FuseRequest) -> TrainingExampleBuilder:
+    return TrainingExampleBuilder(reg, load_with_task_adapter(reg, reg.banks.get("lamp-2"), request), request)
 
 
 def test_shots_are_choices_where_neighbours_count_in_answers(peopled: Registry) -> None:
     built(peopled)
     ida = peopled.users.get("ida")
-    peopled.items.append(ida.id, [NewItem("odd", TASK.name, "a film", "no tag of the list", "2020-02-01")])
-    items = peopled.items.recent(ida.id, TASK.name)
+    peopled.items.append_items(ida.id, [NewItem("odd", TASK.name, "a film", "no tag of the list", "2020-02-01")])
+    items = peopled.items.recent_items(ida.id, TASK.name)
     ours, plain = teaching(peopled, fuse_request()), teaching(peopled, replace(fuse_request(), answer=ALONE))
-    rows = plain.shots(ida, items)
-    assert rows == list(plain.examples.rows(items)), "without neighbours a shot is a text"
-    priors = ours.priors.beside(ida, items)
+    rows = plain.examples_from_shots(ida, items)
+    assert rows == list(plain.row_builder.training_rows(items)), "without neighbours a shot is a text"
+    priors = ours.label_priors.leave_one_out_priors(ida, items)
     assert priors is not None
-    for item, one, row, prior in zip(items, ours.shots(ida, items), rows, priors, strict=True):
+    for item, one, row, prior in zip(items, ours.examples_from_shots(ida, items), rows, priors, strict=True):
         if item.output not in TASK.labels:
             assert one == row
             continue
-        assert isinstance(one, Choice) and one.row == row and one.right == TASK.labels.index(item.output)
-        assert one.known == pytest.approx(prior(item.input)) and one.share == prior.share
-        assert [list(label) for label in one.labels] == [ours.examples.prompter.answer_ids(tag) for tag in TASK.labels]
-    assert ours.shots(ida, []) == []
+        assert isinstance(one, LabelExample) and one.row == row and one.target_index == TASK.labels.index(item.output)
+        assert one.log_prior == pytest.approx(prior(item.input)) and one.model_weight == prior.model_weight
+        assert [list(label) for label in one.label_tokens] == [
+            ours.row_builder.prompter.answer_ids(tag) for tag in TASK.labels
+        ]
+    assert ours.examples_from_shots(ida, []) == []
 
 
 def test_a_recipe_is_weighed_by_what_the_shots_teach(peopled: Registry) -> None:
@@ -53,12 +55,14 @@ def test_a_recipe_is_weighed_by_what_the_shots_teach(peopled: Registry) -> None:
     recipe = peopled.recipes.get(jon.id, TASK.name, bank.id)
     assert recipe is not None
     base = load_with_task_adapter(peopled, bank, request)
-    shots = Teaching(peopled, base, request).shots(jon, peopled.items.recent(jon.id, TASK.name))
+    shots = TrainingExampleBuilder(peopled, base, request).examples_from_shots(
+        jon, peopled.items.recent_items(jon.id, TASK.name)
+    )
     digests = {anchor.id: anchor.digest for anchor in peopled.banks.anchors(bank.id)}
     parts = [(), *((load_weights(peopled, str(digests[s.anchor_id]), bank.base),) for s in recipe.shares)]
     asked = [(shot, part) for part in range(len(parts)) for shot in range(len(shots))]
-    values = iter(likelihoods(base, [fork_of(one) for one in shots], parts, asked))
-    null, *sums = [sum(log_likelihood(one, next(values)) for one in shots) for _ in parts]
+    values = iter(completion_log_likelihoods(base, [build_prompt_tree(one) for one in shots], parts, asked))
+    null, *sums = [sum(example_log_likelihood(one, next(values)) for one in shots) for _ in parts]
     for share, total in zip(recipe.shares, sums, strict=True):
         rest = 1.0 - sum(s.weight for s in recipe.shares)
         assert share.weight / rest == pytest.approx(2.718281828 ** (total - null), rel=1e-3)
@@ -73,21 +77,21 @@ def test_losses_are_of_the_decision_beside_neighbours(peopled: Registry) -> None
     ((result,), _) = finish(adapt_users(peopled, [kim], request, QUICK))
     assert 0.0 < result["loss_after"] < result["loss_before"]
     base = load_with_task_adapter(peopled, bank, request)
-    ours = Teaching(peopled, base, request)
-    (parts, _) = parts_above(peopled, bank.base, kim, TASK.name, "adapted")
-    shots = ours.shots(kim, peopled.items.recent(kim.id, TASK.name))
+    ours = TrainingExampleBuilder(peopled, base, request)
+    (parts, _) = load_fusion_and_stack(peopled, bank.base, kim, TASK.name, "adapted")
+    shots = ours.examples_from_shots(kim, peopled.items.recent_items(kim.id, TASK.name))
     queries = peopled.items.queries(kim.id, TASK.name)
-    heldout = ours.queries(kim, queries)
+    heldout = ours.examples_from_queries(kim, queries)
     assert mean_losses(base, [(shots, parts), (heldout, parts)]) == pytest.approx(
         [result["loss_after"], result["heldout_after"]], abs=1e-4
     )
-    prior = ours.priors.of(kim, "adapted")
+    prior = ours.label_priors.prior_for(kim, "adapted")
     assert prior is not None
     for query, one in zip(queries, heldout, strict=True):
-        assert isinstance(one, Choice) and one.known == pytest.approx(prior(query.input))
-        assert one.right == TASK.labels.index(query.gold)
+        assert isinstance(one, LabelExample) and one.log_prior == pytest.approx(prior(query.input))
+        assert one.target_index == TASK.labels.index(query.gold)
     alone = teaching(peopled, replace(request, answer=ALONE))
-    assert alone.queries(kim, queries) == alone.examples.query_rows(queries)
+    assert alone.examples_from_queries(kim, queries) == alone.row_builder.query_rows(queries)
 
 
 def test_a_stack_rests_on_how_neighbours_count(peopled: Registry) -> None:
@@ -116,8 +120,8 @@ def test_a_stack_rests_on_how_neighbours_count(peopled: Registry) -> None:
 def test_a_stopped_adaptation_goes_on_with_the_same_weight(peopled: Registry) -> None:
     built(peopled)
     request = replace(fuse_request(), answer=replace(AnswerOptions(), neighbour_weight=0.5))
-    document = adaptation(peopled, None, request, QUICK)
-    _, again, _ = asked_adaptation(peopled, document, CPU)
+    document = adapt_request_json(peopled, None, request, QUICK)
+    _, again, _ = restore_adapt_request(peopled, document, CPU)
     assert again.answer == request.answer
     older = {key: value for key, value in document.items() if key != "answer"}
-    assert asked_adaptation(peopled, older, CPU)[1].answer == AnswerOptions()
+    assert restore_adapt_request(peopled, older, CPU)[1].answer == AnswerOptions()

@@ -12,8 +12,8 @@ import pytest
 
 from mta_cli.pipeline.report import charts
 from mta_cli.pipeline.report.charts import Chart
-from mta_cli.pipeline.report.style import short
-from mta_cli.printable import clean
+from mta_cli.pipeline.report.style import short_name
+from mta_cli.printable import clean_text
 from tests.pipeline.documents import FEW, HOSTILE, MANY, document, hostile
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -24,10 +24,10 @@ SEEN = ("value", "low", "high")
 def every_chart(values: dict[str, float] = FEW) -> list[Chart]:
     one = document(values)
     return [
-        charts.intervals(one, "one"),
-        charts.by_bytes(one, "one"),
-        charts.across([document(values, shots=n) for n in (2, 5, 10)], "shots", "one"),
-        charts.across([document(values, anchors=n) for n in (4, 8)], "anchors", "one"),
+        charts.interval_chart(one, "one"),
+        charts.size_chart(one, "one"),
+        charts.series_chart([document(values, shots=n) for n in (2, 5, 10)], "shots", "one"),
+        charts.series_chart([document(values, anchors=n) for n in (4, 8)], "anchors", "one"),
     ]
 
 
@@ -38,7 +38,7 @@ def texts(svg: str) -> list[str]:
 
 @pytest.mark.parametrize("chart", every_chart(), ids=lambda chart: chart.name)
 def test_a_chart_is_valid_svg_with_its_words_as_text(chart: Chart) -> None:
-    svg = charts.svg(chart)
+    svg = charts.chart_svg(chart)
     root = ElementTree.fromstring(svg)
     assert root.tag == f"{SVG}svg" and root.get("viewBox")
     assert root.get("aria-label") == chart.caption
@@ -49,7 +49,7 @@ def test_a_chart_is_valid_svg_with_its_words_as_text(chart: Chart) -> None:
 
 @pytest.mark.parametrize("chart", every_chart(), ids=lambda chart: chart.name)
 def test_a_chart_loads_and_runs_nothing(chart: Chart) -> None:
-    for element in ElementTree.fromstring(charts.svg(chart)).iter():
+    for element in ElementTree.fromstring(charts.chart_svg(chart)).iter():
         assert element.tag.removeprefix(SVG) in {"svg", "g", "path", "use", "defs", "clipPath", "rect", "text"}
         for key, value in element.attrib.items():
             assert not key.startswith("on") and "http" not in value
@@ -58,9 +58,9 @@ def test_a_chart_loads_and_runs_nothing(chart: Chart) -> None:
 
 @pytest.mark.parametrize("chart", every_chart(), ids=lambda chart: chart.name)
 def test_the_same_document_gives_the_same_bytes(chart: Chart) -> None:
-    assert charts.svg(chart) == charts.svg(chart)
-    first = charts.png(chart)
-    assert first.startswith(PNG) and first == charts.png(chart)
+    assert charts.chart_svg(chart) == charts.chart_svg(chart)
+    first = charts.chart_png(chart)
+    assert first.startswith(PNG) and first == charts.chart_png(chart)
     assert not any(word in first for word in (b"Software", b"tIME", b"Creation"))
 
 
@@ -83,12 +83,14 @@ def test_neither_a_persons_style_nor_their_screen_changes_a_chart(tmp_path: Path
 
 
 def test_rows_are_sorted_by_the_main_metric_from_the_best() -> None:
-    shown = [text for text in texts(charts.svg(charts.intervals(document(), "x"))) if text in FEW]
+    shown = [text for text in texts(charts.chart_svg(charts.interval_chart(document(), "x"))) if text in FEW]
     assert shown == ["oppu", "mta", "stack", "base"]
 
 
 def test_rows_of_an_error_are_sorted_the_other_way_round() -> None:
-    shown = [text for text in texts(charts.svg(charts.intervals(document(metric="mae"), "x"))) if text in FEW]
+    shown = [
+        text for text in texts(charts.chart_svg(charts.interval_chart(document(metric="mae"), "x"))) if text in FEW
+    ]
     assert shown == ["base", "stack", "mta", "oppu"]
 
 
@@ -96,7 +98,7 @@ def drawn(chart: Chart) -> tuple[list[str], list[tuple[float, float]]]:
     """The named ticks of the first axis, and where marks stand."""
     from mta_cli.pipeline.report import style
 
-    with style.style():
+    with style.chart_style():
         axes = chart.draw().axes[0]
         ticks = [label.get_text() for label in axes.get_xticklabels()]
         points = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines]
@@ -104,17 +106,17 @@ def drawn(chart: Chart) -> tuple[list[str], list[tuple[float, float]]]:
 
 
 def test_dots_stand_at_the_values_of_the_document() -> None:
-    _, points = drawn(charts.intervals(document(), "x"))
+    _, points = drawn(charts.interval_chart(document(), "x"))
     assert {(round(x, 9), row) for x, row in points} >= {(0.52, 0), (0.50, 1), (0.47, 2), (0.20, 3)}
 
 
 def test_nothing_kept_has_a_place_of_its_own_and_the_others_a_logarithmic_one() -> None:
-    ticks, points = drawn(charts.by_bytes(document(), "x"))
+    ticks, points = drawn(charts.size_chart(document(), "x"))
     assert ticks[0] == "0" and ticks[1:] == ["10 kB", "100 kB", "1 MB"]
     place = {round(y, 2): x for x, y in points}
     assert place[0.20] < 4 < place[0.47] < 5 < 6 < place[0.52]
     assert place[0.52] == pytest.approx(6.204, abs=0.001)
-    without, _ = drawn(charts.by_bytes(document({"mta": 0.5, "oppu": 0.4}), "x"))
+    without, _ = drawn(charts.size_chart(document({"mta": 0.5, "oppu": 0.4}), "x"))
     assert "0" not in without
 
 
@@ -123,8 +125,11 @@ def test_better_is_up_by_bytes_and_by_shots(metric: str) -> None:
     from mta_cli.pipeline.report import style
 
     one = document(metric=metric)
-    with style.style():
-        for chart in (charts.by_bytes(one, "x"), charts.across([one, document(metric=metric, shots=9)], "shots", "x")):
+    with style.chart_style():
+        for chart in (
+            charts.size_chart(one, "x"),
+            charts.series_chart([one, document(metric=metric, shots=9)], "shots", "x"),
+        ):
             bottom, top = chart.draw().axes[0].get_ylim()
             assert (bottom < top) == (metric == "accuracy")
 
@@ -136,8 +141,8 @@ def test_many_names_beside_points_do_not_cover_each_other() -> None:
 
     crowded = document({method: 0.4 + n / 400 for n, method in enumerate(MANY)})
     crowded["costs"] = {method: {"bytes": 77_000 + 9_000 * (n % 4)} for n, method in enumerate(MANY)}
-    with style.style():
-        figure = charts.by_bytes(crowded, "x").draw()
+    with style.chart_style():
+        figure = charts.size_chart(crowded, "x").draw()
         axes = figure.axes[0]
         figure.draw_without_rendering()
         boxes = [Text.get_window_extent(text) for text in axes.texts]  # an annotation's own would hold its line too
@@ -150,16 +155,18 @@ def test_many_names_beside_points_do_not_cover_each_other() -> None:
 
 def test_every_method_has_a_panel_beside_the_reference() -> None:
     documents = [document(shots=2), document({**FEW, "late": 0.4}, shots=5)]
-    shown = texts(charts.svg(charts.across(documents, "shots", "x")))
+    shown = texts(charts.chart_svg(charts.series_chart(documents, "shots", "x")))
     assert {"base", "stack", "oppu", "late", "mta", "shots", "2", "5"} <= set(shown)
-    alone = texts(charts.svg(charts.across([document({"mta": 0.5}, shots=n) for n in (1, 2)], "shots", "x")))
+    alone = texts(
+        charts.chart_svg(charts.series_chart([document({"mta": 0.5}, shots=n) for n in (1, 2)], "shots", "x"))
+    )
     assert alone.count("mta") == 2  # the panel and the legend
 
 
 def test_settings_that_differ_are_said_below_a_series() -> None:
     other = document(shots=10, settings={"mta": {"steps": 20}})
-    assert "Settings differ" in charts.across([document(), other], "shots", "x").caption
-    assert "Settings differ" not in charts.across([document(), document(shots=10)], "shots", "x").caption
+    assert "Settings differ" in charts.series_chart([document(), other], "shots", "x").caption
+    assert "Settings differ" not in charts.series_chart([document(), document(shots=10)], "shots", "x").caption
 
 
 def test_what_a_document_lacks_is_not_drawn() -> None:
@@ -167,23 +174,27 @@ def test_what_a_document_lacks_is_not_drawn() -> None:
     del bare["methods"]["base"]["gold_loglik"]
     bare["methods"]["stack"]["accuracy"] = {"value": None, "low": None, "high": None}
     bare["methods"]["oppu"]["accuracy"] = {"value": 0.5, "low": float("nan"), "high": None}
-    for chart in (charts.intervals(bare, "x"), charts.by_bytes(bare, "x")):
-        assert charts.png(chart).startswith(PNG)
-        assert "nan" not in charts.svg(chart).lower()
+    for chart in (charts.interval_chart(bare, "x"), charts.size_chart(bare, "x")):
+        assert charts.chart_png(chart).startswith(PNG)
+        assert "nan" not in charts.chart_svg(chart).lower()
 
 
 def test_hostile_names_are_text_and_nothing_else() -> None:
     bad = hostile()
-    for chart in (charts.intervals(bad, "x"), charts.by_bytes(bad, "x"), charts.across([bad, bad], "shots", "x")):
-        svg = charts.svg(chart)
-        assert clean(svg) == svg and "<img" not in svg
-        assert {short(name) for name in HOSTILE} <= set(texts(svg))
-        assert charts.png(chart).startswith(PNG)
+    for chart in (
+        charts.interval_chart(bad, "x"),
+        charts.size_chart(bad, "x"),
+        charts.series_chart([bad, bad], "shots", "x"),
+    ):
+        svg = charts.chart_svg(chart)
+        assert clean_text(svg) == svg and "<img" not in svg
+        assert {short_name(name) for name in HOSTILE} <= set(texts(svg))
+        assert charts.chart_png(chart).startswith(PNG)
 
 
 def test_a_png_is_written_whole_under_its_name(tmp_path: Path) -> None:
-    chart = charts.intervals(document(), "lamp-2-shots5")
+    chart = charts.interval_chart(document(), "lamp-2-shots5")
     path = charts.write_png(chart, tmp_path / "new")
     assert path == tmp_path / "new" / "lamp-2-shots5-intervals.png"
-    assert path.read_bytes() == charts.png(chart)
+    assert path.read_bytes() == charts.chart_png(chart)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]

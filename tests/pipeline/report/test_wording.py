@@ -22,13 +22,13 @@ from tests.pipeline.documents import document
     ],
 )
 def test_numbers_have_three_decimals(value: Any, shown: str, signed: str) -> None:
-    assert wording.number(value) == shown and wording.number(value, signed=True) == signed
+    assert wording.format_number(value) == shown and wording.format_number(value, signed=True) == signed
 
 
 def test_an_interval_is_shown_as_far_as_it_is_known() -> None:
-    assert wording.interval({"value": 0.5, "low": 0.4, "high": 0.6}) == "0.500 [0.400, 0.600]"
-    assert wording.interval({"value": 0.5, "low": None, "high": 0.6}) == "0.500"
-    assert wording.interval({"value": None, "low": 0.4, "high": 0.6}) == wording.interval(None) == "–"
+    assert wording.format_interval({"value": 0.5, "low": 0.4, "high": 0.6}) == "0.500 [0.400, 0.600]"
+    assert wording.format_interval({"value": 0.5, "low": None, "high": 0.6}) == "0.500"
+    assert wording.format_interval({"value": None, "low": 0.4, "high": 0.6}) == wording.format_interval(None) == "–"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_an_interval_is_shown_as_far_as_it_is_known() -> None:
     ],
 )
 def test_sizes_are_short(value: Any, shown: str) -> None:
-    assert wording.size(value) == shown
+    assert wording.format_bytes(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -56,55 +56,56 @@ def test_sizes_are_short(value: Any, shown: str) -> None:
     [(0, "0.00"), (0.004, "0.004"), (0.5, "0.50"), (4.26, "4.26"), (20.44, "20.4"), (1234.5, "1,234")],
 )
 def test_seconds_have_the_decimals_that_matter(value: float, shown: str) -> None:
-    assert wording.seconds(value) == shown
+    assert wording.format_seconds(value) == shown
 
 
 @pytest.mark.parametrize(
     ("value", "shown"), [(0.0004, "< 0.001"), (0.001, "0.001"), (0.0496, "0.050"), (1, "1.000"), (None, "–")]
 )
 def test_small_chances_are_not_made_smaller_than_they_are(value: Any, shown: str) -> None:
-    assert wording.chance(value) == shown
+    assert wording.format_p_value(value) == shown
 
 
 @pytest.mark.parametrize(
     ("value", "shown"), [(77104, "77,104"), (16.5, "16.5"), (1234.56, "1,235"), (3.0, "3"), (None, "–")]
 )
 def test_counts_are_exact_where_they_are_whole(value: Any, shown: str) -> None:
-    assert wording.count(value) == shown
+    assert wording.format_count(value) == shown
 
 
 def test_a_statement_says_who_is_compared() -> None:
     row = {"a": "mta", "b": "base", "metric": "mae", "low": 0.1, "high": 0.2}
-    assert wording.statement(row) == "worse than base"
-    assert wording.statement({**row, "low": -0.1}) == "not told apart at 95 %"
+    assert wording.describe_difference(row) == "worse than base"
+    assert wording.describe_difference({**row, "low": -0.1}) == "not told apart at 95 %"
 
 
 def test_one_is_not_many() -> None:
     assert (
-        wording.many(1, "query", "queries") == "1 query" and wording.many(1200, "query", "queries") == "1,200 queries"
+        wording.pluralise(1, "query", "queries") == "1 query"
+        and wording.pluralise(1200, "query", "queries") == "1,200 queries"
     )
-    assert wording.listed(["a"]) == "a" and wording.listed([1, 2, 3]) == "1, 2 and 3"
+    assert wording.join_words(["a"]) == "a" and wording.join_words([1, 2, 3]) == "1, 2 and 3"
 
 
 def test_a_sentence_that_lacks_something_is_left_out() -> None:
-    said = wording.design({"users": 1, "queries": 2, "folds": 1, "shots": 1})
+    said = wording.describe_design({"users": 1, "queries": 2, "folds": 1, "shots": 1})
     assert said == "1 user with 2 held-out queries. 1 shot for each user's own model."
 
 
 def test_power_needs_a_number() -> None:
-    assert wording.power(document(power={"metric": "mae", "detectable": 0.0421})).endswith(
+    assert wording.describe_power(document(power={"metric": "mae", "detectable": 0.0421})).endswith(
         "in MAE that this design can detect is 0.042."
     )
     for nothing in (None, {}, {"detectable": math.inf}):
-        assert wording.power(document(power=nothing)) == ""
+        assert wording.describe_power(document(power=nothing)) == ""
 
 
 def test_settings_that_differ_by_fold_are_told_by_fold() -> None:
-    assert wording.settings({"steps": 10, "rank": 2}) == "steps 10, rank 2"
-    assert wording.settings([{"steps": 10}, {"steps": 20}]) == "fold 1: steps 10; fold 2: steps 20"
+    assert wording.describe_settings({"steps": 10, "rank": 2}) == "steps 10, rank 2"
+    assert wording.describe_settings([{"steps": 10}, {"steps": 20}]) == "fold 1: steps 10; fold 2: steps 20"
     assert (
-        wording.settings({"steps": 10, "learning_rate": 0.0, "epochs": 0})
+        wording.describe_settings({"steps": 10, "learning_rate": 0.0, "epochs": 0})
         == "steps 10, learning_rate by the task, epochs 0"
     )
-    assert wording.settings({"steps": 10, "epochs": 2}) == "epochs 2"
-    assert wording.settings(None) == wording.settings({}) == ""
+    assert wording.describe_settings({"steps": 10, "epochs": 2}) == "epochs 2"
+    assert wording.describe_settings(None) == wording.describe_settings({}) == ""

@@ -13,11 +13,11 @@ import torch
 
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.model import load as bases
-from mta_cli.engine.scoring.backends import Halves, PlainLens
-from mta_cli.engine.scoring.prefix_cache_scoring import Scores
-from mta_cli.errors import BadInput, UsageFault
-from mta_cli.events import Event, Failed, Saved, Started, Step
-from mta_cli.options import Machine
+from mta_cli.engine.scoring.backends import FactorPairs, LlamaBackend
+from mta_cli.engine.scoring.prefix_cache_scoring import TokenLogLikelihoods
+from mta_cli.errors import BadInput, UsageError
+from mta_cli.events import ArtifactSaved, Event, JobProgress, JobStarted, UnitFailed
+from mta_cli.options import MachineOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import FuseRequest, fuse_user
@@ -26,8 +26,8 @@ from mta_cli.pipeline.training import session
 from store.registry import Registry
 from tests.pipeline.town import QUICK, SHORT, bank_request, built, finish, fuse_request, notes
 
-TWO = Machine(device="cpu,cpu", dtype="float32")
-Honest = Callable[[PlainLens, Sequence[int], Halves], Scores]
+TWO = MachineOptions(device="cpu,cpu", dtype="float32")
+Honest = Callable[[LlamaBackend, Sequence[int], FactorPairs], TokenLogLikelihoods]
 
 
 @pytest.fixture(autouse=True)
@@ -54,41 +54,43 @@ def digests(document: dict) -> list[str]:  # type: ignore[type-arg]
 
 def training(event: Event) -> bool:
     """Whether an event is a step of anchors or stacks."""
-    return isinstance(event, Step) and event.loss is not None and not event.label.startswith("task")
+    return isinstance(event, JobProgress) and event.loss is not None and not event.label.startswith("task")
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> None:
     """Call `before` with the thread's name before every training pass."""
-    honest: Honest = PlainLens.scores
+    honest: Honest = LlamaBackend.score_rows
 
-    def scores(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> Scores:
+    def scores(lens: LlamaBackend, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
         before(threading.current_thread().name)
         return honest(lens, chosen, factors)
 
-    monkeypatch.setattr(PlainLens, "scores", scores)
+    monkeypatch.setattr(LlamaBackend, "score_rows", scores)
 
 
 def spoilt(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     """Multiply the log-likelihoods of every training pass of the second device by `factor`."""
-    honest: Honest = PlainLens.scores
+    honest: Honest = LlamaBackend.score_rows
 
-    def scores(lens: PlainLens, chosen: Sequence[int], factors: Halves) -> Scores:
+    def scores(lens: LlamaBackend, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
         found = honest(lens, chosen, factors)
         second = threading.current_thread().name == "work 1"
-        return replace(found, values=found.values * (factor if second else 1.0))
+        return replace(found, log_likelihoods=found.log_likelihoods * (factor if second else 1.0))
 
-    monkeypatch.setattr(PlainLens, "scores", scores)
+    monkeypatch.setattr(LlamaBackend, "score_rows", scores)
 
 
 def apart(reg: Registry, one: str, two: str) -> float:
     """The largest relative difference of ΔW in any module of two adapters."""
-    a, b = (LoraWeights.from_file(reg.adapters.path(digest)) for digest in (one, two))
-    return max(float((a.delta(path) - b.delta(path)).norm() / a.delta(path).norm()) for path in a.factors)
+    a, b = (LoraWeights.from_file(reg.adapters.verified_path(digest)) for digest in (one, two))
+    return max(
+        float((a.delta_weight(path) - b.delta_weight(path)).norm() / a.delta_weight(path).norm()) for path in a.factors
+    )
 
 
 def test_two_devices_build_the_bank_that_one_builds(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = LoraWeights.stored
-    monkeypatch.setattr(LoraWeights, "stored", lambda weights: exact(weights, torch.float32))
+    exact = LoraWeights.cast_for_storage
+    monkeypatch.setattr(LoraWeights, "cast_for_storage", lambda weights: exact(weights, torch.float32))
     names: set[str] = set()
     watched(monkeypatch, names.add)
     alone = built(peopled, epochs=2)
@@ -100,11 +102,11 @@ def test_two_devices_build_the_bank_that_one_builds(peopled: Registry, monkeypat
     for one, two in zip(alone["anchors"], together["anchors"], strict=True):
         assert two["loss_first"] == pytest.approx(one["loss_first"], rel=1e-5)
         assert two["loss_last"] == pytest.approx(one["loss_last"], rel=1e-5)
-    started = next(event for event in seen if isinstance(event, Started) and event.job == "bank build")
-    done = [event.done for event in seen if isinstance(event, Step) and event.loss is not None]
+    started = next(event for event in seen if isinstance(event, JobStarted) and event.job == "bank build")
+    done = [event.done for event in seen if isinstance(event, JobProgress) and event.loss is not None]
     assert done == sorted(done) and done[-1] == started.total
-    assert [event.kind for event in seen if isinstance(event, Saved)].count("anchor") == 3
-    assert peopled.check() == []
+    assert [event.kind for event in seen if isinstance(event, ArtifactSaved)].count("anchor") == 3
+    assert peopled.check_integrity() == []
 
 
 @pytest.mark.parametrize("after", [0, 1, 5])
@@ -120,17 +122,17 @@ def test_stopped_and_run_again_gives_the_same_bytes(peopled: Registry, after: in
             break
     job.close()  # type: ignore[attr-defined]
     assert workers() == [] and peopled.runs.all()[0].status == "interrupted"
-    assert len(list(peopled.files.partial.iterdir())) == 2
+    assert len(list(peopled.files.checkpoint_folder.iterdir())) == 2
     result, seen = finish(build_bank(peopled, request))
     assert digests(result) == expected
     assert any("goes on from step" in text for text in notes(seen))
-    assert list(peopled.files.partial.iterdir()) == [] and peopled.check() == []
+    assert list(peopled.files.checkpoint_folder.iterdir()) == [] and peopled.check_integrity() == []
 
 
 def test_killed_between_checkpoints_gives_the_same_bytes(
     peopled: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(session, "MIN_CHECKPOINT_SECONDS", 0.0)
     request = bank_request(epochs=4, machine=TWO)
     job, taken = build_bank(peopled, request), 0
     for event in job:
@@ -141,7 +143,7 @@ def test_killed_between_checkpoints_gives_the_same_bytes(
     expected = digests(finish(job)[0])
     with Registry.open(tmp_path / "killed") as survivor:
         result, seen = finish(build_bank(survivor, request))
-        assert digests(result) == expected and survivor.check() == []
+        assert digests(result) == expected and survivor.check_integrity() == []
         assert any("goes on from step" in text for text in notes(seen))
 
 
@@ -151,7 +153,7 @@ def test_a_bank_begun_on_two_devices_is_finished_on_one(peopled: Registry, monke
     watched(monkeypatch, lambda name: name == "work 0" and gate.wait(60) is None)
     job = build_bank(peopled, bank_request(machine=TWO))
     for event in job:
-        if isinstance(event, Saved) and event.kind == "anchor":
+        if isinstance(event, ArtifactSaved) and event.kind == "anchor":
             gate.set()
             break
     job.close()  # type: ignore[attr-defined]
@@ -181,11 +183,11 @@ def test_an_error_on_one_device_stops_the_other_with_a_checkpoint(
         watched(patch, before)
         with pytest.raises(RuntimeError, match="the second device is broken"):
             finish(build_bank(peopled, bank_request(epochs=10, machine=TWO)))
-    assert workers() == [] and len(list(peopled.files.partial.iterdir())) == 1
+    assert workers() == [] and len(list(peopled.files.checkpoint_folder.iterdir())) == 1
     run = peopled.runs.all()[0]
     assert run.status == "failed"
     result, seen = finish(build_bank(peopled, bank_request(epochs=10, machine=TWO)))
-    assert result["status"] == "ready" and peopled.check() == []
+    assert result["status"] == "ready" and peopled.check_integrity() == []
     assert len([text for text in notes(seen) if "goes on from step" in text]) == 1
 
 
@@ -193,7 +195,7 @@ def test_an_anchor_whose_loss_explodes_ends_the_build(peopled: Registry, monkeyp
     spoilt(monkeypatch, float("inf"))
     with pytest.raises(BadInput, match=r"anchor 3/3: .* loss inf"):
         finish(build_bank(peopled, bank_request(machine=TWO)))
-    assert peopled.runs.all()[0].status == "failed" and peopled.check() == []
+    assert peopled.runs.all()[0].status == "failed" and peopled.check_integrity() == []
 
 
 def test_two_devices_adapt_as_one_does(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +206,7 @@ def test_two_devices_adapt_as_one_does(peopled: Registry, monkeypatch: pytest.Mo
     alone, _ = finish(adapt_users(peopled, users, fuse_request(), QUICK))
     bank = peopled.banks.get("lamp-2")
     before = [load_weights(peopled, peopled.stacks.get(user.id, "lamp-2", bank.id).digest, bank.base) for user in users]  # type: ignore[union-attr]
-    deltas = [{path: part.delta(path) for path in part.factors} for part in before]
+    deltas = [{path: part.delta_weight(path) for path in part.factors} for part in before]
     for user in users:
         peopled.stacks.remove(user.id, "lamp-2", bank.id)
     together, seen = finish(adapt_users(peopled, users, on_two(), QUICK))
@@ -216,9 +218,9 @@ def test_two_devices_adapt_as_one_does(peopled: Registry, monkeypatch: pytest.Mo
         assert stack is not None and one["user"] == two["user"] == user.name
         after = load_weights(peopled, stack.digest, bank.base)
         for path, wide in delta.items():  # files are float16: a last bit there is 1e-3 of one number
-            assert float((after.delta(path) - wide).norm() / wide.norm()) < 1e-3
+            assert float((after.delta_weight(path) - wide).norm() / wide.norm()) < 1e-3
     assert [event.done for event in seen if training(event)][-1] == 18
-    assert {run.status for run in peopled.runs.all()} == {"done"} and peopled.check() == []
+    assert {run.status for run in peopled.runs.all()} == {"done"} and peopled.check_integrity() == []
 
 
 def test_a_stopped_adaptation_finds_its_groups_again(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,10 +236,10 @@ def test_a_stopped_adaptation_finds_its_groups_again(peopled: Registry, monkeypa
     watched(monkeypatch, before)
     job = adapt_users(peopled, users, on_two(), QUICK)
     for event in job:
-        if isinstance(event, Saved) and event.kind == "stack":
+        if isinstance(event, ArtifactSaved) and event.kind == "stack":
             gate.set()
             break
-    assert isinstance(event, Saved) and event.name == "kim"
+    assert isinstance(event, ArtifactSaved) and event.name == "kim"
     job.close()  # type: ignore[attr-defined]
     states = {run.subject: run.status for run in peopled.runs.all() if run.kind == "user adapt"}
     assert states == {"ida": "interrupted", "jon": "interrupted", "kim": "done"}
@@ -252,7 +254,7 @@ def test_who_fails_on_one_device_costs_nobody_their_stack(peopled: Registry, mon
     users = [peopled.users.get(name) for name in SHORT]
     results, seen = finish(adapt_users(peopled, users, on_two(), QUICK))
     assert [result["user"] for result in results] == ["ida", "jon"]
-    assert [event.label for event in seen if isinstance(event, Failed)] == ["kim"]
+    assert [event.label for event in seen if isinstance(event, UnitFailed)] == ["kim"]
 
 
 def test_only_as_many_bases_are_loaded_as_have_work(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +276,7 @@ def test_only_as_many_bases_are_loaded_as_have_work(peopled: Registry, monkeypat
 
 @pytest.mark.parametrize("device", ["cpu,gpu", "auto,cpu"])
 def test_a_bad_list_is_refused_before_anything_is_written(peopled: Registry, device: str) -> None:
-    before = peopled.counts()
-    with pytest.raises(UsageFault, match="device"):
-        finish(build_bank(peopled, bank_request(machine=Machine(device=device))))
-    assert peopled.counts() == before
+    before = peopled.count_rows()
+    with pytest.raises(UsageError, match="device"):
+        finish(build_bank(peopled, bank_request(machine=MachineOptions(device=device))))
+    assert peopled.count_rows() == before

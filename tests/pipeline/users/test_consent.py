@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.text.tasks import BUILTIN
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.pipeline.bank.build import bank_key, build_bank, contributors
 from mta_cli.pipeline.bank.refresh import refresh_bank
 from mta_cli.pipeline.data.import_file import import_file
@@ -28,14 +28,14 @@ from tests.trust.tally import tally
 @pytest.fixture(autouse=True)
 def quick_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """The task by its name is the quick one of `town`."""
-    monkeypatch.setitem(BUILTIN, TASK.name, TASK)
+    monkeypatch.setitem(BUILTIN_TASKS, TASK.name, TASK)
 
 
 def shy(reg: Registry) -> int:
     """Somebody with a long history who does not consent; returns their number."""
     user = reg.users.add("shy", can_anchor=False)
     words = [NewItem(f"s{n}", "lamp-2", f"film {n} about a secret heron", "dark comedy") for n in range(40)]
-    reg.items.append(user.id, words)
+    reg.items.append_items(user.id, words)
     return user.id
 
 
@@ -43,7 +43,7 @@ def served(reg: Registry) -> tuple[Any, ...]:
     """Everything of the bank that serves others: adapters, label rates, neighbours and their kernel."""
     bank = reg.banks.get("lamp-2")
     digests = [bank.task_adapter, *(anchor.digest for anchor in reg.banks.anchors(bank.id))]
-    neighbours = [(one.output, one.vector) for one in reg.neighbours.of_bank(bank.id)]
+    neighbours = [(one.output, one.vector) for one in reg.neighbours.consenting_neighbours(bank.id)]
     return bank.key, digests, bank.config, bank.kernel, neighbours
 
 
@@ -96,7 +96,7 @@ def test_a_refresh_replaces_them(peopled: Registry) -> None:
     finish(set_consent(peopled, str(first.user), False))
     result, _ = finish(refresh_bank(peopled, "lamp-2", CPU))
     assert len(result["replaced"]) == 1 and first.user not in {anchor["user"] for anchor in result["anchors"]}
-    assert peopled.users.get(str(first.user)) and peopled.check() == []
+    assert peopled.users.get(str(first.user)) and peopled.check_integrity() == []
     tally("consent taken back", "replaced by a refresh")
 
 
@@ -116,12 +116,12 @@ def test_until_then_nobody_new_rests_on_them(peopled: Registry) -> None:
 def test_their_items_are_no_neighbours_from_then_on(peopled: Registry) -> None:
     built(peopled)
     bank, user = peopled.banks.get("lamp-2"), peopled.users.get("user0")
-    assert user.id in {one.user_id for one in peopled.neighbours.of_bank(bank.id)}
-    before = peopled.neighbours.count(bank.id)
+    assert user.id in {one.user_id for one in peopled.neighbours.consenting_neighbours(bank.id)}
+    before = peopled.neighbours.count_neighbours(bank.id)
     finish(set_consent(peopled, "user0", False))
-    assert user.id not in {one.user_id for one in peopled.neighbours.of_bank(bank.id)}
-    assert peopled.neighbours.count(bank.id) == before - 10
-    tally("neighbours whose person took it back", "out at once", before - peopled.neighbours.count(bank.id))
+    assert user.id not in {one.user_id for one in peopled.neighbours.consenting_neighbours(bank.id)}
+    assert peopled.neighbours.count_neighbours(bank.id) == before - 10
+    tally("neighbours whose person took it back", "out at once", before - peopled.neighbours.count_neighbours(bank.id))
 
 
 def test_given_again_nothing_of_theirs_is_stale(peopled: Registry) -> None:
@@ -137,7 +137,7 @@ def test_given_again_nothing_of_theirs_is_stale(peopled: Registry) -> None:
 
 def test_a_bank_of_an_evaluation_serves_nobody_and_stays(peopled: Registry) -> None:
     numbers: list[int] = []
-    finish(build_bank(peopled, replace(bank_request(), purpose="eval", begun=numbers.append)))
+    finish(build_bank(peopled, replace(bank_request(), purpose="eval", on_bank_started=numbers.append)))
     name = str(peopled.banks.anchors(numbers[0])[0].user)
     assert finish(set_consent(peopled, name, False))[0]["stale_anchors"] == []
     assert not any(anchor.stale for anchor in peopled.banks.anchors(numbers[0]))
@@ -150,7 +150,7 @@ def test_whoever_has_too_few_items_or_came_later_is_in_no_task_adapter(
     assert finish(set_consent(peopled, "ida", False))[0]["task_adapters"] == []
     monkeypatch.setattr("store.tables.users.now", lambda: "2999-01-01T00:00:00+00:00")
     late = peopled.users.add("late")
-    peopled.items.append(late.id, [NewItem(f"l{n}", "lamp-2", f"film {n}", "action") for n in range(10)])
+    peopled.items.append_items(late.id, [NewItem(f"l{n}", "lamp-2", f"film {n}", "action") for n in range(10)])
     assert finish(set_consent(peopled, "late", False))[0]["task_adapters"] == []
     assert finish(set_consent(peopled, "user4", False))[0]["task_adapters"] != []
 
@@ -211,4 +211,4 @@ def test_a_question_that_is_not_answered_leaves_nothing(tmp_path: Path) -> None:
     with Registry.open(tmp_path / "store", create=True) as reg:
         with pytest.raises(KeyboardInterrupt):
             imported(reg, "jsonl", write(tmp_path / "a.jsonl", rows("ann")), ask=nobody)
-        assert reg.users.names() == [] and reg.counts()["items"] == 0
+        assert reg.users.names() == [] and reg.count_rows()["items"] == 0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound
-from mta_cli.pipeline.users.export_data import FILES, export_all_data
+from mta_cli.pipeline.users.export_data import FILE_DESCRIPTIONS, export_all_data
 from mta_cli.pipeline.users.export_folder import exports_of
 from mta_cli.pipeline.users.forget import forget_user, plan_forget
 from store.records import Profile
@@ -53,15 +53,17 @@ def given(reg: Registry, to: Path, name: str = NAME) -> dict[str, Any]:
 def lived(reg: Registry) -> int:
     """Somebody with something in every table; returns their number."""
     me, other = furnish(reg)
-    reg.profiles.put(Profile(me, "free", "e", struct.pack("<3f", 1.0, 2.0, 0.5), 50, 250))
+    reg.profiles.save_profile(Profile(me, "free", "e", struct.pack("<3f", 1.0, 2.0, 0.5), 50, 250))
     cores = bank(reg, [other], key="cores")
     stack = adapted(reg, me, cores, b"the basis of all")
-    reg.stacks.put(replace(stack, numbers=struct.pack("<2e", 0.5, -1.0), bytes=4))
-    reg.neighbours.add(cores.id, [(reg.items.recent(me, "free", 1)[0].id, struct.pack("<2e", 0.25, 1.0))])
+    reg.stacks.save_stack(replace(stack, numbers=struct.pack("<2e", 0.5, -1.0), bytes=4))
+    reg.neighbours.add_neighbours(
+        cores.id, [(reg.items.recent_items(me, "free", 1)[0].id, struct.pack("<2e", 0.25, 1.0))]
+    )
     measured = bank(reg, [other], name="eval free", key="eval", purpose="eval")
     evaluated(reg, "a design", bank=(other,), test=(me,), made=measured.id)
     mine = reg.runs.of_subject(NAME)[0]
-    reg.runs.finish(mine.id, {"loss_after": float("nan")})
+    reg.runs.finish_run(mine.id, {"loss_after": float("nan")})
     return me
 
 
@@ -91,26 +93,28 @@ def test_everything_that_tables_hold_of_a_person_is_there(reg: Registry, tmp_pat
         "started",
         "ended",
     }
-    assert me and set(held) == {name.removesuffix(".json") for name in FILES}
+    assert me and set(held) == {name.removesuffix(".json") for name in FILE_DESCRIPTIONS}
 
 
 def test_no_table_that_belongs_to_somebody_is_left_out(reg: Registry) -> None:
     """Every table that refers to users, or to something of theirs, has its place."""
     known, grew = {"users"}, True
-    tables = [row["name"] for row in reg._db.rows("SELECT name FROM sqlite_master WHERE type = 'table'")]
-    theirs = {table: {row["table"] for row in reg._db.rows(f"PRAGMA foreign_key_list({table})")} for table in tables}
+    tables = [row["name"] for row in reg._db.fetch_dicts("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    theirs = {
+        table: {row["table"] for row in reg._db.fetch_dicts(f"PRAGMA foreign_key_list({table})")} for table in tables
+    }
     while grew:
         more = {table for table, parents in theirs.items() if parents & known} - known
         known, grew = known | more, bool(more)
     assert known - {"users"} == set(HELD)
-    assert set(HELD.values()) <= {name.removesuffix(".json") for name in FILES}
+    assert set(HELD.values()) <= {name.removesuffix(".json") for name in FILE_DESCRIPTIONS}
 
 
 def test_each_key_of_each_file_is_explained(reg: Registry, tmp_path: Path) -> None:
     lived(reg)
     held = given(reg, tmp_path / "mine")
     card = (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
-    for name, what in FILES.items():
+    for name, what in FILE_DESCRIPTIONS.items():
         assert f"`{name}`: {what}" in card
         document = held[name.removesuffix(".json")]
         parts = document if isinstance(document, dict) and name != "person.json" else {"": [document]}
@@ -132,7 +136,7 @@ def test_names_are_no_paths(reg: Registry, tmp_path: Path) -> None:
     person(reg, "../../x", "a")
     given(reg, tmp_path / "here" / "mine", "../../x")
     files = sorted(str(path.relative_to(tmp_path / "here")) for path in (tmp_path / "here").rglob("*"))
-    assert files == sorted(["mine", *(f"mine/{name}" for name in (*FILES, "README.md"))])
+    assert files == sorted(["mine", *(f"mine/{name}" for name in (*FILE_DESCRIPTIONS, "README.md"))])
 
 
 @pytest.mark.parametrize(("place", "reason"), [("~nosuchuser/x", "home directory"), ("x" * 300, "too long")])

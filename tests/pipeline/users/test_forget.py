@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.errors import NotFound
-from mta_cli.events import Planned
+from mta_cli.events import JobPlan
 from mta_cli.pipeline.users.forget import forget_user, plan_forget
 from store.registry import Registry
 from tests.pipeline.histories import imported, person, rows, run, write
@@ -37,16 +37,16 @@ def test_every_trace_goes(reg: Registry, tmp_path: Path) -> None:
     for trace in (name, SECRET, "cannery", "lighthouse", f"{name}-q0"):
         assert trace.encode() not in left
     assert reg.users.names() == ["bob"]
-    assert len(reg.items.recent(reg.users.get("bob").id, "free", None)) == 300
+    assert len(reg.items.recent_items(reg.users.get("bob").id, "free", None)) == 300
 
 
 def test_anchors_of_them_are_named_and_stale(reg: Registry, tmp_path: Path) -> None:
     imported(reg, "jsonl", write(tmp_path / "a.jsonl", rows("ann") + rows("bob")))
-    bank = reg.banks.begin("tags", "key", "free", "sha256:base", "sha256:embedder", 0, {})
+    bank = reg.banks.get_or_create_bank("tags", "key", "free", "sha256:base", "sha256:embedder", 0, {})
     anchors = reg.banks.plan_anchors(
         bank.id, [(reg.users.get(name).id, n, 1, 3) for n, name in enumerate(("ann", "bob"))]
     )
-    (plan,) = (event for event in plan_forget(reg, "ann") if isinstance(event, Planned))
+    (plan,) = (event for event in plan_forget(reg, "ann") if isinstance(event, JobPlan))
     assert {line.name: line.value for line in plan.lines}["anchor of"] == "tags v1"
     result, notes = run(forget_user(reg, "ann"))
     assert result["stale_anchors"] == [{"bank": "tags", "version": 1, "anchor": anchors[0].id}]

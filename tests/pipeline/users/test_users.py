@@ -104,8 +104,8 @@ def test_adding_dry(reg: Registry, tmp_path: Path) -> None:
 def test_everything_held_is_described(reg: Registry, tmp_path: Path) -> None:
     imported(reg, "users", write(tmp_path / "u.json", [person("ann", 2, 1)]), task="lamp-2")
     imported(reg, "jsonl", write(tmp_path / "a.jsonl", rows("ann", 1)))
-    chat = reg.chats.start(reg.users.get("ann").id, "greetings")
-    reg.chats.add(chat.id, "user", "good morning", {})
+    chat = reg.chats.start_chat(reg.users.get("ann").id, "greetings")
+    reg.chats.add_message(chat.id, "user", "good morning", {})
     held = describe_user(reg, "ann")
     assert (held["name"], held["can_anchor"]) == ("ann", True)
     assert {(each["task"], each["items"], each["queries"]) for each in held["tasks"]} == {
@@ -120,8 +120,8 @@ def test_everything_held_is_described(reg: Registry, tmp_path: Path) -> None:
 
 def test_runs_of_a_person(reg: Registry) -> None:
     list(add_user(reg, "ann"))
-    run_of = reg.runs.start("adapt", "ann", {"shots": 5})
-    reg.runs.finish(run_of.id, {"loss_after": 1.5})
+    run_of = reg.runs.start_run("adapt", "ann", {"shots": 5})
+    reg.runs.finish_run(run_of.id, {"loss_after": 1.5})
     (entry,) = user_runs(reg, "ann")
     assert (entry["kind"], entry["status"], entry["result"]) == ("adapt", "done", {"loss_after": 1.5})
 
@@ -144,7 +144,7 @@ def test_recent_items(reg: Registry, tmp_path: Path) -> None:
 
 def test_items_of_a_task_that_is_none(reg: Registry) -> None:
     user = reg.users.add("ann")
-    reg.items.append(user.id, [NewItem("1", "once", "a kite", "red")])  # its task was removed since
+    reg.items.append_items(user.id, [NewItem("1", "once", "a kite", "red")])  # its task was removed since
     assert [item.input for item in find_items(reg, "ann", task="once")] == ["a kite"]
     assert [item.input for item in find_items(reg, "ann", task="once", search="kite")] == ["a kite"]
     for search in (None, "kite"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from store.integrity.check import structure_faults
+from store.integrity.check import find_structure_faults
 from store.registry import Registry
 from tests.store.making import adapted, bank, person
 from tests.store.test_files import DEAD
@@ -29,8 +29,8 @@ def damage(root: Path, statement: str) -> None:
 
 
 def test_a_store_that_is_well(full: Registry) -> None:
-    assert full.check() == []
-    assert {table: count for table, count in full.counts().items() if count} == {
+    assert full.check_integrity() == []
+    assert {table: count for table, count in full.count_rows().items() if count} == {
         "users": 2,
         "items": 2,
         "adapters": 3,
@@ -56,7 +56,7 @@ def test_a_store_that_is_well(full: Registry) -> None:
 )
 def test_damaged_rows(full: Registry, statement: str, finding: str) -> None:
     damage(full.root, statement)
-    found = full.check()
+    found = full.check_integrity()
     assert any(finding in line for line in found)
 
 
@@ -66,7 +66,7 @@ def test_damaged_and_missing_files(full: Registry) -> None:
     second.unlink()
     (third.parent / f"{'a' * 64}.safetensors").write_bytes(b"nobody's")
     (third.parent / f".mta-{DEAD}-00.tmp").write_bytes(b"half")
-    found = "\n".join(full.check())
+    found = "\n".join(full.check_integrity())
     for words in (
         f"{first.stem} is damaged",
         f"{second.stem} is gone",
@@ -74,7 +74,7 @@ def test_damaged_and_missing_files(full: Registry) -> None:
         "a write that was stopped",
     ):
         assert words in found
-    assert len(full.check()) == 4
+    assert len(full.check_integrity()) == 4
 
 
 def test_a_damaged_database(root: Path) -> None:
@@ -87,25 +87,25 @@ def test_a_damaged_database(root: Path) -> None:
     content[middle : middle + 2048] = b"\xff" * 2048
     path.write_bytes(content)
     with Registry.open(root) as reg:
-        assert reg.check() != []
+        assert reg.check_integrity() != []
 
 
 def test_a_busy_store_is_not_called_damaged(root: Path, full: Registry) -> None:
     with Registry.open(root, timeout=0.1) as other, full.transaction():
-        found = other.check()
+        found = other.check_integrity()
     assert len(found) == 1
     assert "has been writing" in found[0]
 
 
 def test_a_column_in_another_letter_case_is_named_before_it_answers(full: Registry) -> None:
     """As one flipped bit leaves it: every statement still finds the column, whose name then fits no record."""
-    assert structure_faults(full.root) == []
+    assert find_structure_faults(full.root) == []
     with sqlite3.connect(full.root / "registry.db") as conn:
         conn.execute("PRAGMA writable_schema = ON")
         conn.execute("UPDATE sqlite_master SET sql = replace(sql, 'created TEXT', 'cReated TEXT') WHERE name = 'banks'")
     conn.close()
-    assert structure_faults(full.root) == ["registry.db is damaged: the columns of banks are not its own"]
+    assert find_structure_faults(full.root) == ["registry.db is damaged: the columns of banks are not its own"]
     with sqlite3.connect(full.root / "registry.db") as conn:
         conn.execute("PRAGMA user_version = 5")
     conn.close()
-    assert structure_faults(full.root) == [], "an earlier schema has other columns"
+    assert find_structure_faults(full.root) == [], "an earlier schema has other columns"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mta_cli.errors import IntegrityFault
-from store.queries.dependents import Replacement
+from store.queries.dependents import AnchorReplacement
 from store.records import Bank
 from store.registry import Registry
 from tests.store.making import adapted, adapter, bank, person
@@ -15,10 +15,12 @@ def mended(reg: Registry, made: Bank, user: int, *places: int) -> None:
     """Replace the anchors in these places by ones of `user`."""
     anchors = reg.banks.anchors(made.id)
     new = [
-        Replacement(anchors[i].id, user, 7, 9, adapter(reg, f"new {i}".encode(), below=made.task_adapter), 3.0, 1.0)
+        AnchorReplacement(
+            anchors[i].id, user, 7, 9, adapter(reg, f"new {i}".encode(), below=made.task_adapter), 3.0, 1.0
+        )
         for i in places
     ]
-    reg.banks.replace_stale(made.id, new, "another key", {"rank": 2, "label_rates": [1.0]})
+    reg.banks.replace_stale_anchors(made.id, new, "another key", {"rank": 2, "label_rates": [1.0]})
 
 
 def test_a_replacement_takes_the_place_and_no_number_of_the_one_before(reg: Registry) -> None:
@@ -32,7 +34,7 @@ def test_a_replacement_takes_the_place_and_no_number_of_the_one_before(reg: Regi
     assert (new.loss_first, new.loss_last) == (3.0, 1.0) and not reg.files.path(str(last.digest)).exists()
     found = reg.banks.by_id(made.id)
     assert (found.key, found.config, found.status) == ("another key", {"rank": 2, "label_rates": [1.0]}, "ready")
-    assert reg.check() == []
+    assert reg.check_integrity() == []
 
 
 def test_several_at_once_and_one_after_another(reg: Registry) -> None:
@@ -43,7 +45,7 @@ def test_several_at_once_and_one_after_another(reg: Registry) -> None:
     mended(reg, made, ann, 0)
     now = reg.banks.anchors(made.id)
     assert sorted(anchor.cluster for anchor in now) == [0, 1, 2] and not set(numbers) & {a.id for a in now}
-    assert reg.check() == []
+    assert reg.check_integrity() == []
 
 
 def test_what_rested_on_it_goes_and_what_did_not_stays(reg: Registry) -> None:
@@ -52,22 +54,22 @@ def test_what_rested_on_it_goes_and_what_did_not_stays(reg: Registry) -> None:
     adapted(reg, cy, made, b"stack of cy")
     adapted(reg, dee, other, b"stack of dee")
     first = reg.banks.anchors(made.id)[0]
-    assert reg.banks.resting(made.id, [first.id]) == ["cy"] and reg.banks.resting(made.id) == []
+    assert reg.banks.dependent_users(made.id, [first.id]) == ["cy"] and reg.banks.dependent_users(made.id) == []
     mended(reg, made, dee, 0)
     assert reg.recipes.of_user(cy) == reg.stacks.of_user(cy) == []
     assert len(reg.recipes.of_user(dee)) == len(reg.stacks.of_user(dee)) == 1
-    assert reg.check() == []
+    assert reg.check_integrity() == []
 
 
 def test_a_replacement_that_cannot_be_leaves_all_as_it_was(reg: Registry) -> None:
     ann, bob, cy = (person(reg, name, "a") for name in ("ann", "bob", "cy"))
     made = bank(reg, [ann, bob])
     adapted(reg, cy, made)
-    before = reg.banks.anchors(made.id), reg.banks.by_id(made.id), reg.counts()
-    lost = Replacement(before[0][0].id, 999, 1, 1, str(before[0][0].digest), 1.0, 1.0)
+    before = reg.banks.anchors(made.id), reg.banks.by_id(made.id), reg.count_rows()
+    lost = AnchorReplacement(before[0][0].id, 999, 1, 1, str(before[0][0].digest), 1.0, 1.0)
     with pytest.raises(IntegrityFault):
-        reg.banks.replace_stale(made.id, [lost], "k", {})
-    assert (reg.banks.anchors(made.id), reg.banks.by_id(made.id), reg.counts()) == before
+        reg.banks.replace_stale_anchors(made.id, [lost], "k", {})
+    assert (reg.banks.anchors(made.id), reg.banks.by_id(made.id), reg.count_rows()) == before
 
 
 def test_consent_marks_anchors_of_banks_for_use_and_of_no_other(reg: Registry) -> None:

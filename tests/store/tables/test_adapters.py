@@ -24,7 +24,7 @@ def test_an_adapter_comes_back_as_it_went_in(reg: Registry) -> None:
     assert (found.config, found.versions) == ({"steps": 3}, {"torch": "2"})
     assert found.created.startswith("2")
     assert {each.digest for each in reg.adapters.all()} == {below, digest}
-    reg.adapters.add(found)
+    reg.adapters.add_adapter(found)
     assert len(reg.adapters.all()) == 2
     with pytest.raises(NotFound):
         reg.adapters.get("a" * 64)
@@ -33,27 +33,27 @@ def test_an_adapter_comes_back_as_it_went_in(reg: Registry) -> None:
 def test_no_row_without_its_whole_file(reg: Registry) -> None:
     known = reg.adapters.get(adapter(reg, b"meta"))
     with pytest.raises(IntegrityFault, match="is gone"):
-        reg.adapters.add(replace(known, digest="a" * 64))
+        reg.adapters.add_adapter(replace(known, digest="a" * 64))
     digest, _ = reg.files.write(b"other")
     reg.files.path(digest).write_bytes(b"oth")
     with pytest.raises(IntegrityFault, match="damaged"):
-        reg.adapters.add(replace(known, digest=digest))
+        reg.adapters.add_adapter(replace(known, digest=digest))
     assert reg.adapters.all() == [known]
 
 
 def test_a_path_is_of_a_verified_file(reg: Registry) -> None:
     digest = adapter(reg, b"meta")
-    assert reg.adapters.path(digest, base=BASE).read_bytes() == b"meta"
+    assert reg.adapters.verified_path(digest, base=BASE).read_bytes() == b"meta"
     reg.files.path(digest).write_bytes(b"mets")
     with pytest.raises(IntegrityFault, match=digest) as caught:
-        reg.adapters.path(digest)
+        reg.adapters.verified_path(digest)
     assert caught.value.hint
 
 
 def test_another_base_is_refused_with_both_fingerprints(reg: Registry) -> None:
     digest, other = adapter(reg, b"meta"), "sha256:" + "0" * 64
     with pytest.raises(IntegrityFault) as caught:
-        reg.adapters.path(digest, base=other)
+        reg.adapters.verified_path(digest, base=other)
     assert BASE in caught.value.message
     assert other in caught.value.message
     assert caught.value.hint
@@ -65,11 +65,11 @@ def test_what_nothing_uses_is_removed_row_and_file(reg: Registry) -> None:
     adapted(reg, bob, made)
     lone_task = adapter(reg, b"lone task", kind="task")
     lone = adapter(reg, b"lone", below=lone_task)
-    assert {each.digest for each in reg.adapters.unreferenced()} == {lone, lone_task}
+    assert {each.digest for each in reg.adapters.list_unreferenced()} == {lone, lone_task}
     assert set(reg.adapters.remove_unreferenced()) == {lone, lone_task}
     assert reg.adapters.remove_unreferenced() == []
     assert len(reg.adapters.all()) == 3
-    assert reg.check() == []
+    assert reg.check_integrity() == []
     assert not reg.files.path(lone).exists()
 
 
@@ -79,8 +79,8 @@ def test_an_adapter_below_a_used_one_is_used(reg: Registry) -> None:
     stack = adapted(reg, bob, made)
     other_task = adapter(reg, b"other task", kind="task")
     top = adapter(reg, b"top", kind="stack", below=other_task)
-    reg.stacks.put(replace(stack, digest=top))
-    assert reg.adapters.unreferenced() == []
+    reg.stacks.save_stack(replace(stack, digest=top))
+    assert reg.adapters.list_unreferenced() == []
     assert not reg.files.path(stack.digest).exists(), "the replaced stack's adapter went"
 
 
@@ -90,14 +90,14 @@ def test_one_adapter_is_used_by_what_uses_any(reg: Registry) -> None:
     basis, below = adapter(reg, b"basis", kind="basis"), adapter(reg, b"below", kind="task")
     reg.banks.set_basis(made.id, basis)
     stack = adapted(reg, bob, made)
-    reg.stacks.put(replace(stack, digest=adapter(reg, b"top", below=adapter(reg, b"between", below=below))))
+    reg.stacks.save_stack(replace(stack, digest=adapter(reg, b"top", below=adapter(reg, b"between", below=below))))
     lone = adapter(reg, b"lone", below=below)
     used = {each.digest for each in reg.adapters.all()} - {lone}
-    assert len(used) == 6 and [each.digest for each in reg.adapters.unreferenced()] == [lone]
+    assert len(used) == 6 and [each.digest for each in reg.adapters.list_unreferenced()] == [lone]
     for digest in (*used, lone, "a" * 64):
         reg.adapters.remove_if_unreferenced(digest)
     assert {each.digest for each in reg.adapters.all()} == used
-    assert not reg.files.path(lone).exists() and reg.check() == []
+    assert not reg.files.path(lone).exists() and reg.check_integrity() == []
 
 
 def test_the_latest_adapters_of_a_kind_that_took_time(reg: Registry) -> None:
@@ -107,7 +107,7 @@ def test_the_latest_adapters_of_a_kind_that_took_time(reg: Registry) -> None:
     def add(name: str, day: int, **changes: object) -> None:
         digest, _ = reg.files.write(name.encode())
         values = {"seconds": 2.0, "config": {"compute": "float32"}, "created": f"2026-01-{day:02}", **changes}
-        reg.adapters.add(replace(known, digest=digest, **values))  # type: ignore[arg-type]
+        reg.adapters.add_adapter(replace(known, digest=digest, **values))  # type: ignore[arg-type]
         made[digest] = name
 
     for day in (3, 1, 2, 4):
@@ -120,7 +120,7 @@ def test_the_latest_adapters_of_a_kind_that_took_time(reg: Registry) -> None:
     add("other place", 9, placement="late")
 
     def latest(count: int, *placements: str) -> list[str]:
-        return [made[each.digest] for each in reg.adapters.latest(BASE, "float32", placements, count)]
+        return [made[each.digest] for each in reg.adapters.latest_trained(BASE, "float32", placements, count)]
 
     assert latest(3, "all") == ["day 4", "day 3", "day 2"]
     assert latest(2, "all", "upper") == ["layers", "day 4"]
@@ -134,7 +134,7 @@ def test_a_rollback_keeps_rows_and_files(reg: Registry) -> None:
         assert reg.adapters.remove_unreferenced() == [digest]
         assert reg.files.path(digest).exists(), "files go when rows are durably gone"
         raise RuntimeError("stop")
-    assert reg.adapters.path(digest).read_bytes() == b"lone"
+    assert reg.adapters.verified_path(digest).read_bytes() == b"lone"
 
 
 def test_a_crash_between_row_and_file_is_made_good_when_opened(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_a_crash_between_row_and_file_is_made_good_when_opened(reg: Registry, mo
     assert reg.adapters.all() == []
     with Registry.open(reg.root) as again:
         assert not again.files.path(digest).exists()
-        assert again.check() == []
+        assert again.check_integrity() == []
 
 
 def test_an_adapter_made_again_is_not_doomed(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,54 +159,54 @@ def test_an_adapter_made_again_is_not_doomed(reg: Registry, monkeypatch: pytest.
         crash.setattr(type(reg.adapters), "remove_doomed", lambda _: None)
         reg.adapters.remove_unreferenced()
     reg.files.write(b"lone")
-    reg.adapters.add(row)
+    reg.adapters.add_adapter(row)
     with Registry.open(reg.root) as again:
-        assert again.adapters.path(row.digest).read_bytes() == b"lone"
+        assert again.adapters.verified_path(row.digest).read_bytes() == b"lone"
 
 
 def as_of_the_dead(reg: Registry, digest: str) -> None:
     """The claim to a digest, as a process that was killed leaves it."""
-    (claim,) = reg.files.folder.rglob("*.tmp")
+    (claim,) = reg.files.adapter_folder.rglob("*.tmp")
     claim.rename(claim.with_name(f".mta-{DEAD}-{digest}.tmp"))
 
 
 def test_a_file_that_was_never_added_goes_when_its_process_is_no_more(reg: Registry) -> None:
-    digest, size = reg.adapters.write(b"lone")
+    digest, size = reg.adapters.write_file(b"lone")
     assert size == 4 and reg.files.path(digest).read_bytes() == b"lone"
     with Registry.open(reg.root) as again:
-        assert again.check() == [] and again.files.path(digest).exists(), "its process may be about to add it"
+        assert again.check_integrity() == [] and again.files.path(digest).exists(), "its process may be about to add it"
     as_of_the_dead(reg, digest)
     with Registry.open(reg.root) as again:
-        assert again.check() == []
-    assert [path for path in reg.files.folder.rglob("*") if path.is_file()] == []
+        assert again.check_integrity() == []
+    assert [path for path in reg.files.adapter_folder.rglob("*") if path.is_file()] == []
 
 
 def test_a_file_that_will_not_be_added_goes_at_once_unless_a_row_has_it(reg: Registry) -> None:
     known = adapter(reg, b"meta")
     for content in (b"other", b"meta"):
-        reg.adapters.abandon(reg.adapters.write(content)[0])
-    assert [path.stem for path in reg.files.folder.rglob("*.safetensors")] == [known]
-    assert not list(reg.files.folder.rglob("*.tmp")) and reg.check() == []
+        reg.adapters.discard_unrecorded_file(reg.adapters.write_file(content)[0])
+    assert [path.stem for path in reg.files.adapter_folder.rglob("*.safetensors")] == [known]
+    assert not list(reg.files.adapter_folder.rglob("*.tmp")) and reg.check_integrity() == []
 
 
 def test_a_file_that_was_added_stays_whatever_becomes_of_its_process(reg: Registry) -> None:
     known = reg.adapters.get(adapter(reg, b"meta"))
-    digest, _ = reg.adapters.write(b"other")
+    digest, _ = reg.adapters.write_file(b"other")
     with pytest.raises(RuntimeError), reg.transaction():
-        reg.adapters.add(replace(known, digest=digest))
+        reg.adapters.add_adapter(replace(known, digest=digest))
         raise RuntimeError("stop")
-    assert len(list(reg.files.folder.rglob("*.tmp"))) == 1, "nothing was added"
-    reg.adapters.add(replace(known, digest=digest))
-    assert list(reg.files.folder.rglob("*.tmp")) == []
-    reg.files.claim(digest)
+    assert len(list(reg.files.adapter_folder.rglob("*.tmp"))) == 1, "nothing was added"
+    reg.adapters.add_adapter(replace(known, digest=digest))
+    assert list(reg.files.adapter_folder.rglob("*.tmp")) == []
+    reg.files.claim_digest(digest)
     as_of_the_dead(reg, digest)
     with Registry.open(reg.root) as again:
-        assert again.check() == [] and again.files.read(digest) == b"other"
-    assert list(reg.files.folder.rglob("*.tmp")) == []
+        assert again.check_integrity() == [] and again.files.read(digest) == b"other"
+    assert list(reg.files.adapter_folder.rglob("*.tmp")) == []
 
 
 def test_opening_a_store_lists_its_files_once(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    as_of_the_dead(reg, reg.adapters.write(b"lone")[0])
+    as_of_the_dead(reg, reg.adapters.write_file(b"lone")[0])
     glob, listed = Path.glob, []
 
     def counted(self: Path, pattern: str) -> Iterator[Path]:
@@ -216,17 +216,17 @@ def test_opening_a_store_lists_its_files_once(reg: Registry, monkeypatch: pytest
     monkeypatch.setattr(Path, "glob", counted)
     Registry.open(reg.root).close()
     assert len(listed) == len(set(listed)) and "adapters/??/.*.tmp" in listed
-    assert not list(reg.files.folder.rglob("*.safetensors"))
+    assert not list(reg.files.adapter_folder.rglob("*.safetensors"))
 
 
 def test_a_claim_that_cannot_be_given_up_does_no_harm(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     known = reg.adapters.get(adapter(reg, b"meta"))
-    digest, _ = reg.adapters.write(b"other")
+    digest, _ = reg.adapters.write_file(b"other")
 
     def refuse(_: Path) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as broken:
         broken.setattr(Path, "unlink", refuse)
-        reg.adapters.add(replace(known, digest=digest))
-    assert reg.adapters.get(digest).digest == digest and reg.check() == []
+        reg.adapters.add_adapter(replace(known, digest=digest))
+    assert reg.adapters.get(digest).digest == digest and reg.check_integrity() == []

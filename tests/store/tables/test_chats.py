@@ -7,28 +7,28 @@ import time
 import pytest
 
 from store.registry import Registry
-from store.tables.chats import MAX_WORDS
+from store.tables.chats import MAX_SEARCH_WORDS
 from tests.store.making import person
 from tests.store.queries.test_full_text import HOSTILE
 
 
 def chat(reg: Registry, user: int, title: str, *turns: str) -> int:
     """A stored conversation of these turns, the user's first."""
-    begun = reg.chats.start(user, title)
+    begun = reg.chats.start_chat(user, title)
     for number, words in enumerate(turns):
-        reg.chats.add(begun.id, ("user", "assistant")[number % 2], words, {})
+        reg.chats.add_message(begun.id, ("user", "assistant")[number % 2], words, {})
     return begun.id
 
 
 def ids(reg: Registry, user: int, text: str = "", **how: int) -> list[int]:
     """The numbers of what is found."""
-    return [found.id for found in reg.chats.search(user, text, **how)]
+    return [found.id for found in reg.chats.search_chats(user, text, **how)]
 
 
 def test_without_words_all_conversations_are_listed_newest_first(reg: Registry) -> None:
     alice = person(reg, "alice", "a")
     first, second = chat(reg, alice, "films", "one", "two"), chat(reg, alice, "books")
-    found = reg.chats.search(alice)
+    found = reg.chats.search_chats(alice)
     assert [(each.id, each.title, each.messages, each.excerpt) for each in found] == [
         (second, "books", 0, ""),
         (first, "films", 2, ""),
@@ -59,7 +59,7 @@ def test_the_excerpt_stands_around_what_was_found(reg: Registry) -> None:
     alice = person(reg, "alice", "a")
     chat(reg, alice, "long", f"{'x ' * 200}Lighthouse\n{'y ' * 200}")
     chat(reg, alice, "lighthouse", "nothing of it")
-    title, body = reg.chats.search(alice, "lighthouse")
+    title, body = reg.chats.search_chats(alice, "lighthouse")
     assert title.excerpt == ""
     assert "Lighthouse" in body.excerpt and "\n" not in body.excerpt and len(body.excerpt) < 100
     assert body.excerpt.startswith("…") and body.excerpt.endswith("…")
@@ -76,8 +76,8 @@ def test_letters_beyond_ascii_are_found_in_either_case(reg: Registry, typed: str
 def test_no_words_are_syntax(reg: Registry, text: str) -> None:
     alice = person(reg, "alice", "a")
     chat(reg, alice, "plain", "plain words", "and more")
-    found = reg.chats.search(alice, text)
-    words = text.encode(errors="replace").decode().lower().split()[:MAX_WORDS]
+    found = reg.chats.search_chats(alice, text)
+    words = text.encode(errors="replace").decode().lower().split()[:MAX_SEARCH_WORDS]
     holds = all(word in "plain plain words and more" for word in words)
     assert bool(found) == holds
 

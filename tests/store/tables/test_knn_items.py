@@ -16,44 +16,47 @@ def full(reg: Registry) -> tuple[Registry, Bank]:
     """A bank that keeps both items of two people."""
     users = [person(reg, name, "a fox", "the sea") for name in ("alice", "bob")]
     kept = bank(reg, users[:1])
-    items = [item for user in users for item in reg.items.recent(user, "free")]
-    reg.neighbours.add(kept.id, [(item.id, bytes([item.id, 0])) for item in items])
+    items = [item for user in users for item in reg.items.recent_items(user, "free")]
+    reg.neighbours.add_neighbours(kept.id, [(item.id, bytes([item.id, 0])) for item in items])
     return reg, kept
 
 
 def test_they_come_with_their_person_and_output_in_the_order_of_items(full: tuple[Registry, Bank]) -> None:
     reg, kept = full
     alice, bob = reg.users.get("alice").id, reg.users.get("bob").id
-    found = reg.neighbours.of_bank(kept.id)
+    found = reg.neighbours.consenting_neighbours(kept.id)
     assert [one.user_id for one in found] == [alice, alice, bob, bob]
     assert found[0] == Neighbour(found[0].item_id, alice, "answer", bytes([found[0].item_id, 0]))
-    assert reg.neighbours.known(kept.id) == {one.item_id for one in found} and reg.neighbours.count(kept.id) == 4
-    assert reg.neighbours.of_bank(kept.id + 1) == [] and reg.neighbours.count(kept.id + 1) == 0
+    assert (
+        reg.neighbours.item_ids(kept.id) == {one.item_id for one in found}
+        and reg.neighbours.count_neighbours(kept.id) == 4
+    )
+    assert reg.neighbours.consenting_neighbours(kept.id + 1) == [] and reg.neighbours.count_neighbours(kept.id + 1) == 0
 
 
 def test_an_item_is_kept_once(full: tuple[Registry, Bank]) -> None:
     reg, kept = full
     with pytest.raises(IntegrityFault):
-        reg.neighbours.add(kept.id, [(reg.neighbours.of_bank(kept.id)[0].item_id, b"xx")])
+        reg.neighbours.add_neighbours(kept.id, [(reg.neighbours.consenting_neighbours(kept.id)[0].item_id, b"xx")])
 
 
 def test_they_go_with_their_person(full: tuple[Registry, Bank]) -> None:
     reg, kept = full
     reg.users.forget(reg.users.get("alice").id)
-    assert {one.user_id for one in reg.neighbours.of_bank(kept.id)} == {reg.users.get("bob").id}
-    assert reg.neighbours.count(kept.id) == 2 and reg.check() == []
+    assert {one.user_id for one in reg.neighbours.consenting_neighbours(kept.id)} == {reg.users.get("bob").id}
+    assert reg.neighbours.count_neighbours(kept.id) == 2 and reg.check_integrity() == []
 
 
 def test_they_go_with_the_bank(full: tuple[Registry, Bank]) -> None:
     reg, kept = full
     reg.banks.remove(kept.id)
-    assert reg.neighbours.count(kept.id) == 0 and reg.counts()["items"] == 4
+    assert reg.neighbours.count_neighbours(kept.id) == 0 and reg.count_rows()["items"] == 4
 
 
 def test_who_withdraws_consent_is_no_neighbour(full: tuple[Registry, Bank]) -> None:
     reg, kept = full
     amend(reg._db, "users", "can_anchor = 0", "name = 'bob'", {})
-    assert {one.user_id for one in reg.neighbours.of_bank(kept.id)} == {reg.users.get("alice").id}
+    assert {one.user_id for one in reg.neighbours.consenting_neighbours(kept.id)} == {reg.users.get("alice").id}
 
 
 def test_a_kernel_is_kept_with_the_bank(full: tuple[Registry, Bank]) -> None:

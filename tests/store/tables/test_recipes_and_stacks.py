@@ -10,24 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mta_cli.errors import IntegrityFault
-from store.records import Recipe, Share
+from store.records import AnchorWeight, Recipe
 from store.registry import Registry
-from store.tables.recipes_and_stacks import pack_shares, unpack_shares
+from store.tables.recipes_and_stacks import pack_anchor_weights, unpack_anchor_weights
 from tests.store.making import adapted, adapter, bank, person
 
 FLOATS = st.floats(width=32, allow_nan=False)
 
 
 @settings(deadline=None)
-@given(st.lists(st.builds(Share, st.integers(0, 2**32 - 1), FLOATS, FLOATS), max_size=20))
-def test_packed_shares_come_back(shares: list[Share]) -> None:
-    packed = pack_shares(shares)
+@given(st.lists(st.builds(AnchorWeight, st.integers(0, 2**32 - 1), FLOATS, FLOATS), max_size=20))
+def test_packed_shares_come_back(shares: list[AnchorWeight]) -> None:
+    packed = pack_anchor_weights(shares)
     assert len(packed) == 12 * len(shares)
-    assert unpack_shares(packed) == tuple(shares)
+    assert unpack_anchor_weights(packed) == tuple(shares)
 
 
 def test_the_format_of_a_recipe_is_fixed() -> None:
-    assert pack_shares([Share(258, 1.0, -2.0)]) == bytes.fromhex("02010000 0000803f 000000c0")
+    assert pack_anchor_weights([AnchorWeight(258, 1.0, -2.0)]) == bytes.fromhex("02010000 0000803f 000000c0")
 
 
 def test_a_recipe_replaces_the_earlier_one(reg: Registry) -> None:
@@ -35,10 +35,10 @@ def test_a_recipe_replaces_the_earlier_one(reg: Registry) -> None:
     made = bank(reg, [alice])
     anchor = reg.banks.anchors(made.id)[0].id
     assert reg.recipes.get(bob, "free", made.id) is None
-    reg.recipes.put(Recipe(bob, "free", made.id, "uniform", (), 0))
-    reg.recipes.put(Recipe(bob, "free", made.id, "evidence", (Share(anchor, 0.5, 0.25),), 0, "2024"))
+    reg.recipes.save_recipe(Recipe(bob, "free", made.id, "uniform", (), 0))
+    reg.recipes.save_recipe(Recipe(bob, "free", made.id, "evidence", (AnchorWeight(anchor, 0.5, 0.25),), 0, "2024"))
     found = reg.recipes.get(bob, "free", made.id)
-    assert found == Recipe(bob, "free", made.id, "evidence", (Share(anchor, 0.5, 0.25),), 12, "2024")
+    assert found == Recipe(bob, "free", made.id, "evidence", (AnchorWeight(anchor, 0.5, 0.25),), 12, "2024")
     assert reg.recipes.of_user(bob) == [found]
     reg.recipes.remove(bob, "free", made.id)
     reg.recipes.remove(bob, "free", made.id)
@@ -53,13 +53,13 @@ def test_a_stack_replaces_the_earlier_one_and_its_file(reg: Registry) -> None:
     second = adapted(reg, bob, made, b"second")
     assert reg.stacks.get(bob, "free", made.id) == second
     assert not reg.files.path(first.digest).exists()
-    reg.stacks.put(second)
-    assert reg.adapters.path(second.digest).exists()
+    reg.stacks.save_stack(second)
+    assert reg.adapters.verified_path(second.digest).exists()
     reg.stacks.remove(bob, "free", made.id)
     reg.stacks.remove(bob, "free", made.id)
     assert reg.stacks.get(bob, "free", made.id) is None
     assert not reg.files.path(second.digest).exists()
-    assert reg.check() == []
+    assert reg.check_integrity() == []
 
 
 def test_replacing_a_stack_asks_about_its_adapter_and_not_about_everybodys(reg: Registry) -> None:
@@ -93,13 +93,13 @@ def test_a_core_is_its_numbers_beside_the_banks_basis(reg: Registry) -> None:
     reg.banks.set_basis(made.id, basis)
     first = adapted(reg, bob, made, b"a lora")
     core = replace(first, digest=basis, bytes=4, identity="made so", numbers=b"\x00\x3c\x00\x00")
-    reg.stacks.put(core)
+    reg.stacks.save_stack(core)
     assert reg.stacks.get(bob, "free", made.id) == core and not reg.files.path(first.digest).exists()
-    reg.stacks.put(replace(core, user_id=carol, numbers=b"\x00\x00\x00\x3c"))
+    reg.stacks.save_stack(replace(core, user_id=carol, numbers=b"\x00\x00\x00\x3c"))
     for user in (bob, carol):
         reg.stacks.remove(user, "free", made.id)
-        assert reg.adapters.path(basis).exists(), "the bank keeps it"
-    assert reg.users.summaries()[1].stack_bytes == 0 and reg.check() == []
+        assert reg.adapters.verified_path(basis).exists(), "the bank keeps it"
+    assert reg.users.summaries()[1].stack_bytes == 0 and reg.check_integrity() == []
     reg.banks.remove(made.id)
     assert not reg.files.path(basis).exists()
 
@@ -110,7 +110,7 @@ def test_a_file_that_two_stacks_share_stays_until_both_are_gone(reg: Registry) -
     shared = adapted(reg, bob, made, b"same").digest
     adapted(reg, carol, made, b"same")
     reg.stacks.remove(bob, "free", made.id)
-    assert reg.adapters.path(shared).exists()
+    assert reg.adapters.verified_path(shared).exists()
     reg.stacks.remove(carol, "free", made.id)
     assert not reg.files.path(shared).exists()
 
@@ -119,7 +119,7 @@ def test_a_stack_needs_a_stored_adapter(reg: Registry) -> None:
     alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
     stack = adapted(reg, bob, bank(reg, [alice]))
     with pytest.raises(IntegrityFault):
-        reg.stacks.put(replace(stack, digest="a" * 64))
+        reg.stacks.save_stack(replace(stack, digest="a" * 64))
     assert reg.stacks.of_user(bob) == [stack]
 
 
@@ -127,7 +127,7 @@ def test_a_loss_that_is_no_number_stays_one(reg: Registry) -> None:
     alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
     stack = adapted(reg, bob, bank(reg, [alice]))
     digest = adapter(reg, b"diverged")
-    reg.stacks.put(replace(stack, digest=digest, loss_after=math.nan))
+    reg.stacks.save_stack(replace(stack, digest=digest, loss_after=math.nan))
     assert math.isnan(reg.stacks.of_user(bob)[0].loss_after)
 
 
@@ -135,9 +135,13 @@ def test_the_recipes_on_a_bank_come_with_what_their_stacks_did_on_held_out_queri
     alice, bob, eve = (person(reg, name, "a") for name in ("alice", "bob", "eve"))
     made, other = bank(reg, [alice]), bank(reg, [bob], name="other", key="o")
     stack = adapted(reg, bob, made, b"of bob")
-    reg.stacks.put(replace(stack, heldout_before=2.0, heldout_after=1.5))
+    reg.stacks.save_stack(replace(stack, heldout_before=2.0, heldout_after=1.5))
     adapted(reg, eve, made, b"of eve")
     adapted(reg, alice, other, b"elsewhere")
-    reg.recipes.put(Recipe(alice, "free", made.id, "evidence", (), 0))
-    assert reg.recipes.on_bank(made.id) == [(b"", None, None), (stack.recipe, 2.0, 1.5), (stack.recipe, None, None)]
-    assert reg.recipes.on_bank(99) == []
+    reg.recipes.save_recipe(Recipe(alice, "free", made.id, "evidence", (), 0))
+    assert reg.recipes.recipes_with_losses(made.id) == [
+        (b"", None, None),
+        (stack.recipe, 2.0, 1.5),
+        (stack.recipe, None, None),
+    ]
+    assert reg.recipes.recipes_with_losses(99) == []

@@ -14,8 +14,8 @@ def test_added_and_found(reg: Registry) -> None:
     alice = reg.users.add("alice", can_anchor=False)
     assert reg.users.get("alice") == reg.users.by_id(alice.id) == alice
     assert not alice.can_anchor
-    assert reg.users.ensure("alice") == (alice, False)
-    bob, added = reg.users.ensure("bob")
+    assert reg.users.get_or_create_user("alice") == (alice, False)
+    bob, added = reg.users.get_or_create_user("bob")
     assert (added, bob.can_anchor) == (True, True)
     reg.users.set_can_anchor(alice.id, True)
     assert reg.users.get("alice").can_anchor
@@ -24,16 +24,19 @@ def test_added_and_found(reg: Registry) -> None:
 
 def test_who_is_still_there(reg: Registry) -> None:
     alice, bob = reg.users.add("alice"), reg.users.add("bob")
-    assert reg.users.there([alice, bob, alice]) == {alice.id: True, bob.id: True} and reg.users.there([]) == {}
+    assert (
+        reg.users.existing_users([alice, bob, alice]) == {alice.id: True, bob.id: True}
+        and reg.users.existing_users([]) == {}
+    )
     reg.users.set_can_anchor(alice.id, False)
-    assert reg.users.there(user for user in (alice, bob)) == {alice.id: False, bob.id: True}
+    assert reg.users.existing_users(user for user in (alice, bob)) == {alice.id: False, bob.id: True}
     reg.users.forget(bob.id)
-    assert reg.users.there([alice, bob]) == {alice.id: False}
+    assert reg.users.existing_users([alice, bob]) == {alice.id: False}
     assert reg.users.add("cat").id == bob.id, "a number that is free is given again"
-    assert reg.users.there([alice, bob]) == {alice.id: False}
-    reg._db.write("UPDATE users SET can_anchor = 1 WHERE name = 'alice'")
+    assert reg.users.existing_users([alice, bob]) == {alice.id: False}
+    reg._db.execute_write("UPDATE users SET can_anchor = 1 WHERE name = 'alice'")
     with pytest.raises(IntegrityFault):
-        reg.users.there([alice])
+        reg.users.existing_users([alice])
 
 
 def test_a_name_is_taken_once(reg: Registry) -> None:
@@ -46,9 +49,9 @@ def test_a_name_is_taken_once(reg: Registry) -> None:
 
 def test_names_that_differ_in_case_are_two_users(reg: Registry) -> None:
     assert reg.users.add("Alice").id != reg.users.add("alice").id
-    assert reg.users.lookalikes("alice") == ["Alice"]
-    assert reg.users.lookalikes("ＡLICE") == ["Alice", "alice"]
-    assert reg.users.lookalikes("bob") == []
+    assert reg.users.lookalike_names("alice") == ["Alice"]
+    assert reg.users.lookalike_names("ＡLICE") == ["Alice", "alice"]
+    assert reg.users.lookalike_names("bob") == []
 
 
 @pytest.mark.parametrize(
@@ -82,9 +85,9 @@ def test_the_nearest_names_are_suggested(reg: Registry) -> None:
 def test_a_user_named_like_a_path_makes_no_path(reg: Registry) -> None:
     before = set(reg.root.parent.rglob("*"))
     user = reg.users.add("../x")
-    reg.items.append(user.id, [item("../../y")])
+    reg.items.append_items(user.id, [item("../../y")])
     with reg.job_lock("adapt ../x"):
-        reg.files.write_partial("../x", b"checkpoint")
+        reg.files.write_checkpoint("../x", b"checkpoint")
     new = set(reg.root.parent.rglob("*")) - before
     assert all(path.is_relative_to(reg.root) for path in new)
     assert not any("x" in path.stem[:2] for path in new)
@@ -96,9 +99,9 @@ def test_tasks_and_counts(reg: Registry) -> None:
     reg.items.append_queries(alice, [item("q"), item("r", task="only-queries")])
     person(reg, "bob", "a")
     reg.users.add("carol")
-    assert reg.users.tasks_of(alice) == [("lamp-2", 3, 0), ("free", 2, 1), ("only-queries", 0, 1)]
-    assert [(user.name, count) for user, count in reg.users.with_items("free")] == [("alice", 2), ("bob", 1)]
-    assert reg.users.with_items("none") == []
+    assert reg.users.tasks_of_user(alice) == [("lamp-2", 3, 0), ("free", 2, 1), ("only-queries", 0, 1)]
+    assert [(user.name, count) for user, count in reg.users.users_with_items("free")] == [("alice", 2), ("bob", 1)]
+    assert reg.users.users_with_items("none") == []
 
 
 def test_summaries_without_any_bank(reg: Registry) -> None:
@@ -119,14 +122,14 @@ def test_a_users_standing_is_that_in_the_newest_bank(reg: Registry) -> None:
     alice, bob, carol, _ = (person(reg, name, "a") for name in names)
     old = bank(reg, [alice])
     adapted(reg, bob, old)
-    reg.recipes.put(Recipe(carol, "free", old.id, "uniform", (), 0))
+    reg.recipes.save_recipe(Recipe(carol, "free", old.id, "uniform", (), 0))
 
     def standing(**which: object) -> list[tuple[str, int]]:
         return [(s.status, s.stack_bytes) for s in reg.users.summaries(**which)]  # type: ignore[arg-type]
 
     assert standing() == [("anchor", 0), ("adapted", 5), ("fused", 0), ("new", 0)]
     assert standing(task="free") == standing()
-    reg.banks.begin("free", "unfinished", "free", "b", "e", 0, {})
+    reg.banks.get_or_create_bank("free", "unfinished", "free", "b", "e", 0, {})
     assert standing() == [("anchor", 0), ("adapted", 5), ("fused", 0), ("new", 0)]
     new = bank(reg, [bob], key="newer")
     assert standing() == [("new", 0), ("anchor", 0), ("new", 0), ("new", 0)]

@@ -11,12 +11,12 @@ import pytest
 from textual.widgets import DataTable
 
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import Trouble
+from mta_cli.tui.dialogs import ErrorDialog
 from mta_cli.tui.forms import FormDialog
 from mta_cli.tui.screens import bank as module
-from mta_cli.tui.screens.bank import BankRoom
-from mta_cli.tui.screens.base import ROOMS, Room
-from mta_cli.tui.widgets.user_map import PeopleMapView
+from mta_cli.tui.screens.bank import BankScreen
+from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
+from mta_cli.tui.widgets.user_map import UserMapView
 from store.records import Profile
 from store.registry import Registry
 from tests.store import making
@@ -26,8 +26,8 @@ from tests.tui.driving import open_app, run, screen_text, settled, until
 @pytest.fixture(autouse=True)
 def this_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other rooms are empty ones."""
-    others = {name: type(f"{title}Stub", (Room,), {"ROOM": name}) for name, title in ROOMS.items()}
-    monkeypatch.setattr(MtaApp, "MODES", {**others, "bank": BankRoom})
+    others = {name: type(f"{title}Stub", (BaseScreen,), {"ROOM": name}) for name, title in SCREEN_TITLES.items()}
+    monkeypatch.setattr(MtaApp, "MODES", {**others, "bank": BankScreen})
     monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "bank")
 
 
@@ -35,8 +35,8 @@ def table(app: MtaApp) -> DataTable[Any]:
     return app.screen.query_one("#anchors", DataTable)
 
 
-def view(app: MtaApp) -> PeopleMapView:
-    return app.screen.query_one(PeopleMapView)
+def view(app: MtaApp) -> UserMapView:
+    return app.screen.query_one(UserMapView)
 
 
 def head(app: MtaApp) -> str:
@@ -79,11 +79,11 @@ def test_table_and_map_select_the_same_anchor(demo_store: Path) -> None:
             table(app).focus()
             await pilot.press("down")
             await settled(app, pilot)
-            assert view(app).selected == 1
+            assert view(app).selected_anchor == 1
             await pilot.press("m", "left", "left", "left", "up", "up", "up")
             await settled(app, pilot)
             assert app.focused is view(app)
-            assert table(app).cursor_row == view(app).selected
+            assert table(app).cursor_row == view(app).selected_anchor
 
     run(drive())
 
@@ -96,8 +96,8 @@ def test_enter_chooses_the_anchors_person_and_shows_their_neighbours(demo_store:
             await settled(app, pilot)
             with Registry.open(demo_store) as reg:
                 anchors = reg.banks.anchors(reg.banks.get("lamp-2").id)
-            assert app.chosen == anchors[1].user
-            assert f"● {app.chosen}  ○ nearest" in screen_text(app)
+            assert app.selected_user == anchors[1].user
+            assert f"● {app.selected_user}  ○ nearest" in screen_text(app)
 
     run(drive())
 
@@ -105,15 +105,15 @@ def test_enter_chooses_the_anchors_person_and_shows_their_neighbours(demo_store:
 def test_a_click_on_a_dot_chooses_that_person(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            view(app).post_message(PeopleMapView.PersonClicked(10))
+            view(app).post_message(UserMapView.PersonClicked(10))
             await pilot.pause()
             await settled(app, pilot)
-            assert app.chosen == "ida"
-            view(app).post_message(PeopleMapView.PersonClicked(999))
+            assert app.selected_user == "ida"
+            view(app).post_message(UserMapView.PersonClicked(999))
             await pilot.pause()
             await settled(app, pilot)
-            assert app.chosen == "ida"
-            assert isinstance(app.screen, BankRoom)
+            assert app.selected_user == "ida"
+            assert isinstance(app.screen, BankScreen)
 
     run(drive())
 
@@ -121,10 +121,10 @@ def test_a_click_on_a_dot_chooses_that_person(demo_store: Path) -> None:
 def test_somebody_without_a_profile_is_said_to_have_none(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            app.choose("kim")
+            app.select_user("kim")
             await settled(app, pilot)
             assert "kim has no profile" in screen_text(app)
-            app.choose("nobody of that name")
+            app.select_user("nobody of that name")
             await settled(app, pilot)
             assert "A…C anchors" in screen_text(app)
 
@@ -135,20 +135,20 @@ def test_profiles_are_read_again_only_when_they_changed(demo_store: Path, monkey
     from mta_cli.pipeline.bank import user_map as pipeline
 
     drawn: list[int] = []
-    plain = pipeline.people_map
-    monkeypatch.setattr(pipeline, "people_map", lambda reg, bank: drawn.append(bank.id) or plain(reg, bank))
+    plain = pipeline.compute_user_map
+    monkeypatch.setattr(pipeline, "compute_user_map", lambda reg, bank: drawn.append(bank.id) or plain(reg, bank))
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            app.choose("jon")
+            app.select_user("jon")
             await settled(app, pilot)
             assert len(drawn) == 1
             with Registry.open(demo_store) as reg:
                 kim, bank = reg.users.get("kim"), reg.banks.get("lamp-2")
                 like = reg.profiles.get(1, "lamp-2", bank.embedder)
                 assert like is not None
-                reg.profiles.put(replace(like, user_id=kim.id))
-            app.choose("kim")
+                reg.profiles.save_profile(replace(like, user_id=kim.id))
+            app.select_user("kim")
             await settled(app, pilot)
             assert len(drawn) == 2
             assert "12 people" in screen_text(app) and "● kim" in screen_text(app)
@@ -171,10 +171,10 @@ def test_older_banks_are_a_key_away(demo_store: Path) -> None:
             await settled(app, pilot)
             assert head(app).startswith("Bank other v1")
             assert "Nobody has a profile yet." in screen_text(app)
-            app.choose_task("elsewhere")
+            app.select_task("elsewhere")
             await settled(app, pilot)
             assert "There is no bank yet." in screen_text(app)
-            app.choose_task(None)
+            app.select_task(None)
             await settled(app, pilot)
             assert head(app).startswith("Bank other v1")
 
@@ -185,7 +185,7 @@ def test_older_banks_are_a_key_away(demo_store: Path) -> None:
 def test_a_bank_that_is_being_built_shows_what_is_there(empty_store: Path) -> None:
     with Registry.open(empty_store, create=True) as reg:
         people = [making.person(reg, name, "words") for name in ("ann", "bo")]
-        begun = reg.banks.begin("free", "k", "free", making.BASE, making.EMBEDDER, 0, {})
+        begun = reg.banks.get_or_create_bank("free", "k", "free", making.BASE, making.EMBEDDER, 0, {})
         reg.banks.plan_anchors(begun.id, [(people[0], 0, 2, 7)])
 
     async def drive() -> None:
@@ -200,7 +200,7 @@ def test_a_bank_that_is_being_built_shows_what_is_there(empty_store: Path) -> No
 def test_no_key_hurts_where_a_bank_has_no_anchor_yet(empty_store: Path) -> None:
     with Registry.open(empty_store, create=True) as reg:
         making.person(reg, "ann", "words")
-        reg.banks.begin("free", "k", "free", making.BASE, making.EMBEDDER, 0, {})
+        reg.banks.get_or_create_bank("free", "k", "free", making.BASE, making.EMBEDDER, 0, {})
 
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
@@ -240,7 +240,7 @@ def test_a_forgotten_anchor_is_stale_and_cannot_be_chosen(demo_store: Path) -> N
             table(app).focus()
             await pilot.press("enter")
             await settled(app, pilot)
-            assert app.chosen is None
+            assert app.selected_user is None
 
     run(drive())
 
@@ -250,11 +250,11 @@ def test_hostile_names_are_plain_text(empty_store: Path) -> None:
     with Registry.open(empty_store, create=True) as reg:
         user = making.person(reg, name, "words")
         making.bank(reg, [user], name="[b]bank")
-        reg.profiles.put(Profile(user, "free", making.EMBEDDER, np.ones(4, "<f4").tobytes(), 1, 1))
+        reg.profiles.save_profile(Profile(user, "free", making.EMBEDDER, np.ones(4, "<f4").tobytes(), 1, 1))
 
     async def drive() -> None:
         async with open_app(empty_store, (120, 30)) as (app, pilot):
-            app.choose(name)
+            app.select_user(name)
             await settled(app, pilot)
             text = screen_text(app)
             assert "Bank [b]bank v1" in text
@@ -268,22 +268,22 @@ def test_profiles_that_cannot_be_read_are_a_dialog(empty_store: Path) -> None:
         users = [making.person(reg, name, "words") for name in ("ann", "bo")]
         making.bank(reg, users[:1])
         for user in users:
-            reg.profiles.put(Profile(user, "free", making.EMBEDDER, np.ones(3 + user, "<f4").tobytes(), 1, 1))
+            reg.profiles.save_profile(Profile(user, "free", making.EMBEDDER, np.ones(3 + user, "<f4").tobytes(), 1, 1))
 
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
             await settled(app, pilot)
-            assert isinstance(app.screen, Trouble)
+            assert isinstance(app.screen, ErrorDialog)
             assert "differ in length" in screen_text(app)
 
     run(drive())
 
 
 def test_words_say_when_adapting_made_things_worse(demo_store: Path) -> None:
-    from mta_cli.pipeline.bank.anchor_use import anchor_uses
+    from mta_cli.pipeline.bank.anchor_use import anchor_usage
 
     with Registry.open(demo_store) as reg:
-        use = anchor_uses(reg, reg.banks.get("lamp-2"))[0]
-    assert "fell by 0.250" in module._words(0, replace(use, change=0.25, measured=4), 9).plain
-    assert "rose by 0.250" in module._words(0, replace(use, change=-0.25, measured=4), 9).plain
-    assert "held-out" not in module._words(0, replace(use, change=None), None).plain
+        use = anchor_usage(reg, reg.banks.get("lamp-2"))[0]
+    assert "fell by 0.250" in module._anchor_description(0, replace(use, heldout_gain=0.25, measured_users=4), 9).plain
+    assert "rose by 0.250" in module._anchor_description(0, replace(use, heldout_gain=-0.25, measured_users=4), 9).plain
+    assert "held-out" not in module._anchor_description(0, replace(use, heldout_gain=None), None).plain

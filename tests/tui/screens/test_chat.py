@@ -10,13 +10,13 @@ import pytest
 from textual.widgets import Input, OptionList
 
 from mta_cli.errors import NotFound
-from mta_cli.events import Event, Token
-from mta_cli.pipeline.chat.answer import Spoken, Voice
+from mta_cli.events import Event, TextChunk
+from mta_cli.pipeline.chat.answer import ChatModel, Generation
 from mta_cli.pipeline.chat.conversation import Conversation
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import Sure, Trouble
-from mta_cli.tui.widgets.markdown_reply import Reply
-from mta_cli.tui.widgets.prompt import Prompt
+from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog
+from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
+from mta_cli.tui.widgets.prompt import PromptArea
 from store.records import Message
 from store.registry import Registry
 from tests.tui.driving import open_app, run, screen_text, settled, until
@@ -37,15 +37,15 @@ def stored(store: Path, person: str) -> list[list[Message]]:
 def remember(store: Path, person: str, title: str, *turns: str) -> int:
     """A stored conversation."""
     with Registry.open(store) as reg:
-        chat = reg.chats.start(reg.users.get(person).id, title)
+        chat = reg.chats.start_chat(reg.users.get(person).id, title)
         for number, words in enumerate(turns):
             role, source = (("user", {}), ("assistant", {"mode": "fused"}))[number % 2]
-            reg.chats.add(chat.id, role, words, source)
+            reg.chats.add_message(chat.id, role, words, source)
         return chat.id
 
 
 def replies(app: MtaApp) -> list[str]:
-    return [reply.words for reply in app.screen.query(Reply)]
+    return [reply.answer_text for reply in app.screen.query(AnswerMarkdown)]
 
 
 def test_without_a_person_the_room_says_what_to_press(empty_store: Path) -> None:
@@ -53,7 +53,7 @@ def test_without_a_person_the_room_says_what_to_press(empty_store: Path) -> None
         async with open_app(empty_store) as (app, pilot):
             await enter(app, pilot, "chat", None)
             assert "Nobody is chosen" in screen_text(app)
-            app.choose("somebody who is not there")
+            app.select_user("somebody who is not there")
             await settled(app, pilot)
             assert "Nobody is chosen" in screen_text(app)
 
@@ -68,7 +68,7 @@ def test_what_is_said_is_shown_and_stored_with_its_source(demo_store: Path) -> N
             await type_and_ask(app, pilot, "two?")
             shown = screen_text(app)
             assert "one?" in shown and "two?" in shown and "adapted · lamp-2 · bank lamp-2 v1 · 12 tokens" in shown
-            assert "--max-tokens" not in shown and app.screen.query_one(Prompt).text == ""
+            assert "--max-tokens" not in shown and app.screen.query_one(PromptArea).text == ""
             (messages,) = stored(demo_store, "ida")
             assert [m.content for m in messages] == ["one?", replies(app)[0], "two?", replies(app)[1]]
             assert messages[1].source["mode"] == "adapted"
@@ -96,20 +96,20 @@ def test_a_mode_that_is_not_there_is_a_failure_that_gives_the_words_back(demo_st
             await enter(app, pilot, "chat", "kim")
             await pilot.press("escape", "m", "m", "m")
             await type_and_ask(app, pilot, "hello")
-            await until(pilot, lambda: isinstance(app.screen, Trouble))
+            await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
             assert "kim has no stack" in screen_text(app) and "mta user adapt kim" in screen_text(app)
             await pilot.press("escape")
             await settled(app, pilot)
-            assert app.screen.query_one(Prompt).text == "hello" and replies(app) == []
+            assert app.screen.query_one(PromptArea).text == "hello" and replies(app) == []
             assert stored(demo_store, "kim") == []
 
     run(drive())
 
 
-def words_without_end(self: Voice, ids: list[int], spoken: Spoken, column: str = "") -> Iterator[Event]:
+def words_without_end(self: ChatModel, ids: list[int], spoken: Generation, column: str = "") -> Iterator[Event]:
     while True:
         spoken.text += "more "
-        yield Token("more ", column)
+        yield TextChunk("more ", column)
 
 
 def test_escape_stops_an_answer_and_what_was_said_is_kept(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +117,8 @@ def test_escape_stops_an_answer_and_what_was_said_is_kept(demo_store: Path, monk
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "chat", "ida")
             with monkeypatch.context() as patch:
-                patch.setattr(Voice, "speak", words_without_end)
-                app.screen.query_one(Prompt).focus()
+                patch.setattr(ChatModel, "stream_answer", words_without_end)
+                app.screen.query_one(PromptArea).focus()
                 await pilot.press("a", "enter")
                 await until(pilot, lambda: any(replies(app)))
                 await pilot.press("escape")
@@ -141,16 +141,16 @@ def test_leaving_a_conversation_while_it_is_answered_keeps_what_was_said(
         async with open_app(demo_store) as (app, pilot):
             room = await enter(app, pilot, "chat", "ida")
             with monkeypatch.context() as patch:
-                patch.setattr(Voice, "speak", words_without_end)
-                app.screen.query_one(Prompt).focus()
+                patch.setattr(ChatModel, "stream_answer", words_without_end)
+                app.screen.query_one(PromptArea).focus()
                 await pilot.press("a", "enter")
                 await until(pilot, lambda: any(replies(app)))
                 if way == "new":
                     await room.run_action("new")
                 else:
-                    app.choose("jon" if way == "person" else None)
+                    app.select_user("jon" if way == "person" else None)
                 await settled(app, pilot)
-                await until(pilot, lambda: not app.speaker.busy)
+                await until(pilot, lambda: not app.model_worker.has_pending_requests)
             assert replies(app) == [] and len(stored(demo_store, "ida")[0]) == 2
             if way != "nobody":
                 await type_and_ask(app, pilot, "b")
@@ -167,18 +167,18 @@ def broken(self: Conversation, text: str) -> Iterator[Event]:
 def test_words_typed_meanwhile_are_not_overwritten_by_those_given_back(
     demo_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Conversation, "say", broken)
+    monkeypatch.setattr(Conversation, "answer_message", broken)
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             room = await enter(app, pilot, "chat", "ida")
-            room.query_one(Prompt).focus()
+            room.query_one(PromptArea).focus()
             await pilot.press("a", "enter")
-            room.query_one(Prompt).put("something new")
-            await until(pilot, lambda: isinstance(app.screen, Trouble))
+            room.query_one(PromptArea).put("something new")
+            await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
             await pilot.press("escape")
-            await until(pilot, lambda: not isinstance(app.screen, Trouble))
-            assert room.query_one(Prompt).text == "something new"
+            await until(pilot, lambda: not isinstance(app.screen, ErrorDialog))
+            assert room.query_one(PromptArea).text == "something new"
 
     run(drive())
 
@@ -211,13 +211,13 @@ def test_conversations_are_searched_and_gone_on_with(demo_store: Path) -> None:
 def test_a_conversation_gone_on_with_is_part_of_the_prompt(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = remember(demo_store, "ida", "the sea", "what of the sea?", "It has a lighthouse.")
     prompts: list[list[dict[str, str]]] = []
-    fitted = Voice.fitted
+    fitted = ChatModel.fit_prompt
 
-    def seen(self: Voice, messages: Any, history: Any) -> Any:
+    def seen(self: ChatModel, messages: Any, history: Any) -> Any:
         prompts.append(list(messages))
         return fitted(self, messages, history)
 
-    monkeypatch.setattr(Voice, "fitted", seen)
+    monkeypatch.setattr(ChatModel, "fit_prompt", seen)
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
@@ -239,7 +239,7 @@ def test_the_last_exchange_becomes_a_history_item(demo_store: Path) -> None:
             await press_and_hear(app, pilot, "escape", "g")
             assert "kept: task free" in screen_text(app)
             with Registry.open(demo_store) as reg:
-                (item,) = reg.items.recent(reg.users.get("ida").id, "free")
+                (item,) = reg.items.recent_items(reg.users.get("ida").id, "free")
                 assert (item.input, item.output) == ("what next?", replies(app)[0])
 
     run(drive())
@@ -253,7 +253,7 @@ def test_a_conversation_is_removed_after_asking(demo_store: Path) -> None:
             room = await enter(app, pilot, "chat", "ida")
             await room._open(chat)
             await pilot.press("escape", "d")
-            await until(pilot, lambda: isinstance(app.screen, Sure))
+            await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
             await pilot.press("y")
             await settled(app, pilot)
             assert stored(demo_store, "ida") == [] and replies(app) == []
@@ -271,7 +271,7 @@ def test_n_begins_anew_and_another_person_too(demo_store: Path) -> None:
             assert replies(app) == []
             await type_and_ask(app, pilot, "two")
             assert len(stored(demo_store, "ida")) == 2
-            app.choose("jon")
+            app.select_user("jon")
             await settled(app, pilot)
             assert replies(app) == [] and "with jon" in screen_text(app)
             await type_and_ask(app, pilot, "three")
@@ -282,14 +282,14 @@ def test_n_begins_anew_and_another_person_too(demo_store: Path) -> None:
 
 def test_the_memory_of_a_conversation_lasts_until_somebody_else_speaks(demo_store: Path) -> None:
     folds: list[object] = []
-    become = Voice.become
+    become = ChatModel.set_user
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "chat", "ida")
             await type_and_ask(app, pilot, "one")
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Voice, "become", lambda *rest: (folds.append(rest), become(*rest)))
+                patch.setattr(ChatModel, "set_user", lambda *rest: (folds.append(rest), become(*rest)))
                 await type_and_ask(app, pilot, "two")
                 assert folds == []
                 await pilot.press("escape", "m")
@@ -347,23 +347,23 @@ def _strips(app: MtaApp) -> list[list[dict[str, Any]]]:
 def test_a_long_answer_in_many_pieces_is_whole_at_the_end(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = [f"word{n} " if n % 10 else f"word{n}\n\n" for n in range(300)]
 
-    def many(self: Voice, ids: list[int], spoken: Spoken, column: str = "") -> Iterator[Event]:
+    def many(self: ChatModel, ids: list[int], spoken: Generation, column: str = "") -> Iterator[Event]:
         for piece in pieces:
             spoken.text, spoken.tokens = spoken.text + piece, spoken.tokens + 1
-            yield Token(piece, column)
-        spoken.ended = "end"
+            yield TextChunk(piece, column)
+        spoken.finish_reason = "end"
 
-    monkeypatch.setattr(Voice, "speak", many)
+    monkeypatch.setattr(ChatModel, "stream_answer", many)
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "chat", "ida")
             await type_and_ask(app, pilot, "go")
-            reply = app.screen.query_one(Reply)
-            assert reply.words == reply.source == "".join(pieces)
+            reply = app.screen.query_one(AnswerMarkdown)
+            assert reply.answer_text == reply.source == "".join(pieces)
             assert "word299" in screen_text(app) and "300 tokens" in screen_text(app)
             assert app.screen.query_one("#chats", OptionList).option_count == 1
-            assert not turn(app).busy and app.screen.query_one("#search", Input).value == ""
+            assert not turn(app).in_progress and app.screen.query_one("#search", Input).value == ""
 
     run(drive())
 

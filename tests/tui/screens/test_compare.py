@@ -10,12 +10,12 @@ import pytest
 from textual.widgets import Input, OptionList
 
 from mta_cli.errors import NotFound
-from mta_cli.events import Event, Token
+from mta_cli.events import Event, TextChunk
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import Sure, Trouble
-from mta_cli.tui.widgets.answers import Answer, Answers
-from mta_cli.tui.widgets.prompt import Prompt
-from mta_cli.tui.widgets.user_picker import PersonPicker
+from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog
+from mta_cli.tui.widgets.answers import AnswerColumn, AnswerColumns
+from mta_cli.tui.widgets.prompt import PromptArea
+from mta_cli.tui.widgets.user_picker import UserPicker
 from store.records import NewItem
 from store.registry import Registry
 from tests.tui.driving import open_app, run, screen_text, settled, until
@@ -27,8 +27,8 @@ def voices(monkeypatch: pytest.MonkeyPatch) -> None:
     only_voices(monkeypatch)
 
 
-def answers(app: MtaApp) -> Answers:
-    return app.screen.query_one(Answers)
+def answers(app: MtaApp) -> AnswerColumns:
+    return app.screen.query_one(AnswerColumns)
 
 
 def test_without_a_person_the_room_says_what_to_press(demo_store: Path) -> None:
@@ -36,7 +36,7 @@ def test_without_a_person_the_room_says_what_to_press(demo_store: Path) -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "compare", None)
             assert "Nobody is chosen" in screen_text(app)
-            app.choose("ida")
+            app.select_user("ida")
             await settled(app, pilot)
             assert "Nobody is chosen" not in screen_text(app) and "as typed" in screen_text(app)
 
@@ -48,11 +48,11 @@ def test_a_typed_question_is_answered_in_every_column(demo_store: Path) -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
             await type_and_ask(app, pilot, "what next?")
-            assert answers(app).keys == ["base", "fused", "adapted"]
+            assert answers(app).column_keys == ["base", "fused", "adapted"]
             shown = screen_text(app)
             assert "12 tokens" in shown and "/s" in shown and "lamp-2 v1" in shown
-            assert app.screen.query_one(Prompt).text == "what next?"
-            left, middle, right = (column.region for column in app.screen.query(Answer))
+            assert app.screen.query_one(PromptArea).text == "what next?"
+            left, middle, right = (column.region for column in app.screen.query(AnswerColumn))
             assert left.x < middle.x < right.x and left.y == right.y
 
     run(drive())
@@ -65,7 +65,7 @@ def test_a_picked_question_shows_the_gold_and_how_good_each_answer_is(demo_store
             app.screen.set_focus(None)
             await press_and_hear(app, pilot, "p", "down", "enter")
             shown = screen_text(app)
-            assert "another ship 1" in app.screen.query_one(Prompt).text
+            assert "another ship 1" in app.screen.query_one(PromptArea).text
             assert "put lamp-2" in shown and "gold comedy" in shown
             assert shown.count("nats (") == 3 and shown.count("right") + shown.count("wrong") == 3
             assert shown.count("1 of 15 labels") == 3
@@ -91,7 +91,7 @@ def test_a_name_and_enter_at_once_choose_that_person(demo_store: Path) -> None:
 
     async def drive() -> None:
         async with open_app(demo_store, size=(120, 40)) as (app, pilot):
-            picker, chosen = PersonPicker("Who?"), list[str | None]()
+            picker, chosen = UserPicker("Who?"), list[str | None]()
             app.push_screen(picker, chosen.append)
             await settled(app, pilot)
             assert picker._names[0] != "jon"
@@ -108,21 +108,21 @@ def test_another_person_answers_beside(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store, size=(120, 40)) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
-            app.screen.query_one(Prompt).put("what next?")
+            app.screen.query_one(PromptArea).replace_text("what next?")
             app.screen.set_focus(None)
             await pilot.press("o")
-            await until(pilot, lambda: isinstance(app.screen, PersonPicker))
+            await until(pilot, lambda: isinstance(app.screen, UserPicker))
             await settled(app, pilot)
             await pilot.press(*"jo")
             await settled(app, pilot)
             await press_and_hear(app, pilot, "enter")
-            assert answers(app).keys == ["base", "fused", "adapted", "@jon"]
+            assert answers(app).column_keys == ["base", "fused", "adapted", "@jon"]
             assert "jon · fused" in screen_text(app) and "beside jon" in screen_text(app)
-            widths = {column.region.width for column in app.screen.query(Answer)}
+            widths = {column.region.width for column in app.screen.query(AnswerColumn)}
             assert max(widths) - min(widths) <= 1
             app.screen.set_focus(None)
             await press_and_hear(app, pilot, "x", "r")
-            assert answers(app).keys == ["base", "fused", "adapted"]
+            assert answers(app).column_keys == ["base", "fused", "adapted"]
 
     run(drive())
 
@@ -136,16 +136,16 @@ def test_the_chosen_answer_is_kept_as_a_history_item_once(demo_store: Path) -> N
             assert "no whole answer yet" in screen_text(app)
             await type_and_ask(app, pilot, "what next?")
             await pilot.press("escape", "right")
-            assert answers(app).chosen == "fused"
+            assert answers(app).selected_key == "fused"
             await pilot.press("g")
             await settled(app, pilot)
             assert "kept: task free" in screen_text(app)
             await pilot.press("g")
             await settled(app, pilot)
             assert "already" in screen_text(app)
-            said = answers(app).words("fused")
+            said = answers(app).answer_of("fused")
             with Registry.open(demo_store) as reg:
-                (item,) = reg.items.recent(reg.users.get("ida").id, "free")
+                (item,) = reg.items.recent_items(reg.users.get("ida").id, "free")
                 assert (item.input, item.output) == ("what next?", said)
 
     run(drive())
@@ -154,7 +154,7 @@ def test_the_chosen_answer_is_kept_as_a_history_item_once(demo_store: Path) -> N
 def test_a_held_out_question_is_kept_only_when_one_is_sure(demo_store: Path) -> None:
     def kept() -> list[str]:
         with Registry.open(demo_store) as reg:
-            return [item.input for item in reg.items.recent(reg.users.get("ida").id, "lamp-2")]
+            return [item.input for item in reg.items.recent_items(reg.users.get("ida").id, "lamp-2")]
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
@@ -163,11 +163,11 @@ def test_a_held_out_question_is_kept_only_when_one_is_sure(demo_store: Path) -> 
             before = len(kept())
             app.screen.set_focus(None)
             await pilot.press("right", "right")
-            assert answers(app).chosen == "fused"
+            assert answers(app).selected_key == "fused"
             for key, more in (("n", 0), ("y", 1)):
-                app.screen.query(Answer).first().focus()
+                app.screen.query(AnswerColumn).first().focus()
                 await pilot.press("g")
-                await until(pilot, lambda: isinstance(app.screen, Sure))
+                await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
                 assert "held out to measure with" in screen_text(app)
                 await pilot.press(key)
                 await settled(app, pilot)
@@ -182,16 +182,16 @@ def test_a_failure_is_told_and_the_prompt_still_holds_the_words(
     def gone(*rest: Any, **more: Any) -> Any:
         raise NotFound("the model is gone", hint="mta model pull it")
 
-    monkeypatch.setattr("mta_cli.pipeline.chat.answer.Voice.open", gone)
+    monkeypatch.setattr("mta_cli.pipeline.chat.answer.ChatModel.load_for_user", gone)
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
             await type_and_ask(app, pilot, "what next?")
-            await until(pilot, lambda: isinstance(app.screen, Trouble))
+            await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
             assert "the model is gone" in screen_text(app) and "mta model pull it" in screen_text(app)
             await pilot.press("escape")
-            assert app.screen.query_one(Prompt).text == "what next?"
+            assert app.screen.query_one(PromptArea).text == "what next?"
             monkeypatch.undo()
             only_voices(monkeypatch)
 
@@ -200,8 +200,8 @@ def test_a_failure_is_told_and_the_prompt_still_holds_the_words(
 
 def endless(voice: Any, question: Any, others: Any) -> Iterator[Event]:
     while True:
-        yield Token("word ", "base")
-        yield Token("other ", "fused")
+        yield TextChunk("word ", "base")
+        yield TextChunk("other ", "fused")
 
 
 def test_escape_stops_the_answers_and_another_question_can_be_asked(
@@ -211,17 +211,17 @@ def test_escape_stops_the_answers_and_another_question_can_be_asked(
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
             with monkeypatch.context() as patch:
-                patch.setattr("mta_cli.pipeline.chat.compare.put", endless)
-                app.screen.query_one(Prompt).focus()
+                patch.setattr("mta_cli.pipeline.chat.compare.compare_question", endless)
+                app.screen.query_one(PromptArea).focus()
                 await pilot.press("a", "enter")
-                await until(pilot, lambda: len(answers(app).keys) == 2)
+                await until(pilot, lambda: len(answers(app).column_keys) == 2)
                 await pilot.press("enter")
                 assert "under way" in screen_text(app)
                 await pilot.press("escape")
                 await answered(app, pilot)
             assert "stopped" in screen_text(app) and "word word" in screen_text(app)
             await type_and_ask(app, pilot, "b")
-            assert len(answers(app).keys) == 3
+            assert len(answers(app).column_keys) == 3
 
     run(drive())
 
@@ -231,11 +231,11 @@ def test_another_person_empties_the_room(demo_store: Path) -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
             await type_and_ask(app, pilot, "what next?")
-            app.choose("kim")
+            app.select_user("kim")
             await settled(app, pilot)
-            assert answers(app).keys == []
+            assert answers(app).column_keys == []
             await type_and_ask(app, pilot, "?")
-            assert answers(app).keys == ["base"] and "mta user fuse kim" in screen_text(app)
+            assert answers(app).column_keys == ["base"] and "mta user fuse kim" in screen_text(app)
 
     run(drive())
 
@@ -253,7 +253,7 @@ def test_hostile_texts_are_shown_as_letters(demo_store: Path) -> None:
             await pilot.press("p")
             assert "a]0;x [bold]film[/bold]" in screen_text(app)
             app.screen.query_one("#questions", OptionList).focus()
-            answers(app).say("base", "\x1b[2J[red]boo[/red] \u202egnirts")
+            answers(app).append_answer("base", "\x1b[2J[red]boo[/red] \u202egnirts")
             await pilot.pause()
             await settled(app, pilot)
             shown = screen_text(app)
@@ -269,7 +269,7 @@ def test_a_paste_holds_no_control_characters(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
-            prompt = app.screen.query_one(Prompt)
+            prompt = app.screen.query_one(PromptArea)
             prompt.focus()
             app.post_message(events.Paste("one\x1b[31m\ntwo\x9b"))
             await until(pilot, lambda: "two" in prompt.text)

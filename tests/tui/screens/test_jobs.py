@@ -13,14 +13,14 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import OptionList, RichLog
 
-from mta_cli.engine.text.tasks import BUILTIN
-from mta_cli.events import Done, Event, Note, Saved, Started, Step
+from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted, Note
 from mta_cli.pipeline.bank.build import build_bank
-from mta_cli.pipeline.maintenance.resume import unfinished
+from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import Sure
+from mta_cli.tui.dialogs import ConfirmDialog
 from mta_cli.tui.forms import FormDialog
-from mta_cli.tui.screens.jobs import Chooser, JobsRoom
+from mta_cli.tui.screens.jobs import JobKindPicker, JobsScreen
 from store.registry import Registry
 from tests.pipeline.maintenance.test_resume import stop_after
 from tests.pipeline.town import TASK, bank_request
@@ -34,7 +34,7 @@ HOSTILE = "a\x1b]0;owned\x07[red]b[/red]\u202e"
 def jobs_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """The window opens in this room, and the task by its name is the quick one of the town."""
     monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "jobs")
-    monkeypatch.setitem(BUILTIN, TASK.name, TASK)
+    monkeypatch.setitem(BUILTIN_TASKS, TASK.name, TASK)
 
 
 class Slow:
@@ -48,13 +48,13 @@ class Slow:
         self._go.release(count)
 
     def make(self, reg: Registry) -> Iterator[Event]:
-        yield Started("slow", self.steps)
+        yield JobStarted("slow", self.steps)
         try:
             for done in range(1, self.steps + 1):
                 self._go.acquire(timeout=PATIENCE)
-                yield Step("anchor 1", done, 5.0 - done / 50, 100)
-            yield Saved("bank", "mine")
-            yield Done({})
+                yield JobProgress("anchor 1", done, 5.0 - done / 50, 100)
+            yield ArtifactSaved("bank", "mine")
+            yield JobResult({})
         finally:
             self.closed = True
 
@@ -79,7 +79,7 @@ async def dialog(app: MtaApp, pilot: Pilot[None], kind: type) -> Any:
 
 
 async def back(app: MtaApp, pilot: Pilot[None]) -> None:
-    await until(pilot, lambda: isinstance(app.screen, JobsRoom))
+    await until(pilot, lambda: isinstance(app.screen, JobsScreen))
     await settled(app, pilot)
 
 
@@ -90,10 +90,10 @@ def test_an_empty_room_says_what_to_press(demo_store: Path) -> None:
             assert "Nothing runs" in shown and "b  bank build" in shown and "i  data import" in shown
             assert "Stop" not in shown and "Go on" not in shown
             await pilot.press("n")
-            await dialog(app, pilot, Chooser)
+            await dialog(app, pilot, JobKindPicker)
             await pilot.press("escape")
             await back(app, pilot)
-            assert app.board.jobs == []
+            assert app.job_queue.jobs == []
 
     run(go())
 
@@ -101,7 +101,7 @@ def test_an_empty_room_says_what_to_press(demo_store: Path) -> None:
 def test_a_person_is_adapted_from_the_form(demo_store: Path) -> None:
     async def go() -> None:
         async with open_app(demo_store) as (app, pilot):
-            app.choose("kim")
+            app.select_user("kim")
             await pilot.press("a")
             form = await dialog(app, pilot, FormDialog)
             assert form.filled["users"] == "kim" and form.filled["task"] == "lamp-2"
@@ -109,11 +109,11 @@ def test_a_person_is_adapted_from_the_form(demo_store: Path) -> None:
             await until(pilot, lambda: form.planned)
             assert "lamp-2 v1" in screen_text(app)
             await pilot.press("enter")
-            await until(pilot, lambda: bool(app.board.jobs) and app.board.jobs[0].over)
+            await until(pilot, lambda: bool(app.job_queue.jobs) and app.job_queue.jobs[0].finished)
             await back(app, pilot)
-            assert app.board.jobs[0].state == "done" and "saved stack kim" in log_of(app)
+            assert app.job_queue.jobs[0].state == "done" and "saved stack kim" in log_of(app)
             assert rows(app) == ["✓ user adapt · kim"] and "10/10 steps" in screen_text(app)
-            assert [p.name for p in await app.shelf.read(lambda reg: _adapted(reg))] == ["ida", "kim"]
+            assert [p.name for p in await app.store_reader.read(lambda reg: _adapted(reg))] == ["ida", "kim"]
 
     run(go())
 
@@ -141,10 +141,10 @@ def test_from_an_empty_store_to_an_adapted_person_by_keys_alone(empty_store: Pat
 
             async def ask(key: str, **values: str) -> None:
                 """Open the form by its key, go to each field with tab, type, look at the plan and start."""
-                done = len(app.board.jobs)
+                done = len(app.job_queue.jobs)
                 await pilot.press(key)
                 form = await dialog(app, pilot, FormDialog)
-                names = [row.field.name for row in form.query("Row") if not row.field.more]
+                names = [row.field.name for row in form.query("FieldRow") if not row.field.more]
                 place = 0
                 for name, value in values.items():
                     await pilot.press(*["tab"] * (names.index(name) - place))
@@ -153,15 +153,15 @@ def test_from_an_empty_store_to_an_adapted_person_by_keys_alone(empty_store: Pat
                 await pilot.press("ctrl+s")
                 await until(pilot, lambda: form.planned)
                 await pilot.press("enter")
-                await until(pilot, lambda: len(app.board.jobs) > done and app.board.jobs[-1].over)
-                assert app.board.jobs[-1].state == "done", app.board.jobs[-1].log
+                await until(pilot, lambda: len(app.job_queue.jobs) > done and app.job_queue.jobs[-1].finished)
+                assert app.job_queue.jobs[-1].state == "done", app.job_queue.jobs[-1].log
                 await back(app, pilot)
 
             await ask("i", path=str(path))
             await ask("b", task="lamp-2", anchors="2", rank="1", epochs="1", min_items="5")
             await ask("a", users="p5", shots="2", steps="3")
             assert rows(app) == ["✓ user adapt · p5", "✓ bank build · lamp-2", "✓ data import · people.jsonl"]
-            assert [each.name for each in await app.shelf.read(_adapted)] == ["p5"]
+            assert [each.name for each in await app.store_reader.read(_adapted)] == ["p5"]
 
     run(go())
 
@@ -176,7 +176,7 @@ def test_what_the_plan_refuses_is_told_in_the_form_and_nothing_starts(demo_store
             assert "did you mean" in str(form.query_one("#faults").content) and not form.planned
             await pilot.press("escape")
             await back(app, pilot)
-            assert app.board.jobs == []
+            assert app.job_queue.jobs == []
 
     run(go())
 
@@ -185,7 +185,7 @@ def test_a_job_is_watched_and_stopped_when_the_person_means_it(demo_store: Path)
     async def go() -> None:
         slow = Slow()
         async with open_app(demo_store) as (app, pilot):
-            job = app.board.add("bank build", "films", slow.make)
+            job = app.job_queue.add_job("bank build", "films", slow.make)
             app.screen.stale()  # type: ignore[attr-defined]
             slow.let(10)
             await until(pilot, lambda: job.progress.done == 10)
@@ -196,15 +196,15 @@ def test_a_job_is_watched_and_stopped_when_the_person_means_it(demo_store: Path)
             )
             assert "loss 4.980 █" in shown and "▁ 4.800" in shown
             await pilot.press("s")
-            await dialog(app, pilot, Sure)
+            await dialog(app, pilot, ConfirmDialog)
             await pilot.press("n")
             await back(app, pilot)
-            assert not job.stop_asked.is_set()
+            assert not job.stop_requested.is_set()
             await pilot.press("s")
-            await dialog(app, pilot, Sure)
+            await dialog(app, pilot, ConfirmDialog)
             await pilot.press("y")
             slow.let()
-            await until(pilot, lambda: job.over)
+            await until(pilot, lambda: job.finished)
             await back(app, pilot)
             assert job.state == "stopped" and slow.closed and "■ bank build · films" in screen_text(app)
             assert "goes on when it is started again" in " ".join(log_of(app).split()) and "Stop" not in screen_text(
@@ -218,18 +218,18 @@ def test_a_job_that_waits_is_stopped_at_once(demo_store: Path) -> None:
     async def go() -> None:
         first, second = Slow(), Slow()
         async with open_app(demo_store) as (app, pilot):
-            app.board.add("bank build", "one", first.make)
-            waiting = app.board.add("bank build", "two", second.make)
+            app.job_queue.add_job("bank build", "one", first.make)
+            waiting = app.job_queue.add_job("bank build", "two", second.make)
             app.screen.stale()  # type: ignore[attr-defined]
             await settled(app, pilot)
             assert rows(app) == ["· bank build · two", "▶ bank build · one"]
             await pilot.press("s")
-            await dialog(app, pilot, Sure)
+            await dialog(app, pilot, ConfirmDialog)
             await pilot.press("y")
             await back(app, pilot)
             assert waiting.state == "stopped" and "stopped before it began" in log_of(app)
             first.let(100)
-            await until(pilot, lambda: app.board.jobs[0].over)
+            await until(pilot, lambda: app.job_queue.jobs[0].finished)
             assert not second.closed
 
     run(go())
@@ -243,11 +243,11 @@ def test_an_interrupted_bank_is_offered_and_goes_on(demo_store: Path) -> None:
             assert rows(app) == ["↻ bank build · mine v1"]
             assert "of 4 adapters" in screen_text(app) and "Go on" in screen_text(app)
             await pilot.press("r")
-            await until(pilot, lambda: app.board.jobs[0].over)
+            await until(pilot, lambda: app.job_queue.jobs[0].finished)
             await settled(app, pilot)
             assert rows(app) == ["✓ bank build · mine v1"] and "goes on from step 3" in log_of(app)
-            assert await app.shelf.read(lambda reg: reg.banks.get("mine").status) == "ready"
-            assert await app.shelf.read(unfinished) == []
+            assert await app.store_reader.read(lambda reg: reg.banks.get("mine").status) == "ready"
+            assert await app.store_reader.read(list_unfinished_jobs) == []
 
     run(go())
 
@@ -255,19 +255,19 @@ def test_an_interrupted_bank_is_offered_and_goes_on(demo_store: Path) -> None:
 def test_what_goes_on_is_not_offered_meanwhile(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(demo_store)
     slow = Slow()
-    monkeypatch.setattr("mta_cli.pipeline.maintenance.resume.again", lambda reg, *rest: slow.make(reg))
+    monkeypatch.setattr("mta_cli.pipeline.maintenance.resume.resume_job", lambda reg, *rest: slow.make(reg))
 
     async def go() -> None:
         async with open_app(demo_store) as (app, pilot):
             await pilot.press("r")
             slow.let()
-            await until(pilot, lambda: app.board.jobs[0].progress.done == 1)
+            await until(pilot, lambda: app.job_queue.jobs[0].progress.done == 1)
             app.screen.stale()  # type: ignore[attr-defined]
             await settled(app, pilot)
             assert rows(app) == ["▶ bank build · mine v1"]
-            app.board.stop(app.board.jobs[0])
+            app.job_queue.stop_job(app.job_queue.jobs[0])
             slow.let()
-            await until(pilot, lambda: app.board.jobs[0].over)
+            await until(pilot, lambda: app.job_queue.jobs[0].finished)
             await settled(app, pilot)
             assert rows(app) == ["↻ bank build · mine v1", "■ bank build · mine v1"]
 
@@ -281,11 +281,11 @@ def test_an_interrupted_bank_is_given_up_only_after_a_yes(demo_store: Path) -> N
         async with open_app(demo_store) as (app, pilot):
             for key, left in (("n", 1), ("y", 0)):
                 await pilot.press("x")
-                await dialog(app, pilot, Sure)
+                await dialog(app, pilot, ConfirmDialog)
                 await pilot.press(key)
                 await back(app, pilot)
                 assert len(rows(app)) == left
-            assert [bank.name for bank in await app.shelf.read(lambda reg: reg.banks.all())] == ["lamp-2"]
+            assert [bank.name for bank in await app.store_reader.read(lambda reg: reg.banks.all())] == ["lamp-2"]
 
     run(go())
 
@@ -297,11 +297,11 @@ def test_a_job_that_fails_says_why_and_the_next_one_runs(demo_store: Path) -> No
 
     async def go() -> None:
         async with open_app(demo_store) as (app, pilot):
-            failed = app.board.add("bank build", HOSTILE, broken)
+            failed = app.job_queue.add_job("bank build", HOSTILE, broken)
             slow = Slow(1)
             slow.let()
-            good = app.board.add("bank build", "good", slow.make)
-            await until(pilot, lambda: failed.over and good.over)
+            good = app.job_queue.add_job("bank build", "good", slow.make)
+            await until(pilot, lambda: failed.finished and good.finished)
             app.screen.stale()  # type: ignore[attr-defined]
             await settled(app, pilot)
             await pilot.press("end")
@@ -317,14 +317,14 @@ def test_a_job_that_fails_says_why_and_the_next_one_runs(demo_store: Path) -> No
 def test_a_log_without_room_is_waited_for_without_work(demo_store: Path) -> None:
     def said(reg: Registry) -> Iterator[Event]:
         yield Note("so far so good")
-        yield Done({})
+        yield JobResult({})
 
     async def go() -> None:
         async with open_app(demo_store) as (app, pilot):
             app.screen.query_one("#log").display = False
             await pilot.pause()
-            job = app.board.add("bank build", "words", said)
-            await until(pilot, lambda: job.over)
+            job = app.job_queue.add_job("bank build", "words", said)
+            await until(pilot, lambda: job.finished)
             app.screen.stale()  # type: ignore[attr-defined]
             await settled(app, pilot)
             await asyncio.wait_for(pilot.pause(), 20)
@@ -339,13 +339,13 @@ def test_the_log_follows_and_is_capped(demo_store: Path) -> None:
     def talkative(reg: Registry) -> Iterator[Event]:
         for n in range(5000):
             yield Note(f"line {n}")
-        yield Done({})
+        yield JobResult({})
 
     async def go() -> None:
         async with open_app(demo_store) as (app, pilot):
-            job = app.board.add("bank build", "words", talkative)
+            job = app.job_queue.add_job("bank build", "words", talkative)
             app.screen.stale()  # type: ignore[attr-defined]
-            await until(pilot, lambda: job.over)
+            await until(pilot, lambda: job.finished)
             await settled(app, pilot)
             log = app.screen.query_one("#log", RichLog)
             assert len(log.lines) <= 2000 and log.lines[-1].text.strip() == "line 4999"
@@ -360,12 +360,12 @@ def test_the_first_lines_of_a_room_that_was_empty_use_its_whole_width(demo_store
 
     def short(reg: Registry) -> Iterator[Event]:
         yield Note(words)
-        yield Done({})
+        yield JobResult({})
 
     async def go() -> None:
         async with open_app(demo_store) as (app, pilot):
-            job = app.board.add("bank build", "words", short)
-            await until(pilot, lambda: job.over)
+            job = app.job_queue.add_job("bank build", "words", short)
+            await until(pilot, lambda: job.finished)
             await settled(app, pilot)
             assert words in log_of(app).split("\n")
 
@@ -380,18 +380,18 @@ def test_list_and_log_are_both_seen_at_every_size(demo_store: Path, size: tuple[
         slow = Slow()
         async with open_app(demo_store, size) as (app, pilot):
             for n in range(12):
-                app.board.add("bank build", f"job {n}", slow.make)
+                app.job_queue.add_job("bank build", f"job {n}", slow.make)
             app.screen.stale()  # type: ignore[attr-defined]
             slow.let(3)
-            await until(pilot, lambda: app.board.jobs[0].progress.done == 3)
+            await until(pilot, lambda: app.job_queue.jobs[0].progress.done == 3)
             await pilot.press("end")
             await settled(app, pilot)
             listed, log = app.screen.query_one("#list"), app.screen.query_one("#log")
             assert listed.region.height >= 4 and log.region.height >= 3 and log.region.width >= 40
             assert listed.region.right <= log.region.x or listed.region.bottom <= log.region.y
             assert "3/100 steps" in screen_text(app)
-            for job in app.board.jobs:
-                app.board.stop(job)
+            for job in app.job_queue.jobs:
+                app.job_queue.stop_job(job)
             slow.let(100)
 
     run(go())
@@ -403,9 +403,9 @@ def test_resizing_keeps_what_is_selected(demo_store: Path) -> None:
     async def go() -> None:
         slow = Slow(1)
         async with open_app(demo_store) as (app, pilot):
-            app.board.add("bank build", "films", slow.make)
+            app.job_queue.add_job("bank build", "films", slow.make)
             slow.let()
-            await until(pilot, lambda: app.board.jobs[0].over)
+            await until(pilot, lambda: app.job_queue.jobs[0].finished)
             await settled(app, pilot)
             await pilot.press("end")
             await pilot.resize_terminal(200, 50)

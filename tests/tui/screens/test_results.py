@@ -11,8 +11,8 @@ from textual.widgets import DataTable, TabbedContent
 from mta_cli.pipeline.report import wording
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.forms import FormDialog
-from mta_cli.tui.screens.base import ROOMS, Room
-from mta_cli.tui.screens.results import ResultsRoom
+from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
+from mta_cli.tui.screens.results import ResultsScreen
 from store.registry import Registry
 from tests.pipeline.documents import FEW, HOSTILE, MANY, document, hostile
 from tests.tui.driving import open_app, run, screen_text, settled, until
@@ -21,8 +21,8 @@ from tests.tui.driving import open_app, run, screen_text, settled, until
 @pytest.fixture(autouse=True)
 def this_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other rooms are empty ones."""
-    others = {name: type(f"{title}Stub", (Room,), {"ROOM": name}) for name, title in ROOMS.items()}
-    monkeypatch.setattr(MtaApp, "MODES", {**others, "results": ResultsRoom})
+    others = {name: type(f"{title}Stub", (BaseScreen,), {"ROOM": name}) for name, title in SCREEN_TITLES.items()}
+    monkeypatch.setattr(MtaApp, "MODES", {**others, "results": ResultsScreen})
     monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "results")
 
 
@@ -30,7 +30,7 @@ def store(root: Path, *documents: dict[str, Any]) -> Path:
     """A store in which these documents are evaluations, in this order."""
     with Registry.open(root, create=True) as reg:
         for one in documents:
-            reg.evaluations.add(one["task"], None, {"shots": one.get("shots")}, one)
+            reg.evaluations.add_evaluation(one["task"], None, {"shots": one.get("shots")}, one)
     return root
 
 
@@ -66,7 +66,7 @@ def test_methods_have_bars_from_the_best_to_the_worst(empty_store: Path, size: t
             at = bars[1].index("●")
             assert bars[3][at] == "┊"
             assert rows(app, "138 users with 333 held-out queries")
-            assert rows(app, *wording.design(document()).split()[-2:]), "the whole design is seen"
+            assert rows(app, *wording.describe_design(document()).split()[-2:]), "the whole design is seen"
 
     run(drive())
 
@@ -170,10 +170,10 @@ def test_another_evaluation_is_shown_when_the_cursor_is_on_it(empty_store: Path)
             await press(app, pilot, "down")
             assert rows(app, "older", "├") and not rows(app, "newer", "├")
             store(empty_store, document({"mta": 0.5, "newest": 0.4}))
-            app.choose_task(None)
+            app.select_task(None)
             await settled(app, pilot)
             assert rows(app, "older", "├"), "the selected one stays selected"
-            app.choose_task("lamp-9")
+            app.select_task("lamp-9")
             await settled(app, pilot)
             assert "Nothing has been measured yet." in screen_text(app)
 
@@ -197,7 +197,7 @@ def test_the_metric_that_was_asked_for_stays_where_it_is_known(empty_store: Path
 
 def test_an_unfinished_evaluation_says_how_to_go_on(empty_store: Path) -> None:
     with Registry.open(empty_store, create=True) as reg:
-        reg.evaluations.begin("k", "lamp-2", {"shots": 5}, [])
+        reg.evaluations.get_or_create_evaluation("k", "lamp-2", {"shots": 5}, [])
 
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
@@ -212,7 +212,7 @@ def test_an_unfinished_evaluation_says_how_to_go_on(empty_store: Path) -> None:
 def test_a_finished_one_is_shown_before_those_that_run(empty_store: Path) -> None:
     store(empty_store, document())
     with Registry.open(empty_store) as reg:
-        reg.evaluations.begin("k", "lamp-2", {"shots": 5}, [])
+        reg.evaluations.get_or_create_evaluation("k", "lamp-2", {"shots": 5}, [])
 
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
@@ -237,7 +237,7 @@ def test_what_a_document_lacks_is_a_dash(empty_store: Path) -> None:
         async with open_app(store(empty_store, made)) as (app, pilot):
             for key in "ivbnt":
                 await press(app, pilot, key)
-                assert isinstance(app.screen, ResultsRoom)
+                assert isinstance(app.screen, ResultsScreen)
             await press(app, pilot, "v")
             assert "No differences were computed in this metric." in screen_text(app)
 
@@ -249,7 +249,7 @@ def test_hostile_documents_are_plain_text(empty_store: Path) -> None:
         async with open_app(store(empty_store, hostile()), (160, 40)) as (app, pilot):
             for key in "ivbnt":
                 await press(app, pilot, key)
-                assert isinstance(app.screen, ResultsRoom)
+                assert isinstance(app.screen, ResultsScreen)
                 assert "\x1b" not in screen_text(app)
             await press(app, pilot, "n")
             assert HOSTILE[0] in screen_text(app) and HOSTILE[1] in screen_text(app)

@@ -13,13 +13,13 @@ from textual.widgets import Input, OptionList
 
 from mta_cli.settings import Settings
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import Sure
+from mta_cli.tui.dialogs import ConfirmDialog
 from mta_cli.tui.forms import FormDialog
-from mta_cli.tui.screens.base import ROOMS, Room
-from mta_cli.tui.screens.users import UsersRoom
+from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
+from mta_cli.tui.screens.users import UsersScreen
 from mta_cli.tui.widgets.lazy_table import LazyTable
 from mta_cli.tui.widgets.task_picker import TaskPicker
-from mta_cli.tui.widgets.user_detail import PersonPane
+from mta_cli.tui.widgets.user_detail import UserPane
 from store.records import NewItem
 from store.registry import Registry
 from store.tables.predictions import Prediction
@@ -31,8 +31,8 @@ EVERYBODY = ["ida", "jon", "kim", *(f"user{n}" for n in range(9))]
 @pytest.fixture(autouse=True)
 def this_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other rooms are empty ones."""
-    others = {name: type(f"{title}Stub", (Room,), {"ROOM": name}) for name, title in ROOMS.items()}
-    monkeypatch.setattr(MtaApp, "MODES", {**others, "users": UsersRoom})
+    others = {name: type(f"{title}Stub", (BaseScreen,), {"ROOM": name}) for name, title in SCREEN_TITLES.items()}
+    monkeypatch.setattr(MtaApp, "MODES", {**others, "users": UsersScreen})
 
 
 def table(app: MtaApp) -> LazyTable:
@@ -41,12 +41,12 @@ def table(app: MtaApp) -> LazyTable:
 
 def names(app: MtaApp) -> list[str]:
     people = table(app)
-    return [people.row_at(place).name for place in range(people.count)]  # type: ignore[union-attr]
+    return [people.row_at(place).name for place in range(people.row_count)]  # type: ignore[union-attr]
 
 
 def pane(app: MtaApp) -> str:
     """Everything in the pane, scrolled out of view or not."""
-    wanted = app.screen.query_one(PersonPane)
+    wanted = app.screen.query_one(UserPane)
     shown = [node for node in wanted.walk_children() if node.display and node.size.height]
     return "\n".join(node.render_line(y).text.rstrip() for node in shown for y in range(node.size.height))
 
@@ -101,15 +101,19 @@ def test_it_filters_while_it_is_typed(demo_store: Path) -> None:
             for key, found in (("u", 9), ("s", 9), ("e", 9), ("r", 9), ("7", 1)):
                 await pilot.press(key)
                 await settled(app, pilot)
-                assert table(app).count == found
+                assert table(app).row_count == found
             assert names(app) == ["user7"] and "1 of 12" in screen_text(app)
-            assert "5 Chat" in screen_text(app) and app.room is app.screen and isinstance(app.room, UsersRoom)
+            assert (
+                "5 Chat" in screen_text(app)
+                and app.current_screen is app.screen
+                and isinstance(app.current_screen, UsersScreen)
+            )
             await pilot.press("enter")
             assert app.focused is table(app)
             await pilot.press("escape")
             await settled(app, pilot)
             assert words(app).value == "" and names(app) == EVERYBODY
-            assert table(app).row.name == "user7"  # the cursor stayed on them
+            assert table(app).cursor_row.name == "user7"  # the cursor stayed on them
 
     run(drive())
 
@@ -131,7 +135,7 @@ def test_other_words_than_names_are_known(demo_store: Path, text: str, found: li
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await typed(app, pilot, text)
-            assert (names(app) == found) if found is not None else (table(app).count == 3)
+            assert (names(app) == found) if found is not None else (table(app).row_count == 3)
             assert ("Nobody fits" in screen_text(app)) == (found == [])
 
     run(drive())
@@ -144,7 +148,7 @@ def test_nobody_who_fits_can_be_used(demo_store: Path) -> None:
             await pilot.press("enter")
             await pilot.press("c", "t", "a", "d", "enter", "o")
             await settled(app, pilot)
-            assert isinstance(app.screen, UsersRoom) and app.chosen is None and not app.board.jobs
+            assert isinstance(app.screen, UsersScreen) and app.selected_user is None and not app.job_queue.jobs
             await pilot.press("escape")
             await settled(app, pilot)
             assert names(app) == EVERYBODY and "Nobody fits" not in screen_text(app)
@@ -176,16 +180,20 @@ def test_choosing_marks_somebody_for_all_rooms(demo_store: Path) -> None:
         async with open_app(demo_store) as (app, pilot):
             await pilot.press("down", "enter")
             await settled(app, pilot)
-            assert app.chosen == "jon" and "● jon" in screen_text(app)
+            assert app.selected_user == "jon" and "● jon" in screen_text(app)
             assert screen_text(app).splitlines()[0].rstrip().endswith("jon") and table(app).cursor == 1
             await pilot.press("down", "c")
             await settled(app, pilot)
-            assert app.chosen == "kim" and app.room is not None and app.room.ROOM == "compare"
-            app.go("users")
+            assert (
+                app.selected_user == "kim"
+                and app.current_screen is not None
+                and app.current_screen.SCREEN_NAME == "compare"
+            )
+            app.show_screen("users")
             await settled(app, pilot)
             await pilot.press("up", "t")
             await settled(app, pilot)
-            assert app.chosen == "jon" and app.room.ROOM == "chat"
+            assert app.selected_user == "jon" and app.current_screen.SCREEN_NAME == "chat"
 
     run(drive())
 
@@ -193,20 +201,20 @@ def test_choosing_marks_somebody_for_all_rooms(demo_store: Path) -> None:
 def test_the_room_opens_on_the_chosen_person(demo_store: Path) -> None:
     async def drive() -> None:
         app = MtaApp(demo_store, Settings.load(demo_store))
-        app.chosen = "user5"
+        app.selected_user = "user5"
         try:
             async with app.run_test(size=(80, 24)) as pilot:
                 await settled(app, pilot)
-                assert table(app).row.name == "user5" and "● user5" in screen_text(app)
+                assert table(app).cursor_row.name == "user5" and "● user5" in screen_text(app)
         finally:
-            app.close()
+            app.close_workers()
 
     run(drive())
 
 
 def test_a_task_is_chosen_for_all_rooms(demo_store: Path) -> None:
     with Registry.open(demo_store) as reg:
-        reg.items.append(reg.users.get("kim").id, [NewItem("x", "[b]other", "in", "out")])
+        reg.items.append_items(reg.users.get("kim").id, [NewItem("x", "[b]other", "in", "out")])
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
@@ -216,19 +224,19 @@ def test_a_task_is_chosen_for_all_rooms(demo_store: Path) -> None:
             assert "[b]other  1 person" in screen_text(app)
             await pilot.press("down", "down", "enter")
             await settled(app, pilot)
-            assert app.chosen_task == "[b]other" and names(app) == ["kim"]
+            assert app.selected_task == "[b]other" and names(app) == ["kim"]
             assert "1 of task [b]other" in screen_text(app) and "1 item," in pane(app)
             await pilot.press("f")
             await until(pilot, lambda: isinstance(app.screen, TaskPicker))
             assert app.screen.query_one(OptionList).highlighted == 2
             await pilot.press("escape")
             await settled(app, pilot)
-            assert app.chosen_task == "[b]other"
+            assert app.selected_task == "[b]other"
             await pilot.press("f")
             await until(pilot, lambda: isinstance(app.screen, TaskPicker))
             await pilot.press("up", "up", "enter")
             await settled(app, pilot)
-            assert app.chosen_task is None and names(app) == EVERYBODY
+            assert app.selected_task is None and names(app) == EVERYBODY
 
     run(drive())
 
@@ -238,7 +246,7 @@ def test_older_items_are_shown_when_asked_for(demo_store: Path) -> None:
         many = [
             NewItem(f"m{n}", "lamp-2", f"number {n:02} of many", "x", f"2019-01-01T00:00:{n:02}") for n in range(30)
         ]
-        reg.items.append(reg.users.get("ida").id, many)
+        reg.items.append_items(reg.users.get("ida").id, many)
 
     async def drive() -> None:
         async with open_app(demo_store, (200, 80)) as (app, pilot):
@@ -267,7 +275,7 @@ def test_an_empty_store_says_what_to_do(empty_store: Path) -> None:
                 await settled(app, pilot)
             with Registry.open(empty_store, create=True) as reg:
                 reg.users.add("ann")
-            app.choose_task(None)
+            app.select_task(None)
             await settled(app, pilot)
             assert names(app) == ["ann"] and app.focused is table(app) and "no items yet" in screen_text(app)
             assert "m Demo" not in screen_text(app)
@@ -282,9 +290,9 @@ def test_hostile_names_and_texts_are_shown_as_text(demo_store: Path) -> None:
     evil = "\x1b[2J\x07[bold]owned[/bold]\r\nnext\u202e line [@click=app.quit]x[/]"
     with Registry.open(demo_store) as reg:
         user = reg.users.add(HOSTILE)
-        reg.items.append(user.id, [NewItem(evil, "lamp-2", evil, evil, evil)])
-        run_ = reg.runs.start("user adapt", HOSTILE, {"task": "lamp-2"})
-        reg.runs.fail(run_.id, evil)
+        reg.items.append_items(user.id, [NewItem(evil, "lamp-2", evil, evil, evil)])
+        run_ = reg.runs.start_run("user adapt", HOSTILE, {"task": "lamp-2"})
+        reg.runs.fail_run(run_.id, evil)
 
     async def drive() -> None:
         async with open_app(demo_store, (200, 50)) as (app, pilot):
@@ -295,11 +303,11 @@ def test_hostile_names_and_texts_are_shown_as_text(demo_store: Path) -> None:
             assert "[red]" in text and "'; DROP [/]" in text and "[bold]owned[/bold] next" in pane(app)
             assert not any(sign in text + pane(app) for sign in ("\x1b", "\x07", "\u202e", "\r"))
             await pilot.press("enter", "d")
-            await until(pilot, lambda: isinstance(app.screen, Sure))
+            await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
             assert "Forget [red]" in screen_text(app)
             await pilot.press("n")
             await settled(app, pilot)
-            assert app.chosen == HOSTILE
+            assert app.selected_user == HOSTILE
 
     run(drive())
 
@@ -307,10 +315,10 @@ def test_hostile_names_and_texts_are_shown_as_text(demo_store: Path) -> None:
 def test_results_of_an_evaluation_are_bars(demo_store: Path) -> None:
     with Registry.open(demo_store) as reg:
         ida = reg.users.get("ida").id
-        number = reg.evaluations.add("lamp-2", None, {}, {})
+        number = reg.evaluations.add_evaluation("lamp-2", None, {}, {})
         said = [("base", "x"), ("base", "comedy"), ("adapted", "comedy")]
         rows = [Prediction(ida, 1, method, "p", answer, "comedy", None, 1, 0.1) for method, answer in said]
-        reg.evaluations.cells.answer(number, rows)
+        reg.evaluations.predictions.add_predictions(number, rows)
 
     async def drive() -> None:
         async with open_app(demo_store, (200, 60)) as (app, _):
@@ -338,16 +346,16 @@ def test_help_names_every_key_and_what_a_filter_knows(demo_store: Path) -> None:
 
 
 def test_every_key_has_a_name_and_a_tooltip() -> None:
-    bindings: list[Any] = [*UsersRoom.BINDINGS, *LazyTable.BINDINGS]
+    bindings: list[Any] = [*UsersScreen.BINDINGS, *LazyTable.BINDINGS]
     assert all(one.id and one.tooltip for one in bindings)
-    keys = [key for one in UsersRoom.BINDINGS for key in one.key.split(",")]  # type: ignore[union-attr]
+    keys = [key for one in UsersScreen.BINDINGS for key in one.key.split(",")]  # type: ignore[union-attr]
     assert len(keys) == len(set(keys)) and not set(keys) & set("123456q")
 
 
 def test_the_pane_moves_beside_the_table_when_there_is_room(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            room, people = app.screen.query_one(PersonPane), table(app)
+            room, people = app.screen.query_one(UserPane), table(app)
             assert room.region.y > people.region.y and room.region.width == 80
             await pilot.resize_terminal(200, 50)
             await settled(app, pilot)

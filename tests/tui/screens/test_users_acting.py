@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mta_cli.errors import IntegrityFault
-from mta_cli.events import Done, Event
-from mta_cli.tui.dialogs import Sure, Trouble
+from mta_cli.events import Event, JobResult
+from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog
 from mta_cli.tui.forms import FormDialog
-from mta_cli.tui.screens.users import UsersRoom
+from mta_cli.tui.screens.users import UsersScreen
 from store.registry import Registry
 from tests.tui.driving import open_app, run, screen_text, settled, until
 from tests.tui.screens.test_users import EVERYBODY, names, pane, table, this_room_alone
@@ -24,19 +24,19 @@ def test_adapting_asks_first_and_queues_the_job(demo_store: Path) -> None:
         async with open_app(demo_store, (100, 40)) as (app, pilot):
             await pilot.press("down", "down", "a")
             await until(pilot, lambda: isinstance(app.screen, FormDialog))
-            assert app.chosen == "kim" and app.screen.filled["users"] == "kim"  # type: ignore[attr-defined]
+            assert app.selected_user == "kim" and app.screen.filled["users"] == "kim"  # type: ignore[attr-defined]
             await pilot.press("escape")
             await settled(app, pilot)
-            assert not app.board.jobs
+            assert not app.job_queue.jobs
             await pilot.press("a")
             await until(pilot, lambda: isinstance(app.screen, FormDialog))
             await pilot.press("ctrl+s")
             await until(pilot, lambda: bool(app.screen.planned))  # type: ignore[attr-defined]
             await pilot.press("ctrl+s")
-            await until(pilot, lambda: bool(app.board.jobs) and app.board.jobs[0].over)
+            await until(pilot, lambda: bool(app.job_queue.jobs) and app.job_queue.jobs[0].finished)
             await settled(app, pilot)
-            assert app.board.jobs[0].state == "done", app.board.jobs[0].log
-            assert table(app).row.name == "kim" and table(app).row.status == "adapted"
+            assert app.job_queue.jobs[0].state == "done", app.job_queue.jobs[0].log
+            assert table(app).cursor_row.name == "kim" and table(app).cursor_row.status == "adapted"
             assert "adapted" in pane(app) and "Loss of the last adaptation" in pane(app)
 
     run(drive())
@@ -46,21 +46,21 @@ def test_removing_says_what_goes_asks_and_leaves_no_trace(demo_store: Path) -> N
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await pilot.press("enter", "d")
-            await until(pilot, lambda: isinstance(app.screen, Sure))
+            await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
             text = screen_text(app)
             assert (
                 "Forget ida?" in text and "history items: 3" in text and "stacks: 1" in text and "no bank" not in text
             )
             await pilot.press("n")
             await settled(app, pilot)
-            assert names(app) == EVERYBODY and not app.board.jobs
+            assert names(app) == EVERYBODY and not app.job_queue.jobs
             await pilot.press("d")
-            await until(pilot, lambda: isinstance(app.screen, Sure))
+            await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
             await pilot.press("y")
-            await until(pilot, lambda: bool(app.board.jobs) and app.board.jobs[0].over)
-            await until(pilot, lambda: table(app).count == 11)
+            await until(pilot, lambda: bool(app.job_queue.jobs) and app.job_queue.jobs[0].finished)
+            await until(pilot, lambda: table(app).row_count == 11)
             await settled(app, pilot)
-            assert names(app) == EVERYBODY[1:] and app.chosen is None
+            assert names(app) == EVERYBODY[1:] and app.selected_user is None
             with Registry.open(demo_store) as reg:
                 assert "ida" not in reg.users.names()
 
@@ -70,16 +70,16 @@ def test_removing_says_what_goes_asks_and_leaves_no_trace(demo_store: Path) -> N
 def test_a_removal_that_fails_is_told(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(reg: Registry, name: str) -> Iterator[Event]:
         raise IntegrityFault("the store is damaged")
-        yield Done()
+        yield JobResult()
 
     monkeypatch.setattr("mta_cli.pipeline.users.forget.forget_user", refuse)
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await pilot.press("d")
-            await until(pilot, lambda: isinstance(app.screen, Sure))
+            await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
             await pilot.press("y")
-            await until(pilot, lambda: isinstance(app.screen, Trouble))
+            await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
             assert "the store is damaged" in screen_text(app)
             await pilot.press("escape")
             await settled(app, pilot)
@@ -95,9 +95,9 @@ def test_somebody_who_is_gone_meanwhile_is_no_error(demo_store: Path) -> None:
                 reg.users.forget(reg.users.get("jon").id)
             await pilot.press("down")
             await settled(app, pilot)
-            assert isinstance(app.screen, UsersRoom) and pane(app).strip() == "gone"
+            assert isinstance(app.screen, UsersScreen) and pane(app).strip() == "gone"
             await pilot.press("d")
-            await until(pilot, lambda: isinstance(app.screen, Trouble))
+            await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
             assert "There is no user 'jon'" in screen_text(app)
 
     run(drive())
@@ -110,8 +110,8 @@ def test_new_rows_appear_when_the_store_changes_and_the_cursor_stays(demo_store:
             with Registry.open(demo_store) as reg:
                 reg.users.add("adam")
                 reg.users.add("zoe")
-            app.choose_task(None)
+            app.select_task(None)
             await settled(app, pilot)
-            assert table(app).count == 14 and table(app).row.name == "jon" and table(app).cursor == 2
+            assert table(app).row_count == 14 and table(app).cursor_row.name == "jon" and table(app).cursor == 2
 
     run(drive())

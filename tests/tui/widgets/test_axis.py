@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta_cli.tui.widgets.axis import Scale, around, number
+from mta_cli.tui.widgets.axis import Scale, fit_scale, format_tick
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -26,7 +26,7 @@ def test_an_axis_without_length_puts_everything_in_its_middle() -> None:
 @settings(deadline=None)
 @given(st.lists(FINITE, min_size=1, max_size=9), st.integers(1, 200))
 def test_an_axis_around_values_holds_them_in_order(values: list[float], cells: int) -> None:
-    scale = around(values, cells)
+    scale = fit_scale(values, cells)
     found = [scale.cell(value) for value in sorted(values)]
     assert found == sorted(found)
     assert 0 <= found[0] <= found[-1] < cells
@@ -34,8 +34,8 @@ def test_an_axis_around_values_holds_them_in_order(values: list[float], cells: i
 
 
 def test_what_is_not_a_number_does_not_stretch_an_axis() -> None:
-    assert around([1.0, math.nan, 2.0, math.inf], 10) == around([1.0, 2.0], 10)
-    assert around([], 10).low < around([], 10).high
+    assert fit_scale([1.0, math.nan, 2.0, math.inf], 10) == fit_scale([1.0, 2.0], 10)
+    assert fit_scale([], 10).low < fit_scale([], 10).high
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_there_are_about_as_many_ticks_as_wanted(low: float, reach: float, wante
 
 
 def test_numbers_have_no_more_decimals_than_they_need() -> None:
-    assert [number(value) for value in (0.0, 0.5, 2.0, -0.05, 0.1234)] == ["0", "0.5", "2", "−0.05", "0.1234"]
+    assert [format_tick(value) for value in (0.0, 0.5, 2.0, -0.05, 0.1234)] == ["0", "0.5", "2", "−0.05", "0.1234"]

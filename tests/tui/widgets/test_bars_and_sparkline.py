@@ -8,8 +8,8 @@ import pytest
 from rich.cells import cell_len
 from textual.app import App, ComposeResult
 
-from mta_cli.tui.widgets.bars import Bar, Bars, bar, bar_lines
-from mta_cli.tui.widgets.sparkline import Curve, curve_line, spark
+from mta_cli.tui.widgets.bars import Bar, BarChart, bar_lines, bar_text
+from mta_cli.tui.widgets.sparkline import LabelledSparkline, labelled_sparkline, sparkline_text
 from tests.tui.driving import run
 
 
@@ -31,11 +31,11 @@ from tests.tui.driving import run
     ],
 )
 def test_a_bar_is_as_long_as_its_value(value: float | None, drawn: str) -> None:
-    assert bar(value, 1.0, 4) == drawn
+    assert bar_text(value, 1.0, 4) == drawn
 
 
 def test_without_room_or_scale_there_is_no_bar() -> None:
-    assert bar(1.0, 1.0, 0) == bar(1.0, 0.0, 4) == ""
+    assert bar_text(1.0, 1.0, 0) == bar_text(1.0, 0.0, 4) == ""
 
 
 def test_labels_bars_and_numbers_stand_in_columns() -> None:
@@ -57,37 +57,40 @@ def test_no_bars_are_no_lines() -> None:
 
 
 def test_a_curve_runs_from_the_least_to_the_most() -> None:
-    assert spark([3, 2, 1], 8) == "█▅▁"
-    assert spark(range(100), 4) == "▁▃▆█"
-    assert spark([5, 5], 8) == "▁▁" and spark([], 8) == spark([math.nan], 8) == spark([1, 2], 0) == ""
+    assert sparkline_text([3, 2, 1], 8) == "█▅▁"
+    assert sparkline_text(range(100), 4) == "▁▃▆█"
+    assert (
+        sparkline_text([5, 5], 8) == "▁▁"
+        and sparkline_text([], 8) == sparkline_text([math.nan], 8) == sparkline_text([1, 2], 0) == ""
+    )
 
 
 def test_a_curve_has_its_ends_beside_it() -> None:
-    assert curve_line([2.0, math.nan, 1.0], 40).plain == "2.000 █▁ 1.000"
-    assert curve_line(range(200), 20).plain == "0.000 ▁▂▄▅▇█ 199.000"
-    assert curve_line([1.5], 40).plain == "1.500" and curve_line([], 40).plain == ""
+    assert labelled_sparkline([2.0, math.nan, 1.0], 40).plain == "2.000 █▁ 1.000"
+    assert labelled_sparkline(range(200), 20).plain == "0.000 ▁▂▄▅▇█ 199.000"
+    assert labelled_sparkline([1.5], 40).plain == "1.500" and labelled_sparkline([], 40).plain == ""
 
 
 class Shown(App[None]):
     def compose(self) -> ComposeResult:
-        yield Bars()
-        yield Curve()
+        yield BarChart()
+        yield LabelledSparkline()
 
 
 def test_widgets_are_as_high_as_what_they_show() -> None:
     async def drive() -> None:
         app = Shown()
         async with app.run_test(size=(40, 10)) as pilot:
-            bars, curve = app.query_one(Bars), app.query_one(Curve)
+            bars, curve = app.query_one(BarChart), app.query_one(LabelledSparkline)
             assert (bars.size.height, curve.size.height) == (0, 0)
-            bars.show([Bar("a", 1.0, "1"), Bar("b", 0.5, ".5", strong=True)])
-            curve.show([2.0, 1.0])
+            bars.show_bars([Bar("a", 1.0, "1"), Bar("b", 0.5, ".5", strong=True)])
+            curve.show_values([2.0, 1.0])
             await pilot.pause()
             assert (bars.size.height, curve.size.height) == (2, 1)
-            assert bars.render_line(1).text.split() == ["b", bar(0.5, 1.0, 35), ".5"]
+            assert bars.render_line(1).text.split() == ["b", bar_text(0.5, 1.0, 35), ".5"]
             assert curve.render_line(0).text.strip() == "2.000 █▁ 1.000"
-            bars.show([])
-            curve.show([])
+            bars.show_bars([])
+            curve.show_values([])
             await pilot.pause()
             assert (bars.size.height, curve.size.height) == (0, 0)
 

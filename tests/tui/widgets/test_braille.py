@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mta_cli.tui.widgets.braille import dots
+from mta_cli.tui.widgets.braille import braille_grid
 
 
 def at(*points: tuple[int, int], width: int = 2, height: int = 2):  # type: ignore[no-untyped-def]
     columns, rows = np.array(points, int).reshape(-1, 2).T
-    return dots(columns, rows, width, height)
+    return braille_grid(columns, rows, width, height)
 
 
 @pytest.mark.parametrize(

@@ -7,74 +7,74 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.style import Style
 
-from mta_cli.tui.widgets.canvas import Sheet, fitted
+from mta_cli.tui.widgets.canvas import Canvas, truncate_line
 
 
-def rows(sheet: Sheet) -> list[str]:
-    return sheet.text(lambda name: Style()).plain.split("\n")
+def rows(sheet: Canvas) -> list[str]:
+    return sheet.to_rich_text(lambda name: Style()).plain.split("\n")
 
 
 def test_text_is_written_from_its_cell_to_the_right() -> None:
-    sheet = Sheet(8, 2)
-    assert sheet.put(2, 1, "abc", "strong") == 5
+    sheet = Canvas(8, 2)
+    assert sheet.write_text(2, 1, "abc", "strong") == 5
     assert sheet.plain() == ["", "  abc"]
     assert [sheet.style_at(x, 1) for x in range(6)] == ["", "", "strong", "strong", "strong", ""]
 
 
 def test_what_lies_outside_is_dropped() -> None:
-    sheet = Sheet(4, 1)
-    sheet.put(2, 0, "abc")
-    sheet.put(-1, 0, "xyz")
-    sheet.put(0, 1, "below")
-    sheet.put(0, -1, "above")
-    sheet.put(9, 0, "beside")
+    sheet = Canvas(4, 1)
+    sheet.write_text(2, 0, "abc")
+    sheet.write_text(-1, 0, "xyz")
+    sheet.write_text(0, 1, "below")
+    sheet.write_text(0, -1, "above")
+    sheet.write_text(9, 0, "beside")
     assert sheet.plain() == ["yzab"]
 
 
 def test_wide_characters_take_two_cells_and_are_never_cut_in_half() -> None:
-    sheet = Sheet(5, 1)
-    assert sheet.put(0, 0, "日本語") == 4
+    sheet = Canvas(5, 1)
+    assert sheet.write_text(0, 0, "日本語") == 4
     assert rows(sheet) == ["日本 "]
-    sheet.put(1, 0, "x")
+    sheet.write_text(1, 0, "x")
     assert rows(sheet) == [" x本 "]
-    sheet.put(2, 0, "y")
+    sheet.write_text(2, 0, "y")
     assert rows(sheet) == [" xy  "]
 
 
 def test_marks_that_join_stay_with_their_letter() -> None:
-    sheet = Sheet(3, 1)
-    assert sheet.put(0, 0, "e\u0301a") == 2
+    sheet = Canvas(3, 1)
+    assert sheet.write_text(0, 0, "e\u0301a") == 2
     assert rows(sheet) == ["e\u0301a "]
 
 
 def test_no_control_character_reaches_a_cell() -> None:
-    sheet = Sheet(20, 1)
-    sheet.put(0, 0, "a\x1b[2Jb\x07\u202ec\nd\te\x9b")
+    sheet = Canvas(20, 1)
+    sheet.write_text(0, 0, "a\x1b[2Jb\x07\u202ec\nd\te\x9b")
     assert sheet.plain() == ["a[2Jbc d e"]
 
 
 def test_markup_is_text_like_any_other() -> None:
-    sheet = Sheet(20, 1)
-    sheet.put(0, 0, "[red]x[/red]")
-    assert sheet.text(lambda name: Style()).plain.startswith("[red]x[/red]")
+    sheet = Canvas(20, 1)
+    sheet.write_text(0, 0, "[red]x[/red]")
+    assert sheet.to_rich_text(lambda name: Style()).plain.startswith("[red]x[/red]")
 
 
 def test_free_cells_are_blank_and_there() -> None:
-    sheet = Sheet(6, 1)
-    sheet.put(3, 0, "x")
-    assert sheet.free(0, 0, 3)
-    assert not sheet.free(1, 0, 3)
-    assert sheet.free(4, 0, 2)
-    assert not sheet.free(4, 0, 3)
-    assert not sheet.free(-1, 0, 2)
-    assert not sheet.free(0, 1, 1)
+    sheet = Canvas(6, 1)
+    sheet.write_text(3, 0, "x")
+    assert sheet.is_blank(0, 0, 3)
+    assert not sheet.is_blank(1, 0, 3)
+    assert sheet.is_blank(4, 0, 2)
+    assert not sheet.is_blank(4, 0, 3)
+    assert not sheet.is_blank(-1, 0, 2)
+    assert not sheet.is_blank(0, 1, 1)
 
 
 def test_styles_are_asked_for_by_name() -> None:
-    sheet = Sheet(4, 1)
-    sheet.put(0, 0, "ab", "one")
-    sheet.put(2, 0, "cd", "two")
-    shown = sheet.text(lambda name: Style(bold=name == "two"))
+    sheet = Canvas(4, 1)
+    sheet.write_text(0, 0, "ab", "one")
+    sheet.write_text(2, 0, "cd", "two")
+    shown = sheet.to_rich_text(lambda name: Style(bold=name == "two"))
     assert [(shown.plain[span.start : span.end], span.style) for span in shown.spans] == [
         ("ab", Style(bold=False)),
         ("cd", Style(bold=True)),
@@ -83,30 +83,30 @@ def test_styles_are_asked_for_by_name() -> None:
 
 def test_a_sheet_without_cells_takes_everything_and_shows_nothing() -> None:
     for width, height in ((0, 0), (-3, 2), (5, 0)):
-        sheet = Sheet(width, height)
-        sheet.put(0, 0, "text")
+        sheet = Canvas(width, height)
+        sheet.write_text(0, 0, "text")
         assert "".join(rows(sheet)).strip() == ""
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.tuples(st.integers(-3, 14), st.integers(-1, 3), st.text(max_size=8)), max_size=8))
 def test_every_row_is_always_as_wide_as_the_sheet(writes: list[tuple[int, int, str]]) -> None:
-    sheet = Sheet(12, 3)
+    sheet = Canvas(12, 3)
     for x, y, text in writes:
-        sheet.put(x, y, text)
+        sheet.write_text(x, y, text)
     assert [cell_len(row) for row in rows(sheet)] == [12, 12, 12]
 
 
 @settings(deadline=None)
 @given(st.text(max_size=30), st.integers(0, 12))
 def test_a_fitted_line_fits_and_is_one_line(text: str, width: int) -> None:
-    shown = fitted(text, width)
+    shown = truncate_line(text, width)
     assert cell_len(shown) <= width
     assert "\n" not in shown and "\x1b" not in shown
 
 
 def test_what_is_cut_ends_in_an_ellipsis() -> None:
-    assert fitted("somebody", 8) == "somebody"
-    assert fitted("somebody", 5) == "some…"
-    assert fitted("日本語", 5) == "日本…"
-    assert fitted("  a \r\n b ", 9) == "a b"
+    assert truncate_line("somebody", 8) == "somebody"
+    assert truncate_line("somebody", 5) == "some…"
+    assert truncate_line("日本語", 5) == "日本…"
+    assert truncate_line("  a \r\n b ", 9) == "a b"

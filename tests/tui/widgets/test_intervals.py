@@ -7,11 +7,11 @@ import asyncio
 import pytest
 from textual.app import App, ComposeResult
 
-from mta_cli.tui.widgets.intervals import Intervals, Span, draw
+from mta_cli.tui.widgets.intervals import IntervalPlot, IntervalRow, draw_intervals
 
 SPANS = (
-    Span("mta", 0.5, 0.4, 0.6, "0.500 [0.400, 0.600]", "strong"),
-    Span("base", 0.2, 0.1, 0.3, "0.200 [0.100, 0.300]"),
+    IntervalRow("mta", 0.5, 0.4, 0.6, "0.500 [0.400, 0.600]", "strong"),
+    IntervalRow("base", 0.2, 0.1, 0.3, "0.200 [0.100, 0.300]"),
 )
 
 
@@ -21,53 +21,55 @@ def place(row: str, sign: str) -> int:
 
 
 def test_ends_and_values_stand_in_order_on_one_axis() -> None:
-    first, second = draw(SPANS, None, 50).plain()[:2]
+    first, second = draw_intervals(SPANS, None, 50).plain()[:2]
     for row in (first, second):
         assert place(row, "├") < place(row, "●") < place(row, "┤")
     assert place(second, "┤") < place(first, "├")
 
 
 def test_the_reference_is_a_line_through_every_row() -> None:
-    rows = draw(SPANS, 0.5, 50).plain()
+    rows = draw_intervals(SPANS, 0.5, 50).plain()
     at = place(rows[0], "●")
     assert rows[1][at] == "┊"
     assert rows[2][at] == "╂"
 
 
 def test_a_bar_that_crosses_the_line_shows_it() -> None:
-    rows = draw((Span("a", 0.5, 0.2, 0.9), Span("b", 0.3, 0.2, 0.4)), 0.7, 60).plain()
+    rows = draw_intervals((IntervalRow("a", 0.5, 0.2, 0.9), IntervalRow("b", 0.3, 0.2, 0.4)), 0.7, 60).plain()
     assert "┼" in rows[0] and "┊" not in rows[0]
     assert "┊" in rows[1] and "┼" not in rows[1]
 
 
 def test_notes_stand_at_the_right_where_there_is_room() -> None:
-    assert draw(SPANS, None, 80).plain()[0].endswith("0.500 [0.400, 0.600]")
-    assert not any("[" in row for row in draw(SPANS, None, 50).plain())
+    assert draw_intervals(SPANS, None, 80).plain()[0].endswith("0.500 [0.400, 0.600]")
+    assert not any("[" in row for row in draw_intervals(SPANS, None, 50).plain())
 
 
 def test_the_axis_has_round_numbers() -> None:
-    assert draw(SPANS, None, 60).plain()[-1].split() == ["0.2", "0.4", "0.6"]
+    assert draw_intervals(SPANS, None, 60).plain()[-1].split() == ["0.2", "0.4", "0.6"]
 
 
 @pytest.mark.parametrize(("low", "high", "signs"), [(None, 0.6, "●┤"), (0.4, None, "├●"), (None, None, "●")])
 def test_an_end_that_is_not_known_is_not_drawn(low: float | None, high: float | None, signs: str) -> None:
-    row = draw((Span("m", 0.5, low, high), SPANS[1]), None, 50).plain()[0]
+    row = draw_intervals((IntervalRow("m", 0.5, low, high), SPANS[1]), None, 50).plain()[0]
     assert "".join(char for char in row if char in "├●┤") == signs
 
 
 def test_a_method_without_a_value_has_its_name_alone() -> None:
-    row = draw((Span("lost", None, None, None, "–"), SPANS[0]), 0.3, 80).plain()[0]
+    row = draw_intervals((IntervalRow("lost", None, None, None, "–"), SPANS[0]), 0.3, 80).plain()[0]
     assert row.startswith("lost") and row.endswith("–")
     assert not any(char in row for char in "├●┤─")
 
 
 def test_intervals_narrower_than_a_cell_are_their_value() -> None:
-    row = draw((Span("sure", 0.5, 0.4999, 0.5001), Span("far", 9.0, 8.0, 10.0)), None, 50).plain()[0]
+    row = draw_intervals(
+        (IntervalRow("sure", 0.5, 0.4999, 0.5001), IntervalRow("far", 9.0, 8.0, 10.0)), None, 50
+    ).plain()[0]
     assert "●" in row and "├" not in row and "┤" not in row
 
 
 def test_tones_are_the_styles_of_their_rows() -> None:
-    sheet = draw(SPANS, None, 50)
+    sheet = draw_intervals(SPANS, None, 50)
     rows = sheet.plain()
     assert sheet.style_at(0, 0) == sheet.style_at(place(rows[0], "●"), 0) == "strong"
     assert sheet.style_at(place(rows[1], "●"), 1) == "plain"
@@ -75,25 +77,25 @@ def test_tones_are_the_styles_of_their_rows() -> None:
 
 @pytest.mark.parametrize("width", [0, 1, 7, 12, 20, 40, 79, 300])
 def test_every_width_can_be_drawn(width: int) -> None:
-    assert len(draw(SPANS, 0.5, width).plain()) == 4
+    assert len(draw_intervals(SPANS, 0.5, width).plain()) == 4
 
 
 def test_long_and_hostile_names_are_one_clean_line_each() -> None:
-    rows = draw((Span("[b]\x1b[2Jxy\nz" + "n" * 60, 0.5, 0.4, 0.6), SPANS[0]), None, 60).plain()
+    rows = draw_intervals((IntervalRow("[b]\x1b[2Jxy\nz" + "n" * 60, 0.5, 0.4, 0.6), SPANS[0]), None, 60).plain()
     assert rows[0].startswith("[b][2Jxy znnnnnnn… ") and len(rows) == 4
 
 
 def test_the_widget_is_as_high_as_its_rows_and_says_all() -> None:
     class Alone(App[None]):
         def compose(self) -> ComposeResult:
-            yield Intervals()
+            yield IntervalPlot()
 
     async def drive() -> tuple[int, int, str]:
         app = Alone()
         async with app.run_test(size=(80, 24)) as pilot:
-            bars = app.query_one(Intervals)
+            bars = app.query_one(IntervalPlot)
             empty = bars.size.height
-            bars.put(SPANS, 0.5)
+            bars.show_intervals(SPANS, 0.5)
             await pilot.pause()
             return empty, bars.size.height, bars.render().plain
 

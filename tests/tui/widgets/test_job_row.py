@@ -5,19 +5,29 @@ from __future__ import annotations
 import pytest
 
 from mta_cli.errors import BadInput
-from mta_cli.events import Event, Failed, Note, Started, Step
-from mta_cli.pipeline.maintenance.resume import Unfinished
-from mta_cli.tui.widgets.job_row import bar, head, listed, losses, offered, rates, resting, span, unseen
-from mta_cli.tui.workers.job_queue import Job, Progress
+from mta_cli.events import Event, JobProgress, JobStarted, Note, UnitFailed
+from mta_cli.pipeline.maintenance.resume import UnfinishedJob
+from mta_cli.tui.widgets.job_row import (
+    format_duration,
+    interrupted_job_header,
+    interrupted_job_option_text,
+    job_header,
+    job_option_text,
+    loss_line,
+    new_log_lines,
+    progress_bar,
+    progress_line,
+)
+from mta_cli.tui.workers.job_queue import Job, ProgressState
 
 HOSTILE = "a\x1b]0;owned\x07[red]b[/]\u202e\nc"
 
 
 def job(*events: Event, state: str = "running", title: str = "films") -> Job:
     made = Job(1, "bank build", title, lambda reg: iter(()))
-    made.state, made.started = state, 1000.0  # type: ignore[assignment]
+    made.state, made.started_at = state, 1000.0  # type: ignore[assignment]
     for event in events:
-        made.take(event)
+        made.apply_event(event)
     return made
 
 
@@ -36,56 +46,66 @@ def job(*events: Event, state: str = "running", title: str = "films") -> Job:
     ],
 )
 def test_a_bar_fills_by_half_cells(done: int, total: int | None, shown: str) -> None:
-    assert bar(done, total, 4) == shown
+    assert progress_bar(done, total, 4) == shown
 
 
 def test_losses_say_the_first_and_the_last() -> None:
-    assert losses(Progress(losses=[2.5, 1.25]), 40) == "loss 2.500 █▁ 1.250"
-    assert losses(Progress(), 40) == ""
+    assert loss_line(ProgressState(losses=[2.5, 1.25]), 40) == "loss 2.500 █▁ 1.250"
+    assert loss_line(ProgressState(), 40) == ""
 
 
 def test_rates_say_only_what_is_known() -> None:
-    assert rates(Progress()) == ""
-    assert rates(Progress(3, None, "items")) == "3 items"
-    assert rates(Progress(1200, 4000, "steps", "", [], 512.4, 65)) == "1,200/4,000 steps · 512 tokens/s · ETA 0:01:05"
-    assert span(None) == "–" and span(float("inf")) == "–"
+    assert progress_line(ProgressState()) == ""
+    assert progress_line(ProgressState(3, None, "items")) == "3 items"
+    assert (
+        progress_line(ProgressState(1200, 4000, "steps", "", [], 512.4, 65))
+        == "1,200/4,000 steps · 512 tokens/s · ETA 0:01:05"
+    )
+    assert format_duration(None) == "–" and format_duration(float("inf")) == "–"
 
 
 def test_a_running_job_shows_how_far_it_is_within_the_width() -> None:
-    one = job(Started("x", 10), Step("", 5, 2.0))
-    first, second = listed(one, 40).plain.split("\n")
+    one = job(JobStarted("x", 10), JobProgress("", 5, 2.0))
+    first, second = job_option_text(one, 40).plain.split("\n")
     assert first == "▶ bank build · films" and "5/10 steps" in second and "━" in second
     for width in (10, 20, 40, 79):
-        assert all(len(row) <= width for row in listed(one, width).plain.split("\n"))
+        assert all(len(row) <= width for row in job_option_text(one, width).plain.split("\n"))
 
 
 def test_a_failed_job_shows_why_in_the_list() -> None:
     one = job(state="failed")
-    one.fail(BadInput("no such file", hint="look again"))
-    assert "error: no such file" in listed(one, 60).plain
+    one.record_error(BadInput("no such file", hint="look again"))
+    assert "error: no such file" in job_option_text(one, 60).plain
 
 
 def test_the_head_says_state_bar_rates_and_losses() -> None:
-    one = job(Started("x", 4), Step("anchor 1", 2, 3.0, 10), Step("anchor 1", 3, 1.0, 10))
-    rows = head(one, 60, 1065.0).plain.split("\n")
+    one = job(JobStarted("x", 4), JobProgress("anchor 1", 2, 3.0, 10), JobProgress("anchor 1", 3, 1.0, 10))
+    rows = job_header(one, 60, 1065.0).plain.split("\n")
     assert rows[0].endswith("running for 0:01:05") and "3/4 steps" in rows[2] and "anchor 1" in rows[2]
     assert rows[3].startswith("loss 3.000 ") and rows[3].endswith(" 1.000")
-    one.state, one.ended = "stopped", 1070.0
-    assert "stopped after 0:01:10" in head(one, 60, 9999.0).plain
+    one.state, one.ended_at = "stopped", 1070.0
+    assert "stopped after 0:01:10" in job_header(one, 60, 9999.0).plain
 
 
 def test_nothing_from_data_reaches_the_screen_uncleaned() -> None:
-    one = job(Started(HOSTILE, 4), Step(HOSTILE, 1), Note(HOSTILE), Failed(HOSTILE, HOSTILE), title=HOSTILE)
-    left = Unfinished("user adapt", HOSTILE, HOSTILE, 1, HOSTILE, HOSTILE)
-    for shown in (listed(one, 70), head(one, 70, 1001.0), offered(left, 70), resting(left)):
+    one = job(
+        JobStarted(HOSTILE, 4), JobProgress(HOSTILE, 1), Note(HOSTILE), UnitFailed(HOSTILE, HOSTILE), title=HOSTILE
+    )
+    left = UnfinishedJob("user adapt", HOSTILE, HOSTILE, 1, HOSTILE, HOSTILE)
+    for shown in (
+        job_option_text(one, 70),
+        job_header(one, 70, 1001.0),
+        interrupted_job_option_text(left, 70),
+        interrupted_job_header(left),
+    ):
         assert not {"\x1b", "\x07", "\u202e"} & set(shown.plain) and "[red]" in shown.plain
         assert all(not span.style or "red" not in str(span.style) for span in shown.spans)
 
 
 def test_new_lines_of_a_log_are_found_when_its_oldest_are_gone() -> None:
-    assert unseen([], ["a", "b"]) == ["a", "b"]
-    assert unseen(["a", "b"], ["a", "b"]) == []
-    assert unseen(["a", "b"], ["a", "b", "c"]) == ["c"]
-    assert unseen(["a", "b", "c"], ["c", "d"]) == ["d"]
-    assert unseen(["a", "b"], ["x", "y"]) is None
-    assert unseen(["a"], []) is None
+    assert new_log_lines([], ["a", "b"]) == ["a", "b"]
+    assert new_log_lines(["a", "b"], ["a", "b"]) == []
+    assert new_log_lines(["a", "b"], ["a", "b", "c"]) == ["c"]
+    assert new_log_lines(["a", "b", "c"], ["c", "d"]) == ["d"]
+    assert new_log_lines(["a", "b"], ["x", "y"]) is None
+    assert new_log_lines(["a"], []) is None

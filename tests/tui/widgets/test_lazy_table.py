@@ -12,14 +12,14 @@ from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 from textual.strip import Strip
 
-from mta_cli.tui.widgets.lazy_table import KEPT, PAGE, Cell, Column, LazyTable, laid_out
+from mta_cli.tui.widgets.lazy_table import MAX_CACHED_PAGES, PAGE_ROWS, Cell, Column, LazyTable, layout_columns
 from tests.tui.driving import run, until
 
 COLUMNS = (
     Column("name", "name", 10, grows=True),
-    Column("items", "items", 6, right=True),
-    Column("task", "task", 8, drop=2, sorts=False),
-    Column("bytes", "bytes", 6, right=True, drop=1),
+    Column("items", "items", 6, align_right=True),
+    Column("task", "task", 8, drop_priority=2, sortable=False),
+    Column("bytes", "bytes", 6, align_right=True, drop_priority=1),
 )
 
 
@@ -78,7 +78,7 @@ def line(strip: Strip) -> str:
 async def hall(count: int = 1_000_000, cursor: int = 0, size: tuple[int, int] = (60, 12)) -> AsyncIterator[Any]:
     app = Hall()
     async with app.run_test(size=size) as pilot:
-        await app.table.load(count, cursor)
+        await app.table.load_rows(count, cursor)
         app.table.focus()
         await quiet(app, pilot)
         yield app, pilot
@@ -93,7 +93,7 @@ async def quiet(app: Hall, pilot: Pilot[None]) -> None:
 def test_a_million_rows_need_one_page() -> None:
     async def drive() -> None:
         async with hall() as (app, _):
-            assert app.fetched == [0] and app.table.rows_held == PAGE
+            assert app.fetched == [0] and app.table.rows_held == PAGE_ROWS
             lines = app.lines()
             assert lines[0].split() == ["name", "items", "task", "bytes"]
             assert lines[1].split() == ["person", "0", "0", "free", "7", "B"] and lines[10].split()[1] == "9"
@@ -132,7 +132,7 @@ def test_only_pages_in_view_are_fetched_and_few_are_kept() -> None:
             for place in range(0, 50_000, 2_500):
                 app.table.cursor = place
                 await quiet(app, pilot)
-            assert app.table.rows_held == KEPT * PAGE
+            assert app.table.rows_held == MAX_CACHED_PAGES * PAGE_ROWS
             assert app.table.row == 47_500 and len(app.fetched) <= 40
 
     run(drive())
@@ -184,7 +184,7 @@ def test_rows_of_an_earlier_load_are_dropped() -> None:
             app.wait.set()
             await asyncio.gather(slow, latest)
             await quiet(app, pilot)
-            assert (app.table.count, app.table.cursor) == (9, 8) and app.table.rows_held == PAGE
+            assert (app.table.count, app.table.cursor) == (9, 8) and app.table.rows_held == PAGE_ROWS
 
     run(drive())
 
@@ -293,10 +293,10 @@ def test_text_is_cleaned_cut_and_never_markup() -> None:
 
 
 def test_a_narrow_table_drops_columns_that_matter_least() -> None:
-    assert laid_out(COLUMNS, 60) == [(0, 1, 36), (1, 38, 6), (2, 45, 8), (3, 54, 6)]
-    assert [number for number, _, _ in laid_out(COLUMNS, 33)] == [0, 1, 3]
-    assert laid_out(COLUMNS, 20) == [(0, 1, 12), (1, 14, 6)]
-    assert laid_out(COLUMNS, 4) == [(0, 1, 10), (1, 12, 6)]
+    assert layout_columns(COLUMNS, 60) == [(0, 1, 36), (1, 38, 6), (2, 45, 8), (3, 54, 6)]
+    assert [number for number, _, _ in layout_columns(COLUMNS, 33)] == [0, 1, 3]
+    assert layout_columns(COLUMNS, 20) == [(0, 1, 12), (1, 14, 6)]
+    assert layout_columns(COLUMNS, 4) == [(0, 1, 10), (1, 12, 6)]
 
 
 def test_the_width_follows_the_window() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from textual.app import App, ComposeResult
 
-from mta_cli.tui.widgets.markdown_reply import Reply, safe_parser
+from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown, safe_parser
 from tests.tui.driving import run, screen_text, until
 
 
@@ -13,11 +13,11 @@ class Page(App[None]):
     """An app with nothing but one answer."""
 
     def compose(self) -> ComposeResult:
-        yield Reply()
+        yield AnswerMarkdown()
 
     @property
-    def reply(self) -> Reply:
-        return self.query_one(Reply)
+    def reply(self) -> AnswerMarkdown:
+        return self.query_one(AnswerMarkdown)
 
 
 @pytest.mark.parametrize(
@@ -58,17 +58,17 @@ def test_what_is_said_in_pieces_is_the_same_as_at_once() -> None:
     async def drive() -> None:
         app = Page()
         async with app.run_test(size=(80, 30)) as pilot:
-            app.run_worker(app.reply.follow())
+            app.run_worker(app.reply.stream_chunks())
             for char in text:
-                app.reply.say(char)
-            app.reply.finish()
+                app.reply.append_chunk(char)
+            app.reply.finish_stream()
             await until(pilot, lambda: all(worker.is_finished for worker in app.workers))
             await pilot.pause()
             grown = screen_text(app)  # type: ignore[arg-type]
             await app.reply.update(text)
             await pilot.pause()
             assert grown == screen_text(app) and "The end." in grown  # type: ignore[arg-type]
-            assert app.reply.words == app.reply.source == text
+            assert app.reply.answer_text == app.reply.source == text
 
     run(drive())
 

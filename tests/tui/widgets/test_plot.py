@@ -9,12 +9,12 @@ import pytest
 from rich.text import Text
 from textual.app import App, ComposeResult
 
-from mta_cli.tui.widgets.canvas import Sheet
+from mta_cli.tui.widgets.canvas import Canvas
 from mta_cli.tui.widgets.plot import Plot
 
 
 class Two(Plot):
-    PART = "two"
+    COMPONENT_PREFIX = "two"
     COMPONENT_CLASSES: ClassVar[set[str]] = {"two--plain", "two--loud"}
     DEFAULT_CSS = """
     Two {
@@ -25,10 +25,10 @@ class Two(Plot):
     """
 
     def render(self) -> Text:
-        sheet = Sheet(5, 1)
-        sheet.put(0, 0, "ab", "plain")
-        sheet.put(2, 0, "cd", "loud")
-        return self.painted(sheet)
+        sheet = Canvas(5, 1)
+        sheet.write_text(0, 0, "ab", "plain")
+        sheet.write_text(2, 0, "cd", "loud")
+        return self.render_canvas(sheet)
 
 
 def painted(*themes: str) -> list[Text]:

@@ -6,13 +6,13 @@ import itertools
 
 import pytest
 
-from mta_cli.tui.widgets.size_plot import Kept, draw
+from mta_cli.tui.widgets.size_plot import SizePoint, draw_size_plot
 
 METHODS = (
-    Kept("mta", 77_000.0, 0.5, front=True, chosen=True),
-    Kept("recipe", 48.0, 0.4, front=True),
-    Kept("base", 0.0, 0.1, front=True),
-    Kept("oppu", 300_000.0, 0.3),
+    SizePoint("mta", 77_000.0, 0.5, on_pareto_front=True, is_reference=True),
+    SizePoint("recipe", 48.0, 0.4, on_pareto_front=True),
+    SizePoint("base", 0.0, 0.1, on_pareto_front=True),
+    SizePoint("oppu", 300_000.0, 0.3),
 )
 
 
@@ -22,8 +22,8 @@ def where(rows: list[str], name: str) -> tuple[int, int]:
     return found[0]
 
 
-def plotted(*methods: Kept, width: int = 80, height: int = 20, downward: bool = False) -> list[str]:
-    return draw(methods, "accuracy", width, height, downward=downward).plain()
+def plotted(*methods: SizePoint, width: int = 80, height: int = 20, downward: bool = False) -> list[str]:
+    return draw_size_plot(methods, "accuracy", width, height, downward=downward).plain()
 
 
 def test_the_better_is_higher_and_the_larger_farther_right() -> None:
@@ -63,7 +63,7 @@ def test_the_axis_is_logarithmic_with_a_place_for_nothing() -> None:
 
 
 def test_names_without_room_become_letters_that_are_told_below() -> None:
-    crowd = [Kept(f"method-{n}", 24.0 + n / 100, 0.4 + n / 10_000) for n in range(12)]
+    crowd = [SizePoint(f"method-{n}", 24.0 + n / 100, 0.4 + n / 10_000) for n in range(12)]
     rows = plotted(*crowd, METHODS[2], METHODS[0])
     legend = " ".join(rows[-2:])
     assert "a method-" in legend
@@ -72,7 +72,7 @@ def test_names_without_room_become_letters_that_are_told_below() -> None:
 
 
 def test_methods_in_one_place_are_moved_apart() -> None:
-    rows = plotted(Kept("one", 24.0, 0.4), Kept("two", 24.0, 0.4), METHODS[0])
+    rows = plotted(SizePoint("one", 24.0, 0.4), SizePoint("two", 24.0, 0.4), METHODS[0])
     assert sum(row.count("○") for row in rows) == 2
 
 
@@ -87,7 +87,7 @@ def test_too_little_room_is_said_and_nothing_is_drawn_for_nobody() -> None:
 
 
 @pytest.mark.parametrize("one", METHODS, ids=lambda one: one.name)
-def test_one_method_alone_can_be_drawn(one: Kept) -> None:
+def test_one_method_alone_can_be_drawn(one: SizePoint) -> None:
     assert any(one.name in row for row in plotted(one))
 
 
@@ -98,5 +98,5 @@ def test_names_leave_the_numbers_of_the_axis_alone() -> None:
 
 
 def test_a_hostile_name_is_one_clean_line() -> None:
-    rows = plotted(Kept("[red]\x1b]0;x\x07\nend", 48.0, 0.4), METHODS[0])
+    rows = plotted(SizePoint("[red]\x1b]0;x\x07\nend", 48.0, 0.4), METHODS[0])
     assert any("[red]]0;x end" in row for row in rows)

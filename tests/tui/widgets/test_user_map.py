@@ -9,68 +9,70 @@ import numpy as np
 import pytest
 from textual.app import App, ComposeResult
 
-from mta_cli.pipeline.bank.user_map import Landmark, PeopleMap
-from mta_cli.tui.widgets.user_map import Lit, PeopleMapView, letter
+from mta_cli.pipeline.bank.user_map import MapAnchor, UserMap
+from mta_cli.tui.widgets.user_map import HighlightedUser, UserMapView, anchor_letter
 from store.records import Anchor
 
 CORNERS = {1: (-1.0, 1.0), 2: (1.0, 1.0), 3: (-1.0, -1.0), 4: (1.0, -1.0), 5: (0.0, 0.0)}
 
 
-def landmark(user_id: int | None, place: tuple[float, float] | None, nearest: int = 1) -> Landmark:
+def landmark(user_id: int | None, place: tuple[float, float] | None, nearest: int = 1) -> MapAnchor:
     number = user_id or 99
-    return Landmark(
+    return MapAnchor(
         Anchor(number, 1, user_id, f"p{number}", number, 3, 5, "d", 2.0, 1.0, user_id is None), place, nearest
     )
 
 
-def made(places: dict[int, tuple[float, float]], anchors: tuple[int, ...] = (), nearest: Any = None) -> PeopleMap:
+def made(places: dict[int, tuple[float, float]], anchors: tuple[int, ...] = (), nearest: Any = None) -> UserMap:
     """A map of people at these places, some of whom are anchors."""
     people = sorted(places)
     found = np.full(len(places), -1) if nearest is None else np.array(nearest)
     at = np.array([places[user] for user in people], np.float32).reshape(-1, 2)
     marks = tuple(landmark(user, places[user]) for user in anchors)
-    return PeopleMap(np.array(people, np.int64), at, (0.5, 0.25), marks, found.astype(np.int16))
+    return UserMap(np.array(people, np.int64), at, (0.5, 0.25), marks, found.astype(np.int16))
 
 
-def drawn(shown: PeopleMap | None, lit: Lit | None = None, *, size: tuple[int, int] = (21, 11), **named: Any) -> Any:
+def drawn(
+    shown: UserMap | None, lit: HighlightedUser | None = None, *, size: tuple[int, int] = (21, 11), **named: Any
+) -> Any:
     """The sheet of a view, which needs no screen."""
-    view = PeopleMapView()
-    view.set_reactive(PeopleMapView.selected, named.pop("selected", None))
-    view._map, view._lit = shown, lit
-    view._waiting = named.pop("waiting", "")
-    return view.sheet(*size)
+    view = UserMapView()
+    view.set_reactive(UserMapView.selected_anchor, named.pop("selected", None))
+    view._user_map, view._highlighted_user = shown, lit
+    view._waiting_text = named.pop("waiting", "")
+    return view.draw_map(*size)
 
 
 class Alone(App[None]):
     """A view by itself, and what it says."""
 
-    def __init__(self, shown: PeopleMap) -> None:
+    def __init__(self, shown: UserMap) -> None:
         super().__init__()
         self._shown = shown
         self.said: list[tuple[str, int]] = []
 
     def compose(self) -> ComposeResult:
-        yield PeopleMapView()
+        yield UserMapView()
 
     def on_mount(self) -> None:
-        self.query_one(PeopleMapView).show(self._shown)
-        self.query_one(PeopleMapView).focus()
+        self.query_one(UserMapView).show_map(self._shown)
+        self.query_one(UserMapView).focus()
 
-    def on_people_map_view_anchor_selected(self, event: PeopleMapView.AnchorSelected) -> None:
+    def on_people_map_view_anchor_selected(self, event: UserMapView.AnchorSelected) -> None:
         self.said.append(("anchor", event.number))
 
-    def on_people_map_view_person_clicked(self, event: PeopleMapView.PersonClicked) -> None:
+    def on_people_map_view_person_clicked(self, event: UserMapView.PersonClicked) -> None:
         self.said.append(("person", event.user_id))
 
 
-def driven(shown: PeopleMap, *does: str | tuple[int, int], size: tuple[int, int] = (42, 24)) -> list[tuple[str, int]]:
+def driven(shown: UserMap, *does: str | tuple[int, int], size: tuple[int, int] = (42, 24)) -> list[tuple[str, int]]:
     """What a view says to keys and clicks."""
 
     async def drive() -> list[tuple[str, int]]:
         app = Alone(shown)
         async with app.run_test(size=size) as pilot:
             for one in does:
-                await (pilot.press(one) if isinstance(one, str) else pilot.click(PeopleMapView, offset=one))
+                await (pilot.press(one) if isinstance(one, str) else pilot.click(UserMapView, offset=one))
                 await pilot.pause()
         return app.said
 
@@ -98,13 +100,13 @@ def test_anchors_are_letters_over_the_dots() -> None:
 
 
 def test_there_are_letters_for_many_anchors_and_one_sign_for_the_rest() -> None:
-    letters = [letter(number) for number in range(100)]
+    letters = [anchor_letter(number) for number in range(100)]
     assert len(set(letters[:62])) == 62
     assert set(letters[62:]) == {"◆"}
 
 
 def test_the_person_and_their_neighbours_stand_out() -> None:
-    sheet = drawn(made(CORNERS, (1,)), Lit(5, "ann", (2, 3, 77)))
+    sheet = drawn(made(CORNERS, (1,)), HighlightedUser(5, "ann", (2, 3, 77)))
     assert "\n".join(sheet.plain()).count("○") == 3  # two on the map, one in the legend
     assert sheet.plain()[1][19] == "○"
     assert sum(row.count("●") for row in sheet.plain()[:-1]) == 1
@@ -112,14 +114,14 @@ def test_the_person_and_their_neighbours_stand_out() -> None:
 
 
 def test_an_anchor_who_is_the_person_keeps_the_letter_in_the_persons_colour() -> None:
-    sheet = drawn(made(CORNERS, (1,)), Lit(1, "ann"))
+    sheet = drawn(made(CORNERS, (1,)), HighlightedUser(1, "ann"))
     assert sheet.plain()[1][1] == "A"
     assert sheet.style_at(1, 1) == "person"
     assert not any("●" in row for row in sheet.plain()[:-1])
 
 
 def test_somebody_who_is_not_on_the_map_is_said_so() -> None:
-    rows = drawn(made(CORNERS), Lit(9, "kim"), size=(60, 11)).plain()
+    rows = drawn(made(CORNERS), HighlightedUser(9, "kim"), size=(60, 11)).plain()
     assert rows[-1].startswith("kim has no profile")
     assert not any("●" in row for row in rows)
 
@@ -129,7 +131,7 @@ def test_the_legend_says_how_many_and_how_much_is_seen() -> None:
 
 
 def test_a_hostile_name_is_one_clean_line_of_the_legend() -> None:
-    sheet = drawn(made(CORNERS), Lit(5, "[red]\x1b[2J\nx\u202e" + "y" * 50), size=(60, 11))
+    sheet = drawn(made(CORNERS), HighlightedUser(5, "[red]\x1b[2J\nx\u202e" + "y" * 50), size=(60, 11))
     assert sheet.plain()[-1].startswith("● [red][2J xyyyyyyyyy…")
 
 
@@ -151,7 +153,7 @@ def test_full_places_are_brighter_than_thin_ones() -> None:
 
 @pytest.mark.parametrize("size", [(0, 0), (3, 2), (4, 3), (80, 1), (10, 4), (300, 90)])
 def test_every_size_can_be_drawn(size: tuple[int, int]) -> None:
-    sheet = drawn(made(CORNERS, (1, 2)), Lit(5, "ann", (3,)), size=size)
+    sheet = drawn(made(CORNERS, (1, 2)), HighlightedUser(5, "ann", (3,)), size=size)
     assert len(sheet.plain()) == size[1]
 
 
@@ -182,8 +184,12 @@ def test_arrows_go_to_the_next_anchor_that_way() -> None:
 
 def test_arrows_pass_over_anchors_without_a_place() -> None:
     shown = made(CORNERS, (1, 2))
-    shown = PeopleMap(
-        shown.people, shown.places, shown.share, (landmark(None, None, 0), *shown.landmarks), shown.nearest
+    shown = UserMap(
+        shown.user_ids,
+        shown.points,
+        shown.explained_variance,
+        (landmark(None, None, 0), *shown.map_anchors),
+        shown.nearest_anchor,
     )
     assert driven(shown, "right", "right", "left") == [("anchor", 1), ("anchor", 2), ("anchor", 1)]
     assert driven(made(CORNERS), "right") == []
@@ -197,9 +203,9 @@ def test_a_click_selects_an_anchor_or_names_a_person() -> None:
 
 
 def test_another_map_keeps_the_selection_only_where_it_can() -> None:
-    view = PeopleMapView()
-    view.set_reactive(PeopleMapView.selected, 1)
-    view.show(made(CORNERS, (1, 2)))
-    assert view.selected == 1
-    view.show(made(CORNERS, (1,)))
-    assert view.selected is None
+    view = UserMapView()
+    view.set_reactive(UserMapView.selected_anchor, 1)
+    view.show_map(made(CORNERS, (1, 2)))
+    assert view.selected_anchor == 1
+    view.show_map(made(CORNERS, (1,)))
+    assert view.selected_anchor is None

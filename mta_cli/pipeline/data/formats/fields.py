@@ -7,114 +7,122 @@ from functools import lru_cache
 from typing import Any
 
 from mta_cli.errors import BadInput
-from mta_cli.pipeline.data.formats.findings import Findings, Place, kind, shown
-from mta_cli.pipeline.data.formats.timestamps import sortable
+from mta_cli.pipeline.data.formats.findings import ParseFindings, SourceLocation, format_value, json_type_name
+from mta_cli.pipeline.data.formats.timestamps import normalise_time
 from store.names import check_name
 
-TEXT_LENGTH = 10_000_000
-KEY_LENGTH = 500
+MAX_TEXT_CHARS = 10_000_000
+MAX_ID_CHARS = 500
 
 
-class Fields:
+class RecordFields:
     """The fields of one JSON object or CSV row. Every reader returns None when the field is absent or at fault."""
 
-    def __init__(self, values: Mapping[str, Any], place: Place, findings: Findings, inside: str = "") -> None:
+    def __init__(
+        self, values: Mapping[str, Any], place: SourceLocation, findings: ParseFindings, inside: str = ""
+    ) -> None:
         self.values = values
-        self.place = place
+        self.location = place
         self.findings = findings
         self.inside = inside
 
     @classmethod
-    def of(cls, value: object, place: Place, findings: Findings, inside: str = "") -> Fields | None:
+    def from_value(
+        cls, value: object, place: SourceLocation, findings: ParseFindings, inside: str = ""
+    ) -> RecordFields | None:
         """Fields of a value that should be an object, or None with a fault."""
         if isinstance(value, dict):
             return cls(value, place, findings, inside)
-        findings.fault(place, f"is {kind(value)}, not an object", inside)
+        findings.add_fault(place, f"is {json_type_name(value)}, not an object", inside)
         return None
 
     def path(self, name: str) -> str:
         """A field's path inside its record."""
         return f"{self.inside}.{name}" if self.inside else name
 
-    def fault(self, name: str, what: str) -> None:
+    def add_field_fault(self, name: str, what: str) -> None:
         """Report a field."""
-        self.findings.fault(self.place, what, self.path(name))
+        self.findings.add_fault(self.location, what, self.path(name))
 
-    def has(self, name: str) -> bool:
+    def has_value(self, name: str) -> bool:
         """Whether the field is there and says something: null and empty text do not."""
         value = self.values.get(name)
         return value is not None and not (isinstance(value, str) and not value.strip())
 
-    def blank(self, name: str) -> bool:
+    def is_blank(self, name: str) -> bool:
         """Whether the field is there as text without a visible character."""
         value = self.values.get(name)
         return isinstance(value, str) and not value.strip()
 
-    def text(self, name: str) -> str | None:
+    def read_text_field(self, name: str) -> str | None:
         """A required text."""
-        return self._text(name, self.values.get(name))
+        return self._check_text(name, self.values.get(name))
 
-    def word(self, name: str) -> str | None:
+    def read_scalar(self, name: str) -> str | None:
         """A required text that may be written as a number: an id, a name, a label, a score."""
         value = self.values.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool):
             if value != value or value in (float("inf"), float("-inf")):
-                self.fault(name, "is not a finite number")
+                self.add_field_fault(name, "is not a finite number")
                 return None
             return str(value)
-        return self._text(name, value)
+        return self._check_text(name, value)
 
-    def key(self, name: str = "id") -> str | None:
+    def read_id(self, name: str = "id") -> str | None:
         """A required id."""
-        value = self.word(name)
-        if value is not None and len(value) > KEY_LENGTH:
-            self.fault(name, f"has {len(value):,} characters; the most is {KEY_LENGTH}")
+        value = self.read_scalar(name)
+        if value is not None and len(value) > MAX_ID_CHARS:
+            self.add_field_fault(name, f"has {len(value):,} characters; the most is {MAX_ID_CHARS}")
             return None
         return value
 
-    def user(self, name: str) -> str | None:
+    def read_user(self, name: str) -> str | None:
         """A required user's name in the form in which it is stored."""
-        written = self.word(name)
+        written = self.read_scalar(name)
         if written is None:
             return None
         try:
-            stored = _checked_name(written)
+            stored = _check_name_cached(written)
         except BadInput as error:
-            self.fault(name, error.message)
+            self.add_field_fault(name, error.message)
             return None
-        self.findings.spelled(stored, written)
+        self.findings.add_spelling(stored, written)
         return stored
 
-    def time(self, *names: str) -> str | None:
+    def read_time(self, *names: str) -> str | None:
         """The first of several optional moments, in the form that sorts as text."""
-        name = next((each for each in names if self.has(each)), None)
+        name = next((each for each in names if self.has_value(each)), None)
         if name is None:
             return None
         value = self.values[name]
         try:
             if not isinstance(value, str):
                 raise ValueError
-            return sortable(value)
+            return normalise_time(value)
         except ValueError:
-            self.fault(name, f"{shown(value)} is no ISO 8601 date or time, like 2026-08-01 or 2026-08-01T12:30:00Z")
+            self.add_field_fault(
+                name, f"{format_value(value)} is no ISO 8601 date or time, like 2026-08-01 or 2026-08-01T12:30:00Z"
+            )
             return None
 
-    def objects(self, name: str, *, required: bool = True) -> list[Fields]:
+    def read_objects(self, name: str, *, required: bool = True) -> list[RecordFields]:
         """The objects of a list field; members that are none are faults."""
         value = self.values.get(name)
         if value is None and not required:
             return []
         if not isinstance(value, list):
-            self.fault(name, "is missing" if name not in self.values else f"is {kind(value)}, not a list")
+            self.add_field_fault(
+                name, "is missing" if name not in self.values else f"is {json_type_name(value)}, not a list"
+            )
             return []
         inner = ((each, f"{self.path(name)}[{index}]") for index, each in enumerate(value))
-        found = (Fields.of(each, self.place, self.findings, path) for each, path in inner)
+        found = (RecordFields.from_value(each, self.location, self.findings, path) for each, path in inner)
         return [fields for fields in found if fields is not None]
 
-    def _text(self, name: str, value: object) -> str | None:
+    def _check_text(self, name: str, value: object) -> str | None:
         what = "is missing" if name not in self.values else text_fault(value)
         if what:
-            self.fault(name, what)
+            self.add_field_fault(name, what)
             return None
         return str(value)
 
@@ -122,11 +130,11 @@ class Fields:
 def text_fault(value: object) -> str | None:
     """What is wrong with a value as text that can be stored and shown to a model; None when nothing is."""
     if not isinstance(value, str):
-        return f"is {kind(value)}, not text"
+        return f"is {json_type_name(value)}, not text"
     if not value.strip():
         return "is empty"
-    if len(value) > TEXT_LENGTH:
-        return f"has {len(value):,} characters; the most is {TEXT_LENGTH:,}"
+    if len(value) > MAX_TEXT_CHARS:
+        return f"has {len(value):,} characters; the most is {MAX_TEXT_CHARS:,}"
     if "\0" in value:
         return "holds a NUL character"
     try:
@@ -137,5 +145,5 @@ def text_fault(value: object) -> str | None:
 
 
 @lru_cache(maxsize=4096)
-def _checked_name(written: str) -> str:
+def _check_name_cached(written: str) -> str:
     return check_name(written)

@@ -9,11 +9,11 @@ from typing import NamedTuple
 from mta_cli.errors import BadInput
 from store.records import NewItem
 
-SHOWN = 20
+MAX_LISTED_FAULTS = 20
 """How many faults of a file are listed; all are counted."""
 
 
-class Place(NamedTuple):
+class SourceLocation(NamedTuple):
     """Where something was found: file, record (counted from 1) and, where it says more, line."""
 
     file: str
@@ -34,45 +34,45 @@ class Record:
 
     user: str
     item: NewItem
-    place: Place
+    location: SourceLocation
     held_out: bool = False
 
 
-class Findings:
+class ParseFindings:
     """What a parser found besides records: faults (the first 20 in words, all counted), and things worth saying."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.faults = 0
-        self.left_out: Counter[str] = Counter()
-        self.ignored: dict[str, None] = {}
+        self.fault_lines: list[str] = []
+        self.fault_count = 0
+        self.skip_counts: Counter[str] = Counter()
+        self.ignored_fields: dict[str, None] = {}
         self.spellings: dict[str, set[str]] = {}
 
-    def fault(self, place: Place, what: str, field: str = "") -> None:
+    def add_fault(self, place: SourceLocation, what: str, field: str = "") -> None:
         """One thing that makes the file unusable; `field` is the path inside the record."""
-        self.faults += 1
-        if len(self.lines) < SHOWN:
-            self.lines.append(f"{place}{f', field {field}' if field else ''}: {what}")
+        self.fault_count += 1
+        if len(self.fault_lines) < MAX_LISTED_FAULTS:
+            self.fault_lines.append(f"{place}{f', field {field}' if field else ''}: {what}")
 
-    def ignore(self, name: str) -> None:
+    def add_ignored_field(self, name: str) -> None:
         """A field that no one reads; at most 20 names are kept."""
-        if len(self.ignored) < SHOWN:
-            self.ignored[name] = None
+        if len(self.ignored_fields) < MAX_LISTED_FAULTS:
+            self.ignored_fields[name] = None
 
-    def spelled(self, name: str, written: str) -> None:
+    def add_spelling(self, name: str, written: str) -> None:
         """Remember how a user's name was written in the file."""
         self.spellings.setdefault(name, set()).add(written)
 
-    def settle(self, file: str, hint: str | None = None) -> None:
+    def raise_faults(self, file: str, hint: str | None = None) -> None:
         """Raise `BadInput` with everything found, or return when there was no fault."""
-        if not self.faults:
+        if not self.fault_count:
             return
-        count = "1 fault" if self.faults == 1 else f"{self.faults:,} faults"
-        shown = f" (the first {SHOWN} are shown)" if self.faults > SHOWN else ""
-        raise BadInput(f"{file}: {count}{shown}; nothing was imported", hint=hint, faults=tuple(self.lines))
+        count = "1 fault" if self.fault_count == 1 else f"{self.fault_count:,} faults"
+        shown = f" (the first {MAX_LISTED_FAULTS} are shown)" if self.fault_count > MAX_LISTED_FAULTS else ""
+        raise BadInput(f"{file}: {count}{shown}; nothing was imported", hint=hint, faults=tuple(self.fault_lines))
 
 
-def kind(value: object) -> str:
+def json_type_name(value: object) -> str:
     """What a JSON value is, in words for the person who wrote the file."""
     if value is None:
         return "null"
@@ -80,15 +80,15 @@ def kind(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def shown(value: object, most: int = 40) -> str:
+def format_value(value: object, most: int = 40) -> str:
     """A value for a message: quoted, control characters escaped, shortened. Never looks into lists and objects."""
     if isinstance(value, list | dict):
-        return kind(value)
+        return json_type_name(value)
     if isinstance(value, str):
-        return ascii_safe(value[:most]) + ("…" if len(value) > most else "")
+        return escape_unprintable(value[:most]) + ("…" if len(value) > most else "")
     return repr(value)[:most]
 
 
-def ascii_safe(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """`text` in quotes with everything unprintable escaped; letters of any script stay."""
     return repr(text).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from mta_cli.pipeline.data.formats.findings import Findings, Place, Record, shown
+from mta_cli.pipeline.data.formats.findings import ParseFindings, Record, SourceLocation, format_value
 
 
-class Ids:
+class SeenIds:
     """Ids of history items and of queries, each unique per user and task."""
 
-    def __init__(self, findings: Findings) -> None:
+    def __init__(self, findings: ParseFindings) -> None:
         self._findings = findings
-        self._seen: dict[tuple[str, str, str, bool], tuple[int, Place]] = {}
+        self._first_uses: dict[tuple[str, str, str, bool], tuple[int, SourceLocation]] = {}
 
-    def first(self, record: Record, field: str, *, may_repeat: bool = False) -> bool:
+    def add_if_new(self, record: Record, field: str, *, may_repeat: bool = False) -> bool:
         """Whether the record's id is new. A used one is a fault, unless it may repeat and says the same."""
         item = record.item
         content = hash((item.input, item.output, item.time))
         mark = (record.user, item.task, item.key, record.held_out)
-        known = self._seen.get(mark)
+        known = self._first_uses.get(mark)
         if known is None:
-            self._seen[mark] = (content, record.place)
+            self._first_uses[mark] = (content, record.location)
             return True
         if not (may_repeat and known[0] == content):
             other = " with other content" if may_repeat else ""
             where = f"record {known[1].record}"
-            self._findings.fault(record.place, f"{shown(item.key)} was already used in {where}{other}", field)
+            self._findings.add_fault(
+                record.location, f"{format_value(item.key)} was already used in {where}{other}", field
+            )
         return False

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from mta_cli.pipeline.data.formats.fields import Fields
-from mta_cli.pipeline.data.formats.findings import Findings, Place, Record, kind, shown
-from mta_cli.pipeline.data.formats.ids import Ids
-from mta_cli.pipeline.data.formats.task_fields import Shape
+from mta_cli.pipeline.data.formats.fields import RecordFields
+from mta_cli.pipeline.data.formats.findings import ParseFindings, Record, SourceLocation, format_value, json_type_name
+from mta_cli.pipeline.data.formats.ids import SeenIds
+from mta_cli.pipeline.data.formats.task_fields import FieldMapping
 from store.records import NewItem
 
 NO_GOLD = "queries without a gold answer"
@@ -20,107 +20,115 @@ NO_QUESTION = "gold answers without a question"
 
 
 @dataclass(frozen=True)
-class Golds:
+class GoldAnswers:
     """An outputs file: the task that it names, and the answer of each question id."""
 
     task: str
     answers: Mapping[str, str]
 
 
-def parse_golds(document: object, file: str, findings: Findings) -> Golds:
+def parse_golds(document: object, file: str, findings: ParseFindings) -> GoldAnswers:
     """Every gold answer of an outputs document; what is wrong goes to the findings."""
-    whole = Fields.of(document, Place(file), findings)
+    whole = RecordFields.from_value(document, SourceLocation(file), findings)
     answers: dict[str, str] = {}
     if whole is None:
-        return Golds("", answers)
-    task = (whole.word("task") if whole.has("task") else None) or ""
-    for number, entry in enumerate(_members(whole.values.get("golds"), Place(file), findings, "golds"), 1):
-        fields = Fields.of(entry, Place(file, number), findings)
+        return GoldAnswers("", answers)
+    task = (whole.read_scalar("task") if whole.has_value("task") else None) or ""
+    for number, entry in enumerate(
+        _require_list(whole.values.get("golds"), SourceLocation(file), findings, "golds"), 1
+    ):
+        fields = RecordFields.from_value(entry, SourceLocation(file, number), findings)
         if fields is None:
             continue
-        key, answer = fields.key(), fields.word("output")
+        key, answer = fields.read_id(), fields.read_scalar("output")
         if key in answers:
-            fields.fault("id", f"{shown(key)} was already used")
+            fields.add_field_fault("id", f"{format_value(key)} was already used")
         elif key is not None and answer is not None:
             answers[key] = answer
-    return Golds(task, answers)
+    return GoldAnswers(task, answers)
 
 
 def parse_questions(
-    document: object, answers: Mapping[str, str], shape: Shape, file: str, findings: Findings
+    document: object, answers: Mapping[str, str], shape: FieldMapping, file: str, findings: ParseFindings
 ) -> Iterator[Record]:
     """Histories and, where a gold answer is known, held-out queries of a questions document."""
-    ids, asked = Ids(findings), dict[str, int]()
-    for number, entry in enumerate(_members(document, Place(file), findings), 1):
-        fields = Fields.of(entry, Place(file, number), findings)
+    ids, asked = SeenIds(findings), dict[str, int]()
+    for number, entry in enumerate(_require_list(document, SourceLocation(file), findings), 1):
+        fields = RecordFields.from_value(entry, SourceLocation(file, number), findings)
         if fields is None:
             continue
-        key = fields.key()
+        key = fields.read_id()
         if key is not None and asked.setdefault(key, number) != number:
-            fields.fault("id", f"{shown(key)} was already used in record {asked[key]}")
-        user = fields.user("id" if fields.values.get("user_id") is None else "user_id")
-        question, time = shape.question(fields), fields.time("time", "date")
+            fields.add_field_fault("id", f"{format_value(key)} was already used in record {asked[key]}")
+        user = fields.read_user("id" if fields.values.get("user_id") is None else "user_id")
+        question, time = shape.parse_question(fields), fields.read_time("time", "date")
         yield from _history(fields, user, shape, ids)
         if key is None or user is None or question is None:
             continue
         if key in answers:
-            yield Record(user, NewItem(key, shape.task, question, answers[key], time), fields.place, held_out=True)
+            yield Record(user, NewItem(key, shape.task, question, answers[key], time), fields.location, held_out=True)
         else:
-            findings.left_out[NO_GOLD] += 1
-    _unused(answers, asked, file, findings)
+            findings.skip_counts[NO_GOLD] += 1
+    _report_unused_golds(answers, asked, file, findings)
 
 
-def _unused(answers: Mapping[str, str], asked: Mapping[str, int], file: str, findings: Findings) -> None:
+def _report_unused_golds(
+    answers: Mapping[str, str], asked: Mapping[str, int], file: str, findings: ParseFindings
+) -> None:
     unused = sum(key not in asked for key in answers)
     if unused and unused == len(answers):
-        findings.fault(Place(file), f"none of the {unused:,} gold answers belongs to a question of this file")
+        findings.add_fault(
+            SourceLocation(file), f"none of the {unused:,} gold answers belongs to a question of this file"
+        )
     elif unused:
-        findings.left_out[NO_QUESTION] += unused
+        findings.skip_counts[NO_QUESTION] += unused
 
 
-def parse_users(document: object, shape: Shape, file: str, findings: Findings) -> Iterator[Record]:
+def parse_users(document: object, shape: FieldMapping, file: str, findings: ParseFindings) -> Iterator[Record]:
     """Histories and held-out queries of a users document: `[{user_id, profile, query: [{id, input, gold, date?}]}]`."""
-    ids, known = Ids(findings), dict[str, int]()
-    for number, entry in enumerate(_members(document, Place(file), findings), 1):
-        fields = Fields.of(entry, Place(file, number), findings)
+    ids, known = SeenIds(findings), dict[str, int]()
+    for number, entry in enumerate(_require_list(document, SourceLocation(file), findings), 1):
+        fields = RecordFields.from_value(entry, SourceLocation(file, number), findings)
         if fields is None:
             continue
-        user = fields.user("user_id")
+        user = fields.read_user("user_id")
         if user is not None and known.setdefault(user, number) != number:
-            fields.fault("user_id", f"{shown(user)} is already the user of record {known[user]}")
+            fields.add_field_fault("user_id", f"{format_value(user)} is already the user of record {known[user]}")
         yield from _history(fields, user, shape, ids, once=True)
-        for query in fields.objects("query", required=False):
+        for query in fields.read_objects("query", required=False):
             record = _query(query, user, shape)
-            if record is not None and ids.first(record, query.path("id")):
+            if record is not None and ids.add_if_new(record, query.path("id")):
                 yield record
 
 
-def _history(fields: Fields, user: str | None, shape: Shape, ids: Ids, *, once: bool = False) -> Iterator[Record]:
-    for entry in fields.objects("profile"):
-        item = shape.history_item(entry)
+def _history(
+    fields: RecordFields, user: str | None, shape: FieldMapping, ids: SeenIds, *, once: bool = False
+) -> Iterator[Record]:
+    for entry in fields.read_objects("profile"):
+        item = shape.parse_history_item(entry)
         if item is None or user is None:
             continue
-        record = Record(user, item, fields.place)
-        if ids.first(record, entry.path("id"), may_repeat=not once):
+        record = Record(user, item, fields.location)
+        if ids.add_if_new(record, entry.path("id"), may_repeat=not once):
             yield record
 
 
-def _query(query: Fields, user: str | None, shape: Shape) -> Record | None:
-    key, question, time = query.key(), shape.question(query), query.time("time", "date")
-    if not query.has("gold"):
-        query.findings.left_out[NO_GOLD] += 1
+def _query(query: RecordFields, user: str | None, shape: FieldMapping) -> Record | None:
+    key, question, time = query.read_id(), shape.parse_question(query), query.read_time("time", "date")
+    if not query.has_value("gold"):
+        query.findings.skip_counts[NO_GOLD] += 1
         return None
-    gold = query.word("gold")
+    gold = query.read_scalar("gold")
     if key is None or question is None or gold is None or user is None:
         return None
-    return Record(user, NewItem(key, shape.task, question, gold, time), query.place, held_out=True)
+    return Record(user, NewItem(key, shape.task, question, gold, time), query.location, held_out=True)
 
 
-def _members(document: object, place: Place, findings: Findings, inside: str = "") -> list[object]:
+def _require_list(document: object, place: SourceLocation, findings: ParseFindings, inside: str = "") -> list[object]:
     """The members of a list that should be one, and not empty."""
     if not isinstance(document, list):
-        findings.fault(place, f"is {kind(document)}, not a list", inside)
+        findings.add_fault(place, f"is {json_type_name(document)}, not a list", inside)
         return []
     if not document:
-        findings.fault(place, "is an empty list", inside)
+        findings.add_fault(place, "is an empty list", inside)
     return document

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from mta_cli.pipeline.data.formats.findings import ascii_safe
-from store.names import folded
+from mta_cli.pipeline.data.formats.findings import escape_unprintable
+from store.names import normalise_name
 
-MOST = 10
+MAX_LISTED_GROUPS = 10
 
 
-def lookalikes(spellings: Mapping[str, set[str]], stored: Iterable[str]) -> list[str]:
+def lookalike_warnings(spellings: Mapping[str, set[str]], stored: Iterable[str]) -> list[str]:
     """One line for each group of names in a file (stored form → as written) that look alike, also with stored ones."""
     groups: dict[str, set[str]] = {}
     for name in (*spellings, *stored):
-        groups.setdefault(folded(name), set()).add(name)
+        groups.setdefault(normalise_name(name), set()).add(name)
     lines = [
-        f"{_listed(names)} differ only in case, Unicode form or white space; they stay different users"
+        f"{_join_names(names)} differ only in case, Unicode form or white space; they stay different users"
         for names in groups.values()
         if len(names) > 1 and not names.isdisjoint(spellings)
     ]
     lines += [
-        f"{_listed(written)} are the same letters in different Unicode forms; they are one user, {ascii_safe(name)}"
+        f"{_join_names(written)} are the same letters in different Unicode forms; they are one user, "
+        f"{escape_unprintable(name)}"
         for name, written in spellings.items()
         if len(written) > 1
     ]
-    more = [f"and {len(lines) - MOST:,} more groups of names that look alike"] if len(lines) > MOST else []
-    return lines[:MOST] + more
+    more = (
+        [f"and {len(lines) - MAX_LISTED_GROUPS:,} more groups of names that look alike"]
+        if len(lines) > MAX_LISTED_GROUPS
+        else []
+    )
+    return lines[:MAX_LISTED_GROUPS] + more
 
 
-def _listed(names: set[str]) -> str:
+def _join_names(names: set[str]) -> str:
     """The names as they are where case alone differs, else with escapes, for they may look the same."""
-    shown = ascii_safe if len({name.casefold() for name in names}) == 1 else ascii
+    shown = escape_unprintable if len({name.casefold() for name in names}) == 1 else ascii
     return " and ".join(shown(name) for name in sorted(names))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from mta_cli.errors import BadInput, NotFound
-from mta_cli.pipeline.data.formats.findings import Findings, Place, ascii_safe
+from mta_cli.pipeline.data.formats.findings import ParseFindings, SourceLocation, escape_unprintable
 
 FILE_BYTES = 1 << 30
 """Largest file that is read."""
@@ -19,7 +19,7 @@ LINE_BYTES = 10_000_000
 """Longest line of a JSONL or CSV file."""
 
 _BOM = b"\xef\xbb\xbf"
-_FOREIGN = {
+_FOREIGN_MAGIC = {
     b"\xff\xfe": ("is UTF-16, not UTF-8", "save it as UTF-8"),
     b"\xfe\xff": ("is UTF-16, not UTF-8", "save it as UTF-8"),
     b"\x1f\x8b": ("is compressed with gzip", "unpack it first: gunzip"),
@@ -28,20 +28,20 @@ _FOREIGN = {
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def open_file(path: Path) -> Iterator[BinaryIO]:
     """The file, open for reading. Raises `NotFound`, or `BadInput` when it is unreadable or above `FILE_BYTES`."""
     try:
         with _open(path) as stream:
             info = os.fstat(stream.fileno())
             if stat.S_ISREG(info.st_mode) and info.st_size > FILE_BYTES:
-                _too_large(path, info.st_size)
+                _raise_too_large(path, info.st_size)
             yield stream
     except OSError as error:
-        raise BadInput(f"{ascii_safe(str(path))} cannot be read: {error.strerror or error}") from error
+        raise BadInput(f"{escape_unprintable(str(path))} cannot be read: {error.strerror or error}") from error
 
 
 def _open(path: Path) -> BinaryIO:
-    name = ascii_safe(str(path))
+    name = escape_unprintable(str(path))
     try:
         return path.open("rb")
     except FileNotFoundError as error:
@@ -52,7 +52,7 @@ def _open(path: Path) -> BinaryIO:
         raise BadInput(f"{name} is no path: {error}") from error
 
 
-def _too_large(path: Path, size: int) -> NoReturn:
+def _raise_too_large(path: Path, size: int) -> NoReturn:
     raise BadInput(
         f"{path.name} has {size / 2**20:,.0f} MiB; the most is {FILE_BYTES / 2**20:,.0f} MiB",
         hint="split it: a second import appends to the histories of the first",
@@ -61,54 +61,54 @@ def _too_large(path: Path, size: int) -> NoReturn:
 
 def read_document(path: Path) -> Any:
     """The JSON document in a file. Raises `NotFound` and `BadInput`, never anything else."""
-    with opened(path) as stream:
+    with open_file(path) as stream:
         info = os.fstat(stream.fileno())
         # What is asked for is set aside at once, so a small file is not asked for more than it has.
         content = stream.read((info.st_size if stat.S_ISREG(info.st_mode) else FILE_BYTES) + 1)
     if len(content) > FILE_BYTES:
-        _too_large(path, len(content))
+        _raise_too_large(path, len(content))
     return parse_document(content, path.name)
 
 
 def parse_document(content: bytes, file: str) -> Any:
     """The JSON value in `content`. Raises `BadInput` for whatever is not one UTF-8 JSON document of sane depth."""
-    refuse_foreign(content, file)
-    text = decoded(content, file)
+    reject_magic_bytes(content, file)
+    text = decode_utf8(content, file)
     if not text.strip():
         raise BadInput(f"{file} is empty")
     try:
-        return loads(text)
+        return strict_json_loads(text)
     except json.JSONDecodeError as error:
-        raise BadInput(f"{file} {_what_is_wrong(error, text)}") from error
+        raise BadInput(f"{file} {_json_error_text(error, text)}") from error
     except ValueError as error:
         raise BadInput(f"{file}: {error}") from error
 
 
-def loads(text: str) -> Any:
+def strict_json_loads(text: str) -> Any:
     """`json.loads` without NaN, infinities and endless nesting. Raises ValueError only; JSONDecodeError is one."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_reject_constant)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deep") from error
 
 
-def _no_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
 
 
-def _what_is_wrong(error: json.JSONDecodeError, text: str) -> str:
+def _json_error_text(error: json.JSONDecodeError, text: str) -> str:
     cut = error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
     return f"{'is cut short' if cut else 'is not JSON'}: {error.msg} (line {error.lineno}, column {error.colno})"
 
 
-def refuse_foreign(start: bytes, file: str) -> None:
+def reject_magic_bytes(start: bytes, file: str) -> None:
     """Raise `BadInput` when a file's first bytes say that it is no UTF-8 text."""
-    for magic, (what, hint) in _FOREIGN.items():
+    for magic, (what, hint) in _FOREIGN_MAGIC.items():
         if start.startswith(magic):
             raise BadInput(f"{file} {what}", hint=hint)
 
 
-def decoded(content: bytes, file: str) -> str:
+def decode_utf8(content: bytes, file: str) -> str:
     """UTF-8 bytes as text, without a byte order mark. Raises `BadInput` with the first wrong byte and its offset."""
     try:
         return content.removeprefix(_BOM).decode()
@@ -119,21 +119,21 @@ def decoded(content: bytes, file: str) -> str:
         ) from error
 
 
-def lines_of(stream: BinaryIO, file: str, findings: Findings) -> Iterator[tuple[int, bytes]]:
+def iter_lines(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, line with its end) of a stream; a line beyond `LINE_BYTES` is a fault and is left out."""
     number, total = 0, 0
     while line := stream.readline(LINE_BYTES + 1):
         number += 1
         if number == 1:
-            refuse_foreign(line, file)
+            reject_magic_bytes(line, file)
             line = line.removeprefix(_BOM)
         total += len(line)
         if len(line) > LINE_BYTES:
-            findings.fault(Place(file, number), f"the line is longer than {LINE_BYTES:,} bytes")
+            findings.add_fault(SourceLocation(file, number), f"the line is longer than {LINE_BYTES:,} bytes")
             total += _skip_line(stream, line)
             continue
         if total > FILE_BYTES:
-            _too_large(Path(file), total)
+            _raise_too_large(Path(file), total)
         yield number, line
 
 

@@ -5,44 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mta_cli.pipeline.data.formats.fields import Fields
+from mta_cli.pipeline.data.formats.fields import RecordFields
 from store.records import NewItem
 
 
 @dataclass(frozen=True)
-class Shape:
+class FieldMapping:
     """What a parser needs of a task: its name, its fields in a history entry, and how a question is stripped."""
 
     task: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    strip: Callable[[str], str]
+    input_fields: tuple[str, ...]
+    output_fields: tuple[str, ...]
+    strip_instruction: Callable[[str], str]
 
-    def history_item(self, entry: Fields) -> NewItem | None:
+    def parse_history_item(self, entry: RecordFields) -> NewItem | None:
         """The entry as a history item; None when a field is at fault, or blank (which is counted as left out)."""
-        key = entry.key()
-        blank = next((name for name in (*self.inputs, *self.outputs) if entry.blank(name)), None)
+        key = entry.read_id()
+        blank = next((name for name in (*self.input_fields, *self.output_fields) if entry.is_blank(name)), None)
         if blank is not None:
-            entry.findings.left_out[f"history items without {blank}"] += 1
+            entry.findings.skip_counts[f"history items without {blank}"] += 1
             return None
-        question = [entry.text(name) for name in self.inputs]
-        answer = [entry.word(name) for name in self.outputs]
-        time = entry.time("time", "date")
+        question = [entry.read_text_field(name) for name in self.input_fields]
+        answer = [entry.read_scalar(name) for name in self.output_fields]
+        time = entry.read_time("time", "date")
         if key is None or None in question or None in answer:
             return None
-        return NewItem(key, self.task, _joined(question), _joined(answer), time)
+        return NewItem(key, self.task, _join_fields(question), _join_fields(answer), time)
 
-    def question(self, entry: Fields) -> str | None:
+    def parse_question(self, entry: RecordFields) -> str | None:
         """A question's input without the instruction that its task repeats."""
-        raw = entry.text("input")
+        raw = entry.read_text_field("input")
         if raw is None:
             return None
-        stripped = self.strip(raw)
+        stripped = self.strip_instruction(raw)
         if not stripped.strip():
-            entry.fault("input", "holds the instruction and nothing else")
+            entry.add_field_fault("input", "holds the instruction and nothing else")
             return None
         return stripped
 
 
-def _joined(parts: list[str | None]) -> str:
+def _join_fields(parts: list[str | None]) -> str:
     return "\n".join(part for part in parts if part is not None)

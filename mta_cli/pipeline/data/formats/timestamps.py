@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime
 
-_COARSE = re.compile(r"(?!0000)\d{4}(-(0[1-9]|1[0-2]))?")
-_DAY = re.compile(r"\d{4}-?(\d{2}-?\d{2}|W\d{2}-?\d)", re.ASCII)
+_YEAR_OR_MONTH = re.compile(r"(?!0000)\d{4}(-(0[1-9]|1[0-2]))?")
+_DATE = re.compile(r"\d{4}-?(\d{2}-?\d{2}|W\d{2}-?\d)", re.ASCII)
 
 
-def sortable(text: str) -> str:
+def normalise_time(text: str) -> str:
     """`YYYY`, `YYYY-MM`, `YYYY-MM-DD` or `YYYY-MM-DDTHH:MM:SS[.ffffff]` in UTC, assumed where no offset is.
 
     Raises ValueError for anything else.
@@ -17,9 +17,9 @@ def sortable(text: str) -> str:
     text = text.strip()
     if not text.isascii():
         raise ValueError("not ISO 8601")
-    if _COARSE.fullmatch(text):
+    if _YEAR_OR_MONTH.fullmatch(text):
         return text
-    if _DAY.fullmatch(text):
+    if _DATE.fullmatch(text):
         return date.fromisoformat(text).isoformat()
     try:
         moment = datetime.fromisoformat(text)

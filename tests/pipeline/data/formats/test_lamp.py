@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from mta_cli.pipeline.data.formats.findings import Findings, Record
+from mta_cli.pipeline.data.formats.findings import ParseFindings, Record
 from mta_cli.pipeline.data.formats.lamp import NO_GOLD, NO_QUESTION, parse_golds, parse_questions, parse_users
-from mta_cli.pipeline.data.formats.task_fields import Shape
+from mta_cli.pipeline.data.formats.task_fields import FieldMapping
 
-SHAPE = Shape("lamp-2", ("description",), ("tag",), lambda raw: raw.partition("description: ")[2] or raw)
+SHAPE = FieldMapping("lamp-2", ("description",), ("tag",), lambda raw: raw.partition("description: ")[2] or raw)
 ITEM = {"id": "7", "description": "a heist", "tag": "action", "date": "2020-01-02"}
 
 
@@ -18,13 +18,13 @@ def question(**changes: Any) -> dict[str, Any]:
     return {"id": "q1", "user_id": "ann", "input": "Which tag? description: a plot", "profile": [ITEM]} | changes
 
 
-def questions(document: object, answers: dict[str, str] | None = None) -> tuple[list[Record], Findings]:
-    findings = Findings()
+def questions(document: object, answers: dict[str, str] | None = None) -> tuple[list[Record], ParseFindings]:
+    findings = ParseFindings()
     return list(parse_questions(document, answers or {}, SHAPE, "q.json", findings)), findings
 
 
-def users(document: object) -> tuple[list[Record], Findings]:
-    findings = Findings()
+def users(document: object) -> tuple[list[Record], ParseFindings]:
+    findings = ParseFindings()
     return list(parse_users(document, SHAPE, "u.json", findings)), findings
 
 
@@ -40,7 +40,7 @@ def test_a_question_gives_its_history_and_its_query() -> None:
     )
     assert (query.key, query.input, query.output) == ("q1", "a plot", "comedy")
     assert [record.held_out for record in records] == [False, True]
-    assert findings.faults == 0
+    assert findings.fault_count == 0
 
 
 def test_without_a_user_the_question_is_the_user() -> None:
@@ -54,13 +54,13 @@ def test_without_a_user_the_question_is_the_user() -> None:
 def test_a_profile_that_repeats_is_read_once() -> None:
     records, findings = questions([question(), question(id="q2")])
     assert len(records) == 1
-    assert findings.faults == 0
-    assert findings.left_out[NO_GOLD] == 2
+    assert findings.fault_count == 0
+    assert findings.skip_counts[NO_GOLD] == 2
 
 
 def test_a_profile_that_contradicts_itself_is_a_fault() -> None:
     _, findings = questions([question(), question(id="q2", profile=[ITEM | {"tag": "comedy"}])])
-    assert findings.lines == [
+    assert findings.fault_lines == [
         "q.json: record 2, field profile[0].id: '7' was already used in record 1 with other content"
     ]
 
@@ -91,19 +91,19 @@ def test_a_profile_that_contradicts_itself_is_a_fault() -> None:
 )
 def test_every_wrong_field_is_named(changes: dict[str, Any], line: str) -> None:
     _, findings = questions([question(), question(id="q2", user_id="bob") | changes])
-    assert findings.faults == 1
-    assert findings.lines[0].startswith(f"q.json: record 2, {line}")
+    assert findings.fault_count == 1
+    assert findings.fault_lines[0].startswith(f"q.json: record 2, {line}")
 
 
 def test_a_missing_profile_is_a_fault() -> None:
     entry = question()
     del entry["profile"]
-    assert questions([entry])[1].lines == ["q.json: record 1, field profile: is missing"]
+    assert questions([entry])[1].fault_lines == ["q.json: record 1, field profile: is missing"]
 
 
 def test_duplicate_question_ids_are_faults() -> None:
     _, findings = questions([question(), question()])
-    assert findings.lines == ["q.json: record 2, field id: 'q1' was already used in record 1"]
+    assert findings.fault_lines == ["q.json: record 2, field id: 'q1' was already used in record 1"]
 
 
 def test_blank_history_is_left_out_and_counted() -> None:
@@ -112,7 +112,7 @@ def test_blank_history_is_left_out_and_counted() -> None:
     )
     assert [record.item.key for record in records] == ["7", "9"]
     assert records[1].item.time is None
-    assert findings.left_out["history items without tag"] == 1
+    assert findings.skip_counts["history items without tag"] == 1
 
 
 def test_numbers_are_taken_as_ids_and_answers() -> None:
@@ -121,20 +121,20 @@ def test_numbers_are_taken_as_ids_and_answers() -> None:
         ("2", "3", "4.5"),
         ("2", "1", "x"),
     ]
-    assert findings.faults == 0
+    assert findings.fault_count == 0
 
 
 @pytest.mark.parametrize("document", [None, {}, [], "x", 3, [1], [[]]])
 def test_documents_of_another_shape(document: object) -> None:
-    assert questions(document)[1].faults == 1
-    assert users(document)[1].faults == 1
-    findings = Findings()
+    assert questions(document)[1].fault_count == 1
+    assert users(document)[1].fault_count == 1
+    findings = ParseFindings()
     parse_golds(document, "o.json", findings)
-    assert findings.faults == 1
+    assert findings.fault_count == 1
 
 
 def test_golds_are_read() -> None:
-    findings = Findings()
+    findings = ParseFindings()
     golds = parse_golds(
         {"task": "LaMP_2", "golds": [{"id": "q1", "output": "a"}, {"id": 2, "output": 4}]}, "o", findings
     )
@@ -142,10 +142,10 @@ def test_golds_are_read() -> None:
 
 
 def test_every_wrong_gold_is_named() -> None:
-    findings = Findings()
+    findings = ParseFindings()
     entries = [{"id": "q1", "output": "a"}, {"id": "q1", "output": "b"}, {"id": "q2"}, 5]
     parse_golds({"task": "LaMP_2", "golds": entries}, "o", findings)
-    assert findings.lines == [
+    assert findings.fault_lines == [
         "o: record 2, field id: 'q1' was already used",
         "o: record 3, field output: is missing",
         "o: record 4: is a number, not an object",
@@ -154,13 +154,13 @@ def test_every_wrong_gold_is_named() -> None:
 
 def test_golds_of_another_file_are_a_fault() -> None:
     _, findings = questions([question()], {"other": "x"})
-    assert findings.lines == ["q.json: none of the 1 gold answers belongs to a question of this file"]
+    assert findings.fault_lines == ["q.json: none of the 1 gold answers belongs to a question of this file"]
 
 
 def test_some_golds_too_many_are_counted() -> None:
     _, findings = questions([question()], {"q1": "x", "other": "y"})
-    assert findings.faults == 0
-    assert findings.left_out == {NO_QUESTION: 1}
+    assert findings.fault_count == 0
+    assert findings.skip_counts == {NO_QUESTION: 1}
 
 
 def test_users_give_histories_and_all_queries() -> None:
@@ -169,7 +169,7 @@ def test_users_give_histories_and_all_queries() -> None:
         {"id": "b", "input": "r", "gold": 3},
     ]
     records, findings = users([{"user_id": "ann", "group": "few", "profile": [ITEM], "query": asked}])
-    assert findings.faults == 0
+    assert findings.fault_count == 0
     assert [(record.item.key, record.item.output, record.held_out) for record in records] == [
         ("7", "action", False),
         ("a", "x", True),
@@ -185,7 +185,7 @@ def test_users_faults() -> None:
         {"profile": []},
     ]
     _, findings = users(document)
-    assert findings.lines == [
+    assert findings.fault_lines == [
         "u.json: record 1, field profile[1].id: '7' was already used in record 1",
         "u.json: record 1, field query[1].id: 'a' was already used in record 1",
         "u.json: record 1, field query[2].input: is missing",
@@ -197,11 +197,11 @@ def test_users_faults() -> None:
 def test_users_queries_without_gold_are_counted() -> None:
     records, findings = users([{"user_id": "ann", "profile": [], "query": [{"id": "a", "input": "p"}]}])
     assert records == []
-    assert findings.left_out[NO_GOLD] == 1
+    assert findings.skip_counts[NO_GOLD] == 1
     assert list(findings.spellings) == ["ann"]
 
 
 def test_the_first_twenty_faults_are_listed_and_all_counted() -> None:
     _, findings = questions([question(id=f"q{number}", input=None) for number in range(50)])
-    assert findings.faults == 50
-    assert len(findings.lines) == 20
+    assert findings.fault_count == 50
+    assert len(findings.fault_lines) == 20

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput
-from mta_cli.pipeline.data.formats.findings import Findings, Record
+from mta_cli.pipeline.data.formats.findings import ParseFindings, Record
 from mta_cli.pipeline.data.formats.lamp import parse_golds, parse_questions, parse_users
 from mta_cli.pipeline.data.formats.reading import parse_document
 from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
-from mta_cli.pipeline.data.formats.task_fields import Shape
+from mta_cli.pipeline.data.formats.task_fields import FieldMapping
 
-SHAPE = Shape("free", ("input",), ("output",), str)
+SHAPE = FieldMapping("free", ("input",), ("output",), str)
 FIELDS = ["id", "user", "user_id", "input", "output", "profile", "query", "gold", "golds", "task", "time", "date"]
 
 TEXTS = st.text(max_size=8) | st.sampled_from(
@@ -38,15 +38,15 @@ LIKELY = st.lists(
 )
 
 
-def sound(records: list[Record], findings: Findings) -> None:
+def sound(records: list[Record], findings: ParseFindings) -> None:
     """Records can be stored, and every fault is one printable line."""
     for record in records:
         for value in (record.user, record.item.key, record.item.input, record.item.output):
             assert value.strip()
             assert "\0" not in value
             value.encode()
-    assert len(findings.lines) == min(findings.faults, 20)
-    for line in findings.lines:
+    assert len(findings.fault_lines) == min(findings.fault_count, 20)
+    for line in findings.fault_lines:
         assert line.isprintable(), repr(line)
 
 
@@ -57,9 +57,9 @@ def test_any_document(document: Any) -> None:
         lambda findings: parse_questions(document, {"1": "x"}, SHAPE, "f", findings),
         lambda findings: parse_users(document, SHAPE, "f", findings),
     ):
-        findings = Findings()
+        findings = ParseFindings()
         sound(list(parse(findings)), findings)
-    findings = Findings()
+    findings = ParseFindings()
     parse_golds(document, "f", findings)
     sound([], findings)
 
@@ -68,7 +68,7 @@ def test_any_document(document: Any) -> None:
 @given(st.lists(DOCUMENTS | ENTRY, max_size=4), st.none() | st.just("ann"))
 def test_any_jsonl(values: list[Any], user: str | None) -> None:
     lines = [(number, json.dumps(value).encode()) for number, value in enumerate(values, 1)]
-    findings = Findings()
+    findings = ParseFindings()
     sound(list(parse_rows(jsonl_rows(lines, "f", findings), "free", findings, user)), findings)
 
 
@@ -79,12 +79,12 @@ def test_any_jsonl(values: list[Any], user: str | None) -> None:
 )
 def test_any_bytes_as_rows(lines: list[bytes], header: bytes) -> None:
     numbered = list(enumerate((header + b"\n".join(lines)).splitlines(keepends=True), 1))
-    findings = Findings()
+    findings = ParseFindings()
     sound(
         list(parse_rows(csv_rows(numbered, "f", findings, frozenset({"input", "output"})), "free", findings, "ann")),
         findings,
     )
-    findings = Findings()
+    findings = ParseFindings()
     sound(list(parse_rows(jsonl_rows(numbered, "f", findings), "free", findings)), findings)
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput, MtaError, NotFound
 from mta_cli.pipeline.data.formats import reading
-from mta_cli.pipeline.data.formats.findings import Findings
-from mta_cli.pipeline.data.formats.reading import lines_of, opened, parse_document, read_document
+from mta_cli.pipeline.data.formats.findings import ParseFindings
+from mta_cli.pipeline.data.formats.reading import iter_lines, open_file, parse_document, read_document
 
 
 @pytest.mark.parametrize(
@@ -85,24 +85,24 @@ def test_two_hundred_megabytes_of_nothing(tmp_path: Path) -> None:
     path = tmp_path / "sparse.jsonl"
     with path.open("wb") as stream:
         stream.truncate(200 * 2**20)
-    findings = Findings()
-    with opened(path) as stream:
-        assert list(lines_of(stream, path.name, findings)) == []
-    assert findings.lines == ["sparse.jsonl: record 1: the line is longer than 10,000,000 bytes"]
+    findings = ParseFindings()
+    with open_file(path) as stream:
+        assert list(iter_lines(stream, path.name, findings)) == []
+    assert findings.fault_lines == ["sparse.jsonl: record 1: the line is longer than 10,000,000 bytes"]
 
 
 def test_lines_above_the_limit_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "LINE_BYTES", 10)
-    findings = Findings()
+    findings = ParseFindings()
     content = b"\xef\xbb\xbfone\n" + b"x" * 35 + b"\ntwo"
-    assert list(lines_of(io.BytesIO(content), "f", findings)) == [(1, b"one\n"), (3, b"two")]
-    assert findings.faults == 1
+    assert list(iter_lines(io.BytesIO(content), "f", findings)) == [(1, b"one\n"), (3, b"two")]
+    assert findings.fault_count == 1
 
 
 def test_endless_lines_end_at_the_limit_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "FILE_BYTES", 100)
     with pytest.raises(BadInput, match="the most is"):
-        list(lines_of(io.BytesIO(b"0123456789\n" * 20), "f", Findings()))
+        list(iter_lines(io.BytesIO(b"0123456789\n" * 20), "f", ParseFindings()))
 
 
 @given(st.binary(max_size=200))

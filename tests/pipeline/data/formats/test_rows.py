@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mta_cli.pipeline.data.formats.findings import Findings, Record
+from mta_cli.pipeline.data.formats.findings import ParseFindings, Record
 from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
 
 NEEDED = frozenset({"user", "input", "output"})
@@ -16,14 +16,14 @@ def numbered(content: bytes) -> list[tuple[int, bytes]]:
     return list(enumerate(content.splitlines(keepends=True), 1))
 
 
-def jsonl(content: bytes | str, user: str | None = None) -> tuple[list[Record], Findings]:
-    findings = Findings()
+def jsonl(content: bytes | str, user: str | None = None) -> tuple[list[Record], ParseFindings]:
+    findings = ParseFindings()
     lines = numbered(content.encode() if isinstance(content, str) else content)
     return list(parse_rows(jsonl_rows(lines, "f", findings), "free", findings, user)), findings
 
 
-def table(content: bytes | str, user: str | None = None) -> tuple[list[Record], Findings]:
-    findings = Findings()
+def table(content: bytes | str, user: str | None = None) -> tuple[list[Record], ParseFindings]:
+    findings = ParseFindings()
     needed = NEEDED - {"user"} if user else NEEDED
     lines = numbered(content.encode() if isinstance(content, str) else content)
     return list(parse_rows(csv_rows(lines, "f", findings, needed), "free", findings, user)), findings
@@ -32,28 +32,28 @@ def table(content: bytes | str, user: str | None = None) -> tuple[list[Record], 
 def test_jsonl_records() -> None:
     first = {"user": "ann", "input": "i", "output": "o", "id": 5, "time": "2026-08-01T12:00:00+02:00", "task": "lamp-4"}
     records, findings = jsonl(json.dumps(first) + '\n\n{"user": "bob", "input": "i", "output": 3, "time": null}\n')
-    assert findings.faults == 0
+    assert findings.fault_count == 0
     ann, bob = records
     assert (ann.user, ann.item.key, ann.item.task, ann.item.time) == ("ann", "5", "lamp-4", "2026-08-01T10:00:00")
     assert (bob.item.task, bob.item.output, bob.item.time) == ("free", "3", None)
-    assert str(bob.place) == "f: record 2 (line 3)"
+    assert str(bob.location) == "f: record 2 (line 3)"
 
 
 def test_csv_records() -> None:
     content = '\n User ,Input,OUTPUT,time,note\nann,"two\nlines","say ""hi""",2026-08-01,x\n\nbob,i,o,,\n'
     records, findings = table(content)
-    assert findings.faults == 0
+    assert findings.fault_count == 0
     assert [(record.user, record.item.input, record.item.output, record.item.time) for record in records] == [
         ("ann", "two\nlines", 'say "hi"', "2026-08-01"),
         ("bob", "i", "o", None),
     ]
-    assert list(findings.ignored) == ["note"]
+    assert list(findings.ignored_fields) == ["note"]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_csv_separators(separator: str) -> None:
     records, findings = table(f"user{separator}input{separator}output\r\nann{separator}i{separator}o\r\n")
-    assert findings.faults == 0
+    assert findings.fault_count == 0
     assert [record.user for record in records] == ["ann"]
 
 
@@ -87,16 +87,16 @@ def test_ids_made_of_content_are_the_same_every_time() -> None:
 )
 def test_jsonl_faults(line: str, what: str) -> None:
     _, findings = jsonl('{"user": "ann", "input": "i", "output": "first"}\n' + line)
-    assert findings.lines[0].startswith("f: record 2")
-    assert what in findings.lines[0]
-    assert "\x1b" not in findings.lines[0]
-    assert "\n" not in findings.lines[0]
+    assert findings.fault_lines[0].startswith("f: record 2")
+    assert what in findings.fault_lines[0]
+    assert "\x1b" not in findings.fault_lines[0]
+    assert "\n" not in findings.fault_lines[0]
 
 
 def test_jsonl_that_is_not_utf8_goes_on() -> None:
     records, findings = jsonl(b'{"user": "ann"}\n\xff\xfe\n' + b'{"user": "b", "input": "caf\xe9", "output": "o"}\n')
     assert records == []
-    assert findings.lines[-2:] == [
+    assert findings.fault_lines[-2:] == [
         "f: record 2: is not UTF-8: byte 0xff at offset 0 of the line",
         "f: record 3: is not UTF-8: byte 0xe9 at offset 27 of the line",
     ]
@@ -119,14 +119,14 @@ def test_jsonl_that_is_not_utf8_goes_on() -> None:
 )
 def test_csv_faults(content: bytes | str, what: str) -> None:
     _, findings = table(content)
-    assert findings.faults == 1
-    assert findings.lines[0].startswith(what)
+    assert findings.fault_count == 1
+    assert findings.fault_lines[0].startswith(what)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "user,input,output\n"])
 def test_csv_without_records(content: str) -> None:
     records, findings = table(content)
-    assert (records, findings.faults) == ([], 0)
+    assert (records, findings.fault_count) == ([], 0)
 
 
 def test_duplicate_ids_are_faults() -> None:
@@ -134,7 +134,7 @@ def test_duplicate_ids_are_faults() -> None:
     other = line.replace("ann", "bob")
     records, findings = jsonl(line + other + line)
     assert len(records) == 2
-    assert findings.lines == ["f: record 3, field id: '1' was already used in record 1"]
+    assert findings.fault_lines == ["f: record 3, field id: '1' was already used in record 1"]
 
 
 def test_a_file_of_one_user() -> None:
@@ -142,5 +142,5 @@ def test_a_file_of_one_user() -> None:
     content = "\n".join(json.dumps(row | {"output": "o"}) for row in rows)
     records, findings = jsonl(content, "ann")
     assert [record.user for record in records] == ["ann", "ann"]
-    assert findings.lines == ["f: record 3, field user: is 'bob', but this is the history of 'ann'"]
+    assert findings.fault_lines == ["f: record 3, field user: is 'bob', but this is the history of 'ann'"]
     assert [record.user for record in table("input,output\ni,o\n", "ann")[0]] == ["ann"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mta_cli.pipeline.data.formats.timestamps import sortable
+from mta_cli.pipeline.data.formats.timestamps import normalise_time
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from mta_cli.pipeline.data.formats.timestamps import sortable
     ],
 )
 def test_is_normalised(written: str, stored: str) -> None:
-    assert sortable(written) == stored
+    assert normalise_time(written) == stored
 
 
 @pytest.mark.parametrize(
@@ -48,16 +48,16 @@ def test_is_normalised(written: str, stored: str) -> None:
 )
 def test_anything_else_is_refused(written: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        sortable(written)
+        normalise_time(written)
 
 
 @given(st.datetimes(), st.datetimes())
 def test_sorts_as_text(first: object, second: object) -> None:
-    texts = [sortable(first.isoformat()), sortable(second.isoformat())]  # type: ignore[attr-defined]
+    texts = [normalise_time(first.isoformat()), normalise_time(second.isoformat())]  # type: ignore[attr-defined]
     assert (texts[0] < texts[1]) == (first < second)  # type: ignore[operator]
 
 
 @given(st.text(max_size=40))
 def test_raises_nothing_but_value_error(written: str) -> None:
     with suppress(ValueError):
-        assert sortable(sortable(written)) == sortable(written)
+        assert normalise_time(normalise_time(written)) == normalise_time(written)
