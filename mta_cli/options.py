@@ -26,6 +26,7 @@ def option_field(
 
 MAX_STACK_RANK = 4
 PLACEMENTS = ("all", "upper", "late")
+MEMORIES = ("off", "habit", "neighbours")
 WEIGHT_METHODS = ("evidence", "similarity", "softmax", "uniform", "learned")
 
 
@@ -216,24 +217,36 @@ class AnswerOptions:
     top_p: float = option_field(
         1.0, "Sample from the smallest set of tokens with this probability.", minimum=0.01, maximum=1
     )
+    int8: bool = option_field(False, "Decode with weights rounded to 8 bits: faster on a CPU, slightly other answers.")
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """Label memory of personal models, for tasks with labels. It is no part of the paper."""
+
+    section: ClassVar[str] = "memory"
+    memory: str = option_field(
+        "neighbours",
+        "Label memory: off; habit, the user's label prior; or neighbours, that and what other users answered to "
+        "similar inputs.",
+        choices=MEMORIES,
+    )
+    neighbour_weight: float = option_field(
+        1.7,
+        "How many times as much the neighbours count as was found when the bank was built.",
+        minimum=0.01,
+        maximum=10,
+    )
     prior_weight: float = option_field(
         0.25,
-        "Where the bank keeps no neighbours: share of a person's label habit that their personal models add to "
-        "labels' log-likelihoods; 0 for none.",
+        "Share of the user's label prior that is added to the labels' log-likelihoods where no neighbours count.",
         minimum=0,
         maximum=10,
     )
     prior_strength: float = option_field(
-        8.0, "How many answers of theirs the population's rates count as in that habit.", minimum=0.01, maximum=1e6
+        8.0, "How many answers of the user the population's rates count as in that prior.", minimum=0.01, maximum=1e6
     )
-    neighbour_weight: float = option_field(
-        1.7,
-        "How many times as much what the bank's people answered to the like, with the person's habit, counts as "
-        "the model: times what was found when the bank was built; 0 for the habit alone.",
-        minimum=0,
-        maximum=10,
-    )
-    int8: bool = option_field(False, "Decode with weights rounded to 8 bits: faster on a CPU, slightly other answers.")
+    look_ahead: bool = option_field(False, "Let neighbours count that are known to be later than the question.")
 
 
 @dataclass(frozen=True)
@@ -257,8 +270,39 @@ class EvalOptions:
         maximum=100,
     )
     placement: str = option_field("late", "Where anchors and personal parts act.", choices=PLACEMENTS)
+    memory: str | None = option_field(
+        None, "Label memory of every method that is named without one; its own where not given.", choices=MEMORIES
+    )
     calibrate: bool = option_field(True, "Fit a temperature for each method on people who are not tested with it.")
 
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper's own choices (arXiv 2511.20072): no task adapter, the two nearest anchors by cosine, a LoRA of rank 4.
+    "published": {
+        "bank.task_adapter": False,
+        "bank.rank": 8,
+        "bank.alpha": 16.0,
+        "bank.epochs": 3,
+        "bank.learning_rate": 1e-4,
+        "bank.batch_size": 2,
+        "bank.targets": "all-linear",
+        "bank.placement": "all",
+        "bank.pick": "longest",
+        "fuse.weights": "similarity",
+        "fuse.top_k": 2,
+        "adapt.kind": "lora",
+        "adapt.rank": 4,
+        "adapt.alpha": 8.0,
+        "adapt.targets": "all-linear",
+        "adapt.placement": "all",
+        "adapt.batch_size": 8,
+        "adapt.steps": 1,
+        "adapt.learning_rate": 5e-5,
+        "memory.memory": "off",
+        "prompt.history_items": 1,
+    }
+}
+"""Values by setting that `--preset` puts above settings files and the environment, and below flags."""
 
 JOB_OPTIONS: tuple[type[Any], ...] = (
     MachineOptions,
@@ -268,6 +312,7 @@ JOB_OPTIONS: tuple[type[Any], ...] = (
     FuseOptions,
     AdaptOptions,
     AnswerOptions,
+    MemoryOptions,
     EvalOptions,
 )
 

@@ -26,7 +26,7 @@ from mta_cli.commands.common import (
 )
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.events import Event, JobProgress, JobStarted, TextChunk
-from mta_cli.options import AnswerOptions, PromptOptions
+from mta_cli.options import AnswerOptions, MemoryOptions, PromptOptions
 from mta_cli.output import Output, group, text
 from mta_cli.settings import ModelOptions
 
@@ -238,6 +238,7 @@ def _build_answer_request(
         machine=app.machine_options(seed=seed, device=device, dtype=dtype),
         prompt=app.settings.build_options(PromptOptions, history_items=history_items),
         answer=app.settings.build_options(AnswerOptions, **answer),
+        memory=app.settings.build_options(MemoryOptions),
         task=task,
         mode=mode,
         free_decoding=free_decoding,

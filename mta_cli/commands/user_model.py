@@ -26,7 +26,7 @@ from mta_cli.commands.common import (
 )
 from mta_cli.commands.user import app
 from mta_cli.errors import UsageError
-from mta_cli.options import AdaptOptions, AnswerOptions, FuseOptions, MachineOptions, PromptOptions
+from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, MemoryOptions, PromptOptions
 
 BaseOption = Annotated[
     str | None, typer.Option("--base", metavar="MODEL", help="The base.", autocompletion=complete_models)
@@ -57,7 +57,7 @@ def _fuse_request(
         resolve_model(base or use.model_options.base, "base"),
         resolve_model(embedder or use.model_options.embedder, "embedder"),
     )
-    return FuseRequest(find_task(reg, task), *entries, fuse, prompt, machine, use.settings.build_options(AnswerOptions))
+    return FuseRequest(find_task(reg, task), *entries, fuse, prompt, machine, use.settings.build_options(MemoryOptions))
 
 
 @app.command()

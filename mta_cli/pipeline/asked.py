@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mta_cli.errors import IntegrityFault
 from mta_cli.options import (
     AdaptOptions,
-    AnswerOptions,
     BankOptions,
     EvalOptions,
     FuseOptions,
     MachineOptions,
+    MemoryOptions,
     PromptOptions,
     ScreeningOptions,
 )
@@ -82,7 +82,7 @@ def adapt_request_json(
         "history_items": request.prompt.history_items,
         "seed": request.machine.seed,
         "dtype": request.machine.dtype,
-        "answer": asdict(request.answer),
+        "memory": asdict(request.memory),
     }
 
 
@@ -100,7 +100,7 @@ def restore_adapt_request(
         options_from_json(FuseOptions, document["fuse"]),
         PromptOptions(document["history_items"]),
         _restore_machine(machine, document),
-        options_from_json(AnswerOptions, document.get("answer", {})),
+        _restore_memory(document),
     )
     names = document["users"]
     there = set(reg.users.names()) if names is not None else set()
@@ -175,6 +175,17 @@ def model_by_fingerprint(reg: Registry, fingerprint: str, kind: str) -> ModelEnt
             f"{name} is no longer the {kind} that this was begun with.", hint="begin anew with the one that is here"
         )
     return entry
+
+
+def _restore_memory(document: Mapping[str, Any]) -> MemoryOptions:
+    """The label memory of a request. Earlier versions kept its weights with the answer; zero switched it off."""
+    if "memory" in document:
+        return options_from_json(MemoryOptions, document["memory"])
+    found = options_from_json(MemoryOptions, document.get("answer", {}))
+    if found.neighbour_weight > 0.0:
+        return found
+    memory = "habit" if found.prior_weight > 0.0 else "off"
+    return replace(found, memory=memory, neighbour_weight=MemoryOptions.neighbour_weight)
 
 
 def _restore_machine(machine: MachineOptions, document: Mapping[str, Any]) -> MachineOptions:

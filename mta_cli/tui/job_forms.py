@@ -15,11 +15,11 @@ from mta_cli.errors import BadInput, UsageError
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.options import (
     AdaptOptions,
-    AnswerOptions,
     BankOptions,
     EvalOptions,
     FuseOptions,
     MachineOptions,
+    MemoryOptions,
     PromptOptions,
     ScreeningOptions,
 )
@@ -222,7 +222,7 @@ def _adapt_request(known: FormContext, filled: FormValues) -> JobRequest:
         chosen = [reg.users.get(name) for name in names] or None
         task = find_task(reg, resolve_adapt_task(reg, chosen, filled["task"] or None))
         entries = resolve_model(models.base, "base"), resolve_model(models.embedder, "embedder")
-        request = FuseRequest(task, *entries, fuse, prompt, machine, settings.build_options(AnswerOptions))
+        request = FuseRequest(task, *entries, fuse, prompt, machine, settings.build_options(MemoryOptions))
         asked, top = options.settled(bool(task.labels)), bool(filled["top_k"])
         plan = [line for line in settings.plan_lines(asked, fuse, prompt, machine) if line.name not in asked.unused]
         return adapt_users(reg, chosen, request, asked, plan=plan, explicit_top_k=top, dry_run=dry_run)

@@ -13,7 +13,7 @@ import torch
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.events import Event, UnitFailed
-from mta_cli.options import WEIGHT_METHODS, AdaptOptions, AnswerOptions
+from mta_cli.options import WEIGHT_METHODS, AdaptOptions, MemoryOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
@@ -75,7 +75,7 @@ def test_a_bank_whose_training_explodes_is_not_ready(reg: Registry, where: str, 
 
 def test_a_stack_whose_training_explodes_leaves_the_fusion(reg: Registry) -> None:
     built(reg)
-    alone = replace(fuse_request(), answer=AnswerOptions(neighbour_weight=0.0))  # neighbours know all of these answers
+    alone = replace(fuse_request(), memory=MemoryOptions(memory="habit"))  # neighbours know all of these answers
     ida, tries = reg.users.get("ida"), [(kind, rate) for kind in (QUICK, LORA) for rate in (1e9, NAN, INFINITY)]
     for count, (kind, rate) in enumerate(tries, 1):
         seen: list[Event] = []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
-from mta_cli.options import AnswerOptions, MachineOptions, PromptOptions
+from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.memory.label_prior import LabelPriors
 from mta_cli.pipeline.personalize.weights import (
     PERSONALISATION_MODES,
@@ -44,6 +44,7 @@ class ChatOptions:
     machine: MachineOptions = field(default_factory=MachineOptions)
     prompt: PromptOptions = field(default_factory=PromptOptions)
     answer: AnswerOptions = field(default_factory=AnswerOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     task: str | None = None
     mode: str | None = None
     free_decoding: bool = False
@@ -146,7 +147,7 @@ class ChatModel:
         if name not in self._priors:
             machine = self.options.machine
             self._priors[name] = LabelPriors(
-                self.reg, self.task, self.base.fingerprint, self.options.answer, machine.device
+                self.reg, self.task, self.base.fingerprint, self.options.memory, machine.device
             )
         return self._priors[name]
 

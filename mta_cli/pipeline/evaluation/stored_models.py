@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobProgress, JobResult, JobStarted
-from mta_cli.options import AnswerOptions, MachineOptions, PromptOptions
+from mta_cli.options import MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation import answer_queries
 from mta_cli.pipeline.evaluation.scoring import MAIN_METRICS, paired_differences
@@ -124,7 +124,7 @@ def _query_batches(
     modes: Sequence[str],
 ) -> Iterator[list[ModeQuery]]:
     """Every query of every user in each of `modes`, as many together as their people's weights allow."""
-    priors = LabelPriors(reg, task, base, AnswerOptions())
+    priors = LabelPriors(reg, task, base, MemoryOptions())
     portion: list[ModeQuery] = []
     numbers = 0
     for user in users:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from mta_cli.options import AnswerOptions
+from mta_cli.options import MemoryOptions
 from store.records import Bank, Item, User
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ PERSONAL_MODES = ("fused", "adapted")
 class LabelPriors:
     """The label priors of everybody, for one task on one base (a fingerprint); what they share is read once."""
 
-    def __init__(self, reg: Registry, task: Task, base: str, options: AnswerOptions, device: str = "auto") -> None:
+    def __init__(self, reg: Registry, task: Task, base: str, options: MemoryOptions, device: str = "auto") -> None:
         self._reg, self._task, self._options, self._device = reg, task, options, device
         self._bank = reg.banks.latest_ready_bank(task.name, base) if task.labels else None
 
@@ -41,7 +41,7 @@ class LabelPriors:
         """
         from mta_cli.engine.memory.label_prior import FrequencyLabelPrior, user_label_prior
 
-        if user is None or mode not in PERSONAL_MODES or self._bank is None:
+        if self._options.memory == "off" or user is None or mode not in PERSONAL_MODES or self._bank is None:
             return None
         given = [item.output for item in self._recent_items(user)]
         labels, options = self._task.labels, self._options
@@ -84,7 +84,7 @@ class LabelPriors:
     @property
     def missing_embedder_note(self) -> str | None:
         """What is to be said where neighbours are there and cannot be found, as their embedder is not."""
-        if self._options.neighbour_weight == 0.0 or self._bank is None or self._bank.kernel is None:
+        if self._options.memory != "neighbours" or self._bank is None or self._bank.kernel is None:
             return None
         if self._embedder is not None:
             return None
@@ -103,7 +103,7 @@ class LabelPriors:
         """Those that count in answers."""
         from mta_cli.pipeline.memory.knn import load_embedder, load_fitted_neighbours
 
-        if self._options.neighbour_weight == 0.0 or self._bank is None or self._bank.kernel is None:
+        if self._options.memory != "neighbours" or self._bank is None or self._bank.kernel is None:
             return None
         if self._embedder is None:
             return None

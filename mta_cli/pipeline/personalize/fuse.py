@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound, StoreBusy, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
-from mta_cli.options import AnswerOptions, FuseOptions, MachineOptions, PromptOptions
+from mta_cli.options import FuseOptions, MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.bank.screening import similarity_floors, usable_anchors
 from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.personalize.training_examples import TrainingExampleBuilder
@@ -42,7 +42,7 @@ class FuseRequest:
     options: FuseOptions
     prompt: PromptOptions
     machine: MachineOptions
-    answer: AnswerOptions = field(default_factory=AnswerOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class TrainingExampleBuilder:
 
     def __init__(self, reg: Registry, base: LoadedBase, request: FuseRequest) -> None:
         self.row_builder = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
-        self.label_priors = LabelPriors(reg, request.task, base.fingerprint, request.answer, request.machine.device)
+        self.label_priors = LabelPriors(reg, request.task, base.fingerprint, request.memory, request.machine.device)
         self._labels = request.task.labels
 
     def examples_from_shots(self, user: User, items: Sequence[Item]) -> list[TrainingExample]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from mta_cli.events import Note
-from mta_cli.options import AnswerOptions, MachineOptions, PromptOptions
+from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, PromptOptions
 
 if TYPE_CHECKING:
     from mta_cli.events import Event
@@ -26,6 +26,7 @@ def request_from_settings(settings: Settings, task: str | None, mode: str | None
         machine=settings.build_options(MachineOptions),
         prompt=settings.build_options(PromptOptions),
         answer=settings.build_options(AnswerOptions),
+        memory=settings.build_options(MemoryOptions),
         task=task,
         mode=mode,
     )

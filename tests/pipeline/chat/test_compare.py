@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from mta_cli.engine.text.tasks import MOVIE_TAGS
 from mta_cli.events import TextChunk
-from mta_cli.options import AnswerOptions
+from mta_cli.options import AnswerOptions, MemoryOptions
 from mta_cli.pipeline.chat.answer import ChatModel, answer_question
 from mta_cli.pipeline.chat.compare import (
     Question,
@@ -82,7 +81,7 @@ def test_personal_columns_add_what_the_person_is_used_to_say(labelled: World) ->
     amend(reg._db, "banks", "config = :rates", "true", {"rates": rates})
     reg.items.append_items(labelled.alice.id, [NewItem(f"x{n}", "lamp-2", "zzz", tags[9]) for n in range(30)])
     of_task = asking(history_items=0, task="lamp-2")
-    without = asking(history_items=0, task="lamp-2", answer=replace(BRIEF, prior_weight=0.0))
+    without = asking(history_items=0, task="lamp-2", answer=BRIEF, memory=MemoryOptions(memory="off"))
     used, _ = result_of(compare_user_models(reg, labelled.entry, "alice", question, of_task))
     bare, _ = result_of(compare_user_models(reg, labelled.entry, "alice", question, without))
     assert used["details"]["base"]["labels"] == pytest.approx(bare["details"]["base"]["labels"])

@@ -12,7 +12,7 @@ from mta_cli.engine.lora.adapter import AdapterMerger
 from mta_cli.engine.memory.label_prior import add_label_prior
 from mta_cli.engine.model.load import load_base
 from mta_cli.errors import BadInput
-from mta_cli.options import AnswerOptions, PromptOptions
+from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.stored_models import EVAL_MODES, evaluate_users
 from mta_cli.pipeline.memory.label_prior import LabelPriors
@@ -27,7 +27,7 @@ from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_req
 def test_every_mode_answers_every_query_and_is_stored(peopled: Registry) -> None:
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
-    alone = replace(fuse_request(), answer=AnswerOptions(neighbour_weight=0.0))  # neighbours know all of these answers
+    alone = replace(fuse_request(), memory=MemoryOptions(memory="habit"))  # neighbours know all of these answers
     finish(adapt_users(peopled, users, alone, QUICK))
     job = evaluate_users(peopled, resolve_model("tiny", "base"), TASK, users, EVAL_MODES, PromptOptions(2), CPU)
     result, _ = finish(job)
@@ -81,7 +81,7 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
             weights, late, _ = merge_by_placement(peopled, base.fingerprint, user, TASK.name, prediction.method)
             folder.set_adapter(weights)
         scores = label_scores(base, examples.query_prompt(query), labels, late=late)
-        prior = LabelPriors(peopled, TASK, base.fingerprint, AnswerOptions()).prior_for(user, prediction.method)
+        prior = LabelPriors(peopled, TASK, base.fingerprint, MemoryOptions()).prior_for(user, prediction.method)
         assert (prior is not None) == (prediction.method in ("fused", "adapted"))
         found = add_label_prior(scores, prior, query.input)
         assert prediction.answer == TASK.labels[found.index(max(found))]

@@ -9,7 +9,7 @@ import pytest
 from mta_cli.engine.memory.knn import NeighbourLabelPrior
 from mta_cli.engine.memory.label_prior import LabelPrior, label_rates, user_label_prior
 from mta_cli.engine.text.tasks import Task
-from mta_cli.options import AnswerOptions
+from mta_cli.options import MemoryOptions
 from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, load_neighbours
 from mta_cli.pipeline.memory.label_prior import LabelPriors
 from mta_cli.pipeline.models.lookup import resolve_model
@@ -17,11 +17,11 @@ from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.town import TASK, built
 
-ALONE = AnswerOptions(prior_weight=0.5, prior_strength=8.0, neighbour_weight=0.0)
+ALONE = MemoryOptions("habit", prior_weight=0.5, prior_strength=8.0)
 FILM = "a film about a lighthouse"
 
 
-def priors(reg: Registry, options: AnswerOptions = ALONE, task: Task = TASK, base: str | None = None) -> LabelPriors:
+def priors(reg: Registry, options: MemoryOptions = ALONE, task: Task = TASK, base: str | None = None) -> LabelPriors:
     return LabelPriors(reg, task, base or resolve_model("tiny", "base").fingerprint, options)
 
 
@@ -50,7 +50,7 @@ def test_neighbours_speak_with_the_habit_where_the_bank_keeps_them(peopled: Regi
     base, ida = resolve_model("tiny", "base").fingerprint, peopled.users.get("ida")
     bank = peopled.banks.latest_ready_bank(TASK.name, base)
     assert bank is not None and bank.kernel is not None
-    shared = priors(peopled, AnswerOptions(neighbour_weight=3.0))
+    shared = priors(peopled, MemoryOptions(neighbour_weight=3.0))
     prior = shared.prior_for(ida, "adapted")
     known = load_neighbours(peopled, bank, TASK)
     assert known is not None
@@ -73,7 +73,7 @@ def test_without_the_embedder_the_habit_speaks_alone_and_that_is_said(
     built(peopled)
     ida = peopled.users.get("ida")
     monkeypatch.setattr("mta_cli.pipeline.models.lookup.list_models", list)
-    lacking = priors(peopled, replace(ALONE, neighbour_weight=1.0))
+    lacking = priors(peopled, replace(ALONE, memory="neighbours", neighbour_weight=1.0))
     assert lacking.missing_embedder_note is not None and "tiny-embedder is not here" in lacking.missing_embedder_note
     assert said(lacking.prior_for(ida, "adapted")) == said(priors(peopled).prior_for(ida, "adapted"))
     assert priors(peopled).missing_embedder_note is None, "nobody asked for neighbours"
@@ -102,7 +102,7 @@ def test_who_has_answered_nothing_adds_nothing(peopled: Registry) -> None:
 def test_what_was_to_be_known_of_an_answer_is_without_it(peopled: Registry) -> None:
     """Of somebody whose items are the bank's too, neither their habit nor their own neighbours give it away."""
     built(peopled)
-    shared = priors(peopled, AnswerOptions())
+    shared = priors(peopled, MemoryOptions())
     user = peopled.users.get("user0")
     items = peopled.items.recent_items(user.id, TASK.name)
     found = shared.leave_one_out_priors(user, items)
@@ -123,7 +123,7 @@ def test_what_was_to_be_known_of_an_answer_is_without_it(peopled: Registry) -> N
         )
         assert prior.user_prior[place] < now.user_prior[place]
     assert (
-        shared.neighbour_settings["weight"] == AnswerOptions().neighbour_weight
+        shared.neighbour_settings["weight"] == MemoryOptions().neighbour_weight
         and shared.neighbour_settings["beside"] == bank.config[NEIGHBOUR_WEIGHT_KEY]
     )
 
@@ -131,7 +131,7 @@ def test_what_was_to_be_known_of_an_answer_is_without_it(peopled: Registry) -> N
 def test_nothing_stands_beside_answers_where_no_neighbours_count(peopled: Registry) -> None:
     ida = peopled.users.get("ida")
     items = peopled.items.recent_items(ida.id, TASK.name)
-    assert priors(peopled, AnswerOptions()).leave_one_out_priors(ida, items) is None, "no bank"
+    assert priors(peopled, MemoryOptions()).leave_one_out_priors(ida, items) is None, "no bank"
     built(peopled)
     assert priors(peopled).leave_one_out_priors(ida, items) is None and priors(peopled).neighbour_settings == {}
-    assert priors(peopled, AnswerOptions(), task=replace(TASK, labels=())).leave_one_out_priors(ida, items) is None
+    assert priors(peopled, MemoryOptions(), task=replace(TASK, labels=())).leave_one_out_priors(ida, items) is None

@@ -10,7 +10,7 @@ import torch
 from mta_cli.engine.lora.lora_xs import unpack_core
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import ArtifactSaved, JobProgress
-from mta_cli.options import AdaptOptions, AnswerOptions
+from mta_cli.options import AdaptOptions, MemoryOptions
 from mta_cli.pipeline.personalize.adapt import adapt_users, adaptable_users, resolve_adapt_task
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.personalize.weights import load_weights, merge_user_weights, most_personal_mode
@@ -27,7 +27,7 @@ def adapted(reg: Registry, *names: str, options: AdaptOptions = QUICK, **fuse: o
 
 def alone(reg: Registry, *names: str, options: AdaptOptions = QUICK) -> list[dict]:  # type: ignore[type-arg]
     """The same without neighbours, who know all of these answers and leave nothing to learn."""
-    request = replace(fuse_request(), answer=AnswerOptions(neighbour_weight=0.0))
+    request = replace(fuse_request(), memory=MemoryOptions(memory="habit"))
     results: list[dict] = finish(adapt_users(reg, [reg.users.get(name) for name in names], request, options))[0]  # type: ignore[type-arg]
     return results
 

@@ -8,7 +8,7 @@ import pytest
 
 from mta_cli.engine.scoring.label_examples import LabelExample, build_prompt_tree, example_log_likelihood
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, mean_losses
-from mta_cli.options import AnswerOptions
+from mta_cli.options import MemoryOptions
 from mta_cli.pipeline.asked import adapt_request_json, restore_adapt_request
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import FuseRequest, load_with_task_adapter
@@ -18,7 +18,7 @@ from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.town import CPU, QUICK, TASK, built, finish, fuse_request
 
-ALONE = AnswerOptions(neighbour_weight=0.0)
+ALONE = MemoryOptions(memory="habit")
 
 
 def teaching(reg: Registry, request: FuseRequest) -> TrainingExampleBuilder:
@@ -99,29 +99,29 @@ def test_a_stack_rests_on_how_neighbours_count(peopled: Registry) -> None:
     built(peopled)
     ida, bank = peopled.users.get("ida"), peopled.banks.get("lamp-2")
 
-    def adapt(answer: AnswerOptions) -> tuple[bool, bytes | None]:
-        request = replace(fuse_request(), answer=answer)
+    def adapt(answer: MemoryOptions) -> tuple[bool, bytes | None]:
+        request = replace(fuse_request(), memory=answer)
         ((result,), _) = finish(adapt_users(peopled, [ida], request, QUICK))
         stack = peopled.stacks.get(ida.id, TASK.name, bank.id)
         assert stack is not None
         return result.get("unchanged", False), stack.numbers
 
-    unchanged, first = adapt(AnswerOptions())
-    assert not unchanged and adapt(AnswerOptions()) == (True, first)
+    unchanged, first = adapt(MemoryOptions())
+    assert not unchanged and adapt(MemoryOptions()) == (True, first)
     unchanged, alone = adapt(ALONE)
     assert not unchanged and alone != first
-    assert adapt(AnswerOptions()) == (False, first)
+    assert adapt(MemoryOptions()) == (False, first)
     kernel = peopled.banks.by_id(bank.id).kernel
     assert kernel is not None
     peopled.banks.set_kernel(bank.id, {**kernel, "habit": kernel["habit"] + 1.0})
-    assert not adapt(AnswerOptions())[0]
+    assert not adapt(MemoryOptions())[0]
 
 
 def test_a_stopped_adaptation_goes_on_with_the_same_weight(peopled: Registry) -> None:
     built(peopled)
-    request = replace(fuse_request(), answer=replace(AnswerOptions(), neighbour_weight=0.5))
+    request = replace(fuse_request(), memory=replace(MemoryOptions(), neighbour_weight=0.5))
     document = adapt_request_json(peopled, None, request, QUICK)
     _, again, _ = restore_adapt_request(peopled, document, CPU)
-    assert again.answer == request.answer
-    older = {key: value for key, value in document.items() if key != "answer"}
-    assert restore_adapt_request(peopled, older, CPU)[1].answer == AnswerOptions()
+    assert again.memory == request.memory
+    older = {key: value for key, value in document.items() if key != "memory"}
+    assert restore_adapt_request(peopled, older, CPU)[1].memory == MemoryOptions()
