@@ -161,6 +161,9 @@ class AdaptOptions:
     )
     rank: int = option_field(2, "Rank of the stack.", minimum=1, maximum=MAX_STACK_RANK)
     steps: int = option_field(10, "Optimiser steps.", minimum=1, maximum=10_000)
+    epochs: int | None = option_field(
+        None, "Passes over the shots; where given, they decide the number of steps.", minimum=1, maximum=1000
+    )
     learning_rate: float | None = option_field(
         None,
         "Peak learning rate; where not given 0.002 for a LoRA, and for a core 0.1, or 0.03 in a task of labels.",
@@ -255,7 +258,7 @@ class EvalOptions:
 
     section: ClassVar[str] = "eval"
     methods: str = option_field(
-        "majority,base,rag,pooled,pooled-rag,oppu,oppu-pooled,fusion,fusion-random,fusion-noise,stack,mta,mta-learned,"
+        "majority,neighbours,base,rag,pooled,pooled-rag,oppu,oppu-pooled,fusion,fusion-random,stack,mta,mta-recipe,"
         "mta-released",
         "Methods to compare, comma-separated; see mta eval methods.",
     )
@@ -296,7 +299,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adapt.targets": "all-linear",
         "adapt.placement": "all",
         "adapt.batch_size": 8,
-        "adapt.steps": 1,
+        "adapt.epochs": 1,
         "adapt.learning_rate": 5e-5,
         "memory.memory": "off",
         "prompt.history_items": 1,

@@ -146,12 +146,13 @@ class Bank:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An item of a bank's person: whose, its output, and its input's embedding, a unit vector in float16."""
+    """An item of a bank's user: its output, the embedding of its input (unit, float16), and its time, if known."""
 
     item_id: int
     user_id: int
     output: str
     vector: bytes
+    time: str | None = None
 
 
 @dataclass(frozen=True)

@@ -400,3 +400,28 @@ def m007_seals(db: Database) -> None:
     """A seal on every row that answers rest on. Raises IntegrityFault for a damaged database, which is left alone."""
     add_seals(db.conn)
     db.conn.execute("PRAGMA user_version = 7")
+
+
+_PRESET_BANKS = """
+CREATE TABLE new_eval_banks (
+    evaluation_id INTEGER NOT NULL REFERENCES evaluations ON DELETE CASCADE,
+    fold INTEGER NOT NULL,
+    preset TEXT NOT NULL DEFAULT '',
+    bank_id INTEGER NOT NULL REFERENCES banks ON DELETE CASCADE,
+    PRIMARY KEY (evaluation_id, fold, preset)
+);
+
+INSERT INTO new_eval_banks (evaluation_id, fold, bank_id) SELECT evaluation_id, fold, bank_id FROM eval_banks;
+
+DROP TABLE eval_banks;
+
+ALTER TABLE new_eval_banks RENAME TO eval_banks;
+
+CREATE INDEX eval_banks_on_bank ON eval_banks (bank_id)
+"""
+
+
+@migrations()
+def m010_preset_banks(db: Database) -> None:
+    """A fold of an evaluation may have banks of several presets."""
+    _apply_script(db, _PRESET_BANKS, 10)

@@ -7,7 +7,7 @@ import sqlite3
 APPLICATION_ID = 0x4D544131
 """SQLite's `application_id` of a store: "MTA1"."""
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 10
 """The newest schema that this program knows: the number of migrations in `schema`."""
 
 

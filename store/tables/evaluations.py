@@ -93,15 +93,15 @@ class Evaluations:
         sql = "SELECT fold, user_id, role FROM eval_people WHERE evaluation_id = ? ORDER BY fold, user_id"
         return [(fold, user, role) for fold, user, role in self._db.fetch_tuples(sql, (evaluation_id,))]
 
-    def set_fold_bank(self, evaluation_id: int, fold: int, bank_id: int) -> None:
-        """Record the bank of a fold."""
-        sql = "INSERT OR REPLACE INTO eval_banks (evaluation_id, fold, bank_id) VALUES (?, ?, ?)"
-        self._db.execute_write(sql, (evaluation_id, fold, bank_id))
+    def set_fold_bank(self, evaluation_id: int, fold: int, bank_id: int, preset: str = "") -> None:
+        """Record the bank of a fold that is built with a preset, or without one."""
+        sql = "INSERT OR REPLACE INTO eval_banks (evaluation_id, fold, preset, bank_id) VALUES (?, ?, ?, ?)"
+        self._db.execute_write(sql, (evaluation_id, fold, preset, bank_id))
 
-    def fold_banks(self, evaluation_id: int) -> dict[int, int]:
-        """The bank's number by fold."""
-        sql = "SELECT fold, bank_id FROM eval_banks WHERE evaluation_id = ? ORDER BY fold"
-        return dict(self._db.fetch_tuples(sql, (evaluation_id,)))
+    def fold_banks(self, evaluation_id: int) -> dict[tuple[int, str], int]:
+        """The bank's number by fold and preset."""
+        sql = "SELECT fold, preset, bank_id FROM eval_banks WHERE evaluation_id = ? ORDER BY fold, preset"
+        return {(fold, preset): bank for fold, preset, bank in self._db.fetch_tuples(sql, (evaluation_id,))}
 
     def save_tuning(self, evaluation_id: int, tuning: TunedSettings) -> None:
         """Store what was chosen for a method in a fold, in place of an earlier choice."""

@@ -36,7 +36,7 @@ class Neighbours:
     def consenting_neighbours(self, bank_id: int) -> list[Neighbour]:
         """All that a bank has of people who (still) consent to serve others, in the order of the items' numbers."""
         whole = " AND ".join(map(is_sound, ("neighbours", "items", "users")))
-        sql = f"""SELECT item_id, user_id, output, vector, can_anchor, {whole} FROM neighbours
+        sql = f"""SELECT item_id, user_id, output, vector, items.time, can_anchor, {whole} FROM neighbours
         JOIN items ON items.id = item_id JOIN users ON users.id = user_id WHERE bank_id = ? ORDER BY item_id"""
         return [
             Neighbour(*row[:-1]) for row in sound("neighbours", self._db.fetch_tuples(sql, (bank_id,)), 0) if row[-1]

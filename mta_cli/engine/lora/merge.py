@@ -13,6 +13,7 @@ import torch
 
 from mta_cli.engine.lora.adapter import Factors, LoraWeights, merge_placements
 from mta_cli.engine.lora.adapter_file import FactorBlock
+from mta_cli.engine.lora.batched import stack_loras
 from mta_cli.engine.lora.joining import concatenate_ranks
 
 
@@ -44,6 +45,22 @@ def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
         root = s[:rank].sqrt()
         factors[path] = ((root[:, None] * vh[:rank]) @ q_a.T, (q_b @ u[:, :rank]) * root)
     return LoraWeights(factors, weights.scale, weights.placement)
+
+
+def average_factors(anchors: Sequence[LoraWeights], weights: Sequence[float]) -> LoraWeights | None:
+    """`A = Σ w·A_i` and `B = Σ w·s_i·B_i` with scale 1: the authors' code, which is not the weighted sum of the ΔW.
+
+    Each anchor's own ΔW is scaled by the square of its weight; the rest is cross terms. A module that an anchor lacks,
+    or a rank that it is short of, counts as zeros. None where there are no anchors.
+    """
+    if not anchors:
+        return None
+    share = torch.tensor(list(weights))
+    factors: Factors = {
+        path: (torch.tensordot(share, a, 1), torch.tensordot(share, b, 1))  # [rank, in], [out, rank]
+        for path, (a, b) in stack_loras(anchors, torch.device("cpu")).items()
+    }
+    return LoraWeights(factors, 1.0, merge_placements([anchor.placement for anchor in anchors]))
 
 
 def similarity_weights(similarities: Sequence[float]) -> list[float]:

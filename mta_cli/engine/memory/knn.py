@@ -1,18 +1,18 @@
-"""What a bank's people answered to the like of a query, and a person's own habit: label rates without a language model.
+"""Label memory by nearest neighbours: what a bank's users answered to inputs like the query's. No language model.
 
 A kernel estimate in the space of an embedder (Nadaraya and Watson, 1964; for language models kNN-LM, arXiv 1911.00172):
-each item of the bank votes for its label with `exp(sharpness * (cosine - 1))`. Where nothing is near, a linear
-discriminant of the same items still knows in which direction a label lies. How sharply, and how much votes, directions
-and the person's habit count, alone and beside a model, is fitted on the bank's people alone, each answered from what
-the others said.
-Knows neither users' names nor where vectors come from. Does not know which people are alike: every vote is as good.
+each item of the bank votes for its label with `exp(sharpness · (cosine − 1))`. A linear discriminant of the same items
+extrapolates where no item is near. Sharpness, and the powers of votes, discriminant and the user's label prior, are
+fitted on the bank's users, each predicted from the other users' items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,21 +27,22 @@ Array = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
 
 SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
-BACKGROUND_VOTES = 0.1  # votes, spread as people's rates, for queries that nothing resembles
-FIT_SHOTS = 5  # of a person are known when their other items are guessed, as of somebody new
+BACKGROUND_VOTES = 0.1  # votes, spread as the rates, for queries without a near item
+FIT_SHOTS = 5  # items of a user that are known when another of theirs is predicted, as of a new user
 PRIOR_POWER_BESIDE_MODEL = 0.5
-PRIOR_STRENGTH = 8.0  # how many answers the population's rates count as in a habit
-INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, habit and discriminant
-MAX_FIT_ITEMS = 2_000  # items are guessed to fit on, from all people evenly; one of each where there are more people
-CROSS_FIT_FOLDS = 5  # of the people: each part is guessed by the discriminant of the others
-QUERY_BLOCK = 256  # of them at once: what is held is [block, items]
+PRIOR_STRENGTH = 8.0  # how many answers the population's rates count as in a user's label prior
+INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, label prior and discriminant
+MAX_FIT_ITEMS = 2_000  # items to fit on, evenly from all users; one of each where there are more users
+CROSS_FIT_FOLDS = 5  # parts of the users: each is scored by the discriminant of the others
+MAX_CACHED_PREFIXES = 64
+QUERY_BLOCK = 256  # queries at once: [block, items] weights are held
 
 
 @dataclass(frozen=True)
 class NeighbourKernel:
-    """How label rates are estimated: the kernel's `sharpness`, and the powers of votes, habit and discriminant.
+    """The kernel's `sharpness`, and the powers of the votes, the user's label prior (`habit`) and the discriminant.
 
-    `beside` is how many times they count in a sum with the log-likelihoods of the bank's own model.
+    `beside` is the factor of all three in a sum with the log-likelihoods of the bank's own model.
     """
 
     sharpness: float
@@ -51,10 +52,11 @@ class NeighbourKernel:
     beside: float = 1.0
 
     def powers_beside_model(self, weight: float = 1.0) -> tuple[NeighbourKernel, float]:
-        """The same for a sum with a model's log-likelihoods, and the power of those; `weight` is above 0.
+        """Powers for a sum with a model's log-likelihoods, and the model's own weight in it; `weight` is above 0.
 
-        All but the model counts `weight` × `beside` times as much as the model. What counts more counts whole, so that
-        a sum is as sure as the surer of the two by itself. Half of the habit: the model has read the same answers.
+        The memory counts `weight · beside` times as much as the model. The larger of the two weights is clipped to 1,
+        so the sum is never more confident than its more confident part. The label prior counts half: the model has
+        read the same answers.
         """
         times = weight * self.beside
         own = min(1.0, times)
@@ -74,56 +76,77 @@ class EmbedFunction(Protocol):
 
 @dataclass(frozen=True)
 class NeighbourIndex:
-    """The items of a bank: unit `vectors` [items, width] of their inputs, `labels` [items] as places, `owners` [items].
+    """The labelled items of a bank, in the order of their times.
 
-    `rates` [labels] is how often its people give each label; they sum to one.
+    `vectors` [items, width] are unit embeddings of their inputs, `labels` [items] places among the task's labels,
+    `item_users` [items] user numbers. `rates` [labels] is how often each label is given; they sum to one. `times`
+    [items] are ISO 8601, ascending, empty where unknown; no times at all where none is known.
     """
 
     vectors: Vectors
     labels: npt.NDArray[np.int64]
     item_users: npt.NDArray[np.int64]
     rates: Array
+    times: tuple[str, ...] = ()
+
+    def until(self, time: str | None) -> NeighbourIndex:
+        """The items that are not known to be later than `time`, with their own rates; all items where it is None."""
+        if time is None or not self.times or self.times[-1] <= time:
+            return self
+        return self._first(bisect_right(self.times, time))
+
+    @cached_property
+    def _first(self) -> Callable[[int], NeighbourIndex]:
+        return lru_cache(MAX_CACHED_PREFIXES)(self._first_items)
+
+    def _first_items(self, count: int) -> NeighbourIndex:
+        counts = np.bincount(self.labels[:count], minlength=len(self.rates)) + 1.0  # Laplace, as `label_rates`
+        return NeighbourIndex(
+            self.vectors[:count],
+            self.labels[:count],
+            self.item_users[:count],
+            counts / counts.sum(),
+            self.times[:count],
+        )
 
     def log_vote_rates(
-        self, queries: Vectors, sharpness: float, strangers: npt.NDArray[np.int64] | None = None
+        self, queries: Vectors, sharpness: float, excluded_users: npt.NDArray[np.int64] | None = None
     ) -> Array:
         """Log label rates [queries, labels] among the neighbours of unit `queries` [queries, width].
 
-        With `strangers` [queries], the items of that owner do not vote on that query.
+        With `excluded_users` [queries], the items of that user do not vote on that query.
         """
         places = np.eye(len(self.rates))[self.labels]  # [items, labels]
         found = np.empty((len(queries), len(self.rates)))
         for start in range(0, len(queries), QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)
             weights = np.exp(sharpness * (queries[block] @ self.vectors.T - 1.0)).astype(np.float64)
-            if strangers is not None:
-                weights[strangers[block, None] == self.item_users] = 0.0
+            if excluded_users is not None:
+                weights[excluded_users[block, None] == self.item_users] = 0.0
             found[block] = weights @ places + BACKGROUND_VOTES * self.rates
         logs: Array = np.log(found / found.sum(axis=1, keepdims=True))
         return logs
 
-    def without_user(self, owner: int) -> NeighbourIndex:
-        """What everybody but `owner` said; rates stay everybody's."""
-        others = self.item_users != owner
+    def without_user(self, user: int) -> NeighbourIndex:
+        """The items of everybody but `user`; the rates stay the same."""
+        others = self.item_users != user
         if others.all():
             return self
-        return replace(
-            self, vectors=self.vectors[others], labels=self.labels[others], item_users=self.item_users[others]
-        )
+        times = tuple(itertools.compress(self.times, others.tolist()))
+        return NeighbourIndex(self.vectors[others], self.labels[others], self.item_users[others], self.rates, times)
 
     @cached_property
     def discriminant(self) -> Discriminant:
         """The discriminant of all items."""
         return Moments.from_labelled_vectors(self.vectors, self.labels, len(self.rates)).fit_discriminant()
 
-    def label_log_ratios(self, kernel: NeighbourKernel, queries: Vectors, habits: Array) -> Array:
-        """What is known of each label beyond people's rates [queries, labels], nats.
+    def label_log_ratios(self, kernel: NeighbourKernel, queries: Vectors, user_priors: Array) -> Array:
+        """The memory's log-score of each label beyond the population's rates [queries, labels], nats.
 
-        `habits` [queries, labels] is what the asker's own answers say (see `labels.habit`).
+        `user_priors` [queries, labels] are the askers' label priors (see `label_prior.user_label_prior`).
         """
-        found = (
-            kernel.votes * (self.log_vote_rates(queries, kernel.sharpness) - np.log(self.rates)) + kernel.habit * habits
-        )
+        votes = self.log_vote_rates(queries, kernel.sharpness) - np.log(self.rates)
+        found = kernel.votes * votes + kernel.habit * user_priors
         return found + kernel.linear * self.discriminant(queries) if kernel.linear else found
 
     def cross_fitted_scores(self, items: npt.NDArray[np.int64]) -> Array:
@@ -143,30 +166,37 @@ class NeighbourIndex:
 
 @dataclass(frozen=True)
 class NeighbourLabelPrior:
-    """Somebody's label prior (see `labels.Prior`): what neighbours answered to the like of a question, and `habit`."""
+    """A user's label prior (see `label_prior.LabelPrior`) from neighbours and from the user's own `answers`.
+
+    Neighbours that are later than the question do not count, unless `look_ahead`.
+    """
 
     neighbours: NeighbourIndex
     kernel: NeighbourKernel
     embed: EmbedFunction
-    user_prior: tuple[float, ...]
+    task_labels: tuple[str, ...]
+    answers: tuple[str, ...]
+    look_ahead: bool = False
     model_weight: float = 1.0
 
     def with_model_weight(self, weight: float) -> NeighbourLabelPrior:
-        """The same for a sum with a model's log-likelihoods: see `Kernel.beside_model`."""
-        powers, share = self.kernel.powers_beside_model(weight)
-        return replace(self, kernel=powers, model_weight=share)
+        """The same for a sum with a model's log-likelihoods: see `NeighbourKernel.powers_beside_model`."""
+        powers, model_weight = self.kernel.powers_beside_model(weight)
+        return replace(self, kernel=powers, model_weight=model_weight)
 
-    def __call__(self, text: str) -> tuple[float, ...]:
-        """See `labels.Prior`."""
-        found = self.neighbours.label_log_ratios(self.kernel, self.embed([text]), np.array([self.user_prior]))
+    def __call__(self, text: str, time: str | None = None) -> tuple[float, ...]:
+        """See `LabelPrior`."""
+        known = self.neighbours if self.look_ahead else self.neighbours.until(time)
+        own = user_label_prior(self.answers, self.task_labels, known.rates.tolist(), PRIOR_STRENGTH)
+        found = known.label_log_ratios(self.kernel, self.embed([text]), np.array([own]))
         return tuple(found[0].tolist())
 
 
 def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> NeighbourKernel:
-    """The kernel under which the bank's people are likeliest, each item guessed from what other people said and from
-    `SHOTS` other answers of its own person. Every person counts the same.
+    """The kernel under which the labels of the bank's users are likeliest.
 
-    A bank of one person, who has no neighbours, gets a kernel of habit alone.
+    Each item is predicted from other users' items and from `FIT_SHOTS` other answers of its own user; every user counts
+    the same. A bank of one user has no neighbours: its kernel has the label prior alone.
     """
     guessed, weights, habits = _fit_examples(known, labels, np.random.default_rng(seed))
     golds = known.labels[guessed]

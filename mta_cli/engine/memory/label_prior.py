@@ -1,6 +1,6 @@
-"""Labels: which one to answer, and what a person's own answers say about it. Pure Python; no model and no gradient.
+"""Which label to answer, and the user's label prior. Pure Python; no model and no gradient.
 
-Scores are log-likelihoods of labels, in nats, that need not sum to one.
+Scores are log-likelihoods of labels, in nats. They need not sum to one.
 """
 
 from __future__ import annotations
@@ -17,35 +17,37 @@ MEDIAN_THRESHOLD = 0.5 - 1e-9  # of a probability that was summed in floating po
 
 
 class LabelPrior(Protocol):
-    """What is known of somebody's answer to a question before a model has read it."""
+    """What is known of a user's answer before a model reads the question."""
 
     @property
     def model_weight(self) -> float:
-        """How much of the model's own log-likelihoods is added to it."""
+        """The factor of the model's log-likelihoods in the sum with this prior."""
         ...
 
-    def __call__(self, text: str) -> Sequence[float]:
-        """What it says of each label, nats."""
+    def __call__(self, text: str, time: str | None = None) -> Sequence[float]:
+        """The prior's log-score of each label, nats. `time` is when the question was asked, ISO 8601, if known."""
         ...
 
 
 @dataclass(frozen=True)
 class FrequencyLabelPrior:
-    """The same prior whatever is asked: what somebody's own answers say."""
+    """A prior that does not depend on the question: the user's label frequencies."""
 
     log_ratios: tuple[float, ...]
     model_weight: float = 1.0
 
-    def __call__(self, text: str) -> tuple[float, ...]:
-        """See `Prior`."""
+    def __call__(self, text: str, time: str | None = None) -> tuple[float, ...]:
+        """See `LabelPrior`."""
         return self.log_ratios
 
 
-def add_label_prior(scores: Sequence[float], prior: LabelPrior | None, text: str) -> tuple[float, ...]:
-    """A model's log-likelihoods of the labels of an answer to `text`, with somebody's prior, nats."""
+def add_label_prior(
+    scores: Sequence[float], prior: LabelPrior | None, text: str, time: str | None = None
+) -> tuple[float, ...]:
+    """The model's log-likelihoods of the labels of an answer to `text`, with the user's prior added, nats."""
     if prior is None:
         return tuple(scores)
-    return tuple(prior.model_weight * score + known for score, known in zip(scores, prior(text), strict=True))
+    return tuple(prior.model_weight * score + known for score, known in zip(scores, prior(text, time), strict=True))
 
 
 def decide_label(scores: Sequence[float], labels: Sequence[str], metric: str) -> int:
@@ -65,9 +67,9 @@ def decide_label(scores: Sequence[float], labels: Sequence[str], metric: str) ->
 
 
 def label_rates(outputs: Sequence[str], labels: Sequence[str], smoothing: float = 1.0) -> tuple[float, ...]:
-    """How often each label is given, as if each had been given `smoothing` times more (Laplace); they sum to one.
+    """How often each label is given, with `smoothing` added to each count (Laplace); they sum to one.
 
-    What is no label is left out. Equal rates where there is nothing to count.
+    Outputs that are not labels are left out. Rates are equal where there is nothing to count.
     """
     counts = _count_labels(outputs, labels)
     total = sum(counts) + smoothing * len(labels)
@@ -77,14 +79,14 @@ def label_rates(outputs: Sequence[str], labels: Sequence[str], smoothing: float 
 def user_label_prior(
     outputs: Sequence[str], labels: Sequence[str], rates: Sequence[float], strength: float
 ) -> tuple[float, ...]:
-    """What a person's own answers add to each label's score: the log of their rate over everybody's, nats.
+    """The log-ratio of the user's rate of each label over the population's, nats: `log((n_l + κ r_l) / ((n + κ) r_l))`.
 
-    Their rate is the posterior mean under a Dirichlet prior of `strength` answers at `rates`, so without answers
-    nothing is added. What is no label is left out. Raises ValueError for a strength that is not above 0, and for
-    another number of rates than of labels.
+    The user's rate is the posterior mean under a Dirichlet prior that counts as κ = `strength` answers at `rates`, so
+    a user without answers gets zeros. Outputs that are not labels are left out. Raises ValueError for a strength that
+    is not above 0, and where `rates` and `labels` differ in number.
     """
     if strength <= 0:
-        raise ValueError(f"the strength of a habit is above 0, not {strength}")
+        raise ValueError(f"the strength of a label prior is above 0, not {strength}")
     counts = _count_labels(outputs, labels)
     total = sum(counts) + strength
     known = [max(rate, MIN_LABEL_RATE) for rate in rates]

@@ -1,4 +1,6 @@
-"""Every way to personalise a model, as `mta eval` compares them and the product stores them.
+"""The one implementation of every way to personalise a model. Product and evaluation call it.
 
-Read `method` first, then `fusion` and `stacks`.
+A method is five choices: what lies below, which anchors and weights, which stack, which label memory, and whether the
+prompt shows history. Read `method` first, then `anchor_weights` (stage 2), `stacks` (stage 3), `personalize` (all of
+them) and `catalog` (names).
 """

@@ -1,39 +1,145 @@
-"""Every method by name, in the order in which tables show them."""
+"""Methods by name: presets, a memory suffix for each of them, and compositions.
+
+`oppu-pooled+neighbours` is the preset `oppu-pooled` with another label memory. `task:evidence:lora` is composed from
+what lies below, how anchors are weighted, and the stack.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import get_args
 
-from mta_cli.engine.methods import (
-    fusion,
-    majority,
-    merge_then_adapt,
-    mta_released,
-    neighbours,
-    oppu,
-    per_pcs,
-    plain,
-    prime,
-    small,
-)
-from mta_cli.engine.methods.method import Method
+from mta_cli.engine.methods import majority, neighbours, per_pcs, prime
+from mta_cli.engine.methods.method import AnchorWeighting, BaseLevel, Method, Settings, StackKind
 from mta_cli.errors import UsageError
+from mta_cli.options import MEMORIES, PRESETS
 
-_FAMILIES = (majority, neighbours, plain, oppu, fusion, merge_then_adapt, mta_released, per_pcs, prime, small)
-METHODS: dict[str, Method] = {method.name: method for family in _FAMILIES for method in family.METHODS}
+_PUBLISHED = {
+    key.partition(".")[2]: value for key, value in PRESETS["published"].items() if key.startswith(("fuse.", "adapt."))
+}
+_OPPU: Settings = {"rank": 8, "alpha": 8.0, "placement": "all", "epochs": 2, "batch_size": 1, "learning_rate": 1e-4}
+_OPPU_GRID = tuple(
+    {"epochs": epochs, "learning_rate": rate, "placement": placement}
+    for placement in ("all", "late")
+    for epochs, rate in ((2, 1e-4), (2, 1e-3), (4, 1e-3))
+)
+_LORA_GRID = tuple({"steps": 10, "learning_rate": rate} for rate in (1e-3, 2e-3, 5e-3))
+_EVIDENCE_GRID = tuple(
+    {"sharpness": sharpness, "scale": scale} for sharpness in (0.25, 0.5, 1.0) for scale in (0.25, 0.5, 1.0)
+)
+_CORE_GRID = tuple(
+    {"learning_rate": rate, "neighbour_weight": weight} for rate in (0.03, 0.1) for weight in (0.85, 1.7, 3.4)
+)
+
+PRESET_METHODS = (
+    majority.METHOD,
+    neighbours.METHOD,
+    Method("base", "the base alone", below="base", shows_history=False),
+    Method("rag", "the base, with the user's own items in the prompt", below="base"),
+    Method("pooled", "the task adapter alone", shows_history=False),
+    Method("pooled-rag", "the task adapter, with the user's own items in the prompt"),
+    Method(
+        "oppu", "a LoRA per user from the base (OPPU)", below="base", stack="lora", overrides=_OPPU, grid=_OPPU_GRID
+    ),
+    Method("oppu-pooled", "a LoRA per user above the task adapter", stack="lora", overrides=_OPPU, grid=_OPPU_GRID),
+    Method("fusion", "the two nearest anchors merged", anchors="similarity", overrides={"top_k": 2}, version=2),
+    Method("fusion-random", "two random anchors merged", anchors="random", overrides={"top_k": 2}, version=2),
+    Method("stack", "a LoRA above the task adapter, no fusion", stack="lora", grid=_LORA_GRID),
+    Method(
+        "mta",
+        "Merge-then-Adapt: fusion by evidence, a core above it, label memory",
+        anchors="evidence",
+        stack="core",
+        memory="neighbours",
+        grid=_CORE_GRID,
+        version=10,
+    ),
+    Method(
+        "mta-recipe",
+        "fusion by evidence and label memory, no gradient",
+        anchors="evidence",
+        memory="neighbours",
+        grid=_EVIDENCE_GRID,
+        version=9,
+    ),
+    Method(
+        "mta-published",
+        "the paper's own choices: no task adapter, cosine top 2, exact merge, a LoRA of rank 4, no memory",
+        below="base",
+        anchors="similarity",
+        stack="lora",
+        bank_preset="published",
+        overrides={name: value for name, value in _PUBLISHED.items() if name not in ("weights", "kind")},
+    ),
+    Method(
+        "mta-released",
+        "what the authors' code computes: A and B averaged apart, shares swapped, a rank-4 LoRA of one epoch",
+        anchors="released",
+        stack="lora",
+        overrides={
+            "top_k": 2,
+            "rank": 4,
+            "alpha": 8.0,
+            "targets": "all-linear",
+            "placement": "late",
+            "epochs": 1,
+            "batch_size": 8,
+            "learning_rate": 5e-5,
+        },
+        version=2,
+    ),
+    per_pcs.METHOD,
+    prime.METHOD,
+)
+PRESETS_BY_NAME: dict[str, Method] = {method.name: method for method in PRESET_METHODS}
 
 
-def find_methods(names: Sequence[str]) -> list[Method]:
-    """The methods of these names, each once, in the order given. UsageFault for a name that is none."""
-    found = []
-    for name in dict.fromkeys(names):
-        if name not in METHODS:
-            near = difflib.get_close_matches(name, METHODS, n=1)
-            raise UsageError(
-                f"there is no method {name!r:.80}", hint=f"did you mean {near[0]}?" if near else "mta eval methods"
-            )
-        found.append(METHODS[name])
+def find_method(name: str, memory: str | None = None) -> Method:
+    """The method called `name`: a preset or a composition, with an optional suffix for its label memory.
+
+    `memory` stands in for a missing suffix. UsageError for an unknown name, and for a memory where there is none.
+    """
+    stem, plus, suffix = name.partition("+")
+    found = _find_stem(stem)
+    wanted = suffix if plus else memory
+    if wanted is None or (not plus and found.memory in (None, wanted)):
+        return found
+    if wanted not in MEMORIES:
+        raise UsageError(f"{name!r:.80}: {wanted!r:.40} is no label memory", hint=f"one of {', '.join(MEMORIES)}")
+    if found.memory is None:
+        raise UsageError(f"{name!r:.80}: {stem} has no label memory to choose", hint=stem)
+    return replace(found, name=f"{stem}+{wanted}", memory=wanted, about=f"{found.about}; label memory: {wanted}")
+
+
+def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method]:
+    """The methods of these names, each once, in the order given. UsageError where none is named, or one is unknown."""
+    found = {method.name: method for method in (find_method(name, memory) for name in names)}
     if not found:
         raise UsageError("no method was named", hint="mta eval methods")
-    return found
+    return list(found.values())
+
+
+def _find_stem(stem: str) -> Method:
+    if stem in PRESETS_BY_NAME:
+        return PRESETS_BY_NAME[stem]
+    if ":" in stem:
+        return _compose(stem)
+    near = difflib.get_close_matches(stem, PRESETS_BY_NAME, n=1)
+    raise UsageError(
+        f"there is no method {stem!r:.80}", hint=f"did you mean {near[0]}?" if near else "mta eval methods"
+    )
+
+
+def _compose(stem: str) -> Method:
+    """`BELOW:ANCHORS:STACK` as a method."""
+    choices = (get_args(BaseLevel), get_args(AnchorWeighting), get_args(StackKind))
+    parts = stem.split(":")
+    if len(parts) != len(choices) or any(part not in known for part, known in zip(parts, choices, strict=False)):
+        raise UsageError(
+            f"there is no method {stem!r:.80}",
+            hint="BELOW:ANCHORS:STACK, as task:evidence:lora; " + "; ".join(", ".join(known) for known in choices),
+        )
+    below, anchors, stack = parts
+    return Method(stem, f"composed: {below}, {anchors}, {stack}", below, anchors, stack)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Answers from a person's shots alone, without a language model: what any model has to beat."""
+"""Answers from the user's shots alone, without a language model: what any model has to beat."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SHOT_PRIOR_STRENGTH = 1.0  # how many shots the population's rates count as
 
 @dataclass(frozen=True)
 class MajorityAnswer:
-    """The label that the person gave most often, the commoner among people of equals; or their mean score."""
+    """The label that the user gave most often, of equals the commoner one in the bank; or the mean score."""
 
     answer: str
     logliks: tuple[float, ...]
 
-    def __call__(self, text: str) -> tuple[str, tuple[float, ...]]:
-        """See `Direct`."""
+    def __call__(self, text: str, time: str | None = None) -> tuple[str, tuple[float, ...]]:
+        """See `DirectAnswerer`."""
         return self.answer, self.logliks
 
 
@@ -33,39 +33,38 @@ class NearestShotAnswer:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    def __call__(self, text: str) -> tuple[str, tuple[float, ...]]:
-        """See `Direct`."""
+    def __call__(self, text: str, time: str | None = None) -> tuple[str, tuple[float, ...]]:
+        """See `DirectAnswerer`."""
         if not self.outputs:
             return "", ()
         nearness = [(rouge_1(own, text).f1, i) for i, own in enumerate(self.inputs)]
         return self.outputs[max(nearness)[1]], ()
 
 
-def build_majority_models(bench: MethodContext, people: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """A rule for each person; what it needs is kept with their history, so it takes no bytes of its own."""
-    if not bench.task.labels:
-        return [UserModel(answerer=NearestShotAnswer(person.inputs, person.outputs)) for person in people]
-    return [UserModel(answerer=_majority_answer(bench, person)) for person in people]
+def build_majority_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
+    """A rule for each user. It rests on the history alone, so it takes no bytes."""
+    if not context.task.labels:
+        return [UserModel(answerer=NearestShotAnswer(user.inputs, user.outputs)) for user in users]
+    return [UserModel(answerer=_majority_answer(context, user)) for user in users]
 
 
-def _majority_answer(bench: MethodContext, person: UserShots) -> MajorityAnswer:
-    labels = bench.task.labels
-    prior = user_label_prior(person.outputs, labels, bench.rates, SHOT_PRIOR_STRENGTH)
-    logliks = tuple(value + math.log(rate) for value, rate in zip(prior, bench.rates, strict=True))
-    known = [label for output in person.outputs if (label := output.strip()) in labels]
-    if bench.task.kind == "score" and known:
+def _majority_answer(context: MethodContext, user: UserShots) -> MajorityAnswer:
+    labels, rates = context.task.labels, context.memory.rates
+    prior = user_label_prior(user.outputs, labels, rates, SHOT_PRIOR_STRENGTH)
+    logliks = tuple(value + math.log(rate) for value, rate in zip(prior, rates, strict=True))
+    known = [label for output in user.outputs if (label := output.strip()) in labels]
+    if context.task.kind == "score" and known:
         return MajorityAnswer(f"{sum(map(float, known)) / len(known):.6g}", logliks)
     counts = Counter(known)
-    best = max(range(len(labels)), key=lambda i: (counts[labels[i]], bench.rates[i], -i))
+    best = max(range(len(labels)), key=lambda i: (counts[labels[i]], rates[i], -i))
     return MajorityAnswer(labels[best], logliks)
 
 
-METHODS = (
-    Method(
-        "majority",
-        "the person's most frequent label, mean score, or nearest own text",
-        build_majority_models,
-        base_level="base",
-        keeps_own_answer=True,
-    ),
+METHOD = Method(
+    "majority",
+    "the user's most frequent label, mean score, or nearest own text; no model",
+    below="base",
+    memory=None,
+    build=build_majority_models,
+    keeps_own_answer=True,
 )

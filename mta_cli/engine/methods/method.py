@@ -1,69 +1,108 @@
-"""What every method of the evaluation is given and gives back. Knows tensors and rows; no store and no terminal."""
+"""What a method is, what it is given, and what it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
+from mta_cli.engine.memory.label_memory import LabelMemory
+from mta_cli.options import AdaptOptions, FuseOptions, MemoryOptions
+
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.memory.knn import EmbedFunction, NeighbourIndex, NeighbourKernel
     from mta_cli.engine.memory.label_prior import LabelPrior
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.prompts import TrainingRow
     from mta_cli.engine.text.tasks import Task
 
-Value = float | int | str
+Value = float | int | str | bool
 Settings = Mapping[str, Value]
 BaseLevel = Literal["base", "task"]
+AnchorWeighting = Literal["none", "similarity", "softmax", "uniform", "evidence", "learned", "random", "released"]
+StackKind = Literal["none", "core", "lora"]
+OptionsT = TypeVar("OptionsT")
 
 
 @dataclass(frozen=True)
 class UserShots:
-    """Somebody as a method sees them: their shots and nothing else.
+    """A user as a method sees them: the shots, and nothing else that could be measured on.
 
-    `rows` are the shots' training rows under the prompt that all methods share, each without itself in the history
-    shown; `profile` is the shots' unit embedding, `[width]` float32. `number` only tells people apart.
+    `rows` are the shots' training rows; each prompt shows other items of the user. `times` are ISO 8601 or None.
+    `other_answers` are the user's answers that are known besides the shots': they count in the label prior alone.
+    `profile` is the user's unit embedding [width], float32; None for a user without items. `number` tells users apart.
     """
 
     number: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     rows: tuple[TrainingRow, ...]
-    profile: Tensor
+    profile: Tensor | None = None
+    times: tuple[str | None, ...] = ()
+    other_answers: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All answers of the user that are known."""
+        return (*self.other_answers, *self.outputs)
+
+    def answers_without(self, shot: int) -> tuple[str, ...]:
+        """All answers of the user that are known, but for one shot's."""
+        return (*self.other_answers, *self.outputs[:shot], *self.outputs[shot + 1 :])
 
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a fold's people share. `base` holds the task adapter where the method stands on it, else nothing.
+    """What the users of one bank share.
 
-    `anchors` stand above the task adapter, and `profiles` `[anchors, width]` are theirs. `rates` is how often the
-    bank's people give each label (they sum to one), and `answers` each label's tokens; empty for a task of texts.
-    `items` are what they answered to what, with the kernel fitted to them and the embedder they are found by; None for
-    a task of texts. `known` is what one method has computed of people and others need too, by what it is and whose.
+    `base` holds the task adapter where the method stands on it, else nothing; None until it is loaded: weights by
+    similarity need no base. `anchors` stand above the task adapter; `profiles` [anchors, width] are theirs.
+    `min_similarities` are cosines below which an anchor does not serve, by its place. `make_basis` gives the frozen
+    factors that cores stand between, None where the anchors have none. `label_tokens` are each label's tokens. `cache`
+    holds what several methods need of the same users.
     """
 
-    base: LoadedBase
+    base: LoadedBase | None
     task: Task
     anchors: Sequence[LoraWeights]
     profiles: Tensor
-    rates: tuple[float, ...]
     seed: int
-    neighbour_index: tuple[NeighbourIndex, NeighbourKernel, EmbedFunction] | None = None
+    memory: LabelMemory = field(default_factory=LabelMemory)
     label_tokens: tuple[tuple[int, ...], ...] = ()
+    min_similarities: Mapping[int, float] = field(default_factory=dict)
+    make_basis: Callable[[], LoraWeights | None] = lambda: None
     cache: dict[Hashable, Any] = field(default_factory=dict)
+
+    @property
+    def loaded_base(self) -> LoadedBase:
+        """The base. ValueError where it is not loaded."""
+        if self.base is None:
+            raise ValueError("this needs the base, which is not loaded")
+        return self.base
+
+    @cached_property
+    def basis(self) -> LoraWeights | None:
+        """The frozen factors that cores stand between."""
+        return self.make_basis()
+
+
+class DirectAnswerer(Protocol):
+    """Answers without a language model."""
+
+    def __call__(self, text: str, time: str | None = None) -> tuple[str, tuple[float, ...]]:
+        """The answer to a query and, for a task of labels, the log-probability of each label."""
+        ...
 
 
 @dataclass(frozen=True)
 class UserModel:
-    """One person's model: LoRAs above what the base holds, their label prior, and a `shift` of the last state.
+    """One user's model: LoRAs above what the base holds, and the label prior.
 
-    `bytes` is what must be kept of it for the person. `failed`: there were shots, and training on them came to no
-    finite weights; the rest of the model is there. `direct` answers by itself, without a model, where it is given:
-    the answer to each text.
+    `bytes` is what is stored for the user. `failed`: training did not end in finite weights, and the stack is missing.
+    `answerer` answers without the language model, where there is one.
     """
 
     loras: tuple[LoraWeights, ...] = ()
@@ -71,41 +110,96 @@ class UserModel:
     bytes: int = 0
     answerer: DirectAnswerer | None = None
     failed: bool = False
-    state_shift: Tensor | None = None
 
 
-class DirectAnswerer(Protocol):
-    """Answers without a language model."""
+@dataclass(frozen=True)
+class MethodOptions:
+    """The numbers of a method, in the option classes of the commands that store it."""
 
-    def __call__(self, text: str) -> tuple[str, tuple[float, ...]]:
-        """The answer to a query and, for a task of labels, the log-probability of each label."""
+    fuse: FuseOptions = field(default_factory=FuseOptions)
+    adapt: AdaptOptions = field(default_factory=AdaptOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+
+    @classmethod
+    def from_settings(cls, method: Method, settings: Settings) -> MethodOptions:
+        """The options of `method` under `settings`; what they do not name keeps its default."""
+        adapt = _fill(AdaptOptions, settings)
+        memory = replace(_fill(MemoryOptions, settings), memory=method.memory or "off")
+        return cls(
+            _fill(FuseOptions, settings), adapt if method.stack == "none" else replace(adapt, kind=method.stack), memory
+        )
+
+
+def _fill(options: type[OptionsT], settings: Settings) -> OptionsT:
+    names = {spec.name for spec in fields(options)}  # type: ignore[arg-type]
+    return options(**{name: value for name, value in settings.items() if name in names})
+
+
+class BuildModels(Protocol):
+    """Makes the models of a group of users. The same users in the same order get the same models."""
+
+    def __call__(self, context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
+        """A model for each of `users`."""
         ...
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to make a model personal.
+    """A way to personalise a model, as five choices, or as a `build` function of its own.
 
-    `below` is what the base holds underneath; `history`: whether prompts show the person's own items. `settings` are
-    its own defaults, and `grid` what `mta eval tune` tries: whole settings, each laid over the defaults. `version` goes
-    up when the same settings begin to give other models: older answers then are not taken for its own. `stands`: its
-    direct answers are what they are, and not what the calibrated likelihoods of labels would decide.
+    `below`: what the base holds. `anchors`: how they are chosen and weighted. `stack`: what is trained on top.
+    `memory`: which label memory counts; None where the method has none to switch. `shows_history`: whether prompts show
+    the user's items. `overrides` stand above the defaults of `mta_cli.options`; `grid` is what `mta eval tune` tries.
+    `version` goes up when the same settings begin to give other models, so that stored answers are not mistaken for
+    them. `bank_preset`: the preset that its bank is built with, if any. `keeps_own_answer`: the answer of `answerer`
+    stands, whatever the calibrated likelihoods of labels would decide.
     """
 
     name: str
     about: str
-    build_models: BuildModels
-    base_level: BaseLevel = "task"
+    below: BaseLevel = "task"
+    anchors: AnchorWeighting = "none"
+    stack: StackKind = "none"
+    memory: str | None = "off"
     shows_history: bool = True
-    settings: Settings = field(default_factory=dict)
+    overrides: Settings = field(default_factory=dict)
     grid: tuple[Settings, ...] = ()
     version: int = 1
+    bank_preset: str = ""
+    build: BuildModels | None = None
     keeps_own_answer: bool = False
 
+    def settings_for(self, labels: bool) -> Settings:
+        """All settings of this method with their defaults, in a task with `labels` or of texts."""
+        adapt = AdaptOptions() if self.stack == "none" else AdaptOptions(kind=self.stack).with_kind_defaults(labels)
+        names = {*_ANCHOR_SETTINGS[self.anchors], *_STACK_SETTINGS[self.stack], *_MEMORY_SETTINGS[self.memory or "off"]}
+        defaults = {
+            spec.name: getattr(options, spec.name)
+            for options in (FuseOptions(), adapt, MemoryOptions())
+            for spec in fields(options)
+            if spec.name in names
+        }
+        return {**defaults, **self.overrides}
 
-class BuildModels(Protocol):
-    """Makes the models of a group of people. The same people in the same order give the same models."""
 
-    def __call__(self, bench: MethodContext, people: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-        """A model for each of `people`."""
-        ...
+_EVIDENCE = ("top_k", "candidates", "sharpness", "scale")
+_ANCHOR_SETTINGS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "similarity": ("top_k", "max_cosine"),
+    "softmax": ("top_k", "max_cosine", "temperature"),
+    "uniform": ("top_k",),
+    "random": ("top_k",),
+    "released": ("top_k",),
+    "evidence": _EVIDENCE,
+    "learned": _EVIDENCE,
+}
+_STACK_SETTINGS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "core": ("rank", "steps", "batch_size", "learning_rate", "pull"),
+    "lora": ("rank", "alpha", "targets", "placement", "steps", "batch_size", "learning_rate"),
+}
+_MEMORY_SETTINGS: dict[str, tuple[str, ...]] = {
+    "off": (),
+    "habit": ("prior_weight", "prior_strength"),
+    "neighbours": ("neighbour_weight", "prior_weight", "prior_strength", "look_ahead"),
+}

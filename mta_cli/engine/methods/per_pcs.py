@@ -1,4 +1,4 @@
-"""`pieces`: every module of a person's LoRA assembled from the anchors that answer their inputs, as in Per-Pcs.
+"""`per-pcs`: every module of a person's LoRA assembled from the anchors that answer their inputs, as in Per-Pcs.
 
 Per-Pcs (arXiv 2406.10471) cuts each sharer's LoRA into a piece for every module, with a gate: a vector g, trained on
 the sharer's own history. A piece's score is the mean of √in · cos(x, g) over the tokens that predict the user's
@@ -157,33 +157,28 @@ def _hook_assembly(model: nn.Module, assembly: PieceAssembly) -> Iterator[None]:
             handle.remove()
 
 
-def build_per_pcs_models(bench: MethodContext, people: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """A LoRA of the anchors' rank for each of `people`; nothing for somebody without shots."""
-    if not len(bench.anchors):
-        return [UserModel() for _ in people]
-    pool = AnchorPieces(bench.anchors, bench.base.device)
+def build_per_pcs_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
+    """A LoRA of the anchors' rank for each of `users`; nothing for a user without shots."""
+    if not len(context.anchors):
+        return [UserModel() for _ in users]
+    base = context.loaded_base
+    pool = AnchorPieces(list(context.anchors), base.device)
     top_k, temperature = int(settings["top_k"]), float(settings["temperature"])
     return [
-        _assembly_to_model(assemble_pieces(bench.base, pool, person, top_k, temperature))
-        if person.rows
-        else UserModel()
-        for person in people
+        _assembly_to_model(assemble_pieces(base, pool, user, top_k, temperature)) if user.rows else UserModel()
+        for user in users
     ]
 
 
 def _assembly_to_model(assembly: PieceAssembly) -> UserModel:
-    return UserModel(
-        (assembly.to_lora_weights(),),
-        bytes=BYTES_PER_PIECE * sum(len(chosen) for chosen, _ in assembly.chosen_pieces.values()),
-    )
+    pieces = sum(len(chosen) for chosen, _ in assembly.chosen_pieces.values())
+    return UserModel((assembly.to_lora_weights(),), bytes=BYTES_PER_PIECE * pieces)
 
 
-METHODS = (
-    Method(
-        "pieces",
-        "the three anchors that answer the person's inputs best, module by module (as Per-Pcs)",
-        build_per_pcs_models,
-        settings={"top_k": 3, "temperature": 1.0},
-        grid=({"top_k": 1}, {"top_k": 3}, {"top_k": 3, "temperature": 0.1}),
-    ),
+METHOD = Method(
+    "per-pcs",
+    "the three anchors that answer the user's inputs best, module by module (as Per-Pcs)",
+    overrides={"top_k": 3, "temperature": 1.0},
+    grid=({"top_k": 1}, {"top_k": 3}, {"top_k": 3, "temperature": 0.1}),
+    build=build_per_pcs_models,
 )

@@ -1,4 +1,4 @@
-"""`search`: weights of the nearest anchors found without gradients, as in PriME.
+"""`prime`: weights of the nearest anchors found without gradients, as in PriME.
 
 PriME (arXiv 2503.18008) lets an evolution search the weights with which the three nearest sharers' LoRAs are merged,
 and what it maximises is the user's utility less a penalty for what the merged module gives away of a sharer. Here the
@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.merge import merge_loras, uniform_weights
-from mta_cli.engine.methods.fusion import SHARE_BYTES, AnchorWeights, weigh_by_similarity
+from mta_cli.engine.methods.anchor_weights import SHARE_BYTES, AnchorShare, weigh_anchors
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
 from mta_cli.engine.scoring.prefix_tree import PromptTree
+from mta_cli.options import FuseOptions, MemoryOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,31 +96,30 @@ def search_weights(objective: MergeObjective, shares: Sequence[float], evaluatio
     return weights
 
 
-def build_searched_models(bench: MethodContext, people: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """The best merge that was found for each of `people`; nothing for somebody without shots."""
-    near = weigh_by_similarity(bench, people, settings)
-    return [_build_searched_model(bench, person, shares, settings) for person, shares in zip(people, near, strict=True)]
+def build_searched_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
+    """The best merge that was found for each of `users`; nothing for a user without shots."""
+    options = FuseOptions(top_k=int(settings["top_k"]))
+    near = weigh_anchors(context, users, "similarity", options, MemoryOptions("off"))
+    return [_build_searched_model(context, user, shares, settings) for user, shares in zip(users, near, strict=True)]
 
 
 def _build_searched_model(
-    bench: MethodContext, person: UserShots, shares: AnchorWeights, settings: Settings
+    context: MethodContext, user: UserShots, shares: Sequence[AnchorShare], settings: Settings
 ) -> UserModel:
-    if not shares:
+    if not shares or not user.rows:
         return UserModel()
-    anchors = [bench.anchors[i] for i, _ in shares]
-    objective = MergeObjective(bench.base, anchors, person.rows, float(settings["pull"]))
-    seed = (bench.seed * 1_000_003 + person.number) % 2**32
-    weights = search_weights(objective, [weight for _, weight in shares], int(settings["evaluations"]), seed)
+    anchors = [context.anchors[share.anchor] for share in shares]
+    objective = MergeObjective(context.loaded_base, anchors, user.rows, float(settings["pull"]))
+    seed = (context.seed * 1_000_003 + user.number) % 2**32
+    weights = search_weights(objective, [share.weight for share in shares], int(settings["evaluations"]), seed)
     merged = merge_loras(list(zip(anchors, weights, strict=True)))
     return UserModel(() if merged is None else (merged,), bytes=SHARE_BYTES * sum(weight != 0.0 for weight in weights))
 
 
-METHODS = (
-    Method(
-        "search",
-        "weights of the three nearest anchors by gradient-free search on the shots (as PriME)",
-        build_searched_models,
-        settings={"top_k": 3, "evaluations": 60, "pull": 0.1},
-        grid=({"pull": 0.01}, {"pull": 0.1}, {"pull": 1.0}),
-    ),
+METHOD = Method(
+    "prime",
+    "weights of the three nearest anchors by gradient-free search on the shots (as PriME)",
+    overrides={"top_k": 3, "evaluations": 60, "pull": 0.1},
+    grid=({"pull": 0.01}, {"pull": 0.1}, {"pull": 1.0}),
+    build=build_searched_models,
 )

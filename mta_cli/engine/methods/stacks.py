@@ -1,43 +1,30 @@
-"""Everybody's own stack, a LoRA or a core, trained in one group on whatever frozen parts lie under it.
-
-Where neighbours count beside its answers it is trained beside them. Knows no fusion.
-"""
+"""Stage 3, the user's own stack: a LoRA or a core, trained above the frozen fusion."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
-from mta_cli.engine.lora.lora_xs import CoreKind, LoraXsCore, bank_basis
-from mta_cli.engine.methods.label_priors import shot_examples
-from mta_cli.engine.methods.method import MethodContext, Settings, UserShots, Value
+from mta_cli.engine.lora.lora_xs import LoraXsCore, truncate_basis
+from mta_cli.engine.methods.shots import shot_examples
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from mta_cli.errors import IntegrityFault
 
-LORA_SETTINGS: dict[str, Value] = {
-    "rank": 2,
-    "alpha": 4.0,
-    "targets": "q_proj,v_proj",
-    "placement": "late",
-    "steps": 10,
-    "batch_size": 8,
-    "learning_rate": 2e-3,
-}
-LORA_GRID = tuple({"steps": steps, "learning_rate": rate} for steps, rate in ((10, 1e-3), (10, 2e-3), (10, 5e-3)))
-CORE_SETTINGS: dict[str, Value] = {"rank": 2, "steps": 10, "batch_size": 8, "learning_rate": 0.1, "pull": 0.1}
-AUTO_LEARNING_RATE = 0.0  # a core's learning rate: that of labels or of texts
-LABEL_LEARNING_RATE, TEXT_LEARNING_RATE = 0.03, 0.1
+if TYPE_CHECKING:
+    from mta_cli.engine.methods.method import MethodContext, UserShots
+    from mta_cli.options import AdaptOptions, MemoryOptions
 
-FrozenLorasByUser = Sequence[tuple[LoraWeights, ...]]
+FrozenLoras = tuple[LoraWeights, ...]
 
 
 @dataclass(frozen=True)
 class UserStack:
-    """Somebody's own stack as the store gives it back, and the bytes that it is kept in.
+    """A user's stack as the store gives it back, and the bytes that it is stored in.
 
-    No part where there are no shots, or where training on them came to no finite weights; then it `failed`.
+    No LoRA where there are no shots, or where training did not end in finite weights; then it `failed`.
     """
 
     lora: LoraWeights | None = None
@@ -50,92 +37,70 @@ class UserStack:
         return (self.lora,) if self.lora is not None else ()
 
 
-FitStacks = Callable[[MethodContext, Sequence[UserShots], FrozenLorasByUser, Settings], list[UserStack]]
+def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights | LoraXsCore | None:
+    """What everybody's stack starts as: a fresh LoRA, or a core at zero; None where the bank has no basis for cores.
 
-
-def fit_loras(
-    bench: MethodContext,
-    people: Sequence[UserShots],
-    under: FrozenLorasByUser,
-    settings: Settings,
-    *,
-    frozen_a: bool = False,
-) -> list[UserStack]:
-    """A LoRA for each of `people` above `under`, by the `settings` in `OWN`, in float16.
-
-    `epochs`, where it is among the settings and not 0, stands instead of `steps`. With `frozen_a` everybody's A is the
-    one that the bench's seed gives.
+    `options` have a value for all that their kind has (see `AdaptOptions.with_kind_defaults`).
     """
-    start = init_lora_weights(
-        bench.base.model,
-        str(settings["targets"]),
-        str(settings["placement"]),
-        int(settings["rank"]),
-        float(settings["alpha"]),
-        bench.seed,
+    if options.kind == "core":
+        if context.basis is None:
+            return None
+        return LoraXsCore(truncate_basis(context.basis, options.rank), pull=options.pull or 0.0)
+    return init_lora_weights(
+        context.loaded_base.model,
+        options.targets or "",
+        options.placement or "",
+        options.rank,
+        options.alpha or float(options.rank),
+        context.seed,
     )
-    return [
-        UserStack(part, 2 * part.num_parameters if part is not None else 0, part is None and bool(person.rows))
-        for person, part in zip(people, _train_group(bench, people, under, start, settings, frozen_a), strict=True)
-    ]
 
 
-def fit_cores(
-    bench: MethodContext,
-    people: Sequence[UserShots],
-    under: FrozenLorasByUser,
-    settings: Settings,
-    *,
-    kind: CoreKind = "core",
-) -> list[UserStack]:
-    """Numbers between the bank's main directions for each of `people` above `under`, by the `settings` in `CORES`.
-
-    A `learning_rate` of `BY_TASK` is `LABEL_RATE` in a task of labels, else `TEXT_RATE`. Kept in float16. Nothing where
-    the bank has no directions.
-    """
-    by_task = LABEL_LEARNING_RATE if bench.task.labels else TEXT_LEARNING_RATE
-    settings = {**settings, "learning_rate": float(settings["learning_rate"]) or by_task}
-    basis = bank_basis(bench.anchors, int(settings["rank"]))
-    if basis is None:
-        return [UserStack() for _ in people]
-    start = LoraXsCore(basis, kind, float(settings["pull"]))
-    return [
-        UserStack(part, 2 * start.num_parameters if part is not None else 0, part is None and bool(person.rows))
-        for person, part in zip(people, _train_group(bench, people, under, start, settings), strict=True)
-    ]
+def stack_schedule(rows: int, options: AdaptOptions) -> Schedule:
+    """How long a stack trains on `rows` shots: `epochs` passes where they are given, else `steps`."""
+    assert options.learning_rate is not None, "options have the defaults of their kind"
+    if options.epochs is not None:
+        return Schedule.from_epochs(rows, options.epochs, options.batch_size, options.learning_rate)
+    return Schedule(options.steps, options.batch_size, options.learning_rate)
 
 
-def _train_group(
-    bench: MethodContext,
-    people: Sequence[UserShots],
-    under: FrozenLorasByUser,
+def stack_member(
+    context: MethodContext,
+    user: UserShots,
+    fusion: FrozenLoras,
     start: LoraWeights | LoraXsCore,
-    settings: Settings,
-    frozen_a: bool = False,
-) -> list[LoraWeights | None]:
-    able = [i for i, person in enumerate(people) if person.rows]
-    found: list[LoraWeights | None] = [None] * len(people)
-    if not able:
+    options: AdaptOptions,
+    memory: MemoryOptions,
+) -> GroupMember:
+    """The user's stack as a trainer takes it: shots, schedule and the frozen fusion underneath."""
+    examples = shot_examples(context, user, memory)
+    return GroupMember(start, examples, stack_schedule(len(examples), options), context.seed, fusion)
+
+
+def fit_stacks(
+    context: MethodContext,
+    users: Sequence[UserShots],
+    fusions: Sequence[FrozenLoras],
+    options: AdaptOptions,
+    memory: MemoryOptions,
+) -> list[UserStack]:
+    """A stack for each of `users` above their fusion, trained in one group and rounded to float16 as the store does."""
+    options = options.with_kind_defaults(bool(context.task.labels))
+    found = [UserStack() for _ in users]
+    start = initial_stack(context, options)
+    able = [place for place, user in enumerate(users) if user.rows]
+    if not able or start is None:
         return found
-    members = [
-        GroupMember(
-            start, shot_examples(bench, one, settings), _schedule(len(one.rows), settings), bench.seed, under[i]
-        )
-        for i in able
-        for one in (people[i],)
-    ]
-    trainer = Trainer(bench.base, members, frozen_a=frozen_a)
+    trainer = Trainer(
+        context.loaded_base,
+        [stack_member(context, users[place], fusions[place], start, options, memory) for place in able],
+    )
     for _ in trainer.train_steps():
         pass
-    for place, i in enumerate(able):
-        if place not in trainer.failed:
+    for member, place in enumerate(able):
+        found[place] = UserStack(failed=True)
+        if member not in trainer.failed:
             with suppress(IntegrityFault):  # a number that float16 cannot hold
-                found[i] = trainer.stored_weights(place)
+                lora = trainer.stored_weights(member)
+                found[place] = UserStack(lora, 2 * (start.num_parameters))
     return found
-
-
-def _schedule(rows: int, settings: Settings) -> Schedule:
-    size, rate = int(settings["batch_size"]), float(settings["learning_rate"])
-    if epochs := int(settings.get("epochs", 0)):
-        return Schedule.from_epochs(rows, epochs, size, rate)
-    return Schedule(int(settings["steps"]), size, rate)

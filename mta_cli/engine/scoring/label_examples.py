@@ -42,10 +42,17 @@ class LabelExample:
 
     @classmethod
     def from_prior(
-        cls, row: TrainingRow, labels: Sequence[Sequence[int]], right: int, prior: LabelPrior, text: str
+        cls,
+        row: TrainingRow,
+        label_tokens: Sequence[Sequence[int]],
+        target_index: int,
+        prior: LabelPrior,
+        text: str,
+        time: str | None = None,
     ) -> LabelExample:
-        """The row of an answer to `text`, of which `prior` is known; `labels` are tokens."""
-        return cls(row, tuple(map(tuple, labels)), right, tuple(prior(text)), prior.model_weight)
+        """The row of an answer to `text`, asked at `time`, beside what `prior` knows of it."""
+        known = tuple(prior(text, time))
+        return cls(row, tuple(map(tuple, label_tokens)), target_index, known, prior.model_weight)
 
     def label_log_probs(self, branches: Sequence[float]) -> Tensor:
         """Log-probability of each label [labels], float64, by the log-likelihoods of its branches."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, PromptOptions
-from mta_cli.pipeline.memory.label_prior import LabelPriors
+from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.personalize.weights import (
     PERSONALISATION_MODES,
     AnswerSource,
@@ -70,7 +70,7 @@ class ChatModel:
 
         self.reg, self.base, self.options = reg, base, asking
         self._folder, self._kv_cache = AdapterMerger(base), PromptCache()
-        self._priors: dict[str, LabelPriors] = {}
+        self._memories: dict[str, BankMemory] = {}
         self._late_lora: LoraWeights | None = None  # what acts on late tokens only stays out of the weights
 
     @classmethod
@@ -141,15 +141,13 @@ class ChatModel:
         return bool(self.uses_task_prompt and self.task.labels and not self.options.free_decoding)
 
     @property
-    def label_priors(self) -> LabelPriors:
-        """The label priors of the task that is spoken."""
+    def memory(self) -> BankMemory:
+        """The label memory of the current task's bank."""
         name = self.task.name
-        if name not in self._priors:
-            machine = self.options.machine
-            self._priors[name] = LabelPriors(
-                self.reg, self.task, self.base.fingerprint, self.options.memory, machine.device
-            )
-        return self._priors[name]
+        if name not in self._memories:
+            base, device = self.base.fingerprint, self.options.machine.device
+            self._memories[name] = BankMemory.current(self.reg, self.task, base, device=device)
+        return self._memories[name]
 
     @property
     def uses_task_prompt(self) -> bool:
@@ -231,15 +229,22 @@ class ChatModel:
         spoken.finish_reason = "label"
 
     def decide_label(
-        self, spoken: Generation, scores: Sequence[float], question: str, mode: str, user: User | None
+        self,
+        spoken: Generation,
+        scores: Sequence[float],
+        question: str,
+        mode: str,
+        user: User | None,
+        time: str | None = None,
     ) -> int:
         """The place of the label to answer, given each one's log-likelihood (nats) in a user's mode; `spoken` gets all.
 
-        The user's label prior stands beside them where the mode is personal.
+        The user's label memory is added where the mode is personal. `time` is when a held-out question was asked.
         """
         from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
-        labels, found = self.task.labels, add_label_prior(scores, self.label_priors.prior_for(user, mode), question)
+        labels, prior = self.task.labels, self.memory.prior_for(user, mode, self.options.memory)
+        found = add_label_prior(scores, prior, question, time)
         spoken.label_logliks = dict(zip(labels, found, strict=True))
         return decide_label(found, labels, self.task.metric)
 
@@ -328,7 +333,7 @@ def personalisation_hints(voice: ChatModel) -> Iterator[Event]:
     if (
         voice.user is not None
         and voice.answers_with_label
-        and (lacks := voice.label_priors.missing_embedder_note) is not None
+        and (lacks := voice.memory.missing_embedder_note(voice.options.memory)) is not None
     ):
         yield Note(lacks, warning=True)
     if voice.user is None or voice.options.mode is not None:

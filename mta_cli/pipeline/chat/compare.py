@@ -87,11 +87,17 @@ def compare_question(voice: ChatModel, question: Question, others: Sequence[User
     messages = [{"role": "user", "content": question.text}]
     ids, _, items = voice.fit_prompt(messages, voice.prompt_history(question.text, before))
     yield from truncation_notes(0, items)
-    yield from compare_prompt(voice, question.text, ids, gold=question.gold, others=others)
+    yield from compare_prompt(voice, question.text, ids, gold=question.gold, others=others, asked_at=question.time)
 
 
 def compare_prompt(
-    voice: ChatModel, text: str, ids: list[int], *, gold: str | None = None, others: Sequence[User] = ()
+    voice: ChatModel,
+    text: str,
+    ids: list[int],
+    *,
+    gold: str | None = None,
+    others: Sequence[User] = (),
+    asked_at: str | None = None,
 ) -> Iterator[Event]:
     """Every column's answer to one prompt, streamed by column; the voice is as before afterwards.
 
@@ -104,7 +110,7 @@ def compare_prompt(
     measured: list[dict[str, Any]] = []
     with voice.disable_adapters():
         yield from (
-            _choose_labels(voice, text, ids, columns)
+            _choose_labels(voice, text, ids, columns, asked_at)
             if voice.answers_with_label
             else _generate_all(voice, ids, columns)
         )
@@ -184,14 +190,16 @@ def _generate_all(voice: ChatModel, ids: list[int], columns: Sequence[ComparedMo
         column.generation.finish_reason = "length" if column.generation.tokens >= room else "end"
 
 
-def _choose_labels(voice: ChatModel, text: str, ids: list[int], columns: Sequence[ComparedModel]) -> Iterator[Event]:
-    """Everybody's likeliest label."""
+def _choose_labels(
+    voice: ChatModel, text: str, ids: list[int], columns: Sequence[ComparedModel], asked_at: str | None
+) -> Iterator[Event]:
+    """Each model's likeliest label."""
     labels, started = voice.task.labels, time.perf_counter()
     answers = [tuple(voice.prompter.answer_ids(label)) for label in labels]
     found = _likelihoods(voice, ids, columns, answers)
     for column, scores in zip(columns, found, strict=True):
         spoken = column.generation
-        best = voice.decide_label(spoken, scores, text, column.source.mode, column.user)
+        best = voice.decide_label(spoken, scores, text, column.source.mode, column.user, asked_at)
         spoken.tokens, spoken.seconds, spoken.finish_reason = len(answers[best]), time.perf_counter() - started, "label"
         yield from _append_text(column, labels[best])
 

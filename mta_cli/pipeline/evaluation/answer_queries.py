@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.memory.label_prior import LabelPrior
     from mta_cli.engine.model.load import LoadedBase
@@ -48,12 +46,11 @@ def answer_queries(
     asked: Sequence[ModelQuery],
     people: Sequence[tuple[LoraWeights, ...]],
     priors: Sequence[LabelPrior | None] = (),
-    shifts: Sequence[Tensor | None] = (),
 ) -> list[ScoredAnswer]:
     """An answer to each of `asked`: a label (see `labels.decide`), or the model's own words where the task has none.
 
     `people` are the parts that stand above what the base holds now, `priors` the label prior of each of them,
-    if any, `shifts` what is added to their last normalised state. Each query stands in one prompt, whoever answers.
+    if any. Each query stands in one prompt, whoever answers.
     """
     from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
@@ -61,15 +58,17 @@ def answer_queries(
     prompts = {one.query.id: tuple(examples.query_prompt(one.query)) for one in asked}
     labels = examples.task.labels
     options = {one.query.id: (*labels, one.query.gold) if one.query.gold not in labels else labels for one in asked}
-    found = _score_options(base, examples, asked, people, prompts, options, shifts)
+    found = _score_options(base, examples, asked, people, prompts, options)
     scores = [
-        add_label_prior(values[: len(labels)], priors[one.model_index] if priors else None, one.query.input)
+        add_label_prior(
+            values[: len(labels)], priors[one.model_index] if priors else None, one.query.input, one.query.time
+        )
         for one, values in zip(asked, found, strict=True)
     ]
     if labels:
         texts = [labels[decide_label(own, labels, examples.task.metric)] for own in scores]
     else:
-        texts = _generate_texts(base, examples, asked, people, prompts, shifts)
+        texts = _generate_texts(base, examples, asked, people, prompts)
     seconds = (time.perf_counter() - started) / max(1, len(asked))
     answers = []
     for one, text, values, own in zip(asked, texts, found, scores, strict=True):
@@ -86,7 +85,6 @@ def _generate_texts(
     asked: Sequence[ModelQuery],
     people: Sequence[tuple[LoraWeights, ...]],
     prompts: dict[int, tuple[int, ...]],
-    shifts: Sequence[Tensor | None],
 ) -> list[str]:
     from mta_cli.engine.generation.generate_batch import generate_answers
 
@@ -96,7 +94,6 @@ def _generate_texts(
         people,
         [one.model_index for one in asked],
         max_tokens=examples.task.answer_tokens,
-        shifts=shifts,
     )
     decode = base.tokenizer.decode
     return [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for ids in found]
@@ -109,7 +106,6 @@ def _score_options(
     people: Sequence[tuple[LoraWeights, ...]],
     prompts: dict[int, tuple[int, ...]],
     options: dict[int, tuple[str, ...]],
-    shifts: Sequence[Tensor | None],
 ) -> list[list[float]]:
     """The log-likelihood of each of a query's `options`, for each that is asked."""
     from mta_cli.engine.generation.generate import require_window
@@ -122,6 +118,4 @@ def _score_options(
         branches = tuple(tuple(examples.prompter.answer_ids(text)) for text in options[number])
         require_window(base, prompt, max(map(len, branches)))
         forks.append(PromptTree(prompt, branches))
-    return completion_log_likelihoods(
-        base, forks, people, [(numbers[one.query.id], one.model_index) for one in asked], shifts
-    )
+    return completion_log_likelihoods(base, forks, people, [(numbers[one.query.id], one.model_index) for one in asked])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, Note, PlanLine
+from mta_cli.options import PRESETS, BankOptions
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, bank_options
 from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, has_fitted_kernel
 from mta_cli.pipeline.passing import forward_events
@@ -16,37 +17,47 @@ from store.records import Bank
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.folds import UserFold
+    from mta_cli.engine.methods.method import Method
     from mta_cli.pipeline.bank.build import BankRequest
     from store.registry import Registry
 
 PURPOSE = "eval"
+FoldBanks = dict[tuple[int, str], Bank]  # by fold, and the preset that the bank is built with
+
+
+def bank_presets(methods: Sequence[Method]) -> tuple[str, ...]:
+    """The presets that the banks of these methods are built with, the evaluation's own bank ("") first."""
+    return ("", *sorted({method.bank_preset for method in methods} - {""}))
 
 
 def build_fold_banks(
-    reg: Registry, request: EvalRequest, plan: Design, evaluation: int
-) -> Generator[Event, None, list[Bank]]:
-    """Build or finish every fold's bank, and `return` them. Raises as `build_bank`."""
+    reg: Registry, request: EvalRequest, plan: Design, evaluation: int, presets: Sequence[str] = ("",)
+) -> Generator[Event, None, FoldBanks]:
+    """Build or finish every fold's bank, one for each of `presets`, and `return` them. Raises as `build_bank`."""
     from mta_cli.pipeline.bank.build import build_bank
 
-    found, known = [], reg.evaluations.fold_banks(evaluation)
-    for number, fold in enumerate(plan.folds):
-        bank = reg.banks.by_id(known[number]) if number in known else None
+    found, known = FoldBanks(), reg.evaluations.fold_banks(evaluation)
+    for number, fold, preset in _each_bank(plan, presets):
+        key = (number, preset)
+        bank = reg.banks.by_id(known[key]) if key in known else None
         whole = bank is not None and bank.status == "ready" and (_has_fitted_memory(bank) or not request.task.labels)
         if bank is None or not whole:
-            yield Note(f"Fold {number + 1} of {len(plan.folds)}: the bank of {len(fold.bank)} people")
-            own = replace(
-                _request(request, fold), on_bank_started=partial(reg.evaluations.set_fold_bank, evaluation, number)
-            )
+            which = f" ({preset})" if preset else ""
+            yield Note(f"Fold {number + 1} of {len(plan.folds)}: the bank of {len(fold.bank)} users{which}")
+            started = partial(reg.evaluations.set_fold_bank, evaluation, number, preset=preset)
+            own = replace(_request(request, fold, preset), on_bank_started=started)
             try:
                 built: dict[str, Any] = yield from forward_events(build_bank(reg, own))
             except BadInput as error:
                 raise BadInput(f"Fold {number + 1}: {error.message}", hint=error.hint) from error
             bank = reg.banks.get(built["bank"], built["version"])
-        found.append(bank)
+        found[key] = bank
     return found
 
 
-def cost_of_banks(reg: Registry, request: EvalRequest, plan: Design) -> tuple[PlanLine, ...]:
+def cost_of_banks(
+    reg: Registry, request: EvalRequest, plan: Design, presets: Sequence[str] = ("",)
+) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of the banks that are not there yet. BadInput where a fold has too few candidates."""
     from mta_cli.pipeline.bank.build import anchor_candidates, contributors, estimate_build
     from mta_cli.pipeline.bank.task_adapter import find_reusable_task_adapter
@@ -54,11 +65,11 @@ def cost_of_banks(reg: Registry, request: EvalRequest, plan: Design) -> tuple[Pl
 
     known = reg.evaluations.find_by_key(plan.key)
     there = reg.evaluations.fold_banks(known.id) if known is not None else {}
-    ready = {number for number, bank in there.items() if reg.banks.by_id(bank).status == "ready"}
+    ready = {key for key, bank in there.items() if reg.banks.by_id(bank).status == "ready"}
     works = []
-    for number, fold in enumerate(plan.folds):
-        if number not in ready:
-            own = _request(request, fold)
+    for number, fold, preset in _each_bank(plan, presets):
+        if (number, preset) not in ready:
+            own = _request(request, fold, preset)
             pool = contributors(reg, request.task.name, own.options, own.user_ids)
             try:
                 chosen = anchor_candidates(pool, request.task.name, own.options)
@@ -74,22 +85,34 @@ def cost_of_banks(reg: Registry, request: EvalRequest, plan: Design) -> tuple[Pl
     )
 
 
+def _each_bank(plan: Design, presets: Sequence[str]) -> Iterator[tuple[int, UserFold, str]]:
+    for number, fold in enumerate(plan.folds):
+        for preset in presets:
+            yield number, fold, preset
+
+
 def _has_fitted_memory(bank: Bank) -> bool:
     """Whether its neighbours are fitted and weighed, as a bank of an earlier version's may not be."""
     return NEIGHBOUR_WEIGHT_KEY in bank.config and has_fitted_kernel(bank)
 
 
-def _request(request: EvalRequest, fold: UserFold) -> BankRequest:
+def _request(request: EvalRequest, fold: UserFold, preset: str = "") -> BankRequest:
     from mta_cli.pipeline.bank.build import BankRequest
 
     return BankRequest(
         request.task,
         request.base,
         request.embedder,
-        bank_options(request),
+        preset_bank_options(bank_options(request), preset),
         request.prompt,
         request.machine,
         name=f"eval {request.task.name}",
         user_ids=frozenset(fold.bank),
         purpose=PURPOSE,
     )
+
+
+def preset_bank_options(options: BankOptions, preset: str) -> BankOptions:
+    """The options with the values of a preset; the same without one."""
+    values = {key.partition(".")[2]: v for key, v in PRESETS.get(preset, {}).items() if key.startswith("bank.")}
+    return replace(options, **values)

@@ -196,6 +196,6 @@ def parse_settings(given: Sequence[str]) -> dict[str, dict[str, str]]:
 
 def method_rows() -> list[dict[str, Any]]:
     """Every method that can be compared: {method, about, settings}."""
-    from mta_cli.engine.methods.catalog import METHODS
+    from mta_cli.engine.methods.catalog import PRESET_METHODS
 
-    return [{"method": m.name, "about": m.about, "settings": dict(m.settings)} for m in METHODS.values()]
+    return [{"method": m.name, "about": m.about, "settings": dict(m.settings_for(labels=True))} for m in PRESET_METHODS]

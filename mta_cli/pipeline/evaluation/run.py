@@ -17,12 +17,11 @@ from mta_cli.events import Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import PLACEMENTS
 from mta_cli.pipeline.asked import eval_request_json as asked
 from mta_cli.pipeline.asked import record_request
-from mta_cli.pipeline.evaluation.banks import build_fold_banks, cost_of_banks
+from mta_cli.pipeline.evaluation.banks import FoldBanks, bank_presets, build_fold_banks, cost_of_banks
 from mta_cli.pipeline.evaluation.context import EvalContext, embed_shot_profiles
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, evaluation_config, job_name, make_design, plan_lines
 from mta_cli.pipeline.evaluation.run_cells import MethodRun, cost_of_answers, run_cells
 from mta_cli.pipeline.evaluation.scoring import FoldSettings, result_document, score_method
-from store.records import Bank
 from store.tables.evaluations import Evaluation, TunedSettings
 
 if TYPE_CHECKING:
@@ -37,11 +36,13 @@ POSITIVE_SETTINGS = frozenset(
         "steps",
         "batch_size",
         "learning_rate",
-        "learn_rate",
         "top_k",
         "evaluations",
         "temperature",
         "prior_strength",
+        "neighbour_weight",
+        "epochs",
+        "candidates",
     )
 )
 
@@ -113,27 +114,36 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
 
     UsageFault for an unknown one, and for a value that it cannot have.
     """
-    given = request.method_settings.get(method.name, {})
-    if unknown := sorted(set(given) - set(method.settings)):
+    given, defaults = request.method_settings.get(method.name, {}), method.settings_for(bool(request.task.labels))
+    if unknown := sorted(set(given) - set(defaults)):
         raise UsageError(
-            f"{method.name} has no setting {', '.join(unknown)}", hint=f"it has {', '.join(method.settings) or 'none'}"
+            f"{method.name} has no setting {', '.join(unknown)}", hint=f"it has {', '.join(defaults) or 'none'}"
         )
-    settings = {**method.settings, **chosen}
-    if settings.get("placement") == "late":
-        settings["placement"] = request.options.placement
+    settings = {**defaults, **chosen}
+    if "placement" in settings and settings["placement"] not in (
+        method.overrides.get("placement"),
+        chosen.get("placement"),
+    ):
+        settings["placement"] = request.options.placement  # where the fold's anchors act
     version = {"version": method.version} if method.version > 1 else {}
-    return {**settings, **{key: _convert_setting(method, key, value) for key, value in given.items()}, **version}
+    converted = {key: _convert_setting(f"{method.name}.{key}", defaults[key], value) for key, value in given.items()}
+    return {**settings, **converted, **version}
 
 
-def _convert_setting(method: Method, key: str, value: Any) -> Any:
-    kind = type(method.settings[key])
+def _convert_setting(name: str, default: Any, value: Any) -> Any:
+    """`value` as the type of `default`. UsageError where it is none, or out of bounds."""
+    kind, key = type(default), name.rpartition(".")[2]
+    if kind is bool:
+        if str(value).lower() not in ("true", "false"):
+            raise UsageError(f"{name} = {value!r:.80}: this is true or false")
+        return str(value).lower() == "true"
     try:
         found: Any = kind(value)
     except ValueError:
         what = {int: "a whole number", float: "a number"}.get(kind, "a text")
-        raise UsageError(f"{method.name}.{key} = {value!r:.80}: this is {what}") from None
+        raise UsageError(f"{name} = {value!r:.80}: this is {what}") from None
     if (wanted := _out_of_bounds(key, found)) is not None:
-        raise UsageError(f"{method.name}.{key} = {value!r:.80}: {wanted}")
+        raise UsageError(f"{name} = {value!r:.80}: {wanted}")
     return found
 
 
@@ -152,7 +162,7 @@ def _methods(request: EvalRequest) -> list[Method]:
     wanted = [name.strip() for name in request.options.methods.split(",") if name.strip()]
     if unused := sorted(set(request.method_settings) - set(wanted)):
         raise UsageError(f"settings are given for {', '.join(unused)}, which is not among the methods")
-    found = find_methods(wanted)
+    found = find_methods(wanted, request.options.memory)
     find_methods([request.options.reference])
     for method in found:
         resolve_settings(method, request, {})
@@ -163,7 +173,11 @@ def _plan(
     reg: Registry, request: EvalRequest, people: Design, methods: Sequence[Method], columns: Sequence[MethodRun]
 ) -> tuple[PlanLine, ...]:
     lines = plan_lines(request, people, [method.name for method in methods])
-    return (*lines, *cost_of_banks(reg, request, people), cost_of_answers(reg, request, people, columns))
+    return (
+        *lines,
+        *cost_of_banks(reg, request, people, bank_presets(methods)),
+        cost_of_answers(reg, request, people, columns),
+    )
 
 
 def _method_runs(methods: Sequence[Method], chosen: Mapping[str, FoldSettings]) -> list[MethodRun]:
@@ -219,13 +233,14 @@ def _answer_missing(
     if sum(counts) == total:
         yield Note(f"Evaluation {evaluation.id} holds all these answers; nothing to compute.")
         return
-    banks: list[Bank] = yield from build_fold_banks(reg, request, people, evaluation.id)
+    presets = bank_presets([column.method for column in columns])
+    banks: FoldBanks = yield from build_fold_banks(reg, request, people, evaluation.id, presets)
     profiles = yield from embed_shot_profiles(request, people)
     field = EvalContext(reg, request, people, banks, profiles)
     yield JobStarted("eval run", total=total, unit="people")
     finished = sum(counts)
     # What stands on the same weights comes together, so that states which all of them share are computed once.
-    for column in sorted(columns, key=lambda c: (c.fold, c.method.base_level)):
+    for column in sorted(columns, key=lambda c: (c.fold, c.method.below)):
         answered = len(people.answering_users(column.fold))
         yield from run_cells(field, evaluation.id, column, finished)
         finished += answered - counts[columns.index(column)]

@@ -90,18 +90,20 @@ def unanswered_groups(field: EvalContext, evaluation: int, column: MethodRun) ->
 
 def run_cells(field: EvalContext, evaluation: int, column: MethodRun, done: int) -> Iterator[Event]:
     """Answer what is missing of a column; progress counts on from `done` people."""
+    from mta_cli.engine.methods.personalize import build_models
     from mta_cli.engine.model.load import fresh_activation_cache
 
     groups = unanswered_groups(field, evaluation, column)
     if not groups:
         return
-    field.fold_in_task_adapter(column.fold, column.method.base_level)
-    bench, timed = field.method_context(column.fold), timed_group(field.design) if column.fold == 0 else ()
+    field.fold_in_task_adapter(column.fold, column.method)
+    context = field.bank_context(column.fold, column.method.bank_preset).methods
+    timed = timed_group(field.design) if column.fold == 0 else ()
     for group in groups:
-        people, own = field.method_users(group), field.without_cached_states(bench) if group == timed else bench
+        users, own = field.method_users(group), field.without_cached_states(context) if group == timed else context
         started = time.perf_counter()
         with fresh_activation_cache(field.base) if group == timed else nullcontext():
-            made = column.method.build_models(own, people, column.settings)
+            made = build_models(column.method, own, users, column.settings)
             seconds = (time.perf_counter() - started) / len(group)
             rows = _answer_group(field, column, group, made)
         yield from _failures(column, made)
@@ -132,8 +134,7 @@ def _answer_group(
         asked = [ModelQuery(query, i) for i, (user, _) in enumerate(portion) for query in field.design.queries[user]]
         examples = field.examples(column.method.shows_history)
         priors = [one.prior for _, one in portion]
-        parts, shifts = [one.loras for _, one in portion], [one.state_shift for _, one in portion]
-        found = answer_queries(field.base, examples, asked, parts, priors, shifts)
+        found = answer_queries(field.base, examples, asked, [one.loras for _, one in portion], priors)
         for question, given in zip(asked, found, strict=True):
             user, _ = portion[question.model_index]
             prompt = field.base.tokenizer.decode(list(given.prompt))
@@ -179,7 +180,7 @@ def _prediction(query: Query, method: str, prompt: str, given: ScoredAnswer) -> 
 
 def _predict_directly(query: Query, method: str, direct: DirectAnswerer) -> Prediction:
     started = time.perf_counter()
-    text, scores = direct(query.input)
+    text, scores = direct(query.input, query.time)
     seconds = time.perf_counter() - started
     return Prediction(query.user_id, query.id, method, "", text, query.gold, None, 0, seconds, None, _packed(scores))
 

@@ -76,9 +76,9 @@ def _score_predictions(
     task: Task, method: str, tested: Sequence[Sequence[Prediction]], temperatures: list[list[float]] | None
 ) -> ScoredMethod:
     from mta_cli.engine.evaluation.user_sums import sum_by_user
-    from mta_cli.engine.methods.catalog import METHODS
+    from mta_cli.engine.methods.catalog import PRESETS_BY_NAME
 
-    stands = method in METHODS and METHODS[method].keeps_own_answer
+    stands = method in PRESETS_BY_NAME and PRESETS_BY_NAME[method].keeps_own_answer
     rows = [prediction for own in tested for prediction in own]
     read = [
         _calibrated_answer(

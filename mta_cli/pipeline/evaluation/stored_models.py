@@ -16,7 +16,7 @@ from mta_cli.options import MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation import answer_queries
 from mta_cli.pipeline.evaluation.scoring import MAIN_METRICS, paired_differences
-from mta_cli.pipeline.memory.label_prior import PERSONAL_MODES, LabelPriors
+from mta_cli.pipeline.memory.bank_memory import PERSONAL_MODES, BankMemory
 from mta_cli.pipeline.personalize.weights import load_fusion_and_stack, load_task_adapter
 from store.records import Query, User
 from store.tables.predictions import Prediction
@@ -124,12 +124,12 @@ def _query_batches(
     modes: Sequence[str],
 ) -> Iterator[list[ModeQuery]]:
     """Every query of every user in each of `modes`, as many together as their people's weights allow."""
-    priors = LabelPriors(reg, task, base, MemoryOptions())
+    memory = BankMemory.current(reg, task, base)
     portion: list[ModeQuery] = []
     numbers = 0
     for user in users:
         people = {mode: _mode_loras(reg, base, user, task.name, mode) for mode in modes}
-        own_priors = {mode: priors.prior_for(user, mode) for mode in modes}
+        own_priors = {mode: memory.prior_for(user, mode, MemoryOptions()) for mode in modes}
         own = sum(part.num_parameters for parts in people.values() for part in parts)
         for i, query in enumerate(queries[user.id]):
             if portion and (

@@ -15,10 +15,11 @@ from mta_cli.errors import IntegrityFault
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.leaving import consenting_user_ids
 from mta_cli.pipeline.users.dependents import join_names
-from store.records import Bank, Item, User
+from store.records import Bank, Item, Neighbour, User
 
 if TYPE_CHECKING:
-    from mta_cli.engine.memory.knn import EmbedFunction, NeighbourIndex, NeighbourKernel
+    from mta_cli.engine.memory.knn import EmbedFunction, NeighbourIndex
+    from mta_cli.engine.memory.label_memory import FittedNeighbours
     from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
@@ -123,40 +124,46 @@ def load_embedder(embedder: ModelEntry, device: str) -> EmbedFunction:
         return Embedder(embedder.path, device.split(",")[0]).embed
 
 
-def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | None:
-    """What a bank keeps of its people's answers; None where that is nothing.
+def labelled_items(reg: Registry, bank: Bank, task: Task) -> list[Neighbour]:
+    """The bank's items whose outputs are labels, by time; items without a time come first, by number."""
+    found = [one for one in reg.neighbours.consenting_neighbours(bank.id) if one.output.strip() in task.labels]
+    return sorted(found, key=lambda one: one.time or "")
 
-    IntegrityFault where its vectors differ in length.
+
+def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | None:
+    """The labelled items of the bank's users, in the order of their times; None where there are none.
+
+    IntegrityFault where their vectors differ in length.
     """
     import numpy as np
 
     from mta_cli.engine.memory.knn import NeighbourIndex
     from mta_cli.engine.memory.label_prior import label_rates
 
-    found = [one for one in reg.neighbours.consenting_neighbours(bank.id) if one.output.strip() in task.labels]
+    found = labelled_items(reg, bank, task)
     if not found:
         return None
     if len({len(one.vector) for one in found}) > 1:
         raise IntegrityFault(
             f"The neighbours of bank {bank.name} v{bank.version} differ in length.", hint="mta bank build makes another"
         )
+    times = tuple(one.time or "" for one in found)
     vectors = np.frombuffer(b"".join(one.vector for one in found), "<f2").reshape(len(found), -1).astype(np.float32)
     labels = np.array([task.labels.index(one.output.strip()) for one in found], np.int64)
-    rates = label_rates([one.output for one in found], task.labels)
-    return NeighbourIndex(vectors, labels, np.array([one.user_id for one in found], np.int64), np.array(rates))
+    rates = np.array(label_rates([one.output for one in found], task.labels))
+    users = np.array([one.user_id for one in found], np.int64)
+    return NeighbourIndex(vectors, labels, users, rates, times if any(times) else ())
 
 
-def load_fitted_neighbours(
-    reg: Registry, bank: Bank, task: Task, embed: EmbedFunction
-) -> tuple[NeighbourIndex, NeighbourKernel, EmbedFunction] | None:
-    """The bank's neighbours, their kernel, and `embed` with a memory for questions; None where it keeps none."""
+def load_fitted_neighbours(reg: Registry, bank: Bank, task: Task, embed: EmbedFunction) -> FittedNeighbours | None:
+    """The bank's neighbours, their kernel, and `embed` with a cache of questions; None where it keeps none."""
     from mta_cli.engine.memory.knn import NeighbourKernel
+    from mta_cli.engine.memory.label_memory import FittedNeighbours
 
-    if bank.kernel is None:
+    if bank.kernel is None or (index := load_neighbours(reg, bank, task)) is None:
         return None
-    known = load_neighbours(reg, bank, task)
     kernel = NeighbourKernel(**bank.kernel, beside=bank.config.get(NEIGHBOUR_WEIGHT_KEY, 1.0))
-    return None if known is None else (known, kernel, cache_embedding(embed))
+    return FittedNeighbours(index, kernel, cache_embedding(embed))
 
 
 def cache_embedding(embed: EmbedFunction) -> EmbedFunction:

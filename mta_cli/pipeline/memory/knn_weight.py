@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mta_cli.events import Event, JobProgress, JobStarted, Note
-from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, load_neighbours
+from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, labelled_items, load_neighbours
 from store.records import Bank, Item
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def fit_neighbour_weight(
     from mta_cli.pipeline.models.load import load_on_device
     from mta_cli.pipeline.personalize.weights import load_weights
 
-    kept = [one.item_id for one in reg.neighbours.consenting_neighbours(bank.id) if one.output.strip() in task.labels]
-    place = {item: n for n, item in enumerate(kept)}
+    place = {one.item_id: n for n, one in enumerate(labelled_items(reg, bank, task))}
     lessons = sample_cases([item for each in pool for item in each.items if item.id in place], bank.seed)
     base = base if base is not None else load_on_device(request.base, request.machine, reg=reg)
     with merge_into_base(base, load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None):

@@ -17,17 +17,18 @@ from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.asked import ADAPT_RUN_KIND, adapt_request_json, bank_label, record_request
 from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
 from mta_cli.pipeline.models.load import load_on_other_devices
+from mta_cli.pipeline.personalize.context import query_examples
 from mta_cli.pipeline.personalize.fuse import (
     USER_LIST_HINT,
     FuseRequest,
+    FusionContext,
     bank_plan_lines,
     check_top_k,
     fold_task_adapter,
-    gather_fuse_targets,
     load_with_task_adapter,
     make_recipes,
+    prepare_fusing,
 )
-from mta_cli.pipeline.personalize.training_examples import TrainingExampleBuilder
 from mta_cli.pipeline.personalize.weights import current_bank, load_recipe_anchors, resolve_user_task
 from mta_cli.pipeline.training.groups import (
     CORE_KIND,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.scoring.label_examples import TrainingExample
+    from mta_cli.engine.training.trainer import GroupMember
     from store.registry import Registry
 
 REMOVED_MESSAGE = "removed while being adapted; nothing was kept"
@@ -73,25 +75,29 @@ class AdaptTarget:
     shots: list[Item]
     recipe: Recipe
     job: AdapterJob
-    fusion: tuple[LoraWeights, ...]
-    shot_examples: list[TrainingExample]
+    member: GroupMember
     heldout_examples: list[TrainingExample]
 
 
 class AdaptContext:
-    """A base with the task adapter folded in; fusions and stacks stand above it as parts of each row's own user."""
+    """A base with the task adapter folded in, and what all users' stacks share."""
 
-    def __init__(self, reg: Registry, base: LoadedBase, bank: Bank, request: FuseRequest, kind: str) -> None:
-        self.reg, self.base, self.bank, self.request = reg, base, bank, request
-        self.example_builder = TrainingExampleBuilder(reg, base, request)
-        self.basis = load_or_make_basis(reg, bank) if kind == CORE_KIND else None
+    def __init__(
+        self, reg: Registry, base: LoadedBase, fusing: FusionContext, request: FuseRequest, options: AdaptOptions
+    ) -> None:
+        from mta_cli.engine.methods.stacks import initial_stack
+
+        self.reg, self.base, self.fusing, self.request, self.options = reg, base, fusing, request, options
+        self.bank = fusing.bank.bank
+        self.basis = load_or_make_basis(reg, self.bank) if options.kind == CORE_KIND else None
+        self.start = initial_stack(fusing.bank.methods, options)
 
     def merge_fusion(self, recipe: Recipe) -> tuple[LoraWeights, ...]:
         """The merged anchors of a recipe; nothing where it names none."""
-        from mta_cli.engine.lora.merge import merge_loras
+        from mta_cli.engine.methods.anchor_weights import merge_shares
 
-        merged = merge_loras(load_recipe_anchors(self.reg, self.bank, recipe.shares)[0])
-        return () if merged is None else (merged,)
+        parts, _ = load_recipe_anchors(self.reg, self.bank, recipe.shares)
+        return merge_shares([weights for weights, _ in parts], [weight for _, weight in parts])
 
     def bases(self, groups: int) -> list[LoadedBase]:
         """The base, and the same on further devices where they have one of `groups` groups to train."""
@@ -107,8 +113,8 @@ def measure_losses(
     """Everybody's losses under their fusion and `stacks`, in common passes. `base` holds the task adapter."""
     from mta_cli.engine.scoring.log_likelihood import mean_losses
 
-    parts = [(*pupil.fusion, *stack) for pupil, stack in zip(pupils, stacks, strict=True)]
-    cases = [(p.shot_examples, part) for p, part in zip(pupils, parts, strict=True)]
+    parts = [(*pupil.member.frozen_loras, *stack) for pupil, stack in zip(pupils, stacks, strict=True)]
+    cases = [(p.member.examples, part) for p, part in zip(pupils, parts, strict=True)]
     cases += [(p.heldout_examples, part) for p, part in zip(pupils, parts, strict=True)]
     losses = mean_losses(base, cases)
     return [AdaptLosses(a, b) for a, b in zip(losses[: len(pupils)], losses[len(pupils) :], strict=True)]
@@ -144,7 +150,7 @@ def adapt_users(
         return
     asked = partial(adapt_request_json, reg, users, request, options)
     with reg.job_lock(f"adapt {request.task.name}"), record_request(reg, ADAPT_RUN_KIND, bank_label(bank), asked):
-        recipes, workshop = yield from _prepare_context(reg, bank, chosen, request, options.kind)
+        recipes, workshop = yield from _prepare_context(reg, bank, chosen, request, options)
         yield JobStarted("user adapt", total=sum(options.steps for user in chosen if shots[user.id]))
         results: dict[int, dict[str, Any]] = {}
         pupils: list[AdaptTarget] = []
@@ -223,7 +229,7 @@ def _plan_lines(
 
 
 def _prepare_context(
-    reg: Registry, bank: Bank, users: Sequence[User], request: FuseRequest, kind: str
+    reg: Registry, bank: Bank, users: Sequence[User], request: FuseRequest, options: AdaptOptions
 ) -> Generator[Event, None, tuple[dict[int, Recipe], AdaptContext]]:
     """The loaded base and everybody's recipe; a recipe that is there already is kept unless weights were asked for."""
     from mta_cli.pipeline.models.lookup import record_models
@@ -231,11 +237,11 @@ def _prepare_context(
     record_models(reg, request.base, request.embedder)
     kept = {user.id: reg.recipes.get(user.id, request.task.name, bank.id) for user in users}
     missing = [user for user in users if kept[user.id] is None or _needs_new_recipe(kept[user.id], request)]
-    people = yield from gather_fuse_targets(reg, bank, missing, request)
     base = load_with_task_adapter(reg, bank, request)
-    made = yield from make_recipes(reg, bank, people, request, base)
+    fusing = yield from prepare_fusing(reg, bank, users, request, base)
+    made = (yield from make_recipes(reg, fusing, missing, request)) if missing else {}
     recipes = {user_id: recipe for user_id, recipe in kept.items() if recipe is not None} | made
-    return recipes, AdaptContext(reg, base, bank, request, kind)
+    return recipes, AdaptContext(reg, base, fusing, request, options)
 
 
 def _needs_new_recipe(recipe: Recipe | None, request: FuseRequest) -> bool:
@@ -260,11 +266,16 @@ def _prepare_target(
     if known is not None and known.identity == job.config["identity"]:
         yield Note(f"{user.name}: adapted already with these settings and items.")
         return {**_stored_result(reg, user, recipe, known), "unchanged": True}
-    teaching = workshop.example_builder
-    heldout = teaching.examples_from_queries(user, reg.items.queries(user.id, bank.task))
-    return AdaptTarget(
-        user, shots, recipe, job, workshop.merge_fusion(recipe), teaching.examples_from_shots(user, shots), heldout
-    )
+    from mta_cli.engine.methods.stacks import stack_member
+
+    fusing, memory = workshop.fusing, workshop.request.memory
+    assert workshop.start is not None and fusing.rows is not None, "the base is loaded and cores have a basis"
+    own = fusing.user_shots(reg, user, options.shots)
+    fusion = workshop.merge_fusion(recipe)
+    member = stack_member(fusing.bank.methods, own, fusion, workshop.start, options, memory)
+    fusing.bank.methods.cache.clear()  # nobody asks for this user again
+    heldout = query_examples(fusing.bank, user, reg.items.queries(user.id, bank.task), fusing.rows, memory)
+    return AdaptTarget(user, shots, recipe, job, member, heldout)
 
 
 def _train_stacks(
@@ -322,7 +333,15 @@ def _training_group(
     workshop: AdaptContext, pupils: Sequence[AdaptTarget], runs: dict[int, Run], results: dict[int, dict[str, Any]]
 ) -> TrainingGroup:
     trainings = [
-        AdapterTraining(one.job, one.shot_examples, one.fusion, runs[one.user.id], (one.user,)) for one in pupils
+        AdapterTraining(
+            one.job,
+            one.member.examples,
+            one.member.frozen_loras,
+            runs[one.user.id],
+            (one.user,),
+            start=one.member.initial_weights,
+        )
+        for one in pupils
     ]
     return TrainingGroup(
         trainings,
@@ -335,18 +354,17 @@ def _training_group(
 def _job(workshop: AdaptContext, user: User, shots: list[Item], recipe: Recipe, options: AdaptOptions) -> AdapterJob:
     import hashlib
 
-    from mta_cli.engine.training.trainer import Schedule
+    from mta_cli.engine.methods.stacks import stack_schedule
 
     bank, request = workshop.bank, workshop.request
-    assert options.learning_rate is not None  # settled
-    schedule = Schedule(options.steps, options.batch_size, options.learning_rate)
+    schedule = stack_schedule(len(shots), options)
     config = {
         "history_items": request.prompt.history_items,
         "task": bank.task,
         "bank": bank.key,
         "recipe": pack_anchor_weights(recipe.shares).hex(),
     }
-    if beside := workshop.example_builder.label_priors.neighbour_settings:
+    if beside := workshop.fusing.bank.memory.neighbour_settings(request.memory):
         config["beside"] = beside
     job = AdapterJob(
         CORE_KIND if options.kind == CORE_KIND else "stack",

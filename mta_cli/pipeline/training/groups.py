@@ -28,6 +28,7 @@ from store.records import Adapter, User
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.lora.lora_xs import LoraXsCore
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.scoring.label_examples import TrainingExample
     from mta_cli.engine.training.trainer import Schedule, TrainStep
@@ -89,8 +90,8 @@ class AdapterJob:
 class AdapterTraining:
     """One adapter to train: the job, its rows, the frozen parts underneath, and the run that its steps belong to.
 
-    `people` are those whose words it learns from: it ends as failed, with `LEFT`, when one of them is forgotten or,
-    where it `serves` others, takes their consent back.
+    `start` is what is trained; without it a fresh LoRA of the job. `users` are those whose words it learns from: it
+    ends as failed when one of them is forgotten or, where it `requires_consent`, takes their consent back.
     """
 
     job: AdapterJob
@@ -99,6 +100,7 @@ class AdapterTraining:
     run: Run | None = None
     users: tuple[User, ...] = ()
     requires_consent: bool = False
+    start: LoraWeights | LoraXsCore | None = None
 
 
 OnTrained = Callable[[list[Adapter | str], TrainingResult], Iterator[Event]]

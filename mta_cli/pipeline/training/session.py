@@ -15,7 +15,6 @@ from mta_cli.errors import IntegrityFault
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.lora.lora_xs import LoraXsCore
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.training.trainer import GroupMember, Trainer, TrainStep
     from mta_cli.pipeline.training.groups import AdapterJob, TrainingGroup
@@ -128,18 +127,12 @@ class TrainingSession:
     def _members(self) -> list[GroupMember]:
         from mta_cli.engine.training.trainer import GroupMember
 
-        core = self._core()
         return [
-            GroupMember(core or self._lora(one.job), one.examples, one.job.schedule, one.job.seed, one.frozen_parts)
+            GroupMember(
+                one.start or self._lora(one.job), one.examples, one.job.schedule, one.job.seed, one.frozen_parts
+            )
             for one in self.group.trainings
         ]
-
-    def _core(self) -> LoraXsCore | None:
-        """What everybody's numbers stand in, where the group has a basis."""
-        from mta_cli.engine.lora.lora_xs import LoraXsCore, truncate_basis
-
-        basis, job = self.group.basis, self.group.jobs[0]
-        return LoraXsCore(truncate_basis(basis.weights, job.rank), pull=job.pull) if basis is not None else None
 
     def _lora(self, job: AdapterJob) -> LoraWeights:
         from mta_cli.engine.lora.adapter import init_lora_weights

@@ -1,0 +1,96 @@
+"""Label memory: what a bank knows of a user's answer before the model reads the question. It is no part of the paper.
+
+`habit` is the user's label prior, from the user's own answers (see `label_prior.user_label_prior`):
+
+    score(l) = model(l) + prior_weight · log((n_l + κ r_l) / ((n + κ) r_l))
+
+`neighbours` adds what other users answered to similar inputs (see `knn`): kernel votes `v` and a linear discriminant
+`d`, with powers that the bank fitted:
+
+    score(l) = m · model(l) + p_v · log(v(l | x) / r_l) + p_d · d(l | x) + p_h · log((n_l + κ r_l) / ((n + κ) r_l))
+
+`r` are the population's label rates, `n` the user's counts, κ a prior count. `off` leaves the model alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mta_cli.engine.memory.label_prior import FrequencyLabelPrior, LabelPrior, user_label_prior
+
+if TYPE_CHECKING:
+    from mta_cli.engine.memory.knn import EmbedFunction, NeighbourIndex, NeighbourKernel, NeighbourLabelPrior
+    from mta_cli.options import MemoryOptions
+
+BYTES_PER_LABEL = 2  # a label's number and its count, for each label that the user gave
+
+
+@dataclass(frozen=True)
+class FittedNeighbours:
+    """A bank's items, the kernel that was fitted to them, and the embedder of questions."""
+
+    index: NeighbourIndex
+    kernel: NeighbourKernel
+    embed: EmbedFunction
+
+
+@dataclass(frozen=True)
+class LabelMemory:
+    """What a bank's users answered. `rates` [labels] are their label rates, which sum to one; empty where unknown.
+
+    A task of texts has no labels, and so no memory.
+    """
+
+    labels: tuple[str, ...] = ()
+    rates: tuple[float, ...] = ()
+    neighbours: FittedNeighbours | None = None
+
+    def uses_neighbours(self, options: MemoryOptions) -> bool:
+        """Whether neighbours count under these options: they were asked for, and the bank has some."""
+        return options.memory == "neighbours" and self.neighbours is not None
+
+    def prior_of(self, answers: Sequence[str], options: MemoryOptions) -> LabelPrior | None:
+        """The label prior of a user who gave these `answers`; None where the memory is off or knows nothing."""
+        if options.memory == "off" or not self.rates:
+            return None
+        if self.uses_neighbours(options):
+            return self.neighbour_prior(answers, look_ahead=options.look_ahead).with_model_weight(
+                options.neighbour_weight
+            )
+        if options.prior_weight == 0.0:
+            return None
+        own = user_label_prior(answers, self.labels, self.rates, options.prior_strength)
+        return FrequencyLabelPrior(tuple(options.prior_weight * value for value in own))
+
+    def leave_one_out_prior(
+        self, answers: Sequence[str], user: int, options: MemoryOptions
+    ) -> NeighbourLabelPrior | None:
+        """The prior of one of the user's own items, from their other `answers` and other users' items.
+
+        None where no neighbours count: a model that is trained beside the label prior alone would learn it twice.
+        """
+        if not self.uses_neighbours(options):
+            return None
+        found = self.neighbour_prior(answers, without_user=user, look_ahead=options.look_ahead)
+        return found.with_model_weight(options.neighbour_weight)
+
+    def neighbour_prior(
+        self, answers: Sequence[str], *, without_user: int | None = None, look_ahead: bool = False
+    ) -> NeighbourLabelPrior:
+        """Neighbours and the user's answers by themselves, without a model. ValueError without neighbours."""
+        from mta_cli.engine.memory.knn import NeighbourLabelPrior
+
+        if self.neighbours is None:
+            raise ValueError("this bank keeps no neighbours")
+        index = self.neighbours.index
+        if without_user is not None:
+            index = index.without_user(without_user)
+        return NeighbourLabelPrior(
+            index, self.neighbours.kernel, self.neighbours.embed, self.labels, tuple(answers), look_ahead
+        )
+
+    def stored_bytes(self, answers: Sequence[str]) -> int:
+        """The bytes that a user's label counts take."""
+        return BYTES_PER_LABEL * len({answer.strip() for answer in answers}.intersection(self.labels))

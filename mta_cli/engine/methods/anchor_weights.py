@@ -1,0 +1,244 @@
+"""Stage 2, fusion: which anchors serve a user, with which weights, and their merge.
+
+Weights by similarity are the paper's (arXiv 2511.20072); evidence, learned weights and the null candidate are ours.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mta_cli.engine.lora.merge import (
+    average_factors,
+    evidence_weights,
+    merge_loras,
+    similarity_weights,
+    softmax_weights,
+    uniform_weights,
+)
+from mta_cli.engine.methods.shots import shot_examples
+from mta_cli.engine.scoring.label_examples import build_prompt_tree, example_log_likelihood
+from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, prune_examples
+
+if TYPE_CHECKING:
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.methods.method import AnchorWeighting, MethodContext, UserShots
+    from mta_cli.options import FuseOptions, MemoryOptions
+
+MIN_ANCHOR_WEIGHT = 0.001  # evidence gives most anchors next to nothing; a smaller weight is left out of a recipe
+SHARE_BYTES = 12  # an anchor's number, similarity and weight in a recipe
+COSINE_TOLERANCE = 1e-6  # the same cosine, computed in another batch, may differ by so much
+MAX_USERS_PER_BATCH, MAX_ANCHORS_PER_BATCH = 16, 64  # whose evidence is computed together
+NEEDS_SHOTS = ("evidence", "learned")
+
+
+@dataclass(frozen=True)
+class AnchorShare:
+    """An anchor of a recipe by its place, its cosine with the user's profile, and its weight, as float32 keeps them."""
+
+    anchor: int
+    similarity: float
+    weight: float
+
+    @classmethod
+    def rounded(cls, anchor: int, similarity: float, weight: float) -> AnchorShare:
+        """A share as a recipe stores it."""
+        return cls(anchor, *struct.unpack("<2f", struct.pack("<2f", similarity, weight)))
+
+
+Candidates = list[tuple[int, float]]  # anchors by place with their cosines, the nearest first
+
+
+def weighting_for(user: UserShots, weighting: AnchorWeighting) -> AnchorWeighting:
+    """How this user's anchors are weighted: without shots, what needs them falls back to similarity."""
+    return "similarity" if weighting in NEEDS_SHOTS and not user.rows else weighting
+
+
+def nearest_anchors(context: MethodContext, user: UserShots, options: FuseOptions) -> Candidates:
+    """The user's nearest anchors, as many as `candidates` or `top_k`, the nearest first.
+
+    An anchor with a minimum similarity serves only users at least so near; the next nearest takes its place.
+    """
+    from mta_cli.engine.retrieval.nearest import nearest_rows
+
+    if user.profile is None or not len(context.anchors):
+        return []
+    count = max(options.candidates, options.top_k)
+    places, values = nearest_rows(context.profiles.numpy(), user.profile.numpy(), count + len(context.min_similarities))
+    found = [
+        (place, value)
+        for place, value in zip(places.tolist(), values.tolist(), strict=True)
+        if value >= context.min_similarities.get(place, value) - COSINE_TOLERANCE
+    ]
+    return found[:count]
+
+
+def user_batches(
+    context: MethodContext, users: Sequence[UserShots], weighting: AnchorWeighting, options: FuseOptions
+) -> Iterator[list[UserShots]]:
+    """The users whose weights are computed together, in their order.
+
+    At most `MAX_USERS_PER_BATCH` users and, where evidence is computed, `MAX_ANCHORS_PER_BATCH` different anchors.
+    """
+    batch: list[UserShots] = []
+    anchors: set[int] = set()
+    for user in users:
+        needed = weighting_for(user, weighting) in NEEDS_SHOTS
+        own = {place for place, _ in _candidates(context, user, options)} if needed else set()
+        if batch and (len(batch) == MAX_USERS_PER_BATCH or len(anchors | own) > MAX_ANCHORS_PER_BATCH):
+            yield batch
+            batch, anchors = [], set()
+        batch.append(user)
+        anchors |= own
+    if batch:
+        yield batch
+
+
+def weigh_anchors(
+    context: MethodContext,
+    users: Sequence[UserShots],
+    weighting: AnchorWeighting,
+    options: FuseOptions,
+    memory: MemoryOptions,
+) -> list[list[AnchorShare]]:
+    """Each user's recipe: anchors and weights. It is empty for a user without items, and under `none`.
+
+    The users of one batch (see `user_batches`) are computed together, and their company decides the last bits.
+    """
+    found = []
+    for batch in user_batches(context, users, weighting, options):
+        asking = [user for user in batch if weighting_for(user, weighting) in NEEDS_SHOTS]
+        evidence = dict(
+            zip((user.number for user in asking), evidence_of(context, asking, options, memory), strict=True)
+        )
+        for user in batch:
+            found.append(_weigh(context, user, weighting_for(user, weighting), options, memory, evidence))
+    return found
+
+
+def evidence_of(
+    context: MethodContext, users: Sequence[UserShots], options: FuseOptions, memory: MemoryOptions
+) -> list[dict[int | None, float]]:
+    """The summed log-likelihood (nats) of each user's shots, by anchor; None is the task adapter without an anchor.
+
+    Of each user the `candidates` nearest anchors are tried. States that no anchor changes are computed once per shot.
+    """
+    key = ("evidence", tuple((user.number, user.rows) for user in users), options.candidates, memory)
+    if key not in context.cache:
+        context.cache[key] = _evidence(context, users, options, memory)
+    found: list[dict[int | None, float]] = context.cache[key]
+    return found
+
+
+def _evidence(
+    context: MethodContext, users: Sequence[UserShots], options: FuseOptions, memory: MemoryOptions
+) -> list[dict[int | None, float]]:
+    base = context.loaded_base
+    candidates: list[list[int | None]] = [
+        [None, *(place for place, _ in _candidates(context, user, options)[: options.candidates])] for user in users
+    ]
+    # 1. every candidate of these users once, and the shots as evidence counts them
+    columns = {place: n for n, place in enumerate(dict.fromkeys(place for own in candidates for place in own))}
+    loras = [() if place is None else (context.anchors[place],) for place in columns]
+    whole = [(shot_examples(context, user, memory), ()) for user in users]
+    # 2. labels that next to nothing speaks for without an anchor do not run with one
+    placements = [lora.placement for parts in loras for lora in parts]
+    shots = prune_examples(base, whole, placements)
+    # 3. one prompt tree a shot; each runs under each candidate of its user
+    trees = [build_prompt_tree(example) for own in shots for example in own]
+    first, pairs = 0, []
+    for own, places in zip(shots, candidates, strict=True):
+        pairs += [(first + n, columns[place]) for place in places for n in range(len(own))]
+        first += len(own)
+    values = iter(completion_log_likelihoods(base, trees, loras, pairs))
+    # 4. summed over the shots
+    return [
+        {place: sum(example_log_likelihood(example, next(values)) for example in own) for place in places}
+        for own, places in zip(shots, candidates, strict=True)
+    ]
+
+
+def _candidates(context: MethodContext, user: UserShots, options: FuseOptions) -> Candidates:
+    key = ("nearest", user.number, options.candidates, options.top_k)
+    if key not in context.cache:
+        context.cache[key] = nearest_anchors(context, user, options)
+    found: Candidates = context.cache[key]
+    return found
+
+
+def _weigh(
+    context: MethodContext,
+    user: UserShots,
+    weighting: AnchorWeighting,
+    options: FuseOptions,
+    memory: MemoryOptions,
+    evidence: dict[int, dict[int | None, float]],
+) -> list[AnchorShare]:
+    if weighting == "none":
+        return []
+    if weighting == "random":
+        return _random_shares(context, user, options)
+    candidates = _candidates(context, user, options)
+    if not candidates:
+        return []
+    if weighting in NEEDS_SHOTS:
+        return _evidence_shares(context, user, weighting, options, memory, candidates, evidence[user.number])
+    nearest = candidates[: options.top_k]
+    cosines = [min(value, options.max_cosine) for _, value in nearest]
+    if weighting == "softmax":
+        weights = softmax_weights(cosines, options.temperature)
+    elif weighting == "uniform":
+        weights = uniform_weights(len(cosines))
+    else:
+        weights = similarity_weights(cosines)
+    if weighting == "released":  # the authors' code gives the shares out from the other end
+        weights.reverse()
+    return [AnchorShare.rounded(place, value, w) for (place, value), w in zip(nearest, weights, strict=True)]
+
+
+def _random_shares(context: MethodContext, user: UserShots, options: FuseOptions) -> list[AnchorShare]:
+    draw = random.Random(f"{context.seed} {user.number}")
+    chosen = draw.sample(range(len(context.anchors)), min(options.top_k, len(context.anchors)))
+    return [AnchorShare.rounded(place, 0.0, 1.0 / len(chosen)) for place in chosen]
+
+
+def _evidence_shares(
+    context: MethodContext,
+    user: UserShots,
+    weighting: AnchorWeighting,
+    options: FuseOptions,
+    memory: MemoryOptions,
+    candidates: Candidates,
+    evidence: dict[int | None, float],
+) -> list[AnchorShare]:
+    """The `top_k` anchors under which the shots are likeliest, each with `scale` times its posterior share.
+
+    The task adapter alone is a candidate too. The scale is below 1 because an anchor fits the user it was trained on
+    better than anybody else. Learned weights start there and stay near.
+    """
+    from mta_cli.engine.training.fusion_weights import learn_weights
+
+    tried = [(place, value) for place, value in candidates if place in evidence]
+    best = sorted(tried, key=lambda pair: -evidence[pair[0]])[: options.top_k]
+    shares, _ = evidence_weights([evidence[place] for place, _ in best], evidence[None], options.sharpness)
+    weights = [options.scale * share for share in shares]
+    kept = [(pair, weight) for pair, weight in zip(best, weights, strict=True) if weight >= MIN_ANCHOR_WEIGHT]
+    best, weights = [pair for pair, _ in kept], [weight for _, weight in kept]
+    if weighting == "learned" and best:
+        anchors = [context.anchors[place] for place, _ in best]
+        weights = learn_weights(context.loaded_base, anchors, weights, shot_examples(context, user, memory))
+    return [AnchorShare.rounded(place, value, w) for (place, value), w in zip(best, weights, strict=True)]
+
+
+def merge_shares(
+    anchors: Sequence[LoraWeights], weights: Sequence[float], *, released: bool = False
+) -> tuple[LoraWeights, ...]:
+    """The fusion of `anchors` with these weights; nothing where there are none.
+
+    It is exact in ΔW, or with `released` the authors' average of A and of B.
+    """
+    merged = average_factors(anchors, weights) if released else merge_loras(list(zip(anchors, weights, strict=True)))
+    return () if merged is None else (merged,)

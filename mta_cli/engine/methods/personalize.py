@@ -1,0 +1,52 @@
+"""A method's five choices put together: the models of a group of users."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mta_cli.engine.methods.anchor_weights import SHARE_BYTES, merge_shares, weigh_anchors
+from mta_cli.engine.methods.method import Method, MethodOptions, Settings, UserModel
+from mta_cli.engine.methods.stacks import UserStack, fit_stacks
+
+if TYPE_CHECKING:
+    from mta_cli.engine.methods.method import MethodContext, UserShots
+
+
+def build_models(
+    method: Method, context: MethodContext, users: Sequence[UserShots], settings: Settings
+) -> list[UserModel]:
+    """The model of each of `users` under `method`. The same users in the same order get the same models."""
+    options = MethodOptions.from_settings(method, settings)
+    models = method.build(context, users, settings) if method.build else _compose(method, context, users, options)
+    if method.memory is None:
+        return models
+    # the label memory stands beside any model
+    found = []
+    for user, model in zip(users, models, strict=True):
+        prior = context.memory.prior_of(user.answers, options.memory)
+        size = context.memory.stored_bytes(user.answers) if prior is not None else 0
+        found.append(replace(model, prior=prior, bytes=model.bytes + size))
+    return found
+
+
+def _compose(
+    method: Method, context: MethodContext, users: Sequence[UserShots], options: MethodOptions
+) -> list[UserModel]:
+    # 1. which anchors, and with which weights
+    recipes = weigh_anchors(context, users, method.anchors, options.fuse, options.memory)
+    # 2. their merge, frozen
+    released = method.anchors == "released"
+    fusions = [
+        merge_shares([context.anchors[one.anchor] for one in recipe], [one.weight for one in recipe], released=released)
+        for recipe in recipes
+    ]
+    # 3. the user's own stack on top
+    stacks = [UserStack() for _ in users]
+    if method.stack != "none":
+        stacks = fit_stacks(context, users, fusions, options.adapt, options.memory)
+    return [
+        UserModel((*fusion, *stack.loras), bytes=SHARE_BYTES * len(recipe) + stack.bytes, failed=stack.failed)
+        for recipe, fusion, stack in zip(recipes, fusions, stacks, strict=True)
+    ]

@@ -1,0 +1,37 @@
+"""A user's shots as evidence and stacks learn from them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mta_cli.engine.scoring.label_examples import LabelExample, TrainingExample
+
+if TYPE_CHECKING:
+    from mta_cli.engine.methods.method import MethodContext, UserShots
+    from mta_cli.options import MemoryOptions
+
+
+def shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
+    """The user's shots, each beside what neighbours and the user's other answers say of it, where neighbours count.
+
+    What the memory knows already need not be learned. A shot whose output is not a label counts as a text.
+    """
+    key = ("shots", user.number, user.rows, memory)
+    if key not in context.cache:
+        context.cache[key] = _shot_examples(context, user, memory)
+    found: tuple[TrainingExample, ...] = context.cache[key]
+    return found
+
+
+def _shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
+    if not context.memory.uses_neighbours(memory):
+        return user.rows
+    labels, found = context.task.labels, list[TrainingExample](user.rows)
+    for shot, (text, output) in enumerate(zip(user.inputs, map(str.strip, user.outputs), strict=True)):
+        prior = context.memory.leave_one_out_prior(user.answers_without(shot), user.number, memory)
+        if output in labels and prior is not None:
+            time = user.times[shot] if user.times else None
+            found[shot] = LabelExample.from_prior(
+                user.rows[shot], context.label_tokens, labels.index(output), prior, text, time
+            )
+    return tuple(found)

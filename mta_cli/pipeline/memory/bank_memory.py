@@ -1,0 +1,103 @@
+"""The label memory of a bank, read from the store. `engine.memory.label_memory` says what it computes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.engine.memory.label_memory import LabelMemory
+from store.records import Bank, Item, User
+
+if TYPE_CHECKING:
+    from mta_cli.engine.memory.knn import EmbedFunction
+    from mta_cli.engine.memory.label_prior import LabelPrior
+    from mta_cli.engine.text.tasks import Task
+    from mta_cli.options import MemoryOptions
+    from mta_cli.pipeline.models.manifest import ModelEntry
+    from store.registry import Registry
+
+MAX_RECENT_ANSWERS = 200  # of a user count in their label prior
+LABEL_RATES_KEY = "label_rates"
+PERSONAL_MODES = ("fused", "adapted")
+
+
+class BankMemory:
+    """What the users of `bank` answered, read when it is first needed. Without a bank it knows nothing.
+
+    `embed` turns questions into vectors; where it is not given, the bank's embedder is loaded on `device`.
+    """
+
+    def __init__(
+        self, reg: Registry, task: Task, bank: Bank | None, *, device: str = "auto", embed: EmbedFunction | None = None
+    ) -> None:
+        self._reg, self._task, self._device, self._embed = reg, task, device, embed
+        self._bank = bank if task.labels else None
+
+    @classmethod
+    def current(cls, reg: Registry, task: Task, base: str, *, device: str = "auto") -> BankMemory:
+        """The memory of the task's newest ready bank for this base (a fingerprint)."""
+        return cls(reg, task, reg.banks.latest_ready_bank(task.name, base), device=device)
+
+    @cached_property
+    def label_memory(self) -> LabelMemory:
+        """What the engine computes with."""
+        from mta_cli.pipeline.memory.knn import load_embedder, load_fitted_neighbours
+
+        labels, bank = self._task.labels, self._bank
+        if bank is None:
+            return LabelMemory(labels)
+        if bank.kernel is not None and (self._embed is not None or self._embedder is not None):
+            embed = self._embed or load_embedder(self._embedder, self._device)  # type: ignore[arg-type]
+            if (found := load_fitted_neighbours(self._reg, bank, self._task, embed)) is not None:
+                return LabelMemory(labels, tuple(found.index.rates.tolist()), found)
+        return self.without_neighbours
+
+    @property
+    def without_neighbours(self) -> LabelMemory:
+        """The memory of label rates alone, which needs no embedder."""
+        rates = bank_label_rates(self._bank) if self._bank is not None else ()
+        # a bank of an older version, or of another form of the task, has no rates for these labels
+        return LabelMemory(self._task.labels, rates if len(rates) == len(self._task.labels) else ())
+
+    def prior_for(self, user: User | None, mode: str, options: MemoryOptions) -> LabelPrior | None:
+        """What counts beside a user's model in a personal `mode`; None where nothing does."""
+        if user is None or mode not in PERSONAL_MODES or options.memory == "off" or self._bank is None:
+            return None
+        return self._restricted(options).prior_of([item.output for item in self.recent_items(user)], options)
+
+    def recent_items(self, user: User) -> list[Item]:
+        """The user's items whose answers count in the label prior."""
+        return self._reg.items.recent_items(user.id, self._task.name, MAX_RECENT_ANSWERS)
+
+    def neighbour_settings(self, options: MemoryOptions) -> dict[str, Any]:
+        """What decides how neighbours count, besides their items; empty where none do."""
+        if options.memory != "neighbours" or (found := self.label_memory.neighbours) is None:
+            return {}
+        known: dict[str, Any] = {**asdict(found.kernel), "weight": options.neighbour_weight}
+        return {**known, "look_ahead": options.look_ahead} if found.index.times else known
+
+    def missing_embedder_note(self, options: MemoryOptions) -> str | None:
+        """What to say where the bank keeps neighbours and its embedder is not installed."""
+        if options.memory != "neighbours" or self._bank is None or self._bank.kernel is None:
+            return None
+        if self._embed is not None or self._embedder is not None:
+            return None
+        name = self._reg.models.get(self._bank.embedder).name
+        return f"The embedder {name} is not here: labels are weighed without the bank's neighbours."
+
+    def _restricted(self, options: MemoryOptions) -> LabelMemory:
+        """The memory without neighbours where the options ask for none: then no embedder is loaded."""
+        return self.label_memory if options.memory == "neighbours" else self.without_neighbours
+
+    @cached_property
+    def _embedder(self) -> ModelEntry | None:
+        from mta_cli.pipeline.models.lookup import list_models
+
+        wanted = self._bank.embedder if self._bank is not None else None
+        return next((one for one in list_models() if one.fingerprint == wanted and "fault" not in one.detail), None)
+
+
+def bank_label_rates(bank: Bank) -> tuple[float, ...]:
+    """How often the users whom a bank is made of give each label; nothing where it does not know."""
+    return tuple(bank.config.get(LABEL_RATES_KEY, ()))

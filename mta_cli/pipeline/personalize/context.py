@@ -1,0 +1,171 @@
+"""A bank and its users as `engine.methods` takes them: the only way from the store to a method, for all commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
+
+from mta_cli.pipeline.data.examples import PromptRowBuilder
+from mta_cli.pipeline.memory.bank_memory import BankMemory
+from mta_cli.pipeline.personalize.weights import load_weights
+from store.records import Anchor, AnchorWeight, Bank, Item, Query, Recipe, User
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mta_cli.engine.lora.adapter import LoraWeights
+    from mta_cli.engine.methods.anchor_weights import AnchorShare
+    from mta_cli.engine.methods.method import MethodContext, UserShots
+    from mta_cli.engine.model.load import LoadedBase
+    from mta_cli.engine.scoring.label_examples import TrainingExample
+    from mta_cli.engine.text.tasks import Task
+    from mta_cli.options import MemoryOptions
+    from store.registry import Registry
+
+
+class StoredAnchors(Sequence["LoraWeights"]):
+    """The weights of a bank's anchors, each read and verified when it is first used."""
+
+    def __init__(self, reg: Registry, bank: Bank, anchors: Sequence[Anchor]) -> None:
+        self._reg, self._base = reg, bank.base
+        self._digests = [anchor.digest for anchor in anchors]
+        self._loaded: dict[int, LoraWeights] = {}
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    @overload
+    def __getitem__(self, place: int) -> LoraWeights: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[LoraWeights]: ...
+
+    def __getitem__(self, place: int | slice) -> LoraWeights | list[LoraWeights]:
+        if isinstance(place, slice):
+            return [self[n] for n in range(len(self))[place]]
+        number = range(len(self))[place]
+        if number not in self._loaded:
+            self._loaded[number] = load_weights(self._reg, str(self._digests[number]), self._base)
+        return self._loaded[number]
+
+
+@dataclass(frozen=True)
+class BankContext:
+    """A bank for methods. `anchors[i]` is the row of the engine's anchor number i; all of them serve new recipes."""
+
+    bank: Bank
+    anchors: tuple[Anchor, ...]
+    memory: BankMemory
+    methods: MethodContext
+
+    def to_recipe(self, user: User, method: str, shares: Sequence[AnchorShare]) -> Recipe:
+        """A recipe as the store keeps it."""
+        from mta_cli.engine.methods.anchor_weights import SHARE_BYTES
+
+        rows = tuple(AnchorWeight(self.anchors[one.anchor].id, one.similarity, one.weight) for one in shares)
+        return Recipe(user.id, self.bank.task, self.bank.id, method, rows, SHARE_BYTES * len(rows))
+
+
+def load_bank_context(
+    reg: Registry,
+    bank: Bank,
+    task: Task,
+    base: LoadedBase | None,
+    memory: BankMemory,
+    *,
+    seed: int = 0,
+    rows: PromptRowBuilder | None = None,
+) -> BankContext:
+    """The bank's context. `base` holds its task adapter; weights by similarity need none. Profiles must be there.
+
+    Anchors that are stale, were refused by the screening, or have no profile serve nobody.
+    """
+    from torch import from_numpy
+
+    from mta_cli.engine.methods.method import MethodContext
+    from mta_cli.pipeline.bank.screening import similarity_floors, usable_anchors
+    from mta_cli.pipeline.data.profiles import profile_matrix
+
+    found = [one for one in usable_anchors(reg, bank) if one.user_id is not None and one.digest is not None]
+    ids, matrix = profile_matrix(reg, task.name, bank.embedder, [one.user_id for one in found if one.user_id])
+    row = {user_id: n for n, user_id in enumerate(ids)}
+    anchors = tuple(one for one in found if one.user_id in row)
+    profiles = from_numpy(matrix[[row[one.user_id] for one in anchors if one.user_id]])
+    floors = similarity_floors(reg.banks.by_id(bank.id))
+    tokens = () if rows is None else tuple(tuple(rows.prompter.answer_ids(label)) for label in task.labels)
+    methods = MethodContext(
+        base,
+        task,
+        StoredAnchors(reg, bank, anchors),
+        profiles,
+        seed,
+        memory.label_memory if base is not None else memory.without_neighbours,
+        tokens,
+        {n: floors[one.id] for n, one in enumerate(anchors) if one.id in floors},
+        lambda: _basis_weights(reg, bank),
+    )
+    return BankContext(bank, anchors, memory, methods)
+
+
+def _basis_weights(reg: Registry, bank: Bank) -> LoraWeights | None:
+    from mta_cli.errors import BadInput
+    from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
+
+    try:
+        return load_or_make_basis(reg, bank).weights
+    except BadInput:  # the anchors do not move the model
+        return None
+
+
+def user_shots(
+    user: User,
+    items: Sequence[Item],
+    profile: Tensor | None,
+    rows: PromptRowBuilder | None = None,
+    recent: Sequence[Item] = (),
+) -> UserShots:
+    """A user with the shots `items`. `recent` are their items whose answers count in the label prior, shots or not.
+
+    Without `rows`, which need the base's tokenizer, only weights by similarity can be computed.
+    """
+    from mta_cli.engine.methods.method import UserShots
+
+    own = {item.id for item in items}
+    return UserShots(
+        user.id,
+        tuple(item.input for item in items),
+        tuple(item.output for item in items),
+        tuple(rows.training_rows(items)) if rows is not None else (),
+        profile,
+        tuple(item.time for item in items),
+        tuple(item.output for item in recent if item.id not in own),
+    )
+
+
+def query_examples(
+    context: BankContext, user: User, queries: Sequence[Query], rows: PromptRowBuilder, memory: MemoryOptions
+) -> list[TrainingExample]:
+    """Held-out queries and their golds as the shots are scored: beside the label memory where neighbours count."""
+    from mta_cli.engine.scoring.label_examples import LabelExample, TrainingExample
+
+    labels, own = context.methods.task.labels, rows.query_rows(queries)
+    found = list[TrainingExample](own)
+    prior = context.memory.prior_for(user, "adapted", memory)
+    if prior is None or not context.methods.memory.uses_neighbours(memory):
+        return found
+    for n, query in enumerate(queries):
+        if (gold := query.gold.strip()) in labels:
+            tokens = context.methods.label_tokens
+            found[n] = LabelExample.from_prior(own[n], tokens, labels.index(gold), prior, query.input, query.time)
+    return found
+
+
+def load_profiles(reg: Registry, task: str, embedder: str, users: Sequence[User]) -> Mapping[int, Tensor]:
+    """The unit profiles [width], float32, of those of `users` who have one, by user id."""
+    from torch import from_numpy
+
+    from mta_cli.pipeline.data.profiles import profile_matrix
+
+    ids, matrix = profile_matrix(reg, task, embedder, [user.id for user in users])
+    return dict(zip(ids, from_numpy(matrix), strict=True))
