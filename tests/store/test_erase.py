@@ -255,7 +255,7 @@ def test_evaluations_lose_their_answers_and_the_banks_that_were_made_from_them(r
         reg.banks.by_id(mine.id)
     assert not any(reg.files.path(digest).exists() for digest in files if digest)
     assert set(files) <= set(gone.adapters_removed) and "eval free v1" not in gone.banks
-    assert reg.banks.by_id(theirs.id) == theirs and reg.evaluations.fold_banks(second) == {0: theirs.id}
+    assert reg.banks.by_id(theirs.id) == theirs and reg.evaluations.fold_banks(second) == {(0, ""): theirs.id}
     assert reg.evaluations.fold_banks(first) == {} and reg.evaluations.fold_members(first) == [
         (0, other, "bank"),
         (0, third, "test"),

@@ -111,9 +111,8 @@ def weigh_anchors(
     found = []
     for batch in user_batches(context, users, weighting, options):
         asking = [user for user in batch if weighting_for(user, weighting) in NEEDS_SHOTS]
-        evidence = dict(
-            zip((user.number for user in asking), evidence_of(context, asking, options, memory), strict=True)
-        )
+        sums = evidence_of(context, asking, options, memory) if asking else []
+        evidence = dict(zip((user.number for user in asking), sums, strict=True))
         for user in batch:
             found.append(_weigh(context, user, weighting_for(user, weighting), options, memory, evidence))
     return found

@@ -32,6 +32,11 @@ _EVIDENCE_GRID = tuple(
 _CORE_GRID = tuple(
     {"learning_rate": rate, "neighbour_weight": weight} for rate in (0.03, 0.1) for weight in (0.85, 1.7, 3.4)
 )
+_MEMORY_GRIDS: dict[str, tuple[Settings, ...]] = {
+    "off": (),
+    "habit": tuple({"prior_strength": s, "prior_weight": w} for s in (2.0, 8.0) for w in (0.25, 0.5, 1.0)),
+    "neighbours": tuple({"neighbour_weight": weight} for weight in (0.85, 1.7, 3.4)),
+}
 
 PRESET_METHODS = (
     majority.METHOD,
@@ -110,7 +115,10 @@ def find_method(name: str, memory: str | None = None) -> Method:
         raise UsageError(f"{name!r:.80}: {wanted!r:.40} is no label memory", hint=f"one of {', '.join(MEMORIES)}")
     if found.memory is None:
         raise UsageError(f"{name!r:.80}: {stem} has no label memory to choose", hint=stem)
-    return replace(found, name=f"{stem}+{wanted}", memory=wanted, about=f"{found.about}; label memory: {wanted}")
+    named = replace(found, name=f"{stem}+{wanted}", memory=wanted, about=f"{found.about}; label memory: {wanted}")
+    settings = named.settings_for(labels=True)
+    own = tuple({name: value for name, value in trial.items() if name in settings} for trial in found.grid)
+    return replace(named, grid=own or _MEMORY_GRIDS[wanted])
 
 
 def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method]:

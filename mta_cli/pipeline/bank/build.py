@@ -28,9 +28,9 @@ from mta_cli.pipeline.bank.task_adapter import (
 from mta_cli.pipeline.bank.verify import bank_json
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.leaving import UsersWithdrew, anchors_dropped_note, consenting_user_ids, rebuild_note
+from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
 from mta_cli.pipeline.memory.knn import update_neighbours
 from mta_cli.pipeline.memory.knn_weight import fit_neighbour_weight
-from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
 from mta_cli.pipeline.models.load import load_on_device, load_on_other_devices
 from mta_cli.pipeline.training.groups import (
     USER_LEFT_MESSAGE,

@@ -7,7 +7,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from mta_cli.errors import IntegrityFault
 from mta_cli.events import Event, Note
+from mta_cli.pipeline.bank.screening import usable_anchors
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.data.profiles import normalise_rows
 from mta_cli.pipeline.evaluation.banks import FoldBanks
@@ -64,7 +66,7 @@ class EvalContext:
         if key not in self._bank_contexts:
             bank, task = self.banks[key], self.request.task
             memory = BankMemory(self.reg, task, bank, embed=self._embed)
-            self._bank_contexts[key] = load_bank_context(
+            found = load_bank_context(
                 self.reg,
                 bank,
                 task,
@@ -73,6 +75,10 @@ class EvalContext:
                 seed=self.request.machine.seed,
                 rows=self.history_examples,
             )
+            known = {anchor.id for anchor in found.anchors}
+            if missing := [one.id for one in usable_anchors(self.reg, bank) if one.id not in known]:
+                raise IntegrityFault(f"Anchors {missing} of fold {fold + 1} have no profile.", hint="mta doctor")
+            self._bank_contexts[key] = found
         return self._bank_contexts[key]
 
     def without_cached_states(self, context: MethodContext) -> MethodContext:

@@ -120,10 +120,7 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
             f"{method.name} has no setting {', '.join(unknown)}", hint=f"it has {', '.join(defaults) or 'none'}"
         )
     settings = {**defaults, **chosen}
-    if "placement" in settings and settings["placement"] not in (
-        method.overrides.get("placement"),
-        chosen.get("placement"),
-    ):
+    if settings.get("placement", "all") != "all":
         settings["placement"] = request.options.placement  # where the fold's anchors act
     version = {"version": method.version} if method.version > 1 else {}
     converted = {key: _convert_setting(f"{method.name}.{key}", defaults[key], value) for key, value in given.items()}

@@ -98,8 +98,9 @@ def test_the_discriminant_of_others_hears_nothing_of_a_persons_own_answers() -> 
 
 
 def test_a_guess_is_one_persons_evidence() -> None:
-    known, own, kernel = some(10), (0.25, 0.0, -0.25), NeighbourKernel(3.0, 1.0, 2.0, 0.5)
-    guess = NeighbourLabelPrior(known, kernel, lambda texts: units(1, len(texts[0])), own)
+    known, answers, kernel = some(10), ("yes", "yes", "no"), NeighbourKernel(3.0, 1.0, 2.0, 0.5)
+    guess = NeighbourLabelPrior(known, kernel, lambda texts: units(1, len(texts[0])), LABELS, answers)
+    own = user_label_prior(answers, LABELS, known.rates.tolist(), PRIOR_STRENGTH)
     expected = known.label_log_ratios(kernel, units(1, 5), np.array([own]))[0]
     assert guess("12345") == pytest.approx(expected.tolist())
 
@@ -109,7 +110,7 @@ def test_beside_a_model_what_counts_more_counts_whole(times: float, own: float, 
     kernel = NeighbourKernel(3.0, 1.0, 2.0, 0.5, beside=2.0)
     powers, share = kernel.powers_beside_model(times / 2.0)
     assert powers == NeighbourKernel(3.0, own, own, 0.5 * own) and share == model
-    guess = NeighbourLabelPrior(some(4), kernel, lambda texts: units(1, 0), (0.0, 0.0, 0.0))
+    guess = NeighbourLabelPrior(some(4), kernel, lambda texts: units(1, 0), LABELS, ())
     assert guess.model_weight == 1.0 and guess.with_model_weight(times / 2.0) == replace(
         guess, kernel=powers, model_weight=model
     )

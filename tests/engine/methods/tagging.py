@@ -10,29 +10,32 @@ import numpy as np
 
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
 from mta_cli.engine.memory.knn import NeighbourIndex, NeighbourKernel, Vectors
+from mta_cli.engine.memory.label_memory import FittedNeighbours, LabelMemory
 from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.text.prompts import PromptBuilder, TrainingRow
 from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
-from tests.engine.methods.benches import a_bench, units
+from tests.engine.methods.contexts import a_context, units
 
 LABELS = BUILTIN_TASKS["lamp-2"].labels
 
 
-def tag_bench(
+def tag_context(
     base: LoadedBase, anchors: Sequence[LoraWeights] | int = 3, *, task: str = "lamp-2", seed: int = 0
 ) -> MethodContext:
-    """A bench whose people give the first label twice as often as any other."""
+    """A context whose users give the first label twice as often as any other."""
     count = len(BUILTIN_TASKS[task].labels)
     rates = tuple((1 + (i == 0)) / (count + 1) for i in range(count))
     places = np.arange(3 * count) % count
     known = NeighbourIndex(embed([f"item {n}" for n in places]), places, np.arange(3 * count) // count, np.array(rates))
-    items = (known, NeighbourKernel(4.0, 1.5, 0.5), embed)
+    memory = LabelMemory(
+        BUILTIN_TASKS[task].labels, rates, FittedNeighbours(known, NeighbourKernel(4.0, 1.5, 0.5), embed)
+    )
     prompter = PromptBuilder(base.tokenizer, BUILTIN_TASKS[task], base.end_ids)
     answers = tuple(tuple(prompter.answer_ids(label)) for label in BUILTIN_TASKS[task].labels)
-    bench = a_bench(base, anchors, placement="late", seed=seed)
-    return replace(bench, task=BUILTIN_TASKS[task], rates=rates, neighbour_index=items, label_tokens=answers)
+    context = a_context(base, anchors, placement="late", seed=seed)
+    return replace(context, task=BUILTIN_TASKS[task], memory=memory, label_tokens=answers)
 
 
 def embed(texts: Sequence[str]) -> Vectors:
@@ -42,7 +45,7 @@ def embed(texts: Sequence[str]) -> Vectors:
 
 
 def tagger(base: LoadedBase, task: Task, outputs: Sequence[str], number: int = 0) -> UserShots:
-    """Somebody whose shots have these outputs."""
+    """A user whose shots have these outputs."""
     inputs = tuple(f"film {number} {n}" for n in range(len(outputs)))
     prompter = PromptBuilder(base.tokenizer, task, base.end_ids)
     rows = tuple(prompter.training_row(text, output) for text, output in zip(inputs, outputs, strict=True))

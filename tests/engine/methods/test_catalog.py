@@ -1,4 +1,4 @@
-"""The catalogue: names, wrong names, settings that can be tried, and every method for people of every kind."""
+"""Methods by name: presets, suffixes, compositions, wrong names, and every method for users of every kind."""
 
 from __future__ import annotations
 
@@ -6,38 +6,40 @@ import math
 
 import pytest
 
-from mta_cli.engine.methods import catalog
-from mta_cli.engine.methods.catalog import METHODS, find_methods
+from mta_cli.engine.methods.anchor_weights import SHARE_BYTES
+from mta_cli.engine.methods.catalog import PRESET_METHODS, PRESETS_BY_NAME, find_method, find_methods
 from mta_cli.engine.methods.method import Method, Settings, UserModel
+from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.log_likelihood import row_log_likelihoods
 from mta_cli.errors import UsageError
-from tests.engine.methods.benches import a_bench, a_person
-from tests.engine.methods.tagging import LABELS, tag_bench, tagger
+from mta_cli.options import MEMORIES, PRESETS, AdaptOptions, FuseOptions
+from tests.engine.methods.contexts import a_context, a_user, same, settings_of
+from tests.engine.methods.tagging import LABELS, tag_context, tagger
 
-EVERY = pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
-WANTED = """majority base rag pooled pooled-rag oppu oppu-pooled fusion fusion-random fusion-noise stack mta
-mta-lora mta-evidence fusion-evidence mta-learned fusion-learned mta-released pieces search
-core gains code stack-r1 stack-frozen-a stack-8bit stack-4bit vector"""
-QUICK = {"steps": 2, "learn_steps": 2, "epochs": 1, "evaluations": 6}
+NAMES = """majority neighbours base rag pooled pooled-rag oppu oppu-pooled fusion fusion-random stack mta mta-recipe
+mta-published mta-released per-pcs prime"""
+COMPOSED = ("task:evidence:lora+habit", "base:uniform:none", "task:learned:core+neighbours", "task:softmax:lora+off")
+METHODS = [*PRESET_METHODS, *map(find_method, COMPOSED)]
+EVERY = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+QUICK = {"steps": 2, "epochs": 1, "evaluations": 6, "placement": "late"}
 
 
-def quick(method: Method) -> Settings:
+def quick(method: Method, labels: bool) -> Settings:
     """The method's own settings, with as little work as they allow."""
-    return {**method.settings, **{name: value for name, value in QUICK.items() if name in method.settings}}
+    own = method.settings_for(labels)
+    return {**own, **{name: value for name, value in QUICK.items() if name in own}}
 
 
-def usable(base: LoadedBase, made: UserModel, rows: int = 1) -> bool:
+def usable(base: LoadedBase, model: UserModel) -> bool:
     """Whether the model gives answers a likelihood."""
-    if made.answerer is not None:
+    if model.answerer is not None:
         return True
-    return all(math.isfinite(value) for value, _ in row_log_likelihoods(base, a_person(rows).rows, made.loras))
+    return all(math.isfinite(value) for value, _ in row_log_likelihoods(base, a_user(1).rows, model.loras))
 
 
-def test_no_name_is_given_twice_and_all_that_were_promised_are_there() -> None:
-    every = [method.name for family in catalog._FAMILIES for method in family.METHODS]
-    assert sorted(every) == sorted(METHODS) and set(WANTED.split()) <= set(METHODS)
-    assert all(method.about and method.name == method.name.strip().lower() for method in METHODS.values())
+def test_all_names_that_are_promised_are_there() -> None:
+    assert list(PRESETS_BY_NAME) == NAMES.split() and all(method.about for method in PRESET_METHODS)
 
 
 def test_names_come_back_once_and_in_their_order() -> None:
@@ -45,12 +47,20 @@ def test_names_come_back_once_and_in_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("mat", "did you mean mta?"), ("fusoin", "did you mean fusion?"), ("qqq", "mta eval methods")]
+    ("name", "hint"),
+    [
+        ("mat", "did you mean mta?"),
+        ("fusoin", "did you mean fusion?"),
+        ("qqq", "mta eval methods"),
+        ("task:evidence", "BELOW:ANCHORS:STACK, as task:evidence:lora"),
+        ("task:evidence:adapter", "none, core, lora"),
+        ("floor:none:none", "base, task"),
+    ],
 )
-def test_a_wrong_name_is_refused_with_the_nearest(name: str, hint: str) -> None:
+def test_a_wrong_name_is_refused_with_what_helps(name: str, hint: str) -> None:
     with pytest.raises(UsageError, match=f"no method '{name}'") as caught:
         find_methods(["base", name])
-    assert caught.value.hint == hint
+    assert hint in (caught.value.hint or "")
 
 
 def test_no_name_at_all_is_refused() -> None:
@@ -58,31 +68,61 @@ def test_no_name_at_all_is_refused() -> None:
         find_methods([])
 
 
+def test_a_suffix_gives_any_method_another_label_memory() -> None:
+    for stem in ("oppu-pooled", "stack", "mta", "per-pcs", "task:evidence:lora"):
+        for memory in MEMORIES:
+            found = find_method(f"{stem}+{memory}")
+            assert (found.name, found.memory) == (f"{stem}+{memory}", memory)
+            assert (found.anchors, found.stack) == (find_method(stem).anchors, find_method(stem).stack)
+            assert ("prior_weight" in found.settings_for(True)) == (memory != "off")
+    assert find_method("stack", "habit").name == "stack+habit" and find_method("mta", "neighbours").name == "mta"
+    assert find_method("stack+off", "habit").name == "stack+off", "a suffix stands above the option"
+    assert find_method("majority", "habit").name == "majority"
+    with pytest.raises(UsageError, match="'some' is no label memory"):
+        find_method("mta+some")
+    with pytest.raises(UsageError, match="majority has no label memory to choose"):
+        find_method("majority+habit")
+
+
+def test_the_published_preset_is_the_papers_choice() -> None:
+    """One table gives it to `mta bank build`, `mta user adapt` and `mta eval run`."""
+    method = find_method("mta-published")
+    assert (method.below, method.anchors, method.stack, method.memory) == ("base", "similarity", "lora", "off")
+    settings = method.settings_for(True)
+    for key, value in PRESETS["published"].items():
+        section, _, name = key.partition(".")
+        if section in ("fuse", "adapt") and name in settings:
+            assert settings[name] == value, key
+    assert (settings["top_k"], settings["rank"], settings["epochs"]) == (2, 4, 1)
+    assert method.bank_preset == "published" and PRESETS["published"]["bank.task_adapter"] is False
+
+
 @EVERY
 def test_settings_that_are_tried_are_the_methods_own_and_of_their_kind(method: Method) -> None:
     """Settings are part of what an answer is stored under, where 1 and 1.0 are two."""
-    for laid in method.grid:
-        assert {name: type(value) for name, value in laid.items()} == {n: type(method.settings[n]) for n in laid}
-    assert all(type(value) in (int, float, str) for value in method.settings.values())
+    for labels in (True, False):
+        own = method.settings_for(labels)
+        for laid in method.grid:
+            assert {name: type(value) for name, value in laid.items()} == {name: type(own[name]) for name in laid}
+        assert all(type(value) in (int, float, str, bool) for value in own.values())
 
 
 @EVERY
-def test_it_answers_for_a_task_of_texts_and_for_who_has_no_shots(base: LoadedBase, method: Method) -> None:
-    people = [a_person(2), a_person(0, 1), a_person(1, 2)]
-    made = method.build_models(a_bench(base, 2, placement="late"), people, quick(method))
+def test_it_answers_for_a_task_of_texts_and_for_a_user_without_shots(base: LoadedBase, method: Method) -> None:
+    users = [a_user(2), a_user(0, 1), a_user(1, 2)]
+    made = build_models(method, a_context(base, 2, placement="late"), users, quick(method, labels=False))
     assert len(made) == 3 and all(usable(base, one) for one in made)
-    assert all(one.prior is None and one.bytes >= 0 for one in made)
-    if method.name != "fusion-random":
-        assert made[1] == UserModel(answerer=made[1].answerer)
+    assert all(one.prior is None and one.bytes >= 0 and not one.failed for one in made)
 
 
 @EVERY
-def test_it_answers_for_a_task_of_labels_and_for_who_has_no_shots(base: LoadedBase, method: Method) -> None:
-    bench = tag_bench(base, 2)
-    people = [tagger(base, bench.task, [LABELS[1], LABELS[2]]), tagger(base, bench.task, [], 1)]
-    made = method.build_models(bench, people, quick(method))
+def test_it_answers_for_a_task_of_labels_and_for_a_user_without_shots(base: LoadedBase, method: Method) -> None:
+    context = tag_context(base, 2)
+    users = [tagger(base, context.task, [LABELS[1], LABELS[2]]), tagger(base, context.task, [], 1)]
+    made = build_models(method, context, users, quick(method, labels=True))
     assert len(made) == 2 and all(usable(base, one) for one in made)
     for one in made:
+        assert (one.prior is not None) == (method.memory in ("habit", "neighbours"))
         if one.prior is not None:
             said = one.prior("a film")
             assert len(said) == len(LABELS) and all(map(math.isfinite, said))
@@ -93,10 +133,52 @@ def test_it_answers_for_a_task_of_labels_and_for_who_has_no_shots(base: LoadedBa
 
 @EVERY
 def test_a_bank_without_anchors_is_no_fault(base: LoadedBase, method: Method) -> None:
-    (made,) = method.build_models(a_bench(base, 0), [a_person(1)], quick(method))
+    (made,) = build_models(method, a_context(base, 0), [a_user(1)], quick(method, labels=False))
     assert usable(base, made)
 
 
 @EVERY
-def test_nobody_at_all_is_no_fault(base: LoadedBase, method: Method) -> None:
-    assert method.build_models(a_bench(base, 1, placement="late"), [], quick(method)) == []
+def test_no_users_are_no_fault(base: LoadedBase, method: Method) -> None:
+    assert build_models(method, a_context(base, 1, placement="late"), [], quick(method, labels=False)) == []
+
+
+def test_a_model_is_fusion_stack_and_memory_and_its_bytes_are_counted(base: LoadedBase) -> None:
+    """Late anchors have seven modules; a core of rank 2 has four numbers in each of them."""
+    context = tag_context(base, 3)
+    users = [tagger(base, context.task, [LABELS[1], LABELS[2]])]
+    (whole,) = build_models(find_method("mta"), context, users, settings_of(find_method("mta")))
+    (recipe,) = build_models(find_method("mta-recipe"), context, users, settings_of(find_method("mta-recipe")))
+    assert len(whole.loras) == 2 and len(recipe.loras) == 1 and same(whole.loras[0], recipe.loras[0])
+    assert whole.prior == recipe.prior and whole.bytes == recipe.bytes + 2 * 4 * 7
+    (off,) = build_models(find_method("mta-recipe+off"), context, users, settings_of(find_method("mta-recipe+off")))
+    assert off.prior is None and off.bytes % SHARE_BYTES == 0 and recipe.bytes % SHARE_BYTES == 2 * 2
+
+
+def test_neighbours_change_what_is_learned_and_the_label_prior_does_not(base: LoadedBase) -> None:
+    context = tag_context(base, 2)
+    users = [tagger(base, context.task, [LABELS[1], LABELS[2]])]
+
+    def stack(name: str) -> UserModel:
+        return build_models(find_method(name), context, users, settings_of(find_method(name), steps=3))[0]
+
+    off, habit, near = (stack(f"mta+{memory}") for memory in MEMORIES)
+    assert all(same(*pair) for pair in zip(off.loras, habit.loras, strict=True)) and habit.prior is not None
+    assert not same(habit.loras[-1], near.loras[-1])
+
+
+def test_a_training_that_fails_is_told_and_leaves_the_rest(base: LoadedBase) -> None:
+    context = tag_context(base, 2)
+    users = [tagger(base, context.task, [LABELS[1], LABELS[2]])]
+    method = find_method("mta")
+    (broken,) = build_models(method, context, users, settings_of(method, learning_rate=float("nan")))
+    (sound,) = build_models(method, context, users, settings_of(method))
+    assert broken.failed and not sound.failed and broken.prior == sound.prior and broken.bytes < sound.bytes
+    assert len(broken.loras) == len(sound.loras) - 1 and same(broken.loras[0], sound.loras[0])
+
+
+def test_the_defaults_are_those_of_the_options() -> None:
+    settings = find_method("mta").settings_for(True)
+    fuse, adapt = FuseOptions(), AdaptOptions().with_kind_defaults(labels=True)
+    assert settings["sharpness"] == fuse.sharpness and settings["candidates"] == fuse.candidates
+    assert settings["learning_rate"] == adapt.learning_rate == 0.03
+    assert find_method("mta").settings_for(False)["learning_rate"] == 0.1

@@ -8,18 +8,17 @@ from dataclasses import replace
 
 import pytest
 
-from mta_cli.engine.methods.majority import METHODS
+from mta_cli.engine.methods.majority import METHOD
 from mta_cli.engine.methods.method import DirectAnswerer, MethodContext
+from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase
-from tests.engine.methods.benches import a_bench, a_person
-from tests.engine.methods.tagging import LABELS, tag_bench, tagger
+from tests.engine.methods.contexts import a_context, a_user
+from tests.engine.methods.tagging import LABELS, tag_context, tagger
 from tests.metrics_by_hand import mae
-
-(METHOD,) = METHODS
 
 
 def rule(bench: MethodContext, outputs: Sequence[str]) -> DirectAnswerer:
-    (made,) = METHOD.build_models(bench, [tagger(bench.base, bench.task, outputs)], METHOD.settings)
+    (made,) = build_models(METHOD, bench, [tagger(bench.base, bench.task, outputs)], METHOD.settings_for(True))
     assert made.loras == () and made.prior is None and made.bytes == 0 and made.answerer is not None
     return made.answerer
 
@@ -37,14 +36,14 @@ def rule(bench: MethodContext, outputs: Sequence[str]) -> DirectAnswerer:
     ],
 )
 def test_the_most_frequent_label(base: LoadedBase, outputs: list[str], expected: str) -> None:
-    answer, logliks = rule(tag_bench(base, 0), outputs)("any film")
+    answer, logliks = rule(tag_context(base, 0), outputs)("any film")
     assert answer == expected
     assert len(logliks) == len(LABELS) and sum(map(math.exp, logliks)) == pytest.approx(1)
 
 
 def test_the_commoner_of_equals_is_the_likelier_one_too(base: LoadedBase) -> None:
-    bench = tag_bench(base, 0)
-    bench = replace(bench, rates=tuple(0.4 if i == 7 else 0.6 / 14 for i in range(15)))
+    bench = tag_context(base, 0)
+    bench = replace(bench, memory=replace(bench.memory, rates=tuple(0.4 if i == 7 else 0.6 / 14 for i in range(15))))
     answer, logliks = rule(bench, [LABELS[1], LABELS[7], LABELS[2]])("a film")
     assert answer == LABELS[7] and max(logliks) == logliks[7]
 
@@ -54,17 +53,17 @@ def test_the_commoner_of_equals_is_the_likelier_one_too(base: LoadedBase) -> Non
 )
 def test_the_mean_score(base: LoadedBase, outputs: list[str], expected: float) -> None:
     """Without a known score: the commonest among people, which is the first here."""
-    answer, logliks = rule(tag_bench(base, 0, task="lamp-3"), outputs)("a review")
+    answer, logliks = rule(tag_context(base, 0, task="lamp-3"), outputs)("a review")
     assert mae([answer], ["1"]) == pytest.approx(expected - 1, abs=1e-5)
     assert len(logliks) == 5 and sum(map(math.exp, logliks)) == pytest.approx(1)
 
 
 def test_the_nearest_own_text_and_the_later_of_equals(base: LoadedBase) -> None:
-    bench = a_bench(base, 0)
+    bench = a_context(base, 0)
     person = replace(
-        a_person(0), inputs=("the red fox", "a blue whale", "a blue whale"), outputs=("fox", "whale", "later whale")
+        a_user(0), inputs=("the red fox", "a blue whale", "a blue whale"), outputs=("fox", "whale", "later whale")
     )
-    (made,) = METHOD.build_models(bench, [person], {})
+    (made,) = build_models(METHOD, bench, [person], METHOD.settings_for(True))
     assert made.answerer is not None
     assert made.answerer("what does the FOX say?") == ("fox", ())
     assert made.answerer("whale") == ("later whale", ())
@@ -72,5 +71,5 @@ def test_the_nearest_own_text_and_the_later_of_equals(base: LoadedBase) -> None:
 
 
 def test_who_wrote_nothing_answers_nothing(base: LoadedBase) -> None:
-    (made,) = METHOD.build_models(a_bench(base, 0), [a_person(0)], {})
+    (made,) = build_models(METHOD, a_context(base, 0), [a_user(0)], {})
     assert made.answerer is not None and made.answerer("anything") == ("", ())

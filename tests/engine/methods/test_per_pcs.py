@@ -12,16 +12,16 @@ from torch import Tensor
 
 from mta_cli.engine.lora.adapter import LoraWeights, Placement
 from mta_cli.engine.methods.method import UserModel, UserShots
-from mta_cli.engine.methods.per_pcs import METHODS, AnchorPieces, PieceAssembly, assemble_pieces
+from mta_cli.engine.methods.per_pcs import METHOD, AnchorPieces, PieceAssembly, assemble_pieces
+from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.errors import UsageError
 from tests.engine.lora_cases import random_lora, random_rows
-from tests.engine.methods.benches import a_bench, a_person, same, settings_of
+from tests.engine.methods.contexts import a_context, a_user, same, settings_of
 from tests.engine.slow import hooked
 
-(METHOD,) = METHODS
 FIRST = "model.layers.1.self_attn.q_proj"  # the first module of the upper layers that runs
 EVEN = torch.full((3,), 1 / 3)
 
@@ -110,7 +110,7 @@ def test_an_anchor_without_the_piece_scores_nothing(base: LoadedBase) -> None:
 def test_the_piece_that_answers_the_users_inputs_is_chosen(base: LoadedBase, plain: bool) -> None:
     row = random_rows([20], answer=1)[0]
     anchors = planted(base, inputs(base, row, FIRST)[0])
-    assembly = found(base if plain else replace(base, llama_decoder=None), anchors, a_person([row]))
+    assembly = found(base if plain else replace(base, llama_decoder=None), anchors, a_user([row]))
     chosen, weights = assembly.chosen_pieces[FIRST]
     assert chosen[0] == 3 and len(chosen) == 3
     assert weights == pytest.approx(torch.softmax(torch.tensor([8.0, 0.0, 0.0]), 0).tolist(), abs=1e-4)
@@ -121,7 +121,7 @@ def test_each_module_sees_what_was_put_before_it(base: LoadedBase, placement: st
     """Choices and weights equal those of a reference that runs the whole base once for every module and row."""
     anchors = [random_lora(base.model, i, placement=placement) for i in range(5)]
     rows = [*random_rows([17, 30], answer=3), *random_rows([9], seed=1, answer=6)]
-    expected, assembly = by_hand(base, anchors, rows), found(base, anchors, a_person(rows))
+    expected, assembly = by_hand(base, anchors, rows), found(base, anchors, a_user(rows))
     assert list(assembly.chosen_pieces) == list(expected)
     for path, (chosen, weights) in expected.items():
         assert assembly.chosen_pieces[path][0] == chosen.tolist()
@@ -132,7 +132,7 @@ def test_later_choices_would_differ_on_the_base_as_it_is(base: LoadedBase) -> No
     """What stands before a module matters, so that the test above can fail."""
     anchors = [random_lora(base.model, i) for i in range(5)]
     anchors = [replace(one, scale=20 * one.scale) for one in anchors]
-    person = a_person(2)
+    person = a_user(2)
     assembly, pool = found(base, anchors, person), AnchorPieces(anchors, base.device)
     away = 0.0
     for path, (chosen, weights) in assembly.chosen_pieces.items():
@@ -146,7 +146,7 @@ def test_later_choices_would_differ_on_the_base_as_it_is(base: LoadedBase) -> No
 
 def test_factors_are_summed_apart(base: LoadedBase) -> None:
     anchors = [random_lora(base.model, i, placement="late") for i in range(4)]
-    assembly = found(base, anchors, a_person(2))
+    assembly = found(base, anchors, a_user(2))
     weights = assembly.to_lora_weights()
     assert weights.placement == anchors[0].placement and set(weights.factors) == set(anchors[0].factors)
     for path, (chosen, shares) in assembly.chosen_pieces.items():
@@ -157,7 +157,7 @@ def test_factors_are_summed_apart(base: LoadedBase) -> None:
 @pytest.mark.parametrize("placement", ["all", "upper"])
 def test_a_base_without_a_plain_decoder_chooses_the_same(base: LoadedBase, placement: str) -> None:
     anchors = [random_lora(base.model, i, placement=placement) for i in range(4)]
-    person = a_person(3)
+    person = a_user(3)
     ours, theirs = found(base, anchors, person), found(replace(base, llama_decoder=None), anchors, person)
     for path, (chosen, weights) in ours.chosen_pieces.items():
         assert theirs.chosen_pieces[path][0] == chosen and theirs.chosen_pieces[path][1] == pytest.approx(
@@ -170,38 +170,38 @@ def test_nothing_is_left_in_the_base(base: LoadedBase) -> None:
     with torch.no_grad():
         before = base.model(input_ids=ids).logits
         for one in (base, slow):
-            found(one, [random_lora(base.model, i) for i in range(3)], a_person(2))
+            found(one, [random_lora(base.model, i) for i in range(3)], a_user(2))
         assert torch.equal(base.model(input_ids=ids).logits, before)
 
 
 def test_late_pieces_need_a_plain_decoder(base: LoadedBase) -> None:
     with pytest.raises(UsageError, match="Llama"):
-        found(replace(base, llama_decoder=None), [random_lora(base.model, 1, placement="late")], a_person(2))
+        found(replace(base, llama_decoder=None), [random_lora(base.model, 1, placement="late")], a_user(2))
 
 
 def test_three_pieces_of_every_module_are_kept(base: LoadedBase) -> None:
-    person = a_person(3)
-    (made,) = METHOD.build_models(a_bench(base, 5), [person], METHOD.settings)
+    person = a_user(3)
+    (made,) = build_models(METHOD, a_context(base, 5), [person], METHOD.settings_for(True))
     assert made.bytes == 7 * 3 * 4 and len(made.loras) == 1
-    (few,) = METHOD.build_models(a_bench(base, 2), [person], METHOD.settings)
+    (few,) = build_models(METHOD, a_context(base, 2), [person], METHOD.settings_for(True))
     assert few.bytes == 7 * 2 * 4
 
 
 def test_somebody_without_shots_and_a_bank_of_nobody(base: LoadedBase) -> None:
-    assert METHOD.build_models(a_bench(base), [a_person(0)], METHOD.settings) == [UserModel()]
-    assert METHOD.build_models(a_bench(base, 0), [a_person(2)], METHOD.settings) == [UserModel()]
+    assert build_models(METHOD, a_context(base), [a_user(0)], METHOD.settings_for(True)) == [UserModel()]
+    assert build_models(METHOD, a_context(base, 0), [a_user(2)], METHOD.settings_for(True)) == [UserModel()]
 
 
 def test_the_same_again_in_any_company(base: LoadedBase) -> None:
-    bench, person = a_bench(base, placement="late"), a_person(1)
-    (alone,) = METHOD.build_models(bench, [person], METHOD.settings)
-    *_, again = METHOD.build_models(bench, [a_person(4, 1), a_person(0, 2), person], METHOD.settings)
+    bench, person = a_context(base, placement="late"), a_user(1)
+    (alone,) = build_models(METHOD, bench, [person], METHOD.settings_for(True))
+    *_, again = build_models(METHOD, bench, [a_user(4, 1), a_user(0, 2), person], METHOD.settings_for(True))
     assert same(alone.loras[0], again.loras[0])
 
 
 def test_one_piece_alone_is_that_anchors(base: LoadedBase) -> None:
-    bench = a_bench(base)
-    (made,) = METHOD.build_models(bench, [a_person(2)], settings_of(METHOD, top_k=1))
+    bench = a_context(base)
+    (made,) = build_models(METHOD, bench, [a_user(2)], settings_of(METHOD, top_k=1))
     for path in made.loras[0].factors:
         assert any(
             torch.allclose(made.loras[0].delta_weight(path), one.delta_weight(path), atol=1e-6) for one in bench.anchors
@@ -210,6 +210,6 @@ def test_one_piece_alone_is_that_anchors(base: LoadedBase) -> None:
 
 def test_rows_count_alike_however_long_their_answers(base: LoadedBase) -> None:
     rows = [*random_rows([20], answer=1), *random_rows([25], seed=1, answer=9)]
-    assembly = found(base, [random_lora(base.model, i, placement="upper") for i in range(3)], a_person(rows))
+    assembly = found(base, [random_lora(base.model, i, placement="upper") for i in range(3)], a_user(rows))
     assert assembly.share.tolist() == pytest.approx([0.5, *[1 / 18] * 9])
     assert [len(PromptTree.from_row(row).completions[0]) for row in rows] == [1, 9]

@@ -10,17 +10,17 @@ import pytest
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
 from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.methods import prime
-from mta_cli.engine.methods.fusion import SHARE_BYTES
+from mta_cli.engine.methods.anchor_weights import SHARE_BYTES
 from mta_cli.engine.methods.method import UserModel
-from mta_cli.engine.methods.prime import METHODS, MergeObjective, first_population, search_weights
+from mta_cli.engine.methods.personalize import build_models
+from mta_cli.engine.methods.prime import METHOD, MergeObjective, first_population, search_weights
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.log_likelihood import mean_loss
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from tests.engine.lora_cases import random_lora, random_rows
-from tests.engine.methods.benches import a_bench, a_person, same, settings_of
+from tests.engine.methods.contexts import a_context, a_user, same, settings_of
 
-(METHOD,) = METHODS
 SHARES = [0.5, 0.3, 0.2]
 
 
@@ -90,8 +90,8 @@ def test_a_strong_pull_leaves_equal_shares(base: LoadedBase) -> None:
 
 
 def test_what_is_merged_is_what_was_found(base: LoadedBase) -> None:
-    bench, person = a_bench(base), a_person(3)
-    (made,) = METHOD.build_models(bench, [person], METHOD.settings)
+    bench, person = a_context(base), a_user(3)
+    (made,) = build_models(METHOD, bench, [person], METHOD.settings_for(True))
     cosines = (bench.profiles @ person.profile).tolist()
     near = sorted(range(5), key=lambda i: -cosines[i])[:3]
     objective = MergeObjective(base, [bench.anchors[i] for i in near], person.rows, 0.1)
@@ -106,16 +106,16 @@ def test_anchors_that_only_harm_are_left_out(base: LoadedBase) -> None:
     rows = random_rows([24] * 3)
     good = taught(base, rows)
     harm = LoraWeights(good.factors, -50.0 * good.scale, good.placement)
-    (made,) = METHOD.build_models(a_bench(base, [harm]), [a_person(rows)], settings_of(METHOD, pull=0.0))
+    (made,) = build_models(METHOD, a_context(base, [harm]), [a_user(rows)], settings_of(METHOD, pull=0.0))
     assert made == UserModel()
 
 
 def test_the_seed_alone_decides(base: LoadedBase) -> None:
-    people = [a_person(2), a_person(1, 1)]
-    first, second = (METHOD.build_models(a_bench(base), people, METHOD.settings) for _ in range(2))
+    people = [a_user(2), a_user(1, 1)]
+    first, second = (build_models(METHOD, a_context(base), people, METHOD.settings_for(True)) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert same(one.loras[0], other.loras[0])
-    (other,) = METHOD.build_models(a_bench(base, seed=1), people[:1], METHOD.settings)
+    (other,) = build_models(METHOD, a_context(base, seed=1), people[:1], METHOD.settings_for(True))
     assert not same(first[0].loras[0], other.loras[0])
 
 
@@ -127,13 +127,13 @@ def test_nobody_is_searched_for_twice_with_the_same_numbers(base: LoadedBase, mo
         return shares
 
     monkeypatch.setattr(prime, "search_weights", kept)
-    METHOD.build_models(a_bench(base), [a_person(1), a_person(1, 1), a_person(1, 2)], METHOD.settings)
+    build_models(METHOD, a_context(base), [a_user(1), a_user(1, 1), a_user(1, 2)], METHOD.settings_for(True))
     assert len(set(seeds)) == 3
 
 
 def test_few_anchors_and_nobody(base: LoadedBase) -> None:
-    assert METHOD.build_models(a_bench(base), [a_person(0)], METHOD.settings) == [UserModel()]
-    assert METHOD.build_models(a_bench(base, 0), [a_person(2)], METHOD.settings) == [UserModel()]
+    assert build_models(METHOD, a_context(base), [a_user(0)], METHOD.settings_for(True)) == [UserModel()]
+    assert build_models(METHOD, a_context(base, 0), [a_user(2)], METHOD.settings_for(True)) == [UserModel()]
     for count in (1, 2):
-        (made,) = METHOD.build_models(a_bench(base, count), [a_person(1)], METHOD.settings)
+        (made,) = build_models(METHOD, a_context(base, count), [a_user(1)], METHOD.settings_for(True))
         assert made.bytes <= count * SHARE_BYTES

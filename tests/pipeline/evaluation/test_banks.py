@@ -11,9 +11,9 @@ import pytest
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, JobProgress
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.evaluation.banks import build_fold_banks, cost_of_banks
+from mta_cli.pipeline.evaluation.banks import FoldBanks, build_fold_banks, cost_of_banks
 from mta_cli.pipeline.evaluation.design import EvalRequest, make_design
-from store.records import Bank, Item
+from store.records import Item
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request
 from tests.pipeline.town import notes
@@ -24,13 +24,13 @@ def begun(reg: Registry, request: EvalRequest) -> int:
     return reg.evaluations.get_or_create_evaluation(plan.key, request.task.name, {}, plan.role_assignments).id
 
 
-def made(reg: Registry, request: EvalRequest) -> list[Bank]:
+def made(reg: Registry, request: EvalRequest) -> FoldBanks:
     job = build_fold_banks(reg, request, make_design(reg, request), begun(reg, request))
     while True:
         try:
             next(job)
         except StopIteration as end:
-            banks: list[Bank] = end.value
+            banks: FoldBanks = end.value
             return banks
 
 
@@ -47,7 +47,7 @@ def test_nobody_who_is_tested_is_in_the_bank_of_their_fold(peopled: Registry, mo
     request, folds = eval_request(), make_design(peopled, eval_request()).folds
     banks = made(peopled, request)
     each = len(learnt) // 3  # the task adapter's rows, then each anchor's
-    for number, (bank, fold) in enumerate(zip(banks, folds, strict=True)):
+    for number, (bank, fold) in enumerate(zip(banks.values(), folds, strict=True)):
         anchors = {anchor.user_id for anchor in peopled.banks.anchors(bank.id)}
         assert anchors <= set(fold.bank) and len(anchors) == 2
         rows = learnt[number * each : (number + 1) * each]
@@ -55,15 +55,15 @@ def test_nobody_who_is_tested_is_in_the_bank_of_their_fold(peopled: Registry, mo
         pooled = [item for user in sorted(rows[0]) for item in peopled.items.recent_items(user, "lamp-2")]
         assert bank.task_adapter is not None
         assert peopled.adapters.get(bank.task_adapter).data_hash == peopled.items.hash_items(pooled)
-    assert len({bank.id for bank in banks}) == len({bank.task_adapter for bank in banks}) == 3
+    assert len({bank.id for bank in banks.values()}) == len({bank.task_adapter for bank in banks.values()}) == 3
 
 
 def test_they_are_for_evaluations_alone_and_act_where_personal_parts_do(peopled: Registry) -> None:
     banks = made(peopled, eval_request(folds=2, placement="upper"))
-    assert [(bank.name, bank.purpose, bank.status) for bank in banks] == [("eval lamp-2", "eval", "ready")] * 2
+    assert [(bank.name, bank.purpose, bank.status) for bank in banks.values()] == [("eval lamp-2", "eval", "ready")] * 2
     assert peopled.banks.all() == [] and peopled.banks.latest_ready_bank("lamp-2") is None
     assert {line.status for line in peopled.users.summaries()} == {"new"}
-    digests = [anchor.digest for bank in banks for anchor in peopled.banks.anchors(bank.id) if anchor.digest]
+    digests = [anchor.digest for bank in banks.values() for anchor in peopled.banks.anchors(bank.id) if anchor.digest]
     assert {peopled.adapters.get(digest).placement for digest in digests} == {"1-1/all"}
 
 
@@ -86,16 +86,16 @@ def test_banks_that_are_known_are_not_looked_for_again(peopled: Registry) -> Non
     first = made(peopled, request)
     plan, number = make_design(peopled, request), begun(peopled, request)
     assert list(build_fold_banks(peopled, request, plan, number)) == []
-    assert peopled.evaluations.fold_banks(number) == {0: first[0].id, 1: first[1].id}
+    assert peopled.evaluations.fold_banks(number) == {(0, ""): first[0, ""].id, (1, ""): first[1, ""].id}
 
 
 def test_a_known_bank_of_an_earlier_version_is_brought_up_to_date(peopled: Registry) -> None:
     request = eval_request(folds=2)
     first = made(peopled, request)
-    peopled.banks.set_kernel(first[1].id, {"sharpness": 2.0, "votes": 1.0, "habit": 1.0})
+    peopled.banks.set_kernel(first[1, ""].id, {"sharpness": 2.0, "votes": 1.0, "habit": 1.0})
     job = build_fold_banks(peopled, request, make_design(peopled, request), begun(peopled, request))
     assert not any(isinstance(event, JobProgress) and event.loss is not None for event in job)
-    assert [peopled.banks.by_id(bank.id) for bank in first] == first
+    assert [peopled.banks.by_id(bank.id) for bank in first.values()] == list(first.values())
 
 
 def stop_while_building(reg: Registry, request: EvalRequest) -> int:
@@ -111,11 +111,11 @@ def test_a_bank_is_its_evaluations_from_the_beginning(peopled: Registry) -> None
     request = eval_request(folds=2)
     half = stop_while_building(peopled, request)
     number = begun(peopled, request)
-    assert peopled.banks.by_id(half).status == "building" and peopled.evaluations.fold_banks(number) == {0: half}
+    assert peopled.banks.by_id(half).status == "building" and peopled.evaluations.fold_banks(number) == {(0, ""): half}
     other = begun(peopled, eval_request(folds=2, shots=2))
     assert peopled.evaluations.remove(other)["banks"] == 0
     whole = made(peopled, request)
-    assert whole[0].id == half and whole[0].status == "ready"
+    assert whole[0, ""].id == half and whole[0, ""].status == "ready"
 
 
 def test_who_is_forgotten_while_a_bank_is_built_leaves_nothing_in_it(peopled: Registry) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from mta_cli.engine.memory.knn import Vectors
 from mta_cli.engine.memory.label_prior import label_rates
+from mta_cli.engine.methods.catalog import find_method
 from mta_cli.engine.retrieval.embed import Embedder
 from mta_cli.errors import IntegrityFault
 from mta_cli.pipeline.data.examples import PromptRowBuilder
@@ -21,7 +22,8 @@ from tests.pipeline.evaluation.trial import SECRET, Trial, profiles
 
 @pytest.fixture(scope="module")
 def field(trial: Trial) -> EvalContext:
-    banks = [trial.reg.banks.by_id(number) for number in trial.reg.evaluations.fold_banks(trial.number).values()]
+    known = trial.reg.evaluations.fold_banks(trial.number)
+    banks = {key: trial.reg.banks.by_id(number) for key, number in known.items()}
     return EvalContext(trial.reg, trial.request, trial.plan, banks, profiles(trial.request, trial.plan))
 
 
@@ -30,7 +32,7 @@ def test_no_prompt_of_any_method_shows_more_than_the_shots(trial: Trial, field: 
     found = trial.reg.evaluations.predictions.load_predictions(trial.number)
     assert {p.method for p in found} == set(trial.result["methods"]) and len(found) == 24 * len(trial.result["methods"])
     assert not any(SECRET in p.prompt or "dystopia" in p.prompt for p in found)
-    assert all(p.prompt.count("Tag:") == 2 for p in found if p.method in ("rag", "mta", "stack", "pieces", "search"))
+    assert all(p.prompt.count("Tag:") == 2 for p in found if p.method in ("rag", "mta", "stack", "per-pcs", "prime"))
     assert not any("Tag:" in p.prompt for p in found if p.method in ("base", "pooled"))
     careless = PromptRowBuilder(trial.reg, field.base, trial.request.task, 2)
     (query, *_) = trial.plan.queries[trial.plan.test_users[0]]
@@ -77,21 +79,21 @@ def test_the_base_holds_what_a_method_stands_on(trial: Trial, field: EvalContext
     weights = {name: value for name, value in field.base.model.named_parameters() if name.endswith("q_proj.weight")}
     bare = {name: value.detach().clone() for name, value in weights.items()}
     for fold in (0, 1, 1, 0):
-        field.fold_in_task_adapter(fold, "task")
-        digest = field.banks[fold].task_adapter
+        field.fold_in_task_adapter(fold, find_method("pooled"))
+        digest = field.banks[fold, ""].task_adapter
         assert digest is not None
         adapter = load_weights(trial.reg, digest, field.base.fingerprint)
         for name, value in weights.items():
             expected = bare[name] + adapter.delta_weight(name.removesuffix(".weight"))
             torch.testing.assert_close(value.detach(), expected)
-    field.fold_in_task_adapter(1, "base")
+    field.fold_in_task_adapter(1, find_method("base"))
     assert all(torch.equal(value, bare[name]) for name, value in weights.items())
-    field.fold_in_task_adapter(0, "base")
+    field.fold_in_task_adapter(0, find_method("mta-published"))
 
 
 def test_a_bench_is_the_banks_anchors_and_how_its_people_answer(trial: Trial, field: EvalContext) -> None:
     for number, fold in enumerate(trial.plan.folds):
-        bench, anchors = field.method_context(number), trial.reg.banks.anchors(field.banks[number].id)
+        bench, anchors = field.bank_context(number).methods, trial.reg.banks.anchors(field.banks[number, ""].id)
         assert bench.task == trial.request.task and bench.base is field.base and bench.seed == 0
         assert len(bench.anchors) == 2 and tuple(bench.profiles.shape) == (2, 32)
         for anchor, weights, profile in zip(anchors, bench.anchors, bench.profiles, strict=True):
@@ -100,17 +102,19 @@ def test_a_bench_is_the_banks_anchors_and_how_its_people_answer(trial: Trial, fi
             _, matrix = profile_matrix(trial.reg, "lamp-2", trial.request.embedder.fingerprint, [anchor.user_id])
             np.testing.assert_array_equal(profile.numpy(), matrix[0])
         given = [item.output for user in fold.bank for item in trial.reg.items.recent_items(user, "lamp-2")]
-        assert bench.rates == label_rates(given, trial.request.task.labels) and sum(bench.rates) == pytest.approx(1)
+        assert bench.memory.rates == pytest.approx(label_rates(given, trial.request.task.labels)) and sum(
+            bench.memory.rates
+        ) == pytest.approx(1)
         theirs = [item.output for user in fold.test for item in trial.reg.items.recent_items(user, "lamp-2")]
-        assert bench.rates != label_rates([*given, *theirs], trial.request.task.labels)
+        assert bench.memory.rates != label_rates([*given, *theirs], trial.request.task.labels)
 
 
 def test_an_anchor_without_a_profile_is_a_fault_of_the_store(trial: Trial, field: EvalContext) -> None:
     with pytest.raises(InterruptedError), trial.reg.transaction():
-        field._method_contexts.clear()
+        field._bank_contexts.clear()
         trial.reg._db.execute_write("DELETE FROM profiles")
         with pytest.raises(IntegrityFault, match=r"Anchors \[\d+, \d+\] of fold 1 have no profile"):
-            field.method_context(0)
+            field.bank_context(0)
         raise InterruptedError
 
 
@@ -119,16 +123,18 @@ def test_prompts_with_and_without_history(field: EvalContext) -> None:
 
 
 def test_who_withholds_consent_is_in_no_rate(trial: Trial, field: EvalContext) -> None:
-    anchors = {anchor.user_id for anchor in trial.reg.banks.anchors(field.banks[0].id)}
+    anchors = {anchor.user_id for anchor in trial.reg.banks.anchors(field.banks[0, ""].id)}
     bank = trial.plan.folds[0].bank
     somebody = next(user for user in bank if user not in anchors)
     given = [item.output for user in bank if user != somebody for item in trial.reg.items.recent_items(user, "lamp-2")]
     with pytest.raises(InterruptedError), trial.reg.transaction():
-        field._method_contexts.clear()
+        field._bank_contexts.clear()
         trial.reg.users.set_can_anchor(somebody, False)
-        assert field.method_context(0).rates == label_rates(given, trial.request.task.labels)
+        assert field.bank_context(0).methods.memory.rates == pytest.approx(
+            label_rates(given, trial.request.task.labels)
+        )
         raise InterruptedError
-    field._method_contexts.clear()
+    field._bank_contexts.clear()
 
 
 def test_times_are_taken_as_if_no_question_had_been_met_but_with_the_embedder_at_hand(
@@ -140,13 +146,13 @@ def test_times_are_taken_as_if_no_question_had_been_met_but_with_the_embedder_at
         asked.extend(texts)
         return np.ones((len(texts), 32), np.float32)
 
-    field._method_contexts.clear()
+    field._bank_contexts.clear()
     monkeypatch.setattr(field, "_embedder", embed)
-    bench = field.method_context(0)
-    assert bench.neighbour_index is not None
+    context = field.bank_context(0).methods
+    assert context.memory.neighbours is not None
     for anew in (False, False, True, True):
-        own = field.without_cached_states(bench) if anew else bench
-        assert own.neighbour_index is not None and own.neighbour_index[0] is bench.neighbour_index[0]
-        own.neighbour_index[2](["a question"])
+        own = (field.without_cached_states(context) if anew else context).memory.neighbours
+        assert own is not None and own.index is context.memory.neighbours.index
+        own.embed(["a question"])
     assert asked == ["a question", "", "a question", "", "a question"]
-    assert field.without_cached_states(bench).cache == {}
+    assert field.without_cached_states(context).cache == {}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.evaluation.folds import UserFold
-from mta_cli.engine.methods.catalog import METHODS
+from mta_cli.engine.methods.catalog import PRESETS_BY_NAME
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.options import PromptOptions
 from mta_cli.pipeline.evaluation.design import (
@@ -87,7 +87,7 @@ def test_another_machines_number_format_makes_another_evaluation(
         options(reference="base"),
         options(calibrate=False),
         machine(device="auto"),
-        lambda request: replace(request, given={"mta": {"steps": "3"}}),
+        lambda request: replace(request, method_settings={"mta": {"steps": "3"}}),
         bank(placement="all"),
     ],
     ids=range(6),
@@ -209,9 +209,9 @@ def test_settings_in_other_words_are_refused(text: str) -> None:
 
 def test_every_method_is_listed_with_its_settings() -> None:
     rows = {row["method"]: row for row in method_rows()}
-    assert list(rows) == list(METHODS)
-    assert all(row["about"] == METHODS[name].about for name, row in rows.items())
-    assert rows["stack"]["settings"] == METHODS["stack"].settings
+    assert list(rows) == list(PRESETS_BY_NAME)
+    assert all(row["about"] == PRESETS_BY_NAME[name].about for name, row in rows.items())
+    assert rows["stack"]["settings"] == PRESETS_BY_NAME["stack"].settings_for(True)
 
 
 def test_consent_and_whose_a_query_is_decide_too(peopled: Registry) -> None:

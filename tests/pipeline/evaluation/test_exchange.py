@@ -77,7 +77,7 @@ def test_files_and_stored_evaluations_count_together(reg: Registry, written: Pat
     for places in ([str(written), "3"], ["2", str(three)], [str(written), str(three)]):
         mixed = evaluation_document(load_evaluations(places, reg))
         assert near(figures(mixed), figures(within)) and mixed["seeds"] == within["seeds"]
-    documents = report_documents(load_evaluations(["3", str(written)], reg), "pooled-prior")
+    documents = report_documents(load_evaluations(["3", str(written)], reg), "pooled-rag+habit")
     assert [one.get("seed") for one in documents] == [2, 1, None] and documents[2]["seeds"] == [1, 2]
     paths = write_reports(documents, tmp_path / "report")
     assert "seeds 1 and 2" in paths[0].read_text()

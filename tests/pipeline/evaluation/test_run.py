@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.engine.methods.catalog import METHODS
+from mta_cli.engine.methods.catalog import PRESETS_BY_NAME
 from mta_cli.engine.model.load import dtype_name
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, StoreBusy, UsageError
@@ -158,19 +158,25 @@ def test_the_least_that_a_setting_can_be_is_allowed(peopled: Registry) -> None:
 
 def test_personal_parts_act_where_the_evaluation_says(peopled: Registry) -> None:
     chosen = eval_request(methods="stack,oppu", placement="upper")
-    assert resolve_settings(METHODS["stack"], chosen, {})["placement"] == "upper"
-    assert resolve_settings(METHODS["stack"], chosen, {"placement": "late", "steps": 3})["placement"] == "upper"
-    assert resolve_settings(METHODS["oppu"], chosen, {})["placement"] == "all"
+    assert resolve_settings(PRESETS_BY_NAME["stack"], chosen, {})["placement"] == "upper"
+    assert resolve_settings(PRESETS_BY_NAME["stack"], chosen, {"placement": "late", "steps": 3})["placement"] == "upper"
+    assert resolve_settings(PRESETS_BY_NAME["oppu"], chosen, {})["placement"] == "all"
     given = replace(chosen, method_settings={"stack": {"placement": "late"}})
-    assert resolve_settings(METHODS["stack"], given, {"steps": 3}) == {**METHODS["stack"].settings, "steps": 3}
+    assert resolve_settings(PRESETS_BY_NAME["stack"], given, {"steps": 3}) == {
+        **PRESETS_BY_NAME["stack"].settings_for(True),
+        "steps": 3,
+        "placement": "late",
+    }
 
 
 def test_what_is_tried_is_tried_once_the_defaults_first(peopled: Registry) -> None:
     request = eval_request(methods="oppu", given={"oppu": {"rank": "2"}})
-    tried = trials(METHODS["oppu"], request)
-    assert tried[0] == {**METHODS["oppu"].settings, "rank": 2} and all(own["rank"] == 2 for own in tried)
-    assert len(tried) == len(METHODS["oppu"].grid) and len(trials(METHODS["base"], request)) == 1
-    everywhere = trials(METHODS["oppu"], replace(request, options=replace(request.options, placement="all")))
+    tried = trials(PRESETS_BY_NAME["oppu"], request)
+    assert tried[0] == {**PRESETS_BY_NAME["oppu"].settings_for(True), "rank": 2} and all(
+        own["rank"] == 2 for own in tried
+    )
+    assert len(tried) == len(PRESETS_BY_NAME["oppu"].grid) and len(trials(PRESETS_BY_NAME["base"], request)) == 1
+    everywhere = trials(PRESETS_BY_NAME["oppu"], replace(request, options=replace(request.options, placement="all")))
     assert len(everywhere) == 3, "late is where the evaluation says, so half of the grid is the other half"
 
 
@@ -201,12 +207,18 @@ def test_a_task_of_scores_from_end_to_end(store_root: Path) -> None:
     with Registry.open(store_root, create=True) as reg:
         writers(reg, "lamp-3", ["1", "4", "5"])
         task = replace(BUILTIN_TASKS["lamp-3"], query_tokens=40, item_tokens=40)
-        request = replace(eval_request(methods="majority,pooled-rag,pooled-prior,mta", folds=2), task=task)
+        request = replace(eval_request(methods="majority,pooled-rag,pooled-rag+habit,mta", folds=2), task=task)
         result, _ = finish(run_evaluation(reg, request))
         assert result["metric"] == "mae" and set(result["methods"]["mta"]) == {"mae", "rmse", "gold_loglik"}
         assert result["methods"]["majority"]["mae"]["value"] == 0.0, "everybody here has one score"
         said = {method: values["gold_loglik"]["value"] for method, values in result["methods"].items()}
-        assert said["pooled-rag"] < said["pooled-prior"] < 0 < result["methods"]["pooled-prior"]["mae"]["value"] <= 4
+        assert (
+            said["pooled-rag"]
+            < said["pooled-rag+habit"]
+            < 0
+            < result["methods"]["pooled-rag+habit"]["mae"]["value"]
+            <= 4
+        )
         assert all(len(own) == 2 and min(map(min, own)) > 0 for own in result["calibration"].values())
         assert finish(run_evaluation(reg, request))[0] == result
 
@@ -248,7 +260,7 @@ def test_answers_of_an_older_version_of_a_method_are_not_taken_for_its_own(
     peopled: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(run_evaluation(peopled, eval_request(methods="pooled-rag")))
-    monkeypatch.setitem(METHODS, "pooled-rag", replace(METHODS["pooled-rag"], version=2))
+    monkeypatch.setitem(PRESETS_BY_NAME, "pooled-rag", replace(PRESETS_BY_NAME["pooled-rag"], version=2))
     result, seen = finish(run_evaluation(peopled, eval_request(methods="pooled-rag")))
     assert result["settings"]["pooled-rag"] == {"version": 2}
     assert [event for event in seen if isinstance(event, JobProgress) and event.label.endswith("pooled-rag")]
@@ -256,8 +268,8 @@ def test_answers_of_an_older_version_of_a_method_are_not_taken_for_its_own(
 
 def test_with_two_folds_settings_are_chosen_after_calibration(peopled: Registry) -> None:
     """Only one fold is left to choose on, and a likelihood without a temperature would punish sure methods."""
-    tuned, _ = finish(tune_evaluation(peopled, eval_request(methods="pooled-prior", folds=2)))
-    plain, _ = finish(tune_evaluation(peopled, eval_request(methods="pooled-prior", folds=2, calibrate=False)))
+    tuned, _ = finish(tune_evaluation(peopled, eval_request(methods="pooled-rag+habit", folds=2)))
+    plain, _ = finish(tune_evaluation(peopled, eval_request(methods="pooled-rag+habit", folds=2, calibrate=False)))
     for entry, other in zip(tuned["tuned"], plain["tuned"], strict=True):
         for trial, uncalibrated in zip(entry["trials"], other["trials"], strict=True):
             assert trial["settings"] == uncalibrated["settings"]

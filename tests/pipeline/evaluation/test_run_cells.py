@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.memory.label_prior import FrequencyLabelPrior
-from mta_cli.engine.methods.catalog import METHODS
+from mta_cli.engine.methods.catalog import find_method
 from mta_cli.engine.methods.method import Method, UserModel
+from mta_cli.engine.methods.personalize import build_models
 from mta_cli.events import JobProgress, Note
 from mta_cli.pipeline.evaluation import run_cells as cells
 from mta_cli.pipeline.evaluation.context import EvalContext
@@ -43,7 +44,7 @@ def field(peopled: Registry) -> EvalContext:
 
 
 def column(name: str, fold: int = 0) -> MethodRun:
-    return MethodRun(fold, METHODS[name], dict(METHODS[name].settings))
+    return MethodRun(fold, find_method(name), dict(find_method(name).settings_for(True)))
 
 
 def test_everything_about_an_answer_is_stored(trial: Trial) -> None:
@@ -65,19 +66,11 @@ def test_what_answers_without_a_model_has_no_prompt(trial: Trial) -> None:
 
 
 def test_a_prior_is_added_to_the_scores_of_the_labels(trial: Trial) -> None:
-    settings = METHODS["pooled-prior"].settings
-    for plain, with_it in zip(of(trial, "pooled-rag"), of(trial, "pooled-prior"), strict=True):
+    for plain, with_it in zip(of(trial, "pooled-rag"), of(trial, "pooled-rag+habit"), strict=True):
         added = [b - a for a, b in zip(scores(plain), scores(with_it), strict=True)]
         tag = trial.plan.shots[plain.user_id][0].output  # everybody of the town has one tag
         assert added.index(max(added)) == TASK.labels.index(tag) and min(added) < 0
         assert plain.gold_loglik == with_it.gold_loglik
-    assert float(settings["prior_weight"]) > 0
-
-
-def test_a_vector_moves_the_scores(trial: Trial) -> None:
-    for plain, moved in zip(of(trial, "pooled-rag"), of(trial, "vector"), strict=True):
-        assert moved.prompt == plain.prompt and moved.gold_loglik != plain.gold_loglik
-        assert max(abs(a - b) for a, b in zip(scores(plain), scores(moved), strict=True)) > 1e-3
 
 
 def test_groups_are_filled_one_after_another_and_stay_the_same(
@@ -132,14 +125,14 @@ def test_people_answer_in_portions_as_their_parts_allow(field: EvalContext, monk
 def test_what_was_made_for_each_person_is_theirs(field: EvalContext) -> None:
     """Bytes and answers go to the person they were made for, with and without a model among them."""
 
-    def echo(number: int, text: str) -> tuple[str, tuple[float, ...]]:
+    def echo(number: int, text: str, time: str | None = None) -> tuple[str, tuple[float, ...]]:
         return f"{number}: {text}", ()
 
     def make(bench: Any, people: Any, settings: Any) -> list[UserModel]:
         return [UserModel(bytes=p.number, answerer=partial(echo, p.number) if p.number % 2 else None) for p in people]
 
     number = begun(field.reg, field.request)
-    own = MethodRun(1, Method("each", "for a test", make), {"a": 1})
+    own = MethodRun(1, Method("each", "for a test", memory=None, build=make), {"a": 1})
     list(run_cells(field, number, own, 0))
     done = field.reg.evaluations.predictions.finished_cells(number, 1, "each", {"a": 1})
     assert set(done) == set(field.design.answering_users(1)) and all(cell.bytes == user for user, cell in done.items())
@@ -158,12 +151,12 @@ def test_the_first_group_alone_is_made_as_if_nothing_had_been_computed(
 
     def make(bench: Any, people: Any, settings: Any) -> list[UserModel]:
         found.append(len(plain.activation_cache))
-        return METHODS["stack"].build_models(bench, people, {**METHODS["stack"].settings, "steps": 1})
+        return build_models(find_method("stack"), bench, people, {**column("stack").settings, "steps": 1})
 
     list(run_cells(field, number, column("stack"), 0))
     kept = len(plain.activation_cache)
     assert kept > 0
-    list(run_cells(field, number, MethodRun(0, Method("again", "for a test", make), {}), 0))
+    list(run_cells(field, number, MethodRun(0, Method("again", "for a test", memory=None, build=make), {}), 0))
     assert found[0] == 0 and found[1] >= kept and len(plain.activation_cache) >= kept
     assert cells.timed_group(field.design) == field.design.answering_users(0)[:4]
 
@@ -174,7 +167,7 @@ def test_trainings_that_fail_are_told(field: EvalContext) -> None:
     def make(bench: Any, people: Any, settings: Any) -> list[UserModel]:
         return [UserModel(failed=person.number == lost) for person in people]
 
-    seen = list(run_cells(field, number, MethodRun(0, Method("falls", "for a test", make), {}), 0))
+    seen = list(run_cells(field, number, MethodRun(0, Method("falls", "for a test", memory=None, build=make), {}), 0))
     assert [event.text for event in seen if isinstance(event, Note)] == [
         "Fold 1, falls: the training of 1 people's parts failed; they are measured without."
     ]
@@ -189,5 +182,5 @@ def test_an_answer_is_stored_as_decided_with_the_prior(field: EvalContext) -> No
             for _ in people
         ]
 
-    list(run_cells(field, number, MethodRun(0, Method("sure", "for a test", make), {}), 0))
+    list(run_cells(field, number, MethodRun(0, Method("sure", "for a test", memory=None, build=make), {}), 0))
     assert {p.answer for p in field.reg.evaluations.predictions.load_predictions(number)} == {labels[7]}

@@ -21,7 +21,7 @@ from tests.pipeline import town
 from tests.pipeline.evaluation.trial import Trial, eval_request
 from tests.pipeline.town import finish
 
-METHODS = "majority,pooled-rag,pooled-prior"
+METHODS = "majority,pooled-rag,pooled-rag+habit"
 
 
 def seeded(request: EvalRequest, seed: int, **changes: Any) -> EvalRequest:
@@ -58,8 +58,8 @@ def test_what_several_seeds_found_together(reg: Registry) -> None:
         if place[1] != "macro_f1":
             assert row["value"] == pytest.approx((rows[0][place]["value"] + rows[1][place]["value"]) / 2)
         assert row["low"] <= row["value"] <= row["high"] and 0 < row["p"] <= 1
-    for what, value in both["costs"]["pooled-prior"].items():
-        assert value == pytest.approx(np.mean([one["costs"]["pooled-prior"][what] for one in seeds]))
+    for what, value in both["costs"]["pooled-rag+habit"].items():
+        assert value == pytest.approx(np.mean([one["costs"]["pooled-rag+habit"][what] for one in seeds]))
 
 
 def test_intervals_are_over_people_and_the_same_answers_twice_prove_no_more(reg: Registry) -> None:
@@ -70,7 +70,7 @@ def test_intervals_are_over_people_and_the_same_answers_twice_prove_no_more(reg:
     from mta_cli.pipeline.evaluation.scoring import rescore_method
 
     one, task = reg.evaluations.get(2), find_task(reg, "lamp-2")
-    a, b = (rescore_method(reg, task, one, method).user_sums for method in ("pooled-prior", "majority"))
+    a, b = (rescore_method(reg, task, one, method).user_sums for method in ("pooled-rag+habit", "majority"))
     twice = paired_difference(add_user_sums([a, a]), add_user_sums([b, b]), seed=0)
     for metric, once in paired_difference(a, b, seed=0).items():
         assert twice[metric] == pytest.approx(once)
@@ -83,20 +83,20 @@ def test_another_reference_from_the_same_answers(reg: Registry) -> None:
     assert {row["a"] for row in other["differences"]} == {other["reference"]} == {"stack"}
     assert "mta" in {row["b"] for row in other["differences"]} and other["methods"] == kept["methods"]
     assert reg.evaluations.get(1).result == kept
-    both = evaluation_document(load_evaluations([1, 2], reg), "pooled-prior")
-    assert list(both["methods"]) == METHODS.split(",") and both["reference"] == "pooled-prior"
+    both = evaluation_document(load_evaluations([1, 2], reg), "pooled-rag+habit")
+    assert list(both["methods"]) == METHODS.split(",") and both["reference"] == "pooled-rag+habit"
 
 
 def test_a_report_has_the_seeds_and_after_them_what_they_found_together(reg: Registry) -> None:
     documents = report_documents(load_evaluations([2, 4, 3], reg))
     assert [document.get("evaluation") for document in documents] == [2, 4, 3, None]
     assert documents[3] == evaluation_document(load_evaluations([2, 3], reg))
-    others = report_documents(load_evaluations([1, 2], reg), "pooled-prior")
-    assert [one["reference"] for one in others] == ["pooled-prior"] * 3
+    others = report_documents(load_evaluations([1, 2], reg), "pooled-rag+habit")
+    assert [one["reference"] for one in others] == ["pooled-rag+habit"] * 3
     assert others == [
-        evaluation_document(load_evaluations([1], reg), "pooled-prior"),
-        evaluation_document(load_evaluations([2], reg), "pooled-prior"),
-        evaluation_document(load_evaluations([1, 2], reg), "pooled-prior"),
+        evaluation_document(load_evaluations([1], reg), "pooled-rag+habit"),
+        evaluation_document(load_evaluations([2], reg), "pooled-rag+habit"),
+        evaluation_document(load_evaluations([1, 2], reg), "pooled-rag+habit"),
     ]
     assert report_documents(load_evaluations([2, 4], reg)) == [
         evaluation_document(load_evaluations([2], reg)),

@@ -15,7 +15,7 @@ from mta_cli.errors import BadInput
 from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.stored_models import EVAL_MODES, evaluate_users
-from mta_cli.pipeline.memory.label_prior import LabelPriors
+from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.lookup import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.weights import load_task_adapter, merge_by_placement
@@ -81,7 +81,7 @@ def test_together_is_what_each_gets_alone(peopled: Registry, monkeypatch: pytest
             weights, late, _ = merge_by_placement(peopled, base.fingerprint, user, TASK.name, prediction.method)
             folder.set_adapter(weights)
         scores = label_scores(base, examples.query_prompt(query), labels, late=late)
-        prior = LabelPriors(peopled, TASK, base.fingerprint, MemoryOptions()).prior_for(user, prediction.method)
+        prior = BankMemory.current(peopled, TASK, base.fingerprint).prior_for(user, prediction.method, MemoryOptions())
         assert (prior is not None) == (prediction.method in ("fused", "adapted"))
         found = add_label_prior(scores, prior, query.input)
         assert prediction.answer == TASK.labels[found.index(max(found))]

@@ -31,10 +31,9 @@ ALL = [
     "oppu-pooled",
     "fusion",
     "fusion-random",
-    "fusion-noise",
     "stack",
     "mta",
-    "mta-learned",
+    "mta-recipe",
     "mta-released",
 ]
 SECRET = "zyzzyva"
@@ -101,13 +100,13 @@ def plant_secrets(reg: Registry) -> None:
 
 def make_trial(root: Path, base: Path, embedder: Path) -> Trial:
     """Run every method there is in two folds, with as little training as each allows."""
-    from mta_cli.engine.methods.catalog import METHODS
+    from mta_cli.engine.methods.catalog import PRESETS_BY_NAME
     from mta_cli.pipeline.evaluation.context import EvalContext
     from mta_cli.pipeline.evaluation.run import run_evaluation
     from mta_cli.pipeline.models.pull import register_folder
 
-    little = {"steps": "1", "learn_steps": "1", "epochs": "1", "evaluations": "6"}
-    given = {m.name: {k: v for k, v in little.items() if k in m.settings} for m in METHODS.values()}
+    little = {"steps": "1", "epochs": "1", "evaluations": "6"}
+    given = {m.name: {k: v for k, v in little.items() if k in m.settings_for(True)} for m in PRESETS_BY_NAME.values()}
     seen: list[tuple[int, str]] = []
     people = EvalContext.method_users
     with pytest.MonkeyPatch.context() as patch:
@@ -128,7 +127,11 @@ def make_trial(root: Path, base: Path, embedder: Path) -> Trial:
             return found
 
         patch.setattr(EvalContext, "method_users", watched)
-        request = eval_request(methods=",".join(METHODS), folds=2, given={m: v for m, v in given.items() if v})
+        request = eval_request(
+            methods=",".join([*PRESETS_BY_NAME, "pooled-rag+habit"]),
+            folds=2,
+            given={m: v for m, v in given.items() if v},
+        )
         result, _ = finish(run_evaluation(reg, request))
     return Trial(reg, request, make_design(reg, request), result, seen)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from mta_cli.engine.memory.knn import NeighbourLabelPrior
+from mta_cli.engine.memory.knn import NeighbourIndex, NeighbourLabelPrior
 from mta_cli.engine.memory.label_prior import LabelPrior, label_rates, user_label_prior
 from mta_cli.engine.text.tasks import Task
 from mta_cli.options import MemoryOptions
+from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, load_neighbours
-from mta_cli.pipeline.memory.label_prior import LabelPriors
 from mta_cli.pipeline.models.lookup import resolve_model
-from store.records import NewItem
+from store.records import NewItem, User
 from store.registry import Registry
 from tests.pipeline.town import TASK, built
 
@@ -21,8 +23,14 @@ ALONE = MemoryOptions("habit", prior_weight=0.5, prior_strength=8.0)
 FILM = "a film about a lighthouse"
 
 
-def priors(reg: Registry, options: MemoryOptions = ALONE, task: Task = TASK, base: str | None = None) -> LabelPriors:
-    return LabelPriors(reg, task, base or resolve_model("tiny", "base").fingerprint, options)
+def memory(reg: Registry, task: Task = TASK, base: str | None = None) -> BankMemory:
+    return BankMemory.current(reg, task, base or resolve_model("tiny", "base").fingerprint)
+
+
+def prior_for(
+    reg: Registry, user: User | None, mode: str = "adapted", options: MemoryOptions = ALONE, **which: Any
+) -> LabelPrior | None:
+    return memory(reg, **which).prior_for(user, mode, options)
 
 
 def said(prior: LabelPrior | None, text: str = FILM) -> list[float]:
@@ -39,9 +47,9 @@ def test_a_persons_answers_stand_against_those_of_the_bank(peopled: Registry) ->
     bank = peopled.banks.latest_ready_bank(TASK.name, base)
     assert bank is not None and bank.config["label_rates"] == pytest.approx(rates)
     own = [item.output for item in peopled.items.recent_items(ida.id, TASK.name)]
-    found = said(priors(peopled).prior_for(ida, "adapted"))
+    found = said(prior_for(peopled, ida))
     assert found == pytest.approx([0.5 * value for value in user_label_prior(own, TASK.labels, rates, 8.0)])
-    assert found == said(priors(peopled).prior_for(ida, "fused"))
+    assert found == said(prior_for(peopled, ida, "fused"))
     assert found.index(max(found)) == TASK.labels.index(own[0]) and max(found) > 0 > min(found)
 
 
@@ -50,8 +58,9 @@ def test_neighbours_speak_with_the_habit_where_the_bank_keeps_them(peopled: Regi
     base, ida = resolve_model("tiny", "base").fingerprint, peopled.users.get("ida")
     bank = peopled.banks.latest_ready_bank(TASK.name, base)
     assert bank is not None and bank.kernel is not None
-    shared = priors(peopled, MemoryOptions(neighbour_weight=3.0))
-    prior = shared.prior_for(ida, "adapted")
+    thrice = MemoryOptions(neighbour_weight=3.0)
+    shared = memory(peopled)
+    prior = shared.prior_for(ida, "adapted", thrice)
     known = load_neighbours(peopled, bank, TASK)
     assert known is not None
     own = [item.output for item in peopled.items.recent_items(ida.id, TASK.name)]
@@ -64,7 +73,7 @@ def test_neighbours_speak_with_the_habit_where_the_bank_keeps_them(peopled: Regi
     votes = [value - extra for value, extra in zip(said(prior, text), without, strict=True)]
     if bank.kernel["votes"]:
         assert votes != pytest.approx([0.0] * len(votes)) and said(prior, text) != pytest.approx(said(prior, FILM))
-    assert shared.missing_embedder_note is None and shared.prior_for(ida, "base") is None
+    assert shared.missing_embedder_note(thrice) is None and shared.prior_for(ida, "base", thrice) is None
 
 
 def test_without_the_embedder_the_habit_speaks_alone_and_that_is_said(
@@ -73,65 +82,78 @@ def test_without_the_embedder_the_habit_speaks_alone_and_that_is_said(
     built(peopled)
     ida = peopled.users.get("ida")
     monkeypatch.setattr("mta_cli.pipeline.models.lookup.list_models", list)
-    lacking = priors(peopled, replace(ALONE, memory="neighbours", neighbour_weight=1.0))
-    assert lacking.missing_embedder_note is not None and "tiny-embedder is not here" in lacking.missing_embedder_note
-    assert said(lacking.prior_for(ida, "adapted")) == said(priors(peopled).prior_for(ida, "adapted"))
-    assert priors(peopled).missing_embedder_note is None, "nobody asked for neighbours"
+    both, lacking = replace(ALONE, memory="neighbours"), memory(peopled)
+    assert "tiny-embedder is not here" in str(lacking.missing_embedder_note(both))
+    assert said(lacking.prior_for(ida, "adapted", both)) == said(prior_for(peopled, ida))
+    assert lacking.missing_embedder_note(ALONE) is None, "nobody asked for neighbours"
 
 
 def test_there_is_none_where_nothing_is_known_or_wanted(peopled: Registry) -> None:
     ida = peopled.users.get("ida")
-    assert priors(peopled).prior_for(ida, "adapted") is None, "no bank"
+    assert prior_for(peopled, ida) is None, "no bank"
     built(peopled)
-    assert priors(peopled).prior_for(ida, "base") is None
-    assert priors(peopled).prior_for(None, "adapted") is None
-    assert priors(peopled, replace(ALONE, prior_weight=0.0)).prior_for(ida, "adapted") is None
-    assert priors(peopled, task=replace(TASK, labels=())).prior_for(ida, "adapted") is None
-    assert priors(peopled, task=replace(TASK, labels=("a", "b"))).prior_for(ida, "adapted") is None
-    assert priors(peopled, base="another base").prior_for(ida, "adapted") is None
+    assert prior_for(peopled, ida, "base") is None
+    assert prior_for(peopled, None) is None
+    assert prior_for(peopled, ida, options=replace(ALONE, prior_weight=0.0)) is None
+    assert prior_for(peopled, ida, options=MemoryOptions("off")) is None
+    assert prior_for(peopled, ida, task=replace(TASK, labels=())) is None
+    assert prior_for(peopled, ida, task=replace(TASK, labels=("a", "b"))) is None
+    assert prior_for(peopled, ida, base="another base") is None
 
 
 def test_who_has_answered_nothing_adds_nothing(peopled: Registry) -> None:
     built(peopled)
     new = peopled.users.add("new")
-    assert said(priors(peopled).prior_for(new, "fused")) == [0.0] * 15
+    assert said(prior_for(peopled, new, "fused")) == [0.0] * 15
     peopled.items.append_items(new.id, [NewItem("x", TASK.name, "a film", "no tag of the list")])
-    assert said(priors(peopled).prior_for(new, "fused")) == pytest.approx([0.0] * 15)
+    assert said(prior_for(peopled, new, "fused")) == pytest.approx([0.0] * 15)
 
 
-def test_what_was_to_be_known_of_an_answer_is_without_it(peopled: Registry) -> None:
-    """Of somebody whose items are the bank's too, neither their habit nor their own neighbours give it away."""
+def test_a_leave_one_out_prior_knows_neither_the_answer_nor_the_users_own_items(peopled: Registry) -> None:
+    """Of a user whose items are the bank's too, neither the label prior nor their own neighbours give it away."""
     built(peopled)
-    shared = priors(peopled, MemoryOptions())
+    shared, options = memory(peopled), MemoryOptions()
     user = peopled.users.get("user0")
     items = peopled.items.recent_items(user.id, TASK.name)
-    found = shared.leave_one_out_priors(user, items)
-    assert found is not None and len(found) == len(items)
     bank = peopled.banks.latest_ready_bank(TASK.name, resolve_model("tiny", "base").fingerprint)
     assert bank is not None
-    known = load_neighbours(peopled, bank, TASK)
-    assert known is not None and user.id in known.item_users
-    for item, prior in zip(items, found, strict=True):
-        assert user.id not in prior.neighbours.item_users
+    known, now = load_neighbours(peopled, bank, TASK), shared.prior_for(user, "adapted", options)
+    assert known is not None and user.id in known.item_users and isinstance(now, NeighbourLabelPrior)
+    for item in items:
         others = [each.output for each in items if each is not item]
-        assert prior.user_prior == pytest.approx(user_label_prior(others, TASK.labels, known.rates.tolist(), 8.0))
-        now, place = shared.prior_for(user, "adapted"), TASK.labels.index(item.output)
-        assert (
-            isinstance(now, NeighbourLabelPrior)
-            and prior.model_weight == now.model_weight
-            and prior.kernel == now.kernel
-        )
-        assert prior.user_prior[place] < now.user_prior[place]
-    assert (
-        shared.neighbour_settings["weight"] == MemoryOptions().neighbour_weight
-        and shared.neighbour_settings["beside"] == bank.config[NEIGHBOUR_WEIGHT_KEY]
-    )
+        prior = shared.label_memory.leave_one_out_prior(others, user.id, options)
+        assert prior is not None and user.id not in prior.neighbours.item_users
+        assert prior.answers == tuple(others) and sorted(now.answers) == sorted([*others, item.output])
+        assert prior.model_weight == now.model_weight and prior.kernel == now.kernel
+    told = shared.neighbour_settings(options)
+    assert told["weight"] == options.neighbour_weight and told["beside"] == bank.config[NEIGHBOUR_WEIGHT_KEY]
 
 
-def test_nothing_stands_beside_answers_where_no_neighbours_count(peopled: Registry) -> None:
-    ida = peopled.users.get("ida")
-    items = peopled.items.recent_items(ida.id, TASK.name)
-    assert priors(peopled, MemoryOptions()).leave_one_out_priors(ida, items) is None, "no bank"
+def test_no_leave_one_out_prior_where_no_neighbours_count(peopled: Registry) -> None:
+    none = memory(peopled).label_memory.leave_one_out_prior((), 1, MemoryOptions())
+    assert none is None, "no bank"
     built(peopled)
-    assert priors(peopled).leave_one_out_priors(ida, items) is None and priors(peopled).neighbour_settings == {}
-    assert priors(peopled, MemoryOptions(), task=replace(TASK, labels=())).leave_one_out_priors(ida, items) is None
+    shared = memory(peopled)
+    assert shared.label_memory.leave_one_out_prior((), 1, ALONE) is None and shared.neighbour_settings(ALONE) == {}
+    texts = memory(peopled, task=replace(TASK, labels=()))
+    assert texts.label_memory.leave_one_out_prior((), 1, MemoryOptions()) is None
+
+
+def test_neighbours_never_look_ahead(peopled: Registry) -> None:
+    """What other users do after the question changes nothing, unless that is asked for."""
+    built(peopled)
+    ida, shared = peopled.users.get("ida"), memory(peopled)
+    prior = shared.prior_for(ida, "adapted", MemoryOptions())
+    assert isinstance(prior, NeighbourLabelPrior) and len(set(prior.neighbours.times)) > 1
+    times = prior.neighbours.times
+    middle = times[len(times) // 2]
+    past = [n for n, time in enumerate(times) if time <= middle]
+    index = prior.neighbours
+    labels = [TASK.labels[index.labels[n]] for n in past]
+    alone = NeighbourIndex(
+        index.vectors[past], index.labels[past], index.item_users[past], np.array(label_rates(labels, TASK.labels))
+    )
+    assert prior(FILM, middle) == pytest.approx(replace(prior, neighbours=alone)(FILM))
+    assert prior(FILM, middle) != pytest.approx(prior(FILM))
+    assert prior(FILM, "9999") == prior(FILM) == replace(prior, look_ahead=True)(FILM, middle)
+    assert len(prior.neighbours.until("1900").labels) == times.count("")

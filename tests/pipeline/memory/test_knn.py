@@ -89,7 +89,7 @@ def test_a_kernel_of_an_earlier_version_is_fitted_again(peopled: Registry) -> No
     assert bank.kernel is not None
     peopled.banks.set_kernel(bank.id, {name: bank.kernel[name] for name in ("sharpness", "votes", "habit")})
     known = load_fitted_neighbours(peopled, bank_of(peopled), TASK, lambda texts: np.zeros((len(texts), 2), np.float32))
-    assert known is not None and known[1].linear == 0.0, "until then it serves as it was"
+    assert known is not None and known.kernel.linear == 0.0, "until then it serves as it was"
     built(peopled)
     assert bank_of(peopled) == bank
 

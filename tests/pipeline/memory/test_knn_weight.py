@@ -34,7 +34,7 @@ def test_a_build_says_and_keeps_how_much_neighbours_count(peopled: Registry) -> 
     share = bank_of(peopled).config[NEIGHBOUR_WEIGHT_KEY]
     assert share > 0 and result[NEIGHBOUR_WEIGHT_KEY] == share and f"{share:.2f} times" in weighed(seen)[0]
     found = load_fitted_neighbours(peopled, bank_of(peopled), TASK, lambda texts: pytest.fail("nothing is embedded"))
-    assert found is not None and found[1] == NeighbourKernel(**(bank_of(peopled).kernel or {}), beside=share)
+    assert found is not None and found.kernel == NeighbourKernel(**(bank_of(peopled).kernel or {}), beside=share)
 
 
 def test_an_older_bank_is_weighed_when_it_is_built_again(peopled: Registry) -> None:
@@ -43,7 +43,7 @@ def test_an_older_bank_is_weighed_when_it_is_built_again(peopled: Registry) -> N
         bank.id, {key: value for key, value in bank.config.items() if key != NEIGHBOUR_WEIGHT_KEY}
     )
     before = load_fitted_neighbours(peopled, bank_of(peopled), TASK, lambda texts: pytest.fail("nothing is embedded"))
-    assert before is not None and before[1].beside == 1.0
+    assert before is not None and before.kernel.beside == 1.0
     again, seen = finish(build_bank(peopled, bank_request()))
     assert again == first and weighed(seen)
     assert not [event for event in seen if isinstance(event, JobProgress) and event.loss is not None], (

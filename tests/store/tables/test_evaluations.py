@@ -69,7 +69,7 @@ def test_the_bank_of_a_fold(reg: Registry, people: list[int]) -> None:
     assert reg.evaluations.fold_banks(number) == {}
     for fold, made in ((1, first), (0, first), (1, second)):
         reg.evaluations.set_fold_bank(number, fold, made.id)
-    assert reg.evaluations.fold_banks(number) == {0: first.id, 1: second.id}
+    assert reg.evaluations.fold_banks(number) == {(0, ""): first.id, (1, ""): second.id}
 
 
 def test_choices_are_replaced(reg: Registry, people: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""A bench and its people on the tiny base, for the tests of the rival methods."""
+"""Contexts and users on the tiny base, for the tests of methods."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.lora.adapter import LoraWeights
+from mta_cli.engine.lora.lora_xs import bank_basis
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserShots
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
+from mta_cli.options import MAX_STACK_RANK
 from tests.engine.lora_cases import random_lora, random_rows
 
 WIDTH = 8
@@ -23,27 +25,37 @@ def units(count: int, seed: int) -> Tensor:
     return torch.nn.functional.normalize(drawn, dim=-1)
 
 
-def a_bench(
+def a_context(
     base: LoadedBase, anchors: Sequence[LoraWeights] | int = 5, *, placement: str = "upper", seed: int = 0
 ) -> MethodContext:
-    """A bench with `anchors`, or with as many random ones, and random profiles."""
+    """A context with `anchors`, or with as many random ones, and random profiles. Cores stand on their basis."""
     if isinstance(anchors, int):
         anchors = [random_lora(base.model, i, placement=placement) for i in range(anchors)]
-    return MethodContext(base, BUILTIN_TASKS["free"], anchors, units(len(anchors), 7), (), seed)
+    given = list(anchors)
+    basis = bank_basis(given, MAX_STACK_RANK)
+    return MethodContext(
+        base,
+        BUILTIN_TASKS["free"],
+        given,
+        units(len(given), 7),
+        seed,
+        make_basis=lambda: None if basis is None else basis.cast_for_storage(),
+    )
 
 
-def a_person(rows: Sequence[TrainingRow] | int, number: int = 0, profile: Tensor | None = None) -> UserShots:
-    """Somebody with `rows`, or with as many random ones."""
+def a_user(rows: Sequence[TrainingRow] | int, number: int = 0, profile: Tensor | None = None) -> UserShots:
+    """A user with `rows`, or with as many random ones."""
     if isinstance(rows, int):
         rows = random_rows([14 + (5 * n + 3 * number) % 17 for n in range(rows)], seed=number)
     words = tuple(f"{n}" for n in range(len(rows)))
     return UserShots(number, words, words, tuple(rows), units(1, 100 + number)[0] if profile is None else profile)
 
 
-def settings_of(method: Method, **changes: float | int | str) -> Settings:
+def settings_of(method: Method, *, labels: bool = True, **changes: float | int | str | bool) -> Settings:
     """The method's own settings, some of them changed."""
-    assert set(changes) <= set(method.settings)
-    return {**method.settings, **changes}
+    own = method.settings_for(labels)
+    assert set(changes) <= set(own)
+    return {**own, **changes}
 
 
 def same(ours: LoraWeights, theirs: LoraWeights) -> bool:

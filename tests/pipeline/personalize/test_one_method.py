@@ -1,0 +1,96 @@
+"""Product and evaluation run one method: for the same bank, user, shots and settings they make the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mta_cli.engine.lora.adapter import LoraWeights
+from mta_cli.engine.lora.merge import merge_loras
+from mta_cli.engine.memory.label_prior import add_label_prior
+from mta_cli.engine.methods.method import Method, UserModel
+from mta_cli.engine.methods.personalize import build_models
+from mta_cli.options import MEMORIES, WEIGHT_METHODS, AdaptOptions, MemoryOptions
+from mta_cli.pipeline.evaluation.context import EvalContext
+from mta_cli.pipeline.evaluation.design import Design, EvalRequest
+from mta_cli.pipeline.memory.bank_memory import BankMemory
+from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.personalize.weights import load_fusion_and_stack
+from store.records import Bank
+from store.registry import Registry
+from tests.pipeline.evaluation.trial import eval_request
+from tests.pipeline.town import QUICK, TASK, built, finish, fuse_request
+
+LORA: dict[str, Any] = {"rank": 2, "alpha": 4.0, "targets": "q_proj,v_proj", "placement": "upper"}
+CORE: dict[str, Any] = {"rank": 2, "pull": 0.1}
+
+
+def measured(reg: Registry, bank: Bank, method: Method, user: int, settings: dict[str, Any]) -> UserModel:
+    """What `mta eval` makes of a user above `bank`."""
+    from mta_cli.pipeline.personalize.context import load_profiles
+
+    one = reg.users.by_id(user)
+    request: EvalRequest = eval_request()
+    design = Design("", (), {user: reg.items.recent_items(user, TASK.name, 5)}, {})
+    context = EvalContext(
+        reg, request, design, {(0, ""): bank}, dict(load_profiles(reg, TASK.name, bank.embedder, [one]))
+    )
+    context.fold_in_task_adapter(0, method)
+    (found,) = build_models(method, context.bank_context(0).methods, context.method_users([user]), settings)
+    return found
+
+
+def same(ours: LoraWeights, theirs: LoraWeights) -> bool:
+    return ours.to_bytes({}) == theirs.to_bytes({})
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("stack", ["core", "lora"])
+@pytest.mark.parametrize("anchors", WEIGHT_METHODS)
+def test_what_adapt_stores_is_what_eval_measures(peopled: Registry, anchors: str, stack: str, memory: str) -> None:
+    """The merged parts and the label weights, for every method that the product can store."""
+    built(peopled)
+    ida, bank = peopled.users.get("ida"), peopled.banks.get("lamp-2")
+    options = MemoryOptions(memory)
+    request = replace(fuse_request(weights=anchors), memory=options)
+    finish(adapt_users(peopled, [ida], request, replace(QUICK, kind=stack)))
+    stored, _ = load_fusion_and_stack(peopled, bank.base, ida, TASK.name, "adapted")
+
+    method = Method("any", "", anchors=anchors, stack=stack, memory=memory)  # type: ignore[arg-type]
+    settings = {"steps": QUICK.steps, "learning_rate": QUICK.learning_rate, **(LORA if stack == "lora" else CORE)}
+    model = measured(peopled, bank, method, ida.id, settings)
+    merged = merge_loras([(lora, 1.0) for lora in model.loras])
+    assert merged is not None and len(stored) == 1 and same(stored[0], merged)
+
+    prior = BankMemory.current(peopled, TASK, bank.base).prior_for(ida, "adapted", options)
+    for text, time in (("a film about a ship", None), ("another horse", "2020-01-03")):
+        scores = [-float(n) for n in range(len(TASK.labels))]
+        assert add_label_prior(scores, prior, text, time) == add_label_prior(scores, model.prior, text, time)
+
+
+@pytest.mark.parametrize("anchors", WEIGHT_METHODS)
+def test_the_fusion_alone_too(peopled: Registry, anchors: str) -> None:
+    from mta_cli.pipeline.personalize.fuse import fuse_user
+
+    built(peopled)
+    jon, bank = peopled.users.get("jon"), peopled.banks.get("lamp-2")
+    finish(fuse_user(peopled, jon, fuse_request(weights=anchors)))
+    stored, _ = load_fusion_and_stack(peopled, bank.base, jon, TASK.name, "fused")
+    method = Method("any", "", anchors=anchors, memory="neighbours")  # type: ignore[arg-type]
+    (fusion,) = measured(peopled, bank, method, jon.id, {}).loras
+    assert len(stored) == 1 and same(stored[0], fusion)
+
+
+def test_the_defaults_are_one_table() -> None:
+    """`mta` in an evaluation has the settings that `mta user adapt` takes when nothing is given."""
+    from mta_cli.engine.methods.catalog import find_method
+    from mta_cli.options import FuseOptions
+
+    for labels in (True, False):
+        settings = find_method("mta").settings_for(labels)
+        adapt, fuse, memory = AdaptOptions().with_kind_defaults(labels), FuseOptions(), MemoryOptions()
+        for name, value in settings.items():
+            known = [getattr(one, name) for one in (adapt, fuse, memory) if hasattr(one, name)]
+            assert known == [value], name
