@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FORMAT = "mta-evaluation-1"
 MAX_FILE_BYTES = 64 * 2**20  # bytes of a file
 COSTS = ("bytes", "seconds", "seconds_per_query", "tokens_per_second")
-_METHOD_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+_METHOD_PATTERN = re.compile(r"[a-z0-9][a-z0-9:+-]{0,59}")
 _USER_DIGEST_PATTERN = re.compile(rf"[0-9a-f]{{{USER_DIGEST_DIGITS}}}")
 
 
