@@ -8,8 +8,8 @@ DEV    := $(VENV)/.installed-dev
 
 # Small models on few cores: one computing thread for each test worker is fastest.
 WORKERS ?= 2
-TRUST   = tests/trust tests/tui/test_terminal.py tests/pipeline/test_consent.py tests/commands/test_traces.py \
-  tests/store/test_forgetting.py
+TRUST   = tests/trust tests/tui/test_terminal.py tests/pipeline/users/test_consent.py tests/commands/test_traces.py \
+  tests/store/test_erase.py
 PYTEST  = OMP_NUM_THREADS=1 MTA_TEST_MODELS="$$($(BIN)/mta model path)" $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -33,7 +33,7 @@ $(DEV): $(RUN)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(DEV)
 
-models: $(RUN)  ## fetch the embedded default models (about 300 MB, once)
+models: $(RUN)  ## fetch the embedded default models (about 180 MB, once)
 	$(BIN)/mta model pull smollm2-135m-instruct
 	$(BIN)/mta model pull minilm-l6
 

@@ -50,3 +50,8 @@ class Interrupted(MtaError):
     """The person pressed Ctrl-C; the job was closed, and left nothing half done."""
 
     exit_code = 130
+
+
+def system_reason(error: Exception) -> str:
+    """Why the system refused, in its own words where it has any: `No such file or directory`."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

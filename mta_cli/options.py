@@ -35,11 +35,7 @@ class MachineOptions:
     """Where and how exactly a job computes."""
 
     section: ClassVar[str] = "machine"
-    device: str = option_field(
-        "auto",
-        "Where to compute: auto, cpu, cuda, cuda:N or mps. Several, comma-separated, share the training of banks and "
-        "stacks; all else uses the first.",
-    )
+    device: str = option_field("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.")
     dtype: str = option_field("auto", "Number format of the base.", choices=("auto", "float32", "bfloat16", "float16"))
     seed: int = option_field(0, "Seed of every random choice.", minimum=0, maximum=2**31 - 1)
     verify: bool = option_field(

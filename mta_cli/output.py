@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli import events as ev
-from mta_cli.errors import BadInput, Interrupted, MtaError
+from mta_cli.errors import Interrupted, MtaError, system_reason
+from mta_cli.job_text import error_lines, event_text
 from mta_cli.printable import clean_line, clean_text, to_json, to_jsonable
 
 if TYPE_CHECKING:
@@ -184,17 +185,15 @@ class Output:
 
     def error(self, error: BaseException) -> None:
         """A failure in one line, its faults and its hint; with -vv also where it happened."""
+        message, *faults = error_lines(error)
+        self._print_stderr(f"{'error' if isinstance(error, MtaError) else 'unexpected'}: {message}", style="red")
+        for fault in faults:
+            self._print_stderr(fault)
         if isinstance(error, MtaError):
-            self._print_stderr(f"error: {error.message}", style="red")
-            if isinstance(error, BadInput):
-                for fault in error.faults:
-                    self._print_stderr(f"  {clean_line(fault)}")
             if error.hint:
                 self._print_stderr(f"hint: {error.hint}")
-        else:
-            self._print_stderr(f"unexpected: {type(error).__name__}: {error}", style="red")
-            if self.verbosity < 2:
-                self._print_stderr("hint: run the command again as `mta -vv …` to see where it happened")
+        elif self.verbosity < 2:
+            self._print_stderr("hint: run the command again as `mta -vv …` to see where it happened")
         if self.verbosity >= 2:
             self._print_stderr("".join(traceback.format_exception(error)), style="dim")
 
@@ -284,12 +283,10 @@ class Output:
         elif isinstance(event, ev.TextChunk):
             view.stop()
             self._show_text_chunk(event)
-        elif isinstance(event, ev.ArtifactSaved):
-            self.note(f"saved {event.kind} {event.name}" + (f" ({event.detail})" if event.detail else ""))
-        elif isinstance(event, ev.Note):
-            (self.warn if event.warning else self.note)(event.text)
-        elif isinstance(event, ev.UnitFailed):
-            self.warn(f"{event.label} failed: {event.message}")
+        elif isinstance(event, ev.Note) and event.warning:
+            self.warn(event.text)
+        elif (said := event_text(event)) is not None:
+            (self.warn if isinstance(event, ev.UnitFailed) else self.note)(said)
 
     def _show_text_chunk(self, event: ev.TextChunk) -> None:
         if self.json or not event.text:
@@ -334,7 +331,7 @@ class Output:
             self._raise_stdout_closed()
         except OSError as error:
             redirect_stdout_to_null()
-            raise MtaError(f"standard output cannot be written: {error.strerror or error}") from None
+            raise MtaError(f"standard output cannot be written: {system_reason(error)}") from None
 
     def _raise_stdout_closed(self) -> None:
         redirect_stdout_to_null()

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from mta_cli.events import JobProgress, JobStarted
+from mta_cli.job_text import RateMeter, format_clock, format_rate
 from mta_cli.printable import clean_line, clean_text
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def make_console(*, stderr: bool, on_broken_pipe: Callable[[], None]) -> CleanCo
 
 
 class ProgressView:
-    """Shows `Started` and `Step`, with rates, loss and time left: a bar in a terminal, else a line now and then."""
+    """Shows progress with rates, loss and time left: a bar in a terminal, else a line now and then."""
 
     def __init__(self, console: Console, *, shown: bool) -> None:
         self._console = console
@@ -59,15 +59,14 @@ class ProgressView:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._started = JobStarted("")
-        self._since = self._spoken = 0.0
-        self._first: tuple[int, float] | None = None  # units done, and when, at the first step that was seen
-        self._tokens = 0
+        self._meter = RateMeter(None, 0.0)
+        self._spoken = 0.0
 
     def start_job(self, event: JobStarted) -> None:
         """A job, or a new part of it, begins."""
         self.stop()
-        self._started, self._tokens, self._first = event, 0, None
-        self._since = self._spoken = time.monotonic()
+        self._started, self._spoken = event, time.monotonic()
+        self._meter = RateMeter(event.total, self._spoken)
         if self._shown and self._console.is_terminal:
             self._bar = _make_bar(self._console, 8 if self._is_narrow() else 24)
             self._task = self._bar.add_task(event.job, total=event.total, about="", left="")
@@ -76,18 +75,16 @@ class ProgressView:
     def show_progress(self, event: JobProgress) -> None:
         """One more unit is done."""
         now = time.monotonic()
-        if self._first is None:  # a resumed job begins in the middle; what was done before says nothing about the rate
-            self._first = event.done, now
-        self._tokens += event.tokens
-        pace = self._units_per_second(event, now)
-        about, left = self._loss_and_rates(event, now, pace), _format_eta(self._started.total, event.done, pace)
+        self._meter.add_step(event, now)
+        left = self._meter.seconds_left
+        about, left_text = self._loss_and_rates(event), "" if left is None else f"ETA {format_clock(left)}"
         if self._bar is not None and self._task is not None:
             label = self._description(event)
-            self._bar.update(self._task, completed=event.done, description=label, about=about, left=left)
+            self._bar.update(self._task, completed=event.done, description=label, about=about, left=left_text)
         elif self._shown and now - self._spoken >= LOG_INTERVAL_SECONDS:
             self._spoken = now
             total = "" if self._started.total is None else f"/{self._started.total}"
-            shown = " · ".join(part for part in (f"{event.done}{total} {self._started.unit}", about, left) if part)
+            shown = " · ".join(part for part in (f"{event.done}{total} {self._started.unit}", about, left_text) if part)
             self._console.print(f"{self._description(event)}: {shown}", soft_wrap=True)
 
     def stop(self) -> None:
@@ -105,29 +102,14 @@ class ProgressView:
     def _is_narrow(self) -> bool:
         return self._console.width < NARROW_TERMINAL_COLUMNS
 
-    def _units_per_second(self, event: JobProgress, now: float) -> float:
-        """Units per second since the first step; 0 while nothing can be said."""
-        done, since = self._first or (event.done, now)
-        return max(event.done - done, 0) / max(now - since, 1e-6)
-
-    def _loss_and_rates(self, event: JobProgress, now: float, pace: float) -> str:
+    def _loss_and_rates(self, event: JobProgress) -> str:
         parts = [f"loss {event.loss:.3f}"] if event.loss is not None else []
-        if self._tokens:
-            parts.append(f"{format_rate(self._tokens / max(now - self._since, 1e-6))} tokens/s")
-        if pace and not (parts and self._bar is not None and self._is_narrow()):
-            parts.append(f"{format_rate(pace)} {self._started.unit}/s")
+        tokens, units = self._meter.tokens_per_second, self._meter.units_per_second
+        if tokens is not None:
+            parts.append(f"{format_rate(tokens)} tokens/s")
+        if units is not None and not (parts and self._bar is not None and self._is_narrow()):
+            parts.append(f"{format_rate(units)} {self._started.unit}/s")
         return " · ".join(parts)
-
-
-def format_rate(per_second: float) -> str:
-    """A rate in three figures or so."""
-    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
-
-
-def _format_eta(total: int | None, done: int, pace: float) -> str:
-    if total is None or not pace:
-        return ""
-    return f"ETA {timedelta(seconds=round(max(total - done, 0) / pace))}"
 
 
 def _make_bar(console: Console, width: int) -> Progress:

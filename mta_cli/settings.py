@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 from mta_cli import options
-from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.errors import BadInput, NotFound, UsageError, system_reason
 from mta_cli.events import PlanLine
 
 SETTINGS_FILE_NAME = "mta.toml"
@@ -112,7 +112,7 @@ def parse_path(raw: str, what: str) -> Path:
         path = Path(raw).expanduser().absolute()
         path.exists()
     except (OSError, RuntimeError) as error:  # too long, not ours to look at, `~nobody`
-        raise BadInput(f"{what} cannot be used: {raw!r:.200} ({getattr(error, 'strerror', None) or error})") from None
+        raise BadInput(f"{what} cannot be used: {raw!r:.200} ({system_reason(error)})") from None
     return path
 
 

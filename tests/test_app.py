@@ -255,8 +255,8 @@ def test_a_closed_stream_takes_all() -> None:
 def test_ctrl_c_before_a_job_is_one_line(tmp_path: Path) -> None:
     code = (
         "import os, signal; from mta_cli import app; from mta_cli.commands.common import AppContext\n"
-        "def registry(self, create=False): os.kill(os.getpid(), signal.SIGINT)\n"
-        'setattr(AppContext, "registry", registry)\n'
+        "def open_registry(self, create=False): os.kill(os.getpid(), signal.SIGINT)\n"
+        'setattr(AppContext, "open_registry", open_registry)\n'
         "import sys; sys.argv = ['mta', 'init']; app.main()\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -89,7 +89,7 @@ def adapt_request_json(
 def restore_adapt_request(
     reg: Registry, document: Mapping[str, Any], machine: MachineOptions
 ) -> tuple[list[User] | None, FuseRequest, AdaptOptions]:
-    """What the document asks of `adapt_users`, on the devices of `machine`. Who was forgotten since is left out."""
+    """What the document asks of `adapt_users`, on the device of `machine`. Who was forgotten since is left out."""
     from mta_cli.pipeline.data.tasks import find_task
     from mta_cli.pipeline.personalize.fuse import FuseRequest
 
@@ -122,7 +122,7 @@ def eval_request_json(request: EvalRequest) -> dict[str, Any]:
 def restore_eval_request(
     reg: Registry, one: Evaluation, document: Mapping[str, Any], machine: MachineOptions
 ) -> EvalRequest:
-    """The request for an evaluation that was begun, with the document's methods, on the devices of `machine`."""
+    """The request for an evaluation that was begun, with the document's methods, on the device of `machine`."""
     from mta_cli.pipeline.data.tasks import find_task
     from mta_cli.pipeline.evaluation.design import EvalRequest
     from mta_cli.pipeline.models.lookup import resolve_model
@@ -141,7 +141,7 @@ def restore_eval_request(
 
 
 def restore_bank_request(reg: Registry, bank: Bank, machine: MachineOptions) -> BankRequest:
-    """The request that began a bank, on the devices of `machine`."""
+    """The request that began a bank, on the device of `machine`."""
     from mta_cli.pipeline.bank.build import BankRequest
     from mta_cli.pipeline.bank.screening import SCREENING_OPTIONS_KEY
     from mta_cli.pipeline.data.tasks import find_task

@@ -41,18 +41,6 @@ def block_text(value: str, style: str = "") -> Text:
     return Text(clean_text(value), style=style)
 
 
-def format_bytes(count: int | None) -> str:
-    """Bytes in decimal units: `560 B`, `82 kB`."""
-    if count is None:
-        return MISSING_VALUE
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5 or unit == "GB":
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.2g} {unit}"
-        value /= 1000
-    raise AssertionError
-
-
 def format_signed(value: float | None) -> str:
     """A difference in three decimals with its sign; no zero before the point."""
     if value is None or value != value:

@@ -24,6 +24,11 @@ _NUMBER_PATTERN = re.compile(
 )  # 5000, 5,000, 0.5, .5
 
 
+def status_sql(*, adapted: str, fused: str, anchor: str) -> str:
+    """A user's place in `USER_STATUSES` as an SQL expression, from the three conditions."""
+    return f"CASE WHEN {adapted} THEN 3 WHEN {fused} THEN 2 WHEN {anchor} THEN 1 ELSE 0 END"
+
+
 @dataclass(frozen=True)
 class UserFilter:
     """A filter that was read. `names`: each must be in the name; an unfinished word such as `items>` asks for nothing.

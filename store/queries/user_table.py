@@ -21,6 +21,7 @@ from store.queries.user_filter import (
     add_name_conditions,
     add_task_conditions,
     parse_user_filter,
+    status_sql,
 )
 
 SORT_COLUMNS = ("name", "items", "queries", "status", "bytes", "change")
@@ -50,8 +51,9 @@ _COLUMN_SQL = {
     "name": "users.name",
     "items": "coalesce(i.n, 0)",
     "queries": "coalesce(q.n, 0)",
-    "status": "CASE WHEN s.user_id IS NOT NULL THEN 3 WHEN r.user_id IS NOT NULL THEN 2 "
-    "WHEN a.user_id IS NOT NULL THEN 1 ELSE 0 END",
+    "status": status_sql(
+        adapted="s.user_id IS NOT NULL", fused="r.user_id IS NOT NULL", anchor="a.user_id IS NOT NULL"
+    ),
     "anchors": "coalesce(r.anchors, 0)",
     "bytes": "coalesce(r.bytes, 0) + coalesce(s.bytes, 0)",
     "change": "s.change",
@@ -66,10 +68,11 @@ _JOINS_BY_COLUMN = {
     "change": "s",
 }
 # Of everybody at once, whether somebody is in a set is found thrice as fast as what is joined to them.
-_STATUS_SQL = """CASE
-    WHEN users.id IN (SELECT user_id FROM stacks WHERE +bank_id IN current {and_}) THEN 3
-    WHEN users.id IN (SELECT user_id FROM recipes WHERE +bank_id IN current {and_}) THEN 2
-    WHEN users.id IN (SELECT user_id FROM anchors WHERE bank_id IN current) THEN 1 ELSE 0 END"""
+_STATUS_SQL = status_sql(
+    adapted="users.id IN (SELECT user_id FROM stacks WHERE +bank_id IN current {and_})",
+    fused="users.id IN (SELECT user_id FROM recipes WHERE +bank_id IN current {and_})",
+    anchor="users.id IN (SELECT user_id FROM anchors WHERE bank_id IN current)",
+)
 _HAS_TASK = """users.id IN (
     SELECT user_id FROM items WHERE task = :task UNION SELECT user_id FROM queries WHERE task = :task
 )"""

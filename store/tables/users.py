@@ -14,6 +14,7 @@ from store.connection import Connection
 from store.json_columns import load_boolean_columns
 from store.names import MAX_NAME_CHARS, check_name, normalise_name, quote_text
 from store.process import utc_now
+from store.queries.user_filter import USER_STATUSES, status_sql
 from store.records import User, UserSummary
 from store.seals import amend, is_sound, put_seals, sound, sound_row
 
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
 
 _SELECT_USER = f"SELECT id, name, can_anchor, created, {is_sound('users')} AS sound FROM users"
 
+_STATUS = status_sql(
+    adapted="adapted.user_id IS NOT NULL", fused="fused.user_id IS NOT NULL", anchor="anchored.user_id IS NOT NULL"
+)
+
 # A user's standing is that in the given bank or, without one, in the newest ready version of every bank.
-_SELECT_SUMMARIES = """
+_SELECT_SUMMARIES = f"""
 WITH current AS (
     SELECT id FROM banks WHERE :bank IS NOT NULL AND id = :bank
     UNION
@@ -52,12 +57,7 @@ adapted AS (
 fused AS (SELECT DISTINCT user_id FROM recipes WHERE bank_id IN current AND (:task IS NULL OR task = :task)),
 anchored AS (SELECT DISTINCT user_id FROM anchors WHERE bank_id IN current AND user_id IS NOT NULL)
 SELECT users.name, coalesce(totals.items, 0) AS items, coalesce(totals.queries, 0) AS queries, totals.task,
-    CASE
-        WHEN adapted.user_id IS NOT NULL THEN 'adapted'
-        WHEN fused.user_id IS NOT NULL THEN 'fused'
-        WHEN anchored.user_id IS NOT NULL THEN 'anchor'
-        ELSE 'new'
-    END AS status,
+    {_STATUS} AS status,
     coalesce(adapted.bytes, 0) AS stack_bytes, users.can_anchor
 FROM users
 LEFT JOIN totals ON totals.user_id = users.id
@@ -177,6 +177,7 @@ class Users:
         The status is that in the bank, or without one in the newest ready version of each.
         """
         rows = self._db.fetch_dicts(_SELECT_SUMMARIES, {"task": task, "bank": bank_id})
+        rows = [{**row, "status": USER_STATUSES[row["status"]]} for row in rows]
         return [UserSummary(**load_boolean_columns(row, "can_anchor")) for row in rows]
 
     def users_with_items(self, task: str) -> list[tuple[User, int]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -282,18 +281,6 @@ def test_a_profile_of_who_was_removed_is_not_stored(peopled: Registry) -> None:
     assert any("user4 left while" in text for text in notes(seen))
     assert len(peopled.profiles.profile_totals("lamp-2", bank_request().embedder.fingerprint)) == 8
     assert len(served(peopled)[-2]) == 3 and peopled.check_integrity() == []
-
-
-def test_leaving_is_heard_from_another_thread(peopled: Registry) -> None:
-    """With several devices a lesson runs in a thread of its own and parts with a member at its next report."""
-    built(peopled)
-    request = replace(fuse_request(), machine=replace(CPU, device="cpu,cpu"))
-    job = adapt_users(peopled, [peopled.users.get(name) for name in SHORT], request, replace(QUICK, steps=12))
-    results, seen = interrupted(job, peopled, MOMENTS["at a step"], forget, "ida")
-    assert "ida" not in {result["user"] for result in results}
-    assert [event.label for event in seen if isinstance(event, UnitFailed)] == [
-        "ida"
-    ] and peopled.check_integrity() == []
 
 
 def test_who_is_removed_before_the_run_is_written_down_is_not_named_in_it(peopled: Registry) -> None:

@@ -284,7 +284,7 @@ def test_a_checkpoint_that_cannot_be_set_aside_stays(files: AdapterFiles, monkey
     assert files.read_checkpoint("job") == b"step 1"
 
 
-@pytest.mark.parametrize("act", [AdapterFiles.drop_all_checkpoints, lambda files: files.drop_partial("job")])
+@pytest.mark.parametrize("act", [AdapterFiles.drop_all_checkpoints, lambda files: files.drop_checkpoint("job")])
 def test_a_checkpoint_that_cannot_be_removed_is_told(
     files: AdapterFiles, monkeypatch: pytest.MonkeyPatch, act: Callable[[AdapterFiles], None]
 ) -> None:

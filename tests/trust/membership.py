@@ -227,7 +227,7 @@ def train_anew(scene: Scene, parts: list[AdapterTraining]) -> list[Adapter | str
         yield from ()
 
     with merge_into_base(scene.base, scene.task_adapter):
-        list(train_groups(scene.reg, [scene.base], [TrainingGroup(parts, settle)]))
+        list(train_groups(scene.reg, scene.base, [TrainingGroup(parts, settle)]))
     return made
 
 

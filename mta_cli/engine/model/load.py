@@ -80,48 +80,7 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`, the first where several are listed; `auto` is CUDA, else Apple's GPU, else the CPU.
-
-    UsageFault when one is not there, and when a list names a device twice or devices of several kinds.
-    """
-    return _parse_devices(name)[0]
-
-
-def resolve_devices(name: str, dtype: str = "auto") -> list[torch.device]:
-    """Every device of a comma-separated list, so that each trains groups of its own.
-
-    The CPU may stand there more than once, which helps nobody but tests and machines with several sockets. Raises
-    UsageFault as `resolve_device`, and when the number format called `dtype` is not the same on all.
-    """
-    devices = _parse_devices(name)
-    formats = dict.fromkeys(str(resolve_dtype(dtype, device)).removeprefix("torch.") for device in devices)
-    if len(formats) > 1:
-        raise UsageError(
-            f"device {name}: --dtype {dtype} means {' on some and '.join(formats)} on others",
-            hint="--dtype float32, or list devices of one make",
-        )
-    return devices
-
-
-def _parse_devices(name: str) -> list[torch.device]:
-    if "," not in name:
-        return [_parse_device(name)]
-    parts = [part.strip() for part in name.split(",")]
-    if "auto" in parts:
-        raise UsageError(f"device {name}: auto stands alone", hint="name every device, as in cuda:0,cuda:1")
-    devices = [_parse_device("cuda:0" if part == "cuda" else part) for part in parts]
-    kinds = dict.fromkeys(device.type for device in devices)
-    if len(kinds) > 1:
-        raise UsageError(
-            f"device {name}: {' and '.join(kinds)} do not compute alike", hint="list devices of one kind only"
-        )
-    twice = [str(device) for device in devices if device.type != "cpu" and devices.count(device) > 1]
-    if twice:
-        raise UsageError(f"device {name}: {twice[0]} stands there twice", hint="name each device once")
-    return devices
-
-
-def _parse_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is CUDA, else Apple's GPU, else the CPU. UsageError when it is not there."""
     if name == "auto":
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
@@ -130,9 +89,7 @@ def _parse_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise UsageError(
-            f"device {name!r} is not known", hint="choose auto, cpu, cuda, cuda:N, mps or a list such as cuda:0,cuda:1"
-        )
+        raise UsageError(f"device {name!r} is not known", hint="choose auto, cpu, cuda, cuda:N or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here", hint="--device auto or cpu"
@@ -163,7 +120,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def dtype_name(dtype: str, device: str) -> str:
-    """What the number format called `dtype` is on the first device of a list: `float32`, `bfloat16` or `float16`."""
+    """What the number format called `dtype` is on `device`: `float32`, `bfloat16` or `float16`."""
     return str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch.")
 
 

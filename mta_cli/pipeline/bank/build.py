@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,7 @@ from mta_cli.pipeline.leaving import UsersWithdrew, anchors_dropped_note, consen
 from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
 from mta_cli.pipeline.memory.knn import update_neighbours
 from mta_cli.pipeline.memory.knn_weight import fit_neighbour_weight
-from mta_cli.pipeline.models.load import load_on_device, load_on_other_devices
+from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.training.groups import (
     USER_LEFT_MESSAGE,
     AdapterJob,
@@ -39,7 +38,7 @@ from mta_cli.pipeline.training.groups import (
     TrainingGroup,
     format_losses,
     group_key,
-    group_size,
+    max_group_size,
     pair_with_adapters,
     train_groups,
 )
@@ -197,7 +196,7 @@ def estimate_build(
     longest = sorted((len(c.items) for c in chosen), reverse=True)[: options.anchors]
     return BuildCost(
         (
-            TokenLoad(row * pooled, options.task_placement, one_device=True),
+            TokenLoad(row * pooled, options.task_placement),
             TokenLoad(row * sum(longest) * options.epochs, options.placement),
         ),
         row * options.batch_size,
@@ -321,19 +320,16 @@ def _train_bank(
     }
     whose = {anchor.id: [each.user for each in pool if each.user.id == anchor.user_id] for anchor in anchors}
     parts = {i: with_users(with_task_adapter(part, bank.task_adapter), whose[i], request) for i, part in parts.items()}
-    groups = _groups(reg, request, base, anchors, parts)
+    groups = _groups(reg, base, anchors, parts)
     trainings = [*([pooled] if pooled else []), *(parts[anchor.id] for group in groups for anchor in group)]
     yield JobStarted("bank build", total=sum(t.job.schedule.steps for t in trainings))
     done = 0
     if pooled is not None:
-        yield from train_groups(reg, [base], [TrainingGroup([pooled], partial(store_task_adapter, reg, bank, pooled))])
+        yield from train_groups(reg, base, [TrainingGroup([pooled], partial(store_task_adapter, reg, bank, pooled))])
         done = pooled.job.schedule.steps
     task_adapter = reg.banks.by_id(bank.id).task_adapter
     below = load_weights(reg, task_adapter, base.fingerprint) if task_adapter else None
-    with ExitStack() as stack:
-        bases = [base, *load_on_other_devices(request.base, request.machine, len(groups))]
-        for each in bases:
-            stack.enter_context(merge_into_base(each, below))
+    with merge_into_base(base, below):
         ready = [
             TrainingGroup(
                 [with_task_adapter(parts[anchor.id], task_adapter) for anchor in group],
@@ -341,7 +337,7 @@ def _train_bank(
             )
             for group in groups
         ]
-        yield from train_groups(reg, bases, ready, done)
+        yield from train_groups(reg, base, ready, done)
         chosen = [each.user.id for each in anchor_candidates(pool, request.task.name, options)]
         yield from screen_anchors(reg, bank, base, examples, chosen, request.gates)
     yield from fit_neighbour_weight(reg, bank, request, pool, base)
@@ -367,18 +363,15 @@ def _store_anchors(
 
 
 def _groups(
-    reg: Registry, request: BankRequest, base: LoadedBase, anchors: Sequence[Anchor], parts: dict[int, AdapterTraining]
+    reg: Registry, base: LoadedBase, anchors: Sequence[Anchor], parts: dict[int, AdapterTraining]
 ) -> list[list[Anchor]]:
     """Anchors that train together: those that have no meta-LoRA yet, and all of a group that was stopped half-way.
 
     The same company gives the same bytes, so a stopped group goes on as it was.
     """
-    from mta_cli.engine.model.load import resolve_devices
-
     if not anchors:
         return []
-    devices = resolve_devices(request.machine.device, request.machine.dtype)
-    size = group_size(base, parts[anchors[0].id].job, len(anchors), len(devices))
+    size = max_group_size(base, parts[anchors[0].id].job)
     groups = []
     for start in range(0, len(anchors), size):
         whole = list(anchors[start : start + size])

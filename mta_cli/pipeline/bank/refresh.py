@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,7 @@ from mta_cli.pipeline.training.groups import (
     AdapterTraining,
     TrainingGroup,
     format_losses,
-    group_size,
+    max_group_size,
     pair_with_adapters,
     train_groups,
 )
@@ -92,7 +91,7 @@ def refresh_bank(
     plan: Sequence[PlanLine] = (),
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Replace the stale anchors of the task's newest bank, or of that called `name`, on the devices of `machine`.
+    """Replace the stale anchors of the task's newest bank, or of that called `name`, on the device of `machine`.
 
     Its neighbours become those that a new build would keep. All else is as the bank was built. `Done.result` has the
     keys of `mta bank build --json`, and `replaced`, `removed` (stale anchors that nobody could replace), `people`
@@ -172,7 +171,7 @@ def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
     """Train the new anchors on the bank's task adapter; each group takes its places when it is trained."""
     from mta_cli.engine.lora.adapter import merge_into_base
     from mta_cli.pipeline.data.examples import PromptRowBuilder
-    from mta_cli.pipeline.models.load import load_on_device, load_on_other_devices
+    from mta_cli.pipeline.models.load import load_on_device
     from mta_cli.pipeline.models.lookup import record_models
     from mta_cli.pipeline.personalize.weights import load_weights
 
@@ -194,11 +193,8 @@ def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
         groups = _groups(work, base, planned, parts)
         yield JobStarted("bank refresh", total=sum(part.job.schedule.steps for part in parts))
         below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
-        with ExitStack() as stack:
-            bases = [base, *load_on_other_devices(request.base, request.machine, len(groups))]
-            for each in bases:
-                stack.enter_context(merge_into_base(each, below))
-            yield from train_groups(reg, bases, groups)
+        with merge_into_base(base, below):
+            yield from train_groups(reg, base, groups)
             people = [each.user.id for each in _candidates(work)]
             yield from screen_anchors(reg, bank, base, examples, people, request.gates)
     _remove_unreplaced(work)
@@ -252,12 +248,8 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
 def _groups(
     work: _RefreshState, base: Any, planned: Sequence[Anchor], parts: Sequence[AdapterTraining]
 ) -> list[TrainingGroup]:
-    """Who trains together. The size is that of a whole bank's groups, so that a stopped refresh finds its own again."""
-    from mta_cli.engine.model.load import resolve_devices
-
-    machine = work.request.machine
-    devices = resolve_devices(machine.device, machine.dtype)
-    size = group_size(base, parts[0].job, len(work.reg.banks.anchors(work.bank.id)), len(devices))
+    """Who trains together."""
+    size = max_group_size(base, parts[0].job)
     spans = [slice(start, start + size) for start in range(0, len(planned), size)]
     return [TrainingGroup(parts[span], partial(_store_group, work, planned[span], parts[span])) for span in spans]
 

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound, StoreBusy
+from mta_cli.errors import BadInput, NotFound, StoreBusy, system_reason
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.chat.answer import (
     FREE_TASK,
@@ -297,6 +297,5 @@ def _write_new(target: str, text: str) -> Path:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, the home of nobody
-        reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"{target!r:.200} cannot be written: {reason}", hint="Name a new file.") from error
+        raise BadInput(f"{target!r:.200} cannot be written: {system_reason(error)}", hint="Name a new file.") from error
     return path

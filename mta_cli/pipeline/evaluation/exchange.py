@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.errors import BadInput, NotFound, UsageError, system_reason
 from mta_cli.pipeline.evaluation.finished import USER_DIGEST_DIGITS, FinishedEvaluation
 from mta_cli.pipeline.report.files import write_whole_file
 from mta_cli.pipeline.report.results import DESIGN_KEYS
@@ -95,7 +95,7 @@ def _content(path: Path) -> bytes:
             )
         return path.read_bytes()
     except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise BadInput(f"{path} cannot be read: {system_reason(error)}.") from error
 
 
 def _parse_user_sums(document: Mapping[str, Any]) -> dict[str, UserSums]:

@@ -62,7 +62,7 @@ def list_unfinished_jobs(reg: Registry) -> list[UnfinishedJob]:
 def resume_job(
     reg: Registry, one: UnfinishedJob, machine: MachineOptions, defaults: EvalOptions, *, dry_run: bool = False
 ) -> Iterator[Event]:
-    """Go on with `one` on the devices of `machine`; all else is as it was begun with.
+    """Go on with `one` on the device of `machine`; all else is as it was begun with.
 
     `defaults` serve an evaluation whose methods nobody wrote down. Raises BadInput where the task, the people or
     their histories are no longer those it was begun with, and as the job itself.

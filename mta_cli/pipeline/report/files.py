@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, system_reason
 
 FILE_MODE = 0o644
 
@@ -19,7 +19,7 @@ def write_whole_file(path: Path, content: bytes) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # with the mode of the person's own folders
     except OSError as error:
-        raise BadInput(f"The folder {path.parent} cannot be made: {error.strerror or error}.") from error
+        raise BadInput(f"The folder {path.parent} cannot be made: {system_reason(error)}.") from error
     atomic_write(path, content)
     path.chmod(FILE_MODE)
     return path

@@ -33,20 +33,18 @@ CACHED_STATE_BYTES = 0.7  # the same for states that are kept for later steps of
 
 @dataclass(frozen=True)
 class TokenLoad:
-    """At most `count` tokens that adapters of one `placement` learn from, on one device `alone` or on all."""
+    """At most `count` tokens that adapters of one `placement` learn from."""
 
     count: int
     placement: str
-    one_device: bool = False
 
 
 def cost_lines(
     reg: Registry, base: ModelEntry, machine: MachineOptions, tokens: Sequence[TokenLoad], step: int
 ) -> tuple[PlanLine, ...]:
     """Tokens, memory and time of a plan whose steps have `step` tokens, with where the speed is known from."""
-    from mta_cli.engine.model.load import dtype_name, resolve_devices
+    from mta_cli.engine.model.load import dtype_name
 
-    devices = resolve_devices(machine.device, machine.dtype)
     dtype = dtype_name(machine.dtype, machine.device)
     parameters, busy = base.detail.get("parameters", 0), [each for each in tokens if each.count]
     rates = {each.placement: measured_token_rate(reg, base.fingerprint, dtype, each.placement) for each in busy}
@@ -57,18 +55,13 @@ def cost_lines(
             * measure_matmul_rate(machine.device, dtype)
             / (4.0 * max(parameters, 1))
         )
-    seconds = sum(
-        each.count
-        / (1 if each.one_device else len(devices))
-        / (rates[each.placement] or guess * PLACEMENT_SPEEDUP[each.placement])
-        for each in busy
-    )
+    seconds = sum(each.count / (rates[each.placement] or guess * PLACEMENT_SPEEDUP[each.placement]) for each in busy)
     gigabytes = estimate_memory_gb(
         parameters, sum(each.count for each in busy if each.placement == "late"), step, dtype
     )
     return (
         PlanLine("tokens", f"at most {sum(each.count for each in busy):,}"),
-        PlanLine("memory", f"about {gigabytes:.1f} GB{' on each device' if len(devices) > 1 else ''}"),
+        PlanLine("memory", f"about {gigabytes:.1f} GB"),
         PlanLine("time", f"about {format_duration(seconds)}", "a matrix product" if guess else "earlier trainings"),
     )
 
@@ -118,9 +111,9 @@ def measure_matmul_rate(device: str, dtype: str, rows: int = 512, width: int = 1
 
 def require_device(machine: MachineOptions) -> None:
     """Raises UsageFault where this machine lacks the device, or the device the number format."""
-    from mta_cli.engine.model.load import resolve_devices
+    from mta_cli.engine.model.load import resolve_device, resolve_dtype
 
-    resolve_devices(machine.device, machine.dtype)
+    resolve_dtype(machine.dtype, resolve_device(machine.device))
 
 
 def dtype_slowdown(machine: MachineOptions) -> float:

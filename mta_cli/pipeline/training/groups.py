@@ -7,10 +7,8 @@ is.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.errors import BadInput
@@ -23,7 +21,6 @@ from mta_cli.pipeline.training.session import (
     TrainingResult,
     TrainingSession,
 )
-from mta_cli.pipeline.training.side_by_side import WorkerPool
 from store.records import Adapter, User
 
 if TYPE_CHECKING:
@@ -138,20 +135,19 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "safetensors")}
 
 
-def group_size(base: LoadedBase, job: AdapterJob, many: int, devices: int = 1) -> int:
-    """How many of `many` adapters like this one train together: within `GROUP_BYTES`, and no device's share more.
+def max_group_size(base: LoadedBase, job: AdapterJob) -> int:
+    """How many adapters like this one train together at most: what `MAX_GROUP_BYTES` holds.
 
-    The numbers of a core are so few that `TOGETHER` alone bounds them.
+    The numbers of a core are so few that `MAX_USERS_PER_GROUP` alone bounds them.
     """
     from mta_cli.engine.lora.adapter import find_target_modules
 
-    share = math.ceil(many / devices)
     if job.kind == CORE_KIND:
-        return max(1, min(MAX_USERS_PER_GROUP, share))
+        return MAX_USERS_PER_GROUP
     paths, _ = find_target_modules(base.model, job.targets, job.placement)
     shapes = [base.model.get_submodule(path).weight.shape for path in paths]
     bytes_each: int = 4 * 4 * job.rank * sum(out + inputs for out, inputs in shapes)  # value, gradient and two moments
-    return max(1, min(MAX_USERS_PER_GROUP, MAX_GROUP_BYTES // bytes_each, share))
+    return max(1, min(MAX_USERS_PER_GROUP, MAX_GROUP_BYTES // bytes_each))
 
 
 def group_key(base: LoadedBase, jobs: Sequence[AdapterJob]) -> str:
@@ -175,104 +171,60 @@ def format_losses(adapter: Adapter) -> str:
     return f"{adapter.loss_first:.3f} → {adapter.loss_last:.3f}" if adapter.loss_first is not None else "unknown"
 
 
-def train_groups(
-    reg: Registry, bases: Sequence[LoadedBase], groups: Iterable[TrainingGroup], done: int = 0
-) -> Iterator[Event]:
-    """Train, store and settle groups, one at a time on each of `bases`, which are the same base on several devices.
+def train_groups(reg: Registry, base: LoadedBase, groups: Iterable[TrainingGroup], done: int = 0) -> Iterator[Event]:
+    """Train groups one after another on `base`, and store what comes of each.
 
-    Progress counts on from `done`. A checkpoint of each group is kept while it runs, also when the generator is closed,
-    and is gone when its adapters are stored. With several bases each group runs in a thread; when one raises, so does
-    this, after the others have finished their step and their checkpoints are written.
+    Progress counts on from `done` steps. A checkpoint of each group is kept while it runs, also when the generator is
+    closed, and is gone when its adapters are stored.
     """
-    if len(bases) > 1:
-        yield from _train_on_devices(reg, bases, iter(groups), done)
-        return
     for group in groups:
-        yield from _train_on_one_device(_SessionRecorder(reg, bases[0], group), done)
+        recorder = _SessionRecorder(reg, base, group)
+        try:
+            for report in recorder.session.run_training():
+                yield from recorder.record_report(report, done)
+        except GeneratorExit:  # stopped between two steps: nothing of this training is lost
+            recorder.save_checkpoint()
+            raise
         done += group.steps
 
 
-def _train_on_one_device(course: _SessionRecorder, done: int) -> Iterator[Event]:
-    try:
-        for report in course.session.run_training():
-            yield from course.record_and_announce(report, done)
-    except GeneratorExit:  # stopped between two steps: nothing of this training is lost
-        course.save_checkpoint()
-        raise
-
-
-def _train_on_devices(
-    reg: Registry, bases: Sequence[LoadedBase], groups: Iterator[TrainingGroup], done: int
-) -> Iterator[Event]:
-    crew: WorkerPool[SessionReport] = WorkerPool(len(bases))
-    courses: dict[int, _SessionRecorder] = {}
-    numbers = count()
-
-    def begin(base: LoadedBase) -> None:
-        if (group := next(groups, None)) is not None:
-            number = next(numbers)
-            courses[number] = _SessionRecorder(reg, base, group)
-            crew.start_worker(number, courses[number].session.run_training())
-
-    try:
-        for base in bases:
-            begin(base)
-        for number, report in crew.worker_reports():
-            course = courses[number]
-            yield from course.record_and_announce(
-                report, done + sum(c.steps_taken for c in courses.values() if c is not course)
-            )
-            if isinstance(report, TrainingResult):
-                done += course.steps_taken
-                del courses[number]
-                begin(course.base)
-    except BaseException:
-        for number, report in crew.stop_workers():
-            courses[number].record_report(report)
-        for number, course in courses.items():
-            if number not in crew.failed_workers:
-                course.save_checkpoint()
-        raise
-
-
 class _SessionRecorder:
-    """A group under way, and all that is written of it. `taken`: how many of its steps are done with."""
+    """A group under way, and all that is written of it."""
 
     def __init__(self, reg: Registry, base: LoadedBase, group: TrainingGroup) -> None:
-        self.base, self.steps_taken = base, 0
+        self._base, self._steps_taken = base, 0
         self._reg, self._group, self._key = reg, group, group_key(base, group.jobs)
         self._settled, self._left_members = False, set[int]()
         self.session = TrainingSession(base, group, reg.files.read_checkpoint(self._key))
 
-    def record_and_announce(self, report: SessionReport, others: int) -> Iterator[Event]:
-        """Store what a report brings, and say so; `others`: how many steps other groups are done with."""
-        self.record_report(report)
-        if isinstance(report, TrainingResult):
-            yield from self._store_adapters(report)
-        elif isinstance(report, SessionStep) and report.steps:
-            yield self._step(report.steps, others + self.steps_taken)
-        elif isinstance(report, SessionStarted) and report.steps_taken:
-            title = _title(self._group.jobs[0], len(self._group.jobs))
-            yield Note(f"{title}: goes on from step {report.steps_taken} of {self._group.steps}.")
-
-    def record_report(self, report: SessionReport) -> None:
-        """Store what a report from the middle of the training brings."""
+    def record_report(self, report: SessionReport, done: int) -> Iterator[Event]:
+        """Store what a report brings, and say so; `done`: how many steps earlier groups took."""
         if isinstance(report, SessionStarted):
-            self.steps_taken = report.steps_taken
+            self._steps_taken = report.steps_taken
             if not report.checkpoint_matches:
                 self._reg.files.drop_checkpoint(self._key)
+            if report.steps_taken:
+                title = _title(self._group.jobs[0], len(self._group.jobs))
+                yield Note(f"{title}: goes on from step {report.steps_taken} of {self._group.steps}.")
         elif isinstance(report, SessionStep):
-            self.steps_taken += len(report.steps)
-            with self._reg.transaction():
-                anew = self._stop_left_members()
-                for i, step in report.steps.items():
-                    one = self._group.trainings[i]
-                    if one.run is not None and i not in self._left_members:
-                        self._reg.runs.record_step(
-                            one.run.id, one.job.label, step.step, step.loss, step.tokens, step.seconds
-                        )
-            if report.checkpoint is not None and not anew:
-                self._reg.files.write_checkpoint(self._key, report.checkpoint)
+            self._record_step(report)
+            if report.steps:
+                yield self._step(report.steps, done + self._steps_taken)
+        else:
+            yield from self._store_adapters(report)
+
+    def _record_step(self, report: SessionStep) -> None:
+        self._steps_taken += len(report.steps)
+        with self._reg.transaction():
+            anew = self._stop_left_members()
+            for i, step in report.steps.items():
+                one = self._group.trainings[i]
+                if one.run is not None and i not in self._left_members:
+                    self._reg.runs.record_step(
+                        one.run.id, one.job.label, step.step, step.loss, step.tokens, step.seconds
+                    )
+        if report.checkpoint is not None and not anew:
+            self._reg.files.write_checkpoint(self._key, report.checkpoint)
 
     def save_checkpoint(self) -> None:
         """Store a checkpoint of a training that has begun and is not settled."""
@@ -308,7 +260,7 @@ class _SessionRecorder:
 
         All of a group at once: those who were left of half a group would train in other company, to other bytes.
         """
-        self.steps_taken, self._settled = self._group.steps, True
+        self._settled = True
         reg, basis = self._reg, self._group.basis
         results: list[Adapter | str] = [trained.failures.get(i, "") for i in range(len(self._group.jobs))]
         self._stop_left_members()
@@ -316,7 +268,7 @@ class _SessionRecorder:
             job = self._group.jobs[i]
             if i not in self._left_members:
                 results[i] = (
-                    basis.adapter if basis is not None else _write_adapter(reg, self.base, job, weights, trained, i)
+                    basis.adapter if basis is not None else _write_adapter(reg, self._base, job, weights, trained, i)
                 )
         with reg.files.consume_checkpoint(self._key), reg.transaction():
             self._stop_left_members()

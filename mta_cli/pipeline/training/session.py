@@ -1,7 +1,4 @@
-"""What a group's training does on its device: losses before, steps, losses after.
-
-Touches neither the store nor the terminal, so that it may run in a thread of its own.
-"""
+"""What a group's training does: losses before, steps, losses after. Touches neither the store nor the terminal."""
 
 from __future__ import annotations
 
@@ -84,7 +81,10 @@ class TrainingSession:
         self._trainer: Trainer | None = None
 
     def run_training(self) -> Iterator[SessionReport]:
-        """Train: one `Begun`, a `Stepped` for every step, one `Trained`. Raises as `Trainer.steps`."""
+        """Train: one `SessionStarted`, a `SessionStep` for every step, one `TrainingResult`.
+
+        Raises as `Trainer.train_steps`.
+        """
         from mta_cli.engine.scoring.log_likelihood import mean_losses
         from mta_cli.engine.training.trainer import Trainer
 
@@ -110,14 +110,14 @@ class TrainingSession:
         yield TrainingResult(weights, packed, trainer.failed, trainer.completed_steps, first, ends, before, after)
 
     def checkpoint_bytes(self) -> bytes | None:
-        """A checkpoint; None before `Begun`. Only between two reports, and while no thread goes on to the next."""
+        """A checkpoint; None before `SessionStarted`. Only between two reports."""
         if self._trainer is None:
             return None
         self._apply_stops(self._trainer)
         return self._trainer.save_state()
 
     def stop_member(self, member: int, why: str) -> None:
-        """End a member's training at the next report, from any thread; it then counts as failed."""
+        """End a member's training at the next report; it then counts as failed."""
         self._pending_stops[member] = why
 
     def _apply_stops(self, trainer: Trainer) -> None:

@@ -13,8 +13,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, system_reason
 from mta_cli.pipeline.asked import REQUEST_KEY, record_request
+from store.files import sync_file
 
 if TYPE_CHECKING:
     from store.records import User
@@ -35,8 +36,9 @@ def resolve_export_folder(
         there = target.exists()
         full = target.is_dir() and any(target.iterdir())
     except (OSError, RuntimeError) as error:  # too long, not ours to look at, the home of nobody
-        reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"{str(to)!r:.200} cannot be used: {reason}", hint="Name another folder with --to.") from error
+        raise BadInput(
+            f"{str(to)!r:.200} cannot be used: {system_reason(error)}", hint="Name another folder with --to."
+        ) from error
     if there and not target.is_dir():
         raise BadInput(f"{target} is a file; {what} is a folder.", hint="Name another folder with --to.")
     if full and not replace:
@@ -56,17 +58,15 @@ def write_folder(target: Path, files: Mapping[str, bytes], what: str) -> None:
         draft.chmod(0o777 & ~_umask())
         for name, content in files.items():
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            with (draft / name).open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            (draft / name).write_bytes(content)
+            sync_file(draft / name)
         if target.is_dir() and any(target.iterdir()):
             for name in files:
                 os.replace(draft / name, target / name)
         else:
             os.replace(draft, target)
     except OSError as error:
-        raise BadInput(f"{what} cannot be written to {target}: {error.strerror or error}") from error
+        raise BadInput(f"{what} cannot be written to {target}: {system_reason(error)}") from error
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)

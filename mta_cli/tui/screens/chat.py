@@ -13,8 +13,8 @@ from textual.widgets import Input, OptionList, Static
 
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note, TextChunk
+from mta_cli.job_text import format_rate
 from mta_cli.printable import clean_text
-from mta_cli.progress import format_rate as per_second
 from mta_cli.tui.messages import StoreChanged
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
@@ -375,6 +375,6 @@ def _answer_source_line(result: dict[str, Any]) -> str:
     """Where an answer came from, and how fast."""
     source, tokens, seconds = result["source"], result["tokens"], result["seconds"]
     bank = f" · {result['task']} · bank {source['bank']} v{source['version']}" if source["bank"] else ""
-    rate = f", {per_second(tokens / seconds)}/s" if seconds and result["ended"] != "label" else ""
+    rate = f", {format_rate(tokens / seconds)}/s" if seconds and result["ended"] != "label" else ""
     cut = " · cut" if result["ended"] == "length" else ""
     return f"{source['mode']}{bank} · {tokens} token{'s' if tokens != 1 else ''}{rate}{cut}"

@@ -19,9 +19,10 @@ from textual.containers import Container, Horizontal
 from textual.widgets import Input, Static
 
 from mta_cli.errors import NotFound
+from mta_cli.pipeline.report.wording import format_bytes
 from mta_cli.tui.messages import JobUpdated
 from mta_cli.tui.screens.base import BaseScreen
-from mta_cli.tui.text import format_bytes, format_signed, line_text
+from mta_cli.tui.text import format_signed, line_text
 from mta_cli.tui.widgets.lazy_table import Cell, Column, LazyTable
 from mta_cli.tui.widgets.user_detail import UserPane
 

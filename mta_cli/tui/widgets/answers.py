@@ -19,8 +19,8 @@ from textual.content import Content, Span
 from textual.message import Message
 from textual.widgets import Static
 
+from mta_cli.job_text import format_rate
 from mta_cli.printable import clean_line, clean_text
-from mta_cli.progress import format_rate as per_second
 
 ORDER = ("base", "fused", "adapted")  # other people's columns follow in the order they came
 MIN_COLUMN_WIDTH = 20  # of a column; where there are more than fit, they are scrolled
@@ -229,7 +229,7 @@ def _speed_lines(detail: dict[str, Any]) -> Iterator[str]:
         yield f"1 of {len(detail['labels'])} labels"
         return
     cut = " · cut" if detail["ended"] == "length" else ""
-    yield f"{tokens} token{'s' if tokens != 1 else ''}" + (f" · {per_second(rate)}/s" if rate else "") + cut
+    yield f"{tokens} token{'s' if tokens != 1 else ''}" + (f" · {format_rate(rate)}/s" if rate else "") + cut
 
 
 def _format_likelihood(gold: dict[str, Any]) -> str:

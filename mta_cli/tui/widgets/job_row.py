@@ -5,15 +5,14 @@ Pure functions of what is shown; no widget.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 
 from rich.text import Text
 
+from mta_cli.job_text import format_clock
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob
-from mta_cli.tui.text import MISSING_VALUE, line_text
+from mta_cli.tui.text import line_text
 from mta_cli.tui.widgets.sparkline import sparkline_text
 from mta_cli.tui.workers.job_queue import Job, ProgressState
 
@@ -44,13 +43,8 @@ def progress_line(progress: ProgressState) -> str:
     if progress.tokens_per_second is not None:
         parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
     if progress.seconds_left is not None:
-        parts.append(f"ETA {format_duration(progress.seconds_left)}")
+        parts.append(f"ETA {format_clock(progress.seconds_left)}")
     return " · ".join(parts)
-
-
-def format_duration(seconds: float | None) -> str:
-    """A length of time: `0:01:05`."""
-    return MISSING_VALUE if seconds is None or not math.isfinite(seconds) else str(timedelta(seconds=round(seconds)))
 
 
 def job_option_text(job: Job, width: int) -> Text:
@@ -83,9 +77,9 @@ def job_header(job: Job, width: int, now: float) -> Text:
     state: str = job.state
     if job.started_at is not None:
         state += (
-            f" for {format_duration(now - job.started_at)}"
+            f" for {format_clock(now - job.started_at)}"
             if not job.finished
-            else f" after {format_duration((job.ended_at or now) - job.started_at)}"
+            else f" after {format_clock((job.ended_at or now) - job.started_at)}"
         )
     rows = [line_text(f"{STATE_MARKS[job.state]} {job.kind} · {job.title} — {state}", "bold")]
     progress = job.progress
@@ -125,7 +119,7 @@ def _job_status_line(job: Job, width: int) -> str:
         return " ".join(part for part in (shown, rest) if part) or "begins"
     if job.state == "waiting":
         return "waits for its turn"
-    took = format_duration((job.ended_at or 0.0) - job.started_at) if job.started_at is not None else ""
+    took = format_clock((job.ended_at or 0.0) - job.started_at) if job.started_at is not None else ""
     if job.state == "done":
         return f"done after {took}"
     fault = next((text for text in reversed(job.log) if text.startswith("error: ")), "")

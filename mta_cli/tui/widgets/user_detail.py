@@ -11,8 +11,9 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
+from mta_cli.pipeline.report.wording import format_bytes
 from mta_cli.printable import clean_line
-from mta_cli.tui.text import MISSING_VALUE, format_bytes, format_signed, line_text
+from mta_cli.tui.text import MISSING_VALUE, format_signed, line_text
 from mta_cli.tui.widgets.bars import Bar, BarChart
 from mta_cli.tui.widgets.canvas import truncate_line
 from mta_cli.tui.widgets.sparkline import LabelledSparkline

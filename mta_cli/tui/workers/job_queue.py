@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mta_cli.errors import BadInput, MtaError
-from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted, Note, UnitFailed
+from mta_cli.errors import MtaError
+from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted
+from mta_cli.job_text import RateMeter, error_lines, event_text
 from mta_cli.printable import clean_line, clean_text
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Job:
     result: Any = None
     unreported_saves: int = 0
     stop_requested: threading.Event = field(default_factory=threading.Event)
-    _rate_start: _RateStart | None = None
+    _meter: RateMeter | None = None
 
     @property
     def finished(self) -> bool:
@@ -68,18 +69,14 @@ class Job:
         """Let an event of the job's generator change what is shown of it."""
         if isinstance(event, JobStarted):
             self.progress = ProgressState(0, event.total, event.unit, "", self.progress.losses)
-            self._rate_start = None
+            self._meter = RateMeter(event.total, time.monotonic())
         elif isinstance(event, JobProgress):
             self._apply_step(event)
-        elif isinstance(event, ArtifactSaved):
-            self.unreported_saves += 1
-            self.append_log(f"saved {event.kind} {event.name}" + (f" ({event.detail})" if event.detail else ""))
-        elif isinstance(event, Note):
-            self.append_log(f"warning: {event.text}" if event.warning else event.text)
-        elif isinstance(event, UnitFailed):
-            self.append_log(f"{event.label} failed: {event.message}")
         elif isinstance(event, JobResult):
             self.result = event.result
+        elif (line := event_text(event)) is not None:
+            self.unreported_saves += isinstance(event, ArtifactSaved)
+            self.append_log(line)
 
     def append_log(self, text: str) -> None:
         """Add lines to the log."""
@@ -89,35 +86,21 @@ class Job:
     def record_error(self, error: BaseException) -> None:
         """Say in the log what went wrong, in the command line's words."""
         self.error = error
-        message = error.message if isinstance(error, MtaError) else f"{type(error).__name__}: {error}"
-        self.append_log(f"error: {message}")
-        for fault in error.faults if isinstance(error, BadInput) else ():
-            self.append_log(f"  {clean_line(fault)}")
+        message, *faults = error_lines(error)
+        for line in (f"error: {message}", *faults):
+            self.append_log(line)
         if isinstance(error, MtaError) and error.hint:
             self.append_log(f"hint: {error.hint}")
 
     def _apply_step(self, event: JobProgress) -> None:
         now, progress = time.monotonic(), self.progress
-        self._rate_start = self._rate_start or _RateStart(now, event.done)
+        meter = self._meter = self._meter or RateMeter(progress.total, now)
+        meter.add_step(event, now)
         progress.done, progress.label = event.done, clean_line(event.label)
         if event.loss is not None:
             progress.losses.append(event.loss)
             del progress.losses[:-MAX_LOSSES]
-        self._rate_start.tokens += event.tokens
-        passed, units = now - self._rate_start.start_time, event.done - self._rate_start.start_unit
-        if passed > 0 and self._rate_start.tokens:
-            progress.tokens_per_second = self._rate_start.tokens / passed
-        if passed > 0 and units > 0 and progress.total is not None:
-            progress.seconds_left = max(progress.total - event.done, 0) * passed / units
-
-
-@dataclass
-class _RateStart:
-    """Since when, and from which unit on, a rate is measured: a resumed job begins in the middle."""
-
-    start_time: float
-    start_unit: int
-    tokens: int = 0
+        progress.tokens_per_second, progress.seconds_left = meter.tokens_per_second, meter.seconds_left
 
 
 @dataclass(frozen=True)

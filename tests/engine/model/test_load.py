@@ -19,7 +19,6 @@ from mta_cli.engine.model.load import (
     load_base,
     position_ids,
     resolve_device,
-    resolve_devices,
     resolve_dtype,
 )
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageError
@@ -144,7 +143,7 @@ def test_an_unknown_architecture_is_explained(copy: Path) -> None:
         loaded(copy)
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cuda:x", "meta"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cuda:x", "meta", "cpu,cpu"])
 def test_devices_that_are_not_there(name: str) -> None:
     with pytest.raises(UsageError):
         resolve_device(name)
@@ -166,45 +165,9 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 0)
 
 
-def test_a_list_of_devices(two_cards: None) -> None:
-    both = [torch.device("cuda", 0), torch.device("cuda", 1)]
-    assert resolve_devices("cuda:0,cuda:1", "float32") == both
-    assert resolve_devices(" cuda , cuda:1 ", "bfloat16") == both
-    assert resolve_devices("cuda:1,cuda:0", "float32") == both[::-1]
-    assert resolve_devices("cuda:1") == both[1:] and resolve_devices("cuda") == [torch.device("cuda")]
-    assert resolve_devices("cpu,cpu,cpu") == [CPU] * 3
-
-
-def test_what_uses_one_device_takes_the_first_of_a_list(two_cards: None) -> None:
-    assert resolve_device("cuda:1,cuda:0") == torch.device("cuda", 1)
-    assert resolve_device("cpu,cpu") == CPU
-    assert resolve_device("auto") == resolve_devices("auto")[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("cuda:0,cuda:0", "cuda:0 stands there twice"),
-        ("cuda,cuda:0", "cuda:0 stands there twice"),
-        ("cpu,cuda:1", "cpu and cuda"),
-        ("auto,cpu", "auto stands alone"),
-        ("cuda:0,cuda:2", "PyTorch sees 2"),
-        ("cuda:0,", "'' is not known"),
-        ("cpu,gpu", "'gpu' is not known"),
-    ],
-)
-def test_lists_that_make_no_sense(two_cards: None, name: str, said: str) -> None:
-    for resolve in (resolve_device, resolve_devices):
-        with pytest.raises(UsageError, match=said) as refused:
-            resolve(name)
-        assert refused.value.hint
-
-
 def test_each_card_is_asked_for_its_own_number_format(two_cards: None) -> None:
     assert resolve_dtype("auto", torch.device("cuda:0")) == torch.bfloat16
     assert resolve_dtype("auto", torch.device("cuda:1")) == torch.float32
-    with pytest.raises(UsageError, match="auto means bfloat16 on some and float32 on others"):
-        resolve_devices("cuda:0,cuda:1")
 
 
 def test_an_unknown_number_format() -> None:

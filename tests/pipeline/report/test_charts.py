@@ -66,9 +66,10 @@ def test_the_same_document_gives_the_same_bytes(chart: Chart) -> None:
 
 def test_neither_a_persons_style_nor_their_screen_changes_a_chart(tmp_path: Path) -> None:
     script = (
-        "import hashlib, sys\nfrom mta_cli.pipeline import charts\nfrom tests.pipeline.documents import document\n"
-        "one = document()\nfor chart in (charts.intervals(one, 'x'), charts.by_bytes(one, 'x')):\n"
-        "    print(hashlib.sha256(charts.svg(chart).encode() + charts.png(chart)).hexdigest())\n"
+        "import hashlib, sys\nfrom mta_cli.pipeline.report import charts\n"
+        "from tests.pipeline.documents import document\n"
+        "one = document()\nfor chart in (charts.interval_chart(one, 'x'), charts.size_chart(one, 'x')):\n"
+        "    print(hashlib.sha256(charts.chart_svg(chart).encode() + charts.chart_png(chart)).hexdigest())\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: tkagg\nfont.size: 30\naxes.facecolor: red\n")

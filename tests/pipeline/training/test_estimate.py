@@ -97,15 +97,6 @@ def test_what_is_kept_counts_up_to_its_limit() -> None:
     assert few < many < endless == pytest.approx(few + ACTIVATION_CACHE_BYTES / 1e9, rel=1e-3)
 
 
-def test_devices_share_what_trains_in_groups(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "measured_token_rate", lambda *_: 1.0)
-    two = replace(CPU, device="cpu,cpu")
-    for machine, alone, seconds in ((CPU, 40, 100), (two, 40, 70), (two, 0, 50)):
-        found = lines(peopled, machine, TokenLoad(alone, "all", one_device=True), TokenLoad(100 - alone, "late"))
-        assert found["time"].value == f"about {seconds} s" and found["tokens"].value == "at most 100"
-        assert ("each device" in found["memory"].value) == (machine is two)
-
-
 def test_minutes_and_hours_for_what_takes_long(peopled: Registry) -> None:
     assert [format_duration(s) for s in (119, 121, 7199, 7200, 4e6)] == ["119 s", "2 min", "120 min", "2 h", "1,111 h"]
     huge = replace(resolve_model("tiny", "base"), detail={"parameters": 10**11})

@@ -148,7 +148,7 @@ def test_whoever_has_too_few_items_or_came_later_is_in_no_task_adapter(
 ) -> None:
     built(peopled)
     assert finish(set_consent(peopled, "ida", False))[0]["task_adapters"] == []
-    monkeypatch.setattr("store.tables.users.now", lambda: "2999-01-01T00:00:00+00:00")
+    monkeypatch.setattr("store.tables.users.utc_now", lambda: "2999-01-01T00:00:00+00:00")
     late = peopled.users.add("late")
     peopled.items.append_items(late.id, [NewItem(f"l{n}", "lamp-2", f"film {n}", "action") for n in range(10)])
     assert finish(set_consent(peopled, "late", False))[0]["task_adapters"] == []

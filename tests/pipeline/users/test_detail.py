@@ -171,11 +171,11 @@ def test_a_look_at_somebody_loads_nothing_heavy(world: World) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from mta_cli.pipeline.person import history, look_at
+from mta_cli.pipeline.users.detail import load_history_page, load_user_detail
 from store.registry import Registry
 with Registry.open(Path({str(root)!r})) as reg:
-    assert look_at(reg, "alice").near[0].similarity
-    assert history(reg, "alice", "free")
+    assert load_user_detail(reg, "alice").anchors[0].similarity
+    assert load_history_page(reg, "alice", "free")
 loaded = {{name.partition(".")[0] for name in sys.modules}}
 print(sorted(loaded & {{"numpy", "torch", "pandas", "sklearn", "rich", "textual"}}))
 """

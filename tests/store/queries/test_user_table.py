@@ -211,7 +211,7 @@ def test_the_same_question_needs_everybody_once(peopled: Registry, monkeypatch: 
         asked.append(sql)
         return plain(sql, values)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(peopled._db, "tuples", watched)
+    monkeypatch.setattr(peopled._db, "fetch_tuples", watched)
     peopled.user_table.count_users_matching("", sort="items")
     asked.clear()
     peopled.user_table.count_users_matching("items>0", sort="items")

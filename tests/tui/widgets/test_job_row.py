@@ -8,7 +8,6 @@ from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobProgress, JobStarted, Note, UnitFailed
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob
 from mta_cli.tui.widgets.job_row import (
-    format_duration,
     interrupted_job_header,
     interrupted_job_option_text,
     job_header,
@@ -61,7 +60,6 @@ def test_rates_say_only_what_is_known() -> None:
         progress_line(ProgressState(1200, 4000, "steps", "", [], 512.4, 65))
         == "1,200/4,000 steps · 512 tokens/s · ETA 0:01:05"
     )
-    assert format_duration(None) == "–" and format_duration(float("inf")) == "–"
 
 
 def test_a_running_job_shows_how_far_it_is_within_the_width() -> None:

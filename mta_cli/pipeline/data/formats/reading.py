@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from mta_cli.errors import BadInput, NotFound
+from mta_cli.errors import BadInput, NotFound, system_reason
 from mta_cli.pipeline.data.formats.findings import ParseFindings, SourceLocation, escape_unprintable
 
 FILE_BYTES = 1 << 30
@@ -37,7 +37,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
                 _raise_too_large(path, info.st_size)
             yield stream
     except OSError as error:
-        raise BadInput(f"{escape_unprintable(str(path))} cannot be read: {error.strerror or error}") from error
+        raise BadInput(f"{escape_unprintable(str(path))} cannot be read: {system_reason(error)}") from error
 
 
 def _open(path: Path) -> BinaryIO:

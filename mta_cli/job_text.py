@@ -1,0 +1,78 @@
+"""What a running job says, in words and rates: the same on the command line and in the window.
+
+Knows neither streams nor widgets.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from mta_cli.errors import BadInput, MtaError
+from mta_cli.events import ArtifactSaved, Event, JobProgress, Note, UnitFailed
+from mta_cli.printable import clean_line
+
+
+class RateMeter:
+    """The rates of a job that began at `start`, in seconds of a monotonic clock.
+
+    Tokens count from the start. Units count from the first step that is seen, because a resumed job begins in the
+    middle.
+    """
+
+    def __init__(self, total: int | None, start: float) -> None:
+        self.total = total
+        self._start = self._now = start
+        self._first_step: tuple[int, float] | None = None  # units done, and when
+        self._done = self._tokens = 0
+
+    def add_step(self, event: JobProgress, now: float) -> None:
+        """Count a step that ended at `now`."""
+        self._first_step = self._first_step or (event.done, now)
+        self._done, self._now = event.done, now
+        self._tokens += event.tokens
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """None for a job without tokens."""
+        return self._tokens / max(self._now - self._start, 1e-6) if self._tokens else None
+
+    @property
+    def units_per_second(self) -> float | None:
+        """None before the second step."""
+        done, since = self._first_step or (0, self._now)
+        return (self._done - done) / max(self._now - since, 1e-6) if self._first_step and self._done > done else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None where the total or the rate is not known."""
+        rate = self.units_per_second
+        return max(self.total - self._done, 0) / rate if self.total is not None and rate is not None else None
+
+
+def format_rate(per_second: float) -> str:
+    """A rate in three figures or so."""
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
+
+
+def format_clock(seconds: float) -> str:
+    """A length of time as a clock shows it: `0:01:05`."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def event_text(event: Event) -> str | None:
+    """The line that tells of an event; None for events that are shown in another way."""
+    if isinstance(event, ArtifactSaved):
+        return f"saved {event.kind} {event.name}" + (f" ({event.detail})" if event.detail else "")
+    if isinstance(event, Note):
+        return f"warning: {event.text}" if event.warning else event.text
+    if isinstance(event, UnitFailed):
+        return f"{event.label} failed: {event.message}"
+    return None
+
+
+def error_lines(error: BaseException) -> list[str]:
+    """What an error says: one line for what happened, its faults indented. The hint is `MtaError.hint`."""
+    if not isinstance(error, MtaError):
+        return [f"{type(error).__name__}: {error}"]
+    faults = error.faults if isinstance(error, BadInput) else ()
+    return [error.message, *(f"  {clean_line(fault)}" for fault in faults)]
