@@ -70,9 +70,10 @@ def test_a_recipe_by_similarity_and_an_export_load_no_model(peopled: Path, tmp_p
     mta_ok("user", "fuse", "ida")  # embeds what is new
     script = (
         "import sys\n"
-        "from mta_cli.app import run\n"
+        "from mta_cli.app import run_command_line\n"
         "fuse = ['user', 'fuse', 'ida', '--weights', 'similarity']\n"
-        f"codes = [run(fuse), run(['user', 'export', 'ida', '--to', {str(tmp_path / 'out')!r}])]\n"
+        f"export = ['user', 'export', 'ida', '--to', {str(tmp_path / 'out')!r}]\n"
+        "codes = [run_command_line(fuse), run_command_line(export)]\n"
         "heavy = {'transformers', 'peft', 'sentence_transformers', 'sklearn', 'mta_cli.engine.model.load'}\n"
         "assert codes == [0, 0] and 'torch' in sys.modules, codes\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"

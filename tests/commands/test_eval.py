@@ -28,7 +28,7 @@ differences costs power settings calibration"""
 
 KILLED = """
 import os, signal, sys
-from mta_cli.app import run
+from mta_cli.app import run_command_line
 from store.tables.{module} import {noun}
 
 honest, calls = {noun}.{verb}, []
@@ -41,7 +41,7 @@ def dying(self, *args, **more):
     return done
 
 {noun}.{verb} = dying
-sys.exit(run(sys.argv[1:]))
+sys.exit(run_command_line(sys.argv[1:]))
 """
 
 

@@ -80,8 +80,8 @@ def test_looking_at_models_imports_nothing_heavy(models_root: Path, tiny_base_pa
     mta_ok("model", "pull", tiny_base_path, "--name", "mine")
     script = (
         "import sys\n"
-        "from mta_cli.app import run\n"
-        "codes = [run(['model', *words]) for words in (['list'], ['show', 'mine'], ['path', 'mine'])]\n"
+        "from mta_cli.app import run_command_line\n"
+        "codes = [run_command_line(['model', *words]) for words in (['list'], ['show', 'mine'], ['path', 'mine'])]\n"
         "heavy = {'torch', 'transformers', 'peft', 'sentence_transformers', 'sklearn', 'numpy', 'huggingface_hub'}\n"
         "assert codes == [0, 0, 0], codes\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"

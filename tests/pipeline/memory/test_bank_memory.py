@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from mta_cli.pipeline.memory.label_prior import LabelPriors
 
 from mta_cli.engine.memory.knn import NeighbourLabelPrior
 from mta_cli.engine.memory.label_prior import LabelPrior, label_rates, user_label_prior
 from mta_cli.engine.text.tasks import Task
 from mta_cli.options import MemoryOptions
 from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, load_neighbours
-from mta_cli.pipeline.memory.label_prior import LabelPriors
 from mta_cli.pipeline.models.lookup import resolve_model
 from store.records import NewItem
 from store.registry import Registry

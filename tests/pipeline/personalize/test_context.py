@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from mta_cli.pipeline.personalize.training_examples import TrainingExampleBuilder
 
 from mta_cli.engine.scoring.label_examples import LabelExample, build_prompt_tree, example_log_likelihood
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, mean_losses
 from mta_cli.options import MemoryOptions
-from mta_cli.pipeline.asked import adapt_request_json, restore_adapt_request
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.personalize.fuse import FuseRequest, load_with_task_adapter
-from mta_cli.pipeline.personalize.training_examples import TrainingExampleBuilder
+from mta_cli.pipeline.personalize.fuse import load_with_task_adapter
 from mta_cli.pipeline.personalize.weights import load_fusion_and_stack, load_weights
+from mta_cli.pipeline.requests import AdaptRequest, FuseRequest, adapt_request_json, restore_adapt_request
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.town import CPU, QUICK, TASK, built, finish, fuse_request
@@ -30,7 +30,7 @@ def test_shots_are_choices_where_neighbours_count_in_answers(peopled: Registry) 
     ida = peopled.users.get("ida")
     peopled.items.append_items(ida.id, [NewItem("odd", TASK.name, "a film", "no tag of the list", "2020-02-01")])
     items = peopled.items.recent_items(ida.id, TASK.name)
-    ours, plain = teaching(peopled, fuse_request()), teaching(peopled, replace(fuse_request(), answer=ALONE))
+    ours, plain = teaching(peopled, fuse_request()), teaching(peopled, replace(fuse_request(), memory=ALONE))
     rows = plain.examples_from_shots(ida, items)
     assert rows == list(plain.row_builder.training_rows(items)), "without neighbours a shot is a text"
     priors = ours.label_priors.leave_one_out_priors(ida, items)
@@ -90,7 +90,7 @@ def test_losses_are_of_the_decision_beside_neighbours(peopled: Registry) -> None
     for query, one in zip(queries, heldout, strict=True):
         assert isinstance(one, LabelExample) and one.log_prior == pytest.approx(prior(query.input))
         assert one.target_index == TASK.labels.index(query.gold)
-    alone = teaching(peopled, replace(request, answer=ALONE))
+    alone = teaching(peopled, replace(request, memory=ALONE))
     assert alone.examples_from_queries(kim, queries) == alone.row_builder.query_rows(queries)
 
 
@@ -120,8 +120,7 @@ def test_a_stack_rests_on_how_neighbours_count(peopled: Registry) -> None:
 def test_a_stopped_adaptation_goes_on_with_the_same_weight(peopled: Registry) -> None:
     built(peopled)
     request = replace(fuse_request(), memory=replace(MemoryOptions(), neighbour_weight=0.5))
-    document = adapt_request_json(peopled, None, request, QUICK)
-    _, again, _ = restore_adapt_request(peopled, document, CPU)
-    assert again.memory == request.memory
+    document = adapt_request_json(peopled, AdaptRequest(None, QUICK, request))
+    assert restore_adapt_request(peopled, document, CPU).fuse.memory == request.memory
     older = {key: value for key, value in document.items() if key != "memory"}
-    assert restore_adapt_request(peopled, older, CPU)[1].memory == MemoryOptions()
+    assert restore_adapt_request(peopled, older, CPU).fuse.memory == MemoryOptions()

@@ -20,8 +20,9 @@ from mta_cli.events import ArtifactSaved, Event, JobProgress, JobStarted, UnitFa
 from mta_cli.options import MachineOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.personalize.fuse import FuseRequest, fuse_user
+from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.personalize.weights import load_weights
+from mta_cli.pipeline.requests import FuseRequest
 from mta_cli.pipeline.training import session
 from store.registry import Registry
 from tests.pipeline.town import QUICK, SHORT, bank_request, built, finish, fuse_request, notes
