@@ -12,6 +12,7 @@ from typing import Any
 from typer.main import get_command
 
 from mta_cli.app import app
+from mta_cli.options import PRESETS
 from mta_cli.settings import OPTION_CLASSES, SETTINGS_FILE_NAME, Setting, all_settings
 
 FOLDER = Path(__file__).parent
@@ -89,7 +90,7 @@ def _settings_page() -> str:
     parts = [
         "# Settings",
         MADE,
-        "A value is taken from the first of these that gives one: the command's flag, the environment, "
+        "A value is taken from the first of these that gives one: the command's flag, its `--preset`, the environment, "
         f"`{SETTINGS_FILE_NAME}` in the store's directory, your own `{SETTINGS_FILE_NAME}` (in the "
         "platform's configuration directory, or the file that `MTA_CONFIG` names), the default. "
         "`--dry-run` shows every value of a job and where it came from.",
@@ -103,6 +104,10 @@ def _settings_page() -> str:
         parts.append(
             "\n".join(["| setting | environment | default | allowed | meaning |", "|---|---|---|---|---|", *rows])
         )
+    parts += ["## Presets", "`--preset NAME` of `mta bank build`, `mta user fuse` and `mta user adapt` sets these."]
+    for name, values in PRESETS.items():
+        rows = [f"| `{key}` | `{str(value).lower()}` |" for key, value in values.items()]
+        parts += [f"### `{name}`", "\n".join(["| setting | value |", "|---|---|", *rows])]
     return "\n\n".join(parts) + "\n"
 
 

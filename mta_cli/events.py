@@ -5,6 +5,7 @@ Imports nothing of ours; renders nothing.
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,3 +88,14 @@ class UnitFailed:
 
 
 Event = JobPlan | JobStarted | JobProgress | ArtifactSaved | Note | TextChunk | JobResult | UnitFailed
+
+
+def forward_events(events: Iterable[Event]) -> Generator[Event, None, Any]:
+    """A job inside a job: its events without its plan and its result, which is returned."""
+    result: Any = None
+    for event in events:
+        if isinstance(event, JobResult):
+            result = event.result
+        elif not isinstance(event, JobPlan):
+            yield event
+    return result

@@ -6,10 +6,13 @@ under `[bank]` in a settings file and `MTA_BANK_RANK` in the environment.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from mta_cli.errors import UsageError
+
+T = TypeVar("T")
 
 
 def option_field(
@@ -19,9 +22,17 @@ def option_field(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
+    settings_only: bool = False,
 ) -> Any:
-    """A dataclass field that carries its own documentation and bounds in `metadata`."""
-    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "choices": choices})
+    """A dataclass field with its help and bounds in `metadata`. `settings_only`: no command has a flag for it."""
+    metadata = {
+        "help": help,
+        "minimum": minimum,
+        "maximum": maximum,
+        "choices": choices,
+        "settings_only": settings_only,
+    }
+    return field(default=default, metadata=metadata)
 
 
 MAX_STACK_RANK = 4
@@ -39,7 +50,9 @@ class MachineOptions:
     dtype: str = option_field("auto", "Number format of the base.", choices=("auto", "float32", "bfloat16", "float16"))
     seed: int = option_field(0, "Seed of every random choice.", minimum=0, maximum=2**31 - 1)
     verify: bool = option_field(
-        True, "Read the base's files and the registry in full, once in a process, and refuse what is damaged."
+        True,
+        "Read the base's files and the registry in full, once in a process, and refuse what is damaged.",
+        settings_only=True,
     )
 
 
@@ -235,17 +248,25 @@ class MemoryOptions:
         "How many times as much the neighbours count as was found when the bank was built.",
         minimum=0.01,
         maximum=10,
+        settings_only=True,
     )
     prior_weight: float = option_field(
         0.25,
         "Share of the user's label prior that is added to the labels' log-likelihoods where no neighbours count.",
         minimum=0,
         maximum=10,
+        settings_only=True,
     )
     prior_strength: float = option_field(
-        8.0, "How many answers of the user the population's rates count as in that prior.", minimum=0.01, maximum=1e6
+        8.0,
+        "How many answers of the user the population's rates count as in that prior.",
+        minimum=0.01,
+        maximum=1e6,
+        settings_only=True,
     )
-    look_ahead: bool = option_field(False, "Let neighbours count that are known to be later than the question.")
+    look_ahead: bool = option_field(
+        False, "Let neighbours count that are known to be later than the question.", settings_only=True
+    )
 
 
 @dataclass(frozen=True)
@@ -273,6 +294,26 @@ class EvalOptions:
         None, "Label memory of every method that is named without one; its own where not given.", choices=MEMORIES
     )
     calibrate: bool = option_field(True, "Fit a temperature for each method on people who are not tested with it.")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which models a store works with, by name, hub name (`hf:ORG/NAME`) or folder."""
+
+    section: ClassVar[str] = "models"
+    base: str = option_field("smollm2-135m-instruct", "The base model.")
+    embedder: str = option_field("minilm-l6", "The embedder that makes profiles.")
+
+
+class OptionSet:
+    """One instance each of several option classes: `options[BankOptions]`."""
+
+    def __init__(self, *instances: Any) -> None:
+        self._by_class: Mapping[type[Any], Any] = {type(instance): instance for instance in instances}
+
+    def __getitem__(self, cls: type[T]) -> T:
+        found: T = self._by_class[cls]
+        return found
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -313,7 +354,14 @@ JOB_OPTIONS: tuple[type[Any], ...] = (
     AnswerOptions,
     MemoryOptions,
     EvalOptions,
+    ModelOptions,
 )
+
+
+def options_from_json(cls: type[T], document: Mapping[str, Any]) -> T:
+    """Options of a class from the keys of a document that are fields of it; the rest keeps its defaults."""
+    names = {spec.name for spec in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{name: value for name, value in document.items() if name in names})
 
 
 def find_option_faults(options: Any) -> list[str]:

@@ -1,6 +1,7 @@
-"""Where every option's value comes from: defaults < the person's file < the store's file < MTA_* environment < flags.
+"""Where every option's value comes from.
 
-Knows the options of `options.JOBS` and the few settings below; knows no command, no store's content and no model.
+Defaults < the user's file < the store's file < MTA_* environment < a preset < flags. Knows the option classes; knows no
+command, no store's content and no model.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import difflib
 import functools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
@@ -20,15 +21,7 @@ from mta_cli.events import PlanLine
 
 SETTINGS_FILE_NAME = "mta.toml"
 MAX_SETTINGS_FILE_BYTES = 1_000_000
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which models a store works with, by name, hub name (`hf:ORG/NAME`) or folder."""
-
-    section: ClassVar[str] = "models"
-    base: str = options.option_field("smollm2-135m-instruct", "The base model.")
-    embedder: str = options.option_field("minilm-l6", "The embedder that makes profiles.")
+_FAULTS_HEAD = "cannot be used:"
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class StoreOptions:
     timeout: float = options.option_field(10.0, "Seconds to wait for another writer.", minimum=0, maximum=86_400)
 
 
-OPTION_CLASSES: tuple[type[Any], ...] = (*options.JOB_OPTIONS, ModelOptions, StoreOptions)
+OPTION_CLASSES: tuple[type[Any], ...] = (*options.JOB_OPTIONS, StoreOptions)
 OptionsT = TypeVar("OptionsT")
 
 
@@ -54,6 +47,7 @@ class Setting:
     minimum: float | None
     maximum: float | None
     choices: tuple[str, ...]
+    settings_only: bool
 
     @property
     def env_variable(self) -> str:
@@ -125,7 +119,9 @@ class _RawValue:
 
 
 class Settings:
-    """The resolved settings. `origins` says of each key: default, `file PATH`, `environment NAME` or `flag --NAME`."""
+    """The resolved settings. `origins` says of each key: default, `file PATH`, `environment NAME`, `preset NAME` or
+    `flag --NAME`.
+    """
 
     def __init__(self, given: Mapping[str, _RawValue]) -> None:
         self._known = all_settings()
@@ -134,16 +130,34 @@ class Settings:
         self._built: dict[str, Any] = {}
 
     @classmethod
-    def load(cls, store: Path | None = None) -> Self:
-        """Settings of the person's file, of `store`'s own file and of the environment.
+    def load(cls, store: Path | None = None, preset: str | None = None) -> Self:
+        """Settings of the user's file, of `store`'s own file, of the environment and of a preset.
 
-        Raises `BadInput` for a file that cannot be read, `UsageFault` for a key or variable that does not exist.
+        Raises `BadInput` for a file that cannot be read, `UsageError` for a key, variable or preset that does not
+        exist.
         """
         given: dict[str, _RawValue] = {}
         for file in (config_path(), *([store / SETTINGS_FILE_NAME] if store is not None else [])):
             given.update(_read_file(file))
         given.update(_read_environment())
+        if preset is not None:
+            given.update(_read_preset(preset))
         return cls(given)
+
+    def build_option_set(self, classes: Sequence[type[Any]], flags: Mapping[str, Any]) -> options.OptionSet:
+        """An instance of each of `classes`. Flags go by field name, to every class that has the field.
+
+        Raises `UsageError` that lists every bad value of all classes.
+        """
+        built, faults = [], []
+        for cls in classes:
+            try:
+                built.append(self.build_options(cls, **flags))
+            except UsageError as error:
+                faults += [line for line in error.message.splitlines() if not line.endswith(_FAULTS_HEAD)]
+        if faults:
+            raise UsageError(_join_faults(faults))
+        return options.OptionSet(*built)
 
     def build_options(self, cls: type[OptionsT], **flags: Any) -> OptionsT:
         """An instance of the options dataclass `cls`. A flag that is None was not given.
@@ -169,10 +183,11 @@ class Settings:
         raise UsageError(_join_faults(faults))
 
     def plan_lines(self, *instances: Any) -> tuple[PlanLine, ...]:
-        """One line for each field of the given options: key, value and origin.
+        """One line for each field of the given options that is used: key, value and origin.
 
-        What is not as it was built is `derived`: a job has its own reason for it.
+        A value that a job changed after it was built is `derived`.
         """
+        unused = {key for instance in instances for key in getattr(instance, "unused_keys", ())}
         return tuple(
             PlanLine(
                 key, _format_value(value), self.origins[key] if self._built.get(key, value) == value else "derived"
@@ -180,6 +195,7 @@ class Settings:
             for instance in instances
             for spec in fields(instance)
             for key, value in ((f"{instance.section}.{spec.name}", getattr(instance, spec.name)),)
+            if key not in unused
         )
 
     def _resolve_value(self, setting: Setting, flag: Any) -> _RawValue:
@@ -273,6 +289,12 @@ def _read_environment() -> dict[str, _RawValue]:
     return given
 
 
+def _read_preset(name: str) -> dict[str, _RawValue]:
+    if name not in options.PRESETS:
+        raise UsageError(f"There is no preset {name!r:.80}.", hint=f"--preset {' or '.join(options.PRESETS)}")
+    return {key: _RawValue(value, f"preset {name}") for key, value in options.PRESETS[name].items()}
+
+
 def _suggest_name(name: str, known: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name[:200], list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
@@ -287,7 +309,7 @@ def _describe_raw_value(value: Any) -> str:
 def _join_faults(faults: list[str]) -> str:
     if len(faults) == 1:
         return faults[0]
-    return f"{len(faults)} settings cannot be used:\n" + "\n".join(faults)
+    return f"{len(faults)} settings {_FAULTS_HEAD}\n" + "\n".join(faults)
 
 
 def _format_value(value: Any) -> str:

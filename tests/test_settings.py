@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.events import PlanLine
-from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptions
-from mta_cli.settings import ModelOptions, Setting, Settings, StoreOptions, all_settings, convert_value, store_path
+from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptions, ModelOptions
+from mta_cli.settings import Setting, Settings, StoreOptions, all_settings, convert_value, store_path
 
 KNOWN = all_settings()
 

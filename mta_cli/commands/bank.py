@@ -9,23 +9,18 @@ import typer
 from mta_cli import output as out
 from mta_cli.commands.common import (
     AppContext,
-    DeviceOption,
     DryRunOption,
-    DtypeOption,
-    HistoryItemsOption,
     JsonOption,
-    SeedOption,
     YesOption,
     app_context,
     complete_banks,
-    complete_models,
     complete_tasks,
     confirm,
-    typer_option,
 )
+from mta_cli.commands.flags import Flags, options
 from mta_cli.commands.parsing import CommandApp
 from mta_cli.errors import UsageError
-from mta_cli.options import BankOptions, MachineOptions, PromptOptions, ScreeningOptions
+from mta_cli.options import BankOptions, MachineOptions, ModelOptions, PromptOptions, ScreeningOptions
 
 app = CommandApp("Banks: anchor users and their meta-LoRAs.")
 
@@ -42,130 +37,45 @@ VersionOption = Annotated[int | None, typer.Option("--bank-version", help="Which
 
 
 @app.command()
+@options(BankOptions, ScreeningOptions, PromptOptions, ModelOptions, MachineOptions, preset=True)
 def build(
     ctx: typer.Context,
+    *,
     task: Annotated[str, typer.Option("--task", metavar="TASK", help="The task.", autocompletion=complete_tasks)],
     name: Annotated[str | None, typer.Option("--name", help="The bank's name; else the task's.")] = None,
-    anchors: Annotated[int | None, typer_option(BankOptions, "anchors")] = None,
-    rank: Annotated[int | None, typer_option(BankOptions, "rank")] = None,
-    alpha: Annotated[float | None, typer_option(BankOptions, "alpha")] = None,
-    epochs: Annotated[int | None, typer_option(BankOptions, "epochs")] = None,
-    learning_rate: Annotated[float | None, typer_option(BankOptions, "learning_rate")] = None,
-    batch_size: Annotated[int | None, typer_option(BankOptions, "batch_size")] = None,
-    targets: Annotated[str | None, typer_option(BankOptions, "targets")] = None,
-    placement: Annotated[str | None, typer_option(BankOptions, "placement")] = None,
-    pick: Annotated[str | None, typer_option(BankOptions, "pick")] = None,
-    min_items: Annotated[int | None, typer_option(BankOptions, "min_items")] = None,
-    max_items: Annotated[int | None, typer_option(BankOptions, "max_items")] = None,
-    task_adapter: Annotated[bool | None, typer_option(BankOptions, "task_adapter")] = None,
-    task_min_items: Annotated[int | None, typer_option(BankOptions, "task_min_items")] = None,
-    task_placement: Annotated[str | None, typer_option(BankOptions, "task_placement")] = None,
-    task_rank: Annotated[int | None, typer_option(BankOptions, "task_rank")] = None,
-    task_epochs: Annotated[int | None, typer_option(BankOptions, "task_epochs")] = None,
-    task_learning_rate: Annotated[float | None, typer_option(BankOptions, "task_learning_rate")] = None,
-    max_norm: Annotated[float | None, typer_option(ScreeningOptions, "max_norm")] = None,
-    max_probe: Annotated[float | None, typer_option(ScreeningOptions, "max_probe")] = None,
-    max_share: Annotated[float | None, typer_option(ScreeningOptions, "max_share")] = None,
     refresh: RefreshOption = False,
-    history_items: HistoryItemsOption = None,
-    base: Annotated[
-        str | None, typer.Option("--base", metavar="MODEL", help="The base.", autocompletion=complete_models)
-    ] = None,
-    embedder: Annotated[
-        str | None, typer.Option("--embedder", metavar="MODEL", help="The embedder.", autocompletion=complete_models)
-    ] = None,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    flags: Flags,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Build a bank: profiles, anchors, the task adapter and a meta-LoRA per anchor. Run it again
     to finish a stopped build.
     """
-    use = app_context(ctx, json=json)
-    given: dict[str, Any] = {
-        "anchors": anchors,
-        "rank": rank,
-        "alpha": alpha,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "targets": targets,
-        "placement": placement,
-        "pick": pick,
-        "min_items": min_items,
-        "max_items": max_items,
-        "task_adapter": task_adapter,
-        "task_min_items": task_min_items,
-        "task_placement": task_placement,
-        "task_rank": task_rank,
-        "task_epochs": task_epochs,
-        "task_learning_rate": task_learning_rate,
-    }
-    bounds: dict[str, Any] = {"max_norm": max_norm, "max_probe": max_probe, "max_share": max_share}
+    from mta_cli.pipeline.bank.build import build_bank
+    from mta_cli.pipeline.requests import bank_request
+
+    use = app_context(ctx, flags, json=json)
     if refresh:
-        rest = {"history_items": history_items, "base": base, "embedder": embedder, "seed": seed, "dtype": dtype}
-        _refuse_with_refresh({**given, **bounds, **rest})
-        _run_refresh(use, task, name, device, dry_run=dry_run)
+        _run_refresh(use, flags, task, name, dry_run=dry_run)
         return
-    options, gates = (
-        use.settings.build_options(BankOptions, **given),
-        use.settings.build_options(ScreeningOptions, **bounds),
-    )
-    prompt = use.settings.build_options(PromptOptions, history_items=history_items)
-    machine = use.machine_options(seed=seed, device=device, dtype=dtype)
-    _run_build(use, task, name, (base, embedder), options, gates, prompt, machine, dry_run=dry_run)
-
-
-def _run_build(
-    use: AppContext,
-    task: str,
-    name: str | None,
-    models: tuple[str | None, str | None],
-    options: BankOptions,
-    gates: ScreeningOptions,
-    prompt: PromptOptions,
-    machine: MachineOptions,
-    *,
-    dry_run: bool,
-) -> None:
-    from mta_cli.pipeline.bank.build import BankRequest, build_bank
-    from mta_cli.pipeline.data.tasks import find_task
-    from mta_cli.pipeline.models.lookup import resolve_model
-
-    base, embedder = models
+    given = use.options
     with use.open_registry() as reg:
-        request = BankRequest(
-            find_task(reg, task),
-            resolve_model(base or use.model_options.base, "base"),
-            resolve_model(embedder or use.model_options.embedder, "embedder"),
-            options,
-            prompt,
-            machine,
-            name,
-            gates=gates,
-        )
-        plan = use.settings.plan_lines(options, gates, prompt, machine)
-        job = build_bank(reg, request, plan=plan, dry_run=dry_run)
+        request = bank_request(reg, given, task, name)
+        job = build_bank(reg, request, plan=use.settings.plan_lines(*request.plan_options), dry_run=dry_run)
         use.output.run_job_and_print(job, _render_bank, dry_run=dry_run, resumes=True)
 
 
-def _refuse_with_refresh(given: dict[str, Any]) -> None:
-    """A bank that is refreshed keeps its options. UsageFault names those that were given."""
-    flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
-    if flags:
-        raise UsageError(
-            f"--refresh keeps the bank's own options: {', '.join(flags)} cannot be given with it.",
-            hint="without --refresh another version is built",
-        )
-
-
-def _run_refresh(use: AppContext, task: str, name: str | None, device: str | None, *, dry_run: bool) -> None:
+def _run_refresh(use: AppContext, flags: Flags, task: str, name: str | None, *, dry_run: bool) -> None:
+    """Refresh the task's bank, which keeps its options. UsageError names those that were given."""
     from mta_cli.pipeline.bank.refresh import refresh_bank
     from mta_cli.pipeline.data.tasks import find_task
 
-    machine = use.machine_options(device=device)
+    if refused := [flag for flag in flags.given_flags() if flag != "--device"]:
+        raise UsageError(
+            f"--refresh keeps the bank's own options: {', '.join(refused)} cannot be given with it.",
+            hint="without --refresh another version is built",
+        )
+    machine = use.build_options(MachineOptions)[MachineOptions]
     with use.open_registry() as reg:
         job = refresh_bank(reg, find_task(reg, task).name, machine, name=name, dry_run=dry_run)
         use.output.run_job_and_print(job, _render_bank, dry_run=dry_run, resumes=True)

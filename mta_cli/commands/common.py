@@ -1,27 +1,29 @@
-"""What every command shares: option types, the session (output, settings, store), confirmation and shell completion.
+"""What commands share: options of no class, the context (output, settings, store), confirmation, shell completion.
 
 Holds no logic of any job.
 """
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from mta_cli.errors import MtaError, NotFound, UsageError
-from mta_cli.options import MachineOptions, PromptOptions
+from mta_cli.options import MachineOptions, ModelOptions, OptionSet
 from mta_cli.output import Output
 from mta_cli.printable import clean_text
-from mta_cli.settings import ModelOptions, Settings, StoreOptions, store_path
+from mta_cli.settings import Settings, StoreOptions, store_path
 
 if TYPE_CHECKING:
+    from mta_cli.commands.flags import Flags
     from store.registry import Registry
 
 WARN_SLOWDOWN_FACTOR = 3.0  # times; a format of 16 bits that takes so much longer than float32 is hardly ever meant
@@ -40,8 +42,8 @@ class GlobalFlags:
 class AppContext:
     """What a command works with: where to write, the settings, and the store (opened only when asked)."""
 
-    def __init__(self, given: GlobalFlags, *, json: bool = False) -> None:
-        self.global_flags = given
+    def __init__(self, given: GlobalFlags, flags: Flags | None = None, *, json: bool = False) -> None:
+        self.global_flags, self.flags = given, flags
         self.output = Output(json=json, quiet=given.quiet, verbosity=given.verbosity)
 
     @cached_property
@@ -52,16 +54,29 @@ class AppContext:
     @cached_property
     def settings(self) -> Settings:
         """The settings, read when first needed."""
-        return Settings.load(self.store_dir)
+        return Settings.load(self.store_dir, preset=None if self.flags is None else self.flags.preset)
 
     @property
     def model_options(self) -> ModelOptions:
         """The configured base and embedder."""
         return self.settings.build_options(ModelOptions)
 
-    def machine_options(self, **flags: Any) -> MachineOptions:
-        """Where and how to compute. UsageFault where there is no such device; warns of an emulated number format."""
-        machine = self.settings.build_options(MachineOptions, **flags)
+    @cached_property
+    def options(self) -> OptionSet:
+        """The command's options, from flags and settings. UsageError for a bad value or a missing device."""
+        assert self.flags is not None
+        return self.build_options(*self.flags.classes)
+
+    def build_options(self, *classes: type[Any]) -> OptionSet:
+        """Options of these classes alone, as `options`."""
+        assert self.flags is not None
+        built = self.settings.build_option_set(classes, self.flags.values)
+        if MachineOptions in classes:
+            self._require_machine(built[MachineOptions])
+        return built
+
+    def _require_machine(self, machine: MachineOptions) -> None:
+        """UsageError where there is no such device; warns of a number format that this machine emulates."""
         if machine.device not in ("auto", "cpu"):
             from mta_cli.pipeline.training.estimate import require_device
 
@@ -74,7 +89,6 @@ class AppContext:
                     f"this CPU computes {times:.0f} times slower in {machine.dtype} than in float32; "
                     "--dtype auto takes what is fast"
                 )
-        return machine
 
     def open_registry(self, *, create: bool = False) -> Registry:
         """The store, opened; close it, or use it in a `with` statement."""
@@ -89,10 +103,10 @@ class AppContext:
             raise
 
 
-def app_context(ctx: typer.Context, *, json: bool = False) -> AppContext:
-    """The command's context; `json` is its --json flag."""
+def app_context(ctx: typer.Context, flags: Flags | None = None, *, json: bool = False) -> AppContext:
+    """The command's context; `flags` are those of its option classes, `json` is its --json flag."""
     given = ctx.obj if isinstance(ctx.obj, GlobalFlags) else GlobalFlags()
-    return AppContext(given, json=json)
+    return AppContext(given, flags, json=json)
 
 
 def confirm(output: Output, question: str, *, yes: bool) -> None:
@@ -152,36 +166,9 @@ complete_tasks: CompletionCallback = _make_completer(_task_names_or_builtin)
 complete_models: CompletionCallback = _make_completer(_model_names)
 
 
-def typer_option(cls: type[Any], name: str, *declarations: str, help_text: str | None = None) -> Any:
-    """The `typer.Option` of one field of an options dataclass: help, choices and default come from the field.
-
-    The parameter's own default is None, which means: not given, so settings decide.
-    """
-    spec = next(spec for spec in fields(cls) if spec.name == name)
-    choices = spec.metadata["choices"]
-    flag = "--" + name.replace("_", "-")
-    names = declarations or ((f"{flag}/--no-{flag[2:]}",) if isinstance(spec.default, bool) else (flag,))
-    shown = str(spec.default).lower() if isinstance(spec.default, bool) else str(spec.default)
-
-    def complete(incomplete: str) -> list[str]:
-        return [choice for choice in choices if choice.startswith(incomplete)]
-
-    return typer.Option(
-        *names,
-        help=help_text or spec.metadata["help"],
-        show_default=False if spec.default is None else shown,
-        metavar="|".join(choices) if choices else None,
-        autocompletion=complete if choices else None,
-    )
-
-
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the resolved plan and change nothing.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before something is removed or replaced.")]
-SeedOption = Annotated[int | None, typer_option(MachineOptions, "seed")]
-DeviceOption = Annotated[str | None, typer_option(MachineOptions, "device")]
-DtypeOption = Annotated[str | None, typer_option(MachineOptions, "dtype")]
-HistoryItemsOption = Annotated[int | None, typer_option(PromptOptions, "history_items")]
 StoreOption = Annotated[
     str | None,
     typer.Option(
@@ -203,3 +190,11 @@ UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's na
 def stdin_is_terminal() -> bool:
     """Whether somebody can type an answer."""
     return sys.stdin is not None and sys.stdin.isatty()
+
+
+def stdin_binary() -> BinaryIO:
+    """Standard input as bytes; a closed one is empty, and one without bytes beneath it (in a notebook) is encoded."""
+    if sys.stdin is None:
+        return io.BytesIO()
+    beneath: BinaryIO | None = getattr(sys.stdin, "buffer", None)
+    return beneath if beneath is not None else io.BytesIO(sys.stdin.read().encode())

@@ -11,19 +11,18 @@ import typer
 from mta_cli import output as out
 from mta_cli.commands.common import (
     AppContext,
-    DeviceOption,
     DryRunOption,
-    DtypeOption,
     JsonOption,
-    SeedOption,
     app_context,
 )
+from mta_cli.commands.comparison import ANSWER_MODES
+from mta_cli.commands.flags import Flags, only, options
+from mta_cli.options import MachineOptions, ModelOptions
 from mta_cli.settings import StoreOptions, parse_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-ANSWER_MODES = ("base", "fused", "adapted")
 STACK_COLUMNS = (
     "person",
     "shots",
@@ -47,13 +46,13 @@ QuickOption = Annotated[
 ]
 
 
+@options(only(ModelOptions), MachineOptions)
 def demo(
     ctx: typer.Context,
+    *,
     keep: KeepOption = None,
     quick: QuickOption = False,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    flags: Flags,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -61,16 +60,12 @@ def demo(
 
     The store stays, so that you can look around in it. Running the demo again continues or just shows the summary.
     """
-    from mta_cli.pipeline.demo import DemoRequest, plan_demo, require_demo_store, run_demo
+    from mta_cli.pipeline.demo import plan_demo, require_demo_store, run_demo
+    from mta_cli.pipeline.requests import demo_request
     from store.registry import Registry
 
-    use = app_context(ctx, json=json)
-    request = DemoRequest(
-        use.model_options.base,
-        use.model_options.embedder,
-        use.machine_options(seed=seed, device=device, dtype=dtype),
-        quick,
-    )
+    use = app_context(ctx, flags, json=json)
+    request = demo_request(use.options, quick=quick)
     root = demo_store_path(use, keep)
     require_demo_store(root)
     if dry_run:

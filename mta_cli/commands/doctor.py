@@ -54,8 +54,9 @@ def _run_repairs(app: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
 
 def _build_examination(app: AppContext, deep: bool) -> Any:
     """What there is to look at; settings that cannot be read are a finding, not the end."""
+    from mta_cli.options import ModelOptions
     from mta_cli.pipeline.maintenance.doctor import DoctorRequest
-    from mta_cli.settings import OPTION_CLASSES, ModelOptions, StoreOptions
+    from mta_cli.settings import OPTION_CLASSES, StoreOptions
 
     try:
         lines = app.settings.plan_lines(*(app.settings.build_options(section) for section in OPTION_CLASSES))

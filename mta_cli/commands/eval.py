@@ -12,21 +12,16 @@ import typer
 from mta_cli import output as out
 from mta_cli.commands.common import (
     AppContext,
-    DeviceOption,
     DryRunOption,
-    DtypeOption,
-    HistoryItemsOption,
     JsonOption,
-    SeedOption,
     YesOption,
     app_context,
-    complete_models,
     complete_tasks,
     confirm,
-    typer_option,
 )
+from mta_cli.commands.flags import Flags, only, options
 from mta_cli.commands.parsing import CommandApp
-from mta_cli.options import BankOptions, EvalOptions, PromptOptions
+from mta_cli.options import BankOptions, EvalOptions, MachineOptions, ModelOptions, PromptOptions
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.evaluation.finished import FinishedEvaluation
@@ -36,25 +31,9 @@ app = CommandApp("Evaluation: methods on the same people, with intervals over th
 RequiredTaskOption = Annotated[
     str, typer.Option("--task", metavar="TASK", help="The task.", autocompletion=complete_tasks)
 ]
-MethodsOption = Annotated[str | None, typer_option(EvalOptions, "methods")]
-ShotsOption = Annotated[int | None, typer_option(EvalOptions, "shots")]
-FoldsOption = Annotated[int | None, typer_option(EvalOptions, "folds")]
-PlacementOption = Annotated[str | None, typer_option(EvalOptions, "placement")]
-CalibrateOption = Annotated[bool | None, typer_option(EvalOptions, "calibrate")]
-AnchorsOption = Annotated[int | None, typer_option(BankOptions, "anchors")]
-EpochsOption = Annotated[int | None, typer_option(BankOptions, "epochs")]
-MinItemsOption = Annotated[int | None, typer_option(BankOptions, "min_items")]
-MaxItemsOption = Annotated[int | None, typer_option(BankOptions, "max_items")]
-TaskEpochsOption = Annotated[int | None, typer_option(BankOptions, "task_epochs")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="METHOD.SETTING=VALUE", help="A method's own setting; may be given several times."),
-]
-BaseOption = Annotated[
-    str | None, typer.Option("--base", metavar="MODEL", help="The base.", autocompletion=complete_models)
-]
-EmbedderOption = Annotated[
-    str | None, typer.Option("--embedder", metavar="MODEL", help="The embedder.", autocompletion=complete_models)
 ]
 EvaluationArgument = Annotated[
     int, typer.Argument(metavar="NUMBER", help="The evaluation's number, as mta eval list shows.")
@@ -68,28 +47,22 @@ EvaluationsArgument = Annotated[
 ]
 
 
+BENCH_TABLES = (
+    only(BankOptions, "anchors", "epochs", "min_items", "max_items", "task_epochs"),
+    PromptOptions,
+    ModelOptions,
+    MachineOptions,
+)
+
+
 @app.command()
+@options(EvalOptions, *BENCH_TABLES)
 def run(
     ctx: typer.Context,
+    *,
     task: RequiredTaskOption,
-    methods: MethodsOption = None,
-    reference: Annotated[str | None, typer_option(EvalOptions, "reference")] = None,
-    shots: ShotsOption = None,
-    folds: FoldsOption = None,
-    placement: PlacementOption = None,
-    calibrate: CalibrateOption = None,
-    anchors: AnchorsOption = None,
-    epochs: EpochsOption = None,
-    min_items: MinItemsOption = None,
-    max_items: MaxItemsOption = None,
-    task_epochs: TaskEpochsOption = None,
-    history_items: HistoryItemsOption = None,
+    flags: Flags,
     given: SetOption = None,
-    base: BaseOption = None,
-    embedder: EmbedderOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -99,55 +72,17 @@ def run(
     from mta_cli.commands.eval_tables import render_result
     from mta_cli.pipeline.evaluation.run import run_evaluation
 
-    flags = {
-        "reference": reference,
-        "methods": methods,
-        "shots": shots,
-        "folds": folds,
-        "placement": placement,
-        "calibrate": calibrate,
-        "anchors": anchors,
-        "epochs": epochs,
-        "min_items": min_items,
-        "max_items": max_items,
-        "task_epochs": task_epochs,
-        "history_items": history_items,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-    }
-    _run_eval_job(
-        app_context(ctx, json=json),
-        run_evaluation,
-        render_result,
-        task,
-        flags,
-        (given or [], base, embedder),
-        dry_run=dry_run,
-    )
+    _run_eval_job(app_context(ctx, flags, json=json), run_evaluation, render_result, task, given, dry_run=dry_run)
 
 
 @app.command()
+@options(only(EvalOptions, "methods", "shots", "folds", "placement", "memory", "calibrate"), *BENCH_TABLES)
 def tune(
     ctx: typer.Context,
+    *,
     task: RequiredTaskOption,
-    methods: MethodsOption = None,
-    shots: ShotsOption = None,
-    folds: FoldsOption = None,
-    placement: PlacementOption = None,
-    calibrate: CalibrateOption = None,
-    anchors: AnchorsOption = None,
-    epochs: EpochsOption = None,
-    min_items: MinItemsOption = None,
-    max_items: MaxItemsOption = None,
-    task_epochs: TaskEpochsOption = None,
-    history_items: HistoryItemsOption = None,
+    flags: Flags,
     given: SetOption = None,
-    base: BaseOption = None,
-    embedder: EmbedderOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -157,31 +92,7 @@ def tune(
     from mta_cli.commands.eval_tables import render_tuning
     from mta_cli.pipeline.evaluation.run import tune_evaluation
 
-    flags = {
-        "methods": methods,
-        "shots": shots,
-        "folds": folds,
-        "placement": placement,
-        "calibrate": calibrate,
-        "anchors": anchors,
-        "epochs": epochs,
-        "min_items": min_items,
-        "max_items": max_items,
-        "task_epochs": task_epochs,
-        "history_items": history_items,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-    }
-    _run_eval_job(
-        app_context(ctx, json=json),
-        tune_evaluation,
-        render_tuning,
-        task,
-        flags,
-        (given or [], base, embedder),
-        dry_run=dry_run,
-    )
+    _run_eval_job(app_context(ctx, flags, json=json), tune_evaluation, render_tuning, task, given, dry_run=dry_run)
 
 
 @app.command()
@@ -309,30 +220,16 @@ def _run_eval_job(
     work: Callable[..., Any],
     render: Callable[[Any], Any],
     task: str,
-    flags: dict[str, Any],
-    named: tuple[list[str], str | None, str | None],
+    given: list[str] | None,
     *,
     dry_run: bool,
 ) -> None:
-    """Run `work` with the options that `flags` give, and `named`: methods' own settings, base and embedder."""
-    from mta_cli.pipeline.data.tasks import find_task
-    from mta_cli.pipeline.evaluation.design import EvalRequest, bank_options, parse_settings
-    from mta_cli.pipeline.models.lookup import resolve_model
+    """Run `work` with the command's options; `given` are methods' own settings, METHOD.SETTING=VALUE."""
+    from mta_cli.pipeline.evaluation.design import parse_settings
+    from mta_cli.pipeline.requests import eval_request
 
-    given, base, embedder = named
-    options, bank = use.settings.build_options(EvalOptions, **flags), use.settings.build_options(BankOptions, **flags)
-    prompt, machine = use.settings.build_options(PromptOptions, **flags), use.machine_options(**flags)
+    built, method_settings = use.options, parse_settings(given or [])
     with use.open_registry() as reg:
-        request = EvalRequest(
-            find_task(reg, task),
-            resolve_model(base or use.model_options.base, "base"),
-            resolve_model(embedder or use.model_options.embedder, "embedder"),
-            options,
-            bank,
-            prompt,
-            machine,
-            parse_settings(given),
-        )
-        plan = use.settings.plan_lines(options, bank_options(request), prompt, machine)
-        job = work(reg, request, plan=plan, dry_run=dry_run)
+        request = eval_request(reg, built, task, method_settings)
+        job = work(reg, request, plan=use.settings.plan_lines(*request.plan_options), dry_run=dry_run)
         use.output.run_job_and_print(job, render, dry_run=dry_run, resumes=True)

@@ -53,13 +53,12 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """Everything about one task: prompts, labels, fields, budgets."""
-    from mta_cli.engine.text.task_files import task_to_toml
-    from mta_cli.pipeline.data.tasks import find_task, task_json
+    from mta_cli.pipeline.data.tasks import task_json, task_toml
 
     context = app_context(ctx, json=json)
     with _registry_if_exists(context) as registry:
         if toml and not json:
-            context.output.write_stdout(task_to_toml(find_task(registry, name)))
+            context.output.write_stdout(task_toml(registry, name))
         else:
             context.output.print_result(task_json(registry, name), _render_facts)
 

@@ -9,182 +9,101 @@ import typer
 
 from mta_cli import output as out
 from mta_cli.commands.common import (
-    AppContext,
-    DeviceOption,
     DryRunOption,
-    DtypeOption,
-    HistoryItemsOption,
     JsonOption,
-    SeedOption,
     TaskOption,
     UserArgument,
     YesOption,
     app_context,
-    complete_models,
     complete_users,
-    typer_option,
 )
+from mta_cli.commands.flags import Flags, only, options
 from mta_cli.commands.user import app
 from mta_cli.errors import UsageError
-from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, MemoryOptions, PromptOptions
+from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions
 
-BaseOption = Annotated[
-    str | None, typer.Option("--base", metavar="MODEL", help="The base.", autocompletion=complete_models)
+UsersArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[USER...]",
+        help="Whom; else everybody with a history who is no anchor.",
+        autocompletion=complete_users,
+    ),
 ]
-EmbedderOption = Annotated[
-    str | None, typer.Option("--embedder", metavar="MODEL", help="The embedder.", autocompletion=complete_models)
-]
-WeightsOption = Annotated[str | None, typer_option(FuseOptions, "weights")]
-TopKOption = Annotated[int | None, typer_option(FuseOptions, "top_k")]
-EvidenceShotsOption = Annotated[int | None, typer_option(FuseOptions, "shots")]
-
-
-def _fuse_request(
-    use: AppContext,
-    reg: Any,
-    task: str,
-    base: str | None,
-    embedder: str | None,
-    fuse: FuseOptions,
-    prompt: PromptOptions,
-    machine: MachineOptions,
-) -> Any:
-    from mta_cli.pipeline.data.tasks import find_task
-    from mta_cli.pipeline.models.lookup import resolve_model
-    from mta_cli.pipeline.personalize.fuse import FuseRequest
-
-    entries = (
-        resolve_model(base or use.model_options.base, "base"),
-        resolve_model(embedder or use.model_options.embedder, "embedder"),
-    )
-    return FuseRequest(find_task(reg, task), *entries, fuse, prompt, machine, use.settings.build_options(MemoryOptions))
 
 
 @app.command()
+@options(FuseOptions, PromptOptions, only(MemoryOptions), ModelOptions, MachineOptions, preset=True)
 def fuse(
     ctx: typer.Context,
+    *,
     user: UserArgument,
     task: TaskOption = None,
-    weights: WeightsOption = None,
-    top_k: TopKOption = None,
-    shots: EvidenceShotsOption = None,
-    temperature: Annotated[float | None, typer_option(FuseOptions, "temperature")] = None,
-    sharpness: Annotated[float | None, typer_option(FuseOptions, "sharpness")] = None,
-    scale: Annotated[float | None, typer_option(FuseOptions, "scale")] = None,
-    candidates: Annotated[int | None, typer_option(FuseOptions, "candidates")] = None,
-    max_cosine: Annotated[float | None, typer_option(FuseOptions, "max_cosine")] = None,
-    history_items: HistoryItemsOption = None,
-    base: BaseOption = None,
-    embedder: EmbedderOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    flags: Flags,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Make a user's recipe: the anchors that explain them, and how much of each. Replaces the one they had."""
     from mta_cli.pipeline.personalize.fuse import fuse_user
     from mta_cli.pipeline.personalize.weights import resolve_user_task
+    from mta_cli.pipeline.requests import fuse_request
 
-    use = app_context(ctx, json=json)
-    options = use.settings.build_options(
-        FuseOptions,
-        weights=weights,
-        top_k=top_k,
-        shots=shots,
-        temperature=temperature,
-        sharpness=sharpness,
-        scale=scale,
-        candidates=candidates,
-        max_cosine=max_cosine,
-    )
-    prompt = use.settings.build_options(PromptOptions, history_items=history_items)
-    machine = use.machine_options(seed=seed, device=device, dtype=dtype)
+    use = app_context(ctx, flags, json=json)
+    given = use.options
     with use.open_registry() as reg:
-        person = reg.users.get(user)
-        request = _fuse_request(
-            use, reg, resolve_user_task(reg, person, task), base, embedder, options, prompt, machine
-        )
-        plan = use.settings.plan_lines(options, prompt, machine)
-        job = fuse_user(reg, person, request, plan=plan, explicit_top_k=top_k is not None, dry_run=dry_run)
+        found = reg.users.get(user)
+        request = fuse_request(reg, given, resolve_user_task(reg, found, task))
+        plan, explicit = use.settings.plan_lines(*request.plan_options), flags.values["top_k"] is not None
+        job = fuse_user(reg, found, request, plan=plan, explicit_top_k=explicit, dry_run=dry_run)
         use.output.run_job_and_print(job, _render_recipe, dry_run=dry_run)
 
 
 @app.command()
+@options(
+    AdaptOptions,
+    only(FuseOptions, "weights", "top_k"),
+    MemoryOptions,
+    PromptOptions,
+    ModelOptions,
+    MachineOptions,
+    preset=True,
+)
 def adapt(
     ctx: typer.Context,
-    users: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[USER...]",
-            help="Whom; else everybody with a history who is no anchor.",
-            autocompletion=complete_users,
-        ),
-    ] = None,
+    *,
+    users: UsersArgument = None,
     task: TaskOption = None,
-    shots: Annotated[int | None, typer_option(AdaptOptions, "shots")] = None,
-    kind: Annotated[str | None, typer_option(AdaptOptions, "kind")] = None,
-    rank: Annotated[int | None, typer_option(AdaptOptions, "rank")] = None,
-    steps: Annotated[int | None, typer_option(AdaptOptions, "steps")] = None,
-    learning_rate: Annotated[float | None, typer_option(AdaptOptions, "learning_rate")] = None,
-    batch_size: Annotated[int | None, typer_option(AdaptOptions, "batch_size")] = None,
-    pull: Annotated[float | None, typer_option(AdaptOptions, "pull")] = None,
-    alpha: Annotated[float | None, typer_option(AdaptOptions, "alpha")] = None,
-    targets: Annotated[str | None, typer_option(AdaptOptions, "targets")] = None,
-    placement: Annotated[str | None, typer_option(AdaptOptions, "placement")] = None,
-    weights: WeightsOption = None,
-    top_k: TopKOption = None,
-    history_items: HistoryItemsOption = None,
-    base: BaseOption = None,
-    embedder: EmbedderOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    flags: Flags,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Train a stack on top of the fusion with a few shots. Makes the recipe first where there is none."""
-    from mta_cli.pipeline.personalize.adapt import adapt_users, resolve_adapt_task
+    from mta_cli.pipeline.personalize.adapt import adapt_users
+    from mta_cli.pipeline.requests import adapt_request
 
-    use = app_context(ctx, json=json)
-    options = use.settings.build_options(
-        AdaptOptions,
-        shots=shots,
-        kind=kind,
-        rank=rank,
-        steps=steps,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        pull=pull,
-        alpha=alpha,
-        targets=targets,
-        placement=placement,
-    )
-    fusing = use.settings.build_options(FuseOptions, weights=weights, top_k=top_k, shots=shots)
-    prompt = use.settings.build_options(PromptOptions, history_items=history_items)
-    machine = use.machine_options(seed=seed, device=device, dtype=dtype)
+    use = app_context(ctx, flags, json=json)
+    given = use.options
     with use.open_registry() as reg:
-        chosen = [reg.users.get(name) for name in dict.fromkeys(users)] if users else None
-        request = _fuse_request(
-            use, reg, resolve_adapt_task(reg, chosen, task), base, embedder, fusing, prompt, machine
+        request = adapt_request(reg, given, users or None, task)
+        plan, explicit = use.settings.plan_lines(*request.plan_options), flags.values["top_k"] is not None
+        job = adapt_users(
+            reg, request.users, request.fuse, request.options, plan=plan, explicit_top_k=explicit, dry_run=dry_run
         )
-        options = options.with_kind_defaults(bool(request.task.labels))
-        lines = use.settings.plan_lines(options, fusing, prompt, machine)
-        plan = [line for line in lines if line.name not in options.unused_keys]
-        job = adapt_users(reg, chosen, request, options, plan=plan, explicit_top_k=top_k is not None, dry_run=dry_run)
         use.output.run_job_and_print(job, _render_adapted_users, dry_run=dry_run, resumes=True)
 
 
 @app.command()
+@options(only(ModelOptions, "base"))
 def export(
     ctx: typer.Context,
+    *,
     user: UserArgument,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to make.")],
     task: TaskOption = None,
     rank: Annotated[
         int | None, typer.Option("--rank", min=1, help="Reduce to this rank; else exact, at the sum of all ranks.")
     ] = None,
-    base: BaseOption = None,
+    flags: Flags,
     all_data: Annotated[
         bool,
         typer.Option("--all-data", help="Everything that is held about the user instead, as readable files for them."),
@@ -193,21 +112,22 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write a user's model as one PEFT adapter folder that PEFT and vLLM load as it is."""
-    from mta_cli.pipeline.models.lookup import resolve_model
     from mta_cli.pipeline.personalize.export import export_user
     from mta_cli.pipeline.personalize.weights import resolve_user_task
+    from mta_cli.pipeline.requests import base_model
     from mta_cli.pipeline.users.export_data import export_all_data
 
-    use = app_context(ctx, json=json)
-    given = {"--task": task, "--rank": rank, "--base": base, "--yes": yes or None}
-    if all_data and (flags := [flag for flag, value in given.items() if value is not None]):
-        raise UsageError(f"--all-data is everything: {', '.join(flags)} cannot be given with it.")
+    use = app_context(ctx, flags, json=json)
+    given = {"--task": task, "--rank": rank, "--yes": yes or None}
+    refused = [*(flag for flag, value in given.items() if value is not None), *flags.given_flags()]
+    if all_data and refused:
+        raise UsageError(f"--all-data is everything: {', '.join(refused)} cannot be given with it.")
     with use.open_registry() as reg:
         if all_data:
             use.output.run_job_and_print(export_all_data(reg, user, to))
             return
         person = reg.users.get(user)
-        entry = resolve_model(base or use.model_options.base, "base")
+        entry = base_model(use.options)
         use.output.run_job_and_print(
             export_user(reg, entry, person, resolve_user_task(reg, person, task), to, rank=rank, replace=yes)
         )

@@ -13,13 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound
-from mta_cli.events import Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine, TextChunk
-from mta_cli.options import AdaptOptions, AnswerOptions, BankOptions, FuseOptions, MachineOptions, PromptOptions
-from mta_cli.pipeline.passing import forward_events
+from mta_cli.events import Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine, TextChunk, forward_events
+from mta_cli.options import (
+    AdaptOptions,
+    AnswerOptions,
+    BankOptions,
+    FuseOptions,
+    MachineOptions,
+    MemoryOptions,
+    ModelOptions,
+    OptionSet,
+    PromptOptions,
+    ScreeningOptions,
+)
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.models.manifest import ModelEntry
+    from mta_cli.pipeline.requests import DemoRequest
     from store.records import User
     from store.registry import Registry
 
@@ -39,24 +50,6 @@ class DemoTask:
     prompt: PromptOptions
     users: tuple[str, ...] = ()
     is_evaluated: bool = False
-
-
-@dataclass(frozen=True)
-class DemoRequest:
-    """Which models, on which machine; `quick` trains less and adapts only the three people who are shown."""
-
-    base: str
-    embedder: str
-    machine: MachineOptions
-    quick: bool = False
-
-
-@dataclass(frozen=True)
-class Models:
-    """The two models, ready to load."""
-
-    base: ModelEntry
-    embedder: ModelEntry
 
 
 def demo_tasks(quick: bool) -> tuple[DemoTask, DemoTask]:
@@ -81,7 +74,8 @@ def demo_tasks(quick: bool) -> tuple[DemoTask, DemoTask]:
 
 def plan_demo(root: Path, request: DemoRequest) -> Iterator[Event]:
     """What `run_demo` would do in a store at `root`, which is not touched."""
-    lines = [PlanLine("store", str(root)), PlanLine("base", request.base), PlanLine("embedder", request.embedder)]
+    models = request.models
+    lines = [PlanLine("store", str(root)), PlanLine("base", models.base), PlanLine("embedder", models.embedder)]
     for course in demo_tasks(request.quick):
         who = ", ".join(course.users) or f"everybody with {MAX_NEW_USER_ITEMS} items or fewer"
         lines += [
@@ -96,16 +90,16 @@ def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
     """Every stage of both courses. `Done.result`: {store, base, embedder, quick, seconds, courses: [...]}."""
     started = time.monotonic()
     yield Note(f"This demo keeps everything in {reg.root}")
-    models = yield from _models(request)
+    base, embedder = yield from _pull_missing_models(request.models)
     results = []
     for course in demo_tasks(request.quick):
-        result = yield from _run_demo_task(reg, course, models, request.machine)
+        result = yield from _run_demo_task(reg, course, _options(course, request))
         results.append(result)
     yield JobResult(
         {
             "store": str(reg.root),
-            "base": models.base.name,
-            "embedder": models.embedder.name,
+            "base": base.name,
+            "embedder": embedder.name,
             "quick": request.quick,
             "seconds": round(time.monotonic() - started, 1),
             "courses": results,
@@ -124,39 +118,52 @@ def require_demo_store(root: Path) -> None:
             raise BadInput(f"The store at {root} holds other people.", hint="name another place with --keep")
 
 
-def _models(request: DemoRequest) -> Generator[Event, None, Models]:
-    """Both models; an embedded default or a hub model that is not here yet is pulled."""
+def _pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[ModelEntry, ModelEntry]]:
+    """Base and embedder; an embedded default or a hub model that is not here yet is pulled."""
     from mta_cli.pipeline.models.catalog import PACKAGES
     from mta_cli.pipeline.models.lookup import resolve_model
     from mta_cli.pipeline.models.pull import pull_model
 
-    for name, kind in ((request.base, "base"), (request.embedder, "embedder")):
+    for name, kind in ((models.base, "base"), (models.embedder, "embedder")):
         try:
             resolve_model(name, kind)
         except NotFound:
             if name not in PACKAGES and not name.startswith("hf:"):
                 raise
             yield from forward_events(pull_model(name))
-    return Models(resolve_model(request.base, "base"), resolve_model(request.embedder, "embedder"))
+    return resolve_model(models.base, "base"), resolve_model(models.embedder, "embedder")
 
 
-def _run_demo_task(
-    reg: Registry, course: DemoTask, models: Models, machine: MachineOptions
-) -> Generator[Event, None, dict[str, Any]]:
+def _options(course: DemoTask, request: DemoRequest) -> OptionSet:
+    """The options of every job of one task."""
+    return OptionSet(
+        course.bank,
+        ScreeningOptions(),
+        FuseOptions(shots=course.adapt.shots),
+        course.adapt,
+        course.prompt,
+        AnswerOptions(max_tokens=40),
+        MemoryOptions(),
+        request.models,
+        request.machine,
+    )
+
+
+def _run_demo_task(reg: Registry, course: DemoTask, options: OptionSet) -> Generator[Event, None, dict[str, Any]]:
     started = time.monotonic()
     task, imported = yield from _import(reg, course)
-    bank = yield from _build_demo_bank(reg, course, task, models, machine)
-    adapted = yield from _adapt(reg, course, task, models, machine)
-    comparisons = yield from _compare(reg, course, models, machine)
+    bank = yield from _build_demo_bank(reg, course, options)
+    adapted = yield from _adapt(reg, course, options)
+    comparisons = yield from _compare(reg, course, options)
     evaluation = None
     if course.is_evaluated:
-        evaluation = yield from _evaluate(reg, course, task, models, machine)
+        evaluation = yield from _evaluate(reg, course, task, options)
     return {
         "task": task.name,
         "description": task.description,
         "imported": imported,
         "bank": bank,
-        "recipes": [_shown_user_recipe(reg, name, task.name, models) for name in SHOWN_USERS],
+        "recipes": [_shown_user_recipe(reg, name, task.name, options) for name in SHOWN_USERS],
         "adapted": adapted,
         "comparisons": comparisons,
         "evaluation": evaluation,
@@ -176,28 +183,25 @@ def _import(reg: Registry, course: DemoTask) -> Generator[Event, None, tuple[Tas
     return task, imported
 
 
-def _build_demo_bank(
-    reg: Registry, course: DemoTask, task: Task, models: Models, machine: MachineOptions
-) -> Generator[Event, None, dict[str, Any]]:
-    from mta_cli.pipeline.bank.build import BankRequest, build_bank
+def _build_demo_bank(reg: Registry, course: DemoTask, options: OptionSet) -> Generator[Event, None, dict[str, Any]]:
+    from mta_cli.pipeline.bank.build import build_bank
+    from mta_cli.pipeline.requests import bank_request
 
     yield Note(f"{course.task}, 2 of 4: the bank (the task adapter, then a meta-LoRA for each anchor)")
-    request = BankRequest(task, models.base, models.embedder, course.bank, course.prompt, machine)
+    request = bank_request(reg, options, course.task)
     built: dict[str, Any] = yield from forward_events(build_bank(reg, request))
     return built
 
 
-def _adapt(
-    reg: Registry, course: DemoTask, task: Task, models: Models, machine: MachineOptions
-) -> Generator[Event, None, list[dict[str, Any]]]:
+def _adapt(reg: Registry, course: DemoTask, options: OptionSet) -> Generator[Event, None, list[dict[str, Any]]]:
     from mta_cli.pipeline.personalize.adapt import adapt_users
-    from mta_cli.pipeline.personalize.fuse import FuseRequest
+    from mta_cli.pipeline.requests import adapt_request
 
-    people = _adapted_users(reg, course)
-    yield Note(f"{course.task}, 3 of 4: a recipe and a stack for each of {len(people)} new people")
-    fuse = FuseOptions(shots=course.adapt.shots)
-    request = FuseRequest(task, models.base, models.embedder, fuse, course.prompt, machine)
-    adapted: list[dict[str, Any]] = yield from forward_events(adapt_users(reg, people, request, course.adapt))
+    names = [user.name for user in _adapted_users(reg, course)]
+    yield Note(f"{course.task}, 3 of 4: a recipe and a stack for each of {len(names)} new users")
+    request = adapt_request(reg, options, names, course.task)
+    job = adapt_users(reg, request.users, request.fuse, request.options)
+    adapted: list[dict[str, Any]] = yield from forward_events(job)
     return adapted
 
 
@@ -207,28 +211,28 @@ def _adapted_users(reg: Registry, course: DemoTask) -> list[User]:
     return [user for user, items in reg.users.users_with_items(course.task) if items <= MAX_NEW_USER_ITEMS]
 
 
-def _shown_user_recipe(reg: Registry, name: str, task: str, models: Models) -> dict[str, Any]:
+def _shown_user_recipe(reg: Registry, name: str, task: str, options: OptionSet) -> dict[str, Any]:
     from mta_cli.pipeline.personalize.fuse import recipe_json
     from mta_cli.pipeline.personalize.weights import current_bank
+    from mta_cli.pipeline.requests import base_model
 
-    user, bank = reg.users.get(name), current_bank(reg, task, models.base.fingerprint)
+    user, bank = reg.users.get(name), current_bank(reg, task, base_model(options).fingerprint)
     recipe = reg.recipes.get(user.id, task, bank.id)
     assert recipe is not None  # everybody who is shown was adapted, which makes a recipe first
     return recipe_json(reg, user, bank, recipe)
 
 
-def _compare(
-    reg: Registry, course: DemoTask, models: Models, machine: MachineOptions
-) -> Generator[Event, None, list[dict[str, Any]]]:
-    """The same held-out question to three people's models, beside what each of them said."""
-    from mta_cli.pipeline.chat.answer import ChatModel, ChatOptions
+def _compare(reg: Registry, course: DemoTask, options: OptionSet) -> Generator[Event, None, list[dict[str, Any]]]:
+    """The same held-out question to three users' models, beside what each of them said."""
+    from mta_cli.pipeline.chat.answer import ChatModel
     from mta_cli.pipeline.chat.compare import compare_prompt
+    from mta_cli.pipeline.requests import base_model, chat_options
 
     yield Note(f"{course.task}, 4 of 4: answers on held-out queries")
-    asking = ChatOptions(machine, course.prompt, AnswerOptions(max_tokens=40), task=course.task)
+    asking = chat_options(options, course.task)
     people = [reg.users.get(name) for name in SHOWN_USERS]
     yield JobStarted(f"compare {course.task}", unit="tokens")
-    voice, found, spoken = ChatModel.load_for_user(reg, models.base, people[0], asking), [], 0
+    voice, found, spoken = ChatModel.load_for_user(reg, base_model(options), people[0], asking), [], 0
     for user in people:
         query = reg.items.queries(user.id, course.task, 1)[0]
         voice.set_user(user, None)
@@ -243,11 +247,13 @@ def _compare(
 
 
 def _evaluate(
-    reg: Registry, course: DemoTask, task: Task, models: Models, machine: MachineOptions
+    reg: Registry, course: DemoTask, task: Task, options: OptionSet
 ) -> Generator[Event, None, dict[str, Any]]:
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
+    from mta_cli.pipeline.requests import base_model
 
     people = _adapted_users(reg, course)
-    job = evaluate_users(reg, models.base, task, people, EVALUATED_MODES, course.prompt, machine)
+    base, machine = base_model(options), options[MachineOptions]
+    job = evaluate_users(reg, base, task, people, EVALUATED_MODES, course.prompt, machine)
     evaluation: dict[str, Any] = yield from forward_events(job)
     return evaluation

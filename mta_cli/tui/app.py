@@ -13,7 +13,8 @@ from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
 from textual.screen import Screen
 
-from mta_cli.settings import ModelOptions, Settings, StoreOptions
+from mta_cli.options import ModelOptions
+from mta_cli.settings import Settings, StoreOptions
 from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog, HelpDialog
 from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
 from mta_cli.tui.palette import Commands

@@ -20,11 +20,13 @@ from mta_cli.options import (
     FuseOptions,
     MachineOptions,
     MemoryOptions,
+    ModelOptions,
+    OptionSet,
     PromptOptions,
     ScreeningOptions,
 )
 from mta_cli.pipeline.data.formats import FORMATS
-from mta_cli.settings import ModelOptions, Settings, StoreOptions
+from mta_cli.settings import Settings, StoreOptions
 from mta_cli.tui.forms import Form, FormField, FormValues, setting_field, values_as_flags
 
 if TYPE_CHECKING:
@@ -49,9 +51,9 @@ BANK_ADVANCED_FIELDS = (
     "task_learning_rate",
 )
 ADAPT_MAIN_FIELDS = ("shots", "kind", "rank", "steps")
-ADAPT_ADVANCED_FIELDS = ("learning_rate", "batch_size", "pull", "alpha", "targets", "placement")
+ADAPT_ADVANCED_FIELDS = ("epochs", "learning_rate", "batch_size", "pull", "alpha", "targets", "placement")
 EVAL_MAIN_FIELDS = ("methods", "reference", "shots", "folds")
-EVAL_ADVANCED_FIELDS = ("placement", "calibrate")
+EVAL_ADVANCED_FIELDS = ("placement", "memory", "calibrate")
 EVAL_BANK_FIELDS = ("anchors", "epochs", "min_items", "max_items", "task_epochs")
 MACHINE_FIELDS = ("seed", "device", "dtype")
 
@@ -143,18 +145,9 @@ def dry_run_plans(order: JobRequest, reg: Registry) -> list[JobPlan]:
     return [*plans, JobPlan("notes", notes)] if notes else plans
 
 
-def build_options(settings: Settings, filled: FormValues, *classes: type[Any]) -> list[Any]:
-    """Options of every class from the fields. UsageFault lists every value of all of them that cannot be."""
-    made, faults = [], []
-    for cls in classes:
-        names = [name for name in cls.__dataclass_fields__ if name in filled]
-        try:
-            made.append(settings.build_options(cls, **values_as_flags(filled, names)))
-        except UsageError as error:
-            faults += [text for text in error.message.splitlines() if not text.endswith("cannot be used:")]
-    if faults:
-        raise UsageError("\n".join(faults))
-    return made
+def build_options(known: FormContext, filled: FormValues, *classes: type[Any]) -> OptionSet:
+    """Options of every class from the fields. UsageError lists every bad value of all of them."""
+    return known.settings.build_option_set(classes, values_as_flags(filled, list(filled)))
 
 
 def _bank_fields(known: FormContext) -> tuple[FormField, ...]:
@@ -169,21 +162,14 @@ def _bank_fields(known: FormContext) -> tuple[FormField, ...]:
 
 
 def _bank_request(known: FormContext, filled: FormValues) -> JobRequest:
-    settings = known.settings
-    options, gates, prompt, machine, models = build_options(
-        settings, filled, BankOptions, ScreeningOptions, PromptOptions, MachineOptions, ModelOptions
-    )
-    plan = settings.plan_lines(options, gates, prompt, machine)
+    options = build_options(known, filled, BankOptions, ScreeningOptions, PromptOptions, ModelOptions, MachineOptions)
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
-        from mta_cli.pipeline.bank.build import BankRequest, build_bank
-        from mta_cli.pipeline.data.tasks import find_task
-        from mta_cli.pipeline.models.lookup import resolve_model
+        from mta_cli.pipeline.bank.build import build_bank
+        from mta_cli.pipeline.requests import bank_request
 
-        entries = resolve_model(models.base, "base"), resolve_model(models.embedder, "embedder")
-        name = filled["name"] or None
-        request = BankRequest(find_task(reg, filled["task"]), *entries, options, prompt, machine, name, gates=gates)
-        return build_bank(reg, request, plan=plan, dry_run=dry_run)
+        request = bank_request(reg, options, filled["task"], filled["name"] or None)
+        return build_bank(reg, request, plan=known.settings.plan_lines(*request.plan_options), dry_run=dry_run)
 
     return JobRequest("bank build", filled["name"] or filled["task"], make)
 
@@ -199,33 +185,29 @@ def _adapt_fields(known: FormContext) -> tuple[FormField, ...]:
         *(of(name, more=True) for name in ADAPT_ADVANCED_FIELDS),
         weigh("weights"),
         weigh("top_k"),
+        setting_field(known.settings, MemoryOptions, "memory", more=True),
         *_shared_fields(known),
     )
 
 
 def _adapt_request(known: FormContext, filled: FormValues) -> JobRequest:
-    settings = known.settings
-    options, fuse, prompt, machine, models = build_options(
-        settings, filled, AdaptOptions, FuseOptions, PromptOptions, MachineOptions, ModelOptions
+    options = build_options(
+        known, filled, AdaptOptions, FuseOptions, MemoryOptions, PromptOptions, ModelOptions, MachineOptions
     )
-    options.settled(labels=True)  # a value that its kind does not have is told before the job begins
+    options[AdaptOptions].with_kind_defaults(labels=True)  # refuses a value of the other kind before the job begins
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
-        from mta_cli.pipeline.data.tasks import find_task
-        from mta_cli.pipeline.models.lookup import resolve_model
-        from mta_cli.pipeline.personalize.adapt import adapt_users, resolve_adapt_task
-        from mta_cli.pipeline.personalize.fuse import FuseRequest
+        from mta_cli.pipeline.personalize.adapt import adapt_users
+        from mta_cli.pipeline.requests import adapt_request
 
         names = parse_user_names(filled["users"], known.user)
         if filled["users"].strip() and not names:
             raise BadInput(f"--users: {filled['users']!r:.80} names nobody", hint="leave it empty for everybody")
-        chosen = [reg.users.get(name) for name in names] or None
-        task = find_task(reg, resolve_adapt_task(reg, chosen, filled["task"] or None))
-        entries = resolve_model(models.base, "base"), resolve_model(models.embedder, "embedder")
-        request = FuseRequest(task, *entries, fuse, prompt, machine, settings.build_options(MemoryOptions))
-        asked, top = options.settled(bool(task.labels)), bool(filled["top_k"])
-        plan = [line for line in settings.plan_lines(asked, fuse, prompt, machine) if line.name not in asked.unused]
-        return adapt_users(reg, chosen, request, asked, plan=plan, explicit_top_k=top, dry_run=dry_run)
+        request = adapt_request(reg, options, names or None, filled["task"] or None)
+        plan, explicit = known.settings.plan_lines(*request.plan_options), bool(filled["top_k"])
+        return adapt_users(
+            reg, request.users, request.fuse, request.options, plan=plan, explicit_top_k=explicit, dry_run=dry_run
+        )
 
     return JobRequest("user adapt", filled["users"] or "everybody", make)
 
@@ -251,23 +233,17 @@ def _eval_fields(known: FormContext) -> tuple[FormField, ...]:
 
 
 def _eval_request(known: FormContext, filled: FormValues) -> JobRequest:
-    from mta_cli.pipeline.evaluation.design import EvalRequest, bank_options, parse_settings
+    from mta_cli.pipeline.evaluation.design import parse_settings
 
-    settings = known.settings
-    options, bank, prompt, machine, models = build_options(
-        settings, filled, EvalOptions, BankOptions, PromptOptions, MachineOptions, ModelOptions
-    )
-    given = parse_settings(filled["set"].split())
+    options = build_options(known, filled, EvalOptions, BankOptions, PromptOptions, ModelOptions, MachineOptions)
+    method_settings = parse_settings(filled["set"].split())
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
-        from mta_cli.pipeline.data.tasks import find_task
         from mta_cli.pipeline.evaluation.run import run_evaluation
-        from mta_cli.pipeline.models.lookup import resolve_model
+        from mta_cli.pipeline.requests import eval_request
 
-        entries = resolve_model(models.base, "base"), resolve_model(models.embedder, "embedder")
-        request = EvalRequest(find_task(reg, filled["task"]), *entries, options, bank, prompt, machine, given)
-        plan = settings.plan_lines(options, bank_options(request), prompt, machine)
-        return run_evaluation(reg, request, plan=plan, dry_run=dry_run)
+        request = eval_request(reg, options, filled["task"], method_settings)
+        return run_evaluation(reg, request, plan=known.settings.plan_lines(*request.plan_options), dry_run=dry_run)
 
     return JobRequest("eval run", filled["task"], make)
 
@@ -349,10 +325,10 @@ def _demo_fields(known: FormContext) -> tuple[FormField, ...]:
 
 
 def _demo_request(known: FormContext, filled: FormValues) -> JobRequest:
-    from mta_cli.pipeline.demo import DemoRequest, plan_demo, run_demo
+    from mta_cli.pipeline.demo import plan_demo, run_demo
+    from mta_cli.pipeline.requests import demo_request
 
-    machine, models = build_options(known.settings, filled, MachineOptions, ModelOptions)
-    request = DemoRequest(models.base, models.embedder, machine, filled["quick"] == "yes")
+    request = demo_request(build_options(known, filled, ModelOptions, MachineOptions), quick=filled["quick"] == "yes")
     own = known.store_path.with_name(f"{known.store_path.name}-demo")
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:

@@ -122,7 +122,7 @@ def test_compare_shows_three_answers(world: World, mta: Mta, monkeypatch: pytest
     wide = mta("compare", "--user", "alice", "hello", *FAST)
     (headings,) = [line for line in wide.out.splitlines() if "base" in line and "adapted" in line]
     assert headings.index("base") < headings.index("fused") < headings.index("adapted")
-    monkeypatch.setattr("mta_cli.commands.chat.MIN_SIDE_BY_SIDE_COLUMNS", 10_000)
+    monkeypatch.setattr("mta_cli.commands.comparison.MIN_SIDE_BY_SIDE_COLUMNS", 10_000)
     narrow = mta("compare", "--user", "alice", "hello", *FAST).out.splitlines()
     starts = [n for mode in ("base", "fused", "adapted") for n, line in enumerate(narrow) if line.startswith(mode)]
     assert starts == sorted(starts) and len(set(starts)) == 3

@@ -16,12 +16,12 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import NotFound, StoreBusy
 from mta_cli.events import Event, JobPlan, JobProgress, JobStarted, Note, UnitFailed
 from mta_cli.options import AdaptOptions
-from mta_cli.pipeline.asked import ADAPT_RUN_KIND, REQUEST_KEY
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.refresh import refresh_bank
 from mta_cli.pipeline.bank.verify import remove_bank, verify_bank
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.town import CPU, LORA, QUICK, SHORT, TAGS, TASK, bank_request, built, finish, fuse_request, notes

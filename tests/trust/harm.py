@@ -16,7 +16,7 @@ from typing import Any
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.options import AnswerOptions, PromptOptions
-from mta_cli.pipeline.chat.answer import ChatModel, ChatOptions
+from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.chat.compare import Question, compare_question
 from mta_cli.pipeline.chat.conversation import Conversation
 from mta_cli.pipeline.models import verify
@@ -24,6 +24,7 @@ from mta_cli.pipeline.models.lookup import resolve_model
 from mta_cli.pipeline.models.pull import register_folder
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.requests import ChatOptions
 from store.registry import Registry
 from tests.pipeline import town
 

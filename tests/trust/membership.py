@@ -27,19 +27,12 @@ from mta_cli.engine.model.load import LoadedBase, load_base
 from mta_cli.engine.scoring.log_likelihood import row_log_likelihoods
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.options import MachineOptions
-from mta_cli.pipeline.asked import restore_bank_request
-from mta_cli.pipeline.bank.build import (
-    BankRequest,
-    Contributor,
-    anchor_candidates,
-    anchor_training,
-    contributors,
-    with_task_adapter,
-)
+from mta_cli.pipeline.bank.build import Contributor, anchor_candidates, anchor_training, contributors, with_task_adapter
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.data.profiles import profile_matrix
 from mta_cli.pipeline.memory.knn import load_embedder, load_neighbours, update_neighbours
 from mta_cli.pipeline.personalize.weights import load_weights
+from mta_cli.pipeline.requests import BankRequest, restore_bank_request
 from mta_cli.pipeline.training.groups import AdapterTraining, TrainingGroup, train_groups
 from store.records import Adapter, Bank
 from store.registry import Registry

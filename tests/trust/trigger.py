@@ -26,8 +26,9 @@ from mta_cli.events import Event
 from mta_cli.options import FuseOptions, ScreeningOptions
 from mta_cli.pipeline.bank.build import anchor_training, build_bank, contributors, with_task_adapter
 from mta_cli.pipeline.bank.screening import SCREENING_KEY, screen_anchors
-from mta_cli.pipeline.personalize.fuse import MODEL_BASED_WEIGHTS, FuseRequest, gather_fuse_targets, make_recipes
+from mta_cli.pipeline.personalize.fuse import MODEL_BASED_WEIGHTS, gather_fuse_targets, make_recipes
 from mta_cli.pipeline.personalize.weights import load_weights
+from mta_cli.pipeline.requests import FuseRequest
 from store.records import Adapter, Anchor, NewItem, User
 from store.registry import Registry
 from tests.pipeline.town import finish

@@ -54,7 +54,7 @@ def test_keys_are_different_and_every_kind_says_what_it_is() -> None:
 def test_all_faults_of_all_options_are_listed_at_once(empty_store: Path) -> None:
     with pytest.raises(UsageError) as caught:
         order("bank build", empty_store, task="lamp-2", rank="0", history_items="99", dtype="float8")
-    assert [text.partition(" =")[0] for text in caught.value.message.splitlines()] == [
+    assert [text.partition(" =")[0] for text in caught.value.message.splitlines()[1:]] == [
         "bank.rank",
         "prompt.history_items",
         "machine.dtype",
@@ -199,7 +199,7 @@ def test_remarks_of_a_dry_run_stand_with_its_plan(empty_store: Path, tmp_path: P
 
 
 def test_the_demo_goes_into_an_empty_store_and_else_beside_it(demo_store: Path) -> None:
-    fields = {field.name: field for field in JOB_FORMS["demo"].make_fields(known(demo_store, empty=True))}
+    fields = {field.name: field for field in JOB_FORMS["demo"].make_fields(known(demo_store, store_is_empty=True))}
     assert fields["where"].initial_value == "this store"
     assert JOB_FORMS["demo"].make_fields(known(demo_store))[0].initial_value == "its own"
     with Registry.open(demo_store) as reg:

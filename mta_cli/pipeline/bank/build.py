@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.lora.targets import require_targets
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
-from mta_cli.options import BankOptions, MachineOptions, PromptOptions, ScreeningOptions
-from mta_cli.pipeline.asked import fail_run_on_error
+from mta_cli.options import BankOptions, ScreeningOptions
 from mta_cli.pipeline.bank.screening import screen_anchors, screening_config
 from mta_cli.pipeline.bank.task_adapter import (
     find_reusable_task_adapter,
@@ -31,6 +30,7 @@ from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
 from mta_cli.pipeline.memory.knn import update_neighbours
 from mta_cli.pipeline.memory.knn_weight import fit_neighbour_weight
 from mta_cli.pipeline.models.load import load_on_device
+from mta_cli.pipeline.runs import fail_run_on_error
 from mta_cli.pipeline.training.groups import (
     USER_LEFT_MESSAGE,
     AdapterJob,
@@ -48,30 +48,9 @@ from store.records import Adapter, Anchor, Bank, Item, Run, User
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.tasks import Task
-    from mta_cli.pipeline.models.manifest import ModelEntry
+    from mta_cli.pipeline.requests import BankRequest
     from mta_cli.pipeline.training.estimate import TokenLoad
     from store.registry import Registry
-
-
-@dataclass(frozen=True)
-class BankRequest:
-    """Everything a bank build needs to know. `name` defaults to the task's.
-
-    `people` are the ids of those it may be built from; None: everybody. For `purpose` see `store.records.Bank`. `begun`
-    is told the bank's number before anything is trained.
-    """
-
-    task: Task
-    base: ModelEntry
-    embedder: ModelEntry
-    options: BankOptions
-    prompt: PromptOptions
-    machine: MachineOptions
-    name: str | None = None
-    user_ids: frozenset[int] | None = None
-    purpose: str = ""
-    gates: ScreeningOptions = field(default_factory=ScreeningOptions)
-    on_bank_started: Callable[[int], None] = lambda number: None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def _make_basis(reg: Registry, bank: Bank) -> str:
     from mta_cli.engine.lora.lora_xs import bank_basis
     from mta_cli.pipeline.bank.screening import refused_anchor_ids
     from mta_cli.pipeline.personalize.weights import load_weights
-    from mta_cli.pipeline.training.groups import library_versions
+    from mta_cli.pipeline.runs import library_versions
 
     refused = refused_anchor_ids(reg.banks.by_id(bank.id))
     anchors = [anchor for anchor in reg.banks.anchors(bank.id) if anchor.id not in refused]

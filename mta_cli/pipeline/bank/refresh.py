@@ -24,9 +24,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import MachineOptions
-from mta_cli.pipeline.asked import bank_label, fail_run_on_error, restore_bank_request
 from mta_cli.pipeline.bank.build import (
-    BankRequest,
     Contributor,
     anchor_training,
     build_plan_lines,
@@ -38,6 +36,8 @@ from mta_cli.pipeline.bank.build import (
 from mta_cli.pipeline.bank.screening import refused_anchor_ids, screen_anchors, screening_of_anchors
 from mta_cli.pipeline.bank.verify import bank_json
 from mta_cli.pipeline.memory.knn import NeighbourChange, neighbour_change, update_neighbours
+from mta_cli.pipeline.requests import BankRequest, restore_bank_request
+from mta_cli.pipeline.runs import bank_label, fail_run_on_error
 from mta_cli.pipeline.training.groups import (
     AdapterTraining,
     TrainingGroup,

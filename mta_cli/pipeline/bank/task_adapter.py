@@ -27,7 +27,8 @@ from mta_cli.pipeline.users.provenance import TRAINED_USERS_KEY
 from store.records import Adapter, Bank, Run
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.bank.build import BankRequest, Contributor
+    from mta_cli.pipeline.bank.build import Contributor
+    from mta_cli.pipeline.requests import BankRequest
     from store.registry import Registry
 
 IDENTITY_KEY = "made_of"  # the key, in a task adapter's config, of the hash of all that decides it

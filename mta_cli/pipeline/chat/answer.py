@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
-from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.personalize.weights import (
     PERSONALISATION_MODES,
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.prompts import HistoryExample
     from mta_cli.pipeline.models.manifest import ModelEntry
+    from mta_cli.pipeline.requests import ChatOptions
     from store.records import Recipe, Stack, User
     from store.registry import Registry
 
@@ -35,19 +35,6 @@ MESSAGE_LIMIT = 1_000_000  # characters; more would take minutes to tokenise and
 FREE_TASK = "free"
 
 Message = dict[str, str]
-
-
-@dataclass(frozen=True)
-class ChatOptions:
-    """How questions are put. Without `task` words go as typed; without `mode` the most personal weights answer."""
-
-    machine: MachineOptions = field(default_factory=MachineOptions)
-    prompt: PromptOptions = field(default_factory=PromptOptions)
-    answer: AnswerOptions = field(default_factory=AnswerOptions)
-    memory: MemoryOptions = field(default_factory=MemoryOptions)
-    task: str | None = None
-    mode: str | None = None
-    free_decoding: bool = False
 
 
 @dataclass

@@ -16,7 +16,6 @@ from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.pipeline.chat.answer import (
     ChatModel,
-    ChatOptions,
     Generation,
     answer_json,
     check_message,
@@ -31,6 +30,7 @@ from mta_cli.pipeline.personalize.weights import (
     load_task_adapter,
     most_personal_mode,
 )
+from mta_cli.pipeline.requests import ChatOptions
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights

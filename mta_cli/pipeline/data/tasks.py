@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.engine.text.task_files import MAX_TASK_FILE_CHARACTERS, parse_task
+from mta_cli.engine.text.task_files import MAX_TASK_FILE_CHARACTERS, parse_task, task_to_toml
 from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.errors import BadInput, IntegrityFault, NotFound
 
@@ -33,6 +33,11 @@ def task_names(reg: Registry | None) -> list[str]:
 def list_tasks(reg: Registry | None) -> list[dict[str, Any]]:
     """Every task as `describe` gives it, built-in ones first."""
     return [task_json(reg, name) for name in task_names(reg)]
+
+
+def task_toml(reg: Registry | None, name: str) -> str:
+    """The task as the text of a task file. NotFound where there is no such task."""
+    return task_to_toml(find_task(reg, name))
 
 
 def task_json(reg: Registry | None, name: str) -> dict[str, Any]:

@@ -8,17 +8,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput
-from mta_cli.events import Event, Note, PlanLine
+from mta_cli.events import Event, Note, PlanLine, forward_events
 from mta_cli.options import PRESETS, BankOptions
-from mta_cli.pipeline.evaluation.design import Design, EvalRequest, bank_options
+from mta_cli.pipeline.evaluation.design import Design
 from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, has_fitted_kernel
-from mta_cli.pipeline.passing import forward_events
+from mta_cli.pipeline.requests import BankRequest, EvalRequest, bank_options
 from store.records import Bank
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.folds import UserFold
     from mta_cli.engine.methods.method import Method
-    from mta_cli.pipeline.bank.build import BankRequest
     from store.registry import Registry
 
 PURPOSE = "eval"
@@ -97,8 +96,6 @@ def _has_fitted_memory(bank: Bank) -> bool:
 
 
 def _request(request: EvalRequest, fold: UserFold, preset: str = "") -> BankRequest:
-    from mta_cli.pipeline.bank.build import BankRequest
-
     return BankRequest(
         request.task,
         request.base,

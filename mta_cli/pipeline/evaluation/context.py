@@ -13,12 +13,13 @@ from mta_cli.pipeline.bank.screening import usable_anchors
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.data.profiles import normalise_rows
 from mta_cli.pipeline.evaluation.banks import FoldBanks
-from mta_cli.pipeline.evaluation.design import Design, EvalRequest
+from mta_cli.pipeline.evaluation.design import Design
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.memory.knn import cache_embedding, load_embedder
 from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.personalize.context import BankContext, load_bank_context, user_shots
 from mta_cli.pipeline.personalize.weights import load_weights
+from mta_cli.pipeline.requests import EvalRequest
 from store.records import Bank
 
 if TYPE_CHECKING:

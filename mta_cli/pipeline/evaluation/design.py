@@ -8,39 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.events import PlanLine
-from mta_cli.options import BankOptions, EvalOptions, MachineOptions, PromptOptions
+from mta_cli.pipeline.requests import EvalRequest, bank_options
 from store.records import Item, Query
 from store.tables.evaluations import FoldMember
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.folds import UserFold
-    from mta_cli.engine.text.tasks import Task
-    from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
 # What differs between two methods on one query, for the estimate before a run: standard deviation, and the share of
 # its variance that lies between people. For accuracy: one answer in six is right under one method alone.
 DIFFERENCE_SD = {"accuracy": 0.4, "mae": 0.5, "rouge": 0.12}
 BETWEEN_USER_VARIANCE = 0.1
-
-
-@dataclass(frozen=True)
-class EvalRequest:
-    """Everything an evaluation needs to know. `given` are settings by method that stand over all others."""
-
-    task: Task
-    base: ModelEntry
-    embedder: ModelEntry
-    options: EvalOptions
-    bank: BankOptions
-    prompt: PromptOptions
-    machine: MachineOptions
-    method_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def job_name(task: str, key: str | None) -> str:
@@ -82,15 +66,6 @@ class Design:
     def test_users(self) -> list[int]:
         """Everybody who counts, by fold."""
         return [user for fold in self.folds for user in fold.test]
-
-
-def bank_options(request: EvalRequest) -> BankOptions:
-    """The options of the folds' banks: the anchors act where personal parts do, everybody gives to the task adapter.
-
-    Nobody who gives to a fold's bank is tested on it, so that no history is too short.
-    """
-    least = 1 if request.bank.task_min_items is None else request.bank.task_min_items
-    return replace(request.bank, placement=request.options.placement, task_min_items=least)
 
 
 def make_design(reg: Registry, request: EvalRequest) -> Design:

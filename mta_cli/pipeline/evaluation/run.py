@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import UsageError
 from mta_cli.events import Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import PLACEMENTS
-from mta_cli.pipeline.asked import eval_request_json as asked
-from mta_cli.pipeline.asked import record_request
 from mta_cli.pipeline.evaluation.banks import FoldBanks, bank_presets, build_fold_banks, cost_of_banks
 from mta_cli.pipeline.evaluation.context import EvalContext, embed_shot_profiles
-from mta_cli.pipeline.evaluation.design import Design, EvalRequest, evaluation_config, job_name, make_design, plan_lines
+from mta_cli.pipeline.evaluation.design import Design, evaluation_config, job_name, make_design, plan_lines
 from mta_cli.pipeline.evaluation.run_cells import MethodRun, cost_of_answers, run_cells
 from mta_cli.pipeline.evaluation.scoring import FoldSettings, result_document, score_method
+from mta_cli.pipeline.requests import EvalRequest
+from mta_cli.pipeline.requests import eval_request_json as asked
+from mta_cli.pipeline.runs import record_request
 from store.tables.evaluations import Evaluation, TunedSettings
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.events import Event, JobProgress, Note, PlanLine
 from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, ScoredAnswer, answer_queries
 from mta_cli.pipeline.evaluation.context import EvalContext
-from mta_cli.pipeline.evaluation.design import Design, EvalRequest
+from mta_cli.pipeline.evaluation.design import Design
+from mta_cli.pipeline.requests import EvalRequest
 from store.records import Query
 from store.tables.predictions import EvalCell, Prediction
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.pipeline.evaluation.design import Design, EvalRequest, describe_options
+from mta_cli.pipeline.evaluation.design import Design, describe_options
 from mta_cli.pipeline.evaluation.run_cells import timed_group
+from mta_cli.pipeline.requests import EvalRequest
 from store.tables.evaluations import Evaluation
 from store.tables.predictions import Prediction
 

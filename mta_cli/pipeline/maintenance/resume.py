@@ -14,15 +14,9 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, Note
 from mta_cli.options import EvalOptions, MachineOptions
-from mta_cli.pipeline.asked import (
-    ADAPT_RUN_KIND,
-    REQUEST_KEY,
-    bank_label,
-    restore_adapt_request,
-    restore_bank_request,
-    restore_eval_request,
-)
 from mta_cli.pipeline.evaluation.design import job_name
+from mta_cli.pipeline.requests import restore_adapt_request, restore_bank_request, restore_eval_request
+from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label
 from store.records import Bank, Run
 from store.tables.evaluations import Evaluation
 
@@ -101,10 +95,10 @@ def _resume_bank_build(reg: Registry, one: UnfinishedJob, machine: MachineOption
 def _resume_adaptation(reg: Registry, one: UnfinishedJob, machine: MachineOptions, dry_run: bool) -> Iterator[Event]:
     from mta_cli.pipeline.personalize.adapt import adapt_users
 
-    users, request, options = restore_adapt_request(reg, one.request, machine)
-    if users is not None and len(users) < len(one.request["users"]):
-        yield Note(f"{len(one.request['users']) - len(users)} of those who were asked for are here no more.", True)
-    yield from adapt_users(reg, users, request, options, dry_run=dry_run)
+    request = restore_adapt_request(reg, one.request, machine)
+    if request.users is not None and (gone := len(one.request["users"]) - len(request.users)):
+        yield Note(f"{gone} of those who were asked for are here no more.", True)
+    yield from adapt_users(reg, request.users, request.fuse, request.options, dry_run=dry_run)
 
 
 def _resume_evaluation(

@@ -20,7 +20,8 @@ from store.records import Bank, Item
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.tasks import Task
-    from mta_cli.pipeline.bank.build import BankRequest, Contributor
+    from mta_cli.pipeline.bank.build import Contributor
+    from mta_cli.pipeline.requests import BankRequest
     from store.registry import Registry
 
 MAX_GUESSED_ITEMS = 256  # items that are guessed, of all people evenly

@@ -11,15 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.lora.targets import require_targets
-from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine, UnitFailed
 from mta_cli.options import AdaptOptions
-from mta_cli.pipeline.asked import ADAPT_RUN_KIND, adapt_request_json, bank_label, record_request
 from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
 from mta_cli.pipeline.personalize.context import query_examples
 from mta_cli.pipeline.personalize.fuse import (
     USER_LIST_HINT,
-    FuseRequest,
     FusionContext,
     bank_plan_lines,
     check_top_k,
@@ -27,7 +25,9 @@ from mta_cli.pipeline.personalize.fuse import (
     make_recipes,
     prepare_fusing,
 )
-from mta_cli.pipeline.personalize.weights import current_bank, load_recipe_anchors, resolve_user_task
+from mta_cli.pipeline.personalize.weights import current_bank, load_recipe_anchors
+from mta_cli.pipeline.requests import AdaptRequest, FuseRequest, adapt_request_json
+from mta_cli.pipeline.runs import ADAPT_RUN_KIND, bank_label, record_request
 from mta_cli.pipeline.training.groups import (
     CORE_KIND,
     USER_LEFT_MESSAGE,
@@ -139,7 +139,7 @@ def adapt_users(
             {"dry_run": True, "bank": bank.name, "version": bank.version, "users": [user.name for user in chosen]}
         )
         return
-    asked = partial(adapt_request_json, reg, users, request, options)
+    asked = partial(adapt_request_json, reg, AdaptRequest(users, options, request))
     with reg.job_lock(f"adapt {request.task.name}"), record_request(reg, ADAPT_RUN_KIND, bank_label(bank), asked):
         recipes, workshop = yield from _prepare_context(reg, bank, chosen, request, options)
         yield JobStarted("user adapt", total=sum(options.steps for user in chosen if shots[user.id]))
@@ -168,21 +168,6 @@ def _none_adapted_error(reg: Registry, chosen: Sequence[User]) -> BadInput | Not
     return NotFound(
         f"Nobody is left to adapt: {join_names([user.name for user in chosen])} removed meanwhile.", hint=USER_LIST_HINT
     )
-
-
-def resolve_adapt_task(reg: Registry, users: Sequence[User] | None, task: str | None) -> str:
-    """The task that is meant: `task`, the users' common one, or the only one that has a bank. Else UsageFault."""
-    if task is not None:
-        return task
-    if users is None:
-        found = {bank.task for bank in reg.banks.all() if bank.status == "ready"}
-        if not found:
-            raise NotFound("There is no bank yet.", hint="mta bank build --task TASK")
-    else:
-        found = {resolve_user_task(reg, user, None) for user in users}
-    if len(found) > 1:
-        raise UsageError(f"Several tasks could be meant: {', '.join(sorted(found))}.", hint="say which with --task")
-    return found.pop()
 
 
 def adaptable_users(reg: Registry, bank: Bank) -> list[User]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import StoreBusy, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
-from mta_cli.options import FuseOptions, MachineOptions, MemoryOptions, PromptOptions
+from mta_cli.options import FuseOptions
 from mta_cli.pipeline.bank.screening import usable_anchors
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.memory.bank_memory import BankMemory
@@ -22,27 +22,10 @@ if TYPE_CHECKING:
 
     from mta_cli.engine.methods.method import AnchorWeighting, UserShots
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.tasks import Task
-    from mta_cli.pipeline.models.manifest import ModelEntry
+    from mta_cli.pipeline.requests import FuseRequest
     from store.registry import Registry
 
 USER_LIST_HINT = "mta user list shows who there is"
-
-
-@dataclass(frozen=True)
-class FuseRequest:
-    """Everything a fusion needs to know. It rests on the newest ready bank of the task for this base.
-
-    `memory`: the label memory that will stand beside its models; what it knows need not be learned.
-    """
-
-    task: Task
-    base: ModelEntry
-    embedder: ModelEntry
-    options: FuseOptions
-    prompt: PromptOptions
-    machine: MachineOptions
-    memory: MemoryOptions = field(default_factory=MemoryOptions)
 
 
 def fuse_user(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobProgress, Note
 from mta_cli.pipeline.bank.lora_xs_basis import BankBasis
+from mta_cli.pipeline.runs import library_versions
 from mta_cli.pipeline.training.session import (
     SessionReport,
     SessionStarted,
@@ -126,13 +127,6 @@ class TrainingGroup:
     def steps(self) -> int:
         """The steps of all members together."""
         return sum(job.schedule.steps for job in self.jobs)
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide what a training gives."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "safetensors")}
 
 
 def max_group_size(base: LoadedBase, job: AdapterJob) -> int:

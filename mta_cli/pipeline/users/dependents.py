@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Note
-from mta_cli.options import BankOptions
-from mta_cli.pipeline.asked import bank_label, options_from_json
+from mta_cli.options import BankOptions, options_from_json
+from mta_cli.pipeline.runs import bank_label
 
 if TYPE_CHECKING:
     from store.records import Bank, User

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import BadInput, system_reason
-from mta_cli.pipeline.asked import REQUEST_KEY, record_request
+from mta_cli.pipeline.runs import REQUEST_KEY, record_request
 from store.files import sync_file
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from mta_cli.tui.widgets.user_picker import UserPicker
 from mta_cli.tui.workers.chat_turn import NO_TASK_LABEL, ActiveRequest, next_in_cycle, request_from_settings
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.chat.answer import ChatOptions
     from mta_cli.pipeline.chat.compare import Question
+    from mta_cli.pipeline.requests import ChatOptions
     from mta_cli.tui.workers.model_worker import WorkerContext
     from store.records import Query
     from store.registry import Registry

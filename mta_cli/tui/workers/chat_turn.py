@@ -10,8 +10,8 @@ from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, Prompt
 
 if TYPE_CHECKING:
     from mta_cli.events import Event
-    from mta_cli.pipeline.chat.answer import ChatOptions
     from mta_cli.pipeline.chat.conversation import Conversation
+    from mta_cli.pipeline.requests import ChatOptions
     from mta_cli.settings import Settings
     from mta_cli.tui.workers.model_worker import ModelRequest, ModelWorker, WorkerContext
 
@@ -20,16 +20,10 @@ NO_TASK_LABEL = "as typed"
 
 def request_from_settings(settings: Settings, task: str | None, mode: str | None = None) -> ChatOptions:
     """How a question is put, with what is configured. Raises UsageFault for a setting that cannot be."""
-    from mta_cli.pipeline.chat.answer import ChatOptions
+    from mta_cli.pipeline.requests import chat_options
 
-    return ChatOptions(
-        machine=settings.build_options(MachineOptions),
-        prompt=settings.build_options(PromptOptions),
-        answer=settings.build_options(AnswerOptions),
-        memory=settings.build_options(MemoryOptions),
-        task=task,
-        mode=mode,
-    )
+    classes = (AnswerOptions, MemoryOptions, PromptOptions, MachineOptions)
+    return chat_options(settings.build_option_set(classes, {}), task, mode)
 
 
 def next_in_cycle(values: list[str | None], current: str | None) -> str | None:

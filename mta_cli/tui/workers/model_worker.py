@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from mta_cli.events import Event, TextChunk
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.chat.answer import ChatModel, ChatOptions
+    from mta_cli.pipeline.chat.answer import ChatModel
+    from mta_cli.pipeline.requests import ChatOptions
     from store.records import User
     from store.registry import Registry
 

@@ -12,7 +12,8 @@ from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, JobProgress
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.banks import FoldBanks, build_fold_banks, cost_of_banks
-from mta_cli.pipeline.evaluation.design import EvalRequest, make_design
+from mta_cli.pipeline.evaluation.design import make_design
+from mta_cli.pipeline.requests import EvalRequest
 from store.records import Item
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request

@@ -14,14 +14,13 @@ from mta_cli.errors import BadInput, UsageError
 from mta_cli.options import PromptOptions
 from mta_cli.pipeline.evaluation.design import (
     Design,
-    EvalRequest,
-    bank_options,
     evaluation_config,
     make_design,
     method_rows,
     parse_settings,
     plan_lines,
 )
+from mta_cli.pipeline.requests import EvalRequest, bank_options
 from store.records import NewItem
 from store.registry import Registry
 from store.seals import amend

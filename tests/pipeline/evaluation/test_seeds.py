@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from mta_cli.errors import NotFound, UsageError
-from mta_cli.pipeline.evaluation.design import EvalRequest
 from mta_cli.pipeline.evaluation.run import run_evaluation
 from mta_cli.pipeline.evaluation.seeds import evaluation_document, load_evaluations, report_documents
+from mta_cli.pipeline.requests import EvalRequest
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline import town

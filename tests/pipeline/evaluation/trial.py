@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mta_cli.engine.evaluation.folds import UserFold
 from mta_cli.options import BankOptions, EvalOptions, PromptOptions
-from mta_cli.pipeline.evaluation.design import Design, EvalRequest, make_design
+from mta_cli.pipeline.evaluation.design import Design, make_design
 from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.requests import EvalRequest
 from store.records import NewItem
 from store.registry import Registry
 from store.tables.predictions import EvalCell, Prediction

@@ -16,12 +16,13 @@ import pytest
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, IntegrityFault
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobStarted
-from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, MachineOptions
-from mta_cli.pipeline import asked
+from mta_cli.options import AdaptOptions, BankOptions, EvalOptions, FuseOptions, MachineOptions, options_from_json
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.evaluation.run import run_evaluation, tune_evaluation
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob, discard_job, list_unfinished_jobs, resume_job
 from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.requests import AdaptRequest, adapt_request_json, eval_request_json, restore_adapt_request
+from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label, record_request
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request, timeless
@@ -64,8 +65,8 @@ def begin_adaptation(reg: Registry, names: tuple[str, ...] | None, options: Adap
     """The run that a whole adaptation keeps; returns its number."""
     users = None if names is None else [reg.users.get(name) for name in names]
     bank, request = reg.banks.get("lamp-2"), fuse_request(weights="uniform")
-    document = asked.adapt_request_json(reg, users, request, options.with_kind_defaults(labels=True))
-    return reg.runs.start_run(asked.ADAPT_RUN_KIND, asked.bank_label(bank), {asked.REQUEST_KEY: document}).id
+    document = adapt_request_json(reg, AdaptRequest(users, options.with_kind_defaults(labels=True), request))
+    return reg.runs.start_run(ADAPT_RUN_KIND, bank_label(bank), {REQUEST_KEY: document}).id
 
 
 def test_nothing_is_offered_where_all_is_done(peopled: Registry) -> None:
@@ -193,9 +194,7 @@ def test_a_stopped_evaluation_goes_on_with_what_was_written_down(peopled: Regist
     peopled.evaluations.remove(whole["evaluation"])
     stop_after(run_evaluation(peopled, request), 1)
     number = peopled.evaluations.all()[0].id
-    run = peopled.runs.start_run(
-        "eval run", f"evaluation {number}", {asked.REQUEST_KEY: asked.eval_request_json(request)}
-    ).id
+    run = peopled.runs.start_run("eval run", f"evaluation {number}", {REQUEST_KEY: eval_request_json(request)}).id
     assert list_unfinished_jobs(peopled) == []
     peopled.runs.fail_run(run, "stopped", interrupted=True)
     (one,) = list_unfinished_jobs(peopled)
@@ -217,7 +216,7 @@ def test_an_evaluation_of_which_nothing_was_written_down_goes_on_with_what_it_be
 def test_giving_up_an_evaluation_removes_it_only_where_it_has_no_result(peopled: Registry) -> None:
     whole, _ = finish(run_evaluation(peopled, eval_request(methods="majority", folds=2)))
     number = whole["evaluation"]
-    document = {asked.REQUEST_KEY: asked.eval_request_json(eval_request(methods="stack", folds=2))}
+    document = {REQUEST_KEY: eval_request_json(eval_request(methods="stack", folds=2))}
     peopled.runs.fail_run(
         peopled.runs.start_run("eval run", f"evaluation {number}", document).id, "stopped", interrupted=True
     )
@@ -232,12 +231,11 @@ def test_giving_up_an_evaluation_removes_it_only_where_it_has_no_result(peopled:
 
 def test_documents_of_what_was_asked_say_it_all_again(peopled: Registry) -> None:
     built(peopled)
-    request, options = fuse_request(top_k=2, shots=4), QUICK.with_kind_defaults(labels=True)
     users = [peopled.users.get(name) for name in SHORT]
-    document = asked.adapt_request_json(peopled, users, request, options)
-    assert asked.restore_adapt_request(peopled, document, HERE) == (users, request, options)
-    assert asked.options_from_json(BankOptions, {**asdict(BankOptions(rank=3)), "dtype": "x"}) == BankOptions(rank=3)
-    assert asked.options_from_json(FuseOptions, {}) == FuseOptions()
+    request = AdaptRequest(users, QUICK.with_kind_defaults(labels=True), fuse_request(top_k=2, shots=4))
+    assert restore_adapt_request(peopled, adapt_request_json(peopled, request), HERE) == request
+    assert options_from_json(BankOptions, {**asdict(BankOptions(rank=3)), "dtype": "x"}) == BankOptions(rank=3)
+    assert options_from_json(FuseOptions, {}) == FuseOptions()
 
 
 @pytest.mark.parametrize(
@@ -252,13 +250,13 @@ def test_documents_of_what_was_asked_say_it_all_again(peopled: Registry) -> None
 def test_a_run_that_is_written_down_says_what_was_asked_and_how_it_ended(
     peopled: Registry, error: BaseException | None, status: str
 ) -> None:
-    written = asked.record_request(peopled, "adaptation", "lamp-2 v1", lambda: {"task": "lamp-2"})
+    written = record_request(peopled, "adaptation", "lamp-2 v1", lambda: {"task": "lamp-2"})
     with contextlib.suppress(BaseException), written:
         assert peopled.runs.all()[0].status == "running"
         if error is not None:
             raise error
     (run,) = peopled.runs.of_subject("lamp-2 v1")
-    assert (run.status, run.config) == (status, {asked.REQUEST_KEY: {"task": "lamp-2"}})
+    assert (run.status, run.config) == (status, {REQUEST_KEY: {"task": "lamp-2"}})
 
 
 def test_an_adaptation_that_is_stopped_before_and_during_training_goes_on(

@@ -12,11 +12,11 @@ from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.label_examples import LabelExample, build_prompt_tree, example_log_likelihood
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, mean_losses
 from mta_cli.options import MemoryOptions
-from mta_cli.pipeline.asked import adapt_request_json, restore_adapt_request
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.context import query_examples
-from mta_cli.pipeline.personalize.fuse import FuseRequest, FusionContext, load_with_task_adapter, prepare_fusing
+from mta_cli.pipeline.personalize.fuse import FusionContext, load_with_task_adapter, prepare_fusing
 from mta_cli.pipeline.personalize.weights import load_fusion_and_stack, load_weights
+from mta_cli.pipeline.requests import AdaptRequest, FuseRequest, adapt_request_json, restore_adapt_request
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.town import CPU, QUICK, TASK, built, finish, fuse_request
@@ -130,8 +130,7 @@ def test_a_stack_rests_on_how_neighbours_count(peopled: Registry) -> None:
 def test_a_stopped_adaptation_goes_on_with_the_same_weight(peopled: Registry) -> None:
     built(peopled)
     request = replace(fuse_request(), memory=replace(MemoryOptions(), neighbour_weight=0.5))
-    document = adapt_request_json(peopled, None, request, QUICK)
-    _, again, _ = restore_adapt_request(peopled, document, CPU)
-    assert again.memory == request.memory
+    document = adapt_request_json(peopled, AdaptRequest(None, QUICK, request))
+    assert restore_adapt_request(peopled, document, CPU).fuse.memory == request.memory
     older = {key: value for key, value in document.items() if key != "memory"}
-    assert restore_adapt_request(peopled, older, CPU)[1].memory == MemoryOptions()
+    assert restore_adapt_request(peopled, older, CPU).fuse.memory == MemoryOptions()

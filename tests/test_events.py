@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note
-from mta_cli.pipeline.passing import forward_events
+from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, forward_events
 
 
 def through(events: Iterable[Event]) -> tuple[list[Event], Any]:

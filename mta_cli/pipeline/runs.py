@@ -1,0 +1,53 @@
+"""Runs: the record that a job leaves of what it was asked, how it ended and which libraries computed it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from store.records import Bank, Run
+
+if TYPE_CHECKING:
+    from store.registry import Registry
+
+REQUEST_KEY = "asked"  # the key of a run's config that holds its request
+ADAPT_RUN_KIND = "adaptation"  # the kind of the run about all users adapted together; each of them has one as well
+
+
+def bank_label(bank: Bank) -> str:
+    """The subject of runs about a bank."""
+    return f"{bank.name} v{bank.version}"
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide what a training gives."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "safetensors")}
+
+
+@contextmanager
+def record_request(reg: Registry, kind: str, subject: str, document: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    """A run that holds the request, from here to the end of the block, and how the block ended.
+
+    `document` is called in the transaction that stores it: the users that it names exist then.
+    """
+    with reg.transaction():
+        run = reg.runs.start_run(kind, subject, {REQUEST_KEY: dict(document())})
+    with fail_run_on_error(reg, run):
+        yield
+    reg.runs.finish_run(run.id, {})
+
+
+@contextmanager
+def fail_run_on_error(reg: Registry, run: Run) -> Iterator[None]:
+    """An error in the block ends the run too: as interrupted, or as failed with the error's text."""
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        reg.runs.fail_run(run.id, "stopped", interrupted=True)
+        raise
+    except Exception as error:
+        reg.runs.fail_run(run.id, str(error))
+        raise
