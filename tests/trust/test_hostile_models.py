@@ -170,8 +170,8 @@ def test_huge_headers_are_refused_in_bounded_memory(tmp_path: Path) -> None:
     (tmp_path / "said").write_bytes(struct.pack("<Q", 2**63) + b"{}")
     names = ["many", "more", "brackets", "deep", "said"]
     source = (
-        "from pathlib import Path\nfrom mta_cli.engine.model.safetensors_header import read_header\n"
-        f"for name in {names!r}:\n    attempt(name, lambda: read_header(Path({str(tmp_path)!r}) / name))\n"
+        "from pathlib import Path\nfrom mta_cli.engine.model.safetensors_header import read_safetensors_header\n"
+        f"for name in {names!r}:\n    attempt(name, lambda: read_safetensors_header(Path({str(tmp_path)!r}) / name))\n"
     )
     ran = run_bounded(source, megabytes=1536, seconds=30)
     assert ran.code == 0, ran.err[-2000:]
@@ -252,9 +252,9 @@ def test_a_tokenizer_whose_pattern_explodes_is_stopped(copy: Path, pattern: str)
     whole["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     source = (
         "import json, sys\nfrom tokenizers import Tokenizer\n"
-        "from mta_cli.engine.model.checkpoint_files import loading\n"
+        "from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input\n"
         f"made = Tokenizer.from_str({json.dumps(json.dumps(whole))})\n"
-        "def read():\n    with loading('it'):\n        made.encode('a' * 5000 + '!')\nattempt('it', read)\n"
+        "def read():\n    with load_errors_as_bad_input('it'):\n        made.encode('a' * 5000 + '!')\nattempt('it', read)\n"
     )
     ran = run_bounded(source, megabytes=2048, seconds=20)
     assert ran.code == 0 and "retry-limit" in ran.said["it"], ran

@@ -78,7 +78,7 @@ def test_templates_are_refused_within_a_second_and_without_memory() -> None:
         f"for label, text in json.loads({json.dumps(json.dumps(TEMPLATES))}).items():\n"
         f"    whole = text + {SAY!r}\n"
         "    attempt(label.replace(' ', '_'), "
-        "lambda: ChatTemplate(whole, {}).layout(('user', 'assistant')[:1], generation=True))\n"
+        "lambda: ChatTemplate(whole, {}).render_layout(('user', 'assistant')[:1], generation=True))\n"
     )
     ran = run_bounded(source, megabytes=512, seconds=30)
     assert ran.code == 0, ran.err[-2000:]
@@ -141,12 +141,12 @@ def test_patterns_end_whatever_the_question() -> None:
     }
     source = (
         "import json\nfrom mta_cli.engine.text.task_files import parse_task\n"
-        "from mta_cli.engine.text.tasks import BUILTIN\n"
+        "from mta_cli.engine.text.tasks import BUILTIN_TASKS\n"
         f"for n, (pattern, text) in enumerate(json.loads({json.dumps(json.dumps(PATTERNS))}).items()):\n"
         '    toml = \'name = "mine"\\nprompt = "{input}"\\nquestion_pattern = \' + json.dumps(pattern)\n'
-        "    task = parse_task(toml, 'it')\n    attempt(str(n), lambda: task.strip(text))\n"
+        "    task = parse_task(toml, 'it')\n    attempt(str(n), lambda: task.strip_instruction(text))\n"
         f"for name, text in json.loads({json.dumps(json.dumps(questions))}).items():\n"
-        "    attempt(name, lambda: BUILTIN[name].strip(text))\n"
+        "    attempt(name, lambda: BUILTIN_TASKS[name].strip_instruction(text))\n"
     )
     ran = run_bounded(source, megabytes=1024, seconds=30)
     assert ran.code == 0, ran.err[-2000:]
@@ -270,7 +270,7 @@ def test_histories_beyond_reason_are_refused_whole(tmp_path: Path) -> None:
         f"for name in {list(HISTORIES)!r}:\n"
         f"    path = Path({str(tmp_path)!r}) / name\n    kind = name.rsplit('.', 1)[1]\n"
         "    attempt(name, lambda: list(import_file(reg, kind, path, task='lamp-2' if kind == 'lamp' else None)))\n"
-        "print('left', reg.users.names(), reg.check())\n"
+        "print('left', reg.users.names(), reg.check_integrity())\n"
     )
     ran = run_bounded(source, megabytes=1024, seconds=30)
     assert ran.code == 0, ran.err[-2000:]

@@ -128,7 +128,7 @@ class MeteredCode(CodeGenerator):
     """Generated code whose literals, slices and concatenations pass through the environment."""
 
     def _write_charged(self, visit: Callable[[Any, Frame], None], node: Any, frame: Frame) -> None:
-        self.write("environment.spend(")
+        self.write("environment.charge_value(")
         visit(node, frame)
         self.write(")")
 
@@ -156,7 +156,7 @@ class MeteredCode(CodeGenerator):
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - Jinja's name
         """`a ~ b`, joined by the environment."""
-        self.write("environment.concatenated((")
+        self.write("environment.concatenate((")
         for part in node.nodes:
             self.visit(part, frame)
             self.write(", ")

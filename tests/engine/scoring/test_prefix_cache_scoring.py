@@ -36,7 +36,9 @@ def decoder(base: LoadedBase) -> LlamaDecoder:
 def sums(forks: Sequence[PromptTree], chosen: Sequence[int], scores: object) -> list[list[float]]:
     """Log-likelihoods by row and branch."""
     found = [[0.0] * len(forks[i].completions) for i in chosen]
-    for value, row, branch in zip(scores.values.tolist(), scores.row.tolist(), scores.branch, strict=True):  # type: ignore[attr-defined]
+    for value, row, branch in zip(
+        scores.log_likelihoods.tolist(), scores.row.tolist(), scores.completion_index, strict=True
+    ):
         found[row][branch] += value
     return found
 
@@ -305,7 +307,7 @@ def test_kept_states_are_not_computed_again(base: LoadedBase, monkeypatch: pytes
     monkeypatch.setattr(
         PrefixCacheScorer,
         "_compute_prefixes",
-        lambda self, chosen: made.extend(self.forks[i] for i in chosen) or begin(self, chosen),
+        lambda self, chosen: made.extend(self.trees[i] for i in chosen) or begin(self, chosen),
     )
     decoder(base).activation_cache.clear()
     for _ in range(2):

@@ -243,7 +243,7 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
             raise torch.OutOfMemoryError("not enough")
         return real(chosen, factors)
 
-    monkeypatch.setattr(trainer._backend, "scores", small)
+    monkeypatch.setattr(trainer._backend, "score_rows", small)
     list(trainer.train_steps())
     assert trainer.budget.tokens < 4096
     for path in lora_of(members[0]).factors:
@@ -258,7 +258,7 @@ def test_one_row_that_never_fits_is_said(base: LoadedBase, monkeypatch: pytest.M
     def full(chosen, factors):  # type: ignore[no-untyped-def]
         raise torch.OutOfMemoryError("not enough")
 
-    monkeypatch.setattr(trainer._backend, "scores", full)
+    monkeypatch.setattr(trainer._backend, "score_rows", full)
     with pytest.raises(BadInput, match="does not fit"):
         list(trainer.train_steps())
 
