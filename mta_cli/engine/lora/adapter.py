@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
@@ -109,12 +110,8 @@ class LoraWeights:
         return self.scale * (b.float() @ a.float())
 
     def norm(self) -> float:
-        """Frobenius norm of ΔW over all modules, from the factors' small Gram matrices."""
-        total = 0.0
-        for a, b in self.factors.values():
-            a64, b64 = a.double(), b.double()
-            total += float(((a64 @ a64.T) * (b64.T @ b64)).sum())
-        return self.scale * math.sqrt(max(total, 0.0))
+        """Frobenius norm of ΔW over all modules."""
+        return self.scale * math.sqrt(sum(squared_norm(a, b) for a, b in self.factors.values()))
 
     def cast_for_storage(self, dtype: torch.dtype = torch.float16) -> LoraWeights:
         """The weights as a file in `dtype` gives them back. Raises IntegrityFault when a number is not finite there."""
@@ -145,9 +142,15 @@ class LoraWeights:
             scale, placement = float(header["scale"]), Placement.parse(header["placement"])
             if not math.isfinite(scale):
                 raise ValueError(f"its scale is {scale}")
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
+        except (BadInput, SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
             raise IntegrityFault(f"{path.name} is no adapter of mta: {error}", hint="mta doctor") from error
         return cls(factors, scale, placement)
+
+
+def squared_norm(a: Tensor, b: Tensor) -> float:
+    """Squared Frobenius norm of `B A`, in float64, from the factors' small Gram matrices: tr(A Aᵀ · Bᵀ B)."""
+    a, b = a.cpu().double(), b.cpu().double()
+    return max(0.0, float(((a @ a.T) * (b.T @ b)).sum()))
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:

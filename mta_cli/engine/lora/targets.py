@@ -42,7 +42,7 @@ def require_targets(targets: str, folder: Path) -> None:
         known = {
             name.removesuffix(".weight").rpartition(".")[2]
             for file in weight_files(folder)
-            for name, entry in read_safetensors_header(folder / file).items()
+            for name, entry in read_safetensors_header(folder / file).tensors.items()
             if name.endswith(".weight") and len(entry["shape"]) == 2 and LAYER_INDEX_PATTERN.search(name)
         }
     except (BadInput, OSError):

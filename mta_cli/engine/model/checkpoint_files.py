@@ -167,7 +167,7 @@ def weight_dtypes(path: Path) -> list[str]:
 
 def _float_tensor_entries(path: Path) -> Iterator[dict[str, Any]]:
     for relative in weight_files(path):
-        for entry in read_safetensors_header(path / relative).values():
+        for entry in read_safetensors_header(path / relative).tensors.values():
             if not entry["dtype"].startswith(("I", "U", "BOOL")):
                 yield entry
 
@@ -270,7 +270,7 @@ def _size_faults(path: Path, config: dict[str, Any]) -> Iterator[str]:
     """What the configuration promises and the weights cannot hold; a library would make it all before it looked."""
     files = [path / relative for relative in weight_files(path)]
     bits = 8 * sum(file.stat().st_size for file in files)  # no format has less than a bit for each number
-    tensors = sum(len(read_safetensors_header(file)) for file in files)
+    tensors = sum(len(read_safetensors_header(file).tensors) for file in files)
     for part in (config, *(inner for key, inner in config.items() if key.endswith("config"))):
         if not isinstance(part, dict):
             continue

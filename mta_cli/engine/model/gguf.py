@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
-from mta_cli.engine.model.gguf_header import check_gguf
 from mta_cli.errors import BadInput
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ def convert_gguf(source: Path, folder: Path) -> None:
     from gguf import GGUFReader
     from safetensors.torch import save_file
 
-    check_gguf(source)
     with load_errors_as_bad_input(f"{source.name} cannot be read as GGUF"):
         reader = GGUFReader(source)
         facts = {name: entry.contents() for name, entry in reader.fields.items()}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mta_cli.engine.lora.adapter import LoraWeights
+from mta_cli.engine.lora.adapter import LoraWeights, squared_norm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,12 +50,8 @@ class ScreeningFinding:
 
 
 def module_norms(weights: LoraWeights) -> dict[str, float]:
-    """Frobenius norm of ΔW of each module, from the factors' small Gram matrices."""
-    norms = {}
-    for path, (a, b) in weights.factors.items():
-        a64, b64 = a.double(), b.double()
-        norms[path] = abs(weights.scale) * math.sqrt(max(0.0, float(((a64 @ a64.T) * (b64.T @ b64)).sum())))
-    return norms
+    """Frobenius norm of ΔW of each module."""
+    return {path: abs(weights.scale) * math.sqrt(squared_norm(a, b)) for path, (a, b) in weights.factors.items()}
 
 
 def norm_ratios(norms: Sequence[Mapping[str, float]]) -> list[float]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.batched import TrainableLoras
 from mta_cli.engine.lora.lora_xs import LoraXsCore, TrainableCores
+from mta_cli.engine.model.safetensors_header import read_safetensors_header
 from mta_cli.engine.scoring.backends import TokenBudget, make_scoring_backend, plan_batches
 from mta_cli.engine.scoring.label_examples import (
     TrainingExample,
@@ -229,10 +230,12 @@ class Trainer:
 
     @torch.no_grad()
     def _clip(self, member: int) -> float:
-        """Scale a member's gradients to a norm of at most `CLIP`; returns the norm before."""
+        """Scale a member's gradients to a norm of at most `MAX_GRAD_NORM`; returns the norm before."""
         own = [grad[member] for grad in self._group.grads]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in own]))
-        torch._foreach_mul_(own, (MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0))
+        factor = (MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0)
+        for grad in own:
+            grad.mul_(factor)
         return float(norm)
 
     @torch.no_grad()
@@ -265,7 +268,7 @@ class Trainer:
     def load_state(self, state: bytes) -> None:
         """Go on from `state`. Raises ValueError or KeyError when it is another training's; nothing changes then."""
         tensors, own = load_tensors(state), self._tensors()
-        taken, failed = json.loads(_metadata(state)["taken"])
+        taken, failed = json.loads(read_safetensors_header(state).metadata["taken"])
         if {key: t.shape for key, t in tensors.items()} != {key: t.shape for key, t in own.items()}:
             raise ValueError("the checkpoint is of another training")
         for key, tensor in own.items():
@@ -292,9 +295,3 @@ def _make_trainables(
     if len(loras) < len(starts):
         raise ValueError("a group trains LoRAs, or one and the same core for everybody")
     return TrainableLoras(loras, device, frozen_a=frozen_a)
-
-
-def _metadata(state: bytes) -> dict[str, str]:
-    length = int.from_bytes(state[:8], "little")
-    metadata: dict[str, str] = json.loads(state[8 : 8 + length]).get("__metadata__", {})
-    return metadata
