@@ -18,10 +18,10 @@ from mta_cli.errors import IntegrityFault
 
 
 def merge_loras(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | None:
-    """One LoRA whose ΔW is the weighted sum of the parts', with scale 1; None when there is nothing to merge.
+    """One LoRA, float32 on the CPU with scale 1, whose ΔW is the weighted sum of the parts' ΔW; None for no parts.
 
-    Parts may differ in rank, alpha and modules. Zero weights are left out. Raises IntegrityFault when a module's shape
-    differs: the parts are for different bases.
+    Parts may differ in rank, alpha and modules. Parts of weight zero are left out. Raises IntegrityFault when a
+    module's shape differs, as in LoRAs for different bases.
     """
     parts = [(part, weight) for part, weight in parts if weight != 0.0 and part.factors]
     if not parts:
