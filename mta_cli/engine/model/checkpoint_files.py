@@ -1,7 +1,4 @@
-"""A model's folder on disk: what makes it safe to load, and the fingerprint it is known by.
-
-Reads bytes and JSON only. Knows neither torch nor where folders come from; nothing in a folder is executed here.
-"""
+"""A model's folder on disk: whether it is safe to load, and its fingerprint. Reads bytes and JSON, and runs nothing."""
 
 from __future__ import annotations
 
@@ -51,9 +48,7 @@ HEAD_DIM_KEYS = ("head_dim", "d_kv", "v_head_dim", "qk_nope_head_dim")
 VOCAB_SIZE_KEYS = ("vocab_size",)
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 _TERMINAL_CONTROL = re.compile("[\x07\x08\x1b\x80-\x9f]")
-MAX_UNCHECKED_LAYERS = (
-    1000  # fewer than this cost nothing to promise, and some models share one layer's weights among many
-)
+MAX_UNCHECKED_LAYERS = 1000  # some models share one layer's weights among many; so many layers cost little
 
 
 def read_json(path: Path) -> Any:

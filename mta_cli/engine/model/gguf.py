@@ -1,7 +1,7 @@
-"""Turns a Llama in GGUF form into a folder of plain bfloat16 safetensors, the same bytes every time.
+"""Converts a Llama from GGUF to a folder of bfloat16 safetensors, the same bytes every time.
 
-The weights are unpacked by the `gguf` library and written under transformers' names, because transformers' own reader
-keeps them packed and cannot save them. Knows nothing of where the file came from; the caller has checked its digest.
+The `gguf` library unpacks the weights, and they are written under transformers' names: transformers' own reader keeps
+them packed and cannot save them. The library trusts a file's header, so the caller must have checked the file's digest.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _config(facts: dict[str, Any], *, tied: bool) -> dict[str, Any]:
 
 
 def _tokenizer(facts: dict[str, Any]) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer, and what stands in its configuration."""
+    """The tokenizer and its configuration."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokens = facts["tokenizer.ggml.tokens"]

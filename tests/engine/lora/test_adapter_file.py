@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
@@ -211,6 +211,7 @@ def test_weights_without_a_module_are_read_back(tmp_path: Path) -> None:
     assert len(read.factors) == 0 and read.scale == 2.0 and read.rank == 0
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_what_is_accepted_is_what_safetensors_reads(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
