@@ -26,10 +26,7 @@ class PromptRow:
 
 
 class DecodingBatch:
-    """Rows that are decoded together. What `cache` holds already is the prefix that all prompts share.
-
-    `shifts` [users, width] are added to the last normalised state of each user's rows.
-    """
+    """Rows that are decoded together. What `cache` holds already is the prefix that all prompts share."""
 
     def __init__(
         self,
@@ -37,10 +34,8 @@ class DecodingBatch:
         user_loras: Sequence[FrozenLoras],
         rows: Sequence[PromptRow],
         cache: KVCache,
-        shifts: Tensor | None = None,
     ) -> None:
         self._decoder, self._user_loras, self._rows, self._cache = decoder, user_loras, list(rows), cache
-        self._shifts = shifts
         self._shared, self._width = cache.length, max(len(row.prompt) for row in rows)
         self._prepare_rows()
 
@@ -50,7 +45,7 @@ class DecodingBatch:
         slices = [(first, min(first + step, len(self._rows))) for first in range(0, len(self._rows), step)]
         last = torch.cat([self._prefill_rows(first, end) for first, end in slices])  # [rows, width]
         self._cache.advance(self._width - self._shared)
-        return self._logits(last, "packed")
+        return self._decoder.logits(last, "packed")
 
     def decode_step(self, tokens: Sequence[int], read: WeightFormat = "packed") -> Tensor:
         """Run one more token of each row; the logits [rows, vocabulary] that follow."""
@@ -63,7 +58,7 @@ class DecodingBatch:
         # 3. all layers  [rows, 1, width]
         x = decoder.run_layers(x, rope, mask, loras=self._row_loras, past=self._cache, read=read)
         self._cache.advance(1)
-        return self._logits(x[:, -1], read)
+        return decoder.logits(x[:, -1], read)
 
     def keep_alive_rows(self, alive: Sequence[int]) -> list[int]:
         """Drop all rows but `alive`. Returns which of the old rows each row is now."""
@@ -87,10 +82,6 @@ class DecodingBatch:
         if bool(self._pads.any()):
             visible = self._token_mask(torch.arange(self._cache.capacity, device=device))  # [rows, capacity]
             self._mask = _additive_mask(~visible, decoder.dtype)[:, None, None, None]
-
-    def _logits(self, last: Tensor, read: WeightFormat) -> Tensor:
-        own = self._shifts[[row.owner for row in self._rows]] if self._shifts is not None else None
-        return self._decoder.logits(last, own, read)
 
     def _token_mask(self, columns: Tensor) -> Tensor:
         """Which of `columns` hold a token of each row, [rows, columns]."""

@@ -24,7 +24,6 @@ from mta_cli.engine.model.llama import PACKED_MAX_ROWS, LlamaDecoder, WeightForm
 from mta_cli.engine.scoring.backends import TokenBudget, group_frozen_loras, require_supported_placements
 from mta_cli.engine.scoring.log_likelihood import UserLoras
 from mta_cli.engine.scoring.prefix_cache_scoring import device_batch_tokens, pack_by_length
-from mta_cli.engine.vectors import require_plain, stacked
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
@@ -62,23 +61,21 @@ def generate_answers(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
-    shifts: Sequence[Tensor | None] = (),
 ) -> list[list[int]]:
     """The token ids of the answer to each prompt, without the end of turn; user `owners[i]` answers prompt `i`.
 
-    A user is the LoRAs above the base as it is, and, where `shifts` are given, what is added to the last normalised
-    state. An answer does not depend on the other prompts. Raises BadInput where a prompt leaves no room, IntegrityFault
-    where the logits are not finite, UsageError where the base cannot have late LoRAs or vectors.
+    A user is the LoRAs above the base as it is. An answer does not depend on the other prompts. Raises BadInput where a
+    prompt leaves no room, IntegrityFault where the logits are not finite, UsageError where the base cannot have late
+    LoRAs.
     """
     params = SamplingParams(max_tokens, temperature, top_p)
     requests = _requests(base, prompts, owners, max_tokens, seeds or [0] * len(prompts))
     waiting = [request for request in requests if request.max_new_tokens > 0]
     if base.llama_decoder is None:
-        require_plain(base, shifts)
         for _ in _generate_sequentially(base, waiting, users, params):
             pass
     elif waiting:
-        _generate_batched(base, base.llama_decoder, waiting, users, params, shifts)
+        _generate_batched(base, base.llama_decoder, waiting, users, params)
     return [request.answer for request in requests]
 
 
@@ -124,7 +121,6 @@ def _generate_batched(
     requests: Sequence[GenerationRequest],
     users: Sequence[UserLoras],
     params: SamplingParams,
-    shifts: Sequence[Tensor | None],
 ) -> None:
     # 1. the prefix that all prompts share, once
     decoder.pack_weights()
@@ -133,7 +129,7 @@ def _generate_batched(
     def work(batch: list[GenerationRequest]) -> None:
         for request in batch:
             request.answer.clear()  # the batch may run again in halves, where it did not fit into memory
-        batch_state = _begin(decoder, batch, users, prefix, shifts)
+        batch_state = _begin(decoder, batch, users, prefix)
         for _ in _decode_until_done(batch_state, batch_state.prefill(budget.tokens), list(batch), params, base.end_ids):
             pass
 
@@ -167,15 +163,13 @@ def _begin(
     batch: Sequence[GenerationRequest],
     users: Sequence[UserLoras],
     prefix: KVCache | None,
-    shifts: Sequence[Tensor | None] = (),
 ) -> DecodingBatch:
     owners = list(dict.fromkeys(request.owner for request in batch))
     rows = [PromptRow(request.prompt, owners.index(request.owner)) for request in batch]
     cache = KVCache(decoder, len(batch), max(len(r.prompt) for r in batch) + max(r.max_new_tokens for r in batch))
     if prefix is not None:
         cache.copy_prefix(prefix)
-    added = stacked(decoder, [shifts[owner] for owner in owners] if shifts else ())
-    return DecodingBatch(decoder, group_frozen_loras(decoder, [users[owner] for owner in owners]), rows, cache, added)
+    return DecodingBatch(decoder, group_frozen_loras(decoder, [users[owner] for owner in owners]), rows, cache)
 
 
 def _decode_until_done(

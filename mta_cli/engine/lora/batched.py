@@ -151,25 +151,18 @@ def owner_blocks(owners: Sequence[int]) -> tuple[list[int], int]:
 class TrainableLoras:
     """LoRAs of many users that train together: `A [users, rank, in]`, `B [users, out, rank]`, float32, one scale.
 
-    All have the same modules and rank. `grads` has the shapes of `trainable`, which are all values, or with `frozen_a`
-    every B alone (as in LoRA-FA, arXiv 2308.03303).
+    All have the same modules and rank. `trainable` and `grads` are ordered A, B, A, B, …
     """
 
-    def __init__(self, weights: Sequence[LoraWeights], device: torch.device, *, frozen_a: bool = False) -> None:
+    def __init__(self, weights: Sequence[LoraWeights], device: torch.device) -> None:
         first = weights[0]
-        self.frozen_a = frozen_a
         self.scale, self.placement, self.paths = first.scale, first.placement, list(first.factors)
-        self.values = [
+        self.trainable = [
             torch.stack([one.factors[path][half].to(device, torch.float32) for one in weights])
             for path in self.paths
             for half in (0, 1)
         ]
-        self.trainable = self.trainable_halves(self.values)
         self.grads = [torch.zeros_like(value) for value in self.trainable]
-
-    def trainable_halves(self, halves: list[Tensor]) -> list[Tensor]:
-        """Those that train among `halves`, which are ordered as `values`: A, B, A, B, …"""
-        return halves[1::2] if self.frozen_a else halves
 
     def params_for_rows(self, owners: Sequence[int], dtype: torch.dtype) -> LoraParams:
         """Factors for rows of users `owners`, as leaves that collect gradients."""
@@ -184,7 +177,7 @@ class TrainableLoras:
 
     def user_weights(self, user: int) -> LoraWeights:
         """One user's LoRA as trained so far, float32 on the CPU."""
-        halves = [value[user].detach().cpu().clone() for value in self.values]
+        halves = [value[user].detach().cpu().clone() for value in self.trainable]
         factors = {path: (halves[2 * i], halves[2 * i + 1]) for i, path in enumerate(self.paths)}
         return LoraWeights(factors, self.scale, self.placement)
 
@@ -195,13 +188,12 @@ class LoraParams:
     def __init__(self, group: TrainableLoras, owners: Sequence[int], dtype: torch.dtype) -> None:
         blocks, _ = owner_blocks(owners)
         self._group, self.single = group, len(blocks) == 1
-        self._index = torch.tensor(blocks, device=group.values[0].device)  # [blocks]
-        self._halves = [value[self._index].to(dtype) for value in group.values]
-        self._leaves = [half.requires_grad_() for half in group.trainable_halves(self._halves)]
+        self._index = torch.tensor(blocks, device=group.trainable[0].device)  # [blocks]
+        self._leaves = [value[self._index].to(dtype).requires_grad_() for value in group.trainable]
 
     def factors(self) -> Factors:
         """By path: `A [blocks, rank, in]` and scaled `B [blocks, out, rank]`; without the first axis for one block."""
-        group, halves = self._group, [half[0] if self.single else half for half in self._halves]
+        group, halves = self._group, [half[0] if self.single else half for half in self._leaves]
         return {path: (halves[2 * i], halves[2 * i + 1] * group.scale) for i, path in enumerate(group.paths)}
 
     def accumulate_grads(self) -> None:

@@ -1,7 +1,6 @@
 """Cores: a small trained matrix for each module between frozen factors, so that a stack takes a few hundred bytes.
 
-`ΔW = s · B_f C A_f` for every module of a frozen `basis`, where C alone is the user's: a full matrix (`core`, as in
-LoRA-XS, arXiv 2405.17604), a diagonal (`gains`), or one diagonal for all modules (`code`).
+`ΔW = s · B_f C A_f` for every module of a frozen `basis`, where C alone is the user's (LoRA-XS, arXiv 2405.17604).
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +19,6 @@ from mta_cli.errors import IntegrityFault
 
 ANCHORS_PER_MERGE, MAX_CARRIED_RANK = 64, 256
 _READAPT_HINT = "adapt the user again"
-
-CoreKind = Literal["core", "gains", "code"]
 
 
 def bank_basis(anchors: Sequence[LoraWeights], rank: int) -> LoraWeights | None:
@@ -66,22 +62,20 @@ class LoraXsCore:
     """What a user's numbers mean. They start at zero; `pull` × their mean square is added to the loss in training."""
 
     basis: LoraWeights
-    kind: CoreKind = "core"
     pull: float = 0.0
 
     @property
     def num_parameters(self) -> int:
         """How many numbers a user has."""
-        return self.basis.rank if self.kind == "code" else sum(self._sizes())
+        return sum(self._sizes())
 
     def factors(self, numbers: Tensor) -> Factors:
         """`A_f [… , rank, in]` and `s · B_f C [… , out, rank]` by path, for `numbers` `[… , count]`."""
-        pieces = [numbers] * len(self.basis.factors) if self.kind == "code" else torch.split(numbers, self._sizes(), -1)
+        leading = numbers.shape[:-1]
         factors: Factors = {}
-        for (path, (a, b)), own in zip(self._pairs(), pieces, strict=True):
-            # B_f C  [… , out, rank]
-            product = b @ own.reshape(*own.shape[:-1], len(a), len(a)) if self.kind == "core" else b * own.unsqueeze(-2)
-            factors[path] = (a.expand(*numbers.shape[:-1], *a.shape), self.basis.scale * product)
+        for (path, (a, b)), own in zip(self._pairs(), torch.split(numbers, self._sizes(), -1), strict=True):
+            core = own.reshape(*leading, len(a), len(a))  # [… , rank, rank]
+            factors[path] = (a.expand(*leading, *a.shape), self.basis.scale * (b @ core))
         return factors
 
     def to_lora(self, numbers: Tensor) -> LoraWeights:
@@ -93,15 +87,14 @@ class LoraXsCore:
     def to_device(self, device: torch.device) -> LoraXsCore:
         """The same with its basis in float32 on `device`."""
         whole = {path: (a.to(device, torch.float32), b.to(device, torch.float32)) for path, (a, b) in self._pairs()}
-        return LoraXsCore(LoraWeights(whole, self.basis.scale, self.basis.placement), self.kind, self.pull)
+        return LoraXsCore(LoraWeights(whole, self.basis.scale, self.basis.placement), self.pull)
 
     def _pairs(self) -> Iterable[tuple[str, tuple[Tensor, Tensor]]]:
         return self.basis.factors.items()
 
     def _sizes(self) -> list[int]:
         """How many of a user's numbers each module takes."""
-        ranks = [len(a) for a, _ in self.basis.factors.values()]
-        return [rank * rank for rank in ranks] if self.kind == "core" else ranks
+        return [len(a) ** 2 for a, _ in self.basis.factors.values()]
 
 
 def pack_core(numbers: Tensor) -> bytes:

@@ -245,10 +245,9 @@ class LlamaDecoder:
             x = x + self._project(i, "down", F.silu(gate) * up, loras, read)
         return x
 
-    def logits(self, x: Tensor, shifts: Tensor | None = None, read: WeightFormat = "weights") -> Tensor:
-        """Logits [n, vocabulary] of states [n, width] after the last layer; `shifts` are added to them once normal."""
-        normal = self.norm(x)
-        return self.head(normal if shifts is None else normal + shifts, read)
+    def logits(self, x: Tensor, read: WeightFormat = "weights") -> Tensor:
+        """Logits [n, vocabulary] of states [n, width] after the last layer."""
+        return self.head(self.norm(x), read)
 
     def _project(self, i: int, name: str, x: Tensor, loras: Sequence[BatchedLora], read: WeightFormat) -> Tensor:
         y = self.layers[i].projections[name](x, read)

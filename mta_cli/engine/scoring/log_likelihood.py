@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
 from mta_cli.engine.lora.merge import merge_loras
@@ -26,7 +25,6 @@ from mta_cli.engine.scoring.label_examples import (
 )
 from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer, pack_by_length, pack_by_user
 from mta_cli.engine.scoring.prefix_tree import PromptTree
-from mta_cli.engine.vectors import require_plain, stacked
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.llama import LlamaDecoder
@@ -43,19 +41,16 @@ def completion_log_likelihoods(
     trees: Sequence[PromptTree],
     users: Sequence[UserLoras],
     pairs: Sequence[tuple[int, int]],
-    shifts: Sequence[Tensor | None] = (),
     *,
     also: Sequence[Placement] = (),
 ) -> list[list[float]]:
     """Log-likelihoods (nats, summed over tokens) of every completion, for each (tree number, user number) of `pairs`.
 
-    A user is the LoRAs above the base as it is, and, where `shifts` are given, what is added to the last normalised
-    state. Prefixes that several users share are computed once, and cached so that LoRAs placed as `also` says can use
-    them later. An inactive completion has −∞.
+    A user is the LoRAs above the base as it is. Prefixes that several users share are computed once, and cached so that
+    LoRAs placed as `also` says can use them later. An inactive completion has −∞.
     """
     if base.llama_decoder is not None:
-        return _score_with_decoder(base, base.llama_decoder, trees, users, pairs, shifts, also)
-    require_plain(base, shifts)
+        return _score_with_decoder(base, base.llama_decoder, trees, users, pairs, also)
     require_supported_placements(base, [lora.placement for own in users for lora in own])
     return _score_with_modules(base, trees, users, pairs)
 
@@ -142,17 +137,15 @@ def _score_with_decoder(
     trees: Sequence[PromptTree],
     users: Sequence[UserLoras],
     pairs: Sequence[tuple[int, int]],
-    shifts: Sequence[Tensor | None],
     also: Sequence[Placement],
 ) -> list[list[float]]:
     scorer = PrefixCacheScorer(decoder, trees, span_user_placements(decoder, users, also))
-    user_loras, added = group_frozen_loras(decoder, users), stacked(decoder, shifts)
+    user_loras = group_frozen_loras(decoder, users)
     results = [_zero_sums(trees[tree]) for tree, _ in pairs]
 
     def run(batch: list[int]) -> None:
         owners = [pairs[i][1] for i in batch]
-        own = added[owners] if added is not None else None
-        scores = scorer.score_trees([pairs[i][0] for i in batch], {}, user_loras, owners, shifts=own)
+        scores = scorer.score_trees([pairs[i][0] for i in batch], {}, user_loras, owners)
         for value, row, completion in zip(
             scores.log_likelihoods.tolist(), scores.row.tolist(), scores.completion_index, strict=True
         ):

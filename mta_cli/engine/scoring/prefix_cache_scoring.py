@@ -31,13 +31,12 @@ PADDING_SEGMENT = -2
 class PredictionStates:
     """What the head reads to predict completion tokens, for one pass.
 
-    `states` [positions, width] are normalised; several tokens may follow one state. `state_row_index` [positions] is
-    the row of each state. The rest has one entry for each predicted token, in ascending order of states: the token,
-    its state, its row, its completion, and the tokens that alone may stand in its place (None: any).
+    `states` [positions, width] are normalised; several tokens may follow one state. The rest has one entry for each
+    predicted token, in ascending order of states: the token, its state, its row, its completion, and the tokens that
+    alone may stand in its place (None: any).
     """
 
     states: Tensor
-    state_row_index: Tensor
     target_ids: Tensor
     state_index: list[int]
     row: Tensor
@@ -116,16 +115,11 @@ class PrefixCacheScorer:
         user_loras: Sequence[FrozenLoras] = (),
         users: Sequence[int] = (),
         also: Sequence[BatchedLora] = (),
-        shifts: Tensor | None = None,
     ) -> TokenLogLikelihoods:
-        """Log-likelihoods of trees `chosen`, run as `compute_prediction_states` does.
-
-        `shifts` [rows, width] are added to the states of each row.
-        """
+        """Log-likelihoods of trees `chosen`, run as `compute_prediction_states` does."""
         found, head = self.compute_prediction_states(chosen, factors, user_loras, users, also), self.decoder.head
-        states = found.states if shifts is None else found.states + shifts[found.state_row_index]
         values = token_log_likelihoods(
-            states, head.weight, head.bias, found.target_ids, found.state_index, found.allowed_tokens
+            found.states, head.weight, head.bias, found.target_ids, found.state_index, found.allowed_tokens
         )
         return TokenLogLikelihoods(values, found.row, found.completion_index)
 
@@ -176,7 +170,6 @@ class PrefixCacheScorer:
         target_row, target_ids = torch.tensor([(target[0], target[3]) for target in targets], device=x.device).T
         return PredictionStates(
             states=self.decoder.norm(states[row, column]),
-            state_row_index=row,
             target_ids=target_ids,
             state_index=[state_of[target[:2]] for target in targets],
             row=target_row,

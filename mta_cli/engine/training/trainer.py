@@ -112,18 +112,16 @@ class Trainer:
     """Trains the members' LoRAs, of the same modules, rank, scale and placement, or their cores, all alike, on `base`.
 
     `budget` is how many tokens run at once, with padding; None: as many as keep this device busy. It is halved where
-    memory runs out. With `frozen_a` every A stays as initialised, so that B alone has to be kept. Labels of next to no
-    probability before the training are left out. `failed` says by member why training stopped early.
+    memory runs out. Labels of next to no probability before the training are left out. `failed` says by member why
+    training stopped early.
     """
 
-    def __init__(
-        self, base: LoadedBase, members: Sequence[GroupMember], *, budget: int | None = None, frozen_a: bool = False
-    ) -> None:
+    def __init__(self, base: LoadedBase, members: Sequence[GroupMember], *, budget: int | None = None) -> None:
         self.base, self.members = base, members
         self.budget = TokenBudget(base, budget)
         self.completed_steps: list[list[TrainStep]] = [[] for _ in members]
         self.failed: dict[int, str] = {}
-        self._group = _make_trainables(members, base.device, frozen_a)
+        self._group = _make_trainables(members, base.device)
         self._moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in self._group.trainable]
         cases = [(member.examples, member.frozen_loras) for member in members]
         self._examples = [one for own in prune_examples(base, cases, [self._group.placement]) for one in own]
@@ -294,9 +292,7 @@ class Trainer:
         }
 
 
-def _make_trainables(
-    members: Sequence[GroupMember], device: torch.device, frozen_a: bool
-) -> TrainableLoras | TrainableCores:
+def _make_trainables(members: Sequence[GroupMember], device: torch.device) -> TrainableLoras | TrainableCores:
     """The members' initial weights, stacked. Raises ValueError when they are not of one kind."""
     starts = [member.initial_weights for member in members]
     first, loras = starts[0], [start for start in starts if isinstance(start, LoraWeights)]
@@ -304,4 +300,4 @@ def _make_trainables(
         return TrainableCores(first, len(members), device)
     if len(loras) < len(starts):
         raise ValueError("a group trains LoRAs, or one and the same core for all members")
-    return TrainableLoras(loras, device, frozen_a=frozen_a)
+    return TrainableLoras(loras, device)
