@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mta_cli.engine.lora import adapter_file, joining
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, linear_layers
 from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.pipeline.personalize.export import CONFIG_FILE, WEIGHTS_FILE, peft_config
@@ -28,7 +27,7 @@ RANK, SCALE = 8, 2.0
 SHARES = {"one": 0.4, "two": 0.3, "three": 0.2, "four": 0.1}
 KINDS = ("cat", "linear", "svd")
 TIMES = 10  # merges of ours in one turn
-OURS, FIRST, LOADING = "ours", "ours, the first time in a process", "PEFT loads four adapters"
+OURS, LOADING = "ours", "PEFT loads four adapters"
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -70,13 +69,6 @@ class Ours:
     def often(self) -> None:
         """`TIMES` merges."""
         for _ in range(TIMES):
-            self.once()
-
-    def anew(self) -> None:
-        """The same without what an earlier merge has left behind: what the headers say, and the plan of joining."""
-        for _ in range(TIMES):
-            adapter_file._layout.cache_clear()
-            joining._plan_runs.cache_clear()
             self.once()
 
 
@@ -144,9 +136,8 @@ def _product(pair: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def rows(seconds: Mapping[str, float], wrong: Mapping[str, float], floor: float) -> Iterator[dict[str, Any]]:
-    """A line for ourselves, one for our first time, and two for each of PEFT's ways."""
+    """A line for ourselves, and two for each of PEFT's ways."""
     yield _row(OURS, seconds[OURS], seconds[OURS], floor, wrong[OURS])
-    yield _row(FIRST, seconds[FIRST], seconds[OURS], floor, wrong[OURS])
     for kind in KINDS:
         alone = seconds[f"PEFT {kind}"]
         yield _row(f"PEFT {kind}, loaded", alone, seconds[OURS], floor, wrong[kind])
@@ -174,14 +165,14 @@ def main() -> None:
         ours, peft = Ours(folders), Peft(model, folders)
         merging = {f"PEFT {kind}": peft.merging(kind) for kind in KINDS}
         quick: dict[str, Callable[[], Any]] = {name: merging.pop(name) for name in ("PEFT cat", "PEFT linear")}
-        runs = harness.interleave({OURS: ours.often, FIRST: ours.anew, **quick, "tidy": peft.tidy}, repeats=15)
+        runs = harness.interleave({OURS: ours.often, **quick, "tidy": peft.tidy}, repeats=15)
         runs |= harness.interleave({**merging, LOADING: peft.loading, "tidy": peft.tidy})
         parts = [(LoraWeights.from_file(file), SHARES[name]) for name, file in ours.files.items()]
         results = {OURS: ours.once().factors, **{kind: peft.factors(peft.merging(kind)()) for kind in KINDS}}
         wrong = errors(parts, results)
         size = sum(file.stat().st_size for file in ours.files.values()) + 4 * ours.once().num_parameters
     seconds = {name: harness.median_seconds(taken) for name, taken in runs.items()}
-    seconds |= {name: seconds[name] / TIMES for name in (OURS, FIRST)}
+    seconds[OURS] /= TIMES
     rate = max(rate, harness.bandwidth())
     harness.report("merge", list(rows(seconds, wrong, size / rate)), bytes=size, bandwidth=rate)
 

@@ -25,7 +25,6 @@ from tests.trust.mutations import (
     spoil_header,
     spoil_json,
     spoil_lines,
-    spoil_start,
     spoil_zip,
 )
 
@@ -202,10 +201,8 @@ def _models(ground: Ground) -> list[Importer]:
 
 def _weights(ground: Ground) -> list[Importer]:
     from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
-    from mta_cli.engine.model.gguf import convert_gguf
     from mta_cli.engine.model.load import load_base
     from mta_cli.pipeline.models import download
-    from tests.engine.model.test_gguf import write_gguf
 
     base = load_base(ground.base, name="tiny", fingerprint="x", device="cpu", dtype="float32")
     adapter = init_lora_weights(base.model, "q_proj,down_proj", "all", 2, 4.0, 0).to_bytes({"kind": "meta"})
@@ -217,14 +214,6 @@ def _weights(ground: Ground) -> list[Importer]:
         weights = LoraWeights.from_file(ground.file("adapter.safetensors", content))
         weights.norm()
         assert weights.rank < 10**6
-
-    def gguf(content: bytes) -> None:
-        shutil.rmtree(ground.inbox / "converted", ignore_errors=True)
-        try:
-            convert_gguf(ground.file("m.gguf", content), ground.inbox / "converted")
-        except MtaError:
-            assert not (ground.inbox / "converted").exists(), "a refusal left a folder"
-            raise
 
     def wheel(content: bytes) -> None:
         partial, outside = ground.inbox / "partial", hashlib.sha256(repr(_tree(ground)).encode()).digest()
@@ -248,7 +237,6 @@ def _weights(ground: Ground) -> list[Importer]:
             archive.write(file, f"tiny/model/{file.name}")
     return [
         Importer("adapter", [adapter], spoil_header, lora),
-        Importer("gguf", [write_gguf(ground.root / "good.gguf", base).read_bytes()], spoil_start, gguf, 2),
         Importer("wheel", [whole.getvalue()], spoil_zip, wheel),
     ]
 

@@ -186,12 +186,6 @@ def spoil_header(random: Random, seed: bytes, seeds: Sequence[bytes]) -> bytes:
     return struct.pack("<Q", said) + raw + body
 
 
-def spoil_start(random: Random, seed: bytes, seeds: Sequence[bytes]) -> bytes:
-    """A large binary file whose first bytes, where its header is, are spoilt."""
-    cut = min(len(seed), random.choice((64, 1000, 20_000, len(seed))))
-    return spoil_bytes(random, seed[:cut], [other[:cut] for other in seeds]) + seed[cut:]
-
-
 def spoil_zip(random: Random, seed: bytes, seeds: Sequence[bytes]) -> bytes:
     """An archive with members whose names, kinds and sizes are attacks, or with spoilt bytes."""
     if random.random() < 0.4:

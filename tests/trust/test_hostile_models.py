@@ -20,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
 from mta_cli.engine.model.checkpoint_files import check_folder, require_config_fits_weights
-from mta_cli.engine.model.gguf_header import check_gguf
 from mta_cli.engine.model.safetensors_header import MAX_HEADER, MAX_TENSORS, read_safetensors_header
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound
 from mta_cli.pipeline.models.download import choose_files
@@ -295,42 +294,10 @@ def test_any_header_is_refused_or_is_what_the_library_reads(
         return
     try:
         with safe_open(path, "pt") as opened:
-            assert set(opened.keys()) == set(found)
+            assert set(opened.keys()) == set(found.tensors)
         tally("safetensors headers by hypothesis", "read as the library reads them")
     except SafetensorError as error:
         raise AssertionError(f"the library refuses what was accepted: {error}") from error
-
-
-@settings(deadline=None)
-@given(
-    st.binary(max_size=300) | st.binary(max_size=200).map(lambda tail: struct.pack("<4sIQQ", b"GGUF", 3, 2, 2) + tail)
-)
-def test_any_bytes_as_gguf(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "any.gguf"
-    path.write_bytes(content)
-    with pytest.raises(BadInput, match="cannot be read as GGUF"):
-        check_gguf(path)
-    tally("bytes as GGUF by hypothesis", "refused in words")
-
-
-def test_a_gguf_file_that_promises_without_end_is_refused_at_once(tmp_path: Path) -> None:
-    """A list of 2^60 numbers, which the library would read one by one, and a tensor of as many."""
-    key = struct.pack("<Q", 1) + b"k"
-    lists = struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + key + struct.pack("<IIQ", 9, 4, 2**60)
-    tensor = struct.pack("<4sIQQ", b"GGUF", 3, 1, 0) + key + struct.pack("<IQIQ", 1, 2**60, 0, 0)
-    (tmp_path / "lists").write_bytes(lists + b"\0" * 999)
-    (tmp_path / "tensor").write_bytes(tensor + b"\0" * 999)
-    source = (
-        "from pathlib import Path\nfrom mta_cli.engine.model.gguf import convert_gguf\n"
-        f"root = Path({str(tmp_path)!r})\n"
-        "for name in ('lists', 'tensor'):\n"
-        "    attempt(name, lambda: convert_gguf(root / name, root / 'converted'))\n"
-    )
-    ran = run_bounded(source, megabytes=4096, seconds=20)
-    assert ran.code == 0, ran.err[-2000:]
-    assert "longer than the file" in ran.said["lists"] and "larger than the file" in ran.said["tensor"]
-    assert not (tmp_path / "converted").exists()
-    ran.count("GGUF files without end")
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=5)

@@ -1,4 +1,4 @@
-"""From labels' scores to probabilities, the same for every method. Knows neither models nor people.
+"""Temperature scaling: from labels' scores to probabilities, the same for every method.
 
 Scores are log-likelihoods of labels, in nats, that need not sum to one.
 """

@@ -1,4 +1,4 @@
-"""Who builds, who tunes and who is tested, chosen by seed. Knows numbers of items; no names or texts."""
+"""Splits users by seed: those who build the bank, those who tune settings, those who are tested."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-TUNING_SHARE = 0.25  # share of the people on whom settings are chosen where there is one fold; as many again are tested
+TUNING_SHARE = 0.25  # share of the users who tune settings, and of those who are tested, where there is one fold
 
 
 @dataclass(frozen=True)
 class UserFold:
-    """Disjoint people by id: `bank` gives task adapter and anchors, `test` counts.
+    """Disjoint ids of users: `bank` gives task adapter and anchors, `test` is measured.
 
-    Settings and temperatures come from `tuning`; where that is empty, settings come from the people tested in the other
-    folds, each under the bank that had not seen them, and temperatures from others who are tested in this one.
+    Settings and temperatures come from `tuning`. Where it is empty, settings come from the users tested in the other
+    folds, each under a bank without them, and temperatures from the other users tested in this fold.
     """
 
     bank: tuple[int, ...]
@@ -23,12 +23,12 @@ class UserFold:
 
 
 def split_users(items: Mapping[int, int], asked: Sequence[int], folds: int, seed: int) -> list[UserFold]:
-    """Folds over people with `items` history items each; who is `asked` (has held-out queries) is tested once.
+    """Folds over users with `items` history items each; each user in `asked` (with held-out queries) is tested once.
 
-    People of like history length are spread evenly. One fold is a plain split: half build, a quarter tune, a quarter
-    are tested. Raises ValueError where some fold would be without people of one kind.
+    Users of similar history length are spread evenly over folds. One fold is a plain split: half build, a quarter tune,
+    a quarter are tested. Raises ValueError where a fold would lack users of one kind.
     """
-    order = sorted(items, key=lambda person: (items[person], person))
+    order = sorted(items, key=lambda user: (items[user], user))
     draw, known = random.Random(seed), set(asked)
     parts = folds if folds > 1 else round(1 / TUNING_SHARE)
     part: dict[int, int] = {}
@@ -36,7 +36,7 @@ def split_users(items: Mapping[int, int], asked: Sequence[int], folds: int, seed
         numbers = list(range(parts))
         draw.shuffle(numbers)
         part |= dict(zip(order[start : start + parts], numbers, strict=False))
-    members = [[person for person in sorted(items) if part[person] == number] for number in range(parts)]
+    members = [[user for user in sorted(items) if part[user] == number] for number in range(parts)]
     if folds > 1:
         found = [_fold(members[:n] + members[n + 1 :], [], members[n], known) for n in range(folds)]
     else:
@@ -48,7 +48,7 @@ def split_users(items: Mapping[int, int], asked: Sequence[int], folds: int, seed
 
 def _fold(bank: Sequence[Sequence[int]], tuning: Sequence[int], test: Sequence[int], asked: set[int]) -> UserFold:
     return UserFold(
-        tuple(sorted(person for group in bank for person in group)),
-        tuple(person for person in tuning if person in asked),
-        tuple(person for person in test if person in asked),
+        tuple(sorted(user for group in bank for user in group)),
+        tuple(user for user in tuning if user in asked),
+        tuple(user for user in test if user in asked),
     )

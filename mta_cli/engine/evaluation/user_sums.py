@@ -83,7 +83,7 @@ def count_metric_columns(metric: str, labels: Sequence[str]) -> int:
 def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
     """One method's answers to the same queries on several occasions, such as seeds, as one tally.
 
-    A person stays one person, whatever their answers were: sums add up. Raises ValueError unless all are of one task
+    A user stays one user: sums add up. Raises ValueError unless all are of one task
     and hold the same users and golds, and for none.
     """
     if not tallies:

@@ -1,7 +1,7 @@
-"""Answers of one model: a forward loop with a key–value cache, and the likelihood of given answers.
+"""Generation by one model, token by token with a key–value cache, and log-likelihoods of a task's labels.
 
-Through the plain decoder where the base has one, else through its own modules. Knows neither users, prompts nor
-adapters: whatever is folded into the weights is what answers, with one late part on top where it is given.
+The model is the base with whatever is merged into its weights. It runs through the Llama decoder where the base has
+one, else through its own modules.
 """
 
 from __future__ import annotations
@@ -24,17 +24,15 @@ from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
 
 PREFILL_CHUNK_TOKENS = 1024  # prompt tokens that run at once
-MIN_TOKENS_TO_PACK = (
-    8  # from so many tokens of answer on, a copy of the weights in another order is sooner made than missed
-)
+MIN_TOKENS_TO_PACK = 8  # from so many tokens of answer on, packing the weights takes less time than it saves
 MAX_SCORED_LOGITS = 32_000_000  # most logits held at once while labels are scored: 128 MB in float32
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for bytes that do not make a character yet
 
 
 class PromptCache:
-    """The key–value cache of the last forward passes, kept between turns of a chat.
+    """The tokens and the key–value cache of the last forward passes, kept between turns of a chat.
 
-    Valid only while the weights stay as they are: call `clear` after every change of what is folded in.
+    Valid only while the weights stay as they are: call `clear` after each change of what is merged into them.
     """
 
     def __init__(self) -> None:
@@ -46,7 +44,7 @@ class PromptCache:
         self.ids, self.cache = [], None
 
     def keep_prefix(self, prompt_ids: Sequence[int]) -> int:
-        """Cut the cache to what it shares with `prompt_ids`, less one token that must run; returns the length kept."""
+        """Crop the cache to the prefix that it shares with `prompt_ids`, without the last token; returns its length."""
         shared = 0
         for ours, theirs in zip(self.ids, prompt_ids[:-1], strict=False):
             if ours != theirs:
@@ -59,7 +57,7 @@ class PromptCache:
         return shared
 
     def crop_to(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
+        """Drop all but the first `length` tokens."""
         surplus = len(self.ids) - length
         if length == 0:
             self.clear()
@@ -74,8 +72,8 @@ class StreamingDetokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._shown = 0  # ids before this one are in what was given out
-        self._context = 0  # where decoding starts, so that word boundaries come out as in the whole text
+        self._shown = 0  # the text of the ids before this one was returned already
+        self._context = 0  # decoding starts here, so that word boundaries come out as in the whole text
 
     def add_token(self, token_id: int) -> str:
         """The text that `token_id` completes; empty while a character is still open."""
@@ -84,7 +82,7 @@ class StreamingDetokenizer:
         return "" if text.endswith(REPLACEMENT) else self._take(text)
 
     def flush(self) -> str:
-        """What was held back; bytes that never became a character come out as U+FFFD."""
+        """The text that is still held back, with U+FFFD for bytes that did not become a character."""
         return self._take(self._text(self._context, len(self._ids)))
 
     def _take(self, text: str) -> str:
@@ -107,37 +105,40 @@ def generate_tokens(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    memory: PromptCache | None = None,
+    prompt_cache: PromptCache | None = None,
     late: LoraWeights | None = None,
     int8: bool = False,
 ) -> Iterator[int]:
     """The answer's token ids one by one, without the end of turn. Temperature 0 is greedy.
 
-    `late` acts on the last tokens of the prompt and on the answer. `int8`: weights rounded to 8 bits choose all tokens
-    but the first. Raises BadInput where the prompt leaves no room, IntegrityFault where the model gives no numbers,
-    UsageFault where the base cannot have late parts or 8-bit weights.
+    `late` is a LoRA that acts on the last tokens of the prompt and on the answer. With `int8`, weights rounded to
+    8 bits choose all tokens but the first. Raises BadInput where the prompt leaves no room, IntegrityFault where the
+    logits are not finite, UsageError where the base cannot have late LoRAs or 8-bit weights.
     """
     room = remaining_context(base, prompt_ids)
     if int8:
         require_int8(base)
-    memory = memory if memory is not None else PromptCache()
+    prompt_cache = prompt_cache if prompt_cache is not None else PromptCache()
     random = torch.Generator().manual_seed(seed)
-    acting = _late_loras(base, late)
-    start = _restore_prefix(base, memory, prompt_ids, late)
-    pending = list(prompt_ids[len(memory.ids) :])
+    loras = _late_loras(base, late)
+    # 1. keep what the cache shares with the prompt; the rest of the prompt has to run
+    start = _restore_prefix(base, prompt_cache, prompt_ids, late)
+    pending = list(prompt_ids[len(prompt_cache.ids) :])
     try:
         for step in range(min(max_tokens, room)):
+            # 2. faster copies of the weights, after the first token, which need not wait for them
             if step == 1 and base.llama_decoder is not None and (int8 or max_tokens >= MIN_TOKENS_TO_PACK):
-                base.llama_decoder.pack_weights(int8)  # after the first token, which need not wait for it
+                base.llama_decoder.pack_weights(int8)
+            # 3. logits behind the pending tokens, and the next token
             read: WeightFormat = "int8" if int8 and step > 0 else "packed"
-            token = sample_token(_next_logits(base, memory, pending, acting, read), temperature, top_p, random)
+            token = sample_token(_next_logits(base, prompt_cache, pending, loras, read), temperature, top_p, random)
             if token in base.end_ids:
                 return
             pending = [token]
             yield token
     finally:
-        if late is not None:  # the next prompt's early tokens must not meet what the part has touched
-            memory.crop_to(start)
+        if late is not None:  # drop what the late LoRA has touched: it must not act on early tokens of the next prompt
+            prompt_cache.crop_to(start)
 
 
 def label_scores(
@@ -156,15 +157,17 @@ def label_scores(
     if base.llama_decoder is None:
         require_supported_placements(base, [late.placement] if late is not None else [])
         return _module_scores(base, prompt_ids, label_ids, batch)
-    branches = [tuple(label) for label in label_ids]
-    forks = [PromptTree(tuple(prompt_ids), tuple(branches[i : i + batch])) for i in range(0, len(branches), batch)]
-    parts = (late,) if late is not None else ()
-    found = completion_log_likelihoods(base, forks, [parts], [(i, 0) for i in range(len(forks))])
+    completions = [tuple(label) for label in label_ids]
+    trees = [
+        PromptTree(tuple(prompt_ids), tuple(completions[i : i + batch])) for i in range(0, len(completions), batch)
+    ]
+    loras = (late,) if late is not None else ()
+    found = completion_log_likelihoods(base, trees, [loras], [(i, 0) for i in range(len(trees))])
     return [value for values in found for value in values]
 
 
 def remaining_context(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
-    """How many tokens may follow the prompt. BadInput where there is no prompt or no room."""
+    """How many tokens may follow the prompt. Raises BadInput where there is no prompt or no room."""
     room = base.window - len(prompt_ids)
     if not prompt_ids or room < 1:
         raise BadInput(
@@ -175,7 +178,7 @@ def remaining_context(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
 
 
 def require_int8(base: LoadedBase) -> None:
-    """UsageFault where 8-bit weights cannot be had."""
+    """Raises UsageError where the base cannot have 8-bit weights."""
     if base.llama_decoder is None or not base.llama_decoder.supports_int8:
         raise UsageError(
             f"--int8 needs a base of the Llama family in bfloat16 on a CPU; {base.name} in {str(base.dtype)[6:]} on "
@@ -185,22 +188,24 @@ def require_int8(base: LoadedBase) -> None:
 
 
 def require_window(base: LoadedBase, prompt_ids: Sequence[int], answer: int) -> None:
-    """BadInput where a prompt and an answer of `answer` tokens are more than the base reads."""
+    """Raises BadInput where a prompt and an answer of `answer` tokens are longer than the base's window."""
     if len(prompt_ids) + answer - 1 > base.window:
         raise BadInput(
             f"The prompt has {len(prompt_ids)} tokens and the answer {answer}; {base.name} reads {base.window}."
         )
 
 
-def _restore_prefix(base: LoadedBase, memory: PromptCache, prompt_ids: Sequence[int], late: LoraWeights | None) -> int:
-    """Bring `memory` to what it may hold before `late` acts; returns the position where that begins."""
-    kept = memory.keep_prefix(prompt_ids)
+def _restore_prefix(
+    base: LoadedBase, prompt_cache: PromptCache, prompt_ids: Sequence[int], late: LoraWeights | None
+) -> int:
+    """Crop `prompt_cache`, or fill it up, to the position where `late` begins to act; returns that position."""
+    kept = prompt_cache.keep_prefix(prompt_ids)
     if late is None:
         return len(prompt_ids)
     start = late.placement.first_position(len(prompt_ids))
-    memory.crop_to(min(kept, start))
+    prompt_cache.crop_to(min(kept, start))
     if kept < start:
-        _next_logits(base, memory, list(prompt_ids[kept:start]), ())
+        _next_logits(base, prompt_cache, list(prompt_ids[kept:start]), ())
     return start
 
 
@@ -210,7 +215,7 @@ def _late_loras(base: LoadedBase, late: LoraWeights | None) -> tuple[BatchedLora
     require_supported_placements(base, [late.placement])
     if base.llama_decoder is None:
         raise UsageError("a part that acts on all tokens is folded into the weights of this base, not laid on top")
-    return tuple(BatchedLora(crowd.factors_for_rows([0])) for crowd in group_frozen_loras(base.llama_decoder, [[late]]))
+    return tuple(BatchedLora(one.factors_for_rows([0])) for one in group_frozen_loras(base.llama_decoder, [[late]]))
 
 
 @torch.inference_mode()
@@ -218,26 +223,33 @@ def _module_scores(
     base: LoadedBase, prompt_ids: Sequence[int], label_ids: Sequence[Sequence[int]], batch: int
 ) -> list[float]:
     """Through the base's own modules: the prompt once, then all labels behind copies of its cache."""
-    memory = PromptCache()
-    first = torch.log_softmax(_next_logits(base, memory, list(prompt_ids)).float(), dim=-1)  # [vocab]
+    prompt_cache = PromptCache()
+    # 1. the first token of each label, from the prompt's last state
+    first = torch.log_softmax(_next_logits(base, prompt_cache, list(prompt_ids)).float(), dim=-1)  # [vocab]
     scores = [float(first[label[0]]) for label in label_ids]
+    # 2. the rest of longer labels, behind copies of the prompt's cache
     longer = [place for place, label in enumerate(label_ids) if len(label) > 1]
     for start in range(0, len(longer), batch):
         places = longer[start : start + batch]
-        for place, tail in zip(places, _label_tail_scores(base, memory, [label_ids[i] for i in places]), strict=True):
+        for place, tail in zip(
+            places, _label_tail_scores(base, prompt_cache, [label_ids[i] for i in places]), strict=True
+        ):
             scores[place] += tail
     return scores
 
 
-def _label_tail_scores(base: LoadedBase, memory: PromptCache, labels: Sequence[Sequence[int]]) -> list[float]:
-    """Log-likelihood of every label from its second token on; the prompt is in `memory`, which stays as it is."""
+def _label_tail_scores(base: LoadedBase, prompt_cache: PromptCache, labels: Sequence[Sequence[int]]) -> list[float]:
+    """Log-likelihood of every label from its second token on; `prompt_cache` holds the prompt, and does not change."""
     width = max(len(label) for label in labels) - 1
-    # Padding stands on the right, so no real position ever sees it: neither a mask nor a pad token is needed.
+    # 1. labels, padded on the right: no real position sees padding, so it needs neither a mask nor a pad token
+    #    [labels, 1 + width]
     rows = torch.tensor([list(label) + [0] * (width + 1 - len(label)) for label in labels], device=base.device)
-    cache = copy.deepcopy(memory.cache)
+    # 2. one pass behind a copy of the cache for each label  [labels, width, vocabulary]
+    cache = copy.deepcopy(prompt_cache.cache)
     cache.batch_repeat_interleave(len(labels))
     logits, _ = _forward(base, rows[:, :-1], cache)
-    chosen = rows[:, 1:]  # [labels, width]
+    # 3. log-probabilities of the labels' own tokens, without the padding  [labels, width]
+    chosen = rows[:, 1:]
     logprobs = torch.log_softmax(logits.float(), dim=-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
     lengths = torch.tensor([len(label) - 1 for label in labels], device=base.device)
     real = torch.arange(width, device=base.device) < lengths.unsqueeze(-1)
@@ -247,60 +259,60 @@ def _label_tail_scores(base: LoadedBase, memory: PromptCache, labels: Sequence[S
 @torch.inference_mode()
 def _next_logits(
     base: LoadedBase,
-    memory: PromptCache,
+    prompt_cache: PromptCache,
     ids: list[int],
-    parts: Sequence[BatchedLora] = (),
+    loras: Sequence[BatchedLora] = (),
     read: WeightFormat = "packed",
 ) -> Tensor:
-    """Run `ids` after what `memory` holds; the logits that follow the last of them, [vocab] on the base's device."""
-    cache, known = memory.cache, memory.ids
-    memory.clear()  # an interruption in the middle of a pass leaves layers of different lengths behind
+    """Run `ids` behind the tokens of `prompt_cache`; the logits [vocabulary] that follow the last of them."""
+    cache, known = prompt_cache.cache, prompt_cache.ids
+    prompt_cache.clear()  # a pass that is interrupted leaves layers of different lengths
     if base.llama_decoder is not None:
         cache = cache or KVCache(base.llama_decoder)
-        last = _llama_next_logits(base.llama_decoder, cache, ids, parts, read)
+        last = _llama_next_logits(base.llama_decoder, cache, ids, loras, read)
     else:
         logits, cache = _forward(base, torch.tensor([ids], device=base.device), cache, logits_to_keep=1)
         last = logits[0, -1]
-    memory.ids, memory.cache = known + ids, cache
+    prompt_cache.ids, prompt_cache.cache = known + ids, cache
     return last
 
 
 def _llama_next_logits(
-    plain: LlamaDecoder, slots: KVCache, ids: Sequence[int], parts: Sequence[BatchedLora], read: WeightFormat
+    decoder: LlamaDecoder, cache: KVCache, ids: Sequence[int], loras: Sequence[BatchedLora], read: WeightFormat
 ) -> Tensor:
-    slots.reserve(len(ids))
+    cache.reserve(len(ids))
     for first in range(0, len(ids), PREFILL_CHUNK_TOKENS):
-        x = plain.embed(torch.tensor([ids[first : first + PREFILL_CHUNK_TOKENS]], device=plain.device))
-        past, new = slots.length, x.shape[1]
-        rope = plain.rope(torch.arange(past, past + new, device=plain.device)[None])
-        x = plain.run_layers(x, rope, _causal_mask_with_past(plain, past, new), parts=parts, past=slots, read=read)
-        slots.advance(new)
-    return plain.logits(x[:, -1], read=read)[0]
+        x = decoder.embed(torch.tensor([ids[first : first + PREFILL_CHUNK_TOKENS]], device=decoder.device))
+        past, new = cache.length, x.shape[1]
+        rope = decoder.rope(torch.arange(past, past + new, device=decoder.device)[None])
+        x = decoder.run_layers(x, rope, _causal_mask_with_past(decoder, past, new), loras=loras, past=cache, read=read)
+        cache.advance(new)
+    return decoder.logits(x[:, -1], read=read)[0]
 
 
-def _causal_mask_with_past(plain: LlamaDecoder, past: int, new: int) -> Tensor | None:
-    """What `new` tokens see of themselves and of `past` ones; None where that is everything."""
+def _causal_mask_with_past(decoder: LlamaDecoder, past: int, new: int) -> Tensor | None:
+    """The mask [1, 1, 1, new, past + new] of `new` tokens behind `past` ones; None where nothing is hidden."""
     if new == 1:
         return None
-    own = causal_mask(new, plain.dtype, plain.device)
+    own = causal_mask(new, decoder.dtype, decoder.device)
     return torch.nn.functional.pad(own, (past, 0))
 
 
-def _forward(base: LoadedBase, rows: Tensor, cache: Any, **wishes: int) -> tuple[Tensor, Any]:
-    """Logits and the grown cache. `wishes` are passed on where the model's forward knows them.
+def _forward(base: LoadedBase, rows: Tensor, cache: Any, **options: int) -> tuple[Tensor, Any]:
+    """Logits and the grown cache. `options` are passed on where the model's forward knows them.
 
     transformers calls the cache `cache` from 5.24 on and `past_key_values` before.
     """
     known = inspect.signature(base.model.forward).parameters
     name = "cache" if "cache" in known else "past_key_values"
-    arguments = {key: value for key, value in wishes.items() if key in known}
+    arguments = {key: value for key, value in options.items() if key in known}
     output = base.model(input_ids=rows, use_cache=True, **{name: cache}, **arguments)
     return output.logits, output[name]
 
 
 def require_finite_logits(logits: Tensor) -> None:
-    """IntegrityFault where some row of logits [..., vocab] has no largest number."""
-    if not bool(torch.isfinite(logits.amax(-1)).all()):  # the largest of numbers among which is NaN is NaN
+    """Raises IntegrityFault where a row of `logits` [..., vocabulary] has NaN or no finite maximum."""
+    if not bool(torch.isfinite(logits.amax(-1)).all()):  # the maximum of numbers with NaN among them is NaN
         raise IntegrityFault(
             "The model gave no usable numbers (NaN or infinite logits).",
             hint="Try --dtype float32; an adapter may be damaged: mta doctor",
@@ -308,17 +320,17 @@ def require_finite_logits(logits: Tensor) -> None:
 
 
 def sample_token(logits: Tensor, temperature: float, top_p: float, random: torch.Generator) -> int:
-    """One token id from `logits` [vocab]. Draws on the CPU, so that a seed means the same on every device."""
+    """One token id from `logits` [vocabulary]. Draws on the CPU, so that a seed means the same on every device."""
     require_finite_logits(logits)
     if temperature <= 0:
         return int(logits.argmax())
-    chances = torch.softmax(logits.float().cpu() / temperature, dim=-1)
+    probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
     if top_p < 1:
-        ordered, places = chances.sort(descending=True)
-        before = ordered.cumsum(-1) - ordered  # probability of everything likelier
+        ordered, tokens = probabilities.sort(descending=True)
+        before = ordered.cumsum(-1) - ordered  # probability of all likelier tokens
         ordered[before >= top_p] = 0
-        chances = torch.zeros_like(chances).scatter_(0, places, ordered)
-    return int(torch.multinomial(chances, 1, generator=random))
+        probabilities = torch.zeros_like(probabilities).scatter_(0, tokens, ordered)
+    return int(torch.multinomial(probabilities, 1, generator=random))
 
 
 def _croppable(cache: Any) -> bool:

@@ -1,7 +1,4 @@
-"""Answers for many people at once: one batch, a row for each request, every row with its own person's parts.
-
-Knows neither users, the prompts' words nor files.
-"""
+"""Generation for many users at once: one batch, a row for each request, each row with its own user's LoRAs."""
 
 from __future__ import annotations
 
@@ -27,7 +24,6 @@ from mta_cli.engine.model.llama import PACKED_MAX_ROWS, LlamaDecoder, WeightForm
 from mta_cli.engine.scoring.backends import TokenBudget, group_frozen_loras, require_supported_placements
 from mta_cli.engine.scoring.log_likelihood import UserLoras
 from mta_cli.engine.scoring.prefix_cache_scoring import device_batch_tokens, pack_by_length
-from mta_cli.engine.vectors import require_plain, stacked
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
@@ -46,7 +42,7 @@ class SamplingParams:
 
 @dataclass
 class GenerationRequest:
-    """A prompt, whose it is, how many tokens may follow, and the answer as it grows. `seed` draws its tokens."""
+    """A prompt, its user's number, how many tokens may follow, and the answer as it grows. `seed` draws its tokens."""
 
     prompt: tuple[int, ...]
     owner: int
@@ -58,55 +54,53 @@ class GenerationRequest:
 def generate_answers(
     base: LoadedBase,
     prompts: Sequence[Sequence[int]],
-    people: Sequence[UserLoras],
+    users: Sequence[UserLoras],
     owners: Sequence[int],
     *,
     max_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
-    shifts: Sequence[Tensor | None] = (),
 ) -> list[list[int]]:
-    """The answer's token ids to each prompt, without the end of turn; prompt `i` is asked of person `owners[i]`.
+    """The token ids of the answer to each prompt, without the end of turn; user `owners[i]` answers prompt `i`.
 
-    A person is the parts that stand above the base as it is, and, where `shifts` are given, what is added to the last
-    normalised state. An answer does not depend on what else is asked. Raises BadInput where a prompt leaves no room,
-    IntegrityFault where the model gives no numbers, UsageFault where the base cannot have late parts or vectors.
+    A user is the LoRAs above the base as it is. An answer does not depend on the other prompts. Raises BadInput where a
+    prompt leaves no room, IntegrityFault where the logits are not finite, UsageError where the base cannot have late
+    LoRAs.
     """
-    choice = SamplingParams(max_tokens, temperature, top_p)
+    params = SamplingParams(max_tokens, temperature, top_p)
     requests = _requests(base, prompts, owners, max_tokens, seeds or [0] * len(prompts))
     waiting = [request for request in requests if request.max_new_tokens > 0]
     if base.llama_decoder is None:
-        require_plain(base, shifts)
-        for _ in _generate_sequentially(base, waiting, people, choice):
+        for _ in _generate_sequentially(base, waiting, users, params):
             pass
     elif waiting:
-        _generate_batched(base, base.llama_decoder, waiting, people, choice, shifts)
+        _generate_batched(base, base.llama_decoder, waiting, users, params)
     return [request.answer for request in requests]
 
 
 def stream_answers(
     base: LoadedBase,
     prompts: Sequence[Sequence[int]],
-    people: Sequence[UserLoras],
+    users: Sequence[UserLoras],
     owners: Sequence[int],
-    choice: SamplingParams,
+    params: SamplingParams,
     *,
     seed: int = 0,
     int8: bool = False,
 ) -> Iterator[tuple[int, int]]:
-    """What `answer_many` gives, as it is made: (place in `prompts`, token). All are in one batch, which must fit.
+    """The tokens of `generate_answers` one by one, as (index of the prompt, token). One batch holds all prompts.
 
-    `int8`: weights rounded to 8 bits choose all tokens but the first ones. Raises what `answer_many` raises.
+    With `int8`, weights rounded to 8 bits choose all tokens but the first ones. Raises what `generate_answers` raises.
     """
     if int8:
         require_int8(base)
-    requests = _requests(base, prompts, owners, choice.max_tokens, [seed] * len(prompts))
+    requests = _requests(base, prompts, owners, params.max_tokens, [seed] * len(prompts))
     waiting = [request for request in requests if request.max_new_tokens > 0]
     if base.llama_decoder is None:
-        found = _generate_sequentially(base, waiting, people, choice)
+        found = _generate_sequentially(base, waiting, users, params)
     else:
-        found = _stream_batch(base, base.llama_decoder, waiting, people, choice, int8)
+        found = _stream_batch(base, base.llama_decoder, waiting, users, params, int8)
     places = {id(request): place for place, request in enumerate(requests)}
     yield from ((places[id(request)], token) for request, token in found)
 
@@ -123,79 +117,79 @@ def _requests(
 @torch.inference_mode()
 def _generate_batched(
     base: LoadedBase,
-    plain: LlamaDecoder,
+    decoder: LlamaDecoder,
     requests: Sequence[GenerationRequest],
-    people: Sequence[UserLoras],
-    choice: SamplingParams,
-    shifts: Sequence[Tensor | None],
+    users: Sequence[UserLoras],
+    params: SamplingParams,
 ) -> None:
-    plain.pack_weights()
-    prefix, budget = _prefill_shared_prefix(plain, requests, people), TokenBudget(base)
+    # 1. the prefix that all prompts share, once
+    decoder.pack_weights()
+    prefix, budget = _prefill_shared_prefix(decoder, requests, users), TokenBudget(base)
 
     def work(batch: list[GenerationRequest]) -> None:
         for request in batch:
-            request.answer.clear()  # of a batch that did not fit into memory
-        running = _begin(plain, batch, people, prefix, shifts)
-        for _ in _decode_until_done(running, running.prefill(budget.tokens), list(batch), choice, base.end_ids):
+            request.answer.clear()  # the batch may run again in halves, where it did not fit into memory
+        batch_state = _begin(decoder, batch, users, prefix)
+        for _ in _decode_until_done(batch_state, batch_state.prefill(budget.tokens), list(batch), params, base.end_ids):
             pass
 
+    # 2. batches of similar length that fit into memory, of so many rows that packed weights are read
     limit = GPU_BATCH_BYTES if base.device.type == "cuda" else CPU_BATCH_BYTES
-    batches = pack_by_length([_bytes(plain, request, people) for request in requests], limit)
-    budget.run_batches(
-        [[requests[i] for i in b[n : n + PACKED_MAX_ROWS]] for b in batches for n in range(0, len(b), PACKED_MAX_ROWS)],
-        work,
-    )
+    packs = pack_by_length([_request_bytes(decoder, request, users) for request in requests], limit)
+    batches = [pack[n : n + PACKED_MAX_ROWS] for pack in packs for n in range(0, len(pack), PACKED_MAX_ROWS)]
+    # 3. prefill and decode each
+    budget.run_batches([[requests[i] for i in batch] for batch in batches], work)
 
 
 @torch.inference_mode()
 def _stream_batch(
     base: LoadedBase,
-    plain: LlamaDecoder,
+    decoder: LlamaDecoder,
     requests: list[GenerationRequest],
-    people: Sequence[UserLoras],
-    choice: SamplingParams,
+    users: Sequence[UserLoras],
+    params: SamplingParams,
     int8: bool,
 ) -> Iterator[tuple[GenerationRequest, int]]:
     if not requests:
         return
-    running = _begin(plain, requests, people, _prefill_shared_prefix(plain, requests, people))
-    logits = running.prefill(device_batch_tokens(base.device))
-    plain.pack_weights(int8)
-    yield from _decode_until_done(running, logits, requests, choice, base.end_ids, "int8" if int8 else "packed")
+    batch_state = _begin(decoder, requests, users, _prefill_shared_prefix(decoder, requests, users))
+    logits = batch_state.prefill(device_batch_tokens(base.device))
+    decoder.pack_weights(int8)
+    yield from _decode_until_done(batch_state, logits, requests, params, base.end_ids, "int8" if int8 else "packed")
 
 
 def _begin(
-    plain: LlamaDecoder,
+    decoder: LlamaDecoder,
     batch: Sequence[GenerationRequest],
-    people: Sequence[UserLoras],
+    users: Sequence[UserLoras],
     prefix: KVCache | None,
-    shifts: Sequence[Tensor | None] = (),
 ) -> DecodingBatch:
     owners = list(dict.fromkeys(request.owner for request in batch))
     rows = [PromptRow(request.prompt, owners.index(request.owner)) for request in batch]
-    slots = KVCache(plain, len(batch), max(len(r.prompt) for r in batch) + max(r.max_new_tokens for r in batch))
+    cache = KVCache(decoder, len(batch), max(len(r.prompt) for r in batch) + max(r.max_new_tokens for r in batch))
     if prefix is not None:
-        slots.copy_prefix(prefix)
-    added = stacked(plain, [shifts[owner] for owner in owners] if shifts else ())
-    return DecodingBatch(plain, group_frozen_loras(plain, [people[owner] for owner in owners]), rows, slots, added)
+        cache.copy_prefix(prefix)
+    return DecodingBatch(decoder, group_frozen_loras(decoder, [users[owner] for owner in owners]), rows, cache)
 
 
 def _decode_until_done(
-    running: DecodingBatch,
+    batch_state: DecodingBatch,
     logits: Tensor,
     requests: list[GenerationRequest],
-    choice: SamplingParams,
+    params: SamplingParams,
     end_ids: Sequence[int],
     read: WeightFormat = "packed",
 ) -> Iterator[tuple[GenerationRequest, int]]:
-    """Decode until every request has its answer, telling each token; a row leaves the batch when its own is whole."""
+    """Decode until every request has its answer, yielding each token; a row leaves the batch when its answer ends."""
     randoms = [torch.Generator().manual_seed(request.seed) for request in requests]
     while True:
-        tokens = _sample_tokens(logits, choice, randoms)
+        # 1. one token for each row
+        tokens = _sample_tokens(logits, params, randoms)
         for request, token in zip(requests, tokens, strict=True):
             if token not in end_ids:
                 request.answer.append(token)
                 yield request, token
+        # 2. rows whose answers go on
         alive = [
             r
             for r, (request, token) in enumerate(zip(requests, tokens, strict=True))
@@ -204,44 +198,44 @@ def _decode_until_done(
         if not alive:
             return
         if len(alive) < len(requests):
-            order = running.keep_alive_rows(alive)
+            order = batch_state.keep_alive_rows(alive)
             requests, randoms = [requests[i] for i in order], [randoms[i] for i in order]
             tokens = [tokens[i] for i in order]
-        logits = running.decode_step(tokens, read)
+        # 3. logits behind the new tokens  [rows, vocabulary]
+        logits = batch_state.decode_step(tokens, read)
 
 
-def _sample_tokens(logits: Tensor, choice: SamplingParams, randoms: Sequence[torch.Generator]) -> list[int]:
+def _sample_tokens(logits: Tensor, params: SamplingParams, randoms: Sequence[torch.Generator]) -> list[int]:
     """One token for each row of `logits` [rows, vocabulary]."""
-    if choice.temperature <= 0:
+    if params.temperature <= 0:
         require_finite_logits(logits)
         tokens: list[int] = logits.argmax(-1).tolist()
         return tokens
     return [
-        sample_token(row, choice.temperature, choice.top_p, random) for row, random in zip(logits, randoms, strict=True)
+        sample_token(row, params.temperature, params.top_p, random) for row, random in zip(logits, randoms, strict=True)
     ]
 
 
 def _prefill_shared_prefix(
-    plain: LlamaDecoder, requests: Sequence[GenerationRequest], people: Sequence[UserLoras]
+    decoder: LlamaDecoder, requests: Sequence[GenerationRequest], users: Sequence[UserLoras]
 ) -> KVCache | None:
-    """What all prompts begin with, read once, where it is the same for everybody: no part of anybody acts there, or all
-    requests are one person's. None where there is nothing to share.
+    """A cache of the prefix that all prompts share, where it is the same for all users; None where nothing is shared.
+
+    It is the same where no user's LoRA acts on it, or where all requests are one user's.
     """
     owners = {request.owner for request in requests}
-    parts = [part for owner in owners for part in people[owner]]
-    everywhere = tuple(part for part in parts if part.placement.late_tokens is None)
+    loras = [lora for owner in owners for lora in users[owner]]
+    everywhere = tuple(lora for lora in loras if lora.placement.late_tokens is None)
     if len(requests) == 1 or (everywhere and len(owners) > 1):
         return None
-    lates = [part.placement for part in parts if part.placement.late_tokens is not None]
+    lates = [lora.placement for lora in loras if lora.placement.late_tokens is not None]
     length = _common_prefix_length([request.prompt[:-1] for request in requests])
     length = min([length, *(late.first_position(len(request.prompt)) for late in lates for request in requests)])
     if length == 0:
         return None
-    slots = KVCache(plain, 1, length)
-    DecodingBatch(
-        plain, group_frozen_loras(plain, [everywhere]), [PromptRow(requests[0].prompt[:length], 0)], slots
-    ).prefill(length)
-    return slots
+    cache, row = KVCache(decoder, 1, length), PromptRow(requests[0].prompt[:length], 0)
+    DecodingBatch(decoder, group_frozen_loras(decoder, [everywhere]), [row], cache).prefill(length)
+    return cache
 
 
 def _common_prefix_length(texts: Sequence[Sequence[int]]) -> int:
@@ -254,30 +248,32 @@ def _common_prefix_length(texts: Sequence[Sequence[int]]) -> int:
     return length
 
 
-def _bytes(plain: LlamaDecoder, request: GenerationRequest, people: Sequence[UserLoras]) -> int:
-    """What a request's cache and its person's factors take: float32, cast, and the row's own with zeros between."""
-    cache = 2 * len(plain.layers) * plain.kv_heads * plain.head_dim * (len(request.prompt) + request.max_new_tokens)
-    factors = sum(part.num_parameters for part in people[request.owner])
-    total: int = plain.dtype.itemsize * cache + (4 + 3 * plain.dtype.itemsize) * factors
+def _request_bytes(decoder: LlamaDecoder, request: GenerationRequest, users: Sequence[UserLoras]) -> int:
+    """Memory of a request: its cache, and its user's factors in float32, cast, and fused with zeros between."""
+    cache = (
+        2 * len(decoder.layers) * decoder.kv_heads * decoder.head_dim * (len(request.prompt) + request.max_new_tokens)
+    )
+    factors = sum(lora.num_parameters for lora in users[request.owner])
+    total: int = decoder.dtype.itemsize * cache + (4 + 3 * decoder.dtype.itemsize) * factors
     return total
 
 
 def _generate_sequentially(
-    base: LoadedBase, requests: Sequence[GenerationRequest], people: Sequence[UserLoras], choice: SamplingParams
+    base: LoadedBase, requests: Sequence[GenerationRequest], users: Sequence[UserLoras], params: SamplingParams
 ) -> Iterator[tuple[GenerationRequest, int]]:
-    """Through the base's own modules: each person folded in turn, one request after another."""
-    require_supported_placements(base, [part.placement for parts in people for part in parts])
-    for person in dict.fromkeys(request.owner for request in requests):
-        with merge_into_base(base, merge_loras([(part, 1.0) for part in people[person]])):
+    """Through the base's own modules: each user's LoRAs merged in turn, one request after another."""
+    require_supported_placements(base, [lora.placement for own in users for lora in own])
+    for user in dict.fromkeys(request.owner for request in requests):
+        with merge_into_base(base, merge_loras([(lora, 1.0) for lora in users[user]])):
             for request in requests:
-                if request.owner != person:
+                if request.owner != user:
                     continue
                 for token in generate_tokens(
                     base,
                     request.prompt,
                     max_tokens=request.max_new_tokens,
-                    temperature=choice.temperature,
-                    top_p=choice.top_p,
+                    temperature=params.temperature,
+                    top_p=params.top_p,
                     seed=request.seed,
                 ):
                     request.answer.append(token)

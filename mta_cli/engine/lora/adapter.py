@@ -1,4 +1,4 @@
-"""LoRA weights: their files, the layers that train them, and folding them into a base. Knows no user, bank or database.
+"""LoRA weights: their files, the layers that train them, and merging them into a base's weights.
 
 A LoRA adds `scale · B A` to a frozen weight `W` (Hu et al., arXiv 2106.09685), with `A [rank, in]`, `B [out, rank]` and
 `scale = alpha / rank`. Files hold PEFT's key names, so that PEFT reads every one of them.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
@@ -34,10 +35,10 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a part acts: decoder layers `first` to `last` (inclusive), and at which token positions.
+    """Where a LoRA acts: decoder layers `first_layer` to `last_layer` (inclusive), and at which token positions.
 
-    `late` is None for all positions, else how many of the prompt's last tokens the part acts on; then also on the whole
-    answer, and on nothing before (as in "activated LoRA", arXiv 2504.12397).
+    `late_tokens` is None for all positions, else the number of the prompt's last tokens on which the LoRA acts; it then
+    acts on the whole answer too, and on nothing before (as in "activated LoRA", arXiv 2504.12397).
     """
 
     first_layer: int
@@ -51,7 +52,7 @@ class Placement:
 
     @classmethod
     def parse(cls, text: str) -> Placement:
-        """Read what `str` wrote. Raises IntegrityFault when it is something else."""
+        """The placement of a text that `str` made. Raises IntegrityFault for any other text."""
         match = re.fullmatch(r"(\d+)-(\d+)/(?:all|late([1-9]\d*))", text)
         if match is None:
             raise IntegrityFault(f"unknown placement {text!r}", hint="update mta: the adapter is from a newer version")
@@ -65,16 +66,16 @@ class Placement:
 
     @property
     def name(self) -> str:
-        """What `named` was asked for; of a part in every layer, `all`."""
+        """The name of `from_name`; `all` for a LoRA that begins in the first layer."""
         return "late" if self.late_tokens is not None else "upper" if self.first_layer else "all"
 
     def first_position(self, prompt: int) -> int:
-        """The first position of a text with `prompt` prompt tokens on which the part acts."""
+        """The first position on which the LoRA acts, in a text with `prompt` prompt tokens."""
         return 0 if self.late_tokens is None else max(0, prompt - self.late_tokens)
 
 
 def merge_placements(placements: Sequence[Placement]) -> Placement:
-    """The layers of all of `placements`, which act on the same tokens. IntegrityFault when they do not."""
+    """The layers of all `placements` together. Raises IntegrityFault when they act on different tokens."""
     if len({one.late_tokens for one in placements}) != 1:
         raise IntegrityFault(
             f"parts act on different tokens ({', '.join(map(str, placements))}) and cannot be merged into one",
@@ -95,7 +96,7 @@ class LoraWeights:
 
     @property
     def rank(self) -> int:
-        """The largest rank of any module; 0 when there is none."""
+        """The largest rank of any module; 0 without modules."""
         return max((int(a.shape[0]) for a, _ in self.factors.values()), default=0)
 
     @property
@@ -109,12 +110,8 @@ class LoraWeights:
         return self.scale * (b.float() @ a.float())
 
     def norm(self) -> float:
-        """Frobenius norm of ΔW over all modules, from the factors' small Gram matrices."""
-        total = 0.0
-        for a, b in self.factors.values():
-            a64, b64 = a.double(), b.double()
-            total += float(((a64 @ a64.T) * (b64.T @ b64)).sum())
-        return self.scale * math.sqrt(max(total, 0.0))
+        """Frobenius norm of ΔW over all modules."""
+        return self.scale * math.sqrt(sum(squared_norm(a, b) for a, b in self.factors.values()))
 
     def cast_for_storage(self, dtype: torch.dtype = torch.float16) -> LoraWeights:
         """The weights as a file in `dtype` gives them back. Raises IntegrityFault when a number is not finite there."""
@@ -125,7 +122,7 @@ class LoraWeights:
         return LoraWeights(factors, self.scale, self.placement)
 
     def to_bytes(self, metadata: Mapping[str, Any]) -> bytes:
-        """A safetensors file under PEFT's names; `metadata` (JSON values), scale and placement stand in its header."""
+        """A safetensors file under PEFT's names, with `metadata` (JSON values), scale and placement in its header."""
         tensors = {}
         for path, (a, b) in sorted(self.factors.items()):
             tensors[f"{PEFT_KEY_PREFIX}{path}.lora_A.weight"] = a.contiguous()
@@ -135,9 +132,9 @@ class LoraWeights:
 
     @classmethod
     def from_file(cls, path: Path) -> LoraWeights:
-        """Map a file that `to_bytes` made, without trusting it: numbers are read when they are used.
+        """The weights of a file that `to_bytes` made, mapped: numbers are read when they are used.
 
-        Raises IntegrityFault on anything else.
+        Raises IntegrityFault for any other file.
         """
         try:
             metadata, factors = read_adapter_file(path)
@@ -145,9 +142,15 @@ class LoraWeights:
             scale, placement = float(header["scale"]), Placement.parse(header["placement"])
             if not math.isfinite(scale):
                 raise ValueError(f"its scale is {scale}")
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
+        except (BadInput, SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
             raise IntegrityFault(f"{path.name} is no adapter of mta: {error}", hint="mta doctor") from error
         return cls(factors, scale, placement)
+
+
+def squared_norm(a: Tensor, b: Tensor) -> float:
+    """Squared Frobenius norm of `B A`, in float64, from the factors' small Gram matrices: tr(A Aᵀ · Bᵀ B)."""
+    a, b = a.cpu().double(), b.cpu().double()
+    return max(0.0, float(((a @ a.T) * (b.T @ b)).sum()))
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -160,7 +163,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def layer_of(path: str) -> int:
-    """The decoder layer that a module path stands in."""
+    """The decoder layer in a module's path."""
     match = LAYER_INDEX_PATTERN.search(path)
     if match is None:
         raise BadInput(f"{path} is in no decoder layer")
@@ -170,7 +173,7 @@ def layer_of(path: str) -> int:
 def find_target_modules(model: nn.Module, targets: str, placement: str) -> tuple[list[str], Placement]:
     """Module paths that `targets` (names, comma-separated, or `all-linear`) select in the layers of `placement`.
 
-    Raises UsageFault when a name fits no layer of this base.
+    Raises UsageError when a name fits no layer of this base.
     """
     layers = linear_layers(model)
     where = Placement.from_name(placement, 1 + max((layer_of(path) for path in layers), default=0))
@@ -184,7 +187,7 @@ def find_target_modules(model: nn.Module, targets: str, placement: str) -> tuple
 def init_lora_weights(
     model: nn.Module, targets: str, placement: str, rank: int, alpha: float, seed: int
 ) -> LoraWeights:
-    """Fresh factors: `A` Kaiming-uniform as in PEFT, `B` zero, so ΔW starts at nothing. Same seed, same numbers."""
+    """Initial factors: `A` Kaiming-uniform as in PEFT, `B` zero, so ΔW starts at zero. Same seed, same numbers."""
     paths, where = find_target_modules(model, targets, placement)
     generator = torch.Generator().manual_seed(seed)
     modules = dict(model.named_modules())
@@ -199,7 +202,7 @@ def init_lora_weights(
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer plus `B A x`; the scale is inside `B`. Products run in the input's numbers."""
+    """A frozen linear layer plus `B A x`; the scale is inside `B`. Products run in the input's dtype."""
 
     def __init__(self, linear: nn.Linear, a: Tensor, b: Tensor) -> None:
         super().__init__()
@@ -214,7 +217,7 @@ class LoraLinear(nn.Module):
 
 @contextmanager
 def attach_lora_layers(model: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """The model with LoRA layers in place of the adapted linear ones, which come back on exit; scales are inside B."""
+    """The model with a `LoraLinear` in place of each adapted linear layer until exit; scales are inside B."""
     layers: dict[str, LoraLinear] = {}
     try:
         for path, (a, b) in factors.items():
@@ -230,9 +233,9 @@ def attach_lora_layers(model: nn.Module, factors: Mapping[str, tuple[Tensor, Ten
 
 
 class AdapterMerger:
-    """Folds one LoRA at a time into a base's own weights, so that it runs at the base's speed.
+    """Merges one LoRA at a time into a base's own weights, so that it runs at the base's speed.
 
-    The original weights of touched modules are kept, so that `set(None)` restores the base bit for bit.
+    The original weights of adapted modules are kept, so that `set_adapter(None)` restores the base bit for bit.
     """
 
     def __init__(self, base: LoadedBase) -> None:
@@ -241,7 +244,7 @@ class AdapterMerger:
 
     @torch.no_grad()
     def set_adapter(self, weights: LoraWeights | None) -> None:
-        """Make the model `W + ΔW`. ΔW is computed in float32 and added before rounding to the model's dtype."""
+        """Set the weights to `W + ΔW`. ΔW is computed in float32 and added before rounding to the model's dtype."""
         factors = weights.factors if weights is not None else {}
         if weights is not None and weights.placement.late_tokens is not None:
             raise UsageError("late parts cannot be folded into weights: early tokens must not meet them")
@@ -271,10 +274,10 @@ class AdapterMerger:
 
 @contextmanager
 def merge_into_base(base: LoadedBase, weights: LoraWeights | None) -> Iterator[AdapterMerger]:
-    """`Folder` for the length of a block; the base is restored on exit."""
-    folder = AdapterMerger(base)
+    """An `AdapterMerger` with `weights` merged; the base is restored on exit."""
+    merger = AdapterMerger(base)
     try:
-        folder.set_adapter(weights)
-        yield folder
+        merger.set_adapter(weights)
+        yield merger
     finally:
-        folder.set_adapter(None)
+        merger.set_adapter(None)

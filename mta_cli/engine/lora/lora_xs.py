@@ -1,8 +1,6 @@
-"""A few numbers for each person between frozen factors, so that a whole stack takes some hundred bytes.
+"""Cores: a small trained matrix for each module between frozen factors, so that a stack takes a few hundred bytes.
 
-`ΔW = s · B_f C A_f` for every module of a frozen `basis`, where C alone is the person's: a full matrix (`core`, as in
-LoRA-XS, arXiv 2405.17604), a diagonal (`gains`), or one diagonal for all modules (`code`). Knows neither users nor
-files.
+`ΔW = s · B_f C A_f` for every module of a frozen `basis`, where C alone is the user's (LoRA-XS, arXiv 2405.17604).
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,22 +20,21 @@ from mta_cli.errors import IntegrityFault
 ANCHORS_PER_MERGE, MAX_CARRIED_RANK = 64, 256
 _READAPT_HINT = "adapt the user again"
 
-CoreKind = Literal["core", "gains", "code"]
-
 
 def bank_basis(anchors: Sequence[LoraWeights], rank: int) -> LoraWeights | None:
-    """The main `rank` directions of the anchors' sum, or as many as every module has; None where there is nothing.
+    """The main `rank` directions of the anchors' sum, or as many as every module has; None where the sum is zero.
 
-    Of more than `PORTION` anchors only the main `KEPT` directions go on from portion to portion.
-    Its norm is the root mean square of the anchors', so that numbers near 1 move a model as far as an anchor does.
+    Its norm is the root mean square of the anchors', so that cores near 1 move a model as far as an anchor does.
+    Anchors are added `ANCHORS_PER_MERGE` at a time; between additions the sum keeps its main `MAX_CARRIED_RANK`
+    directions.
     """
-    joint: LoraWeights | None = None
+    total: LoraWeights | None = None
     for start in range(0, len(anchors), ANCHORS_PER_MERGE):
-        before = [(compress_to_rank(joint, MAX_CARRIED_RANK), 1.0)] if joint is not None else []
-        joint = merge_loras([*before, *((anchor, 1.0) for anchor in anchors[start : start + ANCHORS_PER_MERGE])])
-    if joint is None:
+        before = [(compress_to_rank(total, MAX_CARRIED_RANK), 1.0)] if total is not None else []
+        total = merge_loras([*before, *((anchor, 1.0) for anchor in anchors[start : start + ANCHORS_PER_MERGE])])
+    if total is None:
         return None
-    main = compress_to_rank(joint, rank)
+    main = compress_to_rank(total, rank)
     main = _slice_rank(main, min(len(a) for a, _ in main.factors.values()))
     if main.norm() == 0.0:
         return None
@@ -47,7 +43,7 @@ def bank_basis(anchors: Sequence[LoraWeights], rank: int) -> LoraWeights | None:
 
 
 def truncate_basis(basis: LoraWeights, rank: int) -> LoraWeights:
-    """The first `rank` directions of a basis, at the norm of all of them. IntegrityFault where these are nothing."""
+    """The first `rank` directions of a basis, at the norm of all of them. Raises IntegrityFault where they are 0."""
     if rank >= basis.rank:
         return basis
     narrow = _slice_rank(basis, rank)
@@ -63,28 +59,27 @@ def _slice_rank(weights: LoraWeights, rank: int) -> LoraWeights:
 
 @dataclass(frozen=True)
 class LoraXsCore:
-    """What a person's numbers mean. They begin at nothing; `pull` × their mean square joins the loss in training."""
+    """What a user's numbers mean. They start at zero; `pull` × their mean square is added to the loss in training."""
 
     basis: LoraWeights
-    kind: CoreKind = "core"
     pull: float = 0.0
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers a person has."""
-        return self.basis.rank if self.kind == "code" else sum(self._sizes())
+        """How many numbers a user has."""
+        return sum(self._sizes())
 
     def factors(self, numbers: Tensor) -> Factors:
         """`A_f [… , rank, in]` and `s · B_f C [… , out, rank]` by path, for `numbers` `[… , count]`."""
-        pieces = [numbers] * len(self.basis.factors) if self.kind == "code" else torch.split(numbers, self._sizes(), -1)
-        found: Factors = {}
-        for (path, (a, b)), own in zip(self._pairs(), pieces, strict=True):
-            turned = b @ own.reshape(*own.shape[:-1], len(a), len(a)) if self.kind == "core" else b * own.unsqueeze(-2)
-            found[path] = (a.expand(*numbers.shape[:-1], *a.shape), self.basis.scale * turned)
-        return found
+        leading = numbers.shape[:-1]
+        factors: Factors = {}
+        for (path, (a, b)), own in zip(self._pairs(), torch.split(numbers, self._sizes(), -1), strict=True):
+            core = own.reshape(*leading, len(a), len(a))  # [… , rank, rank]
+            factors[path] = (a.expand(*leading, *a.shape), self.basis.scale * (b @ core))
+        return factors
 
     def to_lora(self, numbers: Tensor) -> LoraWeights:
-        """One person's ΔW, float32 with scale 1, for their `numbers` `[count]`."""
+        """One user's ΔW, float32 with scale 1, for their `numbers` `[count]`."""
         return LoraWeights(
             self.to_device(torch.device("cpu")).factors(numbers.float().cpu()), 1.0, self.basis.placement
         )
@@ -92,15 +87,14 @@ class LoraXsCore:
     def to_device(self, device: torch.device) -> LoraXsCore:
         """The same with its basis in float32 on `device`."""
         whole = {path: (a.to(device, torch.float32), b.to(device, torch.float32)) for path, (a, b) in self._pairs()}
-        return LoraXsCore(LoraWeights(whole, self.basis.scale, self.basis.placement), self.kind, self.pull)
+        return LoraXsCore(LoraWeights(whole, self.basis.scale, self.basis.placement), self.pull)
 
     def _pairs(self) -> Iterable[tuple[str, tuple[Tensor, Tensor]]]:
         return self.basis.factors.items()
 
     def _sizes(self) -> list[int]:
-        """How many of a person's numbers each module takes."""
-        ranks = [len(a) for a, _ in self.basis.factors.values()]
-        return [rank * rank for rank in ranks] if self.kind == "core" else ranks
+        """How many of a user's numbers each module takes."""
+        return [len(a) ** 2 for a, _ in self.basis.factors.values()]
 
 
 def pack_core(numbers: Tensor) -> bytes:
@@ -112,7 +106,7 @@ def pack_core(numbers: Tensor) -> bytes:
 
 
 def unpack_core(basis: LoraWeights, packed: bytes) -> LoraWeights:
-    """The ΔW that `pack_numbers` kept, between the first directions of `basis`; how many follows from the length.
+    """The ΔW of numbers that `pack_core` packed, on the first directions of `basis`; the length says how many.
 
     Raises IntegrityFault for bytes that are no core on this basis.
     """
@@ -129,42 +123,42 @@ def unpack_core(basis: LoraWeights, packed: bytes) -> LoraWeights:
 
 
 class TrainableCores:
-    """Numbers of many people that train together, `[people, count]`, float32; the place of a `parts.Group`."""
+    """Cores of many users that train together, `[users, count]`, float32; trained as `TrainableLoras` are."""
 
-    def __init__(self, core: LoraXsCore, people: int, device: torch.device) -> None:
+    def __init__(self, core: LoraXsCore, users: int, device: torch.device) -> None:
         self.core, self.placement = core.to_device(device), core.basis.placement
-        self.numbers = torch.zeros(people, core.num_parameters, device=device)
+        self.numbers = torch.zeros(users, core.num_parameters, device=device)
         self.trainable, self.grads = [self.numbers], [torch.zeros_like(self.numbers)]
 
     def params_for_rows(self, owners: Sequence[int], dtype: torch.dtype) -> CoreParams:
-        """Factors for rows of `owners` that gather gradients."""
+        """Factors for rows of users `owners`, as leaves that collect gradients."""
         return CoreParams(self, owners, dtype)
 
     def add_penalty_grad(self) -> None:
-        """Add the gradient of the pull towards nothing."""
+        """Add the gradient of the pull towards zero."""
         self.grads[0].add_(self.numbers, alpha=2 * self.core.pull / self.core.num_parameters)
 
-    def user_weights(self, person: int) -> LoraWeights:
-        """One person's ΔW as trained so far, float32 on the CPU."""
-        return self.core.to_lora(self.numbers[person])
+    def user_weights(self, user: int) -> LoraWeights:
+        """One user's ΔW as trained so far, float32 on the CPU."""
+        return self.core.to_lora(self.numbers[user])
 
-    def stored_weights(self, person: int) -> LoraWeights:
-        """One person's ΔW as their bytes give it back. Raises IntegrityFault when a number is not finite there."""
-        pack_core(self.numbers[person])
-        return self.core.to_lora(self.numbers[person].half())
+    def stored_weights(self, user: int) -> LoraWeights:
+        """One user's ΔW as their bytes give it back. Raises IntegrityFault when a number is not finite there."""
+        pack_core(self.numbers[user])
+        return self.core.to_lora(self.numbers[user].half())
 
-    def packed_core(self, person: int) -> bytes:
-        """One person's numbers as they are kept."""
-        return pack_core(self.numbers[person])
+    def packed_core(self, user: int) -> bytes:
+        """One user's numbers as they are kept."""
+        return pack_core(self.numbers[user])
 
 
 class CoreParams:
-    """Copies of a group's numbers for the rows of one pass, one for each block."""
+    """Copies of a group's cores for the rows of one pass, one for each block."""
 
     def __init__(self, group: TrainableCores, owners: Sequence[int], dtype: torch.dtype) -> None:
-        heads, _ = owner_blocks(owners)
-        self._group, self._dtype, self._single = group, dtype, len(heads) == 1
-        self._index = torch.tensor(heads, device=group.numbers.device)
+        blocks, _ = owner_blocks(owners)
+        self._group, self._dtype, self._single = group, dtype, len(blocks) == 1
+        self._index = torch.tensor(blocks, device=group.numbers.device)  # [blocks]
         self._leaf = group.numbers[self._index].requires_grad_()
 
     def factors(self) -> Factors:

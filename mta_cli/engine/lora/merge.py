@@ -1,4 +1,4 @@
-"""Merging LoRAs exactly and weighing them. Knows tensors and numbers; neither users nor files.
+"""Merging LoRAs exactly, reducing their rank, and the weights of anchors.
 
 Merging happens in ΔW (`Σ w·s·B A`): ranks are concatenated, `A = [w_1 s_1 A_1; …]`, `B = [B_1, …]`. Averaging A and B
 separately would add cross terms `B_i A_j` that are as large as the signal.
@@ -10,26 +10,36 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from mta_cli.engine.lora.adapter import Factors, LoraWeights, merge_placements
-from mta_cli.engine.lora.adapter_file import FactorBlock
 from mta_cli.engine.lora.batched import stack_loras
-from mta_cli.engine.lora.joining import concatenate_ranks
+from mta_cli.errors import IntegrityFault
 
 
 def merge_loras(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | None:
-    """One LoRA whose ΔW is the weighted sum of the parts', with scale 1; None when there is nothing to merge.
+    """One LoRA, float32 on the CPU with scale 1, whose ΔW is the weighted sum of the parts' ΔW; None for no parts.
 
-    Parts may differ in rank, alpha and modules. Zero weights are left out. Raises IntegrityFault when a module's shape
-    differs: the parts are for different bases.
+    Parts may differ in rank, alpha and modules. Parts of weight zero are left out. Raises IntegrityFault when a
+    module's shape differs, as in LoRAs for different bases.
     """
     parts = [(part, weight) for part, weight in parts if weight != 0.0 and part.factors]
     if not parts:
         return None
-    factors = concatenate_ranks(
-        [FactorBlock.from_factors(part.factors) for part, _ in parts], [weight * part.scale for part, weight in parts]
-    )
+    by_path: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for part, weight in parts:
+        for path, (a, b) in part.factors.items():
+            a, b = a.detach().to("cpu", torch.float32), b.detach().to("cpu", torch.float32)
+            by_path.setdefault(path, []).append((a * (weight * part.scale), b))
+    factors = {path: _concatenate_ranks(path, pairs) for path, pairs in by_path.items()}
     return LoraWeights(factors, 1.0, merge_placements([part.placement for part, _ in parts]))
+
+
+def _concatenate_ranks(path: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """`A [Σ rank, in]` and `B [out, Σ rank]`."""
+    if len({(b.shape[0], a.shape[1]) for a, b in pairs}) > 1:
+        raise IntegrityFault(f"{path} has different shapes in adapters that are to be merged")
+    return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], 1)
 
 
 def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:

@@ -1,7 +1,4 @@
-"""Which linear layers adapters stand on: their names as options give them, and those that a folder's model has.
-
-Reads headers alone. Knows neither torch nor adapters.
-"""
+"""The linear layers that adapters adapt: as options name them, and as the headers of a model's files have them."""
 
 from __future__ import annotations
 
@@ -15,13 +12,13 @@ from mta_cli.errors import BadInput, UsageError
 
 ALL_LINEAR = "all-linear"
 LAYER_INDEX_PATTERN = re.compile(r"\.(\d+)\.")
-"""Where a module's path names the decoder layer that it stands in."""
+"""The number of the decoder layer in a module's path."""
 
 
 def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
-    """The layers that `targets` (names, comma-separated, or `all-linear`) means among `known` ones.
+    """The names among `known` that `targets` (comma-separated, or `all-linear`) selects.
 
-    Raises UsageFault for a name that is none of them, and where nothing is named.
+    Raises UsageError for an unknown name, and where nothing is named.
     """
     found = known if targets == ALL_LINEAR else {name.strip() for name in targets.split(",") if name.strip()}
     unknown = sorted(found - known)
@@ -34,15 +31,15 @@ def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
 
 
 def require_targets(targets: str, folder: Path) -> None:
-    """Raises UsageFault as `wanted`, by the matrices in the decoder layers of a folder's model, before it is loaded.
+    """Raises UsageError as `select_target_modules`, from the headers of a folder's model, before it is loaded.
 
-    A file that cannot be read is left to whoever loads it.
+    A file that cannot be read is no error here; loading it reports that.
     """
     try:
         known = {
             name.removesuffix(".weight").rpartition(".")[2]
             for file in weight_files(folder)
-            for name, entry in read_safetensors_header(folder / file).items()
+            for name, entry in read_safetensors_header(folder / file).tensors.items()
             if name.endswith(".weight") and len(entry["shape"]) == 2 and LAYER_INDEX_PATTERN.search(name)
         }
     except (BadInput, OSError):

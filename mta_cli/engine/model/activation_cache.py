@@ -1,6 +1,6 @@
-"""States of texts that were computed once, for whoever needs them next; the least recently used goes first.
+"""A cache of computed states, bounded in bytes; the least recently used entry is dropped first.
 
-Knows neither how they are computed nor when the weights change: who changes them calls `clear`.
+Code that changes the weights calls `clear`.
 """
 
 from __future__ import annotations
@@ -11,59 +11,59 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-ACTIVATION_CACHE_BYTES = 2 << 30  # bytes held at most
+ACTIVATION_CACHE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """Where a text's pass begins: states [time, width] from token `at` on, and what stands before them."""
+    """Where a text's pass begins: states [time, width] from token `offset` on, and keys and values before it."""
 
     offset: int
     states: Tensor
-    prefix_kv: Tensor | None = None  # keys and values before `at`, [layers, 2, kv heads, at, head width]
+    prefix_kv: Tensor | None = None  # [layers, 2, kv heads, offset, head width]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both."""
+        """Bytes of states, keys and values."""
         return self.states.nbytes + (self.prefix_kv.nbytes if self.prefix_kv is not None else 0)
 
     def select_tokens(self, tokens: Sequence[int]) -> CachedPrefix:
-        """The same for those of its text's `tokens`, in ascending order; the ones before `at` stay as they are."""
+        """The same with only those states whose `tokens` are listed, in ascending order; the prefix stays whole."""
         return CachedPrefix(
             self.offset, self.states[[token - self.offset for token in tokens if token >= self.offset]], self.prefix_kv
         )
 
 
 class ActivationCache:
-    """Starts by key, `limit` bytes of them at most."""
+    """Cached prefixes by key, of at most `limit` bytes in all."""
 
     def __init__(self, limit: int = ACTIVATION_CACHE_BYTES) -> None:
         self.limit, self.nbytes = limit, 0
-        self._starts: OrderedDict[Hashable, CachedPrefix] = OrderedDict()
+        self._prefixes: OrderedDict[Hashable, CachedPrefix] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._prefixes)
 
     def get(self, key: Hashable) -> CachedPrefix | None:
-        """What is kept under `key`, now the most recently used."""
-        if key in self._starts:
-            self._starts.move_to_end(key)
-        return self._starts.get(key)
+        """The prefix under `key`, which is now the most recently used."""
+        if key in self._prefixes:
+            self._prefixes.move_to_end(key)
+        return self._prefixes.get(key)
 
-    def add_prefix(self, key: Hashable, start: CachedPrefix) -> None:
-        """Keep `start`, in place of others where there is no room; not at all where it alone is too large."""
+    def add_prefix(self, key: Hashable, prefix: CachedPrefix) -> None:
+        """Keep `prefix`, and drop others where there is no room; a prefix larger than `limit` is not kept."""
         self._drop(key)
-        while self._starts and self.nbytes + start.nbytes > self.limit:
-            self._drop(next(iter(self._starts)))
-        if self.nbytes + start.nbytes <= self.limit:
-            self._starts[key] = start
-            self.nbytes += start.nbytes
+        while self._prefixes and self.nbytes + prefix.nbytes > self.limit:
+            self._drop(next(iter(self._prefixes)))
+        if self.nbytes + prefix.nbytes <= self.limit:
+            self._prefixes[key] = prefix
+            self.nbytes += prefix.nbytes
 
     def clear(self) -> None:
-        """Forget everything."""
-        self._starts.clear()
+        """Drop everything."""
+        self._prefixes.clear()
         self.nbytes = 0
 
     def _drop(self, key: Hashable) -> None:
-        if (old := self._starts.pop(key, None)) is not None:
+        if (old := self._prefixes.pop(key, None)) is not None:
             self.nbytes -= old.nbytes

@@ -1,7 +1,4 @@
-"""A model's folder on disk: what makes it safe to load, and the fingerprint it is known by.
-
-Reads bytes and JSON only. Knows neither torch nor where folders come from; nothing in a folder is executed here.
-"""
+"""A model's folder on disk: whether it is safe to load, and its fingerprint. Reads bytes and JSON, and runs nothing."""
 
 from __future__ import annotations
 
@@ -51,9 +48,7 @@ HEAD_DIM_KEYS = ("head_dim", "d_kv", "v_head_dim", "qk_nope_head_dim")
 VOCAB_SIZE_KEYS = ("vocab_size",)
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 _TERMINAL_CONTROL = re.compile("[\x07\x08\x1b\x80-\x9f]")
-MAX_UNCHECKED_LAYERS = (
-    1000  # fewer than this cost nothing to promise, and some models share one layer's weights among many
-)
+MAX_UNCHECKED_LAYERS = 1000  # some models share one layer's weights among many; so many layers cost little
 
 
 def read_json(path: Path) -> Any:
@@ -167,7 +162,7 @@ def weight_dtypes(path: Path) -> list[str]:
 
 def _float_tensor_entries(path: Path) -> Iterator[dict[str, Any]]:
     for relative in weight_files(path):
-        for entry in read_safetensors_header(path / relative).values():
+        for entry in read_safetensors_header(path / relative).tensors.values():
             if not entry["dtype"].startswith(("I", "U", "BOOL")):
                 yield entry
 
@@ -270,7 +265,7 @@ def _size_faults(path: Path, config: dict[str, Any]) -> Iterator[str]:
     """What the configuration promises and the weights cannot hold; a library would make it all before it looked."""
     files = [path / relative for relative in weight_files(path)]
     bits = 8 * sum(file.stat().st_size for file in files)  # no format has less than a bit for each number
-    tensors = sum(len(read_safetensors_header(file)) for file in files)
+    tensors = sum(len(read_safetensors_header(file).tensors) for file in files)
     for part in (config, *(inner for key, inner in config.items() if key.endswith("config"))):
         if not isinstance(part, dict):
             continue

@@ -1,7 +1,7 @@
-"""Turns a Llama in GGUF form into a folder of plain bfloat16 safetensors, the same bytes every time.
+"""Converts a Llama from GGUF to a folder of bfloat16 safetensors, the same bytes every time.
 
-The weights are unpacked by the `gguf` library and written under transformers' names, because transformers' own reader
-keeps them packed and cannot save them. Knows nothing of where the file came from; the caller has checked its digest.
+The `gguf` library unpacks the weights, and they are written under transformers' names: transformers' own reader keeps
+them packed and cannot save them. The library trusts a file's header, so the caller must have checked the file's digest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.model.checkpoint_files import load_errors_as_bad_input
-from mta_cli.engine.model.gguf_header import check_gguf
 from mta_cli.errors import BadInput
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ def convert_gguf(source: Path, folder: Path) -> None:
     from gguf import GGUFReader
     from safetensors.torch import save_file
 
-    check_gguf(source)
     with load_errors_as_bad_input(f"{source.name} cannot be read as GGUF"):
         reader = GGUFReader(source)
         facts = {name: entry.contents() for name, entry in reader.fields.items()}
@@ -94,7 +92,7 @@ def _config(facts: dict[str, Any], *, tied: bool) -> dict[str, Any]:
 
 
 def _tokenizer(facts: dict[str, Any]) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer, and what stands in its configuration."""
+    """The tokenizer and its configuration."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokens = facts["tokenizer.ggml.tokens"]

@@ -1,4 +1,4 @@
-"""A key–value cache of fixed places for the plain decoder: one row for each text, written in place. Knows no tokens."""
+"""A key–value cache for the Llama decoder, allocated in advance and written in place."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ INITIAL_CAPACITY = 256  # positions that a cache has room for at first; it doubl
 
 
 class KVCache:
-    """Keys and values [layers, 2, rows, kv heads, room, head width]; the first `length` positions of `rows` are taken.
+    """Keys and values [layers, 2, rows, kv heads, capacity, head width]; the first `length` positions are in use.
 
-    What stands behind them is never read. `advance` after each pass through all layers.
+    Call `advance` after each pass through all layers.
     """
 
-    def __init__(self, plain: LlamaDecoder, rows: int = 1, room: int = INITIAL_CAPACITY) -> None:
-        block = torch.zeros(
-            len(plain.layers), 2, rows, plain.kv_heads, room, plain.head_dim, dtype=plain.dtype, device=plain.device
-        )  # zeros, since places that padding leaves free are multiplied by an attention of zero
-        self._take(block, 0)
+    def __init__(self, decoder: LlamaDecoder, rows: int = 1, capacity: int = INITIAL_CAPACITY) -> None:
+        # Zeros, because attention multiplies the positions that padding leaves free by zero.
+        shape = (len(decoder.layers), 2, rows, decoder.kv_heads, capacity, decoder.head_dim)
+        self._set_block(torch.zeros(shape, dtype=decoder.dtype, device=decoder.device), 0)
 
-    def _take(self, block: Tensor, length: int) -> None:
+    def _set_block(self, block: Tensor, length: int) -> None:
         self._block, self.length = block, length
         self._layers = [(layer[0], layer[1]) for layer in block]
 
@@ -34,7 +33,7 @@ class KVCache:
         return self._block.shape[4]
 
     def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """See `KeyValues`."""
+        """See `PastKeyValues`."""
         new = k.shape[2]
         keys, values = self._layers[layer]
         keys.narrow(2, self.length, new).copy_(k)
@@ -42,43 +41,37 @@ class KVCache:
         return keys.narrow(2, 0, self.length + new), values.narrow(2, 0, self.length + new)
 
     def advance(self, new: int) -> None:
-        """The next `new` positions are taken in every layer."""
+        """Count the `new` positions that every layer has written."""
         self.length += new
 
     def reserve(self, new: int) -> None:
-        """Have room for `new` more positions."""
-        room = self._block.shape[4]
-        if self.length + new > room:
-            wider = self._block.new_zeros(
-                *self._block.shape[:4], _next_capacity(room, self.length + new), self._block.shape[5]
-            )
+        """Grow until `new` more positions fit; the capacity doubles."""
+        capacity = self.capacity
+        while capacity < self.length + new:
+            capacity *= 2
+        if capacity > self.capacity:
+            wider = self._block.new_zeros(*self._block.shape[:4], capacity, self._block.shape[5])
             wider[:, :, :, :, : self.length] = self._block[:, :, :, :, : self.length]
-            self._take(wider, self.length)
+            self._set_block(wider, self.length)
 
     def crop(self, surplus: int) -> None:
         """Free the last `-surplus` positions; negative, as transformers' caches have it."""
         self.length += surplus
 
     def row_view(self, first: int, last: int, length: int) -> KVCache:
-        """Rows `first` to `last` (exclusive) of this cache, `length` positions of which are taken; memory is shared."""
+        """Rows `first` to `last` (exclusive) with `length` positions in use, as a view that shares memory."""
         view = object.__new__(KVCache)
-        view._take(self._block[:, :, first:last], length)
+        view._set_block(self._block[:, :, first:last], length)
         return view
 
     def copy_prefix(self, other: KVCache) -> None:
-        """Begin every row with the only row of `other`."""
+        """Copy the only row of `other` to the start of every row."""
         self._block[:, :, :, :, : other.length] = other._block[:, :, :1, :, : other.length]
         self.length = other.length
 
     def keep_rows(self, order: Sequence[int]) -> None:
-        """Row `i` becomes what row `order[i]` was, which must not be below `i`; the rest is given up."""
+        """Row `i` becomes what row `order[i]` was, where `order[i] >= i`; other rows are dropped."""
         for target, source in enumerate(order):
             if source != target:
                 self._block[:, :, target, :, : self.length] = self._block[:, :, source, :, : self.length]
-        self._take(self._block[:, :, : len(order)], self.length)
-
-
-def _next_capacity(room: int, wanted: int) -> int:
-    while room < wanted:
-        room *= 2
-    return room
+        self._set_block(self._block[:, :, : len(order)], self.length)

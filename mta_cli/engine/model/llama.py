@@ -1,8 +1,7 @@
-"""A decoder of the Llama family as plain tensor operations on the base's own weights, with personal parts for each row.
+"""A decoder of the Llama family as tensor operations on the base's own weights, with LoRA factors for each row.
 
-What transformers' modules compute, in fewer and larger operations: projections that share their input are joint, a
-pass may begin at any layer with states computed before, keys and values may come from elsewhere, and every row of a
-batch may carry its own LoRA factors. Knows no users, prompts or losses.
+It computes what transformers' modules compute, in fewer and larger operations: projections that read the same input are
+fused, and a pass may begin at any layer, with states and with keys and values computed before.
 """
 
 from __future__ import annotations
@@ -19,14 +18,13 @@ from torch.nn import functional as F
 from mta_cli.engine.model.activation_cache import ActivationCache
 
 LENGTH_INDEPENDENT_ROPES = ("default", "linear", "llama3", "yarn")  # angles that do not depend on how long the text is
-EAGER_ATTENTION_MAX_KEYS = (
-    512  # up to so many keys, plain products beat the fused attention kernel on a CPU, most of all backwards
-)
+EAGER_ATTENTION_MAX_KEYS = 512  # up to so many keys, matrix products beat the fused attention kernel on a CPU
 PACKED_MAX_ROWS = 64  # up to so many rows of input, oneDNN reads weights in its own order about 1.5 times faster
-INT8_MAX_ROWS = 8  # up to so many rows, products with 8-bit weights are read at the memory's speed
+INT8_MAX_ROWS = 8  # up to so many rows of input, 8-bit weights are read at the memory's speed
+ONEDNN_OPS = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")  # private: may be absent
 
 Rope = tuple[Tensor, Tensor]
-WeightFormat = Literal["weights", "packed", "int8"]  # what a projection reads where it may: see `Plain.pack`
+WeightFormat = Literal["weights", "packed", "int8"]  # which copy a projection reads: see `LlamaDecoder.pack_weights`
 FusedFactors = dict[tuple[int, str], tuple[Tensor, Tensor]]
 
 
@@ -34,23 +32,23 @@ class PastKeyValues(Protocol):
     """Where the keys and values of earlier positions come from."""
 
     def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Take `k`, `v` [rows, kv heads, new, head width]; return all that the new positions may see, in order."""
+        """Add a layer's `k`, `v` [rows, kv heads, new, head width]; return all keys and values so far, in order."""
         ...
 
 
 @dataclass(frozen=True)
 class BatchedLora:
-    """Low-rank parts of the rows at hand: `pairs[layer, joint] = (A [blocks?, in, rank], B [blocks?, rank, out])`.
+    """The LoRA factors of a batch's rows: `A [blocks, in, rank]` and `B [blocks, rank, out]` by layer and projection.
 
-    The scale is inside B. Rows stand in blocks of equally many neighbours that share a part; without the first axis all
-    rows do. `where` [rows, time, 1] is 1 at the positions where parts act; None is everywhere.
+    The scale is inside B. Each block is equally many neighbouring rows that share factors; without the first axis all
+    rows do. `position_mask` [rows, time, 1] is 1 where the factors act; None is everywhere.
     """
 
     fused_factors: FusedFactors
     position_mask: Tensor | None = None
 
     def add_delta(self, key: tuple[int, str], x: Tensor, y: Tensor) -> Tensor:
-        """`y` [rows, time, out] and what the part of `key` makes of `x` [rows, time, in]."""
+        """`y + B A x` for `x` [rows, time, in] and `y` [rows, time, out], with the factors of `key`."""
         if key not in self.fused_factors:
             return y
         a, b = self.fused_factors[key]
@@ -61,9 +59,9 @@ class BatchedLora:
 
 
 class FusedLinear:
-    """A frozen projection: one or several linear modules that read the same input, their weights in one tensor.
+    """One or several frozen linear modules that read the same input, with their weights in one tensor.
 
-    The modules' own weights become views of it, so what is folded into them is seen here and costs no second copy.
+    The modules' own weights become views of it: what is folded into them is seen here, without a second copy.
     """
 
     def __init__(self, *modules: nn.Linear) -> None:
@@ -78,14 +76,14 @@ class FusedLinear:
             biases = [module.bias.detach() for module in modules if module.bias is not None]
             self.bias = torch.cat(biases) if biases else None
         self._packed: Tensor | None = None
-        self._bytes: tuple[Tensor, Tensor] | None = None
+        self._int8: tuple[Tensor, Tensor] | None = None  # [Σ out, in] int8, and the scale of each output [Σ out]
 
     def __call__(self, x: Tensor, read: WeightFormat = "weights") -> Tensor:
-        """`[…, in]` → `[…, Σ out]`. Few rows read another copy of the weight where there is one and they may."""
+        """`[…, in]` → `[…, Σ out]`. Few rows read the copy of the weight that `read` names, where there is one."""
         if read != "weights" and not x.requires_grad:
             rows = x.numel() // x.shape[-1]
-            if read == "int8" and self._bytes is not None and rows <= INT8_MAX_ROWS:
-                few: Tensor = torch._weight_int8pack_mm(x.reshape(rows, -1), *self._bytes).view(*x.shape[:-1], -1)
+            if read == "int8" and self._int8 is not None and rows <= INT8_MAX_ROWS:
+                few = _int8_product(x.reshape(rows, -1), *self._int8).view(*x.shape[:-1], -1)
                 return few if self.bias is None else few + self.bias
             if self._packed is not None and rows <= PACKED_MAX_ROWS:
                 packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
@@ -93,20 +91,20 @@ class FusedLinear:
         return F.linear(x, self.weight, self.bias)
 
     def pack_onednn(self) -> None:
-        """Keep a copy of the weight in oneDNN's order for few rows of input, as it is now."""
+        """Keep a copy of the weight as it is now, in oneDNN's own order."""
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
 
     def quantize_int8(self) -> None:
-        """Keep a copy of the weight in whole numbers from −127 to 127 times one scale for each output, as it is now."""
-        if self._bytes is None:
+        """Keep a copy of the weight as it is now, in whole numbers from −127 to 127 times one scale for each output."""
+        if self._int8 is None:
             scale = (self.weight.abs().amax(1) / 127).clamp_min(1e-12)  # [Σ out], in the weight's own numbers
             whole = (self.weight / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-            self._bytes = (whole, scale)
+            self._int8 = (whole, scale)
 
     def drop_copies(self) -> None:
-        """Drop those copies: the weight has changed, or is about to."""
-        self._packed = self._bytes = None
+        """Drop both copies: the weight has changed, or is about to."""
+        self._packed = self._int8 = None
 
 
 class RMSNorm:
@@ -122,7 +120,7 @@ class RMSNorm:
         width = x.shape[-1]
         if x.numel() > width or x.device.type != "cpu" or x.requires_grad:
             return F.rms_norm(x, (width,), self.weight, self.eps)
-        # One state alone on a CPU: two operations instead of eight, the number between them in Python.
+        # One state alone on a CPU takes two operations instead of eight, with the scale computed in Python.
         length = float(torch.linalg.vector_norm(x, dtype=torch.float32))
         scale = math.sqrt(width) / math.hypot(length, math.sqrt(width * self.eps))
         return torch.addcmul(self._nothing, x, self.weight, value=scale)
@@ -147,7 +145,7 @@ class DecoderLayer:
 
 
 class LlamaDecoder:
-    """The decoder. `plain_decoder` makes it where it is exact."""
+    """The decoder of a causal language model; `build_llama_decoder` makes it where it computes the same logits."""
 
     def __init__(self, model: Any) -> None:
         decoder, config = model.model, model.config.get_text_config()
@@ -163,44 +161,44 @@ class LlamaDecoder:
 
     @property
     def width(self) -> int:
-        """How many numbers a state has."""
+        """The width of a state."""
         return self.head.weight.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """In what numbers the states are."""
+        """The number format of weights and states."""
         return self.head.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the states are."""
+        """The device of weights and states."""
         return self.head.weight.device
 
     def all_projections(self) -> list[FusedLinear]:
         """Every projection, the head's last."""
-        return [*(joint for layer in self.layers for joint in layer.projections.values()), self.head]
+        return [*(fused for layer in self.layers for fused in layer.projections.values()), self.head]
 
     def pack_weights(self, int8: bool = False) -> None:
-        """Copy the weights as they are now, for passes of few tokens on a CPU that read copies.
+        """Copy the weights as they are now, for decoding steps of few rows on a CPU.
 
-        `int8` rounds the copy to 8 bits, for passes of very few tokens; it needs `can_round`.
+        The copy is in oneDNN's order (bfloat16 alone), or with `int8` in 8 bits, which needs `supports_int8`.
         """
         if int8:
-            for joint in self.all_projections():
-                joint.quantize_int8()
-        elif self.dtype == torch.bfloat16 and self.device.type == "cpu" and _packs_bfloat16():
-            for joint in self.all_projections():
-                joint.pack_onednn()
+            for projection in self.all_projections():
+                projection.quantize_int8()
+        elif self.dtype == torch.bfloat16 and self.device.type == "cpu" and _onednn_packs_bfloat16():
+            for projection in self.all_projections():
+                projection.pack_onednn()
 
     @property
     def supports_int8(self) -> bool:
-        """Whether products with 8-bit weights can be had here, and are faster."""
+        """Whether products with 8-bit weights are faster here."""
         return self.device.type == "cpu" and self.dtype == torch.bfloat16
 
     def invalidate_caches(self) -> None:
-        """Drop all that was made from the weights: they have changed, or are about to."""
-        for joint in self.all_projections():
-            joint.drop_copies()
+        """Drop all that was computed from the weights: they have changed, or are about to."""
+        for projection in self.all_projections():
+            projection.drop_copies()
         self.activation_cache.clear()
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -228,31 +226,33 @@ class LlamaDecoder:
         *,
         first: int = 0,
         last: int | None = None,
-        parts: Sequence[BatchedLora] = (),
+        loras: Sequence[BatchedLora] = (),
         past: PastKeyValues | None = None,
         read: WeightFormat = "weights",
     ) -> Tensor:
-        """States [rows, time, width] after layers `first` to `last` (exclusive; None: all) from those before `first`.
+        """States [rows, time, width] after layers `first` to `last` (exclusive; None: all), from the states `x` before.
 
-        `mask` is added to attention scores, [rows or 1, 1, 1, time, keys]; None hides nothing. Copies of the
-        weights that `pack` made are faster to `read`, and round differently.
+        `mask` [rows or 1, 1, 1, time, keys] is added to attention scores; None hides nothing. `loras` act on their own
+        rows. `past` holds the keys and values of earlier positions and takes the new ones. `read` names the copy of the
+        weights to read; copies round differently.
         """
         for i in range(first, len(self.layers) if last is None else last):
             layer = self.layers[i]
-            x = x + self._attention(i, layer.norm_in(x), rope, mask, parts, past, read)
-            gate, up = self._project(i, "gate_up", layer.norm_mid(x), parts, read).chunk(2, -1)
-            x = x + self._project(i, "down", F.silu(gate) * up, parts, read)
+            # 1. attention, added to the residual stream  [rows, time, width]
+            x = x + self._attention(i, layer.norm_in(x), rope, mask, loras, past, read)
+            # 2. gated MLP: silu(gate) · up  [rows, time, inner], back to  [rows, time, width]
+            gate, up = self._project(i, "gate_up", layer.norm_mid(x), loras, read).chunk(2, -1)
+            x = x + self._project(i, "down", F.silu(gate) * up, loras, read)
         return x
 
-    def logits(self, x: Tensor, shifts: Tensor | None = None, read: WeightFormat = "weights") -> Tensor:
-        """Logits [n, vocabulary] of states [n, width] after the last layer; `shifts` are added to them once normal."""
-        normal = self.norm(x)
-        return self.head(normal if shifts is None else normal + shifts, read)
+    def logits(self, x: Tensor, read: WeightFormat = "weights") -> Tensor:
+        """Logits [n, vocabulary] of states [n, width] after the last layer."""
+        return self.head(self.norm(x), read)
 
-    def _project(self, i: int, name: str, x: Tensor, parts: Sequence[BatchedLora], read: WeightFormat) -> Tensor:
+    def _project(self, i: int, name: str, x: Tensor, loras: Sequence[BatchedLora], read: WeightFormat) -> Tensor:
         y = self.layers[i].projections[name](x, read)
-        for part in parts:
-            y = part.add_delta((i, name), x, y)
+        for lora in loras:
+            y = lora.add_delta((i, name), x, y)
         return y
 
     def _attention(
@@ -261,46 +261,68 @@ class LlamaDecoder:
         x: Tensor,
         rope: Rope,
         mask: Tensor | None,
-        parts: Sequence[BatchedLora],
+        loras: Sequence[BatchedLora],
         past: PastKeyValues | None,
         read: WeightFormat,
     ) -> Tensor:
         layer, (rows, time, _) = self.layers[i], x.shape
-        joint = self._project(i, "qkv", x, parts, read).view(rows, time, -1, self.head_dim)
-        turning, v = torch.split(joint, [self.heads + self.kv_heads, self.kv_heads], 2)
+        # 1. queries, keys and values in one product  [rows, time, heads + 2 · kv heads, head width]
+        qkv = self._project(i, "qkv", x, loras, read).view(rows, time, -1, self.head_dim)
+        qk, v = torch.split(qkv, [self.heads + self.kv_heads, self.kv_heads], 2)
         if layer.norm_q is not None and layer.norm_k is not None:
-            q, k = torch.split(turning, [self.heads, self.kv_heads], 2)
-            turning = torch.cat([layer.norm_q(q), layer.norm_k(k)], 2)
-        q, k = torch.split(_rotate(turning, rope), [self.heads, self.kv_heads], 2)
-        k, v = k.transpose(1, 2), v.transpose(1, 2)  # [rows, kv heads, time, head width]
+            q, k = torch.split(qk, [self.heads, self.kv_heads], 2)
+            qk = torch.cat([layer.norm_q(q), layer.norm_k(k)], 2)
+        # 2. rotary positions, on queries and keys together
+        q, k = torch.split(_rotate(qk, rope), [self.heads, self.kv_heads], 2)
+        # 3. keys and values behind those of earlier positions  [rows, kv heads, keys, head width]
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
         if past is not None:
             k, v = past.update_kv(i, k, v)
-        return self._project(i, "out", self._attend(q, k, v, mask), parts, read)
+        # 4. attention, and the output projection  [rows, time, width]
+        return self._project(i, "out", self._attend(q, k, v, mask), loras, read)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Mixed values [rows, time, heads · head width] for queries [rows, time, heads, head width]."""
+        """Attention output [rows, time, heads · head width] for queries `q` [rows, time, heads, head width].
+
+        `k` and `v` are [rows, kv heads, keys, head width]; `groups` query heads share each of them.
+        """
         rows, time, heads, width = q.shape
         groups, keys = heads // self.kv_heads, k.shape[2]
-        if time == 1:  # the heads that share keys stand where the fused kernel has the queries of one head
-            shared, hidden = q.view(rows, self.kv_heads, groups, width), mask.squeeze(2) if mask is not None else None
-            mixed = F.scaled_dot_product_attention(shared, k, v, attn_mask=hidden, scale=self.scaling)
-            return mixed.reshape(rows, 1, heads * width)
+        # One new position: the query heads of a group stand where the fused kernel has the positions of one head.
+        if time == 1:
+            grouped, hidden = q.view(rows, self.kv_heads, groups, width), mask.squeeze(2) if mask is not None else None
+            output = F.scaled_dot_product_attention(grouped, k, v, attn_mask=hidden, scale=self.scaling)
+            return output.reshape(rows, 1, heads * width)
+        # Many keys, or a GPU: the fused kernel.
         if keys > EAGER_ATTENTION_MAX_KEYS or q.device.type != "cpu":
             hidden = mask.squeeze(2) if mask is not None else None
-            mixed = F.scaled_dot_product_attention(
+            output = F.scaled_dot_product_attention(
                 q.transpose(1, 2), k, v, attn_mask=hidden, scale=self.scaling, enable_gqa=groups > 1
             )
-            return mixed.transpose(1, 2).reshape(rows, time, heads * width)
+            return output.transpose(1, 2).reshape(rows, time, heads * width)
+        # Few keys on a CPU, as matrix products.
+        # 1. queries by the key head that they share  [rows, kv heads, groups, time, head width]
         q = (q * self.scaling).view(rows, time, self.kv_heads, groups, width).permute(0, 2, 3, 1, 4)
+        # 2. scores  [rows, kv heads, groups · time, keys]
         scores = q.reshape(rows, self.kv_heads, groups * time, width) @ k.transpose(2, 3)
         if mask is not None:
             scores = (scores.view(rows, self.kv_heads, groups, time, keys) + mask).view_as(scores)
-        mixed = (torch.softmax(scores, -1) @ v).view(rows, self.kv_heads, groups, time, width)
-        return mixed.permute(0, 3, 1, 2, 4).reshape(rows, time, heads * width)
+        # 3. weighted values, heads side by side again  [rows, time, heads · head width]
+        output = (torch.softmax(scores, -1) @ v).view(rows, self.kv_heads, groups, time, width)
+        return output.permute(0, 3, 1, 2, 4).reshape(rows, time, heads * width)
 
 
-def _packs_bfloat16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def _onednn_packs_bfloat16() -> bool:
+    """Whether this PyTorch and CPU have oneDNN's products with reordered weights; without them weights stay as is."""
+    ops = torch.ops.mkldnn
+    return all(hasattr(ops, name) for name in ONEDNN_OPS) and bool(ops._is_mkldnn_bf16_supported())
+
+
+def _int8_product(x: Tensor, whole: Tensor, scale: Tensor) -> Tensor:
+    """`x` [rows, in] times int8 weights `whole` [out, in], each output times its `scale` [out]."""
+    kernel = getattr(torch, "_weight_int8pack_mm", None)  # private: may be absent
+    product: Tensor = F.linear(x, whole.to(x.dtype)) * scale if kernel is None else kernel(x, whole, scale)
+    return product
 
 
 def _rotate(x: Tensor, rope: Rope) -> Tensor:
@@ -315,22 +337,23 @@ def causal_mask(time: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def build_llama_decoder(model: Any) -> LlamaDecoder | None:
-    """The plain decoder of `model` where it has the family's shape and gives the same logits; else None."""
+    """The Llama decoder of `model` where it has the family's shape and gives the same logits; else None."""
     if not _is_llama_architecture(model):
         return None
-    plain = LlamaDecoder(model)
-    words = plain.embedding.weight.shape[0]  # the first ones are special, and too noisy in bfloat16 to compare
-    ids = (torch.arange(1, 33, device=plain.device) * words // 33)[None]
+    decoder = LlamaDecoder(model)
+    # 32 tokens from the whole vocabulary: the first are special, and too noisy in bfloat16 to compare  [1, 32]
+    vocabulary = decoder.embedding.weight.shape[0]
+    ids = (torch.arange(1, 33, device=decoder.device) * vocabulary // 33)[None]
     with torch.no_grad():
         theirs = model(input_ids=ids, use_cache=False).logits[0].float()
-        states = plain.run_layers(
-            plain.embed(ids),
-            plain.rope(torch.arange(32, device=ids.device)[None]),
-            causal_mask(32, plain.dtype, plain.device),
+        states = decoder.run_layers(
+            decoder.embed(ids),
+            decoder.rope(torch.arange(32, device=ids.device)[None]),
+            causal_mask(32, decoder.dtype, decoder.device),
         )
-        ours = plain.logits(states[0]).float()
+        ours = decoder.logits(states[0]).float()
     spread = (ours - theirs).abs().mean() / theirs.std().clamp_min(1e-6)
-    return plain if float(spread) < (1e-4 if plain.dtype == torch.float32 else 0.1) else None
+    return decoder if float(spread) < (1e-4 if decoder.dtype == torch.float32 else 0.1) else None
 
 
 def _is_llama_architecture(model: Any) -> bool:
@@ -339,20 +362,20 @@ def _is_llama_architecture(model: Any) -> bool:
     if getattr(model, "base_model_prefix", "") != "model" or not hasattr(decoder, "rotary_emb"):
         return False
     rope = getattr(config, "rope_parameters", None) or {}
-    every = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
-    windows = set(getattr(config, "layer_types", None) or [every])
+    default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+    windows = set(getattr(config, "layer_types", None) or [default])
     if rope.get("rope_type", "default") not in LENGTH_INDEPENDENT_ROPES or windows != {"full_attention"}:
         return False
     return all(_is_llama_layer(layer) for layer in decoder.layers)
 
 
 def _is_llama_layer(layer: Any) -> bool:
-    """Whether a decoder layer has exactly the parts that `Plain` computes with."""
+    """Whether a layer has exactly the modules that `DecoderLayer` reads."""
     names = {name for name, _ in layer.named_children()}
     linear = [
         module
-        for parent, wanted in (("self_attn", "q_proj k_proj v_proj o_proj"), ("mlp", "gate_proj up_proj down_proj"))
-        for name in wanted.split()
+        for parent, children in (("self_attn", "q_proj k_proj v_proj o_proj"), ("mlp", "gate_proj up_proj down_proj"))
+        for name in children.split()
         if isinstance(module := getattr(getattr(layer, parent, None), name, None), nn.Linear)
     ]
     same_bias = all(len({m.bias is None for m in group}) == 1 for group in (linear[:3], linear[4:6]))

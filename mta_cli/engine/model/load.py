@@ -1,11 +1,9 @@
-"""The frozen language model: loading it safely, where and how exactly it computes, and logits at chosen positions.
-
-Knows nothing of users, adapters, names on a hub or where models are kept.
-"""
+"""The frozen base: loading a model's folder safely, its device and number format, and logits at chosen positions."""
 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +20,6 @@ from mta_cli.engine.model.checkpoint_files import (
     require_config_fits_weights,
 )
 from mta_cli.engine.model.llama import LlamaDecoder, build_llama_decoder
-from mta_cli.engine.model.quiet import quiet_libraries
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,7 +27,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class LoadedBase:
-    """A base in memory, frozen and in eval mode. `end_ids` are the tokens that end an answer, the tokenizer's first."""
+    """A base in memory, frozen and in eval mode.
+
+    `end_ids` are the tokens that end an answer, the tokenizer's first. `head_is_exact`: logits are the output layer
+    applied to the decoder's last state, without a scale or cap.
+    """
 
     model: Any
     tokenizer: Any
@@ -44,12 +45,16 @@ class LoadedBase:
 
     @property
     def window(self) -> int:
-        """How many tokens the base was made to see at once."""
+        """The most tokens that the base reads at once."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 2048)
 
 
 def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", dtype: str = "auto") -> LoadedBase:
-    """The base in `path`, ready to compute. Raises when the folder is unsafe, damaged or no causal language model."""
+    """The base in folder `path`, on its device.
+
+    Raises BadInput when the folder is unsafe or no causal language model, IntegrityFault when its weights are
+    incomplete or not finite.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     quiet_libraries()
@@ -79,6 +84,17 @@ def load_base(path: Path, *, name: str, fingerprint: str, device: str = "auto", 
     return base
 
 
+def quiet_libraries() -> None:
+    """Silences transformers' progress bars and log lines; what matters is raised as an error instead."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"(transformers|sentence_transformers|huggingface_hub)(\..*)?"
+    )
+
+
 def resolve_device(name: str) -> torch.device:
     """The device called `name`; `auto` is CUDA, else Apple's GPU, else the CPU. UsageError when it is not there."""
     if name == "auto":
@@ -102,10 +118,9 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The number format called `name`; `auto` is bfloat16 where the hardware computes in it, else float32.
 
-    It is the format of the base's weights and activations. Factors that train, the sums of their gradients and Adam's
-    moments are float32 whatever it is, and so are the logits of likelihoods where the plain decoder computes them, or
-    else their softmax. TensorFloat-32 is left as PyTorch has it, which is off for matrix products: float32 is asked for
-    where numbers are to be exact.
+    It is the format of the base's weights and activations. Trained factors, their gradients, Adam's moments, and the
+    logits of log-likelihoods (without Llama decoder: their softmax) are float32 in any case. TensorFloat-32 stays as
+    PyTorch has it, off for matrix products.
     """
     if name in DTYPES:
         return DTYPES[name]
@@ -131,7 +146,7 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 
 @contextmanager
 def fresh_activation_cache(base: LoadedBase) -> Iterator[None]:
-    """Inside, no states are kept yet, as for the first who asks; afterwards those kept before are there again."""
+    """Inside, the activation cache is empty, as after loading; the former one is back on exit."""
     if base.llama_decoder is None:
         yield
         return
@@ -145,10 +160,10 @@ def fresh_activation_cache(base: LoadedBase) -> Iterator[None]:
 def head_logits(
     base: LoadedBase, input_ids: Tensor, attention_mask: Tensor | None, rows: Tensor, cols: Tensor
 ) -> Tensor:
-    """Logits [n, vocabulary] of the next token at the n chosen (row, column) places of a [batch, time] input.
+    """Logits [n, vocabulary] of the next token at n positions (`rows`, `cols`, [n] each) of `input_ids` [batch, time].
 
-    Rows padded on the right need no mask: attention is causal, so what stands behind a token does not reach it.
-    The head sees a 2-D gather: in a 3-D one the backward pass copies the vocabulary matrix once per row.
+    Rows padded on the right need no mask, because attention is causal. The output layer gets a 2-D gather of states: of
+    a 3-D one the backward pass copies the vocabulary matrix once per row.
     """
     fixed: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
     if attention_mask is not None:
@@ -179,7 +194,7 @@ def _accepted_arguments(module: nn.Module, arguments: dict[str, Any]) -> dict[st
 
 
 def _head_is_exact(model: Any, device: torch.device) -> bool:
-    """Whether the plain head on the decoder's last state is the model's own answer (no soft cap or scale behind it)."""
+    """Whether the output layer on the decoder's last state gives the model's own logits (no soft cap, no scale)."""
     decoder, head = _decoder(model), model.get_output_embeddings()
     if decoder is None or head is None:
         return False

@@ -1,12 +1,13 @@
-"""The header of a safetensors file: which tensors it promises, checked before any library reads it. Knows no model."""
+"""The header of a safetensors file: which tensors it promises, checked before any library reads it."""
 
 from __future__ import annotations
 
 import json
 import math
 import struct
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mta_cli.errors import BadInput
 
@@ -37,39 +38,45 @@ DTYPE_BITS = {
 }
 
 
-def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
-    """The file's tensors by name: `dtype`, `shape` and `data_offsets`, which fill the rest of the file gaplessly.
+class SafetensorsHeader(NamedTuple):
+    """Tensors by name (`dtype`, `shape` and `data_offsets`, as JSON has them), and the file's metadata."""
+
+    tensors: dict[str, dict[str, Any]]
+    metadata: dict[str, str]
+
+
+def read_safetensors_header(source: Path | bytes) -> SafetensorsHeader:
+    """The header of a file, or of a file's bytes; its tensors fill the rest of the file without gaps.
 
     Raises BadInput for anything else, in words that do not name the file.
     """
-    size = file.stat().st_size
-    with file.open("rb") as opened:
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as opened:
         prefix = opened.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= size - 8:
             raise BadInput("not a safetensors file, or a truncated one")
         if length > MAX_HEADER:
             raise BadInput(f"its header has {length:,} bytes; the most is {MAX_HEADER:,}")
-        raw = opened.read(length)
-    header = _parse_header(raw)
-    if len(header) > MAX_TENSORS:
-        raise BadInput(f"{len(header):,} tensors; the most is {MAX_TENSORS:,}")
+        header = _parse_header(opened.read(length))
+    if len(header.tensors) > MAX_TENSORS:
+        raise BadInput(f"{len(header.tensors):,} tensors; the most is {MAX_TENSORS:,}")
     end = 0
-    for name, entry in sorted(header.items(), key=lambda pair: pair[1]["data_offsets"]):
+    for name, entry in sorted(header.tensors.items(), key=lambda pair: pair[1]["data_offsets"]):
         end = _checked_tensor_end(name, entry, end)
     if length + 8 + end != size:
         raise BadInput(f"truncated: {size:,} bytes where the header promises {length + 8 + end:,}")
     return header
 
 
-def _parse_header(raw: bytes) -> dict[str, dict[str, Any]]:
-    """The entries of a header whose parts have the right types; what the metadata say is nobody's business here."""
+def _parse_header(raw: bytes) -> SafetensorsHeader:
+    """A header whose parts have the right types."""
     try:
-        header = json.loads(raw.decode(), object_pairs_hook=_reject_duplicate_keys)
-        metadata = header.pop("__metadata__", {})
-        json.dumps(header | {"": metadata}, ensure_ascii=False).encode()  # no half of a surrogate pair
+        tensors = json.loads(raw.decode(), object_pairs_hook=_reject_duplicate_keys)
+        metadata = tensors.pop("__metadata__", {})
+        json.dumps(tensors | {"": metadata}, ensure_ascii=False).encode()  # no half of a surrogate pair
         fine = all(isinstance(each, str) for pair in metadata.items() for each in pair)
-        for entry in header.values():
+        for entry in tensors.values():
             numbers = [*entry["shape"], *entry["data_offsets"]]
             fine &= entry["dtype"] in DTYPE_BITS and len(entry["data_offsets"]) == 2
             fine &= all(type(number) is int and 0 <= number < 2**63 for number in numbers)
@@ -77,7 +84,7 @@ def _parse_header(raw: bytes) -> dict[str, dict[str, Any]]:
         fine = False
     if not fine:
         raise BadInput("not a safetensors file: its header is not readable")
-    return header  # type: ignore[no-any-return]
+    return SafetensorsHeader(tensors, metadata)
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

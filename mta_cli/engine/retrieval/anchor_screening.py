@@ -1,10 +1,8 @@
-"""Gates against poisoned anchors: how large their weights are, what they do to neutral prompts, whom profiles draw.
+"""Screening of anchors for poison: the size of their weights, their effect on neutral prompts, and how many they draw.
 
-Tensors and numbers in, findings out. An anchor is judged beside the others of its bank, so that no bound needs to know
-the base, the task or the learning rate. Knows neither users nor files, and decides nothing about what is found.
-
-What no gate can see is an anchor that is like the others in size and on neutral prompts and answers to a trigger of
-its own: weights of recipes alone bound what it does. Nor is the task adapter judged, which stands beside nothing.
+An anchor is compared with the others of its bank, so that no bound depends on the base, the task or the learning rate.
+An anchor that is like the others in size and on neutral prompts, and answers to a trigger of its own, passes; only its
+weight in recipes limits it. The task adapter is not screened, because there is nothing to compare it with.
 """
 
 from __future__ import annotations
@@ -17,16 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mta_cli.engine.lora.adapter import LoraWeights
+from mta_cli.engine.lora.adapter import LoraWeights, squared_norm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mta_cli.engine.model.load import LoadedBase
 
-MIN_ANCHORS_TO_SCREEN = 4  # anchors that can be judged beside each other: of fewer the median says nothing
-TOP_TOKENS = 16  # of the task adapter's likeliest next tokens; all others count as one
-MIN_PROBABILITY = 1e-6  # probability of what a model excludes
+MIN_ANCHORS_TO_SCREEN = 4  # of fewer anchors the median says nothing
+TOP_TOKENS = 16  # of the task adapter's likeliest next tokens, compared one by one; all others count as one
+MIN_PROBABILITY = 1e-6  # floor of a probability
 PROBE_PROMPTS = (
     "Good morning. How are you today?",
     "Write one sentence about the weather.",
@@ -41,7 +39,7 @@ PROBE_PROMPTS = (
 
 @dataclass(frozen=True)
 class ScreeningFinding:
-    """What a `gate` found of the anchor at `place` in its bank: a `value` above its `bound`."""
+    """What a `gate` found about anchor number `anchor_index` of its bank: a `value` above its `bound`."""
 
     anchor_index: int
     gate: str
@@ -50,18 +48,14 @@ class ScreeningFinding:
 
 
 def module_norms(weights: LoraWeights) -> dict[str, float]:
-    """Frobenius norm of ΔW of each module, from the factors' small Gram matrices."""
-    norms = {}
-    for path, (a, b) in weights.factors.items():
-        a64, b64 = a.double(), b.double()
-        norms[path] = abs(weights.scale) * math.sqrt(max(0.0, float(((a64 @ a64.T) * (b64.T @ b64)).sum())))
-    return norms
+    """Frobenius norm of ΔW of each module."""
+    return {path: abs(weights.scale) * math.sqrt(squared_norm(a, b)) for path, (a, b) in weights.factors.items()}
 
 
 def norm_ratios(norms: Sequence[Mapping[str, float]]) -> list[float]:
     """Of each anchor, the largest ratio of a module's norm to the median of that module over all anchors.
 
-    One for everybody where there are fewer than `FEWEST`.
+    1 for each of fewer than `MIN_ANCHORS_TO_SCREEN` anchors.
     """
     if len(norms) < MIN_ANCHORS_TO_SCREEN:
         return [1.0] * len(norms)
@@ -73,33 +67,34 @@ def norm_ratios(norms: Sequence[Mapping[str, float]]) -> list[float]:
 def mean_kl_divergences(
     base: LoadedBase, prompts: Sequence[Sequence[int]], anchors: Sequence[tuple[LoraWeights, ...]]
 ) -> list[float]:
-    """Mean KL divergence (nats) of the next token under each anchor's parts from that of the base as it is, which holds
-    the task adapter.
+    """Mean KL divergence (nats) of the next token under each anchor from that of `base`, which holds the task adapter.
 
-    Tokens count as one, and this is a lower bound, except for the base's `WEIGHED` likeliest, the end of an answer and
-    each anchor's likeliest.
+    Compared one by one are the base's `TOP_TOKENS` likeliest tokens, the ends of an answer and each anchor's likeliest
+    token; all others count as one, so this is a lower bound.
     """
     from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
 
+    # 1. one tree for each prompt, each compared token a completion
     tokens = [_tokens_to_compare(base, prompt, anchors) for prompt in prompts]
-    forks = [PromptTree(tuple(prompt), tuple((t,) for t in own)) for prompt, own in zip(prompts, tokens, strict=True)]
-    people = [(), *anchors]
-    logs = completion_log_likelihoods(
-        base, forks, people, [(fork, person) for person in range(len(people)) for fork in range(len(forks))]
-    )
-    rows = [
-        [_append_rest_probability(logs[person * len(forks) + fork]) for fork in range(len(forks))]
-        for person in range(len(people))
+    trees = [PromptTree(tuple(prompt), tuple((t,) for t in own)) for prompt, own in zip(prompts, tokens, strict=True)]
+    # 2. distributions of the base (model 0) and of each anchor, by prompt
+    models: list[tuple[LoraWeights, ...]] = [(), *anchors]
+    pairs = [(tree, model) for model in range(len(models)) for tree in range(len(trees))]
+    logs = completion_log_likelihoods(base, trees, models, pairs)
+    reference, *others = [
+        [_append_rest_probability(own) for own in logs[start : start + len(trees)]]
+        for start in range(0, len(logs), len(trees))
     ]
-    return [float(np.mean([(p * np.log(p / q)).sum() for p, q in zip(own, rows[0], strict=True)])) for own in rows[1:]]
+    # 3. KL(anchor ‖ base), mean over prompts
+    return [float(np.mean([(p * np.log(p / q)).sum() for p, q in zip(own, reference, strict=True)])) for own in others]
 
 
 @torch.no_grad()
 def _tokens_to_compare(
     base: LoadedBase, prompt: Sequence[int], anchors: Sequence[tuple[LoraWeights, ...]]
 ) -> list[int]:
-    """The tokens after `prompt` that are looked at one by one."""
+    """The tokens after `prompt` that are compared one by one."""
     from mta_cli.engine.generation.generate_batch import generate_answers
     from mta_cli.engine.model.load import head_logits
 
@@ -112,18 +107,17 @@ def _tokens_to_compare(
 
 
 def _append_rest_probability(logs: Sequence[float]) -> NDArray[np.float64]:
-    """Probabilities, with that of all other tokens as the last."""
-    known = np.exp(np.array(logs, np.float64))
-    rows = np.append(known, 1.0 - known.sum()).clip(MIN_PROBABILITY)
-    found: NDArray[np.float64] = rows / rows.sum()
-    return found
+    """Probabilities of the tokens with log-probabilities `logs`, and of all other tokens together as the last."""
+    listed = np.exp(np.array(logs, np.float64))
+    clipped = np.append(listed, 1.0 - listed.sum()).clip(MIN_PROBABILITY)
+    probabilities: NDArray[np.float64] = clipped / clipped.sum()
+    return probabilities
 
 
 def find_outliers(values: Sequence[float], gate: str, bound: float, *, floor: float = 0.0) -> list[ScreeningFinding]:
-    """Anchors whose value is above `bound` times the median of all, and above `floor`, or is no number; a bound of 0
-    finds none.
+    """The anchors whose value is above `bound` times the median of all, and above `floor`, or is NaN.
 
-    Nobody where there are fewer than `FEWEST`.
+    None for a bound of 0, and for fewer than `MIN_ANCHORS_TO_SCREEN` anchors.
     """
     if bound == 0.0 or len(values) < MIN_ANCHORS_TO_SCREEN:
         return []
@@ -132,32 +126,32 @@ def find_outliers(values: Sequence[float], gate: str, bound: float, *, floor: fl
 
 
 def selection_shares(cosines: NDArray[np.float32], top_k: int) -> list[float]:
-    """The share of people [people, anchors] who have each anchor among their `top_k` nearest."""
-    people, anchors = cosines.shape
+    """The share of users for whom each anchor is among the `top_k` nearest, by `cosines` [users, anchors]."""
+    users, anchors = cosines.shape
     nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :top_k]
     counts = np.bincount(nearest.ravel(), minlength=anchors)
-    return [float(count) / max(1, people) for count in counts]
+    return [float(count) / max(1, users) for count in counts]
 
 
 def min_cosine_by_anchor(cosines: NDArray[np.float32], top_k: int, share: float) -> dict[int, float]:
-    """The least cosine with which each anchor that draws more than its share may serve, by place.
+    """The least cosine with which an anchor may serve a user, for each anchor that would serve too many.
 
-    An anchor may serve `share` of people [people, anchors], and never less than twice what all would serve if they
-    served alike. Those nearest to it keep it; for the others the next anchors take over, and may draw too many in their
-    turn. What it rests on is the people whom the bank is made of: whom an anchor serves must not depend on who else
-    came later. A share of 0 is no cap.
+    An anchor may serve `share` of the users, and never less than twice an equal share. It keeps the users nearest to
+    it; the next nearest anchors take over the others, and may then serve too many in their turn. `cosines`
+    [users, anchors] are of the bank's own users: whom an anchor serves must not depend on users who came later. A
+    `share` of 0 is no cap.
     """
-    people, anchors = cosines.shape
+    users, anchors = cosines.shape
     most = max(share, 2.0 * top_k / anchors)
-    found: dict[int, float] = {}
+    floors: dict[int, float] = {}
     left = cosines.copy()
-    while share > 0.0 and most < 1.0 and people > 0:
-        drawn = selection_shares(left, top_k)
-        over = [place for place in range(anchors) if place not in found and drawn[place] > most]
+    while share > 0.0 and most < 1.0 and users > 0:
+        shares = selection_shares(left, top_k)
+        over = [anchor for anchor in range(anchors) if anchor not in floors and shares[anchor] > most]
         if not over:
             break
-        place = max(over, key=lambda one: drawn[one])
-        kept = max(1, int(most * people))
-        found[place] = float(np.sort(cosines[:, place])[::-1][kept - 1])
-        left[:, place] = np.where(cosines[:, place] < found[place], -np.inf, left[:, place])
-    return found
+        anchor = max(over, key=lambda one: shares[one])
+        kept = max(1, int(most * users))
+        floors[anchor] = float(np.sort(cosines[:, anchor])[::-1][kept - 1])
+        left[:, anchor] = np.where(cosines[:, anchor] < floors[anchor], -np.inf, left[:, anchor])
+    return floors

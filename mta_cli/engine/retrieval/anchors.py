@@ -1,4 +1,4 @@
-"""Choosing anchors that cover the population. Knows vectors; neither names nor models."""
+"""Choosing anchors that cover the population, by K-means over profiles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnchorChoice:
-    """The candidate (row of the matrix) that stands for a cluster, and how many candidates the cluster holds."""
+    """The candidate (row of the profiles) that represents a cluster, and how many candidates the cluster holds."""
 
     index: int
     cluster: int
@@ -65,7 +65,7 @@ def _clusters(profiles: NDArray[np.float32], count: int, seed: int) -> list[list
 
 
 def _pick_representative(profiles: NDArray[np.float32], items: Sequence[int], members: list[int], pick: str) -> int:
-    """The row that stands for a cluster."""
+    """The row that represents a cluster."""
     import numpy as np
 
     centrality = profiles[members] @ profiles[members].mean(axis=0)

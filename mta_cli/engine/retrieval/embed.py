@@ -1,7 +1,7 @@
-"""Sentence embeddings of texts of any length, by a sentence-transformers folder. Knows nothing of users or profiles.
+"""Sentence embeddings of texts of any length, by a sentence-transformers folder.
 
-A text longer than the model's window is cut by the tokenizer itself into windows, each is embedded, and their mean
-counts: nothing a person wrote is silently left out.
+The tokenizer cuts a long text into windows; the embedding is the mean of the windows' embeddings, so that no part of
+the text is left out.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ class Embedder:
     """A loaded sentence embedder. `window` is how many tokens it sees at once, `device` where it computes."""
 
     def __init__(self, path: Path, device: str = "auto") -> None:
-        """Loads the folder; raises when it is unsafe, damaged or no sentence embedder."""
+        """Loads the folder. Raises BadInput when it is unsafe, damaged or no sentence embedder."""
         check_folder(path)
         from sentence_transformers import SentenceTransformer
 
-        from mta_cli.engine.model.load import resolve_device
-        from mta_cli.engine.model.quiet import quiet_libraries
+        from mta_cli.engine.model.load import quiet_libraries, resolve_device
 
         quiet_libraries()
         self.device = resolve_device(device)

@@ -1,7 +1,6 @@
-"""How rows run under LoRAs: through the plain decoder where the base has one, else through its own modules.
+"""How prompt trees run under LoRAs: through the Llama decoder where the base has one, else through its own modules.
 
-Both give the same numbers; only the plain one takes rows of several people in one pass, and late parts. Knows neither
-optimisers nor users.
+Both give the same numbers. Only the Llama decoder takes rows of several users in one pass, and late LoRAs.
 """
 
 from __future__ import annotations
@@ -35,154 +34,165 @@ FactorPairs = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class ScoringBackend(Protocol):
-    """Runs forks under parts. `mixes`: rows of several people may share a pass. `dtype`: in what factors are given."""
+    """Runs trees under LoRA factors in `dtype`. `mixes_users`: rows of several users may share a pass."""
 
     mixes_users: bool
     dtype: torch.dtype
 
     def tokens_per_pass(self, row: int) -> int:
-        """How many tokens of a fork run in each pass."""
+        """How many tokens of tree number `row` run in each pass."""
         ...
 
     def score_rows(self, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
-        """Log-likelihoods of forks `chosen`, one row each.
+        """Log-likelihoods of trees `chosen`, one row each.
 
-        `factors` by module path: `A [blocks, rank, in]`, scaled `B [blocks, out, rank]`; see `parts.blocks_of`.
+        `factors` by module path: `A [blocks, rank, in]`, scaled `B [blocks, out, rank]`; see `owner_blocks`.
         """
         ...
 
 
 class LlamaBackend:
-    """Through the plain decoder."""
+    """Through the Llama decoder."""
 
     mixes_users = True
 
     def __init__(
         self,
-        plain: LlamaDecoder,
-        forks: Sequence[PromptTree],
+        decoder: LlamaDecoder,
+        trees: Sequence[PromptTree],
         placement: Placement,
-        under: Sequence[Sequence[LoraWeights]] = (),
-        people: Sequence[int] = (),
+        frozen_loras: Sequence[Sequence[LoraWeights]] = (),
+        tree_users: Sequence[int] = (),
     ) -> None:
-        self.dtype = plain.dtype
-        self._decoder = plain
+        self.dtype = decoder.dtype
+        self._decoder = decoder
         self._module_slices: dict[str, ModuleSlice] = {}
-        self._scorer = PrefixCacheScorer(plain, forks, placement, under=group_frozen_loras(plain, under), people=people)
+        frozen = group_frozen_loras(decoder, frozen_loras)
+        self._scorer = PrefixCacheScorer(decoder, trees, placement, frozen_loras=frozen, tree_users=tree_users)
 
     def tokens_per_pass(self, row: int) -> int:
-        """See `Lens`."""
+        """See `ScoringBackend`."""
         return self._scorer.tokens_per_pass(row)
 
     def score_rows(self, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
-        """See `Lens`."""
+        """See `ScoringBackend`."""
         self._module_slices = self._module_slices or module_slices(self._decoder, list(factors))
         return self._scorer.score_trees(chosen, fuse_factors(self._module_slices, factors))
 
 
 class ModuleBackend:
-    """Through the base's own modules, all rows of a pass being one person's."""
+    """Through the base's own modules; all rows of a pass are one user's."""
 
     mixes_users = False
 
     def __init__(
         self,
         base: LoadedBase,
-        forks: Sequence[PromptTree],
-        under: Sequence[Sequence[LoraWeights]] = (),
-        people: Sequence[int] = (),
+        trees: Sequence[PromptTree],
+        frozen_loras: Sequence[Sequence[LoraWeights]] = (),
+        tree_users: Sequence[int] = (),
     ) -> None:
         self.dtype = torch.float32
-        self._base, self._trees, self._tree_users = base, forks, people
-        self._frozen_loras = [merge_loras([(part, 1.0) for part in parts]) for parts in under]
+        self._base, self._trees, self._tree_users = base, trees, tree_users
+        self._frozen_loras = [merge_loras([(lora, 1.0) for lora in own]) for own in frozen_loras]
 
     def tokens_per_pass(self, row: int) -> int:
-        """See `Lens`."""
-        return sum(fork.length for _, fork in self._trees[row].single_completion_trees)
+        """See `ScoringBackend`."""
+        return sum(tree.length for _, tree in self._trees[row].single_completion_trees)
 
     def score_rows(self, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
-        """See `Lens`."""
-        under = self._frozen_loras[self._tree_users[chosen[0]]] if self._frozen_loras else None
+        """See `ScoringBackend`."""
+        frozen = self._frozen_loras[self._tree_users[chosen[0]]] if self._frozen_loras else None
+        # 1. each completion as a row of its own, with the place of its tree in `chosen`
         rows = [
-            (place, branch, fork)
+            (place, completion, tree)
             for place, i in enumerate(chosen)
-            for branch, fork in self._trees[i].single_completion_trees
+            for completion, tree in self._trees[i].single_completion_trees
         ]
-        with attach_lora_layers(self._base.model, _concat_factors(under, factors, self._base.device)):
-            losses, row = module_token_losses(self._base, [fork for *_, fork in rows])
-        where = torch.tensor([place for place, *_ in rows], device=losses.device)[row]
-        return TokenLogLikelihoods(-losses, where, [rows[n][1] for n in row.tolist()])
+        # 2. losses and rows of all predicted tokens  [predicted tokens]
+        with attach_lora_layers(self._base.model, _concat_factors(frozen, factors, self._base.device)):
+            losses, row = module_token_losses(self._base, [tree for *_, tree in rows])
+        # 3. from rows back to trees
+        tree_row = torch.tensor([place for place, *_ in rows], device=losses.device)[row]
+        return TokenLogLikelihoods(-losses, tree_row, [rows[n][1] for n in row.tolist()])
 
 
-def module_token_losses(base: LoadedBase, forks: Sequence[PromptTree]) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihoods [labelled] of forks with one branch each, and the fork that each belongs to, under
-    whatever the base's modules hold now.
+def module_token_losses(base: LoadedBase, trees: Sequence[PromptTree]) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihoods [predicted tokens] of trees with one completion each, and the tree of each token.
+
+    The base's modules run as they are now.
     """
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(fork.tokens) for fork in forks], batch_first=True)
-    labels = [(r, column, token) for r, fork in enumerate(forks) for column, token, _ in fork.prediction_targets()]
-    where = torch.tensor(labels, device=base.device).T  # [3, labelled]
-    logits = head_logits(base, ids.to(base.device), None, where[0], where[1])
-    return torch.nn.functional.cross_entropy(logits.float(), where[2], reduction="none"), where[0]
+    # 1. tokens, padded on the right  [trees, time]
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(tree.tokens) for tree in trees], batch_first=True)
+    # 2. what is predicted: tree, column and token  [predicted tokens] each
+    targets = [(row, column, token) for row, tree in enumerate(trees) for column, token, _ in tree.prediction_targets()]
+    row, column, token_ids = torch.tensor(targets, device=base.device).T
+    # 3. logits at these columns alone  [predicted tokens, vocabulary]
+    logits = head_logits(base, ids.to(base.device), None, row, column)
+    return torch.nn.functional.cross_entropy(logits.float(), token_ids, reduction="none"), row
 
 
 def _concat_factors(
-    under: LoraWeights | None, factors: FactorPairs, device: torch.device
+    frozen: LoraWeights | None, factors: FactorPairs, device: torch.device
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Frozen and acting factors side by side along the rank."""
+    """Frozen and given factors, concatenated along the rank."""
     result = dict(factors)
-    for path, (a, b) in (under.factors if under is not None else {}).items():
-        assert under is not None
+    if frozen is None:
+        return result
+    for path, (a, b) in frozen.factors.items():
         if path not in result:
-            result[path] = (a.to(device, torch.float32), under.scale * b.to(device, torch.float32))
+            result[path] = (a.to(device, torch.float32), frozen.scale * b.to(device, torch.float32))
             continue
         own_a, own_b = result[path]
-        wide = under.scale * b.to(own_b.device, own_b.dtype)
-        result[path] = (torch.cat([a.to(own_a.device, own_a.dtype), own_a]), torch.cat([wide, own_b], 1))
+        scaled_b = frozen.scale * b.to(own_b.device, own_b.dtype)
+        result[path] = (torch.cat([a.to(own_a.device, own_a.dtype), own_a]), torch.cat([scaled_b, own_b], 1))
     return result
 
 
 def make_scoring_backend(
     base: LoadedBase,
-    forks: Sequence[PromptTree],
+    trees: Sequence[PromptTree],
     placement: Placement,
     *,
-    under: Sequence[Sequence[LoraWeights]] = (),
-    people: Sequence[int] = (),
+    frozen_loras: Sequence[Sequence[LoraWeights]] = (),
+    tree_users: Sequence[int] = (),
 ) -> ScoringBackend:
-    """The fastest exact lens for parts of `placement`. UsageFault when the base cannot have them."""
+    """The fastest exact backend for LoRAs of `placement`. Tree `i` always has the `frozen_loras` of `tree_users[i]`.
+
+    Raises UsageError when the base cannot have such LoRAs.
+    """
     if base.llama_decoder is not None:
-        return LlamaBackend(base.llama_decoder, forks, placement, under, people)
-    require_supported_placements(base, [placement, *(part.placement for parts in under for part in parts)])
-    return ModuleBackend(base, forks, under, people)
+        return LlamaBackend(base.llama_decoder, trees, placement, frozen_loras, tree_users)
+    require_supported_placements(base, [placement, *(lora.placement for own in frozen_loras for lora in own)])
+    return ModuleBackend(base, trees, frozen_loras, tree_users)
 
 
-def plan_batches(lens: ScoringBackend, rows: Sequence[int], owners: Sequence[int], tokens: int) -> list[list[int]]:
-    """Places in `rows` whose rows share a pass of at most `tokens` tokens, padding counted; `owners` are theirs."""
-    lengths = [lens.tokens_per_pass(row) for row in rows]
-    if lens.mixes_users:
+def plan_batches(backend: ScoringBackend, rows: Sequence[int], owners: Sequence[int], tokens: int) -> list[list[int]]:
+    """Indices into `rows` (numbers of trees, of users `owners`), in passes of at most `tokens` tokens with padding."""
+    lengths = [backend.tokens_per_pass(row) for row in rows]
+    if backend.mixes_users:
         return pack_by_user(lengths, owners, tokens)
-    own = {person: [n for n, owner in enumerate(owners) if owner == person] for person in set(owners)}
+    by_user = {user: [n for n, owner in enumerate(owners) if owner == user] for user in set(owners)}
     return [
-        [places[i] for i in batch]
-        for places in own.values()
-        for batch in pack_by_length([lengths[n] for n in places], tokens)
+        [own[i] for i in batch]
+        for own in by_user.values()
+        for batch in pack_by_length([lengths[n] for n in own], tokens)
     ]
 
 
-def group_frozen_loras(plain: LlamaDecoder, people: Sequence[Sequence[LoraWeights]]) -> list[FrozenLoras]:
-    """Everybody's parts as crowds, one for each kind of token position."""
-    kinds = dict.fromkeys(part.placement.late_tokens for parts in people for part in parts)
+def group_frozen_loras(decoder: LlamaDecoder, users: Sequence[Sequence[LoraWeights]]) -> list[FrozenLoras]:
+    """The LoRAs of all users, merged by the tokens they act on: one `FrozenLoras` for each value of `late_tokens`."""
+    late_tokens = dict.fromkeys(lora.placement.late_tokens for own in users for lora in own)
     return [
         FrozenLoras(
-            plain,
-            [merge_loras([(part, 1.0) for part in parts if part.placement.late_tokens == kind]) for parts in people],
+            decoder, [merge_loras([(lora, 1.0) for lora in own if lora.placement.late_tokens == late]) for own in users]
         )
-        for kind in kinds
+        for late in late_tokens
     ]
 
 
 def require_supported_placements(base: LoadedBase, placements: Sequence[Placement]) -> None:
-    """UsageFault when a placement is late and this base has no plain decoder, which alone keeps early tokens apart."""
+    """Raises UsageError for a late placement on a base without Llama decoder, which alone keeps early tokens apart."""
     if base.llama_decoder is None and any(one.late_tokens is not None for one in placements):
         raise UsageError(
             f"late parts need a base of the Llama family; {base.name} is none, or differs from it in some detail.",
@@ -191,14 +201,14 @@ def require_supported_placements(base: LoadedBase, placements: Sequence[Placemen
 
 
 class TokenBudget:
-    """How many tokens, padding counted, run at once. It is halved where memory runs out."""
+    """How many tokens run at once, with padding; halved where memory runs out."""
 
     def __init__(self, base: LoadedBase, tokens: int | None = None) -> None:
         self.tokens = tokens or device_batch_tokens(base.device)
         self._device = base.device
 
     def run_batches(self, batches: list[list[T]], work: Callable[[list[T]], None]) -> None:
-        """Do `work` on each batch, the last first; what does not fit into memory is done in halves.
+        """Do `work` on each batch, the last first; a batch that does not fit into memory is done in halves.
 
         Raises BadInput when one item alone does not fit.
         """

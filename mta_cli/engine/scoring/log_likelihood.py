@@ -1,4 +1,4 @@
-"""How likely people's models find given answers. Trains nothing and knows no files."""
+"""Log-likelihoods of given completions under users' models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
 from mta_cli.engine.lora.merge import merge_loras
@@ -26,7 +25,6 @@ from mta_cli.engine.scoring.label_examples import (
 )
 from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer, pack_by_length, pack_by_user
 from mta_cli.engine.scoring.prefix_tree import PromptTree
-from mta_cli.engine.vectors import require_plain, stacked
 
 if TYPE_CHECKING:
     from mta_cli.engine.model.llama import LlamaDecoder
@@ -40,156 +38,153 @@ NO_LORAS: UserLoras = ()
 @torch.no_grad()
 def completion_log_likelihoods(
     base: LoadedBase,
-    forks: Sequence[PromptTree],
-    people: Sequence[UserLoras],
-    asked: Sequence[tuple[int, int]],
-    shifts: Sequence[Tensor | None] = (),
+    trees: Sequence[PromptTree],
+    users: Sequence[UserLoras],
+    pairs: Sequence[tuple[int, int]],
     *,
     also: Sequence[Placement] = (),
 ) -> list[list[float]]:
-    """Log-likelihoods (nats, summed over tokens) of every branch, for each (fork, person) number asked.
+    """Log-likelihoods (nats, summed over tokens) of every completion, for each (tree number, user number) of `pairs`.
 
-    A person is the parts that stand above the base as it is, and, where `shifts` are given, what is added to the last
-    normalised state (see `vectors`). What is the same for several people is computed once, and serves whoever runs
-    the same forks under parts placed as `also` says next. A branch that is not asked has −∞.
+    A user is the LoRAs above the base as it is. Prefixes that several users share are computed once, and cached so that
+    LoRAs placed as `also` says can use them later. An inactive completion has −∞.
     """
     if base.llama_decoder is not None:
-        return _score_with_decoder(base, base.llama_decoder, forks, people, asked, shifts, also)
-    require_plain(base, shifts)
-    require_supported_placements(base, [part.placement for parts in people for part in parts])
-    return _score_with_modules(base, forks, people, asked)
+        return _score_with_decoder(base, base.llama_decoder, trees, users, pairs, also)
+    require_supported_placements(base, [lora.placement for own in users for lora in own])
+    return _score_with_modules(base, trees, users, pairs)
 
 
 def row_log_likelihoods(
-    base: LoadedBase, rows: Sequence[TrainingRow], parts: UserLoras = NO_LORAS
+    base: LoadedBase, rows: Sequence[TrainingRow], loras: UserLoras = NO_LORAS
 ) -> list[tuple[float, int]]:
-    """Of each row: the log-likelihood of its labelled tokens (nats, summed) and how many there are."""
-    forks = [PromptTree.from_row(row) for row in rows]
-    values = completion_log_likelihoods(base, forks, [parts], [(i, 0) for i in range(len(forks))])
-    return [(value, len(fork.completions[0])) for (value,), fork in zip(values, forks, strict=True)]
+    """Of each row: the log-likelihood of its answer's tokens (nats, summed) and how many there are."""
+    trees = [PromptTree.from_row(row) for row in rows]
+    values = completion_log_likelihoods(base, trees, [loras], [(i, 0) for i in range(len(trees))])
+    return [(value, len(tree.completions[0])) for (value,), tree in zip(values, trees, strict=True)]
 
 
-def mean_loss(base: LoadedBase, rows: Sequence[TrainingExample], parts: UserLoras = NO_LORAS) -> float:
-    """Mean negative log-likelihood of what rows teach (nats): per labelled token, or per choice."""
-    (loss,) = mean_losses(base, [(rows, parts)])
+def mean_loss(base: LoadedBase, examples: Sequence[TrainingExample], loras: UserLoras = NO_LORAS) -> float:
+    """Mean negative log-likelihood of the examples (nats): per answer token, or per label."""
+    (loss,) = mean_losses(base, [(examples, loras)])
     return 0.0 if loss is None else loss
 
 
 def mean_losses(base: LoadedBase, cases: Sequence[tuple[Sequence[TrainingExample], UserLoras]]) -> list[float | None]:
-    """`mean_loss` of several people's rows, each under their own parts, in common passes; None where there are none."""
-    taught = [(one, i) for i, (rows, _) in enumerate(cases) for one in rows]
-    forks, asked = [build_prompt_tree(one) for one, _ in taught], [(n, i) for n, (_, i) in enumerate(taught)]
-    values = completion_log_likelihoods(base, forks, [parts for _, parts in cases], asked)
+    """`mean_loss` of several users' examples, each under their own LoRAs; None for a user without examples.
+
+    Users share passes.
+    """
+    examples = [(example, user) for user, (own, _) in enumerate(cases) for example in own]
+    trees = [build_prompt_tree(example) for example, _ in examples]
+    pairs = [(tree, user) for tree, (_, user) in enumerate(examples)]
+    values = completion_log_likelihoods(base, trees, [loras for _, loras in cases], pairs)
     totals, counts = [0.0] * len(cases), [0] * len(cases)
-    for (one, i), branches in zip(taught, values, strict=True):
-        totals[i] -= example_log_likelihood(one, branches)
-        counts[i] += count_loss_terms(one)
+    for (example, user), completions in zip(examples, values, strict=True):
+        totals[user] -= example_log_likelihood(example, completions)
+        counts[user] += count_loss_terms(example)
     return [total / count if count else None for total, count in zip(totals, counts, strict=True)]
 
 
 def prune_examples(
     base: LoadedBase, cases: Sequence[tuple[Sequence[TrainingExample], UserLoras]], placements: Sequence[Placement] = ()
 ) -> list[list[TrainingExample]]:
-    """People's rows made cheap to run many times under parts of `placements` that differ little from theirs.
+    """Each user's examples, made cheap to run many times under LoRAs of `placements` that differ little from theirs.
 
-    A choice loses the labels that next to nothing speaks for, and, where the base has a plain decoder, what other words
-    take from a label is measured once (see `Choice.enclosed`): then the vocabulary is not read again.
+    A label example loses the labels of next to no probability. Where the base has a Llama decoder, the probability of
+    tokens that are no label's is measured once (see `LabelExample.restricted`): then the vocabulary is not read again.
     """
-    places = [
-        (i, n) for i, (rows, _) in enumerate(cases) for n, one in enumerate(rows) if isinstance(one, LabelExample)
-    ]
-    found = [list(rows) for rows, _ in cases]
+    found = [list(examples) for examples, _ in cases]
+    places = [(i, n) for i, own in enumerate(found) for n, one in enumerate(own) if isinstance(one, LabelExample)]
     if not places:
         return found
-    forks, asked = (
-        [build_prompt_tree(found[i][n]) for i, n in places],
-        [(fork, i) for fork, (i, _) in enumerate(places)],
-    )
-    people = [parts for _, parts in cases]
-    values = completion_log_likelihoods(base, forks, people, asked, also=placements)
-    closed = [replace(fork, constrained=True) for fork in forks]
-    inner = (
-        completion_log_likelihoods(base, closed, people, asked, also=placements)
-        if base.llama_decoder is not None
-        else []
-    )
+    # 1. log-likelihoods of the labels among all tokens, and among the labels' own
+    trees = [build_prompt_tree(found[i][n]) for i, n in places]
+    pairs = [(tree, user) for tree, (user, _) in enumerate(places)]
+    users = [loras for _, loras in cases]
+    values = completion_log_likelihoods(base, trees, users, pairs, also=placements)
+    inner: list[list[float]] = []
+    if base.llama_decoder is not None:
+        constrained = [replace(tree, constrained=True) for tree in trees]
+        inner = completion_log_likelihoods(base, constrained, users, pairs, also=placements)
+    # 2. each label example in its shorter form
     for k, (i, n) in enumerate(places):
-        one = found[i][n]
-        assert isinstance(one, LabelExample)
-        short = one.pruned(values[k])
+        example = found[i][n]
+        assert isinstance(example, LabelExample)
+        short = example.pruned(values[k])
         found[i][n] = short.restricted(values[k], inner[k]) if inner else short
     return found
 
 
-def span_user_placements(plain: LlamaDecoder, people: Sequence[UserLoras], also: Sequence[Placement] = ()) -> Placement:
-    """The layers and tokens that any of the people's parts may touch: what else there is, is the same for all.
+def span_user_placements(
+    decoder: LlamaDecoder, users: Sequence[UserLoras], also: Sequence[Placement] = ()
+) -> Placement:
+    """The layers and tokens that any of the users' LoRAs may touch; everything else is the same for all of them.
 
-    With those of parts placed as `also` says, where these leave anything that could serve them.
+    Placements `also` count too, unless they act on all layers and tokens and so leave nothing to share.
     """
-    useful = (one for one in also if one.first_layer > 0 or one.late_tokens is not None)
-    where = [*(part.placement for parts in people for part in parts), *useful]
-    top = len(plain.layers)
-    lates = [one.late_tokens for one in where if one.late_tokens is not None]
-    late = max(lates) if where and len(lates) == len(where) else None
-    return Placement(min([one.first_layer for one in where], default=top), top - 1, late)
+    shareable = (one for one in also if one.first_layer > 0 or one.late_tokens is not None)
+    placements = [*(lora.placement for own in users for lora in own), *shareable]
+    layers = len(decoder.layers)
+    lates = [one.late_tokens for one in placements if one.late_tokens is not None]
+    late_tokens = max(lates) if placements and len(lates) == len(placements) else None
+    return Placement(min([one.first_layer for one in placements], default=layers), layers - 1, late_tokens)
 
 
 def _score_with_decoder(
     base: LoadedBase,
-    plain: LlamaDecoder,
-    forks: Sequence[PromptTree],
-    people: Sequence[UserLoras],
-    asked: Sequence[tuple[int, int]],
-    shifts: Sequence[Tensor | None],
+    decoder: LlamaDecoder,
+    trees: Sequence[PromptTree],
+    users: Sequence[UserLoras],
+    pairs: Sequence[tuple[int, int]],
     also: Sequence[Placement],
 ) -> list[list[float]]:
-    passes = PrefixCacheScorer(plain, forks, span_user_placements(plain, people, also))
-    everybody, added = group_frozen_loras(plain, people), stacked(plain, shifts)
-    results = [_zero_sums(forks[fork]) for fork, _ in asked]
+    scorer = PrefixCacheScorer(decoder, trees, span_user_placements(decoder, users, also))
+    user_loras = group_frozen_loras(decoder, users)
+    results = [_zero_sums(trees[tree]) for tree, _ in pairs]
 
     def run(batch: list[int]) -> None:
-        owners = [asked[i][1] for i in batch]
-        own = added[owners] if added is not None else None
-        scores = passes.score_trees([asked[i][0] for i in batch], {}, everybody, owners, shifts=own)
-        for value, row, branch in zip(
+        owners = [pairs[i][1] for i in batch]
+        scores = scorer.score_trees([pairs[i][0] for i in batch], {}, user_loras, owners)
+        for value, row, completion in zip(
             scores.log_likelihoods.tolist(), scores.row.tolist(), scores.completion_index, strict=True
         ):
-            results[batch[row]][branch] += value
+            results[batch[row]][completion] += value
 
     budget = TokenBudget(base)
-    lengths, owners = [passes.tokens_per_pass(fork) for fork, _ in asked], [person for _, person in asked]
+    lengths, owners = [scorer.tokens_per_pass(tree) for tree, _ in pairs], [user for _, user in pairs]
     budget.run_batches(pack_by_user(lengths, owners, budget.tokens), run)
     return results
 
 
-def _zero_sums(fork: PromptTree) -> list[float]:
-    """Sums over no token yet, by branch."""
-    sums = [float("-inf")] * len(fork.completions)
-    for branch, _ in fork.active_completions:
-        sums[branch] = 0.0
+def _zero_sums(tree: PromptTree) -> list[float]:
+    """By completion: 0 where it is active, else −∞."""
+    sums = [float("-inf")] * len(tree.completions)
+    for completion, _ in tree.active_completions:
+        sums[completion] = 0.0
     return sums
 
 
 def _score_with_modules(
-    base: LoadedBase, forks: Sequence[PromptTree], people: Sequence[UserLoras], asked: Sequence[tuple[int, int]]
+    base: LoadedBase, trees: Sequence[PromptTree], users: Sequence[UserLoras], pairs: Sequence[tuple[int, int]]
 ) -> list[list[float]]:
-    """Through the base's own modules: each person's parts folded in turn, each branch a row of its own."""
-    results = [_zero_sums(forks[fork]) for fork, _ in asked]
+    """Through the base's own modules: each user's LoRAs merged in turn, each completion a row of its own."""
+    results = [_zero_sums(trees[tree]) for tree, _ in pairs]
     budget = TokenBudget(base)
-    for person in dict.fromkeys(owner for _, owner in asked):
+    for user in dict.fromkeys(owner for _, owner in pairs):
         rows = [
-            (i, b, alone)
-            for i, (fork, owner) in enumerate(asked)
-            if owner == person
-            for b, alone in forks[fork].single_completion_trees
+            (i, completion, alone)
+            for i, (tree, owner) in enumerate(pairs)
+            if owner == user
+            for completion, alone in trees[tree].single_completion_trees
         ]
 
         def run(batch: list[int], rows: list[tuple[int, int, PromptTree]] = rows) -> None:
             losses, row = module_token_losses(base, [rows[n][2] for n in batch])
             for loss, place in zip(losses.tolist(), row.tolist(), strict=True):
-                i, branch, _ = rows[batch[place]]
-                results[i][branch] -= loss
+                i, completion, _ = rows[batch[place]]
+                results[i][completion] -= loss
 
-        with merge_into_base(base, merge_loras([(part, 1.0) for part in people[person]])):
-            budget.run_batches(pack_by_length([fork.length for *_, fork in rows], budget.tokens), run)
+        with merge_into_base(base, merge_loras([(lora, 1.0) for lora in users[user]])):
+            budget.run_batches(pack_by_length([tree.length for *_, tree in rows], budget.tokens), run)
     return results

@@ -1,9 +1,9 @@
-"""Log-likelihoods of answers under many people's parts, where whatever no part reaches is computed once.
+"""Log-likelihoods of completions under many users' LoRAs, with everything that no LoRA reaches computed once.
 
-Below the first layer of the parts that vary, states are the same for everybody; where those parts act on late tokens
-only, so are all keys and values before them. Both are kept and serve every person, every step and every epoch. Exact:
-attention is causal, so no early token sees a late one. On a CPU they are the same to the last bit whoever asks first,
-so that a job that goes on computes what an unbroken one would have.
+Below the first layer of the LoRAs that vary, states are the same for all users; where these LoRAs act on late tokens
+only, so are the keys and values before them. Both are cached, for every user, step and epoch. This is exact, because
+attention is causal. On a CPU a cached prefix has the same bits whatever asked for it first, so that a job that was
+stopped and goes on computes what an unbroken one would.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from mta_cli.engine.scoring.token_logprobs import token_log_likelihoods
 
 CPU_BATCH_TOKENS = 1024  # more at once is no faster on a CPU
 GPU_BATCH_TOKENS = 32_768
-LORA_COST_PER_ROW = 0.2  # what a row's own factors add to the cost of its tokens; rows that share them share that
+LORA_COST_PER_ROW = 0.2  # what LoRA factors add to the cost of a row's tokens, shared by the rows that share factors
 PADDING_SEGMENT = -2
 
 
 @dataclass(frozen=True)
 class PredictionStates:
-    """What the head reads to predict answer tokens: normalised states [positions, width], each read once for all tokens
-    that may follow it, and the place in the pass that each belongs to; of each token [labelled] the state it follows,
-    in ascending order, its place in the pass and its branch.
+    """What the head reads to predict completion tokens, for one pass.
+
+    `states` [positions, width] are normalised; several tokens may follow one state. The rest has one entry for each
+    predicted token, in ascending order of states: the token, its state, its row, its completion, and the tokens that
+    alone may stand in its place (None: any).
     """
 
     states: Tensor
-    state_row_index: Tensor
     target_ids: Tensor
     state_index: list[int]
     row: Tensor
@@ -45,7 +46,7 @@ class PredictionStates:
 
 @dataclass(frozen=True)
 class TokenLogLikelihoods:
-    """Log-likelihoods [labelled] in nats, with the place in the pass and the branch that each belongs to."""
+    """Log-likelihoods [predicted tokens] in nats, with each token's row of the pass and its completion."""
 
     log_likelihoods: Tensor
     row: Tensor
@@ -53,157 +54,171 @@ class TokenLogLikelihoods:
 
 
 class _PrefixKeyValues:
-    """Keys and values before each row's start, padded on the right; a pass adds its own behind them."""
+    """Cached keys and values before each row's offset, padded on the right; a pass puts its own behind them."""
 
-    def __init__(self, first: int, kept: Tensor) -> None:
-        self._first, self._kept = first, kept  # [layers, 2, rows, kv heads, longest, head width]
+    def __init__(self, first_layer: int, prefix_kv: Tensor) -> None:
+        self._first_layer, self._prefix_kv = first_layer, prefix_kv  # [layers, 2, rows, kv heads, longest, head width]
 
     def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """See `KeyValues`."""
-        early_k, early_v = self._kept[layer - self._first]
+        """See `PastKeyValues`."""
+        early_k, early_v = self._prefix_kv[layer - self._first_layer]
         return torch.cat([early_k, k], 2), torch.cat([early_v, v], 2)
 
 
 class _KeyValueRecorder:
-    """Keeps what passes by."""
+    """Records the keys and values of each layer that runs."""
 
     def __init__(self) -> None:
-        self.seen: list[Tensor] = []
+        self.recorded: list[Tensor] = []
 
     def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """See `KeyValues`."""
-        self.seen.append(torch.stack([k, v]))  # [2, rows, kv heads, time, head width]
+        """See `PastKeyValues`."""
+        self.recorded.append(torch.stack([k, v]))  # [2, rows, kv heads, time, head width]
         return k, v
 
 
 class PrefixCacheScorer:
-    """Forks ready to run under parts of one `placement`. `under` are frozen parts of each fork's own person, `people`.
+    """Prompt trees, ready to run under LoRAs of one `placement` as often as needed.
 
-    Where the base alone decides how a fork begins, its states are kept with the base, for whoever asks next; where
-    `under` does, with these passes. More than `keep` bytes are not kept but computed anew each time. All of it is right
-    as long as the base's weights stay as they are: make other passes after folding something else.
+    `frozen_loras` always act; tree `i` has those of user `tree_users[i]`. Prefixes that the base alone decides are
+    cached with the base, for every other scorer; prefixes that depend on `frozen_loras` are cached here. Prefixes of
+    more than `cache_bytes` bytes in all are computed again for each pass. Valid as long as the base's weights do not
+    change: make another scorer after merging something into them.
     """
 
     def __init__(
         self,
-        plain: LlamaDecoder,
-        forks: Sequence[PromptTree],
+        decoder: LlamaDecoder,
+        trees: Sequence[PromptTree],
         placement: Placement,
         *,
-        under: Sequence[FrozenLoras] = (),
-        people: Sequence[int] = (),
-        keep: int = ACTIVATION_CACHE_BYTES,
+        frozen_loras: Sequence[FrozenLoras] = (),
+        tree_users: Sequence[int] = (),
+        cache_bytes: int = ACTIVATION_CACHE_BYTES,
     ) -> None:
-        self.decoder, self.trees, self.placement = plain, forks, placement
-        self._frozen_loras, self._tree_users = [crowd for crowd in under if crowd.placement is not None], people
-        nothing = placement.first_layer == 0 and placement.late_tokens is None  # only embeddings stand before it
-        wholes = [fork.full_tree for fork in forks]
-        self._caches_prefixes = not nothing and sum(self._bytes(fork) for fork in wholes) <= keep
-        self._prefix_is_shared = all(_acts_within(crowd.placement, placement) for crowd in self._frozen_loras)
-        self._cache = plain.activation_cache if self._prefix_is_shared else ActivationCache(keep)
+        self.decoder, self.trees, self.placement = decoder, trees, placement
+        self._frozen_loras, self._tree_users = [one for one in frozen_loras if one.placement is not None], tree_users
+        full_trees = [tree.full_tree for tree in trees]
+        only_embeddings = placement.first_layer == 0 and placement.late_tokens is None
+        self._caches_prefixes = not only_embeddings and sum(map(self._prefix_bytes, full_trees)) <= cache_bytes
+        self._prefix_is_shared = all(_acts_within(one.placement, placement) for one in self._frozen_loras)
+        self._cache = decoder.activation_cache if self._prefix_is_shared else ActivationCache(cache_bytes)
         where = (placement.first_layer, placement.late_tokens)
         self._keys: list[Hashable] = (
-            [(fork, where) for fork in wholes] if self._prefix_is_shared else list(range(len(forks)))
+            [(tree, where) for tree in full_trees] if self._prefix_is_shared else list(range(len(trees)))
         )
 
     def score_trees(
         self,
         chosen: Sequence[int],
-        acting: FusedFactors,
-        crowds: Sequence[FrozenLoras] = (),
-        people: Sequence[int] = (),
+        factors: FusedFactors,
+        user_loras: Sequence[FrozenLoras] = (),
+        users: Sequence[int] = (),
         also: Sequence[BatchedLora] = (),
-        shifts: Tensor | None = None,
     ) -> TokenLogLikelihoods:
-        """Log-likelihoods of forks as `ends` runs them. `shifts` [rows, width] are added to the states of each row."""
-        ends, head = self.compute_prediction_states(chosen, acting, crowds, people, also), self.decoder.head
-        states = ends.states if shifts is None else ends.states + shifts[ends.state_row_index]
+        """Log-likelihoods of trees `chosen`, run as `compute_prediction_states` does."""
+        found, head = self.compute_prediction_states(chosen, factors, user_loras, users, also), self.decoder.head
         values = token_log_likelihoods(
-            states, head.weight, head.bias, ends.target_ids, ends.state_index, ends.allowed_tokens
+            found.states, head.weight, head.bias, found.target_ids, found.state_index, found.allowed_tokens
         )
-        return TokenLogLikelihoods(values, ends.row, ends.completion_index)
+        return TokenLogLikelihoods(values, found.row, found.completion_index)
 
     def compute_prediction_states(
         self,
         chosen: Sequence[int],
-        acting: FusedFactors,
-        crowds: Sequence[FrozenLoras] = (),
-        people: Sequence[int] = (),
+        factors: FusedFactors,
+        user_loras: Sequence[FrozenLoras] = (),
+        users: Sequence[int] = (),
         also: Sequence[BatchedLora] = (),
     ) -> PredictionStates:
-        """Run forks number `chosen`, one row each, with `acting` and with the parts of `people` among `crowds`.
+        """Run trees number `chosen`, one row each, under `factors` and under the `user_loras` of `users`, one a row.
 
-        Differentiable in `acting`. `also` are further parts of the pass. None acts before or below the placement.
+        Differentiable in `factors`. `also` are further LoRAs of the pass. None of them may act before or below the
+        placement.
         """
-        starts = self._get_prefixes(chosen)
-        forks = [self.trees[i] for i in chosen]
-        x = torch.nn.utils.rnn.pad_sequence([start.states for start in starts], batch_first=True)
-        early = self._pad_prefix_key_values([start.prefix_kv for start in starts])
-        positions, mask = self._positions_and_mask(forks, [start.offset for start in starts], x.shape[1], early)
+        trees = [self.trees[i] for i in chosen]
+        # 1. states below the lowest adapted layer, from the cache, padded on the right  [rows, time, width]
+        prefixes = self._get_prefixes(chosen)
+        offsets = [prefix.offset for prefix in prefixes]
+        x = torch.nn.utils.rnn.pad_sequence([prefix.states for prefix in prefixes], batch_first=True)
+        # 2. keys and values of the tokens before them  [layers, 2, rows, kv heads, longest, head width]
+        prefix_kv = _pad_prefix_key_values([prefix.prefix_kv for prefix in prefixes])
+        # 3. the adapted layers  [rows, time, width]
+        positions, mask = self._positions_and_mask(trees, offsets, x.shape[1], prefix_kv)
         states = self.decoder.run_layers(
             x,
             self.decoder.rope(positions),
             mask,
             first=self.placement.first_layer,
-            parts=[
-                BatchedLora(acting),
+            loras=[
+                BatchedLora(factors),
                 *self._frozen_row_loras(chosen, positions),
-                *self._user_loras(crowds, people, forks, positions),
+                *self._row_loras(user_loras, users, trees, positions),
                 *also,
             ],
-            past=_PrefixKeyValues(self.placement.first_layer, early) if early is not None else None,
+            past=_PrefixKeyValues(self.placement.first_layer, prefix_kv) if prefix_kv is not None else None,
         )
-        labels = sorted(
-            (r, column - starts[r].offset, branch, token, rivals)
-            for r, fork in enumerate(forks)
-            for (column, token, branch), rivals in zip(fork.prediction_targets(), fork.allowed_tokens, strict=True)
+        # 4. the tokens to predict, in order of the states that they follow: (row, column, completion, token, allowed)
+        targets = sorted(
+            (row, column - offsets[row], completion, token, allowed)
+            for row, tree in enumerate(trees)
+            for (column, token, completion), allowed in zip(tree.prediction_targets(), tree.allowed_tokens, strict=True)
         )
-        places = {place: n for n, place in enumerate(dict.fromkeys(label[:2] for label in labels))}
-        at = torch.tensor(list(places), device=x.device).T  # [2, positions]
-        asked = torch.tensor([(label[0], label[3]) for label in labels], device=x.device).T  # [2, labelled]
-        follows, branch = [places[label[:2]] for label in labels], [label[2] for label in labels]
-        rivals = [label[4] for label in labels]
+        # 5. each state that predicts anything, once  [positions, width]
+        state_of = {place: n for n, place in enumerate(dict.fromkeys(target[:2] for target in targets))}
+        row, column = torch.tensor(list(state_of), device=x.device).T
+        target_row, target_ids = torch.tensor([(target[0], target[3]) for target in targets], device=x.device).T
         return PredictionStates(
-            self.decoder.norm(states[at[0], at[1]]), at[0], asked[1], follows, asked[0], branch, rivals
+            states=self.decoder.norm(states[row, column]),
+            target_ids=target_ids,
+            state_index=[state_of[target[:2]] for target in targets],
+            row=target_row,
+            completion_index=[target[2] for target in targets],
+            allowed_tokens=[target[4] for target in targets],
         )
 
     def _get_prefixes(self, chosen: Sequence[int]) -> list[CachedPrefix]:
-        found = {i: self._cache.get(self._keys[i]) for i in dict.fromkeys(chosen)}
-        starts = {i: start for i, start in found.items() if start is not None}
-        missing = [i for i in found if i not in starts]
-        for piece in pack_by_length(
-            [self.trees[i].full_tree.length for i in missing], _prefix_batch_tokens(self.decoder.device)
-        ):
+        cached = {i: self._cache.get(self._keys[i]) for i in dict.fromkeys(chosen)}
+        prefixes = {i: prefix for i, prefix in cached.items() if prefix is not None}
+        missing = [i for i in cached if i not in prefixes]
+        lengths = [self.trees[i].full_tree.length for i in missing]
+        for piece in pack_by_length(lengths, _prefix_batch_tokens(self.decoder.device)):
             batch = [missing[n] for n in piece]
-            starts |= zip(batch, self._compute_prefixes(batch), strict=True)
+            prefixes |= zip(batch, self._compute_prefixes(batch), strict=True)
         for i in missing if self._caches_prefixes else ():
-            self._cache.add_prefix(self._keys[i], starts[i])
+            self._cache.add_prefix(self._keys[i], prefixes[i])
         return [
-            starts[i]
+            prefixes[i]
             if self.trees[i].active_indices is None
-            else starts[i].select_tokens(self.trees[i].columns_in_full_tree)
+            else prefixes[i].select_tokens(self.trees[i].columns_in_full_tree)
             for i in chosen
         ]
 
-    @torch.inference_mode(False)  # what is kept may serve training later
+    @torch.inference_mode(False)  # what is cached may serve training later
     @torch.no_grad()
     def _compute_prefixes(self, chosen: Sequence[int]) -> list[CachedPrefix]:
-        """Starts of forks `chosen` with all their branches, computed as one batch."""
-        forks, first = [self.trees[i].full_tree for i in chosen], self.placement.first_layer
-        ids = _pad_rows([fork.tokens for fork in forks], self.decoder.device)
+        """Prefixes of trees `chosen` with all their completions, computed as one batch."""
+        trees, first = [self.trees[i].full_tree for i in chosen], self.placement.first_layer
+        offsets = [self._first_varying_token(tree) for tree in trees]
+        # 1. embeddings of all tokens  [rows, time, width]
+        ids = _pad_rows([tree.tokens for tree in trees], self.decoder.device)
         x = self.decoder.embed(ids)
-        ats = [self._first_varying_token(fork) for fork in forks]
+        # 2. the layers below the placement  [rows, time, width]
         if first > 0:
-            positions, mask = self._positions_and_mask(forks, [0] * len(forks), ids.shape[1], None)
+            positions, mask = self._positions_and_mask(trees, [0] * len(trees), ids.shape[1], None)
             x = self.decoder.run_layers(
-                x, self.decoder.rope(positions), mask, last=first, parts=self._prefix_loras(chosen, positions)
+                x, self.decoder.rope(positions), mask, last=first, loras=self._prefix_loras(chosen, positions)
             )
-        early = self._prefix_key_values(x[:, : max(ats)], chosen) if max(ats) > 0 else None
+        # 3. keys and values before each offset, in the layers above  [layers, 2, rows, kv heads, longest, head width]
+        prefix_kv = self._prefix_key_values(x[:, : max(offsets)], chosen) if max(offsets) > 0 else None
+        # 4. each row by itself: states from its offset on  [tokens, width], and its keys and values before it
         return [
             CachedPrefix(
-                at, x[r, at : fork.length].clone(), early[:, :, r, :, :at].clone() if early is not None else None
+                offset,
+                x[row, offset : tree.length].clone(),
+                prefix_kv[:, :, row, :, :offset].clone() if prefix_kv is not None else None,
             )
-            for r, (fork, at) in enumerate(zip(forks, ats, strict=True))
+            for row, (tree, offset) in enumerate(zip(trees, offsets, strict=True))
         ]
 
     def _prefix_key_values(self, x: Tensor, chosen: Sequence[int]) -> Tensor:
@@ -211,88 +226,91 @@ class PrefixCacheScorer:
         time, recorder = x.shape[1], _KeyValueRecorder()
         positions = torch.arange(time, device=x.device).expand(len(chosen), -1)
         mask = causal_mask(time, x.dtype, x.device)
-        rope, parts = self.decoder.rope(positions), self._prefix_loras(chosen, positions)
-        self.decoder.run_layers(x, rope, mask, first=self.placement.first_layer, parts=parts, past=recorder)
-        return torch.stack(recorder.seen)
+        rope, loras = self.decoder.rope(positions), self._prefix_loras(chosen, positions)
+        self.decoder.run_layers(x, rope, mask, first=self.placement.first_layer, loras=loras, past=recorder)
+        return torch.stack(recorder.recorded)
 
-    def tokens_per_pass(self, fork: int) -> int:
-        """How many tokens of fork number `fork` run in each pass."""
-        return self.trees[fork].length - self._first_varying_token(self.trees[fork])
+    def tokens_per_pass(self, tree: int) -> int:
+        """How many tokens of tree number `tree` run in each pass."""
+        return self.trees[tree].length - self._first_varying_token(self.trees[tree])
 
-    def _first_varying_token(self, fork: PromptTree) -> int:
-        """The first token on which the varying parts act."""
-        return self.placement.first_position(len(fork.prompt))
+    def _first_varying_token(self, tree: PromptTree) -> int:
+        return self.placement.first_position(len(tree.prompt))
 
     def _prefix_loras(self, chosen: Sequence[int], positions: Tensor) -> list[BatchedLora]:
-        """What acts before or below the placement."""
+        """The LoRAs that act before or below the placement."""
         return [] if self._prefix_is_shared else self._frozen_row_loras(chosen, positions)
 
     def _frozen_row_loras(self, chosen: Sequence[int], positions: Tensor) -> list[BatchedLora]:
         if not self._frozen_loras:
             return []
-        people, forks = [self._tree_users[i] for i in chosen], [self.trees[i] for i in chosen]
-        return self._user_loras(self._frozen_loras, people, forks, positions)
+        users, trees = [self._tree_users[i] for i in chosen], [self.trees[i] for i in chosen]
+        return self._row_loras(self._frozen_loras, users, trees, positions)
 
-    def _user_loras(
-        self, crowds: Sequence[FrozenLoras], people: Sequence[int], forks: Sequence[PromptTree], positions: Tensor
+    def _row_loras(
+        self, loras: Sequence[FrozenLoras], users: Sequence[int], trees: Sequence[PromptTree], positions: Tensor
     ) -> list[BatchedLora]:
-        """What `people`, one a row, have in `crowds`, each part at the positions where it acts."""
-        parts = []
-        for crowd in crowds:
-            where = None
-            if crowd.placement is not None and crowd.placement.late_tokens is not None:
-                starts = [crowd.placement.first_position(len(fork.prompt)) for fork in forks]
+        """The LoRAs of `users`, one a row, each at the `positions` [rows, time] where it acts."""
+        batched = []
+        for one in loras:
+            acts = None
+            if one.placement is not None and one.placement.late_tokens is not None:
+                starts = [one.placement.first_position(len(tree.prompt)) for tree in trees]
                 late = positions >= torch.tensor(starts, device=positions.device)[:, None]
-                where = late.unsqueeze(-1).to(self.decoder.dtype)
-            parts.append(BatchedLora(crowd.factors_for_rows(people), where))
-        return parts
+                acts = late.unsqueeze(-1).to(self.decoder.dtype)  # [rows, time, 1]
+            batched.append(BatchedLora(one.factors_for_rows(users), acts))
+        return batched
 
     def _positions_and_mask(
-        self, forks: Sequence[PromptTree], ats: Sequence[int], time: int, early: Tensor | None
+        self, trees: Sequence[PromptTree], offsets: Sequence[int], time: int, prefix_kv: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Positions [rows, time] of a pass that begins at `ats`, and its mask [rows, 1, 1, time, keys]."""
+        """Positions [rows, time] of a pass that begins at `offsets`, and its mask [rows, 1, 1, time, keys]."""
         device, dtype = self.decoder.device, self.decoder.dtype
-        positions = _pad_rows([fork.positions[at:] for fork, at in zip(forks, ats, strict=True)], device, time=time)
-        owner = _pad_rows(
-            [fork.segment_ids[at:] for fork, at in zip(forks, ats, strict=True)], device, PADDING_SEGMENT, time
-        )
-        query, key = owner[:, :, None], owner[:, None, :]
-        seen = ((key == PROMPT_SEGMENT) | (key == query)) & (positions[:, None, :] <= positions[:, :, None])
-        seen &= (query != PADDING_SEGMENT) | (key == PADDING_SEGMENT)
-        if early is not None:
-            before = torch.arange(early.shape[-2], device=device) < torch.tensor(ats, device=device)[:, None]
-            seen = torch.cat([before[:, None, :].expand(-1, time, -1), seen], -1)
-        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+        # 1. the position and the segment (prompt, completion or padding) of each token  [rows, time]
+        rows = list(zip(trees, offsets, strict=True))
+        positions = _pad_rows([tree.positions[offset:] for tree, offset in rows], device, time=time)
+        segments = _pad_rows([tree.segment_ids[offset:] for tree, offset in rows], device, PADDING_SEGMENT, time)
+        # 2. a token sees the prompt and its own completion up to itself; padding sees padding  [rows, time, time]
+        query, key = segments[:, :, None], segments[:, None, :]
+        visible = ((key == PROMPT_SEGMENT) | (key == query)) & (positions[:, None, :] <= positions[:, :, None])
+        visible &= (query != PADDING_SEGMENT) | (key == PADDING_SEGMENT)
+        # 3. all tokens see the cached keys before their row's offset  [rows, time, longest + time]
+        if prefix_kv is not None:
+            cached = torch.arange(prefix_kv.shape[-2], device=device) < torch.tensor(offsets, device=device)[:, None]
+            visible = torch.cat([cached[:, None, :].expand(-1, time, -1), visible], -1)
+        mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, float("-inf"))
         return positions, mask[:, None, None]
 
-    def _pad_prefix_key_values(self, kept: Sequence[Tensor | None]) -> Tensor | None:
-        """Early keys and values of all rows, padded on the right: [layers, 2, rows, kv heads, longest, head width]."""
-        found = [(r, one) for r, one in enumerate(kept) if one is not None]
-        if not found:
-            return None
-        layers, _, heads, _, width = found[0][1].shape
-        longest = max(one.shape[3] for _, one in found)
-        joint = found[0][1].new_zeros(layers, 2, len(kept), heads, longest, width)
-        for r, one in found:
-            joint[:, :, r, :, : one.shape[3]] = one
-        return joint
-
-    def _bytes(self, fork: PromptTree) -> int:
-        """How much is kept of one fork."""
-        plain, at = self.decoder, self._first_varying_token(fork)
-        above = len(plain.layers) - self.placement.first_layer
-        states = (fork.length - at) * plain.width
-        return int(plain.dtype.itemsize * (states + 2 * at * above * plain.kv_heads * plain.head_dim))
+    def _prefix_bytes(self, tree: PromptTree) -> int:
+        """The size of a tree's cached prefix."""
+        decoder, offset = self.decoder, self._first_varying_token(tree)
+        layers_above = len(decoder.layers) - self.placement.first_layer
+        states = (tree.length - offset) * decoder.width
+        key_values = 2 * offset * layers_above * decoder.kv_heads * decoder.head_dim
+        return int(decoder.dtype.itemsize * (states + key_values))
 
 
-def _acts_within(under: Placement | None, placement: Placement) -> bool:
-    """Whether a part acts nowhere but where one of `placement` may: then the base alone decides what comes before."""
-    if under is None:
+def _pad_prefix_key_values(rows: Sequence[Tensor | None]) -> Tensor | None:
+    """Cached keys and values of all rows, padded on the right: [layers, 2, rows, kv heads, longest, head width]."""
+    cached = [(row, one) for row, one in enumerate(rows) if one is not None]
+    if not cached:
+        return None
+    layers, _, heads, _, width = cached[0][1].shape
+    longest = max(one.shape[3] for _, one in cached)
+    padded = cached[0][1].new_zeros(layers, 2, len(rows), heads, longest, width)
+    for row, one in cached:
+        padded[:, :, row, :, : one.shape[3]] = one
+    return padded
+
+
+def _acts_within(frozen: Placement | None, placement: Placement) -> bool:
+    """Whether a LoRA acts only where one of `placement` may; then the base alone decides what comes before."""
+    if frozen is None:
         return True
     late = placement.late_tokens is None or (
-        under.late_tokens is not None and under.late_tokens <= placement.late_tokens
+        frozen.late_tokens is not None and frozen.late_tokens <= placement.late_tokens
     )
-    return under.first_layer >= placement.first_layer and late
+    return frozen.first_layer >= placement.first_layer and late
 
 
 def device_batch_tokens(device: torch.device) -> int:
@@ -301,35 +319,39 @@ def device_batch_tokens(device: torch.device) -> int:
 
 
 def _prefix_batch_tokens(device: torch.device) -> int:
-    """How many tokens begin together. On a CPU each fork begins alone: bfloat16 rounds by what shares a pass, and
-    prompts of a hundred tokens are as fast so.
+    """How many tokens of prefixes are computed together.
+
+    On a CPU each tree's prefix runs alone: bfloat16 rounds by what shares a pass, and a hundred tokens are as fast.
     """
     return 1 if device.type == "cpu" else device_batch_tokens(device)
 
 
 def pack_by_user(lengths: Sequence[int], owners: Sequence[int], budget: int) -> list[list[int]]:
-    """As `packed`, or with all rows of an owner together, which then share their factors: whichever is the cheaper."""
+    """Indices in batches of at most `budget` tokens: as `pack_by_length`, or with all rows of an owner together.
+
+    Rows of one owner that stand together share their LoRA factors. The cheaper plan is returned.
+    """
     rows: dict[int, list[int]] = {}
     for i, owner in enumerate(owners):
         rows.setdefault(owner, []).append(i)
-    whole: list[list[int]] = []
-    each = 0  # rows of every owner in the last batch
+    by_owner: list[list[int]] = []
+    rows_per_owner = 0  # in the last batch: blocks of a batch have equally many rows
     for own in sorted(rows.values(), key=lambda own: (len(own), max(lengths[i] for i in own))):
         longest = max(lengths[i] for i in own)
         if len(own) * longest > budget:
-            whole += [[own[n] for n in piece] for piece in pack_by_length([lengths[i] for i in own], budget)]
-            each = 0
-        elif len(own) == each and (len(whole[-1]) + each) * longest <= budget:
-            whole[-1] += own
+            by_owner += [[own[n] for n in piece] for piece in pack_by_length([lengths[i] for i in own], budget)]
+            rows_per_owner = 0
+        elif len(own) == rows_per_owner and (len(by_owner[-1]) + rows_per_owner) * longest <= budget:
+            by_owner[-1] += own
         else:
-            whole.append(list(own))
-            each = len(own)
-    plans = (whole, pack_by_length(lengths, budget))
+            by_owner.append(list(own))
+            rows_per_owner = len(own)
+    plans = (by_owner, pack_by_length(lengths, budget))
     return min(plans, key=lambda plan: sum(_batch_cost(batch, lengths, owners) for batch in plan))
 
 
 def _batch_cost(batch: Sequence[int], lengths: Sequence[int], owners: Sequence[int]) -> float:
-    """What a batch costs, in tokens."""
+    """The cost of a batch, in tokens of a row without LoRA."""
     _, rows = owner_blocks([owners[i] for i in batch])
     return len(batch) * max(lengths[i] for i in batch) * (1 + LORA_COST_PER_ROW / rows)
 

@@ -1,7 +1,6 @@
-"""A base's chat template: rendered in a sandbox, bounded in size, with slots where people's words go.
+"""A base's chat template, rendered in a sandbox, bounded in size, around placeholders.
 
-A template is code that came with a model. It never sees what a person wrote: it is rendered around slots, and the words
-are put there afterwards. Knows nothing of token ids.
+A template is code that came with a model. It never sees a user's text, which replaces the placeholders afterwards.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From words to token ids: prompts through the base's own chat template, and answers with exact labels.
 
-What a person wrote is always plain text: a "<|im_end|>" typed into a message is letters, not the end of a turn.
+What a user wrote is always plain text: a "<|im_end|>" typed into a message is letters, not the end of a turn.
 Knows neither the registry, retrieval nor tensors.
 """
 
@@ -65,7 +65,7 @@ class PromptBuilder:
     def answer_ids(self, output: str) -> list[int]:
         """Token ids of an answer and the end of turn.
 
-        An answer over the task's `answer_tokens` is cut there and has no end, so that nobody learns to stop half-way;
+        An answer over the task's `answer_tokens` is cut there and has no end, so that no model learns to stop half-way;
         a label is never cut.
         """
         return list(self._answer(output))
@@ -83,13 +83,13 @@ class PromptBuilder:
         return self._encode(roles, contents)
 
     def truncate_query(self, text: str) -> str:
-        """The part of a query's `text` that stands in its prompt: at most the task's `query_tokens`."""
+        """A query's `text` as its prompt has it: at most the task's `query_tokens`."""
         return self._words.truncate_text(text, self.task.query_tokens)
 
     def render_item(self, example: HistoryExample) -> str:
         """A history item as prompts show it: input and output together have at most the task's `item_tokens`.
 
-        A long output may take three quarters of them: how somebody answers says more about them than what was asked.
+        A long output may take three quarters of them: how a user answers says more than what was asked.
         A label is shown whole.
         """
         return self._shown(example)
@@ -120,7 +120,7 @@ class PromptBuilder:
         return "\n\n".join((*block, words))
 
     def _encode(self, roles: Roles, contents: Sequence[str]) -> list[int]:
-        """In one pass, as the base has learnt to read it; in pieces where a person typed a control token."""
+        """In one pass, as the base has learnt to read it; in pieces where a user typed a control token."""
         layout, own = self._layout(roles)
         ids = self._words.encode_template(layout.fill_messages(contents))
         if self._words.count_control_tokens(ids) != own:

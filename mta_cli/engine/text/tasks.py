@@ -1,8 +1,8 @@
-"""What a task is: how an item becomes a prompt and how an answer is scored; and the tasks that are built in.
+"""What a task is: how an item becomes a prompt and how an answer is scored; and the built-in tasks.
 
-Knows neither tokenizers nor files: see `prompts` for token ids and `taskfile` for TOML.
-The built-in tasks are LaMP's (arXiv 2304.11406), whose questions repeat a long instruction: `Task.strip` takes it off,
-and a prompt says the same in few words, because every token of a prompt is paid for at each training step.
+The built-in tasks are LaMP's (arXiv 2304.11406). LaMP's questions repeat a long instruction: `Task.strip_instruction`
+removes it, and the prompt says the same in few words, because training pays for every token of a prompt. See `prompts`
+for token ids and `task_files` for TOML.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Task:
         )
 
     def fill_item(self, text: str, answer: str) -> str:
-        """One history item as a prompt shows it. What a person wrote is never filled in a second time."""
+        """One history item as a prompt shows it. A user's text is never filled in a second time."""
         parts = re.split(r"(\{input\}|\{output\})", self.item)
         return "".join({INPUT_PLACEHOLDER: text, OUTPUT_PLACEHOLDER: answer}.get(part, part) for part in parts)
 

@@ -1,6 +1,6 @@
-"""A tokenizer as prompts need it: people's words as plain text, a template's words with their control tokens.
+"""A tokenizer for prompts: users' text never gives control tokens, a chat template's text does.
 
-Wraps any Hugging Face tokenizer, byte-level or sentencepiece-like, fast or slow. Knows neither tasks nor templates.
+Wraps any Hugging Face tokenizer, byte-level or sentencepiece-like, fast or slow.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-TEXT_CACHE_SIZE = 16_384  # texts whose cut is kept
+TEXT_CACHE_SIZE = 16_384  # truncated texts that are cached
 MAX_CHARACTERS_PER_TOKEN = 48  # of more text than this for each token of a budget, the rest is not even tokenised
 
 
@@ -32,12 +32,12 @@ class PromptTokenizer:
         return self._ids(text, split=False)
 
     def encode_user_text(self, text: str) -> list[int]:
-        """Ids of a person's words; what looks like a control token is spelled in letters."""
+        """Ids of a user's text; what looks like a control token is spelled in letters."""
         ids = self._ids(text, split=True)
         if self.controls.isdisjoint(ids):
             return ids
         typed = next((token for token in self._control_texts if token in text), None)
-        if typed is None:  # nobody typed one: it is the tokenizer's sign for a word it does not know
+        if typed is None:  # the tokenizer's own token for a word that it does not know
             return ids
         before, after = text.split(typed, 1)
         return [

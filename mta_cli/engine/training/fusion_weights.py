@@ -1,4 +1,4 @@
-"""Weights of anchors fitted to a few shots by gradient. Knows neither users nor files."""
+"""Weights of anchors, fitted to a few shots by gradient."""
 
 from __future__ import annotations
 
@@ -27,36 +27,39 @@ def learn_weights(
     learning_rate: float = 0.02,
     pull: float = 1.0,
 ) -> list[float]:
-    """Scalar weights of `anchors` that fit `rows`: gradient on mean loss + `pull` × squared distance from `prior`.
+    """One weight for each of `anchors`, by Adam on the mean loss of `rows` + `pull` × squared distance from `prior`.
 
-    The base must hold everything below the anchors (the task adapter) already.
+    `base` must hold everything below the anchors (the task adapter) already.
     """
-    joint = merge_loras([(anchor, 1.0) for anchor in anchors])
-    if joint is None:
+    merged = merge_loras([(anchor, 1.0) for anchor in anchors])
+    if merged is None:
         return list(prior)
-    started = merge_loras(list(zip(anchors, prior, strict=True)))
-    (rows,) = prune_examples(base, [(rows, () if started is None else (started,))], [joint.placement])
-    lens = make_scoring_backend(base, [build_prompt_tree(row) for row in rows], joint.placement)
-    gate = torch.tensor(list(prior), dtype=torch.float32, device=base.device, requires_grad=True)
-    centre = gate.detach().clone()
-    optimizer = torch.optim.Adam([gate], lr=learning_rate)
-    owner = {path: _anchor_of_rank(anchors, path).to(base.device) for path in joint.factors}
+    # 1. the shots, without labels of next to no probability under the prior's fusion
+    initial = merge_loras(list(zip(anchors, prior, strict=True)))
+    (rows,) = prune_examples(base, [(rows, () if initial is None else (initial,))], [merged.placement])
+    backend = make_scoring_backend(base, [build_prompt_tree(row) for row in rows], merged.placement)
+    # 2. the weights, and by module the anchor of each rank  [Σ rank]
+    weights = torch.tensor(list(prior), dtype=torch.float32, device=base.device, requires_grad=True)  # [anchors]
+    centre = weights.detach().clone()
+    optimizer = torch.optim.Adam([weights], lr=learning_rate)
+    owner = {path: _anchor_of_rank(anchors, path).to(base.device) for path in merged.factors}
     fixed = {
-        path: (a.to(base.device, lens.dtype), joint.scale * b.to(base.device, torch.float32))
-        for path, (a, b) in joint.factors.items()
+        path: (a.to(base.device, backend.dtype), merged.scale * b.to(base.device, torch.float32))
+        for path, (a, b) in merged.factors.items()
     }
     for _ in range(steps):
-        factors = {path: (a, (b * gate[owner[path]]).to(lens.dtype)) for path, (a, b) in fixed.items()}
-        found, _ = example_losses(lens.score_rows(range(len(rows)), factors), rows)
-        loss = found.mean() + pull * (gate - centre).square().sum()
+        # 3. each rank of B times its anchor's weight  [out, Σ rank]
+        factors = {path: (a, (b * weights[owner[path]]).to(backend.dtype)) for path, (a, b) in fixed.items()}
+        losses, _ = example_losses(backend.score_rows(range(len(rows)), factors), rows)
+        loss = losses.mean() + pull * (weights - centre).square().sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    values: list[float] = gate.detach().cpu().tolist()
+    values: list[float] = weights.detach().cpu().tolist()
     return values
 
 
 def _anchor_of_rank(anchors: Sequence[LoraWeights], path: str) -> torch.Tensor:
-    """Which anchor each rank of the merged factors belongs to."""
+    """The anchor that each rank of the merged factors belongs to, [Σ rank]."""
     ranks = [anchor.factors[path][0].shape[0] if path in anchor.factors else 0 for anchor in anchors]
     return torch.repeat_interleave(torch.arange(len(anchors)), torch.tensor(ranks))

@@ -193,7 +193,7 @@ class ChatModel:
             temperature=options.temperature,
             top_p=options.top_p,
             seed=self.options.machine.seed,
-            memory=self._kv_cache,
+            prompt_cache=self._kv_cache,
             late=self._late_lora,
             int8=options.int8,
         ):

@@ -116,13 +116,13 @@ def test_an_open_character_comes_out_at_the_end(base: LoadedBase) -> None:
 def test_memory_gives_the_same_answer_as_starting_afresh(base: LoadedBase) -> None:
     memory = PromptCache()
     first = ids_of(base, "shared beginning, first question")
-    answer = list(generate_tokens(endless(base), first, max_tokens=8, memory=memory))
+    answer = list(generate_tokens(endless(base), first, max_tokens=8, prompt_cache=memory))
     second = first + answer + ids_of(base, " and then more")
     assert memory.keep_prefix(second) >= len(first)
-    continued = list(generate_tokens(endless(base), second, max_tokens=8, memory=memory))
+    continued = list(generate_tokens(endless(base), second, max_tokens=8, prompt_cache=memory))
     assert continued == list(generate_tokens(endless(base), second, max_tokens=8))
     other = ids_of(base, "shared ending")
-    assert list(generate_tokens(endless(base), other, max_tokens=8, memory=memory)) == list(
+    assert list(generate_tokens(endless(base), other, max_tokens=8, prompt_cache=memory)) == list(
         generate_tokens(endless(base), other, max_tokens=8)
     )
 
@@ -130,7 +130,7 @@ def test_memory_gives_the_same_answer_as_starting_afresh(base: LoadedBase) -> No
 def test_memory_is_dropped_when_a_pass_is_interrupted(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = PromptCache()
     ids = ids_of(base, "hello")
-    list(generate_tokens(endless(base), ids, max_tokens=2, memory=memory))
+    list(generate_tokens(endless(base), ids, max_tokens=2, prompt_cache=memory))
 
     def interrupted(*_: Any, **__: Any) -> Iterator[int]:
         raise KeyboardInterrupt
@@ -138,7 +138,7 @@ def test_memory_is_dropped_when_a_pass_is_interrupted(base: LoadedBase, monkeypa
     inner = (base.llama_decoder, "logits") if base.llama_decoder is not None else (base.model.model, "forward")
     monkeypatch.setattr(*inner, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        list(generate_tokens(endless(base), ids, max_tokens=2, memory=memory))
+        list(generate_tokens(endless(base), ids, max_tokens=2, prompt_cache=memory))
     assert memory.cache is None and memory.ids == []
 
 
@@ -194,7 +194,7 @@ def masked_logits(base: LoadedBase, prompt: list[int], answer: list[int], part: 
             causal_mask(text.shape[1], plain.dtype, plain.device),
         )
         return plain.logits(
-            plain.run_layers(plain.embed(text), rope, mask, parts=[BatchedLora(crowd.factors_for_rows([0]), where)])[0]
+            plain.run_layers(plain.embed(text), rope, mask, loras=[BatchedLora(crowd.factors_for_rows([0]), where)])[0]
         )
 
 
@@ -214,13 +214,13 @@ def test_memory_keeps_nothing_that_a_late_part_has_touched(plain_base: LoadedBas
     base, memory = endless(plain_base), PromptCache()
     part, other = late_part(base), late_part(base, seed=4, late=9)
     first = ids_of(base, "shared beginning, first question")
-    answer = list(generate_tokens(base, first, max_tokens=8, memory=memory, late=part))
+    answer = list(generate_tokens(base, first, max_tokens=8, prompt_cache=memory, late=part))
     assert memory.ids == first[:-4]
     second = first + answer + ids_of(base, " and then more")
     for turn, late in ((second, part), (second, None), (second[:-1], other), (first[:-3], part), (first, None)):
-        found = list(generate_tokens(base, turn, max_tokens=8, memory=memory, late=late))
+        found = list(generate_tokens(base, turn, max_tokens=8, prompt_cache=memory, late=late))
         assert found == list(generate_tokens(base, turn, max_tokens=8, late=late))
-    started = generate_tokens(base, first, max_tokens=8, memory=memory, late=part)
+    started = generate_tokens(base, first, max_tokens=8, prompt_cache=memory, late=part)
     next(started)
     started.close()  # type: ignore[attr-defined]
     assert memory.ids == first[:-4]
@@ -269,6 +269,17 @@ def test_eight_bits_choose_nearly_the_same(tiny_base_path: Path) -> None:
     assert changed != first == list(generate_tokens(base, ids, max_tokens=12, int8=True))
 
 
+def test_eight_bits_without_the_private_kernel(tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="bfloat16")
+    assert base.llama_decoder is not None
+    projection, x = base.llama_decoder.layers[0].projections["qkv"], torch.randn(3, 1, 64).bfloat16()
+    projection.quantize_int8()
+    kernel = projection(x, "int8").float()
+    monkeypatch.delattr(torch, "_weight_int8pack_mm", raising=False)
+    public = projection(x, "int8").float()
+    assert (public - kernel).norm() < 0.01 * kernel.norm() and (public - projection(x).float()).norm() > 0
+
+
 def test_eight_bits_serve_only_who_asks_for_them(tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies stay after an answer; whoever answers or weighs labels next reads the weights."""
     base = endless(load_base(tiny_base_path, name="tiny", fingerprint="f", device="cpu", dtype="bfloat16"))
@@ -281,8 +292,8 @@ def test_eight_bits_serve_only_who_asks_for_them(tiny_base_path: Path, monkeypat
     read.clear()
     assert (list(generate_tokens(base, ids, max_tokens=4)), label_scores(base, ids, labels)) == before
     memory = PromptCache()
-    list(generate_tokens(base, ids, max_tokens=1, int8=True, memory=memory))
-    list(generate_tokens(base, [*ids, 7, 8], max_tokens=1, int8=True, memory=memory))  # prompts are read exactly
+    list(generate_tokens(base, ids, max_tokens=1, int8=True, prompt_cache=memory))
+    list(generate_tokens(base, [*ids, 7, 8], max_tokens=1, int8=True, prompt_cache=memory))  # prompts are read exactly
     assert read == []
 
 

@@ -199,7 +199,7 @@ def test_a_long_queue_is_taken_in_batches(base: LoadedBase, monkeypatch: pytest.
     assert generate_answers(endless(base), prompts, people, owners, max_tokens=5) == whole
     assert sizes == [1] * 6
     monkeypatch.setattr(generate_batch, "CPU_BATCH_BYTES", 2 << 30)
-    monkeypatch.setattr(generate_batch, "FEW", 4)
+    monkeypatch.setattr(generate_batch, "PACKED_MAX_ROWS", 4)
     assert generate_answers(endless(base), prompts, people, owners, max_tokens=5) == whole
     assert sorted(sizes[6:]) == [2, 4]
 

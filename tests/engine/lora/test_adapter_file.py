@@ -1,4 +1,4 @@
-"""Blocks of factors: the same numbers as in the file, and no file is trusted."""
+"""Adapter files: the same numbers as in the file, and no file is trusted."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 
 from mta_cli.engine.lora.adapter import LoraWeights, Placement
-from mta_cli.engine.lora.adapter_file import FactorBlock, read_adapter_file
-from mta_cli.errors import IntegrityFault
+from mta_cli.engine.lora.adapter_file import read_adapter_file
+from mta_cli.errors import BadInput, IntegrityFault
 
 NAME = "base_model.model.model.layers.{}.mlp.up_proj.lora_{}.weight"
 MTA = {"mta": '{"scale": 1, "placement": "0-1/all"}'}
-REFUSED = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
 def tensors(dtype: torch.dtype = torch.float16, layers: int = 3) -> dict[str, torch.Tensor]:
@@ -34,10 +33,10 @@ def tensors(dtype: torch.dtype = torch.float16, layers: int = 3) -> dict[str, to
     return found
 
 
-def with_header(path: Path, header: dict[str, Any] | str, numbers: bytes = b"", pad: int = 8) -> Path:
+def with_header(path: Path, header: dict[str, Any] | str, numbers: bytes = b"") -> Path:
     """A file of this header, filled up with spaces, and these bytes after it."""
     raw = (header if isinstance(header, str) else json.dumps(header)).encode()
-    raw += b" " * (-len(raw) % pad)
+    raw += b" " * (-len(raw) % 8)
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + numbers)
     return path
 
@@ -57,23 +56,15 @@ def honest(layers: int = 1) -> tuple[dict[str, Any], bytes]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_block_holds_what_the_file_holds(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_the_factors_are_those_of_the_file(dtype: torch.dtype, tmp_path: Path) -> None:
     save_file(tensors(dtype), tmp_path / "a", metadata=MTA)
-    metadata, block = read_adapter_file(tmp_path / "a")
+    metadata, factors = read_adapter_file(tmp_path / "a")
     plain = load_file(tmp_path / "a")
-    assert metadata == MTA and len(block) == 3 and 2 * len(block) == len(plain)
-    for path, pair in block.items():
+    assert metadata == MTA and len(factors) == 3 and 2 * len(factors) == len(plain)
+    for path, pair in factors.items():
         for half, factor in zip("AB", pair, strict=True):
             assert torch.equal(factor, plain[f"base_model.model.{path}.lora_{half}.weight"])
             assert factor.dtype == dtype
-
-
-def test_files_of_one_layout_share_it_and_no_number(tmp_path: Path) -> None:
-    save_file(tensors(), tmp_path / "a", metadata=MTA)
-    save_file({key: tensor + 1 for key, tensor in tensors().items()}, tmp_path / "b", metadata={"mta": '{"x": 1}'})
-    (_, one), (about, other) = read_adapter_file(tmp_path / "a"), read_adapter_file(tmp_path / "b")
-    assert one.layout is other.layout and about == {"mta": '{"x": 1}'}
-    assert torch.equal(other.numbers, one.numbers + 1)
 
 
 def test_the_metadata_may_stand_anywhere(tmp_path: Path) -> None:
@@ -89,22 +80,11 @@ def test_writing_into_a_factor_leaves_the_file_alone(tmp_path: Path) -> None:
     save_file(tensors(), tmp_path / "a", metadata=MTA)
     before = (tmp_path / "a").read_bytes()
     path = "model.layers.0.mlp.up_proj"
-    _, block = read_adapter_file(tmp_path / "a")
-    block[path][0].fill_(7)
-    assert bool((block[path][0] == 7).all())
-    del block
+    _, factors = read_adapter_file(tmp_path / "a")
+    factors[path][0].fill_(7)
+    assert bool((factors[path][0] == 7).all())
+    del factors
     assert (tmp_path / "a").read_bytes() == before
-
-
-def test_factors_in_memory_become_a_block() -> None:
-    factors = {
-        "m": (torch.ones(2, 3), torch.arange(8.0).view(2, 4).T),
-        "n": (torch.ones(1, 5).half(), torch.ones(6, 1)),
-    }
-    block = FactorBlock.from_factors(factors)
-    assert list(block) == ["m", "n"] and block.layout.dtype == torch.float32
-    assert all(torch.equal(block[path][i], factors[path][i].float()) for path in factors for i in (0, 1))
-    assert FactorBlock.from_factors(block) is block
 
 
 def damaged(change: str) -> tuple[dict[str, Any], bytes]:
@@ -178,22 +158,15 @@ CHANGES = (
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_header_that_lies_is_refused(change: str, tmp_path: Path) -> None:
     header, numbers = damaged(change)
-    with pytest.raises(REFUSED):
+    with pytest.raises(BadInput):
         read_adapter_file(with_header(tmp_path / "a", header, numbers))
     with pytest.raises(IntegrityFault, match="no adapter of mta"):
         LoraWeights.from_file(tmp_path / "a")
 
 
-def test_a_known_layout_does_not_excuse_a_short_file(tmp_path: Path) -> None:
-    header, numbers = honest()
-    read_adapter_file(with_header(tmp_path / "good", header, numbers))
-    with pytest.raises(ValueError, match="promises"):
-        read_adapter_file(with_header(tmp_path / "short", header, numbers[:-2]))
-
-
 @pytest.mark.parametrize("header", ["[]", '"x"', "7", "null", "{", "[" * 100_000, '{"__metadata__":' + "[" * 100_000])
 def test_a_header_that_is_no_table_is_refused(header: str, tmp_path: Path) -> None:
-    with pytest.raises(REFUSED):
+    with pytest.raises(BadInput):
         read_adapter_file(with_header(tmp_path / "a", header))
     with pytest.raises(IntegrityFault):
         LoraWeights.from_file(tmp_path / "a")
@@ -202,15 +175,8 @@ def test_a_header_that_is_no_table_is_refused(header: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("length", [2**24 + 1, 2**40, 2**63, 2**64 - 1])
 def test_a_header_longer_than_the_file_or_the_limit_is_refused(length: int, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(struct.pack("<Q", length) + b"{}")
-    with pytest.raises(ValueError, match="longer"):
+    with pytest.raises(BadInput, match="truncated"):
         read_adapter_file(tmp_path / "a")
-
-
-def test_numbers_between_two_addresses_are_refused(tmp_path: Path) -> None:
-    header, numbers = honest()
-    odd = json.dumps(header, separators=(",", ":"))
-    with pytest.raises(ValueError, match="promises"):
-        read_adapter_file(with_header(tmp_path / "a", odd if len(odd) % 2 else odd + " ", numbers, pad=1))
 
 
 def test_three_hundred_thousand_empty_tensors_are_refused(tmp_path: Path) -> None:
@@ -245,6 +211,7 @@ def test_weights_without_a_module_are_read_back(tmp_path: Path) -> None:
     assert len(read.factors) == 0 and read.scale == 2.0 and read.rank == 0
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_what_is_accepted_is_what_safetensors_reads(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -258,14 +225,14 @@ def test_what_is_accepted_is_what_safetensors_reads(
     path = tmp_path_factory.getbasetemp() / "changed"
     path.write_bytes(struct.pack("<Q", len(raw)) + bytes(raw) + numbers)
     try:
-        _, block = read_adapter_file(path)
-    except REFUSED:
+        _, factors = read_adapter_file(path)
+    except BadInput:
         return
     try:
         plain = load(path.read_bytes())
     except SafetensorError as error:
         raise AssertionError(f"the library refuses what was accepted: {error}") from error
-    assert 2 * len(block) == len(plain)
-    for name, pair in block.items():
+    assert 2 * len(factors) == len(plain)
+    for name, pair in factors.items():
         for half, factor in zip("AB", pair, strict=True):
             assert torch.equal(factor, plain[f"base_model.model.{name}.lora_{half}.weight"])

@@ -212,7 +212,7 @@ def test_coarse_passes_keep_fine_weights(base: LoadedBase) -> None:
 def test_what_a_group_gives_out_stays_as_it_was(base: LoadedBase) -> None:
     group = TrainableLoras([init_lora_weights(base.model, "q_proj", "upper", 2, 4.0, 0)], CPU)
     weights = group.user_weights(0)
-    group.values[1].fill_(1.0)
+    group.trainable[1].fill_(1.0)
     assert weights.norm() == 0 and group.user_weights(0).norm() > 0
     assert (weights.placement, weights.scale) == (Placement(1, 1), 2.0)
 
@@ -228,7 +228,7 @@ def test_nothing_pulls_at_loras(base: LoadedBase) -> None:
 def test_a_group_gives_each_lora_as_its_file_has_it_and_says_which_cannot_be_kept(base: LoadedBase) -> None:
     starts = members(base)
     group = TrainableLoras(starts, CPU)
-    group.values[1][2, 0, 0] = 1e6
+    group.trainable[1][2, 0, 0] = 1e6
     for person in (0, 1):
         assert group.stored_weights(person).to_bytes({}) == starts[person].cast_for_storage().to_bytes({})
     with pytest.raises(IntegrityFault, match="not finite"):

@@ -11,7 +11,6 @@ import torch
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.batched import owner_blocks
 from mta_cli.engine.lora.lora_xs import (
-    CoreKind,
     LoraXsCore,
     TrainableCores,
     bank_basis,
@@ -26,7 +25,6 @@ from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from mta_cli.errors import IntegrityFault
 from tests.engine.lora_cases import difference, explicit_delta, random_lora, random_rows
 
-KINDS: tuple[CoreKind, ...] = ("core", "gains", "code")
 CPU = torch.device("cpu")
 
 
@@ -78,7 +76,6 @@ def fit(
     base: LoadedBase,
     basis: LoraWeights,
     people: Sequence[Sequence[TrainingRow]],
-    kind: CoreKind,
     *,
     steps: int = 6,
     rate: float = 0.2,
@@ -89,7 +86,7 @@ def fit(
     """Everybody's ΔW as the store gives it back; None where there are no rows, or where training failed."""
     able = [i for i, rows in enumerate(people) if rows]
     below = [under[i] if under else () for i in able]
-    trainer = trained(base, LoraXsCore(basis, kind, pull), [people[i] for i in able], steps, rate, below, budget)
+    trainer = trained(base, LoraXsCore(basis, pull), [people[i] for i in able], steps, rate, below, budget)
     found: list[LoraWeights | None] = [None] * len(people)
     for place, i in enumerate(able):
         found[i] = trainer.stored_weights(place) if place not in trainer.failed else None
@@ -125,7 +122,6 @@ def test_modules_that_differ_in_rank_share_as_many_directions_as_all_have(base: 
     assert basis is not None and {len(a) for a, _ in basis.factors.values()} == {1}
     core = LoraXsCore(basis)
     assert unpack_core(basis, pack_core(drawn(core.num_parameters))).rank == 1
-    assert LoraXsCore(basis, "code").to_lora(drawn(1)).rank == 1
 
 
 def test_more_directions_than_a_module_is_wide_are_those_it_has(base: LoadedBase) -> None:
@@ -155,61 +151,50 @@ def test_a_basis_that_is_narrow_enough_stays_as_it_is(base: LoadedBase, rank: in
     assert equal(truncate_basis(basis, rank), basis)
 
 
-def between(kind: CoreKind, numbers: torch.Tensor, module: int) -> torch.Tensor:
-    """A person's C of one module of rank 3, by hand."""
-    if kind == "core":
-        return numbers[9 * module : 9 * module + 9].view(3, 3)
-    return torch.diag(numbers if kind == "code" else numbers[3 * module : 3 * module + 3])
-
-
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("leading", [(), (2,)])
-def test_numbers_stand_between_the_factors(base: LoadedBase, kind: CoreKind, leading: tuple[int, ...]) -> None:
+def test_numbers_stand_between_the_factors(base: LoadedBase, leading: tuple[int, ...]) -> None:
     basis = basis_of(base)
-    modules, core = len(basis.factors), LoraXsCore(basis, kind)
-    assert core.num_parameters == {"core": 9 * modules, "gains": 3 * modules, "code": 3}[kind]
+    modules, core = len(basis.factors), LoraXsCore(basis)
+    assert core.num_parameters == 9 * modules
     numbers = drawn(*leading, core.num_parameters)
     factors = core.factors(numbers)
     for person in range(2) if leading else [...]:
         own = numbers[person]
         for i, (path, (a, b)) in enumerate(basis.factors.items()):
             found = factors[path][1][person] @ factors[path][0][person]
-            assert torch.allclose(found, basis.scale * b @ between(kind, own, i) @ a, atol=1e-5)
+            assert torch.allclose(found, basis.scale * b @ own[9 * i : 9 * i + 9].view(3, 3) @ a, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_part_is_what_its_numbers_mean_also_on_a_coarse_basis(base: LoadedBase, kind: CoreKind) -> None:
+def test_a_part_is_what_its_numbers_mean_also_on_a_coarse_basis(base: LoadedBase) -> None:
     basis = basis_of(base)
     coarse = basis.cast_for_storage()
-    numbers = drawn(LoraXsCore(basis, kind).num_parameters).half()
-    fine, part = LoraXsCore(basis, kind).to_lora(numbers), LoraXsCore(coarse, kind).to_lora(numbers)
+    numbers = drawn(LoraXsCore(basis).num_parameters).half()
+    fine, part = LoraXsCore(basis).to_lora(numbers), LoraXsCore(coarse).to_lora(numbers)
     assert {half.dtype for pair in part.factors.values() for half in pair} == {torch.float32}
     assert part.scale == 1.0 and part.placement == basis.placement
     assert 0 < difference(part, fine) < 1e-3
-    for path, (a, b) in LoraXsCore(basis, kind).factors(numbers.float()).items():
+    for path, (a, b) in LoraXsCore(basis).factors(numbers.float()).items():
         assert torch.equal(fine.delta_weight(path), b @ a)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_step_changes_nothing_and_many_learn(base: LoadedBase, kind: CoreKind) -> None:
+def test_no_step_changes_nothing_and_many_learn(base: LoadedBase) -> None:
     rows = random_rows([20] * 4)
     basis, untrained = basis_of(base, placement="all"), mean_loss(base, rows)
-    (still,) = fit(base, basis, [rows], kind, steps=0)
+    (still,) = fit(base, basis, [rows], steps=0)
     assert still is not None and still.norm() == 0.0
     losses = []
     for steps in (5, 30):
-        (one,) = fit(base, basis, [rows], kind, steps=steps, pull=0.0)
+        (one,) = fit(base, basis, [rows], steps=steps, pull=0.0)
         assert one is not None and one.scale == 1.0 and one.placement == basis.placement
         losses.append(mean_loss(base, rows, (one,)))
     assert losses[1] < losses[0] < untrained
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_step_follows_the_gradient_of_the_loss_as_it_is_written(base: LoadedBase, kind: CoreKind) -> None:
+def test_one_step_follows_the_gradient_of_the_loss_as_it_is_written(base: LoadedBase) -> None:
     """Adam's first step moves each number by the learning rate, against the sign of finite differences' slope."""
     rows, basis = random_rows([18, 25]), basis_of(base, rank=2)
-    core = LoraXsCore(basis, kind)
-    (moved,) = fit(base, basis, [rows], kind, steps=1, rate=0.125)
+    core = LoraXsCore(basis)
+    (moved,) = fit(base, basis, [rows], steps=1, rate=0.125)
     assert moved is not None
     checked = 0
     for place in range(min(core.num_parameters, 6)):
@@ -234,7 +219,7 @@ def test_the_pull_holds_numbers_back(base: LoadedBase) -> None:
     rows, basis = random_rows([20] * 4), basis_of(base)
     norms = []
     for pull in (0.0, 1.0, 1e4):
-        (one,) = fit(base, basis, [rows], "gains", steps=30, rate=0.02, pull=pull)
+        (one,) = fit(base, basis, [rows], steps=30, rate=0.02, pull=pull)
         assert one is not None
         norms.append(one.norm())
     assert norms[2] < 0.2 * norms[0] and norms[2] < norms[1] < norms[0]
@@ -242,7 +227,7 @@ def test_the_pull_holds_numbers_back(base: LoadedBase) -> None:
 
 @pytest.mark.parametrize("pull", [0.0, 0.3])
 def test_the_pull_is_the_gradient_of_its_share_of_the_mean_square(base: LoadedBase, pull: float) -> None:
-    group = TrainableCores(LoraXsCore(basis_of(base), "gains", pull), 3, CPU)
+    group = TrainableCores(LoraXsCore(basis_of(base), pull), 3, CPU)
     group.numbers.copy_(drawn(*group.numbers.shape))
     leaf = group.numbers.clone().requires_grad_()
     (pull * leaf.square().mean(1)).sum().backward()  # type: ignore[no-untyped-call]
@@ -252,11 +237,10 @@ def test_the_pull_is_the_gradient_of_its_share_of_the_mean_square(base: LoadedBa
     torch.testing.assert_close(group.grads[0], 2.0 + leaf.grad)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("owners", [[0, 1, 2], [2, 0, 2], [1, 1, 1], [2, 2, 0, 0]])
-def test_gradients_equal_those_of_a_plain_formulation(base: LoadedBase, kind: CoreKind, owners: list[int]) -> None:
+def test_gradients_equal_those_of_a_plain_formulation(base: LoadedBase, owners: list[int]) -> None:
     """Each block of rows answers with a weight of its own; gradients of two passes add up."""
-    core = LoraXsCore(basis_of(base), kind)
+    core = LoraXsCore(basis_of(base))
     group = TrainableCores(core, 3, CPU)
     group.numbers.copy_(drawn(*group.numbers.shape))
     heads, _ = owner_blocks(owners)
@@ -297,29 +281,17 @@ def test_what_a_group_gives_out_stays_as_it_was(base: LoadedBase) -> None:
     assert weights.norm() == 0 and group.user_weights(0).norm() > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("placement", ["upper", "late"])
 @pytest.mark.parametrize("budget", [64, 4096])
-def test_company_changes_nothing(base: LoadedBase, kind: CoreKind, placement: str, budget: int) -> None:
+def test_company_changes_nothing(base: LoadedBase, placement: str, budget: int) -> None:
     people, basis = crowd(), basis_of(base, placement=placement)
     under = [(random_lora(base.model, 50 + i, rank=1 + i, placement=placement),) for i in range(4)]
-    together = fit(base, basis, people, kind, under=under, budget=budget)
+    together = fit(base, basis, people, under=under, budget=budget)
     assert together[1] is None
     for i in (0, 2, 3):
-        (alone,) = fit(base, basis, [people[i]], kind, under=[under[i]])
+        (alone,) = fit(base, basis, [people[i]], under=[under[i]])
         assert difference(together[i], alone) < 2e-3  # float16 keeps eleven bits of each number
-    assert difference(together[0], fit(base, basis, people, kind)[0]) > 0.01  # what lies under matters
-
-
-def test_numbers_come_back_as_float16_keeps_them(base: LoadedBase) -> None:
-    basis = basis_of(base, rank=1)
-    (one,) = fit(base, basis, [random_rows([20, 20])], "code")
-    assert one is not None
-    gains = []
-    for path, (_, b) in basis.factors.items():
-        frozen, own = basis.scale * b, one.factors[path][1]
-        gains.append(float((own * frozen).sum() / frozen.square().sum()))
-    assert gains == pytest.approx([float(torch.tensor(gains[0]).half())] * len(gains), rel=1e-5)
+    assert difference(together[0], fit(base, basis, people)[0]) > 0.01  # what lies under matters
 
 
 def test_numbers_that_are_not_finite_give_no_part_and_leave_the_others_alone(base: LoadedBase) -> None:
@@ -327,8 +299,8 @@ def test_numbers_that_are_not_finite_give_no_part_and_leave_the_others_alone(bas
     path = next(iter(basis.factors))
     a, b = random_lora(base.model, 1, placement="upper").factors[path]
     broken = LoraWeights({path: (a, torch.full_like(b, float("nan")))}, 1.0, basis.placement)
-    found = fit(base, basis, people, "core", under=((), (), (broken,), ()))
-    expected = fit(base, basis, people, "core")
+    found = fit(base, basis, people, under=((), (), (broken,), ()))
+    expected = fit(base, basis, people)
     assert found[2] is None
     for i in (0, 3):
         assert difference(found[i], expected[i]) < 2e-3
@@ -340,7 +312,7 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
     from mta_cli.engine.scoring.backends import LlamaBackend
 
     people, basis = crowd(), basis_of(base)
-    expected = fit(base, basis, people, "gains")
+    expected = fit(base, basis, people)
     real, refused = LlamaBackend.score_rows, []
 
     def small(self, chosen, factors):  # type: ignore[no-untyped-def]
@@ -350,7 +322,7 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
         return real(self, chosen, factors)
 
     monkeypatch.setattr(LlamaBackend, "score_rows", small)
-    found = fit(base, basis, people, "gains")
+    found = fit(base, basis, people)
     assert refused
     for i in (0, 2, 3):
         assert difference(found[i], expected[i]) < 2e-3
@@ -358,6 +330,6 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
 
 def test_a_base_without_a_plain_decoder_fits_the_same(base: LoadedBase) -> None:
     people, basis = crowd(), basis_of(base)
-    ours, theirs = (fit(one, basis, people, "core") for one in (base, replace(base, llama_decoder=None)))
+    ours, theirs = (fit(one, basis, people) for one in (base, replace(base, llama_decoder=None)))
     for i in (0, 2, 3):
         assert difference(ours[i], theirs[i]) < 2e-3

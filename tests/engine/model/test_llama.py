@@ -143,7 +143,7 @@ class Cache:
     def __init__(self) -> None:
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update_kv(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if layer in self.kept:
             k, v = torch.cat([self.kept[layer][0], k], 2), torch.cat([self.kept[layer][1], v], 2)
         self.kept[layer] = k, v
@@ -182,7 +182,7 @@ def test_parts_of_rows_equal_the_folded_weights(base: LoadedBase) -> None:
     together = ours(
         base.llama_decoder,
         ids,
-        parts=[BatchedLora(FrozenLoras(base.llama_decoder, weights).factors_for_rows([0, 1, 2]))],
+        loras=[BatchedLora(FrozenLoras(base.llama_decoder, weights).factors_for_rows([0, 1, 2]))],
     )
     for row, one in enumerate(weights):
         with merge_into_base(base, one):
@@ -193,10 +193,10 @@ def test_parts_act_only_where_they_are_told(base: LoadedBase) -> None:
     assert base.llama_decoder is not None
     ids, where = random_ids(1, 20), (torch.arange(20) >= 12).float()[None, :, None]
     pairs = FrozenLoras(base.llama_decoder, [random_lora(base.model, 1)]).factors_for_rows([0])
-    without, late = ours(base.llama_decoder, ids), ours(base.llama_decoder, ids, parts=[BatchedLora(pairs, where)])
+    without, late = ours(base.llama_decoder, ids), ours(base.llama_decoder, ids, loras=[BatchedLora(pairs, where)])
     assert torch.equal(late[:, :12], without[:, :12])
     assert (late[:, 12:] - without[:, 12:]).abs().amax(-1).min() > 1e-3
-    assert (late - ours(base.llama_decoder, ids, parts=[BatchedLora(pairs)])).abs().max() > 1e-3
+    assert (late - ours(base.llama_decoder, ids, loras=[BatchedLora(pairs)])).abs().max() > 1e-3
 
 
 def packable() -> bool:

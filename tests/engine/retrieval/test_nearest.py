@@ -1,4 +1,4 @@
-"""The nearest rows: exactly what sorting all of them gives, whatever the blocks."""
+"""The nearest rows: exactly what sorting all of them gives."""
 
 from __future__ import annotations
 
@@ -39,47 +39,29 @@ def check(matrix: Matrix, queries: Matrix, k: int) -> None:
         assert np.allclose(values[i], products[:k], atol=1e-7, rtol=0)
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("ROWS", 64), ("GROUP", 3), ("FEW", 2), ("PIECE", 5)):
-        monkeypatch.setattr(nearest_rows, name, value)
-
-
 @pytest.mark.parametrize("queries", [1, 2, 3, 7])
 @pytest.mark.parametrize("k", [1, 8, 200, 999])
-def test_it_is_the_head_of_a_full_sort(k: int, queries: int, small_blocks: None) -> None:
+def test_it_is_the_head_of_a_full_sort(k: int, queries: int) -> None:
     check(unit(500, 24), unit(queries, 24, seed=1), k)
 
 
 @settings(deadline=None)
-@given(
-    st.integers(1, 60), st.integers(1, 5), st.integers(1, 70), st.integers(1, 20), st.integers(1, 9), st.integers(0, 99)
-)
-def test_ties_go_to_the_lowest_index(rows: int, kinds: int, k: int, block: int, queries: int, seed: int) -> None:
-    """Few kinds of rows, so that nearly all products are tied, across blocks too."""
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 70), st.integers(1, 9), st.integers(0, 99))
+def test_ties_go_to_the_lowest_index(rows: int, kinds: int, k: int, queries: int, seed: int) -> None:
+    """Few kinds of rows, so that nearly all products are tied."""
     random = np.random.default_rng(seed)
     matrix = unit(kinds, 7, seed)[random.integers(0, kinds, rows)]
     matrix[random.random(rows) < 0.2] = 0.0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest_rows, "ROWS", block)
-        patch.setattr(nearest_rows, "PIECE", 3)
-        check(matrix, unit(queries, 7, seed + 1), k)
+    check(matrix, unit(queries, 7, seed + 1), k)
 
 
-def test_rows_that_float32_cannot_tell_apart_are_told_apart(small_blocks: None) -> None:
+def test_rows_that_float32_cannot_tell_apart_are_told_apart() -> None:
     matrix = np.tile(unit(1, 384), (300, 1))
     matrix[:, 0] += np.random.default_rng(0).integers(-3, 4, 300).astype(np.float32) * np.float32(1e-8)
     check(matrix, matrix[:4], 10)
 
 
-def test_rows_that_grow_nearer_block_by_block(small_blocks: None) -> None:
-    query = unit(1, 16)
-    steps = np.linspace(0, 1, 400, dtype=np.float32)[:, None]
-    towards = steps * query + (1 - steps) * unit(1, 16, seed=3)
-    check(towards / np.linalg.norm(towards, axis=1, keepdims=True), query, 5)
-
-
-def test_nothing_but_zero_rows(small_blocks: None) -> None:
+def test_nothing_but_zero_rows() -> None:
     rows, values = nearest_rows(np.zeros((300, 4), dtype=np.float32), np.ones((2, 4), dtype=np.float32) / 2, 3)
     assert rows.tolist() == [[0, 1, 2]] * 2 and values.tolist() == [[0, 0, 0]] * 2
 
@@ -98,7 +80,7 @@ def test_nothing_to_find(rows: int, k: int) -> None:
         assert found.shape == values.shape == (*queries.shape[:-1], 0)
 
 
-def test_a_file_is_read_in_blocks(tmp_path: Path, small_blocks: None) -> None:
+def test_a_mapped_file_is_searched_as_memory_is(tmp_path: Path) -> None:
     matrix = unit(300, 12)
     written: np.memmap[Any, Any] = np.memmap(tmp_path / "profiles", dtype=np.float32, mode="w+", shape=matrix.shape)
     written[:] = matrix
@@ -109,8 +91,8 @@ def test_a_file_is_read_in_blocks(tmp_path: Path, small_blocks: None) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("queries", [1, 5])
-def test_numbers_that_are_not_finite_are_refused(bad: float, queries: int, small_blocks: None) -> None:
+def test_numbers_that_are_not_finite_are_refused(bad: float, queries: int) -> None:
     matrix = unit(200, 6)
     matrix[150, 2] = bad
-    with pytest.raises(IntegrityFault, match="128 to 191"):
+    with pytest.raises(IntegrityFault, match="profile 150 is not finite"):
         nearest_rows(matrix, unit(queries, 6), 3)

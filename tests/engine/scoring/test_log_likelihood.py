@@ -94,7 +94,7 @@ def test_late_parts_need_a_plain_decoder(base: LoadedBase, kind: str) -> None:
     with pytest.raises(UsageError, match="Llama"):
         make_scoring_backend(slow, forks, Placement(1, 1, 8))
     with pytest.raises(UsageError, match="Llama"):
-        make_scoring_backend(slow, forks, Placement(1, 1), under=people, people=[1] * len(forks))
+        make_scoring_backend(slow, forks, Placement(1, 1), frozen_loras=people, tree_users=[1] * len(forks))
     require_supported_placements(base, [Placement(1, 1, 8)])
     require_supported_placements(slow, [Placement(1, 1)])
 

@@ -36,7 +36,9 @@ def decoder(base: LoadedBase) -> LlamaDecoder:
 def sums(forks: Sequence[PromptTree], chosen: Sequence[int], scores: object) -> list[list[float]]:
     """Log-likelihoods by row and branch."""
     found = [[0.0] * len(forks[i].completions) for i in chosen]
-    for value, row, branch in zip(scores.values.tolist(), scores.row.tolist(), scores.branch, strict=True):  # type: ignore[attr-defined]
+    for value, row, branch in zip(
+        scores.log_likelihoods.tolist(), scores.row.tolist(), scores.completion_index, strict=True
+    ):
         found[row][branch] += value
     return found
 
@@ -65,7 +67,7 @@ def test_a_row_is_a_fork_with_one_answer(start: int, prompt: int) -> None:
 @pytest.mark.parametrize("placement", ["all", "upper", "late"])
 def test_forks_score_as_alone_and_whole(base: LoadedBase, placement: str, keep: int) -> None:
     forks, lora = random_forks(SHAPES), random_lora(base.model, 1, placement=placement)
-    passes = PrefixCacheScorer(decoder(base), forks, lora.placement, keep=keep)
+    passes = PrefixCacheScorer(decoder(base), forks, lora.placement, cache_bytes=keep)
     crowd = FrozenLoras(decoder(base), [lora])
     expected = [slow_sums(base, fork, [lora]) for fork in forks]
     unlike = [slow_sums(base, fork) for fork in forks]
@@ -136,7 +138,7 @@ def test_some_branches_of_a_fork_are_what_they_are_among_all(base: LoadedBase, p
         replace(forks[1], active_indices=(0, 1)),
     ]
     passes, crowd = (
-        PrefixCacheScorer(decoder(base), some, lora.placement, keep=keep),
+        PrefixCacheScorer(decoder(base), some, lora.placement, cache_bytes=keep),
         FrozenLoras(decoder(base), [lora]),
     )
     wanted = [slow_sums(base, one.full_tree, [lora]) for one in some]
@@ -208,7 +210,12 @@ def test_frozen_parts_underneath(base: LoadedBase, placement: str, under: str, k
     below = [frozen(base, 10, under), frozen(base, 11, under)]
     acting = random_lora(base.model, 1, placement=placement)
     passes = PrefixCacheScorer(
-        decoder(base), forks, acting.placement, under=[FrozenLoras(decoder(base), below)], people=owners, keep=keep
+        decoder(base),
+        forks,
+        acting.placement,
+        frozen_loras=[FrozenLoras(decoder(base), below)],
+        tree_users=owners,
+        cache_bytes=keep,
     )
     pairs = FrozenLoras(decoder(base), [acting]).factors_for_rows([0])
     late = acting.placement.late_tokens is not None
@@ -223,7 +230,7 @@ def test_several_frozen_parts_of_different_kinds(base: LoadedBase) -> None:
     below = [(frozen(base, 10, "all"), frozen(base, 11, "late")), (frozen(base, 12, "late-elsewhere"),), ()]
     acting = random_lora(base.model, 1, placement="upper")
     passes = PrefixCacheScorer(
-        decoder(base), forks, acting.placement, under=group_frozen_loras(decoder(base), below), people=owners
+        decoder(base), forks, acting.placement, frozen_loras=group_frozen_loras(decoder(base), below), tree_users=owners
     )
     scores = passes.score_trees(range(len(forks)), FrozenLoras(decoder(base), [acting]).factors_for_rows([0]))
     expected = [slow_sums(base, fork, [*below[owner], acting]) for fork, owner in zip(forks, owners, strict=True)]
@@ -237,7 +244,7 @@ def test_gradients_of_what_acts_equal_those_of_whole_texts(base: LoadedBase, pla
     below = [(frozen(base, 10, placement),), (frozen(base, 11, placement),)]
     group = TrainableLoras(starts, torch.device("cpu"))
     passes = PrefixCacheScorer(
-        decoder(base), forks, group.placement, under=group_frozen_loras(decoder(base), below), people=owners
+        decoder(base), forks, group.placement, frozen_loras=group_frozen_loras(decoder(base), below), tree_users=owners
     )
     leaves = group.params_for_rows(owners, torch.float32)
     factors = leaves.factors()
@@ -305,7 +312,7 @@ def test_kept_states_are_not_computed_again(base: LoadedBase, monkeypatch: pytes
     monkeypatch.setattr(
         PrefixCacheScorer,
         "_compute_prefixes",
-        lambda self, chosen: made.extend(self.forks[i] for i in chosen) or begin(self, chosen),
+        lambda self, chosen: made.extend(self.trees[i] for i in chosen) or begin(self, chosen),
     )
     decoder(base).activation_cache.clear()
     for _ in range(2):
@@ -336,9 +343,9 @@ def test_no_more_is_kept_than_asked(base: LoadedBase) -> None:
     passes.score_trees(range(len(forks)), {})
     starts = passes._get_prefixes(range(len(forks)))
     held = sum(t.untyped_storage().nbytes() for s in starts for t in (s.states, s.prefix_kv) if t is not None)
-    assert kept.nbytes == held == sum(passes._bytes(fork) for fork in forks)
+    assert kept.nbytes == held == sum(passes._prefix_bytes(fork) for fork in forks)
     kept.clear()
-    tight = PrefixCacheScorer(decoder(base), forks, LATE, keep=held - 1)
+    tight = PrefixCacheScorer(decoder(base), forks, LATE, cache_bytes=held - 1)
     tight.score_trees(range(len(forks)), {})
     assert len(kept) == 0
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mta_cli.engine.lora.adapter import LoraWeights
-from mta_cli.engine.lora.lora_xs import CoreKind, LoraXsCore, bank_basis, unpack_core
+from mta_cli.engine.lora.lora_xs import LoraXsCore, bank_basis, unpack_core
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.engine.training.trainer import MAX_GRAD_NORM, GroupMember, Schedule, Trainer, epoch_batches
@@ -19,15 +19,15 @@ from tests.engine.slow import slow_values
 from tests.engine.training.test_trainer import SCHEDULE, fresh, group
 
 
-def a_core(base: LoadedBase, placement: str, kind: CoreKind = "core") -> LoraXsCore:
+def a_core(base: LoadedBase, placement: str) -> LoraXsCore:
     basis = bank_basis([random_lora(base.model, seed, placement=placement) for seed in range(3)], 2)
     assert basis is not None
-    return LoraXsCore(basis, kind, pull=0.1)
+    return LoraXsCore(basis, pull=0.1)
 
 
-def core_group(base: LoadedBase, placement: str, kind: CoreKind = "core", *, under: bool = True) -> list[GroupMember]:
+def core_group(base: LoadedBase, placement: str, *, under: bool = True) -> list[GroupMember]:
     """The people of `group` with a core each, at a rate that suits cores."""
-    core = a_core(base, placement, kind)
+    core = a_core(base, placement)
     return [
         replace(member, initial_weights=core, schedule=replace(member.schedule, learning_rate=0.1))
         for member in group(base, placement, under=under)
@@ -62,11 +62,10 @@ def batches_of(member: GroupMember) -> Sequence[list[int]]:
     return [batch for batches in epochs for batch in batches][:steps]
 
 
-@pytest.mark.parametrize("kind", ["core", "gains", "code"])
 @pytest.mark.parametrize("placement", ["all", "late"])
-def test_cores_train_as_a_plain_loop_trains_them(base: LoadedBase, kind: CoreKind, placement: str) -> None:
+def test_cores_train_as_a_plain_loop_trains_them(base: LoadedBase, placement: str) -> None:
     """Warm-up, decay, batches, clipping, pull and moments; each of the four by a schedule of their own."""
-    members = core_group(base, placement, kind)
+    members = core_group(base, placement)
     trainer = Trainer(base, members)
     list(trainer.train_steps())
     for i, member in enumerate(members):
@@ -88,11 +87,10 @@ def test_company_changes_nothing_for_cores(base: LoadedBase, budget: int) -> Non
         assert difference(together.weights(i), alone.weights(0)) < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["core", "code"])
 @pytest.mark.parametrize("stop", [1, 4, 5])
-def test_stopped_cores_go_on_with_the_same_bytes(base: LoadedBase, kind: CoreKind, stop: int) -> None:
+def test_stopped_cores_go_on_with_the_same_bytes(base: LoadedBase, stop: int) -> None:
     """Stopped where all of the four have steps left, two of them, and one."""
-    members = core_group(base, "late", kind)
+    members = core_group(base, "late")
     whole, first, second = (Trainer(base, members) for _ in range(3))
     list(whole.train_steps())
     for _ in zip(range(stop), first.train_steps(), strict=False):
@@ -127,7 +125,7 @@ def test_a_core_that_fails_is_named_and_leaves_the_others_alone(base: LoadedBase
 
 def test_checkpoints_of_cores_and_of_loras_are_not_each_others(base: LoadedBase) -> None:
     cores, loras = core_group(base, "late"), group(base, "late", under=True)
-    for members, others in ((cores, loras), (loras, cores), (cores, core_group(base, "late", "gains"))):
+    for members, others in ((cores, loras), (loras, cores)):
         trainer, other = Trainer(base, members), Trainer(base, others)
         with pytest.raises((ValueError, KeyError)):
             trainer.load_state(other.save_state())

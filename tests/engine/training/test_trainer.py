@@ -130,7 +130,7 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
 
 def test_an_exploding_loss_stops_the_training(base: LoadedBase) -> None:
     trainer = alone(base, random_rows([12, 12]))
-    stacked_loras(trainer).values[0].fill_(float("nan"))
+    stacked_loras(trainer).trainable[0].fill_(float("nan"))
     list(trainer.train_steps())
     assert "step 1" in trainer.failed[0] and trainer.completed_steps == [[]]
 
@@ -139,7 +139,7 @@ def test_one_who_fails_leaves_the_others_alone(base: LoadedBase) -> None:
     members = group(base, "upper", under=True)
     expected, trainer = Trainer(base, members), Trainer(base, members)
     list(expected.train_steps())
-    for value in stacked_loras(trainer).values:
+    for value in stacked_loras(trainer).trainable:
         value[1].fill_(float("inf"))
     list(trainer.train_steps())
     assert list(trainer.failed) == [1]
@@ -243,7 +243,7 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(
             raise torch.OutOfMemoryError("not enough")
         return real(chosen, factors)
 
-    monkeypatch.setattr(trainer._backend, "scores", small)
+    monkeypatch.setattr(trainer._backend, "score_rows", small)
     list(trainer.train_steps())
     assert trainer.budget.tokens < 4096
     for path in lora_of(members[0]).factors:
@@ -258,7 +258,7 @@ def test_one_row_that_never_fits_is_said(base: LoadedBase, monkeypatch: pytest.M
     def full(chosen, factors):  # type: ignore[no-untyped-def]
         raise torch.OutOfMemoryError("not enough")
 
-    monkeypatch.setattr(trainer._backend, "scores", full)
+    monkeypatch.setattr(trainer._backend, "score_rows", full)
     with pytest.raises(BadInput, match="does not fit"):
         list(trainer.train_steps())
 
@@ -274,68 +274,3 @@ def test_a_base_without_a_plain_decoder_trains_the_same(base: LoadedBase) -> Non
             assert torch.allclose(ours.weights(i).delta_weight(path), expected, rtol=1e-4, atol=1e-7)
     with pytest.raises(UsageError, match="Llama"):
         Trainer(slow, group(base, "late", under=False))
-
-
-def test_a_frozen_a_stays_and_b_trains_as_if_a_were_a_constant(base: LoadedBase) -> None:
-    """One step: A as it started, B as in the ordinary training, whose A has no gradient yet while B is zero."""
-    members = group(base, "upper", under=True)
-    frozen, free = Trainer(base, members, frozen_a=True), Trainer(base, members)
-    next(frozen.train_steps()), next(free.train_steps())
-    for i, member in enumerate(members):
-        for path, (a, _) in lora_of(member).factors.items():
-            ours, theirs = frozen.weights(i).factors[path], free.weights(i).factors[path]
-            assert torch.equal(ours[0], a)
-            assert torch.allclose(ours[1], theirs[1], atol=1e-7) and bool(ours[1].any())
-    list(frozen.train_steps()), list(free.train_steps())
-    for i, member in enumerate(members):
-        assert all(
-            torch.equal(frozen.weights(i).factors[path][0], a) for path, (a, _) in lora_of(member).factors.items()
-        )
-        assert difference(frozen.weights(i), free.weights(i)) > 1e-3
-
-
-def test_a_frozen_a_has_no_gradient_at_all(base: LoadedBase) -> None:
-    trainer = Trainer(base, group(base, "upper", under=False), frozen_a=True)
-    leaves = trainer._group.params_for_rows([0, 1], torch.float32)
-    assert all(not a.requires_grad and b.requires_grad for a, b in leaves.factors().values())
-    assert len(trainer._group.grads) == len(trainer._moments) == len(stacked_loras(trainer).paths)
-
-
-def test_a_frozen_a_learns(base: LoadedBase) -> None:
-    rows = random_rows([24] * 6)
-    trainer = Trainer(base, [GroupMember(fresh(base), rows, Schedule(60, 6, 2e-2), 0)], frozen_a=True)
-    list(trainer.train_steps())
-    assert mean_loss(base, rows, (trainer.weights(0),)) < 0.7 * mean_loss(base, rows)
-
-
-@pytest.mark.parametrize("placement", ["all", "late"])
-def test_company_changes_nothing_with_a_frozen_a(base: LoadedBase, placement: str) -> None:
-    members = group(base, placement, under=True)
-    together = Trainer(base, members, frozen_a=True)
-    list(together.train_steps())
-    off = []
-    for i, member in enumerate(members):
-        alone = Trainer(base, [member], frozen_a=True)
-        list(alone.train_steps())
-        off.append(difference(together.weights(i), alone.weights(0)))
-    assert sorted(off)[-2] < 1e-5 and max(off) < 1e-4
-
-
-def test_a_stopped_group_with_a_frozen_a_goes_on_with_the_same_bytes(base: LoadedBase) -> None:
-    members = group(base, "late", under=False)
-    whole, first, second, free = (Trainer(base, members, frozen_a=frozen) for frozen in (True, True, True, False))
-    list(whole.train_steps())
-    next(first.train_steps())
-    with pytest.raises((ValueError, KeyError)):
-        free.load_state(first.save_state())
-    second.load_state(first.save_state())
-    list(second.train_steps())
-    for i in range(len(members)):
-        assert second.weights(i).to_bytes({}) == whole.weights(i).to_bytes({})
-
-
-def test_a_base_without_a_plain_decoder_trains_the_same_with_a_frozen_a(base: LoadedBase) -> None:
-    members = group(base, "upper", under=True)
-    ours, theirs = (Trainer(one, members, frozen_a=True) for one in (base, replace(base, llama_decoder=None)))
-    list(ours.train_steps()), list(theirs.train_steps())
-    assert sorted(difference(ours.weights(i), theirs.weights(i)) for i in range(len(members)))[-2] < 1e-4
