@@ -39,7 +39,7 @@ async def walk(store: Path) -> None:
                 keep(app, name)
             await compare(app, pilot)
     finally:
-        app.close()
+        app.close_workers()
 
 
 async def compare(app: MtaApp, pilot: Pilot[None]) -> None:
@@ -59,7 +59,11 @@ async def rest(app: MtaApp, pilot: Pilot[None]) -> None:
     """Wait until nothing is being read, asked or run."""
     for _ in range(int(PATIENCE / 0.1)):
         await pilot.pause(0.1)
-        if all(worker.is_finished for worker in app.workers) and not app.speaker.busy and not app.board.busy:
+        if (
+            all(worker.is_finished for worker in app.workers)
+            and not app.model_worker.has_pending_requests
+            and not app.job_queue.has_unfinished_jobs
+        ):
             return
     raise TimeoutError("the window never came to rest")
 

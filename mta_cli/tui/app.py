@@ -75,7 +75,7 @@ with suppress(ImportError, AttributeError):  # a table of its own, which a later
 _SCREEN_BINDINGS = [
     Binding(
         f"{number},alt+{number}",
-        f"go('{room}')",
+        f"show_screen('{room}')",
         title,
         id=f"app.{room}",
         show=False,
@@ -105,10 +105,10 @@ class MtaApp(App[None]):
         Binding("f1", "help", "Help", id="app.help", tooltip="Help on what has the focus"),
         *_SCREEN_BINDINGS,
         Binding("ctrl+t", "change_theme", "Theme", id="app.theme", show=False, tooltip="Choose other colours"),
-        Binding("q", "leave", "Quit", id="app.quit", tooltip="Close the window; asks while a job runs"),
+        Binding("q", "confirm_quit", "Quit", id="app.quit", tooltip="Close the window; asks while a job runs"),
         Binding(
             "ctrl+q",
-            "leave",
+            "confirm_quit",
             "Quit",
             id="app.quit-anywhere",
             show=False,

@@ -144,7 +144,7 @@ class FormDialog(ModalScreen[FormValues | None]):
     CSS_PATH = "forms.tcss"
     HELP: ClassVar[str] = "Empty fields keep the default that is shown dimmed."
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "go", "Go on", id="form.go", tooltip="Show the plan, then start", priority=True),
+        Binding("ctrl+s", "submit", "Go on", id="form.go", tooltip="Show the plan, then start", priority=True),
         Binding("escape", "back", "Back", id="form.back", tooltip="Back to the fields, then out", priority=True),
     ]
 

@@ -51,7 +51,7 @@ BANK_ADVANCED_FIELDS = (
 ADAPT_MAIN_FIELDS = ("shots", "kind", "rank", "steps")
 ADAPT_ADVANCED_FIELDS = ("learning_rate", "batch_size", "pull", "alpha", "targets", "placement")
 EVAL_MAIN_FIELDS = ("methods", "reference", "shots", "folds")
-EVAL_ADVANCED_FIELDS = ("placement", "calibrate")
+EVAL_ADVANCED_FIELDS = ("placement", "memory", "calibrate")
 EVAL_BANK_FIELDS = ("anchors", "epochs", "min_items", "max_items", "task_epochs")
 MACHINE_FIELDS = ("seed", "device", "dtype")
 
@@ -208,7 +208,7 @@ def _adapt_request(known: FormContext, filled: FormValues) -> JobRequest:
     options, fuse, prompt, machine, models = build_options(
         settings, filled, AdaptOptions, FuseOptions, PromptOptions, MachineOptions, ModelOptions
     )
-    options.settled(labels=True)  # a value that its kind does not have is told before the job begins
+    options.with_kind_defaults(labels=True)  # a value that its kind does not have is told before the job begins
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         from mta_cli.pipeline.data.tasks import find_task
@@ -223,8 +223,10 @@ def _adapt_request(known: FormContext, filled: FormValues) -> JobRequest:
         task = find_task(reg, resolve_adapt_task(reg, chosen, filled["task"] or None))
         entries = resolve_model(models.base, "base"), resolve_model(models.embedder, "embedder")
         request = FuseRequest(task, *entries, fuse, prompt, machine, settings.build_options(MemoryOptions))
-        asked, top = options.settled(bool(task.labels)), bool(filled["top_k"])
-        plan = [line for line in settings.plan_lines(asked, fuse, prompt, machine) if line.name not in asked.unused]
+        asked, top = options.with_kind_defaults(bool(task.labels)), bool(filled["top_k"])
+        plan = [
+            line for line in settings.plan_lines(asked, fuse, prompt, machine) if line.name not in asked.unused_keys
+        ]
         return adapt_users(reg, chosen, request, asked, plan=plan, explicit_top_k=top, dry_run=dry_run)
 
     return JobRequest("user adapt", filled["users"] or "everybody", make)

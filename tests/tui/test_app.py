@@ -36,10 +36,10 @@ class Cell(BaseScreen):
     async def reload(self) -> None:
         heard.append(f"reload {self.SCREEN_NAME}")
 
-    def on_job_moved(self, message: JobUpdated) -> None:
+    def on_job_updated(self, message: JobUpdated) -> None:
         heard.append(message.job.state)
 
-    def on_person_chosen(self, message: UserSelected) -> None:
+    def on_user_selected(self, message: UserSelected) -> None:
         heard.append(self.mta_app.selected_user)
 
     def on_store_changed(self, message: StoreChanged) -> None:
@@ -49,7 +49,7 @@ class Cell(BaseScreen):
 @pytest.fixture(autouse=True)
 def cells(monkeypatch: pytest.MonkeyPatch) -> None:
     heard.clear()
-    made = {name: type(f"{title}Cell", (Cell,), {"ROOM": name}) for name, title in SCREEN_TITLES.items()}
+    made = {name: type(f"{title}Cell", (Cell,), {"SCREEN_NAME": name}) for name, title in SCREEN_TITLES.items()}
     monkeypatch.setattr(MtaApp, "MODES", made)
 
 

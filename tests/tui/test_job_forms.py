@@ -199,7 +199,7 @@ def test_remarks_of_a_dry_run_stand_with_its_plan(empty_store: Path, tmp_path: P
 
 
 def test_the_demo_goes_into_an_empty_store_and_else_beside_it(demo_store: Path) -> None:
-    fields = {field.name: field for field in JOB_FORMS["demo"].make_fields(known(demo_store, empty=True))}
+    fields = {field.name: field for field in JOB_FORMS["demo"].make_fields(known(demo_store, store_is_empty=True))}
     assert fields["where"].initial_value == "this store"
     assert JOB_FORMS["demo"].make_fields(known(demo_store))[0].initial_value == "its own"
     with Registry.open(demo_store) as reg:

@@ -63,10 +63,14 @@ class BankScreen(BaseScreen):
         "Enter chooses the anchor's person for all rooms; their neighbours are then shown on the map."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("b", "other(1)", "Next bank", id="bank.next", tooltip="Show the next older bank"),
-        Binding("B", "other(-1)", "Previous bank", id="bank.previous", show=False, tooltip="Show the next newer bank"),
-        Binding("m", "turn_to('map')", "Map", id="bank.map", tooltip="Go to the map; arrows then go between anchors"),
-        Binding("t", "turn_to('anchors')", "Table", id="bank.table", tooltip="Go to the table of anchors"),
+        Binding("b", "step_bank(1)", "Next bank", id="bank.next", tooltip="Show the next older bank"),
+        Binding(
+            "B", "step_bank(-1)", "Previous bank", id="bank.previous", show=False, tooltip="Show the next newer bank"
+        ),
+        Binding(
+            "m", "focus_widget('map')", "Map", id="bank.map", tooltip="Go to the map; arrows then go between anchors"
+        ),
+        Binding("t", "focus_widget('anchors')", "Table", id="bank.table", tooltip="Go to the table of anchors"),
         Binding("n", "build", "Build", id="bank.build", tooltip="Build a bank"),
     ]
 
@@ -144,7 +148,7 @@ class BankScreen(BaseScreen):
         """The cursor of the table follows the map."""
         self._table.move_cursor(row=event.number)
 
-    async def on_user_map_view_user_clicked(self, event: UserMapView.PersonClicked) -> None:
+    async def on_user_map_view_user_clicked(self, event: UserMapView.UserClicked) -> None:
         """Work for whoever was clicked."""
         try:
             user = await self.mta_app.store_reader.read(lambda reg: reg.users.by_id(event.user_id))

@@ -46,17 +46,18 @@ class ScreenTabBar(Horizontal):
     def __init__(self, here: str) -> None:
         super().__init__()
         self._current_name = here
+        self._status = Static(id="about")
 
     def compose(self) -> ComposeResult:
         """The tabs, then who and what."""
         for number, room in enumerate(SCREEN_TITLES, start=1):
             yield ScreenTab(number, room, here=room == self._current_name)
-        yield Static(id="about")
+        yield self._status
 
     def update_status(self, person: str | None, running: str | None) -> None:
         """Say who is chosen and what runs."""
         parts = [part for part in (f"▶ {running}" if running else "", person or "") if part]
-        self.query_one("#about", Static).update(line_text("  ".join(parts)))
+        self._status.update(line_text("  ".join(parts)))
 
 
 class BaseScreen(Screen[None]):

@@ -58,12 +58,12 @@ class ChatScreen(BaseScreen):
     )
     CSS_PATH = "chat.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("i", "write", "Type", id="chat.write", tooltip="Type a message"),
+        Binding("i", "focus_prompt", "Type", id="chat.write", tooltip="Type a message"),
         Binding("n", "new", "New", id="chat.new", tooltip="Begin a new conversation"),
-        Binding("h", "past", "History", id="chat.past", tooltip="Search in earlier conversations"),
+        Binding("h", "search_chats", "History", id="chat.past", tooltip="Search in earlier conversations"),
         Binding("m", "mode", "Mode", id="chat.mode", tooltip="Change who answers: best, base, fused or adapted"),
         Binding("t", "task", "Task", id="chat.task", show=False, tooltip="Put words as typed, or as a task's prompt"),
-        Binding("g", "good", "Good", id="chat.good", tooltip="Keep the last exchange as a history item"),
+        Binding("g", "keep_exchange", "Good", id="chat.good", tooltip="Keep the last exchange as a history item"),
         Binding("y", "copy", "Copy", id="chat.copy", show=False, tooltip="Copy the last answer"),
         Binding("d", "remove", "Remove", id="chat.remove", show=False, tooltip="Remove the conversation; asks"),
         Binding("escape", "stop", "Stop", id="chat.stop", tooltip="Stop the answer; else leave the prompt"),
@@ -260,7 +260,7 @@ class ChatScreen(BaseScreen):
         await self._reset_chat()
         await self._load_chat_list()
 
-    def on_prompt_area_submitted(self, message: PromptArea.Asked) -> None:
+    def on_prompt_area_submitted(self, message: PromptArea.Submitted) -> None:
         """A message to the model."""
         if self._user is None or self.active_request.in_progress:
             self._show_status("An answer is under way; Escape stops it.")

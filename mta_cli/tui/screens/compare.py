@@ -75,14 +75,20 @@ class CompareScreen(BaseScreen):
     CSS_PATH = "compare.tcss"
     AUTO_FOCUS = ""  # keys work at once; i goes to the prompt
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("i", "write", "Type", id="compare.write", tooltip="Type a question"),
+        Binding("i", "focus_prompt", "Type", id="compare.write", tooltip="Type a question"),
         Binding("p", "pick", "Pick", id="compare.pick", tooltip="Pick a held-out question with its right answer"),
-        Binding("o", "other", "Other", id="compare.other", tooltip="Add another person's model as a column"),
-        Binding("x", "alone", "Alone", id="compare.alone", show=False, tooltip="Take other people's columns away"),
+        Binding("o", "add_user", "Other", id="compare.other", tooltip="Add another person's model as a column"),
+        Binding(
+            "x", "remove_others", "Alone", id="compare.alone", show=False, tooltip="Take other people's columns away"
+        ),
         Binding("t", "task", "Task", id="compare.task", tooltip="Put words as typed, or as a task's own prompt"),
-        Binding("r", "again", "Again", id="compare.again", show=False, tooltip="Ask the same again"),
-        Binding("left", "column(-1)", "Column left", id="compare.left", show=False, tooltip="Choose the column before"),
-        Binding("right", "column(1)", "Column right", id="compare.right", show=False, tooltip="Choose the next column"),
+        Binding("r", "ask_again", "Again", id="compare.again", show=False, tooltip="Ask the same again"),
+        Binding(
+            "left", "step_column(-1)", "Column left", id="compare.left", show=False, tooltip="Choose the column before"
+        ),
+        Binding(
+            "right", "step_column(1)", "Column right", id="compare.right", show=False, tooltip="Choose the next column"
+        ),
         Binding("g", "keep", "Good", id="compare.keep", tooltip="Keep the chosen answer as a history item"),
         Binding("escape", "stop", "Stop", id="compare.stop", tooltip="Stop the answers; else leave the prompt"),
     ]
@@ -156,7 +162,7 @@ class CompareScreen(BaseScreen):
         self.query_one("#questions").remove_class("open")
         self._start_comparison()
 
-    def on_prompt_area_submitted(self, message: PromptArea.Asked) -> None:
+    def on_prompt_area_submitted(self, message: PromptArea.Submitted) -> None:
         """Enter in the prompt."""
         self._start_comparison()
 
@@ -200,7 +206,7 @@ class CompareScreen(BaseScreen):
             self._show_prompt_settings()
             self.action_ask_again()
 
-    def action_column(self, step: int) -> None:
+    def action_step_column(self, step: int) -> None:
         """Choose a column, wherever the focus is."""
         self.query_one(AnswerColumns).action_step_column(step)
 

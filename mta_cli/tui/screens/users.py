@@ -82,12 +82,12 @@ class UsersScreen(BaseScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("slash", "filter", "Filter", key_display="/", id="users.filter", tooltip="Type whom to show"),
         Binding("escape", "clear", "Clear", id="users.clear", show=False, tooltip="Show everybody again"),
-        Binding("c", "use('compare')", "Compare", id="users.compare", tooltip="Compare this person's models"),
-        Binding("t", "use('chat')", "Chat", id="users.chat", tooltip="Talk with this person's model"),
+        Binding("c", "open_screen('compare')", "Compare", id="users.compare", tooltip="Compare this person's models"),
+        Binding("t", "open_screen('chat')", "Chat", id="users.chat", tooltip="Talk with this person's model"),
         Binding("a", "adapt", "Adapt", id="users.adapt", tooltip="Train this person's stack"),
         Binding("d", "remove", "Remove", id="users.remove", tooltip="Forget this person; asks first"),
         Binding("s", "sort", "Sort", id="users.sort", show=False, tooltip="Sort by the next column"),
-        Binding("S", "turn", "Turn", id="users.turn", show=False, tooltip="Turn the order round"),
+        Binding("S", "reverse_sort", "Turn", id="users.turn", show=False, tooltip="Turn the order round"),
         Binding("f", "task", "Task", id="users.task", show=False, tooltip="Show one task alone, in all rooms"),
         Binding("o", "older", "Older", id="users.older", show=False, tooltip="Show more of the history"),
         Binding("i", "start('data import')", "Import", id="users.import", tooltip="Import histories from a file"),
@@ -135,9 +135,9 @@ class UsersScreen(BaseScreen):
         empty = self.has_class("-empty")
         if action == "start":
             return empty
-        if action in ("use", "adapt", "remove", "older") and self.has_class("-nobody"):
+        if action in ("open_screen", "adapt", "remove", "older") and self.has_class("-nobody"):
             return None
-        if action in ("filter", "sort", "turn", "task", "use", "adapt", "remove", "older"):
+        if action in ("filter", "sort", "reverse_sort", "task", "open_screen", "adapt", "remove", "older"):
             return not empty
         return True
 
@@ -165,12 +165,12 @@ class UsersScreen(BaseScreen):
         """Work for them."""
         self.mta_app.select_user(event.row.name)
 
-    def on_lazy_table_sort_requested(self, event: LazyTable.SortAsked) -> None:
+    def on_lazy_table_sort_requested(self, event: LazyTable.SortRequested) -> None:
         """Sort by that column, or turn its order round."""
         key, descending = self._sort_by
         self._sort(event.key, not descending if event.key == key else event.key in DESCENDING_FIRST_KEYS)
 
-    def on_lazy_table_fetch_failed(self, event: LazyTable.Failed) -> None:
+    def on_lazy_table_fetch_failed(self, event: LazyTable.FetchFailed) -> None:
         """Tell why there are no more rows."""
         self.mta_app.show_error(event.error)
 

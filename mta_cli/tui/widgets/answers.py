@@ -76,8 +76,12 @@ class AnswerColumns(HorizontalScroll):
     """Columns of answers. `chosen` is the key of the column that the person has chosen, if any."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "choose(-1)", "Column left", id="answers.left", show=False, tooltip="Choose the column before"),
-        Binding("right", "choose(1)", "Column right", id="answers.right", show=False, tooltip="Choose the next column"),
+        Binding(
+            "left", "step_column(-1)", "Column left", id="answers.left", show=False, tooltip="Choose the column before"
+        ),
+        Binding(
+            "right", "step_column(1)", "Column right", id="answers.right", show=False, tooltip="Choose the next column"
+        ),
     ]
     DEFAULT_CSS = """
     AnswerColumns {

@@ -84,7 +84,7 @@ class UserMapView(Plot, can_focus=True):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             key,
-            f"toward({across}, {down})",
+            f"select_toward({across}, {down})",
             "Next anchor" if key == "left" else "",
             id=f"map.{key}",
             show=False,
@@ -103,7 +103,7 @@ class UserMapView(Plot, can_focus=True):
             super().__init__()
             self.number = number
 
-    class PersonClicked(Message):
+    class UserClicked(Message):
         """Somebody's dot was clicked."""
 
         def __init__(self, user_id: int) -> None:
@@ -175,7 +175,7 @@ class UserMapView(Plot, can_focus=True):
             columns / DOTS_PER_CELL_X - 0.25 - offset.x, 2 * (rows / DOTS_PER_CELL_Y - 0.375 - offset.y)
         )  # in cell widths
         if float(apart.min()) <= CLICK_RADIUS_CELLS:
-            self.post_message(self.PersonClicked(int(self._user_map.user_ids[int(apart.argmin())])))
+            self.post_message(self.UserClicked(int(self._user_map.user_ids[int(apart.argmin())])))
 
     def watch_selected_anchor(self) -> None:
         """Draw the people of another anchor."""

@@ -25,7 +25,7 @@ class UserPicker(ModalScreen[str | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss", "Close", id="picker.close", tooltip="Choose nobody"),
-        Binding("down", "down", "Next", id="picker.down", show=False, tooltip="Go down the list"),
+        Binding("down", "focus_list", "Next", id="picker.down", show=False, tooltip="Go down the list"),
     ]
     DEFAULT_CSS = """
     UserPicker OptionList {

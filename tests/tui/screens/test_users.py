@@ -31,7 +31,7 @@ EVERYBODY = ["ida", "jon", "kim", *(f"user{n}" for n in range(9))]
 @pytest.fixture(autouse=True)
 def this_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other rooms are empty ones."""
-    others = {name: type(f"{title}Stub", (BaseScreen,), {"ROOM": name}) for name, title in SCREEN_TITLES.items()}
+    others = {name: type(f"{title}Stub", (BaseScreen,), {"SCREEN_NAME": name}) for name, title in SCREEN_TITLES.items()}
     monkeypatch.setattr(MtaApp, "MODES", {**others, "users": UsersScreen})
 
 
@@ -379,7 +379,7 @@ async def look():
         while app.screen.query_one("#person").query_one("#who").size.height < 2:
             await pilot.pause(0.05)
 asyncio.run(look())
-app.close()
+app.close_workers()
 heavy = {"numpy", "pandas", "torch", "transformers", "peft", "sklearn", "matplotlib"}
 print(sorted({name.partition(".")[0] for name in sys.modules} & heavy))
 """
