@@ -1,4 +1,4 @@
-"""Small windows over a room: a question, what went wrong, help. They decide nothing."""
+"""Dialogs over a screen: a question, an error, help, and waiting for the end. They decide nothing."""
 
 from __future__ import annotations
 
@@ -43,6 +43,19 @@ class ConfirmDialog(ModalScreen[bool]):
     def action_answer(self, answer: bool) -> None:
         """An answer by key."""
         self.dismiss(answer)
+
+
+class ClosingDialog(ModalScreen[None]):
+    """Says that the window closes after the current step."""
+
+    def __init__(self, running: str) -> None:
+        super().__init__()
+        self._job_title = running
+
+    def compose(self) -> ComposeResult:
+        """One sentence, or two."""
+        with Vertical(classes="dialog"):
+            yield Static(block_text(f"{self._job_title}: stopping after the step at hand. What is finished is kept."))
 
 
 class ErrorDialog(ModalScreen[None]):

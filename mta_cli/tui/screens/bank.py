@@ -95,10 +95,10 @@ class BankScreen(BaseScreen):
                 yield table
                 yield Static(line_text(""), id="words")
 
-    def on_unmount(self) -> None:
+    async def on_unmount(self) -> None:
         """Let the thread that reads end."""
         if self._own_reader is not None:
-            self._own_reader.close()
+            await self._own_reader.close()
 
     async def reload(self) -> None:
         """Read banks, anchors and the chosen person; then profiles, where they changed."""
