@@ -27,6 +27,7 @@ from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets import job_row
+from mta_cli.tui.widgets.sparkline import LabelledSparkline
 from mta_cli.tui.workers.job_queue import LOG_LINES, Job
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ The curve is the loss from its first value to its last."""
             yield OptionList(id="list", markup=False)
             with Vertical(id="detail"):
                 yield Static(id="head")
+                yield LabelledSparkline("loss ", id="loss")
                 yield RichLog(id="log", max_lines=LOG_LINES, min_width=20, wrap=True)
         yield Static(
             block_text(NO_JOBS_HELP.format(starts="\n".join(_job_kind_line(kind).plain for kind in JOB_FORMS))),
@@ -275,6 +277,7 @@ The curve is the loss from its first value to its last."""
 
     def _show_detail(self) -> None:
         job, one, log = self._selected_job, self._selected_interrupted_job, self.query_one("#log", RichLog)
+        self.query_one(LabelledSparkline).show_values(job.progress.losses if job is not None else ())
         if job is None:
             self.query_one("#head", Static).update(Text() if one is None else job_row.interrupted_job_header(one))
             self._written_log = None

@@ -57,11 +57,13 @@ class PromptArea(TextArea):
         """Break the line at the cursor."""
         self.insert("\n")
 
-    async def _on_key(self, event: events.Key) -> None:
+    def on_key(self, event: events.Key) -> None:
+        """Enter submits the text."""
         if event.key == "enter":  # which a text area would take for a new line
             event.stop()
             event.prevent_default()
             self.action_submit()
 
-    async def _on_paste(self, event: events.Paste) -> None:
+    def on_paste(self, event: events.Paste) -> None:
+        """Clean what is pasted, before the text area inserts it."""
         event.text = clean_text(event.text)

@@ -188,7 +188,7 @@ def test_a_job_is_watched_and_stopped_when_the_person_means_it(demo_store: Path)
             job = app.job_queue.add_job("bank build", "films", slow.make)
             app.screen.reload_if_current()  # type: ignore[attr-defined]
             slow.let(10)
-            await until(pilot, lambda: job.progress.done == 10)
+            await until(pilot, lambda: "10/100 steps" in screen_text(app))
             await settled(app, pilot)
             shown = screen_text(app)
             assert (
@@ -383,7 +383,7 @@ def test_list_and_log_are_both_seen_at_every_size(demo_store: Path, size: tuple[
                 app.job_queue.add_job("bank build", f"job {n}", slow.make)
             app.screen.reload_if_current()  # type: ignore[attr-defined]
             slow.let(3)
-            await until(pilot, lambda: app.job_queue.jobs[0].progress.done == 3)
+            await until(pilot, lambda: "3/100 steps" in screen_text(app))
             await pilot.press("end")
             await settled(app, pilot)
             listed, log = app.screen.query_one("#list"), app.screen.query_one("#log")
