@@ -63,8 +63,9 @@ def _make_results_screen() -> Screen[Any]:
     return ResultsScreen()
 
 
-# Textual takes Alt with a digit for the sign that a Mac's keyboard has there, which never comes as Alt and digit.
-with suppress(ImportError, AttributeError):  # a table of its own, which a later Textual may have elsewhere
+# Textual reads Alt and a digit as the sign that a Mac's keyboard has there ("¡" for 1). This private table says so.
+# Without it Alt and a digit are signs; digits outside inputs and the palette still show every screen.
+with suppress(ImportError, AttributeError):
     from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 
     for _digit in "0123456789":

@@ -16,7 +16,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import HorizontalScroll, VerticalScroll
 from textual.content import Content, Span
-from textual.message import Message
 from textual.widgets import Static
 
 from mta_cli.printable import clean_line, clean_text
@@ -73,7 +72,7 @@ class AnswerColumn(VerticalScroll):
 
 
 class AnswerColumns(HorizontalScroll):
-    """Columns of answers. `chosen` is the key of the column that the person has chosen, if any."""
+    """Columns of answers. `selected_key` is the key of the selected column, if any."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -111,13 +110,6 @@ class AnswerColumns(HorizontalScroll):
         color: $text-muted;
     }
     """
-
-    class Chosen(Message):
-        """Another column is chosen."""
-
-        def __init__(self, key: str) -> None:
-            super().__init__()
-            self.key = key
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,9 +158,7 @@ class AnswerColumns(HorizontalScroll):
 
     def select_column(self, key: str) -> None:
         """Choose a column and move the focus to it."""
-        if key != self.selected_key:
-            self.selected_key = key
-            self.post_message(self.Chosen(key))
+        self.selected_key = key
         for name, column in self._columns.items():
             column.set_class(name == key, "chosen")
         self._columns[key].focus()
