@@ -14,6 +14,7 @@ from textual.pilot import Pilot
 
 from mta_cli.settings import Settings
 from mta_cli.tui.app import MtaApp
+from mta_cli.tui.workers.model_worker import ModelWorker
 
 FOLDER = Path(__file__).parent / "screens"
 SIZE = (120, 36)
@@ -29,17 +30,14 @@ WALK: tuple[tuple[str, Sequence[str]], ...] = (
 async def walk(store: Path) -> None:
     """Go through the rooms and keep a picture of each."""
     app = MtaApp(store, Settings.load(store))
-    try:
-        async with app.run_test(size=SIZE) as pilot:
-            await rest(app, pilot)
-            for name, keys in WALK:
-                for key in keys:
-                    await pilot.press(key)
-                    await rest(app, pilot)
-                keep(app, name)
-            await compare(app, pilot)
-    finally:
-        app.close()
+    async with app.run_test(size=SIZE) as pilot:
+        await rest(app, pilot)
+        for name, keys in WALK:
+            for key in keys:
+                await pilot.press(key)
+                await rest(app, pilot)
+            keep(app, name)
+        await compare(app, pilot)
 
 
 async def compare(app: MtaApp, pilot: Pilot[None]) -> None:
@@ -59,7 +57,11 @@ async def rest(app: MtaApp, pilot: Pilot[None]) -> None:
     """Wait until nothing is being read, asked or run."""
     for _ in range(int(PATIENCE / 0.1)):
         await pilot.pause(0.1)
-        if all(worker.is_finished for worker in app.workers) and not app.speaker.busy and not app.board.busy:
+        if (
+            all(worker.is_finished or worker.group == ModelWorker.GROUP for worker in app.workers)
+            and not app.model_worker.has_pending_requests
+            and not app.job_queue.has_unfinished_jobs
+        ):
             return
     raise TimeoutError("the window never came to rest")
 

@@ -17,11 +17,6 @@ def tui(ctx: typer.Context) -> None:
     from mta_cli.tui.app import MtaApp
 
     window = MtaApp(store, settings)
-    try:
-        window.run()
-    finally:
-        if (job := window.job_queue.running_job) is not None:
-            use.output.note(f"{job.kind} · {job.title}: stopping after the step at hand; what is finished is kept")
-        window.close_workers()
+    window.run()
     if window.return_code:  # it has told its own fault
         raise typer.Exit(window.return_code)

@@ -1,4 +1,4 @@
-"""The window: rooms, the chosen person, jobs, the speaker, errors and leaving. Knows no room from inside."""
+"""The window: its screens, the selected user, jobs, the model, errors and closing. Knows no screen from inside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textual.screen import Screen
 
 from mta_cli.options import ModelOptions
 from mta_cli.settings import Settings, StoreOptions
-from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog, HelpDialog
+from mta_cli.tui.dialogs import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
 from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
 from mta_cli.tui.palette import Commands
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
@@ -26,8 +26,6 @@ from mta_cli.tui.workers.store_reader import StoreReader
 
 if TYPE_CHECKING:
     from mta_cli.tui.forms import Form
-
-JOB_POLL_SECONDS, TOKEN_POLL_SECONDS = 1 / 8, 1 / 30  # seconds between two looks at what threads have said
 
 
 def _make_users_screen() -> Screen[Any]:
@@ -66,8 +64,9 @@ def _make_results_screen() -> Screen[Any]:
     return ResultsScreen()
 
 
-# Textual takes Alt with a digit for the sign that a Mac's keyboard has there, which never comes as Alt and digit.
-with suppress(ImportError, AttributeError):  # a table of its own, which a later Textual may have elsewhere
+# Textual reads Alt and a digit as the sign that a Mac's keyboard has there ("¡" for 1). This private table says so.
+# Without it Alt and a digit are signs; digits outside inputs and the palette still show every screen.
+with suppress(ImportError, AttributeError):
     from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 
     for _digit in "0123456789":
@@ -76,18 +75,18 @@ with suppress(ImportError, AttributeError):  # a table of its own, which a later
 _SCREEN_BINDINGS = [
     Binding(
         f"{number},alt+{number}",
-        f"go('{room}')",
+        f"show_screen('{name}')",
         title,
-        id=f"app.{room}",
+        id=f"app.{name}",
         show=False,
         tooltip=f"Go to {title}; with alt also while typing",
     )
-    for number, (room, title) in enumerate(SCREEN_TITLES.items(), start=1)
+    for number, (name, title) in enumerate(SCREEN_TITLES.items(), start=1)
 ]
 
 
 class MtaApp(App[None]):
-    """The whole registry in one window. `close` after `run` waits for the job at work to keep what it can."""
+    """The whole registry in one window."""
 
     TITLE = "mta"
     CSS_PATH = "app.tcss"
@@ -106,10 +105,10 @@ class MtaApp(App[None]):
         Binding("f1", "help", "Help", id="app.help", tooltip="Help on what has the focus"),
         *_SCREEN_BINDINGS,
         Binding("ctrl+t", "change_theme", "Theme", id="app.theme", show=False, tooltip="Choose other colours"),
-        Binding("q", "leave", "Quit", id="app.quit", tooltip="Close the window; asks while a job runs"),
+        Binding("q", "quit", "Quit", id="app.quit", tooltip="Close the window; asks while a job runs"),
         Binding(
             "ctrl+q",
-            "leave",
+            "quit",
             "Quit",
             id="app.quit-anywhere",
             show=False,
@@ -123,34 +122,28 @@ class MtaApp(App[None]):
         timeout = settings.build_options(StoreOptions).timeout
         self.settings, self.model_options = settings, settings.build_options(ModelOptions)
         self.store_reader = StoreReader(store, timeout)
-        self.job_queue = JobQueue(store, timeout)
-        self.model_worker = ModelWorker(store, timeout, self.model_options.base)
+        self.job_queue = JobQueue(self, store, timeout)
+        self.model_worker = ModelWorker(self, store, timeout, self.model_options.base)
         self._printable = PrintableFilter()
         self.selected_user: str | None = None
         self.selected_task: str | None = None
 
-    def on_mount(self) -> None:
-        """Look at what threads say, a few times a second."""
-        self.set_interval(JOB_POLL_SECONDS, self._poll_jobs)
-        self.set_interval(TOKEN_POLL_SECONDS, self.model_worker.dispatch_events)
+    async def on_unmount(self) -> None:
+        """Stop all threads, however the window came to its end."""
+        self._stop_threads()
+        await self.store_reader.close()
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Textual's own, after ours."""
         return [self._printable, *super().get_line_filters()]
 
-    def close_workers(self) -> None:
-        """Let threads end: jobs keep checkpoints, talks stop, the store is closed."""
-        self.job_queue.close()
-        self.model_worker.close()
-        self.store_reader.close()
-
     @property
     def current_screen(self) -> BaseScreen | None:
-        """The room that is shown, below any dialog."""
+        """The screen that is shown, below any dialog."""
         return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, BaseScreen)), None)
 
     def select_user(self, name: str | None) -> None:
-        """Work for this person from here on."""
+        """Work for this user from here on; None for no user."""
         self.selected_user = name
         self._post_to_screen(UserSelected())
 
@@ -159,16 +152,16 @@ class MtaApp(App[None]):
         self.selected_task = name
         self._post_to_screen(StoreChanged())
 
-    def show_screen(self, room: str) -> None:
-        """Show a room."""
-        self.switch_mode(room)
+    def show_screen(self, name: str) -> None:
+        """Show a screen, by its name."""
+        self.switch_mode(name)
 
     def show_error(self, error: BaseException) -> None:
-        """Tell what went wrong."""
+        """Show what went wrong in a dialog."""
         self.push_screen(ErrorDialog(error))
 
     async def confirm(self, question: str) -> bool:
-        """Whether the person says yes; await it in a worker."""
+        """Whether the answer is yes; await it in a worker."""
         answer: bool = await self.push_screen_wait(ConfirmDialog(question))
         return answer
 
@@ -179,20 +172,20 @@ class MtaApp(App[None]):
         filled: dict[str, str] | None = await self.push_screen_wait(FormDialog(form))
         return filled
 
-    def action_show_screen(self, room: str) -> None:
-        """Show a room, by key; not over a dialog."""
+    def action_show_screen(self, name: str) -> None:
+        """Show a screen, by key; not over a dialog."""
         if isinstance(self.screen, BaseScreen):
-            self.show_screen(room)
+            self.show_screen(name)
 
     def action_help(self) -> None:
         """Help on what has the focus."""
-        room = self.current_screen
-        if isinstance(self.screen, HelpDialog) or room is None:
+        screen = self.current_screen
+        if isinstance(self.screen, HelpDialog) or screen is None:
             return
-        self.push_screen(HelpDialog(room.help_for(self.focused), self._list_active_keys()))
+        self.push_screen(HelpDialog(screen.help_for(self.focused), self._list_active_keys()))
 
     def _list_active_keys(self) -> list[tuple[str, str]]:
-        """The keys that work now, and what each does: the room's, the window's, then those of Textual's own widgets."""
+        """The keys that work now, and what each does: the screen's, the window's, then Textual's own widgets'."""
         bindings = [active.binding for active in self.screen.active_bindings.values() if active.binding.description]
         bindings.sort(key=lambda binding: 2 if binding.id is None else binding.id.startswith("app."))
         about: dict[str, list[str]] = {}
@@ -200,33 +193,47 @@ class MtaApp(App[None]):
             about.setdefault(binding.tooltip or binding.description, []).append(self.get_key_display(binding))
         return [(" ".join(dict.fromkeys(keys)), what) for what, keys in about.items()]
 
+    async def action_quit(self) -> None:
+        """Close the window, unless a job runs and the answer is to stay. An open question is answered first."""
+        if not isinstance(self.screen, (ConfirmDialog, ClosingDialog)):
+            self._close_after_threads()
+
     @work
-    async def action_confirm_quit(self) -> None:
-        """Close the window, unless a job runs and the person would rather stay; a question is answered first."""
-        if isinstance(self.screen, ConfirmDialog):
-            return
+    async def _close_after_threads(self) -> None:
+        """Stop all threads, wait for the current step of each, then close the window."""
         job = self.job_queue.running_job
-        if job is None or await self.confirm(
+        if job is not None and not await self.confirm(
             f"{job.kind} · {job.title} is at work. Close all the same? It stops after the step at hand and goes on "
             "when it is started again."
         ):
-            self.exit()
+            return
+        job = self.job_queue.running_job
+        if job is not None or self.model_worker.has_pending_requests:
+            self.push_screen(ClosingDialog("the answer" if job is None else f"{job.kind} · {job.title}"))
+        self._stop_threads()
+        threads = [worker for worker in self.workers if worker.group in (JobQueue.GROUP, ModelWorker.GROUP)]
+        if threads:
+            await self.workers.wait_for_complete(threads)
+        self.exit()
 
-    def _poll_jobs(self) -> None:
-        moved = self.job_queue.drain_events()
-        for job in moved:
-            self._post_to_screen(JobUpdated(job))
-        if any(job.unreported_saves or job.finished for job in moved):
-            for job in moved:
-                job.unreported_saves = 0
+    def _stop_threads(self) -> None:
+        self.job_queue.close()
+        self.model_worker.close()
+
+    def on_job_updated(self, message: JobUpdated) -> None:
+        """Tell the screen of a job that changed, and of what it saved."""
+        job = message.job
+        self._post_to_screen(JobUpdated(job))
+        if job.unreported_saves or job.finished:
+            job.unreported_saves = 0
             self._post_to_screen(StoreChanged())
 
     def _post_to_screen(self, message: JobUpdated | StoreChanged | UserSelected) -> None:
-        """Pass a message to the room that is shown; the others read again when they are."""
-        room = self.current_screen
-        if room is None:
+        """Pass a message to the screen that is shown; the others read again when they are shown."""
+        screen = self.current_screen
+        if screen is None:
             return
         if not isinstance(message, JobUpdated):
-            room.reload_if_current()
-        room.show_bar()
-        room.post_message(message)
+            screen.reload_if_current()
+        screen.show_bar()
+        screen.post_message(message)

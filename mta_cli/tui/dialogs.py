@@ -1,4 +1,4 @@
-"""Small windows over a room: a question, what went wrong, help. They decide nothing."""
+"""Dialogs over a screen: a question, an error, help, and waiting for the end. They decide nothing."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ConfirmDialog(ModalScreen[bool]):
     """A question with two answers; no is the one that is focused."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "answer(True)", "Yes", id="sure.yes", tooltip="Do it"),
-        Binding("n,escape", "answer(False)", "No", id="sure.no", tooltip="Leave everything as it is"),
+        Binding("y", "answer(True)", "Yes", id="confirm.yes", tooltip="Do it"),
+        Binding("n,escape", "answer(False)", "No", id="confirm.no", tooltip="Leave everything as it is"),
     ]
 
     def __init__(self, question: str) -> None:
@@ -45,12 +45,25 @@ class ConfirmDialog(ModalScreen[bool]):
         self.dismiss(answer)
 
 
+class ClosingDialog(ModalScreen[None]):
+    """Says that the window closes after the current step."""
+
+    def __init__(self, running: str) -> None:
+        super().__init__()
+        self._job_title = running
+
+    def compose(self) -> ComposeResult:
+        """One sentence, or two."""
+        with Vertical(classes="dialog"):
+            yield Static(block_text(f"{self._job_title}: stopping after the step at hand. What is finished is kept."))
+
+
 class ErrorDialog(ModalScreen[None]):
     """What went wrong: message, hint, and details that can be marked and copied."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,enter", "dismiss", "Close", id="trouble.close", tooltip="Back to the room"),
-        Binding("c", "copy", "Copy", id="trouble.copy", tooltip="Copy message and details", priority=True),
+        Binding("escape,enter", "dismiss", "Close", id="error.close", tooltip="Back to the screen"),
+        Binding("c", "copy", "Copy", id="error.copy", tooltip="Copy message and details", priority=True),
     ]
 
     def __init__(self, error: BaseException) -> None:
@@ -59,7 +72,7 @@ class ErrorDialog(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         """The message on top, the rest below."""
-        with Vertical(classes="dialog trouble"):
+        with Vertical(classes="dialog error"):
             yield Static(block_text(error_message(self._error), "bold"))
             if hint := getattr(self._error, "hint", None):
                 yield Static(block_text(f"Try: {hint}"))
@@ -88,10 +101,10 @@ class ErrorDialog(ModalScreen[None]):
 
 
 class HelpDialog(ModalScreen[None]):
-    """Help on what has the focus and on the room, with every key that works there."""
+    """Help on what has the focus and on the screen, with every key that works there."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,enter,f1,q", "dismiss", "Close", id="help.close", tooltip="Back to the room"),
+        Binding("escape,enter,f1,q", "dismiss", "Close", id="help.close", tooltip="Back to the screen"),
     ]
 
     def __init__(self, text: str, keys: list[tuple[str, str]]) -> None:

@@ -139,7 +139,7 @@ class FieldRow(Vertical):
 
 
 class FormDialog(ModalScreen[FormValues | None]):
-    """A form over a room: filled, then its plan if it has one, then done. None when the person thought better of it."""
+    """A form over a screen: the fields, then the plan if it has one. Gives the values, or None when it was left."""
 
     CSS_PATH = "forms.tcss"
     HELP: ClassVar[str] = "Empty fields keep the default that is shown dimmed."

@@ -1,4 +1,4 @@
-"""What is told inside the window. Knows no widget."""
+"""Messages inside the window, each to one receiver. Knows no widget."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from mta_cli.tui.workers.job_queue import Job
 
 
-class StoreChanged(Message):
-    """Something durable is new: whatever is shown may be old."""
+class StoreChanged(Message, bubble=False):
+    """Something was saved: what is shown may be old."""
 
 
-class UserSelected(Message):
-    """Rooms now work for another person, or for nobody."""
+class UserSelected(Message, bubble=False):
+    """Another user was selected, or none."""
 
 
-class JobUpdated(Message):
-    """A job has another state, more progress or a longer log; at most eight a second."""
+class JobUpdated(Message, bubble=False):
+    """A job has another state, more progress or a longer log. The queue tells the app, the app the current screen."""
 
     def __init__(self, job: Job) -> None:
         super().__init__()

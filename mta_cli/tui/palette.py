@@ -1,4 +1,4 @@
-"""Our own commands in the palette (ctrl+p): rooms, people, and what a room offers."""
+"""Our own commands in the palette (ctrl+p): screens, the keys of a screen, and users."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ MAX_PALETTE_USERS = 8  # names that the palette offers at once
 
 
 class Commands(Provider):
-    """Rooms, the keys of the room that is shown, and people by name."""
+    """Screens, the keys of the screen that is shown, and users by name."""
 
     async def discover(self) -> Hits:
-        """Everything but people."""
+        """Everything but users."""
         for name, about, run in self._list_commands():
             yield DiscoveryHit(name, run, help=about)
 
     async def search(self, query: str) -> Hits:
-        """What fits the words typed."""
+        """What matches the typed text."""
         matcher = self.matcher(query)
         for name, about, run in self._list_commands():
             if (score := matcher.match(name)) > 0:
@@ -45,8 +45,8 @@ class Commands(Provider):
 
     def _list_commands(self) -> list[tuple[str, str, Callable[[], object]]]:
         offers: list[tuple[str, str, Callable[[], object]]] = [
-            (f"Go to {title}", f"Key {number}", partial(self._mta_app.show_screen, room))
-            for number, (room, title) in enumerate(SCREEN_TITLES.items(), start=1)
+            (f"Go to {title}", f"Key {number}", partial(self._mta_app.show_screen, name))
+            for number, (name, title) in enumerate(SCREEN_TITLES.items(), start=1)
         ]
         for active in self.screen.active_bindings.values():
             binding = active.binding

@@ -77,7 +77,6 @@ def heavy(env: dict[str, str]) -> list[str]:
         "    app = MtaApp(Path(os.environ['MTA_STORE']), Settings.load(None))\n"
         "    async with app.run_test(size=(120, 40)) as pilot:\n"
         "        await pilot.pause(2)\n"
-        "    app.close()\n"
         "asyncio.run(show())\n"
         f"print(*[name for name in {HEAVY!r} if name in sys.modules])\n"
     )

@@ -17,6 +17,8 @@ from textual.pilot import Pilot
 
 from mta_cli.settings import Settings
 from mta_cli.tui.app import MtaApp
+from mta_cli.tui.workers.job_queue import JobQueue
+from mta_cli.tui.workers.model_worker import ModelWorker
 
 T = TypeVar("T")
 PATIENCE = 60.0  # seconds
@@ -30,19 +32,17 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 @asynccontextmanager
 async def open_app(store: Path, size: tuple[int, int] = (80, 24)) -> AsyncIterator[tuple[MtaApp, Pilot[None]]]:
-    """The window on a store, with nothing left to do; closed with all its threads on exit."""
+    """The window on a store, with nothing left to do."""
     app = MtaApp(store, Settings.load(store))
-    try:
-        async with app.run_test(size=size) as pilot:
-            await settled(app, pilot)
-            yield app, pilot
-    finally:
-        app.close_workers()
+    async with app.run_test(size=size) as pilot:
+        await settled(app, pilot)
+        yield app, pilot
 
 
 async def settled(app: MtaApp, pilot: Pilot[None]) -> None:
-    """Wait until no worker of the window has anything left to do, and everything is drawn."""
-    await until(pilot, lambda: all(worker.is_finished or worker.group == "stays" for worker in app.workers))
+    """Wait until the window has read and drawn everything; its jobs and its model may still be at work."""
+    threads = ("stays", JobQueue.GROUP, ModelWorker.GROUP)
+    await until(pilot, lambda: all(worker.is_finished or worker.group in threads for worker in app.workers))
     await pilot.pause()
 
 

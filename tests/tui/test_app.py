@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -15,9 +17,10 @@ from textual.widgets import Input, Static
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobStarted
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog, HelpDialog
+from mta_cli.tui.dialogs import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
 from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
+from mta_cli.tui.workers.job_queue import Job
 from store.registry import Registry
 from tests.tui.driving import open_app, run, screen_text, settled, until
 
@@ -36,10 +39,10 @@ class Cell(BaseScreen):
     async def reload(self) -> None:
         heard.append(f"reload {self.SCREEN_NAME}")
 
-    def on_job_moved(self, message: JobUpdated) -> None:
+    def on_job_updated(self, message: JobUpdated) -> None:
         heard.append(message.job.state)
 
-    def on_person_chosen(self, message: UserSelected) -> None:
+    def on_user_selected(self, message: UserSelected) -> None:
         heard.append(self.mta_app.selected_user)
 
     def on_store_changed(self, message: StoreChanged) -> None:
@@ -49,8 +52,14 @@ class Cell(BaseScreen):
 @pytest.fixture(autouse=True)
 def cells(monkeypatch: pytest.MonkeyPatch) -> None:
     heard.clear()
-    made = {name: type(f"{title}Cell", (Cell,), {"ROOM": name}) for name, title in SCREEN_TITLES.items()}
+    made = {name: type(f"{title}Cell", (Cell,), {"SCREEN_NAME": name}) for name, title in SCREEN_TITLES.items()}
     monkeypatch.setattr(MtaApp, "MODES", made)
+
+
+async def ended(job: Job) -> None:
+    """Wait for a job whose window is gone."""
+    while not job.finished:
+        await asyncio.sleep(0.01)
 
 
 async def no_focus(app: MtaApp) -> None:
@@ -176,8 +185,39 @@ def test_leaving_asks_while_a_job_runs_and_closing_stops_it(empty_store: Path) -
             assert "a long walk is at work" in screen_text(app)
             await pilot.press("n")
             assert app.is_running and job.state == "running"
-        app.job_queue.drain_events()
+        await ended(job)
         assert job.state == "stopped"
+
+    run(drive())
+
+
+def test_closing_waits_for_the_current_step_and_says_so(empty_store: Path) -> None:
+    gate = threading.Event()
+    kept = list[int]()
+
+    def slow(reg: Registry) -> Iterator[Event]:
+        try:
+            yield JobProgress("far", 1)
+            gate.wait(30)
+            yield JobProgress("far", 2)
+        finally:
+            kept.append(len(reg.users.names()))  # what a checkpoint needs: the registry is open
+
+    async def drive() -> None:
+        async with open_app(empty_store) as (app, pilot):
+            await no_focus(app)
+            job = app.job_queue.add_job("walk", "a long walk", slow)
+            await until(pilot, lambda: job.progress.done == 1)
+            await app.action_quit()
+            await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
+            await pilot.press("y")
+            await until(pilot, lambda: isinstance(app.screen, ClosingDialog))
+            assert "a long walk: stopping after the step at hand" in screen_text(app) and app.is_running
+            await pilot.press("ctrl+q")
+            assert isinstance(app.screen, ClosingDialog) and kept == []
+            gate.set()
+            await until(pilot, lambda: not app.is_running)
+            assert (job.state, job.progress.done, kept) == ("stopped", 2, [0])
 
     run(drive())
 

@@ -68,5 +68,5 @@ async def answered(app: MtaApp, pilot: Pilot[None]) -> None:
 
 
 def turn(app: MtaApp) -> ActiveRequest:
-    """The talk of the room that is shown."""
-    return cast(ActiveRequest, cast(Any, app.current_screen).turn)
+    """The request of the screen that is shown."""
+    return cast(ActiveRequest, cast(Any, app.current_screen).active_request)

@@ -1,6 +1,6 @@
-"""Bank: a bank's anchors, what each does for people, and a map of everybody with the anchors among them.
+"""Bank: a bank's anchors, what each does for users, and a map of all users with the anchors among them.
 
-Shows what `pipeline.anchor_use` and `pipeline.people_map` found. Builds nothing: that is a job.
+Shows what `pipeline.bank.anchor_use` and `pipeline.bank.user_map` found. Building is a job.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ProfilesStamp = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class _BankSnapshot:
-    """What the store says: all banks of the task, newest first, the one that is shown, and who is chosen."""
+    """What was read: all banks of the task, newest first, the one that is shown, and the selected user."""
 
     banks: list[Bank]
     bank: Bank | None
@@ -63,10 +63,14 @@ class BankScreen(BaseScreen):
         "Enter chooses the anchor's person for all rooms; their neighbours are then shown on the map."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("b", "other(1)", "Next bank", id="bank.next", tooltip="Show the next older bank"),
-        Binding("B", "other(-1)", "Previous bank", id="bank.previous", show=False, tooltip="Show the next newer bank"),
-        Binding("m", "turn_to('map')", "Map", id="bank.map", tooltip="Go to the map; arrows then go between anchors"),
-        Binding("t", "turn_to('anchors')", "Table", id="bank.table", tooltip="Go to the table of anchors"),
+        Binding("b", "step_bank(1)", "Next bank", id="bank.next", tooltip="Show the next older bank"),
+        Binding(
+            "B", "step_bank(-1)", "Previous bank", id="bank.previous", show=False, tooltip="Show the next newer bank"
+        ),
+        Binding(
+            "m", "focus_widget('map')", "Map", id="bank.map", tooltip="Go to the map; arrows then go between anchors"
+        ),
+        Binding("t", "focus_widget('anchors')", "Table", id="bank.table", tooltip="Go to the table of anchors"),
         Binding("n", "build", "Build", id="bank.build", tooltip="Build a bank"),
     ]
 
@@ -91,13 +95,13 @@ class BankScreen(BaseScreen):
                 yield table
                 yield Static(line_text(""), id="words")
 
-    def on_unmount(self) -> None:
+    async def on_unmount(self) -> None:
         """Let the thread that reads end."""
         if self._own_reader is not None:
-            self._own_reader.close()
+            await self._own_reader.close()
 
     async def reload(self) -> None:
-        """Read banks, anchors and the chosen person; then profiles, where they changed."""
+        """Read banks, anchors and the selected user; then profiles, where they changed."""
         number = self._bank.id if self._bank is not None else None
         found = await self._reader.read(
             partial(
@@ -133,7 +137,7 @@ class BankScreen(BaseScreen):
         self._select_anchor(event.cursor_row)
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
-        """Work for the anchor's person."""
+        """Select the anchor's user."""
         if (
             event.cursor_row < len(self._anchor_uses)
             and (name := self._anchor_uses[event.cursor_row].anchor.user) is not None
@@ -144,8 +148,8 @@ class BankScreen(BaseScreen):
         """The cursor of the table follows the map."""
         self._table.move_cursor(row=event.number)
 
-    async def on_user_map_view_user_clicked(self, event: UserMapView.PersonClicked) -> None:
-        """Work for whoever was clicked."""
+    async def on_user_map_view_user_clicked(self, event: UserMapView.UserClicked) -> None:
+        """Select the user that was clicked."""
         try:
             user = await self.mta_app.store_reader.read(lambda reg: reg.users.by_id(event.user_id))
         except NotFound:  # forgotten since the map was drawn
@@ -179,7 +183,7 @@ class BankScreen(BaseScreen):
             self._select_anchor(self._table.cursor_row)
 
     def _nearest_counts(self) -> dict[int, int]:
-        """How many people are nearest to each anchor, as far as the map is drawn."""
+        """How many users are nearest to each anchor, once the map is drawn."""
         return {mark.anchor.id: mark.nearest_users for mark in self._map.map_anchors} if self._map is not None else {}
 
     def _select_anchor(self, number: int) -> None:
@@ -192,8 +196,8 @@ class BankScreen(BaseScreen):
             _anchor_description(number, use, self._nearest_counts().get(use.anchor.id))
         )
 
-    async def _draw_map(self, bank: Bank, stamp: ProfilesStamp, person: User | None) -> None:
-        """The map, and who is nearest to the chosen person; with many people that takes a second or more."""
+    async def _draw_map(self, bank: Bank, stamp: ProfilesStamp, user: User | None) -> None:
+        """The map, and the users nearest to the selected one; with many users that takes a second or more."""
         from mta_cli.pipeline.bank.user_map import compute_user_map, find_similar_users
 
         view = self.query_one(UserMapView)
@@ -203,16 +207,16 @@ class BankScreen(BaseScreen):
             self._map = await self._reader.read(partial(compute_user_map, bank=bank))
             self._map_key = bank.id, stamp
             self._fill_table()
-        lit = HighlightedUser(person.id, person.name) if person is not None else None
-        view.show_map(self._map, lit)
+        highlighted = HighlightedUser(user.id, user.name) if user is not None else None
+        view.show_map(self._map, highlighted)
         view.selected_anchor = self._table.cursor_row if self._anchor_uses else None
-        if person is not None:
-            near = await self._reader.read(lambda reg: find_similar_users(reg, bank, person.id))
-            view.show_map(self._map, HighlightedUser(person.id, person.name, [one.user_id for one in near]))
+        if user is not None:
+            near = await self._reader.read(lambda reg: find_similar_users(reg, bank, user.id))
+            view.show_map(self._map, HighlightedUser(user.id, user.name, [one.user_id for one in near]))
 
     @property
     def _reader(self) -> StoreReader:
-        """A second thread that reads the store: all recipes and profiles of many people would hold up other rooms."""
+        """A second thread that reads the store: reading all recipes and profiles would hold up other screens."""
         from mta_cli.settings import StoreOptions
 
         if self._own_reader is None:
@@ -230,13 +234,13 @@ def _read_bank_snapshot(reg: Registry, *, number: int | None, task: str | None, 
     ready = [bank for bank in banks if bank.status == "ready"]
     bank = next((bank for bank in (*(b for b in banks if b.id == number), *ready, *banks)), None)
     try:
-        person = reg.users.get(name) if name is not None else None
+        user = reg.users.get(name) if name is not None else None
     except NotFound:
-        person = None
+        user = None
     if bank is None:
-        return _BankSnapshot([], None, [], (0, 0, 0), person)
+        return _BankSnapshot([], None, [], (0, 0, 0), user)
     return _BankSnapshot(
-        banks, bank, anchor_usage(reg, bank), reg.profiles.version_stamp(bank.task, bank.embedder), person
+        banks, bank, anchor_usage(reg, bank), reg.profiles.version_stamp(bank.task, bank.embedder), user
     )
 
 

@@ -1,4 +1,4 @@
-"""What all rooms share: the bar of rooms, the footer, reading from the shelf, and help. Knows no room by itself."""
+"""What all screens share: the bar of screens, the footer, reading from the store, and help."""
 
 from __future__ import annotations
 
@@ -29,38 +29,39 @@ SCREEN_TITLES = {
 
 
 class ScreenTab(Static):
-    """The name of a room; a click goes there."""
+    """The title of a screen; a click shows it."""
 
-    def __init__(self, number: int, room: str, *, here: bool) -> None:
-        super().__init__(line_text(f"{number} {SCREEN_TITLES[room]}"), classes="here" if here else "")
-        self.screen_name = room
+    def __init__(self, number: int, name: str, *, here: bool) -> None:
+        super().__init__(line_text(f"{number} {SCREEN_TITLES[name]}"), classes="here" if here else "")
+        self.screen_name = name
 
     def on_click(self) -> None:
-        """Go to the room."""
+        """Show the screen."""
         cast("MtaApp", self.app).show_screen(self.screen_name)
 
 
 class ScreenTabBar(Horizontal):
-    """All rooms, the chosen person, and whether a job runs."""
+    """All screens, the selected user, and the job that runs."""
 
     def __init__(self, here: str) -> None:
         super().__init__()
         self._current_name = here
+        self._status = Static(id="about")
 
     def compose(self) -> ComposeResult:
-        """The tabs, then who and what."""
-        for number, room in enumerate(SCREEN_TITLES, start=1):
-            yield ScreenTab(number, room, here=room == self._current_name)
-        yield Static(id="about")
+        """The tabs, then the user and the job."""
+        for number, name in enumerate(SCREEN_TITLES, start=1):
+            yield ScreenTab(number, name, here=name == self._current_name)
+        yield self._status
 
-    def update_status(self, person: str | None, running: str | None) -> None:
-        """Say who is chosen and what runs."""
-        parts = [part for part in (f"▶ {running}" if running else "", person or "") if part]
-        self.query_one("#about", Static).update(line_text("  ".join(parts)))
+    def update_status(self, user: str | None, running: str | None) -> None:
+        """Show the selected user and the kind of the running job."""
+        parts = [part for part in (f"▶ {running}" if running else "", user or "") if part]
+        self._status.update(line_text("  ".join(parts)))
 
 
 class BaseScreen(Screen[None]):
-    """A room. `reload` reads from the shelf and shows; everything else is each room's own."""
+    """A screen. `reload` reads from the store and shows; everything else is each screen's own."""
 
     SCREEN_NAME: ClassVar[str] = ""
     HELP: ClassVar[str] = ""
@@ -71,20 +72,20 @@ class BaseScreen(Screen[None]):
         return cast("MtaApp", self.app)
 
     def compose(self) -> ComposeResult:
-        """The bar, what the room holds, the keys."""
+        """The bar, the body, the keys."""
         yield ScreenTabBar(self.SCREEN_NAME)
         yield from self.compose_body()
         yield Footer()
 
     def compose_body(self) -> ComposeResult:
-        """What stands between the bar and the footer."""
+        """What is between the bar and the footer."""
         yield from ()
 
     async def reload(self) -> None:
-        """Read what the room shows and show it."""
+        """Read what the screen shows and show it."""
 
     def reload_if_current(self) -> None:
-        """What is shown may be old: read again, if anybody looks; a reading under way is dropped."""
+        """What is shown may be old: read again if the screen is shown; a reading under way is dropped."""
         self.show_bar()
         if self.is_current:
             self._reload_in_worker()
@@ -94,7 +95,7 @@ class BaseScreen(Screen[None]):
         await self.await_or_show_error(self.reload())
 
     async def await_or_show_error(self, work: Coroutine[Any, Any, None]) -> None:
-        """Await `work`; what goes wrong is told in a dialog and ends nothing else."""
+        """Await `work`; an error is shown in a dialog and ends nothing else."""
         try:
             await work
         except Exception as error:
@@ -118,14 +119,14 @@ class BaseScreen(Screen[None]):
             bar.update_status(self.mta_app.selected_user, job.kind if job else None)
 
     def help_for(self, widget: Widget | None) -> str:
-        """Help on the focused widget, if it has any, and on the room."""
+        """Help on the focused widget, if it has any, and on the screen."""
         own = getattr(widget, "HELP", "") if widget is not None else ""
         return "\n\n".join(part for part in (own, self.HELP) if part)
 
     def on_resize(self, event: events.Resize) -> None:
-        """A narrow footer has room for the room's own keys only; the palette is one of those that F1 lists."""
+        """A narrow footer fits the screen's own keys only; F1 lists the palette too."""
         self.query_one(Footer).show_command_palette = event.size.width >= MIN_PALETTE_WIDTH
 
     def on_screen_resume(self, event: events.ScreenResume) -> None:
-        """Somebody looks at the room again."""
+        """The screen is shown again."""
         self.reload_if_current()

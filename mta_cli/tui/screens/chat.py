@@ -1,4 +1,4 @@
-"""A conversation with the chosen person's model, and their earlier ones. Knows neither models nor how they are kept."""
+"""Chat: a conversation with the selected user's model, and their earlier conversations."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Every conversation is stored with the person, and can be searched, gone on with 
 
 
 class ChatScreen(BaseScreen):
-    """Talking as the chosen person: one conversation at a time, all earlier ones beside it."""
+    """One conversation of the selected user, with all earlier ones beside it."""
 
     SCREEN_NAME: ClassVar[str] = "chat"
     HELP: ClassVar[str] = (
@@ -58,12 +58,12 @@ class ChatScreen(BaseScreen):
     )
     CSS_PATH = "chat.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("i", "write", "Type", id="chat.write", tooltip="Type a message"),
+        Binding("i", "focus_prompt", "Type", id="chat.write", tooltip="Type a message"),
         Binding("n", "new", "New", id="chat.new", tooltip="Begin a new conversation"),
-        Binding("h", "past", "History", id="chat.past", tooltip="Search in earlier conversations"),
+        Binding("h", "search_chats", "History", id="chat.past", tooltip="Search in earlier conversations"),
         Binding("m", "mode", "Mode", id="chat.mode", tooltip="Change who answers: best, base, fused or adapted"),
         Binding("t", "task", "Task", id="chat.task", show=False, tooltip="Put words as typed, or as a task's prompt"),
-        Binding("g", "good", "Good", id="chat.good", tooltip="Keep the last exchange as a history item"),
+        Binding("g", "keep_exchange", "Good", id="chat.good", tooltip="Keep the last exchange as a history item"),
         Binding("y", "copy", "Copy", id="chat.copy", show=False, tooltip="Copy the last answer"),
         Binding("d", "remove", "Remove", id="chat.remove", show=False, tooltip="Remove the conversation; asks"),
         Binding("escape", "stop", "Stop", id="chat.stop", tooltip="Stop the answer; else leave the prompt"),
@@ -85,11 +85,11 @@ class ChatScreen(BaseScreen):
     def compose_body(self) -> ComposeResult:
         """Earlier conversations, this one, the prompt."""
         yield Static(block_text(NO_USER_HELP), id="nobody")
-        with Container(id="room"):
+        with Container(id="chat"):
             with Vertical(id="past"):
                 yield Input(placeholder="search conversations", id="search")
                 yield OptionList(id="chats")
-            with Vertical(id="speaking"):
+            with Vertical(id="conversation"):
                 yield VerticalScroll(id="turns")
                 yield Static(id="notes")
                 yield Static(id="how")
@@ -97,13 +97,13 @@ class ChatScreen(BaseScreen):
 
     @property
     def active_request(self) -> ActiveRequest:
-        """The talk under way."""
+        """The request of this screen."""
         if self._active_request is None:
             self._active_request = ActiveRequest(self.mta_app.model_worker)
         return self._active_request
 
     async def reload(self) -> None:
-        """Who is chosen, and their conversations."""
+        """Read the selected user's tasks and conversations."""
         name = self.mta_app.selected_user
         tasks = await self.mta_app.store_reader.read(lambda reg: _read_user_tasks(reg, name))
         if tasks is None:
@@ -122,7 +122,7 @@ class ChatScreen(BaseScreen):
         await self._load_chat_list()
 
     def on_store_changed(self, message: StoreChanged) -> None:
-        """The person's weights may be others now."""
+        """The user's weights may have changed."""
         self._session.weights_changed = True
 
     @work(exclusive=True, group="search")
@@ -231,9 +231,9 @@ class ChatScreen(BaseScreen):
         if self.active_request.in_progress or not self._session.has_exchange:
             self._show_status("There is no answer in this window yet to keep; ask something first.")
             return
-        spoken = self._session
+        session = self._session
         self.active_request.start_request(
-            lambda desk: spoken.keep_last_exchange(), self._handle_keep_event, self._handle_keep_end
+            lambda context: session.keep_last_exchange(), self._handle_keep_event, self._handle_keep_end
         )
 
     def _handle_keep_event(self, event: Event) -> None:
@@ -260,7 +260,7 @@ class ChatScreen(BaseScreen):
         await self._reset_chat()
         await self._load_chat_list()
 
-    def on_prompt_area_submitted(self, message: PromptArea.Asked) -> None:
+    def on_prompt_area_submitted(self, message: PromptArea.Submitted) -> None:
         """A message to the model."""
         if self._user is None or self.active_request.in_progress:
             self._show_status("An answer is under way; Escape stops it.")
@@ -277,9 +277,9 @@ class ChatScreen(BaseScreen):
         turns.anchor()
         self._show_status("asking …")
         self.run_worker(self._reply.stream_chunks(), group="stream")
-        spoken, person, words = self._session, self._user, self._last_prompt
+        session, user, text = self._session, self._user, self._last_prompt
         self.active_request.start_request(
-            lambda desk: spoken.send_message(desk, person, asking, words), self._handle_event, self._handle_end
+            lambda context: session.send_message(context, user, asking, text), self._handle_event, self._handle_end
         )
 
     def _handle_event(self, event: Event) -> None:

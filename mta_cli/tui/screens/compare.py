@@ -1,4 +1,4 @@
-"""Base, fused and adapted side by side, and other people's models beside them: one prompt, typed or held out."""
+"""Compare: base, fused and adapted side by side, and other users' models beside them, on one prompt."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HELD_OUT_WARNING = (
 
 @dataclass(frozen=True)
 class UserQueries:
-    """What the shelf knows of the chosen person."""
+    """The tasks and held-out queries of the selected user."""
 
     tasks: tuple[str, ...]
     queries: tuple[Query, ...]
@@ -51,7 +51,7 @@ class UserQueries:
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """A question that was put: whose model, of which task (None: as typed), and its words."""
+    """A question that was asked: the user, the task (None: as typed) and the text."""
 
     user: str
     task: str | None
@@ -59,7 +59,7 @@ class CompareRequest:
 
 
 class CompareScreen(BaseScreen):
-    """What everything that a person has says to the same prompt."""
+    """The answers of all models of a user to the same prompt."""
 
     SCREEN_NAME: ClassVar[str] = "compare"
     HELP: ClassVar[str] = (
@@ -75,14 +75,20 @@ class CompareScreen(BaseScreen):
     CSS_PATH = "compare.tcss"
     AUTO_FOCUS = ""  # keys work at once; i goes to the prompt
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("i", "write", "Type", id="compare.write", tooltip="Type a question"),
+        Binding("i", "focus_prompt", "Type", id="compare.write", tooltip="Type a question"),
         Binding("p", "pick", "Pick", id="compare.pick", tooltip="Pick a held-out question with its right answer"),
-        Binding("o", "other", "Other", id="compare.other", tooltip="Add another person's model as a column"),
-        Binding("x", "alone", "Alone", id="compare.alone", show=False, tooltip="Take other people's columns away"),
+        Binding("o", "add_user", "Other", id="compare.other", tooltip="Add another person's model as a column"),
+        Binding(
+            "x", "remove_others", "Alone", id="compare.alone", show=False, tooltip="Take other people's columns away"
+        ),
         Binding("t", "task", "Task", id="compare.task", tooltip="Put words as typed, or as a task's own prompt"),
-        Binding("r", "again", "Again", id="compare.again", show=False, tooltip="Ask the same again"),
-        Binding("left", "column(-1)", "Column left", id="compare.left", show=False, tooltip="Choose the column before"),
-        Binding("right", "column(1)", "Column right", id="compare.right", show=False, tooltip="Choose the next column"),
+        Binding("r", "ask_again", "Again", id="compare.again", show=False, tooltip="Ask the same again"),
+        Binding(
+            "left", "step_column(-1)", "Column left", id="compare.left", show=False, tooltip="Choose the column before"
+        ),
+        Binding(
+            "right", "step_column(1)", "Column right", id="compare.right", show=False, tooltip="Choose the next column"
+        ),
         Binding("g", "keep", "Good", id="compare.keep", tooltip="Keep the chosen answer as a history item"),
         Binding("escape", "stop", "Stop", id="compare.stop", tooltip="Stop the answers; else leave the prompt"),
     ]
@@ -112,13 +118,13 @@ class CompareScreen(BaseScreen):
 
     @property
     def active_request(self) -> ActiveRequest:
-        """The talk under way."""
+        """The request of this screen."""
         if self._active_request is None:
             self._active_request = ActiveRequest(self.mta_app.model_worker)
         return self._active_request
 
     async def reload(self) -> None:
-        """Who is chosen, their tasks and held-out questions."""
+        """Read the selected user's tasks and held-out questions."""
         name = self.mta_app.selected_user
         held = await self.mta_app.store_reader.read(lambda reg: _read_user_queries(reg, name))
         if held is None:
@@ -156,7 +162,7 @@ class CompareScreen(BaseScreen):
         self.query_one("#questions").remove_class("open")
         self._start_comparison()
 
-    def on_prompt_area_submitted(self, message: PromptArea.Asked) -> None:
+    def on_prompt_area_submitted(self, message: PromptArea.Submitted) -> None:
         """Enter in the prompt."""
         self._start_comparison()
 
@@ -184,13 +190,13 @@ class CompareScreen(BaseScreen):
             self._start_comparison()
 
     def action_remove_others(self) -> None:
-        """Only the person's own columns, from the next question on."""
+        """Only the user's own columns, from the next question on."""
         self._other_users.clear()
         self._show_prompt_settings()
 
     @work(group="stays")
     async def action_add_user(self) -> None:
-        """Another person's model, from the next question on."""
+        """Another user's model, from the next question on."""
         if self._user is None:
             return
         picker = UserPicker("Whose model shall answer too?", without=(self._user, *self._other_users))
@@ -200,12 +206,12 @@ class CompareScreen(BaseScreen):
             self._show_prompt_settings()
             self.action_ask_again()
 
-    def action_column(self, step: int) -> None:
+    def action_step_column(self, step: int) -> None:
         """Choose a column, wherever the focus is."""
         self.query_one(AnswerColumns).action_step_column(step)
 
     def action_stop(self) -> None:
-        """Stop what is said; else close the list, or leave the prompt."""
+        """Stop the answers; else close the list, or leave the prompt."""
         if self.active_request.stop_request():
             self._show_status("stopping …")
             return
@@ -215,7 +221,7 @@ class CompareScreen(BaseScreen):
 
     @work
     async def action_keep(self) -> None:
-        """The chosen column's answer becomes a history item of the person."""
+        """The selected column's answer becomes a history item of the user."""
         answers, asked = self.query_one(AnswerColumns), self._last_request
         if asked is None or self.active_request.in_progress or not answers.column_keys:
             self._show_status("There is no whole answer yet to keep.")
@@ -267,7 +273,7 @@ class CompareScreen(BaseScreen):
         self._show_status("asking …")
         asked, others = self._last_request, tuple(self._other_users)
         self.active_request.start_request(
-            lambda desk: _run_comparison(desk, asked, others, asking), self._handle_event, self._handle_end
+            lambda context: _run_comparison(context, asked, others, asking), self._handle_event, self._handle_end
         )
 
     def _handle_event(self, event: Event) -> None:
@@ -306,7 +312,7 @@ class CompareScreen(BaseScreen):
 
 
 def _read_user_queries(reg: Registry, name: str | None) -> UserQueries | None:
-    """What is known of a person; None where they are gone, or nobody is meant."""
+    """A user's tasks and held-out queries; None without a user, or where the user was removed."""
     if name is None:
         return None
 
@@ -327,12 +333,12 @@ def _query_option_text(query: Query) -> Text:
 
 
 def _run_comparison(
-    desk: WorkerContext, asked: CompareRequest, others: tuple[str, ...], asking: ChatOptions
+    context: WorkerContext, asked: CompareRequest, others: tuple[str, ...], asking: ChatOptions
 ) -> Iterator[Event]:
-    """The comparison, in the speaker's thread."""
+    """The comparison, in the model's thread."""
     from mta_cli.pipeline.chat.compare import compare_question
 
-    user, beside = desk.reg.users.get(asked.user), [desk.reg.users.get(name) for name in others]
-    if not desk.base_loaded:
+    user, beside = context.reg.users.get(asked.user), [context.reg.users.get(name) for name in others]
+    if not context.base_loaded:
         yield Note("The base is being loaded …")
-    yield from compare_question(desk.chat_model_for(user, asking), asked.question, beside)
+    yield from compare_question(context.chat_model_for(user, asking), asked.question, beside)

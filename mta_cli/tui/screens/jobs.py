@@ -1,6 +1,6 @@
-"""The room of jobs: what was interrupted, what runs and waits and is over; starting, watching, stopping, going on.
+"""Jobs: interrupted, running, waiting and finished ones; starting, watching, stopping and resuming them.
 
-Jobs are run by the window's board; the room shows them and asks. Knows no job's options.
+The job queue runs them; the screen shows them and asks. Knows no job's options.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from textual.widgets import OptionList, RichLog, Static
 from textual.widgets.option_list import Option
 
 from mta_cli.options import EvalOptions, MachineOptions
-from mta_cli.pipeline.maintenance import resume as stopped
+from mta_cli.pipeline.maintenance import resume
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob, list_unfinished_jobs
 from mta_cli.tui.job_forms import JOB_FORMS, queue_job_from_form
 from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets import job_row
+from mta_cli.tui.widgets.sparkline import LabelledSparkline
 from mta_cli.tui.workers.job_queue import LOG_LINES, Job
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ The curve is the loss from its first value to its last."""
             yield OptionList(id="list", markup=False)
             with Vertical(id="detail"):
                 yield Static(id="head")
+                yield LabelledSparkline("loss ", id="loss")
                 yield RichLog(id="log", max_lines=LOG_LINES, min_width=20, wrap=True)
         yield Static(
             block_text(NO_JOBS_HELP.format(starts="\n".join(_job_kind_line(kind).plain for kind in JOB_FORMS))),
@@ -129,7 +131,7 @@ The curve is the loss from its first value to its last."""
     @on(StoreChanged)
     @on(UserSelected)
     def accept_reload(self) -> None:
-        """Interrupted jobs may be others; `stale` has asked for them."""
+        """Interrupted jobs may be others; `reload_if_current` has read them again."""
 
     @on(JobUpdated)
     def refresh_updated_job(self, event: JobUpdated) -> None:
@@ -199,7 +201,7 @@ The curve is the loss from its first value to its last."""
         machine, defaults = settings.build_options(MachineOptions), settings.build_options(EvalOptions)
 
         def make(reg: Registry) -> Iterator[Event]:
-            return stopped.resume_job(reg, one, machine, defaults)
+            return resume.resume_job(reg, one, machine, defaults)
 
         job = self.mta_app.job_queue.add_job(one.kind, one.title, make)
         self._resumed[_interrupted_job_key(one)] = job
@@ -214,7 +216,7 @@ The curve is the loss from its first value to its last."""
             await self.await_or_show_error(self._give_up(one))
 
     async def _give_up(self, one: UnfinishedJob) -> None:
-        await self.mta_app.store_reader.read(partial(stopped.discard_job, one=one))
+        await self.mta_app.store_reader.read(partial(resume.discard_job, one=one))
         await self.reload()
 
     async def _start(self, kind: str) -> None:
@@ -275,6 +277,7 @@ The curve is the loss from its first value to its last."""
 
     def _show_detail(self) -> None:
         job, one, log = self._selected_job, self._selected_interrupted_job, self.query_one("#log", RichLog)
+        self.query_one(LabelledSparkline).show_values(job.progress.losses if job is not None else ())
         if job is None:
             self.query_one("#head", Static).update(Text() if one is None else job_row.interrupted_job_header(one))
             self._written_log = None
@@ -282,14 +285,16 @@ The curve is the loss from its first value to its last."""
             return
         width = self.query_one("#head").content_size.width or 78
         self.query_one("#head", Static).update(job_row.job_header(job, width, time.time()))
-        if not log.content_size.width:  # lines would be folded for no width at all: `_laid_out` comes back
+        if (
+            not log.content_size.width
+        ):  # lines would be folded for no width at all: `_show_detail_after_layout` comes back
             return
         written = self._written_log[1] if self._written_log is not None and self._written_log[0] is job else []
         fresh = job_row.new_log_lines(written, job.log)
         if fresh is None or not written:
             log.clear()
             fresh = job.log
-        follow = not written or log.is_vertical_scroll_end  # whoever scrolled back is left where they are
+        follow = not written or log.is_vertical_scroll_end  # a log that was scrolled back stays where it is
         for text in fresh:
             log.write(block_text(text), expand=True, scroll_end=False)
         if follow and fresh:
@@ -297,7 +302,7 @@ The curve is the loss from its first value to its last."""
         self._written_log = job, list(job.log)
 
     def _show_detail_after_layout(self, _: object) -> None:
-        """Show what had no room before."""
+        """Show what did not fit before."""
         if self._selected_job is not None and (
             self._written_log is None or self._written_log[0] is not self._selected_job
         ):
@@ -319,7 +324,7 @@ def _job_kind_line(kind: str) -> Text:
 
 
 def _discard_question(one: UnfinishedJob) -> str:
-    goes = {stopped.BANK_BUILD: " Everything that was trained for it is removed."}.get(one.kind, "")
+    goes = {resume.BANK_BUILD: " Everything that was trained for it is removed."}.get(one.kind, "")
     return f"Give up {one.kind} · {one.title}?{goes} It will not be offered again."
 
 

@@ -89,7 +89,7 @@ class ResultsScreen(BaseScreen):
         ),
         Binding(
             "right_square_bracket",
-            "turn(1)",
+            "step_view(1)",
             "View",
             id="results.next",
             key_display="]",
@@ -97,7 +97,7 @@ class ResultsScreen(BaseScreen):
         ),
         Binding(
             "left_square_bracket",
-            "turn(-1)",
+            "step_view(-1)",
             "Previous view",
             id="results.previous",
             key_display="[",

@@ -1,6 +1,6 @@
-"""Users: everybody in one table, filtered as it is typed and sorted by SQL, and one person in detail.
+"""Users: all users in one table, filtered as you type and sorted by SQL, and one user in detail.
 
-Shows what `store.queries.user_table` and `pipeline.person` found. Long work is a job of Jobs.
+Shows what `store.queries.user_table` and `pipeline.users.detail` found. Long work is a job.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Press i to import histories from a file, or type in a shell
 
 @dataclass(frozen=True)
 class _TableState:
-    """How many there are, how many fit, and where the cursor belongs."""
+    """How many users there are, how many match, and the cursor's row."""
 
     total: int
     matching: int
@@ -68,7 +68,7 @@ class _TableState:
 
 
 class UsersScreen(BaseScreen):
-    """The table of people, what is typed to find them, and the one under the cursor."""
+    """The table of users, the filter, and the user under the cursor."""
 
     SCREEN_NAME = "users"
     CSS_PATH = "users.tcss"
@@ -83,12 +83,12 @@ class UsersScreen(BaseScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("slash", "filter", "Filter", key_display="/", id="users.filter", tooltip="Type whom to show"),
         Binding("escape", "clear", "Clear", id="users.clear", show=False, tooltip="Show everybody again"),
-        Binding("c", "use('compare')", "Compare", id="users.compare", tooltip="Compare this person's models"),
-        Binding("t", "use('chat')", "Chat", id="users.chat", tooltip="Talk with this person's model"),
+        Binding("c", "open_screen('compare')", "Compare", id="users.compare", tooltip="Compare this person's models"),
+        Binding("t", "open_screen('chat')", "Chat", id="users.chat", tooltip="Talk with this person's model"),
         Binding("a", "adapt", "Adapt", id="users.adapt", tooltip="Train this person's stack"),
         Binding("d", "remove", "Remove", id="users.remove", tooltip="Forget this person; asks first"),
         Binding("s", "sort", "Sort", id="users.sort", show=False, tooltip="Sort by the next column"),
-        Binding("S", "turn", "Turn", id="users.turn", show=False, tooltip="Turn the order round"),
+        Binding("S", "reverse_sort", "Turn", id="users.turn", show=False, tooltip="Turn the order round"),
         Binding("f", "task", "Task", id="users.task", show=False, tooltip="Show one task alone, in all rooms"),
         Binding("o", "older", "Older", id="users.older", show=False, tooltip="Show more of the history"),
         Binding("i", "start('data import')", "Import", id="users.import", tooltip="Import histories from a file"),
@@ -104,7 +104,7 @@ class UsersScreen(BaseScreen):
         self._removal_jobs: set[Job] = set()
 
     def compose_body(self) -> ComposeResult:
-        """What is typed and how many fit; then the table beside or above the pane."""
+        """The filter and the count; then the table beside or above the pane."""
         with Horizontal(id="line"):
             yield Input(placeholder="/ to filter: part of a name, status:adapted, items>5 …", id="filter", compact=True)
             yield Static(id="count")
@@ -121,58 +121,58 @@ class UsersScreen(BaseScreen):
 
     @property
     def highlighted_user(self) -> str | None:
-        """Whom the cursor is on."""
+        """The user under the cursor."""
         row: UserRow | None = self.user_table.cursor_row
         return row.name if row is not None else None
 
     async def reload(self) -> None:
-        """Read everything again; the cursor stays on its person, or goes to the chosen one at first."""
+        """Read everything again; the cursor stays on its user, or at first goes to the selected one."""
         await self._load(self.highlighted_user if self._loaded_once else self.mta_app.selected_user)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """What needs somebody is dim without them; the demo is offered where nobody is."""
+        """Actions on a user are dim without one; the demo is offered where there are no users."""
         if not self.is_mounted:
             return True
         empty = self.has_class("-empty")
         if action == "start":
             return empty
-        if action in ("use", "adapt", "remove", "older") and self.has_class("-nobody"):
+        if action in ("open_screen", "adapt", "remove", "older") and self.has_class("-nobody"):
             return None
-        if action in ("filter", "sort", "turn", "task", "use", "adapt", "remove", "older"):
+        if action in ("filter", "sort", "reverse_sort", "task", "open_screen", "adapt", "remove", "older"):
             return not empty
         return True
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter as it is typed; the cursor stays on its person while they fit."""
+        """Filter as you type; the cursor stays on its user while it matches."""
         self.run_worker(self.await_or_show_error(self._load(self.highlighted_user)), group="reload", exclusive=True)
 
     def on_input_submitted(self) -> None:
-        """On to the people who were found."""
+        """Go to the table."""
         self.user_table.focus()
 
     def on_key(self, event: events.Key) -> None:
-        """Down leads from the words to the people."""
+        """Down goes from the filter to the table."""
         if event.key == "down" and self.query_one("#filter").has_focus:
             event.stop()
             self.user_table.focus()
 
     def on_lazy_table_highlighted(self, event: LazyTable.Highlighted) -> None:
-        """Look up whoever the cursor rests on."""
+        """Read the user under the cursor."""
         if event.row.name != self._shown_user:
             self._history_limit = HISTORY_PAGE_ITEMS
         self._load_user_pane(event.row.name)
 
     def on_lazy_table_selected(self, event: LazyTable.Selected) -> None:
-        """Work for them."""
+        """Select the user."""
         self.mta_app.select_user(event.row.name)
 
-    def on_lazy_table_sort_requested(self, event: LazyTable.SortAsked) -> None:
+    def on_lazy_table_sort_requested(self, event: LazyTable.SortRequested) -> None:
         """Sort by that column, or turn its order round."""
         key, descending = self._sort_by
         self._sort(event.key, not descending if event.key == key else event.key in DESCENDING_FIRST_KEYS)
 
-    def on_lazy_table_fetch_failed(self, event: LazyTable.Failed) -> None:
-        """Tell why there are no more rows."""
+    def on_lazy_table_fetch_failed(self, event: LazyTable.FetchFailed) -> None:
+        """Show why there are no more rows."""
         self.mta_app.show_error(event.error)
 
     def on_job_updated(self, message: JobUpdated) -> None:
@@ -199,11 +199,11 @@ class UsersScreen(BaseScreen):
         words.value = ""
         self.user_table.focus()
 
-    def action_open_screen(self, room: str) -> None:
-        """Choose them and go to a room."""
+    def action_open_screen(self, screen: str) -> None:
+        """Select the user and show a screen."""
         if (name := self.highlighted_user) is not None:
             self.mta_app.select_user(name)
-            self.mta_app.show_screen(room)
+            self.mta_app.show_screen(screen)
 
     @work(group="ask")
     async def action_adapt(self) -> None:
@@ -217,7 +217,7 @@ class UsersScreen(BaseScreen):
 
     @work(group="ask")
     async def action_start(self, kind: str) -> None:
-        """Ask for a job that brings people."""
+        """Ask for a job that adds users."""
         from mta_cli.tui.job_forms import queue_job_from_form
 
         await self.await_or_show_error(self._notify_queued(queue_job_from_form(self.mta_app, kind)))
@@ -230,7 +230,7 @@ class UsersScreen(BaseScreen):
 
     @work(group="ask")
     async def action_task(self) -> None:
-        """Choose a task for all rooms."""
+        """Choose a task for all screens."""
         await self.await_or_show_error(self._choose_task())
 
     def action_sort(self) -> None:
@@ -253,7 +253,7 @@ class UsersScreen(BaseScreen):
         self.run_worker(self.await_or_show_error(self._load(None)), group="reload", exclusive=True)
 
     async def _load(self, name: str | None) -> None:
-        """Everybody who fits, in order, with the cursor on `name` if they are among them."""
+        """Load the users that match, with the cursor on `name` if it is among them."""
         words, task, (sort, descending) = self._filter_text, self.mta_app.selected_task, self._sort_by
         found = await self.mta_app.store_reader.read(partial(_read_table_state, words, task, sort, descending, name))
         self._loaded_once = True
@@ -295,18 +295,18 @@ class UsersScreen(BaseScreen):
 
     @work(exclusive=True, group="person")
     async def _load_user_pane(self, name: str) -> None:
-        """Read and show one person, unless the cursor goes on at once."""
+        """Read and show one user, unless the cursor moves on at once."""
         from mta_cli.pipeline.users.detail import load_history_page, load_user_detail
 
         await asyncio.sleep(LOOKUP_DELAY_SECONDS)
         task, count = self.mta_app.selected_task, self._history_limit
 
         def look(reg: Registry) -> tuple[UserDetail, list[Item]]:
-            person = load_user_detail(reg, name, task)
-            return person, load_history_page(reg, name, person.task, 0, count) if person.task is not None else []
+            user = load_user_detail(reg, name, task)
+            return user, load_history_page(reg, name, user.task, 0, count) if user.task is not None else []
 
         try:
-            person, items = await self.mta_app.store_reader.read(look)
+            user, items = await self.mta_app.store_reader.read(look)
         except NotFound:  # forgotten since the row was read
             self._shown_user = None
             self.query_one(UserPane).clear_user("gone")
@@ -317,7 +317,7 @@ class UsersScreen(BaseScreen):
             if self._shown_user != name:
                 pane.scroll_home(animate=False)
             self._shown_user = name
-            pane.show_user(person, items)
+            pane.show_user(user, items)
 
     async def _notify_queued(self, asking: Coroutine[Any, Any, Job | None]) -> None:
         """Say that a job was queued, and where it is watched."""
@@ -365,7 +365,7 @@ def _count_label(found: _TableState, task: str | None) -> str:
 
 
 def _removal_summary(name: str, reg: Registry) -> str:
-    """What would go with somebody, a line each."""
+    """What would be removed with a user, a line each."""
     from mta_cli.events import JobPlan
     from mta_cli.pipeline.users.forget import plan_forget
 

@@ -1,1 +1,1 @@
-"""What rooms are furnished with. Knows no room and no store."""
+"""The widgets of the screens. They know no screen and no store."""

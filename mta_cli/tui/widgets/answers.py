@@ -16,7 +16,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import HorizontalScroll, VerticalScroll
 from textual.content import Content, Span
-from textual.message import Message
 from textual.widgets import Static
 
 from mta_cli.job_text import format_rate
@@ -73,11 +72,15 @@ class AnswerColumn(VerticalScroll):
 
 
 class AnswerColumns(HorizontalScroll):
-    """Columns of answers. `chosen` is the key of the column that the person has chosen, if any."""
+    """Columns of answers. `selected_key` is the key of the selected column, if any."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "choose(-1)", "Column left", id="answers.left", show=False, tooltip="Choose the column before"),
-        Binding("right", "choose(1)", "Column right", id="answers.right", show=False, tooltip="Choose the next column"),
+        Binding(
+            "left", "step_column(-1)", "Column left", id="answers.left", show=False, tooltip="Choose the column before"
+        ),
+        Binding(
+            "right", "step_column(1)", "Column right", id="answers.right", show=False, tooltip="Choose the next column"
+        ),
     ]
     DEFAULT_CSS = """
     AnswerColumns {
@@ -107,13 +110,6 @@ class AnswerColumns(HorizontalScroll):
         color: $text-muted;
     }
     """
-
-    class Chosen(Message):
-        """Another column is chosen."""
-
-        def __init__(self, key: str) -> None:
-            super().__init__()
-            self.key = key
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,9 +158,7 @@ class AnswerColumns(HorizontalScroll):
 
     def select_column(self, key: str) -> None:
         """Choose a column and move the focus to it."""
-        if key != self.selected_key:
-            self.selected_key = key
-            self.post_message(self.Chosen(key))
+        self.selected_key = key
         for name, column in self._columns.items():
             column.set_class(name == key, "chosen")
         self._columns[key].focus()

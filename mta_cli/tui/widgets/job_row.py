@@ -13,7 +13,6 @@ from rich.text import Text
 from mta_cli.job_text import format_clock
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob
 from mta_cli.tui.text import line_text
-from mta_cli.tui.widgets.sparkline import sparkline_text
 from mta_cli.tui.workers.job_queue import Job, ProgressState
 
 STATE_MARKS = {"waiting": "·", "running": "▶", "done": "✓", "failed": "✗", "stopped": "■"}
@@ -26,14 +25,6 @@ def progress_bar(done: int, total: int | None, width: int) -> str:
         return ""
     halves = round(2 * width * min(max(done / total, 0.0), 1.0))
     return ("━" * (halves // 2) + "╸" * (halves % 2)).ljust(width, "─")
-
-
-def loss_line(progress: ProgressState, width: int) -> str:
-    """The loss from first to last with its curve between them."""
-    if not progress.losses:
-        return ""
-    first, last = f"loss {progress.losses[0]:.3f} ", f" {progress.losses[-1]:.3f}"
-    return first + sparkline_text(progress.losses, max(0, width - len(first) - len(last))) + last
 
 
 def progress_line(progress: ProgressState) -> str:
@@ -73,7 +64,7 @@ def interrupted_job_option_text(one: UnfinishedJob, width: int) -> Text:
 
 
 def job_header(job: Job, width: int, now: float) -> Text:
-    """All there is to say of the job that is looked at, in four rows at most."""
+    """Title, state and progress of a job, in three rows at most."""
     state: str = job.state
     if job.started_at is not None:
         state += (
@@ -87,8 +78,6 @@ def job_header(job: Job, width: int, now: float) -> Text:
         rows.append(Text(shown))
     if said := " · ".join(part for part in (progress_line(progress), progress.label) if part):
         rows.append(line_text(said))
-    if curve := loss_line(progress, width):
-        rows.append(Text(curve))
     return Text("\n").join(_truncate_text(row, width) for row in rows)
 
 

@@ -106,8 +106,8 @@ class LazyTable(ScrollView, can_focus=True):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", "Up", id="table.up", show=False, tooltip="The row above"),
         Binding("down,j", "move(1)", "Down", id="table.down", show=False, tooltip="The row below"),
-        Binding("pageup", "leap(-1)", "Page up", id="table.pageup", show=False, tooltip="A screen up"),
-        Binding("pagedown", "leap(1)", "Page down", id="table.pagedown", show=False, tooltip="A screen down"),
+        Binding("pageup", "move_page(-1)", "Page up", id="table.pageup", show=False, tooltip="A screen up"),
+        Binding("pagedown", "move_page(1)", "Page down", id="table.pagedown", show=False, tooltip="A screen down"),
         Binding("home", "first", "First", id="table.home", show=False, tooltip="The first row"),
         Binding("end", "last", "Last", id="table.end", show=False, tooltip="The last row"),
         Binding("enter", "select", "Choose", id="table.enter", tooltip="Choose this row"),
@@ -125,14 +125,14 @@ class LazyTable(ScrollView, can_focus=True):
     class Selected(Highlighted):
         """The row under the cursor was chosen: Enter, or a double click."""
 
-    class SortAsked(Message):
+    class SortRequested(Message):
         """Somebody clicked on the head of a column."""
 
         def __init__(self, key: str) -> None:
             super().__init__()
             self.key = key
 
-    class Failed(Message):
+    class FetchFailed(Message):
         """Rows could not be fetched; nothing is fetched again before the next `load`."""
 
         def __init__(self, error: Exception) -> None:
@@ -249,7 +249,7 @@ class LazyTable(ScrollView, can_focus=True):
             places = layout_columns(self.columns, width)
             hit = next((n for n, x, cells in places if x - 1 <= spot.x < x + cells), None)
             if hit is not None and self.columns[hit].sortable:
-                self.post_message(self.SortAsked(self.columns[hit].key))
+                self.post_message(self.SortRequested(self.columns[hit].key))
             return
         place = self.scroll_offset.y + spot.y - 1
         if place < self.row_count:
@@ -317,7 +317,7 @@ class LazyTable(ScrollView, can_focus=True):
                     self._post_highlighted()
         except Exception as error:
             self._fetch_failed = True
-            self.post_message(self.Failed(error))
+            self.post_message(self.FetchFailed(error))
         finally:
             self._fetching_pages = False
 

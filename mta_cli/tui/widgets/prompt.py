@@ -17,7 +17,7 @@ class PromptArea(TextArea):
 
     HELP: ClassVar[str] = "Enter asks. Ctrl+J begins a new line. Escape leaves the prompt, so that keys work again."
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "ask", "Ask", id="prompt.ask", tooltip="Ask what is typed"),
+        Binding("enter", "submit", "Ask", id="prompt.ask", tooltip="Ask what is typed"),
         Binding("ctrl+j,shift+enter", "new_line", "New line", id="prompt.line", show=False, tooltip="Begin a new line"),
     ]
     DEFAULT_CSS = """
@@ -33,7 +33,7 @@ class PromptArea(TextArea):
     }
     """
 
-    class Asked(Message):
+    class Submitted(Message):
         """Enter was pressed on a text that says something."""
 
         def __init__(self, text: str) -> None:
@@ -48,20 +48,22 @@ class PromptArea(TextArea):
         self.load_text(clean_text(text))
         self.move_cursor(self.document.end)
 
-    def action_ask(self) -> None:
+    def action_submit(self) -> None:
         """Tell what is typed, if anything is."""
         if self.text.strip():
-            self.post_message(self.Asked(self.text))
+            self.post_message(self.Submitted(self.text))
 
     def action_new_line(self) -> None:
         """Break the line at the cursor."""
         self.insert("\n")
 
-    async def _on_key(self, event: events.Key) -> None:
+    def on_key(self, event: events.Key) -> None:
+        """Enter submits the text."""
         if event.key == "enter":  # which a text area would take for a new line
             event.stop()
             event.prevent_default()
-            self.action_ask()
+            self.action_submit()
 
-    async def _on_paste(self, event: events.Paste) -> None:
+    def on_paste(self, event: events.Paste) -> None:
+        """Clean what is pasted, before the text area inserts it."""
         event.text = clean_text(event.text)

@@ -1,66 +1,45 @@
-"""A curve in one line of plain characters, between its first and its last value. Knows no meaning of the values."""
+"""Textual's sparkline between the first and the last value."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import ClassVar
+from statistics import fmean
 
-from rich.console import RenderableType
-from rich.text import Text
-from textual.geometry import Size
-from textual.widget import Widget
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.widgets import Sparkline, Static
 
-SPARK_CHARS = "▁▂▃▄▅▆▇█"
+from mta_cli.tui.text import line_text
 
 
-def sparkline_text(values: Sequence[float], width: int) -> str:
-    """At most `width` ticks: means of equal shares of the values that are numbers, the least as the lowest tick."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite or width < 1:
-        return ""
-    count = min(width, len(finite))
-    edges = [len(finite) * n // count for n in range(count + 1)]
-    means = [sum(finite[start:end]) / (end - start) for start, end in pairwise(edges)]
-    low, reach = min(means), (max(means) - min(means)) or 1.0
-    return "".join(SPARK_CHARS[round((mean - low) / reach * (len(SPARK_CHARS) - 1))] for mean in means)
+class LabelledSparkline(Horizontal):
+    """One line: a title, the first value, the curve of means, the last value. No line where there are no values."""
 
-
-def labelled_sparkline(values: Sequence[float], width: int, style: str = "") -> Text:
-    """The first value, the curve, the last value, in `width` cells; a single value stands alone."""
-    finite = [value for value in values if math.isfinite(value)]
-    shown = Text(no_wrap=True, overflow="crop", end="")
-    if len(finite) < 2:
-        return shown.append(f"{finite[0]:.3f}" if finite else "")
-    first, last = f"{finite[0]:.3f} ", f" {finite[-1]:.3f}"
-    shown.append(first)
-    shown.append(sparkline_text(finite, width - len(first) - len(last)), style)
-    return shown.append(last)
-
-
-class LabelledSparkline(Widget):
-    """One line of a curve; no line where there are no values."""
-
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"curve--line"}
     DEFAULT_CSS = """
-    LabelledSparkline { height: auto; width: 1fr; }
-    LabelledSparkline > .curve--line { color: $accent; }
+    LabelledSparkline { height: 1; display: none; }
+    LabelledSparkline Static { width: auto; }
+    LabelledSparkline Sparkline { width: 1fr; margin: 0 1; }
     """
 
-    def __init__(self, values: Sequence[float] = (), *, id: str | None = None) -> None:
+    def __init__(self, title: str = "", *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._values = tuple(values)
+        self._title = title
+        self._first, self._last = Static(), Static()
+        self._curve = Sparkline(summary_function=fmean)
+
+    def compose(self) -> ComposeResult:
+        """From left to right."""
+        yield self._first
+        yield self._curve
+        yield self._last
 
     def show_values(self, values: Sequence[float]) -> None:
-        """Show these instead."""
-        self._values = tuple(values)
-        self.refresh(layout=True)
-
-    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """One line, or none."""
-        return 1 if self._values else 0
-
-    def render(self) -> RenderableType:
-        """As wide as there is room."""
-        return labelled_sparkline(self._values, self.size.width, str(self.get_component_rich_style("curve--line")))
+        """Show the finite ones of these instead; a single value has no curve."""
+        finite = [value for value in values if math.isfinite(value)]
+        self.display = bool(finite)
+        self._curve.display = self._last.display = len(finite) > 1
+        if finite:
+            self._first.update(line_text(f"{self._title}{finite[0]:.3f}"))
+            self._last.update(line_text(f"{finite[-1]:.3f}"))
+            self._curve.data = finite

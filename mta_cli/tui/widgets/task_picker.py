@@ -1,4 +1,4 @@
-"""Choosing one task of those that people have something of, or all. Knows nothing of what it is chosen for."""
+"""Choosing one task of those that users have items of, or all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mta_cli.tui.text import line_text
 
 
 class TaskPicker(ModalScreen[tuple[str | None] | None]):
-    """A list of (task, people); gives the chosen task in a tuple, `(None,)` for all of them, None for no choice."""
+    """A list of tasks; gives the chosen one in a tuple, `(None,)` for all of them, None for no choice."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss", "Close", id="tasks.close", tooltip="Leave it as it is"),

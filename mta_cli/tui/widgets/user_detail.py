@@ -1,4 +1,4 @@
-"""One person in a pane: model, anchors near them, training, results, runs, history. Reads nothing itself."""
+"""One user in a pane: model, anchors nearby, training, results, runs, history. Reads nothing itself."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SECTION_WIDGETS: Mapping[str, Callable[..., Widget]] = {
 
 
 class UserPane(VerticalScroll):
-    """Everything of one person, a section below another; sections with nothing in them are not there."""
+    """Everything of one user, a section below another; empty sections are hidden."""
 
     HELP: ClassVar[str] = (
         "Bars are similarities of profiles; w is the anchor's weight in the recipe. The held-out loss is the mean on "
@@ -54,27 +54,27 @@ class UserPane(VerticalScroll):
             yield SECTION_WIDGETS.get(name, Static)(id=name)
 
     def on_mount(self) -> None:
-        """Nobody yet."""
+        """No user yet."""
         self.clear_user()
 
     def clear_user(self, why: str = "") -> None:
-        """Show nobody."""
+        """Show no user."""
         self.query_one("#who", Static).update(line_text(why, "dim"))
         for name in SECTION_TITLES:
             self._show_section(name, False)
 
-    def show_user(self, person: UserDetail, items: Sequence[Item]) -> None:
-        """Show somebody and the newest items of their history."""
-        self.query_one("#who", Static).update(user_summary(person))
-        near = anchor_bars(person.anchors)
+    def show_user(self, user: UserDetail, items: Sequence[Item]) -> None:
+        """Show a user and the newest items of the history."""
+        self.query_one("#who", Static).update(user_summary(user))
+        near = anchor_bars(user.anchors)
         self.query_one("#near", BarChart).show_bars(near)
-        self.query_one("#loss", LabelledSparkline).show_values(person.losses)
-        self.query_one("#results", BarChart).show_bars(result_bars(person.results))
-        self.query_one("#runs", Static).update(run_lines(person.runs))
-        self.query_one("#history", Static).update(history_lines(items, person.items))
-        if person.results is not None:
-            self.query_one("#head-results", Static).update(results_head(person.results))
-        there = {"near": near, "loss": person.losses, "results": person.results, "runs": person.runs, "history": items}
+        self.query_one("#loss", LabelledSparkline).show_values(user.losses)
+        self.query_one("#results", BarChart).show_bars(result_bars(user.results))
+        self.query_one("#runs", Static).update(run_lines(user.runs))
+        self.query_one("#history", Static).update(history_lines(items, user.items))
+        if user.results is not None:
+            self.query_one("#head-results", Static).update(results_head(user.results))
+        there = {"near": near, "loss": user.losses, "results": user.results, "runs": user.runs, "history": items}
         for name in SECTION_TITLES:
             self._show_section(name, bool(there[name]))
 
@@ -83,46 +83,46 @@ class UserPane(VerticalScroll):
         self.query_one(f"#{name}").display = there
 
 
-def user_summary(person: UserDetail) -> Text:
-    """Who they are and what their model is made of."""
-    shown = Text.assemble((clean_line(person.user.name), "bold"))
-    if not person.user.can_anchor:
+def user_summary(user: UserDetail) -> Text:
+    """The name, and what the model is made of."""
+    shown = Text.assemble((clean_line(user.user.name), "bold"))
+    if not user.user.can_anchor:
         shown.append("  may not be an anchor", "dim")
-    for text in (_items_line(person), _model_line(person), _held_out_loss_line(person)):
+    for text in (_items_line(user), _model_line(user), _held_out_loss_line(user)):
         if text:
             shown.append(f"\n{clean_line(text)}")
     return shown
 
 
-def _items_line(person: UserDetail) -> str:
-    if person.task is None:
+def _items_line(user: UserDetail) -> str:
+    if user.task is None:
         return "no items yet"
-    others = ", ".join(f"{task} ({items:,})" for task, items, _ in person.task_counts if task != person.task)
-    queries = count_phrase(person.queries, "held-out query", "held-out queries")
-    own = f"task {person.task}: {person.status}, {count_phrase(person.items, 'item', 'items')}, {queries}"
+    others = ", ".join(f"{task} ({items:,})" for task, items, _ in user.task_counts if task != user.task)
+    queries = count_phrase(user.queries, "held-out query", "held-out queries")
+    own = f"task {user.task}: {user.status}, {count_phrase(user.items, 'item', 'items')}, {queries}"
     return own + (f"; also {others}" if others else "")
 
 
-def _model_line(person: UserDetail) -> str:
-    if person.task is None:
+def _model_line(user: UserDetail) -> str:
+    if user.task is None:
         return ""
-    if person.bank is None:
+    if user.bank is None:
         return "no bank for this task yet: 3 and n build one"
-    parts = [f"bank {person.bank.name} v{person.bank.version}"]
-    if (recipe := person.recipe) is not None:
+    parts = [f"bank {user.bank.name} v{user.bank.version}"]
+    if (recipe := user.recipe) is not None:
         rest = (
-            f", {format_two_decimals(person.task_adapter_share)} left to the task adapter"
-            if person.task_adapter_share is not None
+            f", {format_two_decimals(user.task_adapter_share)} left to the task adapter"
+            if user.task_adapter_share is not None
             else ""
         )
         parts.append(f"recipe {format_bytes(recipe.bytes)} by {recipe.method}{rest}")
-    if (stack := person.stack) is not None:
+    if (stack := user.stack) is not None:
         parts.append(f"stack {format_bytes(stack.bytes)}, {stack.shots} shots, {stack.steps} steps")
     return " · ".join(parts if len(parts) > 1 else [*parts, "no recipe yet: a adapts"])
 
 
-def _held_out_loss_line(person: UserDetail) -> str:
-    stack = person.stack
+def _held_out_loss_line(user: UserDetail) -> str:
+    stack = user.stack
     if stack is None or stack.heldout_before is None or stack.heldout_after is None:
         return ""
     change = stack.heldout_before - stack.heldout_after

@@ -59,32 +59,32 @@ class UserMapView(Plot, can_focus=True):
         "more people in a place, the brighter. Letters are anchors; those nearest to the selected one are coloured.\n"
         "Arrows go to the next anchor that way. A click on a letter selects it, on a dot chooses that person."
     )
-    COMPONENT_PREFIX = "people-map"
+    COMPONENT_PREFIX = "user-map"
     COMPONENT_CLASSES: ClassVar[set[str]] = {
-        f"people-map--{name}" for name in (*DENSITY_STYLES, "own", "anchor", "selected", "person", "neighbour", "words")
+        f"user-map--{name}" for name in (*DENSITY_STYLES, "own", "anchor", "selected", "person", "neighbour", "words")
     }
     DEFAULT_CSS = """
     UserMapView {
         height: 1fr;
         min-height: 5;
         border: round $panel;
-        & > .people-map--few { color: $foreground 35%; }
-        & > .people-map--some { color: $foreground 55%; }
-        & > .people-map--many { color: $foreground 75%; }
-        & > .people-map--most { color: $foreground; }
-        & > .people-map--own { color: $primary-lighten-2; }
-        & > .people-map--anchor { color: $warning; text-style: bold; }
-        & > .people-map--selected { color: $warning; text-style: bold reverse; }
-        & > .people-map--person { color: $success; text-style: bold; }
-        & > .people-map--neighbour { color: $success; }
-        & > .people-map--words { color: $text-muted; }
+        & > .user-map--few { color: $foreground 35%; }
+        & > .user-map--some { color: $foreground 55%; }
+        & > .user-map--many { color: $foreground 75%; }
+        & > .user-map--most { color: $foreground; }
+        & > .user-map--own { color: $primary-lighten-2; }
+        & > .user-map--anchor { color: $warning; text-style: bold; }
+        & > .user-map--selected { color: $warning; text-style: bold reverse; }
+        & > .user-map--person { color: $success; text-style: bold; }
+        & > .user-map--neighbour { color: $success; }
+        & > .user-map--words { color: $text-muted; }
         &:focus { border: round $primary; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             key,
-            f"toward({across}, {down})",
+            f"select_toward({across}, {down})",
             "Next anchor" if key == "left" else "",
             id=f"map.{key}",
             show=False,
@@ -103,7 +103,7 @@ class UserMapView(Plot, can_focus=True):
             super().__init__()
             self.number = number
 
-    class PersonClicked(Message):
+    class UserClicked(Message):
         """Somebody's dot was clicked."""
 
         def __init__(self, user_id: int) -> None:
@@ -175,7 +175,7 @@ class UserMapView(Plot, can_focus=True):
             columns / DOTS_PER_CELL_X - 0.25 - offset.x, 2 * (rows / DOTS_PER_CELL_Y - 0.375 - offset.y)
         )  # in cell widths
         if float(apart.min()) <= CLICK_RADIUS_CELLS:
-            self.post_message(self.PersonClicked(int(self._user_map.user_ids[int(apart.argmin())])))
+            self.post_message(self.UserClicked(int(self._user_map.user_ids[int(apart.argmin())])))
 
     def watch_selected_anchor(self) -> None:
         """Draw the people of another anchor."""

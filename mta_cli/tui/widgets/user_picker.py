@@ -1,4 +1,4 @@
-"""Choosing somebody by typing a part of their name. Knows nothing of what they are chosen for."""
+"""Choosing a user by typing a part of the name."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MAX_USERS_LISTED = 50  # names listed at once
 
 
 class UserPicker(ModalScreen[str | None]):
-    """A list of people that shrinks while a name is typed; gives the chosen one, or None."""
+    """A list of users that shrinks while a name is typed; gives the chosen name, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss", "Close", id="picker.close", tooltip="Choose nobody"),
-        Binding("down", "down", "Next", id="picker.down", show=False, tooltip="Go down the list"),
+        Binding("down", "focus_list", "Next", id="picker.down", show=False, tooltip="Go down the list"),
     ]
     DEFAULT_CSS = """
     UserPicker OptionList {
@@ -50,7 +50,7 @@ class UserPicker(ModalScreen[str | None]):
             yield OptionList()
 
     def on_mount(self) -> None:
-        """Everybody, until something is typed."""
+        """All users, until something is typed."""
         self.query_one(Input).focus()
         self._search_users("")
 
@@ -60,7 +60,7 @@ class UserPicker(ModalScreen[str | None]):
         self._search_users(event.value)
 
     def on_input_submitted(self) -> None:
-        """Enter takes the marked one of those who fit what is typed, when they are found."""
+        """Enter takes the highlighted name, once the names for the typed text are found."""
         options = self.query_one(OptionList)
         self._submit_pending = self._searched_text != self.query_one(Input).value
         if self._names and not self._submit_pending:
@@ -76,12 +76,12 @@ class UserPicker(ModalScreen[str | None]):
 
     @work(exclusive=True, group="look")
     async def _search_users(self, words: str) -> None:
-        shelf, task, most = (
+        reader, task, limit = (
             cast("MtaApp", self.app).store_reader,
             self._task_filter,
             MAX_USERS_LISTED + len(self._excluded_users),
         )
-        found = await shelf.read(lambda reg: reg.user_table.user_page(words, "name", False, 0, most, task))
+        found = await reader.read(lambda reg: reg.user_table.user_page(words, "name", False, 0, limit, task))
         rows = [row for row in found if row.name not in self._excluded_users][:MAX_USERS_LISTED]
         self._names, self._searched_text = [row.name for row in rows], words
         options = self.query_one(OptionList)

@@ -1,4 +1,4 @@
-"""What the rooms in which a model speaks have in common: how it is asked, and one talk at a time. Knows no room."""
+"""What the chat and compare screens share: options from settings, one request at a time, one conversation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_TASK_LABEL = "as typed"
 
 
 def request_from_settings(settings: Settings, task: str | None, mode: str | None = None) -> ChatOptions:
-    """How a question is put, with what is configured. Raises UsageFault for a setting that cannot be."""
+    """The options of a question, from the settings. Raises UsageError for a setting that cannot be used."""
     from mta_cli.pipeline.requests import chat_options
 
     classes = (AnswerOptions, MemoryOptions, PromptOptions, MachineOptions)
@@ -32,59 +32,54 @@ def next_in_cycle(values: list[str | None], current: str | None) -> str | None:
 
 
 class ActiveRequest:
-    """The talk under way in a room, if any. What is heard after it was dropped is not passed on."""
+    """The request of a screen that is being answered, if any. Events of a discarded request are dropped."""
 
-    def __init__(self, speaker: ModelWorker) -> None:
-        self._model_worker = speaker
+    def __init__(self, model_worker: ModelWorker) -> None:
+        self._model_worker = model_worker
         self._request: ModelRequest | None = None
 
     @property
     def in_progress(self) -> bool:
-        """Whether a talk is under way."""
+        """Whether a request is being answered."""
         return self._request is not None
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether the talk under way was told to stop."""
-        return self._request is not None and self._request.stop_requested
 
     def start_request(
         self,
-        work: Callable[[WorkerContext], Iterator[Event]],
-        hear: Callable[[Event], None],
-        ended: Callable[[BaseException | None, bool], None],
+        generate_events: Callable[[WorkerContext], Iterator[Event]],
+        on_event: Callable[[Event], None],
+        on_end: Callable[[BaseException | None, bool], None],
     ) -> None:
-        """Start a talk; `ended` gets the error, if any, and whether the talk was stopped."""
-        talk: ModelRequest
+        """Start a request; `on_end` gets the error, if any, and whether the request was stopped."""
+        request: ModelRequest
 
-        def over(error: BaseException | None) -> None:
-            if self._request is talk:
+        def end_current(error: BaseException | None) -> None:
+            if self._request is request:
                 self._request = None
-                ended(error, talk.stop_requested)
+                on_end(error, request.stop_requested)
 
-        def heard(event: Event) -> None:
-            if self._request is talk:
-                hear(event)
+        def pass_current(event: Event) -> None:
+            if self._request is request:
+                on_event(event)
 
-        talk = self._request = self._model_worker.submit_request(work, heard, over)
+        request = self._request = self._model_worker.submit_request(generate_events, pass_current, end_current)
 
     def stop_request(self) -> bool:
-        """End the talk after the event at hand; whether there was one."""
+        """End the request after the current event. Returns whether there was one."""
         if self._request is None:
             return False
         self._request.request_stop()
         return True
 
     def discard_request(self) -> None:
-        """End the talk, and hear nothing of it any more."""
+        """End the request and drop its further events."""
         self.stop_request()
         self._request = None
 
 
 class ChatSession:
-    """One conversation as the speaker's thread holds it between turns. The window reads it when no talk is under way.
+    """One conversation, held by the model's thread between turns. The window reads it while no request runs.
 
-    `refold`: the person's weights may be others than those that spoke last.
+    `weights_changed`: the user's weights may have changed since the last answer.
     """
 
     def __init__(self) -> None:
@@ -94,38 +89,42 @@ class ChatSession:
 
     @property
     def chat_id(self) -> int | None:
-        """The number under which it is stored, if it is."""
+        """The key under which it is stored; None before it is."""
         return self._conversation.chat_id if self._conversation is not None else self._chat_id
 
     @property
     def has_exchange(self) -> bool:
-        """Whether there is an exchange that can be called good."""
+        """Whether there is an exchange to keep."""
         return self._conversation is not None and bool(self._conversation.exchanges)
 
     def continue_chat(self, chat_id: int) -> None:
-        """The next message continues this stored conversation."""
+        """Continue this stored conversation with the next message."""
         self._chat_id = chat_id
 
-    def send_message(self, desk: WorkerContext, person: str, asking: ChatOptions, text: str) -> Iterator[Event]:
-        """One message and its answer, in the speaker's thread. A voice that speaks so already keeps its memory."""
+    def send_message(self, context: WorkerContext, name: str, options: ChatOptions, text: str) -> Iterator[Event]:
+        """One message and its answer, in the model's thread. A model that has the same user keeps its KV cache."""
         from mta_cli.pipeline.chat.conversation import Conversation
 
-        user, known = desk.reg.users.get(person), self._conversation
-        if not desk.base_loaded:
+        user, conversation = context.reg.users.get(name), self._conversation
+        if not context.base_loaded:
             yield Note("The base is being loaded …")
-        if known is None or self.weights_changed or known.model.options != asking or known.model.user != user:
-            voice = desk.chat_model_for(user, asking)
+        same_model = conversation is not None and (conversation.model.options, conversation.model.user) == (
+            options,
+            user,
+        )
+        if conversation is None or self.weights_changed or not same_model:
+            model = context.chat_model_for(user, options)
             self.weights_changed = False
-            if known is not None:
-                known.model = voice
-        if known is None:
-            known = Conversation(voice, autosave=True)
-            if self._chat_id is not None:
-                yield from known.resume(self._chat_id)
-            self._conversation = known
-        yield from known.answer_message(text)
+            if conversation is not None:
+                conversation.model = model
+            else:
+                conversation = Conversation(model, autosave=True)
+                if self._chat_id is not None:
+                    yield from conversation.resume(self._chat_id)
+                self._conversation = conversation
+        yield from conversation.answer_message(text)
 
     def keep_last_exchange(self) -> Iterator[Event]:
-        """Keep the last exchange as a history item, in the speaker's thread."""
+        """Keep the last exchange as a history item, in the model's thread."""
         assert self._conversation is not None
         yield from self._conversation.accept_exchange()

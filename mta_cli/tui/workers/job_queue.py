@@ -1,36 +1,42 @@
-"""Jobs of the window: queued, run one at a time in a thread, watched, stopped. Knows neither widgets nor what jobs do.
+"""Jobs of the window: queued, run one at a time in a thread worker, watched, stopped. Knows no widget.
 
-A thread puts events into a queue and touches nothing else; the window empties the queue several times a second, so no
-flood of steps ever becomes a flood of repaints.
+The thread hands every event to the window and waits until it is applied. The window tells the screen of changes at
+most eight times a second, so that many steps do not become many repaints.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from textual.worker import get_current_worker
 
 from mta_cli.errors import MtaError
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted
 from mta_cli.job_text import RateMeter, error_lines, event_text
 from mta_cli.printable import clean_line, clean_text
+from mta_cli.tui.messages import JobUpdated
 
 if TYPE_CHECKING:
+    from textual.app import App
+
     from store.registry import Registry
 
 JobState = Literal["waiting", "running", "done", "failed", "stopped"]
 MakeEvents = Callable[["Registry"], Iterator[Event]]
 LOG_LINES, MAX_LOSSES = 2000, 4000  # kept of a job, the newest
+UPDATE_SECONDS = 1 / 8  # between two updates of the screen
 
 
 @dataclass
 class ProgressState:
-    """How far a job is. `left`: seconds, as far as can be told."""
+    """How far a job is. `seconds_left` is None where it is not known."""
 
     done: int = 0
     total: int | None = None
@@ -43,7 +49,7 @@ class ProgressState:
 
 @dataclass(eq=False)
 class Job:
-    """Something long that was asked for. `log` holds cleaned lines. `saved` counts what became durable."""
+    """A long job. `log` holds cleaned lines; `unreported_saves` counts what was saved since the last update."""
 
     number: int
     kind: str
@@ -62,11 +68,11 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether it has come to an end, of whatever kind."""
+        """Whether it is done, failed or stopped."""
         return self.state in ("done", "failed", "stopped")
 
     def apply_event(self, event: Event) -> None:
-        """Let an event of the job's generator change what is shown of it."""
+        """Update progress, log and result from an event of the job."""
         if isinstance(event, JobStarted):
             self.progress = ProgressState(0, event.total, event.unit, "", self.progress.losses)
             self._meter = RateMeter(event.total, time.monotonic())
@@ -83,9 +89,15 @@ class Job:
         self.log += clean_text(text).splitlines() or [""]
         del self.log[:-LOG_LINES]
 
-    def record_error(self, error: BaseException) -> None:
-        """Say in the log what went wrong, in the command line's words."""
-        self.error = error
+    def finish(self, state: JobState, error: BaseException | None = None) -> None:
+        """Record how the job ended; an error is logged in the command line's words."""
+        self.state, self.ended_at, self.progress.seconds_left, self.error = state, time.time(), None, error
+        if error is not None:
+            self._log_error(error)
+        elif state == "stopped":
+            self.append_log("stopped; what was finished is kept, and the job goes on when it is started again")
+
+    def _log_error(self, error: BaseException) -> None:
         message, *faults = error_lines(error)
         for line in (f"error: {message}", *faults):
             self.append_log(line)
@@ -103,100 +115,96 @@ class Job:
         progress.tokens_per_second, progress.seconds_left = meter.tokens_per_second, meter.seconds_left
 
 
-@dataclass(frozen=True)
-class _JobEnded:
-    """The job's generator has ended."""
-
-    state: JobState
-    error: BaseException | None = None
-
-
 class JobQueue:
-    """The jobs of this window, oldest first. All of it belongs to the window's thread but `_work`."""
+    """The jobs of this window, oldest first. Everything but `_run_job` belongs to the window's thread."""
 
-    def __init__(self, root: Path, timeout: float) -> None:
+    GROUP = "jobs"
+
+    def __init__(self, app: App[Any], root: Path, timeout: float) -> None:
         self.jobs: list[Job] = []
-        self._root, self._timeout = root, timeout
-        self._events: queue.SimpleQueue[tuple[Job, Event | _JobEnded]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._app, self._root, self._timeout = app, root, timeout
+        self._updated_jobs: dict[Job, None] = {}
 
     @property
     def running_job(self) -> Job | None:
-        """The job at work."""
+        """The job that runs."""
         return next((job for job in self.jobs if job.state == "running"), None)
 
     @property
     def has_unfinished_jobs(self) -> bool:
-        """Whether a job is at work or waits for its turn."""
+        """Whether a job runs or waits."""
         return any(not job.finished for job in self.jobs)
 
-    def add_job(self, kind: str, title: str, make: MakeEvents) -> Job:
-        """Queue a job; it begins when those before it have ended. `make` is called in its thread, with its registry."""
-        job = Job(len(self.jobs) + 1, kind, clean_line(title), make)
+    def add_job(self, kind: str, title: str, make_events: MakeEvents) -> Job:
+        """Queue a job; it begins when those before it have ended.
+
+        `make_events` is called in the job's thread, with a registry of that thread.
+        """
+        job = Job(len(self.jobs) + 1, kind, clean_line(title), make_events)
         self.jobs.append(job)
         self._begin_next()
         return job
 
     def stop_job(self, job: Job) -> None:
-        """End a job after the event at hand, so that it keeps a checkpoint; one that waits never begins."""
+        """End a job after the current step, so that it keeps a checkpoint; a waiting job never begins."""
         job.stop_requested.set()
         if job.state == "waiting":
             job.state = "stopped"
             job.append_log("stopped before it began")
 
-    def drain_events(self) -> list[Job]:
-        """Take what the thread has said since the last time; returns the jobs that moved."""
-        moved: dict[Job, None] = {}
-        with suppress(queue.Empty):
-            while True:
-                job, event = self._events.get_nowait()
-                moved[job] = None
-                if isinstance(event, _JobEnded):
-                    self._finish_job(job, event)
-                else:
-                    job.apply_event(event)
-        return list(moved)
-
     def close(self) -> None:
-        """Stop everything and wait until the job at work has kept what it can."""
+        """Stop all jobs. Waits for nothing."""
         for job in self.jobs:
             if not job.finished:
                 self.stop_job(job)
-        if self._thread is not None:
-            self._thread.join()
 
     def _begin_next(self) -> None:
-        waiting = next((job for job in self.jobs if job.state == "waiting"), None)
-        if self.running_job is not None or waiting is None:
+        job = next((job for job in self.jobs if job.state == "waiting"), None)
+        if self.running_job is not None or job is None:
             return
-        waiting.state, waiting.started_at = "running", time.time()
-        self._thread = threading.Thread(target=self._run_job, args=(waiting,), name=f"job {waiting.number}")
-        self._thread.start()
-
-    def _finish_job(self, job: Job, end: _JobEnded) -> None:
-        job.state, job.ended_at, job.progress.seconds_left = end.state, time.time(), None
-        if end.error is not None:
-            job.record_error(end.error)
-        elif end.state == "stopped":
-            job.append_log("stopped; what was finished is kept, and the job goes on when it is started again")
-        self._begin_next()
+        job.state, job.started_at = "running", time.time()
+        self._app.run_worker(partial(self._run_job, job), name=f"job {job.number}", group=self.GROUP, thread=True)
 
     def _run_job(self, job: Job) -> None:
         from store.registry import Registry
 
+        state: JobState = "done"
+        error: BaseException | None = None
         try:
             with Registry.open(self._root, create=True, timeout=self._timeout) as registry:
-                stopped = self._forward_events(job, job.make_events(registry))
-            self._events.put((job, _JobEnded("stopped" if stopped else "done")))
-        except BaseException as error:
-            self._events.put((job, _JobEnded("failed", error)))
+                state = self._forward_events(job, job.make_events(registry))
+        except BaseException as raised:
+            state, error = "failed", raised
+        if get_current_worker().is_cancelled:  # the window is gone
+            job.finish(state, error)
+        else:
+            self._app.call_from_thread(self._finish_job, job, state, error)
 
-    def _forward_events(self, job: Job, events: Iterator[Event]) -> bool:
-        """Put every event into the queue; whether the job was stopped before its end."""
-        for event in events:
-            self._events.put((job, event))
-            if job.stop_requested.is_set() and not isinstance(event, JobResult):
-                if (close := getattr(events, "close", None)) is not None:
-                    close()
-                return True
-        return False
+    def _forward_events(self, job: Job, events: Iterator[Event]) -> JobState:
+        """Hand every event to the window. Returns how the job ended; its generator is closed by then."""
+        worker = get_current_worker()
+        with closing(events) as running:  # type: ignore[type-var]
+            for event in running:
+                if not worker.is_cancelled:
+                    self._app.call_from_thread(self._apply_event, job, event)
+                stopped = job.stop_requested.is_set() or worker.is_cancelled
+                if stopped and not isinstance(event, JobResult):
+                    return "stopped"
+        return "done"
+
+    def _apply_event(self, job: Job, event: Event) -> None:
+        job.apply_event(event)
+        if not self._updated_jobs:
+            self._app.set_timer(UPDATE_SECONDS, self._post_updates)
+        self._updated_jobs[job] = None
+
+    def _finish_job(self, job: Job, state: JobState, error: BaseException | None) -> None:
+        job.finish(state, error)
+        self._updated_jobs[job] = None
+        self._post_updates()
+        self._begin_next()
+
+    def _post_updates(self) -> None:
+        for job in self._updated_jobs:
+            self._app.post_message(JobUpdated(job))
+        self._updated_jobs.clear()

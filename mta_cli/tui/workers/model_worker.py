@@ -1,18 +1,21 @@
-"""One loaded base in a thread of its own, for all answers of the window. Knows neither widgets nor questions."""
+"""One loaded base in one thread, for all answers of the window. Knows neither widgets nor questions."""
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mta_cli.events import Event, TextChunk
+from textual.worker import get_current_worker
+
+from mta_cli.events import Event
 
 if TYPE_CHECKING:
+    from textual.app import App
+
     from mta_cli.pipeline.chat.answer import ChatModel
     from mta_cli.pipeline.requests import ChatOptions
     from store.records import User
@@ -23,7 +26,7 @@ OnEnd = Callable[[BaseException | None], None]
 
 
 class WorkerContext:
-    """What work finds in the speaker's thread: a registry, and a voice on the loaded base."""
+    """What a request finds in the model's thread: a registry, and a chat model on the loaded base."""
 
     def __init__(self, reg: Registry, base: str) -> None:
         self.reg = reg
@@ -35,24 +38,26 @@ class WorkerContext:
         """Whether the base is in memory already."""
         return self._chat_model is not None
 
-    def chat_model_for(self, user: User | None, asking: ChatOptions) -> ChatModel:
-        """A voice that speaks for `user`; the base is loaded with the first, and again for another machine."""
+    def chat_model_for(self, user: User | None, options: ChatOptions) -> ChatModel:
+        """The chat model of `user`. The base is loaded at the first call, and again when the machine options change."""
         from mta_cli.pipeline.chat.answer import ChatModel
         from mta_cli.pipeline.models.lookup import resolve_model
 
-        if self._chat_model is not None and self._chat_model.options.machine == asking.machine:
-            self._chat_model.set_user_and_options(user, asking)
+        if self._chat_model is not None and self._chat_model.options.machine == options.machine:
+            self._chat_model.set_user_and_options(user, options)
             return self._chat_model
-        self._chat_model = None  # gone before the next one is loaded
-        self._chat_model = ChatModel.load_for_user(self.reg, resolve_model(self._base_name, "base"), user, asking)
+        self._chat_model = None  # freed before the next base is loaded
+        self._chat_model = ChatModel.load_for_user(self.reg, resolve_model(self._base_name, "base"), user, options)
         return self._chat_model
 
 
 class ModelRequest:
-    """A piece of work for the speaker, from question to end."""
+    """Work for the model's thread: a generator of events, and who is told of them."""
 
-    def __init__(self, work: Callable[[WorkerContext], Iterator[Event]], hear: OnEvent, ended: OnEnd) -> None:
-        self.generate_events, self.on_event, self.on_end = work, hear, ended
+    def __init__(
+        self, generate_events: Callable[[WorkerContext], Iterator[Event]], on_event: OnEvent, on_end: OnEnd
+    ) -> None:
+        self.generate_events, self.on_event, self.on_end = generate_events, on_event, on_end
         self._stop = threading.Event()
 
     @property
@@ -61,110 +66,81 @@ class ModelRequest:
         return self._stop.is_set()
 
     def request_stop(self) -> None:
-        """End it after the event at hand."""
+        """End it after the current event."""
         self._stop.set()
 
 
-class _RequestEnded:
-    """A talk is over, because of `error` where there is one."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
-
-
 class ModelWorker:
-    """Does talks one after another. Everything but `_run` belongs to the window's thread."""
+    """Answers requests one after another, in one long-lived thread worker of the app.
 
-    def __init__(self, root: Path, timeout: float, base: str) -> None:
-        self._root, self._timeout, self._base = root, timeout, base
-        self._requests: queue.SimpleQueue[ModelRequest | None] = queue.SimpleQueue()
-        self._events: queue.SimpleQueue[tuple[ModelRequest, Event | _RequestEnded]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+    The thread hands every event to the window and waits until it is handled, so a fast model never floods it.
+    """
+
+    GROUP = "model"
+
+    def __init__(self, app: App[Any], root: Path, timeout: float, base: str) -> None:
+        self._app, self._root, self._timeout, self._base = app, root, timeout, base
+        self._queue: queue.SimpleQueue[ModelRequest | None] = queue.SimpleQueue()
         self._open_requests: list[ModelRequest] = []
+        self._started = False
 
     @property
     def has_pending_requests(self) -> bool:
-        """Whether a talk is under way or waits."""
+        """Whether a request is being answered or waits."""
         return bool(self._open_requests)
 
     def submit_request(
-        self, work: Callable[[WorkerContext], Iterator[Event]], hear: OnEvent, ended: OnEnd
+        self, generate_events: Callable[[WorkerContext], Iterator[Event]], on_event: OnEvent, on_end: OnEnd
     ) -> ModelRequest:
-        """Do `work` when its turn comes. `hear` gets its events and `ended` its end, both in the window's thread."""
-        talk = ModelRequest(work, hear, ended)
-        self._open_requests.append(talk)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._worker_loop, name="speaker", daemon=True)
-            self._thread.start()
-        self._requests.put(talk)
-        return talk
+        """Queue a request. `on_event` gets its events and `on_end` its error or None, both in the window's thread."""
+        request = ModelRequest(generate_events, on_event, on_end)
+        self._open_requests.append(request)
+        self._queue.put(request)
+        if not self._started:
+            self._started = True
+            self._app.run_worker(self._answer_requests, name="model", group=self.GROUP, thread=True)
+        return request
 
-    def dispatch_events(self) -> None:
-        """Hand on what was said since the last time, tokens of one column in a row as one."""
-        said: list[tuple[ModelRequest, Event | _RequestEnded]] = []
-        with suppress(queue.Empty):
-            while True:
-                said.append(self._events.get_nowait())
-        for talk, event in _merge_token_runs(said):
-            if isinstance(event, _RequestEnded):
-                self._open_requests.remove(talk)
-                talk.on_end(event.error)
-            else:
-                talk.on_event(event)
+    def close(self) -> None:
+        """Stop all requests after the current event, then end the thread. Waits for nothing."""
+        for request in self._open_requests:
+            request.request_stop()
+        self._queue.put(None)
 
-    def close(self, patience: float = 5.0) -> None:
-        """Stop all talks; wait so many seconds for the one under way."""
-        for talk in self._open_requests:
-            talk.request_stop()
-        if self._thread is not None:
-            self._requests.put(None)
-            self._thread.join(patience)
-
-    def _worker_loop(self) -> None:
+    def _answer_requests(self) -> None:
+        """The thread's loop. The registry and the base stay in it."""
         from store.registry import Registry
 
-        desk: WorkerContext | None = None
-        while (talk := self._requests.get()) is not None:
-            try:
-                if desk is None:
-                    desk = WorkerContext(Registry.open(self._root, create=True, timeout=self._timeout), self._base)
-                self._run_request(talk, desk)
-                self._events.put((talk, _RequestEnded(None)))
-            except BaseException as error:
-                self._events.put((talk, _RequestEnded(error)))
-        if desk is not None:
-            desk.reg.close()
+        worker, context = get_current_worker(), None
+        try:
+            while (request := self._queue.get()) is not None:
+                error: BaseException | None = None
+                try:
+                    if context is None:
+                        context = WorkerContext(
+                            Registry.open(self._root, create=True, timeout=self._timeout), self._base
+                        )
+                    self._answer(request, context)
+                except BaseException as raised:
+                    error = raised
+                if not worker.is_cancelled:  # else the window is gone
+                    self._app.call_from_thread(self._end_request, request, error)
+        finally:
+            if context is not None:
+                context.reg.close()
 
-    def _run_request(self, talk: ModelRequest, desk: WorkerContext) -> None:
-        if talk.stop_requested:
+    def _answer(self, request: ModelRequest, context: WorkerContext) -> None:
+        if request.stop_requested:
             return
-        events = talk.generate_events(desk)
-        for event in events:
-            self._events.put((talk, event))
-            if talk.stop_requested:
-                if (close := getattr(events, "close", None)) is not None:
-                    close()
-                return
-            time.sleep(0)  # the window's thread comes first
+        worker = get_current_worker()
+        with closing(request.generate_events(context)) as events:  # type: ignore[type-var]
+            for event in events:
+                if worker.is_cancelled:
+                    return
+                self._app.call_from_thread(request.on_event, event)
+                if request.stop_requested:
+                    return
 
-
-def _merge_token_runs(
-    said: list[tuple[ModelRequest, Event | _RequestEnded]],
-) -> Iterator[tuple[ModelRequest, Event | _RequestEnded]]:
-    """The same with runs of tokens of one talk and column made one."""
-    held: tuple[ModelRequest, TextChunk] | None = None
-    for talk, event in said:
-        if isinstance(event, TextChunk):
-            if held is not None and held[0] is talk and held[1].column == event.column:
-                held = (talk, TextChunk(held[1].text + event.text, event.column))
-                continue
-            if held is not None:
-                yield held
-            held = (talk, event)
-            continue
-        if held is not None:
-            yield held
-            held = None
-        yield talk, event
-    if held is not None:
-        yield held
+    def _end_request(self, request: ModelRequest, error: BaseException | None) -> None:
+        self._open_requests.remove(request)
+        request.on_end(error)

@@ -1,4 +1,4 @@
-"""The store, read from one thread of its own, so that no query ever holds up the screen. Writes nothing by itself."""
+"""The store, read in a thread of its own, so that no query holds up the screen."""
 
 from __future__ import annotations
 
@@ -15,33 +15,29 @@ T = TypeVar("T")
 
 
 class StoreReader:
-    """Answers questions about the store at `root`, one after another. It is opened with the first of them."""
+    """Runs queries on the store at `root`, one after another, in the one thread that owns its SQLite connection."""
 
     def __init__(self, root: Path, timeout: float) -> None:
         self.root = root
         self._timeout = timeout
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shelf")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._registry: Registry | None = None
 
-    async def read(self, question: Callable[[Registry], T]) -> T:
-        """What `question` finds. Raises what it raises, and what opening the store does."""
-        return await asyncio.wrap_future(self._thread.submit(self._run_query, question))
+    async def read(self, query: Callable[[Registry], T]) -> T:
+        """What `query` returns. Raises what it raises, and what opening the store raises."""
+        return await asyncio.wrap_future(self._thread.submit(self._run_query, query))
 
-    def close(self) -> None:
-        """Close the store when the questions that were asked are answered."""
-        self._thread.submit(self._close_registry)
-        self._thread.shutdown(wait=True)
+    async def close(self) -> None:
+        """Close the store after the queries that wait."""
+        await asyncio.wrap_future(self._thread.submit(self._close_registry))
+        self._thread.shutdown()
 
-    def _run_query(self, question: Callable[[Registry], T]) -> T:
-        return question(self._get_registry())
+    def _run_query(self, query: Callable[[Registry], T]) -> T:
+        from store.registry import Registry
 
-    def _get_registry(self) -> Registry:
-        """The registry; only in the shelf's own thread."""
         if self._registry is None:
-            from store.registry import Registry
-
             self._registry = Registry.open(self.root, create=True, timeout=self._timeout)
-        return self._registry
+        return query(self._registry)
 
     def _close_registry(self) -> None:
         if self._registry is not None:

@@ -26,7 +26,7 @@ from tests.tui.driving import open_app, run, screen_text, settled, until
 @pytest.fixture(autouse=True)
 def this_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other rooms are empty ones."""
-    others = {name: type(f"{title}Stub", (BaseScreen,), {"ROOM": name}) for name, title in SCREEN_TITLES.items()}
+    others = {name: type(f"{title}Stub", (BaseScreen,), {"SCREEN_NAME": name}) for name, title in SCREEN_TITLES.items()}
     monkeypatch.setattr(MtaApp, "MODES", {**others, "bank": BankScreen})
     monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "bank")
 
@@ -105,11 +105,11 @@ def test_enter_chooses_the_anchors_person_and_shows_their_neighbours(demo_store:
 def test_a_click_on_a_dot_chooses_that_person(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            view(app).post_message(UserMapView.PersonClicked(10))
+            view(app).post_message(UserMapView.UserClicked(10))
             await pilot.pause()
             await settled(app, pilot)
             assert app.selected_user == "ida"
-            view(app).post_message(UserMapView.PersonClicked(999))
+            view(app).post_message(UserMapView.UserClicked(999))
             await pilot.pause()
             await settled(app, pilot)
             assert app.selected_user == "ida"

@@ -174,7 +174,7 @@ def test_words_typed_meanwhile_are_not_overwritten_by_those_given_back(
             room = await enter(app, pilot, "chat", "ida")
             room.query_one(PromptArea).focus()
             await pilot.press("a", "enter")
-            room.query_one(PromptArea).put("something new")
+            room.query_one(PromptArea).replace_text("something new")
             await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
             await pilot.press("escape")
             await until(pilot, lambda: not isinstance(app.screen, ErrorDialog))

@@ -78,9 +78,9 @@ def test_changed_words_are_no_held_out_question_any_more(demo_store: Path) -> No
         async with open_app(demo_store) as (app, pilot):
             room = await enter(app, pilot, "compare", "ida")
             await press_and_hear(app, pilot, "escape", "p", "enter")
-            assert room._asked.question.held_out
+            assert room._last_request.question.held_out
             await type_and_ask(app, pilot, "!")
-            assert room._asked.question.gold is None and room._asked.task == "lamp-2"
+            assert room._last_request.question.gold is None and room._last_request.task == "lamp-2"
             assert "nats" not in screen_text(app)
 
     run(drive())

@@ -104,9 +104,9 @@ def test_a_person_is_adapted_from_the_form(demo_store: Path) -> None:
             app.select_user("kim")
             await pilot.press("a")
             form = await dialog(app, pilot, FormDialog)
-            assert form.filled["users"] == "kim" and form.filled["task"] == "lamp-2"
+            assert form.form_values["users"] == "kim" and form.form_values["task"] == "lamp-2"
             await pilot.press("ctrl+s")
-            await until(pilot, lambda: form.planned)
+            await until(pilot, lambda: form.plan_shown)
             assert "lamp-2 v1" in screen_text(app)
             await pilot.press("enter")
             await until(pilot, lambda: bool(app.job_queue.jobs) and app.job_queue.jobs[0].finished)
@@ -144,14 +144,14 @@ def test_from_an_empty_store_to_an_adapted_person_by_keys_alone(empty_store: Pat
                 done = len(app.job_queue.jobs)
                 await pilot.press(key)
                 form = await dialog(app, pilot, FormDialog)
-                names = [row.field.name for row in form.query("FieldRow") if not row.field.more]
+                names = [row.field.name for row in form.query("FieldRow") if not row.field.advanced]
                 place = 0
                 for name, value in values.items():
                     await pilot.press(*["tab"] * (names.index(name) - place))
                     place = names.index(name)
                     await pilot.press(*(value if value != "lamp-2" else ("enter", *"lamp-2", "enter")))
                 await pilot.press("ctrl+s")
-                await until(pilot, lambda: form.planned)
+                await until(pilot, lambda: form.plan_shown)
                 await pilot.press("enter")
                 await until(pilot, lambda: len(app.job_queue.jobs) > done and app.job_queue.jobs[-1].finished)
                 assert app.job_queue.jobs[-1].state == "done", app.job_queue.jobs[-1].log
@@ -173,7 +173,7 @@ def test_what_the_plan_refuses_is_told_in_the_form_and_nothing_starts(demo_store
             form = await dialog(app, pilot, FormDialog)
             await pilot.press(*"kin", "ctrl+s")
             await until(pilot, lambda: "There is no user" in str(form.query_one("#faults").content))
-            assert "did you mean" in str(form.query_one("#faults").content) and not form.planned
+            assert "did you mean" in str(form.query_one("#faults").content) and not form.plan_shown
             await pilot.press("escape")
             await back(app, pilot)
             assert app.job_queue.jobs == []
@@ -186,9 +186,9 @@ def test_a_job_is_watched_and_stopped_when_the_person_means_it(demo_store: Path)
         slow = Slow()
         async with open_app(demo_store) as (app, pilot):
             job = app.job_queue.add_job("bank build", "films", slow.make)
-            app.screen.stale()  # type: ignore[attr-defined]
+            app.screen.reload_if_current()  # type: ignore[attr-defined]
             slow.let(10)
-            await until(pilot, lambda: job.progress.done == 10)
+            await until(pilot, lambda: "10/100 steps" in screen_text(app))
             await settled(app, pilot)
             shown = screen_text(app)
             assert (
@@ -220,7 +220,7 @@ def test_a_job_that_waits_is_stopped_at_once(demo_store: Path) -> None:
         async with open_app(demo_store) as (app, pilot):
             app.job_queue.add_job("bank build", "one", first.make)
             waiting = app.job_queue.add_job("bank build", "two", second.make)
-            app.screen.stale()  # type: ignore[attr-defined]
+            app.screen.reload_if_current()  # type: ignore[attr-defined]
             await settled(app, pilot)
             assert rows(app) == ["· bank build · two", "▶ bank build · one"]
             await pilot.press("s")
@@ -262,7 +262,7 @@ def test_what_goes_on_is_not_offered_meanwhile(demo_store: Path, monkeypatch: py
             await pilot.press("r")
             slow.let()
             await until(pilot, lambda: app.job_queue.jobs[0].progress.done == 1)
-            app.screen.stale()  # type: ignore[attr-defined]
+            app.screen.reload_if_current()  # type: ignore[attr-defined]
             await settled(app, pilot)
             assert rows(app) == ["▶ bank build · mine v1"]
             app.job_queue.stop_job(app.job_queue.jobs[0])
@@ -302,7 +302,7 @@ def test_a_job_that_fails_says_why_and_the_next_one_runs(demo_store: Path) -> No
             slow.let()
             good = app.job_queue.add_job("bank build", "good", slow.make)
             await until(pilot, lambda: failed.finished and good.finished)
-            app.screen.stale()  # type: ignore[attr-defined]
+            app.screen.reload_if_current()  # type: ignore[attr-defined]
             await settled(app, pilot)
             await pilot.press("end")
             await settled(app, pilot)
@@ -325,7 +325,7 @@ def test_a_log_without_room_is_waited_for_without_work(demo_store: Path) -> None
             await pilot.pause()
             job = app.job_queue.add_job("bank build", "words", said)
             await until(pilot, lambda: job.finished)
-            app.screen.stale()  # type: ignore[attr-defined]
+            app.screen.reload_if_current()  # type: ignore[attr-defined]
             await settled(app, pilot)
             await asyncio.wait_for(pilot.pause(), 20)
             assert not log_of(app)
@@ -344,7 +344,7 @@ def test_the_log_follows_and_is_capped(demo_store: Path) -> None:
     async def go() -> None:
         async with open_app(demo_store) as (app, pilot):
             job = app.job_queue.add_job("bank build", "words", talkative)
-            app.screen.stale()  # type: ignore[attr-defined]
+            app.screen.reload_if_current()  # type: ignore[attr-defined]
             await until(pilot, lambda: job.finished)
             await settled(app, pilot)
             log = app.screen.query_one("#log", RichLog)
@@ -381,9 +381,9 @@ def test_list_and_log_are_both_seen_at_every_size(demo_store: Path, size: tuple[
         async with open_app(demo_store, size) as (app, pilot):
             for n in range(12):
                 app.job_queue.add_job("bank build", f"job {n}", slow.make)
-            app.screen.stale()  # type: ignore[attr-defined]
+            app.screen.reload_if_current()  # type: ignore[attr-defined]
             slow.let(3)
-            await until(pilot, lambda: app.job_queue.jobs[0].progress.done == 3)
+            await until(pilot, lambda: "3/100 steps" in screen_text(app))
             await pilot.press("end")
             await settled(app, pilot)
             listed, log = app.screen.query_one("#list"), app.screen.query_one("#log")

@@ -21,7 +21,7 @@ from tests.tui.driving import open_app, run, screen_text, settled, until
 @pytest.fixture(autouse=True)
 def this_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other rooms are empty ones."""
-    others = {name: type(f"{title}Stub", (BaseScreen,), {"ROOM": name}) for name, title in SCREEN_TITLES.items()}
+    others = {name: type(f"{title}Stub", (BaseScreen,), {"SCREEN_NAME": name}) for name, title in SCREEN_TITLES.items()}
     monkeypatch.setattr(MtaApp, "MODES", {**others, "results": ResultsScreen})
     monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "results")
 

@@ -31,7 +31,7 @@ EVERYBODY = ["ida", "jon", "kim", *(f"user{n}" for n in range(9))]
 @pytest.fixture(autouse=True)
 def this_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other rooms are empty ones."""
-    others = {name: type(f"{title}Stub", (BaseScreen,), {"ROOM": name}) for name, title in SCREEN_TITLES.items()}
+    others = {name: type(f"{title}Stub", (BaseScreen,), {"SCREEN_NAME": name}) for name, title in SCREEN_TITLES.items()}
     monkeypatch.setattr(MtaApp, "MODES", {**others, "users": UsersScreen})
 
 
@@ -202,12 +202,9 @@ def test_the_room_opens_on_the_chosen_person(demo_store: Path) -> None:
     async def drive() -> None:
         app = MtaApp(demo_store, Settings.load(demo_store))
         app.selected_user = "user5"
-        try:
-            async with app.run_test(size=(80, 24)) as pilot:
-                await settled(app, pilot)
-                assert table(app).cursor_row.name == "user5" and "● user5" in screen_text(app)
-        finally:
-            app.close_workers()
+        async with app.run_test(size=(80, 24)) as pilot:
+            await settled(app, pilot)
+            assert table(app).cursor_row.name == "user5" and "● user5" in screen_text(app)
 
     run(drive())
 
@@ -379,7 +376,6 @@ async def look():
         while app.screen.query_one("#person").query_one("#who").size.height < 2:
             await pilot.pause(0.05)
 asyncio.run(look())
-app.close()
 heavy = {"numpy", "pandas", "torch", "transformers", "peft", "sklearn", "matplotlib"}
 print(sorted({name.partition(".")[0] for name in sys.modules} & heavy))
 """

@@ -24,14 +24,14 @@ def test_adapting_asks_first_and_queues_the_job(demo_store: Path) -> None:
         async with open_app(demo_store, (100, 40)) as (app, pilot):
             await pilot.press("down", "down", "a")
             await until(pilot, lambda: isinstance(app.screen, FormDialog))
-            assert app.selected_user == "kim" and app.screen.filled["users"] == "kim"  # type: ignore[attr-defined]
+            assert app.selected_user == "kim" and app.screen.form_values["users"] == "kim"  # type: ignore[attr-defined]
             await pilot.press("escape")
             await settled(app, pilot)
             assert not app.job_queue.jobs
             await pilot.press("a")
             await until(pilot, lambda: isinstance(app.screen, FormDialog))
             await pilot.press("ctrl+s")
-            await until(pilot, lambda: bool(app.screen.planned))  # type: ignore[attr-defined]
+            await until(pilot, lambda: bool(app.screen.plan_shown))  # type: ignore[attr-defined]
             await pilot.press("ctrl+s")
             await until(pilot, lambda: bool(app.job_queue.jobs) and app.job_queue.jobs[0].finished)
             await settled(app, pilot)

@@ -9,8 +9,8 @@ from rich.cells import cell_len
 from textual.app import App, ComposeResult
 
 from mta_cli.tui.widgets.bars import Bar, BarChart, bar_lines, bar_text
-from mta_cli.tui.widgets.sparkline import LabelledSparkline, labelled_sparkline, sparkline_text
-from tests.tui.driving import run
+from mta_cli.tui.widgets.sparkline import LabelledSparkline
+from tests.tui.driving import run, screen_text
 
 
 @pytest.mark.parametrize(
@@ -56,25 +56,10 @@ def test_no_bars_are_no_lines() -> None:
     assert bar_lines([], 30).plain == "" and bar_lines([Bar("a", 1.0, "1")], 0).plain.strip("\n ") in ("", "1")
 
 
-def test_a_curve_runs_from_the_least_to_the_most() -> None:
-    assert sparkline_text([3, 2, 1], 8) == "█▅▁"
-    assert sparkline_text(range(100), 4) == "▁▃▆█"
-    assert (
-        sparkline_text([5, 5], 8) == "▁▁"
-        and sparkline_text([], 8) == sparkline_text([math.nan], 8) == sparkline_text([1, 2], 0) == ""
-    )
-
-
-def test_a_curve_has_its_ends_beside_it() -> None:
-    assert labelled_sparkline([2.0, math.nan, 1.0], 40).plain == "2.000 █▁ 1.000"
-    assert labelled_sparkline(range(200), 20).plain == "0.000 ▁▂▄▅▇█ 199.000"
-    assert labelled_sparkline([1.5], 40).plain == "1.500" and labelled_sparkline([], 40).plain == ""
-
-
 class Shown(App[None]):
     def compose(self) -> ComposeResult:
         yield BarChart()
-        yield LabelledSparkline()
+        yield LabelledSparkline("loss ")
 
 
 def test_widgets_are_as_high_as_what_they_show() -> None:
@@ -88,7 +73,10 @@ def test_widgets_are_as_high_as_what_they_show() -> None:
             await pilot.pause()
             assert (bars.size.height, curve.size.height) == (2, 1)
             assert bars.render_line(1).text.split() == ["b", bar_text(0.5, 1.0, 35), ".5"]
-            assert curve.render_line(0).text.strip() == "2.000 █▁ 1.000"
+            assert screen_text(app).splitlines()[2] == f"loss 2.000 {'█' * 12}{'▁' * 11} 1.000"
+            curve.show_values([math.nan, 1.5])
+            await pilot.pause()
+            assert screen_text(app).splitlines()[2] == "loss 1.500"
             bars.show_bars([])
             curve.show_values([])
             await pilot.pause()

@@ -32,11 +32,11 @@ def test_dots_of_a_cell_come_together_and_are_counted() -> None:
 
 def test_cells_are_brighter_the_more_points_they_hold() -> None:
     drawn = at(*[(0, 0)] * 1000, *[(2, 0)] * 30, (0, 4))
-    assert drawn.levels().tolist() == [[3, 1], [0, -1]]
-    assert at((0, 0)).levels()[0, 0] > 0
+    assert drawn.density_levels().tolist() == [[3, 1], [0, -1]]
+    assert at((0, 0)).density_levels()[0, 0] > 0
 
 
 def test_no_points_make_an_empty_plot() -> None:
     drawn = at()
     assert drawn.counts.sum() == 0
-    assert set(drawn.levels().ravel().tolist()) == {-1}
+    assert set(drawn.density_levels().ravel().tolist()) == {-1}

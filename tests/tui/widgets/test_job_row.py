@@ -12,7 +12,6 @@ from mta_cli.tui.widgets.job_row import (
     interrupted_job_option_text,
     job_header,
     job_option_text,
-    loss_line,
     new_log_lines,
     progress_bar,
     progress_line,
@@ -48,11 +47,6 @@ def test_a_bar_fills_by_half_cells(done: int, total: int | None, shown: str) -> 
     assert progress_bar(done, total, 4) == shown
 
 
-def test_losses_say_the_first_and_the_last() -> None:
-    assert loss_line(ProgressState(losses=[2.5, 1.25]), 40) == "loss 2.500 █▁ 1.250"
-    assert loss_line(ProgressState(), 40) == ""
-
-
 def test_rates_say_only_what_is_known() -> None:
     assert progress_line(ProgressState()) == ""
     assert progress_line(ProgressState(3, None, "items")) == "3 items"
@@ -72,15 +66,14 @@ def test_a_running_job_shows_how_far_it_is_within_the_width() -> None:
 
 def test_a_failed_job_shows_why_in_the_list() -> None:
     one = job(state="failed")
-    one.record_error(BadInput("no such file", hint="look again"))
+    one.finish("failed", BadInput("no such file", hint="look again"))
     assert "error: no such file" in job_option_text(one, 60).plain
 
 
-def test_the_head_says_state_bar_rates_and_losses() -> None:
+def test_the_head_says_state_bar_and_rates() -> None:
     one = job(JobStarted("x", 4), JobProgress("anchor 1", 2, 3.0, 10), JobProgress("anchor 1", 3, 1.0, 10))
     rows = job_header(one, 60, 1065.0).plain.split("\n")
     assert rows[0].endswith("running for 0:01:05") and "3/4 steps" in rows[2] and "anchor 1" in rows[2]
-    assert rows[3].startswith("loss 3.000 ") and rows[3].endswith(" 1.000")
     one.state, one.ended_at = "stopped", 1070.0
     assert "stopped after 0:01:10" in job_header(one, 60, 9999.0).plain
 

@@ -56,10 +56,10 @@ class Hall(App[None]):
     def on_lazy_table_selected(self, event: LazyTable.Selected) -> None:
         self.heard.append(("chosen", event.row))
 
-    def on_lazy_table_sort_asked(self, event: LazyTable.SortAsked) -> None:
+    def on_lazy_table_sort_requested(self, event: LazyTable.SortRequested) -> None:
         self.heard.append(("sort", event.key))
 
-    def on_lazy_table_failed(self, event: LazyTable.Failed) -> None:
+    def on_lazy_table_fetch_failed(self, event: LazyTable.FetchFailed) -> None:
         self.heard.append(("failed", str(event.error)))
 
     @property
@@ -93,7 +93,7 @@ async def quiet(app: Hall, pilot: Pilot[None]) -> None:
 def test_a_million_rows_need_one_page() -> None:
     async def drive() -> None:
         async with hall() as (app, _):
-            assert app.fetched == [0] and app.table.rows_held == PAGE_ROWS
+            assert app.fetched == [0] and app.table.cached_row_count == PAGE_ROWS
             lines = app.lines()
             assert lines[0].split() == ["name", "items", "task", "bytes"]
             assert lines[1].split() == ["person", "0", "0", "free", "7", "B"] and lines[10].split()[1] == "9"
@@ -132,8 +132,8 @@ def test_only_pages_in_view_are_fetched_and_few_are_kept() -> None:
             for place in range(0, 50_000, 2_500):
                 app.table.cursor = place
                 await quiet(app, pilot)
-            assert app.table.rows_held == MAX_CACHED_PAGES * PAGE_ROWS
-            assert app.table.row == 47_500 and len(app.fetched) <= 40
+            assert app.table.cached_row_count == MAX_CACHED_PAGES * PAGE_ROWS
+            assert app.table.cursor_row == 47_500 and len(app.fetched) <= 40
 
     run(drive())
 
@@ -147,10 +147,10 @@ def test_pages_that_were_scrolled_past_are_not_fetched() -> None:
             for place in (20_000, 30_000, 40_000):
                 app.table.cursor = place
                 await pilot.pause()
-            assert line(app.table.render_line(10)) == " …" and app.table.row is None
+            assert line(app.table.render_line(10)) == " …" and app.table.cursor_row is None
             app.wait.set()
             await quiet(app, pilot)
-            assert app.table.row == 40_000 and not {20_000, 30_000} & set(app.fetched)
+            assert app.table.cursor_row == 40_000 and not {20_000, 30_000} & set(app.fetched)
             assert ("on", (40_000, 40_000)) in app.heard and ("on", (20_000, 20_000)) not in app.heard
 
     run(drive())
@@ -160,13 +160,13 @@ def test_what_was_shown_stays_until_new_rows_are_here() -> None:
     async def drive() -> None:
         async with hall() as (app, pilot):
             app.wait, app.first = asyncio.Event(), 5_000
-            loading = asyncio.ensure_future(app.table.load(50, 20))
+            loading = asyncio.ensure_future(app.table.load_rows(50, 20))
             await pilot.pause()
             assert app.lines()[1].split()[1] == "0"
             app.wait.set()
             await loading
             await quiet(app, pilot)
-            assert app.table.count == 50 and app.table.row == 5_020 and app.heard[-1] == ("on", (20, 5_020))
+            assert app.table.row_count == 50 and app.table.cursor_row == 5_020 and app.heard[-1] == ("on", (20, 5_020))
             assert app.lines()[10].split()[1] == "5020"
 
     run(drive())
@@ -177,14 +177,14 @@ def test_rows_of_an_earlier_load_are_dropped() -> None:
         async with hall() as (app, pilot):
             app.wait = asyncio.Event()
             app.table.cursor = 10_000
-            slow = asyncio.ensure_future(app.table.load(7, 3))
+            slow = asyncio.ensure_future(app.table.load_rows(7, 3))
             await pilot.pause()
-            latest = asyncio.ensure_future(app.table.load(9, 8))
+            latest = asyncio.ensure_future(app.table.load_rows(9, 8))
             await pilot.pause()
             app.wait.set()
             await asyncio.gather(slow, latest)
             await quiet(app, pilot)
-            assert (app.table.count, app.table.cursor) == (9, 8) and app.table.rows_held == PAGE_ROWS
+            assert (app.table.row_count, app.table.cursor) == (9, 8) and app.table.cached_row_count == PAGE_ROWS
 
     run(drive())
 
@@ -193,7 +193,7 @@ def test_rows_of_an_earlier_load_are_dropped() -> None:
 def test_few_rows_leave_blank_lines_and_the_cursor_within(count: int) -> None:
     async def drive() -> None:
         async with hall(cursor=50_000) as (app, pilot):
-            await app.table.load(count, 50_000)
+            await app.table.load_rows(count, 50_000)
             await quiet(app, pilot)
             assert app.table.scroll_offset.y == 0 and sum(map(bool, app.lines())) == count + 1
             assert app.table.cursor == max(0, count - 1)
@@ -212,7 +212,7 @@ def test_a_page_shorter_than_was_said_shows_what_there_is() -> None:
             app.table.cursor = 4
             app.table.refresh()
             await quiet(app, pilot)
-            assert app.table.row is None and [bool(text) for text in app.lines()[1:4]] == [True, True, False]
+            assert app.table.cursor_row is None and [bool(text) for text in app.lines()[1:4]] == [True, True, False]
             await pilot.press("enter")
             assert ("chosen", 4) not in app.heard
 
@@ -259,10 +259,10 @@ def test_a_failed_fetch_is_told_once_and_tried_again_with_the_next_load() -> Non
             await quiet(app, pilot)
             assert [heard for heard in app.heard if heard[0] == "failed"] == [("failed", "the disk is gone")]
             app.error = None
-            await app.table.load(1_000_000, 20_000)
+            await app.table.load_rows(1_000_000, 20_000)
             app.table.cursor = 40_000
             await quiet(app, pilot)
-            assert app.table.row == 40_000
+            assert app.table.cursor_row == 40_000
 
     run(drive())
 
@@ -270,9 +270,9 @@ def test_a_failed_fetch_is_told_once_and_tried_again_with_the_next_load() -> Non
 def test_the_head_says_what_the_order_is() -> None:
     async def drive() -> None:
         async with hall() as (app, _):
-            await app.table.load(9, sorted_by=("items", True))
+            await app.table.load_rows(9, sorted_by=("items", True))
             assert "items▼" in line(app.table.render_line(0))
-            await app.table.load(9, sorted_by=("items", False))
+            await app.table.load_rows(9, sorted_by=("items", False))
             assert "items▲" in line(app.table.render_line(0)) and "name▲" not in line(app.table.render_line(0))
 
     run(drive())

@@ -58,10 +58,10 @@ class Alone(App[None]):
         self.query_one(UserMapView).show_map(self._shown)
         self.query_one(UserMapView).focus()
 
-    def on_people_map_view_anchor_selected(self, event: UserMapView.AnchorSelected) -> None:
+    def on_user_map_view_anchor_selected(self, event: UserMapView.AnchorSelected) -> None:
         self.said.append(("anchor", event.number))
 
-    def on_people_map_view_person_clicked(self, event: UserMapView.PersonClicked) -> None:
+    def on_user_map_view_user_clicked(self, event: UserMapView.UserClicked) -> None:
         self.said.append(("person", event.user_id))
 
 

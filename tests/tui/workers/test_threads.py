@@ -1,50 +1,70 @@
-"""Shelf, jobs and speaker: each in a thread of its own, heard in order, stopped between events, closed for good."""
+"""Store reader, jobs and model: each in a thread of its own, told in order, stopped between events, closed for good."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from textual.app import App
+from textual.pilot import Pilot
 
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted, Note, TextChunk, UnitFailed
-from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobQueue
+from mta_cli.tui.messages import JobUpdated
+from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobQueue, MakeEvents
 from mta_cli.tui.workers.model_worker import ModelWorker, WorkerContext
 from mta_cli.tui.workers.store_reader import StoreReader
 from store.registry import Registry
-from tests.tui.driving import run
+from tests.tui.driving import run, until
 
 
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[JobQueue]:
-    made = JobQueue(tmp_path / "store", 1.0)
-    yield made
-    made.close()
+class Host(App[None]):
+    """An app with nothing but a queue of jobs and a model, which counts the updates of jobs."""
+
+    def __init__(self, store: Path) -> None:
+        super().__init__()
+        self.job_queue, self.model_worker = JobQueue(self, store, 1.0), ModelWorker(self, store, 1.0, "tiny")
+        self.updated: list[Job] = []
+
+    def on_job_updated(self, message: JobUpdated) -> None:
+        self.updated.append(message.job)
+
+    def on_unmount(self) -> None:
+        self.job_queue.close()
+        self.model_worker.close()
 
 
-@pytest.fixture
-def speaker(tmp_path: Path) -> Iterator[ModelWorker]:
-    made = ModelWorker(tmp_path / "store", 1.0, "tiny")
-    yield made
-    made.close()
+@asynccontextmanager
+async def host(tmp_path: Path) -> AsyncIterator[tuple[Host, Pilot[None]]]:
+    app = Host(tmp_path / "store")
+    async with app.run_test() as pilot:
+        yield app, pilot
 
 
-def finish(board: JobQueue, job: Job) -> None:
-    while not job.finished:
-        board.drain_events()
+def done(tmp_path: Path, *makes: MakeEvents) -> tuple[list[Job], int]:
+    """Jobs that have ended, and how many updates there were."""
+
+    async def drive() -> tuple[list[Job], int]:
+        async with host(tmp_path) as (app, pilot):
+            jobs = [app.job_queue.add_job("walk", "a\nwalk", make) for make in makes]
+            await until(pilot, lambda: not app.job_queue.has_unfinished_jobs)
+            return jobs, len(app.updated)
+
+    return run(drive())
 
 
-def test_the_shelf_answers_in_one_thread_and_passes_on_what_goes_wrong(tmp_path: Path) -> None:
+def test_the_store_is_read_in_one_thread_and_errors_are_raised(tmp_path: Path) -> None:
     async def drive() -> None:
-        shelf = StoreReader(tmp_path / "store", 1.0)
-        first = await shelf.read(lambda reg: (threading.get_ident(), reg.users.add("ida").name))
-        second = await shelf.read(lambda reg: (threading.get_ident(), reg.users.names()))
+        reader = StoreReader(tmp_path / "store", 1.0)
+        first = await reader.read(lambda reg: (threading.get_ident(), reg.users.add("ida").name))
+        second = await reader.read(lambda reg: (threading.get_ident(), reg.users.names()))
         assert first[0] == second[0] != threading.get_ident() and second[1] == ["ida"]
         with pytest.raises(BadInput, match="already"):
-            await shelf.read(lambda reg: reg.users.add("ida"))
-        shelf.close()
+            await reader.read(lambda reg: reg.users.add("ida"))
+        await reader.close()
 
     run(drive())
 
@@ -60,9 +80,8 @@ def everything(reg: Registry) -> Iterator[Event]:
     yield JobResult({"miles": 2})
 
 
-def test_a_job_has_a_registry_of_its_own_and_all_it_says_is_kept_clean(board: JobQueue) -> None:
-    job = board.add_job("walk", "a\nwalk", everything)
-    finish(board, job)
+def test_a_job_has_a_registry_of_its_own_and_all_it_says_is_kept_clean(tmp_path: Path) -> None:
+    (job,), _ = done(tmp_path, everything)
     assert (job.state, job.title, job.result, job.unreported_saves) == ("done", "a walk", {"miles": 2}, 1)
     progress = job.progress
     assert (progress.done, progress.total, progress.unit, progress.label) == (2, 4, "miles", "far")
@@ -71,7 +90,7 @@ def test_a_job_has_a_registry_of_its_own_and_all_it_says_is_kept_clean(board: Jo
     assert job.started_at is not None and job.ended_at is not None and job.ended_at >= job.started_at
 
 
-def test_what_goes_wrong_ends_a_job_in_the_words_of_the_command_line(board: JobQueue) -> None:
+def test_what_goes_wrong_ends_a_job_in_the_words_of_the_command_line(tmp_path: Path) -> None:
     def broken(reg: Registry) -> Iterator[Event]:
         yield JobStarted("walk")
         raise BadInput("no way", hint="turn back", faults=("here", "there\x1b"))
@@ -80,14 +99,13 @@ def test_what_goes_wrong_ends_a_job_in_the_words_of_the_command_line(board: JobQ
         yield JobStarted("walk")
         raise ZeroDivisionError("oh")
 
-    first, second = board.add_job("walk", "one", broken), board.add_job("walk", "two", unforeseen)
-    finish(board, second)
+    (first, second), _ = done(tmp_path, broken, unforeseen)
     assert first.state == second.state == "failed"
     assert first.log == ["error: no way", "  here", "  there", "hint: turn back"]
     assert second.log == ["error: ZeroDivisionError: oh"]
 
 
-def test_jobs_run_one_at_a_time_in_the_order_they_were_asked_for(board: JobQueue) -> None:
+def test_jobs_run_one_at_a_time_in_the_order_they_were_asked_for(tmp_path: Path) -> None:
     gate, order = threading.Event(), list[str]()
 
     def waits(reg: Registry) -> Iterator[Event]:
@@ -99,15 +117,21 @@ def test_jobs_run_one_at_a_time_in_the_order_they_were_asked_for(board: JobQueue
         order.append("second")
         yield JobResult()
 
-    first, second, third = (board.add_job("walk", "x", make) for make in (waits, follows, follows))
-    assert [first.state, second.state, third.state] == ["running", "waiting", "waiting"] and board.running_job is first
-    board.stop_job(third)
-    gate.set()
-    finish(board, second)
-    assert order == ["first", "second"] and third.state == "stopped" and not board.has_unfinished_jobs
+    async def drive() -> None:
+        async with host(tmp_path) as (app, pilot):
+            jobs = app.job_queue
+            first, second, third = (jobs.add_job("walk", "x", make) for make in (waits, follows, follows))
+            assert [first.state, second.state, third.state] == ["running", "waiting", "waiting"]
+            assert jobs.running_job is first
+            jobs.stop_job(third)
+            gate.set()
+            await until(pilot, lambda: not jobs.has_unfinished_jobs)
+            assert order == ["first", "second"] and third.state == "stopped"
+
+    run(drive())
 
 
-def test_a_stopped_job_closes_its_generator_so_that_it_can_keep_what_it_has(board: JobQueue) -> None:
+def test_a_stopped_job_closes_its_generator_so_that_it_can_keep_what_it_has(tmp_path: Path) -> None:
     kept = list[int]()
 
     def endless(reg: Registry) -> Iterator[Event]:
@@ -119,78 +143,108 @@ def test_a_stopped_job_closes_its_generator_so_that_it_can_keep_what_it_has(boar
         finally:
             kept.append(done)
 
-    job = board.add_job("walk", "x", endless)
-    while job.progress.done < 50:
-        board.drain_events()
-    board.stop_job(job)
-    finish(board, job)
-    assert job.state == "stopped" and len(kept) == 1 and kept[0] >= 50 and "goes on when" in job.log[-1]
+    async def drive() -> None:
+        async with host(tmp_path) as (app, pilot):
+            job = app.job_queue.add_job("walk", "x", endless)
+            await until(pilot, lambda: job.progress.done >= 50)
+            app.job_queue.stop_job(job)
+            await until(pilot, lambda: job.finished)
+            assert job.state == "stopped" and len(kept) == 1 and kept[0] >= 50 and "goes on when" in job.log[-1]
+
+    run(drive())
 
 
-def test_a_long_log_keeps_its_newest_lines(board: JobQueue) -> None:
+def test_a_window_that_ends_by_itself_stops_the_job_and_the_answer(tmp_path: Path) -> None:
+    closed = list[str]()
+
+    def endless(name: str) -> Iterator[Event]:
+        try:
+            while True:
+                yield JobProgress("on", 1)
+        finally:
+            closed.append(name)
+
+    async def drive() -> Job:
+        async with host(tmp_path) as (app, pilot):
+            job = app.job_queue.add_job("walk", "x", lambda reg: endless("job"))
+            app.model_worker.submit_request(lambda context: endless("model"), lambda event: None, lambda error: None)
+            await until(pilot, lambda: job.progress.done == 1)
+        return job
+
+    job = run(drive())  # the loop ends when its threads have
+    assert job.state == "stopped" and sorted(closed) == ["job", "model"]
+
+
+def test_a_long_log_keeps_its_newest_lines_and_updates_are_few(tmp_path: Path) -> None:
     def talks(reg: Registry) -> Iterator[Event]:
         for number in range(LOG_LINES + 5):
             yield Note(f"line {number}")
 
-    job = board.add_job("walk", "x", talks)
-    finish(board, job)
+    (job,), updates = done(tmp_path, talks)
     assert len(job.log) == LOG_LINES and job.log[-1] == f"line {LOG_LINES + 4}"
+    assert 1 <= updates < LOG_LINES / 10
 
 
-def test_talks_are_heard_in_order_with_runs_of_tokens_as_one(speaker: ModelWorker) -> None:
-    heard, ends = list[Event](), list[BaseException | None]()
+def test_requests_are_answered_in_order_and_their_errors_are_passed_on(tmp_path: Path) -> None:
+    told, ends = list[Event](), list[BaseException | None]()
 
-    def speaks(desk: WorkerContext) -> Iterator[Event]:
-        desk.reg.users.names()
+    def answers(context: WorkerContext) -> Iterator[Event]:
+        context.reg.users.names()
         for letter in "abc":
             yield TextChunk(letter, "base")
         yield TextChunk("d", "fused")
         yield Note("end")
 
-    def fails(desk: WorkerContext) -> Iterator[Event]:
+    def fails(context: WorkerContext) -> Iterator[Event]:
         yield TextChunk("x")
         raise BadInput("no")
 
-    speaker.submit_request(speaks, heard.append, ends.append)
-    speaker.submit_request(fails, heard.append, ends.append)
-    while speaker.has_pending_requests:
-        speaker.dispatch_events()
-    base = "".join(event.text for event in heard if isinstance(event, TextChunk) and event.column == "base")
-    assert base == "abc" and [type(event) for event in heard[-3:]] == [TextChunk, Note, TextChunk]
+    async def drive() -> None:
+        async with host(tmp_path) as (app, pilot):
+            app.model_worker.submit_request(answers, told.append, ends.append)
+            app.model_worker.submit_request(fails, told.append, ends.append)
+            await until(pilot, lambda: not app.model_worker.has_pending_requests)
+
+    run(drive())
+    assert [event.text for event in told if isinstance(event, (TextChunk, Note))] == [*"abcd", "end", "x"]
     assert ends[0] is None and isinstance(ends[1], BadInput)
 
 
-def test_tokens_that_wait_together_become_one(speaker: ModelWorker) -> None:
-    heard, done = list[Event](), threading.Event()
+def test_all_requests_are_answered_in_one_thread(tmp_path: Path) -> None:
+    threads = set[int]()
 
-    def speaks(desk: WorkerContext) -> Iterator[Event]:
-        for letter in "abc":
-            yield TextChunk(letter, "base")
-        done.set()
+    def answers(context: WorkerContext) -> Iterator[Event]:
+        threads.add(threading.get_ident())
+        yield Note("end")
 
-    speaker.submit_request(speaks, heard.append, lambda error: None)
-    done.wait(10)
-    while speaker.has_pending_requests:
-        speaker.dispatch_events()
-    assert heard == [TextChunk("abc", "base")]
+    async def drive() -> None:
+        async with host(tmp_path) as (app, pilot):
+            for _ in range(5):
+                app.model_worker.submit_request(answers, lambda event: None, lambda error: None)
+                await until(pilot, lambda: not app.model_worker.has_pending_requests)
+
+    run(drive())
+    assert len(threads) == 1 and threading.get_ident() not in threads
 
 
-def test_a_talk_ends_where_it_is_stopped_and_the_next_one_begins(speaker: ModelWorker) -> None:
-    said, closed = list[Event](), list[bool]()
+def test_a_request_ends_where_it_is_stopped_and_the_next_one_begins(tmp_path: Path) -> None:
+    told, closed = list[Event](), list[bool]()
 
-    def endless(desk: WorkerContext) -> Iterator[Event]:
+    def endless(context: WorkerContext) -> Iterator[Event]:
         try:
             while True:
                 yield TextChunk("x")
         finally:
             closed.append(True)
 
-    talk = speaker.submit_request(endless, said.append, lambda error: None)
-    waiting = speaker.submit_request(endless, said.append, lambda error: None)
-    waiting.request_stop()
-    while not said:
-        speaker.dispatch_events()
-    talk.request_stop()
-    while speaker.has_pending_requests:
-        speaker.dispatch_events()
-    assert closed == [True]
+    async def drive() -> None:
+        async with host(tmp_path) as (app, pilot):
+            request = app.model_worker.submit_request(endless, told.append, lambda error: None)
+            waiting = app.model_worker.submit_request(endless, told.append, lambda error: None)
+            waiting.request_stop()
+            await until(pilot, lambda: bool(told))
+            request.request_stop()
+            await until(pilot, lambda: not app.model_worker.has_pending_requests)
+            assert closed == [True]
+
+    run(drive())
