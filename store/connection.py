@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
 from store.files import disk_fault
-from store.seals import teach
 from store.version import APPLICATION_ID, SCHEMA_VERSION, schema_version
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-MIN_SQLITE_VERSION = (3, 34, 0)
+MIN_SQLITE_VERSION = (3, 35, 0)
 SqlParameters = Sequence[Any] | Mapping[str, Any]
 
 
@@ -212,7 +211,6 @@ def _set_pragmas(conn: sqlite3.Connection, timeout: float, writable: bool) -> No
     ):
         conn.execute(f"PRAGMA {pragma}")
     conn.execute("PRAGMA trusted_schema = OFF")
-    teach(conn)
     if not writable:
         conn.execute("PRAGMA query_only = ON")
 
@@ -255,7 +253,7 @@ def _is_schema_current(root: Path, conn: sqlite3.Connection, *, create: bool) ->
             hint="use the newer mta that made it",
         )
     if found == 0 and not create:
-        raise IntegrityFault(f"The store at {root} is empty.", hint="restore registry.db from a copy, or mta init")
+        raise IntegrityFault(f"The store at {root} is empty.", hint="restore the store from a copy, or mta init")
     return found == SCHEMA_VERSION
 
 
@@ -297,7 +295,8 @@ def _translate_sqlite_errors(root: Path, timeout: float) -> Iterator[None]:
         raise _to_mta_error(root, timeout, error) from error
     except UnicodeDecodeError as error:  # SQLite's own words, of a name in the database
         raise IntegrityFault(
-            f"The store at {root} is damaged: its tables have names that are no text.", hint="mta doctor --repair"
+            f"The store at {root} is damaged: its tables have names that are no text.",
+            hint="restore the store from a copy",
         ) from error
     except OverflowError as error:
         raise BadInput(
@@ -327,5 +326,6 @@ def _to_mta_error(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
         return BadInput("A text is too long to be stored.")
     said = str(error).partition(" with text ")[0]  # of a text that is none any more, not the text
     return IntegrityFault(
-        f"The store at {root} cannot be used: {said}.", hint="mta doctor --repair, or restore registry.db from a copy"
+        f"The store at {root} cannot be used: {said}.",
+        hint="mta doctor says what is damaged; restore the store from a copy",
     )

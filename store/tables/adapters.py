@@ -13,7 +13,6 @@ from store.files import AdapterFiles, sha256
 from store.json_columns import dump_json, load_json_columns
 from store.process import utc_now
 from store.records import Adapter
-from store.seals import is_sound, put_seals, sound_row
 
 _COLUMNS = (
     "digest",
@@ -36,7 +35,7 @@ _COLUMNS = (
     "loss_last",
     "created",
 )
-_SELECT_ADAPTER = f"SELECT {', '.join(_COLUMNS)}, {is_sound('adapters')} AS sound FROM adapters"
+_SELECT_ADAPTER = f"SELECT {', '.join(_COLUMNS)} FROM adapters"
 _WITH_USED_ADAPTERS = """
 WITH RECURSIVE used (digest) AS (
     SELECT task_adapter FROM banks WHERE task_adapter IS NOT NULL
@@ -96,7 +95,6 @@ class Adapters:
             self._db.execute_write(
                 f"INSERT INTO adapters ({', '.join(_COLUMNS)}) VALUES ({places}) ON CONFLICT DO NOTHING", values
             )
-            put_seals(self._db, "adapters", "digest = ? AND seal IS NULL", (adapter.digest,))
             self._db.after_commit(partial(self._files.release_claim, adapter.digest))
 
     def discard_unrecorded_file(self, digest: str) -> None:
@@ -121,7 +119,7 @@ class Adapters:
 
     def placements(self, base: str) -> list[str]:
         """Where the adapters of a base act, each placement once, as their rows say it."""
-        sql = "SELECT DISTINCT placement FROM adapters WHERE base = ? AND typeof(placement) = 'text' ORDER BY placement"
+        sql = "SELECT DISTINCT placement FROM adapters WHERE base = ? ORDER BY placement"
         return [placement for (placement,) in self._db.fetch_tuples(sql, (base,))]
 
     def latest_trained(self, base: str, compute: str, placements: Sequence[str], count: int) -> list[Adapter]:
@@ -207,4 +205,4 @@ class Adapters:
 
 
 def _adapter_from_row(row: dict[str, Any]) -> Adapter:
-    return Adapter(**load_json_columns(sound_row("adapters", row), "config", "versions"))
+    return Adapter(**load_json_columns(row, "config", "versions"))
