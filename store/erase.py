@@ -16,6 +16,7 @@ from store.json_columns import dump_json
 from store.process import utc_now
 from store.queries.dependents import find_dependent_users
 from store.records import User
+from store.snapshot import remove_saved_databases
 from store.tables.adapters import Adapters
 from store.tables.runs import NON_USER_RUN_KINDS
 from store.tables.users import ForgetResult
@@ -101,6 +102,7 @@ class UserEraser:
         if not self._has_pending_purge():
             return
         self._files.drop_all_checkpoints()  # an unfinished training may be on their words
+        remove_saved_databases(self._db.root)
         self._files.drop_orphans({digest for (digest,) in self._db.fetch_tuples("SELECT digest FROM adapters")})
         self._db.execute_write("INSERT INTO items_fts (items_fts) VALUES ('optimize')")
         self._db.vacuum()

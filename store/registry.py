@@ -109,6 +109,10 @@ class Registry:
         """What can be made anew or swept away without a loss; nothing when all is well."""
         return find_repairs(self._db, self.files)
 
+    def copy_database(self, path: Path) -> None:
+        """Copy the database to a new file, all of one moment; writers need not wait. Raises as any reading does."""
+        self._db.copy_to(path)
+
     def count_rows(self) -> dict[str, int]:
         """How many rows each table has."""
         return check.count_rows(self._db)

@@ -43,6 +43,9 @@ TABLES = (
     "tombstones",
 )
 
+_STRUCTURE = """SELECT type, name, tbl_name, sql FROM sqlite_master
+WHERE name NOT GLOB 'sqlite_*' AND name != '_sqlite_migrations'"""
+
 
 def count_rows(db: Connection) -> dict[str, int]:
     """How many rows each table has."""
@@ -96,17 +99,29 @@ def _schema_mismatches(conn: sqlite3.Connection) -> list[str]:
 
 @cache
 def _expected_columns() -> dict[str, list[tuple[Any, ...]]]:
-    from sqlite_utils import Database
-
-    from store.schema import migrations
-
     with closing(sqlite3.connect(":memory:")) as conn:
-        migrations.apply(Database(conn, execute_plugins=False))
+        _make_schema(conn)
         return {name: _table_info(conn, name) for name in TABLES}
 
 
 def _table_info(conn: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
     return conn.execute(f"PRAGMA table_info({table})").fetchall()
+
+
+def find_foreign_parts(root: Path) -> list[str]:
+    """Tables, indexes, views and triggers that the migrations do not make, and those that are missing or changed."""
+    with closing(sqlite3.connect(root / "registry.db")) as conn, closing(sqlite3.connect(":memory:")) as fresh:
+        _make_schema(fresh)
+        found, expected = set(conn.execute(_STRUCTURE)), set(fresh.execute(_STRUCTURE))
+    return sorted(f"its {part[0]} {str(part[1])[:80]} is not as a store's" for part in found ^ expected)
+
+
+def _make_schema(conn: sqlite3.Connection) -> None:
+    from sqlite_utils import Database
+
+    from store.schema import migrations
+
+    migrations.apply(Database(conn, execute_plugins=False))
 
 
 def _check_database(db: Connection) -> Iterator[str]:

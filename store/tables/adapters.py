@@ -104,6 +104,10 @@ class Adapters:
                 self._files.delete(digest)
             self._files.release_claim(digest)
 
+    def is_recorded(self, digest: str) -> bool:
+        """Whether there is an adapter of this digest."""
+        return bool(self._db.fetch_tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)))
+
     def get(self, digest: str) -> Adapter:
         """The adapter of this digest. Raises NotFound."""
         row = self._db.fetch_dict(f"{_SELECT_ADAPTER} WHERE digest = ?", (digest,))
@@ -185,6 +189,10 @@ class Adapters:
                 self._files.delete(digest)
             self._db.execute_write("DELETE FROM doomed_files")
 
+    def doom_files(self, digests: Iterable[str]) -> None:
+        """Have the files of these digests removed when the store is next opened."""
+        self._db.execute_write_many("INSERT OR IGNORE INTO doomed_files VALUES (?)", ((digest,) for digest in digests))
+
     def delete_unrecorded_files(self, claims: Iterable[tuple[str, Path]]) -> None:
         """Delete files that were written and never added: those of digests whose claims were left behind."""
         for digest, claim in claims:
@@ -200,7 +208,7 @@ class Adapters:
     def _mark_for_deletion(self, digests: list[str]) -> None:
         self._db.execute_write("PRAGMA defer_foreign_keys = ON")  # one of them may lie below another
         self._db.execute_write_many("DELETE FROM adapters WHERE digest = ?", ((digest,) for digest in digests))
-        self._db.execute_write_many("INSERT OR IGNORE INTO doomed_files VALUES (?)", ((digest,) for digest in digests))
+        self.doom_files(digests)
         self._db.after_commit(self.delete_doomed_files)
 
 

@@ -82,6 +82,10 @@ StaleAnchor = tuple[str, int, int]
 """(bank, version, anchor id)"""
 
 
+Tombstone = tuple[str, int, int, str]
+"""(forgotten at, history items, whether they were an anchor, the uuid of their row)"""
+
+
 @dataclass(frozen=True)
 class ForgetResult:
     """What went with a person. `stale_anchors` are (bank, version, anchor id); `banks` their banks as "NAME vN".
@@ -136,6 +140,17 @@ class Users:
         if row is None:
             raise NotFound(f"There is no user number {user_id}.")
         return User(**load_boolean_columns(row, "can_anchor"))
+
+    def find_by_uuid(self, uuid: str) -> User | None:
+        """The user whose row has this random number, also in a copy of the store it was given in."""
+        found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE uuid = ?", (uuid,))
+        return _user_from_row(found[0]) if found else None
+
+    def keep_tombstone(self, tombstone: Tombstone) -> None:
+        """Record that another copy of the store forgot a user, unless that is known."""
+        sql = """INSERT INTO tombstones (forgotten_at, items, had_anchor, user_uuid, erased) SELECT ?1, ?2, ?3, ?4, 1
+        WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE user_uuid = ?4)"""
+        self._db.execute_write(sql, tombstone)
 
     def existing_users(self, users: Iterable[User]) -> dict[int, bool]:
         """Those of these users who are still there, by number, with whether each may be an anchor now.

@@ -63,7 +63,8 @@ def test_an_older_store_is_brought_up_and_keeps_its_rows(root: Path, tmp_path: P
     values = "(9, 7, 'k', 'free', 'an old sentence', 'out')"
     sql(root, f"INSERT INTO items (id, user_id, key, task, input, output) VALUES {values}")
     with Registry.open(root) as reg:
-        assert len(reg._db.fetch_value("SELECT uuid FROM users")) == 32
+        if NAMES.index(next_migration) <= NAMES.index("m008_integrity"):
+            assert len(reg._db.fetch_value("SELECT uuid FROM users")) == 32
         alice = reg.users.get("alice")
         assert [item.id for item in reg.items.search_items(alice.id, "free", "sentence", limit=1)] == [9]
         assert reg.items.append_items(alice.id, [NewItem("k2", "free", "a", "b")]) == (1, 0)

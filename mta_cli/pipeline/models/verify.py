@@ -73,7 +73,7 @@ def _registry_check(root: Path) -> Callable[[], None]:
         if faults := find_structure_faults(root):
             raise IntegrityFault(
                 faults[0],
-                hint="mta doctor --repair makes the full-text index anew; for all else restore the store from a copy",
+                hint="mta doctor --repair makes the full-text index anew; mta restore FILE brings back all else",
             )
 
     return look
