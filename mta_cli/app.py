@@ -35,6 +35,8 @@ COMMAND_TARGETS = {
     "tui": "tui:tui",
     "demo": "demo:demo",
     "doctor": "doctor:doctor",
+    "backup": "backup:backup",
+    "restore": "backup:restore",
 }
 """Where each command is, in the order in which data flows through them."""
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
 from store.files import disk_fault
-from store.seals import teach
+from store.snapshot import copy_database, save_before_migration
 from store.version import APPLICATION_ID, SCHEMA_VERSION, schema_version
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-MIN_SQLITE_VERSION = (3, 34, 0)
+MIN_SQLITE_VERSION = (3, 35, 0)
 SqlParameters = Sequence[Any] | Mapping[str, Any]
 
 
@@ -61,7 +61,7 @@ class Connection:
         path = root / "registry.db"
         _ensure_database_file(root, path, create=create)
         writable = os.access(root, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
-        with _translate_sqlite_errors(root, timeout):
+        with translate_sqlite_errors(root, timeout):
             conn = sqlite3.connect(sqlite_uri(path, writable), uri=True, timeout=timeout, isolation_level=None)
             try:
                 _set_pragmas(conn, timeout, writable)
@@ -166,12 +166,17 @@ class Connection:
                 hint="end it, then run any mta command: that empties the log",
             )
 
+    def copy_to(self, path: Path) -> None:
+        """Copy what is committed to a new file, all of one moment; writers need not wait."""
+        with self._translate_errors():
+            copy_database(self._conn, path)
+
     @functools.cached_property
     def _sqlite_utils_db(self) -> Database:
         return _open_sqlite_utils(self._conn)
 
     def _translate_errors(self) -> contextlib.AbstractContextManager[None]:
-        return _translate_sqlite_errors(self.root, self.timeout)
+        return translate_sqlite_errors(self.root, self.timeout)
 
     def _require_writable(self) -> None:
         if not self.writable:
@@ -212,7 +217,6 @@ def _set_pragmas(conn: sqlite3.Connection, timeout: float, writable: bool) -> No
     ):
         conn.execute(f"PRAGMA {pragma}")
     conn.execute("PRAGMA trusted_schema = OFF")
-    teach(conn)
     if not writable:
         conn.execute("PRAGMA query_only = ON")
 
@@ -238,6 +242,8 @@ def _migrate_schema(root: Path, conn: sqlite3.Connection, *, create: bool, timeo
             )
         from store.schema import migrations
 
+        if (found := schema_version(conn)) > 0:
+            save_before_migration(root, conn, found)
         migrations.apply(_open_sqlite_utils(conn))
 
 
@@ -255,7 +261,9 @@ def _is_schema_current(root: Path, conn: sqlite3.Connection, *, create: bool) ->
             hint="use the newer mta that made it",
         )
     if found == 0 and not create:
-        raise IntegrityFault(f"The store at {root} is empty.", hint="restore registry.db from a copy, or mta init")
+        raise IntegrityFault(
+            f"The store at {root} is empty.", hint="mta restore FILE brings back a backup; mta init begins anew"
+        )
     return found == SCHEMA_VERSION
 
 
@@ -287,7 +295,7 @@ def _unwritable_error(root: Path) -> BadInput:
 
 
 @contextlib.contextmanager
-def _translate_sqlite_errors(root: Path, timeout: float) -> Iterator[None]:
+def translate_sqlite_errors(root: Path, timeout: float) -> Iterator[None]:
     """SQLite's errors as ours."""
     try:
         yield
@@ -297,7 +305,8 @@ def _translate_sqlite_errors(root: Path, timeout: float) -> Iterator[None]:
         raise _to_mta_error(root, timeout, error) from error
     except UnicodeDecodeError as error:  # SQLite's own words, of a name in the database
         raise IntegrityFault(
-            f"The store at {root} is damaged: its tables have names that are no text.", hint="mta doctor --repair"
+            f"The store at {root} is damaged: its tables have names that are no text.",
+            hint="mta restore FILE brings back a backup",
         ) from error
     except OverflowError as error:
         raise BadInput(
@@ -327,5 +336,6 @@ def _to_mta_error(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
         return BadInput("A text is too long to be stored.")
     said = str(error).partition(" with text ")[0]  # of a text that is none any more, not the text
     return IntegrityFault(
-        f"The store at {root} cannot be used: {said}.", hint="mta doctor --repair, or restore registry.db from a copy"
+        f"The store at {root} cannot be used: {said}.",
+        hint="mta doctor says what is damaged; mta restore FILE brings back a backup",
     )

@@ -16,7 +16,7 @@ from store.json_columns import dump_json
 from store.process import utc_now
 from store.queries.dependents import find_dependent_users
 from store.records import User
-from store.seals import amend
+from store.snapshot import remove_saved_databases
 from store.tables.adapters import Adapters
 from store.tables.runs import NON_USER_RUN_KINDS
 from store.tables.users import ForgetResult
@@ -82,7 +82,7 @@ class UserEraser:
             self._db.execute_write(_DELETE_EVAL_BANKS, (user.id,))
             anchors = self._anchors_of_user(user.id)
             stale, rest = [anchor[1:] for anchor in anchors], self._dependents_of_anchors(user, anchors)
-            amend(self._db, "anchors", "user_id = NULL, stale = 1", "user_id = :user", {"user": user.id})
+            self._db.execute_write("UPDATE anchors SET user_id = NULL, stale = 1 WHERE user_id = ?", (user.id,))
             self._add_tombstone(user.id, had_anchor=bool(stale))
             self._db.execute_write(
                 f"DELETE FROM runs WHERE subject = ? AND kind NOT IN ({_NON_USER_RUN_KINDS_SQL})", (user.name,)
@@ -102,6 +102,7 @@ class UserEraser:
         if not self._has_pending_purge():
             return
         self._files.drop_all_checkpoints()  # an unfinished training may be on their words
+        remove_saved_databases(self._db.root)
         self._files.drop_orphans({digest for (digest,) in self._db.fetch_tuples("SELECT digest FROM adapters")})
         self._db.execute_write("INSERT INTO items_fts (items_fts) VALUES ('optimize')")
         self._db.vacuum()
@@ -134,9 +135,9 @@ class UserEraser:
         ]
 
     def _add_tombstone(self, user_id: int, *, had_anchor: bool) -> None:
-        count = self._db.fetch_value("SELECT count(*) FROM items WHERE user_id = ?", (user_id,))
-        sql = "INSERT INTO tombstones (forgotten_at, items, had_anchor) VALUES (?, ?, ?)"
-        self._db.execute_write(sql, (utc_now(), count, int(had_anchor)))
+        sql = """INSERT INTO tombstones (forgotten_at, items, had_anchor, user_uuid)
+        SELECT ?, (SELECT count(*) FROM items WHERE user_id = users.id), ?, uuid FROM users WHERE id = ?"""
+        self._db.execute_write(sql, (utc_now(), int(had_anchor), user_id))
 
     def _redact_name(self, name: str) -> None:
         pattern = whole_word_pattern(name)

@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ MIN_ORPHAN_AGE_SECONDS = 3600
 _SUFFIX = ".safetensors"
 _DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY_NAME_PATTERN = re.compile(r"\.mta-(\d+)-([0-9a-f]+)\.tmp")
-_RESTORE_HINT = "restore it from a copy, or remove what uses it and build it again"
+_RESTORE_HINT = "mta restore FILE brings back a backup; else remove what uses the file and build it again"
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -209,6 +210,11 @@ class AdapterFiles:
         paths = {path.name.removesuffix(_SUFFIX): path for path in self.adapter_folder.glob(f"??/*{_SUFFIX}")}
         return sorted(path for digest, path in paths.items() if digest not in spared)
 
+    def stored_digests(self) -> set[str]:
+        """The digests of all adapter files that are there."""
+        names = (path.name.removesuffix(_SUFFIX) for path in self.adapter_folder.glob(f"??/*{_SUFFIX}"))
+        return {name for name in names if _DIGEST_PATTERN.fullmatch(name)}
+
     def drop_orphans(self, known: set[str]) -> None:
         """Remove orphans, save for those so young that another process may be about to record them."""
         for path in self.find_orphans(known):
@@ -231,7 +237,7 @@ class AdapterFiles:
                 claims.append((digest, path))
                 continue
             with contextlib.suppress(OSError):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         return claims
 
     def write_checkpoint(self, key: str, data: bytes) -> None:

@@ -19,7 +19,9 @@ def load_json_columns(row: dict[str, Any], *columns: str) -> dict[str, Any]:
     try:
         return row | {name: None if row[name] is None else json.loads(row[name]) for name in columns}
     except ValueError as error:
-        raise IntegrityFault("A record of the store is damaged.", hint="mta doctor --repair") from error
+        raise IntegrityFault(
+            "A record of the store is damaged.", hint="mta restore FILE brings back a backup"
+        ) from error
 
 
 def load_boolean_columns(row: dict[str, Any], *columns: str) -> dict[str, Any]:

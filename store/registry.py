@@ -16,10 +16,10 @@ from store.connection import Connection, process_lock
 from store.erase import UserEraser
 from store.files import AdapterFiles
 from store.integrity import check
+from store.integrity.repair import Repair, find_repairs
 from store.names import quote_text
 from store.queries.subject_data import SubjectData
 from store.queries.user_table import UserTable
-from store.repairing import Repair, Repairing
 from store.tables.adapters import Adapters
 from store.tables.banks import Banks
 from store.tables.bases import ModelRecords
@@ -106,11 +106,12 @@ class Registry:
         return check.find_problems(self._db, self.files)
 
     def repairs(self) -> list[Repair]:
-        """What can be done about what is wrong, each of it whole or not at all; nothing when all is well.
+        """What can be made anew or swept away without a loss; nothing when all is well."""
+        return find_repairs(self._db, self.files)
 
-        Some damage shows only when other has been repaired, so ask again afterwards.
-        """
-        return Repairing(self._db, self.adapters, self.files).repairs()
+    def copy_database(self, path: Path) -> None:
+        """Copy the database to a new file, all of one moment; writers need not wait. Raises as any reading does."""
+        self._db.copy_to(path)
 
     def count_rows(self) -> dict[str, int]:
         """How many rows each table has."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from store.seals import add_seals
 from store.version import APPLICATION_ID
 
 migrations = Migrations("mta")
@@ -358,6 +357,35 @@ CREATE TABLE neighbours (
 CREATE INDEX neighbours_of_item ON neighbours (item_id)
 """
 
+_TABLES_WITH_SEALS = (
+    "users",
+    "items",
+    "queries",
+    "profiles",
+    "neighbours",
+    "recipes",
+    "stacks",
+    "tasks",
+    "banks",
+    "anchors",
+    "adapters",
+    "chats",
+    "messages",
+)
+_ADD_SEALS = ";\n\n".join(f"ALTER TABLE {table} ADD COLUMN seal INTEGER" for table in _TABLES_WITH_SEALS)
+_DROP_SEALS = ";\n\n".join(f"ALTER TABLE {table} DROP COLUMN seal" for table in _TABLES_WITH_SEALS)
+
+# A random number for each user, by which a tombstone finds them in a backup without their name.
+_USER_UUIDS = """
+ALTER TABLE users ADD COLUMN uuid TEXT;
+
+UPDATE users SET uuid = lower(hex(randomblob(16)));
+
+CREATE UNIQUE INDEX users_by_uuid ON users (uuid);
+
+ALTER TABLE tombstones ADD COLUMN user_uuid TEXT
+"""
+
 
 @migrations()
 def m001_people(db: Database) -> None:
@@ -397,9 +425,14 @@ def m006_neighbours(db: Database) -> None:
 
 @migrations()
 def m007_seals(db: Database) -> None:
-    """A seal on every row that answers rest on. Raises IntegrityFault for a damaged database, which is left alone."""
-    add_seals(db.conn)
-    db.conn.execute("PRAGMA user_version = 7")
+    """A column for a checksum of each row."""
+    _apply_script(db, _ADD_SEALS, 7)
+
+
+@migrations()
+def m008_integrity(db: Database) -> None:
+    """Checksums of rows go; users and tombstones get what restoring a backup needs."""
+    _apply_script(db, f"{_DROP_SEALS};\n\n{_USER_UUIDS}", 8)
 
 
 _PRESET_BANKS = """

@@ -116,6 +116,8 @@ def test_commands_are_listed_in_reading_order() -> None:
         "tui",
         "demo",
         "doctor",
+        "backup",
+        "restore",
     ]
 
 

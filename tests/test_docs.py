@@ -69,6 +69,8 @@ def test_every_verb_of_the_design_is_there() -> None:
         "compare": (),
         "demo": (),
         "doctor": (),
+        "backup": (),
+        "restore": (),
     }
     missing = [f"mta {noun}" for noun in wanted if f"mta {noun}" not in COMMANDS]
     missing += [

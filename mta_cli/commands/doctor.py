@@ -20,7 +20,8 @@ def doctor(
     mend: Annotated[
         bool,
         typer.Option(
-            "--repair", help="Drop what is damaged or make it anew, and say what makes it again. Asks before it does."
+            "--repair",
+            help="Make the full-text index anew; remove abandoned files and damaged downloads. Asks before it does.",
         ),
     ] = False,
     yes: YesOption = False,
@@ -46,7 +47,7 @@ def _run_repairs(app: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
         if not yes:
             for each in found:
                 app.output.note(f"{each.what}: {each.action}; {each.again}")
-        confirm(app.output, f"Do {len(found):,} repairs? A copy of the store made first can be gone back to.", yes=yes)
+        confirm(app.output, f"Do {len(found):,} repairs?", yes=yes)
 
     done: dict[str, Any] = app.output.run_job(repair(what.store, what.timeout, agree))
     return done

@@ -13,7 +13,6 @@ from typing import Any
 
 from mta_cli.errors import IntegrityFault, MtaError
 from store.connection import Connection, sqlite_uri
-from store.damage import damaged_documents, damaged_rows
 from store.files import AdapterFiles
 from store.tables.recipes_and_stacks import unpack_anchor_weights
 from store.version import SCHEMA_VERSION, schema_version
@@ -44,8 +43,8 @@ TABLES = (
     "tombstones",
 )
 
-SQLITE_READ_ERRORS = (sqlite3.DatabaseError, UnicodeDecodeError)
-"""What SQLite raises for a damaged database; its own words may hold what is no text any more."""
+_STRUCTURE = """SELECT type, name, tbl_name, sql FROM sqlite_master
+WHERE name NOT GLOB 'sqlite_*' AND name != '_sqlite_migrations'"""
 
 
 def count_rows(db: Connection) -> dict[str, int]:
@@ -59,8 +58,6 @@ def find_problems(db: Connection, files: AdapterFiles) -> list[str]:
     for check in (
         _check_database(db),
         _check_fulltext_index(db),
-        _check_row_checksums(db),
-        _check_json_columns(db),
         _check_recipes(db),
         _check_cores(db),
         _check_files(db, files),
@@ -72,8 +69,8 @@ def find_problems(db: Connection, files: AdapterFiles) -> list[str]:
     return found
 
 
-def find_structure_faults(root: Path, *, index: bool = True) -> list[str]:
-    """What is wrong with the database itself and, with `index`, its full-text index; rows are left to their seals.
+def find_structure_faults(root: Path) -> list[str]:
+    """What is wrong with the database itself and its full-text index.
 
     Looked for in a copy, so that nobody who writes has to wait, and from any thread. SQLite keeps it in memory while it
     is small, else in a temporary file of its own.
@@ -85,9 +82,9 @@ def find_structure_faults(root: Path, *, index: bool = True) -> list[str]:
             copy.text_factory = lambda raw: raw.decode(errors="replace")
             lines = [line for (line,) in copy.execute("PRAGMA integrity_check(20)") if line != "ok"]
             lines += _schema_mismatches(copy)
-            if index and not lines:
+            if not lines:
                 copy.execute("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
-    except SQLITE_READ_ERRORS as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite's own words may hold what is no text any more
         lines = [str(error)]
     return [f"registry.db is damaged: {line}" for line in lines]
 
@@ -102,17 +99,29 @@ def _schema_mismatches(conn: sqlite3.Connection) -> list[str]:
 
 @cache
 def _expected_columns() -> dict[str, list[tuple[Any, ...]]]:
-    from sqlite_utils import Database
-
-    from store.schema import migrations
-
     with closing(sqlite3.connect(":memory:")) as conn:
-        migrations.apply(Database(conn, execute_plugins=False))
+        _make_schema(conn)
         return {name: _table_info(conn, name) for name in TABLES}
 
 
 def _table_info(conn: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
     return conn.execute(f"PRAGMA table_info({table})").fetchall()
+
+
+def find_foreign_parts(root: Path) -> list[str]:
+    """Tables, indexes, views and triggers that the migrations do not make, and those that are missing or changed."""
+    with closing(sqlite3.connect(root / "registry.db")) as conn, closing(sqlite3.connect(":memory:")) as fresh:
+        _make_schema(fresh)
+        found, expected = set(conn.execute(_STRUCTURE)), set(fresh.execute(_STRUCTURE))
+    return sorted(f"its {part[0]} {str(part[1])[:80]} is not as a store's" for part in found ^ expected)
+
+
+def _make_schema(conn: sqlite3.Connection) -> None:
+    from sqlite_utils import Database
+
+    from store.schema import migrations
+
+    migrations.apply(Database(conn, execute_plugins=False))
 
 
 def _check_database(db: Connection) -> Iterator[str]:
@@ -124,22 +133,22 @@ def _check_database(db: Connection) -> Iterator[str]:
 
 
 def _check_fulltext_index(db: Connection) -> Iterator[str]:
-    if not db.writable:  # SQLite checks the index by a writing statement
-        return
+    if fault := find_index_fault(db):
+        yield f"the full-text index does not agree with the items: {fault}"
+
+
+def find_index_fault(db: Connection) -> str:
+    """Where the full-text index does not agree with the items; empty where it does, or cannot be checked.
+
+    SQLite checks the index by a writing statement.
+    """
+    if not db.writable:
+        return ""
     try:
         db.execute_write("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
     except IntegrityFault as error:
-        yield f"the full-text index does not agree with the items: {error.__cause__}"
-
-
-def _check_row_checksums(db: Connection) -> Iterator[str]:
-    for one in damaged_rows(db):
-        yield f"{one.words} is damaged: it is not what was stored"
-
-
-def _check_json_columns(db: Connection) -> Iterator[str]:
-    for table, column, number in damaged_documents(db):
-        yield f"the {column} of {table[:-1]} {number} is damaged"
+        return str(error.__cause__)
+    return ""
 
 
 def _check_recipes(db: Connection) -> Iterator[str]:

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from store.connection import Connection
-from store.seals import amend, put_seals
 from store.tables.recipes_and_stacks import unpack_anchor_weights
 
 _RECIPE_COLUMNS = (("stacks", "recipe"), ("recipes", "shares"))
@@ -45,7 +44,7 @@ def remove_anchors(db: Connection, bank_id: int, anchors: Collection[int]) -> No
         db.execute_write(
             f"DELETE FROM {table} WHERE user_id = ? AND task = ? AND bank_id = ?", (user_id, task, bank_id)
         )
-    amend(db, "banks", "basis = NULL", "id = :bank", {"bank": bank_id})
+    db.execute_write("UPDATE banks SET basis = NULL WHERE id = ?", (bank_id,))
     db.execute_write_many("DELETE FROM anchors WHERE id = ? AND bank_id = ?", ((number, bank_id) for number in anchors))
 
 
@@ -62,11 +61,9 @@ def replace_anchors(db: Connection, bank_id: int, replacements: Sequence[AnchorR
         beside = -1 - new.stale_anchor_id  # two anchors of a bank never stand in one place
         values = (new.user_id, beside, new.cluster_size, new.items, new.digest, new.loss_first, new.loss_last)
         number = db.execute_write(insert, (bank_id, *values)).lastrowid
-        put_seals(db, "anchors", "id = ?", (number,))
         taken.append((clusters[new.stale_anchor_id], number))
     remove_anchors(db, bank_id, [new.stale_anchor_id for new in replacements])
-    for cluster, number in taken:
-        amend(db, "anchors", "cluster = :cluster", "id = :anchor", {"cluster": cluster, "anchor": number})
+    db.execute_write_many("UPDATE anchors SET cluster = ? WHERE id = ?", taken)
 
 
 def _dependent_rows(db: Connection, bank_id: int, anchors: Collection[int]) -> Iterable[DependentRow]:

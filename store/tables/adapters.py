@@ -13,7 +13,6 @@ from store.files import AdapterFiles, sha256
 from store.json_columns import dump_json, load_json_columns
 from store.process import utc_now
 from store.records import Adapter
-from store.seals import is_sound, put_seals, sound_row
 
 _COLUMNS = (
     "digest",
@@ -36,7 +35,7 @@ _COLUMNS = (
     "loss_last",
     "created",
 )
-_SELECT_ADAPTER = f"SELECT {', '.join(_COLUMNS)}, {is_sound('adapters')} AS sound FROM adapters"
+_SELECT_ADAPTER = f"SELECT {', '.join(_COLUMNS)} FROM adapters"
 _WITH_USED_ADAPTERS = """
 WITH RECURSIVE used (digest) AS (
     SELECT task_adapter FROM banks WHERE task_adapter IS NOT NULL
@@ -96,7 +95,6 @@ class Adapters:
             self._db.execute_write(
                 f"INSERT INTO adapters ({', '.join(_COLUMNS)}) VALUES ({places}) ON CONFLICT DO NOTHING", values
             )
-            put_seals(self._db, "adapters", "digest = ? AND seal IS NULL", (adapter.digest,))
             self._db.after_commit(partial(self._files.release_claim, adapter.digest))
 
     def discard_unrecorded_file(self, digest: str) -> None:
@@ -105,6 +103,10 @@ class Adapters:
             if not self._db.fetch_tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)):
                 self._files.delete(digest)
             self._files.release_claim(digest)
+
+    def is_recorded(self, digest: str) -> bool:
+        """Whether there is an adapter of this digest."""
+        return bool(self._db.fetch_tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)))
 
     def get(self, digest: str) -> Adapter:
         """The adapter of this digest. Raises NotFound."""
@@ -121,7 +123,7 @@ class Adapters:
 
     def placements(self, base: str) -> list[str]:
         """Where the adapters of a base act, each placement once, as their rows say it."""
-        sql = "SELECT DISTINCT placement FROM adapters WHERE base = ? AND typeof(placement) = 'text' ORDER BY placement"
+        sql = "SELECT DISTINCT placement FROM adapters WHERE base = ? ORDER BY placement"
         return [placement for (placement,) in self._db.fetch_tuples(sql, (base,))]
 
     def latest_trained(self, base: str, compute: str, placements: Sequence[str], count: int) -> list[Adapter]:
@@ -187,6 +189,10 @@ class Adapters:
                 self._files.delete(digest)
             self._db.execute_write("DELETE FROM doomed_files")
 
+    def doom_files(self, digests: Iterable[str]) -> None:
+        """Have the files of these digests removed when the store is next opened."""
+        self._db.execute_write_many("INSERT OR IGNORE INTO doomed_files VALUES (?)", ((digest,) for digest in digests))
+
     def delete_unrecorded_files(self, claims: Iterable[tuple[str, Path]]) -> None:
         """Delete files that were written and never added: those of digests whose claims were left behind."""
         for digest, claim in claims:
@@ -202,9 +208,9 @@ class Adapters:
     def _mark_for_deletion(self, digests: list[str]) -> None:
         self._db.execute_write("PRAGMA defer_foreign_keys = ON")  # one of them may lie below another
         self._db.execute_write_many("DELETE FROM adapters WHERE digest = ?", ((digest,) for digest in digests))
-        self._db.execute_write_many("INSERT OR IGNORE INTO doomed_files VALUES (?)", ((digest,) for digest in digests))
+        self.doom_files(digests)
         self._db.after_commit(self.delete_doomed_files)
 
 
 def _adapter_from_row(row: dict[str, Any]) -> Adapter:
-    return Adapter(**load_json_columns(sound_row("adapters", row), "config", "versions"))
+    return Adapter(**load_json_columns(row, "config", "versions"))

@@ -13,13 +13,12 @@ from store.names import quote_text
 from store.process import utc_now
 from store.queries.dependents import AnchorReplacement, find_dependent_users, remove_anchors, replace_anchors
 from store.records import Anchor, Bank
-from store.seals import amend, is_sound, put_seals, sound_row
 from store.tables.adapters import Adapters
 
-_SELECT_BANK = f"""SELECT id, name, version, key, task, base, embedder, task_adapter, status, seed, config, tokens,
-seconds, created, purpose, basis, kernel, {is_sound("banks")} AS sound FROM banks"""
-_SELECT_ANCHOR = f"""SELECT anchors.id, bank_id, user_id, users.name AS user, cluster, cluster_size, items, digest,
-loss_first, loss_last, stale, {is_sound("anchors")} AS sound FROM anchors LEFT JOIN users ON users.id = user_id"""
+_SELECT_BANK = """SELECT id, name, version, key, task, base, embedder, task_adapter, status, seed, config, tokens,
+seconds, created, purpose, basis, kernel FROM banks"""
+_SELECT_ANCHOR = """SELECT anchors.id, bank_id, user_id, users.name AS user, cluster, cluster_size, items, digest,
+loss_first, loss_last, stale FROM anchors LEFT JOIN users ON users.id = user_id"""
 
 PlannedAnchor = tuple[int, int, int, int]
 """(user id, cluster, cluster size, items)"""
@@ -58,7 +57,6 @@ class Banks:
             sql = f"INSERT INTO banks ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             row = self._db.execute_write(sql, values).lastrowid
             assert row is not None
-            put_seals(self._db, "banks", "id = ?", (row,))
             return self.by_id(row)
 
     def set_task_adapter(self, bank_id: int, digest: str) -> None:
@@ -75,7 +73,6 @@ class Banks:
             if not self.anchors(bank_id):
                 sql = "INSERT INTO anchors (bank_id, user_id, cluster, cluster_size, items) VALUES (?, ?, ?, ?, ?)"
                 self._db.execute_write_many(sql, ((bank_id, *row) for row in rows))
-                put_seals(self._db, "anchors", "bank_id = ?", (bank_id,))
             return self.anchors(bank_id)
 
     def set_kernel(self, bank_id: int, kernel: dict[str, float] | None) -> None:
@@ -90,8 +87,7 @@ class Banks:
         """Record what the gates found, in the bank's `config`, and make the `refused` of its anchors stale."""
         with self._db.transaction():
             self._update_bank(bank_id, config=dump_json(config))
-            for anchor in refused:
-                amend(self._db, "anchors", "stale = 1", "id = :anchor", {"anchor": anchor})
+            self._db.execute_write_many("UPDATE anchors SET stale = 1 WHERE id = ?", ((anchor,) for anchor in refused))
 
     def record_trained_anchor(
         self, anchor_id: int, digest: str, loss_first: float | None, loss_last: float | None
@@ -99,12 +95,12 @@ class Banks:
         """Record the anchor's trained meta-LoRA."""
         values = {"digest": digest, "first": loss_first, "last": loss_last, "anchor": anchor_id}
         change = "digest = :digest, loss_first = :first, loss_last = :last"
-        amend(self._db, "anchors", change, "id = :anchor", values)
+        self._db.execute_write(f"UPDATE anchors SET {change} WHERE id = :anchor", values)
 
     def mark_bank_ready(self, bank_id: int, tokens: int, seconds: float) -> None:
         """Make the bank ready; an anchor that was not trained, for its person left, is stale."""
         with self._db.transaction():
-            amend(self._db, "anchors", "stale = 1", "bank_id = :bank AND digest IS NULL", {"bank": bank_id})
+            self._db.execute_write("UPDATE anchors SET stale = 1 WHERE bank_id = ? AND digest IS NULL", (bank_id,))
             self._update_bank(bank_id, status="ready", tokens=tokens, seconds=seconds)
 
     def get(self, name: str, version: int | None = None) -> Bank:
@@ -143,7 +139,7 @@ class Banks:
     def anchors(self, bank_id: int) -> list[Anchor]:
         """The bank's anchors, by number."""
         rows = self._db.fetch_dicts(f"{_SELECT_ANCHOR} WHERE bank_id = ? ORDER BY anchors.id", (bank_id,))
-        return [Anchor(**load_boolean_columns(sound_row("anchors", row), "stale")) for row in rows]
+        return [Anchor(**load_boolean_columns(row, "stale")) for row in rows]
 
     def remove(self, bank_id: int) -> dict[str, int]:
         """Remove a bank with the recipes and stacks on it and the adapters that only they used; returns the counts."""
@@ -187,7 +183,7 @@ class Banks:
 
     def _update_bank(self, bank_id: int, **values: Any) -> None:
         change = ", ".join(f"{name} = :{name}" for name in values)
-        amend(self._db, "banks", change, "id = :bank", {**values, "bank": bank_id})
+        self._db.execute_write(f"UPDATE banks SET {change} WHERE id = :bank", {**values, "bank": bank_id})
 
     def _not_found_error(self, name: str, version: int | None) -> NotFound:
         versions = [bank for bank in self.all() if bank.name == name]
@@ -201,4 +197,4 @@ class Banks:
 
 
 def _bank_from_row(row: dict[str, Any]) -> Bank:
-    return Bank(**load_json_columns(sound_row("banks", row), "config", "kernel"))
+    return Bank(**load_json_columns(row, "config", "kernel"))

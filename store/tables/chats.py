@@ -11,10 +11,9 @@ from store.connection import Connection
 from store.json_columns import dump_json, load_json_columns
 from store.process import utc_now
 from store.records import Chat, Message
-from store.seals import is_sound, put_seals, sound_row
 
-_SELECT_CHAT = f"SELECT id, user_id, title, created, {is_sound('chats')} AS sound FROM chats"
-_SELECT_MESSAGE = f"SELECT id, chat_id, role, content, source, created, {is_sound('messages')} AS sound FROM messages"
+_SELECT_CHAT = "SELECT id, user_id, title, created FROM chats"
+_SELECT_MESSAGE = "SELECT id, chat_id, role, content, source, created FROM messages"
 
 EXCERPT_CONTEXT_CHARS = 40  # characters shown on each side of a word that was found
 MAX_SEARCH_WORDS = 16
@@ -45,18 +44,14 @@ class Chats:
     def start_chat(self, user_id: int, title: str) -> Chat:
         """A new, empty conversation."""
         sql = "INSERT INTO chats (user_id, title, created) VALUES (?, ?, ?)"
-        with self._db.transaction():
-            row = self._db.execute_write(sql, (user_id, title, utc_now())).lastrowid
-            assert row is not None
-            put_seals(self._db, "chats", "id = ?", (row,))
+        row = self._db.execute_write(sql, (user_id, title, utc_now())).lastrowid
+        assert row is not None
         return self.get(row)
 
     def add_message(self, chat_id: int, role: str, content: str, source: dict[str, Any]) -> Message:
         """Append one turn. `source` may hold people's names as values, never as keys: so they can be forgotten."""
         sql = "INSERT INTO messages (chat_id, role, content, source, created) VALUES (?, ?, ?, ?, ?)"
-        with self._db.transaction():
-            row = self._db.execute_write(sql, (chat_id, role, content, dump_json(source), utc_now())).lastrowid
-            put_seals(self._db, "messages", "id = ?", (row,))
+        row = self._db.execute_write(sql, (chat_id, role, content, dump_json(source), utc_now())).lastrowid
         found = self._db.fetch_dict(f"{_SELECT_MESSAGE} WHERE id = ?", (row,))
         assert found is not None
         return _message_from_row(found)
@@ -116,11 +111,11 @@ class Chats:
 
 
 def _chat_from_row(row: dict[str, Any]) -> Chat:
-    return Chat(**sound_row("chats", row))
+    return Chat(**row)
 
 
 def _message_from_row(row: dict[str, Any]) -> Message:
-    return Message(**load_json_columns(sound_row("messages", row), "source"))
+    return Message(**load_json_columns(row, "source"))
 
 
 def _placeholder_ranges(forms: Iterable[list[str]]) -> Iterable[range]:

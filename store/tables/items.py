@@ -12,22 +12,17 @@ from store.connection import Connection, SqlParameters
 from store.names import quote_text
 from store.queries.full_text import fts5_query, rank_bm25
 from store.records import Item, NewItem, Query
-from store.seals import SEALED, is_sound, seal_of, sound
 
 INSERT_BATCH_SIZE = 5_000
 MAX_FAULTS_SHOWN = 20
 
 UserItem = tuple[int, NewItem]
 
-_INSERT_ROW = """INSERT INTO {table} (id, user_id, key, task, input, {answer}, time, seal)
-SELECT next, ?1, ?2, ?3, ?4, ?5, ?6, {seal}
-FROM (SELECT coalesce((SELECT id FROM {table} ORDER BY id DESC LIMIT 1), 0) + 1 AS next)
-WHERE true ON CONFLICT DO NOTHING"""
+_INSERT_ROW = """INSERT INTO {table} (user_id, key, task, input, {answer}, time)
+VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _SELECT_STORED = "SELECT input, {answer}, time FROM {table} WHERE user_id = ? AND task = ? AND key = ?"
-_SELECT_ITEM = (
-    f"""SELECT items.id, user_id, key, task, items.input, items.output, time, {is_sound("items")} FROM items"""
-)
-_SELECT_QUERY = f"""SELECT id, user_id, key, task, input, gold, time, {is_sound("queries")} FROM queries"""
+_SELECT_ITEM = "SELECT items.id, user_id, key, task, items.input, items.output, time FROM items"
+_SELECT_QUERY = "SELECT id, user_id, key, task, input, gold, time FROM queries"
 _IS_EARLIER = "(:time IS NULL OR time IS NULL OR time < :time OR (time = :time AND items.id < :id))"
 _IS_AMONG_IDS = "(:among IS NULL OR items.id IN (SELECT value FROM json_each(:among)))"
 # CROSS JOIN keeps this order in SQLite: the index is asked once. Left to itself it asks it anew for each of the items.
@@ -124,9 +119,7 @@ class Items:
     def queries(self, user_id: int, task: str, limit: int | None = None) -> list[Query]:
         """The user's held-out queries of a task, the first `limit` in order."""
         sql = f"{_SELECT_QUERY} WHERE user_id = ? AND task = ? ORDER BY time, id LIMIT ?"
-        return [
-            Query(*row) for row in sound("queries", self._db.fetch_tuples(sql, (user_id, task, _sql_limit(limit))), 1)
-        ]
+        return [Query(*row) for row in self._db.fetch_tuples(sql, (user_id, task, _sql_limit(limit)))]
 
     def hash_histories(self, user_ids: Sequence[int], task: str) -> str:
         """`data_hash_of` the whole histories of users, one after another."""
@@ -145,7 +138,7 @@ class Items:
         return [items[number] for number in chosen if number in items]
 
     def _read_items(self, sql: str, values: SqlParameters) -> list[Item]:
-        return [Item(*row) for row in sound("items", self._db.fetch_tuples(sql, values), 1)]
+        return [Item(*row) for row in self._db.fetch_tuples(sql, values)]
 
     def _append_rows(self, table: str, rows: Iterable[UserItem]) -> tuple[int, int]:
         added, unchanged, faults = 0, 0, list[str]()
@@ -161,9 +154,7 @@ class Items:
         return added, unchanged
 
     def _insert_batch(self, table: str, batch: list[UserItem]) -> int:
-        numbers, texts = SEALED[table]
-        places = dict(zip((*numbers, *texts), ("next", *(f"?{n}" for n in range(1, 7))), strict=True))
-        sql = _INSERT_ROW.format(table=table, answer=_answer_column(table), seal=seal_of(table, places))
+        sql = _INSERT_ROW.format(table=table, answer=_answer_column(table))
         values = ((user_id, item.key, item.task, item.input, item.output, item.time) for user_id, item in batch)
         return self._db.execute_write_many(sql, values)
 

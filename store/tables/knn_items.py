@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from store.connection import Connection
 from store.records import Neighbour
-from store.seals import is_sound, seal_of, sound
 
 
 class Neighbours:
@@ -23,8 +22,7 @@ class Neighbours:
 
     def add_neighbours(self, bank_id: int, vectors: Iterable[tuple[int, bytes]]) -> None:
         """Keep items (by number) with the embeddings of their inputs."""
-        seal = seal_of("neighbours", {"bank_id": "?1", "item_id": "?2", "vector": "?3"})
-        sql = f"INSERT INTO neighbours (bank_id, item_id, vector, seal) VALUES (?1, ?2, ?3, {seal})"
+        sql = "INSERT INTO neighbours (bank_id, item_id, vector) VALUES (?, ?, ?)"
         self._db.execute_write_many(sql, ((bank_id, item, vector) for item, vector in vectors))
 
     def remove_neighbours(self, bank_id: int, items: Iterable[int]) -> None:
@@ -35,12 +33,9 @@ class Neighbours:
 
     def consenting_neighbours(self, bank_id: int) -> list[Neighbour]:
         """All that a bank has of people who (still) consent to serve others, in the order of the items' numbers."""
-        whole = " AND ".join(map(is_sound, ("neighbours", "items", "users")))
-        sql = f"""SELECT item_id, user_id, output, vector, items.time, can_anchor, {whole} FROM neighbours
-        JOIN items ON items.id = item_id JOIN users ON users.id = user_id WHERE bank_id = ? ORDER BY item_id"""
-        return [
-            Neighbour(*row[:-1]) for row in sound("neighbours", self._db.fetch_tuples(sql, (bank_id,)), 0) if row[-1]
-        ]
+        sql = """SELECT item_id, user_id, output, vector, items.time FROM neighbours JOIN items ON items.id = item_id
+        JOIN users ON users.id = user_id WHERE bank_id = ? AND can_anchor ORDER BY item_id"""
+        return [Neighbour(*row) for row in self._db.fetch_tuples(sql, (bank_id,))]
 
     def count_neighbours(self, bank_id: int) -> int:
         """How many a bank has."""

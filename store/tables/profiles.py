@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from store.connection import Connection, SqlParameters
+from store.connection import Connection
 from store.records import Profile
-from store.seals import is_sound, put_seals, sound, sound_row
 
 MAX_USERS_PER_QUERY = 500  # users named in one query: SQLite's builds differ in how many they take
-_SELECT_PROFILE = (
-    f"SELECT user_id, task, embedder, total, items, last_item, {is_sound('profiles')} AS sound FROM profiles"
-)
-_SELECT_TOTAL = f"SELECT user_id, total, {is_sound('profiles')} FROM profiles"
+_SELECT_PROFILE = "SELECT user_id, task, embedder, total, items, last_item FROM profiles"
+_SELECT_TOTAL = "SELECT user_id, total FROM profiles"
 _KEY_CONDITION = "user_id = ? AND task = ? AND embedder = ?"
 
 
@@ -25,39 +22,34 @@ class Profiles:
     def get(self, user_id: int, task: str, embedder: str) -> Profile | None:
         """The user's profile for a task by an embedder (its fingerprint), if there is one."""
         row = self._db.fetch_dict(f"{_SELECT_PROFILE} WHERE {_KEY_CONDITION}", (user_id, task, embedder))
-        return Profile(**sound_row("profiles", row)) if row is not None else None
+        return Profile(**row) if row is not None else None
 
     def save_profile(self, profile: Profile) -> None:
         """Store a profile in place of the earlier one."""
         values = (profile.user_id, profile.task, profile.embedder, profile.total, profile.items, profile.last_item)
         sql = "REPLACE INTO profiles (user_id, task, embedder, total, items, last_item) VALUES (?, ?, ?, ?, ?, ?)"
-        with self._db.transaction():
-            self._db.execute_write(sql, values)
-            put_seals(self._db, "profiles", _KEY_CONDITION, values[:3])
+        self._db.execute_write(sql, values)
 
     def profile_totals(self, task: str, embedder: str, users: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
         """User ids and `total`s for a task by an embedder, of everybody or of `users`, in the order of the ids."""
         sql = f"{_SELECT_TOTAL} WHERE task = ? AND embedder = ?"
         if users is None:
-            return self._verified_totals(f"{sql} ORDER BY user_id", (task, embedder))
+            return self._db.fetch_tuples(f"{sql} ORDER BY user_id", (task, embedder))
         chosen, found = sorted(set(users)), []
         for some in (
             chosen[start : start + MAX_USERS_PER_QUERY] for start in range(0, len(chosen), MAX_USERS_PER_QUERY)
         ):
             places = ", ".join("?" * len(some))
-            found += self._verified_totals(f"{sql} AND user_id IN ({places}) ORDER BY user_id", (task, embedder, *some))
+            found += self._db.fetch_tuples(f"{sql} AND user_id IN ({places}) ORDER BY user_id", (task, embedder, *some))
         return found
 
     def iter_profile_totals(self, task: str, embedder: str, size: int) -> Iterator[list[tuple[int, bytes]]]:
         """What `totals` returns of everybody, in pieces of at most `size` that are read one by one."""
         sql = f"{_SELECT_TOTAL} WHERE user_id > ? AND task = ? AND embedder = ? ORDER BY user_id LIMIT ?"
         last = -1
-        while page := self._verified_totals(sql, (last, task, embedder, size)):
+        while page := self._db.fetch_tuples(sql, (last, task, embedder, size)):
             yield page
             last = page[-1][0]
-
-    def _verified_totals(self, sql: str, values: SqlParameters) -> list[tuple[int, bytes]]:
-        return [(user, total) for user, total in sound("profiles", self._db.fetch_tuples(sql, values), 0)]
 
     def version_stamp(self, task: str, embedder: str) -> tuple[int, int, int]:
         """Three numbers that are others after any of these profiles was stored or removed."""

@@ -11,11 +11,10 @@ from store.connection import Connection
 from store.json_columns import null_to_nan
 from store.process import utc_now
 from store.records import AnchorWeight, Recipe, Stack
-from store.seals import REMEDY, is_sound, put_seals, sound_row
 from store.tables.adapters import Adapters
 
 _WEIGHT_STRUCT = struct.Struct("<Iff")  # anchor id, similarity, weight
-_SELECT_RECIPE = f"SELECT user_id, task, bank_id, method, shares, created, {is_sound('recipes')} AS sound FROM recipes"
+_SELECT_RECIPE = "SELECT user_id, task, bank_id, method, shares, created FROM recipes"
 _COLUMNS = (
     "user_id",
     "task",
@@ -32,9 +31,8 @@ _COLUMNS = (
     "heldout_before",
     "heldout_after",
 )
-_SELECT_STACK = f"SELECT {', '.join(_COLUMNS)}, created, {is_sound('stacks')} AS sound FROM stacks"
-_KEY_CONDITION = "user_id = ? AND task = ? AND bank_id = ?"
-_WHERE_KEY = f"WHERE {_KEY_CONDITION}"
+_SELECT_STACK = f"SELECT {', '.join(_COLUMNS)}, created FROM stacks"
+_WHERE_KEY = "WHERE user_id = ? AND task = ? AND bank_id = ?"
 _LOSS_COLUMNS = ("loss_before", "loss_after")
 
 
@@ -46,7 +44,9 @@ def pack_anchor_weights(shares: Sequence[AnchorWeight]) -> bytes:
 def unpack_anchor_weights(packed: bytes) -> tuple[AnchorWeight, ...]:
     """The shares in `packed`; similarity and weight as float32 kept them. IntegrityFault where these are none."""
     if not isinstance(packed, bytes) or len(packed) % _WEIGHT_STRUCT.size:
-        raise IntegrityFault("A recipe is damaged: it is not made of whole shares.", hint=REMEDY)
+        raise IntegrityFault(
+            "A recipe is damaged: it is not made of whole shares.", hint="mta user fuse makes it again"
+        )
     return tuple(AnchorWeight(*values) for values in _WEIGHT_STRUCT.iter_unpack(packed))
 
 
@@ -67,9 +67,7 @@ class Recipes:
             recipe.created or utc_now(),
         )
         sql = "REPLACE INTO recipes (user_id, task, bank_id, method, shares, created) VALUES (?, ?, ?, ?, ?, ?)"
-        with self._db.transaction():
-            self._db.execute_write(sql, values)
-            put_seals(self._db, "recipes", _KEY_CONDITION, values[:3])
+        self._db.execute_write(sql, values)
 
     def get(self, user_id: int, task: str, bank_id: int) -> Recipe | None:
         """The user's recipe for a task on a bank, if there is one."""
@@ -106,7 +104,6 @@ class Stacks:
         sql = f"REPLACE INTO stacks ({', '.join(_COLUMNS)}, created) VALUES ({places}, ?)"
         with self._db.transaction():
             self._db.execute_write(sql, (*values, stack.created or utc_now()))
-            put_seals(self._db, "stacks", _KEY_CONDITION, values[:3])
             if earlier is not None:
                 self._adapters.remove_if_unreferenced(earlier.digest)
 
@@ -131,9 +128,9 @@ class Stacks:
 
 
 def _recipe_from_row(row: dict[str, Any]) -> Recipe:
-    packed = sound_row("recipes", row).pop("shares")
+    packed = row.pop("shares")
     return Recipe(**row, shares=unpack_anchor_weights(packed), bytes=len(packed))
 
 
 def _stack_from_row(row: dict[str, Any]) -> Stack:
-    return Stack(**null_to_nan(sound_row("stacks", row), *_LOSS_COLUMNS))
+    return Stack(**null_to_nan(row, *_LOSS_COLUMNS))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from store.connection import Connection
-from store.seals import is_sound, put_seals, sound_row
-
-_SELECT_TASK = f"SELECT name, toml, {is_sound('tasks')} AS sound FROM tasks"
 
 
 class Tasks:
@@ -16,19 +13,16 @@ class Tasks:
 
     def save_task(self, name: str, toml_text: str) -> None:
         """Store a task, in place of the earlier one of its name."""
-        with self._db.transaction():
-            self._db.execute_write("REPLACE INTO tasks (name, toml) VALUES (?, ?)", (name, toml_text))
-            put_seals(self._db, "tasks", "name = ?", (name,))
+        self._db.execute_write("REPLACE INTO tasks (name, toml) VALUES (?, ?)", (name, toml_text))
 
     def get(self, name: str) -> str | None:
         """The task's text, if there is such a task."""
-        row = self._db.fetch_dict(f"{_SELECT_TASK} WHERE name = ?", (name,))
-        return str(sound_row("tasks", row)["toml"]) if row is not None else None
+        found = self._db.fetch_value("SELECT toml FROM tasks WHERE name = ?", (name,))
+        return None if found is None else str(found)
 
     def all(self) -> dict[str, str]:
         """Every task's text, by name."""
-        rows = [sound_row("tasks", row) for row in self._db.fetch_dicts(f"{_SELECT_TASK} ORDER BY name")]
-        return {row["name"]: row["toml"] for row in rows}
+        return dict(self._db.fetch_tuples("SELECT name, toml FROM tasks ORDER BY name"))
 
     def remove(self, name: str) -> None:
         """Remove a task if it is there."""

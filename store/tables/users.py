@@ -16,12 +16,11 @@ from store.names import MAX_NAME_CHARS, check_name, normalise_name, quote_text
 from store.process import utc_now
 from store.queries.user_filter import USER_STATUSES, status_sql
 from store.records import User, UserSummary
-from store.seals import amend, is_sound, put_seals, sound, sound_row
 
 if TYPE_CHECKING:
     from store.erase import UserEraser
 
-_SELECT_USER = f"SELECT id, name, can_anchor, created, {is_sound('users')} AS sound FROM users"
+_SELECT_USER = "SELECT id, name, can_anchor, created FROM users"
 
 _STATUS = status_sql(
     adapted="adapted.user_id IS NOT NULL", fused="fused.user_id IS NOT NULL", anchor="anchored.user_id IS NOT NULL"
@@ -83,6 +82,10 @@ StaleAnchor = tuple[str, int, int]
 """(bank, version, anchor id)"""
 
 
+Tombstone = tuple[str, int, int, str]
+"""(forgotten at, history items, whether they were an anchor, the uuid of their row)"""
+
+
 @dataclass(frozen=True)
 class ForgetResult:
     """What went with a person. `stale_anchors` are (bank, version, anchor id); `banks` their banks as "NAME vN".
@@ -117,10 +120,9 @@ class Users:
             found = self._find(name)
             if found is not None:
                 return found, False
-            sql = "INSERT INTO users (name, can_anchor, created) VALUES (?, ?, ?)"
+            sql = "INSERT INTO users (name, can_anchor, created, uuid) VALUES (?, ?, ?, lower(hex(randomblob(16))))"
             row = self._db.execute_write(sql, (name, int(can_anchor), utc_now())).lastrowid
             assert row is not None
-            put_seals(self._db, "users", "id = ?", (row,))
             return self.by_id(row), True
 
     def get(self, name: str) -> User:
@@ -137,7 +139,18 @@ class Users:
         row = self._db.fetch_dict(f"{_SELECT_USER} WHERE id = ?", (user_id,))
         if row is None:
             raise NotFound(f"There is no user number {user_id}.")
-        return User(**load_boolean_columns(sound_row("users", row), "can_anchor"))
+        return User(**load_boolean_columns(row, "can_anchor"))
+
+    def find_by_uuid(self, uuid: str) -> User | None:
+        """The user whose row has this random number, also in a copy of the store it was given in."""
+        found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE uuid = ?", (uuid,))
+        return _user_from_row(found[0]) if found else None
+
+    def keep_tombstone(self, tombstone: Tombstone) -> None:
+        """Record that another copy of the store forgot a user, unless that is known."""
+        sql = """INSERT INTO tombstones (forgotten_at, items, had_anchor, user_uuid, erased) SELECT ?1, ?2, ?3, ?4, 1
+        WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE user_uuid = ?4)"""
+        self._db.execute_write(sql, tombstone)
 
     def existing_users(self, users: Iterable[User]) -> dict[int, bool]:
         """Those of these users who are still there, by number, with whether each may be an anchor now.
@@ -147,9 +160,7 @@ class Users:
         """
         known = {user.id: (user.name, user.created) for user in users}
         sql = f"{_SELECT_USER} WHERE id IN (SELECT value FROM json_each(?))"
-        found = [
-            _user_from_row(row) for row in sound("users", self._db.fetch_tuples(sql, (json.dumps(sorted(known)),)), 0)
-        ]
+        found = [_user_from_row(row) for row in self._db.fetch_tuples(sql, (json.dumps(sorted(known)),))]
         return {user.id: user.can_anchor for user in found if (user.name, user.created) == known[user.id]}
 
     def require_existing(self, user: User) -> None:
@@ -182,9 +193,9 @@ class Users:
 
     def users_with_items(self, task: str) -> list[tuple[User, int]]:
         """Users who have items of a task, with how many, in the order in which the users came."""
-        sql = f"""SELECT users.id, name, can_anchor, created, count(*), {is_sound("users")}
+        sql = """SELECT users.id, name, can_anchor, created, count(*)
         FROM users JOIN items ON user_id = users.id WHERE task = ? GROUP BY users.id ORDER BY users.id"""
-        return [(_user_from_row(row[:4]), row[4]) for row in sound("users", self._db.fetch_tuples(sql, (task,)), 0)]
+        return [(_user_from_row(row[:4]), row[4]) for row in self._db.fetch_tuples(sql, (task,))]
 
     def tasks_of_user(self, user_id: int) -> list[tuple[str, int, int]]:
         """The user's tasks as (task, items, queries), most items first."""
@@ -201,10 +212,10 @@ class Users:
         """
         with self._db.transaction():
             values = {"user": user_id, "can": int(can_anchor), "stale": int(not can_anchor)}
-            amend(self._db, "users", "can_anchor = :can", "id = :user", values)
+            self._db.execute_write("UPDATE users SET can_anchor = :can WHERE id = :user", values)
             trained = "(:stale OR digest IS NOT NULL OR status = 'building')"
             mine = f"id IN (SELECT anchors.id {_FROM_USER_ANCHORS} AND {trained})".replace("?", ":user")
-            amend(self._db, "anchors", "stale = :stale", mine, values)
+            self._db.execute_write(f"UPDATE anchors SET stale = :stale WHERE {mine}", values)
             if can_anchor:
                 return []
             items = "SELECT id FROM items WHERE user_id = ?"
@@ -221,7 +232,7 @@ class Users:
         return self._eraser.erase_user(self.by_id(user_id))
 
     def _find(self, name: str) -> User | None:
-        found = sound("users", self._db.fetch_tuples(f"{_SELECT_USER} WHERE name = ?", (name,)), 0)
+        found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE name = ?", (name,))
         return _user_from_row(found[0]) if found else None
 
     def _similar_names(self, name: str) -> list[str]:

@@ -59,9 +59,12 @@ def test_opening_again_changes_nothing(root: Path) -> None:
 @pytest.mark.parametrize("next_migration", NAMES[1:])
 def test_an_older_store_is_brought_up_and_keeps_its_rows(root: Path, tmp_path: Path, next_migration: str) -> None:
     older_store(root, next_migration)
-    sql(root, "INSERT INTO users VALUES (7, 'alice', 1, '2020')")
-    sql(root, "INSERT INTO items VALUES (9, 7, 'k', 'free', 'an old sentence', 'out', NULL)")
+    sql(root, "INSERT INTO users (id, name, created) VALUES (7, 'alice', '2020')")
+    values = "(9, 7, 'k', 'free', 'an old sentence', 'out')"
+    sql(root, f"INSERT INTO items (id, user_id, key, task, input, output) VALUES {values}")
     with Registry.open(root) as reg:
+        if NAMES.index(next_migration) <= NAMES.index("m008_integrity"):
+            assert len(reg._db.fetch_value("SELECT uuid FROM users")) == 32
         alice = reg.users.get("alice")
         assert [item.id for item in reg.items.search_items(alice.id, "free", "sentence", limit=1)] == [9]
         assert reg.items.append_items(alice.id, [NewItem("k2", "free", "a", "b")]) == (1, 0)
@@ -122,6 +125,24 @@ def test_stacks_of_an_older_store_keep_what_they_are_known_by(root: Path) -> Non
         kept = Stack(7, "free", 3, digests[0], 5, 10, 2.5, 1.5, b"", 1, "2020", identity="made so", numbers=None)
         assert reg.stacks.of_user(7) == [kept]
         assert reg.stacks.of_user(8)[0].identity == "" and reg.banks.by_id(3).basis is None
+
+
+def test_checksums_of_rows_go_and_the_rows_stay(root: Path) -> None:
+    older_store(root, "m008_integrity")
+    for statement in (
+        "INSERT INTO users VALUES (7, 'alice', 1, '2020', 12345)",
+        "INSERT INTO items VALUES (9, 7, 'k', 'free', 'an old sentence', 'out', NULL, 678)",
+        "INSERT INTO banks (id, name, version, key, task, base, embedder, seed, config, created, seal)"
+        " VALUES (3, 'free', 1, 'k', 'free', 'b', 'e', 0, '{}', '2020', -1)",
+        "INSERT INTO neighbours VALUES (3, 9, x'0102', 910)",
+    ):
+        sql(root, statement)
+    with Registry.open(root) as reg:
+        alice = reg.users.get("alice")
+        assert [item.id for item in reg.items.search_items(alice.id, "free", "sentence", limit=1)] == [9]
+        assert [one.vector for one in reg.neighbours.consenting_neighbours(3)] == [b"\1\2"]
+        assert reg.check_integrity() == []
+    assert not [row for row in structure(root) if "seal" in str(row[2])]
 
 
 def test_a_newer_store_is_refused_with_both_versions_and_left_alone(root: Path) -> None:

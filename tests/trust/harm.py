@@ -30,7 +30,6 @@ from tests.pipeline import town
 
 ASKING = ChatOptions(machine=town.CPU, prompt=PromptOptions(2), answer=AnswerOptions(max_tokens=3))
 QUESTION = "a film about a ship and a horse"
-UNIQUE = {"users": "name", "items": "key", "queries": "key", "anchors": "cluster", "banks": "version"}
 TIMES = {"seconds", "tokens_per_second", "created"}
 
 
@@ -132,23 +131,6 @@ def change(root: Path, *statements: str) -> int:
         for statement in statements:
             conn.execute(statement)
         return conn.total_changes
-
-
-def exchange(root: Path, table: str) -> None:
-    """Put the contents of a table's first two rows in each other's places, all but their keys."""
-    with closing(sqlite3.connect(root / "registry.db", isolation_level=None)) as conn:
-        columns = conn.execute(f"PRAGMA table_info({table})").fetchall()
-        key, rest = ([row[1] for row in columns if bool(row[5]) == is_key] for is_key in (True, False))
-        names, where = ", ".join(rest), " AND ".join(f"{name} = ?" for name in key)
-        places = conn.execute(f"SELECT {', '.join(key)} FROM {table} ORDER BY {', '.join(key)} LIMIT 2").fetchall()
-        first, second = (conn.execute(f"SELECT {names} FROM {table} WHERE {where}", p).fetchone() for p in places)
-        change = f"UPDATE {table} SET {', '.join(f'{name} = ?' for name in rest)} WHERE {where}"
-        conn.execute("BEGIN")
-        if table in UNIQUE:
-            conn.execute(f"UPDATE {table} SET {UNIQUE[table]} = -1 WHERE {where}", places[0])
-        conn.execute(change, (*first, *places[1]))
-        conn.execute(change, (*second, *places[0]))
-        conn.execute("COMMIT")
 
 
 @contextmanager

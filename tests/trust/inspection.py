@@ -13,7 +13,7 @@ from typing import Any
 
 from store.registry import Registry
 
-CLOCKS = {"created", "seconds", "forgotten_at", "seal"}  # a seal covers them
+CLOCKS = {"created", "seconds", "forgotten_at", "uuid", "user_uuid"}  # and random numbers
 LEFT_OUT = {"runs", "steps"}
 TEMPORARY = ".mta-*.tmp"
 
@@ -38,10 +38,10 @@ def faults(root: Path, scratch: Path) -> list[str]:
 def contents(root: Path) -> Contents:
     """All that the store holds: every row with its number, and every file's digest.
 
-    Left out, because they differ between a run and two halves of it: columns of clocks and the seals over them, the
-    tables `runs` and `steps` (a command that was run twice has two), and SQLite's own tables behind the full-text
-    index, whose pages depend on how rows were grouped in transactions. That seals and index are right is part of
-    `faults`. So are temporary files, which go when the store is opened again.
+    Left out, because they differ between a run and two halves of it: columns of clocks and chance, `runs` and `steps`
+    (a command that was run twice has two), and SQLite's own tables behind the full-text index, whose pages depend on
+    how rows were grouped in transactions. That the index is right is part of `faults`. So are temporary files, which go
+    when the store is opened again.
     """
     found: Contents = {}
     with closing(sqlite3.connect(root / "registry.db")) as conn:

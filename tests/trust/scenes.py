@@ -60,6 +60,7 @@ SCENES = {
         Scene("user adapt --kind lora", "bank", LORAS),
         Scene("data import", "people", IMPORT),
         Scene("user rm", "adapted", ("user", "rm", "ida", "--yes"), again=(0, 3)),
+        Scene("restore", "forgotten", ("restore", "backup.mta", "--yes")),
         Scene("model pull", "nothing", ("model", "pull", "tiny", "--name", "mine")),
         Scene("chat", "adapted", CHAT, LINES),
         *(Scene(f"migration from {n}", f"schema {n}", ("user", "list", "--json")) for n in range(1, len(NAMES))),
@@ -165,6 +166,15 @@ class Stage:
                 town.people(reg, long=4, items=6)
                 user = reg.users.get("ida")
                 reg.items.append_items(user.id, [town.NewItem("secret", "lamp-2", SECRET, "comedy", "2020-02-01")])
+        elif name == "forgotten":
+            shutil.copytree(self.store("adapted"), root)
+            for arguments in (
+                ("backup", "backup.mta"),
+                ("user", "rm", "ida", "--yes"),
+                ("user", "consent", "kim", "--no-can-anchor"),
+            ):
+                ran = self.begin(root, arguments).wait()
+                assert ran.code == 0, ran.err
         else:
             earlier, commands = ("people", [BUILD]) if name == "bank" else ("bank", [LORAS, CHAT])
             shutil.copytree(self.store(earlier), root)
@@ -179,5 +189,5 @@ def _older(root: Path, schema: int) -> None:
     older_store(root, NAMES[schema])
     people = ", ".join(f"({n}, 'user{n}', 1, '2020')" for n in range(1, 6))
     items = ", ".join(f"({n}, '{key}', 'free', 'an old sentence', 'out')" for n in range(1, 6) for key in range(12))
-    sql(root, f"INSERT INTO users VALUES {people}")
+    sql(root, f"INSERT INTO users (id, name, can_anchor, created) VALUES {people}")
     sql(root, f"INSERT INTO items (user_id, key, task, input, output) VALUES {items}")

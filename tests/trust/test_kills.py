@@ -23,6 +23,7 @@ SHARES = {
     "user adapt --kind lora": 3,
     "data import": 3,
     "user rm": 3,
+    "restore": 3,
     "model pull": 1,
     "chat": 1,
     "migration": 2,
@@ -82,7 +83,9 @@ def test_killed_at_any_moment(stage: Stage, name: str) -> None:
     assert killed > len(chosen) // 2, "too many came too late"
 
 
-@pytest.mark.parametrize(("name", "share"), [("model pull", 1), ("user rm", 1), ("user adapt --kind lora", 12)])
+@pytest.mark.parametrize(
+    ("name", "share"), [("model pull", 1), ("user rm", 1), ("restore", 2), ("user adapt --kind lora", 12)]
+)
 def test_killed_before_every_call_that_changes_files(stage: Stage, name: str, share: int) -> None:
     """Before every call, or, unless there are 200 kills, before one of `share` calls."""
     plain = stage.trial(name)
@@ -102,10 +105,10 @@ def check_end(trial: Trial, expected: Contents, when: str) -> None:
     if trial.scene.name == "chat":
         found, expected = last_chat(found), last_chat(expected)
     assert difference(found, expected) == "", when
-    if trial.scene.name == "user rm":
+    if trial.scene.name in ("user rm", "restore"):
         files = [path for path in trial.store.rglob("*") if path.is_file()]
         assert [path for path in files if SECRET.encode() in path.read_bytes()] == [], when
-        tally("files searched for whom `user rm` forgot", "without a word of theirs", len(files))
+        tally("files searched for a forgotten user", "without a word of theirs", len(files))
 
 
 def last_chat(found: Contents) -> Contents:

@@ -19,7 +19,6 @@ import pytest
 
 from mta_cli.printable import clean_text
 from store.registry import Registry
-from store.seals import SEALED, seal_of, teach
 from tests.pipeline.documents import hostile
 from tests.pipeline.world import make_world
 from tests.shell import mta_ok
@@ -75,12 +74,9 @@ def require_plain(said: bytes, what: object) -> None:
 
 
 def spoil(root: Path, table: str, column: str, condition: str) -> None:
-    """Put a hostile text where no command would let it in, sealed as if it had come in by one."""
+    """Put a hostile text where no command would let it in."""
     with closing(sqlite3.connect(root / "registry.db")) as db, db:
-        teach(db)
         assert db.execute(f"UPDATE {table} SET {column} = ? WHERE {condition}", (EVIL,)).rowcount > 0, (table, column)
-        if table in SEALED:
-            db.execute(f"UPDATE {table} SET seal = {seal_of(table)}")
         if table == "items":
             db.execute("INSERT INTO items_fts (items_fts) VALUES ('rebuild')")
 

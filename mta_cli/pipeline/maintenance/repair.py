@@ -1,6 +1,6 @@
-"""The job behind `mta doctor --repair`: what is damaged is dropped or made anew, each with the command that follows.
+"""The job behind `mta doctor --repair`: the index is made anew, leftovers and damaged downloads are removed.
 
-The store knows what to do; this joins it with the models, and asks before anything changes. Renders nothing.
+Rows are never changed. Asks before anything is. Renders nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from pathlib import Path
 
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.models.manifest import models_dir
-from store.repairing import Repair
-
-MAX_REPAIR_ROUNDS = 6  # what is repaired may leave something else without what it refers to
+from store.integrity.repair import Repair
 
 ConfirmRepairs = Callable[[Sequence[Repair]], None]
 """Returns when the person agrees to these repairs, else raises."""
@@ -23,16 +21,14 @@ def repair(store: Path, timeout: float, agree: ConfirmRepairs) -> Iterator[Event
     """Repair the store and the models. `Done.result` is `{repairs: [{what, action, again}]}`, empty when all is well.
 
     Each repair is whole or not done at all. Raises what `agree` raises before anything is repaired, and IntegrityFault
-    for a database of which nothing can be read.
+    for a database that cannot be read.
     """
     from store.registry import Registry
 
     done: list[Repair] = []
     if (store / "registry.db").exists():
-        yield from _apply_repairs(_of_database(store), agree, done)
         with Registry.open(store, timeout=timeout) as reg:
-            for _ in range(MAX_REPAIR_ROUNDS):
-                yield from _apply_repairs(reg.repairs(), agree, done)
+            yield from _apply_repairs(reg.repairs(), agree, done)
     models, notes = _of_models()
     yield from notes
     yield from _apply_repairs(models, agree, done)
@@ -48,16 +44,6 @@ def _apply_repairs(found: Sequence[Repair], agree: ConfirmRepairs, done: list[Re
         each.apply()
         done.append(each)
         yield ArtifactSaved("repair", each.what, f"{each.action}; {each.again}")
-
-
-def _of_database(store: Path) -> list[Repair]:
-    from store.integrity.check import find_structure_faults
-    from store.salvage import mend, schema_faults
-
-    faults = find_structure_faults(store, index=False) or schema_faults(store)
-    action = "it is mended or, where that cannot be, all that can be read of it goes into a new database"
-    again = "what cannot be read comes back from a copy of the store alone"
-    return [Repair(faults[0], action, again, partial(mend, store))] if faults else []
 
 
 def _of_models() -> tuple[list[Repair], list[Note]]:

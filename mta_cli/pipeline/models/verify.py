@@ -1,6 +1,6 @@
 """Whether what an answer rests on is what it was, looked at while libraries load: the model's files and the registry.
 
-Each is read once in a process. Rows have seals of their own (see the store), and adapters are verified whenever read.
+Each is read once in a process. Adapters are verified whenever they are read.
 """
 
 from __future__ import annotations
@@ -71,6 +71,9 @@ def _registry_check(root: Path) -> Callable[[], None]:
         from store.integrity.check import find_structure_faults
 
         if faults := find_structure_faults(root):
-            raise IntegrityFault(faults[0], hint="mta doctor --repair")
+            raise IntegrityFault(
+                faults[0],
+                hint="mta doctor --repair makes the full-text index anew; mta restore FILE brings back all else",
+            )
 
     return look

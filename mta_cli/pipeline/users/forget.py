@@ -9,6 +9,7 @@ from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.pipeline.runs import bank_label
 from mta_cli.pipeline.users.dependents import banks_pooling_user, join_names, stale_entries, stale_notes
 from mta_cli.pipeline.users.export_folder import exports_of
+from store.snapshot import saved_databases
 
 if TYPE_CHECKING:
     from store.records import User
@@ -53,6 +54,8 @@ def forget_user(reg: Registry, name: str) -> Iterator[Event]:
     pooled, exports = banks_pooling_user(reg, user), exports_of(reg, user)
     for path in exports:
         yield Note(f"exported to {path}, which is outside the store and is not touched", warning=True)
+    for saved in saved_databases(reg.root):
+        yield Note(f"{saved.name}, the copy from before the last migration, is removed too: it holds {user.name}")
     gone = reg.users.forget(user.id)
     yield from stale_notes(reg, "them", gone.stale_anchors, gone.dependents, pooled)
     yield Note(f"forgotten; history items: {items:,}, adapter files: {len(gone.adapters_removed):,}")

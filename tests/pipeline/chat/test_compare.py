@@ -20,7 +20,6 @@ from mta_cli.pipeline.chat.compare import (
     compare_user_models,
 )
 from store.records import NewItem
-from store.seals import amend
 from tests.pipeline.world import BRIEF, World, asking, notes_of, result_of, text_of
 
 
@@ -78,7 +77,7 @@ def test_personal_columns_add_what_the_person_is_used_to_say(labelled: World) ->
     reg, tags = labelled.reg, MOVIE_TAGS
     question = "a film about space"
     rates = json.dumps({"label_rates": [1 / 15] * 15})
-    amend(reg._db, "banks", "config = :rates", "true", {"rates": rates})
+    reg._db.execute_write("UPDATE banks SET config = ?", (rates,))
     reg.items.append_items(labelled.alice.id, [NewItem(f"x{n}", "lamp-2", "zzz", tags[9]) for n in range(30)])
     of_task = asking(history_items=0, task="lamp-2")
     without = asking(history_items=0, task="lamp-2", answer=BRIEF, memory=MemoryOptions(memory="off"))
@@ -180,7 +179,7 @@ def test_who_has_no_model_is_told_and_left_out(world: World) -> None:
 
 def test_other_peoples_columns_have_their_own_label_prior(labelled: World) -> None:
     reg = labelled.reg
-    amend(reg._db, "banks", "config = :rates", "true", {"rates": json.dumps({"label_rates": [1 / 15] * 15})})
+    reg._db.execute_write("UPDATE banks SET config = ?", (json.dumps({"label_rates": [1 / 15] * 15}),))
     reg.items.append_items(labelled.bob.id, [NewItem(f"x{n}", "lamp-2", "zzz", MOVIE_TAGS[9]) for n in range(30)])
     result, _ = asked(labelled, Question("a film about space"), "bob", history_items=0, task="lamp-2")
     hers, his = (result["details"][key]["labels"] for key in ("fused", "@bob"))

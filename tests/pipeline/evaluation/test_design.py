@@ -23,7 +23,6 @@ from mta_cli.pipeline.evaluation.design import (
 from mta_cli.pipeline.requests import EvalRequest, bank_options
 from store.records import NewItem
 from store.registry import Registry
-from store.seals import amend
 from tests.pipeline.evaluation.trial import eval_request
 from tests.pipeline.town import SHORT
 
@@ -215,10 +214,10 @@ def test_every_method_is_listed_with_its_settings() -> None:
 
 def test_consent_and_whose_a_query_is_decide_too(peopled: Registry) -> None:
     keys = [make_design(peopled, eval_request()).key]
-    amend(peopled._db, "users", "can_anchor = 0", "name = 'user0'", {})
+    peopled._db.execute_write("UPDATE users SET can_anchor = 0 WHERE name = 'user0'")
     keys.append(make_design(peopled, eval_request()).key)
     last = "(SELECT max(id) FROM queries WHERE user_id = (SELECT id FROM users WHERE name = 'user0'))"
     to = "key = 'moved', user_id = (SELECT id FROM users WHERE name = 'user1')"
-    amend(peopled._db, "queries", to, f"id = {last}", {})
+    peopled._db.execute_write(f"UPDATE queries SET {to} WHERE id = {last}")
     keys.append(make_design(peopled, eval_request()).key)
     assert len(set(keys)) == 3

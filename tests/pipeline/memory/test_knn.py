@@ -15,7 +15,6 @@ from mta_cli.pipeline.memory.knn import load_embedder, load_fitted_neighbours, l
 from mta_cli.pipeline.models.lookup import resolve_model
 from store.records import Bank, NewItem
 from store.registry import Registry
-from store.seals import amend
 from tests.pipeline.town import TASK, bank_request, built, finish, notes
 
 
@@ -75,7 +74,7 @@ def test_a_bank_from_before_gets_them_when_it_is_built_again(peopled: Registry) 
     bank = bank_of(peopled)
     with peopled.transaction():
         peopled._db.execute_write("DELETE FROM neighbours")
-        amend(peopled._db, "banks", "kernel = NULL", "true", {})
+        peopled._db.execute_write("UPDATE banks SET kernel = NULL")
     again, seen = finish(build_bank(peopled, bank_request()))
     assert again == first and bank_of(peopled).kernel == bank.kernel
     assert not [event for event in seen if isinstance(event, JobProgress) and event.loss is not None], (

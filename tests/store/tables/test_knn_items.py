@@ -7,7 +7,6 @@ import pytest
 from mta_cli.errors import IntegrityFault
 from store.records import Bank, Neighbour
 from store.registry import Registry
-from store.seals import amend
 from tests.store.making import bank, person
 
 
@@ -55,7 +54,7 @@ def test_they_go_with_the_bank(full: tuple[Registry, Bank]) -> None:
 
 def test_who_withdraws_consent_is_no_neighbour(full: tuple[Registry, Bank]) -> None:
     reg, kept = full
-    amend(reg._db, "users", "can_anchor = 0", "name = 'bob'", {})
+    reg._db.execute_write("UPDATE users SET can_anchor = 0 WHERE name = 'bob'")
     assert {one.user_id for one in reg.neighbours.consenting_neighbours(kept.id)} == {reg.users.get("alice").id}
 
 

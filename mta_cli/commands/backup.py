@@ -1,0 +1,52 @@
+"""`mta backup` and `mta restore`: signatures, help and rendering; the jobs are in the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mta_cli.commands.common import DryRunOption, JsonOption, YesOption, app_context, confirm
+from mta_cli.output import text
+from mta_cli.settings import StoreOptions
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The archive.", show_default=False)]
+
+
+def backup(ctx: typer.Context, file: FileArgument, yes: YesOption = False, json: JsonOption = False) -> None:
+    """Write the whole store to one archive, verified and for you alone. Nobody need stop working."""
+    from mta_cli.pipeline.maintenance.backup import back_up
+
+    app = app_context(ctx, json=json)
+    with app.open_registry() as registry:
+        events = back_up(registry, file, lambda question: confirm(app.output, question, yes=yes))
+        app.output.run_job_and_print(events, _render_backup)
+
+
+def restore(
+    ctx: typer.Context,
+    file: FileArgument,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Put an archive in the store's place, after verifying all of it. Removed users are not brought back."""
+    from mta_cli.pipeline.maintenance.backup import restore as restore_store
+
+    app = app_context(ctx, json=json)
+    timeout = app.settings.build_options(StoreOptions).timeout
+
+    def agree(question: str) -> None:
+        confirm(app.output, question, yes=yes)
+
+    events = restore_store(app.store_dir, file, timeout, agree, dry_run=dry_run)
+    app.output.run_job_and_print(events, _render_restore, dry_run=dry_run)
+
+
+def _render_backup(result: dict[str, Any]) -> Any:
+    return text(f"{result['users']:,} users and {result['adapters']:,} adapters are in {result['file']}")
+
+
+def _render_restore(result: dict[str, Any]) -> Any:
+    return text(f"{result['users']:,} users and {result['adapters']:,} adapters are in the store at {result['store']}")

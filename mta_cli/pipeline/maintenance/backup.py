@@ -1,0 +1,135 @@
+"""The jobs behind `mta backup` and `mta restore`. The store does the work; this plans, asks and tells.
+
+Renders nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mta_cli import __version__
+from mta_cli.errors import BadInput
+from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
+
+if TYPE_CHECKING:
+    from store.backup import Manifest
+    from store.registry import Registry
+    from store.restore import ReplacedStore, StagedRestore
+
+ConfirmReplace = Callable[[str], None]
+"""Returns when the user agrees to what the question asks, else raises."""
+
+
+def back_up(reg: Registry, to: Path, agree: ConfirmReplace) -> Iterator[Event]:
+    """Write the store to one archive. `JobResult` is `{file, bytes, schema, users, adapters}`.
+
+    Raises BadInput for a place in the store itself or one that cannot be written, what `agree` raises before a file is
+    replaced, IntegrityFault for a damaged adapter file.
+    """
+    from store.backup import create_backup
+
+    target = Path(os.path.abspath(to.expanduser()))
+    root = reg.root.resolve()
+    if target.is_dir():
+        raise BadInput(f"{target} is a folder; a backup is a file.", hint="mta backup FILE")
+    if root == target.parent.resolve() or root in target.parent.resolve().parents:
+        raise BadInput(f"{target} is in the store itself.", hint="choose a file elsewhere, best on another disk")
+    if target.exists():
+        agree(f"Replace {target}?")
+    yield JobStarted("backup", len(reg.adapters.all()) + 1, "files")
+    manifest = yield from _tell_progress(create_backup(reg, target, __version__))
+    yield ArtifactSaved("backup", str(target), "it holds everybody of the store: keep it where others cannot read it")
+    yield JobResult(
+        {
+            "file": str(target),
+            "bytes": target.stat().st_size,
+            "schema": manifest.schema,
+            "users": manifest.counts["users"],
+            "adapters": len(manifest.members) - 1,
+        }
+    )
+
+
+def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *, dry_run: bool) -> Iterator[Event]:
+    """Put a backup in the place of the store `root`, after verifying all of it.
+
+    `JobResult` is `{store, file, created, schema, users, adapters, replaced, forgotten, withdrawn, not_replayed}`:
+    `replaced` says whether there was a store, `forgotten` how many users of the backup were removed again, `withdrawn`
+    how many consents were taken back again, `not_replayed` why it is not known who was removed since, else None.
+    Raises NotFound, BadInput and IntegrityFault for the archive, IntegrityFault for a newer store, StoreBusy while
+    another process has the store open, and what `agree` raises before a store is replaced.
+    """
+    from store.restore import read_replaced_store, stage_restore
+
+    with stage_restore(root, timeout) as staged:
+        there = read_replaced_store(root)
+        manifest = yield from _unpack(staged, archive)
+        yield JobPlan("restore", tuple(_plan_lines(root, archive, manifest, there)))
+        if dry_run:
+            yield JobResult({"store": str(root), "file": str(archive), "dry_run": True})
+            return
+        if (root / "registry.db").exists():
+            agree(f"Replace the store at {root} ({_user_count(there)}) by the backup of {manifest.created}?")
+        done = staged.install()
+    if done.replaced.problem:
+        yield Note(
+            f"Who was removed since {manifest.created} is not known, for {done.replaced.problem}. Users who were are "
+            "back: mta user rm removes them again.",
+            warning=True,
+        )
+    if done.forgotten:
+        yield Note(f"removed since the backup was made, and removed again: {done.forgotten:,}")
+    if done.withdrawn:
+        yield Note(f"consent taken back since the backup was made, and taken back again: {done.withdrawn:,}")
+    yield ArtifactSaved("store", str(root), f"{done.users:,} users, {done.adapters:,} adapters")
+    yield JobResult(
+        {
+            "store": str(root),
+            "file": str(archive),
+            "created": manifest.created,
+            "schema": manifest.schema,
+            "users": done.users,
+            "adapters": done.adapters,
+            "replaced": done.replaced.users is not None,
+            "forgotten": done.forgotten,
+            "withdrawn": done.withdrawn,
+            "not_replayed": done.replaced.problem or None,
+        }
+    )
+
+
+def _unpack(staged: StagedRestore, archive: Path) -> Generator[Event, None, Manifest]:
+    yield JobStarted("verify", None, "files")
+    return (yield from _tell_progress(staged.unpack(archive)))
+
+
+def _tell_progress(names: Generator[str, None, Manifest]) -> Generator[Event, None, Manifest]:
+    """The same, with each member's name as progress."""
+    done = 0
+    while True:
+        try:
+            name = next(names)
+        except StopIteration as end:
+            manifest: Manifest = end.value
+            return manifest
+        done += 1
+        yield JobProgress(name, done)
+
+
+def _plan_lines(root: Path, archive: Path, manifest: Manifest, there: ReplacedStore) -> Iterator[PlanLine]:
+    yield PlanLine("backup", str(archive))
+    yield PlanLine("made", f"{manifest.created} by mta {manifest.program}, schema {manifest.schema}")
+    yield PlanLine("users", f"{manifest.counts.get('users', 0):,}")
+    yield PlanLine("adapters", f"{len(manifest.members) - 1:,}")
+    yield PlanLine("verified", f"{manifest.total_bytes:,} bytes")
+    yield PlanLine("store", str(root))
+    yield PlanLine("replaced", _user_count(there))
+    known = f"{len(there.tombstones):,} in the store's records are removed again, if the backup has them"
+    yield PlanLine("removed users", there.problem or known)
+
+
+def _user_count(there: ReplacedStore) -> str:
+    return "nothing that can be read" if there.users is None else f"{there.users:,} users"

@@ -1,0 +1,47 @@
+"""Repairs that lose nothing: the full-text index is made anew, abandoned files go. Rows are never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from store.connection import Connection
+from store.files import AdapterFiles
+from store.integrity.check import find_index_fault
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One damage and what is done about it. `again`: how what was removed comes back, or that nothing is lost."""
+
+    what: str
+    action: str
+    again: str
+    apply: Callable[[], object] = field(repr=False, compare=False)
+
+
+def find_repairs(db: Connection, files: AdapterFiles) -> list[Repair]:
+    """What can be repaired in a store whose database SQLite can read; empty when there is nothing."""
+    return [*_repair_index(db), *_remove_abandoned_files(db, files)]
+
+
+def _repair_index(db: Connection) -> Iterator[Repair]:
+    if find_index_fault(db):
+        rebuild = partial(db.execute_write, "INSERT INTO items_fts (items_fts) VALUES ('rebuild')")
+        yield Repair(
+            "the full-text index does not agree with the items", "it is made again", "nothing is lost", rebuild
+        )
+
+
+def _remove_abandoned_files(db: Connection, files: AdapterFiles) -> Iterator[Repair]:
+    known = {digest for (digest,) in db.fetch_tuples("SELECT digest FROM adapters")}
+    for path in files.find_orphans(known):
+        yield Repair(f"{path} belongs to no adapter of the store", "removed", "nothing uses it", _removal(path))
+    for path in files.abandoned_temporaries():
+        yield Repair(f"{path} is left over from a write that was stopped", "removed", "nothing uses it", _removal(path))
+
+
+def _removal(path: Path) -> Callable[[], object]:
+    return partial(path.unlink, missing_ok=True)

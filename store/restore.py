@@ -1,0 +1,254 @@
+"""Puts an unpacked backup in the place of a store: verified before, in one transaction, without forgotten users.
+
+The replaced store says who was forgotten since the backup was made, and who took back their consent. Both happen in
+the restored store too, by the code that forgets everywhere, before it takes the place.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mta_cli.errors import IntegrityFault, StoreBusy
+from store.backup import Manifest, unpack_backup
+from store.connection import translate_sqlite_errors
+from store.files import AdapterFiles, disk_fault, sync_file, sync_folder, temporary_path
+from store.integrity.check import find_foreign_parts
+from store.registry import Registry
+from store.tables.users import Tombstone
+from store.version import APPLICATION_ID, SCHEMA_VERSION, schema_version
+
+FIRST_SCHEMA_WITH_UUIDS = 8
+_TOMBSTONES = """SELECT forgotten_at, items, had_anchor, user_uuid FROM tombstones
+WHERE user_uuid IS NOT NULL ORDER BY id"""
+_WITHDRAWN = "SELECT uuid FROM users WHERE uuid IS NOT NULL AND NOT can_anchor ORDER BY id"
+_UNREADABLE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+
+
+@dataclass(frozen=True)
+class ReplacedStore:
+    """The store that a restore replaces. `users` is None where there is none or it cannot be read.
+
+    `problem` says why it is not known who was forgotten since the backup; empty where it is known. `withdrawn` are the
+    uuids of users without consent.
+    """
+
+    users: int | None
+    problem: str = ""
+    tombstones: tuple[Tombstone, ...] = ()
+    withdrawn: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """What a restored store holds. `forgotten`: users of the backup who were forgotten again; `withdrawn`: consents."""
+
+    users: int
+    adapters: int
+    forgotten: int
+    withdrawn: int
+    replaced: ReplacedStore
+
+
+class StagedRestore:
+    """An unpacked and verified backup beside the store `root`, whose place it can take."""
+
+    def __init__(self, root: Path, staged: Path, timeout: float) -> None:
+        self._root, self._staged, self._timeout = root, staged, timeout
+
+    def unpack(self, archive: Path) -> Generator[str, None, Manifest]:
+        """Unpack, migrate and verify an archive; yields each member's name. Raises as `unpack_backup`."""
+        manifest = yield from unpack_backup(archive, self._staged)
+        try:
+            _require_schema(self._staged / "registry.db", manifest.schema)
+            with Registry.open(self._staged, timeout=self._timeout) as reg:
+                faults = [*find_foreign_parts(self._staged), *reg.check_integrity()]
+        except (IntegrityFault, sqlite3.DatabaseError) as error:
+            faults = [str(error)]
+        if faults:
+            hint = "use another backup; nothing was changed"
+            raise IntegrityFault(f"{archive} holds a damaged store: {faults[0]}", hint=hint)
+        return manifest
+
+    def install(self) -> RestoreResult:
+        """Take the store's place, as a whole or not at all.
+
+        Raises StoreBusy while another process has the store open, and as `read_replaced_store`.
+        """
+        with _open_alone(self._root) as live:
+            replaced = _describe_missing(self._root) if live is None else _read_replaced(self._root, live)
+            with Registry.open(self._staged, timeout=self._timeout) as reg:
+                forgotten, withdrawn = _replay(reg, replaced)
+                users = reg.count_rows()["users"]
+                digests = [adapter.digest for adapter in reg.adapters.all()]
+                reg.adapters.doom_files(AdapterFiles(self._root).stored_digests() - set(digests))
+            files = AdapterFiles(self._root)
+            files.drop_all_checkpoints()  # trainings of the store that is replaced
+            for digest in digests:
+                self._move_file(files, digest)
+            with translate_sqlite_errors(self._root, self._timeout):
+                _replace_database(self._root, self._staged / "registry.db", live)
+            for digest in digests:
+                files.release_claim(digest)
+        Registry.open(self._root, timeout=self._timeout).close()  # removes the files that nothing uses any more
+        return RestoreResult(users, len(digests), forgotten, withdrawn, replaced)
+
+    def _move_file(self, files: AdapterFiles, digest: str) -> None:
+        """Move an adapter file to the store; it belongs to this process until its row is there too."""
+        target = files.path(digest)
+        files.claim_digest(digest)
+        try:
+            AdapterFiles(self._staged).path(digest).replace(target)
+            sync_folder(target.parent)
+        except OSError as error:
+            raise disk_fault(target, error) from error
+
+
+@contextmanager
+def stage_restore(root: Path, timeout: float) -> Iterator[StagedRestore]:
+    """A place beside the store `root` to unpack a backup in; what is left of it is removed afterwards."""
+    staged = temporary_path(root / "partial")
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left in AdapterFiles(root).abandoned_temporaries():
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+        (root / "partial").mkdir(exist_ok=True, mode=0o700)
+        staged.mkdir(mode=0o700)
+    except OSError as error:
+        raise disk_fault(root, error) from error
+    try:
+        yield StagedRestore(root, staged, timeout)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        if not (root / "registry.db").exists():
+            with suppress(OSError):  # where something else is in them, they stay
+                (root / "partial").rmdir()
+                root.rmdir()
+
+
+def read_replaced_store(root: Path) -> ReplacedStore:
+    """What is in a store's place now. Raises IntegrityFault for another program's database or a newer schema."""
+    path = root / "registry.db"
+    if not path.exists():
+        return _describe_missing(root)
+    with closing(sqlite3.connect(path)) as conn:
+        return _read_replaced(root, conn)
+
+
+def _describe_missing(root: Path) -> ReplacedStore:
+    there = (root / "registry.db").exists()
+    return ReplacedStore(None, f"the store at {root} cannot be read" if there else f"there is no store at {root}")
+
+
+def _read_replaced(root: Path, conn: sqlite3.Connection) -> ReplacedStore:
+    try:
+        ours = conn.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+        tables = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        schema = schema_version(conn)
+        if tables and not ours:
+            raise IntegrityFault(
+                f"{root / 'registry.db'} is a database of another program.", hint="choose another --store DIR"
+            )
+        if schema > SCHEMA_VERSION:
+            raise IntegrityFault(
+                f"The store at {root} has schema {schema}, and this program knows schemas up to {SCHEMA_VERSION}.",
+                hint="use the newer mta that made it",
+            )
+        users = conn.execute("SELECT count(*) FROM users").fetchone()[0] if tables else 0
+        if schema < FIRST_SCHEMA_WITH_UUIDS:
+            return ReplacedStore(users, f"the store at {root} has schema {schema}, which does not say who they were")
+        return ReplacedStore(
+            users,
+            tombstones=tuple(conn.execute(_TOMBSTONES)),
+            withdrawn=tuple(uuid for (uuid,) in conn.execute(_WITHDRAWN)),
+        )
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        _raise_if_busy(error)
+        return _describe_missing(root)
+
+
+def _raise_if_busy(error: Exception) -> None:
+    if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        raise StoreBusy(
+            "Another process has the store open.", hint="end it (also mta tui), then run this again"
+        ) from error
+
+
+@contextmanager
+def _open_alone(root: Path) -> Iterator[sqlite3.Connection | None]:
+    """The database as no other process has it open; None where there is none or it cannot be read."""
+    path = root / "registry.db"
+    if not path.exists():
+        yield None
+        return
+    conn: sqlite3.Connection | None = sqlite3.connect(path, isolation_level=None, timeout=0)
+    assert conn is not None
+    with closing(conn) as opened:
+        try:
+            # Before anything is read: set later, it keeps out only those who are reading at that moment.
+            opened.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+            opened.execute("PRAGMA secure_delete = ON").fetchall()
+            opened.execute("BEGIN EXCLUSIVE")
+            opened.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            _raise_if_busy(error)
+            opened.close()
+            conn = None
+        yield conn
+
+
+def _replay(reg: Registry, replaced: ReplacedStore) -> tuple[int, int]:
+    """Forget whoever the replaced store forgot, and take back consent; returns how many of each the backup had."""
+    forgotten = withdrawn = 0
+    with reg.transaction():
+        for tombstone in replaced.tombstones:
+            user = reg.users.find_by_uuid(tombstone[-1])
+            if user is not None:
+                reg.users.forget(user.id)
+                forgotten += 1
+            reg.users.keep_tombstone(tombstone)
+        for uuid in replaced.withdrawn:
+            user = reg.users.find_by_uuid(uuid)
+            if user is not None and user.can_anchor:
+                reg.users.set_can_anchor(user.id, False)
+                withdrawn += 1
+    return forgotten, withdrawn
+
+
+def _require_schema(path: Path, schema: int) -> None:
+    """Raises IntegrityFault unless the database is a store of this schema."""
+    try:
+        with closing(sqlite3.connect(path)) as conn:
+            found = conn.execute("PRAGMA application_id").fetchone()[0], schema_version(conn)
+    except sqlite3.DatabaseError as error:
+        raise IntegrityFault(str(error)) from error
+    if found != (APPLICATION_ID, schema):
+        raise IntegrityFault(f"its database does not say that it is a store of schema {schema}")
+
+
+def _replace_database(root: Path, new: Path, live: sqlite3.Connection | None) -> None:
+    """Put a database in a store's place: in one transaction of the old one or, where that is unreadable, one rename."""
+    path = root / "registry.db"
+    if live is not None:
+        try:
+            with closing(sqlite3.connect(new)) as source:
+                source.backup(live)
+            live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            return
+        except sqlite3.DatabaseError as error:
+            if not error.sqlite_errorname.startswith(_UNREADABLE):
+                raise
+            live.close()
+    try:
+        sync_file(new)
+        for suffix in ("-wal", "-shm", "-journal"):  # the old database's log would be taken for the new one's
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        new.replace(path)
+        sync_folder(root)
+    except OSError as error:
+        raise disk_fault(path, error) from error

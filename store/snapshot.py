@@ -1,0 +1,71 @@
+"""Copies of the database as it was at one moment, also beside writers. Knows no tables but those of forgetting."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from store.files import disk_fault, sync_file, sync_folder, temporary_path
+
+_PENDING_PURGE = "SELECT 1 FROM tombstones WHERE NOT erased LIMIT 1"
+_SAVED_NAMES = "registry.schema*.db"
+
+
+def copy_database(source: sqlite3.Connection, path: Path) -> None:
+    """Copy an open database to `path`, a new file for its owner alone. Raises BadInput, or sqlite3.Error."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        with closing(sqlite3.connect(path, isolation_level=None)) as copy:
+            copy.execute("PRAGMA journal_mode = OFF").fetchall()  # a copy that fails is thrown away
+            source.backup(copy)
+        sync_file(path)
+    except OSError as error:
+        raise disk_fault(path, error) from error
+
+
+def purge_copy(path: Path) -> None:
+    """Leave no byte of forgotten users in a copy that was made before the store's own purge."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as copy:
+        if copy.execute(_PENDING_PURGE).fetchone() is None:
+            return
+        copy.execute("PRAGMA journal_mode = OFF").fetchall()
+        copy.execute("INSERT INTO items_fts (items_fts) VALUES ('optimize')")
+        copy.execute("VACUUM")
+    sync_file(path)
+
+
+def save_before_migration(root: Path, conn: sqlite3.Connection, schema: int) -> None:
+    """Keep the database beside itself as it is before it gets a newer schema; earlier such copies go.
+
+    Raises BadInput when the disk is full or refuses, IntegrityFault when it fails, sqlite3.Error for the database.
+    """
+    temporary, target = temporary_path(root / "partial"), root / f"registry.schema{schema}.db"
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            copy_database(conn, temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(root)
+        for older in saved_databases(root):
+            if older != target:
+                older.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_fault(target, error) from error
+
+
+def saved_databases(root: Path) -> list[Path]:
+    """The copies that were kept before migrations, by name."""
+    return sorted(root.glob(_SAVED_NAMES))
+
+
+def remove_saved_databases(root: Path) -> None:
+    """Remove them: they hold users who are forgotten. Raises as `save_before_migration`."""
+    for path in saved_databases(root):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_fault(path, error, "removed") from error
