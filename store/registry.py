@@ -26,6 +26,7 @@ from store.tables.bases import ModelRecords
 from store.tables.chats import Chats
 from store.tables.evaluations import Evaluations
 from store.tables.items import Items
+from store.tables.jobs import Jobs
 from store.tables.knn_items import Neighbours
 from store.tables.profiles import Profiles
 from store.tables.recipes_and_stacks import Recipes, Stacks
@@ -42,8 +43,9 @@ class Registry:
         self._db = db
         self.files = AdapterFiles(root)
         self.adapters = Adapters(db, self.files)
-        self._eraser = UserEraser(db, self.adapters, self.files)
-        self.users = Users(db, self._eraser)
+        self.jobs = Jobs(root, db)
+        self._eraser = UserEraser(db, self.adapters, self.files, self.jobs)
+        self.users = Users(db, self._eraser, self.jobs)
         self.user_table = UserTable(db)
         self.items = Items(db)
         self.profiles = Profiles(db)

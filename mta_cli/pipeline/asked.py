@@ -1,11 +1,11 @@
 """What a job was asked, as a document of its run, and back again: so that it can go on with the same options.
 
-Names of people stand in documents as values only, never as keys: so they can be forgotten. Runs no job.
+Documents name nobody: a run refers to users by key. Runs no job.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,18 +37,30 @@ ADAPT_RUN_KIND = "adaptation"  # the kind of a run about everybody who is adapte
 
 
 def bank_label(bank: Bank) -> str:
-    """The subject of runs about a bank."""
+    """What a bank is called, also as the subject of runs."""
     return f"{bank.name} v{bank.version}"
 
 
 @contextmanager
-def record_request(reg: Registry, kind: str, subject: str, document: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
-    """A run that says what was asked, from here to the end of the block, and how that ended.
-
-    `document` is asked for in the transaction that stores it: whoever it names is there then.
-    """
-    with reg.transaction():
-        run = reg.runs.start_run(kind, subject, {REQUEST_KEY: dict(document())})
+def record_request(
+    reg: Registry,
+    kind: str,
+    document: Mapping[str, Any],
+    *,
+    user_id: int | None = None,
+    bank_id: int | None = None,
+    evaluation_id: int | None = None,
+    asked_users: Sequence[int] = (),
+) -> Iterator[None]:
+    """A run that says what was asked of whom, from here to the end of the block, and how that ended."""
+    run = reg.runs.start_run(
+        kind,
+        {REQUEST_KEY: dict(document)},
+        user_id=user_id,
+        bank_id=bank_id,
+        evaluation_id=evaluation_id,
+        asked_users=asked_users,
+    )
     with fail_run_on_error(reg, run):
         yield
     reg.runs.finish_run(run.id, {})
@@ -67,16 +79,13 @@ def fail_run_on_error(reg: Registry, run: Run) -> Iterator[None]:
         raise
 
 
-def adapt_request_json(
-    reg: Registry, users: Sequence[User] | None, request: FuseRequest, options: AdaptOptions
-) -> dict[str, Any]:
-    """The document of `adapt_users`, with those of `users` who are still there; None: everybody who is no anchor."""
-    there = reg.users.existing_users(users or ())
+def adapt_request_json(request: FuseRequest, options: AdaptOptions, *, everybody: bool) -> dict[str, Any]:
+    """The document of `adapt_users`; who was asked for is said by key, unless it was `everybody` who is no anchor."""
     return {
         "task": request.task.name,
         "base": request.base.fingerprint,
         "embedder": request.embedder.fingerprint,
-        "users": None if users is None else [user.name for user in users if user.id in there],
+        "everybody": everybody,
         "options": asdict(options),
         "fuse": asdict(request.options),
         "history_items": request.prompt.history_items,
@@ -87,9 +96,9 @@ def adapt_request_json(
 
 
 def restore_adapt_request(
-    reg: Registry, document: Mapping[str, Any], machine: MachineOptions
+    reg: Registry, run_id: int, document: Mapping[str, Any], machine: MachineOptions
 ) -> tuple[list[User] | None, FuseRequest, AdaptOptions]:
-    """What the document asks of `adapt_users`, on the device of `machine`. Who was forgotten since is left out."""
+    """What a run asked of `adapt_users`, on the device of `machine`. Who was forgotten since is left out."""
     from mta_cli.pipeline.data.tasks import find_task
     from mta_cli.pipeline.personalize.fuse import FuseRequest
 
@@ -102,9 +111,7 @@ def restore_adapt_request(
         _restore_machine(machine, document),
         _restore_memory(document),
     )
-    names = document["users"]
-    there = set(reg.users.names()) if names is not None else set()
-    users = None if names is None else [reg.users.get(name) for name in names if name in there]
+    users = None if document["everybody"] else reg.runs.asked_users(run_id)
     return users, request, options_from_json(AdaptOptions, document["options"])
 
 

@@ -234,7 +234,7 @@ def _build(reg: Registry, request: BankRequest, name: str, pool: Sequence[Contri
         yield Note(f"Bank {bank.name} v{bank.version} was built from the same data and settings; nothing to do.")
         yield JobResult(bank_json(reg, reg.banks.by_id(bank.id)))
         return
-    run = reg.runs.start_run("bank build", f"{bank.name} v{bank.version}", config)
+    run = reg.runs.start_run("bank build", config, bank_id=bank.id)
     with fail_run_on_error(reg, run):
         anchors = yield from _plan_anchors(
             reg, request, bank, anchor_candidates(pool, request.task.name, request.options)
@@ -242,7 +242,7 @@ def _build(reg: Registry, request: BankRequest, name: str, pool: Sequence[Contri
         yield from reuse_task_adapter(reg, request, bank, pool)
         yield from _train_bank(reg, request, reg.banks.by_id(bank.id), anchors, pool, run)
     result = bank_json(reg, reg.banks.by_id(bank.id))
-    # A run outlives a forgotten person, so no name stands in it.
+    # A run outlives a forgotten user, so no name stands in it.
     reg.runs.finish_run(run.id, {key: value for key, value in result.items() if key != "anchors"})
     yield ArtifactSaved("bank", f"{bank.name} v{bank.version}", f"{len(anchors)} anchors")
     yield JobResult(result)

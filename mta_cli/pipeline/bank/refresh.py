@@ -112,7 +112,7 @@ def refresh_bank(
         yield JobResult(_result(work))
         return
     with reg.job_lock(f"bank {bank.name}"), reg.job_lock(f"adapt {task}"):
-        run = reg.runs.start_run("bank refresh", bank_label(bank), {"stale": len(stale)})
+        run = reg.runs.start_run("bank refresh", {"stale": len(stale)}, bank_id=bank.id)
         with fail_run_on_error(reg, run):
             if stale:
                 yield from _replace_stale_anchors(work, run)

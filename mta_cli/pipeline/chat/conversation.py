@@ -28,7 +28,6 @@ from mta_cli.pipeline.chat.answer import (
 )
 from mta_cli.pipeline.chat.compare import compare_prompt
 from mta_cli.printable import clean_text
-from store.erase import FORGOTTEN_NAME
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.prompts import HistoryExample
@@ -230,9 +229,7 @@ class Conversation:
                     raise NotFound(f"There is no chat {chat.id}.", hint="/reset begins another.")
                 for exchange in waiting:
                     reg.chats.add_message(chat.id, "user", exchange.question, {})
-                    reg.chats.add_message(
-                        chat.id, "assistant", exchange.answer, _without_forgotten_anchors(reg, exchange.source)
-                    )
+                    reg.chats.add_message(chat.id, "assistant", exchange.answer, exchange.source)
         except StoreBusy as error:
             yield Note(f"Not stored yet: {error.message}", warning=True)
             return
@@ -271,13 +268,6 @@ def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, an
     if reg.banks.latest_ready_bank(task) is None:
         learn = f"what learns from it needs a bank first: mta bank build --task {task}"
     return ArtifactSaved("history item", key, f"task {task}; {learn}")
-
-
-def _without_forgotten_anchors(reg: Registry, source: dict[str, Any]) -> dict[str, Any]:
-    """Where an answer came from, without the names of anchors who were forgotten since the voice was opened."""
-    anchors = source.get("anchors", [])
-    there = reg.users.existing_names(anchors)
-    return {**source, "anchors": [name if name in there else FORGOTTEN_NAME for name in anchors]} if anchors else source
 
 
 def _turn(who: str, text: str) -> str:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageError
 from mta_cli.events import Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import PLACEMENTS
-from mta_cli.pipeline.asked import eval_request_json as asked
-from mta_cli.pipeline.asked import record_request
+from mta_cli.pipeline.asked import eval_request_json, record_request
 from mta_cli.pipeline.evaluation.banks import FoldBanks, bank_presets, build_fold_banks, cost_of_banks
 from mta_cli.pipeline.evaluation.context import EvalContext, embed_shot_profiles
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest, evaluation_config, job_name, make_design, plan_lines
@@ -189,7 +187,7 @@ def _start_evaluation(reg: Registry, request: EvalRequest, people: Design, kind:
     begun = reg.evaluations.get_or_create_evaluation(
         people.key, request.task.name, evaluation_config(request), people.role_assignments
     )
-    with record_request(reg, kind, begun.run_subject, partial(asked, request)):
+    with record_request(reg, kind, eval_request_json(request), evaluation_id=begun.id):
         yield begun
 
 

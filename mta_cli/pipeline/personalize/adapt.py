@@ -14,7 +14,7 @@ from mta_cli.engine.lora.targets import require_targets
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine, UnitFailed
 from mta_cli.options import AdaptOptions
-from mta_cli.pipeline.asked import ADAPT_RUN_KIND, adapt_request_json, bank_label, record_request
+from mta_cli.pipeline.asked import ADAPT_RUN_KIND, adapt_request_json, record_request
 from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
 from mta_cli.pipeline.personalize.context import query_examples
 from mta_cli.pipeline.personalize.fuse import (
@@ -139,8 +139,12 @@ def adapt_users(
             {"dry_run": True, "bank": bank.name, "version": bank.version, "users": [user.name for user in chosen]}
         )
         return
-    asked = partial(adapt_request_json, reg, users, request, options)
-    with reg.job_lock(f"adapt {request.task.name}"), record_request(reg, ADAPT_RUN_KIND, bank_label(bank), asked):
+    asked = adapt_request_json(request, options, everybody=users is None)
+    whom = [user.id for user in users or ()]
+    with (
+        reg.job_lock(f"adapt {request.task.name}"),
+        record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom),
+    ):
         recipes, workshop = yield from _prepare_context(reg, bank, chosen, request, options)
         yield JobStarted("user adapt", total=sum(options.steps for user in chosen if shots[user.id]))
         results: dict[int, dict[str, Any]] = {}
@@ -254,7 +258,7 @@ def _prepare_target(
         return _entry(user, recipe, None, None, None, 0, 0.0)
     job = _job(workshop, user, shots, recipe, options)
     known = reg.stacks.get(user.id, bank.task, bank.id)
-    if known is not None and known.identity == job.config["identity"]:
+    if known is not None and known.identity == job.config["identity"] and known.is_intact:
         yield Note(f"{user.name}: adapted already with these settings and items.")
         return {**_stored_result(reg, user, recipe, known), "unchanged": True}
     from mta_cli.engine.methods.stacks import stack_member
@@ -306,7 +310,9 @@ def _start_group_runs(
             there = reg.users.existing_users(pupil.user for pupil in group)
             pupils = [pupil for pupil in group if pupil.user.id in there]
             for pupil in pupils:
-                runs[pupil.user.id] = reg.runs.start_run("user adapt", pupil.user.name, dict(pupil.job.config))
+                runs[pupil.user.id] = reg.runs.start_run(
+                    "user adapt", dict(pupil.job.config), user_id=pupil.user.id, bank_id=pupil.recipe.bank_id
+                )
         late += [pupil.user for pupil in group if pupil.user.id not in there]
         if pupils:
             yield pupils
@@ -417,7 +423,7 @@ def _make_stack(
         pupil.job.schedule.steps,
         before.shots or 0.0,
         after.shots or 0.0,
-        pack_anchor_weights(pupil.recipe.shares),
+        pupil.recipe.shares,
         adapter.bytes if numbers is None else len(numbers),
         identity=pupil.job.config["identity"],
         numbers=numbers,
@@ -466,7 +472,7 @@ def _entry(
 
 def _stored_result(reg: Registry, user: User, recipe: Recipe, stack: Stack) -> dict[str, Any]:
     """The result of the run that made this stack, or what its row still tells."""
-    for run in reg.runs.of_user(user.name):
+    for run in reg.runs.of_user(user.id):
         result = run.result
         if run.kind == "user adapt" and result and run.config.get("identity") == stack.identity:
             return result

@@ -74,12 +74,8 @@ def write_folder(target: Path, files: Mapping[str, bytes], what: str) -> None:
 
 def record_export(reg: Registry, user: User, target: Path, what: str) -> AbstractContextManager[None]:
     """A run that says where something of a person's went, from here to the end of the block."""
-
-    def document() -> dict[str, str]:
-        reg.users.require_existing(user)
-        return {"to": str(target), "what": what}
-
-    return record_request(reg, EXPORT_RUN_KIND, user.name, document)
+    reg.users.require_existing(user)
+    return record_request(reg, EXPORT_RUN_KIND, {"to": str(target), "what": what}, user_id=user.id)
 
 
 def exports_of(reg: Registry, user: User) -> list[str]:
@@ -88,7 +84,7 @@ def exports_of(reg: Registry, user: User) -> list[str]:
 
 
 def _export_paths(reg: Registry, user: User) -> Iterator[str]:
-    for run in reg.runs.of_user(user.name):
+    for run in reg.runs.of_user(user.id):
         if run.kind == EXPORT_RUN_KIND and run.status != "failed":
             yield str(run.config[REQUEST_KEY]["to"])
 

@@ -34,7 +34,7 @@ def _traces(reg: Registry, user: User) -> Iterator[PlanLine]:
     yield PlanLine("recipes", f"{len(reg.recipes.of_user(user.id)):,}")
     yield PlanLine("stacks", f"{len(reg.stacks.of_user(user.id)):,}")
     yield PlanLine("chats", f"{len(reg.chats.of_user(user.id)):,}")
-    yield PlanLine("runs", f"{len(reg.runs.of_user(user.name)):,}")
+    yield PlanLine("runs", f"{len(reg.runs.of_user(user.id)):,}")
     yield PlanLine("exports, which stay", ", ".join(exports_of(reg, user)) or "none")
     banks = [bank for bank in reg.banks.all() for each in reg.banks.anchors(bank.id) if each.user_id == user.id]
     yield PlanLine("anchor of", ", ".join(map(bank_label, banks)) or "no bank")

@@ -13,7 +13,7 @@ from mta_cli.errors import BadInput, NotFound, StoreBusy
 from mta_cli.events import ArtifactSaved, Event, JobResult, TextChunk
 from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.chat.conversation import Conversation, Exchange, add_exchange_as_item
-from store.erase import FORGOTTEN_NAME
+from store.names import FORGOTTEN_NAME
 from tests.pipeline.world import World, asking, contents, notes_of
 
 
