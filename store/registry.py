@@ -7,6 +7,7 @@ project are there and nowhere else.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -102,6 +103,12 @@ class Registry:
         return process_lock(
             self.root, hashlib.sha256(name.encode()).hexdigest(), timeout, f"at the same job ({quote_text(name)})"
         )
+
+    def hold_users(
+        self, title: str, user_ids: Iterable[int], *, consenting: bool = False
+    ) -> AbstractContextManager[None]:
+        """Inside, nobody removes these users or takes their consent back: see `Jobs.hold_users`."""
+        return self.jobs.hold_users(title, user_ids, consenting=consenting)
 
     def check_integrity(self) -> list[str]:
         """Everything that is wrong with the store, a line each; empty when all is well."""

@@ -177,6 +177,7 @@ def typer_option(cls: type[Any], name: str, *declarations: str, help_text: str |
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the resolved plan and change nothing.")]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for jobs that use the user's items.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before something is removed or replaced.")]
 SeedOption = Annotated[int | None, typer_option(MachineOptions, "seed")]
 DeviceOption = Annotated[str | None, typer_option(MachineOptions, "device")]

@@ -24,8 +24,8 @@ class Jobs:
     def hold_users(self, title: str, user_ids: Iterable[int], *, consenting: bool = False) -> Iterator[None]:
         """Inside, these users are neither removed nor take their consent back. `title` names the job and nobody.
 
-        Raises NotFound where one of them is not there any more, and StoreBusy where they must be `consenting` and one
-        is not any more. A store that may not be written is only read: it holds nobody.
+        Raises NotFound where the only one is not there any more, StoreBusy where one of several is not, or does not
+        consent any more though all must be `consenting`. A store that may not be written is only read: it holds nobody.
         """
         ids = json.dumps(sorted(set(user_ids)))
         if not self._db.writable:
@@ -58,9 +58,10 @@ class Jobs:
         total = len(json.loads(ids))
         sql = "SELECT count(*), total(can_anchor) FROM users WHERE id IN (SELECT value FROM json_each(?))"
         ((there, consented),) = self._db.fetch_tuples(sql, (ids,))
+        if there < total == 1:
+            raise NotFound("The user was removed.", hint="mta user list shows who there is")
         if there < total:
-            who = "The user was" if total == 1 else f"{total - there} of the users were"
-            raise NotFound(f"{who} removed meanwhile.", hint="mta user list shows who there is")
+            raise StoreBusy("Users were removed as this began.", hint="run it again")
         if consenting and consented < total:
             raise StoreBusy("A user took their consent back as this began.", hint="run it again")
 

@@ -153,22 +153,6 @@ class Users:
         WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE user_uuid = ?4)"""
         self._db.execute_write(sql, tombstone)
 
-    def existing_users(self, users: Iterable[User]) -> dict[int, bool]:
-        """Those of these users who are still there, by number, with whether each may be an anchor now.
-
-        Whoever writes what was made from people asks this in the same transaction. Somebody who was added since, and
-        got the number of one who was forgotten, is another person.
-        """
-        known = {user.id: (user.name, user.created) for user in users}
-        sql = f"{_SELECT_USER} WHERE id IN (SELECT value FROM json_each(?))"
-        found = [_user_from_row(row) for row in self._db.fetch_tuples(sql, (json.dumps(sorted(known)),))]
-        return {user.id: user.can_anchor for user in found if (user.name, user.created) == known[user.id]}
-
-    def require_existing(self, user: User) -> None:
-        """Raises NotFound where this very user is not there any more: see `there`."""
-        if user.id not in self.existing_users([user]):
-            raise NotFound(f"{quote_text(user.name)} was removed.", hint="mta user list shows who there is")
-
     def names(self) -> list[str]:
         """All names, sorted."""
         return [name for (name,) in self._db.fetch_tuples("SELECT name FROM users ORDER BY name")]

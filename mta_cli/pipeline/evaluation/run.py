@@ -59,6 +59,7 @@ def run_evaluation(
         return
     with (
         reg.job_lock(job_name(request.task.name, people.key)),
+        reg.hold_users(f"evaluation of {request.task.name}", people.all_users),
         _start_evaluation(reg, request, people, "eval run") as evaluation,
     ):
         chosen = _tuned_settings(reg, request, evaluation, methods, people)
@@ -93,6 +94,7 @@ def tune_evaluation(
         return
     with (
         reg.job_lock(job_name(request.task.name, people.key)),
+        reg.hold_users(f"evaluation of {request.task.name}", people.all_users),
         _start_evaluation(reg, request, people, "eval tune") as evaluation,
     ):
         yield from _answer_missing(reg, request, people, evaluation, columns)

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,10 +72,12 @@ def write_folder(target: Path, files: Mapping[str, bytes], what: str) -> None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def record_export(reg: Registry, user: User, target: Path, what: str) -> AbstractContextManager[None]:
-    """A run that says where something of a person's went, from here to the end of the block."""
-    reg.users.require_existing(user)
-    return record_request(reg, EXPORT_RUN_KIND, {"to": str(target), "what": what}, user_id=user.id)
+@contextmanager
+def record_export(reg: Registry, user: User, target: Path, what: str) -> Iterator[None]:
+    """A run that says where something of a user's went, from here to the end of the block; it holds the user."""
+    asked = {"to": str(target), "what": what}
+    with reg.hold_users("export", [user.id]), record_request(reg, EXPORT_RUN_KIND, asked, user_id=user.id):
+        yield
 
 
 def exports_of(reg: Registry, user: User) -> list[str]:
