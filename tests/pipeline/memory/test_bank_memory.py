@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mta_cli.pipeline.memory.label_prior import LabelPriors
 
 from mta_cli.engine.memory.knn import NeighbourIndex, NeighbourLabelPrior
 from mta_cli.engine.memory.label_prior import LabelPrior, label_rates, user_label_prior
