@@ -46,6 +46,10 @@ class StoreBusy(MtaError):
     """Another process held the write lock, or the same job, for longer than we were willing to wait."""
 
 
+class UserInUse(StoreBusy):
+    """A running job uses the data of a user who is to be removed or takes their consent back."""
+
+
 class Interrupted(MtaError):
     """The person pressed Ctrl-C; the job was closed, and left nothing half done."""
 

@@ -244,7 +244,11 @@ def _migrate_schema(root: Path, conn: sqlite3.Connection, *, create: bool, timeo
 
         if (found := schema_version(conn)) > 0:
             save_before_migration(root, conn, found)
-        migrations.apply(_open_sqlite_utils(conn))
+        conn.execute("PRAGMA foreign_keys = OFF")  # some migrations rebuild tables
+        try:
+            migrations.apply(_open_sqlite_utils(conn))
+        finally:
+            conn.execute("PRAGMA foreign_keys = ON")
 
 
 def _is_schema_current(root: Path, conn: sqlite3.Connection, *, create: bool) -> bool:
@@ -275,7 +279,7 @@ def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[
     """
     import filelock
 
-    path = root / "locks" / f"{name}.lock"
+    path = lock_path(root, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = filelock.FileLock(path, timeout=timeout)
@@ -288,6 +292,11 @@ def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[
         yield
     finally:
         lock.release()
+
+
+def lock_path(root: Path, name: str) -> Path:
+    """The file of a lock."""
+    return root / "locks" / f"{name}.lock"
 
 
 def _unwritable_error(root: Path) -> BadInput:

@@ -9,6 +9,9 @@ from mta_cli.errors import BadInput
 MAX_NAME_CHARS = 200
 """Most characters in a user's name, in its stored form."""
 
+FORGOTTEN_NAME = "(forgotten)"
+"""What stands where a user's name was, in the records of others, once they are forgotten."""
+
 _FORBIDDEN_CATEGORIES = {
     "Cc": "a control character",
     "Cf": "an invisible formatting character",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 
@@ -186,7 +187,7 @@ class AnchorWeight:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A user's fusion: which anchors of which bank, and how much of each. Stored as 12 bytes an anchor."""
+    """A user's fusion: which anchors of which bank, and how much of each. `bytes`: 12 an anchor."""
 
     user_id: int
     task: str
@@ -202,10 +203,11 @@ CoreBytes = bytes  # for `Stack`, in whose body `bytes` is a field
 
 @dataclass(frozen=True)
 class Stack:
-    """A user's own residual on top of a bank's fusion. `recipe` is the packed recipe that it was trained on.
+    """A user's own residual on top of a bank's fusion. `recipe` are the anchors that it was trained on.
 
     `digest` is its adapter; with `numbers`, the user's part between the factors of that one, which others share.
-    `identity` hashes all that made it. The held-out losses are None where there were no queries.
+    `numbers_sha256` is what the numbers' SHA-256 was when they were stored; storing fills it in. `identity` hashes all
+    that made the stack. The held-out losses are None where there were no queries.
     """
 
     user_id: int
@@ -216,18 +218,32 @@ class Stack:
     steps: int
     loss_before: float
     loss_after: float
-    recipe: bytes
+    recipe: tuple[AnchorWeight, ...]
     bytes: int
     created: str = ""
     identity: str = ""
     numbers: CoreBytes | None = None
     heldout_before: float | None = None
     heldout_after: float | None = None
+    numbers_sha256: str | None = field(default=None, compare=False)
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the numbers are those that were stored; files of adapters are verified where they are read."""
+        return self.numbers is None or is_core_intact(self.numbers, self.numbers_sha256)
+
+
+def is_core_intact(numbers: object, stored_sha256: str | None) -> bool:
+    """Whether a core's numbers have the SHA-256 that was stored with them."""
+    return isinstance(numbers, bytes) and sha256(numbers).hexdigest() == stored_sha256
 
 
 @dataclass(frozen=True)
 class Run:
-    """One execution of a job. `status`: running, done, failed or interrupted."""
+    """One execution of a job. `subject` is whom or what it is about: a user, a bank (`NAME vN`), an evaluation.
+
+    `status`: running, done, failed or interrupted.
+    """
 
     id: int
     kind: str

@@ -7,6 +7,7 @@ project are there and nowhere else.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ from store.tables.bases import ModelRecords
 from store.tables.chats import Chats
 from store.tables.evaluations import Evaluations
 from store.tables.items import Items
+from store.tables.jobs import Jobs
 from store.tables.knn_items import Neighbours
 from store.tables.profiles import Profiles
 from store.tables.recipes_and_stacks import Recipes, Stacks
@@ -42,8 +44,9 @@ class Registry:
         self._db = db
         self.files = AdapterFiles(root)
         self.adapters = Adapters(db, self.files)
-        self._eraser = UserEraser(db, self.adapters, self.files)
-        self.users = Users(db, self._eraser)
+        self.jobs = Jobs(root, db)
+        self._eraser = UserEraser(db, self.adapters, self.files, self.jobs)
+        self.users = Users(db, self._eraser, self.jobs)
         self.user_table = UserTable(db)
         self.items = Items(db)
         self.profiles = Profiles(db)
@@ -100,6 +103,12 @@ class Registry:
         return process_lock(
             self.root, hashlib.sha256(name.encode()).hexdigest(), timeout, f"at the same job ({quote_text(name)})"
         )
+
+    def hold_users(
+        self, title: str, user_ids: Iterable[int], *, consenting: bool = False
+    ) -> AbstractContextManager[None]:
+        """Inside, nobody removes these users or takes their consent back: see `Jobs.hold_users`."""
+        return self.jobs.hold_users(title, user_ids, consenting=consenting)
 
     def check_integrity(self) -> list[str]:
         """Everything that is wrong with the store, a line each; empty when all is well."""

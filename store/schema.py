@@ -8,6 +8,7 @@ from __future__ import annotations
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
+from store.relations import make_relational
 from store.version import APPLICATION_ID
 
 migrations = Migrations("mta")
@@ -433,6 +434,13 @@ def m007_seals(db: Database) -> None:
 def m008_integrity(db: Database) -> None:
     """Checksums of rows go; users and tombstones get what restoring a backup needs."""
     _apply_script(db, f"{_DROP_SEALS};\n\n{_USER_UUIDS}", 8)
+
+
+@migrations()
+def m009_relations(db: Database) -> None:
+    """Runs, recipes, chats and jobs refer to users, banks and anchors by key; numbers are never given again."""
+    make_relational(db.conn)
+    db.conn.execute("PRAGMA user_version = 9")
 
 
 _PRESET_BANKS = """

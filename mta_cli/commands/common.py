@@ -168,6 +168,7 @@ complete_models: CompletionCallback = _make_completer(_model_names)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the resolved plan and change nothing.")]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for jobs that use the user's items.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before something is removed or replaced.")]
 StoreOption = Annotated[
     str | None,

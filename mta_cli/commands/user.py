@@ -13,6 +13,7 @@ from mta_cli.commands.common import (
     JsonOption,
     TaskOption,
     UserArgument,
+    WaitOption,
     YesOption,
     app_context,
     confirm,
@@ -87,6 +88,7 @@ def consent(
             show_default=False,
         ),
     ] = None,
+    wait: WaitOption = False,
     json: JsonOption = False,
 ) -> None:
     """Say whether a user may be an anchor from now on. Without consent their anchors are named and stale."""
@@ -96,7 +98,7 @@ def consent(
     if can_anchor is None:
         raise UsageError("it is not said whether they may be an anchor", hint="add --can-anchor or --no-can-anchor")
     with use.open_registry() as reg:
-        use.output.run_job_and_print(set_consent(reg, user, can_anchor), _render_consent)
+        use.output.run_job_and_print(set_consent(reg, user, can_anchor, wait=wait), _render_consent)
 
 
 @app.command()
@@ -104,6 +106,7 @@ def rm(
     ctx: typer.Context,
     user: UserArgument,
     yes: YesOption = False,
+    wait: WaitOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -118,7 +121,7 @@ def rm(
         if not yes:
             use.output.run_job(plan_forget(reg, user, aloud=True))
         confirm(use.output, f"Remove every trace of {user}?", yes=yes)
-        use.output.run_job_and_print(forget_user(reg, user))
+        use.output.run_job_and_print(forget_user(reg, user, wait=wait))
 
 
 @app.command()

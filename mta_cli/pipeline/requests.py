@@ -253,14 +253,14 @@ def resolve_adapt_task(reg: Registry, users: Sequence[User] | None, task: str | 
     return found.pop()
 
 
-def adapt_request_json(reg: Registry, request: AdaptRequest) -> dict[str, Any]:
-    """The request of `adapt_users` as JSON, with those of its users who still exist."""
-    fuse, existing = request.fuse, reg.users.existing_users(request.users or ())
+def adapt_request_json(request: AdaptRequest) -> dict[str, Any]:
+    """The request of `adapt_users` as JSON. Its run names the users by key, unless everybody is asked for."""
+    fuse = request.fuse
     return {
         "task": fuse.task.name,
         "base": fuse.base.fingerprint,
         "embedder": fuse.embedder.fingerprint,
-        "users": None if request.users is None else [user.name for user in request.users if user.id in existing],
+        "everybody": request.users is None,
         "options": asdict(request.options),
         "fuse": asdict(fuse.options),
         "history_items": fuse.prompt.history_items,
@@ -270,8 +270,10 @@ def adapt_request_json(reg: Registry, request: AdaptRequest) -> dict[str, Any]:
     }
 
 
-def restore_adapt_request(reg: Registry, document: Mapping[str, Any], machine: MachineOptions) -> AdaptRequest:
-    """The request that `document` holds, on the device of `machine`. Users forgotten since are left out."""
+def restore_adapt_request(
+    reg: Registry, run_id: int, document: Mapping[str, Any], machine: MachineOptions
+) -> AdaptRequest:
+    """The request of a run, whose `document` it is, on the device of `machine`. Users forgotten since are left out."""
     fuse = FuseRequest(
         find_task(reg, document["task"]),
         model_by_fingerprint(reg, document["base"], "base"),
@@ -281,9 +283,7 @@ def restore_adapt_request(reg: Registry, document: Mapping[str, Any], machine: M
         _restore_machine(machine, document),
         _restore_memory(document),
     )
-    names = document["users"]
-    existing = set(reg.users.names()) if names is not None else set()
-    users = None if names is None else [reg.users.get(name) for name in names if name in existing]
+    users = None if document["everybody"] else reg.runs.asked_users(run_id)
     return AdaptRequest(users, options_from_json(AdaptOptions, document["options"]), fuse)
 
 

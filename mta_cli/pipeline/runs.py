@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +28,25 @@ def library_versions() -> dict[str, str]:
 
 
 @contextmanager
-def record_request(reg: Registry, kind: str, subject: str, document: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
-    """A run that holds the request, from here to the end of the block, and how the block ended.
-
-    `document` is called in the transaction that stores it: the users that it names exist then.
-    """
-    with reg.transaction():
-        run = reg.runs.start_run(kind, subject, {REQUEST_KEY: dict(document())})
+def record_request(
+    reg: Registry,
+    kind: str,
+    document: Mapping[str, Any],
+    *,
+    user_id: int | None = None,
+    bank_id: int | None = None,
+    evaluation_id: int | None = None,
+    asked_users: Sequence[int] = (),
+) -> Iterator[None]:
+    """A run that holds the request and whom it is about, from here to the end of the block, and how the block ended."""
+    run = reg.runs.start_run(
+        kind,
+        {REQUEST_KEY: dict(document)},
+        user_id=user_id,
+        bank_id=bank_id,
+        evaluation_id=evaluation_id,
+        asked_users=asked_users,
+    )
     with fail_run_on_error(reg, run):
         yield
     reg.runs.finish_run(run.id, {})

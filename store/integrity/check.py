@@ -14,7 +14,8 @@ from typing import Any
 from mta_cli.errors import IntegrityFault, MtaError
 from store.connection import Connection, sqlite_uri
 from store.files import AdapterFiles
-from store.tables.recipes_and_stacks import unpack_anchor_weights
+from store.records import is_core_intact
+from store.tables.recipes_and_stacks import RECIPE_ENTRY_BYTES
 from store.version import SCHEMA_VERSION, schema_version
 
 TABLES = (
@@ -29,8 +30,11 @@ TABLES = (
     "anchors",
     "neighbours",
     "recipes",
+    "recipe_anchors",
     "stacks",
+    "stack_anchors",
     "runs",
+    "run_users",
     "steps",
     "evaluations",
     "eval_people",
@@ -40,6 +44,9 @@ TABLES = (
     "predictions",
     "chats",
     "messages",
+    "message_anchors",
+    "jobs",
+    "job_users",
     "tombstones",
 )
 
@@ -152,23 +159,24 @@ def find_index_fault(db: Connection) -> str:
 
 
 def _check_recipes(db: Connection) -> Iterator[str]:
-    anchors = set(db.fetch_tuples("SELECT id, bank_id FROM anchors"))
-    for table, column in (("recipes", "shares"), ("stacks", "recipe")):
-        for user, bank, packed in db.fetch_tuples(f"SELECT user_id, bank_id, {column} FROM {table}"):
-            if not isinstance(packed, bytes) or len(packed) % 12:
-                yield f"the recipe of user number {user} in {table} is damaged"
-                continue
-            lost = [
-                share.anchor_id for share in unpack_anchor_weights(packed) if (share.anchor_id, bank) not in anchors
-            ]
-            if lost:
-                yield f"the recipe of user number {user} in {table} names anchors that are not there: {lost}"
+    key = "a.user_id = r.user_id AND a.task = r.task AND a.bank_id = r.bank_id"
+    sizes = f"""SELECT name, r.task FROM recipes AS r JOIN users ON users.id = r.user_id
+    WHERE bytes != {RECIPE_ENTRY_BYTES} * (SELECT count(*) FROM recipe_anchors AS a WHERE {key})"""
+    for name, task in db.fetch_tuples(sizes):
+        yield f"the recipe of {name} for task {task} has not all of its anchors"
+    for table in ("recipe_anchors", "stack_anchors"):
+        others = f"""SELECT DISTINCT name, a.task FROM {table} AS a JOIN users ON users.id = a.user_id
+        JOIN anchors ON anchors.id = anchor_id WHERE anchors.bank_id != a.bank_id"""
+        for name, task in db.fetch_tuples(others):
+            yield f"the recipe of {name} for task {task} in {table} names anchors of another bank"
 
 
 def _check_cores(db: Connection) -> Iterator[str]:
-    sql = "SELECT user_id FROM stacks WHERE numbers IS NOT NULL AND (length(numbers) != bytes OR length(numbers) % 2)"
-    for (user,) in db.fetch_tuples(sql):
-        yield f"the core of user number {user} is damaged"
+    sql = """SELECT name, task, numbers, numbers_sha256 FROM stacks JOIN users ON users.id = user_id
+    WHERE numbers IS NOT NULL"""
+    for name, task, numbers, digest in db.fetch_tuples(sql):
+        if not is_core_intact(numbers, digest):
+            yield f"the core of {name} for task {task} is damaged: its SHA-256 is not the stored one"
 
 
 def _check_files(db: Connection, files: AdapterFiles) -> Iterator[str]:

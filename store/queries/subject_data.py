@@ -8,17 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from store.connection import Connection
-from store.erase import (
-    JSON_COLUMNS_WITH_NAMES,
-    TEXT_COLUMNS_WITH_NAMES,
-    mention_query_sql,
-    redact_column_text,
-    unit_names_user,
-    whole_word_pattern,
-)
 from store.json_columns import load_json_columns
-from store.records import User
-from store.tables.runs import Runs
 
 RowDict = dict[str, Any]
 
@@ -33,6 +23,9 @@ _SELECT_PREDICTIONS = """SELECT p.evaluation_id AS evaluation, v.task, c.fold, p
 p.gold, p.gold_loglik, p.gold_tokens, p.scores, p.tokens, p.seconds
 FROM predictions AS p JOIN evaluations AS v ON v.id = p.evaluation_id LEFT JOIN cells AS c ON c.id = p.cell_id
 WHERE p.user_id = ? ORDER BY p.id"""
+
+_SELECT_ASKED_RUNS = """SELECT id, kind, status, started, ended FROM runs
+WHERE id IN (SELECT run_id FROM run_users WHERE user_id = ?) ORDER BY id"""
 
 
 class SubjectData:
@@ -61,15 +54,6 @@ class SubjectData:
         """What evaluations answered to their queries; `fold` and `settings` are None where stored models answered."""
         return [load_json_columns(row, "settings") for row in self._db.fetch_dicts(_SELECT_PREDICTIONS, (user_id,))]
 
-    def runs_mentioning_user(self, user: User) -> list[RowDict]:
-        """Runs that are about others and name them: which kind, when, and how they ended."""
-        name = whole_word_pattern(user.name)
-        steps = self._db.fetch_tuples("SELECT DISTINCT run_id, unit FROM steps")
-        named = {run for run, unit in steps if unit_names_user(unit, name)}
-        for place in (*JSON_COLUMNS_WITH_NAMES, *TEXT_COLUMNS_WITH_NAMES):
-            if place[0] == "runs":
-                found = self._db.fetch_tuples(mention_query_sql(*place))
-                named |= {run for run, text in found if redact_column_text(place, text, name) != text}
-        about = {run.id for run in Runs(self._db).of_user(user.name)}
-        rows = self._db.fetch_dicts("SELECT id, kind, status, started, ended FROM runs ORDER BY id")
-        return [row for row in rows if row["id"] in named - about]
+    def runs_asked_for_user(self, user_id: int) -> list[RowDict]:
+        """Runs about several users that were asked for this one: which kind, when, and how they ended."""
+        return self._db.fetch_dicts(_SELECT_ASKED_RUNS, (user_id,))

@@ -43,7 +43,7 @@ _JOIN_SUBQUERIES = {
     "q": "SELECT user_id, count(*) AS n FROM queries {where} GROUP BY user_id",
     "s": """SELECT user_id, sum(bytes) AS bytes, max(bank_id), heldout_before - heldout_after AS change FROM stacks
         WHERE +bank_id IN current {and_} GROUP BY user_id""",
-    "r": """SELECT user_id, sum(length(shares)) AS bytes, max(bank_id), length(shares) / 12 AS anchors FROM recipes
+    "r": """SELECT user_id, sum(bytes) AS bytes, max(bank_id), bytes / 12 AS anchors FROM recipes
         WHERE +bank_id IN current {and_} GROUP BY user_id""",
     "a": "SELECT DISTINCT user_id FROM anchors WHERE bank_id IN current AND user_id IS NOT NULL",
 }

@@ -97,13 +97,6 @@ class Adapters:
             )
             self._db.after_commit(partial(self._files.release_claim, adapter.digest))
 
-    def discard_unrecorded_file(self, digest: str) -> None:
-        """Remove a file that was written and will not be added, if no row has it."""
-        with self._db.transaction():
-            if not self._db.fetch_tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)):
-                self._files.delete(digest)
-            self._files.release_claim(digest)
-
     def is_recorded(self, digest: str) -> bool:
         """Whether there is an adapter of this digest."""
         return bool(self._db.fetch_tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)))

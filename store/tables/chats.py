@@ -9,11 +9,15 @@ from typing import Any
 from mta_cli.errors import NotFound
 from store.connection import Connection
 from store.json_columns import dump_json, load_json_columns
+from store.names import FORGOTTEN_NAME
 from store.process import utc_now
 from store.records import Chat, Message
 
 _SELECT_CHAT = "SELECT id, user_id, title, created FROM chats"
 _SELECT_MESSAGE = "SELECT id, chat_id, role, content, source, created FROM messages"
+_SELECT_MESSAGE_ANCHORS = """SELECT message_id, users.name FROM message_anchors
+JOIN messages ON messages.id = message_id LEFT JOIN users ON users.id = message_anchors.user_id
+WHERE {which} ORDER BY message_id, position"""
 
 EXCERPT_CONTEXT_CHARS = 40  # characters shown on each side of a word that was found
 MAX_SEARCH_WORDS = 16
@@ -49,12 +53,15 @@ class Chats:
         return self.get(row)
 
     def add_message(self, chat_id: int, role: str, content: str, source: dict[str, Any]) -> Message:
-        """Append one turn. `source` may hold people's names as values, never as keys: so they can be forgotten."""
+        """Append one turn. `source["anchors"]` are names of users; they are kept by key, so that they can go."""
+        names = source.get("anchors") or []
+        document = {**source, "anchors": []} if names else source
         sql = "INSERT INTO messages (chat_id, role, content, source, created) VALUES (?, ?, ?, ?, ?)"
-        row = self._db.execute_write(sql, (chat_id, role, content, dump_json(source), utc_now())).lastrowid
-        found = self._db.fetch_dict(f"{_SELECT_MESSAGE} WHERE id = ?", (row,))
-        assert found is not None
-        return _message_from_row(found)
+        with self._db.transaction():
+            row = self._db.execute_write(sql, (chat_id, role, content, dump_json(document), utc_now())).lastrowid
+            anchors = "INSERT INTO message_anchors VALUES (?, ?, (SELECT id FROM users WHERE name = ?))"
+            self._db.execute_write_many(anchors, ((row, position, name) for position, name in enumerate(names)))
+        return self._messages("messages.id = ?", row)[0]
 
     def get(self, chat_id: int) -> Chat:
         """The conversation of this number. Raises NotFound."""
@@ -102,8 +109,14 @@ class Chats:
 
     def messages(self, chat_id: int) -> list[Message]:
         """A conversation's turns, in order."""
-        rows = self._db.fetch_dicts(f"{_SELECT_MESSAGE} WHERE chat_id = ? ORDER BY id", (chat_id,))
-        return [_message_from_row(row) for row in rows]
+        return self._messages("chat_id = ?", chat_id)
+
+    def _messages(self, which: str, number: int | None) -> list[Message]:
+        rows = self._db.fetch_dicts(f"{_SELECT_MESSAGE} WHERE {which} ORDER BY id", (number,))
+        anchors: dict[int, list[str]] = {}
+        for message_id, name in self._db.fetch_tuples(_SELECT_MESSAGE_ANCHORS.format(which=which), (number,)):
+            anchors.setdefault(message_id, []).append(FORGOTTEN_NAME if name is None else name)
+        return [_message_from_row(row, anchors.get(row["id"])) for row in rows]
 
     def remove(self, chat_id: int) -> None:
         """Remove a conversation if it is there."""
@@ -114,8 +127,9 @@ def _chat_from_row(row: dict[str, Any]) -> Chat:
     return Chat(**row)
 
 
-def _message_from_row(row: dict[str, Any]) -> Message:
-    return Message(**load_json_columns(row, "source"))
+def _message_from_row(row: dict[str, Any], anchors: list[str] | None) -> Message:
+    found = load_json_columns(row, "source")
+    return Message(**found if anchors is None else {**found, "source": {**found["source"], "anchors": anchors}})
 
 
 def _placeholder_ranges(forms: Iterable[list[str]]) -> Iterable[range]:

@@ -36,8 +36,8 @@ class Evaluation:
     status: str = "done"
 
     @property
-    def run_subject(self) -> str:
-        """The subject of runs about it."""
+    def label(self) -> str:
+        """What it is called, also as the subject of runs."""
         return f"evaluation {self.id}"
 
 
@@ -61,10 +61,7 @@ class Evaluations:
     def add_evaluation(
         self, task: str, bank_id: int | None, config: Mapping[str, Any], result: Mapping[str, Any]
     ) -> int:
-        """Store a finished evaluation of stored models; returns its number.
-
-        Documents may hold people's names as values, never as keys: so they can be forgotten.
-        """
+        """Store a finished evaluation of stored models; returns its number. Its documents name nobody."""
         return self._insert(
             ("task", "bank_id", "config", "result"), (task, bank_id, dump_json(config), dump_json(result))
         )
@@ -121,12 +118,10 @@ class Evaluations:
         """Remove an evaluation with its answers, banks that served only evaluations and now serve none, and the
         adapters that only these used.
         """
-        evaluation = self.get(evaluation_id)
+        self.get(evaluation_id)
         with self._db.transaction():
             answers = self._db.fetch_value("SELECT count(*) FROM predictions WHERE evaluation_id = ?", (evaluation_id,))
             self._db.execute_write("DELETE FROM evaluations WHERE id = ?", (evaluation_id,))
-            runs = "DELETE FROM runs WHERE kind IN ('eval run', 'eval tune') AND subject = ?"
-            self._db.execute_write(runs, (evaluation.run_subject,))  # the number may be another evaluation's next
             left = "DELETE FROM banks WHERE purpose = 'eval' AND id NOT IN (SELECT bank_id FROM eval_banks)"
             banks = self._db.execute_write(left).rowcount
             self._adapters.remove_unreferenced()

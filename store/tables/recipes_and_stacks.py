@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from mta_cli.errors import IntegrityFault
@@ -14,8 +17,11 @@ from store.records import AnchorWeight, Recipe, Stack
 from store.tables.adapters import Adapters
 
 _WEIGHT_STRUCT = struct.Struct("<Iff")  # anchor id, similarity, weight
-_SELECT_RECIPE = "SELECT user_id, task, bank_id, method, shares, created FROM recipes"
-_COLUMNS = (
+RECIPE_ENTRY_BYTES = _WEIGHT_STRUCT.size
+"""What an anchor costs in a recipe."""
+
+_SELECT_RECIPE = "SELECT user_id, task, bank_id, method, bytes, created FROM recipes"
+_STACK_COLUMNS = (
     "user_id",
     "task",
     "bank_id",
@@ -24,16 +30,26 @@ _COLUMNS = (
     "steps",
     "loss_before",
     "loss_after",
-    "recipe",
     "bytes",
     "identity",
     "numbers",
     "heldout_before",
     "heldout_after",
 )
-_SELECT_STACK = f"SELECT {', '.join(_COLUMNS)}, created FROM stacks"
+_SELECT_STACK = f"SELECT {', '.join(_STACK_COLUMNS)}, numbers_sha256, created FROM stacks"
 _WHERE_KEY = "WHERE user_id = ? AND task = ? AND bank_id = ?"
 _LOSS_COLUMNS = ("loss_before", "loss_after")
+_SELECT_USAGE = """SELECT anchor_id, count(*), avg(weight), total(abs(weight)),
+    total(gain * abs(weight)) / nullif(total(abs(weight)) FILTER (WHERE gain IS NOT NULL), 0), count(gain)
+FROM (
+    SELECT anchor_id, weight, iif(abs(heldout_before - heldout_after) < 1e300, heldout_before - heldout_after, NULL)
+        AS gain
+    FROM recipe_anchors LEFT JOIN stacks USING (user_id, task, bank_id)
+    WHERE anchor_id IN (SELECT id FROM anchors WHERE anchors.bank_id = ?) AND weight != 0
+) GROUP BY anchor_id"""
+
+Key = tuple[int, str, int]
+"""(user id, task, bank id)"""
 
 
 def pack_anchor_weights(shares: Sequence[AnchorWeight]) -> bytes:
@@ -41,13 +57,25 @@ def pack_anchor_weights(shares: Sequence[AnchorWeight]) -> bytes:
     return b"".join(_WEIGHT_STRUCT.pack(share.anchor_id, share.similarity, share.weight) for share in shares)
 
 
-def unpack_anchor_weights(packed: bytes) -> tuple[AnchorWeight, ...]:
-    """The shares in `packed`; similarity and weight as float32 kept them. IntegrityFault where these are none."""
-    if not isinstance(packed, bytes) or len(packed) % _WEIGHT_STRUCT.size:
-        raise IntegrityFault(
-            "A recipe is damaged: it is not made of whole shares.", hint="mta user fuse makes it again"
-        )
+def round_anchor_weights(shares: Iterable[AnchorWeight]) -> tuple[AnchorWeight, ...]:
+    """The shares as the store keeps them: similarity and weight rounded to float32."""
+    packed = pack_anchor_weights(tuple(shares))
     return tuple(AnchorWeight(*values) for values in _WEIGHT_STRUCT.iter_unpack(packed))
+
+
+@dataclass(frozen=True)
+class AnchorTotals:
+    """What an anchor does in everybody's recipes, those with weight 0 left out.
+
+    `heldout_gain` is by how much the stacks of its `measured_users` lowered the held-out loss (nats a token), a mean
+    weighted by the size of its weight; None where nobody was measured.
+    """
+
+    users: int
+    mean_weight: float
+    total_weight: float
+    heldout_gain: float | None
+    measured_users: int
 
 
 class Recipes:
@@ -58,36 +86,35 @@ class Recipes:
 
     def save_recipe(self, recipe: Recipe) -> None:
         """Store a recipe, in place of the user's earlier one for the task and bank."""
-        values = (
-            recipe.user_id,
-            recipe.task,
-            recipe.bank_id,
-            recipe.method,
-            pack_anchor_weights(recipe.shares),
-            recipe.created or utc_now(),
-        )
-        sql = "REPLACE INTO recipes (user_id, task, bank_id, method, shares, created) VALUES (?, ?, ?, ?, ?, ?)"
-        self._db.execute_write(sql, values)
+        key = (recipe.user_id, recipe.task, recipe.bank_id)
+        size = RECIPE_ENTRY_BYTES * len(recipe.shares)
+        sql = "INSERT INTO recipes (user_id, task, bank_id, method, bytes, created) VALUES (?, ?, ?, ?, ?, ?)"
+        with self._db.transaction():
+            self.remove(*key)
+            self._db.execute_write(sql, (*key, recipe.method, size, recipe.created or utc_now()))
+            _insert_shares(self._db, "recipe_anchors", key, recipe.shares)
 
     def get(self, user_id: int, task: str, bank_id: int) -> Recipe | None:
         """The user's recipe for a task on a bank, if there is one."""
         row = self._db.fetch_dict(f"{_SELECT_RECIPE} {_WHERE_KEY}", (user_id, task, bank_id))
-        return _recipe_from_row(row) if row is not None else None
+        return self._with_shares(row) if row is not None else None
 
     def of_user(self, user_id: int) -> list[Recipe]:
         """The user's recipes, by task, newest bank first."""
         rows = self._db.fetch_dicts(f"{_SELECT_RECIPE} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
-        return [_recipe_from_row(row) for row in rows]
+        return [self._with_shares(row) for row in rows]
 
-    def recipes_with_losses(self, bank_id: int) -> list[tuple[bytes, float | None, float | None]]:
-        """Everybody's packed recipe on a bank, by user, with the held-out losses before and after their stack on it."""
-        sql = """SELECT shares, heldout_before, heldout_after FROM recipes
-        LEFT JOIN stacks USING (user_id, task, bank_id) WHERE bank_id = ? ORDER BY user_id, task"""
-        return [(shares, before, after) for shares, before, after in self._db.fetch_tuples(sql, (bank_id,))]
+    def anchor_totals(self, bank_id: int) -> dict[int, AnchorTotals]:
+        """What the bank's anchors do in recipes, by anchor id; an anchor in no recipe is left out."""
+        rows = self._db.fetch_tuples(_SELECT_USAGE, (bank_id,))
+        return {anchor: AnchorTotals(*values) for anchor, *values in rows}
 
     def remove(self, user_id: int, task: str, bank_id: int) -> None:
         """Remove a recipe if it is there."""
         self._db.execute_write(f"DELETE FROM recipes {_WHERE_KEY}", (user_id, task, bank_id))
+
+    def _with_shares(self, row: dict[str, Any]) -> Recipe:
+        return Recipe(**row, shares=_load_shares(self._db, "recipe_anchors", _key(row)))
 
 
 class Stacks:
@@ -98,24 +125,38 @@ class Stacks:
 
     def save_stack(self, stack: Stack) -> None:
         """Store a stack, in place of the user's earlier one, whose adapter goes if nothing else uses it."""
-        earlier = self.get(stack.user_id, stack.task, stack.bank_id)
-        values = [getattr(stack, name) for name in _COLUMNS]
+        key = (stack.user_id, stack.task, stack.bank_id)
+        digest = None if stack.numbers is None else sha256(stack.numbers).hexdigest()
+        values = [*(getattr(stack, name) for name in _STACK_COLUMNS), digest, stack.created or utc_now()]
         places = ", ".join("?" * len(values))
-        sql = f"REPLACE INTO stacks ({', '.join(_COLUMNS)}, created) VALUES ({places}, ?)"
+        sql = f"INSERT INTO stacks ({', '.join(_STACK_COLUMNS)}, numbers_sha256, created) VALUES ({places})"
         with self._db.transaction():
-            self._db.execute_write(sql, (*values, stack.created or utc_now()))
+            earlier = self.get(*key)
+            self._db.execute_write(f"DELETE FROM stacks {_WHERE_KEY}", key)
+            self._db.execute_write(sql, values)
+            _insert_shares(self._db, "stack_anchors", key, stack.recipe)
             if earlier is not None:
                 self._adapters.remove_if_unreferenced(earlier.digest)
 
     def get(self, user_id: int, task: str, bank_id: int) -> Stack | None:
         """The user's stack for a task on a bank, if there is one."""
         row = self._db.fetch_dict(f"{_SELECT_STACK} {_WHERE_KEY}", (user_id, task, bank_id))
-        return _stack_from_row(row) if row is not None else None
+        return self._with_recipe(row) if row is not None else None
 
     def of_user(self, user_id: int) -> list[Stack]:
         """The user's stacks, by task, newest bank first."""
         rows = self._db.fetch_dicts(f"{_SELECT_STACK} WHERE user_id = ? ORDER BY task, bank_id DESC", (user_id,))
-        return [_stack_from_row(row) for row in rows]
+        return [self._with_recipe(row) for row in rows]
+
+    def verified_numbers(self, stack: Stack) -> bytes:
+        """The numbers of a core, verified by their SHA-256. IntegrityFault names user and task where they changed."""
+        if stack.numbers is None or stack.is_intact:
+            return stack.numbers or b""
+        name = self._db.fetch_value("SELECT name FROM users WHERE id = ?", (stack.user_id,))
+        raise IntegrityFault(
+            f"The core of {name} for task {stack.task} is damaged: its SHA-256 is not the stored one.",
+            hint=f"mta user adapt {shlex.quote(str(name))} --task {shlex.quote(stack.task)} trains it again",
+        )
 
     def remove(self, user_id: int, task: str, bank_id: int) -> None:
         """Remove a stack if it is there, and its adapter if nothing else uses it."""
@@ -126,11 +167,23 @@ class Stacks:
             self._db.execute_write(f"DELETE FROM stacks {_WHERE_KEY}", (user_id, task, bank_id))
             self._adapters.remove_if_unreferenced(stack.digest)
 
-
-def _recipe_from_row(row: dict[str, Any]) -> Recipe:
-    packed = row.pop("shares")
-    return Recipe(**row, shares=unpack_anchor_weights(packed), bytes=len(packed))
+    def _with_recipe(self, row: dict[str, Any]) -> Stack:
+        return Stack(**null_to_nan(row, *_LOSS_COLUMNS), recipe=_load_shares(self._db, "stack_anchors", _key(row)))
 
 
-def _stack_from_row(row: dict[str, Any]) -> Stack:
-    return Stack(**null_to_nan(row, *_LOSS_COLUMNS))
+def _key(row: dict[str, Any]) -> Key:
+    return row["user_id"], row["task"], row["bank_id"]
+
+
+def _insert_shares(db: Connection, table: str, key: Key, shares: Iterable[AnchorWeight]) -> None:
+    columns = "user_id, task, bank_id, position, anchor_id, similarity, weight"
+    rows = (
+        (*key, position, share.anchor_id, share.similarity, share.weight)
+        for position, share in enumerate(round_anchor_weights(shares))
+    )
+    db.execute_write_many(f"INSERT INTO {table} ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+
+
+def _load_shares(db: Connection, table: str, key: Key) -> tuple[AnchorWeight, ...]:
+    sql = f"SELECT anchor_id, similarity, weight FROM {table} {_WHERE_KEY} ORDER BY position"
+    return tuple(AnchorWeight(*values) for values in db.fetch_tuples(sql, key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,11 @@ from mta_cli.errors import NotFound
 from store.connection import Connection
 from store.json_columns import dump_json, load_json_columns
 from store.process import is_process_alive, utc_now
-from store.records import Run
+from store.records import Run, User
 
-NON_USER_RUN_KINDS = ("bank build", "bank refresh", "adaptation", "eval run", "eval tune")
-"""Kinds of runs whose subject is a bank or an evaluation; that of any other may be a person."""
-
-_SELECT_RUN = "SELECT id, kind, subject, status, config, result, error, pid, started, ended FROM runs"
+_SELECT_RUN = """SELECT runs.id, runs.kind, runs.status, runs.config, runs.result, error, pid, started, ended,
+    coalesce(users.name, 'evaluation ' || evaluation_id, banks.name || ' v' || banks.version, '') AS subject
+FROM runs LEFT JOIN users ON users.id = runs.user_id LEFT JOIN banks ON banks.id = runs.bank_id"""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,28 @@ class Runs:
     def __init__(self, db: Connection) -> None:
         self._db = db
 
-    def start_run(self, kind: str, subject: str, config: dict[str, Any]) -> Run:
-        """A new run by this process. `subject` is whom or what it is about: a user's name, a bank.
+    def start_run(
+        self,
+        kind: str,
+        config: dict[str, Any],
+        *,
+        user_id: int | None = None,
+        bank_id: int | None = None,
+        evaluation_id: int | None = None,
+        asked_users: Sequence[int] = (),
+    ) -> Run:
+        """A new run by this process, about a user, a bank or an evaluation; `asked_users` are whom it was asked for.
 
-        Documents of runs may hold people's names as values, never as keys: so they can be forgotten.
+        A run about a user goes with them. Documents and units of any other run name nobody: it stays when they go.
         """
-        sql = "INSERT INTO runs (kind, subject, config, pid, started) VALUES (?, ?, ?, ?, ?)"
-        row = self._db.execute_write(sql, (kind, subject, dump_json(config), os.getpid(), utc_now())).lastrowid
-        assert row is not None
-        return self.get(row)
+        columns = "kind, user_id, bank_id, evaluation_id, config, pid, started"
+        values = (kind, user_id, bank_id, evaluation_id, dump_json(config), os.getpid(), utc_now())
+        with self._db.transaction():
+            row = self._db.execute_write(f"INSERT INTO runs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values).lastrowid
+            assert row is not None
+            sql = "INSERT INTO run_users (run_id, position, user_id) VALUES (?, ?, ?)"
+            self._db.execute_write_many(sql, ((row, position, user) for position, user in enumerate(asked_users)))
+            return self.get(row)
 
     def record_step(self, run_id: int, unit: str, step: int, loss: float | None, tokens: int, seconds: float) -> None:
         """Record one step of a run."""
@@ -63,30 +76,45 @@ class Runs:
 
     def get(self, run_id: int) -> Run:
         """The run of this number. Raises NotFound."""
-        row = self._db.fetch_dict(f"{_SELECT_RUN} WHERE id = ?", (run_id,))
+        row = self._db.fetch_dict(f"{_SELECT_RUN} WHERE runs.id = ?", (run_id,))
         if row is None:
             raise NotFound(f"There is no run {run_id}.")
         return _run_from_row(row)
 
     def all(self, limit: int = 50) -> list[Run]:
         """The `limit` latest runs, newest first."""
-        return [_run_from_row(row) for row in self._db.fetch_dicts(f"{_SELECT_RUN} ORDER BY id DESC LIMIT ?", (limit,))]
+        rows = self._db.fetch_dicts(f"{_SELECT_RUN} ORDER BY runs.id DESC LIMIT ?", (limit,))
+        return [_run_from_row(row) for row in rows]
 
-    def of_subject(self, subject: str) -> list[Run]:
-        """Every run about a user or bank, newest first."""
+    def of_user(self, user_id: int) -> list[Run]:
+        """Every run about a user, newest first."""
+        return self._about("user_id", user_id)
+
+    def of_bank(self, bank_id: int) -> list[Run]:
+        """Every run about a bank, and about users on it, newest first."""
+        return self._about("bank_id", bank_id)
+
+    def of_evaluation(self, evaluation_id: int) -> list[Run]:
+        """Every run about an evaluation, newest first."""
+        return self._about("evaluation_id", evaluation_id)
+
+    def asked_users(self, run_id: int) -> list[User]:
+        """Whom a run was asked for and who are still there, in the order in which they were named."""
+        sql = """SELECT users.id, name, can_anchor, created FROM run_users JOIN users ON users.id = user_id
+        WHERE run_id = ? ORDER BY position"""
         return [
-            _run_from_row(row)
-            for row in self._db.fetch_dicts(f"{_SELECT_RUN} WHERE subject = ? ORDER BY id DESC", (subject,))
+            User(number, name, bool(can), created)
+            for number, name, can, created in self._db.fetch_tuples(sql, (run_id,))
         ]
-
-    def of_user(self, name: str) -> list[Run]:
-        """Every run about a user, newest first; banks and evaluations may be called as somebody is."""
-        return [run for run in self.of_subject(name) if run.kind not in NON_USER_RUN_KINDS]
 
     def steps(self, run_id: int) -> list[RunStep]:
         """The run's steps, in the order in which they were taken."""
         sql = "SELECT run_id, unit, step, loss, tokens, seconds FROM steps WHERE run_id = ? ORDER BY rowid"
         return [RunStep(**row) for row in self._db.fetch_dicts(sql, (run_id,))]
+
+    def _about(self, column: str, number: int) -> list[Run]:
+        rows = self._db.fetch_dicts(f"{_SELECT_RUN} WHERE runs.{column} = ? ORDER BY runs.id DESC", (number,))
+        return [_run_from_row(row) for row in rows]
 
 
 def _run_from_row(row: dict[str, Any]) -> Run:

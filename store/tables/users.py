@@ -19,6 +19,7 @@ from store.records import User, UserSummary
 
 if TYPE_CHECKING:
     from store.erase import UserEraser
+    from store.tables.jobs import Jobs
 
 _SELECT_USER = "SELECT id, name, can_anchor, created FROM users"
 
@@ -103,8 +104,8 @@ class ForgetResult:
 class Users:
     """The people of the store."""
 
-    def __init__(self, db: Connection, forgetting: UserEraser) -> None:
-        self._db, self._eraser = db, forgetting
+    def __init__(self, db: Connection, eraser: UserEraser, jobs: Jobs) -> None:
+        self._db, self._eraser, self._jobs = db, eraser, jobs
 
     def add(self, name: str, *, can_anchor: bool = True) -> User:
         """A new user. Raises BadInput when the name cannot be one or is taken."""
@@ -152,22 +153,6 @@ class Users:
         WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE user_uuid = ?4)"""
         self._db.execute_write(sql, tombstone)
 
-    def existing_users(self, users: Iterable[User]) -> dict[int, bool]:
-        """Those of these users who are still there, by number, with whether each may be an anchor now.
-
-        Whoever writes what was made from people asks this in the same transaction. Somebody who was added since, and
-        got the number of one who was forgotten, is another person.
-        """
-        known = {user.id: (user.name, user.created) for user in users}
-        sql = f"{_SELECT_USER} WHERE id IN (SELECT value FROM json_each(?))"
-        found = [_user_from_row(row) for row in self._db.fetch_tuples(sql, (json.dumps(sorted(known)),))]
-        return {user.id: user.can_anchor for user in found if (user.name, user.created) == known[user.id]}
-
-    def require_existing(self, user: User) -> None:
-        """Raises NotFound where this very user is not there any more: see `there`."""
-        if user.id not in self.existing_users([user]):
-            raise NotFound(f"{quote_text(user.name)} was removed.", hint="mta user list shows who there is")
-
     def names(self) -> list[str]:
         """All names, sorted."""
         return [name for (name,) in self._db.fetch_tuples("SELECT name FROM users ORDER BY name")]
@@ -208,9 +193,12 @@ class Users:
         """Record whether the user consents to being an anchor; returns their anchors that are stale now.
 
         Without consent all of theirs are stale, and banks lose their items as neighbours; with it, none is but those
-        that were never trained.
+        that were never trained. Raises UserInUse where consent is withdrawn beside a job that uses the user's items.
         """
         with self._db.transaction():
+            user = self.by_id(user_id)
+            if user.can_anchor and not can_anchor:
+                self._jobs.require_unused(user.id, user.name)
             values = {"user": user_id, "can": int(can_anchor), "stale": int(not can_anchor)}
             self._db.execute_write("UPDATE users SET can_anchor = :can WHERE id = :user", values)
             trained = "(:stale OR digest IS NOT NULL OR status = 'building')"
@@ -226,8 +214,9 @@ class Users:
     def forget(self, user_id: int) -> ForgetResult:
         """Remove every trace of a user from database, log and files; anchors trained on them become stale.
 
-        Raises NotFound, and StoreBusy when they are gone but another process, still reading, keeps their bytes in the
-        log; these go when the store is next opened with nobody reading.
+        Raises NotFound, UserInUse beside a job that uses their items, and StoreBusy when they are gone but another
+        process, still reading, keeps their bytes in the log; these go when the store is next opened with nobody
+        reading.
         """
         return self._eraser.erase_user(self.by_id(user_id))
 

@@ -135,7 +135,10 @@ def test_add_show_and_items(mta: Mta, tmp_path: Path) -> None:
 def test_history(mta: Mta, tmp_path: Path) -> None:
     mta("user", "add", "alice")
     with Registry.open(tmp_path / "store") as reg:
-        reg.runs.finish_run(reg.runs.start_run("adapt", "alice", {}).id, {"loss_after": 0.51234, "heldout_after": None})
+        reg.runs.finish_run(
+            reg.runs.start_run("adapt", {}, user_id=reg.users.get("alice").id).id,
+            {"loss_after": 0.51234, "heldout_after": None},
+        )
     (entry,) = answer(mta, "user", "history", "alice")
     assert (entry["kind"], entry["result"]) == ("adapt", {"loss_after": 0.51234, "heldout_after": None})
     code, out, _ = mta("user", "history", "alice")

@@ -18,7 +18,6 @@ from mta_cli.pipeline.models.manifest import ModelEntry
 from mta_cli.pipeline.requests import ChatOptions
 from store.records import Adapter, AnchorWeight, Item, ModelRecord, NewItem, Recipe, Stack, User
 from store.registry import Registry
-from store.tables.recipes_and_stacks import pack_anchor_weights
 
 CPU = MachineOptions(device="cpu", dtype="float32")
 BRIEF = AnswerOptions(max_tokens=12)
@@ -97,12 +96,11 @@ def make_world(root: Path, task: str = "free", stacks: str = "upper") -> World:
         reg.banks.record_trained_anchor(anchor.id, add_adapter(reg, base, "meta", weights), 2.0, 1.0)
     reg.banks.mark_bank_ready(bank.id, 1, 1.0)
     shares = tuple(AnchorWeight(anchor.id, 0.9, weight) for anchor, weight in zip(anchors, (0.7, 0.3), strict=True))
-    packed = pack_anchor_weights(shares)
     for name in ("alice", "bob"):
-        reg.recipes.save_recipe(Recipe(people[name].id, task, bank.id, "uniform", shares, len(packed)))
+        reg.recipes.save_recipe(Recipe(people[name].id, task, bank.id, "uniform", shares, 24))
     own = add_adapter(reg, base, "stack", random_lora(base, 30, targets="q_proj,v_proj", placement=stacks, rank=2))
     reg.stacks.save_stack(
-        Stack(people["alice"].id, task, bank.id, own, 3, 10, 2.0, 1.0, packed, reg.adapters.get(own).bytes)
+        Stack(people["alice"].id, task, bank.id, own, 3, 10, 2.0, 1.0, shares, reg.adapters.get(own).bytes)
     )
     return World(reg, entry, people["alice"], people["bob"], people["carol"], task)
 

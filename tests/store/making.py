@@ -72,12 +72,10 @@ def bank(
 
 def adapted(reg: Registry, user_id: int, on: Bank, content: bytes = b"stack", task: str = "free") -> Stack:
     """Gives a user a recipe of all anchors of a bank, and a stack on it."""
-    from store.tables.recipes_and_stacks import pack_anchor_weights
-
     shares = tuple(AnchorWeight(anchor.id, 0.5, 0.25) for anchor in reg.banks.anchors(on.id))
     reg.recipes.save_recipe(Recipe(user_id, task, on.id, "evidence", shares, 0))
     digest = adapter(reg, content, kind="stack", below=on.task_adapter)
-    stack = Stack(user_id, task, on.id, digest, 5, 10, 2.5, 1.5, pack_anchor_weights(shares), len(content))
+    stack = Stack(user_id, task, on.id, digest, 5, 10, 2.5, 1.5, shares, len(content))
     reg.stacks.save_stack(stack)
     found = reg.stacks.get(user_id, task, on.id)
     assert found is not None

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from mta_cli.errors import IntegrityFault, NotFound, StoreBusy
-from store.erase import FORGOTTEN_NAME, whole_word_pattern
+from store.erase import whole_word_pattern
+from store.names import FORGOTTEN_NAME
 from store.records import AnchorWeight, Profile
 from store.registry import Registry
 from store.tables.evaluations import TunedSettings
 from store.tables.predictions import EvalCell, Prediction
-from store.tables.recipes_and_stacks import pack_anchor_weights
 from store.tables.users import ForgetResult
 from tests.store.making import BASE, EMBEDDER, adapted, adapter, bank, item, person
 from tests.trust.tally import tally
@@ -57,15 +57,14 @@ def furnish(reg: Registry) -> tuple[int, int]:
     made = bank(reg, [me, other])
     adapted(reg, me, made, SECRET.encode())
     adapted(reg, other, made, b"the stack of bob")
-    run = reg.runs.start_run("user adapt", NAME, {"user": NAME})
+    run = reg.runs.start_run("user adapt", {"user": NAME}, user_id=me, bank_id=made.id)
     reg.runs.record_step(run.id, NAME, 1, 2.0, 10, 0.1)
-    build = reg.runs.start_run("bank build", "free v1", {"candidates": [NAME, "bob"]})
-    reg.runs.record_step(build.id, NAME, 1, 2.0, 10, 0.1)
-    reg.runs.record_step(build.id, f"stack of {NAME}", 1, 2.0, 10, 0.1)
-    reg.runs.record_step(build.id, "bob", 1, 2.0, 10, 0.1)
-    reg.runs.finish_run(build.id, {"anchors": [{"user": NAME, "items": 50}, {"user": "bob", "note": f"near {NAME}."}]})
-    reg.runs.fail_run(reg.runs.start_run("user adapt", f"bob, {NAME}", {}).id, f"{NAME}: the loss is no number")
-    evaluation = reg.evaluations.add_evaluation("free", made.id, {"users": [NAME]}, {"users": 2, "worst": NAME})
+    build = reg.runs.start_run("bank build", {"rank": 2}, bank_id=made.id)
+    reg.runs.record_step(build.id, "anchor 1", 1, 2.0, 10, 0.1)
+    reg.runs.fail_run(build.id, f"anchor 1/2: {NAME}: the loss is no number")
+    asked = reg.runs.start_run("adaptation", {"everybody": False}, bank_id=made.id, asked_users=[other, me])
+    reg.runs.finish_run(asked.id, {})
+    evaluation = reg.evaluations.add_evaluation("free", made.id, {"shots": 5}, {"users": 2})
     reg.evaluations.predictions.add_predictions(
         evaluation, [Prediction(me, 1, "base", SECRET, SECRET, SECRET, -1.0, 3, 0.1)]
     )
@@ -101,13 +100,9 @@ def test_their_name_is_taken_out_of_what_is_about_others(reg: Registry) -> None:
     me, other = furnish(reg)
     reg.users.forget(me)
     adapting, build = reg.runs.all()
-    assert (adapting.subject, adapting.error) == (f"bob, {FORGOTTEN_NAME}", f"{FORGOTTEN_NAME}: the loss is no number")
-    assert build.config == {"candidates": [FORGOTTEN_NAME, "bob"]}
-    assert build.result == {
-        "anchors": [{"user": FORGOTTEN_NAME, "items": 50}, {"user": "bob", "note": f"near {FORGOTTEN_NAME}."}]
-    }
-    assert [step.unit for step in reg.runs.steps(build.id)] == ["bob"]
-    assert reg.evaluations.all()[0].result == {"users": 2, "worst": FORGOTTEN_NAME}
+    assert build.error == f"anchor 1/2: {FORGOTTEN_NAME}: the loss is no number"
+    assert [user.name for user in reg.runs.asked_users(adapting.id)] == ["bob"]
+    assert [step.unit for step in reg.runs.steps(build.id)] == ["anchor 1"]
     chat = reg.chats.of_user(other)[0]
     assert reg.chats.messages(chat.id)[0].source == {"mode": "fused", "anchors": [FORGOTTEN_NAME]}
 
@@ -143,9 +138,10 @@ def test_a_tombstone_says_that_not_who(reg: Registry) -> None:
 
 def test_a_short_name_leaves_other_words_alone(reg: Registry) -> None:
     user = reg.users.add("a").id
-    run = reg.runs.start_run("bank build", "a bank", {"note": "banana a", "users": ["a", "an"]})
+    run = reg.runs.start_run("bank build", {})
+    reg.runs.fail_run(run.id, "banana a, an a.")
     reg.users.forget(user)
-    assert reg.runs.get(run.id).config == {"note": f"banana {FORGOTTEN_NAME}", "users": [FORGOTTEN_NAME, "an"]}
+    assert reg.runs.get(run.id).error == f"banana {FORGOTTEN_NAME}, an {FORGOTTEN_NAME}."
     assert whole_word_pattern("!x!").sub("-", "a!x!b") == "a-b"
     assert whole_word_pattern("a.b").sub("-", "a.b axb") == "- axb"
 
@@ -287,7 +283,8 @@ def everything(reg: Registry) -> tuple[int, int]:
     reg.neighbours.add_neighbours(cores.id, [(reg.items.recent_items(me, "free", 1)[0].id, NEIGHBOUR)])
     measured = bank(reg, [other], name="eval free", key="eval", purpose="eval")
     evaluated(reg, "both kinds", bank=(other,), test=(me,), made=measured.id)
-    run = reg.runs.start_run("user export", NAME, {"asked": {"to": f"/somewhere/{NAME}", "what": "adapter"}})
+    document = {"asked": {"to": f"/somewhere/{NAME}", "what": "adapter"}}
+    run = reg.runs.start_run("user export", document, user_id=me)
     reg.runs.finish_run(run.id, {})
     reg.files.write_checkpoint("cores", NUMBERS)
     return me, other
@@ -351,7 +348,7 @@ def test_a_core_rests_on_every_anchor_of_its_bank(reg: Registry) -> None:
     carol = person(reg, "carol", "a")
     stack = adapted(reg, carol, made, b"basis")
     second = reg.banks.anchors(made.id)[1]
-    shares = pack_anchor_weights((AnchorWeight(second.id, 1.0, 1.0),))
+    shares = (AnchorWeight(second.id, 1.0, 1.0),)
     reg.stacks.save_stack(replace(stack, recipe=shares))
     reg.recipes.remove(carol, "free", made.id)
     assert ("carol", "free", 2) not in dry_resting(reg, me)
@@ -372,28 +369,17 @@ def dry_resting(reg: Registry, user_id: int) -> list[tuple[str, str, int]]:
 
 
 def test_a_name_that_is_a_word_of_the_program_takes_nothing_along(reg: Registry) -> None:
-    """LaMP calls people by numbers, and nobody stops somebody from being called as a method or a bank is."""
-    people = [reg.users.add(name).id for name in ("13", "base", "accuracy", "free v1")]
-    build = reg.runs.start_run("bank build", "free v1", {"targets": "base", "users": ["13", "base"]})
+    """LaMP calls users by numbers, and nothing keeps a user from being called as a method or a bank is."""
+    people = [reg.users.add(name).id for name in ("13", "base", "accuracy", "free v1", "evaluation 1")]
+    made = bank(reg, [person(reg, "alice", "a")])
+    build = reg.runs.start_run("bank build", {"targets": "base"}, bank_id=made.id)
     reg.runs.record_step(build.id, "anchor 13", 1, 2.0, 10, 0.1)
-    asked = reg.runs.start_run("eval run", "evaluation 13", {"asked": {"methods": "base,mta"}})
-    found = {"metric": "accuracy", "differences": [{"a": "mta", "b": "base", "metric": "accuracy"}], "worst": "base"}
-    reg.evaluations.add_evaluation("free", None, {"base": "base"}, found)
-    for number in people:
-        reg.users.forget(number)
+    found = {"metric": "accuracy", "differences": [{"a": "mta", "b": "base", "metric": "accuracy"}]}
+    number = reg.evaluations.add_evaluation("free", made.id, {"base": "base"}, found)
+    asked = reg.runs.start_run("eval run", {"asked": {"methods": "base,mta"}}, evaluation_id=number)
+    evaluation = reg.evaluations.get(number)
+    for user in people:
+        reg.users.forget(user)
     assert [step.unit for step in reg.runs.steps(build.id)] == ["anchor 13"]
-    assert reg.runs.get(build.id).config == {"targets": "base", "users": [FORGOTTEN_NAME, FORGOTTEN_NAME]}
-    assert reg.runs.get(build.id).subject == "free v1"
-    assert reg.runs.get(asked.id) == asked
-    (evaluation,) = reg.evaluations.all()
-    assert (evaluation.config, evaluation.result) == ({"base": "base"}, {**found, "worst": FORGOTTEN_NAME})
-
-
-def test_a_damaged_record_keeps_nobody_from_being_forgotten(root: Path, reg: Registry) -> None:
-    me, _ = furnish(reg)
-    run = reg.runs.all()[-1].id
-    reg._db.execute_write("UPDATE runs SET config = '{' || config WHERE id = ?", (run,))
-    with pytest.raises(IntegrityFault, match="A record of the store is damaged"):
-        reg.runs.all()
-    reg.users.forget(me)
-    require_gone(root)
+    assert reg.runs.all() == [asked, build] and build.subject == "free v1"
+    assert reg.evaluations.all() == [evaluation]

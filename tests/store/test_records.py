@@ -16,7 +16,8 @@ from tests.store.test_files import DEAD
 
 
 def test_a_run_that_finishes(reg: Registry) -> None:
-    run = reg.runs.start_run("user fuse", "alice", {"top_k": 4})
+    alice = person(reg, "alice")
+    run = reg.runs.start_run("user fuse", {"top_k": 4}, user_id=alice)
     assert (run.kind, run.subject, run.status, run.config, run.result, run.ended) == (
         "user fuse",
         "alice",
@@ -39,7 +40,9 @@ def test_a_run_that_finishes(reg: Registry) -> None:
 
 
 def test_runs_that_do_not_finish(reg: Registry) -> None:
-    failed, stopped, killed, running = (reg.runs.start_run("bank build", "free v1", {}).id for _ in range(4))
+    made = bank(reg, [person(reg, "alice")])
+    starts = (reg.runs.start_run("bank build", {}, bank_id=made.id) for _ in range(4))
+    failed, stopped, killed, running = (run.id for run in starts)
     reg.runs.fail_run(failed, "no more memory")
     reg.runs.fail_run(stopped, "stopped", interrupted=True)
     reg._db.execute_write("UPDATE runs SET pid = ? WHERE id = ?", (DEAD, killed))
@@ -51,8 +54,11 @@ def test_runs_that_do_not_finish(reg: Registry) -> None:
     ]
     assert reg.runs.get(failed).error == "no more memory"
     assert len(reg.runs.all(limit=2)) == 2
-    assert [run.id for run in reg.runs.of_subject("free v1")] == [running, killed, stopped, failed]
-    assert reg.runs.of_subject("free") == []
+    about = reg.runs.of_bank(made.id)
+    assert [(run.id, run.subject) for run in about] == [(n, "free v1") for n in (running, killed, stopped, failed)]
+    assert reg.runs.of_bank(99) == reg.runs.of_user(99) == reg.runs.of_evaluation(99) == []
+    reg.banks.remove(made.id)
+    assert [run.subject for run in reg.runs.all()] == [""] * 4, "what was done stays"
     assert reg._db.fetch_value("SELECT pid FROM runs WHERE id = ?", (running,)) == os.getpid()
     with pytest.raises(NotFound):
         reg.runs.get(99)
@@ -80,13 +86,17 @@ def test_evaluations_and_predictions(reg: Registry) -> None:
 
 
 def test_chats(reg: Registry) -> None:
-    alice = person(reg, "alice", "a")
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
     first, second = reg.chats.start_chat(alice, "films"), reg.chats.start_chat(alice, "books")
     said = reg.chats.add_message(first.id, "user", "hello \x1b[31m", {})
-    answered = reg.chats.add_message(first.id, "assistant", "hi", {"mode": "fused", "anchors": ["bob"]})
-    assert answered.source == {"mode": "fused", "anchors": ["bob"]}
+    answered = reg.chats.add_message(
+        first.id, "assistant", "hi", {"mode": "fused", "anchors": ["bob", "gone", "alice"]}
+    )
+    assert answered.source == {"mode": "fused", "anchors": ["bob", "(forgotten)", "alice"]}
     assert reg.chats.messages(first.id) == [said, answered]
     assert reg.chats.of_user(alice) == [second, first]
+    reg.users.forget(bob)
+    assert reg.chats.messages(first.id)[1].source["anchors"] == ["(forgotten)", "(forgotten)", "alice"]
     reg.chats.remove(first.id)
     assert reg.chats.of_user(alice) == [second]
     assert reg.chats.messages(first.id) == []
@@ -168,14 +178,40 @@ def test_the_stamp_of_profiles_moves_with_every_change_of_them(reg: Registry) ->
     assert changed()
 
 
-def test_runs_about_a_person_are_none_about_a_bank_of_that_name(reg: Registry) -> None:
-    build, own = (reg.runs.start_run(kind, "free v1", {}) for kind in ("bank build", "user adapt"))
-    assert reg.runs.of_user("free v1") == [own] and reg.runs.of_subject("free v1") == [own, build]
+def test_a_run_about_a_user_goes_with_them(reg: Registry) -> None:
+    alice, bob = person(reg, "alice"), person(reg, "bob")
+    made = bank(reg, [bob])
+    own = reg.runs.start_run("user adapt", {}, user_id=alice, bank_id=made.id)
+    both = reg.runs.start_run("adaptation", {}, bank_id=made.id, asked_users=[bob, alice])
+    assert reg.runs.of_user(alice) == [own] and reg.runs.of_bank(made.id) == [both, own]
+    assert (own.subject, both.subject) == ("alice", "free v1")
+    assert [user.name for user in reg.runs.asked_users(both.id)] == ["bob", "alice"]
+    reg.users.forget(alice)
+    assert reg.runs.all() == [both] and [user.name for user in reg.runs.asked_users(both.id)] == ["bob"]
 
 
 def test_an_evaluation_takes_its_runs_along(reg: Registry) -> None:
     number = reg.evaluations.get_or_create_evaluation("k", "free", {}, []).id
-    reg.runs.start_run("eval run", f"evaluation {number}", {})
-    reg.runs.start_run("user adapt", f"evaluation {number}", {})
+    run = reg.runs.start_run("eval run", {}, evaluation_id=number)
+    assert run.subject == reg.evaluations.get(number).label == f"evaluation {number}"
+    other = reg.runs.start_run("user adapt", {}, user_id=person(reg, "alice"))
     reg.evaluations.remove(number)
-    assert [run.kind for run in reg.runs.all()] == ["user adapt"]
+    assert reg.runs.all() == [other]
+
+
+def test_a_number_is_never_given_again(reg: Registry) -> None:
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "b")
+    made = bank(reg, [alice, bob])
+    evaluation = reg.evaluations.add_evaluation("free", None, {}, {})
+    run, chat = reg.runs.start_run("user adapt", {}, user_id=bob).id, reg.chats.start_chat(bob, "films").id
+    anchors, (item,) = [anchor.id for anchor in reg.banks.anchors(made.id)], reg.items.recent_items(bob, "free", 1)
+    reg.users.forget(bob)
+    reg.banks.remove(made.id)
+    reg.evaluations.remove(evaluation)
+    bob_again = person(reg, "bob", "b")
+    again = bank(reg, [alice, bob_again])
+    assert bob_again > bob and again.id > made.id and reg.items.recent_items(bob_again, "free", 1)[0].id > item.id
+    assert min(anchor.id for anchor in reg.banks.anchors(again.id)) > max(anchors)
+    assert reg.evaluations.add_evaluation("free", None, {}, {}) > evaluation
+    assert reg.runs.start_run("user adapt", {}, user_id=bob_again).id > run
+    assert reg.chats.start_chat(bob_again, "films").id > chat

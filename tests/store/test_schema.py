@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from store.records import NewItem, Stack
 from store.registry import Registry
 from store.schema import migrations
 from store.tables.predictions import Prediction
+from store.tables.recipes_and_stacks import pack_anchor_weights
 from store.version import SCHEMA_VERSION
 
 NAMES = [migration.name for migration in migrations.pending(Database(memory=True, execute_plugins=False))]
@@ -62,6 +64,8 @@ def test_an_older_store_is_brought_up_and_keeps_its_rows(root: Path, tmp_path: P
     sql(root, "INSERT INTO users (id, name, created) VALUES (7, 'alice', '2020')")
     values = "(9, 7, 'k', 'free', 'an old sentence', 'out')"
     sql(root, f"INSERT INTO items (id, user_id, key, task, input, output) VALUES {values}")
+    if NAMES.index(next_migration) > NAMES.index("m008_integrity"):
+        sql(root, "UPDATE users SET uuid = lower(hex(randomblob(16)))")
     with Registry.open(root) as reg:
         if NAMES.index(next_migration) <= NAMES.index("m008_integrity"):
             assert len(reg._db.fetch_value("SELECT uuid FROM users")) == 32
@@ -122,7 +126,7 @@ def test_stacks_of_an_older_store_keep_what_they_are_known_by(root: Path) -> Non
     ):
         sql(root, statement)
     with Registry.open(root) as reg:
-        kept = Stack(7, "free", 3, digests[0], 5, 10, 2.5, 1.5, b"", 1, "2020", identity="made so", numbers=None)
+        kept = Stack(7, "free", 3, digests[0], 5, 10, 2.5, 1.5, (), 1, "2020", identity="made so", numbers=None)
         assert reg.stacks.of_user(7) == [kept]
         assert reg.stacks.of_user(8)[0].identity == "" and reg.banks.by_id(3).basis is None
 
@@ -143,6 +147,97 @@ def test_checksums_of_rows_go_and_the_rows_stay(root: Path) -> None:
         assert [one.vector for one in reg.neighbours.consenting_neighbours(3)] == [b"\1\2"]
         assert reg.check_integrity() == []
     assert not [row for row in structure(root) if "seal" in str(row[2])]
+
+
+ADAPTERS = (b"task adapter free k", b"meta free k 0", b"meta free k 1", b"stack of ann", b"basis")
+
+
+def store_of_schema_7(root: Path, next_migration: str) -> None:
+    """The rows of `schema_7.sql` in a store before `next_migration`, as far as it has places for them."""
+    older_store(root, next_migration)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as whole:
+        migrations.apply(Database(whole, execute_plugins=False), stop_before="m008_integrity")
+        whole.executescript((Path(__file__).parent / "schema_7.sql").read_text(encoding="utf-8"))
+        with closing(sqlite3.connect(root / "registry.db", isolation_level=None)) as conn:
+            tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT GLOB '*sqlite*'"
+            for (table,) in conn.execute(f"{tables} AND name NOT GLOB '*_fts*'").fetchall():
+                columns = ", ".join(name for _, name, *_ in conn.execute(f"PRAGMA table_info({table})"))
+                for row in whole.execute(f"SELECT {columns} FROM {table}"):
+                    conn.execute(f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(row))})", row)
+
+
+@pytest.mark.parametrize("next_migration", NAMES[3:8])
+def test_what_refers_to_users_by_name_refers_to_them_by_key(root: Path, next_migration: str) -> None:
+    store_of_schema_7(root, next_migration)
+    with Registry.open(root) as reg:
+        for content in ADAPTERS:
+            reg.files.write(content)
+        assert reg.check_integrity() == []
+        ann, namesake = reg.users.get("Ann O'Hara"), reg.users.get("free v1")
+        assert [(run.id, run.kind, run.subject) for run in reg.runs.all()] == [
+            (6, "user export", "free v1"),
+            (5, "eval run", "evaluation 1"),
+            (4, "adaptation", "free v1"),
+            (3, "adaptation", "free v1"),
+            (2, "bank build", "free v1"),
+            (1, "user adapt", "Ann O'Hara"),
+        ]
+        assert [run.id for run in reg.runs.of_user(ann.id)] == [1] and reg.runs.get(1).result == {"user": "Ann O'Hara"}
+        assert [run.id for run in reg.runs.of_user(namesake.id)] == [6]
+        assert [run.id for run in reg.runs.of_bank(1)] == [4, 3, 2] and len(reg.runs.of_evaluation(1)) == 1
+        assert reg.runs.asked_users(3) == [namesake, ann] and reg.runs.asked_users(4) == []
+        assert [reg.runs.get(number).config["asked"]["everybody"] for number in (3, 4)] == [False, True]
+        assert [step.unit for step in reg.runs.steps(2)] == ["anchor 1", "task adapter"]
+        assert reg.count_rows()["steps"] == 3
+        sources = [message.source for message in reg.chats.messages(1)]
+        assert [source.get("anchors") for source in sources] == [None, ["bob", "(forgotten)"], []]
+        assert sources[1] | {"anchors": []} == {"mode": "fused", "bank": "free", "version": 1, "anchors": []}
+
+
+@pytest.mark.parametrize("next_migration", NAMES[3:8])
+def test_recipes_of_an_older_store_are_the_same_to_the_bit(root: Path, next_migration: str) -> None:
+    store_of_schema_7(root, next_migration)
+    with Registry.open(root) as reg:
+        ann = reg.users.get("Ann O'Hara").id
+        (recipe,), (stack,) = reg.recipes.of_user(ann), reg.stacks.of_user(ann)
+        assert recipe.bytes == 12 and recipe.method == "similarity"
+        assert pack_anchor_weights(recipe.shares).hex() == "020000000000403fcdcccc3d"
+        assert pack_anchor_weights(stack.recipe).hex() == "010000000000003f0000803e020000000000003f0000803e"
+        if NAMES.index(next_migration) > NAMES.index("m005_cores"):
+            (core,) = reg.stacks.of_user(reg.users.get("free v1").id)
+            assert reg.stacks.verified_numbers(core) == b"\x00\x3c\x00\xbc" and core.identity == "made so"
+        reg.users.forget(ann)
+        assert reg.count_rows()["recipe_anchors"] == 2 and reg._db.fetch_tuples("PRAGMA foreign_key_check") == []
+
+
+def test_a_recipe_that_could_not_answer_is_not_taken_along(root: Path) -> None:
+    store_of_schema_7(root, "m008_integrity")
+    sql(root, "UPDATE recipes SET shares = x'00' WHERE user_id = 3")
+    sql(root, "UPDATE recipes SET shares = x'090000000000003f0000803e' WHERE user_id = 4")
+    with Registry.open(root) as reg:
+        assert reg.count_rows()["recipes"] == reg.count_rows()["recipe_anchors"] == 0
+        assert reg.count_rows()["stacks"] == 2
+
+
+def test_a_store_with_a_broken_reference_is_left_as_it_was(root: Path) -> None:
+    store_of_schema_7(root, "m008_integrity")
+    with closing(sqlite3.connect(root / "registry.db", isolation_level=None)) as conn:
+        migrations.apply(Database(conn, execute_plugins=False), stop_before="m009_relations")
+    sql(root, "DELETE FROM users WHERE id = 3")
+    before = structure(root)
+    with pytest.raises(IntegrityFault, match="refers to a row of users that is not there") as caught:
+        Registry.open(root)
+    assert caught.value.hint == "restore the store from a copy"
+    assert structure(root) == before and sql(root, "PRAGMA user_version") == [(8,)]
+
+
+def test_tables_are_not_rebuilt_beside_foreign_keys(root: Path) -> None:
+    """Dropping a table would delete what refers to it."""
+    older_store(root, "m009_relations")
+    with closing(sqlite3.connect(root / "registry.db", isolation_level=None)) as conn:
+        conn.execute("PRAGMA foreign_keys = ON")
+        with pytest.raises(IntegrityFault, match="foreign keys are on"):
+            migrations.apply(Database(conn, execute_plugins=False))
 
 
 def test_a_newer_store_is_refused_with_both_versions_and_left_alone(root: Path) -> None:

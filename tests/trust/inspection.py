@@ -14,7 +14,7 @@ from typing import Any
 from store.registry import Registry
 
 CLOCKS = {"created", "seconds", "forgotten_at", "uuid", "user_uuid"}  # and random numbers
-LEFT_OUT = {"runs", "steps"}
+LEFT_OUT = {"runs", "run_users", "steps", "jobs", "job_users"}
 TEMPORARY = ".mta-*.tmp"
 
 Contents = dict[str, Any]
@@ -38,7 +38,7 @@ def faults(root: Path, scratch: Path) -> list[str]:
 def contents(root: Path) -> Contents:
     """All that the store holds: every row with its number, and every file's digest.
 
-    Left out, because they differ between a run and two halves of it: columns of clocks and chance, `runs` and `steps`
+    Left out, because they differ between a run and two halves of it: columns of clocks and chance, runs and jobs
     (a command that was run twice has two), and SQLite's own tables behind the full-text index, whose pages depend on
     how rows were grouped in transactions. That the index is right is part of `faults`. So are temporary files, which go
     when the store is opened again.

@@ -195,7 +195,7 @@ def cluster_anchors(scene: Scene) -> dict[int, str]:
     row = {user: place for place, user in enumerate(ids)}
     nearest = (matrix @ matrix[[row[a.user_id] for a in anchors if a.user_id is not None]].T).argmax(axis=1)
     items = {each.user.id: each.items for each in scene.pool}
-    run = reg.runs.start_run("membership", bank.name, {})
+    run = reg.runs.start_run("membership", {}, bank_id=bank.id)
     parts = []
     for place, anchor in enumerate(anchors):
         assert anchor.user_id is not None

@@ -67,7 +67,7 @@ def test_a_bank_whose_training_explodes_is_not_ready(reg: Registry, where: str, 
     assert caught.value.hint == "lower the learning rate"
     assert [bank.status for bank in reg.banks.all()] == ["building"]
     assert all(anchor.digest is None for bank in reg.banks.all() for anchor in reg.banks.anchors(bank.id))
-    assert [run.status for run in reg.runs.of_subject(f"{TASK} v1")] == ["failed"]
+    assert [run.status for run in reg.runs.of_bank(reg.banks.all()[0].id)] == ["failed"]
     require_sound(reg)
     tally("rates of 1e9, NaN and infinity", "refused with words, nothing ready")
     assert built(reg)["version"] == 2 and reg.banks.get(TASK).status == "ready"
@@ -84,7 +84,7 @@ def test_a_stack_whose_training_explodes_leaves_the_fusion(reg: Registry) -> Non
                 seen.append(event)
         assert caught.value.hint == "lower --learning-rate"
         assert [event.label for event in seen if isinstance(event, UnitFailed)] == ["ida"]
-        assert [run.status for run in reg.runs.of_subject("ida")] == ["failed"] * count
+        assert [run.status for run in reg.runs.of_user(ida.id)] == ["failed"] * count
         assert reg.stacks.of_user(ida.id) == []
         tally("rates of 1e9, NaN and infinity", "refused with words, the fusion stays")
         assert most_personal_mode(reg, ida, TASK, bank_request().base.fingerprint) == "fused"

@@ -87,7 +87,7 @@ def evil_store(store_root: Path) -> Path:
     world = make_world(store_root)
     reg = world.reg
     reg.evaluations.add_evaluation("free", None, {"shots": 5}, hostile())
-    run = reg.runs.start_run("user adapt", "alice", {"why": EVIL})
+    run = reg.runs.start_run("user adapt", {"why": EVIL}, user_id=reg.users.get("alice").id)
     reg.runs.fail_run(run.id, EVIL)
     labels = json.dumps([f"yes{EVIL}"[:500], "no"])
     toml = f'name = "evil"\nprompt = {json.dumps(EVIL + "{input}")}\nlabels = {labels}\n'
@@ -100,7 +100,7 @@ def evil_store(store_root: Path) -> Path:
         ("items", "key", "key = 'alice1'"),
         ("banks", "name", "1"),
         ("bases", "name", "1"),
-        ("runs", "kind", "subject = 'alice'"),
+        ("runs", "kind", "user_id IS NOT NULL"),
         ("adapters", "targets", "1"),
     ):
         spoil(store_root, table, column, condition)

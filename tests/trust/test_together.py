@@ -151,26 +151,40 @@ def test_others_are_forgotten_while_a_bank_is_built(stage: Stage) -> None:
     tally("people forgotten while a bank is built", "gone, and the bank the same", 3)
 
 
-@pytest.mark.parametrize(("names", "kind"), [(SHORT, "core"), (SHORT, "lora"), (("ida",), "lora")])
-def test_somebody_is_forgotten_while_they_are_adapted(stage: Stage, names: tuple[str, ...], kind: str) -> None:
-    trial = stage.trial("user adapt")
-    arguments = ("user", "adapt", *names, "--kind", kind, "--steps", "100", *CPU)
-    adapting = stage.begin(trial.store, arguments)
-    while adapting.process.is_alive() and not any((trial.store / "partial").glob("*")):
-        adapting.process.join(0.01)
-    assert adapting.process.is_alive(), "it ended too soon"
-    ok(stage.begin(trial.store, ("user", "rm", "ida", "--yes")).wait())
-    ran = adapting.wait()
-    assert ran.err.count("ida failed: removed while being adapted; nothing was kept") == 1, ran
-    assert (ran.code, ran.err.count("error: ")) == ((3, 1) if names == ("ida",) else (0, 0)), ran
-    assert list((trial.store / "partial").iterdir()) == []
-    again = stage.begin(trial.store, arguments).wait()
-    assert again.code == 3 and "ida" in again.err
-    assert faults(trial.store, trial.place) == []
-    with Registry.open(trial.store) as reg:
-        assert "ida" not in reg.users.names() and reg.runs.of_subject("ida") == []
-        assert [reg.users.by_id(row["user_id"]).name for row in trial.contents()["stacks"]] == list(names[1:])
-        assert {run.status for run in reg.runs.all() if run.kind == "user adapt"} <= {"done"}
+def adapting(stage: Stage, store: Path) -> Job:
+    """An adaptation that has stored a checkpoint and goes on."""
+    job = stage.begin(store, ("user", "adapt", *SHORT, "--kind", "lora", "--steps", "100", *CPU))
+    while job.process.is_alive() and not any((store / "partial").glob("*")):
+        job.process.join(0.01)
+    assert job.process.is_alive(), "it ended too soon"
+    return job
+
+
+def require_nothing_of_ida(trial: Trial) -> None:
+    assert list((trial.store / "partial").iterdir()) == [] and faults(trial.store, trial.place) == []
     files = [path for path in trial.store.rglob("*") if path.is_file()]
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
-    tally("somebody forgotten while they are adapted", "gone from every file, the job told so, the others adapted")
+
+
+def test_nobody_is_forgotten_while_they_are_adapted(stage: Stage) -> None:
+    trial = stage.trial("user adapt")
+    job = adapting(stage, trial.store)
+    refused = stage.begin(trial.store, ("user", "rm", "ida", "--yes")).wait()
+    assert refused.code == 1 and "is using ida's items" in refused.err and "--wait" in refused.err, refused
+    waiting = stage.begin(trial.store, ("user", "rm", "ida", "--yes", "--wait"))
+    ok(job.wait())
+    ok(waiting.wait())
+    require_nothing_of_ida(trial)
+    with Registry.open(trial.store) as reg:
+        assert [reg.users.by_id(row["user_id"]).name for row in trial.contents()["stacks"]] == list(SHORT[1:])
+    tally("somebody forgotten while they are adapted", "refused, or waited for; then gone from every file")
+
+
+def test_a_killed_adaptation_holds_nobody(stage: Stage) -> None:
+    trial = stage.trial("user adapt")
+    job = adapting(stage, trial.store)
+    job.process.kill()
+    job.process.join()
+    ok(stage.begin(trial.store, ("user", "rm", "ida", "--yes")).wait())
+    require_nothing_of_ida(trial)
+    tally("somebody forgotten after a killed adaptation", "gone from every file, checkpoint included")

@@ -124,7 +124,7 @@ def trained(scene: Scene, anchor: Anchor, user: User) -> LoraWeights:
     """The anchor's meta-LoRA as it becomes on the items of `user`."""
     assert anchor.user_id is not None
     items = {anchor.user_id: tuple(scene.reg.items.recent_items(user.id, scene.bank.task))}
-    run = scene.reg.runs.start_run("trigger", scene.bank.name, {})
+    run = scene.reg.runs.start_run("trigger", {}, bank_id=scene.bank.id)
     part = anchor_training(scene.reg, scene.request, scene.examples, anchor, user.name, items, run)
     (made,) = train_anew(scene, [with_task_adapter(part, scene.bank.task_adapter)])
     assert isinstance(made, Adapter), made

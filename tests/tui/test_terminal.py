@@ -82,7 +82,9 @@ def test_from_an_empty_store_to_an_adapted_person_by_keys(
     with Registry.open(empty_store) as reg:
         mina = reg.users.get("mina")
         assert [stack.numbers is not None for stack in reg.stacks.of_user(mina.id)] == [True]
-        assert [run.status for run in reg.runs.of_subject("mina")] == ["done"] and reg.check_integrity() == []
+        assert [run.status for run in reg.runs.of_user(reg.users.get("mina").id)] == [
+            "done"
+        ] and reg.check_integrity() == []
 
 
 def test_without_a_terminal_it_says_so(empty_store: Path) -> None:

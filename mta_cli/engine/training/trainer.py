@@ -150,14 +150,6 @@ class Trainer:
     def _has_steps_left(self, member: int) -> bool:
         return member not in self.failed and len(self.completed_steps[member]) < self.members[member].schedule.steps
 
-    @torch.no_grad()
-    def drop_member(self, member: int, why: str) -> None:
-        """End a member's training between two steps: `failed` says why, and later states hold zeros for it."""
-        self.failed[member] = why
-        for value, moments in zip(self._group.trainable, self._moments, strict=True):
-            for tensor in (value, *moments):
-                tensor[member].zero_()
-
     def weights(self, member: int) -> LoraWeights:
         """A member's ΔW as trained so far, float32 on the CPU."""
         return self._group.user_weights(member)

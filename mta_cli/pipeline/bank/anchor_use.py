@@ -32,29 +32,18 @@ class AnchorUsage:
 
 def anchor_usage(reg: Registry, bank: Bank) -> list[AnchorUsage]:
     """What every anchor of a bank does, by its number; weights below zero count as theirs, none as no use."""
-    import numpy as np
-
-    anchors, rows = reg.banks.anchors(bank.id), reg.recipes.recipes_with_losses(bank.id)
-    kind = np.dtype([("anchor", "<u4"), ("similarity", "<f4"), ("weight", "<f4")])
-    shares = np.frombuffer(b"".join(packed for packed, _, _ in rows), kind)  # [shares of all recipes]
-    owner = np.repeat(np.arange(len(rows)), [len(packed) // kind.itemsize for packed, _, _ in rows])
-    losses = np.array([(before, after) for _, before, after in rows], float).reshape(-1, 2)  # None becomes NaN
-    change = (losses[:, 0] - losses[:, 1])[owner]
-    weights = shares["weight"].astype(float)
-    total = np.abs(weights).sum()
-    uses = []
-    for anchor in anchors:
-        mine = (shares["anchor"] == anchor.id) & (weights != 0)
-        known = mine & np.isfinite(change)
-        heavy = np.abs(weights[known])
-        uses.append(
-            AnchorUsage(
-                anchor,
-                int(mine.sum()),
-                float(weights[mine].mean()) if mine.any() else 0.0,
-                float(np.abs(weights[mine]).sum() / total) if total else 0.0,
-                float(np.average(change[known], weights=heavy)) if len(heavy) else None,
-                int(known.sum()),
-            )
+    used = reg.recipes.anchor_totals(bank.id)
+    total = sum(each.total_weight for each in used.values())
+    return [
+        AnchorUsage(
+            anchor,
+            one.users,
+            one.mean_weight,
+            one.total_weight / total,
+            one.heldout_gain,
+            one.measured_users,
         )
-    return uses
+        if (one := used.get(anchor.id)) is not None
+        else AnchorUsage(anchor, 0, 0.0, 0.0, None, 0)
+        for anchor in reg.banks.anchors(bank.id)
+    ]

@@ -25,14 +25,12 @@ from mta_cli.pipeline.bank.task_adapter import (
 )
 from mta_cli.pipeline.bank.verify import bank_json
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.leaving import UsersWithdrew, anchors_dropped_note, consenting_user_ids, rebuild_note
 from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
 from mta_cli.pipeline.memory.knn import update_neighbours
 from mta_cli.pipeline.memory.knn_weight import fit_neighbour_weight
 from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.runs import fail_run_on_error
 from mta_cli.pipeline.training.groups import (
-    USER_LEFT_MESSAGE,
     AdapterJob,
     AdapterTraining,
     TrainingGroup,
@@ -122,18 +120,12 @@ def build_bank(
     own = (
         f" {bank_key(reg, request, pool)[:12]}" if request.purpose else ""
     )  # others of the name may be built meanwhile
-    with reg.job_lock(f"bank {name}{own}"):
-        while True:
-            try:
-                yield from _build(reg, request, name, pool)
-                return
-            except UsersWithdrew as left:
-                if request.purpose:
-                    raise
-                yield rebuild_note(reg, left.bank, [candidate.user for candidate in pool])
-                reg.banks.remove(left.bank.id)
-            pool = contributors(reg, request.task.name, request.options, request.user_ids)
-            anchor_candidates(pool, request.task.name, request.options)
+    whose = [candidate.user.id for candidate in pool]
+    with (
+        reg.job_lock(f"bank {name}{own}"),
+        reg.hold_users(f"bank build of {name}", whose, consenting=True),
+    ):
+        yield from _build(reg, request, name, pool)
 
 
 def build_plan_lines(
@@ -213,7 +205,7 @@ def _build(reg: Registry, request: BankRequest, name: str, pool: Sequence[Contri
         yield Note(f"Bank {bank.name} v{bank.version} was built from the same data and settings; nothing to do.")
         yield JobResult(bank_json(reg, reg.banks.by_id(bank.id)))
         return
-    run = reg.runs.start_run("bank build", f"{bank.name} v{bank.version}", config)
+    run = reg.runs.start_run("bank build", config, bank_id=bank.id)
     with fail_run_on_error(reg, run):
         anchors = yield from _plan_anchors(
             reg, request, bank, anchor_candidates(pool, request.task.name, request.options)
@@ -221,7 +213,7 @@ def _build(reg: Registry, request: BankRequest, name: str, pool: Sequence[Contri
         yield from reuse_task_adapter(reg, request, bank, pool)
         yield from _train_bank(reg, request, reg.banks.by_id(bank.id), anchors, pool, run)
     result = bank_json(reg, reg.banks.by_id(bank.id))
-    # A run outlives a forgotten person, so no name stands in it.
+    # A run outlives a forgotten user, so no name stands in it.
     reg.runs.finish_run(run.id, {key: value for key, value in result.items() if key != "anchors"})
     yield ArtifactSaved("bank", f"{bank.name} v{bank.version}", f"{len(anchors)} anchors")
     yield JobResult(result)
@@ -250,7 +242,6 @@ def _plan_anchors(
         return planned
     from mta_cli.engine.retrieval.anchors import choose_anchors
 
-    _require_users(reg, request, bank, users)
     ids, matrix = profile_matrix(reg, request.task.name, request.embedder.fingerprint, [user.id for user in users])
     row = {user_id: i for i, user_id in enumerate(ids)}
     options = request.options
@@ -263,17 +254,9 @@ def _plan_anchors(
     )
     if len(picks) < options.anchors:
         yield Note(f"Only {len(picks)} of {options.anchors} anchors: some profiles coincide.", warning=True)
-    with reg.transaction():
-        _require_users(reg, request, bank, [users[pick.index] for pick in picks])
-        return reg.banks.plan_anchors(
-            bank.id, [(users[p.index].id, p.cluster, p.cluster_size, len(chosen[p.index].items)) for p in picks]
-        )
-
-
-def _require_users(reg: Registry, request: BankRequest, bank: Bank, users: Sequence[User]) -> None:
-    """Raises PeopleLeft when one of `users` is gone or takes part no more."""
-    if len(consenting_user_ids(reg, users, request.purpose)) < len(users):
-        raise UsersWithdrew(bank)
+    return reg.banks.plan_anchors(
+        bank.id, [(users[p.index].id, p.cluster, p.cluster_size, len(chosen[p.index].items)) for p in picks]
+    )
 
 
 def _train_bank(
@@ -297,8 +280,7 @@ def _train_bank(
         anchor.id: anchor_training(reg, request, examples, anchor, f"{i}/{len(anchors)}", items, run)
         for i, anchor in enumerate(anchors, start=1)
     }
-    whose = {anchor.id: [each.user for each in pool if each.user.id == anchor.user_id] for anchor in anchors}
-    parts = {i: with_users(with_task_adapter(part, bank.task_adapter), whose[i], request) for i, part in parts.items()}
+    parts = {i: with_task_adapter(part, bank.task_adapter) for i, part in parts.items()}
     groups = _groups(reg, base, anchors, parts)
     trainings = [*([pooled] if pooled else []), *(parts[anchor.id] for group in groups for anchor in group)]
     yield JobStarted("bank build", total=sum(t.job.schedule.steps for t in trainings))
@@ -337,8 +319,6 @@ def _store_anchors(
         reg.banks.record_trained_anchor(anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
     for anchor, adapter in made:
         yield ArtifactSaved("anchor", str(anchor.user), f"loss {format_losses(adapter)}, {adapter.bytes:,} bytes")
-    if gone := [str(anchor.user) for anchor, end in zip(anchors, results, strict=True) if end == USER_LEFT_MESSAGE]:
-        yield anchors_dropped_note(bank.task, gone)
 
 
 def _groups(
@@ -406,8 +386,3 @@ def _config(request: BankRequest) -> dict[str, Any]:
 def with_task_adapter(training: AdapterTraining, task_adapter: str | None) -> AdapterTraining:
     """The same training on a task adapter."""
     return replace(training, job=replace(training.job, task_adapter=task_adapter))
-
-
-def with_users(training: AdapterTraining, people: Sequence[User], request: BankRequest) -> AdapterTraining:
-    """The same training, which ends when one of `people` leaves."""
-    return replace(training, users=tuple(people), requires_consent=request.purpose == "")

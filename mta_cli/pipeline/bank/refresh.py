@@ -31,7 +31,6 @@ from mta_cli.pipeline.bank.build import (
     contributors,
     label_rates_config,
     with_task_adapter,
-    with_users,
 )
 from mta_cli.pipeline.bank.screening import refused_anchor_ids, screen_anchors, screening_of_anchors
 from mta_cli.pipeline.bank.verify import bank_json
@@ -69,7 +68,6 @@ class _RefreshState:
     replaced: list[dict[str, Any]] = field(default_factory=list)
     affected_users: set[str] = field(default_factory=set)
     removed: int = 0
-    left_anchors: int = 0
 
     @property
     def user_items(self) -> list[tuple[User, tuple[Item, ...]]]:
@@ -111,8 +109,15 @@ def refresh_bank(
         yield Note(f"No anchor of bank {bank_label(bank)} is stale, and its neighbours are all there; nothing to do.")
         yield JobResult(_result(work))
         return
-    with reg.job_lock(f"bank {bank.name}"), reg.job_lock(f"adapt {task}"):
-        run = reg.runs.start_run("bank refresh", bank_label(bank), {"stale": len(stale)})
+    anchors = [anchor.user_id for anchor in reg.banks.anchors(bank.id) if anchor.user_id is not None]
+    pool = [each.user.id for each in work.pool]
+    with (
+        reg.job_lock(f"bank {bank.name}"),
+        reg.job_lock(f"adapt {task}"),
+        reg.hold_users(f"refresh of bank {bank.name}", pool, consenting=True),
+        reg.hold_users(f"refresh of bank {bank.name}", anchors),
+    ):
+        run = reg.runs.start_run("bank refresh", {"stale": len(stale)}, bank_id=bank.id)
         with fail_run_on_error(reg, run):
             if stale:
                 yield from _replace_stale_anchors(work, run)
@@ -188,8 +193,6 @@ def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
             )
             for i, anchor in enumerate(planned, start=1)
         ]
-        whose = [[each.user for each in work.pool if each.user.id == anchor.user_id] for anchor in planned]
-        parts = [with_users(part, people, request) for part, people in zip(parts, whose, strict=True)]
         groups = _groups(work, base, planned, parts)
         yield JobStarted("bank refresh", total=sum(part.job.schedule.steps for part in parts))
         below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
@@ -263,7 +266,6 @@ def _store_group(
 ) -> Iterator[Event]:
     """A trained group takes its places, and what rested on the stale anchors goes, all at once."""
     both = pair_with_adapters(planned, parts, results)
-    work.left_anchors += len(planned) - len(both)
     _store_replacements(work, [_replacement(one, adapter) for one, adapter in both])
     for anchor, adapter in both:
         work.replaced.append({"stale": anchor.id, "user": anchor.user, "digest": adapter.digest})
@@ -286,7 +288,7 @@ def _replacement(planned: Anchor, adapter: Adapter) -> AnchorReplacement:
 def _remove_unreplaced(work: _RefreshState) -> None:
     """Stale anchors that nobody can replace leave the bank. BadInput when none would be left."""
     left = work.stale_anchors
-    if not left or work.left_anchors:
+    if not left:
         return
     if len(left) == len(work.reg.banks.anchors(work.bank.id)):
         raise BadInput(
@@ -322,11 +324,6 @@ def _store_replacements(work: _RefreshState, new: Sequence[AnchorReplacement]) -
 def _refresh_notes(work: _RefreshState) -> Iterator[Event]:
     """What the person should know afterwards."""
     bank = work.bank
-    if work.left_anchors:
-        yield Note(
-            f"{work.left_anchors} of the new anchors' people left meanwhile: run it again to replace them.",
-            warning=True,
-        )
     if work.removed:
         yield Note(f"Stale anchors that nobody could replace were taken out: {work.removed}.", warning=True)
     if work.affected_users:

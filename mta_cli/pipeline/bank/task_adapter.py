@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING
 
 from mta_cli.events import ArtifactSaved, Event, Note
 from mta_cli.pipeline.data.examples import PromptRowBuilder, history_mix
-from mta_cli.pipeline.leaving import UsersWithdrew, consenting_user_ids
 from mta_cli.pipeline.training.groups import (
-    USER_LEFT_MESSAGE,
     AdapterJob,
     AdapterTraining,
     format_losses,
@@ -45,15 +43,12 @@ def find_reusable_task_adapter(reg: Registry, request: BankRequest, pool: Sequen
 
 
 def reuse_task_adapter(reg: Registry, request: BankRequest, bank: Bank, pool: Sequence[Contributor]) -> Iterator[Event]:
-    """Give the bank the task adapter that was `made_before`, if any. Raises PeopleLeft where one of them has left."""
+    """Give the bank the task adapter that another one has and this one would train, if any."""
     if bank.task_adapter is not None:
         return
-    users = [candidate.user for candidate in pool]
     with reg.transaction():
         if (known := find_reusable_task_adapter(reg, request, pool)) is None:
             return
-        if len(consenting_user_ids(reg, users, request.purpose)) < len(users):
-            raise UsersWithdrew(bank)
         reg.banks.set_task_adapter(bank.id, known.digest)
     yield Note("The task adapter is there, trained on the same items.")
 
@@ -61,7 +56,7 @@ def reuse_task_adapter(reg: Registry, request: BankRequest, bank: Bank, pool: Se
 def task_adapter_training(
     reg: Registry, request: BankRequest, examples: PromptRowBuilder, pool: Sequence[Contributor], run: Run
 ) -> AdapterTraining:
-    """What trains it on the items of everybody in `pool`, and ends when one of them leaves."""
+    """What trains it on the items of everybody in `pool`."""
     from mta_cli.engine.training.trainer import Schedule
 
     options, seed = request.options, request.machine.seed
@@ -87,16 +82,13 @@ def task_adapter_training(
         schedule,
         config,
     )
-    users = tuple(candidate.user for candidate in pool)
-    return AdapterTraining(job, rows, run=run, users=users, requires_consent=request.purpose == "")
+    return AdapterTraining(job, rows, run=run)
 
 
 def store_task_adapter(
     reg: Registry, bank: Bank, pooled: AdapterTraining, results: Sequence[Adapter | str], trained: TrainingResult
 ) -> Iterator[Event]:
-    """Give the bank what was trained. Raises PeopleLeft where one of its people left, BadInput where it failed."""
-    if results[0] == USER_LEFT_MESSAGE:
-        raise UsersWithdrew(bank)
+    """Give the bank what was trained. Raises BadInput where it failed."""
     ((_, adapter),) = pair_with_adapters([pooled], [pooled], results)
     reg.banks.set_task_adapter(bank.id, adapter.digest)
     yield ArtifactSaved("task adapter", bank.task, f"loss {format_losses(adapter)}, {adapter.bytes:,} bytes")

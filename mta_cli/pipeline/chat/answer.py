@@ -8,11 +8,11 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, NotFound, UsageError
+from mta_cli.errors import BadInput, NotFound, StoreBusy, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.personalize.weights import (
@@ -121,6 +121,18 @@ class ChatModel:
             yield
         finally:
             self.set_user(user, mode)
+
+    @contextmanager
+    def hold_users(self, others: Sequence[User] = ()) -> Iterator[None]:
+        """Inside, the user and `others` are not removed. Raises NotFound where one was.
+
+        Somebody who writes to the store for long keeps nobody from asking: then nothing is held.
+        """
+        users = [user.id for user in (self.user, *others) if user is not None]
+        with ExitStack() as held:
+            with suppress(StoreBusy):
+                held.enter_context(self.reg.hold_users("chat", users))
+            yield
 
     @property
     def answers_with_label(self) -> bool:
@@ -244,10 +256,11 @@ def answer_question(
     user = reg.users.get(user_name) if user_name is not None else None
     voice = ChatModel.load_for_user(reg, entry, user, asking)
     yield from personalisation_hints(voice)
-    ids, _, items = voice.fit_prompt([{"role": "user", "content": text}], voice.prompt_history(text))
-    yield from truncation_notes(0, items)
     spoken = Generation()
-    yield from voice.stream_answer(ids, spoken, text)
+    with voice.hold_users():
+        ids, _, items = voice.fit_prompt([{"role": "user", "content": text}], voice.prompt_history(text))
+        yield from truncation_notes(0, items)
+        yield from voice.stream_answer(ids, spoken, text)
     yield from generation_notes(voice, spoken)
     yield JobResult(chat_result(voice, spoken))
 

@@ -108,7 +108,7 @@ def compare_prompt(
     for user in others:
         yield from _add_other_user(voice, user, columns)
     measured: list[dict[str, Any]] = []
-    with voice.disable_adapters():
+    with voice.hold_users(others), voice.disable_adapters():
         yield from (
             _choose_labels(voice, text, ids, columns, asked_at)
             if voice.answers_with_label

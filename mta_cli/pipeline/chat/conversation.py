@@ -28,7 +28,6 @@ from mta_cli.pipeline.chat.answer import (
 )
 from mta_cli.pipeline.chat.compare import compare_prompt
 from mta_cli.printable import clean_text
-from store.erase import FORGOTTEN_NAME
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.prompts import HistoryExample
@@ -81,16 +80,17 @@ class Conversation:
 
     def answer_message(self, text: str) -> Iterator[Event]:
         """Answer one message. What was said before an interruption is kept."""
-        ids, dropped, items = self._fit_prompt(text, self.exchanges)
-        self.first_in_window += dropped
-        yield from truncation_notes(dropped, items)
         spoken = Generation()
         trouble: list[Event] = []
-        try:
-            yield from self.model.stream_answer(ids, spoken, text)
-        finally:
-            if spoken.text:
-                trouble = self._record_exchange(text, spoken)
+        with self.model.hold_users():
+            ids, dropped, items = self._fit_prompt(text, self.exchanges)
+            self.first_in_window += dropped
+            yield from truncation_notes(dropped, items)
+            try:
+                yield from self.model.stream_answer(ids, spoken, text)
+            finally:
+                if spoken.text:
+                    trouble = self._record_exchange(text, spoken)
         yield from trouble
         yield from generation_notes(self.model, spoken)
         yield JobResult(chat_result(self.model, spoken))
@@ -224,15 +224,12 @@ class Conversation:
         waiting = [exchange for exchange in self.exchanges if not exchange.stored]
         try:
             with reg.transaction():
-                reg.users.require_existing(user)
+                reg.users.by_id(user.id)
                 chat = self.chat or reg.chats.start_chat(user.id, _title(self.exchanges[0].question))
-                if reg.chats.get(chat.id) != chat:  # the number may be another conversation's by now
-                    raise NotFound(f"There is no chat {chat.id}.", hint="/reset begins another.")
+                reg.chats.get(chat.id)
                 for exchange in waiting:
                     reg.chats.add_message(chat.id, "user", exchange.question, {})
-                    reg.chats.add_message(
-                        chat.id, "assistant", exchange.answer, _without_forgotten_anchors(reg, exchange.source)
-                    )
+                    reg.chats.add_message(chat.id, "assistant", exchange.answer, exchange.source)
         except StoreBusy as error:
             yield Note(f"Not stored yet: {error.message}", warning=True)
             return
@@ -265,19 +262,12 @@ def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, an
     content = "\0".join((now, question, answer))
     key = f"chat-{sha256(content.encode()).hexdigest()[:16]}"
     with reg.transaction():
-        reg.users.require_existing(user)
+        reg.users.by_id(user.id)
         reg.items.append_items(user.id, [NewItem(key, task, question, answer, now)])
     learn = f"learn from it with: mta user adapt {shlex.quote(user.name)} --task {task}"
     if reg.banks.latest_ready_bank(task) is None:
         learn = f"what learns from it needs a bank first: mta bank build --task {task}"
     return ArtifactSaved("history item", key, f"task {task}; {learn}")
-
-
-def _without_forgotten_anchors(reg: Registry, source: dict[str, Any]) -> dict[str, Any]:
-    """Where an answer came from, without the names of anchors who were forgotten since the voice was opened."""
-    anchors = source.get("anchors", [])
-    there = reg.users.existing_names(anchors)
-    return {**source, "anchors": [name if name in there else FORGOTTEN_NAME for name in anchors]} if anchors else source
 
 
 def _turn(who: str, text: str) -> str:

@@ -109,12 +109,9 @@ def _embed_batch(reg: Registry, model: Embedder, task: str, embedder: str, batch
     rows = model.embed(texts)  # [items, width]
     start = 0
     with reg.transaction():
-        there = reg.users.existing_users(piece.user for piece in batch)
         for piece in batch:
             own = rows[start : start + len(piece.items)]
             start += len(piece.items)
-            if piece.user.id not in there:  # forgotten meanwhile
-                continue
             known = reg.profiles.get(piece.user.id, task, embedder)
             last = known.last_item if known else 0  # another process may have added some of these meanwhile
             new = [i for i, item in enumerate(piece.items) if item.id > last]

@@ -63,6 +63,11 @@ class Design:
         return replace(self, folds=tuple(replace(one, test=()) if one is own else one for one in self.folds))
 
     @property
+    def all_users(self) -> set[int]:
+        """Everybody who takes part."""
+        return {user for _, user, _ in self.role_assignments}
+
+    @property
     def test_users(self) -> list[int]:
         """Everybody who counts, by fold."""
         return [user for fold in self.folds for user in fold.test]

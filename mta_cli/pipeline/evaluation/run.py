@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageError
@@ -20,8 +19,7 @@ from mta_cli.pipeline.evaluation.context import EvalContext, embed_shot_profiles
 from mta_cli.pipeline.evaluation.design import Design, evaluation_config, job_name, make_design, plan_lines
 from mta_cli.pipeline.evaluation.run_cells import MethodRun, cost_of_answers, run_cells
 from mta_cli.pipeline.evaluation.scoring import FoldSettings, result_document, score_method
-from mta_cli.pipeline.requests import EvalRequest
-from mta_cli.pipeline.requests import eval_request_json as asked
+from mta_cli.pipeline.requests import EvalRequest, eval_request_json
 from mta_cli.pipeline.runs import record_request
 from store.tables.evaluations import Evaluation, TunedSettings
 
@@ -62,6 +60,7 @@ def run_evaluation(
         return
     with (
         reg.job_lock(job_name(request.task.name, people.key)),
+        reg.hold_users(f"evaluation of {request.task.name}", people.all_users),
         _start_evaluation(reg, request, people, "eval run") as evaluation,
     ):
         chosen = _tuned_settings(reg, request, evaluation, methods, people)
@@ -96,6 +95,7 @@ def tune_evaluation(
         return
     with (
         reg.job_lock(job_name(request.task.name, people.key)),
+        reg.hold_users(f"evaluation of {request.task.name}", people.all_users),
         _start_evaluation(reg, request, people, "eval tune") as evaluation,
     ):
         yield from _answer_missing(reg, request, people, evaluation, columns)
@@ -190,7 +190,7 @@ def _start_evaluation(reg: Registry, request: EvalRequest, people: Design, kind:
     begun = reg.evaluations.get_or_create_evaluation(
         people.key, request.task.name, evaluation_config(request), people.role_assignments
     )
-    with record_request(reg, kind, begun.run_subject, partial(asked, request)):
+    with record_request(reg, kind, eval_request_json(request), evaluation_id=begun.id):
         yield begun
 
 

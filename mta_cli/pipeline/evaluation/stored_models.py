@@ -74,6 +74,19 @@ def evaluate_users(
 
     `Done.result` has the keys of `mta eval run`, the last mode being the reference; making a model is not timed.
     """
+    with reg.hold_users(f"evaluation of {task.name}", [user.id for user in users]):
+        yield from _evaluate(reg, base_entry, task, users, modes, prompt, machine)
+
+
+def _evaluate(
+    reg: Registry,
+    base_entry: ModelEntry,
+    task: Task,
+    users: Sequence[User],
+    modes: Sequence[str],
+    prompt: PromptOptions,
+    machine: MachineOptions,
+) -> Iterator[Event]:
     from mta_cli.engine.lora.adapter import AdapterMerger
     from mta_cli.engine.model.load import dtype_name
     from mta_cli.pipeline.models.load import load_on_device

@@ -95,9 +95,7 @@ def _resume_bank_build(reg: Registry, one: UnfinishedJob, machine: MachineOption
 def _resume_adaptation(reg: Registry, one: UnfinishedJob, machine: MachineOptions, dry_run: bool) -> Iterator[Event]:
     from mta_cli.pipeline.personalize.adapt import adapt_users
 
-    request = restore_adapt_request(reg, one.request, machine)
-    if request.users is not None and (gone := len(one.request["users"]) - len(request.users)):
-        yield Note(f"{gone} of those who were asked for are here no more.", True)
+    request = restore_adapt_request(reg, one.number, one.request, machine)
     yield from adapt_users(reg, request.users, request.fuse, request.options, dry_run=dry_run)
 
 
@@ -116,7 +114,7 @@ def _resume_evaluation(
         yield Note(f"Which methods were asked for was not written down; it goes on with {methods}.", warning=True)
     request = restore_eval_request(reg, begun, asked, machine)
     if make_design(reg, request).key != begun.key:
-        raise _changed_since_error(begun.run_subject, f"mta eval run --task {begun.task}")
+        raise _changed_since_error(begun.label, f"mta eval run --task {begun.task}")
     work = tune_evaluation if one.kind == EVAL_TUNE else run_evaluation
     yield from work(reg, request, dry_run=dry_run)
 
@@ -129,7 +127,7 @@ def _changed_since_error(what: str, command: str) -> BadInput:
 
 
 def _unfinished_bank(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob]:
-    run = next((run for run in reg.runs.of_subject(bank_label(bank)) if run.kind == BANK_BUILD), None)
+    run = next((run for run in reg.runs.of_bank(bank.id) if run.kind == BANK_BUILD), None)
     if run is not None and run.status == "running":
         return
     anchors = reg.banks.anchors(bank.id)
@@ -147,10 +145,10 @@ def _unfinished_bank(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob]:
 
 
 def _unfinished_adaptations(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob]:
-    for run in _latest(reg.runs.of_subject(bank_label(bank)), (ADAPT_RUN_KIND,)):
-        if run.status == "interrupted":
-            names = run.config[REQUEST_KEY]["users"]
-            who = "everybody" if names is None else names[0] if len(names) == 1 else f"{len(names)} people"
+    for run in _latest(reg, reg.runs.of_bank(bank.id), (ADAPT_RUN_KIND,)):
+        everybody, users = run.config[REQUEST_KEY]["everybody"], reg.runs.asked_users(run.id)
+        if run.status == "interrupted" and (everybody or users):
+            who = "everybody" if everybody else users[0].name if len(users) == 1 else f"{len(users)} users"
             yield UnfinishedJob(
                 USER_ADAPT,
                 f"{who}, {bank.task}",
@@ -164,12 +162,12 @@ def _unfinished_adaptations(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob
 
 
 def _unfinished_evaluation(reg: Registry, one: Evaluation) -> Iterator[UnfinishedJob]:
-    runs = _latest(reg.runs.of_subject(one.run_subject), (EVAL_RUN, EVAL_TUNE))
+    runs = _latest(reg, reg.runs.of_evaluation(one.id), (EVAL_RUN, EVAL_TUNE))
     if one.key is None or any(run.status == "running" for run in runs):
         return
     answered = ", ".join(reg.evaluations.predictions.answered_methods(one.id))
     so_far = f"answered so far: {answered}" if answered else "nothing answered yet"
-    title = f"{one.run_subject}, {one.task}"
+    title = f"{one.label}, {one.task}"
     stopped = [
         run for run in runs if run.status == "interrupted" or (run.status == "failed" and _is_resumable(run, one))
     ]
@@ -185,12 +183,13 @@ def _is_resumable(run: Run, one: Evaluation) -> bool:
     return one.status == "running" and run.error != "given up"
 
 
-def _latest(runs: list[Run], kinds: tuple[str, ...]) -> list[Run]:
-    """Of each document that was asked, the newest of `runs`, which are newest first."""
+def _latest(reg: Registry, runs: list[Run], kinds: tuple[str, ...]) -> list[Run]:
+    """Of each request, the newest of `runs`, which are newest first."""
     found: dict[str, Run] = {}
     for run in runs:
         if run.kind in kinds and REQUEST_KEY in run.config:
-            found.setdefault(json.dumps([run.kind, run.config[REQUEST_KEY]], sort_keys=True), run)
+            users = [user.id for user in reg.runs.asked_users(run.id)]
+            found.setdefault(json.dumps([run.kind, run.config[REQUEST_KEY], users], sort_keys=True), run)
     return list(found.values())
 
 

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.events import Event, JobProgress, JobStarted, Note
-from mta_cli.pipeline.leaving import consenting_user_ids
-from mta_cli.pipeline.users.dependents import join_names
 from store.records import Bank, Item, Neighbour, User
 
 if TYPE_CHECKING:
@@ -93,26 +91,18 @@ def update_neighbours(
 def _embed_items(
     reg: Registry, bank: Bank, task: Task, new: Sequence[OwnedItem], embedder: ModelEntry, device: str
 ) -> Iterator[Event]:
-    """Embed and keep what is new, but for items of people who leave meanwhile."""
+    """Embed and keep what is new."""
     import numpy as np
 
     embed = load_embedder(embedder, device)
     yield Note(f"Embedding what {len(new):,} history items answer, with {embedder.name}.")
     yield JobStarted(f"neighbours of {task.name}", len(new), "items")
-    gone: set[str] = set()
     for start in range(0, len(new), EMBED_BATCH):
         piece, began = new[start : start + EMBED_BATCH], time.monotonic()
         rows = embed([item.input for item, _ in piece]).astype(np.float16)  # [items, width]
-        with reg.transaction():
-            there = consenting_user_ids(reg, [user for _, user in piece])
-            both = zip(piece, rows, strict=True)
-            reg.neighbours.add_neighbours(
-                bank.id, [(item.id, row.tobytes()) for (item, user), row in both if user.id in there]
-            )
-        gone |= {user.name for _, user in piece if user.id not in there}
+        both = zip(piece, rows, strict=True)
+        reg.neighbours.add_neighbours(bank.id, [(item.id, row.tobytes()) for (item, _), row in both])
         yield JobProgress(task.name, start + len(piece), seconds=time.monotonic() - began)
-    if gone:
-        yield Note(f"{join_names(sorted(gone))} left meanwhile: their items are no neighbours.", warning=True)
 
 
 def load_embedder(embedder: ModelEntry, device: str) -> EmbedFunction:

@@ -17,8 +17,8 @@ from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
 from mta_cli.pipeline.personalize.context import query_examples
 from mta_cli.pipeline.personalize.fuse import (
-    USER_LIST_HINT,
     FusionContext,
+    anchor_users,
     bank_plan_lines,
     check_top_k,
     load_with_task_adapter,
@@ -27,10 +27,9 @@ from mta_cli.pipeline.personalize.fuse import (
 )
 from mta_cli.pipeline.personalize.weights import current_bank, load_recipe_anchors
 from mta_cli.pipeline.requests import AdaptRequest, FuseRequest, adapt_request_json
-from mta_cli.pipeline.runs import ADAPT_RUN_KIND, bank_label, record_request
+from mta_cli.pipeline.runs import ADAPT_RUN_KIND, record_request
 from mta_cli.pipeline.training.groups import (
     CORE_KIND,
-    USER_LEFT_MESSAGE,
     AdapterJob,
     AdapterTraining,
     TrainingGroup,
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from mta_cli.engine.training.trainer import GroupMember
     from store.registry import Registry
 
-REMOVED_MESSAGE = "removed while being adapted; nothing was kept"
 MIN_EFFECTIVE_STEPS = 5
 MIN_LOSS_CHANGE = 0.01  # a loss that changed by less than this share did not move
 MIN_TRAINABLE_LOSS = 0.05  # nats: one below it has next to nothing to learn
@@ -139,35 +137,28 @@ def adapt_users(
             {"dry_run": True, "bank": bank.name, "version": bank.version, "users": [user.name for user in chosen]}
         )
         return
-    asked = partial(adapt_request_json, reg, AdaptRequest(users, options, request))
-    with reg.job_lock(f"adapt {request.task.name}"), record_request(reg, ADAPT_RUN_KIND, bank_label(bank), asked):
+    asked = adapt_request_json(AdaptRequest(users, options, request))
+    whom = [user.id for user in users or ()]
+    used = [*(user.id for user in chosen), *anchor_users(reg, bank)]
+    with (
+        reg.job_lock(f"adapt {request.task.name}"),
+        reg.hold_users(f"adaptation for {request.task.name}", used),
+        record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom),
+    ):
         recipes, workshop = yield from _prepare_context(reg, bank, chosen, request, options)
         yield JobStarted("user adapt", total=sum(options.steps for user in chosen if shots[user.id]))
         results: dict[int, dict[str, Any]] = {}
         pupils: list[AdaptTarget] = []
-        there = reg.users.existing_users(chosen)
         for user in chosen:
-            if user.id not in there or user.id not in recipes:
-                yield UnitFailed(user.name, REMOVED_MESSAGE)
-                continue
             ready = yield from _prepare_target(workshop, user, shots[user.id], recipes[user.id], options)
             if isinstance(ready, AdaptTarget):
                 pupils.append(ready)
             else:
                 results[user.id] = ready
         yield from _train_stacks(workshop, pupils, results)
-    if chosen and not results:  # said outside of the runs, which outlive a forgotten person's name
-        raise _none_adapted_error(reg, chosen)
+    if chosen and not results:
+        raise BadInput("No user could be adapted.", hint="lower --learning-rate")
     yield JobResult([results[user.id] for user in chosen if user.id in results])
-
-
-def _none_adapted_error(reg: Registry, chosen: Sequence[User]) -> BadInput | NotFound:
-    """Why nobody was adapted: all were removed, or else training failed."""
-    if reg.users.existing_users(chosen):
-        return BadInput("No user could be adapted.", hint="lower --learning-rate")
-    return NotFound(
-        f"Nobody is left to adapt: {join_names([user.name for user in chosen])} removed meanwhile.", hint=USER_LIST_HINT
-    )
 
 
 def adaptable_users(reg: Registry, bank: Bank) -> list[User]:
@@ -239,7 +230,7 @@ def _prepare_target(
         return _entry(user, recipe, None, None, None, 0, 0.0)
     job = _job(workshop, user, shots, recipe, options)
     known = reg.stacks.get(user.id, bank.task, bank.id)
-    if known is not None and known.identity == job.config["identity"]:
+    if known is not None and known.identity == job.config["identity"] and known.is_intact:
         yield Note(f"{user.name}: adapted already with these settings and items.")
         return {**_stored_result(reg, user, recipe, known), "unchanged": True}
     from mta_cli.engine.methods.stacks import stack_member
@@ -262,39 +253,31 @@ def _train_stacks(
         return
     size = max_group_size(workshop.base, pupils[0].job)
     groups = [pupils[start : start + size] for start in range(0, len(pupils), size)]
-    runs, late = dict[int, Run](), list[User]()
+    runs = dict[int, Run]()
     try:
         ready = (
-            _training_group(workshop, group, runs, results)
-            for group in _start_group_runs(workshop.reg, groups, runs, late)
+            _training_group(workshop, group, runs, results) for group in _start_group_runs(workshop.reg, groups, runs)
         )
         yield from train_groups(workshop.reg, workshop.base, ready)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | GeneratorExit)
         with workshop.reg.transaction():
-            there = workshop.reg.users.existing_users(pupil.user for pupil in pupils)  # the others' runs went with them
-            for run in (run for user_id, run in runs.items() if user_id in there):
+            for run in runs.values():
                 workshop.reg.runs.fail_run(run.id, "stopped" if stopped else str(error), interrupted=stopped)
         raise
-    yield from (UnitFailed(user.name, REMOVED_MESSAGE) for user in late)
 
 
 def _start_group_runs(
-    reg: Registry, groups: Sequence[Sequence[AdaptTarget]], runs: dict[int, Run], late: list[User]
+    reg: Registry, groups: Sequence[Sequence[AdaptTarget]], runs: dict[int, Run]
 ) -> Iterator[Sequence[AdaptTarget]]:
-    """Each group in its turn, with a run for everybody, which stands in `runs` by user id while it lasts.
-
-    Who was removed before their turn came is left out, and added to `late`.
-    """
+    """Each group in its turn, with a run for everybody, which stands in `runs` by user id while it lasts."""
     for group in groups:
         with reg.transaction():
-            there = reg.users.existing_users(pupil.user for pupil in group)
-            pupils = [pupil for pupil in group if pupil.user.id in there]
-            for pupil in pupils:
-                runs[pupil.user.id] = reg.runs.start_run("user adapt", pupil.user.name, dict(pupil.job.config))
-        late += [pupil.user for pupil in group if pupil.user.id not in there]
-        if pupils:
-            yield pupils
+            for pupil in group:
+                runs[pupil.user.id] = reg.runs.start_run(
+                    "user adapt", dict(pupil.job.config), user_id=pupil.user.id, bank_id=pupil.recipe.bank_id
+                )
+        yield group
 
 
 def _training_group(
@@ -306,7 +289,6 @@ def _training_group(
             one.member.examples,
             one.member.frozen_loras,
             runs[one.user.id],
-            (one.user,),
             start=one.member.initial_weights,
         )
         for one in pupils
@@ -365,8 +347,7 @@ def _store_stacks(
     for i, (pupil, adapter) in enumerate(zip(pupils, adapters, strict=True)):
         run, before, after = runs[pupil.user.id], trained.measured_before[i], trained.measured_after[i]
         if isinstance(adapter, str):
-            if adapter != USER_LEFT_MESSAGE:  # else the run went with them
-                reg.runs.fail_run(run.id, adapter)
+            reg.runs.fail_run(run.id, adapter)
             made.append(None)
             continue
         stack = _make_stack(pupil, workshop.bank, adapter, before, after, trained.packed_cores.get(i))
@@ -381,7 +362,7 @@ def _store_stacks(
         del runs[pupil.user.id]
     for i, (pupil, kept) in enumerate(zip(pupils, made, strict=True)):
         if kept is None:
-            yield UnitFailed(pupil.user.name, REMOVED_MESSAGE if adapters[i] == USER_LEFT_MESSAGE else str(adapters[i]))
+            yield UnitFailed(pupil.user.name, str(adapters[i]))
             continue
         yield from _warn_if_unmoved(
             pupil.user, pupil.job, trained.measured_before[i], trained.measured_after[i], trained.weights[i].norm()
@@ -402,7 +383,7 @@ def _make_stack(
         pupil.job.schedule.steps,
         before.shots or 0.0,
         after.shots or 0.0,
-        pack_anchor_weights(pupil.recipe.shares),
+        pupil.recipe.shares,
         adapter.bytes if numbers is None else len(numbers),
         identity=pupil.job.config["identity"],
         numbers=numbers,
@@ -451,7 +432,7 @@ def _entry(
 
 def _stored_result(reg: Registry, user: User, recipe: Recipe, stack: Stack) -> dict[str, Any]:
     """The result of the run that made this stack, or what its row still tells."""
-    for run in reg.runs.of_user(user.name):
+    for run in reg.runs.of_user(user.id):
         result = run.result
         if run.kind == "user adapt" and result and run.config.get("identity") == stack.identity:
             return result

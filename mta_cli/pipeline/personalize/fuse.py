@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.requests import FuseRequest
     from store.registry import Registry
 
-USER_LIST_HINT = "mta user list shows who there is"
-
 
 def fuse_user(
     reg: Registry,
@@ -50,11 +48,17 @@ def fuse_user(
     needs_base = weighting_of(request.options) in NEEDS_SHOTS and reg.items.recent_items(
         user.id, request.task.name, request.options.shots
     )
-    base = load_with_task_adapter(reg, bank, request) if needs_base else None
-    fusing = yield from prepare_fusing(reg, bank, [user], request, base)
-    recipes = yield from make_recipes(reg, fusing, [user], request)
+    with reg.hold_users(f"fusion for {request.task.name}", [user.id, *anchor_users(reg, bank)]):
+        base = load_with_task_adapter(reg, bank, request) if needs_base else None
+        fusing = yield from prepare_fusing(reg, bank, [user], request, base)
+        recipes = yield from make_recipes(reg, fusing, [user], request)
     yield ArtifactSaved("recipe", user.name, f"{recipes[user.id].bytes} bytes")
     yield JobResult(recipe_json(reg, user, bank, recipes[user.id]))
+
+
+def anchor_users(reg: Registry, bank: Bank) -> list[int]:
+    """The ids of the bank's anchor users, without those who were forgotten."""
+    return [anchor.user_id for anchor in reg.banks.anchors(bank.id) if anchor.user_id is not None]
 
 
 def bank_plan_lines(bank: Bank, request: FuseRequest) -> tuple[PlanLine, ...]:

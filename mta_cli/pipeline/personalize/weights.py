@@ -41,11 +41,11 @@ def load_weights(reg: Registry, digest: str, base: str) -> LoraWeights:
 
 
 def load_stack_weights(reg: Registry, stack: Stack, base: str) -> LoraWeights:
-    """A user's stack: their own adapter, or their numbers between the factors of the bank's basis."""
+    """A user's stack: their own adapter, or their numbers between the factors of the bank's basis; both verified."""
     from mta_cli.engine.lora.lora_xs import unpack_core
 
     weights = load_weights(reg, stack.digest, base)
-    return weights if stack.numbers is None else unpack_core(weights, stack.numbers)
+    return weights if stack.numbers is None else unpack_core(weights, reg.stacks.verified_numbers(stack))
 
 
 def current_bank(reg: Registry, task: str, base: str) -> Bank:
@@ -126,7 +126,6 @@ def load_fusion_and_stack(
     if mode == "base" or user is None:
         return (), AnswerSource("base")
     from mta_cli.engine.lora.merge import merge_loras
-    from store.tables.recipes_and_stacks import unpack_anchor_weights
 
     bank = current_bank(reg, task, base)
     recipe = reg.recipes.get(user.id, task, bank.id)
@@ -136,7 +135,7 @@ def load_fusion_and_stack(
     if mode == "fused" and recipe is None:
         raise NotFound(f"{user.name} has no recipe for task {task}.", hint=f"mta user fuse {user.name} --task {task}")
     # A stack was trained on the recipe of its day; a newer recipe must not slip under it.
-    shares = unpack_anchor_weights(stack.recipe) if mode == "adapted" and stack else recipe.shares if recipe else ()
+    shares = stack.recipe if mode == "adapted" and stack else recipe.shares if recipe else ()
     parts, names = load_recipe_anchors(reg, bank, shares)
     if mode == "adapted" and stack is not None:
         parts.append((load_stack_weights(reg, stack, bank.base), 1.0))

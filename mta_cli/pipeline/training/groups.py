@@ -22,7 +22,7 @@ from mta_cli.pipeline.training.session import (
     TrainingResult,
     TrainingSession,
 )
-from store.records import Adapter, User
+from store.records import Adapter
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CORE_KIND = "core"  # the kind of a job that trains numbers on its group's basis
-USER_LEFT_MESSAGE = "the person left meanwhile, and nothing of it was kept"
 MAX_USERS_PER_GROUP = 64  # people in a group at most
 MAX_GROUP_BYTES = 1 << 30  # for factors, gradients and moments of a group
 
@@ -88,16 +87,13 @@ class AdapterJob:
 class AdapterTraining:
     """One adapter to train: the job, its rows, the frozen parts underneath, and the run that its steps belong to.
 
-    `start` is what is trained; without it a fresh LoRA of the job. `users` are those whose words it learns from: it
-    ends as failed when one of them is forgotten or, where it `requires_consent`, takes their consent back.
+    `start` is what is trained; without it a fresh LoRA of the job.
     """
 
     job: AdapterJob
     examples: Sequence[TrainingExample]
     frozen_parts: tuple[LoraWeights, ...] = ()
     run: Run | None = None
-    users: tuple[User, ...] = ()
-    requires_consent: bool = False
     start: LoraWeights | LoraXsCore | None = None
 
 
@@ -153,11 +149,13 @@ def group_key(base: LoadedBase, jobs: Sequence[AdapterJob]) -> str:
 def pair_with_adapters(
     whose: Sequence[T], trainings: Sequence[AdapterTraining], results: Sequence[Adapter | str]
 ) -> list[tuple[T, Adapter]]:
-    """Each of `whose` with their adapter, without those whose people left. Raises BadInput when one failed."""
-    for training, result in zip(trainings, results, strict=True):
-        if isinstance(result, str) and result != USER_LEFT_MESSAGE:
+    """Each of `whose` with their adapter. Raises BadInput when one failed."""
+    paired = []
+    for one, training, result in zip(whose, trainings, results, strict=True):
+        if isinstance(result, str):
             raise BadInput(f"{training.job.title}: {result}", hint="lower the learning rate")
-    return [(one, result) for one, result in zip(whose, results, strict=True) if isinstance(result, Adapter)]
+        paired.append((one, result))
+    return paired
 
 
 def format_losses(adapter: Adapter) -> str:
@@ -188,7 +186,7 @@ class _SessionRecorder:
     def __init__(self, reg: Registry, base: LoadedBase, group: TrainingGroup) -> None:
         self._base, self._steps_taken = base, 0
         self._reg, self._group, self._key = reg, group, group_key(base, group.jobs)
-        self._settled, self._left_members = False, set[int]()
+        self._settled = False
         self.session = TrainingSession(base, group, reg.files.read_checkpoint(self._key))
 
     def record_report(self, report: SessionReport, done: int) -> Iterator[Event]:
@@ -210,44 +208,21 @@ class _SessionRecorder:
     def _record_step(self, report: SessionStep) -> None:
         self._steps_taken += len(report.steps)
         with self._reg.transaction():
-            anew = self._stop_left_members()
             for i, step in report.steps.items():
                 one = self._group.trainings[i]
-                if one.run is not None and i not in self._left_members:
+                if one.run is not None:
                     self._reg.runs.record_step(
                         one.run.id, one.job.label, step.step, step.loss, step.tokens, step.seconds
                     )
-        if report.checkpoint is not None and not anew:
+        if report.checkpoint is not None:
             self._reg.files.write_checkpoint(self._key, report.checkpoint)
 
     def save_checkpoint(self) -> None:
         """Store a checkpoint of a training that has begun and is not settled."""
         if self._settled:
             return
-        self._stop_left_members()
-        if (state := self.session.checkpoint_bytes()) is not None and len(self._left_members) < len(
-            self._group.trainings
-        ):
+        if (state := self.session.checkpoint_bytes()) is not None:
             self._reg.files.write_checkpoint(self._key, state)
-
-    def _stop_left_members(self) -> bool:
-        """End the trainings of people who left, and drop the checkpoint that holds them; whether there are new ones.
-
-        What a training gave until its next step goes with it: only what is written after that is kept.
-        """
-        there = self._reg.users.existing_users(user for one in self._group.trainings for user in one.users)
-        gone = {
-            i
-            for i, one in enumerate(self._group.trainings)
-            if not all(user.id in there and (there[user.id] or not one.requires_consent) for user in one.users)
-        }
-        anew = gone - self._left_members
-        self._left_members |= gone
-        for i in anew:
-            self.session.stop_member(i, USER_LEFT_MESSAGE)
-        if anew:
-            self._reg.files.drop_checkpoint(self._key)
-        return bool(anew)
 
     def _store_adapters(self, trained: TrainingResult) -> Iterator[Event]:
         """Store the adapters, and do what the group wants done with them; a core's numbers are stored by `settle`.
@@ -257,27 +232,16 @@ class _SessionRecorder:
         self._settled = True
         reg, basis = self._reg, self._group.basis
         results: list[Adapter | str] = [trained.failures.get(i, "") for i in range(len(self._group.jobs))]
-        self._stop_left_members()
         for i, weights in trained.weights.items():
             job = self._group.jobs[i]
-            if i not in self._left_members:
-                results[i] = (
-                    basis.adapter if basis is not None else _write_adapter(reg, self._base, job, weights, trained, i)
-                )
-        with reg.files.consume_checkpoint(self._key), reg.transaction():
-            self._stop_left_members()
-            made = [(i, one) for i, one in enumerate(results) if basis is None and isinstance(one, Adapter)]
-            for i, adapter in made:
-                if i not in self._left_members:
-                    reg.adapters.add_adapter(adapter)
-            for i, adapter in made:  # when the others' rows are there, for two may have the same file
-                if i in self._left_members:
-                    reg.adapters.discard_unrecorded_file(adapter.digest)
-            told = list(
-                self._group.on_trained(
-                    [USER_LEFT_MESSAGE if i in self._left_members else one for i, one in enumerate(results)], trained
-                )
+            results[i] = (
+                basis.adapter if basis is not None else _write_adapter(reg, self._base, job, weights, trained, i)
             )
+        with reg.files.consume_checkpoint(self._key), reg.transaction():
+            for one in results:
+                if basis is None and isinstance(one, Adapter):
+                    reg.adapters.add_adapter(one)
+            told = list(self._group.on_trained(results, trained))
         yield from told
 
     def _step(self, steps: dict[int, TrainStep], done: int) -> JobProgress:

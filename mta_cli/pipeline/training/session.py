@@ -77,7 +77,6 @@ class TrainingSession:
     def __init__(self, base: LoadedBase, group: TrainingGroup, saved: bytes | None) -> None:
         self.base, self.group = base, group
         self._resume_checkpoint = saved
-        self._pending_stops: dict[int, str] = {}
         self._trainer: Trainer | None = None
 
     def run_training(self) -> Iterator[SessionReport]:
@@ -113,16 +112,7 @@ class TrainingSession:
         """A checkpoint; None before `SessionStarted`. Only between two reports."""
         if self._trainer is None:
             return None
-        self._apply_stops(self._trainer)
         return self._trainer.save_state()
-
-    def stop_member(self, member: int, why: str) -> None:
-        """End a member's training at the next report; it then counts as failed."""
-        self._pending_stops[member] = why
-
-    def _apply_stops(self, trainer: Trainer) -> None:
-        while self._pending_stops:
-            trainer.drop_member(*self._pending_stops.popitem())
 
     def _members(self) -> list[GroupMember]:
         from mta_cli.engine.training.trainer import GroupMember
@@ -154,7 +144,6 @@ class TrainingSession:
         for steps in trainer.train_steps():
             due = (now := time.monotonic()) - saved > pause
             yield SessionStep(steps, trainer.save_state() if due else None)
-            self._apply_stops(trainer)
             if due:
                 saved = time.monotonic()
                 pause = max(MIN_CHECKPOINT_SECONDS, MIN_CHECKPOINT_COST_RATIO * (saved - now))

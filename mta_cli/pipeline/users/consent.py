@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mta_cli.events import Event, JobResult, Note
 from mta_cli.pipeline.users.dependents import Dependent, banks_pooling_user, find_dependents, stale_entries, stale_notes
+from mta_cli.pipeline.users.in_use import change_when_unused
 
 if TYPE_CHECKING:
     from store.records import Bank, User
@@ -33,7 +35,7 @@ class ConsentEffects:
 
 
 def change_consent(reg: Registry, users: Sequence[User], can_anchor: bool) -> ConsentEffects:
-    """Record what some people consent to; returns what is stale now."""
+    """Record what some users consent to; returns what is stale now. Raises UserInUse as `Users.set_can_anchor`."""
     pooled: dict[int, Bank] = {}
     stale: list[StaleAnchor] = []
     with reg.transaction():
@@ -43,13 +45,13 @@ def change_consent(reg: Registry, users: Sequence[User], can_anchor: bool) -> Co
         return ConsentEffects(stale, find_dependents(reg, stale), list(pooled.values()))
 
 
-def set_consent(reg: Registry, name: str, can_anchor: bool) -> Iterator[Event]:
+def set_consent(reg: Registry, name: str, can_anchor: bool, *, wait: bool = False) -> Iterator[Event]:
     """Record what somebody consents to. The result says which anchors are stale now, and who rests on them.
 
-    Raises `NotFound`.
+    Raises NotFound, and UserInUse where consent is withdrawn beside a job that uses their items, unless it may `wait`.
     """
     user = reg.users.get(name)
-    left = change_consent(reg, [user], can_anchor)
+    left = yield from change_when_unused(partial(change_consent, reg, [user], can_anchor), wait=wait)
     yield Note(f"{user.name} may {'' if can_anchor else 'not '}be an anchor.")
     yield from left.consequence_notes(reg, user.name)
     changed = user.can_anchor != can_anchor

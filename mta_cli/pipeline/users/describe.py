@@ -41,7 +41,7 @@ def describe_user(reg: Registry, name: str) -> Entry:
 def user_runs(reg: Registry, name: str) -> list[Entry]:
     """The runs about a person, with their results. Raises `NotFound`."""
     user = reg.users.get(name)
-    return [run_entry(run) for run in reg.runs.of_user(user.name)]
+    return [run_entry(run) for run in reg.runs.of_user(user.id)]
 
 
 def run_entry(run: Run) -> Entry:

@@ -96,7 +96,7 @@ def load_user_detail(reg: Registry, name: str, task: str | None = None) -> UserD
     anchors = reg.banks.anchors(bank.id) if bank is not None else []
     recipe = reg.recipes.get(user.id, bank.task, bank.id) if bank is not None else None
     stack = reg.stacks.get(user.id, bank.task, bank.id) if bank is not None else None
-    runs = reg.runs.of_user(user.name)
+    runs = reg.runs.of_user(user.id)
     return UserDetail(
         user,
         task,

@@ -43,7 +43,7 @@ FILE_DESCRIPTIONS = {
     "seconds. answers: evaluation, task, fold, method, settings, prompt, answer, gold, gold_loglik (nats), "
     "gold_tokens, scores (of each label), tokens, seconds.",
     "runs.json": "about: what was done for the person, with config, result and steps (unit, step, loss, tokens, "
-    "seconds). named_in: runs about others that name them.",
+    "seconds). named_in: runs about several users that were asked for this one.",
 }
 
 
@@ -94,7 +94,7 @@ def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
         },
         "runs": {
             "about": [_run_document(reg, each) for each in known["runs"]],
-            "named_in": reg.subject_data.runs_mentioning_user(user),
+            "named_in": reg.subject_data.runs_asked_for_user(user.id),
         },
     }
 
@@ -110,14 +110,12 @@ def _profile_document(reg: Registry, row: Mapping[str, Any]) -> Entry:
 
 def _stack_documents(reg: Registry, user: User, known: list[Entry]) -> list[Entry]:
     """What is said of each stack, with the person's own numbers or file, and the anchors below."""
-    from store.tables.recipes_and_stacks import unpack_anchor_weights
-
     found = []
     for entry, stack in zip(known, reg.stacks.of_user(user.id), strict=True):
         names = {anchor.id: anchor.user for anchor in reg.banks.anchors(stack.bank_id)}
         below = [
             {"user": names.get(share.anchor_id), "similarity": share.similarity, "weight": share.weight}
-            for share in unpack_anchor_weights(stack.recipe)
+            for share in stack.recipe
         ]
         own = {"file": _adapter_path(stack.digest)} if stack.numbers is None else {"file": None}
         found.append({**entry, **own, "numbers": _unpack_floats(stack.numbers, FLOAT16_BYTES), "anchors": below})

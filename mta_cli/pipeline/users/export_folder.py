@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,14 +72,12 @@ def write_folder(target: Path, files: Mapping[str, bytes], what: str) -> None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def record_export(reg: Registry, user: User, target: Path, what: str) -> AbstractContextManager[None]:
-    """A run that says where something of a person's went, from here to the end of the block."""
-
-    def document() -> dict[str, str]:
-        reg.users.require_existing(user)
-        return {"to": str(target), "what": what}
-
-    return record_request(reg, EXPORT_RUN_KIND, user.name, document)
+@contextmanager
+def record_export(reg: Registry, user: User, target: Path, what: str) -> Iterator[None]:
+    """A run that says where something of a user's went, from here to the end of the block; it holds the user."""
+    asked = {"to": str(target), "what": what}
+    with reg.hold_users("export", [user.id]), record_request(reg, EXPORT_RUN_KIND, asked, user_id=user.id):
+        yield
 
 
 def exports_of(reg: Registry, user: User) -> list[str]:
@@ -88,7 +86,7 @@ def exports_of(reg: Registry, user: User) -> list[str]:
 
 
 def _export_paths(reg: Registry, user: User) -> Iterator[str]:
-    for run in reg.runs.of_user(user.name):
+    for run in reg.runs.of_user(user.id):
         if run.kind == EXPORT_RUN_KIND and run.status != "failed":
             yield str(run.config[REQUEST_KEY]["to"])
 

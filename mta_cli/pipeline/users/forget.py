@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.pipeline.runs import bank_label
 from mta_cli.pipeline.users.dependents import banks_pooling_user, join_names, stale_entries, stale_notes
 from mta_cli.pipeline.users.export_folder import exports_of
+from mta_cli.pipeline.users.in_use import change_when_unused
 from store.snapshot import saved_databases
 
 if TYPE_CHECKING:
-    from store.records import User
+    from store.records import Bank, User
     from store.registry import Registry
+    from store.tables.users import ForgetResult
 
 
 def plan_forget(reg: Registry, name: str, *, aloud: bool = False) -> Iterator[Event]:
@@ -34,7 +37,7 @@ def _traces(reg: Registry, user: User) -> Iterator[PlanLine]:
     yield PlanLine("recipes", f"{len(reg.recipes.of_user(user.id)):,}")
     yield PlanLine("stacks", f"{len(reg.stacks.of_user(user.id)):,}")
     yield PlanLine("chats", f"{len(reg.chats.of_user(user.id)):,}")
-    yield PlanLine("runs", f"{len(reg.runs.of_user(user.name)):,}")
+    yield PlanLine("runs", f"{len(reg.runs.of_user(user.id)):,}")
     yield PlanLine("exports, which stay", ", ".join(exports_of(reg, user)) or "none")
     banks = [bank for bank in reg.banks.all() for each in reg.banks.anchors(bank.id) if each.user_id == user.id]
     yield PlanLine("anchor of", ", ".join(map(bank_label, banks)) or "no bank")
@@ -43,20 +46,18 @@ def _traces(reg: Registry, user: User) -> Iterator[PlanLine]:
     yield PlanLine("recipes and stacks that rest on it", join_names(sorted(people)) or "nobody's")
 
 
-def forget_user(reg: Registry, name: str) -> Iterator[Event]:
-    """Remove a person. Raises `NotFound`.
+def forget_user(reg: Registry, name: str, *, wait: bool = False) -> Iterator[Event]:
+    """Remove a user. Raises NotFound, and UserInUse beside a job that uses their items, unless it may `wait`.
 
     The result counts what went, and lists what they leave: stale anchors, whoever rests on these, task adapters that
     may hold something of them, and the folders that were exported.
     """
     user = reg.users.get(name)
-    items = sum(count for _, count, _ in reg.users.tasks_of_user(user.id))
-    pooled, exports = banks_pooling_user(reg, user), exports_of(reg, user)
+    (items, pooled, exports, saved), gone = yield from change_when_unused(partial(_forget, reg, user), wait=wait)
     for path in exports:
         yield Note(f"exported to {path}, which is outside the store and is not touched", warning=True)
-    for saved in saved_databases(reg.root):
-        yield Note(f"{saved.name}, the copy from before the last migration, is removed too: it holds {user.name}")
-    gone = reg.users.forget(user.id)
+    for name in saved:
+        yield Note(f"{name}, the copy from before the last migration, is removed too: it holds {user.name}")
     yield from stale_notes(reg, "them", gone.stale_anchors, gone.dependents, pooled)
     yield Note(f"forgotten; history items: {items:,}, adapter files: {len(gone.adapters_removed):,}")
     yield JobResult(
@@ -68,3 +69,11 @@ def forget_user(reg: Registry, name: str) -> Iterator[Event]:
             "exports": exports,
         }
     )
+
+
+def _forget(reg: Registry, user: User) -> tuple[tuple[int, list[Bank], list[str], list[str]], ForgetResult]:
+    """Remove the user; returns what was known before: items, banks that pooled them, exports, saved databases."""
+    items = sum(count for _, count, _ in reg.users.tasks_of_user(user.id))
+    saved = [path.name for path in saved_databases(reg.root)]
+    told = items, banks_pooling_user(reg, user), exports_of(reg, user), saved
+    return told, reg.users.forget(user.id)

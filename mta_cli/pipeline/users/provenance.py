@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import NotFound
 from mta_cli.pipeline.personalize.weights import anchor_label
 from mta_cli.pipeline.users.dependents import banks_pooling_user
-from store.tables.recipes_and_stacks import unpack_anchor_weights
 
 if TYPE_CHECKING:
     from store.records import AnchorWeight, Bank, User
@@ -44,7 +43,7 @@ def user_dependencies(reg: Registry, user: User) -> list[Entry]:
     for recipe in reg.recipes.of_user(user.id):
         shares.setdefault(recipe.bank_id, []).extend(recipe.shares)
     for stack in reg.stacks.of_user(user.id):
-        shares.setdefault(stack.bank_id, []).extend(unpack_anchor_weights(stack.recipe))
+        shares.setdefault(stack.bank_id, []).extend(stack.recipe)
         cores |= {stack.bank_id} if stack.numbers is not None else set()
     found = []
     for number in sorted(shares):

@@ -22,7 +22,7 @@ from mta_cli.pipeline.evaluation.run import run_evaluation, tune_evaluation
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob, discard_job, list_unfinished_jobs, resume_job
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.requests import AdaptRequest, adapt_request_json, eval_request_json, restore_adapt_request
-from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, bank_label, record_request
+from mta_cli.pipeline.runs import ADAPT_RUN_KIND, REQUEST_KEY, record_request
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request, timeless
@@ -65,8 +65,9 @@ def begin_adaptation(reg: Registry, names: tuple[str, ...] | None, options: Adap
     """The run that a whole adaptation keeps; returns its number."""
     users = None if names is None else [reg.users.get(name) for name in names]
     bank, request = reg.banks.get("lamp-2"), fuse_request(weights="uniform")
-    document = adapt_request_json(reg, AdaptRequest(users, options.with_kind_defaults(labels=True), request))
-    return reg.runs.start_run(ADAPT_RUN_KIND, bank_label(bank), {REQUEST_KEY: document}).id
+    document = adapt_request_json(AdaptRequest(users, options.with_kind_defaults(labels=True), request))
+    config, whom = {REQUEST_KEY: document}, [user.id for user in users or ()]
+    return reg.runs.start_run(ADAPT_RUN_KIND, config, bank_id=bank.id, asked_users=whom).id
 
 
 def test_nothing_is_offered_where_all_is_done(peopled: Registry) -> None:
@@ -101,7 +102,7 @@ def test_a_bank_that_is_being_built_is_not_offered_and_that_of_a_killed_process_
     assert list_unfinished_jobs(peopled) == []
     job.close()  # type: ignore[attr-defined]
     monkeypatch.setattr("store.tables.runs.os.getpid", dead)
-    peopled.runs.start_run("bank build", "lamp-2 v1", {})
+    peopled.runs.start_run("bank build", {}, bank_id=peopled.banks.all()[0].id)
     (one,) = list_unfinished_jobs(peopled)
     assert one.kind == "bank build" and one.error == ""
 
@@ -143,7 +144,7 @@ def test_a_stopped_adaptation_goes_on_with_its_own_options_and_people(peopled: R
     run = begin_adaptation(peopled, SHORT, options)
     peopled.runs.fail_run(run, "stopped", interrupted=True)
     (one,) = list_unfinished_jobs(peopled)
-    assert (one.kind, one.title, one.detail) == ("user adapt", "3 people, lamp-2", "on bank lamp-2 v1")
+    assert (one.kind, one.title, one.detail) == ("user adapt", "3 users, lamp-2", "on bank lamp-2 v1")
     results, seen = go_on(peopled, one)
     assert [(r["user"], r["shots"], r["steps"], r["weights"]) for r in results] == [
         (name, 2, 6, "uniform") for name in SHORT
@@ -164,13 +165,21 @@ def test_an_adaptation_of_everybody_that_was_killed_is_offered(
     assert len(results) == 9
 
 
-def test_whoever_was_forgotten_is_left_out_with_a_word(peopled: Registry) -> None:
+def test_a_forgotten_user_is_left_out(peopled: Registry) -> None:
     built(peopled)
     peopled.runs.fail_run(begin_adaptation(peopled, ("ida", "jon"), QUICK), "stopped", interrupted=True)
     peopled.users.forget(peopled.users.get("jon").id)
     (one,) = list_unfinished_jobs(peopled)
-    results, seen = go_on(peopled, one)
-    assert [r["user"] for r in results] == ["ida"] and any("1 of those" in text for text in notes(seen))
+    assert one.title == "ida, lamp-2"
+    results, _ = go_on(peopled, one)
+    assert [r["user"] for r in results] == ["ida"]
+
+
+def test_an_adaptation_of_users_who_are_all_forgotten_is_not_offered(peopled: Registry) -> None:
+    built(peopled)
+    peopled.runs.fail_run(begin_adaptation(peopled, ("ida",), QUICK), "stopped", interrupted=True)
+    peopled.users.forget(peopled.users.get("ida").id)
+    assert list_unfinished_jobs(peopled) == []
 
 
 def test_only_the_newest_run_of_what_was_asked_counts(peopled: Registry) -> None:
@@ -194,7 +203,8 @@ def test_a_stopped_evaluation_goes_on_with_what_was_written_down(peopled: Regist
     peopled.evaluations.remove(whole["evaluation"])
     stop_after(run_evaluation(peopled, request), 1)
     number = peopled.evaluations.all()[0].id
-    run = peopled.runs.start_run("eval run", f"evaluation {number}", {REQUEST_KEY: eval_request_json(request)}).id
+    document = {REQUEST_KEY: eval_request_json(request)}
+    run = peopled.runs.start_run("eval run", document, evaluation_id=number).id
     assert list_unfinished_jobs(peopled) == []
     peopled.runs.fail_run(run, "stopped", interrupted=True)
     (one,) = list_unfinished_jobs(peopled)
@@ -218,7 +228,7 @@ def test_giving_up_an_evaluation_removes_it_only_where_it_has_no_result(peopled:
     number = whole["evaluation"]
     document = {REQUEST_KEY: eval_request_json(eval_request(methods="stack", folds=2))}
     peopled.runs.fail_run(
-        peopled.runs.start_run("eval run", f"evaluation {number}", document).id, "stopped", interrupted=True
+        peopled.runs.start_run("eval run", document, evaluation_id=number).id, "stopped", interrupted=True
     )
     (added,) = list_unfinished_jobs(peopled)
     discard_job(peopled, added)
@@ -233,7 +243,10 @@ def test_documents_of_what_was_asked_say_it_all_again(peopled: Registry) -> None
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
     request = AdaptRequest(users, QUICK.with_kind_defaults(labels=True), fuse_request(top_k=2, shots=4))
-    assert restore_adapt_request(peopled, adapt_request_json(peopled, request), HERE) == request
+    run = peopled.runs.start_run("adaptation", {}, asked_users=[user.id for user in users]).id
+    assert restore_adapt_request(peopled, run, adapt_request_json(request), HERE) == request
+    everybody = replace(request, users=None)
+    assert restore_adapt_request(peopled, run, adapt_request_json(everybody), HERE) == everybody
     assert options_from_json(BankOptions, {**asdict(BankOptions(rank=3)), "dtype": "x"}) == BankOptions(rank=3)
     assert options_from_json(FuseOptions, {}) == FuseOptions()
 
@@ -250,12 +263,13 @@ def test_documents_of_what_was_asked_say_it_all_again(peopled: Registry) -> None
 def test_a_run_that_is_written_down_says_what_was_asked_and_how_it_ended(
     peopled: Registry, error: BaseException | None, status: str
 ) -> None:
-    written = record_request(peopled, "adaptation", "lamp-2 v1", lambda: {"task": "lamp-2"})
+    user = peopled.users.get("ida")
+    written = record_request(peopled, "user export", {"task": "lamp-2"}, user_id=user.id)
     with contextlib.suppress(BaseException), written:
         assert peopled.runs.all()[0].status == "running"
         if error is not None:
             raise error
-    (run,) = peopled.runs.of_subject("lamp-2 v1")
+    (run,) = peopled.runs.of_user(user.id)
     assert (run.status, run.config) == (status, {REQUEST_KEY: {"task": "lamp-2"}})
 
 
@@ -272,7 +286,7 @@ def test_an_adaptation_that_is_stopped_before_and_during_training_goes_on(
                 break
         job.close()  # type: ignore[attr-defined]
         (one,) = list_unfinished_jobs(peopled)
-        assert (one.kind, one.title, one.error) == ("user adapt", "3 people, lamp-2", "stopped")
+        assert (one.kind, one.title, one.error) == ("user adapt", "3 users, lamp-2", "stopped")
     results, seen = go_on(peopled, one)
     assert [r["user"] for r in results] == list(SHORT) and "ida: adapted already" in " ".join(notes(seen))
     assert list_unfinished_jobs(peopled) == []

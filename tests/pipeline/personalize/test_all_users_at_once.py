@@ -59,7 +59,7 @@ def test_stacks_that_train_together_are_stored_together(peopled: Registry, monke
         stop_at_second(stopped, Stacks, "put")
         finish(adapt_users(peopled, users, fuse_request(), LORA))
     assert [peopled.stacks.of_user(user.id) for user in users] == [[], [], []]
-    assert {run.status for user in users for run in peopled.runs.of_subject(user.name)} == {"failed"}
+    assert {run.status for user in users for run in peopled.runs.of_user(user.id)} == {"failed"}
     finish(adapt_users(peopled, users, fuse_request(), LORA))
     assert [len(peopled.stacks.of_user(user.id)) for user in users] == [1, 1, 1] and peopled.check_integrity() == []
 

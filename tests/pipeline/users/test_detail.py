@@ -98,7 +98,7 @@ def test_losses_are_those_of_the_last_adaptation_that_took_steps(world: World) -
         ((8.0,), "other", "user adapt"),
         ((7.0,), "free", "something else"),
     ):
-        run = runs.start_run(kind, "alice", {"task": task})
+        run = runs.start_run(kind, {"task": task}, user_id=world.alice.id)
         for step, loss in enumerate(losses):
             runs.record_step(run.id, "alice", step, loss, 10, 0.1)
     alice = load_user_detail(world.reg, "alice")

@@ -120,7 +120,7 @@ def test_everything_held_is_described(reg: Registry, tmp_path: Path) -> None:
 
 def test_runs_of_a_person(reg: Registry) -> None:
     list(add_user(reg, "ann"))
-    run_of = reg.runs.start_run("adapt", "ann", {"shots": 5})
+    run_of = reg.runs.start_run("adapt", {"shots": 5}, user_id=reg.users.get("ann").id)
     reg.runs.finish_run(run_of.id, {"loss_after": 1.5})
     (entry,) = user_runs(reg, "ann")
     assert (entry["kind"], entry["status"], entry["result"]) == ("adapt", "done", {"loss_after": 1.5})

@@ -37,21 +37,24 @@ def test_a_store_that_is_well(full: Registry) -> None:
         "banks": 1,
         "anchors": 1,
         "recipes": 1,
+        "recipe_anchors": 1,
         "stacks": 1,
+        "stack_anchors": 1,
     }
 
 
 @pytest.mark.parametrize(
     ("statement", "finding"),
     [
-        ("DELETE FROM anchors", "names anchors that are not there"),
-        ("UPDATE recipes SET shares = x'00'", "is damaged"),
+        ("DELETE FROM anchors", "row None of recipe_anchors refers to a row of anchors"),
+        ("DELETE FROM recipe_anchors", "the recipe of bob for task free has not all of its anchors"),
+        ("UPDATE anchors SET bank_id = 9", "names anchors of another bank"),
         ("DELETE FROM users WHERE name = 'bob'", "refers to a row of users"),
         ("INSERT INTO items_fts (items_fts) VALUES ('delete-all')", "full-text index"),
         ("UPDATE items SET input = 'quite other words'", "full-text index"),
         ("DELETE FROM adapters WHERE kind = 'stack'", "belongs to no adapter"),
-        ("UPDATE stacks SET numbers = x'0001', bytes = 4", "the core of user number"),
-        ("UPDATE stacks SET numbers = x'000102', bytes = 3", "the core of user number"),
+        ("UPDATE stacks SET numbers = x'0001', bytes = 4", "the core of bob for task free is damaged"),
+        ("UPDATE stacks SET numbers = '12'", "the core of bob for task free is damaged"),
     ],
 )
 def test_damaged_rows(full: Registry, statement: str, finding: str) -> None:

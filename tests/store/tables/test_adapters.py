@@ -181,14 +181,6 @@ def test_a_file_that_was_never_added_goes_when_its_process_is_no_more(reg: Regis
     assert [path for path in reg.files.adapter_folder.rglob("*") if path.is_file()] == []
 
 
-def test_a_file_that_will_not_be_added_goes_at_once_unless_a_row_has_it(reg: Registry) -> None:
-    known = adapter(reg, b"meta")
-    for content in (b"other", b"meta"):
-        reg.adapters.discard_unrecorded_file(reg.adapters.write_file(content)[0])
-    assert [path.stem for path in reg.files.adapter_folder.rglob("*.safetensors")] == [known]
-    assert not list(reg.files.adapter_folder.rglob("*.tmp")) and reg.check_integrity() == []
-
-
 def test_a_file_that_was_added_stays_whatever_becomes_of_its_process(reg: Registry) -> None:
     known = reg.adapters.get(adapter(reg, b"meta"))
     digest, _ = reg.adapters.write_file(b"other")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mta_cli.errors import IntegrityFault
 from store.records import AnchorWeight, Recipe
 from store.registry import Registry
-from store.tables.recipes_and_stacks import pack_anchor_weights, unpack_anchor_weights
+from store.tables.recipes_and_stacks import AnchorTotals, pack_anchor_weights, round_anchor_weights
 from tests.store.making import adapted, adapter, bank, person
 
 FLOATS = st.floats(width=32, allow_nan=False)
@@ -23,7 +23,7 @@ FLOATS = st.floats(width=32, allow_nan=False)
 def test_packed_shares_come_back(shares: list[AnchorWeight]) -> None:
     packed = pack_anchor_weights(shares)
     assert len(packed) == 12 * len(shares)
-    assert unpack_anchor_weights(packed) == tuple(shares)
+    assert round_anchor_weights(shares) == tuple(shares)
 
 
 def test_the_format_of_a_recipe_is_fixed() -> None:
@@ -139,9 +139,47 @@ def test_the_recipes_on_a_bank_come_with_what_their_stacks_did_on_held_out_queri
     adapted(reg, eve, made, b"of eve")
     adapted(reg, alice, other, b"elsewhere")
     reg.recipes.save_recipe(Recipe(alice, "free", made.id, "evidence", (), 0))
-    assert reg.recipes.recipes_with_losses(made.id) == [
-        (b"", None, None),
-        (stack.recipe, 2.0, 1.5),
-        (stack.recipe, None, None),
-    ]
-    assert reg.recipes.recipes_with_losses(99) == []
+    (anchor,) = reg.banks.anchors(made.id)
+    assert reg.recipes.anchor_totals(made.id) == {anchor.id: AnchorTotals(2, 0.25, 0.5, 0.5, 1)}
+    assert reg.recipes.anchor_totals(99) == {}
+
+
+def test_an_anchor_of_a_recipe_is_not_removed_alone(reg: Registry) -> None:
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
+    made = bank(reg, [alice])
+    stack = adapted(reg, bob, made)
+    with pytest.raises(IntegrityFault):
+        reg._db.execute_write("DELETE FROM anchors")
+    with pytest.raises(IntegrityFault):
+        reg.recipes.save_recipe(Recipe(bob, "free", made.id, "evidence", (AnchorWeight(99, 0.5, 0.25),), 0))
+    assert reg.recipes.of_user(bob)[0].shares == stack.recipe
+    reg.banks.remove(made.id)
+    assert reg.recipes.of_user(bob) == reg.stacks.of_user(bob) == [] and reg.check_integrity() == []
+
+
+def test_a_stack_keeps_the_recipe_that_it_was_trained_on(reg: Registry) -> None:
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
+    made = bank(reg, [alice])
+    stack = adapted(reg, bob, made)
+    (share,) = stack.recipe
+    reg.recipes.save_recipe(Recipe(bob, "free", made.id, "uniform", (replace(share, weight=1.0),), 0))
+    assert reg.stacks.of_user(bob) == [stack]
+    reg.recipes.remove(bob, "free", made.id)
+    assert reg.stacks.of_user(bob) == [stack]
+
+
+def test_a_core_that_changed_by_itself_is_named_before_it_is_used(reg: Registry) -> None:
+    alice, bob = person(reg, "alice", "a"), person(reg, "bob", "a")
+    made = bank(reg, [alice])
+    lora = adapted(reg, bob, made)
+    assert lora.is_intact and reg.stacks.verified_numbers(lora) == b""
+    reg.stacks.save_stack(replace(lora, numbers=b"1234", bytes=4))
+    (core,) = reg.stacks.of_user(bob)
+    assert core.is_intact and reg.stacks.verified_numbers(core) == b"1234"
+    reg._db.execute_write("UPDATE stacks SET numbers = x'31323335'")
+    (core,) = reg.stacks.of_user(bob)
+    assert not core.is_intact
+    with pytest.raises(IntegrityFault, match="core of bob for task free is damaged") as caught:
+        reg.stacks.verified_numbers(core)
+    assert caught.value.hint == "mta user adapt bob --task free trains it again"
+    assert reg.check_integrity() == ["the core of bob for task free is damaged: its SHA-256 is not the stored one"]

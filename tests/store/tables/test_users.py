@@ -22,20 +22,6 @@ def test_added_and_found(reg: Registry) -> None:
     assert reg.users.names() == ["alice", "bob"]
 
 
-def test_who_is_still_there(reg: Registry) -> None:
-    alice, bob = reg.users.add("alice"), reg.users.add("bob")
-    assert (
-        reg.users.existing_users([alice, bob, alice]) == {alice.id: True, bob.id: True}
-        and reg.users.existing_users([]) == {}
-    )
-    reg.users.set_can_anchor(alice.id, False)
-    assert reg.users.existing_users(user for user in (alice, bob)) == {alice.id: False, bob.id: True}
-    reg.users.forget(bob.id)
-    assert reg.users.existing_users([alice, bob]) == {alice.id: False}
-    assert reg.users.add("cat").id == bob.id, "a number that is free is given again"
-    assert reg.users.existing_users([alice, bob]) == {alice.id: False}
-
-
 def test_a_name_is_taken_once(reg: Registry) -> None:
     reg.users.add("Zoë")
     for same in ("Zoë", "Zoe\u0308"):

@@ -288,7 +288,7 @@ def test_hostile_names_and_texts_are_shown_as_text(demo_store: Path) -> None:
     with Registry.open(demo_store) as reg:
         user = reg.users.add(HOSTILE)
         reg.items.append_items(user.id, [NewItem(evil, "lamp-2", evil, evil, evil)])
-        run_ = reg.runs.start_run("user adapt", HOSTILE, {"task": "lamp-2"})
+        run_ = reg.runs.start_run("user adapt", {"task": "lamp-2"}, user_id=user.id)
         reg.runs.fail_run(run_.id, evil)
 
     async def drive() -> None:

@@ -1,0 +1,28 @@
+"""Users whom a running job uses: a change of theirs is refused, or waits for the job's end. Knows no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+from mta_cli.errors import UserInUse
+from mta_cli.events import Event, Note
+
+T = TypeVar("T")
+POLL_SECONDS = 0.5
+
+
+def change_when_unused(change: Callable[[], T], *, wait: bool) -> Generator[Event, None, T]:
+    """Do and `return` what `change` does. Where a job uses the user: wait for its end, else raise UserInUse."""
+    told = ""
+    while True:
+        try:
+            return change()
+        except UserInUse as error:
+            if not wait:
+                raise
+            if error.message != told:
+                yield Note(f"{error.message} Waiting for its end.")
+            told = error.message
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,90 @@
+"""Jobs under way and the users whose data they use: while a job holds a user, nobody removes them.
+
+A job holds a file lock, which ends with its process however that ends. Rows say whom it is about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mta_cli.errors import MtaError, NotFound, StoreBusy, UserInUse
+from store.connection import Connection, lock_path, process_lock
+
+
+class Jobs:
+    """Who is used by which job."""
+
+    def __init__(self, root: Path, db: Connection) -> None:
+        self._root, self._db = root, db
+
+    @contextlib.contextmanager
+    def hold_users(self, title: str, user_ids: Iterable[int], *, consenting: bool = False) -> Iterator[None]:
+        """Inside, these users are neither removed nor take their consent back. `title` names the job and nobody.
+
+        Raises NotFound where the only one is not there any more, StoreBusy where one of several is not, or does not
+        consent any more though all must be `consenting`. A store that may not be written is only read: it holds nobody.
+        """
+        ids = json.dumps(sorted(set(user_ids)))
+        if not self._db.writable:
+            yield
+            return
+        with contextlib.ExitStack() as held:
+            with self._db.transaction():
+                self._remove_ended_jobs()
+                self._require_users(ids, consenting)
+                job_id = self._db.execute_write("INSERT INTO jobs (title) VALUES (?)", (title,)).lastrowid
+                assert job_id is not None
+                held.callback(self._remove_lock, job_id)
+                held.enter_context(process_lock(self._root, _lock_name(job_id), 0, title))
+                rows = "INSERT INTO job_users (user_id, job_id) SELECT value, ? FROM json_each(?)"
+                self._db.execute_write(rows, (job_id, ids))
+            try:
+                yield
+            finally:
+                with contextlib.suppress(MtaError):  # what is left of it holds nobody
+                    self._remove_job(job_id)
+
+    def require_unused(self, user_id: int, name: str) -> None:
+        """Raises UserInUse where a running job holds the user."""
+        sql = "SELECT id, title FROM jobs WHERE id IN (SELECT job_id FROM job_users WHERE user_id = ?) ORDER BY id"
+        for job_id, title in self._db.fetch_tuples(sql, (user_id,)):
+            if self._is_running(job_id):
+                raise UserInUse(f"The {title} is using {name}'s items.", hint="stop it, or wait for its end (--wait)")
+
+    def _require_users(self, ids: str, consenting: bool) -> None:
+        total = len(json.loads(ids))
+        sql = "SELECT count(*), total(can_anchor) FROM users WHERE id IN (SELECT value FROM json_each(?))"
+        ((there, consented),) = self._db.fetch_tuples(sql, (ids,))
+        if there < total == 1:
+            raise NotFound("The user was removed.", hint="mta user list shows who there is")
+        if there < total:
+            raise StoreBusy("Users were removed as this began.", hint="run it again")
+        if consenting and consented < total:
+            raise StoreBusy("A user took their consent back as this began.", hint="run it again")
+
+    def _is_running(self, job_id: int) -> bool:
+        try:
+            with process_lock(self._root, _lock_name(job_id), 0, "at this job"):
+                return False
+        except StoreBusy:
+            return True
+
+    def _remove_ended_jobs(self) -> None:
+        for (job_id,) in self._db.fetch_tuples("SELECT id FROM jobs"):
+            if not self._is_running(job_id):
+                self._remove_job(job_id)
+                self._remove_lock(job_id)
+
+    def _remove_job(self, job_id: int) -> None:
+        self._db.execute_write("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+    def _remove_lock(self, job_id: int) -> None:
+        with contextlib.suppress(OSError):
+            lock_path(self._root, _lock_name(job_id)).unlink(missing_ok=True)
+
+
+def _lock_name(job_id: int) -> str:
+    return f"job-{job_id}"
