@@ -49,7 +49,7 @@ BANK_ADVANCED_FIELDS = (
     "task_learning_rate",
 )
 ADAPT_MAIN_FIELDS = ("shots", "kind", "rank", "steps")
-ADAPT_ADVANCED_FIELDS = ("learning_rate", "batch_size", "pull", "alpha", "targets", "placement")
+ADAPT_ADVANCED_FIELDS = ("epochs", "learning_rate", "batch_size", "pull", "alpha", "targets", "placement")
 EVAL_MAIN_FIELDS = ("methods", "reference", "shots", "folds")
 EVAL_ADVANCED_FIELDS = ("placement", "memory", "calibrate")
 EVAL_BANK_FIELDS = ("anchors", "epochs", "min_items", "max_items", "task_epochs")
