@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mta_cli.engine.lora.adapter import LoraWeights
+from mta_cli.engine.training.session import divergence_reason
 from mta_cli.errors import BadInput, MtaError
 from mta_cli.events import Event, UnitFailed
 from mta_cli.options import WEIGHT_METHODS, AdaptOptions, MemoryOptions
@@ -18,7 +19,6 @@ from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.personalize.weights import most_personal_mode
-from mta_cli.pipeline.training.session import divergence_reason
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.town import LORA, QUICK, SHORT, bank_request, built, finish, fuse_request, notes, people

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
 from mta_cli.engine.lora.lora_xs import LoraXsCore, truncate_basis
 from mta_cli.engine.methods.shots import shot_examples
-from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
-from mta_cli.errors import IntegrityFault
+from mta_cli.engine.training.session import TrainingResult, TrainingSession
+from mta_cli.engine.training.trainer import GroupMember, Schedule
 
 if TYPE_CHECKING:
     from mta_cli.engine.methods.method import MethodContext, UserShots
@@ -91,16 +90,10 @@ def fit_stacks(
     able = [place for place, user in enumerate(users) if user.rows]
     if not able or start is None:
         return found
-    trainer = Trainer(
-        context.loaded_base,
-        [stack_member(context, users[place], fusions[place], start, options, memory) for place in able],
-    )
-    for _ in trainer.train_steps():
-        pass
+    members = [stack_member(context, users[place], fusions[place], start, options, memory) for place in able]
+    *_, result = TrainingSession(context.loaded_base, members).run_training()
+    assert isinstance(result, TrainingResult)
     for member, place in enumerate(able):
-        found[place] = UserStack(failed=True)
-        if member not in trainer.failed:
-            with suppress(IntegrityFault):  # a number that float16 cannot hold
-                lora = trainer.stored_weights(member)
-                found[place] = UserStack(lora, 2 * (start.num_parameters))
+        lora = result.weights.get(member)
+        found[place] = UserStack(failed=True) if lora is None else UserStack(lora, 2 * start.num_parameters)
     return found

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.lora.targets import require_targets
+from mta_cli.engine.training.session import TrainingResult
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import BankOptions, ScreeningOptions
@@ -40,7 +41,6 @@ from mta_cli.pipeline.training.groups import (
     pair_with_adapters,
     train_groups,
 )
-from mta_cli.pipeline.training.session import TrainingResult
 from store.records import Adapter, Anchor, Bank, Item, Run, User
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.engine.training.session import TrainingResult
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import MachineOptions
@@ -45,7 +46,6 @@ from mta_cli.pipeline.training.groups import (
     pair_with_adapters,
     train_groups,
 )
-from mta_cli.pipeline.training.session import TrainingResult
 from mta_cli.pipeline.users.dependents import join_names, refresh_command
 from store.queries.dependents import AnchorReplacement
 from store.records import Adapter, Anchor, Bank, Item, Run, User

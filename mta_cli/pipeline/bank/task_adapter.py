@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from mta_cli.engine.training.session import TrainingResult
 from mta_cli.events import ArtifactSaved, Event, Note
 from mta_cli.pipeline.data.examples import PromptRowBuilder, history_mix
 from mta_cli.pipeline.training.groups import (
@@ -20,7 +21,6 @@ from mta_cli.pipeline.training.groups import (
     format_losses,
     pair_with_adapters,
 )
-from mta_cli.pipeline.training.session import TrainingResult
 from mta_cli.pipeline.users.provenance import TRAINED_USERS_KEY
 from store.records import Adapter, Bank, Run
 

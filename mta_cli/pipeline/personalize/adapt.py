@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.engine.lora.targets import require_targets
+from mta_cli.engine.training.session import TrainingResult
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine, UnitFailed
 from mta_cli.options import AdaptOptions
@@ -36,7 +37,6 @@ from mta_cli.pipeline.training.groups import (
     max_group_size,
     train_groups,
 )
-from mta_cli.pipeline.training.session import TrainingResult
 from mta_cli.pipeline.users.dependents import join_names
 from store.records import Adapter, Bank, Item, Recipe, Run, Stack, User
 from store.tables.recipes_and_stacks import pack_anchor_weights

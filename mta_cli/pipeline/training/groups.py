@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mta_cli.errors import BadInput
-from mta_cli.events import Event, JobProgress, Note
-from mta_cli.pipeline.bank.lora_xs_basis import BankBasis
-from mta_cli.pipeline.runs import library_versions
-from mta_cli.pipeline.training.session import (
+from mta_cli.engine.training.session import (
     SessionReport,
     SessionStarted,
     SessionStep,
     TrainingResult,
     TrainingSession,
 )
+from mta_cli.errors import BadInput
+from mta_cli.events import Event, JobProgress, Note
+from mta_cli.pipeline.bank.lora_xs_basis import BankBasis
+from mta_cli.pipeline.runs import library_versions
 from store.records import Adapter
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.lora.lora_xs import LoraXsCore
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.scoring.label_examples import TrainingExample
-    from mta_cli.engine.training.trainer import Schedule, TrainStep
+    from mta_cli.engine.training.trainer import GroupMember, Schedule, TrainStep
     from store.records import Run
     from store.registry import Registry
 
@@ -96,9 +96,18 @@ class AdapterTraining:
     run: Run | None = None
     start: LoraWeights | LoraXsCore | None = None
 
+    def member(self, base: LoadedBase) -> GroupMember:
+        """What the trainer takes."""
+        from mta_cli.engine.lora.adapter import init_lora_weights
+        from mta_cli.engine.training.trainer import GroupMember
+
+        job = self.job
+        start = self.start or init_lora_weights(base.model, job.targets, job.placement, job.rank, job.alpha, job.seed)
+        return GroupMember(start, self.examples, job.schedule, job.seed, self.frozen_parts)
+
 
 OnTrained = Callable[[list[Adapter | str], TrainingResult], Iterator[Event]]
-Measure = Callable[["LoadedBase", "Sequence[tuple[LoraWeights, ...]]"], list[Any]]
+Measure = Callable[["LoadedBase", "list[tuple[LoraWeights, ...]]"], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,8 @@ class _SessionRecorder:
         self._base, self._steps_taken = base, 0
         self._reg, self._group, self._key = reg, group, group_key(base, group.jobs)
         self._settled = False
-        self.session = TrainingSession(base, group, reg.files.read_checkpoint(self._key))
+        members = [one.member(base) for one in group.trainings]
+        self.session = TrainingSession(base, members, reg.files.read_checkpoint(self._key), group.measure_losses)
 
     def record_report(self, report: SessionReport, done: int) -> Iterator[Event]:
         """Store what a report brings, and say so; `done`: how many steps earlier groups took."""

@@ -257,7 +257,7 @@ def test_people_weighed_together_get_what_each_gets_alone(peopled: Registry, mon
     alone = {name: finish(fuse_user(peopled, peopled.users.get(name), fuse_request()))[0] for name in names}
     for user in map(peopled.users.get, names):
         peopled.recipes.remove(user.id, "lamp-2", peopled.banks.get("lamp-2").id)
-    monkeypatch.setattr("mta_cli.pipeline.personalize.fuse.MAX_USERS_PER_BATCH", 4)
+    monkeypatch.setattr("mta_cli.engine.methods.anchor_weights.MAX_USERS_PER_BATCH", 4)
     adapted(peopled)
     bank = peopled.banks.get("lamp-2")
     for name in names:

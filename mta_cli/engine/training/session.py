@@ -1,10 +1,13 @@
-"""What a group's training does: losses before, steps, losses after. Touches neither the store nor the terminal."""
+"""The training of a group from start to end: losses before, steps with checkpoints, losses after, and who failed.
+
+Product and evaluation train by it, so a stack that the product refuses is refused in an evaluation too.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +17,19 @@ if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.training.trainer import GroupMember, Trainer, TrainStep
-    from mta_cli.pipeline.training.groups import AdapterJob, TrainingGroup
+
+    MeasureLosses = Callable[[LoadedBase, list[tuple[LoraWeights, ...]]], list[Any]]
 
 MIN_CHECKPOINT_SECONDS = 15.0
 MIN_CHECKPOINT_COST_RATIO = 10  # a checkpoint comes no sooner than so many times the time that the last one took
-MAX_LOSS_RISE = (
-    1.0  # nats per token: a loss that rose by more than this, and to more than twice what it was, is no training
-)
+# nats a token; a loss that rises by more than this, and to more than twice its start, means that training diverged
+MAX_LOSS_RISE = 1.0
 MAX_PROBE_ROWS = 64  # about as many rows, evenly taken, on which the loss is measured before and after
 
 
 @dataclass(frozen=True)
 class SessionStarted:
-    """The group may take its next step; `taken` are its steps so far. `fits`: the checkpoint, if any, was its own."""
+    """The first step may begin. `checkpoint_matches`: the checkpoint, if there was one, was of this training."""
 
     steps_taken: int
     checkpoint_matches: bool
@@ -34,7 +37,7 @@ class SessionStarted:
 
 @dataclass(frozen=True)
 class SessionStep:
-    """The step of every member who took one; `state` is a checkpoint where one is due."""
+    """The step of each member that took one; `checkpoint` is given where one is due."""
 
     steps: dict[int, TrainStep]
     checkpoint: bytes | None
@@ -44,9 +47,8 @@ class SessionStep:
 class TrainingResult:
     """What came of a group, by member: the weights as their files will give them back, or why one failed.
 
-    `numbers`: what is kept of each core. `first` and `last` are mean losses on the probes (nats per labelled token or
-    choice); `before` and `after` what the group's own `measure` found, one for each member, and nothing where it has
-    none.
+    `packed_cores` are the bytes that cores are stored in. `first_losses` and `last_losses` are mean losses on the probe
+    rows (nats per labelled token or choice). `measured_before` and `measured_after` are what `measure_losses` returned.
     """
 
     weights: dict[int, LoraWeights]
@@ -72,11 +74,21 @@ def divergence_reason(before: float | None, after: float | None) -> str | None:
 
 
 class TrainingSession:
-    """The training of one group on one base, from `saved`, a checkpoint, where there is one."""
+    """The training of `members` on one base, from `checkpoint` where there is one.
 
-    def __init__(self, base: LoadedBase, group: TrainingGroup, saved: bytes | None) -> None:
-        self.base, self.group = base, group
-        self._resume_checkpoint = saved
+    `measure_losses` is given the base and each member's new LoRAs, none before the training, and returns a finding for
+    each member.
+    """
+
+    def __init__(
+        self,
+        base: LoadedBase,
+        members: Sequence[GroupMember],
+        checkpoint: bytes | None = None,
+        measure_losses: MeasureLosses | None = None,
+    ) -> None:
+        self.base, self.members = base, members
+        self._resume_checkpoint, self._measure = checkpoint, measure_losses
         self._trainer: Trainer | None = None
 
     def run_training(self) -> Iterator[SessionReport]:
@@ -87,12 +99,11 @@ class TrainingSession:
         from mta_cli.engine.scoring.log_likelihood import mean_losses
         from mta_cli.engine.training.trainer import Trainer
 
-        trainings = self.group.trainings
-        before = self._measure_losses([()] * len(trainings))
-        members = self._members()
-        probes = [t.examples[:: max(1, len(t.examples) // MAX_PROBE_ROWS)] for t in trainings]
+        members = self.members
+        before = self._measure_losses([()] * len(members))
+        probes = [one.examples[:: max(1, len(one.examples) // MAX_PROBE_ROWS)] for one in members]
         self._trainer = trainer = Trainer(self.base, members)
-        # A fresh part adds nothing yet, but with it these passes begin where training's do, and share their states.
+        # A fresh LoRA adds nothing yet; with it these passes start at the layer where training's do, and share states.
         fresh = [(*member.frozen_loras, trainer.weights(i)) for i, member in enumerate(members)]
         first = mean_losses(self.base, list(zip(probes, fresh, strict=True)))
         yield self._resume_or_start(trainer)
@@ -114,21 +125,6 @@ class TrainingSession:
             return None
         return self._trainer.save_state()
 
-    def _members(self) -> list[GroupMember]:
-        from mta_cli.engine.training.trainer import GroupMember
-
-        return [
-            GroupMember(
-                one.start or self._lora(one.job), one.examples, one.job.schedule, one.job.seed, one.frozen_parts
-            )
-            for one in self.group.trainings
-        ]
-
-    def _lora(self, job: AdapterJob) -> LoraWeights:
-        from mta_cli.engine.lora.adapter import init_lora_weights
-
-        return init_lora_weights(self.base.model, job.targets, job.placement, job.rank, job.alpha, job.seed)
-
     def _resume_or_start(self, trainer: Trainer) -> SessionStarted:
         saved, self._resume_checkpoint = self._resume_checkpoint, None
         fits = True
@@ -149,7 +145,7 @@ class TrainingSession:
                 pause = max(MIN_CHECKPOINT_SECONDS, MIN_CHECKPOINT_COST_RATIO * (saved - now))
 
     def _finite_weights(self, trainer: Trainer) -> dict[int, LoraWeights]:
-        """Everybody's weights as their files give them back; whoever's are not finite there is failed."""
+        """Each member's weights as their files give them back; a member whose weights are not finite has failed."""
         found = {}
         for i in range(len(trainer.members)):
             if i in trainer.failed:
@@ -161,4 +157,4 @@ class TrainingSession:
         return found
 
     def _measure_losses(self, parts: list[tuple[LoraWeights, ...]]) -> list[Any]:
-        return self.group.measure_losses(self.base, parts) if self.group.measure_losses is not None else []
+        return [] if self._measure is None else self._measure(self.base, parts)
