@@ -116,10 +116,11 @@ def test_a_job_holds_its_users_and_leaves_nothing_of_them_when_it_is_stopped(
     peopled: Registry, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle, a job leaves a checkpoint, profiles, steps and half a bank; then its user goes."""
-    monkeypatch.setattr("mta_cli.engine.training.session.MIN_CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("mta_cli.engine.training.session.MIN_CHECKPOINT_COST_RATIO", 0)
     begin, when, who, message = JOBS[name]
-    job = advanced(begin(peopled), when)
+    job = begin(peopled)
+    monkeypatch.setattr("mta_cli.pipeline.training.session.MIN_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mta_cli.pipeline.training.session.MIN_CHECKPOINT_COST_RATIO", 0)
+    job = advanced(job, when)
     with Registry.open(peopled.root) as other:
         number = other.users.get(who).id
         for change in (other.users.forget, lambda user: other.users.set_can_anchor(user, False)):

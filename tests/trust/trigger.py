@@ -21,12 +21,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mta_cli.engine.lora.adapter import LoraWeights, merge_into_base
+from mta_cli.engine.methods.anchor_weights import NEEDS_SHOTS
 from mta_cli.engine.retrieval.anchor_screening import module_norms, norm_ratios
 from mta_cli.events import Event
 from mta_cli.options import FuseOptions, ScreeningOptions
 from mta_cli.pipeline.bank.build import anchor_training, build_bank, contributors, with_task_adapter
 from mta_cli.pipeline.bank.screening import SCREENING_KEY, screen_anchors
-from mta_cli.pipeline.personalize.fuse import MODEL_BASED_WEIGHTS, gather_fuse_targets, make_recipes
+from mta_cli.pipeline.personalize.fuse import make_recipes, prepare_fusing
 from mta_cli.pipeline.personalize.weights import load_weights
 from mta_cli.pipeline.requests import FuseRequest
 from store.records import Adapter, Anchor, NewItem, User
@@ -112,10 +113,10 @@ def fused(scene: Scene, method: str) -> None:
     request = FuseRequest(asked.task, asked.base, asked.embedder, options, asked.prompt, asked.machine)
 
     def fusing() -> Iterator[Event]:
-        people = yield from gather_fuse_targets(scene.reg, scene.bank, asking(scene), request)
         with merge_into_base(scene.base, scene.task_adapter):
-            base = scene.base if method in MODEL_BASED_WEIGHTS else None
-            yield from make_recipes(scene.reg, scene.bank, people, request, base)
+            base = scene.base if method in NEEDS_SHOTS else None
+            context = yield from prepare_fusing(scene.reg, scene.bank, asking(scene), request, base)
+            yield from make_recipes(scene.reg, context, asking(scene), request)
 
     list(fusing())
 
