@@ -118,8 +118,8 @@ def test_a_job_holds_its_users_and_leaves_nothing_of_them_when_it_is_stopped(
     """Stopped in the middle, a job leaves a checkpoint, profiles, steps and half a bank; then its user goes."""
     begin, when, who, message = JOBS[name]
     job = begin(peopled)
-    monkeypatch.setattr("mta_cli.pipeline.training.session.MIN_CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("mta_cli.pipeline.training.session.MIN_CHECKPOINT_COST_RATIO", 0)
+    monkeypatch.setattr("mta_cli.engine.training.session.MIN_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("mta_cli.engine.training.session.MIN_CHECKPOINT_COST_RATIO", 0)
     job = advanced(job, when)
     with Registry.open(peopled.root) as other:
         number = other.users.get(who).id
@@ -249,7 +249,7 @@ def test_no_recipe_names_an_anchor_that_was_replaced_while_it_was_made(peopled: 
     def moment(event: Event) -> bool:
         return isinstance(event, JobProgress) and event.label.startswith(label)
 
-    job = advanced(fuse_user(peopled, peopled.users.get("ida"), fuse_request(top_k=3)), moment)
+    job = advanced(fuse_user(peopled, peopled.users.get("ida"), fuse_request(top_k=3, weights="uniform")), moment)
     with Registry.open(peopled.root) as other:
         stale(other)
         other.banks.remove_stale_anchors(other.banks.get(bank).id)
