@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import signal
@@ -18,7 +19,8 @@ import typer
 from mta_cli import __version__
 from mta_cli.app import run_command_line
 from mta_cli.commands import common
-from mta_cli.commands.common import AppContext, GlobalFlags, confirm, typer_option
+from mta_cli.commands.flags import Flags, options
+from mta_cli.commands.common import AppContext, GlobalFlags, confirm
 from mta_cli.errors import BadInput, IntegrityFault, Interrupted, MtaError, NotFound, StoreBusy, UsageError
 from mta_cli.options import BankOptions, FuseOptions
 from mta_cli.output import Output
@@ -165,14 +167,18 @@ def test_nobody_to_answer_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_option_takes_its_words_from_the_options() -> None:
-    pick = typer_option(BankOptions, "pick")
+    @options(BankOptions, FuseOptions)
+    def command(*, flags: Flags) -> None: ...
+
+    found = {name: p.annotation.__metadata__[0] for name, p in inspect.signature(command).parameters.items()}
+    pick = found["pick"]
     assert (pick.help, pick.metavar, pick.show_default) == (
         "Which member stands for a cluster.",
         "longest|medoid",
         "longest",
     )
     assert pick.autocompletion("me") == ["medoid"]
-    assert typer_option(FuseOptions, "weights").show_default is False
+    assert found["weights"].show_default is False
 
 
 def test_an_option_is_a_flag_and_its_negation_where_it_is_yes_or_no() -> None:
@@ -180,15 +186,13 @@ def test_an_option_is_a_flag_and_its_negation_where_it_is_yes_or_no() -> None:
     seen: list[object] = []
 
     @probe.command()
-    def command(
-        adapter: Annotated[bool | None, typer_option(BankOptions, "task_adapter")] = None,
-        top: Annotated[int | None, typer_option(FuseOptions, "top_k", "-k", "--top-k")] = None,
-    ) -> None:
-        seen.append((adapter, top))
+    @options(BankOptions, FuseOptions)
+    def command(*, flags: Flags) -> None:
+        seen.append((flags.values["task_adapter"], flags.values["top_k"]))
 
-    for arguments in ([], ["--no-task-adapter"], ["--task-adapter", "-k", "3"], ["--top-k", "4"]):
+    for arguments in ([], ["--no-task-adapter"], ["--task-adapter", "--top-k", "3"]):
         typer.main.get_command(probe).main(arguments, standalone_mode=False)
-    assert seen == [(None, None), (False, None), (True, 3), (None, 4)]
+    assert seen == [(None, None), (False, None), (True, 3)]
 
 
 def _context(store: Path | None) -> Any:
@@ -256,7 +260,8 @@ def test_a_closed_stream_takes_all() -> None:
 
 def test_ctrl_c_before_a_job_is_one_line(tmp_path: Path) -> None:
     code = (
-        "import os, signal; from mta_cli import app; from mta_cli.commands.common import AppContext\n"
+        "import os, signal; from mta_cli import app; from mta_cli.commands.flags import Flags, options
+from mta_cli.commands.common import AppContext\n"
         "def open_registry(self, create=False): os.kill(os.getpid(), signal.SIGINT)\n"
         'setattr(AppContext, "open_registry", open_registry)\n'
         "import sys; sys.argv = ['mta', 'init']; app.main()\n"

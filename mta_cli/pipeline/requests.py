@@ -128,10 +128,10 @@ class ChatOptions:
     machine: MachineOptions = field(default_factory=MachineOptions)
     prompt: PromptOptions = field(default_factory=PromptOptions)
     answer: AnswerOptions = field(default_factory=AnswerOptions)
-    memory: MemoryOptions = field(default_factory=MemoryOptions)
     task: str | None = None
     mode: str | None = None
     free_decoding: bool = False
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
 
 
 @dataclass(frozen=True)

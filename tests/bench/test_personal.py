@@ -70,7 +70,7 @@ def test_weights_that_keep_their_order_are_never_packed(base: LoadedBase) -> Non
     assert isinstance(speaking.llama_decoder, LlamaDecoder) and speaking.llama_decoder is base.llama_decoder
     speaking.llama_decoder.pack_weights()
     speaking.llama_decoder.pack_weights(int8=True)
-    assert all(joint._packed is None and joint._bytes is None for joint in speaking.llama_decoder.all_projections())
+    assert all(joint._packed is None and joint._int8 is None for joint in speaking.llama_decoder.all_projections())
 
 
 def test_many_users_get_the_same_tokens_whichever_way(

@@ -154,12 +154,12 @@ def test_settings_of_methods_on_the_line(reg: Registry) -> None:
 
 
 def test_what_tune_chose_is_what_run_takes(peopled: Path) -> None:
-    tune = mta_ok("eval", "tune", "--task", "lamp-2", "--methods", "fusion-evidence,majority", *SMALL, "--json").json()
-    assert [(row["method"], row["fold"]) for row in tune["tuned"]] == [("fusion-evidence", 0), ("fusion-evidence", 1)]
+    tune = mta_ok("eval", "tune", "--task", "lamp-2", "--methods", "mta-recipe,majority", *SMALL, "--json").json()
+    assert [(row["method"], row["fold"]) for row in tune["tuned"]] == [("mta-recipe", 0), ("mta-recipe", 1)]
     chosen = [row["settings"] for row in tune["tuned"]]
-    result = ran("--methods", "fusion-evidence")
+    result = ran("--methods", "mta-recipe")
     assert result["evaluation"] == tune["evaluation"]
-    assert result["settings"]["fusion-evidence"] == (chosen[0] if chosen[0] == chosen[1] else chosen)
+    assert result["settings"]["mta-recipe"] == (chosen[0] if chosen[0] == chosen[1] else chosen)
     refused(mta("eval", "tune", "--task", "lamp-2", "--methods", "majority", *SMALL), 2, "mta eval methods")
 
 

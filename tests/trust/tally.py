@@ -31,7 +31,7 @@ KINDS = {
     "fuzz": ("tests/trust/test_fuzz.py",),
     "terminal": ("tests/trust/test_terminal.py", "tests/tui/test_terminal.py"),
     "isolation": ("tests/trust/test_isolation.py",),
-    "consent": ("tests/pipeline/test_consent.py",),
+    "consent": ("tests/pipeline/users/test_consent.py",),
     "forgetting": ("tests/commands/test_traces.py", "tests/store/test_forgetting.py"),
     "poison": ("tests/trust/test_poison.py",),
     "numbers": ("tests/trust/test_numbers.py",),

@@ -21,7 +21,6 @@ from mta_cli.engine.lora.merge import (
 )
 from mta_cli.engine.methods.shots import shot_examples
 from mta_cli.engine.scoring.label_examples import build_prompt_tree, example_log_likelihood
-from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, prune_examples
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
@@ -135,6 +134,8 @@ def evidence_of(
 def _evidence(
     context: MethodContext, users: Sequence[UserShots], options: FuseOptions, memory: MemoryOptions
 ) -> list[dict[int | None, float]]:
+    from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, prune_examples
+
     base = context.loaded_base
     candidates: list[list[int | None]] = [
         [None, *(place for place, _ in _candidates(context, user, options)[: options.candidates])] for user in users

@@ -132,7 +132,7 @@ def test_a_model_that_is_another_by_now_is_refused(peopled: Registry, monkeypatc
     (one,) = list_unfinished_jobs(peopled)
     entry = bank_request().base
     monkeypatch.setattr(
-        "mta_cli.pipeline.models.lookup.resolve_model", lambda name, kind: replace(entry, fingerprint="other")
+        "mta_cli.pipeline.requests.resolve_model", lambda name, kind: replace(entry, fingerprint="other")
     )
     with pytest.raises(IntegrityFault, match="no longer the base"):
         go_on(peopled, one)

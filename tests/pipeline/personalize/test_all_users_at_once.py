@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from mta_cli.engine.training import session
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.training import session
 from store.registry import Registry
 from store.tables.banks import Banks
 from store.tables.recipes_and_stacks import Recipes, Stacks
