@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 import typer
@@ -19,8 +19,8 @@ import typer
 from mta_cli import __version__
 from mta_cli.app import run_command_line
 from mta_cli.commands import common
-from mta_cli.commands.flags import Flags, options
 from mta_cli.commands.common import AppContext, GlobalFlags, confirm
+from mta_cli.commands.flags import Flags, options
 from mta_cli.errors import BadInput, IntegrityFault, Interrupted, MtaError, NotFound, StoreBusy, UsageError
 from mta_cli.options import BankOptions, FuseOptions
 from mta_cli.output import Output
@@ -260,8 +260,7 @@ def test_a_closed_stream_takes_all() -> None:
 
 def test_ctrl_c_before_a_job_is_one_line(tmp_path: Path) -> None:
     code = (
-        "import os, signal; from mta_cli import app; from mta_cli.commands.flags import Flags, options
-from mta_cli.commands.common import AppContext\n"
+        "import os, signal; from mta_cli import app; from mta_cli.commands.common import AppContext\n"
         "def open_registry(self, create=False): os.kill(os.getpid(), signal.SIGINT)\n"
         'setattr(AppContext, "open_registry", open_registry)\n'
         "import sys; sys.argv = ['mta', 'init']; app.main()\n"

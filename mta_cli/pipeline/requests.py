@@ -207,10 +207,10 @@ def chat_options(
         options[MachineOptions],
         options[PromptOptions],
         options[AnswerOptions],
-        options[MemoryOptions],
         task,
         mode,
         free_decoding,
+        options[MemoryOptions],
     )
 
 

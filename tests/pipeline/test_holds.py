@@ -242,20 +242,35 @@ def test_a_store_that_is_only_read_holds_nobody(peopled: Registry, monkeypatch: 
         assert peopled.count_rows()["jobs"] == 0
 
 
-@pytest.mark.parametrize("label", ["", "ida"], ids=["while profiles are made", "when it is weighed"])
-def test_no_recipe_names_an_anchor_that_was_replaced_while_it_was_made(peopled: Registry, label: str) -> None:
+def test_no_recipe_names_an_anchor_that_was_replaced_while_it_was_made(peopled: Registry) -> None:
     bank = built(peopled)["bank"]
 
-    def moment(event: Event) -> bool:
-        return isinstance(event, JobProgress) and event.label.startswith(label)
+    def weighing(event: Event) -> bool:
+        return isinstance(event, JobStarted) and event.job == "weights of anchors"
 
-    job = advanced(fuse_user(peopled, peopled.users.get("ida"), fuse_request(top_k=3, weights="uniform")), moment)
+    job = advanced(fuse_user(peopled, peopled.users.get("ida"), fuse_request(top_k=3, weights="uniform")), weighing)
     with Registry.open(peopled.root) as other:
         stale(other)
         other.banks.remove_stale_anchors(other.banks.get(bank).id)
     with pytest.raises(StoreBusy, match="were replaced while it was fused"):
         finish(job)
     assert peopled.recipes.of_user(peopled.users.get("ida").id) == [] and peopled.check_integrity() == []
+
+
+def test_anchors_that_are_replaced_while_profiles_are_made_serve_nobody(peopled: Registry) -> None:
+    bank = built(peopled)["bank"]
+
+    def profiling(event: Event) -> bool:
+        return isinstance(event, JobProgress)
+
+    job = advanced(fuse_user(peopled, peopled.users.get("ida"), fuse_request(top_k=3, weights="uniform")), profiling)
+    with Registry.open(peopled.root) as other:
+        stale(other)
+        other.banks.remove_stale_anchors(other.banks.get(bank).id)
+    finish(job)
+    left = {anchor.id for anchor in peopled.banks.anchors(peopled.banks.get(bank).id)}
+    (recipe,) = peopled.recipes.of_user(peopled.users.get("ida").id)
+    assert {share.anchor_id for share in recipe.shares} == left and len(left) == 2
 
 
 def test_no_bank_is_removed_while_somebody_is_adapted_on_it(peopled: Registry) -> None:

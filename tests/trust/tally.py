@@ -32,7 +32,7 @@ KINDS = {
     "terminal": ("tests/trust/test_terminal.py", "tests/tui/test_terminal.py"),
     "isolation": ("tests/trust/test_isolation.py",),
     "consent": ("tests/pipeline/users/test_consent.py",),
-    "forgetting": ("tests/commands/test_traces.py", "tests/store/test_forgetting.py"),
+    "forgetting": ("tests/commands/test_traces.py", "tests/store/test_erase.py"),
     "poison": ("tests/trust/test_poison.py",),
     "numbers": ("tests/trust/test_numbers.py",),
     "membership": ("tests/trust/test_membership.py",),

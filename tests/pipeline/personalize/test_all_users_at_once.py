@@ -42,7 +42,7 @@ def test_anchors_that_train_together_are_stored_together(
         expected = [anchor["digest"] for anchor in built(other)["anchors"]]
     monkeypatch.setattr(session, "MIN_CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as stopped, pytest.raises(Stopped):
-        stop_at_second(stopped, Banks, "finish_anchor")
+        stop_at_second(stopped, Banks, "record_trained_anchor")
         finish(build_bank(peopled, bank_request()))
     (bank,) = peopled.banks.all()
     assert [anchor.digest for anchor in peopled.banks.anchors(bank.id)] == [None] * 3
@@ -56,7 +56,7 @@ def test_stacks_that_train_together_are_stored_together(peopled: Registry, monke
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
     with monkeypatch.context() as stopped, pytest.raises(Stopped):
-        stop_at_second(stopped, Stacks, "put")
+        stop_at_second(stopped, Stacks, "save_stack")
         finish(adapt_users(peopled, users, fuse_request(), LORA))
     assert [peopled.stacks.of_user(user.id) for user in users] == [[], [], []]
     assert {run.status for user in users for run in peopled.runs.of_user(user.id)} == {"failed"}
@@ -70,6 +70,6 @@ def test_recipes_that_are_weighed_together_are_stored_together(
     built(peopled)
     users = [peopled.users.get(name) for name in SHORT]
     with monkeypatch.context() as stopped, pytest.raises(Stopped):
-        stop_at_second(stopped, Recipes, "put")
+        stop_at_second(stopped, Recipes, "save_recipe")
         finish(adapt_users(peopled, users, fuse_request(), LORA))
     assert [peopled.recipes.of_user(user.id) for user in users] == [[], [], []]
