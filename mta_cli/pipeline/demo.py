@@ -108,7 +108,7 @@ def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
 
 
 def require_demo_store(root: Path) -> None:
-    """BadInput where a store of other people lies at `root`: the demo's banks would be made of their histories too."""
+    """BadInput where a store of other users lies at `root`: the demo's banks would be made of their histories too."""
     from store.registry import Registry
 
     if not (root / "registry.db").exists():
@@ -230,14 +230,14 @@ def _compare(reg: Registry, course: DemoTask, options: OptionSet) -> Generator[E
 
     yield Note(f"{course.task}, 4 of 4: answers on held-out queries")
     asking = chat_options(options, course.task)
-    people = [reg.users.get(name) for name in SHOWN_USERS]
+    users = [reg.users.get(name) for name in SHOWN_USERS]
     yield JobStarted(f"compare {course.task}", unit="tokens")
-    voice, found, spoken = ChatModel.load_for_user(reg, base_model(options), people[0], asking), [], 0
-    for user in people:
+    model, found, spoken = ChatModel.load_for_user(reg, base_model(options), users[0], asking), [], 0
+    for user in users:
         query = reg.items.queries(user.id, course.task, 1)[0]
-        voice.set_user(user, None)
-        ids, _, _ = voice.fit_prompt([{"role": "user", "content": query.input}], voice.prompt_history(query.input))
-        for event in compare_prompt(voice, query.input, ids):
+        model.set_user(user, None)
+        ids, _, _ = model.fit_prompt([{"role": "user", "content": query.input}], model.prompt_history(query.input))
+        for event in compare_prompt(model, query.input, ids):
             if isinstance(event, JobResult):
                 found.append({**event.result, "gold": query.gold})
             elif isinstance(event, TextChunk):
@@ -252,8 +252,8 @@ def _evaluate(
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
     from mta_cli.pipeline.requests import base_model
 
-    people = _adapted_users(reg, course)
+    users = _adapted_users(reg, course)
     base, machine = base_model(options), options[MachineOptions]
-    job = evaluate_users(reg, base, task, people, EVALUATED_MODES, course.prompt, machine)
+    job = evaluate_users(reg, base, task, users, EVALUATED_MODES, course.prompt, machine)
     evaluation: dict[str, Any] = yield from forward_events(job)
     return evaluation

@@ -151,9 +151,9 @@ class NeighbourIndex:
 
     def cross_fitted_scores(self, items: npt.NDArray[np.int64]) -> Array:
         """What the discriminant of other people says of these items [items, labels], nats: see `PARTS`."""
-        _, person = np.unique(self.item_users, return_inverse=True)
+        _, user_index = np.unique(self.item_users, return_inverse=True)
         part, whole = (
-            person % CROSS_FIT_FOLDS,
+            user_index % CROSS_FIT_FOLDS,
             Moments.from_labelled_vectors(self.vectors, self.labels, len(self.rates)),
         )
         found = np.zeros((len(items), len(self.rates)))
@@ -198,7 +198,7 @@ def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> N
     Each item is predicted from other users' items and from `FIT_SHOTS` other answers of its own user; every user counts
     the same. A bank of one user has no neighbours: its kernel has the label prior alone.
     """
-    guessed, weights, habits = _fit_examples(known, labels, np.random.default_rng(seed))
+    guessed, weights, user_priors = _fit_examples(known, labels, np.random.default_rng(seed))
     golds = known.labels[guessed]
     best, least = NeighbourKernel(SHARPNESSES[0], 0.0, 1.0), np.inf
     if len(np.unique(known.item_users)) < 2:
@@ -206,7 +206,7 @@ def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> N
     linear = known.cross_fitted_scores(guessed)
     for sharpness in SHARPNESSES:
         votes = known.log_vote_rates(known.vectors[guessed], sharpness, known.item_users[guessed]) - np.log(known.rates)
-        said = np.stack([votes, habits, linear])
+        said = np.stack([votes, user_priors, linear])
         found: Any = minimize(
             _loss_and_gradient,
             INITIAL_POWERS,
@@ -221,21 +221,25 @@ def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> N
 
 
 def fit_beside_weight(
-    known: NeighbourIndex, kernel: NeighbourKernel, items: npt.NDArray[np.int64], habits: Array, model: npt.ArrayLike
+    known: NeighbourIndex,
+    kernel: NeighbourKernel,
+    items: npt.NDArray[np.int64],
+    user_priors: Array,
+    model: npt.ArrayLike,
 ) -> float:
     """How many times what is known counts beside a model: what `Kernel.beside` should be.
 
-    `items` [items] of the bank are guessed from what other people said, from `habits` and from the `model`'s
+    `items` [items] of the bank are guessed from what other people said, from `user_priors` and from the `model`'s
     log-likelihoods of the labels (both [items, labels], nats). The share and a temperature of the sum are the
     likeliest, every person counting the same, with the share's logarithm held near 0 as by one item: a normal
     distribution of deviation 1.
     """
     votes = known.log_vote_rates(known.vectors[items], kernel.sharpness, known.item_users[items]) - np.log(known.rates)
     beside, _ = replace(kernel, beside=1.0).powers_beside_model()
-    guesses = beside.votes * votes + beside.habit * habits + beside.linear * known.cross_fitted_scores(items)
+    guesses = beside.votes * votes + beside.habit * user_priors + beside.linear * known.cross_fitted_scores(items)
     scores = np.asarray(model, dtype=np.float64)
-    _, person, each = np.unique(known.item_users[items], return_inverse=True, return_counts=True)
-    weights = 1.0 / (len(each) * each[person])
+    _, user_index, each = np.unique(known.item_users[items], return_inverse=True, return_counts=True)
+    weights = 1.0 / (len(each) * each[user_index])
     rows, golds = np.arange(len(items)), known.labels[items]
 
     def loss(logs: Array) -> float:
@@ -255,21 +259,21 @@ def _fit_examples(
     each = max(1, MAX_FIT_ITEMS // max(1, len(owners)))
     guessed: list[int] = []
     weights: list[float] = []
-    habits: list[tuple[float, ...]] = []
+    user_priors: list[tuple[float, ...]] = []
     for owner in owners:
         own = np.flatnonzero(known.item_users == owner)
         chosen = rng.permutation(own)[:each]
         for item in chosen:
             others = own[own != item]
             shown = rng.permutation(others)[:FIT_SHOTS]
-            habits.append(
+            user_priors.append(
                 user_label_prior(
                     [labels[place] for place in known.labels[shown]], labels, known.rates.tolist(), PRIOR_STRENGTH
                 )
             )
         guessed += chosen.tolist()
         weights += [1.0 / len(chosen)] * len(chosen)
-    return np.array(guessed, np.int64), np.array(weights) / len(owners), np.array(habits)
+    return np.array(guessed, np.int64), np.array(weights) / len(owners), np.array(user_priors)
 
 
 def _loss_and_gradient(

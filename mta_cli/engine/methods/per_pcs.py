@@ -118,27 +118,27 @@ class _AssemblyLora(BatchedLora):
 
 @torch.no_grad()
 def assemble_pieces(
-    base: LoadedBase, pool: AnchorPieces, person: UserShots, top_k: int, temperature: float
+    base: LoadedBase, pool: AnchorPieces, user: UserShots, top_k: int, temperature: float
 ) -> PieceAssembly:
-    """The person's pieces, chosen by their shots' rows, of which there must be some, in one pass over all of them.
+    """The user's pieces, chosen by their shots' rows, of which there must be some, in one pass over all of them.
 
     UsageFault where the base cannot have the anchors' placement.
     """
     require_supported_placements(base, [pool.placement])
-    forks = [PromptTree.from_row(row) for row in person.rows]
+    trees = [PromptTree.from_row(row) for row in user.rows]
     starts = [
-        pool.placement.first_position(len(fork.prompt)) if base.llama_decoder is not None else 0 for fork in forks
+        pool.placement.first_position(len(tree.prompt)) if base.llama_decoder is not None else 0 for tree in trees
     ]
-    where = [(r, column - starts[r]) for r, fork in enumerate(forks) for column, _, _ in fork.prediction_targets()]
-    share = [1.0 / (len(forks) * len(forks[r].completions[0])) for r, _ in where]
+    where = [(r, column - starts[r]) for r, tree in enumerate(trees) for column, _, _ in tree.prediction_targets()]
+    share = [1.0 / (len(trees) * len(trees[r].completions[0])) for r, _ in where]
     rows, columns = torch.tensor(where, device=base.device).T
     assembly = PieceAssembly(pool, top_k, temperature, rows, columns, torch.tensor(share, device=base.device))
     if base.llama_decoder is not None:
         part = _AssemblyLora({}, assembly=assembly, module_slices=module_slices(base.llama_decoder, list(pool.factors)))
-        PrefixCacheScorer(base.llama_decoder, forks, pool.placement).score_trees(range(len(forks)), {}, also=[part])
+        PrefixCacheScorer(base.llama_decoder, trees, pool.placement).score_trees(range(len(trees)), {}, also=[part])
     else:
         with _hook_assembly(base.model, assembly):
-            module_token_losses(base, forks)
+            module_token_losses(base, trees)
     return assembly
 
 

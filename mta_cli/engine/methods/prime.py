@@ -44,19 +44,19 @@ class MergeObjective:
     ) -> None:
         self._base, self._anchors, self._pull = base, anchors, pull
         self._trees = [PromptTree.from_row(row) for row in rows]
-        self._labels = sum(len(fork.completions[0]) for fork in self._trees)
+        self._labels = sum(len(tree.completions[0]) for tree in self._trees)
 
     def __call__(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
         """The value [candidates] of weights [anchors, candidates], all of them in common passes."""
         import numpy as np
 
-        people = [
+        merges = [
             tuple(replace(one, scale=one.scale * w) for one, w in zip(self._anchors, weights, strict=True) if w > 0.0)
             for weights in columns.T.tolist()
         ]
-        asked = [(fork, person) for person in range(len(people)) for fork in range(len(self._trees))]
-        found = completion_log_likelihoods(self._base, self._trees, people, asked)
-        sums = np.array([value for (value,) in found]).reshape(len(people), -1).sum(1)
+        asked = [(tree, merge) for merge in range(len(merges)) for tree in range(len(self._trees))]
+        found = completion_log_likelihoods(self._base, self._trees, merges, asked)
+        sums = np.array([value for (value,) in found]).reshape(len(merges), -1).sum(1)
         away = np.square(columns - 1.0 / len(columns)).sum(0)
         result: NDArray[np.float64] = self._pull * away - sums / self._labels
         return result

@@ -30,7 +30,7 @@ class LabelExample:
     """A row that is learned as a choice: of `labels`, each as its tokens, number `right` is the answer.
 
     `known` of each label is added to `share` times its log-likelihood (nats). A label of −∞ is out of the question, and
-    does not run. Where it is `closed`, log-likelihoods are those of a closed fork.
+    does not run. Where it is `closed`, log-likelihoods are those of a closed tree.
     """
 
     row: TrainingRow
@@ -54,23 +54,23 @@ class LabelExample:
         known = tuple(prior(text, time))
         return cls(row, tuple(map(tuple, label_tokens)), target_index, known, prior.model_weight)
 
-    def label_log_probs(self, branches: Sequence[float]) -> Tensor:
-        """Log-probability of each label [labels], float64, by the log-likelihoods of its branches."""
-        read, known = torch.tensor(branches, dtype=torch.float64), torch.tensor(self.log_prior, dtype=torch.float64)
+    def label_log_probs(self, logliks: Sequence[float]) -> Tensor:
+        """Log-probability of each label [labels], float64, by the log-likelihoods of its logliks."""
+        read, known = torch.tensor(logliks, dtype=torch.float64), torch.tensor(self.log_prior, dtype=torch.float64)
         return (self.model_weight * read + known).log_softmax(0)
 
-    def pruned(self, branches: Sequence[float]) -> LabelExample:
+    def pruned(self, logliks: Sequence[float]) -> LabelExample:
         """The same without the labels whose probability is below `LEAST`, the answer aside."""
-        chances = self.label_log_probs(branches).exp().tolist()
+        chances = self.label_log_probs(logliks).exp().tolist()
         kept = [label == self.target_index or chance >= MIN_LABEL_PROBABILITY for label, chance in enumerate(chances)]
         return replace(
             self,
             log_prior=tuple(v if stays else EXCLUDED_LOG_PRIOR for v, stays in zip(self.log_prior, kept, strict=True)),
         )
 
-    def restricted(self, branches: Sequence[float], closed: Sequence[float]) -> LabelExample:
-        """The same by a closed fork, whose branches have log-likelihoods `closed` where those of an open one have
-        `branches`: what other words than labels take from a label counts as it is now.
+    def restricted(self, logliks: Sequence[float], closed: Sequence[float]) -> LabelExample:
+        """The same by a closed tree, whose logliks have log-likelihoods `closed` where those of an open one have
+        `logliks`: what other words than labels take from a label counts as it is now.
 
         Itself where they take from labels too unequally for that to stay so, as where a model cannot spell them yet.
         """
@@ -78,7 +78,7 @@ class LabelExample:
             return self
         outside = [
             mine - inner if said > EXCLUDED_LOG_PRIOR else EXCLUDED_LOG_PRIOR
-            for said, mine, inner in zip(self.log_prior, branches, closed, strict=True)
+            for said, mine, inner in zip(self.log_prior, logliks, closed, strict=True)
         ]
         counted = [value for value in outside if value > EXCLUDED_LOG_PRIOR]
         if max(counted) - min(counted) > MAX_RESTRICTION_SPREAD:
@@ -97,12 +97,12 @@ def prompt_answer_row(one: TrainingExample) -> TrainingRow:
 
 def build_prompt_tree(one: TrainingExample) -> PromptTree:
     """What has to run to train on it."""
-    fork = PromptTree.from_row(prompt_answer_row(one))
+    tree = PromptTree.from_row(prompt_answer_row(one))
     if not isinstance(one, LabelExample):
-        return fork
+        return tree
     open_to = tuple(label for label, known in enumerate(one.log_prior) if known > EXCLUDED_LOG_PRIOR)
     return PromptTree(
-        fork.prompt, one.label_tokens, None if len(open_to) == len(one.label_tokens) else open_to, one.constrained
+        tree.prompt, one.label_tokens, None if len(open_to) == len(one.label_tokens) else open_to, one.constrained
     )
 
 
@@ -111,11 +111,11 @@ def count_loss_terms(one: TrainingExample) -> int:
     return 1 if isinstance(one, LabelExample) else len(build_prompt_tree(one).completions[0])
 
 
-def example_log_likelihood(one: TrainingExample, branches: Sequence[float]) -> float:
-    """Of what it teaches, nats, by the log-likelihoods of its fork's branches."""
+def example_log_likelihood(one: TrainingExample, logliks: Sequence[float]) -> float:
+    """Of what it teaches, nats, by the log-likelihoods of its tree's logliks."""
     if not isinstance(one, LabelExample):
-        return branches[0]
-    return float(one.label_log_probs(branches)[one.target_index])
+        return logliks[0]
+    return float(one.label_log_probs(logliks)[one.target_index])
 
 
 def example_losses(scores: TokenLogLikelihoods, taught: Sequence[TrainingExample]) -> tuple[Tensor, Tensor]:

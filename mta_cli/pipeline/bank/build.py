@@ -61,14 +61,14 @@ class Contributor:
 
 
 def contributors(
-    reg: Registry, task: str, options: BankOptions, people: frozenset[int] | None = None
+    reg: Registry, task: str, options: BankOptions, user_ids: frozenset[int] | None = None
 ) -> list[Contributor]:
-    """Users, among `people`, who may be anchors and have enough items to be one, or for the task adapter alone."""
+    """Users, among `user_ids`, who may be anchors and have enough items to be one, or for the task adapter alone."""
     least = options.min_items if options.task_min_items is None else min(options.task_min_items, options.min_items)
     return [
         Contributor(user, tuple(reg.items.recent_items(user.id, task, options.max_items or None)), count)
         for user, count in reg.users.users_with_items(task)
-        if user.can_anchor and count >= least and (people is None or user.id in people)
+        if user.can_anchor and count >= least and (user_ids is None or user.id in user_ids)
     ]
 
 

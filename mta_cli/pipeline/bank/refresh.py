@@ -148,12 +148,12 @@ def _bank_summary(work: _RefreshState, stale: Sequence[Anchor]) -> dict[str, Any
 def _plan(work: _RefreshState, stale: Sequence[Anchor], change: NeighbourChange) -> tuple[PlanLine, ...]:
     """What would be replaced, whom that concerns and what it would cost, estimated as for a build."""
     options = replace(work.request.options, anchors=len(stale), task_adapter=False)
-    people = work.reg.banks.dependent_users(work.bank.id)
+    user_names = work.reg.banks.dependent_users(work.bank.id)
     total = len(work.reg.banks.anchors(work.bank.id))
     return (
         PlanLine("bank", bank_label(work.bank)),
         PlanLine("stale anchors", f"{len(stale)} of {total}"),
-        PlanLine("recipes and stacks that go", join_names(people) if people else "nobody's"),
+        PlanLine("recipes and stacks that go", join_names(user_names) if user_names else "nobody's"),
         PlanLine("neighbours", f"{len(change.new_items):,} items come, {len(change.removed_ids):,} go"),
         *build_plan_lines(work.reg, replace(work.request, options=options), work.pool, _replacement_candidates(work)),
     )
@@ -198,8 +198,8 @@ def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
         below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
         with merge_into_base(base, below):
             yield from train_groups(reg, base, groups)
-            people = [each.user.id for each in _candidates(work)]
-            yield from screen_anchors(reg, bank, base, examples, people, request.gates)
+            user_ids = [each.user.id for each in _candidates(work)]
+            yield from screen_anchors(reg, bank, base, examples, user_ids, request.gates)
     _remove_unreplaced(work)
 
 

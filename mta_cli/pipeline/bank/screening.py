@@ -44,12 +44,12 @@ def screen_anchors(
     bank: Bank,
     base: LoadedBase,
     examples: PromptRowBuilder,
-    people: Sequence[int],
+    user_ids: Sequence[int],
     options: ScreeningOptions,
 ) -> Iterator[Event]:
     """Judge the anchors that serve, keep what is found with the bank beside what was found of others, and warn of it.
 
-    `base` holds the bank's task adapter; `people` (ids) are those of whom anchors are chosen. Refuses in banks without
+    `base` holds the bank's task adapter; `user_ids` (ids) are those of whom anchors are chosen. Refuses in banks without
     a purpose only.
     """
     anchors = [anchor for anchor in usable_anchors(reg, bank) if anchor.digest is not None]
@@ -59,7 +59,7 @@ def screen_anchors(
     found = _find_outliers(base, examples, weights, options)
     refused = {anchors[one.anchor_index].id for one in found} if bank.purpose == "" else set()
     capped = _compute_similarity_floors(
-        reg, bank, [anchor for anchor in anchors if anchor.id not in refused], people, options
+        reg, bank, [anchor for anchor in anchors if anchor.id not in refused], user_ids, options
     )
     config, judged = reg.banks.by_id(bank.id).config, {anchor.id for anchor in anchors}
     there = {anchor.id for anchor in reg.banks.anchors(bank.id)} - judged
@@ -176,12 +176,12 @@ def _find_outliers(
 
 
 def _compute_similarity_floors(
-    reg: Registry, bank: Bank, anchors: Sequence[Anchor], people: Sequence[int], options: ScreeningOptions
+    reg: Registry, bank: Bank, anchors: Sequence[Anchor], user_ids: Sequence[int], options: ScreeningOptions
 ) -> dict[str, float]:
     from mta_cli.engine.retrieval.anchor_screening import min_cosine_by_anchor
     from mta_cli.pipeline.data.profiles import profile_matrix
 
-    wanted = sorted({*people, *(anchor.user_id for anchor in anchors if anchor.user_id is not None)})
+    wanted = sorted({*user_ids, *(anchor.user_id for anchor in anchors if anchor.user_id is not None)})
     ids, matrix = profile_matrix(reg, bank.task, bank.embedder, wanted)
     row = {user_id: place for place, user_id in enumerate(ids)}
     there = [anchor for anchor in anchors if anchor.user_id in row]

@@ -75,9 +75,9 @@ class ChatModel:
             from mta_cli.engine.generation.generate import require_int8
 
             require_int8(base)
-        voice = cls(reg, base, asking)
-        voice.set_user(user, asking.mode)
-        return voice
+        model = cls(reg, base, asking)
+        model.set_user(user, asking.mode)
+        return model
 
     def set_user_and_options(self, user: User | None, asking: ChatOptions) -> None:
         """Speak for `user`, asked in another way, on the same loaded base. What is refused leaves all as it was."""
@@ -254,15 +254,15 @@ def answer_question(
     """One answer. `Done` carries user, text, tokens, seconds and where it came from."""
     check_message(text)
     user = reg.users.get(user_name) if user_name is not None else None
-    voice = ChatModel.load_for_user(reg, entry, user, asking)
-    yield from personalisation_hints(voice)
+    model = ChatModel.load_for_user(reg, entry, user, asking)
+    yield from personalisation_hints(model)
     spoken = Generation()
-    with voice.hold_users():
-        ids, _, items = voice.fit_prompt([{"role": "user", "content": text}], voice.prompt_history(text))
+    with model.hold_users():
+        ids, _, items = model.fit_prompt([{"role": "user", "content": text}], model.prompt_history(text))
         yield from truncation_notes(0, items)
-        yield from voice.stream_answer(ids, spoken, text)
-    yield from generation_notes(voice, spoken)
-    yield JobResult(chat_result(voice, spoken))
+        yield from model.stream_answer(ids, spoken, text)
+    yield from generation_notes(model, spoken)
+    yield JobResult(chat_result(model, spoken))
 
 
 def default_task(reg: Registry, user: User | None, asked: str | None, base_fingerprint: str) -> str:
@@ -301,9 +301,9 @@ def source_line(source: AnswerSource, task: str) -> str:
     return f"{source.mode} · task {task} · bank {source.bank} v{source.version}{anchors}"
 
 
-def chat_result(voice: ChatModel, spoken: Generation) -> dict[str, Any]:
-    """The voice's answer as `--json` shows it."""
-    return answer_json(voice.user, voice.task.name, voice.source, spoken)
+def chat_result(model: ChatModel, spoken: Generation) -> dict[str, Any]:
+    """The model's answer as `--json` shows it."""
+    return answer_json(model.user, model.task.name, model.source, spoken)
 
 
 def answer_json(user: User | None, task: str, source: AnswerSource, spoken: Generation) -> dict[str, Any]:
@@ -320,29 +320,29 @@ def answer_json(user: User | None, task: str, source: AnswerSource, spoken: Gene
     return {**result, "labels": spoken.label_logliks} if spoken.label_logliks else result
 
 
-def generation_notes(voice: ChatModel, spoken: Generation) -> Iterator[Event]:
+def generation_notes(model: ChatModel, spoken: Generation) -> Iterator[Event]:
     """Where the answer came from, how long it took, and whether it was cut."""
     unit = "tokens" if spoken.tokens != 1 else "token"
-    yield Note(f"{source_line(voice.source, voice.task.name)} · {spoken.tokens} {unit}, {spoken.seconds:.1f} s")
+    yield Note(f"{source_line(model.source, model.task.name)} · {spoken.tokens} {unit}, {spoken.seconds:.1f} s")
     if spoken.finish_reason == "length":
         yield Note(f"The answer was cut after {spoken.tokens} {unit} (--max-tokens).", warning=True)
 
 
-def personalisation_hints(voice: ChatModel) -> Iterator[Event]:
+def personalisation_hints(model: ChatModel) -> Iterator[Event]:
     """What would make the answers more personal, where nothing personal was asked for and less than all is there."""
     if (
-        voice.user is not None
-        and voice.answers_with_label
-        and (lacks := voice.memory.missing_embedder_note(voice.options.memory)) is not None
+        model.user is not None
+        and model.answers_with_label
+        and (lacks := model.memory.missing_embedder_note(model.options.memory)) is not None
     ):
         yield Note(lacks, warning=True)
-    if voice.user is None or voice.options.mode is not None:
+    if model.user is None or model.options.mode is not None:
         return
-    task, name = voice.task.name, voice.user.name
+    task, name = model.task.name, model.user.name
     rest = f"{shlex.quote(name)} --task {task}"
-    best = most_personal_mode(voice.reg, voice.user, task, voice.base.fingerprint)
+    best = most_personal_mode(model.reg, model.user, task, model.base.fingerprint)
     if best == "base":
-        yield Note(f"{name} has no fusion for {task} on {voice.base.name} yet: mta user fuse {rest}", warning=True)
+        yield Note(f"{name} has no fusion for {task} on {model.base.name} yet: mta user fuse {rest}", warning=True)
     elif best == "fused":
         yield Note(f"{name} has a fusion but no stack for {task} yet: mta user adapt {rest}")
 

@@ -52,8 +52,8 @@ class Exchange:
 class Conversation:
     """Turns with one user at a time. `autosave` stores each exchange as soon as it is complete."""
 
-    def __init__(self, voice: ChatModel, *, autosave: bool) -> None:
-        self.model, self.autosave = voice, autosave
+    def __init__(self, model: ChatModel, *, autosave: bool) -> None:
+        self.model, self.autosave = model, autosave
         self._clear_state()
 
     def _clear_state(self) -> None:
@@ -69,13 +69,13 @@ class Conversation:
 
     def opening_notes(self) -> Iterator[Event]:
         """Who is spoken with, by which weights, and what is stored."""
-        voice = self.model
-        name = voice.user.name if voice.user else "nobody in particular"
-        yield Note(f"{name} · {voice.base.name} · {source_line(voice.source, voice.task.name)}")
-        yield from personalisation_hints(voice)
-        if voice.uses_task_prompt:
-            yield Note(f"Each message is a {voice.task.name} question by itself.")
-        if self.autosave and voice.user is None:
+        model = self.model
+        name = model.user.name if model.user else "nobody in particular"
+        yield Note(f"{name} · {model.base.name} · {source_line(model.source, model.task.name)}")
+        yield from personalisation_hints(model)
+        if model.uses_task_prompt:
+            yield Note(f"Each message is a {model.task.name} question by itself.")
+        if self.autosave and model.user is None:
             yield Note("A conversation with nobody in particular is not stored.")
 
     def answer_message(self, text: str) -> Iterator[Event]:

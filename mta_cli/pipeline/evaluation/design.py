@@ -47,8 +47,8 @@ class Design:
         return [
             (number, user, role)
             for number, fold in enumerate(self.folds)
-            for role, people in (("bank", fold.bank), ("tuning", fold.tuning), ("test", fold.test))
-            for user in people
+            for role, users in (("bank", fold.bank), ("tuning", fold.tuning), ("test", fold.test))
+            for user in users
         ]
 
     def answering_users(self, fold: int) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
     except ValueError as error:
         raise BadInput(
             f"Task {task.name} cannot be evaluated in {options.folds} folds: {error}.",
-            hint="a smaller --folds, or import more people with held-out queries (mta data import)",
+            hint="a smaller --folds, or import more users with held-out queries (mta data import)",
         ) from error
     shots = {user: reg.items.recent_items(user, task.name, options.shots) for user in counts}
     return Design(_key(reg, request, queries), tuple(folds), shots, queries)

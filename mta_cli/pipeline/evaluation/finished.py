@@ -26,7 +26,7 @@ USER_DIGEST_DIGITS = (
 class FinishedEvaluation:
     """`id` is the evaluation's number in the store, or its file's digest; `name` is what a person calls it by.
 
-    `tally` adds up a method's answers; where it is `kept` in the store, by people's numbers there. `abroad` does so by
+    `user_sums` adds up a method's answers; where it is `kept` in the store, by people's numbers there. `abroad` does so by
     the numbers they have everywhere.
     """
 
@@ -46,13 +46,13 @@ def load_finished_evaluation(reg: Registry, number: int) -> FinishedEvaluation:
             f"Evaluation {number} has no result yet.", hint="mta eval run with the options it was begun with"
         )
 
-    def tally(method: str) -> UserSums:
+    def user_sums(method: str) -> UserSums:
         return rescore_method(reg, find_task(reg, found.task), found, method).user_sums
 
     def abroad(method: str) -> UserSums:
-        return _to_portable_sums(reg, found.task, tally(method))
+        return _to_portable_sums(reg, found.task, user_sums(method))
 
-    return FinishedEvaluation(number, f"evaluation {number}", found.result, tally, abroad)
+    return FinishedEvaluation(number, f"evaluation {number}", found.result, user_sums, abroad)
 
 
 def portable_user_id(name: str, queries: Sequence[Query]) -> int:
@@ -61,12 +61,15 @@ def portable_user_id(name: str, queries: Sequence[Query]) -> int:
     return int(hashlib.sha256(said.encode()).hexdigest()[:USER_DIGEST_DIGITS], 16)
 
 
-def _to_portable_sums(reg: Registry, task: str, tally: UserSums) -> UserSums:
-    """The same tally, its people under the numbers they have outside the store, in their order, without golds."""
+def _to_portable_sums(reg: Registry, task: str, user_sums: UserSums) -> UserSums:
+    """The same user_sums, its people under the numbers they have outside the store, in their order, without golds."""
     import numpy as np
 
-    numbers = [portable_user_id(reg.users.by_id(user).name, reg.items.queries(user, task)) for user in tally.users]
+    numbers = [portable_user_id(reg.users.by_id(user).name, reg.items.queries(user, task)) for user in user_sums.users]
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
     return replace(
-        tally, users=tuple(numbers[n] for n in order), golds=((),) * len(numbers), sums=tally.sums[np.array(order)]
+        user_sums,
+        users=tuple(numbers[n] for n in order),
+        golds=((),) * len(numbers),
+        sums=user_sums.sums[np.array(order)],
     )

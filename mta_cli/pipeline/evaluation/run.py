@@ -51,22 +51,22 @@ def run_evaluation(
 ) -> Iterator[Event]:
     """Answer every query with every method. `Done.result` is the document of `mta eval run`."""
     methods = _methods(request)
-    people = make_design(reg, request)
-    known = reg.evaluations.find_by_key(people.key)
-    columns = _method_runs(methods, _tuned_settings(reg, request, known, methods, people))
-    yield JobPlan("eval run", (*plan, *_plan(reg, request, people, methods, columns)))
+    design = make_design(reg, request)
+    known = reg.evaluations.find_by_key(design.key)
+    columns = _method_runs(methods, _tuned_settings(reg, request, known, methods, design))
+    yield JobPlan("eval run", (*plan, *_plan(reg, request, design, methods, columns)))
     if dry_run:
-        yield JobResult({"dry_run": True, "task": request.task.name, "users": len(people.test_users)})
+        yield JobResult({"dry_run": True, "task": request.task.name, "users": len(design.test_users)})
         return
     with (
-        reg.job_lock(job_name(request.task.name, people.key)),
-        reg.hold_users(f"evaluation of {request.task.name}", people.all_users),
-        _start_evaluation(reg, request, people, "eval run") as evaluation,
+        reg.job_lock(job_name(request.task.name, design.key)),
+        reg.hold_users(f"evaluation of {request.task.name}", design.all_users),
+        _start_evaluation(reg, request, design, "eval run") as evaluation,
     ):
-        chosen = _tuned_settings(reg, request, evaluation, methods, people)
-        yield from _answer_missing(reg, request, people, evaluation, _method_runs(methods, chosen))
+        chosen = _tuned_settings(reg, request, evaluation, methods, design)
+        yield from _answer_missing(reg, request, design, evaluation, _method_runs(methods, chosen))
         result = result_document(
-            reg, request, people, evaluation.id, chosen | _earlier_settings(reg, evaluation, people, chosen)
+            reg, request, design, evaluation.id, chosen | _earlier_settings(reg, evaluation, design, chosen)
         )
         if result["reference"] != request.options.reference:
             asked = request.options.reference
@@ -85,21 +85,21 @@ def tune_evaluation(
     methods = [method for method in _methods(request) if method.grid]
     if not methods:
         raise UsageError("none of these methods has settings to choose from", hint="mta eval methods")
-    people = make_design(reg, request)
-    columns = [MethodRun(n, m, own) for m in methods for own in trials(m, request) for n in range(len(people.folds))]
-    yield JobPlan("eval tune", (*plan, *_plan(reg, request, people, methods, columns)))
+    design = make_design(reg, request)
+    columns = [MethodRun(n, m, own) for m in methods for own in trials(m, request) for n in range(len(design.folds))]
+    yield JobPlan("eval tune", (*plan, *_plan(reg, request, design, methods, columns)))
     if dry_run:
         yield JobResult(
             {"dry_run": True, "task": request.task.name, "trials": sum(len(trials(m, request)) for m in methods)}
         )
         return
     with (
-        reg.job_lock(job_name(request.task.name, people.key)),
-        reg.hold_users(f"evaluation of {request.task.name}", people.all_users),
-        _start_evaluation(reg, request, people, "eval tune") as evaluation,
+        reg.job_lock(job_name(request.task.name, design.key)),
+        reg.hold_users(f"evaluation of {request.task.name}", design.all_users),
+        _start_evaluation(reg, request, design, "eval tune") as evaluation,
     ):
-        yield from _answer_missing(reg, request, people, evaluation, columns)
-        tuned = [entry for method in methods for entry in _choose(reg, request, people, evaluation, method)]
+        yield from _answer_missing(reg, request, design, evaluation, columns)
+        tuned = [entry for method in methods for entry in _choose(reg, request, design, evaluation, method)]
     yield JobResult({"evaluation": evaluation.id, "task": request.task.name, "tuned": tuned})
 
 
@@ -168,13 +168,13 @@ def _methods(request: EvalRequest) -> list[Method]:
 
 
 def _plan(
-    reg: Registry, request: EvalRequest, people: Design, methods: Sequence[Method], columns: Sequence[MethodRun]
+    reg: Registry, request: EvalRequest, design: Design, methods: Sequence[Method], columns: Sequence[MethodRun]
 ) -> tuple[PlanLine, ...]:
-    lines = plan_lines(request, people, [method.name for method in methods])
+    lines = plan_lines(request, design, [method.name for method in methods])
     return (
         *lines,
-        *cost_of_banks(reg, request, people, bank_presets(methods)),
-        cost_of_answers(reg, request, people, columns),
+        *cost_of_banks(reg, request, design, bank_presets(methods)),
+        cost_of_answers(reg, request, design, columns),
     )
 
 
@@ -183,21 +183,21 @@ def _method_runs(methods: Sequence[Method], chosen: Mapping[str, FoldSettings]) 
 
 
 @contextmanager
-def _start_evaluation(reg: Registry, request: EvalRequest, people: Design, kind: str) -> Iterator[Evaluation]:
+def _start_evaluation(reg: Registry, request: EvalRequest, design: Design, kind: str) -> Iterator[Evaluation]:
     from mta_cli.pipeline.models.lookup import record_models
 
     record_models(reg, request.base, request.embedder)
     begun = reg.evaluations.get_or_create_evaluation(
-        people.key, request.task.name, evaluation_config(request), people.role_assignments
+        design.key, request.task.name, evaluation_config(request), design.role_assignments
     )
     with record_request(reg, kind, eval_request_json(request), evaluation_id=begun.id):
         yield begun
 
 
 def _tuned_settings(
-    reg: Registry, request: EvalRequest, begun: Evaluation | None, methods: Sequence[Method], people: Design
+    reg: Registry, request: EvalRequest, begun: Evaluation | None, methods: Sequence[Method], design: Design
 ) -> dict[str, FoldSettings]:
-    folds = len(people.folds)
+    folds = len(design.folds)
     tunings = reg.evaluations.tunings(begun.id) if begun else []
     tuned = {(one.method, one.fold): one.settings for one in tunings}
     return {
@@ -207,51 +207,51 @@ def _tuned_settings(
 
 
 def _earlier_settings(
-    reg: Registry, evaluation: Evaluation, people: Design, chosen: Mapping[str, FoldSettings]
+    reg: Registry, evaluation: Evaluation, design: Design, chosen: Mapping[str, FoldSettings]
 ) -> dict[str, FoldSettings]:
     """Methods that earlier runs have finished and this one was not asked for, with the settings that they had."""
     found: dict[str, FoldSettings] = {}
     for method, settings in evaluation.result.get("settings", {}).items():
         if method not in chosen:
-            folds = range(len(people.folds))
+            folds = range(len(design.folds))
             found[method] = settings if isinstance(settings, list) else [settings for _ in folds]
     return found
 
 
 def _answer_missing(
-    reg: Registry, request: EvalRequest, people: Design, evaluation: Evaluation, columns: Sequence[MethodRun]
+    reg: Registry, request: EvalRequest, design: Design, evaluation: Evaluation, columns: Sequence[MethodRun]
 ) -> Iterator[Event]:
     """Build what is not built, answer what is not answered."""
     done = reg.evaluations.predictions.finished_cells
     counts = [
-        len(done(evaluation.id, c.fold, c.method.name, c.settings).keys() & set(people.answering_users(c.fold)))
+        len(done(evaluation.id, c.fold, c.method.name, c.settings).keys() & set(design.answering_users(c.fold)))
         for c in columns
     ]
-    total = sum(len(people.answering_users(column.fold)) for column in columns)
+    total = sum(len(design.answering_users(column.fold)) for column in columns)
     if sum(counts) == total:
         yield Note(f"Evaluation {evaluation.id} holds all these answers; nothing to compute.")
         return
     presets = bank_presets([column.method for column in columns])
-    banks: FoldBanks = yield from build_fold_banks(reg, request, people, evaluation.id, presets)
-    profiles = yield from embed_shot_profiles(request, people)
-    field = EvalContext(reg, request, people, banks, profiles)
-    yield JobStarted("eval run", total=total, unit="people")
+    banks: FoldBanks = yield from build_fold_banks(reg, request, design, evaluation.id, presets)
+    profiles = yield from embed_shot_profiles(request, design)
+    context = EvalContext(reg, request, design, banks, profiles)
+    yield JobStarted("eval run", total=total, unit="users")
     finished = sum(counts)
     # What stands on the same weights comes together, so that states which all of them share are computed once.
     for column in sorted(columns, key=lambda c: (c.fold, c.method.below)):
-        answered = len(people.answering_users(column.fold))
-        yield from run_cells(field, evaluation.id, column, finished)
+        answered = len(design.answering_users(column.fold))
+        yield from run_cells(context, evaluation.id, column, finished)
         finished += answered - counts[columns.index(column)]
 
 
 def _choose(
-    reg: Registry, request: EvalRequest, people: Design, evaluation: Evaluation, method: Method
+    reg: Registry, request: EvalRequest, design: Design, evaluation: Evaluation, method: Method
 ) -> Generator[dict[str, Any], None, None]:
-    """For each fold the settings that were best on people not tested in it."""
-    folds = range(len(people.folds))
+    """For each fold the settings that were best on design not tested in it."""
+    folds = range(len(design.folds))
     tried = trials(method, request)
     for fold in folds:
-        scored = [_score(reg, request, people, evaluation, method.name, own, fold) for own in tried]
+        scored = [_score(reg, request, design, evaluation, method.name, own, fold) for own in tried]
         best = max(range(len(tried)), key=scored.__getitem__)
         rows = [{"settings": own, TUNING_METRIC: value} for own, value in zip(tried, scored, strict=True)]
         reg.evaluations.save_tuning(evaluation.id, TunedSettings(fold, method.name, tried[best], rows))
@@ -267,15 +267,15 @@ def _choose(
 def _score(
     reg: Registry,
     request: EvalRequest,
-    people: Design,
+    design: Design,
     evaluation: Evaluation,
     method: str,
     own: dict[str, Any],
     fold: int,
 ) -> float:
     """The mean log-likelihood of the golds of those on whom a fold's settings are chosen."""
-    others = people.tuning_design(fold)
+    others = design.tuning_design(fold)
     judged = score_method(
-        reg, request.task, others, evaluation.id, method, [own] * len(people.folds), request.options.calibrate
+        reg, request.task, others, evaluation.id, method, [own] * len(design.folds), request.options.calibrate
     )
     return judged.user_sums.metric_values()[TUNING_METRIC]

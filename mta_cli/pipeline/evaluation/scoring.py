@@ -190,34 +190,34 @@ def result_document(
     }
 
 
-def compare_methods(tallies: Mapping[str, UserSums], reference: str, seed: int) -> dict[str, Any]:
-    """The document's keys that are made of tallies: reference, methods, differences and power."""
+def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int) -> dict[str, Any]:
+    """The document's keys that are made of user_sums: reference, methods, differences and power."""
     from mta_cli.engine.evaluation.statistics import bootstrap_metrics, minimum_detectable_effect
 
-    others = [method for method in tallies if method != reference]
+    others = [method for method in user_sums if method != reference]
     against = "pooled-rag" if "pooled-rag" in others else others[0] if others else None
     power = None
     if against is not None:
-        main = MAIN_METRICS[tallies[reference].metric]
-        least = minimum_detectable_effect(tallies[reference], tallies[against], main)
+        main = MAIN_METRICS[user_sums[reference].metric]
+        least = minimum_detectable_effect(user_sums[reference], user_sums[against], main)
         power = {"metric": main, "detectable": least, "basis": f"as {reference} and {against} differed by person"}
     return {
         "reference": reference,
-        "methods": {name: bootstrap_metrics(one, seed=seed) for name, one in tallies.items()},
-        "differences": paired_differences(tallies, reference, seed),
+        "methods": {name: bootstrap_metrics(one, seed=seed) for name, one in user_sums.items()},
+        "differences": paired_differences(user_sums, reference, seed),
         "power": power,
     }
 
 
-def paired_differences(tallies: Mapping[str, UserSums], reference: str, seed: int) -> list[dict[str, Any]]:
+def paired_differences(user_sums: Mapping[str, UserSums], reference: str, seed: int) -> list[dict[str, Any]]:
     """The reference minus every other method in every metric, with interval and p."""
     from mta_cli.engine.evaluation.statistics import paired_difference
 
     return [
         {"a": reference, "b": method, "metric": metric, **values}
-        for method, other in tallies.items()
+        for method, other in user_sums.items()
         if method != reference
-        for metric, values in paired_difference(tallies[reference], other, seed=seed).items()
+        for metric, values in paired_difference(user_sums[reference], other, seed=seed).items()
     ]
 
 

@@ -91,9 +91,9 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
     chosen = reference or first["reference"]
     if chosen not in methods:
         raise UsageError(f"{chosen} is not among the methods", hint=f"choose one of {', '.join(methods)}")
-    tallies = {name: _pool_user_sums(evaluations, name) for name in methods}
-    users, queries = _count_users_and_queries(tallies[chosen], len(results))
-    made = {**first, "users": users, "queries": queries, **compare_methods(tallies, chosen, first["seed"])}
+    user_sums = {name: _pool_user_sums(evaluations, name) for name in methods}
+    users, queries = _count_users_and_queries(user_sums[chosen], len(results))
+    made = {**first, "users": users, "queries": queries, **compare_methods(user_sums, chosen, first["seed"])}
     if len(evaluations) == 1:
         return made
     return {
@@ -108,17 +108,17 @@ def _pool_user_sums(evaluations: Sequence[FinishedEvaluation], method: str) -> U
     from mta_cli.engine.evaluation.user_sums import add_user_sums
 
     all_here = all(one.in_store for one in evaluations)
-    tallies = [one.user_sums(method) if all_here else one.portable_sums(method) for one in evaluations]
+    user_sums = [one.user_sums(method) if all_here else one.portable_sums(method) for one in evaluations]
     try:
-        return add_user_sums(tallies)
+        return add_user_sums(user_sums)
     except ValueError as error:
         names = join_words(one.name for one in evaluations)
         raise UsageError(f"{names} cannot be read as one: {error}", hint="mta eval list") from error
 
 
-def _count_users_and_queries(tally: UserSums, times: int) -> tuple[int, int]:
+def _count_users_and_queries(user_sums: UserSums, times: int) -> tuple[int, int]:
     """How many people, and how many queries each time."""
-    return len(tally.users), round(tally.sums[:, 0].sum() / times)
+    return len(user_sums.users), round(user_sums.sums[:, 0].sum() / times)
 
 
 def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:

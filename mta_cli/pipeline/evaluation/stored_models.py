@@ -141,16 +141,16 @@ def _query_batches(
     portion: list[ModeQuery] = []
     numbers = 0
     for user in users:
-        people = {mode: _mode_loras(reg, base, user, task.name, mode) for mode in modes}
+        mode_loras = {mode: _mode_loras(reg, base, user, task.name, mode) for mode in modes}
         own_priors = {mode: memory.prior_for(user, mode, MemoryOptions()) for mode in modes}
-        own = sum(part.num_parameters for parts in people.values() for part in parts)
+        own = sum(part.num_parameters for parts in mode_loras.values() for part in parts)
         for i, query in enumerate(queries[user.id]):
             if portion and (
                 len(portion) >= MAX_ANSWERS_PER_BATCH or (i == 0 and numbers + own > MAX_LORA_PARAMS_PER_BATCH)
             ):
                 yield portion
                 portion, numbers = [], 0
-            portion += [ModeQuery(query, mode, people[mode], own_priors[mode]) for mode in modes]
+            portion += [ModeQuery(query, mode, mode_loras[mode], own_priors[mode]) for mode in modes]
         numbers += own
     if portion:
         yield portion
@@ -163,7 +163,7 @@ def _mode_loras(reg: Registry, base: str, user: User, task: str, mode: str) -> t
 
 def _answer_batch(base: LoadedBase, examples: PromptRowBuilder, portion: Sequence[ModeQuery]) -> list[ModeAnswer]:
     """Answer a portion together; each answer counts an equal share of the time."""
-    people, priors, owners = _distinct_models(portion)
+    model_loras, priors, owners = _distinct_models(portion)
     questions = [answer_queries.ModelQuery(asked.query, owner) for asked, owner in zip(portion, owners, strict=True)]
     return [
         ModeAnswer(
@@ -177,7 +177,7 @@ def _answer_batch(base: LoadedBase, examples: PromptRowBuilder, portion: Sequenc
             given.seconds,
         )
         for asked, given in zip(
-            portion, answer_queries.answer_queries(base, examples, questions, people, priors), strict=True
+            portion, answer_queries.answer_queries(base, examples, questions, model_loras, priors), strict=True
         )
     ]
 
@@ -205,14 +205,14 @@ def _summarise_modes(task: Task, modes: Sequence[str], answers: Sequence[ModeAns
     from mta_cli.engine.evaluation import statistics
     from mta_cli.engine.evaluation.user_sums import UserSums, sum_by_user
 
-    tallies: dict[str, UserSums] = {}
+    user_sums: dict[str, UserSums] = {}
     for mode in modes:
         own = [answer for answer in answers if answer.mode == mode]
         users, given, golds = [a.user_id for a in own], [a.answer for a in own], [a.query.gold for a in own]
-        tallies[mode] = sum_by_user(task.metric, task.labels, users, given, golds, [a.gold_loglik for a in own])
+        user_sums[mode] = sum_by_user(task.metric, task.labels, users, given, golds, [a.gold_loglik for a in own])
     return {
-        "methods": {mode: statistics.bootstrap_metrics(one, seed=seed) for mode, one in tallies.items()},
-        "differences": paired_differences(tallies, modes[-1], seed),
+        "methods": {mode: statistics.bootstrap_metrics(one, seed=seed) for mode, one in user_sums.items()},
+        "differences": paired_differences(user_sums, modes[-1], seed),
     }
 
 

@@ -46,10 +46,10 @@ class NeighbourChange:
 
 
 def neighbour_change(
-    reg: Registry, bank: Bank, task: Task, people: Iterable[tuple[User, Sequence[Item]]]
+    reg: Registry, bank: Bank, task: Task, histories: Iterable[tuple[User, Sequence[Item]]]
 ) -> NeighbourChange:
-    """How the bank's neighbours differ from those `people`'s items whose outputs are labels."""
-    labelled = [(item, user) for user, items in people for item in items if item.output.strip() in task.labels]
+    """How the bank's neighbours differ from those `histories`'s items whose outputs are labels."""
+    labelled = [(item, user) for user, items in histories for item in items if item.output.strip() in task.labels]
     known = reg.neighbours.item_ids(bank.id)
     new = [(item, user) for item, user in labelled if item.id not in known]
     unfitted = bool(known) and not has_fitted_kernel(reg.banks.by_id(bank.id))
@@ -65,15 +65,15 @@ def update_neighbours(
     reg: Registry,
     bank: Bank,
     task: Task,
-    people: Iterable[tuple[User, Sequence[Item]]],
+    histories: Iterable[tuple[User, Sequence[Item]]],
     embedder: ModelEntry,
     device: str,
 ) -> Iterator[Event]:
-    """Make a bank's neighbours those of `people`'s items whose outputs are labels: embed their inputs, fit its kernel.
+    """Make a bank's neighbours those of `histories`'s items whose outputs are labels: embed their inputs, fit its kernel.
 
     Goes on where it stopped; does nothing where all is there or the task has no labels.
     """
-    change = neighbour_change(reg, bank, task, people)
+    change = neighbour_change(reg, bank, task, histories)
     if not change:
         return
     from mta_cli.engine.memory.knn import fit_kernel

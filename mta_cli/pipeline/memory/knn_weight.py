@@ -61,18 +61,18 @@ def fit_neighbour_weight(
     from mta_cli.pipeline.personalize.weights import load_weights
 
     place = {one.item_id: n for n, one in enumerate(labelled_items(reg, bank, task))}
-    lessons = sample_cases([item for each in pool for item in each.items if item.id in place], bank.seed)
+    cases = sample_cases([item for each in pool for item in each.items if item.id in place], bank.seed)
     base = base if base is not None else load_on_device(request.base, request.machine, reg=reg)
     with merge_into_base(base, load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None):
-        model = yield from _model_label_scores(reg, base, task, lessons, request.prompt.history_items)
+        model = yield from _model_label_scores(reg, base, task, cases, request.prompt.history_items)
     rates = known.rates.tolist()
-    habits = [
-        user_label_prior([shot.output for shot in one.shots], task.labels, rates, PRIOR_STRENGTH) for one in lessons
+    user_priors = [
+        user_label_prior([shot.output for shot in one.shots], task.labels, rates, PRIOR_STRENGTH) for one in cases
     ]
-    guessed = np.array([place[one.item.id] for one in lessons])
-    share = fit_beside_weight(known, NeighbourKernel(**(bank.kernel or {})), guessed, np.array(habits), model)
+    guessed = np.array([place[one.item.id] for one in cases])
+    share = fit_beside_weight(known, NeighbourKernel(**(bank.kernel or {})), guessed, np.array(user_priors), model)
     reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, NEIGHBOUR_WEIGHT_KEY: share})
-    yield Note(f"Neighbours count {share:.2f} times beside the model, judged by {len(lessons)} items of the bank.")
+    yield Note(f"Neighbours count {share:.2f} times beside the model, judged by {len(cases)} items of the bank.")
 
 
 def sample_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
@@ -84,19 +84,21 @@ def sample_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
     rng, own = np.random.default_rng(seed), dict[int, list[Item]]()
     for item in items:
         own.setdefault(item.user_id, []).append(item)
-    people = [list(own.values())[n] for n in rng.permutation(len(own))[:MAX_GUESSED_ITEMS]]
+    users_items = [list(own.values())[n] for n in rng.permutation(len(own))[:MAX_GUESSED_ITEMS]]
     found = []
-    for theirs in people:
-        for n in rng.permutation(len(theirs))[: max(1, MAX_GUESSED_ITEMS // len(people))]:
-            others = [item for item in theirs if item is not theirs[n]]
-            found.append(LeaveOneOutCase(theirs[n], tuple(others[i] for i in rng.permutation(len(others))[:FIT_SHOTS])))
+    for items_of_user in users_items:
+        for n in rng.permutation(len(items_of_user))[: max(1, MAX_GUESSED_ITEMS // len(users_items))]:
+            others = [item for item in items_of_user if item is not items_of_user[n]]
+            found.append(
+                LeaveOneOutCase(items_of_user[n], tuple(others[i] for i in rng.permutation(len(others))[:FIT_SHOTS]))
+            )
     return found
 
 
 def _model_label_scores(
-    reg: Registry, base: LoadedBase, task: Task, lessons: Sequence[LeaveOneOutCase], history_items: int
+    reg: Registry, base: LoadedBase, task: Task, cases: Sequence[LeaveOneOutCase], history_items: int
 ) -> Generator[Event, None, list[list[float]]]:
-    """`return`s what the base as it is says of each label of each lesson [lessons, labels], nats."""
+    """`return`s what the base as it is says of each label of each lesson [cases, labels], nats."""
     from mta_cli.engine.scoring.log_likelihood import NO_LORAS, completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
     from mta_cli.pipeline.data.examples import PromptRowBuilder
@@ -104,13 +106,13 @@ def _model_label_scores(
     shown: dict[int, list[int]] = {}
     examples, found = PromptRowBuilder(reg, base, task, history_items, shown), list[list[float]]()
     labels = tuple(tuple(examples.prompter.answer_ids(label)) for label in task.labels)
-    yield JobStarted("weighing of neighbours", len(lessons), "items")
-    for start in range(0, len(lessons), ITEMS_PER_STEP):
-        began, forks = time.monotonic(), []
-        for one in lessons[start : start + ITEMS_PER_STEP]:
+    yield JobStarted("weighing of neighbours", len(cases), "items")
+    for start in range(0, len(cases), ITEMS_PER_STEP):
+        began, trees = time.monotonic(), []
+        for one in cases[start : start + ITEMS_PER_STEP]:
             shown[one.item.user_id] = [shot.id for shot in one.shots]
             history = examples.retrieve_history(one.item.user_id, one.item.input, history_items)
-            forks.append(PromptTree(tuple(examples.prompter.prompt_ids(one.item.input, history)), labels))
-        found += completion_log_likelihoods(base, forks, [NO_LORAS], [(n, 0) for n in range(len(forks))])
+            trees.append(PromptTree(tuple(examples.prompter.prompt_ids(one.item.input, history)), labels))
+        found += completion_log_likelihoods(base, trees, [NO_LORAS], [(n, 0) for n in range(len(trees))])
         yield JobProgress(task.name, len(found), seconds=time.monotonic() - began)
     return found

@@ -261,8 +261,8 @@ class _SessionRecorder:
         return JobProgress(_title(self._group.jobs[next(iter(steps))], len(steps)), done, loss, tokens, seconds)
 
 
-def _title(job: AdapterJob, people: int) -> str:
-    return job.title if people == 1 else f"{job.title} and {people - 1} more"
+def _title(job: AdapterJob, members: int) -> str:
+    return job.title if members == 1 else f"{job.title} and {members - 1} more"
 
 
 def _write_adapter(
