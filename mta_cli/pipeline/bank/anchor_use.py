@@ -1,7 +1,4 @@
-"""What each anchor of a bank does for people: how many recipes it is in, how heavily, and how those people fared.
-
-Knows no terminal and no SQL.
-"""
+"""How users use each anchor of a bank: the number of recipes, the weights, and the change in loss."""
 
 from __future__ import annotations
 
