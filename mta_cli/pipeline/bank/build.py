@@ -73,9 +73,7 @@ def contributors(
 
 
 def anchor_candidates(pool: Sequence[Contributor], task: str, options: BankOptions) -> list[Contributor]:
-    """Those of `pool` with enough items to be an anchor. Raises BadInput when they are fewer than the anchors asked
-    for.
-    """
+    """Those of `pool` with enough items to be an anchor. Raises BadInput when there are too few."""
     found = [candidate for candidate in pool if candidate.items_held >= options.min_items]
     if len(found) < options.anchors:
         raise BadInput(

@@ -25,9 +25,9 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class MapAnchor:
-    """An anchor on the map. The point is None where its user was forgotten or has no profile.
+    """An anchor on the map. `point` is None where its user was forgotten or has no profile.
 
-    `nearest` counts the users whose most similar anchor this is.
+    `nearest_users` counts the users whose most similar anchor this is.
     """
 
     anchor: Anchor
@@ -39,8 +39,8 @@ class MapAnchor:
 class UserMap:
     """The points of all users with a profile, in ascending order of user ids.
 
-    The variance shares are the parts of the total variance that the two directions explain. `nearest_anchor` is the
-    index of the anchor most similar to each user, -1 where no anchor has a point.
+    `explained_variance` is the share of the total variance that each direction explains. `nearest_anchor` is the index
+    of the anchor most similar to each user, -1 where no anchor has a point.
     """
 
     user_ids: NDArray[np.int64]  # [users]

@@ -1,7 +1,7 @@
-"""One question to all that a user's model is made of, in one batch: base, fused and adapted side by side.
+"""One question to base, fused and adapted side by side, in one batch.
 
-Every column is a row with parts of its own above the bare base, so all answers grow together; other people's models
-may stand beside them. Where the right answer is known, each column is measured against it. Renders nothing.
+Every column is a row of the batch with its own LoRAs above the bare base, so all answers grow together. Other users'
+models can be columns too. With a known right answer, each column is scored against it.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
 
-SINGLE_ANSWER_METRICS = ("accuracy", "mae", "rouge_1", "rouge_l")  # the metrics that say something of a single answer
+SINGLE_ANSWER_METRICS = ("accuracy", "mae", "rouge_1", "rouge_l")  # the metrics that are defined for a single answer
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of all columns. `gold` is the right answer, where it is known.
+    """The question to all columns. `gold` is the right answer, where it is known.
 
-    `time` is when a held-out query was: no item known to be later stands in its prompt. `held_out` says that it is one.
+    `time` is when a held-out query was asked: the prompt shows no item known to be later.
     """
 
     text: str
@@ -56,9 +56,9 @@ class Question:
 
 @dataclass
 class ComparedModel:
-    """A user's mode, the parts that it lays above the base, and its answer as it grows.
+    """One column: a user's mode, the LoRAs that it adds above the base, and its answer as it grows.
 
-    `key` is what its tokens are marked with: the mode, or `@NAME` for another person's model.
+    `key` marks its tokens: the mode, or `@NAME` for another user's model.
     """
 
     key: str
@@ -71,16 +71,16 @@ class ComparedModel:
 def compare_user_models(
     reg: Registry, entry: ModelEntry, user_name: str, text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """The same question to base, fused and adapted, with the same prompt. Answers that cannot be are None."""
+    """The same question to base, fused and adapted, with the same prompt. Missing models have the answer None."""
     check_message(text)
     model = ChatModel.load_for_user(reg, entry, reg.users.get(user_name), asking)
     yield from compare_question(model, Question(text))
 
 
 def compare_question(model: ChatModel, question: Question, others: Sequence[User] = ()) -> Iterator[Event]:
-    """A question to everything that the model's user has, and to the best that each of `others` has for its task.
+    """A question to all models of the current user, and to the most personal model of each of `others` for its task.
 
-    All read the same prompt, with the model's user's history.
+    All get the same prompt, with the current user's history.
     """
     check_message(question.text)
     before = (question.time, MAX_ITEM_ID) if question.held_out else None
@@ -99,9 +99,9 @@ def compare_prompt(
     others: Sequence[User] = (),
     asked_at: str | None = None,
 ) -> Iterator[Event]:
-    """Every column's answer to one prompt, streamed by column; the model is as before afterwards.
+    """Every column's answer to one prompt, streamed by column. The model is unchanged afterwards.
 
-    With a `gold`, each column's details hold a `gold` too: its log-likelihood and the task's metric of the answer.
+    With a `gold`, each column's details have a `gold` too: its log-likelihood and the task's metric of the answer.
     """
     columns = _user_models(model)
     whole = columns[-1].key == "adapted"
@@ -135,7 +135,7 @@ def _answer_details(column: ComparedModel, task: str) -> dict[str, Any]:
 
 
 def _user_models(model: ChatModel) -> list[ComparedModel]:
-    """What there is for this user, the base first."""
+    """The models of this user, the base first."""
     base, task = model.base.fingerprint, model.task.name
     best = most_personal_mode(model.reg, model.user, task, base)
     columns = [ComparedModel("base", model.user, (), AnswerSource("base"))]
@@ -148,7 +148,7 @@ def _user_models(model: ChatModel) -> list[ComparedModel]:
 
 
 def _add_other_user(model: ChatModel, user: User, columns: list[ComparedModel]) -> Iterator[Event]:
-    """Adds another person's best model for the model's task, or says that there is none."""
+    """Add another user's most personal model for the model's task, or say that there is none."""
     task = model.task.name
     best = most_personal_mode(model.reg, user, task, model.base.fingerprint)
     if best == "base":
@@ -164,7 +164,7 @@ def _load_compared_model(model: ChatModel, key: str, user: User | None, mode: st
 
 
 def _generate_all(model: ChatModel, ids: list[int], columns: Sequence[ComparedModel]) -> Iterator[Event]:
-    """Everybody's own words, a token each in turn."""
+    """Generated text of all columns, one token for each in turn."""
     from mta_cli.engine.generation.generate import StreamingDetokenizer
     from mta_cli.engine.generation.generate_batch import SamplingParams, stream_answers
 
@@ -193,7 +193,7 @@ def _generate_all(model: ChatModel, ids: list[int], columns: Sequence[ComparedMo
 def _choose_labels(
     model: ChatModel, text: str, ids: list[int], columns: Sequence[ComparedModel], asked_at: str | None
 ) -> Iterator[Event]:
-    """Each model's likeliest label."""
+    """Each column's likeliest label."""
     labels, started = model.task.labels, time.perf_counter()
     answers = [tuple(model.prompter.answer_ids(label)) for label in labels]
     found = _likelihoods(model, ids, columns, answers)
@@ -213,7 +213,7 @@ def _append_text(column: ComparedModel, piece: str) -> Iterator[Event]:
 def _likelihoods(
     model: ChatModel, ids: list[int], columns: Sequence[ComparedModel], answers: Sequence[tuple[int, ...]]
 ) -> list[list[float]]:
-    """Of each answer under each column, nats. Raises BadInput where one does not fit into the window."""
+    """The log-likelihood (nats) of each answer under each column. Raises BadInput where one does not fit the window."""
     from mta_cli.engine.generation.generate import require_window
     from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
@@ -226,10 +226,10 @@ def _likelihoods(
 def _score_against_gold(
     model: ChatModel, ids: list[int], columns: Sequence[ComparedModel], gold: str, measured: list[dict[str, Any]]
 ) -> Iterator[Event]:
-    """Every column against the right answer; `measured` gets a record for each.
+    """Score every column against the right answer; `measured` gets a record for each.
 
-    `loglik` is of the gold: over the task's labels where they were weighed, priors in it (`over: labels`), else over
-    all words, per token (`over: token`). Nats.
+    `loglik` is the gold's, in nats: over the task's labels with their priors where answers are labels (`over: labels`),
+    else over the vocabulary, per token (`over: token`).
     """
     labels = columns[0].generation.label_logliks
     if gold.strip() in labels:
@@ -249,13 +249,13 @@ def _score_against_gold(
 
 
 def _label_log_probability(labels: dict[str, float], gold: str) -> float:
-    """The log-probability of one label among all."""
+    """The log-probability of one label among all labels."""
     top = max(labels.values())
     return labels[gold] - top - math.log(sum(math.exp(value - top) for value in labels.values()))
 
 
 def answer_metrics(metric: str, labels: Sequence[str], answer: str, gold: str) -> dict[str, float]:
-    """The task's metrics of one answer; nothing where a score's gold is no number."""
+    """The task's metrics of one answer; empty where the metric needs a numeric gold and it is not a number."""
     from mta_cli.engine.evaluation.user_sums import sum_by_user
 
     try:

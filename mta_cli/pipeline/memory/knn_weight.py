@@ -1,9 +1,8 @@
-"""How much a bank's neighbours count beside its own model: fitted on the bank's people once it is built.
+"""The weight of a bank's neighbours beside its own model, fitted on the bank's users once the bank is built.
 
-Some of their items are guessed twice: by the base with the task adapter, in a prompt that shows other items of the same
-person, and by neighbours and habit. What a text says by itself a model knows better, what it cannot know others do, and
-tasks differ in which of it an answer hangs on. The task adapter was trained on these very answers and so looks better
-here than on somebody new, for whom neighbours count more (`answer.neighbour_weight`). Trains and renders nothing.
+Some items are predicted twice: by the base with the task adapter, in a prompt with other items of the same user, and by
+neighbours and label prior. Tasks differ in which of the two predicts better. The task adapter was trained on these
+items and so looks better here than for a new user, for whom neighbours count more (`answer.neighbour_weight`).
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.requests import BankRequest
     from store.registry import Registry
 
-MAX_GUESSED_ITEMS = 256  # items that are guessed, of all people evenly
-ITEMS_PER_STEP = 32  # of them between two signs of life
+MAX_GUESSED_ITEMS = 256  # items that are predicted, evenly over all users
+ITEMS_PER_STEP = 32  # items between two progress events
 
 
 @dataclass(frozen=True)
 class LeaveOneOutCase:
-    """An item to guess, and the other items of its person that are known meanwhile, as of somebody new."""
+    """An item to predict, and other items of its user that are known, as for a new user."""
 
     item: Item
     shots: tuple[Item, ...]
@@ -39,10 +38,10 @@ class LeaveOneOutCase:
 def fit_neighbour_weight(
     reg: Registry, bank: Bank, request: BankRequest, pool: Sequence[Contributor], base: LoadedBase | None = None
 ) -> Iterator[Event]:
-    """Fit and keep how much neighbours count beside the model of the bank that `request` and `pool` make.
+    """Fit and store the neighbour weight of the bank that `request` and `pool` make.
 
-    Does nothing where that is known or the bank keeps none. `base`, which holds nothing, is loaded where it is not
-    given. Interrupted, it begins anew.
+    Does nothing where the weight is stored or the bank has no neighbours. `base`, without any adapter, is loaded when
+    it is not given. An interrupted fit starts again.
     """
     import numpy as np
 
@@ -76,7 +75,7 @@ def fit_neighbour_weight(
 
 
 def sample_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
-    """At most about `MOST` of `items`, of every person the same number, each with `SHOTS` others of its person."""
+    """At most about `MAX_GUESSED_ITEMS` cases, as many for each user, each with `FIT_SHOTS` other items of its user."""
     import numpy as np
 
     from mta_cli.engine.memory.knn import FIT_SHOTS
@@ -98,7 +97,7 @@ def sample_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
 def _model_label_scores(
     reg: Registry, base: LoadedBase, task: Task, cases: Sequence[LeaveOneOutCase], history_items: int
 ) -> Generator[Event, None, list[list[float]]]:
-    """`return`s what the base as it is says of each label of each lesson [cases, labels], nats."""
+    """`return`s the model's log-likelihood of each label of each case [cases, labels], nats."""
     from mta_cli.engine.scoring.log_likelihood import NO_LORAS, completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
     from mta_cli.pipeline.data.examples import PromptRowBuilder

@@ -49,14 +49,15 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MIN_EFFECTIVE_STEPS = 5
-MIN_LOSS_CHANGE = 0.01  # a loss that changed by less than this share did not move
-MIN_TRAINABLE_LOSS = 0.05  # nats: one below it has next to nothing to learn
+MIN_LOSS_CHANGE = 0.01  # a relative change of the loss below this counts as none
+MIN_TRAINABLE_LOSS = 0.05  # nats: a loss below it leaves almost nothing to learn
 
 
 @dataclass(frozen=True)
 class AdaptLosses:
-    """Mean loss on the shots and, where there are any, on held-out queries: nats per labelled token, or per choice of a
-    label beside neighbours and habit.
+    """Mean losses on the shots and on the held-out queries (None without any).
+
+    Nats per labelled token, or per choice of a label beside neighbours and label prior.
     """
 
     shots: float | None
@@ -65,7 +66,7 @@ class AdaptLosses:
 
 @dataclass(frozen=True)
 class AdaptTarget:
-    """A user whose stack is to be trained: what on, on which fusion, and how."""
+    """A user whose stack is to be trained, with the shots, the recipe and the training job."""
 
     user: User
     shots: list[Item]
@@ -76,7 +77,7 @@ class AdaptTarget:
 
 
 class AdaptContext:
-    """A base with the task adapter folded in, and what all users' stacks share."""
+    """A base with the task adapter merged in, and what the stacks of all users share."""
 
     def __init__(
         self, reg: Registry, base: LoadedBase, fusing: FusionContext, request: FuseRequest, options: AdaptOptions
@@ -89,7 +90,7 @@ class AdaptContext:
         self.start = initial_stack(fusing.bank.methods, options)
 
     def merge_fusion(self, recipe: Recipe) -> tuple[LoraWeights, ...]:
-        """The merged anchors of a recipe; nothing where it names none."""
+        """The merged anchors of a recipe; empty where it names none."""
         from mta_cli.engine.methods.anchor_weights import merge_shares
 
         parts, _ = load_recipe_anchors(self.reg, self.bank, recipe.shares)
@@ -99,7 +100,7 @@ class AdaptContext:
 def measure_losses(
     targets: Sequence[AdaptTarget], base: LoadedBase, stacks: Sequence[tuple[LoraWeights, ...]]
 ) -> list[AdaptLosses]:
-    """Everybody's losses under their fusion and `stacks`, in common passes. `base` holds the task adapter."""
+    """The losses of all `targets` under their fusion and `stacks`, in one batch. `base` holds the task adapter."""
     from mta_cli.engine.scoring.log_likelihood import mean_losses
 
     parts = [(*target.member.frozen_loras, *stack) for target, stack in zip(targets, stacks, strict=True)]
@@ -119,9 +120,10 @@ def adapt_users(
     explicit_top_k: bool = False,
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Adapt `users`, or everybody with a history who is no anchor. `Done.result` is what the command's --json prints.
+    """Adapt `users`; None: all users with a history who are not anchors.
 
-    Users whose stack is already what these settings and items would give are left as they are: a stopped run goes on.
+    `JobResult.result` is the document of `mta user adapt --json`. A user whose stack already has these settings and
+    items is skipped, so a stopped run continues where it stopped.
     """
     options = options.with_kind_defaults(bool(request.task.labels))
     if options.targets is not None:
@@ -162,12 +164,12 @@ def adapt_users(
 
 
 def adaptable_users(reg: Registry, bank: Bank) -> list[User]:
-    """Every user with a history of the bank's task who is not one of its anchors. NotFound when there is nobody."""
+    """Every user with a history of the bank's task who is not one of its anchors. Raises NotFound without any."""
     anchors = {anchor.user_id for anchor in reg.banks.anchors(bank.id)}
     found = [user for user, count in reg.users.users_with_items(bank.task) if count > 0 and user.id not in anchors]
     if not found:
         raise NotFound(
-            f"Nobody is left to adapt: every user with a history of task {bank.task} is an anchor.", hint="name a user"
+            f"No user is left to adapt: every user with a history of task {bank.task} is an anchor.", hint="name a user"
         )
     return found
 
@@ -198,7 +200,7 @@ def _plan_lines(
 def _prepare_context(
     reg: Registry, bank: Bank, users: Sequence[User], request: FuseRequest, options: AdaptOptions
 ) -> Generator[Event, None, tuple[dict[int, Recipe], AdaptContext]]:
-    """The loaded base and everybody's recipe; a recipe that is there already is kept unless weights were asked for."""
+    """The loaded base and the recipes of all users. An existing recipe is kept unless weights were asked for."""
     from mta_cli.pipeline.models.lookup import record_models
 
     record_models(reg, request.base, request.embedder)
@@ -212,7 +214,7 @@ def _prepare_context(
 
 
 def _needs_new_recipe(recipe: Recipe | None, request: FuseRequest) -> bool:
-    """Whether the recipe was made in another way than is asked for, or before there was a history."""
+    """Whether the recipe was made with other options, or before the user had a history."""
     if recipe is None or not recipe.shares:
         return True
     return request.options.weights is not None and recipe.method != request.options.weights
@@ -221,7 +223,7 @@ def _needs_new_recipe(recipe: Recipe | None, request: FuseRequest) -> bool:
 def _prepare_target(
     context: AdaptContext, user: User, shots: list[Item], recipe: Recipe, options: AdaptOptions
 ) -> Generator[Event, None, AdaptTarget | dict[str, Any]]:
-    """The user with all that training needs, or the result where there is nothing to train."""
+    """The user with everything that training needs, or the result where no training is needed."""
     reg, bank = context.reg, context.bank
     if not shots:
         yield Note(
@@ -240,7 +242,7 @@ def _prepare_target(
     own = fusing.user_shots(reg, user, options.shots)
     fusion = context.merge_fusion(recipe)
     member = stack_member(fusing.bank.methods, own, fusion, context.start, options, memory)
-    fusing.bank.methods.cache.clear()  # nobody asks for this user again
+    fusing.bank.methods.cache.clear()  # this user is not needed again
     heldout = query_examples(fusing.bank, user, reg.items.queries(user.id, bank.task), fusing.rows, memory)
     return AdaptTarget(user, shots, recipe, job, member, heldout)
 
@@ -248,7 +250,7 @@ def _prepare_target(
 def _train_stacks(
     context: AdaptContext, targets: Sequence[AdaptTarget], results: dict[int, dict[str, Any]]
 ) -> Iterator[Event]:
-    """Train everybody's stack, a group at a time; what came of it stands in `results` by user id."""
+    """Train all stacks in groups; `results` gets each user's result by user id."""
     if not targets:
         return
     size = max_group_size(context.base, targets[0].job)
@@ -270,7 +272,7 @@ def _train_stacks(
 def _start_group_runs(
     reg: Registry, groups: Sequence[Sequence[AdaptTarget]], runs: dict[int, Run]
 ) -> Iterator[Sequence[AdaptTarget]]:
-    """Each group in its turn, with a run for everybody, which stands in `runs` by user id while it lasts."""
+    """Yield each group in turn, with a started run for each of its users in `runs`, by user id."""
     for group in groups:
         with reg.transaction():
             for target in group:
@@ -342,7 +344,7 @@ def _store_stacks(
     adapters: Sequence[Adapter | str],
     trained: TrainingResult,
 ) -> Iterator[Event]:
-    """End the runs of a group and store its stacks; then tell of everybody."""
+    """Store the stacks of a group and finish its runs; then yield an event for each user."""
     reg, made = context.reg, list[Stack | None]()
     for i, (target, adapter) in enumerate(zip(targets, adapters, strict=True)):
         run, before, after = runs[target.user.id], trained.measured_before[i], trained.measured_after[i]
@@ -431,7 +433,7 @@ def _entry(
 
 
 def _stored_result(reg: Registry, user: User, recipe: Recipe, stack: Stack) -> dict[str, Any]:
-    """The result of the run that made this stack, or what its row still tells."""
+    """The result of the run that made this stack, or what its row tells without that run."""
     for run in reg.runs.of_user(user.id):
         result = run.result
         if run.kind == "user adapt" and result and run.config.get("identity") == stack.identity:

@@ -25,7 +25,7 @@ DESIGN_SENTENCES = (
     "{shots} for each user's own model.",
     "At most {history_items} in a prompt.",
     "{folds} over users, seed {seed}.",
-    "{folds} over users, under the seeds {seeds}; a person's answers under all of them count together.",
+    "{folds} over users, under the seeds {seeds}; a user's answers under all of them count together.",
     "{anchors}, placement {placement}.",
     "Base {base}.",
     "Numbers of type {dtype}.",

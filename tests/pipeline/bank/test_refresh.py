@@ -285,7 +285,7 @@ def test_a_bank_without_anybody_is_refused_and_stays(peopled: Registry) -> None:
         user = peopled.users.get(f"user{number}")
         peopled.users.set_can_anchor(user.id, False)
     assert all(anchor.stale for anchor in anchors(peopled))
-    with pytest.raises(BadInput, match="Nobody may be an anchor") as refused:
+    with pytest.raises(BadInput, match="No user can be an anchor") as refused:
         refreshed(peopled)
     assert "mta bank rm lamp-2 --bank-version 1" in str(refused.value.hint)
     assert len(anchors(peopled)) == 3 and peopled.check_integrity() == []
