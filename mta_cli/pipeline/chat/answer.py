@@ -115,8 +115,7 @@ class ChatModel:
 
     @contextmanager
     def disable_adapters(self) -> Iterator[None]:
-        """Inside, the base has no user's weights, so that LoRAs can be added on top. On exit the user's weights return.
-        """
+        """Inside, the base has no user's weights, so that LoRAs can be added on top. On exit the user's weights return."""
         user, mode = self.user, self.source.mode
         try:
             self._kv_cache.clear()

@@ -1,4 +1,4 @@
-"""Answers to held-out queries with how likely the gold was, under many user_loras's parts at once. Stores nothing."""
+"""Answers to held-out queries and the likelihood of their golds, for the LoRAs of many users at once. Stores nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelQuery:
-    """A query, and whose parts answer it: a number among the user_loras who are asked together."""
+    """A query, and the index of the model that answers it."""
 
     query: Query
     model_index: int
@@ -25,11 +25,11 @@ class ModelQuery:
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """An answer. `scores` are the log-likelihoods of the task's labels with the person's prior, nats; nothing
-    where the task has no labels.
+    """An answer. `scores` are the log-likelihoods of the task's labels with the user's prior, nats; empty without
+    labels.
 
-    `gold_loglik` is summed over the gold's `gold_tokens` tokens (nats). `seconds` is an equal share of the time that
-    all answers took together.
+    `gold_loglik` is summed over the gold's `gold_tokens` tokens (nats). `seconds` is an equal share of the time of all
+    answers.
     """
 
     prompt: tuple[int, ...]
@@ -47,10 +47,10 @@ def answer_queries(
     user_loras: Sequence[tuple[LoraWeights, ...]],
     priors: Sequence[LabelPrior | None] = (),
 ) -> list[ScoredAnswer]:
-    """An answer to each of `asked`: a label (see `labels.decide`), or the model's own words where the task has none.
+    """An answer to each of `asked`: a label (see `label_prior.decide_label`), or generated text where there are none.
 
-    `user_loras` are the parts that stand above what the base holds now, `priors` the label prior of each of them,
-    if any. Each query stands in one prompt, whoever answers.
+    `user_loras` [models] are the LoRAs above what the base holds now; `priors` [models] the label priors, if any. Each
+    query has one prompt, whichever model answers.
     """
     from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
@@ -107,7 +107,7 @@ def _score_options(
     prompts: dict[int, tuple[int, ...]],
     options: dict[int, tuple[str, ...]],
 ) -> list[list[float]]:
-    """The log-likelihood of each of a query's `options`, for each that is asked."""
+    """The log-likelihood of each of a query's `options`, for each of `asked`."""
     from mta_cli.engine.generation.generate import require_window
     from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree

@@ -1,8 +1,8 @@
-"""Finished evaluations as files, so that those of several machines count together: sums by person, no text of theirs.
+"""Finished evaluations as files, to pool the evaluations of several machines: sums by user, without texts.
 
-A person is a digest of their name and held-out queries: the same people under the same queries pair up wherever they
-were asked, and nobody is named. Files are hostile; of what they say only designs, settings, costs and sums are taken,
-and every figure is computed anew. Cannot know whether a file's numbers were ever measured.
+A user is a digest of their name and held-out queries. The same user with the same queries has the same digest on every
+machine, and no name is stored. Files are not trusted: only designs, settings, costs and sums are read, and every figure
+is computed again. It cannot be verified that a file's numbers were measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _USER_DIGEST_PATTERN = re.compile(rf"[0-9a-f]{{{USER_DIGEST_DIGITS}}}")
 def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
     """Write a finished evaluation of the store to `path`. Returns {evaluation, file, bytes, users, methods}.
 
-    UsageFault for one of stored models, whose answers are not kept by method.
+    Raises UsageError for an evaluation of stored models, whose answers are not stored by method.
     """
     if "settings" not in one.result:
         raise UsageError(f"{one.name} is one of stored models: it stands for itself")
@@ -63,10 +63,10 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
 
 
 def read_evaluation(path: Path) -> FinishedEvaluation:
-    """The evaluation that `export` wrote to `path`.
+    """The evaluation that `export_evaluation` wrote to `path`.
 
-    Raises NotFound where there is no such file, and BadInput for one that is too large, no JSON or says what no
-    evaluation can.
+    Raises NotFound where there is no such file, and BadInput for a file that is too large, not JSON, or not a valid
+    evaluation.
     """
     content = _content(path)
     try:
@@ -99,7 +99,7 @@ def _content(path: Path) -> bytes:
 
 
 def _parse_user_sums(document: Mapping[str, Any]) -> dict[str, UserSums]:
-    """Raises ValueError, KeyError or TypeError for what no evaluation says."""
+    """The sums of each method. Raises ValueError, KeyError or TypeError for an invalid document."""
     import numpy as np
 
     from mta_cli.engine.evaluation.user_sums import UserSums, count_metric_columns
@@ -150,7 +150,7 @@ def _validate_settings(found: Any) -> Any:
 
 
 def _temperatures(found: Any) -> list[Any] | None:
-    """By fold, a list; in files of before people of the same fold chose them, a number."""
+    """Temperatures by fold: a list, or one number in files of earlier versions."""
     if not isinstance(found, list):
         return None
     if [] in found:

@@ -1,4 +1,4 @@
-"""Finished evaluations, wherever they are kept: what each found, and each method's answers added up by person."""
+"""Finished evaluations from the store or from files: each result, and each method's sums by user."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 USER_DIGEST_DIGITS = (
-    15  # of a person's digest: they fit 64 bits, and two of a million people are alike once in a million times
+    15  # they fit 64 bits; two of a million users share a digest with a probability of one in a million
 )
 
 
 @dataclass(frozen=True)
 class FinishedEvaluation:
-    """`id` is the evaluation's number in the store, or its file's digest; `name` is what a person calls it by.
+    """`id` is the evaluation's number in the store, or its file's digest; `name` is its name in messages.
 
-    `user_sums` adds up a method's answers; where it is `kept` in the store, by people's numbers there. `abroad` does so by
-    the numbers they have everywhere.
+    `user_sums` returns a method's sums by user, with the user ids of the store where it is `in_store`. `portable_sums`
+    returns the same sums by portable user ids (see `portable_user_id`).
     """
 
     id: int | str
@@ -39,7 +39,7 @@ class FinishedEvaluation:
 
 
 def load_finished_evaluation(reg: Registry, number: int) -> FinishedEvaluation:
-    """The evaluation of this number. Raises NotFound for one that is not there or has no result yet."""
+    """The evaluation of this number. Raises NotFound where it does not exist or has no result yet."""
     found = reg.evaluations.get(number)
     if found.status != "done" or "costs" not in found.result:
         raise NotFound(
@@ -56,13 +56,13 @@ def load_finished_evaluation(reg: Registry, number: int) -> FinishedEvaluation:
 
 
 def portable_user_id(name: str, queries: Sequence[Query]) -> int:
-    """The number under which somebody is known outside the store."""
+    """The id of a user outside the store, a digest of the name and the held-out queries."""
     said = json.dumps([name, sorted([query.input, query.gold] for query in queries)])
     return int(hashlib.sha256(said.encode()).hexdigest()[:USER_DIGEST_DIGITS], 16)
 
 
 def _to_portable_sums(reg: Registry, task: str, user_sums: UserSums) -> UserSums:
-    """The same user_sums, its people under the numbers they have outside the store, in their order, without golds."""
+    """The same sums with portable user ids, in their order, without golds."""
     import numpy as np
 
     numbers = [portable_user_id(reg.users.by_id(user).name, reg.items.queries(user, task)) for user in user_sums.users]

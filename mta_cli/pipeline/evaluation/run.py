@@ -1,7 +1,7 @@
-"""The jobs behind `mta eval run` and `mta eval tune`. Whatever is answered stays: run again, they go on.
+"""The jobs behind `mta eval run` and `mta eval tune`. Answers are stored; a stopped job continues where it stopped.
 
-`tune` tries a method's settings on everybody and chooses for each fold by those who are not tested in it; `run` then
-takes what was chosen.
+`tune` tries a method's settings on all users, and chooses each fold's settings on users who are not tested in it. `run`
+then uses the chosen settings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.methods.method import Method
     from store.registry import Registry
 
-TUNING_METRIC = "gold_loglik"  # what settings are chosen by: it tells more than whether the likeliest label was right
+TUNING_METRIC = "gold_loglik"  # the criterion for settings; more sensitive than accuracy
 POSITIVE_SETTINGS = frozenset(
     (
         "rank",
@@ -49,7 +49,7 @@ POSITIVE_SETTINGS = frozenset(
 def run_evaluation(
     reg: Registry, request: EvalRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
-    """Answer every query with every method. `Done.result` is the document of `mta eval run`."""
+    """Answer every query with every method. `JobResult.result` is the document of `mta eval run`."""
     methods = _methods(request)
     design = make_design(reg, request)
     known = reg.evaluations.find_by_key(design.key)
@@ -80,7 +80,7 @@ def tune_evaluation(
 ) -> Iterator[Event]:
     """Try the settings in each method's grid.
 
-    `Done.result`: {evaluation, task, tuned: [{method, fold, settings, gold_loglik, trials}]}.
+    `JobResult.result`: {evaluation, task, tuned: [{method, fold, settings, gold_loglik, trials}]}.
     """
     methods = [method for method in _methods(request) if method.grid]
     if not methods:
@@ -104,16 +104,16 @@ def tune_evaluation(
 
 
 def trials(method: Method, request: EvalRequest) -> list[dict[str, Any]]:
-    """Every choice of settings that is tried, the defaults first."""
+    """All settings of the method's grid, the defaults first."""
     found = [resolve_settings(method, request, {})]
     found += [resolve_settings(method, request, dict(own)) for own in method.grid]
     return [own for i, own in enumerate(found) if own not in found[:i]]
 
 
 def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's settings: its defaults, then what was `chosen`, then what was given.
+    """A method's settings: its defaults, then the `chosen` ones, then those given by the user.
 
-    UsageFault for an unknown one, and for a value that it cannot have.
+    Raises UsageError for an unknown setting and for a value out of bounds.
     """
     given, defaults = request.method_settings.get(method.name, {}), method.settings_for(bool(request.task.labels))
     if unknown := sorted(set(given) - set(defaults)):
@@ -129,7 +129,7 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
 
 
 def _convert_setting(name: str, default: Any, value: Any) -> Any:
-    """`value` as the type of `default`. UsageError where it is none, or out of bounds."""
+    """`value` as the type of `default`. Raises UsageError for another type or a value out of bounds."""
     kind, key = type(default), name.rpartition(".")[2]
     if kind is bool:
         if str(value).lower() not in ("true", "false"):
@@ -146,7 +146,7 @@ def _convert_setting(name: str, default: Any, value: Any) -> Any:
 
 
 def _out_of_bounds(key: str, value: Any) -> str | None:
-    """What a setting must be instead; None where it may be `value`."""
+    """The bounds of a setting as text; None where `value` is within them."""
     if isinstance(value, str):
         return f"choose one of {', '.join(PLACEMENTS)}" if key == "placement" and value not in PLACEMENTS else None
     if math.isfinite(value) and (value > 0 or (value == 0 and key not in POSITIVE_SETTINGS)):
@@ -209,7 +209,7 @@ def _tuned_settings(
 def _earlier_settings(
     reg: Registry, evaluation: Evaluation, design: Design, chosen: Mapping[str, FoldSettings]
 ) -> dict[str, FoldSettings]:
-    """Methods that earlier runs have finished and this one was not asked for, with the settings that they had."""
+    """The settings of methods that earlier runs finished and this run does not include."""
     found: dict[str, FoldSettings] = {}
     for method, settings in evaluation.result.get("settings", {}).items():
         if method not in chosen:
@@ -221,7 +221,7 @@ def _earlier_settings(
 def _answer_missing(
     reg: Registry, request: EvalRequest, design: Design, evaluation: Evaluation, columns: Sequence[MethodRun]
 ) -> Iterator[Event]:
-    """Build what is not built, answer what is not answered."""
+    """Build missing banks and answer missing queries."""
     done = reg.evaluations.predictions.finished_cells
     counts = [
         len(done(evaluation.id, c.fold, c.method.name, c.settings).keys() & set(design.answering_users(c.fold)))
@@ -237,7 +237,7 @@ def _answer_missing(
     context = EvalContext(reg, request, design, banks, profiles)
     yield JobStarted("eval run", total=total, unit="users")
     finished = sum(counts)
-    # What stands on the same weights comes together, so that states which all of them share are computed once.
+    # Methods above the same weights are grouped, so that their shared states are computed once.
     for column in sorted(columns, key=lambda c: (c.fold, c.method.below)):
         answered = len(design.answering_users(column.fold))
         yield from run_cells(context, evaluation.id, column, finished)
@@ -247,7 +247,7 @@ def _answer_missing(
 def _choose(
     reg: Registry, request: EvalRequest, design: Design, evaluation: Evaluation, method: Method
 ) -> Generator[dict[str, Any], None, None]:
-    """For each fold the settings that were best on design not tested in it."""
+    """For each fold, the settings that were best on users who are not tested in it."""
     folds = range(len(design.folds))
     tried = trials(method, request)
     for fold in folds:
@@ -273,7 +273,7 @@ def _score(
     own: dict[str, Any],
     fold: int,
 ) -> float:
-    """The mean log-likelihood of the golds of those on whom a fold's settings are chosen."""
+    """The mean log-likelihood of the golds of the users on whom a fold's settings are chosen."""
     others = design.tuning_design(fold)
     judged = score_method(
         reg, request.task, others, evaluation.id, method, [own] * len(design.folds), request.options.calibrate

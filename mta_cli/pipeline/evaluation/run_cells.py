@@ -1,6 +1,6 @@
-"""Answering cell by cell: a method makes a group's models, their queries are answered, all of it is stored at once.
+"""Answers in groups of users: a method makes a group's models, their queries are answered, and all answers are stored.
 
-Groups are the same in every run, so a run that goes on after a stop makes what an unbroken one would have made.
+Groups are the same in every run, so a continued run makes the same models as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from mta_cli.engine.methods.method import DirectAnswerer, Method, UserModel
     from store.registry import Registry
 
-MAX_USERS_PER_GROUP = 16  # whose models are made and answer together
+MAX_USERS_PER_GROUP = 16  # users whose models are made and answer together
 MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # in the parts of the users who answer together, unless one has more
 
 
 @dataclass(frozen=True)
 class MethodRun:
-    """One method under one choice of settings in one fold: what is asked of it, of everybody who answers there."""
+    """One method with one choice of settings in one fold."""
 
     fold: int
     method: Method
@@ -38,21 +38,21 @@ class MethodRun:
 
 
 def groups_of(plan: Design, fold: int) -> list[tuple[int, ...]]:
-    """Users whose models are made together, in the same company in every run."""
+    """Users whose models are made together; the same groups in every run."""
     users = plan.answering_users(fold)
     return [users[start : start + MAX_USERS_PER_GROUP] for start in range(0, len(users), MAX_USERS_PER_GROUP)]
 
 
 def timed_group(plan: Design) -> tuple[int, ...]:
-    """The users whose models are made, and answer, as if no states of any text were there yet.
+    """The users whose models and answers are timed without cached states.
 
-    What that takes is what one costs. All others use what methods before them left.
+    Their time is the reported cost. All other users share states that earlier methods computed.
     """
     return groups_of(plan, 0)[0]
 
 
 def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, columns: Sequence[MethodRun]) -> PlanLine:
-    """Time of the answers that are not there yet, by what methods took in evaluations of the same task and base."""
+    """The time of the missing answers, from evaluations with the same task, base and methods."""
     from mta_cli.pipeline.training.estimate import format_duration
 
     speeds: dict[str, dict[str, float]] = {}
@@ -75,13 +75,13 @@ def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, columns: 
     if not open_to:
         return PlanLine("answers", "all there")
     if unknown and not seconds:
-        return PlanLine("answers", "time unknown: these methods answered nobody on this base yet")
+        return PlanLine("answers", "time unknown: these methods have no answers on this base yet")
     but = f", without {', '.join(sorted(unknown))}" if unknown else ""
     return PlanLine("answers", f"about {format_duration(seconds)} on top{but}", "earlier evaluations")
 
 
 def unanswered_groups(eval_context: EvalContext, evaluation: int, column: MethodRun) -> list[tuple[int, ...]]:
-    """The groups of a column that are not answered yet."""
+    """The groups of a method run that are not answered yet."""
     groups = groups_of(eval_context.design, column.fold)
     done = eval_context.reg.evaluations.predictions.finished_cells(
         evaluation, column.fold, column.method.name, column.settings
@@ -90,7 +90,7 @@ def unanswered_groups(eval_context: EvalContext, evaluation: int, column: Method
 
 
 def run_cells(eval_context: EvalContext, evaluation: int, column: MethodRun, done: int) -> Iterator[Event]:
-    """Answer what is missing of a column; progress counts on from `done` users."""
+    """Answer the missing queries of a method run. `done` users are already counted in the progress."""
     from mta_cli.engine.methods.personalize import build_models
     from mta_cli.engine.model.load import fresh_activation_cache
 
@@ -123,7 +123,7 @@ def run_cells(eval_context: EvalContext, evaluation: int, column: MethodRun, don
 def _failures(column: MethodRun, made: Sequence[UserModel]) -> Iterator[Event]:
     if failed := sum(one.failed for one in made):
         yield Note(
-            f"Fold {column.fold + 1}, {column.method.name}: the training of {failed} users's parts failed; "
+            f"Fold {column.fold + 1}, {column.method.name}: the training of {failed} users' parts failed; "
             "they are measured without.",
             warning=True,
         )
@@ -155,7 +155,7 @@ def _answer_group(
 
 
 def _model_batches(made: Sequence[tuple[int, UserModel]]) -> Iterator[list[tuple[int, UserModel]]]:
-    """People who are answered together, as many as their parts' numbers allow."""
+    """Users who are answered together, limited by the size of their LoRAs."""
     portion: list[tuple[int, UserModel]] = []
     numbers = 0
     for user, one in made:
