@@ -123,7 +123,10 @@ class EvalRequest:
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """The options of questions. Without `task` the text is the prompt; without `mode` the most personal model answers."""
+    """The options of questions.
+
+    Without `task` the text is the prompt; without `mode` the most personal model answers.
+    """
 
     machine: MachineOptions = field(default_factory=MachineOptions)
     prompt: PromptOptions = field(default_factory=PromptOptions)

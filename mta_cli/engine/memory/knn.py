@@ -30,7 +30,7 @@ SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
 BACKGROUND_VOTES = 0.1  # votes, spread as the rates, for queries without a near item
 FIT_SHOTS = 5  # items of a user that are known when another of theirs is predicted, as of a new user
 PRIOR_POWER_BESIDE_MODEL = 0.5
-PRIOR_STRENGTH = 8.0  # how many answers the population's rates count as in a user's label prior
+PRIOR_STRENGTH = 8.0  # the population's rates count as this many answers in a user's label prior
 INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, label prior and discriminant
 MAX_FIT_ITEMS = 2_000  # items to fit on, evenly from all users; one of each where there are more users
 CROSS_FIT_FOLDS = 5  # parts of the users: each is scored by the discriminant of the others
@@ -128,7 +128,7 @@ class NeighbourIndex:
         return logs
 
     def without_user(self, user: int) -> NeighbourIndex:
-        """The items of everybody but `user`; the rates stay the same."""
+        """The items of all users except `user`; the rates stay the same."""
         others = self.item_users != user
         if others.all():
             return self
@@ -150,7 +150,10 @@ class NeighbourIndex:
         return found + kernel.linear * self.discriminant(queries) if kernel.linear else found
 
     def cross_fitted_scores(self, items: npt.NDArray[np.int64]) -> Array:
-        """What the discriminant of other people says of these items [items, labels], nats: see `PARTS`."""
+        """The scores of a discriminant of other users for these items [items, labels], nats.
+
+        The users are in `CROSS_FIT_FOLDS` parts; each part is scored by the discriminant of the others.
+        """
         _, user_index = np.unique(self.item_users, return_inverse=True)
         part, whole = (
             user_index % CROSS_FIT_FOLDS,
@@ -180,7 +183,7 @@ class NeighbourLabelPrior:
     model_weight: float = 1.0
 
     def with_model_weight(self, weight: float) -> NeighbourLabelPrior:
-        """The same for a sum with a model's log-likelihoods: see `NeighbourKernel.powers_beside_model`."""
+        """The same prior for a sum with a model's log-likelihoods: see `NeighbourKernel.powers_beside_model`."""
         powers, model_weight = self.kernel.powers_beside_model(weight)
         return replace(self, kernel=powers, model_weight=model_weight)
 
@@ -227,12 +230,12 @@ def fit_beside_weight(
     user_priors: Array,
     model: npt.ArrayLike,
 ) -> float:
-    """How many times what is known counts beside a model: what `Kernel.beside` should be.
+    """The weight of the memory beside a model's log-likelihoods: the value of `NeighbourKernel.beside`.
 
-    `items` [items] of the bank are guessed from what other people said, from `user_priors` and from the `model`'s
-    log-likelihoods of the labels (both [items, labels], nats). The share and a temperature of the sum are the
-    likeliest, every person counting the same, with the share's logarithm held near 0 as by one item: a normal
-    distribution of deviation 1.
+    `items` [items] of the bank are predicted from other users' items, from `user_priors` and from the `model`'s
+    log-likelihoods of the labels (both [items, labels], nats). The weight and a temperature of the sum maximise the
+    likelihood; every user counts the same. The prior on the weight's logarithm is a standard normal distribution that
+    counts as one item.
     """
     votes = known.log_vote_rates(known.vectors[items], kernel.sharpness, known.item_users[items]) - np.log(known.rates)
     beside, _ = replace(kernel, beside=1.0).powers_beside_model()
@@ -254,7 +257,7 @@ def fit_beside_weight(
 def _fit_examples(
     known: NeighbourIndex, labels: Sequence[str], rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], Array, Array]:
-    """Items to guess, what each counts, and what a few other answers of its person say [items, labels]."""
+    """Items to predict, their weights, and the label priors of a few other answers of their users [items, labels]."""
     owners = np.unique(known.item_users)
     each = max(1, MAX_FIT_ITEMS // max(1, len(owners)))
     guessed: list[int] = []

@@ -355,7 +355,7 @@ def anchor_training(
     items: dict[int, tuple[Item, ...]],
     run: Run,
 ) -> AdapterTraining:
-    """The training of an anchor's meta-LoRA on its user's `items`. `place` is its number and the total, for messages."""
+    """The training of an anchor's meta-LoRA on its user's `items`; `place` is its number and the total."""
     from mta_cli.engine.training.trainer import Schedule
 
     options, seed = request.options, request.machine.seed

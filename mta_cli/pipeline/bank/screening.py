@@ -149,7 +149,7 @@ def screening_notes(reg: Registry, bank: Bank) -> Iterator[Note]:
 def _find_outliers(
     base: LoadedBase, examples: PromptRowBuilder, weights: Sequence[LoraWeights], options: ScreeningOptions
 ) -> list[ScreeningFinding]:
-    """The findings of the size check and the neutral-prompt check. An anchor has at most one, of the first that fails."""
+    """The findings of the size check and the neutral-prompt check; an anchor has at most one."""
     from mta_cli.engine.retrieval.anchor_screening import (
         MIN_ANCHORS_TO_SCREEN,
         PROBE_PROMPTS,

@@ -90,9 +90,7 @@ class ChatModel:
             raise
 
     def set_user(self, user: User | None, mode: str | None) -> None:
-        """Merge `user`'s weights into the base; `mode` None is the most personal one. An error leaves everything
-        unchanged.
-        """
+        """Merge `user`'s weights into the base; `mode` None is the most personal one. An error changes nothing."""
         from mta_cli.engine.scoring.backends import require_supported_placements
         from mta_cli.pipeline.data.examples import PromptRowBuilder
         from mta_cli.pipeline.data.tasks import find_task
@@ -115,7 +113,7 @@ class ChatModel:
 
     @contextmanager
     def disable_adapters(self) -> Iterator[None]:
-        """Inside, the base has no user's weights, so that LoRAs can be added on top. On exit the user's weights return."""
+        """Inside, the base has no user's weights, so that LoRAs can be added on top."""
         user, mode = self.user, self.source.mode
         try:
             self._kv_cache.clear()

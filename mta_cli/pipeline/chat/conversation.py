@@ -251,7 +251,7 @@ class Conversation:
 
 
 def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, answer: str) -> ArtifactSaved:
-    """Make an exchange a history item of a task. Raises BadInput where the task has labels and the answer is not one."""
+    """Make an exchange a history item of a task. Raises BadInput for an answer that is not a label of the task."""
     from mta_cli.pipeline.data.tasks import find_task
     from store.records import NewItem
 

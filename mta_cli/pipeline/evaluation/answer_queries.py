@@ -1,4 +1,4 @@
-"""Answers to held-out queries and the likelihood of their golds, for the LoRAs of many users at once. Stores nothing."""
+"""Answers to held-out queries, and the likelihoods of their golds, for the LoRAs of many users at once."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ModelQuery:
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """An answer. `scores` are the log-likelihoods of the task's labels with the user's prior, nats; empty without
-    labels.
+    """An answer with its likelihoods.
 
+    `scores` are the log-likelihoods of the task's labels with the user's prior, nats; empty without labels.
     `gold_loglik` is summed over the gold's `gold_tokens` tokens (nats). `seconds` is an equal share of the time of all
     answers.
     """

@@ -56,7 +56,10 @@ class Design:
         return (*self.folds[fold].test, *self.folds[fold].tuning)
 
     def tuning_design(self, fold: int) -> Design:
-        """The same design with each fold's tuning users in the place of its test users."""
+        """The design with the users who choose a fold's settings as test users.
+
+        These are the fold's tuning users; without any, the test users of the other folds.
+        """
         own = self.folds[fold]
         if own.tuning:
             return replace(self, folds=(replace(own, test=own.tuning),))
@@ -136,9 +139,7 @@ def evaluation_config(request: EvalRequest) -> dict[str, Any]:
 
 
 def describe_options(request: EvalRequest) -> str:
-    """The other options that determine the answers, as text. Only evaluations with the same text are seeds of one
-    design.
-    """
+    """The other options that determine the answers, as text. Seeds of one design have the same text."""
     bank = {key: value for key, value in asdict(bank_options(request)).items() if key not in ("anchors", "placement")}
     rest = {"embedder": request.embedder.name, "calibrate": request.options.calibrate, **bank}
     return ", ".join(f"{key} {value}" for key, value in rest.items())

@@ -106,11 +106,10 @@ def _score_predictions(
 def _fit_fold_temperatures(
     task: Task, plan: Design, found: Sequence[Sequence[Prediction]], tested: Sequence[Sequence[Prediction]]
 ) -> list[list[float]]:
-    """By fold: one temperature fitted on the tuning users, or one for each part of the test users, fitted on the
-    others.
+    """By fold: one temperature fitted on the tuning users, or one for each calibration part of the test users.
 
-    A fold without other users uses those of other folds. If there are none either, the temperature is fitted on the
-    test users, and no test result depends on it.
+    A part's temperature is fitted on the other parts. A fold without other users uses those of other folds. If there
+    are none either, it is fitted on the part itself, and no test depends on it.
     """
     chosen = []
     for number, fold in enumerate(plan.folds):

@@ -52,7 +52,7 @@ class StoredAnchors(Sequence["LoraWeights"]):
 
 @dataclass(frozen=True)
 class BankContext:
-    """A bank for methods. `anchors[i]` is the row of the engine's anchor number i; all of them may be in new recipes."""
+    """A bank for methods. `anchors[i]` is the row of the engine's anchor number i."""
 
     bank: Bank
     anchors: tuple[Anchor, ...]

@@ -1,4 +1,4 @@
-"""The job behind `mta user fuse`: chooses and weights the anchors of a user. Stores the recipe, not the merged weights."""
+"""The job behind `mta user fuse`: chooses and weights a user's anchors. Stores the recipe, not the merged weights."""
 
 from __future__ import annotations
 

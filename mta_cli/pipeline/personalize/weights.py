@@ -88,7 +88,7 @@ def load_task_adapter(reg: Registry, task: str, base: str) -> tuple[LoraWeights,
 def load_recipe_anchors(
     reg: Registry, bank: Bank, shares: Sequence[AnchorWeight]
 ) -> tuple[list[tuple[LoraWeights, float]], tuple[str, ...]]:
-    """The weighted anchors of a recipe, ready to merge, and their names. Raises IntegrityFault when the bank lacks one."""
+    """The weighted anchors of a recipe, and their names. Raises IntegrityFault when the bank lacks one."""
     parts: list[tuple[LoraWeights, float]] = []
     anchors = {anchor.id: anchor for anchor in reg.banks.anchors(bank.id)}
     names = []
