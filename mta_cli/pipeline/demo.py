@@ -115,7 +115,7 @@ def require_demo_store(root: Path) -> None:
         return
     with Registry.open(root) as reg:
         if reg.users.names() and not reg.users.existing_names(SHOWN_USERS):
-            raise BadInput(f"The store at {root} holds other people.", hint="name another place with --keep")
+            raise BadInput(f"The store at {root} holds other users.", hint="name another place with --keep")
 
 
 def _pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[ModelEntry, ModelEntry]]:

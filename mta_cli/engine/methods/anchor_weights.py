@@ -147,7 +147,7 @@ def _evidence(
     loras = [() if place is None else (context.anchors[place],) for place in columns]
     whole = [(shot_examples(context, user, memory), ()) for user in users]
     # 2. drop labels that are improbable without an anchor
-    placements = [lora.placement for parts in loras for lora in parts]
+    placements = [lora.placement for own in loras for lora in own]
     shots = prune_examples(base, whole, placements)
     # 3. one prompt tree per shot, scored under each candidate of its user
     trees = [build_prompt_tree(example) for own in shots for example in own]

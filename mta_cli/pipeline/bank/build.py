@@ -276,13 +276,13 @@ def _train_bank(
         if options.task_adapter and not bank.task_adapter
         else None
     )
-    parts = {
+    anchor_trainings = {
         anchor.id: anchor_training(reg, request, examples, anchor, f"{i}/{len(anchors)}", items, run)
         for i, anchor in enumerate(anchors, start=1)
     }
-    parts = {i: with_task_adapter(part, bank.task_adapter) for i, part in parts.items()}
-    groups = _groups(reg, base, anchors, parts)
-    trainings = [*([pooled] if pooled else []), *(parts[anchor.id] for group in groups for anchor in group)]
+    anchor_trainings = {i: with_task_adapter(training, bank.task_adapter) for i, training in anchor_trainings.items()}
+    groups = _groups(reg, base, anchors, anchor_trainings)
+    trainings = [*([pooled] if pooled else []), *(anchor_trainings[anchor.id] for group in groups for anchor in group)]
     yield JobStarted("bank build", total=sum(t.job.schedule.steps for t in trainings))
     done = 0
     if pooled is not None:
@@ -293,8 +293,8 @@ def _train_bank(
     with merge_into_base(base, below):
         ready = [
             TrainingGroup(
-                [with_task_adapter(parts[anchor.id], task_adapter) for anchor in group],
-                partial(_store_anchors, reg, bank, group, [parts[anchor.id] for anchor in group]),
+                [with_task_adapter(anchor_trainings[anchor.id], task_adapter) for anchor in group],
+                partial(_store_anchors, reg, bank, group, [anchor_trainings[anchor.id] for anchor in group]),
             )
             for group in groups
         ]
@@ -310,11 +310,11 @@ def _store_anchors(
     reg: Registry,
     bank: Bank,
     anchors: Sequence[Anchor],
-    parts: Sequence[AdapterTraining],
+    anchor_trainings: Sequence[AdapterTraining],
     results: Sequence[Adapter | str],
     trained: TrainingResult,
 ) -> Iterator[Event]:
-    made = pair_with_adapters(anchors, parts, results)
+    made = pair_with_adapters(anchors, anchor_trainings, results)
     for anchor, adapter in made:
         reg.banks.record_trained_anchor(anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
     for anchor, adapter in made:
@@ -322,7 +322,7 @@ def _store_anchors(
 
 
 def _groups(
-    reg: Registry, base: LoadedBase, anchors: Sequence[Anchor], parts: dict[int, AdapterTraining]
+    reg: Registry, base: LoadedBase, anchors: Sequence[Anchor], anchor_trainings: dict[int, AdapterTraining]
 ) -> list[list[Anchor]]:
     """Anchors that train together: those without a meta-LoRA, and all members of a group that was stopped half-way.
 
@@ -330,12 +330,15 @@ def _groups(
     """
     if not anchors:
         return []
-    size = max_group_size(base, parts[anchors[0].id].job)
+    size = max_group_size(base, anchor_trainings[anchors[0].id].job)
     groups = []
     for start in range(0, len(anchors), size):
         whole = list(anchors[start : start + size])
         missing = [anchor for anchor in whole if anchor.digest is None]
-        stopped = reg.files.read_checkpoint(group_key(base, [parts[anchor.id].job for anchor in whole])) is not None
+        stopped = (
+            reg.files.read_checkpoint(group_key(base, [anchor_trainings[anchor.id].job for anchor in whole]))
+            is not None
+        )
         if missing:
             groups.append(whole if stopped else missing)
     return groups

@@ -187,14 +187,14 @@ def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
         base = load_on_device(request.base, request.machine, reg=reg)
         examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
         items = {candidate.user.id: candidate.items for candidate in work.pool}
-        parts = [
+        trainings = [
             with_task_adapter(
                 anchor_training(reg, request, examples, anchor, f"{i}/{len(planned)}", items, run), bank.task_adapter
             )
             for i, anchor in enumerate(planned, start=1)
         ]
-        groups = _groups(work, base, planned, parts)
-        yield JobStarted("bank refresh", total=sum(part.job.schedule.steps for part in parts))
+        groups = _groups(work, base, planned, trainings)
+        yield JobStarted("bank refresh", total=sum(training.job.schedule.steps for training in trainings))
         below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
         with merge_into_base(base, below):
             yield from train_groups(reg, base, groups)
@@ -249,22 +249,24 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
 
 
 def _groups(
-    work: _RefreshState, base: Any, planned: Sequence[Anchor], parts: Sequence[AdapterTraining]
+    work: _RefreshState, base: Any, planned: Sequence[Anchor], trainings: Sequence[AdapterTraining]
 ) -> list[TrainingGroup]:
-    size = max_group_size(base, parts[0].job)
+    size = max_group_size(base, trainings[0].job)
     spans = [slice(start, start + size) for start in range(0, len(planned), size)]
-    return [TrainingGroup(parts[span], partial(_store_group, work, planned[span], parts[span])) for span in spans]
+    return [
+        TrainingGroup(trainings[span], partial(_store_group, work, planned[span], trainings[span])) for span in spans
+    ]
 
 
 def _store_group(
     work: _RefreshState,
     planned: Sequence[Anchor],
-    parts: Sequence[AdapterTraining],
+    trainings: Sequence[AdapterTraining],
     results: Sequence[Adapter | str],
     trained: TrainingResult,
 ) -> Iterator[Event]:
     """Store a trained group, and remove the recipes and stacks of the stale anchors, in one transaction."""
-    both = pair_with_adapters(planned, parts, results)
+    both = pair_with_adapters(planned, trainings, results)
     _store_replacements(work, [_replacement(one, adapter) for one, adapter in both])
     for anchor, adapter in both:
         work.replaced.append({"stale": anchor.id, "user": anchor.user, "digest": adapter.digest})

@@ -159,8 +159,8 @@ def _add_other_user(model: ChatModel, user: User, columns: list[ComparedModel]) 
 
 def _load_compared_model(model: ChatModel, key: str, user: User | None, mode: str) -> ComparedModel:
     base, task = model.base.fingerprint, model.task.name
-    parts, source = load_fusion_and_stack(model.reg, base, user, task, mode)
-    return ComparedModel(key, user, (*load_task_adapter(model.reg, task, base), *parts), source)
+    loras, source = load_fusion_and_stack(model.reg, base, user, task, mode)
+    return ComparedModel(key, user, (*load_task_adapter(model.reg, task, base), *loras), source)
 
 
 def _generate_all(model: ChatModel, ids: list[int], columns: Sequence[ComparedModel]) -> Iterator[Event]:
@@ -219,8 +219,8 @@ def _likelihoods(
     from mta_cli.engine.scoring.prefix_tree import PromptTree
 
     require_window(model.base, ids, max(map(len, answers)))
-    fork, asked = PromptTree(tuple(ids), tuple(answers)), [(0, place) for place in range(len(columns))]
-    return completion_log_likelihoods(model.base, [fork], [column.loras for column in columns], asked)
+    tree, asked = PromptTree(tuple(ids), tuple(answers)), [(0, place) for place in range(len(columns))]
+    return completion_log_likelihoods(model.base, [tree], [column.loras for column in columns], asked)
 
 
 def _score_against_gold(

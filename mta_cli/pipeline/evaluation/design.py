@@ -98,7 +98,7 @@ def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]
     from mta_cli.engine.model.load import dtype_name
 
     options, items, machine = request.options, reg.items, request.machine
-    people = [
+    histories = [
         [
             user.id,
             user.can_anchor,
@@ -117,7 +117,7 @@ def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]
         "history_items": request.prompt.history_items,
         "seed": machine.seed,
         "dtype": dtype_name(machine.dtype, machine.device),
-        "people": sorted(people),
+        "people": sorted(histories),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

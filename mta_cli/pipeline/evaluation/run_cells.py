@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_USERS_PER_GROUP = 16  # users whose models are made and answer together
-MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # in the parts of the users who answer together, unless one has more
+MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def run_cells(eval_context: EvalContext, evaluation: int, column: MethodRun, don
 def _failures(column: MethodRun, made: Sequence[UserModel]) -> Iterator[Event]:
     if failed := sum(one.failed for one in made):
         yield Note(
-            f"Fold {column.fold + 1}, {column.method.name}: the training of {failed} users' parts failed; "
-            "they are measured without.",
+            f"Fold {column.fold + 1}, {column.method.name}: training failed for {failed} users; "
+            "they are measured without a stack.",
             warning=True,
         )
 

@@ -54,9 +54,9 @@ def score_method(
 def rescore_method(reg: Registry, task: Task, evaluation: Evaluation, method: str) -> ScoredMethod:
     """A method's answers in a finished evaluation, with the temperatures that its document records."""
     settings = evaluation.result["settings"][method]
-    people = reg.evaluations.fold_members(evaluation.id)
+    members = reg.evaluations.fold_members(evaluation.id)
     folds = [
-        [user for n, user, role in people if n == fold and role == TEST_ROLE]
+        [user for n, user, role in members if n == fold and role == TEST_ROLE]
         for fold in range(evaluation.result["folds"])
     ]
     choice = settings if isinstance(settings, list) else [settings for _ in folds]

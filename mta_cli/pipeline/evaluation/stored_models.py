@@ -144,7 +144,7 @@ def _query_batches(
     for user in users:
         mode_loras = {mode: _mode_loras(reg, base, user, task.name, mode) for mode in modes}
         own_priors = {mode: memory.prior_for(user, mode, MemoryOptions()) for mode in modes}
-        own = sum(part.num_parameters for parts in mode_loras.values() for part in parts)
+        own = sum(lora.num_parameters for loras in mode_loras.values() for lora in loras)
         for i, query in enumerate(queries[user.id]):
             if portion and (
                 len(portion) >= MAX_ANSWERS_PER_BATCH or (i == 0 and numbers + own > MAX_LORA_PARAMS_PER_BATCH)

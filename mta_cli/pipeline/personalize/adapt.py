@@ -93,8 +93,8 @@ class AdaptContext:
         """The merged anchors of a recipe; empty where it names none."""
         from mta_cli.engine.methods.anchor_weights import merge_shares
 
-        parts, _ = load_recipe_anchors(self.reg, self.bank, recipe.shares)
-        return merge_shares([weights for weights, _ in parts], [weight for _, weight in parts])
+        anchors, _ = load_recipe_anchors(self.reg, self.bank, recipe.shares)
+        return merge_shares([weights for weights, _ in anchors], [weight for _, weight in anchors])
 
 
 def measure_losses(
@@ -103,9 +103,9 @@ def measure_losses(
     """The losses of all `targets` under their fusion and `stacks`, in one batch. `base` holds the task adapter."""
     from mta_cli.engine.scoring.log_likelihood import mean_losses
 
-    parts = [(*target.member.frozen_loras, *stack) for target, stack in zip(targets, stacks, strict=True)]
-    cases = [(p.member.examples, part) for p, part in zip(targets, parts, strict=True)]
-    cases += [(p.heldout_examples, part) for p, part in zip(targets, parts, strict=True)]
+    loras = [(*target.member.frozen_loras, *stack) for target, stack in zip(targets, stacks, strict=True)]
+    cases = [(p.member.examples, own) for p, own in zip(targets, loras, strict=True)]
+    cases += [(p.heldout_examples, own) for p, own in zip(targets, loras, strict=True)]
     losses = mean_losses(base, cases)
     return [AdaptLosses(a, b) for a, b in zip(losses[: len(targets)], losses[len(targets) :], strict=True)]
 

@@ -89,7 +89,7 @@ def load_recipe_anchors(
     reg: Registry, bank: Bank, shares: Sequence[AnchorWeight]
 ) -> tuple[list[tuple[LoraWeights, float]], tuple[str, ...]]:
     """The weighted anchors of a recipe, and their names. Raises IntegrityFault when the bank lacks one."""
-    parts: list[tuple[LoraWeights, float]] = []
+    loras: list[tuple[LoraWeights, float]] = []
     anchors = {anchor.id: anchor for anchor in reg.banks.anchors(bank.id)}
     names = []
     for share in shares:
@@ -99,10 +99,10 @@ def load_recipe_anchors(
                 f"A recipe names anchor {share.anchor_id}, which bank {bank.name} v{bank.version} does not have.",
                 hint="mta user fuse USER",
             )
-        parts.append((load_weights(reg, anchor.digest, bank.base), share.weight))
+        loras.append((load_weights(reg, anchor.digest, bank.base), share.weight))
         if share.weight != 0.0:
             names.append(anchor_label(anchor))
-    return parts, tuple(names)
+    return loras, tuple(names)
 
 
 def most_personal_mode(reg: Registry, user: User | None, task: str, base: str) -> str:
@@ -135,12 +135,12 @@ def load_fusion_and_stack(
         raise NotFound(f"{user.name} has no recipe for task {task}.", hint=f"mta user fuse {user.name} --task {task}")
     # A stack belongs to the recipe that it was trained on, not to a newer one.
     shares = stack.recipe if mode == "adapted" and stack else recipe.shares if recipe else ()
-    parts, names = load_recipe_anchors(reg, bank, shares)
+    loras, names = load_recipe_anchors(reg, bank, shares)
     if mode == "adapted" and stack is not None:
-        parts.append((load_stack_weights(reg, stack, bank.base), 1.0))
-    kinds = dict.fromkeys(part.placement.late_tokens for part, _ in parts)
-    merged = (merge_loras([(part, w) for part, w in parts if part.placement.late_tokens == kind]) for kind in kinds)
-    return tuple(part for part in merged if part is not None), AnswerSource(mode, bank.name, bank.version, names)
+        loras.append((load_stack_weights(reg, stack, bank.base), 1.0))
+    kinds = dict.fromkeys(lora.placement.late_tokens for lora, _ in loras)
+    merged = (merge_loras([(lora, w) for lora, w in loras if lora.placement.late_tokens == kind]) for kind in kinds)
+    return tuple(lora for lora in merged if lora is not None), AnswerSource(mode, bank.name, bank.version, names)
 
 
 def merge_by_placement(
@@ -153,12 +153,12 @@ def merge_by_placement(
     """
     from mta_cli.engine.lora.merge import merge_loras
 
-    parts, source = load_fusion_and_stack(reg, base, user, task, mode)
+    loras, source = load_fusion_and_stack(reg, base, user, task, mode)
     if source.bank is None:
         return None, None, source
-    parts = (*load_task_adapter(reg, task, base), *parts)
-    everywhere = merge_loras([(part, 1.0) for part in parts if part.placement.late_tokens is None])
-    return everywhere, merge_loras([(part, 1.0) for part in parts if part.placement.late_tokens is not None]), source
+    loras = (*load_task_adapter(reg, task, base), *loras)
+    everywhere = merge_loras([(lora, 1.0) for lora in loras if lora.placement.late_tokens is None])
+    return everywhere, merge_loras([(lora, 1.0) for lora in loras if lora.placement.late_tokens is not None]), source
 
 
 def merge_user_weights(
@@ -172,7 +172,7 @@ def merge_user_weights(
     weights, late, source = merge_by_placement(reg, base, user, task, mode)
     if late is not None:
         raise BadInput(
-            f"The {mode} model of {user.name if user else 'nobody'} acts on late tokens only; a single adapter, as "
+            f"The {mode} model of {user.name if user else 'no user'} acts on late tokens only; a single adapter, as "
             "PEFT has it, acts on all tokens.",
             hint="Build the bank and the stacks with --placement upper.",
         )

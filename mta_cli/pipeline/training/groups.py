@@ -113,9 +113,9 @@ Measure = Callable[["LoadedBase", "list[tuple[LoraWeights, ...]]"], list[Any]]
 class TrainingGroup:
     """Trainings that run together: all have the same modules, rank, alpha and placement, or are cores on `basis`.
 
-    `settle` is called with the stored adapters, or with the error of each failed member; it stores what depends on them
-    and yields events. `measure` is called with the base and each member's new LoRAs (none before the training) and
-    returns a measurement for each member.
+    `on_trained` is called with the stored adapters, or with the error of each failed member. It stores what depends on
+    them and yields events. `measure_losses` is called with the base and each member's new LoRAs (none before the
+    training) and returns a measurement for each member.
     """
 
     trainings: Sequence[AdapterTraining]
@@ -235,7 +235,7 @@ class _SessionRecorder:
             self._reg.files.write_checkpoint(self._key, state)
 
     def _store_adapters(self, trained: TrainingResult) -> Iterator[Event]:
-        """Store the adapters and call the group's `settle`, which stores the numbers of cores.
+        """Store the adapters and call the group's `on_trained`, which stores the numbers of cores.
 
         All members are stored in one transaction: the rest of a half-stored group would train with other members, and
         so to other bytes.
