@@ -108,7 +108,7 @@ def signed_score(value: float, metric: str) -> float:
 
 
 def rank_methods(document: Document, metric: str | None = None) -> list[str]:
-    """The methods from best to worst by `metric` (default: the main one). Ties keep their order; unknown values last."""
+    """The methods from best to worst by `metric` (default: the main). Ties keep their order; unknown come last."""
     by = metric or document["metric"]
 
     def place(method: str) -> tuple[bool, float]:

@@ -275,7 +275,7 @@ def test_an_anchor_that_nobody_can_replace_is_taken_out(peopled: Registry) -> No
     key = peopled.banks.get("lamp-2").key
     result, seen = refreshed(peopled)
     assert (result["removed"], result["replaced"], result["people"]) == (1, [], ["ida"])
-    assert len(anchors(peopled)) == 8 and any("taken out: 1" in text for text in notes(seen))
+    assert len(anchors(peopled)) == 8 and any("removed: 1" in text for text in notes(seen))
     assert peopled.banks.get("lamp-2").key != key and peopled.check_integrity() == []
 
 
