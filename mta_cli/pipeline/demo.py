@@ -1,7 +1,7 @@
-"""The job behind `mta demo`: the carried sample through every stage, with the jobs that everybody else uses.
+"""The job behind `mta demo`: runs every stage on the included sample, with the jobs of the other commands.
 
-Two courses: `taste`, a labelling task that is measured on held-out queries, and `voice`, a writing task that is shown.
-Renders nothing. Every stage can be repeated: what is there already is kept, so a stopped demo goes on.
+Two tasks: `taste`, a labelling task that is measured on held-out queries, and `voice`, a writing task that is shown.
+Every stage can be repeated. Finished stages are kept, so a stopped demo continues where it stopped.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 SAMPLE = Path(__file__).parent.parent / "sample"
-MAX_NEW_USER_ITEMS = 12  # a person with no more items than this is new: no candidate for an anchor, adapted in the end
+MAX_NEW_USER_ITEMS = 12  # a user with at most this many items is new: adapted, never an anchor
 SHOWN_USERS = ("bryn", "fleur", "piran")  # short histories, three kinds of taste and three voices
 EVALUATED_MODES = ("base", "pooled", "fused", "adapted")
 
 
 @dataclass(frozen=True)
 class DemoTask:
-    """One task of the demo. `who` is adapted, or everybody who is new; `measured` says whether queries are scored."""
+    """One task of the demo. `users` are adapted, or all new users; `is_evaluated`: held-out queries are scored."""
 
     task: str
     bank: BankOptions
@@ -53,9 +53,9 @@ class DemoTask:
 
 
 def demo_tasks(quick: bool) -> tuple[DemoTask, DemoTask]:
-    """What the demo trains: sized so that two cores need a few minutes; with `quick` about half of it."""
+    """The two tasks, sized for a few minutes on two cores; with `quick` for about half of that."""
     anchors, epochs = (3, 1) if quick else (6, 2)
-    # Histories this short give few steps: small batches make more of them, and anchors need a higher rate to move.
+    # Short histories give few steps, so batches are small and the anchors' learning rate is higher.
     bank = BankOptions(
         anchors=anchors,
         epochs=epochs,
@@ -73,11 +73,11 @@ def demo_tasks(quick: bool) -> tuple[DemoTask, DemoTask]:
 
 
 def plan_demo(root: Path, request: DemoRequest) -> Iterator[Event]:
-    """What `run_demo` would do in a store at `root`, which is not touched."""
+    """The plan of `run_demo` in a store at `root`, which is not changed."""
     models = request.models
     lines = [PlanLine("store", str(root)), PlanLine("base", models.base), PlanLine("embedder", models.embedder)]
     for course in demo_tasks(request.quick):
-        who = ", ".join(course.users) or f"everybody with {MAX_NEW_USER_ITEMS} items or fewer"
+        who = ", ".join(course.users) or f"all users with {MAX_NEW_USER_ITEMS} items or fewer"
         lines += [
             PlanLine(f"{course.task}: bank", f"{course.bank.anchors} anchors, {course.bank.task_epochs} epochs"),
             PlanLine(f"{course.task}: adapted", who),
@@ -87,7 +87,7 @@ def plan_demo(root: Path, request: DemoRequest) -> Iterator[Event]:
 
 
 def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
-    """Every stage of both courses. `Done.result`: {store, base, embedder, quick, seconds, courses: [...]}."""
+    """Every stage of both tasks. `JobResult.result`: {store, base, embedder, quick, seconds, courses: [...]}."""
     started = time.monotonic()
     yield Note(f"This demo keeps everything in {reg.root}")
     base, embedder = yield from _pull_missing_models(request.models)
@@ -108,18 +108,18 @@ def run_demo(reg: Registry, request: DemoRequest) -> Iterator[Event]:
 
 
 def require_demo_store(root: Path) -> None:
-    """BadInput where a store of other people lies at `root`: the demo's banks would be made of their histories too."""
+    """Raise BadInput where the store at `root` has other users, because the demo's banks would use their histories."""
     from store.registry import Registry
 
     if not (root / "registry.db").exists():
         return
     with Registry.open(root) as reg:
         if reg.users.names() and not reg.users.existing_names(SHOWN_USERS):
-            raise BadInput(f"The store at {root} holds other people.", hint="name another place with --keep")
+            raise BadInput(f"The store at {root} holds other users.", hint="name another place with --keep")
 
 
 def _pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[ModelEntry, ModelEntry]]:
-    """Base and embedder; an embedded default or a hub model that is not here yet is pulled."""
+    """Pull the base and the embedder where they are not on this machine."""
     from mta_cli.pipeline.models.catalog import PACKAGES
     from mta_cli.pipeline.models.lookup import resolve_model
     from mta_cli.pipeline.models.pull import pull_model
@@ -135,7 +135,6 @@ def _pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[M
 
 
 def _options(course: DemoTask, request: DemoRequest) -> OptionSet:
-    """The options of every job of one task."""
     return OptionSet(
         course.bank,
         ScreeningOptions(),
@@ -218,26 +217,26 @@ def _shown_user_recipe(reg: Registry, name: str, task: str, options: OptionSet) 
 
     user, bank = reg.users.get(name), current_bank(reg, task, base_model(options).fingerprint)
     recipe = reg.recipes.get(user.id, task, bank.id)
-    assert recipe is not None  # everybody who is shown was adapted, which makes a recipe first
+    assert recipe is not None  # every shown user was adapted, which makes a recipe first
     return recipe_json(reg, user, bank, recipe)
 
 
 def _compare(reg: Registry, course: DemoTask, options: OptionSet) -> Generator[Event, None, list[dict[str, Any]]]:
-    """The same held-out question to three users' models, beside what each of them said."""
+    """The same held-out question to three users' models, with the gold of each."""
     from mta_cli.pipeline.chat.answer import ChatModel
     from mta_cli.pipeline.chat.compare import compare_prompt
     from mta_cli.pipeline.requests import base_model, chat_options
 
     yield Note(f"{course.task}, 4 of 4: answers on held-out queries")
     asking = chat_options(options, course.task)
-    people = [reg.users.get(name) for name in SHOWN_USERS]
+    users = [reg.users.get(name) for name in SHOWN_USERS]
     yield JobStarted(f"compare {course.task}", unit="tokens")
-    voice, found, spoken = ChatModel.load_for_user(reg, base_model(options), people[0], asking), [], 0
-    for user in people:
+    model, found, spoken = ChatModel.load_for_user(reg, base_model(options), users[0], asking), [], 0
+    for user in users:
         query = reg.items.queries(user.id, course.task, 1)[0]
-        voice.set_user(user, None)
-        ids, _, _ = voice.fit_prompt([{"role": "user", "content": query.input}], voice.prompt_history(query.input))
-        for event in compare_prompt(voice, query.input, ids):
+        model.set_user(user, None)
+        ids, _, _ = model.fit_prompt([{"role": "user", "content": query.input}], model.prompt_history(query.input))
+        for event in compare_prompt(model, query.input, ids):
             if isinstance(event, JobResult):
                 found.append({**event.result, "gold": query.gold})
             elif isinstance(event, TextChunk):
@@ -252,8 +251,8 @@ def _evaluate(
     from mta_cli.pipeline.evaluation.stored_models import evaluate_users
     from mta_cli.pipeline.requests import base_model
 
-    people = _adapted_users(reg, course)
+    users = _adapted_users(reg, course)
     base, machine = base_model(options), options[MachineOptions]
-    job = evaluate_users(reg, base, task, people, EVALUATED_MODES, course.prompt, machine)
+    job = evaluate_users(reg, base, task, users, EVALUATED_MODES, course.prompt, machine)
     evaluation: dict[str, Any] = yield from forward_events(job)
     return evaluation

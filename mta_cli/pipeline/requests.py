@@ -1,7 +1,7 @@
-"""The request of every job: made from options and names, written to a run's record as JSON, and restored from it.
+"""The request of every job: made from options and names, stored as JSON with its run, and restored from it.
 
-Command line, window, resume and demo make their requests here. Runs no job and knows no flags, forms or settings.
-Users' names are values in the JSON, never keys, so that they can be forgotten.
+The command line, the TUI, resume and the demo make their requests here. Users' names are values in the JSON, never
+keys, so that they can be forgotten.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BankRequest:
-    """Everything a bank build needs to know. `name` defaults to the task's.
+    """The request of a bank build. `name` defaults to the task's.
 
-    `user_ids` are the users it may be built from; None: all. For `purpose` see `store.records.Bank`.
-    `on_bank_started` gets the bank's number before anything is trained.
+    `user_ids` are the users it may be built from; None: all. For `purpose` see `store.records.Bank`. `on_bank_started`
+    is called with the bank's number before training.
     """
 
     task: Task
@@ -66,9 +66,9 @@ class BankRequest:
 
 @dataclass(frozen=True)
 class FuseRequest:
-    """Everything a fusion needs to know. It uses the newest ready bank of the task for this base.
+    """The request of a fusion. It uses the newest ready bank of the task for this base.
 
-    `memory`: the label memory that the user's model will answer with; evidence need not learn what it adds.
+    `memory`: the label memory of the user's model; evidence does not count what it already knows.
     """
 
     task: Task
@@ -87,7 +87,7 @@ class FuseRequest:
 
 @dataclass(frozen=True)
 class AdaptRequest:
-    """Everything an adaptation needs to know: whom, the stack's options, and the fusion below it.
+    """The request of an adaptation: the users, the stack's options, and the fusion below it.
 
     `users` None: every user with a history of the task who is not an anchor.
     """
@@ -104,7 +104,7 @@ class AdaptRequest:
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """Everything an evaluation needs to know. `method_settings` are settings by method, above all others."""
+    """The request of an evaluation. `method_settings` are settings by method, which override all others."""
 
     task: Task
     base: ModelEntry
@@ -123,7 +123,10 @@ class EvalRequest:
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """How questions are put. Without `task` words go as typed; without `mode` the most personal weights answer."""
+    """The options of questions.
+
+    Without `task` the text is the prompt; without `mode` the most personal model answers.
+    """
 
     machine: MachineOptions = field(default_factory=MachineOptions)
     prompt: PromptOptions = field(default_factory=PromptOptions)
@@ -136,7 +139,7 @@ class ChatOptions:
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """Which models, on which machine; `quick` trains less and adapts only the three users who are shown."""
+    """The request of the demo. `quick` trains less and adapts only the three users who are shown."""
 
     models: ModelOptions
     machine: MachineOptions
@@ -202,7 +205,7 @@ def eval_request(
 def chat_options(
     options: OptionSet, task: str | None = None, mode: str | None = None, *, free_decoding: bool = False
 ) -> ChatOptions:
-    """How `mta ask`, `compare` and `chat` put their questions."""
+    """The options of `mta ask`, `compare` and `chat`."""
     return ChatOptions(
         options[MachineOptions],
         options[PromptOptions],
@@ -220,19 +223,19 @@ def demo_request(options: OptionSet, *, quick: bool) -> DemoRequest:
 
 
 def base_model(options: OptionSet) -> ModelEntry:
-    """The base, ready to load. NotFound where it is not here."""
+    """The base, ready to load. Raises NotFound where it is not on this machine."""
     return resolve_model(options[ModelOptions].base, "base")
 
 
 def embedder_model(options: OptionSet) -> ModelEntry:
-    """The embedder, ready to load. NotFound where it is not here."""
+    """The embedder, ready to load. Raises NotFound where it is not on this machine."""
     return resolve_model(options[ModelOptions].embedder, "embedder")
 
 
 def bank_options(request: EvalRequest) -> BankOptions:
-    """The options of the folds' banks: anchors act where personal parts do, and every user trains the task adapter.
+    """The options of the folds' banks: anchors have the placement of stacks, and every user trains the task adapter.
 
-    No user of a fold's bank is tested on it, so no history is too short.
+    No user of a fold's bank is tested on it, so there is no minimum history.
     """
     least = 1 if request.bank.task_min_items is None else request.bank.task_min_items
     return replace(request.bank, placement=request.options.placement, task_min_items=least)
@@ -254,7 +257,7 @@ def resolve_adapt_task(reg: Registry, users: Sequence[User] | None, task: str | 
 
 
 def adapt_request_json(request: AdaptRequest) -> dict[str, Any]:
-    """The request of `adapt_users` as JSON. Its run names the users by key, unless everybody is asked for."""
+    """The request of `adapt_users` as JSON. Its run names the users by key, unless all users are adapted."""
     fuse = request.fuse
     return {
         "task": fuse.task.name,
@@ -273,7 +276,7 @@ def adapt_request_json(request: AdaptRequest) -> dict[str, Any]:
 def restore_adapt_request(
     reg: Registry, run_id: int, document: Mapping[str, Any], machine: MachineOptions
 ) -> AdaptRequest:
-    """The request of a run, whose `document` it is, on the device of `machine`. Users forgotten since are left out."""
+    """The request of a run from its `document`, on the device of `machine`. Users forgotten since are left out."""
     fuse = FuseRequest(
         find_task(reg, document["task"]),
         model_by_fingerprint(reg, document["base"], "base"),
@@ -288,7 +291,7 @@ def restore_adapt_request(
 
 
 def eval_request_json(request: EvalRequest) -> dict[str, Any]:
-    """What a run of `run_evaluation` or `tune_evaluation` asks, besides the evaluation's own config, as JSON."""
+    """The request of `run_evaluation` or `tune_evaluation` as JSON, without the evaluation's own config."""
     options = request.options
     return {
         "methods": options.methods,
@@ -302,7 +305,7 @@ def eval_request_json(request: EvalRequest) -> dict[str, Any]:
 def restore_eval_request(
     reg: Registry, evaluation: Evaluation, document: Mapping[str, Any], machine: MachineOptions
 ) -> EvalRequest:
-    """The request of an evaluation that was begun, with the document's methods, on the device of `machine`."""
+    """The request of an evaluation with the document's methods, on the device of `machine`."""
     return EvalRequest(
         find_task(reg, evaluation.task),
         resolve_model(evaluation.config["base"], "base"),
@@ -316,7 +319,7 @@ def restore_eval_request(
 
 
 def restore_bank_request(reg: Registry, bank: Bank, machine: MachineOptions) -> BankRequest:
-    """The request that began a bank, on the device of `machine`."""
+    """The request that started a bank, on the device of `machine`."""
     return BankRequest(
         find_task(reg, bank.task),
         model_by_fingerprint(reg, bank.base, "base"),
@@ -330,7 +333,7 @@ def restore_bank_request(reg: Registry, bank: Bank, machine: MachineOptions) -> 
 
 
 def model_by_fingerprint(reg: Registry, fingerprint: str, kind: str) -> ModelEntry:
-    """The model of this fingerprint, ready to load. IntegrityFault where its name means another one by now."""
+    """The model of this fingerprint, ready to load. Raises IntegrityFault where its name now means another model."""
     name = reg.models.get(fingerprint).name
     entry = resolve_model(name, kind)
     if entry.fingerprint != fingerprint:
@@ -341,7 +344,7 @@ def model_by_fingerprint(reg: Registry, fingerprint: str, kind: str) -> ModelEnt
 
 
 def _restore_memory(document: Mapping[str, Any]) -> MemoryOptions:
-    """The label memory of a request. Earlier versions kept its weights with the answer; zero switched it off."""
+    """The label memory of a request. Earlier versions stored its weights with the answer options; zero meant off."""
     if "memory" in document:
         return options_from_json(MemoryOptions, document["memory"])
     found = options_from_json(MemoryOptions, document.get("answer", {}))

@@ -1,4 +1,4 @@
-"""Runs: the record that a job leaves of what it was asked, how it ended and which libraries computed it."""
+"""Runs: the record of each job with its request, its end and the library versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 REQUEST_KEY = "asked"  # the key of a run's config that holds its request
-ADAPT_RUN_KIND = "adaptation"  # the kind of the run about all users adapted together; each of them has one as well
+ADAPT_RUN_KIND = "adaptation"  # the kind of the run about all users adapted together; each user has a run too
 
 
 def bank_label(bank: Bank) -> str:
@@ -21,7 +21,7 @@ def bank_label(bank: Bank) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide what a training gives."""
+    """Versions of the libraries that determine the results of a training."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "transformers", "safetensors")}
@@ -38,7 +38,7 @@ def record_request(
     evaluation_id: int | None = None,
     asked_users: Sequence[int] = (),
 ) -> Iterator[None]:
-    """A run that holds the request and whom it is about, from here to the end of the block, and how the block ended."""
+    """Record a run with its request and its subjects for the duration of the block, and how the block ended."""
     run = reg.runs.start_run(
         kind,
         {REQUEST_KEY: dict(document)},
@@ -54,7 +54,7 @@ def record_request(
 
 @contextmanager
 def fail_run_on_error(reg: Registry, run: Run) -> Iterator[None]:
-    """An error in the block ends the run too: as interrupted, or as failed with the error's text."""
+    """End the run when the block raises: as interrupted, or as failed with the error's text."""
     try:
         yield
     except (KeyboardInterrupt, GeneratorExit):

@@ -1,8 +1,8 @@
-"""Which labels a text's embedding speaks for: a linear discriminant of labelled vectors, in closed form.
+"""A linear discriminant of embeddings: the log-likelihoods of labels, in closed form.
 
-Gaussians of one covariance (Fisher, 1936), which is shrunk towards a sphere (Friedman, 1989), as the means are towards
-the mean of all: a bank has a few items a label in a few hundred dimensions. Neighbours know what was said of the very
-thing or its like; this knows in which direction a label lies where nothing is near. Pure numpy; knows no people.
+Gaussians with one covariance (Fisher, 1936). The covariance is shrunk towards a sphere (Friedman, 1989), and the means
+towards the mean of all, because a bank has few items per label in hundreds of dimensions. Neighbours predict near known
+items; the discriminant extrapolates where no item is near. Pure numpy.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
 
-SHRINKAGE = 0.8  # of the covariance: how much of it is a sphere of the same mean variance
-MEAN_PRIOR_COUNT = 8.0  # how many vectors the mean of all counts as in a label's mean
-MIN_VARIANCE = 1e-6  # mean variance of a direction: vectors that are all the same have none
+SHRINKAGE = 0.8  # the share of the sphere in the covariance
+MEAN_PRIOR_COUNT = 8.0  # the mean of all counts as this many vectors in a label's mean
+MIN_VARIANCE = 1e-6  # the least mean variance of a direction, for identical vectors
 
 
 @dataclass(frozen=True)
 class Discriminant:
-    """Log-likelihoods of labels, up to what they share: `vectors @ weights + offsets`.
+    """Log-likelihoods of labels, up to a common constant: `vectors @ weights + offsets`.
 
     `weights` [width, labels], `offsets` [labels].
     """
@@ -31,14 +31,14 @@ class Discriminant:
     offsets: Array
 
     def __call__(self, vectors: Vectors) -> Array:
-        """How much likelier than the average text each label makes these [n, labels], nats."""
+        """The log-likelihood ratio of each label to the average text, for `vectors` [n, width]: [n, labels], nats."""
         found: Array = vectors @ self.weights + self.offsets
         return found
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What a discriminant is made of, so that some of the vectors can be taken out again.
+    """The sufficient statistics of a discriminant. Statistics of a part of the vectors can be subtracted.
 
     `counts` [labels], `sums` [labels, width] and `products` [width, width] of vectors.
     """
@@ -49,7 +49,7 @@ class Moments:
 
     @classmethod
     def from_labelled_vectors(cls, vectors: Vectors, labels: npt.NDArray[np.int64], many: int) -> Moments:
-        """Of `vectors` [n, width] and their `labels` [n], places among `many`."""
+        """The statistics of `vectors` [n, width] with label indices `labels` [n] below `many`."""
         places = np.eye(many, dtype=np.float32)[labels]
         sums, products = places.T @ vectors, vectors.T @ vectors
         return cls(np.bincount(labels, minlength=many).astype(float), sums.astype(float), products.astype(float))
@@ -59,7 +59,7 @@ class Moments:
         return Moments(self.counts - other.counts, self.sums - other.sums, self.products - other.products)
 
     def fit_discriminant(self) -> Discriminant:
-        """The discriminant of these vectors; of none, one that says nothing."""
+        """The discriminant of these vectors; all zeros without vectors."""
         total, width = float(self.counts.sum()), self.sums.shape[1]
         if total == 0.0:
             return Discriminant(np.zeros((width, len(self.counts))), np.zeros(len(self.counts)))

@@ -30,7 +30,7 @@ SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
 BACKGROUND_VOTES = 0.1  # votes, spread as the rates, for queries without a near item
 FIT_SHOTS = 5  # items of a user that are known when another of theirs is predicted, as of a new user
 PRIOR_POWER_BESIDE_MODEL = 0.5
-PRIOR_STRENGTH = 8.0  # how many answers the population's rates count as in a user's label prior
+PRIOR_STRENGTH = 8.0  # the population's rates count as this many answers in a user's label prior
 INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, label prior and discriminant
 MAX_FIT_ITEMS = 2_000  # items to fit on, evenly from all users; one of each where there are more users
 CROSS_FIT_FOLDS = 5  # parts of the users: each is scored by the discriminant of the others
@@ -128,7 +128,7 @@ class NeighbourIndex:
         return logs
 
     def without_user(self, user: int) -> NeighbourIndex:
-        """The items of everybody but `user`; the rates stay the same."""
+        """The items of all users except `user`; the rates stay the same."""
         others = self.item_users != user
         if others.all():
             return self
@@ -150,10 +150,13 @@ class NeighbourIndex:
         return found + kernel.linear * self.discriminant(queries) if kernel.linear else found
 
     def cross_fitted_scores(self, items: npt.NDArray[np.int64]) -> Array:
-        """What the discriminant of other people says of these items [items, labels], nats: see `PARTS`."""
-        _, person = np.unique(self.item_users, return_inverse=True)
+        """The scores of a discriminant of other users for these items [items, labels], nats.
+
+        The users are in `CROSS_FIT_FOLDS` parts; each part is scored by the discriminant of the others.
+        """
+        _, user_index = np.unique(self.item_users, return_inverse=True)
         part, whole = (
-            person % CROSS_FIT_FOLDS,
+            user_index % CROSS_FIT_FOLDS,
             Moments.from_labelled_vectors(self.vectors, self.labels, len(self.rates)),
         )
         found = np.zeros((len(items), len(self.rates)))
@@ -180,7 +183,7 @@ class NeighbourLabelPrior:
     model_weight: float = 1.0
 
     def with_model_weight(self, weight: float) -> NeighbourLabelPrior:
-        """The same for a sum with a model's log-likelihoods: see `NeighbourKernel.powers_beside_model`."""
+        """The same prior for a sum with a model's log-likelihoods: see `NeighbourKernel.powers_beside_model`."""
         powers, model_weight = self.kernel.powers_beside_model(weight)
         return replace(self, kernel=powers, model_weight=model_weight)
 
@@ -198,7 +201,7 @@ def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> N
     Each item is predicted from other users' items and from `FIT_SHOTS` other answers of its own user; every user counts
     the same. A bank of one user has no neighbours: its kernel has the label prior alone.
     """
-    guessed, weights, habits = _fit_examples(known, labels, np.random.default_rng(seed))
+    guessed, weights, user_priors = _fit_examples(known, labels, np.random.default_rng(seed))
     golds = known.labels[guessed]
     best, least = NeighbourKernel(SHARPNESSES[0], 0.0, 1.0), np.inf
     if len(np.unique(known.item_users)) < 2:
@@ -206,7 +209,7 @@ def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> N
     linear = known.cross_fitted_scores(guessed)
     for sharpness in SHARPNESSES:
         votes = known.log_vote_rates(known.vectors[guessed], sharpness, known.item_users[guessed]) - np.log(known.rates)
-        said = np.stack([votes, habits, linear])
+        said = np.stack([votes, user_priors, linear])
         found: Any = minimize(
             _loss_and_gradient,
             INITIAL_POWERS,
@@ -221,21 +224,25 @@ def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> N
 
 
 def fit_beside_weight(
-    known: NeighbourIndex, kernel: NeighbourKernel, items: npt.NDArray[np.int64], habits: Array, model: npt.ArrayLike
+    known: NeighbourIndex,
+    kernel: NeighbourKernel,
+    items: npt.NDArray[np.int64],
+    user_priors: Array,
+    model: npt.ArrayLike,
 ) -> float:
-    """How many times what is known counts beside a model: what `Kernel.beside` should be.
+    """The weight of the memory beside a model's log-likelihoods: the value of `NeighbourKernel.beside`.
 
-    `items` [items] of the bank are guessed from what other people said, from `habits` and from the `model`'s
-    log-likelihoods of the labels (both [items, labels], nats). The share and a temperature of the sum are the
-    likeliest, every person counting the same, with the share's logarithm held near 0 as by one item: a normal
-    distribution of deviation 1.
+    `items` [items] of the bank are predicted from other users' items, from `user_priors` and from the `model`'s
+    log-likelihoods of the labels (both [items, labels], nats). The weight and a temperature of the sum maximise the
+    likelihood; every user counts the same. The prior on the weight's logarithm is a standard normal distribution that
+    counts as one item.
     """
     votes = known.log_vote_rates(known.vectors[items], kernel.sharpness, known.item_users[items]) - np.log(known.rates)
     beside, _ = replace(kernel, beside=1.0).powers_beside_model()
-    guesses = beside.votes * votes + beside.habit * habits + beside.linear * known.cross_fitted_scores(items)
+    guesses = beside.votes * votes + beside.habit * user_priors + beside.linear * known.cross_fitted_scores(items)
     scores = np.asarray(model, dtype=np.float64)
-    _, person, each = np.unique(known.item_users[items], return_inverse=True, return_counts=True)
-    weights = 1.0 / (len(each) * each[person])
+    _, user_index, each = np.unique(known.item_users[items], return_inverse=True, return_counts=True)
+    weights = 1.0 / (len(each) * each[user_index])
     rows, golds = np.arange(len(items)), known.labels[items]
 
     def loss(logs: Array) -> float:
@@ -250,26 +257,26 @@ def fit_beside_weight(
 def _fit_examples(
     known: NeighbourIndex, labels: Sequence[str], rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], Array, Array]:
-    """Items to guess, what each counts, and what a few other answers of its person say [items, labels]."""
+    """Items to predict, their weights, and the label priors of a few other answers of their users [items, labels]."""
     owners = np.unique(known.item_users)
     each = max(1, MAX_FIT_ITEMS // max(1, len(owners)))
     guessed: list[int] = []
     weights: list[float] = []
-    habits: list[tuple[float, ...]] = []
+    user_priors: list[tuple[float, ...]] = []
     for owner in owners:
         own = np.flatnonzero(known.item_users == owner)
         chosen = rng.permutation(own)[:each]
         for item in chosen:
             others = own[own != item]
             shown = rng.permutation(others)[:FIT_SHOTS]
-            habits.append(
+            user_priors.append(
                 user_label_prior(
                     [labels[place] for place in known.labels[shown]], labels, known.rates.tolist(), PRIOR_STRENGTH
                 )
             )
         guessed += chosen.tolist()
         weights += [1.0 / len(chosen)] * len(chosen)
-    return np.array(guessed, np.int64), np.array(weights) / len(owners), np.array(habits)
+    return np.array(guessed, np.int64), np.array(weights) / len(owners), np.array(user_priors)
 
 
 def _loss_and_gradient(

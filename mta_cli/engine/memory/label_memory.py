@@ -1,4 +1,4 @@
-"""Label memory: what a bank knows of a user's answer before the model reads the question. It is no part of the paper.
+"""Label memory: what a bank knows of a user's answer before the model reads the question. It is not in the paper.
 
 `habit` is the user's label prior, from the user's own answers (see `label_prior.user_label_prior`):
 
@@ -29,7 +29,7 @@ BYTES_PER_LABEL = 2  # a label's number and its count, for each label that the u
 
 @dataclass(frozen=True)
 class FittedNeighbours:
-    """A bank's items, the kernel that was fitted to them, and the embedder of questions."""
+    """A bank's items, the kernel fitted to them, and the embedder of questions."""
 
     index: NeighbourIndex
     kernel: NeighbourKernel
@@ -38,7 +38,7 @@ class FittedNeighbours:
 
 @dataclass(frozen=True)
 class LabelMemory:
-    """What a bank's users answered. `rates` [labels] are their label rates, which sum to one; empty where unknown.
+    """The answers of a bank's users. `rates` [labels] are their label rates, which sum to one; empty where unknown.
 
     A task of texts has no labels, and so no memory.
     """
@@ -48,11 +48,11 @@ class LabelMemory:
     neighbours: FittedNeighbours | None = None
 
     def uses_neighbours(self, options: MemoryOptions) -> bool:
-        """Whether neighbours count under these options: they were asked for, and the bank has some."""
+        """Whether neighbours count: the options ask for them, and the bank has some."""
         return options.memory == "neighbours" and self.neighbours is not None
 
     def prior_of(self, answers: Sequence[str], options: MemoryOptions) -> LabelPrior | None:
-        """The label prior of a user who gave these `answers`; None where the memory is off or knows nothing."""
+        """The label prior of a user with these `answers`; None where the memory is off or has no data."""
         if options.memory == "off" or not self.rates:
             return None
         if self.uses_neighbours(options):
@@ -69,7 +69,8 @@ class LabelMemory:
     ) -> NeighbourLabelPrior | None:
         """The prior of one of the user's own items, from their other `answers` and other users' items.
 
-        None where no neighbours count: a model that is trained beside the label prior alone would learn it twice.
+        None where no neighbours count: then a model is trained without the label prior, so that it is not learned
+        twice.
         """
         if not self.uses_neighbours(options):
             return None
@@ -79,7 +80,7 @@ class LabelMemory:
     def neighbour_prior(
         self, answers: Sequence[str], *, without_user: int | None = None, look_ahead: bool = False
     ) -> NeighbourLabelPrior:
-        """Neighbours and the user's answers by themselves, without a model. ValueError without neighbours."""
+        """The prior of neighbours and the user's answers, without a model. Raises ValueError without neighbours."""
         from mta_cli.engine.memory.knn import NeighbourLabelPrior
 
         if self.neighbours is None:

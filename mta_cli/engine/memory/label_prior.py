@@ -1,4 +1,4 @@
-"""Which label to answer, and the user's label prior. Pure Python; no model and no gradient.
+"""The decision for a label, and the user's label prior. Pure Python, without a model.
 
 Scores are log-likelihoods of labels, in nats. They need not sum to one.
 """
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
-MIN_LABEL_RATE = 1e-4  # a label that nobody gives counts as this frequent
-MEDIAN_THRESHOLD = 0.5 - 1e-9  # of a probability that was summed in floating point
+MIN_LABEL_RATE = 1e-4  # the least rate of a label, for labels that no user gives
+MEDIAN_THRESHOLD = 0.5 - 1e-9  # tolerance for a sum of probabilities in floating point
 
 
 class LabelPrior(Protocol):
-    """What is known of a user's answer before a model reads the question."""
+    """A user's prior for an answer, before a model reads the question."""
 
     @property
     def model_weight(self) -> float:
@@ -51,11 +51,11 @@ def add_label_prior(
 
 
 def decide_label(scores: Sequence[float], labels: Sequence[str], metric: str) -> int:
-    """The place of the label to answer.
+    """The index of the label to answer.
 
-    For `accuracy` the likeliest, the first of equals. For `mae` the median, which minimises the expected absolute
+    For `accuracy` the likeliest label, the first of equals. For `mae` the median, which minimises the expected absolute
     error: the lowest label up to which probabilities, in the order of the labels' numbers, sum to one half. Raises
-    ValueError for another metric, and for labels that are no numbers where they must be.
+    ValueError for another metric, and for labels that are not numbers where they must be.
     """
     if metric == "accuracy":
         return max(range(len(labels)), key=scores.__getitem__)
@@ -67,9 +67,9 @@ def decide_label(scores: Sequence[float], labels: Sequence[str], metric: str) ->
 
 
 def label_rates(outputs: Sequence[str], labels: Sequence[str], smoothing: float = 1.0) -> tuple[float, ...]:
-    """How often each label is given, with `smoothing` added to each count (Laplace); they sum to one.
+    """How often each label is given, with `smoothing` added to each count (Laplace); the rates sum to one.
 
-    Outputs that are not labels are left out. Rates are equal where there is nothing to count.
+    Outputs that are not labels are left out. Without any, the rates are equal.
     """
     counts = _count_labels(outputs, labels)
     total = sum(counts) + smoothing * len(labels)

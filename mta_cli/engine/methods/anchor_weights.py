@@ -1,6 +1,6 @@
-"""Stage 2, fusion: which anchors serve a user, with which weights, and their merge.
+"""Stage 2, fusion: the anchors that serve a user, their weights, and their merge.
 
-Weights by similarity are the paper's (arXiv 2511.20072); evidence, learned weights and the null candidate are ours.
+Similarity weights are from the paper (arXiv 2511.20072). Evidence, learned weights and the null candidate are ours.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from mta_cli.engine.methods.method import AnchorWeighting, MethodContext, UserShots
     from mta_cli.options import FuseOptions, MemoryOptions
 
-MIN_ANCHOR_WEIGHT = 0.001  # evidence gives most anchors next to nothing; a smaller weight is left out of a recipe
+MIN_ANCHOR_WEIGHT = 0.001  # most evidence weights are almost zero; a smaller weight is left out of a recipe
 SHARE_BYTES = 12  # an anchor's number, similarity and weight in a recipe
-COSINE_TOLERANCE = 1e-6  # the same cosine, computed in another batch, may differ by so much
-MAX_USERS_PER_BATCH, MAX_ANCHORS_PER_BATCH = 16, 64  # whose evidence is computed together
+COSINE_TOLERANCE = 1e-6  # the same cosine may differ by this much between batches
+MAX_USERS_PER_BATCH, MAX_ANCHORS_PER_BATCH = 16, 64  # the most in one batch of evidence
 NEEDS_SHOTS = ("evidence", "learned")
 
 
 @dataclass(frozen=True)
 class AnchorShare:
-    """An anchor of a recipe by its place, its cosine with the user's profile, and its weight, as float32 keeps them."""
+    """One anchor of a recipe: its index, its cosine with the user's profile, and its weight, both as float32 values."""
 
     anchor: int
     similarity: float
@@ -52,14 +52,14 @@ Candidates = list[tuple[int, float]]  # anchors by place with their cosines, the
 
 
 def weighting_for(user: UserShots, weighting: AnchorWeighting) -> AnchorWeighting:
-    """How this user's anchors are weighted: without shots, what needs them falls back to similarity."""
+    """The weighting for this user. Without shots, a weighting that needs them falls back to similarity."""
     return "similarity" if weighting in NEEDS_SHOTS and not user.rows else weighting
 
 
 def nearest_anchors(context: MethodContext, user: UserShots, options: FuseOptions) -> Candidates:
     """The user's nearest anchors, as many as `candidates` or `top_k`, the nearest first.
 
-    An anchor with a minimum similarity serves only users at least so near; the next nearest takes its place.
+    An anchor with a minimum similarity serves only users above it; the next nearest takes its place.
     """
     from mta_cli.engine.retrieval.nearest import nearest_rows
 
@@ -78,9 +78,10 @@ def nearest_anchors(context: MethodContext, user: UserShots, options: FuseOption
 def user_batches(
     context: MethodContext, users: Sequence[UserShots], weighting: AnchorWeighting, options: FuseOptions
 ) -> Iterator[list[UserShots]]:
-    """The users whose weights are computed together, in their order.
+    """Batches of users whose weights are computed together, in the order of `users`.
 
-    At most `MAX_USERS_PER_BATCH` users and, where evidence is computed, `MAX_ANCHORS_PER_BATCH` different anchors.
+    A batch has at most `MAX_USERS_PER_BATCH` users and, where evidence is computed, `MAX_ANCHORS_PER_BATCH` different
+    anchors.
     """
     batch: list[UserShots] = []
     anchors: set[int] = set()
@@ -105,7 +106,7 @@ def weigh_anchors(
 ) -> list[list[AnchorShare]]:
     """Each user's recipe: anchors and weights. It is empty for a user without items, and under `none`.
 
-    The users of one batch (see `user_batches`) are computed together, and their company decides the last bits.
+    The users of one batch (see `user_batches`) are computed together. The last bits of a weight depend on the batch.
     """
     found = []
     for batch in user_batches(context, users, weighting, options):
@@ -120,9 +121,10 @@ def weigh_anchors(
 def evidence_of(
     context: MethodContext, users: Sequence[UserShots], options: FuseOptions, memory: MemoryOptions
 ) -> list[dict[int | None, float]]:
-    """The summed log-likelihood (nats) of each user's shots, by anchor; None is the task adapter without an anchor.
+    """The summed log-likelihood (nats) of each user's shots, by anchor; the key None is the task adapter alone.
 
-    Of each user the `candidates` nearest anchors are tried. States that no anchor changes are computed once per shot.
+    The `candidates` nearest anchors of each user are evaluated. States that no anchor changes are computed once per
+    shot.
     """
     key = ("evidence", tuple((user.number, user.rows) for user in users), options.candidates, memory)
     if key not in context.cache:
@@ -140,21 +142,21 @@ def _evidence(
     candidates: list[list[int | None]] = [
         [None, *(place for place, _ in _candidates(context, user, options)[: options.candidates])] for user in users
     ]
-    # 1. every candidate of these users once, and the shots as evidence counts them
+    # 1. each candidate of these users once; the shots as examples
     columns = {place: n for n, place in enumerate(dict.fromkeys(place for own in candidates for place in own))}
     loras = [() if place is None else (context.anchors[place],) for place in columns]
     whole = [(shot_examples(context, user, memory), ()) for user in users]
-    # 2. labels that next to nothing speaks for without an anchor do not run with one
-    placements = [lora.placement for parts in loras for lora in parts]
+    # 2. drop labels that are improbable without an anchor
+    placements = [lora.placement for own in loras for lora in own]
     shots = prune_examples(base, whole, placements)
-    # 3. one prompt tree a shot; each runs under each candidate of its user
+    # 3. one prompt tree per shot, scored under each candidate of its user
     trees = [build_prompt_tree(example) for own in shots for example in own]
     first, pairs = 0, []
     for own, places in zip(shots, candidates, strict=True):
         pairs += [(first + n, columns[place]) for place in places for n in range(len(own))]
         first += len(own)
     values = iter(completion_log_likelihoods(base, trees, loras, pairs))
-    # 4. summed over the shots
+    # 4. sum over the shots
     return [
         {place: sum(example_log_likelihood(example, next(values)) for example in own) for place in places}
         for own, places in zip(shots, candidates, strict=True)
@@ -214,10 +216,10 @@ def _evidence_shares(
     candidates: Candidates,
     evidence: dict[int | None, float],
 ) -> list[AnchorShare]:
-    """The `top_k` anchors under which the shots are likeliest, each with `scale` times its posterior share.
+    """The `top_k` anchors with the likeliest shots, each with `scale` times its posterior share.
 
-    The task adapter alone is a candidate too. The scale is below 1 because an anchor fits the user it was trained on
-    better than anybody else. Learned weights start there and stay near.
+    The task adapter alone is a candidate too. The scale is below 1 because an anchor fits its own user better than any
+    other user. Learned weights start at these values and stay near them.
     """
     from mta_cli.engine.training.fusion_weights import learn_weights
 
@@ -236,7 +238,7 @@ def _evidence_shares(
 def merge_shares(
     anchors: Sequence[LoraWeights], weights: Sequence[float], *, released: bool = False
 ) -> tuple[LoraWeights, ...]:
-    """The fusion of `anchors` with these weights; nothing where there are none.
+    """The fusion of `anchors` with these weights; empty without anchors.
 
     It is exact in ΔW, or with `released` the authors' average of A and of B.
     """

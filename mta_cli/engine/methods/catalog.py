@@ -104,7 +104,7 @@ PRESETS_BY_NAME: dict[str, Method] = {method.name: method for method in PRESET_M
 def find_method(name: str, memory: str | None = None) -> Method:
     """The method called `name`: a preset or a composition, with an optional suffix for its label memory.
 
-    `memory` stands in for a missing suffix. UsageError for an unknown name, and for a memory where there is none.
+    `memory` is used without a suffix. Raises UsageError for an unknown name, and for a memory where a method has none.
     """
     stem, plus, suffix = name.partition("+")
     found = _find_stem(stem)
@@ -122,7 +122,10 @@ def find_method(name: str, memory: str | None = None) -> Method:
 
 
 def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method]:
-    """The methods of these names, each once, in the order given. UsageError where none is named, or one is unknown."""
+    """The methods of these names, without duplicates, in the order given.
+
+    Raises UsageError where no name is given, or one is unknown.
+    """
     found = {method.name: method for method in (find_method(name, memory) for name in names)}
     if not found:
         raise UsageError("no method was named", hint="mta eval methods")

@@ -1,4 +1,4 @@
-"""Answers from the user's shots alone, without a language model: what any model has to beat."""
+"""Baselines from the user's shots alone, without a language model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mta_cli.engine.evaluation.metrics import rouge_1
 from mta_cli.engine.memory.label_prior import user_label_prior
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
 
-SHOT_PRIOR_STRENGTH = 1.0  # how many shots the population's rates count as
+SHOT_PRIOR_STRENGTH = 1.0  # the population's rates count as this many shots
 
 
 @dataclass(frozen=True)
 class MajorityAnswer:
-    """The label that the user gave most often, of equals the commoner one in the bank; or the mean score."""
+    """The label that the user gave most often, or the mean score. Ties go to the label more common in the bank."""
 
     answer: str
     logliks: tuple[float, ...]
@@ -28,7 +28,7 @@ class MajorityAnswer:
 
 @dataclass(frozen=True)
 class NearestShotAnswer:
-    """The output of the shot whose input shares most words with the query (ROUGE-1), the later of equals."""
+    """The output of the shot whose input shares most words with the query (ROUGE-1). Ties go to the later shot."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -42,7 +42,7 @@ class NearestShotAnswer:
 
 
 def build_majority_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """A rule for each user. It rests on the history alone, so it takes no bytes."""
+    """A model for each user. It depends on the history only, so it takes no bytes."""
     if not context.task.labels:
         return [UserModel(answerer=NearestShotAnswer(user.inputs, user.outputs)) for user in users]
     return [UserModel(answerer=_majority_answer(context, user)) for user in users]

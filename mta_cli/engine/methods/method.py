@@ -1,4 +1,4 @@
-"""What a method is, what it is given, and what it returns."""
+"""The types of a method: its definition, its input and its result."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ OptionsT = TypeVar("OptionsT")
 
 @dataclass(frozen=True)
 class UserShots:
-    """A user as a method sees them: the shots, and nothing else that could be measured on.
+    """A user as a method sees them: the shots, without any held-out query.
 
     `rows` are the shots' training rows; each prompt shows other items of the user. `times` are ISO 8601 or None.
-    `other_answers` are the user's answers that are known besides the shots': they count in the label prior alone.
-    `profile` is the user's unit embedding [width], float32; None for a user without items. `number` tells users apart.
+    `other_answers` are the user's known answers besides the shots; they count in the label prior only. `profile` is the
+    user's unit embedding [width], float32; None for a user without items. `number` identifies the user.
     """
 
     number: int
@@ -46,11 +46,11 @@ class UserShots:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """All answers of the user that are known."""
+        """All known answers of the user."""
         return (*self.other_answers, *self.outputs)
 
     def answers_without(self, shot: int) -> tuple[str, ...]:
-        """All answers of the user that are known, but for one shot's."""
+        """All known answers of the user except that of one shot."""
         return (*self.other_answers, *self.outputs[:shot], *self.outputs[shot + 1 :])
 
 
@@ -58,11 +58,11 @@ class UserShots:
 class MethodContext:
     """What the users of one bank share.
 
-    `base` holds the task adapter where the method stands on it, else nothing; None until it is loaded: weights by
-    similarity need no base. `anchors` stand above the task adapter; `profiles` [anchors, width] are theirs.
-    `min_similarities` are cosines below which an anchor does not serve, by its place. `make_basis` gives the frozen
-    factors that cores stand between, None where the anchors have none. `label_tokens` are each label's tokens. `cache`
-    holds what several methods need of the same users.
+    `base` holds the task adapter where the method uses it; None until it is loaded, since similarity weights need no
+    base. `anchors` act above the task adapter; `profiles` [anchors, width] are theirs. `min_similarities` are, by
+    index, cosines below which an anchor does not serve. `make_basis` returns the frozen factors around cores, None
+    where the anchors have none. `label_tokens` are each label's tokens. `cache` holds results that several methods
+    need.
     """
 
     base: LoadedBase | None
@@ -78,14 +78,14 @@ class MethodContext:
 
     @property
     def loaded_base(self) -> LoadedBase:
-        """The base. ValueError where it is not loaded."""
+        """The base. Raises ValueError where it is not loaded."""
         if self.base is None:
             raise ValueError("this needs the base, which is not loaded")
         return self.base
 
     @cached_property
     def basis(self) -> LoraWeights | None:
-        """The frozen factors that cores stand between."""
+        """The frozen factors around cores."""
         return self.make_basis()
 
 
@@ -101,8 +101,8 @@ class DirectAnswerer(Protocol):
 class UserModel:
     """One user's model: LoRAs above what the base holds, and the label prior.
 
-    `bytes` is what is stored for the user. `failed`: training did not end in finite weights, and the stack is missing.
-    `answerer` answers without the language model, where there is one.
+    `bytes` is the size of what is stored for the user. `failed`: the training did not end in finite weights, and the
+    stack is missing. `answerer` answers without the language model, where there is one.
     """
 
     loras: tuple[LoraWeights, ...] = ()
@@ -114,7 +114,7 @@ class UserModel:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """The numbers of a method, in the option classes of the commands that store it."""
+    """The options of a method, in the option classes of the commands that use it."""
 
     fuse: FuseOptions = field(default_factory=FuseOptions)
     adapt: AdaptOptions = field(default_factory=AdaptOptions)
@@ -122,7 +122,7 @@ class MethodOptions:
 
     @classmethod
     def from_settings(cls, method: Method, settings: Settings) -> MethodOptions:
-        """The options of `method` under `settings`; what they do not name keeps its default."""
+        """The options of `method` with `settings`; all others keep their defaults."""
         adapt = _fill(AdaptOptions, settings)
         memory = replace(_fill(MemoryOptions, settings), memory=method.memory or "off")
         return cls(
@@ -145,14 +145,13 @@ class BuildModels(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """A way to personalise a model, as five choices, or as a `build` function of its own.
+    """A way to personalise a model: five choices, or a `build` function of its own.
 
     `below`: what the base holds. `anchors`: how they are chosen and weighted. `stack`: what is trained on top.
-    `memory`: which label memory counts; None where the method has none to switch. `shows_history`: whether prompts show
-    the user's items. `overrides` stand above the defaults of `mta_cli.options`; `grid` is what `mta eval tune` tries.
-    `version` goes up when the same settings begin to give other models, so that stored answers are not mistaken for
-    them. `bank_preset`: the preset that its bank is built with, if any. `keeps_own_answer`: the answer of `answerer`
-    stands, whatever the calibrated likelihoods of labels would decide.
+    `memory`: the label memory; None where the method has none. `shows_history`: whether prompts show the user's items.
+    `overrides` replace defaults of `mta_cli.options`; `grid` is what `mta eval tune` tries. `version` is raised when
+    the same settings give other models, so that stored answers are not reused. `bank_preset`: the preset of its bank,
+    if any. `keeps_own_answer`: the answer of `answerer` is final, whatever the calibrated label likelihoods say.
     """
 
     name: str
@@ -170,7 +169,7 @@ class Method:
     keeps_own_answer: bool = False
 
     def settings_for(self, labels: bool) -> Settings:
-        """All settings of this method with their defaults, in a task with `labels` or of texts."""
+        """All settings of this method with their defaults, for a task with `labels` or of texts."""
         adapt = AdaptOptions() if self.stack == "none" else AdaptOptions(kind=self.stack).with_kind_defaults(labels)
         names = {*_ANCHOR_SETTINGS[self.anchors], *_STACK_SETTINGS[self.stack], *_MEMORY_SETTINGS[self.memory or "off"]}
         defaults = {

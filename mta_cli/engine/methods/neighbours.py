@@ -1,6 +1,6 @@
-"""Answers from label memory alone, without a language model: what any model has to beat.
+"""The `neighbours` method: answers from label memory alone, without a language model, as a baseline.
 
-Classic collaborative filtering, where many users answer similar questions.
+It is collaborative filtering, for tasks where many users answer similar questions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ class NeighbourAnswer:
 
 
 def build_neighbour_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """A rule for each user, and an empty answer for a task of texts. Without neighbours the label prior decides."""
+    """A model for each user, with an empty answer for a task of texts.
+
+    Without neighbours it uses the label prior only.
+    """
     memory, task = context.memory, context.task
     if not task.labels:
         return [UserModel(answerer=_empty_answer) for _ in users]

@@ -1,15 +1,15 @@
-"""`per-pcs`: every module of a person's LoRA assembled from the anchors that answer their inputs, as in Per-Pcs.
+"""`per-pcs`: every module of a user's LoRA is assembled from the anchors that answer its inputs, as in Per-Pcs.
 
-Per-Pcs (arXiv 2406.10471) cuts each sharer's LoRA into a piece for every module, with a gate: a vector g, trained on
-the sharer's own history. A piece's score is the mean of √in · cos(x, g) over the tokens that predict the user's
-answers, x being the module's inputs (theirs are centred before the cosine is taken). The best three pieces of a module
-are softmaxed, their A and B are summed separately, and what they make is in place before the next module's inputs are
-looked at. All of that is done here, in one pass over the user's shots.
+Per-Pcs (arXiv 2406.10471) cuts each sharer's LoRA into one piece per module, with a gate: a vector g, trained on the
+sharer's own history. A piece's score is the mean of √in · cos(x, g) over the tokens that predict the user's answers,
+where x is the module's input (centred in the paper before the cosine). The three best pieces of a module are weighted
+by a softmax, and their A and B are summed separately. The result is applied before the inputs of the next module are
+scored. This module does all of that in one pass over the user's shots.
 
-One thing differs: a bank holds no sharer's history, so no gate is trained; the piece is its own. Its score is the mean
-of √in · ‖ΔW x‖ / (‖ΔW‖ ‖x‖), Frobenius norm: how much of the piece answers the user's inputs, whatever its size. For a
-piece of rank one, ΔW = b gᵀ, that is √in · |cos(x, g)|, their score up to its sign; an input of random direction scores
-about 1.
+There is one difference. A bank holds no sharer's history, so no gate is trained, and the piece is its own gate. Its
+score is the mean of √in · ‖ΔW x‖ / (‖ΔW‖ ‖x‖), with the Frobenius norm: the share of the user's inputs that the piece
+acts on, independent of its size. For a piece of rank one, ΔW = b gᵀ, this is √in · |cos(x, g)|, the paper's score up to
+its sign. An input of random direction scores about 1.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mta_cli.engine.scoring.prefix_tree import PromptTree
 if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
 
-BYTES_PER_PIECE = 4  # bytes of a piece that is used: its anchor's number and its weight, 2 each
+BYTES_PER_PIECE = 4  # bytes of a chosen piece: its anchor's number and its weight, 2 each
 MIN_NORM = 1e-12
 
 
@@ -53,9 +53,9 @@ class AnchorPieces:
         }
 
     def scores(self, path: str, x: Tensor, share: Tensor) -> Tensor:
-        """Each anchor's score [anchors] at a module with inputs `x` [tokens, in] that count `share` [tokens].
+        """Each anchor's score [anchors] at a module with inputs `x` [tokens, in] of weight `share` [tokens].
 
-        A piece that an anchor lacks, or that does nothing, scores 0, which is the least.
+        A missing piece, or one with ΔW = 0, scores 0, the lowest score.
         """
         a, _ = self.factors[path]
         inner = x @ a.mT  # [anchors, tokens, rank]
@@ -67,10 +67,10 @@ class AnchorPieces:
 
 @dataclass
 class PieceAssembly:
-    """One person's LoRA, which grows as the passes of their shots reach its modules.
+    """One user's LoRA, which grows module by module during a pass over their shots.
 
-    `rows`, `columns` [tokens] are where a pass predicts answers, and `share` [tokens] what each counts. `picked` says
-    by module which anchors were taken, the best first, and with what weights.
+    `rows`, `columns` [tokens] are the positions that predict answers, and `share` [tokens] their weights.
+    `chosen_pieces` are, by module, the chosen anchors with their weights, the best first.
     """
 
     pool: AnchorPieces
@@ -83,7 +83,7 @@ class PieceAssembly:
     chosen_pieces: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
 
     def apply_piece(self, path: str, x: Tensor) -> Tensor:
-        """What the person's piece for a module makes of its inputs, `[rows, time, in]` → `[rows, time, out]`."""
+        """The output of the user's piece for a module, `[rows, time, in]` → `[rows, time, out]`."""
         a, b = self.factors[path] = self._choose(path, x[self.rows, self.columns].float())
         return x @ a.to(x.dtype).T @ b.to(x.dtype).T
 
@@ -103,13 +103,13 @@ class PieceAssembly:
 
 @dataclass(frozen=True, kw_only=True)
 class _AssemblyLora(BatchedLora):
-    """The part of a pass of the plain decoder that an assembly makes on the way."""
+    """The LoRA that an assembly applies in a pass of `LlamaDecoder`."""
 
     assembly: PieceAssembly
     module_slices: dict[str, ModuleSlice]
 
     def add_delta(self, key: tuple[int, str], x: Tensor, y: Tensor) -> Tensor:
-        """See `Parts`."""
+        """See `BatchedLora`."""
         for path, place in self.module_slices.items():
             if (place.layer, place.projection) == key:
                 y = y + F.pad(self.assembly.apply_piece(path, x), (place.columns_before, place.columns_after))
@@ -118,33 +118,33 @@ class _AssemblyLora(BatchedLora):
 
 @torch.no_grad()
 def assemble_pieces(
-    base: LoadedBase, pool: AnchorPieces, person: UserShots, top_k: int, temperature: float
+    base: LoadedBase, pool: AnchorPieces, user: UserShots, top_k: int, temperature: float
 ) -> PieceAssembly:
-    """The person's pieces, chosen by their shots' rows, of which there must be some, in one pass over all of them.
+    """The user's pieces, chosen by the rows of their shots in one pass. There must be at least one row.
 
-    UsageFault where the base cannot have the anchors' placement.
+    Raises UsageError where the base does not support the anchors' placement.
     """
     require_supported_placements(base, [pool.placement])
-    forks = [PromptTree.from_row(row) for row in person.rows]
+    trees = [PromptTree.from_row(row) for row in user.rows]
     starts = [
-        pool.placement.first_position(len(fork.prompt)) if base.llama_decoder is not None else 0 for fork in forks
+        pool.placement.first_position(len(tree.prompt)) if base.llama_decoder is not None else 0 for tree in trees
     ]
-    where = [(r, column - starts[r]) for r, fork in enumerate(forks) for column, _, _ in fork.prediction_targets()]
-    share = [1.0 / (len(forks) * len(forks[r].completions[0])) for r, _ in where]
+    where = [(r, column - starts[r]) for r, tree in enumerate(trees) for column, _, _ in tree.prediction_targets()]
+    share = [1.0 / (len(trees) * len(trees[r].completions[0])) for r, _ in where]
     rows, columns = torch.tensor(where, device=base.device).T
     assembly = PieceAssembly(pool, top_k, temperature, rows, columns, torch.tensor(share, device=base.device))
     if base.llama_decoder is not None:
         part = _AssemblyLora({}, assembly=assembly, module_slices=module_slices(base.llama_decoder, list(pool.factors)))
-        PrefixCacheScorer(base.llama_decoder, forks, pool.placement).score_trees(range(len(forks)), {}, also=[part])
+        PrefixCacheScorer(base.llama_decoder, trees, pool.placement).score_trees(range(len(trees)), {}, also=[part])
     else:
         with _hook_assembly(base.model, assembly):
-            module_token_losses(base, forks)
+            module_token_losses(base, trees)
     return assembly
 
 
 @contextmanager
 def _hook_assembly(model: nn.Module, assembly: PieceAssembly) -> Iterator[None]:
-    """The model's own modules with the assembly's pieces beside them, as they are chosen."""
+    """Inside, the model's own modules add the assembly's pieces, as they are chosen."""
 
     def beside(path: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + assembly.apply_piece(path, inputs[0])
@@ -158,7 +158,7 @@ def _hook_assembly(model: nn.Module, assembly: PieceAssembly) -> Iterator[None]:
 
 
 def build_per_pcs_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """A LoRA of the anchors' rank for each of `users`; nothing for a user without shots."""
+    """A LoRA of the anchors' rank for each of `users`; none for a user without shots."""
     if not len(context.anchors):
         return [UserModel() for _ in users]
     base = context.loaded_base

@@ -1,4 +1,4 @@
-"""A method's five choices put together: the models of a group of users."""
+"""Builds the models of a group of users from a method's five choices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_models(
     models = method.build(context, users, settings) if method.build else _compose(method, context, users, options)
     if method.memory is None:
         return models
-    # the label memory stands beside any model
+    # the label memory is independent of the model
     found = []
     for user, model in zip(users, models, strict=True):
         prior = context.memory.prior_of(user.answers, options.memory)
@@ -34,15 +34,15 @@ def build_models(
 def _compose(
     method: Method, context: MethodContext, users: Sequence[UserShots], options: MethodOptions
 ) -> list[UserModel]:
-    # 1. which anchors, and with which weights
+    # 1. anchors and their weights
     recipes = weigh_anchors(context, users, method.anchors, options.fuse, options.memory)
-    # 2. their merge, frozen
+    # 2. the frozen merge of the anchors
     released = method.anchors == "released"
     fusions = [
         merge_shares([context.anchors[one.anchor] for one in recipe], [one.weight for one in recipe], released=released)
         for recipe in recipes
     ]
-    # 3. the user's own stack on top
+    # 3. the user's own stack above it
     stacks = [UserStack() for _ in users]
     if method.stack != "none":
         stacks = fit_stacks(context, users, fusions, options.adapt, options.memory)

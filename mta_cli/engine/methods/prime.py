@@ -1,14 +1,14 @@
 """`prime`: weights of the nearest anchors found without gradients, as in PriME.
 
-PriME (arXiv 2503.18008) lets an evolution search the weights with which the three nearest sharers' LoRAs are merged,
-and what it maximises is the user's utility less a penalty for what the merged module gives away of a sharer. Here the
-search is SciPy's differential evolution, utility is the shots' mean log-likelihood under the exact merge (nats per
-labelled token), and the penalty is `pull` × the squared distance of the weights from equal sharing, 1/k each: what
-makes one sharer stand out is what can tell of them, and with a handful of shots it is also the prior that keeps the
-weights from fitting noise. PriME measures its users' task metric instead, which five shots give too coarsely.
+PriME (arXiv 2503.18008) finds, by an evolutionary search, the weights that merge the LoRAs of the three nearest
+sharers. It maximises the user's utility minus a penalty for what the merged module reveals of a sharer. Here the search
+is SciPy's differential evolution. The utility is the shots' mean log-likelihood under the exact merge (nats per
+labelled token). The penalty is `pull` × the squared distance of the weights from equal shares, 1/k each: a sharer who
+stands out is revealed most. With few shots, the penalty also keeps the weights from fitting noise. PriME uses the
+users' task metric as the utility, which is too coarse with five shots.
 
-A weight is between 0 and 1. The first population holds equal shares, similarity shares, the task adapter alone and
-each anchor alone, so that what is found is at least as good as any of these on the objective.
+Weights are between 0 and 1. The first population has equal shares, similarity shares, the task adapter alone and each
+anchor alone, so the result is at least as good as each of these on the objective.
 """
 
 from __future__ import annotations
@@ -32,38 +32,38 @@ if TYPE_CHECKING:
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.text.prompts import TrainingRow
 
-MIN_POPULATION = 5  # candidates at once, without which differential evolution has nobody to cross
-CANDIDATES_PER_WEIGHT = 5  # candidates at once for each weight
+MIN_POPULATION = 5  # candidates; differential evolution needs this many to cross
+CANDIDATES_PER_WEIGHT = 5  # candidates for each weight
 
 
 class MergeObjective:
-    """What the search minimises: the rows' mean loss under a merge of `anchors`, and the distance from equal shares."""
+    """The objective to minimise: the rows' mean loss under a merge of `anchors`, plus the penalty."""
 
     def __init__(
         self, base: LoadedBase, anchors: Sequence[LoraWeights], rows: Sequence[TrainingRow], pull: float
     ) -> None:
         self._base, self._anchors, self._pull = base, anchors, pull
         self._trees = [PromptTree.from_row(row) for row in rows]
-        self._labels = sum(len(fork.completions[0]) for fork in self._trees)
+        self._labels = sum(len(tree.completions[0]) for tree in self._trees)
 
     def __call__(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The value [candidates] of weights [anchors, candidates], all of them in common passes."""
+        """The values [candidates] of weights [anchors, candidates], all computed in one batch."""
         import numpy as np
 
-        people = [
+        merges = [
             tuple(replace(one, scale=one.scale * w) for one, w in zip(self._anchors, weights, strict=True) if w > 0.0)
             for weights in columns.T.tolist()
         ]
-        asked = [(fork, person) for person in range(len(people)) for fork in range(len(self._trees))]
-        found = completion_log_likelihoods(self._base, self._trees, people, asked)
-        sums = np.array([value for (value,) in found]).reshape(len(people), -1).sum(1)
+        asked = [(tree, merge) for merge in range(len(merges)) for tree in range(len(self._trees))]
+        found = completion_log_likelihoods(self._base, self._trees, merges, asked)
+        sums = np.array([value for (value,) in found]).reshape(len(merges), -1).sum(1)
         away = np.square(columns - 1.0 / len(columns)).sum(0)
         result: NDArray[np.float64] = self._pull * away - sums / self._labels
         return result
 
 
 def first_population(shares: Sequence[float], evaluations: int, seed: int) -> NDArray[np.float64]:
-    """Candidates [candidates, anchors] to begin with: the plain answers first, then weights drawn evenly."""
+    """Initial candidates [candidates, anchors]: the simple merges first, then weights drawn uniformly."""
     import numpy as np
 
     k = len(shares)
@@ -74,9 +74,9 @@ def first_population(shares: Sequence[float], evaluations: int, seed: int) -> ND
 
 
 def search_weights(objective: MergeObjective, shares: Sequence[float], evaluations: int, seed: int) -> list[float]:
-    """Weights of the anchors whose similarity shares are `shares`, after at most `evaluations` merges were tried.
+    """Weights of the anchors with similarity shares `shares`, after at most `evaluations` merges.
 
-    A first population is tried whole however few that is: at least 5 merges, and 3 more than there are anchors.
+    The first population is always evaluated whole: at least 5 merges, and 3 more than there are anchors.
     """
     from scipy.optimize import differential_evolution
 
@@ -97,7 +97,7 @@ def search_weights(objective: MergeObjective, shares: Sequence[float], evaluatio
 
 
 def build_searched_models(context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-    """The best merge that was found for each of `users`; nothing for a user without shots."""
+    """The best merge found for each of `users`; none for a user without shots."""
     options = FuseOptions(top_k=int(settings["top_k"]))
     near = weigh_anchors(context, users, "similarity", options, MemoryOptions("off"))
     return [_build_searched_model(context, user, shares, settings) for user, shares in zip(users, near, strict=True)]

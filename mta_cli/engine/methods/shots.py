@@ -1,4 +1,4 @@
-"""A user's shots as evidence and stacks learn from them."""
+"""A user's shots as training examples for evidence and stacks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
-    """The user's shots, each beside what neighbours and the user's other answers say of it, where neighbours count.
+    """The user's shots as examples, each with its label prior (neighbours, other answers) where neighbours count.
 
-    What the memory knows already need not be learned. A shot whose output is not a label counts as a text.
+    So nothing is trained that the memory already knows. A shot whose output is not a label counts as a text.
     """
     key = ("shots", user.number, user.rows, memory)
     if key not in context.cache:

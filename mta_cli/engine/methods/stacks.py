@@ -21,9 +21,9 @@ FrozenLoras = tuple[LoraWeights, ...]
 
 @dataclass(frozen=True)
 class UserStack:
-    """A user's stack as the store gives it back, and the bytes that it is stored in.
+    """A user's stack as read back from the store, and its size in bytes.
 
-    No LoRA where there are no shots, or where training did not end in finite weights; then it `failed`.
+    `lora` is None without shots, and where the training did not end in finite weights (`failed`).
     """
 
     lora: LoraWeights | None = None
@@ -37,9 +37,9 @@ class UserStack:
 
 
 def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights | LoraXsCore | None:
-    """What everybody's stack starts as: a fresh LoRA, or a core at zero; None where the bank has no basis for cores.
+    """The initial stack of all users: a fresh LoRA, or a core at zero; None where the bank has no basis for cores.
 
-    `options` have a value for all that their kind has (see `AdaptOptions.with_kind_defaults`).
+    `options` must have a value for every option of their kind (see `AdaptOptions.with_kind_defaults`).
     """
     if options.kind == "core":
         if context.basis is None:
@@ -56,7 +56,7 @@ def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights 
 
 
 def stack_schedule(rows: int, options: AdaptOptions) -> Schedule:
-    """How long a stack trains on `rows` shots: `epochs` passes where they are given, else `steps`."""
+    """The schedule of a stack with `rows` shots: `epochs` where they are given, else `steps`."""
     assert options.learning_rate is not None, "options have the defaults of their kind"
     if options.epochs is not None:
         return Schedule.from_epochs(rows, options.epochs, options.batch_size, options.learning_rate)
@@ -71,7 +71,7 @@ def stack_member(
     options: AdaptOptions,
     memory: MemoryOptions,
 ) -> GroupMember:
-    """The user's stack as a trainer takes it: shots, schedule and the frozen fusion underneath."""
+    """The user's stack as a group member: shots, schedule and the frozen fusion below it."""
     examples = shot_examples(context, user, memory)
     return GroupMember(start, examples, stack_schedule(len(examples), options), context.seed, fusion)
 
@@ -83,7 +83,7 @@ def fit_stacks(
     options: AdaptOptions,
     memory: MemoryOptions,
 ) -> list[UserStack]:
-    """A stack for each of `users` above their fusion, trained in one group and rounded to float16 as the store does."""
+    """A stack for each of `users` above their fusion, trained in one group and rounded to float16 as in the store."""
     options = options.with_kind_defaults(bool(context.task.labels))
     found = [UserStack() for _ in users]
     start = initial_stack(context, options)

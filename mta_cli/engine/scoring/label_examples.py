@@ -1,8 +1,9 @@
-"""What a shot of a task of labels teaches: which label to choose, beside what is known before a model reads.
+"""Training examples of tasks with labels: the choice of a label, beside a label prior.
 
-Of an answer's tokens alone, anchors and stacks learn above all how often a person gives each label; where habit and
-neighbours are added to what the model says, that would be said twice. So it is the sum on which answers are decided
-(see `labels.weighed`) whose likelihood counts, and what is left to learn is what neighbours and habit leave open.
+Trained on answer tokens alone, anchors and stacks mostly learn how often a user gives each label. Where the label
+memory (neighbours and label prior) is added to the model's scores, that would count twice. So the loss is the
+likelihood of the sum on which answers are decided (see `label_prior.add_label_prior`), and the model learns what the
+memory does not know.
 """
 
 from __future__ import annotations
@@ -18,19 +19,17 @@ from mta_cli.engine.scoring.prefix_cache_scoring import TokenLogLikelihoods
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.engine.text.prompts import TrainingRow
 
-MIN_LABEL_PROBABILITY = 0.01  # probability of a label that is worth running, step by step and anchor by anchor
-MAX_RESTRICTION_SPREAD = (
-    0.2  # nats between labels, of what other words take from them, up to which it may count as it is
-)
+MIN_LABEL_PROBABILITY = 0.01  # labels below this probability are dropped from training and evidence
+MAX_RESTRICTION_SPREAD = 0.2  # nats: the largest difference between labels in what other words take from them
 EXCLUDED_LOG_PRIOR = float("-inf")
 
 
 @dataclass(frozen=True)
 class LabelExample:
-    """A row that is learned as a choice: of `labels`, each as its tokens, number `right` is the answer.
+    """A row that is learned as a choice among labels, given as `label_tokens`; `target_index` is the answer.
 
-    `known` of each label is added to `share` times its log-likelihood (nats). A label of −∞ is out of the question, and
-    does not run. Where it is `closed`, log-likelihoods are those of a closed fork.
+    `log_prior` of each label is added to `model_weight` times its log-likelihood (nats). A label with −∞ is excluded
+    and does not run. `constrained`: log-likelihoods are relative to the tokens that the labels allow.
     """
 
     row: TrainingRow
@@ -50,35 +49,35 @@ class LabelExample:
         text: str,
         time: str | None = None,
     ) -> LabelExample:
-        """The row of an answer to `text`, asked at `time`, beside what `prior` knows of it."""
+        """The example of an answer to `text`, asked at `time`, with the prior that `prior` gives."""
         known = tuple(prior(text, time))
         return cls(row, tuple(map(tuple, label_tokens)), target_index, known, prior.model_weight)
 
-    def label_log_probs(self, branches: Sequence[float]) -> Tensor:
-        """Log-probability of each label [labels], float64, by the log-likelihoods of its branches."""
-        read, known = torch.tensor(branches, dtype=torch.float64), torch.tensor(self.log_prior, dtype=torch.float64)
+    def label_log_probs(self, logliks: Sequence[float]) -> Tensor:
+        """Log-probability of each label [labels], float64, given the labels' log-likelihoods `logliks` (nats)."""
+        read, known = torch.tensor(logliks, dtype=torch.float64), torch.tensor(self.log_prior, dtype=torch.float64)
         return (self.model_weight * read + known).log_softmax(0)
 
-    def pruned(self, branches: Sequence[float]) -> LabelExample:
-        """The same without the labels whose probability is below `LEAST`, the answer aside."""
-        chances = self.label_log_probs(branches).exp().tolist()
+    def pruned(self, logliks: Sequence[float]) -> LabelExample:
+        """The example without labels whose probability is below `MIN_LABEL_PROBABILITY`. The answer always stays."""
+        chances = self.label_log_probs(logliks).exp().tolist()
         kept = [label == self.target_index or chance >= MIN_LABEL_PROBABILITY for label, chance in enumerate(chances)]
         return replace(
             self,
             log_prior=tuple(v if stays else EXCLUDED_LOG_PRIOR for v, stays in zip(self.log_prior, kept, strict=True)),
         )
 
-    def restricted(self, branches: Sequence[float], closed: Sequence[float]) -> LabelExample:
-        """The same by a closed fork, whose branches have log-likelihoods `closed` where those of an open one have
-        `branches`: what other words than labels take from a label counts as it is now.
+    def restricted(self, logliks: Sequence[float], closed: Sequence[float]) -> LabelExample:
+        """The example with constrained log-likelihoods: `closed` are those values, `logliks` the unconstrained ones.
 
-        Itself where they take from labels too unequally for that to stay so, as where a model cannot spell them yet.
+        The probability that other words take from each label becomes part of the prior. Returns the example unchanged
+        where other words take too unequally from the labels, as where the model cannot spell them yet.
         """
         if self.constrained:
             return self
         outside = [
             mine - inner if said > EXCLUDED_LOG_PRIOR else EXCLUDED_LOG_PRIOR
-            for said, mine, inner in zip(self.log_prior, branches, closed, strict=True)
+            for said, mine, inner in zip(self.log_prior, logliks, closed, strict=True)
         ]
         counted = [value for value in outside if value > EXCLUDED_LOG_PRIOR]
         if max(counted) - min(counted) > MAX_RESTRICTION_SPREAD:
@@ -91,35 +90,35 @@ TrainingExample = TrainingRow | LabelExample
 
 
 def prompt_answer_row(one: TrainingExample) -> TrainingRow:
-    """The prompt and the answer that was given."""
+    """The row of the prompt and the given answer."""
     return one.row if isinstance(one, LabelExample) else one
 
 
 def build_prompt_tree(one: TrainingExample) -> PromptTree:
-    """What has to run to train on it."""
-    fork = PromptTree.from_row(prompt_answer_row(one))
+    """The prompt tree that a training step on the example runs."""
+    tree = PromptTree.from_row(prompt_answer_row(one))
     if not isinstance(one, LabelExample):
-        return fork
+        return tree
     open_to = tuple(label for label, known in enumerate(one.log_prior) if known > EXCLUDED_LOG_PRIOR)
     return PromptTree(
-        fork.prompt, one.label_tokens, None if len(open_to) == len(one.label_tokens) else open_to, one.constrained
+        tree.prompt, one.label_tokens, None if len(open_to) == len(one.label_tokens) else open_to, one.constrained
     )
 
 
 def count_loss_terms(one: TrainingExample) -> int:
-    """How many losses it has: one of a choice, one of each token of an answer."""
+    """The number of losses: one for a choice, one for each token of a text."""
     return 1 if isinstance(one, LabelExample) else len(build_prompt_tree(one).completions[0])
 
 
-def example_log_likelihood(one: TrainingExample, branches: Sequence[float]) -> float:
-    """Of what it teaches, nats, by the log-likelihoods of its fork's branches."""
+def example_log_likelihood(one: TrainingExample, logliks: Sequence[float]) -> float:
+    """The log-likelihood (nats) of the example's target, given the log-likelihoods of its tree's completions."""
     if not isinstance(one, LabelExample):
-        return branches[0]
-    return float(one.label_log_probs(branches)[one.target_index])
+        return logliks[0]
+    return float(one.label_log_probs(logliks)[one.target_index])
 
 
 def example_losses(scores: TokenLogLikelihoods, taught: Sequence[TrainingExample]) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihoods [losses], nats, and the one that each belongs to; `scores` are of a pass of these."""
+    """Negative log-likelihoods [losses], nats, and the example index of each; `scores` are of a pass of `taught`."""
     chosen = [(place, one) for place, one in enumerate(taught) if isinstance(one, LabelExample)]
     if not chosen:
         return -scores.log_likelihoods, scores.row

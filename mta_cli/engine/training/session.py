@@ -45,7 +45,7 @@ class SessionStep:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came of a group, by member: the weights as their files will give them back, or why one failed.
+    """The result of a group, by member: the weights as read back from their files, or the reason of a failure.
 
     `packed_cores` are the bytes that cores are stored in. `first_losses` and `last_losses` are mean losses on the probe
     rows (nats per labelled token or choice). `measured_before` and `measured_after` are what `measure_losses` returned.
@@ -65,7 +65,7 @@ SessionReport = SessionStarted | SessionStep | TrainingResult
 
 
 def divergence_reason(before: float | None, after: float | None) -> str | None:
-    """Why weights are not worth keeping, by mean losses on their own rows: no number, or far worse than none at all."""
+    """The reason to discard weights, from mean losses on their own rows: not finite, or far above the initial loss."""
     if before is None or after is None:
         return None
     if math.isfinite(after) and after <= before + max(before, MAX_LOSS_RISE):
@@ -92,7 +92,7 @@ class TrainingSession:
         self._trainer: Trainer | None = None
 
     def run_training(self) -> Iterator[SessionReport]:
-        """Train: one `SessionStarted`, a `SessionStep` for every step, one `TrainingResult`.
+        """Train. Yields one `SessionStarted`, a `SessionStep` for every step, and one `TrainingResult`.
 
         Raises as `Trainer.train_steps`.
         """
@@ -120,7 +120,7 @@ class TrainingSession:
         yield TrainingResult(weights, packed, trainer.failed, trainer.completed_steps, first, ends, before, after)
 
     def checkpoint_bytes(self) -> bytes | None:
-        """A checkpoint; None before `SessionStarted`. Only between two reports."""
+        """A checkpoint; None before `SessionStarted`. May only be called between two reports."""
         if self._trainer is None:
             return None
         return self._trainer.save_state()

@@ -1,7 +1,4 @@
-"""What each anchor of a bank does for people: how many recipes it is in, how heavily, and how those people fared.
-
-Knows no terminal and no SQL.
-"""
+"""How users use each anchor of a bank: the number of recipes, the weights, and the change in loss."""
 
 from __future__ import annotations
 
@@ -16,10 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnchorUsage:
-    """One anchor at work: `people` have it in their recipe, on average with `weight`, in all with a `share`.
+    """The use of one anchor: `user_count` users have it in their recipe, with the mean weight `weight`.
 
-    `change` is by how much their stacks lowered the loss on held-out queries, in nats a token, weighted as the anchor
-    is: a mean over `measured` people, None where that is nobody.
+    `heldout_gain` is by how much the stacks of these users lowered the loss on held-out queries, in nats per token,
+    weighted by the anchor's weight. It is a mean over `measured_users`, None without any.
     """
 
     anchor: Anchor
@@ -31,7 +28,7 @@ class AnchorUsage:
 
 
 def anchor_usage(reg: Registry, bank: Bank) -> list[AnchorUsage]:
-    """What every anchor of a bank does, by its number; weights below zero count as theirs, none as no use."""
+    """The use of every anchor of a bank, by its number. Negative weights count by their size."""
     used = reg.recipes.anchor_totals(bank.id)
     total = sum(each.total_weight for each in used.values())
     return [

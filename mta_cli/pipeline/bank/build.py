@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contributor:
-    """A user whose history the bank may be made of, with the items that count; `items_held` is how many they have."""
+    """A user whose history the bank may be made of, with their items. `items_held` counts all items of the user."""
 
     user: User
     items: tuple[Item, ...]
@@ -61,19 +61,19 @@ class Contributor:
 
 
 def contributors(
-    reg: Registry, task: str, options: BankOptions, people: frozenset[int] | None = None
+    reg: Registry, task: str, options: BankOptions, user_ids: frozenset[int] | None = None
 ) -> list[Contributor]:
-    """Users, among `people`, who may be anchors and have enough items to be one, or for the task adapter alone."""
+    """Users among `user_ids` (None: all) who consent and have enough items for an anchor or the task adapter."""
     least = options.min_items if options.task_min_items is None else min(options.task_min_items, options.min_items)
     return [
         Contributor(user, tuple(reg.items.recent_items(user.id, task, options.max_items or None)), count)
         for user, count in reg.users.users_with_items(task)
-        if user.can_anchor and count >= least and (people is None or user.id in people)
+        if user.can_anchor and count >= least and (user_ids is None or user.id in user_ids)
     ]
 
 
 def anchor_candidates(pool: Sequence[Contributor], task: str, options: BankOptions) -> list[Contributor]:
-    """Those of `pool` with enough items to be an anchor. BadInput when they are fewer than the anchors asked for."""
+    """Those of `pool` with enough items to be an anchor. Raises BadInput when there are too few."""
     found = [candidate for candidate in pool if candidate.items_held >= options.min_items]
     if len(found) < options.anchors:
         raise BadInput(
@@ -87,7 +87,7 @@ def anchor_candidates(pool: Sequence[Contributor], task: str, options: BankOptio
 
 
 def bank_key(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -> str:
-    """Hash of all that decides the bank: base, embedder, task, options, seed and data."""
+    """A hash of everything that determines the bank: base, embedder, task, options, seed and data."""
     identity = {
         "base": request.base.fingerprint,
         "embedder": request.embedder.fingerprint,
@@ -106,7 +106,7 @@ def bank_key(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -
 def build_bank(
     reg: Registry, request: BankRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
-    """Build or finish the bank that `request` describes. `Done.result` has the keys of `mta bank build --json`."""
+    """Build or finish the bank that `request` describes. `JobResult.result` has the keys of `mta bank build --json`."""
     require_targets(request.options.targets, request.base.path)
     pool = contributors(reg, request.task.name, request.options, request.user_ids)
     chosen = anchor_candidates(pool, request.task.name, request.options)
@@ -119,7 +119,7 @@ def build_bank(
     name = request.name or request.task.name
     own = (
         f" {bank_key(reg, request, pool)[:12]}" if request.purpose else ""
-    )  # others of the name may be built meanwhile
+    )  # another build may use the same name meanwhile
     whose = [candidate.user.id for candidate in pool]
     with (
         reg.job_lock(f"bank {name}{own}"),
@@ -131,7 +131,7 @@ def build_bank(
 def build_plan_lines(
     reg: Registry, request: BankRequest, pool: Sequence[Contributor], chosen: Sequence[Contributor]
 ) -> tuple[PlanLine, ...]:
-    """What the build would read, hold and cost, estimated from the task's token budgets and this machine's speed."""
+    """Data, memory and time of a build, estimated from the task's token limits and the speed of this machine."""
     from mta_cli.pipeline.training.estimate import cost_lines
 
     shared = find_reusable_task_adapter(reg, request, pool) is not None
@@ -149,7 +149,7 @@ def build_plan_lines(
 
 @dataclass(frozen=True)
 class BuildCost:
-    """What a build trains, at most, and the tokens of one step."""
+    """The most that a build trains, and the tokens of one step."""
 
     token_loads: tuple[TokenLoad, ...]
     tokens_per_step: int
@@ -158,7 +158,7 @@ class BuildCost:
 def estimate_build(
     request: BankRequest, pool: Sequence[Contributor], chosen: Sequence[Contributor], shared: bool
 ) -> BuildCost:
-    """What the build of `request` would train on; with a task adapter that is `shared`, on anchors alone."""
+    """The most that the build of `request` trains. With a `shared` task adapter, it trains the anchors only."""
     from mta_cli.pipeline.training.estimate import TokenLoad
 
     options, task = request.options, request.task
@@ -213,14 +213,14 @@ def _build(reg: Registry, request: BankRequest, name: str, pool: Sequence[Contri
         yield from reuse_task_adapter(reg, request, bank, pool)
         yield from _train_bank(reg, request, reg.banks.by_id(bank.id), anchors, pool, run)
     result = bank_json(reg, reg.banks.by_id(bank.id))
-    # A run outlives a forgotten user, so no name stands in it.
+    # A run outlives a forgotten user, so it contains no names.
     reg.runs.finish_run(run.id, {key: value for key, value in result.items() if key != "anchors"})
     yield ArtifactSaved("bank", f"{bank.name} v{bank.version}", f"{len(anchors)} anchors")
     yield JobResult(result)
 
 
 def label_rates_config(task: Task, pool: Sequence[Contributor]) -> dict[str, list[float]]:
-    """How often the people whom the bank is made of give each label, kept with it for label priors."""
+    """How often the bank's users give each label, stored with the bank for label priors."""
     from mta_cli.engine.memory.label_prior import label_rates
 
     if not task.labels:
@@ -270,19 +270,19 @@ def _train_bank(
     require_supported_placements(base, [find_target_modules(base.model, options.targets, options.placement)[1]])
     examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
     items = {candidate.user.id: candidate.items for candidate in pool}
-    anchors = [anchor for anchor in anchors if anchor.user_id in items]  # else theirs was forgotten
+    anchors = [anchor for anchor in anchors if anchor.user_id in items]  # the others' users were forgotten
     pooled = (
         task_adapter_training(reg, request, examples, pool, run)
         if options.task_adapter and not bank.task_adapter
         else None
     )
-    parts = {
+    anchor_trainings = {
         anchor.id: anchor_training(reg, request, examples, anchor, f"{i}/{len(anchors)}", items, run)
         for i, anchor in enumerate(anchors, start=1)
     }
-    parts = {i: with_task_adapter(part, bank.task_adapter) for i, part in parts.items()}
-    groups = _groups(reg, base, anchors, parts)
-    trainings = [*([pooled] if pooled else []), *(parts[anchor.id] for group in groups for anchor in group)]
+    anchor_trainings = {i: with_task_adapter(training, bank.task_adapter) for i, training in anchor_trainings.items()}
+    groups = _groups(reg, base, anchors, anchor_trainings)
+    trainings = [*([pooled] if pooled else []), *(anchor_trainings[anchor.id] for group in groups for anchor in group)]
     yield JobStarted("bank build", total=sum(t.job.schedule.steps for t in trainings))
     done = 0
     if pooled is not None:
@@ -293,8 +293,8 @@ def _train_bank(
     with merge_into_base(base, below):
         ready = [
             TrainingGroup(
-                [with_task_adapter(parts[anchor.id], task_adapter) for anchor in group],
-                partial(_store_anchors, reg, bank, group, [parts[anchor.id] for anchor in group]),
+                [with_task_adapter(anchor_trainings[anchor.id], task_adapter) for anchor in group],
+                partial(_store_anchors, reg, bank, group, [anchor_trainings[anchor.id] for anchor in group]),
             )
             for group in groups
         ]
@@ -310,11 +310,11 @@ def _store_anchors(
     reg: Registry,
     bank: Bank,
     anchors: Sequence[Anchor],
-    parts: Sequence[AdapterTraining],
+    anchor_trainings: Sequence[AdapterTraining],
     results: Sequence[Adapter | str],
     trained: TrainingResult,
 ) -> Iterator[Event]:
-    made = pair_with_adapters(anchors, parts, results)
+    made = pair_with_adapters(anchors, anchor_trainings, results)
     for anchor, adapter in made:
         reg.banks.record_trained_anchor(anchor.id, adapter.digest, adapter.loss_first, adapter.loss_last)
     for anchor, adapter in made:
@@ -322,20 +322,23 @@ def _store_anchors(
 
 
 def _groups(
-    reg: Registry, base: LoadedBase, anchors: Sequence[Anchor], parts: dict[int, AdapterTraining]
+    reg: Registry, base: LoadedBase, anchors: Sequence[Anchor], anchor_trainings: dict[int, AdapterTraining]
 ) -> list[list[Anchor]]:
-    """Anchors that train together: those that have no meta-LoRA yet, and all of a group that was stopped half-way.
+    """Anchors that train together: those without a meta-LoRA, and all members of a group that was stopped half-way.
 
-    The same company gives the same bytes, so a stopped group goes on as it was.
+    A group with the same members gives the same bytes, so a stopped group continues unchanged.
     """
     if not anchors:
         return []
-    size = max_group_size(base, parts[anchors[0].id].job)
+    size = max_group_size(base, anchor_trainings[anchors[0].id].job)
     groups = []
     for start in range(0, len(anchors), size):
         whole = list(anchors[start : start + size])
         missing = [anchor for anchor in whole if anchor.digest is None]
-        stopped = reg.files.read_checkpoint(group_key(base, [parts[anchor.id].job for anchor in whole])) is not None
+        stopped = (
+            reg.files.read_checkpoint(group_key(base, [anchor_trainings[anchor.id].job for anchor in whole]))
+            is not None
+        )
         if missing:
             groups.append(whole if stopped else missing)
     return groups
@@ -355,7 +358,7 @@ def anchor_training(
     items: dict[int, tuple[Item, ...]],
     run: Run,
 ) -> AdapterTraining:
-    """The meta-LoRA of an anchor with its user's `items`; `place` says which of how many it is."""
+    """The training of an anchor's meta-LoRA on its user's `items`; `place` is its number and the total."""
     from mta_cli.engine.training.trainer import Schedule
 
     options, seed = request.options, request.machine.seed
@@ -384,5 +387,5 @@ def _config(request: BankRequest) -> dict[str, Any]:
 
 
 def with_task_adapter(training: AdapterTraining, task_adapter: str | None) -> AdapterTraining:
-    """The same training on a task adapter."""
+    """The same training above a task adapter."""
     return replace(training, job=replace(training.job, task_adapter=task_adapter))

@@ -1,4 +1,4 @@
-"""The main directions of a bank's anchors, kept as one adapter between whose factors everybody's cores stand."""
+"""The LoRA-XS basis of a bank: the main directions of its anchors, as the frozen factors around every user's core."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BankBasis:
-    """A basis as the store has it."""
+    """A stored basis."""
 
     adapter: Adapter
     weights: LoraWeights
 
 
 def load_or_make_basis(reg: Registry, bank: Bank) -> BankBasis:
-    """The bank's basis, of the largest rank that a core may have; made and stored where it has none yet.
+    """The bank's basis, of the largest rank that a core may have; computed and stored on first use.
 
-    BadInput when its anchors come to nothing.
+    Raises BadInput when the anchors' ΔW are all zero.
     """
     from mta_cli.pipeline.personalize.weights import load_weights
 

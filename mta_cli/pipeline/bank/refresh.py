@@ -1,15 +1,14 @@
-"""The job behind `mta bank build --refresh`: other people's meta-LoRAs in the places of stale anchors. Renders nothing.
+"""The job behind `mta bank build --refresh`: replaces stale anchors with meta-LoRAs of other users.
 
-An anchor is stale when its person was forgotten or has taken their consent back, or when the gates refused it; who was
-refused is not chosen again. New anchors stand on the bank's task
-adapter and are trained as the others were. They take their places a group at a time, as soon as they are trained: the
-bank is whole at every moment, and the same command run again goes on where it stopped.
+An anchor is stale when its user was forgotten or withdrew consent, or when the screening refused it. A refused user is
+not chosen again. New anchors are trained on the bank's task adapter, as the others were. Each group is stored as soon
+as it is trained. The bank is complete at every moment, and a stopped refresh continues where it stopped.
 
-Neighbours become those of a new build: items of people whose consent came back or who came since are added, and only
-these are embedded; the kernel is fitted again.
+The neighbours become those of a new build. Only items of users who joined or consented again are embedded. The kernel
+is fitted again.
 
-The task adapter stays, and was trained on everybody of the bank. A bank does not know who they were, so that what was
-learned there from somebody who left goes with a whole new build alone.
+The task adapter stays. It was trained on all users of the bank, and the bank does not record who they were. Only a new
+build removes what it learned from users who left.
 """
 
 from __future__ import annotations
@@ -56,9 +55,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class _RefreshState:
-    """A refresh under way: what it is about, and what it has done so far.
+    """A refresh in progress: its bank and request, and its results so far.
 
-    `lost` counts new anchors whose person left while they were trained.
+    `lost` counts new anchors whose user left while they were trained.
     """
 
     reg: Registry
@@ -71,7 +70,7 @@ class _RefreshState:
 
     @property
     def user_items(self) -> list[tuple[User, tuple[Item, ...]]]:
-        """The people of whom a new bank would be made, with their items."""
+        """The users of whom a new bank would be made, with their items."""
         return [(each.user, each.items) for each in self.pool]
 
     @property
@@ -89,12 +88,11 @@ def refresh_bank(
     plan: Sequence[PlanLine] = (),
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Replace the stale anchors of the task's newest bank, or of that called `name`, on the device of `machine`.
+    """Replace the stale anchors of the task's newest bank, or of the bank `name`, on the device of `machine`.
 
-    Its neighbours become those that a new build would keep. All else is as the bank was built. `Done.result` has the
-    keys of `mta bank build --json`, and `replaced`, `removed` (stale anchors that nobody could replace), `people`
-    (whose recipes or stacks went with them). Raises NotFound without such a bank, BadInput where nobody may be an
-    anchor.
+    The neighbours become those of a new build; all else stays. `JobResult.result` has the keys of `mta bank build
+    --json`, and `replaced`, `removed` (stale anchors without a replacement) and `people` (users who lost their recipes
+    or stacks). Raises NotFound without such a bank, and BadInput when no user can be an anchor.
     """
     bank = newest_bank(reg, task, name)
     request = restore_bank_request(reg, bank, machine)
@@ -122,7 +120,7 @@ def refresh_bank(
             if stale:
                 yield from _replace_stale_anchors(work, run)
             yield from update_neighbours(reg, bank, request.task, work.user_items, request.embedder, machine.device)
-        # A run outlives a forgotten person, so no name stands in it.
+        # A run outlives a forgotten user, so it contains no names.
         done = {"replaced": len(work.replaced), "removed": work.removed, "people": len(work.affected_users)}
         reg.runs.finish_run(run.id, done)
     yield ArtifactSaved("bank", bank_label(bank), f"{len(work.replaced)} anchors replaced")
@@ -132,7 +130,10 @@ def refresh_bank(
 
 
 def newest_bank(reg: Registry, task: str, name: str | None = None) -> Bank:
-    """The newest ready bank of a task, or of this name. NotFound without one, UsageFault for another task's."""
+    """The newest ready bank of a task, or the one called `name`.
+
+    Raises NotFound without one, and UsageError when it belongs to another task.
+    """
     bank = reg.banks.get(name) if name is not None else reg.banks.latest_ready_bank(task)
     if bank is None:
         raise NotFound(f"There is no bank for task {task}.", hint=f"mta bank build --task {task}")
@@ -146,21 +147,20 @@ def _bank_summary(work: _RefreshState, stale: Sequence[Anchor]) -> dict[str, Any
 
 
 def _plan(work: _RefreshState, stale: Sequence[Anchor], change: NeighbourChange) -> tuple[PlanLine, ...]:
-    """What would be replaced, whom that concerns and what it would cost, estimated as for a build."""
     options = replace(work.request.options, anchors=len(stale), task_adapter=False)
-    people = work.reg.banks.dependent_users(work.bank.id)
+    user_names = work.reg.banks.dependent_users(work.bank.id)
     total = len(work.reg.banks.anchors(work.bank.id))
     return (
         PlanLine("bank", bank_label(work.bank)),
         PlanLine("stale anchors", f"{len(stale)} of {total}"),
-        PlanLine("recipes and stacks that go", join_names(people) if people else "nobody's"),
+        PlanLine("recipes and stacks that go", join_names(user_names) if user_names else "none"),
         PlanLine("neighbours", f"{len(change.new_items):,} items come, {len(change.removed_ids):,} go"),
         *build_plan_lines(work.reg, replace(work.request, options=options), work.pool, _replacement_candidates(work)),
     )
 
 
 def _replacement_candidates(work: _RefreshState) -> list[Contributor]:
-    """Who may be an anchor and is none that stays."""
+    """Users who may be anchors and are not anchors that stay."""
     kept = {anchor.user_id for anchor in work.reg.banks.anchors(work.bank.id) if not anchor.stale}
     return [each for each in _candidates(work) if each.user.id not in kept]
 
@@ -173,7 +173,7 @@ def _candidates(work: _RefreshState) -> list[Contributor]:
 
 
 def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
-    """Train the new anchors on the bank's task adapter; each group takes its places when it is trained."""
+    """Train the new anchors on the bank's task adapter. Each group is stored as soon as it is trained."""
     from mta_cli.engine.lora.adapter import merge_into_base
     from mta_cli.pipeline.data.examples import PromptRowBuilder
     from mta_cli.pipeline.models.load import load_on_device
@@ -187,31 +187,31 @@ def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
         base = load_on_device(request.base, request.machine, reg=reg)
         examples = PromptRowBuilder(reg, base, request.task, request.prompt.history_items)
         items = {candidate.user.id: candidate.items for candidate in work.pool}
-        parts = [
+        trainings = [
             with_task_adapter(
                 anchor_training(reg, request, examples, anchor, f"{i}/{len(planned)}", items, run), bank.task_adapter
             )
             for i, anchor in enumerate(planned, start=1)
         ]
-        groups = _groups(work, base, planned, parts)
-        yield JobStarted("bank refresh", total=sum(part.job.schedule.steps for part in parts))
+        groups = _groups(work, base, planned, trainings)
+        yield JobStarted("bank refresh", total=sum(training.job.schedule.steps for training in trainings))
         below = load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None
         with merge_into_base(base, below):
             yield from train_groups(reg, base, groups)
-            people = [each.user.id for each in _candidates(work)]
-            yield from screen_anchors(reg, bank, base, examples, people, request.gates)
+            user_ids = [each.user.id for each in _candidates(work)]
+            yield from screen_anchors(reg, bank, base, examples, user_ids, request.gates)
     _remove_unreplaced(work)
 
 
 def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anchor]]:
-    """The anchors to be trained, each under the number of the stale one whose place it takes; the same every time."""
+    """The anchors to train, by the id of the stale anchor that each replaces. The choice is deterministic."""
     from mta_cli.engine.retrieval.anchors import choose_replacements
     from mta_cli.pipeline.data.profiles import profile_matrix, refresh_profiles
 
     reg, request, found = work.reg, work.request, _candidates(work)
     if not found:
         raise BadInput(
-            f"Nobody may be an anchor of task {work.bank.task}: no one has consented and holds at least "
+            f"No user can be an anchor of task {work.bank.task}: no user has consented and has at least "
             f"{request.options.min_items} items of it.",
             hint=f"import more, or mta bank rm {work.bank.name} --bank-version {work.bank.version}",
         )
@@ -249,23 +249,24 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
 
 
 def _groups(
-    work: _RefreshState, base: Any, planned: Sequence[Anchor], parts: Sequence[AdapterTraining]
+    work: _RefreshState, base: Any, planned: Sequence[Anchor], trainings: Sequence[AdapterTraining]
 ) -> list[TrainingGroup]:
-    """Who trains together."""
-    size = max_group_size(base, parts[0].job)
+    size = max_group_size(base, trainings[0].job)
     spans = [slice(start, start + size) for start in range(0, len(planned), size)]
-    return [TrainingGroup(parts[span], partial(_store_group, work, planned[span], parts[span])) for span in spans]
+    return [
+        TrainingGroup(trainings[span], partial(_store_group, work, planned[span], trainings[span])) for span in spans
+    ]
 
 
 def _store_group(
     work: _RefreshState,
     planned: Sequence[Anchor],
-    parts: Sequence[AdapterTraining],
+    trainings: Sequence[AdapterTraining],
     results: Sequence[Adapter | str],
     trained: TrainingResult,
 ) -> Iterator[Event]:
-    """A trained group takes its places, and what rested on the stale anchors goes, all at once."""
-    both = pair_with_adapters(planned, parts, results)
+    """Store a trained group, and remove the recipes and stacks of the stale anchors, in one transaction."""
+    both = pair_with_adapters(planned, trainings, results)
     _store_replacements(work, [_replacement(one, adapter) for one, adapter in both])
     for anchor, adapter in both:
         work.replaced.append({"stale": anchor.id, "user": anchor.user, "digest": adapter.digest})
@@ -286,7 +287,7 @@ def _replacement(planned: Anchor, adapter: Adapter) -> AnchorReplacement:
 
 
 def _remove_unreplaced(work: _RefreshState) -> None:
-    """Stale anchors that nobody can replace leave the bank. BadInput when none would be left."""
+    """Remove stale anchors without a replacement from the bank. Raises BadInput when none would be left."""
     left = work.stale_anchors
     if not left:
         return
@@ -302,7 +303,7 @@ def _remove_unreplaced(work: _RefreshState) -> None:
 
 
 def _store_replacements(work: _RefreshState, new: Sequence[AnchorReplacement]) -> None:
-    """Put `new` into the bank, which is another one from then on: its key, label rates and totals are those of now."""
+    """Store the anchors `new` in the bank, with its new key, label rates and totals."""
     reg, before = work.reg, work.reg.banks.by_id(work.bank.id)
     with reg.transaction():
         if new:
@@ -322,10 +323,9 @@ def _store_replacements(work: _RefreshState, new: Sequence[AnchorReplacement]) -
 
 
 def _refresh_notes(work: _RefreshState) -> Iterator[Event]:
-    """What the person should know afterwards."""
     bank = work.bank
     if work.removed:
-        yield Note(f"Stale anchors that nobody could replace were taken out: {work.removed}.", warning=True)
+        yield Note(f"Stale anchors without a replacement were removed: {work.removed}.", warning=True)
     if work.affected_users:
         yield Note(
             f"Their recipes or stacks rested on what was replaced, and are gone: "
@@ -335,7 +335,7 @@ def _refresh_notes(work: _RefreshState) -> Iterator[Event]:
         )
     if bank.task_adapter is not None:
         yield Note(
-            f"The task adapter of {bank_label(bank)} stays. It was trained on everybody of the bank, also on those "
+            f"The task adapter of {bank_label(bank)} stays. It was trained on all users of the bank, also on those "
             f"whose anchors were replaced; `mta bank build --task {bank.task}` builds a bank without them.",
             warning=True,
         )

@@ -1,10 +1,10 @@
-"""The gates that a bank's anchors pass before they serve others; see `engine.gates` for what each looks at.
+"""Screening of a bank's anchors before they serve other users; see `engine.retrieval.anchor_screening` for the checks.
 
-What is found is kept with the bank, by anchors' numbers. An anchor that is too large, or moves neutral prompts too far,
-is refused: it is marked stale, so that no new recipe holds it and `mta bank build --refresh` puts somebody else in its
-place. It is not scaled down instead: how it came to that size is for a person to find out, and somebody else can stand
-for its cluster. An anchor that draws too many people keeps those nearest to it. Banks of evaluations are told what is
-found and refuse nobody. Renders nothing.
+The findings are stored with the bank, by anchor id. An anchor that is too large, or changes neutral prompts too much,
+is refused: it is marked stale, no new recipe uses it, and `mta bank build --refresh` replaces it with another user's.
+It is not scaled down, because a user should find out how it became so large, and another user can represent its
+cluster. An anchor that is near too many users keeps the nearest of them. Banks of evaluations store findings and refuse
+no anchor.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 SCREENING_KEY, SCREENING_OPTIONS_KEY = (
     "gates",
     "gate_options",
-)  # keys of a bank's config: what was found, and with which options
+)  # keys of a bank's config: the findings and the options
 REFUSING_GATES = ("norm", "probe")
-SHARE_TOP_K = FuseOptions().top_k  # anchors of a recipe with which drawing is counted
-MIN_DIVERGENCE_BOUND = 0.25  # nats that an anchor may always move neutral prompts
+SHARE_TOP_K = FuseOptions().top_k  # a user counts for this many nearest anchors
+MIN_DIVERGENCE_BOUND = 0.25  # nats: a change of neutral prompts up to this is always allowed
 FINDING_TEXTS = {
     "norm": "one of its modules is {value:.1f} times as large as the median; the most is {bound:.1f}",
     "probe": "it moves the answers to neutral prompts by {value:.2f} nats; the most is {bound:.2f}",
@@ -44,13 +44,13 @@ def screen_anchors(
     bank: Bank,
     base: LoadedBase,
     examples: PromptRowBuilder,
-    people: Sequence[int],
+    user_ids: Sequence[int],
     options: ScreeningOptions,
 ) -> Iterator[Event]:
-    """Judge the anchors that serve, keep what is found with the bank beside what was found of others, and warn of it.
+    """Screen the usable anchors, store the findings with the bank beside the earlier ones, and warn of them.
 
-    `base` holds the bank's task adapter; `people` (ids) are those of whom anchors are chosen. Refuses in banks without
-    a purpose only.
+    `base` holds the bank's task adapter. `user_ids` are the users of whom anchors are chosen. Anchors are refused only
+    in banks without a purpose.
     """
     anchors = [anchor for anchor in usable_anchors(reg, bank) if anchor.digest is not None]
     if not anchors:
@@ -59,7 +59,7 @@ def screen_anchors(
     found = _find_outliers(base, examples, weights, options)
     refused = {anchors[one.anchor_index].id for one in found} if bank.purpose == "" else set()
     capped = _compute_similarity_floors(
-        reg, bank, [anchor for anchor in anchors if anchor.id not in refused], people, options
+        reg, bank, [anchor for anchor in anchors if anchor.id not in refused], user_ids, options
     )
     config, judged = reg.banks.by_id(bank.id).config, {anchor.id for anchor in anchors}
     there = {anchor.id for anchor in reg.banks.anchors(bank.id)} - judged
@@ -72,18 +72,18 @@ def screen_anchors(
 
 
 def screening_config(options: ScreeningOptions) -> dict[str, Any]:
-    """What a bank's config says of how it was gated; see `gates_of`."""
+    """The part of a bank's config that records the screening options."""
     return {SCREENING_OPTIONS_KEY: asdict(options)}
 
 
 def usable_anchors(reg: Registry, bank: Bank) -> list[Anchor]:
-    """The anchors that new recipes may hold: neither stale nor refused, also where consent was given anew since."""
+    """The anchors that new recipes may use: neither stale nor refused, even if the user has consented again since."""
     refused = refused_anchor_ids(reg.banks.by_id(bank.id))
     return [anchor for anchor in reg.banks.anchors(bank.id) if not anchor.stale and anchor.id not in refused]
 
 
 def refused_anchor_ids(bank: Bank) -> set[int]:
-    """The numbers of the anchors that were refused."""
+    """The ids of the refused anchors."""
     if bank.purpose != "":
         return set()
     return {
@@ -92,12 +92,12 @@ def refused_anchor_ids(bank: Bank) -> set[int]:
 
 
 def similarity_floors(bank: Bank) -> dict[int, float]:
-    """The least cosine with which an anchor serves, by number, of those that draw too many."""
+    """By anchor id, the lowest cosine at which an anchor that is near too many users still serves."""
     return {int(number): float(value) for number, value in bank.config.get(SCREENING_KEY, {}).get("floors", {}).items()}
 
 
 def screening_of_anchors(bank: Bank, anchors: Collection[int]) -> dict[str, Any]:
-    """What the bank's config says of these anchors: one that left takes it along, for its number may come again."""
+    """The screening records of these anchors. Records of removed anchors are dropped, because ids may be used again."""
     found = bank.config.get(SCREENING_KEY)
     if found is None:
         return {}
@@ -107,7 +107,7 @@ def screening_of_anchors(bank: Bank, anchors: Collection[int]) -> dict[str, Any]
 
 
 def findings_json(reg: Registry, bank: Bank) -> list[dict[str, Any]]:
-    """What the gates found, for `mta bank show` and `verify`: the anchor, its person, the gate, value and bound."""
+    """The findings for `mta bank show` and `verify`: the anchor, its user, the check, the value and the bound."""
     anchors = {anchor.id: anchor for anchor in reg.banks.anchors(bank.id)}
     config = reg.banks.by_id(bank.id).config.get(SCREENING_KEY, {})
     found = [one for one in config.get("findings", ()) if one["anchor"] in anchors]
@@ -120,27 +120,27 @@ def findings_json(reg: Registry, bank: Bank) -> list[dict[str, Any]]:
 
 
 def finding_line(one: dict[str, Any]) -> str:
-    """One of `findings_json` in words."""
+    """One finding of `findings_json` as text."""
     who = f"anchor {one['anchor']} ({one['user'] or 'forgotten'})"
     if one["gate"] == "share":
-        return f"{who} draws too many people: it serves those with a cosine of at least {one['value']:.3f} alone"
+        return f"{who} is near too many users: it serves only users with a cosine of at least {one['value']:.3f}"
     return f"{who}: {FINDING_TEXTS[one['gate']].format(**one)}"
 
 
 def screening_notes(reg: Registry, bank: Bank) -> Iterator[Note]:
-    """A warning for each finding, and what helps."""
+    """A warning for each finding, with what to do about it."""
     found = findings_json(reg, bank)
     for one in found:
         yield Note(finding_line(one), warning=True)
     if any(one["gate"] in REFUSING_GATES for one in found) and bank.purpose == "":
         yield Note(
-            "Refused anchors serve nobody. Look at what their people wrote; then "
+            "Refused anchors serve no user. Read what their users wrote; then "
             f"`mta bank build --task {shlex.quote(bank.task)} --refresh` puts others in their places.",
             warning=True,
         )
         if bank.task_adapter is not None:
             yield Note(
-                "The task adapter was trained on their items too, and serves everybody. Where these are not to be "
+                "The task adapter was trained on their items too, and serves all users. Where these are not to be "
                 "trusted, take them out of both: `mta user consent USER --no-can-anchor`, then a new build.",
                 warning=True,
             )
@@ -149,7 +149,7 @@ def screening_notes(reg: Registry, bank: Bank) -> Iterator[Note]:
 def _find_outliers(
     base: LoadedBase, examples: PromptRowBuilder, weights: Sequence[LoraWeights], options: ScreeningOptions
 ) -> list[ScreeningFinding]:
-    """What the gates of size and of neutral prompts find; an anchor is found by the first of them alone."""
+    """The findings of the size check and the neutral-prompt check; an anchor has at most one."""
     from mta_cli.engine.retrieval.anchor_screening import (
         MIN_ANCHORS_TO_SCREEN,
         PROBE_PROMPTS,
@@ -176,12 +176,12 @@ def _find_outliers(
 
 
 def _compute_similarity_floors(
-    reg: Registry, bank: Bank, anchors: Sequence[Anchor], people: Sequence[int], options: ScreeningOptions
+    reg: Registry, bank: Bank, anchors: Sequence[Anchor], user_ids: Sequence[int], options: ScreeningOptions
 ) -> dict[str, float]:
     from mta_cli.engine.retrieval.anchor_screening import min_cosine_by_anchor
     from mta_cli.pipeline.data.profiles import profile_matrix
 
-    wanted = sorted({*people, *(anchor.user_id for anchor in anchors if anchor.user_id is not None)})
+    wanted = sorted({*user_ids, *(anchor.user_id for anchor in anchors if anchor.user_id is not None)})
     ids, matrix = profile_matrix(reg, bank.task, bank.embedder, wanted)
     row = {user_id: place for place, user_id in enumerate(ids)}
     there = [anchor for anchor in anchors if anchor.user_id in row]

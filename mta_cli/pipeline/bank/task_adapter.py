@@ -1,7 +1,7 @@
-"""A bank's task adapter: one LoRA trained on the items of all its people.
+"""A bank's task adapter: one LoRA trained on the items of all users of the bank.
 
-Banks of the same people and items share it when they differ in nothing that it rests on, as in how many anchors they
-have: it is most of a build's work. Renders nothing.
+Banks share a task adapter when their users, items and training settings are the same. The number of anchors may differ.
+The task adapter is most of the work of a build.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.requests import BankRequest
     from store.registry import Registry
 
-IDENTITY_KEY = "made_of"  # the key, in a task adapter's config, of the hash of all that decides it
+IDENTITY_KEY = "made_of"  # key in a task adapter's config: the hash of its data and settings
 _OPTIONS = ("targets", "batch_size", "task_placement", "task_rank", "task_epochs", "task_learning_rate")
 
 
 def find_reusable_task_adapter(reg: Registry, request: BankRequest, pool: Sequence[Contributor]) -> Adapter | None:
-    """The task adapter that another bank has and this one would train; None without one, or where none is wanted."""
+    """The task adapter of another bank that was trained on the same data with the same settings; None without one."""
     return (
         reg.adapters.find_by_config(IDENTITY_KEY, _task_adapter_identity(reg, request, pool))
         if request.options.task_adapter
@@ -43,7 +43,7 @@ def find_reusable_task_adapter(reg: Registry, request: BankRequest, pool: Sequen
 
 
 def reuse_task_adapter(reg: Registry, request: BankRequest, bank: Bank, pool: Sequence[Contributor]) -> Iterator[Event]:
-    """Give the bank the task adapter that another one has and this one would train, if any."""
+    """Store another bank's identical task adapter as this bank's, if there is one."""
     if bank.task_adapter is not None:
         return
     with reg.transaction():
@@ -56,7 +56,7 @@ def reuse_task_adapter(reg: Registry, request: BankRequest, bank: Bank, pool: Se
 def task_adapter_training(
     reg: Registry, request: BankRequest, examples: PromptRowBuilder, pool: Sequence[Contributor], run: Run
 ) -> AdapterTraining:
-    """What trains it on the items of everybody in `pool`."""
+    """The training of the task adapter, on the items of all users in `pool`."""
     from mta_cli.engine.training.trainer import Schedule
 
     options, seed = request.options, request.machine.seed
@@ -88,7 +88,7 @@ def task_adapter_training(
 def store_task_adapter(
     reg: Registry, bank: Bank, pooled: AdapterTraining, results: Sequence[Adapter | str], trained: TrainingResult
 ) -> Iterator[Event]:
-    """Give the bank what was trained. Raises BadInput where it failed."""
+    """Store the trained task adapter with the bank. Raises BadInput where the training failed."""
     ((_, adapter),) = pair_with_adapters([pooled], [pooled], results)
     reg.banks.set_task_adapter(bank.id, adapter.digest)
     yield ArtifactSaved("task adapter", bank.task, f"loss {format_losses(adapter)}, {adapter.bytes:,} bytes")

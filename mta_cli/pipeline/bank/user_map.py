@@ -1,6 +1,6 @@
-"""People in two dimensions: the two main directions of all profiles of a task, with a bank's anchors among them.
+"""A map of users in two dimensions: the first two principal components of all profiles of a task, with the anchors.
 
-Reads profiles piece by piece, so that a map of many people needs little memory. Knows no terminal and draws nothing.
+Profiles are read in batches, so memory does not grow with the number of users.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class MapAnchor:
-    """An anchor on the map. `place` is None where its person is forgotten or has no profile.
+    """An anchor on the map. `point` is None where its user was forgotten or has no profile.
 
-    `nearest` counts the people to whose profile this anchor's is the most similar.
+    `nearest_users` counts the users whose most similar anchor this is.
     """
 
     anchor: Anchor
@@ -37,20 +37,20 @@ class MapAnchor:
 
 @dataclass(frozen=True, eq=False)
 class UserMap:
-    """Where everybody with a profile is. `people` are user ids, ascending; `places` their coordinates.
+    """The points of all users with a profile, in ascending order of user ids.
 
-    `share` is how much of all variance each of the two directions has; `nearest` the landmark most similar to each
-    person, -1 where no landmark has a place.
+    `explained_variance` is the share of the total variance that each direction explains. `nearest_anchor` is the index
+    of the anchor most similar to each user, -1 where no anchor has a point.
     """
 
-    user_ids: NDArray[np.int64]  # [people]
-    points: NDArray[np.float32]  # [people, 2]
+    user_ids: NDArray[np.int64]  # [users]
+    points: NDArray[np.float32]  # [users, 2]
     explained_variance: Point
     map_anchors: tuple[MapAnchor, ...]
-    nearest_anchor: NDArray[np.int16]  # [people]
+    nearest_anchor: NDArray[np.int16]  # [users]
 
     def locate_user(self, user_id: int) -> Point | None:
-        """Where a person is; None for somebody without a profile."""
+        """The point of a user; None for a user without a profile."""
         import numpy as np
 
         row = int(np.searchsorted(self.user_ids, user_id))
@@ -61,7 +61,7 @@ class UserMap:
 
 @dataclass(frozen=True)
 class SimilarUser:
-    """Somebody like a person: their profiles' cosine is `similarity`."""
+    """A user and the cosine `similarity` of their profile with another user's."""
 
     user_id: int
     name: str
@@ -71,8 +71,8 @@ class SimilarUser:
 def compute_user_map(reg: Registry, bank: Bank) -> UserMap:
     """Principal components of the unit profiles of a bank's task, by its embedder, computed from their covariance.
 
-    Each direction is turned so that its largest coordinate is positive: the same profiles give the same map.
-    Raises IntegrityFault when profiles differ in length.
+    The largest coordinate of each direction is made positive, so the same profiles give the same map. Raises
+    IntegrityFault when profiles differ in length.
     """
     import numpy as np
 
@@ -94,7 +94,7 @@ def compute_user_map(reg: Registry, bank: Bank) -> UserMap:
 
 
 def find_similar_users(reg: Registry, bank: Bank, user_id: int, count: int = 8) -> list[SimilarUser]:
-    """The `count` people whose profiles are most similar to a person's, most similar first; none without a profile."""
+    """The `count` users with the most similar profiles, most similar first; empty for a user without a profile."""
     import numpy as np
 
     from mta_cli.pipeline.data.profiles import profile_matrix
@@ -105,7 +105,7 @@ def find_similar_users(reg: Registry, bank: Bank, user_id: int, count: int = 8) 
     best: list[tuple[float, int]] = []
     for users, rows in _profile_batches(reg, bank, width=own.shape[1]):
         alike = rows @ own[0]  # [users]
-        first = np.argsort(-alike, kind="stable")[: count + 1].tolist()  # one more: the person may be among them
+        first = np.argsort(-alike, kind="stable")[: count + 1].tolist()  # one more: the user may be among them
         best += [(float(alike[row]), users[row]) for row in first if users[row] != user_id]
         best = sorted(best, key=lambda pair: (-pair[0], pair[1]))[:count]
     return [SimilarUser(other, reg.users.by_id(other).name, alike) for alike, other in best]
@@ -137,7 +137,7 @@ def _principal_components(reg: Registry, bank: Bank) -> tuple[NDArray[np.float32
 
 
 def _anchor_profiles(reg: Registry, bank: Bank, anchors: list[Anchor]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
-    """Which of the anchors have a profile, and these."""
+    """The indices of the anchors that have a profile, and these profiles."""
     import numpy as np
 
     from mta_cli.pipeline.data.profiles import profile_matrix
@@ -150,7 +150,7 @@ def _anchor_profiles(reg: Registry, bank: Bank, anchors: list[Anchor]) -> tuple[
 def _profile_batches(
     reg: Registry, bank: Bank, width: int | None = None
 ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-    """User ids and unit profiles [users, width], some at a time. Raises IntegrityFault when they differ in length."""
+    """Batches of user ids and unit profiles [users, width]. Raises IntegrityFault when profiles differ in length."""
     import numpy as np
 
     from mta_cli.pipeline.data.profiles import normalise_rows

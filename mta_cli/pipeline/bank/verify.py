@@ -1,4 +1,4 @@
-"""Looking after banks: what one is, verify and remove. Builds nothing."""
+"""Description, verification and removal of banks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def bank_json(reg: Registry, bank: Bank) -> dict[str, Any]:
-    """The document of `mta bank build` and `mta bank show`."""
+    """The JSON document of `mta bank build` and `mta bank show`."""
     anchors = [
         {
             "user": anchor.user,
@@ -49,7 +49,7 @@ def bank_json(reg: Registry, bank: Bank) -> dict[str, Any]:
 
 
 def verify_bank(reg: Registry, name: str, version: int | None = None) -> dict[str, Any]:
-    """Read every adapter of a bank in full. IntegrityFault names all that are missing, changed or not finite."""
+    """Read every adapter of a bank in full. Raises IntegrityFault with all missing, changed or non-finite ones."""
     bank = reg.banks.get(name, version)
     anchors = reg.banks.anchors(bank.id)
     digests = [digest for digest in (bank.task_adapter, bank.basis, *(a.digest for a in anchors)) if digest]
@@ -76,9 +76,9 @@ def verify_bank(reg: Registry, name: str, version: int | None = None) -> dict[st
 
 
 def remove_bank(reg: Registry, bank: Bank) -> dict[str, Any]:
-    """Remove a bank with the recipes and stacks on it, and the adapter files that nothing else uses.
+    """Remove a bank with its recipes and stacks, and the adapter files that nothing else uses.
 
-    Raises StoreBusy while it is built or somebody is adapted on it.
+    Raises StoreBusy while the bank is built or a user is adapted on it.
     """
     with reg.job_lock(f"bank {bank.name}"), reg.job_lock(f"adapt {bank.task}"):
         return {"bank": bank.name, "version": bank.version, **reg.banks.remove(bank.id)}

@@ -1,7 +1,4 @@
-"""Asking a user's model: the base is loaded once, and whoever is asked is folded into its weights.
-
-Knows neither how answers are shown nor what a conversation is (see `conversation`).
-"""
+"""Answers of a user's model. The base is loaded once; the weights of the current user are merged into it."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
     from store.records import Recipe, Stack, User
     from store.registry import Registry
 
-MESSAGE_LIMIT = 1_000_000  # characters; more would take minutes to tokenise and fits no window
+MESSAGE_LIMIT = 1_000_000  # characters; a longer message takes minutes to tokenise and fits no window
 FREE_TASK = "free"
 
 Message = dict[str, str]
@@ -39,17 +36,20 @@ Message = dict[str, str]
 
 @dataclass
 class Generation:
-    """One answer while it grows. `ended`: interrupted until it is whole, then `end`, `length` (cut) or `label`."""
+    """One answer while it grows.
+
+    `finish_reason` is `interrupted` until the answer is complete, then `end`, `length` (cut) or `label`.
+    """
 
     text: str = ""
     tokens: int = 0
     seconds: float = 0.0
     finish_reason: str = "interrupted"
-    label_logliks: dict[str, float] = field(default_factory=dict)  # log-likelihoods, where labels were weighed
+    label_logliks: dict[str, float] = field(default_factory=dict)  # log-likelihoods, where the answer is a label
 
 
 class ChatModel:
-    """A loaded base that speaks with one user's weights at a time. Switching refolds; nothing is loaded again."""
+    """A loaded base that answers with one user's weights at a time. A change of user loads no base again."""
 
     def __init__(self, reg: Registry, base: LoadedBase, asking: ChatOptions) -> None:
         from mta_cli.engine.generation.generate import PromptCache
@@ -58,11 +58,11 @@ class ChatModel:
         self.reg, self.base, self.options = reg, base, asking
         self._folder, self._kv_cache = AdapterMerger(base), PromptCache()
         self._memories: dict[str, BankMemory] = {}
-        self._late_lora: LoraWeights | None = None  # what acts on late tokens only stays out of the weights
+        self._late_lora: LoraWeights | None = None  # a LoRA for late tokens only is not merged into the weights
 
     @classmethod
     def load_for_user(cls, reg: Registry, entry: ModelEntry, user: User | None, asking: ChatOptions) -> ChatModel:
-        """Load the base and take on `user`'s weights. What can be refused without loading is refused first."""
+        """Load the base and merge `user`'s weights into it. Checks that need no model come before loading."""
         name = default_task(reg, user, asking.task, entry.fingerprint)
         _require_mode(reg, user, name, asking.mode, entry.fingerprint)
         _require_labels(reg, asking)
@@ -75,12 +75,12 @@ class ChatModel:
             from mta_cli.engine.generation.generate import require_int8
 
             require_int8(base)
-        voice = cls(reg, base, asking)
-        voice.set_user(user, asking.mode)
-        return voice
+        model = cls(reg, base, asking)
+        model.set_user(user, asking.mode)
+        return model
 
     def set_user_and_options(self, user: User | None, asking: ChatOptions) -> None:
-        """Speak for `user`, asked in another way, on the same loaded base. What is refused leaves all as it was."""
+        """Change the user and the options on the same loaded base. An error leaves everything unchanged."""
         _require_labels(self.reg, asking)
         before, self.options = self.options, asking
         try:
@@ -90,7 +90,7 @@ class ChatModel:
             raise
 
     def set_user(self, user: User | None, mode: str | None) -> None:
-        """Fold `user`'s weights in; `mode` None is the best there is. What is refused leaves everything as it was."""
+        """Merge `user`'s weights into the base; `mode` None is the most personal one. An error changes nothing."""
         from mta_cli.engine.scoring.backends import require_supported_placements
         from mta_cli.pipeline.data.examples import PromptRowBuilder
         from mta_cli.pipeline.data.tasks import find_task
@@ -105,7 +105,7 @@ class ChatModel:
         self.source, self._late_lora = AnswerSource("base"), None
         try:
             self._folder.set_adapter(weights)
-        except BaseException:  # a fold that stopped half-way is nobody's model
+        except BaseException:  # a half-done merge must not answer
             self._folder.set_adapter(None)
             raise
         self.user, self.task, self.source, self._late_lora = user, examples.task, source, late
@@ -113,7 +113,7 @@ class ChatModel:
 
     @contextmanager
     def disable_adapters(self) -> Iterator[None]:
-        """The base without anybody's weights, for parts that are laid on top; as before on exit."""
+        """Inside, the base has no user's weights, so that LoRAs can be added on top."""
         user, mode = self.user, self.source.mode
         try:
             self._kv_cache.clear()
@@ -124,9 +124,9 @@ class ChatModel:
 
     @contextmanager
     def hold_users(self, others: Sequence[User] = ()) -> Iterator[None]:
-        """Inside, the user and `others` are not removed. Raises NotFound where one was.
+        """Inside, the user and `others` cannot be removed. Raises NotFound where one was removed.
 
-        Somebody who writes to the store for long keeps nobody from asking: then nothing is held.
+        If a long write keeps the store busy, the answer goes on and nothing is held.
         """
         users = [user.id for user in (self.user, *others) if user is not None]
         with ExitStack() as held:
@@ -136,7 +136,7 @@ class ChatModel:
 
     @property
     def answers_with_label(self) -> bool:
-        """Whether an answer is the likeliest of the task's labels instead of the model's own words."""
+        """Whether an answer is the likeliest of the task's labels instead of generated text."""
         return bool(self.uses_task_prompt and self.task.labels and not self.options.free_decoding)
 
     @property
@@ -150,23 +150,23 @@ class ChatModel:
 
     @property
     def uses_task_prompt(self) -> bool:
-        """Whether each message becomes the task's own prompt, by itself, instead of a turn of a conversation."""
+        """Whether each message becomes a prompt of the task by itself, instead of a turn of a conversation."""
         return self.options.task not in (None, FREE_TASK)
 
     def prompt_history(self, text: str, before: tuple[str | None, int] | None = None) -> list[HistoryExample]:
-        """The user's own items that stand in the prompt beside `text`, none of them known to be from after `before`."""
+        """The user's items that the prompt shows beside `text`. None of them is known to be later than `before`."""
         if self.user is None:
             return []
         return self._examples.retrieve_history(self.user.id, text, self._examples.history_items, before=before)
 
     def prompt_ids(self, messages: Sequence[Message], history: Sequence[HistoryExample]) -> list[int]:
-        """Token ids of the conversation so far, or of its last message alone where the task's prompt wraps it."""
+        """Token ids of the conversation so far, or of its last message alone where each message is a task prompt."""
         if self.uses_task_prompt:
             return self.prompter.prompt_ids(messages[-1]["content"], history)
         return self.prompter.chat_ids(list(messages), history)
 
     def fit_prompt(self, messages: Sequence[Message], history: Sequence[HistoryExample]) -> tuple[list[int], int, int]:
-        """A prompt that leaves room for the answer; how many of the oldest exchanges and history items it lacks."""
+        """A prompt that leaves room for the answer, and how many of the oldest exchanges and items it leaves out."""
         check_message(messages[-1]["content"])
         room = self.base.window - min(self.options.answer.max_tokens, self.base.window // 4)
         kept, items = list(messages), list(history)
@@ -183,7 +183,7 @@ class ChatModel:
         return ids, (len(messages) - len(kept)) // 2, len(history) - len(items)
 
     def stream_answer(self, ids: list[int], spoken: Generation, question: str, column: str = "") -> Iterator[Event]:
-        """Stream the answer to a prompt that asks `question` as `Token`s, while `spoken` fills."""
+        """Stream the answer to a prompt that asks `question` as `TextChunk`s, and fill `spoken`."""
         started = time.perf_counter()
         pieces = (
             self._choose_label(ids, spoken, question) if self.answers_with_label else self._generate_text(ids, spoken)
@@ -236,9 +236,9 @@ class ChatModel:
         user: User | None,
         time: str | None = None,
     ) -> int:
-        """The place of the label to answer, given each one's log-likelihood (nats) in a user's mode; `spoken` gets all.
+        """The index of the label to answer, given each label's log-likelihood (nats); `spoken` gets all of them.
 
-        The user's label memory is added where the mode is personal. `time` is when a held-out question was asked.
+        The user's label memory is added where `mode` is personal. `time` is when a held-out question was asked.
         """
         from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
@@ -251,25 +251,25 @@ class ChatModel:
 def answer_question(
     reg: Registry, entry: ModelEntry, user_name: str | None, text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """One answer. `Done` carries user, text, tokens, seconds and where it came from."""
+    """One answer. `JobResult` has user, text, tokens, seconds and source."""
     check_message(text)
     user = reg.users.get(user_name) if user_name is not None else None
-    voice = ChatModel.load_for_user(reg, entry, user, asking)
-    yield from personalisation_hints(voice)
+    model = ChatModel.load_for_user(reg, entry, user, asking)
+    yield from personalisation_hints(model)
     spoken = Generation()
-    with voice.hold_users():
-        ids, _, items = voice.fit_prompt([{"role": "user", "content": text}], voice.prompt_history(text))
+    with model.hold_users():
+        ids, _, items = model.fit_prompt([{"role": "user", "content": text}], model.prompt_history(text))
         yield from truncation_notes(0, items)
-        yield from voice.stream_answer(ids, spoken, text)
-    yield from generation_notes(voice, spoken)
-    yield JobResult(chat_result(voice, spoken))
+        yield from model.stream_answer(ids, spoken, text)
+    yield from generation_notes(model, spoken)
+    yield JobResult(chat_result(model, spoken))
 
 
 def default_task(reg: Registry, user: User | None, asked: str | None, base_fingerprint: str) -> str:
-    """The task whose weights and items speak for a user.
+    """The task whose weights and items are used for a user.
 
-    The one asked for; else `free` if they are personal there; else where their newest stack or recipe for this base is;
-    else where most of their items are.
+    It is the task asked for; else `free` where the user has a model for it; else the task of their newest stack or
+    recipe for this base; else the task with most of their items.
     """
     if asked is not None or user is None:
         return asked or FREE_TASK
@@ -282,7 +282,7 @@ def default_task(reg: Registry, user: User | None, asked: str | None, base_finge
 
 
 def check_message(text: str) -> None:
-    """Raises BadInput for a message that is empty, beyond any window or no text."""
+    """Raise BadInput for a message that is empty, longer than any window, or not text."""
     if not text.strip():
         raise BadInput("The message is empty.", hint="Write what you want to ask.")
     if len(text) > MESSAGE_LIMIT:
@@ -294,16 +294,16 @@ def check_message(text: str) -> None:
 
 
 def source_line(source: AnswerSource, task: str) -> str:
-    """Where an answer comes from, in one line: mode, bank and anchors."""
+    """The source of an answer in one line: mode, bank and anchors."""
     if source.bank is None:
         return source.mode
     anchors = f" · anchors {', '.join(source.anchors)}" if source.anchors else ""
     return f"{source.mode} · task {task} · bank {source.bank} v{source.version}{anchors}"
 
 
-def chat_result(voice: ChatModel, spoken: Generation) -> dict[str, Any]:
-    """The voice's answer as `--json` shows it."""
-    return answer_json(voice.user, voice.task.name, voice.source, spoken)
+def chat_result(model: ChatModel, spoken: Generation) -> dict[str, Any]:
+    """The model's answer as `--json` shows it."""
+    return answer_json(model.user, model.task.name, model.source, spoken)
 
 
 def answer_json(user: User | None, task: str, source: AnswerSource, spoken: Generation) -> dict[str, Any]:
@@ -320,35 +320,35 @@ def answer_json(user: User | None, task: str, source: AnswerSource, spoken: Gene
     return {**result, "labels": spoken.label_logliks} if spoken.label_logliks else result
 
 
-def generation_notes(voice: ChatModel, spoken: Generation) -> Iterator[Event]:
-    """Where the answer came from, how long it took, and whether it was cut."""
+def generation_notes(model: ChatModel, spoken: Generation) -> Iterator[Event]:
+    """Notes on the source of the answer, its time, and whether it was cut."""
     unit = "tokens" if spoken.tokens != 1 else "token"
-    yield Note(f"{source_line(voice.source, voice.task.name)} · {spoken.tokens} {unit}, {spoken.seconds:.1f} s")
+    yield Note(f"{source_line(model.source, model.task.name)} · {spoken.tokens} {unit}, {spoken.seconds:.1f} s")
     if spoken.finish_reason == "length":
         yield Note(f"The answer was cut after {spoken.tokens} {unit} (--max-tokens).", warning=True)
 
 
-def personalisation_hints(voice: ChatModel) -> Iterator[Event]:
-    """What would make the answers more personal, where nothing personal was asked for and less than all is there."""
+def personalisation_hints(model: ChatModel) -> Iterator[Event]:
+    """Notes on how to get more personal answers, where no mode was asked for and the user lacks a fusion or stack."""
     if (
-        voice.user is not None
-        and voice.answers_with_label
-        and (lacks := voice.memory.missing_embedder_note(voice.options.memory)) is not None
+        model.user is not None
+        and model.answers_with_label
+        and (lacks := model.memory.missing_embedder_note(model.options.memory)) is not None
     ):
         yield Note(lacks, warning=True)
-    if voice.user is None or voice.options.mode is not None:
+    if model.user is None or model.options.mode is not None:
         return
-    task, name = voice.task.name, voice.user.name
+    task, name = model.task.name, model.user.name
     rest = f"{shlex.quote(name)} --task {task}"
-    best = most_personal_mode(voice.reg, voice.user, task, voice.base.fingerprint)
+    best = most_personal_mode(model.reg, model.user, task, model.base.fingerprint)
     if best == "base":
-        yield Note(f"{name} has no fusion for {task} on {voice.base.name} yet: mta user fuse {rest}", warning=True)
+        yield Note(f"{name} has no fusion for {task} on {model.base.name} yet: mta user fuse {rest}", warning=True)
     elif best == "fused":
         yield Note(f"{name} has a fusion but no stack for {task} yet: mta user adapt {rest}")
 
 
 def truncation_notes(exchanges: int, items: int) -> Iterator[Event]:
-    """Says what of the conversation and the history the prompt lacks."""
+    """Notes on the exchanges and items that the prompt leaves out."""
     if exchanges == 1:
         yield Note("The oldest exchange no longer fits in the model's window and was left out.")
     elif exchanges:
@@ -358,7 +358,7 @@ def truncation_notes(exchanges: int, items: int) -> Iterator[Event]:
 
 
 def _require_labels(reg: Registry, asking: ChatOptions) -> None:
-    """Raises UsageFault when labels are to be ignored where there are none."""
+    """Raise UsageError when labels are to be ignored in a task without labels."""
     from mta_cli.pipeline.data.tasks import find_task
 
     if asking.free_decoding and (asking.task is None or not find_task(reg, asking.task).labels):
@@ -368,13 +368,13 @@ def _require_labels(reg: Registry, asking: ChatOptions) -> None:
 
 
 def _require_mode(reg: Registry, user: User | None, task: str, mode: str | None, fingerprint: str) -> None:
-    """Raises NotFound when `mode` needs a recipe or stack that is not there."""
+    """Raise NotFound when `mode` needs a recipe or stack that does not exist."""
     if mode in (None, "base"):
         return
     if mode not in PERSONALISATION_MODES:
         raise UsageError(f"There is no mode {mode!r}.", hint=f"Choose {', '.join(PERSONALISATION_MODES)}.")
     if user is None:
-        raise BadInput(f"Nobody is asked, so nothing can be {mode}.", hint="Name somebody with --user.")
+        raise BadInput(f"Without a user there is no {mode} model.", hint="Name a user with --user.")
     best = most_personal_mode(reg, user, task, fingerprint)
     if PERSONALISATION_MODES.index(best) < PERSONALISATION_MODES.index(mode):
         missing, verb = ("stack", "adapt") if mode == "adapted" else ("fusion", "fuse")

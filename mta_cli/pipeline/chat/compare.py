@@ -1,7 +1,7 @@
-"""One question to all that a user's model is made of, in one batch: base, fused and adapted side by side.
+"""One question to base, fused and adapted side by side, in one batch.
 
-Every column is a row with parts of its own above the bare base, so all answers grow together; other people's models
-may stand beside them. Where the right answer is known, each column is measured against it. Renders nothing.
+Every column is a row of the batch with its own LoRAs above the bare base, so all answers grow together. Other users'
+models can be columns too. With a known right answer, each column is scored against it.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
 
-SINGLE_ANSWER_METRICS = ("accuracy", "mae", "rouge_1", "rouge_l")  # the metrics that say something of a single answer
+SINGLE_ANSWER_METRICS = ("accuracy", "mae", "rouge_1", "rouge_l")  # the metrics that are defined for a single answer
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of all columns. `gold` is the right answer, where it is known.
+    """The question to all columns. `gold` is the right answer, where it is known.
 
-    `time` is when a held-out query was: no item known to be later stands in its prompt. `held_out` says that it is one.
+    `time` is when a held-out query was asked: the prompt shows no item known to be later.
     """
 
     text: str
@@ -56,9 +56,9 @@ class Question:
 
 @dataclass
 class ComparedModel:
-    """A user's mode, the parts that it lays above the base, and its answer as it grows.
+    """One column: a user's mode, the LoRAs that it adds above the base, and its answer as it grows.
 
-    `key` is what its tokens are marked with: the mode, or `@NAME` for another person's model.
+    `key` marks its tokens: the mode, or `@NAME` for another user's model.
     """
 
     key: str
@@ -71,27 +71,27 @@ class ComparedModel:
 def compare_user_models(
     reg: Registry, entry: ModelEntry, user_name: str, text: str, asking: ChatOptions
 ) -> Iterator[Event]:
-    """The same question to base, fused and adapted, with the same prompt. Answers that cannot be are None."""
+    """The same question to base, fused and adapted, with the same prompt. Missing models have the answer None."""
     check_message(text)
-    voice = ChatModel.load_for_user(reg, entry, reg.users.get(user_name), asking)
-    yield from compare_question(voice, Question(text))
+    model = ChatModel.load_for_user(reg, entry, reg.users.get(user_name), asking)
+    yield from compare_question(model, Question(text))
 
 
-def compare_question(voice: ChatModel, question: Question, others: Sequence[User] = ()) -> Iterator[Event]:
-    """A question to everything that the voice's user has, and to the best that each of `others` has for its task.
+def compare_question(model: ChatModel, question: Question, others: Sequence[User] = ()) -> Iterator[Event]:
+    """A question to all models of the current user, and to the most personal model of each of `others` for its task.
 
-    All read the same prompt, with the voice's user's history.
+    All get the same prompt, with the current user's history.
     """
     check_message(question.text)
     before = (question.time, MAX_ITEM_ID) if question.held_out else None
     messages = [{"role": "user", "content": question.text}]
-    ids, _, items = voice.fit_prompt(messages, voice.prompt_history(question.text, before))
+    ids, _, items = model.fit_prompt(messages, model.prompt_history(question.text, before))
     yield from truncation_notes(0, items)
-    yield from compare_prompt(voice, question.text, ids, gold=question.gold, others=others, asked_at=question.time)
+    yield from compare_prompt(model, question.text, ids, gold=question.gold, others=others, asked_at=question.time)
 
 
 def compare_prompt(
-    voice: ChatModel,
+    model: ChatModel,
     text: str,
     ids: list[int],
     *,
@@ -99,31 +99,31 @@ def compare_prompt(
     others: Sequence[User] = (),
     asked_at: str | None = None,
 ) -> Iterator[Event]:
-    """Every column's answer to one prompt, streamed by column; the voice is as before afterwards.
+    """Every column's answer to one prompt, streamed by column. The model is unchanged afterwards.
 
-    With a `gold`, each column's details hold a `gold` too: its log-likelihood and the task's metric of the answer.
+    With a `gold`, each column's details have a `gold` too: its log-likelihood and the task's metric of the answer.
     """
-    columns = _user_models(voice)
+    columns = _user_models(model)
     whole = columns[-1].key == "adapted"
     for user in others:
-        yield from _add_other_user(voice, user, columns)
+        yield from _add_other_user(model, user, columns)
     measured: list[dict[str, Any]] = []
-    with voice.hold_users(others), voice.disable_adapters():
+    with model.hold_users(others), model.disable_adapters():
         yield from (
-            _choose_labels(voice, text, ids, columns, asked_at)
-            if voice.answers_with_label
-            else _generate_all(voice, ids, columns)
+            _choose_labels(model, text, ids, columns, asked_at)
+            if model.answers_with_label
+            else _generate_all(model, ids, columns)
         )
         if gold is not None:
-            yield from _score_against_gold(voice, ids, columns, gold, measured)
+            yield from _score_against_gold(model, ids, columns, gold, measured)
     if not whole:
-        yield from personalisation_hints(voice)
+        yield from personalisation_hints(model)
     answers: dict[str, str | None] = dict.fromkeys(PERSONALISATION_MODES)
     details: dict[str, Any] = dict.fromkeys(PERSONALISATION_MODES)
     for place, column in enumerate(columns):
         answers[column.key] = column.generation.text
-        details[column.key] = _answer_details(column, voice.task.name) | ({"gold": measured[place]} if measured else {})
-    result = {"user": voice.user.name if voice.user else None, "prompt": text, "answers": answers, "details": details}
+        details[column.key] = _answer_details(column, model.task.name) | ({"gold": measured[place]} if measured else {})
+    result = {"user": model.user.name if model.user else None, "prompt": text, "answers": answers, "details": details}
     yield JobResult(result if gold is None else {**result, "gold": gold})
 
 
@@ -134,72 +134,72 @@ def _answer_details(column: ComparedModel, task: str) -> dict[str, Any]:
     return answer | {"tokens_per_second": None if rate is None else round(rate, 1)}
 
 
-def _user_models(voice: ChatModel) -> list[ComparedModel]:
-    """What there is for this user, the base first."""
-    base, task = voice.base.fingerprint, voice.task.name
-    best = most_personal_mode(voice.reg, voice.user, task, base)
-    columns = [ComparedModel("base", voice.user, (), AnswerSource("base"))]
+def _user_models(model: ChatModel) -> list[ComparedModel]:
+    """The models of this user, the base first."""
+    base, task = model.base.fingerprint, model.task.name
+    best = most_personal_mode(model.reg, model.user, task, base)
+    columns = [ComparedModel("base", model.user, (), AnswerSource("base"))]
     for mode in PERSONALISATION_MODES[1 : PERSONALISATION_MODES.index(best) + 1]:
         try:
-            columns.append(_load_compared_model(voice, mode, voice.user, mode))
+            columns.append(_load_compared_model(model, mode, model.user, mode))
         except NotFound:  # a stack may stand on the task adapter alone, without a recipe
             continue
     return columns
 
 
-def _add_other_user(voice: ChatModel, user: User, columns: list[ComparedModel]) -> Iterator[Event]:
-    """Adds another person's best model for the voice's task, or says that there is none."""
-    task = voice.task.name
-    best = most_personal_mode(voice.reg, user, task, voice.base.fingerprint)
+def _add_other_user(model: ChatModel, user: User, columns: list[ComparedModel]) -> Iterator[Event]:
+    """Add another user's most personal model for the model's task, or say that there is none."""
+    task = model.task.name
+    best = most_personal_mode(model.reg, user, task, model.base.fingerprint)
     if best == "base":
         yield Note(f"{user.name} has no model of their own for {task} and is left out.", warning=True)
     elif all(column.key != f"@{user.name}" for column in columns):
-        columns.append(_load_compared_model(voice, f"@{user.name}", user, best))
+        columns.append(_load_compared_model(model, f"@{user.name}", user, best))
 
 
-def _load_compared_model(voice: ChatModel, key: str, user: User | None, mode: str) -> ComparedModel:
-    base, task = voice.base.fingerprint, voice.task.name
-    parts, source = load_fusion_and_stack(voice.reg, base, user, task, mode)
-    return ComparedModel(key, user, (*load_task_adapter(voice.reg, task, base), *parts), source)
+def _load_compared_model(model: ChatModel, key: str, user: User | None, mode: str) -> ComparedModel:
+    base, task = model.base.fingerprint, model.task.name
+    loras, source = load_fusion_and_stack(model.reg, base, user, task, mode)
+    return ComparedModel(key, user, (*load_task_adapter(model.reg, task, base), *loras), source)
 
 
-def _generate_all(voice: ChatModel, ids: list[int], columns: Sequence[ComparedModel]) -> Iterator[Event]:
-    """Everybody's own words, a token each in turn."""
+def _generate_all(model: ChatModel, ids: list[int], columns: Sequence[ComparedModel]) -> Iterator[Event]:
+    """Generated text of all columns, one token for each in turn."""
     from mta_cli.engine.generation.generate import StreamingDetokenizer
     from mta_cli.engine.generation.generate_batch import SamplingParams, stream_answers
 
-    options, started = voice.options.answer, time.perf_counter()
+    options, started = model.options.answer, time.perf_counter()
     choice = SamplingParams(options.max_tokens, options.temperature, options.top_p)
-    decoders = [StreamingDetokenizer(voice.base.tokenizer) for _ in columns]
+    decoders = [StreamingDetokenizer(model.base.tokenizer) for _ in columns]
     stream = stream_answers(
-        voice.base,
+        model.base,
         [ids] * len(columns),
         [column.loras for column in columns],
         range(len(columns)),
         choice,
-        seed=voice.options.machine.seed,
+        seed=model.options.machine.seed,
         int8=options.int8,
     )
     for place, token in stream:
         columns[place].generation.tokens += 1
         columns[place].generation.seconds = time.perf_counter() - started
         yield from _append_text(columns[place], decoders[place].add_token(token))
-    room = min(options.max_tokens, voice.base.window - len(ids))
+    room = min(options.max_tokens, model.base.window - len(ids))
     for column, decoder in zip(columns, decoders, strict=True):
         yield from _append_text(column, decoder.flush())
         column.generation.finish_reason = "length" if column.generation.tokens >= room else "end"
 
 
 def _choose_labels(
-    voice: ChatModel, text: str, ids: list[int], columns: Sequence[ComparedModel], asked_at: str | None
+    model: ChatModel, text: str, ids: list[int], columns: Sequence[ComparedModel], asked_at: str | None
 ) -> Iterator[Event]:
-    """Each model's likeliest label."""
-    labels, started = voice.task.labels, time.perf_counter()
-    answers = [tuple(voice.prompter.answer_ids(label)) for label in labels]
-    found = _likelihoods(voice, ids, columns, answers)
+    """Each column's likeliest label."""
+    labels, started = model.task.labels, time.perf_counter()
+    answers = [tuple(model.prompter.answer_ids(label)) for label in labels]
+    found = _likelihoods(model, ids, columns, answers)
     for column, scores in zip(columns, found, strict=True):
         spoken = column.generation
-        best = voice.decide_label(spoken, scores, text, column.source.mode, column.user, asked_at)
+        best = model.decide_label(spoken, scores, text, column.source.mode, column.user, asked_at)
         spoken.tokens, spoken.seconds, spoken.finish_reason = len(answers[best]), time.perf_counter() - started, "label"
         yield from _append_text(column, labels[best])
 
@@ -211,51 +211,51 @@ def _append_text(column: ComparedModel, piece: str) -> Iterator[Event]:
 
 
 def _likelihoods(
-    voice: ChatModel, ids: list[int], columns: Sequence[ComparedModel], answers: Sequence[tuple[int, ...]]
+    model: ChatModel, ids: list[int], columns: Sequence[ComparedModel], answers: Sequence[tuple[int, ...]]
 ) -> list[list[float]]:
-    """Of each answer under each column, nats. Raises BadInput where one does not fit into the window."""
+    """The log-likelihood (nats) of each answer under each column. Raises BadInput where one does not fit the window."""
     from mta_cli.engine.generation.generate import require_window
     from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
 
-    require_window(voice.base, ids, max(map(len, answers)))
-    fork, asked = PromptTree(tuple(ids), tuple(answers)), [(0, place) for place in range(len(columns))]
-    return completion_log_likelihoods(voice.base, [fork], [column.loras for column in columns], asked)
+    require_window(model.base, ids, max(map(len, answers)))
+    tree, asked = PromptTree(tuple(ids), tuple(answers)), [(0, place) for place in range(len(columns))]
+    return completion_log_likelihoods(model.base, [tree], [column.loras for column in columns], asked)
 
 
 def _score_against_gold(
-    voice: ChatModel, ids: list[int], columns: Sequence[ComparedModel], gold: str, measured: list[dict[str, Any]]
+    model: ChatModel, ids: list[int], columns: Sequence[ComparedModel], gold: str, measured: list[dict[str, Any]]
 ) -> Iterator[Event]:
-    """Every column against the right answer; `measured` gets a record for each.
+    """Score every column against the right answer; `measured` gets a record for each.
 
-    `loglik` is of the gold: over the task's labels where they were weighed, priors in it (`over: labels`), else over
-    all words, per token (`over: token`). Nats.
+    `loglik` is the gold's, in nats: over the task's labels with their priors where answers are labels (`over: labels`),
+    else over the vocabulary, per token (`over: token`).
     """
     labels = columns[0].generation.label_logliks
     if gold.strip() in labels:
         logliks = [_label_log_probability(column.generation.label_logliks, gold.strip()) for column in columns]
     else:
-        answer = tuple(voice.prompter.answer_ids(gold))
+        answer = tuple(model.prompter.answer_ids(gold))
         try:
-            found = _likelihoods(voice, ids, columns, [answer])
+            found = _likelihoods(model, ids, columns, [answer])
         except MtaError as error:
             yield Note(f"The gold answer was not measured: {error.message}", warning=True)
             return
         logliks = [values[0] / len(answer) for values in found]
     over = "labels" if gold.strip() in labels else "token"
     for column, loglik in zip(columns, logliks, strict=True):
-        metrics = answer_metrics(voice.task.metric, voice.task.labels, column.generation.text, gold)
+        metrics = answer_metrics(model.task.metric, model.task.labels, column.generation.text, gold)
         measured.append({"loglik": loglik, "over": over, "metrics": metrics})
 
 
 def _label_log_probability(labels: dict[str, float], gold: str) -> float:
-    """The log-probability of one label among all."""
+    """The log-probability of one label among all labels."""
     top = max(labels.values())
     return labels[gold] - top - math.log(sum(math.exp(value - top) for value in labels.values()))
 
 
 def answer_metrics(metric: str, labels: Sequence[str], answer: str, gold: str) -> dict[str, float]:
-    """The task's metrics of one answer; nothing where a score's gold is no number."""
+    """The task's metrics of one answer; empty where the metric needs a numeric gold and it is not a number."""
     from mta_cli.engine.evaluation.user_sums import sum_by_user
 
     try:

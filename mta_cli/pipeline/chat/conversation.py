@@ -1,6 +1,6 @@
-"""A conversation with a user's model: what was said, what still fits the window, and what of it is stored.
+"""A conversation with a user's model: its messages, which of them fit the window, and what is stored.
 
-Knows neither slash commands nor terminals; every turn is a generator of events.
+Every turn is a generator of events.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LISTED_CHATS = 20
 
 @dataclass
 class Exchange:
-    """A question, its answer and where the answer came from."""
+    """A question, its answer and the answer's source."""
 
     question: str
     answer: str
@@ -52,8 +52,8 @@ class Exchange:
 class Conversation:
     """Turns with one user at a time. `autosave` stores each exchange as soon as it is complete."""
 
-    def __init__(self, voice: ChatModel, *, autosave: bool) -> None:
-        self.model, self.autosave = voice, autosave
+    def __init__(self, model: ChatModel, *, autosave: bool) -> None:
+        self.model, self.autosave = model, autosave
         self._clear_state()
 
     def _clear_state(self) -> None:
@@ -64,22 +64,22 @@ class Conversation:
 
     @property
     def chat_id(self) -> int | None:
-        """The number of the stored conversation, once there is one."""
+        """The number of the stored conversation; None before it is stored."""
         return None if self.chat is None else self.chat.id
 
     def opening_notes(self) -> Iterator[Event]:
-        """Who is spoken with, by which weights, and what is stored."""
-        voice = self.model
-        name = voice.user.name if voice.user else "nobody in particular"
-        yield Note(f"{name} · {voice.base.name} · {source_line(voice.source, voice.task.name)}")
-        yield from personalisation_hints(voice)
-        if voice.uses_task_prompt:
-            yield Note(f"Each message is a {voice.task.name} question by itself.")
-        if self.autosave and voice.user is None:
-            yield Note("A conversation with nobody in particular is not stored.")
+        """Notes on the user, the weights and what is stored."""
+        model = self.model
+        name = model.user.name if model.user else "no user"
+        yield Note(f"{name} · {model.base.name} · {source_line(model.source, model.task.name)}")
+        yield from personalisation_hints(model)
+        if model.uses_task_prompt:
+            yield Note(f"Each message is a {model.task.name} question by itself.")
+        if self.autosave and model.user is None:
+            yield Note("A conversation without a user is not stored.")
 
     def answer_message(self, text: str) -> Iterator[Event]:
-        """Answer one message. What was said before an interruption is kept."""
+        """Answer one message. An interruption keeps the text generated before it."""
         spoken = Generation()
         trouble: list[Event] = []
         with self.model.hold_users():
@@ -96,7 +96,7 @@ class Conversation:
         yield JobResult(chat_result(self.model, spoken))
 
     def compare(self, text: str = "") -> Iterator[Event]:
-        """`text`, or the last question, to base, fused and adapted; the conversation stays as it was."""
+        """`text`, or the last question, to base, fused and adapted. The conversation does not change."""
         earlier = self.exchanges
         if not text:
             if not earlier:
@@ -109,24 +109,24 @@ class Conversation:
         yield from compare_prompt(self.model, text, ids)
 
     def switch_user(self, name: str) -> Iterator[Event]:
-        """Speak with somebody else: new weights, a new conversation, the same loaded base."""
+        """Change to another user: new weights, a new conversation, the same loaded base."""
         user = self.model.reg.users.get(name)
         self.model.set_user(user, self.model.options.mode)
         self._clear_state()
         yield from self.opening_notes()
 
     def switch_mode(self, mode: str) -> Iterator[Event]:
-        """Go on with the same conversation under other weights."""
+        """Continue the same conversation with other weights."""
         self.model.set_user(self.model.user, mode)
         yield Note(source_line(self.model.source, self.model.task.name))
 
     def reset(self) -> Iterator[Event]:
-        """Start over with the same user; what is stored stays."""
+        """Start a new conversation with the same user; what is stored stays."""
         self._clear_state()
         yield Note("A new conversation begins.")
 
     def accept_exchange(self) -> Iterator[Event]:
-        """Make the last exchange a history item of the user's task, `free` unless the chat was opened with one."""
+        """Make the last exchange a history item of the user's task, `free` unless the chat was opened with a task."""
         if not self.exchanges:
             raise BadInput("There is no answer yet to call good.")
         user, last = self._require_user("keep an item for"), self.exchanges[-1]
@@ -140,7 +140,7 @@ class Conversation:
         yield saved
 
     def resume(self, chat_id: int) -> Iterator[Event]:
-        """Go on with one of the user's stored chats. NotFound where they have none of that number."""
+        """Continue one of the user's stored chats. Raises NotFound where they have none of that number."""
         user, chats = self._require_user("go on with"), self.model.reg.chats
         chat = chats.get(chat_id)
         if chat.user_id != user.id:
@@ -156,7 +156,7 @@ class Conversation:
         yield Note(f"Going on with chat {chat_id} of {user.name}.")
 
     def save(self, target: str = "") -> Iterator[Event]:
-        """Store the conversation, and from here on too; with `target`, also write it to that new text file."""
+        """Store the conversation, and from now on each exchange; with `target`, also write it to that new text file."""
         if not self.exchanges:
             raise BadInput("There is nothing to save yet.")
         if target:
@@ -191,7 +191,7 @@ class Conversation:
         yield JobResult({"user": user.name, "chats": listed, "more": max(0, len(known) - LISTED_CHATS)})
 
     def _fit_prompt(self, text: str, exchanges: list[Exchange]) -> tuple[list[int], int, int]:
-        """The fitted prompt for `text` after what of `exchanges` still fits."""
+        """The fitted prompt for `text` after the part of `exchanges` that still fits."""
         messages: list[Message] = []
         for exchange in exchanges[self.first_in_window :] if not self.model.uses_task_prompt else ():
             messages += [
@@ -201,7 +201,7 @@ class Conversation:
         messages.append({"role": "user", "content": text})
         if self.model.uses_task_prompt:
             return self.model.fit_prompt(messages, self.model.prompt_history(text))
-        if self._history is None:  # the block stands before the first message: changing it later would void the cache
+        if self._history is None:  # the history precedes the first message: a later change would void the KV cache
             self._history = self.model.prompt_history(text)
         return self.model.fit_prompt(messages, self._history)
 
@@ -214,7 +214,7 @@ class Conversation:
             return [Note(f"Not stored, nor is what follows: {error.message}", warning=True)]
 
     def _store(self) -> Iterator[Event]:
-        """Write what is not stored yet. A busy store is a warning: the next exchange tries again.
+        """Write what is not stored yet. A busy store gives a warning, and the next exchange tries again.
 
         Raises NotFound where the user or the stored conversation was removed meanwhile.
         """
@@ -246,12 +246,12 @@ class Conversation:
 
     def _require_user(self, purpose: str) -> Any:
         if self.model.user is None:
-            raise BadInput(f"There is nobody to {purpose}.", hint="/user NAME chooses somebody.")
+            raise BadInput(f"There is no user to {purpose}.", hint="/user NAME chooses a user.")
         return self.model.user
 
 
 def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, answer: str) -> ArtifactSaved:
-    """Make an exchange a history item of a task. Raises BadInput where the answer is none of the task's labels."""
+    """Make an exchange a history item of a task. Raises BadInput for an answer that is not a label of the task."""
     from mta_cli.pipeline.data.tasks import find_task
     from store.records import NewItem
 
@@ -271,7 +271,7 @@ def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, an
 
 
 def _turn(who: str, text: str) -> str:
-    """One turn of a transcript: text that was said cannot look like another's turn, or like a terminal's command."""
+    """One turn of a transcript, escaped so that it cannot imitate another turn or a terminal command."""
     return f"{clean_text(who)}: " + "\n    ".join(clean_text(text).splitlines()) + "\n"
 
 
@@ -286,6 +286,6 @@ def _write_new(target: str, text: str) -> Path:
         path = Path(target).expanduser()
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, the home of nobody
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL character, or the home of an unknown user
         raise BadInput(f"{target!r:.200} cannot be written: {system_reason(error)}", hint="Name a new file.") from error
     return path

@@ -1,4 +1,4 @@
-"""Answers to held-out queries with how likely the gold was, under many people's parts at once. Stores nothing."""
+"""Answers to held-out queries, and the likelihoods of their golds, for the LoRAs of many users at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelQuery:
-    """A query, and whose parts answer it: a number among the people who are asked together."""
+    """A query, and the index of the model that answers it."""
 
     query: Query
     model_index: int
@@ -25,11 +25,11 @@ class ModelQuery:
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """An answer. `scores` are the log-likelihoods of the task's labels with the person's prior, nats; nothing
-    where the task has no labels.
+    """An answer with its likelihoods.
 
-    `gold_loglik` is summed over the gold's `gold_tokens` tokens (nats). `seconds` is an equal share of the time that
-    all answers took together.
+    `scores` are the log-likelihoods of the task's labels with the user's prior, nats; empty without labels.
+    `gold_loglik` is summed over the gold's `gold_tokens` tokens (nats). `seconds` is an equal share of the time of all
+    answers.
     """
 
     prompt: tuple[int, ...]
@@ -44,13 +44,13 @@ def answer_queries(
     base: LoadedBase,
     examples: PromptRowBuilder,
     asked: Sequence[ModelQuery],
-    people: Sequence[tuple[LoraWeights, ...]],
+    user_loras: Sequence[tuple[LoraWeights, ...]],
     priors: Sequence[LabelPrior | None] = (),
 ) -> list[ScoredAnswer]:
-    """An answer to each of `asked`: a label (see `labels.decide`), or the model's own words where the task has none.
+    """An answer to each of `asked`: a label (see `label_prior.decide_label`), or generated text where there are none.
 
-    `people` are the parts that stand above what the base holds now, `priors` the label prior of each of them,
-    if any. Each query stands in one prompt, whoever answers.
+    `user_loras` [models] are the LoRAs above what the base holds now; `priors` [models] the label priors, if any. Each
+    query has one prompt, whichever model answers.
     """
     from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
@@ -58,7 +58,7 @@ def answer_queries(
     prompts = {one.query.id: tuple(examples.query_prompt(one.query)) for one in asked}
     labels = examples.task.labels
     options = {one.query.id: (*labels, one.query.gold) if one.query.gold not in labels else labels for one in asked}
-    found = _score_options(base, examples, asked, people, prompts, options)
+    found = _score_options(base, examples, asked, user_loras, prompts, options)
     scores = [
         add_label_prior(
             values[: len(labels)], priors[one.model_index] if priors else None, one.query.input, one.query.time
@@ -68,7 +68,7 @@ def answer_queries(
     if labels:
         texts = [labels[decide_label(own, labels, examples.task.metric)] for own in scores]
     else:
-        texts = _generate_texts(base, examples, asked, people, prompts)
+        texts = _generate_texts(base, examples, asked, user_loras, prompts)
     seconds = (time.perf_counter() - started) / max(1, len(asked))
     answers = []
     for one, text, values, own in zip(asked, texts, found, scores, strict=True):
@@ -83,7 +83,7 @@ def _generate_texts(
     base: LoadedBase,
     examples: PromptRowBuilder,
     asked: Sequence[ModelQuery],
-    people: Sequence[tuple[LoraWeights, ...]],
+    user_loras: Sequence[tuple[LoraWeights, ...]],
     prompts: dict[int, tuple[int, ...]],
 ) -> list[str]:
     from mta_cli.engine.generation.generate_batch import generate_answers
@@ -91,7 +91,7 @@ def _generate_texts(
     found = generate_answers(
         base,
         [prompts[one.query.id] for one in asked],
-        people,
+        user_loras,
         [one.model_index for one in asked],
         max_tokens=examples.task.answer_tokens,
     )
@@ -103,19 +103,21 @@ def _score_options(
     base: LoadedBase,
     examples: PromptRowBuilder,
     asked: Sequence[ModelQuery],
-    people: Sequence[tuple[LoraWeights, ...]],
+    user_loras: Sequence[tuple[LoraWeights, ...]],
     prompts: dict[int, tuple[int, ...]],
     options: dict[int, tuple[str, ...]],
 ) -> list[list[float]]:
-    """The log-likelihood of each of a query's `options`, for each that is asked."""
+    """The log-likelihood of each of a query's `options`, for each of `asked`."""
     from mta_cli.engine.generation.generate import require_window
     from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
 
     numbers = {number: n for n, number in enumerate(prompts)}
-    forks = []
+    trees = []
     for number, prompt in prompts.items():
         branches = tuple(tuple(examples.prompter.answer_ids(text)) for text in options[number])
         require_window(base, prompt, max(map(len, branches)))
-        forks.append(PromptTree(prompt, branches))
-    return completion_log_likelihoods(base, forks, people, [(numbers[one.query.id], one.model_index) for one in asked])
+        trees.append(PromptTree(prompt, branches))
+    return completion_log_likelihoods(
+        base, trees, user_loras, [(numbers[one.query.id], one.model_index) for one in asked]
+    )

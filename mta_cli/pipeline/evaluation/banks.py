@@ -1,4 +1,4 @@
-"""The bank of each fold, built from those who are not tested in it. A fold's bank serves every evaluation it fits."""
+"""The bank of each fold, built without the fold's test users. All evaluations with the same bank settings share it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 PURPOSE = "eval"
-FoldBanks = dict[tuple[int, str], Bank]  # by fold, and the preset that the bank is built with
+FoldBanks = dict[tuple[int, str], Bank]  # by fold and preset
 
 
 def bank_presets(methods: Sequence[Method]) -> tuple[str, ...]:
-    """The presets that the banks of these methods are built with, the evaluation's own bank ("") first."""
+    """The presets of the banks of these methods, the evaluation's own bank ("") first."""
     return ("", *sorted({method.bank_preset for method in methods} - {""}))
 
 
@@ -57,7 +57,7 @@ def build_fold_banks(
 def cost_of_banks(
     reg: Registry, request: EvalRequest, plan: Design, presets: Sequence[str] = ("",)
 ) -> tuple[PlanLine, ...]:
-    """Tokens, memory and time of the banks that are not there yet. BadInput where a fold has too few candidates."""
+    """Tokens, memory and time of the missing banks. Raises BadInput where a fold has too few candidates."""
     from mta_cli.pipeline.bank.build import anchor_candidates, contributors, estimate_build
     from mta_cli.pipeline.bank.task_adapter import find_reusable_task_adapter
     from mta_cli.pipeline.training.estimate import cost_lines
@@ -91,7 +91,7 @@ def _each_bank(plan: Design, presets: Sequence[str]) -> Iterator[tuple[int, User
 
 
 def _has_fitted_memory(bank: Bank) -> bool:
-    """Whether its neighbours are fitted and weighed, as a bank of an earlier version's may not be."""
+    """Whether the kernel and the weight of its neighbours are fitted. Banks of earlier versions may lack them."""
     return NEIGHBOUR_WEIGHT_KEY in bank.config and has_fitted_kernel(bank)
 
 
@@ -110,6 +110,6 @@ def _request(request: EvalRequest, fold: UserFold, preset: str = "") -> BankRequ
 
 
 def preset_bank_options(options: BankOptions, preset: str) -> BankOptions:
-    """The options with the values of a preset; the same without one."""
+    """The options with the values of a preset; unchanged without one."""
     values = {key.partition(".")[2]: v for key, v in PRESETS.get(preset, {}).items() if key.startswith("bank.")}
     return replace(options, **values)

@@ -1,4 +1,4 @@
-"""One base under all folds, and what methods are given of a fold and its users."""
+"""The loaded base of all folds, and the context that methods get for a fold and its users."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class EvalContext:
-    """Where methods are compared: the loaded base, and below it whatever a method stands on in a fold."""
+    """Loads, for a method and a fold, the bank, the task adapter and the users. The base is loaded once."""
 
     def __init__(
         self, reg: Registry, request: EvalRequest, plan: Design, banks: FoldBanks, profiles: dict[int, Tensor]
@@ -49,11 +49,11 @@ class EvalContext:
         self.plain_examples = PromptRowBuilder(reg, self.base, request.task, 0)
 
     def examples(self, history: bool) -> PromptRowBuilder:
-        """Prompts with people's shots in them, or without."""
+        """A builder of prompts with the users' shots in them, or without."""
         return self.history_examples if history else self.plain_examples
 
     def fold_in_task_adapter(self, fold: int, method: Method) -> None:
-        """Make the base hold what lies below a method: nothing, or the task adapter of its bank in a fold."""
+        """Make the base hold what a method needs below it: nothing, or the task adapter of its bank in a fold."""
         wanted = self.banks[fold, method.bank_preset] if method.below == "task" else None
         if wanted is self._folded_bank:
             return
@@ -62,7 +62,7 @@ class EvalContext:
         self._folded_bank = wanted
 
     def bank_context(self, fold: int, preset: str = "") -> BankContext:
-        """What a fold's users share, the same one each time: methods leave in it what others need."""
+        """The context of a fold's users. It is the same object each time, so methods share its cache."""
         key = (fold, preset)
         if key not in self._bank_contexts:
             bank, task = self.banks[key], self.request.task
@@ -83,7 +83,7 @@ class EvalContext:
         return self._bank_contexts[key]
 
     def without_cached_states(self, context: MethodContext) -> MethodContext:
-        """The context as if no user had been computed yet, with the embedder loaded where one is needed: for timing."""
+        """The context without cached states, with the embedder loaded where one is needed: for timing."""
         known = context.memory.neighbours
         if known is None:
             return replace(context, cache={})
@@ -92,13 +92,13 @@ class EvalContext:
         return replace(context, cache={}, memory=replace(context.memory, neighbours=neighbours))
 
     def _embed(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors of questions; the embedder is loaded with the first."""
+        """Unit vectors of questions [texts, width]; the embedder is loaded on first use."""
         if self._embedder is None:
             self._embedder = load_embedder(self.request.embedder, self.request.machine.device)
         return self._embedder(texts)
 
     def method_users(self, users: Sequence[int]) -> list[UserShots]:
-        """People as methods see them, in the order of `users`."""
+        """The users as methods see them, in the order of `users`."""
         return [self._method_users_by_id[user] for user in users]
 
     @cached_property
@@ -111,7 +111,7 @@ class EvalContext:
 
 
 def embed_shot_profiles(request: EvalRequest, plan: Design) -> Generator[Event, None, dict[int, Tensor]]:
-    """`return`s everybody's profile by user id, made from their shots alone: unit vectors `[width]`, float32."""
+    """`return`s each user's profile by user id, made from the shots only: unit vectors [width], float32."""
     import numpy as np
     from torch import from_numpy
 

@@ -1,6 +1,6 @@
-"""What an evaluation is: which people in which role, under which options. Two runs of one design are one evaluation.
+"""The design of an evaluation: users, their roles, and options. Two runs of one design are one evaluation.
 
-Methods and their settings are not part of it: they may be added later, and what is answered already stays.
+Methods and their settings are not part of the design. They can be added later, and stored answers stay.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from mta_cli.engine.evaluation.folds import UserFold
     from store.registry import Registry
 
-# What differs between two methods on one query, for the estimate before a run: standard deviation, and the share of
-# its variance that lies between people. For accuracy: one answer in six is right under one method alone.
+# The difference between two methods on one query, for the estimate before a run: standard deviation, and the share of
+# its variance that lies between users. For accuracy: one answer in six is right under one method only.
 DIFFERENCE_SD = {"accuracy": 0.4, "mae": 0.5, "rouge": 0.12}
 BETWEEN_USER_VARIANCE = 0.1
 
 
 def job_name(task: str, key: str | None) -> str:
-    """What the job of a design is locked by: evaluations of other designs may go on meanwhile."""
+    """The name of the lock of a design's job. Evaluations of other designs can run at the same time."""
     return f"eval {task} {(key or '')[:12]}"
 
 
 @dataclass(frozen=True)
 class Design:
-    """The people by fold, their shots and queries by user id, and the key of all that."""
+    """The users by fold, their shots and queries by user id, and the hash `key` of all inputs."""
 
     key: str
     folds: tuple[UserFold, ...]
@@ -43,20 +43,23 @@ class Design:
 
     @property
     def role_assignments(self) -> list[FoldMember]:
-        """Everybody's role in every fold."""
+        """The role of every user in every fold."""
         return [
             (number, user, role)
             for number, fold in enumerate(self.folds)
-            for role, people in (("bank", fold.bank), ("tuning", fold.tuning), ("test", fold.test))
-            for user in people
+            for role, users in (("bank", fold.bank), ("tuning", fold.tuning), ("test", fold.test))
+            for user in users
         ]
 
     def answering_users(self, fold: int) -> tuple[int, ...]:
-        """Whose queries are answered in a fold."""
+        """The users whose queries are answered in a fold."""
         return (*self.folds[fold].test, *self.folds[fold].tuning)
 
     def tuning_design(self, fold: int) -> Design:
-        """The same, where those on whom the settings of a fold are chosen count, and nobody tested in it."""
+        """The design with the users who choose a fold's settings as test users.
+
+        These are the fold's tuning users; without any, the test users of the other folds.
+        """
         own = self.folds[fold]
         if own.tuning:
             return replace(self, folds=(replace(own, test=own.tuning),))
@@ -64,17 +67,17 @@ class Design:
 
     @property
     def all_users(self) -> set[int]:
-        """Everybody who takes part."""
+        """All users of any fold and role."""
         return {user for _, user, _ in self.role_assignments}
 
     @property
     def test_users(self) -> list[int]:
-        """Everybody who counts, by fold."""
+        """All test users, by fold."""
         return [user for fold in self.folds for user in fold.test]
 
 
 def make_design(reg: Registry, request: EvalRequest) -> Design:
-    """The evaluation that `request` describes. BadInput where the task has too few people for its folds."""
+    """The design of `request`. Raises BadInput where the task has too few users for its folds."""
     from mta_cli.engine.evaluation.folds import split_users
 
     task, options = request.task, request.options
@@ -85,7 +88,7 @@ def make_design(reg: Registry, request: EvalRequest) -> Design:
     except ValueError as error:
         raise BadInput(
             f"Task {task.name} cannot be evaluated in {options.folds} folds: {error}.",
-            hint="a smaller --folds, or import more people with held-out queries (mta data import)",
+            hint="a smaller --folds, or import more users with held-out queries (mta data import)",
         ) from error
     shots = {user: reg.items.recent_items(user, task.name, options.shots) for user in counts}
     return Design(_key(reg, request, queries), tuple(folds), shots, queries)
@@ -95,7 +98,7 @@ def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]
     from mta_cli.engine.model.load import dtype_name
 
     options, items, machine = request.options, reg.items, request.machine
-    people = [
+    histories = [
         [
             user.id,
             user.can_anchor,
@@ -114,13 +117,13 @@ def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]
         "history_items": request.prompt.history_items,
         "seed": machine.seed,
         "dtype": dtype_name(machine.dtype, machine.device),
-        "people": sorted(people),
+        "people": sorted(histories),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def evaluation_config(request: EvalRequest) -> dict[str, Any]:
-    """What is kept of the options with the evaluation; nobody's name is in it."""
+    """The options that are stored with the evaluation. They contain no user's name."""
     return {
         "base": request.base.name,
         "fingerprint": request.base.fingerprint,
@@ -136,14 +139,14 @@ def evaluation_config(request: EvalRequest) -> dict[str, Any]:
 
 
 def describe_options(request: EvalRequest) -> str:
-    """What else decides the answers, in words: evaluations are seeds of one design only where it is the same."""
+    """The other options that determine the answers, as text. Seeds of one design have the same text."""
     bank = {key: value for key, value in asdict(bank_options(request)).items() if key not in ("anchors", "placement")}
     rest = {"embedder": request.embedder.name, "calibrate": request.options.calibrate, **bank}
     return ", ".join(f"{key} {value}" for key, value in rest.items())
 
 
 def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tuple[PlanLine, ...]:
-    """Who is measured, and which difference that can show."""
+    """Plan lines with the number of users and queries, and the difference that they can show."""
     from mta_cli.engine.evaluation.statistics import planned_detectable_effect
 
     metric = request.task.metric
@@ -163,7 +166,7 @@ def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tu
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, dict[str, str]]:
-    """`METHOD.SETTING=VALUE` texts by method. UsageFault for one of another form."""
+    """`METHOD.SETTING=VALUE` texts by method. Raises UsageError for a text of another form."""
     found: dict[str, dict[str, str]] = {}
     for text in given:
         place, equals, value = text.partition("=")

@@ -1,8 +1,8 @@
-"""Finished evaluations as files, so that those of several machines count together: sums by person, no text of theirs.
+"""Finished evaluations as files, to pool the evaluations of several machines: sums by user, without texts.
 
-A person is a digest of their name and held-out queries: the same people under the same queries pair up wherever they
-were asked, and nobody is named. Files are hostile; of what they say only designs, settings, costs and sums are taken,
-and every figure is computed anew. Cannot know whether a file's numbers were ever measured.
+A user is a digest of their name and held-out queries. The same user with the same queries has the same digest on every
+machine, and no name is stored. Files are not trusted: only designs, settings, costs and sums are read, and every figure
+is computed again. It cannot be verified that a file's numbers were measured.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _USER_DIGEST_PATTERN = re.compile(rf"[0-9a-f]{{{USER_DIGEST_DIGITS}}}")
 def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
     """Write a finished evaluation of the store to `path`. Returns {evaluation, file, bytes, users, methods}.
 
-    UsageFault for one of stored models, whose answers are not kept by method.
+    Raises UsageError for an evaluation of stored models, whose answers are not stored by method.
     """
     if "settings" not in one.result:
         raise UsageError(f"{one.name} is one of stored models: it stands for itself")
-    tallies = {name: one.portable_sums(name) for name in one.result["methods"]}
-    first = next(iter(tallies.values()))
+    user_sums = {name: one.portable_sums(name) for name in one.result["methods"]}
+    first = next(iter(user_sums.values()))
     document = {
         "format": FORMAT,
         "metric": first.metric,
         "labels": first.labels,
         "result": {key: one.result.get(key, "") for key in (*DESIGN_KEYS, "seed", "costs", "settings", "calibration")},
         "people": [f"{number:0{USER_DIGEST_DIGITS}x}" for number in first.users],
-        "weighed": {name: tally.has_loglik for name, tally in tallies.items()},
+        "weighed": {name: sums.has_loglik for name, sums in user_sums.items()},
         "sums": {
-            name: [[_compact_number(value) for value in row] for row in tally.sums] for name, tally in tallies.items()
+            name: [[_compact_number(value) for value in row] for row in sums.sums] for name, sums in user_sums.items()
         },
     }
     content = json.dumps(document, separators=(",", ":")).encode() + b"\n"
@@ -58,30 +58,30 @@ def export_evaluation(one: FinishedEvaluation, path: Path) -> dict[str, Any]:
         "file": str(path),
         "bytes": len(content),
         "users": len(first.users),
-        "methods": list(tallies),
+        "methods": list(user_sums),
     }
 
 
 def read_evaluation(path: Path) -> FinishedEvaluation:
-    """The evaluation that `export` wrote to `path`.
+    """The evaluation that `export_evaluation` wrote to `path`.
 
-    Raises NotFound where there is no such file, and BadInput for one that is too large, no JSON or says what no
-    evaluation can.
+    Raises NotFound where there is no such file, and BadInput for a file that is too large, not JSON, or not a valid
+    evaluation.
     """
     content = _content(path)
     try:
         document = json.loads(content)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise BadInput(f"{path} is no evaluation of this program's.", hint="mta eval export NUMBER writes one")
-        tallies = _parse_user_sums(document)
-        result = {**_result(document["result"], tallies), "evaluation": hashlib.sha256(content).hexdigest()[:8]}
+        user_sums = _parse_user_sums(document)
+        result = {**_result(document["result"], user_sums), "evaluation": hashlib.sha256(content).hexdigest()[:8]}
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise BadInput(
             f"{path} is damaged or no evaluation ({clean_line(str(error) or type(error).__name__)[:200]}).",
             hint="export it once more: mta eval export",
         ) from error
     return FinishedEvaluation(
-        result["evaluation"], str(path), result, tallies.__getitem__, tallies.__getitem__, in_store=False
+        result["evaluation"], str(path), result, user_sums.__getitem__, user_sums.__getitem__, in_store=False
     )
 
 
@@ -99,44 +99,44 @@ def _content(path: Path) -> bytes:
 
 
 def _parse_user_sums(document: Mapping[str, Any]) -> dict[str, UserSums]:
-    """Raises ValueError, KeyError or TypeError for what no evaluation says."""
+    """The sums of each method. Raises ValueError, KeyError or TypeError for an invalid document."""
     import numpy as np
 
     from mta_cli.engine.evaluation.user_sums import UserSums, count_metric_columns
 
-    metric, labels, people = str(document["metric"]), tuple(map(str, document["labels"])), document["people"]
-    if not people or not all(isinstance(one, str) and _USER_DIGEST_PATTERN.fullmatch(one) for one in people):
-        raise ValueError("people are no digests")
-    users = tuple(int(one, 16) for one in people)
+    metric, labels, digests = str(document["metric"]), tuple(map(str, document["labels"])), document["people"]
+    if not digests or not all(isinstance(one, str) and _USER_DIGEST_PATTERN.fullmatch(one) for one in digests):
+        raise ValueError("users are not digests")
+    users = tuple(int(one, 16) for one in digests)
     if list(users) != sorted(set(users)):
-        raise ValueError("people are not in order")
+        raise ValueError("users are not in ascending order")
     found = {}
     for name, rows in document["sums"].items():
         sums = np.array(rows, dtype=np.float64)
         if not _METHOD_PATTERN.fullmatch(name):
             raise ValueError(f"{name!r} is no method")
         if sums.shape != (len(users), 2 + count_metric_columns(metric, labels)) or not np.isfinite(sums).all():
-            raise ValueError(f"{name} has other sums than {len(users)} people")
+            raise ValueError(f"{name} does not have sums of {len(users)} users")
         if (sums[:, 0] < 1).any() or (np.delete(sums, 1, axis=1) < 0).any():
             raise ValueError(f"{name} counts less than nothing")
         found[name] = UserSums(metric, labels, users, ((),) * len(users), sums, document["weighed"][name] is True)
-    if len({tuple(tally.sums[:, 0]) for tally in found.values()}) != 1:
+    if len({tuple(sums.sums[:, 0]) for sums in found.values()}) != 1:
         raise ValueError("methods have different queries")
     return found
 
 
-def _result(said: Mapping[str, Any], tallies: Mapping[str, UserSums]) -> dict[str, Any]:
+def _result(said: Mapping[str, Any], user_sums: Mapping[str, UserSums]) -> dict[str, Any]:
     design = {"options": "", **{key: said[key] for key in (*DESIGN_KEYS, "seed") if key != "options" or key in said}}
     if not all(isinstance(value, str | int) for value in design.values()):
         raise ValueError("a design is of texts and numbers")
-    if design["reference"] not in tallies or type(design["seed"]) is not int or design["seed"] < 0:
+    if design["reference"] not in user_sums or type(design["seed"]) is not int or design["seed"] < 0:
         raise ValueError("no such reference or seed")
-    costs = {name: {what: _finite_number(said["costs"][name].get(what)) for what in COSTS} for name in tallies}
-    settings = {name: _validate_settings(said["settings"].get(name)) for name in tallies}
-    calibration = {name: _temperatures(said["calibration"].get(name)) for name in tallies}
+    costs = {name: {what: _finite_number(said["costs"][name].get(what)) for what in COSTS} for name in user_sums}
+    settings = {name: _validate_settings(said["settings"].get(name)) for name in user_sums}
+    calibration = {name: _temperatures(said["calibration"].get(name)) for name in user_sums}
     return {
         **design,
-        "methods": dict.fromkeys(tallies),
+        "methods": dict.fromkeys(user_sums),
         "costs": costs,
         "settings": settings,
         "calibration": calibration,
@@ -150,7 +150,7 @@ def _validate_settings(found: Any) -> Any:
 
 
 def _temperatures(found: Any) -> list[Any] | None:
-    """By fold, a list; in files of before people of the same fold chose them, a number."""
+    """Temperatures by fold: a list, or one number in files of earlier versions."""
     if not isinstance(found, list):
         return None
     if [] in found:

@@ -1,4 +1,4 @@
-"""Finished evaluations, wherever they are kept: what each found, and each method's answers added up by person."""
+"""Finished evaluations from the store or from files: each result, and each method's sums by user."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 USER_DIGEST_DIGITS = (
-    15  # of a person's digest: they fit 64 bits, and two of a million people are alike once in a million times
+    15  # they fit 64 bits; two of a million users share a digest with a probability of one in a million
 )
 
 
 @dataclass(frozen=True)
 class FinishedEvaluation:
-    """`id` is the evaluation's number in the store, or its file's digest; `name` is what a person calls it by.
+    """`id` is the evaluation's number in the store, or its file's digest; `name` is its name in messages.
 
-    `tally` adds up a method's answers; where it is `kept` in the store, by people's numbers there. `abroad` does so by
-    the numbers they have everywhere.
+    `user_sums` returns a method's sums by user, with the user ids of the store where it is `in_store`. `portable_sums`
+    returns the same sums by portable user ids (see `portable_user_id`).
     """
 
     id: int | str
@@ -39,34 +39,37 @@ class FinishedEvaluation:
 
 
 def load_finished_evaluation(reg: Registry, number: int) -> FinishedEvaluation:
-    """The evaluation of this number. Raises NotFound for one that is not there or has no result yet."""
+    """The evaluation of this number. Raises NotFound where it does not exist or has no result yet."""
     found = reg.evaluations.get(number)
     if found.status != "done" or "costs" not in found.result:
         raise NotFound(
             f"Evaluation {number} has no result yet.", hint="mta eval run with the options it was begun with"
         )
 
-    def tally(method: str) -> UserSums:
+    def user_sums(method: str) -> UserSums:
         return rescore_method(reg, find_task(reg, found.task), found, method).user_sums
 
     def abroad(method: str) -> UserSums:
-        return _to_portable_sums(reg, found.task, tally(method))
+        return _to_portable_sums(reg, found.task, user_sums(method))
 
-    return FinishedEvaluation(number, f"evaluation {number}", found.result, tally, abroad)
+    return FinishedEvaluation(number, f"evaluation {number}", found.result, user_sums, abroad)
 
 
 def portable_user_id(name: str, queries: Sequence[Query]) -> int:
-    """The number under which somebody is known outside the store."""
+    """The id of a user outside the store, a digest of the name and the held-out queries."""
     said = json.dumps([name, sorted([query.input, query.gold] for query in queries)])
     return int(hashlib.sha256(said.encode()).hexdigest()[:USER_DIGEST_DIGITS], 16)
 
 
-def _to_portable_sums(reg: Registry, task: str, tally: UserSums) -> UserSums:
-    """The same tally, its people under the numbers they have outside the store, in their order, without golds."""
+def _to_portable_sums(reg: Registry, task: str, user_sums: UserSums) -> UserSums:
+    """The same sums with portable user ids, in their order, without golds."""
     import numpy as np
 
-    numbers = [portable_user_id(reg.users.by_id(user).name, reg.items.queries(user, task)) for user in tally.users]
+    numbers = [portable_user_id(reg.users.by_id(user).name, reg.items.queries(user, task)) for user in user_sums.users]
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
     return replace(
-        tally, users=tuple(numbers[n] for n in order), golds=((),) * len(numbers), sums=tally.sums[np.array(order)]
+        user_sums,
+        users=tuple(numbers[n] for n in order),
+        golds=((),) * len(numbers),
+        sums=user_sums.sums[np.array(order)],
     )

@@ -1,7 +1,7 @@
-"""The jobs behind `mta eval run` and `mta eval tune`. Whatever is answered stays: run again, they go on.
+"""The jobs behind `mta eval run` and `mta eval tune`. Answers are stored; a stopped job continues where it stopped.
 
-`tune` tries a method's settings on everybody and chooses for each fold by those who are not tested in it; `run` then
-takes what was chosen.
+`tune` tries a method's settings on all users, and chooses each fold's settings on users who are not tested in it. `run`
+then uses the chosen settings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.methods.method import Method
     from store.registry import Registry
 
-TUNING_METRIC = "gold_loglik"  # what settings are chosen by: it tells more than whether the likeliest label was right
+TUNING_METRIC = "gold_loglik"  # the criterion for settings; more sensitive than accuracy
 POSITIVE_SETTINGS = frozenset(
     (
         "rank",
@@ -49,24 +49,24 @@ POSITIVE_SETTINGS = frozenset(
 def run_evaluation(
     reg: Registry, request: EvalRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
-    """Answer every query with every method. `Done.result` is the document of `mta eval run`."""
+    """Answer every query with every method. `JobResult.result` is the document of `mta eval run`."""
     methods = _methods(request)
-    people = make_design(reg, request)
-    known = reg.evaluations.find_by_key(people.key)
-    columns = _method_runs(methods, _tuned_settings(reg, request, known, methods, people))
-    yield JobPlan("eval run", (*plan, *_plan(reg, request, people, methods, columns)))
+    design = make_design(reg, request)
+    known = reg.evaluations.find_by_key(design.key)
+    columns = _method_runs(methods, _tuned_settings(reg, request, known, methods, design))
+    yield JobPlan("eval run", (*plan, *_plan(reg, request, design, methods, columns)))
     if dry_run:
-        yield JobResult({"dry_run": True, "task": request.task.name, "users": len(people.test_users)})
+        yield JobResult({"dry_run": True, "task": request.task.name, "users": len(design.test_users)})
         return
     with (
-        reg.job_lock(job_name(request.task.name, people.key)),
-        reg.hold_users(f"evaluation of {request.task.name}", people.all_users),
-        _start_evaluation(reg, request, people, "eval run") as evaluation,
+        reg.job_lock(job_name(request.task.name, design.key)),
+        reg.hold_users(f"evaluation of {request.task.name}", design.all_users),
+        _start_evaluation(reg, request, design, "eval run") as evaluation,
     ):
-        chosen = _tuned_settings(reg, request, evaluation, methods, people)
-        yield from _answer_missing(reg, request, people, evaluation, _method_runs(methods, chosen))
+        chosen = _tuned_settings(reg, request, evaluation, methods, design)
+        yield from _answer_missing(reg, request, design, evaluation, _method_runs(methods, chosen))
         result = result_document(
-            reg, request, people, evaluation.id, chosen | _earlier_settings(reg, evaluation, people, chosen)
+            reg, request, design, evaluation.id, chosen | _earlier_settings(reg, evaluation, design, chosen)
         )
         if result["reference"] != request.options.reference:
             asked = request.options.reference
@@ -80,40 +80,40 @@ def tune_evaluation(
 ) -> Iterator[Event]:
     """Try the settings in each method's grid.
 
-    `Done.result`: {evaluation, task, tuned: [{method, fold, settings, gold_loglik, trials}]}.
+    `JobResult.result`: {evaluation, task, tuned: [{method, fold, settings, gold_loglik, trials}]}.
     """
     methods = [method for method in _methods(request) if method.grid]
     if not methods:
         raise UsageError("none of these methods has settings to choose from", hint="mta eval methods")
-    people = make_design(reg, request)
-    columns = [MethodRun(n, m, own) for m in methods for own in trials(m, request) for n in range(len(people.folds))]
-    yield JobPlan("eval tune", (*plan, *_plan(reg, request, people, methods, columns)))
+    design = make_design(reg, request)
+    columns = [MethodRun(n, m, own) for m in methods for own in trials(m, request) for n in range(len(design.folds))]
+    yield JobPlan("eval tune", (*plan, *_plan(reg, request, design, methods, columns)))
     if dry_run:
         yield JobResult(
             {"dry_run": True, "task": request.task.name, "trials": sum(len(trials(m, request)) for m in methods)}
         )
         return
     with (
-        reg.job_lock(job_name(request.task.name, people.key)),
-        reg.hold_users(f"evaluation of {request.task.name}", people.all_users),
-        _start_evaluation(reg, request, people, "eval tune") as evaluation,
+        reg.job_lock(job_name(request.task.name, design.key)),
+        reg.hold_users(f"evaluation of {request.task.name}", design.all_users),
+        _start_evaluation(reg, request, design, "eval tune") as evaluation,
     ):
-        yield from _answer_missing(reg, request, people, evaluation, columns)
-        tuned = [entry for method in methods for entry in _choose(reg, request, people, evaluation, method)]
+        yield from _answer_missing(reg, request, design, evaluation, columns)
+        tuned = [entry for method in methods for entry in _choose(reg, request, design, evaluation, method)]
     yield JobResult({"evaluation": evaluation.id, "task": request.task.name, "tuned": tuned})
 
 
 def trials(method: Method, request: EvalRequest) -> list[dict[str, Any]]:
-    """Every choice of settings that is tried, the defaults first."""
+    """All settings of the method's grid, the defaults first."""
     found = [resolve_settings(method, request, {})]
     found += [resolve_settings(method, request, dict(own)) for own in method.grid]
     return [own for i, own in enumerate(found) if own not in found[:i]]
 
 
 def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's settings: its defaults, then what was `chosen`, then what was given.
+    """A method's settings: its defaults, then the `chosen` ones, then those given by the user.
 
-    UsageFault for an unknown one, and for a value that it cannot have.
+    Raises UsageError for an unknown setting and for a value out of bounds.
     """
     given, defaults = request.method_settings.get(method.name, {}), method.settings_for(bool(request.task.labels))
     if unknown := sorted(set(given) - set(defaults)):
@@ -129,7 +129,7 @@ def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, 
 
 
 def _convert_setting(name: str, default: Any, value: Any) -> Any:
-    """`value` as the type of `default`. UsageError where it is none, or out of bounds."""
+    """`value` as the type of `default`. Raises UsageError for another type or a value out of bounds."""
     kind, key = type(default), name.rpartition(".")[2]
     if kind is bool:
         if str(value).lower() not in ("true", "false"):
@@ -146,7 +146,7 @@ def _convert_setting(name: str, default: Any, value: Any) -> Any:
 
 
 def _out_of_bounds(key: str, value: Any) -> str | None:
-    """What a setting must be instead; None where it may be `value`."""
+    """The bounds of a setting as text; None where `value` is within them."""
     if isinstance(value, str):
         return f"choose one of {', '.join(PLACEMENTS)}" if key == "placement" and value not in PLACEMENTS else None
     if math.isfinite(value) and (value > 0 or (value == 0 and key not in POSITIVE_SETTINGS)):
@@ -168,13 +168,13 @@ def _methods(request: EvalRequest) -> list[Method]:
 
 
 def _plan(
-    reg: Registry, request: EvalRequest, people: Design, methods: Sequence[Method], columns: Sequence[MethodRun]
+    reg: Registry, request: EvalRequest, design: Design, methods: Sequence[Method], columns: Sequence[MethodRun]
 ) -> tuple[PlanLine, ...]:
-    lines = plan_lines(request, people, [method.name for method in methods])
+    lines = plan_lines(request, design, [method.name for method in methods])
     return (
         *lines,
-        *cost_of_banks(reg, request, people, bank_presets(methods)),
-        cost_of_answers(reg, request, people, columns),
+        *cost_of_banks(reg, request, design, bank_presets(methods)),
+        cost_of_answers(reg, request, design, columns),
     )
 
 
@@ -183,21 +183,21 @@ def _method_runs(methods: Sequence[Method], chosen: Mapping[str, FoldSettings]) 
 
 
 @contextmanager
-def _start_evaluation(reg: Registry, request: EvalRequest, people: Design, kind: str) -> Iterator[Evaluation]:
+def _start_evaluation(reg: Registry, request: EvalRequest, design: Design, kind: str) -> Iterator[Evaluation]:
     from mta_cli.pipeline.models.lookup import record_models
 
     record_models(reg, request.base, request.embedder)
     begun = reg.evaluations.get_or_create_evaluation(
-        people.key, request.task.name, evaluation_config(request), people.role_assignments
+        design.key, request.task.name, evaluation_config(request), design.role_assignments
     )
     with record_request(reg, kind, eval_request_json(request), evaluation_id=begun.id):
         yield begun
 
 
 def _tuned_settings(
-    reg: Registry, request: EvalRequest, begun: Evaluation | None, methods: Sequence[Method], people: Design
+    reg: Registry, request: EvalRequest, begun: Evaluation | None, methods: Sequence[Method], design: Design
 ) -> dict[str, FoldSettings]:
-    folds = len(people.folds)
+    folds = len(design.folds)
     tunings = reg.evaluations.tunings(begun.id) if begun else []
     tuned = {(one.method, one.fold): one.settings for one in tunings}
     return {
@@ -207,51 +207,51 @@ def _tuned_settings(
 
 
 def _earlier_settings(
-    reg: Registry, evaluation: Evaluation, people: Design, chosen: Mapping[str, FoldSettings]
+    reg: Registry, evaluation: Evaluation, design: Design, chosen: Mapping[str, FoldSettings]
 ) -> dict[str, FoldSettings]:
-    """Methods that earlier runs have finished and this one was not asked for, with the settings that they had."""
+    """The settings of methods that earlier runs finished and this run does not include."""
     found: dict[str, FoldSettings] = {}
     for method, settings in evaluation.result.get("settings", {}).items():
         if method not in chosen:
-            folds = range(len(people.folds))
+            folds = range(len(design.folds))
             found[method] = settings if isinstance(settings, list) else [settings for _ in folds]
     return found
 
 
 def _answer_missing(
-    reg: Registry, request: EvalRequest, people: Design, evaluation: Evaluation, columns: Sequence[MethodRun]
+    reg: Registry, request: EvalRequest, design: Design, evaluation: Evaluation, columns: Sequence[MethodRun]
 ) -> Iterator[Event]:
-    """Build what is not built, answer what is not answered."""
+    """Build missing banks and answer missing queries."""
     done = reg.evaluations.predictions.finished_cells
     counts = [
-        len(done(evaluation.id, c.fold, c.method.name, c.settings).keys() & set(people.answering_users(c.fold)))
+        len(done(evaluation.id, c.fold, c.method.name, c.settings).keys() & set(design.answering_users(c.fold)))
         for c in columns
     ]
-    total = sum(len(people.answering_users(column.fold)) for column in columns)
+    total = sum(len(design.answering_users(column.fold)) for column in columns)
     if sum(counts) == total:
         yield Note(f"Evaluation {evaluation.id} holds all these answers; nothing to compute.")
         return
     presets = bank_presets([column.method for column in columns])
-    banks: FoldBanks = yield from build_fold_banks(reg, request, people, evaluation.id, presets)
-    profiles = yield from embed_shot_profiles(request, people)
-    field = EvalContext(reg, request, people, banks, profiles)
-    yield JobStarted("eval run", total=total, unit="people")
+    banks: FoldBanks = yield from build_fold_banks(reg, request, design, evaluation.id, presets)
+    profiles = yield from embed_shot_profiles(request, design)
+    context = EvalContext(reg, request, design, banks, profiles)
+    yield JobStarted("eval run", total=total, unit="users")
     finished = sum(counts)
-    # What stands on the same weights comes together, so that states which all of them share are computed once.
+    # Methods above the same weights are grouped, so that their shared states are computed once.
     for column in sorted(columns, key=lambda c: (c.fold, c.method.below)):
-        answered = len(people.answering_users(column.fold))
-        yield from run_cells(field, evaluation.id, column, finished)
+        answered = len(design.answering_users(column.fold))
+        yield from run_cells(context, evaluation.id, column, finished)
         finished += answered - counts[columns.index(column)]
 
 
 def _choose(
-    reg: Registry, request: EvalRequest, people: Design, evaluation: Evaluation, method: Method
+    reg: Registry, request: EvalRequest, design: Design, evaluation: Evaluation, method: Method
 ) -> Generator[dict[str, Any], None, None]:
-    """For each fold the settings that were best on people not tested in it."""
-    folds = range(len(people.folds))
+    """For each fold, the settings that were best on users who are not tested in it."""
+    folds = range(len(design.folds))
     tried = trials(method, request)
     for fold in folds:
-        scored = [_score(reg, request, people, evaluation, method.name, own, fold) for own in tried]
+        scored = [_score(reg, request, design, evaluation, method.name, own, fold) for own in tried]
         best = max(range(len(tried)), key=scored.__getitem__)
         rows = [{"settings": own, TUNING_METRIC: value} for own, value in zip(tried, scored, strict=True)]
         reg.evaluations.save_tuning(evaluation.id, TunedSettings(fold, method.name, tried[best], rows))
@@ -267,15 +267,15 @@ def _choose(
 def _score(
     reg: Registry,
     request: EvalRequest,
-    people: Design,
+    design: Design,
     evaluation: Evaluation,
     method: str,
     own: dict[str, Any],
     fold: int,
 ) -> float:
-    """The mean log-likelihood of the golds of those on whom a fold's settings are chosen."""
-    others = people.tuning_design(fold)
+    """The mean log-likelihood of the golds of the users on whom a fold's settings are chosen."""
+    others = design.tuning_design(fold)
     judged = score_method(
-        reg, request.task, others, evaluation.id, method, [own] * len(people.folds), request.options.calibrate
+        reg, request.task, others, evaluation.id, method, [own] * len(design.folds), request.options.calibrate
     )
     return judged.user_sums.metric_values()[TUNING_METRIC]

@@ -1,6 +1,6 @@
-"""Answering cell by cell: a method makes a group's models, their queries are answered, all of it is stored at once.
+"""Answers in groups of users: a method makes a group's models, their queries are answered, and all answers are stored.
 
-Groups are the same in every run, so a run that goes on after a stop makes what an unbroken one would have made.
+Groups are the same in every run, so a continued run makes the same models as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from mta_cli.engine.methods.method import DirectAnswerer, Method, UserModel
     from store.registry import Registry
 
-MAX_USERS_PER_GROUP = 16  # whose models are made and answer together
-MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # in the parts of the people who answer together, unless one has more
+MAX_USERS_PER_GROUP = 16  # users whose models are made and answer together
+MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
 
 
 @dataclass(frozen=True)
 class MethodRun:
-    """One method under one choice of settings in one fold: what is asked of it, of everybody who answers there."""
+    """One method with one choice of settings in one fold."""
 
     fold: int
     method: Method
@@ -38,21 +38,21 @@ class MethodRun:
 
 
 def groups_of(plan: Design, fold: int) -> list[tuple[int, ...]]:
-    """Users whose models are made together, in the same company in every run."""
+    """Users whose models are made together; the same groups in every run."""
     users = plan.answering_users(fold)
     return [users[start : start + MAX_USERS_PER_GROUP] for start in range(0, len(users), MAX_USERS_PER_GROUP)]
 
 
 def timed_group(plan: Design) -> tuple[int, ...]:
-    """The users whose models are made, and answer, as if no states of any text were there yet.
+    """The users whose models and answers are timed without cached states.
 
-    What that takes is what one costs. All others use what methods before them left.
+    Their time is the reported cost. All other users share states that earlier methods computed.
     """
     return groups_of(plan, 0)[0]
 
 
 def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, columns: Sequence[MethodRun]) -> PlanLine:
-    """Time of the answers that are not there yet, by what methods took in evaluations of the same task and base."""
+    """The time of the missing answers, from evaluations with the same task, base and methods."""
     from mta_cli.pipeline.training.estimate import format_duration
 
     speeds: dict[str, dict[str, float]] = {}
@@ -65,54 +65,57 @@ def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, columns: 
         there = (
             reg.evaluations.predictions.finished_cells(known.id, column.fold, name, column.settings) if known else {}
         )
-        people = [user for user in plan.answering_users(column.fold) if user not in there]
-        open_to += len(people)
-        if people and name not in speeds:
+        users = [user for user in plan.answering_users(column.fold) if user not in there]
+        open_to += len(users)
+        if users and name not in speeds:
             unknown.add(name)
-        elif people:
-            queries = sum(len(plan.queries[user]) for user in people)
-            seconds += len(people) * speeds[name]["seconds"] + queries * speeds[name]["seconds_per_query"]
+        elif users:
+            queries = sum(len(plan.queries[user]) for user in users)
+            seconds += len(users) * speeds[name]["seconds"] + queries * speeds[name]["seconds_per_query"]
     if not open_to:
         return PlanLine("answers", "all there")
     if unknown and not seconds:
-        return PlanLine("answers", "time unknown: these methods answered nobody on this base yet")
+        return PlanLine("answers", "time unknown: these methods have no answers on this base yet")
     but = f", without {', '.join(sorted(unknown))}" if unknown else ""
     return PlanLine("answers", f"about {format_duration(seconds)} on top{but}", "earlier evaluations")
 
 
-def unanswered_groups(field: EvalContext, evaluation: int, column: MethodRun) -> list[tuple[int, ...]]:
-    """The groups of a column that are not answered yet."""
-    groups = groups_of(field.design, column.fold)
-    done = field.reg.evaluations.predictions.finished_cells(
+def unanswered_groups(eval_context: EvalContext, evaluation: int, column: MethodRun) -> list[tuple[int, ...]]:
+    """The groups of a method run that are not answered yet."""
+    groups = groups_of(eval_context.design, column.fold)
+    done = eval_context.reg.evaluations.predictions.finished_cells(
         evaluation, column.fold, column.method.name, column.settings
     )
     return [group for group in groups if not done.keys() >= set(group)]
 
 
-def run_cells(field: EvalContext, evaluation: int, column: MethodRun, done: int) -> Iterator[Event]:
-    """Answer what is missing of a column; progress counts on from `done` people."""
+def run_cells(eval_context: EvalContext, evaluation: int, column: MethodRun, done: int) -> Iterator[Event]:
+    """Answer the missing queries of a method run. `done` users are already counted in the progress."""
     from mta_cli.engine.methods.personalize import build_models
     from mta_cli.engine.model.load import fresh_activation_cache
 
-    groups = unanswered_groups(field, evaluation, column)
+    groups = unanswered_groups(eval_context, evaluation, column)
     if not groups:
         return
-    field.fold_in_task_adapter(column.fold, column.method)
-    context = field.bank_context(column.fold, column.method.bank_preset).methods
-    timed = timed_group(field.design) if column.fold == 0 else ()
+    eval_context.fold_in_task_adapter(column.fold, column.method)
+    context = eval_context.bank_context(column.fold, column.method.bank_preset).methods
+    timed = timed_group(eval_context.design) if column.fold == 0 else ()
     for group in groups:
-        users, own = field.method_users(group), field.without_cached_states(context) if group == timed else context
+        users, own = (
+            eval_context.method_users(group),
+            eval_context.without_cached_states(context) if group == timed else context,
+        )
         started = time.perf_counter()
-        with fresh_activation_cache(field.base) if group == timed else nullcontext():
+        with fresh_activation_cache(eval_context.base) if group == timed else nullcontext():
             made = build_models(column.method, own, users, column.settings)
             seconds = (time.perf_counter() - started) / len(group)
-            rows = _answer_group(field, column, group, made)
+            rows = _answer_group(eval_context, column, group, made)
         yield from _failures(column, made)
         cells = [
             (EvalCell(column.fold, column.method.name, column.settings, user, one.bytes, seconds), rows[user])
             for user, one in zip(group, made, strict=True)
         ]
-        field.reg.evaluations.predictions.save_cells(evaluation, cells)
+        eval_context.reg.evaluations.predictions.save_cells(evaluation, cells)
         done += len(group)
         yield JobProgress(f"fold {column.fold + 1}, {column.method.name}", done, seconds=time.perf_counter() - started)
 
@@ -120,36 +123,39 @@ def run_cells(field: EvalContext, evaluation: int, column: MethodRun, done: int)
 def _failures(column: MethodRun, made: Sequence[UserModel]) -> Iterator[Event]:
     if failed := sum(one.failed for one in made):
         yield Note(
-            f"Fold {column.fold + 1}, {column.method.name}: the training of {failed} people's parts failed; "
-            "they are measured without.",
+            f"Fold {column.fold + 1}, {column.method.name}: training failed for {failed} users; "
+            "they are measured without a stack.",
             warning=True,
         )
 
 
 def _answer_group(
-    field: EvalContext, column: MethodRun, group: Sequence[int], made: Sequence[UserModel]
+    eval_context: EvalContext, column: MethodRun, group: Sequence[int], made: Sequence[UserModel]
 ) -> dict[int, list[Prediction]]:
     rows: dict[int, list[Prediction]] = {user: [] for user in group}
     model = [(user, one) for user, one in zip(group, made, strict=True) if one.answerer is None]
     for portion in _model_batches(model):
-        asked = [ModelQuery(query, i) for i, (user, _) in enumerate(portion) for query in field.design.queries[user]]
-        examples = field.examples(column.method.shows_history)
+        asked = [
+            ModelQuery(query, i) for i, (user, _) in enumerate(portion) for query in eval_context.design.queries[user]
+        ]
+        examples = eval_context.examples(column.method.shows_history)
         priors = [one.prior for _, one in portion]
-        found = answer_queries(field.base, examples, asked, [one.loras for _, one in portion], priors)
+        found = answer_queries(eval_context.base, examples, asked, [one.loras for _, one in portion], priors)
         for question, given in zip(asked, found, strict=True):
             user, _ = portion[question.model_index]
-            prompt = field.base.tokenizer.decode(list(given.prompt))
+            prompt = eval_context.base.tokenizer.decode(list(given.prompt))
             rows[user].append(_prediction(question.query, column.method.name, prompt, given))
     for user, one in zip(group, made, strict=True):
         if one.answerer is not None:
             rows[user] = [
-                _predict_directly(query, column.method.name, one.answerer) for query in field.design.queries[user]
+                _predict_directly(query, column.method.name, one.answerer)
+                for query in eval_context.design.queries[user]
             ]
     return rows
 
 
 def _model_batches(made: Sequence[tuple[int, UserModel]]) -> Iterator[list[tuple[int, UserModel]]]:
-    """People who are answered together, as many as their parts' numbers allow."""
+    """Users who are answered together, limited by the size of their LoRAs."""
     portion: list[tuple[int, UserModel]] = []
     numbers = 0
     for user, one in made:

@@ -22,9 +22,9 @@ MAIN_METRICS = {
     "accuracy": "accuracy",
     "mae": "mae",
     "rouge": "rouge_1",
-}  # a task's metric, and the number it is judged by
-TEST_ROLE = "test"  # the role of those who count
-CALIBRATION_PARTS = 5  # of a fold's people: each part is read with a temperature of the others
+}  # a task's metric, and the main number of its result
+TEST_ROLE = "test"  # the role of the users whose answers count
+CALIBRATION_PARTS = 5  # parts of a fold's users: each part uses a temperature fitted on the others
 
 FoldSettings = Sequence[Mapping[str, Any]]
 """A method's settings, fold by fold."""
@@ -32,8 +32,9 @@ FoldSettings = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class ScoredMethod:
-    """A method's answers to all tested people, and the temperatures that they were read with: by fold, of each part of
-    its people, or one for all of them.
+    """A method's answers to the queries of all test users, and the temperatures applied to them.
+
+    `temperatures` are by fold: one for each calibration part of its users, or one for all of them.
     """
 
     user_sums: UserSums
@@ -44,18 +45,18 @@ class ScoredMethod:
 def score_method(
     reg: Registry, task: Task, plan: Design, evaluation: int, method: str, choice: FoldSettings, calibrate: bool
 ) -> ScoredMethod:
-    """Read a method's answers: a person's temperature comes from others who are answered under the same bank."""
+    """Read a method's answers. A user's temperature is fitted on other users of the same bank."""
     tested, found = _load_predictions(reg, evaluation, method, choice, [fold.test for fold in plan.folds])
     temperatures = _fit_fold_temperatures(task, plan, found, tested) if calibrate and task.labels else None
     return _score_predictions(task, method, tested, temperatures)
 
 
 def rescore_method(reg: Registry, task: Task, evaluation: Evaluation, method: str) -> ScoredMethod:
-    """A method's answers in a finished evaluation, read as its document says that they were."""
+    """A method's answers in a finished evaluation, with the temperatures that its document records."""
     settings = evaluation.result["settings"][method]
-    people = reg.evaluations.fold_members(evaluation.id)
+    members = reg.evaluations.fold_members(evaluation.id)
     folds = [
-        [user for n, user, role in people if n == fold and role == TEST_ROLE]
+        [user for n, user, role in members if n == fold and role == TEST_ROLE]
         for fold in range(evaluation.result["folds"])
     ]
     choice = settings if isinstance(settings, list) else [settings for _ in folds]
@@ -67,7 +68,7 @@ def rescore_method(reg: Registry, task: Task, evaluation: Evaluation, method: st
 def _load_predictions(
     reg: Registry, evaluation: int, method: str, choice: FoldSettings, folds: Sequence[Sequence[int]]
 ) -> tuple[list[list[Prediction]], list[list[Prediction]]]:
-    """By fold: the answers to those who are tested there, and to everybody."""
+    """By fold: the answers of its test users, and of all its users."""
     cells = reg.evaluations.predictions
     found = [cells.load_predictions(evaluation, fold=n, method=method, settings=own) for n, own in enumerate(choice)]
     return [[p for p in rows if p.user_id in set(test)] for test, rows in zip(folds, found, strict=True)], found
@@ -105,9 +106,10 @@ def _score_predictions(
 def _fit_fold_temperatures(
     task: Task, plan: Design, found: Sequence[Sequence[Prediction]], tested: Sequence[Sequence[Prediction]]
 ) -> list[list[float]]:
-    """By fold: one fitted on the tuning people, or one for each part of its tested people, fitted on the other parts.
+    """By fold: one temperature fitted on the tuning users, or one for each calibration part of the test users.
 
-    Where there is nobody else in a fold, on those of other folds; where there is none either, no test depends on it.
+    A part's temperature is fitted on the other parts. A fold without other users uses those of other folds. If there
+    are none either, it is fitted on the part itself, and no test depends on it.
     """
     chosen = []
     for number, fold in enumerate(plan.folds):
@@ -133,8 +135,9 @@ def _fit_temperature(task: Task, rows: Sequence[Prediction]) -> float:
 def _calibrated_answer(
     task: Task, prediction: Prediction, temperature: float, *, stands: bool
 ) -> tuple[str, float | None]:
-    """The answer, as it `stands` or by the calibrated labels, and the log-likelihood of the gold (nats): over labels,
-    or per token of a text.
+    """The answer, as stored if it `stands`, else the likeliest calibrated label; and the gold's log-likelihood (nats).
+
+    The log-likelihood is over labels, or per token of a text.
     """
     from mta_cli.engine.evaluation.calibration import gold_loglik, log_probabilities
     from mta_cli.engine.memory.label_prior import decide_label
@@ -159,7 +162,7 @@ def _unpack_scores(prediction: Prediction) -> tuple[float, ...]:
 def result_document(
     reg: Registry, request: EvalRequest, plan: Design, evaluation: int, chosen: Mapping[str, FoldSettings]
 ) -> dict[str, Any]:
-    """The document of `mta eval run`: all of `chosen`'s methods on all tested people."""
+    """The document of `mta eval run`: all of `chosen`'s methods on all test users."""
     from mta_cli.engine.model.load import dtype_name
 
     task, options, machine = request.task, request.options, request.machine
@@ -190,34 +193,34 @@ def result_document(
     }
 
 
-def compare_methods(tallies: Mapping[str, UserSums], reference: str, seed: int) -> dict[str, Any]:
-    """The document's keys that are made of tallies: reference, methods, differences and power."""
+def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int) -> dict[str, Any]:
+    """The document's keys that depend on user sums: reference, methods, differences and power."""
     from mta_cli.engine.evaluation.statistics import bootstrap_metrics, minimum_detectable_effect
 
-    others = [method for method in tallies if method != reference]
+    others = [method for method in user_sums if method != reference]
     against = "pooled-rag" if "pooled-rag" in others else others[0] if others else None
     power = None
     if against is not None:
-        main = MAIN_METRICS[tallies[reference].metric]
-        least = minimum_detectable_effect(tallies[reference], tallies[against], main)
+        main = MAIN_METRICS[user_sums[reference].metric]
+        least = minimum_detectable_effect(user_sums[reference], user_sums[against], main)
         power = {"metric": main, "detectable": least, "basis": f"as {reference} and {against} differed by person"}
     return {
         "reference": reference,
-        "methods": {name: bootstrap_metrics(one, seed=seed) for name, one in tallies.items()},
-        "differences": paired_differences(tallies, reference, seed),
+        "methods": {name: bootstrap_metrics(one, seed=seed) for name, one in user_sums.items()},
+        "differences": paired_differences(user_sums, reference, seed),
         "power": power,
     }
 
 
-def paired_differences(tallies: Mapping[str, UserSums], reference: str, seed: int) -> list[dict[str, Any]]:
-    """The reference minus every other method in every metric, with interval and p."""
+def paired_differences(user_sums: Mapping[str, UserSums], reference: str, seed: int) -> list[dict[str, Any]]:
+    """The reference minus every other method in every metric, with interval and p-value."""
     from mta_cli.engine.evaluation.statistics import paired_difference
 
     return [
         {"a": reference, "b": method, "metric": metric, **values}
-        for method, other in tallies.items()
+        for method, other in user_sums.items()
         if method != reference
-        for metric, values in paired_difference(tallies[reference], other, seed=seed).items()
+        for metric, values in paired_difference(user_sums[reference], other, seed=seed).items()
     ]
 
 
@@ -229,8 +232,10 @@ def _settings(choice: FoldSettings) -> Any:
 def _costs(
     reg: Registry, plan: Design, evaluation: int, method: str, choice: FoldSettings, judged: ScoredMethod
 ) -> dict[str, float | None]:
-    """Bytes to keep, a mean over tested people; of those who are timed, seconds to make, and how fast answers came: the
-    prompts' tokens in all the time that answers and the likelihoods of golds and labels took.
+    """A method's costs, as means over test users.
+
+    They are the bytes stored, the seconds to make a model, and the speed of answers: prompt tokens per second, where
+    the time includes the likelihoods of golds and labels. Only the timed users count for seconds and speed.
     """
     made = [reg.evaluations.predictions.finished_cells(evaluation, n, method, own) for n, own in enumerate(choice)]
     cells = [cells[user] for cells, fold in zip(made, plan.folds, strict=True) for user in fold.test]

@@ -1,7 +1,7 @@
-"""Finished evaluations read again: against another reference, and several that differ in their seed alone as one.
+"""Finished evaluations compared with another reference, and evaluations that differ only in their seed, pooled.
 
-A seed draws folds, anchors and initial weights for the same people. Over several seeds a person is still one person,
-with the answers of all: intervals are over people, and that the seeds are few is not in them. Answers nothing.
+A seed draws folds, anchors and initial weights for the same users. Over several seeds, a user's answers of all seeds
+count together. Intervals are over users; they do not include the variance between seeds.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ EvaluationRef = int | str
 
 
 def load_evaluations(places: Sequence[EvaluationRef], reg: Registry | None) -> list[FinishedEvaluation]:
-    """The evaluations that are kept there, each once. Raises as `finished` and `files.read`.
+    """The evaluations at these places, without duplicates. Raises as `load_finished_evaluation` and `read_evaluation`.
 
-    `reg` is the store whose numbers are meant; None where `needs_store` says that none is.
+    `reg` is the store of the evaluations given by number; None where `needs_store` is false.
     """
     found = []
     for place in dict.fromkeys(map(_parse_ref, places)):
@@ -39,12 +39,14 @@ def load_evaluations(places: Sequence[EvaluationRef], reg: Registry | None) -> l
             assert reg is not None
             found.append(load_finished_evaluation(reg, place))
         else:
-            found.append(read_evaluation(Path(os.path.expanduser(place))))  # leaves the home of nobody as it stands
+            found.append(
+                read_evaluation(Path(os.path.expanduser(place)))
+            )  # leaves `~name` of an unknown user unchanged
     return found
 
 
 def needs_store(places: Sequence[EvaluationRef]) -> bool:
-    """Whether one of them is in the store; files stand for themselves."""
+    """Whether one of the places is an evaluation of the store and not a file."""
     return any(isinstance(_parse_ref(place), int) for place in places)
 
 
@@ -53,24 +55,24 @@ def _parse_ref(place: EvaluationRef) -> EvaluationRef:
 
 
 def evaluation_document(evaluations: Sequence[FinishedEvaluation], reference: str | None = None) -> dict[str, Any]:
-    """The document of one evaluation, or of several seeds of one design, all methods being compared with `reference`.
+    """The document of one evaluation, or of several seeds of one design. All methods are compared with `reference`.
 
-    Without one, with that of the first evaluation. Raises UsageFault for evaluations of several designs or people, and
-    for a reference that is not among the methods.
+    Without a reference, that of the first evaluation is used. Raises UsageError for evaluations of several designs or
+    of different users, and for a reference that is not among the methods.
     """
     return _document(evaluations[0], reference) if len(evaluations) == 1 else pool_seeds(evaluations, reference)
 
 
 def report_documents(evaluations: Sequence[FinishedEvaluation], reference: str | None = None) -> list[dict[str, Any]]:
-    """The documents of evaluations, and after them one for each design that has several seeds of the same people.
+    """The documents of evaluations, then one for each design with several seeds of the same users.
 
-    All methods are compared with `reference`, or with that of each evaluation. Raises as `shown`.
+    All methods are compared with `reference`, or with each evaluation's own. Raises as `evaluation_document`.
     """
     found = {one.id: one for one in evaluations}
     documents = [_document(one, reference) for one in found.values()]
     for group in group_seeds(documents):
         if len(group) > 1:
-            with suppress(UsageError):  # of other people: each seed stands for itself
+            with suppress(UsageError):  # different users: the seeds are not pooled
                 documents.append(pool_seeds([found[document["evaluation"]] for document in group], reference))
     return documents
 
@@ -82,7 +84,8 @@ def _document(one: FinishedEvaluation, reference: str | None) -> dict[str, Any]:
 def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None = None) -> dict[str, Any]:
     """The document of `evaluations`: {task, …, seeds, evaluations, reference, methods, differences, power, costs}.
 
-    Methods that not all of them have are left out; costs are means over them. Raises UsageFault as `shown`.
+    Only methods that all evaluations have are kept; costs are means over them. Raises UsageError as
+    `evaluation_document`.
     """
     _require_one_design(evaluations)
     results = [one.result for one in evaluations]
@@ -91,9 +94,9 @@ def pool_seeds(evaluations: Sequence[FinishedEvaluation], reference: str | None 
     chosen = reference or first["reference"]
     if chosen not in methods:
         raise UsageError(f"{chosen} is not among the methods", hint=f"choose one of {', '.join(methods)}")
-    tallies = {name: _pool_user_sums(evaluations, name) for name in methods}
-    users, queries = _count_users_and_queries(tallies[chosen], len(results))
-    made = {**first, "users": users, "queries": queries, **compare_methods(tallies, chosen, first["seed"])}
+    user_sums = {name: _pool_user_sums(evaluations, name) for name in methods}
+    users, queries = _count_users_and_queries(user_sums[chosen], len(results))
+    made = {**first, "users": users, "queries": queries, **compare_methods(user_sums, chosen, first["seed"])}
     if len(evaluations) == 1:
         return made
     return {
@@ -108,17 +111,17 @@ def _pool_user_sums(evaluations: Sequence[FinishedEvaluation], method: str) -> U
     from mta_cli.engine.evaluation.user_sums import add_user_sums
 
     all_here = all(one.in_store for one in evaluations)
-    tallies = [one.user_sums(method) if all_here else one.portable_sums(method) for one in evaluations]
+    user_sums = [one.user_sums(method) if all_here else one.portable_sums(method) for one in evaluations]
     try:
-        return add_user_sums(tallies)
+        return add_user_sums(user_sums)
     except ValueError as error:
         names = join_words(one.name for one in evaluations)
         raise UsageError(f"{names} cannot be read as one: {error}", hint="mta eval list") from error
 
 
-def _count_users_and_queries(tally: UserSums, times: int) -> tuple[int, int]:
-    """How many people, and how many queries each time."""
-    return len(tally.users), round(tally.sums[:, 0].sum() / times)
+def _count_users_and_queries(user_sums: UserSums, times: int) -> tuple[int, int]:
+    """The number of users, and the number of queries per seed."""
+    return len(user_sums.users), round(user_sums.sums[:, 0].sum() / times)
 
 
 def _require_one_design(evaluations: Sequence[FinishedEvaluation]) -> None:

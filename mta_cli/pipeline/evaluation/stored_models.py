@@ -1,4 +1,4 @@
-"""Measuring people's models on their held-out queries. Trains nothing.
+"""Measures users' stored models on their held-out queries. Trains nothing.
 
 Answers under base, pooled, fused and adapted weights. Intervals are percentile bootstraps over users (2,000 draws,
 seeded), so a user with many queries does not count as many users.
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 EVAL_MODES = ("base", "pooled", "fused", "adapted")
-MAX_ANSWERS_PER_BATCH = 128  # answers given together at most
-MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # in the factors of the people who are answered together, unless one has more
+MAX_ANSWERS_PER_BATCH = 128  # the most answers in one batch
+MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ModeAnswer:
 
 @dataclass(frozen=True)
 class ModeQuery:
-    """A query in one mode, and the parts that this lays above what is folded in."""
+    """A query in one mode, and the LoRAs that the mode adds to the base."""
 
     query: Query
     mode: str
@@ -72,7 +72,8 @@ def evaluate_users(
 ) -> Iterator[Event]:
     """Answer every held-out query of `users` in each of `modes` and store the predictions.
 
-    `Done.result` has the keys of `mta eval run`, the last mode being the reference; making a model is not timed.
+    `JobResult.result` has the keys of `mta eval run`; the last mode is the reference. The time to make a model is not
+    measured.
     """
     with reg.hold_users(f"evaluation of {task.name}", [user.id for user in users]):
         yield from _evaluate(reg, base_entry, task, users, modes, prompt, machine)
@@ -136,34 +137,34 @@ def _query_batches(
     queries: Mapping[int, Sequence[Query]],
     modes: Sequence[str],
 ) -> Iterator[list[ModeQuery]]:
-    """Every query of every user in each of `modes`, as many together as their people's weights allow."""
+    """Every query of every user in each of `modes`, in batches limited by the size of the users' weights."""
     memory = BankMemory.current(reg, task, base)
     portion: list[ModeQuery] = []
     numbers = 0
     for user in users:
-        people = {mode: _mode_loras(reg, base, user, task.name, mode) for mode in modes}
+        mode_loras = {mode: _mode_loras(reg, base, user, task.name, mode) for mode in modes}
         own_priors = {mode: memory.prior_for(user, mode, MemoryOptions()) for mode in modes}
-        own = sum(part.num_parameters for parts in people.values() for part in parts)
+        own = sum(lora.num_parameters for loras in mode_loras.values() for lora in loras)
         for i, query in enumerate(queries[user.id]):
             if portion and (
                 len(portion) >= MAX_ANSWERS_PER_BATCH or (i == 0 and numbers + own > MAX_LORA_PARAMS_PER_BATCH)
             ):
                 yield portion
                 portion, numbers = [], 0
-            portion += [ModeQuery(query, mode, people[mode], own_priors[mode]) for mode in modes]
+            portion += [ModeQuery(query, mode, mode_loras[mode], own_priors[mode]) for mode in modes]
         numbers += own
     if portion:
         yield portion
 
 
 def _mode_loras(reg: Registry, base: str, user: User, task: str, mode: str) -> tuple[LoraWeights, ...]:
-    """What `mode` means for a user above the task adapter; `pooled` is the task adapter alone."""
+    """The LoRAs of `mode` for a user, above the task adapter; `pooled` is the task adapter alone."""
     return () if mode == "pooled" else load_fusion_and_stack(reg, base, user, task, mode)[0]
 
 
 def _answer_batch(base: LoadedBase, examples: PromptRowBuilder, portion: Sequence[ModeQuery]) -> list[ModeAnswer]:
-    """Answer a portion together; each answer counts an equal share of the time."""
-    people, priors, owners = _distinct_models(portion)
+    """Answer a batch; each answer counts an equal share of the time."""
+    model_loras, priors, owners = _distinct_models(portion)
     questions = [answer_queries.ModelQuery(asked.query, owner) for asked, owner in zip(portion, owners, strict=True)]
     return [
         ModeAnswer(
@@ -177,7 +178,7 @@ def _answer_batch(base: LoadedBase, examples: PromptRowBuilder, portion: Sequenc
             given.seconds,
         )
         for asked, given in zip(
-            portion, answer_queries.answer_queries(base, examples, questions, people, priors), strict=True
+            portion, answer_queries.answer_queries(base, examples, questions, model_loras, priors), strict=True
         )
     ]
 
@@ -193,7 +194,7 @@ def _gold_loglik(task: Task, query: Query, given: answer_queries.ScoredAnswer) -
 def _distinct_models(
     portion: Sequence[ModeQuery],
 ) -> tuple[list[tuple[LoraWeights, ...]], list[LabelPrior | None], list[int]]:
-    """Parts and prior of the different people (a user in a mode) of a portion, and whose each answer is."""
+    """LoRAs and priors of the different models (a user in a mode) of a batch, and the model index of each query."""
     places = {(asked.query.user_id, asked.mode): asked for asked in portion}
     numbers = {key: n for n, key in enumerate(places)}
     owners = [numbers[asked.query.user_id, asked.mode] for asked in portion]
@@ -205,21 +206,21 @@ def _summarise_modes(task: Task, modes: Sequence[str], answers: Sequence[ModeAns
     from mta_cli.engine.evaluation import statistics
     from mta_cli.engine.evaluation.user_sums import UserSums, sum_by_user
 
-    tallies: dict[str, UserSums] = {}
+    user_sums: dict[str, UserSums] = {}
     for mode in modes:
         own = [answer for answer in answers if answer.mode == mode]
         users, given, golds = [a.user_id for a in own], [a.answer for a in own], [a.query.gold for a in own]
-        tallies[mode] = sum_by_user(task.metric, task.labels, users, given, golds, [a.gold_loglik for a in own])
+        user_sums[mode] = sum_by_user(task.metric, task.labels, users, given, golds, [a.gold_loglik for a in own])
     return {
-        "methods": {mode: statistics.bootstrap_metrics(one, seed=seed) for mode, one in tallies.items()},
-        "differences": paired_differences(tallies, modes[-1], seed),
+        "methods": {mode: statistics.bootstrap_metrics(one, seed=seed) for mode, one in user_sums.items()},
+        "differences": paired_differences(user_sums, modes[-1], seed),
     }
 
 
 def _costs(
     reg: Registry, base: str, task: str, users: Sequence[User], mode: str, answers: Sequence[ModeAnswer]
 ) -> dict[str, float | None]:
-    """Bytes that a mode keeps for a person, a mean over `users`, and how fast its answers came."""
+    """Bytes that a mode stores for a user, a mean over `users`, and the speed of its answers."""
     bank = reg.banks.latest_ready_bank(task, base)
     recipes = [reg.recipes.get(user.id, task, bank.id) for user in users] if bank and mode in PERSONAL_MODES else []
     stacks = [reg.stacks.get(user.id, task, bank.id) for user in users] if bank and mode == "adapted" else []

@@ -1,4 +1,4 @@
-"""The label memory of a bank, read from the store. `engine.memory.label_memory` says what it computes."""
+"""The label memory of a bank, read from the store. `engine.memory.label_memory` defines what it computes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
-MAX_RECENT_ANSWERS = 200  # of a user count in their label prior
+MAX_RECENT_ANSWERS = 200  # answers of a user that count in their label prior
 LABEL_RATES_KEY = "label_rates"
 PERSONAL_MODES = ("fused", "adapted")
 
 
 class BankMemory:
-    """What the users of `bank` answered, read when it is first needed. Without a bank it knows nothing.
+    """The answers of the users of `bank`, read when first needed. Empty without a bank.
 
-    `embed` turns questions into vectors; where it is not given, the bank's embedder is loaded on `device`.
+    `embed` turns questions into vectors. Without it, the bank's embedder is loaded on `device`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class BankMemory:
 
     @cached_property
     def label_memory(self) -> LabelMemory:
-        """What the engine computes with."""
+        """The engine's label memory."""
         from mta_cli.pipeline.memory.knn import load_embedder, load_fitted_neighbours
 
         labels, bank = self._task.labels, self._bank
@@ -55,13 +55,13 @@ class BankMemory:
 
     @property
     def without_neighbours(self) -> LabelMemory:
-        """The memory of label rates alone, which needs no embedder."""
+        """The memory with label rates only, which needs no embedder."""
         rates = bank_label_rates(self._bank) if self._bank is not None else ()
         # a bank of an older version, or of another form of the task, has no rates for these labels
         return LabelMemory(self._task.labels, rates if len(rates) == len(self._task.labels) else ())
 
     def prior_for(self, user: User | None, mode: str, options: MemoryOptions) -> LabelPrior | None:
-        """What counts beside a user's model in a personal `mode`; None where nothing does."""
+        """The label prior beside a user's model in a personal `mode`; None where there is none."""
         if user is None or mode not in PERSONAL_MODES or options.memory == "off" or self._bank is None:
             return None
         return self._restricted(options).prior_of([item.output for item in self.recent_items(user)], options)
@@ -71,14 +71,14 @@ class BankMemory:
         return self._reg.items.recent_items(user.id, self._task.name, MAX_RECENT_ANSWERS)
 
     def neighbour_settings(self, options: MemoryOptions) -> dict[str, Any]:
-        """What decides how neighbours count, besides their items; empty where none do."""
+        """The settings that determine how neighbours count, besides their items; empty where they do not count."""
         if options.memory != "neighbours" or (found := self.label_memory.neighbours) is None:
             return {}
         known: dict[str, Any] = {**asdict(found.kernel), "weight": options.neighbour_weight}
         return {**known, "look_ahead": options.look_ahead} if found.index.times else known
 
     def missing_embedder_note(self, options: MemoryOptions) -> str | None:
-        """What to say where the bank keeps neighbours and its embedder is not installed."""
+        """A message where the bank has neighbours and its embedder is not installed."""
         if options.memory != "neighbours" or self._bank is None or self._bank.kernel is None:
             return None
         if self._embed is not None or self._embedder is not None:
@@ -87,7 +87,7 @@ class BankMemory:
         return f"The embedder {name} is not here: labels are weighed without the bank's neighbours."
 
     def _restricted(self, options: MemoryOptions) -> LabelMemory:
-        """The memory without neighbours where the options ask for none: then no embedder is loaded."""
+        """The memory without neighbours where the options ask for none, so that no embedder is loaded."""
         return self.label_memory if options.memory == "neighbours" else self.without_neighbours
 
     @cached_property
@@ -99,5 +99,5 @@ class BankMemory:
 
 
 def bank_label_rates(bank: Bank) -> tuple[float, ...]:
-    """How often the users whom a bank is made of give each label; nothing where it does not know."""
+    """How often the users of a bank give each label; empty where the bank does not record it."""
     return tuple(bank.config.get(LABEL_RATES_KEY, ()))

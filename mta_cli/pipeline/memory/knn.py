@@ -1,6 +1,6 @@
-"""A bank's neighbours: what its people answered to what, embedded by its embedder, and the kernel fitted to them.
+"""A bank's neighbours: its users' labelled items, their embeddings by the bank's embedder, and the fitted kernel.
 
-For tasks with labels alone. Kept with the bank, gone with an item's person. Trains nothing.
+Only tasks with labels have neighbours. They are stored with the bank and removed with their user.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 EMBED_BATCH = 256  # items embedded and stored together; an interruption costs at most this much work
-NEIGHBOUR_WEIGHT_KEY = "beside_model"  # key of a bank's config: how much they count beside its model; see `weighing`
-KERNEL_FIELDS = ("sharpness", "votes", "habit", "linear")  # of a kernel, without a model
-EMBED_CACHE_SIZE = 4096  # whose embeddings are kept in memory
+NEIGHBOUR_WEIGHT_KEY = (
+    "beside_model"  # key of a bank's config: the weight of neighbours beside its model; see `knn_weight`
+)
+KERNEL_FIELDS = ("sharpness", "votes", "habit", "linear")  # fields of a kernel that is used without a model
+EMBED_CACHE_SIZE = 4096  # questions whose embeddings stay in memory
 
 OwnedItem = tuple[Item, User]
 
 
 @dataclass(frozen=True)
 class NeighbourChange:
-    """What makes a bank's neighbours those of its people of now: items to be embedded, and numbers of items that go.
+    """The difference between a bank's neighbours and its users' current items: items to embed, and item ids to remove.
 
-    `unfitted`: no kernel was fitted to those that are there, or one of an earlier version.
+    `needs_fit`: no kernel is fitted to the current items, or one of an earlier version.
     """
 
     new_items: list[OwnedItem]
@@ -46,10 +48,10 @@ class NeighbourChange:
 
 
 def neighbour_change(
-    reg: Registry, bank: Bank, task: Task, people: Iterable[tuple[User, Sequence[Item]]]
+    reg: Registry, bank: Bank, task: Task, histories: Iterable[tuple[User, Sequence[Item]]]
 ) -> NeighbourChange:
-    """How the bank's neighbours differ from those `people`'s items whose outputs are labels."""
-    labelled = [(item, user) for user, items in people for item in items if item.output.strip() in task.labels]
+    """The difference between the bank's neighbours and the items of `histories` whose outputs are labels."""
+    labelled = [(item, user) for user, items in histories for item in items if item.output.strip() in task.labels]
     known = reg.neighbours.item_ids(bank.id)
     new = [(item, user) for item, user in labelled if item.id not in known]
     unfitted = bool(known) and not has_fitted_kernel(reg.banks.by_id(bank.id))
@@ -57,7 +59,7 @@ def neighbour_change(
 
 
 def has_fitted_kernel(bank: Bank) -> bool:
-    """Whether a kernel was fitted to the bank's neighbours, with all that this version knows of one."""
+    """Whether a kernel was fitted to the bank's neighbours, with all fields of this version."""
     return set(bank.kernel or {}) == set(KERNEL_FIELDS)
 
 
@@ -65,22 +67,22 @@ def update_neighbours(
     reg: Registry,
     bank: Bank,
     task: Task,
-    people: Iterable[tuple[User, Sequence[Item]]],
+    histories: Iterable[tuple[User, Sequence[Item]]],
     embedder: ModelEntry,
     device: str,
 ) -> Iterator[Event]:
-    """Make a bank's neighbours those of `people`'s items whose outputs are labels: embed their inputs, fit its kernel.
+    """Make the items of `histories` whose outputs are labels the bank's neighbours: embed inputs, fit the kernel.
 
-    Goes on where it stopped; does nothing where all is there or the task has no labels.
+    Continues where it stopped. Does nothing where all is stored or the task has no labels.
     """
-    change = neighbour_change(reg, bank, task, people)
+    change = neighbour_change(reg, bank, task, histories)
     if not change:
         return
     from mta_cli.engine.memory.knn import fit_kernel
 
     with reg.transaction():
         reg.neighbours.remove_neighbours(bank.id, change.removed_ids)
-        reg.banks.set_kernel(bank.id, None)  # so that whoever goes on after a stop fits it
+        reg.banks.set_kernel(bank.id, None)  # a run that continues after a stop then fits it again
     if change.new_items:
         yield from _embed_items(reg, bank, task, change.new_items, embedder, device)
     neighbours = load_neighbours(reg, bank, task)
@@ -91,7 +93,6 @@ def update_neighbours(
 def _embed_items(
     reg: Registry, bank: Bank, task: Task, new: Sequence[OwnedItem], embedder: ModelEntry, device: str
 ) -> Iterator[Event]:
-    """Embed and keep what is new."""
     import numpy as np
 
     embed = load_embedder(embedder, device)
@@ -121,9 +122,9 @@ def labelled_items(reg: Registry, bank: Bank, task: Task) -> list[Neighbour]:
 
 
 def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | None:
-    """The labelled items of the bank's users, in the order of their times; None where there are none.
+    """The labelled items of the bank's users, in the order of their times; None without any.
 
-    IntegrityFault where their vectors differ in length.
+    Raises IntegrityFault when their vectors differ in length.
     """
     import numpy as np
 
@@ -146,7 +147,7 @@ def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | N
 
 
 def load_fitted_neighbours(reg: Registry, bank: Bank, task: Task, embed: EmbedFunction) -> FittedNeighbours | None:
-    """The bank's neighbours, their kernel, and `embed` with a cache of questions; None where it keeps none."""
+    """The bank's neighbours, their kernel, and `embed` with a cache of questions; None where the bank has none."""
     from mta_cli.engine.memory.knn import NeighbourKernel
     from mta_cli.engine.memory.label_memory import FittedNeighbours
 
@@ -157,6 +158,6 @@ def load_fitted_neighbours(reg: Registry, bank: Bank, task: Task, embed: EmbedFu
 
 
 def cache_embedding(embed: EmbedFunction) -> EmbedFunction:
-    """The same for one text at a time, without doing so twice."""
+    """`embed` for one text at a time, with a cache."""
     once = lru_cache(EMBED_CACHE_SIZE)(lambda text: embed([text]))
     return lambda texts: once(texts[0])

@@ -1,9 +1,8 @@
-"""How much a bank's neighbours count beside its own model: fitted on the bank's people once it is built.
+"""The weight of a bank's neighbours beside its own model, fitted on the bank's users once the bank is built.
 
-Some of their items are guessed twice: by the base with the task adapter, in a prompt that shows other items of the same
-person, and by neighbours and habit. What a text says by itself a model knows better, what it cannot know others do, and
-tasks differ in which of it an answer hangs on. The task adapter was trained on these very answers and so looks better
-here than on somebody new, for whom neighbours count more (`answer.neighbour_weight`). Trains and renders nothing.
+Some items are predicted twice: by the base with the task adapter, in a prompt with other items of the same user, and by
+neighbours and label prior. Tasks differ in which of the two predicts better. The task adapter was trained on these
+items and so looks better here than for a new user, for whom neighbours count more (`answer.neighbour_weight`).
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.requests import BankRequest
     from store.registry import Registry
 
-MAX_GUESSED_ITEMS = 256  # items that are guessed, of all people evenly
-ITEMS_PER_STEP = 32  # of them between two signs of life
+MAX_GUESSED_ITEMS = 256  # items that are predicted, evenly over all users
+ITEMS_PER_STEP = 32  # items between two progress events
 
 
 @dataclass(frozen=True)
 class LeaveOneOutCase:
-    """An item to guess, and the other items of its person that are known meanwhile, as of somebody new."""
+    """An item to predict, and other items of its user that are known, as for a new user."""
 
     item: Item
     shots: tuple[Item, ...]
@@ -39,10 +38,10 @@ class LeaveOneOutCase:
 def fit_neighbour_weight(
     reg: Registry, bank: Bank, request: BankRequest, pool: Sequence[Contributor], base: LoadedBase | None = None
 ) -> Iterator[Event]:
-    """Fit and keep how much neighbours count beside the model of the bank that `request` and `pool` make.
+    """Fit and store the neighbour weight of the bank that `request` and `pool` make.
 
-    Does nothing where that is known or the bank keeps none. `base`, which holds nothing, is loaded where it is not
-    given. Interrupted, it begins anew.
+    Does nothing where the weight is stored or the bank has no neighbours. `base`, without any adapter, is loaded when
+    it is not given. An interrupted fit starts again.
     """
     import numpy as np
 
@@ -61,22 +60,22 @@ def fit_neighbour_weight(
     from mta_cli.pipeline.personalize.weights import load_weights
 
     place = {one.item_id: n for n, one in enumerate(labelled_items(reg, bank, task))}
-    lessons = sample_cases([item for each in pool for item in each.items if item.id in place], bank.seed)
+    cases = sample_cases([item for each in pool for item in each.items if item.id in place], bank.seed)
     base = base if base is not None else load_on_device(request.base, request.machine, reg=reg)
     with merge_into_base(base, load_weights(reg, bank.task_adapter, base.fingerprint) if bank.task_adapter else None):
-        model = yield from _model_label_scores(reg, base, task, lessons, request.prompt.history_items)
+        model = yield from _model_label_scores(reg, base, task, cases, request.prompt.history_items)
     rates = known.rates.tolist()
-    habits = [
-        user_label_prior([shot.output for shot in one.shots], task.labels, rates, PRIOR_STRENGTH) for one in lessons
+    user_priors = [
+        user_label_prior([shot.output for shot in one.shots], task.labels, rates, PRIOR_STRENGTH) for one in cases
     ]
-    guessed = np.array([place[one.item.id] for one in lessons])
-    share = fit_beside_weight(known, NeighbourKernel(**(bank.kernel or {})), guessed, np.array(habits), model)
+    guessed = np.array([place[one.item.id] for one in cases])
+    share = fit_beside_weight(known, NeighbourKernel(**(bank.kernel or {})), guessed, np.array(user_priors), model)
     reg.banks.set_bank_config(bank.id, {**reg.banks.by_id(bank.id).config, NEIGHBOUR_WEIGHT_KEY: share})
-    yield Note(f"Neighbours count {share:.2f} times beside the model, judged by {len(lessons)} items of the bank.")
+    yield Note(f"Neighbours count {share:.2f} times beside the model, judged by {len(cases)} items of the bank.")
 
 
 def sample_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
-    """At most about `MOST` of `items`, of every person the same number, each with `SHOTS` others of its person."""
+    """At most about `MAX_GUESSED_ITEMS` cases, as many for each user, each with `FIT_SHOTS` other items of its user."""
     import numpy as np
 
     from mta_cli.engine.memory.knn import FIT_SHOTS
@@ -84,19 +83,21 @@ def sample_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
     rng, own = np.random.default_rng(seed), dict[int, list[Item]]()
     for item in items:
         own.setdefault(item.user_id, []).append(item)
-    people = [list(own.values())[n] for n in rng.permutation(len(own))[:MAX_GUESSED_ITEMS]]
+    users_items = [list(own.values())[n] for n in rng.permutation(len(own))[:MAX_GUESSED_ITEMS]]
     found = []
-    for theirs in people:
-        for n in rng.permutation(len(theirs))[: max(1, MAX_GUESSED_ITEMS // len(people))]:
-            others = [item for item in theirs if item is not theirs[n]]
-            found.append(LeaveOneOutCase(theirs[n], tuple(others[i] for i in rng.permutation(len(others))[:FIT_SHOTS])))
+    for items_of_user in users_items:
+        for n in rng.permutation(len(items_of_user))[: max(1, MAX_GUESSED_ITEMS // len(users_items))]:
+            others = [item for item in items_of_user if item is not items_of_user[n]]
+            found.append(
+                LeaveOneOutCase(items_of_user[n], tuple(others[i] for i in rng.permutation(len(others))[:FIT_SHOTS]))
+            )
     return found
 
 
 def _model_label_scores(
-    reg: Registry, base: LoadedBase, task: Task, lessons: Sequence[LeaveOneOutCase], history_items: int
+    reg: Registry, base: LoadedBase, task: Task, cases: Sequence[LeaveOneOutCase], history_items: int
 ) -> Generator[Event, None, list[list[float]]]:
-    """`return`s what the base as it is says of each label of each lesson [lessons, labels], nats."""
+    """`return`s the model's log-likelihood of each label of each case [cases, labels], nats."""
     from mta_cli.engine.scoring.log_likelihood import NO_LORAS, completion_log_likelihoods
     from mta_cli.engine.scoring.prefix_tree import PromptTree
     from mta_cli.pipeline.data.examples import PromptRowBuilder
@@ -104,13 +105,13 @@ def _model_label_scores(
     shown: dict[int, list[int]] = {}
     examples, found = PromptRowBuilder(reg, base, task, history_items, shown), list[list[float]]()
     labels = tuple(tuple(examples.prompter.answer_ids(label)) for label in task.labels)
-    yield JobStarted("weighing of neighbours", len(lessons), "items")
-    for start in range(0, len(lessons), ITEMS_PER_STEP):
-        began, forks = time.monotonic(), []
-        for one in lessons[start : start + ITEMS_PER_STEP]:
+    yield JobStarted("weighing of neighbours", len(cases), "items")
+    for start in range(0, len(cases), ITEMS_PER_STEP):
+        began, trees = time.monotonic(), []
+        for one in cases[start : start + ITEMS_PER_STEP]:
             shown[one.item.user_id] = [shot.id for shot in one.shots]
             history = examples.retrieve_history(one.item.user_id, one.item.input, history_items)
-            forks.append(PromptTree(tuple(examples.prompter.prompt_ids(one.item.input, history)), labels))
-        found += completion_log_likelihoods(base, forks, [NO_LORAS], [(n, 0) for n in range(len(forks))])
+            trees.append(PromptTree(tuple(examples.prompter.prompt_ids(one.item.input, history)), labels))
+        found += completion_log_likelihoods(base, trees, [NO_LORAS], [(n, 0) for n in range(len(trees))])
         yield JobProgress(task.name, len(found), seconds=time.monotonic() - began)
     return found

@@ -49,14 +49,15 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MIN_EFFECTIVE_STEPS = 5
-MIN_LOSS_CHANGE = 0.01  # a loss that changed by less than this share did not move
-MIN_TRAINABLE_LOSS = 0.05  # nats: one below it has next to nothing to learn
+MIN_LOSS_CHANGE = 0.01  # a relative change of the loss below this counts as none
+MIN_TRAINABLE_LOSS = 0.05  # nats: a loss below it leaves almost nothing to learn
 
 
 @dataclass(frozen=True)
 class AdaptLosses:
-    """Mean loss on the shots and, where there are any, on held-out queries: nats per labelled token, or per choice of a
-    label beside neighbours and habit.
+    """Mean losses on the shots and on the held-out queries (None without any).
+
+    Nats per labelled token, or per choice of a label beside neighbours and label prior.
     """
 
     shots: float | None
@@ -65,7 +66,7 @@ class AdaptLosses:
 
 @dataclass(frozen=True)
 class AdaptTarget:
-    """A user whose stack is to be trained: what on, on which fusion, and how."""
+    """A user whose stack is to be trained, with the shots, the recipe and the training job."""
 
     user: User
     shots: list[Item]
@@ -76,7 +77,7 @@ class AdaptTarget:
 
 
 class AdaptContext:
-    """A base with the task adapter folded in, and what all users' stacks share."""
+    """A base with the task adapter merged in, and what the stacks of all users share."""
 
     def __init__(
         self, reg: Registry, base: LoadedBase, fusing: FusionContext, request: FuseRequest, options: AdaptOptions
@@ -89,24 +90,24 @@ class AdaptContext:
         self.start = initial_stack(fusing.bank.methods, options)
 
     def merge_fusion(self, recipe: Recipe) -> tuple[LoraWeights, ...]:
-        """The merged anchors of a recipe; nothing where it names none."""
+        """The merged anchors of a recipe; empty where it names none."""
         from mta_cli.engine.methods.anchor_weights import merge_shares
 
-        parts, _ = load_recipe_anchors(self.reg, self.bank, recipe.shares)
-        return merge_shares([weights for weights, _ in parts], [weight for _, weight in parts])
+        anchors, _ = load_recipe_anchors(self.reg, self.bank, recipe.shares)
+        return merge_shares([weights for weights, _ in anchors], [weight for _, weight in anchors])
 
 
 def measure_losses(
-    pupils: Sequence[AdaptTarget], base: LoadedBase, stacks: Sequence[tuple[LoraWeights, ...]]
+    targets: Sequence[AdaptTarget], base: LoadedBase, stacks: Sequence[tuple[LoraWeights, ...]]
 ) -> list[AdaptLosses]:
-    """Everybody's losses under their fusion and `stacks`, in common passes. `base` holds the task adapter."""
+    """The losses of all `targets` under their fusion and `stacks`, in one batch. `base` holds the task adapter."""
     from mta_cli.engine.scoring.log_likelihood import mean_losses
 
-    parts = [(*pupil.member.frozen_loras, *stack) for pupil, stack in zip(pupils, stacks, strict=True)]
-    cases = [(p.member.examples, part) for p, part in zip(pupils, parts, strict=True)]
-    cases += [(p.heldout_examples, part) for p, part in zip(pupils, parts, strict=True)]
+    loras = [(*target.member.frozen_loras, *stack) for target, stack in zip(targets, stacks, strict=True)]
+    cases = [(p.member.examples, own) for p, own in zip(targets, loras, strict=True)]
+    cases += [(p.heldout_examples, own) for p, own in zip(targets, loras, strict=True)]
     losses = mean_losses(base, cases)
-    return [AdaptLosses(a, b) for a, b in zip(losses[: len(pupils)], losses[len(pupils) :], strict=True)]
+    return [AdaptLosses(a, b) for a, b in zip(losses[: len(targets)], losses[len(targets) :], strict=True)]
 
 
 def adapt_users(
@@ -119,9 +120,10 @@ def adapt_users(
     explicit_top_k: bool = False,
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Adapt `users`, or everybody with a history who is no anchor. `Done.result` is what the command's --json prints.
+    """Adapt `users`; None: all users with a history who are not anchors.
 
-    Users whose stack is already what these settings and items would give are left as they are: a stopped run goes on.
+    `JobResult.result` is the document of `mta user adapt --json`. A user whose stack already has these settings and
+    items is skipped, so a stopped run continues where it stopped.
     """
     options = options.with_kind_defaults(bool(request.task.labels))
     if options.targets is not None:
@@ -145,29 +147,29 @@ def adapt_users(
         reg.hold_users(f"adaptation for {request.task.name}", used),
         record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom),
     ):
-        recipes, workshop = yield from _prepare_context(reg, bank, chosen, request, options)
+        recipes, context = yield from _prepare_context(reg, bank, chosen, request, options)
         yield JobStarted("user adapt", total=sum(options.steps for user in chosen if shots[user.id]))
         results: dict[int, dict[str, Any]] = {}
-        pupils: list[AdaptTarget] = []
+        targets: list[AdaptTarget] = []
         for user in chosen:
-            ready = yield from _prepare_target(workshop, user, shots[user.id], recipes[user.id], options)
+            ready = yield from _prepare_target(context, user, shots[user.id], recipes[user.id], options)
             if isinstance(ready, AdaptTarget):
-                pupils.append(ready)
+                targets.append(ready)
             else:
                 results[user.id] = ready
-        yield from _train_stacks(workshop, pupils, results)
+        yield from _train_stacks(context, targets, results)
     if chosen and not results:
         raise BadInput("No user could be adapted.", hint="lower --learning-rate")
     yield JobResult([results[user.id] for user in chosen if user.id in results])
 
 
 def adaptable_users(reg: Registry, bank: Bank) -> list[User]:
-    """Every user with a history of the bank's task who is not one of its anchors. NotFound when there is nobody."""
+    """Every user with a history of the bank's task who is not one of its anchors. Raises NotFound without any."""
     anchors = {anchor.user_id for anchor in reg.banks.anchors(bank.id)}
     found = [user for user, count in reg.users.users_with_items(bank.task) if count > 0 and user.id not in anchors]
     if not found:
         raise NotFound(
-            f"Nobody is left to adapt: every user with a history of task {bank.task} is an anchor.", hint="name a user"
+            f"No user is left to adapt: every user with a history of task {bank.task} is an anchor.", hint="name a user"
         )
     return found
 
@@ -198,7 +200,7 @@ def _plan_lines(
 def _prepare_context(
     reg: Registry, bank: Bank, users: Sequence[User], request: FuseRequest, options: AdaptOptions
 ) -> Generator[Event, None, tuple[dict[int, Recipe], AdaptContext]]:
-    """The loaded base and everybody's recipe; a recipe that is there already is kept unless weights were asked for."""
+    """The loaded base and the recipes of all users. An existing recipe is kept unless weights were asked for."""
     from mta_cli.pipeline.models.lookup import record_models
 
     record_models(reg, request.base, request.embedder)
@@ -212,76 +214,76 @@ def _prepare_context(
 
 
 def _needs_new_recipe(recipe: Recipe | None, request: FuseRequest) -> bool:
-    """Whether the recipe was made in another way than is asked for, or before there was a history."""
+    """Whether the recipe was made with other options, or before the user had a history."""
     if recipe is None or not recipe.shares:
         return True
     return request.options.weights is not None and recipe.method != request.options.weights
 
 
 def _prepare_target(
-    workshop: AdaptContext, user: User, shots: list[Item], recipe: Recipe, options: AdaptOptions
+    context: AdaptContext, user: User, shots: list[Item], recipe: Recipe, options: AdaptOptions
 ) -> Generator[Event, None, AdaptTarget | dict[str, Any]]:
-    """The user with all that training needs, or the result where there is nothing to train."""
-    reg, bank = workshop.reg, workshop.bank
+    """The user with everything that training needs, or the result where no training is needed."""
+    reg, bank = context.reg, context.bank
     if not shots:
         yield Note(
             f"{user.name} has no history for task {bank.task}; there is nothing to train a stack on.", warning=True
         )
         return _entry(user, recipe, None, None, None, 0, 0.0)
-    job = _job(workshop, user, shots, recipe, options)
+    job = _job(context, user, shots, recipe, options)
     known = reg.stacks.get(user.id, bank.task, bank.id)
     if known is not None and known.identity == job.config["identity"] and known.is_intact:
         yield Note(f"{user.name}: adapted already with these settings and items.")
         return {**_stored_result(reg, user, recipe, known), "unchanged": True}
     from mta_cli.engine.methods.stacks import stack_member
 
-    fusing, memory = workshop.fusing, workshop.request.memory
-    assert workshop.start is not None and fusing.rows is not None, "the base is loaded and cores have a basis"
+    fusing, memory = context.fusing, context.request.memory
+    assert context.start is not None and fusing.rows is not None, "the base is loaded and cores have a basis"
     own = fusing.user_shots(reg, user, options.shots)
-    fusion = workshop.merge_fusion(recipe)
-    member = stack_member(fusing.bank.methods, own, fusion, workshop.start, options, memory)
-    fusing.bank.methods.cache.clear()  # nobody asks for this user again
+    fusion = context.merge_fusion(recipe)
+    member = stack_member(fusing.bank.methods, own, fusion, context.start, options, memory)
+    fusing.bank.methods.cache.clear()  # this user is not needed again
     heldout = query_examples(fusing.bank, user, reg.items.queries(user.id, bank.task), fusing.rows, memory)
     return AdaptTarget(user, shots, recipe, job, member, heldout)
 
 
 def _train_stacks(
-    workshop: AdaptContext, pupils: Sequence[AdaptTarget], results: dict[int, dict[str, Any]]
+    context: AdaptContext, targets: Sequence[AdaptTarget], results: dict[int, dict[str, Any]]
 ) -> Iterator[Event]:
-    """Train everybody's stack, a group at a time; what came of it stands in `results` by user id."""
-    if not pupils:
+    """Train all stacks in groups; `results` gets each user's result by user id."""
+    if not targets:
         return
-    size = max_group_size(workshop.base, pupils[0].job)
-    groups = [pupils[start : start + size] for start in range(0, len(pupils), size)]
+    size = max_group_size(context.base, targets[0].job)
+    groups = [targets[start : start + size] for start in range(0, len(targets), size)]
     runs = dict[int, Run]()
     try:
         ready = (
-            _training_group(workshop, group, runs, results) for group in _start_group_runs(workshop.reg, groups, runs)
+            _training_group(context, group, runs, results) for group in _start_group_runs(context.reg, groups, runs)
         )
-        yield from train_groups(workshop.reg, workshop.base, ready)
+        yield from train_groups(context.reg, context.base, ready)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | GeneratorExit)
-        with workshop.reg.transaction():
+        with context.reg.transaction():
             for run in runs.values():
-                workshop.reg.runs.fail_run(run.id, "stopped" if stopped else str(error), interrupted=stopped)
+                context.reg.runs.fail_run(run.id, "stopped" if stopped else str(error), interrupted=stopped)
         raise
 
 
 def _start_group_runs(
     reg: Registry, groups: Sequence[Sequence[AdaptTarget]], runs: dict[int, Run]
 ) -> Iterator[Sequence[AdaptTarget]]:
-    """Each group in its turn, with a run for everybody, which stands in `runs` by user id while it lasts."""
+    """Yield each group in turn, with a started run for each of its users in `runs`, by user id."""
     for group in groups:
         with reg.transaction():
-            for pupil in group:
-                runs[pupil.user.id] = reg.runs.start_run(
-                    "user adapt", dict(pupil.job.config), user_id=pupil.user.id, bank_id=pupil.recipe.bank_id
+            for target in group:
+                runs[target.user.id] = reg.runs.start_run(
+                    "user adapt", dict(target.job.config), user_id=target.user.id, bank_id=target.recipe.bank_id
                 )
         yield group
 
 
 def _training_group(
-    workshop: AdaptContext, pupils: Sequence[AdaptTarget], runs: dict[int, Run], results: dict[int, dict[str, Any]]
+    context: AdaptContext, targets: Sequence[AdaptTarget], runs: dict[int, Run], results: dict[int, dict[str, Any]]
 ) -> TrainingGroup:
     trainings = [
         AdapterTraining(
@@ -291,22 +293,22 @@ def _training_group(
             runs[one.user.id],
             start=one.member.initial_weights,
         )
-        for one in pupils
+        for one in targets
     ]
     return TrainingGroup(
         trainings,
-        partial(_store_stacks, workshop, pupils, runs, results),
-        partial(measure_losses, pupils),
-        workshop.basis,
+        partial(_store_stacks, context, targets, runs, results),
+        partial(measure_losses, targets),
+        context.basis,
     )
 
 
-def _job(workshop: AdaptContext, user: User, shots: list[Item], recipe: Recipe, options: AdaptOptions) -> AdapterJob:
+def _job(context: AdaptContext, user: User, shots: list[Item], recipe: Recipe, options: AdaptOptions) -> AdapterJob:
     import hashlib
 
     from mta_cli.engine.methods.stacks import stack_schedule
 
-    bank, request = workshop.bank, workshop.request
+    bank, request = context.bank, context.request
     schedule = stack_schedule(len(shots), options)
     config = {
         "history_items": request.prompt.history_items,
@@ -314,7 +316,7 @@ def _job(workshop: AdaptContext, user: User, shots: list[Item], recipe: Recipe, 
         "bank": bank.key,
         "recipe": pack_anchor_weights(recipe.shares).hex(),
     }
-    if beside := workshop.fusing.bank.memory.neighbour_settings(request.memory):
+    if beside := context.fusing.bank.memory.neighbour_settings(request.memory):
         config["beside"] = beside
     job = AdapterJob(
         CORE_KIND if options.kind == CORE_KIND else "stack",
@@ -325,7 +327,7 @@ def _job(workshop: AdaptContext, user: User, shots: list[Item], recipe: Recipe, 
         options.targets or "",
         options.placement or "",
         request.machine.seed,
-        workshop.reg.items.hash_items(shots),
+        context.reg.items.hash_items(shots),
         schedule,
         config,
         pull=options.pull or 0.0,
@@ -335,57 +337,57 @@ def _job(workshop: AdaptContext, user: User, shots: list[Item], recipe: Recipe, 
 
 
 def _store_stacks(
-    workshop: AdaptContext,
-    pupils: Sequence[AdaptTarget],
+    context: AdaptContext,
+    targets: Sequence[AdaptTarget],
     runs: dict[int, Run],
     results: dict[int, dict[str, Any]],
     adapters: Sequence[Adapter | str],
     trained: TrainingResult,
 ) -> Iterator[Event]:
-    """End the runs of a group and store its stacks; then tell of everybody."""
-    reg, made = workshop.reg, list[Stack | None]()
-    for i, (pupil, adapter) in enumerate(zip(pupils, adapters, strict=True)):
-        run, before, after = runs[pupil.user.id], trained.measured_before[i], trained.measured_after[i]
+    """Store the stacks of a group and finish its runs; then yield an event for each user."""
+    reg, made = context.reg, list[Stack | None]()
+    for i, (target, adapter) in enumerate(zip(targets, adapters, strict=True)):
+        run, before, after = runs[target.user.id], trained.measured_before[i], trained.measured_after[i]
         if isinstance(adapter, str):
             reg.runs.fail_run(run.id, adapter)
             made.append(None)
             continue
-        stack = _make_stack(pupil, workshop.bank, adapter, before, after, trained.packed_cores.get(i))
+        stack = _make_stack(target, context.bank, adapter, before, after, trained.packed_cores.get(i))
         reg.stacks.save_stack(stack)
         made.append(stack)
         seconds = sum(step.seconds for step in trained.steps[i])
-        results[pupil.user.id] = _entry(
-            pupil.user, pupil.recipe, stack, before, after, len(pupil.heldout_examples), seconds
+        results[target.user.id] = _entry(
+            target.user, target.recipe, stack, before, after, len(target.heldout_examples), seconds
         )
-        reg.runs.finish_run(run.id, results[pupil.user.id])
-    for pupil in pupils:
-        del runs[pupil.user.id]
-    for i, (pupil, kept) in enumerate(zip(pupils, made, strict=True)):
+        reg.runs.finish_run(run.id, results[target.user.id])
+    for target in targets:
+        del runs[target.user.id]
+    for i, (target, kept) in enumerate(zip(targets, made, strict=True)):
         if kept is None:
-            yield UnitFailed(pupil.user.name, str(adapters[i]))
+            yield UnitFailed(target.user.name, str(adapters[i]))
             continue
         yield from _warn_if_unmoved(
-            pupil.user, pupil.job, trained.measured_before[i], trained.measured_after[i], trained.weights[i].norm()
+            target.user, target.job, trained.measured_before[i], trained.measured_after[i], trained.weights[i].norm()
         )
         arrow = f"loss {kept.loss_before:.3f} → {kept.loss_after:.3f}"
-        yield ArtifactSaved("stack", pupil.user.name, f"{arrow}, {kept.bytes:,} bytes")
+        yield ArtifactSaved("stack", target.user.name, f"{arrow}, {kept.bytes:,} bytes")
 
 
 def _make_stack(
-    pupil: AdaptTarget, bank: Bank, adapter: Adapter, before: AdaptLosses, after: AdaptLosses, numbers: bytes | None
+    target: AdaptTarget, bank: Bank, adapter: Adapter, before: AdaptLosses, after: AdaptLosses, numbers: bytes | None
 ) -> Stack:
     return Stack(
-        pupil.user.id,
+        target.user.id,
         bank.task,
         bank.id,
         adapter.digest,
-        len(pupil.shots),
-        pupil.job.schedule.steps,
+        len(target.shots),
+        target.job.schedule.steps,
         before.shots or 0.0,
         after.shots or 0.0,
-        pupil.recipe.shares,
+        target.recipe.shares,
         adapter.bytes if numbers is None else len(numbers),
-        identity=pupil.job.config["identity"],
+        identity=target.job.config["identity"],
         numbers=numbers,
         heldout_before=before.heldout,
         heldout_after=after.heldout,
@@ -431,7 +433,7 @@ def _entry(
 
 
 def _stored_result(reg: Registry, user: User, recipe: Recipe, stack: Stack) -> dict[str, Any]:
-    """The result of the run that made this stack, or what its row still tells."""
+    """The result of the run that made this stack, or what its row tells without that run."""
     for run in reg.runs.of_user(user.id):
         result = run.result
         if run.kind == "user adapt" and result and run.config.get("identity") == stack.identity:

@@ -1,4 +1,4 @@
-"""A bank and its users as `engine.methods` takes them: the only way from the store to a method, for all commands."""
+"""A bank and its users in the types of `engine.methods`. All commands load methods' inputs here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class StoredAnchors(Sequence["LoraWeights"]):
-    """The weights of a bank's anchors, each read and verified when it is first used."""
+    """The weights of a bank's anchors. Each is read and verified when it is first used."""
 
     def __init__(self, reg: Registry, bank: Bank, anchors: Sequence[Anchor]) -> None:
         self._reg, self._base = reg, bank.base
@@ -52,7 +52,7 @@ class StoredAnchors(Sequence["LoraWeights"]):
 
 @dataclass(frozen=True)
 class BankContext:
-    """A bank for methods. `anchors[i]` is the row of the engine's anchor number i; all of them serve new recipes."""
+    """A bank for methods. `anchors[i]` is the row of the engine's anchor number i."""
 
     bank: Bank
     anchors: tuple[Anchor, ...]
@@ -77,9 +77,9 @@ def load_bank_context(
     seed: int = 0,
     rows: PromptRowBuilder | None = None,
 ) -> BankContext:
-    """The bank's context. `base` holds its task adapter; weights by similarity need none. Profiles must be there.
+    """The bank's context. `base` holds its task adapter; similarity weights need no base. Profiles must exist.
 
-    Anchors that are stale, were refused by the screening, or have no profile serve nobody.
+    Anchors that are stale, refused by the screening, or without a profile are left out.
     """
     from torch import from_numpy
 
@@ -125,9 +125,9 @@ def user_shots(
     rows: PromptRowBuilder | None = None,
     recent: Sequence[Item] = (),
 ) -> UserShots:
-    """A user with the shots `items`. `recent` are their items whose answers count in the label prior, shots or not.
+    """A user with the shots `items`. The answers of the `recent` items count in the label prior, shots or not.
 
-    Without `rows`, which need the base's tokenizer, only weights by similarity can be computed.
+    Without `rows`, which need the base's tokenizer, only similarity weights can be computed.
     """
     from mta_cli.engine.methods.method import UserShots
 
@@ -146,7 +146,7 @@ def user_shots(
 def query_examples(
     context: BankContext, user: User, queries: Sequence[Query], rows: PromptRowBuilder, memory: MemoryOptions
 ) -> list[TrainingExample]:
-    """Held-out queries and their golds as the shots are scored: beside the label memory where neighbours count."""
+    """Held-out queries with their golds, scored as the shots are: beside the label memory where neighbours count."""
     from mta_cli.engine.scoring.label_examples import LabelExample, TrainingExample
 
     labels, own = context.methods.task.labels, rows.query_rows(queries)
@@ -162,7 +162,7 @@ def query_examples(
 
 
 def load_profiles(reg: Registry, task: str, embedder: str, users: Sequence[User]) -> Mapping[int, Tensor]:
-    """The unit profiles [width], float32, of those of `users` who have one, by user id."""
+    """The unit profiles [width], float32, by user id, of those of `users` who have one."""
     from torch import from_numpy
 
     from mta_cli.pipeline.data.profiles import profile_matrix

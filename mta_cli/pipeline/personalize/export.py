@@ -1,6 +1,6 @@
 """A user's model as one PEFT adapter folder: task adapter, fusion and stack with their ranks concatenated.
 
-PEFT and vLLM load the folder as it is. Loads no model itself; names nobody in what it writes.
+PEFT and vLLM load the folder as it is. The export loads no model and writes no user's name.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def export_user(
 ) -> Iterator[Event]:
     """Write the user's most personal model (or that of `mode`) to the folder `to`, which appears whole or not at all.
 
-    `rank` reduces it to the nearest adapter of that rank. A folder that holds something is refused unless `replace`;
-    then the adapter's own files in it are replaced.
+    `rank` reduces it to the nearest adapter of that rank. A folder with content is refused unless `replace`; then the
+    adapter's own files in it are replaced.
     """
     target = resolve_export_folder(
         to,
@@ -90,7 +90,7 @@ def export_user(
 
 
 def _compress_to_rank(weights: LoraWeights, rank: int | None) -> Generator[Event, None, LoraWeights]:
-    """The nearest weights of that rank, where theirs is higher; says what is lost."""
+    """The nearest weights of rank `rank`, where the rank is higher; a note says how much is lost."""
     from mta_cli.engine.lora.merge import compress_to_rank
 
     if rank is None or rank >= weights.rank:
@@ -104,7 +104,7 @@ def _compress_to_rank(weights: LoraWeights, rank: int | None) -> Generator[Event
 def pad_to_uniform_rank(weights: LoraWeights) -> LoraWeights:
     """The same ΔW with one rank in every module and scale 1: missing ranks are zeros.
 
-    Readers differ in whether they honour a rank per module; all of them read one rank.
+    Some readers ignore a rank per module; all of them read a common rank.
     """
     import torch
 
@@ -119,7 +119,7 @@ def pad_to_uniform_rank(weights: LoraWeights) -> LoraWeights:
 
 
 def content_digest(weights: LoraWeights) -> str:
-    """SHA-256 over module names and factors, so that a reader can tell the content from the file around it."""
+    """SHA-256 over module names and factors: it depends on the content and not on the file format."""
     digest = hashlib.sha256()
     for path, (a, b) in sorted(weights.factors.items()):
         digest.update(f"{path}\0{tuple(a.shape)}\0{tuple(b.shape)}\0".encode())
@@ -129,7 +129,7 @@ def content_digest(weights: LoraWeights) -> str:
 
 
 def peft_config(weights: LoraWeights, entry: ModelEntry) -> dict[str, Any]:
-    """`adapter_config.json`: alpha equals the rank, so PEFT's scale is 1; modules are named by their whole paths."""
+    """`adapter_config.json`: alpha equals the rank, so PEFT's scale is 1. Modules are named by their full paths."""
     hub = _HUB.fullmatch(entry.name)
     return {
         "peft_type": "LORA",
@@ -147,7 +147,7 @@ def peft_config(weights: LoraWeights, entry: ModelEntry) -> dict[str, Any]:
 
 
 def _adapter_metadata(entry: ModelEntry, task: str, source: AnswerSource, digest: str) -> dict[str, Any]:
-    """What the file says of itself. Neither the user nor the anchors are named: the folder travels."""
+    """The metadata of the file. It names neither the user nor the anchors, because the folder may be shared."""
     return {
         "digest": digest,
         "base": entry.fingerprint,
@@ -164,7 +164,7 @@ def _public_base_name(entry: ModelEntry) -> str:
 
 
 def _card(entry: ModelEntry, task: Task, rank: int) -> str:
-    """How to ask this adapter: the messages it was trained under, for readers that know nothing of mta."""
+    """A README on how to prompt this adapter: the messages it was trained with, for readers that do not use mta."""
     from mta_cli.engine.text.tasks import TEMPLATE_SYSTEM_MESSAGE
 
     system = [] if task.system == TEMPLATE_SYSTEM_MESSAGE else [{"role": "system", "content": task.system}]

@@ -1,4 +1,4 @@
-"""The job behind `mta user fuse`: which anchors, and how much of each. Only the recipe is stored, no merged weights."""
+"""The job behind `mta user fuse`: chooses and weights a user's anchors. Stores the recipe, not the merged weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fuse_user(
     explicit_top_k: bool = False,
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Make and store the recipe of one user. `Done.result` has the keys of `mta user fuse --json`."""
+    """Make and store the recipe of one user. `JobResult.result` has the keys of `mta user fuse --json`."""
     bank = current_bank(reg, request.task.name, request.base.fingerprint)
     if explicit_top_k:
         check_top_k(reg, bank, request.options)
@@ -62,7 +62,7 @@ def anchor_users(reg: Registry, bank: Bank) -> list[int]:
 
 
 def bank_plan_lines(bank: Bank, request: FuseRequest) -> tuple[PlanLine, ...]:
-    """What of somebody a plan is about, and what it stands on."""
+    """Plan lines with the task, the bank and the base."""
     return (
         PlanLine("task", request.task.name),
         PlanLine("bank", f"{bank.name} v{bank.version}"),
@@ -71,7 +71,7 @@ def bank_plan_lines(bank: Bank, request: FuseRequest) -> tuple[PlanLine, ...]:
 
 
 def check_top_k(reg: Registry, bank: Bank, options: FuseOptions) -> None:
-    """UsageFault when a recipe of `top_k` anchors is asked of a bank that has fewer."""
+    """Raise UsageError when a recipe of `top_k` anchors is asked of a bank that has fewer."""
     size = len(reg.banks.anchors(bank.id))
     if options.top_k > size:
         raise UsageError(
@@ -80,19 +80,19 @@ def check_top_k(reg: Registry, bank: Bank, options: FuseOptions) -> None:
 
 
 def weighting_of(options: FuseOptions) -> AnchorWeighting:
-    """How anchors are weighted: as asked, else by evidence. A user without shots falls back to similarity."""
+    """The weighting asked for, else evidence. A user without shots falls back to similarity."""
     return options.weights or "evidence"  # type: ignore[return-value]
 
 
 def load_with_task_adapter(reg: Registry, bank: Bank, request: FuseRequest) -> LoadedBase:
-    """The base with the bank's task adapter folded in, for good: for computing fusions and stacks above it."""
+    """The base with the bank's task adapter merged in permanently, to compute fusions and stacks above it."""
     base = load_on_device(request.base, request.machine, reg=reg)
     fold_task_adapter(reg, bank, base)
     return base
 
 
 def fold_task_adapter(reg: Registry, bank: Bank, base: LoadedBase) -> None:
-    """Fold the bank's task adapter, if it has one, into a base for good."""
+    """Merge the bank's task adapter, if it has one, into a base permanently."""
     from mta_cli.engine.lora.adapter import AdapterMerger
 
     if bank.task_adapter:
@@ -137,7 +137,7 @@ def make_recipes(
 ) -> Generator[Event, None, dict[int, Recipe]]:
     """Compute and store the recipes of `users`; `return`s them by user id.
 
-    Raises StoreBusy where anchors left the bank meanwhile, and NotFound where it is gone itself.
+    Raises StoreBusy where anchors were removed meanwhile, and NotFound where the bank was.
     """
     from mta_cli.engine.methods.anchor_weights import user_batches, weigh_anchors, weighting_for
 
@@ -155,7 +155,7 @@ def make_recipes(
     yield JobStarted("weights of anchors", total=len(asking), unit="users")
     for batch in user_batches(context, asking, weighting, options):
         found = weigh_anchors(context, batch, weighting, options, request.memory)
-        context.cache.clear()  # nobody asks for these users again
+        context.cache.clear()  # these users are not needed again
         for one, shares in zip(batch, found, strict=True):
             method = weighting_for(one, weighting)
             recipes[one.number] = fusing.bank.to_recipe(by_id[one.number], method, shares)
@@ -176,7 +176,7 @@ def _require_anchors(reg: Registry, bank: Bank, anchors: Sequence[int]) -> None:
 
 
 def recipe_json(reg: Registry, user: User, bank: Bank, recipe: Recipe) -> dict[str, Any]:
-    """The document of `mta user fuse`."""
+    """The JSON document of `mta user fuse`."""
     names = {anchor.id: anchor_label(anchor) for anchor in reg.banks.anchors(bank.id)}
     anchors = [{"user": names.get(s.anchor_id), "similarity": s.similarity, "weight": s.weight} for s in recipe.shares]
     rest = 1.0 - sum(share.weight for share in recipe.shares)

@@ -1,4 +1,4 @@
-"""What a person's model is made of: task adapter + fusion + stack, joined exactly. Trains nothing.
+"""The weights of a user's model: task adapter + fusion + stack, merged exactly. Trains nothing.
 
 `W_u = W + s_t B_t A_t + Σ w_a s_a B_a A_a + s_u B_u A_u`.
 """
@@ -21,7 +21,7 @@ PERSONALISATION_MODES = ("base", "fused", "adapted")
 
 @dataclass(frozen=True)
 class AnswerSource:
-    """Where an answer came from."""
+    """The model that gave an answer: mode, bank and anchors."""
 
     mode: str
     bank: str | None = None
@@ -29,19 +29,19 @@ class AnswerSource:
     anchors: tuple[str, ...] = field(default_factory=tuple)
 
     def as_json(self) -> dict[str, Any]:
-        """The record that stands beside an answer."""
+        """The JSON record beside an answer."""
         return {"mode": self.mode, "bank": self.bank, "version": self.version, "anchors": list(self.anchors)}
 
 
 def load_weights(reg: Registry, digest: str, base: str) -> LoraWeights:
-    """An adapter from the store, its file verified and its base compared with `base` (a fingerprint)."""
+    """An adapter from the store. Verifies its file, and that it was trained on `base` (a fingerprint)."""
     from mta_cli.engine.lora.adapter import LoraWeights
 
     return LoraWeights.from_file(reg.adapters.verified_path(digest, base=base))
 
 
 def load_stack_weights(reg: Registry, stack: Stack, base: str) -> LoraWeights:
-    """A user's stack: their own adapter, or their numbers between the factors of the bank's basis; both verified."""
+    """A user's stack: their own adapter, or their core between the factors of the bank's basis. Both are verified."""
     from mta_cli.engine.lora.lora_xs import unpack_core
 
     weights = load_weights(reg, stack.digest, base)
@@ -49,7 +49,7 @@ def load_stack_weights(reg: Registry, stack: Stack, base: str) -> LoraWeights:
 
 
 def current_bank(reg: Registry, task: str, base: str) -> Bank:
-    """The newest ready bank of a task. NotFound when there is none; IntegrityFault when all are for other bases."""
+    """The newest ready bank of a task. Raises NotFound without one, and IntegrityFault when all are for other bases."""
     bank = reg.banks.latest_ready_bank(task, base)
     if bank is not None:
         return bank
@@ -63,7 +63,7 @@ def current_bank(reg: Registry, task: str, base: str) -> Bank:
 
 
 def resolve_user_task(reg: Registry, user: User, task: str | None) -> str:
-    """The task that is meant: `task`, or the user's only one. UsageFault when there are several, NotFound when none."""
+    """`task`, or the user's only task. Raises UsageError when there are several, and NotFound without any."""
     if task is not None:
         return task
     known = [name for name, _, _ in reg.users.tasks_of_user(user.id)]
@@ -75,12 +75,12 @@ def resolve_user_task(reg: Registry, user: User, task: str | None) -> str:
 
 
 def anchor_label(anchor: Anchor) -> str:
-    """The name shown for an anchor; forgotten people have none."""
+    """The name shown for an anchor; forgotten users have none."""
     return anchor.user if anchor.user is not None else f"(forgotten #{anchor.id})"
 
 
 def load_task_adapter(reg: Registry, task: str, base: str) -> tuple[LoraWeights, ...]:
-    """The task adapter of the task's current bank; nothing where the bank has none."""
+    """The task adapter of the task's current bank; empty where the bank has none."""
     bank = current_bank(reg, task, base)
     return (load_weights(reg, bank.task_adapter, bank.base),) if bank.task_adapter else ()
 
@@ -88,8 +88,8 @@ def load_task_adapter(reg: Registry, task: str, base: str) -> tuple[LoraWeights,
 def load_recipe_anchors(
     reg: Registry, bank: Bank, shares: Sequence[AnchorWeight]
 ) -> tuple[list[tuple[LoraWeights, float]], tuple[str, ...]]:
-    """The weighted anchors of a recipe, ready to merge, and their names. IntegrityFault when the bank lacks one."""
-    parts: list[tuple[LoraWeights, float]] = []
+    """The weighted anchors of a recipe, and their names. Raises IntegrityFault when the bank lacks one."""
+    loras: list[tuple[LoraWeights, float]] = []
     anchors = {anchor.id: anchor for anchor in reg.banks.anchors(bank.id)}
     names = []
     for share in shares:
@@ -99,14 +99,14 @@ def load_recipe_anchors(
                 f"A recipe names anchor {share.anchor_id}, which bank {bank.name} v{bank.version} does not have.",
                 hint="mta user fuse USER",
             )
-        parts.append((load_weights(reg, anchor.digest, bank.base), share.weight))
+        loras.append((load_weights(reg, anchor.digest, bank.base), share.weight))
         if share.weight != 0.0:
             names.append(anchor_label(anchor))
-    return parts, tuple(names)
+    return loras, tuple(names)
 
 
 def most_personal_mode(reg: Registry, user: User | None, task: str, base: str) -> str:
-    """The most personal model there is for this user: adapted, fused or base."""
+    """The most personal mode that this user has: adapted, fused or base."""
     bank = reg.banks.latest_ready_bank(task, base)
     if user is None or bank is None:
         return "base"
@@ -118,8 +118,7 @@ def most_personal_mode(reg: Registry, user: User | None, task: str, base: str) -
 def load_fusion_and_stack(
     reg: Registry, base: str, user: User | None, task: str, mode: str
 ) -> tuple[tuple[LoraWeights, ...], AnswerSource]:
-    """What `mode` lays above the task adapter for a user: fusion and stack, merged exactly where they act on the same
-    tokens, so one part for each kind of token position.
+    """What `mode` adds above the task adapter for a user: fusion and stack, one exact merge for each placement.
 
     Raises NotFound when the user has no such model yet.
     """
@@ -134,32 +133,32 @@ def load_fusion_and_stack(
         raise NotFound(f"{user.name} has no stack for task {task}.", hint=f"mta user adapt {user.name} --task {task}")
     if mode == "fused" and recipe is None:
         raise NotFound(f"{user.name} has no recipe for task {task}.", hint=f"mta user fuse {user.name} --task {task}")
-    # A stack was trained on the recipe of its day; a newer recipe must not slip under it.
+    # A stack belongs to the recipe that it was trained on, not to a newer one.
     shares = stack.recipe if mode == "adapted" and stack else recipe.shares if recipe else ()
-    parts, names = load_recipe_anchors(reg, bank, shares)
+    loras, names = load_recipe_anchors(reg, bank, shares)
     if mode == "adapted" and stack is not None:
-        parts.append((load_stack_weights(reg, stack, bank.base), 1.0))
-    kinds = dict.fromkeys(part.placement.late_tokens for part, _ in parts)
-    merged = (merge_loras([(part, w) for part, w in parts if part.placement.late_tokens == kind]) for kind in kinds)
-    return tuple(part for part in merged if part is not None), AnswerSource(mode, bank.name, bank.version, names)
+        loras.append((load_stack_weights(reg, stack, bank.base), 1.0))
+    kinds = dict.fromkeys(lora.placement.late_tokens for lora, _ in loras)
+    merged = (merge_loras([(lora, w) for lora, w in loras if lora.placement.late_tokens == kind]) for kind in kinds)
+    return tuple(lora for lora in merged if lora is not None), AnswerSource(mode, bank.name, bank.version, names)
 
 
 def merge_by_placement(
     reg: Registry, base: str, user: User | None, task: str, mode: str
 ) -> tuple[LoraWeights | None, LoraWeights | None, AnswerSource]:
-    """A user's model as two exact merges: what acts on all tokens, the task adapter in it, and what on late ones only.
+    """A user's model as two exact merges: the LoRA of all tokens, with the task adapter, and the LoRA of late tokens.
 
-    None is nothing. Raises NotFound when the user has no such model yet, IntegrityFault when late parts differ in where
-    they begin.
+    Each is None without weights. Raises NotFound when the user has no such model yet, and IntegrityFault when late
+    LoRAs begin at different layers.
     """
     from mta_cli.engine.lora.merge import merge_loras
 
-    parts, source = load_fusion_and_stack(reg, base, user, task, mode)
+    loras, source = load_fusion_and_stack(reg, base, user, task, mode)
     if source.bank is None:
         return None, None, source
-    parts = (*load_task_adapter(reg, task, base), *parts)
-    everywhere = merge_loras([(part, 1.0) for part in parts if part.placement.late_tokens is None])
-    return everywhere, merge_loras([(part, 1.0) for part in parts if part.placement.late_tokens is not None]), source
+    loras = (*load_task_adapter(reg, task, base), *loras)
+    everywhere = merge_loras([(lora, 1.0) for lora in loras if lora.placement.late_tokens is None])
+    return everywhere, merge_loras([(lora, 1.0) for lora in loras if lora.placement.late_tokens is not None]), source
 
 
 def merge_user_weights(
@@ -167,13 +166,13 @@ def merge_user_weights(
 ) -> tuple[LoraWeights | None, AnswerSource]:
     """The LoRA that makes the base (a fingerprint) into this user's model, as one exact merge; None is the base itself.
 
-    Raises NotFound when the user has no such model yet, BadInput when no single LoRA is their model: some of it acts on
-    late tokens only.
+    Raises NotFound when the user has no such model yet, and BadInput when part of it acts on late tokens only, so that
+    no single LoRA can represent it.
     """
     weights, late, source = merge_by_placement(reg, base, user, task, mode)
     if late is not None:
         raise BadInput(
-            f"The {mode} model of {user.name if user else 'nobody'} acts on late tokens only; a single adapter, as "
+            f"The {mode} model of {user.name if user else 'no user'} acts on late tokens only; a single adapter, as "
             "PEFT has it, acts on all tokens.",
             hint="Build the bank and the stacks with --placement upper.",
         )

@@ -1,6 +1,6 @@
-"""What a report of evaluations says, in plain blocks: headings, sentences, tables and charts, whatever they become.
+"""The content of a report of evaluations as blocks (headings, sentences, tables and charts), without a layout.
 
-Says nothing that the result documents do not say. Knows neither Markdown nor HTML, and cleans no text: writers do.
+All content comes from the result documents. Writers turn blocks into Markdown or HTML, and escape the text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mta_cli.pipeline.report.results import (
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading; level 1 is the page's own. One with an `anchor` can be linked to."""
+    """A heading; level 1 is the page's title. A heading with an `anchor` can be a link's target."""
 
     level: int
     text: str
@@ -51,7 +51,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class TableCell:
-    """One cell: `strong` is the best of its column, `tone` is a verdict's word."""
+    """One cell: `strong` marks the best of its column; `verdict` is the word of a difference's verdict."""
 
     text: str
     strong: bool = False
@@ -60,9 +60,9 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows; the columns in `right` hold numbers; `marked` names the chosen row.
+    """A table whose first column names the rows. `numeric_columns` hold numbers; `reference_row` is the chosen row.
 
-    `title` says what it shows where no heading does.
+    `title` is the caption where no heading precedes the table.
     """
 
     columns: tuple[str, ...]
@@ -74,7 +74,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Collapsible:
-    """Blocks that a page may show closed."""
+    """Blocks that a page may show collapsed."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -85,13 +85,13 @@ Block = Heading | Paragraph | Table | Collapsible | Chart
 
 @dataclass
 class _ChartNames:
-    """Gives every chart a name of its own."""
+    """Gives every chart a unique name."""
 
     documents: Sequence[Document]
     taken: set[tuple[str, str | None]] = field(default_factory=set)
 
     def stem(self, document: Document, across: str | None = None) -> str:
-        """A stem that no other document or series has."""
+        """A file name that no other document or series has."""
         plain = stem = file_stem(document, self.documents, across=across)
         count = 1
         while (stem, across) in self.taken:
@@ -107,7 +107,7 @@ def report_title(documents: Sequence[Document]) -> str:
 
 
 def report_blocks(documents: Sequence[Document]) -> list[Block]:
-    """The whole report. Documents that say the same are taken once."""
+    """The whole report. Duplicate documents are used once."""
     found = unique_documents(documents)
     names = _ChartNames(found)
     made: list[Block] = [Heading(1, report_title(found))]
@@ -132,7 +132,7 @@ def all_charts(made: Sequence[Block]) -> list[Chart]:
 
 
 def _design_blocks(group: Sequence[Document], names: _ChartNames, together: Document | None) -> Iterator[Block]:
-    """One design: of several seeds what they found `together`, then side by side, then each evaluation."""
+    """The blocks of one design: the pooled seeds (`together`), the seeds side by side, then each evaluation."""
     yield Heading(3, _design_heading(group))
     if len(group) == 1:
         yield from _evaluation(group[0], names)
@@ -199,7 +199,7 @@ def _methods(document: Document) -> Table:
 
 
 def _differences(document: Document) -> Iterator[Block]:
-    """Every metric's paired differences; what is not the main metric may be closed."""
+    """The paired differences in every metric. A page may collapse those of other metrics than the main one."""
     for metric in metrics(document):
         found = differences(document, metric)
         if not found:
@@ -245,7 +245,7 @@ def _settings(document: Document) -> Iterator[Block]:
 
 
 def _temperatures(found: Any) -> str:
-    """Of each fold the only one, or the least and the most of its parts'."""
+    """The temperature of each fold, or the lowest and highest of its calibration parts."""
     folds = found if isinstance(found, list | tuple) else [found]
     return ", ".join(_span(own) if isinstance(own, list | tuple) else wording.format_number(own) for own in folds)
 
@@ -305,6 +305,6 @@ def _seed_difference(row: Any) -> TableCell:
 def _seed_table(
     names: tuple[str, str], group: Sequence[Document], rows: Sequence[tuple[TableCell, ...]], marked: str = ""
 ) -> Table:
-    """`names` are the first column's and the table's."""
+    """A table by seed. `names` are the headings of the first column and of the table."""
     columns = (names[0], *(f"seed {document['seed']}" for document in group), "mean")
     return Table(columns, tuple(rows), frozenset(range(1, len(columns))), marked, names[1])

@@ -1,4 +1,4 @@
-"""The charts of an evaluation from its result documents, as SVG or PNG. Knows neither the store nor the pages."""
+"""The charts of an evaluation from its result documents, as SVG or PNG."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart that can be drawn: `name` is a safe file name without ending, `caption` says how to read it."""
+    """A chart that can be drawn. `name` is a safe file name without an extension; `caption` explains the chart."""
 
     name: str
     caption: str
@@ -26,9 +26,9 @@ class Chart:
 
 
 def chart_svg(chart: Chart) -> str:
-    """The chart as one SVG element: text as text, no script, nothing from outside; the same bytes every time.
+    """The chart as one SVG element with real text, no script and no external content; the same bytes every time.
 
-    Colours are `var(--ink, …)` and the like, so that a page can set them.
+    Colours are CSS variables such as `var(--ink, …)`, so that a page can set them.
     """
     with style.chart_style():
         return style.figure_svg(chart.draw(), chart.name, chart.caption)
@@ -41,7 +41,7 @@ def chart_png(chart: Chart) -> bytes:
 
 
 def write_png(chart: Chart, folder: Path) -> Path:
-    """Write `<name>.png` into `folder`, whole or not at all; returns its path. Raises as `reporting.writing.write`."""
+    """Write `<name>.png` into `folder`, whole or not at all; returns its path. Raises as `files.write_whole_file`."""
     return write_whole_file(folder / f"{chart.name}.png", chart_png(chart))
 
 
@@ -57,7 +57,7 @@ def interval_chart(document: Document, stem: str) -> Chart:
 
 
 def size_chart(document: Document, stem: str) -> Chart:
-    """The main metric against the bytes that are kept for a user."""
+    """The main metric against the bytes that are stored for a user."""
     caption = (
         f"{_capitalise(metric_name(document['metric']))} against the bytes kept for a user, with 95 % intervals; "
         "better is up. Sizes are logarithmic; methods that keep nothing stand left of the break, and those of one "
@@ -69,7 +69,7 @@ def size_chart(document: Document, stem: str) -> Chart:
 def series_chart(documents: Sequence[Document], by: str, stem: str) -> Chart:
     """The main metric against `by` (shots or anchors), a panel for each method beside the reference.
 
-    The documents are of one design but for `by`, in its order, as `results.series` gives them.
+    The documents differ only in `by`, and are in its order, as from `results.find_series`.
     """
     last = documents[-1]
     caption = (

@@ -1,4 +1,4 @@
-"""Files of a report, written whole or not at all, readable for others. Knows nothing of what is in them."""
+"""Files of a report, each written whole or not at all, and readable for other accounts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ FILE_MODE = 0o644
 
 
 def write_whole_file(path: Path, content: bytes) -> Path:
-    """Make `content` the file at `path`, whose folder is made as needed; returns the path.
+    """Write `content` to `path`, make its folder as needed, and return the path.
 
-    Raises BadInput when the folder cannot be made, and as `store.files.atomic_write`; no temporary file stays.
+    Raises BadInput when the folder cannot be made, and as `store.files.atomic_write`; no temporary file remains.
     """
     from store.files import atomic_write
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # with the mode of the person's own folders
+        path.parent.mkdir(parents=True, exist_ok=True)  # with the default mode of the user's folders
     except OSError as error:
         raise BadInput(f"The folder {path.parent} cannot be made: {system_reason(error)}.") from error
     atomic_write(path, content)

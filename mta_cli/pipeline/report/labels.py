@@ -1,6 +1,6 @@
-"""Names beside the points of a chart, so that they cover each other, the points and the whiskers as little as may be.
+"""Places names beside the points of a chart with little overlap of names, points and whiskers.
 
-Greedy: the most crowded point chooses first, among places around it and farther away. Knows axes and pixels only.
+A greedy method: the most crowded point chooses first, among places around it. Works in pixels of the axes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Point:
 
 
 def write_labels(axes: Axes, points: Sequence[Point], *, colour: str, line: str, strong: str) -> None:
-    """Write every point's name. The figure must have its final layout, since places are found in pixels."""
+    """Write every point's name. The figure must have its final layout, since places are computed in pixels."""
     extent = axes.get_window_extent()
     frame = Box(extent.x0 + 2, extent.y0 + 2, extent.x1 - 2, extent.y1 - 2)
     at = {point: _pixels(axes, point.x, point.y) for point in points}
@@ -74,7 +74,7 @@ def _pixels(axes: Axes, x: float, y: float) -> tuple[float, float]:
 
 
 def _point_boxes(axes: Axes, point: Point) -> Iterator[tuple[Box, float]]:
-    """What a point itself covers: its mark and its whisker."""
+    """The boxes of a point's marker and whisker."""
     x, y = _pixels(axes, point.x, point.y)
     ends = sorted((_pixels(axes, point.x, point.low)[1], _pixels(axes, point.x, point.high)[1]))
     yield Box(x - 5, y - 5, x + 5, y + 5), TEXT_COST
@@ -82,7 +82,7 @@ def _point_boxes(axes: Axes, point: Point) -> Iterator[tuple[Box, float]]:
 
 
 def _crowding(point: Point, at: dict[Point, tuple[float, float]]) -> float:
-    """How near the other points are."""
+    """A measure of how near the other points are."""
     x, y = at[point]
     return sum(1 / (20 + math.hypot(x - other[0], y - other[1])) for other in at.values())
 
@@ -96,7 +96,7 @@ def _extent(axes: Axes, point: Point) -> tuple[float, float]:
 
 
 def _candidate_boxes(at: tuple[float, float], width: float, height: float) -> Iterator[Box]:
-    """Where a name may stand: in every direction, nearest first."""
+    """The candidate places of a name, in every direction, nearest first."""
     for distance in DISTANCES:
         for step in range(DIRECTIONS):
             angle = 2 * math.pi * step / DIRECTIONS
@@ -107,13 +107,13 @@ def _candidate_boxes(at: tuple[float, float], width: float, height: float) -> It
 
 
 def _gap(at: tuple[float, float], box: Box) -> float:
-    """How far a name's nearest edge is from its point."""
+    """The distance between a point and the nearest edge of its name."""
     x, y = min(max(at[0], box.left), box.right), min(max(at[1], box.bottom), box.top)
     return math.hypot(x - at[0], y - at[1])
 
 
 def _leader_boxes(at: tuple[float, float], box: Box) -> list[Box]:
-    """The line from a point to its name as small boxes; none when the name is near."""
+    """The line from a point to its name as small boxes; empty when the name is near."""
     gap = _gap(at, box)
     if gap <= MIN_LEADER_GAP:
         return []
@@ -128,7 +128,7 @@ def _dot(x: float, y: float) -> Box:
 
 
 def _cost(box: Box, at: tuple[float, float], covered: Sequence[tuple[Box, float]], frame: Box) -> float:
-    """What a place costs: area covered by weight, area outside the frame, and the way to the point."""
+    """The cost of a place: weighted overlap, area outside the frame, and distance to the point."""
     way = [(dot, CROSSING_SHARE) for dot in _leader_boxes(at, box)]
     over = sum(
         mine.overlap_area(other) * share * weight for mine, share in [(box, 1.0), *way] for other, weight in covered
@@ -137,7 +137,7 @@ def _cost(box: Box, at: tuple[float, float], covered: Sequence[tuple[Box, float]
 
 
 def _write(axes: Axes, point: Point, at: tuple[float, float], box: Box, colours: tuple[str, str]) -> None:
-    """The name in its box, with a line to the point when it is far."""
+    """Draw the name in its box, with a line to the point when it is far."""
     scale = 72 / axes.figure.dpi
     middle = ((box.left + box.right) / 2 - at[0], (box.bottom + box.top) / 2 - at[1])
     line = {"arrowstyle": "-", "color": colours[1], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}

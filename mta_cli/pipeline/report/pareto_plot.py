@@ -1,6 +1,6 @@
-"""The chart of quality against bytes kept for a user. Knows documents and figures, no files.
+"""The chart of quality against bytes stored for a user.
 
-Sizes are logarithmic; nothing at all has a place of its own, left of a break, since no logarithm reaches it.
+The size axis is logarithmic. Zero bytes have a place of their own, left of an axis break.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_SPREAD_DECADES = 0.34  # decades over which those are spread at most
 
 
 def draw_bytes(document: Document) -> Figure:
-    """The main metric against bytes, with whiskers, names and the line of the methods that nothing smaller equals."""
+    """The main metric against bytes, with whiskers, names and the Pareto front."""
     metric = document["metric"]
     kept = {method: method_cost(document, method, "bytes") for method in rank_methods(document)}
     sizes = {
@@ -62,7 +62,7 @@ def draw_bytes(document: Document) -> Figure:
 
 
 def _size_axis(axes: Axes, sizes: Sequence[float]) -> float:
-    """Decades as ticks, and a place for nothing at all left of a break; returns where that is."""
+    """Set ticks at decades, and return the place for zero bytes, left of an axis break."""
     powers = [math.log10(found) for found in sizes if found > 0] or [0.0]
     first, last = math.floor(min(powers)), max(powers) + 0.5
     free = any(found <= 0 for found in sizes)
@@ -87,7 +87,7 @@ def _size_axis(axes: Axes, sizes: Sequence[float]) -> float:
 
 
 def _spread_positions(sizes: Mapping[str, float], zero: float) -> dict[str, float]:
-    """Where each method stands on the axis of sizes; those of one size are spread a little."""
+    """The position of each method on the size axis; methods of one size are spread a little."""
     at = {method: math.log10(found) if found > 0 else zero for method, found in sizes.items()}
     spread: dict[str, float] = {}
     for together in _clusters(at):

@@ -1,6 +1,6 @@
-"""The charts of methods in rows, and of small panels by shots or anchors. Knows documents and figures, no files.
+"""Charts with a row for each method, and charts of small panels by shots or anchors.
 
-Print and colour-blind eyes: the reference differs by mark, line and weight, not by colour alone.
+For print and colour-blind readers: the reference differs by marker, line style and weight, not by colour alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_PANEL_COLUMNS = 4  # side by side
 
 
 def draw_intervals(document: Document, shown: Sequence[str]) -> Figure:
-    """A panel for each metric of `shown`, a row for each method, the best in the main metric at the top."""
+    """A panel for each metric of `shown`, with a row for each method, the best in the main metric at the top."""
     methods = rank_methods(document)
     figure = style.new_figure(style.WIDTH, 0.75 + 0.25 * len(methods), between=0.06)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
@@ -41,7 +41,7 @@ def draw_intervals(document: Document, shown: Sequence[str]) -> Figure:
 
 
 def _dots(panel: Axes, document: Document, methods: Sequence[str], metric: str) -> None:
-    """Dots with whiskers, one row a method, and the reference's value down the panel."""
+    """Draw dots with whiskers, one row per method, and a vertical line at the reference's value."""
     for row, method in enumerate(methods):
         value, low, high = value_and_interval(document, method, metric)
         if math.isnan(value):
@@ -65,7 +65,7 @@ def _dots(panel: Axes, document: Document, methods: Sequence[str], metric: str) 
 
 
 def draw_series(documents: Sequence[Document], by: str) -> Figure:
-    """The main metric against `by`: a panel for each method, with the reference in every one."""
+    """The main metric against `by`: a panel for each method, with the reference in every panel."""
     last = documents[-1]
     methods = [method for method in rank_methods(last) if method != last["reference"]] or [last["reference"]]
     columns = min(MAX_PANEL_COLUMNS, len(methods))
@@ -93,7 +93,7 @@ def draw_series(documents: Sequence[Document], by: str) -> Figure:
 
 
 def _line(panel: Axes, documents: Sequence[Document], method: str, by: str, *, chosen: bool) -> None:
-    """One method's values with the band of its intervals."""
+    """Draw one method's values with the band of its intervals."""
     x = [float(document[by]) for document in documents]
     found = [value_and_interval(document, method, document["metric"]) for document in documents]
     values, low, high = ([row[part] for row in found] for part in range(3))
@@ -104,7 +104,7 @@ def _line(panel: Axes, documents: Sequence[Document], method: str, by: str, *, c
 
 
 def _set_amount_ticks(panel: Axes, amounts: Sequence[float]) -> None:
-    """An axis with a tick at each amount that was measured, logarithmic where they span much."""
+    """A tick at each measured amount; a logarithmic axis where the amounts span a wide range."""
     if amounts[0] > 0 and amounts[-1] >= 4 * amounts[0]:
         panel.set_xscale("log")
     panel.set_xticks(amounts, [f"{amount:g}" for amount in amounts])

@@ -1,6 +1,6 @@
-"""What a result document of `mta eval` says: who comes first, which differences are told apart, numbers as text.
+"""Reads result documents of `mta eval`: ranks, differences, and groups of documents.
 
-Reads dicts and nothing else. Knows neither the store nor what a report, a chart or a table looks like.
+Reads dicts only. Independent of the store, and of the layout of reports, charts and tables.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METRIC_NAMES = {
     "rouge_l": "ROUGE-L",
     LOGLIK_METRIC: "gold log-likelihood",
 }
-# What makes two documents the same evaluation but for the seed and for settings, which may be tuned by seed.
+# Documents that agree in these keys are one design; seeds, and settings tuned by seed, may differ.
 DESIGN_KEYS = (
     "task",
     "metric",
@@ -39,7 +39,7 @@ DESIGN_KEYS = (
     "options",
     "reference",
 )
-# How the name of a file says what tells a document from the others of its task.
+# Prefixes in file names for the keys that distinguish the documents of a task.
 FILE_NAME_PREFIXES = {
     "shots": "shots",
     "anchors": "anchors",
@@ -60,25 +60,25 @@ def finite_or_none(value: object) -> float | None:
 
 
 def metric_name(metric: str) -> str:
-    """The metric as people write it."""
+    """The display name of the metric."""
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
 def metric_note(metric: str) -> str:
-    """What a reader must know of a metric's sign and unit; empty where more is better and there is no unit."""
+    """A note on a metric's direction and unit; empty where more is better and there is no unit."""
     if metric in LOWER_IS_BETTER:
         return "lower is better"
     return "nats" if metric == LOGLIK_METRIC else ""
 
 
 def metric_title(metric: str) -> str:
-    """The metric's name with what `direction` says."""
+    """The metric's name with its note."""
     said = metric_note(metric)
     return metric_name(metric) + (f" ({said})" if said else "")
 
 
 def metrics(document: Document) -> list[str]:
-    """The metrics of a document: the main one first, the log-likelihood last, the others as they come."""
+    """The metrics of a document: the main one first, the log-likelihood last, the others in the document's order."""
     found = dict.fromkeys(metric for scores in document["methods"].values() for metric in scores)
     between = [metric for metric in found if metric not in (document["metric"], LOGLIK_METRIC)]
     return [document["metric"], *between, *([LOGLIK_METRIC] if LOGLIK_METRIC in found else [])]
@@ -91,7 +91,7 @@ def method_score(document: Document, method: str, metric: str, part: str = "valu
 
 
 def value_and_interval(document: Document, method: str, metric: str) -> tuple[float, float, float]:
-    """Value, low and high as a chart needs them: NaN where there is no value, the value where an end is not known."""
+    """Value, low and high for a chart: NaN without a value, and the value in place of an unknown end."""
     value, low, high = (method_score(document, method, metric, part) for part in ("value", "low", "high"))
     middle = math.nan if value is None else value
     return middle, middle if low is None else low, middle if high is None else high
@@ -108,7 +108,7 @@ def signed_score(value: float, metric: str) -> float:
 
 
 def rank_methods(document: Document, metric: str | None = None) -> list[str]:
-    """The methods from the best to the worst by `metric` (else the main one); equals as they come, unknown last."""
+    """The methods from best to worst by `metric` (default: the main). Ties keep their order; unknown come last."""
     by = metric or document["metric"]
 
     def place(method: str) -> tuple[bool, float]:
@@ -119,14 +119,14 @@ def rank_methods(document: Document, metric: str | None = None) -> list[str]:
 
 
 def best_methods(document: Document, metric: str) -> frozenset[str]:
-    """The method with the best value, or those that share it."""
+    """The methods with the best value."""
     first = method_score(document, rank_methods(document, metric)[0], metric) if document["methods"] else None
     equal = (method for method in document["methods"] if method_score(document, method, metric) == first)
     return frozenset() if first is None else frozenset(equal)
 
 
 def pareto_front(document: Document, sizes: Mapping[str, float]) -> list[str]:
-    """The methods that are better than every one with as few bytes or fewer, by size (the Pareto front)."""
+    """The methods that are better than every method of at most the same size in bytes, by size."""
     metric, front = document["metric"], list[str]()
 
     def good(method: str) -> float:
@@ -139,16 +139,17 @@ def pareto_front(document: Document, sizes: Mapping[str, float]) -> list[str]:
 
 
 def differences(document: Document, metric: str) -> list[Mapping[str, Any]]:
-    """The paired differences in one metric, in the order in which the other methods rank by the main one."""
+    """The paired differences in one metric, in the rank order of the other methods by the main metric."""
     places = {method: place for place, method in enumerate(rank_methods(document))}
     found = [row for row in document.get("differences", ()) if row["metric"] == metric]
     return sorted(found, key=lambda row: places.get(row["b"], len(places)))
 
 
 def difference_verdict(difference: Mapping[str, Any]) -> Verdict:
-    """How `a` does beside `b`: told apart where the 95 % interval of a - b excludes 0 and p, if known, is below .05.
+    """The verdict on `a` against `b`.
 
-    The interval is a little narrow for few users, the permutation test is not; so both are asked.
+    They differ where the 95 % interval of a - b excludes 0 and p, if known, is below .05. Both are required, because
+    the bootstrap interval is a little too narrow for few users and the permutation test is not.
     """
     low, high, p = (
         finite_or_none(difference.get("low")),
@@ -161,12 +162,12 @@ def difference_verdict(difference: Mapping[str, Any]) -> Verdict:
 
 
 def unique_documents(documents: Iterable[Document]) -> list[Document]:
-    """The documents without repetitions."""
+    """The documents without duplicates."""
     return list({_canonical(document): document for document in documents}.values())
 
 
 def group_by_task(documents: Sequence[Document]) -> dict[str, list[Document]]:
-    """The documents of each task, tasks as they come."""
+    """The documents of each task, in order of first appearance."""
     groups: dict[str, list[Document]] = {}
     for document in documents:
         groups.setdefault(str(document["task"]), []).append(document)
@@ -174,15 +175,16 @@ def group_by_task(documents: Sequence[Document]) -> dict[str, list[Document]]:
 
 
 def find_pooled_document(documents: Sequence[Document], group: Sequence[Document]) -> Document | None:
-    """Among `documents` the one that says what the evaluations of `group` found together."""
+    """The document among `documents` that pools the evaluations of `group`."""
     numbers = {document.get("evaluation") for document in group}
     return next((document for document in documents if set(document.get("evaluations", ())) == numbers), None)
 
 
 def group_seeds(documents: Sequence[Document]) -> list[list[Document]]:
-    """Groups of documents of one design, by seed. Each seed comes once in a group: a second one begins another group.
+    """Groups of documents of one design, by seed. Each seed occurs once in a group; a second one begins another group.
 
-    Settings may differ, since they may be tuned by seed; where there is a choice, those with the same go together.
+    Settings may differ, since they may be tuned by seed. Where there is a choice, documents with the same settings are
+    grouped.
     """
     groups: list[list[Document]] = []
     for document in documents:
@@ -206,8 +208,8 @@ def same_settings(documents: Sequence[Document]) -> bool:
 def find_series(documents: Sequence[Document], by: str) -> list[list[Document]]:
     """Groups of at least two documents that differ in `by` (shots or anchors) and otherwise only in settings.
 
-    Where that leaves two documents with the same `by`, their settings must agree too; of two that are alike even then
-    the later evaluation is taken.
+    Where two documents have the same `by`, their settings must agree too. Among documents with the same settings, the
+    latest evaluation is taken.
     """
     counted = [document for document in documents if finite_or_none(document.get(by)) is not None]
     found: list[list[Document]] = []
@@ -230,9 +232,9 @@ def mean_score(documents: Sequence[Document], method: str, metric: str) -> float
 
 
 def file_stem(document: Document, among: Sequence[Document], *, across: str | None = None) -> str:
-    """A safe name for what is drawn of a document: its task, its shots and what else tells it from its task's others.
+    """A safe file name for the charts of a document: its task, its shots and what differs from others of the task.
 
-    With `across`, the name of a series in which that key differs. Letters, digits and dashes only, never a path.
+    With `across`, the name of a series in which that key differs. It has letters, digits and dashes only.
     """
     kin = [other for other in among if slug(other["task"]) == slug(document["task"])]
     parts = [slug(document["task"])]
@@ -264,6 +266,6 @@ def _canonical(value: object) -> str:
 
 
 def _order(value: object) -> tuple[bool, float, str]:
-    """Numbers by size, then whatever else there is."""
+    """A sort key: numbers by size, then other values."""
     number = finite_or_none(value)
     return (number is None, number or 0.0, str(value))

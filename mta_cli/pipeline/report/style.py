@@ -1,7 +1,6 @@
-"""How charts look, and how a figure becomes SVG or PNG: the same bytes for the same figure on every run.
+"""The style of charts, and the conversion of figures to SVG or PNG. The same figure gives the same bytes on every run.
 
-One style whatever the person's own matplotlib settings are; names are drawn as plain text, never as mathematics.
-Knows figures; neither documents nor files.
+The user's own matplotlib settings have no effect. Names are drawn as plain text, never as mathematics.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ INK_COLOUR, MUTED_COLOUR, GRID_COLOUR, ACCENT_COLOUR, BAND_COLOUR, PAPER_COLOUR 
     "#e3f0f8",
     "#ffffff",
 )
-# A page may give these their own values, for instance in the dark; elsewhere the colours are the ones above.
+# A page may set other values for these, as in dark mode; the default colours are the ones above.
 CSS_VARIABLES = {
     INK_COLOUR: "ink",
     MUTED_COLOUR: "quiet",
@@ -72,7 +71,7 @@ MAX_NAME_LENGTH = 32
 
 @contextmanager
 def chart_style() -> Iterator[None]:
-    """Within it, figures are made and saved in the one style; a letter that the font lacks is no warning."""
+    """Inside, figures have the common style, and a missing glyph gives no warning."""
     from matplotlib import style as styles
 
     with styles.context(["default", RC_PARAMS]), warnings.catch_warnings():
@@ -81,7 +80,7 @@ def chart_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, *, between: float = 0.02) -> Figure:
-    """An empty figure, in inches, that belongs to no window; `between` is the room between panels, as a share."""
+    """An empty figure of `width` × `height` inches; `between` is the gap between panels, as a share."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -92,20 +91,20 @@ def new_figure(width: float, height: float, *, between: float = 0.02) -> Figure:
 
 
 def short_name(name: object) -> str:
-    """A name as a chart shows it: one clean line, cut when it is long."""
+    """A name for a chart: one clean line, cut when it is long."""
     text = clean_line(str(name))
     return text if len(text) <= MAX_NAME_LENGTH else text[: MAX_NAME_LENGTH - 1] + "…"
 
 
 def figure_png(drawn: Figure) -> bytes:
-    """The figure as a PNG without date or program. Call it within `style`."""
+    """The figure as a PNG without date or program name. Call it within `chart_style`."""
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def figure_svg(drawn: Figure, name: str, title: str) -> str:
-    """The figure as an SVG element whose ids begin with `name`, so that a page can hold several. Within `style`."""
+    """The figure as an SVG element whose ids begin with `name`. Call it within `chart_style`."""
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ElementTree.fromstring(buffer.getvalue())
@@ -120,7 +119,7 @@ def figure_svg(drawn: Figure, name: str, title: str) -> str:
 
 
 def _clean_element(element: ElementTree.Element, name: str) -> ElementTree.Element:
-    """A copy without namespaces, style sheets and indentation, with ids of its own and colours that a page can set."""
+    """A copy without namespaces, style sheets and indentation, with unique ids and colours that a page can set."""
     copy = ElementTree.Element(element.tag.rpartition("}")[2])
     for key, value in element.attrib.items():
         copy.set(key.rpartition("}")[2], _attribute(key.rpartition("}")[2], value, name))

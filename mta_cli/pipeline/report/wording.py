@@ -1,4 +1,4 @@
-"""Numbers and designs of result documents as words, the same in every report, chart and table. Knows no layout."""
+"""Numbers and designs of result documents as text, the same in every report, chart and table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DESIGN_SENTENCES = (
     "{shots} for each user's own model.",
     "At most {history_items} in a prompt.",
     "{folds} over users, seed {seed}.",
-    "{folds} over users, under the seeds {seeds}; a person's answers under all of them count together.",
+    "{folds} over users, under the seeds {seeds}; a user's answers under all of them count together.",
     "{anchors}, placement {placement}.",
     "Base {base}.",
     "Numbers of type {dtype}.",
@@ -36,7 +36,7 @@ DESIGN_SENTENCES = (
 
 
 def format_number(value: object, *, signed: bool = False) -> str:
-    """Three decimals; a dash for what is no number."""
+    """Three decimals; a dash for a value that is not a number."""
     found = finite_or_none(value)
     if found is None:
         return NO_VALUE
@@ -44,7 +44,7 @@ def format_number(value: object, *, signed: bool = False) -> str:
 
 
 def format_interval(found: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """`value [low, high]`, or as much of it as there is."""
+    """`value [low, high]`, without the parts that are missing."""
     if not isinstance(found, Mapping) or finite_or_none(found.get("value")) is None:
         return NO_VALUE
     value, low, high = (format_number(found.get(part), signed=signed) for part in ("value", "low", "high"))
@@ -63,7 +63,7 @@ def format_bytes(value: object) -> str:
 
 
 def format_count(value: object) -> str:
-    """A number of things, with commas between thousands; a mean that is no whole number keeps one decimal."""
+    """A count with commas between thousands; a mean that is not an integer has one decimal."""
     found = finite_or_none(value)
     if found is None:
         return NO_VALUE
@@ -71,7 +71,7 @@ def format_count(value: object) -> str:
 
 
 def format_seconds(value: object) -> str:
-    """Seconds with as many decimals as their size asks for."""
+    """Seconds with a number of decimals that depends on their size."""
     found = finite_or_none(value)
     if found is None:
         return NO_VALUE
@@ -79,7 +79,7 @@ def format_seconds(value: object) -> str:
 
 
 def format_p_value(value: object) -> str:
-    """A p-value: three decimals, below a thousandth only that."""
+    """A p-value with three decimals, or `< .001`."""
     found = finite_or_none(value)
     if found is None:
         return NO_VALUE
@@ -87,24 +87,24 @@ def format_p_value(value: object) -> str:
 
 
 def describe_difference(difference: Mapping[str, Any]) -> str:
-    """One difference in plain words."""
+    """One difference as a sentence."""
     said = difference_verdict(difference)
     return f"{said} at 95 %" if said == "not told apart" else f"{said} than {difference['b']}"
 
 
 def join_words(names: Iterable[object]) -> str:
-    """Names in a sentence: a, b and c."""
+    """Names as a list in a sentence: a, b and c."""
     found = [str(name) for name in names]
     return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
 
 
 def pluralise(amount: object, one: str, more: str = "") -> str:
-    """An amount with its word: 1 fold, 2 folds."""
+    """An amount with its noun: 1 fold, 2 folds."""
     return f"{format_count(amount)} {one if finite_or_none(amount) == 1 else more or one + 's'}"
 
 
 def describe_design(document: Document) -> str:
-    """How it was measured, in sentences; a sentence about what the document does not say is left out."""
+    """Sentences on the design of the evaluation. Missing values are left out."""
     words = {key: str(document[key]) for key in NAMED_KEYS if document.get(key) not in (None, "auto")}
     words |= {key: join_words(document[key]) for key in LISTED_KEYS if document.get(key)}
     words |= {
@@ -119,7 +119,7 @@ def describe_design(document: Document) -> str:
 
 
 def describe_power(document: Document) -> str:
-    """The smallest difference that the design can detect, and what that rests on; empty where it was not estimated."""
+    """The smallest difference that the design can detect, and its basis; empty where it was not estimated."""
     found = document.get("power")
     if not isinstance(found, Mapping) or finite_or_none(found.get("detectable")) is None:
         return ""
@@ -130,7 +130,7 @@ def describe_power(document: Document) -> str:
 
 
 def describe_settings(used: object) -> str:
-    """A method's settings as names and values; those that differ by fold, fold by fold."""
+    """A method's settings as names and values; settings that differ by fold are listed by fold."""
     if isinstance(used, list | tuple):
         return "; ".join(f"fold {fold}: {describe_settings(own)}" for fold, own in enumerate(used, 1))
     if not isinstance(used, Mapping):

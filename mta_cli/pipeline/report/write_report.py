@@ -1,7 +1,7 @@
-"""Reports of evaluations as Markdown and as one self-contained HTML page, from result documents alone.
+"""Reports of evaluations as Markdown and as one self-contained HTML page, from result documents only.
 
-The page has no script and loads nothing. Names are hostile: control characters are stripped, and no character of a
-name is markup. Knows neither the store's rows nor the terminal.
+The page has no script and loads nothing. Names are not trusted: control characters are removed, and no character of a
+name acts as markup.
 """
 
 from __future__ import annotations
@@ -64,10 +64,8 @@ def render_html(documents: Sequence[Document]) -> str:
 def write_reports(documents: Sequence[Document], folder: Path) -> list[Path]:
     """Write report.md, report.html, report.json (the documents) and a PNG for each chart into `folder`.
 
-    Returns their paths in this order.
-
-    Everything is made before anything is written, and each file is written whole or not at all. Raises BadInput when
-    there is no document or the folder cannot be written.
+    Returns their paths in this order. All content is made before the first file is written, and each file is written
+    whole or not at all. Raises BadInput when there is no document or the folder cannot be written.
     """
     drawn = {chart.name: charts.chart_png(chart) for chart in all_charts(report_blocks(_require_documents(documents)))}
     images = {name: f"{name}.png" for name in drawn}
@@ -171,5 +169,5 @@ def _markdown_cell(cell: TableCell) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text without active Markdown characters."""
     return _MARKDOWN_SPECIAL.sub(lambda found: f"\\{found.group()}", clean_line(text))

@@ -1,8 +1,7 @@
-"""What a training will cost on this machine, before it starts: from earlier trainings of the same base and
-placement, else a guess.
+"""Estimates what a training costs on this machine, from earlier trainings of the same base and placement.
 
-The guess measures one matrix product and counts: a frozen base with LoRAs costs about 4 operations per parameter and
-token (forward, and backward by the activations).
+Without earlier trainings, the estimate measures one matrix product. A frozen base with LoRAs costs about 4 operations
+per parameter and token (forward, and backward through the activations).
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ if TYPE_CHECKING:
 RECENT_ADAPTERS = 8  # adapters whose speed is averaged
 TRAINING_EFFICIENCY = {"float32": 0.5}  # of the bare matrix rate, reached in training a small transformer on a CPU
 HALF_PRECISION_EFFICIENCY = (
-    0.25  # the same in 16 bits, where more time goes into what is no matrix product: .1 to .45 by the machine
+    0.25  # in 16 bits, more time goes into other operations: .1 to .45, depending on the machine
 )
-PLACEMENT_SPEEDUP = {"all": 1.0, "upper": 2.0, "late": 20.0}  # than all layers, where nothing was measured yet
-RUNTIME_BYTES = 0.7e9  # bytes that the libraries themselves occupy
+PLACEMENT_SPEEDUP = {"all": 1.0, "upper": 2.0, "late": 20.0}  # relative to all layers, without earlier measurements
+RUNTIME_BYTES = 0.7e9  # bytes that the libraries occupy
 ACTIVATION_BYTES = 100.0  # bytes per token and root of the parameters: 1.2 MB a token for 135M
 CACHED_STATE_BYTES = 0.7  # the same for states that are kept for later steps of late parts: 8 kB a token for 135M
 
 
 @dataclass(frozen=True)
 class TokenLoad:
-    """At most `count` tokens that adapters of one `placement` learn from."""
+    """At most `count` tokens that adapters of one `placement` are trained on."""
 
     count: int
     placement: str
@@ -42,7 +41,7 @@ class TokenLoad:
 def cost_lines(
     reg: Registry, base: ModelEntry, machine: MachineOptions, tokens: Sequence[TokenLoad], step: int
 ) -> tuple[PlanLine, ...]:
-    """Tokens, memory and time of a plan whose steps have `step` tokens, with where the speed is known from."""
+    """Tokens, memory and time of a plan with `step` tokens per step, and the source of the speed."""
     from mta_cli.engine.model.load import dtype_name
 
     dtype = dtype_name(machine.dtype, machine.device)
@@ -67,14 +66,14 @@ def cost_lines(
 
 
 def format_duration(seconds: float) -> str:
-    """In words."""
+    """A duration as text."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
 
 
 def estimate_memory_gb(parameters: int, kept_tokens: int, step: int, dtype: str) -> float:
-    """Gigabytes of a training with `step` tokens at once, and states of `kept_tokens` as far as there is room."""
+    """Gigabytes of a training with `step` tokens per step, and cached states of `kept_tokens` where they fit."""
     from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES
 
     weights = parameters * (4 if dtype == "float32" else 2) * 2  # the folded originals are kept beside them
@@ -83,7 +82,7 @@ def estimate_memory_gb(parameters: int, kept_tokens: int, step: int, dtype: str)
 
 
 def measured_token_rate(reg: Registry, base: str, dtype: str, placement: str) -> float | None:
-    """Tokens per second of the latest adapters of this base, format and placement; None before the first."""
+    """Tokens per second of the latest adapters of this base, number format and placement; None without any."""
     from mta_cli.engine.lora.adapter import Placement
 
     alike = [each for each in reg.adapters.placements(base) if Placement.parse(each).name == placement]
@@ -92,7 +91,7 @@ def measured_token_rate(reg: Registry, base: str, dtype: str, placement: str) ->
 
 
 def measure_matmul_rate(device: str, dtype: str, rows: int = 512, width: int = 1024) -> float:
-    """Operations per second of a product of rows × width with width × width numbers, the fastest of five."""
+    """Operations per second of a [rows, width] @ [width, width] product, the fastest of five."""
     import torch
 
     from mta_cli.engine.model.load import resolve_device, resolve_dtype
@@ -110,16 +109,16 @@ def measure_matmul_rate(device: str, dtype: str, rows: int = 512, width: int = 1
 
 
 def require_device(machine: MachineOptions) -> None:
-    """Raises UsageFault where this machine lacks the device, or the device the number format."""
+    """Raise UsageError where this machine lacks the device, or the device lacks the number format."""
     from mta_cli.engine.model.load import resolve_device, resolve_dtype
 
     resolve_dtype(machine.dtype, resolve_device(machine.device))
 
 
 def dtype_slowdown(machine: MachineOptions) -> float:
-    """How many times longer a small product takes in the machine's number format than in float32; 1 but on a CPU.
+    """How many times slower a small product is in the machine's number format than in float32; 1 except on a CPU.
 
-    A CPU without arithmetic in a format of 16 bits emulates it, which may take tens of times as long.
+    A CPU without 16-bit arithmetic emulates it, which can be tens of times slower.
     """
     if machine.dtype in ("auto", "float32"):
         return 1.0

@@ -1,7 +1,6 @@
-"""Training adapters of the store, many at once: checkpoints, resumption, files and rows. For banks and adaptation.
+"""Trains adapters of the store in groups: checkpoints, resumption, files and rows. Used by banks and adaptation.
 
-All that is written is written here; what computes is a `Lesson`. Knows neither how anchors are chosen nor what a recipe
-is.
+This module does all writing; `session.TrainingSession` does the computation.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 T = TypeVar("T")
-CORE_KIND = "core"  # the kind of a job that trains numbers on its group's basis
-MAX_USERS_PER_GROUP = 64  # people in a group at most
+CORE_KIND = "core"  # the kind of a job that trains LoRA-XS cores on its group's basis
+MAX_USERS_PER_GROUP = 64  # the most users in a group
 MAX_GROUP_BYTES = 1 << 30  # for factors, gradients and moments of a group
 
 
 @dataclass(frozen=True)
 class AdapterJob:
-    """What to train and how: everything that decides the bytes of the adapter, besides the base and the rows."""
+    """What to train and how: all settings that determine the adapter's bytes, besides the base and the rows."""
 
     kind: str
     label: str
@@ -59,11 +58,11 @@ class AdapterJob:
 
     @property
     def title(self) -> str:
-        """What a person watching reads; `label` is what the store keeps, and holds no anchor's name."""
+        """The text for progress messages. `label` is what the store keeps, and contains no user's name."""
         return self.display_label or self.label
 
     def checkpoint_key(self, base: str) -> str:
-        """Names the training whose checkpoint may be resumed."""
+        """A hash of the training, by which its checkpoint is found."""
         return repr(
             (
                 base,
@@ -85,9 +84,9 @@ class AdapterJob:
 
 @dataclass(frozen=True)
 class AdapterTraining:
-    """One adapter to train: the job, its rows, the frozen parts underneath, and the run that its steps belong to.
+    """One adapter to train: the job, its rows, the frozen LoRAs underneath, and the run that its steps belong to.
 
-    `start` is what is trained; without it a fresh LoRA of the job.
+    `start` holds the initial weights; without it a fresh LoRA of the job is trained.
     """
 
     job: AdapterJob
@@ -114,8 +113,9 @@ Measure = Callable[["LoadedBase", "list[tuple[LoraWeights, ...]]"], list[Any]]
 class TrainingGroup:
     """Trainings that run together: all have the same modules, rank, alpha and placement, or are cores on `basis`.
 
-    `settle` is given their rows, or why one failed, once these are stored: it writes what rests on them, and tells.
-    `measure` is given a base and each member's new parts, none before the training, and returns a finding for each.
+    `on_trained` is called with the stored adapters, or with the error of each failed member. It stores what depends on
+    them and yields events. `measure_losses` is called with the base and each member's new LoRAs (none before the
+    training) and returns a measurement for each member.
     """
 
     trainings: Sequence[AdapterTraining]
@@ -125,19 +125,19 @@ class TrainingGroup:
 
     @property
     def jobs(self) -> list[AdapterJob]:
-        """Every member's job."""
+        """The job of every member."""
         return [training.job for training in self.trainings]
 
     @property
     def steps(self) -> int:
-        """The steps of all members together."""
+        """The sum of all members' steps."""
         return sum(job.schedule.steps for job in self.jobs)
 
 
 def max_group_size(base: LoadedBase, job: AdapterJob) -> int:
-    """How many adapters like this one train together at most: what `MAX_GROUP_BYTES` holds.
+    """The largest number of adapters like this one that train together within `MAX_GROUP_BYTES`.
 
-    The numbers of a core are so few that `MAX_USERS_PER_GROUP` alone bounds them.
+    Cores are so small that only `MAX_USERS_PER_GROUP` limits them.
     """
     from mta_cli.engine.lora.adapter import find_target_modules
 
@@ -150,7 +150,7 @@ def max_group_size(base: LoadedBase, job: AdapterJob) -> int:
 
 
 def group_key(base: LoadedBase, jobs: Sequence[AdapterJob]) -> str:
-    """Names the common checkpoint of a group."""
+    """A hash by which the checkpoint of a group is found."""
     keys = "\n".join(job.checkpoint_key(base.fingerprint) for job in jobs)
     return jobs[0].checkpoint_key(base.fingerprint) if len(jobs) == 1 else hashlib.sha256(keys.encode()).hexdigest()
 
@@ -168,15 +168,15 @@ def pair_with_adapters(
 
 
 def format_losses(adapter: Adapter) -> str:
-    """The loss before and after its training."""
+    """The loss before and after the training, as text."""
     return f"{adapter.loss_first:.3f} → {adapter.loss_last:.3f}" if adapter.loss_first is not None else "unknown"
 
 
 def train_groups(reg: Registry, base: LoadedBase, groups: Iterable[TrainingGroup], done: int = 0) -> Iterator[Event]:
-    """Train groups one after another on `base`, and store what comes of each.
+    """Train groups one after another on `base`, and store the result of each.
 
-    Progress counts on from `done` steps. A checkpoint of each group is kept while it runs, also when the generator is
-    closed, and is gone when its adapters are stored.
+    `done` is the number of steps already counted in the progress. A checkpoint of each group is kept while it runs,
+    also when the generator is closed. It is deleted when the group's adapters are stored.
     """
     for group in groups:
         recorder = _SessionRecorder(reg, base, group)
@@ -190,7 +190,7 @@ def train_groups(reg: Registry, base: LoadedBase, groups: Iterable[TrainingGroup
 
 
 class _SessionRecorder:
-    """A group under way, and all that is written of it."""
+    """A group in training, and everything that is written about it."""
 
     def __init__(self, reg: Registry, base: LoadedBase, group: TrainingGroup) -> None:
         self._base, self._steps_taken = base, 0
@@ -200,7 +200,7 @@ class _SessionRecorder:
         self.session = TrainingSession(base, members, reg.files.read_checkpoint(self._key), group.measure_losses)
 
     def record_report(self, report: SessionReport, done: int) -> Iterator[Event]:
-        """Store what a report brings, and say so; `done`: how many steps earlier groups took."""
+        """Store the content of a report and yield its events. `done`: the steps of earlier groups."""
         if isinstance(report, SessionStarted):
             self._steps_taken = report.steps_taken
             if not report.checkpoint_matches:
@@ -228,16 +228,17 @@ class _SessionRecorder:
             self._reg.files.write_checkpoint(self._key, report.checkpoint)
 
     def save_checkpoint(self) -> None:
-        """Store a checkpoint of a training that has begun and is not settled."""
+        """Store a checkpoint of a training that has begun and is not finished."""
         if self._settled:
             return
         if (state := self.session.checkpoint_bytes()) is not None:
             self._reg.files.write_checkpoint(self._key, state)
 
     def _store_adapters(self, trained: TrainingResult) -> Iterator[Event]:
-        """Store the adapters, and do what the group wants done with them; a core's numbers are stored by `settle`.
+        """Store the adapters and call the group's `on_trained`, which stores the numbers of cores.
 
-        All of a group at once: those who were left of half a group would train in other company, to other bytes.
+        All members are stored in one transaction: the rest of a half-stored group would train with other members, and
+        so to other bytes.
         """
         self._settled = True
         reg, basis = self._reg, self._group.basis
@@ -255,20 +256,20 @@ class _SessionRecorder:
         yield from told
 
     def _step(self, steps: dict[int, TrainStep], done: int) -> JobProgress:
-        """The progress of a group's step: the mean loss of those who took one."""
+        """The progress of a group's step: the mean loss of the members that took one."""
         loss = sum(step.loss for step in steps.values()) / len(steps)
         tokens, seconds = sum(s.tokens for s in steps.values()), sum(s.seconds for s in steps.values())
         return JobProgress(_title(self._group.jobs[next(iter(steps))], len(steps)), done, loss, tokens, seconds)
 
 
-def _title(job: AdapterJob, people: int) -> str:
-    return job.title if people == 1 else f"{job.title} and {people - 1} more"
+def _title(job: AdapterJob, members: int) -> str:
+    return job.title if members == 1 else f"{job.title} and {members - 1} more"
 
 
 def _write_adapter(
     reg: Registry, base: LoadedBase, job: AdapterJob, weights: LoraWeights, trained: TrainingResult, member: int
 ) -> Adapter:
-    """The row of an adapter whose file is written here; it is not added yet."""
+    """Write an adapter's file and return its row, which is not added yet."""
     taken = trained.steps[member]
     header = {
         "kind": job.kind,

@@ -247,7 +247,7 @@ def test_nobody_in_particular_stores_nothing(world: World) -> None:
     assert "not stored" in notes_of(events)
     run(chat.answer_message("hello"))
     for attempt in (chat.accept_exchange, chat.save, chat.stored_chats):
-        with pytest.raises(BadInput, match="nobody"):
+        with pytest.raises(BadInput, match="no user to"):
             run(attempt())
 
 

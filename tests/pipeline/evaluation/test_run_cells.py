@@ -169,7 +169,7 @@ def test_trainings_that_fail_are_told(field: EvalContext) -> None:
 
     seen = list(run_cells(field, number, MethodRun(0, Method("falls", "for a test", memory=None, build=make), {}), 0))
     assert [event.text for event in seen if isinstance(event, Note)] == [
-        "Fold 1, falls: the training of 1 people's parts failed; they are measured without."
+        "Fold 1, falls: training failed for 1 users; they are measured without a stack."
     ]
 
 

@@ -246,7 +246,7 @@ def test_when_all_are_anchors_nobody_is_left(peopled: Registry) -> None:
     for name in (*SHORT, *(f"user{n}" for n in range(3, 9))):
         peopled.users.forget(peopled.users.get(name).id)
     built(peopled)
-    with pytest.raises(NotFound, match="Nobody is left"):
+    with pytest.raises(NotFound, match="No user is left"):
         adaptable_users(peopled, peopled.banks.get("lamp-2"))
 
 

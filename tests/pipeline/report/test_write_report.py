@@ -221,7 +221,7 @@ def test_what_seeds_found_together_comes_before_them() -> None:
     read = Page(render_html([*seeds, both]))
     assert read.table("method", "accuracy")["base"][0] == interval(both["methods"]["base"]["accuracy"])
     assert read.table("method", "seed 0", "seed 1", "mean")["base"][2] == "0.250"
-    assert "under the seeds 0 and 1; a person's answers under all of them count together" in read.said("p")
+    assert "under the seeds 0 and 1; a user's answers under all of them count together" in read.said("p")
     assert "Evaluations 1 and 2." in read.said("p") and read.said("h3") == "5 shots, 16 anchors, seeds 0 and 1"
     other = document(FEW, seed=2, evaluation=3)
     alone = Page(render_html([seeds[0], other, both]))
