@@ -1,4 +1,4 @@
-"""Merge-then-Adapt in the terminal: one language model, personal for many people."""
+"""Merge-then-Adapt in the terminal: one language model, personalised for many users."""
 
 from __future__ import annotations
 

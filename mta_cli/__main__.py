@@ -1,4 +1,4 @@
-"""The console script, and `python -m mta_cli`, which is the same. Knows only what Ctrl-C means while all else loads."""
+"""The console script, also run by `python -m mta_cli`. Handles Ctrl-C while the program loads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def main() -> None:
         from mta_cli.app import main as command
 
         command()
-    except KeyboardInterrupt:  # so early that there is nothing to tell
+    except KeyboardInterrupt:  # the program was still loading: there is nothing to report
         sys.exit(130)
 
 

@@ -42,7 +42,7 @@ COMMAND_TARGETS = {
 
 
 class RootGroup(LazyTyperGroup):
-    """`mta` itself. A command's module is imported when the line names it, and for the help."""
+    """The `mta` command. Imports a command's module when the command line names it, and for the help."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -53,7 +53,7 @@ class RootGroup(LazyTyperGroup):
         return list(COMMAND_TARGETS)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; Ctrl-C, which Typer would turn into a silent exit, becomes an error of ours."""
+        """Run the command. Ctrl-C raises Interrupted, where Typer would exit silently."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -61,7 +61,7 @@ class RootGroup(LazyTyperGroup):
 
 
 app = CommandApp(
-    "Personalise a language model for many people: one bank of anchors, one small recipe and stack a user.",
+    "Personalise a language model for many users: one bank of anchors, one small recipe and stack a user.",
     name="mta",
     cls=RootGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -98,7 +98,7 @@ def set_global_flags(
 
 
 def run_command_line(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code; whatever fails is explained on standard error."""
+    """Run one command line and return its exit code; every failure is explained on standard error."""
     given = GlobalFlags()
     try:
         outcome = get_command(app).main(args=list(arguments), prog_name="mta", standalone_mode=False, obj=given)
@@ -110,7 +110,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
 
 
 def _report_error(error: BaseException, output: Output) -> int:
-    """Say what went wrong; returns the exit code."""
+    """Report an error; returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, MtaError):
@@ -130,7 +130,7 @@ def _report_error(error: BaseException, output: Output) -> int:
 
 
 def _usage_error(error: typer.TyperException) -> MtaError:
-    """A mistake on the command line as an error of ours, with the place to read about it."""
+    """A mistake on the command line as a UsageError, with the help command as a hint."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "mta"
     message = error.format_message() or "a command is missing"
@@ -143,15 +143,15 @@ def _usage_error(error: typer.TyperException) -> MtaError:
 
 def main() -> None:
     """The console script."""
-    # Read by the OpenMP runtime when torch is first imported. Waiting threads that spin for long take the cores from
-    # those that work: beside one other busy process on two cores, training ran more than ten times slower.
+    # The OpenMP runtime reads this when torch is first imported. Waiting threads that spin for long slow the working
+    # ones: beside one other busy process on two cores, training ran more than ten times slower.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # Imports make objects that stay, a million of them where models are loaded. Looking for garbage among them after
-    # every 700 new ones takes a sixth of the start.
+    # Imports create a million lasting objects where models are loaded. Garbage collection after every 700 new objects
+    # takes a sixth of the start.
     gc.set_threshold(50_000)
     prepare_streams()
     code = run_command_line(sys.argv[1:])
     flush_stdout()
-    gc.freeze()  # what is left goes with the process: the interpreter need not search it for garbage once more
+    gc.freeze()  # the process ends here: the interpreter need not search for garbage again
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""What can go wrong, in words for the person at the terminal. Imports nothing; knows neither streams nor colours."""
+"""The errors of this program, in words for the user at the terminal. Imports nothing; knows no streams or colours."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class BadInput(MtaError):
 
 
 class IntegrityFault(MtaError):
-    """The store, a file or a model is not what its record says."""
+    """The store, a file or a model does not match its record."""
 
     exit_code = 5
 
 
 class StoreBusy(MtaError):
-    """Another process held the write lock, or the same job, for longer than we were willing to wait."""
+    """Another process held the write lock, or the same job, longer than the timeout."""
 
 
 class UserInUse(StoreBusy):
@@ -51,11 +51,11 @@ class UserInUse(StoreBusy):
 
 
 class Interrupted(MtaError):
-    """The person pressed Ctrl-C; the job was closed, and left nothing half done."""
+    """The user pressed Ctrl-C; the job was closed and left no partial result."""
 
     exit_code = 130
 
 
 def system_reason(error: Exception) -> str:
-    """Why the system refused, in its own words where it has any: `No such file or directory`."""
+    """The system's reason for an error, in its own words where it has any: `No such file or directory`."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

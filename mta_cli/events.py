@@ -1,4 +1,4 @@
-"""What a running job tells the world: small frozen records that a generator yields.
+"""The events of a running job: small frozen records that a generator yields.
 
 Imports nothing of ours; renders nothing.
 """
@@ -21,7 +21,7 @@ class PlanLine:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """The job's plan; the only event of a dry run besides `Done`."""
+    """The job's plan; the only event of a dry run besides `JobResult`."""
 
     job: str
     lines: tuple[PlanLine, ...]
@@ -29,7 +29,7 @@ class JobPlan:
 
 @dataclass(frozen=True)
 class JobStarted:
-    """The job begins. `total` counts `unit`s (steps, items, bytes); None when it cannot be known."""
+    """The job begins. `total` counts `unit`s (steps, items, bytes); None when it is unknown."""
 
     job: str
     total: int | None = None
@@ -58,7 +58,7 @@ class ArtifactSaved:
 
 @dataclass(frozen=True)
 class Note:
-    """One line the person should read. `warning` when something is less than they asked for."""
+    """One line for the user. `warning` when the result is less than they asked for."""
 
     text: str
     warning: bool = False
@@ -66,7 +66,7 @@ class Note:
 
 @dataclass(frozen=True)
 class TextChunk:
-    """A piece of generated text. `column` says whose it is when several answers stream (base, fused, adapted)."""
+    """A piece of generated text. `column` is its answer when several answers stream (base, fused, adapted)."""
 
     text: str
     column: str = ""

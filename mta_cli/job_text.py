@@ -1,4 +1,4 @@
-"""What a running job says, in words and rates: the same on the command line and in the window.
+"""A running job's events as text and rates: the same on the command line and in the window.
 
 Knows neither streams nor widgets.
 """
@@ -50,7 +50,7 @@ class RateMeter:
 
 
 def format_rate(per_second: float) -> str:
-    """A rate in three figures or so."""
+    """A rate with about three digits."""
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
@@ -60,7 +60,7 @@ def format_clock(seconds: float) -> str:
 
 
 def event_text(event: Event) -> str | None:
-    """The line that tells of an event; None for events that are shown in another way."""
+    """The line for an event; None for events that are shown in another way."""
     if isinstance(event, ArtifactSaved):
         return f"saved {event.kind} {event.name}" + (f" ({event.detail})" if event.detail else "")
     if isinstance(event, Note):
@@ -71,7 +71,7 @@ def event_text(event: Event) -> str | None:
 
 
 def error_lines(error: BaseException) -> list[str]:
-    """What an error says: one line for what happened, its faults indented. The hint is `MtaError.hint`."""
+    """An error as lines: its message, then its faults, indented. The hint is `MtaError.hint`."""
     if not isinstance(error, MtaError):
         return [f"{type(error).__name__}: {error}"]
     faults = error.faults if isinstance(error, BadInput) else ()

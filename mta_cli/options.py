@@ -43,7 +43,7 @@ WEIGHT_METHODS = ("evidence", "similarity", "softmax", "uniform", "learned")
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """Where and how exactly a job computes."""
+    """The device and the number formats of a job."""
 
     section: ClassVar[str] = "machine"
     device: str = option_field("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.")
@@ -58,7 +58,7 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """What stands in a prompt besides the person's words."""
+    """The contents of a prompt besides the user's text."""
 
     section: ClassVar[str] = "prompt"
     history_items: int = option_field(3, "Own history items shown in a prompt; 0 for none.", minimum=0, maximum=20)
@@ -105,7 +105,7 @@ class BankOptions:
 
 @dataclass(frozen=True)
 class ScreeningOptions:
-    """What an anchor may be, beside the others of its bank, to serve others."""
+    """Limits for an anchor, relative to the others of its bank, before it may serve other users."""
 
     section: ClassVar[str] = "gates"
     max_norm: float = option_field(
@@ -122,7 +122,7 @@ class ScreeningOptions:
     )
     max_share: float = option_field(
         0.75,
-        "Share of people whom one anchor may serve, and never less than twice an equal share; 0 for any.",
+        "Share of users whom one anchor may serve, and never less than twice an equal share; 0 for any.",
         minimum=0,
         maximum=1,
     )
@@ -200,13 +200,13 @@ class AdaptOptions:
 
     @property
     def unused_keys(self) -> set[str]:
-        """The keys of what its kind does not have."""
+        """The keys of the options that this kind does not use."""
         return {f"{self.section}.{name}" for name in _FIELDS_BY_KIND["lora" if self.kind == "core" else "core"]}
 
     def with_kind_defaults(self, labels: bool) -> Self:
-        """The same with a value for all that its kind has, in a task with `labels` or of texts.
+        """The same with a value for every option of its kind, for a task with `labels` or of texts.
 
-        UsageFault for a value that is the other kind's.
+        Raises UsageError for a value that belongs to the other kind.
         """
         known: dict[str, Any] = {"learning_rate": 0.03 if labels else 0.1, "pull": 0.1}
         if self.kind == "lora":
@@ -279,13 +279,13 @@ class EvalOptions:
         "mta-released",
         "Methods to compare, comma-separated; see mta eval methods.",
     )
-    reference: str = option_field("mta", "The method that all others are compared with.")
+    reference: str = option_field("mta", "The method that all other methods are compared with.")
     shots: int = option_field(
-        5, "Most recent items that are left of each tested person's history.", minimum=1, maximum=1000
+        5, "Most recent items that are left of each tested user's history.", minimum=1, maximum=1000
     )
     folds: int = option_field(
         3,
-        "Everybody is tested in one of so many folds; 1 is a plain split into bank, tuning and test people.",
+        "Each user is tested in one of so many folds; 1 is a plain split into bank, tuning and test users.",
         minimum=1,
         maximum=100,
     )
@@ -293,12 +293,12 @@ class EvalOptions:
     memory: str | None = option_field(
         None, "Label memory of every method that is named without one; its own where not given.", choices=MEMORIES
     )
-    calibrate: bool = option_field(True, "Fit a temperature for each method on people who are not tested with it.")
+    calibrate: bool = option_field(True, "Fit a temperature for each method on users who are not tested with it.")
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which models a store works with, by name, hub name (`hf:ORG/NAME`) or folder."""
+    """The models that a store works with, by name, hub name (`hf:ORG/NAME`) or folder."""
 
     section: ClassVar[str] = "models"
     base: str = option_field("smollm2-135m-instruct", "The base model.")
@@ -342,7 +342,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prompt.history_items": 1,
     }
 }
-"""Values by setting that `--preset` puts above settings files and the environment, and below flags."""
+"""Values by setting that `--preset` sets. They override settings files and the environment; flags override them."""
 
 JOB_OPTIONS: tuple[type[Any], ...] = (
     MachineOptions,
@@ -359,7 +359,7 @@ JOB_OPTIONS: tuple[type[Any], ...] = (
 
 
 def options_from_json(cls: type[T], document: Mapping[str, Any]) -> T:
-    """Options of a class from the keys of a document that are fields of it; the rest keeps its defaults."""
+    """Options of a class from a document: its keys that are fields; the rest keep their defaults."""
     names = {spec.name for spec in fields(cls)}  # type: ignore[arg-type]
     return cls(**{name: value for name, value in document.items() if name in names})
 

@@ -1,7 +1,7 @@
 """The only writer to the terminal: results on standard output; progress, notes and errors on standard error.
 
-Everything that is written passes `clean`, so text from people, models, files and errors can neither move the cursor,
-set colours nor reorder what is read. Knows nothing of commands, jobs or the store.
+All output passes `clean`, so text from users, models, files and errors cannot move the cursor, set colours or
+reorder other text. Knows nothing of commands, jobs or the store.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class BoldCell:
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None, right: Collection[int] = ()
 ) -> RenderableType:
-    """A table of plain, cleaned cells; columns that hold only numbers are set flush right, None is shown as a dash.
+    """A table of plain, cleaned cells. Columns that hold only numbers are right-aligned; None is a dash.
 
-    The columns whose places are in `right` are set flush right, whatever they hold.
+    The columns with the indices in `right` are always right-aligned.
     """
     from rich import box
     from rich.table import Table
@@ -81,7 +81,7 @@ def text(value: str, *, style: str = "") -> RenderableType:
 
 
 def group(*parts: RenderableType) -> RenderableType:
-    """Several renderables under each other."""
+    """Several renderables, one below the other."""
     from rich.console import Group
 
     return Group(*parts)
@@ -102,13 +102,13 @@ def _format_cell(value: object) -> str:
 
 
 class StdoutClosed(Exception):
-    """Whoever read our standard output has closed it (`mta user list | head -1`); there is nobody left to write to."""
+    """The reader of standard output has closed it (`mta user list | head -1`), so there is nowhere to write."""
 
 
 def prepare_streams() -> None:
-    """Let a terminal without Unicode get every answer, with escapes for what it cannot show; a closed one too."""
+    """Let a terminal without Unicode get every answer, with escapes for other characters; handle closed streams."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started us (`mta user list >&-`)
+        if getattr(sys, name) is None:  # closed by the calling process (`mta user list >&-`)
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -117,7 +117,7 @@ def prepare_streams() -> None:
 
 
 def flush_stdout() -> None:
-    """Send what is still held back; a reader that has gone is no fault, and a full disk was told of before."""
+    """Flush the output. A closed reader is not an error, and a full disk was reported before."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -125,7 +125,7 @@ def flush_stdout() -> None:
 
 
 def redirect_stdout_to_null() -> None:
-    """Point standard output at nothing, so that the interpreter's last flush does not fail as well."""
+    """Redirect standard output to nothing, so that the interpreter's last flush does not fail."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):
@@ -153,7 +153,7 @@ class Output:
         return self._consoles[stderr]
 
     def print_result(self, value: Any, render: Render | RenderableType | None = None) -> None:
-        """The command's result on standard output: JSON, or what `render` is (or makes of `value`)."""
+        """The command's result on standard output: JSON, or `render`, which may be a function of `value`."""
         if self.json:
             self.write_stdout(to_json(value) + "\n")
             return
@@ -170,7 +170,7 @@ class Output:
             sys.stdout.flush()
 
     def note(self, message: str) -> None:
-        """One line for the person, on standard error; silent with --quiet."""
+        """One line for the user, on standard error; silent with --quiet."""
         if not self.quiet:
             self._print_stderr(message)
 
@@ -214,11 +214,11 @@ class Output:
         return line.strip() if line else None
 
     def run_job(self, events: Iterator[ev.Event], *, dry_run: bool = False, resumes: bool = False) -> Any:
-        """Run a job to its end, showing what it yields; returns the result of its `Done`.
+        """Run a job to its end and show its events; returns `JobResult.result`.
 
-        With `dry_run` the plan itself is printed (a table, or the JSON document `{job, plan, …}`), so that the caller
-        prints nothing more. Ctrl-C closes the generator and raises `Interrupted`; a job that `resumes` has saved what
-        it goes on from later.
+        With `dry_run` the plan itself is printed (a table, or the JSON document `{job, plan, …}`), so the caller prints
+        nothing more. Ctrl-C closes the generator and raises `Interrupted`; a job that `resumes` has saved its state and
+        can go on later.
         """
         from mta_cli.progress import ProgressView
 
@@ -324,7 +324,7 @@ class Output:
 
     @contextlib.contextmanager
     def _guard_stdout(self) -> Iterator[None]:
-        """What standard output does not take ends the command: in words, or in silence where nobody reads it."""
+        """Standard output's write errors end the command: with a message, or silently where the reader closed it."""
         try:
             yield
         except BrokenPipeError:
@@ -339,7 +339,7 @@ class Output:
 
 
 def render_default(value: Any) -> RenderableType:
-    """How a result is shown that has no rendering of its own: a table of records, pairs of one record, else text."""
+    """The default rendering of a result: a table of records, pairs of one record, else text."""
     value = to_jsonable(value)
     if isinstance(value, Mapping):
         return key_value_grid(
@@ -366,7 +366,7 @@ def _close_generator(events: Iterator[ev.Event]) -> None:
 
 
 def shorten_home(path: Path) -> str:
-    """`path` for people: the home directory shortened to `~`."""
+    """`path` for display: the home directory shortened to `~`."""
     try:
         return str(Path("~") / path.relative_to(Path.home()))
     except (ValueError, RuntimeError):

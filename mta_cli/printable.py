@@ -1,4 +1,4 @@
-"""Text that is safe to show: what a terminal may be sent, and JSON documents. Knows neither streams nor styles."""
+"""Text that is safe to show in a terminal, and JSON documents. Knows neither streams nor styles."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def clean_line(text: str) -> str:
 
 
 def to_jsonable(value: Any) -> Any:
-    """`value` as JSON can hold it: dataclasses as objects, paths as strings, sets as sorted lists, NaN as null."""
+    """`value` as JSON values: dataclasses as objects, paths as strings, sets as sorted lists, NaN as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -58,7 +58,7 @@ def _json_escape(char: str) -> str:
 
 
 def to_json(value: Any) -> str:
-    """`value` as an indented JSON document in which whatever `clean` would strip is written as an escape."""
+    """`value` as an indented JSON document that escapes the characters that `clean` would strip."""
     text = json.dumps(to_jsonable(value), ensure_ascii=False, indent=2)
     if text.replace("\n", "").isprintable():
         return text

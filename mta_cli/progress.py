@@ -1,4 +1,4 @@
-"""What a running job looks like on standard error: a bar in a terminal, a line now and then in a log. Part of `output`.
+"""A running job's progress on standard error: a bar in a terminal, occasional lines in a log. Part of `output`.
 
 Knows neither results nor standard output; only `output` uses it.
 """
@@ -37,7 +37,7 @@ class CleanConsole(Console):
             yield segment if segment.control else Segment(clean_text(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
-        """The reader is gone: leave quietly, by the owner's way."""
+        """The reader closed the stream: leave quietly, as the owner does."""
         self.handle_broken_pipe()
 
 
@@ -88,7 +88,7 @@ class ProgressView:
             self._console.print(f"{self._description(event)}: {shown}", soft_wrap=True)
 
     def stop(self) -> None:
-        """Leave the last state of the bar standing and give the terminal back."""
+        """Leave the bar's last state on the screen and give the terminal back."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None

@@ -1,4 +1,4 @@
-"""Where every option's value comes from.
+"""The value of every option and its origin.
 
 Defaults < the user's file < the store's file < MTA_* environment < a preset < flags. Knows the option classes; knows no
 command, no store's content and no model.
@@ -38,7 +38,7 @@ OptionsT = TypeVar("OptionsT")
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting that exists: its key, its type without None, default, help and bounds."""
+    """One setting: its key, its type without None, default, help and bounds."""
 
     key: str
     kind: type
@@ -74,7 +74,7 @@ def all_settings() -> Mapping[str, Setting]:
 
 
 def store_path(flag: Path | None = None) -> Path:
-    """Where the store lies: `--store`, else MTA_STORE, else the platform's data directory."""
+    """The store's directory: `--store`, else MTA_STORE, else the platform's data directory."""
     chosen = str(flag) if flag is not None else os.environ.get("MTA_STORE", "")
     if not chosen:
         import platformdirs
@@ -84,8 +84,8 @@ def store_path(flag: Path | None = None) -> Path:
 
 
 def config_path() -> Path:
-    """The person's settings file: MTA_CONFIG, which must be there, else `mta.toml` in the platform's configuration
-    directory, which need not.
+    """The user's settings file: MTA_CONFIG, which must exist, else `mta.toml` in the platform's configuration
+    directory, which may be missing.
     """
     chosen = os.environ.get("MTA_CONFIG", "")
     if not chosen:
@@ -99,13 +99,13 @@ def config_path() -> Path:
 
 
 def parse_path(raw: str, what: str) -> Path:
-    """The absolute path that somebody wrote, who gave it as `what`. BadInput where it can be none."""
+    """The absolute path of `raw`; `what` names its source in errors. Raises BadInput for an invalid path."""
     if "\0" in raw:
         raise BadInput(f"{what} contains a NUL character: {raw!r:.200}")
     try:
         path = Path(raw).expanduser().absolute()
         path.exists()
-    except (OSError, RuntimeError) as error:  # too long, not ours to look at, `~nobody`
+    except (OSError, RuntimeError) as error:  # too long, not readable, or an unknown home
         raise BadInput(f"{what} cannot be used: {raw!r:.200} ({system_reason(error)})") from None
     return path
 
@@ -162,7 +162,7 @@ class Settings:
     def build_options(self, cls: type[OptionsT], **flags: Any) -> OptionsT:
         """An instance of the options dataclass `cls`. A flag that is None was not given.
 
-        Raises `UsageFault` that lists every value of a wrong type or out of bounds, with where it came from.
+        Raises `UsageError` that lists every value of a wrong type or out of bounds, with its origin.
         """
         section: str = vars(cls)["section"]
         values: dict[str, Any] = {}
@@ -250,7 +250,7 @@ def _read_file(path: Path) -> dict[str, _RawValue]:
         if path.stat().st_size > MAX_SETTINGS_FILE_BYTES:
             raise BadInput(f"{path} is larger than {MAX_SETTINGS_FILE_BYTES:,} bytes; that is no settings file")
         content = parse_toml(path.read_bytes().decode())
-    except (OSError, ValueError) as error:  # what is no UTF-8 or no TOML is a ValueError
+    except (OSError, ValueError) as error:  # invalid UTF-8 or TOML is a ValueError
         raise BadInput(
             f"the settings file {path} cannot be read: {error}", hint="mend the file or move it away"
         ) from None
@@ -301,7 +301,7 @@ def _suggest_name(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _describe_raw_value(value: Any) -> str:
-    """A raw value for a message; of what may be nested or long without end, only what it is."""
+    """A raw value for a message; only the type of a nested or long one."""
     endless = isinstance(value, Mapping | list) or (isinstance(value, int) and value.bit_length() > 128)
     return f"a {type(value).__name__}" if endless else f"{value!r:.80}"
 

@@ -1,4 +1,4 @@
-"""TOML that strangers wrote, within bounds. Imports nothing of ours; knows no keys."""
+"""Parses TOML from untrusted files, within bounds. Imports nothing of ours; knows no keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOML_TOKEN_PATTERN = re.compile(
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The table in a TOML text. Raises ValueError alone, for whatever is none or is nested beyond reason."""
+    """The table in a TOML text. Raises only ValueError, for invalid or too deeply nested text."""
     dots = 0
     for token in _TOML_TOKEN_PATTERN.finditer(text):
         found = token[0]

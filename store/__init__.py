@@ -1,1 +1,1 @@
-"""The registry of people, banks and models, and the files beside it. Knows neither engine nor terminal."""
+"""The registry of users, banks and models, and its files. It imports neither engine nor terminal."""

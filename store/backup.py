@@ -1,7 +1,7 @@
 """One archive of a whole store: a zip file of the database, the adapter files and a manifest with every digest.
 
-Reading trusts nothing in an archive: members have exactly the names that a backup gives them, no more bytes than the
-manifest says, and the digests that it says. `store.restore` puts what was unpacked in a store's place.
+Nothing in an archive is trusted when it is read. Member names must be those that a backup uses; sizes and digests must
+match the manifest. `store.restore` replaces a store with the unpacked files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FORMAT_NAME, FORMAT_VERSION = "mta backup", 1
 MANIFEST_NAME, DATABASE_NAME = "manifest.json", "registry.db"
 MAX_MANIFEST_BYTES = 64 * 2**20
-MAX_EXPANSION = 100  # times the archive's bytes that its members may have, beyond MIN_EXPANDED_BYTES
+MAX_EXPANSION = 100  # most unpacked bytes per byte of the archive, beyond MIN_EXPANDED_BYTES
 MIN_EXPANDED_BYTES = 256 * 2**20
 MAX_ATTEMPTS = 5  # a writer may remove an adapter between the copy of the database and that of its file
 _CHUNK_BYTES = 2**20
@@ -60,7 +60,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an archive says of itself. `schema` is the database's, `created` ISO 8601, `counts` rows by table."""
+    """An archive's manifest. `schema` is the database's, `created` ISO 8601, `counts` rows by table."""
 
     created: str
     program: str
@@ -75,20 +75,20 @@ class Manifest:
 
 
 class _RemovedMeanwhileError(Exception):
-    """An adapter that the copied database has was removed by another process."""
+    """Another process removed an adapter that the copied database has."""
 
 
 def create_backup(reg: Registry, path: Path, program: str) -> Generator[str, None, Manifest]:
-    """Write the store to an archive, which appears whole or not at all; yields each member's name when it is in.
+    """Write the store to an archive, which appears whole or not at all; yields each member's name once it is written.
 
     Returns the manifest. `program` is the version that writes it. Raises BadInput when the file cannot be written,
-    IntegrityFault for a damaged adapter file, StoreBusy when adapters are removed all the while.
+    IntegrityFault for a damaged adapter file, StoreBusy when other processes keep removing adapters.
     """
     folder = path.parent
     copy, archive = temporary_path(folder), temporary_path(folder)
     try:
         if not folder.is_dir():
-            raise BadInput(f"There is no folder {folder}.", hint="make it, or choose another file")
+            raise BadInput(f"There is no folder {folder}.", hint="create it, or choose another file")
         remove_leftover_temporaries(folder)
         for _ in range(MAX_ATTEMPTS):
             try:
@@ -118,7 +118,7 @@ def _write_archive(reg: Registry, copy: Path, archive: Path, program: str) -> Ge
     with os.fdopen(os.open(archive, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as raw:
         with zipfile.ZipFile(raw, "w") as target:
             info = _zip_info(DATABASE_NAME, zipfile.ZIP_DEFLATED)
-            info.file_size = members[DATABASE_NAME].bytes  # by it zipfile chooses its format for large files
+            info.file_size = members[DATABASE_NAME].bytes  # zipfile chooses its format for large files by this size
             with copy.open("rb") as source, target.open(info, "w") as member:
                 shutil.copyfileobj(source, member, _CHUNK_BYTES)
             yield DATABASE_NAME
@@ -151,10 +151,10 @@ def _zip_info(name: str, compression: int) -> zipfile.ZipInfo:
 
 
 def unpack_backup(path: Path, root: Path) -> Generator[str, None, Manifest]:
-    """Unpack an archive into `root`, an empty folder, verifying it; yields each member's name when it is out.
+    """Unpack and verify an archive into `root`, an empty folder; yields each member's name once it is unpacked.
 
-    Returns the manifest. Raises NotFound, BadInput for a file that is no backup or too large for the disk,
-    IntegrityFault for one that is damaged, not as a backup is made, or of a newer program.
+    Returns the manifest. Raises NotFound, BadInput for a file that is not a backup or too large for the disk,
+    IntegrityFault for one that is damaged, malformed, or written by a newer program.
     """
     with _open_archive(path) as (archive, size):
         manifest = _read_manifest(path, archive)
@@ -170,7 +170,7 @@ def unpack_backup(path: Path, root: Path) -> Generator[str, None, Manifest]:
 
 @contextmanager
 def _open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, int]]:
-    """An archive and its size in bytes; what goes wrong while it is read is an IntegrityFault."""
+    """An open archive and its size in bytes. Errors while it is read become IntegrityFault."""
     try:
         with path.open("rb") as raw:
             if raw.read(2) != b"PK":
@@ -199,7 +199,7 @@ def _read_manifest(path: Path, archive: zipfile.ZipFile) -> Manifest:
 
 
 def _parse_manifest(path: Path, document: Any) -> Manifest:
-    """Raises TypeError, ValueError, KeyError or AttributeError for what is no manifest."""
+    """Raises TypeError, ValueError, KeyError or AttributeError for malformed JSON values."""
     if document["format"] != FORMAT_NAME:
         raise _damaged(path, "its manifest is none")
     version, schema = document["version"], document["schema"]

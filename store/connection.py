@@ -1,7 +1,7 @@
 """One connection to the registry's database: how it is opened, transactions, and SQLite's errors in our words.
 
-Knows neither tables nor rows. Reading needs SQLite alone; sqlite-utils, which loads numpy and pandas where they are
-installed, and filelock, which loads asyncio, are imported by what writes.
+Knows neither tables nor rows. Reading needs SQLite alone. Only writing imports sqlite-utils, which loads numpy and
+pandas where they are installed, and filelock, which loads asyncio.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Connection:
         return cls(root, conn, timeout=timeout, writable=writable)
 
     def close(self) -> None:
-        """Close it; harmless when done twice."""
+        """Close it. Closing twice is harmless."""
         self._conn.close()
 
     @property
@@ -82,7 +82,7 @@ class Connection:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing for what is written inside; an inner one joins the outer one.
+        """All writes inside are committed together or not at all; an inner transaction joins the outer one.
 
         Raises StoreBusy when another writer holds the store longer than the timeout.
         """
@@ -107,7 +107,7 @@ class Connection:
             action()
 
     def after_commit(self, action: Callable[[], None]) -> None:
-        """Do this when what is being written is durable, or now when nothing is; never after a rollback."""
+        """Call `action` after the open transaction commits, or now when none is open; never after a rollback."""
         if self.in_transaction:
             self._after_commit.append(action)
         else:
@@ -147,7 +147,7 @@ class Connection:
 
     @contextlib.contextmanager
     def without_busy_timeout(self) -> Iterator[None]:
-        """Inside, whatever would wait for another process raises StoreBusy at once."""
+        """Inside, operations that would wait for another process raise StoreBusy at once."""
         self._conn.execute("PRAGMA busy_timeout = 0")
         try:
             yield
@@ -155,7 +155,7 @@ class Connection:
             self._conn.execute(f"PRAGMA busy_timeout = {int(self.timeout * 1000)}")
 
     def vacuum(self) -> None:
-        """Leave no byte of deleted rows: rewrite the database and empty the log. Raises StoreBusy while others read."""
+        """Overwrite deleted rows: rewrite the database and empty the log. Raises StoreBusy while others read."""
         self._require_writable()
         with self._translate_errors():
             self._conn.execute("VACUUM")
@@ -167,7 +167,7 @@ class Connection:
             )
 
     def copy_to(self, path: Path) -> None:
-        """Copy what is committed to a new file, all of one moment; writers need not wait."""
+        """Copy the committed state of one moment to a new file. Writers need not wait."""
         with self._translate_errors():
             copy_database(self._conn, path)
 
@@ -190,7 +190,7 @@ def _ensure_database_file(root: Path, path: Path, *, create: bool) -> None:
         if not create:
             raise NotFound(f"There is no store at {root}.", hint="mta init")
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)  # people's words: for the owner only, whatever the folder allows
+        path.touch(mode=0o600)  # users' texts: only the owner may read them, whatever the folder allows
     except OSError as error:
         raise BadInput(
             f"A store cannot be used at {root}: {error.strerror}.", hint="choose another --store DIR"
@@ -198,11 +198,11 @@ def _ensure_database_file(root: Path, path: Path, *, create: bool) -> None:
 
 
 def sqlite_uri(path: Path, writable: bool) -> str:
-    """How SQLite is told where a database lies, and that it may not be written."""
+    """The database's path as an SQLite URI, read-only where it may not be written."""
     if writable:
         return path.absolute().as_uri()
     log = path.with_name(path.name + "-wal")
-    # Without write access SQLite cannot make the log's index; with no log there is nothing in it to miss.
+    # Without write access SQLite cannot make the log's index; without a log, no committed data is missed.
     still = not log.exists() or log.stat().st_size == 0
     return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
 
@@ -295,7 +295,7 @@ def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[
 
 
 def lock_path(root: Path, name: str) -> Path:
-    """The file of a lock."""
+    """The path of a lock's file."""
     return root / "locks" / f"{name}.lock"
 
 
@@ -305,14 +305,14 @@ def _unwritable_error(root: Path) -> BadInput:
 
 @contextlib.contextmanager
 def translate_sqlite_errors(root: Path, timeout: float) -> Iterator[None]:
-    """SQLite's errors as ours."""
+    """Turns SQLite's errors into ours."""
     try:
         yield
     except sqlite3.ProgrammingError:
         raise
     except sqlite3.Error as error:
         raise _to_mta_error(root, timeout, error) from error
-    except UnicodeDecodeError as error:  # SQLite's own words, of a name in the database
+    except UnicodeDecodeError as error:  # SQLite's message about a name in the database
         raise IntegrityFault(
             f"The store at {root} is damaged: its tables have names that are no text.",
             hint="mta restore FILE brings back a backup",
@@ -343,7 +343,7 @@ def _to_mta_error(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
         )
     if name.startswith("SQLITE_TOOBIG"):
         return BadInput("A text is too long to be stored.")
-    said = str(error).partition(" with text ")[0]  # of a text that is none any more, not the text
+    said = str(error).partition(" with text ")[0]  # keep the message, drop the damaged text
     return IntegrityFault(
         f"The store at {root} cannot be used: {said}.",
         hint="mta doctor says what is damaged; mta restore FILE brings back a backup",

@@ -1,6 +1,6 @@
-"""How a user is forgotten: rows, full-text index, their name in others' texts, files, and the bytes of deleted rows.
+"""Erases a user: rows, full-text index, their name in other users' texts, files, and the bytes of deleted rows.
 
-Rows follow their foreign keys. Knows nothing of why somebody is forgotten.
+Rows follow their foreign keys.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from store.tables.jobs import Jobs
 from store.tables.users import ForgetResult
 
 TEXT_COLUMNS_WITH_NAMES = (("runs", "error"),)
-"""Texts about others that may name the user. Everything else refers to users by key."""
+"""Texts about other users that may name the user. All other records refer to users by key."""
 
-# Banks of evaluations serve nobody, so that those made from the user go whole.
+# Banks of evaluations serve no user, so those made from this user are deleted whole.
 _DELETE_EVAL_BANKS = """DELETE FROM banks WHERE id IN (
     SELECT bank_id FROM eval_banks JOIN eval_people USING (evaluation_id, fold) WHERE user_id = ? AND role = 'bank'
 )"""
 
 
 class UserEraser:
-    """Removes people from a store."""
+    """Removes users from a store."""
 
     def __init__(self, db: Connection, adapters: Adapters, files: AdapterFiles, jobs: Jobs) -> None:
         self._db, self._adapters, self._files, self._jobs = db, adapters, files, jobs
@@ -50,13 +50,13 @@ class UserEraser:
         return ForgetResult(user.name, removed, stale, banks, rest)
 
     def purge_deleted_bytes(self) -> None:
-        """Leave no byte of people who were forgotten, if any are left. Raises StoreBusy while another process reads.
+        """Overwrite the bytes of forgotten users, if any are left. Raises StoreBusy while another process reads.
 
-        A crash or a reader may prevent it; then the next opening of the store does it.
+        After a crash, or beside a reader, the next opening of the store does it.
         """
         if not self._has_pending_purge():
             return
-        self._files.drop_all_checkpoints()  # an unfinished training may be on their words
+        self._files.drop_all_checkpoints()  # an unfinished training may use their items
         remove_saved_databases(self._db.root)
         self._files.drop_orphans({digest for (digest,) in self._db.fetch_tuples("SELECT digest FROM adapters")})
         self._db.execute_write("INSERT INTO items_fts (items_fts) VALUES ('optimize')")
@@ -67,7 +67,7 @@ class UserEraser:
         return bool(self._db.fetch_tuples("SELECT 1 FROM tombstones WHERE NOT erased LIMIT 1"))
 
     def _anchors_of_user(self, user_id: int) -> list[tuple[int, str, int, int]]:
-        """Where the person is an anchor: (bank id, bank, version, anchor id)."""
+        """The user's anchors: (bank id, bank, version, anchor id)."""
         sql = """SELECT banks.id, banks.name, version, anchors.id FROM anchors JOIN banks ON banks.id = bank_id
         WHERE user_id = ? ORDER BY anchors.id"""
         return [
@@ -78,7 +78,7 @@ class UserEraser:
     def _dependents_of_anchors(
         self, user: User, anchors: list[tuple[int, str, int, int]]
     ) -> list[tuple[str, str, int]]:
-        """Others whose recipes and stacks rest on the person's anchors: (name, bank, version)."""
+        """Other users whose recipes and stacks use this user's anchors: (name, bank, version)."""
         banks = dict.fromkeys((bank_id, name, version) for bank_id, name, version, _ in anchors)
         return [
             (other, name, version)
@@ -103,6 +103,6 @@ class UserEraser:
 
 
 def whole_word_pattern(name: str) -> re.Pattern[str]:
-    """Finds the name where it is not part of a longer word."""
+    """A pattern that matches the name where it is not part of a longer word."""
     before, after = (r"(?<!\w)" if name[0].isalnum() else ""), (r"(?!\w)" if name[-1].isalnum() else "")
     return re.compile(before + re.escape(name) + after)

@@ -26,7 +26,7 @@ _RESTORE_HINT = "mta restore FILE brings back a backup; else remove what uses th
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Make `data` the content of `path`: after a crash at any moment, it is there whole or what was there before.
+    """Make `data` the content of `path`. After a crash the file holds either the old content or all of the new.
 
     Folders are made as needed. Raises BadInput when the disk is full or refuses, IntegrityFault when it fails; no
     temporary file stays.
@@ -45,7 +45,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 def remove_leftover_temporaries(folder: Path) -> None:
-    """Remove from a folder the temporary files of processes that are no more."""
+    """Remove the temporary files of ended processes from a folder."""
     for path in folder.glob(".*.tmp"):
         if _is_abandoned(path):
             with contextlib.suppress(OSError):
@@ -53,18 +53,18 @@ def remove_leftover_temporaries(folder: Path) -> None:
 
 
 def temporary_path(folder: Path, tail: str = "") -> Path:
-    """A name in `folder` that counts as nothing, and is free once this process is no more."""
+    """A temporary path in `folder`. Others may remove the file once this process has ended."""
     return folder / f".mta-{os.getpid()}-{tail or os.urandom(8).hex()}.tmp"
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether a file is a temporary one of a process that is no more."""
+    """Whether a file is a temporary one of an ended process."""
     found = _TEMPORARY_NAME_PATTERN.fullmatch(path.name)
     return found is not None and not is_process_alive(int(found[1]))
 
 
 def _claimed_digest(path: Path) -> str | None:
-    """The digest to which a temporary file is a claim; None when it is none."""
+    """The digest that a temporary file claims; None when it is not a claim."""
     found = _TEMPORARY_NAME_PATTERN.fullmatch(path.name)
     return found[2] if found is not None and _DIGEST_PATTERN.fullmatch(found[2]) else None
 
@@ -90,8 +90,8 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """The same for the names in a folder."""
-    if sys.platform == "win32":  # a folder cannot be opened there
+    """Have the system write a folder's entries to the disk. Raises OSError."""
+    if sys.platform == "win32":  # Windows cannot open a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -110,14 +110,14 @@ def _remove_file(path: Path) -> None:
 
 def _set_aside(path: Path, temporary: Path) -> None:
     try:
-        with contextlib.suppress(FileNotFoundError):  # somebody who forgets a person drops every checkpoint
+        with contextlib.suppress(FileNotFoundError):  # a process that forgets a user drops every checkpoint
             path.replace(temporary)
     except OSError as error:
         raise disk_fault(path, error) from error
 
 
 def disk_fault(path: Path, error: OSError, done: str = "written") -> MtaError:
-    """What is said when the system refuses or fails to do something to a file: BadInput, or IntegrityFault."""
+    """The error for a failed file operation: BadInput where the user can fix it, else IntegrityFault."""
     reason = error.strerror or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BadInput(f"The disk is full: {path} was not {done} ({reason}).", hint="free some space and run it again")
@@ -135,7 +135,7 @@ def disk_fault(path: Path, error: OSError, done: str = "written") -> MtaError:
 
 def sha256(data: bytes) -> str:
     """The content's digest, 64 hexadecimal digits."""
-    import hashlib  # loads OpenSSL, which listing needs not wait for
+    import hashlib  # loads OpenSSL, which a list does not need
 
     return hashlib.sha256(data).hexdigest()
 
@@ -148,13 +148,13 @@ class AdapterFiles:
         self.checkpoint_folder = root / "partial"
 
     def path(self, digest: str) -> Path:
-        """Where the file of this digest is or would be. Raises IntegrityFault for what is no digest."""
+        """The path for a file of this digest. Raises IntegrityFault for an invalid digest."""
         if not _DIGEST_PATTERN.fullmatch(digest):
             raise IntegrityFault(f"{digest[:80]!r} is not the digest of a file.")
         return self.adapter_folder / digest[:2] / f"{digest}{_SUFFIX}"
 
     def write(self, data: bytes) -> tuple[str, int]:
-        """Store `data`; returns its digest and size. What is there already is left alone. Raises as `atomic_write`."""
+        """Store `data`; returns its digest and size. An existing file is left alone. Raises as `atomic_write`."""
         digest = sha256(data)
         path = self.path(digest)
         if not self._has_content(path, digest):
@@ -162,9 +162,9 @@ class AdapterFiles:
         return digest, len(data)
 
     def claim_digest(self, digest: str) -> None:
-        """Say that a file of this digest will have a row, before it is written; `settle` says that it has one.
+        """Announce, before it is written, a file of this digest whose row will follow. `release_claim` ends the claim.
 
-        In between it belongs to this process, and to nobody once this process is no more. Raises as `atomic_write`.
+        The claim belongs to this process, and lapses when the process ends. Raises as `atomic_write`.
         """
         claim = temporary_path(self.path(digest).parent, digest)
         try:
@@ -175,11 +175,11 @@ class AdapterFiles:
 
     def release_claim(self, digest: str) -> None:
         """Give up the claim of this process to a digest."""
-        with contextlib.suppress(OSError):  # it goes with this process, and says nothing of a file that has a row
+        with contextlib.suppress(OSError):  # it lapses with this process, and has no effect on a file with a row
             temporary_path(self.path(digest).parent, digest).unlink()
 
     def verify(self, digest: str) -> None:
-        """Raises IntegrityFault, naming the digest and the remedy, unless the file holds exactly its content."""
+        """Raises IntegrityFault, with the digest and the remedy, when the file's content does not match its digest."""
         self.read(digest)
 
     def read(self, digest: str) -> bytes:
@@ -205,30 +205,30 @@ class AdapterFiles:
         _remove_file(self.path(digest))
 
     def find_orphans(self, known: set[str]) -> list[Path]:
-        """Adapter files whose digest is not in `known` and to which no process has a claim, by path."""
+        """Adapter files whose digest is not in `known` and that no process claims, by path."""
         spared = known | {_claimed_digest(path) for path in self._temporary_paths()}
         paths = {path.name.removesuffix(_SUFFIX): path for path in self.adapter_folder.glob(f"??/*{_SUFFIX}")}
         return sorted(path for digest, path in paths.items() if digest not in spared)
 
     def stored_digests(self) -> set[str]:
-        """The digests of all adapter files that are there."""
+        """The digests of all adapter files."""
         names = (path.name.removesuffix(_SUFFIX) for path in self.adapter_folder.glob(f"??/*{_SUFFIX}"))
         return {name for name in names if _DIGEST_PATTERN.fullmatch(name)}
 
     def drop_orphans(self, known: set[str]) -> None:
-        """Remove orphans, save for those so young that another process may be about to record them."""
+        """Remove orphans, except recent ones: another process may be about to add their rows."""
         for path in self.find_orphans(known):
             if _modified_time(path) < time.time() - MIN_ORPHAN_AGE_SECONDS:
                 _remove_file(path)
 
     def abandoned_temporaries(self) -> list[Path]:
-        """Temporary files of processes that are no more."""
+        """Temporary files of ended processes."""
         return [path for path in self._temporary_paths() if _is_abandoned(path)]
 
     def remove_abandoned_temporaries(self) -> list[tuple[str, Path]]:
-        """Remove temporary files of processes that are no more, except for claims.
+        """Remove temporary files of ended processes, except for claims.
 
-        Returns those: digests, each with the claim to it, that were not settled.
+        Returns the claims that were not settled: digests with the paths of their claims.
         """
         claims = []
         for path in self.abandoned_temporaries():
@@ -260,9 +260,9 @@ class AdapterFiles:
 
     @contextlib.contextmanager
     def consume_checkpoint(self, key: str) -> Iterator[None]:
-        """Inside, the checkpoint of `key` is a temporary file: gone after the block or a crash, back when it fails.
+        """Inside, the checkpoint of `key` is a temporary file: gone after the block or a crash, restored on an error.
 
-        Where it fails by an IntegrityFault it is gone: what it is made from may be, such as a person.
+        An IntegrityFault removes it too: the data that it was made from may be gone, such as a removed user's.
         """
         aside = [(path, temporary_path(self.checkpoint_folder)) for path in self._checkpoint_paths(key)]
         try:
@@ -284,7 +284,7 @@ class AdapterFiles:
             _remove_file(path)
 
     def drop_all_checkpoints(self) -> None:
-        """Remove every checkpoint. Their trainings, if any still run, write new ones."""
+        """Remove every checkpoint. Trainings that still run write new ones."""
         for path in self.checkpoint_folder.glob(f"*{_SUFFIX}"):
             _remove_file(path)
 
@@ -303,7 +303,7 @@ class AdapterFiles:
 
 
 def _modified_time(path: Path) -> float:
-    """When the file was last written, in seconds of the clock; infinity when it vanished meanwhile."""
+    """When the file was last written, in seconds since the epoch; infinity when it vanished meanwhile."""
     try:
         return path.stat().st_mtime
     except OSError:

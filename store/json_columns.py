@@ -1,4 +1,4 @@
-"""Between rows of the database and the frozen records: JSON columns, booleans, binary numbers. Knows no table."""
+"""Converts database columns to and from record fields: JSON, booleans, binary numbers. Knows no table."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mta_cli.errors import IntegrityFault
 
 
 def dump_json(document: Any, *, in_order: bool = False) -> str:
-    """A document as a JSON column holds it: keys sorted, or `in_order` as they come."""
+    """A document as JSON text: keys sorted, or with `in_order` in their own order."""
     return json.dumps(document, ensure_ascii=False, sort_keys=not in_order)
 
 
 def load_json_columns(row: dict[str, Any], *columns: str) -> dict[str, Any]:
-    """The row with its JSON `columns` as documents; NULL stays None. IntegrityFault where one is damaged."""
+    """The row with its JSON `columns` as documents; NULL stays None. Raises IntegrityFault for damaged JSON."""
     try:
         return row | {name: None if row[name] is None else json.loads(row[name]) for name in columns}
     except ValueError as error:
@@ -30,5 +30,5 @@ def load_boolean_columns(row: dict[str, Any], *columns: str) -> dict[str, Any]:
 
 
 def null_to_nan(row: dict[str, Any], *columns: str) -> dict[str, Any]:
-    """The row with NULL in `columns` as not-a-number, which is how SQLite keeps it."""
+    """The row with NaN for NULL in `columns`: SQLite stores NaN as NULL."""
     return row | {name: math.nan if row[name] is None else row[name] for name in columns}

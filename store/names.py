@@ -1,4 +1,4 @@
-"""What may be a user's name. A name is data: no path, query or command is ever made from it. Knows no database."""
+"""Valid names of users. A name is data: no path, query or command is ever made from it. Knows no database."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_NAME_CHARS = 200
 """Most characters in a user's name, in its stored form."""
 
 FORGOTTEN_NAME = "(forgotten)"
-"""What stands where a user's name was, in the records of others, once they are forgotten."""
+"""Replaces the name of a forgotten user in other users' records."""
 
 _FORBIDDEN_CATEGORIES = {
     "Cc": "a control character",
@@ -24,7 +24,7 @@ _FORBIDDEN_CATEGORIES = {
 
 
 def check_name(raw: str) -> str:
-    """The stored form (NFC) of a user's name. Raises BadInput, with the name escaped, for what cannot be one."""
+    """The stored form (NFC) of a user's name. Raises BadInput, with the name escaped, for an invalid one."""
     fault = _name_fault(raw)
     if fault is None:
         name = unicodedata.normalize("NFC", raw)
@@ -52,6 +52,6 @@ def quote_text(text: str, most: int = 60) -> str:
 
 
 def normalise_name(name: str) -> str:
-    """The name without what people overlook: case, Unicode form and white space around words."""
+    """The name without case, Unicode form and white space around words, to find similar names."""
     plain = unicodedata.normalize("NFKC", name).casefold()
     return " ".join(unicodedata.normalize("NFKC", plain).split())

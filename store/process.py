@@ -1,4 +1,4 @@
-"""What the store knows of the machine: the time, and whether another process is still there."""
+"""The current time, and whether a process is still running."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 
 def utc_now() -> str:
-    """The present moment, UTC, ISO 8601 to the second."""
+    """The current time in UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

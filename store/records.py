@@ -1,4 +1,4 @@
-"""The rows of the registry as frozen records. Knows neither SQL nor where the registry lies."""
+"""The rows of the registry as frozen records. Knows no SQL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class User:
-    """Somebody with a name and a history. `can_anchor` is their consent to be an anchor."""
+    """A user with a history. `can_anchor` is their consent to be an anchor."""
 
     id: int
     name: str
@@ -30,7 +30,7 @@ class NewItem:
 
 @dataclass(frozen=True)
 class Item:
-    """One thing the user did: `input` → `output`. Items are ordered by `time`, then by arrival (`id`)."""
+    """One action of the user: `input` → `output`. Items are ordered by `time`, then by arrival (`id`)."""
 
     id: int
     user_id: int
@@ -58,7 +58,7 @@ class Query:
 class UserSummary:
     """One line of `mta user list`. `task` is the one with most items; `status` is new, anchor, fused or adapted.
 
-    `can_anchor` is their consent to be an anchor.
+    `can_anchor` is the user's consent to be an anchor.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A frozen language model (or embedder) that the registry has met."""
+    """A frozen language model or embedder that the registry knows."""
 
     fingerprint: str
     name: str
@@ -94,7 +94,7 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class Adapter:
-    """One file of LoRA weights and everything needed to know what it is."""
+    """One file of LoRA weights and its origin."""
 
     digest: str
     kind: str
@@ -121,9 +121,9 @@ class Adapter:
 class Bank:
     """A versioned set of anchors. `key` hashes base, options and data: the same key is the same bank.
 
-    `status`: building, ready. `purpose`: "" for use by everybody, `eval` for one evaluation. `basis`: the adapter of
-    its anchors' main directions, from the first core on. `kernel`: how its people's items count as neighbours of a
-    question; None where it keeps none.
+    `status`: building, ready. `purpose`: "" for use by all users, `eval` for one evaluation. `basis`: the adapter of
+    its anchors' main directions, None before the first core. `kernel`: the weights of its users' items as neighbours;
+    None for a bank without neighbours.
     """
 
     id: int
@@ -158,9 +158,9 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A user who stands for a cluster in a bank. `digest` is None until the meta-LoRA is trained.
+    """A user who represents a cluster in a bank. `digest` is None until the meta-LoRA is trained.
 
-    `user_id` and `user` become None when the person is forgotten; the anchor is then `stale`.
+    `user_id` and `user` become None when the user is forgotten; the anchor is then `stale`.
     """
 
     id: int
@@ -178,7 +178,7 @@ class Anchor:
 
 @dataclass(frozen=True)
 class AnchorWeight:
-    """One anchor's part in a recipe."""
+    """One anchor's weight in a recipe."""
 
     anchor_id: int
     similarity: float
@@ -187,7 +187,7 @@ class AnchorWeight:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A user's fusion: which anchors of which bank, and how much of each. `bytes`: 12 an anchor."""
+    """A user's fusion: the anchors of a bank and their weights. `bytes`: 12 an anchor."""
 
     user_id: int
     task: str
@@ -205,9 +205,9 @@ CoreBytes = bytes  # for `Stack`, in whose body `bytes` is a field
 class Stack:
     """A user's own residual on top of a bank's fusion. `recipe` are the anchors that it was trained on.
 
-    `digest` is its adapter; with `numbers`, the user's part between the factors of that one, which others share.
-    `numbers_sha256` is what the numbers' SHA-256 was when they were stored; storing fills it in. `identity` hashes all
-    that made the stack. The held-out losses are None where there were no queries.
+    `digest` is its adapter. For a core, `numbers` are the user's own matrices between the factors of an adapter that
+    users share, and `numbers_sha256` is their SHA-256, computed when they are stored. `identity` hashes all inputs of
+    the training. The held-out losses are None for a user without queries.
     """
 
     user_id: int
@@ -229,7 +229,7 @@ class Stack:
 
     @property
     def is_intact(self) -> bool:
-        """Whether the numbers are those that were stored; files of adapters are verified where they are read."""
+        """Whether the numbers are unchanged since they were stored. Adapter files are verified when they are read."""
         return self.numbers is None or is_core_intact(self.numbers, self.numbers_sha256)
 
 
@@ -240,7 +240,7 @@ def is_core_intact(numbers: object, stored_sha256: str | None) -> bool:
 
 @dataclass(frozen=True)
 class Run:
-    """One execution of a job. `subject` is whom or what it is about: a user, a bank (`NAME vN`), an evaluation.
+    """One execution of a job. `subject` is a user, a bank (`NAME vN`) or an evaluation.
 
     `status`: running, done, failed or interrupted.
     """
@@ -268,7 +268,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat. `source` says which model answered: base, fused or adapted, with bank and anchors."""
+    """One turn of a chat. `source` names the model that answered: base, fused or adapted, with bank and anchors."""
 
     id: int
     chat_id: int

@@ -1,7 +1,7 @@
-"""The registry: one object through which everything stored is read and written. Knows neither engine nor terminal.
+"""The registry: one object that reads and writes all stored data. Imports neither engine nor terminal.
 
-The nouns are attributes (`registry.users`, `registry.banks`, …), each in a module of its own; the queries of the
-project are there and nowhere else.
+The tables are attributes (`registry.users`, `registry.banks`, …), each in its own module. Those modules hold all
+queries of the project.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Registry:
 
     @classmethod
     def open(cls, root: Path, *, create: bool = False, timeout: float = 10.0) -> Registry:
-        """Open the store in `root`, brought to the newest schema; with `create`, make it if it is not there.
+        """Open the store in `root` and migrate it to the newest schema; with `create`, make it if it is missing.
 
         `timeout` is how many seconds a write waits for another writer. A store that may not be written can be read.
         Raises NotFound when there is none, IntegrityFault when the database is damaged, another program's or of a newer
@@ -90,14 +90,14 @@ class Registry:
         self.close()
 
     def transaction(self) -> AbstractContextManager[None]:
-        """All or nothing for what is written inside; an inner one joins the outer one.
+        """All writes inside are committed together or not at all; an inner transaction joins the outer one.
 
         Raises StoreBusy when another process writes for longer than the timeout.
         """
         return self._db.transaction()
 
     def job_lock(self, name: str, timeout: float = 0) -> AbstractContextManager[None]:
-        """Hold the lock of a job, between processes. Raises StoreBusy when another holds it for `timeout` seconds."""
+        """Hold a job's lock between processes. Raises StoreBusy when another process holds it for `timeout` seconds."""
         import hashlib
 
         return process_lock(
@@ -107,19 +107,19 @@ class Registry:
     def hold_users(
         self, title: str, user_ids: Iterable[int], *, consenting: bool = False
     ) -> AbstractContextManager[None]:
-        """Inside, nobody removes these users or takes their consent back: see `Jobs.hold_users`."""
+        """Inside, other processes cannot remove these users or withdraw their consent: see `Jobs.hold_users`."""
         return self.jobs.hold_users(title, user_ids, consenting=consenting)
 
     def check_integrity(self) -> list[str]:
-        """Everything that is wrong with the store, a line each; empty when all is well."""
+        """Every fault of the store, one line each; empty when it is sound."""
         return check.find_problems(self._db, self.files)
 
     def repairs(self) -> list[Repair]:
-        """What can be made anew or swept away without a loss; nothing when all is well."""
+        """The repairs without loss that the store needs; empty when there are none."""
         return find_repairs(self._db, self.files)
 
     def copy_database(self, path: Path) -> None:
-        """Copy the database to a new file, all of one moment; writers need not wait. Raises as any reading does."""
+        """Copy the committed state of one moment to a new file. Writers need not wait. Raises as any read does."""
         self._db.copy_to(path)
 
     def count_rows(self) -> dict[str, int]:
@@ -127,7 +127,7 @@ class Registry:
         return check.count_rows(self._db)
 
     def _recover_after_crash(self) -> None:
-        """After a crash: temporary files, files without their rows, bytes of a forgotten person."""
+        """After a crash: remove temporary files, files without rows, and bytes of forgotten users."""
         if not self._db.writable:
             return
         claims = self.files.remove_abandoned_temporaries()

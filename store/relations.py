@@ -1,6 +1,6 @@
-"""The migration to schema 9: what was a name in a document or a part of a packed value becomes a row with keys.
+"""The migration to schema 9: names in documents and packed values become rows with keys.
 
-Runs once a store, in the transaction of its migration. Knows the tables of schema 8 and nothing of later ones.
+Runs once a store, in the transaction of its migration. Knows only the tables of schema 8.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ CREATE INDEX job_users_of_job ON job_users (job_id)
 def make_relational(conn: sqlite3.Connection) -> None:
     """Bring the tables of schema 8 to schema 9. Foreign keys must be off: tables are rebuilt.
 
-    Recipes and stacks that name anchors which are not there are dropped: they could not answer. Raises IntegrityFault
-    where a row refers to one that is not there; the store is then left as it was.
+    Recipes and stacks that name missing anchors are dropped: they could not answer. Raises IntegrityFault where a row
+    refers to a missing row; the store is then unchanged.
     """
     if conn.execute("PRAGMA foreign_keys").fetchone()[0]:
         raise IntegrityFault("Tables cannot be rebuilt while foreign keys are on.")
@@ -173,7 +173,7 @@ def _never_reuse_ids(conn: sqlite3.Connection, table: str) -> None:
 
 
 def _move_asked_users(conn: sqlite3.Connection) -> None:
-    """Whom adaptations were asked for, from names in their documents to rows; who is not there any more is left out."""
+    """The users that adaptations were asked for, from names in documents to rows; removed users are left out."""
     for run_id, text in conn.execute("SELECT id, config FROM runs WHERE kind = 'adaptation'").fetchall():
         try:
             config = json.loads(text)
@@ -188,7 +188,7 @@ def _move_asked_users(conn: sqlite3.Connection) -> None:
 
 
 def _move_recipe(conn: sqlite3.Connection, singular: str, plural: str, column: str) -> None:
-    """Packed anchors (uint32 id, float32 similarity, float32 weight) of a table become rows."""
+    """Turn a table's packed anchors (uint32 id, float32 similarity, float32 weight) into rows."""
     _run_script(conn, _ANCHOR_ROWS.format(singular=singular, plural=plural))
     anchors = set(conn.execute("SELECT id, bank_id FROM anchors"))
     entry = struct.Struct("<Iff")
@@ -218,7 +218,7 @@ def _hash_cores(conn: sqlite3.Connection) -> None:
 
 
 def _move_message_anchors(conn: sqlite3.Connection) -> None:
-    """The users whose anchors answered, from names in messages' documents to rows."""
+    """Turn the names of anchors in messages' documents into rows."""
     for message_id, text in conn.execute("SELECT id, source FROM messages WHERE source LIKE '%anchors%'").fetchall():
         try:
             source = json.loads(text)

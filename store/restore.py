@@ -1,7 +1,7 @@
-"""Puts an unpacked backup in the place of a store: verified before, in one transaction, without forgotten users.
+"""Replaces a store by an unpacked backup: verified first, in one transaction, without forgotten users.
 
-The replaced store says who was forgotten since the backup was made, and who took back their consent. Both happen in
-the restored store too, by the code that forgets everywhere, before it takes the place.
+The replaced store lists the users that were forgotten since the backup, and the withdrawn consents. Both are applied
+to the restored store before it replaces the old one, by the code that `forget` always uses.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _UNREADABLE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
 @dataclass(frozen=True)
 class ReplacedStore:
-    """The store that a restore replaces. `users` is None where there is none or it cannot be read.
+    """The store that a restore replaces. `users` is None for a missing or unreadable store.
 
-    `problem` says why it is not known who was forgotten since the backup; empty where it is known. `withdrawn` are the
-    uuids of users without consent.
+    `problem` says why the users forgotten since the backup are unknown; empty where they are known. `withdrawn` are
+    the uuids of users without consent.
     """
 
     users: int | None
@@ -45,7 +45,7 @@ class ReplacedStore:
 
 @dataclass(frozen=True)
 class RestoreResult:
-    """What a restored store holds. `forgotten`: users of the backup who were forgotten again; `withdrawn`: consents."""
+    """The contents of a restored store. `forgotten`: users who were forgotten again; `withdrawn`: consents."""
 
     users: int
     adapters: int
@@ -55,7 +55,7 @@ class RestoreResult:
 
 
 class StagedRestore:
-    """An unpacked and verified backup beside the store `root`, whose place it can take."""
+    """An unpacked and verified backup beside the store `root`, ready to replace it."""
 
     def __init__(self, root: Path, staged: Path, timeout: float) -> None:
         self._root, self._staged, self._timeout = root, staged, timeout
@@ -75,7 +75,7 @@ class StagedRestore:
         return manifest
 
     def install(self) -> RestoreResult:
-        """Take the store's place, as a whole or not at all.
+        """Replace the store, whole or not at all.
 
         Raises StoreBusy while another process has the store open, and as `read_replaced_store`.
         """
@@ -94,11 +94,11 @@ class StagedRestore:
                 _replace_database(self._root, self._staged / "registry.db", live)
             for digest in digests:
                 files.release_claim(digest)
-        Registry.open(self._root, timeout=self._timeout).close()  # removes the files that nothing uses any more
+        Registry.open(self._root, timeout=self._timeout).close()  # removes unused files
         return RestoreResult(users, len(digests), forgotten, withdrawn, replaced)
 
     def _move_file(self, files: AdapterFiles, digest: str) -> None:
-        """Move an adapter file to the store; it belongs to this process until its row is there too."""
+        """Move an adapter file to the store; this process claims it until its row is written."""
         target = files.path(digest)
         files.claim_digest(digest)
         try:
@@ -110,7 +110,7 @@ class StagedRestore:
 
 @contextmanager
 def stage_restore(root: Path, timeout: float) -> Iterator[StagedRestore]:
-    """A place beside the store `root` to unpack a backup in; what is left of it is removed afterwards."""
+    """A folder beside the store `root` to unpack a backup in, removed afterwards."""
     staged = temporary_path(root / "partial")
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -126,13 +126,13 @@ def stage_restore(root: Path, timeout: float) -> Iterator[StagedRestore]:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
         if not (root / "registry.db").exists():
-            with suppress(OSError):  # where something else is in them, they stay
+            with suppress(OSError):  # folders that are not empty stay
                 (root / "partial").rmdir()
                 root.rmdir()
 
 
 def read_replaced_store(root: Path) -> ReplacedStore:
-    """What is in a store's place now. Raises IntegrityFault for another program's database or a newer schema."""
+    """The store that a restore would replace. Raises IntegrityFault for another program's or a newer database."""
     path = root / "registry.db"
     if not path.exists():
         return _describe_missing(root)
@@ -181,7 +181,7 @@ def _raise_if_busy(error: Exception) -> None:
 
 @contextmanager
 def _open_alone(root: Path) -> Iterator[sqlite3.Connection | None]:
-    """The database as no other process has it open; None where there is none or it cannot be read."""
+    """The database, opened exclusively; None for a missing or unreadable one."""
     path = root / "registry.db"
     if not path.exists():
         yield None
@@ -190,7 +190,7 @@ def _open_alone(root: Path) -> Iterator[sqlite3.Connection | None]:
     assert conn is not None
     with closing(conn) as opened:
         try:
-            # Before anything is read: set later, it keeps out only those who are reading at that moment.
+            # Set before the first read. Set later, it keeps out only the current readers.
             opened.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
             opened.execute("PRAGMA secure_delete = ON").fetchall()
             opened.execute("BEGIN EXCLUSIVE")
@@ -203,7 +203,7 @@ def _open_alone(root: Path) -> Iterator[sqlite3.Connection | None]:
 
 
 def _replay(reg: Registry, replaced: ReplacedStore) -> tuple[int, int]:
-    """Forget whoever the replaced store forgot, and take back consent; returns how many of each the backup had."""
+    """Forget the users that the replaced store forgot and withdraw consents; returns how many of each."""
     forgotten = withdrawn = 0
     with reg.transaction():
         for tombstone in replaced.tombstones:
@@ -232,7 +232,7 @@ def _require_schema(path: Path, schema: int) -> None:
 
 
 def _replace_database(root: Path, new: Path, live: sqlite3.Connection | None) -> None:
-    """Put a database in a store's place: in one transaction of the old one or, where that is unreadable, one rename."""
+    """Replace the store's database: in one transaction, or by one rename where the old one is unreadable."""
     path = root / "registry.db"
     if live is not None:
         try:
@@ -246,7 +246,7 @@ def _replace_database(root: Path, new: Path, live: sqlite3.Connection | None) ->
             live.close()
     try:
         sync_file(new)
-        for suffix in ("-wal", "-shm", "-journal"):  # the old database's log would be taken for the new one's
+        for suffix in ("-wal", "-shm", "-journal"):  # SQLite would apply the old database's log to the new one
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         new.replace(path)
         sync_folder(root)

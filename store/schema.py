@@ -1,6 +1,6 @@
 """The tables of the registry, as numbered forward migrations of one transaction each. Knows no rows.
 
-Every migration also moves SQLite's `user_version`, so that a program meets a newer store with a clear word.
+Every migration also sets SQLite's `user_version`, so that an older program refuses a newer store with a clear message.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def _apply_script(db: Database, script: str, version: int) -> None:
     db.conn.execute(f"PRAGMA user_version = {version}")
 
 
-# Task names may hold anything, so they enter the index as one hexadecimal word together with the user's number: a
-# search then reads only that user's part of it, however many items others have.
+# A task's name may hold any characters. It enters the index as one hexadecimal word together with the user's id, so a
+# search reads only that user's part of the index.
 _USER_TABLES = """
 CREATE TABLE users (
     id INTEGER PRIMARY KEY,
@@ -327,7 +327,7 @@ ALTER TABLE predictions ADD COLUMN scores BLOB;
 CREATE INDEX predictions_of_cell ON predictions (cell_id)
 """
 
-# A stack is its own adapter file, or some numbers between the factors of a file that it shares with others.
+# A stack is an adapter file of its own, or the matrix of a core between the factors of a shared file.
 _CORE_COLUMNS = """
 ALTER TABLE banks ADD COLUMN basis TEXT REFERENCES adapters;
 
@@ -344,7 +344,7 @@ UPDATE stacks SET identity = coalesce(
 )
 """
 
-# Items of a bank's people, to be found by what their inputs say. They go with their person and with the bank.
+# Items of a bank's users, for kNN on their inputs. They are deleted with their user and with the bank.
 _NEIGHBOUR_TABLES = """
 ALTER TABLE banks ADD COLUMN kernel TEXT;
 
@@ -376,7 +376,7 @@ _TABLES_WITH_SEALS = (
 _ADD_SEALS = ";\n\n".join(f"ALTER TABLE {table} ADD COLUMN seal INTEGER" for table in _TABLES_WITH_SEALS)
 _DROP_SEALS = ";\n\n".join(f"ALTER TABLE {table} DROP COLUMN seal" for table in _TABLES_WITH_SEALS)
 
-# A random number for each user, by which a tombstone finds them in a backup without their name.
+# A random number for each user, which finds a forgotten user in a backup without their name.
 _USER_UUIDS = """
 ALTER TABLE users ADD COLUMN uuid TEXT;
 
@@ -396,31 +396,31 @@ def m001_people(db: Database) -> None:
 
 @migrations()
 def m002_training(db: Database) -> None:
-    """Bases, tasks, adapters, banks, and what is personal."""
+    """Bases, tasks, adapters, banks, recipes and stacks."""
     _apply_script(db, _TRAINING_TABLES, 2)
 
 
 @migrations()
 def m003_records(db: Database) -> None:
-    """What was done and said: runs, evaluations, chats; and that somebody was forgotten."""
+    """Runs, evaluations, chats and tombstones."""
     _apply_script(db, _RUN_AND_CHAT_TABLES, 3)
 
 
 @migrations()
 def m004_evaluation(db: Database) -> None:
-    """Evaluations of many methods: who was in which fold, what was made for whom, and which settings were chosen."""
+    """Evaluations of many methods: members of folds, cells, and chosen settings."""
     _apply_script(db, _EVALUATION_TABLES, 4)
 
 
 @migrations()
 def m005_cores(db: Database) -> None:
-    """Stacks that are numbers between the main directions of a bank."""
+    """Stacks that are LoRA-XS cores between the main directions of a bank."""
     _apply_script(db, _CORE_COLUMNS, 5)
 
 
 @migrations()
 def m006_neighbours(db: Database) -> None:
-    """What a bank's people answered to what."""
+    """The answers of a bank's users, for kNN."""
     _apply_script(db, _NEIGHBOUR_TABLES, 6)
 
 
@@ -432,13 +432,13 @@ def m007_seals(db: Database) -> None:
 
 @migrations()
 def m008_integrity(db: Database) -> None:
-    """Checksums of rows go; users and tombstones get what restoring a backup needs."""
+    """Checksums of rows are dropped; users and tombstones get what restoring a backup needs."""
     _apply_script(db, f"{_DROP_SEALS};\n\n{_USER_UUIDS}", 8)
 
 
 @migrations()
 def m009_relations(db: Database) -> None:
-    """Runs, recipes, chats and jobs refer to users, banks and anchors by key; numbers are never given again."""
+    """Runs, recipes, chats and jobs refer to users, banks and anchors by key; ids are never reused."""
     make_relational(db.conn)
     db.conn.execute("PRAGMA user_version = 9")
 

@@ -1,4 +1,4 @@
-"""Copies of the database as it was at one moment, also beside writers. Knows no tables but those of forgetting."""
+"""Copies of the database at one moment, also beside writers. Knows only the tables of forgetting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def copy_database(source: sqlite3.Connection, path: Path) -> None:
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         with closing(sqlite3.connect(path, isolation_level=None)) as copy:
-            copy.execute("PRAGMA journal_mode = OFF").fetchall()  # a copy that fails is thrown away
+            copy.execute("PRAGMA journal_mode = OFF").fetchall()  # a failed copy is deleted
             source.backup(copy)
         sync_file(path)
     except OSError as error:
@@ -26,7 +26,7 @@ def copy_database(source: sqlite3.Connection, path: Path) -> None:
 
 
 def purge_copy(path: Path) -> None:
-    """Leave no byte of forgotten users in a copy that was made before the store's own purge."""
+    """Erase the bytes of forgotten users from a copy that was made before the store's own purge."""
     with closing(sqlite3.connect(path, isolation_level=None)) as copy:
         if copy.execute(_PENDING_PURGE).fetchone() is None:
             return
@@ -37,7 +37,7 @@ def purge_copy(path: Path) -> None:
 
 
 def save_before_migration(root: Path, conn: sqlite3.Connection, schema: int) -> None:
-    """Keep the database beside itself as it is before it gets a newer schema; earlier such copies go.
+    """Keep a copy of the database before it migrates to a newer schema; earlier copies are removed.
 
     Raises BadInput when the disk is full or refuses, IntegrityFault when it fails, sqlite3.Error for the database.
     """
@@ -63,7 +63,7 @@ def saved_databases(root: Path) -> list[Path]:
 
 
 def remove_saved_databases(root: Path) -> None:
-    """Remove them: they hold users who are forgotten. Raises as `save_before_migration`."""
+    """Remove the copies from before migrations: they hold forgotten users. Raises as `save_before_migration`."""
     for path in saved_databases(root):
         try:
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How a database says that it is a store, and of which schema. Knows no tables: `schema` makes them."""
+"""Marks a database as a store, with its schema. Knows no tables: `schema` makes them."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ SCHEMA_VERSION = 10
 
 
 def schema_version(conn: sqlite3.Connection) -> int:
-    """The schema of an open store; 0 when it has none yet."""
+    """The schema of an open store; 0 for an empty database."""
     return int(conn.execute("PRAGMA user_version").fetchone()[0])

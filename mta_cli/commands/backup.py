@@ -15,7 +15,7 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The archive.
 
 
 def backup(ctx: typer.Context, file: FileArgument, yes: YesOption = False, json: JsonOption = False) -> None:
-    """Write the whole store to one archive, verified and for you alone. Nobody need stop working."""
+    """Write the whole store to one archive, verified and readable by you alone. Other processes can go on working."""
     from mta_cli.pipeline.maintenance.backup import back_up
 
     app = app_context(ctx, json=json)
@@ -31,7 +31,7 @@ def restore(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Put an archive in the store's place, after verifying all of it. Removed users are not brought back."""
+    """Replace the store by an archive, after verifying all of it. Removed users are not brought back."""
     from mta_cli.pipeline.maintenance.backup import restore as restore_store
 
     app = app_context(ctx, json=json)

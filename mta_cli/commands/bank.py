@@ -29,7 +29,7 @@ RefreshOption = Annotated[
     bool,
     typer.Option(
         "--refresh",
-        help="Replace the stale anchors of the task's newest bank by others and train only those, and bring its "
+        help="Replace the stale anchors of the task's newest bank by other users and train only those, and bring its "
         "neighbours up to date. All else is as it was built; --name says which bank.",
     ),
 ]
@@ -66,7 +66,7 @@ def build(
 
 
 def _run_refresh(use: AppContext, flags: Flags, task: str, name: str | None, *, dry_run: bool) -> None:
-    """Refresh the task's bank, which keeps its options. UsageError names those that were given."""
+    """Refresh the task's bank, which keeps its options. Raises UsageError with the options that were given."""
     from mta_cli.pipeline.bank.refresh import refresh_bank
     from mta_cli.pipeline.data.tasks import find_task
 
@@ -130,7 +130,7 @@ def rm(
     yes: YesOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Remove one version of a bank, with the recipes and stacks that stand on it."""
+    """Remove one version of a bank, with the recipes and stacks that depend on it."""
     from mta_cli.pipeline.bank.verify import remove_bank
 
     use = app_context(ctx, json=json)
@@ -165,22 +165,22 @@ def _render_bank(bank: dict[str, Any]) -> Any:
     )
 
 
-def _task_adapter_line(people: int | None) -> str:
-    whom = "an unknown number of" if people is None else f"{people:,}"
-    return f"The task adapter was trained on the items of {whom} people; it serves everybody."
+def _task_adapter_line(users: int | None) -> str:
+    count = "an unknown number of" if users is None else f"{users:,}"
+    return f"The task adapter was trained on the items of {count} users; it serves all users."
 
 
-_KERNEL_TERMS = {"votes": "votes", "habit": "habit", "discriminant": "linear"}  # as they are called, and their keys
+_KERNEL_TERMS = {"votes": "votes", "label prior": "habit", "discriminant": "linear"}  # shown names and stored keys
 
 
 def _neighbours_line(bank: dict[str, Any]) -> str:
-    count, people = bank["neighbours"], bank["neighbour_people"]
+    count, users = bank["neighbours"], bank["neighbour_people"]
     kernel = {"linear": 0.0, **bank["kernel"]}  # a bank of an earlier version has no discriminant
     powers = ", ".join(f"{name} × {kernel[key]:.2f}" for name, key in _KERNEL_TERMS.items())
     beside = bank["beside_model"]
     share = "not weighed against the model" if beside is None else f"× {beside:.2f} beside the model"
     return (
-        f"{count:,} answers of {people:,} people serve as neighbours "
+        f"{count:,} answers of {users:,} users serve as neighbours "
         f"(sharpness {kernel['sharpness']:.2f}, {powers}; {share})."
     )
 

@@ -1,4 +1,4 @@
-"""`mta ask`, `mta compare` and `mta chat`: flags, reading what is asked, showing the answers. No logic of answers."""
+"""`mta ask`, `mta compare` and `mta chat`: flags, input and rendering. Holds no logic of answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mta_cli.commands.flags import Flags, only, options
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions
 
-MAX_STDIN_BYTES = 4_000_000  # bytes; more is refused as a message anyway
+MAX_STDIN_BYTES = 4_000_000  # bytes; a longer message is refused anyway
 
 
 def _complete_mode(incomplete: str) -> list[str]:
@@ -38,7 +38,7 @@ ModeOption = Annotated[
     typer.Option(
         "--mode",
         metavar="|".join(ANSWER_MODES),
-        help="Who answers; the most personal there is, without it.",
+        help="Which model answers; without it, the most personal one.",
         autocompletion=_complete_mode,
     ),
 ]
@@ -61,9 +61,9 @@ def ask(
     flags: Flags,
     json: JsonOption = False,
 ) -> None:
-    """Get one answer, streamed to standard output; where it came from goes to standard error.
+    """Get one answer, streamed to standard output; the model that answered goes to standard error.
 
-    The words are sent as typed, after the user's own history items; with --task they become that task's prompt, and
+    The text is sent as typed, after the user's own history items. With --task it becomes that task's prompt, and
     a task with labels answers with one of them.
     """
     from mta_cli.pipeline.chat.answer import answer_question
@@ -89,7 +89,7 @@ def compare(
     flags: Flags,
     json: JsonOption = False,
 ) -> None:
-    """Put one question to base, fused and adapted, with the same prompt, and show the answers side by side."""
+    """Put one question to base, fused and adapted with the same prompt, and show the answers side by side."""
     from mta_cli.pipeline.chat.compare import compare_user_models
     from mta_cli.pipeline.requests import base_model, chat_options
 
@@ -134,7 +134,7 @@ def chat(
 
 
 def _read_message(given: str | None) -> str:
-    """The words to ask: the argument, or all of standard input."""
+    """The question: the argument, or all of standard input."""
     if given is not None and given != "-":
         return given
     if stdin_is_terminal():

@@ -1,6 +1,6 @@
-"""The slash commands of `mta chat`: one table, from which /help, completion and the manual are made.
+"""The slash commands of `mta chat`: one table for /help, completion and the manual.
 
-Knows what each one is called and does to a conversation; neither how lines are read nor how errors are shown.
+Maps each name to its effect on a conversation; does not read lines or show errors.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ SlashRender = Callable[[Any, Output], Any]
 
 
 class LeaveChat(Exception):
-    """The person is done talking."""
+    """The user ends the chat."""
 
 
 @dataclass(frozen=True)
 class SlashCommand:
-    """One command. `argument` is how it is written: `NAME` must be given, `[NAME]` may be; empty takes none."""
+    """One command. `argument`: `NAME` is required, `[NAME]` is optional, empty takes none."""
 
     name: str
     argument: str
@@ -37,12 +37,12 @@ class SlashCommand:
 
     @property
     def usage(self) -> str:
-        """How it is typed."""
+        """The command as it is typed, with its argument."""
         return f"{self.name} {self.argument}".rstrip()
 
 
 def parse_slash_command(line: str) -> tuple[SlashCommand, str]:
-    """The command of a typed line, and its argument. Raises UsageFault that says what would be right."""
+    """The command of a typed line, and its argument. Raises UsageError with the right usage."""
     name, _, argument = line.strip().partition(" ")
     argument = argument.strip()
     command = SLASH_COMMANDS_BY_NAME.get(name)
@@ -60,7 +60,7 @@ def parse_slash_command(line: str) -> tuple[SlashCommand, str]:
 
 
 def complete_line(line: str, users: Callable[[], list[str]]) -> list[str]:
-    """What `line` could become: commands, and names after /user."""
+    """Completions of `line`: commands, and names after /user."""
     if line.startswith("/user "):
         return [f"/user {name}" for name in users() if name.startswith(line.removeprefix("/user ").lstrip())]
     return [
@@ -104,7 +104,7 @@ def _render_turn(message: dict[str, Any], user: str) -> Any:
 SLASH_COMMANDS: tuple[SlashCommand, ...] = (
     SlashCommand("/help", "", "List these commands.", _list_commands, _render_help),
     SlashCommand(
-        "/user", "NAME", "Talk with somebody else's model, in a new conversation.", lambda c, a: c.switch_user(a)
+        "/user", "NAME", "Talk with another user's model, in a new conversation.", lambda c, a: c.switch_user(a)
     ),
     SlashCommand("/base", "", "Let the base answer from here on.", _switch_to_mode("base")),
     SlashCommand("/fused", "", "Let the fusion of anchors answer from here on.", _switch_to_mode("fused")),

@@ -1,6 +1,6 @@
-"""The loop of `mta chat`: reads lines from a terminal or a pipe, and shows what the conversation answers.
+"""The loop of `mta chat`: reads lines from a terminal or a pipe, and shows the conversation's answers.
 
-Knows nothing of models or stores.
+Knows neither models nor stores.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ChatShell:
         self.output, self.conversation = output, conversation
 
     def run_chat(self, *, interactive: bool) -> int:
-        """Talk until the end; the exit code is that of the first thing that failed in a pipe, and 0 in a terminal."""
+        """Run until the end of input; the exit code is 0 in a terminal, that of the first failure in a pipe."""
         self.output.run_job(self.conversation.opening_notes())
         if not interactive:
             return self._run_piped(pipe_reader(stdin_binary()))
@@ -38,7 +38,7 @@ class ChatShell:
         return 0
 
     def handle_line(self, line: str) -> None:
-        """Do what one line says."""
+        """Handle one line."""
         if not line.strip():
             return
         if line.startswith("/") and not line.startswith("//"):
@@ -85,7 +85,7 @@ class ChatShell:
                 return
 
     def _handle_or_show_error(self, line: str) -> bool:
-        """Handle a typed line, showing what goes wrong; False when it was the last."""
+        """Handle a typed line and show its errors; False when it was the last."""
         try:
             self.handle_line(line)
         except LeaveChat:
@@ -97,16 +97,16 @@ class ChatShell:
         return True
 
     def _prompt_text(self) -> str:
-        voice = self.conversation.model
-        name = f"{voice.user.name} " if voice.user else ""
-        return f"{clean_line(name)} ({voice.source.mode})> ".lstrip()
+        model = self.conversation.model
+        name = f"{model.user.name} " if model.user else ""
+        return f"{clean_line(name)} ({model.source.mode})> ".lstrip()
 
     def _complete_line(self, line: str) -> list[str]:
         return complete_line(line, self.conversation.model.reg.users.names)
 
 
 def pipe_reader(stream: BinaryIO) -> LineReader:
-    """A reader of UTF-8 lines. It raises BadInput for a line that is too long or no text, and goes on after it."""
+    """A reader of UTF-8 lines. It raises BadInput for a line that is too long or not UTF-8, and goes on after it."""
 
     def read(prompt: str) -> str | None:
         raw = stream.readline(MAX_LINE_BYTES + 1)
@@ -132,7 +132,7 @@ def terminal_reader(complete: Callable[[str], list[str]]) -> LineReader:
     def completer(line: str, state: int) -> str | None:
         try:
             return [*complete(line), None][state]
-        except Exception:  # a person pressing TAB never sees an error
+        except Exception:  # TAB never shows an error
             return None
 
     readline.set_auto_history(True)

@@ -1,4 +1,4 @@
-"""What commands share: options of no class, the context (output, settings, store), confirmation, shell completion.
+"""Shared by commands: common options, the context (output, settings, store), confirmation, shell completion.
 
 Holds no logic of any job.
 """
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from mta_cli.commands.flags import Flags
     from store.registry import Registry
 
-WARN_SLOWDOWN_FACTOR = 3.0  # times; a format of 16 bits that takes so much longer than float32 is hardly ever meant
+WARN_SLOWDOWN_FACTOR = 3.0  # times; a 16-bit format that is so much slower than float32 is hardly ever intended
 CompletionCallback = Callable[[typer.Context, str], list[str]]
 
 
 @dataclass
 class GlobalFlags:
-    """The flags that stand before the command's name."""
+    """The flags before the command's name."""
 
     store: Path | None = None
     quiet: bool = False
@@ -40,7 +40,7 @@ class GlobalFlags:
 
 
 class AppContext:
-    """What a command works with: where to write, the settings, and the store (opened only when asked)."""
+    """A command's output, settings and store, which is opened only on request."""
 
     def __init__(self, given: GlobalFlags, flags: Flags | None = None, *, json: bool = False) -> None:
         self.global_flags, self.flags = given, flags
@@ -48,7 +48,7 @@ class AppContext:
 
     @cached_property
     def store_dir(self) -> Path:
-        """The store's directory, which need not exist."""
+        """The store's directory, which may be missing."""
         return store_path(self.global_flags.store)
 
     @cached_property
@@ -63,12 +63,12 @@ class AppContext:
 
     @cached_property
     def options(self) -> OptionSet:
-        """The command's options, from flags and settings. UsageError for a bad value or a missing device."""
+        """The command's options, from flags and settings. Raises UsageError for a bad value or a missing device."""
         assert self.flags is not None
         return self.build_options(*self.flags.classes)
 
     def build_options(self, *classes: type[Any]) -> OptionSet:
-        """Options of these classes alone, as `options`."""
+        """Options of these classes alone, in the same way as `options`."""
         assert self.flags is not None
         built = self.settings.build_option_set(classes, self.flags.values)
         if MachineOptions in classes:
@@ -76,7 +76,7 @@ class AppContext:
         return built
 
     def _require_machine(self, machine: MachineOptions) -> None:
-        """UsageError where there is no such device; warns of a number format that this machine emulates."""
+        """Raises UsageError for a missing device; warns of a number format that this machine emulates."""
         if machine.device not in ("auto", "cpu"):
             from mta_cli.pipeline.training.estimate import require_device
 
@@ -110,18 +110,18 @@ def app_context(ctx: typer.Context, flags: Flags | None = None, *, json: bool = 
 
 
 def confirm(output: Output, question: str, *, yes: bool) -> None:
-    """Return when the person agrees (or `--yes` was given); else raise: nothing has been changed then."""
+    """Return when the user agrees (or `--yes` was given); else raise, with nothing changed."""
     if yes:
         return
     answer = output.read_answer(f"{question} [y/N]")
     if answer is None:
-        raise UsageError("this needs an answer, and there is nobody to give it", hint="add --yes")
+        raise UsageError("this needs an answer, and there is no terminal to ask", hint="add --yes")
     if answer.lower() not in ("y", "yes"):
         raise MtaError("nothing was changed")
 
 
 def _make_completer(find: Callable[[AppContext], Iterable[str]]) -> CompletionCallback:
-    """A completion callback over `find`; a person pressing TAB never sees an error."""
+    """A completion callback over `find`; TAB never shows an error."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         try:
@@ -150,7 +150,7 @@ def _task_names_or_builtin(app: AppContext) -> list[str]:
     try:
         with app.open_registry() as registry:
             return task_names(registry)
-    except MtaError:  # the built-in tasks are there without a store
+    except MtaError:  # the built-in tasks need no store
         return task_names(None)
 
 
@@ -189,12 +189,12 @@ UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's na
 
 
 def stdin_is_terminal() -> bool:
-    """Whether somebody can type an answer."""
+    """Whether a user can type an answer."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
 def stdin_binary() -> BinaryIO:
-    """Standard input as bytes; a closed one is empty, and one without bytes beneath it (in a notebook) is encoded."""
+    """Standard input as bytes: empty for a closed one; encoded for one without a byte buffer, as in a notebook."""
     if sys.stdin is None:
         return io.BytesIO()
     beneath: BinaryIO | None = getattr(sys.stdin, "buffer", None)

@@ -1,4 +1,4 @@
-"""How the answers of a comparison are shown, by `mta compare` and by /compare in a chat."""
+"""Shows the answers of a comparison, for `mta compare` and for /compare in a chat."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mta_cli.events import Event, JobProgress, JobStarted, TextChunk
 from mta_cli.output import Output, group, text
 
 ANSWER_MODES = ("base", "fused", "adapted")
-MIN_SIDE_BY_SIDE_COLUMNS = 90  # columns of terminal below which answers stand under each other
+MIN_SIDE_BY_SIDE_COLUMNS = 90  # columns of terminal below which answers are shown one below the other
 
 
 def tokens_as_progress(events: Iterator[Event]) -> Iterator[Event]:
-    """The same events with streamed text turned into progress, for answers that are shown together at the end."""
+    """The same events, with streamed text as progress, for answers that are shown together at the end."""
     yield JobStarted("answering", unit="tokens")
     done = 0
     for event in events:
@@ -25,7 +25,7 @@ def tokens_as_progress(events: Iterator[Event]) -> Iterator[Event]:
 
 
 def render_comparison(result: dict[str, Any], output: Output) -> Any:
-    """The answers of a comparison: columns of a table, or one under the other where the terminal is narrow."""
+    """The answers of a comparison: columns of a table, or one below the other in a narrow terminal."""
     from rich import box
     from rich.table import Table
 

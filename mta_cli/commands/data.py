@@ -1,4 +1,4 @@
-"""`mta data`: bring histories into the store. Signature, help and rendering; the job is `pipeline.importing`."""
+"""`mta data`: import histories into the store. Signature, help and rendering; the job is in the pipeline."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IMPORT_FORMATS = {
 
 
 def complete_formats(incomplete: str) -> list[tuple[str, str]]:
-    """Formats that begin with what was typed, each with its meaning."""
+    """Formats that begin with the typed text, each with its meaning."""
     return [(name, meaning) for name, meaning in IMPORT_FORMATS.items() if name.startswith(incomplete)]
 
 
@@ -69,16 +69,16 @@ AssumeConsentOption = Annotated[
 def make_consent_prompt(
     use: AppContext, can_anchor: bool | None, *, yes: bool, piped: bool = False
 ) -> AskConsent | None:
-    """What asks, once, whether new people may be anchors; None where it is said, or nobody is there to say it.
+    """A function that asks once whether new users may be anchors; None where the answer is given or cannot be typed.
 
     `piped`: standard input is the file.
     """
     if can_anchor is not None or yes or piped or not stdin_is_terminal():
         return None
 
-    def ask(people: int) -> bool:
-        many = f"the {people:,} new users be anchors, who help"
-        who = many if people > 1 else "the new user be an anchor, who helps"
+    def ask(users: int) -> bool:
+        many = f"the {users:,} new users be anchors, who help"
+        who = many if users > 1 else "the new user be an anchor, who helps"
         answer = use.output.read_answer(f"May {who} to serve others? [Y/n]")
         if answer is None or answer.lower() not in ("", "y", "yes", "n", "no"):
             raise MtaError("nothing was changed", hint="answer yes or no, or add --can-anchor or --no-can-anchor")
@@ -99,7 +99,7 @@ def import_(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Import a file of histories, checked as a whole first. Doing it again changes nothing; new items are added."""
+    """Import a file of histories after checking all of it. Importing it again changes nothing; new items are added."""
     from mta_cli.pipeline.data.import_file import import_file
 
     use = app_context(ctx, json=json)

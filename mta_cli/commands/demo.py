@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 STACK_COLUMNS = (
-    "person",
+    "user",
     "shots",
     "loss before",
     "after",
@@ -42,7 +42,7 @@ KeepOption = Annotated[
     ),
 ]
 QuickOption = Annotated[
-    bool, typer.Option("--quick", help="Train less and adapt fewer people: faster, and less is learnt.")
+    bool, typer.Option("--quick", help="Train less and adapt fewer users: faster, with a weaker result.")
 ]
 
 
@@ -76,14 +76,14 @@ def demo(
 
 
 def demo_store_path(use: AppContext, keep: Path | None) -> Path:
-    """Where the demo's store lies: `keep`, else beside the person's own store."""
+    """The directory of the demo's store: `keep`, else beside the user's own store."""
     return (
         parse_path(str(keep), "--keep") if keep is not None else use.store_dir.with_name(f"{use.store_dir.name}-demo")
     )
 
 
 def render_demo(result: dict[str, Any]) -> RenderableType:
-    """Everything that happened, task by task, and what to type next."""
+    """The demo's results, task by task, and what to type next."""
     parts = [part for course in result["courses"] for part in _render_task(course)]
     models = f"{result['base']} and {result['embedder']}"
     head = f"Done in {result['seconds']:.0f} s with {models}. Everything is kept in {result['store']}"
@@ -91,7 +91,7 @@ def render_demo(result: dict[str, Any]) -> RenderableType:
 
 
 def _render_task(course: dict[str, Any]) -> list[RenderableType]:
-    """One task: bank, recipes, stacks, answers and, where it was measured, the measurement."""
+    """One task: bank, recipes, stacks, answers and, if there is one, its evaluation."""
     measured = [_render_evaluation(course["evaluation"])] if course["evaluation"] else []
     return [
         out.text(f"{'─' * 100}\n{course['description']}", style="bold"),
@@ -100,10 +100,10 @@ def _render_task(course: dict[str, Any]) -> list[RenderableType]:
             ("anchor", "items", "stands for", "loss first", "last"), map(_anchor_cells, course["bank"]["anchors"])
         ),
         out.text("Recipes: which anchors, and how much of each (the rest is the task adapter alone)"),
-        out.table(("person", "anchors", "rest", "bytes"), map(_recipe_cells, course["recipes"])),
+        out.table(("user", "anchors", "rest", "bytes"), map(_recipe_cells, course["recipes"])),
         out.text("Stacks: loss before and after on the shots they were trained on, and on held-out queries"),
         out.table(STACK_COLUMNS, map(_stack_cells, course["adapted"])),
-        out.text("The same question to three people's models, and what each of them said"),
+        out.text("The same question to the models of three users, and each answer"),
         *map(_render_comparison, course["comparisons"]),
         *measured,
     ]
@@ -113,8 +113,8 @@ def _counts_line(course: dict[str, Any]) -> str:
     bank, imported = course["bank"], course["imported"]
     items, queries = (imported[f"{what}_added"] + imported[f"{what}_unchanged"] for what in ("items", "queries"))
     speed = f", {bank['tokens']:,} tokens in {bank['seconds']:.0f} s" if bank["seconds"] else ""
-    people = f"{imported['users']} people, {items:,} history items and {queries:,} held-out queries."
-    return f"{people} Bank {bank['bank']} v{bank['version']}: {len(bank['anchors'])} anchors{speed}."
+    counts = f"{imported['users']} users, {items:,} history items and {queries:,} held-out queries."
+    return f"{counts} Bank {bank['bank']} v{bank['version']}: {len(bank['anchors'])} anchors{speed}."
 
 
 def _anchor_cells(anchor: dict[str, Any]) -> tuple[Any, ...]:
@@ -122,7 +122,7 @@ def _anchor_cells(anchor: dict[str, Any]) -> tuple[Any, ...]:
     return (
         name,
         anchor["items"],
-        f"{anchor['cluster_size']} people",
+        f"{anchor['cluster_size']} users",
         _format_loss(anchor["loss_first"]),
         _format_loss(anchor["loss_last"]),
     )
@@ -158,8 +158,8 @@ def _render_evaluation(evaluation: dict[str, Any]) -> RenderableType:
         for method, found in evaluation["methods"].items()
     ]
     head = (
-        f"{evaluation['queries']} held-out queries of {evaluation['users']} people, each with the same history in the "
-        "prompt (95 % intervals over people; pooled is the task adapter alone)"
+        f"{evaluation['queries']} held-out queries of {evaluation['users']} users, each with the same history in the "
+        "prompt (95 % intervals over users; pooled is the task adapter alone)"
     )
     return out.group(out.text(head), out.table(("model", *metrics), rows))
 
@@ -176,11 +176,11 @@ def _next_steps(result: dict[str, Any]) -> str:
     shown = result["courses"][0]["comparisons"][0]
     mta = f"mta --store {shlex.quote(result['store'])}"
     lines = (
-        ("who is in it, and who has what", f"{mta} user list"),
-        ("ask somebody's model", f"{mta} ask --user {shown['user']} --task taste {shlex.quote(shown['prompt'])}"),
+        ("its users, and what each of them has", f"{mta} user list"),
+        ("ask a user's model", f"{mta} ask --user {shown['user']} --task taste {shlex.quote(shown['prompt'])}"),
         ("a conversation; /help inside", f"{mta} chat --user {shown['user']} --task voice"),
-        ("one person's adapter for PEFT", f"{mta} user export {shown['user']} --task voice --to {shown['user']}-voice"),
-        ("forget a person, every trace", f"{mta} user rm {shown['user']}"),
+        ("one user's adapter for PEFT", f"{mta} user export {shown['user']} --task voice --to {shown['user']}-voice"),
+        ("forget a user, every trace", f"{mta} user rm {shown['user']}"),
         ("a store of your own", "mta init"),
     )
     return "\nNext:\n" + "\n".join(f"  {command}\n      {what}" for what, command in lines)

@@ -40,7 +40,7 @@ def doctor(
 
 
 def _run_repairs(app: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
-    """Repairs what can be; a person sees what that is and is asked first."""
+    """Repair what can be repaired, after showing it and asking the user."""
     from mta_cli.pipeline.maintenance.repair import repair
 
     def agree(found: Sequence[Any]) -> None:
@@ -54,7 +54,7 @@ def _run_repairs(app: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
 
 
 def _build_examination(app: AppContext, deep: bool) -> Any:
-    """What there is to look at; settings that cannot be read are a finding, not the end."""
+    """What to check. Unreadable settings are a finding and end nothing."""
     from mta_cli.options import ModelOptions
     from mta_cli.pipeline.maintenance.doctor import DoctorRequest
     from mta_cli.settings import OPTION_CLASSES, StoreOptions

@@ -1,4 +1,4 @@
-"""`mta eval`: compare methods on the same people, tune them, list, show, report and remove evaluations. No logic."""
+"""`mta eval`: compare methods on the same users, tune them, list, show, report and remove evaluations. No logic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mta_cli.options import BankOptions, EvalOptions, MachineOptions, ModelOptio
 if TYPE_CHECKING:
     from mta_cli.pipeline.evaluation.finished import FinishedEvaluation
 
-app = CommandApp("Evaluation: methods on the same people, with intervals over them and paired differences.")
+app = CommandApp("Evaluation: methods on the same users, with intervals over them and paired differences.")
 
 RequiredTaskOption = Annotated[
     str, typer.Option("--task", metavar="TASK", help="The task.", autocompletion=complete_tasks)
@@ -66,7 +66,7 @@ def run(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Compare methods: every tested person's queries, answered with each of them. Run it again to
+    """Compare methods: each method answers every tested user's queries. Run it again to
     finish a stopped evaluation or to add methods.
     """
     from mta_cli.commands.eval_tables import render_result
@@ -86,7 +86,7 @@ def tune(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Choose the settings of methods, for each fold on people who are not tested in it; `run` with
+    """Choose the settings of methods, for each fold on users who are not tested in it; `run` with
     the same options takes them.
     """
     from mta_cli.commands.eval_tables import render_tuning
@@ -137,7 +137,7 @@ def show(
     reference: ReferenceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what an evaluation found; of several that differ in the seed alone, what they found together."""
+    """Show an evaluation's results; for several that differ in the seed alone, their common results."""
     from mta_cli.commands.eval_tables import render_result
     from mta_cli.pipeline.evaluation.seeds import evaluation_document
 
@@ -154,7 +154,7 @@ def report(
     reference: ReferenceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write what evaluations found as Markdown, a self-contained HTML page, charts and JSON."""
+    """Write the results of evaluations as Markdown, a self-contained HTML page, charts and JSON."""
     from mta_cli.pipeline.evaluation.seeds import report_documents
     from mta_cli.pipeline.report.write_report import write_reports
 
@@ -172,7 +172,7 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where it goes.")],
     json: JsonOption = False,
 ) -> None:
-    """Write a finished evaluation as a file without texts and names, to be shown and reported
+    """Write a finished evaluation as a file without texts and names, to show and report it
     together with those of other machines.
     """
     from mta_cli.pipeline.evaluation.exchange import export_evaluation
@@ -183,7 +183,7 @@ def export(
         use.output.print_result(
             export_evaluation(load_finished_evaluation(reg, number), to),
             lambda done: out.text(
-                f"Wrote evaluation {number} to {done['file']}: {len(done['methods'])} methods, {done['users']} people, "
+                f"Wrote evaluation {number} to {done['file']}: {len(done['methods'])} methods, {done['users']} users, "
                 f"{done['bytes']:,} bytes."
             ),
         )
@@ -208,7 +208,7 @@ def rm(ctx: typer.Context, number: EvaluationArgument, yes: YesOption = False, j
 
 @contextmanager
 def _open_evaluations(use: AppContext, places: list[str]) -> Iterator[list[FinishedEvaluation]]:
-    """The evaluations that are named; a store is opened where one of them is in it."""
+    """The named evaluations. Opens a store where one of them is in it."""
     from mta_cli.pipeline.evaluation.seeds import load_evaluations, needs_store
 
     with use.open_registry() if needs_store(places) else nullcontext() as reg:

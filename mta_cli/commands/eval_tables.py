@@ -1,4 +1,4 @@
-"""How results of `mta eval` look in a terminal of 80 columns. Reads dicts; computes and stores nothing."""
+"""Tables of `mta eval` for a terminal of 80 columns. Reads dicts; computes and stores nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_METHODS_SHOWN = 2  # methods of an evaluation in the list
 
 
 def render_result(document: Mapping[str, Any]) -> RenderableType:
-    """A result document: how it was measured, the methods, the paired differences, what could have been told apart."""
+    """A result document: the design, the methods, the paired differences, the smallest detectable difference."""
     shown = [metric for metric in (document["metric"], LOGLIK_METRIC) if differences(document, metric)]
     parts = [_differences_table(document, metric) for metric in shown]
     if power := wording.describe_power(document):
@@ -95,7 +95,7 @@ def _methods_table(document: Mapping[str, Any]) -> RenderableType:
 
 
 def _differences_table(document: Mapping[str, Any], metric: str) -> RenderableType:
-    """The reference beside every other method in one metric."""
+    """The differences of all other methods to the reference in one metric."""
     found = differences(document, metric)
     reference = found[0]["a"]
     rows = [

@@ -1,6 +1,6 @@
 """Option classes as flags: `@options(BankOptions, …)` puts one flag for each field into a command's signature.
 
-A flag's help, choices and default are those of the field. None means: not given, so settings decide.
+A flag's help, choices and default are those of the field. None means that it was not given, so settings decide.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Command = Callable[..., None]
 
 @dataclass(frozen=True)
 class OptionTable:
-    """An option class with the names of its fields that a command has flags for."""
+    """An option class and the names of its fields that have flags."""
 
     cls: type[Any]
     names: tuple[str, ...]
@@ -30,7 +30,7 @@ class OptionTable:
 
 @dataclass(frozen=True)
 class Flags:
-    """What a command line says of a command's option classes: values by field name, None where not given."""
+    """The flags that were given for a command's option classes: values by field name, None where not given."""
 
     classes: tuple[type[Any], ...]
     values: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""`mta init`: make the store. Knows nothing of what will be in it."""
+"""`mta init`: create the store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mta_cli.output import text
 
 
 def init(ctx: typer.Context, json: JsonOption = False) -> None:
-    """Create the store. Doing it again changes nothing."""
+    """Create the store. Running it again changes nothing."""
     app = app_context(ctx, json=json)
     existed = (app.store_dir / "registry.db").is_file()
     with app.open_registry(create=True) as registry:

@@ -41,9 +41,9 @@ def pull_model(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Fetch a model, or give a local folder a name (nothing is copied). Pulling again continues what was interrupted.
+    """Fetch a model, or give a local folder a name (nothing is copied). Pulling again continues an interrupted pull.
 
-    A folder can also be used without pulling: wherever a model is named, its path will do.
+    A folder can also be used without pulling: its path can stand for a model's name.
     """
     from mta_cli.pipeline.models.pull import pull_model
 
@@ -55,7 +55,7 @@ def pull_model(
 
 @app.command("list")
 def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
-    """The models that are here, and the embedded defaults that could be pulled."""
+    """The installed models, and the embedded defaults that can be pulled."""
     from mta_cli.pipeline.models.catalog import PACKAGES
     from mta_cli.pipeline.models.lookup import list_models
 
@@ -77,7 +77,7 @@ def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
 
 @app.command("show")
 def show(ctx: typer.Context, name: AnyModelArgument, json: JsonOption = False) -> None:
-    """Everything known of a model: where it came from, its fingerprint, licence, size and files."""
+    """All facts about a model: source, fingerprint, licence, size and files."""
     from mta_cli.pipeline.models.lookup import resolve_model
 
     app_context(ctx, json=json).output.print_result(_model_facts(resolve_model(name)), _render_facts)
@@ -85,7 +85,7 @@ def show(ctx: typer.Context, name: AnyModelArgument, json: JsonOption = False) -
 
 @app.command("path")
 def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOption = False) -> None:
-    """Print the folder of a model; without a name, the folder that holds them all."""
+    """Print the folder of a model; without a name, the folder that holds all models."""
     from mta_cli.pipeline.models.lookup import resolve_model
     from mta_cli.pipeline.models.manifest import models_dir
 

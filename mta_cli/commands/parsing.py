@@ -1,7 +1,7 @@
-"""Typer's classes as this program uses them: what a command line does not name is neither imported nor converted.
+"""Typer's classes with less work: only what a command line names is imported and converted.
 
-Typer builds every command before it runs one, and takes every value through pydantic, even that of an option nobody
-gave. Each of the two takes as long as all that a quick command does. Knows no command.
+Typer builds every command before it runs one, and converts every value through pydantic, even the unused defaults.
+Each of these takes as long as a whole quick command. Knows no command.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class LazyTyperCommand(TyperCommand):
     """A command."""
 
     def get_params(self, ctx: Any) -> Any:
-        """Its parameters, sparing with conversions."""
+        """Its parameters, with conversions only where needed."""
         return _skip_conversions(super().get_params(ctx))
 
 
@@ -31,12 +31,12 @@ class LazyTyperGroup(TyperGroup):
     """A group of commands."""
 
     def get_params(self, ctx: Any) -> Any:
-        """Its parameters, sparing with conversions."""
+        """Its parameters, with conversions only where needed."""
         return _skip_conversions(super().get_params(ctx))
 
 
 class CommandApp(typer.Typer):
-    """What commands are registered with. Help is plain text; a group that is called alone shows it."""
+    """A registry of commands. Help is plain text; a group without a command shows it."""
 
     def __init__(self, help_text: str = "", **settings: Any) -> None:
         shared: dict[str, Any] = {"cls": LazyTyperGroup, "no_args_is_help": True, "rich_markup_mode": None}
@@ -48,7 +48,7 @@ class CommandApp(typer.Typer):
 
 
 class LazyCommands(UserDict[str, Any]):
-    """Commands by name, each built from its maker when it is first asked for."""
+    """Commands by name, each built when it is first used."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Any]]) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def _skip_conversions(parameters: list[Any]) -> list[Any]:
 
 
 def _process_value(parameter: Any, convert: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:
-    """Click's `process_value`. Words that are to stay words, defaults, and options that were not given just pass."""
+    """Click's `process_value`, which skips plain text, defaults, and options that were not given."""
     single = parameter.nargs == 1 and not parameter.multiple
     absent = value is None and single and (ctx.resilient_parsing or not parameter.required)
     kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)

@@ -25,7 +25,7 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A task file 
 
 @contextmanager
 def _registry_if_exists(app: AppContext) -> Iterator[Registry | None]:
-    """The store, or None before there is one: the built-in tasks are known without."""
+    """The store, or None if there is none: built-in tasks need no store."""
     try:
         opened = app.open_registry()
     except NotFound:
@@ -37,7 +37,7 @@ def _registry_if_exists(app: AppContext) -> Iterator[Registry | None]:
 
 @app.command("list")
 def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
-    """The built-in tasks and those that were added."""
+    """The built-in tasks and the added ones."""
     from mta_cli.pipeline.data.tasks import list_tasks
 
     context = app_context(ctx, json=json)
@@ -49,10 +49,10 @@ def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
 def show(
     ctx: typer.Context,
     name: TaskArgument,
-    toml: Annotated[bool, typer.Option("--toml", help="Print it as a task file, to begin one's own from.")] = False,
+    toml: Annotated[bool, typer.Option("--toml", help="Print it as a task file, as a start for your own.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Everything about one task: prompts, labels, fields, budgets."""
+    """All of one task: prompts, labels, fields, budgets."""
     from mta_cli.pipeline.data.tasks import task_json, task_toml
 
     context = app_context(ctx, json=json)
@@ -65,7 +65,7 @@ def show(
 
 @app.command("add")
 def add(ctx: typer.Context, file: FileArgument, json: JsonOption = False) -> None:
-    """Check a task file and add its task. The same file again changes nothing."""
+    """Check a task file and add its task. Adding the same file again changes nothing."""
     from mta_cli.pipeline.data.tasks import add_task, task_json
 
     context = app_context(ctx, json=json)
@@ -76,7 +76,7 @@ def add(ctx: typer.Context, file: FileArgument, json: JsonOption = False) -> Non
 
 @app.command("rm")
 def remove(ctx: typer.Context, name: TaskArgument, yes: YesOption = False, json: JsonOption = False) -> None:
-    """Remove a task that was added. Histories of it stay until their users are removed."""
+    """Remove an added task. Its histories stay until their users are removed."""
     from mta_cli.pipeline.data.tasks import count_task_users, remove_task
 
     context = app_context(ctx, json=json)
@@ -89,7 +89,7 @@ def remove(ctx: typer.Context, name: TaskArgument, yes: YesOption = False, json:
 
 def _kept_histories_line(users: int) -> str:
     if not users:
-        return "Nobody has a history of it."
+        return "No user has a history of it."
     return f"{users} {'user has' if users == 1 else 'users have'} a history of it, which is kept."
 
 
@@ -103,7 +103,7 @@ def _render_facts(facts: dict[str, Any]) -> Any:
 
 
 def _show_line_breaks(value: Any) -> Any:
-    """Line breaks in a prompt are part of it, and are shown."""
+    """The prompt with its line breaks, which are part of it."""
     return value.replace("\n", " ⏎ ") if isinstance(value, str) else value
 
 

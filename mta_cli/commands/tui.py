@@ -1,4 +1,4 @@
-"""`mta tui`: the whole registry in one window. Opens it and closes it; what is in it is elsewhere."""
+"""`mta tui`: opens the window on the registry and closes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mta_cli.errors import UsageError
 
 
 def tui(ctx: typer.Context) -> None:
-    """Browse people, banks and results, compare answers, chat and run jobs in one window."""
+    """Browse users, banks and results, compare answers, chat and run jobs in one window."""
     use = app_context(ctx)
     if not (stdin_is_terminal() and use.output.console(stderr=False).is_terminal):
         raise UsageError("mta tui needs a terminal", hint="mta --help lists commands for pipes")
@@ -18,5 +18,5 @@ def tui(ctx: typer.Context) -> None:
 
     window = MtaApp(store, settings)
     window.run()
-    if window.return_code:  # it has told its own fault
+    if window.return_code:  # the window has shown its error
         raise typer.Exit(window.return_code)

@@ -1,4 +1,4 @@
-"""`mta user`: who is there, what is held about them, add and remove. Signature, help and rendering; no logic."""
+"""`mta user`: list, show, add and remove users. Signature, help and rendering; no logic."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def list_(ctx: typer.Context, task: TaskOption = None, json: JsonOption = False)
 
 @app.command()
 def show(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
-    """Show what is held about a user; with --json all of it, to the last word."""
+    """Show the stored data about a user; with --json all of it."""
     from mta_cli.pipeline.users.describe import describe_user
 
     use = app_context(ctx, json=json)
@@ -66,7 +66,7 @@ def add(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Add a user, with a history if there is one. The history of a known user is appended."""
+    """Add a user, with or without a history. The history of an existing user is extended."""
     from mta_cli.pipeline.users.users import add_user
 
     use = app_context(ctx, json=json)
@@ -91,12 +91,12 @@ def consent(
     wait: WaitOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Say whether a user may be an anchor from now on. Without consent their anchors are named and stale."""
+    """Say whether a user may be an anchor from now on. Without consent their anchors become stale and are listed."""
     from mta_cli.pipeline.users.consent import set_consent
 
     use = app_context(ctx, json=json)
     if can_anchor is None:
-        raise UsageError("it is not said whether they may be an anchor", hint="add --can-anchor or --no-can-anchor")
+        raise UsageError("say whether the user may be an anchor", hint="add --can-anchor or --no-can-anchor")
     with use.open_registry() as reg:
         use.output.run_job_and_print(set_consent(reg, user, can_anchor, wait=wait), _render_consent)
 
@@ -110,7 +110,7 @@ def rm(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Remove every trace of a user. Anchors trained on them are named; they are stale from then on."""
+    """Remove every trace of a user. Anchors trained on them are listed and become stale."""
     from mta_cli.pipeline.users.forget import forget_user, plan_forget
 
     use = app_context(ctx, json=json)
@@ -213,18 +213,18 @@ def _stack_line(stack: dict[str, Any]) -> str:
 
 
 def _dependencies_line(part: dict[str, Any]) -> str:
-    """The people whose words stand behind somebody's answers."""
+    """The other users whose items a user's answers depend on."""
     pooled, near = part["task_adapter_people"], part["neighbours"]
     parts = [f"anchors trained on {', '.join(part['anchors'])}"] if part["anchors"] else []
     parts += [f"the main directions of {part['basis_anchors']} anchors"] if part["basis_anchors"] else []
     if part["task_adapter"]:
-        parts += [f"a task adapter trained on {'unknown' if pooled is None else f'{pooled:,}'} people"]
-    parts += [f"{near:,} answers of {part['neighbour_people']:,} people as neighbours"] if near else []
-    return f"{part['bank']} v{part['version']}: {'; '.join(parts) or 'nobody else'}"
+        parts += [f"a task adapter trained on {'unknown' if pooled is None else f'{pooled:,}'} users"]
+    parts += [f"{near:,} answers of {part['neighbour_people']:,} users as neighbours"] if near else []
+    return f"{part['bank']} v{part['version']}: {'; '.join(parts) or 'no other user'}"
 
 
 def _contributions_line(part: dict[str, Any]) -> str:
-    """What a bank holds of somebody besides their anchors."""
+    """A bank's data from a user besides their anchors."""
     parts = ["perhaps its task adapter"] if part["perhaps_task_adapter"] else []
     parts += [f"{part['neighbours']:,} answers as neighbours"] if part["neighbours"] else []
     return f"{part['bank']} v{part['version']}: {', '.join(parts)}"

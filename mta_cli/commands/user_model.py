@@ -26,7 +26,7 @@ UsersArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[USER...]",
-        help="Whom; else everybody with a history who is no anchor.",
+        help="The users; else all users with a history who are not anchors.",
         autocompletion=complete_users,
     ),
 ]
@@ -43,7 +43,7 @@ def fuse(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Make a user's recipe: the anchors that explain them, and how much of each. Replaces the one they had."""
+    """Make a user's recipe: the anchors that fit them, with weights. Replaces their earlier recipe."""
     from mta_cli.pipeline.personalize.fuse import fuse_user
     from mta_cli.pipeline.personalize.weights import resolve_user_task
     from mta_cli.pipeline.requests import fuse_request
@@ -77,7 +77,7 @@ def adapt(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Train a stack on top of the fusion with a few shots. Makes the recipe first where there is none."""
+    """Train a stack on top of the fusion with a few shots. Makes a missing recipe first."""
     from mta_cli.pipeline.personalize.adapt import adapt_users
     from mta_cli.pipeline.requests import adapt_request
 
@@ -106,7 +106,7 @@ def export(
     flags: Flags,
     all_data: Annotated[
         bool,
-        typer.Option("--all-data", help="Everything that is held about the user instead, as readable files for them."),
+        typer.Option("--all-data", help="All stored data about the user instead, as readable files for them."),
     ] = False,
     yes: YesOption = False,
     json: JsonOption = False,
@@ -126,10 +126,10 @@ def export(
         if all_data:
             use.output.run_job_and_print(export_all_data(reg, user, to))
             return
-        person = reg.users.get(user)
+        known = reg.users.get(user)
         entry = base_model(use.options)
         use.output.run_job_and_print(
-            export_user(reg, entry, person, resolve_user_task(reg, person, task), to, rank=rank, replace=yes)
+            export_user(reg, entry, known, resolve_user_task(reg, known, task), to, rank=rank, replace=yes)
         )
 
 

@@ -1,4 +1,4 @@
-"""Whether the store is what it says: database, full-text index, references, files. Repairs nothing."""
+"""Checks a store: database, full-text index, references, files. Repairs nothing."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def count_rows(db: Connection) -> dict[str, int]:
 
 
 def find_problems(db: Connection, files: AdapterFiles) -> list[str]:
-    """Everything that is wrong, a line each; empty when all is well."""
+    """Every fault of the store, one line each; empty when it is sound."""
     found: list[str] = []
     for check in (
         _check_database(db),
@@ -77,10 +77,10 @@ def find_problems(db: Connection, files: AdapterFiles) -> list[str]:
 
 
 def find_structure_faults(root: Path) -> list[str]:
-    """What is wrong with the database itself and its full-text index.
+    """Faults of the database itself and of its full-text index.
 
-    Looked for in a copy, so that nobody who writes has to wait, and from any thread. SQLite keeps it in memory while it
-    is small, else in a temporary file of its own.
+    Checks a copy, so that writers need not wait, and works from any thread. SQLite keeps a small copy in memory and a
+    large one in a temporary file.
     """
     place = sqlite_uri(root / "registry.db", os.access(root, os.W_OK))
     try:
@@ -91,13 +91,13 @@ def find_structure_faults(root: Path) -> list[str]:
             lines += _schema_mismatches(copy)
             if not lines:
                 copy.execute("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite's own words may hold what is no text any more
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite's message may hold damaged text
         lines = [str(error)]
     return [f"registry.db is damaged: {line}" for line in lines]
 
 
 def _schema_mismatches(conn: sqlite3.Connection) -> list[str]:
-    """Tables whose columns are not those that the migrations make: SQLite takes another letter case for the same."""
+    """Faults of tables whose columns differ from the schema's. SQLite ignores the case of names."""
     if schema_version(conn) != SCHEMA_VERSION:
         return []
     expected = _expected_columns()
@@ -116,7 +116,7 @@ def _table_info(conn: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
 
 
 def find_foreign_parts(root: Path) -> list[str]:
-    """Tables, indexes, views and triggers that the migrations do not make, and those that are missing or changed."""
+    """Tables, indexes, views and triggers that are missing, changed or not in the schema."""
     with closing(sqlite3.connect(root / "registry.db")) as conn, closing(sqlite3.connect(":memory:")) as fresh:
         _make_schema(fresh)
         found, expected = set(conn.execute(_STRUCTURE)), set(fresh.execute(_STRUCTURE))
@@ -145,7 +145,7 @@ def _check_fulltext_index(db: Connection) -> Iterator[str]:
 
 
 def find_index_fault(db: Connection) -> str:
-    """Where the full-text index does not agree with the items; empty where it does, or cannot be checked.
+    """Differences between the full-text index and the items; empty where they agree, or cannot be checked.
 
     SQLite checks the index by a writing statement.
     """

@@ -1,4 +1,4 @@
-"""Repairs that lose nothing: the full-text index is made anew, abandoned files go. Rows are never changed."""
+"""Repairs without loss: rebuilds the full-text index and removes abandoned files. Rows are never changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from store.integrity.check import find_index_fault
 
 @dataclass(frozen=True)
 class Repair:
-    """One damage and what is done about it. `again`: how what was removed comes back, or that nothing is lost."""
+    """One fault and its repair. `again`: how to get removed files back, or that nothing is lost."""
 
     what: str
     action: str
@@ -23,7 +23,7 @@ class Repair:
 
 
 def find_repairs(db: Connection, files: AdapterFiles) -> list[Repair]:
-    """What can be repaired in a store whose database SQLite can read; empty when there is nothing."""
+    """The repairs that a readable database needs; empty when there are none."""
     return [*_repair_index(db), *_remove_abandoned_files(db, files)]
 
 

@@ -1,6 +1,6 @@
-"""What rests on anchors: whose recipes and stacks, and how anchors leave a bank together with it.
+"""Recipes and stacks that depend on anchors, and how they leave a bank with their anchors.
 
-A stack rests on the recipe that it was trained on. A core rests on all anchors of its bank, by the bank's basis.
+A stack depends on the recipe that it was trained on. A core depends on all anchors of its bank, by the bank's basis.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DEPENDENT_STACKS = f"""{_ON_BANK} IN (
 
 @dataclass(frozen=True)
 class AnchorReplacement:
-    """A trained anchor in the place of the one whose number is `stale`. `digest`: its meta-LoRA, which is stored."""
+    """A trained anchor that replaces the one with the number `stale`. `digest`: its stored meta-LoRA."""
 
     stale_anchor_id: int
     user_id: int
@@ -34,7 +34,7 @@ class AnchorReplacement:
 
 
 def find_dependent_users(db: Connection, bank_id: int, anchors: Collection[int]) -> list[str]:
-    """The names of everybody who has a recipe or stack on a bank that rests on any of these anchors, sorted."""
+    """The names of all users with a recipe or stack on the bank that depends on any of these anchors, sorted."""
     if not anchors:
         return []
     sql = f"""SELECT name FROM users WHERE id IN (
@@ -45,7 +45,7 @@ def find_dependent_users(db: Connection, bank_id: int, anchors: Collection[int])
 
 
 def remove_anchors(db: Connection, bank_id: int, anchors: Collection[int]) -> None:
-    """Take anchors out of a bank, with its basis and the recipes and stacks that rest on them. In a transaction."""
+    """Remove anchors from a bank, with its basis and the recipes and stacks that depend on them. In a transaction."""
     if not anchors:
         return
     parameters = _parameters(bank_id, anchors)
@@ -56,7 +56,7 @@ def remove_anchors(db: Connection, bank_id: int, anchors: Collection[int]) -> No
 
 
 def replace_anchors(db: Connection, bank_id: int, replacements: Sequence[AnchorReplacement]) -> None:
-    """Put trained anchors in the places of stale ones, under new numbers. In a transaction."""
+    """Replace stale anchors by trained ones, under new numbers. In a transaction."""
     clusters = dict(db.fetch_tuples("SELECT id, cluster FROM anchors WHERE bank_id = ?", (bank_id,)))
     remove_anchors(db, bank_id, [new.stale_anchor_id for new in replacements])
     columns = "bank_id, user_id, cluster, cluster_size, items, digest, loss_first, loss_last"

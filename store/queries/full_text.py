@@ -1,4 +1,4 @@
-"""From anybody's words to a full-text query that holds no syntax of theirs, and the order of what it finds.
+"""Turns any text into a full-text query without query syntax, and ranks the matches.
 
 Knows no database.
 """
@@ -22,21 +22,21 @@ _BM25_K1, _BM25_B = 1.2, 0.75  # k1 and b of Okapi BM25, as FTS5 has them
 
 
 def fts5_query(user_id: int, task: str, text: str) -> str | None:
-    """An FTS5 query for any of the words of `text` in the inputs of one user's items of a task; None without words."""
+    """An FTS5 query for any word of `text` in the inputs of one user's items of a task; None without words."""
     terms = dict.fromkeys(_words(text))
     chosen = list(terms)[:MAX_QUERY_TERMS]
     if not chosen:
         return None
-    anyone = " OR ".join(f'"{term}"' for term in chosen)
-    return f'scope : "{user_id}x{task.encode().hex()}" AND input : ({anyone})'
+    any_term = " OR ".join(f'"{term}"' for term in chosen)
+    return f'scope : "{user_id}x{task.encode().hex()}" AND input : ({any_term})'
 
 
 def rank_bm25(text: str, found: Sequence[tuple[int, str]], held: int) -> list[int]:
-    """The numbers of `found` (number, words), the best match of `text` first, by Okapi BM25; ties by number.
+    """The numbers of `found` (number, words) by Okapi BM25, the best match of `text` first; ties by number.
 
-    Lengths are measured by the mean of what was found. `held` is how many texts of their person were searched. These
-    alone say how rare a word is: FTS5's `bm25()` counts everybody's, so that what one person writes would move
-    another's prompts.
+    The mean length is that of `found`. `held` is how many texts of the user were searched. Term frequencies come from
+    this user's texts alone: FTS5's `bm25()` counts all users' texts, so one user's items would change another user's
+    prompts.
     """
     terms = list(dict.fromkeys(_unaccented_words(text)))[:MAX_QUERY_TERMS]
     counts = {number: _term_counts(words) for number, words in found}
@@ -58,7 +58,7 @@ def _term_counts(text: str) -> Counter[str]:
 
 
 def _unaccented_words(text: str) -> Iterator[str]:
-    """Words without their marks, as the index knows them."""
+    """Words without accents, as the index stores them."""
     head = text[:_MAX_TEXT_CHARS]
     if head.isascii():
         return _words(head)
@@ -67,9 +67,9 @@ def _unaccented_words(text: str) -> Iterator[str]:
 
 
 def _words(text: str) -> Iterator[str]:
-    """Runs of letters, marks and digits, in lower case; a quote or any other sign can be in none of them."""
+    """Runs of letters, marks and digits, in lower case. They hold no quotes and no other signs."""
     head = text[:_MAX_TEXT_CHARS]
-    if head.isascii():  # a quarter of the time
+    if head.isascii():  # four times as fast
         return iter(_ASCII_WORD_PATTERN.findall(head.lower()))
     kept = (char if unicodedata.category(char)[0] in "LMN" else " " for char in head)
     return iter("".join(kept).lower().split())

@@ -1,4 +1,4 @@
-"""What the store holds about one person and no other module reads by person: for those who ask what is held of them.
+"""Rows about one user that no other module reads by user, for exports of all data about them.
 
 Changes nothing.
 """
@@ -29,31 +29,31 @@ WHERE id IN (SELECT run_id FROM run_users WHERE user_id = ?) ORDER BY id"""
 
 
 class SubjectData:
-    """Rows about a person, by column name. Vectors and scores are little-endian bytes, float32 but for neighbours."""
+    """Rows about a user, by column name. Vectors and scores are little-endian float32 bytes; neighbours are float16."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     def profiles(self, user_id: int) -> list[RowDict]:
-        """Their profiles: `total` is the sum of `items` unit vectors; `embedder` a fingerprint."""
+        """The user's profiles: `total` is the sum of `items` unit vectors; `embedder` a fingerprint."""
         return self._db.fetch_dicts(_SELECT_PROFILES, (user_id,))
 
     def neighbours(self, user_id: int) -> list[RowDict]:
-        """Their items that banks keep as neighbours, with the embedding (float16) of what each answers."""
+        """The user's items that banks keep as neighbours, with the embeddings (float16) of their inputs."""
         return self._db.fetch_dicts(_SELECT_NEIGHBOURS, (user_id,))
 
     def fold_roles(self, user_id: int) -> list[RowDict]:
-        """As what they were in which fold of which evaluation."""
+        """The user's role in each fold of each evaluation."""
         return self._db.fetch_dicts(_SELECT_FOLD_ROLES, (user_id,))
 
     def eval_cells(self, user_id: int) -> list[RowDict]:
-        """What evaluations made for them: how many bytes, in how many seconds."""
+        """What evaluations made for the user: bytes and seconds."""
         return [load_json_columns(row, "settings") for row in self._db.fetch_dicts(_SELECT_CELLS, (user_id,))]
 
     def eval_predictions(self, user_id: int) -> list[RowDict]:
-        """What evaluations answered to their queries; `fold` and `settings` are None where stored models answered."""
+        """Answers of evaluations to the user's queries; `fold` and `settings` are None where stored models answered."""
         return [load_json_columns(row, "settings") for row in self._db.fetch_dicts(_SELECT_PREDICTIONS, (user_id,))]
 
     def runs_asked_for_user(self, user_id: int) -> list[RowDict]:
-        """Runs about several users that were asked for this one: which kind, when, and how they ended."""
+        """Runs about several users that were asked for this one: kind, times and status."""
         return self._db.fetch_dicts(_SELECT_ASKED_RUNS, (user_id,))

@@ -1,6 +1,6 @@
-"""What a person typed to find people: words of a name, `status:`, `task:` and comparisons, as conditions of a query.
+"""The filter of the user table: words of a name, `status:`, `task:` and comparisons, as SQL conditions.
 
-Knows the words and how SQL says them; knows neither where columns come from nor what is done with the result.
+Knows neither where columns come from nor how the result is used.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ USER_STATUSES = ("new", "anchor", "fused", "adapted")
 NUMERIC_COLUMNS = ("items", "queries", "anchors", "bytes", "change")
 
 MAX_FILTER_CHARS = 500
-"""Characters of a filter that are read; no name is longer."""
+"""Most characters of a filter that are read; names are shorter."""
 
 _FILTER_WORD_PATTERN = re.compile(r'(?:status|task):"[^"]*"?|"[^"]*"?|\S+', re.IGNORECASE)
 _LABELLED_WORD_PATTERN = re.compile(r"(status|task):(.*)", re.IGNORECASE | re.DOTALL)
 _COMPARISON_PATTERN = re.compile(rf"({'|'.join(NUMERIC_COLUMNS)})(>=|<=|>|<|=)(.*)", re.IGNORECASE | re.DOTALL)
-_SURROGATE_PATTERN = re.compile("[\ud800-\udfff]")  # halves of surrogate pairs, which SQLite cannot be asked for
+_SURROGATE_PATTERN = re.compile("[\ud800-\udfff]")  # halves of surrogate pairs, which SQLite cannot encode
 _NUMBER_PATTERN = re.compile(
     r"[+-]?(?:(?:\d{1,15}|\d{1,3}(?:,\d{3}){1,4})(?:\.\d{0,15})?|\.\d{1,15})"
 )  # 5000, 5,000, 0.5, .5
@@ -31,9 +31,9 @@ def status_sql(*, adapted: str, fused: str, anchor: str) -> str:
 
 @dataclass(frozen=True)
 class UserFilter:
-    """A filter that was read. `names`: each must be in the name; an unfinished word such as `items>` asks for nothing.
+    """A parsed filter. `names`: each must be in the name. An unfinished comparison such as `items>` filters nothing.
 
-    `statuses` is None where every status will do.
+    `statuses` is None where every status matches.
     """
 
     name_words: tuple[str, ...] = ()
@@ -43,31 +43,31 @@ class UserFilter:
 
     @property
     def is_name_only(self) -> bool:
-        """Whether a name is enough to tell who is meant."""
+        """Whether the filter needs names only."""
         return self.statuses is None and not self.tasks and not self.comparisons
 
     @property
     def required_columns(self) -> set[str]:
-        """The columns that must be known to tell who is meant."""
+        """The columns that the filter needs."""
         return {name for name, _, _ in self.comparisons} | ({"status"} if self.statuses is not None else set())
 
 
 @dataclass
 class SqlConditions:
-    """Conditions of a query, joined by AND, and the values that they name."""
+    """Conditions of a query, joined by AND, and the values of their parameters."""
 
     sql: list[str] = field(default_factory=list)
     values: dict[str, object] = field(default_factory=dict)
 
     def bind_value(self, value: object) -> str:
-        """Where the value stands in the query."""
+        """Adds the value; returns its parameter."""
         name = f"wanted{len(self.values)}"
         self.values[name] = value
         return f":{name}"
 
 
 def parse_user_filter(text: str) -> UserFilter:
-    """What `text` asks for. Whatever is none of the known words is part of a name, so nothing typed is an error."""
+    """Parse `text`. Unknown words are parts of a name, so no text is an error."""
     names, tasks, comparisons = list[str](), list[str](), list[tuple[str, str, float]]()
     statuses: tuple[str, ...] | None = None
     for word in _FILTER_WORD_PATTERN.findall(
@@ -91,16 +91,16 @@ def parse_user_filter(text: str) -> UserFilter:
 
 
 def add_name_conditions(wanted: UserFilter, into: SqlConditions) -> None:
-    """Each word of the name is somewhere in `users.name`, whatever the case."""
+    """Each word is somewhere in `users.name`, whatever the case."""
     for name in wanted.name_words:
-        # LIKE knows the two cases of ASCII letters alone, so other letters are asked for in each.
+        # LIKE ignores the case of ASCII letters only, so other letters are searched in both cases.
         forms = dict.fromkeys([name] if name.isascii() else [name, name.lower(), name.upper(), name.title()])
         likes = (f"users.name LIKE {into.bind_value(f'%{_escape_like(form)}%')} ESCAPE '\\'" for form in forms)
         into.sql.append(f"({' OR '.join(likes)})")
 
 
 def add_task_conditions(wanted: UserFilter, into: SqlConditions) -> None:
-    """Something of each task is there; a name that no task has, as while it is typed, is how a task's name begins."""
+    """The user has items or queries of each task. A name that is no task's, as while typing, matches as a prefix."""
     for task in wanted.tasks:
         exact, start = into.bind_value(task), into.bind_value(f"{_escape_like(task)}%")
         held = "SELECT user_id, task FROM items UNION ALL SELECT user_id, task FROM queries"
@@ -110,7 +110,7 @@ def add_task_conditions(wanted: UserFilter, into: SqlConditions) -> None:
 
 
 def add_column_conditions(wanted: UserFilter, columns: dict[str, str], into: SqlConditions) -> None:
-    """The status and every comparison hold; `columns` says how each column is computed. Unknown values never do."""
+    """The status and every comparison hold; `columns` maps names to SQL expressions. Unknown values never match."""
     if wanted.statuses is not None:
         ranks = ", ".join(str(USER_STATUSES.index(status)) for status in wanted.statuses)
         into.sql.append(f"{columns['status']} IN ({ranks})")

@@ -1,8 +1,7 @@
-"""People in pages: who is there, filtered and sorted, for a table of up to a million rows. Reads only.
+"""Users in pages, filtered and sorted, for a table of up to a million rows. Reads only.
 
-A page in the order of names is read from the names' own index. Any other order or filter needs everybody once; the
-orders that were asked for last (8 bytes a person each) are kept until the store changes. Knows neither engine nor
-terminal.
+A page in the order of names is read from the names' own index. Any other order or filter reads all users once. The
+latest orders (8 bytes a user each) are kept until the store changes. Knows neither engine nor
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ SORT_COLUMNS = ("name", "items", "queries", "status", "bytes", "change")
 MAX_PAGE_ROWS = 500
 """Most rows in a page."""
 
-MAX_CACHED_ORDERS = 2  # orders: that of the pages, and that of everybody, who are counted beside them
+MAX_CACHED_ORDERS = 2  # orders: that of the pages, and that of all users, for their count
 
-# A person's standing is that in the newest ready version of every bank, as in `users.summaries`.
+# A user's status is that in the newest ready version of every bank, as in `users.summaries`.
 _WITH_CURRENT_BANKS = """current AS MATERIALIZED (
     SELECT id FROM banks AS b WHERE status = 'ready' AND purpose = '' AND (:task IS NULL OR task = :task)
         AND version = (SELECT max(version) FROM banks WHERE name = b.name AND status = 'ready' AND purpose = '')
 )"""
 
-# `+bank_id`: by user, not by bank, in which everybody may be. With max(), the other columns are those of its row.
+# `+bank_id`: by user, not by bank, which may hold all users. With max(), the other columns are those of its row.
 _JOIN_SUBQUERIES = {
     "i": "SELECT user_id, count(*) AS n FROM items {where} GROUP BY user_id",
     "q": "SELECT user_id, count(*) AS n FROM queries {where} GROUP BY user_id",
@@ -67,7 +66,7 @@ _JOINS_BY_COLUMN = {
     "bytes": "sr",
     "change": "s",
 }
-# Of everybody at once, whether somebody is in a set is found thrice as fast as what is joined to them.
+# For all users at once, a test for membership in a set is three times as fast as a join.
 _STATUS_SQL = status_sql(
     adapted="users.id IN (SELECT user_id FROM stacks WHERE +bank_id IN current {and_})",
     fused="users.id IN (SELECT user_id FROM recipes WHERE +bank_id IN current {and_})",
@@ -85,7 +84,7 @@ _SELECT_MAIN_TASK = """(SELECT task FROM (
 
 @dataclass(frozen=True)
 class UserRow:
-    """One line of a table of people. `task` is the one with most items; `status` is new, anchor, fused or adapted.
+    """One row of the user table. `task` is the one with most items; `status` is new, anchor, fused or adapted.
 
     `anchors` are those in the recipe on the newest bank; `bytes` are recipe and stack. `change` is by how much the
     stack on the newest bank lowered the mean loss on held-out queries (nats a token, more is better), where measured.
@@ -103,7 +102,7 @@ class UserRow:
 
 @dataclass(frozen=True)
 class _TableQuery:
-    """Who, and in which order."""
+    """The parameters of a page: filter and order."""
 
     filter: str
     sort: str
@@ -112,7 +111,7 @@ class _TableQuery:
 
 
 class UserTable:
-    """Everybody, as a table wants them."""
+    """All users, filtered, sorted and in pages."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
@@ -128,11 +127,11 @@ class UserTable:
         limit: int = 50,
         task: str | None = None,
     ) -> list[UserRow]:
-        """At most `limit` (and `MAX_PAGE`) people from place `offset` on; equals by name, those without a value last.
+        """At most `limit` (and `MAX_PAGE_ROWS`) users from `offset` on; ties by name, users without a value last.
 
         `filter` holds words of the name, whatever the case, and any of `status:adapted`, `task:NAME`, `items>5`,
-        `queries=0`, `anchors<4`, `bytes>=100`, `change>0`; all must hold. With `task`, only people who have something
-        of it, and about that alone. Raises ValueError for a `sort` that is none of `SORTS`.
+        `queries=0`, `anchors<4`, `bytes>=100`, `change>0`; all must hold. `task` restricts the rows to users with items
+        or queries of that task, and the columns to that task. Raises ValueError for a `sort` not in `SORT_COLUMNS`.
         """
         question = _make_table_query(filter, sort, descending, task)
         offset, limit = max(0, offset), max(0, min(limit, MAX_PAGE_ROWS))
@@ -141,7 +140,7 @@ class UserTable:
     def count_users_matching(
         self, filter: str = "", task: str | None = None, *, sort: str = "name", descending: bool = False
     ) -> int:
-        """How many people there are; said with the order of the pages, both need everybody only once."""
+        """How many users match. With the order of the pages given, both read all users only once."""
         question = _make_table_query(filter, sort, descending, task)
         wanted = parse_user_filter(filter)
         if task is not None or not wanted.is_name_only:
@@ -152,7 +151,7 @@ class UserTable:
     def index_of_user(
         self, name: str, filter: str = "", sort: str = "name", descending: bool = False, task: str | None = None
     ) -> int | None:
-        """At which place of that order somebody stands, from 0; None when they are not in it."""
+        """The position of a user in that order, from 0; None when they are not in it."""
         question, wanted = _make_table_query(filter, sort, descending, task), parse_user_filter(filter)
         number = self._db.fetch_value("SELECT id FROM users WHERE name = ?", (name,))
         if number is None:
@@ -168,14 +167,14 @@ class UserTable:
         return int(self._db.fetch_value(sql, where.values))
 
     def tasks_with_user_counts(self) -> list[tuple[str, int]]:
-        """Every task that anybody has something of, and how many people do; most people first."""
-        sql = """SELECT task, count(*) AS people FROM (
+        """Every task with items or queries, and how many users have some; most users first."""
+        sql = """SELECT task, count(*) AS user_count FROM (
             SELECT user_id, task FROM items UNION SELECT user_id, task FROM queries
-        ) GROUP BY task ORDER BY people DESC, task"""
-        return [(task, people) for task, people in self._db.fetch_tuples(sql)]
+        ) GROUP BY task ORDER BY user_count DESC, task"""
+        return [(task, count) for task, count in self._db.fetch_tuples(sql)]
 
     def _page_user_ids(self, question: _TableQuery, offset: int, limit: int) -> Sequence[int]:
-        """The user numbers of a page, in order."""
+        """The user ids of a page, in order."""
         wanted = parse_user_filter(question.filter)
         if _needs_full_scan(question, wanted):
             return self._ordered_user_ids(question, wanted)[offset : offset + limit]
@@ -186,7 +185,7 @@ class UserTable:
         return [number for (number,) in found]
 
     def _ordered_user_ids(self, question: _TableQuery, wanted: UserFilter) -> array[int]:
-        """Everybody who is meant, in order; kept while the same is asked of a store that did not change."""
+        """The ids of all matching users, in order; cached until the store changes."""
         state = self._db.fetch_tuples("SELECT data_version, total_changes() FROM pragma_data_version")[0]
         if state != self._state:
             self._state, self._cached_orders = state, {}
@@ -221,7 +220,7 @@ def _user_row_from_dict(row: dict[str, Any]) -> UserRow:
 
 def _make_table_query(filter: str, sort: str, descending: bool, task: str | None) -> _TableQuery:
     if sort not in SORT_COLUMNS:
-        raise ValueError(f"people are sorted by one of {', '.join(SORT_COLUMNS)}, not by {sort!r}")
+        raise ValueError(f"users are sorted by one of {', '.join(SORT_COLUMNS)}, not by {sort!r}")
     return _TableQuery(filter, sort, descending, task)
 
 
@@ -230,7 +229,7 @@ def _needs_full_scan(question: _TableQuery, wanted: UserFilter) -> bool:
 
 
 def _full_scan_sql(question: _TableQuery, wanted: UserFilter) -> tuple[str, dict[str, object]]:
-    """The query for the numbers of all who are meant, in order; joins nothing that neither filter nor order needs."""
+    """The query for the ids of all matching users, in order; joins only what filter and order need."""
     columns = {**_COLUMN_SQL, "status": _STATUS_SQL.format(and_="" if question.task is None else "AND task = :task")}
     where = SqlConditions([_HAS_TASK] if question.task is not None else [])
     add_name_conditions(wanted, where)
@@ -245,7 +244,7 @@ def _full_scan_sql(question: _TableQuery, wanted: UserFilter) -> tuple[str, dict
 
 
 def _join_sql(parts: str | set[str], task: str | None, among: str = "") -> str:
-    """The joins for `parts`, of everybody or of those `among` whom the rows are."""
+    """The joins for `parts`, for all users or those that `among` selects."""
     conditions = [*(["task = :task"] if task is not None else []), *([among] if among else [])]
     and_ = "".join(f" AND {condition}" for condition in conditions)
     made = {key: _JOIN_SUBQUERIES[key].format(where=_where_sql(conditions), and_=and_) for key in sorted(parts)}

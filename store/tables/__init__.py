@@ -1,1 +1,1 @@
-"""One module a table (or a few that belong together)."""
+"""One module a table, or a few related tables."""

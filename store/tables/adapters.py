@@ -1,4 +1,4 @@
-"""Adapter rows and their files: a row only ever stands for a file that is whole. Knows no tensors."""
+"""Adapter rows and their files: a row always has a whole file. Knows no tensors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ WITH RECURSIVE used (digest) AS (
     UNION SELECT adapters.task_adapter FROM adapters JOIN used USING (digest) WHERE adapters.task_adapter IS NOT NULL
 )
 """
-# The same, asked of one adapter from below: reads what uses it and not what everybody else has.
+# The same for one adapter, from below: reads only the rows that use it.
 _SELECT_IF_UNUSED = """
 WITH RECURSIVE above (digest) AS (
     VALUES (:digest) UNION SELECT adapters.digest FROM adapters JOIN above ON adapters.task_adapter = above.digest
@@ -72,15 +72,15 @@ class Adapters:
     def write_file(self, content: bytes) -> tuple[str, int]:
         """Store the file of an adapter that will be added; returns its digest and size. Raises as `AdapterFiles.write`.
 
-        If it never is, as after a crash, the file goes when the store is opened again.
+        Without `add`, as after a crash, the file is removed when the store is next opened.
         """
         self._files.claim_digest(sha256(content))
         return self._files.write(content)
 
     def add_adapter(self, adapter: Adapter) -> None:
-        """Record an adapter whose file is written; one that is known already is left alone.
+        """Record an adapter whose file is written; a known adapter is left alone.
 
-        Raises IntegrityFault unless the file is there with the digest's content.
+        Raises IntegrityFault unless the file exists with the digest's content.
         """
         values = {name: getattr(adapter, name) for name in _COLUMNS}
         values |= {
@@ -109,18 +109,18 @@ class Adapters:
         return _adapter_from_row(row)
 
     def find_by_config(self, key: str, value: str) -> Adapter | None:
-        """The first adapter that was made with this `value` under this key of its config."""
+        """The first adapter with this `value` under this key of its config."""
         which = f"WHERE {_CONFIG_VALUE} = :value ORDER BY created, digest LIMIT 1"
         row = self._db.fetch_dict(f"{_SELECT_ADAPTER} {which}", {"key": key, "value": value})
         return _adapter_from_row(row) if row is not None else None
 
     def placements(self, base: str) -> list[str]:
-        """Where the adapters of a base act, each placement once, as their rows say it."""
+        """The placements of a base's adapters, without repetition, as their rows give them."""
         sql = "SELECT DISTINCT placement FROM adapters WHERE base = ? ORDER BY placement"
         return [placement for (placement,) in self._db.fetch_tuples(sql, (base,))]
 
     def latest_trained(self, base: str, compute: str, placements: Sequence[str], count: int) -> list[Adapter]:
-        """The latest `count` adapters of these placements whose training took time, newest first.
+        """The latest `count` trained adapters of these placements, newest first.
 
         `compute` is the number format in which they were trained.
         """
@@ -134,7 +134,7 @@ class Adapters:
         return [_adapter_from_row(row) for row in self._db.fetch_dicts(_SELECT_LATEST_TRAINED, asked)]
 
     def all(self) -> list[Adapter]:
-        """Every adapter, in the order in which they were made."""
+        """Every adapter, oldest first."""
         return [_adapter_from_row(row) for row in self._db.fetch_dicts(f"{_SELECT_ADAPTER} ORDER BY created, digest")]
 
     def list_unreferenced(self) -> list[Adapter]:
@@ -147,9 +147,9 @@ class Adapters:
         ]
 
     def verified_path(self, digest: str, *, base: str | None = None) -> Path:
-        """The adapter's file, its content verified. Raises NotFound, and IntegrityFault for a damaged file.
+        """The adapter's file, verified. Raises NotFound, and IntegrityFault for a damaged file.
 
-        With `base`, a fingerprint, an adapter of another base is refused by IntegrityFault with both fingerprints.
+        `base` is a fingerprint. Raises IntegrityFault with both fingerprints for an adapter of another base.
         """
         adapter = self.get(digest)
         if base is not None and adapter.base != base:
@@ -161,7 +161,7 @@ class Adapters:
         return self._files.path(digest)
 
     def remove_unreferenced(self) -> list[str]:
-        """Remove adapters that nothing uses: rows first, then, when that is durable, files. Returns their digests."""
+        """Remove unused adapters: first the rows, then, after the commit, the files. Returns their digests."""
         with self._db.transaction():
             digests = self._unreferenced_digests()
             self._mark_for_deletion(digests)
@@ -183,11 +183,11 @@ class Adapters:
             self._db.execute_write("DELETE FROM doomed_files")
 
     def doom_files(self, digests: Iterable[str]) -> None:
-        """Have the files of these digests removed when the store is next opened."""
+        """Schedule the files of these digests for removal when the store is next opened."""
         self._db.execute_write_many("INSERT OR IGNORE INTO doomed_files VALUES (?)", ((digest,) for digest in digests))
 
     def delete_unrecorded_files(self, claims: Iterable[tuple[str, Path]]) -> None:
-        """Delete files that were written and never added: those of digests whose claims were left behind."""
+        """Delete files that were written and never added: those with abandoned claims."""
         for digest, claim in claims:
             with self._db.transaction():
                 if not self._db.fetch_tuples("SELECT 1 FROM adapters WHERE digest = ?", (digest,)):
@@ -199,7 +199,7 @@ class Adapters:
         return [digest for (digest,) in self._db.fetch_tuples(sql)]
 
     def _mark_for_deletion(self, digests: list[str]) -> None:
-        self._db.execute_write("PRAGMA defer_foreign_keys = ON")  # one of them may lie below another
+        self._db.execute_write("PRAGMA defer_foreign_keys = ON")  # one of them may be the task adapter of another
         self._db.execute_write_many("DELETE FROM adapters WHERE digest = ?", ((digest,) for digest in digests))
         self.doom_files(digests)
         self._db.after_commit(self.delete_doomed_files)

@@ -1,4 +1,4 @@
-"""Banks and their anchors: begun, filled anchor by anchor, finished, removed. Knows nothing of how they are trained."""
+"""Banks and their anchors: created, filled anchor by anchor, finished, removed. Knows nothing of training."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Banks:
     ) -> Bank:
         """The bank of this name, key and purpose, building or ready; else a new version, building.
 
-        A bank with a `purpose` serves that alone: `latest` and `all` do not know it, `get` by number only.
-        `config` holds options only: nobody's name, for it is never searched for one.
+        `latest_ready_bank` and `all` leave out banks with a `purpose`; `get` finds them only by version. `config` holds
+        options, never a user's name, because forgetting does not search it.
         """
         with self._db.transaction():
             which = "name = ? AND key = ? AND purpose = ?"
@@ -60,15 +60,15 @@ class Banks:
             return self.by_id(row)
 
     def set_task_adapter(self, bank_id: int, digest: str) -> None:
-        """Record the task adapter that the bank's anchors stand on."""
+        """Record the task adapter below the bank's anchors."""
         self._update_bank(bank_id, task_adapter=digest)
 
     def set_basis(self, bank_id: int, digest: str) -> None:
-        """Record the anchors' main directions, between which cores stand."""
+        """Record the anchors' main directions, between which cores are trained."""
         self._update_bank(bank_id, basis=digest)
 
     def plan_anchors(self, bank_id: int, rows: Sequence[PlannedAnchor]) -> list[Anchor]:
-        """Record who the anchors will be; a bank that has a plan keeps it. Returns the anchors."""
+        """Record the planned anchors; a bank that has a plan keeps it. Returns the anchors."""
         with self._db.transaction():
             if not self.anchors(bank_id):
                 sql = "INSERT INTO anchors (bank_id, user_id, cluster, cluster_size, items) VALUES (?, ?, ?, ?, ?)"
@@ -76,15 +76,15 @@ class Banks:
             return self.anchors(bank_id)
 
     def set_kernel(self, bank_id: int, kernel: dict[str, float] | None) -> None:
-        """Record how the bank's neighbours count; None: it has none."""
+        """Record the weights of the bank's neighbours; None for a bank without neighbours."""
         self._update_bank(bank_id, kernel=None if kernel is None else dump_json(kernel))
 
     def set_bank_config(self, bank_id: int, config: dict[str, Any]) -> None:
-        """Record what else is known of a bank, beside how it was built."""
+        """Record further facts about a bank, beside its options."""
         self._update_bank(bank_id, config=dump_json(config))
 
     def record_anchor_screening(self, bank_id: int, config: dict[str, Any], refused: Collection[int]) -> None:
-        """Record what the gates found, in the bank's `config`, and make the `refused` of its anchors stale."""
+        """Record the result of the screening in the bank's `config`, and mark its `refused` anchors as stale."""
         with self._db.transaction():
             self._update_bank(bank_id, config=dump_json(config))
             self._db.execute_write_many("UPDATE anchors SET stale = 1 WHERE id = ?", ((anchor,) for anchor in refused))
@@ -98,13 +98,13 @@ class Banks:
         self._db.execute_write(f"UPDATE anchors SET {change} WHERE id = :anchor", values)
 
     def mark_bank_ready(self, bank_id: int, tokens: int, seconds: float) -> None:
-        """Make the bank ready; an anchor that was not trained, for its person left, is stale."""
+        """Mark the bank as ready. Anchors without training, whose users were removed, become stale."""
         with self._db.transaction():
             self._db.execute_write("UPDATE anchors SET stale = 1 WHERE bank_id = ? AND digest IS NULL", (bank_id,))
             self._update_bank(bank_id, status="ready", tokens=tokens, seconds=seconds)
 
     def get(self, name: str, version: int | None = None) -> Bank:
-        """The newest ready version of a bank, or the given one in any state. Raises NotFound with what there is."""
+        """The newest ready version of a bank, or the given one in any state. Raises NotFound with the known ones."""
         if version is None:
             which = "name = ? AND status = 'ready' AND purpose = ''"
             row = self._db.fetch_dict(f"{_SELECT_BANK} WHERE {which} ORDER BY version DESC", (name,))
@@ -122,7 +122,7 @@ class Banks:
         return _bank_from_row(row)
 
     def latest_ready_bank(self, task: str, base: str | None = None) -> Bank | None:
-        """The bank of a task that was made last and is ready; with `base`, of those for that fingerprint."""
+        """The newest ready bank of a task; with `base`, of those for that fingerprint."""
         which = "task = :task AND status = 'ready' AND purpose = '' AND (:base IS NULL OR base = :base)"
         row = self._db.fetch_dict(
             f"{_SELECT_BANK} WHERE {which} ORDER BY id DESC LIMIT 1", {"task": task, "base": base}
@@ -142,7 +142,7 @@ class Banks:
         return [Anchor(**load_boolean_columns(row, "stale")) for row in rows]
 
     def remove(self, bank_id: int) -> dict[str, int]:
-        """Remove a bank with the recipes and stacks on it and the adapters that only they used; returns the counts."""
+        """Remove a bank, its recipes and stacks, and the adapters that only they used; returns the counts."""
         with self._db.transaction():
             counts = {
                 table: int(self._db.fetch_value(f"SELECT count(*) FROM {table} WHERE bank_id = ?", (bank_id,)))
@@ -154,9 +154,9 @@ class Banks:
         return counts
 
     def dependent_users(self, bank_id: int, anchors: Collection[int] | None = None) -> list[str]:
-        """Everybody whose recipe or stack rests on these anchors, else on the stale ones, by name.
+        """All users whose recipe or stack depends on these anchors, else on the stale ones, by name.
 
-        Every core rests on all anchors.
+        Every core depends on all anchors.
         """
         stale = [anchor.id for anchor in self.anchors(bank_id) if anchor.stale] if anchors is None else anchors
         return find_dependent_users(self._db, bank_id, stale)
@@ -164,9 +164,9 @@ class Banks:
     def replace_stale_anchors(
         self, bank_id: int, replacements: Sequence[AnchorReplacement], key: str, config: dict[str, Any]
     ) -> None:
-        """Put trained anchors in the places of stale ones, whose recipes and stacks go with them.
+        """Replace stale anchors by trained ones. The recipes and stacks of the stale ones are removed.
 
-        The bank is another one from then on: `key` and `config` are as for `begin`.
+        The bank becomes another one: `key` and `config` are as for `begin`.
         """
         with self._db.transaction():
             replace_anchors(self._db, bank_id, replacements)
@@ -174,7 +174,7 @@ class Banks:
             self._adapters.remove_unreferenced()
 
     def remove_stale_anchors(self, bank_id: int) -> int:
-        """Take stale anchors out of a bank, with the recipes and stacks that rest on them; returns how many went."""
+        """Remove stale anchors from a bank, and the recipes and stacks that depend on them; returns how many."""
         with self._db.transaction():
             stale = [anchor.id for anchor in self.anchors(bank_id) if anchor.stale]
             remove_anchors(self._db, bank_id, stale)

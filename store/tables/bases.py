@@ -1,4 +1,4 @@
-"""Bases and embedders that the store has met, by fingerprint. Knows neither their files nor how they are loaded."""
+"""Known bases and embedders, by fingerprint. Knows neither their files nor how they are loaded."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _SELECT_MODEL = "SELECT fingerprint, name, kind, detail FROM bases"
 
 
 class ModelRecords:
-    """What is known of each model, `kind` "base" or "embedder"."""
+    """The facts about each model; `kind` is "base" or "embedder"."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     def save_model(self, base: ModelRecord) -> None:
-        """Remember a model, in place of what was known of its fingerprint."""
+        """Store a model's facts, in place of earlier ones of its fingerprint."""
         sql = "REPLACE INTO bases (fingerprint, name, kind, detail) VALUES (?, ?, ?, ?)"
         self._db.execute_write(sql, (base.fingerprint, base.name, base.kind, dump_json(base.detail)))
 

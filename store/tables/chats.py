@@ -1,4 +1,4 @@
-"""Saved conversations, and looking for words in them. Knows neither models nor how a conversation is shown."""
+"""Saved conversations and search in them. Knows neither models nor how a conversation is shown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SELECT_FIRST_MATCH = "SELECT content FROM messages WHERE chat_id = ? AND ({any}
 
 @dataclass(frozen=True)
 class ChatSummary:
-    """A conversation in a list: how many messages it has and, after a search, a piece of it around what was found."""
+    """A conversation in a list: its number of messages and, after a search, an excerpt around the match."""
 
     id: int
     title: str
@@ -53,7 +53,7 @@ class Chats:
         return self.get(row)
 
     def add_message(self, chat_id: int, role: str, content: str, source: dict[str, Any]) -> Message:
-        """Append one turn. `source["anchors"]` are names of users; they are kept by key, so that they can go."""
+        """Append one turn. `source["anchors"]` are users' names; they are stored by key, so forgetting removes them."""
         names = source.get("anchors") or []
         document = {**source, "anchors": []} if names else source
         sql = "INSERT INTO messages (chat_id, role, content, source, created) VALUES (?, ?, ?, ?, ?)"
@@ -78,10 +78,10 @@ class Chats:
         ]
 
     def search_chats(self, user_id: int, text: str = "", *, limit: int = 50) -> list[ChatSummary]:
-        """The user's `limit` newest conversations that hold every word of `text`, in their titles or messages.
+        """The user's `limit` newest conversations with every word of `text` in their titles or messages.
 
-        Capital and small letters are the same; a part of a word is enough; nothing in `text` is query syntax. Without
-        words, all conversations.
+        The case is ignored; a part of a word matches; `text` has no query syntax. Without words, all conversations
+        match.
         """
         readable = text.encode(errors="replace").decode()
         words = list(dict.fromkeys(readable.split()))[:MAX_SEARCH_WORDS]
@@ -100,11 +100,11 @@ class Chats:
         ]
 
     def _excerpt(self, chat_id: int, words: list[str], forms: list[str]) -> str:
-        """The first message that holds one of the words, cut around it; nothing where only the title holds them."""
+        """An excerpt of the first message that holds one of the words; empty where only the title holds them."""
         if not forms:
             return ""
-        anyone = " OR ".join("instr(lower(content), lower(?))" for _ in forms)
-        content = self._db.fetch_value(_SELECT_FIRST_MATCH.format(any=anyone), (chat_id, *forms))
+        any_word = " OR ".join("instr(lower(content), lower(?))" for _ in forms)
+        content = self._db.fetch_value(_SELECT_FIRST_MATCH.format(any=any_word), (chat_id, *forms))
         return _excerpt_around(content, words) if content is not None else ""
 
     def messages(self, chat_id: int) -> list[Message]:
@@ -119,7 +119,7 @@ class Chats:
         return [_message_from_row(row, anchors.get(row["id"])) for row in rows]
 
     def remove(self, chat_id: int) -> None:
-        """Remove a conversation if it is there."""
+        """Remove a conversation if it exists."""
         self._db.execute_write("DELETE FROM chats WHERE id = ?", (chat_id,))
 
 
@@ -133,7 +133,7 @@ def _message_from_row(row: dict[str, Any], anchors: list[str] | None) -> Message
 
 
 def _placeholder_ranges(forms: Iterable[list[str]]) -> Iterable[range]:
-    """The numbers of each word's parameters, which follow the user and the limit."""
+    """The numbers of each word's parameters, after those of user and limit."""
     first = 3
     for some in forms:
         yield range(first, first + len(some))
@@ -141,12 +141,12 @@ def _placeholder_ranges(forms: Iterable[list[str]]) -> Iterable[range]:
 
 
 def _case_variants(word: str) -> list[str]:
-    """What to look for: SQLite knows the two cases of a–z only, so a word with other letters is looked for in each."""
+    """The forms to search: SQLite ignores the case of a–z only, so a word with other letters is searched in both."""
     return [word] if word.isascii() else list(dict.fromkeys((word, word.lower(), word.upper(), word.capitalize())))
 
 
 def _excerpt_around(content: str, words: list[str]) -> str:
-    """One line of `content` around the first of `words` in it."""
+    """One line of `content` around the first match of `words`."""
     low = content.lower()
     places = [place for word in words if (place := low.find(word.lower())) >= 0]
     place = min(places, default=0)

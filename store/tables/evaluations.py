@@ -1,4 +1,4 @@
-"""Evaluations, who was in them and what was chosen for them. Knows no method and no metric; answers: see `cells`."""
+"""Evaluations, their members and chosen settings. Knows no method and no metric; answers are in `predictions`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FoldMember = tuple[int, int, str]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One measurement: what was compared, how, and what came out. `status`: running, done.
+    """One evaluation: its design and its result. `status`: running, done.
 
-    `key` hashes everything that decides its design; None where stored models were measured, whatever they were.
+    `key` hashes the design; None for an evaluation of stored models.
     """
 
     id: int
@@ -37,13 +37,13 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """What it is called, also as the subject of runs."""
+        """The evaluation's name, also as the subject of runs."""
         return f"evaluation {self.id}"
 
 
 @dataclass(frozen=True)
 class TunedSettings:
-    """The settings that were chosen for a method in a fold, and every trial that they were chosen from."""
+    """The settings that were chosen for a method in a fold, and all trials."""
 
     fold: int
     method: str
@@ -61,15 +61,15 @@ class Evaluations:
     def add_evaluation(
         self, task: str, bank_id: int | None, config: Mapping[str, Any], result: Mapping[str, Any]
     ) -> int:
-        """Store a finished evaluation of stored models; returns its number. Its documents name nobody."""
+        """Store a finished evaluation of stored models; returns its number. Its documents hold no user's name."""
         return self._insert(
             ("task", "bank_id", "config", "result"), (task, bank_id, dump_json(config), dump_json(result))
         )
 
     def get_or_create_evaluation(
-        self, key: str, task: str, config: Mapping[str, Any], people: Iterable[FoldMember]
+        self, key: str, task: str, config: Mapping[str, Any], members: Iterable[FoldMember]
     ) -> Evaluation:
-        """The evaluation of this key, begun or done; else a new one, running, with its people."""
+        """The evaluation of this key, running or done; else a new, running one with these members."""
         with self._db.transaction():
             known = self.find_by_key(key)
             if known is not None:
@@ -77,21 +77,21 @@ class Evaluations:
             columns = ("task", "config", "result", "key", "status")
             number = self._insert(columns, (task, dump_json(config), "{}", key, "running"))
             sql = "INSERT INTO eval_people (evaluation_id, fold, user_id, role) VALUES (?, ?, ?, ?)"
-            self._db.execute_write_many(sql, ((number, *place) for place in people))
+            self._db.execute_write_many(sql, ((number, *place) for place in members))
             return self.get(number)
 
     def finish_evaluation(self, evaluation_id: int, result: Mapping[str, Any]) -> None:
-        """Store what came out, in place of what came out before; keys stay in their order."""
+        """Store the result, in place of the earlier one; keys stay in their order."""
         sql = "UPDATE evaluations SET result = ?, status = 'done' WHERE id = ?"
         self._db.execute_write(sql, (dump_json(result, in_order=True), evaluation_id))
 
     def fold_members(self, evaluation_id: int) -> list[FoldMember]:
-        """Who was in which fold and as what."""
+        """The members of all folds with their roles."""
         sql = "SELECT fold, user_id, role FROM eval_people WHERE evaluation_id = ? ORDER BY fold, user_id"
         return [(fold, user, role) for fold, user, role in self._db.fetch_tuples(sql, (evaluation_id,))]
 
     def set_fold_bank(self, evaluation_id: int, fold: int, bank_id: int, preset: str = "") -> None:
-        """Record the bank of a fold that is built with a preset, or without one."""
+        """Record the bank of a fold for a preset, or for none."""
         sql = "INSERT OR REPLACE INTO eval_banks (evaluation_id, fold, preset, bank_id) VALUES (?, ?, ?, ?)"
         self._db.execute_write(sql, (evaluation_id, fold, preset, bank_id))
 
@@ -101,13 +101,13 @@ class Evaluations:
         return {(fold, preset): bank for fold, preset, bank in self._db.fetch_tuples(sql, (evaluation_id,))}
 
     def save_tuning(self, evaluation_id: int, tuning: TunedSettings) -> None:
-        """Store what was chosen for a method in a fold, in place of an earlier choice."""
+        """Store the chosen settings of a method in a fold, in place of earlier ones."""
         values = (evaluation_id, tuning.fold, tuning.method, dump_json(tuning.settings), dump_json(tuning.trials))
         columns = "evaluation_id, fold, method, settings, trials"
         self._db.execute_write(f"INSERT OR REPLACE INTO tunings ({columns}) VALUES (?, ?, ?, ?, ?)", values)
 
     def tunings(self, evaluation_id: int) -> list[TunedSettings]:
-        """Everything that was chosen."""
+        """All chosen settings."""
         sql = "SELECT fold, method, settings, trials FROM tunings WHERE evaluation_id = ? ORDER BY method, fold"
         return [
             TunedSettings(**load_json_columns(row, "settings", "trials"))
@@ -115,8 +115,8 @@ class Evaluations:
         ]
 
     def remove(self, evaluation_id: int) -> dict[str, int]:
-        """Remove an evaluation with its answers, banks that served only evaluations and now serve none, and the
-        adapters that only these used.
+        """Remove an evaluation with its answers, the banks that served only evaluations and now serve none, and the
+        adapters that only these banks used.
         """
         self.get(evaluation_id)
         with self._db.transaction():
@@ -135,7 +135,7 @@ class Evaluations:
         return _evaluation_from_row(row)
 
     def find_by_key(self, key: str) -> Evaluation | None:
-        """The evaluation of this key, if it was begun."""
+        """The evaluation of this key, if there is one."""
         row = self._db.fetch_dict(f"{_SELECT_EVALUATION} WHERE key = ?", (key,))
         return None if row is None else _evaluation_from_row(row)
 

@@ -25,7 +25,7 @@ _SELECT_ITEM = "SELECT items.id, user_id, key, task, items.input, items.output, 
 _SELECT_QUERY = "SELECT id, user_id, key, task, input, gold, time FROM queries"
 _IS_EARLIER = "(:time IS NULL OR time IS NULL OR time < :time OR (time = :time AND items.id < :id))"
 _IS_AMONG_IDS = "(:among IS NULL OR items.id IN (SELECT value FROM json_each(:among)))"
-# CROSS JOIN keeps this order in SQLite: the index is asked once. Left to itself it asks it anew for each of the items.
+# CROSS JOIN fixes this order in SQLite: it reads the index once. Otherwise it reads the index again for every item.
 _SELECT_MATCHES = f"""
 SELECT items.id, items.input FROM items_fts CROSS JOIN items ON items.id = items_fts.rowid
 WHERE items_fts MATCH :match AND user_id = :user AND task = :task AND items.id IS NOT :exclude AND {_IS_EARLIER}
@@ -49,18 +49,18 @@ class Items:
         self._db = db
 
     def append_items(self, user_id: int, items: Iterable[NewItem]) -> tuple[int, int]:
-        """Add items to a history; returns how many were added and how many were there already, unchanged.
+        """Add items to a history; returns how many were added and how many existed already, unchanged.
 
         Raises BadInput, and adds none, when a stored item has other content under the same task and key.
         """
         return self._append_rows("items", ((user_id, item) for item in items))
 
     def append_queries(self, user_id: int, items: Iterable[NewItem]) -> tuple[int, int]:
-        """The same for held-out queries; an item's output is the gold answer."""
+        """Add held-out queries in the same way; an item's output is the gold answer."""
         return self._append_rows("queries", ((user_id, item) for item in items))
 
     def bulk_append(self, rows: Iterable[UserItem], queries: Iterable[UserItem] = ()) -> tuple[int, int, int, int]:
-        """Both for many users at once: items added and unchanged, queries added and unchanged. All or nothing."""
+        """Add both for many users: items added and unchanged, queries added and unchanged. All or nothing."""
         with self._db.transaction():
             return (*self._append_rows("items", rows), *self._append_rows("queries", queries))
 
@@ -94,9 +94,8 @@ class Items:
     ) -> list[Item]:
         """The user's `limit` items whose inputs match `text` best, then, with `fill`, the most recent ones.
 
-        `exclude` is left out. With `before` = (time, item number), so is every item that is not strictly earlier, where
-        both times are known; with `among`, every item of another number. `text` is words only: nothing in it is query
-        syntax.
+        `exclude` is left out. `before` = (time, item number) leaves out every item that is not strictly earlier, where
+        both times are known. `among` leaves out all items with other numbers. `text` has no query syntax.
         """
         time, number = before if before is not None else (None, 0)
         values = {
@@ -126,11 +125,11 @@ class Items:
         return _sha256_of_items(item for user_id in user_ids for item in self.recent_items(user_id, task))
 
     def hash_items(self, items: Sequence[Item]) -> str:
-        """SHA-256 over what the items say, in this order: key, input, output and time."""
+        """SHA-256 over the items in this order: key, input, output and time."""
         return _sha256_of_items(items)
 
     def _ranked_matches(self, text: str, values: dict[str, Any]) -> list[Item]:
-        """The items that match, the best first."""
+        """The matching items, best first."""
         found = [(int(number), str(words)) for number, words in self._db.fetch_tuples(_SELECT_MATCHES, values)]
         order = rank_bm25(text, found, int(self._db.fetch_value(_COUNT_SEARCHED, values)))
         chosen = order if values["limit"] < 0 else order[: values["limit"]]

@@ -1,6 +1,6 @@
-"""Jobs under way and the users whose data they use: while a job holds a user, nobody removes them.
+"""Running jobs and the users whose data they use: a user whom a job holds cannot be removed.
 
-A job holds a file lock, which ends with its process however that ends. Rows say whom it is about.
+A job holds a file lock, which ends with its process in all cases. Rows name the job's users.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from store.connection import Connection, lock_path, process_lock
 
 
 class Jobs:
-    """Who is used by which job."""
+    """The users that each running job uses."""
 
     def __init__(self, root: Path, db: Connection) -> None:
         self._root, self._db = root, db
 
     @contextlib.contextmanager
     def hold_users(self, title: str, user_ids: Iterable[int], *, consenting: bool = False) -> Iterator[None]:
-        """Inside, these users are neither removed nor take their consent back. `title` names the job and nobody.
+        """Inside, these users are neither removed nor withdraw their consent. `title` names the job and no user.
 
-        Raises NotFound where the only one is not there any more, StoreBusy where one of several is not, or does not
-        consent any more though all must be `consenting`. A store that may not be written is only read: it holds nobody.
+        Raises NotFound where the only user was removed, StoreBusy where one of several was removed, or withdrew consent
+        though all must be `consenting`. A store that may not be written is only read: no user is held.
         """
         ids = json.dumps(sorted(set(user_ids)))
         if not self._db.writable:
@@ -44,7 +44,7 @@ class Jobs:
             try:
                 yield
             finally:
-                with contextlib.suppress(MtaError):  # what is left of it holds nobody
+                with contextlib.suppress(MtaError):  # what is left of it holds no user
                     self._remove_job(job_id)
 
     def require_unused(self, user_id: int, name: str) -> None:

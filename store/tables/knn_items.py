@@ -1,4 +1,4 @@
-"""Items of banks' people that answers look for: their embeddings by bank. Knows no vectors, only their bytes."""
+"""The items of banks' users that serve as neighbours, with their embeddings. Knows no vectors, only their bytes."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from store.records import Neighbour
 
 
 class Neighbours:
-    """The neighbours of every bank. Rows go with their item, and so with its person, and with the bank."""
+    """The neighbours of every bank. Rows are deleted with their item, their user and their bank."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     def item_ids(self, bank_id: int) -> set[int]:
-        """The items that a bank has already."""
+        """The numbers of a bank's items."""
         return {
             item for (item,) in self._db.fetch_tuples("SELECT item_id FROM neighbours WHERE bank_id = ?", (bank_id,))
         }
 
     def add_neighbours(self, bank_id: int, vectors: Iterable[tuple[int, bytes]]) -> None:
-        """Keep items (by number) with the embeddings of their inputs."""
+        """Add items (by number) with the embeddings of their inputs."""
         sql = "INSERT INTO neighbours (bank_id, item_id, vector) VALUES (?, ?, ?)"
         self._db.execute_write_many(sql, ((bank_id, item, vector) for item, vector in vectors))
 
     def remove_neighbours(self, bank_id: int, items: Iterable[int]) -> None:
-        """Remove some items (by number) from a bank's."""
+        """Remove items (by number) from a bank."""
         self._db.execute_write_many(
             "DELETE FROM neighbours WHERE bank_id = ? AND item_id = ?", ((bank_id, item) for item in items)
         )
 
     def consenting_neighbours(self, bank_id: int) -> list[Neighbour]:
-        """All that a bank has of people who (still) consent to serve others, in the order of the items' numbers."""
+        """All neighbours of a bank from users who consent to serve others, by item number."""
         sql = """SELECT item_id, user_id, output, vector, items.time FROM neighbours JOIN items ON items.id = item_id
         JOIN users ON users.id = user_id WHERE bank_id = ? AND can_anchor ORDER BY item_id"""
         return [Neighbour(*row) for row in self._db.fetch_tuples(sql, (bank_id,))]
 
     def count_neighbours(self, bank_id: int) -> int:
-        """How many a bank has."""
+        """How many neighbours a bank has."""
         return int(self._db.fetch_value("SELECT count(*) FROM neighbours WHERE bank_id = ?", (bank_id,)))
 
     def count_users(self, bank_id: int) -> int:
-        """Of how many people they are."""
+        """How many users a bank's neighbours come from."""
         sql = """SELECT count(DISTINCT user_id) FROM neighbours JOIN items ON items.id = item_id WHERE bank_id = ?"""
         return int(self._db.fetch_value(sql, (bank_id,)))

@@ -1,4 +1,4 @@
-"""What evaluations were answered: a cell is one method for one user in one fold. Knows neither methods nor metrics."""
+"""Answers in evaluations: a cell is one method for one user in one fold. Knows neither methods nor metrics."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class EvalCell:
-    """What was made for one user: `bytes` to keep of it, `seconds` that making it took."""
+    """The cost of one user's model: `bytes` to store, `seconds` to make."""
 
     fold: int
     method: str
@@ -60,7 +60,7 @@ class EvalCell:
 
 @dataclass(frozen=True)
 class UserPrediction:
-    """One answer that was measured for one person. `bytes`: to keep of what answered; None for stored models."""
+    """One measured answer for one user. `bytes`: the stored size of the user's model; None for stored models."""
 
     method: str
     fold: int | None
@@ -70,7 +70,7 @@ class UserPrediction:
     gold: str
 
 
-# A person counts in the fold in which they were tested; settings may have been tried on them in others.
+# A user counts in the fold in which they were tested; other folds may have tried settings on them.
 _IS_TEST_USER = """(c.id IS NULL OR EXISTS (
     SELECT 1 FROM eval_people AS e
     WHERE e.evaluation_id = p.evaluation_id AND e.fold = c.fold AND e.user_id = p.user_id AND e.role = 'test'
@@ -90,7 +90,7 @@ class Predictions:
         self._db = db
 
     def save_cells(self, evaluation_id: int, made: Iterable[tuple[EvalCell, Sequence[Prediction]]]) -> None:
-        """Store cells with their predictions, all or none; one that is there already is replaced."""
+        """Store cells with their predictions, all or none; an existing cell is replaced."""
         key = "evaluation_id = ? AND fold = ? AND method = ? AND settings = ? AND user_id = ?"
         columns = "evaluation_id, fold, method, settings, user_id, bytes, seconds"
         with self._db.transaction():
@@ -117,7 +117,7 @@ class Predictions:
         return {user: EvalCell(fold, method, settings, user, size, seconds) for user, size, seconds in rows}
 
     def answered_methods(self, evaluation_id: int) -> list[str]:
-        """The methods that anything was answered with, in the order of their first answers."""
+        """The evaluation's methods, in the order of their first answers."""
         sql = "SELECT method FROM predictions WHERE evaluation_id = ? GROUP BY method ORDER BY min(id)"
         return [method for (method,) in self._db.fetch_tuples(sql, (evaluation_id,))]
 
@@ -129,7 +129,7 @@ class Predictions:
         method: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> list[Prediction]:
-        """An evaluation's predictions, in the order in which they were made; all, or those of one kind of cell."""
+        """An evaluation's predictions in the order of their creation; all, or those of one kind of cell."""
         columns = ", ".join(f"predictions.{name}" for name in _COLUMNS)
         if fold is None:
             sql = f"SELECT {columns} FROM predictions WHERE evaluation_id = ? ORDER BY id"
@@ -141,11 +141,11 @@ class Predictions:
         ]
 
     def latest_evaluation_of_user(self, user_id: int, task: str) -> int | None:
-        """The newest evaluation of a task in which a person was tested."""
+        """The newest evaluation of a task in which the user was tested."""
         number: int | None = self._db.fetch_value(_SELECT_LATEST_EVALUATION, (user_id, task))
         return number
 
     def user_predictions(self, evaluation_id: int, user_id: int) -> list[UserPrediction]:
-        """What a person was tested with in an evaluation, in the order of the answers."""
+        """The user's test answers in an evaluation, in order."""
         rows = self._db.fetch_tuples(_SELECT_USER_PREDICTIONS, (evaluation_id, user_id))
         return [UserPrediction(row[0], row[1], json.loads(row[2]) if row[2] else {}, *row[3:]) for row in rows]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from store.connection import Connection
 from store.records import Profile
 
-MAX_USERS_PER_QUERY = 500  # users named in one query: SQLite's builds differ in how many they take
+MAX_USERS_PER_QUERY = 500  # users in one query: SQLite's builds differ in their limits
 _SELECT_PROFILE = "SELECT user_id, task, embedder, total, items, last_item FROM profiles"
 _SELECT_TOTAL = "SELECT user_id, total FROM profiles"
 _KEY_CONDITION = "user_id = ? AND task = ? AND embedder = ?"
@@ -31,7 +31,7 @@ class Profiles:
         self._db.execute_write(sql, values)
 
     def profile_totals(self, task: str, embedder: str, users: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
-        """User ids and `total`s for a task by an embedder, of everybody or of `users`, in the order of the ids."""
+        """User ids and `total`s for a task by an embedder, of all users or of `users`, by id."""
         sql = f"{_SELECT_TOTAL} WHERE task = ? AND embedder = ?"
         if users is None:
             return self._db.fetch_tuples(f"{sql} ORDER BY user_id", (task, embedder))
@@ -44,7 +44,7 @@ class Profiles:
         return found
 
     def iter_profile_totals(self, task: str, embedder: str, size: int) -> Iterator[list[tuple[int, bytes]]]:
-        """What `totals` returns of everybody, in pieces of at most `size` that are read one by one."""
+        """The rows of `totals` for all users, in batches of at most `size` that are read one by one."""
         sql = f"{_SELECT_TOTAL} WHERE user_id > ? AND task = ? AND embedder = ? ORDER BY user_id LIMIT ?"
         last = -1
         while page := self._db.fetch_tuples(sql, (last, task, embedder, size)):
@@ -52,10 +52,10 @@ class Profiles:
             last = page[-1][0]
 
     def version_stamp(self, task: str, embedder: str) -> tuple[int, int, int]:
-        """Three numbers that are others after any of these profiles was stored or removed."""
+        """Three numbers that change when any of these profiles is stored or removed."""
         count, newest = self._db.fetch_tuples(
             "SELECT count(*), coalesce(max(rowid), 0) FROM profiles WHERE task = ? AND embedder = ?", (task, embedder)
         )[0]
-        # The newest one stored again keeps its row's number, but reaches a later item.
+        # A profile that is stored again keeps its row's number, but has a later item.
         last_item = self._db.fetch_value("SELECT last_item FROM profiles WHERE rowid = ?", (newest,))
         return count, newest, last_item or 0

@@ -1,4 +1,4 @@
-"""What is stored of a user's model: the recipe of their fusion and the row of their stack. Knows no tensors."""
+"""A user's stored model: the recipe of their fusion and the row of their stack. Knows no tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from store.tables.adapters import Adapters
 
 _WEIGHT_STRUCT = struct.Struct("<Iff")  # anchor id, similarity, weight
 RECIPE_ENTRY_BYTES = _WEIGHT_STRUCT.size
-"""What an anchor costs in a recipe."""
+"""Bytes of an anchor in a recipe."""
 
 _SELECT_RECIPE = "SELECT user_id, task, bank_id, method, bytes, created FROM recipes"
 _STACK_COLUMNS = (
@@ -53,22 +53,22 @@ Key = tuple[int, str, int]
 
 
 def pack_anchor_weights(shares: Sequence[AnchorWeight]) -> bytes:
-    """A recipe's shares, 12 bytes each: anchor id (uint32), similarity and weight (float32), little-endian."""
+    """A recipe's weights, 12 bytes each: anchor id (uint32), similarity and weight (float32), little-endian."""
     return b"".join(_WEIGHT_STRUCT.pack(share.anchor_id, share.similarity, share.weight) for share in shares)
 
 
 def round_anchor_weights(shares: Iterable[AnchorWeight]) -> tuple[AnchorWeight, ...]:
-    """The shares as the store keeps them: similarity and weight rounded to float32."""
+    """The weights as the store keeps them: similarity and weight rounded to float32."""
     packed = pack_anchor_weights(tuple(shares))
     return tuple(AnchorWeight(*values) for values in _WEIGHT_STRUCT.iter_unpack(packed))
 
 
 @dataclass(frozen=True)
 class AnchorTotals:
-    """What an anchor does in everybody's recipes, those with weight 0 left out.
+    """One anchor's use in all users' recipes; weights of 0 are left out.
 
-    `heldout_gain` is by how much the stacks of its `measured_users` lowered the held-out loss (nats a token), a mean
-    weighted by the size of its weight; None where nobody was measured.
+    `heldout_gain` is by how much the stacks of its `measured_users` lowered the held-out loss (nats a token): a mean
+    weighted by the anchor's absolute weight; None without measured users.
     """
 
     users: int
@@ -105,12 +105,12 @@ class Recipes:
         return [self._with_shares(row) for row in rows]
 
     def anchor_totals(self, bank_id: int) -> dict[int, AnchorTotals]:
-        """What the bank's anchors do in recipes, by anchor id; an anchor in no recipe is left out."""
+        """The use of the bank's anchors in recipes, by anchor id; an anchor in no recipe is left out."""
         rows = self._db.fetch_tuples(_SELECT_USAGE, (bank_id,))
         return {anchor: AnchorTotals(*values) for anchor, *values in rows}
 
     def remove(self, user_id: int, task: str, bank_id: int) -> None:
-        """Remove a recipe if it is there."""
+        """Remove a recipe if it exists."""
         self._db.execute_write(f"DELETE FROM recipes {_WHERE_KEY}", (user_id, task, bank_id))
 
     def _with_shares(self, row: dict[str, Any]) -> Recipe:
@@ -124,7 +124,7 @@ class Stacks:
         self._db, self._adapters = db, adapters
 
     def save_stack(self, stack: Stack) -> None:
-        """Store a stack, in place of the user's earlier one, whose adapter goes if nothing else uses it."""
+        """Store a stack, in place of the user's earlier one, whose adapter is removed if nothing else uses it."""
         key = (stack.user_id, stack.task, stack.bank_id)
         digest = None if stack.numbers is None else sha256(stack.numbers).hexdigest()
         values = [*(getattr(stack, name) for name in _STACK_COLUMNS), digest, stack.created or utc_now()]
@@ -149,7 +149,7 @@ class Stacks:
         return [self._with_recipe(row) for row in rows]
 
     def verified_numbers(self, stack: Stack) -> bytes:
-        """The numbers of a core, verified by their SHA-256. IntegrityFault names user and task where they changed."""
+        """The numbers of a core, verified by SHA-256. Raises IntegrityFault with user and task where they changed."""
         if stack.numbers is None or stack.is_intact:
             return stack.numbers or b""
         name = self._db.fetch_value("SELECT name FROM users WHERE id = ?", (stack.user_id,))
@@ -159,7 +159,7 @@ class Stacks:
         )
 
     def remove(self, user_id: int, task: str, bank_id: int) -> None:
-        """Remove a stack if it is there, and its adapter if nothing else uses it."""
+        """Remove a stack if it exists, and its adapter if nothing else uses it."""
         stack = self.get(user_id, task, bank_id)
         if stack is None:
             return

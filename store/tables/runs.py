@@ -20,7 +20,7 @@ FROM runs LEFT JOIN users ON users.id = runs.user_id LEFT JOIN banks ON banks.id
 
 @dataclass(frozen=True)
 class RunStep:
-    """One step of a run. `unit` says what was worked on, such as an anchor."""
+    """One step of a run. `unit` names its part, such as an anchor."""
 
     run_id: int
     unit: str
@@ -46,9 +46,10 @@ class Runs:
         evaluation_id: int | None = None,
         asked_users: Sequence[int] = (),
     ) -> Run:
-        """A new run by this process, about a user, a bank or an evaluation; `asked_users` are whom it was asked for.
+        """A new run by this process about a user, a bank or an evaluation; `asked_users` are those it was asked for.
 
-        A run about a user goes with them. Documents and units of any other run name nobody: it stays when they go.
+        A run about a user is deleted with them. Documents and units of any other run hold no user's name: the run stays
+        when its users are removed.
         """
         columns = "kind, user_id, bank_id, evaluation_id, config, pid, started"
         values = (kind, user_id, bank_id, evaluation_id, dump_json(config), os.getpid(), utc_now())
@@ -65,12 +66,12 @@ class Runs:
         self._db.execute_write(sql, (run_id, unit, step, loss, tokens, seconds))
 
     def finish_run(self, run_id: int, result: dict[str, Any]) -> None:
-        """The run is done."""
+        """Mark the run as done."""
         sql = "UPDATE runs SET status = 'done', result = ?, ended = ? WHERE id = ?"
         self._db.execute_write(sql, (dump_json(result), utc_now(), run_id))
 
     def fail_run(self, run_id: int, error: str, interrupted: bool = False) -> None:
-        """The run ended early: it failed, or somebody stopped it."""
+        """Mark the run as failed or interrupted."""
         sql = "UPDATE runs SET status = ?, error = ?, ended = ? WHERE id = ?"
         self._db.execute_write(sql, ("interrupted" if interrupted else "failed", error, utc_now(), run_id))
 
@@ -99,7 +100,7 @@ class Runs:
         return self._about("evaluation_id", evaluation_id)
 
     def asked_users(self, run_id: int) -> list[User]:
-        """Whom a run was asked for and who are still there, in the order in which they were named."""
+        """The users that a run was asked for and that still exist, in the order of the request."""
         sql = """SELECT users.id, name, can_anchor, created FROM run_users JOIN users ON users.id = user_id
         WHERE run_id = ? ORDER BY position"""
         return [
@@ -108,7 +109,7 @@ class Runs:
         ]
 
     def steps(self, run_id: int) -> list[RunStep]:
-        """The run's steps, in the order in which they were taken."""
+        """The run's steps, in order."""
         sql = "SELECT run_id, unit, step, loss, tokens, seconds FROM steps WHERE run_id = ? ORDER BY rowid"
         return [RunStep(**row) for row in self._db.fetch_dicts(sql, (run_id,))]
 

@@ -6,7 +6,7 @@ from store.connection import Connection
 
 
 class Tasks:
-    """The tasks that people added."""
+    """The tasks that users added."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
@@ -16,7 +16,7 @@ class Tasks:
         self._db.execute_write("REPLACE INTO tasks (name, toml) VALUES (?, ?)", (name, toml_text))
 
     def get(self, name: str) -> str | None:
-        """The task's text, if there is such a task."""
+        """The task's text, if it exists."""
         found = self._db.fetch_value("SELECT toml FROM tasks WHERE name = ?", (name,))
         return None if found is None else str(found)
 
@@ -25,5 +25,5 @@ class Tasks:
         return dict(self._db.fetch_tuples("SELECT name, toml FROM tasks ORDER BY name"))
 
     def remove(self, name: str) -> None:
-        """Remove a task if it is there."""
+        """Remove a task if it exists."""
         self._db.execute_write("DELETE FROM tasks WHERE name = ?", (name,))

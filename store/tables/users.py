@@ -1,4 +1,4 @@
-"""Users: who they are, what they have, and how one is forgotten. Knows neither engine nor terminal."""
+"""Users: rows, summaries, consent and forgetting. Imports neither engine nor terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STATUS = status_sql(
     adapted="adapted.user_id IS NOT NULL", fused="fused.user_id IS NOT NULL", anchor="anchored.user_id IS NOT NULL"
 )
 
-# A user's standing is that in the given bank or, without one, in the newest ready version of every bank.
+# A user's status is that in the given bank or, without one, in the newest ready version of every bank.
 _SELECT_SUMMARIES = f"""
 WITH current AS (
     SELECT id FROM banks WHERE :bank IS NOT NULL AND id = :bank
@@ -76,7 +76,7 @@ SELECT task, sum(items) AS items, sum(queries) AS queries FROM (
 ) GROUP BY task ORDER BY items DESC, task
 """
 
-# Banks of evaluations serve nobody.
+# Banks of evaluations serve no user.
 _FROM_USER_ANCHORS = """FROM anchors JOIN banks ON banks.id = bank_id WHERE user_id = ? AND purpose = ''"""
 
 StaleAnchor = tuple[str, int, int]
@@ -84,14 +84,14 @@ StaleAnchor = tuple[str, int, int]
 
 
 Tombstone = tuple[str, int, int, str]
-"""(forgotten at, history items, whether they were an anchor, the uuid of their row)"""
+"""(forgotten at, history items, whether the user was an anchor, the uuid of their row)"""
 
 
 @dataclass(frozen=True)
 class ForgetResult:
-    """What went with a person. `stale_anchors` are (bank, version, anchor id); `banks` their banks as "NAME vN".
+    """What was removed with a user. `stale_anchors` are (bank, version, anchor id); `banks` their banks as "NAME vN".
 
-    `resting` are (user, bank, version): others whose recipe or stack rests on one of these anchors.
+    `dependents` are (user, bank, version): other users whose recipe or stack depends on one of these anchors.
     """
 
     name: str
@@ -102,20 +102,20 @@ class ForgetResult:
 
 
 class Users:
-    """The people of the store."""
+    """The users of the store."""
 
     def __init__(self, db: Connection, eraser: UserEraser, jobs: Jobs) -> None:
         self._db, self._eraser, self._jobs = db, eraser, jobs
 
     def add(self, name: str, *, can_anchor: bool = True) -> User:
-        """A new user. Raises BadInput when the name cannot be one or is taken."""
+        """A new user. Raises BadInput when the name is invalid or taken."""
         user, added = self.get_or_create_user(name, can_anchor=can_anchor)
         if not added:
             raise BadInput(f"There is a user {quote_text(user.name)} already.", hint="choose another name")
         return user
 
     def get_or_create_user(self, name: str, *, can_anchor: bool = True) -> tuple[User, bool]:
-        """The user of this name, and whether they are new; `can_anchor` is for a new one. Raises BadInput."""
+        """The user of this name, and whether they are new; `can_anchor` applies to a new user. Raises BadInput."""
         name = check_name(name)
         with self._db.transaction():
             found = self._find(name)
@@ -143,7 +143,7 @@ class Users:
         return User(**load_boolean_columns(row, "can_anchor"))
 
     def find_by_uuid(self, uuid: str) -> User | None:
-        """The user whose row has this random number, also in a copy of the store it was given in."""
+        """The user with this uuid, also in a copy of the store that gave it."""
         found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE uuid = ?", (uuid,))
         return _user_from_row(found[0]) if found else None
 
@@ -158,7 +158,7 @@ class Users:
         return [name for (name,) in self._db.fetch_tuples("SELECT name FROM users ORDER BY name")]
 
     def existing_names(self, names: Iterable[str]) -> set[str]:
-        """Those of these names that somebody has."""
+        """Those of these names that are users."""
         sql = "SELECT name FROM users WHERE name IN (SELECT value FROM json_each(?))"
         return {name for (name,) in self._db.fetch_tuples(sql, (json.dumps(list(names)),))}
 
@@ -168,16 +168,16 @@ class Users:
         return [other for other in self.names() if other != name and normalise_name(other) == same]
 
     def summaries(self, *, task: str | None = None, bank_id: int | None = None) -> list[UserSummary]:
-        """One line a user, by name; with `task`, only of users who have something of it and about that.
+        """One summary a user, by name; with `task`, only of users with items or queries of it, and about that task.
 
-        The status is that in the bank, or without one in the newest ready version of each.
+        The status is that in the bank, or without one in the newest ready version of each bank.
         """
         rows = self._db.fetch_dicts(_SELECT_SUMMARIES, {"task": task, "bank": bank_id})
         rows = [{**row, "status": USER_STATUSES[row["status"]]} for row in rows]
         return [UserSummary(**load_boolean_columns(row, "can_anchor")) for row in rows]
 
     def users_with_items(self, task: str) -> list[tuple[User, int]]:
-        """Users who have items of a task, with how many, in the order in which the users came."""
+        """Users with items of a task, and how many, in the order in which the users were added."""
         sql = """SELECT users.id, name, can_anchor, created, count(*)
         FROM users JOIN items ON user_id = users.id WHERE task = ? GROUP BY users.id ORDER BY users.id"""
         return [(_user_from_row(row[:4]), row[4]) for row in self._db.fetch_tuples(sql, (task,))]
@@ -192,8 +192,8 @@ class Users:
     def set_can_anchor(self, user_id: int, can_anchor: bool) -> list[StaleAnchor]:
         """Record whether the user consents to being an anchor; returns their anchors that are stale now.
 
-        Without consent all of theirs are stale, and banks lose their items as neighbours; with it, none is but those
-        that were never trained. Raises UserInUse where consent is withdrawn beside a job that uses the user's items.
+        Without consent all their anchors are stale, and banks lose their items as neighbours. With consent only anchors
+        that were never trained are stale. Raises UserInUse where consent is withdrawn while a job uses their items.
         """
         with self._db.transaction():
             user = self.by_id(user_id)
@@ -214,9 +214,9 @@ class Users:
     def forget(self, user_id: int) -> ForgetResult:
         """Remove every trace of a user from database, log and files; anchors trained on them become stale.
 
-        Raises NotFound, UserInUse beside a job that uses their items, and StoreBusy when they are gone but another
-        process, still reading, keeps their bytes in the log; these go when the store is next opened with nobody
-        reading.
+        Raises NotFound, UserInUse while a job uses their items, and StoreBusy when the rows are deleted but another
+        reading process keeps their bytes in the log. Those bytes go when the store is next opened without another
+        reader.
         """
         return self._eraser.erase_user(self.by_id(user_id))
 

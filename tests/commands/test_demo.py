@@ -80,7 +80,7 @@ def test_a_second_run_keeps_what_is_there_and_shows_the_summary(here: Path, ran:
     for words in (
         "Recipes",
         "Stacks",
-        "held-out queries of 3 people",
+        "held-out queries of 3 users",
         "Next:",
         f"--store {here / 'store-demo'}",
         *SHOWN_USERS,

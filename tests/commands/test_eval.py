@@ -119,7 +119,7 @@ def test_a_run_of_the_same_goes_over_nothing_again(reg: Registry, tmp_path: Path
     assert done["bytes"] == file.stat().st_size and done["methods"] == METHODS.split(",")
     told = mta_ok("eval", "show", first["evaluation"], file, "--json").json()
     assert told["seeds"] == [0, 1] and told["users"] == both["users"]
-    assert "12 people" in mta_ok("eval", "export", other["evaluation"], "--to", file).out
+    assert "12 users" in mta_ok("eval", "export", other["evaluation"], "--to", file).out
     nowhere = ("--store", tmp_path / "nowhere", "eval")
     mta_ok(*nowhere, "report", file, "--to", tmp_path / "report")
     assert "stack" in (tmp_path / "report" / "report.md").read_text()

@@ -236,8 +236,8 @@ def test_user_and_bank_say_whose_words_stand_behind_answers(others: Registry) ->
     assert given == {"bank": "lamp-2", "version": 1, "perhaps_task_adapter": True, "neighbours": 10}
     shown = mta_ok("user", "show", "ida").out
     said = " ".join(shown.split())
-    assert all(name in said for name in rests["anchors"]) and "a task adapter trained on 9 people" in said
-    assert "90 answers of 9 people as neighbours" in said and "the main directions of 3 anchors" in said
+    assert all(name in said for name in rests["anchors"]) and "a task adapter trained on 9 users" in said
+    assert "90 answers of 9 users as neighbours" in said and "the main directions of 3 anchors" in said
     assert "10 answers as neighbours" in " ".join(mta_ok("user", "show", "user4").out.split())
     bank = " ".join(mta_ok("bank", "show", "lamp-2").out.split())
-    assert "trained on the items of 9 people" in bank and "90 answers of 9 people serve as neighbours" in bank
+    assert "trained on the items of 9 users" in bank and "90 answers of 9 users serve as neighbours" in bank

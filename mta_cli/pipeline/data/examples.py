@@ -1,4 +1,4 @@
-"""From stored items to token rows: which history stands in a prompt, with leave-one-out and no look into the future.
+"""Token rows from stored items: retrieves the history items of a prompt, leaving out the item itself and later ones.
 
 Joins the store's retrieval with the engine's prompts. Trains nothing and renders nothing.
 """
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
     from store.registry import Registry
 
-MAX_ITEM_ID = 2**62  # an item number behind every stored one
+MAX_ITEM_ID = 2**62  # larger than every stored item number
 
 
 def history_mix(history_items: int) -> tuple[int, ...]:
-    """How many items the task adapter's prompts may show: none, one, and as many as are shown in use."""
+    """How many history items the task adapter's training prompts may show: none, one, or as many as at inference."""
     return tuple(sorted({0, min(1, history_items), history_items}))
 
 
 class PromptRowBuilder:
-    """Token rows of one task for one base. Where `among` names items by user id, only these are shown of that user."""
+    """Token rows of one task for one base. `among` restricts the history items of users, by user id, to these items."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class PromptRowBuilder:
         exclude: int | None = None,
         before: tuple[str | None, int] | None = None,
     ) -> list[HistoryExample]:
-        """The user's `count` own items nearest to `text`, not `exclude`, nor any known to be from after `before`."""
+        """The user's `count` items nearest to `text`, without `exclude` and those known to be later than `before`."""
         from mta_cli.engine.text.prompts import HistoryExample
 
         if count == 0:
@@ -70,7 +70,7 @@ class PromptRowBuilder:
     def training_rows(
         self, items: Sequence[Item], *, mix: Sequence[int] | None = None, seed: int = 0
     ) -> list[TrainingRow]:
-        """A training row for each item, its prompt showing one of `mix` numbers of other items (or as in use)."""
+        """A training row for each item, its prompt showing one of `mix` numbers of other items (or as at inference)."""
         counts = tuple(mix) if mix is not None else (self.history_items,)
         choose = random.Random(seed)
         return [self._row(item, choose.choice(counts)) for item in items]

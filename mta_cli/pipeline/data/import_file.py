@@ -1,6 +1,6 @@
-"""Files of histories → the store: a file is checked as a whole, then written in one transaction.
+"""Imports files of histories: a file is checked as a whole, then written in one transaction.
 
-Knows what a second import must not change. Knows no format (see `intake`), no terminal and no SQL.
+Keeps stored items unchanged. Knows no format (see `parse_file`), no terminal and no SQL.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 StoredRecords = dict[tuple[bool, str], tuple[str, str, str | None]]
-"""What is stored of one user and task: (whether a query, id) → input, output, time."""
+"""The stored records of one user and task: (whether a query, id) → input, output, time."""
 
 AskConsent = Callable[[int], bool]
 
@@ -42,9 +42,9 @@ def import_file(
     user: str | None = None,
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Import a file; `user` says whose it is. `can_anchor` None leaves known users' consent as it is.
+    """Import a file; `user` is its user. `can_anchor` None leaves known users' consent unchanged.
 
-    Then `ask` tells, of that many new users, whether they may be anchors; without it they may.
+    For that many new users, `ask` decides whether they may be anchors; without it they may.
 
     Raises `NotFound` for a missing file or task and `BadInput` with every fault of the file; then nothing was written.
     """
@@ -67,9 +67,9 @@ def import_file(
 
 
 def _count_stored(reg: Registry, intake: ParsedFile, stored: set[str]) -> Counter[bool]:
-    """Count what is stored already, by whether it is a query; an id that stands for something else there is a fault.
+    """Count the stored records, by whether it is a query. An id with other stored content is a fault.
 
-    A time that only one side knows is no contradiction: what is stored stays as it is.
+    A time that only one side knows is no contradiction: the stored record stays unchanged.
     """
     known = Counter[bool]()
     ids = {name: reg.users.get(name).id for name in intake.user_names if name in stored}
@@ -116,7 +116,7 @@ def _write(
             for name, count in zip(counts, reg.items.bulk_append(items, queries), strict=True):
                 counts[name] += count
             yield JobProgress("", start + len(batch))
-    yield from changed.consequence_notes(reg, "people of this file")
+    yield from changed.consequence_notes(reg, "users of this file")
     yield ArtifactSaved("history", source.path.name, f"new items: {counts['items_added']:,}, users: {len(ids):,}")
     yield JobResult(_summary(source, intake) | counts)
 

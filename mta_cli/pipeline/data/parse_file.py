@@ -1,4 +1,4 @@
-"""One file → checked records and what to say about them; nothing is written. Knows formats and tasks, no store."""
+"""One file → checked records and findings; nothing is written. Knows formats and tasks, no store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FindTask = Callable[[str], "Task"]
 
 @dataclass(frozen=True)
 class ImportSource:
-    """What was asked for: a file, its format, and whose and which task's it is where the file does not say."""
+    """The request: a file, its format, and the user and task for records that name none."""
 
     format: str
     path: Path
@@ -38,7 +38,7 @@ class ImportSource:
     user: str | None = None
 
     def require_consistent(self) -> None:
-        """Raise `UsageFault` when the parts contradict each other."""
+        """Raises UsageError when the parts contradict each other."""
         if self.format not in FORMATS:
             raise UsageError(f"{format_value(self.format)} is no format", hint=f"choose one of {', '.join(FORMATS)}")
         if self.outputs is not None and self.format != "lamp":
@@ -47,9 +47,9 @@ class ImportSource:
 
 @dataclass
 class ParsedFile:
-    """A file after it was checked. `tasks` holds every task that its records belong to.
+    """A checked file. `tasks` holds every task of its records.
 
-    `untimed` counts records whose time the store will not learn, because it already has them without one.
+    `untimed` counts records whose time is not stored, because the store already has them without one.
     """
 
     task: str | None = None
@@ -61,7 +61,7 @@ class ParsedFile:
 
     @property
     def user_names(self) -> list[str]:
-        """Everyone whom the file names, in its order, also those without a single usable record."""
+        """All users in the file, in its order, also those without a usable record."""
         return list(self.findings.spellings)
 
     def count(self, *, held_out: bool) -> int:
@@ -70,7 +70,7 @@ class ParsedFile:
 
 
 def parse_import_file(source: ImportSource, find: FindTask) -> Generator[Event, None, ParsedFile]:
-    """Check the whole file. Raises `NotFound`, `UsageFault` or `BadInput`; the latter lists every fault."""
+    """Check the whole file. Raises `NotFound`, `UsageError` or `BadInput`; the latter lists every fault."""
     source.require_consistent()
     intake = ParsedFile(source.task)
     if source.user is not None:
@@ -149,7 +149,7 @@ def _find_tasks(intake: ParsedFile, find: FindTask) -> None:
 
 
 def import_notes(intake: ParsedFile) -> Iterator[Note]:
-    """What the person should know about a file that is imported all the same."""
+    """Notes for the user about a file that is imported all the same."""
     for reason, count in intake.findings.skip_counts.items():
         kept = "; their users' histories are imported" if reason == NO_GOLD else ""
         yield Note(f"left out, {reason}: {count:,}{kept}", warning=True)
@@ -173,7 +173,7 @@ def _unknown_labels(intake: ParsedFile) -> Iterator[Note]:
     for record in intake.records:
         task = intake.tasks[record.item.task]
         if task.learning_prompt is not None and not record.held_out:
-            continue  # history items of such a task ask something else than its queries
+            continue  # history items of such a task differ in kind from its queries
         if task.labels and record.item.output.strip() not in task.labels:
             strange.setdefault(task.name, Counter())[record.item.output] += 1
     for name, answers in strange.items():

@@ -1,4 +1,4 @@
-"""Profiles: what a user's history items say together, as one unit vector a task. Embeds only what is new.
+"""Profiles: the mean direction of a user's history items, as one unit vector a task. Embeds only new items.
 
 A profile is stored as the sum of its items' unit vectors, so that a longer history adds to it. Knows no anchors.
 """
@@ -36,9 +36,9 @@ class _UserItems:
 def refresh_profiles(
     reg: Registry, task: str, embedder: ModelEntry, users: Sequence[User] | None = None, device: str = "auto"
 ) -> Iterator[Event]:
-    """Brings the profiles of `users` (everyone with items of the task) up to date; `Done.result` counts what was new.
+    """Updates the profiles of `users` (all users with items of the task); `JobResult.result` counts the new items.
 
-    The embedder is loaded only when there is something to embed.
+    The embedder is loaded only when there are items to embed.
     """
     chosen = [user for user, _ in reg.users.users_with_items(task)] if users is None else list(users)
     pieces = [piece for user in chosen for piece in _new_user_items(reg, user, task, embedder.fingerprint)]
@@ -65,7 +65,7 @@ def profile_matrix(
 ) -> tuple[list[int], NDArray[np.float32]]:
     """User ids and their profiles as unit rows [users, width], in the order of the ids; `embedder` is a fingerprint.
 
-    Of everybody who has one, or of these `users` (ids). Raises IntegrityFault when profiles differ in length.
+    Of all users with a profile, or of these `users` (ids). Raises IntegrityFault when profiles differ in length.
     """
     import numpy as np
 
@@ -93,7 +93,7 @@ def _new_user_items(reg: Registry, user: User, task: str, embedder: str) -> list
 
 
 def _batches(pieces: Sequence[_UserItems]) -> Iterator[list[_UserItems]]:
-    """Neighbouring pieces together, up to `PIECE` items: many users with few items share the embedder's batches."""
+    """Joins neighbouring pieces, up to `EMBED_BATCH` items: many users with few items share the embedder's batches."""
     batch: list[_UserItems] = []
     for piece in pieces:
         if batch and sum(len(other.items) for other in batch) + len(piece.items) > EMBED_BATCH:
@@ -113,7 +113,7 @@ def _embed_batch(reg: Registry, model: Embedder, task: str, embedder: str, batch
             own = rows[start : start + len(piece.items)]
             start += len(piece.items)
             known = reg.profiles.get(piece.user.id, task, embedder)
-            last = known.last_item if known else 0  # another process may have added some of these meanwhile
+            last = known.last_item if known else 0  # another process may have added some of them meanwhile
             new = [i for i, item in enumerate(piece.items) if item.id > last]
             if new:
                 reg.profiles.save_profile(_updated_profile(known, piece, task, embedder, own[new]))

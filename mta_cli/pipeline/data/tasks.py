@@ -1,4 +1,4 @@
-"""Tasks by name: those built in, and those that were added to the store as TOML files. Renders nothing."""
+"""Tasks by name: built-in ones, and those added to the store as TOML files. Renders nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def find_task(reg: Registry | None, name: str) -> Task:
-    """The task called `name`; without a store one of the built-in ones. Raises NotFound with the nearest names."""
+    """The task called `name`; without a store, a built-in one. Raises NotFound with the nearest names."""
     if name in BUILTIN_TASKS:
         return BUILTIN_TASKS[name]
     text = reg.tasks.get(name) if reg is not None else None
@@ -36,7 +36,7 @@ def list_tasks(reg: Registry | None) -> list[dict[str, Any]]:
 
 
 def task_toml(reg: Registry | None, name: str) -> str:
-    """The task as the text of a task file. NotFound where there is no such task."""
+    """The task as the text of a task file. Raises NotFound."""
     return task_to_toml(find_task(reg, name))
 
 
@@ -48,9 +48,9 @@ def task_json(reg: Registry | None, name: str) -> dict[str, Any]:
 
 
 def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
-    """Add the task in a TOML file; returns it and whether it is new. The same file again changes nothing.
+    """Add the task in a TOML file; returns it and whether it is new. Adding the same file again changes nothing.
 
-    Raises BadInput with all faults, also where a task of that name exists and says something else.
+    Raises BadInput with all faults, also where a task of that name exists with other content.
     """
     text = _read(path)
     task = parse_task(text, path.name)
@@ -79,7 +79,7 @@ def count_task_users(reg: Registry, name: str) -> int:
 
 
 def remove_task(reg: Registry, name: str) -> dict[str, Any]:
-    """Remove an added task; histories of it stay, and are of use again once a task of that name is added."""
+    """Remove an added task; its histories stay, and can be used again once a task of that name is added."""
     with reg.transaction():
         users = count_task_users(reg, name)
         reg.tasks.remove(name)

@@ -1,4 +1,4 @@
-"""The jobs behind `mta backup` and `mta restore`. The store does the work; this plans, asks and tells.
+"""The jobs behind `mta backup` and `mta restore`. The store does the work; the jobs plan, confirm and report.
 
 Renders nothing.
 """
@@ -41,7 +41,7 @@ def back_up(reg: Registry, to: Path, agree: ConfirmReplace) -> Iterator[Event]:
         agree(f"Replace {target}?")
     yield JobStarted("backup", len(reg.adapters.all()) + 1, "files")
     manifest = yield from _tell_progress(create_backup(reg, target, __version__))
-    yield ArtifactSaved("backup", str(target), "it holds everybody of the store: keep it where others cannot read it")
+    yield ArtifactSaved("backup", str(target), "it holds all users of the store: keep it where others cannot read it")
     yield JobResult(
         {
             "file": str(target),
@@ -54,11 +54,11 @@ def back_up(reg: Registry, to: Path, agree: ConfirmReplace) -> Iterator[Event]:
 
 
 def restore(root: Path, archive: Path, timeout: float, agree: ConfirmReplace, *, dry_run: bool) -> Iterator[Event]:
-    """Put a backup in the place of the store `root`, after verifying all of it.
+    """Replace the store `root` by a backup, after verifying all of it.
 
     `JobResult` is `{store, file, created, schema, users, adapters, replaced, forgotten, withdrawn, not_replayed}`:
     `replaced` says whether there was a store, `forgotten` how many users of the backup were removed again, `withdrawn`
-    how many consents were taken back again, `not_replayed` why it is not known who was removed since, else None.
+    how many consents were withdrawn again, `not_replayed` why the users removed since are unknown, else None.
     Raises NotFound, BadInput and IntegrityFault for the archive, IntegrityFault for a newer store, StoreBusy while
     another process has the store open, and what `agree` raises before a store is replaced.
     """

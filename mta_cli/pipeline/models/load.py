@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def load_on_device(entry: ModelEntry, machine: MachineOptions, reg: Registry | None = None) -> LoadedBase:
     """The base on the machine's device. Raises as `load_base`.
 
-    Unless the machine is told not to, its files are verified meanwhile, and with `reg` the registry: see `verify`.
+    Unless the machine options say no, its files are verified meanwhile, and with `reg` the registry: see `verify`.
     """
     from mta_cli.pipeline.models.verify import verify_in_background
 

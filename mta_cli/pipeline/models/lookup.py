@@ -1,7 +1,7 @@
-"""Models by name: which are here, which one a name means, whether they are whole, and taking them away.
+"""Models by name: listing, resolving, verifying and removing them.
 
 A name is an embedded default (`smollm2-135m-instruct`, `minilm-l6`), `hf:ORG/NAME[@REVISION]`, a registered folder's
-name, or the path of a folder. Knows no defaults; settings hand them in.
+name, or the path of a folder. Settings provide the defaults.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def resolve_model(name_or_path: str, kind: str | None = None) -> ModelEntry:
-    """The model that `name_or_path` means, ready to load. `kind` (base or embedder) refuses the other one.
+    """The model with this name or path, ready to load. Raises BadInput where it is not of this `kind`.
 
     Raises NotFound with the command that pulls it, or IntegrityFault when files are missing.
     """
@@ -47,26 +47,26 @@ def resolve_model(name_or_path: str, kind: str | None = None) -> ModelEntry:
 
 
 def list_models() -> list[ModelEntry]:
-    """Every model in the models directory, by name. One that is damaged or gone says so in `detail["fault"]`.
+    """Every model in the models directory, by name. A damaged or missing one has the reason in `detail["fault"]`.
 
-    What a killed removal left is cleared away.
+    Removes the remains of killed removals.
     """
     clear_trash()
     return [_entry_or_fault(place, manifest) for place, manifest in _read_manifests()]
 
 
 def model_names() -> list[str]:
-    """Names for completion: what is here and what could be pulled."""
+    """Names for completion: installed models and those that can be pulled."""
     here = [str(manifest["name"]) for _, manifest in _read_manifests()]
     return sorted({*here, *PACKAGES})
 
 
 def removal_preview(name: str) -> dict[str, Any]:
-    """What `remove` would take away: `{name, bytes, folder}`; `folder` is a registered folder, which would stay."""
+    """The effect of `remove`: `{name, bytes, folder}`; `folder` is a registered folder, which stays."""
     place = model_dir(name)
     try:
         manifest = read_manifest(place)
-    except IntegrityFault:  # a damaged one must be removable too
+    except IntegrityFault:  # a damaged model must be removable too
         manifest = {"name": name}
     if manifest is None or manifest["name"] != name:
         raise _unknown_model_error(name)
@@ -75,23 +75,23 @@ def removal_preview(name: str) -> dict[str, Any]:
 
 
 def uninstall_model(name: str) -> dict[str, Any]:
-    """Takes a model away and returns its `removal`. A registered folder loses its name only, never a file."""
+    """Removes a model and returns its `removal`. A registered folder loses its name only, never a file."""
     gone = removal_preview(name)
     clear_trash()
     trash = trash_dir(name)
     trash.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(model_dir(name), trash)  # at once no longer a model, whatever happens next
+    os.replace(model_dir(name), trash)  # from here on it is not a model, even after a crash
     shutil.rmtree(trash)
     return gone
 
 
 def verify_model(name_or_path: str) -> list[str]:
-    """Everything about the model's files that is not as its manifest says, read in full; empty when all is well."""
+    """Every difference of the model's files to the manifest, after reading all of them; empty when there is none."""
     return model_faults(_find(name_or_path))
 
 
 def model_faults(entry: ModelEntry) -> list[str]:
-    """The same for a model that was found."""
+    """The same for a resolved model."""
     faults = []
     for file, expected in entry.detail["files"].items():
         path = entry.path / file
@@ -102,7 +102,7 @@ def model_faults(entry: ModelEntry) -> list[str]:
 
 
 def record_models(reg: Registry, *entries: ModelEntry) -> None:
-    """Write down in the store which models its adapters and profiles were made with."""
+    """Record in the store which models its adapters and profiles were made with."""
     for entry in entries:
         kept = ("source", "revision", "licence", "parameters", "dtype", "bytes")
         detail = {key: entry.detail[key] for key in kept if key in entry.detail}

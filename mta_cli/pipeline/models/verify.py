@@ -1,4 +1,4 @@
-"""Whether what an answer rests on is what it was, looked at while libraries load: the model's files and the registry.
+"""Verifies the model's files and the registry while libraries load.
 
 Each is read once in a process. Adapters are verified whenever they are read.
 """
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 MAX_VERIFIED_REGISTRY_BYTES = 100 * 10**6
 """Bytes of the largest registry.db that is looked at whole before the first answer (about two seconds)."""
 
-_verified_keys: set[tuple[str, str]] = set()  # what this process has found sound: paths, and fingerprints of models
+_verified_keys: set[tuple[str, str]] = set()  # verified by this process: paths, and fingerprints of models
 
 
 @contextmanager
 def verify_in_background(models: Sequence[ModelEntry] = (), reg: Registry | None = None) -> Iterator[None]:
-    """While the block runs, read what is given in full; after it, IntegrityFault says what is not as it was.
+    """While the block runs, read the given files in full; afterwards raise IntegrityFault for any that changed.
 
-    A block that fails for that reason fails with this one.
+    Where the block fails for that reason, the IntegrityFault replaces its error.
     """
     jobs: dict[tuple[str, str], Callable[[], None]] = {}
     for model in models:

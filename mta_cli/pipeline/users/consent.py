@@ -1,7 +1,7 @@
-"""Consent: whether somebody may be an anchor, who helps to serve others. Knows no terminal and no SQL.
+"""Consent: whether a user may be an anchor, who helps to serve others. Knows no terminal and no SQL.
 
-Without it nobody is an anchor, counts in a task adapter or in label rates, or is a neighbour of others' questions. What
-was trained before stays until the bank is refreshed or built anew.
+A user without consent is not an anchor, does not count in a task adapter or in label rates, and is not a neighbour of
+other users' questions. Earlier training results stay until the bank is refreshed or built anew.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConsentEffects:
-    """What a changed consent leaves stale: see `staleness`. Nothing where consent was given."""
+    """The anchors and dependents that a changed consent makes stale: see `dependents`. Empty for a given consent."""
 
     stale_anchors: list[StaleAnchor] = field(default_factory=list)
     dependents: list[Dependent] = field(default_factory=list)
     pooling_banks: list[Bank] = field(default_factory=list)
 
     def consequence_notes(self, reg: Registry, whose: str) -> Iterator[Note]:
-        """What the person at the terminal should know."""
+        """Notes for the user on what is stale."""
         return stale_notes(reg, whose, self.stale_anchors, self.dependents, self.pooling_banks)
 
 
 def change_consent(reg: Registry, users: Sequence[User], can_anchor: bool) -> ConsentEffects:
-    """Record what some users consent to; returns what is stale now. Raises UserInUse as `Users.set_can_anchor`."""
+    """Record the consent of some users; returns what is stale now. Raises UserInUse as `Users.set_can_anchor`."""
     pooled: dict[int, Bank] = {}
     stale: list[StaleAnchor] = []
     with reg.transaction():
@@ -46,9 +46,9 @@ def change_consent(reg: Registry, users: Sequence[User], can_anchor: bool) -> Co
 
 
 def set_consent(reg: Registry, name: str, can_anchor: bool, *, wait: bool = False) -> Iterator[Event]:
-    """Record what somebody consents to. The result says which anchors are stale now, and who rests on them.
+    """Record a user's consent. The result lists the anchors that are stale now, and the users who depend on them.
 
-    Raises NotFound, and UserInUse where consent is withdrawn beside a job that uses their items, unless it may `wait`.
+    Raises NotFound, and UserInUse where consent is withdrawn while a job uses their items, unless it may `wait`.
     """
     user = reg.users.get(name)
     left = yield from change_when_unused(partial(change_consent, reg, [user], can_anchor), wait=wait)

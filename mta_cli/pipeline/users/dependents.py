@@ -1,4 +1,4 @@
-"""What becomes stale when somebody leaves or takes their consent back, whom that concerns, and what helps.
+"""What becomes stale when a user leaves or withdraws consent, the users who depend on it, and the remedy.
 
 Changes nothing. Knows no terminal and no SQL.
 """
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from store.registry import Registry
     from store.tables.users import StaleAnchor
 
-MAX_NAMED_USERS = 10  # people whom a note names; results name all
+MAX_NAMED_USERS = 10  # users that a note names; results name all
 
 Dependent = tuple[str, str, int]
-"""(user, bank, version): somebody whose recipe or stack rests on a stale anchor of the bank"""
+"""(user, bank, version): a user whose recipe or stack depends on a stale anchor of the bank"""
 
 
 def join_names(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of the rest."""
     rest = len(names) - MAX_NAMED_USERS
     return ", ".join(names[:MAX_NAMED_USERS]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def refresh_command(reg: Registry, bank: Bank) -> str:
-    """The command that takes stale anchors out of a bank: a refresh of the newest, else the removal."""
+    """The command that removes stale anchors from a bank: a refresh of the newest, else the removal."""
     newest = reg.banks.latest_ready_bank(bank.task)
     if newest is not None and newest.id == bank.id:
         return f"mta bank build --task {shlex.quote(bank.task)} --refresh"
@@ -42,10 +42,10 @@ def refresh_command(reg: Registry, bank: Bank) -> str:
 
 
 def banks_pooling_user(reg: Registry, user: User) -> list[Bank]:
-    """Banks whose task adapter may have been trained on somebody.
+    """Banks whose task adapter may have been trained on a user's items.
 
-    A bank does not know who its people were: these are of tasks of which the user has as many items as counted there,
-    and were begun after the user came.
+    A bank does not record its users. These are the banks of tasks of which the user has enough items, if they were
+    begun after the user was added.
     """
     if not user.can_anchor:
         return []
@@ -65,7 +65,7 @@ def _min_pooled_items(bank: Bank) -> int:
 
 
 def find_dependents(reg: Registry, stale: Sequence[StaleAnchor]) -> list[Dependent]:
-    """Everybody whose recipe or stack rests on these anchors."""
+    """All users whose recipe or stack depends on these anchors."""
     banks = list(dict.fromkeys((name, version) for name, version, _ in stale))
     return [
         (user, name, version)
@@ -80,7 +80,7 @@ def find_dependents(reg: Registry, stale: Sequence[StaleAnchor]) -> list[Depende
 def stale_notes(
     reg: Registry, whose: str, stale: Sequence[StaleAnchor], resting: Sequence[Dependent], pooled: Iterable[Bank]
 ) -> Iterator[Note]:
-    """What the person should know: anchors trained on `whose` words that are stale, who rests on them, the remedy."""
+    """Notes for the user: stale anchors trained on `whose` items, the users who depend on them, the remedy."""
     for bank, version, anchor in stale:
         yield Note(f"anchor {anchor} of {bank} v{version} was trained on {whose}: it is stale", warning=True)
     if resting:
@@ -99,7 +99,7 @@ def stale_notes(
         tasks = dict.fromkeys(bank.task for bank in pools)
         builds = ", ".join(f"`mta bank build --task {shlex.quote(task)}`" for task in tasks)
         yield Note(
-            f"task adapters that were trained on many people and may hold something of {whose}: those of "
+            f"task adapters that were trained on many users and may hold something of {whose}: those of "
             f"{', '.join(bank_label(bank) for bank in pools)}. A new build is without it: {builds}",
             warning=True,
         )

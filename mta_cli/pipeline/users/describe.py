@@ -1,4 +1,4 @@
-"""Everything that the store holds about one person, as plain values. Knows no terminal and no SQL."""
+"""All stored data about one user, as plain values. Knows no terminal and no SQL."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Entry = dict[str, Any]
 
 
 def describe_user(reg: Registry, name: str) -> Entry:
-    """All of it: consent, items, queries, profiles, recipes, stacks, anchors, chats, runs; what of others their models
-    rest on and what banks hold of them. Raises `NotFound`."""
+    """Consent, items, queries, profiles, recipes, stacks, anchors, chats and runs; the other users' data behind this
+    user's models, and the banks' data from this user. Raises `NotFound`."""
     user = reg.users.get(name)
     held = reg.users.tasks_of_user(user.id)
     tasks = [task for task, _, _ in held]
@@ -39,7 +39,7 @@ def describe_user(reg: Registry, name: str) -> Entry:
 
 
 def user_runs(reg: Registry, name: str) -> list[Entry]:
-    """The runs about a person, with their results. Raises `NotFound`."""
+    """The runs about a user, with their results. Raises `NotFound`."""
     user = reg.users.get(name)
     return [run_entry(run) for run in reg.runs.of_user(user.id)]
 

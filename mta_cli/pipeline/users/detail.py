@@ -1,6 +1,6 @@
-"""One person as a detail pane shows them: history, anchors near them, recipe, training, results, runs.
+"""One user for a detail pane: history, nearest anchors, recipe, training, results, runs.
 
-Everything as plain values, read from the store and computed without numpy: a look at somebody loads nothing heavy.
+All as plain values, read from the store and computed without numpy, so that nothing heavy is loaded.
 Knows no terminal and no SQL.
 """
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from store.registry import Registry
     from store.tables.predictions import UserPrediction
 
-PARTIAL_SUM_METHODS = ("evidence", "learned")  # ways of weighing that leave a share to the task adapter alone
+PARTIAL_SUM_METHODS = ("evidence", "learned")  # weight methods that leave a share to the task adapter alone
 RUNS_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class AnchorMatch:
-    """An anchor beside a person: cosine of both profiles where both are known, and its weight in their recipe."""
+    """An anchor for a user: cosine of both profiles where both are known, and its weight in the user's recipe."""
 
     anchor_id: int
     name: str
@@ -38,7 +38,7 @@ class AnchorMatch:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """How one method did for one person: `value` is a mean over `answers`, in the task's main metric."""
+    """One method's result for one user: `value` is a mean over `answers`, in the task's main metric."""
 
     method: str
     value: float
@@ -48,7 +48,7 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Results:
-    """What the newest evaluation of the task with answers for this person found of them."""
+    """The results of the newest evaluation of the task with answers for this user."""
 
     evaluation: int
     metric: str
@@ -57,10 +57,10 @@ class Results:
 
 @dataclass(frozen=True)
 class UserDetail:
-    """Somebody, for one task: `held` is what they have as (task, items, queries).
+    """A user, for one task: `held` is their data as (task, items, queries).
 
     `bank` is the task's newest that is ready; recipe, stack and `near` are about it, the nearest anchors first.
-    `rest` is the share of the task adapter alone in the recipe. `losses` are those of their last adaptation, by step.
+    `rest` is the share of the task adapter alone in the recipe. `losses` are those of the last adaptation, by step.
     """
 
     user: User
@@ -78,17 +78,17 @@ class UserDetail:
 
     @property
     def items(self) -> int:
-        """How many history items they have of the task."""
+        """How many history items the user has of the task."""
         return sum(items for task, items, _ in self.task_counts if task == self.task)
 
     @property
     def queries(self) -> int:
-        """How many held-out queries they have of the task."""
+        """How many held-out queries the user has of the task."""
         return sum(queries for task, _, queries in self.task_counts if task == self.task)
 
 
 def load_user_detail(reg: Registry, name: str, task: str | None = None) -> UserDetail:
-    """A person for a task, or for the one that they have most items of. Raises NotFound."""
+    """A user for a task, or for the one with most items. Raises NotFound."""
     user = reg.users.get(name)
     held = tuple(reg.users.tasks_of_user(user.id))
     task = task if task is not None else held[0][0] if held else None
@@ -114,7 +114,7 @@ def load_user_detail(reg: Registry, name: str, task: str | None = None) -> UserD
 
 
 def load_history_page(reg: Registry, name: str, task: str, offset: int = 0, limit: int = 20) -> list[Item]:
-    """At most `limit` of a person's items of a task, newest first, from place `offset` on. Raises NotFound."""
+    """At most `limit` of a user's items of a task, newest first, from `offset` on. Raises NotFound."""
     offset, limit = max(0, offset), max(0, limit)
     newest = reg.items.recent_items(reg.users.get(name).id, task, offset + limit)
     return newest[::-1][offset:]
@@ -146,7 +146,7 @@ def _rank_anchors(
 
 
 def _cosines(reg: Registry, user: User, bank: Bank, anchors: Sequence[Anchor]) -> dict[int, float]:
-    """Cosines of the person's profile and the anchors', by anchor number."""
+    """Cosines of the user's profile and the anchors', by anchor number."""
     ids = [user.id, *(anchor.user_id for anchor in anchors if anchor.user_id is not None)]
     vectors = {number: _vector(total) for number, total in reg.profiles.profile_totals(bank.task, bank.embedder, ids)}
     own = vectors.get(user.id)
@@ -175,14 +175,14 @@ def _dot(left: array[float], right: array[float]) -> float:
 
 
 def _task_adapter_share(recipe: Recipe | None) -> float | None:
-    """What the recipe leaves to the task adapter alone; None where its weights do not say so."""
+    """The share of the task adapter alone in the recipe; None for methods whose weights do not define it."""
     if recipe is None or recipe.method not in PARTIAL_SUM_METHODS:
         return None
     return 1.0 - sum(share.weight for share in recipe.shares)
 
 
 def _losses(reg: Registry, runs: Sequence[Run], task: str | None) -> tuple[float, ...]:
-    """The losses of the last adaptation for the task that took steps."""
+    """The losses of the last adaptation with training steps for the task."""
     for run in runs:
         if run.kind == "user adapt" and run.config.get("task") in (task, None):
             losses = tuple(step.loss for step in reg.runs.steps(run.id) if step.loss is not None)
@@ -202,7 +202,7 @@ def _results(reg: Registry, user: User, task: str | None) -> Results | None:
     for answer in reg.evaluations.predictions.user_predictions(number, user.id):
         if _was_chosen(answer, chosen):
             sizes[answer.method] = answer.bytes
-            with contextlib.suppress(ValueError):  # a gold that is no number has no score
+            with contextlib.suppress(ValueError):  # a gold that is not a number has no score
                 scores.setdefault(answer.method, []).append(score(answer))
     methods = tuple(
         MethodResult(method, sum(own) / len(own), len(own), sizes[method]) for method, own in scores.items() if own
@@ -211,7 +211,7 @@ def _results(reg: Registry, user: User, task: str | None) -> Results | None:
 
 
 def _was_chosen(answer: UserPrediction, chosen: Any) -> bool:
-    """Whether the answer is of the settings that the evaluation settled on; a list holds them by fold."""
+    """Whether the answer is from the chosen settings of the evaluation; a list holds them by fold."""
     settings = chosen.get(answer.method) if isinstance(chosen, Mapping) else None
     if answer.fold is None or settings is None:
         return True
@@ -221,7 +221,7 @@ def _was_chosen(answer: UserPrediction, chosen: Any) -> bool:
 
 
 def _metric_scorer(reg: Registry, task: str) -> tuple[str, Callable[[UserPrediction], float]]:
-    """The task's main metric, and what one answer scores in it; accuracy for a task that is no longer known."""
+    """The task's main metric, and the score of one answer in it; accuracy for an unknown task."""
     from mta_cli.engine.evaluation.metrics import rouge_1, score_errors, score_range
     from mta_cli.pipeline.data.tasks import find_task
 

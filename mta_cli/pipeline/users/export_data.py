@@ -1,7 +1,7 @@
-"""Everything that is held about a person, as a folder of readable files for them: `mta user export --all-data`.
+"""All stored data about a user, as a folder of readable files for them: `mta user export --all-data`.
 
-JSON with the keys that `README.md` in the folder names, and the adapters that were trained on them alone. Loads no
-model.
+JSON with the keys that `README.md` in the folder explains, and the adapters that were trained on this user alone.
+Loads no model.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ FILE_DESCRIPTIONS = {
     "much there is of each).",
     "items.json": "The history: id, task, time, input and output of each item.",
     "queries.json": "Held-out queries, which measure and never train: id, task, time, input, gold.",
-    "profiles.json": "What the items say together, for finding people who are alike: task, embedder, items (how many), "
+    "profiles.json": "What the items say together, for finding similar users: task, embedder, items (how many), "
     "vector (the sum of as many unit vectors).",
-    "recipes.json": "Which anchors the person's model is merged from: bank, version, task, method, recipe_bytes, "
+    "recipes.json": "Which anchors the user's model is merged from: bank, version, task, method, recipe_bytes, "
     "created, anchors (user, similarity, weight).",
-    "stacks.json": "The person's own part: bank, version, task, kind, digest, shots, steps, losses before and after, "
+    "stacks.json": "The user's own residual: bank, version, task, kind, digest, shots, steps, losses before and after, "
     "stack_bytes, created, anchors (those that it was trained above), file (of a LoRA), numbers (of a core; they stand "
-    "between the bank's main directions, the adapter of that digest, which is everybody's).",
-    "anchors.json": "Where the person is an anchor: bank, version, task, anchor, items, digest, stale, file (the "
+    "between the bank's main directions, the adapter of that digest, which all users share).",
+    "anchors.json": "The user as an anchor: bank, version, task, anchor, items, digest, stale, file (the "
     "meta-LoRA that was trained on their items), resting (whose recipes or stacks rest on it).",
     "neighbours.json": "Items that banks keep to guess others' labels by: bank, version, task, id, vector (the "
     "embedding of the input).",
@@ -42,19 +42,19 @@ FILE_DESCRIPTIONS = {
     "evaluations.json": "roles: evaluation, task, fold, role. made: evaluation, fold, method, settings, bytes, "
     "seconds. answers: evaluation, task, fold, method, settings, prompt, answer, gold, gold_loglik (nats), "
     "gold_tokens, scores (of each label), tokens, seconds.",
-    "runs.json": "about: what was done for the person, with config, result and steps (unit, step, loss, tokens, "
+    "runs.json": "about: what was done for the user, with config, result and steps (unit, step, loss, tokens, "
     "seconds). named_in: runs about several users that were asked for this one.",
 }
 
 
 def export_all_data(reg: Registry, name: str, to: Path) -> Iterator[Event]:
-    """Write all that is held about somebody to the folder `to`, which appears whole or not at all.
+    """Write all stored data about a user to the folder `to`, which appears whole or not at all.
 
-    Raises NotFound for a person who is not there, BadInput for a folder that holds something or cannot be made,
+    Raises NotFound for an unknown user, BadInput for a folder that is not empty or cannot be made,
     IntegrityFault for a damaged adapter file.
     """
     user = reg.users.get(name)
-    target = resolve_export_folder(to, "what is held about somebody")
+    target = resolve_export_folder(to, "what is held about a user")
     documents = collect_user_data(reg, user)
     adapters = {each["digest"]: each["file"] for part in ("stacks", "anchors") for each in documents[part]}
     files = {f"{part}.json": f"{to_json(value)}\n".encode() for part, value in documents.items()}
@@ -68,7 +68,7 @@ def export_all_data(reg: Registry, name: str, to: Path) -> Iterator[Event]:
 
 
 def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
-    """The documents by the names of their files, without `.json`; see `FILES`."""
+    """The documents by the names of their files, without `.json`; see `FILE_DESCRIPTIONS`."""
     known = describe_user(reg, user.name)
     answers = [
         {**each, "scores": _unpack_floats(each["scores"], FLOAT32_BYTES)}
@@ -109,7 +109,7 @@ def _profile_document(reg: Registry, row: Mapping[str, Any]) -> Entry:
 
 
 def _stack_documents(reg: Registry, user: User, known: list[Entry]) -> list[Entry]:
-    """What is said of each stack, with the person's own numbers or file, and the anchors below."""
+    """The document of each stack, with the user's own numbers or file, and the anchors below."""
     found = []
     for entry, stack in zip(known, reg.stacks.of_user(user.id), strict=True):
         names = {anchor.id: anchor.user for anchor in reg.banks.anchors(stack.bank_id)}
@@ -150,6 +150,6 @@ def _unpack_floats(packed: bytes | None, width: int) -> list[float] | None:
 def _readme_text() -> str:
     lines = "".join(f"- `{name}`: {what}\n" for name, what in FILE_DESCRIPTIONS.items())
     return (
-        "# What is held about a person\n\nEvery file is JSON in UTF-8; times are in UTC. Adapters are in `adapters/`, "
+        "# What is held about a user\n\nEvery file is JSON in UTF-8; times are in UTC. Adapters are in `adapters/`, "
         f"as safetensors under the digests of their contents.\n\n{lines}"
     )

@@ -1,6 +1,6 @@
-"""Folders that leave the store: made whole or not at all, and remembered as runs, so that forgetting can name them.
+"""Folders outside the store: written whole or not at all, and recorded as runs, so that forgetting can list them.
 
-Knows nothing of what is in them. The person's name is in no path that is made here.
+Knows nothing of their contents. No path here contains the user's name.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ EXPORT_RUN_KIND = "user export"  # the kind of its run
 def resolve_export_folder(
     to: Path, what: str, *, replace: bool = False, hint: str = "Name another folder with --to."
 ) -> Path:
-    """`to` as an absolute path. BadInput for a file, and for a folder that holds something unless `replace`.
+    """`to` as an absolute path. Raises BadInput for a file, and for a folder that is not empty unless `replace`.
 
-    BadInput with the system's reason for what can be no folder.
+    Raises BadInput with the system's reason for an invalid path.
     """
     try:
         target = Path(os.path.abspath(to.expanduser()))
         there = target.exists()
         full = target.is_dir() and any(target.iterdir())
-    except (OSError, RuntimeError) as error:  # too long, not ours to look at, the home of nobody
+    except (OSError, RuntimeError) as error:  # too long, not readable, or an unknown home
         raise BadInput(
             f"{str(to)!r:.200} cannot be used: {system_reason(error)}", hint="Name another folder with --to."
         ) from error
@@ -47,7 +47,7 @@ def resolve_export_folder(
 
 
 def write_folder(target: Path, files: Mapping[str, bytes], what: str) -> None:
-    """Make the folder beside its place, then move it there; of one that holds something, replace these files.
+    """Write the folder beside its place, then move it there; in a folder that is not empty, replace these files.
 
     `files` by their paths below it, with `/`. BadInput with the system's reason leaves nothing.
     """
@@ -74,14 +74,14 @@ def write_folder(target: Path, files: Mapping[str, bytes], what: str) -> None:
 
 @contextmanager
 def record_export(reg: Registry, user: User, target: Path, what: str) -> Iterator[None]:
-    """A run that says where something of a user's went, from here to the end of the block; it holds the user."""
+    """A run that records where a user's data went, from here to the end of the block; it holds the user."""
     asked = {"to": str(target), "what": what}
     with reg.hold_users("export", [user.id]), record_request(reg, EXPORT_RUN_KIND, asked, user_id=user.id):
         yield
 
 
 def exports_of(reg: Registry, user: User) -> list[str]:
-    """Where a person's exports went, each place once, newest first; some may have been moved or removed since."""
+    """The places of a user's exports, each once, newest first; some may have been moved or removed since."""
     return list(dict.fromkeys(_export_paths(reg, user)))
 
 

@@ -1,4 +1,4 @@
-"""Forgets a person: every trace goes, and anchors that were trained on them are named. Knows no terminal and no SQL."""
+"""Forgets a user: removes all their data, and lists the anchors trained on it. Knows no terminal and no SQL."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def _traces(reg: Registry, user: User) -> Iterator[PlanLine]:
     banks = [bank for bank in reg.banks.all() for each in reg.banks.anchors(bank.id) if each.user_id == user.id]
     yield PlanLine("anchor of", ", ".join(map(bank_label, banks)) or "no bank")
     anchors = {bank.id: [a.id for a in reg.banks.anchors(bank.id) if a.user_id == user.id] for bank in banks}
-    people = {name for bank, own in anchors.items() for name in reg.banks.dependent_users(bank, own)} - {user.name}
-    yield PlanLine("recipes and stacks that rest on it", join_names(sorted(people)) or "nobody's")
+    dependents = {name for bank, own in anchors.items() for name in reg.banks.dependent_users(bank, own)} - {user.name}
+    yield PlanLine("recipes and stacks that rest on it", join_names(sorted(dependents)) or "none")
 
 
 def forget_user(reg: Registry, name: str, *, wait: bool = False) -> Iterator[Event]:
-    """Remove a user. Raises NotFound, and UserInUse beside a job that uses their items, unless it may `wait`.
+    """Remove a user. Raises NotFound, and UserInUse while a job uses their items, unless it may `wait`.
 
-    The result counts what went, and lists what they leave: stale anchors, whoever rests on these, task adapters that
-    may hold something of them, and the folders that were exported.
+    The result counts what was removed, and lists what stays: stale anchors, the users who depend on them, task adapters
+    that may have been trained on the user's items, and the exported folders.
     """
     user = reg.users.get(name)
     (items, pooled, exports, saved), gone = yield from change_when_unused(partial(_forget, reg, user), wait=wait)
@@ -72,7 +72,7 @@ def forget_user(reg: Registry, name: str, *, wait: bool = False) -> Iterator[Eve
 
 
 def _forget(reg: Registry, user: User) -> tuple[tuple[int, list[Bank], list[str], list[str]], ForgetResult]:
-    """Remove the user; returns what was known before: items, banks that pooled them, exports, saved databases."""
+    """Remove the user; returns what was known before: items, banks that may use them, exports, database copies."""
     items = sum(count for _, count, _ in reg.users.tasks_of_user(user.id))
     saved = [path.name for path in saved_databases(reg.root)]
     told = items, banks_pooling_user(reg, user), exports_of(reg, user), saved

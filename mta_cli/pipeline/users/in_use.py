@@ -1,4 +1,4 @@
-"""Users whom a running job uses: a change of theirs is refused, or waits for the job's end. Knows no terminal."""
+"""Changes to a user whom a running job uses: refused, or delayed until the job ends. Knows no terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POLL_SECONDS = 0.5
 
 
 def change_when_unused(change: Callable[[], T], *, wait: bool) -> Generator[Event, None, T]:
-    """Do and `return` what `change` does. Where a job uses the user: wait for its end, else raise UserInUse."""
+    """Run `change` and return its result. While a job uses the user: wait for its end, else raise UserInUse."""
     told = ""
     while True:
         try:

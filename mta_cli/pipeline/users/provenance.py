@@ -1,4 +1,4 @@
-"""Whose words stand behind what: the people that a bank was made of, and what of others somebody's answers rest on.
+"""Provenance: the users whose items a bank, or a user's answers, are made from.
 
 Reads the store only. Knows no terminal and no SQL.
 """
@@ -22,21 +22,21 @@ Entry = dict[str, Any]
 
 
 def count_bank_users(reg: Registry, bank: Bank) -> Entry:
-    """How many people the task adapter was trained on (None where that is not known), and how many have neighbours."""
+    """How many users the task adapter was trained on (None where unknown), and how many have neighbours."""
     pooled = None
     if bank.task_adapter is not None:
         try:
             pooled = reg.adapters.get(bank.task_adapter).config.get(TRAINED_USERS_KEY)
-        except NotFound:  # a bank that is not whole: `mta bank verify` says so
+        except NotFound:  # an incomplete bank: `mta bank verify` reports it
             pooled = None
     return {"task_adapter_people": pooled, "neighbour_people": reg.neighbours.count_users(bank.id)}
 
 
 def user_dependencies(reg: Registry, user: User) -> list[Entry]:
-    """What of others the personal models of somebody rest on, an entry for each bank.
+    """The other users' data that a user's models depend on, one entry a bank.
 
-    `anchors` are those of their recipe or stack, by their people's names; `basis_anchors` counts those between whose
-    main directions a core stands. The task adapter and the neighbours, counted with their people, serve every answer.
+    `anchors` are those of the recipe or stack, by their users' names; `basis_anchors` counts those between whose main
+    directions a core is trained. The task adapter and the neighbours, with counts of their users, serve every answer.
     """
     shares: dict[int, list[AnchorWeight]] = {}
     cores = set()
@@ -65,8 +65,8 @@ def user_dependencies(reg: Registry, user: User) -> list[Entry]:
 
 
 def user_contributions(reg: Registry, user: User) -> list[Entry]:
-    """What banks hold of somebody, besides their anchors: whether `perhaps_task_adapter` (see `pooled_in`), and how
-    many of their items are `neighbours`."""
+    """A user's data in banks, besides anchors: whether `perhaps_task_adapter` (see `banks_pooling_user`), and how many
+    of their items are `neighbours`."""
     held = Counter((row["bank"], row["version"]) for row in reg.subject_data.neighbours(user.id))
     pooled = {(bank.name, bank.version) for bank in banks_pooling_user(reg, user)}
     return [

@@ -1,4 +1,4 @@
-"""Adds people, and finds their history items. Knows no terminal and no SQL."""
+"""Adds users, and finds their history items. Knows no terminal and no SQL."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def add_user(
     ask: AskConsent | None = None,
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Add a person, with a history when there is one; a history of a known person is appended.
+    """Add a user, with a history when there is one; the history of a known user is extended.
 
-    Without `can_anchor`, `ask` tells whether somebody new may be an anchor; without both they may.
+    Without `can_anchor`, `ask` decides whether a new user may be an anchor; without both they may.
 
-    Raises `BadInput` for a name that cannot be one, and for a known person without anything to append.
+    Raises `BadInput` for an invalid name, and for a known user without a history to add.
     """
     name = check_name(name)
     if history is not None:
@@ -99,9 +99,9 @@ def history_format(path: Path) -> str:
 def find_items(
     reg: Registry, name: str, *, task: str | None = None, limit: int = 20, search: str | None = None
 ) -> list[Item]:
-    """A person's most recent items, oldest first, or with `search` the best matches, best first.
+    """A user's most recent items, oldest first, or with `search` the best matches, best first.
 
-    Raises `NotFound` for nobody, and for a task that is none and of which the person has nothing.
+    Raises `NotFound` for an unknown user, and for an unknown task of which the user has no items.
     """
     user = reg.users.get(name)
     tasks = [held for held, _, _ in reg.users.tasks_of_user(user.id)]

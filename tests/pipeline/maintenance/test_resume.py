@@ -160,7 +160,7 @@ def test_an_adaptation_of_everybody_that_was_killed_is_offered(
         patch.setattr("store.tables.runs.os.getpid", dead)
         begin_adaptation(peopled, None, QUICK)
     (one,) = list_unfinished_jobs(peopled)
-    assert one.title == "everybody, lamp-2"
+    assert one.title == "all users, lamp-2"
     results, _ = go_on(peopled, one)
     assert len(results) == 9
 

@@ -90,7 +90,7 @@ class RecordFields:
         return stored
 
     def read_time(self, *names: str) -> str | None:
-        """The first of several optional moments, in the form that sorts as text."""
+        """The first of several optional times, in a form that sorts as text."""
         name = next((each for each in names if self.has_value(each)), None)
         if name is None:
             return None
@@ -106,7 +106,7 @@ class RecordFields:
             return None
 
     def read_objects(self, name: str, *, required: bool = True) -> list[RecordFields]:
-        """The objects of a list field; members that are none are faults."""
+        """The objects of a list field; other members are faults."""
         value = self.values.get(name)
         if value is None and not required:
             return []
@@ -128,7 +128,7 @@ class RecordFields:
 
 
 def text_fault(value: object) -> str | None:
-    """What is wrong with a value as text that can be stored and shown to a model; None when nothing is."""
+    """The fault of a value as text that can be stored and shown to a model; None when it has none."""
     if not isinstance(value, str):
         return f"is {json_type_name(value)}, not text"
     if not value.strip():

@@ -1,4 +1,4 @@
-"""What every parser hands over: records, and findings about the file. Knows no format and no limit."""
+"""The results of every parser: records, and findings about the file. Knows no format and no limit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Record:
 
 
 class ParseFindings:
-    """What a parser found besides records: faults (the first 20 in words, all counted), and things worth saying."""
+    """A parser's findings besides records: faults (the first 20 in words, all counted), and notes."""
 
     def __init__(self) -> None:
         self.fault_lines: list[str] = []
@@ -49,13 +49,13 @@ class ParseFindings:
         self.spellings: dict[str, set[str]] = {}
 
     def add_fault(self, place: SourceLocation, what: str, field: str = "") -> None:
-        """One thing that makes the file unusable; `field` is the path inside the record."""
+        """A fault, which makes the file unusable; `field` is the path inside the record."""
         self.fault_count += 1
         if len(self.fault_lines) < MAX_LISTED_FAULTS:
             self.fault_lines.append(f"{place}{f', field {field}' if field else ''}: {what}")
 
     def add_ignored_field(self, name: str) -> None:
-        """A field that no one reads; at most 20 names are kept."""
+        """A field that is not read; at most 20 names are kept."""
         if len(self.ignored_fields) < MAX_LISTED_FAULTS:
             self.ignored_fields[name] = None
 
@@ -64,7 +64,7 @@ class ParseFindings:
         self.spellings.setdefault(name, set()).add(written)
 
     def raise_faults(self, file: str, hint: str | None = None) -> None:
-        """Raise `BadInput` with everything found, or return when there was no fault."""
+        """Raise `BadInput` with all findings, or return when there was no fault."""
         if not self.fault_count:
             return
         count = "1 fault" if self.fault_count == 1 else f"{self.fault_count:,} faults"
@@ -73,7 +73,7 @@ class ParseFindings:
 
 
 def json_type_name(value: object) -> str:
-    """What a JSON value is, in words for the person who wrote the file."""
+    """The type of a JSON value, in words for the user who wrote the file."""
     if value is None:
         return "null"
     names = {bool: "true or false", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}

@@ -1,4 +1,4 @@
-"""Which ids a file has used, for whom, and where: tells a repetition from a contradiction. Knows no format."""
+"""The ids that a file has used, by user and place: tells a repetition from a contradiction. Knows no format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class SeenIds:
         self._first_uses: dict[tuple[str, str, str, bool], tuple[int, SourceLocation]] = {}
 
     def add_if_new(self, record: Record, field: str, *, may_repeat: bool = False) -> bool:
-        """Whether the record's id is new. A used one is a fault, unless it may repeat and says the same."""
+        """Whether the record's id is new. A used one is a fault, unless it may repeat and has the same content."""
         item = record.item
         content = hash((item.input, item.output, item.time))
         mark = (record.user, item.task, item.key, record.held_out)

@@ -21,14 +21,14 @@ NO_QUESTION = "gold answers without a question"
 
 @dataclass(frozen=True)
 class GoldAnswers:
-    """An outputs file: the task that it names, and the answer of each question id."""
+    """An outputs file: its task, and the answer of each question id."""
 
     task: str
     answers: Mapping[str, str]
 
 
 def parse_golds(document: object, file: str, findings: ParseFindings) -> GoldAnswers:
-    """Every gold answer of an outputs document; what is wrong goes to the findings."""
+    """Every gold answer of an outputs document; faults go to the findings."""
     whole = RecordFields.from_value(document, SourceLocation(file), findings)
     answers: dict[str, str] = {}
     if whole is None:
@@ -125,7 +125,7 @@ def _query(query: RecordFields, user: str | None, shape: FieldMapping) -> Record
 
 
 def _require_list(document: object, place: SourceLocation, findings: ParseFindings, inside: str = "") -> list[object]:
-    """The members of a list that should be one, and not empty."""
+    """The members of a list field, which must not be empty."""
     if not isinstance(document, list):
         findings.add_fault(place, f"is {json_type_name(document)}, not a list", inside)
         return []

@@ -1,4 +1,4 @@
-"""Names that a person could take for one another: the same but for case, Unicode form, space. Knows no store."""
+"""Names that a user could confuse: equal but for case, Unicode form and space. Knows no store."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def lookalike_warnings(spellings: Mapping[str, set[str]], stored: Iterable[str])
 
 
 def _join_names(names: set[str]) -> str:
-    """The names as they are where case alone differs, else with escapes, for they may look the same."""
+    """The names unchanged where only case differs, else with escapes, because they may look the same."""
     shown = escape_unprintable if len({name.casefold() for name in names}) == 1 else ascii
     return " and ".join(shown(name) for name in sorted(names))

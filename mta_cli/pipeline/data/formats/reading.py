@@ -63,7 +63,7 @@ def read_document(path: Path) -> Any:
     """The JSON document in a file. Raises `NotFound` and `BadInput`, never anything else."""
     with open_file(path) as stream:
         info = os.fstat(stream.fileno())
-        # What is asked for is set aside at once, so a small file is not asked for more than it has.
+        # `read` allocates its argument at once, so a small file is read by its own size.
         content = stream.read((info.st_size if stat.S_ISREG(info.st_mode) else FILE_BYTES) + 1)
     if len(content) > FILE_BYTES:
         _raise_too_large(path, len(content))
@@ -71,7 +71,7 @@ def read_document(path: Path) -> Any:
 
 
 def parse_document(content: bytes, file: str) -> Any:
-    """The JSON value in `content`. Raises `BadInput` for whatever is not one UTF-8 JSON document of sane depth."""
+    """The JSON value in `content`. Raises `BadInput` unless it is one UTF-8 JSON document of bounded depth."""
     reject_magic_bytes(content, file)
     text = decode_utf8(content, file)
     if not text.strip():
@@ -85,7 +85,7 @@ def parse_document(content: bytes, file: str) -> Any:
 
 
 def strict_json_loads(text: str) -> Any:
-    """`json.loads` without NaN, infinities and endless nesting. Raises ValueError only; JSONDecodeError is one."""
+    """`json.loads` without NaN, infinities and deep nesting. Raises ValueError only; JSONDecodeError is one."""
     try:
         return json.loads(text, parse_constant=_reject_constant)
     except RecursionError as error:
@@ -102,7 +102,7 @@ def _json_error_text(error: json.JSONDecodeError, text: str) -> str:
 
 
 def reject_magic_bytes(start: bytes, file: str) -> None:
-    """Raise `BadInput` when a file's first bytes say that it is no UTF-8 text."""
+    """Raises `BadInput` when a file's first bytes show that it is not UTF-8 text."""
     for magic, (what, hint) in _FOREIGN_MAGIC.items():
         if start.startswith(magic):
             raise BadInput(f"{file} {what}", hint=hint)

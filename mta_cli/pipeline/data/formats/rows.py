@@ -22,7 +22,7 @@ RawRow = tuple[SourceLocation, Mapping[str, Any]]
 
 
 def jsonl_rows(lines: Lines, file: str, findings: ParseFindings) -> Iterator[RawRow]:
-    """The object on every line that is not blank; a line that holds none is a fault."""
+    """The object on every line that is not blank; a line without an object is a fault."""
     number = 0
     for line, content in lines:
         if not content.strip():
@@ -45,7 +45,7 @@ def jsonl_rows(lines: Lines, file: str, findings: ParseFindings) -> Iterator[Raw
 
 
 def csv_rows(lines: Lines, file: str, findings: ParseFindings, required: frozenset[str]) -> Iterator[RawRow]:
-    """Every row under the header line; `,`, `;` or tabs separate. Bytes that are no UTF-8 become lone surrogates."""
+    """Every row under the header line; `,`, `;` or tabs separate. Invalid UTF-8 bytes become lone surrogates."""
     numbered = iter(lines)
     head = next(((line, text) for line, text in _decode_lines(numbered) if text.strip()), None)
     if head is None:
@@ -108,7 +108,7 @@ def _header_faults(names: list[str], required: frozenset[str]) -> list[str]:
 
 
 def parse_rows(rows: Iterable[RawRow], task: str, findings: ParseFindings, user: str | None = None) -> Iterator[Record]:
-    """History items of the rows. `task` is for rows that name none; `user`, when given, is whose file it is."""
+    """History items of the rows. `task` is for rows that name none; `user`, when given, is the user of the file."""
     ids, occurrences = SeenIds(findings), Counter[tuple[str, str, str]]()
     for place, values in rows:
         fields = RecordFields(values, place, findings)
@@ -139,7 +139,7 @@ def _record_user(fields: RecordFields, user: str | None) -> str | None:
 
 
 def content_key(question: str, answer: str, time: str | None) -> str:
-    """An id made of what an item says, so that the same item gets the same id in every import."""
+    """An id made of an item's content, so that the same item gets the same id in every import."""
     digest = hashlib.sha256()
     for part in (question, answer, time or ""):
         content = part.encode()

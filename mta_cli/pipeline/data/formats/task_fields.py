@@ -1,4 +1,4 @@
-"""How an entry of a LaMP-shaped file becomes input and output. Knows a task's field names and nothing of files."""
+"""Turns an entry of a LaMP-shaped file into input and output. Knows a task's field names and no files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FieldMapping:
     strip_instruction: Callable[[str], str]
 
     def parse_history_item(self, entry: RecordFields) -> NewItem | None:
-        """The entry as a history item; None when a field is at fault, or blank (which is counted as left out)."""
+        """The entry as a history item; None when a field has a fault, or is blank (which is counted as left out)."""
         key = entry.read_id()
         blank = next((name for name in (*self.input_fields, *self.output_fields) if entry.is_blank(name)), None)
         if blank is not None:
