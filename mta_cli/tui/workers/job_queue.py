@@ -1,7 +1,7 @@
 """Jobs of the window: queued, run one at a time in a thread worker, watched, stopped. Knows no widget.
 
-The thread hands every event to the window and waits until it is applied. The window tells the screen of changes at
-most eight times a second, so that many steps do not become many repaints.
+The window applies a job's events in batches and tells the screen at most eight times a second, so that many steps do
+not become many repaints.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStar
 from mta_cli.job_text import RateMeter, error_lines, event_text
 from mta_cli.printable import clean_line, clean_text
 from mta_cli.tui.messages import JobUpdated
+from mta_cli.tui.workers.event_buffer import EventBuffer
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -123,7 +124,6 @@ class JobQueue:
     def __init__(self, app: App[Any], root: Path, timeout: float) -> None:
         self.jobs: list[Job] = []
         self._app, self._root, self._timeout = app, root, timeout
-        self._updated_jobs: dict[Job, None] = {}
 
     @property
     def running_job(self) -> Job | None:
@@ -170,41 +170,35 @@ class JobQueue:
 
         state: JobState = "done"
         error: BaseException | None = None
+        buffer = EventBuffer(self._app, partial(self._apply_events, job), UPDATE_SECONDS)
         try:
             with Registry.open(self._root, create=True, timeout=self._timeout) as registry:
-                state = self._forward_events(job, job.make_events(registry))
+                state = self._forward_events(job, job.make_events(registry), buffer)
         except BaseException as raised:
             state, error = "failed", raised
         if get_current_worker().is_cancelled:  # the window is gone
             job.finish(state, error)
         else:
-            self._app.call_from_thread(self._finish_job, job, state, error)
+            self._app.call_from_thread(self._finish_job, job, state, error, buffer)
 
-    def _forward_events(self, job: Job, events: Iterator[Event]) -> JobState:
-        """Hand every event to the window. Returns how the job ended; its generator is closed by then."""
+    def _forward_events(self, job: Job, events: Iterator[Event], buffer: EventBuffer) -> JobState:
+        """Pass every event on. Returns how the job ended; its generator is closed by then."""
         worker = get_current_worker()
         with closing(events) as running:  # type: ignore[type-var]
             for event in running:
-                if not worker.is_cancelled:
-                    self._app.call_from_thread(self._apply_event, job, event)
+                buffer.put(event)
                 stopped = job.stop_requested.is_set() or worker.is_cancelled
                 if stopped and not isinstance(event, JobResult):
                     return "stopped"
         return "done"
 
-    def _apply_event(self, job: Job, event: Event) -> None:
-        job.apply_event(event)
-        if not self._updated_jobs:
-            self._app.set_timer(UPDATE_SECONDS, self._post_updates)
-        self._updated_jobs[job] = None
+    def _apply_events(self, job: Job, events: list[Event]) -> None:
+        for event in events:
+            job.apply_event(event)
+        self._app.post_message(JobUpdated(job))
 
-    def _finish_job(self, job: Job, state: JobState, error: BaseException | None) -> None:
+    def _finish_job(self, job: Job, state: JobState, error: BaseException | None, buffer: EventBuffer) -> None:
+        buffer.flush()
         job.finish(state, error)
-        self._updated_jobs[job] = None
-        self._post_updates()
+        self._app.post_message(JobUpdated(job))
         self._begin_next()
-
-    def _post_updates(self) -> None:
-        for job in self._updated_jobs:
-            self._app.post_message(JobUpdated(job))
-        self._updated_jobs.clear()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from textual.worker import get_current_worker
 
 from mta_cli.events import Event
+from mta_cli.tui.workers.event_buffer import EventBuffer
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 OnEvent = Callable[[Event], None]
 OnEnd = Callable[[BaseException | None], None]
+UPDATE_SECONDS = 1 / 30  # between two batches of tokens
 
 
 class WorkerContext:
@@ -60,6 +62,11 @@ class ModelRequest:
         self.generate_events, self.on_event, self.on_end = generate_events, on_event, on_end
         self._stop = threading.Event()
 
+    def handle_events(self, events: list[Event]) -> None:
+        """Tell of several events, in the window's thread."""
+        for event in events:
+            self.on_event(event)
+
     @property
     def stop_requested(self) -> bool:
         """Whether it was asked to stop."""
@@ -71,10 +78,7 @@ class ModelRequest:
 
 
 class ModelWorker:
-    """Answers requests one after another, in one long-lived thread worker of the app.
-
-    The thread hands every event to the window and waits until it is handled, so a fast model never floods it.
-    """
+    """Answers requests one after another, in one long-lived thread worker of the app."""
 
     GROUP = "model"
 
@@ -115,32 +119,32 @@ class ModelWorker:
         try:
             while (request := self._queue.get()) is not None:
                 error: BaseException | None = None
+                buffer = EventBuffer(self._app, request.handle_events, UPDATE_SECONDS)
                 try:
                     if context is None:
                         context = WorkerContext(
                             Registry.open(self._root, create=True, timeout=self._timeout), self._base
                         )
-                    self._answer(request, context)
+                    self._answer(request, context, buffer)
                 except BaseException as raised:
                     error = raised
                 if not worker.is_cancelled:  # else the window is gone
-                    self._app.call_from_thread(self._end_request, request, error)
+                    self._app.call_from_thread(self._end_request, request, error, buffer)
         finally:
             if context is not None:
                 context.reg.close()
 
-    def _answer(self, request: ModelRequest, context: WorkerContext) -> None:
+    def _answer(self, request: ModelRequest, context: WorkerContext, buffer: EventBuffer) -> None:
         if request.stop_requested:
             return
         worker = get_current_worker()
         with closing(request.generate_events(context)) as events:  # type: ignore[type-var]
             for event in events:
-                if worker.is_cancelled:
-                    return
-                self._app.call_from_thread(request.on_event, event)
-                if request.stop_requested:
+                buffer.put(event)
+                if request.stop_requested or worker.is_cancelled:
                     return
 
-    def _end_request(self, request: ModelRequest, error: BaseException | None) -> None:
+    def _end_request(self, request: ModelRequest, error: BaseException | None, buffer: EventBuffer) -> None:
+        buffer.flush()
         self._open_requests.remove(request)
         request.on_end(error)

@@ -383,9 +383,10 @@ def test_list_and_log_are_both_seen_at_every_size(demo_store: Path, size: tuple[
                 app.job_queue.add_job("bank build", f"job {n}", slow.make)
             app.screen.reload_if_current()  # type: ignore[attr-defined]
             slow.let(3)
-            await until(pilot, lambda: "3/100 steps" in screen_text(app))
-            await pilot.press("end")
+            await until(pilot, lambda: app.job_queue.jobs[0].progress.done == 3)
             await settled(app, pilot)
+            await pilot.press("end")
+            await until(pilot, lambda: "3/100 steps" in screen_text(app))
             listed, log = app.screen.query_one("#list"), app.screen.query_one("#log")
             assert listed.region.height >= 4 and log.region.height >= 3 and log.region.width >= 40
             assert listed.region.right <= log.region.x or listed.region.bottom <= log.region.y

@@ -1,0 +1,45 @@
+"""Events on their way from a thread worker to the window, handed over in batches: neither waits for the other."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from textual.worker import get_current_worker
+
+from mta_cli.events import Event
+
+if TYPE_CHECKING:
+    from textual.app import App
+
+MAX_BUFFERED = 5000  # events; a thread that is so far ahead waits for the window
+
+
+class EventBuffer:
+    """Calls `handle` with all waiting events, in the window's thread, at most once in `seconds`."""
+
+    def __init__(self, app: App[Any], handle: Callable[[list[Event]], None], seconds: float) -> None:
+        self._app, self._handle, self._seconds = app, handle, seconds
+        self._events: deque[Event] = deque()
+        self._flush_planned = False
+
+    def put(self, event: Event) -> None:
+        """Add an event, from the thread worker. Drops it when the window is gone."""
+        if get_current_worker().is_cancelled:
+            return
+        self._events.append(event)
+        if len(self._events) > MAX_BUFFERED:
+            self._app.call_from_thread(self.flush)
+        elif not self._flush_planned:
+            self._flush_planned = True
+            self._app.call_later(self._plan_flush)
+
+    def flush(self) -> None:
+        """Handle what waits, in the window's thread."""
+        self._flush_planned = False
+        if waiting := [self._events.popleft() for _ in range(len(self._events))]:
+            self._handle(waiting)
+
+    def _plan_flush(self) -> None:
+        self._app.set_timer(self._seconds, self.flush)
