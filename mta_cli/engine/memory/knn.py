@@ -9,7 +9,6 @@ fitted on the bank's users, each predicted from the other users' items.
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -34,7 +33,7 @@ PRIOR_STRENGTH = 8.0  # the population's rates count as this many answers in a u
 INITIAL_POWERS, POWER_BOUNDS = (1.0, 1.0, 0.1), [(0.0, 4.0)] * 3  # powers of votes, label prior and discriminant
 MAX_FIT_ITEMS = 2_000  # items to fit on, evenly from all users; one of each where there are more users
 CROSS_FIT_FOLDS = 5  # parts of the users: each is scored by the discriminant of the others
-MAX_CACHED_PREFIXES = 64
+MAX_CACHED_TIMES = 8
 QUERY_BLOCK = 256  # queries at once: [block, items] weights are held
 
 
@@ -76,11 +75,11 @@ class EmbedFunction(Protocol):
 
 @dataclass(frozen=True)
 class NeighbourIndex:
-    """The labelled items of a bank, in the order of their times.
+    """The labelled items of a bank.
 
     `vectors` [items, width] are unit embeddings of their inputs, `labels` [items] places among the task's labels,
     `item_users` [items] user numbers. `rates` [labels] is how often each label is given; they sum to one. `times`
-    [items] are ISO 8601, ascending, empty where unknown; no times at all where none is known.
+    [items] are ISO 8601, empty where unknown; no times at all where none is known.
     """
 
     vectors: Vectors
@@ -91,23 +90,27 @@ class NeighbourIndex:
 
     def until(self, time: str | None) -> NeighbourIndex:
         """The items that are not known to be later than `time`, with their own rates; all items where it is None."""
-        if time is None or not self.times or self.times[-1] <= time:
+        if time is None or self._latest <= time:
             return self
-        return self._first(bisect_right(self.times, time))
+        return self._cached_until(time)
 
     @cached_property
-    def _first(self) -> Callable[[int], NeighbourIndex]:
-        return lru_cache(MAX_CACHED_PREFIXES)(self._first_items)
+    def _latest(self) -> str:
+        return max(self.times, default="")
 
-    def _first_items(self, count: int) -> NeighbourIndex:
-        counts = np.bincount(self.labels[:count], minlength=len(self.rates)) + 1.0  # Laplace, as `label_rates`
-        return NeighbourIndex(
-            self.vectors[:count],
-            self.labels[:count],
-            self.item_users[:count],
-            counts / counts.sum(),
-            self.times[:count],
-        )
+    @cached_property
+    def _cached_until(self) -> Callable[[str], NeighbourIndex]:
+        return lru_cache(MAX_CACHED_TIMES)(self._items_until)
+
+    def _items_until(self, time: str) -> NeighbourIndex:
+        kept = np.array([known <= time for known in self.times])
+        found = self._select(kept)
+        counts = np.bincount(found.labels, minlength=len(self.rates)) + 1.0  # Laplace, as `label_rates`
+        return replace(found, rates=counts / counts.sum())
+
+    def _select(self, kept: npt.NDArray[np.bool_]) -> NeighbourIndex:
+        times = tuple(itertools.compress(self.times, kept.tolist()))
+        return NeighbourIndex(self.vectors[kept], self.labels[kept], self.item_users[kept], self.rates, times)
 
     def log_vote_rates(
         self, queries: Vectors, sharpness: float, excluded_users: npt.NDArray[np.int64] | None = None
@@ -130,10 +133,7 @@ class NeighbourIndex:
     def without_user(self, user: int) -> NeighbourIndex:
         """The items of all users except `user`; the rates stay the same."""
         others = self.item_users != user
-        if others.all():
-            return self
-        times = tuple(itertools.compress(self.times, others.tolist()))
-        return NeighbourIndex(self.vectors[others], self.labels[others], self.item_users[others], self.rates, times)
+        return self if others.all() else self._select(others)
 
     @cached_property
     def discriminant(self) -> Discriminant:

@@ -116,9 +116,8 @@ def load_embedder(embedder: ModelEntry, device: str) -> EmbedFunction:
 
 
 def labelled_items(reg: Registry, bank: Bank, task: Task) -> list[Neighbour]:
-    """The bank's items whose outputs are labels, by time; items without a time come first, by number."""
-    found = [one for one in reg.neighbours.consenting_neighbours(bank.id) if one.output.strip() in task.labels]
-    return sorted(found, key=lambda one: one.time or "")
+    """The bank's items whose outputs are labels, in the order of their numbers."""
+    return [one for one in reg.neighbours.consenting_neighbours(bank.id) if one.output.strip() in task.labels]
 
 
 def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | None:
