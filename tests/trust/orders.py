@@ -136,7 +136,7 @@ def _obey(order: Order) -> None:
         os.dup2(os.open(order.said / name, flags), number)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
     from mta_cli.app import main
-    from mta_cli.pipeline.training import session
+    from mta_cli.engine.training import session
 
     if order.checkpoints:
         session.MIN_CHECKPOINT_SECONDS, session.MIN_CHECKPOINT_COST_RATIO = 0.0, 0

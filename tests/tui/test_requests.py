@@ -89,7 +89,8 @@ def test_a_stored_adaptation_is_asked_again_in_full(demo_store: Path, monkeypatc
     asked = request_of(job_call(monkeypatch, "user adapt", "ida", "kim", *as_flags(OPTIONS["user adapt"])))
     with Registry.open(demo_store) as reg:
         record_models(reg, asked.fuse.base, asked.fuse.embedder)
-        assert restore_adapt_request(reg, adapt_request_json(reg, asked), HERE) == asked
+        run = reg.runs.start_run("adaptation", {}, asked_users=[user.id for user in asked.users or ()])
+        assert restore_adapt_request(reg, run.id, adapt_request_json(asked), HERE) == asked
 
 
 def test_a_stored_evaluation_is_asked_again_in_full(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

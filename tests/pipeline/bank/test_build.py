@@ -13,12 +13,12 @@ import pytest
 
 from mta_cli.engine.scoring.backends import FactorPairs
 from mta_cli.engine.scoring.prefix_cache_scoring import TokenLogLikelihoods
+from mta_cli.engine.training import session
 from mta_cli.errors import BadInput, StoreBusy
 from mta_cli.events import ArtifactSaved, JobPlan, JobProgress, JobStarted
 from mta_cli.options import PromptOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.verify import remove_bank, verify_bank
-from mta_cli.pipeline.training import session
 from store.registry import Registry
 from tests.pipeline.town import CPU, bank_request, built, finish, notes
 

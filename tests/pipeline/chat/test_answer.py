@@ -52,7 +52,7 @@ def test_a_mode_that_is_not_there_is_refused_before_loading(world: World, monkey
         list(answer_question(world.reg, world.entry, "carol", "hello", asking(mode="fused")))
     with pytest.raises(UsageError, match="mode 'best'"):
         list(answer_question(world.reg, world.entry, "alice", "hello", asking(mode="best")))
-    with pytest.raises(BadInput, match="Nobody"):
+    with pytest.raises(BadInput, match="Without a user"):
         list(answer_question(world.reg, world.entry, None, "hello", asking(mode="fused")))
     with pytest.raises(NotFound, match="alise"):
         list(answer_question(world.reg, world.entry, "alise", "hello", asking()))

@@ -130,7 +130,7 @@ def test_a_stack_rests_on_how_neighbours_count(peopled: Registry) -> None:
 def test_a_stopped_adaptation_goes_on_with_the_same_weight(peopled: Registry) -> None:
     built(peopled)
     request = replace(fuse_request(), memory=replace(MemoryOptions(), neighbour_weight=0.5))
-    document = adapt_request_json(peopled, AdaptRequest(None, QUICK, request))
-    assert restore_adapt_request(peopled, document, CPU).fuse.memory == request.memory
+    document = adapt_request_json(AdaptRequest(None, QUICK, request))
+    assert restore_adapt_request(peopled, 0, document, CPU).fuse.memory == request.memory
     older = {key: value for key, value in document.items() if key != "memory"}
-    assert restore_adapt_request(peopled, older, CPU).fuse.memory == MemoryOptions()
+    assert restore_adapt_request(peopled, 0, older, CPU).fuse.memory == MemoryOptions()
