@@ -116,4 +116,6 @@ def last_chat(found: Contents) -> Contents:
     last = max(found["chats"], key=lambda chat: chat["id"])
     said = sorted((m for m in found["messages"] if m["chat_id"] == last["id"]), key=lambda message: message["id"])
     words = [(message["role"], message["content"], message["source"]) for message in said]
-    return {**found, "chats": [last["title"]], "messages": words}
+    numbers = {message["id"] for message in said}
+    anchors = [(row["position"], row["user_id"]) for row in found["message_anchors"] if row["message_id"] in numbers]
+    return {**found, "chats": [last["title"]], "messages": words, "message_anchors": sorted(anchors)}
