@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def test_a_mode_that_is_not_there_is_a_failure_that_gives_the_words_back(demo_st
 def words_without_end(self: ChatModel, ids: list[int], spoken: Generation, column: str = "") -> Iterator[Event]:
     while True:
         spoken.text += "more "
+        time.sleep(0.005)  # as a model: the window's thread has its turn
         yield TextChunk("more ", column)
 
 
