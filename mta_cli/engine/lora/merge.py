@@ -26,20 +26,21 @@ def merge_loras(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | Non
     parts = [(part, weight) for part, weight in parts if weight != 0.0 and part.factors]
     if not parts:
         return None
-    by_path: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    by_path: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
     for part, weight in parts:
         for path, (a, b) in part.factors.items():
-            a, b = a.detach().to("cpu", torch.float32), b.detach().to("cpu", torch.float32)
-            by_path.setdefault(path, []).append((a * (weight * part.scale), b))
-    factors = {path: _concatenate_ranks(path, pairs) for path, pairs in by_path.items()}
+            by_path.setdefault(path, []).append((a.detach().cpu(), b.detach().cpu(), weight * part.scale))
+    factors = {path: _concatenate_ranks(path, found) for path, found in by_path.items()}
     return LoraWeights(factors, 1.0, merge_placements([part.placement for part, _ in parts]))
 
 
-def _concatenate_ranks(path: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """`A [Σ rank, in]` and `B [out, Σ rank]`."""
-    if len({(b.shape[0], a.shape[1]) for a, b in pairs}) > 1:
+def _concatenate_ranks(path: str, parts: Sequence[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor]:
+    """`A [Σ rank, in]`, each part's rows scaled, and `B [out, Σ rank]`; float32, joined in the files' dtype."""
+    if len({(b.shape[0], a.shape[1]) for a, b, _ in parts}) > 1:
         raise IntegrityFault(f"{path} has different shapes in adapters that are to be merged")
-    return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], 1)
+    a, b = torch.cat([a for a, _, _ in parts]).float(), torch.cat([b for _, b, _ in parts], 1).float()
+    scales = torch.cat([torch.full((a.shape[0], 1), scale) for a, _, scale in parts])  # [Σ rank, 1]
+    return a.mul_(scales), b
 
 
 def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
