@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
 from store.files import disk_fault
+from store.schema import SCHEMA_VERSION, known_schema_version, schema_version
 from store.snapshot import copy_database, save_before_migration
-from store.version import APPLICATION_ID, SCHEMA_VERSION, schema_version
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -240,30 +240,21 @@ def _migrate_schema(root: Path, conn: sqlite3.Connection, *, create: bool, timeo
             raise BadInput(
                 f"The file system of {root} cannot hold a store (SQLite's log mode is {mode}).", hint="use a local disk"
             )
-        from store.schema import migrations
+        from store.migrations.steps import migrations
 
         if (found := schema_version(conn)) > 0:
             save_before_migration(root, conn, found)
         conn.execute("PRAGMA foreign_keys = OFF")  # some migrations rebuild tables
+        db = _open_sqlite_utils(conn)
         try:
-            migrations.apply(_open_sqlite_utils(conn))
+            with db.atomic():  # all steps or none: the copy from before them is of the schema that the store then has
+                migrations.apply(db)
         finally:
             conn.execute("PRAGMA foreign_keys = ON")
 
 
 def _is_schema_current(root: Path, conn: sqlite3.Connection, *, create: bool) -> bool:
-    found = schema_version(conn)
-    ours = conn.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
-    foreign = conn.execute("SELECT count(*) FROM sqlite_master WHERE name NOT GLOB '*sqlite_*'").fetchone()[0]
-    if not ours and (found or foreign):
-        raise IntegrityFault(
-            f"{root / 'registry.db'} is a database of another program.", hint="choose another --store DIR"
-        )
-    if found > SCHEMA_VERSION:
-        raise IntegrityFault(
-            f"The store at {root} has schema {found}, and this program knows schemas up to {SCHEMA_VERSION}.",
-            hint="use the newer mta that made it",
-        )
+    found = known_schema_version(root, conn)
     if found == 0 and not create:
         raise IntegrityFault(
             f"The store at {root} is empty.", hint="mta restore FILE brings back a backup; mta init begins anew"

@@ -19,8 +19,8 @@ from store.connection import translate_sqlite_errors
 from store.files import AdapterFiles, disk_fault, sync_file, sync_folder, temporary_path
 from store.integrity.check import find_foreign_parts
 from store.registry import Registry
+from store.schema import APPLICATION_ID, known_schema_version, schema_version
 from store.tables.users import Tombstone
-from store.version import APPLICATION_ID, SCHEMA_VERSION, schema_version
 
 FIRST_SCHEMA_WITH_UUIDS = 8
 _TOMBSTONES = """SELECT forgotten_at, items, had_anchor, user_uuid FROM tombstones
@@ -147,19 +147,8 @@ def _describe_missing(root: Path) -> ReplacedStore:
 
 def _read_replaced(root: Path, conn: sqlite3.Connection) -> ReplacedStore:
     try:
-        ours = conn.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
-        tables = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        schema = schema_version(conn)
-        if tables and not ours:
-            raise IntegrityFault(
-                f"{root / 'registry.db'} is a database of another program.", hint="choose another --store DIR"
-            )
-        if schema > SCHEMA_VERSION:
-            raise IntegrityFault(
-                f"The store at {root} has schema {schema}, and this program knows schemas up to {SCHEMA_VERSION}.",
-                hint="use the newer mta that made it",
-            )
-        users = conn.execute("SELECT count(*) FROM users").fetchone()[0] if tables else 0
+        schema = known_schema_version(root, conn)
+        users = conn.execute("SELECT count(*) FROM users").fetchone()[0] if schema else 0
         if schema < FIRST_SCHEMA_WITH_UUIDS:
             return ReplacedStore(users, f"the store at {root} has schema {schema}, which does not say who they were")
         return ReplacedStore(

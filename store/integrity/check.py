@@ -15,40 +15,8 @@ from mta_cli.errors import IntegrityFault, MtaError
 from store.connection import Connection, sqlite_uri
 from store.files import AdapterFiles
 from store.records import is_core_intact
+from store.schema import SCHEMA_VERSION, TABLES, schema_version
 from store.tables.recipes_and_stacks import RECIPE_ENTRY_BYTES
-from store.version import SCHEMA_VERSION, schema_version
-
-TABLES = (
-    "users",
-    "items",
-    "queries",
-    "profiles",
-    "bases",
-    "tasks",
-    "adapters",
-    "banks",
-    "anchors",
-    "neighbours",
-    "recipes",
-    "recipe_anchors",
-    "stacks",
-    "stack_anchors",
-    "runs",
-    "run_users",
-    "steps",
-    "evaluations",
-    "eval_people",
-    "eval_banks",
-    "cells",
-    "tunings",
-    "predictions",
-    "chats",
-    "messages",
-    "message_anchors",
-    "jobs",
-    "job_users",
-    "tombstones",
-)
 
 _STRUCTURE = """SELECT type, name, tbl_name, sql FROM sqlite_master
 WHERE name NOT GLOB 'sqlite_*' AND name != '_sqlite_migrations'"""
@@ -126,7 +94,7 @@ def find_foreign_parts(root: Path) -> list[str]:
 def _make_schema(conn: sqlite3.Connection) -> None:
     from sqlite_utils import Database
 
-    from store.schema import migrations
+    from store.migrations.steps import migrations
 
     migrations.apply(Database(conn, execute_plugins=False))
 

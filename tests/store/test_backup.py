@@ -20,8 +20,8 @@ from store import backup
 from store.backup import Manifest, create_backup
 from store.registry import Registry
 from store.restore import RestoreResult, read_replaced_store, stage_restore
+from store.schema import SCHEMA_VERSION
 from store.snapshot import saved_databases
-from store.version import SCHEMA_VERSION
 from tests.store.making import adapted, adapter, bank, item, person
 from tests.store.test_files import DEAD
 from tests.store.test_schema import older_store, sql
