@@ -18,8 +18,9 @@ from store.records import is_core_intact
 from store.schema import SCHEMA_VERSION, TABLES, schema_version
 from store.tables.recipes_and_stacks import RECIPE_ENTRY_BYTES
 
+# Libraries make the tables that are left out; SQLite makes the indexes without SQL.
 _STRUCTURE = """SELECT type, name, tbl_name, sql FROM sqlite_master
-WHERE name NOT GLOB 'sqlite_*' AND name != '_sqlite_migrations'"""
+WHERE sql IS NOT NULL AND NOT (type = 'table' AND (name GLOB 'sqlite_stat*' OR name = '_sqlite_migrations'))"""
 
 
 def count_rows(db: Connection) -> dict[str, int]:
@@ -87,8 +88,12 @@ def find_foreign_parts(root: Path) -> list[str]:
     """Tables, indexes, views and triggers that are missing, changed or not in the schema."""
     with closing(sqlite3.connect(root / "registry.db")) as conn, closing(sqlite3.connect(":memory:")) as fresh:
         _make_schema(fresh)
-        found, expected = set(conn.execute(_STRUCTURE)), set(fresh.execute(_STRUCTURE))
+        found, expected = _structure(conn), _structure(fresh)
     return sorted(f"its {part[0]} {str(part[1])[:80]} is not as a store's" for part in found ^ expected)
+
+
+def _structure(conn: sqlite3.Connection) -> set[tuple[str, ...]]:
+    return {(*part, " ".join(sql.split())) for *part, sql in conn.execute(_STRUCTURE)}
 
 
 def _make_schema(conn: sqlite3.Connection) -> None:

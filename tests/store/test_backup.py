@@ -243,6 +243,11 @@ def set_database(change: Callable[[sqlite3.Connection], object]) -> Callable[[di
     return edit
 
 
+def hide_trigger(db: sqlite3.Connection) -> None:
+    trigger = "CREATE TRIGGER sqlite_t AFTER DELETE ON users BEGIN SELECT 1; END"
+    db.execute("INSERT INTO sqlite_master VALUES ('trigger', 'sqlite_t', 'users', 0, ?)", (trigger,))
+
+
 HOSTILE = {
     "a path that climbs": add_member("../outside"),
     "an absolute path": add_member("/tmp/outside"),
@@ -262,6 +267,10 @@ HOSTILE = {
     "another schema than it says": lambda manifest, members: manifest.update(schema=SCHEMA_VERSION - 1),
     "a newer schema": lambda manifest, members: manifest.update(schema=SCHEMA_VERSION + 1),
     "a newer format": lambda manifest, members: manifest.update(version=2),
+    "a trigger by the name of the migrations' table": set_database(
+        lambda db: db.execute("CREATE TRIGGER _sqlite_migrations AFTER DELETE ON users BEGIN SELECT 1; END")
+    ),
+    "a trigger by a name of SQLite": set_database(hide_trigger),
     "a trigger": set_database(lambda db: db.execute("CREATE TRIGGER t AFTER INSERT ON users BEGIN SELECT 1; END")),
     "a table": set_database(lambda db: db.execute("CREATE TABLE more (x)")),
     "a missing index": set_database(lambda db: db.execute("DROP INDEX users_by_uuid")),
@@ -316,6 +325,12 @@ def test_what_is_no_archive(root: Path, tmp_path: Path) -> None:
         with pytest.raises(kind), stage_restore(root, 1.0) as staged:
             list(staged.unpack(tmp_path / name))
     assert not root.exists()
+
+
+def test_white_space_of_another_version_in_the_schema_is_no_fault(archive: Path, root: Path) -> None:
+    index = "UPDATE sqlite_master SET sql = sql || char(10) WHERE name = 'eval_banks_on_bank'"
+    rewrite(archive, set_database(lambda db: db.execute(index)))
+    assert restored(root, archive).users == 2
 
 
 def test_an_older_backup_is_migrated(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
