@@ -1,7 +1,7 @@
 """One connection to the registry's database: how it is opened, transactions, and SQLite's errors in our words.
 
 Knows neither tables nor rows. Reading needs SQLite alone. Only writing imports sqlite-utils, which loads numpy and
-pandas where they are installed, and filelock, which loads asyncio.
+pandas where they are installed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
-from store.files import disk_fault
+from store.process_lock import process_lock
 from store.schema import SCHEMA_VERSION, known_schema_version, schema_version
 from store.snapshot import copy_database, save_before_migration
 
@@ -260,34 +260,6 @@ def _is_schema_current(root: Path, conn: sqlite3.Connection, *, create: bool) ->
             f"The store at {root} is empty.", hint="mta restore FILE brings back a backup; mta init begins anew"
         )
     return found == SCHEMA_VERSION
-
-
-@contextlib.contextmanager
-def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[None]:
-    """Hold a lock between processes. `name` names its file. Raises StoreBusy, saying what the other is `doing`.
-
-    Raises BadInput when the disk is full or refuses, IntegrityFault when it fails.
-    """
-    import filelock
-
-    path = lock_path(root, name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = filelock.FileLock(path, timeout=timeout)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise StoreBusy(f"Another process is {doing}.", hint="wait for it to end, then run this again") from error
-    except OSError as error:
-        raise disk_fault(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def lock_path(root: Path, name: str) -> Path:
-    """The path of a lock's file."""
-    return root / "locks" / f"{name}.lock"
 
 
 def _unwritable_error(root: Path) -> BadInput:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 
+from store.columns import utc_now
 from store.connection import Connection
 from store.files import AdapterFiles
 from store.names import FORGOTTEN_NAME
-from store.process import utc_now
 from store.queries.dependents import find_dependent_users
 from store.records import User
 from store.snapshot import remove_saved_databases

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError
-from store.process import is_process_alive
+from store.process_status import is_process_alive
 
 MIN_ORPHAN_AGE_SECONDS = 3600
 """How old a file without a row must be before it is removed as an orphan."""

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.errors import IntegrityFault, NotFound
+from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
 from store.files import AdapterFiles, sha256
-from store.json_columns import dump_json, load_json_columns
-from store.process import utc_now
 from store.records import Adapter
 
 _COLUMNS = (

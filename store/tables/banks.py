@@ -7,10 +7,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from mta_cli.errors import NotFound
+from store.columns import dump_json, load_boolean_columns, load_json_columns, utc_now
 from store.connection import Connection
-from store.json_columns import dump_json, load_boolean_columns, load_json_columns
 from store.names import quote_text
-from store.process import utc_now
 from store.queries.dependents import AnchorReplacement, find_dependent_users, remove_anchors, replace_anchors
 from store.records import Anchor, Bank
 from store.tables.adapters import Adapters

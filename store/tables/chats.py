@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mta_cli.errors import NotFound
+from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
-from store.json_columns import dump_json, load_json_columns
 from store.names import FORGOTTEN_NAME
-from store.process import utc_now
 from store.records import Chat, Message
 
 _SELECT_CHAT = "SELECT id, user_id, title, created FROM chats"

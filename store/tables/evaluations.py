@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mta_cli.errors import NotFound
+from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
-from store.json_columns import dump_json, load_json_columns
-from store.process import utc_now
 from store.tables.adapters import Adapters
 from store.tables.predictions import Predictions
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from store.columns import dump_json
 from store.connection import Connection
-from store.json_columns import dump_json
 
 _COLUMNS = (
     "user_id",

@@ -10,9 +10,8 @@ from hashlib import sha256
 from typing import Any
 
 from mta_cli.errors import IntegrityFault
+from store.columns import null_to_nan, utc_now
 from store.connection import Connection
-from store.json_columns import null_to_nan
-from store.process import utc_now
 from store.records import AnchorWeight, Recipe, Stack
 from store.tables.adapters import Adapters
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mta_cli.errors import NotFound
+from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
-from store.json_columns import dump_json, load_json_columns
-from store.process import is_process_alive, utc_now
+from store.process_status import is_process_alive
 from store.records import Run, User
 
 _SELECT_RUN = """SELECT runs.id, runs.kind, runs.status, runs.config, runs.result, error, pid, started, ended,

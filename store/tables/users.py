@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound
+from store.columns import load_boolean_columns, utc_now
 from store.connection import Connection
-from store.json_columns import load_boolean_columns
 from store.names import MAX_NAME_CHARS, check_name, normalise_name, quote_text
-from store.process import utc_now
 from store.queries.user_filter import USER_STATUSES, status_sql
 from store.records import User, UserSummary
 
@@ -190,7 +189,7 @@ class Users:
         ]
 
     def set_can_anchor(self, user_id: int, can_anchor: bool) -> list[StaleAnchor]:
-        """Record whether the user consents to being an anchor; returns their anchors that are stale now.
+        """Record whether the user consents to serve others; returns their anchors that are stale now.
 
         Without consent all their anchors are stale, and banks lose their items as neighbours. With consent only anchors
         that were never trained are stale. Raises UserInUse where consent is withdrawn while a job uses their items.
