@@ -1,4 +1,4 @@
-"""Writes commands.md, settings.md and schema.sql from the program. Run it after a command, setting or table changed.
+"""Writes commands.md, settings.md and store/schema.sql from the program, after a command, setting or table changed.
 
 `pages()` gives the texts without writing them, for the test that they are up to date. Knows no job.
 """
@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
 from typer.main import get_command
 
 from mta_cli.app import app
 from mta_cli.options import PRESETS
 from mta_cli.settings import OPTION_CLASSES, SETTINGS_FILE_NAME, Setting, all_settings
-from store.migrations.steps import migrations
+from store.migrations.steps import migrate
 from store.schema import SCHEMA_VERSION, TABLES
 
 FOLDER = Path(__file__).parent
@@ -38,13 +37,13 @@ def _walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 def pages() -> dict[str, str]:
     """File name and text of every generated page."""
-    return {"commands.md": _commands_page(), "settings.md": _settings_page(), "schema.sql": _schema_page()}
+    return {"commands.md": _commands_page(), "settings.md": _settings_page(), "../store/schema.sql": _schema_page()}
 
 
 def _schema_page() -> str:
     """Today's schema, table by table, each with its indexes and triggers."""
     conn = sqlite3.connect(":memory:", isolation_level=None)
-    migrations.apply(Database(conn, execute_plugins=False))
+    migrate(conn)
     wanted = "sql IS NOT NULL AND tbl_name NOT GLOB '*sqlite_*' AND tbl_name NOT GLOB 'items_fts_*'"
     parts: dict[str, list[str]] = {}
     for table, sql in conn.execute(f"SELECT tbl_name, sql FROM sqlite_master WHERE {wanted} ORDER BY rowid"):

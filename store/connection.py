@@ -1,7 +1,6 @@
 """One connection to the registry's database: how it is opened, transactions, and SQLite's errors in our words.
 
-Knows neither tables nor rows. Reading needs SQLite alone. Only writing imports sqlite-utils, which loads numpy and
-pandas where they are installed.
+Knows neither tables nor rows. Only migrating imports sqlite-utils, which loads numpy and pandas.
 """
 
 from __future__ import annotations
@@ -12,15 +11,12 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
 from store.process_lock import process_lock
 from store.schema import SCHEMA_VERSION, known_schema_version, schema_version
 from store.snapshot import copy_database, save_before_migration
-
-if TYPE_CHECKING:
-    from sqlite_utils import Database
 
 MIN_SQLITE_VERSION = (3, 35, 0)
 SqlParameters = Sequence[Any] | Mapping[str, Any]
@@ -87,7 +83,7 @@ class Connection:
         Raises StoreBusy when another writer holds the store longer than the timeout.
         """
         if self.in_transaction:
-            with self._sqlite_utils_db.atomic():
+            with self._savepoint():
                 yield
             return
         self._require_writable()
@@ -105,6 +101,18 @@ class Connection:
         waiting, self._after_commit = self._after_commit, []
         for action in waiting:
             action()
+
+    @contextlib.contextmanager
+    def _savepoint(self) -> Iterator[None]:
+        self._conn.execute("SAVEPOINT inner")
+        try:
+            yield
+        except BaseException:
+            if self.in_transaction:  # some errors, such as a full disk, end the whole transaction
+                self._conn.execute("ROLLBACK TO inner")
+                self._conn.execute("RELEASE inner")
+            raise
+        self._conn.execute("RELEASE inner")
 
     def after_commit(self, action: Callable[[], None]) -> None:
         """Call `action` after the open transaction commits, or now when none is open; never after a rollback."""
@@ -171,10 +179,6 @@ class Connection:
         with self._translate_errors():
             copy_database(self._conn, path)
 
-    @functools.cached_property
-    def _sqlite_utils_db(self) -> Database:
-        return _open_sqlite_utils(self._conn)
-
     def _translate_errors(self) -> contextlib.AbstractContextManager[None]:
         return translate_sqlite_errors(self.root, self.timeout)
 
@@ -221,12 +225,6 @@ def _set_pragmas(conn: sqlite3.Connection, timeout: float, writable: bool) -> No
         conn.execute("PRAGMA query_only = ON")
 
 
-def _open_sqlite_utils(conn: sqlite3.Connection) -> Database:
-    from sqlite_utils import Database
-
-    return Database(conn, recursive_triggers=False, execute_plugins=False)  # `_configure` has set what we want
-
-
 def _migrate_schema(root: Path, conn: sqlite3.Connection, *, create: bool, timeout: float, writable: bool) -> None:
     if _is_schema_current(root, conn, create=create):
         return
@@ -240,15 +238,13 @@ def _migrate_schema(root: Path, conn: sqlite3.Connection, *, create: bool, timeo
             raise BadInput(
                 f"The file system of {root} cannot hold a store (SQLite's log mode is {mode}).", hint="use a local disk"
             )
-        from store.migrations.steps import migrations
+        from store.migrations.steps import migrate
 
         if (found := schema_version(conn)) > 0:
             save_before_migration(root, conn, found)
         conn.execute("PRAGMA foreign_keys = OFF")  # some migrations rebuild tables
-        db = _open_sqlite_utils(conn)
         try:
-            with db.atomic():  # all steps or none: the copy from before them is of the schema that the store then has
-                migrations.apply(db)
+            migrate(conn)
         finally:
             conn.execute("PRAGMA foreign_keys = ON")
 

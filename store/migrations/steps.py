@@ -1,11 +1,12 @@
 """The steps from an empty database to today's schema, in order. A released step never changes.
 
-A step is an SQL script, or a module where SQL is not enough. It runs in the transaction of its caller and sets SQLite's
-`user_version`, so that an older program refuses a newer store with a clear message.
+A step is an SQL script, or a module where SQL is not enough. Each sets SQLite's `user_version`, so that an older
+program refuses a newer store with a clear message.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 from sqlite_utils import Database
@@ -15,6 +16,13 @@ from store.migrations import m009_relations
 from store.migrations.script import execute_script
 
 migrations = Migrations("mta")
+
+
+def migrate(conn: sqlite3.Connection) -> None:
+    """Bring a database to today's schema: all missing steps or none. Foreign keys must be off: tables are rebuilt."""
+    db = Database(conn, recursive_triggers=False, execute_plugins=False)
+    with db.atomic():
+        migrations.apply(db)
 
 
 def _add_script(version: int, name: str) -> None:

@@ -243,9 +243,9 @@ def set_database(change: Callable[[sqlite3.Connection], object]) -> Callable[[di
     return edit
 
 
-def hide_trigger(db: sqlite3.Connection) -> None:
+def hide_trigger(db: sqlite3.Connection, kind: str = "trigger", name: str = "sqlite_t", table: str = "users") -> None:
     trigger = "CREATE TRIGGER sqlite_t AFTER DELETE ON users BEGIN SELECT 1; END"
-    db.execute("INSERT INTO sqlite_master VALUES ('trigger', 'sqlite_t', 'users', 0, ?)", (trigger,))
+    db.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, 0, ?)", (kind, name, table, trigger))
 
 
 HOSTILE = {
@@ -271,6 +271,9 @@ HOSTILE = {
         lambda db: db.execute("CREATE TRIGGER _sqlite_migrations AFTER DELETE ON users BEGIN SELECT 1; END")
     ),
     "a trigger by a name of SQLite": set_database(hide_trigger),
+    "a trigger that is called an index": set_database(
+        lambda db: hide_trigger(db, "index", "sqlite_stat1", "_sqlite_migrations")
+    ),
     "a trigger": set_database(lambda db: db.execute("CREATE TRIGGER t AFTER INSERT ON users BEGIN SELECT 1; END")),
     "a table": set_database(lambda db: db.execute("CREATE TABLE more (x)")),
     "a missing index": set_database(lambda db: db.execute("DROP INDEX users_by_uuid")),
