@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mta_cli.errors import IntegrityFault, StoreBusy
+from mta_cli.errors import BadInput, IntegrityFault, StoreBusy
 from store.backup import Manifest, unpack_backup
 from store.connection import translate_sqlite_errors
 from store.files import AdapterFiles, disk_fault, sync_file, sync_folder, temporary_path
@@ -132,7 +132,7 @@ def stage_restore(root: Path, timeout: float) -> Iterator[StagedRestore]:
 
 
 def read_replaced_store(root: Path) -> ReplacedStore:
-    """The store that a restore would replace. Raises IntegrityFault for another program's or a newer database."""
+    """The store that a restore would replace. Raises IntegrityFault for another program's or a newer database, BadInput for one that may not be opened."""
     path = root / "registry.db"
     if not path.exists():
         return _describe_missing(root)
@@ -157,14 +157,20 @@ def _read_replaced(root: Path, conn: sqlite3.Connection) -> ReplacedStore:
             withdrawn=tuple(uuid for (uuid,) in conn.execute(_WITHDRAWN)),
         )
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        _raise_if_busy(error)
+        _raise_unless_damaged(root, error)
         return _describe_missing(root)
 
 
-def _raise_if_busy(error: Exception) -> None:
-    if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+def _raise_unless_damaged(root: Path, error: Exception) -> None:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         raise StoreBusy(
             "Another process has the store open.", hint="end it (also mta tui), then run this again"
+        ) from error
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")):
+        # Its list of forgotten users is there: to go on without it would bring them back.
+        raise BadInput(
+            f"The store at {root} cannot be opened: {error}.", hint="check the permissions of its directory"
         ) from error
 
 
@@ -185,7 +191,7 @@ def _open_alone(root: Path) -> Iterator[sqlite3.Connection | None]:
             opened.execute("BEGIN EXCLUSIVE")
             opened.execute("COMMIT")
         except sqlite3.DatabaseError as error:
-            _raise_if_busy(error)
+            _raise_unless_damaged(root, error)
             opened.close()
             conn = None
         yield conn

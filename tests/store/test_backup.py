@@ -360,6 +360,19 @@ def test_nothing_is_replaced_while_another_has_the_store_open(archive: Path, roo
     restored(root, archive)
 
 
+def test_a_store_that_cannot_be_opened_is_not_taken_for_a_damaged_one(archive: Path, root: Path) -> None:
+    """Its forgotten users would come back."""
+    log = root / "registry.db-wal"
+    log.unlink(missing_ok=True)
+    log.mkdir()
+    with pytest.raises(BadInput, match="cannot be opened"):
+        read_replaced_store(root)
+    with pytest.raises(BadInput, match="cannot be opened"):
+        restored(root, archive)
+    log.rmdir()
+    assert Registry.open(root).close() is None
+
+
 def test_a_newer_or_foreign_store_is_not_replaced(archive: Path, root: Path) -> None:
     for change in (f"PRAGMA user_version = {SCHEMA_VERSION + 1}", "PRAGMA application_id = 7"):
         sql(root, change)
