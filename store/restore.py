@@ -132,7 +132,10 @@ def stage_restore(root: Path, timeout: float) -> Iterator[StagedRestore]:
 
 
 def read_replaced_store(root: Path) -> ReplacedStore:
-    """The store that a restore would replace. Raises IntegrityFault for another program's or a newer database, BadInput for one that may not be opened."""
+    """The store that a restore would replace.
+
+    Raises IntegrityFault for another program's or a newer database, BadInput for one that may not be opened.
+    """
     path = root / "registry.db"
     if not path.exists():
         return _describe_missing(root)

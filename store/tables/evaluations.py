@@ -87,7 +87,7 @@ class Evaluations:
     def fold_members(self, evaluation_id: int) -> list[FoldMember]:
         """The members of all folds with their roles."""
         sql = "SELECT fold, user_id, role FROM eval_people WHERE evaluation_id = ? ORDER BY fold, user_id"
-        return [(fold, user, role) for fold, user, role in self._db.fetch_tuples(sql, (evaluation_id,))]
+        return self._db.fetch_tuples(sql, (evaluation_id,))
 
     def set_fold_bank(self, evaluation_id: int, fold: int, bank_id: int, preset: str = "") -> None:
         """Record the bank of a fold for a preset, or for none."""

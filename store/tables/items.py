@@ -70,10 +70,6 @@ class Items:
         values["limit"] = _sql_limit(limit)
         return list(reversed(self._read_items(_SELECT_LATEST_ITEMS, values)))
 
-    def count_items(self, user_id: int, task: str) -> int:
-        """How many items the user has of a task."""
-        return int(self._db.fetch_value("SELECT count(*) FROM items WHERE user_id = ? AND task = ?", (user_id, task)))
-
     def items_after(self, user_id: int, task: str, last_item: int) -> list[Item]:
         """The user's items that arrived after item number `last_item`, by number."""
         return self._read_items(

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from store.columns import dump_json
 from store.connection import Connection
-
-_COLUMNS = (
-    "user_id",
-    "query_id",
-    "method",
-    "prompt",
-    "answer",
-    "gold",
-    "gold_loglik",
-    "tokens",
-    "seconds",
-    "gold_tokens",
-    "scores",
-)
 
 
 @dataclass(frozen=True)
@@ -70,6 +56,7 @@ class UserPrediction:
     gold: str
 
 
+_COLUMNS = [field.name for field in fields(Prediction)]
 # A user counts in the fold in which they were tested; other folds may have tried settings on them.
 _IS_TEST_USER = """(c.id IS NULL OR EXISTS (
     SELECT 1 FROM eval_people AS e
@@ -103,7 +90,8 @@ class Predictions:
 
     def add_predictions(self, evaluation_id: int, rows: Iterable[Prediction], cell_id: int | None = None) -> int:
         """Store predictions, all or none; returns how many."""
-        sql = f"INSERT INTO predictions (evaluation_id, cell_id, {', '.join(_COLUMNS)}) VALUES ({', '.join('?' * 13)})"
+        columns = ["evaluation_id", "cell_id", *_COLUMNS]
+        sql = f"INSERT INTO predictions ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
         values = ((evaluation_id, cell_id, *(getattr(row, name) for name in _COLUMNS)) for row in rows)
         return self._db.execute_write_many(sql, values)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any
 
@@ -20,21 +20,7 @@ RECIPE_ENTRY_BYTES = _WEIGHT_STRUCT.size
 """Bytes of an anchor in a recipe."""
 
 _SELECT_RECIPE = "SELECT user_id, task, bank_id, method, bytes, created FROM recipes"
-_STACK_COLUMNS = (
-    "user_id",
-    "task",
-    "bank_id",
-    "digest",
-    "shots",
-    "steps",
-    "loss_before",
-    "loss_after",
-    "bytes",
-    "identity",
-    "numbers",
-    "heldout_before",
-    "heldout_after",
-)
+_STACK_COLUMNS = [field.name for field in fields(Stack) if field.name not in ("recipe", "created", "numbers_sha256")]
 _SELECT_STACK = f"SELECT {', '.join(_STACK_COLUMNS)}, numbers_sha256, created FROM stacks"
 _WHERE_KEY = "WHERE user_id = ? AND task = ? AND bank_id = ?"
 _LOSS_COLUMNS = ("loss_before", "loss_after")

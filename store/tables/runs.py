@@ -12,6 +12,7 @@ from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
 from store.process_status import is_process_alive
 from store.records import Run, User
+from store.tables.users import user_from_row
 
 _SELECT_RUN = """SELECT runs.id, runs.kind, runs.status, runs.config, runs.result, error, pid, started, ended,
     coalesce(users.name, 'evaluation ' || evaluation_id, banks.name || ' v' || banks.version, '') AS subject
@@ -103,10 +104,7 @@ class Runs:
         """The users that a run was asked for and that still exist, in the order of the request."""
         sql = """SELECT users.id, name, can_anchor, created FROM run_users JOIN users ON users.id = user_id
         WHERE run_id = ? ORDER BY position"""
-        return [
-            User(number, name, bool(can), created)
-            for number, name, can, created in self._db.fetch_tuples(sql, (run_id,))
-        ]
+        return [user_from_row(row) for row in self._db.fetch_tuples(sql, (run_id,))]
 
     def steps(self, run_id: int) -> list[RunStep]:
         """The run's steps, in order."""
