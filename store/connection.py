@@ -60,6 +60,7 @@ class Connection:
         with translate_sqlite_errors(root, timeout):
             conn = sqlite3.connect(sqlite_uri(path, writable), uri=True, timeout=timeout, isolation_level=None)
             try:
+                conn.create_function("unicode_lower", 1, str.lower, deterministic=True)  # SQLite's lowers only a-z
                 _set_pragmas(conn, timeout, writable)
                 _migrate_schema(root, conn, create=create, timeout=timeout, writable=writable)
             except BaseException:
@@ -147,6 +148,13 @@ class Connection:
         """One writing statement, in a transaction of its own if none is open."""
         with self.transaction(), self._translate_errors():
             return self._conn.execute(sql, parameters)
+
+    def insert_row(self, table: str, values: Mapping[str, Any]) -> int:
+        """Insert one row, its values by column name; returns its number."""
+        places = ", ".join(f":{name}" for name in values)
+        row = self.execute_write(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({places})", values).lastrowid
+        assert row is not None
+        return row
 
     def execute_write_many(self, sql: str, parameters: Iterable[SqlParameters]) -> int:
         """One writing statement for every tuple; returns how many rows it changed."""

@@ -61,9 +61,8 @@ class Evaluations:
         self, task: str, bank_id: int | None, config: Mapping[str, Any], result: Mapping[str, Any]
     ) -> int:
         """Store a finished evaluation of stored models; returns its number. Its documents hold no user's name."""
-        return self._insert(
-            ("task", "bank_id", "config", "result"), (task, bank_id, dump_json(config), dump_json(result))
-        )
+        documents = {"config": dump_json(config), "result": dump_json(result)}
+        return self._db.insert_row("evaluations", {"task": task, "bank_id": bank_id, **documents, "created": utc_now()})
 
     def get_or_create_evaluation(
         self, key: str, task: str, config: Mapping[str, Any], members: Iterable[FoldMember]
@@ -73,8 +72,8 @@ class Evaluations:
             known = self.find_by_key(key)
             if known is not None:
                 return known
-            columns = ("task", "config", "result", "key", "status")
-            number = self._insert(columns, (task, dump_json(config), "{}", key, "running"))
+            values = {"task": task, "config": dump_json(config), "result": "{}", "key": key, "status": "running"}
+            number = self._db.insert_row("evaluations", {**values, "created": utc_now()})
             sql = "INSERT INTO eval_people (evaluation_id, fold, user_id, role) VALUES (?, ?, ?, ?)"
             self._db.execute_write_many(sql, ((number, *place) for place in members))
             return self.get(number)
@@ -141,13 +140,6 @@ class Evaluations:
     def all(self) -> list[Evaluation]:
         """Every evaluation, newest first."""
         return [_evaluation_from_row(row) for row in self._db.fetch_dicts(f"{_SELECT_EVALUATION} ORDER BY id DESC")]
-
-    def _insert(self, columns: tuple[str, ...], values: tuple[Any, ...]) -> int:
-        marks = ", ".join("?" * (len(columns) + 1))
-        sql = f"INSERT INTO evaluations ({', '.join(columns)}, created) VALUES ({marks})"
-        row = self._db.execute_write(sql, (*values, utc_now())).lastrowid
-        assert row is not None
-        return row
 
 
 def _evaluation_from_row(row: dict[str, Any]) -> Evaluation:

@@ -37,8 +37,7 @@ class Jobs:
             with self._db.transaction():
                 self._remove_ended_jobs()
                 self._require_users(ids, consenting)
-                job_id = self._db.execute_write("INSERT INTO jobs (title) VALUES (?)", (title,)).lastrowid
-                assert job_id is not None
+                job_id = self._db.insert_row("jobs", {"title": title})
                 held.callback(self._remove_lock, job_id)
                 held.enter_context(process_lock(self._root, _lock_name(job_id), 0, title))
                 rows = "INSERT INTO job_users (user_id, job_id) SELECT value, ? FROM json_each(?)"

@@ -78,14 +78,13 @@ class Predictions:
 
     def save_cells(self, evaluation_id: int, made: Iterable[tuple[EvalCell, Sequence[Prediction]]]) -> None:
         """Store cells with their predictions, all or none; an existing cell is replaced."""
-        key = "evaluation_id = ? AND fold = ? AND method = ? AND settings = ? AND user_id = ?"
-        columns = "evaluation_id, fold, method, settings, user_id, bytes, seconds"
+        same = """evaluation_id = :evaluation_id AND fold = :fold AND method = :method AND settings = :settings
+        AND user_id = :user_id"""
         with self._db.transaction():
             for cell, predictions in made:
-                place = (evaluation_id, cell.fold, cell.method, dump_json(cell.settings), cell.user_id)
-                self._db.execute_write(f"DELETE FROM cells WHERE {key}", place)
-                sql = f"INSERT INTO cells ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)"
-                number = self._db.execute_write(sql, (*place, cell.bytes, cell.seconds)).lastrowid
+                values = {"evaluation_id": evaluation_id, **vars(cell), "settings": dump_json(cell.settings)}
+                self._db.execute_write(f"DELETE FROM cells WHERE {same}", values)
+                number = self._db.insert_row("cells", values)
                 self.add_predictions(evaluation_id, predictions, number)
 
     def add_predictions(self, evaluation_id: int, rows: Iterable[Prediction], cell_id: int | None = None) -> int:

@@ -73,10 +73,11 @@ class Recipes:
         """Store a recipe, in place of the user's earlier one for the task and bank."""
         key = (recipe.user_id, recipe.task, recipe.bank_id)
         size = RECIPE_ENTRY_BYTES * len(recipe.shares)
-        sql = "INSERT INTO recipes (user_id, task, bank_id, method, bytes, created) VALUES (?, ?, ?, ?, ?, ?)"
+        values = {name: getattr(recipe, name) for name in ("user_id", "task", "bank_id", "method")}
+        values |= {"bytes": size, "created": recipe.created or utc_now()}
         with self._db.transaction():
             self.remove(*key)
-            self._db.execute_write(sql, (*key, recipe.method, size, recipe.created or utc_now()))
+            self._db.insert_row("recipes", values)
             _insert_shares(self._db, "recipe_anchors", key, recipe.shares)
 
     def get(self, user_id: int, task: str, bank_id: int) -> Recipe | None:
@@ -112,13 +113,12 @@ class Stacks:
         """Store a stack, in place of the user's earlier one, whose adapter is removed if nothing else uses it."""
         key = (stack.user_id, stack.task, stack.bank_id)
         digest = None if stack.numbers is None else sha256(stack.numbers).hexdigest()
-        values = [*(getattr(stack, name) for name in _STACK_COLUMNS), digest, stack.created or utc_now()]
-        places = ", ".join("?" * len(values))
-        sql = f"INSERT INTO stacks ({', '.join(_STACK_COLUMNS)}, numbers_sha256, created) VALUES ({places})"
+        values = {name: getattr(stack, name) for name in _STACK_COLUMNS}
+        values |= {"numbers_sha256": digest, "created": stack.created or utc_now()}
         with self._db.transaction():
             earlier = self.get(*key)
             self._db.execute_write(f"DELETE FROM stacks {_WHERE_KEY}", key)
-            self._db.execute_write(sql, values)
+            self._db.insert_row("stacks", values)
             _insert_shares(self._db, "stack_anchors", key, stack.recipe)
             if earlier is not None:
                 self._adapters.remove_if_unreferenced(earlier.digest)

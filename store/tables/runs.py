@@ -52,11 +52,10 @@ class Runs:
         A run about a user is deleted with them. Documents and units of any other run hold no user's name: the run stays
         when its users are removed.
         """
-        columns = "kind, user_id, bank_id, evaluation_id, config, pid, started"
-        values = (kind, user_id, bank_id, evaluation_id, dump_json(config), os.getpid(), utc_now())
+        subject = {"user_id": user_id, "bank_id": bank_id, "evaluation_id": evaluation_id}
+        values = {"kind": kind, **subject, "config": dump_json(config), "pid": os.getpid(), "started": utc_now()}
         with self._db.transaction():
-            row = self._db.execute_write(f"INSERT INTO runs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values).lastrowid
-            assert row is not None
+            row = self._db.insert_row("runs", values)
             sql = "INSERT INTO run_users (run_id, position, user_id) VALUES (?, ?, ?)"
             self._db.execute_write_many(sql, ((row, position, user) for position, user in enumerate(asked_users)))
             return self.get(row)

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from mta_cli.errors import BadInput, NotFound
 from store.columns import utc_now
@@ -74,10 +75,8 @@ class Users:
             found = self._find(name)
             if found is not None:
                 return found, False
-            sql = "INSERT INTO users (name, can_anchor, created, uuid) VALUES (?, ?, ?, lower(hex(randomblob(16))))"
-            row = self._db.execute_write(sql, (name, int(can_anchor), utc_now())).lastrowid
-            assert row is not None
-            return self.by_id(row), True
+            values = {"name": name, "can_anchor": int(can_anchor), "created": utc_now(), "uuid": uuid4().hex}
+            return self.by_id(self._db.insert_row("users", values)), True
 
     def get(self, name: str) -> User:
         """The user of this name. Raises NotFound, suggesting the nearest names."""
