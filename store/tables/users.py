@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from mta_cli.errors import BadInput, NotFound
 from store.columns import utc_now
@@ -75,7 +75,7 @@ class Users:
             found = self._find(name)
             if found is not None:
                 return found, False
-            values = {"name": name, "can_anchor": int(can_anchor), "created": utc_now(), "uuid": uuid4().hex}
+            values = {"name": name, "can_anchor": int(can_anchor), "created": utc_now(), "uuid": os.urandom(16).hex()}
             return self.by_id(self._db.insert_row("users", values)), True
 
     def get(self, name: str) -> User:
