@@ -1,10 +1,11 @@
-"""Writes docs/commands.md and docs/settings.md from the program. Run it after a command or a setting has changed.
+"""Writes commands.md, settings.md and store/schema.sql from the program, after a command, setting or table changed.
 
-`pages()` gives both texts without writing them, for the test that they are up to date. Knows no job.
+`pages()` gives the texts without writing them, for the test that they are up to date. Knows no job.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typer.main import get_command
 from mta_cli.app import app
 from mta_cli.options import PRESETS
 from mta_cli.settings import OPTION_CLASSES, SETTINGS_FILE_NAME, Setting, all_settings
+from store.migrations.steps import migrate
+from store.schema import SCHEMA_VERSION, TABLES
 
 FOLDER = Path(__file__).parent
 MADE = "<!-- Made by `make docs` from the program; do not edit. -->"
@@ -34,7 +37,20 @@ def _walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 def pages() -> dict[str, str]:
     """File name and text of every generated page."""
-    return {"commands.md": _commands_page(), "settings.md": _settings_page()}
+    return {"commands.md": _commands_page(), "settings.md": _settings_page(), "../store/schema.sql": _schema_page()}
+
+
+def _schema_page() -> str:
+    """Today's schema, table by table, each with its indexes and triggers."""
+    conn = sqlite3.connect(":memory:", isolation_level=None)
+    migrate(conn)
+    wanted = "sql IS NOT NULL AND tbl_name NOT GLOB '*sqlite_*' AND tbl_name NOT GLOB 'items_fts_*'"
+    parts: dict[str, list[str]] = {}
+    for table, sql in conn.execute(f"SELECT tbl_name, sql FROM sqlite_master WHERE {wanted} ORDER BY rowid"):
+        parts.setdefault(table, []).append(sql.replace("\n, ", ",\n    ") + ";")
+    order = sorted(parts, key=lambda name: TABLES.index(name) if name in TABLES else len(TABLES))
+    head = f"-- Schema {SCHEMA_VERSION} of the store. Made by `make docs` from store/migrations; do not edit."
+    return "\n\n".join([head, *("\n".join(parts[name]) for name in order)]) + "\n"
 
 
 def _commands_page() -> str:

@@ -50,6 +50,10 @@ class UserInUse(StoreBusy):
     """A running job uses the data of a user who is to be removed or takes their consent back."""
 
 
+class UsersChanged(MtaError):
+    """Users of a job were removed, or took their consent back, between its plan and its begin."""
+
+
 class Interrupted(MtaError):
     """The user pressed Ctrl-C; the job was closed and left no partial result."""
 

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, StoreBusy
+from store.columns import utc_now
 from store.files import disk_fault, remove_leftover_temporaries, sync_file, sync_folder, temporary_path
-from store.integrity.check import TABLES
-from store.process import utc_now
+from store.schema import SCHEMA_VERSION, TABLES, schema_version
 from store.snapshot import purge_copy
-from store.version import SCHEMA_VERSION, schema_version
 
 if TYPE_CHECKING:
     from store.registry import Registry

@@ -1,7 +1,6 @@
 """One connection to the registry's database: how it is opened, transactions, and SQLite's errors in our words.
 
-Knows neither tables nor rows. Reading needs SQLite alone. Only writing imports sqlite-utils, which loads numpy and
-pandas where they are installed, and filelock, which loads asyncio.
+Knows neither tables nor rows. Only migrating imports sqlite-utils, which loads numpy and pandas.
 """
 
 from __future__ import annotations
@@ -12,15 +11,12 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
-from store.files import disk_fault
+from store.process_lock import process_lock
+from store.schema import SCHEMA_VERSION, known_schema_version, schema_version
 from store.snapshot import copy_database, save_before_migration
-from store.version import APPLICATION_ID, SCHEMA_VERSION, schema_version
-
-if TYPE_CHECKING:
-    from sqlite_utils import Database
 
 MIN_SQLITE_VERSION = (3, 35, 0)
 SqlParameters = Sequence[Any] | Mapping[str, Any]
@@ -64,6 +60,7 @@ class Connection:
         with translate_sqlite_errors(root, timeout):
             conn = sqlite3.connect(sqlite_uri(path, writable), uri=True, timeout=timeout, isolation_level=None)
             try:
+                conn.create_function("unicode_lower", 1, str.lower, deterministic=True)  # SQLite's lowers only a-z
                 _set_pragmas(conn, timeout, writable)
                 _migrate_schema(root, conn, create=create, timeout=timeout, writable=writable)
             except BaseException:
@@ -87,7 +84,7 @@ class Connection:
         Raises StoreBusy when another writer holds the store longer than the timeout.
         """
         if self.in_transaction:
-            with self._sqlite_utils_db.atomic():
+            with self._savepoint():
                 yield
             return
         self._require_writable()
@@ -105,6 +102,18 @@ class Connection:
         waiting, self._after_commit = self._after_commit, []
         for action in waiting:
             action()
+
+    @contextlib.contextmanager
+    def _savepoint(self) -> Iterator[None]:
+        self._conn.execute("SAVEPOINT inner")
+        try:
+            yield
+        except BaseException:
+            if self.in_transaction:  # some errors, such as a full disk, end the whole transaction
+                self._conn.execute("ROLLBACK TO inner")
+                self._conn.execute("RELEASE inner")
+            raise
+        self._conn.execute("RELEASE inner")
 
     def after_commit(self, action: Callable[[], None]) -> None:
         """Call `action` after the open transaction commits, or now when none is open; never after a rollback."""
@@ -140,6 +149,13 @@ class Connection:
         with self.transaction(), self._translate_errors():
             return self._conn.execute(sql, parameters)
 
+    def insert_row(self, table: str, values: Mapping[str, Any]) -> int:
+        """Insert one row, its values by column name; returns its number."""
+        places = ", ".join(f":{name}" for name in values)
+        row = self.execute_write(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({places})", values).lastrowid
+        assert row is not None
+        return row
+
     def execute_write_many(self, sql: str, parameters: Iterable[SqlParameters]) -> int:
         """One writing statement for every tuple; returns how many rows it changed."""
         with self.transaction(), self._translate_errors():
@@ -170,10 +186,6 @@ class Connection:
         """Copy the committed state of one moment to a new file. Writers need not wait."""
         with self._translate_errors():
             copy_database(self._conn, path)
-
-    @functools.cached_property
-    def _sqlite_utils_db(self) -> Database:
-        return _open_sqlite_utils(self._conn)
 
     def _translate_errors(self) -> contextlib.AbstractContextManager[None]:
         return translate_sqlite_errors(self.root, self.timeout)
@@ -221,12 +233,6 @@ def _set_pragmas(conn: sqlite3.Connection, timeout: float, writable: bool) -> No
         conn.execute("PRAGMA query_only = ON")
 
 
-def _open_sqlite_utils(conn: sqlite3.Connection) -> Database:
-    from sqlite_utils import Database
-
-    return Database(conn, recursive_triggers=False, execute_plugins=False)  # `_configure` has set what we want
-
-
 def _migrate_schema(root: Path, conn: sqlite3.Connection, *, create: bool, timeout: float, writable: bool) -> None:
     if _is_schema_current(root, conn, create=create):
         return
@@ -240,63 +246,24 @@ def _migrate_schema(root: Path, conn: sqlite3.Connection, *, create: bool, timeo
             raise BadInput(
                 f"The file system of {root} cannot hold a store (SQLite's log mode is {mode}).", hint="use a local disk"
             )
-        from store.schema import migrations
+        from store.migrations.steps import migrate
 
         if (found := schema_version(conn)) > 0:
             save_before_migration(root, conn, found)
         conn.execute("PRAGMA foreign_keys = OFF")  # some migrations rebuild tables
         try:
-            migrations.apply(_open_sqlite_utils(conn))
+            migrate(conn)
         finally:
             conn.execute("PRAGMA foreign_keys = ON")
 
 
 def _is_schema_current(root: Path, conn: sqlite3.Connection, *, create: bool) -> bool:
-    found = schema_version(conn)
-    ours = conn.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
-    foreign = conn.execute("SELECT count(*) FROM sqlite_master WHERE name NOT GLOB '*sqlite_*'").fetchone()[0]
-    if not ours and (found or foreign):
-        raise IntegrityFault(
-            f"{root / 'registry.db'} is a database of another program.", hint="choose another --store DIR"
-        )
-    if found > SCHEMA_VERSION:
-        raise IntegrityFault(
-            f"The store at {root} has schema {found}, and this program knows schemas up to {SCHEMA_VERSION}.",
-            hint="use the newer mta that made it",
-        )
+    found = known_schema_version(root, conn)
     if found == 0 and not create:
         raise IntegrityFault(
             f"The store at {root} is empty.", hint="mta restore FILE brings back a backup; mta init begins anew"
         )
     return found == SCHEMA_VERSION
-
-
-@contextlib.contextmanager
-def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[None]:
-    """Hold a lock between processes. `name` names its file. Raises StoreBusy, saying what the other is `doing`.
-
-    Raises BadInput when the disk is full or refuses, IntegrityFault when it fails.
-    """
-    import filelock
-
-    path = lock_path(root, name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = filelock.FileLock(path, timeout=timeout)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise StoreBusy(f"Another process is {doing}.", hint="wait for it to end, then run this again") from error
-    except OSError as error:
-        raise disk_fault(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def lock_path(root: Path, name: str) -> Path:
-    """The path of a lock's file."""
-    return root / "locks" / f"{name}.lock"
 
 
 def _unwritable_error(root: Path) -> BadInput:

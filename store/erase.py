@@ -1,25 +1,22 @@
-"""Erases a user: rows, full-text index, their name in other users' texts, files, and the bytes of deleted rows.
+"""Erases a user: rows, full-text index, their name in errors of other runs, files, and the bytes of deleted rows.
 
-Rows follow their foreign keys.
+Rows follow their foreign keys. Errors of runs are the only texts that may name a user; all else refers to users by key.
 """
 
 from __future__ import annotations
 
 import re
 
+from store.columns import utc_now
 from store.connection import Connection
 from store.files import AdapterFiles
-from store.names import FORGOTTEN_NAME
-from store.process import utc_now
+from store.names import FORGOTTEN_NAME, quote_text
 from store.queries.dependents import find_dependent_users
 from store.records import User
 from store.snapshot import remove_saved_databases
 from store.tables.adapters import Adapters
 from store.tables.jobs import Jobs
 from store.tables.users import ForgetResult
-
-TEXT_COLUMNS_WITH_NAMES = (("runs", "error"),)
-"""Texts about other users that may name the user. All other records refer to users by key."""
 
 # Banks of evaluations serve no user, so those made from this user are deleted whole.
 _DELETE_EVAL_BANKS = """DELETE FROM banks WHERE id IN (
@@ -70,10 +67,7 @@ class UserEraser:
         """The user's anchors: (bank id, bank, version, anchor id)."""
         sql = """SELECT banks.id, banks.name, version, anchors.id FROM anchors JOIN banks ON banks.id = bank_id
         WHERE user_id = ? ORDER BY anchors.id"""
-        return [
-            (bank_id, name, version, anchor)
-            for bank_id, name, version, anchor in self._db.fetch_tuples(sql, (user_id,))
-        ]
+        return self._db.fetch_tuples(sql, (user_id,))
 
     def _dependents_of_anchors(
         self, user: User, anchors: list[tuple[int, str, int, int]]
@@ -95,11 +89,11 @@ class UserEraser:
         self._db.execute_write(sql, (utc_now(), int(had_anchor), user_id))
 
     def _redact_name(self, name: str) -> None:
-        pattern = whole_word_pattern(name)
-        for table, column in TEXT_COLUMNS_WITH_NAMES:
-            rows = self._db.fetch_tuples(f"SELECT id, {column} FROM {table} WHERE instr({column}, ?)", (name,))
+        for form in dict.fromkeys((name, repr(name)[1:-1], quote_text(name)[1:-1])):  # messages escape and cut names
+            pattern = whole_word_pattern(form)
+            rows = self._db.fetch_tuples("SELECT id, error FROM runs WHERE instr(error, ?)", (form,))
             changed = [(pattern.sub(FORGOTTEN_NAME, text), number) for number, text in rows]
-            self._db.execute_write_many(f"UPDATE {table} SET {column} = ? WHERE id = ?", changed)
+            self._db.execute_write_many("UPDATE runs SET error = ? WHERE id = ?", changed)
 
 
 def whole_word_pattern(name: str) -> re.Pattern[str]:

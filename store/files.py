@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError
-from store.process import is_process_alive
+from store.process_status import is_process_alive
 
 MIN_ORPHAN_AGE_SECONDS = 3600
 """How old a file without a row must be before it is removed as an orphan."""
@@ -28,14 +28,23 @@ _RESTORE_HINT = "mta restore FILE brings back a backup; else remove what uses th
 def atomic_write(path: Path, data: bytes) -> None:
     """Make `data` the content of `path`. After a crash the file holds either the old content or all of the new.
 
-    Folders are made as needed. Raises BadInput when the disk is full or refuses, IntegrityFault when it fails; no
-    temporary file stays.
+    Folders are made as needed. Raises as `replace_file`.
     """
-    temporary = temporary_path(path.parent)
+    with replace_file(path, path.parent) as temporary:
+        _write_durably(temporary, data)
+
+
+@contextlib.contextmanager
+def replace_file(path: Path, folder: Path) -> Iterator[Path]:
+    """A temporary path in `folder`, which is made if needed. The file that the block writes there becomes `path`.
+
+    Raises BadInput when the disk is full or refuses, IntegrityFault when it fails; no temporary file stays.
+    """
+    temporary = temporary_path(folder)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
-            _write_durably(temporary, data)
+            yield temporary
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -100,7 +109,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_file(path: Path) -> None:
+def remove_file(path: Path) -> None:
     """Remove a file if it is there. Raises as `atomic_write`."""
     try:
         path.unlink(missing_ok=True)
@@ -202,7 +211,7 @@ class AdapterFiles:
 
     def delete(self, digest: str) -> None:
         """Remove the file if it is there."""
-        _remove_file(self.path(digest))
+        remove_file(self.path(digest))
 
     def find_orphans(self, known: set[str]) -> list[Path]:
         """Adapter files whose digest is not in `known` and that no process claims, by path."""
@@ -219,7 +228,7 @@ class AdapterFiles:
         """Remove orphans, except recent ones: another process may be about to add their rows."""
         for path in self.find_orphans(known):
             if _modified_time(path) < time.time() - MIN_ORPHAN_AGE_SECONDS:
-                _remove_file(path)
+                remove_file(path)
 
     def abandoned_temporaries(self) -> list[Path]:
         """Temporary files of ended processes."""
@@ -246,7 +255,7 @@ class AdapterFiles:
         atomic_write(path, data)
         for older in self._checkpoint_paths(key):
             if older != path:
-                _remove_file(older)
+                remove_file(older)
 
     def read_checkpoint(self, key: str) -> bytes | None:
         """The newest intact checkpoint of `key`; None when there is none. Damaged ones are removed."""
@@ -281,12 +290,12 @@ class AdapterFiles:
     def drop_checkpoint(self, key: str) -> None:
         """Remove the checkpoint of `key` if there is one."""
         for path in self._checkpoint_paths(key):
-            _remove_file(path)
+            remove_file(path)
 
     def drop_all_checkpoints(self) -> None:
         """Remove every checkpoint. Trainings that still run write new ones."""
         for path in self.checkpoint_folder.glob(f"*{_SUFFIX}"):
-            _remove_file(path)
+            remove_file(path)
 
     def _has_content(self, path: Path, digest: str) -> bool:
         try:

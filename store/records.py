@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class User:
-    """A user with a history. `can_anchor` is their consent to be an anchor."""
+    """A user with a history. `can_anchor` is their consent to serve others, not only as an anchor."""
 
     id: int
     name: str
@@ -58,7 +58,7 @@ class Query:
 class UserSummary:
     """One line of `mta user list`. `task` is the one with most items; `status` is new, anchor, fused or adapted.
 
-    `can_anchor` is the user's consent to be an anchor.
+    `can_anchor` is the user's consent to serve others.
     """
 
     name: str

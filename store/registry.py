@@ -13,17 +13,18 @@ from pathlib import Path
 from types import TracebackType
 
 from mta_cli.errors import MtaError
-from store.connection import Connection, process_lock
+from store.connection import Connection
 from store.erase import UserEraser
 from store.files import AdapterFiles
 from store.integrity import check
 from store.integrity.repair import Repair, find_repairs
 from store.names import quote_text
-from store.queries.subject_data import SubjectData
+from store.process_lock import process_lock
+from store.queries.user_data import UserData
 from store.queries.user_table import UserTable
 from store.tables.adapters import Adapters
 from store.tables.banks import Banks
-from store.tables.bases import ModelRecords
+from store.tables.base_models import ModelRecords
 from store.tables.chats import Chats
 from store.tables.evaluations import Evaluations
 from store.tables.items import Items
@@ -59,7 +60,7 @@ class Registry:
         self.runs = Runs(db)
         self.evaluations = Evaluations(db, self.adapters)
         self.chats = Chats(db)
-        self.subject_data = SubjectData(db)
+        self.user_data = UserData(db)
 
     @classmethod
     def open(cls, root: Path, *, create: bool = False, timeout: float = 10.0) -> Registry:

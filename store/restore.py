@@ -13,14 +13,14 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mta_cli.errors import IntegrityFault, StoreBusy
+from mta_cli.errors import BadInput, IntegrityFault, StoreBusy
 from store.backup import Manifest, unpack_backup
 from store.connection import translate_sqlite_errors
 from store.files import AdapterFiles, disk_fault, sync_file, sync_folder, temporary_path
 from store.integrity.check import find_foreign_parts
 from store.registry import Registry
+from store.schema import APPLICATION_ID, known_schema_version, schema_version
 from store.tables.users import Tombstone
-from store.version import APPLICATION_ID, SCHEMA_VERSION, schema_version
 
 FIRST_SCHEMA_WITH_UUIDS = 8
 _TOMBSTONES = """SELECT forgotten_at, items, had_anchor, user_uuid FROM tombstones
@@ -132,7 +132,10 @@ def stage_restore(root: Path, timeout: float) -> Iterator[StagedRestore]:
 
 
 def read_replaced_store(root: Path) -> ReplacedStore:
-    """The store that a restore would replace. Raises IntegrityFault for another program's or a newer database."""
+    """The store that a restore would replace.
+
+    Raises IntegrityFault for another program's or a newer database, BadInput for one that may not be opened.
+    """
     path = root / "registry.db"
     if not path.exists():
         return _describe_missing(root)
@@ -147,19 +150,8 @@ def _describe_missing(root: Path) -> ReplacedStore:
 
 def _read_replaced(root: Path, conn: sqlite3.Connection) -> ReplacedStore:
     try:
-        ours = conn.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
-        tables = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        schema = schema_version(conn)
-        if tables and not ours:
-            raise IntegrityFault(
-                f"{root / 'registry.db'} is a database of another program.", hint="choose another --store DIR"
-            )
-        if schema > SCHEMA_VERSION:
-            raise IntegrityFault(
-                f"The store at {root} has schema {schema}, and this program knows schemas up to {SCHEMA_VERSION}.",
-                hint="use the newer mta that made it",
-            )
-        users = conn.execute("SELECT count(*) FROM users").fetchone()[0] if tables else 0
+        schema = known_schema_version(root, conn)
+        users = conn.execute("SELECT count(*) FROM users").fetchone()[0] if schema else 0
         if schema < FIRST_SCHEMA_WITH_UUIDS:
             return ReplacedStore(users, f"the store at {root} has schema {schema}, which does not say who they were")
         return ReplacedStore(
@@ -168,14 +160,20 @@ def _read_replaced(root: Path, conn: sqlite3.Connection) -> ReplacedStore:
             withdrawn=tuple(uuid for (uuid,) in conn.execute(_WITHDRAWN)),
         )
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        _raise_if_busy(error)
+        _raise_unless_damaged(root, error)
         return _describe_missing(root)
 
 
-def _raise_if_busy(error: Exception) -> None:
-    if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+def _raise_unless_damaged(root: Path, error: Exception) -> None:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         raise StoreBusy(
             "Another process has the store open.", hint="end it (also mta tui), then run this again"
+        ) from error
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")):
+        # Its list of forgotten users is there: to go on without it would bring them back.
+        raise BadInput(
+            f"The store at {root} cannot be opened: {error}.", hint="check the permissions of its directory"
         ) from error
 
 
@@ -196,7 +194,7 @@ def _open_alone(root: Path) -> Iterator[sqlite3.Connection | None]:
             opened.execute("BEGIN EXCLUSIVE")
             opened.execute("COMMIT")
         except sqlite3.DatabaseError as error:
-            _raise_if_busy(error)
+            _raise_unless_damaged(root, error)
             opened.close()
             conn = None
         yield conn

@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from store.files import disk_fault, sync_file, sync_folder, temporary_path
+from store.files import disk_fault, remove_file, replace_file, sync_file
 
 _PENDING_PURGE = "SELECT 1 FROM tombstones WHERE NOT erased LIMIT 1"
 _SAVED_NAMES = "registry.schema*.db"
@@ -41,20 +41,12 @@ def save_before_migration(root: Path, conn: sqlite3.Connection, schema: int) -> 
 
     Raises BadInput when the disk is full or refuses, IntegrityFault when it fails, sqlite3.Error for the database.
     """
-    temporary, target = temporary_path(root / "partial"), root / f"registry.schema{schema}.db"
-    try:
-        temporary.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            copy_database(conn, temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(root)
-        for older in saved_databases(root):
-            if older != target:
-                older.unlink(missing_ok=True)
-    except OSError as error:
-        raise disk_fault(target, error) from error
+    target = root / f"registry.schema{schema}.db"
+    with replace_file(target, root / "partial") as temporary:
+        copy_database(conn, temporary)
+    for older in saved_databases(root):
+        if older != target:
+            remove_file(older)
 
 
 def saved_databases(root: Path) -> list[Path]:
@@ -65,7 +57,4 @@ def saved_databases(root: Path) -> list[Path]:
 def remove_saved_databases(root: Path) -> None:
     """Remove the copies from before migrations: they hold forgotten users. Raises as `save_before_migration`."""
     for path in saved_databases(root):
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise disk_fault(path, error, "removed") from error
+        remove_file(path)

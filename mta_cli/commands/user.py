@@ -42,7 +42,7 @@ def list_(ctx: typer.Context, task: TaskOption = None, json: JsonOption = False)
             from mta_cli.pipeline.data.tasks import find_task
 
             find_task(reg, task)
-        use.output.print_result(reg.users.summaries(task=task), _users_table)
+        use.output.print_result(reg.user_table.summaries(task=task), _users_table)
 
 
 @app.command()

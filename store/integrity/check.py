@@ -15,43 +15,16 @@ from mta_cli.errors import IntegrityFault, MtaError
 from store.connection import Connection, sqlite_uri
 from store.files import AdapterFiles
 from store.records import is_core_intact
+from store.schema import SCHEMA_VERSION, TABLES, schema_version
 from store.tables.recipes_and_stacks import RECIPE_ENTRY_BYTES
-from store.version import SCHEMA_VERSION, schema_version
 
-TABLES = (
-    "users",
-    "items",
-    "queries",
-    "profiles",
-    "bases",
-    "tasks",
-    "adapters",
-    "banks",
-    "anchors",
-    "neighbours",
-    "recipes",
-    "recipe_anchors",
-    "stacks",
-    "stack_anchors",
-    "runs",
-    "run_users",
-    "steps",
-    "evaluations",
-    "eval_people",
-    "eval_banks",
-    "cells",
-    "tunings",
-    "predictions",
-    "chats",
-    "messages",
-    "message_anchors",
-    "jobs",
-    "job_users",
-    "tombstones",
-)
-
+_SCHEMA = Path(__file__).parents[1] / "schema.sql"
+# What is left out: indexes that SQLite makes, its statistics, and the record of migrations, all known by their SQL,
+# because SQLite believes that and not the other columns.
 _STRUCTURE = """SELECT type, name, tbl_name, sql FROM sqlite_master
-WHERE name NOT GLOB 'sqlite_*' AND name != '_sqlite_migrations'"""
+WHERE sql IS NOT NULL AND sql NOT GLOB 'CREATE TABLE sqlite_stat[14](*'
+    AND sql NOT GLOB 'CREATE TABLE "_sqlite_migrations" (*'
+    AND sql NOT GLOB 'CREATE UNIQUE INDEX "idx__sqlite_migrations_*'"""
 
 
 def count_rows(db: Connection) -> dict[str, int]:
@@ -107,7 +80,7 @@ def _schema_mismatches(conn: sqlite3.Connection) -> list[str]:
 @cache
 def _expected_columns() -> dict[str, list[tuple[Any, ...]]]:
     with closing(sqlite3.connect(":memory:")) as conn:
-        _make_schema(conn)
+        conn.executescript(_SCHEMA.read_text(encoding="utf-8"))
         return {name: _table_info(conn, name) for name in TABLES}
 
 
@@ -118,17 +91,13 @@ def _table_info(conn: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
 def find_foreign_parts(root: Path) -> list[str]:
     """Tables, indexes, views and triggers that are missing, changed or not in the schema."""
     with closing(sqlite3.connect(root / "registry.db")) as conn, closing(sqlite3.connect(":memory:")) as fresh:
-        _make_schema(fresh)
-        found, expected = set(conn.execute(_STRUCTURE)), set(fresh.execute(_STRUCTURE))
+        fresh.executescript(_SCHEMA.read_text(encoding="utf-8"))
+        found, expected = _structure(conn), _structure(fresh)
     return sorted(f"its {part[0]} {str(part[1])[:80]} is not as a store's" for part in found ^ expected)
 
 
-def _make_schema(conn: sqlite3.Connection) -> None:
-    from sqlite_utils import Database
-
-    from store.schema import migrations
-
-    migrations.apply(Database(conn, execute_plugins=False))
+def _structure(conn: sqlite3.Connection) -> set[tuple[str, ...]]:
+    return {(*part, " ".join(sql.replace(",", " , ").split())) for *part, sql in conn.execute(_STRUCTURE)}
 
 
 def _check_database(db: Connection) -> Iterator[str]:

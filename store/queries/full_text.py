@@ -31,25 +31,25 @@ def fts5_query(user_id: int, task: str, text: str) -> str | None:
     return f'scope : "{user_id}x{task.encode().hex()}" AND input : ({any_term})'
 
 
-def rank_bm25(text: str, found: Sequence[tuple[int, str]], held: int) -> list[int]:
-    """The numbers of `found` (number, words) by Okapi BM25, the best match of `text` first; ties by number.
+def rank_bm25(text: str, found: Sequence[tuple[int, str]], searched: int) -> list[int]:
+    """The item ids of `found` (item id, input) by Okapi BM25, the best match of `text` first; ties by id.
 
-    The mean length is that of `found`. `held` is how many texts of the user were searched. Term frequencies come from
-    this user's texts alone: FTS5's `bm25()` counts all users' texts, so one user's items would change another user's
-    prompts.
+    The mean length is that of `found`. `searched` is how many inputs of the user were searched. Term frequencies come
+    from this user's texts alone: FTS5's `bm25()` counts all users' texts, so one user's items would change another
+    user's prompts.
     """
     terms = list(dict.fromkeys(_unaccented_words(text)))[:MAX_QUERY_TERMS]
-    counts = {number: _term_counts(words) for number, words in found}
-    lengths = {number: sum(count.values()) for number, count in counts.items()}
+    counts = {item_id: _term_counts(item_input) for item_id, item_input in found}
+    lengths = {item_id: sum(count.values()) for item_id, count in counts.items()}
     mean = sum(lengths.values()) / max(1, len(lengths)) or 1.0
     holders = {term: sum(term in count for count in counts.values()) for term in terms}
-    rare = {term: math.log(1.0 + (held - n + 0.5) / (n + 0.5)) for term, n in holders.items()}
+    rare = {term: math.log(1.0 + (searched - n + 0.5) / (n + 0.5)) for term, n in holders.items()}
 
-    def score(number: int) -> float:
-        count, damped = counts[number], _BM25_K1 * (1.0 - _BM25_B + _BM25_B * lengths[number] / mean)
+    def score(item_id: int) -> float:
+        count, damped = counts[item_id], _BM25_K1 * (1.0 - _BM25_B + _BM25_B * lengths[item_id] / mean)
         return sum(rare[term] * count[term] / (count[term] + damped) for term in terms if term in count)
 
-    return sorted(counts, key=lambda number: (-score(number), number))
+    return sorted(counts, key=lambda item_id: (-score(item_id), item_id))
 
 
 @lru_cache(_TERM_COUNTS_CACHE_SIZE)

@@ -1,7 +1,7 @@
-"""Users in pages, filtered and sorted, for a table of up to a million rows. Reads only.
+"""Users in a list, and in pages, filtered and sorted, for a table of up to a million rows. Reads only.
 
 A page in the order of names is read from the names' own index. Any other order or filter reads all users once. The
-latest orders (8 bytes a user each) are kept until the store changes. Knows neither engine nor
+latest orders (8 bytes a user each) are kept until the store changes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from store.columns import load_boolean_columns
 from store.connection import Connection
 from store.queries.user_filter import (
     USER_STATUSES,
@@ -22,6 +23,7 @@ from store.queries.user_filter import (
     parse_user_filter,
     status_sql,
 )
+from store.records import UserSummary
 
 SORT_COLUMNS = ("name", "items", "queries", "status", "bytes", "change")
 
@@ -30,7 +32,7 @@ MAX_PAGE_ROWS = 500
 
 MAX_CACHED_ORDERS = 2  # orders: that of the pages, and that of all users, for their count
 
-# A user's status is that in the newest ready version of every bank, as in `users.summaries`.
+# A user's status is that in the newest ready version of every bank.
 _WITH_CURRENT_BANKS = """current AS MATERIALIZED (
     SELECT id FROM banks AS b WHERE status = 'ready' AND purpose = '' AND (:task IS NULL OR task = :task)
         AND version = (SELECT max(version) FROM banks WHERE name = b.name AND status = 'ready' AND purpose = '')
@@ -166,12 +168,20 @@ class UserTable:
         sql = f"SELECT count(*) FROM users {_where_sql([*where.sql, f'name {before} {own}'])}"
         return int(self._db.fetch_value(sql, where.values))
 
+    def summaries(self, task: str | None = None) -> list[UserSummary]:
+        """One summary a user, by name; with `task`, only of users with items or queries of it, and about that task."""
+        columns = {name: _COLUMN_SQL[name] for name in ("name", "items", "queries", "status")}
+        columns |= {"stack_bytes": "coalesce(s.bytes, 0)", "can_anchor": "can_anchor"}
+        where = _where_sql([_HAS_TASK] if task is not None else [])
+        rows = self._db.fetch_dicts(f"{_select_users(columns, task)} {where} ORDER BY users.name", {"task": task})
+        return [UserSummary(**load_boolean_columns(_with_status_name(row), "can_anchor")) for row in rows]
+
     def tasks_with_user_counts(self) -> list[tuple[str, int]]:
         """Every task with items or queries, and how many users have some; most users first."""
         sql = """SELECT task, count(*) AS user_count FROM (
             SELECT user_id, task FROM items UNION SELECT user_id, task FROM queries
         ) GROUP BY task ORDER BY user_count DESC, task"""
-        return [(task, count) for task, count in self._db.fetch_tuples(sql)]
+        return self._db.fetch_tuples(sql)
 
     def _page_user_ids(self, question: _TableQuery, offset: int, limit: int) -> Sequence[int]:
         """The user ids of a page, in order."""
@@ -200,22 +210,25 @@ class UserTable:
 
         if not numbers:
             return []
-        among = "user_id IN (SELECT value FROM json_each(:numbers))"
-        joins = _join_sql("iqsra", task, among)
-        columns = ", ".join(f"{_COLUMN_SQL[name]} AS {name}" for name in ("name", "items", "queries", "status"))
-        rest = ", ".join(f"{_COLUMN_SQL[name]} AS {name}" for name in ("anchors", "bytes", "change"))
-        main = ":task" if task is not None else _SELECT_MAIN_TASK
-        sql = f"""WITH {_WITH_CURRENT_BANKS} SELECT users.id, {columns}, {main} AS task, {rest} FROM users {joins}
-        WHERE users.id IN (SELECT value FROM json_each(:numbers))"""
+        among = "IN (SELECT value FROM json_each(:numbers))"
+        sql = f"{_select_users({'id': 'users.id', **_COLUMN_SQL}, task, f'user_id {among}')} WHERE users.id {among}"
         found = {
             row.pop("id"): row
             for row in self._db.fetch_dicts(sql, {"task": task, "numbers": json.dumps(list(numbers))})
         }
-        return [_user_row_from_dict(found[number]) for number in numbers if number in found]
+        return [UserRow(**_with_status_name(found[number])) for number in numbers if number in found]
 
 
-def _user_row_from_dict(row: dict[str, Any]) -> UserRow:
-    return UserRow(**{**row, "status": USER_STATUSES[row["status"]]})
+def _with_status_name(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "status": USER_STATUSES[row["status"]]}
+
+
+def _select_users(columns: dict[str, str], task: str | None, among: str = "") -> str:
+    """A query for these columns and the `task` of all users; `among` restricts the rows that are joined."""
+    listed = ", ".join(f"{sql} AS {name}" for name, sql in columns.items())
+    main_task = ":task" if task is not None else _SELECT_MAIN_TASK
+    joins = _join_sql("iqsra", task, among)
+    return f"WITH {_WITH_CURRENT_BANKS} SELECT {listed}, {main_task} AS task FROM users {joins}"
 
 
 def _make_table_query(filter: str, sort: str, descending: bool, task: str | None) -> _TableQuery:

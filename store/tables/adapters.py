@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mta_cli.errors import IntegrityFault, NotFound
+from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
 from store.files import AdapterFiles, sha256
-from store.json_columns import dump_json, load_json_columns
-from store.process import utc_now
 from store.records import Adapter
 
-_COLUMNS = (
-    "digest",
-    "kind",
-    "base",
-    "task_adapter",
-    "rank",
-    "alpha",
-    "targets",
-    "placement",
-    "dtype",
-    "seed",
-    "data_hash",
-    "bytes",
-    "config",
-    "versions",
-    "tokens",
-    "seconds",
-    "loss_first",
-    "loss_last",
-    "created",
-)
+_COLUMNS = [field.name for field in fields(Adapter)]
 _SELECT_ADAPTER = f"SELECT {', '.join(_COLUMNS)} FROM adapters"
 _WITH_USED_ADAPTERS = """
 WITH RECURSIVE used (digest) AS (
@@ -136,15 +116,6 @@ class Adapters:
     def all(self) -> list[Adapter]:
         """Every adapter, oldest first."""
         return [_adapter_from_row(row) for row in self._db.fetch_dicts(f"{_SELECT_ADAPTER} ORDER BY created, digest")]
-
-    def list_unreferenced(self) -> list[Adapter]:
-        """Adapters that no bank, anchor or stack uses, directly or below another adapter."""
-        return [
-            _adapter_from_row(row)
-            for row in self._db.fetch_dicts(
-                f"{_WITH_USED_ADAPTERS} {_SELECT_ADAPTER} WHERE digest NOT IN used ORDER BY digest"
-            )
-        ]
 
     def verified_path(self, digest: str, *, base: str | None = None) -> Path:
         """The adapter's file, verified. Raises NotFound, and IntegrityFault for a damaged file.

@@ -7,10 +7,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from mta_cli.errors import NotFound
+from store.columns import dump_json, load_boolean_columns, load_json_columns, utc_now
 from store.connection import Connection
-from store.json_columns import dump_json, load_boolean_columns, load_json_columns
 from store.names import quote_text
-from store.process import utc_now
 from store.queries.dependents import AnchorReplacement, find_dependent_users, remove_anchors, replace_anchors
 from store.records import Anchor, Bank
 from store.tables.adapters import Adapters
@@ -52,12 +51,9 @@ class Banks:
             if known is not None:
                 return _bank_from_row(known)
             version = self._db.fetch_value("SELECT coalesce(max(version), 0) + 1 FROM banks WHERE name = ?", (name,))
-            values = (name, version, key, task, base, embedder, seed, dump_json(config), utc_now(), purpose)
-            columns = "name, version, key, task, base, embedder, seed, config, created, purpose"
-            sql = f"INSERT INTO banks ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            row = self._db.execute_write(sql, values).lastrowid
-            assert row is not None
-            return self.by_id(row)
+            values = {"name": name, "version": version, "key": key, "task": task, "base": base, "embedder": embedder}
+            values |= {"seed": seed, "config": dump_json(config), "created": utc_now(), "purpose": purpose}
+            return self.by_id(self._db.insert_row("banks", values))
 
     def set_task_adapter(self, bank_id: int, digest: str) -> None:
         """Record the task adapter below the bank's anchors."""

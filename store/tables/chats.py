@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from mta_cli.errors import NotFound
+from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
-from store.json_columns import dump_json, load_json_columns
 from store.names import FORGOTTEN_NAME
-from store.process import utc_now
 from store.records import Chat, Message
 
 _SELECT_CHAT = "SELECT id, user_id, title, created FROM chats"
@@ -23,8 +21,8 @@ EXCERPT_CONTEXT_CHARS = 40  # characters shown on each side of a word that was f
 MAX_SEARCH_WORDS = 16
 
 _MESSAGE_COUNT = "(SELECT count(*) FROM messages WHERE chat_id = chats.id)"
-_CONTAINS_WORD = """(instr(lower(title), lower({place})) OR EXISTS (
-    SELECT 1 FROM messages WHERE chat_id = chats.id AND instr(lower(content), lower({place}))))"""
+_CONTAINS_WORD = """(instr(unicode_lower(title), {place}) OR EXISTS (
+    SELECT 1 FROM messages WHERE chat_id = chats.id AND instr(unicode_lower(content), {place})))"""
 _SELECT_FIRST_MATCH = "SELECT content FROM messages WHERE chat_id = ? AND ({any}) ORDER BY id LIMIT 1"
 
 
@@ -47,18 +45,15 @@ class Chats:
 
     def start_chat(self, user_id: int, title: str) -> Chat:
         """A new, empty conversation."""
-        sql = "INSERT INTO chats (user_id, title, created) VALUES (?, ?, ?)"
-        row = self._db.execute_write(sql, (user_id, title, utc_now())).lastrowid
-        assert row is not None
-        return self.get(row)
+        return self.get(self._db.insert_row("chats", {"user_id": user_id, "title": title, "created": utc_now()}))
 
     def add_message(self, chat_id: int, role: str, content: str, source: dict[str, Any]) -> Message:
         """Append one turn. `source["anchors"]` are users' names; they are stored by key, so forgetting removes them."""
         names = source.get("anchors") or []
         document = {**source, "anchors": []} if names else source
-        sql = "INSERT INTO messages (chat_id, role, content, source, created) VALUES (?, ?, ?, ?, ?)"
+        values = {"chat_id": chat_id, "role": role, "content": content, "source": dump_json(document)}
         with self._db.transaction():
-            row = self._db.execute_write(sql, (chat_id, role, content, dump_json(document), utc_now())).lastrowid
+            row = self._db.insert_row("messages", {**values, "created": utc_now()})
             anchors = "INSERT INTO message_anchors VALUES (?, ?, (SELECT id FROM users WHERE name = ?))"
             self._db.execute_write_many(anchors, ((row, position, name) for position, name in enumerate(names)))
         return self._messages("messages.id = ?", row)[0]
@@ -84,34 +79,29 @@ class Chats:
         match.
         """
         readable = text.encode(errors="replace").decode()
-        words = list(dict.fromkeys(readable.split()))[:MAX_SEARCH_WORDS]
-        forms = [_case_variants(word) for word in words]
-        holding = [
-            f"({' OR '.join(_CONTAINS_WORD.format(place=f'?{n}') for n in places)})"
-            for places in _placeholder_ranges(forms)
-        ]
-        wanted = " AND ".join(("user_id = ?1", *holding))
+        words = list(dict.fromkeys(readable.lower().split()))[:MAX_SEARCH_WORDS]
+        conditions = [_CONTAINS_WORD.format(place=f"?{number}") for number, _ in enumerate(words, 3)]
+        wanted = " AND ".join(("user_id = ?1", *conditions))
         sql = f"SELECT id, title, created, {_MESSAGE_COUNT} FROM chats WHERE {wanted} ORDER BY id DESC LIMIT ?2"
-        flat = [form for some in forms for form in some]
-        rows = self._db.fetch_tuples(sql, (user_id, max(0, limit), *flat))
+        rows = self._db.fetch_tuples(sql, (user_id, max(0, limit), *words))
         return [
-            ChatSummary(number, title, created, turns, self._excerpt(number, words, flat))
+            ChatSummary(number, title, created, turns, self._excerpt(number, words))
             for number, title, created, turns in rows
         ]
 
-    def _excerpt(self, chat_id: int, words: list[str], forms: list[str]) -> str:
+    def _excerpt(self, chat_id: int, words: list[str]) -> str:
         """An excerpt of the first message that holds one of the words; empty where only the title holds them."""
-        if not forms:
+        if not words:
             return ""
-        any_word = " OR ".join("instr(lower(content), lower(?))" for _ in forms)
-        content = self._db.fetch_value(_SELECT_FIRST_MATCH.format(any=any_word), (chat_id, *forms))
+        any_word = " OR ".join("instr(unicode_lower(content), ?)" for _ in words)
+        content = self._db.fetch_value(_SELECT_FIRST_MATCH.format(any=any_word), (chat_id, *words))
         return _excerpt_around(content, words) if content is not None else ""
 
     def messages(self, chat_id: int) -> list[Message]:
         """A conversation's turns, in order."""
         return self._messages("chat_id = ?", chat_id)
 
-    def _messages(self, which: str, number: int | None) -> list[Message]:
+    def _messages(self, which: str, number: int) -> list[Message]:
         rows = self._db.fetch_dicts(f"{_SELECT_MESSAGE} WHERE {which} ORDER BY id", (number,))
         anchors: dict[int, list[str]] = {}
         for message_id, name in self._db.fetch_tuples(_SELECT_MESSAGE_ANCHORS.format(which=which), (number,)):
@@ -132,23 +122,10 @@ def _message_from_row(row: dict[str, Any], anchors: list[str] | None) -> Message
     return Message(**found if anchors is None else {**found, "source": {**found["source"], "anchors": anchors}})
 
 
-def _placeholder_ranges(forms: Iterable[list[str]]) -> Iterable[range]:
-    """The numbers of each word's parameters, after those of user and limit."""
-    first = 3
-    for some in forms:
-        yield range(first, first + len(some))
-        first += len(some)
-
-
-def _case_variants(word: str) -> list[str]:
-    """The forms to search: SQLite ignores the case of a–z only, so a word with other letters is searched in both."""
-    return [word] if word.isascii() else list(dict.fromkeys((word, word.lower(), word.upper(), word.capitalize())))
-
-
 def _excerpt_around(content: str, words: list[str]) -> str:
     """One line of `content` around the first match of `words`."""
     low = content.lower()
-    places = [place for word in words if (place := low.find(word.lower())) >= 0]
+    places = [place for word in words if (place := low.find(word)) >= 0]
     place = min(places, default=0)
     start, end = max(0, place - EXCERPT_CONTEXT_CHARS), place + EXCERPT_CONTEXT_CHARS
     piece = " ".join(content[start:end].split())

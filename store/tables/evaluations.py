@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mta_cli.errors import NotFound
+from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
-from store.json_columns import dump_json, load_json_columns
-from store.process import utc_now
 from store.tables.adapters import Adapters
 from store.tables.predictions import Predictions
 
@@ -62,9 +61,8 @@ class Evaluations:
         self, task: str, bank_id: int | None, config: Mapping[str, Any], result: Mapping[str, Any]
     ) -> int:
         """Store a finished evaluation of stored models; returns its number. Its documents hold no user's name."""
-        return self._insert(
-            ("task", "bank_id", "config", "result"), (task, bank_id, dump_json(config), dump_json(result))
-        )
+        documents = {"config": dump_json(config), "result": dump_json(result)}
+        return self._db.insert_row("evaluations", {"task": task, "bank_id": bank_id, **documents, "created": utc_now()})
 
     def get_or_create_evaluation(
         self, key: str, task: str, config: Mapping[str, Any], members: Iterable[FoldMember]
@@ -74,8 +72,8 @@ class Evaluations:
             known = self.find_by_key(key)
             if known is not None:
                 return known
-            columns = ("task", "config", "result", "key", "status")
-            number = self._insert(columns, (task, dump_json(config), "{}", key, "running"))
+            values = {"task": task, "config": dump_json(config), "result": "{}", "key": key, "status": "running"}
+            number = self._db.insert_row("evaluations", {**values, "created": utc_now()})
             sql = "INSERT INTO eval_people (evaluation_id, fold, user_id, role) VALUES (?, ?, ?, ?)"
             self._db.execute_write_many(sql, ((number, *place) for place in members))
             return self.get(number)
@@ -88,7 +86,7 @@ class Evaluations:
     def fold_members(self, evaluation_id: int) -> list[FoldMember]:
         """The members of all folds with their roles."""
         sql = "SELECT fold, user_id, role FROM eval_people WHERE evaluation_id = ? ORDER BY fold, user_id"
-        return [(fold, user, role) for fold, user, role in self._db.fetch_tuples(sql, (evaluation_id,))]
+        return self._db.fetch_tuples(sql, (evaluation_id,))
 
     def set_fold_bank(self, evaluation_id: int, fold: int, bank_id: int, preset: str = "") -> None:
         """Record the bank of a fold for a preset, or for none."""
@@ -142,13 +140,6 @@ class Evaluations:
     def all(self) -> list[Evaluation]:
         """Every evaluation, newest first."""
         return [_evaluation_from_row(row) for row in self._db.fetch_dicts(f"{_SELECT_EVALUATION} ORDER BY id DESC")]
-
-    def _insert(self, columns: tuple[str, ...], values: tuple[Any, ...]) -> int:
-        marks = ", ".join("?" * (len(columns) + 1))
-        sql = f"INSERT INTO evaluations ({', '.join(columns)}, created) VALUES ({marks})"
-        row = self._db.execute_write(sql, (*values, utc_now())).lastrowid
-        assert row is not None
-        return row
 
 
 def _evaluation_from_row(row: dict[str, Any]) -> Evaluation:

@@ -35,7 +35,7 @@ _COUNT_SEARCHED = f"""
 SELECT count(*) FROM items WHERE user_id = :user AND task = :task AND id IS NOT :exclude AND {_IS_EARLIER}
 AND {_IS_AMONG_IDS}
 """
-_SELECT_BY_ID = f"{_SELECT_ITEM} WHERE items.id IN (SELECT value FROM json_each(:numbers))"
+_SELECT_BY_ID = f"{_SELECT_ITEM} WHERE items.id IN (SELECT value FROM json_each(:item_ids))"
 _SELECT_LATEST_ITEMS = f"""
 {_SELECT_ITEM} WHERE user_id = :user AND task = :task AND id IS NOT :exclude AND {_IS_EARLIER} AND {_IS_AMONG_IDS}
 ORDER BY time DESC, id DESC LIMIT :limit
@@ -69,10 +69,6 @@ class Items:
         values = {"user": user_id, "task": task, "exclude": None, "time": None, "id": 0, "among": None}
         values["limit"] = _sql_limit(limit)
         return list(reversed(self._read_items(_SELECT_LATEST_ITEMS, values)))
-
-    def count_items(self, user_id: int, task: str) -> int:
-        """How many items the user has of a task."""
-        return int(self._db.fetch_value("SELECT count(*) FROM items WHERE user_id = ? AND task = ?", (user_id, task)))
 
     def items_after(self, user_id: int, task: str, last_item: int) -> list[Item]:
         """The user's items that arrived after item number `last_item`, by number."""
@@ -130,11 +126,11 @@ class Items:
 
     def _ranked_matches(self, text: str, values: dict[str, Any]) -> list[Item]:
         """The matching items, best first."""
-        found = [(int(number), str(words)) for number, words in self._db.fetch_tuples(_SELECT_MATCHES, values)]
-        order = rank_bm25(text, found, int(self._db.fetch_value(_COUNT_SEARCHED, values)))
-        chosen = order if values["limit"] < 0 else order[: values["limit"]]
-        items = {item.id: item for item in self._read_items(_SELECT_BY_ID, {"numbers": json.dumps(chosen)})}
-        return [items[number] for number in chosen if number in items]
+        found = self._db.fetch_tuples(_SELECT_MATCHES, values)
+        order = rank_bm25(text, found, self._db.fetch_value(_COUNT_SEARCHED, values))
+        best = order if values["limit"] < 0 else order[: values["limit"]]
+        items = {item.id: item for item in self._read_items(_SELECT_BY_ID, {"item_ids": json.dumps(best)})}
+        return [items[item_id] for item_id in best if item_id in items]
 
     def _read_items(self, sql: str, values: SqlParameters) -> list[Item]:
         return [Item(*row) for row in self._db.fetch_tuples(sql, values)]

@@ -10,8 +10,9 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mta_cli.errors import MtaError, NotFound, StoreBusy, UserInUse
-from store.connection import Connection, lock_path, process_lock
+from mta_cli.errors import MtaError, NotFound, StoreBusy, UserInUse, UsersChanged
+from store.connection import Connection
+from store.process_lock import lock_path, process_lock
 
 
 class Jobs:
@@ -24,8 +25,9 @@ class Jobs:
     def hold_users(self, title: str, user_ids: Iterable[int], *, consenting: bool = False) -> Iterator[None]:
         """Inside, these users are neither removed nor withdraw their consent. `title` names the job and no user.
 
-        Raises NotFound where the only user was removed, StoreBusy where one of several was removed, or withdrew consent
-        though all must be `consenting`. A store that may not be written is only read: no user is held.
+        Raises NotFound where the only user was removed, UsersChanged where one of several was removed, or withdrew
+        consent though all must be `consenting`, and StoreBusy while another process writes. A store that may not be
+        written is only read: no user is held.
         """
         ids = json.dumps(sorted(set(user_ids)))
         if not self._db.writable:
@@ -35,8 +37,7 @@ class Jobs:
             with self._db.transaction():
                 self._remove_ended_jobs()
                 self._require_users(ids, consenting)
-                job_id = self._db.execute_write("INSERT INTO jobs (title) VALUES (?)", (title,)).lastrowid
-                assert job_id is not None
+                job_id = self._db.insert_row("jobs", {"title": title})
                 held.callback(self._remove_lock, job_id)
                 held.enter_context(process_lock(self._root, _lock_name(job_id), 0, title))
                 rows = "INSERT INTO job_users (user_id, job_id) SELECT value, ? FROM json_each(?)"
@@ -61,9 +62,9 @@ class Jobs:
         if there < total == 1:
             raise NotFound("The user was removed.", hint="mta user list shows who there is")
         if there < total:
-            raise StoreBusy("Users were removed as this began.", hint="run it again")
+            raise UsersChanged("Users were removed as this began.", hint="run it again")
         if consenting and consented < total:
-            raise StoreBusy("A user took their consent back as this began.", hint="run it again")
+            raise UsersChanged("A user took their consent back as this began.", hint="run it again")
 
     def _is_running(self, job_id: int) -> bool:
         try:

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from store.columns import dump_json
 from store.connection import Connection
-from store.json_columns import dump_json
-
-_COLUMNS = (
-    "user_id",
-    "query_id",
-    "method",
-    "prompt",
-    "answer",
-    "gold",
-    "gold_loglik",
-    "tokens",
-    "seconds",
-    "gold_tokens",
-    "scores",
-)
 
 
 @dataclass(frozen=True)
@@ -70,6 +56,7 @@ class UserPrediction:
     gold: str
 
 
+_COLUMNS = [field.name for field in fields(Prediction)]
 # A user counts in the fold in which they were tested; other folds may have tried settings on them.
 _IS_TEST_USER = """(c.id IS NULL OR EXISTS (
     SELECT 1 FROM eval_people AS e
@@ -91,19 +78,19 @@ class Predictions:
 
     def save_cells(self, evaluation_id: int, made: Iterable[tuple[EvalCell, Sequence[Prediction]]]) -> None:
         """Store cells with their predictions, all or none; an existing cell is replaced."""
-        key = "evaluation_id = ? AND fold = ? AND method = ? AND settings = ? AND user_id = ?"
-        columns = "evaluation_id, fold, method, settings, user_id, bytes, seconds"
+        same = """evaluation_id = :evaluation_id AND fold = :fold AND method = :method AND settings = :settings
+        AND user_id = :user_id"""
         with self._db.transaction():
             for cell, predictions in made:
-                place = (evaluation_id, cell.fold, cell.method, dump_json(cell.settings), cell.user_id)
-                self._db.execute_write(f"DELETE FROM cells WHERE {key}", place)
-                sql = f"INSERT INTO cells ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)"
-                number = self._db.execute_write(sql, (*place, cell.bytes, cell.seconds)).lastrowid
+                values = {"evaluation_id": evaluation_id, **vars(cell), "settings": dump_json(cell.settings)}
+                self._db.execute_write(f"DELETE FROM cells WHERE {same}", values)
+                number = self._db.insert_row("cells", values)
                 self.add_predictions(evaluation_id, predictions, number)
 
     def add_predictions(self, evaluation_id: int, rows: Iterable[Prediction], cell_id: int | None = None) -> int:
         """Store predictions, all or none; returns how many."""
-        sql = f"INSERT INTO predictions (evaluation_id, cell_id, {', '.join(_COLUMNS)}) VALUES ({', '.join('?' * 13)})"
+        columns = ["evaluation_id", "cell_id", *_COLUMNS]
+        sql = f"INSERT INTO predictions ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
         values = ((evaluation_id, cell_id, *(getattr(row, name) for name in _COLUMNS)) for row in rows)
         return self._db.execute_write_many(sql, values)
 

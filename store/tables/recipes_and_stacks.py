@@ -5,14 +5,13 @@ from __future__ import annotations
 import shlex
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any
 
 from mta_cli.errors import IntegrityFault
+from store.columns import null_to_nan, utc_now
 from store.connection import Connection
-from store.json_columns import null_to_nan
-from store.process import utc_now
 from store.records import AnchorWeight, Recipe, Stack
 from store.tables.adapters import Adapters
 
@@ -21,21 +20,7 @@ RECIPE_ENTRY_BYTES = _WEIGHT_STRUCT.size
 """Bytes of an anchor in a recipe."""
 
 _SELECT_RECIPE = "SELECT user_id, task, bank_id, method, bytes, created FROM recipes"
-_STACK_COLUMNS = (
-    "user_id",
-    "task",
-    "bank_id",
-    "digest",
-    "shots",
-    "steps",
-    "loss_before",
-    "loss_after",
-    "bytes",
-    "identity",
-    "numbers",
-    "heldout_before",
-    "heldout_after",
-)
+_STACK_COLUMNS = [field.name for field in fields(Stack) if field.name not in ("recipe", "created", "numbers_sha256")]
 _SELECT_STACK = f"SELECT {', '.join(_STACK_COLUMNS)}, numbers_sha256, created FROM stacks"
 _WHERE_KEY = "WHERE user_id = ? AND task = ? AND bank_id = ?"
 _LOSS_COLUMNS = ("loss_before", "loss_after")
@@ -88,10 +73,11 @@ class Recipes:
         """Store a recipe, in place of the user's earlier one for the task and bank."""
         key = (recipe.user_id, recipe.task, recipe.bank_id)
         size = RECIPE_ENTRY_BYTES * len(recipe.shares)
-        sql = "INSERT INTO recipes (user_id, task, bank_id, method, bytes, created) VALUES (?, ?, ?, ?, ?, ?)"
+        values = {name: getattr(recipe, name) for name in ("user_id", "task", "bank_id", "method")}
+        values |= {"bytes": size, "created": recipe.created or utc_now()}
         with self._db.transaction():
             self.remove(*key)
-            self._db.execute_write(sql, (*key, recipe.method, size, recipe.created or utc_now()))
+            self._db.insert_row("recipes", values)
             _insert_shares(self._db, "recipe_anchors", key, recipe.shares)
 
     def get(self, user_id: int, task: str, bank_id: int) -> Recipe | None:
@@ -127,13 +113,12 @@ class Stacks:
         """Store a stack, in place of the user's earlier one, whose adapter is removed if nothing else uses it."""
         key = (stack.user_id, stack.task, stack.bank_id)
         digest = None if stack.numbers is None else sha256(stack.numbers).hexdigest()
-        values = [*(getattr(stack, name) for name in _STACK_COLUMNS), digest, stack.created or utc_now()]
-        places = ", ".join("?" * len(values))
-        sql = f"INSERT INTO stacks ({', '.join(_STACK_COLUMNS)}, numbers_sha256, created) VALUES ({places})"
+        values = {name: getattr(stack, name) for name in _STACK_COLUMNS}
+        values |= {"numbers_sha256": digest, "created": stack.created or utc_now()}
         with self._db.transaction():
             earlier = self.get(*key)
             self._db.execute_write(f"DELETE FROM stacks {_WHERE_KEY}", key)
-            self._db.execute_write(sql, values)
+            self._db.insert_row("stacks", values)
             _insert_shares(self._db, "stack_anchors", key, stack.recipe)
             if earlier is not None:
                 self._adapters.remove_if_unreferenced(earlier.digest)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mta_cli.errors import NotFound
+from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
-from store.json_columns import dump_json, load_json_columns
-from store.process import is_process_alive, utc_now
+from store.process_status import is_process_alive
 from store.records import Run, User
+from store.tables.users import user_from_row
 
 _SELECT_RUN = """SELECT runs.id, runs.kind, runs.status, runs.config, runs.result, error, pid, started, ended,
     coalesce(users.name, 'evaluation ' || evaluation_id, banks.name || ' v' || banks.version, '') AS subject
@@ -51,11 +52,10 @@ class Runs:
         A run about a user is deleted with them. Documents and units of any other run hold no user's name: the run stays
         when its users are removed.
         """
-        columns = "kind, user_id, bank_id, evaluation_id, config, pid, started"
-        values = (kind, user_id, bank_id, evaluation_id, dump_json(config), os.getpid(), utc_now())
+        subject = {"user_id": user_id, "bank_id": bank_id, "evaluation_id": evaluation_id}
+        values = {"kind": kind, **subject, "config": dump_json(config), "pid": os.getpid(), "started": utc_now()}
         with self._db.transaction():
-            row = self._db.execute_write(f"INSERT INTO runs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values).lastrowid
-            assert row is not None
+            row = self._db.insert_row("runs", values)
             sql = "INSERT INTO run_users (run_id, position, user_id) VALUES (?, ?, ?)"
             self._db.execute_write_many(sql, ((row, position, user) for position, user in enumerate(asked_users)))
             return self.get(row)
@@ -103,10 +103,7 @@ class Runs:
         """The users that a run was asked for and that still exist, in the order of the request."""
         sql = """SELECT users.id, name, can_anchor, created FROM run_users JOIN users ON users.id = user_id
         WHERE run_id = ? ORDER BY position"""
-        return [
-            User(number, name, bool(can), created)
-            for number, name, can, created in self._db.fetch_tuples(sql, (run_id,))
-        ]
+        return [user_from_row(row) for row in self._db.fetch_tuples(sql, (run_id,))]
 
     def steps(self, run_id: int) -> list[RunStep]:
         """The run's steps, in order."""

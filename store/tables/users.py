@@ -4,69 +4,23 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound
+from store.columns import utc_now
 from store.connection import Connection
-from store.json_columns import load_boolean_columns
 from store.names import MAX_NAME_CHARS, check_name, normalise_name, quote_text
-from store.process import utc_now
-from store.queries.user_filter import USER_STATUSES, status_sql
-from store.records import User, UserSummary
+from store.records import User
 
 if TYPE_CHECKING:
     from store.erase import UserEraser
     from store.tables.jobs import Jobs
 
 _SELECT_USER = "SELECT id, name, can_anchor, created FROM users"
-
-_STATUS = status_sql(
-    adapted="adapted.user_id IS NOT NULL", fused="fused.user_id IS NOT NULL", anchor="anchored.user_id IS NOT NULL"
-)
-
-# A user's status is that in the given bank or, without one, in the newest ready version of every bank.
-_SELECT_SUMMARIES = f"""
-WITH current AS (
-    SELECT id FROM banks WHERE :bank IS NOT NULL AND id = :bank
-    UNION
-    SELECT id FROM banks AS b WHERE :bank IS NULL AND status = 'ready' AND purpose = ''
-        AND (:task IS NULL OR task = :task)
-        AND version = (SELECT max(version) FROM banks WHERE name = b.name AND status = 'ready' AND purpose = '')
-),
-held AS (
-    SELECT user_id, task, sum(items) AS items, sum(queries) AS queries FROM (
-        SELECT user_id, task, count(*) AS items, 0 AS queries FROM items GROUP BY user_id, task
-        UNION ALL
-        SELECT user_id, task, 0, count(*) FROM queries GROUP BY user_id, task
-    ) WHERE :task IS NULL OR task = :task GROUP BY user_id, task
-),
-ranked AS (
-    SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY items DESC, queries DESC, task) AS place FROM held
-),
-totals AS (
-    SELECT user_id, sum(items) AS items, sum(queries) AS queries, max(iif(place = 1, task, NULL)) AS task
-    FROM ranked GROUP BY user_id
-),
-adapted AS (
-    SELECT user_id, sum(bytes) AS bytes FROM stacks
-    WHERE bank_id IN current AND (:task IS NULL OR task = :task) GROUP BY user_id
-),
-fused AS (SELECT DISTINCT user_id FROM recipes WHERE bank_id IN current AND (:task IS NULL OR task = :task)),
-anchored AS (SELECT DISTINCT user_id FROM anchors WHERE bank_id IN current AND user_id IS NOT NULL)
-SELECT users.name, coalesce(totals.items, 0) AS items, coalesce(totals.queries, 0) AS queries, totals.task,
-    {_STATUS} AS status,
-    coalesce(adapted.bytes, 0) AS stack_bytes, users.can_anchor
-FROM users
-LEFT JOIN totals ON totals.user_id = users.id
-LEFT JOIN adapted ON adapted.user_id = users.id
-LEFT JOIN fused ON fused.user_id = users.id
-LEFT JOIN anchored ON anchored.user_id = users.id
-WHERE :task IS NULL OR totals.user_id IS NOT NULL
-ORDER BY users.name
-"""
 
 _SELECT_USER_TASKS = """
 SELECT task, sum(items) AS items, sum(queries) AS queries FROM (
@@ -121,10 +75,8 @@ class Users:
             found = self._find(name)
             if found is not None:
                 return found, False
-            sql = "INSERT INTO users (name, can_anchor, created, uuid) VALUES (?, ?, ?, lower(hex(randomblob(16))))"
-            row = self._db.execute_write(sql, (name, int(can_anchor), utc_now())).lastrowid
-            assert row is not None
-            return self.by_id(row), True
+            values = {"name": name, "can_anchor": int(can_anchor), "created": utc_now(), "uuid": os.urandom(16).hex()}
+            return self.by_id(self._db.insert_row("users", values)), True
 
     def get(self, name: str) -> User:
         """The user of this name. Raises NotFound, suggesting the nearest names."""
@@ -137,15 +89,15 @@ class Users:
 
     def by_id(self, user_id: int) -> User:
         """The user of this number. Raises NotFound."""
-        row = self._db.fetch_dict(f"{_SELECT_USER} WHERE id = ?", (user_id,))
-        if row is None:
+        found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE id = ?", (user_id,))
+        if not found:
             raise NotFound(f"There is no user number {user_id}.")
-        return User(**load_boolean_columns(row, "can_anchor"))
+        return user_from_row(found[0])
 
     def find_by_uuid(self, uuid: str) -> User | None:
         """The user with this uuid, also in a copy of the store that gave it."""
         found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE uuid = ?", (uuid,))
-        return _user_from_row(found[0]) if found else None
+        return user_from_row(found[0]) if found else None
 
     def keep_tombstone(self, tombstone: Tombstone) -> None:
         """Record that another copy of the store forgot a user, unless that is known."""
@@ -162,35 +114,18 @@ class Users:
         sql = "SELECT name FROM users WHERE name IN (SELECT value FROM json_each(?))"
         return {name for (name,) in self._db.fetch_tuples(sql, (json.dumps(list(names)),))}
 
-    def lookalike_names(self, name: str) -> list[str]:
-        """Other users' names that differ from `name` only in Unicode form, case or white space."""
-        same = normalise_name(name)
-        return [other for other in self.names() if other != name and normalise_name(other) == same]
-
-    def summaries(self, *, task: str | None = None, bank_id: int | None = None) -> list[UserSummary]:
-        """One summary a user, by name; with `task`, only of users with items or queries of it, and about that task.
-
-        The status is that in the bank, or without one in the newest ready version of each bank.
-        """
-        rows = self._db.fetch_dicts(_SELECT_SUMMARIES, {"task": task, "bank": bank_id})
-        rows = [{**row, "status": USER_STATUSES[row["status"]]} for row in rows]
-        return [UserSummary(**load_boolean_columns(row, "can_anchor")) for row in rows]
-
     def users_with_items(self, task: str) -> list[tuple[User, int]]:
         """Users with items of a task, and how many, in the order in which the users were added."""
         sql = """SELECT users.id, name, can_anchor, created, count(*)
         FROM users JOIN items ON user_id = users.id WHERE task = ? GROUP BY users.id ORDER BY users.id"""
-        return [(_user_from_row(row[:4]), row[4]) for row in self._db.fetch_tuples(sql, (task,))]
+        return [(user_from_row(row[:4]), row[4]) for row in self._db.fetch_tuples(sql, (task,))]
 
     def tasks_of_user(self, user_id: int) -> list[tuple[str, int, int]]:
         """The user's tasks as (task, items, queries), most items first."""
-        return [
-            (task, items, queries)
-            for task, items, queries in self._db.fetch_tuples(_SELECT_USER_TASKS, {"user": user_id})
-        ]
+        return self._db.fetch_tuples(_SELECT_USER_TASKS, {"user": user_id})
 
     def set_can_anchor(self, user_id: int, can_anchor: bool) -> list[StaleAnchor]:
-        """Record whether the user consents to being an anchor; returns their anchors that are stale now.
+        """Record whether the user consents to serve others; returns their anchors that are stale now.
 
         Without consent all their anchors are stale, and banks lose their items as neighbours. With consent only anchors
         that were never trained are stale. Raises UserInUse where consent is withdrawn while a job uses their items.
@@ -209,7 +144,7 @@ class Users:
             items = "SELECT id FROM items WHERE user_id = ?"
             self._db.execute_write(f"DELETE FROM neighbours WHERE item_id IN ({items})", (user_id,))
             sql = f"SELECT banks.name, version, anchors.id {_FROM_USER_ANCHORS} ORDER BY anchors.id"
-            return [(name, version, anchor) for name, version, anchor in self._db.fetch_tuples(sql, (user_id,))]
+            return self._db.fetch_tuples(sql, (user_id,))
 
     def forget(self, user_id: int) -> ForgetResult:
         """Remove every trace of a user from database, log and files; anchors trained on them become stale.
@@ -222,7 +157,7 @@ class Users:
 
     def _find(self, name: str) -> User | None:
         found = self._db.fetch_tuples(f"{_SELECT_USER} WHERE name = ?", (name,))
-        return _user_from_row(found[0]) if found else None
+        return user_from_row(found[0]) if found else None
 
     def _similar_names(self, name: str) -> list[str]:
         names = self.names()
@@ -232,5 +167,6 @@ class Users:
         return list(dict.fromkeys([*alike, *(by_case[other] for other in near)]))[:3]
 
 
-def _user_from_row(row: tuple[Any, ...]) -> User:
+def user_from_row(row: tuple[Any, ...]) -> User:
+    """A user from the columns id, name, can_anchor and created."""
     return User(row[0], row[1], bool(row[2]), row[3])

@@ -30,7 +30,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def may(store: Path) -> dict[str, bool]:
     with Registry.open(store) as reg:
-        return {each.name: each.can_anchor for each in reg.users.summaries()}
+        return {each.name: each.can_anchor for each in reg.user_table.summaries()}
 
 
 @pytest.mark.parametrize(("typed", "agreed"), [("\r", True), ("y\r", True), ("n\r", False), ("NO\r", False)])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
-from mta_cli.errors import NotFound, StoreBusy, UserInUse
+from mta_cli.errors import NotFound, StoreBusy, UserInUse, UsersChanged
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.refresh import refresh_bank
@@ -187,7 +187,7 @@ def test_who_leaves_as_a_job_begins_is_noticed(peopled: Registry, change: str) -
         peopled.users.forget(peopled.users.get("user4").id)
     else:
         peopled.users.set_can_anchor(peopled.users.get("user4").id, False)
-    with pytest.raises(StoreBusy, match="as this began") as caught:
+    with pytest.raises(UsersChanged, match="as this began") as caught:
         finish(job)
     assert caught.value.hint == "run it again"
     assert peopled.banks.all() == [] and peopled.count_rows()["jobs"] == 0
@@ -252,7 +252,7 @@ def test_no_recipe_names_an_anchor_that_was_replaced_while_it_was_made(peopled: 
     with Registry.open(peopled.root) as other:
         stale(other)
         other.banks.remove_stale_anchors(other.banks.get(bank).id)
-    with pytest.raises(StoreBusy, match="were replaced while it was fused"):
+    with pytest.raises(UsersChanged, match="were replaced while it was fused"):
         finish(job)
     assert peopled.recipes.of_user(peopled.users.get("ida").id) == [] and peopled.check_integrity() == []
 

@@ -20,8 +20,8 @@ from store import backup
 from store.backup import Manifest, create_backup
 from store.registry import Registry
 from store.restore import RestoreResult, read_replaced_store, stage_restore
+from store.schema import SCHEMA_VERSION
 from store.snapshot import saved_databases
-from store.version import SCHEMA_VERSION
 from tests.store.making import adapted, adapter, bank, item, person
 from tests.store.test_files import DEAD
 from tests.store.test_schema import older_store, sql
@@ -243,6 +243,11 @@ def set_database(change: Callable[[sqlite3.Connection], object]) -> Callable[[di
     return edit
 
 
+def hide_trigger(db: sqlite3.Connection, kind: str = "trigger", name: str = "sqlite_t", table: str = "users") -> None:
+    trigger = "CREATE TRIGGER sqlite_t AFTER DELETE ON users BEGIN SELECT 1; END"
+    db.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, 0, ?)", (kind, name, table, trigger))
+
+
 HOSTILE = {
     "a path that climbs": add_member("../outside"),
     "an absolute path": add_member("/tmp/outside"),
@@ -262,6 +267,13 @@ HOSTILE = {
     "another schema than it says": lambda manifest, members: manifest.update(schema=SCHEMA_VERSION - 1),
     "a newer schema": lambda manifest, members: manifest.update(schema=SCHEMA_VERSION + 1),
     "a newer format": lambda manifest, members: manifest.update(version=2),
+    "a trigger by the name of the migrations' table": set_database(
+        lambda db: db.execute("CREATE TRIGGER _sqlite_migrations AFTER DELETE ON users BEGIN SELECT 1; END")
+    ),
+    "a trigger by a name of SQLite": set_database(hide_trigger),
+    "a trigger that is called an index": set_database(
+        lambda db: hide_trigger(db, "index", "sqlite_stat1", "_sqlite_migrations")
+    ),
     "a trigger": set_database(lambda db: db.execute("CREATE TRIGGER t AFTER INSERT ON users BEGIN SELECT 1; END")),
     "a table": set_database(lambda db: db.execute("CREATE TABLE more (x)")),
     "a missing index": set_database(lambda db: db.execute("DROP INDEX users_by_uuid")),
@@ -318,6 +330,12 @@ def test_what_is_no_archive(root: Path, tmp_path: Path) -> None:
     assert not root.exists()
 
 
+def test_white_space_of_another_version_in_the_schema_is_no_fault(archive: Path, root: Path) -> None:
+    index = "UPDATE sqlite_master SET sql = sql || char(10) WHERE name = 'eval_banks_on_bank'"
+    rewrite(archive, set_database(lambda db: db.execute(index)))
+    assert restored(root, archive).users == 2
+
+
 def test_an_older_backup_is_migrated(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older_store(root, "m008_integrity")
     sql(root, "INSERT INTO users (id, name, created) VALUES (7, 'alice', '2020')")
@@ -340,6 +358,19 @@ def test_nothing_is_replaced_while_another_has_the_store_open(archive: Path, roo
         restored(root, archive)
     assert dump(root) == before
     restored(root, archive)
+
+
+def test_a_store_that_cannot_be_opened_is_not_taken_for_a_damaged_one(archive: Path, root: Path) -> None:
+    """Its forgotten users would come back."""
+    log = root / "registry.db-wal"
+    log.unlink(missing_ok=True)
+    log.mkdir()
+    with pytest.raises(BadInput, match="cannot be opened"):
+        read_replaced_store(root)
+    with pytest.raises(BadInput, match="cannot be opened"):
+        restored(root, archive)
+    log.rmdir()
+    assert Registry.open(root).close() is None
 
 
 def test_a_newer_or_foreign_store_is_not_replaced(archive: Path, root: Path) -> None:
@@ -398,7 +429,7 @@ def test_a_backup_beside_writers_is_of_one_moment(full: Registry, tmp_path: Path
         with Registry.open(tmp_path / "other") as reg:
             assert reg.check_integrity() == []
             alice, bob = (reg.users.get(name).id for name in ("alice", "bob"))
-            assert reg.items.count_items(alice, "free") == reg.items.count_items(bob, "free") > 1
+            assert len(reg.items.recent_items(alice, "free")) == len(reg.items.recent_items(bob, "free")) > 1
             assert len(reg.stacks.of_user(bob)) == 1
         tally("backups beside a writer", "whole")
 

@@ -142,10 +142,9 @@ from store.registry import Registry
 
 with Registry.open(Path(sys.argv[1])) as reg:
     assert reg.users.names() == ["alice"]
-    assert not {"numpy", "pandas", "sqlite_utils", "filelock", "asyncio"} & set(sys.modules)
     with reg.transaction():
-        reg.users.add("bob")  # a transaction in a transaction is sqlite-utils'
-    assert "sqlite_utils" in sys.modules
+        reg.users.add("bob")
+    assert not {"numpy", "pandas", "sqlite_utils", "filelock", "asyncio"} & set(sys.modules)
     with reg.job_lock("job"):
         assert reg.users.names() == ["alice", "bob"]
 
@@ -155,7 +154,7 @@ assert numpy.frombuffer(numpy.float32([1, 2]).tobytes(), dtype="<f4").sum() == 3
 """
 
 
-def test_reading_loads_only_sqlite_and_leaves_the_rest_to_whoever_writes(root: Path, reg: Registry) -> None:
+def test_reading_and_writing_load_only_sqlite(root: Path, reg: Registry) -> None:
     person(reg, "alice", "words")
     top = str(Path(__file__).parents[2])
     ran = subprocess.run(
@@ -181,7 +180,7 @@ def test_readers_see_the_last_commit_while_somebody_writes(root: Path, reg: Regi
     with Registry.open(root) as other, reg.transaction():
         reg.users.add("bob")
         assert other.users.names() == ["alice"]
-        assert other.items.count_items(1, "free") == 1
+        assert len(other.items.recent_items(1, "free")) == 1
 
 
 def test_a_second_writer_is_told_after_its_timeout(root: Path, reg: Registry) -> None:

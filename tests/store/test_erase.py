@@ -13,7 +13,7 @@ import pytest
 
 from mta_cli.errors import IntegrityFault, NotFound, StoreBusy
 from store.erase import whole_word_pattern
-from store.names import FORGOTTEN_NAME
+from store.names import FORGOTTEN_NAME, quote_text
 from store.records import AnchorWeight, Profile
 from store.registry import Registry
 from store.tables.evaluations import TunedSettings
@@ -144,6 +144,17 @@ def test_a_short_name_leaves_other_words_alone(reg: Registry) -> None:
     assert reg.runs.get(run.id).error == f"banana {FORGOTTEN_NAME}, an {FORGOTTEN_NAME}."
     assert whole_word_pattern("!x!").sub("-", "a!x!b") == "a-b"
     assert whole_word_pattern("a.b").sub("-", "a.b axb") == "- axb"
+
+
+@pytest.mark.parametrize("name", ["back\\slash", 'it\'s "both"', "a name of more than sixty characters " * 3])
+def test_a_name_that_an_error_quotes_is_taken_out(reg: Registry, name: str) -> None:
+    user = reg.users.add(name.strip())
+    run = reg.runs.start_run("bank build", {})
+    reg.runs.fail_run(run.id, f"item 'k' of user {quote_text(user.name)} already exists; {user.name!r} has none")
+    reg.users.forget(user.id)
+    error = reg.runs.get(run.id).error or ""
+    assert error.count(FORGOTTEN_NAME) == 2
+    assert not [form for form in (user.name, repr(user.name)[1:-1], quote_text(user.name)[1:-1]) if form in error]
 
 
 def test_an_orphan_file_may_be_theirs_and_goes(root: Path, reg: Registry) -> None:

@@ -10,13 +10,14 @@ import pytest
 from sqlite_utils import Database
 
 from mta_cli.errors import IntegrityFault
-from store import schema
+from store.migrations import steps
+from store.migrations.script import execute_script
+from store.migrations.steps import migrations
 from store.records import NewItem, Stack
 from store.registry import Registry
-from store.schema import migrations
+from store.schema import SCHEMA_VERSION
 from store.tables.predictions import Prediction
 from store.tables.recipes_and_stacks import pack_anchor_weights
-from store.version import SCHEMA_VERSION
 
 NAMES = [migration.name for migration in migrations.pending(Database(memory=True, execute_plugins=False))]
 
@@ -261,13 +262,22 @@ def test_another_programs_database_is_refused_and_left_alone(root: Path) -> None
 
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the copy from before it stays one that the program before can open."""
     older_store(root, NAMES[1])
     before = structure(root)
-    monkeypatch.setattr(schema, "_TRAINING_TABLES", "CREATE TABLE half (x);\n\nCREATE TABLE users (x)")
-    with pytest.raises(IntegrityFault):
-        Registry.open(root)
-    assert structure(root) == before
-    assert sql(root, "PRAGMA user_version") == [(1,)]
+
+    def fail_last(conn: sqlite3.Connection, script: str) -> None:
+        execute_script(
+            conn, "CREATE TABLE half (x);\nCREATE TABLE users (x);\n" if "new_eval_banks" in script else script
+        )
+
+    monkeypatch.setattr(steps, "execute_script", fail_last)
+    for _ in range(2):
+        with pytest.raises(IntegrityFault):
+            Registry.open(root)
+        assert structure(root) == before
+        assert sql(root, "PRAGMA user_version") == [(1,)]
+        assert [path.name for path in root.glob("registry.schema*")] == ["registry.schema1.db"]
     monkeypatch.undo()
     Registry.open(root).close()
     assert sql(root, "PRAGMA user_version") == [(SCHEMA_VERSION,)]

@@ -14,6 +14,6 @@ import torch
 import transformers.models.bert.modeling_bert
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-import store.schema  # noqa: F401
+import store.migrations.steps  # noqa: F401
 
 torch.set_num_threads(1)

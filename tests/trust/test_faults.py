@@ -42,7 +42,7 @@ def explained(ran: Outcome, most: int = 1) -> None:
 
 
 def in_common(rows: Contents, other: Contents, tables: list[str]) -> Contents:
-    """Those tables with the columns that both have: some migrations may have committed before the fault."""
+    """Those tables with the columns that both have: the migrations may have committed before the fault."""
     found: Contents = {}
     for name in tables:
         columns = set(rows[name][0]) & set(other[name][0]) if rows[name] and other[name] else set()

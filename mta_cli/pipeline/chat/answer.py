@@ -124,7 +124,7 @@ class ChatModel:
 
     @contextmanager
     def hold_users(self, others: Sequence[User] = ()) -> Iterator[None]:
-        """Inside, the user and `others` cannot be removed. Raises NotFound where one was removed.
+        """Inside, the user and `others` cannot be removed. Raises NotFound or UsersChanged where one was removed.
 
         If a long write keeps the store busy, the answer goes on and nothing is held.
         """

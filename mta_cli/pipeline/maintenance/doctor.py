@@ -147,15 +147,10 @@ def _version_tuple(version: str) -> tuple[int, ...]:
 
 
 def _check_sqlite() -> Check:
-    connection = sqlite3.connect(":memory:")
-    try:
-        connection.execute("CREATE VIRTUAL TABLE probe USING fts5(text)")
-        full_text = True
-    except sqlite3.OperationalError:
-        full_text = False
-    finally:
-        connection.close()
-    return Check("sqlite", full_text, f"{sqlite3.sqlite_version}, FTS5 {'present' if full_text else 'missing'}")
+    from store.connection import check_sqlite
+
+    check_sqlite()
+    return Check("sqlite", True, f"{sqlite3.sqlite_version}, FTS5 present")
 
 
 def _check_cpu() -> Check:

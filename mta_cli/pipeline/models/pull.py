@@ -32,7 +32,7 @@ from mta_cli.pipeline.models.manifest import (
     write_manifest,
 )
 from store.files import sync_file, sync_folder
-from store.process import is_process_alive
+from store.process_status import is_process_alive
 
 
 @dataclass(frozen=True)

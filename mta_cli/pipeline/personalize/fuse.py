@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import StoreBusy, UsageError
+from mta_cli.errors import UsageError, UsersChanged
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import FuseOptions
 from mta_cli.pipeline.bank.screening import usable_anchors
@@ -137,7 +137,7 @@ def make_recipes(
 ) -> Generator[Event, None, dict[int, Recipe]]:
     """Compute and store the recipes of `users`; `return`s them by user id.
 
-    Raises StoreBusy where anchors were removed meanwhile, and NotFound where the bank was.
+    Raises UsersChanged where anchors were replaced meanwhile, and NotFound where the bank was.
     """
     from mta_cli.engine.methods.anchor_weights import user_batches, weigh_anchors, weighting_for
 
@@ -170,7 +170,7 @@ def make_recipes(
 def _require_anchors(reg: Registry, bank: Bank, anchors: Sequence[int]) -> None:
     known = {anchor.id for anchor in reg.banks.anchors(reg.banks.by_id(bank.id).id)}
     if not known.issuperset(anchors):
-        raise StoreBusy(
+        raise UsersChanged(
             f"Anchors of bank {bank.name} v{bank.version} were replaced while it was fused.", hint="run this again"
         )
 

@@ -72,29 +72,28 @@ def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
     known = describe_user(reg, user.name)
     answers = [
         {**each, "scores": _unpack_floats(each["scores"], FLOAT32_BYTES)}
-        for each in reg.subject_data.eval_predictions(user.id)
+        for each in reg.user_data.eval_predictions(user.id)
     ]
     return {
         "person": {key: known[key] for key in ("name", "can_anchor", "created", "tasks")},
         "items": known["items"],
         "queries": known["queries"],
-        "profiles": [_profile_document(reg, row) for row in reg.subject_data.profiles(user.id)],
+        "profiles": [_profile_document(reg, row) for row in reg.user_data.profiles(user.id)],
         "recipes": known["recipes"],
         "stacks": _stack_documents(reg, user, known["stacks"]),
         "anchors": [_anchor_document(reg, each) for each in known["anchors"]],
         "neighbours": [
-            {**row, "vector": _unpack_floats(row["vector"], FLOAT16_BYTES)}
-            for row in reg.subject_data.neighbours(user.id)
+            {**row, "vector": _unpack_floats(row["vector"], FLOAT16_BYTES)} for row in reg.user_data.neighbours(user.id)
         ],
         "chats": known["chats"],
         "evaluations": {
-            "roles": reg.subject_data.fold_roles(user.id),
-            "made": reg.subject_data.eval_cells(user.id),
+            "roles": reg.user_data.fold_roles(user.id),
+            "made": reg.user_data.eval_cells(user.id),
             "answers": answers,
         },
         "runs": {
             "about": [_run_document(reg, each) for each in known["runs"]],
-            "named_in": reg.subject_data.runs_asked_for_user(user.id),
+            "named_in": reg.user_data.runs_asked_for_user(user.id),
         },
     }
 

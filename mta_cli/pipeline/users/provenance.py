@@ -67,7 +67,7 @@ def user_dependencies(reg: Registry, user: User) -> list[Entry]:
 def user_contributions(reg: Registry, user: User) -> list[Entry]:
     """A user's data in banks, besides anchors: whether `perhaps_task_adapter` (see `banks_pooling_user`), and how many
     of their items are `neighbours`."""
-    held = Counter((row["bank"], row["version"]) for row in reg.subject_data.neighbours(user.id))
+    held = Counter((row["bank"], row["version"]) for row in reg.user_data.neighbours(user.id))
     pooled = {(bank.name, bank.version) for bank in banks_pooling_user(reg, user)}
     return [
         {

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mta_cli.engine.text.tasks import MOVIE_TAGS
+from mta_cli.errors import UsersChanged
 from mta_cli.events import TextChunk
 from mta_cli.options import AnswerOptions, MemoryOptions
 from mta_cli.pipeline.chat.answer import ChatModel, answer_question
@@ -97,6 +98,13 @@ def asked(world: World, question: Question, *others: str, **how: Any) -> tuple[d
     voice = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking(**how))
     result, events = result_of(compare_question(voice, question, [world.reg.users.get(name) for name in others]))
     return result, notes_of(events)
+
+
+def test_another_user_who_was_removed_ends_the_comparison(world: World) -> None:
+    voice, bob = ChatModel.load_for_user(world.reg, world.entry, world.alice, asking()), world.reg.users.get("bob")
+    world.reg.users.forget(bob.id)
+    with pytest.raises(UsersChanged, match="removed"), voice.hold_users([bob]):
+        pass
 
 
 def test_the_gold_is_weighed_in_every_column_as_it_is_alone(world: World) -> None:

@@ -41,7 +41,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def add(registry: Registry, name: str, *texts: str, task: str = "free") -> None:
     user, _ = registry.users.get_or_create_user(name)
-    start = registry.items.count_items(user.id, task)
+    start = len(registry.items.recent_items(user.id, task))
     items = [NewItem(f"{start + number}", task, f"in {text}", f"out {text}") for number, text in enumerate(texts)]
     registry.items.append_items(user.id, items)
 

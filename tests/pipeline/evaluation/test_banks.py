@@ -63,7 +63,7 @@ def test_they_are_for_evaluations_alone_and_act_where_personal_parts_do(peopled:
     banks = made(peopled, eval_request(folds=2, placement="upper"))
     assert [(bank.name, bank.purpose, bank.status) for bank in banks.values()] == [("eval lamp-2", "eval", "ready")] * 2
     assert peopled.banks.all() == [] and peopled.banks.latest_ready_bank("lamp-2") is None
-    assert {line.status for line in peopled.users.summaries()} == {"new"}
+    assert {line.status for line in peopled.user_table.summaries()} == {"new"}
     digests = [anchor.digest for bank in banks.values() for anchor in peopled.banks.anchors(bank.id) if anchor.digest]
     assert {peopled.adapters.get(digest).placement for digest in digests} == {"1-1/all"}
 
@@ -141,7 +141,7 @@ def test_the_plan_counts_the_banks_that_are_not_there_yet(peopled: Registry) -> 
     before = {line.name: line.value for line in cost_of_banks(peopled, request, plan)}
     assert before["banks"].startswith("3 to build") and {"tokens", "memory", "time"} <= set(before)
     row = request.task.query_tokens + request.task.answer_tokens // 4 + 2 * request.task.item_tokens
-    given = sum(peopled.items.count_items(user, "lamp-2") for fold in plan.folds for user in fold.bank)
+    given = sum(len(peopled.items.recent_items(user, "lamp-2")) for fold in plan.folds for user in fold.bank)
     assert before["tokens"] == f"at most {row * (given + 3 * 2 * 10):,}"  # two anchors of ten items in each fold
     made(peopled, request)
     assert [(line.name, line.value) for line in cost_of_banks(peopled, request, plan)] == [("banks", "all there")]

@@ -107,7 +107,7 @@ def test_without_names_everybody_with_a_history_who_is_no_anchor(peopled: Regist
     results = adapted(peopled)
     anchors = {anchor["user"] for anchor in document["anchors"]}
     assert {r["user"] for r in results} == {f"user{n}" for n in range(9)} - anchors | set(SHORT)
-    assert {s.name: s.status for s in peopled.users.summaries()}["ida"] == "adapted"
+    assert {s.name: s.status for s in peopled.user_table.summaries()}["ida"] == "adapted"
 
 
 @both_kinds

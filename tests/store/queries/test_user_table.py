@@ -185,7 +185,9 @@ def test_somebody_with_two_tasks_has_both_models_bytes_and_the_newer_ones_change
 
 @pytest.mark.parametrize("sort", SORT_COLUMNS)
 def test_rows_agree_with_the_summaries_of_all_users(peopled: Registry, sort: str) -> None:
-    expected = {each.name: (each.items, each.queries, each.task, each.status) for each in peopled.users.summaries()}
+    expected = {
+        each.name: (each.items, each.queries, each.task, each.status) for each in peopled.user_table.summaries()
+    }
     found = {
         row.name: (row.items, row.queries, row.task, row.status) for row in peopled.user_table.user_page(sort=sort)
     }

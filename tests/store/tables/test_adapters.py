@@ -65,7 +65,6 @@ def test_what_nothing_uses_is_removed_row_and_file(reg: Registry) -> None:
     adapted(reg, bob, made)
     lone_task = adapter(reg, b"lone task", kind="task")
     lone = adapter(reg, b"lone", below=lone_task)
-    assert {each.digest for each in reg.adapters.list_unreferenced()} == {lone, lone_task}
     assert set(reg.adapters.remove_unreferenced()) == {lone, lone_task}
     assert reg.adapters.remove_unreferenced() == []
     assert len(reg.adapters.all()) == 3
@@ -80,7 +79,7 @@ def test_an_adapter_below_a_used_one_is_used(reg: Registry) -> None:
     other_task = adapter(reg, b"other task", kind="task")
     top = adapter(reg, b"top", kind="stack", below=other_task)
     reg.stacks.save_stack(replace(stack, digest=top))
-    assert reg.adapters.list_unreferenced() == []
+    assert reg.adapters.remove_unreferenced() == []
     assert not reg.files.path(stack.digest).exists(), "the replaced stack's adapter went"
 
 
@@ -93,7 +92,7 @@ def test_one_adapter_is_used_by_what_uses_any(reg: Registry) -> None:
     reg.stacks.save_stack(replace(stack, digest=adapter(reg, b"top", below=adapter(reg, b"between", below=below))))
     lone = adapter(reg, b"lone", below=below)
     used = {each.digest for each in reg.adapters.all()} - {lone}
-    assert len(used) == 6 and [each.digest for each in reg.adapters.list_unreferenced()] == [lone]
+    assert len(used) == 6
     for digest in (*used, lone, "a" * 64):
         reg.adapters.remove_if_unreferenced(digest)
     assert {each.digest for each in reg.adapters.all()} == used

@@ -104,3 +104,11 @@ def test_a_thousand_conversations_are_searched_at_once(reg: Registry) -> None:
     started = time.perf_counter()
     assert len(ids(reg, alice, "words 999")) == 1
     assert time.perf_counter() - started < 1.0
+
+
+def test_case_is_ignored_in_every_alphabet(reg: Registry) -> None:
+    user = person(reg, "alice", "a")
+    chat = reg.chats.start_chat(user, "fruit")
+    reg.chats.add_message(chat.id, "user", "grüne ÄpfEL", {})
+    (found,) = reg.chats.search_chats(user, "äPFel")
+    assert found.excerpt == "grüne ÄpfEL"

@@ -93,7 +93,7 @@ def test_removing_takes_answers_banks_and_files_that_nobody_needs(reg: Registry,
         reg.evaluations.save_tuning(number, TunedSettings(0, "stack", {}, []))
     files = adapter_files(root)
     assert reg.evaluations.remove(first) == {"answers": 2, "banks": 1}
-    assert adapter_files(root) == files - 3 and reg.adapters.list_unreferenced() == []
+    assert adapter_files(root) == files - 3 and reg.adapters.remove_unreferenced() == []
     assert reg.banks.by_id(shared.id) == shared and reg.banks.all() == [used]
     assert [each.id for each in reg.evaluations.all()] == [second]
     counts = reg.count_rows()

@@ -20,7 +20,7 @@ def test_a_second_append_changes_nothing(reg: Registry) -> None:
     assert reg.items.append_items(user.id, items) == (2, 0)
     assert reg.items.append_items(user.id, items) == (0, 2)
     assert reg.items.append_items(user.id, [*items, item("3")]) == (1, 2)
-    assert reg.items.count_items(user.id, "free") == 3
+    assert len(reg.items.recent_items(user.id, "free")) == 3
 
 
 @pytest.mark.parametrize("change", [{"input": "other"}, {"output": "other"}, {"time": "2020"}])
@@ -38,7 +38,7 @@ def test_a_key_twice_in_one_append(reg: Registry) -> None:
     assert reg.items.append_items(user.id, [item("1"), item("1")]) == (1, 1)
     with pytest.raises(BadInput):
         reg.items.append_items(user.id, [item("2", "these"), item("2", "those")])
-    assert reg.items.count_items(user.id, "free") == 1
+    assert len(reg.items.recent_items(user.id, "free")) == 1
 
 
 def test_a_key_is_of_one_user_and_task(reg: Registry) -> None:
@@ -47,9 +47,9 @@ def test_a_key_is_of_one_user_and_task(reg: Registry) -> None:
     reg.items.append_items(bob, [item("1", "c")])
     assert reg.items.append_queries(alice, [item("1", "d")]) == (1, 0)
     assert [
-        reg.items.count_items(alice, "free"),
-        reg.items.count_items(alice, "lamp-2"),
-        reg.items.count_items(bob, "free"),
+        len(reg.items.recent_items(alice, "free")),
+        len(reg.items.recent_items(alice, "lamp-2")),
+        len(reg.items.recent_items(bob, "free")),
     ] == [1, 1, 1]
 
 

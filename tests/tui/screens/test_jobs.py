@@ -119,7 +119,7 @@ def test_a_person_is_adapted_from_the_form(demo_store: Path) -> None:
 
 
 def _adapted(reg: Registry) -> list[Any]:
-    return [each for each in reg.users.summaries() if each.status == "adapted"]
+    return [each for each in reg.user_table.summaries() if each.status == "adapted"]
 
 
 def test_from_an_empty_store_to_an_adapted_person_by_keys_alone(empty_store: Path, tmp_path: Path) -> None:

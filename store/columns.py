@@ -1,12 +1,18 @@
-"""Converts database columns to and from record fields: JSON, booleans, binary numbers. Knows no table."""
+"""Values of columns: JSON, booleans, missing numbers, times. Knows no table."""
 
 from __future__ import annotations
 
 import json
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 from mta_cli.errors import IntegrityFault
+
+
+def utc_now() -> str:
+    """The current time in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def dump_json(document: Any, *, in_order: bool = False) -> str:

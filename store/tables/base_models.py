@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mta_cli.errors import NotFound
+from store.columns import dump_json, load_json_columns
 from store.connection import Connection
-from store.json_columns import dump_json, load_json_columns
 from store.records import ModelRecord
 
 _SELECT_MODEL = "SELECT fingerprint, name, kind, detail FROM bases"

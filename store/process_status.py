@@ -1,15 +1,9 @@
-"""The current time, and whether a process is still running."""
+"""Whether a process still runs."""
 
 from __future__ import annotations
 
 import os
 import sys
-from datetime import UTC, datetime
-
-
-def utc_now() -> str:
-    """The current time in UTC, ISO 8601 to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def is_process_alive(pid: int) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from store.columns import load_json_columns
 from store.connection import Connection
-from store.json_columns import load_json_columns
 
 RowDict = dict[str, Any]
 
@@ -28,7 +28,7 @@ _SELECT_ASKED_RUNS = """SELECT id, kind, status, started, ended FROM runs
 WHERE id IN (SELECT run_id FROM run_users WHERE user_id = ?) ORDER BY id"""
 
 
-class SubjectData:
+class UserData:
     """Rows about a user, by column name. Vectors and scores are little-endian float32 bytes; neighbours are float16."""
 
     def __init__(self, db: Connection) -> None:

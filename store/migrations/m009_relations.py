@@ -1,6 +1,6 @@
-"""The migration to schema 9: names in documents and packed values become rows with keys.
+"""Runs, recipes, chats and jobs refer to users, banks and anchors by key, and numbers are never reused.
 
-Runs once a store, in the transaction of its migration. Knows only the tables of schema 8.
+Before, documents held names, and recipes were packed values. Knows only the tables of schema 8.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import IntegrityFault
+from store.migrations.script import execute_script
 
 if TYPE_CHECKING:
     import sqlite3
@@ -73,7 +74,7 @@ CREATE TABLE run_users (
     PRIMARY KEY (run_id, position)
 ) WITHOUT ROWID;
 
-CREATE INDEX run_users_of_user ON run_users (user_id)
+CREATE INDEX run_users_of_user ON run_users (user_id);
 """
 
 _ANCHOR_ROWS = """
@@ -89,7 +90,7 @@ CREATE TABLE {singular}_anchors (
     FOREIGN KEY (user_id, task, bank_id) REFERENCES {plural} ON DELETE CASCADE
 ) WITHOUT ROWID;
 
-CREATE INDEX {singular}_anchors_of_anchor ON {singular}_anchors (anchor_id)
+CREATE INDEX {singular}_anchors_of_anchor ON {singular}_anchors (anchor_id);
 """
 
 _MESSAGE_ANCHORS = """
@@ -100,7 +101,7 @@ CREATE TABLE message_anchors (
     PRIMARY KEY (message_id, position)
 ) WITHOUT ROWID;
 
-CREATE INDEX message_anchors_of_user ON message_anchors (user_id)
+CREATE INDEX message_anchors_of_user ON message_anchors (user_id);
 """
 
 _JOBS = """
@@ -115,11 +116,11 @@ CREATE TABLE job_users (
     PRIMARY KEY (user_id, job_id)
 ) WITHOUT ROWID;
 
-CREATE INDEX job_users_of_job ON job_users (job_id)
+CREATE INDEX job_users_of_job ON job_users (job_id);
 """
 
 
-def make_relational(conn: sqlite3.Connection) -> None:
+def migrate(conn: sqlite3.Connection) -> None:
     """Bring the tables of schema 8 to schema 9. Foreign keys must be off: tables are rebuilt.
 
     Recipes and stacks that name missing anchors are dropped: they could not answer. Raises IntegrityFault where a row
@@ -131,7 +132,7 @@ def make_relational(conn: sqlite3.Connection) -> None:
     for table in REFERENCED_TABLES:
         _never_reuse_ids(conn, table)
     conn.execute(_ITEM_VIEW)
-    _run_script(conn, _RUNS)
+    execute_script(conn, _RUNS)
     _move_asked_users(conn)
     _move_recipe(conn, "recipe", "recipes", "shares")
     conn.execute("ALTER TABLE recipes ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0")
@@ -141,19 +142,14 @@ def make_relational(conn: sqlite3.Connection) -> None:
     )
     _move_recipe(conn, "stack", "stacks", "recipe")
     _hash_cores(conn)
-    _run_script(conn, _MESSAGE_ANCHORS)
+    execute_script(conn, _MESSAGE_ANCHORS)
     _move_message_anchors(conn)
-    _run_script(conn, _JOBS)
+    execute_script(conn, _JOBS)
     for table, row, parent, _ in conn.execute("PRAGMA foreign_key_check").fetchmany(1):
         raise IntegrityFault(
             f"registry.db is damaged: row {row} of {table} refers to a row of {parent} that is not there.",
             hint="restore the store from a copy",
         )
-
-
-def _run_script(conn: sqlite3.Connection, script: str) -> None:
-    for statement in script.split(";\n\n"):
-        conn.execute(statement)
 
 
 def _never_reuse_ids(conn: sqlite3.Connection, table: str) -> None:
@@ -189,7 +185,7 @@ def _move_asked_users(conn: sqlite3.Connection) -> None:
 
 def _move_recipe(conn: sqlite3.Connection, singular: str, plural: str, column: str) -> None:
     """Turn a table's packed anchors (uint32 id, float32 similarity, float32 weight) into rows."""
-    _run_script(conn, _ANCHOR_ROWS.format(singular=singular, plural=plural))
+    execute_script(conn, _ANCHOR_ROWS.format(singular=singular, plural=plural))
     anchors = set(conn.execute("SELECT id, bank_id FROM anchors"))
     entry = struct.Struct("<Iff")
     stored = conn.execute(f"SELECT user_id, task, bank_id, {column} FROM {plural}").fetchall()

@@ -1,0 +1,38 @@
+"""Locks between processes, which end with their process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from mta_cli.errors import StoreBusy
+from store.files import disk_fault
+
+
+@contextlib.contextmanager
+def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[None]:
+    """Hold a lock between processes. `name` names its file. Raises StoreBusy, saying what the other is `doing`.
+
+    Raises BadInput when the disk is full or refuses, IntegrityFault when it fails.
+    """
+    import filelock
+
+    path = lock_path(root, name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = filelock.FileLock(path, timeout=timeout)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise StoreBusy(f"Another process is {doing}.", hint="wait for it to end, then run this again") from error
+    except OSError as error:
+        raise disk_fault(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def lock_path(root: Path, name: str) -> Path:
+    """The path of a lock's file."""
+    return root / "locks" / f"{name}.lock"
