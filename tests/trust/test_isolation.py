@@ -24,9 +24,9 @@ from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.stored_models import EVAL_MODES, evaluate_users
 from mta_cli.pipeline.models.lookup import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.personalize.weights import load_fusion_and_stack
 from mta_cli.pipeline.requests import ChatOptions
 from mta_cli.pipeline.users.describe import describe_user
+from mta_cli.pipeline.weights import load_fusion_and_stack
 from mta_cli.tui.workers.model_worker import WorkerContext
 from store.records import NewItem
 from store.registry import Registry

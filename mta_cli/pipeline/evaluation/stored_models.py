@@ -17,7 +17,7 @@ from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation import answer_queries
 from mta_cli.pipeline.evaluation.scoring import MAIN_METRICS, paired_differences
 from mta_cli.pipeline.memory.bank_memory import PERSONAL_MODES, BankMemory
-from mta_cli.pipeline.personalize.weights import load_fusion_and_stack, load_task_adapter
+from mta_cli.pipeline.weights import load_fusion_and_stack, load_task_adapter
 from store.records import Query, User
 from store.tables.predictions import Prediction
 
