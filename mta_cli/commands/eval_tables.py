@@ -86,7 +86,7 @@ def _methods_table(document: Mapping[str, Any]) -> RenderableType:
                 out.BoldCell(value) if method in winners else value,
                 *(wording.format_number(method_score(document, method, metric)) for metric in (*beside, *likelihood)),
                 wording.format_bytes(method_cost(document, method, "bytes")),
-                wording.format_seconds(method_cost(document, method, "seconds")),
+                wording.format_seconds_number(method_cost(document, method, "seconds")),
             )
         )
     names = [metric_name(metric) for metric in beside] + ["log-lik."] * len(likelihood)
