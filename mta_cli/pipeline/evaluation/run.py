@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageError
@@ -50,7 +51,7 @@ def run_evaluation(
     reg: Registry, request: EvalRequest, *, plan: Sequence[PlanLine] = (), dry_run: bool = False
 ) -> Iterator[Event]:
     """Answer every query with every method. `JobResult.result` is the document of `mta eval run`."""
-    methods = _methods(request)
+    methods, request = _resolve_methods(request)
     design = make_design(reg, request)
     known = reg.evaluations.find_by_key(design.key)
     columns = _method_runs(methods, _tuned_settings(reg, request, known, methods, design))
@@ -82,7 +83,8 @@ def tune_evaluation(
 
     `JobResult.result`: {evaluation, task, tuned: [{method, fold, settings, gold_loglik, trials}]}.
     """
-    methods = [method for method in _methods(request) if method.grid]
+    named, request = _resolve_methods(request)
+    methods = [method for method in named if method.grid]
     if not methods:
         raise UsageError("none of these methods has settings to choose from", hint="mta eval methods")
     design = make_design(reg, request)
@@ -154,17 +156,24 @@ def _out_of_bounds(key: str, value: Any) -> str | None:
     return f"this is a number {'above 0' if key in POSITIVE_SETTINGS else 'of at least 0'}"
 
 
-def _methods(request: EvalRequest) -> list[Method]:
-    from mta_cli.engine.methods.catalog import find_methods
+def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
+    """The methods, and the request with the reference and the settings under the names that `--memory` gives them."""
+    from mta_cli.engine.methods.catalog import find_method, find_methods
 
-    wanted = [name.strip() for name in request.options.methods.split(",") if name.strip()]
-    if unused := sorted(set(request.method_settings) - set(wanted)):
+    options = request.options
+    methods = find_methods([name.strip() for name in options.methods.split(",") if name.strip()], options.memory)
+    names = {method.name for method in methods}
+    find_method(options.reference)
+    given = {find_method(name, options.memory).name: own for name, own in request.method_settings.items()}
+    if unused := sorted(set(given) - names):
         raise UsageError(f"settings are given for {', '.join(unused)}, which is not among the methods")
-    found = find_methods(wanted, request.options.memory)
-    find_methods([request.options.reference])
-    for method in found:
+    reference = find_method(options.reference, options.memory).name
+    if reference in names:
+        options = replace(options, reference=reference)
+    request = replace(request, options=options, method_settings=given)
+    for method in methods:
         resolve_settings(method, request, {})
-    return found
+    return methods, request
 
 
 def _plan(

@@ -98,7 +98,7 @@ def run_cells(eval_context: EvalContext, evaluation: int, column: MethodRun, don
     if not groups:
         return
     eval_context.fold_in_task_adapter(column.fold, column.method)
-    context = eval_context.bank_context(column.fold, column.method.bank_preset).methods
+    context = eval_context.method_context(column.fold, column.method)
     timed = timed_group(eval_context.design) if column.fold == 0 else ()
     for group in groups:
         users, own = (

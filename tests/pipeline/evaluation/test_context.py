@@ -109,6 +109,15 @@ def test_a_bench_is_the_banks_anchors_and_how_its_people_answer(trial: Trial, fi
         assert bench.memory.rates != label_rates([*given, *theirs], trial.request.task.labels)
 
 
+def test_methods_share_results_only_above_the_same_weights(field: EvalContext) -> None:
+    """The evidence of an anchor above the base is another one than above the task adapter."""
+    task = field.method_context(0, find_method("mta"))
+    assert field.method_context(0, find_method("mta-recipe")) is task
+    base = field.method_context(0, find_method("base:evidence:none"))
+    assert base.cache is not task.cache and base.anchors is task.anchors
+    assert field.method_context(1, find_method("mta")).cache is not task.cache
+
+
 def test_an_anchor_without_a_profile_is_a_fault_of_the_store(trial: Trial, field: EvalContext) -> None:
     with pytest.raises(InterruptedError), trial.reg.transaction():
         field._bank_contexts.clear()

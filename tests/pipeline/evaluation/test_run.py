@@ -257,6 +257,17 @@ def test_methods_added_later_stand_beside_the_earlier_ones(peopled: Registry) ->
     assert list(peopled.evaluations.get(second["evaluation"]).result["methods"]) == list(second["methods"])
 
 
+def test_settings_and_reference_follow_the_memory_of_all_methods(peopled: Registry) -> None:
+    request = eval_request(
+        methods="rag,pooled-rag", memory="habit", reference="rag", given={"rag": {"prior_strength": "4"}}
+    )
+    result, seen = finish(run_evaluation(peopled, request))
+    assert list(result["methods"]) == ["rag+habit", "pooled-rag+habit"]
+    assert result["reference"] == "rag+habit" and "not among the methods" not in notes(seen)
+    assert result["settings"]["rag+habit"]["prior_strength"] == 4.0
+    assert result["settings"]["pooled-rag+habit"]["prior_strength"] != 4.0
+
+
 def test_answers_of_an_older_version_of_a_method_are_not_taken_for_its_own(
     peopled: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
