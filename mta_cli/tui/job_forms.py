@@ -233,7 +233,7 @@ def _eval_fields(known: FormContext) -> tuple[FormField, ...]:
 
 
 def _eval_request(known: FormContext, filled: FormValues) -> JobRequest:
-    from mta_cli.pipeline.evaluation.design import parse_settings
+    from mta_cli.pipeline.evaluation.method_settings import parse_settings
 
     options = build_options(known, filled, EvalOptions, BankOptions, PromptOptions, ModelOptions, MachineOptions)
     method_settings = parse_settings(filled["set"].split())

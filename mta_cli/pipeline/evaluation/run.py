@@ -6,7 +6,6 @@ then uses the chosen settings.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageError
 from mta_cli.events import Event, JobPlan, JobResult, JobStarted, Note, PlanLine
-from mta_cli.options import PLACEMENTS
 from mta_cli.pipeline.evaluation.banks import FoldBanks, bank_presets, build_fold_banks, cost_of_banks
 from mta_cli.pipeline.evaluation.context import EvalContext, embed_shot_profiles
 from mta_cli.pipeline.evaluation.design import Design, evaluation_config, job_name, make_design, plan_lines
-from mta_cli.pipeline.evaluation.run_cells import MethodRun, cost_of_answers, run_cells
-from mta_cli.pipeline.evaluation.scoring import FoldSettings, result_document, score_method
+from mta_cli.pipeline.evaluation.method_run import MethodRun, cost_of_answers, run_method
+from mta_cli.pipeline.evaluation.method_settings import resolve_settings, trials
+from mta_cli.pipeline.evaluation.result_document import FoldSettings, result_document, score_method
 from mta_cli.pipeline.requests import EvalRequest, eval_request_json
 from mta_cli.pipeline.runs import record_request
 from store.tables.evaluations import Evaluation, TunedSettings
@@ -29,22 +28,6 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 TUNING_METRIC = "gold_loglik"  # the criterion for settings; more sensitive than accuracy
-POSITIVE_SETTINGS = frozenset(
-    (
-        "rank",
-        "alpha",
-        "steps",
-        "batch_size",
-        "learning_rate",
-        "top_k",
-        "evaluations",
-        "temperature",
-        "prior_strength",
-        "neighbour_weight",
-        "epochs",
-        "candidates",
-    )
-)
 
 
 def run_evaluation(
@@ -54,8 +37,8 @@ def run_evaluation(
     methods, request = _resolve_methods(request)
     design = make_design(reg, request)
     known = reg.evaluations.find_by_key(design.key)
-    columns = _method_runs(methods, _tuned_settings(reg, request, known, methods, design))
-    yield JobPlan("eval run", (*plan, *_plan(reg, request, design, methods, columns)))
+    runs = _method_runs(methods, _tuned_settings(reg, request, known, methods, design))
+    yield JobPlan("eval run", (*plan, *_plan(reg, request, design, methods, runs)))
     if dry_run:
         yield JobResult({"dry_run": True, "task": request.task.name, "users": len(design.test_users)})
         return
@@ -88,8 +71,8 @@ def tune_evaluation(
     if not methods:
         raise UsageError("none of these methods has settings to choose from", hint="mta eval methods")
     design = make_design(reg, request)
-    columns = [MethodRun(n, m, own) for m in methods for own in trials(m, request) for n in range(len(design.folds))]
-    yield JobPlan("eval tune", (*plan, *_plan(reg, request, design, methods, columns)))
+    runs = [MethodRun(n, m, own) for m in methods for own in trials(m, request) for n in range(len(design.folds))]
+    yield JobPlan("eval tune", (*plan, *_plan(reg, request, design, methods, runs)))
     if dry_run:
         yield JobResult(
             {"dry_run": True, "task": request.task.name, "trials": sum(len(trials(m, request)) for m in methods)}
@@ -100,60 +83,9 @@ def tune_evaluation(
         reg.hold_users(f"evaluation of {request.task.name}", design.all_users),
         _start_evaluation(reg, request, design, "eval tune") as evaluation,
     ):
-        yield from _answer_missing(reg, request, design, evaluation, columns)
+        yield from _answer_missing(reg, request, design, evaluation, runs)
         tuned = [entry for method in methods for entry in _choose(reg, request, design, evaluation, method)]
     yield JobResult({"evaluation": evaluation.id, "task": request.task.name, "tuned": tuned})
-
-
-def trials(method: Method, request: EvalRequest) -> list[dict[str, Any]]:
-    """All settings of the method's grid, the defaults first."""
-    found = [resolve_settings(method, request, {})]
-    found += [resolve_settings(method, request, dict(own)) for own in method.grid]
-    return [own for i, own in enumerate(found) if own not in found[:i]]
-
-
-def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's settings: its defaults, then the `chosen` ones, then those given by the user.
-
-    Raises UsageError for an unknown setting and for a value out of bounds.
-    """
-    given, defaults = request.method_settings.get(method.name, {}), method.settings_for(bool(request.task.labels))
-    if unknown := sorted(set(given) - set(defaults)):
-        raise UsageError(
-            f"{method.name} has no setting {', '.join(unknown)}", hint=f"it has {', '.join(defaults) or 'none'}"
-        )
-    settings = {**defaults, **chosen}
-    if settings.get("placement", "all") != "all":
-        settings["placement"] = request.options.placement  # where the fold's anchors act
-    version = {"version": method.version} if method.version > 1 else {}
-    converted = {key: _convert_setting(f"{method.name}.{key}", defaults[key], value) for key, value in given.items()}
-    return {**settings, **converted, **version}
-
-
-def _convert_setting(name: str, default: Any, value: Any) -> Any:
-    """`value` as the type of `default`. Raises UsageError for another type or a value out of bounds."""
-    kind, key = type(default), name.rpartition(".")[2]
-    if kind is bool:
-        if str(value).lower() not in ("true", "false"):
-            raise UsageError(f"{name} = {value!r:.80}: this is true or false")
-        return str(value).lower() == "true"
-    try:
-        found: Any = kind(value)
-    except ValueError:
-        what = {int: "a whole number", float: "a number"}.get(kind, "a text")
-        raise UsageError(f"{name} = {value!r:.80}: this is {what}") from None
-    if (wanted := _out_of_bounds(key, found)) is not None:
-        raise UsageError(f"{name} = {value!r:.80}: {wanted}")
-    return found
-
-
-def _out_of_bounds(key: str, value: Any) -> str | None:
-    """The bounds of a setting as text; None where `value` is within them."""
-    if isinstance(value, str):
-        return f"choose one of {', '.join(PLACEMENTS)}" if key == "placement" and value not in PLACEMENTS else None
-    if math.isfinite(value) and (value > 0 or (value == 0 and key not in POSITIVE_SETTINGS)):
-        return None
-    return f"this is a number {'above 0' if key in POSITIVE_SETTINGS else 'of at least 0'}"
 
 
 def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
@@ -177,13 +109,13 @@ def _resolve_methods(request: EvalRequest) -> tuple[list[Method], EvalRequest]:
 
 
 def _plan(
-    reg: Registry, request: EvalRequest, design: Design, methods: Sequence[Method], columns: Sequence[MethodRun]
+    reg: Registry, request: EvalRequest, design: Design, methods: Sequence[Method], runs: Sequence[MethodRun]
 ) -> tuple[PlanLine, ...]:
     lines = plan_lines(request, design, [method.name for method in methods])
     return (
         *lines,
         *cost_of_banks(reg, request, design, bank_presets(methods)),
-        cost_of_answers(reg, request, design, columns),
+        cost_of_answers(reg, request, design, runs),
     )
 
 
@@ -228,29 +160,29 @@ def _earlier_settings(
 
 
 def _answer_missing(
-    reg: Registry, request: EvalRequest, design: Design, evaluation: Evaluation, columns: Sequence[MethodRun]
+    reg: Registry, request: EvalRequest, design: Design, evaluation: Evaluation, runs: Sequence[MethodRun]
 ) -> Iterator[Event]:
     """Build missing banks and answer missing queries."""
     done = reg.evaluations.predictions.finished_cells
     counts = [
         len(done(evaluation.id, c.fold, c.method.name, c.settings).keys() & set(design.answering_users(c.fold)))
-        for c in columns
+        for c in runs
     ]
-    total = sum(len(design.answering_users(column.fold)) for column in columns)
+    total = sum(len(design.answering_users(run.fold)) for run in runs)
     if sum(counts) == total:
         yield Note(f"Evaluation {evaluation.id} holds all these answers; nothing to compute.")
         return
-    presets = bank_presets([column.method for column in columns])
+    presets = bank_presets([run.method for run in runs])
     banks: FoldBanks = yield from build_fold_banks(reg, request, design, evaluation.id, presets)
     profiles = yield from embed_shot_profiles(request, design)
     context = EvalContext(reg, request, design, banks, profiles)
     yield JobStarted("eval run", total=total, unit="users")
     finished = sum(counts)
     # Methods above the same weights are grouped, so that their shared states are computed once.
-    for column in sorted(columns, key=lambda c: (c.fold, c.method.below)):
-        answered = len(design.answering_users(column.fold))
-        yield from run_cells(context, evaluation.id, column, finished)
-        finished += answered - counts[columns.index(column)]
+    for run in sorted(runs, key=lambda c: (c.fold, c.method.below)):
+        answered = len(design.answering_users(run.fold))
+        yield from run_method(context, evaluation.id, run, finished)
+        finished += answered - counts[runs.index(run)]
 
 
 def _choose(

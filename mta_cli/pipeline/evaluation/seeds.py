@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageError
-from mta_cli.pipeline.evaluation.exchange import COSTS, read_evaluation
-from mta_cli.pipeline.evaluation.finished import FinishedEvaluation, load_finished_evaluation
-from mta_cli.pipeline.evaluation.scoring import compare_methods
+from mta_cli.pipeline.evaluation.evaluation_file import COSTS, read_evaluation
+from mta_cli.pipeline.evaluation.finished_evaluation import FinishedEvaluation, load_finished_evaluation
+from mta_cli.pipeline.evaluation.result_document import compare_methods
 from mta_cli.pipeline.report.results import DESIGN_KEYS, group_seeds, method_cost
 from mta_cli.pipeline.report.wording import join_words
 

@@ -15,7 +15,7 @@ from mta_cli.events import Event, JobProgress, JobResult, JobStarted
 from mta_cli.options import MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation import answer_queries
-from mta_cli.pipeline.evaluation.scoring import MAIN_METRICS, paired_differences
+from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS, paired_differences
 from mta_cli.pipeline.memory.bank_memory import PERSONAL_MODES, BankMemory
 from mta_cli.pipeline.weights import load_fusion_and_stack, load_task_adapter
 from store.records import Query, User

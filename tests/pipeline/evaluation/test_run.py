@@ -13,7 +13,8 @@ from mta_cli.engine.model.load import dtype_name
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, StoreBusy, UsageError
 from mta_cli.events import JobPlan, JobProgress, JobResult, JobStarted, Note
-from mta_cli.pipeline.evaluation.run import resolve_settings, run_evaluation, trials, tune_evaluation
+from mta_cli.pipeline.evaluation.method_settings import resolve_settings, trials
+from mta_cli.pipeline.evaluation.run import run_evaluation, tune_evaluation
 from mta_cli.pipeline.requests import EvalRequest
 from store.records import NewItem
 from store.registry import Registry
