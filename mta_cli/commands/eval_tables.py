@@ -59,16 +59,15 @@ def render_tuning(result: Mapping[str, Any]) -> RenderableType:
 
 
 def _headline(document: Mapping[str, Any]) -> str:
-    counted = (("users", "user"), ("shots", "shot"), ("folds", "fold"))
-    parts = {key: wording.pluralise(document[key], word) for key, word in counted if document.get(key) is not None}
-    if document.get("queries") is not None:
-        parts["queries"] = wording.pluralise(document["queries"], "query", "queries")
+    counted = {"users": ("user",), "queries": ("query", "queries"), "shots": ("shot",), "folds": ("fold",)}
+    parts = [
+        wording.pluralise(document[key], *words) for key, words in counted.items() if document.get(key) is not None
+    ]
     if document.get("seed") is not None:
-        parts["seed"] = f"seed {document['seed']}"
+        parts.append(f"seed {document['seed']}")
     if document.get("seeds") is not None:
-        parts["seeds"] = f"seeds {wording.join_words(document['seeds'])}"
-    order = ("users", "queries", "shots", "folds", "seed", "seeds")
-    return f"{document['task']}: " + ", ".join(parts[key] for key in order if key in parts)
+        parts.append(f"seeds {wording.join_words(document['seeds'])}")
+    return f"{document['task']}: {', '.join(parts)}"
 
 
 def _methods_table(document: Mapping[str, Any]) -> RenderableType:

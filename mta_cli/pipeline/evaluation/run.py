@@ -42,11 +42,7 @@ def run_evaluation(
     if dry_run:
         yield JobResult({"dry_run": True, "task": request.task.name, "users": len(design.test_users)})
         return
-    with (
-        reg.job_lock(job_name(request.task.name, design.key)),
-        reg.hold_users(f"evaluation of {request.task.name}", design.all_users),
-        _start_evaluation(reg, request, design, "eval run") as evaluation,
-    ):
+    with _start_evaluation(reg, request, design, "eval run") as evaluation:
         chosen = _tuned_settings(reg, request, evaluation, methods, design)
         yield from _answer_missing(reg, request, design, evaluation, _method_runs(methods, chosen))
         result = result_document(
@@ -78,11 +74,7 @@ def tune_evaluation(
             {"dry_run": True, "task": request.task.name, "trials": sum(len(trials(m, request)) for m in methods)}
         )
         return
-    with (
-        reg.job_lock(job_name(request.task.name, design.key)),
-        reg.hold_users(f"evaluation of {request.task.name}", design.all_users),
-        _start_evaluation(reg, request, design, "eval tune") as evaluation,
-    ):
+    with _start_evaluation(reg, request, design, "eval tune") as evaluation:
         yield from _answer_missing(reg, request, design, evaluation, runs)
         tuned = [entry for method in methods for entry in _choose(reg, request, design, evaluation, method)]
     yield JobResult({"evaluation": evaluation.id, "task": request.task.name, "tuned": tuned})
@@ -125,14 +117,20 @@ def _method_runs(methods: Sequence[Method], chosen: Mapping[str, FoldSettings]) 
 
 @contextmanager
 def _start_evaluation(reg: Registry, request: EvalRequest, design: Design, kind: str) -> Iterator[Evaluation]:
+    """The evaluation of the design. Inside, no other job answers for it, and its users cannot be removed."""
     from mta_cli.pipeline.models.lookup import record_models
 
-    record_models(reg, request.base, request.embedder)
-    begun = reg.evaluations.get_or_create_evaluation(
-        design.key, request.task.name, evaluation_config(request), design.role_assignments
-    )
-    with record_request(reg, kind, eval_request_json(request), evaluation_id=begun.id):
-        yield begun
+    task = request.task.name
+    with (
+        reg.job_lock(job_name(task, design.key)),
+        reg.hold_users(f"evaluation of {task}", design.all_users),
+    ):
+        record_models(reg, request.base, request.embedder)
+        begun = reg.evaluations.get_or_create_evaluation(
+            design.key, task, evaluation_config(request), design.role_assignments
+        )
+        with record_request(reg, kind, eval_request_json(request), evaluation_id=begun.id):
+            yield begun
 
 
 def _tuned_settings(

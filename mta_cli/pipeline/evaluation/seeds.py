@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 EvaluationRef = int | str
-"""The number of an evaluation in the store, or the path of a file that `files.export` wrote."""
+"""The number of an evaluation in the store, or the path of a file that `export_evaluation` wrote."""
 
 
 def load_evaluations(places: Sequence[EvaluationRef], reg: Registry | None) -> list[FinishedEvaluation]:
@@ -39,9 +39,8 @@ def load_evaluations(places: Sequence[EvaluationRef], reg: Registry | None) -> l
             assert reg is not None
             found.append(load_finished_evaluation(reg, place))
         else:
-            found.append(
-                read_evaluation(Path(os.path.expanduser(place)))
-            )  # leaves `~name` of an unknown user unchanged
+            # `expanduser` of os leaves `~name` of an unknown user unchanged
+            found.append(read_evaluation(Path(os.path.expanduser(place))))
     return found
 
 
