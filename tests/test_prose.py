@@ -12,8 +12,8 @@ import pytest
 
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.options import PLACEMENTS, WEIGHT_METHODS
-from mta_cli.pipeline.data.import_file import import_file
 from mta_cli.pipeline.data.tasks import add_task
+from mta_cli.pipeline.users.import_file import import_file
 from store.registry import Registry
 from tests.pipeline.town import finish
 

@@ -22,7 +22,7 @@ from mta_cli.errors import MtaError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from mta_cli.pipeline.data.import_file import AskConsent
+    from mta_cli.pipeline.users.import_file import AskConsent
 
 app = CommandApp("Import histories.")
 
@@ -100,7 +100,7 @@ def import_(
     json: JsonOption = False,
 ) -> None:
     """Import a file of histories after checking all of it. Importing it again changes nothing; new items are added."""
-    from mta_cli.pipeline.data.import_file import import_file
+    from mta_cli.pipeline.users.import_file import import_file
 
     use = app_context(ctx, json=json)
     piped = str(path) == "-"

@@ -24,7 +24,7 @@ from mta_cli.commands.parsing import CommandApp
 from mta_cli.options import BankOptions, EvalOptions, MachineOptions, ModelOptions, PromptOptions
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.evaluation.finished import FinishedEvaluation
+    from mta_cli.pipeline.evaluation.finished_evaluation import FinishedEvaluation
 
 app = CommandApp("Evaluation: methods on the same users, with intervals over them and paired differences.")
 
@@ -98,7 +98,7 @@ def tune(
 @app.command()
 def methods(ctx: typer.Context, json: JsonOption = False) -> None:
     """List the methods that can be compared, with their own settings."""
-    from mta_cli.pipeline.evaluation.design import method_rows
+    from mta_cli.pipeline.evaluation.method_settings import method_rows
 
     use = app_context(ctx, json=json)
     use.output.print_result(
@@ -175,8 +175,8 @@ def export(
     """Write a finished evaluation as a file without texts and names, to show and report it
     together with those of other machines.
     """
-    from mta_cli.pipeline.evaluation.exchange import export_evaluation
-    from mta_cli.pipeline.evaluation.finished import load_finished_evaluation
+    from mta_cli.pipeline.evaluation.evaluation_file import export_evaluation
+    from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation
 
     use = app_context(ctx, json=json)
     with use.open_registry() as reg:
@@ -225,7 +225,7 @@ def _run_eval_job(
     dry_run: bool,
 ) -> None:
     """Run `work` with the command's options; `given` are methods' own settings, METHOD.SETTING=VALUE."""
-    from mta_cli.pipeline.evaluation.design import parse_settings
+    from mta_cli.pipeline.evaluation.method_settings import parse_settings
     from mta_cli.pipeline.requests import eval_request
 
     built, method_settings = use.options, parse_settings(given or [])

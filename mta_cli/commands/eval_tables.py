@@ -59,16 +59,15 @@ def render_tuning(result: Mapping[str, Any]) -> RenderableType:
 
 
 def _headline(document: Mapping[str, Any]) -> str:
-    counted = (("users", "user"), ("shots", "shot"), ("folds", "fold"))
-    parts = {key: wording.pluralise(document[key], word) for key, word in counted if document.get(key) is not None}
-    if document.get("queries") is not None:
-        parts["queries"] = wording.pluralise(document["queries"], "query", "queries")
+    counted = {"users": ("user",), "queries": ("query", "queries"), "shots": ("shot",), "folds": ("fold",)}
+    parts = [
+        wording.pluralise(document[key], *words) for key, words in counted.items() if document.get(key) is not None
+    ]
     if document.get("seed") is not None:
-        parts["seed"] = f"seed {document['seed']}"
+        parts.append(f"seed {document['seed']}")
     if document.get("seeds") is not None:
-        parts["seeds"] = f"seeds {wording.join_words(document['seeds'])}"
-    order = ("users", "queries", "shots", "folds", "seed", "seeds")
-    return f"{document['task']}: " + ", ".join(parts[key] for key in order if key in parts)
+        parts.append(f"seeds {wording.join_words(document['seeds'])}")
+    return f"{document['task']}: {', '.join(parts)}"
 
 
 def _methods_table(document: Mapping[str, Any]) -> RenderableType:
@@ -86,7 +85,7 @@ def _methods_table(document: Mapping[str, Any]) -> RenderableType:
                 out.BoldCell(value) if method in winners else value,
                 *(wording.format_number(method_score(document, method, metric)) for metric in (*beside, *likelihood)),
                 wording.format_bytes(method_cost(document, method, "bytes")),
-                wording.format_seconds(method_cost(document, method, "seconds")),
+                wording.format_seconds_number(method_cost(document, method, "seconds")),
             )
         )
     names = [metric_name(metric) for metric in beside] + ["log-lik."] * len(likelihood)

@@ -45,8 +45,8 @@ def fuse(
 ) -> None:
     """Make a user's recipe: the anchors that fit them, with weights. Replaces their earlier recipe."""
     from mta_cli.pipeline.personalize.fuse import fuse_user
-    from mta_cli.pipeline.personalize.weights import resolve_user_task
     from mta_cli.pipeline.requests import fuse_request
+    from mta_cli.pipeline.weights import resolve_user_task
 
     use = app_context(ctx, flags, json=json)
     given = use.options
@@ -113,9 +113,9 @@ def export(
 ) -> None:
     """Write a user's model as one PEFT adapter folder that PEFT and vLLM load as it is."""
     from mta_cli.pipeline.personalize.export import export_user
-    from mta_cli.pipeline.personalize.weights import resolve_user_task
     from mta_cli.pipeline.requests import base_model
     from mta_cli.pipeline.users.export_data import export_all_data
+    from mta_cli.pipeline.weights import resolve_user_task
 
     use = app_context(ctx, flags, json=json)
     given = {"--task": task, "--rank": rank, "--yes": yes or None}

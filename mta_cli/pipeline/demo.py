@@ -171,8 +171,8 @@ def _run_demo_task(reg: Registry, course: DemoTask, options: OptionSet) -> Gener
 
 
 def _import(reg: Registry, course: DemoTask) -> Generator[Event, None, tuple[Task, dict[str, Any]]]:
-    from mta_cli.pipeline.data.import_file import import_file
     from mta_cli.pipeline.data.tasks import add_task
+    from mta_cli.pipeline.users.import_file import import_file
 
     yield Note(f"{course.task}, 1 of 4: the task and the histories")
     task, _ = add_task(reg, SAMPLE / f"{course.task}.toml")
@@ -212,8 +212,8 @@ def _adapted_users(reg: Registry, course: DemoTask) -> list[User]:
 
 def _shown_user_recipe(reg: Registry, name: str, task: str, options: OptionSet) -> dict[str, Any]:
     from mta_cli.pipeline.personalize.fuse import recipe_json
-    from mta_cli.pipeline.personalize.weights import current_bank
     from mta_cli.pipeline.requests import base_model
+    from mta_cli.pipeline.weights import current_bank
 
     user, bank = reg.users.get(name), current_bank(reg, task, base_model(options).fingerprint)
     recipe = reg.recipes.get(user.id, task, bank.id)

@@ -25,10 +25,9 @@ from mta_cli.options import (
     ScreeningOptions,
     options_from_json,
 )
-from mta_cli.pipeline.bank.screening import SCREENING_OPTIONS_KEY
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.models.lookup import resolve_model
-from mta_cli.pipeline.personalize.weights import resolve_user_task
+from mta_cli.pipeline.weights import resolve_user_task
 from store.records import Bank, User
 from store.tables.evaluations import Evaluation
 
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
+
+SCREENING_OPTIONS_KEY = "gate_options"  # in a bank's config
 
 
 @dataclass(frozen=True)

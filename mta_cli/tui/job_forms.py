@@ -233,7 +233,7 @@ def _eval_fields(known: FormContext) -> tuple[FormField, ...]:
 
 
 def _eval_request(known: FormContext, filled: FormValues) -> JobRequest:
-    from mta_cli.pipeline.evaluation.design import parse_settings
+    from mta_cli.pipeline.evaluation.method_settings import parse_settings
 
     options = build_options(known, filled, EvalOptions, BankOptions, PromptOptions, ModelOptions, MachineOptions)
     method_settings = parse_settings(filled["set"].split())
@@ -285,7 +285,7 @@ def _import_request(known: FormContext, filled: FormValues) -> JobRequest:
     can_anchor = {"yes": True, "no": False}.get(filled["can_anchor"])
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
-        from mta_cli.pipeline.data.import_file import import_file
+        from mta_cli.pipeline.users.import_file import import_file
 
         task = filled["task"] or None
         return import_file(reg, form, path, task=task, outputs=outputs, can_anchor=can_anchor, dry_run=dry_run)

@@ -66,7 +66,7 @@ def test_import_and_list(mta: Mta, tmp_path: Path) -> None:
 def test_import_from_standard_input(mta: Mta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Path] = []
     monkeypatch.setattr(
-        "mta_cli.pipeline.data.import_file.import_file", lambda reg, form, path, **_: given.append(path) or iter(())
+        "mta_cli.pipeline.users.import_file.import_file", lambda reg, form, path, **_: given.append(path) or iter(())
     )
     mta("data", "import", "jsonl", "-")
     assert given == [Path("/dev/stdin")]

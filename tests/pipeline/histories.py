@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.events import Event, JobResult, Note
-from mta_cli.pipeline.data.import_file import import_file
+from mta_cli.pipeline.users.import_file import import_file
 from store.registry import Registry
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from mta_cli.engine.text.task_files import parse_task
 from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
-from mta_cli.pipeline.data.import_file import import_file
 from mta_cli.pipeline.data.tasks import add_task
 from mta_cli.pipeline.demo import MAX_NEW_USER_ITEMS, SAMPLE, SHOWN_USERS, demo_tasks
+from mta_cli.pipeline.users.import_file import import_file
 from store.names import check_name
 from store.registry import Registry
 from tests.pipeline.town import finish

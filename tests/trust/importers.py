@@ -105,7 +105,7 @@ class Ground:
 
 
 def _histories(ground: Ground) -> list[Importer]:
-    from mta_cli.pipeline.data.import_file import import_file
+    from mta_cli.pipeline.users.import_file import import_file
 
     def offer(format: str, task: str | None) -> Callable[[bytes], None]:
         def each(content: bytes) -> None:

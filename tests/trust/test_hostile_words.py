@@ -9,7 +9,7 @@ import pytest
 
 from mta_cli.engine.text.task_files import parse_task
 from mta_cli.errors import BadInput, MtaError
-from mta_cli.pipeline.data.import_file import import_file
+from mta_cli.pipeline.users.import_file import import_file
 from store.registry import Registry
 from tests.shell import mta
 from tests.trust.limits import run_bounded
@@ -264,7 +264,7 @@ def test_histories_beyond_reason_are_refused_whole(tmp_path: Path) -> None:
     for name, content in HISTORIES.items():
         (tmp_path / name).write_bytes(content)
     source = (
-        "from pathlib import Path\nfrom mta_cli.pipeline.data.import_file import import_file\n"
+        "from pathlib import Path\nfrom mta_cli.pipeline.users.import_file import import_file\n"
         "from store.registry import Registry\n"
         f"reg = Registry.open(Path({str(tmp_path / 'store')!r}), create=True)\n"
         f"for name in {list(HISTORIES)!r}:\n"

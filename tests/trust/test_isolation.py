@@ -21,12 +21,12 @@ from mta_cli.pipeline.chat.answer import ChatModel, answer_question
 from mta_cli.pipeline.chat.compare import Question, compare_question
 from mta_cli.pipeline.chat.conversation import Conversation
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.evaluation.stored_models import EVAL_MODES, evaluate_users
+from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 from mta_cli.pipeline.models.lookup import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.personalize.weights import load_fusion_and_stack
 from mta_cli.pipeline.requests import ChatOptions
 from mta_cli.pipeline.users.describe import describe_user
+from mta_cli.pipeline.weights import load_fusion_and_stack
 from mta_cli.tui.workers.model_worker import WorkerContext
 from store.records import NewItem
 from store.registry import Registry
@@ -111,7 +111,9 @@ def answers(reg: Registry) -> Seen:
         found[f"chat {asking.task}"] = [
             finish(chat.answer_message(words))[0]["text"] for words in (QUESTION, "and another film")
         ]
-    number = finish(evaluate_users(reg, entry, TASK, users, EVAL_MODES, PromptOptions(2), CPU))[0]["evaluation"]
+    number = finish(
+        evaluate_users(reg, entry, TASK, users, ("base", "pooled", "fused", "adapted"), PromptOptions(2), CPU)
+    )[0]["evaluation"]
     names = {user.id: user.name for user in users}
     found["evaluation"] = [
         (names[p.user_id], p.method, p.prompt, p.answer, p.gold_loglik)

@@ -28,8 +28,8 @@ from mta_cli.options import FuseOptions, ScreeningOptions
 from mta_cli.pipeline.bank.build import anchor_training, build_bank, contributors, with_task_adapter
 from mta_cli.pipeline.bank.screening import SCREENING_KEY, screen_anchors
 from mta_cli.pipeline.personalize.fuse import make_recipes, prepare_fusing
-from mta_cli.pipeline.personalize.weights import load_weights
 from mta_cli.pipeline.requests import FuseRequest
+from mta_cli.pipeline.weights import load_weights
 from store.records import Adapter, Anchor, NewItem, User
 from store.registry import Registry
 from tests.pipeline.town import finish

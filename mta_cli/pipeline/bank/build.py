@@ -17,7 +17,7 @@ from mta_cli.engine.training.session import TrainingResult
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.options import BankOptions, ScreeningOptions
-from mta_cli.pipeline.bank.screening import screen_anchors, screening_config
+from mta_cli.pipeline.bank.screening import screen_anchors
 from mta_cli.pipeline.bank.task_adapter import (
     find_reusable_task_adapter,
     reuse_task_adapter,
@@ -30,6 +30,7 @@ from mta_cli.pipeline.memory.bank_memory import LABEL_RATES_KEY
 from mta_cli.pipeline.memory.knn import update_neighbours
 from mta_cli.pipeline.memory.knn_weight import fit_neighbour_weight
 from mta_cli.pipeline.models.load import load_on_device
+from mta_cli.pipeline.requests import SCREENING_OPTIONS_KEY
 from mta_cli.pipeline.runs import fail_run_on_error
 from mta_cli.pipeline.training.groups import (
     AdapterJob,
@@ -184,7 +185,7 @@ def _build(reg: Registry, request: BankRequest, name: str, pool: Sequence[Contri
         "history_items": request.prompt.history_items,
         "dtype": request.machine.dtype,
         **label_rates_config(request.task, pool),
-        **screening_config(request.gates),
+        SCREENING_OPTIONS_KEY: asdict(request.gates),
     }
     bank = reg.banks.get_or_create_bank(
         name=name,
@@ -264,7 +265,7 @@ def _train_bank(
 ) -> Iterator[Event]:
     from mta_cli.engine.lora.adapter import find_target_modules, merge_into_base
     from mta_cli.engine.scoring.backends import require_supported_placements
-    from mta_cli.pipeline.personalize.weights import load_weights
+    from mta_cli.pipeline.weights import load_weights
 
     options, base = request.options, load_on_device(request.base, request.machine, reg=reg)
     require_supported_placements(base, [find_target_modules(base.model, options.targets, options.placement)[1]])

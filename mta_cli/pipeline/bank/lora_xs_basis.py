@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import BadInput
 from mta_cli.options import MAX_STACK_RANK
+from mta_cli.pipeline.training.groups import BankBasis
 from store.records import Adapter, Bank
 
 if TYPE_CHECKING:
-    from mta_cli.engine.lora.adapter import LoraWeights
     from store.registry import Registry
-
-
-@dataclass(frozen=True)
-class BankBasis:
-    """A stored basis."""
-
-    adapter: Adapter
-    weights: LoraWeights
 
 
 def load_or_make_basis(reg: Registry, bank: Bank) -> BankBasis:
@@ -28,7 +19,7 @@ def load_or_make_basis(reg: Registry, bank: Bank) -> BankBasis:
 
     Raises BadInput when the anchors' ΔW are all zero.
     """
-    from mta_cli.pipeline.personalize.weights import load_weights
+    from mta_cli.pipeline.weights import load_weights
 
     digest = reg.banks.by_id(bank.id).basis or _make_basis(reg, bank)
     return BankBasis(reg.adapters.get(digest), load_weights(reg, digest, bank.base))
@@ -37,8 +28,8 @@ def load_or_make_basis(reg: Registry, bank: Bank) -> BankBasis:
 def _make_basis(reg: Registry, bank: Bank) -> str:
     from mta_cli.engine.lora.lora_xs import bank_basis
     from mta_cli.pipeline.bank.screening import refused_anchor_ids
-    from mta_cli.pipeline.personalize.weights import load_weights
     from mta_cli.pipeline.runs import library_versions
+    from mta_cli.pipeline.weights import load_weights
 
     refused = refused_anchor_ids(reg.banks.by_id(bank.id))
     anchors = [anchor for anchor in reg.banks.anchors(bank.id) if anchor.id not in refused]

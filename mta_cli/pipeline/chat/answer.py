@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, NotFound, StoreBusy, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.pipeline.memory.bank_memory import BankMemory
-from mta_cli.pipeline.personalize.weights import (
+from mta_cli.pipeline.weights import (
+    FREE_TASK,
     PERSONALISATION_MODES,
     AnswerSource,
+    default_task,
     merge_by_placement,
     most_personal_mode,
 )
@@ -25,11 +27,10 @@ if TYPE_CHECKING:
     from mta_cli.engine.text.prompts import HistoryExample
     from mta_cli.pipeline.models.manifest import ModelEntry
     from mta_cli.pipeline.requests import ChatOptions
-    from store.records import Recipe, Stack, User
+    from store.records import User
     from store.registry import Registry
 
 MESSAGE_LIMIT = 1_000_000  # characters; a longer message takes minutes to tokenise and fits no window
-FREE_TASK = "free"
 
 Message = dict[str, str]
 
@@ -263,22 +264,6 @@ def answer_question(
         yield from model.stream_answer(ids, spoken, text)
     yield from generation_notes(model, spoken)
     yield JobResult(chat_result(model, spoken))
-
-
-def default_task(reg: Registry, user: User | None, asked: str | None, base_fingerprint: str) -> str:
-    """The task whose weights and items are used for a user.
-
-    It is the task asked for; else `free` where the user has a model for it; else the task of their newest stack or
-    recipe for this base; else the task with most of their items.
-    """
-    if asked is not None or user is None:
-        return asked or FREE_TASK
-    parts: list[Recipe | Stack] = [*reg.recipes.of_user(user.id), *reg.stacks.of_user(user.id)]
-    for part in sorted(parts, key=lambda part: (part.task == FREE_TASK, part.created), reverse=True):
-        if most_personal_mode(reg, user, part.task, base_fingerprint) != "base":
-            return part.task
-    tasks = reg.users.tasks_of_user(user.id)
-    return max(tasks, key=lambda row: row[1])[0] if tasks else FREE_TASK
 
 
 def check_message(text: str) -> None:

@@ -23,14 +23,14 @@ from mta_cli.pipeline.chat.answer import (
     truncation_notes,
 )
 from mta_cli.pipeline.data.examples import MAX_ITEM_ID
-from mta_cli.pipeline.personalize.weights import (
+from mta_cli.pipeline.requests import ChatOptions
+from mta_cli.pipeline.weights import (
     PERSONALISATION_MODES,
     AnswerSource,
     load_fusion_and_stack,
     load_task_adapter,
     most_personal_mode,
 )
-from mta_cli.pipeline.requests import ChatOptions
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights

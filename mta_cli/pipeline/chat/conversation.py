@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, NotFound, StoreBusy, system_reason
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.chat.answer import (
-    FREE_TASK,
     ChatModel,
     Generation,
     Message,
@@ -27,6 +26,7 @@ from mta_cli.pipeline.chat.answer import (
     truncation_notes,
 )
 from mta_cli.pipeline.chat.compare import compare_prompt
+from mta_cli.pipeline.weights import FREE_TASK
 from mta_cli.printable import clean_text
 
 if TYPE_CHECKING:

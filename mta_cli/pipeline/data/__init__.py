@@ -1,1 +1,1 @@
-"""Importing users' histories, tasks, and the examples that training and answers are made of."""
+"""Files of histories, tasks, profiles, and the examples that training and answers are made of."""

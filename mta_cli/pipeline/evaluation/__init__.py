@@ -1,4 +1,4 @@
-"""`mta eval`: design, banks of folds, cells, scores and files.
+"""`mta eval`: the design, banks of folds, answers of methods, the result document, and files of finished evaluations.
 
 Read `design` and `run` first.
 """

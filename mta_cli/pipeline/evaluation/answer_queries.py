@@ -52,6 +52,7 @@ def answer_queries(
     `user_loras` [models] are the LoRAs above what the base holds now; `priors` [models] the label priors, if any. Each
     query has one prompt, whichever model answers.
     """
+    from mta_cli.engine.generation.generate_batch import generate_answers
     from mta_cli.engine.memory.label_prior import add_label_prior, decide_label
 
     started = time.perf_counter()
@@ -68,7 +69,15 @@ def answer_queries(
     if labels:
         texts = [labels[decide_label(own, labels, examples.task.metric)] for own in scores]
     else:
-        texts = _generate_texts(base, examples, asked, user_loras, prompts)
+        generated = generate_answers(
+            base,
+            [prompts[one.query.id] for one in asked],
+            user_loras,
+            [one.model_index for one in asked],
+            max_tokens=examples.task.answer_tokens,
+        )
+        decode = base.tokenizer.decode
+        texts = [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for ids in generated]
     seconds = (time.perf_counter() - started) / max(1, len(asked))
     answers = []
     for one, text, values, own in zip(asked, texts, found, scores, strict=True):
@@ -77,26 +86,6 @@ def answer_queries(
         prompt = prompts[one.query.id]
         answers.append(ScoredAnswer(prompt, text, loglik, tokens, own, seconds))
     return answers
-
-
-def _generate_texts(
-    base: LoadedBase,
-    examples: PromptRowBuilder,
-    asked: Sequence[ModelQuery],
-    user_loras: Sequence[tuple[LoraWeights, ...]],
-    prompts: dict[int, tuple[int, ...]],
-) -> list[str]:
-    from mta_cli.engine.generation.generate_batch import generate_answers
-
-    found = generate_answers(
-        base,
-        [prompts[one.query.id] for one in asked],
-        user_loras,
-        [one.model_index for one in asked],
-        max_tokens=examples.task.answer_tokens,
-    )
-    decode = base.tokenizer.decode
-    return [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for ids in found]
 
 
 def _score_options(

@@ -18,8 +18,8 @@ from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.memory.knn import cache_embedding, load_embedder
 from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.personalize.context import BankContext, load_bank_context, user_shots
-from mta_cli.pipeline.personalize.weights import load_weights
 from mta_cli.pipeline.requests import EvalRequest
+from mta_cli.pipeline.weights import load_weights
 from store.records import Bank
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class EvalContext:
         self._profiles, self._folder = profiles, AdapterMerger(self.base)
         self._folded_bank: Bank | None = None
         self._bank_contexts: dict[tuple[int, str], BankContext] = {}
+        self._method_contexts: dict[tuple[int, str, str], MethodContext] = {}
         self._embedder: EmbedFunction | None = None
         among = {user: [item.id for item in items] for user, items in plan.shots.items()}
         self.history_examples = PromptRowBuilder(reg, self.base, request.task, request.prompt.history_items, among)
@@ -62,7 +63,7 @@ class EvalContext:
         self._folded_bank = wanted
 
     def bank_context(self, fold: int, preset: str = "") -> BankContext:
-        """The context of a fold's users. It is the same object each time, so methods share its cache."""
+        """The context of a fold's users."""
         key = (fold, preset)
         if key not in self._bank_contexts:
             bank, task = self.banks[key], self.request.task
@@ -81,6 +82,13 @@ class EvalContext:
                 raise IntegrityFault(f"Anchors {missing} of fold {fold + 1} have no profile.", hint="mta doctor")
             self._bank_contexts[key] = found
         return self._bank_contexts[key]
+
+    def method_context(self, fold: int, method: Method) -> MethodContext:
+        """What a method gets for a fold. Methods above the same weights share it, and the results in its cache."""
+        key = (fold, method.bank_preset, method.below)
+        if key not in self._method_contexts:
+            self._method_contexts[key] = replace(self.bank_context(fold, method.bank_preset).methods, cache={})
+        return self._method_contexts[key]
 
     def without_cached_states(self, context: MethodContext) -> MethodContext:
         """The context without cached states, with the embedder loaded where one is needed: for timing."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import BadInput, UsageError
+from mta_cli.errors import BadInput
 from mta_cli.events import PlanLine
 from mta_cli.pipeline.requests import EvalRequest, bank_options
 from store.records import Item, Query
@@ -163,22 +163,3 @@ def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tu
             f"guess: differences spread by {DIFFERENCE_SD[metric]:g} a query",
         ),
     )
-
-
-def parse_settings(given: Sequence[str]) -> dict[str, dict[str, str]]:
-    """`METHOD.SETTING=VALUE` texts by method. Raises UsageError for a text of another form."""
-    found: dict[str, dict[str, str]] = {}
-    for text in given:
-        place, equals, value = text.partition("=")
-        method, dot, name = (part.strip() for part in place.partition("."))
-        if not (equals and dot and method and name):
-            raise UsageError(f"{text!r:.80} is no setting of a method", hint="METHOD.SETTING=VALUE, as mta.steps=20")
-        found.setdefault(method, {})[name] = value.strip()
-    return found
-
-
-def method_rows() -> list[dict[str, Any]]:
-    """Every method that can be compared: {method, about, settings}."""
-    from mta_cli.engine.methods.catalog import PRESET_METHODS
-
-    return [{"method": m.name, "about": m.about, "settings": dict(m.settings_for(labels=True))} for m in PRESET_METHODS]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import UsageError
-from mta_cli.pipeline.evaluation.exchange import COSTS, read_evaluation
-from mta_cli.pipeline.evaluation.finished import FinishedEvaluation, load_finished_evaluation
-from mta_cli.pipeline.evaluation.scoring import compare_methods
+from mta_cli.pipeline.evaluation.evaluation_file import COSTS, read_evaluation
+from mta_cli.pipeline.evaluation.finished_evaluation import FinishedEvaluation, load_finished_evaluation
+from mta_cli.pipeline.evaluation.result_document import compare_methods
 from mta_cli.pipeline.report.results import DESIGN_KEYS, group_seeds, method_cost
 from mta_cli.pipeline.report.wording import join_words
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 EvaluationRef = int | str
-"""The number of an evaluation in the store, or the path of a file that `files.export` wrote."""
+"""The number of an evaluation in the store, or the path of a file that `export_evaluation` wrote."""
 
 
 def load_evaluations(places: Sequence[EvaluationRef], reg: Registry | None) -> list[FinishedEvaluation]:
@@ -39,9 +39,8 @@ def load_evaluations(places: Sequence[EvaluationRef], reg: Registry | None) -> l
             assert reg is not None
             found.append(load_finished_evaluation(reg, place))
         else:
-            found.append(
-                read_evaluation(Path(os.path.expanduser(place)))
-            )  # leaves `~name` of an unknown user unchanged
+            # `expanduser` of os leaves `~name` of an unknown user unchanged
+            found.append(read_evaluation(Path(os.path.expanduser(place))))
     return found
 
 

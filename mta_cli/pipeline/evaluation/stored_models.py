@@ -14,10 +14,10 @@ from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobProgress, JobResult, JobStarted
 from mta_cli.options import MachineOptions, MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.evaluation import answer_queries
-from mta_cli.pipeline.evaluation.scoring import MAIN_METRICS, paired_differences
+from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, ScoredAnswer, answer_queries
+from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS, paired_differences
 from mta_cli.pipeline.memory.bank_memory import PERSONAL_MODES, BankMemory
-from mta_cli.pipeline.personalize.weights import load_fusion_and_stack, load_task_adapter
+from mta_cli.pipeline.weights import load_fusion_and_stack, load_task_adapter
 from store.records import Query, User
 from store.tables.predictions import Prediction
 
@@ -29,26 +29,8 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.models.manifest import ModelEntry
     from store.registry import Registry
 
-EVAL_MODES = ("base", "pooled", "fused", "adapted")
 MAX_ANSWERS_PER_BATCH = 128  # the most answers in one batch
 MAX_LORA_PARAMS_PER_BATCH = 1 << 26  # LoRA parameters of the users in one batch; a single user may have more
-
-
-@dataclass(frozen=True)
-class ModeAnswer:
-    """One prediction with everything needed to score it again.
-
-    `gold_loglik` (nats) is over the task's labels, as the answer was decided; or per token of a text.
-    """
-
-    user_id: int
-    query: Query
-    mode: str
-    prompt: str
-    answer: str
-    gold_loglik: float
-    prompt_tokens: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -75,58 +57,46 @@ def evaluate_users(
     `JobResult.result` has the keys of `mta eval run`; the last mode is the reference. The time to make a model is not
     measured.
     """
-    with reg.hold_users(f"evaluation of {task.name}", [user.id for user in users]):
-        yield from _evaluate(reg, base_entry, task, users, modes, prompt, machine)
-
-
-def _evaluate(
-    reg: Registry,
-    base_entry: ModelEntry,
-    task: Task,
-    users: Sequence[User],
-    modes: Sequence[str],
-    prompt: PromptOptions,
-    machine: MachineOptions,
-) -> Iterator[Event]:
     from mta_cli.engine.lora.adapter import AdapterMerger
     from mta_cli.engine.model.load import dtype_name
     from mta_cli.pipeline.models.load import load_on_device
 
-    queries = {user.id: reg.items.queries(user.id, task.name) for user in users}
-    asked = [user for user in users if queries[user.id]]
-    if not asked:
-        raise BadInput(
-            f"None of these users has held-out queries of task {task.name}.", hint="mta data import users FILE"
-        )
-    base = load_on_device(base_entry, machine)
-    examples, folder = PromptRowBuilder(reg, base, task, prompt.history_items), AdapterMerger(base)
-    yield JobStarted("evaluate", total=len(modes) * sum(len(queries[user.id]) for user in asked), unit="answers")
-    answers: list[ModeAnswer] = []
-    for alike in ([mode for mode in modes if mode == "base"], [mode for mode in modes if mode != "base"]):
-        if not alike:
-            continue
-        below = load_task_adapter(reg, task.name, base.fingerprint) if "base" not in alike else ()
-        folder.set_adapter(below[0] if below else None)
-        for portion in _query_batches(reg, base.fingerprint, task, asked, queries, alike):
-            for answer in _answer_batch(base, examples, portion):
-                answers.append(answer)
-                yield JobProgress(answer.mode, len(answers), tokens=answer.prompt_tokens, seconds=answer.seconds)
-    folder.set_adapter(None)
-    answers.sort(key=lambda answer: modes.index(answer.mode))
-    result = {
-        "task": task.name,
-        "metric": MAIN_METRICS[task.metric],
-        "users": len(asked),
-        "queries": sum(len(queries[user.id]) for user in asked),
-        "seed": machine.seed,
-        "history_items": prompt.history_items,
-        "base": base_entry.name,
-        "dtype": dtype_name(machine.dtype, machine.device),
-        "reference": modes[-1],
-        **_summarise_modes(task, modes, answers, machine.seed),
-        "costs": {mode: _costs(reg, base.fingerprint, task.name, asked, mode, answers) for mode in modes},
-    }
-    yield JobResult({**result, "evaluation": _store(reg, base.fingerprint, task, prompt, result, answers)})
+    with reg.hold_users(f"evaluation of {task.name}", [user.id for user in users]):
+        queries = {user.id: reg.items.queries(user.id, task.name) for user in users}
+        asked = [user for user in users if queries[user.id]]
+        if not asked:
+            raise BadInput(
+                f"None of these users has held-out queries of task {task.name}.", hint="mta data import users FILE"
+            )
+        base = load_on_device(base_entry, machine)
+        examples, folder = PromptRowBuilder(reg, base, task, prompt.history_items), AdapterMerger(base)
+        yield JobStarted("evaluate", total=len(modes) * sum(len(queries[user.id]) for user in asked), unit="answers")
+        answers: list[Prediction] = []
+        for alike in ([mode for mode in modes if mode == "base"], [mode for mode in modes if mode != "base"]):
+            if not alike:
+                continue
+            below = load_task_adapter(reg, task.name, base.fingerprint) if "base" not in alike else ()
+            folder.set_adapter(below[0] if below else None)
+            for portion in _query_batches(reg, base.fingerprint, task, asked, queries, alike):
+                for answer in _answer_batch(base, examples, portion):
+                    answers.append(answer)
+                    yield JobProgress(answer.method, len(answers), tokens=answer.tokens, seconds=answer.seconds)
+        folder.set_adapter(None)
+        answers.sort(key=lambda answer: modes.index(answer.method))
+        result = {
+            "task": task.name,
+            "metric": MAIN_METRICS[task.metric],
+            "users": len(asked),
+            "queries": sum(len(queries[user.id]) for user in asked),
+            "seed": machine.seed,
+            "history_items": prompt.history_items,
+            "base": base_entry.name,
+            "dtype": dtype_name(machine.dtype, machine.device),
+            "reference": modes[-1],
+            **_summarise_modes(task, modes, answers, machine.seed),
+            "costs": {mode: _costs(reg, base.fingerprint, task.name, asked, mode, answers) for mode in modes},
+        }
+        yield JobResult({**result, "evaluation": _store(reg, base.fingerprint, task, prompt, result, answers)})
 
 
 def _query_batches(
@@ -162,28 +132,28 @@ def _mode_loras(reg: Registry, base: str, user: User, task: str, mode: str) -> t
     return () if mode == "pooled" else load_fusion_and_stack(reg, base, user, task, mode)[0]
 
 
-def _answer_batch(base: LoadedBase, examples: PromptRowBuilder, portion: Sequence[ModeQuery]) -> list[ModeAnswer]:
+def _answer_batch(base: LoadedBase, examples: PromptRowBuilder, portion: Sequence[ModeQuery]) -> list[Prediction]:
     """Answer a batch; each answer counts an equal share of the time."""
     model_loras, priors, owners = _distinct_models(portion)
-    questions = [answer_queries.ModelQuery(asked.query, owner) for asked, owner in zip(portion, owners, strict=True)]
+    questions = [ModelQuery(asked.query, owner) for asked, owner in zip(portion, owners, strict=True)]
     return [
-        ModeAnswer(
+        Prediction(
             asked.query.user_id,
-            asked.query,
+            asked.query.id,
             asked.mode,
             base.tokenizer.decode(list(given.prompt)),
             given.answer,
+            asked.query.gold,
             _gold_loglik(examples.task, asked.query, given),
             len(given.prompt),
             given.seconds,
         )
-        for asked, given in zip(
-            portion, answer_queries.answer_queries(base, examples, questions, model_loras, priors), strict=True
-        )
+        for asked, given in zip(portion, answer_queries(base, examples, questions, model_loras, priors), strict=True)
     ]
 
 
-def _gold_loglik(task: Task, query: Query, given: answer_queries.ScoredAnswer) -> float:
+def _gold_loglik(task: Task, query: Query, given: ScoredAnswer) -> float:
+    """The log-likelihood of the gold (nats): over the labels, as the answer was decided, or per token of a text."""
     from mta_cli.engine.evaluation.calibration import gold_loglik
 
     if task.labels:
@@ -201,15 +171,15 @@ def _distinct_models(
     return [one.loras for one in places.values()], [one.prior for one in places.values()], owners
 
 
-def _summarise_modes(task: Task, modes: Sequence[str], answers: Sequence[ModeAnswer], seed: int) -> dict[str, Any]:
+def _summarise_modes(task: Task, modes: Sequence[str], answers: Sequence[Prediction], seed: int) -> dict[str, Any]:
     """Each metric of the task, and the gold's mean log-likelihood (nats per query), with 95 % intervals over users."""
     from mta_cli.engine.evaluation import statistics
     from mta_cli.engine.evaluation.user_sums import UserSums, sum_by_user
 
     user_sums: dict[str, UserSums] = {}
     for mode in modes:
-        own = [answer for answer in answers if answer.mode == mode]
-        users, given, golds = [a.user_id for a in own], [a.answer for a in own], [a.query.gold for a in own]
+        own = [answer for answer in answers if answer.method == mode]
+        users, given, golds = [a.user_id for a in own], [a.answer for a in own], [a.gold for a in own]
         user_sums[mode] = sum_by_user(task.metric, task.labels, users, given, golds, [a.gold_loglik for a in own])
     return {
         "methods": {mode: statistics.bootstrap_metrics(one, seed=seed) for mode, one in user_sums.items()},
@@ -218,15 +188,15 @@ def _summarise_modes(task: Task, modes: Sequence[str], answers: Sequence[ModeAns
 
 
 def _costs(
-    reg: Registry, base: str, task: str, users: Sequence[User], mode: str, answers: Sequence[ModeAnswer]
+    reg: Registry, base: str, task: str, users: Sequence[User], mode: str, answers: Sequence[Prediction]
 ) -> dict[str, float | None]:
     """Bytes that a mode stores for a user, a mean over `users`, and the speed of its answers."""
     bank = reg.banks.latest_ready_bank(task, base)
     recipes = [reg.recipes.get(user.id, task, bank.id) for user in users] if bank and mode in PERSONAL_MODES else []
     stacks = [reg.stacks.get(user.id, task, bank.id) for user in users] if bank and mode == "adapted" else []
     kept = sum(one.bytes for one in (*recipes, *stacks) if one is not None)
-    own = [answer for answer in answers if answer.mode == mode]
-    seconds, tokens = sum(answer.seconds for answer in own), sum(answer.prompt_tokens for answer in own)
+    own = [answer for answer in answers if answer.method == mode]
+    seconds, tokens = sum(answer.seconds for answer in own), sum(answer.tokens for answer in own)
     return {
         "bytes": kept / len(users),
         "seconds": None,
@@ -236,25 +206,11 @@ def _costs(
 
 
 def _store(
-    reg: Registry, base: str, task: Task, prompt: PromptOptions, result: dict[str, Any], answers: Sequence[ModeAnswer]
+    reg: Registry, base: str, task: Task, prompt: PromptOptions, result: dict[str, Any], answers: Sequence[Prediction]
 ) -> int:
     bank = reg.banks.latest_ready_bank(task.name, base)
     config = {"history_items": prompt.history_items, "base": base}
     with reg.transaction():
         number = reg.evaluations.add_evaluation(task.name, bank.id if bank else None, config, result)
-        rows = [
-            Prediction(
-                a.user_id,
-                a.query.id,
-                a.mode,
-                a.prompt,
-                a.answer,
-                a.query.gold,
-                a.gold_loglik,
-                a.prompt_tokens,
-                a.seconds,
-            )
-            for a in answers
-        ]
-        reg.evaluations.predictions.add_predictions(number, rows)
+        reg.evaluations.predictions.add_predictions(number, answers)
     return number

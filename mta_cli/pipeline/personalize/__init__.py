@@ -1,4 +1,4 @@
-"""One user's model: fuse anchors, adapt a stack, read the weights, export them.
+"""One user's model: fuse anchors, adapt a stack, export both.
 
-Read `fuse`, `adapt`, `weights`, `export` in this order.
+Read `fuse`, `adapt`, `export` in this order; `pipeline/weights.py` reads what they store.
 """

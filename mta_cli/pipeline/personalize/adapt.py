@@ -26,7 +26,6 @@ from mta_cli.pipeline.personalize.fuse import (
     make_recipes,
     prepare_fusing,
 )
-from mta_cli.pipeline.personalize.weights import current_bank, load_recipe_anchors
 from mta_cli.pipeline.requests import AdaptRequest, FuseRequest, adapt_request_json
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, record_request
 from mta_cli.pipeline.training.groups import (
@@ -38,6 +37,7 @@ from mta_cli.pipeline.training.groups import (
     train_groups,
 )
 from mta_cli.pipeline.users.dependents import join_names
+from mta_cli.pipeline.weights import current_bank, load_recipe_anchors
 from store.records import Adapter, Bank, Item, Recipe, Run, Stack, User
 from store.tables.recipes_and_stacks import pack_anchor_weights
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mta_cli.pipeline.report import pareto_plot, plots, style
-from mta_cli.pipeline.report.files import write_whole_file
+from mta_cli.pipeline.report import plots, style
 from mta_cli.pipeline.report.results import LOGLIK_METRIC, Document, metric_name, metrics, same_settings
 from mta_cli.pipeline.report.style import short_name
 
@@ -40,11 +38,6 @@ def chart_png(chart: Chart) -> bytes:
         return style.figure_png(chart.draw())
 
 
-def write_png(chart: Chart, folder: Path) -> Path:
-    """Write `<name>.png` into `folder`, whole or not at all; returns its path. Raises as `files.write_whole_file`."""
-    return write_whole_file(folder / f"{chart.name}.png", chart_png(chart))
-
-
 def interval_chart(document: Document, stem: str) -> Chart:
     """Every method's value and 95 % interval, best first, in the main metric and in the gold's log-likelihood."""
     shown = [metric for metric in metrics(document) if metric in (document["metric"], LOGLIK_METRIC)]
@@ -63,7 +56,7 @@ def size_chart(document: Document, stem: str) -> Chart:
         "better is up. Sizes are logarithmic; methods that keep nothing stand left of the break, and those of one "
         "size side by side. A filled mark: no other method is as good with as few bytes. The line joins these."
     )
-    return Chart(f"{stem}-bytes", caption, lambda: pareto_plot.draw_bytes(document))
+    return Chart(f"{stem}-bytes", caption, lambda: plots.draw_bytes(document))
 
 
 def series_chart(documents: Sequence[Document], by: str, stem: str) -> Chart:

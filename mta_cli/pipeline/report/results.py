@@ -64,17 +64,10 @@ def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
-def metric_note(metric: str) -> str:
-    """A note on a metric's direction and unit; empty where more is better and there is no unit."""
-    if metric in LOWER_IS_BETTER:
-        return "lower is better"
-    return "nats" if metric == LOGLIK_METRIC else ""
-
-
 def metric_title(metric: str) -> str:
-    """The metric's name with its note."""
-    said = metric_note(metric)
-    return metric_name(metric) + (f" ({said})" if said else "")
+    """The metric's name, with a note where less is better or it has a unit."""
+    note = "lower is better" if metric in LOWER_IS_BETTER else "nats" if metric == LOGLIK_METRIC else ""
+    return metric_name(metric) + (f" ({note})" if note else "")
 
 
 def metrics(document: Document) -> list[str]:

@@ -108,30 +108,27 @@ def figure_svg(drawn: Figure, name: str, title: str) -> str:
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ElementTree.fromstring(buffer.getvalue())
-    plain = _clean_element(root, name)
-    for child in [child for child in plain if child.tag == "metadata"]:
-        plain.remove(child)
-    for size in ("width", "height"):
-        plain.attrib.pop(size, None)
-    plain.attrib |= {"xmlns": SVG_NAMESPACE, "role": "img", "aria-label": clean_line(title)}
-    plain.set("style", "stroke-linejoin: round; stroke-linecap: butt")
-    return ElementTree.tostring(plain, encoding="unicode")
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if _local_name(child.tag) in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag, element.tail = _local_name(element.tag), None
+        element.text = element.text if (element.text or "").strip() else None
+        found = {_local_name(key): value for key, value in element.attrib.items()}
+        element.attrib = {key: _attribute(key, value, name) for key, value in found.items()}
+    del root.attrib["width"], root.attrib["height"]
+    root.attrib |= {"xmlns": SVG_NAMESPACE, "role": "img", "aria-label": clean_line(title)}
+    root.set("style", "stroke-linejoin: round; stroke-linecap: butt")
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def _clean_element(element: ElementTree.Element, name: str) -> ElementTree.Element:
-    """A copy without namespaces, style sheets and indentation, with unique ids and colours that a page can set."""
-    copy = ElementTree.Element(element.tag.rpartition("}")[2])
-    for key, value in element.attrib.items():
-        copy.set(key.rpartition("}")[2], _attribute(key.rpartition("}")[2], value, name))
-    if element.text and element.text.strip():
-        copy.text = element.text
-    for child in element:
-        if isinstance(child.tag, str) and child.tag.rpartition("}")[2] != "style":
-            copy.append(_clean_element(child, name))
-    return copy
+def _local_name(name: str) -> str:
+    return name.rpartition("}")[2]
 
 
 def _attribute(key: str, value: str, name: str) -> str:
+    """The value with unique ids, and with colours that a page can set."""
     if key == "id":
         return f"{name}-{value}"
     if key == "href":

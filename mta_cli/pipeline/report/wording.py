@@ -70,7 +70,7 @@ def format_count(value: object) -> str:
     return f"{found:,.1f}" if found % 1 and found < 1000 else f"{found:,.0f}"
 
 
-def format_seconds(value: object) -> str:
+def format_seconds_number(value: object) -> str:
     """Seconds with a number of decimals that depends on their size."""
     found = finite_or_none(value)
     if found is None:

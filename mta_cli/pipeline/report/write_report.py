@@ -1,64 +1,40 @@
 """Reports of evaluations as Markdown and as one self-contained HTML page, from result documents only.
 
-The page has no script and loads nothing. Names are not trusted: control characters are removed, and no character of a
-name acts as markup.
+The layout is in `templates`. The page has no script and loads nothing. Names are not trusted: every text that a
+template writes loses its control characters, and none of its characters acts as markup.
 """
 
 from __future__ import annotations
 
-import html as markup
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from mta_cli.errors import BadInput
-from mta_cli.pipeline.report import charts
-from mta_cli.pipeline.report.blocks import (
-    Block,
-    Collapsible,
-    Heading,
-    Paragraph,
-    Table,
-    TableCell,
-    all_charts,
-    report_blocks,
-    report_title,
-)
+from mta_cli.pipeline.report import charts, tables, wording
 from mta_cli.pipeline.report.charts import Chart
 from mta_cli.pipeline.report.files import write_whole_file
-from mta_cli.pipeline.report.results import Document, slug
+from mta_cli.pipeline.report.results import (
+    Document,
+    file_stem,
+    find_pooled_document,
+    find_series,
+    group_by_task,
+    group_seeds,
+    same_settings,
+    unique_documents,
+)
 from mta_cli.pipeline.report.style import SVG_NAMESPACE
 from mta_cli.printable import clean_line
 
-CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 # What Markdown would read as more than a character: the start of code, emphasis, a cell's end, a link's middle, a tag.
 _MARKDOWN_SPECIAL = re.compile(r"[\\`*|~$#]|\](?=[(\[:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|<(?!\s)|&(?=[#\w])")
-
-
-def render_markdown(documents: Sequence[Document], images: Mapping[str, str]) -> str:
-    """The report in Markdown. `images` maps a chart's name to the address of its picture; others are left out.
-
-    Raises BadInput when there is no document.
-    """
-    return "\n\n".join(_markdown_blocks(report_blocks(_require_documents(documents)), images)) + "\n"
-
-
-def render_html(documents: Sequence[Document]) -> str:
-    """The report as one HTML page with its style and its charts inside. Raises BadInput when there is no document."""
-    made = report_blocks(_require_documents(documents))
-    head = (
-        '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">\n'
-        f"<title>{_escape_html(report_title(documents))}</title>\n<style>\n{_page_css()}</style>"
-    )
-    body = "\n".join([_html_block(made[0]), _contents(made), *map(_html_block, made[1:])])
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n'
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
 
 
 def write_reports(documents: Sequence[Document], folder: Path) -> list[Path]:
@@ -67,107 +43,129 @@ def write_reports(documents: Sequence[Document], folder: Path) -> list[Path]:
     Returns their paths in this order. All content is made before the first file is written, and each file is written
     whole or not at all. Raises BadInput when there is no document or the folder cannot be written.
     """
-    drawn = {chart.name: charts.chart_png(chart) for chart in all_charts(report_blocks(_require_documents(documents)))}
-    images = {name: f"{name}.png" for name in drawn}
+    report = Report(documents)
     pages = {
-        "report.md": render_markdown(documents, images),
-        "report.html": render_html(documents),
+        "report.md": render_markdown(report),
+        "report.html": render_html(report),
         "report.json": json.dumps(list(documents), indent=1, ensure_ascii=False) + "\n",
     }
-    pictures = [write_whole_file(folder / images[name], content) for name, content in drawn.items()]
-    return [*(write_whole_file(folder / name, text.encode()) for name, text in pages.items()), *pictures]
+    files = {name: text.encode() for name, text in pages.items()}
+    pictures = {f"{chart.name}.png": charts.chart_png(chart) for chart in report.charts}
+    for name, content in {**pictures, **files}.items():
+        write_whole_file(folder / name, content)
+    return [folder / name for name in (*files, *pictures)]
 
 
-def _require_documents(documents: Sequence[Document]) -> Sequence[Document]:
-    if not documents:
-        raise BadInput("There is no evaluation to report.", hint="mta eval list")
-    return documents
+def render_markdown(report: Report) -> str:
+    """The report in Markdown. Its pictures are `<name of the chart>.png` beside it."""
+    text = _environment(_escape_markdown).get_template("report.jinja").render(report.content, layout="markdown.jinja")
+    return re.sub(r"\n{3,}", "\n\n", text.strip()) + "\n"
 
 
-def _escape_html(text: str) -> str:
-    return markup.escape(clean_line(text))
-
-
-def _page_css() -> str:
-    return (files("mta_cli.pipeline.report") / "page.css").read_text(encoding="utf-8")
-
-
-def _contents(made: Sequence[Block]) -> str:
-    """Links to the tasks, when there are several."""
-    tasks = [block for block in made if isinstance(block, Heading) and block.anchor]
-    links = (f'<li><a href="#{task.anchor}">{_escape_html(task.text)}</a></li>' for task in tasks)
-    return f"<nav><ul>{''.join(links)}</ul></nav>" if len(tasks) > 1 else ""
-
-
-def _html_block(block: Block) -> str:
-    if isinstance(block, Heading):
-        anchor = f' id="{block.anchor}"' if block.anchor else ""
-        return f"<h{block.level}{anchor}>{_escape_html(block.text)}</h{block.level}>"
-    if isinstance(block, Paragraph):
-        return f"<p>{_escape_html(block.text)}</p>"
-    if isinstance(block, Table):
-        return _html_table(block)
-    if isinstance(block, Collapsible):
-        inner = "\n".join(map(_html_block, block.blocks))
-        return f"<details>\n<summary>{_escape_html(block.title)}</summary>\n{inner}\n</details>"
-    drawn = charts.chart_svg(block).replace(f' xmlns="{SVG_NAMESPACE}"', "", 1)
-    return f"<figure>\n{drawn}\n<figcaption>{_escape_html(block.caption)}</figcaption>\n</figure>"
-
-
-def _html_table(table: Table) -> str:
-    def classes(index: int, cell: TableCell | None = None) -> str:
-        found = ["number"] if index in table.numeric_columns else []
-        found += [slug(cell.verdict)] if cell is not None and cell.verdict else []
-        return f' class="{" ".join(found)}"' if found else ""
-
-    head = "".join(f'<th scope="col"{classes(i)}>{_escape_html(name)}</th>' for i, name in enumerate(table.columns))
-    body = []
-    for row in table.rows:
-        cells = (f"<td{classes(i, cell)}>{_html_cell(cell)}</td>" for i, cell in enumerate(row[1:], 1))
-        marked = ' class="reference"' if row[0].text == table.reference_row else ""
-        body.append(f'<tr{marked}><th scope="row">{_escape_html(row[0].text)}</th>{"".join(cells)}</tr>')
-    rows = "\n".join(body)
-    caption = f"\n<caption>{_escape_html(table.title)}</caption>" if table.title else ""
+def render_html(report: Report) -> str:
+    """The report as one HTML page with its style and its charts inside."""
     return (
-        f'<div class="wide"><table>{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>'
+        _environment(lambda text: escape(clean_line(text)))
+        .get_template("page.html")
+        .render(report.content, layout="html.jinja")
     )
 
 
-def _html_cell(cell: TableCell) -> str:
-    return f"<strong>{_escape_html(cell.text)}</strong>" if cell.strong else _escape_html(cell.text)
+def _environment(escape_text: Callable[[str], Markup]) -> Environment:
+    """Templates that write every text through `escape_text`; only `Markup` is written as it is."""
+    made = Environment(
+        loader=PackageLoader("mta_cli.pipeline.report"),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else escape_text(str(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["svg"] = lambda chart: Markup(charts.chart_svg(chart).replace(f' xmlns="{SVG_NAMESPACE}"', "", 1))
+    return made
 
 
-def _markdown_blocks(made: Iterable[Block], images: Mapping[str, str]) -> Iterable[str]:
-    for block in made:
-        if isinstance(block, Heading):
-            yield f"{'#' * block.level} {_escape_markdown(block.text)}"
-        elif isinstance(block, Paragraph):
-            yield _escape_markdown(block.text)
-        elif isinstance(block, Table):
-            yield _markdown_table(block)
-        elif isinstance(block, Collapsible):
-            yield f"**{_escape_markdown(block.title)}**"
-            yield from _markdown_blocks(block.blocks, images)
-        elif block.name in images:
-            yield _markdown_image(block, images[block.name])
-
-
-def _markdown_image(chart: Chart, address: str) -> str:
-    caption = _escape_markdown(chart.caption)
-    return f"![{re.sub(r'[][]', '', caption)}]({quote(address, safe='/:.')})\n\n{caption}"
-
-
-def _markdown_table(table: Table) -> str:
-    rules = ("---:" if i in table.numeric_columns else "---" for i in range(len(table.columns)))
-    title = f"**{_escape_markdown(table.title)}**\n\n" if table.title else ""
-    lines = [map(_escape_markdown, table.columns), rules, *(map(_markdown_cell, row) for row in table.rows)]
-    return title + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _markdown_cell(cell: TableCell) -> str:
-    return f"**{_escape_markdown(cell.text)}**" if cell.strong else _escape_markdown(cell.text)
-
-
-def _escape_markdown(text: str) -> str:
+def _escape_markdown(text: str) -> Markup:
     """Text without active Markdown characters."""
-    return _MARKDOWN_SPECIAL.sub(lambda found: f"\\{found.group()}", clean_line(text))
+    return Markup(_MARKDOWN_SPECIAL.sub(lambda found: f"\\{found.group()}", clean_line(text)))
+
+
+@dataclass
+class Report:
+    """What the templates show: `content`, with its `charts` in order. Duplicate documents are used once.
+
+    Raises BadInput when there is no document.
+    """
+
+    documents: Sequence[Document]
+    charts: list[Chart] = field(init=False, default_factory=list)
+    content: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.documents:
+            raise BadInput("There is no evaluation to report.", hint="mta eval list")
+        self.documents, self._stems = unique_documents(self.documents), set[tuple[str, str | None]]()
+        tasks = group_by_task(self.documents)
+        self.content = {
+            "title": f"Evaluation of {wording.join_words(tasks)}",
+            "tasks": [self._task(task, found) for task, found in tasks.items()],
+        }
+
+    def _task(self, task: str, documents: Sequence[Document]) -> dict[str, Any]:
+        own = [document for document in documents if "seeds" not in document]
+        series = [
+            self._chart(charts.series_chart(group, by, self._stem(group[-1], by)))
+            for by in ("shots", "anchors")
+            for group in find_series(own, by)
+        ]
+        designs = [self._design(group, find_pooled_document(documents, group)) for group in group_seeds(own)]
+        return {"name": task, "series_charts": series, "designs": designs}
+
+    def _design(self, group: Sequence[Document], pooled: Document | None) -> dict[str, Any]:
+        """One design: as a whole (its only seed, or the pooled seeds), then by seed where it has several."""
+        whole = group[0] if len(group) == 1 else pooled
+        several = len(group) > 1
+        apart = "" if same_settings(group) else " Settings differ between the seeds."
+        note = f"By seed. The mean is over the seeds and has no interval: each seed's is its own.{apart}"
+        return {
+            "heading": _design_heading(group),
+            "whole": self._evaluation(whole) if whole else None,
+            "seeds_note": note if several else "",
+            "seed_tables": tables.seed_tables(group) if several else [],
+            "seeds": [(document["seed"], self._evaluation(document)) for document in group if several],
+        }
+
+    def _evaluation(self, document: Document) -> dict[str, Any]:
+        stem = self._stem(document)
+        interval_chart = self._chart(charts.interval_chart(document, stem))
+        has_sizes = tables.has_cost(document, "bytes")
+        return {
+            "design": wording.describe_design(document),
+            "power": wording.describe_power(document),
+            "methods": tables.methods_table(document),
+            "interval_chart": interval_chart,
+            "differences": tables.difference_tables(document),
+            "size_chart": self._chart(charts.size_chart(document, stem)) if has_sizes else None,
+            "settings": tables.settings_table(document),
+        }
+
+    def _chart(self, chart: Chart) -> Chart:
+        self.charts.append(chart)
+        return chart
+
+    def _stem(self, document: Document, across: str | None = None) -> str:
+        """A file name that no other document or series has."""
+        plain = stem = file_stem(document, self.documents, across=across)
+        count = 1
+        while (stem, across) in self._stems:
+            count += 1
+            stem = f"{plain}-{count}"
+        self._stems.add((stem, across))
+        return stem
+
+
+def _design_heading(group: Sequence[Document]) -> str:
+    first = group[0]
+    parts = [wording.pluralise(first[key], key[:-1]) for key in ("shots", "anchors") if first.get(key) is not None]
+    seeds = wording.join_words(document["seed"] for document in group)
+    return ", ".join([*parts, f"seed{'s' if len(group) > 1 else ''} {seeds}"])

@@ -19,7 +19,6 @@ from mta_cli.engine.training.session import (
 )
 from mta_cli.errors import BadInput
 from mta_cli.events import Event, JobProgress, Note
-from mta_cli.pipeline.bank.lora_xs_basis import BankBasis
 from mta_cli.pipeline.runs import library_versions
 from store.records import Adapter
 
@@ -36,6 +35,14 @@ T = TypeVar("T")
 CORE_KIND = "core"  # the kind of a job that trains LoRA-XS cores on its group's basis
 MAX_USERS_PER_GROUP = 64  # the most users in a group
 MAX_GROUP_BYTES = 1 << 30  # for factors, gradients and moments of a group
+
+
+@dataclass(frozen=True)
+class BankBasis:
+    """The stored LoRA-XS basis of a bank."""
+
+    adapter: Adapter
+    weights: LoraWeights
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Users: describe, list, consent, export their data, forget them."""
+"""Users: add, import their histories, list, describe, consent, export their data, forget them."""

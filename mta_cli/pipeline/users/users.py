@@ -14,7 +14,7 @@ from mta_cli.pipeline.data.tasks import find_task
 from store.names import check_name
 
 if TYPE_CHECKING:
-    from mta_cli.pipeline.data.import_file import AskConsent
+    from mta_cli.pipeline.users.import_file import AskConsent
     from store.records import Item
     from store.registry import Registry
 
@@ -73,7 +73,7 @@ def _add_with_history(
     ask: AskConsent | None,
     dry_run: bool,
 ) -> Iterator[Event]:
-    from mta_cli.pipeline.data.import_file import import_file
+    from mta_cli.pipeline.users.import_file import import_file
 
     known, kind = name in reg.users.names(), history_format(history)
     job = import_file(reg, kind, history, task=task, can_anchor=can_anchor, ask=ask, user=name, dry_run=dry_run)

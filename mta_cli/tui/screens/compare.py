@@ -235,8 +235,8 @@ class CompareScreen(BaseScreen):
         await self.await_or_show_error(self._keep(asked, answers.selected_key, answers.answer_of(answers.selected_key)))
 
     async def _keep(self, asked: CompareRequest, column: str, answer: str) -> None:
-        from mta_cli.pipeline.chat.answer import FREE_TASK
         from mta_cli.pipeline.chat.conversation import add_exchange_as_item
+        from mta_cli.pipeline.weights import FREE_TASK
 
         if asked.question.held_out and not await self.mta_app.confirm(HELD_OUT_WARNING):
             return

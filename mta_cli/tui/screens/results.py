@@ -236,7 +236,7 @@ class ResultsScreen(BaseScreen):
             ]
             costs = (
                 wording.format_bytes(method_cost(document, method, "bytes")),
-                wording.format_seconds(method_cost(document, method, "seconds")),
+                wording.format_seconds_number(method_cost(document, method, "seconds")),
                 wording.format_count(method_cost(document, method, "tokens_per_second")),
             )
             scores.add_row(line_text(method), *cells, *(Text(shown, justify="right") for shown in costs))

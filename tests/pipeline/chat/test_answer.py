@@ -16,8 +16,8 @@ from mta_cli.pipeline.chat.answer import (
     Generation,
     answer_question,
     check_message,
-    default_task,
 )
+from mta_cli.pipeline.weights import default_task
 from tests.pipeline.world import World, asking, make_world, notes_of, result_of, text_of
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.pipeline.data.import_file import import_file
 from mta_cli.pipeline.data.tasks import add_task
+from mta_cli.pipeline.users.import_file import import_file
 from store.registry import Registry
 from tests.pipeline.histories import imported, run
 

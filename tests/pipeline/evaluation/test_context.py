@@ -16,7 +16,7 @@ from mta_cli.errors import IntegrityFault
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.data.profiles import profile_matrix
 from mta_cli.pipeline.evaluation.context import EvalContext
-from mta_cli.pipeline.personalize.weights import load_weights
+from mta_cli.pipeline.weights import load_weights
 from tests.pipeline.evaluation.trial import SECRET, Trial, profiles
 
 
@@ -107,6 +107,15 @@ def test_a_bench_is_the_banks_anchors_and_how_its_people_answer(trial: Trial, fi
         ) == pytest.approx(1)
         theirs = [item.output for user in fold.test for item in trial.reg.items.recent_items(user, "lamp-2")]
         assert bench.memory.rates != label_rates([*given, *theirs], trial.request.task.labels)
+
+
+def test_methods_share_results_only_above_the_same_weights(field: EvalContext) -> None:
+    """The evidence of an anchor above the base is another one than above the task adapter."""
+    task = field.method_context(0, find_method("mta"))
+    assert field.method_context(0, find_method("mta-recipe")) is task
+    base = field.method_context(0, find_method("base:evidence:none"))
+    assert base.cache is not task.cache and base.anchors is task.anchors
+    assert field.method_context(1, find_method("mta")).cache is not task.cache
 
 
 def test_an_anchor_without_a_profile_is_a_fault_of_the_store(trial: Trial, field: EvalContext) -> None:

@@ -16,10 +16,9 @@ from mta_cli.pipeline.evaluation.design import (
     Design,
     evaluation_config,
     make_design,
-    method_rows,
-    parse_settings,
     plan_lines,
 )
+from mta_cli.pipeline.evaluation.method_settings import method_rows, parse_settings
 from mta_cli.pipeline.requests import EvalRequest, bank_options
 from store.records import NewItem
 from store.registry import Registry

@@ -13,7 +13,8 @@ from mta_cli.engine.model.load import dtype_name
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import BadInput, StoreBusy, UsageError
 from mta_cli.events import JobPlan, JobProgress, JobResult, JobStarted, Note
-from mta_cli.pipeline.evaluation.run import resolve_settings, run_evaluation, trials, tune_evaluation
+from mta_cli.pipeline.evaluation.method_settings import resolve_settings, trials
+from mta_cli.pipeline.evaluation.run import run_evaluation, tune_evaluation
 from mta_cli.pipeline.requests import EvalRequest
 from store.records import NewItem
 from store.registry import Registry
@@ -255,6 +256,17 @@ def test_methods_added_later_stand_beside_the_earlier_ones(peopled: Registry) ->
     assert list(second["methods"]) == ["pooled", "pooled-rag", "majority"]
     assert second["methods"]["majority"] == first["methods"]["majority"]
     assert list(peopled.evaluations.get(second["evaluation"]).result["methods"]) == list(second["methods"])
+
+
+def test_settings_and_reference_follow_the_memory_of_all_methods(peopled: Registry) -> None:
+    request = eval_request(
+        methods="rag,pooled-rag", memory="habit", reference="rag", given={"rag": {"prior_strength": "4"}}
+    )
+    result, seen = finish(run_evaluation(peopled, request))
+    assert list(result["methods"]) == ["rag+habit", "pooled-rag+habit"]
+    assert result["reference"] == "rag+habit" and "not among the methods" not in notes(seen)
+    assert result["settings"]["rag+habit"]["prior_strength"] == 4.0
+    assert result["settings"]["pooled-rag+habit"]["prior_strength"] != 4.0
 
 
 def test_answers_of_an_older_version_of_a_method_are_not_taken_for_its_own(

@@ -14,14 +14,16 @@ from mta_cli.engine.model.load import load_base
 from mta_cli.errors import BadInput
 from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.evaluation.stored_models import EVAL_MODES, evaluate_users
+from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.lookup import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.personalize.weights import load_task_adapter, merge_by_placement
+from mta_cli.pipeline.weights import load_task_adapter, merge_by_placement
 from store.registry import Registry
 from tests.metrics_by_hand import score
 from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request
+
+EVAL_MODES = ("base", "pooled", "fused", "adapted")
 
 
 def test_every_mode_answers_every_query_and_is_stored(peopled: Registry) -> None:

@@ -17,7 +17,7 @@ from mta_cli.pipeline.evaluation.context import EvalContext
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.personalize.weights import load_fusion_and_stack
+from mta_cli.pipeline.weights import load_fusion_and_stack
 from store.records import Bank
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request

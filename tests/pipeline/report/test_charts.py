@@ -191,11 +191,3 @@ def test_hostile_names_are_text_and_nothing_else() -> None:
         assert clean_text(svg) == svg and "<img" not in svg
         assert {short_name(name) for name in HOSTILE} <= set(texts(svg))
         assert charts.chart_png(chart).startswith(PNG)
-
-
-def test_a_png_is_written_whole_under_its_name(tmp_path: Path) -> None:
-    chart = charts.interval_chart(document(), "lamp-2-shots5")
-    path = charts.write_png(chart, tmp_path / "new")
-    assert path == tmp_path / "new" / "lamp-2-shots5-intervals.png"
-    assert path.read_bytes() == charts.chart_png(chart)
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]

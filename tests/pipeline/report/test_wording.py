@@ -56,7 +56,7 @@ def test_sizes_are_short(value: Any, shown: str) -> None:
     [(0, "0.00"), (0.004, "0.004"), (0.5, "0.50"), (4.26, "4.26"), (20.44, "20.4"), (1234.5, "1,234")],
 )
 def test_seconds_have_the_decimals_that_matter(value: float, shown: str) -> None:
-    assert wording.format_seconds(value) == shown
+    assert wording.format_seconds_number(value) == shown
 
 
 @pytest.mark.parametrize(

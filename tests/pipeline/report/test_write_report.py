@@ -13,7 +13,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from mta_cli.errors import BadInput, MtaError
-from mta_cli.pipeline.report.write_report import render_html, render_markdown, write_reports
+from mta_cli.pipeline.report.write_report import Report, render_html, render_markdown, write_reports
 from mta_cli.printable import clean_line, clean_text
 from tests.pipeline.documents import FEW, HOSTILE, MANY, document, hostile
 
@@ -92,7 +92,7 @@ def one() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def page(one: dict[str, Any]) -> str:
-    return render_html([one])
+    return render_html(Report([one]))
 
 
 def interval(found: dict[str, float], sign: str = "") -> str:
@@ -136,7 +136,7 @@ def test_a_page_has_both_colour_schemes_and_its_charts(page: str) -> None:
 
 @pytest.mark.parametrize("reader", ["html", "markdown"])
 def test_the_numbers_are_the_documents(one: dict[str, Any], page: str, reader: str) -> None:
-    read = Page(page) if reader == "html" else rendered(render_markdown([one], {}))
+    read = Page(page) if reader == "html" else rendered(render_markdown(Report([one])))
     rows = read.table("method", "accuracy", "macro-F1", "gold log-likelihood (nats)")
     assert list(rows) == ["oppu", "mta", "stack", "base"]
     for method, scores in one["methods"].items():
@@ -158,7 +158,7 @@ def test_the_best_of_each_metric_is_strong(page: str) -> None:
     [("accuracy", "not told", "better", "oppu"), ("mae", "not told", "worse", "base")],
 )
 def test_each_difference_is_judged_the_right_way_round(metric: str, stack: str, base: str, first: str) -> None:
-    read = Page(render_html([document(metric=metric)]))
+    read = Page(render_html(Report([document(metric=metric)])))
     rows = read.table("other method", "mta - other [95 %]")
     assert rows["base"][1:] == ["< 0.001", f"{base} than base"]
     assert rows["stack"][1:] == ["0.210", "not told apart at 95 %"] and stack == "not told"
@@ -193,14 +193,14 @@ def test_what_a_document_lacks_is_left_out() -> None:
     for key in ("history_items", "anchors", "placement", "base", "dtype"):
         del bare[key]
     bare["methods"]["base"]["gold_loglik"] = None
-    read = Page(render_html([bare]))
+    read = Page(render_html(Report([bare])))
     assert read.table("method")["base"] == ["0.200 [0.150, 0.250]", "0.140 [0.090, 0.190]", "–"]
     assert not re.search("None|nan|detect|Base|anchors", read.said("p", "td", "h3"))
 
 
 def test_seeds_stand_beside_each_other_with_their_mean_and_no_interval_of_it() -> None:
     seeds = [document({**FEW, "base": 0.2 + n / 10}, seed=n, evaluation=n + 1) for n in range(3)]
-    read = Page(render_html([seeds[2], seeds[0], seeds[1]]))
+    read = Page(render_html(Report([seeds[2], seeds[0], seeds[1]])))
     rows = read.table("method", "seed 0", "seed 1", "seed 2", "mean")
     assert rows["base"] == [interval(one["methods"]["base"]["accuracy"]) for one in seeds] + ["0.300"]
     differences = read.table("other method", "seed 0", "seed 1", "seed 2", "mean")
@@ -218,33 +218,33 @@ def test_what_seeds_found_together_comes_before_them() -> None:
     both = document({**FEW, "base": 0.25}, seeds=[0, 1], evaluations=[1, 2])
     for gone in ("seed", "evaluation", "settings", "calibration"):
         del both[gone]
-    read = Page(render_html([*seeds, both]))
+    read = Page(render_html(Report([*seeds, both])))
     assert read.table("method", "accuracy")["base"][0] == interval(both["methods"]["base"]["accuracy"])
     assert read.table("method", "seed 0", "seed 1", "mean")["base"][2] == "0.250"
     assert "under the seeds 0 and 1; a user's answers under all of them count together" in read.said("p")
     assert "Evaluations 1 and 2." in read.said("p") and read.said("h3") == "5 shots, 16 anchors, seeds 0 and 1"
     other = document(FEW, seed=2, evaluation=3)
-    alone = Page(render_html([seeds[0], other, both]))
+    alone = Page(render_html(Report([seeds[0], other, both])))
     assert "count together" not in alone.said("p"), "it is of other evaluations"
 
 
 def test_a_mean_is_over_all_seeds_or_there_is_none() -> None:
     pair = [document(seed=0), document({"mta": 0.5, "base": 0.2}, seed=1)]
-    read = Page(render_html(pair))
+    read = Page(render_html(Report(pair)))
     assert read.table("method", "seed 0", "seed 1")["stack"][1:] == ["–", "–"]
     assert read.table("other method", "seed 0", "seed 1")["stack"][1:] == ["–", "–"]
     assert read.table("other method", "seed 0", "seed 1")["base"][2] == "+0.300"
 
 
 def test_other_designs_of_a_task_are_no_seeds_of_it() -> None:
-    read = Page(render_html([document(), document(shots=10, seed=1)]))
+    read = Page(render_html(Report([document(), document(shots=10, seed=1)])))
     assert read.said("h3") == "5 shots, 16 anchors, seed 0 10 shots, 16 anchors, seed 1"
     with pytest.raises(AssertionError):
         read.table("method", "seed 0")
 
 
 def test_several_tasks_have_links_to_each() -> None:
-    read = Page(render_html([document(), document(task="lamp-3", metric="mae")]))
+    read = Page(render_html(Report([document(), document(task="lamp-3", metric="mae")])))
     targets = [attributes["href"] for tag, attributes in read.tags if tag == "a"]
     assert len(targets) == 2
     assert {f"#{attributes['id']}" for tag, attributes in read.tags if tag == "h2"} == set(targets)
@@ -253,7 +253,7 @@ def test_several_tasks_have_links_to_each() -> None:
 
 
 def test_hostile_names_are_inert_in_the_page() -> None:
-    text = render_html([hostile()])
+    text = render_html(Report([hostile()]))
     assert clean_text(text) == text
     read = Page(text)
     assert not {"img", "script"} & {tag for tag, _ in read.tags}
@@ -264,19 +264,21 @@ def test_hostile_names_are_inert_in_the_page() -> None:
 def test_hostile_names_are_inert_in_markdown() -> None:
     bad = hostile()
     bad["methods"]["[x](http://evil) ![y](http://evil)"] = bad["methods"][HOSTILE[0]]
-    text = render_markdown([bad], {})
+    text = render_markdown(Report([bad]))
     assert clean_text(text) == text
     read = rendered(text)
-    assert not {"img", "a", "em", "code", "del"} & {tag for tag, _ in read.tags}
+    assert not {"a", "em", "code", "del"} & {tag for tag, _ in read.tags}
+    pictures = [attributes["src"] or "" for tag, attributes in read.tags if tag == "img"]
+    assert len(pictures) == 2 and all(re.fullmatch(r"frac-1-2-y-shots5-[a-z]+\.png", source) for source in pictures)
     names = {clean_line(name) for name in (*HOSTILE, "[x](http://evil) ![y](http://evil)")}
     assert set(read.table("method")) == names
 
 
-def test_markdown_shows_the_pictures_that_it_is_given(one: dict[str, Any]) -> None:
-    read = rendered(render_markdown([one], {"lamp-2-shots5-bytes": "charts/by bytes).png"}))
+def test_markdown_shows_the_pictures_beside_it(one: dict[str, Any]) -> None:
+    read = rendered(render_markdown(Report([one])))
     pictures = [attributes for tag, attributes in read.tags if tag == "img"]
-    assert [picture["src"] for picture in pictures] == ["charts/by%20bytes%29.png"]
-    assert (pictures[0]["alt"] or "").startswith("Accuracy against the bytes")
+    assert [picture["src"] for picture in pictures] == ["lamp-2-shots5-intervals.png", "lamp-2-shots5-bytes.png"]
+    assert (pictures[1]["alt"] or "").startswith("Accuracy against the bytes")
 
 
 def test_the_files_of_a_report(tmp_path: Path, one: dict[str, Any], page: str) -> None:
@@ -324,22 +326,17 @@ def test_nothing_is_left_where_nothing_can_be_written(tmp_path: Path, one: dict[
 
 
 def test_no_document_is_no_report(tmp_path: Path) -> None:
-    for attempt in (
-        lambda: render_html([]),
-        lambda: render_markdown([], {}),
-        lambda: write_reports([], tmp_path / "out"),
-    ):
-        with pytest.raises(BadInput, match="no evaluation"):
-            attempt()
+    with pytest.raises(BadInput, match="no evaluation"):
+        write_reports([], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_many_methods_make_the_same_bytes_again() -> None:
     documents = [document(MANY), document(MANY, shots=10)]
-    assert render_html(documents) == render_html(documents)
-    assert render_markdown(documents, {}) == render_markdown(documents, {})
+    assert render_html(Report(documents)) == render_html(Report(documents))
+    assert render_markdown(Report(documents)) == render_markdown(Report(documents))
 
 
 def test_temperatures_of_a_fold_are_told_from_the_least_to_the_most() -> None:
-    page = Page(render_html([document(calibration={"mta": [[5.5, 20.0, 10.0], [0.5, 0.5]]})]))
+    page = Page(render_html(Report([document(calibration={"mta": [[5.5, 20.0, 10.0], [0.5, 0.5]]})])))
     assert page.table("method", "settings", "temperature by fold")["mta"][1] == "5.500 to 20.000, 0.500"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.pipeline.evaluation.design import Design, describe_options
-from mta_cli.pipeline.evaluation.run_cells import timed_group
+from mta_cli.pipeline.evaluation.method_run import timed_group
 from mta_cli.pipeline.requests import EvalRequest
 from store.tables.evaluations import Evaluation
 from store.tables.predictions import Prediction
@@ -43,10 +43,10 @@ class ScoredMethod:
 
 
 def score_method(
-    reg: Registry, task: Task, plan: Design, evaluation: int, method: str, choice: FoldSettings, calibrate: bool
+    reg: Registry, task: Task, plan: Design, evaluation: int, method: str, settings: FoldSettings, calibrate: bool
 ) -> ScoredMethod:
     """Read a method's answers. A user's temperature is fitted on other users of the same bank."""
-    tested, found = _load_predictions(reg, evaluation, method, choice, [fold.test for fold in plan.folds])
+    tested, found = _load_predictions(reg, evaluation, method, settings, [fold.test for fold in plan.folds])
     temperatures = _fit_fold_temperatures(task, plan, found, tested) if calibrate and task.labels else None
     return _score_predictions(task, method, tested, temperatures)
 
@@ -59,18 +59,18 @@ def rescore_method(reg: Registry, task: Task, evaluation: Evaluation, method: st
         [user for n, user, role in members if n == fold and role == TEST_ROLE]
         for fold in range(evaluation.result["folds"])
     ]
-    choice = settings if isinstance(settings, list) else [settings for _ in folds]
-    tested, _ = _load_predictions(reg, evaluation.id, method, choice, folds)
+    by_fold = settings if isinstance(settings, list) else [settings for _ in folds]
+    tested, _ = _load_predictions(reg, evaluation.id, method, by_fold, folds)
     warm = evaluation.result["calibration"][method]
     return _score_predictions(task, method, tested, warm and [own if isinstance(own, list) else [own] for own in warm])
 
 
 def _load_predictions(
-    reg: Registry, evaluation: int, method: str, choice: FoldSettings, folds: Sequence[Sequence[int]]
+    reg: Registry, evaluation: int, method: str, settings: FoldSettings, folds: Sequence[Sequence[int]]
 ) -> tuple[list[list[Prediction]], list[list[Prediction]]]:
     """By fold: the answers of its test users, and of all its users."""
-    cells = reg.evaluations.predictions
-    found = [cells.load_predictions(evaluation, fold=n, method=method, settings=own) for n, own in enumerate(choice)]
+    load = reg.evaluations.predictions.load_predictions
+    found = [load(evaluation, fold=n, method=method, settings=own) for n, own in enumerate(settings)]
     return [[p for p in rows if p.user_id in set(test)] for test, rows in zip(folds, found, strict=True)], found
 
 
@@ -167,8 +167,8 @@ def result_document(
 
     task, options, machine = request.task, request.options, request.machine
     judged = {
-        method: score_method(reg, task, plan, evaluation, method, choice, options.calibrate)
-        for method, choice in chosen.items()
+        method: score_method(reg, task, plan, evaluation, method, settings, options.calibrate)
+        for method, settings in chosen.items()
     }
     reference = options.reference if options.reference in judged else next(reversed(judged))
     return {
@@ -188,7 +188,7 @@ def result_document(
         "evaluation": evaluation,
         **compare_methods({name: one.user_sums for name, one in judged.items()}, reference, machine.seed),
         "costs": {m: _costs(reg, plan, evaluation, m, chosen[m], one) for m, one in judged.items()},
-        "settings": {method: _settings(choice) for method, choice in chosen.items()},
+        "settings": {method: _settings_json(settings) for method, settings in chosen.items()},
         "calibration": {method: one.temperatures for method, one in judged.items()},
     }
 
@@ -203,7 +203,7 @@ def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int
     if against is not None:
         main = MAIN_METRICS[user_sums[reference].metric]
         least = minimum_detectable_effect(user_sums[reference], user_sums[against], main)
-        power = {"metric": main, "detectable": least, "basis": f"as {reference} and {against} differed by person"}
+        power = {"metric": main, "detectable": least, "basis": f"as {reference} and {against} differed by user"}
     return {
         "reference": reference,
         "methods": {name: bootstrap_metrics(one, seed=seed) for name, one in user_sums.items()},
@@ -224,20 +224,20 @@ def paired_differences(user_sums: Mapping[str, UserSums], reference: str, seed: 
     ]
 
 
-def _settings(choice: FoldSettings) -> Any:
+def _settings_json(settings: FoldSettings) -> Any:
     """One document where all folds have the same settings, else a list by fold."""
-    return dict(choice[0]) if all(dict(own) == dict(choice[0]) for own in choice) else [dict(own) for own in choice]
+    return dict(settings[0]) if all(own == settings[0] for own in settings) else [dict(own) for own in settings]
 
 
 def _costs(
-    reg: Registry, plan: Design, evaluation: int, method: str, choice: FoldSettings, judged: ScoredMethod
+    reg: Registry, plan: Design, evaluation: int, method: str, settings: FoldSettings, judged: ScoredMethod
 ) -> dict[str, float | None]:
     """A method's costs, as means over test users.
 
     They are the bytes stored, the seconds to make a model, and the speed of answers: prompt tokens per second, where
     the time includes the likelihoods of golds and labels. Only the timed users count for seconds and speed.
     """
-    made = [reg.evaluations.predictions.finished_cells(evaluation, n, method, own) for n, own in enumerate(choice)]
+    made = [reg.evaluations.predictions.finished_cells(evaluation, n, method, own) for n, own in enumerate(settings)]
     cells = [cells[user] for cells, fold in zip(made, plan.folds, strict=True) for user in fold.test]
     timed = set(timed_group(plan)).intersection(plan.folds[0].test)
     spent = [made[0][user].seconds for user in timed]

@@ -14,7 +14,7 @@ import pytest
 
 from mta_cli.engine.evaluation.calibration import NO_LABEL_LOGLIK
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
-from mta_cli.pipeline.evaluation.scoring import (
+from mta_cli.pipeline.evaluation.result_document import (
     CALIBRATION_PARTS,
     FoldSettings,
     rescore_method,

@@ -51,7 +51,7 @@ def timed_group(plan: Design) -> tuple[int, ...]:
     return groups_of(plan, 0)[0]
 
 
-def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, columns: Sequence[MethodRun]) -> PlanLine:
+def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, runs: Sequence[MethodRun]) -> PlanLine:
     """The time of the missing answers, from evaluations with the same task, base and methods."""
     from mta_cli.pipeline.training.estimate import format_duration
 
@@ -60,12 +60,10 @@ def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, columns: 
         if (one.task, one.config.get("fingerprint")) == (request.task.name, request.base.fingerprint):
             speeds |= one.result.get("costs", {})
     known, seconds, open_to, unknown = reg.evaluations.find_by_key(plan.key), 0.0, 0, set()
-    for column in columns:
-        name = column.method.name
-        there = (
-            reg.evaluations.predictions.finished_cells(known.id, column.fold, name, column.settings) if known else {}
-        )
-        users = [user for user in plan.answering_users(column.fold) if user not in there]
+    for run in runs:
+        name = run.method.name
+        there = reg.evaluations.predictions.finished_cells(known.id, run.fold, name, run.settings) if known else {}
+        users = [user for user in plan.answering_users(run.fold) if user not in there]
         open_to += len(users)
         if users and name not in speeds:
             unknown.add(name)
@@ -80,26 +78,24 @@ def cost_of_answers(reg: Registry, request: EvalRequest, plan: Design, columns: 
     return PlanLine("answers", f"about {format_duration(seconds)} on top{but}", "earlier evaluations")
 
 
-def unanswered_groups(eval_context: EvalContext, evaluation: int, column: MethodRun) -> list[tuple[int, ...]]:
+def unanswered_groups(eval_context: EvalContext, evaluation: int, run: MethodRun) -> list[tuple[int, ...]]:
     """The groups of a method run that are not answered yet."""
-    groups = groups_of(eval_context.design, column.fold)
-    done = eval_context.reg.evaluations.predictions.finished_cells(
-        evaluation, column.fold, column.method.name, column.settings
-    )
+    groups = groups_of(eval_context.design, run.fold)
+    done = eval_context.reg.evaluations.predictions.finished_cells(evaluation, run.fold, run.method.name, run.settings)
     return [group for group in groups if not done.keys() >= set(group)]
 
 
-def run_cells(eval_context: EvalContext, evaluation: int, column: MethodRun, done: int) -> Iterator[Event]:
+def run_method(eval_context: EvalContext, evaluation: int, run: MethodRun, done: int) -> Iterator[Event]:
     """Answer the missing queries of a method run. `done` users are already counted in the progress."""
     from mta_cli.engine.methods.personalize import build_models
     from mta_cli.engine.model.load import fresh_activation_cache
 
-    groups = unanswered_groups(eval_context, evaluation, column)
+    groups = unanswered_groups(eval_context, evaluation, run)
     if not groups:
         return
-    eval_context.fold_in_task_adapter(column.fold, column.method)
-    context = eval_context.bank_context(column.fold, column.method.bank_preset).methods
-    timed = timed_group(eval_context.design) if column.fold == 0 else ()
+    eval_context.fold_in_task_adapter(run.fold, run.method)
+    context = eval_context.method_context(run.fold, run.method)
+    timed = timed_group(eval_context.design) if run.fold == 0 else ()
     for group in groups:
         users, own = (
             eval_context.method_users(group),
@@ -107,30 +103,30 @@ def run_cells(eval_context: EvalContext, evaluation: int, column: MethodRun, don
         )
         started = time.perf_counter()
         with fresh_activation_cache(eval_context.base) if group == timed else nullcontext():
-            made = build_models(column.method, own, users, column.settings)
+            made = build_models(run.method, own, users, run.settings)
             seconds = (time.perf_counter() - started) / len(group)
-            rows = _answer_group(eval_context, column, group, made)
-        yield from _failures(column, made)
+            rows = _answer_group(eval_context, run, group, made)
+        yield from _failures(run, made)
         cells = [
-            (EvalCell(column.fold, column.method.name, column.settings, user, one.bytes, seconds), rows[user])
+            (EvalCell(run.fold, run.method.name, run.settings, user, one.bytes, seconds), rows[user])
             for user, one in zip(group, made, strict=True)
         ]
         eval_context.reg.evaluations.predictions.save_cells(evaluation, cells)
         done += len(group)
-        yield JobProgress(f"fold {column.fold + 1}, {column.method.name}", done, seconds=time.perf_counter() - started)
+        yield JobProgress(f"fold {run.fold + 1}, {run.method.name}", done, seconds=time.perf_counter() - started)
 
 
-def _failures(column: MethodRun, made: Sequence[UserModel]) -> Iterator[Event]:
+def _failures(run: MethodRun, made: Sequence[UserModel]) -> Iterator[Event]:
     if failed := sum(one.failed for one in made):
         yield Note(
-            f"Fold {column.fold + 1}, {column.method.name}: training failed for {failed} users; "
+            f"Fold {run.fold + 1}, {run.method.name}: training failed for {failed} users; "
             "they are measured without a stack.",
             warning=True,
         )
 
 
 def _answer_group(
-    eval_context: EvalContext, column: MethodRun, group: Sequence[int], made: Sequence[UserModel]
+    eval_context: EvalContext, run: MethodRun, group: Sequence[int], made: Sequence[UserModel]
 ) -> dict[int, list[Prediction]]:
     rows: dict[int, list[Prediction]] = {user: [] for user in group}
     model = [(user, one) for user, one in zip(group, made, strict=True) if one.answerer is None]
@@ -138,18 +134,17 @@ def _answer_group(
         asked = [
             ModelQuery(query, i) for i, (user, _) in enumerate(portion) for query in eval_context.design.queries[user]
         ]
-        examples = eval_context.examples(column.method.shows_history)
+        examples = eval_context.examples(run.method.shows_history)
         priors = [one.prior for _, one in portion]
         found = answer_queries(eval_context.base, examples, asked, [one.loras for _, one in portion], priors)
         for question, given in zip(asked, found, strict=True):
             user, _ = portion[question.model_index]
             prompt = eval_context.base.tokenizer.decode(list(given.prompt))
-            rows[user].append(_prediction(question.query, column.method.name, prompt, given))
+            rows[user].append(_prediction(question.query, run.method.name, prompt, given))
     for user, one in zip(group, made, strict=True):
         if one.answerer is not None:
             rows[user] = [
-                _predict_directly(query, column.method.name, one.answerer)
-                for query in eval_context.design.queries[user]
+                _predict_directly(query, run.method.name, one.answerer) for query in eval_context.design.queries[user]
             ]
     return rows
 

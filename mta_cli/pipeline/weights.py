@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, UsageError
-from store.records import Anchor, AnchorWeight, Bank, Stack, User
+from store.records import Anchor, AnchorWeight, Bank, Recipe, Stack, User
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from store.registry import Registry
 
 PERSONALISATION_MODES = ("base", "fused", "adapted")
+FREE_TASK = "free"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,22 @@ def most_personal_mode(reg: Registry, user: User | None, task: str, base: str) -
     if reg.stacks.get(user.id, task, bank.id) is not None:
         return "adapted"
     return "fused" if reg.recipes.get(user.id, task, bank.id) is not None else "base"
+
+
+def default_task(reg: Registry, user: User | None, asked: str | None, base_fingerprint: str) -> str:
+    """The task whose weights and items are used for a user.
+
+    It is the task asked for; else `free` where the user has a model for it; else the task of their newest stack or
+    recipe for this base; else the task with most of their items.
+    """
+    if asked is not None or user is None:
+        return asked or FREE_TASK
+    parts: list[Recipe | Stack] = [*reg.recipes.of_user(user.id), *reg.stacks.of_user(user.id)]
+    for part in sorted(parts, key=lambda part: (part.task == FREE_TASK, part.created), reverse=True):
+        if most_personal_mode(reg, user, part.task, base_fingerprint) != "base":
+            return part.task
+    tasks = reg.users.tasks_of_user(user.id)
+    return max(tasks, key=lambda row: row[1])[0] if tasks else FREE_TASK
 
 
 def load_fusion_and_stack(

@@ -12,7 +12,7 @@ import pytest
 
 from mta_cli.errors import BadInput, MtaError, NotFound, UsageError
 from mta_cli.events import JobPlan, JobProgress, JobStarted
-from mta_cli.pipeline.data.import_file import import_file
+from mta_cli.pipeline.users.import_file import import_file
 from store.registry import Registry
 from tests.pipeline.histories import imported, person, rows, run, tagged, write
 

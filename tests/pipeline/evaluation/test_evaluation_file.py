@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mta_cli.errors import BadInput, NotFound, UsageError
-from mta_cli.pipeline.evaluation.exchange import export_evaluation, read_evaluation
-from mta_cli.pipeline.evaluation.finished import load_finished_evaluation, portable_user_id
+from mta_cli.pipeline.evaluation.evaluation_file import export_evaluation, read_evaluation
+from mta_cli.pipeline.evaluation.finished_evaluation import load_finished_evaluation, portable_user_id
 from mta_cli.pipeline.evaluation.run import run_evaluation
 from mta_cli.pipeline.evaluation.seeds import evaluation_document, load_evaluations, needs_store, report_documents
 from mta_cli.pipeline.report.write_report import write_reports
@@ -194,6 +194,6 @@ def test_what_is_not_there_or_too_large(reg: Registry, tmp_path: Path, monkeypat
         with pytest.raises(NotFound, match="neither the number of an evaluation nor a file"):
             evaluation_document(load_evaluations([str(place)], reg))
     (tmp_path / "large.json").write_bytes(b" " * 200)
-    monkeypatch.setattr("mta_cli.pipeline.evaluation.exchange.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("mta_cli.pipeline.evaluation.evaluation_file.MAX_FILE_BYTES", 100)
     with pytest.raises(BadInput, match="200 bytes"):
         read_evaluation(tmp_path / "large.json")

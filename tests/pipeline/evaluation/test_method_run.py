@@ -13,10 +13,10 @@ from mta_cli.engine.methods.catalog import find_method
 from mta_cli.engine.methods.method import Method, UserModel
 from mta_cli.engine.methods.personalize import build_models
 from mta_cli.events import JobProgress, Note
-from mta_cli.pipeline.evaluation import run_cells as cells
+from mta_cli.pipeline.evaluation import method_run as cells
 from mta_cli.pipeline.evaluation.context import EvalContext
 from mta_cli.pipeline.evaluation.design import make_design
-from mta_cli.pipeline.evaluation.run_cells import MethodRun, run_cells, unanswered_groups
+from mta_cli.pipeline.evaluation.method_run import MethodRun, run_method, unanswered_groups
 from store.registry import Registry
 from store.tables.predictions import Prediction
 from tests.pipeline.evaluation.test_banks import begun, made
@@ -80,25 +80,25 @@ def test_groups_are_filled_one_after_another_and_stay_the_same(
     number, own = begun(field.reg, field.request), column("pooled-rag")
     users = field.design.answering_users(0)
     assert unanswered_groups(field, number, own) == [users[:4], users[4:]] and len(users) == 6
-    job = run_cells(field, number, own, 10)
+    job = run_method(field, number, own, 10)
     step = next(job)
     assert isinstance(step, JobProgress) and (step.label, step.done) == ("fold 1, pooled-rag", 14)
     job.close()
     assert set(field.reg.evaluations.predictions.finished_cells(number, 0, "pooled-rag", {})) == set(users[:4])
     assert unanswered_groups(field, number, own) == [users[4:]]
-    seen = list(run_cells(field, number, own, 14))
+    seen = list(run_method(field, number, own, 14))
     assert [event.done for event in seen if isinstance(event, JobProgress)] == [16]
-    assert unanswered_groups(field, number, own) == [] and list(run_cells(field, number, own, 16)) == []
+    assert unanswered_groups(field, number, own) == [] and list(run_method(field, number, own, 16)) == []
     assert len(field.reg.evaluations.predictions.load_predictions(number)) == 12
 
 
 def test_a_group_of_whom_one_is_missing_is_made_again_whole(field: EvalContext) -> None:
     number, own = begun(field.reg, field.request), column("majority")
-    list(run_cells(field, number, own, 0))
+    list(run_method(field, number, own, 0))
     users = field.design.answering_users(0)
     field.reg._db.execute_write("DELETE FROM cells WHERE user_id = ?", (users[2],))
     assert unanswered_groups(field, number, own) == [users]
-    list(run_cells(field, number, own, 0))
+    list(run_method(field, number, own, 0))
     assert len(field.reg.evaluations.predictions.load_predictions(number)) == 12
     assert len(field.reg.evaluations.predictions.finished_cells(number, 0, "majority", {})) == 6
 
@@ -112,10 +112,10 @@ def test_people_answer_in_portions_as_their_parts_allow(field: EvalContext, monk
         return honest(base, examples, questions, people, *more)
 
     monkeypatch.setattr(cells, "answer_queries", counted)
-    list(run_cells(field, number, own, 0))
+    list(run_method(field, number, own, 0))
     together = field.reg.evaluations.predictions.load_predictions(number)
     monkeypatch.setattr(cells, "MAX_LORA_PARAMS_PER_BATCH", 1)
-    list(run_cells(field, begun(field.reg, eval_request(folds=2, shots=2)), own, 0))
+    list(run_method(field, begun(field.reg, eval_request(folds=2, shots=2)), own, 0))
     assert asked == [6, *[1] * 6]
     alone = field.reg.evaluations.predictions.load_predictions(number + 1)
     for one, other in zip(together, alone, strict=True):
@@ -133,7 +133,7 @@ def test_what_was_made_for_each_person_is_theirs(field: EvalContext) -> None:
 
     number = begun(field.reg, field.request)
     own = MethodRun(1, Method("each", "for a test", memory=None, build=make), {"a": 1})
-    list(run_cells(field, number, own, 0))
+    list(run_method(field, number, own, 0))
     done = field.reg.evaluations.predictions.finished_cells(number, 1, "each", {"a": 1})
     assert set(done) == set(field.design.answering_users(1)) and all(cell.bytes == user for user, cell in done.items())
     for p in field.reg.evaluations.predictions.load_predictions(number):
@@ -153,10 +153,10 @@ def test_the_first_group_alone_is_made_as_if_nothing_had_been_computed(
         found.append(len(plain.activation_cache))
         return build_models(find_method("stack"), bench, people, {**column("stack").settings, "steps": 1})
 
-    list(run_cells(field, number, column("stack"), 0))
+    list(run_method(field, number, column("stack"), 0))
     kept = len(plain.activation_cache)
     assert kept > 0
-    list(run_cells(field, number, MethodRun(0, Method("again", "for a test", memory=None, build=make), {}), 0))
+    list(run_method(field, number, MethodRun(0, Method("again", "for a test", memory=None, build=make), {}), 0))
     assert found[0] == 0 and found[1] >= kept and len(plain.activation_cache) >= kept
     assert cells.timed_group(field.design) == field.design.answering_users(0)[:4]
 
@@ -167,7 +167,7 @@ def test_trainings_that_fail_are_told(field: EvalContext) -> None:
     def make(bench: Any, people: Any, settings: Any) -> list[UserModel]:
         return [UserModel(failed=person.number == lost) for person in people]
 
-    seen = list(run_cells(field, number, MethodRun(0, Method("falls", "for a test", memory=None, build=make), {}), 0))
+    seen = list(run_method(field, number, MethodRun(0, Method("falls", "for a test", memory=None, build=make), {}), 0))
     assert [event.text for event in seen if isinstance(event, Note)] == [
         "Fold 1, falls: training failed for 1 users; they are measured without a stack."
     ]
@@ -182,5 +182,5 @@ def test_an_answer_is_stored_as_decided_with_the_prior(field: EvalContext) -> No
             for _ in people
         ]
 
-    list(run_cells(field, number, MethodRun(0, Method("sure", "for a test", memory=None, build=make), {}), 0))
+    list(run_method(field, number, MethodRun(0, Method("sure", "for a test", memory=None, build=make), {}), 0))
     assert {p.answer for p in field.reg.evaluations.predictions.load_predictions(number)} == {labels[7]}

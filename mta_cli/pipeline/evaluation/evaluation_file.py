@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, NotFound, UsageError, system_reason
-from mta_cli.pipeline.evaluation.finished import USER_DIGEST_DIGITS, FinishedEvaluation
+from mta_cli.pipeline.evaluation.finished_evaluation import USER_DIGEST_DIGITS, FinishedEvaluation
 from mta_cli.pipeline.report.files import write_whole_file
 from mta_cli.pipeline.report.results import DESIGN_KEYS
 from mta_cli.printable import clean_line

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
 from mta_cli.pipeline.data.tasks import find_task
-from mta_cli.pipeline.evaluation.scoring import rescore_method
+from mta_cli.pipeline.evaluation.result_document import rescore_method
 
 if TYPE_CHECKING:
     from mta_cli.engine.evaluation.user_sums import UserSums

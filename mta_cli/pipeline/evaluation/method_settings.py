@@ -1,0 +1,101 @@
+"""The settings of methods: defaults, the grid of `mta eval tune`, and those that a user gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mta_cli.errors import UsageError
+from mta_cli.options import PLACEMENTS
+from mta_cli.pipeline.requests import EvalRequest
+
+if TYPE_CHECKING:
+    from mta_cli.engine.methods.method import Method
+
+POSITIVE_SETTINGS = frozenset(
+    (
+        "rank",
+        "alpha",
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "top_k",
+        "evaluations",
+        "temperature",
+        "prior_strength",
+        "neighbour_weight",
+        "epochs",
+        "candidates",
+    )
+)
+
+
+def parse_settings(given: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`METHOD.SETTING=VALUE` texts by method. Raises UsageError for a text of another form."""
+    found: dict[str, dict[str, str]] = {}
+    for text in given:
+        place, equals, value = text.partition("=")
+        method, dot, name = (part.strip() for part in place.partition("."))
+        if not (equals and dot and method and name):
+            raise UsageError(f"{text!r:.80} is no setting of a method", hint="METHOD.SETTING=VALUE, as mta.steps=20")
+        found.setdefault(method, {})[name] = value.strip()
+    return found
+
+
+def trials(method: Method, request: EvalRequest) -> list[dict[str, Any]]:
+    """All settings of the method's grid, the defaults first."""
+    found = [resolve_settings(method, request, {})]
+    found += [resolve_settings(method, request, dict(own)) for own in method.grid]
+    return [own for i, own in enumerate(found) if own not in found[:i]]
+
+
+def resolve_settings(method: Method, request: EvalRequest, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's settings: its defaults, then the `chosen` ones, then those given by the user.
+
+    Raises UsageError for an unknown setting and for a value out of bounds.
+    """
+    given, defaults = request.method_settings.get(method.name, {}), method.settings_for(bool(request.task.labels))
+    if unknown := sorted(set(given) - set(defaults)):
+        raise UsageError(
+            f"{method.name} has no setting {', '.join(unknown)}", hint=f"it has {', '.join(defaults) or 'none'}"
+        )
+    settings = {**defaults, **chosen}
+    if settings.get("placement", "all") != "all":
+        settings["placement"] = request.options.placement  # where the fold's anchors act
+    version = {"version": method.version} if method.version > 1 else {}
+    converted = {key: _convert_setting(f"{method.name}.{key}", defaults[key], value) for key, value in given.items()}
+    return {**settings, **converted, **version}
+
+
+def _convert_setting(name: str, default: Any, value: Any) -> Any:
+    """`value` as the type of `default`. Raises UsageError for another type or a value out of bounds."""
+    kind, key = type(default), name.rpartition(".")[2]
+    if kind is bool:
+        if str(value).lower() not in ("true", "false"):
+            raise UsageError(f"{name} = {value!r:.80}: this is true or false")
+        return str(value).lower() == "true"
+    try:
+        found: Any = kind(value)
+    except ValueError:
+        what = {int: "a whole number", float: "a number"}.get(kind, "a text")
+        raise UsageError(f"{name} = {value!r:.80}: this is {what}") from None
+    if (wanted := _out_of_bounds(key, found)) is not None:
+        raise UsageError(f"{name} = {value!r:.80}: {wanted}")
+    return found
+
+
+def _out_of_bounds(key: str, value: Any) -> str | None:
+    """The bounds of a setting as text; None where `value` is within them."""
+    if isinstance(value, str):
+        return f"choose one of {', '.join(PLACEMENTS)}" if key == "placement" and value not in PLACEMENTS else None
+    if math.isfinite(value) and (value > 0 or (value == 0 and key not in POSITIVE_SETTINGS)):
+        return None
+    return f"this is a number {'above 0' if key in POSITIVE_SETTINGS else 'of at least 0'}"
+
+
+def method_rows() -> list[dict[str, Any]]:
+    """Every method that can be compared: {method, about, settings}."""
+    from mta_cli.engine.methods.catalog import PRESET_METHODS
+
+    return [{"method": m.name, "about": m.about, "settings": dict(m.settings_for(labels=True))} for m in PRESET_METHODS]

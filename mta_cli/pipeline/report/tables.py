@@ -1,0 +1,178 @@
+"""The tables of a report, from result documents. The cells are texts; templates lay them out and escape them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mta_cli.pipeline.report import wording
+from mta_cli.pipeline.report.results import (
+    Document,
+    best_methods,
+    difference_verdict,
+    differences,
+    finite_or_none,
+    mean_score,
+    method_cost,
+    metric_title,
+    metrics,
+    rank_methods,
+    signed_score,
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: `strong` marks the best of its column; `verdict` is the verdict of a difference."""
+
+    text: str
+    strong: bool = False
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the rows.
+
+    The `numeric` columns after the first hold numbers. `reference` names the reference's row. A page shows the table
+    with its title, or `collapsed` below it.
+    """
+
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[Cell, ...]]
+    numeric: int = 0
+    reference: str = ""
+    title: str = ""
+    collapsed: bool = False
+
+
+COST_COLUMNS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
+    ("bytes", "bytes a user", wording.format_count),
+    ("seconds", "seconds to personalise a user", wording.format_seconds_number),
+    ("seconds_per_query", "seconds a query", wording.format_seconds_number),
+    ("tokens_per_second", "prompt tokens/s", wording.format_count),
+)
+
+
+def has_cost(document: Document, what: str) -> bool:
+    """Whether the cost is known for any method; see `results.method_cost`."""
+    return any(method_cost(document, method, what) is not None for method in document["methods"])
+
+
+def methods_table(document: Document) -> Table:
+    """Every method's scores and costs, the best method first."""
+    shown = metrics(document)
+    winners = {metric: best_methods(document, metric) for metric in shown}
+    costs = [row for row in COST_COLUMNS if has_cost(document, row[0])]
+    rows = []
+    for method in rank_methods(document):
+        scores = document["methods"][method]
+        cells = [Cell(wording.format_interval(scores.get(metric)), method in winners[metric]) for metric in shown]
+        cells += [Cell(write(method_cost(document, method, what))) for what, _, write in costs]
+        rows.append((Cell(method), *cells))
+    columns = ("method", *map(metric_title, shown), *(name for _, name, _ in costs))
+    return Table(columns, rows, len(columns) - 1, document["reference"])
+
+
+def difference_tables(document: Document) -> list[Table]:
+    """The paired differences, a table for each metric that has any."""
+    return [
+        _difference_table(document, metric, found)
+        for metric in metrics(document)
+        if (found := differences(document, metric))
+    ]
+
+
+def _difference_table(document: Document, metric: str, found: Sequence[Any]) -> Table:
+    reference = found[0]["a"]
+    rows = [
+        (
+            Cell(row["b"]),
+            Cell(wording.format_interval(row, signed=True)),
+            Cell(wording.format_p_value(row.get("p"))),
+            Cell(wording.describe_difference(row), verdict=difference_verdict(row)),
+        )
+        for row in found
+    ]
+    columns = ("other method", f"{reference} - other [95 %]", "p", f"{reference} is")
+    title = f"Paired differences in {metric_title(metric)}: {reference} minus the other"
+    return Table(columns, rows, 2, title=title, collapsed=metric != document["metric"])
+
+
+def settings_table(document: Document) -> Table:
+    """The settings and temperatures of the methods that have any."""
+    settings, calibration = document.get("settings") or {}, document.get("calibration") or {}
+    rows = [
+        (
+            Cell(method),
+            Cell(wording.describe_settings(settings.get(method))),
+            Cell(_temperatures(calibration.get(method))),
+        )
+        for method in document["methods"]
+        if settings.get(method) or calibration.get(method)
+    ]
+    return Table(("method", "settings", "temperature by fold"), rows, title="Settings and calibration", collapsed=True)
+
+
+def _temperatures(found: Any) -> str:
+    """The temperature of each fold, or the lowest and highest of its calibration parts."""
+    folds = found if isinstance(found, list | tuple) else [found]
+    return ", ".join(_span(own) if isinstance(own, list | tuple) else wording.format_number(own) for own in folds)
+
+
+def _span(found: Sequence[Any]) -> str:
+    told = [
+        wording.format_number(value)
+        for value in sorted(found, key=lambda value: float("inf") if value is None else value)
+    ]
+    return " to ".join(dict.fromkeys((told[0], told[-1])))
+
+
+def seed_tables(group: Sequence[Document]) -> list[Table]:
+    """The scores of several seeds of one design, a table for each metric, and the differences in the main one."""
+    return [*(_seed_scores(group, metric) for metric in metrics(group[0])), _seed_differences(group)]
+
+
+def _seed_scores(group: Sequence[Document], metric: str) -> Table:
+    """Each method's values by seed with their mean, the best mean first."""
+    methods = dict.fromkeys(method for document in group for method in document["methods"])
+    means = {method: mean_score(group, method, metric) for method in methods}
+    order = sorted(methods, key=lambda method: _descending_key(means[method], metric))
+    rows = []
+    for method in order:
+        cells = [Cell(wording.format_interval(document["methods"].get(method, {}).get(metric))) for document in group]
+        is_top = means[method] is not None and means[method] == means[order[0]]
+        rows.append((Cell(method), *cells, Cell(wording.format_number(means[method]), is_top)))
+    return _seed_table("method", metric_title(metric), group, rows, group[0]["reference"])
+
+
+def _descending_key(value: float | None, metric: str) -> tuple[bool, float]:
+    return (value is None, 0.0 if value is None else -signed_score(value, metric))
+
+
+def _seed_differences(group: Sequence[Document]) -> Table:
+    """The paired differences in the main metric by seed, with their mean."""
+    found = [{row["b"]: row for row in differences(document, document["metric"])} for document in group]
+    rows = []
+    for other in dict.fromkeys(other for by_method in found for other in by_method):
+        own = [by_method.get(other) for by_method in found]
+        values = [value for row in own if row and (value := finite_or_none(row["value"])) is not None]
+        mean = sum(values) / len(values) if len(values) == len(group) else None
+        rows.append((Cell(other), *map(_seed_difference, own), Cell(wording.format_number(mean, signed=True))))
+    title = f"Paired differences in {metric_title(group[0]['metric'])}: {group[0]['reference']} minus the other"
+    return _seed_table("other method", title, group, rows)
+
+
+def _seed_difference(row: Any) -> Cell:
+    if row is None:
+        return Cell(wording.NO_VALUE)
+    verdict = difference_verdict(row)
+    return Cell(f"{wording.format_interval(row, signed=True)} {verdict}", verdict=verdict)
+
+
+def _seed_table(
+    first_column: str, title: str, group: Sequence[Document], rows: Sequence[tuple[Cell, ...]], reference: str = ""
+) -> Table:
+    columns = (first_column, *(f"seed {document['seed']}" for document in group), "mean")
+    return Table(columns, rows, len(columns) - 1, reference, title)
