@@ -104,7 +104,7 @@ class MtaApp(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", id="app.help", tooltip="Help on what has the focus"),
         *_SCREEN_BINDINGS,
-        Binding("ctrl+t", "change_theme", "Theme", id="app.theme", show=False, tooltip="Choose other colours"),
+        Binding("ctrl+t", "change_theme", "Theme", id="app.theme", show=False, tooltip="Choose another theme"),
         Binding("q", "quit", "Quit", id="app.quit", tooltip="Close the window; asks while a job runs"),
         Binding(
             "ctrl+q",
@@ -143,12 +143,12 @@ class MtaApp(App[None]):
         return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, BaseScreen)), None)
 
     def select_user(self, name: str | None) -> None:
-        """Work for this user from here on; None for no user."""
+        """Select a user for all screens; None for no user."""
         self.selected_user = name
         self._post_to_screen(UserSelected())
 
     def select_task(self, name: str | None) -> None:
-        """Show this task alone; None shows all."""
+        """Show one task only; None shows all."""
         self.selected_task = name
         self._post_to_screen(StoreChanged())
 
@@ -203,8 +203,7 @@ class MtaApp(App[None]):
         """Stop all threads, wait for the current step of each, then close the window."""
         job = self.job_queue.running_job
         if job is not None and not await self.confirm(
-            f"{job.kind} · {job.title} is at work. Close all the same? It stops after the step at hand and goes on "
-            "when it is started again."
+            f"{job.kind} · {job.title} is running. Close anyway? It stops after the current step and can be resumed."
         ):
             return
         job = self.job_queue.running_job

@@ -144,7 +144,7 @@ class FormDialog(ModalScreen[FormValues | None]):
     CSS_PATH = "forms.tcss"
     HELP: ClassVar[str] = "Empty fields keep the default that is shown dimmed."
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "submit", "Go on", id="form.go", tooltip="Show the plan, then start", priority=True),
+        Binding("ctrl+s", "submit", "Continue", id="form.go", tooltip="Show the plan, then start", priority=True),
         Binding("escape", "back", "Back", id="form.back", tooltip="Back to the fields, then out", priority=True),
     ]
 
@@ -190,7 +190,7 @@ class FormDialog(ModalScreen[FormValues | None]):
     @on(Input.Changed)
     @on(Select.Changed)
     def recheck_values(self, event: Input.Changed | Select.Changed) -> None:
-        """Values are checked while they are typed; what is still missing is said only when somebody goes on.
+        """Values are checked while they are typed; required values are asked for only on submit.
 
         What no terminal should get goes from what was pasted.
         """
@@ -251,7 +251,7 @@ class FormDialog(ModalScreen[FormValues | None]):
         except Exception as error:
             self._show_faults(MtaError(f"{type(error).__name__}: {error}"))
         else:
-            if self.form_values == filled:  # else it is the plan of what nobody asks for any more
+            if self.form_values == filled:  # else the values changed meanwhile
                 self._show_plan(planned)
         go.disabled, go.label = False, self._next_label()
         if self.plan_shown:
@@ -275,7 +275,7 @@ class FormDialog(ModalScreen[FormValues | None]):
 
     def _check(self, *, missing: bool) -> bool:
         """Whether all is well; says beside the fields what is not."""
-        lacking = {row.field.name: "this is needed" for row in self._rows() if row.field.required and not row.value}
+        lacking = {row.field.name: "required" for row in self._rows() if row.field.required and not row.value}
         try:
             self.form.check(self.form_values)
         except MtaError as error:

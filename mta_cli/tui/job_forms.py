@@ -128,9 +128,9 @@ async def read_form_context(app: MtaApp) -> FormContext:
     )
 
 
-def guess_task(reg: Registry, person: str | None) -> str | None:
-    """The task of the chosen person, else the only one that has a bank, else the only one that there is."""
-    if person is not None and (held := reg.users.tasks_of_user(reg.users.get(person).id)):
+def guess_task(reg: Registry, user: str | None) -> str | None:
+    """The task of the selected user, else the only task with a bank, else the only task there is."""
+    if user is not None and (held := reg.users.tasks_of_user(reg.users.get(user).id)):
         return held[0][0]
     found = {bank.task for bank in reg.banks.all()}
     found = found or {task for task, _ in reg.user_table.tasks_with_user_counts()}
@@ -177,9 +177,9 @@ def _bank_request(known: FormContext, filled: FormValues) -> JobRequest:
 def _adapt_fields(known: FormContext) -> tuple[FormField, ...]:
     of = partial(setting_field, known.settings, AdaptOptions)
     weigh = partial(setting_field, known.settings, FuseOptions, more=True)
-    people = "Whom, with commas between them; left empty: everybody with a history who is no anchor."
+    whom = "User names, separated by commas; empty: every user with a history who is not an anchor."
     return (
-        FormField("users", "people", known.user or "", "everybody", people),
+        FormField("users", "users", known.user or "", "all users", whom),
         _task_field(known),
         *map(of, ADAPT_MAIN_FIELDS),
         *(of(name, more=True) for name in ADAPT_ADVANCED_FIELDS),
@@ -202,18 +202,18 @@ def _adapt_request(known: FormContext, filled: FormValues) -> JobRequest:
 
         names = parse_user_names(filled["users"], known.user)
         if filled["users"].strip() and not names:
-            raise BadInput(f"--users: {filled['users']!r:.80} names nobody", hint="leave it empty for everybody")
+            raise BadInput(f"--users: {filled['users']!r:.80} names no user", hint="leave it empty for all users")
         request = adapt_request(reg, options, names or None, filled["task"] or None)
         plan, explicit = known.settings.plan_lines(*request.plan_options), bool(filled["top_k"])
         return adapt_users(
             reg, request.users, request.fuse, request.options, plan=plan, explicit_top_k=explicit, dry_run=dry_run
         )
 
-    return JobRequest("user adapt", filled["users"] or "everybody", make)
+    return JobRequest("user adapt", filled["users"] or "all users", make)
 
 
 def parse_user_names(text: str, whole: str | None = None) -> list[str]:
-    """Names with commas between them, each once; a text that is the name `whole` is that alone."""
+    """Names separated by commas, each once; a text equal to the name `whole` is that one name."""
     names = [whole] if whole is not None and text == whole.strip() else [name.strip() for name in text.split(",")]
     return list(dict.fromkeys(name for name in names if name))
 
@@ -221,7 +221,7 @@ def parse_user_names(text: str, whole: str | None = None) -> list[str]:
 def _eval_fields(known: FormContext) -> tuple[FormField, ...]:
     of = partial(setting_field, known.settings, EvalOptions)
     bank = partial(setting_field, known.settings, BankOptions, more=True)
-    own = "Methods' own settings, METHOD.SETTING=VALUE, with blanks between them."
+    own = "Settings of single methods, METHOD.SETTING=VALUE, separated by blanks."
     return (
         _task_field(known, needed=True),
         *map(of, EVAL_MAIN_FIELDS),
@@ -250,17 +250,20 @@ def _eval_request(known: FormContext, filled: FormValues) -> JobRequest:
 
 def _import_fields(known: FormContext) -> tuple[FormField, ...]:
     return (
-        FormField("path", "file", help="Where it lies.", required=True),
+        FormField("path", "file", help="The path of the file.", required=True),
         FormField(
             "format",
             "format",
             default_text="by its name",
             choices=FORMATS,
-            help="How the file is written; left empty: "
-            "jsonl or csv by the file's name, and of .json files lamp where answers are given, else users.",
+            help="The format of the file; empty: jsonl or csv by the file's name; a .json file is lamp where answers "
+            "are given, else users.",
         ),
         FormField(
-            "outputs", "answers", default_text="none", help="Of the format lamp: the file of answers to its questions."
+            "outputs",
+            "answers",
+            default_text="none",
+            help="For the format lamp: the file with the answers.",
         ),
         _task_field(known),
         FormField(
@@ -268,7 +271,7 @@ def _import_fields(known: FormContext) -> tuple[FormField, ...]:
             "may be anchors",
             default_text="new users may",
             choices=("yes", "no"),
-            help="Whether these users may be anchors, who help to serve others.",
+            help="Whether these users may be anchors, whose models help to serve other users.",
         ),
     )
 
@@ -310,7 +313,7 @@ def _demo_fields(known: FormContext) -> tuple[FormField, ...]:
             "where",
             "this store" if known.store_is_empty else "its own",
             choices=("this store", "its own"),
-            help="Into the store that is open, or into one of its own beside it.",
+            help="Into the open store, or into a new store beside it.",
             required=True,
         ),
         FormField(
@@ -318,7 +321,7 @@ def _demo_fields(known: FormContext) -> tuple[FormField, ...]:
             "quick",
             default_text="no",
             choices=("yes", "no"),
-            help="Train less and adapt fewer people: faster, and less is learnt.",
+            help="Train less and adapt fewer users: faster, and less is learnt.",
         ),
         *_shared_fields(known, prompt=False),
     )
@@ -371,14 +374,12 @@ JOB_FORMS = {
     start.kind: start
     for start in (
         JobForm("bank build", "b", "Anchors, the task adapter and a meta-LoRA for each.", _bank_fields, _bank_request),
-        JobForm(
-            "user adapt", "a", "A stack for one person, for several, or for everybody.", _adapt_fields, _adapt_request
-        ),
-        JobForm("eval run", "e", "Methods compared on the same people.", _eval_fields, _eval_request),
+        JobForm("user adapt", "a", "A stack for one user, for several, or for all.", _adapt_fields, _adapt_request),
+        JobForm("eval run", "e", "Methods compared on the same users.", _eval_fields, _eval_request),
         JobForm(
             "data import", "i", "Histories from a file, checked as a whole first.", _import_fields, _import_request
         ),
-        JobForm("demo", "m", "The carried sample through every stage.", _demo_fields, _demo_request),
+        JobForm("demo", "m", "The included sample users, through every stage.", _demo_fields, _demo_request),
     )
 }
 """What can be started, by kind, in the order of the data."""

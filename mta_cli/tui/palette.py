@@ -36,7 +36,10 @@ class Commands(Provider):
                 yield Hit(score, line_text(name), run, help=about)
         async for name in self._find_users(query):
             yield Hit(
-                0.5, line_text(f"Choose {name}"), partial(self._mta_app.select_user, name), help="Work for this person"
+                0.5,
+                line_text(f"Select {name}"),
+                partial(self._mta_app.select_user, name),
+                help="Use all screens for this user",
             )
 
     @property

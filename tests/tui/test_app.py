@@ -1,4 +1,4 @@
-"""The window itself: rooms by key and click, help, errors, the palette, leaving. Rooms here are made of one line."""
+"""The window itself: screens by key and click, help, errors, the palette, leaving. Screens are of one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ heard: list[object] = []
 
 
 class Cell(BaseScreen):
-    """A room with one input that tells what it hears."""
+    """A screen with one input that tells what it hears."""
 
     HELP: ClassVar[str] = "This is the help of a cell."
 
@@ -66,7 +66,7 @@ async def no_focus(app: MtaApp) -> None:
     app.screen.set_focus(None)
 
 
-def test_rooms_are_reached_by_number_and_by_click(empty_store: Path) -> None:
+def test_screens_are_reached_by_number_and_by_click(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
             await no_focus(app)
@@ -92,7 +92,7 @@ def test_a_number_that_is_typed_stays_in_the_input(empty_store: Path) -> None:
     run(drive())
 
 
-def test_help_names_the_room_and_its_keys(empty_store: Path) -> None:
+def test_help_names_the_screen_and_its_keys(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
             await no_focus(app)
@@ -137,7 +137,7 @@ def test_a_reading_that_fails_is_told_and_the_window_stays(empty_store: Path, mo
     run(drive())
 
 
-def test_a_chosen_person_is_told_to_the_room_and_shown_above_it(empty_store: Path) -> None:
+def test_a_chosen_user_is_told_to_the_screen_and_shown_above_it(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
             app.select_user("ida\x1b[2J")
@@ -163,7 +163,7 @@ def forever(reg: Registry) -> Iterator[Event]:
         yield JobProgress("far", done)
 
 
-def test_a_job_is_told_to_the_room_and_what_it_saved_makes_it_read_again(empty_store: Path) -> None:
+def test_a_job_is_told_to_the_screen_and_what_it_saved_makes_it_read_again(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
             job = app.job_queue.add_job("walk", "a walk", steps)
@@ -182,7 +182,7 @@ def test_leaving_asks_while_a_job_runs_and_closing_stops_it(empty_store: Path) -
             await until(pilot, lambda: job.progress.done > 10)
             await pilot.press("q")
             await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
-            assert "a long walk is at work" in screen_text(app)
+            assert "a long walk is running" in screen_text(app)
             await pilot.press("n")
             assert app.is_running and job.state == "running"
         await ended(job)
@@ -212,7 +212,7 @@ def test_closing_waits_for_the_current_step_and_says_so(empty_store: Path) -> No
             await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
             await pilot.press("y")
             await until(pilot, lambda: isinstance(app.screen, ClosingDialog))
-            assert "a long walk: stopping after the step at hand" in screen_text(app) and app.is_running
+            assert "a long walk: stopping after the current step" in screen_text(app) and app.is_running
             await pilot.press("ctrl+q")
             assert isinstance(app.screen, ClosingDialog) and kept == []
             gate.set()
@@ -259,7 +259,7 @@ def test_what_is_pasted_into_an_input_sends_nothing_to_the_terminal(empty_store:
     run(drive())
 
 
-def test_the_palette_goes_to_rooms(empty_store: Path) -> None:
+def test_the_palette_goes_to_screens(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
             await no_focus(app)

@@ -126,7 +126,7 @@ def test_what_is_missing_is_said_only_when_somebody_goes_on() -> None:
         await pilot.press("tab", "4")
         assert fault(window, "name") == ""
         await pilot.press("ctrl+s")
-        assert fault(window, "name") == "this is needed"
+        assert fault(window, "name") == "required"
         await pilot.press(*"x")
         assert fault(window, "name") == ""
 

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 COLUMNS = ("", "anchor", "cluster", "nearest", "items", "loss", "recipes", "weight", "change")
 NO_BANK_HELP = """There is no bank yet.
 
-A bank is a set of anchors: people who stand for groups of people, with a LoRA trained on each one's history.
+A bank is a set of anchors: users who represent clusters of users, each with a LoRA trained on their history.
 
 Press n to build one, or type
   mta bank build --task TASK
-in a shell. `mta demo` makes a small one from people who come with the program."""
+in a shell. `mta demo` makes a small one from included sample users."""
 
 ProfilesStamp = tuple[int, int, int]
 
@@ -56,11 +56,11 @@ class BankScreen(BaseScreen):
     SCREEN_NAME = "bank"
     CSS_PATH = "bank.tcss"
     HELP = (
-        "An anchor stands for a cluster of people. cluster: how many it stood for when the bank was built; nearest: "
-        "how many are nearest to it now; loss: of its training, first and last; recipes: how many people's models it "
-        "is mixed into, and with what weight; change: by how much the loss on held-out queries fell for those who were "
-        "adapted (more is better).\n"
-        "Enter chooses the anchor's person for all rooms; their neighbours are then shown on the map."
+        "An anchor represents a cluster of users. cluster: its size when the bank was built; nearest: how many users "
+        "are nearest to it now; loss: of its training, first and last; recipes: how many users' recipes hold it, and "
+        "with what weight; change: by how much the loss on held-out queries fell for the adapted ones (more is "
+        "better).\n"
+        "Enter selects the anchor's user for all screens; the map then shows that user's neighbours."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("b", "step_bank(1)", "Next bank", id="bank.next", tooltip="Show the next older bank"),
@@ -264,19 +264,19 @@ def _anchor_row_cells(number: int, use: AnchorUsage, nearest: int | None) -> lis
 def _anchor_description(number: int, use: AnchorUsage, nearest: int | None) -> Text:
     """The selected anchor in sentences."""
     anchor = use.anchor
-    said = [f"{anchor_letter(number)} {anchor.user or 'somebody who was forgotten'}:"]
-    said.append(f"{anchor.cluster_size} people when it was chosen" + (f", {nearest:,} now." if nearest else "."))
+    said = [f"{anchor_letter(number)} {anchor.user or '(forgotten)'}:"]
+    said.append(f"{anchor.cluster_size} users when it was chosen" + (f", {nearest:,} now." if nearest else "."))
     if use.user_count:
         said.append(f"In {use.user_count:,} recipes, with {100 * use.weight_share:.0f} % of all weight.")
     else:
-        said.append("In nobody's recipe.")
+        said.append("In no recipe.")
     if use.heldout_gain is not None:
         better = "fell" if use.heldout_gain >= 0 else "rose"
         said.append(
             f"The held-out loss of {use.measured_users:,} of them {better} by {abs(use.heldout_gain):.3f} when adapted."
         )
     if anchor.stale:
-        why = "its person is forgotten" if anchor.user is None else "without consent"
+        why = "its user was forgotten" if anchor.user is None else "without consent"
         said.append(f"Stale, {why}: mta bank build --refresh.")
     words = line_text(" ".join(said))
     words.no_wrap = False

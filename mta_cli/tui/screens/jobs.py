@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from mta_cli.events import Event
     from store.registry import Registry
 
-NO_JOBS_HELP = """Nothing runs, and nothing was interrupted. Start something:
+NO_JOBS_HELP = """No job is running, and none was interrupted. Start one:
 
 {starts}
 
-A new store begins with i or m; then b builds a bank, a adapts people to it, and e measures what that is worth."""
+Begin with i or m; then b builds a bank, a adapts users to it, and e measures the result."""
 
 
 class JobKindPicker(ModalScreen[str | None]):
@@ -71,16 +71,16 @@ class JobsScreen(BaseScreen):
 
     SCREEN_NAME = "jobs"
     CSS_PATH = "jobs.tcss"
-    HELP = """Jobs run one after another; you can go to other rooms meanwhile.
-↻ was interrupted and can go on with the options that it was begun with.
-▶ runs   · waits   ✓ done   ✗ failed   ■ stopped
-Enter goes on with what was interrupted, and else moves to the log.
-A job that is stopped keeps what is finished and a checkpoint of the rest.
+    HELP = """Jobs run one after another; you can use the other screens meanwhile.
+↻ interrupted; can be resumed with the options that it was started with
+▶ running   · waiting   ✓ done   ✗ failed   ■ stopped
+Enter resumes an interrupted job, and on other jobs moves to the log.
+A stopped job keeps what is finished and a checkpoint of the rest.
 The curve is the loss from its first value to its last."""
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("n", "new", "New job", id="jobs.new", tooltip="Choose what to start"),
-        Binding("r", "resume", "Go on", id="jobs.resume", tooltip="Go on with what was interrupted"),
-        Binding("x", "give_up", "Give up", id="jobs.give_up", tooltip="Never offer it again; what is half done goes"),
+        Binding("n", "new", "New job", id="jobs.new", tooltip="Choose a job to start"),
+        Binding("r", "resume", "Resume", id="jobs.resume", tooltip="Resume the interrupted job"),
+        Binding("x", "give_up", "Discard", id="jobs.give_up", tooltip="Remove what is half done, and offer it no more"),
         Binding("s", "stop", "Stop", id="jobs.stop", tooltip="Stop the job; it keeps a checkpoint"),
         *(
             Binding(
@@ -116,7 +116,7 @@ The curve is the loss from its first value to its last."""
         )
 
     def on_mount(self) -> None:
-        """Clocks of running jobs go on between their steps."""
+        """Update the clock of a running job between its steps."""
         self.set_interval(1.0, self._refresh_job_header)
         self.screen_layout_refresh_signal.subscribe(self.query_one("#log"), self._show_detail_after_layout)
 
@@ -146,7 +146,7 @@ The curve is the loss from its first value to its last."""
 
     @on(OptionList.OptionSelected, "#list")
     def open_selected_job(self) -> None:
-        """Enter: go on with what was interrupted, or read the log."""
+        """Enter: resume an interrupted job, or go to the log."""
         if self._selected_interrupted_job is not None:
             self.action_resume()
         else:
@@ -179,13 +179,13 @@ The curve is the loss from its first value to its last."""
 
     @work
     async def action_stop(self) -> None:
-        """Stop the selected job, if the person means it."""
+        """Stop the selected job; asks first."""
         job = self._selected_job
         if (
             job is not None
             and not job.finished
             and await self.mta_app.confirm(
-                f"Stop {job.kind} · {job.title}? What is finished is kept, and it can go on later."
+                f"Stop {job.kind} · {job.title}? What is finished is kept, and it can be resumed later."
             )
         ):
             self.mta_app.job_queue.stop_job(job)
@@ -193,7 +193,7 @@ The curve is the loss from its first value to its last."""
             self.refresh_bindings()
 
     def action_resume(self) -> None:
-        """Go on with the interrupted job that is selected."""
+        """Resume the selected interrupted job."""
         one = self._selected_interrupted_job
         if one is None:
             return
@@ -325,7 +325,7 @@ def _job_kind_line(kind: str) -> Text:
 
 def _discard_question(one: UnfinishedJob) -> str:
     goes = {resume.BANK_BUILD: " Everything that was trained for it is removed."}.get(one.kind, "")
-    return f"Give up {one.kind} · {one.title}?{goes} It will not be offered again."
+    return f"Discard {one.kind} · {one.title}?{goes} It will not be offered again."
 
 
 def _interrupted_job_key(one: UnfinishedJob) -> str:

@@ -47,12 +47,12 @@ COLUMNS = (
 SORTABLE_KEYS = tuple(column.key for column in COLUMNS if column.sortable)
 DESCENDING_FIRST_KEYS = frozenset({"items", "queries", "status", "bytes", "change"})  # most first is what one looks for
 HISTORY_PAGE_ITEMS = 20  # history items shown at once
-EMPTY_PLAN_VALUES = ("0", "no bank", "none", "nobody's")
-LOOKUP_DELAY_SECONDS = 0.06  # seconds that the cursor rests on somebody before they are looked up
+EMPTY_PLAN_VALUES = ("0", "no bank", "none")
+LOOKUP_DELAY_SECONDS = 0.06  # seconds that the cursor rests on a user before the pane is read
 
-NO_USERS_HELP = """Nobody is here yet.
+NO_USERS_HELP = """There are no users yet.
 
-Press m for the demo: people who come with the program, through every stage.
+Press m for the demo, which takes included sample users through every stage.
 Press i to import histories from a file, or type in a shell
   mta data import jsonl FILE
   mta demo"""
@@ -74,22 +74,22 @@ class UsersScreen(BaseScreen):
     CSS_PATH = "users.tcss"
     AUTO_FOCUS = "LazyTable"
     HELP = (
-        "Type a part of a name after /. Other words that a filter knows, all of which must hold:\n"
+        "Type part of a name after /. Conditions that a filter knows, all of which must hold:\n"
         "status:adapted (new, anchor, fused), task:NAME, items>5, queries=0, anchors<4, bytes>=100, change>0\n"
         "change: by how much the stack lowered the loss on held-out queries; more is better.\n"
-        "bytes: all that is kept for somebody, recipe and stack.\n"
-        "Enter chooses somebody: all rooms then work for them."
+        "bytes: what is stored for the user, recipe and stack.\n"
+        "Enter selects the user for all screens."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("slash", "filter", "Filter", key_display="/", id="users.filter", tooltip="Type whom to show"),
-        Binding("escape", "clear", "Clear", id="users.clear", show=False, tooltip="Show everybody again"),
-        Binding("c", "open_screen('compare')", "Compare", id="users.compare", tooltip="Compare this person's models"),
-        Binding("t", "open_screen('chat')", "Chat", id="users.chat", tooltip="Talk with this person's model"),
-        Binding("a", "adapt", "Adapt", id="users.adapt", tooltip="Train this person's stack"),
-        Binding("d", "remove", "Remove", id="users.remove", tooltip="Forget this person; asks first"),
+        Binding("slash", "filter", "Filter", key_display="/", id="users.filter", tooltip="Filter the users"),
+        Binding("escape", "clear", "Clear", id="users.clear", show=False, tooltip="Show all users again"),
+        Binding("c", "open_screen('compare')", "Compare", id="users.compare", tooltip="Compare this user's models"),
+        Binding("t", "open_screen('chat')", "Chat", id="users.chat", tooltip="Chat with this user's model"),
+        Binding("a", "adapt", "Adapt", id="users.adapt", tooltip="Train this user's stack"),
+        Binding("d", "remove", "Remove", id="users.remove", tooltip="Remove this user and all their data; asks first"),
         Binding("s", "sort", "Sort", id="users.sort", show=False, tooltip="Sort by the next column"),
-        Binding("S", "reverse_sort", "Turn", id="users.turn", show=False, tooltip="Turn the order round"),
-        Binding("f", "task", "Task", id="users.task", show=False, tooltip="Show one task alone, in all rooms"),
+        Binding("S", "reverse_sort", "Reverse", id="users.turn", show=False, tooltip="Reverse the order"),
+        Binding("f", "task", "Task", id="users.task", show=False, tooltip="Show one task only, in all screens"),
         Binding("o", "older", "Older", id="users.older", show=False, tooltip="Show more of the history"),
         Binding("i", "start('data import')", "Import", id="users.import", tooltip="Import histories from a file"),
         Binding("m", "start('demo')", "Demo", id="users.demo", tooltip="Start the demo"),
@@ -109,15 +109,15 @@ class UsersScreen(BaseScreen):
             yield Input(placeholder="/ to filter: part of a name, status:adapted, items>5 …", id="filter", compact=True)
             yield Static(id="count")
         yield Static(Text(NO_USERS_HELP), id="empty")
-        yield Static(line_text("Nobody fits. esc shows everybody again."), id="nobody")
+        yield Static(line_text("No user matches. esc shows all users again."), id="no-match")
         with Container(id="pane"):
-            yield LazyTable(COLUMNS, self._fetch, self._user_row_cells, id="people")
-            yield UserPane(id="person")
+            yield LazyTable(COLUMNS, self._fetch, self._user_row_cells, id="users")
+            yield UserPane(id="user")
 
     @property
     def user_table(self) -> LazyTable:
         """The table."""
-        return self.query_one("#people", LazyTable)
+        return self.query_one("#users", LazyTable)
 
     @property
     def highlighted_user(self) -> str | None:
@@ -136,7 +136,7 @@ class UsersScreen(BaseScreen):
         empty = self.has_class("-empty")
         if action == "start":
             return empty
-        if action in ("open_screen", "adapt", "remove", "older") and self.has_class("-nobody"):
+        if action in ("open_screen", "adapt", "remove", "older") and self.has_class("-no-match"):
             return None
         if action in ("filter", "sort", "reverse_sort", "task", "open_screen", "adapt", "remove", "older"):
             return not empty
@@ -259,7 +259,7 @@ class UsersScreen(BaseScreen):
         self._loaded_once = True
         was_empty = self.has_class("-empty")
         self.set_class(not found.total and task is None, "-empty")
-        self.set_class(bool(found.total or task) and not found.matching, "-nobody")
+        self.set_class(bool(found.total or task) and not found.matching, "-no-match")
         self.query_one("#count", Static).update(line_text(_count_label(found, task)))
         await self.user_table.load_rows(found.matching, found.cursor, sorted_by=self._sort_by)
         if not found.matching:
@@ -293,7 +293,7 @@ class UsersScreen(BaseScreen):
             Cell("" if row.change is None else format_signed(row.change), change),
         )
 
-    @work(exclusive=True, group="person")
+    @work(exclusive=True, group="user")
     async def _load_user_pane(self, name: str) -> None:
         """Read and show one user, unless the cursor moves on at once."""
         from mta_cli.pipeline.users.detail import load_history_page, load_user_detail
@@ -336,7 +336,7 @@ class UsersScreen(BaseScreen):
         from mta_cli.pipeline.users.forget import forget_user
 
         traces = await self.mta_app.store_reader.read(partial(_removal_summary, name))
-        if not await self.mta_app.confirm(f"Forget {name}? Every trace goes, and nothing brings it back.\n\n{traces}"):
+        if not await self.mta_app.confirm(f"Remove {name} and all their data? This cannot be undone.\n\n{traces}"):
             return
 
         def make(reg: Registry) -> Iterator[Event]:

@@ -21,7 +21,7 @@ from textual.widgets import Static
 from mta_cli.job_text import format_rate
 from mta_cli.printable import clean_line, clean_text
 
-ORDER = ("base", "fused", "adapted")  # other people's columns follow in the order they came
+ORDER = ("base", "fused", "adapted")  # columns of other users follow in the order they came
 MIN_COLUMN_WIDTH = 20  # of a column; where there are more than fit, they are scrolled
 DIFF_STYLE = "bold underline $text-accent"
 MAX_DIFF_WORDS = 1500  # of an answer that are compared; the time grows with their square
@@ -31,7 +31,7 @@ _WORD = re.compile(r"\S+")
 class AnswerColumn(VerticalScroll):
     """One column: whose answer, its words, its numbers. It scrolls by itself."""
 
-    HELP: ClassVar[str] = "Left and right choose a column; g keeps the chosen answer as a history item."
+    HELP: ClassVar[str] = "Left and right select a column; g keeps the selected answer as a history item."
 
     def __init__(self, key: str) -> None:
         super().__init__()
@@ -76,10 +76,20 @@ class AnswerColumns(HorizontalScroll):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
-            "left", "step_column(-1)", "Column left", id="answers.left", show=False, tooltip="Choose the column before"
+            "left",
+            "step_column(-1)",
+            "Column left",
+            id="answers.left",
+            show=False,
+            tooltip="Select the previous column",
         ),
         Binding(
-            "right", "step_column(1)", "Column right", id="answers.right", show=False, tooltip="Choose the next column"
+            "right",
+            "step_column(1)",
+            "Column right",
+            id="answers.right",
+            show=False,
+            tooltip="Select the next column",
         ),
     ]
     DEFAULT_CSS = """

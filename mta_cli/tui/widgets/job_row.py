@@ -86,8 +86,8 @@ def interrupted_job_header(one: UnfinishedJob) -> Text:
     rows = [
         line_text(f"↻ {one.kind} · {one.title}", "bold"),
         line_text(f"interrupted {one.ended_at.replace('T', ' ').removesuffix('+00:00')} UTC · {one.detail}"),
-        *([line_text(f"why: {one.error}")] if one.error else []),
-        line_text("r goes on with the same options · x gives it up"),
+        *([line_text(f"error: {one.error}")] if one.error else []),
+        line_text("r resumes it with the same options · x discards it"),
     ]
     return Text("\n").join(rows)
 
@@ -105,9 +105,9 @@ def _job_status_line(job: Job, width: int) -> str:
     if job.state == "running":
         rest = progress_line(replace(job.progress, tokens_per_second=None))
         shown = progress_bar(job.progress.done, job.progress.total, width - len(rest) - 1)
-        return " ".join(part for part in (shown, rest) if part) or "begins"
+        return " ".join(part for part in (shown, rest) if part) or "starting"
     if job.state == "waiting":
-        return "waits for its turn"
+        return "waiting"
     took = format_clock((job.ended_at or 0.0) - job.started_at) if job.started_at is not None else ""
     if job.state == "done":
         return f"done after {took}"

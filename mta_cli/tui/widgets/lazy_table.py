@@ -68,7 +68,7 @@ def layout_columns(columns: Sequence[Column], width: int) -> list[tuple[int, int
 class LazyTable(ScrollView, can_focus=True):
     """Rows with a cursor under a fixed head. `load` says how many there are; no row is known in advance."""
 
-    HELP: ClassVar[str] = "Arrows, page up and down, home and end move; a click on a head sorts, another turns it."
+    HELP: ClassVar[str] = "Arrows, page up and down, home and end move; a click on a head sorts, a second one reverses."
     ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "lazy-table--head",
@@ -110,7 +110,7 @@ class LazyTable(ScrollView, can_focus=True):
         Binding("pagedown", "move_page(1)", "Page down", id="table.pagedown", show=False, tooltip="A screen down"),
         Binding("home", "first", "First", id="table.home", show=False, tooltip="The first row"),
         Binding("end", "last", "Last", id="table.end", show=False, tooltip="The last row"),
-        Binding("enter", "select", "Choose", id="table.enter", tooltip="Choose this row"),
+        Binding("enter", "select", "Select", id="table.enter", tooltip="Select this row"),
     ]
 
     cursor: reactive[int] = reactive(0, repaint=False)
@@ -126,7 +126,7 @@ class LazyTable(ScrollView, can_focus=True):
         """The row under the cursor was chosen: Enter, or a double click."""
 
     class SortRequested(Message):
-        """Somebody clicked on the head of a column."""
+        """The head of a column was clicked."""
 
         def __init__(self, key: str) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Quality against bytes kept for a person, on a logarithmic axis that has a place for nothing at all.
+"""Quality against bytes stored for a user, on a logarithmic axis that has a place for nothing at all.
 
 Draws numbers that were computed elsewhere; names stand beside their points where there is room, below where not.
 """
@@ -30,7 +30,7 @@ CellPosition = tuple[int, int]
 
 @dataclass(frozen=True)
 class SizePoint:
-    """A method: what is kept for a person, and how good it is. `front`: nothing as small is as good."""
+    """A method: the bytes that it stores for a user, and its value."""
 
     name: str
     bytes: float

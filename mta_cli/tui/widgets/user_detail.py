@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_ANCHORS_SHOWN, INPUT_CUT, OUTPUT_CUT, MAX_RUNS_SHOWN = 12, 240, 120, 8
 SECTION_TITLES = {
-    "near": "Anchors near them",
+    "near": "Nearest anchors",
     "loss": "Loss of the last adaptation",
     "results": "Results",
     "runs": "Runs",

@@ -24,7 +24,7 @@ class UserPicker(ModalScreen[str | None]):
     """A list of users that shrinks while a name is typed; gives the chosen name, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss", "Close", id="picker.close", tooltip="Choose nobody"),
+        Binding("escape", "dismiss", "Close", id="picker.close", tooltip="Select no user"),
         Binding("down", "focus_list", "Next", id="picker.down", show=False, tooltip="Go down the list"),
     ]
     DEFAULT_CSS = """

@@ -96,7 +96,7 @@ class Job:
         if error is not None:
             self._log_error(error)
         elif state == "stopped":
-            self.append_log("stopped; what was finished is kept, and the job goes on when it is started again")
+            self.append_log("stopped; what is finished is kept, and the same job started again continues from there")
 
     def _log_error(self, error: BaseException) -> None:
         message, *faults = error_lines(error)

@@ -1,4 +1,4 @@
-"""Acting on people in the room of users: adapting and removing, and what others do meanwhile."""
+"""Acting on people in the screen of users: adapting and removing, and what others do meanwhile."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mta_cli.tui.forms import FormDialog
 from mta_cli.tui.screens.users import UsersScreen
 from store.registry import Registry
 from tests.tui.driving import open_app, run, screen_text, settled, until
-from tests.tui.screens.test_users import EVERYBODY, names, pane, table, this_room_alone
+from tests.tui.screens.test_users import EVERYBODY, names, pane, table, this_screen_alone
 
-__all__ = ["this_room_alone"]
+__all__ = ["this_screen_alone"]
 
 
 def test_adapting_asks_first_and_queues_the_job(demo_store: Path) -> None:
@@ -48,9 +48,7 @@ def test_removing_says_what_goes_asks_and_leaves_no_trace(demo_store: Path) -> N
             await pilot.press("enter", "d")
             await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
             text = screen_text(app)
-            assert (
-                "Forget ida?" in text and "history items: 3" in text and "stacks: 1" in text and "no bank" not in text
-            )
+            assert "Remove ida" in text and "history items: 3" in text and "stacks: 1" in text and "no bank" not in text
             await pilot.press("n")
             await settled(app, pilot)
             assert names(app) == EVERYBODY and not app.job_queue.jobs

@@ -56,8 +56,8 @@ def test_somebody_without_items_or_consent_is_described() -> None:
 
 
 def test_without_a_bank_the_pane_says_how_to_make_one() -> None:
-    person = replace(ANN, task="free", task_counts=(("free", 1, 2), ("other", 3, 0)))
-    assert user_summary(person).plain.splitlines()[1:] == [
+    user = replace(ANN, task="free", task_counts=(("free", 1, 2), ("other", 3, 0)))
+    assert user_summary(user).plain.splitlines()[1:] == [
         "task free: new, 1 item, 2 held-out queries; also other (3)",
         "no bank for this task yet: 3 and n build one",
     ]
@@ -65,8 +65,8 @@ def test_without_a_bank_the_pane_says_how_to_make_one() -> None:
 
 def test_quality_rises_when_the_loss_falls() -> None:
     for after, told in ((1.5, "+.500"), (2.25, "−.250")):
-        person = replace(ANN, stack=replace(STACK, heldout_before=2.0, heldout_after=after))
-        assert user_summary(person).plain.splitlines()[-1] == f"held-out loss 2.000 → {after:.3f} (quality {told})"
+        user = replace(ANN, stack=replace(STACK, heldout_before=2.0, heldout_after=after))
+        assert user_summary(user).plain.splitlines()[-1] == f"held-out loss 2.000 → {after:.3f} (quality {told})"
     assert "held-out" not in user_summary(replace(ANN, stack=STACK)).plain
 
 

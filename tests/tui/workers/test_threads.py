@@ -149,7 +149,7 @@ def test_a_stopped_job_closes_its_generator_so_that_it_can_keep_what_it_has(tmp_
             await until(pilot, lambda: job.progress.done >= 50)
             app.job_queue.stop_job(job)
             await until(pilot, lambda: job.finished)
-            assert job.state == "stopped" and len(kept) == 1 and kept[0] >= 50 and "goes on when" in job.log[-1]
+            assert job.state == "stopped" and len(kept) == 1 and kept[0] >= 50 and "continues from there" in job.log[-1]
 
     run(drive())
 
