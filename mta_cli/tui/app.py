@@ -15,9 +15,9 @@ from textual.screen import Screen
 
 from mta_cli.options import ModelOptions
 from mta_cli.settings import Settings, StoreOptions
-from mta_cli.tui.dialogs import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
+from mta_cli.tui.command_palette import CommandProvider
+from mta_cli.tui.dialogs.basic import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
 from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
-from mta_cli.tui.palette import Commands
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from mta_cli.tui.text import PrintableFilter
 from mta_cli.tui.workers.job_queue import JobQueue
@@ -25,7 +25,7 @@ from mta_cli.tui.workers.model_worker import ModelWorker
 from mta_cli.tui.workers.store_reader import StoreReader
 
 if TYPE_CHECKING:
-    from mta_cli.tui.forms import Form
+    from mta_cli.tui.dialogs.form import Form
 
 
 def _make_users_screen() -> Screen[Any]:
@@ -90,7 +90,7 @@ class MtaApp(App[None]):
 
     TITLE = "mta"
     CSS_PATH = "app.tcss"
-    COMMANDS = App.COMMANDS | {Commands}
+    COMMANDS = App.COMMANDS | {CommandProvider}
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
         "users": _make_users_screen,
         "compare": _make_compare_screen,
@@ -145,12 +145,12 @@ class MtaApp(App[None]):
     def select_user(self, name: str | None) -> None:
         """Select a user for all screens; None for no user."""
         self.selected_user = name
-        self._post_to_screen(UserSelected())
+        self._notify_current_screen(UserSelected())
 
     def select_task(self, name: str | None) -> None:
         """Show one task only; None shows all."""
         self.selected_task = name
-        self._post_to_screen(StoreChanged())
+        self._notify_current_screen(StoreChanged())
 
     def show_screen(self, name: str) -> None:
         """Show a screen, by its name."""
@@ -167,7 +167,7 @@ class MtaApp(App[None]):
 
     async def show_form(self, form: Form) -> dict[str, str] | None:
         """What was filled in, or None; await it in a worker."""
-        from mta_cli.tui.forms import FormDialog
+        from mta_cli.tui.dialogs.form import FormDialog
 
         filled: dict[str, str] | None = await self.push_screen_wait(FormDialog(form))
         return filled
@@ -222,17 +222,17 @@ class MtaApp(App[None]):
     def on_job_updated(self, message: JobUpdated) -> None:
         """Tell the screen of a job that changed, and of what it saved."""
         job = message.job
-        self._post_to_screen(JobUpdated(job))
+        self._notify_current_screen(JobUpdated(job))
         if job.unreported_saves or job.finished:
             job.unreported_saves = 0
-            self._post_to_screen(StoreChanged())
+            self._notify_current_screen(StoreChanged())
 
-    def _post_to_screen(self, message: JobUpdated | StoreChanged | UserSelected) -> None:
+    def _notify_current_screen(self, message: JobUpdated | StoreChanged | UserSelected) -> None:
         """Pass a message to the screen that is shown; the others read again when they are shown."""
         screen = self.current_screen
         if screen is None:
             return
         if not isinstance(message, JobUpdated):
             screen.reload_if_current()
-        screen.show_bar()
+        screen.update_tab_bar()
         screen.post_message(message)

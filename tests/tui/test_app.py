@@ -17,7 +17,7 @@ from textual.widgets import Input, Static
 from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobStarted
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
+from mta_cli.tui.dialogs.basic import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
 from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from mta_cli.tui.workers.job_queue import Job

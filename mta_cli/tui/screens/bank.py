@@ -18,7 +18,7 @@ from textual.widgets import DataTable, Static
 from mta_cli.errors import NotFound
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import MISSING_VALUE, format_signed, line_text
-from mta_cli.tui.widgets.user_map import HighlightedUser, UserMapView, anchor_letter
+from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView, anchor_letter
 from mta_cli.tui.workers.store_reader import StoreReader
 
 if TYPE_CHECKING:

@@ -86,7 +86,7 @@ class BaseScreen(Screen[None]):
 
     def reload_if_current(self) -> None:
         """What is shown may be old: read again if the screen is shown; a reading under way is dropped."""
-        self.show_bar()
+        self.update_tab_bar()
         if self.is_current:
             self._reload_in_worker()
 
@@ -107,13 +107,13 @@ class BaseScreen(Screen[None]):
         await self.await_or_show_error(self._queue_job_and_watch(kind))
 
     async def _queue_job_and_watch(self, kind: str) -> None:
-        from mta_cli.tui.job_forms import queue_job_from_form
+        from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
         if await queue_job_from_form(self.mta_app, kind) is not None:
             self.mta_app.show_screen("jobs")
 
-    def show_bar(self) -> None:
-        """Bring the bar up to date."""
+    def update_tab_bar(self) -> None:
+        """Show the selected user and the running job."""
         job = self.mta_app.job_queue.running_job
         for bar in self.query(ScreenTabBar):
             bar.update_status(self.mta_app.selected_user, job.kind if job else None)

@@ -16,11 +16,11 @@ from textual.widgets import OptionList, Static
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.printable import clean_line, clean_text
+from mta_cli.tui.dialogs.user_picker import UserPicker
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets.answers import AnswerColumn, AnswerColumns
 from mta_cli.tui.widgets.prompt import PromptArea
-from mta_cli.tui.widgets.user_picker import UserPicker
 from mta_cli.tui.workers.chat_turn import NO_TASK_LABEL, ActiveRequest, next_in_cycle, request_from_settings
 
 if TYPE_CHECKING:

@@ -22,12 +22,12 @@ from textual.widgets.option_list import Option
 from mta_cli.options import EvalOptions, MachineOptions
 from mta_cli.pipeline.maintenance import resume
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob, list_unfinished_jobs
-from mta_cli.tui.job_forms import JOB_FORMS, queue_job_from_form
+from mta_cli.tui.dialogs.job_forms import JOB_FORMS, queue_job_from_form
 from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets import job_row
-from mta_cli.tui.widgets.sparkline import LabelledSparkline
+from mta_cli.tui.widgets.charts.sparkline import LabelledSparkline
 from mta_cli.tui.workers.job_queue import LOG_LINES, Job
 
 if TYPE_CHECKING:
@@ -251,8 +251,8 @@ The curve is the loss from its first value to its last."""
         shown, width = self.query_one("#list", OptionList), self._list_width
         wanted = select or self._selected_option_id
         jobs = list(reversed(self.mta_app.job_queue.jobs))
-        prompts = {key: job_row.interrupted_job_option_text(one, width) for key, one in self._interrupted_jobs.items()}
-        prompts |= {_job_option_id(job): job_row.job_option_text(job, width) for job in jobs}
+        prompts = {key: job_row.interrupted_job_list_entry(one, width) for key, one in self._interrupted_jobs.items()}
+        prompts |= {_job_option_id(job): job_row.job_list_entry(job, width) for job in jobs}
         self._ids = list(prompts)
         shown.set_options(Option(prompt, key) for key, prompt in prompts.items())
         if self._ids:
@@ -270,7 +270,7 @@ The curve is the loss from its first value to its last."""
             self._show_list()
             return
         shown = self.query_one("#list", OptionList)
-        shown.replace_option_prompt(_job_option_id(job), job_row.job_option_text(job, self._list_width))
+        shown.replace_option_prompt(_job_option_id(job), job_row.job_list_entry(job, self._list_width))
         if job is self._selected_job:
             self._show_detail()
             self.refresh_bindings()

@@ -34,8 +34,8 @@ from mta_cli.pipeline.report.results import (
 )
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import line_text
-from mta_cli.tui.widgets.intervals import IntervalPlot, IntervalRow, Tone
-from mta_cli.tui.widgets.size_plot import SizePlot, SizePoint
+from mta_cli.tui.widgets.charts.intervals import IntervalPlot, IntervalRow, Tone
+from mta_cli.tui.widgets.charts.size_plot import SizePlot, SizePoint
 
 if TYPE_CHECKING:
     from store.registry import Registry

@@ -208,7 +208,7 @@ class UsersScreen(BaseScreen):
     @work(group="ask")
     async def action_adapt(self) -> None:
         """Ask how, show the plan, queue the job."""
-        from mta_cli.tui.job_forms import queue_job_from_form
+        from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
         if (name := self.highlighted_user) is None:
             return
@@ -218,7 +218,7 @@ class UsersScreen(BaseScreen):
     @work(group="ask")
     async def action_start(self, kind: str) -> None:
         """Ask for a job that adds users."""
-        from mta_cli.tui.job_forms import queue_job_from_form
+        from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
         await self.await_or_show_error(self._notify_queued(queue_job_from_form(self.mta_app, kind)))
 
@@ -325,7 +325,7 @@ class UsersScreen(BaseScreen):
             self.notify(f"{job.title}: queued; 4 shows it in Jobs", markup=False)
 
     async def _choose_task(self) -> None:
-        from mta_cli.tui.widgets.task_picker import TaskPicker
+        from mta_cli.tui.dialogs.task_picker import TaskPicker
 
         tasks = await self.mta_app.store_reader.read(lambda reg: reg.user_table.tasks_with_user_counts())
         picked = await self.mta_app.push_screen_wait(TaskPicker(tasks, self.mta_app.selected_task))

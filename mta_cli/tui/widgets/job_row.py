@@ -38,7 +38,7 @@ def progress_line(progress: ProgressState) -> str:
     return " · ".join(parts)
 
 
-def job_option_text(job: Job, width: int) -> Text:
+def job_list_entry(job: Job, width: int) -> Text:
     """A job in the list: what it is, and below how far."""
     shown = Text()
     shown.append_text(
@@ -53,7 +53,7 @@ def job_option_text(job: Job, width: int) -> Text:
     return shown
 
 
-def interrupted_job_option_text(one: UnfinishedJob, width: int) -> Text:
+def interrupted_job_list_entry(one: UnfinishedJob, width: int) -> Text:
     """A job that was interrupted, in the list."""
     shown = Text()
     shown.append_text(_truncate_text(line_text(f"↻ {one.kind} · {one.title}", "bold"), width))

@@ -20,7 +20,7 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from mta_cli.tui.widgets.canvas import truncate_line
+from mta_cli.tui.widgets.charts.canvas import truncate_line
 
 PAGE_ROWS, MAX_CACHED_PAGES = 100, 4  # rows of a page, pages kept: never more than four hundred rows
 LOADING_TEXT = "…"

@@ -14,9 +14,9 @@ from textual.widgets import Static
 from mta_cli.pipeline.report.wording import format_bytes
 from mta_cli.printable import clean_line
 from mta_cli.tui.text import MISSING_VALUE, format_signed, line_text
-from mta_cli.tui.widgets.bars import Bar, BarChart
-from mta_cli.tui.widgets.canvas import truncate_line
-from mta_cli.tui.widgets.sparkline import LabelledSparkline
+from mta_cli.tui.widgets.charts.bars import Bar, BarChart
+from mta_cli.tui.widgets.charts.canvas import truncate_line
+from mta_cli.tui.widgets.charts.sparkline import LabelledSparkline
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.users.detail import AnchorMatch, Results, UserDetail

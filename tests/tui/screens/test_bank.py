@@ -11,12 +11,12 @@ import pytest
 from textual.widgets import DataTable
 
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import ErrorDialog
-from mta_cli.tui.forms import FormDialog
+from mta_cli.tui.dialogs.basic import ErrorDialog
+from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens import bank as module
 from mta_cli.tui.screens.bank import BankScreen
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
-from mta_cli.tui.widgets.user_map import UserMapView
+from mta_cli.tui.widgets.charts.user_map import UserMapView
 from store.records import Profile
 from store.registry import Registry
 from tests.store import making

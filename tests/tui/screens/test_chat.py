@@ -15,7 +15,7 @@ from mta_cli.events import Event, TextChunk
 from mta_cli.pipeline.chat.answer import ChatModel, Generation
 from mta_cli.pipeline.chat.conversation import Conversation
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog
+from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
 from mta_cli.tui.widgets.prompt import PromptArea
 from store.records import Message

@@ -12,10 +12,10 @@ from textual.widgets import Input, OptionList
 from mta_cli.errors import NotFound
 from mta_cli.events import Event, TextChunk
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog
+from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
+from mta_cli.tui.dialogs.user_picker import UserPicker
 from mta_cli.tui.widgets.answers import AnswerColumn, AnswerColumns
 from mta_cli.tui.widgets.prompt import PromptArea
-from mta_cli.tui.widgets.user_picker import UserPicker
 from store.records import NewItem
 from store.registry import Registry
 from tests.tui.driving import open_app, run, screen_text, settled, until

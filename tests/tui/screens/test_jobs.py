@@ -18,8 +18,8 @@ from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStar
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import ConfirmDialog
-from mta_cli.tui.forms import FormDialog
+from mta_cli.tui.dialogs.basic import ConfirmDialog
+from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens.jobs import JobKindPicker, JobsScreen
 from store.registry import Registry
 from tests.pipeline.maintenance.test_resume import stop_after

@@ -10,7 +10,7 @@ from textual.widgets import DataTable, TabbedContent
 
 from mta_cli.pipeline.report import wording
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.forms import FormDialog
+from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from mta_cli.tui.screens.results import ResultsScreen
 from store.registry import Registry

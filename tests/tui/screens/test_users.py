@@ -13,12 +13,12 @@ from textual.widgets import Input, OptionList
 
 from mta_cli.settings import Settings
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import ConfirmDialog
-from mta_cli.tui.forms import FormDialog
+from mta_cli.tui.dialogs.basic import ConfirmDialog
+from mta_cli.tui.dialogs.form import FormDialog
+from mta_cli.tui.dialogs.task_picker import TaskPicker
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from mta_cli.tui.screens.users import UsersScreen
 from mta_cli.tui.widgets.lazy_table import LazyTable
-from mta_cli.tui.widgets.task_picker import TaskPicker
 from mta_cli.tui.widgets.user_detail import UserPane
 from store.records import NewItem
 from store.registry import Registry

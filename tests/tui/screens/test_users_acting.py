@@ -9,8 +9,8 @@ import pytest
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.events import Event, JobResult
-from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog
-from mta_cli.tui.forms import FormDialog
+from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
+from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens.users import UsersScreen
 from store.registry import Registry
 from tests.tui.driving import open_app, run, screen_text, settled, until

@@ -12,8 +12,15 @@ from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import JobPlan, JobResult
 from mta_cli.options import AdaptOptions, BankOptions, EvalOptions
 from mta_cli.settings import Settings
-from mta_cli.tui.forms import FormValues
-from mta_cli.tui.job_forms import JOB_FORMS, FormContext, JobRequest, dry_run_plans, guess_task, parse_user_names
+from mta_cli.tui.dialogs.form import FormValues
+from mta_cli.tui.dialogs.job_forms import (
+    JOB_FORMS,
+    FormContext,
+    JobRequest,
+    dry_run_plans,
+    guess_task,
+    parse_user_names,
+)
 from store.registry import Registry
 from tests.pipeline.town import TASK, finish
 from tests.shell import mta_ok

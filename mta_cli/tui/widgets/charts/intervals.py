@@ -13,9 +13,9 @@ from rich.cells import cell_len
 from rich.text import Text
 from textual.geometry import Size
 
-from mta_cli.tui.widgets.axis import Scale, fit_scale, format_tick
-from mta_cli.tui.widgets.canvas import Canvas, truncate_line
-from mta_cli.tui.widgets.plot import Plot
+from mta_cli.tui.widgets.charts.axis import Scale, fit_scale, format_tick
+from mta_cli.tui.widgets.charts.canvas import Canvas, truncate_line
+from mta_cli.tui.widgets.charts.plot import Plot
 
 Tone = Literal["plain", "strong", "good", "bad"]
 MAX_NAME_CELLS, MIN_NOTE_WIDTH, MIN_BAR_CELLS = (

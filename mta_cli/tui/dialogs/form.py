@@ -141,7 +141,7 @@ class FieldRow(Vertical):
 class FormDialog(ModalScreen[FormValues | None]):
     """A form over a screen: the fields, then the plan if it has one. Gives the values, or None when it was left."""
 
-    CSS_PATH = "forms.tcss"
+    CSS_PATH = "form.tcss"
     HELP: ClassVar[str] = "Empty fields keep the default that is shown dimmed."
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "submit", "Continue", id="form.go", tooltip="Show the plan, then start", priority=True),

@@ -15,9 +15,9 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from mta_cli.pipeline.report.wording import format_bytes
-from mta_cli.tui.widgets.axis import Scale, fit_scale, format_tick
-from mta_cli.tui.widgets.canvas import Canvas, truncate_line
-from mta_cli.tui.widgets.plot import Plot
+from mta_cli.tui.widgets.charts.axis import Scale, fit_scale, format_tick
+from mta_cli.tui.widgets.charts.canvas import Canvas, truncate_line
+from mta_cli.tui.widgets.charts.plot import Plot
 
 LEGEND_LETTERS = ascii_lowercase + digits
 FRONT_CHAR, OTHER_CHAR, REFERENCE_CHAR = "●", "○", "◆"

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from mta_cli.tui.widgets.size_plot import SizePoint, draw_size_plot
+from mta_cli.tui.widgets.charts.size_plot import SizePoint, draw_size_plot
 
 METHODS = (
     SizePoint("mta", 77_000.0, 0.5, on_pareto_front=True, is_reference=True),

@@ -16,7 +16,7 @@ from mta_cli.errors import BadInput, UsageError
 from mta_cli.events import JobPlan, PlanLine
 from mta_cli.options import BankOptions, MachineOptions
 from mta_cli.settings import Settings
-from mta_cli.tui.forms import (
+from mta_cli.tui.dialogs.form import (
     Form,
     FormDialog,
     FormField,
@@ -315,5 +315,5 @@ def test_a_plan_says_what_was_found_out_first_and_shows_markup_as_it_is() -> Non
 
 
 def test_a_form_is_styled_by_themes_alone() -> None:
-    styles = Path("mta_cli/tui/forms.tcss").read_text(encoding="utf-8")
+    styles = Path("mta_cli/tui/dialogs/form.tcss").read_text(encoding="utf-8")
     assert "#" not in "".join(part.partition(":")[2] for part in styles.split("\n"))

@@ -10,7 +10,7 @@ import pytest
 from textual.app import App, ComposeResult
 
 from mta_cli.pipeline.bank.user_map import MapAnchor, UserMap
-from mta_cli.tui.widgets.user_map import HighlightedUser, UserMapView, anchor_letter
+from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView, anchor_letter
 from store.records import Anchor
 
 CORNERS = {1: (-1.0, 1.0), 2: (1.0, 1.0), 3: (-1.0, -1.0), 4: (1.0, -1.0), 5: (0.0, 0.0)}

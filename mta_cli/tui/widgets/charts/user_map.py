@@ -17,9 +17,9 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.reactive import reactive
 
-from mta_cli.tui.widgets.braille import DOTS_PER_CELL_X, DOTS_PER_CELL_Y, braille_grid
-from mta_cli.tui.widgets.canvas import Canvas, truncate_line
-from mta_cli.tui.widgets.plot import Plot
+from mta_cli.tui.widgets.charts.braille import DOTS_PER_CELL_X, DOTS_PER_CELL_Y, braille_grid
+from mta_cli.tui.widgets.charts.canvas import Canvas, truncate_line
+from mta_cli.tui.widgets.charts.plot import Plot
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from rich.style import Style
 from rich.text import Text
 from textual.widget import Widget
 
-from mta_cli.tui.widgets.canvas import Canvas
+from mta_cli.tui.widgets.charts.canvas import Canvas
 
 
 class Plot(Widget):

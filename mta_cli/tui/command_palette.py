@@ -1,4 +1,4 @@
-"""Our own commands in the palette (ctrl+p): screens, the keys of a screen, and users."""
+"""What Textual's command palette (ctrl+p) offers: screens, the keys of a screen, and users."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_PALETTE_USERS = 8  # names that the palette offers at once
 
 
-class Commands(Provider):
+class CommandProvider(Provider):
     """Screens, the keys of the screen that is shown, and users by name."""
 
     async def discover(self) -> Hits:

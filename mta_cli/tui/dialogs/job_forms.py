@@ -27,7 +27,7 @@ from mta_cli.options import (
 )
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.settings import Settings, StoreOptions
-from mta_cli.tui.forms import Form, FormField, FormValues, setting_field, values_as_flags
+from mta_cli.tui.dialogs.form import Form, FormField, FormValues, setting_field, values_as_flags
 
 if TYPE_CHECKING:
     from mta_cli.tui.app import MtaApp

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.style import Style
 
-from mta_cli.tui.widgets.canvas import Canvas, truncate_line
+from mta_cli.tui.widgets.charts.canvas import Canvas, truncate_line
 
 
 def rows(sheet: Canvas) -> list[str]:

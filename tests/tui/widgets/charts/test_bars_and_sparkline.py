@@ -8,8 +8,8 @@ import pytest
 from rich.cells import cell_len
 from textual.app import App, ComposeResult
 
-from mta_cli.tui.widgets.bars import Bar, BarChart, bar_lines, bar_text
-from mta_cli.tui.widgets.sparkline import LabelledSparkline
+from mta_cli.tui.widgets.charts.bars import Bar, BarChart, bar_lines, bar_text
+from mta_cli.tui.widgets.charts.sparkline import LabelledSparkline
 from tests.tui.driving import run, screen_text
 
 
