@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual import work
@@ -28,40 +30,10 @@ if TYPE_CHECKING:
     from mta_cli.tui.dialogs.form import Form
 
 
-def _make_users_screen() -> Screen[Any]:
-    from mta_cli.tui.screens.users import UsersScreen
-
-    return UsersScreen()
-
-
-def _make_compare_screen() -> Screen[Any]:
-    from mta_cli.tui.screens.compare import CompareScreen
-
-    return CompareScreen()
-
-
-def _make_bank_screen() -> Screen[Any]:
-    from mta_cli.tui.screens.bank import BankScreen
-
-    return BankScreen()
-
-
-def _make_jobs_screen() -> Screen[Any]:
-    from mta_cli.tui.screens.jobs import JobsScreen
-
-    return JobsScreen()
-
-
-def _make_chat_screen() -> Screen[Any]:
-    from mta_cli.tui.screens.chat import ChatScreen
-
-    return ChatScreen()
-
-
-def _make_results_screen() -> Screen[Any]:
-    from mta_cli.tui.screens.results import ResultsScreen
-
-    return ResultsScreen()
+def _make_screen(name: str) -> Screen[Any]:
+    """A screen at its first use: importing all of them would hold up the first one by half a second."""
+    made: Screen[Any] = resolve_name(f"mta_cli.tui.screens.{name}:{SCREEN_TITLES[name]}Screen")()
+    return made
 
 
 # Textual reads Alt and a digit as the sign that a Mac's keyboard has there ("¡" for 1). This private table says so.
@@ -92,12 +64,7 @@ class MtaApp(App[None]):
     CSS_PATH = "app.tcss"
     COMMANDS = App.COMMANDS | {CommandProvider}
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
-        "users": _make_users_screen,
-        "compare": _make_compare_screen,
-        "bank": _make_bank_screen,
-        "jobs": _make_jobs_screen,
-        "chat": _make_chat_screen,
-        "results": _make_results_screen,
+        name: partial(_make_screen, name) for name in SCREEN_TITLES
     }
     DEFAULT_MODE = "users"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - declared by Textual as no ClassVar

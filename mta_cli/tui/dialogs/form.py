@@ -33,10 +33,10 @@ FormPlanner = Callable[[FormValues], Awaitable[Sequence[JobPlan]]]
 
 @dataclass(frozen=True)
 class FormField:
-    """One thing to fill in. `value` stands in it at first; `shown` is the default that holds while it is empty.
+    """One thing to fill in. `default_text` says which value holds while it is empty.
 
-    `key` is the setting's key, by which faults find their field. With `choices` nothing else can be chosen. `more`
-    places it among the fields that are folded away.
+    `setting_key` is the key by which faults find their field. With `choices` nothing else can be chosen. `advanced`
+    fields are folded away.
     """
 
     name: str
@@ -52,9 +52,9 @@ class FormField:
 
 @dataclass(frozen=True)
 class Form:
-    """Fields, and what decides about them. `check` raises MtaError for what cannot be.
+    """Fields, and what decides about them. `check` raises MtaError for values that cannot be used.
 
-    `plan` works out what would be done with these values; it is shown before `act`, the last button, is pressed.
+    `plan` says what the job would do with these values. It is shown before the job starts.
     """
 
     title: str
@@ -65,7 +65,7 @@ class Form:
     about: str = ""
 
 
-def setting_field(settings: Settings, cls: type[Any], name: str, *, label: str = "", more: bool = False) -> FormField:
+def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bool = False) -> FormField:
     """The field of one option: its default as settings have it, its help, its choices."""
     from mta_cli.settings import all_settings
 
@@ -73,16 +73,15 @@ def setting_field(settings: Settings, cls: type[Any], name: str, *, label: str =
     value = getattr(settings.build_options(cls), name)
     choices = ("yes", "no") if setting.kind is bool else setting.choices
     shown = "by the data" if value is None else ("yes" if value else "no") if setting.kind is bool else str(value)
-    shown = clean_line(shown)
-    words = label or name.replace("_", " ")
     return FormField(
-        name, words, default_text=shown, help=setting.help, choices=choices, setting_key=setting.key, advanced=more
+        name,
+        name.replace("_", " "),
+        default_text=clean_line(shown),
+        help=setting.help,
+        choices=choices,
+        setting_key=setting.key,
+        advanced=advanced,
     )
-
-
-def values_as_flags(filled: FormValues, names: Sequence[str]) -> dict[str, str | None]:
-    """The values of these fields as `Settings.build` takes flags: None where nothing was given."""
-    return {name: filled.get(name) or None for name in names}
 
 
 def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple[dict[str, str], list[str]]:

@@ -27,7 +27,7 @@ from mta_cli.options import (
 )
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.settings import Settings, StoreOptions
-from mta_cli.tui.dialogs.form import Form, FormField, FormValues, setting_field, values_as_flags
+from mta_cli.tui.dialogs.form import Form, FormField, FormValues, setting_field
 
 if TYPE_CHECKING:
     from mta_cli.tui.app import MtaApp
@@ -72,7 +72,7 @@ class FormContext:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """A job that was asked for; `make` is called where it runs, or with `dry_run` where its plan is worked out."""
+    """A job that was asked for. `make_events(registry, dry_run)` is called where it runs or is planned."""
 
     kind: str
     title: str
@@ -81,7 +81,7 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class JobForm:
-    """A kind of job: `fields` asks for it, `order` makes it of the answers and raises UsageFault for bad values."""
+    """A kind of job: the fields that ask for it, and its request made from their values; UsageError for bad values."""
 
     kind: str
     key: str
@@ -147,7 +147,7 @@ def dry_run_plans(order: JobRequest, reg: Registry) -> list[JobPlan]:
 
 def build_options(known: FormContext, filled: FormValues, *classes: type[Any]) -> OptionSet:
     """Options of every class from the fields. UsageError lists every bad value of all of them."""
-    return known.settings.build_option_set(classes, values_as_flags(filled, list(filled)))
+    return known.settings.build_option_set(classes, {name: value or None for name, value in filled.items()})
 
 
 def _bank_fields(known: FormContext) -> tuple[FormField, ...]:
@@ -156,7 +156,7 @@ def _bank_fields(known: FormContext) -> tuple[FormField, ...]:
         _task_field(known, needed=True),
         FormField("name", "name", default_text="the task's", help="The bank's name."),
         *map(of, BANK_MAIN_FIELDS),
-        *(of(name, more=True) for name in BANK_ADVANCED_FIELDS),
+        *(of(name, advanced=True) for name in BANK_ADVANCED_FIELDS),
         *_shared_fields(known),
     )
 
@@ -176,16 +176,16 @@ def _bank_request(known: FormContext, filled: FormValues) -> JobRequest:
 
 def _adapt_fields(known: FormContext) -> tuple[FormField, ...]:
     of = partial(setting_field, known.settings, AdaptOptions)
-    weigh = partial(setting_field, known.settings, FuseOptions, more=True)
+    weigh = partial(setting_field, known.settings, FuseOptions, advanced=True)
     whom = "User names, separated by commas; empty: every user with a history who is not an anchor."
     return (
         FormField("users", "users", known.user or "", "all users", whom),
         _task_field(known),
         *map(of, ADAPT_MAIN_FIELDS),
-        *(of(name, more=True) for name in ADAPT_ADVANCED_FIELDS),
+        *(of(name, advanced=True) for name in ADAPT_ADVANCED_FIELDS),
         weigh("weights"),
         weigh("top_k"),
-        setting_field(known.settings, MemoryOptions, "memory", more=True),
+        setting_field(known.settings, MemoryOptions, "memory", advanced=True),
         *_shared_fields(known),
     )
 
@@ -220,12 +220,12 @@ def parse_user_names(text: str, whole: str | None = None) -> list[str]:
 
 def _eval_fields(known: FormContext) -> tuple[FormField, ...]:
     of = partial(setting_field, known.settings, EvalOptions)
-    bank = partial(setting_field, known.settings, BankOptions, more=True)
+    bank = partial(setting_field, known.settings, BankOptions, advanced=True)
     own = "Settings of single methods, METHOD.SETTING=VALUE, separated by blanks."
     return (
         _task_field(known, needed=True),
         *map(of, EVAL_MAIN_FIELDS),
-        *(of(name, more=True) for name in EVAL_ADVANCED_FIELDS),
+        *(of(name, advanced=True) for name in EVAL_ADVANCED_FIELDS),
         *map(bank, EVAL_BANK_FIELDS),
         FormField("set", "settings", help=own, advanced=True),
         *_shared_fields(known),
@@ -297,7 +297,7 @@ def _import_request(known: FormContext, filled: FormValues) -> JobRequest:
 
 
 def format_from_file_name(path: Path, *, answers: bool) -> str:
-    """The format that a file's name stands for. UsageFault where it stands for none."""
+    """The format that a file's name stands for. UsageError where it stands for none."""
     ending = path.suffix.lower()
     if ending == ".json":
         return "lamp" if answers else "users"
@@ -364,9 +364,9 @@ def _task_field(known: FormContext, *, needed: bool = False) -> FormField:
 
 def _shared_fields(known: FormContext, *, prompt: bool = True) -> tuple[FormField, ...]:
     """Models, machine and prompt, folded away."""
-    models = partial(setting_field, known.settings, ModelOptions, more=True)
-    machine = partial(setting_field, known.settings, MachineOptions, more=True)
-    shown = (setting_field(known.settings, PromptOptions, "history_items", more=True),) if prompt else ()
+    models = partial(setting_field, known.settings, ModelOptions, advanced=True)
+    machine = partial(setting_field, known.settings, MachineOptions, advanced=True)
+    shown = (setting_field(known.settings, PromptOptions, "history_items", advanced=True),) if prompt else ()
     return (*shown, models("base"), models("embedder"), *map(machine, MACHINE_FIELDS))
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
@@ -148,6 +149,7 @@ class BankScreen(BaseScreen):
         """The cursor of the table follows the map."""
         self._table.move_cursor(row=event.number)
 
+    @work(exit_on_error=False)
     async def on_user_map_view_user_clicked(self, event: UserMapView.UserClicked) -> None:
         """Select the user that was clicked."""
         try:

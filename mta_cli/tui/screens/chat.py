@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
@@ -83,7 +84,6 @@ class ChatScreen(BaseScreen):
         self._mode: str | None = None
         self._chats: list[ChatSummary] = []
         self._session = ChatSession()
-        self._active_request: ActiveRequest | None = None
         self._last_prompt = ""  # what was asked last
         self._warnings: list[str] = []  # told while it was answered
         self._reply: AnswerMarkdown | None = None
@@ -101,12 +101,10 @@ class ChatScreen(BaseScreen):
                 yield Static(id="how")
                 yield PromptArea("Type a message, Enter asks · Esc leaves the prompt, so that keys work")
 
-    @property
+    @cached_property
     def active_request(self) -> ActiveRequest:
         """The request of this screen."""
-        if self._active_request is None:
-            self._active_request = ActiveRequest(self.mta_app.model_worker)
-        return self._active_request
+        return ActiveRequest(self.mta_app.model_worker)
 
     async def reload(self) -> None:
         """Read the selected user's tasks and conversations."""
@@ -131,9 +129,9 @@ class ChatScreen(BaseScreen):
         """The user's weights may have changed."""
         self._session.weights_changed = True
 
-    @work(exclusive=True, group="search")
+    @work(exclusive=True, group="search", exit_on_error=False)
     async def _reload_chat_list(self) -> None:
-        await self.await_or_show_error(self._load_chat_list())
+        await self._load_chat_list()
 
     async def _load_chat_list(self) -> None:
         """The conversations that hold the words searched for."""
@@ -159,10 +157,10 @@ class ChatScreen(BaseScreen):
         """From the words to what was found."""
         self.query_one("#chats").focus()
 
-    @work(exclusive=True, group="open")
+    @work(exclusive=True, group="open", exit_on_error=False)
     async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Go on with a stored conversation."""
-        await self.await_or_show_error(self._open(self._chats[event.option_index].id))
+        await self._open(self._chats[event.option_index].id)
 
     async def _open(self, chat_id: int) -> None:
         messages = await self.mta_app.store_reader.read(lambda reg: reg.chats.messages(chat_id))
@@ -195,7 +193,7 @@ class ChatScreen(BaseScreen):
         """To the prompt."""
         self.query_one(PromptArea).focus()
 
-    @work(exclusive=True, group="open")
+    @work(exclusive=True, group="open", exit_on_error=False)
     async def action_new(self) -> None:
         """A new conversation with the same user."""
         await self._reset_chat()
@@ -252,19 +250,16 @@ class ChatScreen(BaseScreen):
         if error is not None:
             self.mta_app.show_error(error)
 
-    @work(exclusive=True, group="open")
+    @work(exclusive=True, group="open", exit_on_error=False)
     async def action_remove(self) -> None:
         """Remove what is stored of the conversation that is shown."""
         chat_id = self._session.chat_id
         if chat_id is None or self.active_request.in_progress:
             self._show_status("No stored conversation is shown.")
         elif await self.mta_app.confirm("Remove this conversation? History items kept from it stay."):
-            await self.await_or_show_error(self._remove(chat_id))
-
-    async def _remove(self, chat_id: int) -> None:
-        await self.mta_app.store_reader.read(lambda reg: reg.chats.remove(chat_id))
-        await self._reset_chat()
-        await self._load_chat_list()
+            await self.mta_app.store_reader.read(lambda reg: reg.chats.remove(chat_id))
+            await self._reset_chat()
+            await self._load_chat_list()
 
     def on_prompt_area_submitted(self, message: PromptArea.Submitted) -> None:
         """A message to the model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
@@ -112,7 +113,6 @@ class CompareScreen(BaseScreen):
         self._picked_query: Query | None = None
         self._last_request: CompareRequest | None = None
         self._kept_columns: set[str] = set()
-        self._active_request: ActiveRequest | None = None
         self._warnings: list[str] = []  # told while it was answered
 
     def compose_body(self) -> ComposeResult:
@@ -126,12 +126,10 @@ class CompareScreen(BaseScreen):
                 yield AnswerColumns()
                 yield Static(id="said")
 
-    @property
+    @cached_property
     def active_request(self) -> ActiveRequest:
         """The request of this screen."""
-        if self._active_request is None:
-            self._active_request = ActiveRequest(self.mta_app.model_worker)
-        return self._active_request
+        return ActiveRequest(self.mta_app.model_worker)
 
     async def reload(self) -> None:
         """Read the selected user's tasks and held-out questions."""
@@ -229,7 +227,7 @@ class CompareScreen(BaseScreen):
         answers = list(self.query(AnswerColumn))
         self.set_focus(answers[0] if answers else None)
 
-    @work
+    @work(exit_on_error=False)
     async def action_keep(self) -> None:
         """The selected column's answer becomes a history item of the user."""
         answers, asked = self.query_one(AnswerColumns), self._last_request
@@ -242,7 +240,7 @@ class CompareScreen(BaseScreen):
         if answers.selected_key in self._kept_columns:
             self._show_status("This answer is a history item already.")
             return
-        await self.await_or_show_error(self._keep(asked, answers.selected_key, answers.answer_of(answers.selected_key)))
+        await self._keep(asked, answers.selected_key, answers.answer_of(answers.selected_key))
 
     async def _keep(self, asked: CompareRequest, column: str, answer: str) -> None:
         from mta_cli.pipeline.chat.answer import FREE_TASK

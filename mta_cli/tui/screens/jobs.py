@@ -100,7 +100,7 @@ The curve is the loss from its first value to its last."""
         self._interrupted_jobs: dict[str, UnfinishedJob] = {}
         self._resumed: dict[str, Job] = {}
         self._ids: list[str] = []
-        self._written_log: tuple[Job, list[str]] | None = None
+        self._written_log: tuple[Job, int] | None = None  # the job, and how many lines of its log are shown
 
     def compose_body(self) -> ComposeResult:
         """The list, what is selected, and what to do where there is nothing."""
@@ -172,10 +172,13 @@ The curve is the loss from its first value to its last."""
         if kind is not None:
             self.action_start(kind)
 
-    @work
+    @work(exit_on_error=False)
     async def action_start(self, kind: str) -> None:
         """Ask for a job of this kind and queue it."""
-        await self.await_or_show_error(self._start(kind))
+        job = await queue_job_from_form(self.mta_app, kind)
+        if job is not None:
+            self._show_list(select=_job_option_id(job))
+            self.query_one("#list").focus()
 
     @work
     async def action_stop(self) -> None:
@@ -208,22 +211,13 @@ The curve is the loss from its first value to its last."""
         self._interrupted_jobs.pop(_interrupted_job_key(one), None)
         self._show_list(select=_job_option_id(job))
 
-    @work
+    @work(exit_on_error=False)
     async def action_give_up(self) -> None:
         """Take an interrupted job from the list for good."""
         one = self._selected_interrupted_job
         if one is not None and await self.mta_app.confirm(_discard_question(one)):
-            await self.await_or_show_error(self._give_up(one))
-
-    async def _give_up(self, one: UnfinishedJob) -> None:
-        await self.mta_app.store_reader.read(partial(resume.discard_job, one=one))
-        await self.reload()
-
-    async def _start(self, kind: str) -> None:
-        job = await queue_job_from_form(self.mta_app, kind)
-        if job is not None:
-            self._show_list(select=_job_option_id(job))
-            self.query_one("#list").focus()
+            await self.mta_app.store_reader.read(partial(resume.discard_job, one=one))
+            await self.reload()
 
     @property
     def _selected_option_id(self) -> str | None:
@@ -289,17 +283,17 @@ The curve is the loss from its first value to its last."""
             not log.content_size.width
         ):  # lines would be folded for no width at all: `_show_detail_after_layout` comes back
             return
-        written = self._written_log[1] if self._written_log is not None and self._written_log[0] is job else []
-        fresh = job_row.new_log_lines(written, job.log)
-        if fresh is None or not written:
+        written = self._written_log[1] if self._written_log is not None and self._written_log[0] is job else 0
+        missing = job.logged_lines - written
+        if not written or missing > len(job.log):
             log.clear()
-            fresh = job.log
+        fresh = job.log[-missing:] if missing else []
         follow = not written or log.is_vertical_scroll_end  # a log that was scrolled back stays where it is
         for text in fresh:
             log.write(block_text(text), expand=True, scroll_end=False)
         if follow and fresh:
             self.call_after_refresh(log.scroll_end, animate=False)
-        self._written_log = job, list(job.log)
+        self._written_log = job, job.logged_lines
 
     def _show_detail_after_layout(self, _: object) -> None:
         """Show what did not fit before."""

@@ -1,11 +1,7 @@
-"""Jobs as text: one of a list, the head of the one that is looked at, and which lines of its log are new.
-
-Pure functions of what is shown; no widget.
-"""
+"""Jobs as text: an entry of the list, and the header of the selected job."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.text import Text
@@ -90,15 +86,6 @@ def interrupted_job_header(one: UnfinishedJob) -> Text:
         line_text("r resumes it with the same options · x discards it"),
     ]
     return Text("\n").join(rows)
-
-
-def new_log_lines(shown: Sequence[str], log: Sequence[str]) -> list[str] | None:
-    """The lines of a log that are not among those shown; its oldest may be gone by now. None: nothing fits."""
-    for gone in range(len(shown)):
-        kept = len(shown) - gone
-        if kept <= len(log) and log[0] == shown[gone] and list(shown[gone:]) == list(log[:kept]):
-            return list(log[kept:])
-    return list(log) if not shown else None
 
 
 def _job_status_line(job: Job, width: int) -> str:

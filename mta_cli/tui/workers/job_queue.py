@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 JobState = Literal["waiting", "running", "done", "failed", "stopped"]
 MakeEvents = Callable[["Registry"], Iterator[Event]]
+OnEnd = Callable[["Job"], None]
 LOG_LINES, MAX_LOSSES = 2000, 4000  # kept of a job, the newest
 UPDATE_SECONDS = 1 / 8  # between two updates of the screen
 
@@ -50,17 +51,23 @@ class ProgressState:
 
 @dataclass(eq=False)
 class Job:
-    """A long job. `log` holds cleaned lines; `unreported_saves` counts what was saved since the last update."""
+    """A long job.
+
+    `log` holds the newest of all `logged_lines` lines, cleaned; `unreported_saves` counts what was saved since the last
+    update; `on_end` is called in the window's thread when the job has run.
+    """
 
     number: int
     kind: str
     title: str
     make_events: MakeEvents
+    on_end: OnEnd | None = None
     state: JobState = "waiting"
     started_at: float | None = None
     ended_at: float | None = None
     progress: ProgressState = field(default_factory=ProgressState)
     log: list[str] = field(default_factory=list)
+    logged_lines: int = 0
     error: BaseException | None = None
     result: Any = None
     unreported_saves: int = 0
@@ -87,7 +94,9 @@ class Job:
 
     def append_log(self, text: str) -> None:
         """Add lines to the log."""
-        self.log += clean_text(text).splitlines() or [""]
+        lines = clean_text(text).splitlines() or [""]
+        self.log += lines
+        self.logged_lines += len(lines)
         del self.log[:-LOG_LINES]
 
     def finish(self, state: JobState, error: BaseException | None = None) -> None:
@@ -135,12 +144,12 @@ class JobQueue:
         """Whether a job runs or waits."""
         return any(not job.finished for job in self.jobs)
 
-    def add_job(self, kind: str, title: str, make_events: MakeEvents) -> Job:
+    def add_job(self, kind: str, title: str, make_events: MakeEvents, on_end: OnEnd | None = None) -> Job:
         """Queue a job; it begins when those before it have ended.
 
         `make_events` is called in the job's thread, with a registry of that thread.
         """
-        job = Job(len(self.jobs) + 1, kind, clean_line(title), make_events)
+        job = Job(len(self.jobs) + 1, kind, clean_line(title), make_events, on_end)
         self.jobs.append(job)
         self._begin_next()
         return job
@@ -202,3 +211,5 @@ class JobQueue:
         job.finish(state, error)
         self._app.post_message(JobUpdated(job))
         self._begin_next()
+        if job.on_end is not None:
+            job.on_end(job)

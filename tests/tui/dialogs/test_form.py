@@ -24,7 +24,6 @@ from mta_cli.tui.dialogs.form import (
     plan_table,
     setting_field,
     split_faults_by_field,
-    values_as_flags,
 )
 from tests.tui.driving import run, until
 
@@ -64,14 +63,12 @@ def bank_form(**changes: Any) -> Form:
     settings = Settings.load()
 
     def check(filled: FormValues) -> None:
-        settings.build_options(
-            BankOptions, **values_as_flags(filled, ("anchors", "rank", "placement", "task_adapter", "alpha"))
-        )
+        settings.build_options(BankOptions, **{name: value or None for name, value in filled.items() if name != "name"})
 
     fields = (
         FormField("name", "name", help="Its name.", required=True),
         *(setting_field(settings, BankOptions, name) for name in ("anchors", "rank", "placement", "task_adapter")),
-        setting_field(settings, BankOptions, "alpha", more=True),
+        setting_field(settings, BankOptions, "alpha", advanced=True),
     )
     return Form(**{"title": "bank", "fields": fields, "check": check, **changes})
 
@@ -105,7 +102,6 @@ def test_what_is_left_empty_was_not_given() -> None:
 
     filled = driven(bank_form(), act).answer
     assert filled == {"name": "mine", "anchors": "4", "rank": "", "placement": "", "task_adapter": "", "alpha": ""}
-    assert values_as_flags(filled, ("anchors", "rank")) == {"anchors": "4", "rank": None}  # type: ignore[arg-type]
 
 
 def test_a_bad_value_is_refused_beside_its_field_in_the_words_of_the_command_line() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from textual.widgets import Input, OptionList
 
-from mta_cli.errors import NotFound
+from mta_cli.errors import IntegrityFault, NotFound
 from mta_cli.events import Event, TextChunk
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
@@ -100,6 +100,21 @@ def test_a_name_and_enter_at_once_choose_that_user(demo_store: Path) -> None:
             await words.action_submit()
             await until(pilot, lambda: bool(chosen))
             assert chosen == ["jon"]
+
+    run(drive())
+
+
+def test_a_store_that_cannot_be_read_is_told_by_the_picker(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(query: object) -> None:
+        raise IntegrityFault("the store is damaged")
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "compare", "ida")
+            monkeypatch.setattr(app.store_reader, "read", fail)
+            await pilot.press("o")
+            await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
+            assert "the store is damaged" in screen_text(app)
 
     run(drive())
 

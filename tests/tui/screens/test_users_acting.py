@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens.users import UsersScreen
 from store.registry import Registry
-from tests.tui.driving import open_app, run, screen_text, settled, until
+from tests.tui.driving import PATIENCE, open_app, run, screen_text, settled, until
 from tests.tui.screens.test_users import EVERYBODY, names, pane, table, this_screen_alone
 
 __all__ = ["this_screen_alone"]
@@ -82,6 +83,35 @@ def test_a_removal_that_fails_is_told(demo_store: Path, monkeypatch: pytest.Monk
             await pilot.press("escape")
             await settled(app, pilot)
             assert names(app) == EVERYBODY
+
+    run(drive())
+
+
+def test_a_removal_that_ends_while_another_screen_is_shown_is_told(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mta_cli.pipeline.users import forget
+
+    may_end, forget_user = threading.Event(), forget.forget_user
+
+    def later(reg: Registry, name: str) -> Iterator[Event]:
+        may_end.wait(PATIENCE)
+        yield from forget_user(reg, name)
+
+    monkeypatch.setattr(forget, "forget_user", later)
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await pilot.press("enter", "d")
+            await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
+            await pilot.press("y")
+            await until(pilot, lambda: bool(app.job_queue.jobs))
+            await pilot.press("3")
+            await settled(app, pilot)
+            may_end.set()
+            await until(pilot, lambda: app.job_queue.jobs[0].finished)
+            await until(pilot, lambda: app.selected_user is None)
+            assert "forgotten; history items: 3" in [notice.message[:27] for notice in app._notifications]
 
     run(drive())
 

@@ -1,4 +1,4 @@
-"""Jobs as text: bars, curves, rates, and which lines of a log are new."""
+"""Jobs as text: bars and rates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from mta_cli.tui.widgets.job_row import (
     interrupted_job_list_entry,
     job_header,
     job_list_entry,
-    new_log_lines,
     progress_bar,
     progress_line,
 )
@@ -91,12 +90,3 @@ def test_nothing_from_data_reaches_the_screen_uncleaned() -> None:
     ):
         assert not {"\x1b", "\x07", "\u202e"} & set(shown.plain) and "[red]" in shown.plain
         assert all(not span.style or "red" not in str(span.style) for span in shown.spans)
-
-
-def test_new_lines_of_a_log_are_found_when_its_oldest_are_gone() -> None:
-    assert new_log_lines([], ["a", "b"]) == ["a", "b"]
-    assert new_log_lines(["a", "b"], ["a", "b"]) == []
-    assert new_log_lines(["a", "b"], ["a", "b", "c"]) == ["c"]
-    assert new_log_lines(["a", "b", "c"], ["c", "d"]) == ["d"]
-    assert new_log_lines(["a", "b"], ["x", "y"]) is None
-    assert new_log_lines(["a"], []) is None

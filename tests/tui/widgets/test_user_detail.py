@@ -11,7 +11,6 @@ from mta_cli.pipeline.users.detail import AnchorMatch, MethodResult, Results, Us
 from mta_cli.tui.widgets.user_detail import (
     MAX_ANCHORS_SHOWN,
     anchor_bars,
-    count_phrase,
     format_time,
     format_two_decimals,
     history_lines,
@@ -113,11 +112,10 @@ def test_numbers_have_two_decimals(value: float | None, shown: str) -> None:
     assert format_two_decimals(value) == shown
 
 
-def test_times_and_counts_are_short() -> None:
+def test_times_are_short() -> None:
     assert (
         format_time("2020-01-02T03:04:05Z") == "2020-01-02 03:04"
         and format_time("2020") == "2020"
         and format_time(None) == format_time("") == "–"
     )
     assert format_time("\x1b[31m" + "x" * 99) == "[31m" + "x" * 12
-    assert count_phrase(1, "item", "items") == "1 item" and count_phrase(1_000, "item", "items") == "1,000 items"
