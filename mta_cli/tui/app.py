@@ -89,6 +89,7 @@ class MtaApp(App[None]):
         timeout = settings.build_options(StoreOptions).timeout
         self.settings, self.model_options = settings, settings.build_options(ModelOptions)
         self.store_reader = StoreReader(store, timeout)
+        self.profile_reader = StoreReader(store, timeout)  # for long readings, which would hold up the other one
         self.job_queue = JobQueue(self, store, timeout)
         self.model_worker = ModelWorker(self, store, timeout, self.model_options.base)
         self._printable = PrintableFilter()
@@ -99,6 +100,7 @@ class MtaApp(App[None]):
         """Stop all threads, however the window came to its end."""
         self._stop_threads()
         await self.store_reader.close()
+        await self.profile_reader.close()
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Textual's own, after ours."""

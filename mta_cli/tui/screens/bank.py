@@ -20,7 +20,6 @@ from mta_cli.errors import NotFound
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import MISSING_VALUE, format_signed, line_text
 from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView, anchor_letter
-from mta_cli.tui.workers.store_reader import StoreReader
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.bank.anchor_use import AnchorUsage
@@ -82,7 +81,6 @@ class BankScreen(BaseScreen):
         self._anchor_uses: list[AnchorUsage] = []
         self._map: UserMap | None = None
         self._map_key: tuple[int, ProfilesStamp] | None = None
-        self._own_reader: StoreReader | None = None
 
     def compose_body(self) -> ComposeResult:
         """The head, the map beside or above the table, and a word on the selected anchor."""
@@ -96,15 +94,10 @@ class BankScreen(BaseScreen):
                 yield table
                 yield Static(line_text(""), id="words")
 
-    async def on_unmount(self) -> None:
-        """Let the thread that reads end."""
-        if self._own_reader is not None:
-            await self._own_reader.close()
-
     async def reload(self) -> None:
         """Read banks, anchors and the selected user; then profiles, where they changed."""
         number = self._bank.id if self._bank is not None else None
-        found = await self._reader.read(
+        found = await self.mta_app.profile_reader.read(
             partial(
                 _read_bank_snapshot, number=number, task=self.mta_app.selected_task, name=self.mta_app.selected_user
             )
@@ -206,26 +199,15 @@ class BankScreen(BaseScreen):
         if self._map_key != (bank.id, stamp) or self._map is None:
             self._map, self._map_key = None, None
             view.show_map(None, waiting="Reading profiles …")
-            self._map = await self._reader.read(partial(compute_user_map, bank=bank))
+            self._map = await self.mta_app.profile_reader.read(partial(compute_user_map, bank=bank))
             self._map_key = bank.id, stamp
             self._fill_table()
         highlighted = HighlightedUser(user.id, user.name) if user is not None else None
         view.show_map(self._map, highlighted)
         view.selected_anchor = self._table.cursor_row if self._anchor_uses else None
         if user is not None:
-            near = await self._reader.read(lambda reg: find_similar_users(reg, bank, user.id))
+            near = await self.mta_app.profile_reader.read(lambda reg: find_similar_users(reg, bank, user.id))
             view.show_map(self._map, HighlightedUser(user.id, user.name, [one.user_id for one in near]))
-
-    @property
-    def _reader(self) -> StoreReader:
-        """A second thread that reads the store: reading all recipes and profiles would hold up other screens."""
-        from mta_cli.settings import StoreOptions
-
-        if self._own_reader is None:
-            self._own_reader = StoreReader(
-                self.mta_app.store_reader.root, self.mta_app.settings.build_options(StoreOptions).timeout
-            )
-        return self._own_reader
 
 
 def _read_bank_snapshot(reg: Registry, *, number: int | None, task: str | None, name: str | None) -> _BankSnapshot:

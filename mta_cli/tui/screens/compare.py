@@ -20,7 +20,7 @@ from mta_cli.printable import clean_line, clean_text
 from mta_cli.tui.dialogs.user_picker import UserPicker
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
-from mta_cli.tui.widgets.answers import AnswerColumn, AnswerColumns
+from mta_cli.tui.widgets.answers import COLUMN_BINDINGS, AnswerColumn, AnswerColumns
 from mta_cli.tui.widgets.prompt import PromptArea
 from mta_cli.tui.workers.chat_turn import NO_TASK_LABEL, ActiveRequest, next_in_cycle, request_from_settings
 
@@ -84,22 +84,7 @@ class CompareScreen(BaseScreen):
         ),
         Binding("t", "task", "Task", id="compare.task", tooltip="Text as typed, or a task's prompt"),
         Binding("r", "ask_again", "Again", id="compare.again", show=False, tooltip="Ask the same again"),
-        Binding(
-            "left",
-            "step_column(-1)",
-            "Column left",
-            id="compare.left",
-            show=False,
-            tooltip="Select the previous column",
-        ),
-        Binding(
-            "right",
-            "step_column(1)",
-            "Column right",
-            id="compare.right",
-            show=False,
-            tooltip="Select the next column",
-        ),
+        *COLUMN_BINDINGS,
         Binding("g", "keep", "Good", id="compare.keep", tooltip="Keep the selected answer as a history item"),
         Binding("escape", "stop", "Stop", id="compare.stop", tooltip="Stop the answers; else leave the prompt"),
     ]

@@ -25,6 +25,14 @@ ORDER = ("base", "fused", "adapted")  # columns of other users follow in the ord
 MIN_COLUMN_WIDTH = 20  # of a column; where there are more than fit, they are scrolled
 DIFF_STYLE = "bold underline $text-accent"
 MAX_DIFF_WORDS = 1500  # of an answer that are compared; the time grows with their square
+COLUMN_BINDINGS: list[BindingType] = [
+    Binding(
+        "left", "step_column(-1)", "Column left", id="compare.left", show=False, tooltip="Select the previous column"
+    ),
+    Binding(
+        "right", "step_column(1)", "Column right", id="compare.right", show=False, tooltip="Select the next column"
+    ),
+]  # of the columns, and of the screen, where they hold wherever the focus is
 _WORD = re.compile(r"\S+")
 
 
@@ -37,12 +45,12 @@ class AnswerColumn(VerticalScroll):
         super().__init__()
         self.key = key
         self.answer_text = ""
-        self._title = Static(Content.styled(clean_line(key), "bold"), classes="title")  # until more is known
+        self._source = Static(Content.styled(clean_line(key), "bold"), classes="source")  # until more is known
         self._body, self._metrics = Static(classes="body"), Static(classes="metrics")
 
     def compose(self) -> ComposeResult:
         """From top to bottom."""
-        yield self._title
+        yield self._source
         yield self._body
         yield self._metrics
 
@@ -59,8 +67,8 @@ class AnswerColumn(VerticalScroll):
         if source["bank"] is not None:
             anchors = ", ".join(source["anchors"]) or "no anchors"
             about = clean_line(f"{source['bank']} v{source['version']} · {anchors}")
-        self._title.update(Content.assemble(Content.styled(name, "bold"), "\n", Content.styled(about, "$text-muted")))
-        self._title.tooltip = Content(about)
+        self._source.update(Content.assemble(Content.styled(name, "bold"), "\n", Content.styled(about, "$text-muted")))
+        self._source.tooltip = Content(about)
 
     def show_metrics(self, answer: dict[str, Any], *, best: bool) -> None:
         """Show tokens and speed and, where the gold answer is known, its likelihood and the metrics."""
@@ -74,24 +82,7 @@ class AnswerColumn(VerticalScroll):
 class AnswerColumns(HorizontalScroll):
     """Columns of answers. `selected_key` is the key of the selected column, if any."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(
-            "left",
-            "step_column(-1)",
-            "Column left",
-            id="answers.left",
-            show=False,
-            tooltip="Select the previous column",
-        ),
-        Binding(
-            "right",
-            "step_column(1)",
-            "Column right",
-            id="answers.right",
-            show=False,
-            tooltip="Select the next column",
-        ),
-    ]
+    BINDINGS = COLUMN_BINDINGS
     DEFAULT_CSS = """
     AnswerColumns {
         height: 1fr;
@@ -108,7 +99,7 @@ class AnswerColumns(HorizontalScroll):
     AnswerColumns > AnswerColumn:focus {
         border: heavy $primary;
     }
-    AnswerColumns .title {
+    AnswerColumns .source {
         height: 2;
         text-wrap: nowrap;
         text-overflow: ellipsis;

@@ -32,7 +32,7 @@ FetchRows = Callable[[int, int], Awaitable[Sequence[Any]]]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of `width` cells; the one that `grows` takes what is left. Where room is short, `drop` 3 goes first."""
+    """A column of `width` cells; one that `grows` takes what is left. The highest `drop_priority` goes first."""
 
     key: str
     title: str
@@ -66,7 +66,7 @@ def layout_columns(columns: Sequence[Column], width: int) -> list[tuple[int, int
 
 
 class LazyTable(ScrollView, can_focus=True):
-    """Rows with a cursor under a fixed head. `load` says how many there are; no row is known in advance."""
+    """Rows with a cursor under a fixed head. `load_rows` says how many there are; no row is known in advance."""
 
     HELP: ClassVar[str] = "Arrows, page up and down, home and end move; a click on a head sorts, a second one reverses."
     ALLOW_SELECT = False
@@ -133,7 +133,7 @@ class LazyTable(ScrollView, can_focus=True):
             self.key = key
 
     class FetchFailed(Message):
-        """Rows could not be fetched; nothing is fetched again before the next `load`."""
+        """Rows could not be fetched; nothing is fetched again before the next `load_rows`."""
 
         def __init__(self, error: Exception) -> None:
             super().__init__()

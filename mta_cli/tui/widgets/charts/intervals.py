@@ -18,11 +18,8 @@ from mta_cli.tui.widgets.charts.canvas import Canvas, truncate_line
 from mta_cli.tui.widgets.charts.plot import Plot
 
 Tone = Literal["plain", "strong", "good", "bad"]
-MAX_NAME_CELLS, MIN_NOTE_WIDTH, MIN_BAR_CELLS = (
-    18,
-    60,
-    8,
-)  # cells: a name at most; a width with room for `note`; a bar at least
+MAX_NAME_CELLS, MIN_BAR_CELLS = 18, 8
+MIN_NOTE_WIDTH = 60  # cells of a plot with room for notes
 LOW_CHAR, HIGH_CHAR, VALUE_CHAR, LINE_CHAR, REFERENCE_CHAR, CROSSING_CHAR = "├", "┤", "●", "─", "┊", "┼"
 
 
@@ -78,52 +75,52 @@ class IntervalPlot(Plot):
 
 def draw_intervals(spans: Sequence[IntervalRow], mark: float | None, width: int) -> Canvas:
     """The bars on so many cells; notes are left out where there is no room for them."""
-    sheet = Canvas(width, len(spans) + 2 if spans else 0)
+    canvas = Canvas(width, len(spans) + 2 if spans else 0)
     names = min(MAX_NAME_CELLS, max((cell_len(span.name) for span in spans), default=0), width // 3)
     notes = max((cell_len(span.note) for span in spans), default=0) if width >= MIN_NOTE_WIDTH else 0
     left = names + 1
     cells = width - left - (notes + 1 if notes else 0)
     if not spans or cells < MIN_BAR_CELLS:
-        return sheet
+        return canvas
     ends = (end for span in spans for end in (span.value, span.low, span.high, mark))
     scale = fit_scale([end for end in ends if end is not None], cells)
     for y, span in enumerate(spans):
-        sheet.write_text(0, y, truncate_line(span.name, names), span.tone)
-        _draw_interval(sheet, left, y, span, scale, mark)
+        canvas.write_text(0, y, truncate_line(span.name, names), span.tone)
+        _draw_interval(canvas, left, y, span, scale, mark)
         if notes:
-            sheet.write_text(width - notes, y, truncate_line(span.note, notes).rjust(notes), span.tone)
-    _draw_axis(sheet, left, scale, mark)
-    return sheet
+            canvas.write_text(width - notes, y, truncate_line(span.note, notes).rjust(notes), span.tone)
+    _draw_axis(canvas, left, scale, mark)
+    return canvas
 
 
-def _draw_interval(sheet: Canvas, left: int, y: int, span: IntervalRow, scale: Scale, mark: float | None) -> None:
+def _draw_interval(canvas: Canvas, left: int, y: int, span: IntervalRow, scale: Scale, mark: float | None) -> None:
     """A whisker from end to end with the value on it, over the line at `mark`; an end not known is not drawn."""
     at = None if mark is None else scale.cell(mark)
     if at is not None:
-        sheet.write_text(left + at, y, REFERENCE_CHAR, "mark")
+        canvas.write_text(left + at, y, REFERENCE_CHAR, "mark")
     if span.value is None:
         return
     first = scale.cell(span.value if span.low is None else span.low)
     last = scale.cell(span.value if span.high is None else span.high)
-    sheet.write_text(left + first, y, LINE_CHAR * (last - first + 1), span.tone)
+    canvas.write_text(left + first, y, LINE_CHAR * (last - first + 1), span.tone)
     if at is not None and first <= at <= last:
-        sheet.write_text(left + at, y, CROSSING_CHAR, "mark")
+        canvas.write_text(left + at, y, CROSSING_CHAR, "mark")
     if span.low is not None:
-        sheet.write_text(left + first, y, LOW_CHAR, span.tone)
+        canvas.write_text(left + first, y, LOW_CHAR, span.tone)
     if span.high is not None:
-        sheet.write_text(left + last, y, HIGH_CHAR, span.tone)
-    sheet.write_text(left + scale.cell(span.value), y, VALUE_CHAR, span.tone)
+        canvas.write_text(left + last, y, HIGH_CHAR, span.tone)
+    canvas.write_text(left + scale.cell(span.value), y, VALUE_CHAR, span.tone)
 
 
-def _draw_axis(sheet: Canvas, left: int, scale: Scale, mark: float | None) -> None:
-    y = sheet.height - 2
-    sheet.write_text(left, y, LINE_CHAR * scale.cells, "axis")
+def _draw_axis(canvas: Canvas, left: int, scale: Scale, mark: float | None) -> None:
+    y = canvas.height - 2
+    canvas.write_text(left, y, LINE_CHAR * scale.cells, "axis")
     for tick in scale.ticks(max(3, scale.cells // 12)):
         shown = format_tick(tick)
         at = left + scale.cell(tick)
-        sheet.write_text(at, y, "┴", "axis")
-        start = min(max(at - len(shown) // 2, left), sheet.width - len(shown))
-        if sheet.is_blank(start - 1, y + 1, len(shown) + 1):
-            sheet.write_text(start, y + 1, shown, "axis")
+        canvas.write_text(at, y, "┴", "axis")
+        start = min(max(at - len(shown) // 2, left), canvas.width - len(shown))
+        if canvas.is_blank(start - 1, y + 1, len(shown) + 1):
+            canvas.write_text(start, y + 1, shown, "axis")
     if mark is not None:
-        sheet.write_text(left + scale.cell(mark), y, "╂", "mark")
+        canvas.write_text(left + scale.cell(mark), y, "╂", "mark")

@@ -50,7 +50,7 @@ class HighlightedUser:
 
 
 class UserMapView(Plot, can_focus=True):
-    """The map. `selected` is the place of an anchor in the bank; its users are coloured."""
+    """The map. `selected_anchor` is the place of an anchor in the bank; its users are coloured."""
 
     HELP = (
         "The map shows every user with a profile along the two main directions of all profiles; brighter means more "
@@ -127,15 +127,15 @@ class UserMapView(Plot, can_focus=True):
 
     def draw_map(self, width: int, height: int) -> Canvas:
         """What is drawn on so many cells."""
-        sheet = Canvas(width, height)
+        canvas = Canvas(width, height)
         if self._user_map is None or not len(self._user_map.user_ids) or width < 4 or height < 3:
             words = self._waiting_text if self._user_map is None else "No user has a profile yet."
-            sheet.write_text(1, height // 2, truncate_line(words, width - 2), "words")
-            return sheet
-        self._draw_users(sheet, self._user_map, width, height - 1)
-        self._draw_markers(sheet, self._user_map, width, height - 1)
-        self._draw_legend(sheet, self._user_map, height - 1)
-        return sheet
+            canvas.write_text(1, height // 2, truncate_line(words, width - 2), "words")
+            return canvas
+        self._draw_users(canvas, self._user_map, width, height - 1)
+        self._draw_markers(canvas, self._user_map, width, height - 1)
+        self._draw_legend(canvas, self._user_map, height - 1)
+        return canvas
 
     def action_select_toward(self, across: int, down: int) -> None:
         """Select the nearest anchor in a direction; the first one when none is."""
@@ -215,7 +215,7 @@ class UserMapView(Plot, can_focus=True):
         cells = self._cell_positions([place for _, place in placed], width, height)
         return {number: cell for (number, _), cell in zip(placed, cells, strict=True)}
 
-    def _draw_users(self, sheet: Canvas, drawn: UserMap, width: int, height: int) -> None:
+    def _draw_users(self, canvas: Canvas, drawn: UserMap, width: int, height: int) -> None:
         import numpy as np
 
         columns, rows = self._dot_positions(drawn.points, width, height)
@@ -227,41 +227,41 @@ class UserMapView(Plot, can_focus=True):
             strong = own > all_of_them.counts * min(0.5, MIN_DENSITY_RATIO * float(mine.mean()))
         levels = all_of_them.density_levels()
         for y, x in np.argwhere(levels >= 0).tolist():
-            sheet.write_char(x, y, all_of_them.char(x, y), "own" if strong[y, x] else DENSITY_STYLES[levels[y, x]])
+            canvas.write_char(x, y, all_of_them.char(x, y), "own" if strong[y, x] else DENSITY_STYLES[levels[y, x]])
 
-    def _draw_markers(self, sheet: Canvas, drawn: UserMap, width: int, height: int) -> None:
+    def _draw_markers(self, canvas: Canvas, drawn: UserMap, width: int, height: int) -> None:
         """Neighbours below anchors; the user and the selected anchor on top."""
         lit = self._highlighted_user
         if lit is not None:
             near = [place for place in map(drawn.locate_user, lit.neighbours) if place is not None]
             for x, y in self._cell_positions(near, width, height):
-                sheet.write_text(x, y, NEIGHBOUR_CHAR, "neighbour")
+                canvas.write_text(x, y, NEIGHBOUR_CHAR, "neighbour")
         cells = self._anchor_cells(width, height)
         for number in sorted(cells, key=lambda number: number == self.selected_anchor):
             style = "selected" if number == self.selected_anchor else "anchor"
             own = lit is not None and drawn.map_anchors[number].anchor.user_id == lit.user_id
-            sheet.write_text(*cells[number], anchor_letter(number), "user" if own else style)
+            canvas.write_text(*cells[number], anchor_letter(number), "user" if own else style)
         place = drawn.locate_user(lit.user_id) if lit is not None else None
         if lit is not None and place is not None and lit.user_id not in (m.anchor.user_id for m in drawn.map_anchors):
-            sheet.write_text(*self._cell_positions([place], width, height)[0], USER_CHAR, "user")
+            canvas.write_text(*self._cell_positions([place], width, height)[0], USER_CHAR, "user")
 
-    def _draw_legend(self, sheet: Canvas, drawn: UserMap, y: int) -> None:
+    def _draw_legend(self, canvas: Canvas, drawn: UserMap, y: int) -> None:
         """One line: the selected user, the signs, the number of users, and the variance that the map shows."""
         x = 0
         if self._highlighted_user is not None:
             if drawn.locate_user(self._highlighted_user.user_id) is None:
-                x = sheet.write_text(
+                x = canvas.write_text(
                     x, y, f"{truncate_line(self._highlighted_user.name, 20)} has no profile  ", "words"
                 )
             else:
-                x = sheet.write_text(x, y, f"{USER_CHAR} ", "user")
-                x = sheet.write_text(x, y, f"{truncate_line(self._highlighted_user.name, 20)}  ", "words")
+                x = canvas.write_text(x, y, f"{USER_CHAR} ", "user")
+                x = canvas.write_text(x, y, f"{truncate_line(self._highlighted_user.name, 20)}  ", "words")
                 if self._highlighted_user.neighbours:
-                    x = sheet.write_text(x, y, f"{NEIGHBOUR_CHAR} ", "neighbour")
-                    x = sheet.write_text(x, y, "nearest  ", "words")
+                    x = canvas.write_text(x, y, f"{NEIGHBOUR_CHAR} ", "neighbour")
+                    x = canvas.write_text(x, y, "nearest  ", "words")
         if drawn.map_anchors:
             last = min(len(drawn.map_anchors), len(ANCHOR_LETTERS)) - 1
-            x = sheet.write_text(x, y, "A" if last == 0 else f"A…{anchor_letter(last)}", "anchor")
-            x = sheet.write_text(x, y, " anchors  ", "words")
+            x = canvas.write_text(x, y, "A" if last == 0 else f"A…{anchor_letter(last)}", "anchor")
+            x = canvas.write_text(x, y, " anchors  ", "words")
         seen = f"{len(drawn.user_ids):,} users, {100 * sum(drawn.explained_variance):.0f} % of variance"
-        sheet.write_text(x, y, truncate_line(seen, max(sheet.width - x, 0)), "words")
+        canvas.write_text(x, y, truncate_line(seen, max(canvas.width - x, 0)), "words")
