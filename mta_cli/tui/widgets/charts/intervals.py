@@ -36,11 +36,11 @@ class IntervalRow:
 
 
 class IntervalPlot(Plot):
-    """Rows of bars over an axis, as high as it needs to be; `mark` is where the line stands."""
+    """Rows of bars over an axis, as high as it needs to be; `reference` is where the line stands."""
 
     COMPONENT_PREFIX = "intervals"
     COMPONENT_CLASSES: ClassVar[set[str]] = {
-        f"intervals--{name}" for name in ("plain", "strong", "good", "bad", "axis", "mark")
+        f"intervals--{name}" for name in ("plain", "strong", "good", "bad", "axis", "reference")
     }
     DEFAULT_CSS = """
     IntervalPlot {
@@ -50,7 +50,7 @@ class IntervalPlot(Plot):
         & > .intervals--good { color: $success; }
         & > .intervals--bad { color: $error; }
         & > .intervals--axis { color: $text-muted; }
-        & > .intervals--mark { color: $accent 70%; }
+        & > .intervals--reference { color: $accent 70%; }
     }
     """
 
@@ -59,9 +59,9 @@ class IntervalPlot(Plot):
         self._interval_rows: Sequence[IntervalRow] = ()
         self._reference: float | None = None
 
-    def show_intervals(self, spans: Sequence[IntervalRow], mark: float | None = None) -> None:
+    def show_intervals(self, rows: Sequence[IntervalRow], reference: float | None = None) -> None:
         """Draw these rows."""
-        self._interval_rows, self._reference = tuple(spans), mark
+        self._interval_rows, self._reference = tuple(rows), reference
         self.refresh(layout=True)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
@@ -73,46 +73,46 @@ class IntervalPlot(Plot):
         return self.render_canvas(draw_intervals(self._interval_rows, self._reference, self.content_size.width))
 
 
-def draw_intervals(spans: Sequence[IntervalRow], mark: float | None, width: int) -> Canvas:
+def draw_intervals(rows: Sequence[IntervalRow], reference: float | None, width: int) -> Canvas:
     """The bars on so many cells; notes are left out where there is no room for them."""
-    canvas = Canvas(width, len(spans) + 2 if spans else 0)
-    names = min(MAX_NAME_CELLS, max((cell_len(span.name) for span in spans), default=0), width // 3)
-    notes = max((cell_len(span.note) for span in spans), default=0) if width >= MIN_NOTE_WIDTH else 0
+    canvas = Canvas(width, len(rows) + 2 if rows else 0)
+    names = min(MAX_NAME_CELLS, max((cell_len(row.name) for row in rows), default=0), width // 3)
+    notes = max((cell_len(row.note) for row in rows), default=0) if width >= MIN_NOTE_WIDTH else 0
     left = names + 1
     cells = width - left - (notes + 1 if notes else 0)
-    if not spans or cells < MIN_BAR_CELLS:
+    if not rows or cells < MIN_BAR_CELLS:
         return canvas
-    ends = (end for span in spans for end in (span.value, span.low, span.high, mark))
+    ends = (end for row in rows for end in (row.value, row.low, row.high, reference))
     scale = fit_scale([end for end in ends if end is not None], cells)
-    for y, span in enumerate(spans):
-        canvas.write_text(0, y, truncate_line(span.name, names), span.tone)
-        _draw_interval(canvas, left, y, span, scale, mark)
+    for y, row in enumerate(rows):
+        canvas.write_text(0, y, truncate_line(row.name, names), row.tone)
+        _draw_interval(canvas, left, y, row, scale, reference)
         if notes:
-            canvas.write_text(width - notes, y, truncate_line(span.note, notes).rjust(notes), span.tone)
-    _draw_axis(canvas, left, scale, mark)
+            canvas.write_text(width - notes, y, truncate_line(row.note, notes).rjust(notes), row.tone)
+    _draw_axis(canvas, left, scale, reference)
     return canvas
 
 
-def _draw_interval(canvas: Canvas, left: int, y: int, span: IntervalRow, scale: Scale, mark: float | None) -> None:
-    """A whisker from end to end with the value on it, over the line at `mark`; an end not known is not drawn."""
-    at = None if mark is None else scale.cell(mark)
+def _draw_interval(canvas: Canvas, left: int, y: int, row: IntervalRow, scale: Scale, reference: float | None) -> None:
+    """A whisker from end to end with the value on it, over the line at `reference`; an end not known is not drawn."""
+    at = None if reference is None else scale.cell(reference)
     if at is not None:
-        canvas.write_text(left + at, y, REFERENCE_CHAR, "mark")
-    if span.value is None:
+        canvas.write_text(left + at, y, REFERENCE_CHAR, "reference")
+    if row.value is None:
         return
-    first = scale.cell(span.value if span.low is None else span.low)
-    last = scale.cell(span.value if span.high is None else span.high)
-    canvas.write_text(left + first, y, LINE_CHAR * (last - first + 1), span.tone)
+    first = scale.cell(row.value if row.low is None else row.low)
+    last = scale.cell(row.value if row.high is None else row.high)
+    canvas.write_text(left + first, y, LINE_CHAR * (last - first + 1), row.tone)
     if at is not None and first <= at <= last:
-        canvas.write_text(left + at, y, CROSSING_CHAR, "mark")
-    if span.low is not None:
-        canvas.write_text(left + first, y, LOW_CHAR, span.tone)
-    if span.high is not None:
-        canvas.write_text(left + last, y, HIGH_CHAR, span.tone)
-    canvas.write_text(left + scale.cell(span.value), y, VALUE_CHAR, span.tone)
+        canvas.write_text(left + at, y, CROSSING_CHAR, "reference")
+    if row.low is not None:
+        canvas.write_text(left + first, y, LOW_CHAR, row.tone)
+    if row.high is not None:
+        canvas.write_text(left + last, y, HIGH_CHAR, row.tone)
+    canvas.write_text(left + scale.cell(row.value), y, VALUE_CHAR, row.tone)
 
 
-def _draw_axis(canvas: Canvas, left: int, scale: Scale, mark: float | None) -> None:
+def _draw_axis(canvas: Canvas, left: int, scale: Scale, reference: float | None) -> None:
     y = canvas.height - 2
     canvas.write_text(left, y, LINE_CHAR * scale.cells, "axis")
     for tick in scale.ticks(max(3, scale.cells // 12)):
@@ -122,5 +122,5 @@ def _draw_axis(canvas: Canvas, left: int, scale: Scale, mark: float | None) -> N
         start = min(max(at - len(shown) // 2, left), canvas.width - len(shown))
         if canvas.is_blank(start - 1, y + 1, len(shown) + 1):
             canvas.write_text(start, y + 1, shown, "axis")
-    if mark is not None:
-        canvas.write_text(left + scale.cell(mark), y, "╂", "mark")
+    if reference is not None:
+        canvas.write_text(left + scale.cell(reference), y, "╂", "reference")

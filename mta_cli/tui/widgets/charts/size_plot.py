@@ -68,9 +68,9 @@ class SizePlot(Plot):
         self._points: Sequence[SizePoint] = ()
         self._title, self._lower_is_better = "", False
 
-    def show_points(self, kept: Sequence[SizePoint], title: str, *, lower_is_better: bool = False) -> None:
+    def show_points(self, points: Sequence[SizePoint], title: str, *, lower_is_better: bool = False) -> None:
         """Draw these methods; the better is always higher."""
-        self._points, self._title, self._lower_is_better = tuple(kept), title, lower_is_better
+        self._points, self._title, self._lower_is_better = tuple(points), title, lower_is_better
         self.refresh()
 
     def render(self) -> Text:
@@ -110,34 +110,36 @@ class _PlotLayout:
         return 6 if self.has_zero_column else 0
 
 
-def draw_size_plot(kept: Sequence[SizePoint], title: str, width: int, height: int, *, downward: bool = False) -> Canvas:
+def draw_size_plot(
+    points: Sequence[SizePoint], title: str, width: int, height: int, *, downward: bool = False
+) -> Canvas:
     """The plot on so many cells, or a word where they are too few."""
     canvas = Canvas(width, height)
-    if not kept or width < MIN_PLOT_SIZE[0] or height < MIN_PLOT_SIZE[1]:
-        canvas.write_text(1, height // 2, truncate_line("No room for a plot." if kept else "", width - 2), "axis")
+    if not points or width < MIN_PLOT_SIZE[0] or height < MIN_PLOT_SIZE[1]:
+        canvas.write_text(1, height // 2, truncate_line("No room for a plot." if points else "", width - 2), "axis")
         return canvas
-    layout = _layout(kept, width, height - 3 - LEGEND_ROWS, downward)
+    layout = _layout(points, width, height - 3 - LEGEND_ROWS, downward)
     canvas.write_text(0, 0, truncate_line(title, width), "axis")
-    _draw_front_line(canvas, kept, layout)
-    cells = _draw_markers(canvas, kept, layout)
-    unnamed = _draw_names(canvas, kept, cells, layout)
+    _draw_front_line(canvas, points, layout)
+    cells = _draw_markers(canvas, points, layout)
+    unnamed = _draw_names(canvas, points, cells, layout)
     _draw_axes(canvas, layout)
     _draw_legend(canvas, unnamed)
     return canvas
 
 
-def _layout(kept: Sequence[SizePoint], width: int, height: int, downward: bool) -> _PlotLayout:
-    up = fit_scale([one.value for one in kept], height, margin=0.06)
+def _layout(points: Sequence[SizePoint], width: int, height: int, downward: bool) -> _PlotLayout:
+    up = fit_scale([one.value for one in points], height, margin=0.06)
     left = max(len(format_tick(tick)) for tick in up.ticks(_tick_count(height))) + 1
-    powers = [math.log10(one.bytes) for one in kept if one.bytes > 0] or [0.0]
-    zero = any(one.bytes <= 0 for one in kept)
+    powers = [math.log10(one.bytes) for one in points if one.bytes > 0] or [0.0]
+    zero = any(one.bytes <= 0 for one in points)
     across = Scale(min(powers) - 0.2, max(powers) + 0.8, width - left - (6 if zero else 0))
     return _PlotLayout(left, height, across, up, zero, downward)
 
 
-def _draw_front_line(canvas: Canvas, kept: Sequence[SizePoint], layout: _PlotLayout) -> None:
+def _draw_front_line(canvas: Canvas, points: Sequence[SizePoint], layout: _PlotLayout) -> None:
     """The step line along the methods that nothing smaller equals."""
-    front = sorted((one for one in kept if one.on_pareto_front), key=lambda one: one.bytes)
+    front = sorted((one for one in points if one.on_pareto_front), key=lambda one: one.bytes)
     before = None
     for one, larger in zip(front, [*front[1:], None], strict=False):
         end = canvas.width - 1 if larger is None else layout.column(larger.bytes)
@@ -150,10 +152,10 @@ def _draw_front_line(canvas: Canvas, kept: Sequence[SizePoint], layout: _PlotLay
         before = y
 
 
-def _draw_markers(canvas: Canvas, kept: Sequence[SizePoint], layout: _PlotLayout) -> dict[SizePoint, CellPosition]:
+def _draw_markers(canvas: Canvas, points: Sequence[SizePoint], layout: _PlotLayout) -> dict[SizePoint, CellPosition]:
     """Where each method stands: those of the front and the chosen one first, others a little aside if need be."""
     taken: dict[CellPosition, SizePoint] = {}
-    for one in sorted(kept, key=lambda one: (not one.is_reference, not one.on_pareto_front)):
+    for one in sorted(points, key=lambda one: (not one.is_reference, not one.on_pareto_front)):
         x, y = layout.column(one.bytes), layout.row(one.value)
         free = ((x + aside, y) for aside in OVERLAP_OFFSETS if layout.left <= x + aside < canvas.width)
         taken.setdefault(next((cell for cell in free if cell not in taken), (x, y)), one)
@@ -169,11 +171,11 @@ def _draw_markers(canvas: Canvas, kept: Sequence[SizePoint], layout: _PlotLayout
 
 
 def _draw_names(
-    canvas: Canvas, kept: Sequence[SizePoint], cells: dict[SizePoint, CellPosition], layout: _PlotLayout
+    canvas: Canvas, points: Sequence[SizePoint], cells: dict[SizePoint, CellPosition], layout: _PlotLayout
 ) -> list[tuple[str, SizePoint]]:
     """Write names beside their points; those without room become a letter. Returns letters with their methods."""
     without: list[SizePoint] = []
-    for one in sorted(kept, key=lambda one: (not one.is_reference, not one.on_pareto_front)):
+    for one in sorted(points, key=lambda one: (not one.is_reference, not one.on_pareto_front)):
         if one not in cells:
             without.append(one)
             continue

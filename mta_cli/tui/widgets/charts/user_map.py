@@ -114,10 +114,10 @@ class UserMapView(Plot, can_focus=True):
         self._highlighted_user: HighlightedUser | None = None
         self._waiting_text = ""
 
-    def show_map(self, drawn: UserMap | None, lit: HighlightedUser | None = None, *, waiting: str = "") -> None:
+    def show_map(self, user_map: UserMap | None, lit: HighlightedUser | None = None, *, waiting: str = "") -> None:
         """Draw a map, or say what is waited for while there is none."""
-        self._user_map, self._highlighted_user, self._waiting_text = drawn, lit, waiting
-        if drawn is None or (self.selected_anchor is not None and self.selected_anchor >= len(drawn.map_anchors)):
+        self._user_map, self._highlighted_user, self._waiting_text = user_map, lit, waiting
+        if user_map is None or (self.selected_anchor is not None and self.selected_anchor >= len(user_map.map_anchors)):
             self.set_reactive(UserMapView.selected_anchor, None)
         self.refresh()
 
@@ -126,7 +126,7 @@ class UserMapView(Plot, can_focus=True):
         return self.render_canvas(self.draw_map(*self.content_size))
 
     def draw_map(self, width: int, height: int) -> Canvas:
-        """What is drawn on so many cells."""
+        """The map on so many cells."""
         canvas = Canvas(width, height)
         if self._user_map is None or not len(self._user_map.user_ids) or width < 4 or height < 3:
             words = self._waiting_text if self._user_map is None else "No user has a profile yet."
@@ -215,41 +215,45 @@ class UserMapView(Plot, can_focus=True):
         cells = self._cell_positions([place for _, place in placed], width, height)
         return {number: cell for (number, _), cell in zip(placed, cells, strict=True)}
 
-    def _draw_users(self, canvas: Canvas, drawn: UserMap, width: int, height: int) -> None:
+    def _draw_users(self, canvas: Canvas, user_map: UserMap, width: int, height: int) -> None:
         import numpy as np
 
-        columns, rows = self._dot_positions(drawn.points, width, height)
+        columns, rows = self._dot_positions(user_map.points, width, height)
         all_of_them = braille_grid(columns, rows, width, height)
         strong = np.zeros(all_of_them.counts.shape, bool)
         if self.selected_anchor is not None:
-            mine = drawn.nearest_anchor == self.selected_anchor
+            mine = user_map.nearest_anchor == self.selected_anchor
             own = braille_grid(columns[mine], rows[mine], width, height).counts
             strong = own > all_of_them.counts * min(0.5, MIN_DENSITY_RATIO * float(mine.mean()))
         levels = all_of_them.density_levels()
         for y, x in np.argwhere(levels >= 0).tolist():
             canvas.write_char(x, y, all_of_them.char(x, y), "own" if strong[y, x] else DENSITY_STYLES[levels[y, x]])
 
-    def _draw_markers(self, canvas: Canvas, drawn: UserMap, width: int, height: int) -> None:
+    def _draw_markers(self, canvas: Canvas, user_map: UserMap, width: int, height: int) -> None:
         """Neighbours below anchors; the user and the selected anchor on top."""
         lit = self._highlighted_user
         if lit is not None:
-            near = [place for place in map(drawn.locate_user, lit.neighbours) if place is not None]
+            near = [place for place in map(user_map.locate_user, lit.neighbours) if place is not None]
             for x, y in self._cell_positions(near, width, height):
                 canvas.write_text(x, y, NEIGHBOUR_CHAR, "neighbour")
         cells = self._anchor_cells(width, height)
         for number in sorted(cells, key=lambda number: number == self.selected_anchor):
             style = "selected" if number == self.selected_anchor else "anchor"
-            own = lit is not None and drawn.map_anchors[number].anchor.user_id == lit.user_id
+            own = lit is not None and user_map.map_anchors[number].anchor.user_id == lit.user_id
             canvas.write_text(*cells[number], anchor_letter(number), "user" if own else style)
-        place = drawn.locate_user(lit.user_id) if lit is not None else None
-        if lit is not None and place is not None and lit.user_id not in (m.anchor.user_id for m in drawn.map_anchors):
+        place = user_map.locate_user(lit.user_id) if lit is not None else None
+        if (
+            lit is not None
+            and place is not None
+            and lit.user_id not in (m.anchor.user_id for m in user_map.map_anchors)
+        ):
             canvas.write_text(*self._cell_positions([place], width, height)[0], USER_CHAR, "user")
 
-    def _draw_legend(self, canvas: Canvas, drawn: UserMap, y: int) -> None:
+    def _draw_legend(self, canvas: Canvas, user_map: UserMap, y: int) -> None:
         """One line: the selected user, the signs, the number of users, and the variance that the map shows."""
         x = 0
         if self._highlighted_user is not None:
-            if drawn.locate_user(self._highlighted_user.user_id) is None:
+            if user_map.locate_user(self._highlighted_user.user_id) is None:
                 x = canvas.write_text(
                     x, y, f"{truncate_line(self._highlighted_user.name, 20)} has no profile  ", "words"
                 )
@@ -259,9 +263,9 @@ class UserMapView(Plot, can_focus=True):
                 if self._highlighted_user.neighbours:
                     x = canvas.write_text(x, y, f"{NEIGHBOUR_CHAR} ", "neighbour")
                     x = canvas.write_text(x, y, "nearest  ", "words")
-        if drawn.map_anchors:
-            last = min(len(drawn.map_anchors), len(ANCHOR_LETTERS)) - 1
+        if user_map.map_anchors:
+            last = min(len(user_map.map_anchors), len(ANCHOR_LETTERS)) - 1
             x = canvas.write_text(x, y, "A" if last == 0 else f"A…{anchor_letter(last)}", "anchor")
             x = canvas.write_text(x, y, " anchors  ", "words")
-        seen = f"{len(drawn.user_ids):,} users, {100 * sum(drawn.explained_variance):.0f} % of variance"
+        seen = f"{len(user_map.user_ids):,} users, {100 * sum(user_map.explained_variance):.0f} % of variance"
         canvas.write_text(x, y, truncate_line(seen, max(canvas.width - x, 0)), "words")
