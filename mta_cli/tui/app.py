@@ -19,10 +19,9 @@ from mta_cli.options import ModelOptions
 from mta_cli.settings import Settings, StoreOptions
 from mta_cli.tui.command_palette import CommandProvider
 from mta_cli.tui.dialogs.basic import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
-from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from mta_cli.tui.text import PrintableFilter
-from mta_cli.tui.workers.job_queue import JobQueue
+from mta_cli.tui.workers.job_queue import JobQueue, JobUpdated
 from mta_cli.tui.workers.model_worker import ModelWorker
 from mta_cli.tui.workers.store_reader import StoreReader
 
@@ -95,6 +94,7 @@ class MtaApp(App[None]):
         self._printable = PrintableFilter()
         self.selected_user: str | None = None
         self.selected_task: str | None = None
+        self.store_changes = 0  # how often jobs have saved something
 
     async def on_unmount(self) -> None:
         """Stop all threads, however the window came to its end."""
@@ -114,12 +114,12 @@ class MtaApp(App[None]):
     def select_user(self, name: str | None) -> None:
         """Select a user for all screens; None for no user."""
         self.selected_user = name
-        self._notify_current_screen(UserSelected())
+        self._reload_current_screen()
 
     def select_task(self, name: str | None) -> None:
         """Show one task only; None shows all."""
         self.selected_task = name
-        self._notify_current_screen(StoreChanged())
+        self._reload_current_screen()
 
     def show_screen(self, name: str) -> None:
         """Show a screen, by its name."""
@@ -189,19 +189,18 @@ class MtaApp(App[None]):
         self.model_worker.close()
 
     def on_job_updated(self, message: JobUpdated) -> None:
-        """Tell the screen of a job that changed, and of what it saved."""
-        job = message.job
-        self._notify_current_screen(JobUpdated(job))
-        if job.unreported_saves or job.finished:
+        """Tell the current screen of a job that changed, and let it read what was saved; others read when shown."""
+        job, screen = message.job, self.current_screen
+        saved = bool(job.unreported_saves) or job.finished
+        if saved:
             job.unreported_saves = 0
-            self._notify_current_screen(StoreChanged())
+            self.store_changes += 1
+        if screen is not None:
+            screen.update_tab_bar()
+            screen.post_message(JobUpdated(job))
+            if saved:
+                screen.reload_if_current()
 
-    def _notify_current_screen(self, message: JobUpdated | StoreChanged | UserSelected) -> None:
-        """Pass a message to the screen that is shown; the others read again when they are shown."""
-        screen = self.current_screen
-        if screen is None:
-            return
-        if not isinstance(message, JobUpdated):
-            screen.reload_if_current()
-        screen.update_tab_bar()
-        screen.post_message(message)
+    def _reload_current_screen(self) -> None:
+        if self.current_screen is not None:
+            self.current_screen.reload_if_current()

@@ -18,9 +18,8 @@ from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobStarted
 from mta_cli.tui.app import MtaApp
 from mta_cli.tui.dialogs.basic import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
-from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
-from mta_cli.tui.workers.job_queue import Job
+from mta_cli.tui.workers.job_queue import Job, JobUpdated
 from store.registry import Registry
 from tests.tui.driving import open_app, run, screen_text, settled, until
 
@@ -41,12 +40,6 @@ class Cell(BaseScreen):
 
     def on_job_updated(self, message: JobUpdated) -> None:
         heard.append(message.job.state)
-
-    def on_user_selected(self, message: UserSelected) -> None:
-        heard.append(self.mta_app.selected_user)
-
-    def on_store_changed(self, message: StoreChanged) -> None:
-        heard.append("changed")
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +135,7 @@ def test_a_chosen_user_is_told_to_the_screen_and_shown_above_it(empty_store: Pat
         async with open_app(empty_store) as (app, pilot):
             app.select_user("ida\x1b[2J")
             await settled(app, pilot)
-            assert heard[-2:].count("ida\x1b[2J") == 1 and heard.count("reload users") == 2
+            assert heard.count("reload users") == 2
             assert "ida[2J" in screen_text(app).splitlines()[0]
 
     run(drive())
@@ -168,7 +161,7 @@ def test_a_job_is_told_to_the_screen_and_what_it_saved_makes_it_read_again(empty
         async with open_app(empty_store) as (app, pilot):
             job = app.job_queue.add_job("walk", "a walk", steps)
             await until(pilot, lambda: job.finished and "done" in heard)
-            assert "changed" in heard and heard.count("reload users") >= 2
+            assert app.store_changes >= 1 and heard.count("reload users") >= 2
             assert job.progress.losses == [1.0, 0.5, 1 / 3] and job.log == ["saved thing one"]
 
     run(drive())

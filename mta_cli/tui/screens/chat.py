@@ -16,7 +16,6 @@ from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note, TextChunk
 from mta_cli.job_text import format_rate
 from mta_cli.printable import clean_text
-from mta_cli.tui.messages import StoreChanged
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
@@ -124,10 +123,6 @@ class ChatScreen(BaseScreen):
             self._prompt_task = None
         self._show_prompt_settings()
         await self._load_chat_list()
-
-    def on_store_changed(self, message: StoreChanged) -> None:
-        """The user's weights may have changed."""
-        self._session.weights_changed = True
 
     @work(exclusive=True, group="search", exit_on_error=False)
     async def _reload_chat_list(self) -> None:
@@ -278,9 +273,11 @@ class ChatScreen(BaseScreen):
         turns.anchor()
         self._show_status("asking …")
         self.run_worker(self._reply.stream_chunks(), group="stream")
-        session, user, text = self._session, self._user, self._last_prompt
+        session, user, text, changes = self._session, self._user, self._last_prompt, self.mta_app.store_changes
         self.active_request.start_request(
-            lambda context: session.send_message(context, user, asking, text), self._handle_event, self._handle_end
+            lambda context: session.send_message(context, user, asking, text, changes),
+            self._handle_event,
+            self._handle_end,
         )
 
     def _handle_event(self, event: Event) -> None:

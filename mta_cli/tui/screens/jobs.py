@@ -23,12 +23,11 @@ from mta_cli.options import EvalOptions, MachineOptions
 from mta_cli.pipeline.maintenance import resume
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob, list_unfinished_jobs
 from mta_cli.tui.dialogs.job_forms import JOB_FORMS, queue_job_from_form
-from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets import job_row
 from mta_cli.tui.widgets.charts.sparkline import LabelledSparkline
-from mta_cli.tui.workers.job_queue import LOG_LINES, Job
+from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobUpdated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,11 +126,6 @@ The curve is the loss from its first value to its last."""
             key: one for one in found if not self._is_resumed_or_running(key := _interrupted_job_key(one), one)
         }
         self._show_list()
-
-    @on(StoreChanged)
-    @on(UserSelected)
-    def accept_reload(self) -> None:
-        """Interrupted jobs may be others; `reload_if_current` has read them again."""
 
     @on(JobUpdated)
     def refresh_updated_job(self, event: JobUpdated) -> None:

@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from textual.message import Message
 from textual.worker import get_current_worker
 
 from mta_cli.errors import MtaError
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted
 from mta_cli.job_text import RateMeter, error_lines, event_text
 from mta_cli.printable import clean_line, clean_text
-from mta_cli.tui.messages import JobUpdated
 from mta_cli.tui.workers.event_buffer import EventBuffer
 
 if TYPE_CHECKING:
@@ -123,6 +123,14 @@ class Job:
             progress.losses.append(event.loss)
             del progress.losses[:-MAX_LOSSES]
         progress.tokens_per_second, progress.seconds_left = meter.tokens_per_second, meter.seconds_left
+
+
+class JobUpdated(Message, bubble=False):
+    """A job has another state, more progress or a longer log. The queue tells the app, the app the current screen."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job = job
 
 
 class JobQueue:

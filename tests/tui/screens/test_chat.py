@@ -11,7 +11,7 @@ import pytest
 from textual.widgets import Input, OptionList
 
 from mta_cli.errors import NotFound
-from mta_cli.events import Event, TextChunk
+from mta_cli.events import ArtifactSaved, Event, TextChunk
 from mta_cli.pipeline.chat.answer import ChatModel, Generation
 from mta_cli.pipeline.chat.conversation import Conversation
 from mta_cli.tui.app import MtaApp
@@ -282,6 +282,10 @@ def test_n_begins_anew_and_another_user_too(demo_store: Path) -> None:
     run(drive())
 
 
+def save_something(reg: Registry) -> Iterator[Event]:
+    yield ArtifactSaved("stack", "ida")
+
+
 def test_the_memory_of_a_conversation_lasts_until_somebody_else_speaks(demo_store: Path) -> None:
     folds: list[object] = []
     become = ChatModel.set_user
@@ -297,6 +301,14 @@ def test_the_memory_of_a_conversation_lasts_until_somebody_else_speaks(demo_stor
                 await pilot.press("escape", "m")
                 await type_and_ask(app, pilot, "three")
                 assert len(folds) == 1
+                app.show_screen("compare")
+                await settled(app, pilot)
+                job = app.job_queue.add_job("user adapt", "ida", save_something)
+                await until(pilot, lambda: job.finished and app.store_changes > 0)
+                app.show_screen("chat")
+                await settled(app, pilot)
+                await type_and_ask(app, pilot, "four")
+                assert len(folds) == 2, "weights are read again after a job, whichever screen was shown"
 
     run(drive())
 

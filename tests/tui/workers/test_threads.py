@@ -13,8 +13,7 @@ from textual.pilot import Pilot
 
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted, Note, TextChunk, UnitFailed
-from mta_cli.tui.messages import JobUpdated
-from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobQueue, MakeEvents
+from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobQueue, JobUpdated, MakeEvents
 from mta_cli.tui.workers.model_worker import ModelWorker, WorkerContext
 from mta_cli.tui.workers.store_reader import StoreReader
 from store.registry import Registry
