@@ -1,6 +1,6 @@
-"""Draws the rooms of the window from a store, as SVG, into docs/screens. `make screens` runs it on the demo's store.
+"""Draws the screens of the window from a store, as SVG, into docs/screens. `make screens` runs it on the demo's store.
 
-Usage: python docs/screens.py STORE. Moves through the rooms by keys, as a person would; draws nothing itself.
+Usage: python docs/screens.py STORE. Moves through the screens by keys, as a user would; draws nothing itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WALK: tuple[tuple[str, Sequence[str]], ...] = (
 
 
 async def walk(store: Path) -> None:
-    """Go through the rooms and keep a picture of each."""
+    """Go through the screens and keep a picture of each."""
     app = MtaApp(store, Settings.load(store))
     async with app.run_test(size=SIZE) as pilot:
         await rest(app, pilot)
@@ -41,7 +41,7 @@ async def walk(store: Path) -> None:
 
 
 async def compare(app: MtaApp, pilot: Pilot[None]) -> None:
-    """Put the first held-out query to the chosen person's models."""
+    """Put the first held-out query to the selected user's models."""
     await pilot.press("2")
     await rest(app, pilot)
     await pilot.press("p")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual import work
@@ -15,53 +17,22 @@ from textual.screen import Screen
 
 from mta_cli.options import ModelOptions
 from mta_cli.settings import Settings, StoreOptions
-from mta_cli.tui.dialogs import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
-from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
-from mta_cli.tui.palette import Commands
+from mta_cli.tui.command_palette import CommandProvider
+from mta_cli.tui.dialogs.basic import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from mta_cli.tui.text import PrintableFilter
-from mta_cli.tui.workers.job_queue import JobQueue
+from mta_cli.tui.workers.job_queue import JobQueue, JobUpdated
 from mta_cli.tui.workers.model_worker import ModelWorker
 from mta_cli.tui.workers.store_reader import StoreReader
 
 if TYPE_CHECKING:
-    from mta_cli.tui.forms import Form
+    from mta_cli.tui.dialogs.form import Form
 
 
-def _make_users_screen() -> Screen[Any]:
-    from mta_cli.tui.screens.users import UsersScreen
-
-    return UsersScreen()
-
-
-def _make_compare_screen() -> Screen[Any]:
-    from mta_cli.tui.screens.compare import CompareScreen
-
-    return CompareScreen()
-
-
-def _make_bank_screen() -> Screen[Any]:
-    from mta_cli.tui.screens.bank import BankScreen
-
-    return BankScreen()
-
-
-def _make_jobs_screen() -> Screen[Any]:
-    from mta_cli.tui.screens.jobs import JobsScreen
-
-    return JobsScreen()
-
-
-def _make_chat_screen() -> Screen[Any]:
-    from mta_cli.tui.screens.chat import ChatScreen
-
-    return ChatScreen()
-
-
-def _make_results_screen() -> Screen[Any]:
-    from mta_cli.tui.screens.results import ResultsScreen
-
-    return ResultsScreen()
+def _make_screen(name: str) -> Screen[Any]:
+    """A screen at its first use: importing all of them would hold up the first one by half a second."""
+    made: Screen[Any] = resolve_name(f"mta_cli.tui.screens.{name}:{SCREEN_TITLES[name]}Screen")()
+    return made
 
 
 # Textual reads Alt and a digit as the sign that a Mac's keyboard has there ("¡" for 1). This private table says so.
@@ -90,21 +61,16 @@ class MtaApp(App[None]):
 
     TITLE = "mta"
     CSS_PATH = "app.tcss"
-    COMMANDS = App.COMMANDS | {Commands}
+    COMMANDS = App.COMMANDS | {CommandProvider}
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
-        "users": _make_users_screen,
-        "compare": _make_compare_screen,
-        "bank": _make_bank_screen,
-        "jobs": _make_jobs_screen,
-        "chat": _make_chat_screen,
-        "results": _make_results_screen,
+        name: partial(_make_screen, name) for name in SCREEN_TITLES
     }
     DEFAULT_MODE = "users"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - declared by Textual as no ClassVar
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", id="app.help", tooltip="Help on what has the focus"),
         *_SCREEN_BINDINGS,
-        Binding("ctrl+t", "change_theme", "Theme", id="app.theme", show=False, tooltip="Choose other colours"),
+        Binding("ctrl+t", "change_theme", "Theme", id="app.theme", show=False, tooltip="Choose another theme"),
         Binding("q", "quit", "Quit", id="app.quit", tooltip="Close the window; asks while a job runs"),
         Binding(
             "ctrl+q",
@@ -122,16 +88,19 @@ class MtaApp(App[None]):
         timeout = settings.build_options(StoreOptions).timeout
         self.settings, self.model_options = settings, settings.build_options(ModelOptions)
         self.store_reader = StoreReader(store, timeout)
+        self.profile_reader = StoreReader(store, timeout)  # for long readings, which would hold up the other one
         self.job_queue = JobQueue(self, store, timeout)
         self.model_worker = ModelWorker(self, store, timeout, self.model_options.base)
         self._printable = PrintableFilter()
         self.selected_user: str | None = None
         self.selected_task: str | None = None
+        self.store_changes = 0  # how often jobs have saved something
 
     async def on_unmount(self) -> None:
         """Stop all threads, however the window came to its end."""
         self._stop_threads()
         await self.store_reader.close()
+        await self.profile_reader.close()
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Textual's own, after ours."""
@@ -143,14 +112,14 @@ class MtaApp(App[None]):
         return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, BaseScreen)), None)
 
     def select_user(self, name: str | None) -> None:
-        """Work for this user from here on; None for no user."""
+        """Select a user for all screens; None for no user."""
         self.selected_user = name
-        self._post_to_screen(UserSelected())
+        self._reload_current_screen()
 
     def select_task(self, name: str | None) -> None:
-        """Show this task alone; None shows all."""
+        """Show one task only; None shows all."""
         self.selected_task = name
-        self._post_to_screen(StoreChanged())
+        self._reload_current_screen()
 
     def show_screen(self, name: str) -> None:
         """Show a screen, by its name."""
@@ -167,7 +136,7 @@ class MtaApp(App[None]):
 
     async def show_form(self, form: Form) -> dict[str, str] | None:
         """What was filled in, or None; await it in a worker."""
-        from mta_cli.tui.forms import FormDialog
+        from mta_cli.tui.dialogs.form import FormDialog
 
         filled: dict[str, str] | None = await self.push_screen_wait(FormDialog(form))
         return filled
@@ -203,8 +172,7 @@ class MtaApp(App[None]):
         """Stop all threads, wait for the current step of each, then close the window."""
         job = self.job_queue.running_job
         if job is not None and not await self.confirm(
-            f"{job.kind} · {job.title} is at work. Close all the same? It stops after the step at hand and goes on "
-            "when it is started again."
+            f"{job.kind} · {job.title} is running. Close anyway? It stops after the current step and can be resumed."
         ):
             return
         job = self.job_queue.running_job
@@ -221,19 +189,18 @@ class MtaApp(App[None]):
         self.model_worker.close()
 
     def on_job_updated(self, message: JobUpdated) -> None:
-        """Tell the screen of a job that changed, and of what it saved."""
-        job = message.job
-        self._post_to_screen(JobUpdated(job))
-        if job.unreported_saves or job.finished:
+        """Tell the current screen of a job that changed, and let it read what was saved; others read when shown."""
+        job, screen = message.job, self.current_screen
+        saved = bool(job.unreported_saves) or job.finished
+        if saved:
             job.unreported_saves = 0
-            self._post_to_screen(StoreChanged())
+            self.store_changes += 1
+        if screen is not None:
+            screen.update_tab_bar()
+            screen.post_message(JobUpdated(job))
+            if saved:
+                screen.reload_if_current()
 
-    def _post_to_screen(self, message: JobUpdated | StoreChanged | UserSelected) -> None:
-        """Pass a message to the screen that is shown; the others read again when they are shown."""
-        screen = self.current_screen
-        if screen is None:
-            return
-        if not isinstance(message, JobUpdated):
-            screen.reload_if_current()
-        screen.show_bar()
-        screen.post_message(message)
+    def _reload_current_screen(self) -> None:
+        if self.current_screen is not None:
+            self.current_screen.reload_if_current()

@@ -16,7 +16,7 @@ MISSING_VALUE = "–"
 
 
 class PrintableFilter(LineFilter):
-    """The last thing between the window and the terminal: no line holds what `clean` takes out."""
+    """The last thing between the window and the terminal: no line holds what `clean_text` takes out."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
         """The segments with their texts cleaned."""

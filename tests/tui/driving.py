@@ -42,6 +42,7 @@ async def open_app(store: Path, size: tuple[int, int] = (80, 24)) -> AsyncIterat
 async def settled(app: MtaApp, pilot: Pilot[None]) -> None:
     """Wait until the window has read and drawn everything; its jobs and its model may still be at work."""
     threads = ("stays", JobQueue.GROUP, ModelWorker.GROUP)
+    await pilot.pause()  # what was asked for just now has begun
     await until(pilot, lambda: all(worker.is_finished or worker.group in threads for worker in app.workers))
     await pilot.pause()
 

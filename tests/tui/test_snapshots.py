@@ -1,4 +1,4 @@
-"""What stands on the screen, room by room, as plain text beside this file. Nothing in it depends on a model's numbers.
+"""Each screen as plain text beside this file. Nothing in it depends on a model's numbers.
 
 `MTA_TEST_SNAPSHOTS=write` writes them anew; read the difference before it is committed.
 """
@@ -86,9 +86,9 @@ def look(store: Path, walk: Walk, size: tuple[int, int]) -> str:
     return run(drive())
 
 
-@pytest.mark.parametrize("room", range(1, 7))
-def test_a_room_of_an_empty_store_says_how_to_begin(empty_store: Path, room: int) -> None:
-    compared(f"empty-{room}", look(empty_store, keys(str(room)), (80, 24)))
+@pytest.mark.parametrize("screen", range(1, 7))
+def test_a_screen_of_an_empty_store_says_how_to_begin(empty_store: Path, screen: int) -> None:
+    compared(f"empty-{screen}", look(empty_store, keys(str(screen)), (80, 24)))
 
 
 @pytest.mark.parametrize("size", [(80, 24), (130, 30)])

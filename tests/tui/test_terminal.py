@@ -44,11 +44,11 @@ def fill(terminal: Terminal, *values: tuple[int, str]) -> None:
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (200, 50)])
-def test_from_an_empty_store_to_an_adapted_person_by_keys(
+def test_from_an_empty_store_to_an_adapted_user_by_keys(
     empty_store: Path, histories: Path, columns: int, rows: int
 ) -> None:
     with Terminal(["tui"], columns, rows) as terminal:
-        terminal.until("Nobody is here yet.")
+        terminal.until("There are no users yet.")
         terminal.press("i")
         fill(terminal, (0, str(histories)))
         terminal.until("person5")
@@ -62,7 +62,7 @@ def test_from_an_empty_store_to_an_adapted_person_by_keys(
         terminal.type("mina")
         terminal.until(lambda screen: "person5" not in screen and "adapted" in screen)
         terminal.press("enter", "enter", "2")
-        terminal.until("put as typed")
+        terminal.until("prompt as typed")
         terminal.press("i")
         terminal.look(0.5)
         terminal.type("is it mine")

@@ -1,4 +1,4 @@
-"""What the tests of the rooms with voices share: a window that has these rooms only, and ways to wait for answers."""
+"""What the tests of Chat and Compare share: a window with these screens only, and ways to wait for answers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ begun = [0]  # how many talks there were
 
 
 class Hall(BaseScreen):
-    """An empty room to begin in."""
+    """An empty screen to begin in."""
 
     SCREEN_NAME = "users"
 
 
 def only_voices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The window has a hall and the two rooms with voices; answers are short, and talks are counted."""
+    """The window has a hall and the two screens with voices; answers are short, and talks are counted."""
     begin = ActiveRequest.start_request
 
     def counted(self: ActiveRequest, *rest: Any) -> None:
@@ -38,11 +38,11 @@ def only_voices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTA_ANSWER_TEMPERATURE", "1.0")  # the tiny base's likeliest tokens are no characters
 
 
-async def enter(app: MtaApp, pilot: Pilot[None], room: str, person: str | None) -> Any:
-    """Choose somebody and go to a room."""
-    if person is not None:
-        app.select_user(person)
-    app.show_screen(room)
+async def enter(app: MtaApp, pilot: Pilot[None], screen: str, user: str | None) -> Any:
+    """Choose somebody and go to a screen."""
+    if user is not None:
+        app.select_user(user)
+    app.show_screen(screen)
     await settled(app, pilot)
     return app.screen
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
@@ -18,8 +19,7 @@ from textual.widgets import DataTable, Static
 from mta_cli.errors import NotFound
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import MISSING_VALUE, format_signed, line_text
-from mta_cli.tui.widgets.user_map import HighlightedUser, UserMapView, anchor_letter
-from mta_cli.tui.workers.store_reader import StoreReader
+from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView, anchor_letter
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.bank.anchor_use import AnchorUsage
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 COLUMNS = ("", "anchor", "cluster", "nearest", "items", "loss", "recipes", "weight", "change")
 NO_BANK_HELP = """There is no bank yet.
 
-A bank is a set of anchors: people who stand for groups of people, with a LoRA trained on each one's history.
+A bank is a set of anchors: users who represent clusters of users, each with a LoRA trained on their history.
 
 Press n to build one, or type
   mta bank build --task TASK
-in a shell. `mta demo` makes a small one from people who come with the program."""
+in a shell. `mta demo` makes a small one from included sample users."""
 
 ProfilesStamp = tuple[int, int, int]
 
@@ -56,11 +56,11 @@ class BankScreen(BaseScreen):
     SCREEN_NAME = "bank"
     CSS_PATH = "bank.tcss"
     HELP = (
-        "An anchor stands for a cluster of people. cluster: how many it stood for when the bank was built; nearest: "
-        "how many are nearest to it now; loss: of its training, first and last; recipes: how many people's models it "
-        "is mixed into, and with what weight; change: by how much the loss on held-out queries fell for those who were "
-        "adapted (more is better).\n"
-        "Enter chooses the anchor's person for all rooms; their neighbours are then shown on the map."
+        "An anchor represents a cluster of users. cluster: its size when the bank was built; nearest: how many users "
+        "are nearest to it now; loss: of its training, first and last; recipes: how many users' recipes hold it, and "
+        "with what weight; change: by how much the loss on held-out queries fell for the adapted ones (more is "
+        "better).\n"
+        "Enter selects the anchor's user for all screens; the map then shows that user's neighbours."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("b", "step_bank(1)", "Next bank", id="bank.next", tooltip="Show the next older bank"),
@@ -81,7 +81,6 @@ class BankScreen(BaseScreen):
         self._anchor_uses: list[AnchorUsage] = []
         self._map: UserMap | None = None
         self._map_key: tuple[int, ProfilesStamp] | None = None
-        self._own_reader: StoreReader | None = None
 
     def compose_body(self) -> ComposeResult:
         """The head, the map beside or above the table, and a word on the selected anchor."""
@@ -95,15 +94,10 @@ class BankScreen(BaseScreen):
                 yield table
                 yield Static(line_text(""), id="words")
 
-    async def on_unmount(self) -> None:
-        """Let the thread that reads end."""
-        if self._own_reader is not None:
-            await self._own_reader.close()
-
     async def reload(self) -> None:
         """Read banks, anchors and the selected user; then profiles, where they changed."""
         number = self._bank.id if self._bank is not None else None
-        found = await self._reader.read(
+        found = await self.mta_app.profile_reader.read(
             partial(
                 _read_bank_snapshot, number=number, task=self.mta_app.selected_task, name=self.mta_app.selected_user
             )
@@ -148,6 +142,7 @@ class BankScreen(BaseScreen):
         """The cursor of the table follows the map."""
         self._table.move_cursor(row=event.number)
 
+    @work(exit_on_error=False)
     async def on_user_map_view_user_clicked(self, event: UserMapView.UserClicked) -> None:
         """Select the user that was clicked."""
         try:
@@ -204,26 +199,15 @@ class BankScreen(BaseScreen):
         if self._map_key != (bank.id, stamp) or self._map is None:
             self._map, self._map_key = None, None
             view.show_map(None, waiting="Reading profiles …")
-            self._map = await self._reader.read(partial(compute_user_map, bank=bank))
+            self._map = await self.mta_app.profile_reader.read(partial(compute_user_map, bank=bank))
             self._map_key = bank.id, stamp
             self._fill_table()
         highlighted = HighlightedUser(user.id, user.name) if user is not None else None
         view.show_map(self._map, highlighted)
         view.selected_anchor = self._table.cursor_row if self._anchor_uses else None
         if user is not None:
-            near = await self._reader.read(lambda reg: find_similar_users(reg, bank, user.id))
+            near = await self.mta_app.profile_reader.read(lambda reg: find_similar_users(reg, bank, user.id))
             view.show_map(self._map, HighlightedUser(user.id, user.name, [one.user_id for one in near]))
-
-    @property
-    def _reader(self) -> StoreReader:
-        """A second thread that reads the store: reading all recipes and profiles would hold up other screens."""
-        from mta_cli.settings import StoreOptions
-
-        if self._own_reader is None:
-            self._own_reader = StoreReader(
-                self.mta_app.store_reader.root, self.mta_app.settings.build_options(StoreOptions).timeout
-            )
-        return self._own_reader
 
 
 def _read_bank_snapshot(reg: Registry, *, number: int | None, task: str | None, name: str | None) -> _BankSnapshot:
@@ -264,19 +248,19 @@ def _anchor_row_cells(number: int, use: AnchorUsage, nearest: int | None) -> lis
 def _anchor_description(number: int, use: AnchorUsage, nearest: int | None) -> Text:
     """The selected anchor in sentences."""
     anchor = use.anchor
-    said = [f"{anchor_letter(number)} {anchor.user or 'somebody who was forgotten'}:"]
-    said.append(f"{anchor.cluster_size} people when it was chosen" + (f", {nearest:,} now." if nearest else "."))
+    said = [f"{anchor_letter(number)} {anchor.user or '(forgotten)'}:"]
+    said.append(f"{anchor.cluster_size} users when it was chosen" + (f", {nearest:,} now." if nearest else "."))
     if use.user_count:
         said.append(f"In {use.user_count:,} recipes, with {100 * use.weight_share:.0f} % of all weight.")
     else:
-        said.append("In nobody's recipe.")
+        said.append("In no recipe.")
     if use.heldout_gain is not None:
         better = "fell" if use.heldout_gain >= 0 else "rose"
         said.append(
             f"The held-out loss of {use.measured_users:,} of them {better} by {abs(use.heldout_gain):.3f} when adapted."
         )
     if anchor.stale:
-        why = "its person is forgotten" if anchor.user is None else "without consent"
+        why = "its user was forgotten" if anchor.user is None else "without consent"
         said.append(f"Stale, {why}: mta bank build --refresh.")
     words = line_text(" ".join(said))
     words.no_wrap = False

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual import events, work
 from textual.app import ComposeResult
@@ -11,6 +10,7 @@ from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Footer, Static
+from textual.worker import Worker, WorkerState
 
 from mta_cli.tui.text import line_text
 
@@ -86,34 +86,29 @@ class BaseScreen(Screen[None]):
 
     def reload_if_current(self) -> None:
         """What is shown may be old: read again if the screen is shown; a reading under way is dropped."""
-        self.show_bar()
+        self.update_tab_bar()
         if self.is_current:
             self._reload_in_worker()
 
-    @work(group="reload", exclusive=True)
+    @work(group="reload", exclusive=True, exit_on_error=False)
     async def _reload_in_worker(self) -> None:
-        await self.await_or_show_error(self.reload())
+        await self.reload()
 
-    async def await_or_show_error(self, work: Coroutine[Any, Any, None]) -> None:
-        """Await `work`; an error is shown in a dialog and ends nothing else."""
-        try:
-            await work
-        except Exception as error:
-            self.mta_app.show_error(error)
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """Show the error of a worker with `exit_on_error=False` in a dialog; it ends nothing else."""
+        if event.state is WorkerState.ERROR and event.worker.error is not None:
+            self.mta_app.show_error(event.worker.error)
 
-    @work(group="stays")
+    @work(group="stays", exit_on_error=False)
     async def open_job_form(self, kind: str) -> None:
         """Ask for a job, queue it, and go to where it is watched."""
-        await self.await_or_show_error(self._queue_job_and_watch(kind))
-
-    async def _queue_job_and_watch(self, kind: str) -> None:
-        from mta_cli.tui.job_forms import queue_job_from_form
+        from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
         if await queue_job_from_form(self.mta_app, kind) is not None:
             self.mta_app.show_screen("jobs")
 
-    def show_bar(self) -> None:
-        """Bring the bar up to date."""
+    def update_tab_bar(self) -> None:
+        """Show the selected user and the running job."""
         job = self.mta_app.job_queue.running_job
         for bar in self.query(ScreenTabBar):
             bar.update_status(self.mta_app.selected_user, job.kind if job else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
@@ -15,7 +16,6 @@ from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note, TextChunk
 from mta_cli.job_text import format_rate
 from mta_cli.printable import clean_text
-from mta_cli.tui.messages import StoreChanged
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 MODES: tuple[str | None, ...] = (None, "base", "fused", "adapted")  # None: the most personal there is
 MAX_MESSAGES_SHOWN = 60  # messages of a stored conversation, its last ones
 MAX_CHATS_LISTED = 100  # conversations
-NO_USER_HELP = """Nobody is chosen.
+NO_USER_HELP = """No user selected.
 
-Press 1, move to somebody and press Enter; then come back with 5.
-Every conversation is stored with the person, and can be searched, gone on with and learnt from."""
+Press 1, move to a user and press Enter; then come back with 5.
+Conversations are stored with the user. They can be searched, continued and learnt from."""
 
 
 class ChatScreen(BaseScreen):
@@ -47,22 +47,28 @@ class ChatScreen(BaseScreen):
 
     SCREEN_NAME: ClassVar[str] = "chat"
     HELP: ClassVar[str] = (
-        "Type and press Enter; the person's own model answers, with their history in the prompt. Every exchange is "
+        "Type and press Enter; the user's model answers, with the user's history in the prompt. Every exchange is "
         "stored at once.\n"
-        "Escape stops an answer: what was said until then is kept. After a failure your words stand in the prompt "
-        "again.\n"
-        "m changes who answers: the most personal model, the base, the fusion, the adapted one. t changes how words "
-        "are put: as typed, or as a task's own prompt.\n"
-        "h shows earlier conversations; type to search in them, Enter goes on with one. g keeps the last exchange as "
-        "a history item of the person, to learn from."
+        "Escape stops an answer and keeps the text so far. After a failure your message is back in the prompt.\n"
+        "m changes the model: the most personal one, the base, the fusion, the adapted one. t switches between the "
+        "text as typed and a task's prompt.\n"
+        "h shows earlier conversations; type to search them, Enter continues one. g keeps the last exchange as a "
+        "history item of the user, to learn from."
     )
     CSS_PATH = "chat.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("i", "focus_prompt", "Type", id="chat.write", tooltip="Type a message"),
         Binding("n", "new", "New", id="chat.new", tooltip="Begin a new conversation"),
         Binding("h", "search_chats", "History", id="chat.past", tooltip="Search in earlier conversations"),
-        Binding("m", "mode", "Mode", id="chat.mode", tooltip="Change who answers: best, base, fused or adapted"),
-        Binding("t", "task", "Task", id="chat.task", show=False, tooltip="Put words as typed, or as a task's prompt"),
+        Binding("m", "mode", "Mode", id="chat.mode", tooltip="Change the model: most personal, base, fused or adapted"),
+        Binding(
+            "t",
+            "task",
+            "Task",
+            id="chat.task",
+            show=False,
+            tooltip="Text as typed, or a task's prompt",
+        ),
         Binding("g", "keep_exchange", "Good", id="chat.good", tooltip="Keep the last exchange as a history item"),
         Binding("y", "copy", "Copy", id="chat.copy", show=False, tooltip="Copy the last answer"),
         Binding("d", "remove", "Remove", id="chat.remove", show=False, tooltip="Remove the conversation; asks"),
@@ -73,18 +79,17 @@ class ChatScreen(BaseScreen):
         super().__init__()
         self._user: str | None = None
         self._user_tasks: tuple[str, ...] = ()
-        self._prompt_task: str | None = None  # None: words go as typed
+        self._prompt_task: str | None = None  # None: the text as typed
         self._mode: str | None = None
         self._chats: list[ChatSummary] = []
         self._session = ChatSession()
-        self._active_request: ActiveRequest | None = None
         self._last_prompt = ""  # what was asked last
         self._warnings: list[str] = []  # told while it was answered
         self._reply: AnswerMarkdown | None = None
 
     def compose_body(self) -> ComposeResult:
         """Earlier conversations, this one, the prompt."""
-        yield Static(block_text(NO_USER_HELP), id="nobody")
+        yield Static(block_text(NO_USER_HELP), id="no-user")
         with Container(id="chat"):
             with Vertical(id="past"):
                 yield Input(placeholder="search conversations", id="search")
@@ -95,12 +100,10 @@ class ChatScreen(BaseScreen):
                 yield Static(id="how")
                 yield PromptArea("Type a message, Enter asks · Esc leaves the prompt, so that keys work")
 
-    @property
+    @cached_property
     def active_request(self) -> ActiveRequest:
         """The request of this screen."""
-        if self._active_request is None:
-            self._active_request = ActiveRequest(self.mta_app.model_worker)
-        return self._active_request
+        return ActiveRequest(self.mta_app.model_worker)
 
     async def reload(self) -> None:
         """Read the selected user's tasks and conversations."""
@@ -108,7 +111,7 @@ class ChatScreen(BaseScreen):
         tasks = await self.mta_app.store_reader.read(lambda reg: _read_user_tasks(reg, name))
         if tasks is None:
             name = None
-        self.set_class(name is None, "-nobody")
+        self.set_class(name is None, "-no-user")
         if name != self._user:
             self._user, self._prompt_task, self._mode = name, None, None
             await self._reset_chat()
@@ -121,13 +124,9 @@ class ChatScreen(BaseScreen):
         self._show_prompt_settings()
         await self._load_chat_list()
 
-    def on_store_changed(self, message: StoreChanged) -> None:
-        """The user's weights may have changed."""
-        self._session.weights_changed = True
-
-    @work(exclusive=True, group="search")
+    @work(exclusive=True, group="search", exit_on_error=False)
     async def _reload_chat_list(self) -> None:
-        await self.await_or_show_error(self._load_chat_list())
+        await self._load_chat_list()
 
     async def _load_chat_list(self) -> None:
         """The conversations that hold the words searched for."""
@@ -153,10 +152,10 @@ class ChatScreen(BaseScreen):
         """From the words to what was found."""
         self.query_one("#chats").focus()
 
-    @work(exclusive=True, group="open")
+    @work(exclusive=True, group="open", exit_on_error=False)
     async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Go on with a stored conversation."""
-        await self.await_or_show_error(self._open(self._chats[event.option_index].id))
+        await self._open(self._chats[event.option_index].id)
 
     async def _open(self, chat_id: int) -> None:
         messages = await self.mta_app.store_reader.read(lambda reg: reg.chats.messages(chat_id))
@@ -189,9 +188,9 @@ class ChatScreen(BaseScreen):
         """To the prompt."""
         self.query_one(PromptArea).focus()
 
-    @work(exclusive=True, group="open")
+    @work(exclusive=True, group="open", exit_on_error=False)
     async def action_new(self) -> None:
-        """A new conversation with the same person."""
+        """A new conversation with the same user."""
         await self._reset_chat()
         self.query_one(PromptArea).focus()
         await self._load_chat_list()
@@ -202,12 +201,12 @@ class ChatScreen(BaseScreen):
         self.query_one("#search").focus()
 
     def action_mode(self) -> None:
-        """Who answers next."""
+        """Switch to the next model."""
         self._mode = next_in_cycle(list(MODES), self._mode)
         self._show_prompt_settings()
 
     def action_task(self) -> None:
-        """How words are put next."""
+        """Switch to the next task."""
         self._prompt_task = next_in_cycle([None, *self._user_tasks], self._prompt_task)
         self._show_prompt_settings()
 
@@ -229,7 +228,7 @@ class ChatScreen(BaseScreen):
     def action_keep_exchange(self) -> None:
         """The last exchange becomes a history item."""
         if self.active_request.in_progress or not self._session.has_exchange:
-            self._show_status("There is no answer in this window yet to keep; ask something first.")
+            self._show_status("There is no answer to keep yet; ask something first.")
             return
         session = self._session
         self.active_request.start_request(
@@ -246,24 +245,21 @@ class ChatScreen(BaseScreen):
         if error is not None:
             self.mta_app.show_error(error)
 
-    @work(exclusive=True, group="open")
+    @work(exclusive=True, group="open", exit_on_error=False)
     async def action_remove(self) -> None:
         """Remove what is stored of the conversation that is shown."""
         chat_id = self._session.chat_id
         if chat_id is None or self.active_request.in_progress:
             self._show_status("No stored conversation is shown.")
-        elif await self.mta_app.confirm("Remove this conversation? What was kept of it as history items stays."):
-            await self.await_or_show_error(self._remove(chat_id))
-
-    async def _remove(self, chat_id: int) -> None:
-        await self.mta_app.store_reader.read(lambda reg: reg.chats.remove(chat_id))
-        await self._reset_chat()
-        await self._load_chat_list()
+        elif await self.mta_app.confirm("Remove this conversation? History items kept from it stay."):
+            await self.mta_app.store_reader.read(lambda reg: reg.chats.remove(chat_id))
+            await self._reset_chat()
+            await self._load_chat_list()
 
     def on_prompt_area_submitted(self, message: PromptArea.Submitted) -> None:
         """A message to the model."""
         if self._user is None or self.active_request.in_progress:
-            self._show_status("An answer is under way; Escape stops it.")
+            self._show_status("An answer is being generated; Escape stops it.")
             return
         try:
             asking = request_from_settings(self.mta_app.settings, self._prompt_task, self._mode)
@@ -277,9 +273,11 @@ class ChatScreen(BaseScreen):
         turns.anchor()
         self._show_status("asking …")
         self.run_worker(self._reply.stream_chunks(), group="stream")
-        session, user, text = self._session, self._user, self._last_prompt
+        session, user, text, changes = self._session, self._user, self._last_prompt, self.mta_app.store_changes
         self.active_request.start_request(
-            lambda context: session.send_message(context, user, asking, text), self._handle_event, self._handle_end
+            lambda context: session.send_message(context, user, asking, text, changes),
+            self._handle_event,
+            self._handle_end,
         )
 
     def _handle_event(self, event: Event) -> None:
@@ -307,9 +305,9 @@ class ChatScreen(BaseScreen):
             self._show_status("")
             self.mta_app.show_error(error)
         elif stopped:
-            self._show_status("stopped" if said else "stopped before a word was said")
+            self._show_status("stopped" if said else "stopped before the first word")
             if said:
-                self._tell_source("stopped; what was said is kept")
+                self._tell_source("stopped; the text so far is kept")
         self._reload_chat_list()
 
     def _restore_prompt(self, *, keep: bool) -> None:
@@ -334,15 +332,15 @@ class ChatScreen(BaseScreen):
 
     def _show_prompt_settings(self) -> None:
         mode, how = self._mode or "most personal", self._prompt_task or NO_TASK_LABEL
-        parts = (Text("with "), line_text(self._user, "bold"), Text(" · answers "), line_text(mode, "bold"))
-        self.query_one("#how", Static).update(Text.assemble(*parts, Text(" · put "), line_text(how, "bold")))
+        parts = (Text("user "), line_text(self._user, "bold"), Text(" · model "), line_text(mode, "bold"))
+        self.query_one("#how", Static).update(Text.assemble(*parts, Text(" · prompt "), line_text(how, "bold")))
 
     def _show_status(self, words: str) -> None:
         self.query_one("#notes", Static).update(line_text(words))
 
 
 def _read_user_tasks(reg: Registry, name: str | None) -> tuple[str, ...] | None:
-    """The person's tasks; None where they are gone, or nobody is meant."""
+    """The user's tasks; None without a user, or where the user was removed."""
     if name is None:
         return None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
@@ -16,11 +17,11 @@ from textual.widgets import OptionList, Static
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.printable import clean_line, clean_text
+from mta_cli.tui.dialogs.user_picker import UserPicker
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
-from mta_cli.tui.widgets.answers import AnswerColumn, AnswerColumns
+from mta_cli.tui.widgets.answers import COLUMN_BINDINGS, AnswerColumn, AnswerColumns
 from mta_cli.tui.widgets.prompt import PromptArea
-from mta_cli.tui.widgets.user_picker import UserPicker
 from mta_cli.tui.workers.chat_turn import NO_TASK_LABEL, ActiveRequest, next_in_cycle, request_from_settings
 
 if TYPE_CHECKING:
@@ -31,13 +32,13 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_QUERIES_PER_TASK = 200  # of each task that are listed
-NO_USER_HELP = """Nobody is chosen.
+NO_USER_HELP = """No user selected.
 
-Press 1, move to somebody and press Enter; then come back with 2.
-Who was adapted has three answers here: the base's, their fusion's and their own."""
+Press 1, move to a user and press Enter; then come back with 2.
+An adapted user has three answers here: of the base, of the fusion and of the adapted model."""
 HELD_OUT_WARNING = (
-    "This question is held out to measure with. Kept as a history item it can be trained on, and what is measured on "
-    "it afterwards says less. Keep it all the same?"
+    "This question is held out for measurements. As a history item it can be trained on, and later measurements on it "
+    "say less. Keep it anyway?"
 )
 
 
@@ -63,33 +64,28 @@ class CompareScreen(BaseScreen):
 
     SCREEN_NAME: ClassVar[str] = "compare"
     HELP: ClassVar[str] = (
-        "The same prompt goes to the base, to the person's fusion of anchors and to their own adapted model, in one "
+        "The same prompt goes to the base, to the user's fusion of anchors and to the user's adapted model, in one "
         "batch of one loaded base.\n"
-        "Press i, type a question and press Enter; or press p and pick a held-out one: then the right answer is "
-        "known, and under each column stands how likely the model finds it and how good its own answer is.\n"
-        "Marked words are those that the first column does not have there.\n"
-        "t changes how words are put: as typed, or as a task's own prompt. o adds another person's model; x takes "
-        "others away. Choose a column with the arrow keys or the mouse; g keeps its answer as a history item of the "
-        "person, to learn from."
+        "Press i, type a question and press Enter; or press p and pick a held-out one: then the gold answer is "
+        "known, and each column shows its likelihood under the model and the metrics of the model's own answer.\n"
+        "Words that differ from the first column are marked.\n"
+        "t switches between the text as typed and a task's prompt. o adds another user's model; x removes the others. "
+        "Select a column with the arrow keys or the mouse; g keeps its answer as a history item of the user, to learn "
+        "from."
     )
     CSS_PATH = "compare.tcss"
     AUTO_FOCUS = ""  # keys work at once; i goes to the prompt
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("i", "focus_prompt", "Type", id="compare.write", tooltip="Type a question"),
         Binding("p", "pick", "Pick", id="compare.pick", tooltip="Pick a held-out question with its right answer"),
-        Binding("o", "add_user", "Other", id="compare.other", tooltip="Add another person's model as a column"),
+        Binding("o", "add_user", "Other", id="compare.other", tooltip="Add another user's model as a column"),
         Binding(
-            "x", "remove_others", "Alone", id="compare.alone", show=False, tooltip="Take other people's columns away"
+            "x", "remove_others", "Alone", id="compare.alone", show=False, tooltip="Remove the columns of other users"
         ),
-        Binding("t", "task", "Task", id="compare.task", tooltip="Put words as typed, or as a task's own prompt"),
+        Binding("t", "task", "Task", id="compare.task", tooltip="Text as typed, or a task's prompt"),
         Binding("r", "ask_again", "Again", id="compare.again", show=False, tooltip="Ask the same again"),
-        Binding(
-            "left", "step_column(-1)", "Column left", id="compare.left", show=False, tooltip="Choose the column before"
-        ),
-        Binding(
-            "right", "step_column(1)", "Column right", id="compare.right", show=False, tooltip="Choose the next column"
-        ),
-        Binding("g", "keep", "Good", id="compare.keep", tooltip="Keep the chosen answer as a history item"),
+        *COLUMN_BINDINGS,
+        Binding("g", "keep", "Good", id="compare.keep", tooltip="Keep the selected answer as a history item"),
         Binding("escape", "stop", "Stop", id="compare.stop", tooltip="Stop the answers; else leave the prompt"),
     ]
 
@@ -97,17 +93,16 @@ class CompareScreen(BaseScreen):
         super().__init__()
         self._user_queries = UserQueries((), ())
         self._user: str | None = None
-        self._prompt_task: str | None = None  # None: words go as typed
+        self._prompt_task: str | None = None  # None: the text as typed
         self._other_users: list[str] = []
         self._picked_query: Query | None = None
         self._last_request: CompareRequest | None = None
         self._kept_columns: set[str] = set()
-        self._active_request: ActiveRequest | None = None
         self._warnings: list[str] = []  # told while it was answered
 
     def compose_body(self) -> ComposeResult:
         """Held-out questions, the prompt, the answers."""
-        yield Static(block_text(NO_USER_HELP), id="nobody")
+        yield Static(block_text(NO_USER_HELP), id="no-user")
         with Container(id="asked"):
             yield OptionList(id="questions")
             with Vertical(id="answering"):
@@ -116,12 +111,10 @@ class CompareScreen(BaseScreen):
                 yield AnswerColumns()
                 yield Static(id="said")
 
-    @property
+    @cached_property
     def active_request(self) -> ActiveRequest:
         """The request of this screen."""
-        if self._active_request is None:
-            self._active_request = ActiveRequest(self.mta_app.model_worker)
-        return self._active_request
+        return ActiveRequest(self.mta_app.model_worker)
 
     async def reload(self) -> None:
         """Read the selected user's tasks and held-out questions."""
@@ -129,7 +122,7 @@ class CompareScreen(BaseScreen):
         held = await self.mta_app.store_reader.read(lambda reg: _read_user_queries(reg, name))
         if held is None:
             name = None
-        self.set_class(name is None, "-nobody")
+        self.set_class(name is None, "-no-user")
         if name != self._user:
             self._reset_for_user(name)
         if held is not None and held != self._user_queries:
@@ -180,7 +173,7 @@ class CompareScreen(BaseScreen):
         options.focus()
 
     def action_task(self) -> None:
-        """The next way to put words."""
+        """Switch to the next task."""
         self._prompt_task = next_in_cycle([None, *self._user_queries.tasks], self._prompt_task)
         self._show_prompt_settings()
 
@@ -199,7 +192,7 @@ class CompareScreen(BaseScreen):
         """Another user's model, from the next question on."""
         if self._user is None:
             return
-        picker = UserPicker("Whose model shall answer too?", without=(self._user, *self._other_users))
+        picker = UserPicker("Which user's model answers too?", without=(self._user, *self._other_users))
         other = await self.app.push_screen_wait(picker)
         if other is not None:
             self._other_users.append(other)
@@ -219,20 +212,20 @@ class CompareScreen(BaseScreen):
         answers = list(self.query(AnswerColumn))
         self.set_focus(answers[0] if answers else None)
 
-    @work
+    @work(exit_on_error=False)
     async def action_keep(self) -> None:
         """The selected column's answer becomes a history item of the user."""
         answers, asked = self.query_one(AnswerColumns), self._last_request
         if asked is None or self.active_request.in_progress or not answers.column_keys:
-            self._show_status("There is no whole answer yet to keep.")
+            self._show_status("There is no complete answer to keep yet.")
             return
         if answers.selected_key is None:
-            self._show_status("Choose a column first: arrow keys, Tab or the mouse.")
+            self._show_status("Select a column first: arrow keys, Tab or the mouse.")
             return
         if answers.selected_key in self._kept_columns:
             self._show_status("This answer is a history item already.")
             return
-        await self.await_or_show_error(self._keep(asked, answers.selected_key, answers.answer_of(answers.selected_key)))
+        await self._keep(asked, answers.selected_key, answers.answer_of(answers.selected_key))
 
     async def _keep(self, asked: CompareRequest, column: str, answer: str) -> None:
         from mta_cli.pipeline.chat.conversation import add_exchange_as_item
@@ -258,7 +251,7 @@ class CompareScreen(BaseScreen):
 
     def _start_comparison(self) -> None:
         if self._user is None or self.active_request.in_progress:
-            self._show_status("An answer is under way; Escape stops it.")
+            self._show_status("An answer is being generated; Escape stops it.")
             return
         try:
             asking = request_from_settings(self.mta_app.settings, self._prompt_task)
@@ -292,17 +285,17 @@ class CompareScreen(BaseScreen):
     def _handle_end(self, error: BaseException | None, stopped: bool) -> None:
         if error is not None:
             self._show_status("")
-            self.mta_app.show_error(error)  # the words still stand in the prompt
+            self.mta_app.show_error(error)  # the question is still in the prompt
         elif stopped:
             self._last_request = None
             self._show_status("stopped")
 
     def _show_prompt_settings(self) -> None:
-        """One line on how the next question is put, and the right answer of the last one."""
+        """One line: the task of the next prompt, the other users, and the gold answer of the last question."""
         how = self._prompt_task or NO_TASK_LABEL
-        parts = [Text("put "), line_text(how, "bold")]
+        parts = [Text("prompt "), line_text(how, "bold")]
         if self._other_users:
-            parts += [Text(" · beside "), line_text(", ".join(self._other_users), "bold")]
+            parts += [Text(" · and users "), line_text(", ".join(self._other_users), "bold")]
         if self._last_request is not None and self._last_request.question.gold is not None:
             parts += [Text(" · gold "), line_text(clean_line(self._last_request.question.gold), "bold")]
         self.query_one("#how", Static).update(Text.assemble(*parts))

@@ -22,13 +22,12 @@ from textual.widgets.option_list import Option
 from mta_cli.options import EvalOptions, MachineOptions
 from mta_cli.pipeline.maintenance import resume
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob, list_unfinished_jobs
-from mta_cli.tui.job_forms import JOB_FORMS, queue_job_from_form
-from mta_cli.tui.messages import JobUpdated, StoreChanged, UserSelected
+from mta_cli.tui.dialogs.job_forms import JOB_FORMS, queue_job_from_form
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text
 from mta_cli.tui.widgets import job_row
-from mta_cli.tui.widgets.sparkline import LabelledSparkline
-from mta_cli.tui.workers.job_queue import LOG_LINES, Job
+from mta_cli.tui.widgets.charts.sparkline import LabelledSparkline
+from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobUpdated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,11 +35,11 @@ if TYPE_CHECKING:
     from mta_cli.events import Event
     from store.registry import Registry
 
-NO_JOBS_HELP = """Nothing runs, and nothing was interrupted. Start something:
+NO_JOBS_HELP = """No job is running, and none was interrupted. Start one:
 
 {starts}
 
-A new store begins with i or m; then b builds a bank, a adapts people to it, and e measures what that is worth."""
+Begin with i or m; then b builds a bank, a adapts users to it, and e measures the result."""
 
 
 class JobKindPicker(ModalScreen[str | None]):
@@ -71,16 +70,16 @@ class JobsScreen(BaseScreen):
 
     SCREEN_NAME = "jobs"
     CSS_PATH = "jobs.tcss"
-    HELP = """Jobs run one after another; you can go to other rooms meanwhile.
-↻ was interrupted and can go on with the options that it was begun with.
-▶ runs   · waits   ✓ done   ✗ failed   ■ stopped
-Enter goes on with what was interrupted, and else moves to the log.
-A job that is stopped keeps what is finished and a checkpoint of the rest.
+    HELP = """Jobs run one after another; you can use the other screens meanwhile.
+↻ interrupted; can be resumed with the options that it was started with
+▶ running   · waiting   ✓ done   ✗ failed   ■ stopped
+Enter resumes an interrupted job, and on other jobs moves to the log.
+A stopped job keeps what is finished and a checkpoint of the rest.
 The curve is the loss from its first value to its last."""
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("n", "new", "New job", id="jobs.new", tooltip="Choose what to start"),
-        Binding("r", "resume", "Go on", id="jobs.resume", tooltip="Go on with what was interrupted"),
-        Binding("x", "give_up", "Give up", id="jobs.give_up", tooltip="Never offer it again; what is half done goes"),
+        Binding("n", "new", "New job", id="jobs.new", tooltip="Choose a job to start"),
+        Binding("r", "resume", "Resume", id="jobs.resume", tooltip="Resume the interrupted job"),
+        Binding("x", "give_up", "Discard", id="jobs.give_up", tooltip="Remove what is half done, and offer it no more"),
         Binding("s", "stop", "Stop", id="jobs.stop", tooltip="Stop the job; it keeps a checkpoint"),
         *(
             Binding(
@@ -100,7 +99,7 @@ The curve is the loss from its first value to its last."""
         self._interrupted_jobs: dict[str, UnfinishedJob] = {}
         self._resumed: dict[str, Job] = {}
         self._ids: list[str] = []
-        self._written_log: tuple[Job, list[str]] | None = None
+        self._written_log: tuple[Job, int] | None = None  # the job, and how many lines of its log are shown
 
     def compose_body(self) -> ComposeResult:
         """The list, what is selected, and what to do where there is nothing."""
@@ -116,7 +115,7 @@ The curve is the loss from its first value to its last."""
         )
 
     def on_mount(self) -> None:
-        """Clocks of running jobs go on between their steps."""
+        """Update the clock of a running job between its steps."""
         self.set_interval(1.0, self._refresh_job_header)
         self.screen_layout_refresh_signal.subscribe(self.query_one("#log"), self._show_detail_after_layout)
 
@@ -127,11 +126,6 @@ The curve is the loss from its first value to its last."""
             key: one for one in found if not self._is_resumed_or_running(key := _interrupted_job_key(one), one)
         }
         self._show_list()
-
-    @on(StoreChanged)
-    @on(UserSelected)
-    def accept_reload(self) -> None:
-        """Interrupted jobs may be others; `reload_if_current` has read them again."""
 
     @on(JobUpdated)
     def refresh_updated_job(self, event: JobUpdated) -> None:
@@ -146,7 +140,7 @@ The curve is the loss from its first value to its last."""
 
     @on(OptionList.OptionSelected, "#list")
     def open_selected_job(self) -> None:
-        """Enter: go on with what was interrupted, or read the log."""
+        """Enter: resume an interrupted job, or go to the log."""
         if self._selected_interrupted_job is not None:
             self.action_resume()
         else:
@@ -172,20 +166,23 @@ The curve is the loss from its first value to its last."""
         if kind is not None:
             self.action_start(kind)
 
-    @work
+    @work(exit_on_error=False)
     async def action_start(self, kind: str) -> None:
         """Ask for a job of this kind and queue it."""
-        await self.await_or_show_error(self._start(kind))
+        job = await queue_job_from_form(self.mta_app, kind)
+        if job is not None:
+            self._show_list(select=_job_option_id(job))
+            self.query_one("#list").focus()
 
     @work
     async def action_stop(self) -> None:
-        """Stop the selected job, if the person means it."""
+        """Stop the selected job; asks first."""
         job = self._selected_job
         if (
             job is not None
             and not job.finished
             and await self.mta_app.confirm(
-                f"Stop {job.kind} · {job.title}? What is finished is kept, and it can go on later."
+                f"Stop {job.kind} · {job.title}? What is finished is kept, and it can be resumed later."
             )
         ):
             self.mta_app.job_queue.stop_job(job)
@@ -193,7 +190,7 @@ The curve is the loss from its first value to its last."""
             self.refresh_bindings()
 
     def action_resume(self) -> None:
-        """Go on with the interrupted job that is selected."""
+        """Resume the selected interrupted job."""
         one = self._selected_interrupted_job
         if one is None:
             return
@@ -208,22 +205,13 @@ The curve is the loss from its first value to its last."""
         self._interrupted_jobs.pop(_interrupted_job_key(one), None)
         self._show_list(select=_job_option_id(job))
 
-    @work
+    @work(exit_on_error=False)
     async def action_give_up(self) -> None:
         """Take an interrupted job from the list for good."""
         one = self._selected_interrupted_job
         if one is not None and await self.mta_app.confirm(_discard_question(one)):
-            await self.await_or_show_error(self._give_up(one))
-
-    async def _give_up(self, one: UnfinishedJob) -> None:
-        await self.mta_app.store_reader.read(partial(resume.discard_job, one=one))
-        await self.reload()
-
-    async def _start(self, kind: str) -> None:
-        job = await queue_job_from_form(self.mta_app, kind)
-        if job is not None:
-            self._show_list(select=_job_option_id(job))
-            self.query_one("#list").focus()
+            await self.mta_app.store_reader.read(partial(resume.discard_job, one=one))
+            await self.reload()
 
     @property
     def _selected_option_id(self) -> str | None:
@@ -251,8 +239,8 @@ The curve is the loss from its first value to its last."""
         shown, width = self.query_one("#list", OptionList), self._list_width
         wanted = select or self._selected_option_id
         jobs = list(reversed(self.mta_app.job_queue.jobs))
-        prompts = {key: job_row.interrupted_job_option_text(one, width) for key, one in self._interrupted_jobs.items()}
-        prompts |= {_job_option_id(job): job_row.job_option_text(job, width) for job in jobs}
+        prompts = {key: job_row.interrupted_job_list_entry(one, width) for key, one in self._interrupted_jobs.items()}
+        prompts |= {_job_option_id(job): job_row.job_list_entry(job, width) for job in jobs}
         self._ids = list(prompts)
         shown.set_options(Option(prompt, key) for key, prompt in prompts.items())
         if self._ids:
@@ -270,7 +258,7 @@ The curve is the loss from its first value to its last."""
             self._show_list()
             return
         shown = self.query_one("#list", OptionList)
-        shown.replace_option_prompt(_job_option_id(job), job_row.job_option_text(job, self._list_width))
+        shown.replace_option_prompt(_job_option_id(job), job_row.job_list_entry(job, self._list_width))
         if job is self._selected_job:
             self._show_detail()
             self.refresh_bindings()
@@ -289,17 +277,17 @@ The curve is the loss from its first value to its last."""
             not log.content_size.width
         ):  # lines would be folded for no width at all: `_show_detail_after_layout` comes back
             return
-        written = self._written_log[1] if self._written_log is not None and self._written_log[0] is job else []
-        fresh = job_row.new_log_lines(written, job.log)
-        if fresh is None or not written:
+        written = self._written_log[1] if self._written_log is not None and self._written_log[0] is job else 0
+        missing = job.logged_lines - written
+        if not written or missing > len(job.log):
             log.clear()
-            fresh = job.log
+        fresh = job.log[-missing:] if missing else []
         follow = not written or log.is_vertical_scroll_end  # a log that was scrolled back stays where it is
         for text in fresh:
             log.write(block_text(text), expand=True, scroll_end=False)
         if follow and fresh:
             self.call_after_refresh(log.scroll_end, animate=False)
-        self._written_log = job, list(job.log)
+        self._written_log = job, job.logged_lines
 
     def _show_detail_after_layout(self, _: object) -> None:
         """Show what did not fit before."""
@@ -325,7 +313,7 @@ def _job_kind_line(kind: str) -> Text:
 
 def _discard_question(one: UnfinishedJob) -> str:
     goes = {resume.BANK_BUILD: " Everything that was trained for it is removed."}.get(one.kind, "")
-    return f"Give up {one.kind} · {one.title}?{goes} It will not be offered again."
+    return f"Discard {one.kind} · {one.title}?{goes} It will not be offered again."
 
 
 def _interrupted_job_key(one: UnfinishedJob) -> str:

@@ -34,8 +34,8 @@ from mta_cli.pipeline.report.results import (
 )
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import line_text
-from mta_cli.tui.widgets.intervals import IntervalPlot, IntervalRow, Tone
-from mta_cli.tui.widgets.size_plot import SizePlot, SizePoint
+from mta_cli.tui.widgets.charts.intervals import IntervalPlot, IntervalRow, Tone
+from mta_cli.tui.widgets.charts.size_plot import SizePlot, SizePoint
 
 if TYPE_CHECKING:
     from store.registry import Registry
@@ -43,16 +43,14 @@ if TYPE_CHECKING:
 COLUMNS = ("no.", "task", "best", "", "bytes", "shots", "methods", "made")
 VERDICT_TONES: dict[Verdict, Tone] = {"better": "good", "worse": "bad", "not told apart": "plain"}
 TABS = {"methods": "Methods", "differences": "Differences", "size": "Bytes", "numbers": "Numbers", "tasks": "Tasks"}
-NO_EVALUATIONS_HELP = """Nothing has been measured yet.
+NO_EVALUATIONS_HELP = """There are no evaluations yet.
 
 An evaluation answers every held-out query with several methods and says which differences can be told apart.
 
 Press e to start one, or type
   mta eval run --task TASK
 in a shell. `mta demo` ends with a small one."""
-UNFINISHED_NOTE = (
-    "This evaluation is not finished. Jobs offers to go on with it; so does `mta eval run` with its options."
-)
+UNFINISHED_NOTE = "This evaluation is not finished. Jobs can resume it; so can `mta eval run` with the same options."
 
 ResultDocument = Mapping[str, Any]
 
@@ -76,10 +74,10 @@ class ResultsScreen(BaseScreen):
     SCREEN_NAME = "results"
     CSS_PATH = "results.tcss"
     HELP = (
-        "A bar is a 95 % interval over people, its dot the value; the dotted line stands where the reference is. "
+        "A bar is a 95 % interval over users, its dot the value; the dotted line is the reference method. "
         "Differences are paired: both methods answered the same queries. A method is better or worse only where that "
         "interval leaves out 0 and the permutation test agrees.\n"
-        "Bytes: what is kept for each person, against quality. A line joins the methods that nothing as small equals."
+        "Bytes: what is stored for each user, against quality. The line is the Pareto front."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("m", "metric", "Metric", id="results.metric", tooltip="Show the next metric"),
@@ -93,7 +91,7 @@ class ResultsScreen(BaseScreen):
             "View",
             id="results.next",
             key_display="]",
-            tooltip="Show the next of methods, differences, bytes, numbers and tasks",
+            tooltip="Show the next view: methods, differences, bytes, numbers, tasks",
         ),
         Binding(
             "left_square_bracket",
@@ -102,7 +100,7 @@ class ResultsScreen(BaseScreen):
             id="results.previous",
             key_display="[",
             show=False,
-            tooltip="Show the one before",
+            tooltip="Show the previous view",
         ),
         Binding("e", "evaluate", "Evaluate", id="results.evaluate", tooltip="Start an evaluation"),
     ]
@@ -212,7 +210,7 @@ class ResultsScreen(BaseScreen):
         self.query_one("#power", Static).update(_power(document, metric))
         kept = _size_points(document)
         main = document["metric"]
-        title = f"{metric_name(main)} (better is higher up) against bytes kept for a person"
+        title = f"{metric_name(main)} (better is higher up) against bytes stored for a user"
         self.query_one(SizePlot).show_points(kept, title, lower_is_better=main in LOWER_IS_BETTER)
         self._fill_score_table(document)
 
@@ -279,7 +277,7 @@ def _first_finished_row(entries: Sequence[_EvaluationRow]) -> int:
 
 
 def _evaluation_row_cells(entry: _EvaluationRow) -> list[Text]:
-    """An evaluation in the list: its best method by the main metric, with what that keeps for a person."""
+    """An evaluation in the list: its best method by the main metric, with the bytes that it stores for a user."""
     document = entry.document
     number = Text(str(entry.number), justify="right")
     if document is None or not document["methods"]:

@@ -6,10 +6,10 @@ Shows what `store.queries.user_table` and `pipeline.users.detail` found. Long wo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual import events, work
@@ -20,7 +20,6 @@ from textual.widgets import Input, Static
 
 from mta_cli.errors import NotFound
 from mta_cli.pipeline.report.wording import format_bytes
-from mta_cli.tui.messages import JobUpdated
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import format_signed, line_text
 from mta_cli.tui.widgets.lazy_table import Cell, Column, LazyTable
@@ -47,12 +46,12 @@ COLUMNS = (
 SORTABLE_KEYS = tuple(column.key for column in COLUMNS if column.sortable)
 DESCENDING_FIRST_KEYS = frozenset({"items", "queries", "status", "bytes", "change"})  # most first is what one looks for
 HISTORY_PAGE_ITEMS = 20  # history items shown at once
-EMPTY_PLAN_VALUES = ("0", "no bank", "none", "nobody's")
-LOOKUP_DELAY_SECONDS = 0.06  # seconds that the cursor rests on somebody before they are looked up
+EMPTY_PLAN_VALUES = ("0", "no bank", "none")
+LOOKUP_DELAY_SECONDS = 0.06  # seconds that the cursor rests on a user before the pane is read
 
-NO_USERS_HELP = """Nobody is here yet.
+NO_USERS_HELP = """There are no users yet.
 
-Press m for the demo: people who come with the program, through every stage.
+Press m for the demo, which takes included sample users through every stage.
 Press i to import histories from a file, or type in a shell
   mta data import jsonl FILE
   mta demo"""
@@ -74,22 +73,22 @@ class UsersScreen(BaseScreen):
     CSS_PATH = "users.tcss"
     AUTO_FOCUS = "LazyTable"
     HELP = (
-        "Type a part of a name after /. Other words that a filter knows, all of which must hold:\n"
+        "Type part of a name after /. Conditions that a filter knows, all of which must hold:\n"
         "status:adapted (new, anchor, fused), task:NAME, items>5, queries=0, anchors<4, bytes>=100, change>0\n"
         "change: by how much the stack lowered the loss on held-out queries; more is better.\n"
-        "bytes: all that is kept for somebody, recipe and stack.\n"
-        "Enter chooses somebody: all rooms then work for them."
+        "bytes: what is stored for the user, recipe and stack.\n"
+        "Enter selects the user for all screens."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("slash", "filter", "Filter", key_display="/", id="users.filter", tooltip="Type whom to show"),
-        Binding("escape", "clear", "Clear", id="users.clear", show=False, tooltip="Show everybody again"),
-        Binding("c", "open_screen('compare')", "Compare", id="users.compare", tooltip="Compare this person's models"),
-        Binding("t", "open_screen('chat')", "Chat", id="users.chat", tooltip="Talk with this person's model"),
-        Binding("a", "adapt", "Adapt", id="users.adapt", tooltip="Train this person's stack"),
-        Binding("d", "remove", "Remove", id="users.remove", tooltip="Forget this person; asks first"),
+        Binding("slash", "filter", "Filter", key_display="/", id="users.filter", tooltip="Filter the users"),
+        Binding("escape", "clear", "Clear", id="users.clear", show=False, tooltip="Show all users again"),
+        Binding("c", "open_screen('compare')", "Compare", id="users.compare", tooltip="Compare this user's models"),
+        Binding("t", "open_screen('chat')", "Chat", id="users.chat", tooltip="Chat with this user's model"),
+        Binding("a", "adapt", "Adapt", id="users.adapt", tooltip="Train this user's stack"),
+        Binding("d", "remove", "Remove", id="users.remove", tooltip="Remove this user and all their data; asks first"),
         Binding("s", "sort", "Sort", id="users.sort", show=False, tooltip="Sort by the next column"),
-        Binding("S", "reverse_sort", "Turn", id="users.turn", show=False, tooltip="Turn the order round"),
-        Binding("f", "task", "Task", id="users.task", show=False, tooltip="Show one task alone, in all rooms"),
+        Binding("S", "reverse_sort", "Reverse", id="users.turn", show=False, tooltip="Reverse the order"),
+        Binding("f", "task", "Task", id="users.task", show=False, tooltip="Show one task only, in all screens"),
         Binding("o", "older", "Older", id="users.older", show=False, tooltip="Show more of the history"),
         Binding("i", "start('data import')", "Import", id="users.import", tooltip="Import histories from a file"),
         Binding("m", "start('demo')", "Demo", id="users.demo", tooltip="Start the demo"),
@@ -101,7 +100,6 @@ class UsersScreen(BaseScreen):
         self._history_limit = HISTORY_PAGE_ITEMS
         self._shown_user: str | None = None
         self._loaded_once = False
-        self._removal_jobs: set[Job] = set()
 
     def compose_body(self) -> ComposeResult:
         """The filter and the count; then the table beside or above the pane."""
@@ -109,15 +107,15 @@ class UsersScreen(BaseScreen):
             yield Input(placeholder="/ to filter: part of a name, status:adapted, items>5 …", id="filter", compact=True)
             yield Static(id="count")
         yield Static(Text(NO_USERS_HELP), id="empty")
-        yield Static(line_text("Nobody fits. esc shows everybody again."), id="nobody")
+        yield Static(line_text("No user matches. esc shows all users again."), id="no-match")
         with Container(id="pane"):
-            yield LazyTable(COLUMNS, self._fetch, self._user_row_cells, id="people")
-            yield UserPane(id="person")
+            yield LazyTable(COLUMNS, self._fetch, self._user_row_cells, id="users")
+            yield UserPane(id="user")
 
     @property
     def user_table(self) -> LazyTable:
         """The table."""
-        return self.query_one("#people", LazyTable)
+        return self.query_one("#users", LazyTable)
 
     @property
     def highlighted_user(self) -> str | None:
@@ -136,7 +134,7 @@ class UsersScreen(BaseScreen):
         empty = self.has_class("-empty")
         if action == "start":
             return empty
-        if action in ("open_screen", "adapt", "remove", "older") and self.has_class("-nobody"):
+        if action in ("open_screen", "adapt", "remove", "older") and self.has_class("-no-match"):
             return None
         if action in ("filter", "sort", "reverse_sort", "task", "open_screen", "adapt", "remove", "older"):
             return not empty
@@ -144,7 +142,7 @@ class UsersScreen(BaseScreen):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filter as you type; the cursor stays on its user while it matches."""
-        self.run_worker(self.await_or_show_error(self._load(self.highlighted_user)), group="reload", exclusive=True)
+        self._load_in_worker(self.highlighted_user)
 
     def on_input_submitted(self) -> None:
         """Go to the table."""
@@ -175,20 +173,6 @@ class UsersScreen(BaseScreen):
         """Show why there are no more rows."""
         self.mta_app.show_error(event.error)
 
-    def on_job_updated(self, message: JobUpdated) -> None:
-        """A removal that was begun here has ended."""
-        job = message.job
-        if job not in self._removal_jobs or not job.finished:
-            return
-        self._removal_jobs.discard(job)
-        if job.error is not None:
-            self.mta_app.show_error(job.error)
-        elif job.state == "done":
-            if job.result["user"] == self.mta_app.selected_user:
-                self.mta_app.select_user(None)
-            for text in job.log:
-                self.notify(text, markup=False)
-
     def action_filter(self) -> None:
         """Type."""
         self.query_one("#filter").focus()
@@ -205,33 +189,51 @@ class UsersScreen(BaseScreen):
             self.mta_app.select_user(name)
             self.mta_app.show_screen(screen)
 
-    @work(group="ask")
+    @work(group="ask", exit_on_error=False)
     async def action_adapt(self) -> None:
         """Ask how, show the plan, queue the job."""
-        from mta_cli.tui.job_forms import queue_job_from_form
+        from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
         if (name := self.highlighted_user) is None:
             return
         self.mta_app.select_user(name)
-        await self.await_or_show_error(self._notify_queued(queue_job_from_form(self.mta_app, "user adapt", users=name)))
+        self._notify_queued(await queue_job_from_form(self.mta_app, "user adapt", users=name))
 
-    @work(group="ask")
+    @work(group="ask", exit_on_error=False)
     async def action_start(self, kind: str) -> None:
         """Ask for a job that adds users."""
-        from mta_cli.tui.job_forms import queue_job_from_form
+        from mta_cli.tui.dialogs.job_forms import queue_job_from_form
 
-        await self.await_or_show_error(self._notify_queued(queue_job_from_form(self.mta_app, kind)))
+        self._notify_queued(await queue_job_from_form(self.mta_app, kind))
 
-    @work(group="ask")
+    @work(group="ask", exit_on_error=False)
     async def action_remove(self) -> None:
         """Say what would go, ask, and queue the removal."""
-        if (name := self.highlighted_user) is not None:
-            await self.await_or_show_error(self._remove(name))
+        from mta_cli.pipeline.users.forget import forget_user
 
-    @work(group="ask")
+        if (name := self.highlighted_user) is None:
+            return
+        traces = await self.mta_app.store_reader.read(partial(_removal_summary, name))
+        if not await self.mta_app.confirm(f"Remove {name} and all their data? This cannot be undone.\n\n{traces}"):
+            return
+
+        def make(reg: Registry) -> Iterator[Event]:
+            return forget_user(reg, name)
+
+        waits = self.mta_app.job_queue.has_unfinished_jobs
+        self.mta_app.job_queue.add_job("user rm", name, make, self._handle_removal_end)
+        if waits:
+            self.notify("the removal waits until the jobs before it have ended", markup=False)
+
+    @work(group="ask", exit_on_error=False)
     async def action_task(self) -> None:
         """Choose a task for all screens."""
-        await self.await_or_show_error(self._choose_task())
+        from mta_cli.tui.dialogs.task_picker import TaskPicker
+
+        tasks = await self.mta_app.store_reader.read(lambda reg: reg.user_table.tasks_with_user_counts())
+        picked = await self.mta_app.push_screen_wait(TaskPicker(tasks, self.mta_app.selected_task))
+        if picked is not None:
+            self.mta_app.select_task(picked[0])
 
     def action_sort(self) -> None:
         """By the next column."""
@@ -250,7 +252,11 @@ class UsersScreen(BaseScreen):
 
     def _sort(self, key: str, descending: bool) -> None:
         self._sort_by = (key, descending)
-        self.run_worker(self.await_or_show_error(self._load(None)), group="reload", exclusive=True)
+        self._load_in_worker(None)
+
+    @work(group="reload", exclusive=True, exit_on_error=False)
+    async def _load_in_worker(self, name: str | None) -> None:
+        await self._load(name)
 
     async def _load(self, name: str | None) -> None:
         """Load the users that match, with the cursor on `name` if it is among them."""
@@ -259,7 +265,7 @@ class UsersScreen(BaseScreen):
         self._loaded_once = True
         was_empty = self.has_class("-empty")
         self.set_class(not found.total and task is None, "-empty")
-        self.set_class(bool(found.total or task) and not found.matching, "-nobody")
+        self.set_class(bool(found.total or task) and not found.matching, "-no-match")
         self.query_one("#count", Static).update(line_text(_count_label(found, task)))
         await self.user_table.load_rows(found.matching, found.cursor, sorted_by=self._sort_by)
         if not found.matching:
@@ -293,7 +299,7 @@ class UsersScreen(BaseScreen):
             Cell("" if row.change is None else format_signed(row.change), change),
         )
 
-    @work(exclusive=True, group="person")
+    @work(exclusive=True, group="user", exit_on_error=False)
     async def _load_user_pane(self, name: str) -> None:
         """Read and show one user, unless the cursor moves on at once."""
         from mta_cli.pipeline.users.detail import load_history_page, load_user_detail
@@ -310,42 +316,27 @@ class UsersScreen(BaseScreen):
         except NotFound:  # forgotten since the row was read
             self._shown_user = None
             self.query_one(UserPane).clear_user("gone")
-        except Exception as error:
-            self.mta_app.show_error(error)
-        else:
-            pane = self.query_one(UserPane)
-            if self._shown_user != name:
-                pane.scroll_home(animate=False)
-            self._shown_user = name
-            pane.show_user(user, items)
+            return
+        pane = self.query_one(UserPane)
+        if self._shown_user != name:
+            pane.scroll_home(animate=False)
+        self._shown_user = name
+        pane.show_user(user, items)
 
-    async def _notify_queued(self, asking: Coroutine[Any, Any, Job | None]) -> None:
+    def _notify_queued(self, job: Job | None) -> None:
         """Say that a job was queued, and where it is watched."""
-        if (job := await asking) is not None:
+        if job is not None:
             self.notify(f"{job.title}: queued; 4 shows it in Jobs", markup=False)
 
-    async def _choose_task(self) -> None:
-        from mta_cli.tui.widgets.task_picker import TaskPicker
-
-        tasks = await self.mta_app.store_reader.read(lambda reg: reg.user_table.tasks_with_user_counts())
-        picked = await self.mta_app.push_screen_wait(TaskPicker(tasks, self.mta_app.selected_task))
-        if picked is not None:
-            self.mta_app.select_task(picked[0])
-
-    async def _remove(self, name: str) -> None:
-        from mta_cli.pipeline.users.forget import forget_user
-
-        traces = await self.mta_app.store_reader.read(partial(_removal_summary, name))
-        if not await self.mta_app.confirm(f"Forget {name}? Every trace goes, and nothing brings it back.\n\n{traces}"):
-            return
-
-        def make(reg: Registry) -> Iterator[Event]:
-            return forget_user(reg, name)
-
-        waits = self.mta_app.job_queue.has_unfinished_jobs
-        self._removal_jobs.add(self.mta_app.job_queue.add_job("user rm", name, make))
-        if waits:
-            self.notify("the removal waits until the jobs before it have ended", markup=False)
+    def _handle_removal_end(self, job: Job) -> None:
+        """Show how a removal ended, whichever screen is shown by then."""
+        if job.error is not None:
+            self.mta_app.show_error(job.error)
+        elif job.state == "done":
+            if job.result["user"] == self.mta_app.selected_user:
+                self.mta_app.select_user(None)
+            for text in job.log:
+                self.notify(text, markup=False)
 
 
 def _read_table_state(

@@ -21,67 +21,68 @@ from textual.widgets import Static
 from mta_cli.job_text import format_rate
 from mta_cli.printable import clean_line, clean_text
 
-ORDER = ("base", "fused", "adapted")  # other people's columns follow in the order they came
+ORDER = ("base", "fused", "adapted")  # columns of other users follow in the order they came
 MIN_COLUMN_WIDTH = 20  # of a column; where there are more than fit, they are scrolled
 DIFF_STYLE = "bold underline $text-accent"
 MAX_DIFF_WORDS = 1500  # of an answer that are compared; the time grows with their square
+COLUMN_BINDINGS: list[BindingType] = [
+    Binding(
+        "left", "step_column(-1)", "Column left", id="compare.left", show=False, tooltip="Select the previous column"
+    ),
+    Binding(
+        "right", "step_column(1)", "Column right", id="compare.right", show=False, tooltip="Select the next column"
+    ),
+]  # of the columns, and of the screen, where they hold wherever the focus is
 _WORD = re.compile(r"\S+")
 
 
 class AnswerColumn(VerticalScroll):
-    """One column: whose answer, its words, its numbers. It scrolls by itself."""
+    """One column: the source of the answer, its text, its metrics. It scrolls by itself."""
 
-    HELP: ClassVar[str] = "Left and right choose a column; g keeps the chosen answer as a history item."
+    HELP: ClassVar[str] = "Left and right select a column; g keeps the selected answer as a history item."
 
     def __init__(self, key: str) -> None:
         super().__init__()
         self.key = key
         self.answer_text = ""
-        self._head = Static(Content.styled(clean_line(key), "bold"), classes="head")  # until more is known
-        self._body, self._foot = Static(classes="body"), Static(classes="foot")
+        self._source = Static(Content.styled(clean_line(key), "bold"), classes="source")  # until more is known
+        self._body, self._metrics = Static(classes="body"), Static(classes="metrics")
 
     def compose(self) -> ComposeResult:
         """From top to bottom."""
-        yield self._head
+        yield self._source
         yield self._body
-        yield self._foot
+        yield self._metrics
 
     def show_answer(self, differing: list[tuple[int, int]] | None = None) -> None:
         """Show what is there, the given stretches of it marked."""
         spans = [Span(start, end, DIFF_STYLE) for start, end in differing or []]
         self._body.update(Content(self.answer_text, spans))
 
-    def show_source(self, detail: dict[str, Any]) -> None:
-        """Say which model spoke."""
-        source = detail["source"]
+    def show_source(self, answer: dict[str, Any]) -> None:
+        """Show which model answered."""
+        source = answer["source"]
         name = clean_line(f"{self.key.removeprefix('@')} · {source['mode']}" if self.key[:1] == "@" else self.key)
         about = "the model as it is"
         if source["bank"] is not None:
             anchors = ", ".join(source["anchors"]) or "no anchors"
             about = clean_line(f"{source['bank']} v{source['version']} · {anchors}")
-        self._head.update(Content.assemble(Content.styled(name, "bold"), "\n", Content.styled(about, "$text-muted")))
-        self._head.tooltip = Content(about)
+        self._source.update(Content.assemble(Content.styled(name, "bold"), "\n", Content.styled(about, "$text-muted")))
+        self._source.tooltip = Content(about)
 
-    def show_numbers(self, detail: dict[str, Any], *, best: bool) -> None:
-        """Say how fast it was and, where the right answer is known, how good."""
-        lines = [Content(text) for text in _speed_lines(detail)]
-        if gold := detail.get("gold"):
+    def show_metrics(self, answer: dict[str, Any], *, best: bool) -> None:
+        """Show tokens and speed and, where the gold answer is known, its likelihood and the metrics."""
+        lines = [Content(text) for text in _speed_lines(answer)]
+        if gold := answer.get("gold"):
             lines.append(Content.styled(_format_likelihood(gold), "bold $text-success" if best else ""))
             lines += [Content(_format_metric(name, value)) for name, value in gold["metrics"].items()]
-        self._foot.update(Content("\n").join(lines))
+        self._metrics.update(Content("\n").join(lines))
 
 
 class AnswerColumns(HorizontalScroll):
     """Columns of answers. `selected_key` is the key of the selected column, if any."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(
-            "left", "step_column(-1)", "Column left", id="answers.left", show=False, tooltip="Choose the column before"
-        ),
-        Binding(
-            "right", "step_column(1)", "Column right", id="answers.right", show=False, tooltip="Choose the next column"
-        ),
-    ]
+    BINDINGS = COLUMN_BINDINGS
     DEFAULT_CSS = """
     AnswerColumns {
         height: 1fr;
@@ -98,7 +99,7 @@ class AnswerColumns(HorizontalScroll):
     AnswerColumns > AnswerColumn:focus {
         border: heavy $primary;
     }
-    AnswerColumns .head {
+    AnswerColumns .source {
         height: 2;
         text-wrap: nowrap;
         text-overflow: ellipsis;
@@ -106,7 +107,7 @@ class AnswerColumns(HorizontalScroll):
     AnswerColumns .body {
         margin: 1 0;
     }
-    AnswerColumns .foot {
+    AnswerColumns .metrics {
         color: $text-muted;
     }
     """
@@ -142,18 +143,18 @@ class AnswerColumns(HorizontalScroll):
         self._undrawn_keys.add(key)
 
     def show_result(self, result: dict[str, Any]) -> None:
-        """All answers are whole: mark what differs from the first column, and say the numbers."""
-        details = {key: detail for key, detail in result["details"].items() if detail is not None}
-        likelihoods = {key: detail["gold"]["loglik"] for key, detail in details.items() if detail.get("gold")}
+        """Show finished answers: mark what differs from the first column, and show sources and metrics."""
+        details = {key: answer for key, answer in result["details"].items() if answer is not None}
+        likelihoods = {key: answer["gold"]["loglik"] for key, answer in details.items() if answer.get("gold")}
         best = max(likelihoods.values(), default=math.nan)
         first = ""
-        for key, detail in details.items():
+        for key, answer in details.items():
             column = self._get_or_add_column(key)
             column.answer_text = clean_text(result["answers"][key]).strip() or "(an empty answer)"
             first = first or column.answer_text
             column.show_answer(list(differing_spans(first, column.answer_text)))
-            column.show_source(detail)
-            column.show_numbers(detail, best=len(likelihoods) > 1 and likelihoods.get(key) == best)
+            column.show_source(answer)
+            column.show_metrics(answer, best=len(likelihoods) > 1 and likelihoods.get(key) == best)
         self._undrawn_keys.clear()
 
     def select_column(self, key: str) -> None:
@@ -217,12 +218,12 @@ def _column_rank(key: str) -> int:
     return ORDER.index(key) if key in ORDER else len(ORDER)
 
 
-def _speed_lines(detail: dict[str, Any]) -> Iterator[str]:
-    tokens, rate = detail["tokens"], detail.get("tokens_per_second")
-    if detail["ended"] == "label":
-        yield f"1 of {len(detail['labels'])} labels"
+def _speed_lines(answer: dict[str, Any]) -> Iterator[str]:
+    tokens, rate = answer["tokens"], answer.get("tokens_per_second")
+    if answer["ended"] == "label":
+        yield f"1 of {len(answer['labels'])} labels"
         return
-    cut = " · cut" if detail["ended"] == "length" else ""
+    cut = " · cut" if answer["ended"] == "length" else ""
     yield f"{tokens} token{'s' if tokens != 1 else ''}" + (f" · {format_rate(rate)}/s" if rate else "") + cut
 
 

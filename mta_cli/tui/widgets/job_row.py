@@ -1,11 +1,7 @@
-"""Jobs as text: one of a list, the head of the one that is looked at, and which lines of its log are new.
-
-Pure functions of what is shown; no widget.
-"""
+"""Jobs as text: an entry of the list, and the header of the selected job."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.text import Text
@@ -38,7 +34,7 @@ def progress_line(progress: ProgressState) -> str:
     return " · ".join(parts)
 
 
-def job_option_text(job: Job, width: int) -> Text:
+def job_list_entry(job: Job, width: int) -> Text:
     """A job in the list: what it is, and below how far."""
     shown = Text()
     shown.append_text(
@@ -53,7 +49,7 @@ def job_option_text(job: Job, width: int) -> Text:
     return shown
 
 
-def interrupted_job_option_text(one: UnfinishedJob, width: int) -> Text:
+def interrupted_job_list_entry(one: UnfinishedJob, width: int) -> Text:
     """A job that was interrupted, in the list."""
     shown = Text()
     shown.append_text(_truncate_text(line_text(f"↻ {one.kind} · {one.title}", "bold"), width))
@@ -86,28 +82,19 @@ def interrupted_job_header(one: UnfinishedJob) -> Text:
     rows = [
         line_text(f"↻ {one.kind} · {one.title}", "bold"),
         line_text(f"interrupted {one.ended_at.replace('T', ' ').removesuffix('+00:00')} UTC · {one.detail}"),
-        *([line_text(f"why: {one.error}")] if one.error else []),
-        line_text("r goes on with the same options · x gives it up"),
+        *([line_text(f"error: {one.error}")] if one.error else []),
+        line_text("r resumes it with the same options · x discards it"),
     ]
     return Text("\n").join(rows)
-
-
-def new_log_lines(shown: Sequence[str], log: Sequence[str]) -> list[str] | None:
-    """The lines of a log that are not among those shown; its oldest may be gone by now. None: nothing fits."""
-    for gone in range(len(shown)):
-        kept = len(shown) - gone
-        if kept <= len(log) and log[0] == shown[gone] and list(shown[gone:]) == list(log[:kept]):
-            return list(log[kept:])
-    return list(log) if not shown else None
 
 
 def _job_status_line(job: Job, width: int) -> str:
     if job.state == "running":
         rest = progress_line(replace(job.progress, tokens_per_second=None))
         shown = progress_bar(job.progress.done, job.progress.total, width - len(rest) - 1)
-        return " ".join(part for part in (shown, rest) if part) or "begins"
+        return " ".join(part for part in (shown, rest) if part) or "starting"
     if job.state == "waiting":
-        return "waits for its turn"
+        return "waiting"
     took = format_clock((job.ended_at or 0.0) - job.started_at) if job.started_at is not None else ""
     if job.state == "done":
         return f"done after {took}"

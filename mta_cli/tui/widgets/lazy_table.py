@@ -20,7 +20,7 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from mta_cli.tui.widgets.canvas import truncate_line
+from mta_cli.tui.widgets.charts.canvas import truncate_line
 
 PAGE_ROWS, MAX_CACHED_PAGES = 100, 4  # rows of a page, pages kept: never more than four hundred rows
 LOADING_TEXT = "…"
@@ -32,7 +32,7 @@ FetchRows = Callable[[int, int], Awaitable[Sequence[Any]]]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of `width` cells; the one that `grows` takes what is left. Where room is short, `drop` 3 goes first."""
+    """A column of `width` cells; one that `grows` takes what is left. The highest `drop_priority` goes first."""
 
     key: str
     title: str
@@ -66,9 +66,9 @@ def layout_columns(columns: Sequence[Column], width: int) -> list[tuple[int, int
 
 
 class LazyTable(ScrollView, can_focus=True):
-    """Rows with a cursor under a fixed head. `load` says how many there are; no row is known in advance."""
+    """Rows with a cursor under a fixed head. `load_rows` says how many there are; no row is known in advance."""
 
-    HELP: ClassVar[str] = "Arrows, page up and down, home and end move; a click on a head sorts, another turns it."
+    HELP: ClassVar[str] = "Arrows, page up and down, home and end move; a click on a head sorts, a second one reverses."
     ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "lazy-table--head",
@@ -110,7 +110,7 @@ class LazyTable(ScrollView, can_focus=True):
         Binding("pagedown", "move_page(1)", "Page down", id="table.pagedown", show=False, tooltip="A screen down"),
         Binding("home", "first", "First", id="table.home", show=False, tooltip="The first row"),
         Binding("end", "last", "Last", id="table.end", show=False, tooltip="The last row"),
-        Binding("enter", "select", "Choose", id="table.enter", tooltip="Choose this row"),
+        Binding("enter", "select", "Select", id="table.enter", tooltip="Select this row"),
     ]
 
     cursor: reactive[int] = reactive(0, repaint=False)
@@ -126,14 +126,14 @@ class LazyTable(ScrollView, can_focus=True):
         """The row under the cursor was chosen: Enter, or a double click."""
 
     class SortRequested(Message):
-        """Somebody clicked on the head of a column."""
+        """The head of a column was clicked."""
 
         def __init__(self, key: str) -> None:
             super().__init__()
             self.key = key
 
     class FetchFailed(Message):
-        """Rows could not be fetched; nothing is fetched again before the next `load`."""
+        """Rows could not be fetched; nothing is fetched again before the next `load_rows`."""
 
         def __init__(self, error: Exception) -> None:
             super().__init__()

@@ -34,7 +34,7 @@ class PlainCodeBlock(MarkdownFence):
 
 
 class AnswerMarkdown(Markdown):
-    """An answer that may still grow: put pieces in with `say`, `finish` when there are no more, await `follow`."""
+    """An answer that may still grow: `append_chunk`, then `finish_stream`; `stream_chunks` is awaited in a worker."""
 
     def __init__(self, text: str = "") -> None:
         super().__init__(clean_text(text), parser_factory=safe_parser, open_links=False)

@@ -11,12 +11,12 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mta_cli.pipeline.report.wording import format_bytes
+from mta_cli.pipeline.report.wording import format_bytes, pluralise
 from mta_cli.printable import clean_line
 from mta_cli.tui.text import MISSING_VALUE, format_signed, line_text
-from mta_cli.tui.widgets.bars import Bar, BarChart
-from mta_cli.tui.widgets.canvas import truncate_line
-from mta_cli.tui.widgets.sparkline import LabelledSparkline
+from mta_cli.tui.widgets.charts.bars import Bar, BarChart
+from mta_cli.tui.widgets.charts.canvas import truncate_line
+from mta_cli.tui.widgets.charts.sparkline import LabelledSparkline
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.users.detail import AnchorMatch, Results, UserDetail
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_ANCHORS_SHOWN, INPUT_CUT, OUTPUT_CUT, MAX_RUNS_SHOWN = 12, 240, 120, 8
 SECTION_TITLES = {
-    "near": "Anchors near them",
+    "near": "Nearest anchors",
     "loss": "Loss of the last adaptation",
     "results": "Results",
     "runs": "Runs",
@@ -98,8 +98,8 @@ def _items_line(user: UserDetail) -> str:
     if user.task is None:
         return "no items yet"
     others = ", ".join(f"{task} ({items:,})" for task, items, _ in user.task_counts if task != user.task)
-    queries = count_phrase(user.queries, "held-out query", "held-out queries")
-    own = f"task {user.task}: {user.status}, {count_phrase(user.items, 'item', 'items')}, {queries}"
+    queries = pluralise(user.queries, "held-out query", "held-out queries")
+    own = f"task {user.task}: {user.status}, {pluralise(user.items, 'item')}, {queries}"
     return own + (f"; also {others}" if others else "")
 
 
@@ -198,8 +198,3 @@ def format_two_decimals(value: float | None) -> str:
         return MISSING_VALUE
     shown = f"{value:.2f}".replace("-", "−")
     return shown.replace("0.", ".", 1) if shown.lstrip("−").startswith("0.") else shown
-
-
-def count_phrase(count: int, one: str, many: str) -> str:
-    """A number of things in words: `1 item`, `3 items`."""
-    return f"{count:,} {one if count == 1 else many}"

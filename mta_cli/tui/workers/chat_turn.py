@@ -77,13 +77,10 @@ class ActiveRequest:
 
 
 class ChatSession:
-    """One conversation, held by the model's thread between turns. The window reads it while no request runs.
-
-    `weights_changed`: the user's weights may have changed since the last answer.
-    """
+    """One conversation, held by the model's thread between turns. The window reads it while no request runs."""
 
     def __init__(self) -> None:
-        self.weights_changed = False
+        self._store_changes = 0  # of the window, when the weights were read
         self._chat_id: int | None = None
         self._conversation: Conversation | None = None
 
@@ -101,27 +98,30 @@ class ChatSession:
         """Continue this stored conversation with the next message."""
         self._chat_id = chat_id
 
-    def send_message(self, context: WorkerContext, name: str, options: ChatOptions, text: str) -> Iterator[Event]:
-        """One message and its answer, in the model's thread. A model that has the same user keeps its KV cache."""
+    def send_message(
+        self, context: WorkerContext, name: str, options: ChatOptions, text: str, store_changes: int
+    ) -> Iterator[Event]:
+        """One message and its answer, in the model's thread.
+
+        The weights are read again when jobs have saved something meanwhile, or another user has used the model. Else
+        the model keeps its KV cache.
+        """
         from mta_cli.pipeline.chat.conversation import Conversation
 
         user, conversation = context.reg.users.get(name), self._conversation
         if not context.base_loaded:
             yield Note("The base is being loaded …")
-        same_model = conversation is not None and (conversation.model.options, conversation.model.user) == (
-            options,
-            user,
-        )
-        if conversation is None or self.weights_changed or not same_model:
+        model = conversation.model if conversation is not None else None
+        changed = self._store_changes != store_changes
+        if model is None or changed or (model.options, model.user) != (options, user):
             model = context.chat_model_for(user, options)
-            self.weights_changed = False
-            if conversation is not None:
-                conversation.model = model
-            else:
-                conversation = Conversation(model, autosave=True)
-                if self._chat_id is not None:
-                    yield from conversation.resume(self._chat_id)
-                self._conversation = conversation
+            self._store_changes = store_changes
+        if conversation is None:
+            conversation = Conversation(model, autosave=True)
+            if self._chat_id is not None:
+                yield from conversation.resume(self._chat_id)
+            self._conversation = conversation
+        conversation.model = model
         yield from conversation.answer_message(text)
 
     def keep_last_exchange(self) -> Iterator[Event]:

@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from textual.message import Message
 from textual.worker import get_current_worker
 
 from mta_cli.errors import MtaError
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted
 from mta_cli.job_text import RateMeter, error_lines, event_text
 from mta_cli.printable import clean_line, clean_text
-from mta_cli.tui.messages import JobUpdated
 from mta_cli.tui.workers.event_buffer import EventBuffer
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 JobState = Literal["waiting", "running", "done", "failed", "stopped"]
 MakeEvents = Callable[["Registry"], Iterator[Event]]
+OnEnd = Callable[["Job"], None]
 LOG_LINES, MAX_LOSSES = 2000, 4000  # kept of a job, the newest
 UPDATE_SECONDS = 1 / 8  # between two updates of the screen
 
@@ -50,17 +51,23 @@ class ProgressState:
 
 @dataclass(eq=False)
 class Job:
-    """A long job. `log` holds cleaned lines; `unreported_saves` counts what was saved since the last update."""
+    """A long job.
+
+    `log` holds the newest of all `logged_lines` lines, cleaned; `unreported_saves` counts what was saved since the last
+    update; `on_end` is called in the window's thread when the job has run.
+    """
 
     number: int
     kind: str
     title: str
     make_events: MakeEvents
+    on_end: OnEnd | None = None
     state: JobState = "waiting"
     started_at: float | None = None
     ended_at: float | None = None
     progress: ProgressState = field(default_factory=ProgressState)
     log: list[str] = field(default_factory=list)
+    logged_lines: int = 0
     error: BaseException | None = None
     result: Any = None
     unreported_saves: int = 0
@@ -87,7 +94,9 @@ class Job:
 
     def append_log(self, text: str) -> None:
         """Add lines to the log."""
-        self.log += clean_text(text).splitlines() or [""]
+        lines = clean_text(text).splitlines() or [""]
+        self.log += lines
+        self.logged_lines += len(lines)
         del self.log[:-LOG_LINES]
 
     def finish(self, state: JobState, error: BaseException | None = None) -> None:
@@ -96,7 +105,7 @@ class Job:
         if error is not None:
             self._log_error(error)
         elif state == "stopped":
-            self.append_log("stopped; what was finished is kept, and the job goes on when it is started again")
+            self.append_log("stopped; what is finished is kept, and the same job started again continues from there")
 
     def _log_error(self, error: BaseException) -> None:
         message, *faults = error_lines(error)
@@ -114,6 +123,14 @@ class Job:
             progress.losses.append(event.loss)
             del progress.losses[:-MAX_LOSSES]
         progress.tokens_per_second, progress.seconds_left = meter.tokens_per_second, meter.seconds_left
+
+
+class JobUpdated(Message, bubble=False):
+    """A job has another state, more progress or a longer log. The queue tells the app, the app the current screen."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job = job
 
 
 class JobQueue:
@@ -135,12 +152,12 @@ class JobQueue:
         """Whether a job runs or waits."""
         return any(not job.finished for job in self.jobs)
 
-    def add_job(self, kind: str, title: str, make_events: MakeEvents) -> Job:
+    def add_job(self, kind: str, title: str, make_events: MakeEvents, on_end: OnEnd | None = None) -> Job:
         """Queue a job; it begins when those before it have ended.
 
         `make_events` is called in the job's thread, with a registry of that thread.
         """
-        job = Job(len(self.jobs) + 1, kind, clean_line(title), make_events)
+        job = Job(len(self.jobs) + 1, kind, clean_line(title), make_events, on_end)
         self.jobs.append(job)
         self._begin_next()
         return job
@@ -202,3 +219,5 @@ class JobQueue:
         job.finish(state, error)
         self._app.post_message(JobUpdated(job))
         self._begin_next()
+        if job.on_end is not None:
+            job.on_end(job)

@@ -11,12 +11,12 @@ import pytest
 from textual.widgets import DataTable
 
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import ErrorDialog
-from mta_cli.tui.forms import FormDialog
+from mta_cli.tui.dialogs.basic import ErrorDialog
+from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens import bank as module
 from mta_cli.tui.screens.bank import BankScreen
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
-from mta_cli.tui.widgets.user_map import UserMapView
+from mta_cli.tui.widgets.charts.user_map import UserMapView
 from store.records import Profile
 from store.registry import Registry
 from tests.store import making
@@ -24,8 +24,8 @@ from tests.tui.driving import open_app, run, screen_text, settled, until
 
 
 @pytest.fixture(autouse=True)
-def this_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other rooms are empty ones."""
+def this_screen_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other screens are empty ones."""
     others = {name: type(f"{title}Stub", (BaseScreen,), {"SCREEN_NAME": name}) for name, title in SCREEN_TITLES.items()}
     monkeypatch.setattr(MtaApp, "MODES", {**others, "bank": BankScreen})
     monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "bank")
@@ -49,14 +49,14 @@ def test_the_bank_its_anchors_and_the_map_are_shown(demo_store: Path, size: tupl
         async with open_app(demo_store, size) as (app, _):
             text = screen_text(app)
             assert head(app).startswith("Bank lamp-2 v1 · task lamp-2 · ready · 3 anchors · ")
-            assert "11 people" in text and "A…C anchors" in text
+            assert "11 users" in text and "A…C anchors" in text
             with Registry.open(demo_store) as reg:
                 anchors = reg.banks.anchors(reg.banks.get("lamp-2").id)
             assert table(app).row_count == 3
             for anchor, sign in zip(anchors, "ABC", strict=True):
                 row = next(line for line in text.splitlines() if f" {sign}  {anchor.user}" in line)
                 assert f"{anchor.loss_first:.2f} → {anchor.loss_last:.2f}" in row
-            assert "people when it was chosen" in text and "In 2 recipes" in text
+            assert "users when it was chosen" in text and "In 2 recipes" in text
 
     run(drive())
 
@@ -88,7 +88,7 @@ def test_table_and_map_select_the_same_anchor(demo_store: Path) -> None:
     run(drive())
 
 
-def test_enter_chooses_the_anchors_person_and_shows_their_neighbours(demo_store: Path) -> None:
+def test_enter_chooses_the_anchors_user_and_shows_their_neighbours(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             table(app).focus()
@@ -102,7 +102,7 @@ def test_enter_chooses_the_anchors_person_and_shows_their_neighbours(demo_store:
     run(drive())
 
 
-def test_a_click_on_a_dot_chooses_that_person(demo_store: Path) -> None:
+def test_a_click_on_a_dot_chooses_that_user(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             view(app).post_message(UserMapView.UserClicked(10))
@@ -151,7 +151,7 @@ def test_profiles_are_read_again_only_when_they_changed(demo_store: Path, monkey
             app.select_user("kim")
             await settled(app, pilot)
             assert len(drawn) == 2
-            assert "12 people" in screen_text(app) and "● kim" in screen_text(app)
+            assert "12 users" in screen_text(app) and "● kim" in screen_text(app)
 
     run(drive())
 
@@ -170,7 +170,7 @@ def test_older_banks_are_a_key_away(demo_store: Path) -> None:
             await pilot.press("b")
             await settled(app, pilot)
             assert head(app).startswith("Bank other v1")
-            assert "Nobody has a profile yet." in screen_text(app)
+            assert "No user has a profile yet." in screen_text(app)
             app.select_task("elsewhere")
             await settled(app, pilot)
             assert "There is no bank yet." in screen_text(app)
@@ -192,7 +192,7 @@ def test_a_bank_that_is_being_built_shows_what_is_there(empty_store: Path) -> No
         async with open_app(empty_store) as (app, _):
             text = screen_text(app)
             assert "building · 1 anchors" in head(app)
-            assert "not trained" in text and "In nobody's recipe." in text
+            assert "not trained" in text and "In no recipe." in text
 
     run(drive())
 
@@ -236,7 +236,7 @@ def test_a_forgotten_anchor_is_stale_and_cannot_be_chosen(demo_store: Path) -> N
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             text = screen_text(app)
-            assert "stale (forgotten)" in text and "A somebody who was forgotten" in text
+            assert "stale (forgotten)" in text and "A (forgotten)" in text
             table(app).focus()
             await pilot.press("enter")
             await settled(app, pilot)

@@ -1,4 +1,4 @@
-"""The room for conversations: said, stored, searched, gone on with, stopped, given back, and hostile Markdown."""
+"""The screen for conversations: said, stored, searched, gone on with, stopped, given back, and hostile Markdown."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from textual.widgets import Input, OptionList
 
 from mta_cli.errors import NotFound
-from mta_cli.events import Event, TextChunk
+from mta_cli.events import ArtifactSaved, Event, TextChunk
 from mta_cli.pipeline.chat.answer import ChatModel, Generation
 from mta_cli.pipeline.chat.conversation import Conversation
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog
+from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
 from mta_cli.tui.widgets.markdown_reply import AnswerMarkdown
 from mta_cli.tui.widgets.prompt import PromptArea
 from store.records import Message
@@ -30,7 +30,7 @@ def voices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stored(store: Path, person: str) -> list[list[Message]]:
-    """The person's conversations, newest first."""
+    """The user's conversations, newest first."""
     with Registry.open(store) as reg:
         return [reg.chats.messages(chat.id) for chat in reg.chats.of_user(reg.users.get(person).id)]
 
@@ -49,14 +49,14 @@ def replies(app: MtaApp) -> list[str]:
     return [reply.answer_text for reply in app.screen.query(AnswerMarkdown)]
 
 
-def test_without_a_person_the_room_says_what_to_press(empty_store: Path) -> None:
+def test_without_a_user_the_screen_says_what_to_press(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
             await enter(app, pilot, "chat", None)
-            assert "Nobody is chosen" in screen_text(app)
+            assert "No user selected" in screen_text(app)
             app.select_user("somebody who is not there")
             await settled(app, pilot)
-            assert "Nobody is chosen" in screen_text(app)
+            assert "No user selected" in screen_text(app)
 
     run(drive())
 
@@ -82,7 +82,7 @@ def test_mode_and_task_change_who_answers_and_how(demo_store: Path) -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "chat", "ida")
             await pilot.press("escape", "m", "t")
-            assert "answers base · put lamp-2" in screen_text(app)
+            assert "model base · prompt lamp-2" in screen_text(app)
             await type_and_ask(app, pilot, "a ship")
             (messages,) = stored(demo_store, "ida")
             assert messages[1].source["mode"] == "base" and messages[1].content in screen_text(app)
@@ -125,7 +125,7 @@ def test_escape_stops_an_answer_and_what_was_said_is_kept(demo_store: Path, monk
                 await until(pilot, lambda: any(replies(app)))
                 await pilot.press("escape")
                 await answered(app, pilot)
-            assert "what was said is kept" in screen_text(app)
+            assert "the text so far is kept" in screen_text(app)
             ((question, answer),) = stored(demo_store, "ida")
             assert question.content == "a" and answer.content.startswith("more more ")
             assert answer.content.startswith(replies(app)[0])
@@ -141,14 +141,14 @@ def test_leaving_a_conversation_while_it_is_answered_keeps_what_was_said(
 ) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            room = await enter(app, pilot, "chat", "ida")
+            screen = await enter(app, pilot, "chat", "ida")
             with monkeypatch.context() as patch:
                 patch.setattr(ChatModel, "stream_answer", words_without_end)
                 app.screen.query_one(PromptArea).focus()
                 await pilot.press("a", "enter")
                 await until(pilot, lambda: any(replies(app)))
                 if way == "new":
-                    await room.run_action("new")
+                    await screen.run_action("new")
                 else:
                     app.select_user("jon" if way == "person" else None)
                 await settled(app, pilot)
@@ -173,14 +173,14 @@ def test_words_typed_meanwhile_are_not_overwritten_by_those_given_back(
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            room = await enter(app, pilot, "chat", "ida")
-            room.query_one(PromptArea).focus()
+            screen = await enter(app, pilot, "chat", "ida")
+            screen.query_one(PromptArea).focus()
             await pilot.press("a", "enter")
-            room.query_one(PromptArea).replace_text("something new")
+            screen.query_one(PromptArea).replace_text("something new")
             await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
             await pilot.press("escape")
             await until(pilot, lambda: not isinstance(app.screen, ErrorDialog))
-            assert room.query_one(PromptArea).text == "something new"
+            assert screen.query_one(PromptArea).text == "something new"
 
     run(drive())
 
@@ -223,8 +223,8 @@ def test_a_conversation_gone_on_with_is_part_of_the_prompt(demo_store: Path, mon
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            room = await enter(app, pilot, "chat", "ida")
-            await room._open(chat)
+            screen = await enter(app, pilot, "chat", "ida")
+            await screen._open(chat)
             await type_and_ask(app, pilot, "go on")
             assert [m["content"] for m in prompts[0]] == ["what of the sea?", "It has a lighthouse.", "go on"]
 
@@ -252,8 +252,8 @@ def test_a_conversation_is_removed_after_asking(demo_store: Path) -> None:
 
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            room = await enter(app, pilot, "chat", "ida")
-            await room._open(chat)
+            screen = await enter(app, pilot, "chat", "ida")
+            await screen._open(chat)
             await pilot.press("escape", "d")
             await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
             await pilot.press("y")
@@ -263,7 +263,7 @@ def test_a_conversation_is_removed_after_asking(demo_store: Path) -> None:
     run(drive())
 
 
-def test_n_begins_anew_and_another_person_too(demo_store: Path) -> None:
+def test_n_begins_anew_and_another_user_too(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "chat", "ida")
@@ -275,11 +275,15 @@ def test_n_begins_anew_and_another_person_too(demo_store: Path) -> None:
             assert len(stored(demo_store, "ida")) == 2
             app.select_user("jon")
             await settled(app, pilot)
-            assert replies(app) == [] and "with jon" in screen_text(app)
+            assert replies(app) == [] and "user jon" in screen_text(app)
             await type_and_ask(app, pilot, "three")
             assert len(stored(demo_store, "jon")) == 1 and len(stored(demo_store, "ida")) == 2
 
     run(drive())
+
+
+def save_something(reg: Registry) -> Iterator[Event]:
+    yield ArtifactSaved("stack", "ida")
 
 
 def test_the_memory_of_a_conversation_lasts_until_somebody_else_speaks(demo_store: Path) -> None:
@@ -297,6 +301,14 @@ def test_the_memory_of_a_conversation_lasts_until_somebody_else_speaks(demo_stor
                 await pilot.press("escape", "m")
                 await type_and_ask(app, pilot, "three")
                 assert len(folds) == 1
+                app.show_screen("compare")
+                await settled(app, pilot)
+                job = app.job_queue.add_job("user adapt", "ida", save_something)
+                await until(pilot, lambda: job.finished and app.store_changes > 0)
+                app.show_screen("chat")
+                await settled(app, pilot)
+                await type_and_ask(app, pilot, "four")
+                assert len(folds) == 2, "weights are read again after a job, whichever screen was shown"
 
     run(drive())
 
@@ -313,8 +325,8 @@ def test_hostile_markdown_is_only_words(demo_store: Path) -> None:
 
     async def drive() -> None:
         async with open_app(demo_store, size=(130, 50)) as (app, pilot):
-            room = await enter(app, pilot, "chat", "ida")
-            await room._open(chat)
+            screen = await enter(app, pilot, "chat", "ida")
+            await screen._open(chat)
             await settled(app, pilot)
             shown = screen_text(app)
             for words in (

@@ -1,4 +1,4 @@
-"""The room where answers stand side by side: asked by typing and by picking, measured, stopped, kept, hostile."""
+"""The screen where answers stand side by side: asked by typing and by picking, measured, stopped, kept, hostile."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from textual.widgets import Input, OptionList
 
-from mta_cli.errors import NotFound
+from mta_cli.errors import IntegrityFault, NotFound
 from mta_cli.events import Event, TextChunk
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog
+from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
+from mta_cli.tui.dialogs.user_picker import UserPicker
 from mta_cli.tui.widgets.answers import AnswerColumn, AnswerColumns
 from mta_cli.tui.widgets.prompt import PromptArea
-from mta_cli.tui.widgets.user_picker import UserPicker
 from store.records import NewItem
 from store.registry import Registry
 from tests.tui.driving import open_app, run, screen_text, settled, until
@@ -31,14 +31,14 @@ def answers(app: MtaApp) -> AnswerColumns:
     return app.screen.query_one(AnswerColumns)
 
 
-def test_without_a_person_the_room_says_what_to_press(demo_store: Path) -> None:
+def test_without_a_user_the_screen_says_what_to_press(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "compare", None)
-            assert "Nobody is chosen" in screen_text(app)
+            assert "No user selected" in screen_text(app)
             app.select_user("ida")
             await settled(app, pilot)
-            assert "Nobody is chosen" not in screen_text(app) and "as typed" in screen_text(app)
+            assert "No user selected" not in screen_text(app) and "as typed" in screen_text(app)
 
     run(drive())
 
@@ -66,7 +66,7 @@ def test_a_picked_question_shows_the_gold_and_how_good_each_answer_is(demo_store
             await press_and_hear(app, pilot, "p", "down", "enter")
             shown = screen_text(app)
             assert "another ship 1" in app.screen.query_one(PromptArea).text
-            assert "put lamp-2" in shown and "gold comedy" in shown
+            assert "prompt lamp-2" in shown and "gold comedy" in shown
             assert shown.count("nats (") == 3 and shown.count("right") + shown.count("wrong") == 3
             assert shown.count("1 of 15 labels") == 3
 
@@ -76,17 +76,17 @@ def test_a_picked_question_shows_the_gold_and_how_good_each_answer_is(demo_store
 def test_changed_words_are_no_held_out_question_any_more(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            room = await enter(app, pilot, "compare", "ida")
+            screen = await enter(app, pilot, "compare", "ida")
             await press_and_hear(app, pilot, "escape", "p", "enter")
-            assert room._last_request.question.held_out
+            assert screen._last_request.question.held_out
             await type_and_ask(app, pilot, "!")
-            assert room._last_request.question.gold is None and room._last_request.task == "lamp-2"
+            assert screen._last_request.question.gold is None and screen._last_request.task == "lamp-2"
             assert "nats" not in screen_text(app)
 
     run(drive())
 
 
-def test_a_name_and_enter_at_once_choose_that_person(demo_store: Path) -> None:
+def test_a_name_and_enter_at_once_choose_that_user(demo_store: Path) -> None:
     """As when a name is pasted: who fits what was typed before is nobody's choice."""
 
     async def drive() -> None:
@@ -104,7 +104,22 @@ def test_a_name_and_enter_at_once_choose_that_person(demo_store: Path) -> None:
     run(drive())
 
 
-def test_another_person_answers_beside(demo_store: Path) -> None:
+def test_a_store_that_cannot_be_read_is_told_by_the_picker(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(query: object) -> None:
+        raise IntegrityFault("the store is damaged")
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await enter(app, pilot, "compare", "ida")
+            monkeypatch.setattr(app.store_reader, "read", fail)
+            await pilot.press("o")
+            await until(pilot, lambda: isinstance(app.screen, ErrorDialog))
+            assert "the store is damaged" in screen_text(app)
+
+    run(drive())
+
+
+def test_another_user_answers_beside(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store, size=(120, 40)) as (app, pilot):
             await enter(app, pilot, "compare", "ida")
@@ -117,7 +132,7 @@ def test_another_person_answers_beside(demo_store: Path) -> None:
             await settled(app, pilot)
             await press_and_hear(app, pilot, "enter")
             assert answers(app).column_keys == ["base", "fused", "adapted", "@jon"]
-            assert "jon · fused" in screen_text(app) and "beside jon" in screen_text(app)
+            assert "jon · fused" in screen_text(app) and "and users jon" in screen_text(app)
             widths = {column.region.width for column in app.screen.query(AnswerColumn)}
             assert max(widths) - min(widths) <= 1
             app.screen.set_focus(None)
@@ -133,7 +148,7 @@ def test_the_chosen_answer_is_kept_as_a_history_item_once(demo_store: Path) -> N
             await enter(app, pilot, "compare", "ida")
             app.screen.set_focus(None)
             await pilot.press("g")
-            assert "no whole answer yet" in screen_text(app)
+            assert "no complete answer to keep yet" in screen_text(app)
             await type_and_ask(app, pilot, "what next?")
             await pilot.press("escape", "right")
             assert answers(app).selected_key == "fused"
@@ -168,7 +183,7 @@ def test_a_held_out_question_is_kept_only_when_one_is_sure(demo_store: Path) -> 
                 app.screen.query(AnswerColumn).first().focus()
                 await pilot.press("g")
                 await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
-                assert "held out to measure with" in screen_text(app)
+                assert "held out for measurements" in screen_text(app)
                 await pilot.press(key)
                 await settled(app, pilot)
                 assert len(kept()) == before + more
@@ -216,7 +231,7 @@ def test_escape_stops_the_answers_and_another_question_can_be_asked(
                 await pilot.press("a", "enter")
                 await until(pilot, lambda: len(answers(app).column_keys) == 2)
                 await pilot.press("enter")
-                assert "under way" in screen_text(app)
+                assert "being generated" in screen_text(app)
                 await pilot.press("escape")
                 await answered(app, pilot)
             assert "stopped" in screen_text(app) and "word word" in screen_text(app)
@@ -226,7 +241,7 @@ def test_escape_stops_the_answers_and_another_question_can_be_asked(
     run(drive())
 
 
-def test_another_person_empties_the_room(demo_store: Path) -> None:
+def test_another_user_empties_the_screen(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await enter(app, pilot, "compare", "ida")

@@ -1,4 +1,4 @@
-"""The room of jobs: starting by form, watching, stopping, and going on with what was interrupted."""
+"""The screen of jobs: starting by form, watching, stopping, and going on with what was interrupted."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStar
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.maintenance.resume import list_unfinished_jobs
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import ConfirmDialog
-from mta_cli.tui.forms import FormDialog
+from mta_cli.tui.dialogs.basic import ConfirmDialog
+from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens.jobs import JobKindPicker, JobsScreen
 from store.registry import Registry
 from tests.pipeline.maintenance.test_resume import stop_after
@@ -32,7 +32,7 @@ HOSTILE = "a\x1b]0;owned\x07[red]b[/red]\u202e"
 
 @pytest.fixture(autouse=True)
 def jobs_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The window opens in this room, and the task by its name is the quick one of the town."""
+    """The window opens in this screen, and the task by its name is the quick one of the town."""
     monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "jobs")
     monkeypatch.setitem(BUILTIN_TASKS, TASK.name, TASK)
 
@@ -83,12 +83,12 @@ async def back(app: MtaApp, pilot: Pilot[None]) -> None:
     await settled(app, pilot)
 
 
-def test_an_empty_room_says_what_to_press(demo_store: Path) -> None:
+def test_an_empty_screen_says_what_to_press(demo_store: Path) -> None:
     async def go() -> None:
         async with open_app(demo_store) as (app, pilot):
             shown = screen_text(app)
-            assert "Nothing runs" in shown and "b  bank build" in shown and "i  data import" in shown
-            assert "Stop" not in shown and "Go on" not in shown
+            assert "No job is running" in shown and "b  bank build" in shown and "i  data import" in shown
+            assert "Stop" not in shown and "Resume" not in shown
             await pilot.press("n")
             await dialog(app, pilot, JobKindPicker)
             await pilot.press("escape")
@@ -98,7 +98,7 @@ def test_an_empty_room_says_what_to_press(demo_store: Path) -> None:
     run(go())
 
 
-def test_a_person_is_adapted_from_the_form(demo_store: Path) -> None:
+def test_a_user_is_adapted_from_the_form(demo_store: Path) -> None:
     async def go() -> None:
         async with open_app(demo_store) as (app, pilot):
             app.select_user("kim")
@@ -122,7 +122,7 @@ def _adapted(reg: Registry) -> list[Any]:
     return [each for each in reg.user_table.summaries() if each.status == "adapted"]
 
 
-def test_from_an_empty_store_to_an_adapted_person_by_keys_alone(empty_store: Path, tmp_path: Path) -> None:
+def test_from_an_empty_store_to_an_adapted_user_by_keys_alone(empty_store: Path, tmp_path: Path) -> None:
     path = tmp_path / "people.jsonl"
     records = [
         {
@@ -181,7 +181,7 @@ def test_what_the_plan_refuses_is_told_in_the_form_and_nothing_starts(demo_store
     run(go())
 
 
-def test_a_job_is_watched_and_stopped_when_the_person_means_it(demo_store: Path) -> None:
+def test_a_job_is_watched_and_stopped_when_the_user_means_it(demo_store: Path) -> None:
     async def go() -> None:
         slow = Slow()
         async with open_app(demo_store) as (app, pilot):
@@ -207,7 +207,7 @@ def test_a_job_is_watched_and_stopped_when_the_person_means_it(demo_store: Path)
             await until(pilot, lambda: job.finished)
             await back(app, pilot)
             assert job.state == "stopped" and slow.closed and "■ bank build · films" in screen_text(app)
-            assert "goes on when it is started again" in " ".join(log_of(app).split()) and "Stop" not in screen_text(
+            assert "started again continues from there" in " ".join(log_of(app).split()) and "Stop" not in screen_text(
                 app
             )
 
@@ -241,7 +241,7 @@ def test_an_interrupted_bank_is_offered_and_goes_on(demo_store: Path) -> None:
     async def go() -> None:
         async with open_app(demo_store) as (app, pilot):
             assert rows(app) == ["↻ bank build · mine v1"]
-            assert "of 4 adapters" in screen_text(app) and "Go on" in screen_text(app)
+            assert "of 4 adapters" in screen_text(app) and "Resume" in screen_text(app)
             await pilot.press("r")
             await until(pilot, lambda: app.job_queue.jobs[0].finished)
             await settled(app, pilot)
@@ -314,7 +314,7 @@ def test_a_job_that_fails_says_why_and_the_next_one_runs(demo_store: Path) -> No
     run(go())
 
 
-def test_a_log_without_room_is_waited_for_without_work(demo_store: Path) -> None:
+def test_a_log_without_screen_is_waited_for_without_work(demo_store: Path) -> None:
     def said(reg: Registry) -> Iterator[Event]:
         yield Note("so far so good")
         yield JobResult({})
@@ -355,7 +355,7 @@ def test_the_log_follows_and_is_capped(demo_store: Path) -> None:
     run(go())
 
 
-def test_the_first_lines_of_a_room_that_was_empty_use_its_whole_width(demo_store: Path) -> None:
+def test_the_first_lines_of_a_screen_that_was_empty_use_its_whole_width(demo_store: Path) -> None:
     words = "a line of some length that still fits into eighty columns of a terminal"
 
     def short(reg: Registry) -> Iterator[Event]:

@@ -10,7 +10,7 @@ from textual.widgets import DataTable, TabbedContent
 
 from mta_cli.pipeline.report import wording
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.forms import FormDialog
+from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from mta_cli.tui.screens.results import ResultsScreen
 from store.registry import Registry
@@ -19,8 +19,8 @@ from tests.tui.driving import open_app, run, screen_text, settled, until
 
 
 @pytest.fixture(autouse=True)
-def this_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other rooms are empty ones."""
+def this_screen_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other screens are empty ones."""
     others = {name: type(f"{title}Stub", (BaseScreen,), {"SCREEN_NAME": name}) for name, title in SCREEN_TITLES.items()}
     monkeypatch.setattr(MtaApp, "MODES", {**others, "results": ResultsScreen})
     monkeypatch.setattr(MtaApp, "DEFAULT_MODE", "results")
@@ -47,7 +47,7 @@ async def press(app: MtaApp, pilot: Any, *keys: str) -> None:
 def test_an_empty_store_says_what_to_type(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
-            assert "Nothing has been measured yet." in screen_text(app)
+            assert "There are no evaluations yet." in screen_text(app)
             assert "mta eval run --task TASK" in screen_text(app)
             await pilot.press("e")
             await until(pilot, lambda: isinstance(app.screen, FormDialog))
@@ -112,7 +112,7 @@ def test_quality_against_bytes_has_every_method(empty_store: Path) -> None:
         async with open_app(store(empty_store, document(MANY)), (120, 40)) as (app, pilot):
             await press(app, pilot, "b")
             text = screen_text(app)
-            assert "against bytes kept for a person" in text and "100 B" in text and "◆" in text
+            assert "against bytes stored for a user" in text and "100 B" in text and "◆" in text
             assert all(method in text for method in MANY)
 
     run(drive())
@@ -175,7 +175,7 @@ def test_another_evaluation_is_shown_when_the_cursor_is_on_it(empty_store: Path)
             assert rows(app, "older", "├"), "the selected one stays selected"
             app.select_task("lamp-9")
             await settled(app, pilot)
-            assert "Nothing has been measured yet." in screen_text(app)
+            assert "There are no evaluations yet." in screen_text(app)
 
     run(drive())
 

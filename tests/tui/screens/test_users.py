@@ -13,12 +13,12 @@ from textual.widgets import Input, OptionList
 
 from mta_cli.settings import Settings
 from mta_cli.tui.app import MtaApp
-from mta_cli.tui.dialogs import ConfirmDialog
-from mta_cli.tui.forms import FormDialog
+from mta_cli.tui.dialogs.basic import ConfirmDialog
+from mta_cli.tui.dialogs.form import FormDialog
+from mta_cli.tui.dialogs.task_picker import TaskPicker
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
 from mta_cli.tui.screens.users import UsersScreen
 from mta_cli.tui.widgets.lazy_table import LazyTable
-from mta_cli.tui.widgets.task_picker import TaskPicker
 from mta_cli.tui.widgets.user_detail import UserPane
 from store.records import NewItem
 from store.registry import Registry
@@ -29,8 +29,8 @@ EVERYBODY = ["ida", "jon", "kim", *(f"user{n}" for n in range(9))]
 
 
 @pytest.fixture(autouse=True)
-def this_room_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other rooms are empty ones."""
+def this_screen_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other screens are empty ones."""
     others = {name: type(f"{title}Stub", (BaseScreen,), {"SCREEN_NAME": name}) for name, title in SCREEN_TITLES.items()}
     monkeypatch.setattr(MtaApp, "MODES", {**others, "users": UsersScreen})
 
@@ -83,7 +83,7 @@ def test_the_pane_says_what_a_model_is_made_of_and_how_it_came(demo_store: Path)
             text = pane(app)
             assert "bank lamp-2 v1 · recipe" in text and "by evidence" in text and "left to the task adapter" in text
             assert "held-out loss" in text and "Loss of the last adaptation" in text and "user adapt  done" in text
-            assert "Anchors near them" in text and text.count("█") > 20 and "w ." in text
+            assert "Nearest anchors" in text and text.count("█") > 20 and "w ." in text
             assert text.index("film 2 about a ship → comedy") < text.index("film 0 about a ship → comedy")
             assert "Results" not in text
             await pilot.press("down", "down")
@@ -136,7 +136,7 @@ def test_other_words_than_names_are_known(demo_store: Path, text: str, found: li
         async with open_app(demo_store) as (app, pilot):
             await typed(app, pilot, text)
             assert (names(app) == found) if found is not None else (table(app).row_count == 3)
-            assert ("Nobody fits" in screen_text(app)) == (found == [])
+            assert ("No user matches" in screen_text(app)) == (found == [])
 
     run(drive())
 
@@ -151,7 +151,7 @@ def test_nobody_who_fits_can_be_used(demo_store: Path) -> None:
             assert isinstance(app.screen, UsersScreen) and app.selected_user is None and not app.job_queue.jobs
             await pilot.press("escape")
             await settled(app, pilot)
-            assert names(app) == EVERYBODY and "Nobody fits" not in screen_text(app)
+            assert names(app) == EVERYBODY and "No user matches" not in screen_text(app)
 
     run(drive())
 
@@ -175,7 +175,7 @@ def test_keys_and_clicks_sort(demo_store: Path) -> None:
     run(drive())
 
 
-def test_choosing_marks_somebody_for_all_rooms(demo_store: Path) -> None:
+def test_choosing_marks_somebody_for_all_screens(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
             await pilot.press("down", "enter")
@@ -198,7 +198,7 @@ def test_choosing_marks_somebody_for_all_rooms(demo_store: Path) -> None:
     run(drive())
 
 
-def test_the_room_opens_on_the_chosen_person(demo_store: Path) -> None:
+def test_the_screen_opens_on_the_chosen_user(demo_store: Path) -> None:
     async def drive() -> None:
         app = MtaApp(demo_store, Settings.load(demo_store))
         app.selected_user = "user5"
@@ -209,7 +209,7 @@ def test_the_room_opens_on_the_chosen_person(demo_store: Path) -> None:
     run(drive())
 
 
-def test_a_task_is_chosen_for_all_rooms(demo_store: Path) -> None:
+def test_a_task_is_chosen_for_all_screens(demo_store: Path) -> None:
     with Registry.open(demo_store) as reg:
         reg.items.append_items(reg.users.get("kim").id, [NewItem("x", "[b]other", "in", "out")])
 
@@ -217,8 +217,8 @@ def test_a_task_is_chosen_for_all_rooms(demo_store: Path) -> None:
         async with open_app(demo_store) as (app, pilot):
             await pilot.press("f")
             await until(pilot, lambda: isinstance(app.screen, TaskPicker))
-            await until(pilot, lambda: "lamp-2  12 people" in screen_text(app))
-            assert "[b]other  1 person" in screen_text(app)
+            await until(pilot, lambda: "lamp-2  12 users" in screen_text(app))
+            assert "[b]other  1 user" in screen_text(app)
             await pilot.press("down", "down", "enter")
             await settled(app, pilot)
             assert app.selected_task == "[b]other" and names(app) == ["kim"]
@@ -262,7 +262,7 @@ def test_an_empty_store_says_what_to_do(empty_store: Path) -> None:
     async def drive() -> None:
         async with open_app(empty_store) as (app, pilot):
             text = screen_text(app)
-            assert "Nobody is here yet" in text and "mta data import" in text and "mta demo" in text
+            assert "There are no users yet" in text and "mta data import" in text and "mta demo" in text
             assert "i Import" in text and "m Demo" in text and "a Adapt" not in text
             for key, title in (("m", "demo"), ("i", "data import")):
                 await pilot.press(key)
@@ -301,7 +301,7 @@ def test_hostile_names_and_texts_are_shown_as_text(demo_store: Path) -> None:
             assert not any(sign in text + pane(app) for sign in ("\x1b", "\x07", "\u202e", "\r"))
             await pilot.press("enter", "d")
             await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
-            assert "Forget [red]" in screen_text(app)
+            assert "Remove [red]" in screen_text(app)
             await pilot.press("n")
             await settled(app, pilot)
             assert app.selected_user == HOSTILE
@@ -336,7 +336,7 @@ def test_help_names_every_key_and_what_a_filter_knows(demo_store: Path) -> None:
             await pilot.press("f1")
             await settled(app, pilot)
             text = screen_text(app)
-            for piece in ("status:adapted", "change>0", "Compare this person's models", "Sort by the next column"):
+            for piece in ("status:adapted", "change>0", "Compare this user's models", "Sort by the next column"):
                 assert piece in text
 
     run(drive())
@@ -352,14 +352,14 @@ def test_every_key_has_a_name_and_a_tooltip() -> None:
 def test_the_pane_moves_beside_the_table_when_there_is_room(demo_store: Path) -> None:
     async def drive() -> None:
         async with open_app(demo_store) as (app, pilot):
-            room, people = app.screen.query_one(UserPane), table(app)
-            assert room.region.y > people.region.y and room.region.width == 80
+            pane, users = app.screen.query_one(UserPane), table(app)
+            assert pane.region.y > users.region.y and pane.region.width == 80
             await pilot.resize_terminal(200, 50)
             await settled(app, pilot)
-            assert room.region.y == people.region.y and room.region.x > people.region.x
+            assert pane.region.y == users.region.y and pane.region.x > users.region.x
             await pilot.resize_terminal(60, 16)
             await settled(app, pilot)
-            assert room.region.y > people.region.y and people.size.height >= 3 and " ida " in screen_text(app)
+            assert pane.region.y > users.region.y and users.size.height >= 3 and " ida " in screen_text(app)
 
     run(drive())
 
@@ -373,7 +373,7 @@ from mta_cli.tui.app import MtaApp
 app = MtaApp(Path(sys.argv[1]), Settings.load(Path(sys.argv[1])))
 async def look():
     async with app.run_test(size=(80, 24)) as pilot:
-        while app.screen.query_one("#person").query_one("#who").size.height < 2:
+        while app.screen.query_one("#user").query_one("#who").size.height < 2:
             await pilot.pause(0.05)
 asyncio.run(look())
 heavy = {"numpy", "pandas", "torch", "transformers", "peft", "sklearn", "matplotlib"}

@@ -1,7 +1,8 @@
-"""Acting on people in the room of users: adapting and removing, and what others do meanwhile."""
+"""Acting on people in the screen of users: adapting and removing, and what others do meanwhile."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,14 +10,14 @@ import pytest
 
 from mta_cli.errors import IntegrityFault
 from mta_cli.events import Event, JobResult
-from mta_cli.tui.dialogs import ConfirmDialog, ErrorDialog
-from mta_cli.tui.forms import FormDialog
+from mta_cli.tui.dialogs.basic import ConfirmDialog, ErrorDialog
+from mta_cli.tui.dialogs.form import FormDialog
 from mta_cli.tui.screens.users import UsersScreen
 from store.registry import Registry
-from tests.tui.driving import open_app, run, screen_text, settled, until
-from tests.tui.screens.test_users import EVERYBODY, names, pane, table, this_room_alone
+from tests.tui.driving import PATIENCE, open_app, run, screen_text, settled, until
+from tests.tui.screens.test_users import EVERYBODY, names, pane, table, this_screen_alone
 
-__all__ = ["this_room_alone"]
+__all__ = ["this_screen_alone"]
 
 
 def test_adapting_asks_first_and_queues_the_job(demo_store: Path) -> None:
@@ -48,9 +49,7 @@ def test_removing_says_what_goes_asks_and_leaves_no_trace(demo_store: Path) -> N
             await pilot.press("enter", "d")
             await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
             text = screen_text(app)
-            assert (
-                "Forget ida?" in text and "history items: 3" in text and "stacks: 1" in text and "no bank" not in text
-            )
+            assert "Remove ida" in text and "history items: 3" in text and "stacks: 1" in text and "no bank" not in text
             await pilot.press("n")
             await settled(app, pilot)
             assert names(app) == EVERYBODY and not app.job_queue.jobs
@@ -84,6 +83,35 @@ def test_a_removal_that_fails_is_told(demo_store: Path, monkeypatch: pytest.Monk
             await pilot.press("escape")
             await settled(app, pilot)
             assert names(app) == EVERYBODY
+
+    run(drive())
+
+
+def test_a_removal_that_ends_while_another_screen_is_shown_is_told(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mta_cli.pipeline.users import forget
+
+    may_end, forget_user = threading.Event(), forget.forget_user
+
+    def later(reg: Registry, name: str) -> Iterator[Event]:
+        may_end.wait(PATIENCE)
+        yield from forget_user(reg, name)
+
+    monkeypatch.setattr(forget, "forget_user", later)
+
+    async def drive() -> None:
+        async with open_app(demo_store) as (app, pilot):
+            await pilot.press("enter", "d")
+            await until(pilot, lambda: isinstance(app.screen, ConfirmDialog))
+            await pilot.press("y")
+            await until(pilot, lambda: bool(app.job_queue.jobs))
+            await pilot.press("3")
+            await settled(app, pilot)
+            may_end.set()
+            await until(pilot, lambda: app.job_queue.jobs[0].finished)
+            await until(pilot, lambda: app.selected_user is None)
+            assert "forgotten; history items: 3" in [notice.message[:27] for notice in app._notifications]
 
     run(drive())
 

@@ -1,4 +1,4 @@
-"""Jobs as text: bars, curves, rates, and which lines of a log are new."""
+"""Jobs as text: bars and rates."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from mta_cli.events import Event, JobProgress, JobStarted, Note, UnitFailed
 from mta_cli.pipeline.maintenance.resume import UnfinishedJob
 from mta_cli.tui.widgets.job_row import (
     interrupted_job_header,
-    interrupted_job_option_text,
+    interrupted_job_list_entry,
     job_header,
-    job_option_text,
-    new_log_lines,
+    job_list_entry,
     progress_bar,
     progress_line,
 )
@@ -58,16 +57,16 @@ def test_rates_say_only_what_is_known() -> None:
 
 def test_a_running_job_shows_how_far_it_is_within_the_width() -> None:
     one = job(JobStarted("x", 10), JobProgress("", 5, 2.0))
-    first, second = job_option_text(one, 40).plain.split("\n")
+    first, second = job_list_entry(one, 40).plain.split("\n")
     assert first == "▶ bank build · films" and "5/10 steps" in second and "━" in second
     for width in (10, 20, 40, 79):
-        assert all(len(row) <= width for row in job_option_text(one, width).plain.split("\n"))
+        assert all(len(row) <= width for row in job_list_entry(one, width).plain.split("\n"))
 
 
 def test_a_failed_job_shows_why_in_the_list() -> None:
     one = job(state="failed")
     one.finish("failed", BadInput("no such file", hint="look again"))
-    assert "error: no such file" in job_option_text(one, 60).plain
+    assert "error: no such file" in job_list_entry(one, 60).plain
 
 
 def test_the_head_says_state_bar_and_rates() -> None:
@@ -84,19 +83,10 @@ def test_nothing_from_data_reaches_the_screen_uncleaned() -> None:
     )
     left = UnfinishedJob("user adapt", HOSTILE, HOSTILE, 1, HOSTILE, HOSTILE)
     for shown in (
-        job_option_text(one, 70),
+        job_list_entry(one, 70),
         job_header(one, 70, 1001.0),
-        interrupted_job_option_text(left, 70),
+        interrupted_job_list_entry(left, 70),
         interrupted_job_header(left),
     ):
         assert not {"\x1b", "\x07", "\u202e"} & set(shown.plain) and "[red]" in shown.plain
         assert all(not span.style or "red" not in str(span.style) for span in shown.spans)
-
-
-def test_new_lines_of_a_log_are_found_when_its_oldest_are_gone() -> None:
-    assert new_log_lines([], ["a", "b"]) == ["a", "b"]
-    assert new_log_lines(["a", "b"], ["a", "b"]) == []
-    assert new_log_lines(["a", "b"], ["a", "b", "c"]) == ["c"]
-    assert new_log_lines(["a", "b", "c"], ["c", "d"]) == ["d"]
-    assert new_log_lines(["a", "b"], ["x", "y"]) is None
-    assert new_log_lines(["a"], []) is None

@@ -11,7 +11,6 @@ from mta_cli.pipeline.users.detail import AnchorMatch, MethodResult, Results, Us
 from mta_cli.tui.widgets.user_detail import (
     MAX_ANCHORS_SHOWN,
     anchor_bars,
-    count_phrase,
     format_time,
     format_two_decimals,
     history_lines,
@@ -56,8 +55,8 @@ def test_somebody_without_items_or_consent_is_described() -> None:
 
 
 def test_without_a_bank_the_pane_says_how_to_make_one() -> None:
-    person = replace(ANN, task="free", task_counts=(("free", 1, 2), ("other", 3, 0)))
-    assert user_summary(person).plain.splitlines()[1:] == [
+    user = replace(ANN, task="free", task_counts=(("free", 1, 2), ("other", 3, 0)))
+    assert user_summary(user).plain.splitlines()[1:] == [
         "task free: new, 1 item, 2 held-out queries; also other (3)",
         "no bank for this task yet: 3 and n build one",
     ]
@@ -65,8 +64,8 @@ def test_without_a_bank_the_pane_says_how_to_make_one() -> None:
 
 def test_quality_rises_when_the_loss_falls() -> None:
     for after, told in ((1.5, "+.500"), (2.25, "−.250")):
-        person = replace(ANN, stack=replace(STACK, heldout_before=2.0, heldout_after=after))
-        assert user_summary(person).plain.splitlines()[-1] == f"held-out loss 2.000 → {after:.3f} (quality {told})"
+        user = replace(ANN, stack=replace(STACK, heldout_before=2.0, heldout_after=after))
+        assert user_summary(user).plain.splitlines()[-1] == f"held-out loss 2.000 → {after:.3f} (quality {told})"
     assert "held-out" not in user_summary(replace(ANN, stack=STACK)).plain
 
 
@@ -113,11 +112,10 @@ def test_numbers_have_two_decimals(value: float | None, shown: str) -> None:
     assert format_two_decimals(value) == shown
 
 
-def test_times_and_counts_are_short() -> None:
+def test_times_are_short() -> None:
     assert (
         format_time("2020-01-02T03:04:05Z") == "2020-01-02 03:04"
         and format_time("2020") == "2020"
         and format_time(None) == format_time("") == "–"
     )
     assert format_time("\x1b[31m" + "x" * 99) == "[31m" + "x" * 12
-    assert count_phrase(1, "item", "items") == "1 item" and count_phrase(1_000, "item", "items") == "1,000 items"

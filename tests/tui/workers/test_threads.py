@@ -13,8 +13,7 @@ from textual.pilot import Pilot
 
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobProgress, JobResult, JobStarted, Note, TextChunk, UnitFailed
-from mta_cli.tui.messages import JobUpdated
-from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobQueue, MakeEvents
+from mta_cli.tui.workers.job_queue import LOG_LINES, Job, JobQueue, JobUpdated, MakeEvents
 from mta_cli.tui.workers.model_worker import ModelWorker, WorkerContext
 from mta_cli.tui.workers.store_reader import StoreReader
 from store.registry import Registry
@@ -149,7 +148,7 @@ def test_a_stopped_job_closes_its_generator_so_that_it_can_keep_what_it_has(tmp_
             await until(pilot, lambda: job.progress.done >= 50)
             app.job_queue.stop_job(job)
             await until(pilot, lambda: job.finished)
-            assert job.state == "stopped" and len(kept) == 1 and kept[0] >= 50 and "goes on when" in job.log[-1]
+            assert job.state == "stopped" and len(kept) == 1 and kept[0] >= 50 and "continues from there" in job.log[-1]
 
     run(drive())
 

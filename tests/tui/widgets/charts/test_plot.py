@@ -9,8 +9,8 @@ import pytest
 from rich.text import Text
 from textual.app import App, ComposeResult
 
-from mta_cli.tui.widgets.canvas import Canvas
-from mta_cli.tui.widgets.plot import Plot
+from mta_cli.tui.widgets.charts.canvas import Canvas
+from mta_cli.tui.widgets.charts.plot import Plot
 
 
 class Two(Plot):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta_cli.tui.widgets.axis import Scale, fit_scale, format_tick
+from mta_cli.tui.widgets.charts.axis import Scale, fit_scale, format_tick
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False)
 

@@ -12,8 +12,15 @@ from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import JobPlan, JobResult
 from mta_cli.options import AdaptOptions, BankOptions, EvalOptions
 from mta_cli.settings import Settings
-from mta_cli.tui.forms import FormValues
-from mta_cli.tui.job_forms import JOB_FORMS, FormContext, JobRequest, dry_run_plans, guess_task, parse_user_names
+from mta_cli.tui.dialogs.form import FormValues
+from mta_cli.tui.dialogs.job_forms import (
+    JOB_FORMS,
+    FormContext,
+    JobRequest,
+    dry_run_plans,
+    guess_task,
+    parse_user_names,
+)
 from store.registry import Registry
 from tests.pipeline.town import TASK, finish
 from tests.shell import mta_ok
@@ -143,7 +150,7 @@ def test_a_bank_an_adaptation_and_an_evaluation_come_of_their_forms(demo_store: 
 def test_nobody_named_means_everybody(demo_store: Path) -> None:
     with Registry.open(demo_store) as reg:
         everybody = order("user adapt", demo_store)
-        assert everybody.title == "everybody"
+        assert everybody.title == "all users"
         done = list(everybody.make_events(reg, True))[-1]
         assert isinstance(done, JobResult) and len(done.result["users"]) == 9
         with pytest.raises(NotFound, match="no user"):
@@ -151,7 +158,7 @@ def test_nobody_named_means_everybody(demo_store: Path) -> None:
 
 
 def test_commas_alone_name_nobody(demo_store: Path) -> None:
-    with Registry.open(demo_store) as reg, pytest.raises(BadInput, match="names nobody"):
+    with Registry.open(demo_store) as reg, pytest.raises(BadInput, match="names no user"):
         list(order("user adapt", demo_store, users=" , ").make_events(reg, True))
 
 
@@ -213,7 +220,7 @@ def test_the_demo_goes_into_an_empty_store_and_else_beside_it(demo_store: Path) 
     assert not Path(f"{demo_store}-demo").exists()
 
 
-def test_the_task_that_is_meant_is_that_of_the_person_or_of_the_only_bank(demo_store: Path, empty_store: Path) -> None:
+def test_the_task_that_is_meant_is_that_of_the_user_or_of_the_only_bank(demo_store: Path, empty_store: Path) -> None:
     with Registry.open(demo_store) as reg:
         assert guess_task(reg, "ida") == guess_task(reg, None) == "lamp-2"
         reg.users.add("new")

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from textual.app import App, ComposeResult
 
-from mta_cli.tui.widgets.intervals import IntervalPlot, IntervalRow, draw_intervals
+from mta_cli.tui.widgets.charts.intervals import IntervalPlot, IntervalRow, draw_intervals
 
 SPANS = (
     IntervalRow("mta", 0.5, 0.4, 0.6, "0.500 [0.400, 0.600]", "strong"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mta_cli.tui.widgets.braille import braille_grid
+from mta_cli.tui.widgets.charts.braille import braille_grid
 
 
 def at(*points: tuple[int, int], width: int = 2, height: int = 2):  # type: ignore[no-untyped-def]

@@ -11,6 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
+from textual.worker import Worker, WorkerState
 
 from mta_cli.tui.text import line_text
 
@@ -24,7 +25,7 @@ class UserPicker(ModalScreen[str | None]):
     """A list of users that shrinks while a name is typed; gives the chosen name, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss", "Close", id="picker.close", tooltip="Choose nobody"),
+        Binding("escape", "dismiss", "Close", id="picker.close", tooltip="Select no user"),
         Binding("down", "focus_list", "Next", id="picker.down", show=False, tooltip="Go down the list"),
     ]
     DEFAULT_CSS = """
@@ -70,11 +71,16 @@ class UserPicker(ModalScreen[str | None]):
         """A click, or Enter in the list."""
         self.dismiss(self._names[event.option_index])
 
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """Show why users could not be read."""
+        if event.state is WorkerState.ERROR and event.worker.error is not None:
+            cast("MtaApp", self.app).show_error(event.worker.error)
+
     def action_focus_list(self) -> None:
         """From the words to the names."""
         self.query_one(OptionList).focus()
 
-    @work(exclusive=True, group="look")
+    @work(exclusive=True, group="look", exit_on_error=False)
     async def _search_users(self, words: str) -> None:
         reader, task, limit = (
             cast("MtaApp", self.app).store_reader,

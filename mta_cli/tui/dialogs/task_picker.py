@@ -19,7 +19,7 @@ class TaskPicker(ModalScreen[tuple[str | None] | None]):
     """A list of tasks; gives the chosen one in a tuple, `(None,)` for all of them, None for no choice."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss", "Close", id="tasks.close", tooltip="Leave it as it is"),
+        Binding("escape", "dismiss", "Close", id="tasks.close", tooltip="Change nothing"),
     ]
     DEFAULT_CSS = """
     TaskPicker OptionList {
@@ -35,13 +35,13 @@ class TaskPicker(ModalScreen[tuple[str | None] | None]):
     def __init__(self, tasks: Sequence[tuple[str, int]], chosen: str | None) -> None:
         super().__init__()
         self._tasks: list[str | None] = [None, *(task for task, _ in tasks)]
-        self._user_counts = [None, *(people for _, people in tasks)]
+        self._user_counts = [None, *(users for _, users in tasks)]
         self._current_task = chosen
 
     def compose(self) -> ComposeResult:
         """What is asked, and the tasks."""
         with Vertical(classes="dialog"):
-            yield Static(line_text("Show one task alone", "bold"))
+            yield Static(line_text("Show one task only", "bold"))
             yield OptionList(*map(self._option, range(len(self._tasks))))
 
     def on_mount(self) -> None:
@@ -55,9 +55,7 @@ class TaskPicker(ModalScreen[tuple[str | None] | None]):
         self.dismiss((self._tasks[event.option_index],))
 
     def _option(self, place: int) -> Text:
-        task, people = self._tasks[place], self._user_counts[place]
+        task, users = self._tasks[place], self._user_counts[place]
         if task is None:
             return line_text("all tasks")
-        return Text.assemble(
-            line_text(task), "  ", line_text(f"{people:,} {'person' if people == 1 else 'people'}", "dim")
-        )
+        return Text.assemble(line_text(task), "  ", line_text(f"{users:,} user{'' if users == 1 else 's'}", "dim"))

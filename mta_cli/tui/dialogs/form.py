@@ -33,10 +33,10 @@ FormPlanner = Callable[[FormValues], Awaitable[Sequence[JobPlan]]]
 
 @dataclass(frozen=True)
 class FormField:
-    """One thing to fill in. `value` stands in it at first; `shown` is the default that holds while it is empty.
+    """One thing to fill in. `default_text` says which value holds while it is empty.
 
-    `key` is the setting's key, by which faults find their field. With `choices` nothing else can be chosen. `more`
-    places it among the fields that are folded away.
+    `setting_key` is the key by which faults find their field. With `choices` nothing else can be chosen. `advanced`
+    fields are folded away.
     """
 
     name: str
@@ -52,9 +52,9 @@ class FormField:
 
 @dataclass(frozen=True)
 class Form:
-    """Fields, and what decides about them. `check` raises MtaError for what cannot be.
+    """Fields, and what decides about them. `check` raises MtaError for values that cannot be used.
 
-    `plan` works out what would be done with these values; it is shown before `act`, the last button, is pressed.
+    `plan` says what the job would do with these values. It is shown before the job starts.
     """
 
     title: str
@@ -65,7 +65,7 @@ class Form:
     about: str = ""
 
 
-def setting_field(settings: Settings, cls: type[Any], name: str, *, label: str = "", more: bool = False) -> FormField:
+def setting_field(settings: Settings, cls: type[Any], name: str, *, advanced: bool = False) -> FormField:
     """The field of one option: its default as settings have it, its help, its choices."""
     from mta_cli.settings import all_settings
 
@@ -73,16 +73,15 @@ def setting_field(settings: Settings, cls: type[Any], name: str, *, label: str =
     value = getattr(settings.build_options(cls), name)
     choices = ("yes", "no") if setting.kind is bool else setting.choices
     shown = "by the data" if value is None else ("yes" if value else "no") if setting.kind is bool else str(value)
-    shown = clean_line(shown)
-    words = label or name.replace("_", " ")
     return FormField(
-        name, words, default_text=shown, help=setting.help, choices=choices, setting_key=setting.key, advanced=more
+        name,
+        name.replace("_", " "),
+        default_text=clean_line(shown),
+        help=setting.help,
+        choices=choices,
+        setting_key=setting.key,
+        advanced=advanced,
     )
-
-
-def values_as_flags(filled: FormValues, names: Sequence[str]) -> dict[str, str | None]:
-    """The values of these fields as `Settings.build` takes flags: None where nothing was given."""
-    return {name: filled.get(name) or None for name in names}
 
 
 def split_faults_by_field(error: MtaError, fields: Sequence[FormField]) -> tuple[dict[str, str], list[str]]:
@@ -141,10 +140,10 @@ class FieldRow(Vertical):
 class FormDialog(ModalScreen[FormValues | None]):
     """A form over a screen: the fields, then the plan if it has one. Gives the values, or None when it was left."""
 
-    CSS_PATH = "forms.tcss"
+    CSS_PATH = "form.tcss"
     HELP: ClassVar[str] = "Empty fields keep the default that is shown dimmed."
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "submit", "Go on", id="form.go", tooltip="Show the plan, then start", priority=True),
+        Binding("ctrl+s", "submit", "Continue", id="form.go", tooltip="Show the plan, then start", priority=True),
         Binding("escape", "back", "Back", id="form.back", tooltip="Back to the fields, then out", priority=True),
     ]
 
@@ -190,7 +189,7 @@ class FormDialog(ModalScreen[FormValues | None]):
     @on(Input.Changed)
     @on(Select.Changed)
     def recheck_values(self, event: Input.Changed | Select.Changed) -> None:
-        """Values are checked while they are typed; what is still missing is said only when somebody goes on.
+        """Values are checked while they are typed; required values are asked for only on submit.
 
         What no terminal should get goes from what was pasted.
         """
@@ -251,7 +250,7 @@ class FormDialog(ModalScreen[FormValues | None]):
         except Exception as error:
             self._show_faults(MtaError(f"{type(error).__name__}: {error}"))
         else:
-            if self.form_values == filled:  # else it is the plan of what nobody asks for any more
+            if self.form_values == filled:  # else the values changed meanwhile
                 self._show_plan(planned)
         go.disabled, go.label = False, self._next_label()
         if self.plan_shown:
@@ -275,7 +274,7 @@ class FormDialog(ModalScreen[FormValues | None]):
 
     def _check(self, *, missing: bool) -> bool:
         """Whether all is well; says beside the fields what is not."""
-        lacking = {row.field.name: "this is needed" for row in self._rows() if row.field.required and not row.value}
+        lacking = {row.field.name: "required" for row in self._rows() if row.field.required and not row.value}
         try:
             self.form.check(self.form_values)
         except MtaError as error:

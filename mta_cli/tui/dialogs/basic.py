@@ -20,8 +20,8 @@ class ConfirmDialog(ModalScreen[bool]):
     """A question with two answers; no is the one that is focused."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "answer(True)", "Yes", id="confirm.yes", tooltip="Do it"),
-        Binding("n,escape", "answer(False)", "No", id="confirm.no", tooltip="Leave everything as it is"),
+        Binding("y", "answer(True)", "Yes", id="confirm.yes", tooltip="Yes"),
+        Binding("n,escape", "answer(False)", "No", id="confirm.no", tooltip="No, change nothing"),
     ]
 
     def __init__(self, question: str) -> None:
@@ -55,7 +55,7 @@ class ClosingDialog(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """One sentence, or two."""
         with Vertical(classes="dialog"):
-            yield Static(block_text(f"{self._job_title}: stopping after the step at hand. What is finished is kept."))
+            yield Static(block_text(f"{self._job_title}: stopping after the current step. What is finished is kept."))
 
 
 class ErrorDialog(ModalScreen[None]):
@@ -131,7 +131,7 @@ def error_message(error: BaseException) -> str:
 
 
 def error_details(error: BaseException) -> str:
-    """All faults of bad input; where it happened, for what nobody foresaw."""
+    """All faults of bad input; the traceback of an unexpected error."""
     if isinstance(error, BadInput) and error.faults:
         return clean_text("\n".join(error.faults))
     if isinstance(error, MtaError):

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from mta_cli.tui.widgets.size_plot import SizePoint, draw_size_plot
+from mta_cli.tui.widgets.charts.size_plot import SizePoint, draw_size_plot
 
 METHODS = (
     SizePoint("mta", 77_000.0, 0.5, on_pareto_front=True, is_reference=True),
@@ -62,7 +62,7 @@ def test_the_axis_is_logarithmic_with_a_place_for_nothing() -> None:
     assert "╱" not in "".join(plotted(*(method for method in METHODS if method.bytes)))
 
 
-def test_names_without_room_become_letters_that_are_told_below() -> None:
+def test_names_without_screen_become_letters_that_are_told_below() -> None:
     crowd = [SizePoint(f"method-{n}", 24.0 + n / 100, 0.4 + n / 10_000) for n in range(12)]
     rows = plotted(*crowd, METHODS[2], METHODS[0])
     legend = " ".join(rows[-2:])
@@ -81,7 +81,7 @@ def test_every_size_can_be_drawn(width: int, height: int) -> None:
     assert len(plotted(*METHODS, width=width, height=height)) == height
 
 
-def test_too_little_room_is_said_and_nothing_is_drawn_for_nobody() -> None:
+def test_too_little_screen_is_said_and_nothing_is_drawn_for_nobody() -> None:
     assert "No room for a plot." in "\n".join(plotted(*METHODS, width=30, height=5))
     assert "".join(plotted(width=60, height=20)) == ""
 

@@ -120,8 +120,8 @@ def test_numbers_are_told_in_plain_words_and_the_likeliest_gold_is_marked() -> N
                 "the model as it is",
             ):
                 assert words in shown, words
-            feet = {column.key: str(column._foot.visual) for column in app.query(AnswerColumn)}
-            assert "nats" not in feet["@bob"]
+            below = {column.key: str(column._metrics.visual) for column in app.query(AnswerColumn)}
+            assert "nats" not in below["@bob"]
 
     run(drive())
 

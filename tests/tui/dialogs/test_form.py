@@ -16,7 +16,7 @@ from mta_cli.errors import BadInput, UsageError
 from mta_cli.events import JobPlan, PlanLine
 from mta_cli.options import BankOptions, MachineOptions
 from mta_cli.settings import Settings
-from mta_cli.tui.forms import (
+from mta_cli.tui.dialogs.form import (
     Form,
     FormDialog,
     FormField,
@@ -24,7 +24,6 @@ from mta_cli.tui.forms import (
     plan_table,
     setting_field,
     split_faults_by_field,
-    values_as_flags,
 )
 from tests.tui.driving import run, until
 
@@ -64,14 +63,12 @@ def bank_form(**changes: Any) -> Form:
     settings = Settings.load()
 
     def check(filled: FormValues) -> None:
-        settings.build_options(
-            BankOptions, **values_as_flags(filled, ("anchors", "rank", "placement", "task_adapter", "alpha"))
-        )
+        settings.build_options(BankOptions, **{name: value or None for name, value in filled.items() if name != "name"})
 
     fields = (
         FormField("name", "name", help="Its name.", required=True),
         *(setting_field(settings, BankOptions, name) for name in ("anchors", "rank", "placement", "task_adapter")),
-        setting_field(settings, BankOptions, "alpha", more=True),
+        setting_field(settings, BankOptions, "alpha", advanced=True),
     )
     return Form(**{"title": "bank", "fields": fields, "check": check, **changes})
 
@@ -105,7 +102,6 @@ def test_what_is_left_empty_was_not_given() -> None:
 
     filled = driven(bank_form(), act).answer
     assert filled == {"name": "mine", "anchors": "4", "rank": "", "placement": "", "task_adapter": "", "alpha": ""}
-    assert values_as_flags(filled, ("anchors", "rank")) == {"anchors": "4", "rank": None}  # type: ignore[arg-type]
 
 
 def test_a_bad_value_is_refused_beside_its_field_in_the_words_of_the_command_line() -> None:
@@ -126,7 +122,7 @@ def test_what_is_missing_is_said_only_when_somebody_goes_on() -> None:
         await pilot.press("tab", "4")
         assert fault(window, "name") == ""
         await pilot.press("ctrl+s")
-        assert fault(window, "name") == "this is needed"
+        assert fault(window, "name") == "required"
         await pilot.press(*"x")
         assert fault(window, "name") == ""
 
@@ -315,5 +311,5 @@ def test_a_plan_says_what_was_found_out_first_and_shows_markup_as_it_is() -> Non
 
 
 def test_a_form_is_styled_by_themes_alone() -> None:
-    styles = Path("mta_cli/tui/forms.tcss").read_text(encoding="utf-8")
+    styles = Path("mta_cli/tui/dialogs/form.tcss").read_text(encoding="utf-8")
     assert "#" not in "".join(part.partition(":")[2] for part in styles.split("\n"))

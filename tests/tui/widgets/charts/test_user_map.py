@@ -1,4 +1,4 @@
-"""The map widget: where people, anchors and neighbours are drawn, and how keys and clicks go between them."""
+"""The map widget: where users, anchors and neighbours are drawn, and how keys and clicks go between them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from textual.app import App, ComposeResult
 
 from mta_cli.pipeline.bank.user_map import MapAnchor, UserMap
-from mta_cli.tui.widgets.user_map import HighlightedUser, UserMapView, anchor_letter
+from mta_cli.tui.widgets.charts.user_map import HighlightedUser, UserMapView, anchor_letter
 from store.records import Anchor
 
 CORNERS = {1: (-1.0, 1.0), 2: (1.0, 1.0), 3: (-1.0, -1.0), 4: (1.0, -1.0), 5: (0.0, 0.0)}
@@ -24,12 +24,12 @@ def landmark(user_id: int | None, place: tuple[float, float] | None, nearest: in
 
 
 def made(places: dict[int, tuple[float, float]], anchors: tuple[int, ...] = (), nearest: Any = None) -> UserMap:
-    """A map of people at these places, some of whom are anchors."""
-    people = sorted(places)
+    """A map of users at these places, some of whom are anchors."""
+    users = sorted(places)
     found = np.full(len(places), -1) if nearest is None else np.array(nearest)
-    at = np.array([places[user] for user in people], np.float32).reshape(-1, 2)
+    at = np.array([places[user] for user in users], np.float32).reshape(-1, 2)
     marks = tuple(landmark(user, places[user]) for user in anchors)
-    return UserMap(np.array(people, np.int64), at, (0.5, 0.25), marks, found.astype(np.int16))
+    return UserMap(np.array(users, np.int64), at, (0.5, 0.25), marks, found.astype(np.int16))
 
 
 def drawn(
@@ -62,7 +62,7 @@ class Alone(App[None]):
         self.said.append(("anchor", event.number))
 
     def on_user_map_view_user_clicked(self, event: UserMapView.UserClicked) -> None:
-        self.said.append(("person", event.user_id))
+        self.said.append(("user", event.user_id))
 
 
 def driven(shown: UserMap, *does: str | tuple[int, int], size: tuple[int, int] = (42, 24)) -> list[tuple[str, int]]:
@@ -79,7 +79,7 @@ def driven(shown: UserMap, *does: str | tuple[int, int], size: tuple[int, int] =
     return asyncio.run(drive())
 
 
-def test_people_are_dots_at_their_places() -> None:
+def test_users_are_dots_at_their_places() -> None:
     rows = drawn(made(CORNERS)).plain()
     dots = {(x, y) for y, row in enumerate(rows[:-1]) for x, char in enumerate(row) if char > "\u2800"}
     assert dots == {(1, 1), (19, 1), (1, 8), (19, 8), (10, 5)}
@@ -116,7 +116,7 @@ def test_the_person_and_their_neighbours_stand_out() -> None:
 def test_an_anchor_who_is_the_person_keeps_the_letter_in_the_persons_colour() -> None:
     sheet = drawn(made(CORNERS, (1,)), HighlightedUser(1, "ann"))
     assert sheet.plain()[1][1] == "A"
-    assert sheet.style_at(1, 1) == "person"
+    assert sheet.style_at(1, 1) == "user"
     assert not any("●" in row for row in sheet.plain()[:-1])
 
 
@@ -127,7 +127,7 @@ def test_somebody_who_is_not_on_the_map_is_said_so() -> None:
 
 
 def test_the_legend_says_how_many_and_how_much_is_seen() -> None:
-    assert drawn(made(CORNERS, (1, 2, 3)), size=(60, 11)).plain()[-1] == "A…C anchors  5 people, 75 % of variance"
+    assert drawn(made(CORNERS, (1, 2, 3)), size=(60, 11)).plain()[-1] == "A…C anchors  5 users, 75 % of variance"
 
 
 def test_a_hostile_name_is_one_clean_line_of_the_legend() -> None:
@@ -135,7 +135,7 @@ def test_a_hostile_name_is_one_clean_line_of_the_legend() -> None:
     assert sheet.plain()[-1].startswith("● [red][2J xyyyyyyyyy…")
 
 
-def test_the_people_of_the_selected_anchor_are_coloured() -> None:
+def test_the_users_of_the_selected_anchor_are_coloured() -> None:
     shown = made(CORNERS, (1, 2), nearest=[0, 1, 0, 1, 1])
     styles = {number: {drawn(shown, selected=number).style_at(x, y) for x, y in ((1, 8), (19, 8))} for number in (0, 1)}
     assert drawn(shown, selected=0).style_at(1, 8) == "own"
@@ -158,10 +158,10 @@ def test_every_size_can_be_drawn(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("places", [{}, {1: (0.0, 0.0)}, {1: (0.5, 0.0), 2: (0.5, 1.0)}])
-def test_few_people_can_be_drawn(places: dict[int, tuple[float, float]]) -> None:
+def test_few_users_can_be_drawn(places: dict[int, tuple[float, float]]) -> None:
     sheet = drawn(made(places), size=(40, 9))
     if not places:
-        assert "Nobody has a profile yet." in "\n".join(sheet.plain())
+        assert "No user has a profile yet." in "\n".join(sheet.plain())
     else:
         assert sum(char > "\u2800" for row in sheet.plain()[:-1] for char in row) == len(places)
 
@@ -195,10 +195,10 @@ def test_arrows_pass_over_anchors_without_a_place() -> None:
     assert driven(made(CORNERS), "right") == []
 
 
-def test_a_click_selects_an_anchor_or_names_a_person() -> None:
+def test_a_click_selects_an_anchor_or_names_a_user() -> None:
     shown = made(CORNERS, (1,))
     assert driven(shown, (2, 2)) == [("anchor", 0)]
-    assert driven(shown, (39, 2)) == [("person", 2)]
+    assert driven(shown, (39, 2)) == [("user", 2)]
     assert driven(shown, (12, 12)) == []
 
 

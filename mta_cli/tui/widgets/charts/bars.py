@@ -13,7 +13,7 @@ from rich.text import Text
 from textual.geometry import Size
 from textual.widget import Widget
 
-from mta_cli.tui.widgets.canvas import truncate_line
+from mta_cli.tui.widgets.charts.canvas import truncate_line
 
 EIGHTHS = " ▏▎▍▌▋▊▉"
 FULL_BLOCK, NEGATIVE_BLOCK = "█", "▒"  # a value above and one below zero

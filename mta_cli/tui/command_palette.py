@@ -1,4 +1,4 @@
-"""Our own commands in the palette (ctrl+p): screens, the keys of a screen, and users."""
+"""What Textual's command palette (ctrl+p) offers: screens, the keys of a screen, and users."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_PALETTE_USERS = 8  # names that the palette offers at once
 
 
-class Commands(Provider):
+class CommandProvider(Provider):
     """Screens, the keys of the screen that is shown, and users by name."""
 
     async def discover(self) -> Hits:
@@ -36,7 +36,10 @@ class Commands(Provider):
                 yield Hit(score, line_text(name), run, help=about)
         async for name in self._find_users(query):
             yield Hit(
-                0.5, line_text(f"Choose {name}"), partial(self._mta_app.select_user, name), help="Work for this person"
+                0.5,
+                line_text(f"Select {name}"),
+                partial(self._mta_app.select_user, name),
+                help="Use all screens for this user",
             )
 
     @property

@@ -1,6 +1,6 @@
-"""A map of people in the terminal: everybody as a dot, anchors as letters, one person and their neighbours on top.
+"""A map of all users: each one a dot, anchors as letters, the selected user and their neighbours on top.
 
-Draws what `pipeline.people_map` computed, again at every size. Reads nothing and computes no profile.
+Draws what `pipeline.bank.user_map` computed, again at every size. Reads nothing and computes no profile.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.reactive import reactive
 
-from mta_cli.tui.widgets.braille import DOTS_PER_CELL_X, DOTS_PER_CELL_Y, braille_grid
-from mta_cli.tui.widgets.canvas import Canvas, truncate_line
-from mta_cli.tui.widgets.plot import Plot
+from mta_cli.tui.widgets.charts.braille import DOTS_PER_CELL_X, DOTS_PER_CELL_Y, braille_grid
+from mta_cli.tui.widgets.charts.canvas import Canvas, truncate_line
+from mta_cli.tui.widgets.charts.plot import Plot
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 ANCHOR_LETTERS = ascii_uppercase + ascii_lowercase + digits
 UNLETTERED_CHAR, USER_CHAR, NEIGHBOUR_CHAR = "◆", "●", "○"
 DENSITY_STYLES = ("few", "some", "many", "most")
-CLICK_RADIUS_CELLS = 2.5  # cells within which a click means somebody
-MIN_DENSITY_RATIO = (
-    2.0  # a cell is the selected anchor's where its people are so many times more frequent than everywhere
-)
+CLICK_RADIUS_CELLS = 2.5  # cells within which a click selects a user
+MIN_DENSITY_RATIO = 2.0  # a cell is the selected anchor's where its users are this many times as frequent as overall
 SIDEWAYS_COST = 2.0  # how much more it costs an arrow key to go aside than ahead
 
 
@@ -44,7 +42,7 @@ def anchor_letter(number: int) -> str:
 
 @dataclass(frozen=True)
 class HighlightedUser:
-    """The person whom the map is about: user id, name, and the ids of their neighbours."""
+    """The selected user: id, name, and the ids of the neighbours."""
 
     user_id: int
     name: str
@@ -52,16 +50,16 @@ class HighlightedUser:
 
 
 class UserMapView(Plot, can_focus=True):
-    """The map. `selected` is the place of an anchor in the bank; its people stand out."""
+    """The map. `selected_anchor` is the place of an anchor in the bank; its users are coloured."""
 
     HELP = (
-        "The map shows everybody with a profile, laid out along the two directions in which profiles differ most: the "
-        "more people in a place, the brighter. Letters are anchors; those nearest to the selected one are coloured.\n"
-        "Arrows go to the next anchor that way. A click on a letter selects it, on a dot chooses that person."
+        "The map shows every user with a profile along the two main directions of all profiles; brighter means more "
+        "users. Letters are anchors; the users nearest to the selected anchor are coloured.\n"
+        "Arrow keys go to the next anchor in that direction. A click on a letter selects the anchor, on a dot the user."
     )
     COMPONENT_PREFIX = "user-map"
     COMPONENT_CLASSES: ClassVar[set[str]] = {
-        f"user-map--{name}" for name in (*DENSITY_STYLES, "own", "anchor", "selected", "person", "neighbour", "words")
+        f"user-map--{name}" for name in (*DENSITY_STYLES, "own", "anchor", "selected", "user", "neighbour", "words")
     }
     DEFAULT_CSS = """
     UserMapView {
@@ -75,7 +73,7 @@ class UserMapView(Plot, can_focus=True):
         & > .user-map--own { color: $primary-lighten-2; }
         & > .user-map--anchor { color: $warning; text-style: bold; }
         & > .user-map--selected { color: $warning; text-style: bold reverse; }
-        & > .user-map--person { color: $success; text-style: bold; }
+        & > .user-map--user { color: $success; text-style: bold; }
         & > .user-map--neighbour { color: $success; }
         & > .user-map--words { color: $text-muted; }
         &:focus { border: round $primary; }
@@ -89,7 +87,7 @@ class UserMapView(Plot, can_focus=True):
             id=f"map.{key}",
             show=False,
             key_display="←↑↓→",
-            tooltip="Select the next anchor that way",
+            tooltip="Select the next anchor in that direction",
         )
         for key, across, down in (("left", -1, 0), ("right", 1, 0), ("up", 0, -1), ("down", 0, 1))
     ]
@@ -104,7 +102,7 @@ class UserMapView(Plot, can_focus=True):
             self.number = number
 
     class UserClicked(Message):
-        """Somebody's dot was clicked."""
+        """A user's dot was clicked."""
 
         def __init__(self, user_id: int) -> None:
             super().__init__()
@@ -116,10 +114,10 @@ class UserMapView(Plot, can_focus=True):
         self._highlighted_user: HighlightedUser | None = None
         self._waiting_text = ""
 
-    def show_map(self, drawn: UserMap | None, lit: HighlightedUser | None = None, *, waiting: str = "") -> None:
+    def show_map(self, user_map: UserMap | None, lit: HighlightedUser | None = None, *, waiting: str = "") -> None:
         """Draw a map, or say what is waited for while there is none."""
-        self._user_map, self._highlighted_user, self._waiting_text = drawn, lit, waiting
-        if drawn is None or (self.selected_anchor is not None and self.selected_anchor >= len(drawn.map_anchors)):
+        self._user_map, self._highlighted_user, self._waiting_text = user_map, lit, waiting
+        if user_map is None or (self.selected_anchor is not None and self.selected_anchor >= len(user_map.map_anchors)):
             self.set_reactive(UserMapView.selected_anchor, None)
         self.refresh()
 
@@ -128,16 +126,16 @@ class UserMapView(Plot, can_focus=True):
         return self.render_canvas(self.draw_map(*self.content_size))
 
     def draw_map(self, width: int, height: int) -> Canvas:
-        """What is drawn on so many cells."""
-        sheet = Canvas(width, height)
+        """The map on so many cells."""
+        canvas = Canvas(width, height)
         if self._user_map is None or not len(self._user_map.user_ids) or width < 4 or height < 3:
-            words = self._waiting_text if self._user_map is None else "Nobody has a profile yet."
-            sheet.write_text(1, height // 2, truncate_line(words, width - 2), "words")
-            return sheet
-        self._draw_users(sheet, self._user_map, width, height - 1)
-        self._draw_markers(sheet, self._user_map, width, height - 1)
-        self._draw_legend(sheet, self._user_map, height - 1)
-        return sheet
+            words = self._waiting_text if self._user_map is None else "No user has a profile yet."
+            canvas.write_text(1, height // 2, truncate_line(words, width - 2), "words")
+            return canvas
+        self._draw_users(canvas, self._user_map, width, height - 1)
+        self._draw_markers(canvas, self._user_map, width, height - 1)
+        self._draw_legend(canvas, self._user_map, height - 1)
+        return canvas
 
     def action_select_toward(self, across: int, down: int) -> None:
         """Select the nearest anchor in a direction; the first one when none is."""
@@ -157,7 +155,7 @@ class UserMapView(Plot, can_focus=True):
             self._select_anchor(min(costs, key=lambda number: costs[number]))
 
     def on_click(self, event: events.Click) -> None:
-        """Select the anchor, or name the person, that is meant."""
+        """Select the anchor, or name the user, that was clicked."""
         import numpy as np
 
         offset = event.get_content_offset(self)
@@ -178,7 +176,7 @@ class UserMapView(Plot, can_focus=True):
             self.post_message(self.UserClicked(int(self._user_map.user_ids[int(apart.argmin())])))
 
     def watch_selected_anchor(self) -> None:
-        """Draw the people of another anchor."""
+        """Draw the users of another anchor."""
         self.refresh()
 
     def _select_anchor(self, number: int) -> None:
@@ -217,53 +215,57 @@ class UserMapView(Plot, can_focus=True):
         cells = self._cell_positions([place for _, place in placed], width, height)
         return {number: cell for (number, _), cell in zip(placed, cells, strict=True)}
 
-    def _draw_users(self, sheet: Canvas, drawn: UserMap, width: int, height: int) -> None:
+    def _draw_users(self, canvas: Canvas, user_map: UserMap, width: int, height: int) -> None:
         import numpy as np
 
-        columns, rows = self._dot_positions(drawn.points, width, height)
+        columns, rows = self._dot_positions(user_map.points, width, height)
         all_of_them = braille_grid(columns, rows, width, height)
         strong = np.zeros(all_of_them.counts.shape, bool)
         if self.selected_anchor is not None:
-            mine = drawn.nearest_anchor == self.selected_anchor
+            mine = user_map.nearest_anchor == self.selected_anchor
             own = braille_grid(columns[mine], rows[mine], width, height).counts
             strong = own > all_of_them.counts * min(0.5, MIN_DENSITY_RATIO * float(mine.mean()))
         levels = all_of_them.density_levels()
         for y, x in np.argwhere(levels >= 0).tolist():
-            sheet.write_char(x, y, all_of_them.char(x, y), "own" if strong[y, x] else DENSITY_STYLES[levels[y, x]])
+            canvas.write_char(x, y, all_of_them.char(x, y), "own" if strong[y, x] else DENSITY_STYLES[levels[y, x]])
 
-    def _draw_markers(self, sheet: Canvas, drawn: UserMap, width: int, height: int) -> None:
-        """Neighbours below anchors, the person and the selected anchor on top of all."""
+    def _draw_markers(self, canvas: Canvas, user_map: UserMap, width: int, height: int) -> None:
+        """Neighbours below anchors; the user and the selected anchor on top."""
         lit = self._highlighted_user
         if lit is not None:
-            near = [place for place in map(drawn.locate_user, lit.neighbours) if place is not None]
+            near = [place for place in map(user_map.locate_user, lit.neighbours) if place is not None]
             for x, y in self._cell_positions(near, width, height):
-                sheet.write_text(x, y, NEIGHBOUR_CHAR, "neighbour")
+                canvas.write_text(x, y, NEIGHBOUR_CHAR, "neighbour")
         cells = self._anchor_cells(width, height)
         for number in sorted(cells, key=lambda number: number == self.selected_anchor):
             style = "selected" if number == self.selected_anchor else "anchor"
-            own = lit is not None and drawn.map_anchors[number].anchor.user_id == lit.user_id
-            sheet.write_text(*cells[number], anchor_letter(number), "person" if own else style)
-        place = drawn.locate_user(lit.user_id) if lit is not None else None
-        if lit is not None and place is not None and lit.user_id not in (m.anchor.user_id for m in drawn.map_anchors):
-            sheet.write_text(*self._cell_positions([place], width, height)[0], USER_CHAR, "person")
+            own = lit is not None and user_map.map_anchors[number].anchor.user_id == lit.user_id
+            canvas.write_text(*cells[number], anchor_letter(number), "user" if own else style)
+        place = user_map.locate_user(lit.user_id) if lit is not None else None
+        if (
+            lit is not None
+            and place is not None
+            and lit.user_id not in (m.anchor.user_id for m in user_map.map_anchors)
+        ):
+            canvas.write_text(*self._cell_positions([place], width, height)[0], USER_CHAR, "user")
 
-    def _draw_legend(self, sheet: Canvas, drawn: UserMap, y: int) -> None:
-        """One line: who is lit, how many there are, and how much of the difference between people is seen."""
+    def _draw_legend(self, canvas: Canvas, user_map: UserMap, y: int) -> None:
+        """One line: the selected user, the signs, the number of users, and the variance that the map shows."""
         x = 0
         if self._highlighted_user is not None:
-            if drawn.locate_user(self._highlighted_user.user_id) is None:
-                x = sheet.write_text(
+            if user_map.locate_user(self._highlighted_user.user_id) is None:
+                x = canvas.write_text(
                     x, y, f"{truncate_line(self._highlighted_user.name, 20)} has no profile  ", "words"
                 )
             else:
-                x = sheet.write_text(x, y, f"{USER_CHAR} ", "person")
-                x = sheet.write_text(x, y, f"{truncate_line(self._highlighted_user.name, 20)}  ", "words")
+                x = canvas.write_text(x, y, f"{USER_CHAR} ", "user")
+                x = canvas.write_text(x, y, f"{truncate_line(self._highlighted_user.name, 20)}  ", "words")
                 if self._highlighted_user.neighbours:
-                    x = sheet.write_text(x, y, f"{NEIGHBOUR_CHAR} ", "neighbour")
-                    x = sheet.write_text(x, y, "nearest  ", "words")
-        if drawn.map_anchors:
-            last = min(len(drawn.map_anchors), len(ANCHOR_LETTERS)) - 1
-            x = sheet.write_text(x, y, "A" if last == 0 else f"A…{anchor_letter(last)}", "anchor")
-            x = sheet.write_text(x, y, " anchors  ", "words")
-        seen = f"{len(drawn.user_ids):,} people, {100 * sum(drawn.explained_variance):.0f} % of variance"
-        sheet.write_text(x, y, truncate_line(seen, max(sheet.width - x, 0)), "words")
+                    x = canvas.write_text(x, y, f"{NEIGHBOUR_CHAR} ", "neighbour")
+                    x = canvas.write_text(x, y, "nearest  ", "words")
+        if user_map.map_anchors:
+            last = min(len(user_map.map_anchors), len(ANCHOR_LETTERS)) - 1
+            x = canvas.write_text(x, y, "A" if last == 0 else f"A…{anchor_letter(last)}", "anchor")
+            x = canvas.write_text(x, y, " anchors  ", "words")
+        seen = f"{len(user_map.user_ids):,} users, {100 * sum(user_map.explained_variance):.0f} % of variance"
+        canvas.write_text(x, y, truncate_line(seen, max(canvas.width - x, 0)), "words")

@@ -27,7 +27,7 @@ from mta_cli.options import (
 )
 from mta_cli.pipeline.data.formats import FORMATS
 from mta_cli.settings import Settings, StoreOptions
-from mta_cli.tui.forms import Form, FormField, FormValues, setting_field, values_as_flags
+from mta_cli.tui.dialogs.form import Form, FormField, FormValues, setting_field
 
 if TYPE_CHECKING:
     from mta_cli.tui.app import MtaApp
@@ -72,7 +72,7 @@ class FormContext:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """A job that was asked for; `make` is called where it runs, or with `dry_run` where its plan is worked out."""
+    """A job that was asked for. `make_events(registry, dry_run)` is called where it runs or is planned."""
 
     kind: str
     title: str
@@ -81,7 +81,7 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class JobForm:
-    """A kind of job: `fields` asks for it, `order` makes it of the answers and raises UsageFault for bad values."""
+    """A kind of job: the fields that ask for it, and its request made from their values; UsageError for bad values."""
 
     kind: str
     key: str
@@ -90,28 +90,28 @@ class JobForm:
     make_request: Callable[[FormContext, FormValues], JobRequest]
 
 
-def build_form(start: JobForm, known: FormContext, app: MtaApp) -> Form:
+def build_form(job_form: JobForm, context: FormContext, app: MtaApp) -> Form:
     """The form that asks for a job and shows its plan."""
 
     async def plan(filled: FormValues) -> Sequence[JobPlan]:
-        return await app.store_reader.read(partial(dry_run_plans, start.make_request(known, filled)))
+        return await app.store_reader.read(partial(dry_run_plans, job_form.make_request(context, filled)))
 
     def check(filled: FormValues) -> None:
-        start.make_request(known, filled)
+        job_form.make_request(context, filled)
 
-    return Form(start.kind, start.make_fields(known), check, plan, "Start", start.about)
+    return Form(job_form.kind, job_form.make_fields(context), check, plan, "Start", job_form.about)
 
 
 async def queue_job_from_form(app: MtaApp, kind: str, **values: str) -> Job | None:
     """Ask for a job of this kind and queue it; `values` stand in its fields at first. Await it in a worker."""
-    start, known = JOB_FORMS[kind], await read_form_context(app)
-    form = build_form(start, known, app)
+    job_form, context = JOB_FORMS[kind], await read_form_context(app)
+    form = build_form(job_form, context, app)
     fields = tuple(replace(field, initial_value=values.get(field.name, field.initial_value)) for field in form.fields)
     filled = await app.show_form(replace(form, fields=fields))
     if filled is None:
         return None
-    order = start.make_request(known, filled)
-    return app.job_queue.add_job(order.kind, order.title, lambda reg: order.make_events(reg, False))
+    request = job_form.make_request(context, filled)
+    return app.job_queue.add_job(request.kind, request.title, lambda reg: request.make_events(reg, False))
 
 
 async def read_form_context(app: MtaApp) -> FormContext:
@@ -128,71 +128,71 @@ async def read_form_context(app: MtaApp) -> FormContext:
     )
 
 
-def guess_task(reg: Registry, person: str | None) -> str | None:
-    """The task of the chosen person, else the only one that has a bank, else the only one that there is."""
-    if person is not None and (held := reg.users.tasks_of_user(reg.users.get(person).id)):
+def guess_task(reg: Registry, user: str | None) -> str | None:
+    """The task of the selected user, else the only task with a bank, else the only task there is."""
+    if user is not None and (held := reg.users.tasks_of_user(reg.users.get(user).id)):
         return held[0][0]
     found = {bank.task for bank in reg.banks.all()}
     found = found or {task for task, _ in reg.user_table.tasks_with_user_counts()}
     return found.pop() if len(found) == 1 else None
 
 
-def dry_run_plans(order: JobRequest, reg: Registry) -> list[JobPlan]:
+def dry_run_plans(request: JobRequest, reg: Registry) -> list[JobPlan]:
     """The plans of a dry run; what it remarks on stands with them."""
-    events = [event for event in order.make_events(reg, True) if not isinstance(event, JobResult)]
+    events = [event for event in request.make_events(reg, True) if not isinstance(event, JobResult)]
     notes = tuple(PlanLine("note", event.text) for event in events if isinstance(event, Note))
     plans = [event for event in events if isinstance(event, JobPlan)]
     return [*plans, JobPlan("notes", notes)] if notes else plans
 
 
-def build_options(known: FormContext, filled: FormValues, *classes: type[Any]) -> OptionSet:
+def build_options(context: FormContext, filled: FormValues, *classes: type[Any]) -> OptionSet:
     """Options of every class from the fields. UsageError lists every bad value of all of them."""
-    return known.settings.build_option_set(classes, values_as_flags(filled, list(filled)))
+    return context.settings.build_option_set(classes, {name: value or None for name, value in filled.items()})
 
 
-def _bank_fields(known: FormContext) -> tuple[FormField, ...]:
-    of = partial(setting_field, known.settings, BankOptions)
+def _bank_fields(context: FormContext) -> tuple[FormField, ...]:
+    of = partial(setting_field, context.settings, BankOptions)
     return (
-        _task_field(known, needed=True),
+        _task_field(context, needed=True),
         FormField("name", "name", default_text="the task's", help="The bank's name."),
         *map(of, BANK_MAIN_FIELDS),
-        *(of(name, more=True) for name in BANK_ADVANCED_FIELDS),
-        *_shared_fields(known),
+        *(of(name, advanced=True) for name in BANK_ADVANCED_FIELDS),
+        *_shared_fields(context),
     )
 
 
-def _bank_request(known: FormContext, filled: FormValues) -> JobRequest:
-    options = build_options(known, filled, BankOptions, ScreeningOptions, PromptOptions, ModelOptions, MachineOptions)
+def _bank_request(context: FormContext, filled: FormValues) -> JobRequest:
+    options = build_options(context, filled, BankOptions, ScreeningOptions, PromptOptions, ModelOptions, MachineOptions)
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         from mta_cli.pipeline.bank.build import build_bank
         from mta_cli.pipeline.requests import bank_request
 
         request = bank_request(reg, options, filled["task"], filled["name"] or None)
-        return build_bank(reg, request, plan=known.settings.plan_lines(*request.plan_options), dry_run=dry_run)
+        return build_bank(reg, request, plan=context.settings.plan_lines(*request.plan_options), dry_run=dry_run)
 
     return JobRequest("bank build", filled["name"] or filled["task"], make)
 
 
-def _adapt_fields(known: FormContext) -> tuple[FormField, ...]:
-    of = partial(setting_field, known.settings, AdaptOptions)
-    weigh = partial(setting_field, known.settings, FuseOptions, more=True)
-    people = "Whom, with commas between them; left empty: everybody with a history who is no anchor."
+def _adapt_fields(context: FormContext) -> tuple[FormField, ...]:
+    of = partial(setting_field, context.settings, AdaptOptions)
+    weigh = partial(setting_field, context.settings, FuseOptions, advanced=True)
+    whom = "User names, separated by commas; empty: every user with a history who is not an anchor."
     return (
-        FormField("users", "people", known.user or "", "everybody", people),
-        _task_field(known),
+        FormField("users", "users", context.user or "", "all users", whom),
+        _task_field(context),
         *map(of, ADAPT_MAIN_FIELDS),
-        *(of(name, more=True) for name in ADAPT_ADVANCED_FIELDS),
+        *(of(name, advanced=True) for name in ADAPT_ADVANCED_FIELDS),
         weigh("weights"),
         weigh("top_k"),
-        setting_field(known.settings, MemoryOptions, "memory", more=True),
-        *_shared_fields(known),
+        setting_field(context.settings, MemoryOptions, "memory", advanced=True),
+        *_shared_fields(context),
     )
 
 
-def _adapt_request(known: FormContext, filled: FormValues) -> JobRequest:
+def _adapt_request(context: FormContext, filled: FormValues) -> JobRequest:
     options = build_options(
-        known, filled, AdaptOptions, FuseOptions, MemoryOptions, PromptOptions, ModelOptions, MachineOptions
+        context, filled, AdaptOptions, FuseOptions, MemoryOptions, PromptOptions, ModelOptions, MachineOptions
     )
     options[AdaptOptions].with_kind_defaults(labels=True)  # refuses a value of the other kind before the job begins
 
@@ -200,42 +200,42 @@ def _adapt_request(known: FormContext, filled: FormValues) -> JobRequest:
         from mta_cli.pipeline.personalize.adapt import adapt_users
         from mta_cli.pipeline.requests import adapt_request
 
-        names = parse_user_names(filled["users"], known.user)
+        names = parse_user_names(filled["users"], context.user)
         if filled["users"].strip() and not names:
-            raise BadInput(f"--users: {filled['users']!r:.80} names nobody", hint="leave it empty for everybody")
+            raise BadInput(f"--users: {filled['users']!r:.80} names no user", hint="leave it empty for all users")
         request = adapt_request(reg, options, names or None, filled["task"] or None)
-        plan, explicit = known.settings.plan_lines(*request.plan_options), bool(filled["top_k"])
+        plan, explicit = context.settings.plan_lines(*request.plan_options), bool(filled["top_k"])
         return adapt_users(
             reg, request.users, request.fuse, request.options, plan=plan, explicit_top_k=explicit, dry_run=dry_run
         )
 
-    return JobRequest("user adapt", filled["users"] or "everybody", make)
+    return JobRequest("user adapt", filled["users"] or "all users", make)
 
 
 def parse_user_names(text: str, whole: str | None = None) -> list[str]:
-    """Names with commas between them, each once; a text that is the name `whole` is that alone."""
+    """Names separated by commas, each once; a text equal to the name `whole` is that one name."""
     names = [whole] if whole is not None and text == whole.strip() else [name.strip() for name in text.split(",")]
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _eval_fields(known: FormContext) -> tuple[FormField, ...]:
-    of = partial(setting_field, known.settings, EvalOptions)
-    bank = partial(setting_field, known.settings, BankOptions, more=True)
-    own = "Methods' own settings, METHOD.SETTING=VALUE, with blanks between them."
+def _eval_fields(context: FormContext) -> tuple[FormField, ...]:
+    of = partial(setting_field, context.settings, EvalOptions)
+    bank = partial(setting_field, context.settings, BankOptions, advanced=True)
+    own = "Settings of single methods, METHOD.SETTING=VALUE, separated by blanks."
     return (
-        _task_field(known, needed=True),
+        _task_field(context, needed=True),
         *map(of, EVAL_MAIN_FIELDS),
-        *(of(name, more=True) for name in EVAL_ADVANCED_FIELDS),
+        *(of(name, advanced=True) for name in EVAL_ADVANCED_FIELDS),
         *map(bank, EVAL_BANK_FIELDS),
         FormField("set", "settings", help=own, advanced=True),
-        *_shared_fields(known),
+        *_shared_fields(context),
     )
 
 
-def _eval_request(known: FormContext, filled: FormValues) -> JobRequest:
+def _eval_request(context: FormContext, filled: FormValues) -> JobRequest:
     from mta_cli.pipeline.evaluation.method_settings import parse_settings
 
-    options = build_options(known, filled, EvalOptions, BankOptions, PromptOptions, ModelOptions, MachineOptions)
+    options = build_options(context, filled, EvalOptions, BankOptions, PromptOptions, ModelOptions, MachineOptions)
     method_settings = parse_settings(filled["set"].split())
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
@@ -243,37 +243,40 @@ def _eval_request(known: FormContext, filled: FormValues) -> JobRequest:
         from mta_cli.pipeline.requests import eval_request
 
         request = eval_request(reg, options, filled["task"], method_settings)
-        return run_evaluation(reg, request, plan=known.settings.plan_lines(*request.plan_options), dry_run=dry_run)
+        return run_evaluation(reg, request, plan=context.settings.plan_lines(*request.plan_options), dry_run=dry_run)
 
     return JobRequest("eval run", filled["task"], make)
 
 
-def _import_fields(known: FormContext) -> tuple[FormField, ...]:
+def _import_fields(context: FormContext) -> tuple[FormField, ...]:
     return (
-        FormField("path", "file", help="Where it lies.", required=True),
+        FormField("path", "file", help="The path of the file.", required=True),
         FormField(
             "format",
             "format",
             default_text="by its name",
             choices=FORMATS,
-            help="How the file is written; left empty: "
-            "jsonl or csv by the file's name, and of .json files lamp where answers are given, else users.",
+            help="The format of the file; empty: jsonl or csv by the file's name; a .json file is lamp where answers "
+            "are given, else users.",
         ),
         FormField(
-            "outputs", "answers", default_text="none", help="Of the format lamp: the file of answers to its questions."
+            "outputs",
+            "answers",
+            default_text="none",
+            help="For the format lamp: the file with the answers.",
         ),
-        _task_field(known),
+        _task_field(context),
         FormField(
             "can_anchor",
             "may be anchors",
             default_text="new users may",
             choices=("yes", "no"),
-            help="Whether these users may be anchors, who help to serve others.",
+            help="Whether these users may be anchors, whose models help to serve other users.",
         ),
     )
 
 
-def _import_request(known: FormContext, filled: FormValues) -> JobRequest:
+def _import_request(context: FormContext, filled: FormValues) -> JobRequest:
     from mta_cli.pipeline.data.parse_file import ImportSource
 
     path, outputs = _parse_path(filled["path"]), _parse_path(filled["outputs"]) if filled["outputs"] else None
@@ -294,7 +297,7 @@ def _import_request(known: FormContext, filled: FormValues) -> JobRequest:
 
 
 def format_from_file_name(path: Path, *, answers: bool) -> str:
-    """The format that a file's name stands for. UsageFault where it stands for none."""
+    """The format that a file's name stands for. UsageError where it stands for none."""
     ending = path.suffix.lower()
     if ending == ".json":
         return "lamp" if answers else "users"
@@ -303,14 +306,14 @@ def format_from_file_name(path: Path, *, answers: bool) -> str:
     raise UsageError(f"{path.name:.80}: the name does not say how the file is written", hint="choose a format")
 
 
-def _demo_fields(known: FormContext) -> tuple[FormField, ...]:
+def _demo_fields(context: FormContext) -> tuple[FormField, ...]:
     return (
         FormField(
             "where",
             "where",
-            "this store" if known.store_is_empty else "its own",
+            "this store" if context.store_is_empty else "its own",
             choices=("this store", "its own"),
-            help="Into the store that is open, or into one of its own beside it.",
+            help="Into the open store, or into a new store beside it.",
             required=True,
         ),
         FormField(
@@ -318,18 +321,18 @@ def _demo_fields(known: FormContext) -> tuple[FormField, ...]:
             "quick",
             default_text="no",
             choices=("yes", "no"),
-            help="Train less and adapt fewer people: faster, and less is learnt.",
+            help="Train less and adapt fewer users: faster, and less is learnt.",
         ),
-        *_shared_fields(known, prompt=False),
+        *_shared_fields(context, prompt=False),
     )
 
 
-def _demo_request(known: FormContext, filled: FormValues) -> JobRequest:
+def _demo_request(context: FormContext, filled: FormValues) -> JobRequest:
     from mta_cli.pipeline.demo import plan_demo, run_demo
     from mta_cli.pipeline.requests import demo_request
 
-    request = demo_request(build_options(known, filled, ModelOptions, MachineOptions), quick=filled["quick"] == "yes")
-    own = known.store_path.with_name(f"{known.store_path.name}-demo")
+    request = demo_request(build_options(context, filled, ModelOptions, MachineOptions), quick=filled["quick"] == "yes")
+    own = context.store_path.with_name(f"{context.store_path.name}-demo")
 
     def make(reg: Registry, dry_run: bool) -> Iterator[Event]:
         if dry_run:
@@ -339,7 +342,9 @@ def _demo_request(known: FormContext, filled: FormValues) -> JobRequest:
         else:
             from store.registry import Registry
 
-            with Registry.open(own, create=True, timeout=known.settings.build_options(StoreOptions).timeout) as beside:
+            with Registry.open(
+                own, create=True, timeout=context.settings.build_options(StoreOptions).timeout
+            ) as beside:
                 yield from run_demo(beside, request)
 
     return JobRequest("demo", filled["where"], make)
@@ -354,31 +359,29 @@ def _parse_path(text: str) -> Path:
         raise UsageError(f"{text!r:.80} cannot be used: {error}") from None
 
 
-def _task_field(known: FormContext, *, needed: bool = False) -> FormField:
-    value = known.task if known.task in known.task_names else ""
-    return FormField("task", "task", value or "", help="The task.", choices=known.task_names, required=needed)
+def _task_field(context: FormContext, *, needed: bool = False) -> FormField:
+    value = context.task if context.task in context.task_names else ""
+    return FormField("task", "task", value or "", help="The task.", choices=context.task_names, required=needed)
 
 
-def _shared_fields(known: FormContext, *, prompt: bool = True) -> tuple[FormField, ...]:
+def _shared_fields(context: FormContext, *, prompt: bool = True) -> tuple[FormField, ...]:
     """Models, machine and prompt, folded away."""
-    models = partial(setting_field, known.settings, ModelOptions, more=True)
-    machine = partial(setting_field, known.settings, MachineOptions, more=True)
-    shown = (setting_field(known.settings, PromptOptions, "history_items", more=True),) if prompt else ()
+    models = partial(setting_field, context.settings, ModelOptions, advanced=True)
+    machine = partial(setting_field, context.settings, MachineOptions, advanced=True)
+    shown = (setting_field(context.settings, PromptOptions, "history_items", advanced=True),) if prompt else ()
     return (*shown, models("base"), models("embedder"), *map(machine, MACHINE_FIELDS))
 
 
 JOB_FORMS = {
-    start.kind: start
-    for start in (
+    job_form.kind: job_form
+    for job_form in (
         JobForm("bank build", "b", "Anchors, the task adapter and a meta-LoRA for each.", _bank_fields, _bank_request),
-        JobForm(
-            "user adapt", "a", "A stack for one person, for several, or for everybody.", _adapt_fields, _adapt_request
-        ),
-        JobForm("eval run", "e", "Methods compared on the same people.", _eval_fields, _eval_request),
+        JobForm("user adapt", "a", "A stack for one user, for several, or for all.", _adapt_fields, _adapt_request),
+        JobForm("eval run", "e", "Methods compared on the same users.", _eval_fields, _eval_request),
         JobForm(
             "data import", "i", "Histories from a file, checked as a whole first.", _import_fields, _import_request
         ),
-        JobForm("demo", "m", "The carried sample through every stage.", _demo_fields, _demo_request),
+        JobForm("demo", "m", "The included sample users, through every stage.", _demo_fields, _demo_request),
     )
 }
 """What can be started, by kind, in the order of the data."""

@@ -8,8 +8,8 @@ import pytest
 from rich.cells import cell_len
 from textual.app import App, ComposeResult
 
-from mta_cli.tui.widgets.bars import Bar, BarChart, bar_lines, bar_text
-from mta_cli.tui.widgets.sparkline import LabelledSparkline
+from mta_cli.tui.widgets.charts.bars import Bar, BarChart, bar_lines, bar_text
+from mta_cli.tui.widgets.charts.sparkline import LabelledSparkline
 from tests.tui.driving import run, screen_text
 
 
@@ -34,7 +34,7 @@ def test_a_bar_is_as_long_as_its_value(value: float | None, drawn: str) -> None:
     assert bar_text(value, 1.0, 4) == drawn
 
 
-def test_without_room_or_scale_there_is_no_bar() -> None:
+def test_without_screen_or_scale_there_is_no_bar() -> None:
     assert bar_text(1.0, 1.0, 0) == bar_text(1.0, 0.0, 4) == ""
 
 

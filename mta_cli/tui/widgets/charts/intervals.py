@@ -1,0 +1,126 @@
+"""Values with their intervals as bars on one axis, with a line at what they are compared with.
+
+Draws numbers that were computed elsewhere. Knows neither methods nor metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from rich.cells import cell_len
+from rich.text import Text
+from textual.geometry import Size
+
+from mta_cli.tui.widgets.charts.axis import Scale, fit_scale, format_tick
+from mta_cli.tui.widgets.charts.canvas import Canvas, truncate_line
+from mta_cli.tui.widgets.charts.plot import Plot
+
+Tone = Literal["plain", "strong", "good", "bad"]
+MAX_NAME_CELLS, MIN_BAR_CELLS = 18, 8
+MIN_NOTE_WIDTH = 60  # cells of a plot with room for notes
+LOW_CHAR, HIGH_CHAR, VALUE_CHAR, LINE_CHAR, REFERENCE_CHAR, CROSSING_CHAR = "├", "┤", "●", "─", "┊", "┼"
+
+
+@dataclass(frozen=True)
+class IntervalRow:
+    """A row: `low` … `high` around `value`, None where not known. `note` says them as text."""
+
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+    note: str = ""
+    tone: Tone = "plain"
+
+
+class IntervalPlot(Plot):
+    """Rows of bars over an axis, as high as it needs to be; `reference` is where the line stands."""
+
+    COMPONENT_PREFIX = "intervals"
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        f"intervals--{name}" for name in ("plain", "strong", "good", "bad", "axis", "reference")
+    }
+    DEFAULT_CSS = """
+    IntervalPlot {
+        height: auto;
+        & > .intervals--plain { color: $foreground 80%; }
+        & > .intervals--strong { color: $accent; text-style: bold; }
+        & > .intervals--good { color: $success; }
+        & > .intervals--bad { color: $error; }
+        & > .intervals--axis { color: $text-muted; }
+        & > .intervals--reference { color: $accent 70%; }
+    }
+    """
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._interval_rows: Sequence[IntervalRow] = ()
+        self._reference: float | None = None
+
+    def show_intervals(self, rows: Sequence[IntervalRow], reference: float | None = None) -> None:
+        """Draw these rows."""
+        self._interval_rows, self._reference = tuple(rows), reference
+        self.refresh(layout=True)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """The rows, the axis and its numbers."""
+        return len(self._interval_rows) + 2 if self._interval_rows else 0
+
+    def render(self) -> Text:
+        """All of it."""
+        return self.render_canvas(draw_intervals(self._interval_rows, self._reference, self.content_size.width))
+
+
+def draw_intervals(rows: Sequence[IntervalRow], reference: float | None, width: int) -> Canvas:
+    """The bars on so many cells; notes are left out where there is no room for them."""
+    canvas = Canvas(width, len(rows) + 2 if rows else 0)
+    names = min(MAX_NAME_CELLS, max((cell_len(row.name) for row in rows), default=0), width // 3)
+    notes = max((cell_len(row.note) for row in rows), default=0) if width >= MIN_NOTE_WIDTH else 0
+    left = names + 1
+    cells = width - left - (notes + 1 if notes else 0)
+    if not rows or cells < MIN_BAR_CELLS:
+        return canvas
+    ends = (end for row in rows for end in (row.value, row.low, row.high, reference))
+    scale = fit_scale([end for end in ends if end is not None], cells)
+    for y, row in enumerate(rows):
+        canvas.write_text(0, y, truncate_line(row.name, names), row.tone)
+        _draw_interval(canvas, left, y, row, scale, reference)
+        if notes:
+            canvas.write_text(width - notes, y, truncate_line(row.note, notes).rjust(notes), row.tone)
+    _draw_axis(canvas, left, scale, reference)
+    return canvas
+
+
+def _draw_interval(canvas: Canvas, left: int, y: int, row: IntervalRow, scale: Scale, reference: float | None) -> None:
+    """A whisker from end to end with the value on it, over the line at `reference`; an end not known is not drawn."""
+    at = None if reference is None else scale.cell(reference)
+    if at is not None:
+        canvas.write_text(left + at, y, REFERENCE_CHAR, "reference")
+    if row.value is None:
+        return
+    first = scale.cell(row.value if row.low is None else row.low)
+    last = scale.cell(row.value if row.high is None else row.high)
+    canvas.write_text(left + first, y, LINE_CHAR * (last - first + 1), row.tone)
+    if at is not None and first <= at <= last:
+        canvas.write_text(left + at, y, CROSSING_CHAR, "reference")
+    if row.low is not None:
+        canvas.write_text(left + first, y, LOW_CHAR, row.tone)
+    if row.high is not None:
+        canvas.write_text(left + last, y, HIGH_CHAR, row.tone)
+    canvas.write_text(left + scale.cell(row.value), y, VALUE_CHAR, row.tone)
+
+
+def _draw_axis(canvas: Canvas, left: int, scale: Scale, reference: float | None) -> None:
+    y = canvas.height - 2
+    canvas.write_text(left, y, LINE_CHAR * scale.cells, "axis")
+    for tick in scale.ticks(max(3, scale.cells // 12)):
+        shown = format_tick(tick)
+        at = left + scale.cell(tick)
+        canvas.write_text(at, y, "┴", "axis")
+        start = min(max(at - len(shown) // 2, left), canvas.width - len(shown))
+        if canvas.is_blank(start - 1, y + 1, len(shown) + 1):
+            canvas.write_text(start, y + 1, shown, "axis")
+    if reference is not None:
+        canvas.write_text(left + scale.cell(reference), y, "╂", "reference")
