@@ -16,8 +16,9 @@ import typer
 from typer.main import get_command
 
 from mta_cli import __version__
-from mta_cli.commands.common import GlobalFlags, StoreOption
-from mta_cli.commands.parsing import CommandApp, LazyTyperGroup, lazy_commands
+from mta_cli.commands.shared.arguments import StoreOption
+from mta_cli.commands.shared.context import GlobalFlags
+from mta_cli.commands.shared.lazy_typer import CommandApp, LazyTyperGroup, lazy_commands
 from mta_cli.errors import Interrupted, MtaError
 from mta_cli.output import Output, StdoutClosed, flush_stdout, prepare_streams
 
@@ -26,7 +27,7 @@ COMMAND_TARGETS = {
     "model": "model:app",
     "task": "task:app",
     "data": "data:app",
-    "user": "user_model:app",  # the group of `user`, with fuse, adapt and export in it
+    "user": "user:app",
     "bank": "bank:app",
     "ask": "chat:ask",
     "compare": "chat:compare",

@@ -12,7 +12,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli import events as ev
@@ -85,6 +84,11 @@ def group(*parts: RenderableType) -> RenderableType:
     from rich.console import Group
 
     return Group(*parts)
+
+
+def format_loss(loss: float | None) -> str:
+    """A loss with three decimals; a dash for None."""
+    return "–" if loss is None else f"{loss:.3f}"
 
 
 def _format_cell(value: object) -> str:
@@ -173,11 +177,6 @@ class Output:
         """One line for the user, on standard error; silent with --quiet."""
         if not self.quiet:
             self._print_stderr(message)
-
-    def note_verbose(self, message: str) -> None:
-        """A note that only -v shows."""
-        if self.verbosity:
-            self._print_stderr(message, style="dim")
 
     def warn(self, message: str) -> None:
         """A warning on standard error; --quiet does not hide it."""
@@ -363,11 +362,3 @@ def _close_generator(events: Iterator[ev.Event]) -> None:
     close = getattr(events, "close", None)
     if close is not None:
         close()
-
-
-def shorten_home(path: Path) -> str:
-    """`path` for display: the home directory shortened to `~`."""
-    try:
-        return str(Path("~") / path.relative_to(Path.home()))
-    except (ValueError, RuntimeError):
-        return str(path)

@@ -118,7 +118,7 @@ def test_nothing_hostile_reaches_either_stream(
     Output(json=True).print_result({HOSTILE: HOSTILE})
     output.write_stdout(HOSTILE)
     output.print_help(HOSTILE)
-    for say in (output.note, output.note_verbose, output.warn):
+    for say in (output.note, output.warn):
         say(HOSTILE)
     try:
         raise BadInput(HOSTILE, hint=HOSTILE, faults=(HOSTILE,))

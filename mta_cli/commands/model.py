@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli.commands.common import DryRunOption, JsonOption, YesOption, app_context, complete_models, confirm
-from mta_cli.commands.parsing import CommandApp
+from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOption, complete_models
+from mta_cli.commands.shared.context import app_context, confirm
+from mta_cli.commands.shared.lazy_typer import CommandApp
 from mta_cli.output import key_value_grid, table, text
 
 if TYPE_CHECKING:
@@ -108,24 +109,12 @@ def remove_model(ctx: typer.Context, name: ModelArgument, yes: YesOption = False
 
 
 def _model_row(entry: ModelEntry) -> dict[str, Any]:
-    shown = ("parameters", "bytes", "dtype", "licence", "source", "revision", "fault")
-    known = {key: entry.detail[key] for key in shown if key in entry.detail}
-    return {
-        "name": entry.name,
-        "kind": entry.kind,
-        "pulled": True,
-        "path": str(entry.path),
-        "fingerprint": entry.fingerprint,
-    } | known
+    return {"pulled": True} | {key: value for key, value in _model_facts(entry).items() if key != "files"}
 
 
 def _model_facts(entry: ModelEntry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "kind": entry.kind,
-        "path": str(entry.path),
-        "fingerprint": entry.fingerprint,
-    } | entry.detail
+    named = {"name": entry.name, "kind": entry.kind, "path": str(entry.path), "fingerprint": entry.fingerprint}
+    return named | entry.detail
 
 
 def _render_pull(result: dict[str, Any]) -> Any:

@@ -255,7 +255,7 @@ def _import_fields(known: FormContext) -> tuple[FormField, ...]:
             "format",
             "format",
             default_text="by its name",
-            choices=FORMATS,
+            choices=tuple(FORMATS),
             help="How the file is written; left empty: "
             "jsonl or csv by the file's name, and of .json files lamp where answers are given, else users.",
         ),
