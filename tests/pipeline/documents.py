@@ -51,7 +51,7 @@ def document(values: Mapping[str, float] = FEW, *, metric: str = "accuracy", **c
             }
             for n, method in enumerate(methods)
         },
-        "power": {"metric": metric, "detectable": 0.04, "basis": "as mta and base differed by person"},
+        "power": {"metric": metric, "detectable": 0.04, "basis": "as mta and base differed by user"},
         "settings": {method: {"steps": 10, "rank": 2} if method == reference else {} for method in methods},
         "calibration": {method: [1.125, 1.25] if method == reference else None for method in methods},
     }

@@ -203,7 +203,7 @@ def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int
     if against is not None:
         main = MAIN_METRICS[user_sums[reference].metric]
         least = minimum_detectable_effect(user_sums[reference], user_sums[against], main)
-        power = {"metric": main, "detectable": least, "basis": f"as {reference} and {against} differed by person"}
+        power = {"metric": main, "detectable": least, "basis": f"as {reference} and {against} differed by user"}
     return {
         "reference": reference,
         "methods": {name: bootstrap_metrics(one, seed=seed) for name, one in user_sums.items()},
