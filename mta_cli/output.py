@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli import events as ev
 from mta_cli.errors import Interrupted, MtaError, system_reason
-from mta_cli.job_text import error_lines, event_text
+from mta_cli.formatting import error_lines, event_text
 from mta_cli.printable import clean_line, clean_text, to_json, to_jsonable
 
 if TYPE_CHECKING:

@@ -58,7 +58,7 @@ def pull_model(
 def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
     """The installed models, and the embedded defaults that can be pulled."""
     from mta_cli.pipeline.models.catalog import PACKAGES
-    from mta_cli.pipeline.models.lookup import list_models
+    from mta_cli.pipeline.models.installed import list_models
 
     entries = list_models()
     here = [_model_row(entry) for entry in entries]
@@ -79,7 +79,7 @@ def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
 @app.command("show")
 def show(ctx: typer.Context, name: AnyModelArgument, json: JsonOption = False) -> None:
     """All facts about a model: source, fingerprint, licence, size and files."""
-    from mta_cli.pipeline.models.lookup import resolve_model
+    from mta_cli.pipeline.models.installed import resolve_model
 
     app_context(ctx, json=json).output.print_result(_model_facts(resolve_model(name)), _render_facts)
 
@@ -87,7 +87,7 @@ def show(ctx: typer.Context, name: AnyModelArgument, json: JsonOption = False) -
 @app.command("path")
 def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOption = False) -> None:
     """Print the folder of a model; without a name, the folder that holds all models."""
-    from mta_cli.pipeline.models.lookup import resolve_model
+    from mta_cli.pipeline.models.installed import resolve_model
     from mta_cli.pipeline.models.manifest import models_dir
 
     found = resolve_model(name).path if name is not None else models_dir()
@@ -99,7 +99,7 @@ def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOptio
 @app.command("rm")
 def remove_model(ctx: typer.Context, name: ModelArgument, yes: YesOption = False, json: JsonOption = False) -> None:
     """Remove a pulled model. A local folder only loses its name here; its files stay."""
-    from mta_cli.pipeline.models.lookup import removal_preview, uninstall_model
+    from mta_cli.pipeline.models.installed import removal_preview, uninstall_model
 
     output = app_context(ctx, json=json).output
     folder = removal_preview(name)["folder"]

@@ -60,7 +60,7 @@ def list_(ctx: typer.Context, task: TaskOption = None, json: JsonOption = False)
 @app.command()
 def show(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
     """Show the stored data about a user; with --json all of it."""
-    from mta_cli.pipeline.users.describe import describe_user
+    from mta_cli.pipeline.users.stored_data import describe_user
 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
@@ -79,7 +79,7 @@ def add(
     json: JsonOption = False,
 ) -> None:
     """Add a user, with or without a history. The history of an existing user is extended."""
-    from mta_cli.pipeline.users.users import add_user
+    from mta_cli.pipeline.users.add import add_user
 
     context = app_context(ctx, json=json)
     ask = make_consent_prompt(context, can_anchor, yes=yes)
@@ -139,7 +139,7 @@ def rm(
 @app.command()
 def history(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
     """Show the runs about a user, with their results."""
-    from mta_cli.pipeline.users.describe import user_runs
+    from mta_cli.pipeline.users.stored_data import user_runs
 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
@@ -158,8 +158,7 @@ def items(
     json: JsonOption = False,
 ) -> None:
     """Show a user's most recent history items, or those that match a search."""
-    from mta_cli.pipeline.users.describe import item_entry
-    from mta_cli.pipeline.users.users import find_items
+    from mta_cli.pipeline.users.stored_data import find_items, item_entry
 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
@@ -250,7 +249,7 @@ def export(
     from mta_cli.pipeline.personalize.export import export_user
     from mta_cli.pipeline.personalize.weights import resolve_user_task
     from mta_cli.pipeline.requests import base_model
-    from mta_cli.pipeline.users.export_data import export_all_data
+    from mta_cli.pipeline.users.export_all_data import export_all_data
 
     context = app_context(ctx, flags, json=json)
     given = {"--task": task, "--rank": rank, "--yes": yes or None}

@@ -50,7 +50,7 @@ def _task_names_or_builtin(context: AppContext) -> list[str]:
 
 
 def _model_names(context: AppContext) -> list[str]:
-    from mta_cli.pipeline.models.lookup import list_models
+    from mta_cli.pipeline.models.installed import list_models
 
     chosen = context.model_options
     return sorted({chosen.base, chosen.embedder, *(entry.name for entry in list_models())})

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Event, Note
@@ -26,10 +25,8 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.data.examples import PromptRowBuilder
     from store.registry import Registry
 
-SCREENING_KEY, SCREENING_OPTIONS_KEY = (
-    "gates",
-    "gate_options",
-)  # keys of a bank's config: the findings and the options
+SCREENING_KEY = "gates"  # the key of the findings in a bank's config
+SCREENING_OPTIONS_KEY = "gate_options"
 REFUSING_GATES = ("norm", "probe")
 SHARE_TOP_K = FuseOptions().top_k  # a user counts for this many nearest anchors
 MIN_DIVERGENCE_BOUND = 0.25  # nats: a change of neutral prompts up to this is always allowed
@@ -69,11 +66,6 @@ def screen_anchors(
         bank.id, {**config, SCREENING_KEY: {"findings": findings, "floors": capped}}, refused
     )
     yield from screening_notes(reg, reg.banks.by_id(bank.id))
-
-
-def screening_config(options: ScreeningOptions) -> dict[str, Any]:
-    """The part of a bank's config that records the screening options."""
-    return {SCREENING_OPTIONS_KEY: asdict(options)}
 
 
 def usable_anchors(reg: Registry, bank: Bank) -> list[Anchor]:

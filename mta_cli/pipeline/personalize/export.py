@@ -18,7 +18,7 @@ from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.chat.answer import default_task
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.personalize.weights import AnswerSource, merge_user_weights, most_personal_mode
-from mta_cli.pipeline.users.export_folder import record_export, resolve_export_folder, write_folder
+from mta_cli.pipeline.users.exported_folders import record_export, resolve_export_folder, write_folder
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
