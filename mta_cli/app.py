@@ -107,11 +107,11 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except StdoutClosed:
         return 0
     except BaseException as error:
-        return _report_error(error, Output(quiet=given.quiet, verbosity=given.verbosity))
+        return _handle_error(error, Output(quiet=given.quiet, verbosity=given.verbosity))
 
 
-def _report_error(error: BaseException, output: Output) -> int:
-    """Report an error; returns the exit code."""
+def _handle_error(error: BaseException, output: Output) -> int:
+    """Print an error, and return the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, MtaError):

@@ -1,6 +1,6 @@
 """The only writer to the terminal: results on standard output; progress, notes and errors on standard error.
 
-All output passes `clean`, so text from users, models, files and errors cannot move the cursor, set colours or
+All output passes `clean_text`, so text from users, models, files and errors cannot move the cursor, set colours or
 reorder other text. Knows nothing of commands, jobs or the store.
 """
 
@@ -34,9 +34,7 @@ class BoldCell:
     value: object
 
 
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None, right: Collection[int] = ()
-) -> RenderableType:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[int] = ()) -> RenderableType:
     """A table of plain, cleaned cells. Columns that hold only numbers are right-aligned; None is a dash.
 
     The columns with the indices in `right` are always right-aligned.
@@ -46,8 +44,7 @@ def table(
     from rich.text import Text
 
     body = [tuple(row) for row in rows]
-    heading = None if title is None else Text(clean_line(title))
-    shown = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", show_edge=False, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, name in enumerate(columns):
         cells = [row[index] for row in body if row[index] is not None]
         numeric = bool(cells) and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in cells)
@@ -59,7 +56,7 @@ def table(
     return shown
 
 
-def key_value_grid(rows: Iterable[tuple[str, object]] | Mapping[str, object]) -> RenderableType:
+def key_value_grid(rows: Iterable[tuple[str, object]]) -> RenderableType:
     """Names and values, one a line, aligned; for `show` commands."""
     from rich.table import Table
     from rich.text import Text
@@ -67,7 +64,7 @@ def key_value_grid(rows: Iterable[tuple[str, object]] | Mapping[str, object]) ->
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in rows.items() if isinstance(rows, Mapping) else rows:
+    for name, value in rows:
         grid.add_row(Text(clean_line(name), style="bold"), Text(_format_cell(value)))
     return grid
 
@@ -111,9 +108,10 @@ class StdoutClosed(Exception):
 
 def prepare_streams() -> None:
     """Let a terminal without Unicode get every answer, with escapes for other characters; handle closed streams."""
-    for name in ("stdout", "stderr"):
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the calling process (`mta user list >&-`)
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -156,16 +154,13 @@ class Output:
             self._consoles[stderr] = make_console(stderr=stderr, on_broken_pipe=self._raise_stdout_closed)
         return self._consoles[stderr]
 
-    def print_result(self, value: Any, render: Render | RenderableType | None = None) -> None:
-        """The command's result on standard output: JSON, or `render`, which may be a function of `value`."""
+    def print_result(self, value: Any, render: Render | None = None) -> None:
+        """The command's result on standard output: JSON, or what `render` makes of it."""
         if self.json:
             self.write_stdout(to_json(value) + "\n")
             return
-        shown = render(value) if callable(render) else render
-        if shown is None:
-            shown = render_default(value)
         self.end_line()
-        self._print_renderable(shown)
+        self._print_renderable((render or _render_default)(value))
 
     def write_stdout(self, raw: str) -> None:
         """Cleaned text to standard output at once, without styling."""
@@ -251,7 +246,7 @@ class Output:
         dry_run: bool = False,
         resumes: bool = False,
     ) -> Any:
-        """`follow`, then print the result; a dry run prints its plan instead."""
+        """`run_job`, then print the result; a dry run prints its plan instead."""
         result = self.run_job(events, dry_run=dry_run, resumes=resumes)
         if not dry_run:
             self.print_result(result, render)
@@ -337,19 +332,14 @@ class Output:
         raise StdoutClosed
 
 
-def render_default(value: Any) -> RenderableType:
-    """The default rendering of a result: a table of records, pairs of one record, else text."""
+def _render_default(value: Any) -> RenderableType:
+    """A record as names and values, anything else as text."""
     value = to_jsonable(value)
-    if isinstance(value, Mapping):
-        return key_value_grid(
-            (key, inner if not isinstance(inner, dict | list) else to_json(inner)) for key, inner in value.items()
-        )
-    if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
-        columns = list(dict.fromkeys(key for row in value for key in row))
-        return table(columns, ([row.get(column) for column in columns] for row in value))
-    if isinstance(value, list):
-        return text("\n".join(_format_cell(row) for row in value))
-    return text("" if value is None else str(value))
+    if not isinstance(value, Mapping):
+        return text(str(value))
+    return key_value_grid(
+        (key, to_json(inner) if isinstance(inner, dict | list) else inner) for key, inner in value.items()
+    )
 
 
 def _is_layout(shown: RenderableType) -> bool:

@@ -258,6 +258,19 @@ def test_a_closed_stream_takes_all() -> None:
         assert ran.returncode == 0 and ran.stderr == "", shut
 
 
+def test_a_question_without_standard_input_is_a_usage_error(tmp_path: Path) -> None:
+    with AppContext(GlobalFlags(store=tmp_path / "s")).open_registry(create=True) as registry:
+        registry.users.add("alice")
+    ran = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m mta_cli --store {tmp_path / 's'} user rm alice <&-"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2 and "add --yes" in ran.stderr
+
+
 def test_ctrl_c_before_a_job_is_one_line(tmp_path: Path) -> None:
     code = (
         "import os, signal; from mta_cli import app; from mta_cli.commands.shared.context import AppContext\n"

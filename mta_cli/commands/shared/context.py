@@ -138,12 +138,10 @@ def make_consent_prompt(
 
 def stdin_is_terminal() -> bool:
     """Whether a user can type an answer."""
-    return sys.stdin is not None and sys.stdin.isatty()
+    return sys.stdin.isatty()
 
 
 def stdin_binary() -> BinaryIO:
-    """Standard input as bytes: empty for a closed one; encoded for one without a byte buffer, as in a notebook."""
-    if sys.stdin is None:
-        return io.BytesIO()
+    """Standard input as bytes; encoded for one without a byte buffer, as in a notebook."""
     beneath: BinaryIO | None = getattr(sys.stdin, "buffer", None)
     return beneath if beneath is not None else io.BytesIO(sys.stdin.read().encode())
