@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli import events as ev
@@ -123,15 +124,15 @@ def flush_stdout() -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        redirect_stdout_to_null()
+        redirect_to_null("stdout")
 
 
-def redirect_stdout_to_null() -> None:
-    """Redirect standard output to nothing, so that the interpreter's last flush does not fail."""
+def redirect_to_null(name: str) -> None:
+    """Redirect `stdout` or `stderr` to nothing, so that later writes and the interpreter's last flush do not fail."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, name).fileno())
     except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it lives as long as the process
+        setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
 class Output:
@@ -151,7 +152,9 @@ class Output:
         if stderr not in self._consoles:
             from mta_cli.progress import make_console
 
-            self._consoles[stderr] = make_console(stderr=stderr, on_broken_pipe=self._raise_stdout_closed)
+            # Without a reader of notes the command goes on; without a reader of results it ends.
+            on_broken_pipe = partial(redirect_to_null, "stderr") if stderr else self._raise_stdout_closed
+            self._consoles[stderr] = make_console(stderr=stderr, on_broken_pipe=on_broken_pipe)
         return self._consoles[stderr]
 
     def print_result(self, value: Any, render: Render | None = None) -> None:
@@ -324,11 +327,11 @@ class Output:
         except BrokenPipeError:
             self._raise_stdout_closed()
         except OSError as error:
-            redirect_stdout_to_null()
+            redirect_to_null("stdout")
             raise MtaError(f"standard output cannot be written: {system_reason(error)}") from None
 
     def _raise_stdout_closed(self) -> None:
-        redirect_stdout_to_null()
+        redirect_to_null("stdout")
         raise StdoutClosed
 
 

@@ -37,7 +37,7 @@ class CleanConsole(Console):
             yield segment if segment.control else Segment(clean_text(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
-        """The reader closed the stream: leave quietly, as the owner does."""
+        """The reader closed the stream: what happens then is the owner's."""
         self.handle_broken_pipe()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -269,6 +270,14 @@ def test_a_question_without_standard_input_is_a_usage_error(tmp_path: Path) -> N
         check=False,
     )
     assert ran.returncode == 2 and "add --yes" in ran.stderr
+
+
+def test_a_reader_of_notes_that_has_gone_costs_no_result_and_no_exit_code(tmp_path: Path) -> None:
+    store = f"{sys.executable} -m mta_cli --store {tmp_path / 's'}"
+    script = f"exec 2> >(true); sleep 0.2; {store} init; {store} user add alice --yes; {store} user show bob; echo $?"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(["bash", "-c", script], env=env, stdout=subprocess.PIPE, text=True, check=False)
+    assert re.search(r"added +yes", ran.stdout) and ran.stdout.endswith("\n3\n")
 
 
 def test_ctrl_c_before_a_job_is_one_line(tmp_path: Path) -> None:

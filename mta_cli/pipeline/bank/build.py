@@ -290,7 +290,7 @@ def _train_bank(
         ready = [
             TrainingGroup(
                 [with_task_adapter(anchor_trainings[anchor.id], task_adapter) for anchor in group],
-                partial(_store_anchors, reg, bank, group, [anchor_trainings[anchor.id] for anchor in group]),
+                partial(_store_anchors, reg, group, [anchor_trainings[anchor.id] for anchor in group]),
             )
             for group in groups
         ]
@@ -303,7 +303,6 @@ def _train_bank(
 
 def _store_anchors(
     reg: Registry,
-    bank: Bank,
     anchors: Sequence[Anchor],
     anchor_trainings: Sequence[AdapterTraining],
     results: Sequence[Adapter | str],

