@@ -16,8 +16,9 @@ import typer
 from typer.main import get_command
 
 from mta_cli import __version__
-from mta_cli.commands.common import GlobalFlags, StoreOption
-from mta_cli.commands.parsing import CommandApp, LazyTyperGroup, lazy_commands
+from mta_cli.commands.shared.arguments import StoreOption
+from mta_cli.commands.shared.context import GlobalFlags
+from mta_cli.commands.shared.lazy_typer import CommandApp, LazyTyperGroup, lazy_commands
 from mta_cli.errors import Interrupted, MtaError
 from mta_cli.output import Output, StdoutClosed, flush_stdout, prepare_streams
 
@@ -26,7 +27,7 @@ COMMAND_TARGETS = {
     "model": "model:app",
     "task": "task:app",
     "data": "data:app",
-    "user": "user_model:app",  # the group of `user`, with fuse, adapt and export in it
+    "user": "user:app",
     "bank": "bank:app",
     "ask": "chat:ask",
     "compare": "chat:compare",
@@ -106,11 +107,11 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except StdoutClosed:
         return 0
     except BaseException as error:
-        return _report_error(error, Output(quiet=given.quiet, verbosity=given.verbosity))
+        return _handle_error(error, Output(quiet=given.quiet, verbosity=given.verbosity))
 
 
-def _report_error(error: BaseException, output: Output) -> int:
-    """Report an error; returns the exit code."""
+def _handle_error(error: BaseException, output: Output) -> int:
+    """Print an error, and return the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, MtaError):

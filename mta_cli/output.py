@@ -1,6 +1,6 @@
 """The only writer to the terminal: results on standard output; progress, notes and errors on standard error.
 
-All output passes `clean`, so text from users, models, files and errors cannot move the cursor, set colours or
+All output passes `clean_text`, so text from users, models, files and errors cannot move the cursor, set colours or
 reorder other text. Knows nothing of commands, jobs or the store.
 """
 
@@ -12,12 +12,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mta_cli import events as ev
 from mta_cli.errors import Interrupted, MtaError, system_reason
-from mta_cli.job_text import error_lines, event_text
+from mta_cli.formatting import error_lines, event_text
 from mta_cli.printable import clean_line, clean_text, to_json, to_jsonable
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ class BoldCell:
     value: object
 
 
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None, right: Collection[int] = ()
-) -> RenderableType:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[int] = ()) -> RenderableType:
     """A table of plain, cleaned cells. Columns that hold only numbers are right-aligned; None is a dash.
 
     The columns with the indices in `right` are always right-aligned.
@@ -47,8 +45,7 @@ def table(
     from rich.text import Text
 
     body = [tuple(row) for row in rows]
-    heading = None if title is None else Text(clean_line(title))
-    shown = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", show_edge=False, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, name in enumerate(columns):
         cells = [row[index] for row in body if row[index] is not None]
         numeric = bool(cells) and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in cells)
@@ -60,7 +57,7 @@ def table(
     return shown
 
 
-def key_value_grid(rows: Iterable[tuple[str, object]] | Mapping[str, object]) -> RenderableType:
+def key_value_grid(rows: Iterable[tuple[str, object]]) -> RenderableType:
     """Names and values, one a line, aligned; for `show` commands."""
     from rich.table import Table
     from rich.text import Text
@@ -68,7 +65,7 @@ def key_value_grid(rows: Iterable[tuple[str, object]] | Mapping[str, object]) ->
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in rows.items() if isinstance(rows, Mapping) else rows:
+    for name, value in rows:
         grid.add_row(Text(clean_line(name), style="bold"), Text(_format_cell(value)))
     return grid
 
@@ -85,6 +82,11 @@ def group(*parts: RenderableType) -> RenderableType:
     from rich.console import Group
 
     return Group(*parts)
+
+
+def format_loss(loss: float | None) -> str:
+    """A loss with three decimals; a dash for None."""
+    return "–" if loss is None else f"{loss:.3f}"
 
 
 def _format_cell(value: object) -> str:
@@ -107,9 +109,10 @@ class StdoutClosed(Exception):
 
 def prepare_streams() -> None:
     """Let a terminal without Unicode get every answer, with escapes for other characters; handle closed streams."""
-    for name in ("stdout", "stderr"):
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the calling process (`mta user list >&-`)
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -121,15 +124,15 @@ def flush_stdout() -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        redirect_stdout_to_null()
+        redirect_to_null("stdout")
 
 
-def redirect_stdout_to_null() -> None:
-    """Redirect standard output to nothing, so that the interpreter's last flush does not fail."""
+def redirect_to_null(name: str) -> None:
+    """Redirect `stdout` or `stderr` to nothing, so that later writes and the interpreter's last flush do not fail."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, name).fileno())
     except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it lives as long as the process
+        setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
 class Output:
@@ -149,19 +152,18 @@ class Output:
         if stderr not in self._consoles:
             from mta_cli.progress import make_console
 
-            self._consoles[stderr] = make_console(stderr=stderr, on_broken_pipe=self._raise_stdout_closed)
+            # Without a reader of notes the command goes on; without a reader of results it ends.
+            on_broken_pipe = partial(redirect_to_null, "stderr") if stderr else self._raise_stdout_closed
+            self._consoles[stderr] = make_console(stderr=stderr, on_broken_pipe=on_broken_pipe)
         return self._consoles[stderr]
 
-    def print_result(self, value: Any, render: Render | RenderableType | None = None) -> None:
-        """The command's result on standard output: JSON, or `render`, which may be a function of `value`."""
+    def print_result(self, value: Any, render: Render | None = None) -> None:
+        """The command's result on standard output: JSON, or what `render` makes of it."""
         if self.json:
             self.write_stdout(to_json(value) + "\n")
             return
-        shown = render(value) if callable(render) else render
-        if shown is None:
-            shown = render_default(value)
         self.end_line()
-        self._print_renderable(shown)
+        self._print_renderable((render or _render_default)(value))
 
     def write_stdout(self, raw: str) -> None:
         """Cleaned text to standard output at once, without styling."""
@@ -173,11 +175,6 @@ class Output:
         """One line for the user, on standard error; silent with --quiet."""
         if not self.quiet:
             self._print_stderr(message)
-
-    def note_verbose(self, message: str) -> None:
-        """A note that only -v shows."""
-        if self.verbosity:
-            self._print_stderr(message, style="dim")
 
     def warn(self, message: str) -> None:
         """A warning on standard error; --quiet does not hide it."""
@@ -252,7 +249,7 @@ class Output:
         dry_run: bool = False,
         resumes: bool = False,
     ) -> Any:
-        """`follow`, then print the result; a dry run prints its plan instead."""
+        """`run_job`, then print the result; a dry run prints its plan instead."""
         result = self.run_job(events, dry_run=dry_run, resumes=resumes)
         if not dry_run:
             self.print_result(result, render)
@@ -330,27 +327,22 @@ class Output:
         except BrokenPipeError:
             self._raise_stdout_closed()
         except OSError as error:
-            redirect_stdout_to_null()
+            redirect_to_null("stdout")
             raise MtaError(f"standard output cannot be written: {system_reason(error)}") from None
 
     def _raise_stdout_closed(self) -> None:
-        redirect_stdout_to_null()
+        redirect_to_null("stdout")
         raise StdoutClosed
 
 
-def render_default(value: Any) -> RenderableType:
-    """The default rendering of a result: a table of records, pairs of one record, else text."""
+def _render_default(value: Any) -> RenderableType:
+    """A record as names and values, anything else as text."""
     value = to_jsonable(value)
-    if isinstance(value, Mapping):
-        return key_value_grid(
-            (key, inner if not isinstance(inner, dict | list) else to_json(inner)) for key, inner in value.items()
-        )
-    if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
-        columns = list(dict.fromkeys(key for row in value for key in row))
-        return table(columns, ([row.get(column) for column in columns] for row in value))
-    if isinstance(value, list):
-        return text("\n".join(_format_cell(row) for row in value))
-    return text("" if value is None else str(value))
+    if not isinstance(value, Mapping):
+        return text(str(value))
+    return key_value_grid(
+        (key, to_json(inner) if isinstance(inner, dict | list) else inner) for key, inner in value.items()
+    )
 
 
 def _is_layout(shown: RenderableType) -> bool:
@@ -363,11 +355,3 @@ def _close_generator(events: Iterator[ev.Event]) -> None:
     close = getattr(events, "close", None)
     if close is not None:
         close()
-
-
-def shorten_home(path: Path) -> str:
-    """`path` for display: the home directory shortened to `~`."""
-    try:
-        return str(Path("~") / path.relative_to(Path.home()))
-    except (ValueError, RuntimeError):
-        return str(path)

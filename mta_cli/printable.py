@@ -28,7 +28,7 @@ def clean_text(text: str) -> str:
 
 
 def clean_line(text: str) -> str:
-    """`clean(text)` on one line: runs of white space become one space."""
+    """`clean_text(text)` on one line: runs of white space become one space."""
     return " ".join(clean_text(text.replace("\r", "\n")).split())
 
 
@@ -49,17 +49,9 @@ def to_jsonable(value: Any) -> Any:
     return str(value)
 
 
-def _json_escape(char: str) -> str:
-    code = ord(char)
-    if code < 0x10000:
-        return f"\\u{code:04x}"
-    code -= 0x10000
-    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
-
-
 def to_json(value: Any) -> str:
-    """`value` as an indented JSON document that escapes the characters that `clean` would strip."""
+    """`value` as an indented JSON document that escapes the characters that `clean_text` would strip."""
     text = json.dumps(to_jsonable(value), ensure_ascii=False, indent=2)
     if text.replace("\n", "").isprintable():
         return text
-    return "".join(char if _is_printable(char) else _json_escape(char) for char in text)
+    return "".join(char if _is_printable(char) else json.dumps(char)[1:-1] for char in text)

@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from mta_cli.events import JobProgress, JobStarted
-from mta_cli.job_text import RateMeter, format_clock, format_rate
+from mta_cli.formatting import RateMeter, format_clock, format_rate
 from mta_cli.printable import clean_line, clean_text
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class CleanConsole(Console):
             yield segment if segment.control else Segment(clean_text(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
-        """The reader closed the stream: leave quietly, as the owner does."""
+        """The reader closed the stream: what happens then is the owner's."""
         self.handle_broken_pipe()
 
 

@@ -21,7 +21,6 @@ from mta_cli.events import PlanLine
 
 SETTINGS_FILE_NAME = "mta.toml"
 MAX_SETTINGS_FILE_BYTES = 1_000_000
-_FAULTS_HEAD = "cannot be used:"
 
 
 @dataclass(frozen=True)
@@ -149,12 +148,8 @@ class Settings:
 
         Raises `UsageError` that lists every bad value of all classes.
         """
-        built, faults = [], []
-        for cls in classes:
-            try:
-                built.append(self.build_options(cls, **flags))
-            except UsageError as error:
-                faults += [line for line in error.message.splitlines() if not line.endswith(_FAULTS_HEAD)]
+        faults: list[str] = []
+        built = [self._build(cls, flags, faults) for cls in classes]
         if faults:
             raise UsageError(_join_faults(faults))
         return options.OptionSet(*built)
@@ -164,9 +159,17 @@ class Settings:
 
         Raises `UsageError` that lists every value of a wrong type or out of bounds, with its origin.
         """
+        faults: list[str] = []
+        built = self._build(cls, flags, faults)
+        if built is None:
+            raise UsageError(_join_faults(faults))
+        return built
+
+    def _build(self, cls: type[OptionsT], flags: Mapping[str, Any], faults: list[str]) -> OptionsT | None:
+        """An instance of `cls`; None where it has faults, which are added to `faults`."""
         section: str = vars(cls)["section"]
         values: dict[str, Any] = {}
-        faults: list[str] = []
+        found: list[str] = []
         for setting in (s for s in self._known.values() if s.key.startswith(section + ".")):
             name = setting.key.partition(".")[2]
             given = self._resolve_value(setting, flags.get(name))
@@ -174,13 +177,14 @@ class Settings:
             try:
                 values[name] = self._built[setting.key] = convert_value(setting, given.value)
             except ValueError as error:
-                faults.append(f"{setting.key} = {_describe_raw_value(given.value)} ({given.origin}): {error}")
-        if not faults:
+                found.append(f"{setting.key} = {_describe_raw_value(given.value)} ({given.origin}): {error}")
+        if not found:
             built = cls(**values)
-            faults = [self._add_origin(fault) for fault in options.find_option_faults(built)]
-            if not faults:
+            found = [self._add_origin(fault) for fault in options.find_option_faults(built)]
+            if not found:
                 return built
-        raise UsageError(_join_faults(faults))
+        faults += found
+        return None
 
     def plan_lines(self, *instances: Any) -> tuple[PlanLine, ...]:
         """One line for each field of the given options that is used: key, value and origin.
@@ -221,12 +225,12 @@ def convert_value(setting: Setting, raw: Any) -> Any:
         return raw
     if isinstance(raw, bool) or not isinstance(raw, int | float | str):
         raise ValueError("this is a number")
-    if isinstance(raw, int) and raw.bit_length() > 128:
-        raise ValueError("this is a smaller number")
     try:
         number = setting.kind(raw if not isinstance(raw, str) else raw.strip())
     except (ValueError, OverflowError):
         raise ValueError("this is a whole number" if setting.kind is int else "this is a number") from None
+    if isinstance(number, int) and number.bit_length() > 128:
+        raise ValueError("this is a smaller number")
     if not math.isfinite(number) or (setting.kind is int and isinstance(raw, float) and number != raw):
         raise ValueError("this is a whole number" if setting.kind is int else "this is a finite number")
     return number
@@ -243,9 +247,9 @@ def _parse_boolean(raw: Any) -> bool:
 
 def _read_file(path: Path) -> dict[str, _RawValue]:
     try:
-        if not path.is_file():
+        if not path.exists():
             return {}
-        from mta_cli.tomls import parse_toml
+        from mta_cli.toml_parser import parse_toml
 
         if path.stat().st_size > MAX_SETTINGS_FILE_BYTES:
             raise BadInput(f"{path} is larger than {MAX_SETTINGS_FILE_BYTES:,} bytes; that is no settings file")
@@ -309,7 +313,7 @@ def _describe_raw_value(value: Any) -> str:
 def _join_faults(faults: list[str]) -> str:
     if len(faults) == 1:
         return faults[0]
-    return f"{len(faults)} settings {_FAULTS_HEAD}\n" + "\n".join(faults)
+    return f"{len(faults)} settings cannot be used:\n" + "\n".join(faults)
 
 
 def _format_value(value: Any) -> str:

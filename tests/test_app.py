@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,9 +19,9 @@ import typer
 
 from mta_cli import __version__
 from mta_cli.app import run_command_line
-from mta_cli.commands import common
-from mta_cli.commands.common import AppContext, GlobalFlags, confirm
-from mta_cli.commands.flags import Flags, options
+from mta_cli.commands.shared import arguments
+from mta_cli.commands.shared.context import AppContext, GlobalFlags, confirm
+from mta_cli.commands.shared.option_flags import Flags, options
 from mta_cli.errors import BadInput, IntegrityFault, Interrupted, MtaError, NotFound, StoreBusy, UsageError
 from mta_cli.options import BankOptions, FuseOptions
 from mta_cli.output import Output
@@ -93,8 +94,8 @@ def test_usage_errors_are_two_lines_and_exit_2(arguments: list[str]) -> None:
 
 
 def test_help_alone_and_asked_for() -> None:
-    for arguments in ([], ["user"]):
-        ran = mta(*arguments)
+    for line in ([], ["user"]):
+        ran = mta(*line)
         assert (ran.code, ran.out) == (2, "") and "Usage: mta" in ran.err
     ran = mta("--help")
     assert (ran.code, ran.err) == (0, "") and "Usage: mta" in ran.out
@@ -190,8 +191,8 @@ def test_an_option_is_a_flag_and_its_negation_where_it_is_yes_or_no() -> None:
     def command(*, flags: Flags) -> None:
         seen.append((flags.values["task_adapter"], flags.values["top_k"]))
 
-    for arguments in ([], ["--no-task-adapter"], ["--task-adapter", "--top-k", "3"]):
-        typer.main.get_command(probe).main(arguments, standalone_mode=False)
+    for line in ([], ["--no-task-adapter"], ["--task-adapter", "--top-k", "3"]):
+        typer.main.get_command(probe).main(line, standalone_mode=False)
     assert seen == [(None, None), (False, None), (True, 3)]
 
 
@@ -205,20 +206,20 @@ def test_names_complete(tmp_path: Path) -> None:
         for name in ("alice", "alfred", "bob", "Ødegård"):
             registry.users.add(name)
         registry.tasks.save_task("mine", "")
-    assert sorted(common.complete_users(_context(store), "al")) == ["alfred", "alice"]
-    assert common.complete_users(_context(store), "Ø") == ["Ødegård"]
-    assert {"mine", "lamp-2", "free"} <= set(common.complete_tasks(_context(store), ""))
-    assert common.complete_banks(_context(store), "") == []
-    assert "smollm2-135m-instruct" in common.complete_models(_context(store), "smol")
+    assert sorted(arguments.complete_users(_context(store), "al")) == ["alfred", "alice"]
+    assert arguments.complete_users(_context(store), "Ø") == ["Ødegård"]
+    assert {"mine", "lamp-2", "free"} <= set(arguments.complete_tasks(_context(store), ""))
+    assert arguments.complete_banks(_context(store), "") == []
+    assert "smollm2-135m-instruct" in arguments.complete_models(_context(store), "smol")
 
 
 def test_completion_never_complains(tmp_path: Path) -> None:
     (tmp_path / "registry.db").write_bytes(b"not a database" * 100)
-    for complete in (common.complete_users, common.complete_banks):
+    for complete in (arguments.complete_users, arguments.complete_banks):
         assert complete(_context(tmp_path), "") == []
         assert complete(_context(tmp_path / "none"), "") == []
         assert complete(SimpleNamespace(), "") == []  # type: ignore[arg-type]
-    assert "free" in common.complete_tasks(_context(tmp_path / "none"), "")
+    assert "free" in arguments.complete_tasks(_context(tmp_path / "none"), "")
     assert not (tmp_path / "none").exists()
 
 
@@ -258,9 +259,30 @@ def test_a_closed_stream_takes_all() -> None:
         assert ran.returncode == 0 and ran.stderr == "", shut
 
 
+def test_a_question_without_standard_input_is_a_usage_error(tmp_path: Path) -> None:
+    with AppContext(GlobalFlags(store=tmp_path / "s")).open_registry(create=True) as registry:
+        registry.users.add("alice")
+    ran = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m mta_cli --store {tmp_path / 's'} user rm alice <&-"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2 and "add --yes" in ran.stderr
+
+
+def test_a_reader_of_notes_that_has_gone_costs_no_result_and_no_exit_code(tmp_path: Path) -> None:
+    store = f"{sys.executable} -m mta_cli --store {tmp_path / 's'}"
+    script = f"exec 2> >(true); sleep 0.2; {store} init; {store} user add alice --yes; {store} user show bob; echo $?"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(["bash", "-c", script], env=env, stdout=subprocess.PIPE, text=True, check=False)
+    assert re.search(r"added +yes", ran.stdout) and ran.stdout.endswith("\n3\n")
+
+
 def test_ctrl_c_before_a_job_is_one_line(tmp_path: Path) -> None:
     code = (
-        "import os, signal; from mta_cli import app; from mta_cli.commands.common import AppContext\n"
+        "import os, signal; from mta_cli import app; from mta_cli.commands.shared.context import AppContext\n"
         "def open_registry(self, create=False): os.kill(os.getpid(), signal.SIGINT)\n"
         'setattr(AppContext, "open_registry", open_registry)\n'
         "import sys; sys.argv = ['mta', 'init']; app.main()\n"

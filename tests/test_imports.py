@@ -122,7 +122,8 @@ def test_a_quick_command_stays_within_its_budget_of_modules(line: str, environme
 def test_only_the_command_that_is_named_is_imported(environment: dict[str, str]) -> None:
     _, modules = run(["user", "list"], environment)
     ours = {module for module in modules if module.startswith("mta_cli.commands.")}
-    assert ours == {f"mta_cli.commands.{name}" for name in ("common", "data", "flags", "parsing", "user", "user_model")}
+    shared = ("shared", "shared.arguments", "shared.context", "shared.lazy_typer", "shared.option_flags")
+    assert ours == {f"mta_cli.commands.{name}" for name in ("user", *shared)}
     assert not any(module.startswith(("mta_cli.engine", "mta_cli.pipeline")) for module in modules)
 
 

@@ -107,18 +107,18 @@ def test_nothing_hostile_reaches_either_stream(
     renderings = [
         HOSTILE,
         text(HOSTILE),
-        key_value_grid({HOSTILE: HOSTILE}),
-        table((HOSTILE, "n"), [(HOSTILE, 1), (None, 2.5)], title=HOSTILE),
+        key_value_grid([(HOSTILE, HOSTILE)]),
+        table((HOSTILE, "n"), [(HOSTILE, 1), (None, 2.5)]),
         group(text(HOSTILE), HOSTILE),
     ]
     for rendering in renderings:
-        output.print_result(None, rendering)
+        output.print_result(None, lambda _, shown=rendering: shown)
     for value in (HOSTILE, [HOSTILE], {HOSTILE: {HOSTILE: [HOSTILE]}}, [{HOSTILE: HOSTILE}]):
         output.print_result(value)
     Output(json=True).print_result({HOSTILE: HOSTILE})
     output.write_stdout(HOSTILE)
     output.print_help(HOSTILE)
-    for say in (output.note, output.note_verbose, output.warn):
+    for say in (output.note, output.warn):
         say(HOSTILE)
     try:
         raise BadInput(HOSTILE, hint=HOSTILE, faults=(HOSTILE,))
@@ -149,7 +149,7 @@ def _hostile_job() -> Iterator[ev.Event]:
 
 def test_markup_in_data_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output()
-    output.print_result(None, table(("[b]name[/b]",), [("[/red] :smile: [link=x]",)]))
+    output.print_result(None, lambda _: table(("[b]name[/b]",), [("[/red] :smile: [link=x]",)]))
     output.print_result("[bold]and[/oops]")
     output.warn("[TODO] and [/b]")
     out, err = capsys.readouterr()
@@ -343,7 +343,7 @@ def plain_text(drawn: str) -> str:
 
 
 def test_numbers_stand_right_and_long_cells_are_kept_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    Output().print_result(None, table(("name", "items"), [("a" * 300, 5), ("b", 12345)]))
+    Output().print_result(None, lambda _: table(("name", "items"), [("a" * 300, 5), ("b", 12345)]))
     out = capsys.readouterr().out
     assert out.count("a") == 300 + len("name") - 3
     assert re.search(r" {4}5 *$", out, re.MULTILINE)

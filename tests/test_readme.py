@@ -16,7 +16,7 @@ import pytest
 from typer.main import get_command
 
 from mta_cli.app import app
-from mta_cli.commands.common import GlobalFlags
+from mta_cli.commands.shared.context import GlobalFlags
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -236,3 +236,15 @@ def test_a_settings_file_that_was_named_must_be_there(tmp_path: Path, monkeypatc
 def test_a_path_that_no_system_has_is_refused_in_words() -> None:
     with pytest.raises(BadInput, match=r"the store's path cannot be used: .*File name too long"):
         store_path(Path("x" * 300))
+
+
+def test_a_settings_file_that_is_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTA_CONFIG", str(tmp_path))
+    with pytest.raises(BadInput, match="cannot be read"):
+        Settings.load()
+
+
+def test_a_number_that_no_machine_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTA_BANK_RANK", "9" * 400)
+    with pytest.raises(UsageError, match="smaller number"):
+        Settings.load().build_options(BankOptions)

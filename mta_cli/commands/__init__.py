@@ -1,1 +1,1 @@
-"""One module a noun: signatures, help and rendering. No job's logic, no tensors, no SQL."""
+"""One module a command group: signatures, help and rendering. No job's logic, no tensors, no SQL."""

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mta_cli.commands.common import DryRunOption, JsonOption, YesOption, app_context, confirm
+from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOption
+from mta_cli.commands.shared.context import app_context, confirm
 from mta_cli.output import text
 from mta_cli.settings import StoreOptions
 
@@ -18,10 +19,10 @@ def backup(ctx: typer.Context, file: FileArgument, yes: YesOption = False, json:
     """Write the whole store to one archive, verified and readable by you alone. Other processes can go on working."""
     from mta_cli.pipeline.maintenance.backup import back_up
 
-    app = app_context(ctx, json=json)
-    with app.open_registry() as registry:
-        events = back_up(registry, file, lambda question: confirm(app.output, question, yes=yes))
-        app.output.run_job_and_print(events, _render_backup)
+    context = app_context(ctx, json=json)
+    with context.open_registry() as registry:
+        events = back_up(registry, file, lambda question: confirm(context.output, question, yes=yes))
+        context.output.run_job_and_print(events, _render_backup)
 
 
 def restore(
@@ -34,14 +35,14 @@ def restore(
     """Replace the store by an archive, after verifying all of it. Removed users are not brought back."""
     from mta_cli.pipeline.maintenance.backup import restore as restore_store
 
-    app = app_context(ctx, json=json)
-    timeout = app.settings.build_options(StoreOptions).timeout
+    context = app_context(ctx, json=json)
+    timeout = context.settings.build_options(StoreOptions).timeout
 
     def agree(question: str) -> None:
-        confirm(app.output, question, yes=yes)
+        confirm(context.output, question, yes=yes)
 
-    events = restore_store(app.store_dir, file, timeout, agree, dry_run=dry_run)
-    app.output.run_job_and_print(events, _render_restore, dry_run=dry_run)
+    events = restore_store(context.store_dir, file, timeout, agree, dry_run=dry_run)
+    context.output.run_job_and_print(events, _render_restore, dry_run=dry_run)
 
 
 def _render_backup(result: dict[str, Any]) -> Any:

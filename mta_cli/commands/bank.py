@@ -7,18 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from mta_cli import output as out
-from mta_cli.commands.common import (
-    AppContext,
-    DryRunOption,
-    JsonOption,
-    YesOption,
-    app_context,
-    complete_banks,
-    complete_tasks,
-    confirm,
-)
-from mta_cli.commands.flags import Flags, options
-from mta_cli.commands.parsing import CommandApp
+from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOption, complete_banks, complete_tasks
+from mta_cli.commands.shared.context import AppContext, app_context, confirm
+from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.option_flags import Flags, options
 from mta_cli.errors import UsageError
 from mta_cli.options import BankOptions, MachineOptions, ModelOptions, PromptOptions, ScreeningOptions
 
@@ -54,18 +46,18 @@ def build(
     from mta_cli.pipeline.bank.build import build_bank
     from mta_cli.pipeline.requests import bank_request
 
-    use = app_context(ctx, flags, json=json)
+    context = app_context(ctx, flags, json=json)
     if refresh:
-        _run_refresh(use, flags, task, name, dry_run=dry_run)
+        _run_refresh(context, flags, task, name, dry_run=dry_run)
         return
-    given = use.options
-    with use.open_registry() as reg:
+    given = context.options
+    with context.open_registry() as reg:
         request = bank_request(reg, given, task, name)
-        job = build_bank(reg, request, plan=use.settings.plan_lines(*request.plan_options), dry_run=dry_run)
-        use.output.run_job_and_print(job, _render_bank, dry_run=dry_run, resumes=True)
+        job = build_bank(reg, request, plan=context.settings.plan_lines(*request.plan_options), dry_run=dry_run)
+        context.output.run_job_and_print(job, _render_bank, dry_run=dry_run, resumes=True)
 
 
-def _run_refresh(use: AppContext, flags: Flags, task: str, name: str | None, *, dry_run: bool) -> None:
+def _run_refresh(context: AppContext, flags: Flags, task: str, name: str | None, *, dry_run: bool) -> None:
     """Refresh the task's bank, which keeps its options. Raises UsageError with the options that were given."""
     from mta_cli.pipeline.bank.refresh import refresh_bank
     from mta_cli.pipeline.data.tasks import find_task
@@ -75,17 +67,17 @@ def _run_refresh(use: AppContext, flags: Flags, task: str, name: str | None, *, 
             f"--refresh keeps the bank's own options: {', '.join(refused)} cannot be given with it.",
             hint="without --refresh another version is built",
         )
-    machine = use.build_options(MachineOptions)[MachineOptions]
-    with use.open_registry() as reg:
+    machine = context.build_options(MachineOptions)[MachineOptions]
+    with context.open_registry() as reg:
         job = refresh_bank(reg, find_task(reg, task).name, machine, name=name, dry_run=dry_run)
-        use.output.run_job_and_print(job, _render_bank, dry_run=dry_run, resumes=True)
+        context.output.run_job_and_print(job, _render_bank, dry_run=dry_run, resumes=True)
 
 
 @app.command("list")
 def list_(ctx: typer.Context, json: JsonOption = False) -> None:
     """List banks with their task, anchors and state."""
-    use = app_context(ctx, json=json)
-    with use.open_registry() as reg:
+    context = app_context(ctx, json=json)
+    with context.open_registry() as reg:
         rows = [
             {
                 "bank": b.name,
@@ -99,7 +91,7 @@ def list_(ctx: typer.Context, json: JsonOption = False) -> None:
             for b in reg.banks.all()
         ]
     columns = ("bank", "version", "task", "status", "anchors", "stale", "created")
-    use.output.print_result(rows, lambda found: out.table(columns, [[row[c] for c in columns] for row in found]))
+    context.output.print_result(rows, lambda found: out.table(columns, [[row[c] for c in columns] for row in found]))
 
 
 @app.command()
@@ -107,9 +99,9 @@ def show(ctx: typer.Context, bank: BankArgument, version: VersionOption = None, 
     """Show a bank's anchors, their losses and the digests of their files."""
     from mta_cli.pipeline.bank.verify import bank_json
 
-    use = app_context(ctx, json=json)
-    with use.open_registry() as reg:
-        use.output.print_result(bank_json(reg, reg.banks.get(bank, version)), _render_bank)
+    context = app_context(ctx, json=json)
+    with context.open_registry() as reg:
+        context.output.print_result(bank_json(reg, reg.banks.get(bank, version)), _render_bank)
 
 
 @app.command()
@@ -117,9 +109,9 @@ def verify(ctx: typer.Context, bank: BankArgument, version: VersionOption = None
     """Read every file of a bank and compare it with its digest and its row."""
     from mta_cli.pipeline.bank.verify import verify_bank
 
-    use = app_context(ctx, json=json)
-    with use.open_registry() as reg:
-        use.output.print_result(verify_bank(reg, bank, version), _render_verification)
+    context = app_context(ctx, json=json)
+    with context.open_registry() as reg:
+        context.output.print_result(verify_bank(reg, bank, version), _render_verification)
 
 
 @app.command()
@@ -133,11 +125,11 @@ def rm(
     """Remove one version of a bank, with the recipes and stacks that depend on it."""
     from mta_cli.pipeline.bank.verify import remove_bank
 
-    use = app_context(ctx, json=json)
-    with use.open_registry() as reg:
+    context = app_context(ctx, json=json)
+    with context.open_registry() as reg:
         found = reg.banks.get(bank, version)
-        confirm(use.output, f"Remove bank {found.name} v{found.version} and every recipe and stack on it?", yes=yes)
-        use.output.print_result(remove_bank(reg, found), _render_removal)
+        confirm(context.output, f"Remove bank {found.name} v{found.version} and every recipe and stack on it?", yes=yes)
+        context.output.print_result(remove_bank(reg, found), _render_removal)
 
 
 def _render_bank(bank: dict[str, Any]) -> Any:
@@ -146,8 +138,8 @@ def _render_bank(bank: dict[str, Any]) -> Any:
             a["user"] or "(forgotten)",
             a["items"],
             a["cluster_size"],
-            _format_loss(a["loss_first"]),
-            _format_loss(a["loss_last"]),
+            out.format_loss(a["loss_first"]),
+            out.format_loss(a["loss_last"]),
             (a["digest"] or "")[:12],
             "stale" if a["stale"] else "",
         )
@@ -199,7 +191,3 @@ def _render_screening(found: list[dict[str, Any]]) -> list[Any]:
 def _render_removal(result: dict[str, Any]) -> Any:
     along = f"{result['recipes']} recipes and {result['stacks']} stacks"
     return out.text(f"Removed bank {result['bank']} v{result['version']}, {along}.")
-
-
-def _format_loss(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

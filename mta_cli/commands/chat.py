@@ -6,17 +6,10 @@ from typing import Annotated
 
 import typer
 
-from mta_cli.commands.common import (
-    JsonOption,
-    TaskOption,
-    UserOption,
-    app_context,
-    complete_users,
-    stdin_binary,
-    stdin_is_terminal,
-)
-from mta_cli.commands.comparison import ANSWER_MODES, render_comparison, tokens_as_progress
-from mta_cli.commands.flags import Flags, only, options
+from mta_cli.commands.chat_repl.comparison_table import ANSWER_MODES, render_comparison, tokens_as_progress
+from mta_cli.commands.shared.arguments import JsonOption, TaskOption, UserOption, complete_users
+from mta_cli.commands.shared.context import app_context, stdin_binary, stdin_is_terminal
+from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import BadInput, UsageError
 from mta_cli.options import AnswerOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions
 
@@ -69,13 +62,13 @@ def ask(
     from mta_cli.pipeline.chat.answer import answer_question
     from mta_cli.pipeline.requests import base_model, chat_options
 
-    app = app_context(ctx, flags, json=json)
-    asking = chat_options(app.options, task, mode, free_decoding=free_decoding)
+    context = app_context(ctx, flags, json=json)
+    asking = chat_options(context.options, task, mode, free_decoding=free_decoding)
     words = _read_message(message)
-    with app.open_registry() as reg:
-        result = app.output.run_job(answer_question(reg, base_model(app.options), user, words, asking))
+    with context.open_registry() as reg:
+        result = context.output.run_job(answer_question(reg, base_model(context.options), user, words, asking))
     if json:
-        app.output.print_result(result)
+        context.output.print_result(result)
 
 
 @options(*ANSWER_TABLES)
@@ -93,13 +86,13 @@ def compare(
     from mta_cli.pipeline.chat.compare import compare_user_models
     from mta_cli.pipeline.requests import base_model, chat_options
 
-    app = app_context(ctx, flags, json=json)
-    asking = chat_options(app.options, task, free_decoding=free_decoding)
+    context = app_context(ctx, flags, json=json)
+    asking = chat_options(context.options, task, free_decoding=free_decoding)
     words = _read_message(message)
-    with app.open_registry() as reg:
-        events = compare_user_models(reg, base_model(app.options), user, words, asking)
-        result = app.output.run_job(tokens_as_progress(events))
-    app.output.print_result(result, lambda value: render_comparison(value, app.output))
+    with context.open_registry() as reg:
+        events = compare_user_models(reg, base_model(context.options), user, words, asking)
+        result = context.output.run_job(tokens_as_progress(events))
+    context.output.print_result(result, lambda value: render_comparison(value, context.output))
 
 
 @options(*ANSWER_TABLES)
@@ -117,17 +110,17 @@ def chat(
 
     The base is loaded once: another user or mode only changes its weights. Conversations are stored unless --no-save.
     """
-    from mta_cli.commands.chat_shell import ChatShell
+    from mta_cli.commands.chat_repl.repl import ChatShell
     from mta_cli.pipeline.chat.answer import ChatModel
     from mta_cli.pipeline.chat.conversation import Conversation
     from mta_cli.pipeline.requests import base_model, chat_options
 
-    app = app_context(ctx, flags)
-    asking = chat_options(app.options, task, mode, free_decoding=free_decoding)
-    with app.open_registry() as reg:
+    context = app_context(ctx, flags)
+    asking = chat_options(context.options, task, mode, free_decoding=free_decoding)
+    with context.open_registry() as reg:
         found = reg.users.get(user) if user is not None else None
-        model = ChatModel.load_for_user(reg, base_model(app.options), found, asking)
-        shell = ChatShell(app.output, Conversation(model, autosave=not no_save))
+        model = ChatModel.load_for_user(reg, base_model(context.options), found, asking)
+        shell = ChatShell(context.output, Conversation(model, autosave=not no_save))
         code = shell.run_chat(interactive=stdin_is_terminal())
     if code:
         raise typer.Exit(code)

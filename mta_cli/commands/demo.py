@@ -9,14 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mta_cli import output as out
-from mta_cli.commands.common import (
-    AppContext,
-    DryRunOption,
-    JsonOption,
-    app_context,
-)
-from mta_cli.commands.comparison import ANSWER_MODES
-from mta_cli.commands.flags import Flags, only, options
+from mta_cli.commands.chat_repl.comparison_table import ANSWER_MODES
+from mta_cli.commands.shared.arguments import DryRunOption, JsonOption
+from mta_cli.commands.shared.context import AppContext, app_context
+from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.options import MachineOptions, ModelOptions
 from mta_cli.settings import StoreOptions, parse_path
 
@@ -64,22 +60,22 @@ def demo(
     from mta_cli.pipeline.requests import demo_request
     from store.registry import Registry
 
-    use = app_context(ctx, flags, json=json)
-    request = demo_request(use.options, quick=quick)
-    root = demo_store_path(use, keep)
+    context = app_context(ctx, flags, json=json)
+    request = demo_request(context.options, quick=quick)
+    root = demo_store_path(context, keep)
     require_demo_store(root)
     if dry_run:
-        use.output.run_job_and_print(plan_demo(root, request), dry_run=True)
+        context.output.run_job_and_print(plan_demo(root, request), dry_run=True)
         return
-    with Registry.open(root, create=True, timeout=use.settings.build_options(StoreOptions).timeout) as reg:
-        use.output.run_job_and_print(run_demo(reg, request), render_demo, resumes=True)
+    with Registry.open(root, create=True, timeout=context.settings.build_options(StoreOptions).timeout) as reg:
+        context.output.run_job_and_print(run_demo(reg, request), render_demo, resumes=True)
 
 
-def demo_store_path(use: AppContext, keep: Path | None) -> Path:
+def demo_store_path(context: AppContext, keep: Path | None) -> Path:
     """The directory of the demo's store: `keep`, else beside the user's own store."""
-    return (
-        parse_path(str(keep), "--keep") if keep is not None else use.store_dir.with_name(f"{use.store_dir.name}-demo")
-    )
+    if keep is not None:
+        return parse_path(str(keep), "--keep")
+    return context.store_dir.with_name(f"{context.store_dir.name}-demo")
 
 
 def render_demo(result: dict[str, Any]) -> RenderableType:
@@ -123,8 +119,8 @@ def _anchor_cells(anchor: dict[str, Any]) -> tuple[Any, ...]:
         name,
         anchor["items"],
         f"{anchor['cluster_size']} users",
-        _format_loss(anchor["loss_first"]),
-        _format_loss(anchor["loss_last"]),
+        out.format_loss(anchor["loss_first"]),
+        out.format_loss(anchor["loss_last"]),
     )
 
 
@@ -138,7 +134,7 @@ def _stack_cells(row: dict[str, Any]) -> tuple[Any, ...]:
     return (
         row["user"],
         row["shots"],
-        *map(_format_loss, losses),
+        *map(out.format_loss, losses),
         row["recipe_bytes"],
         row["stack_bytes"],
         f"{row['seconds']:.1f}",
@@ -166,10 +162,6 @@ def _render_evaluation(evaluation: dict[str, Any]) -> RenderableType:
 
 def _format_interval(metric: dict[str, float]) -> str:
     return f"{metric['value']:.3f}  [{metric['low']:.3f}, {metric['high']:.3f}]"
-
-
-def _format_loss(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def _next_steps(result: dict[str, Any]) -> str:

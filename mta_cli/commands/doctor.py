@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mta_cli.commands.common import AppContext, JsonOption, YesOption, app_context, confirm
+from mta_cli.commands.shared.arguments import JsonOption, YesOption
+from mta_cli.commands.shared.context import AppContext, app_context, confirm
 from mta_cli.errors import IntegrityFault, MtaError
 from mta_cli.output import table
 
@@ -30,42 +31,42 @@ def doctor(
     """Check versions, devices, disk, the store and the models, ready to paste into a report; exit code 5 on a fault."""
     from mta_cli.pipeline.maintenance.doctor import run_checks, summary
 
-    app = app_context(ctx, json=json)
-    what = _build_examination(app, deep)
-    repairs = _run_repairs(app, what, yes=yes) if mend else {}
-    result = app.output.run_job(run_checks(what)) | repairs
-    app.output.print_result(result, _render_checks)
+    context = app_context(ctx, json=json)
+    what = _build_examination(context, deep)
+    repairs = _run_repairs(context, what, yes=yes) if mend else {}
+    result = context.output.run_job(run_checks(what)) | repairs
+    context.output.print_result(result, _render_checks)
     if not result["ok"]:
         raise IntegrityFault(summary(result))
 
 
-def _run_repairs(app: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
+def _run_repairs(context: AppContext, what: Any, *, yes: bool) -> dict[str, Any]:
     """Repair what can be repaired, after showing it and asking the user."""
     from mta_cli.pipeline.maintenance.repair import repair
 
     def agree(found: Sequence[Any]) -> None:
         if not yes:
             for each in found:
-                app.output.note(f"{each.what}: {each.action}; {each.again}")
-        confirm(app.output, f"Do {len(found):,} repairs?", yes=yes)
+                context.output.note(f"{each.what}: {each.action}; {each.again}")
+        confirm(context.output, f"Do {len(found):,} repairs?", yes=yes)
 
-    done: dict[str, Any] = app.output.run_job(repair(what.store, what.timeout, agree))
+    done: dict[str, Any] = context.output.run_job(repair(what.store, what.timeout, agree))
     return done
 
 
-def _build_examination(app: AppContext, deep: bool) -> Any:
+def _build_examination(context: AppContext, deep: bool) -> Any:
     """What to check. Unreadable settings are a finding and end nothing."""
     from mta_cli.options import ModelOptions
     from mta_cli.pipeline.maintenance.doctor import DoctorRequest
     from mta_cli.settings import OPTION_CLASSES, StoreOptions
 
     try:
-        lines = app.settings.plan_lines(*(app.settings.build_options(section) for section in OPTION_CLASSES))
+        lines = context.settings.plan_lines(*(context.settings.build_options(section) for section in OPTION_CLASSES))
         settings = tuple((line.name, line.value, line.origin) for line in lines)
-        models, timeout, fault = app.model_options, app.settings.build_options(StoreOptions).timeout, None
+        models, timeout, fault = context.model_options, context.settings.build_options(StoreOptions).timeout, None
     except MtaError as error:
         settings, models, timeout, fault = (), ModelOptions(), StoreOptions().timeout, error.message
-    return DoctorRequest(app.store_dir, models.base, models.embedder, settings, fault, timeout, deep)
+    return DoctorRequest(context.store_dir, models.base, models.embedder, settings, fault, timeout, deep)
 
 
 def _render_checks(result: dict[str, Any]) -> Any:

@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mta_cli import output as out
-from mta_cli.commands.common import (
-    AppContext,
-    DryRunOption,
-    JsonOption,
-    YesOption,
-    app_context,
-    complete_tasks,
-    confirm,
-)
-from mta_cli.commands.flags import Flags, only, options
-from mta_cli.commands.parsing import CommandApp
+from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOption, complete_tasks
+from mta_cli.commands.shared.context import AppContext, app_context, confirm
+from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.options import BankOptions, EvalOptions, MachineOptions, ModelOptions, PromptOptions
 
 if TYPE_CHECKING:

@@ -7,17 +7,18 @@ from typing import Any
 
 import typer
 
-from mta_cli.commands.common import JsonOption, app_context
+from mta_cli.commands.shared.arguments import JsonOption
+from mta_cli.commands.shared.context import app_context
 from mta_cli.output import text
 
 
 def init(ctx: typer.Context, json: JsonOption = False) -> None:
     """Create the store. Running it again changes nothing."""
-    app = app_context(ctx, json=json)
-    existed = (app.store_dir / "registry.db").is_file()
-    with app.open_registry(create=True) as registry:
+    context = app_context(ctx, json=json)
+    existed = (context.store_dir / "registry.db").is_file()
+    with context.open_registry(create=True) as registry:
         result = {"store": str(Path(registry.root)), "created": not existed}
-    app.output.print_result(result, _render_init)
+    context.output.print_result(result, _render_init)
 
 
 def _render_init(result: dict[str, Any]) -> Any:

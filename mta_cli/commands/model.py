@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli.commands.common import DryRunOption, JsonOption, YesOption, app_context, complete_models, confirm
-from mta_cli.commands.parsing import CommandApp
+from mta_cli.commands.shared.arguments import DryRunOption, JsonOption, YesOption, complete_models
+from mta_cli.commands.shared.context import app_context, confirm
+from mta_cli.commands.shared.lazy_typer import CommandApp
 from mta_cli.output import key_value_grid, table, text
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def pull_model(
 def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
     """The installed models, and the embedded defaults that can be pulled."""
     from mta_cli.pipeline.models.catalog import PACKAGES
-    from mta_cli.pipeline.models.lookup import list_models
+    from mta_cli.pipeline.models.installed import list_models
 
     entries = list_models()
     here = [_model_row(entry) for entry in entries]
@@ -78,7 +79,7 @@ def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
 @app.command("show")
 def show(ctx: typer.Context, name: AnyModelArgument, json: JsonOption = False) -> None:
     """All facts about a model: source, fingerprint, licence, size and files."""
-    from mta_cli.pipeline.models.lookup import resolve_model
+    from mta_cli.pipeline.models.installed import resolve_model
 
     app_context(ctx, json=json).output.print_result(_model_facts(resolve_model(name)), _render_facts)
 
@@ -86,7 +87,7 @@ def show(ctx: typer.Context, name: AnyModelArgument, json: JsonOption = False) -
 @app.command("path")
 def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOption = False) -> None:
     """Print the folder of a model; without a name, the folder that holds all models."""
-    from mta_cli.pipeline.models.lookup import resolve_model
+    from mta_cli.pipeline.models.installed import resolve_model
     from mta_cli.pipeline.models.manifest import models_dir
 
     found = resolve_model(name).path if name is not None else models_dir()
@@ -98,7 +99,7 @@ def path(ctx: typer.Context, name: OptionalModelArgument = None, json: JsonOptio
 @app.command("rm")
 def remove_model(ctx: typer.Context, name: ModelArgument, yes: YesOption = False, json: JsonOption = False) -> None:
     """Remove a pulled model. A local folder only loses its name here; its files stay."""
-    from mta_cli.pipeline.models.lookup import removal_preview, uninstall_model
+    from mta_cli.pipeline.models.installed import removal_preview, uninstall_model
 
     output = app_context(ctx, json=json).output
     folder = removal_preview(name)["folder"]
@@ -108,24 +109,12 @@ def remove_model(ctx: typer.Context, name: ModelArgument, yes: YesOption = False
 
 
 def _model_row(entry: ModelEntry) -> dict[str, Any]:
-    shown = ("parameters", "bytes", "dtype", "licence", "source", "revision", "fault")
-    known = {key: entry.detail[key] for key in shown if key in entry.detail}
-    return {
-        "name": entry.name,
-        "kind": entry.kind,
-        "pulled": True,
-        "path": str(entry.path),
-        "fingerprint": entry.fingerprint,
-    } | known
+    return {"pulled": True} | {key: value for key, value in _model_facts(entry).items() if key != "files"}
 
 
 def _model_facts(entry: ModelEntry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "kind": entry.kind,
-        "path": str(entry.path),
-        "fingerprint": entry.fingerprint,
-    } | entry.detail
+    named = {"name": entry.name, "kind": entry.kind, "path": str(entry.path), "fingerprint": entry.fingerprint}
+    return named | entry.detail
 
 
 def _render_pull(result: dict[str, Any]) -> Any:

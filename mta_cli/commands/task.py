@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mta_cli.commands.common import AppContext, JsonOption, YesOption, app_context, complete_tasks, confirm
-from mta_cli.commands.parsing import CommandApp
+from mta_cli.commands.shared.arguments import JsonOption, YesOption, complete_tasks
+from mta_cli.commands.shared.context import AppContext, app_context, confirm
+from mta_cli.commands.shared.lazy_typer import CommandApp
 from mta_cli.errors import NotFound
 from mta_cli.output import key_value_grid, table, text
 
@@ -24,10 +25,10 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A task file 
 
 
 @contextmanager
-def _registry_if_exists(app: AppContext) -> Iterator[Registry | None]:
+def _registry_if_exists(context: AppContext) -> Iterator[Registry | None]:
     """The store, or None if there is none: built-in tasks need no store."""
     try:
-        opened = app.open_registry()
+        opened = context.open_registry()
     except NotFound:
         yield None
         return

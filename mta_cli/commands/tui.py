@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from mta_cli.commands.common import app_context, stdin_is_terminal
+from mta_cli.commands.shared.context import app_context, stdin_is_terminal
 from mta_cli.errors import UsageError
 
 
 def tui(ctx: typer.Context) -> None:
     """Browse users, banks and results, compare answers, chat and run jobs in one window."""
-    use = app_context(ctx)
-    if not (stdin_is_terminal() and use.output.console(stderr=False).is_terminal):
+    context = app_context(ctx)
+    if not (stdin_is_terminal() and context.output.console(stderr=False).is_terminal):
         raise UsageError("mta tui needs a terminal", hint="mta --help lists commands for pipes")
-    settings, store = use.settings, use.store_dir
+    settings, store = context.settings, context.store_dir
     from mta_cli.tui.app import MtaApp
 
     window = MtaApp(store, settings)

@@ -1,4 +1,4 @@
-"""`mta user`: list, show, add and remove users. Signature, help and rendering; no logic."""
+"""`mta user`: users, their histories, and their own models. Signature, help and rendering; no logic."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mta_cli import output as out
-from mta_cli.commands.common import (
+from mta_cli.commands.shared.arguments import (
+    AssumeConsentOption,
+    ConsentOption,
     DryRunOption,
+    ImportTaskOption,
     JsonOption,
     TaskOption,
     UserArgument,
     WaitOption,
     YesOption,
-    app_context,
-    confirm,
+    complete_users,
 )
-from mta_cli.commands.data import AssumeConsentOption, ConsentOption, ImportTaskOption, make_consent_prompt
-from mta_cli.commands.parsing import CommandApp
+from mta_cli.commands.shared.context import app_context, confirm, make_consent_prompt
+from mta_cli.commands.shared.lazy_typer import CommandApp
+from mta_cli.commands.shared.option_flags import Flags, only, options
 from mta_cli.errors import UsageError
+from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, MemoryOptions, ModelOptions, PromptOptions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,28 +35,36 @@ HistoryOption = Annotated[
     Path | None,
     typer.Option("--history", metavar="FILE", help="Their history: a .jsonl or .csv file with input and output."),
 ]
+UsersArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[USER...]",
+        help="The users; else all users with a history who are not anchors.",
+        autocompletion=complete_users,
+    ),
+]
 
 
 @app.command("list")
 def list_(ctx: typer.Context, task: TaskOption = None, json: JsonOption = False) -> None:
     """List users with their items, held-out queries, main task, status, bytes of stack and consent to be an anchor."""
-    use = app_context(ctx, json=json)
-    with use.open_registry() as reg:
+    context = app_context(ctx, json=json)
+    with context.open_registry() as reg:
         if task is not None:
             from mta_cli.pipeline.data.tasks import find_task
 
             find_task(reg, task)
-        use.output.print_result(reg.user_table.summaries(task=task), _users_table)
+        context.output.print_result(reg.user_table.summaries(task=task), _users_table)
 
 
 @app.command()
 def show(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
     """Show the stored data about a user; with --json all of it."""
-    from mta_cli.pipeline.users.describe import describe_user
+    from mta_cli.pipeline.users.stored_data import describe_user
 
-    use = app_context(ctx, json=json)
-    with use.open_registry() as reg:
-        use.output.print_result(describe_user(reg, user), _render_user)
+    context = app_context(ctx, json=json)
+    with context.open_registry() as reg:
+        context.output.print_result(describe_user(reg, user), _render_user)
 
 
 @app.command()
@@ -67,13 +79,13 @@ def add(
     json: JsonOption = False,
 ) -> None:
     """Add a user, with or without a history. The history of an existing user is extended."""
-    from mta_cli.pipeline.users.users import add_user
+    from mta_cli.pipeline.users.add import add_user
 
-    use = app_context(ctx, json=json)
-    ask = make_consent_prompt(use, can_anchor, yes=yes)
-    with use.open_registry() as reg:
+    context = app_context(ctx, json=json)
+    ask = make_consent_prompt(context, can_anchor, yes=yes)
+    with context.open_registry() as reg:
         job = add_user(reg, name, history=history, task=task, can_anchor=can_anchor, ask=ask, dry_run=dry_run)
-        use.output.run_job_and_print(job, dry_run=dry_run)
+        context.output.run_job_and_print(job, dry_run=dry_run)
 
 
 @app.command()
@@ -94,11 +106,11 @@ def consent(
     """Say whether a user may be an anchor from now on. Without consent their anchors become stale and are listed."""
     from mta_cli.pipeline.users.consent import set_consent
 
-    use = app_context(ctx, json=json)
+    context = app_context(ctx, json=json)
     if can_anchor is None:
         raise UsageError("say whether the user may be an anchor", hint="add --can-anchor or --no-can-anchor")
-    with use.open_registry() as reg:
-        use.output.run_job_and_print(set_consent(reg, user, can_anchor, wait=wait), _render_consent)
+    with context.open_registry() as reg:
+        context.output.run_job_and_print(set_consent(reg, user, can_anchor, wait=wait), _render_consent)
 
 
 @app.command()
@@ -113,25 +125,25 @@ def rm(
     """Remove every trace of a user. Anchors trained on them are listed and become stale."""
     from mta_cli.pipeline.users.forget import forget_user, plan_forget
 
-    use = app_context(ctx, json=json)
-    with use.open_registry() as reg:
+    context = app_context(ctx, json=json)
+    with context.open_registry() as reg:
         if dry_run:
-            use.output.run_job_and_print(plan_forget(reg, user), dry_run=True)
+            context.output.run_job_and_print(plan_forget(reg, user), dry_run=True)
             return
         if not yes:
-            use.output.run_job(plan_forget(reg, user, aloud=True))
-        confirm(use.output, f"Remove every trace of {user}?", yes=yes)
-        use.output.run_job_and_print(forget_user(reg, user, wait=wait))
+            context.output.run_job(plan_forget(reg, user, aloud=True))
+        confirm(context.output, f"Remove every trace of {user}?", yes=yes)
+        context.output.run_job_and_print(forget_user(reg, user, wait=wait))
 
 
 @app.command()
 def history(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> None:
     """Show the runs about a user, with their results."""
-    from mta_cli.pipeline.users.describe import user_runs
+    from mta_cli.pipeline.users.stored_data import user_runs
 
-    use = app_context(ctx, json=json)
-    with use.open_registry() as reg:
-        use.output.print_result(user_runs(reg, user), _runs_table)
+    context = app_context(ctx, json=json)
+    with context.open_registry() as reg:
+        context.output.print_result(user_runs(reg, user), _runs_table)
 
 
 @app.command()
@@ -146,13 +158,113 @@ def items(
     json: JsonOption = False,
 ) -> None:
     """Show a user's most recent history items, or those that match a search."""
-    from mta_cli.pipeline.users.describe import item_entry
-    from mta_cli.pipeline.users.users import find_items
+    from mta_cli.pipeline.users.stored_data import find_items, item_entry
 
-    use = app_context(ctx, json=json)
-    with use.open_registry() as reg:
+    context = app_context(ctx, json=json)
+    with context.open_registry() as reg:
         found = find_items(reg, user, task=task, limit=limit, search=search)
-        use.output.print_result([item_entry(item) for item in found], _items_table)
+        context.output.print_result([item_entry(item) for item in found], _items_table)
+
+
+@app.command()
+@options(FuseOptions, PromptOptions, only(MemoryOptions), ModelOptions, MachineOptions, preset=True)
+def fuse(
+    ctx: typer.Context,
+    *,
+    user: UserArgument,
+    task: TaskOption = None,
+    flags: Flags,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Make a user's recipe: the anchors that fit them, with weights. Replaces their earlier recipe."""
+    from mta_cli.pipeline.personalize.fuse import fuse_user
+    from mta_cli.pipeline.requests import fuse_request
+    from mta_cli.pipeline.weights import resolve_user_task
+
+    context = app_context(ctx, flags, json=json)
+    given = context.options
+    with context.open_registry() as reg:
+        found = reg.users.get(user)
+        request = fuse_request(reg, given, resolve_user_task(reg, found, task))
+        plan, explicit = context.settings.plan_lines(*request.plan_options), flags.values["top_k"] is not None
+        job = fuse_user(reg, found, request, plan=plan, explicit_top_k=explicit, dry_run=dry_run)
+        context.output.run_job_and_print(job, _render_fusion, dry_run=dry_run)
+
+
+@app.command()
+@options(
+    AdaptOptions,
+    only(FuseOptions, "weights", "top_k"),
+    MemoryOptions,
+    PromptOptions,
+    ModelOptions,
+    MachineOptions,
+    preset=True,
+)
+def adapt(
+    ctx: typer.Context,
+    *,
+    users: UsersArgument = None,
+    task: TaskOption = None,
+    flags: Flags,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Train a stack on top of the fusion with a few shots. Makes a missing recipe first."""
+    from mta_cli.pipeline.personalize.adapt import adapt_users
+    from mta_cli.pipeline.requests import adapt_request
+
+    context = app_context(ctx, flags, json=json)
+    given = context.options
+    with context.open_registry() as reg:
+        request = adapt_request(reg, given, users or None, task)
+        plan, explicit = context.settings.plan_lines(*request.plan_options), flags.values["top_k"] is not None
+        job = adapt_users(
+            reg, request.users, request.fuse, request.options, plan=plan, explicit_top_k=explicit, dry_run=dry_run
+        )
+        context.output.run_job_and_print(job, _render_adapted_users, dry_run=dry_run, resumes=True)
+
+
+@app.command()
+@options(only(ModelOptions, "base"))
+def export(
+    ctx: typer.Context,
+    *,
+    user: UserArgument,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to make.")],
+    task: TaskOption = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Reduce to this rank; else exact, at the sum of all ranks.")
+    ] = None,
+    flags: Flags,
+    all_data: Annotated[
+        bool,
+        typer.Option("--all-data", help="All stored data about the user instead, as readable files for them."),
+    ] = False,
+    yes: YesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a user's model as one PEFT adapter folder that PEFT and vLLM load as it is."""
+    from mta_cli.pipeline.personalize.export import export_user
+    from mta_cli.pipeline.requests import base_model
+    from mta_cli.pipeline.users.export_all_data import export_all_data
+    from mta_cli.pipeline.weights import resolve_user_task
+
+    context = app_context(ctx, flags, json=json)
+    given = {"--task": task, "--rank": rank, "--yes": yes or None}
+    refused = [*(flag for flag, value in given.items() if value is not None), *flags.given_flags()]
+    if all_data and refused:
+        raise UsageError(f"--all-data is everything: {', '.join(refused)} cannot be given with it.")
+    with context.open_registry() as reg:
+        if all_data:
+            context.output.run_job_and_print(export_all_data(reg, user, to))
+            return
+        known = reg.users.get(user)
+        entry = base_model(context.options)
+        context.output.run_job_and_print(
+            export_user(reg, entry, known, resolve_user_task(reg, known, task), to, rank=rank, replace=yes)
+        )
 
 
 def _users_table(users: list[Any]) -> RenderableType:
@@ -238,3 +350,46 @@ def _anchor_line(anchor: dict[str, Any]) -> str:
 def _shorten(text: str, most: int = 60) -> str:
     line = " ".join(text[: 4 * most].split())
     return line if len(line) <= most and len(text) <= 4 * most else f"{line[: most - 1]}…"
+
+
+def _render_fusion(recipe: dict[str, Any]) -> Any:
+    rows = [(a["user"], f"{a['similarity']:.3f}", f"{a['weight']:.3f}") for a in recipe["anchors"]]
+    rest = (
+        [("(task adapter alone)", "", f"{recipe['null_weight']:.3f}")]
+        if recipe["method"] in ("evidence", "learned")
+        else []
+    )
+    bank = f"bank {recipe['bank']} v{recipe['version']}"
+    head = f"{recipe['user']}: {recipe['method']} over {bank}, {recipe['recipe_bytes']} bytes"
+    return out.group(out.text(head), out.table(("anchor", "similarity", "weight"), [*rows, *rest]))
+
+
+def _render_adapted_users(results: list[dict[str, Any]]) -> Any:
+    columns = (
+        "user",
+        "shots",
+        "steps",
+        "loss before",
+        "after",
+        "held-out before",
+        "after",
+        "recipe",
+        "stack",
+        "seconds",
+    )
+    rows = [
+        (
+            r["user"],
+            r["shots"],
+            r["steps"],
+            out.format_loss(r["loss_before"]),
+            out.format_loss(r["loss_after"]),
+            out.format_loss(r["heldout_before"]),
+            out.format_loss(r["heldout_after"]),
+            f"{r['recipe_bytes']} B",
+            f"{r['stack_bytes']:,} B",
+            f"{r['seconds']:.1f}",
+        )
+        for r in results
+    ]
+    return out.table(columns, rows)

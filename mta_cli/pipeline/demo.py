@@ -121,7 +121,7 @@ def require_demo_store(root: Path) -> None:
 def _pull_missing_models(models: ModelOptions) -> Generator[Event, None, tuple[ModelEntry, ModelEntry]]:
     """Pull the base and the embedder where they are not on this machine."""
     from mta_cli.pipeline.models.catalog import PACKAGES
-    from mta_cli.pipeline.models.lookup import resolve_model
+    from mta_cli.pipeline.models.installed import resolve_model
     from mta_cli.pipeline.models.pull import pull_model
 
     for name, kind in ((models.base, "base"), (models.embedder, "embedder")):

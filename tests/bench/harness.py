@@ -174,7 +174,7 @@ def _cell(value: Any) -> str:
 def base_entry() -> ModelEntry:
     """The pulled base that is measured; ends the program with the command that pulls it when it is not here."""
     from mta_cli.errors import MtaError
-    from mta_cli.pipeline.models.lookup import resolve_model
+    from mta_cli.pipeline.models.installed import resolve_model
 
     try:
         return resolve_model(MODEL, "base")

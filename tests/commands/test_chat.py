@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from mta_cli.app import run_command_line as run_mta
-from mta_cli.commands.chat_commands import SLASH_COMMANDS, complete_line, parse_slash_command
-from mta_cli.commands.chat_shell import ChatShell, terminal_reader
+from mta_cli.commands.chat_repl.repl import ChatShell, terminal_reader
+from mta_cli.commands.chat_repl.slash_commands import SLASH_COMMANDS, complete_line, parse_slash_command
 from mta_cli.engine.generation.generate import StreamingDetokenizer
 from mta_cli.errors import UsageError
 from mta_cli.output import Output
@@ -122,7 +122,7 @@ def test_compare_shows_three_answers(world: World, mta: Mta, monkeypatch: pytest
     wide = mta("compare", "--user", "alice", "hello", *FAST)
     (headings,) = [line for line in wide.out.splitlines() if "base" in line and "adapted" in line]
     assert headings.index("base") < headings.index("fused") < headings.index("adapted")
-    monkeypatch.setattr("mta_cli.commands.comparison.MIN_SIDE_BY_SIDE_COLUMNS", 10_000)
+    monkeypatch.setattr("mta_cli.commands.chat_repl.comparison_table.MIN_SIDE_BY_SIDE_COLUMNS", 10_000)
     narrow = mta("compare", "--user", "alice", "hello", *FAST).out.splitlines()
     starts = [n for mode in ("base", "fused", "adapted") for n, line in enumerate(narrow) if line.startswith(mode)]
     assert starts == sorted(starts) and len(set(starts)) == 3
@@ -211,7 +211,7 @@ def test_two_slashes_begin_a_message(world: World, mta: Mta) -> None:
 
 
 def test_a_line_beyond_the_limit_is_refused_whole(world: World, mta: Mta, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mta_cli.commands.chat_shell.MAX_LINE_BYTES", 50)
+    monkeypatch.setattr("mta_cli.commands.chat_repl.repl.MAX_LINE_BYTES", 50)
     told = mta("chat", "--user", "alice", *FAST, stdin=b"x" * 500 + b"\nshort\n")
     assert told.code == 4 and "more than 50 bytes" in told.err
     (chat,) = world.reg.chats.of_user(world.alice.id)

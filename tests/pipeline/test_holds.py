@@ -23,7 +23,7 @@ from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.users import in_use
 from mta_cli.pipeline.users.consent import set_consent
-from mta_cli.pipeline.users.export_folder import record_export
+from mta_cli.pipeline.users.exported_folders import record_export
 from mta_cli.pipeline.users.forget import forget_user
 from store.records import NewItem
 from store.registry import Registry

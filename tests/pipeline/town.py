@@ -10,7 +10,7 @@ from mta_cli.engine.text.tasks import BUILTIN_TASKS, Task
 from mta_cli.events import Event, JobResult, Note
 from mta_cli.options import AdaptOptions, BankOptions, FuseOptions, MachineOptions, PromptOptions
 from mta_cli.pipeline.bank.build import build_bank
-from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.requests import BankRequest, FuseRequest
 from store.records import NewItem
 from store.registry import Registry

@@ -13,7 +13,7 @@ from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
 from mta_cli.engine.model.load import LoadedBase, load_base
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.options import AnswerOptions, MachineOptions, PromptOptions
-from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.models.manifest import ModelEntry
 from mta_cli.pipeline.requests import ChatOptions
 from store.records import Adapter, AnchorWeight, Item, ModelRecord, NewItem, Recipe, Stack, User

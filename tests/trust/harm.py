@@ -20,7 +20,7 @@ from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.chat.compare import Question, compare_question
 from mta_cli.pipeline.chat.conversation import Conversation
 from mta_cli.pipeline.models import verify
-from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.models.pull import register_folder
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user

@@ -27,7 +27,7 @@ from mta_cli.options import BankOptions, ScreeningOptions
 from mta_cli.pipeline.bank.build import anchor_candidates, build_bank, contributors
 from mta_cli.pipeline.bank.screening import SCREENING_KEY, screen_anchors
 from mta_cli.pipeline.data.examples import PromptRowBuilder
-from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.models.pull import register_folder
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.weights import load_fusion_and_stack, load_weights

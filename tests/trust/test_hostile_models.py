@@ -23,7 +23,7 @@ from mta_cli.engine.model.checkpoint_files import check_folder, require_config_f
 from mta_cli.engine.model.safetensors_header import MAX_HEADER, MAX_TENSORS, read_safetensors_header
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound
 from mta_cli.pipeline.models.download import choose_files
-from mta_cli.pipeline.models.lookup import list_models
+from mta_cli.pipeline.models.installed import list_models
 from mta_cli.pipeline.models.manifest import MANIFEST, read_manifest
 from mta_cli.pipeline.models.pull import pull_model
 from tests.trust.limits import run_bounded

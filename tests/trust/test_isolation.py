@@ -22,10 +22,10 @@ from mta_cli.pipeline.chat.compare import Question, compare_question
 from mta_cli.pipeline.chat.conversation import Conversation
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.stored_models import evaluate_users
-from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.requests import ChatOptions
-from mta_cli.pipeline.users.describe import describe_user
+from mta_cli.pipeline.users.stored_data import describe_user
 from mta_cli.pipeline.weights import load_fusion_and_stack
 from mta_cli.tui.workers.model_worker import WorkerContext
 from store.records import NewItem

@@ -13,7 +13,7 @@ from mta_cli.errors import IntegrityFault, MtaError
 from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.maintenance.repair import repair
 from mta_cli.pipeline.models import verify
-from mta_cli.pipeline.models.lookup import list_models, resolve_model
+from mta_cli.pipeline.models.installed import list_models, resolve_model
 from mta_cli.pipeline.models.manifest import model_dir, write_manifest
 from store.registry import Registry
 from tests.pipeline import town
@@ -102,7 +102,7 @@ def test_a_process_looks_once_and_not_at_all_when_it_is_told_not_to(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
-    monkeypatch.setattr("mta_cli.pipeline.models.lookup.model_faults", lambda model: looked.append(model.name) or [])
+    monkeypatch.setattr("mta_cli.pipeline.models.installed.model_faults", lambda model: looked.append(model.name) or [])
     monkeypatch.setattr("store.integrity.check.find_structure_faults", lambda root: looked.append("registry") or [])
     verify._verified_keys.clear()
     trusting = replace(ASKING, machine=replace(town.CPU, verify=False))

@@ -176,7 +176,7 @@ def estimate_build(
 
 
 def _build(reg: Registry, request: BankRequest, name: str, pool: Sequence[Contributor]) -> Iterator[Event]:
-    from mta_cli.pipeline.models.lookup import record_models
+    from mta_cli.pipeline.models.installed import record_models
 
     record_models(reg, request.base, request.embedder)
     key = bank_key(reg, request, pool)
@@ -232,22 +232,18 @@ def label_rates_config(task: Task, pool: Sequence[Contributor]) -> dict[str, lis
 def _plan_anchors(
     reg: Registry, request: BankRequest, bank: Bank, chosen: Sequence[Contributor]
 ) -> Generator[Event, None, list[Anchor]]:
-    from mta_cli.pipeline.data.profiles import profile_matrix, refresh_profiles
+    from mta_cli.pipeline.data.profiles import current_profiles
 
     users = [candidate.user for candidate in chosen]
-    for event in refresh_profiles(reg, request.task.name, request.embedder, users, request.machine.device):
-        if not isinstance(event, JobResult):
-            yield event
+    profiles = yield from current_profiles(reg, request.task.name, request.embedder, users, request.machine.device)
     planned = reg.banks.anchors(bank.id)
     if planned:
         return planned
     from mta_cli.engine.retrieval.anchors import choose_anchors
 
-    ids, matrix = profile_matrix(reg, request.task.name, request.embedder.fingerprint, [user.id for user in users])
-    row = {user_id: i for i, user_id in enumerate(ids)}
     options = request.options
     picks = choose_anchors(
-        matrix[[row[user.id] for user in users]],
+        profiles,
         [len(c.items) for c in chosen],
         options.anchors,
         seed=request.machine.seed,
@@ -295,7 +291,7 @@ def _train_bank(
         ready = [
             TrainingGroup(
                 [with_task_adapter(anchor_trainings[anchor.id], task_adapter) for anchor in group],
-                partial(_store_anchors, reg, bank, group, [anchor_trainings[anchor.id] for anchor in group]),
+                partial(_store_anchors, reg, group, [anchor_trainings[anchor.id] for anchor in group]),
             )
             for group in groups
         ]
@@ -303,13 +299,11 @@ def _train_bank(
         chosen = [each.user.id for each in anchor_candidates(pool, request.task.name, options)]
         yield from screen_anchors(reg, bank, base, examples, chosen, request.gates)
     yield from fit_neighbour_weight(reg, bank, request, pool, base)
-    adapters = _adapters(reg, bank, task_adapter)
-    reg.banks.mark_bank_ready(bank.id, sum(a.tokens for a in adapters), sum(a.seconds for a in adapters))
+    mark_ready(reg, bank.id)
 
 
 def _store_anchors(
     reg: Registry,
-    bank: Bank,
     anchors: Sequence[Anchor],
     anchor_trainings: Sequence[AdapterTraining],
     results: Sequence[Adapter | str],
@@ -345,9 +339,11 @@ def _groups(
     return groups
 
 
-def _adapters(reg: Registry, bank: Bank, task_adapter: str | None) -> list[Adapter]:
-    digests = [anchor.digest for anchor in reg.banks.anchors(bank.id)]
-    return [reg.adapters.get(digest) for digest in (task_adapter, *digests) if digest is not None]
+def mark_ready(reg: Registry, bank_id: int) -> None:
+    """Mark a bank as ready, with the tokens and seconds that its adapters took."""
+    digests = [reg.banks.by_id(bank_id).task_adapter, *(anchor.digest for anchor in reg.banks.anchors(bank_id))]
+    adapters = [reg.adapters.get(digest) for digest in digests if digest is not None]
+    reg.banks.mark_bank_ready(bank_id, sum(a.tokens for a in adapters), sum(a.seconds for a in adapters))
 
 
 def anchor_training(

@@ -30,6 +30,7 @@ from mta_cli.pipeline.bank.build import (
     build_plan_lines,
     contributors,
     label_rates_config,
+    mark_ready,
     with_task_adapter,
 )
 from mta_cli.pipeline.bank.screening import refused_anchor_ids, screen_anchors, screening_of_anchors
@@ -55,10 +56,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _RefreshState:
-    """A refresh in progress: its bank and request, and its results so far.
-
-    `lost` counts new anchors whose user left while they were trained.
-    """
+    """A refresh in progress: its bank and request, and its results so far."""
 
     reg: Registry
     bank: Bank
@@ -101,7 +99,8 @@ def refresh_bank(
     if dry_run or stale or change:
         yield JobPlan("bank refresh", (*plan, *_plan(work, stale, change)))
     if dry_run:
-        yield JobResult({"dry_run": True, **_bank_summary(work, stale), "people": reg.banks.dependent_users(bank.id)})
+        shown = {"bank": bank.name, "version": bank.version, "task": bank.task, "stale": len(stale)}
+        yield JobResult({"dry_run": True, **shown, "people": reg.banks.dependent_users(bank.id)})
         return
     if not stale and not change:
         yield Note(f"No anchor of bank {bank_label(bank)} is stale, and its neighbours are all there; nothing to do.")
@@ -142,10 +141,6 @@ def newest_bank(reg: Registry, task: str, name: str | None = None) -> Bank:
     return bank
 
 
-def _bank_summary(work: _RefreshState, stale: Sequence[Anchor]) -> dict[str, Any]:
-    return {"bank": work.bank.name, "version": work.bank.version, "task": work.bank.task, "stale": len(stale)}
-
-
 def _plan(work: _RefreshState, stale: Sequence[Anchor], change: NeighbourChange) -> tuple[PlanLine, ...]:
     options = replace(work.request.options, anchors=len(stale), task_adapter=False)
     user_names = work.reg.banks.dependent_users(work.bank.id)
@@ -176,8 +171,8 @@ def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
     """Train the new anchors on the bank's task adapter. Each group is stored as soon as it is trained."""
     from mta_cli.engine.lora.adapter import merge_into_base
     from mta_cli.pipeline.data.examples import PromptRowBuilder
+    from mta_cli.pipeline.models.installed import record_models
     from mta_cli.pipeline.models.load import load_on_device
-    from mta_cli.pipeline.models.lookup import record_models
     from mta_cli.pipeline.weights import load_weights
 
     reg, bank, request = work.reg, work.bank, work.request
@@ -206,7 +201,7 @@ def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
 def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anchor]]:
     """The anchors to train, by the id of the stale anchor that each replaces. The choice is deterministic."""
     from mta_cli.engine.retrieval.anchors import choose_replacements
-    from mta_cli.pipeline.data.profiles import profile_matrix, refresh_profiles
+    from mta_cli.pipeline.data.profiles import current_profiles
 
     reg, request, found = work.reg, work.request, _candidates(work)
     if not found:
@@ -216,16 +211,12 @@ def _choose_new_anchors(work: _RefreshState) -> Generator[Event, None, list[Anch
             hint=f"import more, or mta bank rm {work.bank.name} --bank-version {work.bank.version}",
         )
     users = [candidate.user for candidate in found]
-    for event in refresh_profiles(reg, work.bank.task, request.embedder, users, request.machine.device):
-        if not isinstance(event, JobResult):
-            yield event
-    ids, matrix = profile_matrix(reg, work.bank.task, request.embedder.fingerprint, [user.id for user in users])
-    row = {user_id: i for i, user_id in enumerate(ids)}
+    profiles = yield from current_profiles(reg, work.bank.task, request.embedder, users, request.machine.device)
     place = {user.id: i for i, user in enumerate(users)}
     anchors = reg.banks.anchors(work.bank.id)
     kept = [place[a.user_id] for a in anchors if not a.stale and a.user_id in place]
     picks = choose_replacements(
-        matrix[[row[user.id] for user in users]],
+        profiles,
         [len(c.items) for c in found],
         len(kept) + len(work.stale_anchors),
         kept,
@@ -317,9 +308,7 @@ def _store_replacements(work: _RefreshState, new: Sequence[AnchorReplacement]) -
         gone = [before.key, [[each.stale_anchor_id, each.digest] for each in new], work.removed]
         key = hashlib.sha256(json.dumps(gone).encode()).hexdigest()
         reg.banks.replace_stale_anchors(before.id, new, key, config)
-        digests = [before.task_adapter, *(anchor.digest for anchor in reg.banks.anchors(before.id))]
-        adapters = [reg.adapters.get(digest) for digest in digests if digest is not None]
-        reg.banks.mark_bank_ready(before.id, sum(a.tokens for a in adapters), sum(a.seconds for a in adapters))
+        mark_ready(reg, before.id)
 
 
 def _refresh_notes(work: _RefreshState) -> Iterator[Event]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mta_cli.pipeline.data.examples import PromptRowBuilder
     from store.registry import Registry
 
-SCREENING_KEY = "gates"  # the findings in a bank's config
+SCREENING_KEY = "gates"  # the key of the findings in a bank's config
 REFUSING_GATES = ("norm", "probe")
 SHARE_TOP_K = FuseOptions().top_k  # a user counts for this many nearest anchors
 MIN_DIVERGENCE_BOUND = 0.25  # nats: a change of neutral prompts up to this is always allowed

@@ -282,10 +282,14 @@ def _title(question: str) -> str:
 
 def _write_new(target: str, text: str) -> Path:
     """Write a file that must not exist yet; returns its path. Raises BadInput with the system's reason."""
+    created = False
     try:
         path = Path(target).expanduser()
         with path.open("x", encoding="utf-8") as file:
+            created = True
             file.write(text)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL character, or the home of an unknown user
+        if created:  # half of it, where the disk is full
+            path.unlink()
         raise BadInput(f"{target!r:.200} cannot be written: {system_reason(error)}", hint="Name a new file.") from error
     return path

@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.formats import FORMATS
-from mta_cli.pipeline.data.formats.findings import ParseFindings, Record, format_value
-from mta_cli.pipeline.data.formats.lamp import NO_GOLD, GoldAnswers, parse_golds, parse_questions, parse_users
+from mta_cli.pipeline.data.formats.lamp import (
+    NO_GOLD,
+    FieldMapping,
+    GoldAnswers,
+    parse_golds,
+    parse_questions,
+    parse_users,
+)
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record, format_value
 from mta_cli.pipeline.data.formats.reading import iter_lines, open_file, read_document
 from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
-from mta_cli.pipeline.data.formats.task_fields import FieldMapping
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task

@@ -6,12 +6,12 @@ A profile is stored as the sum of its items' unit vectors, so that a longer hist
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mta_cli.errors import IntegrityFault
-from mta_cli.events import Event, JobProgress, JobResult, JobStarted, Note
+from mta_cli.events import Event, JobProgress, JobResult, JobStarted, Note, forward_events
 from store.records import Item, Profile, User
 
 if TYPE_CHECKING:
@@ -58,6 +58,17 @@ def refresh_profiles(
             done += sum(len(piece.items) for piece in batch)
             yield JobProgress(batch[-1].user.name, done, seconds=time.monotonic() - started)
     yield JobResult({"task": task, "users": len({piece.user.id for piece in pieces}), "items": total})
+
+
+def current_profiles(
+    reg: Registry, task: str, embedder: ModelEntry, users: Sequence[User], device: str
+) -> Generator[Event, None, NDArray[np.float32]]:
+    """Update the profiles of users who have items of the task; returns them as unit rows [users, width], in order."""
+    yield from forward_events(refresh_profiles(reg, task, embedder, users, device))
+    ids, matrix = profile_matrix(reg, task, embedder.fingerprint, [user.id for user in users])
+    row = {user_id: i for i, user_id in enumerate(ids)}
+    rows: NDArray[np.float32] = matrix[[row[user.id] for user in users]]
+    return rows
 
 
 def profile_matrix(

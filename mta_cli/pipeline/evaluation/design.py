@@ -154,7 +154,7 @@ def plan_lines(request: EvalRequest, plan: Design, methods: Sequence[str]) -> tu
     least = planned_detectable_effect(asked, DIFFERENCE_SD[metric], BETWEEN_USER_VARIANCE)
     sizes = ", ".join(f"{len(fold.bank)}/{len(fold.tuning)}/{len(fold.test)}" for fold in plan.folds)
     return (
-        PlanLine("people", f"{len(asked)} tested, {sum(asked)} queries"),
+        PlanLine("users", f"{len(asked)} tested, {sum(asked)} queries"),
         PlanLine("folds", f"bank/tuning/test: {sizes}"),
         PlanLine("methods", ", ".join(methods)),
         PlanLine(

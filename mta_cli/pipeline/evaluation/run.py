@@ -118,7 +118,7 @@ def _method_runs(methods: Sequence[Method], chosen: Mapping[str, FoldSettings]) 
 @contextmanager
 def _start_evaluation(reg: Registry, request: EvalRequest, design: Design, kind: str) -> Iterator[Evaluation]:
     """The evaluation of the design. Inside, no other job answers for it, and its users cannot be removed."""
-    from mta_cli.pipeline.models.lookup import record_models
+    from mta_cli.pipeline.models.installed import record_models
 
     task = request.task.name
     with (

@@ -214,7 +214,7 @@ def _check_store(what: DoctorRequest) -> Check:
 
 
 def _check_models(deep: bool) -> Check:
-    from mta_cli.pipeline.models.lookup import list_models, verify_model
+    from mta_cli.pipeline.models.installed import list_models, verify_model
     from mta_cli.pipeline.models.manifest import models_dir
 
     faults, names = [], []
@@ -229,7 +229,7 @@ def _check_models(deep: bool) -> Check:
 
 
 def _check_default_model(kind: str, name: str) -> Check:
-    from mta_cli.pipeline.models.lookup import resolve_model
+    from mta_cli.pipeline.models.installed import resolve_model
 
     try:
         entry = resolve_model(name, kind)

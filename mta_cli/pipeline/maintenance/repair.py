@@ -48,7 +48,7 @@ def _apply_repairs(found: Sequence[Repair], agree: ConfirmRepairs, done: list[Re
 
 def _of_models() -> tuple[list[Repair], list[Note]]:
     """Repairs for damaged pulled models, and notes on damaged registered folders, which are not ours to remove."""
-    from mta_cli.pipeline.models.lookup import list_models, model_faults, uninstall_model
+    from mta_cli.pipeline.models.installed import list_models, model_faults, uninstall_model
 
     found, notes = [], []
     for entry in list_models():

@@ -92,7 +92,7 @@ class BankMemory:
 
     @cached_property
     def _embedder(self) -> ModelEntry | None:
-        from mta_cli.pipeline.models.lookup import list_models
+        from mta_cli.pipeline.models.installed import list_models
 
         wanted = self._bank.embedder if self._bank is not None else None
         return next((one for one in list_models() if one.fingerprint == wanted and "fault" not in one.detail), None)

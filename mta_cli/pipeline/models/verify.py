@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,10 @@ def verify_in_background(models: Sequence[ModelEntry] = (), reg: Registry | None
     """
     jobs: dict[tuple[str, str], Callable[[], None]] = {}
     for model in models:
-        jobs[str(model.path), model.fingerprint] = _model_check(model)
+        jobs[str(model.path), model.fingerprint] = partial(_check_model, model)
     if reg is not None and (reg.root / "registry.db").stat().st_size <= MAX_VERIFIED_REGISTRY_BYTES:
-        jobs[str(reg.root), "registry"] = _registry_check(reg.root)
-    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="soundness") as pool:
+        jobs[str(reg.root), "registry"] = partial(_check_registry, reg.root)
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="verify") as pool:
         waiting = {key: pool.submit(job) for key, job in jobs.items() if key not in _verified_keys}
         try:
             yield
@@ -50,30 +51,23 @@ def _await_checks(waiting: dict[tuple[str, str], Future[None]]) -> None:
         _verified_keys.add(key)
 
 
-def _model_check(model: ModelEntry) -> Callable[[], None]:
-    def look() -> None:
-        from mta_cli.pipeline.models.lookup import model_faults
+def _check_model(model: ModelEntry) -> None:
+    from mta_cli.pipeline.models.installed import model_faults
 
-        try:
-            faults = model_faults(model)
-        except OSError as error:
-            faults = [f"{error.filename} cannot be read: {error.strerror}"]
-        if faults:
-            folder = model.detail.get("source", "").startswith("folder:")
-            mend = "copy the folder again" if folder else f"mta model rm {model.name}, then mta model pull {model.name}"
-            raise IntegrityFault(f"The model {model.name} is damaged: {faults[0]}", hint=mend)
-
-    return look
+    try:
+        faults = model_faults(model)
+    except OSError as error:
+        faults = [f"{error.filename} cannot be read: {error.strerror}"]
+    if faults:
+        folder = model.detail.get("source", "").startswith("folder:")
+        mend = "copy the folder again" if folder else f"mta model rm {model.name}, then mta model pull {model.name}"
+        raise IntegrityFault(f"The model {model.name} is damaged: {faults[0]}", hint=mend)
 
 
-def _registry_check(root: Path) -> Callable[[], None]:
-    def look() -> None:
-        from store.integrity.check import find_structure_faults
+def _check_registry(root: Path) -> None:
+    from store.integrity.check import find_structure_faults
 
-        if faults := find_structure_faults(root):
-            raise IntegrityFault(
-                faults[0],
-                hint="mta doctor --repair makes the full-text index anew; mta restore FILE brings back all else",
-            )
-
-    return look
+    if faults := find_structure_faults(root):
+        raise IntegrityFault(
+            faults[0], hint="mta doctor --repair makes the full-text index anew; mta restore FILE brings back all else"
+        )

@@ -201,7 +201,7 @@ def _prepare_context(
     reg: Registry, bank: Bank, users: Sequence[User], request: FuseRequest, options: AdaptOptions
 ) -> Generator[Event, None, tuple[dict[int, Recipe], AdaptContext]]:
     """The loaded base and the recipes of all users. An existing recipe is kept unless weights were asked for."""
-    from mta_cli.pipeline.models.lookup import record_models
+    from mta_cli.pipeline.models.installed import record_models
 
     record_models(reg, request.base, request.embedder)
     kept = {user.id: reg.recipes.get(user.id, request.task.name, bank.id) for user in users}

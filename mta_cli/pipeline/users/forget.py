@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mta_cli.events import Event, JobPlan, JobResult, Note, PlanLine
 from mta_cli.pipeline.runs import bank_label
 from mta_cli.pipeline.users.dependents import banks_pooling_user, join_names, stale_entries, stale_notes
-from mta_cli.pipeline.users.export_folder import exports_of
+from mta_cli.pipeline.users.exported_folders import exports_of
 from mta_cli.pipeline.users.in_use import change_when_unused
 from store.snapshot import saved_databases
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
-from mta_cli.pipeline.data.formats.findings import format_value
-from mta_cli.pipeline.data.formats.lookalikes import lookalike_warnings
+from mta_cli.pipeline.data.confusable_names import confusable_name_warnings
+from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.parse_file import ImportSource, ParsedFile, import_notes, parse_import_file
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.users.consent import change_consent
@@ -55,7 +55,7 @@ def import_file(
     known = _count_stored(reg, intake, stored)
     intake.findings.raise_faults(source.path.name, "what is stored never changes: give a changed item a new id")
     yield from import_notes(intake)
-    yield from (Note(text, warning=True) for text in lookalike_warnings(intake.findings.spellings, names))
+    yield from (Note(text, warning=True) for text in confusable_name_warnings(intake.findings.spellings, names))
     if dry_run:
         yield JobPlan("import", _plan(source, intake, stored, known, can_anchor))
         counts = {"items": intake.count(held_out=False), "queries": intake.count(held_out=True)}

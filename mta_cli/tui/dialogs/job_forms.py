@@ -255,7 +255,7 @@ def _import_fields(context: FormContext) -> tuple[FormField, ...]:
             "format",
             "format",
             default_text="by its name",
-            choices=FORMATS,
+            choices=tuple(FORMATS),
             help="The format of the file; empty: jsonl or csv by the file's name; a .json file is lamp where answers "
             "are given, else users.",
         ),

@@ -14,7 +14,7 @@ from textual.widgets import Input, OptionList, Static
 
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note, TextChunk
-from mta_cli.job_text import format_rate
+from mta_cli.formatting import format_rate
 from mta_cli.printable import clean_text
 from mta_cli.tui.screens.base import BaseScreen
 from mta_cli.tui.text import block_text, line_text

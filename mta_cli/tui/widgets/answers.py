@@ -18,7 +18,7 @@ from textual.containers import HorizontalScroll, VerticalScroll
 from textual.content import Content, Span
 from textual.widgets import Static
 
-from mta_cli.job_text import format_rate
+from mta_cli.formatting import format_rate
 from mta_cli.printable import clean_line, clean_text
 
 ORDER = ("base", "fused", "adapted")  # columns of other users follow in the order they came

@@ -43,7 +43,7 @@ class WorkerContext:
     def chat_model_for(self, user: User | None, options: ChatOptions) -> ChatModel:
         """The chat model of `user`. The base is loaded at the first call, and again when the machine options change."""
         from mta_cli.pipeline.chat.answer import ChatModel
-        from mta_cli.pipeline.models.lookup import resolve_model
+        from mta_cli.pipeline.models.installed import resolve_model
 
         if self._chat_model is not None and self._chat_model.options.machine == options.machine:
             self._chat_model.set_user_and_options(user, options)

@@ -11,6 +11,7 @@ import pytest
 
 from mta_cli.errors import BadInput, NotFound, StoreBusy
 from mta_cli.events import ArtifactSaved, Event, JobResult, TextChunk
+from mta_cli.pipeline.chat import conversation
 from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.chat.conversation import Conversation, Exchange, add_exchange_as_item
 from store.names import FORGOTTEN_NAME
@@ -202,6 +203,12 @@ def test_history_lists_and_shows_chats(world: World) -> None:
     run(chat.switch_user("bob"))
     with pytest.raises(NotFound):
         run(chat.stored_chats(str(listed["chats"][0]["chat"])))
+
+
+def test_a_transcript_that_cannot_be_written_whole_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="cannot be written"):
+        conversation._write_new(str(tmp_path / "chat.txt"), "half \ud800")
+    assert not (tmp_path / "chat.txt").exists()
 
 
 def test_a_stored_chat_is_gone_on_with(world: World) -> None:

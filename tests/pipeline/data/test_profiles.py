@@ -14,7 +14,7 @@ from mta_cli.errors import IntegrityFault
 from mta_cli.events import JobProgress, JobResult
 from mta_cli.pipeline.data import profiles
 from mta_cli.pipeline.data.profiles import normalise_rows, profile_matrix, refresh_profiles
-from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.models.installed import resolve_model
 from store.records import NewItem, Profile
 from store.registry import Registry
 

@@ -173,7 +173,7 @@ def test_what_is_kept_of_the_options_names_nobody(peopled: Registry) -> None:
 def test_the_plan_says_who_is_measured_and_what_can_be_found(peopled: Registry) -> None:
     request = eval_request()
     lines = {line.name: line for line in plan_lines(request, make_design(peopled, request), ["base", "mta"])}
-    assert lines["people"].value == "12 tested, 24 queries" and lines["methods"].value == "base, mta"
+    assert lines["users"].value == "12 tested, 24 queries" and lines["methods"].value == "base, mta"
     assert lines["folds"].value.count("8/0/4") == 3
     assert "in accuracy is found with 80 %" in lines["power"].value and "0.4" in lines["power"].origin
 

@@ -16,7 +16,7 @@ from mta_cli.options import MemoryOptions, PromptOptions
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 from mta_cli.pipeline.memory.bank_memory import BankMemory
-from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.weights import load_task_adapter, merge_by_placement
 from store.registry import Registry

@@ -14,7 +14,7 @@ from torch import Tensor
 from mta_cli.engine.evaluation.folds import UserFold
 from mta_cli.options import BankOptions, EvalOptions, PromptOptions
 from mta_cli.pipeline.evaluation.design import Design, make_design
-from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.requests import EvalRequest
 from store.records import NewItem
 from store.registry import Registry

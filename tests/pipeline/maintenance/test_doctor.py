@@ -80,7 +80,7 @@ def test_a_model_with_pickles_is_a_fault(what: DoctorRequest, tiny_base_path: Pa
 
 
 def test_deep_reads_every_file(what: DoctorRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mta_cli.pipeline.models.lookup as models
+    import mta_cli.pipeline.models.installed as models
 
     monkeypatch.setattr(models, "verify_model", lambda name: [f"a bit of {name} flipped"])
     assert checks(what)[0]

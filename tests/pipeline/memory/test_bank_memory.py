@@ -14,7 +14,7 @@ from mta_cli.engine.text.tasks import Task
 from mta_cli.options import MemoryOptions
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY, load_neighbours
-from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.models.installed import resolve_model
 from store.records import NewItem, User
 from store.registry import Registry
 from tests.pipeline.town import TASK, built
@@ -81,7 +81,7 @@ def test_without_the_embedder_the_habit_speaks_alone_and_that_is_said(
 ) -> None:
     built(peopled)
     ida = peopled.users.get("ida")
-    monkeypatch.setattr("mta_cli.pipeline.models.lookup.list_models", list)
+    monkeypatch.setattr("mta_cli.pipeline.models.installed.list_models", list)
     both, lacking = replace(ALONE, memory="neighbours"), memory(peopled)
     assert "tiny-embedder is not here" in str(lacking.missing_embedder_note(both))
     assert said(lacking.prior_for(ida, "adapted", both)) == said(prior_for(peopled, ida))

@@ -12,7 +12,7 @@ from mta_cli.events import JobProgress
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.memory import knn
 from mta_cli.pipeline.memory.knn import load_embedder, load_fitted_neighbours, load_neighbours, update_neighbours
-from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.models.installed import resolve_model
 from store.records import Bank, NewItem
 from store.registry import Registry
 from tests.pipeline.town import TASK, bank_request, built, finish, notes

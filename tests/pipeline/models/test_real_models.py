@@ -14,7 +14,7 @@ from mta_cli.engine.model.load import load_base
 from mta_cli.engine.retrieval.embed import Embedder
 from mta_cli.pipeline.models.catalog import PACKAGES, SMOLLM2
 from mta_cli.pipeline.models.download import fetch_package
-from mta_cli.pipeline.models.lookup import resolve_model, verify_model
+from mta_cli.pipeline.models.installed import resolve_model, verify_model
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import torch
 from mta_cli.engine.model.activation_cache import ACTIVATION_CACHE_BYTES
 from mta_cli.events import PlanLine
 from mta_cli.options import MachineOptions
-from mta_cli.pipeline.models.lookup import resolve_model
+from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.training import estimate
 from mta_cli.pipeline.training.estimate import (
     TokenLoad,

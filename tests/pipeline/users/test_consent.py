@@ -14,9 +14,9 @@ from mta_cli.pipeline.bank.build import bank_key, build_bank, contributors
 from mta_cli.pipeline.bank.refresh import refresh_bank
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
+from mta_cli.pipeline.users.add import add_user
 from mta_cli.pipeline.users.consent import set_consent
 from mta_cli.pipeline.users.import_file import import_file
-from mta_cli.pipeline.users.users import add_user
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline import town

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from mta_cli.errors import BadInput
-from mta_cli.pipeline.data.formats.findings import ParseFindings, SourceLocation, format_value, json_type_name
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation, format_value, json_type_name
 from mta_cli.pipeline.data.formats.timestamps import normalise_time
 from store.names import check_name
 

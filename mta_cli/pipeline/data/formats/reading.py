@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from mta_cli.errors import BadInput, NotFound, system_reason
-from mta_cli.pipeline.data.formats.findings import ParseFindings, SourceLocation, escape_unprintable
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation, escape_unprintable
 
 FILE_BYTES = 1 << 30
 """Largest file that is read."""

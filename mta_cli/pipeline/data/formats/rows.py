@@ -9,8 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mta_cli.pipeline.data.formats.fields import RecordFields
-from mta_cli.pipeline.data.formats.findings import ParseFindings, Record, SourceLocation, format_value, json_type_name
-from mta_cli.pipeline.data.formats.ids import SeenIds
+from mta_cli.pipeline.data.formats.parse_results import (
+    ParseFindings,
+    Record,
+    SeenIds,
+    SourceLocation,
+    format_value,
+    json_type_name,
+)
 from mta_cli.pipeline.data.formats.reading import LINE_BYTES, strict_json_loads
 from store.records import NewItem
 

@@ -6,9 +6,15 @@ from typing import Any
 
 import pytest
 
-from mta_cli.pipeline.data.formats.findings import ParseFindings, Record
-from mta_cli.pipeline.data.formats.lamp import NO_GOLD, NO_QUESTION, parse_golds, parse_questions, parse_users
-from mta_cli.pipeline.data.formats.task_fields import FieldMapping
+from mta_cli.pipeline.data.formats.lamp import (
+    NO_GOLD,
+    NO_QUESTION,
+    FieldMapping,
+    parse_golds,
+    parse_questions,
+    parse_users,
+)
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record
 
 SHAPE = FieldMapping("lamp-2", ("description",), ("tag",), lambda raw: raw.partition("description: ")[2] or raw)
 ITEM = {"id": "7", "description": "a heist", "tag": "action", "date": "2020-01-02"}

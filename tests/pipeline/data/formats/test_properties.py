@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput
-from mta_cli.pipeline.data.formats.findings import ParseFindings, Record
-from mta_cli.pipeline.data.formats.lamp import parse_golds, parse_questions, parse_users
+from mta_cli.pipeline.data.formats.lamp import FieldMapping, parse_golds, parse_questions, parse_users
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record
 from mta_cli.pipeline.data.formats.reading import parse_document
 from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
-from mta_cli.pipeline.data.formats.task_fields import FieldMapping
 
 SHAPE = FieldMapping("free", ("input",), ("output",), str)
 FIELDS = ["id", "user", "user_id", "input", "output", "profile", "query", "gold", "golds", "task", "time", "date"]

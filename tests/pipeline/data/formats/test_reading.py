@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput, MtaError, NotFound
 from mta_cli.pipeline.data.formats import reading
-from mta_cli.pipeline.data.formats.findings import ParseFindings
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings
 from mta_cli.pipeline.data.formats.reading import iter_lines, open_file, parse_document, read_document
 
 

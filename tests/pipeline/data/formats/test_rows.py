@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mta_cli.pipeline.data.formats.findings import ParseFindings, Record
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record
 from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
 
 NEEDED = frozenset({"user", "input", "output"})

@@ -62,13 +62,13 @@ class LazyCommands(UserDict[str, Any]):
 
 
 def lazy_commands(places: Mapping[str, str]) -> LazyCommands:
-    """The commands at `places`, `module:attribute` of this package: a `Commands` is a group, a function one command."""
+    """The commands at `places`, `module:attribute` of `mta_cli.commands`: a group (`CommandApp`) or a function."""
     return LazyCommands({name: partial(_import_command, name, place) for name, place in places.items()})
 
 
 def _import_command(name: str, place: str) -> Any:
     module, _, attribute = place.partition(":")
-    found = getattr(import_module(f"{__package__}.{module}"), attribute)
+    found = getattr(import_module(f"mta_cli.commands.{module}"), attribute)
     return _build_group(name, found) if isinstance(found, CommandApp) else _build_command(name, found)
 
 

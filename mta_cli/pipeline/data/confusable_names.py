@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from mta_cli.pipeline.data.formats.findings import escape_unprintable
+from mta_cli.pipeline.data.formats.parse_results import escape_unprintable
 from store.names import normalise_name
 
 MAX_LISTED_GROUPS = 10
 
 
-def lookalike_warnings(spellings: Mapping[str, set[str]], stored: Iterable[str]) -> list[str]:
+def confusable_name_warnings(spellings: Mapping[str, set[str]], stored: Iterable[str]) -> list[str]:
     """One line for each group of names in a file (stored form → as written) that look alike, also with stored ones."""
     groups: dict[str, set[str]] = {}
     for name in (*spellings, *stored):

@@ -1,4 +1,4 @@
-"""Models by name: listing, resolving, verifying and removing them.
+"""The installed models, by name: listing, resolving, verifying and removing them.
 
 A name is an embedded default (`smollm2-135m-instruct`, `minilm-l6`), `hf:ORG/NAME[@REVISION]`, a registered folder's
 name, or the path of a folder. Settings provide the defaults.
@@ -25,7 +25,8 @@ from mta_cli.pipeline.models.manifest import (
     models_dir,
     read_manifest,
 )
-from mta_cli.pipeline.models.pull import clear_trash, missing_bytes, trash_dir
+from mta_cli.pipeline.models.pull import missing_bytes
+from store.files import disk_fault
 from store.records import ModelRecord
 
 if TYPE_CHECKING:
@@ -47,11 +48,7 @@ def resolve_model(name_or_path: str, kind: str | None = None) -> ModelEntry:
 
 
 def list_models() -> list[ModelEntry]:
-    """Every model in the models directory, by name. A damaged or missing one has the reason in `detail["fault"]`.
-
-    Removes the remains of killed removals.
-    """
-    clear_trash()
+    """Every model in the models directory, by name. A damaged or missing one has the reason in `detail["fault"]`."""
     return [_entry_or_fault(place, manifest) for place, manifest in _read_manifests()]
 
 
@@ -62,7 +59,7 @@ def model_names() -> list[str]:
 
 
 def removal_preview(name: str) -> dict[str, Any]:
-    """The effect of `remove`: `{name, bytes, folder}`; `folder` is a registered folder, which stays."""
+    """The effect of `uninstall_model`: `{name, bytes, folder}`; `folder` is a registered folder, which stays."""
     place = model_dir(name)
     try:
         manifest = read_manifest(place)
@@ -75,13 +72,17 @@ def removal_preview(name: str) -> dict[str, Any]:
 
 
 def uninstall_model(name: str) -> dict[str, Any]:
-    """Removes a model and returns its `removal`. A registered folder loses its name only, never a file."""
-    gone = removal_preview(name)
-    clear_trash()
-    trash = trash_dir(name)
-    trash.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(model_dir(name), trash)  # from here on it is not a model, even after a crash
-    shutil.rmtree(trash)
+    """Removes a model and returns its `removal_preview`. A registered folder loses its name only, never a file."""
+    gone, place = removal_preview(name), model_dir(name)
+    try:
+        for path in place.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != MANIFEST:
+                path.unlink()
+        shutil.rmtree(place)  # the manifest last: a model that a killed removal left can be removed or pulled again
+    except OSError as error:
+        raise disk_fault(place, error, "removed") from error
     return gone
 
 

@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from mta_cli.app import COMMAND_TARGETS, app
 from mta_cli.commands import user
-from mta_cli.commands.parsing import LazyCommands, lazy_commands
+from mta_cli.commands.shared.lazy_typer import LazyCommands, lazy_commands
 from tests.shell import mta, mta_ok
 
 

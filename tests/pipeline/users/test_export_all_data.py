@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound
-from mta_cli.pipeline.users.export_data import FILE_DESCRIPTIONS, export_all_data
-from mta_cli.pipeline.users.export_folder import exports_of
+from mta_cli.pipeline.users.export_all_data import FILE_DESCRIPTIONS, export_all_data
+from mta_cli.pipeline.users.exported_folders import exports_of
 from mta_cli.pipeline.users.forget import forget_user, plan_forget
 from store.records import Profile
 from store.registry import Registry
@@ -180,7 +180,7 @@ def test_a_write_that_fails_leaves_nothing(reg: Registry, tmp_path: Path, monkey
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mta_cli.pipeline.users.export_folder.os.fsync", full)
+        patch.setattr("mta_cli.pipeline.users.exported_folders.os.fsync", full)
         with pytest.raises(BadInput, match="No space left"):
             run(export_all_data(reg, NAME, tmp_path / "disk" / "mine"))
     assert list((tmp_path / "disk").iterdir()) == []

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mta_cli.commands.common import complete_models
+from mta_cli.commands.shared.arguments import complete_models
 from mta_cli.options import PRESETS, ModelOptions
 from mta_cli.settings import Setting, all_settings
 

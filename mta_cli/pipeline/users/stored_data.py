@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.users.provenance import user_contributions, user_dependencies
 
 if TYPE_CHECKING:
@@ -58,6 +59,27 @@ def item_entry(item: Item) -> Entry:
 def query_entry(query: Query) -> Entry:
     """A held-out query as plain values."""
     return {"id": query.key, "task": query.task, "time": query.time, "input": query.input, "gold": query.gold}
+
+
+def find_items(
+    reg: Registry, name: str, *, task: str | None = None, limit: int = 20, search: str | None = None
+) -> list[Item]:
+    """A user's most recent items, oldest first, or with `search` the best matches, best first.
+
+    Raises `NotFound` for an unknown user, and for an unknown task of which the user has no items.
+    """
+    user = reg.users.get(name)
+    tasks = [held for held, _, _ in reg.users.tasks_of_user(user.id)]
+    if task is not None:
+        if task not in tasks:
+            find_task(reg, task)
+        tasks = [task]
+    if search is None:
+        found = [item for each in tasks for item in reg.items.recent_items(user.id, each, limit)]
+        return sorted(found, key=lambda item: (item.time or "", item.id))[-limit:]
+    matches = [reg.items.search_items(user.id, each, search, limit=limit, fill=False) for each in tasks]
+    ranks = range(max(map(len, matches), default=0))
+    return [item for rank in ranks for found in matches for item in found[rank : rank + 1]][:limit]
 
 
 def _profile_entries(reg: Registry, user: User, tasks: list[str]) -> list[Entry]:

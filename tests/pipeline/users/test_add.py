@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mta_cli.errors import BadInput, NotFound
-from mta_cli.pipeline.users.describe import describe_user, user_runs
-from mta_cli.pipeline.users.users import add_user, find_items
+from mta_cli.pipeline.users.add import add_user
+from mta_cli.pipeline.users.stored_data import describe_user, find_items, user_runs
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.histories import imported, person, rows, run, tagged, write

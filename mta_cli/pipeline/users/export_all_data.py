@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult
-from mta_cli.pipeline.users.describe import Entry, describe_user
-from mta_cli.pipeline.users.export_folder import record_export, resolve_export_folder, write_folder
+from mta_cli.pipeline.users.exported_folders import record_export, resolve_export_folder, write_folder
+from mta_cli.pipeline.users.stored_data import Entry, describe_user
 from mta_cli.printable import to_json
 
 if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
-
-FLOAT16_BYTES, FLOAT32_BYTES = 2, 4  # bytes of a float16 and a float32
 
 FILE_DESCRIPTIONS = {
     "person.json": "name; can_anchor: consent to be an anchor, who helps to serve others; created; tasks (how "
@@ -71,8 +69,7 @@ def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
     """The documents by the names of their files, without `.json`; see `FILE_DESCRIPTIONS`."""
     known = describe_user(reg, user.name)
     answers = [
-        {**each, "scores": _unpack_floats(each["scores"], FLOAT32_BYTES)}
-        for each in reg.user_data.eval_predictions(user.id)
+        {**each, "scores": _unpack_floats(each["scores"], "<f4")} for each in reg.user_data.eval_predictions(user.id)
     ]
     return {
         "person": {key: known[key] for key in ("name", "can_anchor", "created", "tasks")},
@@ -83,7 +80,7 @@ def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
         "stacks": _stack_documents(reg, user, known["stacks"]),
         "anchors": [_anchor_document(reg, each) for each in known["anchors"]],
         "neighbours": [
-            {**row, "vector": _unpack_floats(row["vector"], FLOAT16_BYTES)} for row in reg.user_data.neighbours(user.id)
+            {**row, "vector": _unpack_floats(row["vector"], "<f2")} for row in reg.user_data.neighbours(user.id)
         ],
         "chats": known["chats"],
         "evaluations": {
@@ -104,7 +101,7 @@ def _profile_document(reg: Registry, row: Mapping[str, Any]) -> Entry:
     except NotFound:
         embedder = row["embedder"]
     kept = {"task": row["task"], "embedder": embedder, "items": row["items"]}
-    return {**kept, "vector": _unpack_floats(row["total"], FLOAT32_BYTES)}
+    return {**kept, "vector": _unpack_floats(row["total"], "<f4")}
 
 
 def _stack_documents(reg: Registry, user: User, known: list[Entry]) -> list[Entry]:
@@ -117,7 +114,7 @@ def _stack_documents(reg: Registry, user: User, known: list[Entry]) -> list[Entr
             for share in stack.recipe
         ]
         own = {"file": _adapter_path(stack.digest)} if stack.numbers is None else {"file": None}
-        found.append({**entry, **own, "numbers": _unpack_floats(stack.numbers, FLOAT16_BYTES), "anchors": below})
+        found.append({**entry, **own, "numbers": _unpack_floats(stack.numbers, "<f2"), "anchors": below})
     return found
 
 
@@ -136,14 +133,11 @@ def _adapter_path(digest: str) -> str:
     return f"adapters/{digest}.safetensors"
 
 
-def _unpack_floats(packed: bytes | None, width: int) -> list[float] | None:
-    """The little-endian floats of `width` bytes in `packed`."""
-    import struct
+def _unpack_floats(packed: bytes | None, dtype: str) -> list[float] | None:
+    """The numbers in `packed`, of a numpy `dtype`."""
+    import numpy as np
 
-    if packed is None:
-        return None
-    many = len(packed) // width
-    return list(struct.unpack(f"<{many}{'e' if width == FLOAT16_BYTES else 'f'}", packed[: many * width]))
+    return None if packed is None else [float(number) for number in np.frombuffer(packed, dtype)]
 
 
 def _readme_text() -> str:

@@ -1,4 +1,4 @@
-"""A running job's events as text and rates: the same on the command line and in the window.
+"""Formats events, errors and rates as text, for the command line and the window.
 
 Knows neither streams nor widgets.
 """

@@ -1,33 +1,28 @@
-"""Shared by commands: common options, the context (output, settings, store), confirmation, shell completion.
-
-Holds no logic of any job.
-"""
+"""A command's context: its output, settings and store; and the questions that it asks the user."""
 
 from __future__ import annotations
 
 import io
 import shlex
 import sys
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import typer
 
 from mta_cli.errors import MtaError, NotFound, UsageError
 from mta_cli.options import MachineOptions, ModelOptions, OptionSet
 from mta_cli.output import Output
-from mta_cli.printable import clean_text
 from mta_cli.settings import Settings, StoreOptions, store_path
 
 if TYPE_CHECKING:
-    from mta_cli.commands.flags import Flags
+    from mta_cli.commands.shared.option_flags import Flags
+    from mta_cli.pipeline.users.import_file import AskConsent
     from store.registry import Registry
 
 WARN_SLOWDOWN_FACTOR = 3.0  # times; a 16-bit format that is so much slower than float32 is hardly ever intended
-CompletionCallback = Callable[[typer.Context, str], list[str]]
 
 
 @dataclass
@@ -120,82 +115,33 @@ def confirm(output: Output, question: str, *, yes: bool) -> None:
         raise MtaError("nothing was changed")
 
 
-def _make_completer(find: Callable[[AppContext], Iterable[str]]) -> CompletionCallback:
-    """A completion callback over `find`; TAB never shows an error."""
+def make_consent_prompt(
+    context: AppContext, can_anchor: bool | None, *, yes: bool, piped: bool = False
+) -> AskConsent | None:
+    """A function that asks once whether new users may be anchors; None where the answer is given or cannot be typed.
 
-    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
-        try:
-            given = ctx.find_root().params.get("store")
-            names = find(AppContext(GlobalFlags(store=given if given is None else Path(given))))
-            return [name for name in names if name.startswith(incomplete) and clean_text(name) == name]
-        except Exception:
-            return []
+    `piped`: standard input is the file.
+    """
+    if can_anchor is not None or yes or piped or not stdin_is_terminal():
+        return None
 
-    return complete
+    def ask(users: int) -> bool:
+        many = f"the {users:,} new users be anchors, who help"
+        who = many if users > 1 else "the new user be an anchor, who helps"
+        answer = context.output.read_answer(f"May {who} to serve others? [Y/n]")
+        if answer is None or answer.lower() not in ("", "y", "yes", "n", "no"):
+            raise MtaError("nothing was changed", hint="answer yes or no, or add --can-anchor or --no-can-anchor")
+        return not answer.lower().startswith("n")
 
-
-def _user_names(app: AppContext) -> list[str]:
-    with app.open_registry() as registry:
-        return registry.users.names()
-
-
-def _bank_names(app: AppContext) -> list[str]:
-    with app.open_registry() as registry:
-        return sorted({bank.name for bank in registry.banks.all()})
-
-
-def _task_names_or_builtin(app: AppContext) -> list[str]:
-    from mta_cli.pipeline.data.tasks import task_names
-
-    try:
-        with app.open_registry() as registry:
-            return task_names(registry)
-    except MtaError:  # the built-in tasks need no store
-        return task_names(None)
-
-
-def _model_names(app: AppContext) -> list[str]:
-    from mta_cli.pipeline.models.lookup import list_models
-
-    return sorted({app.model_options.base, app.model_options.embedder, *(entry.name for entry in list_models())})
-
-
-complete_users: CompletionCallback = _make_completer(_user_names)
-complete_banks: CompletionCallback = _make_completer(_bank_names)
-complete_tasks: CompletionCallback = _make_completer(_task_names_or_builtin)
-complete_models: CompletionCallback = _make_completer(_model_names)
-
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the resolved plan and change nothing.")]
-WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for jobs that use the user's items.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before something is removed or replaced.")]
-StoreOption = Annotated[
-    str | None,
-    typer.Option(
-        "--store", metavar="DIR", help="The store's directory; else MTA_STORE, else the platform's data directory."
-    ),
-]
-TaskOption = Annotated[
-    str | None, typer.Option("--task", metavar="TASK", help="The task.", autocompletion=complete_tasks)
-]
-BankOption = Annotated[
-    str | None, typer.Option("--bank", metavar="BANK", help="The bank.", autocompletion=complete_banks)
-]
-UserOption = Annotated[
-    str | None, typer.Option("--user", metavar="USER", help="The user.", autocompletion=complete_users)
-]
-UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's name.", autocompletion=complete_users)]
+    return ask
 
 
 def stdin_is_terminal() -> bool:
     """Whether a user can type an answer."""
-    return sys.stdin is not None and sys.stdin.isatty()
+    return sys.stdin.isatty()
 
 
 def stdin_binary() -> BinaryIO:
-    """Standard input as bytes: empty for a closed one; encoded for one without a byte buffer, as in a notebook."""
-    if sys.stdin is None:
-        return io.BytesIO()
+    """Standard input as bytes; encoded for one without a byte buffer, as in a notebook."""
     beneath: BinaryIO | None = getattr(sys.stdin, "buffer", None)
     return beneath if beneath is not None else io.BytesIO(sys.stdin.read().encode())

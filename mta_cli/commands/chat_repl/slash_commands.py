@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.commands.comparison import render_comparison, tokens_as_progress
+from mta_cli.commands.chat_repl.comparison_table import render_comparison, tokens_as_progress
 from mta_cli.errors import UsageError
 from mta_cli.events import Event, JobResult
 from mta_cli.output import Output, group, table, text

@@ -6,8 +6,8 @@ Knows nothing of their contents. No path here contains the user's name.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +54,8 @@ def write_folder(target: Path, files: Mapping[str, bytes], what: str) -> None:
     draft: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", dir=target.parent))
-        draft.chmod(0o777 & ~_umask())
+        draft = target.parent / f".{target.name[:40]}.{secrets.token_hex(4)}"
+        draft.mkdir()
         for name, content in files.items():
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             (draft / name).write_bytes(content)
@@ -89,9 +89,3 @@ def _export_paths(reg: Registry, user: User) -> Iterator[str]:
     for run in reg.runs.of_user(user.id):
         if run.kind == EXPORT_RUN_KIND and run.status != "failed":
             yield str(run.config[REQUEST_KEY]["to"])
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
-from mta_cli.commands.chat_commands import LeaveChat, complete_line, parse_slash_command
-from mta_cli.commands.common import stdin_binary
+from mta_cli.commands.chat_repl.slash_commands import LeaveChat, complete_line, parse_slash_command
+from mta_cli.commands.shared.context import stdin_binary
 from mta_cli.errors import BadInput, Interrupted, MtaError
 from mta_cli.output import Output
 from mta_cli.printable import clean_line

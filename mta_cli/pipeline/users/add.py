@@ -1,4 +1,4 @@
-"""Adds users, and finds their history items. Knows no terminal and no SQL."""
+"""Adds users, with or without a history. Knows no terminal and no SQL."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, Note, PlanLine
-from mta_cli.pipeline.data.formats.findings import format_value
-from mta_cli.pipeline.data.formats.lookalikes import lookalike_warnings
+from mta_cli.pipeline.data.confusable_names import confusable_name_warnings
+from mta_cli.pipeline.data.formats.parse_results import format_value
 from mta_cli.pipeline.data.tasks import find_task
 from store.names import check_name
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.users.import_file import AskConsent
-    from store.records import Item
     from store.registry import Registry
 
 RESULT_KEYS = ("task", "items", "items_added", "items_unchanged", "dry_run")
@@ -50,7 +49,7 @@ def add_user(
             f"there is a user {format_value(name)} already",
             hint="give --history FILE to append to what is known of them",
         )
-    yield from (Note(text, warning=True) for text in lookalike_warnings({name: {name}}, names))
+    yield from (Note(text, warning=True) for text in confusable_name_warnings({name: {name}}, names))
     if dry_run:
         consent = "no" if can_anchor is False else "yes"
         yield JobPlan(
@@ -94,24 +93,3 @@ def history_format(path: Path) -> str:
             hint="a history is a JSONL or CSV file with the fields input and output; its name says which",
         )
     return found
-
-
-def find_items(
-    reg: Registry, name: str, *, task: str | None = None, limit: int = 20, search: str | None = None
-) -> list[Item]:
-    """A user's most recent items, oldest first, or with `search` the best matches, best first.
-
-    Raises `NotFound` for an unknown user, and for an unknown task of which the user has no items.
-    """
-    user = reg.users.get(name)
-    tasks = [held for held, _, _ in reg.users.tasks_of_user(user.id)]
-    if task is not None:
-        if task not in tasks:
-            find_task(reg, task)
-        tasks = [task]
-    if search is None:
-        found = [item for each in tasks for item in reg.items.recent_items(user.id, each, limit)]
-        return sorted(found, key=lambda item: (item.time or "", item.id))[-limit:]
-    matches = [reg.items.search_items(user.id, each, search, limit=limit, fill=False) for each in tasks]
-    ranks = range(max(map(len, matches), default=0))
-    return [item for rank in ranks for found in matches for item in found[rank : rank + 1]][:limit]

@@ -12,7 +12,7 @@ import pytest
 from mta_cli.engine.model import checkpoint_files as folders
 from mta_cli.errors import BadInput, IntegrityFault, NotFound
 from mta_cli.pipeline.models import manifest as manifests
-from mta_cli.pipeline.models.lookup import (
+from mta_cli.pipeline.models.installed import (
     list_models,
     model_names,
     removal_preview,
@@ -130,6 +130,15 @@ def test_removing_a_registered_folder_keeps_its_files(own: Path) -> None:
     assert (own / "model.safetensors").exists()
     with pytest.raises(NotFound):
         resolve_model("own")
+
+
+def test_a_removal_that_the_disk_refuses_is_said_in_words(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(BadInput, match="cannot be removed: Permission denied"):
+        uninstall_model("own")
 
 
 def test_a_name_is_given_once(own: Path, tiny_embedder_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""Arguments and options that several commands have, with the shell's completion of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mta_cli.commands.shared.context import AppContext, GlobalFlags
+from mta_cli.errors import MtaError
+from mta_cli.printable import clean_text
+
+CompletionCallback = Callable[[typer.Context, str], list[str]]
+
+
+def _make_completer(find: Callable[[AppContext], Iterable[str]]) -> CompletionCallback:
+    """A completion callback over `find`; TAB never shows an error."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        try:
+            given = ctx.find_root().params.get("store")
+            names = find(AppContext(GlobalFlags(store=given if given is None else Path(given))))
+            return [name for name in names if name.startswith(incomplete) and clean_text(name) == name]
+        except Exception:
+            return []
+
+    return complete
+
+
+def _user_names(context: AppContext) -> list[str]:
+    with context.open_registry() as registry:
+        return registry.users.names()
+
+
+def _bank_names(context: AppContext) -> list[str]:
+    with context.open_registry() as registry:
+        return sorted({bank.name for bank in registry.banks.all()})
+
+
+def _task_names_or_builtin(context: AppContext) -> list[str]:
+    from mta_cli.pipeline.data.tasks import task_names
+
+    try:
+        with context.open_registry() as registry:
+            return task_names(registry)
+    except MtaError:  # the built-in tasks need no store
+        return task_names(None)
+
+
+def _model_names(context: AppContext) -> list[str]:
+    from mta_cli.pipeline.models.installed import list_models
+
+    chosen = context.model_options
+    return sorted({chosen.base, chosen.embedder, *(entry.name for entry in list_models())})
+
+
+complete_users: CompletionCallback = _make_completer(_user_names)
+complete_banks: CompletionCallback = _make_completer(_bank_names)
+complete_tasks: CompletionCallback = _make_completer(_task_names_or_builtin)
+complete_models: CompletionCallback = _make_completer(_model_names)
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the resolved plan and change nothing.")]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for jobs that use the user's items.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before something is removed or replaced.")]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store", metavar="DIR", help="The store's directory; else MTA_STORE, else the platform's data directory."
+    ),
+]
+TaskOption = Annotated[
+    str | None, typer.Option("--task", metavar="TASK", help="The task.", autocompletion=complete_tasks)
+]
+BankOption = Annotated[
+    str | None, typer.Option("--bank", metavar="BANK", help="The bank.", autocompletion=complete_banks)
+]
+UserOption = Annotated[
+    str | None, typer.Option("--user", metavar="USER", help="The user.", autocompletion=complete_users)
+]
+UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's name.", autocompletion=complete_users)]
+ImportTaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task", metavar="TASK", help="The task of records that name none; else free.", autocompletion=complete_tasks
+    ),
+]
+ConsentOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--can-anchor/--no-can-anchor",
+        help="Whether these users may be anchors, who help to serve others. Where it is not given, a terminal is asked "
+        "about new users, and else they may.",
+        show_default=False,
+    ),
+]
+AssumeConsentOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do not ask whether new users may be anchors: they may.")
+]
