@@ -148,7 +148,6 @@ def adapt_users(
         record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom),
     ):
         recipes, context = yield from _prepare_context(reg, bank, chosen, request, options)
-        yield JobStarted("user adapt", total=sum(options.steps for user in chosen if shots[user.id]))
         results: dict[int, dict[str, Any]] = {}
         targets: list[AdaptTarget] = []
         for user in chosen:
@@ -157,6 +156,7 @@ def adapt_users(
                 targets.append(ready)
             else:
                 results[user.id] = ready
+        yield JobStarted("user adapt", total=sum(target.job.schedule.steps for target in targets))
         yield from _train_stacks(context, targets, results)
     if chosen and not results:
         raise BadInput("No user could be adapted.", hint="lower --learning-rate")
@@ -182,11 +182,12 @@ def _plan_lines(
     users: Sequence[User],
     shots: dict[int, list[Item]],
 ) -> tuple[PlanLine, ...]:
+    from mta_cli.engine.methods.stacks import stack_schedule
     from mta_cli.pipeline.training.estimate import TokenLoad, cost_lines
 
     task, busy = request.task, [own for own in shots.values() if own]
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
-    rows = sum(min(len(own), options.batch_size) for own in busy) * options.steps
+    rows = sum(min(len(own), options.batch_size) * stack_schedule(len(own), options).steps for own in busy)
     tokens = TokenLoad(rows * row, options.placement or bank.config["placement"])
     return (
         PlanLine(
