@@ -42,7 +42,7 @@ def split_users(items: Mapping[int, int], asked: Sequence[int], folds: int, seed
     else:
         found = [_fold(members[2:], members[1], members[0], known)]
     if not all(fold.bank and fold.test and (fold.tuning or folds > 1) for fold in found):
-        raise ValueError(f"{len(items)} people, {len(known)} of them with held-out queries, are too few")
+        raise ValueError(f"{len(items)} users, {len(known)} of them with held-out queries, are too few")
     return found
 
 

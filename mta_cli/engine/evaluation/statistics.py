@@ -54,8 +54,8 @@ def minimum_detectable_effect(a: UserSums, b: UserSums, metric: str) -> float:
     """The smallest true a − b (its size) that a two-sided 5 % test on such users finds with 80 % power.
 
     2.8 standard errors (Bloom 1995, "Minimum detectable effects"), by the jackknife over users (Efron & Tibshirani
-    1993, ch. 11). 0 where both always answer alike, infinite for one user alone. Raises ValueError as `difference`
-    does, and for a metric that they have not both.
+    1993, ch. 11). 0 where both always answer alike, infinite for one user alone. Raises ValueError as
+    `paired_difference` does, and for a metric that one of them lacks.
     """
     _require_paired_sums(a, b)
     users = len(a.users)
@@ -68,7 +68,7 @@ def minimum_detectable_effect(a: UserSums, b: UserSums, metric: str) -> float:
 
 
 def planned_detectable_effect(queries_per_user: Sequence[int], spread: float, between: float) -> float:
-    """What `detectable` will be for a mean over queries, before any answer is known.
+    """The `minimum_detectable_effect` of a mean over queries, before any answer is known.
 
     `spread` is the standard deviation of one query's difference, `between` the correlation of two queries' differences
     within a user (0 to 1). Over N queries, the variance of the mean is spread² / N times the design effect

@@ -21,8 +21,8 @@ Array = npt.NDArray[np.float64]
 class UserSums:
     """One method's answers, added up for each user.
 
-    `sums` is `[users, 2 + columns]`: queries, log-likelihoods of the golds (nats; zeros unless `weighed`) and what the
-    metric is made of. `golds` are each user's, sorted: what two methods must have in common to be compared.
+    `sums` is `[users, 2 + columns]`: queries, log-likelihoods of the golds (nats; zeros unless `has_loglik`) and what
+    the metric is made of. `golds` are each user's, sorted: what two methods must have in common to be compared.
     """
 
     metric: str
@@ -94,7 +94,7 @@ def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
     ):
         raise ValueError("tallies of several tasks")
     if any((one.users, one.golds) != (first.users, first.golds) for one in tallies):
-        raise ValueError("tallies of other people or queries")
+        raise ValueError("tallies of other users or queries")
     return replace(first, sums=np.sum([one.sums for one in tallies], axis=0))
 
 

@@ -2,7 +2,7 @@
 
 Some items are predicted twice: by the base with the task adapter, in a prompt with other items of the same user, and by
 neighbours and label prior. Tasks differ in which of the two predicts better. The task adapter was trained on these
-items and so looks better here than for a new user, for whom neighbours count more (`answer.neighbour_weight`).
+items and so looks better here than for a new user, for whom neighbours count more (`memory.neighbour_weight`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Trains adapters of the store in groups: checkpoints, resumption, files and rows. Used by banks and adaptation.
 
-This module does all writing; `session.TrainingSession` does the computation.
+This module does all writing; `engine.training.session` does the computation.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class AdapterJob:
         return self.display_label or self.label
 
     def checkpoint_key(self, base: str) -> str:
-        """A hash of the training, by which its checkpoint is found."""
+        """All that determines the training's result, as a text; its checkpoint is found by it."""
         return repr(
             (
                 base,
@@ -150,7 +150,7 @@ def max_group_size(base: LoadedBase, job: AdapterJob) -> int:
 
 
 def group_key(base: LoadedBase, jobs: Sequence[AdapterJob]) -> str:
-    """A hash by which the checkpoint of a group is found."""
+    """The text by which the checkpoint of a group is found."""
     keys = "\n".join(job.checkpoint_key(base.fingerprint) for job in jobs)
     return jobs[0].checkpoint_key(base.fingerprint) if len(jobs) == 1 else hashlib.sha256(keys.encode()).hexdigest()
 
