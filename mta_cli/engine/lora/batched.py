@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mta_cli.engine.lora.adapter import Factors, LoraWeights, merge_placements
-from mta_cli.engine.model.llama import FusedFactors, LlamaDecoder
+from mta_cli.engine.model.llama import BatchedLora, FusedFactors, LlamaDecoder
 from mta_cli.errors import IntegrityFault
 
 PROJECTION_BY_MODULE = {
@@ -122,13 +122,22 @@ class FrozenLoras:
 
     def __init__(self, decoder: LlamaDecoder, weights: Sequence[LoraWeights | None]) -> None:
         placements = [one.placement for one in weights if one is not None]
-        self.placement = merge_placements(placements) if placements else None
+        self.placement, self._dtype = merge_placements(placements) if placements else None, decoder.dtype
         paths = dict.fromkeys(path for one in weights if one is not None for path in one.factors)
         slices = module_slices(decoder, list(paths))
         require_fit(slices, weights)
         factors = stack_loras(weights, decoder.device)
         cast = {path: (a.to(decoder.dtype), b.to(decoder.dtype)) for path, (a, b) in factors.items()}
         self._factors = fuse_factors(slices, cast)
+
+    def rows_lora(self, owners: Sequence[int], positions: Tensor, prompt_lengths: Sequence[int]) -> BatchedLora:
+        """The LoRAs of `owners`, one a row, each at the `positions` [rows, time] of its text where it acts."""
+        factors = self.factors_for_rows(owners)
+        if self.placement is None or self.placement.late_tokens is None:
+            return BatchedLora(factors)
+        starts = torch.tensor([self.placement.first_position(length) for length in prompt_lengths])
+        late = positions >= starts.to(positions.device)[:, None]
+        return BatchedLora(factors, late.unsqueeze(-1).to(self._dtype))  # [rows, time, 1]
 
     def factors_for_rows(self, owners: Sequence[int]) -> FusedFactors:
         """The factors for rows of users `owners`, one for each block of rows; see `BatchedLora`."""

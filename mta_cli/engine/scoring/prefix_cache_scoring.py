@@ -153,7 +153,7 @@ class PrefixCacheScorer:
             loras=[
                 BatchedLora(factors),
                 *self._frozen_row_loras(chosen, positions),
-                *self._row_loras(user_loras, users, trees, positions),
+                *(one.rows_lora(users, positions, [len(tree.prompt) for tree in trees]) for one in user_loras),
                 *also,
             ],
             past=_PrefixKeyValues(self.placement.first_layer, prefix_kv) if prefix_kv is not None else None,
@@ -242,24 +242,9 @@ class PrefixCacheScorer:
         return [] if self._prefix_is_shared else self._frozen_row_loras(chosen, positions)
 
     def _frozen_row_loras(self, chosen: Sequence[int], positions: Tensor) -> list[BatchedLora]:
-        if not self._frozen_loras:
-            return []
-        users, trees = [self._tree_users[i] for i in chosen], [self.trees[i] for i in chosen]
-        return self._row_loras(self._frozen_loras, users, trees, positions)
-
-    def _row_loras(
-        self, loras: Sequence[FrozenLoras], users: Sequence[int], trees: Sequence[PromptTree], positions: Tensor
-    ) -> list[BatchedLora]:
-        """The LoRAs of `users`, one a row, each at the `positions` [rows, time] where it acts."""
-        batched = []
-        for one in loras:
-            acts = None
-            if one.placement is not None and one.placement.late_tokens is not None:
-                starts = [one.placement.first_position(len(tree.prompt)) for tree in trees]
-                late = positions >= torch.tensor(starts, device=positions.device)[:, None]
-                acts = late.unsqueeze(-1).to(self.decoder.dtype)  # [rows, time, 1]
-            batched.append(BatchedLora(one.factors_for_rows(users), acts))
-        return batched
+        lengths = [len(self.trees[i].prompt) for i in chosen]
+        users = [self._tree_users[i] for i in chosen] if self._frozen_loras else []
+        return [one.rows_lora(users, positions, lengths) for one in self._frozen_loras]
 
     def _positions_and_mask(
         self, trees: Sequence[PromptTree], offsets: Sequence[int], time: int, prefix_kv: Tensor | None
