@@ -230,7 +230,7 @@ def _prepare_target(
         yield Note(
             f"{user.name} has no history for task {bank.task}; there is nothing to train a stack on.", warning=True
         )
-        return _entry(user, recipe, None, None, None, 0, 0.0)
+        return _entry(user, recipe)
     job = _job(context, user, shots, recipe, options)
     known = reg.stacks.get(user.id, bank.task, bank.id)
     if known is not None and known.identity == job.config["identity"] and known.is_intact:
@@ -357,9 +357,7 @@ def _store_stacks(
         reg.stacks.save_stack(stack)
         made.append(stack)
         seconds = sum(step.seconds for step in trained.steps[i])
-        results[target.user.id] = _entry(
-            target.user, target.recipe, stack, before, after, len(target.heldout_examples), seconds
-        )
+        results[target.user.id] = _entry(target.user, target.recipe, stack, len(target.heldout_examples), seconds)
         reg.runs.finish_run(run.id, results[target.user.id])
     for target in targets:
         del runs[target.user.id]
@@ -367,9 +365,7 @@ def _store_stacks(
         if kept is None:
             yield UnitFailed(target.user.name, str(adapters[i]))
             continue
-        yield from _warn_if_unmoved(
-            target.user, target.job, trained.measured_before[i], trained.measured_after[i], trained.weights[i].norm()
-        )
+        yield from _warn_if_unmoved(target.user, kept, trained.weights[i].norm())
         arrow = f"loss {kept.loss_before:.3f} → {kept.loss_after:.3f}"
         yield ArtifactSaved("stack", target.user.name, f"{arrow}, {kept.bytes:,} bytes")
 
@@ -395,10 +391,8 @@ def _make_stack(
     )
 
 
-def _warn_if_unmoved(
-    user: User, job: AdapterJob, before: AdaptLosses, after: AdaptLosses, norm: float
-) -> Iterator[Event]:
-    steps, start, end = job.schedule.steps, before.shots or 0.0, after.shots or 0.0
+def _warn_if_unmoved(user: User, stack: Stack, norm: float) -> Iterator[Event]:
+    steps, start, end = stack.steps, stack.loss_before, stack.loss_after
     if steps < MIN_EFFECTIVE_STEPS or (abs(end - start) < MIN_LOSS_CHANGE * start and start > MIN_TRAINABLE_LOSS):
         measured = f"loss {start:.4f} → {end:.4f}, ‖ΔW‖ {norm:.2g}"
         yield Note(
@@ -409,23 +403,17 @@ def _warn_if_unmoved(
 
 
 def _entry(
-    user: User,
-    recipe: Recipe,
-    stack: Stack | None,
-    before: AdaptLosses | None,
-    after: AdaptLosses | None,
-    queries: int,
-    seconds: float,
+    user: User, recipe: Recipe, stack: Stack | None = None, queries: int = 0, seconds: float = 0.0
 ) -> dict[str, Any]:
     return {
         "user": user.name,
         "shots": stack.shots if stack else 0,
         "steps": stack.steps if stack else 0,
-        "loss_before": before.shots if before else None,
-        "loss_after": after.shots if after else None,
+        "loss_before": stack.loss_before if stack else None,
+        "loss_after": stack.loss_after if stack else None,
         "heldout_queries": queries,
-        "heldout_before": before.heldout if before else None,
-        "heldout_after": after.heldout if after else None,
+        "heldout_before": stack.heldout_before if stack else None,
+        "heldout_after": stack.heldout_after if stack else None,
         "recipe_bytes": recipe.bytes,
         "stack_bytes": stack.bytes if stack else 0,
         "weights": recipe.method,
@@ -439,5 +427,4 @@ def _stored_result(reg: Registry, user: User, recipe: Recipe, stack: Stack) -> d
         result = run.result
         if run.kind == "user adapt" and result and run.config.get("identity") == stack.identity:
             return result
-    losses = AdaptLosses(stack.loss_before, stack.heldout_before), AdaptLosses(stack.loss_after, stack.heldout_after)
-    return _entry(user, recipe, stack, *losses, 0, 0.0)
+    return _entry(user, recipe, stack)

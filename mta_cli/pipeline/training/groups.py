@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.engine.training.session import (
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mta_cli.engine.lora.lora_xs import LoraXsCore
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.scoring.label_examples import TrainingExample
+    from mta_cli.engine.training.session import MeasureLosses
     from mta_cli.engine.training.trainer import GroupMember, Schedule, TrainStep
     from store.records import Run
     from store.registry import Registry
@@ -106,7 +107,6 @@ class AdapterTraining:
 
 
 OnTrained = Callable[[list[Adapter | str], TrainingResult], Iterator[Event]]
-Measure = Callable[["LoadedBase", "list[tuple[LoraWeights, ...]]"], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class TrainingGroup:
 
     trainings: Sequence[AdapterTraining]
     on_trained: OnTrained
-    measure_losses: Measure | None = None
+    measure_losses: MeasureLosses | None = None
     basis: BankBasis | None = None
 
     @property
@@ -271,7 +271,7 @@ def _write_adapter(
 ) -> Adapter:
     """Write an adapter's file and return its row, which is not added yet."""
     taken = trained.steps[member]
-    header = {
+    header: dict[str, Any] = {
         "kind": job.kind,
         "base": base.fingerprint,
         "task_adapter": job.task_adapter,
@@ -281,25 +281,14 @@ def _write_adapter(
         "data_hash": job.data_hash,
     }
     digest, size = reg.adapters.write_file(weights.to_bytes(header))
-    schedule = {
-        "steps": job.schedule.steps,
-        "learning_rate": job.schedule.learning_rate,
-        "batch_size": job.schedule.batch_size,
-    }
     return Adapter(
+        **header,
         digest=digest,
-        kind=job.kind,
-        base=base.fingerprint,
-        task_adapter=job.task_adapter,
-        rank=job.rank,
-        alpha=job.alpha,
         targets=job.targets,
         placement=str(weights.placement),
         dtype="float16",
-        seed=job.seed,
-        data_hash=job.data_hash,
         bytes=size,
-        config={**job.config, **schedule, "compute": str(base.dtype).removeprefix("torch.")},
+        config={**job.config, **asdict(job.schedule), "compute": str(base.dtype).removeprefix("torch.")},
         versions=library_versions(),
         tokens=sum(s.tokens for s in taken),
         seconds=sum(s.seconds for s in taken),
