@@ -148,7 +148,7 @@ def _score_metrics(sums: Array, queries: Array) -> dict[str, Array]:
 
 def _text_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> Array:
     pairs = zip(answers, golds, strict=True)
-    return np.array([[rouge_1(answer, gold).f1, rouge_l(answer, gold).f1] for answer, gold in pairs])
+    return np.array([[rouge_1(answer, gold), rouge_l(answer, gold)] for answer, gold in pairs])
 
 
 def _text_metrics(sums: Array, queries: Array) -> dict[str, Array]:

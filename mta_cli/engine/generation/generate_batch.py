@@ -58,18 +58,15 @@ def generate_answers(
     owners: Sequence[int],
     *,
     max_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seeds: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """The token ids of the answer to each prompt, without the end of turn; user `owners[i]` answers prompt `i`.
+    """The token ids of the greedy answer to each prompt, without the end of turn; user `owners[i]` answers prompt `i`.
 
     A user is the LoRAs above the base as it is. An answer does not depend on the other prompts. Raises BadInput where a
     prompt leaves no room, IntegrityFault where the logits are not finite, UsageError where the base cannot have late
     LoRAs.
     """
-    params = SamplingParams(max_tokens, temperature, top_p)
-    requests = _requests(base, prompts, owners, max_tokens, seeds or [0] * len(prompts))
+    params = SamplingParams(max_tokens)
+    requests = _requests(base, prompts, owners, max_tokens)
     waiting = [request for request in requests if request.max_new_tokens > 0]
     if base.llama_decoder is None:
         for _ in _generate_sequentially(base, waiting, users, params):
@@ -89,13 +86,14 @@ def stream_answers(
     seed: int = 0,
     int8: bool = False,
 ) -> Iterator[tuple[int, int]]:
-    """The tokens of `generate_answers` one by one, as (index of the prompt, token). One batch holds all prompts.
+    """The tokens of all answers one by one, as (index of the prompt, token). One batch holds all prompts.
 
-    With `int8`, weights rounded to 8 bits choose all tokens but the first ones. Raises what `generate_answers` raises.
+    `seed` draws each answer's tokens as if it were alone. With `int8`, weights rounded to 8 bits choose all tokens but
+    the first ones. Raises what `generate_answers` raises.
     """
     if int8:
         require_int8(base)
-    requests = _requests(base, prompts, owners, params.max_tokens, [seed] * len(prompts))
+    requests = _requests(base, prompts, owners, params.max_tokens, seed)
     waiting = [request for request in requests if request.max_new_tokens > 0]
     if base.llama_decoder is None:
         found = _generate_sequentially(base, waiting, users, params)
@@ -106,11 +104,11 @@ def stream_answers(
 
 
 def _requests(
-    base: LoadedBase, prompts: Sequence[Sequence[int]], owners: Sequence[int], most: int, seeds: Sequence[int]
+    base: LoadedBase, prompts: Sequence[Sequence[int]], owners: Sequence[int], most: int, seed: int = 0
 ) -> list[GenerationRequest]:
     return [
         GenerationRequest(tuple(prompt), owner, min(most, remaining_context(base, prompt)), seed)
-        for prompt, owner, seed in zip(prompts, owners, seeds, strict=True)
+        for prompt, owner in zip(prompts, owners, strict=True)
     ]
 
 
@@ -129,7 +127,7 @@ def _generate_batched(
     def work(batch: list[GenerationRequest]) -> None:
         for request in batch:
             request.answer.clear()  # the batch may run again in halves, where it did not fit into memory
-        batch_state = _begin(decoder, batch, users, prefix)
+        batch_state = _start_batch(decoder, batch, users, prefix)
         for _ in _decode_until_done(batch_state, batch_state.prefill(budget.tokens), list(batch), params, base.end_ids):
             pass
 
@@ -152,13 +150,13 @@ def _stream_batch(
 ) -> Iterator[tuple[GenerationRequest, int]]:
     if not requests:
         return
-    batch_state = _begin(decoder, requests, users, _prefill_shared_prefix(decoder, requests, users))
+    batch_state = _start_batch(decoder, requests, users, _prefill_shared_prefix(decoder, requests, users))
     logits = batch_state.prefill(device_batch_tokens(base.device))
     decoder.pack_weights(int8)
     yield from _decode_until_done(batch_state, logits, requests, params, base.end_ids, "int8" if int8 else "packed")
 
 
-def _begin(
+def _start_batch(
     decoder: LlamaDecoder,
     batch: Sequence[GenerationRequest],
     users: Sequence[UserLoras],

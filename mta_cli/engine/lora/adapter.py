@@ -113,9 +113,9 @@ class LoraWeights:
         """Frobenius norm of ΔW over all modules."""
         return self.scale * math.sqrt(sum(squared_norm(a, b) for a, b in self.factors.values()))
 
-    def cast_for_storage(self, dtype: torch.dtype = torch.float16) -> LoraWeights:
-        """The weights as a file in `dtype` gives them back. Raises IntegrityFault when a number is not finite there."""
-        factors = {path: (a.to(dtype), b.to(dtype)) for path, (a, b) in self.factors.items()}
+    def cast_for_storage(self) -> LoraWeights:
+        """The weights as a float16 file gives them back. Raises IntegrityFault when a number is not finite there."""
+        factors = {path: (a.half(), b.half()) for path, (a, b) in self.factors.items()}
         for path, pair in factors.items():
             if not all(bool(torch.isfinite(t).all()) for t in pair):
                 raise IntegrityFault(f"{path} holds numbers that are not finite", hint="lower the learning rate")

@@ -92,11 +92,10 @@ def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
-def evidence_weights(logliks: Sequence[float], null: float, sharpness: float) -> tuple[list[float], float]:
-    """Weights of anchors and of the null candidate from the shots' summed log-likelihoods under each (nats).
+def evidence_weights(logliks: Sequence[float], null: float, sharpness: float) -> list[float]:
+    """Weights of anchors from the shots' summed log-likelihoods under each and under the `null` candidate (nats).
 
-    Softmax of `sharpness × log-likelihood`: at sharpness 1 the posterior over candidates under a flat prior. They sum
-    to one.
+    Softmax of `sharpness × log-likelihood`: at sharpness 1 the posterior over candidates under a flat prior. The null
+    candidate gets the rest, so that all sum to one.
     """
-    *weights, null_weight = softmax_weights([sharpness * value for value in (*logliks, null)], 1.0)
-    return weights, null_weight
+    return softmax_weights([sharpness * value for value in (*logliks, null)], 1.0)[:-1]

@@ -225,7 +225,7 @@ def _evidence_shares(
 
     tried = [(place, value) for place, value in candidates if place in evidence]
     best = sorted(tried, key=lambda pair: -evidence[pair[0]])[: options.top_k]
-    shares, _ = evidence_weights([evidence[place] for place, _ in best], evidence[None], options.sharpness)
+    shares = evidence_weights([evidence[place] for place, _ in best], evidence[None], options.sharpness)
     weights = [options.scale * share for share in shares]
     kept = [(pair, weight) for pair, weight in zip(best, weights, strict=True) if weight >= MIN_ANCHOR_WEIGHT]
     best, weights = [pair for pair, _ in kept], [weight for _, weight in kept]

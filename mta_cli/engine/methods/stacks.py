@@ -23,17 +23,12 @@ FrozenLoras = tuple[LoraWeights, ...]
 class UserStack:
     """A user's stack as read back from the store, and its size in bytes.
 
-    `lora` is None without shots, and where the training did not end in finite weights (`failed`).
+    `loras` holds the stack. It is empty without shots, and where the training did not end in finite weights (`failed`).
     """
 
-    lora: LoraWeights | None = None
+    loras: tuple[LoraWeights, ...] = ()
     bytes: int = 0
     failed: bool = False
-
-    @property
-    def loras(self) -> tuple[LoraWeights, ...]:
-        """The stack, or nothing."""
-        return (self.lora,) if self.lora is not None else ()
 
 
 def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights | LoraXsCore | None:
@@ -95,5 +90,5 @@ def fit_stacks(
     assert isinstance(result, TrainingResult)
     for member, place in enumerate(able):
         lora = result.weights.get(member)
-        found[place] = UserStack(failed=True) if lora is None else UserStack(lora, 2 * start.num_parameters)
+        found[place] = UserStack(failed=True) if lora is None else UserStack((lora,), 2 * start.num_parameters)
     return found

@@ -29,7 +29,6 @@ from mta_cli.engine.scoring.prefix_tree import PromptTree
 if TYPE_CHECKING:
     from mta_cli.engine.model.llama import LlamaDecoder
     from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import TrainingRow
 
 UserLoras = tuple[LoraWeights, ...]
 NO_LORAS: UserLoras = ()
@@ -55,25 +54,10 @@ def completion_log_likelihoods(
     return _score_with_modules(base, trees, users, pairs)
 
 
-def row_log_likelihoods(
-    base: LoadedBase, rows: Sequence[TrainingRow], loras: UserLoras = NO_LORAS
-) -> list[tuple[float, int]]:
-    """Of each row: the log-likelihood of its answer's tokens (nats, summed) and how many there are."""
-    trees = [PromptTree.from_row(row) for row in rows]
-    values = completion_log_likelihoods(base, trees, [loras], [(i, 0) for i in range(len(trees))])
-    return [(value, len(tree.completions[0])) for (value,), tree in zip(values, trees, strict=True)]
-
-
-def mean_loss(base: LoadedBase, examples: Sequence[TrainingExample], loras: UserLoras = NO_LORAS) -> float:
-    """Mean negative log-likelihood of the examples (nats): per answer token, or per label."""
-    (loss,) = mean_losses(base, [(examples, loras)])
-    return 0.0 if loss is None else loss
-
-
 def mean_losses(base: LoadedBase, cases: Sequence[tuple[Sequence[TrainingExample], UserLoras]]) -> list[float | None]:
-    """`mean_loss` of several users' examples, each under their own LoRAs; None for a user without examples.
+    """Mean negative log-likelihood (nats) of each user's examples under the user's LoRAs.
 
-    Users share passes.
+    It is per answer token, or per label; None for a user without examples. Users share passes.
     """
     examples = [(example, user) for user, (own, _) in enumerate(cases) for example in own]
     trees = [build_prompt_tree(example) for example, _ in examples]

@@ -51,7 +51,7 @@ class PromptBuilder:
         self._system, self._preface = self._system_message(bare)
         self.end_id = self._find_end_of_turn_id(tuple(end_ids))
         self._answer = lru_cache(TEXT_CACHE_SIZE)(self._answer_ids_uncached)
-        self._shown = lru_cache(TEXT_CACHE_SIZE)(self._render_item_uncached)
+        self._shown = lru_cache(TEXT_CACHE_SIZE)(self.render_item)
 
     def prompt_ids(self, text: str, history: Sequence[HistoryExample] = ()) -> list[int]:
         """Token ids of the prompt that asks `text`, `history` shown before it; they end where the answer begins."""
@@ -92,9 +92,6 @@ class PromptBuilder:
         A long output may take three quarters of them: how a user answers says more than what was asked.
         A label is shown whole.
         """
-        return self._shown(example)
-
-    def _render_item_uncached(self, example: HistoryExample) -> str:
         words, budget = self._words, self.task.item_tokens
         least = min(budget // 4, len(words.encode_user_text(words.truncate_text(example.input, budget))))
         output = self._cut_answer(example.output, budget - least)

@@ -23,8 +23,8 @@ from mta_cli.engine.methods.anchor_weights import (
 from mta_cli.engine.methods.method import AnchorWeighting, MethodContext, UserShots
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring import log_likelihood
-from mta_cli.engine.scoring.log_likelihood import mean_loss, row_log_likelihoods
 from mta_cli.options import FuseOptions, MemoryOptions
+from tests.engine.likelihoods import mean_loss, row_log_likelihoods
 from tests.engine.lora_cases import random_lora, random_rows
 from tests.engine.methods.contexts import a_context, a_user, same, units
 from tests.engine.methods.tagging import LABELS, tag_context, tagger, taught
