@@ -19,8 +19,8 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from mta_cli.engine.memory.discriminant import Discriminant, Moments
 from mta_cli.engine.memory.label_prior import user_label_prior
+from mta_cli.engine.memory.linear_discriminant import LinearDiscriminant, Moments
 
 Array = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
@@ -132,7 +132,7 @@ class NeighbourIndex:
         return self if others.all() else self._select(others)
 
     @cached_property
-    def discriminant(self) -> Discriminant:
+    def discriminant(self) -> LinearDiscriminant:
         """The discriminant of all items."""
         return Moments.from_labelled_vectors(self.vectors, self.labels, len(self.rates)).fit_discriminant()
 

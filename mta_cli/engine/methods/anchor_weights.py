@@ -67,12 +67,12 @@ def nearest_anchors(context: MethodContext, user: UserShots, options: FuseOption
         return []
     count = max(options.candidates, options.top_k)
     places, values = nearest_rows(context.profiles.numpy(), user.profile.numpy(), count + len(context.min_similarities))
-    found = [
+    candidates = [
         (place, value)
         for place, value in zip(places.tolist(), values.tolist(), strict=True)
         if value >= context.min_similarities.get(place, value) - COSINE_TOLERANCE
     ]
-    return found[:count]
+    return candidates[:count]
 
 
 def user_batches(
@@ -87,12 +87,12 @@ def user_batches(
     anchors: set[int] = set()
     for user in users:
         needed = weighting_for(user, weighting) in NEEDS_SHOTS
-        own = {place for place, _ in _candidates(context, user, options)} if needed else set()
-        if batch and (len(batch) == MAX_USERS_PER_BATCH or len(anchors | own) > MAX_ANCHORS_PER_BATCH):
+        needed_anchors = {place for place, _ in _candidates(context, user, options)} if needed else set()
+        if batch and (len(batch) == MAX_USERS_PER_BATCH or len(anchors | needed_anchors) > MAX_ANCHORS_PER_BATCH):
             yield batch
             batch, anchors = [], set()
         batch.append(user)
-        anchors |= own
+        anchors |= needed_anchors
     if batch:
         yield batch
 
@@ -108,14 +108,14 @@ def weigh_anchors(
 
     The users of one batch (see `user_batches`) are computed together. The last bits of a weight depend on the batch.
     """
-    found = []
+    recipes = []
     for batch in user_batches(context, users, weighting, options):
         asking = [user for user in batch if weighting_for(user, weighting) in NEEDS_SHOTS]
         sums = evidence_of(context, asking, options, memory) if asking else []
         evidence = dict(zip((user.number for user in asking), sums, strict=True))
         for user in batch:
-            found.append(_weigh(context, user, weighting_for(user, weighting), options, memory, evidence))
-    return found
+            recipes.append(_weigh(context, user, weighting_for(user, weighting), options, memory, evidence))
+    return recipes
 
 
 def evidence_of(
@@ -129,8 +129,8 @@ def evidence_of(
     key = ("evidence", tuple((user.number, user.rows) for user in users), options.candidates, memory)
     if key not in context.cache:
         context.cache[key] = _evidence(context, users, options, memory)
-    found: list[dict[int | None, float]] = context.cache[key]
-    return found
+    sums: list[dict[int | None, float]] = context.cache[key]
+    return sums
 
 
 def _evidence(
@@ -143,23 +143,23 @@ def _evidence(
         [None, *(place for place, _ in _candidates(context, user, options)[: options.candidates])] for user in users
     ]
     # 1. each candidate of these users once; the shots as examples
-    columns = {place: n for n, place in enumerate(dict.fromkeys(place for own in candidates for place in own))}
+    columns = {place: n for n, place in enumerate(dict.fromkeys(place for places in candidates for place in places))}
     loras = [() if place is None else (context.anchors[place],) for place in columns]
     whole = [(shot_examples(context, user, memory), ()) for user in users]
     # 2. drop labels that are improbable without an anchor
-    placements = [lora.placement for own in loras for lora in own]
+    placements = [lora.placement for anchor in loras for lora in anchor]
     shots = prune_examples(base, whole, placements)
     # 3. one prompt tree per shot, scored under each candidate of its user
-    trees = [build_prompt_tree(example) for own in shots for example in own]
+    trees = [build_prompt_tree(example) for examples in shots for example in examples]
     first, pairs = 0, []
-    for own, places in zip(shots, candidates, strict=True):
-        pairs += [(first + n, columns[place]) for place in places for n in range(len(own))]
-        first += len(own)
+    for examples, places in zip(shots, candidates, strict=True):
+        pairs += [(first + n, columns[place]) for place in places for n in range(len(examples))]
+        first += len(examples)
     values = iter(completion_log_likelihoods(base, trees, loras, pairs))
     # 4. sum over the shots
     return [
-        {place: sum(example_log_likelihood(example, next(values)) for example in own) for place in places}
-        for own, places in zip(shots, candidates, strict=True)
+        {place: sum(example_log_likelihood(example, next(values)) for example in examples) for place in places}
+        for examples, places in zip(shots, candidates, strict=True)
     ]
 
 
@@ -167,8 +167,8 @@ def _candidates(context: MethodContext, user: UserShots, options: FuseOptions) -
     key = ("nearest", user.number, options.candidates, options.top_k)
     if key not in context.cache:
         context.cache[key] = nearest_anchors(context, user, options)
-    found: Candidates = context.cache[key]
-    return found
+    candidates: Candidates = context.cache[key]
+    return candidates
 
 
 def _weigh(

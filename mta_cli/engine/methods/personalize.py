@@ -23,12 +23,12 @@ def build_models(
     if method.memory is None:
         return models
     # the label memory is independent of the model
-    found = []
+    with_memory = []
     for user, model in zip(users, models, strict=True):
         prior = context.memory.prior_of(user.answers, options.memory)
         size = context.memory.stored_bytes(user.answers) if prior is not None else 0
-        found.append(replace(model, prior=prior, bytes=model.bytes + size))
-    return found
+        with_memory.append(replace(model, prior=prior, bytes=model.bytes + size))
+    return with_memory
 
 
 def _compose(

@@ -19,19 +19,19 @@ def shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions
     key = ("shots", user.number, user.rows, memory)
     if key not in context.cache:
         context.cache[key] = _shot_examples(context, user, memory)
-    found: tuple[TrainingExample, ...] = context.cache[key]
-    return found
+    examples: tuple[TrainingExample, ...] = context.cache[key]
+    return examples
 
 
 def _shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
     if not context.memory.uses_neighbours(memory):
         return user.rows
-    labels, found = context.task.labels, list[TrainingExample](user.rows)
+    labels, examples = context.task.labels, list[TrainingExample](user.rows)
     for shot, (text, output) in enumerate(zip(user.inputs, map(str.strip, user.outputs), strict=True)):
         prior = context.memory.leave_one_out_prior(user.answers_without(shot), user.number, memory)
         if output in labels and prior is not None:
             time = user.times[shot] if user.times else None
-            found[shot] = LabelExample.from_prior(
+            examples[shot] = LabelExample.from_prior(
                 user.rows[shot], context.label_tokens, labels.index(output), prior, text, time
             )
-    return tuple(found)
+    return tuple(examples)

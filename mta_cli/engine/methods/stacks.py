@@ -80,15 +80,15 @@ def fit_stacks(
 ) -> list[UserStack]:
     """A stack for each of `users` above their fusion, trained in one group and rounded to float16 as in the store."""
     options = options.with_kind_defaults(bool(context.task.labels))
-    found = [UserStack() for _ in users]
+    stacks = [UserStack() for _ in users]
     start = initial_stack(context, options)
     able = [place for place, user in enumerate(users) if user.rows]
     if not able or start is None:
-        return found
+        return stacks
     members = [stack_member(context, users[place], fusions[place], start, options, memory) for place in able]
     *_, result = TrainingSession(context.loaded_base, members).run_training()
     assert isinstance(result, TrainingResult)
     for member, place in enumerate(able):
         lora = result.weights.get(member)
-        found[place] = UserStack(failed=True) if lora is None else UserStack((lora,), 2 * start.num_parameters)
-    return found
+        stacks[place] = UserStack(failed=True) if lora is None else UserStack((lora,), 2 * start.num_parameters)
+    return stacks

@@ -81,7 +81,7 @@ def search_weights(objective: MergeObjective, shares: Sequence[float], evaluatio
     from scipy.optimize import differential_evolution
 
     population = first_population(shares, evaluations, seed)
-    found = differential_evolution(
+    optimum = differential_evolution(
         objective,
         [(0.0, 1.0)] * len(shares),
         init=population,
@@ -92,7 +92,7 @@ def search_weights(objective: MergeObjective, shares: Sequence[float], evaluatio
         updating="deferred",
         seed=seed,
     )
-    weights: list[float] = found.x.tolist()
+    weights: list[float] = optimum.x.tolist()
     return weights
 
 
