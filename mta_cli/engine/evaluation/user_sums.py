@@ -62,15 +62,15 @@ def sum_by_user(
     if metric not in _FAMILIES:
         raise ValueError(f"there is no metric {metric!r}")
     names, places = np.unique(np.asarray(users), return_inverse=True)
-    own = _FAMILIES[metric].columns(answers, golds, labels)
-    rows = np.column_stack([np.ones(len(users)), _likelihoods(logliks), own])
+    columns = _FAMILIES[metric].columns(answers, golds, labels)
+    rows = np.column_stack([np.ones(len(users)), _likelihoods(logliks), columns])
     sums = np.zeros((len(names), rows.shape[1]))
     np.add.at(sums, places, rows)
     by_user: list[list[str]] = [[] for _ in names]
     for place, gold in zip(places, golds, strict=True):
         by_user[place].append(gold)
-    wanted = tuple(tuple(sorted(own)) for own in by_user)
-    return UserSums(metric, tuple(labels), tuple(names.tolist()), wanted, sums, logliks[0] is not None)
+    sorted_golds = tuple(tuple(sorted(golds_of_user)) for golds_of_user in by_user)
+    return UserSums(metric, tuple(labels), tuple(names.tolist()), sorted_golds, sums, logliks[0] is not None)
 
 
 def count_metric_columns(metric: str, labels: Sequence[str]) -> int:

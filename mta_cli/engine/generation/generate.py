@@ -162,8 +162,8 @@ def label_scores(
         PromptTree(tuple(prompt_ids), tuple(completions[i : i + batch])) for i in range(0, len(completions), batch)
     ]
     loras = (late,) if late is not None else ()
-    found = completion_log_likelihoods(base, trees, [loras], [(i, 0) for i in range(len(trees))])
-    return [value for values in found for value in values]
+    scores = completion_log_likelihoods(base, trees, [loras], [(i, 0) for i in range(len(trees))])
+    return [value for values in scores for value in values]
 
 
 def remaining_context(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
@@ -294,8 +294,8 @@ def _causal_mask_with_past(decoder: LlamaDecoder, past: int, new: int) -> Tensor
     """The mask [1, 1, 1, new, past + new] of `new` tokens behind `past` ones; None where nothing is hidden."""
     if new == 1:
         return None
-    own = causal_mask(new, decoder.dtype, decoder.device)
-    return torch.nn.functional.pad(own, (past, 0))
+    new_mask = causal_mask(new, decoder.dtype, decoder.device)
+    return torch.nn.functional.pad(new_mask, (past, 0))
 
 
 def _forward(base: LoadedBase, rows: Tensor, cache: Any, **options: int) -> tuple[Tensor, Any]:

@@ -96,11 +96,11 @@ def stream_answers(
     requests = _requests(base, prompts, owners, params.max_tokens, seed)
     waiting = [request for request in requests if request.max_new_tokens > 0]
     if base.llama_decoder is None:
-        found = _generate_sequentially(base, waiting, users, params)
+        tokens_by_request = _generate_sequentially(base, waiting, users, params)
     else:
-        found = _stream_batch(base, base.llama_decoder, waiting, users, params, int8)
+        tokens_by_request = _stream_batch(base, base.llama_decoder, waiting, users, params, int8)
     places = {id(request): place for place, request in enumerate(requests)}
-    yield from ((places[id(request)], token) for request, token in found)
+    yield from ((places[id(request)], token) for request, token in tokens_by_request)
 
 
 def _requests(
@@ -260,7 +260,7 @@ def _generate_sequentially(
     base: LoadedBase, requests: Sequence[GenerationRequest], users: Sequence[UserLoras], params: SamplingParams
 ) -> Iterator[tuple[GenerationRequest, int]]:
     """Through the base's own modules: each user's LoRAs merged in turn, one request after another."""
-    require_supported_placements(base, [lora.placement for own in users for lora in own])
+    require_supported_placements(base, [lora.placement for loras in users for lora in loras])
     for user in dict.fromkeys(request.owner for request in requests):
         with merge_into_base(base, merge_loras([(lora, 1.0) for lora in users[user]])):
             for request in requests:

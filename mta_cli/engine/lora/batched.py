@@ -47,7 +47,7 @@ class ModuleSlice:
 
 def module_slices(decoder: LlamaDecoder, paths: Sequence[str]) -> dict[str, ModuleSlice]:
     """The place of each module path. Raises IntegrityFault when the base has no such module."""
-    found = {}
+    slices = {}
     for path in paths:
         match = _PATH.fullmatch(path)
         projection = PROJECTION_BY_MODULE.get(match[2]) if match is not None else None
@@ -55,10 +55,10 @@ def module_slices(decoder: LlamaDecoder, paths: Sequence[str]) -> dict[str, Modu
             raise IntegrityFault(f"this base has no layer {path}", hint="the adapter is for another base")
         layer, fused = int(match[1]), [name for name, other in PROJECTION_BY_MODULE.items() if other == projection]
         modules = decoder.layers[layer].projections[projection].modules
-        widths, own = [module.out_features for module in modules], fused.index(match[2])
-        shape = (widths[own], modules[own].in_features)
-        found[path] = ModuleSlice(layer, projection, sum(widths[:own]), sum(widths[own + 1 :]), shape)
-    return found
+        widths, index = [module.out_features for module in modules], fused.index(match[2])
+        shape = (widths[index], modules[index].in_features)
+        slices[path] = ModuleSlice(layer, projection, sum(widths[:index]), sum(widths[index + 1 :]), shape)
+    return slices
 
 
 def require_fit(slices: Mapping[str, ModuleSlice], weights: Sequence[LoraWeights | None]) -> None:

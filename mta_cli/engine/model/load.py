@@ -30,7 +30,7 @@ class LoadedBase:
     """A base in memory, frozen and in eval mode.
 
     `end_ids` are the tokens that end an answer, the tokenizer's first. `head_is_exact`: logits are the output layer
-    applied to the decoder's last state, without a scale or cap.
+    applied to the backbone's last state, without a scale or cap.
     """
 
     model: Any
@@ -168,17 +168,18 @@ def head_logits(
     fixed: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
     if attention_mask is not None:
         fixed |= {"attention_mask": attention_mask, "position_ids": position_ids(attention_mask)}
-    decoder = _decoder(base.model) if base.head_is_exact else None
-    if decoder is not None:
-        hidden = decoder(**_accepted_arguments(decoder, fixed)).last_hidden_state  # [batch, time, width]
+    backbone = _backbone(base.model) if base.head_is_exact else None
+    if backbone is not None:
+        hidden = backbone(**_accepted_arguments(backbone, fixed)).last_hidden_state  # [batch, time, width]
         return base.model.get_output_embeddings()(hidden[rows, cols])  # type: ignore[no-any-return]
-    kept, places = torch.unique(cols, return_inverse=True)
+    kept, kept_index = torch.unique(cols, return_inverse=True)
     arguments = _accepted_arguments(base.model, {**fixed, "logits_to_keep": kept})
     logits = base.model(**arguments).logits
-    return logits[rows, places if "logits_to_keep" in arguments else cols]  # type: ignore[no-any-return]
+    return logits[rows, kept_index if "logits_to_keep" in arguments else cols]  # type: ignore[no-any-return]
 
 
-def _decoder(model: Any) -> nn.Module | None:
+def _backbone(model: Any) -> nn.Module | None:
+    """The model without its output layer."""
     prefix = getattr(model, "base_model_prefix", "")
     inner = getattr(model, prefix, None) if prefix else None
     return inner if isinstance(inner, nn.Module) and inner is not model else None
@@ -194,15 +195,15 @@ def _accepted_arguments(module: nn.Module, arguments: dict[str, Any]) -> dict[st
 
 
 def _head_is_exact(model: Any, device: torch.device) -> bool:
-    """Whether the output layer on the decoder's last state gives the model's own logits (no soft cap, no scale)."""
-    decoder, head = _decoder(model), model.get_output_embeddings()
-    if decoder is None or head is None:
+    """Whether the output layer on the backbone's last state gives the model's own logits (no soft cap, no scale)."""
+    backbone, head = _backbone(model), model.get_output_embeddings()
+    if backbone is None or head is None:
         return False
     ids = torch.arange(1, 7, device=device).remainder(model.get_input_embeddings().weight.shape[0])[None]
     shared = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     with torch.no_grad():
         try:
-            ours = head(decoder(**shared).last_hidden_state[0]).float()
+            ours = head(backbone(**shared).last_hidden_state[0]).float()
         except (AttributeError, TypeError, RuntimeError):
             return False
         theirs = model(**shared).logits[0].float()
@@ -213,16 +214,16 @@ def _head_is_exact(model: Any, device: torch.device) -> bool:
 
 
 def _end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    found: list[int] = []
+    ids: list[int] = []
     generation = getattr(model.generation_config, "eos_token_id", None)
     for value in (tokenizer.eos_token_id, generation, model.config.get_text_config().eos_token_id):
-        found.extend([] if value is None else value if isinstance(value, list) else [value])
-    return tuple(dict.fromkeys(found))
+        ids.extend([] if value is None else value if isinstance(value, list) else [value])
+    return tuple(dict.fromkeys(ids))
 
 
 def _cpu_has(probe: str) -> bool:
-    found = getattr(torch.cpu, probe, None)
-    return bool(found and found())
+    supports = getattr(torch.cpu, probe, None)
+    return bool(supports and supports())
 
 
 def _to_device(model: Any, device: torch.device) -> Any:

@@ -59,9 +59,9 @@ def norm_ratios(norms: Sequence[Mapping[str, float]]) -> list[float]:
     """
     if len(norms) < MIN_ANCHORS_TO_SCREEN:
         return [1.0] * len(norms)
-    medians = {path: float(np.median([own.get(path, 0.0) for own in norms])) for own in norms for path in own}
+    medians = {path: float(np.median([each.get(path, 0.0) for each in norms])) for each in norms for path in each}
     tiny = float(np.finfo(np.float32).tiny)
-    return [max((value / max(medians[path], tiny) for path, value in own.items()), default=1.0) for own in norms]
+    return [max((value / max(medians[path], tiny) for path, value in each.items()), default=1.0) for each in norms]
 
 
 def mean_kl_divergences(
@@ -77,17 +77,19 @@ def mean_kl_divergences(
 
     # 1. one tree for each prompt, each compared token a completion
     tokens = [_tokens_to_compare(base, prompt, anchors) for prompt in prompts]
-    trees = [PromptTree(tuple(prompt), tuple((t,) for t in own)) for prompt, own in zip(prompts, tokens, strict=True)]
+    trees = [PromptTree(tuple(prompt), tuple((t,) for t in each)) for prompt, each in zip(prompts, tokens, strict=True)]
     # 2. distributions of the base (model 0) and of each anchor, by prompt
     models: list[tuple[LoraWeights, ...]] = [(), *anchors]
     pairs = [(tree, model) for model in range(len(models)) for tree in range(len(trees))]
     logs = completion_log_likelihoods(base, trees, models, pairs)
     reference, *others = [
-        [_append_rest_probability(own) for own in logs[start : start + len(trees)]]
+        [_append_rest_probability(each) for each in logs[start : start + len(trees)]]
         for start in range(0, len(logs), len(trees))
     ]
     # 3. KL(anchor ‖ base), mean over prompts
-    return [float(np.mean([(p * np.log(p / q)).sum() for p, q in zip(own, reference, strict=True)])) for own in others]
+    return [
+        float(np.mean([(p * np.log(p / q)).sum() for p, q in zip(anchor, reference, strict=True)])) for anchor in others
+    ]
 
 
 @torch.no_grad()

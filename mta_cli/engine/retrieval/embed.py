@@ -92,5 +92,5 @@ class Embedder:
             {name: [piece[name] for piece in pieces] for name in pieces[0]}, return_tensors="pt"
         )
         features = {name: tensor.to(self.device) for name, tensor in padded.items()}
-        found = self._model(features)["sentence_embedding"]
-        return torch.nn.functional.normalize(found.float(), dim=-1).cpu()
+        embeddings = self._model(features)["sentence_embedding"]
+        return torch.nn.functional.normalize(embeddings.float(), dim=-1).cpu()

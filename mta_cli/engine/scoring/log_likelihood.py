@@ -59,7 +59,7 @@ def mean_losses(base: LoadedBase, cases: Sequence[tuple[Sequence[TrainingExample
 
     It is per answer token, or per label; None for a user without examples. Users share passes.
     """
-    examples = [(example, user) for user, (own, _) in enumerate(cases) for example in own]
+    examples = [(example, user) for user, (examples_of_user, _) in enumerate(cases) for example in examples_of_user]
     trees = [build_prompt_tree(example) for example, _ in examples]
     pairs = [(tree, user) for tree, (_, user) in enumerate(examples)]
     values = completion_log_likelihoods(base, trees, [loras for _, loras in cases], pairs)
@@ -78,12 +78,12 @@ def prune_examples(
     A label example loses the labels of next to no probability. Where the base has a Llama decoder, the probability of
     tokens that are no label's is measured once (see `LabelExample.restricted`): then the vocabulary is not read again.
     """
-    found = [list(examples) for examples, _ in cases]
-    places = [(i, n) for i, own in enumerate(found) for n, one in enumerate(own) if isinstance(one, LabelExample)]
+    pruned = [list(examples) for examples, _ in cases]
+    places = [(i, n) for i, own in enumerate(pruned) for n, one in enumerate(own) if isinstance(one, LabelExample)]
     if not places:
-        return found
+        return pruned
     # 1. log-likelihoods of the labels among all tokens, and among the labels' own
-    trees = [build_prompt_tree(found[i][n]) for i, n in places]
+    trees = [build_prompt_tree(pruned[i][n]) for i, n in places]
     pairs = [(tree, user) for tree, (user, _) in enumerate(places)]
     users = [loras for _, loras in cases]
     values = completion_log_likelihoods(base, trees, users, pairs, also=placements)
@@ -93,11 +93,11 @@ def prune_examples(
         inner = completion_log_likelihoods(base, constrained, users, pairs, also=placements)
     # 2. each label example in its shorter form
     for k, (i, n) in enumerate(places):
-        example = found[i][n]
+        example = pruned[i][n]
         assert isinstance(example, LabelExample)
         short = example.pruned(values[k])
-        found[i][n] = short.restricted(values[k], inner[k]) if inner else short
-    return found
+        pruned[i][n] = short.restricted(values[k], inner[k]) if inner else short
+    return pruned
 
 
 def span_user_placements(

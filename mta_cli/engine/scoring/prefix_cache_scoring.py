@@ -117,11 +117,11 @@ class PrefixCacheScorer:
         also: Sequence[BatchedLora] = (),
     ) -> TokenLogLikelihoods:
         """Log-likelihoods of trees `chosen`, run as `compute_prediction_states` does."""
-        found, head = self.compute_prediction_states(chosen, factors, user_loras, users, also), self.decoder.head
+        targets, head = self.compute_prediction_states(chosen, factors, user_loras, users, also), self.decoder.head
         values = token_log_likelihoods(
-            found.states, head.weight, head.bias, found.target_ids, found.state_index, found.allowed_tokens
+            targets.states, head.weight, head.bias, targets.target_ids, targets.state_index, targets.allowed_tokens
         )
-        return TokenLogLikelihoods(values, found.row, found.completion_index)
+        return TokenLogLikelihoods(values, targets.row, targets.completion_index)
 
     def compute_prediction_states(
         self,

@@ -118,9 +118,9 @@ class PromptBuilder:
 
     def _encode(self, roles: Roles, contents: Sequence[str]) -> list[int]:
         """In one pass, as the base has learnt to read it; in pieces where a user typed a control token."""
-        layout, own = self._layout(roles)
+        layout, controls = self._layout(roles)
         ids = self._words.encode_template(layout.fill_messages(contents))
-        if self._words.count_control_tokens(ids) != own:
+        if self._words.count_control_tokens(ids) != controls:
             ids = self._words.encode_template(layout.texts[0])
             for slot, text in zip(layout.message_indices, layout.texts[1:], strict=True):
                 ids += self._words.encode_user_text(contents[slot])
@@ -135,8 +135,8 @@ class PromptBuilder:
             else:
                 system = None if roles[:1] == ("system",) else self._system
                 layout = self._template.render_layout(roles, generation=True, system=system)
-            own = sum(self._words.count_control_tokens(self._words.encode_template(text)) for text in layout.texts)
-            self._layouts[roles] = (layout, own)
+            controls = sum(self._words.count_control_tokens(self._words.encode_template(text)) for text in layout.texts)
+            self._layouts[roles] = (layout, controls)
         return self._layouts[roles]
 
     def _system_message(self, bare: Sequence[str]) -> tuple[str | None, str]:

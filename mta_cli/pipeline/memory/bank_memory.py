@@ -49,8 +49,8 @@ class BankMemory:
             return LabelMemory(labels)
         if bank.kernel is not None and (self._embed is not None or self._embedder is not None):
             embed = self._embed or load_embedder(self._embedder, self._device)  # type: ignore[arg-type]
-            if (found := load_fitted_neighbours(self._reg, bank, self._task, embed)) is not None:
-                return LabelMemory(labels, tuple(found.index.rates.tolist()), found)
+            if (neighbours := load_fitted_neighbours(self._reg, bank, self._task, embed)) is not None:
+                return LabelMemory(labels, tuple(neighbours.index.rates.tolist()), neighbours)
         return self.without_neighbours
 
     @property
@@ -72,10 +72,10 @@ class BankMemory:
 
     def neighbour_settings(self, options: MemoryOptions) -> dict[str, Any]:
         """The settings that determine how neighbours count, besides their items; empty where they do not count."""
-        if options.memory != "neighbours" or (found := self.label_memory.neighbours) is None:
+        if options.memory != "neighbours" or (neighbours := self.label_memory.neighbours) is None:
             return {}
-        known: dict[str, Any] = {**asdict(found.kernel), "weight": options.neighbour_weight}
-        return {**known, "look_ahead": options.look_ahead} if found.index.times else known
+        known: dict[str, Any] = {**asdict(neighbours.kernel), "weight": options.neighbour_weight}
+        return {**known, "look_ahead": options.look_ahead} if neighbours.index.times else known
 
     def missing_embedder_note(self, options: MemoryOptions) -> str | None:
         """A message where the bank has neighbours and its embedder is not installed."""

@@ -104,8 +104,8 @@ def measure_losses(
     from mta_cli.engine.scoring.log_likelihood import mean_losses
 
     loras = [(*target.member.frozen_loras, *stack) for target, stack in zip(targets, stacks, strict=True)]
-    cases = [(p.member.examples, own) for p, own in zip(targets, loras, strict=True)]
-    cases += [(p.heldout_examples, own) for p, own in zip(targets, loras, strict=True)]
+    cases = [(p.member.examples, user_loras) for p, user_loras in zip(targets, loras, strict=True)]
+    cases += [(p.heldout_examples, user_loras) for p, user_loras in zip(targets, loras, strict=True)]
     losses = mean_losses(base, cases)
     return [AdaptLosses(a, b) for a, b in zip(losses[: len(targets)], losses[len(targets) :], strict=True)]
 
@@ -166,12 +166,12 @@ def adapt_users(
 def adaptable_users(reg: Registry, bank: Bank) -> list[User]:
     """Every user with a history of the bank's task who is not one of its anchors. Raises NotFound without any."""
     anchors = {anchor.user_id for anchor in reg.banks.anchors(bank.id)}
-    found = [user for user, count in reg.users.users_with_items(bank.task) if count > 0 and user.id not in anchors]
-    if not found:
+    users = [user for user, count in reg.users.users_with_items(bank.task) if count > 0 and user.id not in anchors]
+    if not users:
         raise NotFound(
             f"No user is left to adapt: every user with a history of task {bank.task} is an anchor.", hint="name a user"
         )
-    return found
+    return users
 
 
 def _plan_lines(
@@ -185,9 +185,9 @@ def _plan_lines(
     from mta_cli.engine.methods.stacks import stack_schedule
     from mta_cli.pipeline.training.estimate import TokenLoad, cost_lines
 
-    task, busy = request.task, [own for own in shots.values() if own]
+    task, busy = request.task, [items for items in shots.values() if items]
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
-    rows = sum(min(len(own), options.batch_size) * stack_schedule(len(own), options).steps for own in busy)
+    rows = sum(min(len(items), options.batch_size) * stack_schedule(len(items), options).steps for items in busy)
     tokens = TokenLoad(rows * row, options.placement or bank.config["placement"])
     return (
         PlanLine(
@@ -240,9 +240,9 @@ def _prepare_target(
 
     fusing, memory = context.fusing, context.request.memory
     assert context.start is not None and fusing.rows is not None, "the base is loaded and cores have a basis"
-    own = fusing.user_shots(reg, user, options.shots)
+    user_shots = fusing.user_shots(reg, user, options.shots)
     fusion = context.merge_fusion(recipe)
-    member = stack_member(fusing.bank.methods, own, fusion, context.start, options, memory)
+    member = stack_member(fusing.bank.methods, user_shots, fusion, context.start, options, memory)
     fusing.bank.methods.cache.clear()  # this user is not needed again
     heldout = query_examples(fusing.bank, user, reg.items.queries(user.id, bank.task), fusing.rows, memory)
     return AdaptTarget(user, shots, recipe, job, member, heldout)

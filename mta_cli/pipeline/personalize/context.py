@@ -87,10 +87,10 @@ def load_bank_context(
     from mta_cli.pipeline.bank.screening import similarity_floors, usable_anchors
     from mta_cli.pipeline.data.profiles import profile_matrix
 
-    found = [one for one in usable_anchors(reg, bank) if one.user_id is not None and one.digest is not None]
-    ids, matrix = profile_matrix(reg, task.name, bank.embedder, [one.user_id for one in found if one.user_id])
+    usable = [one for one in usable_anchors(reg, bank) if one.user_id is not None and one.digest is not None]
+    ids, matrix = profile_matrix(reg, task.name, bank.embedder, [one.user_id for one in usable if one.user_id])
     row = {user_id: n for n, user_id in enumerate(ids)}
-    anchors = tuple(one for one in found if one.user_id in row)
+    anchors = tuple(one for one in usable if one.user_id in row)
     profiles = from_numpy(matrix[[row[one.user_id] for one in anchors if one.user_id]])
     floors = similarity_floors(reg.banks.by_id(bank.id))
     tokens = () if rows is None else tuple(tuple(rows.prompter.answer_ids(label)) for label in task.labels)
@@ -131,7 +131,7 @@ def user_shots(
     """
     from mta_cli.engine.methods.method import UserShots
 
-    own = {item.id for item in items}
+    shot_ids = {item.id for item in items}
     return UserShots(
         user.id,
         tuple(item.input for item in items),
@@ -139,7 +139,7 @@ def user_shots(
         tuple(rows.training_rows(items)) if rows is not None else (),
         profile,
         tuple(item.time for item in items),
-        tuple(item.output for item in recent if item.id not in own),
+        tuple(item.output for item in recent if item.id not in shot_ids),
     )
 
 
@@ -149,16 +149,16 @@ def query_examples(
     """Held-out queries with their golds, scored as the shots are: beside the label memory where neighbours count."""
     from mta_cli.engine.scoring.label_examples import LabelExample, TrainingExample
 
-    labels, own = context.methods.task.labels, rows.query_rows(queries)
-    found = list[TrainingExample](own)
+    labels, scored = context.methods.task.labels, rows.query_rows(queries)
+    examples = list[TrainingExample](scored)
     prior = context.memory.prior_for(user, "adapted", memory)
     if prior is None or not context.methods.memory.uses_neighbours(memory):
-        return found
+        return examples
     for n, query in enumerate(queries):
         if (gold := query.gold.strip()) in labels:
             tokens = context.methods.label_tokens
-            found[n] = LabelExample.from_prior(own[n], tokens, labels.index(gold), prior, query.input, query.time)
-    return found
+            examples[n] = LabelExample.from_prior(scored[n], tokens, labels.index(gold), prior, query.input, query.time)
+    return examples
 
 
 def load_profiles(reg: Registry, task: str, embedder: str, users: Sequence[User]) -> Mapping[int, Tensor]:

@@ -154,9 +154,9 @@ def make_recipes(
     recipes: dict[int, Recipe] = {}
     yield JobStarted("weights of anchors", total=len(asking), unit="users")
     for batch in user_batches(context, asking, weighting, options):
-        found = weigh_anchors(context, batch, weighting, options, request.memory)
+        shares_of_batch = weigh_anchors(context, batch, weighting, options, request.memory)
         context.cache.clear()  # these users are not needed again
-        for one, shares in zip(batch, found, strict=True):
+        for one, shares in zip(batch, shares_of_batch, strict=True):
             method = weighting_for(one, weighting)
             recipes[one.number] = fusing.bank.to_recipe(by_id[one.number], method, shares)
         yield JobProgress(by_id[batch[-1].number].name, len(recipes))

@@ -126,5 +126,5 @@ def dtype_slowdown(machine: MachineOptions) -> float:
 
     if resolve_device(machine.device).type != "cpu":
         return 1.0
-    exact, own = (measure_matmul_rate(machine.device, dtype, 128, 512) for dtype in ("float32", machine.dtype))
-    return exact / own
+    exact, rounded = (measure_matmul_rate(machine.device, dtype, 128, 512) for dtype in ("float32", machine.dtype))
+    return exact / rounded
