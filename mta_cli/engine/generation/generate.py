@@ -26,6 +26,7 @@ from mta_cli.errors import BadInput, IntegrityFault, UsageError
 PREFILL_CHUNK_TOKENS = 1024  # prompt tokens that run at once
 MIN_TOKENS_TO_PACK = 8  # from so many tokens of answer on, packing the weights takes less time than it saves
 MAX_SCORED_LOGITS = 32_000_000  # most logits held at once while labels are scored: 128 MB in float32
+MIN_TEMPERATURE = 1e-9  # below it, logits divided by the temperature would overflow: the likeliest token is taken
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for bytes that do not make a character yet
 
 
@@ -322,7 +323,7 @@ def require_finite_logits(logits: Tensor) -> None:
 def sample_token(logits: Tensor, temperature: float, top_p: float, random: torch.Generator) -> int:
     """One token id from `logits` [vocabulary]. Draws on the CPU, so that a seed means the same on every device."""
     require_finite_logits(logits)
-    if temperature <= 0:
+    if temperature < MIN_TEMPERATURE:
         return int(logits.argmax())
     probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
     if top_p < 1:
