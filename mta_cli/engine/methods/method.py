@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -88,12 +88,8 @@ class MethodContext:
         return self.make_basis()
 
 
-class DirectAnswerer(Protocol):
-    """Answers without a language model."""
-
-    def __call__(self, text: str, time: str | None = None) -> tuple[str, tuple[float, ...]]:
-        """The answer to a query and, for a task of labels, the log-probability of each label."""
-        ...
+DirectAnswerer = Callable[[str, str | None], tuple[str, tuple[float, ...]]]
+"""Answers a query's text and time without a language model; for a task of labels, with each label's log-probability."""
 
 
 @dataclass(frozen=True)

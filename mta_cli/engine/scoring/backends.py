@@ -61,8 +61,8 @@ class LlamaBackend:
         decoder: LlamaDecoder,
         trees: Sequence[PromptTree],
         placement: Placement,
-        frozen_loras: Sequence[Sequence[LoraWeights]] = (),
-        tree_users: Sequence[int] = (),
+        frozen_loras: Sequence[Sequence[LoraWeights]],
+        tree_users: Sequence[int],
     ) -> None:
         self.dtype = decoder.dtype
         self._decoder = decoder
@@ -89,8 +89,8 @@ class ModuleBackend:
         self,
         base: LoadedBase,
         trees: Sequence[PromptTree],
-        frozen_loras: Sequence[Sequence[LoraWeights]] = (),
-        tree_users: Sequence[int] = (),
+        frozen_loras: Sequence[Sequence[LoraWeights]],
+        tree_users: Sequence[int],
     ) -> None:
         self.dtype = torch.float32
         self._base, self._trees, self._tree_users = base, trees, tree_users

@@ -127,9 +127,9 @@ class PrefixCacheScorer:
         self,
         chosen: Sequence[int],
         factors: FusedFactors,
-        user_loras: Sequence[FrozenLoras] = (),
-        users: Sequence[int] = (),
-        also: Sequence[BatchedLora] = (),
+        user_loras: Sequence[FrozenLoras],
+        users: Sequence[int],
+        also: Sequence[BatchedLora],
     ) -> PredictionStates:
         """Run trees number `chosen`, one row each, under `factors` and under the `user_loras` of `users`, one a row.
 

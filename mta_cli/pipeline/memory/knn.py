@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 EMBED_BATCH = 256  # items embedded and stored together; an interruption costs at most this much work
-NEIGHBOUR_WEIGHT_KEY = (
-    "beside_model"  # key of a bank's config: the weight of neighbours beside its model; see `knn_weight`
-)
+NEIGHBOUR_WEIGHT_KEY = "beside_model"  # of a bank's config: the weight of neighbours beside its model
 KERNEL_FIELDS = ("sharpness", "votes", "habit", "linear")  # fields of a kernel that is used without a model
 EMBED_CACHE_SIZE = 4096  # questions whose embeddings stay in memory
 

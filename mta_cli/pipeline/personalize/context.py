@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any
 
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.memory.bank_memory import BankMemory
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class StoredAnchors(Sequence["LoraWeights"]):
-    """The weights of a bank's anchors. Each is read and verified when it is first used."""
+    """The weights of a bank's anchors, by number. Each is read and verified when it is first used."""
 
     def __init__(self, reg: Registry, bank: Bank, anchors: Sequence[Anchor]) -> None:
         self._reg, self._base = reg, bank.base
@@ -35,16 +35,7 @@ class StoredAnchors(Sequence["LoraWeights"]):
     def __len__(self) -> int:
         return len(self._digests)
 
-    @overload
-    def __getitem__(self, place: int) -> LoraWeights: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[LoraWeights]: ...
-
-    def __getitem__(self, place: int | slice) -> LoraWeights | list[LoraWeights]:
-        if isinstance(place, slice):
-            return [self[n] for n in range(len(self))[place]]
-        number = range(len(self))[place]
+    def __getitem__(self, number: Any) -> Any:
         if number not in self._loaded:
             self._loaded[number] = load_weights(self._reg, str(self._digests[number]), self._base)
         return self._loaded[number]
