@@ -144,9 +144,9 @@ class FrozenLoras:
         if not self._factors:
             return {}
         blocks, _ = owner_blocks(owners)
-        if len(blocks) == 1:
+        if len(blocks) == 1:  # all rows share factors  [in, rank], [rank, Σ out]
             return {key: (a[blocks[0]], b[blocks[0]]) for key, (a, b) in self._factors.items()}
-        index = torch.tensor(blocks, device=next(iter(self._factors.values()))[0].device)
+        index = torch.tensor(blocks, device=next(iter(self._factors.values()))[0].device)  # [blocks]
         return {key: (a[index], b[index]) for key, (a, b) in self._factors.items()}
 
 

@@ -26,11 +26,13 @@ def merge_loras(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | Non
     parts = [(part, weight) for part, weight in parts if weight != 0.0 and part.factors]
     if not parts:
         return None
+    # 1. the parts' factors by module, weight and scale inside A
     by_path: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for part, weight in parts:
         for path, (a, b) in part.factors.items():
             a, b = a.detach().to("cpu", torch.float32), b.detach().to("cpu", torch.float32)
             by_path.setdefault(path, []).append((a * (weight * part.scale), b))
+    # 2. joined along the rank
     factors = {path: _concatenate_ranks(path, pairs) for path, pairs in by_path.items()}
     return LoraWeights(factors, 1.0, merge_placements([part.placement for part, _ in parts]))
 
@@ -49,9 +51,12 @@ def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
     """
     factors: Factors = {}
     for path, (a, b) in weights.factors.items():
+        # 1. orthonormal bases of the inputs and outputs
         q_a, r_a = torch.linalg.qr(a.float().T)  # [in, r], [r, r]
         q_b, r_b = torch.linalg.qr(b.float())  # [out, r], [r, r]
+        # 2. the main directions of the small core between them  [r, r]
         u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+        # 3. back to factors, a root of each singular value on both sides  [rank, in], [out, rank]
         root = s[:rank].sqrt()
         factors[path] = ((root[:, None] * vh[:rank]) @ q_a.T, (q_b @ u[:, :rank]) * root)
     return LoraWeights(factors, weights.scale, weights.placement)

@@ -223,12 +223,15 @@ def _evidence_shares(
     """
     from mta_cli.engine.training.fusion_weights import learn_weights
 
+    # 1. the likeliest anchors of those with evidence
     tried = [(place, value) for place, value in candidates if place in evidence]
     best = sorted(tried, key=lambda pair: -evidence[pair[0]])[: options.top_k]
+    # 2. their share of the posterior, beside the task adapter alone; almost zero weights are left out
     shares = evidence_weights([evidence[place] for place, _ in best], evidence[None], options.sharpness)
     weights = [options.scale * share for share in shares]
     kept = [(pair, weight) for pair, weight in zip(best, weights, strict=True) if weight >= MIN_ANCHOR_WEIGHT]
     best, weights = [pair for pair, _ in kept], [weight for _, weight in kept]
+    # 3. learned weights start there
     if weighting == "learned" and best:
         anchors = [context.anchors[place] for place, _ in best]
         weights = learn_weights(context.loaded_base, anchors, weights, shot_examples(context, user, memory))
