@@ -127,10 +127,7 @@ def evidence_of(
     shot.
     """
     key = ("evidence", tuple((user.number, user.rows) for user in users), options.candidates, memory)
-    if key not in context.cache:
-        context.cache[key] = _evidence(context, users, options, memory)
-    sums: list[dict[int | None, float]] = context.cache[key]
-    return sums
+    return context.cached(key, lambda: _evidence(context, users, options, memory))
 
 
 def _evidence(
@@ -165,10 +162,7 @@ def _evidence(
 
 def _candidates(context: MethodContext, user: UserShots, options: FuseOptions) -> Candidates:
     key = ("nearest", user.number, options.candidates, options.top_k)
-    if key not in context.cache:
-        context.cache[key] = nearest_anchors(context, user, options)
-    candidates: Candidates = context.cache[key]
-    return candidates
+    return context.cached(key, lambda: nearest_anchors(context, user, options))
 
 
 def _weigh(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ Settings = Mapping[str, Value]
 BaseLevel = Literal["base", "task"]
 AnchorWeighting = Literal["none", "similarity", "softmax", "uniform", "evidence", "learned", "random", "released"]
 StackKind = Literal["none", "core", "lora"]
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,13 @@ class MethodContext:
         if self.base is None:
             raise ValueError("this needs the base, which is not loaded")
         return self.base
+
+    def cached(self, key: Hashable, compute: Callable[[], ResultT]) -> ResultT:
+        """The result of `compute`, which runs once for each `key`."""
+        if key not in self.cache:
+            self.cache[key] = compute()
+        result: ResultT = self.cache[key]
+        return result
 
     @cached_property
     def basis(self) -> LoraWeights | None:

@@ -17,10 +17,7 @@ def shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions
     So nothing is trained that the memory already knows. A shot whose output is not a label counts as a text.
     """
     key = ("shots", user.number, user.rows, memory)
-    if key not in context.cache:
-        context.cache[key] = _shot_examples(context, user, memory)
-    examples: tuple[TrainingExample, ...] = context.cache[key]
-    return examples
+    return context.cached(key, lambda: _shot_examples(context, user, memory))
 
 
 def _shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:

@@ -6,7 +6,7 @@ Both give the same numbers. Only the Llama decoder takes rows of several users i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,26 +33,8 @@ T = TypeVar("T")
 FactorPairs = Mapping[str, tuple[Tensor, Tensor]]
 
 
-class ScoringBackend(Protocol):
-    """Runs trees under LoRA factors in `dtype`. `mixes_users`: rows of several users may share a pass."""
-
-    mixes_users: bool
-    dtype: torch.dtype
-
-    def tokens_per_pass(self, row: int) -> int:
-        """How many tokens of tree number `row` run in each pass."""
-        ...
-
-    def score_rows(self, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
-        """Log-likelihoods of trees `chosen`, one row each.
-
-        `factors` by module path: `A [blocks, rank, in]`, scaled `B [blocks, out, rank]`; see `owner_blocks`.
-        """
-        ...
-
-
 class LlamaBackend:
-    """Through the Llama decoder."""
+    """Through the Llama decoder. `mixes_users`: rows of several users may share a pass. Factors are in `dtype`."""
 
     mixes_users = True
 
@@ -71,11 +53,14 @@ class LlamaBackend:
         self._scorer = PrefixCacheScorer(decoder, trees, placement, frozen_loras=frozen, tree_users=tree_users)
 
     def tokens_per_pass(self, row: int) -> int:
-        """See `ScoringBackend`."""
+        """How many tokens of tree number `row` run in each pass."""
         return self._scorer.tokens_per_pass(row)
 
     def score_rows(self, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
-        """See `ScoringBackend`."""
+        """Log-likelihoods of trees `chosen`, one row each.
+
+        `factors` by module path: `A [blocks, rank, in]`, scaled `B [blocks, out, rank]`; see `owner_blocks`.
+        """
         self._module_slices = self._module_slices or module_slices(self._decoder, list(factors))
         return self._scorer.score_trees(chosen, fuse_factors(self._module_slices, factors))
 
@@ -97,11 +82,11 @@ class ModuleBackend:
         self._frozen_loras = [merge_loras([(lora, 1.0) for lora in own]) for own in frozen_loras]
 
     def tokens_per_pass(self, row: int) -> int:
-        """See `ScoringBackend`."""
+        """See `LlamaBackend`."""
         return sum(tree.length for _, tree in self._trees[row].single_completion_trees)
 
     def score_rows(self, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
-        """See `ScoringBackend`."""
+        """See `LlamaBackend`."""
         frozen = self._frozen_loras[self._tree_users[chosen[0]]] if self._frozen_loras else None
         # 1. each completion as a row of its own, with the place of its tree in `chosen`
         rows = [
@@ -115,6 +100,9 @@ class ModuleBackend:
         # 3. from rows back to trees
         tree_row = torch.tensor([place for place, *_ in rows], device=losses.device)[row]
         return TokenLogLikelihoods(-losses, tree_row, [rows[n][1] for n in row.tolist()])
+
+
+ScoringBackend = LlamaBackend | ModuleBackend
 
 
 def module_token_losses(base: LoadedBase, trees: Sequence[PromptTree]) -> tuple[Tensor, Tensor]:
