@@ -102,7 +102,7 @@ def _tokens_to_compare(
 
     last = torch.tensor([len(prompt) - 1], device=base.device)
     ids = torch.tensor([list(prompt)], device=base.device)
-    logits = head_logits(base, ids, None, torch.zeros_like(last), last)[0]
+    logits = head_logits(base, ids, torch.zeros_like(last), last)[0]
     likeliest = logits.float().topk(min(TOP_TOKENS, logits.shape[-1] - 1)).indices.tolist()
     firsts = generate_answers(base, [prompt] * len(anchors), anchors, range(len(anchors)), max_tokens=1)
     return list(dict.fromkeys((*likeliest, *base.end_ids, *(token for first in firsts for token in first))))

@@ -116,7 +116,7 @@ def module_token_losses(base: LoadedBase, trees: Sequence[PromptTree]) -> tuple[
     targets = [(row, column, token) for row, tree in enumerate(trees) for column, token, _ in tree.prediction_targets()]
     row, column, token_ids = torch.tensor(targets, device=base.device).T
     # 3. logits at these columns alone  [predicted tokens, vocabulary]
-    logits = head_logits(base, ids.to(base.device), None, row, column)
+    logits = head_logits(base, ids.to(base.device), row, column)
     return torch.nn.functional.cross_entropy(logits.float(), token_ids, reduction="none"), row
 
 
