@@ -64,7 +64,9 @@ class BankMemory:
         """The label prior beside a user's model in a personal `mode`; None where there is none."""
         if user is None or mode not in PERSONAL_MODES or options.memory == "off" or self._bank is None:
             return None
-        return self._restricted(options).prior_of([item.output for item in self.recent_items(user)], options)
+        # no embedder is loaded where the options ask for no neighbours
+        memory = self.label_memory if options.memory == "neighbours" else self.without_neighbours
+        return memory.prior_of([item.output for item in self.recent_items(user)], options)
 
     def recent_items(self, user: User) -> list[Item]:
         """The user's items whose answers count in the label prior."""
@@ -85,10 +87,6 @@ class BankMemory:
             return None
         name = self._reg.models.get(self._bank.embedder).name
         return f"The embedder {name} is not here: labels are weighed without the bank's neighbours."
-
-    def _restricted(self, options: MemoryOptions) -> LabelMemory:
-        """The memory without neighbours where the options ask for none, so that no embedder is loaded."""
-        return self.label_memory if options.memory == "neighbours" else self.without_neighbours
 
     @cached_property
     def _embedder(self) -> ModelEntry | None:

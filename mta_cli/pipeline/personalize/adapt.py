@@ -286,16 +286,7 @@ def _start_group_runs(
 def _training_group(
     context: AdaptContext, targets: Sequence[AdaptTarget], runs: dict[int, Run], results: dict[int, dict[str, Any]]
 ) -> TrainingGroup:
-    trainings = [
-        AdapterTraining(
-            one.job,
-            one.member.examples,
-            one.member.frozen_loras,
-            runs[one.user.id],
-            start=one.member.initial_weights,
-        )
-        for one in targets
-    ]
+    trainings = [AdapterTraining(one.job, one.member.examples, runs[one.user.id], one.member) for one in targets]
     return TrainingGroup(
         trainings,
         partial(_store_stacks, context, targets, runs, results),

@@ -25,7 +25,6 @@ from store.records import Adapter
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.lora.lora_xs import LoraXsCore
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.scoring.label_examples import TrainingExample
     from mta_cli.engine.training.session import MeasureLosses
@@ -85,25 +84,26 @@ class AdapterJob:
 
 @dataclass(frozen=True)
 class AdapterTraining:
-    """One adapter to train: the job, its rows, the frozen LoRAs underneath, and the run that its steps belong to.
+    """One adapter to train: the job, its examples, and the run that its steps belong to.
 
-    `start` holds the initial weights; without it a fresh LoRA of the job is trained.
+    `stack` is what the trainer takes for a user's stack; without it a fresh LoRA of the job is trained.
     """
 
     job: AdapterJob
     examples: Sequence[TrainingExample]
-    frozen_parts: tuple[LoraWeights, ...] = ()
     run: Run | None = None
-    start: LoraWeights | LoraXsCore | None = None
+    stack: GroupMember | None = None
 
     def member(self, base: LoadedBase) -> GroupMember:
         """What the trainer takes."""
+        if self.stack is not None:
+            return self.stack
         from mta_cli.engine.lora.adapter import init_lora_weights
         from mta_cli.engine.training.trainer import GroupMember
 
         job = self.job
-        start = self.start or init_lora_weights(base.model, job.targets, job.placement, job.rank, job.alpha, job.seed)
-        return GroupMember(start, self.examples, job.schedule, job.seed, self.frozen_parts)
+        start = init_lora_weights(base.model, job.targets, job.placement, job.rank, job.alpha, job.seed)
+        return GroupMember(start, self.examples, job.schedule, job.seed)
 
 
 OnTrained = Callable[[list[Adapter | str], TrainingResult], Iterator[Event]]
