@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,12 +20,10 @@ from mta_cli.engine.lora.adapter import merge_into_base
 from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.model.kv_cache import KVCache
 from mta_cli.engine.model.llama import PACKED_MAX_ROWS, LlamaDecoder, WeightFormat
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.backends import TokenBudget, group_frozen_loras, require_supported_placements
 from mta_cli.engine.scoring.log_likelihood import UserLoras
 from mta_cli.engine.scoring.prefix_cache_scoring import device_batch_tokens, pack_by_length
-
-if TYPE_CHECKING:
-    from mta_cli.engine.model.load import LoadedBase
 
 CPU_BATCH_BYTES, GPU_BATCH_BYTES = 2 << 30, 8 << 30  # of caches and factors held at once
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,10 +22,8 @@ from torch import Tensor, nn
 
 from mta_cli.engine.lora.adapter_file import read_adapter_file
 from mta_cli.engine.lora.targets import LAYER_INDEX_PATTERN, select_target_modules
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
-
-if TYPE_CHECKING:
-    from mta_cli.engine.model.load import LoadedBase
 
 PEFT_KEY_PREFIX = "base_model.model."
 LATE_PROMPT_TOKENS = 8  # of the prompt's last tokens: the end of its words and the header of the answer

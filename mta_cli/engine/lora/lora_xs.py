@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,8 +115,6 @@ def unpack_core(basis: LoraWeights, packed: bytes) -> LoraWeights:
 
     Raises IntegrityFault for bytes that are no core on this basis.
     """
-    import numpy as np
-
     each, left = divmod(len(packed) // 2, max(1, len(basis.factors)))
     rank = math.isqrt(each)
     if len(packed) % 2 or left or rank**2 != each or not 0 < rank <= basis.rank:

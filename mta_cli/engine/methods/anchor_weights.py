@@ -9,8 +9,8 @@ import random
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.merge import (
     average_factors,
     evidence_weights,
@@ -19,13 +19,13 @@ from mta_cli.engine.lora.merge import (
     softmax_weights,
     uniform_weights,
 )
+from mta_cli.engine.methods.method import AnchorWeighting, MethodContext, UserShots
 from mta_cli.engine.methods.shots import shot_examples
+from mta_cli.engine.retrieval.nearest import nearest_rows
 from mta_cli.engine.scoring.label_examples import build_prompt_tree, example_log_likelihood
-
-if TYPE_CHECKING:
-    from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.methods.method import AnchorWeighting, MethodContext, UserShots
-    from mta_cli.options import FuseOptions, MemoryOptions
+from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, prune_examples
+from mta_cli.engine.training.fusion_weights import learn_weights
+from mta_cli.options import FuseOptions, MemoryOptions
 
 MIN_ANCHOR_WEIGHT = 0.001  # most evidence weights are almost zero; a smaller weight is left out of a recipe
 SHARE_BYTES = 12  # an anchor's number, similarity and weight in a recipe
@@ -61,8 +61,6 @@ def nearest_anchors(context: MethodContext, user: UserShots, options: FuseOption
 
     An anchor with a minimum similarity serves only users above it; the next nearest takes its place.
     """
-    from mta_cli.engine.retrieval.nearest import nearest_rows
-
     if user.profile is None or not len(context.anchors):
         return []
     count = max(options.candidates, options.top_k)
@@ -133,8 +131,6 @@ def evidence_of(
 def _evidence(
     context: MethodContext, users: Sequence[UserShots], options: FuseOptions, memory: MemoryOptions
 ) -> list[dict[int | None, float]]:
-    from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, prune_examples
-
     base = context.loaded_base
     candidates: list[list[int | None]] = [
         [None, *(place for place, _ in _candidates(context, user, options)[: options.candidates])] for user in users
@@ -215,8 +211,6 @@ def _evidence_shares(
     The task adapter alone is a candidate too. The scale is below 1 because an anchor fits its own user better than any
     other user. Learned weights start at these values and stay near them.
     """
-    from mta_cli.engine.training.fusion_weights import learn_weights
-
     # 1. the likeliest anchors of those with evidence
     tried = [(place, value) for place, value in candidates if place in evidence]
     best = sorted(tried, key=lambda pair: -evidence[pair[0]])[: options.top_k]

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
+from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.memory.label_memory import LabelMemory
+from mta_cli.engine.memory.label_prior import LabelPrior
+from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.text.prompts import TrainingRow
+from mta_cli.engine.text.tasks import Task
 from mta_cli.options import AdaptOptions, FuseOptions, MemoryOptions, options_from_json
-
-if TYPE_CHECKING:
-    from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.memory.label_prior import LabelPrior
-    from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import TrainingRow
-    from mta_cli.engine.text.tasks import Task
 
 Value = float | int | str | bool
 Settings = Mapping[str, Value]

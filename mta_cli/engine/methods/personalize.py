@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from mta_cli.engine.methods.anchor_weights import SHARE_BYTES, merge_shares, weigh_anchors
-from mta_cli.engine.methods.method import Method, MethodOptions, Settings, UserModel
+from mta_cli.engine.methods.method import Method, MethodContext, MethodOptions, Settings, UserModel, UserShots
 from mta_cli.engine.methods.stacks import UserStack, fit_stacks
-
-if TYPE_CHECKING:
-    from mta_cli.engine.methods.method import MethodContext, UserShots
 
 
 def build_models(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.scoring.label_examples import LabelExample, TrainingExample
-
-if TYPE_CHECKING:
-    from mta_cli.engine.methods.method import MethodContext, UserShots
-    from mta_cli.options import MemoryOptions
+from mta_cli.options import MemoryOptions
 
 
 def shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:

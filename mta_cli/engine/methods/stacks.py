@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
 from mta_cli.engine.lora.lora_xs import LoraXsCore, truncate_basis
+from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.methods.shots import shot_examples
 from mta_cli.engine.training.session import TrainingResult, TrainingSession
 from mta_cli.engine.training.trainer import GroupMember, Schedule
-
-if TYPE_CHECKING:
-    from mta_cli.engine.methods.method import MethodContext, UserShots
-    from mta_cli.options import AdaptOptions, MemoryOptions
+from mta_cli.options import AdaptOptions, MemoryOptions
 
 FrozenLoras = tuple[LoraWeights, ...]
 

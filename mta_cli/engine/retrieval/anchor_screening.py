@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from mta_cli.engine.generation.generate_batch import generate_answers
 from mta_cli.engine.lora.adapter import LoraWeights, squared_norm
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.model.load import LoadedBase, head_logits
+from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
+from mta_cli.engine.scoring.prefix_tree import PromptTree
 
 MIN_ANCHORS_TO_SCREEN = 4  # of fewer anchors the median says nothing
 TOP_TOKENS = 16  # of the task adapter's likeliest next tokens, compared one by one; all others count as one
@@ -72,9 +71,6 @@ def mean_kl_divergences(
     Compared one by one are the base's `TOP_TOKENS` likeliest tokens, the ends of an answer and each anchor's likeliest
     token; all others count as one, so this is a lower bound.
     """
-    from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
-    from mta_cli.engine.scoring.prefix_tree import PromptTree
-
     # 1. one tree for each prompt, each compared token a completion
     tokens = [_tokens_to_compare(base, prompt, anchors) for prompt in prompts]
     trees = [PromptTree(tuple(prompt), tuple((t,) for t in each)) for prompt, each in zip(prompts, tokens, strict=True)]
@@ -97,9 +93,6 @@ def _tokens_to_compare(
     base: LoadedBase, prompt: Sequence[int], anchors: Sequence[tuple[LoraWeights, ...]]
 ) -> list[int]:
     """The tokens after `prompt` that are compared one by one."""
-    from mta_cli.engine.generation.generate_batch import generate_answers
-    from mta_cli.engine.model.load import head_logits
-
     last = torch.tensor([len(prompt) - 1], device=base.device)
     ids = torch.tensor([list(prompt)], device=base.device)
     logits = head_logits(base, ids, torch.zeros_like(last), last)[0]

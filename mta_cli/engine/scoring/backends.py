@@ -6,7 +6,7 @@ Both give the same numbers. Only the Llama decoder takes rows of several users i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from mta_cli.engine.lora.adapter import LoraWeights, Placement, attach_lora_laye
 from mta_cli.engine.lora.batched import FrozenLoras, ModuleSlice, fuse_factors, module_slices
 from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.model.llama import LlamaDecoder
-from mta_cli.engine.model.load import head_logits
+from mta_cli.engine.model.load import LoadedBase, head_logits
 from mta_cli.engine.scoring.prefix_cache_scoring import (
     PrefixCacheScorer,
     TokenLogLikelihoods,
@@ -25,9 +25,6 @@ from mta_cli.engine.scoring.prefix_cache_scoring import (
 )
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.errors import BadInput, UsageError
-
-if TYPE_CHECKING:
-    from mta_cli.engine.model.load import LoadedBase
 
 T = TypeVar("T")
 FactorPairs = Mapping[str, tuple[Tensor, Tensor]]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
 from mta_cli.engine.lora.merge import merge_loras
+from mta_cli.engine.model.llama import LlamaDecoder
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.backends import (
     TokenBudget,
     group_frozen_loras,
@@ -25,10 +26,6 @@ from mta_cli.engine.scoring.label_examples import (
 )
 from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer, pack_by_length, pack_by_user
 from mta_cli.engine.scoring.prefix_tree import PromptTree
-
-if TYPE_CHECKING:
-    from mta_cli.engine.model.llama import LlamaDecoder
-    from mta_cli.engine.model.load import LoadedBase
 
 UserLoras = tuple[LoraWeights, ...]
 NO_LORAS: UserLoras = ()

@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -24,6 +23,7 @@ from torch import Tensor
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.batched import TrainableLoras
 from mta_cli.engine.lora.lora_xs import LoraXsCore, TrainableCores
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.model.safetensors_header import read_safetensors_header
 from mta_cli.engine.scoring.backends import TokenBudget, make_scoring_backend, plan_batches
 from mta_cli.engine.scoring.label_examples import (
@@ -34,9 +34,6 @@ from mta_cli.engine.scoring.label_examples import (
     prompt_answer_row,
 )
 from mta_cli.engine.scoring.log_likelihood import prune_examples
-
-if TYPE_CHECKING:
-    from mta_cli.engine.model.load import LoadedBase
 
 MAX_GRAD_NORM = 1.0
 WARMUP_RATIO = 0.1
