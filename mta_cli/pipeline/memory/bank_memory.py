@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_RECENT_ANSWERS = 200  # answers of a user that count in their label prior
-LABEL_RATES_KEY = "label_rates"
+LABEL_RATES_KEY = "label_rates"  # of a bank's config: how often its users give each label
 PERSONAL_MODES = ("fused", "adapted")
 
 
@@ -56,7 +56,7 @@ class BankMemory:
     @property
     def without_neighbours(self) -> LabelMemory:
         """The memory with label rates only, which needs no embedder."""
-        rates = bank_label_rates(self._bank) if self._bank is not None else ()
+        rates = tuple(self._bank.config.get(LABEL_RATES_KEY, ())) if self._bank is not None else ()
         # a bank of an older version, or of another form of the task, has no rates for these labels
         return LabelMemory(self._task.labels, rates if len(rates) == len(self._task.labels) else ())
 
@@ -94,8 +94,3 @@ class BankMemory:
 
         wanted = self._bank.embedder if self._bank is not None else None
         return next((one for one in list_models() if one.fingerprint == wanted and "fault" not in one.detail), None)
-
-
-def bank_label_rates(bank: Bank) -> tuple[float, ...]:
-    """How often the users of a bank give each label; empty where the bank does not record it."""
-    return tuple(bank.config.get(LABEL_RATES_KEY, ()))

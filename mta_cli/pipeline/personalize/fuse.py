@@ -86,17 +86,12 @@ def weighting_of(options: FuseOptions) -> AnchorWeighting:
 
 def load_with_task_adapter(reg: Registry, bank: Bank, request: FuseRequest) -> LoadedBase:
     """The base with the bank's task adapter merged in permanently, to compute fusions and stacks above it."""
-    base = load_on_device(request.base, request.machine, reg=reg)
-    fold_task_adapter(reg, bank, base)
-    return base
-
-
-def fold_task_adapter(reg: Registry, bank: Bank, base: LoadedBase) -> None:
-    """Merge the bank's task adapter, if it has one, into a base permanently."""
     from mta_cli.engine.lora.adapter import AdapterMerger
 
+    base = load_on_device(request.base, request.machine, reg=reg)
     if bank.task_adapter:
         AdapterMerger(base).set_adapter(load_weights(reg, bank.task_adapter, bank.base))
+    return base
 
 
 @dataclass(frozen=True)
