@@ -151,7 +151,7 @@ def adapt_users(
         results: dict[int, dict[str, Any]] = {}
         targets: list[AdaptTarget] = []
         for user in chosen:
-            ready = yield from _prepare_target(context, user, shots[user.id], recipes[user.id], options)
+            ready = yield from _prepare_target(context, user, shots[user.id], recipes[user.id])
             if isinstance(ready, AdaptTarget):
                 targets.append(ready)
             else:
@@ -222,7 +222,7 @@ def _needs_new_recipe(recipe: Recipe | None, request: FuseRequest) -> bool:
 
 
 def _prepare_target(
-    context: AdaptContext, user: User, shots: list[Item], recipe: Recipe, options: AdaptOptions
+    context: AdaptContext, user: User, shots: list[Item], recipe: Recipe
 ) -> Generator[Event, None, AdaptTarget | dict[str, Any]]:
     """The user with everything that training needs, or the result where no training is needed."""
     reg, bank = context.reg, context.bank
@@ -231,7 +231,7 @@ def _prepare_target(
             f"{user.name} has no history for task {bank.task}; there is nothing to train a stack on.", warning=True
         )
         return _entry(user, recipe)
-    job = _job(context, user, shots, recipe, options)
+    job = _job(context, user, shots, recipe)
     known = reg.stacks.get(user.id, bank.task, bank.id)
     if known is not None and known.identity == job.config["identity"] and known.is_intact:
         yield Note(f"{user.name}: adapted already with these settings and items.")
@@ -240,9 +240,9 @@ def _prepare_target(
 
     fusing, memory = context.fusing, context.request.memory
     assert context.start is not None and fusing.rows is not None, "the base is loaded and cores have a basis"
-    user_shots = fusing.user_shots(reg, user, options.shots)
+    user_shots = fusing.user_shots(reg, user, context.options.shots)
     fusion = context.merge_fusion(recipe)
-    member = stack_member(fusing.bank.methods, user_shots, fusion, context.start, options, memory)
+    member = stack_member(fusing.bank.methods, user_shots, fusion, context.start, context.options, memory)
     fusing.bank.methods.cache.clear()  # this user is not needed again
     heldout = query_examples(fusing.bank, user, reg.items.queries(user.id, bank.task), fusing.rows, memory)
     return AdaptTarget(user, shots, recipe, job, member, heldout)
@@ -295,12 +295,12 @@ def _training_group(
     )
 
 
-def _job(context: AdaptContext, user: User, shots: list[Item], recipe: Recipe, options: AdaptOptions) -> AdapterJob:
+def _job(context: AdaptContext, user: User, shots: list[Item], recipe: Recipe) -> AdapterJob:
     import hashlib
 
     from mta_cli.engine.methods.stacks import stack_schedule
 
-    bank, request = context.bank, context.request
+    bank, request, options = context.bank, context.request, context.options
     schedule = stack_schedule(len(shots), options)
     config = {
         "history_items": request.prompt.history_items,
