@@ -43,8 +43,8 @@ def mean_rouge(answers: Sequence[str], golds: Sequence[str]) -> dict[str, float]
     """Mean F1 of ROUGE-1 and ROUGE-L over all pairs, as LaMP reports them."""
     pairs = list(zip(answers, golds, strict=True))
     return {
-        "rouge_1": _mean([rouge_1(answer, gold).f1 for answer, gold in pairs]),
-        "rouge_l": _mean([rouge_l(answer, gold).f1 for answer, gold in pairs]),
+        "rouge_1": _mean([rouge_1(answer, gold) for answer, gold in pairs]),
+        "rouge_l": _mean([rouge_l(answer, gold) for answer, gold in pairs]),
     }
 
 

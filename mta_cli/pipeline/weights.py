@@ -166,7 +166,7 @@ def merge_by_placement(
     """A user's model as two exact merges: the LoRA of all tokens, with the task adapter, and the LoRA of late tokens.
 
     Each is None without weights. Raises NotFound when the user has no such model yet, and IntegrityFault when late
-    LoRAs begin at different layers.
+    LoRAs act on different numbers of tokens.
     """
     from mta_cli.engine.lora.merge import merge_loras
 

@@ -30,7 +30,9 @@ def adapt(
     """Everybody's fusion and stack, from their shots."""
     from mta_cli.engine.lora.adapter import init_lora_weights
     from mta_cli.engine.lora.merge import evidence_weights, merge_loras
-    from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
+    from mta_cli.engine.scoring.log_likelihood import (
+        completion_log_likelihoods,
+    )
     from mta_cli.engine.scoring.prefix_tree import PromptTree
     from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 
@@ -43,7 +45,7 @@ def adapt(
     fusions, at = [], 0
     for rows in users:
         null, *own = (sum(one[at : at + len(rows)]) for one in flat)
-        weights, _ = evidence_weights(own, null, 1.0)
+        weights = evidence_weights(own, null, 1.0)
         merged = merge_loras(list(zip(anchors, weights, strict=True)))
         fusions.append((merged,) if merged is not None else ())
         at += len(rows)

@@ -24,7 +24,6 @@ import numpy as np
 
 from mta_cli.engine.lora.adapter import LoraWeights, merge_into_base
 from mta_cli.engine.model.load import LoadedBase, load_base
-from mta_cli.engine.scoring.log_likelihood import row_log_likelihoods
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.options import MachineOptions
 from mta_cli.pipeline.bank.build import Contributor, anchor_candidates, anchor_training, contributors, with_task_adapter
@@ -36,6 +35,7 @@ from mta_cli.pipeline.training.groups import AdapterTraining, TrainingGroup, tra
 from mta_cli.pipeline.weights import load_weights
 from store.records import Adapter, Bank
 from store.registry import Registry
+from tests.engine.likelihoods import row_log_likelihoods
 
 DRAWS = 2_000
 OTHERS = 24  # items of people whom an adapter never saw, for each that is tried

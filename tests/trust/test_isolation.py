@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from mta_cli.engine.scoring.log_likelihood import row_log_likelihoods
 from mta_cli.options import AnswerOptions, PromptOptions
 from mta_cli.pipeline.chat.answer import ChatModel, answer_question
 from mta_cli.pipeline.chat.compare import Question, compare_question
@@ -30,6 +29,7 @@ from mta_cli.pipeline.weights import load_fusion_and_stack
 from mta_cli.tui.workers.model_worker import WorkerContext
 from store.records import NewItem
 from store.registry import Registry
+from tests.engine.likelihoods import row_log_likelihoods
 from tests.pipeline import town
 from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request
 from tests.shell import mta_ok

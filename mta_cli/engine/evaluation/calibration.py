@@ -44,7 +44,7 @@ def log_probabilities(scores: npt.ArrayLike, temperature: float) -> Array:
 
 
 def gold_loglik(scores: npt.ArrayLike, labels: Sequence[str], gold: str, temperature: float = 1.0) -> float:
-    """The log-probability of the label that `gold` names, nats; `NO_LABEL` where it names none. `scores`: `[labels]`"""
+    """The log-probability of the label that `gold` names, nats, by `scores` `[labels]`; else `NO_LABEL_LOGLIK`."""
     wanted = gold.strip()
     if wanted not in labels:
         return NO_LABEL_LOGLIK

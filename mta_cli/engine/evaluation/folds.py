@@ -38,12 +38,12 @@ def split_users(items: Mapping[int, int], asked: Sequence[int], folds: int, seed
         part |= dict(zip(order[start : start + parts], numbers, strict=False))
     members = [[user for user in sorted(items) if part[user] == number] for number in range(parts)]
     if folds > 1:
-        found = [_fold(members[:n] + members[n + 1 :], [], members[n], known) for n in range(folds)]
+        user_folds = [_fold(members[:n] + members[n + 1 :], [], members[n], known) for n in range(folds)]
     else:
-        found = [_fold(members[2:], members[1], members[0], known)]
-    if not all(fold.bank and fold.test and (fold.tuning or folds > 1) for fold in found):
-        raise ValueError(f"{len(items)} people, {len(known)} of them with held-out queries, are too few")
-    return found
+        user_folds = [_fold(members[2:], members[1], members[0], known)]
+    if not all(fold.bank and fold.test and (fold.tuning or folds > 1) for fold in user_folds):
+        raise ValueError(f"{len(items)} users, {len(known)} of them with held-out queries, are too few")
+    return user_folds
 
 
 def _fold(bank: Sequence[Sequence[int]], tuning: Sequence[int], test: Sequence[int], asked: set[int]) -> UserFold:

@@ -6,20 +6,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 MIN_SCORE, MAX_SCORE = 1.0, 5.0  # the scale of LaMP's scores
 
 _WORD = re.compile(r"[a-z0-9]+")
-
-
-@dataclass(frozen=True)
-class RougeScore:
-    """One ROUGE score; each part is from 0 to 1."""
-
-    precision: float
-    recall: float
-    f1: float
 
 
 def score_errors(
@@ -34,17 +24,17 @@ def score_errors(
     return errors
 
 
-def rouge_1(answer: str, gold: str) -> RougeScore:
-    """Overlap of single words: lower case, letters a–z and digits only, no stemming (as Google's `rouge_score`)."""
+def rouge_1(answer: str, gold: str) -> float:
+    """F1 of shared single words: lower case, letters a–z and digits only, no stemming (as Google's `rouge_score`)."""
     ours, theirs = _words(answer), _words(gold)
     shared = sum((Counter(ours) & Counter(theirs)).values())
-    return _overlap(shared, len(ours), len(theirs))
+    return _f1(shared, len(ours), len(theirs))
 
 
-def rouge_l(answer: str, gold: str) -> RougeScore:
-    """Overlap by the longest common subsequence of words, which need not stand next to each other."""
+def rouge_l(answer: str, gold: str) -> float:
+    """F1 of the longest common subsequence of words, which need not stand next to each other."""
     ours, theirs = _words(answer), _words(gold)
-    return _overlap(_lcs_length(ours, theirs), len(ours), len(theirs))
+    return _f1(_lcs_length(ours, theirs), len(ours), len(theirs))
 
 
 def score_range(labels: Sequence[str]) -> tuple[float, float]:
@@ -80,9 +70,5 @@ def _lcs_length(left: Sequence[str], right: Sequence[str]) -> int:
     return lengths[-1]
 
 
-def _overlap(shared: int, ours: int, theirs: int) -> RougeScore:
-    return RougeScore(_ratio(shared, ours), _ratio(shared, theirs), _ratio(2 * shared, ours + theirs))
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+def _f1(shared: int, ours: int, theirs: int) -> float:
+    return 2 * shared / (ours + theirs) if ours + theirs else 0.0

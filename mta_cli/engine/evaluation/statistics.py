@@ -45,8 +45,8 @@ def paired_difference(a: UserSums, b: UserSums, *, seed: int, draws: int = 10_00
     )
     swapped = _joined(_swapped_differences(a, b, swap) for swap in _swaps(permutation, users, draws))
     return {
-        name: {"value": float(found), **_interval(drawn[name]), "p": _p_value(found, swapped[name])}
-        for name, found in value.items()
+        name: {"value": float(difference), **_interval(drawn[name]), "p": _p_value(difference, swapped[name])}
+        for name, difference in value.items()
     }
 
 
@@ -54,21 +54,22 @@ def minimum_detectable_effect(a: UserSums, b: UserSums, metric: str) -> float:
     """The smallest true a − b (its size) that a two-sided 5 % test on such users finds with 80 % power.
 
     2.8 standard errors (Bloom 1995, "Minimum detectable effects"), by the jackknife over users (Efron & Tibshirani
-    1993, ch. 11). 0 where both always answer alike, infinite for one user alone. Raises ValueError as `difference`
-    does, and for a metric that they have not both.
+    1993, ch. 11). 0 where both always answer alike, infinite for one user alone. Raises ValueError as
+    `paired_difference` does, and for a metric that one of them lacks.
     """
     _require_paired_sums(a, b)
     users = len(a.users)
     if users < 2:
         return math.inf
-    without = _minus(a.metrics_from_sums(a.sums.sum(axis=0) - a.sums), b.metrics_from_sums(b.sums.sum(axis=0) - b.sums))
-    if metric not in without:
-        raise ValueError(f"there is no metric {metric!r} here, only {', '.join(without)}")
-    return MDE_STANDARD_ERRORS * math.sqrt((users - 1) * float(without[metric].var()))
+    others_a, others_b = a.sums.sum(axis=0) - a.sums, b.sums.sum(axis=0) - b.sums  # [users, 2 + columns]
+    leave_one_out = _minus(a.metrics_from_sums(others_a), b.metrics_from_sums(others_b))
+    if metric not in leave_one_out:
+        raise ValueError(f"there is no metric {metric!r} here, only {', '.join(leave_one_out)}")
+    return MDE_STANDARD_ERRORS * math.sqrt((users - 1) * float(leave_one_out[metric].var()))
 
 
 def planned_detectable_effect(queries_per_user: Sequence[int], spread: float, between: float) -> float:
-    """What `detectable` will be for a mean over queries, before any answer is known.
+    """The `minimum_detectable_effect` of a mean over queries, before any answer is known.
 
     `spread` is the standard deviation of one query's difference, `between` the correlation of two queries' differences
     within a user (0 to 1). Over N queries, the variance of the mean is spread² / N times the design effect
@@ -123,8 +124,8 @@ def _interval(drawn: Array) -> dict[str, float]:
     return {"low": float(low), "high": float(high)}
 
 
-def _p_value(found: npt.ArrayLike, swapped: Array) -> float:
-    extreme = np.abs(swapped) >= np.abs(found) - TIE_TOLERANCE
+def _p_value(difference: npt.ArrayLike, swapped: Array) -> float:
+    extreme = np.abs(swapped) >= np.abs(difference) - TIE_TOLERANCE
     return float((1 + extreme.sum()) / (1 + len(swapped)))
 
 

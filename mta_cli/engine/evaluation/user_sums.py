@@ -21,8 +21,8 @@ Array = npt.NDArray[np.float64]
 class UserSums:
     """One method's answers, added up for each user.
 
-    `sums` is `[users, 2 + columns]`: queries, log-likelihoods of the golds (nats; zeros unless `weighed`) and what the
-    metric is made of. `golds` are each user's, sorted: what two methods must have in common to be compared.
+    `sums` is `[users, 2 + columns]`: queries, log-likelihoods of the golds (nats; zeros unless `has_loglik`) and what
+    the metric is made of. `golds` are each user's, sorted: what two methods must have in common to be compared.
     """
 
     metric: str
@@ -62,15 +62,15 @@ def sum_by_user(
     if metric not in _FAMILIES:
         raise ValueError(f"there is no metric {metric!r}")
     names, places = np.unique(np.asarray(users), return_inverse=True)
-    own = _FAMILIES[metric].columns(answers, golds, labels)
-    rows = np.column_stack([np.ones(len(users)), _likelihoods(logliks), own])
+    columns = _FAMILIES[metric].columns(answers, golds, labels)
+    rows = np.column_stack([np.ones(len(users)), _likelihoods(logliks), columns])
     sums = np.zeros((len(names), rows.shape[1]))
     np.add.at(sums, places, rows)
     by_user: list[list[str]] = [[] for _ in names]
     for place, gold in zip(places, golds, strict=True):
         by_user[place].append(gold)
-    wanted = tuple(tuple(sorted(own)) for own in by_user)
-    return UserSums(metric, tuple(labels), tuple(names.tolist()), wanted, sums, logliks[0] is not None)
+    sorted_golds = tuple(tuple(sorted(golds_of_user)) for golds_of_user in by_user)
+    return UserSums(metric, tuple(labels), tuple(names.tolist()), sorted_golds, sums, logliks[0] is not None)
 
 
 def count_metric_columns(metric: str, labels: Sequence[str]) -> int:
@@ -94,7 +94,7 @@ def add_user_sums(tallies: Sequence[UserSums]) -> UserSums:
     ):
         raise ValueError("tallies of several tasks")
     if any((one.users, one.golds) != (first.users, first.golds) for one in tallies):
-        raise ValueError("tallies of other people or queries")
+        raise ValueError("tallies of other users or queries")
     return replace(first, sums=np.sum([one.sums for one in tallies], axis=0))
 
 
@@ -148,7 +148,7 @@ def _score_metrics(sums: Array, queries: Array) -> dict[str, Array]:
 
 def _text_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> Array:
     pairs = zip(answers, golds, strict=True)
-    return np.array([[rouge_1(answer, gold).f1, rouge_l(answer, gold).f1] for answer, gold in pairs])
+    return np.array([[rouge_1(answer, gold), rouge_l(answer, gold)] for answer, gold in pairs])
 
 
 def _text_metrics(sums: Array, queries: Array) -> dict[str, Array]:

@@ -105,24 +105,16 @@ class DecodingBatch:
             text = row.prompt[self._shared :]
             ids[r, ids.shape[1] - len(text) :] = torch.tensor(text)
         # 4. all layers  [rows, time, width]
+        lengths = [len(row.prompt) for row in rows]
         x = decoder.run_layers(
             decoder.embed(ids.to(decoder.device)),
             decoder.rope(positions),
             _additive_mask(~visible, decoder.dtype)[:, None, None],
-            loras=[self._prompt_loras(one, rows, positions) for one in self._user_loras],
+            loras=[one.rows_lora([row.owner for row in rows], positions, lengths) for one in self._user_loras],
             past=cache,
             read="packed",
         )
         return x[:, -1]
-
-    def _prompt_loras(self, loras: FrozenLoras, rows: Sequence[PromptRow], positions: Tensor) -> BatchedLora:
-        """The rows' own of `loras`, at those `positions` [rows, time] of their prompts where they act."""
-        factors = loras.factors_for_rows([row.owner for row in rows])
-        if loras.placement is None or loras.placement.late_tokens is None:
-            return BatchedLora(factors)
-        starts = [loras.placement.first_position(len(row.prompt)) for row in rows]
-        late = positions >= torch.tensor(starts, device=positions.device)[:, None]
-        return BatchedLora(factors, late.unsqueeze(-1).to(self._decoder.dtype))
 
 
 def _additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,6 +26,7 @@ from mta_cli.errors import BadInput, IntegrityFault, UsageError
 PREFILL_CHUNK_TOKENS = 1024  # prompt tokens that run at once
 MIN_TOKENS_TO_PACK = 8  # from so many tokens of answer on, packing the weights takes less time than it saves
 MAX_SCORED_LOGITS = 32_000_000  # most logits held at once while labels are scored: 128 MB in float32
+MIN_TEMPERATURE = 1e-9  # below it, logits divided by the temperature would overflow: the likeliest token is taken
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for bytes that do not make a character yet
 
 
@@ -162,8 +163,8 @@ def label_scores(
         PromptTree(tuple(prompt_ids), tuple(completions[i : i + batch])) for i in range(0, len(completions), batch)
     ]
     loras = (late,) if late is not None else ()
-    found = completion_log_likelihoods(base, trees, [loras], [(i, 0) for i in range(len(trees))])
-    return [value for values in found for value in values]
+    scores = completion_log_likelihoods(base, trees, [loras], [(i, 0) for i in range(len(trees))])
+    return [value for values in scores for value in values]
 
 
 def remaining_context(base: LoadedBase, prompt_ids: Sequence[int]) -> int:
@@ -294,8 +295,8 @@ def _causal_mask_with_past(decoder: LlamaDecoder, past: int, new: int) -> Tensor
     """The mask [1, 1, 1, new, past + new] of `new` tokens behind `past` ones; None where nothing is hidden."""
     if new == 1:
         return None
-    own = causal_mask(new, decoder.dtype, decoder.device)
-    return torch.nn.functional.pad(own, (past, 0))
+    new_mask = causal_mask(new, decoder.dtype, decoder.device)
+    return torch.nn.functional.pad(new_mask, (past, 0))
 
 
 def _forward(base: LoadedBase, rows: Tensor, cache: Any, **options: int) -> tuple[Tensor, Any]:
@@ -322,7 +323,7 @@ def require_finite_logits(logits: Tensor) -> None:
 def sample_token(logits: Tensor, temperature: float, top_p: float, random: torch.Generator) -> int:
     """One token id from `logits` [vocabulary]. Draws on the CPU, so that a seed means the same on every device."""
     require_finite_logits(logits)
-    if temperature <= 0:
+    if temperature < MIN_TEMPERATURE:
         return int(logits.argmax())
     probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
     if top_p < 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,12 +20,10 @@ from mta_cli.engine.lora.adapter import merge_into_base
 from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.model.kv_cache import KVCache
 from mta_cli.engine.model.llama import PACKED_MAX_ROWS, LlamaDecoder, WeightFormat
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.backends import TokenBudget, group_frozen_loras, require_supported_placements
 from mta_cli.engine.scoring.log_likelihood import UserLoras
 from mta_cli.engine.scoring.prefix_cache_scoring import device_batch_tokens, pack_by_length
-
-if TYPE_CHECKING:
-    from mta_cli.engine.model.load import LoadedBase
 
 CPU_BATCH_BYTES, GPU_BATCH_BYTES = 2 << 30, 8 << 30  # of caches and factors held at once
 
@@ -58,18 +55,15 @@ def generate_answers(
     owners: Sequence[int],
     *,
     max_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seeds: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """The token ids of the answer to each prompt, without the end of turn; user `owners[i]` answers prompt `i`.
+    """The token ids of the greedy answer to each prompt, without the end of turn; user `owners[i]` answers prompt `i`.
 
     A user is the LoRAs above the base as it is. An answer does not depend on the other prompts. Raises BadInput where a
     prompt leaves no room, IntegrityFault where the logits are not finite, UsageError where the base cannot have late
     LoRAs.
     """
-    params = SamplingParams(max_tokens, temperature, top_p)
-    requests = _requests(base, prompts, owners, max_tokens, seeds or [0] * len(prompts))
+    params = SamplingParams(max_tokens)
+    requests = _requests(base, prompts, owners, max_tokens)
     waiting = [request for request in requests if request.max_new_tokens > 0]
     if base.llama_decoder is None:
         for _ in _generate_sequentially(base, waiting, users, params):
@@ -89,28 +83,29 @@ def stream_answers(
     seed: int = 0,
     int8: bool = False,
 ) -> Iterator[tuple[int, int]]:
-    """The tokens of `generate_answers` one by one, as (index of the prompt, token). One batch holds all prompts.
+    """The tokens of all answers one by one, as (index of the prompt, token). One batch holds all prompts.
 
-    With `int8`, weights rounded to 8 bits choose all tokens but the first ones. Raises what `generate_answers` raises.
+    `seed` draws each answer's tokens as if it were alone. With `int8`, weights rounded to 8 bits choose all tokens but
+    the first ones. Raises what `generate_answers` raises.
     """
     if int8:
         require_int8(base)
-    requests = _requests(base, prompts, owners, params.max_tokens, [seed] * len(prompts))
+    requests = _requests(base, prompts, owners, params.max_tokens, seed)
     waiting = [request for request in requests if request.max_new_tokens > 0]
     if base.llama_decoder is None:
-        found = _generate_sequentially(base, waiting, users, params)
+        tokens_by_request = _generate_sequentially(base, waiting, users, params)
     else:
-        found = _stream_batch(base, base.llama_decoder, waiting, users, params, int8)
+        tokens_by_request = _stream_batch(base, base.llama_decoder, waiting, users, params, int8)
     places = {id(request): place for place, request in enumerate(requests)}
-    yield from ((places[id(request)], token) for request, token in found)
+    yield from ((places[id(request)], token) for request, token in tokens_by_request)
 
 
 def _requests(
-    base: LoadedBase, prompts: Sequence[Sequence[int]], owners: Sequence[int], most: int, seeds: Sequence[int]
+    base: LoadedBase, prompts: Sequence[Sequence[int]], owners: Sequence[int], most: int, seed: int = 0
 ) -> list[GenerationRequest]:
     return [
         GenerationRequest(tuple(prompt), owner, min(most, remaining_context(base, prompt)), seed)
-        for prompt, owner, seed in zip(prompts, owners, seeds, strict=True)
+        for prompt, owner in zip(prompts, owners, strict=True)
     ]
 
 
@@ -129,7 +124,7 @@ def _generate_batched(
     def work(batch: list[GenerationRequest]) -> None:
         for request in batch:
             request.answer.clear()  # the batch may run again in halves, where it did not fit into memory
-        batch_state = _begin(decoder, batch, users, prefix)
+        batch_state = _start_batch(decoder, batch, users, prefix)
         for _ in _decode_until_done(batch_state, batch_state.prefill(budget.tokens), list(batch), params, base.end_ids):
             pass
 
@@ -152,13 +147,13 @@ def _stream_batch(
 ) -> Iterator[tuple[GenerationRequest, int]]:
     if not requests:
         return
-    batch_state = _begin(decoder, requests, users, _prefill_shared_prefix(decoder, requests, users))
+    batch_state = _start_batch(decoder, requests, users, _prefill_shared_prefix(decoder, requests, users))
     logits = batch_state.prefill(device_batch_tokens(base.device))
     decoder.pack_weights(int8)
     yield from _decode_until_done(batch_state, logits, requests, params, base.end_ids, "int8" if int8 else "packed")
 
 
-def _begin(
+def _start_batch(
     decoder: LlamaDecoder,
     batch: Sequence[GenerationRequest],
     users: Sequence[UserLoras],
@@ -262,7 +257,7 @@ def _generate_sequentially(
     base: LoadedBase, requests: Sequence[GenerationRequest], users: Sequence[UserLoras], params: SamplingParams
 ) -> Iterator[tuple[GenerationRequest, int]]:
     """Through the base's own modules: each user's LoRAs merged in turn, one request after another."""
-    require_supported_placements(base, [lora.placement for own in users for lora in own])
+    require_supported_placements(base, [lora.placement for loras in users for lora in loras])
     for user in dict.fromkeys(request.owner for request in requests):
         with merge_into_base(base, merge_loras([(lora, 1.0) for lora in users[user]])):
             for request in requests:

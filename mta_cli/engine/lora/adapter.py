@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,10 +22,8 @@ from torch import Tensor, nn
 
 from mta_cli.engine.lora.adapter_file import read_adapter_file
 from mta_cli.engine.lora.targets import LAYER_INDEX_PATTERN, select_target_modules
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.errors import BadInput, IntegrityFault, UsageError
-
-if TYPE_CHECKING:
-    from mta_cli.engine.model.load import LoadedBase
 
 PEFT_KEY_PREFIX = "base_model.model."
 LATE_PROMPT_TOKENS = 8  # of the prompt's last tokens: the end of its words and the header of the answer
@@ -113,9 +111,9 @@ class LoraWeights:
         """Frobenius norm of ΔW over all modules."""
         return self.scale * math.sqrt(sum(squared_norm(a, b) for a, b in self.factors.values()))
 
-    def cast_for_storage(self, dtype: torch.dtype = torch.float16) -> LoraWeights:
-        """The weights as a file in `dtype` gives them back. Raises IntegrityFault when a number is not finite there."""
-        factors = {path: (a.to(dtype), b.to(dtype)) for path, (a, b) in self.factors.items()}
+    def cast_for_storage(self) -> LoraWeights:
+        """The weights as a float16 file gives them back. Raises IntegrityFault when a number is not finite there."""
+        factors = {path: (a.half(), b.half()) for path, (a, b) in self.factors.items()}
         for path, pair in factors.items():
             if not all(bool(torch.isfinite(t).all()) for t in pair):
                 raise IntegrityFault(f"{path} holds numbers that are not finite", hint="lower the learning rate")

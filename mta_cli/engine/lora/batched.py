@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mta_cli.engine.lora.adapter import Factors, LoraWeights, merge_placements
-from mta_cli.engine.model.llama import FusedFactors, LlamaDecoder
+from mta_cli.engine.model.llama import BatchedLora, FusedFactors, LlamaDecoder
 from mta_cli.errors import IntegrityFault
 
 PROJECTION_BY_MODULE = {
@@ -47,7 +47,7 @@ class ModuleSlice:
 
 def module_slices(decoder: LlamaDecoder, paths: Sequence[str]) -> dict[str, ModuleSlice]:
     """The place of each module path. Raises IntegrityFault when the base has no such module."""
-    found = {}
+    slices = {}
     for path in paths:
         match = _PATH.fullmatch(path)
         projection = PROJECTION_BY_MODULE.get(match[2]) if match is not None else None
@@ -55,10 +55,10 @@ def module_slices(decoder: LlamaDecoder, paths: Sequence[str]) -> dict[str, Modu
             raise IntegrityFault(f"this base has no layer {path}", hint="the adapter is for another base")
         layer, fused = int(match[1]), [name for name, other in PROJECTION_BY_MODULE.items() if other == projection]
         modules = decoder.layers[layer].projections[projection].modules
-        widths, own = [module.out_features for module in modules], fused.index(match[2])
-        shape = (widths[own], modules[own].in_features)
-        found[path] = ModuleSlice(layer, projection, sum(widths[:own]), sum(widths[own + 1 :]), shape)
-    return found
+        widths, index = [module.out_features for module in modules], fused.index(match[2])
+        shape = (widths[index], modules[index].in_features)
+        slices[path] = ModuleSlice(layer, projection, sum(widths[:index]), sum(widths[index + 1 :]), shape)
+    return slices
 
 
 def require_fit(slices: Mapping[str, ModuleSlice], weights: Sequence[LoraWeights | None]) -> None:
@@ -122,7 +122,7 @@ class FrozenLoras:
 
     def __init__(self, decoder: LlamaDecoder, weights: Sequence[LoraWeights | None]) -> None:
         placements = [one.placement for one in weights if one is not None]
-        self.placement = merge_placements(placements) if placements else None
+        self.placement, self._dtype = merge_placements(placements) if placements else None, decoder.dtype
         paths = dict.fromkeys(path for one in weights if one is not None for path in one.factors)
         slices = module_slices(decoder, list(paths))
         require_fit(slices, weights)
@@ -130,14 +130,23 @@ class FrozenLoras:
         cast = {path: (a.to(decoder.dtype), b.to(decoder.dtype)) for path, (a, b) in factors.items()}
         self._factors = fuse_factors(slices, cast)
 
+    def rows_lora(self, owners: Sequence[int], positions: Tensor, prompt_lengths: Sequence[int]) -> BatchedLora:
+        """The LoRAs of `owners`, one a row, each at the `positions` [rows, time] of its text where it acts."""
+        factors = self.factors_for_rows(owners)
+        if self.placement is None or self.placement.late_tokens is None:
+            return BatchedLora(factors)
+        starts = torch.tensor([self.placement.first_position(length) for length in prompt_lengths])
+        late = positions >= starts.to(positions.device)[:, None]
+        return BatchedLora(factors, late.unsqueeze(-1).to(self._dtype))  # [rows, time, 1]
+
     def factors_for_rows(self, owners: Sequence[int]) -> FusedFactors:
         """The factors for rows of users `owners`, one for each block of rows; see `BatchedLora`."""
         if not self._factors:
             return {}
         blocks, _ = owner_blocks(owners)
-        if len(blocks) == 1:
+        if len(blocks) == 1:  # all rows share factors  [in, rank], [rank, Σ out]
             return {key: (a[blocks[0]], b[blocks[0]]) for key, (a, b) in self._factors.items()}
-        index = torch.tensor(blocks, device=next(iter(self._factors.values()))[0].device)
+        index = torch.tensor(blocks, device=next(iter(self._factors.values()))[0].device)  # [blocks]
         return {key: (a[index], b[index]) for key, (a, b) in self._factors.items()}
 
 

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,16 +29,19 @@ def bank_basis(anchors: Sequence[LoraWeights], rank: int) -> LoraWeights | None:
     Anchors are added `ANCHORS_PER_MERGE` at a time; between additions the sum keeps its main `MAX_CARRIED_RANK`
     directions.
     """
+    # 1. the sum of the anchors' ΔW, ranks concatenated: by module A [rank, in], B [out, rank]
     total: LoraWeights | None = None
     for start in range(0, len(anchors), ANCHORS_PER_MERGE):
         before = [(compress_to_rank(total, MAX_CARRIED_RANK), 1.0)] if total is not None else []
         total = merge_loras([*before, *((anchor, 1.0) for anchor in anchors[start : start + ANCHORS_PER_MERGE])])
     if total is None:
         return None
+    # 2. its main directions, as many as every module has
     main = compress_to_rank(total, rank)
     main = _slice_rank(main, min(len(a) for a, _ in main.factors.values()))
     if main.norm() == 0.0:
         return None
+    # 3. the scale at which their norm is the anchors' root mean square
     typical = (sum(anchor.norm() ** 2 for anchor in anchors) / len(anchors)) ** 0.5
     return LoraWeights(main.factors, main.scale * typical / main.norm(), main.placement)
 
@@ -73,8 +77,9 @@ class LoraXsCore:
         """`A_f [… , rank, in]` and `s · B_f C [… , out, rank]` by path, for `numbers` `[… , count]`."""
         leading = numbers.shape[:-1]
         factors: Factors = {}
-        for (path, (a, b)), own in zip(self._pairs(), torch.split(numbers, self._sizes(), -1), strict=True):
-            core = own.reshape(*leading, len(a), len(a))  # [… , rank, rank]
+        parts = torch.split(numbers, self._sizes(), -1)  # one a module, [… , rank²]
+        for (path, (a, b)), part in zip(self.basis.factors.items(), parts, strict=True):
+            core = part.reshape(*leading, len(a), len(a))  # [… , rank, rank]
             factors[path] = (a.expand(*leading, *a.shape), self.basis.scale * (b @ core))
         return factors
 
@@ -86,11 +91,11 @@ class LoraXsCore:
 
     def to_device(self, device: torch.device) -> LoraXsCore:
         """The same with its basis in float32 on `device`."""
-        whole = {path: (a.to(device, torch.float32), b.to(device, torch.float32)) for path, (a, b) in self._pairs()}
-        return LoraXsCore(LoraWeights(whole, self.basis.scale, self.basis.placement), self.pull)
-
-    def _pairs(self) -> Iterable[tuple[str, tuple[Tensor, Tensor]]]:
-        return self.basis.factors.items()
+        factors = {
+            path: (a.to(device, torch.float32), b.to(device, torch.float32))
+            for path, (a, b) in self.basis.factors.items()
+        }
+        return LoraXsCore(LoraWeights(factors, self.basis.scale, self.basis.placement), self.pull)
 
     def _sizes(self) -> list[int]:
         """How many of a user's numbers each module takes."""
@@ -110,8 +115,6 @@ def unpack_core(basis: LoraWeights, packed: bytes) -> LoraWeights:
 
     Raises IntegrityFault for bytes that are no core on this basis.
     """
-    import numpy as np
-
     each, left = divmod(len(packed) // 2, max(1, len(basis.factors)))
     rank = math.isqrt(each)
     if len(packed) % 2 or left or rank**2 != each or not 0 < rank <= basis.rank:
@@ -163,8 +166,8 @@ class CoreParams:
 
     def factors(self) -> Factors:
         """By path: `A [blocks, rank, in]` and scaled `B [blocks, out, rank]`; without the first axis for one block."""
-        own = self._group.core.factors(self._leaf[0] if self._single else self._leaf)
-        return {path: (a.to(self._dtype), b.to(self._dtype)) for path, (a, b) in own.items()}
+        factors = self._group.core.factors(self._leaf[0] if self._single else self._leaf)
+        return {path: (a.to(self._dtype), b.to(self._dtype)) for path, (a, b) in factors.items()}
 
     def accumulate_grads(self) -> None:
         """Add the leaf's gradient to the group's; call it after `backward`."""

@@ -26,10 +26,12 @@ def merge_loras(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | Non
     parts = [(part, weight) for part, weight in parts if weight != 0.0 and part.factors]
     if not parts:
         return None
+    # 1. the parts' factors by module: A [rank, in], B [out, rank], and what scales A
     by_path: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
     for part, weight in parts:
         for path, (a, b) in part.factors.items():
             by_path.setdefault(path, []).append((a.detach().cpu(), b.detach().cpu(), weight * part.scale))
+    # 2. joined along the rank
     factors = {path: _concatenate_ranks(path, found) for path, found in by_path.items()}
     return LoraWeights(factors, 1.0, merge_placements([part.placement for part, _ in parts]))
 
@@ -50,9 +52,12 @@ def compress_to_rank(weights: LoraWeights, rank: int) -> LoraWeights:
     """
     factors: Factors = {}
     for path, (a, b) in weights.factors.items():
+        # 1. orthonormal bases of the inputs and outputs
         q_a, r_a = torch.linalg.qr(a.float().T)  # [in, r], [r, r]
         q_b, r_b = torch.linalg.qr(b.float())  # [out, r], [r, r]
+        # 2. the main directions of the small core between them  [r, r]
         u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+        # 3. back to factors, a root of each singular value on both sides  [rank, in], [out, rank]
         root = s[:rank].sqrt()
         factors[path] = ((root[:, None] * vh[:rank]) @ q_a.T, (q_b @ u[:, :rank]) * root)
     return LoraWeights(factors, weights.scale, weights.placement)
@@ -93,11 +98,10 @@ def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
-def evidence_weights(logliks: Sequence[float], null: float, sharpness: float) -> tuple[list[float], float]:
-    """Weights of anchors and of the null candidate from the shots' summed log-likelihoods under each (nats).
+def evidence_weights(logliks: Sequence[float], null: float, sharpness: float) -> list[float]:
+    """Weights of anchors from the shots' summed log-likelihoods under each and under the `null` candidate (nats).
 
-    Softmax of `sharpness × log-likelihood`: at sharpness 1 the posterior over candidates under a flat prior. They sum
-    to one.
+    Softmax of `sharpness × log-likelihood`: at sharpness 1 the posterior over candidates under a flat prior. The null
+    candidate gets the rest, so that all sum to one.
     """
-    *weights, null_weight = softmax_weights([sharpness * value for value in (*logliks, null)], 1.0)
-    return weights, null_weight
+    return softmax_weights([sharpness * value for value in (*logliks, null)], 1.0)[:-1]

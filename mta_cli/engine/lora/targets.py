@@ -20,14 +20,14 @@ def select_target_modules(targets: str, known: Set[str]) -> Set[str]:
 
     Raises UsageError for an unknown name, and where nothing is named.
     """
-    found = known if targets == ALL_LINEAR else {name.strip() for name in targets.split(",") if name.strip()}
-    unknown = sorted(found - known)
-    if unknown or not found:
+    selected = known if targets == ALL_LINEAR else {name.strip() for name in targets.split(",") if name.strip()}
+    unknown = sorted(selected - known)
+    if unknown or not selected:
         raise UsageError(
             f"targets {', '.join(unknown) or targets!r}: this base has no such layers",
             hint=f"choose among {', '.join(sorted(known))}, or {ALL_LINEAR}",
         )
-    return found
+    return selected
 
 
 def require_targets(targets: str, folder: Path) -> None:

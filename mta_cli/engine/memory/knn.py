@@ -12,18 +12,19 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from mta_cli.engine.memory.discriminant import Discriminant, Moments
 from mta_cli.engine.memory.label_prior import user_label_prior
+from mta_cli.engine.memory.linear_discriminant import LinearDiscriminant, Moments
 
 Array = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
+EmbedFunction = Callable[[Sequence[str]], Vectors]  # turns texts into unit vectors [texts, width]
 
 SHARPNESSES = (2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 20.0)
 BACKGROUND_VOTES = 0.1  # votes, spread as the rates, for queries without a near item
@@ -57,20 +58,12 @@ class NeighbourKernel:
         so the sum is never more confident than its more confident part. The label prior counts half: the model has
         read the same answers.
         """
-        times = weight * self.beside
-        own = min(1.0, times)
+        ratio = weight * self.beside
+        share = min(1.0, ratio)
         powers = NeighbourKernel(
-            self.sharpness, own * self.votes, PRIOR_POWER_BESIDE_MODEL * own * self.habit, own * self.linear
+            self.sharpness, share * self.votes, PRIOR_POWER_BESIDE_MODEL * share * self.habit, share * self.linear
         )
-        return powers, min(1.0, 1.0 / times)
-
-
-class EmbedFunction(Protocol):
-    """Turns texts into unit vectors [texts, width], float32."""
-
-    def __call__(self, texts: Sequence[str]) -> Vectors:
-        """One row a text."""
-        ...
+        return powers, min(1.0, 1.0 / ratio)
 
 
 @dataclass(frozen=True)
@@ -104,9 +97,9 @@ class NeighbourIndex:
 
     def _items_until(self, time: str) -> NeighbourIndex:
         kept = np.array([known <= time for known in self.times])
-        found = self._select(kept)
-        counts = np.bincount(found.labels, minlength=len(self.rates)) + 1.0  # Laplace, as `label_rates`
-        return replace(found, rates=counts / counts.sum())
+        earlier = self._select(kept)
+        counts = np.bincount(earlier.labels, minlength=len(self.rates)) + 1.0  # Laplace, as `label_rates`
+        return replace(earlier, rates=counts / counts.sum())
 
     def _select(self, kept: npt.NDArray[np.bool_]) -> NeighbourIndex:
         times = tuple(itertools.compress(self.times, kept.tolist()))
@@ -119,15 +112,18 @@ class NeighbourIndex:
 
         With `excluded_users` [queries], the items of that user do not vote on that query.
         """
-        places = np.eye(len(self.rates))[self.labels]  # [items, labels]
-        found = np.empty((len(queries), len(self.rates)))
+        one_hot = np.eye(len(self.rates))[self.labels]  # [items, labels]
+        votes = np.empty((len(queries), len(self.rates)))
         for start in range(0, len(queries), QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)
+            # 1. the kernel of each query with each item  [block, items]
             weights = np.exp(sharpness * (queries[block] @ self.vectors.T - 1.0)).astype(np.float64)
+            # 2. an excluded user's items do not vote
             if excluded_users is not None:
                 weights[excluded_users[block, None] == self.item_users] = 0.0
-            found[block] = weights @ places + BACKGROUND_VOTES * self.rates
-        logs: Array = np.log(found / found.sum(axis=1, keepdims=True))
+            # 3. the votes for each label, over a background  [block, labels]
+            votes[block] = weights @ one_hot + BACKGROUND_VOTES * self.rates
+        logs: Array = np.log(votes / votes.sum(axis=1, keepdims=True))
         return logs
 
     def without_user(self, user: int) -> NeighbourIndex:
@@ -136,7 +132,7 @@ class NeighbourIndex:
         return self if others.all() else self._select(others)
 
     @cached_property
-    def discriminant(self) -> Discriminant:
+    def discriminant(self) -> LinearDiscriminant:
         """The discriminant of all items."""
         return Moments.from_labelled_vectors(self.vectors, self.labels, len(self.rates)).fit_discriminant()
 
@@ -146,25 +142,27 @@ class NeighbourIndex:
         `user_priors` [queries, labels] are the askers' label priors (see `label_prior.user_label_prior`).
         """
         votes = self.log_vote_rates(queries, kernel.sharpness) - np.log(self.rates)
-        found = kernel.votes * votes + kernel.habit * user_priors
-        return found + kernel.linear * self.discriminant(queries) if kernel.linear else found
+        ratios = kernel.votes * votes + kernel.habit * user_priors
+        return ratios + kernel.linear * self.discriminant(queries) if kernel.linear else ratios
 
     def cross_fitted_scores(self, items: npt.NDArray[np.int64]) -> Array:
         """The scores of a discriminant of other users for these items [items, labels], nats.
 
         The users are in `CROSS_FIT_FOLDS` parts; each part is scored by the discriminant of the others.
         """
+        count = len(self.rates)
+        # 1. the part of each item, by its user; the statistics of all items
         _, user_index = np.unique(self.item_users, return_inverse=True)
-        part, whole = (
-            user_index % CROSS_FIT_FOLDS,
-            Moments.from_labelled_vectors(self.vectors, self.labels, len(self.rates)),
-        )
-        found = np.zeros((len(items), len(self.rates)))
-        for each in range(CROSS_FIT_FOLDS):
-            asked, own = part[items] == each, part == each
-            others = whole - Moments.from_labelled_vectors(self.vectors[own], self.labels[own], len(self.rates))
-            found[asked] = others.fit_discriminant()(self.vectors[items[asked]])
-        return found
+        part = user_index % CROSS_FIT_FOLDS  # [items of the bank]
+        whole = Moments.from_labelled_vectors(self.vectors, self.labels, count)
+        scores = np.zeros((len(items), count))
+        for fold in range(CROSS_FIT_FOLDS):
+            # 2. the discriminant of the items outside the part
+            inside, asked = part == fold, part[items] == fold
+            others = whole - Moments.from_labelled_vectors(self.vectors[inside], self.labels[inside], count)
+            # 3. the scores of the part's items
+            scores[asked] = others.fit_discriminant()(self.vectors[items[asked]])
+        return scores
 
 
 @dataclass(frozen=True)
@@ -190,9 +188,9 @@ class NeighbourLabelPrior:
     def __call__(self, text: str, time: str | None = None) -> tuple[float, ...]:
         """See `LabelPrior`."""
         known = self.neighbours if self.look_ahead else self.neighbours.until(time)
-        own = user_label_prior(self.answers, self.task_labels, known.rates.tolist(), PRIOR_STRENGTH)
-        found = known.label_log_ratios(self.kernel, self.embed([text]), np.array([own]))
-        return tuple(found[0].tolist())
+        user_prior = user_label_prior(self.answers, self.task_labels, known.rates.tolist(), PRIOR_STRENGTH)
+        ratios = known.label_log_ratios(self.kernel, self.embed([text]), np.array([user_prior]))
+        return tuple(ratios[0].tolist())
 
 
 def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> NeighbourKernel:
@@ -201,25 +199,22 @@ def fit_kernel(known: NeighbourIndex, labels: Sequence[str], seed: int = 0) -> N
     Each item is predicted from other users' items and from `FIT_SHOTS` other answers of its own user; every user counts
     the same. A bank of one user has no neighbours: its kernel has the label prior alone.
     """
-    guessed, weights, user_priors = _fit_examples(known, labels, np.random.default_rng(seed))
-    golds = known.labels[guessed]
     best, least = NeighbourKernel(SHARPNESSES[0], 0.0, 1.0), np.inf
     if len(np.unique(known.item_users)) < 2:
         return best
-    linear = known.cross_fitted_scores(guessed)
+    # 1. items to predict, the label priors of their users, and the discriminant of other users  [items, labels]
+    guessed, weights, user_priors = _fit_examples(known, labels, np.random.default_rng(seed))
+    golds, base, linear = known.labels[guessed], np.log(known.rates), known.cross_fitted_scores(guessed)
     for sharpness in SHARPNESSES:
-        votes = known.log_vote_rates(known.vectors[guessed], sharpness, known.item_users[guessed]) - np.log(known.rates)
-        said = np.stack([votes, user_priors, linear])
-        found: Any = minimize(
-            _loss_and_gradient,
-            INITIAL_POWERS,
-            (said, np.log(known.rates), golds, weights),
-            "L-BFGS-B",
-            jac=True,
-            bounds=POWER_BOUNDS,
+        # 2. the three terms of the score  [3, items, labels]
+        votes = known.log_vote_rates(known.vectors[guessed], sharpness, known.item_users[guessed]) - base
+        terms = np.stack([votes, user_priors, linear])
+        # 3. the powers under which the items' labels are likeliest
+        fit: Any = minimize(
+            _loss_and_gradient, INITIAL_POWERS, (terms, base, golds, weights), "L-BFGS-B", jac=True, bounds=POWER_BOUNDS
         )
-        if found.fun < least:
-            best, least = NeighbourKernel(sharpness, *map(float, found.x)), float(found.fun)
+        if fit.fun < least:
+            best, least = NeighbourKernel(sharpness, *map(float, fit.x)), float(fit.fun)
     return best
 
 
@@ -246,8 +241,8 @@ def fit_beside_weight(
     rows, golds = np.arange(len(items)), known.labels[items]
 
     def loss(logs: Array) -> float:
-        found = np.exp(logs[0]) * (scores + np.exp(logs[1]) * guesses)
-        chosen = found[rows, golds] - logsumexp(found, axis=1)
+        sums = np.exp(logs[0]) * (scores + np.exp(logs[1]) * guesses)  # [items, labels]
+        chosen = sums[rows, golds] - logsumexp(sums, axis=1)
         return float(-weights @ chosen + 0.5 * logs[1] ** 2 / len(items))
 
     best: Any = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=[(-4.0, 4.0)] * 2)
@@ -258,16 +253,16 @@ def _fit_examples(
     known: NeighbourIndex, labels: Sequence[str], rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], Array, Array]:
     """Items to predict, their weights, and the label priors of a few other answers of their users [items, labels]."""
-    owners = np.unique(known.item_users)
-    each = max(1, MAX_FIT_ITEMS // max(1, len(owners)))
+    users = np.unique(known.item_users)
+    items_per_user = max(1, MAX_FIT_ITEMS // len(users))
     guessed: list[int] = []
     weights: list[float] = []
     user_priors: list[tuple[float, ...]] = []
-    for owner in owners:
-        own = np.flatnonzero(known.item_users == owner)
-        chosen = rng.permutation(own)[:each]
+    for user in users:
+        items = np.flatnonzero(known.item_users == user)
+        chosen = rng.permutation(items)[:items_per_user]
         for item in chosen:
-            others = own[own != item]
+            others = items[items != item]
             shown = rng.permutation(others)[:FIT_SHOTS]
             user_priors.append(
                 user_label_prior(
@@ -276,16 +271,16 @@ def _fit_examples(
             )
         guessed += chosen.tolist()
         weights += [1.0 / len(chosen)] * len(chosen)
-    return np.array(guessed, np.int64), np.array(weights) / len(owners), np.array(user_priors)
+    return np.array(guessed, np.int64), np.array(weights) / len(users), np.array(user_priors)
 
 
 def _loss_and_gradient(
-    powers: Array, said: Array, base: Array, golds: npt.NDArray[np.int64], weights: Array
+    powers: Array, terms: Array, base: Array, golds: npt.NDArray[np.int64], weights: Array
 ) -> tuple[float, Array]:
-    """Mean negative log-likelihood of the golds, nats, and its gradient by `powers`; `said` is [3, items, labels]."""
-    scores = base + np.tensordot(powers, said, 1)
+    """Mean negative log-likelihood of the golds, nats, and its gradient by `powers`; `terms` are [3, items, labels]."""
+    scores = base + np.tensordot(powers, terms, 1)
     logs = scores - logsumexp(scores, axis=1, keepdims=True)
     rows = np.arange(len(golds))
     surprise = np.exp(logs)
     surprise[rows, golds] -= 1.0
-    return float(-weights @ logs[rows, golds]), np.einsum("i,il,kil->k", weights, surprise, said)
+    return float(-weights @ logs[rows, golds]), np.einsum("i,il,kil->k", weights, surprise, terms)

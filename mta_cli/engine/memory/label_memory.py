@@ -61,8 +61,8 @@ class LabelMemory:
             )
         if options.prior_weight == 0.0:
             return None
-        own = user_label_prior(answers, self.labels, self.rates, options.prior_strength)
-        return FrequencyLabelPrior(tuple(options.prior_weight * value for value in own))
+        log_ratios = user_label_prior(answers, self.labels, self.rates, options.prior_strength)
+        return FrequencyLabelPrior(tuple(options.prior_weight * value for value in log_ratios))
 
     def leave_one_out_prior(
         self, answers: Sequence[str], user: int, options: MemoryOptions
@@ -74,8 +74,8 @@ class LabelMemory:
         """
         if not self.uses_neighbours(options):
             return None
-        found = self.neighbour_prior(answers, without_user=user, look_ahead=options.look_ahead)
-        return found.with_model_weight(options.neighbour_weight)
+        prior = self.neighbour_prior(answers, without_user=user, look_ahead=options.look_ahead)
+        return prior.with_model_weight(options.neighbour_weight)
 
     def neighbour_prior(
         self, answers: Sequence[str], *, without_user: int | None = None, look_ahead: bool = False

@@ -66,14 +66,14 @@ def decide_label(scores: Sequence[float], labels: Sequence[str], metric: str) ->
     return next(place for place, total in zip(order, sums, strict=True) if total >= MEDIAN_THRESHOLD * sums[-1])
 
 
-def label_rates(outputs: Sequence[str], labels: Sequence[str], smoothing: float = 1.0) -> tuple[float, ...]:
-    """How often each label is given, with `smoothing` added to each count (Laplace); the rates sum to one.
+def label_rates(outputs: Sequence[str], labels: Sequence[str]) -> tuple[float, ...]:
+    """How often each label is given, with one added to each count (Laplace); the rates sum to one.
 
     Outputs that are not labels are left out. Without any, the rates are equal.
     """
     counts = _count_labels(outputs, labels)
-    total = sum(counts) + smoothing * len(labels)
-    return tuple((count + smoothing) / total if total else 1 / len(labels) for count in counts)
+    total = sum(counts) + len(labels)
+    return tuple((count + 1) / total for count in counts)
 
 
 def user_label_prior(

@@ -9,8 +9,8 @@ import random
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.merge import (
     average_factors,
     evidence_weights,
@@ -19,13 +19,13 @@ from mta_cli.engine.lora.merge import (
     softmax_weights,
     uniform_weights,
 )
+from mta_cli.engine.methods.method import AnchorWeighting, MethodContext, UserShots
 from mta_cli.engine.methods.shots import shot_examples
+from mta_cli.engine.retrieval.nearest import nearest_rows
 from mta_cli.engine.scoring.label_examples import build_prompt_tree, example_log_likelihood
-
-if TYPE_CHECKING:
-    from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.methods.method import AnchorWeighting, MethodContext, UserShots
-    from mta_cli.options import FuseOptions, MemoryOptions
+from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, prune_examples
+from mta_cli.engine.training.fusion_weights import learn_weights
+from mta_cli.options import FuseOptions, MemoryOptions
 
 MIN_ANCHOR_WEIGHT = 0.001  # most evidence weights are almost zero; a smaller weight is left out of a recipe
 SHARE_BYTES = 12  # an anchor's number, similarity and weight in a recipe
@@ -61,18 +61,16 @@ def nearest_anchors(context: MethodContext, user: UserShots, options: FuseOption
 
     An anchor with a minimum similarity serves only users above it; the next nearest takes its place.
     """
-    from mta_cli.engine.retrieval.nearest import nearest_rows
-
     if user.profile is None or not len(context.anchors):
         return []
     count = max(options.candidates, options.top_k)
     places, values = nearest_rows(context.profiles.numpy(), user.profile.numpy(), count + len(context.min_similarities))
-    found = [
+    candidates = [
         (place, value)
         for place, value in zip(places.tolist(), values.tolist(), strict=True)
         if value >= context.min_similarities.get(place, value) - COSINE_TOLERANCE
     ]
-    return found[:count]
+    return candidates[:count]
 
 
 def user_batches(
@@ -87,12 +85,12 @@ def user_batches(
     anchors: set[int] = set()
     for user in users:
         needed = weighting_for(user, weighting) in NEEDS_SHOTS
-        own = {place for place, _ in _candidates(context, user, options)} if needed else set()
-        if batch and (len(batch) == MAX_USERS_PER_BATCH or len(anchors | own) > MAX_ANCHORS_PER_BATCH):
+        needed_anchors = {place for place, _ in _candidates(context, user, options)} if needed else set()
+        if batch and (len(batch) == MAX_USERS_PER_BATCH or len(anchors | needed_anchors) > MAX_ANCHORS_PER_BATCH):
             yield batch
             batch, anchors = [], set()
         batch.append(user)
-        anchors |= own
+        anchors |= needed_anchors
     if batch:
         yield batch
 
@@ -108,14 +106,14 @@ def weigh_anchors(
 
     The users of one batch (see `user_batches`) are computed together. The last bits of a weight depend on the batch.
     """
-    found = []
+    recipes = []
     for batch in user_batches(context, users, weighting, options):
         asking = [user for user in batch if weighting_for(user, weighting) in NEEDS_SHOTS]
         sums = evidence_of(context, asking, options, memory) if asking else []
         evidence = dict(zip((user.number for user in asking), sums, strict=True))
         for user in batch:
-            found.append(_weigh(context, user, weighting_for(user, weighting), options, memory, evidence))
-    return found
+            recipes.append(_weigh(context, user, weighting_for(user, weighting), options, memory, evidence))
+    return recipes
 
 
 def evidence_of(
@@ -127,48 +125,40 @@ def evidence_of(
     shot.
     """
     key = ("evidence", tuple((user.number, user.rows) for user in users), options.candidates, memory)
-    if key not in context.cache:
-        context.cache[key] = _evidence(context, users, options, memory)
-    found: list[dict[int | None, float]] = context.cache[key]
-    return found
+    return context.cached(key, lambda: _evidence(context, users, options, memory))
 
 
 def _evidence(
     context: MethodContext, users: Sequence[UserShots], options: FuseOptions, memory: MemoryOptions
 ) -> list[dict[int | None, float]]:
-    from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, prune_examples
-
     base = context.loaded_base
     candidates: list[list[int | None]] = [
         [None, *(place for place, _ in _candidates(context, user, options)[: options.candidates])] for user in users
     ]
     # 1. each candidate of these users once; the shots as examples
-    columns = {place: n for n, place in enumerate(dict.fromkeys(place for own in candidates for place in own))}
+    columns = {place: n for n, place in enumerate(dict.fromkeys(place for places in candidates for place in places))}
     loras = [() if place is None else (context.anchors[place],) for place in columns]
     whole = [(shot_examples(context, user, memory), ()) for user in users]
     # 2. drop labels that are improbable without an anchor
-    placements = [lora.placement for own in loras for lora in own]
+    placements = [lora.placement for anchor in loras for lora in anchor]
     shots = prune_examples(base, whole, placements)
     # 3. one prompt tree per shot, scored under each candidate of its user
-    trees = [build_prompt_tree(example) for own in shots for example in own]
+    trees = [build_prompt_tree(example) for examples in shots for example in examples]
     first, pairs = 0, []
-    for own, places in zip(shots, candidates, strict=True):
-        pairs += [(first + n, columns[place]) for place in places for n in range(len(own))]
-        first += len(own)
+    for examples, places in zip(shots, candidates, strict=True):
+        pairs += [(first + n, columns[place]) for place in places for n in range(len(examples))]
+        first += len(examples)
     values = iter(completion_log_likelihoods(base, trees, loras, pairs))
     # 4. sum over the shots
     return [
-        {place: sum(example_log_likelihood(example, next(values)) for example in own) for place in places}
-        for own, places in zip(shots, candidates, strict=True)
+        {place: sum(example_log_likelihood(example, next(values)) for example in examples) for place in places}
+        for examples, places in zip(shots, candidates, strict=True)
     ]
 
 
 def _candidates(context: MethodContext, user: UserShots, options: FuseOptions) -> Candidates:
     key = ("nearest", user.number, options.candidates, options.top_k)
-    if key not in context.cache:
-        context.cache[key] = nearest_anchors(context, user, options)
-    found: Candidates = context.cache[key]
-    return found
+    return context.cached(key, lambda: nearest_anchors(context, user, options))
 
 
 def _weigh(
@@ -221,14 +211,15 @@ def _evidence_shares(
     The task adapter alone is a candidate too. The scale is below 1 because an anchor fits its own user better than any
     other user. Learned weights start at these values and stay near them.
     """
-    from mta_cli.engine.training.fusion_weights import learn_weights
-
+    # 1. the likeliest anchors of those with evidence
     tried = [(place, value) for place, value in candidates if place in evidence]
     best = sorted(tried, key=lambda pair: -evidence[pair[0]])[: options.top_k]
-    shares, _ = evidence_weights([evidence[place] for place, _ in best], evidence[None], options.sharpness)
+    # 2. their share of the posterior, beside the task adapter alone; almost zero weights are left out
+    shares = evidence_weights([evidence[place] for place, _ in best], evidence[None], options.sharpness)
     weights = [options.scale * share for share in shares]
     kept = [(pair, weight) for pair, weight in zip(best, weights, strict=True) if weight >= MIN_ANCHOR_WEIGHT]
     best, weights = [pair for pair, _ in kept], [weight for _, weight in kept]
+    # 3. learned weights start there
     if weighting == "learned" and best:
         anchors = [context.anchors[place] for place, _ in best]
         weights = learn_weights(context.loaded_base, anchors, weights, shot_examples(context, user, memory))

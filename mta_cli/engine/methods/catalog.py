@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
-from mta_cli.engine.methods import majority, neighbours, per_pcs, prime
+from mta_cli.engine.methods.baselines import majority, neighbours, per_pcs, prime
 from mta_cli.engine.methods.method import AnchorWeighting, BaseLevel, Method, Settings, StackKind
 from mta_cli.errors import UsageError
 from mta_cli.options import MEMORIES, PRESETS
@@ -107,18 +107,18 @@ def find_method(name: str, memory: str | None = None) -> Method:
     `memory` is used without a suffix. Raises UsageError for an unknown name, and for a memory where a method has none.
     """
     stem, plus, suffix = name.partition("+")
-    found = _find_stem(stem)
+    method = _find_stem(stem)
     wanted = suffix if plus else memory
-    if wanted is None or (not plus and found.memory in (None, wanted)):
-        return found
+    if wanted is None or (not plus and method.memory in (None, wanted)):
+        return method
     if wanted not in MEMORIES:
         raise UsageError(f"{name!r:.80}: {wanted!r:.40} is no label memory", hint=f"one of {', '.join(MEMORIES)}")
-    if found.memory is None:
+    if method.memory is None:
         raise UsageError(f"{name!r:.80}: {stem} has no label memory to choose", hint=stem)
-    named = replace(found, name=f"{stem}+{wanted}", memory=wanted, about=f"{found.about}; label memory: {wanted}")
+    named = replace(method, name=f"{stem}+{wanted}", memory=wanted, about=f"{method.about}; label memory: {wanted}")
     settings = named.settings_for(labels=True)
-    own = tuple({name: value for name, value in trial.items() if name in settings} for trial in found.grid)
-    return replace(named, grid=own or _MEMORY_GRIDS[wanted])
+    grid = tuple({name: value for name, value in trial.items() if name in settings} for trial in method.grid)
+    return replace(named, grid=grid or _MEMORY_GRIDS[wanted])
 
 
 def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method]:
@@ -126,10 +126,10 @@ def find_methods(names: Sequence[str], memory: str | None = None) -> list[Method
 
     Raises UsageError where no name is given, or one is unknown.
     """
-    found = {method.name: method for method in (find_method(name, memory) for name in names)}
-    if not found:
+    methods = {method.name: method for method in (find_method(name, memory) for name in names)}
+    if not methods:
         raise UsageError("no method was named", hint="mta eval methods")
-    return list(found.values())
+    return list(methods.values())
 
 
 def _find_stem(stem: str) -> Method:

@@ -5,26 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
+from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.memory.label_memory import LabelMemory
-from mta_cli.options import AdaptOptions, FuseOptions, MemoryOptions
-
-if TYPE_CHECKING:
-    from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.memory.label_prior import LabelPrior
-    from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import TrainingRow
-    from mta_cli.engine.text.tasks import Task
+from mta_cli.engine.memory.label_prior import LabelPrior
+from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.text.prompts import TrainingRow
+from mta_cli.engine.text.tasks import Task
+from mta_cli.options import AdaptOptions, FuseOptions, MemoryOptions, options_from_json
 
 Value = float | int | str | bool
 Settings = Mapping[str, Value]
 BaseLevel = Literal["base", "task"]
 AnchorWeighting = Literal["none", "similarity", "softmax", "uniform", "evidence", "learned", "random", "released"]
 StackKind = Literal["none", "core", "lora"]
-OptionsT = TypeVar("OptionsT")
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -83,18 +81,21 @@ class MethodContext:
             raise ValueError("this needs the base, which is not loaded")
         return self.base
 
+    def cached(self, key: Hashable, compute: Callable[[], ResultT]) -> ResultT:
+        """The result of `compute`, which runs once for each `key`."""
+        if key not in self.cache:
+            self.cache[key] = compute()
+        result: ResultT = self.cache[key]
+        return result
+
     @cached_property
     def basis(self) -> LoraWeights | None:
         """The frozen factors around cores."""
         return self.make_basis()
 
 
-class DirectAnswerer(Protocol):
-    """Answers without a language model."""
-
-    def __call__(self, text: str, time: str | None = None) -> tuple[str, tuple[float, ...]]:
-        """The answer to a query and, for a task of labels, the log-probability of each label."""
-        ...
+DirectAnswerer = Callable[[str, str | None], tuple[str, tuple[float, ...]]]
+"""Answers a query's text and time without a language model; for a task of labels, with each label's log-probability."""
 
 
 @dataclass(frozen=True)
@@ -123,24 +124,16 @@ class MethodOptions:
     @classmethod
     def from_settings(cls, method: Method, settings: Settings) -> MethodOptions:
         """The options of `method` with `settings`; all others keep their defaults."""
-        adapt = _fill(AdaptOptions, settings)
-        memory = replace(_fill(MemoryOptions, settings), memory=method.memory or "off")
+        adapt = options_from_json(AdaptOptions, settings)
         return cls(
-            _fill(FuseOptions, settings), adapt if method.stack == "none" else replace(adapt, kind=method.stack), memory
+            options_from_json(FuseOptions, settings),
+            adapt if method.stack == "none" else replace(adapt, kind=method.stack),
+            replace(options_from_json(MemoryOptions, settings), memory=method.memory or "off"),
         )
 
 
-def _fill(options: type[OptionsT], settings: Settings) -> OptionsT:
-    names = {spec.name for spec in fields(options)}  # type: ignore[arg-type]
-    return options(**{name: value for name, value in settings.items() if name in names})
-
-
-class BuildModels(Protocol):
-    """Makes the models of a group of users. The same users in the same order get the same models."""
-
-    def __call__(self, context: MethodContext, users: Sequence[UserShots], settings: Settings) -> list[UserModel]:
-        """A model for each of `users`."""
-        ...
+BuildModels = Callable[[MethodContext, Sequence[UserShots], Settings], list[UserModel]]
+"""Makes a model for each user of a group. The same users in the same order get the same models."""
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from mta_cli.engine.methods.anchor_weights import SHARE_BYTES, merge_shares, weigh_anchors
-from mta_cli.engine.methods.method import Method, MethodOptions, Settings, UserModel
+from mta_cli.engine.methods.method import Method, MethodContext, MethodOptions, Settings, UserModel, UserShots
 from mta_cli.engine.methods.stacks import UserStack, fit_stacks
-
-if TYPE_CHECKING:
-    from mta_cli.engine.methods.method import MethodContext, UserShots
 
 
 def build_models(
@@ -23,12 +19,12 @@ def build_models(
     if method.memory is None:
         return models
     # the label memory is independent of the model
-    found = []
+    with_memory = []
     for user, model in zip(users, models, strict=True):
         prior = context.memory.prior_of(user.answers, options.memory)
         size = context.memory.stored_bytes(user.answers) if prior is not None else 0
-        found.append(replace(model, prior=prior, bytes=model.bytes + size))
-    return found
+        with_memory.append(replace(model, prior=prior, bytes=model.bytes + size))
+    return with_memory
 
 
 def _compose(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.scoring.label_examples import LabelExample, TrainingExample
-
-if TYPE_CHECKING:
-    from mta_cli.engine.methods.method import MethodContext, UserShots
-    from mta_cli.options import MemoryOptions
+from mta_cli.options import MemoryOptions
 
 
 def shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
@@ -17,21 +13,18 @@ def shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions
     So nothing is trained that the memory already knows. A shot whose output is not a label counts as a text.
     """
     key = ("shots", user.number, user.rows, memory)
-    if key not in context.cache:
-        context.cache[key] = _shot_examples(context, user, memory)
-    found: tuple[TrainingExample, ...] = context.cache[key]
-    return found
+    return context.cached(key, lambda: _shot_examples(context, user, memory))
 
 
 def _shot_examples(context: MethodContext, user: UserShots, memory: MemoryOptions) -> tuple[TrainingExample, ...]:
     if not context.memory.uses_neighbours(memory):
         return user.rows
-    labels, found = context.task.labels, list[TrainingExample](user.rows)
+    labels, examples = context.task.labels, list[TrainingExample](user.rows)
     for shot, (text, output) in enumerate(zip(user.inputs, map(str.strip, user.outputs), strict=True)):
         prior = context.memory.leave_one_out_prior(user.answers_without(shot), user.number, memory)
         if output in labels and prior is not None:
             time = user.times[shot] if user.times else None
-            found[shot] = LabelExample.from_prior(
+            examples[shot] = LabelExample.from_prior(
                 user.rows[shot], context.label_tokens, labels.index(output), prior, text, time
             )
-    return tuple(found)
+    return tuple(examples)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
 from mta_cli.engine.lora.lora_xs import LoraXsCore, truncate_basis
+from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.methods.shots import shot_examples
 from mta_cli.engine.training.session import TrainingResult, TrainingSession
 from mta_cli.engine.training.trainer import GroupMember, Schedule
-
-if TYPE_CHECKING:
-    from mta_cli.engine.methods.method import MethodContext, UserShots
-    from mta_cli.options import AdaptOptions, MemoryOptions
+from mta_cli.options import AdaptOptions, MemoryOptions
 
 FrozenLoras = tuple[LoraWeights, ...]
 
@@ -23,17 +20,12 @@ FrozenLoras = tuple[LoraWeights, ...]
 class UserStack:
     """A user's stack as read back from the store, and its size in bytes.
 
-    `lora` is None without shots, and where the training did not end in finite weights (`failed`).
+    `loras` holds the stack. It is empty without shots, and where the training did not end in finite weights (`failed`).
     """
 
-    lora: LoraWeights | None = None
+    loras: tuple[LoraWeights, ...] = ()
     bytes: int = 0
     failed: bool = False
-
-    @property
-    def loras(self) -> tuple[LoraWeights, ...]:
-        """The stack, or nothing."""
-        return (self.lora,) if self.lora is not None else ()
 
 
 def initial_stack(context: MethodContext, options: AdaptOptions) -> LoraWeights | LoraXsCore | None:
@@ -85,15 +77,15 @@ def fit_stacks(
 ) -> list[UserStack]:
     """A stack for each of `users` above their fusion, trained in one group and rounded to float16 as in the store."""
     options = options.with_kind_defaults(bool(context.task.labels))
-    found = [UserStack() for _ in users]
+    stacks = [UserStack() for _ in users]
     start = initial_stack(context, options)
     able = [place for place, user in enumerate(users) if user.rows]
     if not able or start is None:
-        return found
+        return stacks
     members = [stack_member(context, users[place], fusions[place], start, options, memory) for place in able]
     *_, result = TrainingSession(context.loaded_base, members).run_training()
     assert isinstance(result, TrainingResult)
     for member, place in enumerate(able):
         lora = result.weights.get(member)
-        found[place] = UserStack(failed=True) if lora is None else UserStack(lora, 2 * start.num_parameters)
-    return found
+        stacks[place] = UserStack(failed=True) if lora is None else UserStack((lora,), 2 * start.num_parameters)
+    return stacks

@@ -75,8 +75,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def model_files(path: Path) -> list[Path]:
     """Every file of the folder, relative and sorted; hidden files and hidden folders are no part of a model."""
-    found = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-    return sorted(file for file in found if not any(part.startswith(".") for part in file.parts))
+    files = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.parts))
 
 
 def weight_files(path: Path) -> list[Path]:

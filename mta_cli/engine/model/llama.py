@@ -352,8 +352,8 @@ def build_llama_decoder(model: Any) -> LlamaDecoder | None:
             causal_mask(32, decoder.dtype, decoder.device),
         )
         ours = decoder.logits(states[0]).float()
-    spread = (ours - theirs).abs().mean() / theirs.std().clamp_min(1e-6)
-    return decoder if float(spread) < (1e-4 if decoder.dtype == torch.float32 else 0.1) else None
+    relative_error = (ours - theirs).abs().mean() / theirs.std().clamp_min(1e-6)
+    return decoder if float(relative_error) < (1e-4 if decoder.dtype == torch.float32 else 0.1) else None
 
 
 def _is_llama_architecture(model: Any) -> bool:

@@ -30,7 +30,7 @@ class LoadedBase:
     """A base in memory, frozen and in eval mode.
 
     `end_ids` are the tokens that end an answer, the tokenizer's first. `head_is_exact`: logits are the output layer
-    applied to the decoder's last state, without a scale or cap.
+    applied to the backbone's last state, without a scale or cap.
     """
 
     model: Any
@@ -139,11 +139,6 @@ def dtype_name(dtype: str, device: str) -> str:
     return str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch.")
 
 
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Position ids [batch, time] that start at 0 with each row's first visible token, after any left padding."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)
-
-
 @contextmanager
 def fresh_activation_cache(base: LoadedBase) -> Iterator[None]:
     """Inside, the activation cache is empty, as after loading; the former one is back on exit."""
@@ -157,52 +152,40 @@ def fresh_activation_cache(base: LoadedBase) -> Iterator[None]:
         base.llama_decoder.activation_cache = before
 
 
-def head_logits(
-    base: LoadedBase, input_ids: Tensor, attention_mask: Tensor | None, rows: Tensor, cols: Tensor
-) -> Tensor:
+def head_logits(base: LoadedBase, input_ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """Logits [n, vocabulary] of the next token at n positions (`rows`, `cols`, [n] each) of `input_ids` [batch, time].
 
     Rows padded on the right need no mask, because attention is causal. The output layer gets a 2-D gather of states: of
     a 3-D one the backward pass copies the vocabulary matrix once per row.
     """
-    fixed: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
-    if attention_mask is not None:
-        fixed |= {"attention_mask": attention_mask, "position_ids": position_ids(attention_mask)}
-    decoder = _decoder(base.model) if base.head_is_exact else None
-    if decoder is not None:
-        hidden = decoder(**_accepted_arguments(decoder, fixed)).last_hidden_state  # [batch, time, width]
+    backbone = _backbone(base.model) if base.head_is_exact else None
+    if backbone is not None:
+        hidden = backbone(input_ids=input_ids, use_cache=False).last_hidden_state  # [batch, time, width]
         return base.model.get_output_embeddings()(hidden[rows, cols])  # type: ignore[no-any-return]
-    kept, places = torch.unique(cols, return_inverse=True)
-    arguments = _accepted_arguments(base.model, {**fixed, "logits_to_keep": kept})
-    logits = base.model(**arguments).logits
-    return logits[rows, places if "logits_to_keep" in arguments else cols]  # type: ignore[no-any-return]
+    if "logits_to_keep" not in inspect.signature(base.model.forward).parameters:
+        return base.model(input_ids=input_ids, use_cache=False).logits[rows, cols]  # type: ignore[no-any-return]
+    kept, kept_index = torch.unique(cols, return_inverse=True)
+    logits = base.model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
+    return logits[rows, kept_index]  # type: ignore[no-any-return]
 
 
-def _decoder(model: Any) -> nn.Module | None:
+def _backbone(model: Any) -> nn.Module | None:
+    """The model without its output layer."""
     prefix = getattr(model, "base_model_prefix", "")
     inner = getattr(model, prefix, None) if prefix else None
     return inner if isinstance(inner, nn.Module) and inner is not model else None
 
 
-def _accepted_arguments(module: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(module.forward).parameters
-    if "position_ids" not in parameters:  # such a model finds its positions from the mask
-        arguments = {key: value for key, value in arguments.items() if key != "position_ids"}
-    if "logits_to_keep" in arguments and "logits_to_keep" not in parameters:
-        arguments = {key: value for key, value in arguments.items() if key != "logits_to_keep"}
-    return arguments
-
-
 def _head_is_exact(model: Any, device: torch.device) -> bool:
-    """Whether the output layer on the decoder's last state gives the model's own logits (no soft cap, no scale)."""
-    decoder, head = _decoder(model), model.get_output_embeddings()
-    if decoder is None or head is None:
+    """Whether the output layer on the backbone's last state gives the model's own logits (no soft cap, no scale)."""
+    backbone, head = _backbone(model), model.get_output_embeddings()
+    if backbone is None or head is None:
         return False
     ids = torch.arange(1, 7, device=device).remainder(model.get_input_embeddings().weight.shape[0])[None]
     shared = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     with torch.no_grad():
         try:
-            ours = head(decoder(**shared).last_hidden_state[0]).float()
+            ours = head(backbone(**shared).last_hidden_state[0]).float()
         except (AttributeError, TypeError, RuntimeError):
             return False
         theirs = model(**shared).logits[0].float()
@@ -213,16 +196,16 @@ def _head_is_exact(model: Any, device: torch.device) -> bool:
 
 
 def _end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    found: list[int] = []
+    ids: list[int] = []
     generation = getattr(model.generation_config, "eos_token_id", None)
     for value in (tokenizer.eos_token_id, generation, model.config.get_text_config().eos_token_id):
-        found.extend([] if value is None else value if isinstance(value, list) else [value])
-    return tuple(dict.fromkeys(found))
+        ids.extend([] if value is None else value if isinstance(value, list) else [value])
+    return tuple(dict.fromkeys(ids))
 
 
 def _cpu_has(probe: str) -> bool:
-    found = getattr(torch.cpu, probe, None)
-    return bool(found and found())
+    supports = getattr(torch.cpu, probe, None)
+    return bool(supports and supports())
 
 
 def _to_device(model: Any, device: torch.device) -> Any:

@@ -88,10 +88,10 @@ def _parse_header(raw: bytes) -> SafetensorsHeader:
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
         raise ValueError("a name stands there twice")
-    return found
+    return keys
 
 
 def _checked_tensor_end(name: str, entry: dict[str, Any], begin: int) -> int:

@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from mta_cli.engine.generation.generate_batch import generate_answers
 from mta_cli.engine.lora.adapter import LoraWeights, squared_norm
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.model.load import LoadedBase, head_logits
+from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
+from mta_cli.engine.scoring.prefix_tree import PromptTree
 
 MIN_ANCHORS_TO_SCREEN = 4  # of fewer anchors the median says nothing
 TOP_TOKENS = 16  # of the task adapter's likeliest next tokens, compared one by one; all others count as one
@@ -59,9 +58,9 @@ def norm_ratios(norms: Sequence[Mapping[str, float]]) -> list[float]:
     """
     if len(norms) < MIN_ANCHORS_TO_SCREEN:
         return [1.0] * len(norms)
-    medians = {path: float(np.median([own.get(path, 0.0) for own in norms])) for own in norms for path in own}
+    medians = {path: float(np.median([each.get(path, 0.0) for each in norms])) for each in norms for path in each}
     tiny = float(np.finfo(np.float32).tiny)
-    return [max((value / max(medians[path], tiny) for path, value in own.items()), default=1.0) for own in norms]
+    return [max((value / max(medians[path], tiny) for path, value in each.items()), default=1.0) for each in norms]
 
 
 def mean_kl_divergences(
@@ -72,22 +71,21 @@ def mean_kl_divergences(
     Compared one by one are the base's `TOP_TOKENS` likeliest tokens, the ends of an answer and each anchor's likeliest
     token; all others count as one, so this is a lower bound.
     """
-    from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
-    from mta_cli.engine.scoring.prefix_tree import PromptTree
-
     # 1. one tree for each prompt, each compared token a completion
     tokens = [_tokens_to_compare(base, prompt, anchors) for prompt in prompts]
-    trees = [PromptTree(tuple(prompt), tuple((t,) for t in own)) for prompt, own in zip(prompts, tokens, strict=True)]
+    trees = [PromptTree(tuple(prompt), tuple((t,) for t in each)) for prompt, each in zip(prompts, tokens, strict=True)]
     # 2. distributions of the base (model 0) and of each anchor, by prompt
     models: list[tuple[LoraWeights, ...]] = [(), *anchors]
     pairs = [(tree, model) for model in range(len(models)) for tree in range(len(trees))]
     logs = completion_log_likelihoods(base, trees, models, pairs)
     reference, *others = [
-        [_append_rest_probability(own) for own in logs[start : start + len(trees)]]
+        [_append_rest_probability(each) for each in logs[start : start + len(trees)]]
         for start in range(0, len(logs), len(trees))
     ]
     # 3. KL(anchor ‖ base), mean over prompts
-    return [float(np.mean([(p * np.log(p / q)).sum() for p, q in zip(own, reference, strict=True)])) for own in others]
+    return [
+        float(np.mean([(p * np.log(p / q)).sum() for p, q in zip(anchor, reference, strict=True)])) for anchor in others
+    ]
 
 
 @torch.no_grad()
@@ -95,12 +93,9 @@ def _tokens_to_compare(
     base: LoadedBase, prompt: Sequence[int], anchors: Sequence[tuple[LoraWeights, ...]]
 ) -> list[int]:
     """The tokens after `prompt` that are compared one by one."""
-    from mta_cli.engine.generation.generate_batch import generate_answers
-    from mta_cli.engine.model.load import head_logits
-
     last = torch.tensor([len(prompt) - 1], device=base.device)
     ids = torch.tensor([list(prompt)], device=base.device)
-    logits = head_logits(base, ids, None, torch.zeros_like(last), last)[0]
+    logits = head_logits(base, ids, torch.zeros_like(last), last)[0]
     likeliest = logits.float().topk(min(TOP_TOKENS, logits.shape[-1] - 1)).indices.tolist()
     firsts = generate_answers(base, [prompt] * len(anchors), anchors, range(len(anchors)), max_tokens=1)
     return list(dict.fromkeys((*likeliest, *base.end_ids, *(token for first in firsts for token in first))))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,7 @@ def choose_replacements(
 
 def _clusters(profiles: NDArray[np.float32], count: int, seed: int) -> list[list[int]]:
     """The rows of each K-means cluster; fewer than `count` clusters where profiles coincide."""
-    import warnings
 
-    import numpy as np
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
@@ -66,8 +63,6 @@ def _clusters(profiles: NDArray[np.float32], count: int, seed: int) -> list[list
 
 def _pick_representative(profiles: NDArray[np.float32], items: Sequence[int], members: list[int], pick: str) -> int:
     """The row that represents a cluster."""
-    import numpy as np
-
     centrality = profiles[members] @ profiles[members].mean(axis=0)
     keys = [items[m] if pick == "longest" else c for m, c in zip(members, centrality.tolist(), strict=True)]
     return int(members[int(np.argmax(keys))])

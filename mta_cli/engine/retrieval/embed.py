@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from mta_cli.engine.model.checkpoint_files import check_folder, load_errors_as_bad_input
 from mta_cli.errors import IntegrityFault
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
 
 WINDOWS_PER_BATCH = 32
 FALLBACK_WINDOW = 512
@@ -47,9 +47,6 @@ class Embedder:
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit-length rows [texts, width] in float32, one a text, in the order given."""
-        import numpy as np
-        import torch
-
         pieces, owners = self._tokenize_windows(texts)
         order = sorted(range(len(pieces)), key=lambda index: len(pieces[index]["input_ids"]))
         sums: Tensor | None = None  # [texts, width]
@@ -86,11 +83,9 @@ class Embedder:
         return pieces, list(coded["overflow_to_sample_mapping"])
 
     def _forward(self, pieces: Sequence[dict[str, list[int]]]) -> Tensor:
-        import torch
-
         padded = self._tokenizer.pad(
             {name: [piece[name] for piece in pieces] for name in pieces[0]}, return_tensors="pt"
         )
         features = {name: tensor.to(self.device) for name, tensor in padded.items()}
-        found = self._model(features)["sentence_embedding"]
-        return torch.nn.functional.normalize(found.float(), dim=-1).cpu()
+        embeddings = self._model(features)["sentence_embedding"]
+        return torch.nn.functional.normalize(embeddings.float(), dim=-1).cpu()

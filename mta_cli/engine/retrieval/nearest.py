@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from mta_cli.errors import IntegrityFault
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 def nearest_rows(
-    matrix: NDArray[np.float32], queries: NDArray[np.float32], k: int
-) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """The `k` rows of `matrix [n, dim]` with the largest products with each of `queries [q, dim]`, largest first.
-
-    Returns their indices and the products, both [q, min(k, n)], or [min(k, n)] for one query [dim]. Of equal products
-    the lower index is first. Rows and queries have length one or zero, so the products are cosines. `matrix` may be a
-    memmap. Raises IntegrityFault when a number is not finite.
-    """
-    each = np.atleast_2d(queries)
-    shape = (len(each), min(k, len(matrix)))
-    indices, products = np.zeros(shape, dtype=np.intp), np.zeros(shape, dtype=np.float32)
-    for i, query in enumerate(each if indices.size else ()):
-        indices[i], products[i] = _top_k(matrix, query, shape[1])
-    return (indices, products) if queries.ndim == 2 else (indices[0], products[0])
-
-
-def _top_k(
     matrix: NDArray[np.float32], query: NDArray[np.float32], k: int
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The `k` rows of `matrix [n, dim]` with the largest products with `query [dim]`, largest first.
+
+    Returns their indices and the products, both [min(k, n)]. Of equal products the lower index is first. Rows and query
+    have length one or zero, so the products are cosines. `matrix` may be a memmap. Raises IntegrityFault when a number
+    is not finite.
+    """
+    k = min(k, len(matrix))
+    if k == 0:
+        return np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.float32)
     # 1. float32 products, as one dot product a row: faster than matrix @ query, which jumps between rows  [n]
     rough = np.matmul(matrix[:, None, :], query)[:, 0]
     if not np.isfinite(rough).all():
@@ -43,4 +31,4 @@ def _top_k(
     # 3. their products in float64, so that the order does not depend on the BLAS; ties go to the lower index
     exact = (matrix[rows] * query.astype(np.float64)).sum(axis=1)
     order = np.lexsort((rows, -exact))[:k]
-    return rows[order], exact[order]
+    return rows[order], exact[order].astype(np.float32)

@@ -6,7 +6,7 @@ Both give the same numbers. Only the Llama decoder takes rows of several users i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from mta_cli.engine.lora.adapter import LoraWeights, Placement, attach_lora_laye
 from mta_cli.engine.lora.batched import FrozenLoras, ModuleSlice, fuse_factors, module_slices
 from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.model.llama import LlamaDecoder
-from mta_cli.engine.model.load import head_logits
+from mta_cli.engine.model.load import LoadedBase, head_logits
 from mta_cli.engine.scoring.prefix_cache_scoring import (
     PrefixCacheScorer,
     TokenLogLikelihoods,
@@ -26,33 +26,12 @@ from mta_cli.engine.scoring.prefix_cache_scoring import (
 from mta_cli.engine.scoring.prefix_tree import PromptTree
 from mta_cli.errors import BadInput, UsageError
 
-if TYPE_CHECKING:
-    from mta_cli.engine.model.load import LoadedBase
-
 T = TypeVar("T")
 FactorPairs = Mapping[str, tuple[Tensor, Tensor]]
 
 
-class ScoringBackend(Protocol):
-    """Runs trees under LoRA factors in `dtype`. `mixes_users`: rows of several users may share a pass."""
-
-    mixes_users: bool
-    dtype: torch.dtype
-
-    def tokens_per_pass(self, row: int) -> int:
-        """How many tokens of tree number `row` run in each pass."""
-        ...
-
-    def score_rows(self, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
-        """Log-likelihoods of trees `chosen`, one row each.
-
-        `factors` by module path: `A [blocks, rank, in]`, scaled `B [blocks, out, rank]`; see `owner_blocks`.
-        """
-        ...
-
-
 class LlamaBackend:
-    """Through the Llama decoder."""
+    """Through the Llama decoder. `mixes_users`: rows of several users may share a pass. Factors are in `dtype`."""
 
     mixes_users = True
 
@@ -61,8 +40,8 @@ class LlamaBackend:
         decoder: LlamaDecoder,
         trees: Sequence[PromptTree],
         placement: Placement,
-        frozen_loras: Sequence[Sequence[LoraWeights]] = (),
-        tree_users: Sequence[int] = (),
+        frozen_loras: Sequence[Sequence[LoraWeights]],
+        tree_users: Sequence[int],
     ) -> None:
         self.dtype = decoder.dtype
         self._decoder = decoder
@@ -71,11 +50,14 @@ class LlamaBackend:
         self._scorer = PrefixCacheScorer(decoder, trees, placement, frozen_loras=frozen, tree_users=tree_users)
 
     def tokens_per_pass(self, row: int) -> int:
-        """See `ScoringBackend`."""
+        """How many tokens of tree number `row` run in each pass."""
         return self._scorer.tokens_per_pass(row)
 
     def score_rows(self, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
-        """See `ScoringBackend`."""
+        """Log-likelihoods of trees `chosen`, one row each.
+
+        `factors` by module path: `A [blocks, rank, in]`, scaled `B [blocks, out, rank]`; see `owner_blocks`.
+        """
         self._module_slices = self._module_slices or module_slices(self._decoder, list(factors))
         return self._scorer.score_trees(chosen, fuse_factors(self._module_slices, factors))
 
@@ -89,19 +71,19 @@ class ModuleBackend:
         self,
         base: LoadedBase,
         trees: Sequence[PromptTree],
-        frozen_loras: Sequence[Sequence[LoraWeights]] = (),
-        tree_users: Sequence[int] = (),
+        frozen_loras: Sequence[Sequence[LoraWeights]],
+        tree_users: Sequence[int],
     ) -> None:
         self.dtype = torch.float32
         self._base, self._trees, self._tree_users = base, trees, tree_users
         self._frozen_loras = [merge_loras([(lora, 1.0) for lora in own]) for own in frozen_loras]
 
     def tokens_per_pass(self, row: int) -> int:
-        """See `ScoringBackend`."""
+        """See `LlamaBackend`."""
         return sum(tree.length for _, tree in self._trees[row].single_completion_trees)
 
     def score_rows(self, chosen: Sequence[int], factors: FactorPairs) -> TokenLogLikelihoods:
-        """See `ScoringBackend`."""
+        """See `LlamaBackend`."""
         frozen = self._frozen_loras[self._tree_users[chosen[0]]] if self._frozen_loras else None
         # 1. each completion as a row of its own, with the place of its tree in `chosen`
         rows = [
@@ -117,6 +99,9 @@ class ModuleBackend:
         return TokenLogLikelihoods(-losses, tree_row, [rows[n][1] for n in row.tolist()])
 
 
+ScoringBackend = LlamaBackend | ModuleBackend
+
+
 def module_token_losses(base: LoadedBase, trees: Sequence[PromptTree]) -> tuple[Tensor, Tensor]:
     """Negative log-likelihoods [predicted tokens] of trees with one completion each, and the tree of each token.
 
@@ -128,7 +113,7 @@ def module_token_losses(base: LoadedBase, trees: Sequence[PromptTree]) -> tuple[
     targets = [(row, column, token) for row, tree in enumerate(trees) for column, token, _ in tree.prediction_targets()]
     row, column, token_ids = torch.tensor(targets, device=base.device).T
     # 3. logits at these columns alone  [predicted tokens, vocabulary]
-    logits = head_logits(base, ids.to(base.device), None, row, column)
+    logits = head_logits(base, ids.to(base.device), row, column)
     return torch.nn.functional.cross_entropy(logits.float(), token_ids, reduction="none"), row
 
 

@@ -135,5 +135,5 @@ def example_losses(scores: TokenLogLikelihoods, taught: Sequence[TrainingExample
     )
     decided = (share[:, None] * sums.view(-1, many)[place] + known).log_softmax(1)
     by_token = ~torch.isin(scores.row, place)
-    found = torch.cat([-scores.log_likelihoods[by_token], -decided[torch.arange(len(chosen), device=device), right]])
-    return found, torch.cat([scores.row[by_token], place])
+    losses = torch.cat([-scores.log_likelihoods[by_token], -decided[torch.arange(len(chosen), device=device), right]])
+    return losses, torch.cat([scores.row[by_token], place])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from mta_cli.engine.lora.adapter import LoraWeights, Placement, merge_into_base
 from mta_cli.engine.lora.merge import merge_loras
+from mta_cli.engine.model.llama import LlamaDecoder
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.backends import (
     TokenBudget,
     group_frozen_loras,
@@ -25,11 +26,6 @@ from mta_cli.engine.scoring.label_examples import (
 )
 from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer, pack_by_length, pack_by_user
 from mta_cli.engine.scoring.prefix_tree import PromptTree
-
-if TYPE_CHECKING:
-    from mta_cli.engine.model.llama import LlamaDecoder
-    from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import TrainingRow
 
 UserLoras = tuple[LoraWeights, ...]
 NO_LORAS: UserLoras = ()
@@ -55,27 +51,12 @@ def completion_log_likelihoods(
     return _score_with_modules(base, trees, users, pairs)
 
 
-def row_log_likelihoods(
-    base: LoadedBase, rows: Sequence[TrainingRow], loras: UserLoras = NO_LORAS
-) -> list[tuple[float, int]]:
-    """Of each row: the log-likelihood of its answer's tokens (nats, summed) and how many there are."""
-    trees = [PromptTree.from_row(row) for row in rows]
-    values = completion_log_likelihoods(base, trees, [loras], [(i, 0) for i in range(len(trees))])
-    return [(value, len(tree.completions[0])) for (value,), tree in zip(values, trees, strict=True)]
-
-
-def mean_loss(base: LoadedBase, examples: Sequence[TrainingExample], loras: UserLoras = NO_LORAS) -> float:
-    """Mean negative log-likelihood of the examples (nats): per answer token, or per label."""
-    (loss,) = mean_losses(base, [(examples, loras)])
-    return 0.0 if loss is None else loss
-
-
 def mean_losses(base: LoadedBase, cases: Sequence[tuple[Sequence[TrainingExample], UserLoras]]) -> list[float | None]:
-    """`mean_loss` of several users' examples, each under their own LoRAs; None for a user without examples.
+    """Mean negative log-likelihood (nats) of each user's examples under the user's LoRAs.
 
-    Users share passes.
+    It is per answer token, or per label; None for a user without examples. Users share passes.
     """
-    examples = [(example, user) for user, (own, _) in enumerate(cases) for example in own]
+    examples = [(example, user) for user, (examples_of_user, _) in enumerate(cases) for example in examples_of_user]
     trees = [build_prompt_tree(example) for example, _ in examples]
     pairs = [(tree, user) for tree, (_, user) in enumerate(examples)]
     values = completion_log_likelihoods(base, trees, [loras for _, loras in cases], pairs)
@@ -94,12 +75,12 @@ def prune_examples(
     A label example loses the labels of next to no probability. Where the base has a Llama decoder, the probability of
     tokens that are no label's is measured once (see `LabelExample.restricted`): then the vocabulary is not read again.
     """
-    found = [list(examples) for examples, _ in cases]
-    places = [(i, n) for i, own in enumerate(found) for n, one in enumerate(own) if isinstance(one, LabelExample)]
+    pruned = [list(examples) for examples, _ in cases]
+    places = [(i, n) for i, own in enumerate(pruned) for n, one in enumerate(own) if isinstance(one, LabelExample)]
     if not places:
-        return found
+        return pruned
     # 1. log-likelihoods of the labels among all tokens, and among the labels' own
-    trees = [build_prompt_tree(found[i][n]) for i, n in places]
+    trees = [build_prompt_tree(pruned[i][n]) for i, n in places]
     pairs = [(tree, user) for tree, (user, _) in enumerate(places)]
     users = [loras for _, loras in cases]
     values = completion_log_likelihoods(base, trees, users, pairs, also=placements)
@@ -109,11 +90,11 @@ def prune_examples(
         inner = completion_log_likelihoods(base, constrained, users, pairs, also=placements)
     # 2. each label example in its shorter form
     for k, (i, n) in enumerate(places):
-        example = found[i][n]
+        example = pruned[i][n]
         assert isinstance(example, LabelExample)
         short = example.pruned(values[k])
-        found[i][n] = short.restricted(values[k], inner[k]) if inner else short
-    return found
+        pruned[i][n] = short.restricted(values[k], inner[k]) if inner else short
+    return pruned
 
 
 def span_user_placements(

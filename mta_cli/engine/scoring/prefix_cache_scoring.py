@@ -28,23 +28,6 @@ PADDING_SEGMENT = -2
 
 
 @dataclass(frozen=True)
-class PredictionStates:
-    """What the head reads to predict completion tokens, for one pass.
-
-    `states` [positions, width] are normalised; several tokens may follow one state. The rest has one entry for each
-    predicted token, in ascending order of states: the token, its state, its row, its completion, and the tokens that
-    alone may stand in its place (None: any).
-    """
-
-    states: Tensor
-    target_ids: Tensor
-    state_index: list[int]
-    row: Tensor
-    completion_index: list[int]
-    allowed_tokens: list[tuple[int, ...] | None]
-
-
-@dataclass(frozen=True)
 class TokenLogLikelihoods:
     """Log-likelihoods [predicted tokens] in nats, with each token's row of the pass and its completion."""
 
@@ -116,25 +99,10 @@ class PrefixCacheScorer:
         users: Sequence[int] = (),
         also: Sequence[BatchedLora] = (),
     ) -> TokenLogLikelihoods:
-        """Log-likelihoods of trees `chosen`, run as `compute_prediction_states` does."""
-        found, head = self.compute_prediction_states(chosen, factors, user_loras, users, also), self.decoder.head
-        values = token_log_likelihoods(
-            found.states, head.weight, head.bias, found.target_ids, found.state_index, found.allowed_tokens
-        )
-        return TokenLogLikelihoods(values, found.row, found.completion_index)
+        """Log-likelihoods of trees number `chosen`, one row each, under `factors` and the `user_loras` of `users`.
 
-    def compute_prediction_states(
-        self,
-        chosen: Sequence[int],
-        factors: FusedFactors,
-        user_loras: Sequence[FrozenLoras] = (),
-        users: Sequence[int] = (),
-        also: Sequence[BatchedLora] = (),
-    ) -> PredictionStates:
-        """Run trees number `chosen`, one row each, under `factors` and under the `user_loras` of `users`, one a row.
-
-        Differentiable in `factors`. `also` are further LoRAs of the pass. None of them may act before or below the
-        placement.
+        `users` has one user a row. Differentiable in `factors`. `also` are further LoRAs of the pass. None of them may
+        act before or below the placement.
         """
         trees = [self.trees[i] for i in chosen]
         # 1. states below the lowest adapted layer, from the cache, padded on the right  [rows, time, width]
@@ -153,7 +121,7 @@ class PrefixCacheScorer:
             loras=[
                 BatchedLora(factors),
                 *self._frozen_row_loras(chosen, positions),
-                *self._row_loras(user_loras, users, trees, positions),
+                *(one.rows_lora(users, positions, [len(tree.prompt) for tree in trees]) for one in user_loras),
                 *also,
             ],
             past=_PrefixKeyValues(self.placement.first_layer, prefix_kv) if prefix_kv is not None else None,
@@ -164,18 +132,21 @@ class PrefixCacheScorer:
             for row, tree in enumerate(trees)
             for (column, token, completion), allowed in zip(tree.prediction_targets(), tree.allowed_tokens, strict=True)
         )
-        # 5. each state that predicts anything, once  [positions, width]
+        # 5. each state that predicts anything, once; several tokens may follow one state  [positions, width]
         state_of = {place: n for n, place in enumerate(dict.fromkeys(target[:2] for target in targets))}
         row, column = torch.tensor(list(state_of), device=x.device).T
+        prediction_states = self.decoder.norm(states[row, column])
+        # 6. log-likelihoods of the tokens by the head  [predicted tokens]
         target_row, target_ids = torch.tensor([(target[0], target[3]) for target in targets], device=x.device).T
-        return PredictionStates(
-            states=self.decoder.norm(states[row, column]),
-            target_ids=target_ids,
-            state_index=[state_of[target[:2]] for target in targets],
-            row=target_row,
-            completion_index=[target[2] for target in targets],
-            allowed_tokens=[target[4] for target in targets],
+        values = token_log_likelihoods(
+            prediction_states,
+            self.decoder.head.weight,
+            self.decoder.head.bias,
+            target_ids,
+            [state_of[target[:2]] for target in targets],
+            [target[4] for target in targets],
         )
+        return TokenLogLikelihoods(values, target_row, [target[2] for target in targets])
 
     def _get_prefixes(self, chosen: Sequence[int]) -> list[CachedPrefix]:
         cached = {i: self._cache.get(self._keys[i]) for i in dict.fromkeys(chosen)}
@@ -242,24 +213,9 @@ class PrefixCacheScorer:
         return [] if self._prefix_is_shared else self._frozen_row_loras(chosen, positions)
 
     def _frozen_row_loras(self, chosen: Sequence[int], positions: Tensor) -> list[BatchedLora]:
-        if not self._frozen_loras:
-            return []
-        users, trees = [self._tree_users[i] for i in chosen], [self.trees[i] for i in chosen]
-        return self._row_loras(self._frozen_loras, users, trees, positions)
-
-    def _row_loras(
-        self, loras: Sequence[FrozenLoras], users: Sequence[int], trees: Sequence[PromptTree], positions: Tensor
-    ) -> list[BatchedLora]:
-        """The LoRAs of `users`, one a row, each at the `positions` [rows, time] where it acts."""
-        batched = []
-        for one in loras:
-            acts = None
-            if one.placement is not None and one.placement.late_tokens is not None:
-                starts = [one.placement.first_position(len(tree.prompt)) for tree in trees]
-                late = positions >= torch.tensor(starts, device=positions.device)[:, None]
-                acts = late.unsqueeze(-1).to(self.decoder.dtype)  # [rows, time, 1]
-            batched.append(BatchedLora(one.factors_for_rows(users), acts))
-        return batched
+        lengths = [len(self.trees[i].prompt) for i in chosen]
+        users = [self._tree_users[i] for i in chosen] if self._frozen_loras else []
+        return [one.rows_lora(users, positions, lengths) for one in self._frozen_loras]
 
     def _positions_and_mask(
         self, trees: Sequence[PromptTree], offsets: Sequence[int], time: int, prefix_kv: Tensor | None

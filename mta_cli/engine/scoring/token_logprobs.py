@@ -36,23 +36,28 @@ def token_log_likelihoods(
     `i` is one of them, and its probability is among them instead of the whole vocabulary.
     """
     state_index = range(len(tokens)) if state_index is None else state_index
-    restricted = [n for n, own in enumerate(allowed) if own is not None]
+    restricted = [n for n, candidates in enumerate(allowed) if candidates is not None]
     if not restricted:
         return _full_vocab_log_likelihoods(states, weight, bias, tokens, state_index)
     # 1. tokens with few candidates  [restricted]
-    candidates = [own for own in allowed if own is not None]
-    restricted_states = states[[state_index[n] for n in restricted]]
-    found = _restricted_log_likelihoods(restricted_states, weight, bias, tokens[restricted], candidates)
-    full = [n for n, own in enumerate(allowed) if own is None]
+    restricted_values = _restricted_log_likelihoods(
+        states[[state_index[n] for n in restricted]],
+        weight,
+        bias,
+        tokens[restricted],
+        [candidates for candidates in allowed if candidates is not None],
+    )
+    full = [n for n, candidates in enumerate(allowed) if candidates is None]
     if not full:
-        return found
+        return restricted_values
     # 2. the other tokens, from the states that they follow  [full]
     used = {state: i for i, state in enumerate(dict.fromkeys(state_index[n] for n in full))}
-    others = _full_vocab_log_likelihoods(
+    full_values = _full_vocab_log_likelihoods(
         states[list(used)], weight, bias, tokens[full], [used[state_index[n]] for n in full]
     )
     # 3. both in the order of `tokens`  [n]
-    return torch.cat([others, found])[torch.tensor(full + restricted, device=found.device).argsort()]
+    order = torch.tensor(full + restricted, device=states.device).argsort()
+    return torch.cat([full_values, restricted_values])[order]
 
 
 def _full_vocab_log_likelihoods(
@@ -67,13 +72,14 @@ def _restricted_log_likelihoods(
 ) -> Tensor:
     """The same where each of `tokens` [n], behind `states` [n, width], is one of its allowed tokens."""
     # 1. logits of every token that is allowed anywhere  [n, candidates]
-    column = {token: i for i, token in enumerate(dict.fromkeys(token for own in allowed for token in own))}
-    rows = torch.tensor(list(column), device=states.device)
-    logits = F.linear(states.float(), weight[rows].float(), None if bias is None else bias[rows].float())
+    vocabulary = list(dict.fromkeys(token for candidates in allowed for token in candidates))
+    column = {token: i for i, token in enumerate(vocabulary)}
+    ids = torch.tensor(vocabulary, device=states.device)
+    logits = F.linear(states.float(), weight[ids].float(), None if bias is None else bias[ids].float())
     # 2. −∞ where a token is not allowed  [n, candidates]
-    pairs = [(n, column[token]) for n, own in enumerate(allowed) for token in own]
-    row, candidate = torch.tensor(pairs, device=states.device).T
-    mask = torch.full_like(logits, float("-inf")).index_put((row, candidate), logits.new_zeros(()))
+    places = [(n, column[token]) for n, candidates in enumerate(allowed) for token in candidates]
+    row, allowed_column = torch.tensor(places, device=states.device).T
+    mask = torch.full_like(logits, float("-inf")).index_put((row, allowed_column), logits.new_zeros(()))
     # 3. the tokens themselves  [n]
     target = torch.tensor([column[token] for token in tokens.tolist()], device=states.device)
     return (logits + mask).log_softmax(1).gather(1, target[:, None]).squeeze(1)
@@ -91,10 +97,10 @@ class _FusedLinearLogLikelihood(torch.autograd.Function):
         values, slopes = [], []
         for start in range(0, len(states), chunk):
             # 1. logits of some states, and the tokens that follow them  [chunk, vocabulary]
-            some = states[start : start + chunk]
-            own = slice(bisect_left(state_index, start), bisect_left(state_index, start + chunk))
-            targets, row = tokens[own], index[own] - start
-            logits = _fill_logits(some, weight, bias, buffer[: len(some)])
+            chunk_states = states[start : start + chunk]
+            following = slice(bisect_left(state_index, start), bisect_left(state_index, start + chunk))
+            targets, row = tokens[following], index[following] - start
+            logits = _fill_logits(chunk_states, weight, bias, buffer[: len(chunk_states)])
             # 2. log softmax at the tokens; the buffer now holds exp(logit − top)  [tokens of the chunk]
             chosen, top = logits[row, targets], logits.amax(-1, keepdim=True)
             total = logits.sub_(top).exp_().sum(-1, keepdim=True)
@@ -112,9 +118,9 @@ class _FusedLinearLogLikelihood(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The states' gradient [m, width]; the other inputs have none."""
         slopes, index = ctx.saved_tensors
-        each = slopes * grads[0].unsqueeze(1)  # [n, width]
-        found = each.new_zeros(ctx.states, each.shape[1]).index_add_(0, index, each)
-        return found.to(slopes.dtype), None, None, None, None
+        by_token = slopes * grads[0].unsqueeze(1)  # [n, width]
+        by_state = by_token.new_zeros(ctx.states, by_token.shape[1]).index_add_(0, index, by_token)
+        return by_state.to(slopes.dtype), None, None, None, None
 
 
 def _fill_logits(states: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) -> Tensor:
@@ -126,6 +132,6 @@ def _fill_logits(states: Tensor, weight: Tensor, bias: Tensor | None, into: Tens
         return into.copy_(F.linear(states, weight, bias))
     rows = max(1, (GPU_MAX_HEAD_WEIGHTS if weight.is_cuda else CPU_MAX_HEAD_WEIGHTS) // weight.shape[1])
     states = states.float()
-    for some, columns in zip(torch.split(weight, rows), torch.split(into, rows, dim=1), strict=True):
-        columns.copy_(states @ some.float().T)
+    for weight_rows, columns in zip(torch.split(weight, rows), torch.split(into, rows, dim=1), strict=True):
+        columns.copy_(states @ weight_rows.float().T)
     return into if bias is None else into.add_(bias)

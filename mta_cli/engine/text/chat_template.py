@@ -29,7 +29,7 @@ _TEMPLATE_ERRORS = (
 
 @dataclass(frozen=True)
 class ChatLayout:
-    """A rendered conversation: `texts` are the template's own words, `slots` the messages that stand between them."""
+    """A rendered conversation: `texts` are the template's own words, `message_indices` the messages between."""
 
     texts: tuple[str, ...]
     message_indices: tuple[int, ...]

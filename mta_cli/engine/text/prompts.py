@@ -51,7 +51,7 @@ class PromptBuilder:
         self._system, self._preface = self._system_message(bare)
         self.end_id = self._find_end_of_turn_id(tuple(end_ids))
         self._answer = lru_cache(TEXT_CACHE_SIZE)(self._answer_ids_uncached)
-        self._shown = lru_cache(TEXT_CACHE_SIZE)(self._render_item_uncached)
+        self._shown = lru_cache(TEXT_CACHE_SIZE)(self.render_item)
 
     def prompt_ids(self, text: str, history: Sequence[HistoryExample] = ()) -> list[int]:
         """Token ids of the prompt that asks `text`, `history` shown before it; they end where the answer begins."""
@@ -92,9 +92,6 @@ class PromptBuilder:
         A long output may take three quarters of them: how a user answers says more than what was asked.
         A label is shown whole.
         """
-        return self._shown(example)
-
-    def _render_item_uncached(self, example: HistoryExample) -> str:
         words, budget = self._words, self.task.item_tokens
         least = min(budget // 4, len(words.encode_user_text(words.truncate_text(example.input, budget))))
         output = self._cut_answer(example.output, budget - least)
@@ -121,9 +118,9 @@ class PromptBuilder:
 
     def _encode(self, roles: Roles, contents: Sequence[str]) -> list[int]:
         """In one pass, as the base has learnt to read it; in pieces where a user typed a control token."""
-        layout, own = self._layout(roles)
+        layout, controls = self._layout(roles)
         ids = self._words.encode_template(layout.fill_messages(contents))
-        if self._words.count_control_tokens(ids) != own:
+        if self._words.count_control_tokens(ids) != controls:
             ids = self._words.encode_template(layout.texts[0])
             for slot, text in zip(layout.message_indices, layout.texts[1:], strict=True):
                 ids += self._words.encode_user_text(contents[slot])
@@ -138,8 +135,8 @@ class PromptBuilder:
             else:
                 system = None if roles[:1] == ("system",) else self._system
                 layout = self._template.render_layout(roles, generation=True, system=system)
-            own = sum(self._words.count_control_tokens(self._words.encode_template(text)) for text in layout.texts)
-            self._layouts[roles] = (layout, own)
+            controls = sum(self._words.count_control_tokens(self._words.encode_template(text)) for text in layout.texts)
+            self._layouts[roles] = (layout, controls)
         return self._layouts[roles]
 
     def _system_message(self, bare: Sequence[str]) -> tuple[str | None, str]:

@@ -35,8 +35,8 @@ FORMAT_LIMIT = 100  # characters of a date's format
 _DAY = "2024-07-26"  # templates that print today's date would make a trained adapter's prompts change every day
 _WIDE_FIELD = re.compile(r"%[-+ #0]*\d*\.?\d{4}|:[^{}]*\d{4}")  # a field of a thousand columns or more
 _COLLECTION_TYPES = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
-# They make much of little in ways that a product of sizes does not bound, or something else every time.
 _UNMETERED_FILTERS = ("count", "d", "default", "first", "last", "length")  # they copy nothing
+# They make much of little in ways that a product of sizes does not bound, or something else every time.
 _REMOVED_FILTERS = ("pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
 
 
@@ -83,8 +83,9 @@ class Meter:
 
 
 def value_size(value: Any, *, numbers: bool = False) -> int:
-    """Characters, and members at `MEMBER` each, of a value as a tree, counted up to a little above `WORK_LIMIT`; with
-    `numbers` also how large its numbers are.
+    """Characters, and members at `MEMBER_SIZE` each, of a value as a tree, up to a little above `MAX_OPERATION_SIZE`.
+
+    With `numbers` also how large its numbers are.
     """
     total, waiting = 0, [value]
     while waiting and total <= MAX_OPERATION_SIZE:

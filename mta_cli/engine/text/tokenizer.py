@@ -85,11 +85,11 @@ class PromptTokenizer:
     def _end_of_token(self, text: str, ids: Sequence[int], budget: int) -> int:
         """Where in `text` its token number `budget` ends, always before the end of the text."""
         if self.tokenizer.is_fast:
-            found = self.tokenizer(
+            encoded = self.tokenizer(
                 text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
             )
-            if list(found["input_ids"]) == list(ids):
-                return int(min(found["offset_mapping"][budget][0], len(text) - 1))
+            if list(encoded["input_ids"]) == list(ids):
+                return int(min(encoded["offset_mapping"][budget][0], len(text) - 1))
         # A tokenizer that cannot tell: the longest beginning that is short enough, by bisection.
         fits = bisect_left(
             range(1, len(text)), True, key=lambda length: len(self.encode_user_text(text[:length])) > budget

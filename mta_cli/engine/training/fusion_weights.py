@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.merge import merge_loras
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.backends import make_scoring_backend
 from mta_cli.engine.scoring.label_examples import TrainingExample, build_prompt_tree, example_losses
 from mta_cli.engine.scoring.log_likelihood import prune_examples
-
-if TYPE_CHECKING:
-    from mta_cli.engine.model.load import LoadedBase
 
 
 def learn_weights(

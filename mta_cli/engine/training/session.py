@@ -146,15 +146,15 @@ class TrainingSession:
 
     def _finite_weights(self, trainer: Trainer) -> dict[int, LoraWeights]:
         """Each member's weights as their files give them back; a member whose weights are not finite has failed."""
-        found = {}
+        weights = {}
         for i in range(len(trainer.members)):
             if i in trainer.failed:
                 continue
             try:
-                found[i] = trainer.stored_weights(i)
+                weights[i] = trainer.stored_weights(i)
             except IntegrityFault as error:
                 trainer.failed[i] = error.message
-        return found
+        return weights
 
     def _measure_losses(self, parts: list[tuple[LoraWeights, ...]]) -> list[Any]:
         return [] if self._measure is None else self._measure(self.base, parts)

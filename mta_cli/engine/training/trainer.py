@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -24,6 +23,7 @@ from torch import Tensor
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.batched import TrainableLoras
 from mta_cli.engine.lora.lora_xs import LoraXsCore, TrainableCores
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.model.safetensors_header import read_safetensors_header
 from mta_cli.engine.scoring.backends import TokenBudget, make_scoring_backend, plan_batches
 from mta_cli.engine.scoring.label_examples import (
@@ -34,9 +34,6 @@ from mta_cli.engine.scoring.label_examples import (
     prompt_answer_row,
 )
 from mta_cli.engine.scoring.log_likelihood import prune_examples
-
-if TYPE_CHECKING:
-    from mta_cli.engine.model.load import LoadedBase
 
 MAX_GRAD_NORM = 1.0
 WARMUP_RATIO = 0.1
@@ -229,10 +226,10 @@ class Trainer:
     @torch.no_grad()
     def _clip(self, member: int) -> float:
         """Scale a member's gradients to a norm of at most `MAX_GRAD_NORM`; returns the norm before."""
-        own = [grad[member] for grad in self._group.grads]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in own]))
+        grads = [grad[member] for grad in self._group.grads]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
         factor = (MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0)
-        for grad in own:
+        for grad in grads:
             grad.mul_(factor)
         return float(norm)
 
@@ -267,11 +264,11 @@ class Trainer:
     @torch.no_grad()
     def load_state(self, state: bytes) -> None:
         """Go on from a saved `state`. Raises ValueError or KeyError when it is another training's, unchanged."""
-        tensors, own = load_tensors(state), self._tensors()
+        tensors, current = load_tensors(state), self._tensors()
         taken, failed = json.loads(read_safetensors_header(state).metadata["taken"])
-        if {key: t.shape for key, t in tensors.items()} != {key: t.shape for key, t in own.items()}:
+        if {key: t.shape for key, t in tensors.items()} != {key: t.shape for key, t in current.items()}:
             raise ValueError("the checkpoint is of another training")
-        for key, tensor in own.items():
+        for key, tensor in current.items():
             tensor.copy_(tensors[key])
         self.completed_steps = [[TrainStep(*values) for values in steps] for steps in taken]
         self.failed = {int(member): str(message) for member, message in failed}

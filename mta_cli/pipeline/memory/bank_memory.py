@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 MAX_RECENT_ANSWERS = 200  # answers of a user that count in their label prior
-LABEL_RATES_KEY = "label_rates"
+LABEL_RATES_KEY = "label_rates"  # of a bank's config: how often its users give each label
 PERSONAL_MODES = ("fused", "adapted")
 
 
@@ -49,14 +49,14 @@ class BankMemory:
             return LabelMemory(labels)
         if bank.kernel is not None and (self._embed is not None or self._embedder is not None):
             embed = self._embed or load_embedder(self._embedder, self._device)  # type: ignore[arg-type]
-            if (found := load_fitted_neighbours(self._reg, bank, self._task, embed)) is not None:
-                return LabelMemory(labels, tuple(found.index.rates.tolist()), found)
+            if (neighbours := load_fitted_neighbours(self._reg, bank, self._task, embed)) is not None:
+                return LabelMemory(labels, tuple(neighbours.index.rates.tolist()), neighbours)
         return self.without_neighbours
 
     @property
     def without_neighbours(self) -> LabelMemory:
         """The memory with label rates only, which needs no embedder."""
-        rates = bank_label_rates(self._bank) if self._bank is not None else ()
+        rates = tuple(self._bank.config.get(LABEL_RATES_KEY, ())) if self._bank is not None else ()
         # a bank of an older version, or of another form of the task, has no rates for these labels
         return LabelMemory(self._task.labels, rates if len(rates) == len(self._task.labels) else ())
 
@@ -64,7 +64,9 @@ class BankMemory:
         """The label prior beside a user's model in a personal `mode`; None where there is none."""
         if user is None or mode not in PERSONAL_MODES or options.memory == "off" or self._bank is None:
             return None
-        return self._restricted(options).prior_of([item.output for item in self.recent_items(user)], options)
+        # no embedder is loaded where the options ask for no neighbours
+        memory = self.label_memory if options.memory == "neighbours" else self.without_neighbours
+        return memory.prior_of([item.output for item in self.recent_items(user)], options)
 
     def recent_items(self, user: User) -> list[Item]:
         """The user's items whose answers count in the label prior."""
@@ -72,10 +74,10 @@ class BankMemory:
 
     def neighbour_settings(self, options: MemoryOptions) -> dict[str, Any]:
         """The settings that determine how neighbours count, besides their items; empty where they do not count."""
-        if options.memory != "neighbours" or (found := self.label_memory.neighbours) is None:
+        if options.memory != "neighbours" or (neighbours := self.label_memory.neighbours) is None:
             return {}
-        known: dict[str, Any] = {**asdict(found.kernel), "weight": options.neighbour_weight}
-        return {**known, "look_ahead": options.look_ahead} if found.index.times else known
+        known: dict[str, Any] = {**asdict(neighbours.kernel), "weight": options.neighbour_weight}
+        return {**known, "look_ahead": options.look_ahead} if neighbours.index.times else known
 
     def missing_embedder_note(self, options: MemoryOptions) -> str | None:
         """A message where the bank has neighbours and its embedder is not installed."""
@@ -86,18 +88,9 @@ class BankMemory:
         name = self._reg.models.get(self._bank.embedder).name
         return f"The embedder {name} is not here: labels are weighed without the bank's neighbours."
 
-    def _restricted(self, options: MemoryOptions) -> LabelMemory:
-        """The memory without neighbours where the options ask for none, so that no embedder is loaded."""
-        return self.label_memory if options.memory == "neighbours" else self.without_neighbours
-
     @cached_property
     def _embedder(self) -> ModelEntry | None:
         from mta_cli.pipeline.models.installed import list_models
 
         wanted = self._bank.embedder if self._bank is not None else None
         return next((one for one in list_models() if one.fingerprint == wanted and "fault" not in one.detail), None)
-
-
-def bank_label_rates(bank: Bank) -> tuple[float, ...]:
-    """How often the users of a bank give each label; empty where the bank does not record it."""
-    return tuple(bank.config.get(LABEL_RATES_KEY, ()))

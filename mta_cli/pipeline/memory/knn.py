@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 EMBED_BATCH = 256  # items embedded and stored together; an interruption costs at most this much work
-NEIGHBOUR_WEIGHT_KEY = (
-    "beside_model"  # key of a bank's config: the weight of neighbours beside its model; see `knn_weight`
-)
+NEIGHBOUR_WEIGHT_KEY = "beside_model"  # of a bank's config: the weight of neighbours beside its model
 KERNEL_FIELDS = ("sharpness", "votes", "habit", "linear")  # fields of a kernel that is used without a model
 EMBED_CACHE_SIZE = 4096  # questions whose embeddings stay in memory
 
@@ -130,18 +128,18 @@ def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | N
     from mta_cli.engine.memory.knn import NeighbourIndex
     from mta_cli.engine.memory.label_prior import label_rates
 
-    found = labelled_items(reg, bank, task)
-    if not found:
+    items = labelled_items(reg, bank, task)
+    if not items:
         return None
-    if len({len(one.vector) for one in found}) > 1:
+    if len({len(one.vector) for one in items}) > 1:
         raise IntegrityFault(
             f"The neighbours of bank {bank.name} v{bank.version} differ in length.", hint="mta bank build makes another"
         )
-    times = tuple(one.time or "" for one in found)
-    vectors = np.frombuffer(b"".join(one.vector for one in found), "<f2").reshape(len(found), -1).astype(np.float32)
-    labels = np.array([task.labels.index(one.output.strip()) for one in found], np.int64)
-    rates = np.array(label_rates([one.output for one in found], task.labels))
-    users = np.array([one.user_id for one in found], np.int64)
+    times = tuple(one.time or "" for one in items)
+    vectors = np.frombuffer(b"".join(one.vector for one in items), "<f2").reshape(len(items), -1).astype(np.float32)
+    labels = np.array([task.labels.index(one.output.strip()) for one in items], np.int64)
+    rates = np.array(label_rates([one.output for one in items], task.labels))
+    users = np.array([one.user_id for one in items], np.int64)
     return NeighbourIndex(vectors, labels, users, rates, times if any(times) else ())
 
 

@@ -2,7 +2,7 @@
 
 Some items are predicted twice: by the base with the task adapter, in a prompt with other items of the same user, and by
 neighbours and label prior. Tasks differ in which of the two predicts better. The task adapter was trained on these
-items and so looks better here than for a new user, for whom neighbours count more (`answer.neighbour_weight`).
+items and so looks better here than for a new user, for whom neighbours count more (`memory.neighbour_weight`).
 """
 
 from __future__ import annotations
@@ -80,18 +80,18 @@ def sample_cases(items: Sequence[Item], seed: int) -> list[LeaveOneOutCase]:
 
     from mta_cli.engine.memory.knn import FIT_SHOTS
 
-    rng, own = np.random.default_rng(seed), dict[int, list[Item]]()
+    rng, items_by_user = np.random.default_rng(seed), dict[int, list[Item]]()
     for item in items:
-        own.setdefault(item.user_id, []).append(item)
-    users_items = [list(own.values())[n] for n in rng.permutation(len(own))[:MAX_GUESSED_ITEMS]]
-    found = []
+        items_by_user.setdefault(item.user_id, []).append(item)
+    users_items = [list(items_by_user.values())[n] for n in rng.permutation(len(items_by_user))[:MAX_GUESSED_ITEMS]]
+    cases = []
     for items_of_user in users_items:
         for n in rng.permutation(len(items_of_user))[: max(1, MAX_GUESSED_ITEMS // len(users_items))]:
             others = [item for item in items_of_user if item is not items_of_user[n]]
-            found.append(
+            cases.append(
                 LeaveOneOutCase(items_of_user[n], tuple(others[i] for i in rng.permutation(len(others))[:FIT_SHOTS]))
             )
-    return found
+    return cases
 
 
 def _model_label_scores(
@@ -103,7 +103,7 @@ def _model_label_scores(
     from mta_cli.pipeline.data.examples import PromptRowBuilder
 
     shown: dict[int, list[int]] = {}
-    examples, found = PromptRowBuilder(reg, base, task, history_items, shown), list[list[float]]()
+    examples, scores = PromptRowBuilder(reg, base, task, history_items, shown), list[list[float]]()
     labels = tuple(tuple(examples.prompter.answer_ids(label)) for label in task.labels)
     yield JobStarted("weighing of neighbours", len(cases), "items")
     for start in range(0, len(cases), ITEMS_PER_STEP):
@@ -112,6 +112,6 @@ def _model_label_scores(
             shown[one.item.user_id] = [shot.id for shot in one.shots]
             history = examples.retrieve_history(one.item.user_id, one.item.input, history_items)
             trees.append(PromptTree(tuple(examples.prompter.prompt_ids(one.item.input, history)), labels))
-        found += completion_log_likelihoods(base, trees, [NO_LORAS], [(n, 0) for n in range(len(trees))])
-        yield JobProgress(task.name, len(found), seconds=time.monotonic() - began)
-    return found
+        scores += completion_log_likelihoods(base, trees, [NO_LORAS], [(n, 0) for n in range(len(trees))])
+        yield JobProgress(task.name, len(scores), seconds=time.monotonic() - began)
+    return scores

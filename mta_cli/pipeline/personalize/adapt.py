@@ -104,8 +104,8 @@ def measure_losses(
     from mta_cli.engine.scoring.log_likelihood import mean_losses
 
     loras = [(*target.member.frozen_loras, *stack) for target, stack in zip(targets, stacks, strict=True)]
-    cases = [(p.member.examples, own) for p, own in zip(targets, loras, strict=True)]
-    cases += [(p.heldout_examples, own) for p, own in zip(targets, loras, strict=True)]
+    cases = [(p.member.examples, user_loras) for p, user_loras in zip(targets, loras, strict=True)]
+    cases += [(p.heldout_examples, user_loras) for p, user_loras in zip(targets, loras, strict=True)]
     losses = mean_losses(base, cases)
     return [AdaptLosses(a, b) for a, b in zip(losses[: len(targets)], losses[len(targets) :], strict=True)]
 
@@ -148,15 +148,15 @@ def adapt_users(
         record_request(reg, ADAPT_RUN_KIND, asked, bank_id=bank.id, asked_users=whom),
     ):
         recipes, context = yield from _prepare_context(reg, bank, chosen, request, options)
-        yield JobStarted("user adapt", total=sum(options.steps for user in chosen if shots[user.id]))
         results: dict[int, dict[str, Any]] = {}
         targets: list[AdaptTarget] = []
         for user in chosen:
-            ready = yield from _prepare_target(context, user, shots[user.id], recipes[user.id], options)
+            ready = yield from _prepare_target(context, user, shots[user.id], recipes[user.id])
             if isinstance(ready, AdaptTarget):
                 targets.append(ready)
             else:
                 results[user.id] = ready
+        yield JobStarted("user adapt", total=sum(target.job.schedule.steps for target in targets))
         yield from _train_stacks(context, targets, results)
     if chosen and not results:
         raise BadInput("No user could be adapted.", hint="lower --learning-rate")
@@ -166,12 +166,12 @@ def adapt_users(
 def adaptable_users(reg: Registry, bank: Bank) -> list[User]:
     """Every user with a history of the bank's task who is not one of its anchors. Raises NotFound without any."""
     anchors = {anchor.user_id for anchor in reg.banks.anchors(bank.id)}
-    found = [user for user, count in reg.users.users_with_items(bank.task) if count > 0 and user.id not in anchors]
-    if not found:
+    users = [user for user, count in reg.users.users_with_items(bank.task) if count > 0 and user.id not in anchors]
+    if not users:
         raise NotFound(
             f"No user is left to adapt: every user with a history of task {bank.task} is an anchor.", hint="name a user"
         )
-    return found
+    return users
 
 
 def _plan_lines(
@@ -182,11 +182,12 @@ def _plan_lines(
     users: Sequence[User],
     shots: dict[int, list[Item]],
 ) -> tuple[PlanLine, ...]:
+    from mta_cli.engine.methods.stacks import stack_schedule
     from mta_cli.pipeline.training.estimate import TokenLoad, cost_lines
 
-    task, busy = request.task, [own for own in shots.values() if own]
+    task, busy = request.task, [items for items in shots.values() if items]
     row = task.query_tokens + task.answer_tokens // 4 + task.item_tokens * request.prompt.history_items
-    rows = sum(min(len(own), options.batch_size) for own in busy) * options.steps
+    rows = sum(min(len(items), options.batch_size) * stack_schedule(len(items), options).steps for items in busy)
     tokens = TokenLoad(rows * row, options.placement or bank.config["placement"])
     return (
         PlanLine(
@@ -221,7 +222,7 @@ def _needs_new_recipe(recipe: Recipe | None, request: FuseRequest) -> bool:
 
 
 def _prepare_target(
-    context: AdaptContext, user: User, shots: list[Item], recipe: Recipe, options: AdaptOptions
+    context: AdaptContext, user: User, shots: list[Item], recipe: Recipe
 ) -> Generator[Event, None, AdaptTarget | dict[str, Any]]:
     """The user with everything that training needs, or the result where no training is needed."""
     reg, bank = context.reg, context.bank
@@ -229,8 +230,8 @@ def _prepare_target(
         yield Note(
             f"{user.name} has no history for task {bank.task}; there is nothing to train a stack on.", warning=True
         )
-        return _entry(user, recipe, None, None, None, 0, 0.0)
-    job = _job(context, user, shots, recipe, options)
+        return _entry(user, recipe)
+    job = _job(context, user, shots, recipe)
     known = reg.stacks.get(user.id, bank.task, bank.id)
     if known is not None and known.identity == job.config["identity"] and known.is_intact:
         yield Note(f"{user.name}: adapted already with these settings and items.")
@@ -239,9 +240,9 @@ def _prepare_target(
 
     fusing, memory = context.fusing, context.request.memory
     assert context.start is not None and fusing.rows is not None, "the base is loaded and cores have a basis"
-    own = fusing.user_shots(reg, user, options.shots)
+    user_shots = fusing.user_shots(reg, user, context.options.shots)
     fusion = context.merge_fusion(recipe)
-    member = stack_member(fusing.bank.methods, own, fusion, context.start, options, memory)
+    member = stack_member(fusing.bank.methods, user_shots, fusion, context.start, context.options, memory)
     fusing.bank.methods.cache.clear()  # this user is not needed again
     heldout = query_examples(fusing.bank, user, reg.items.queries(user.id, bank.task), fusing.rows, memory)
     return AdaptTarget(user, shots, recipe, job, member, heldout)
@@ -285,16 +286,7 @@ def _start_group_runs(
 def _training_group(
     context: AdaptContext, targets: Sequence[AdaptTarget], runs: dict[int, Run], results: dict[int, dict[str, Any]]
 ) -> TrainingGroup:
-    trainings = [
-        AdapterTraining(
-            one.job,
-            one.member.examples,
-            one.member.frozen_loras,
-            runs[one.user.id],
-            start=one.member.initial_weights,
-        )
-        for one in targets
-    ]
+    trainings = [AdapterTraining(one.job, one.member.examples, runs[one.user.id], one.member) for one in targets]
     return TrainingGroup(
         trainings,
         partial(_store_stacks, context, targets, runs, results),
@@ -303,12 +295,12 @@ def _training_group(
     )
 
 
-def _job(context: AdaptContext, user: User, shots: list[Item], recipe: Recipe, options: AdaptOptions) -> AdapterJob:
+def _job(context: AdaptContext, user: User, shots: list[Item], recipe: Recipe) -> AdapterJob:
     import hashlib
 
     from mta_cli.engine.methods.stacks import stack_schedule
 
-    bank, request = context.bank, context.request
+    bank, request, options = context.bank, context.request, context.options
     schedule = stack_schedule(len(shots), options)
     config = {
         "history_items": request.prompt.history_items,
@@ -356,9 +348,7 @@ def _store_stacks(
         reg.stacks.save_stack(stack)
         made.append(stack)
         seconds = sum(step.seconds for step in trained.steps[i])
-        results[target.user.id] = _entry(
-            target.user, target.recipe, stack, before, after, len(target.heldout_examples), seconds
-        )
+        results[target.user.id] = _entry(target.user, target.recipe, stack, len(target.heldout_examples), seconds)
         reg.runs.finish_run(run.id, results[target.user.id])
     for target in targets:
         del runs[target.user.id]
@@ -366,9 +356,7 @@ def _store_stacks(
         if kept is None:
             yield UnitFailed(target.user.name, str(adapters[i]))
             continue
-        yield from _warn_if_unmoved(
-            target.user, target.job, trained.measured_before[i], trained.measured_after[i], trained.weights[i].norm()
-        )
+        yield from _warn_if_unmoved(target.user, kept, trained.weights[i].norm())
         arrow = f"loss {kept.loss_before:.3f} → {kept.loss_after:.3f}"
         yield ArtifactSaved("stack", target.user.name, f"{arrow}, {kept.bytes:,} bytes")
 
@@ -394,10 +382,8 @@ def _make_stack(
     )
 
 
-def _warn_if_unmoved(
-    user: User, job: AdapterJob, before: AdaptLosses, after: AdaptLosses, norm: float
-) -> Iterator[Event]:
-    steps, start, end = job.schedule.steps, before.shots or 0.0, after.shots or 0.0
+def _warn_if_unmoved(user: User, stack: Stack, norm: float) -> Iterator[Event]:
+    steps, start, end = stack.steps, stack.loss_before, stack.loss_after
     if steps < MIN_EFFECTIVE_STEPS or (abs(end - start) < MIN_LOSS_CHANGE * start and start > MIN_TRAINABLE_LOSS):
         measured = f"loss {start:.4f} → {end:.4f}, ‖ΔW‖ {norm:.2g}"
         yield Note(
@@ -408,23 +394,17 @@ def _warn_if_unmoved(
 
 
 def _entry(
-    user: User,
-    recipe: Recipe,
-    stack: Stack | None,
-    before: AdaptLosses | None,
-    after: AdaptLosses | None,
-    queries: int,
-    seconds: float,
+    user: User, recipe: Recipe, stack: Stack | None = None, queries: int = 0, seconds: float = 0.0
 ) -> dict[str, Any]:
     return {
         "user": user.name,
         "shots": stack.shots if stack else 0,
         "steps": stack.steps if stack else 0,
-        "loss_before": before.shots if before else None,
-        "loss_after": after.shots if after else None,
+        "loss_before": stack.loss_before if stack else None,
+        "loss_after": stack.loss_after if stack else None,
         "heldout_queries": queries,
-        "heldout_before": before.heldout if before else None,
-        "heldout_after": after.heldout if after else None,
+        "heldout_before": stack.heldout_before if stack else None,
+        "heldout_after": stack.heldout_after if stack else None,
         "recipe_bytes": recipe.bytes,
         "stack_bytes": stack.bytes if stack else 0,
         "weights": recipe.method,
@@ -438,5 +418,4 @@ def _stored_result(reg: Registry, user: User, recipe: Recipe, stack: Stack) -> d
         result = run.result
         if run.kind == "user adapt" and result and run.config.get("identity") == stack.identity:
             return result
-    losses = AdaptLosses(stack.loss_before, stack.heldout_before), AdaptLosses(stack.loss_after, stack.heldout_after)
-    return _entry(user, recipe, stack, *losses, 0, 0.0)
+    return _entry(user, recipe, stack)

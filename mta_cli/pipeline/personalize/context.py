@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any
 
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.memory.bank_memory import BankMemory
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class StoredAnchors(Sequence["LoraWeights"]):
-    """The weights of a bank's anchors. Each is read and verified when it is first used."""
+    """The weights of a bank's anchors, by number. Each is read and verified when it is first used."""
 
     def __init__(self, reg: Registry, bank: Bank, anchors: Sequence[Anchor]) -> None:
         self._reg, self._base = reg, bank.base
@@ -35,16 +35,7 @@ class StoredAnchors(Sequence["LoraWeights"]):
     def __len__(self) -> int:
         return len(self._digests)
 
-    @overload
-    def __getitem__(self, place: int) -> LoraWeights: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[LoraWeights]: ...
-
-    def __getitem__(self, place: int | slice) -> LoraWeights | list[LoraWeights]:
-        if isinstance(place, slice):
-            return [self[n] for n in range(len(self))[place]]
-        number = range(len(self))[place]
+    def __getitem__(self, number: Any) -> Any:
         if number not in self._loaded:
             self._loaded[number] = load_weights(self._reg, str(self._digests[number]), self._base)
         return self._loaded[number]
@@ -87,10 +78,10 @@ def load_bank_context(
     from mta_cli.pipeline.bank.screening import similarity_floors, usable_anchors
     from mta_cli.pipeline.data.profiles import profile_matrix
 
-    found = [one for one in usable_anchors(reg, bank) if one.user_id is not None and one.digest is not None]
-    ids, matrix = profile_matrix(reg, task.name, bank.embedder, [one.user_id for one in found if one.user_id])
+    usable = [one for one in usable_anchors(reg, bank) if one.user_id is not None and one.digest is not None]
+    ids, matrix = profile_matrix(reg, task.name, bank.embedder, [one.user_id for one in usable if one.user_id])
     row = {user_id: n for n, user_id in enumerate(ids)}
-    anchors = tuple(one for one in found if one.user_id in row)
+    anchors = tuple(one for one in usable if one.user_id in row)
     profiles = from_numpy(matrix[[row[one.user_id] for one in anchors if one.user_id]])
     floors = similarity_floors(reg.banks.by_id(bank.id))
     tokens = () if rows is None else tuple(tuple(rows.prompter.answer_ids(label)) for label in task.labels)
@@ -131,7 +122,7 @@ def user_shots(
     """
     from mta_cli.engine.methods.method import UserShots
 
-    own = {item.id for item in items}
+    shot_ids = {item.id for item in items}
     return UserShots(
         user.id,
         tuple(item.input for item in items),
@@ -139,7 +130,7 @@ def user_shots(
         tuple(rows.training_rows(items)) if rows is not None else (),
         profile,
         tuple(item.time for item in items),
-        tuple(item.output for item in recent if item.id not in own),
+        tuple(item.output for item in recent if item.id not in shot_ids),
     )
 
 
@@ -149,16 +140,16 @@ def query_examples(
     """Held-out queries with their golds, scored as the shots are: beside the label memory where neighbours count."""
     from mta_cli.engine.scoring.label_examples import LabelExample, TrainingExample
 
-    labels, own = context.methods.task.labels, rows.query_rows(queries)
-    found = list[TrainingExample](own)
+    labels, scored = context.methods.task.labels, rows.query_rows(queries)
+    examples = list[TrainingExample](scored)
     prior = context.memory.prior_for(user, "adapted", memory)
     if prior is None or not context.methods.memory.uses_neighbours(memory):
-        return found
+        return examples
     for n, query in enumerate(queries):
         if (gold := query.gold.strip()) in labels:
             tokens = context.methods.label_tokens
-            found[n] = LabelExample.from_prior(own[n], tokens, labels.index(gold), prior, query.input, query.time)
-    return found
+            examples[n] = LabelExample.from_prior(scored[n], tokens, labels.index(gold), prior, query.input, query.time)
+    return examples
 
 
 def load_profiles(reg: Registry, task: str, embedder: str, users: Sequence[User]) -> Mapping[int, Tensor]:

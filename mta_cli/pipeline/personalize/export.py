@@ -17,7 +17,7 @@ from mta_cli.errors import NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.users.exported_folders import record_export, resolve_export_folder, write_folder
-from mta_cli.pipeline.weights import AnswerSource, default_task, merge_user_weights, most_personal_mode
+from mta_cli.pipeline.weights import AnswerSource, merge_user_weights, most_personal_mode
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
@@ -34,14 +34,13 @@ def export_user(
     reg: Registry,
     base_entry: ModelEntry,
     user: User,
-    task: str | None,
+    task: str,
     to: Path,
     *,
-    mode: str | None = None,
     rank: int | None = None,
     replace: bool = False,
 ) -> Iterator[Event]:
-    """Write the user's most personal model (or that of `mode`) to the folder `to`, which appears whole or not at all.
+    """Write the user's most personal model of `task` to the folder `to`, which appears whole or not at all.
 
     `rank` reduces it to the nearest adapter of that rank. A folder with content is refused unless `replace`; then the
     adapter's own files in it are replaced.
@@ -52,23 +51,22 @@ def export_user(
         replace=replace,
         hint="Name another folder with --to, or replace the adapter in it with --yes.",
     )
-    name = default_task(reg, user, task, base_entry.fingerprint)
-    mode = mode or most_personal_mode(reg, user, name, base_entry.fingerprint)
+    mode = most_personal_mode(reg, user, task, base_entry.fingerprint)
     if mode == "base":
         raise NotFound(
-            f"{user.name} has no fusion for {name} on {base_entry.name}, so there is nothing to export.",
-            hint=f"mta user fuse {shlex.quote(user.name)} --task {name}",
+            f"{user.name} has no fusion for {task} on {base_entry.name}, so there is nothing to export.",
+            hint=f"mta user fuse {shlex.quote(user.name)} --task {task}",
         )
-    weights, source = merge_user_weights(reg, base_entry.fingerprint, user, name, mode)
+    weights, source = merge_user_weights(reg, base_entry.fingerprint, user, task, mode)
     if weights is None:
-        raise NotFound(f"{user.name}'s model for {name} is the base itself: there is nothing to export.")
+        raise NotFound(f"{user.name}'s model for {task} is the base itself: there is nothing to export.")
     padded = pad_to_uniform_rank((yield from _compress_to_rank(weights, rank)))
     digest = content_digest(padded)
-    about = _adapter_metadata(base_entry, name, source, digest)
+    about = _adapter_metadata(base_entry, task, source, digest)
     files = {
         WEIGHTS_FILE: padded.to_bytes(about),
         CONFIG_FILE: _json(peft_config(padded, base_entry)),
-        CARD_FILE: _card(base_entry, find_task(reg, name), padded.rank).encode(),
+        CARD_FILE: _card(base_entry, find_task(reg, task), padded.rank).encode(),
     }
     with record_export(reg, user, target, "adapter"):
         write_folder(target, files, "The adapter")
@@ -77,7 +75,7 @@ def export_user(
         {
             "user": user.name,
             "to": str(target),
-            "task": name,
+            "task": task,
             "base": base_entry.fingerprint,
             "source": source.as_json(),
             "rank": padded.rank,

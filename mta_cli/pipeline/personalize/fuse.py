@@ -86,17 +86,12 @@ def weighting_of(options: FuseOptions) -> AnchorWeighting:
 
 def load_with_task_adapter(reg: Registry, bank: Bank, request: FuseRequest) -> LoadedBase:
     """The base with the bank's task adapter merged in permanently, to compute fusions and stacks above it."""
-    base = load_on_device(request.base, request.machine, reg=reg)
-    fold_task_adapter(reg, bank, base)
-    return base
-
-
-def fold_task_adapter(reg: Registry, bank: Bank, base: LoadedBase) -> None:
-    """Merge the bank's task adapter, if it has one, into a base permanently."""
     from mta_cli.engine.lora.adapter import AdapterMerger
 
+    base = load_on_device(request.base, request.machine, reg=reg)
     if bank.task_adapter:
         AdapterMerger(base).set_adapter(load_weights(reg, bank.task_adapter, bank.base))
+    return base
 
 
 @dataclass(frozen=True)
@@ -154,9 +149,9 @@ def make_recipes(
     recipes: dict[int, Recipe] = {}
     yield JobStarted("weights of anchors", total=len(asking), unit="users")
     for batch in user_batches(context, asking, weighting, options):
-        found = weigh_anchors(context, batch, weighting, options, request.memory)
+        shares_of_batch = weigh_anchors(context, batch, weighting, options, request.memory)
         context.cache.clear()  # these users are not needed again
-        for one, shares in zip(batch, found, strict=True):
+        for one, shares in zip(batch, shares_of_batch, strict=True):
             method = weighting_for(one, weighting)
             recipes[one.number] = fusing.bank.to_recipe(by_id[one.number], method, shares)
         yield JobProgress(by_id[batch[-1].number].name, len(recipes))

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from store.registry import Registry
 
 RECENT_ADAPTERS = 8  # adapters whose speed is averaged
-TRAINING_EFFICIENCY = {"float32": 0.5}  # of the bare matrix rate, reached in training a small transformer on a CPU
-HALF_PRECISION_EFFICIENCY = (
-    0.25  # in 16 bits, more time goes into other operations: .1 to .45, depending on the machine
-)
+FLOAT32_EFFICIENCY = 0.5  # of the bare matrix rate, reached in training a small transformer on a CPU
+HALF_PRECISION_EFFICIENCY = 0.25  # more time goes into other operations: .1 to .45, depending on the machine
 PLACEMENT_SPEEDUP = {"all": 1.0, "upper": 2.0, "late": 20.0}  # relative to all layers, without earlier measurements
 RUNTIME_BYTES = 0.7e9  # bytes that the libraries occupy
 ACTIVATION_BYTES = 100.0  # bytes per token and root of the parameters: 1.2 MB a token for 135M
@@ -49,11 +47,8 @@ def cost_lines(
     rates = {each.placement: measured_token_rate(reg, base.fingerprint, dtype, each.placement) for each in busy}
     guess = 0.0
     if None in rates.values():
-        guess = (
-            TRAINING_EFFICIENCY.get(dtype, HALF_PRECISION_EFFICIENCY)
-            * measure_matmul_rate(machine.device, dtype)
-            / (4.0 * max(parameters, 1))
-        )
+        efficiency = FLOAT32_EFFICIENCY if dtype == "float32" else HALF_PRECISION_EFFICIENCY
+        guess = efficiency * measure_matmul_rate(machine.device, dtype) / (4.0 * max(parameters, 1))
     seconds = sum(each.count / (rates[each.placement] or guess * PLACEMENT_SPEEDUP[each.placement]) for each in busy)
     gigabytes = estimate_memory_gb(
         parameters, sum(each.count for each in busy if each.placement == "late"), step, dtype
@@ -126,5 +121,5 @@ def dtype_slowdown(machine: MachineOptions) -> float:
 
     if resolve_device(machine.device).type != "cpu":
         return 1.0
-    exact, own = (measure_matmul_rate(machine.device, dtype, 128, 512) for dtype in ("float32", machine.dtype))
-    return exact / own
+    exact, rounded = (measure_matmul_rate(machine.device, dtype, 128, 512) for dtype in ("float32", machine.dtype))
+    return exact / rounded

@@ -1,13 +1,13 @@
 """Trains adapters of the store in groups: checkpoints, resumption, files and rows. Used by banks and adaptation.
 
-This module does all writing; `session.TrainingSession` does the computation.
+This module does all writing; `engine.training.session` does the computation.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli.engine.training.session import (
@@ -24,9 +24,9 @@ from store.records import Adapter
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
-    from mta_cli.engine.lora.lora_xs import LoraXsCore
     from mta_cli.engine.model.load import LoadedBase
     from mta_cli.engine.scoring.label_examples import TrainingExample
+    from mta_cli.engine.training.session import MeasureLosses
     from mta_cli.engine.training.trainer import GroupMember, Schedule, TrainStep
     from store.records import Run
     from store.registry import Registry
@@ -69,7 +69,7 @@ class AdapterJob:
         return self.display_label or self.label
 
     def checkpoint_key(self, base: str) -> str:
-        """A hash of the training, by which its checkpoint is found."""
+        """All that determines the training's result, as a text; its checkpoint is found by it."""
         return repr(
             (
                 base,
@@ -91,29 +91,29 @@ class AdapterJob:
 
 @dataclass(frozen=True)
 class AdapterTraining:
-    """One adapter to train: the job, its rows, the frozen LoRAs underneath, and the run that its steps belong to.
+    """One adapter to train: the job, its examples, and the run that its steps belong to.
 
-    `start` holds the initial weights; without it a fresh LoRA of the job is trained.
+    `stack` is what the trainer takes for a user's stack; without it a fresh LoRA of the job is trained.
     """
 
     job: AdapterJob
     examples: Sequence[TrainingExample]
-    frozen_parts: tuple[LoraWeights, ...] = ()
     run: Run | None = None
-    start: LoraWeights | LoraXsCore | None = None
+    stack: GroupMember | None = None
 
     def member(self, base: LoadedBase) -> GroupMember:
         """What the trainer takes."""
+        if self.stack is not None:
+            return self.stack
         from mta_cli.engine.lora.adapter import init_lora_weights
         from mta_cli.engine.training.trainer import GroupMember
 
         job = self.job
-        start = self.start or init_lora_weights(base.model, job.targets, job.placement, job.rank, job.alpha, job.seed)
-        return GroupMember(start, self.examples, job.schedule, job.seed, self.frozen_parts)
+        start = init_lora_weights(base.model, job.targets, job.placement, job.rank, job.alpha, job.seed)
+        return GroupMember(start, self.examples, job.schedule, job.seed)
 
 
 OnTrained = Callable[[list[Adapter | str], TrainingResult], Iterator[Event]]
-Measure = Callable[["LoadedBase", "list[tuple[LoraWeights, ...]]"], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class TrainingGroup:
 
     trainings: Sequence[AdapterTraining]
     on_trained: OnTrained
-    measure_losses: Measure | None = None
+    measure_losses: MeasureLosses | None = None
     basis: BankBasis | None = None
 
     @property
@@ -157,7 +157,7 @@ def max_group_size(base: LoadedBase, job: AdapterJob) -> int:
 
 
 def group_key(base: LoadedBase, jobs: Sequence[AdapterJob]) -> str:
-    """A hash by which the checkpoint of a group is found."""
+    """The text by which the checkpoint of a group is found."""
     keys = "\n".join(job.checkpoint_key(base.fingerprint) for job in jobs)
     return jobs[0].checkpoint_key(base.fingerprint) if len(jobs) == 1 else hashlib.sha256(keys.encode()).hexdigest()
 
@@ -278,7 +278,7 @@ def _write_adapter(
 ) -> Adapter:
     """Write an adapter's file and return its row, which is not added yet."""
     taken = trained.steps[member]
-    header = {
+    header: dict[str, Any] = {
         "kind": job.kind,
         "base": base.fingerprint,
         "task_adapter": job.task_adapter,
@@ -288,25 +288,14 @@ def _write_adapter(
         "data_hash": job.data_hash,
     }
     digest, size = reg.adapters.write_file(weights.to_bytes(header))
-    schedule = {
-        "steps": job.schedule.steps,
-        "learning_rate": job.schedule.learning_rate,
-        "batch_size": job.schedule.batch_size,
-    }
     return Adapter(
+        **header,
         digest=digest,
-        kind=job.kind,
-        base=base.fingerprint,
-        task_adapter=job.task_adapter,
-        rank=job.rank,
-        alpha=job.alpha,
         targets=job.targets,
         placement=str(weights.placement),
         dtype="float16",
-        seed=job.seed,
-        data_hash=job.data_hash,
         bytes=size,
-        config={**job.config, **schedule, "compute": str(base.dtype).removeprefix("torch.")},
+        config={**job.config, **asdict(job.schedule), "compute": str(base.dtype).removeprefix("torch.")},
         versions=library_versions(),
         tokens=sum(s.tokens for s in taken),
         seconds=sum(s.seconds for s in taken),

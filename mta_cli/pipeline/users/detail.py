@@ -233,7 +233,7 @@ def _metric_scorer(reg: Registry, task: str) -> tuple[str, Callable[[UserPredict
         low, high = score_range(known.labels)
         return "mae", lambda own: abs(score_errors([own.answer], [own.gold], low=low, high=high)[0])
     if known.metric == "rouge":
-        return "rouge_1", lambda own: rouge_1(own.answer, own.gold).f1
+        return "rouge_1", lambda own: rouge_1(own.answer, own.gold)
     return "accuracy", _exact_match
 
 

@@ -96,7 +96,7 @@ def test_who_has_no_queries_builds_and_is_neither_tested_nor_tuned_on() -> None:
     ],
 )
 def test_too_few_people_are_named_with_their_number(people: int, asked: range, folds: int) -> None:
-    with pytest.raises(ValueError, match=f"^{people} people, {len(asked)} of them with held-out queries, are too few"):
+    with pytest.raises(ValueError, match=f"^{people} users, {len(asked)} of them with held-out queries, are too few"):
         split_users(dict.fromkeys(range(people), 3), list(asked), folds, 0)
 
 

@@ -84,15 +84,12 @@ def test_rouge_as_rouge_score_counts_it(answer: str, gold: str) -> None:
 
     theirs = RougeScorer(["rouge1", "rougeL"], use_stemmer=False).score(gold, answer)
     for ours, name in ((rouge_1(answer, gold), "rouge1"), (rouge_l(answer, gold), "rougeL")):
-        wanted = theirs[name]
-        assert (ours.precision, ours.recall, ours.f1) == pytest.approx(
-            (wanted.precision, wanted.recall, wanted.fmeasure)
-        )
+        assert ours == pytest.approx(theirs[name].fmeasure)
 
 
 def test_rouge_does_not_stem() -> None:
-    assert rouge_1("running cats", "run cat").f1 == 0
-    assert rouge_l("b a", "a b").f1 == 0.5
+    assert rouge_1("running cats", "run cat") == 0
+    assert rouge_l("b a", "a b") == 0.5
     assert mean_rouge(["a b", ""], ["a b", "c"]) == {"rouge_1": 0.5, "rouge_l": 0.5}
 
 

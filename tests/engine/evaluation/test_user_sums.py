@@ -135,7 +135,7 @@ def test_what_does_not_belong_together_is_not_joined() -> None:
     with pytest.raises(ValueError, match="no tally"):
         add_user_sums([])
     for others in ([(1, "a", "a"), (3, "a", "b")], [(1, "a", "a"), (2, "a", "c")]):
-        with pytest.raises(ValueError, match="other people or queries"):
+        with pytest.raises(ValueError, match="other users or queries"):
             add_user_sums([first, tallied("accuracy", LABELS, others)])
     with pytest.raises(ValueError, match="several tasks"):
         add_user_sums([first, tallied("accuracy", (*LABELS, "d"), [(1, "a", "a"), (2, "a", "b")])])

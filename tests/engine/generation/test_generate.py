@@ -156,6 +156,12 @@ def test_a_tiny_top_p_is_greedy(base: LoadedBase) -> None:
     assert list(generate_tokens(endless(base), ids, max_tokens=8, temperature=2.0, top_p=1e-6)) == greedy
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-12])
+def test_a_tiny_temperature_is_greedy(base: LoadedBase, temperature: float) -> None:
+    greedy = list(generate_tokens(endless(base), [5, 6, 7], max_tokens=4))
+    assert list(generate_tokens(endless(base), [5, 6, 7], max_tokens=4, temperature=temperature)) == greedy
+
+
 def test_the_window_bounds_prompt_and_answer(base: LoadedBase) -> None:
     long = [5] * (base.window - 3)
     assert len(list(generate_tokens(endless(base), long, max_tokens=50))) == 3

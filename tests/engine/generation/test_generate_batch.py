@@ -205,17 +205,15 @@ def test_a_long_queue_is_taken_in_batches(base: LoadedBase, monkeypatch: pytest.
 
 
 def test_a_seed_means_the_same_alone_and_in_company(base: LoadedBase) -> None:
-    people, prompts, owners, seeds = everywhere(base), prompts_of(LENGTHS), [0, 1, 2, 3, 1, 0], [5, 6, 7, 8, 9, 9]
-    company = generate_answers(
-        endless(base), prompts, people, owners, max_tokens=9, temperature=1.0, top_p=0.9, seeds=seeds
-    )
+    people, prompts, owners = everywhere(base), prompts_of(LENGTHS), [0, 1, 2, 3, 1, 0]
+    params, company = SamplingParams(9, 1.0, 0.9), dict[int, list[int]]()
+    for i, token in stream_answers(endless(base), prompts, people, owners, params, seed=5):
+        company.setdefault(i, []).append(token)
     for i, prompt in enumerate(prompts):
-        alone = generate_answers(
-            endless(base), [prompt], people, [owners[i]], max_tokens=9, temperature=1.0, top_p=0.9, seeds=[seeds[i]]
-        )
-        assert alone == [company[i]]
+        alone = stream_answers(endless(base), [prompt], people, [owners[i]], params, seed=5)
+        assert [token for _, token in alone] == company[i]
         with merge_into_base(base, merge_loras([(part, 1.0) for part in people[owners[i]]])):
-            single = generate_tokens(endless(base), prompt, max_tokens=9, temperature=1.0, top_p=0.9, seed=seeds[i])
+            single = generate_tokens(endless(base), prompt, max_tokens=9, temperature=1.0, top_p=0.9, seed=5)
             assert list(single) == company[i]
 
 

@@ -19,10 +19,10 @@ from mta_cli.engine.lora.lora_xs import (
     unpack_core,
 )
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.log_likelihood import mean_loss
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from mta_cli.errors import IntegrityFault
+from tests.engine.likelihoods import mean_loss
 from tests.engine.lora_cases import difference, explicit_delta, random_lora, random_rows
 
 CPU = torch.device("cpu")

@@ -22,9 +22,8 @@ from mta_cli.engine.methods.anchor_weights import (
 )
 from mta_cli.engine.methods.method import AnchorWeighting, MethodContext, UserShots
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring import log_likelihood
-from mta_cli.engine.scoring.log_likelihood import mean_loss, row_log_likelihoods
 from mta_cli.options import FuseOptions, MemoryOptions
+from tests.engine.likelihoods import mean_loss, row_log_likelihoods
 from tests.engine.lora_cases import random_lora, random_rows
 from tests.engine.methods.contexts import a_context, a_user, same, units
 from tests.engine.methods.tagging import LABELS, tag_context, tagger, taught
@@ -180,13 +179,13 @@ def test_shares_are_what_a_recipe_keeps_of_them(base: LoadedBase) -> None:
 
 
 def test_evidence_is_computed_once_for_all_methods(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, honest = list[int](), log_likelihood.completion_log_likelihoods
+    asked, honest = list[int](), anchor_weights.completion_log_likelihoods
 
     def counted(*given: object, **named: object) -> object:
         asked.append(1)
         return honest(*given, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(log_likelihood, "completion_log_likelihoods", counted)
+    monkeypatch.setattr(anchor_weights, "completion_log_likelihoods", counted)
     context, users = a_context(base, 2, placement="late"), [a_user(1), a_user(0, 1), a_user(2, 2)]
     first = weigh(context, users, sharpness=0.5)
     assert weigh(context, users, sharpness=0.5) == first and weigh(context, users, scale=0.1) and asked == [1]

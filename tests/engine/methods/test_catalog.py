@@ -11,9 +11,9 @@ from mta_cli.engine.methods.catalog import PRESET_METHODS, PRESETS_BY_NAME, find
 from mta_cli.engine.methods.method import Method, Settings, UserModel
 from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.log_likelihood import row_log_likelihoods
 from mta_cli.errors import UsageError
 from mta_cli.options import MEMORIES, PRESETS, AdaptOptions, FuseOptions
+from tests.engine.likelihoods import row_log_likelihoods
 from tests.engine.methods.contexts import a_context, a_user, same, settings_of
 from tests.engine.methods.tagging import LABELS, tag_context, tagger
 

@@ -13,10 +13,10 @@ from mta_cli.engine.lora.lora_xs import LoraXsCore
 from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.methods.stacks import UserStack, fit_stacks, initial_stack, stack_member, stack_schedule
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.log_likelihood import mean_loss
 from mta_cli.engine.training.trainer import Schedule, Trainer
 from mta_cli.errors import UsageError
 from mta_cli.options import AdaptOptions, MemoryOptions
+from tests.engine.likelihoods import mean_loss
 from tests.engine.lora_cases import difference, random_rows
 from tests.engine.methods.contexts import a_context, a_user, same
 from tests.engine.methods.tagging import taught
@@ -39,8 +39,9 @@ def fit(
 
 def alone(context: MethodContext, user: UserShots, options: AdaptOptions, fusion: Any = ()) -> LoraWeights:
     (own,) = fit(context, [user], options, [fusion])
-    assert own.lora is not None and own.loras == (own.lora,) and not own.failed
-    return own.lora
+    (lora,) = own.loras
+    assert not own.failed
+    return lora
 
 
 def test_a_lora_fits_the_shots_and_is_kept_in_float16(base: LoadedBase) -> None:
@@ -72,9 +73,9 @@ def test_a_stack_is_what_the_trainer_makes_of_its_members(base: LoadedBase, opti
     trainer = Trainer(base, members)
     list(trainer.train_steps())
     for n, own in enumerate(fit(context, users, options, fusions)):
-        assert own.lora is not None and same(own.lora, trainer.stored_weights(n))
+        assert same(own.loras[0], trainer.stored_weights(n))
         packed = trainer.packed_core(n)
-        assert own.bytes == (len(packed) if packed is not None else 2 * own.lora.num_parameters)
+        assert own.bytes == (len(packed) if packed is not None else 2 * own.loras[0].num_parameters)
 
 
 @BOTH
@@ -93,9 +94,8 @@ def test_company_changes_nothing_but_rounding(base: LoadedBase, options: AdaptOp
     found, again = (fit(context, users, options) for _ in range(2))
     assert found[1] == again[1] == UserStack()
     for n in (0, 2):
-        assert found[n].lora is not None and again[n].lora is not None
-        assert same(found[n].lora, again[n].lora) and found[n].bytes == again[n].bytes > 0
-        assert difference(found[n].lora, alone(context, users[n], options)) < 2e-3
+        assert same(found[n].loras[0], again[n].loras[0]) and found[n].bytes == again[n].bytes > 0
+        assert difference(found[n].loras[0], alone(context, users[n], options)) < 2e-3
 
 
 def test_epochs_decide_the_number_of_steps() -> None:
@@ -127,7 +127,7 @@ def test_one_that_fails_leaves_the_others_alone(base: LoadedBase, options: Adapt
     found, wanted = fit(context, users, options, [(), (broken,), ()]), fit(context, users, options)
     assert found[1] == UserStack(failed=True)
     for n in (0, 2):
-        assert difference(found[n].lora, wanted[n].lora) < 2e-3
+        assert difference(found[n].loras[0], wanted[n].loras[0]) < 2e-3
 
 
 def test_a_bank_without_directions_gives_no_core_and_no_failure(base: LoadedBase) -> None:

@@ -17,7 +17,6 @@ from mta_cli.engine.model.load import (
     LoadedBase,
     head_logits,
     load_base,
-    position_ids,
     resolve_device,
     resolve_dtype,
 )
@@ -40,12 +39,8 @@ def loaded(path: Path) -> LoadedBase:
     return load_base(path, name="copy", fingerprint="sha256:x", device="cpu", dtype="float32")
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.randint(3, 250, (3, 9), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    mask[0, :4] = 0
-    mask[2, :1] = 0
-    return ids, mask
+def batch() -> torch.Tensor:
+    return torch.randint(3, 250, (3, 9), generator=torch.Generator().manual_seed(1))
 
 
 def test_a_loaded_base_is_frozen_and_knows_how_answers_end(base: LoadedBase) -> None:
@@ -60,25 +55,18 @@ def test_a_loaded_base_is_frozen_and_knows_how_answers_end(base: LoadedBase) -> 
 def test_head_logits_are_the_models_own(base: LoadedBase, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert base.head_is_exact
     monkeypatch.setattr(base, "head_is_exact", exact)
-    ids, mask = batch()
+    ids = batch()
     rows, cols = torch.tensor([0, 2, 1, 0]), torch.tensor([8, 3, 0, 5])
-    whole = base.model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask)).logits
-    assert torch.allclose(head_logits(base, ids, mask, rows, cols), whole[rows, cols], atol=1e-5)
-
-
-def test_left_padding_changes_nothing(base: LoadedBase) -> None:
-    ids, mask = batch()
-    padded = head_logits(base, ids, mask, torch.tensor([0]), torch.tensor([8]))
-    alone = head_logits(base, ids[:1, 4:], mask[:1, 4:], torch.tensor([0]), torch.tensor([4]))
-    assert torch.allclose(padded, alone, atol=1e-5)
+    whole = base.model(input_ids=ids).logits
+    assert torch.allclose(head_logits(base, ids, rows, cols), whole[rows, cols], atol=1e-5)
 
 
 def test_gradients_flow_through_head_logits(base: LoadedBase) -> None:
-    ids, mask = batch()
+    ids = batch()
     layer = base.model.model.layers[0].self_attn.q_proj
     layer.weight.requires_grad_(True)
     try:
-        head_logits(base, ids, mask, torch.tensor([0, 1]), torch.tensor([8, 2])).sum().backward()
+        head_logits(base, ids, torch.tensor([0, 1]), torch.tensor([8, 2])).sum().backward()
         assert layer.weight.grad.abs().sum() > 0
     finally:
         layer.weight.requires_grad_(False)
@@ -104,10 +92,10 @@ def test_a_model_that_scales_its_logits_takes_the_long_way(tiny_base_path: Path,
     GraniteForCausalLM(config).save_pretrained(tmp_path / "granite")
     scaled = loaded(tmp_path / "granite")
     assert not scaled.head_is_exact
-    ids, mask = batch()
+    ids = batch()
     rows, cols = torch.tensor([1, 2, 1]), torch.tensor([8, 5, 8])
-    whole = scaled.model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask)).logits
-    assert torch.allclose(head_logits(scaled, ids, mask, rows, cols), whole[rows, cols], atol=1e-5)
+    whole = scaled.model(input_ids=ids).logits
+    assert torch.allclose(head_logits(scaled, ids, rows, cols), whole[rows, cols], atol=1e-5)
 
 
 def test_a_base_that_is_gone(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from mta_cli.engine.lora.adapter import Placement, init_lora_weights
 from mta_cli.engine.memory.label_prior import FrequencyLabelPrior, add_label_prior
 from mta_cli.engine.model.llama import LlamaDecoder
 from mta_cli.engine.model.load import LoadedBase
+from mta_cli.engine.scoring import prefix_cache_scoring
 from mta_cli.engine.scoring.backends import make_scoring_backend
 from mta_cli.engine.scoring.label_examples import (
     EXCLUDED_LOG_PRIOR,
@@ -28,7 +29,6 @@ from mta_cli.engine.scoring.label_examples import (
     prompt_answer_row,
 )
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, prune_examples
-from mta_cli.engine.scoring.prefix_cache_scoring import PredictionStates, PrefixCacheScorer
 from mta_cli.engine.training.fusion_weights import learn_weights
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
 from tests.engine.lora_cases import random_lora, random_rows
@@ -263,19 +263,19 @@ def test_what_is_abridged_is_taught_to_the_same_end(
     base: LoadedBase, teach: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer tokens run, and the vocabulary is not read for labels."""
-    run, read = PrefixCacheScorer.compute_prediction_states, list[PredictionStates]()
+    run, read = prefix_cache_scoring.token_log_likelihoods, list[tuple[Any, ...]]()
     anchors = [random_lora(base.model, i, placement="upper") for i in range(2)]
 
-    def seen(*args: Any, **kwargs: Any) -> PredictionStates:
-        read.append(run(*args, **kwargs))
-        return read[-1]
+    def seen(*args: Any) -> torch.Tensor:
+        read.append(args)
+        return run(*args)
 
     def taught() -> list[float]:
         if teach == "train":
             return [step.loss for step in trained(base, short()).completed_steps[0]]
         return learn_weights(base, anchors, [0.2, 0.2], short())
 
-    monkeypatch.setattr(PrefixCacheScorer, "compute_prediction_states", seen)
+    monkeypatch.setattr(prefix_cache_scoring, "token_log_likelihoods", seen)
     quick, quickly = taught(), read.copy()
     read.clear()
     for module in ("trainer", "fusion_weights"):
@@ -284,9 +284,10 @@ def test_what_is_abridged_is_taught_to_the_same_end(
         )
     assert quick == pytest.approx(taught(), abs=1e-4)
     assert len(quickly) == len(read) + 2  # to see what may be left out
-    assert len(quickly[-1].target_ids) < 0.8 * len(read[-1].target_ids)
-    assert all(rivals is None for ends in read for rivals in ends.allowed_tokens)
-    assert len([rivals for rivals in quickly[-1].allowed_tokens if rivals is not None]) == 6
+    *_, tokens, _, allowed = quickly[-1]
+    assert len(tokens) < 0.8 * len(read[-1][3])
+    assert all(rivals is None for *_, rivals_of_tokens in read for rivals in rivals_of_tokens)
+    assert len([rivals for rivals in allowed if rivals is not None]) == 6
 
 
 def test_learned_weights_are_fitted_to_choices(base: LoadedBase) -> None:

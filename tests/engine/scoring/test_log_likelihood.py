@@ -12,14 +12,13 @@ from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.backends import TokenBudget, make_scoring_backend, require_supported_placements
 from mta_cli.engine.scoring.log_likelihood import (
     completion_log_likelihoods,
-    mean_loss,
     mean_losses,
-    row_log_likelihoods,
     span_user_placements,
 )
 from mta_cli.engine.scoring.prefix_cache_scoring import CPU_BATCH_TOKENS
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.errors import BadInput, UsageError
+from tests.engine.likelihoods import mean_loss, row_log_likelihoods
 from tests.engine.lora_cases import random_lora, random_rows
 from tests.engine.slow import random_forks, slow_sums
 

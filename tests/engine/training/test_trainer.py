@@ -11,11 +11,11 @@ import torch
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights, merge_into_base
 from mta_cli.engine.lora.batched import TrainableLoras
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.log_likelihood import mean_loss
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.training.fusion_weights import learn_weights
 from mta_cli.engine.training.trainer import MAX_GRAD_NORM, GroupMember, Schedule, Trainer, epoch_batches
 from mta_cli.errors import BadInput, UsageError
+from tests.engine.likelihoods import mean_loss
 from tests.engine.lora_cases import difference, random_lora, random_rows
 
 SCHEDULE = Schedule(steps=6, batch_size=3, learning_rate=5e-3)

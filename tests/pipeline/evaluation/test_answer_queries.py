@@ -11,13 +11,13 @@ import pytest
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.memory.label_prior import FrequencyLabelPrior
 from mta_cli.engine.model.load import LoadedBase, load_base
-from mta_cli.engine.scoring.log_likelihood import row_log_likelihoods
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, ScoredAnswer, answer_queries
 from store.records import NewItem, Query
 from store.registry import Registry
+from tests.engine.likelihoods import row_log_likelihoods
 from tests.pipeline.town import SHORT, TASK
 from tests.pipeline.world import random_lora
 

@@ -125,7 +125,7 @@ def test_other_people_or_designs_are_refused(reg: Registry, written: Path, tmp_p
     with Registry.open(alone) as other:
         user = other.users.get("ida").id
         other.items.append_queries(user, [NewItem("new", "lamp-2", "one more film", "comedy", "2022-01-01")])
-        with pytest.raises(UsageError, match="other people or queries"):
+        with pytest.raises(UsageError, match="other users or queries"):
             evaluation_document(load_evaluations(["3", str(written)], other))
 
 

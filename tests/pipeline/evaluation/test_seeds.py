@@ -138,7 +138,7 @@ def test_seeds_of_other_people_are_refused_together_and_reported_apart(store_roo
         for append in (reg.items.append_items, reg.items.append_queries):
             append(newcomer, [NewItem("i", "lamp-2", "a film", "comedy", "2020-01-01")])
         finish(run_evaluation(reg, seeded(request, 3, methods="majority")))
-        with pytest.raises(UsageError, match="cannot be read as one: tallies of other people"):
+        with pytest.raises(UsageError, match="cannot be read as one: tallies of other users"):
             evaluation_document(load_evaluations([3, 4], reg))
         assert report_documents(load_evaluations([3, 4], reg)) == [
             evaluation_document(load_evaluations([3], reg)),

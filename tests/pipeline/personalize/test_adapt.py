@@ -9,7 +9,7 @@ import torch
 
 from mta_cli.engine.lora.lora_xs import unpack_core
 from mta_cli.errors import BadInput, NotFound, UsageError
-from mta_cli.events import ArtifactSaved, JobProgress
+from mta_cli.events import ArtifactSaved, JobPlan, JobProgress, JobStarted
 from mta_cli.options import AdaptOptions, MemoryOptions
 from mta_cli.pipeline.personalize.adapt import adapt_users, adaptable_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
@@ -204,6 +204,27 @@ def test_an_adapted_user_keeps_the_recipe_their_stack_was_trained_on(peopled: Re
     after, _ = merge_user_weights(peopled, document["base"], user, "lamp-2", "adapted")
     assert before is not None and after is not None
     assert before.to_bytes({}) == after.to_bytes({})
+
+
+def test_progress_and_plan_count_the_steps_that_epochs_make(peopled: Registry) -> None:
+    built(peopled)
+    options, ida = replace(QUICK, steps=1000, epochs=2), peopled.users.get("ida")  # three shots in a batch: two steps
+    events = list(adapt_users(peopled, [ida], fuse_request(), options))
+    (started,) = [one for one in events if isinstance(one, JobStarted) and one.job == "user adapt"]
+    assert started.total == [one.done for one in events if isinstance(one, JobProgress)][-1] == 2
+    assert plan_tokens(peopled, options) == plan_tokens(peopled, replace(QUICK, steps=2))
+    again = list(adapt_users(peopled, [ida], fuse_request(), options))
+    assert [one.total for one in again if isinstance(one, JobStarted) and one.job == "user adapt"] == [0]
+
+
+def plan_tokens(reg: Registry, options: AdaptOptions) -> str:
+    """The planned tokens of an adaptation of ida."""
+    (plan,) = [
+        one
+        for one in adapt_users(reg, [reg.users.get("ida")], fuse_request(), options, dry_run=True)
+        if isinstance(one, JobPlan)
+    ]
+    return next(line.value for line in plan.lines if line.name == "tokens")
 
 
 def test_too_few_steps_is_a_warning_with_the_number(peopled: Registry) -> None:

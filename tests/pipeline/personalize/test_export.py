@@ -19,19 +19,19 @@ from mta_cli.pipeline.weights import merge_user_weights
 from tests.pipeline.world import World, make_world
 
 
-@pytest.mark.parametrize("mode", ["fused", "adapted"])
-def test_peft_gives_our_logits(world: World, tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(("name", "mode"), [("bob", "fused"), ("alice", "adapted")])
+def test_peft_gives_our_logits(world: World, tmp_path: Path, name: str, mode: str) -> None:
     import peft
     from transformers import AutoModelForCausalLM
 
-    folder = tmp_path / "adapter"
-    list(export_user(world.reg, world.entry, world.alice, None, folder, mode=mode))
+    folder, user = tmp_path / "adapter", world.reg.users.get(name)
+    list(export_user(world.reg, world.entry, user, world.task, folder))
     ids = torch.tensor([[5, 80, 9, 200, 31, 7]])
     plain = AutoModelForCausalLM.from_pretrained(world.entry.path, dtype=torch.float32)
     before = plain(ids).logits.detach()
     theirs = peft.PeftModel.from_pretrained(plain, folder)(ids).logits.detach()
     base = load_base(world.entry.path, name="tiny", fingerprint=world.entry.fingerprint, device="cpu", dtype="float32")
-    weights, _ = merge_user_weights(world.reg, world.entry.fingerprint, world.alice, "free", mode)
+    weights, _ = merge_user_weights(world.reg, world.entry.fingerprint, user, "free", mode)
     with torch.no_grad(), merge_into_base(base, weights):
         ours = base.model(ids).logits
     assert torch.allclose(ours, theirs, atol=1e-4)
@@ -39,7 +39,7 @@ def test_peft_gives_our_logits(world: World, tmp_path: Path, mode: str) -> None:
 
 
 def test_the_result_describes_the_folder(world: World, tmp_path: Path) -> None:
-    *_, done = export_user(world.reg, world.entry, world.alice, None, tmp_path / "made" / "here")
+    *_, done = export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "made" / "here")
     assert isinstance(done, JobResult)
     result, folder = done.result, tmp_path / "made" / "here"
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -59,14 +59,14 @@ def test_the_result_describes_the_folder(world: World, tmp_path: Path) -> None:
 
 
 def test_nobody_is_named(world: World, tmp_path: Path) -> None:
-    list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "a"))
+    list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "a"))
     written = b"".join(path.read_bytes() for path in (tmp_path / "a").iterdir())
     assert not any(name in written for name in (b"alice", b"dave", b"erin"))
 
 
 def test_the_same_model_gives_the_same_bytes(world: World, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        list(export_user(world.reg, world.entry, world.alice, None, tmp_path / name))
+        list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / name))
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -75,17 +75,19 @@ def test_a_folder_with_something_in_it_is_kept(world: World, tmp_path: Path) -> 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
     with pytest.raises(BadInput, match="not empty"):
-        list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "full"))
-    list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "full", replace=True))
+        list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "full"))
+    list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "full", replace=True))
     assert (tmp_path / "full" / "letter.txt").read_text() == "mine"
     assert (tmp_path / "full" / "adapter_config.json").exists()
     with pytest.raises(BadInput, match="is a file"):
-        list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "full" / "letter.txt", replace=True))
+        list(
+            export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "full" / "letter.txt", replace=True)
+        )
 
 
 def test_an_empty_folder_is_filled(world: World, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    list(export_user(world.reg, world.entry, world.bob, None, tmp_path / "empty"))
+    list(export_user(world.reg, world.entry, world.bob, world.task, tmp_path / "empty"))
     assert (tmp_path / "empty" / "adapter_config.json").exists()
 
 
@@ -96,15 +98,15 @@ def test_a_failed_write_leaves_nothing(world: World, tmp_path: Path, monkeypatch
     place = tmp_path / "disk"
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(BadInput, match="No space left"):
-        list(export_user(world.reg, world.entry, world.alice, None, place / "a"))
+        list(export_user(world.reg, world.entry, world.alice, world.task, place / "a"))
     assert list(place.iterdir()) == []
 
 
 def test_nothing_personal_is_nothing_to_export(world: World, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no fusion"):
-        list(export_user(world.reg, world.entry, world.carol, None, tmp_path / "a"))
+        list(export_user(world.reg, world.entry, world.carol, world.task, tmp_path / "a"))
     with pytest.raises(NotFound, match="no stack"):
-        list(export_user(world.reg, world.entry, world.bob, None, tmp_path / "a", mode="adapted"))
+        merge_user_weights(world.reg, world.entry.fingerprint, world.bob, world.task, "adapted")
     assert not (tmp_path / "a").exists()
 
 
@@ -119,7 +121,7 @@ def test_one_rank_changes_no_delta(world: World) -> None:
 
 def test_a_hub_model_is_named_as_on_the_hub(world: World, tmp_path: Path) -> None:
     hub = ModelEntry("hf:org/model@main", "base", world.entry.path, world.entry.fingerprint)
-    list(export_user(world.reg, hub, world.alice, None, tmp_path / "a"))
+    list(export_user(world.reg, hub, world.alice, world.task, tmp_path / "a"))
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/model", "main")
 
@@ -149,8 +151,8 @@ def test_a_model_with_late_parts_is_refused(store_root: Path, tmp_path: Path) ->
     """PEFT has no way to say that an adapter skips early tokens; a fusion without such parts is exported as ever."""
     world = make_world(store_root, stacks="late")
     with pytest.raises(BadInput, match="late tokens") as refused:
-        list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "a"))
+        list(export_user(world.reg, world.entry, world.alice, world.task, tmp_path / "a"))
     assert "--placement upper" in str(refused.value.hint) and not (tmp_path / "a").exists()
-    list(export_user(world.reg, world.entry, world.alice, None, tmp_path / "b", mode="fused"))
+    list(export_user(world.reg, world.entry, world.bob, world.task, tmp_path / "b"))
     assert (tmp_path / "b" / "adapter_config.json").exists()
     world.reg.close()

@@ -21,7 +21,7 @@ MIN_VARIANCE = 1e-6  # the least mean variance of a direction, for identical vec
 
 
 @dataclass(frozen=True)
-class Discriminant:
+class LinearDiscriminant:
     """Log-likelihoods of labels, up to a common constant: `vectors @ weights + offsets`.
 
     `weights` [width, labels], `offsets` [labels].
@@ -32,8 +32,8 @@ class Discriminant:
 
     def __call__(self, vectors: Vectors) -> Array:
         """The log-likelihood ratio of each label to the average text, for `vectors` [n, width]: [n, labels], nats."""
-        found: Array = vectors @ self.weights + self.offsets
-        return found
+        log_ratios: Array = vectors @ self.weights + self.offsets
+        return log_ratios
 
 
 @dataclass(frozen=True)
@@ -48,26 +48,29 @@ class Moments:
     products: Array
 
     @classmethod
-    def from_labelled_vectors(cls, vectors: Vectors, labels: npt.NDArray[np.int64], many: int) -> Moments:
-        """The statistics of `vectors` [n, width] with label indices `labels` [n] below `many`."""
-        places = np.eye(many, dtype=np.float32)[labels]
-        sums, products = places.T @ vectors, vectors.T @ vectors
-        return cls(np.bincount(labels, minlength=many).astype(float), sums.astype(float), products.astype(float))
+    def from_labelled_vectors(cls, vectors: Vectors, labels: npt.NDArray[np.int64], label_count: int) -> Moments:
+        """The statistics of `vectors` [n, width] with label indices `labels` [n] below `label_count`."""
+        one_hot = np.eye(label_count, dtype=np.float32)[labels]  # [n, labels]
+        sums, products = one_hot.T @ vectors, vectors.T @ vectors
+        return cls(np.bincount(labels, minlength=label_count).astype(float), sums.astype(float), products.astype(float))
 
     def __sub__(self, other: Moments) -> Moments:
         """Without the vectors of `other`."""
         return Moments(self.counts - other.counts, self.sums - other.sums, self.products - other.products)
 
-    def fit_discriminant(self) -> Discriminant:
+    def fit_discriminant(self) -> LinearDiscriminant:
         """The discriminant of these vectors; all zeros without vectors."""
         total, width = float(self.counts.sum()), self.sums.shape[1]
         if total == 0.0:
-            return Discriminant(np.zeros((width, len(self.counts))), np.zeros(len(self.counts)))
+            return LinearDiscriminant(np.zeros((width, len(self.counts))), np.zeros(len(self.counts)))
+        # 1. the mean of all vectors [width], and each label's mean, shrunk towards it [labels, width]
         mean = self.sums.sum(axis=0) / total
         means = (self.sums + MEAN_PRIOR_COUNT * mean) / (self.counts + MEAN_PRIOR_COUNT)[:, None]
-        cross = means.T @ self.sums  # [width, width]
-        spread = (self.products - cross - cross.T + (means.T * self.counts) @ means) / total
-        sphere = max(float(np.trace(spread)) / width, MIN_VARIANCE) * np.eye(width)
-        weights = np.linalg.solve((1.0 - SHRINKAGE) * spread + SHRINKAGE * sphere, (means - mean).T)
-        middle = 0.5 * (means + mean)  # where a label is as likely as the average text
-        return Discriminant(weights, -(middle * weights.T).sum(axis=1))
+        # 2. the covariance around the labels' means, and the sphere of the same mean variance  [width, width]
+        cross = means.T @ self.sums
+        covariance = (self.products - cross - cross.T + (means.T * self.counts) @ means) / total
+        sphere = max(float(np.trace(covariance)) / width, MIN_VARIANCE) * np.eye(width)
+        # 3. weights [width, labels]; at the middle of both means, a label is as likely as the average text
+        weights = np.linalg.solve((1.0 - SHRINKAGE) * covariance + SHRINKAGE * sphere, (means - mean).T)
+        middle = 0.5 * (means + mean)
+        return LinearDiscriminant(weights, -(middle * weights.T).sum(axis=1))

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +28,10 @@ from mta_cli.engine.lora.adapter import Factors, LoraWeights, Placement, merge_p
 from mta_cli.engine.lora.batched import ModuleSlice, module_slices, stack_loras
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
 from mta_cli.engine.model.llama import BatchedLora
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.backends import module_token_losses, require_supported_placements
 from mta_cli.engine.scoring.prefix_cache_scoring import PrefixCacheScorer
 from mta_cli.engine.scoring.prefix_tree import PromptTree
-
-if TYPE_CHECKING:
-    from mta_cli.engine.model.load import LoadedBase
 
 BYTES_PER_PIECE = 4  # bytes of a chosen piece: its anchor's number and its weight, 2 each
 MIN_NORM = 1e-12

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from mta_cli.engine.memory import discriminant
-from mta_cli.engine.memory.discriminant import SHRINKAGE, Moments, Vectors
+from mta_cli.engine.memory import linear_discriminant
+from mta_cli.engine.memory.linear_discriminant import SHRINKAGE, Moments, Vectors
 
 
 def cloud(count: int, seed: int, labels: int = 3, width: int = 6) -> tuple[Vectors, np.ndarray]:
@@ -19,7 +19,7 @@ def cloud(count: int, seed: int, labels: int = 3, width: int = 6) -> tuple[Vecto
 
 @pytest.mark.parametrize("seed", range(3))
 def test_it_is_the_shrunk_discriminant_of_scikit_learn(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    monkeypatch.setattr(discriminant, "MEAN_PRIOR_COUNT", 0.0)
+    monkeypatch.setattr(linear_discriminant, "MEAN_PRIOR_COUNT", 0.0)
     vectors, labels = cloud(90, seed)
     theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=SHRINKAGE).fit(vectors, labels)
     asked, _ = cloud(20, seed + 10)

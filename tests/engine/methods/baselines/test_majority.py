@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from mta_cli.engine.methods.majority import METHOD
+from mta_cli.engine.methods.baselines.majority import METHOD
 from mta_cli.engine.methods.method import DirectAnswerer, MethodContext
 from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase

@@ -39,7 +39,7 @@ def build_neighbour_models(context: MethodContext, users: Sequence[UserShots], s
         return [UserModel(answerer=_empty_answer) for _ in users]
     look_ahead = bool(settings["look_ahead"])
     alone = MemoryOptions("habit", prior_weight=1.0)
-    found = []
+    models = []
     for user in users:
         prior: LabelPrior | None
         if memory.neighbours is not None:
@@ -48,8 +48,8 @@ def build_neighbour_models(context: MethodContext, users: Sequence[UserShots], s
             prior = memory.prior_of(user.answers, alone)
         assert prior is not None, "a task of labels has rates"
         answerer = NeighbourAnswer(prior, memory.rates, task.labels, task.metric)
-        found.append(UserModel(answerer=answerer, bytes=memory.stored_bytes(user.answers)))
-    return found
+        models.append(UserModel(answerer=answerer, bytes=memory.stored_bytes(user.answers)))
+    return models
 
 
 def _empty_answer(text: str, time: str | None = None) -> tuple[str, tuple[float, ...]]:

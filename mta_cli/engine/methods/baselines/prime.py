@@ -15,22 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mta_cli.engine.lora.adapter import LoraWeights
 from mta_cli.engine.lora.merge import merge_loras, uniform_weights
 from mta_cli.engine.methods.anchor_weights import SHARE_BYTES, AnchorShare, weigh_anchors
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
+from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods
 from mta_cli.engine.scoring.prefix_tree import PromptTree
+from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.options import FuseOptions, MemoryOptions
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from mta_cli.engine.model.load import LoadedBase
-    from mta_cli.engine.text.prompts import TrainingRow
 
 MIN_POPULATION = 5  # candidates; differential evolution needs this many to cross
 CANDIDATES_PER_WEIGHT = 5  # candidates for each weight
@@ -48,8 +45,6 @@ class MergeObjective:
 
     def __call__(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
         """The values [candidates] of weights [anchors, candidates], all computed in one batch."""
-        import numpy as np
-
         merges = [
             tuple(replace(one, scale=one.scale * w) for one, w in zip(self._anchors, weights, strict=True) if w > 0.0)
             for weights in columns.T.tolist()
@@ -64,8 +59,6 @@ class MergeObjective:
 
 def first_population(shares: Sequence[float], evaluations: int, seed: int) -> NDArray[np.float64]:
     """Initial candidates [candidates, anchors]: the simple merges first, then weights drawn uniformly."""
-    import numpy as np
-
     k = len(shares)
     known = [uniform_weights(k), list(shares), [0.0] * k, *np.eye(k).tolist()]
     size = max(MIN_POPULATION, len(known), min(CANDIDATES_PER_WEIGHT * k, evaluations))
@@ -81,7 +74,7 @@ def search_weights(objective: MergeObjective, shares: Sequence[float], evaluatio
     from scipy.optimize import differential_evolution
 
     population = first_population(shares, evaluations, seed)
-    found = differential_evolution(
+    optimum = differential_evolution(
         objective,
         [(0.0, 1.0)] * len(shares),
         init=population,
@@ -92,7 +85,7 @@ def search_weights(objective: MergeObjective, shares: Sequence[float], evaluatio
         updating="deferred",
         seed=seed,
     )
-    weights: list[float] = found.x.tolist()
+    weights: list[float] = optimum.x.tolist()
     return weights
 
 

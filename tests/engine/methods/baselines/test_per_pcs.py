@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mta_cli.engine.lora.adapter import LoraWeights, Placement
+from mta_cli.engine.methods.baselines.per_pcs import METHOD, AnchorPieces, PieceAssembly, assemble_pieces
 from mta_cli.engine.methods.method import UserModel, UserShots
-from mta_cli.engine.methods.per_pcs import METHOD, AnchorPieces, PieceAssembly, assemble_pieces
 from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase
 from mta_cli.engine.scoring.prefix_tree import PromptTree

@@ -37,7 +37,7 @@ class NearestShotAnswer:
         """See `DirectAnswerer`."""
         if not self.outputs:
             return "", ()
-        nearness = [(rouge_1(own, text).f1, i) for i, own in enumerate(self.inputs)]
+        nearness = [(rouge_1(shot, text), i) for i, shot in enumerate(self.inputs)]
         return self.outputs[max(nearness)[1]], ()
 
 

@@ -9,15 +9,15 @@ import pytest
 
 from mta_cli.engine.lora.adapter import LoraWeights, init_lora_weights
 from mta_cli.engine.lora.merge import merge_loras
-from mta_cli.engine.methods import prime
 from mta_cli.engine.methods.anchor_weights import SHARE_BYTES
+from mta_cli.engine.methods.baselines import prime
+from mta_cli.engine.methods.baselines.prime import METHOD, MergeObjective, first_population, search_weights
 from mta_cli.engine.methods.method import UserModel
 from mta_cli.engine.methods.personalize import build_models
-from mta_cli.engine.methods.prime import METHOD, MergeObjective, first_population, search_weights
 from mta_cli.engine.model.load import LoadedBase
-from mta_cli.engine.scoring.log_likelihood import mean_loss
 from mta_cli.engine.text.prompts import TrainingRow
 from mta_cli.engine.training.trainer import GroupMember, Schedule, Trainer
+from tests.engine.likelihoods import mean_loss
 from tests.engine.lora_cases import random_lora, random_rows
 from tests.engine.methods.contexts import a_context, a_user, same, settings_of
 

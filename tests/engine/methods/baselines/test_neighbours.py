@@ -9,7 +9,7 @@ import pytest
 
 from mta_cli.engine.memory.label_memory import BYTES_PER_LABEL
 from mta_cli.engine.memory.label_prior import decide_label
-from mta_cli.engine.methods.neighbours import METHOD
+from mta_cli.engine.methods.baselines.neighbours import METHOD
 from mta_cli.engine.methods.personalize import build_models
 from mta_cli.engine.model.load import LoadedBase
 from tests.engine.methods.contexts import a_context, a_user
