@@ -180,7 +180,7 @@ def fuse(
     """Make a user's recipe: the anchors that fit them, with weights. Replaces their earlier recipe."""
     from mta_cli.pipeline.personalize.fuse import fuse_user
     from mta_cli.pipeline.requests import fuse_request
-    from mta_cli.pipeline.weights import resolve_user_task
+    from mta_cli.pipeline.user_weights import resolve_user_task
 
     context = app_context(ctx, flags, json=json)
     given = context.options
@@ -248,8 +248,8 @@ def export(
     """Write a user's model as one PEFT adapter folder that PEFT and vLLM load as it is."""
     from mta_cli.pipeline.personalize.export import export_user
     from mta_cli.pipeline.requests import base_model
+    from mta_cli.pipeline.user_weights import resolve_user_task
     from mta_cli.pipeline.users.export_all_data import export_all_data
-    from mta_cli.pipeline.weights import resolve_user_task
 
     context = app_context(ctx, flags, json=json)
     given = {"--task": task, "--rank": rank, "--yes": yes or None}

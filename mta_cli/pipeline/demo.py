@@ -213,7 +213,7 @@ def _adapted_users(reg: Registry, course: DemoTask) -> list[User]:
 def _shown_user_recipe(reg: Registry, name: str, task: str, options: OptionSet) -> dict[str, Any]:
     from mta_cli.pipeline.personalize.fuse import recipe_json
     from mta_cli.pipeline.requests import base_model
-    from mta_cli.pipeline.weights import current_bank
+    from mta_cli.pipeline.user_weights import current_bank
 
     user, bank = reg.users.get(name), current_bank(reg, task, base_model(options).fingerprint)
     recipe = reg.recipes.get(user.id, task, bank.id)

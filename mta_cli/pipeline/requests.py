@@ -27,7 +27,7 @@ from mta_cli.options import (
 )
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.models.installed import resolve_model
-from mta_cli.pipeline.weights import resolve_user_task
+from mta_cli.pipeline.user_weights import resolve_user_task
 from store.records import Bank, User
 from store.tables.evaluations import Evaluation
 

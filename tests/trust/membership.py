@@ -32,7 +32,7 @@ from mta_cli.pipeline.data.profiles import profile_matrix
 from mta_cli.pipeline.memory.knn import load_embedder, load_neighbours, update_neighbours
 from mta_cli.pipeline.requests import BankRequest, restore_bank_request
 from mta_cli.pipeline.training.groups import AdapterTraining, TrainingGroup, train_groups
-from mta_cli.pipeline.weights import load_weights
+from mta_cli.pipeline.user_weights import load_weights
 from store.records import Adapter, Bank
 from store.registry import Registry
 from tests.engine.likelihoods import row_log_likelihoods

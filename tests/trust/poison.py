@@ -30,7 +30,7 @@ from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.models.pull import register_folder
 from mta_cli.pipeline.personalize.fuse import fuse_user
-from mta_cli.pipeline.weights import load_fusion_and_stack, load_weights
+from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_weights
 from store.records import Adapter, Anchor, Bank, NewItem, User
 from store.registry import Registry
 from tests import tiny

@@ -19,7 +19,7 @@ from mta_cli.pipeline.chat.answer import answer_question
 from mta_cli.pipeline.models import download
 from mta_cli.pipeline.models.catalog import MINILM, ModelPackage
 from mta_cli.pipeline.models.download import choose_files
-from mta_cli.pipeline.weights import load_weights
+from mta_cli.pipeline.user_weights import load_weights
 from tests.pipeline.world import World, asking, make_world
 from tests.trust.tally import tally
 from tests.trust.test_hostile_models import archive

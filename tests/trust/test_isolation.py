@@ -24,8 +24,8 @@ from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.requests import ChatOptions
+from mta_cli.pipeline.user_weights import load_fusion_and_stack
 from mta_cli.pipeline.users.stored_data import describe_user
-from mta_cli.pipeline.weights import load_fusion_and_stack
 from mta_cli.tui.workers.model_worker import WorkerContext
 from store.records import NewItem
 from store.registry import Registry

@@ -18,7 +18,7 @@ from mta_cli.options import WEIGHT_METHODS, AdaptOptions, MemoryOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
-from mta_cli.pipeline.weights import most_personal_mode
+from mta_cli.pipeline.user_weights import most_personal_mode
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.town import LORA, QUICK, SHORT, bank_request, built, finish, fuse_request, notes, people

@@ -29,7 +29,7 @@ from mta_cli.pipeline.bank.build import anchor_training, build_bank, contributor
 from mta_cli.pipeline.bank.screening import SCREENING_KEY, screen_anchors
 from mta_cli.pipeline.personalize.fuse import make_recipes, prepare_fusing
 from mta_cli.pipeline.requests import FuseRequest
-from mta_cli.pipeline.weights import load_weights
+from mta_cli.pipeline.user_weights import load_weights
 from store.records import Adapter, Anchor, NewItem, User
 from store.registry import Registry
 from tests.pipeline.town import finish

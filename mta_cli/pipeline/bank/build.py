@@ -261,7 +261,7 @@ def _train_bank(
 ) -> Iterator[Event]:
     from mta_cli.engine.lora.adapter import find_target_modules, merge_into_base
     from mta_cli.engine.scoring.backends import require_supported_placements
-    from mta_cli.pipeline.weights import load_weights
+    from mta_cli.pipeline.user_weights import load_weights
 
     options, base = request.options, load_on_device(request.base, request.machine, reg=reg)
     require_supported_placements(base, [find_target_modules(base.model, options.targets, options.placement)[1]])

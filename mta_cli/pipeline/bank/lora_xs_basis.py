@@ -19,7 +19,7 @@ def load_or_make_basis(reg: Registry, bank: Bank) -> BankBasis:
 
     Raises BadInput when the anchors' ΔW are all zero.
     """
-    from mta_cli.pipeline.weights import load_weights
+    from mta_cli.pipeline.user_weights import load_weights
 
     digest = reg.banks.by_id(bank.id).basis or _make_basis(reg, bank)
     return BankBasis(reg.adapters.get(digest), load_weights(reg, digest, bank.base))
@@ -29,7 +29,7 @@ def _make_basis(reg: Registry, bank: Bank) -> str:
     from mta_cli.engine.lora.lora_xs import bank_basis
     from mta_cli.pipeline.bank.screening import refused_anchor_ids
     from mta_cli.pipeline.runs import library_versions
-    from mta_cli.pipeline.weights import load_weights
+    from mta_cli.pipeline.user_weights import load_weights
 
     refused = refused_anchor_ids(reg.banks.by_id(bank.id))
     anchors = [anchor for anchor in reg.banks.anchors(bank.id) if anchor.id not in refused]

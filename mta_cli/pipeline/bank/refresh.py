@@ -173,7 +173,7 @@ def _replace_stale_anchors(work: _RefreshState, run: Run) -> Iterator[Event]:
     from mta_cli.pipeline.data.examples import PromptRowBuilder
     from mta_cli.pipeline.models.installed import record_models
     from mta_cli.pipeline.models.load import load_on_device
-    from mta_cli.pipeline.weights import load_weights
+    from mta_cli.pipeline.user_weights import load_weights
 
     reg, bank, request = work.reg, work.bank, work.request
     record_models(reg, request.base, request.embedder)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.events import Event, Note
 from mta_cli.options import FuseOptions, ScreeningOptions
-from mta_cli.pipeline.weights import load_weights
+from mta_cli.pipeline.user_weights import load_weights
 from store.records import Anchor, Bank
 
 if TYPE_CHECKING:

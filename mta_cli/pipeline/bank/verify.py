@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import IntegrityFault
 from mta_cli.pipeline.bank.screening import findings_json
 from mta_cli.pipeline.memory.knn import NEIGHBOUR_WEIGHT_KEY
+from mta_cli.pipeline.user_weights import load_weights
 from mta_cli.pipeline.users.provenance import count_bank_users
-from mta_cli.pipeline.weights import load_weights
 from store.records import Bank
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import BadInput, NotFound, StoreBusy, UsageError
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.pipeline.memory.bank_memory import BankMemory
-from mta_cli.pipeline.weights import (
+from mta_cli.pipeline.user_weights import (
     FREE_TASK,
     PERSONALISATION_MODES,
     AnswerSource,

@@ -24,7 +24,7 @@ from mta_cli.pipeline.chat.answer import (
 )
 from mta_cli.pipeline.data.examples import MAX_ITEM_ID
 from mta_cli.pipeline.requests import ChatOptions
-from mta_cli.pipeline.weights import (
+from mta_cli.pipeline.user_weights import (
     PERSONALISATION_MODES,
     AnswerSource,
     load_fusion_and_stack,

@@ -26,7 +26,7 @@ from mta_cli.pipeline.chat.answer import (
     truncation_notes,
 )
 from mta_cli.pipeline.chat.compare import compare_prompt
-from mta_cli.pipeline.weights import FREE_TASK
+from mta_cli.pipeline.user_weights import FREE_TASK
 from mta_cli.printable import clean_text
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from mta_cli.pipeline.evaluation.design import Design
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.memory.knn import cache_embedding, load_embedder
 from mta_cli.pipeline.models.load import load_on_device
-from mta_cli.pipeline.personalize.context import BankContext, load_bank_context, user_shots
+from mta_cli.pipeline.personalize.method_inputs import BankContext, load_bank_context, user_shots
 from mta_cli.pipeline.requests import EvalRequest
-from mta_cli.pipeline.weights import load_weights
+from mta_cli.pipeline.user_weights import load_weights
 from store.records import Bank
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.evaluation.answer_queries import ModelQuery, ScoredAnswer, answer_queries
 from mta_cli.pipeline.evaluation.result_document import MAIN_METRICS, paired_differences
 from mta_cli.pipeline.memory.bank_memory import PERSONAL_MODES, BankMemory
-from mta_cli.pipeline.weights import load_fusion_and_stack, load_task_adapter
+from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_task_adapter
 from store.records import Query, User
 from store.tables.predictions import Prediction
 

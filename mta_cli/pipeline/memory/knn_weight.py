@@ -57,7 +57,7 @@ def fit_neighbour_weight(
     from mta_cli.engine.memory.knn import PRIOR_STRENGTH, NeighbourKernel, fit_beside_weight
     from mta_cli.engine.memory.label_prior import user_label_prior
     from mta_cli.pipeline.models.load import load_on_device
-    from mta_cli.pipeline.weights import load_weights
+    from mta_cli.pipeline.user_weights import load_weights
 
     place = {one.item_id: n for n, one in enumerate(labelled_items(reg, bank, task))}
     cases = sample_cases([item for each in pool for item in each.items if item.id in place], bank.seed)

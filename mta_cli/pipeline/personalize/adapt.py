@@ -16,7 +16,6 @@ from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobResult, JobStarted, Note, PlanLine, UnitFailed
 from mta_cli.options import AdaptOptions
 from mta_cli.pipeline.bank.lora_xs_basis import load_or_make_basis
-from mta_cli.pipeline.personalize.context import query_examples
 from mta_cli.pipeline.personalize.fuse import (
     FusionContext,
     anchor_users,
@@ -26,6 +25,7 @@ from mta_cli.pipeline.personalize.fuse import (
     make_recipes,
     prepare_fusing,
 )
+from mta_cli.pipeline.personalize.method_inputs import query_examples
 from mta_cli.pipeline.requests import AdaptRequest, FuseRequest, adapt_request_json
 from mta_cli.pipeline.runs import ADAPT_RUN_KIND, record_request
 from mta_cli.pipeline.training.groups import (
@@ -36,8 +36,8 @@ from mta_cli.pipeline.training.groups import (
     max_group_size,
     train_groups,
 )
+from mta_cli.pipeline.user_weights import current_bank, load_recipe_anchors
 from mta_cli.pipeline.users.dependents import join_names
-from mta_cli.pipeline.weights import current_bank, load_recipe_anchors
 from store.records import Adapter, Bank, Item, Recipe, Run, Stack, User
 from store.tables.recipes_and_stacks import pack_anchor_weights
 

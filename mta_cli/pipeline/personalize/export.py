@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from mta_cli.errors import NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.data.tasks import find_task
+from mta_cli.pipeline.user_weights import AnswerSource, merge_user_weights, most_personal_mode
 from mta_cli.pipeline.users.exported_folders import record_export, resolve_export_folder, write_folder
-from mta_cli.pipeline.weights import AnswerSource, merge_user_weights, most_personal_mode
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights

@@ -13,8 +13,8 @@ from mta_cli.pipeline.bank.screening import usable_anchors
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.load import load_on_device
-from mta_cli.pipeline.personalize.context import BankContext, load_bank_context, load_profiles, user_shots
-from mta_cli.pipeline.weights import anchor_label, current_bank, load_weights
+from mta_cli.pipeline.personalize.method_inputs import BankContext, load_bank_context, load_profiles, user_shots
+from mta_cli.pipeline.user_weights import anchor_label, current_bank, load_weights
 from store.records import Bank, Recipe, User
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
-from mta_cli.pipeline.weights import anchor_label
+from mta_cli.pipeline.user_weights import anchor_label
 
 if TYPE_CHECKING:
     from store.records import Anchor, Bank, Item, Recipe, Run, Stack, User

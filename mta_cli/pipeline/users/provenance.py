@@ -9,8 +9,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
+from mta_cli.pipeline.user_weights import anchor_label
 from mta_cli.pipeline.users.dependents import banks_pooling_user
-from mta_cli.pipeline.weights import anchor_label
 
 if TYPE_CHECKING:
     from store.records import AnchorWeight, Bank, User

@@ -229,7 +229,7 @@ class CompareScreen(BaseScreen):
 
     async def _keep(self, asked: CompareRequest, column: str, answer: str) -> None:
         from mta_cli.pipeline.chat.conversation import add_exchange_as_item
-        from mta_cli.pipeline.weights import FREE_TASK
+        from mta_cli.pipeline.user_weights import FREE_TASK
 
         if asked.question.held_out and not await self.mta_app.confirm(HELD_OUT_WARNING):
             return

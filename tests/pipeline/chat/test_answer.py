@@ -17,7 +17,7 @@ from mta_cli.pipeline.chat.answer import (
     answer_question,
     check_message,
 )
-from mta_cli.pipeline.weights import default_task
+from mta_cli.pipeline.user_weights import default_task
 from tests.pipeline.world import World, asking, make_world, notes_of, result_of, text_of
 
 

@@ -16,7 +16,7 @@ from mta_cli.errors import IntegrityFault
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.data.profiles import profile_matrix
 from mta_cli.pipeline.evaluation.context import EvalContext
-from mta_cli.pipeline.weights import load_weights
+from mta_cli.pipeline.user_weights import load_weights
 from tests.pipeline.evaluation.trial import SECRET, Trial, profiles
 
 

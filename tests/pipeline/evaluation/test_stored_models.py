@@ -18,7 +18,7 @@ from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.models.installed import resolve_model
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.weights import load_task_adapter, merge_by_placement
+from mta_cli.pipeline.user_weights import load_task_adapter, merge_by_placement
 from store.registry import Registry
 from tests.metrics_by_hand import score
 from tests.pipeline.town import CPU, QUICK, SHORT, TASK, built, finish, fuse_request

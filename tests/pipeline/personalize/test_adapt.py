@@ -14,7 +14,7 @@ from mta_cli.options import AdaptOptions, MemoryOptions
 from mta_cli.pipeline.personalize.adapt import adapt_users, adaptable_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.requests import resolve_adapt_task
-from mta_cli.pipeline.weights import load_weights, merge_user_weights, most_personal_mode
+from mta_cli.pipeline.user_weights import load_weights, merge_user_weights, most_personal_mode
 from store.records import Stack
 from store.registry import Registry
 from tests.pipeline.town import LORA, QUICK, SHORT, built, finish, fuse_request, notes

@@ -15,7 +15,7 @@ from mta_cli.errors import BadInput, NotFound
 from mta_cli.events import JobResult, Note
 from mta_cli.pipeline.models.manifest import ModelEntry
 from mta_cli.pipeline.personalize.export import content_digest, export_user, pad_to_uniform_rank
-from mta_cli.pipeline.weights import merge_user_weights
+from mta_cli.pipeline.user_weights import merge_user_weights
 from tests.pipeline.world import World, make_world
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from mta_cli.errors import IntegrityFault, NotFound, UsageError
 from mta_cli.pipeline.personalize.fuse import fuse_user
-from mta_cli.pipeline.weights import merge_user_weights
+from mta_cli.pipeline.user_weights import merge_user_weights
 from store.records import ModelRecord
 from store.registry import Registry
 from tests.pipeline.town import built, finish, fuse_request, notes

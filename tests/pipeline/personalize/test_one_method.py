@@ -17,7 +17,7 @@ from mta_cli.pipeline.evaluation.context import EvalContext
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.weights import load_fusion_and_stack
+from mta_cli.pipeline.user_weights import load_fusion_and_stack
 from store.records import Bank
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request
@@ -29,7 +29,7 @@ CORE: dict[str, Any] = {"rank": 2, "pull": 0.1}
 
 def measured(reg: Registry, bank: Bank, method: Method, user: int, settings: dict[str, Any]) -> UserModel:
     """What `mta eval` makes of a user above `bank`."""
-    from mta_cli.pipeline.personalize.context import load_profiles
+    from mta_cli.pipeline.personalize.method_inputs import load_profiles
 
     one = reg.users.by_id(user)
     request: EvalRequest = eval_request()

@@ -13,10 +13,10 @@ from mta_cli.engine.scoring.label_examples import LabelExample, build_prompt_tre
 from mta_cli.engine.scoring.log_likelihood import completion_log_likelihoods, mean_losses
 from mta_cli.options import MemoryOptions
 from mta_cli.pipeline.personalize.adapt import adapt_users
-from mta_cli.pipeline.personalize.context import query_examples
 from mta_cli.pipeline.personalize.fuse import FusionContext, load_with_task_adapter, prepare_fusing
+from mta_cli.pipeline.personalize.method_inputs import query_examples
 from mta_cli.pipeline.requests import AdaptRequest, FuseRequest, adapt_request_json, restore_adapt_request
-from mta_cli.pipeline.weights import load_fusion_and_stack, load_weights
+from mta_cli.pipeline.user_weights import load_fusion_and_stack, load_weights
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.town import CPU, QUICK, TASK, built, finish, fuse_request

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.memory.bank_memory import BankMemory
-from mta_cli.pipeline.weights import load_weights
+from mta_cli.pipeline.user_weights import load_weights
 from store.records import Anchor, AnchorWeight, Bank, Item, Query, Recipe, User
 
 if TYPE_CHECKING:
