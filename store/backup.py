@@ -15,14 +15,14 @@ import sqlite3
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mta_cli.errors import BadInput, IntegrityFault, NotFound, StoreBusy
 from store.columns import utc_now
-from store.files import disk_fault, remove_leftover_temporaries, sync_file, sync_folder, temporary_path
+from store.files import disk_fault, hold_temporary, remove_leftover_temporaries, sync_file, sync_folder
 from store.schema import SCHEMA_VERSION, TABLES, schema_version
 from store.snapshot import purge_copy
 
@@ -84,24 +84,18 @@ def create_backup(reg: Registry, path: Path, program: str) -> Generator[str, Non
     IntegrityFault for a damaged adapter file, StoreBusy when other processes keep removing adapters.
     """
     folder = path.parent
-    copy, archive = temporary_path(folder), temporary_path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"There is no folder {folder}.", hint="create it, or choose another file")
     try:
-        if not folder.is_dir():
-            raise BadInput(f"There is no folder {folder}.", hint="create it, or choose another file")
         remove_leftover_temporaries(folder)
         for _ in range(MAX_ATTEMPTS):
-            try:
+            with suppress(_RemovedMeanwhileError), hold_temporary(folder) as copy, hold_temporary(folder) as archive:
                 reg.copy_database(copy)
                 purge_copy(copy)
                 manifest = yield from _write_archive(reg, copy, archive, program)
                 archive.replace(path)
                 sync_folder(folder)
                 return manifest
-            except _RemovedMeanwhileError:
-                continue
-            finally:
-                copy.unlink(missing_ok=True)
-                archive.unlink(missing_ok=True)
     except OSError as error:
         raise disk_fault(path, error) from error
     raise StoreBusy("Other processes remove adapters all the while.", hint="wait for them to end, then try again")
@@ -114,7 +108,7 @@ def _write_archive(reg: Registry, copy: Path, archive: Path, program: str) -> Ge
         digests = [digest for (digest,) in conn.execute("SELECT digest FROM adapters ORDER BY digest")]
     with copy.open("rb") as file:
         members = {DATABASE_NAME: Member(hashlib.file_digest(file, "sha256").hexdigest(), copy.stat().st_size)}
-    with os.fdopen(os.open(archive, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as raw:
+    with archive.open("r+b") as raw:
         with zipfile.ZipFile(raw, "w") as target:
             info = _zip_info(DATABASE_NAME, zipfile.ZIP_DEFLATED)
             info.file_size = members[DATABASE_NAME].bytes  # zipfile chooses its format for large files by this size

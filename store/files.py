@@ -7,21 +7,21 @@ import errno
 import math
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError
-from store.process_status import is_process_alive
+from store.held_files import HeldFile, is_held, remove_abandoned
 
 MIN_ORPHAN_AGE_SECONDS = 3600
 """How old a file without a row must be before it is removed as an orphan."""
 
 _SUFFIX = ".safetensors"
 _DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
-_TEMPORARY_NAME_PATTERN = re.compile(r"\.mta-(\d+)-([0-9a-f]+)\.tmp")
+_TEMPORARY_NAME_PATTERN = re.compile(r"\.mta-[0-9a-f]+(?:-([0-9a-f]+))?\.tmp")
+_TEMPORARY_GLOB = ".*.tmp"
 _RESTORE_HINT = "mta restore FILE brings back a backup; else remove what uses the file and build it again"
 
 
@@ -40,46 +40,56 @@ def replace_file(path: Path, folder: Path) -> Iterator[Path]:
 
     Raises BadInput when the disk is full or refuses, IntegrityFault when it fails; no temporary file stays.
     """
-    temporary = temporary_path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
+        with hold_temporary(folder) as temporary:
             yield temporary
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
     except OSError as error:
         raise disk_fault(path, error) from error
 
 
+@contextlib.contextmanager
+def hold_temporary(folder: Path, *, is_folder: bool = False) -> Iterator[Path]:
+    """A new temporary file, or folder, in `folder`, which is made if needed; what is still there is removed at the end.
+
+    Others remove it once this process has ended. Raises OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    made = HeldFile.create(_temporary_path(folder), folder=is_folder)
+    try:
+        yield made.path
+    finally:
+        with contextlib.suppress(OSError):  # others will remove it
+            made.remove()
+
+
 def remove_leftover_temporaries(folder: Path) -> None:
     """Remove the temporary files of ended processes from a folder."""
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(_TEMPORARY_GLOB):
         if _is_abandoned(path):
             with contextlib.suppress(OSError):
-                path.unlink()
+                remove_abandoned(path)
 
 
-def temporary_path(folder: Path, tail: str = "") -> Path:
-    """A temporary path in `folder`. Others may remove the file once this process has ended."""
-    return folder / f".mta-{os.getpid()}-{tail or os.urandom(8).hex()}.tmp"
+def _temporary_path(folder: Path, digest: str = "") -> Path:
+    """A new path for a temporary file, which is a claim to a `digest` where one is given."""
+    return folder / f".mta-{os.urandom(8).hex()}{'-' + digest if digest else ''}.tmp"
 
 
 def _is_abandoned(path: Path) -> bool:
     """Whether a file is a temporary one of an ended process."""
-    found = _TEMPORARY_NAME_PATTERN.fullmatch(path.name)
-    return found is not None and not is_process_alive(int(found[1]))
+    return _TEMPORARY_NAME_PATTERN.fullmatch(path.name) is not None and not is_held(path)
 
 
 def _claimed_digest(path: Path) -> str | None:
     """The digest that a temporary file claims; None when it is not a claim."""
     found = _TEMPORARY_NAME_PATTERN.fullmatch(path.name)
-    return found[2] if found is not None and _DIGEST_PATTERN.fullmatch(found[2]) else None
+    return found[1] if found is not None and _DIGEST_PATTERN.fullmatch(found[1] or "") else None
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_BINARY", 0))
     try:
         view = memoryview(data)
         while view:
@@ -117,12 +127,16 @@ def remove_file(path: Path) -> None:
         raise disk_fault(path, error, "removed") from error
 
 
-def _set_aside(path: Path, temporary: Path) -> None:
+def _set_aside(path: Path) -> HeldFile:
+    """Make the file a temporary one. Raises FileNotFoundError when it is gone, else as `disk_fault`."""
     try:
-        with contextlib.suppress(FileNotFoundError):  # a process that forgets a user drops every checkpoint
-            path.replace(temporary)
+        held = HeldFile(path)
+        held.move(_temporary_path(path.parent))
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise disk_fault(path, error) from error
+    return held
 
 
 def disk_fault(path: Path, error: OSError, done: str = "written") -> MtaError:
@@ -155,6 +169,7 @@ class AdapterFiles:
     def __init__(self, root: Path) -> None:
         self.adapter_folder = root / "adapters"
         self.checkpoint_folder = root / "partial"
+        self._claims: dict[str, HeldFile] = {}
 
     def path(self, digest: str) -> Path:
         """The path for a file of this digest. Raises IntegrityFault for an invalid digest."""
@@ -175,17 +190,18 @@ class AdapterFiles:
 
         The claim belongs to this process, and lapses when the process ends. Raises as `atomic_write`.
         """
-        claim = temporary_path(self.path(digest).parent, digest)
+        folder = self.path(digest).parent
         try:
-            claim.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            claim.touch(mode=0o600)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if digest not in self._claims:
+                self._claims[digest] = HeldFile.create(_temporary_path(folder, digest))
         except OSError as error:
-            raise disk_fault(claim, error) from error
+            raise disk_fault(folder, error) from error
 
     def release_claim(self, digest: str) -> None:
         """Give up the claim of this process to a digest."""
-        with contextlib.suppress(OSError):  # it lapses with this process, and has no effect on a file with a row
-            temporary_path(self.path(digest).parent, digest).unlink()
+        with contextlib.suppress(OSError, KeyError):  # without it, a file with a row is safe
+            self._claims.pop(digest).remove()
 
     def verify(self, digest: str) -> None:
         """Raises IntegrityFault, with the digest and the remedy, when the file's content does not match its digest."""
@@ -246,7 +262,7 @@ class AdapterFiles:
                 claims.append((digest, path))
                 continue
             with contextlib.suppress(OSError):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove_abandoned(path)
         return claims
 
     def write_checkpoint(self, key: str, data: bytes) -> None:
@@ -273,19 +289,22 @@ class AdapterFiles:
 
         An IntegrityFault removes it too: the data that it was made from may be gone, such as a removed user's.
         """
-        aside = [(path, temporary_path(self.checkpoint_folder)) for path in self._checkpoint_paths(key)]
+        aside: list[tuple[Path, HeldFile]] = []
         try:
-            for path, temporary in aside:
-                _set_aside(path, temporary)
+            for path in self._checkpoint_paths(key):
+                with contextlib.suppress(FileNotFoundError):  # a process that forgets a user drops every checkpoint
+                    aside.append((path, _set_aside(path)))
             yield
         except BaseException as error:
-            for path, temporary in aside:
+            for path, held in aside:
                 with contextlib.suppress(OSError):
-                    temporary.unlink() if isinstance(error, IntegrityFault) else temporary.replace(path)
+                    if not isinstance(error, IntegrityFault):
+                        held.path.replace(path)
+                    held.remove()
             raise
-        for _, temporary in aside:
+        for _, held in aside:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                held.remove()
 
     def drop_checkpoint(self, key: str) -> None:
         """Remove the checkpoint of `key` if there is one."""
@@ -307,8 +326,8 @@ class AdapterFiles:
         return list(self.checkpoint_folder.glob(f"{sha256(key.encode())}.*{_SUFFIX}"))
 
     def _temporary_paths(self) -> Iterator[Path]:
-        for pattern in ("adapters/.*.tmp", "adapters/??/.*.tmp", "partial/.*.tmp"):
-            yield from self.adapter_folder.parent.glob(pattern)
+        for folder in ("adapters", "adapters/??", "partial"):
+            yield from self.adapter_folder.parent.glob(f"{folder}/{_TEMPORARY_GLOB}")
 
 
 def _modified_time(path: Path) -> float:

@@ -132,6 +132,7 @@ class Registry:
         if not self._db.writable:
             return
         claims = self.files.remove_abandoned_temporaries()
+        self.runs.remove_ended_locks()
         with (
             contextlib.suppress(MtaError),
             self._db.without_busy_timeout(),

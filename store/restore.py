@@ -6,17 +6,17 @@ to the restored store before it replaces the old one, by the code that `forget` 
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mta_cli.errors import BadInput, IntegrityFault, StoreBusy
 from store.backup import Manifest, unpack_backup
 from store.connection import translate_sqlite_errors
-from store.files import AdapterFiles, disk_fault, sync_file, sync_folder, temporary_path
+from store.files import AdapterFiles, disk_fault, hold_temporary, sync_file, sync_folder
+from store.held_files import remove_abandoned
 from store.integrity.check import find_foreign_parts
 from store.registry import Registry
 from store.schema import APPLICATION_ID, known_schema_version, schema_version
@@ -111,24 +111,25 @@ class StagedRestore:
 @contextmanager
 def stage_restore(root: Path, timeout: float) -> Iterator[StagedRestore]:
     """A folder beside the store `root` to unpack a backup in, removed afterwards."""
-    staged = temporary_path(root / "partial")
-    try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in AdapterFiles(root).abandoned_temporaries():
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-        (root / "partial").mkdir(exist_ok=True, mode=0o700)
-        staged.mkdir(mode=0o700)
-    except OSError as error:
-        raise disk_fault(root, error) from error
-    try:
+    with ExitStack() as held:
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for left in AdapterFiles(root).abandoned_temporaries():
+                if left.is_dir():
+                    with suppress(OSError):
+                        remove_abandoned(left)
+            held.callback(_remove_empty_store, root)
+            staged = held.enter_context(hold_temporary(root / "partial", is_folder=True))
+        except OSError as error:
+            raise disk_fault(root, error) from error
         yield StagedRestore(root, staged, timeout)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-        if not (root / "registry.db").exists():
-            with suppress(OSError):  # folders that are not empty stay
-                (root / "partial").rmdir()
-                root.rmdir()
+
+
+def _remove_empty_store(root: Path) -> None:
+    if not (root / "registry.db").exists():
+        with suppress(OSError):  # folders that are not empty stay
+            (root / "partial").rmdir()
+            root.rmdir()
 
 
 def read_replaced_store(root: Path) -> ReplacedStore:

@@ -1,4 +1,4 @@
--- Schema 10 of the store. Made by `make docs` from store/migrations; do not edit.
+-- Schema 11 of the store. Made by `make docs` from store/migrations; do not edit.
 
 CREATE TABLE "users" (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -185,7 +185,6 @@ CREATE TABLE "runs" (
     config TEXT NOT NULL,
     result TEXT,
     error TEXT,
-    pid INTEGER NOT NULL,
     started TEXT NOT NULL,
     ended TEXT
 );

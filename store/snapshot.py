@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -14,9 +13,9 @@ _SAVED_NAMES = "registry.schema*.db"
 
 
 def copy_database(source: sqlite3.Connection, path: Path) -> None:
-    """Copy an open database to `path`, a new file for its owner alone. Raises BadInput, or sqlite3.Error."""
+    """Copy an open database to `path`, a new or empty file for its owner alone. Raises BadInput, or sqlite3.Error."""
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        path.touch(mode=0o600)
         with closing(sqlite3.connect(path, isolation_level=None)) as copy:
             copy.execute("PRAGMA journal_mode = OFF").fetchall()  # a failed copy is deleted
             source.backup(copy)

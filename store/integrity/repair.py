@@ -9,6 +9,7 @@ from pathlib import Path
 
 from store.connection import Connection
 from store.files import AdapterFiles
+from store.held_files import remove_abandoned
 from store.integrity.check import find_index_fault
 
 
@@ -40,7 +41,12 @@ def _remove_abandoned_files(db: Connection, files: AdapterFiles) -> Iterator[Rep
     for path in files.find_orphans(known):
         yield Repair(f"{path} belongs to no adapter of the store", "removed", "nothing uses it", _removal(path))
     for path in files.abandoned_temporaries():
-        yield Repair(f"{path} is left over from a write that was stopped", "removed", "nothing uses it", _removal(path))
+        yield Repair(
+            f"{path} is left over from a write that was stopped",
+            "removed",
+            "nothing uses it",
+            partial(remove_abandoned, path),
+        )
 
 
 def _removal(path: Path) -> Callable[[], object]:

@@ -1,20 +1,26 @@
-"""Runs: every execution of a job, with its settings, steps and outcome. Knows no job."""
+"""Runs: every execution of a job, with its settings, steps and outcome. Knows no job.
+
+The process of a run holds a file as long as it runs; without it, a run that has not ended was interrupted.
+"""
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mta_cli.errors import NotFound
 from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
-from store.process_status import is_process_alive
+from store.files import disk_fault
+from store.held_files import HeldFile, is_held, remove_abandoned
+from store.process_lock import lock_path
 from store.records import Run, User
 from store.tables.users import user_from_row
 
-_SELECT_RUN = """SELECT runs.id, runs.kind, runs.status, runs.config, runs.result, error, pid, started, ended,
+_SELECT_RUN = """SELECT runs.id, runs.kind, runs.status, runs.config, runs.result, error, started, ended,
     coalesce(users.name, 'evaluation ' || evaluation_id, banks.name || ' v' || banks.version, '') AS subject
 FROM runs LEFT JOIN users ON users.id = runs.user_id LEFT JOIN banks ON banks.id = runs.bank_id"""
 
@@ -36,6 +42,7 @@ class Runs:
 
     def __init__(self, db: Connection) -> None:
         self._db = db
+        self._held: dict[int, HeldFile] = {}
 
     def start_run(
         self,
@@ -53,11 +60,12 @@ class Runs:
         when its users are removed.
         """
         subject = {"user_id": user_id, "bank_id": bank_id, "evaluation_id": evaluation_id}
-        values = {"kind": kind, **subject, "config": dump_json(config), "pid": os.getpid(), "started": utc_now()}
+        values = {"kind": kind, **subject, "config": dump_json(config), "started": utc_now()}
         with self._db.transaction():
             row = self._db.insert_row("runs", values)
             sql = "INSERT INTO run_users (run_id, position, user_id) VALUES (?, ?, ?)"
             self._db.execute_write_many(sql, ((row, position, user) for position, user in enumerate(asked_users)))
+            self._hold(row)
             return self.get(row)
 
     def record_step(self, run_id: int, unit: str, step: int, loss: float | None, tokens: int, seconds: float) -> None:
@@ -69,23 +77,25 @@ class Runs:
         """Mark the run as done."""
         sql = "UPDATE runs SET status = 'done', result = ?, ended = ? WHERE id = ?"
         self._db.execute_write(sql, (dump_json(result), utc_now(), run_id))
+        self._release(run_id)
 
     def fail_run(self, run_id: int, error: str, interrupted: bool = False) -> None:
         """Mark the run as failed or interrupted."""
         sql = "UPDATE runs SET status = ?, error = ?, ended = ? WHERE id = ?"
         self._db.execute_write(sql, ("interrupted" if interrupted else "failed", error, utc_now(), run_id))
+        self._release(run_id)
 
     def get(self, run_id: int) -> Run:
         """The run of this number. Raises NotFound."""
         row = self._db.fetch_dict(f"{_SELECT_RUN} WHERE runs.id = ?", (run_id,))
         if row is None:
             raise NotFound(f"There is no run {run_id}.")
-        return _run_from_row(row)
+        return self._run_from_row(row)
 
     def all(self, limit: int = 50) -> list[Run]:
         """The `limit` latest runs, newest first."""
         rows = self._db.fetch_dicts(f"{_SELECT_RUN} ORDER BY runs.id DESC LIMIT ?", (limit,))
-        return [_run_from_row(row) for row in rows]
+        return [self._run_from_row(row) for row in rows]
 
     def of_user(self, user_id: int) -> list[Run]:
         """Every run about a user, newest first."""
@@ -112,11 +122,30 @@ class Runs:
 
     def _about(self, column: str, number: int) -> list[Run]:
         rows = self._db.fetch_dicts(f"{_SELECT_RUN} WHERE runs.{column} = ? ORDER BY runs.id DESC", (number,))
-        return [_run_from_row(row) for row in rows]
+        return [self._run_from_row(row) for row in rows]
 
+    def remove_ended_locks(self) -> None:
+        """Remove the files of runs whose processes have ended."""
+        for path in lock_path(self._db.root, "run-0").parent.glob("run-*.lock"):
+            with contextlib.suppress(OSError):
+                remove_abandoned(path)
 
-def _run_from_row(row: dict[str, Any]) -> Run:
-    pid = row.pop("pid")
-    if row["status"] == "running" and not is_process_alive(pid):
-        row["status"] = "interrupted"
-    return Run(**load_json_columns(row, "config", "result"))
+    def _run_from_row(self, row: dict[str, Any]) -> Run:
+        if row["status"] == "running" and not is_held(self._lock(row["id"])):
+            row["status"] = "interrupted"
+        return Run(**load_json_columns(row, "config", "result"))
+
+    def _hold(self, run_id: int) -> None:
+        path = self._lock(run_id)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._held[run_id] = HeldFile.create(path)
+        except OSError as error:
+            raise disk_fault(path, error) from error
+
+    def _release(self, run_id: int) -> None:
+        with contextlib.suppress(OSError, KeyError):
+            self._held.pop(run_id).remove()
+
+    def _lock(self, run_id: int) -> Path:
+        return lock_path(self._db.root, f"run-{run_id}")

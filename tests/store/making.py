@@ -9,7 +9,6 @@ from store.registry import Registry
 
 BASE = "sha256:" + "b" * 64
 EMBEDDER = "sha256:" + "e" * 64
-DEAD = 2**22 - 1  # above the highest process number of a usual Linux
 
 
 def item(

@@ -23,7 +23,6 @@ from store.restore import RestoreResult, read_replaced_store, stage_restore
 from store.schema import SCHEMA_VERSION
 from store.snapshot import saved_databases
 from tests.store.making import adapted, adapter, bank, item, person
-from tests.store.test_files import DEAD
 from tests.store.test_schema import older_store, sql
 from tests.trust.tally import tally
 
@@ -383,7 +382,7 @@ def test_a_newer_or_foreign_store_is_not_replaced(archive: Path, root: Path) -> 
 
 
 def test_what_a_killed_restore_left_goes_with_the_next(archive: Path, root: Path) -> None:
-    left = root / "partial" / f".mta-{DEAD}-00.tmp"
+    left = root / "partial" / ".mta-00.tmp"
     (left / "adapters").mkdir(parents=True)
     (left / "registry.db").write_bytes(b"words")
     restored(root, archive)

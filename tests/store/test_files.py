@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any, TypeVar
 
 import pytest
@@ -15,8 +18,8 @@ from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError
 from store import files as module
-from store.files import AdapterFiles, atomic_write, remove_leftover_temporaries, sha256
-from tests.store.making import DEAD
+from store.files import AdapterFiles, atomic_write, hold_temporary, remove_leftover_temporaries, sha256
+from store.held_files import HeldFile
 
 _T = TypeVar("_T")
 
@@ -203,16 +206,54 @@ def test_orphans_are_sought_in_one_set(files: AdapterFiles) -> None:
 
 
 def test_temporary_files_of_the_dead_go_and_of_the_living_stay(files: AdapterFiles, tmp_path: Path) -> None:
+    """Also where the dead had this process's number, as the first process of a container has."""
+    held = []
     for folder in ("adapters/ab", "partial"):
         (tmp_path / folder).mkdir(parents=True)
-        for pid in (DEAD, os.getpid()):
-            (tmp_path / folder / f".mta-{pid}-0123456789abcdef.tmp").write_bytes(b"half")
+        (tmp_path / folder / f".mta-{os.getpid()}-0123456789abcdef.tmp").write_bytes(b"half")
+        held.append(HeldFile.create(tmp_path / folder / ".mta-0123456789abcdef.tmp"))
     (tmp_path / "partial" / ".mine.tmp").write_bytes(b"not ours")
-    claim = tmp_path / "adapters" / "ab" / f".mta-{DEAD}-{'ab' * 32}.tmp"
+    claim = tmp_path / "adapters" / "ab" / f".mta-00-{'ab' * 32}.tmp"
     claim.touch()
     for _ in range(2):
         assert files.remove_abandoned_temporaries() == [("ab" * 32, claim)]
         assert len(everything(tmp_path)) == 4
+    for one in held:
+        one.close()
+    files.remove_abandoned_temporaries()
+    assert len(everything(tmp_path)) == 2
+
+
+def test_a_claim_is_seen_by_other_processes_for_as_long_as_its_own_lives(tmp_path: Path) -> None:
+    """And by other threads of the same process, which have descriptors of their own."""
+    files, digest = AdapterFiles(tmp_path), "ab" * 32
+    script = f"""
+from pathlib import Path
+from store.files import AdapterFiles
+AdapterFiles(Path({str(tmp_path)!r})).claim_digest({digest!r})
+print("claimed", flush=True)
+input()
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdin=PIPE, stdout=PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "claimed\n"
+        assert files.abandoned_temporaries() == []
+        other.kill()
+    assert len(files.abandoned_temporaries()) == 1
+
+
+def test_a_checkpoint_in_use_by_a_killed_process_goes(tmp_path: Path) -> None:
+    files = AdapterFiles(tmp_path)
+    files.write_checkpoint("job", b"words")
+    script = f"""
+import os
+from pathlib import Path
+from store.files import AdapterFiles
+with AdapterFiles(Path({str(tmp_path)!r})).consume_checkpoint("job"):
+    os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    assert len(everything(tmp_path)) == 1
+    assert files.remove_abandoned_temporaries() == [] and everything(tmp_path) == []
 
 
 def test_a_checkpoint_replaces_the_earlier_one(files: AdapterFiles, tmp_path: Path) -> None:
@@ -296,8 +337,7 @@ def test_a_checkpoint_that_cannot_be_removed_is_told(
 
 def test_a_folder_is_swept_of_what_the_dead_left(tmp_path: Path) -> None:
     atomic_write(tmp_path / "x", b"content")
-    for pid in (DEAD, os.getpid()):
-        (tmp_path / f".mta-{pid}-0123456789abcdef.tmp").write_bytes(b"half")
-    remove_leftover_temporaries(tmp_path)
-    left = sorted(path.name for path in everything(tmp_path))
-    assert left == [f".mta-{os.getpid()}-0123456789abcdef.tmp", "x"]
+    (tmp_path / f".mta-{os.getpid()}-0123456789abcdef.tmp").write_bytes(b"half")
+    with hold_temporary(tmp_path) as held:
+        remove_leftover_temporaries(tmp_path)
+        assert sorted(everything(tmp_path)) == [held, tmp_path / "x"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from mta_cli.errors import IntegrityFault, NotFound
@@ -12,7 +10,6 @@ from store.registry import Registry
 from store.tables.predictions import Prediction
 from store.tables.runs import RunStep
 from tests.store.making import bank, person
-from tests.store.test_files import DEAD
 
 
 def test_a_run_that_finishes(reg: Registry) -> None:
@@ -45,7 +42,7 @@ def test_runs_that_do_not_finish(reg: Registry) -> None:
     failed, stopped, killed, running = (run.id for run in starts)
     reg.runs.fail_run(failed, "no more memory")
     reg.runs.fail_run(stopped, "stopped", interrupted=True)
-    reg._db.execute_write("UPDATE runs SET pid = ? WHERE id = ?", (DEAD, killed))
+    reg.runs._held[killed].close()
     assert [(run.id, run.status) for run in reg.runs.all()] == [
         (running, "running"),
         (killed, "interrupted"),
@@ -59,7 +56,6 @@ def test_runs_that_do_not_finish(reg: Registry) -> None:
     assert reg.runs.of_bank(99) == reg.runs.of_user(99) == reg.runs.of_evaluation(99) == []
     reg.banks.remove(made.id)
     assert [run.subject for run in reg.runs.all()] == [""] * 4, "what was done stays"
-    assert reg._db.fetch_value("SELECT pid FROM runs WHERE id = ?", (running,)) == os.getpid()
     with pytest.raises(NotFound):
         reg.runs.get(99)
 

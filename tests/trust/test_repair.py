@@ -17,7 +17,6 @@ from mta_cli.pipeline.models.installed import list_models, resolve_model
 from mta_cli.pipeline.models.manifest import model_dir, write_manifest
 from store.registry import Registry
 from tests.pipeline import town
-from tests.store.test_files import DEAD
 from tests.trust.harm import ASKING, Ground, change, kept
 from tests.trust.tally import tally
 
@@ -33,7 +32,7 @@ def repaired(root: Path) -> list[dict[str, str]]:
 
 def test_files_that_belong_to_nobody(ground: Ground) -> None:
     root = ground.copy()
-    for name in (f"{'a' * 64}.safetensors", f".mta-{DEAD}-00.tmp"):
+    for name in (f"{'a' * 64}.safetensors", ".mta-00.tmp"):
         path = root / "adapters" / "aa" / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"nobody's")

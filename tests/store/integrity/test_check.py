@@ -10,7 +10,6 @@ import pytest
 from store.integrity.check import find_structure_faults
 from store.registry import Registry
 from tests.store.making import adapted, bank, person
-from tests.store.test_files import DEAD
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ def test_damaged_and_missing_files(full: Registry) -> None:
     first.write_bytes(first.read_bytes()[:-1])
     second.unlink()
     (third.parent / f"{'a' * 64}.safetensors").write_bytes(b"nobody's")
-    (third.parent / f".mta-{DEAD}-00.tmp").write_bytes(b"half")
+    (third.parent / ".mta-00.tmp").write_bytes(b"half")
     found = "\n".join(full.check_integrity())
     for words in (
         f"{first.stem} is damaged",
