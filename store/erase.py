@@ -6,6 +6,7 @@ Rows follow their foreign keys. Errors of runs are the only texts that may name 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from store.columns import utc_now
 from store.connection import Connection
@@ -89,14 +90,27 @@ class UserEraser:
         self._db.execute_write(sql, (utc_now(), int(had_anchor), user_id))
 
     def _redact_name(self, name: str) -> None:
-        for form in dict.fromkeys((name, repr(name)[1:-1], quote_text(name)[1:-1])):  # messages escape and cut names
-            pattern = whole_word_pattern(form)
+        """Take the name out of runs' errors, but not out of longer names of other users."""
+        holding = self._db.fetch_tuples("SELECT name FROM users WHERE instr(name, ?)", (name,))
+        longer = [form for (each,) in holding for form in _written_forms(each)]
+        for form in _written_forms(name):
+            pattern = name_pattern(form, longer)
             rows = self._db.fetch_tuples("SELECT id, error FROM runs WHERE instr(error, ?)", (form,))
-            changed = [(pattern.sub(FORGOTTEN_NAME, text), number) for number, text in rows]
+            changed = [(pattern.sub(lambda found: found[1] or FORGOTTEN_NAME, text), run) for run, text in rows]
             self._db.execute_write_many("UPDATE runs SET error = ? WHERE id = ?", changed)
 
 
-def whole_word_pattern(name: str) -> re.Pattern[str]:
-    """A pattern that matches the name where it is not part of a longer word."""
+def _written_forms(name: str) -> list[str]:
+    """The name as it is, and as messages escape and cut it."""
+    return list(dict.fromkeys((name, repr(name)[1:-1], quote_text(name)[1:-1])))
+
+
+def name_pattern(name: str, longer: Sequence[str] = ()) -> re.Pattern[str]:
+    """A pattern that matches the name where it is not part of a longer word, and, as its group 1, `longer` names."""
+    kept = "|".join(_whole_word(each) for each in sorted(longer, key=len, reverse=True))
+    return re.compile(f"({kept or '(?!)'})|{_whole_word(name)}")
+
+
+def _whole_word(name: str) -> str:
     before, after = (r"(?<!\w)" if name[0].isalnum() else ""), (r"(?!\w)" if name[-1].isalnum() else "")
-    return re.compile(before + re.escape(name) + after)
+    return before + re.escape(name) + after

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mta_cli.errors import IntegrityFault, NotFound, StoreBusy
-from store.erase import whole_word_pattern
+from store.erase import name_pattern
 from store.names import FORGOTTEN_NAME, quote_text
 from store.records import AnchorWeight, Profile
 from store.registry import Registry
@@ -142,8 +142,21 @@ def test_a_short_name_leaves_other_words_alone(reg: Registry) -> None:
     reg.runs.fail_run(run.id, "banana a, an a.")
     reg.users.forget(user)
     assert reg.runs.get(run.id).error == f"banana {FORGOTTEN_NAME}, an {FORGOTTEN_NAME}."
-    assert whole_word_pattern("!x!").sub("-", "a!x!b") == "a-b"
-    assert whole_word_pattern("a.b").sub("-", "a.b axb") == "- axb"
+    assert name_pattern("!x!").sub("-", "a!x!b") == "a-b"
+    assert name_pattern("a.b").sub("-", "a.b axb") == "- axb"
+
+
+@pytest.mark.parametrize("other", ["Ann Lee", "Ann-Marie", "ann@Ann.org", "Ann\u0301", "Lee Ann", 'Ann\'s "own"'])
+def test_a_name_inside_a_longer_one_leaves_it_alone(reg: Registry, other: str) -> None:
+    user = reg.users.add("Ann").id
+    other = reg.users.add(other).name
+    said = f"{other} has no items; {other!r} and {quote_text(other)} neither"
+    about_both, about_other = (reg.runs.start_run("bank build", {}).id for _ in range(2))
+    reg.runs.fail_run(about_both, f"Ann: {said}")
+    reg.runs.fail_run(about_other, said)
+    reg.users.forget(user)
+    assert reg.runs.get(about_other).error == said
+    assert reg.runs.get(about_both).error == f"{FORGOTTEN_NAME}: {said}"
 
 
 @pytest.mark.parametrize("name", ["back\\slash", 'it\'s "both"', "a name of more than sixty characters " * 3])
