@@ -226,6 +226,7 @@ def _set_pragmas(conn: sqlite3.Connection, timeout: float, writable: bool) -> No
         "recursive_triggers = ON",
         "secure_delete = ON",
         "synchronous = FULL",
+        "temp_store = MEMORY",  # sorted or indexed texts are in no file that forgetting does not reach
     ):
         conn.execute(f"PRAGMA {pragma}")
     conn.execute("PRAGMA trusted_schema = OFF")

@@ -49,13 +49,20 @@ def replace_file(path: Path, folder: Path) -> Iterator[Path]:
         raise disk_fault(path, error) from error
 
 
+def make_private_folder(folder: Path) -> None:
+    """Make a folder and its missing parents, for their owner alone. Raises OSError."""
+    if not folder.is_dir():
+        make_private_folder(folder.parent)
+        folder.mkdir(exist_ok=True, mode=0o700)
+
+
 @contextlib.contextmanager
 def hold_temporary(folder: Path, *, is_folder: bool = False) -> Iterator[Path]:
     """A new temporary file, or folder, in `folder`, which is made if needed; what is still there is removed at the end.
 
     Others remove it once this process has ended. Raises OSError.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private_folder(folder)
     made = HeldFile.create(_temporary_path(folder), folder=is_folder)
     try:
         yield made.path
@@ -192,7 +199,7 @@ class AdapterFiles:
         """
         folder = self.path(digest).parent
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private_folder(folder)
             if digest not in self._claims:
                 self._claims[digest] = HeldFile.create(_temporary_path(folder, digest))
         except OSError as error:

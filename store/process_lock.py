@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mta_cli.errors import StoreBusy
-from store.files import disk_fault
+from store.files import disk_fault, make_private_folder
 
 
 @contextlib.contextmanager
@@ -20,7 +20,7 @@ def process_lock(root: Path, name: str, timeout: float, doing: str) -> Iterator[
 
     path = lock_path(root, name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(path.parent)
         lock = filelock.FileLock(path, timeout=timeout)
         lock.acquire()
     except filelock.Timeout as error:

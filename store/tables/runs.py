@@ -14,7 +14,7 @@ from typing import Any
 from mta_cli.errors import NotFound
 from store.columns import dump_json, load_json_columns, utc_now
 from store.connection import Connection
-from store.files import disk_fault
+from store.files import disk_fault, make_private_folder
 from store.held_files import HeldFile, is_held, remove_abandoned
 from store.process_lock import lock_path
 from store.records import Run, User
@@ -138,7 +138,7 @@ class Runs:
     def _hold(self, run_id: int) -> None:
         path = self._lock(run_id)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private_folder(path.parent)
             self._held[run_id] = HeldFile.create(path)
         except OSError as error:
             raise disk_fault(path, error) from error

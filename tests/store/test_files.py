@@ -41,6 +41,12 @@ def test_written_under_its_digest_and_read_back(files: AdapterFiles, tmp_path: P
     files.verify(digest)
 
 
+def test_folders_are_for_their_owner_alone(files: AdapterFiles, tmp_path: Path) -> None:
+    files.write(b"weights")
+    files.write_checkpoint("job", b"step 1")
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_dir()} == {0o700}
+
+
 def test_same_content_is_written_once(files: AdapterFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     digest, _ = files.write(b"weights")
     monkeypatch.setattr(module, "atomic_write", lambda *_: pytest.fail("written again"))

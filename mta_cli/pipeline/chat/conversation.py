@@ -5,10 +5,12 @@ Every turn is a generator of events.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,7 @@ from mta_cli.pipeline.chat.answer import (
 )
 from mta_cli.pipeline.chat.compare import compare_prompt
 from mta_cli.pipeline.user_weights import FREE_TASK
+from mta_cli.pipeline.users.exported_folders import record_export
 from mta_cli.printable import clean_text
 
 if TYPE_CHECKING:
@@ -160,7 +163,7 @@ class Conversation:
         if not self.exchanges:
             raise BadInput("There is nothing to save yet.")
         if target:
-            yield ArtifactSaved("transcript", str(_write_new(target, self._transcript())))
+            yield ArtifactSaved("transcript", str(self._write_transcript(target)))
         if self.model.user is None:
             if not target:
                 self._require_user("store a conversation with")
@@ -169,6 +172,15 @@ class Conversation:
         yield from self._store()
         if self.chat is not None:
             yield ArtifactSaved("chat", str(self.chat.id), f"{len(self.exchanges)} exchanges")
+
+    def _write_transcript(self, target: str) -> Path:
+        """Write it to a new file, and record that for its user, so that a removal names the file."""
+        if self.model.user is None:
+            return _write_new(target, self._transcript())
+        with record_export(
+            self.model.reg, self.model.user, Path(os.path.abspath(os.path.expanduser(target))), "transcript"
+        ):
+            return _write_new(target, self._transcript())
 
     def stored_chats(self, which: str = "") -> Iterator[Event]:
         """The user's stored chats, newest first; with a chat's number, its messages."""
@@ -285,7 +297,7 @@ def _write_new(target: str, text: str) -> Path:
     created = False
     try:
         path = Path(target).expanduser()
-        with path.open("x", encoding="utf-8") as file:
+        with open(path, "x", encoding="utf-8", opener=partial(os.open, mode=0o600)) as file:
             created = True
             file.write(text)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL character, or the home of an unknown user

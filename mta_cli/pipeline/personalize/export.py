@@ -46,6 +46,7 @@ def export_user(
     adapter's own files in it are replaced.
     """
     target = resolve_export_folder(
+        reg,
         to,
         "an adapter",
         replace=replace,

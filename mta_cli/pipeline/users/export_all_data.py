@@ -52,14 +52,14 @@ def export_all_data(reg: Registry, name: str, to: Path) -> Iterator[Event]:
     IntegrityFault for a damaged adapter file.
     """
     user = reg.users.get(name)
-    target = resolve_export_folder(to, "what is held about a user")
+    target = resolve_export_folder(reg, to, "what is held about a user")
     documents = collect_user_data(reg, user)
     adapters = {each["digest"]: each["file"] for part in ("stacks", "anchors") for each in documents[part]}
     files = {f"{part}.json": f"{to_json(value)}\n".encode() for part, value in documents.items()}
     files |= {file: reg.files.read(digest) for digest, file in adapters.items() if file is not None}
     files["README.md"] = _readme_text().encode()
     with record_export(reg, user, target, "all data"):
-        write_folder(target, files, "What is held")
+        write_folder(target, files, "What is held", private=True)
     yield ArtifactSaved("all data", str(target), f"{len(files)} files")
     size = sum(len(content) for content in files.values())
     yield JobResult({"user": user.name, "to": str(target), "files": sorted(files), "bytes": size})

@@ -25,37 +25,41 @@ EXPORT_RUN_KIND = "user export"  # the kind of its run
 
 
 def resolve_export_folder(
-    to: Path, what: str, *, replace: bool = False, hint: str = "Name another folder with --to."
+    reg: Registry, to: Path, what: str, *, replace: bool = False, hint: str = "Name another folder with --to."
 ) -> Path:
     """`to` as an absolute path. Raises BadInput for a file, and for a folder that is not empty unless `replace`.
 
-    Raises BadInput with the system's reason for an invalid path.
+    Raises BadInput for a folder in the store, and with the system's reason for an invalid path.
     """
     try:
         target = Path(os.path.abspath(to.expanduser()))
         there = target.exists()
         full = target.is_dir() and any(target.iterdir())
+        inside = target.resolve().is_relative_to(reg.root.resolve())
     except (OSError, RuntimeError) as error:  # too long, not readable, or an unknown home
         raise BadInput(
             f"{str(to)!r:.200} cannot be used: {system_reason(error)}", hint="Name another folder with --to."
         ) from error
     if there and not target.is_dir():
         raise BadInput(f"{target} is a file; {what} is a folder.", hint="Name another folder with --to.")
+    if inside:
+        raise BadInput(f"{target} lies in the store.", hint="Name a folder outside it with --to.")
     if full and not replace:
         raise BadInput(f"{target} is not empty.", hint=hint)
     return target
 
 
-def write_folder(target: Path, files: Mapping[str, bytes], what: str) -> None:
+def write_folder(target: Path, files: Mapping[str, bytes], what: str, *, private: bool = False) -> None:
     """Write the folder beside its place, then move it there; in a folder that is not empty, replace these files.
 
-    `files` by their paths below it, with `/`. BadInput with the system's reason leaves nothing.
+    `files` by their paths below it, with `/`. A `private` folder is for its owner alone. BadInput with the system's
+    reason leaves nothing.
     """
     draft: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.parent / f".{target.name[:40]}.{secrets.token_hex(4)}"
-        draft.mkdir()
+        draft.mkdir(mode=0o700 if private else 0o777)
         for name, content in files.items():
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             (draft / name).write_bytes(content)

@@ -14,6 +14,7 @@ from mta_cli.events import ArtifactSaved, Event, JobResult, TextChunk
 from mta_cli.pipeline.chat import conversation
 from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.chat.conversation import Conversation, Exchange, add_exchange_as_item
+from mta_cli.pipeline.users.exported_folders import exports_of
 from store.names import FORGOTTEN_NAME
 from tests.pipeline.world import World, asking, contents, notes_of
 
@@ -76,12 +77,14 @@ def test_no_save_stores_nothing_until_save(world: World, tmp_path: Path) -> None
     assert world.reg.chats.of_user(world.alice.id) == []
     run(chat.save(str(tmp_path / "chat.txt")))
     assert (tmp_path / "chat.txt").read_text(encoding="utf-8").startswith("alice: one\nadapted: ")
+    assert (tmp_path / "chat.txt").stat().st_mode & 0o777 == 0o600
     run(chat.answer_message("two"))
     (stored,) = world.reg.chats.of_user(world.alice.id)
     assert len(world.reg.chats.messages(stored.id)) == 4
     for place in (str(tmp_path / "chat.txt"), "~nobody-of-that-name/x", "a\0b", "a" * 300):
         with pytest.raises(BadInput, match="cannot be written"):
             run(chat.save(place))
+    assert exports_of(world.reg, world.alice) == [str(tmp_path / "chat.txt")], "a removal names it"
 
 
 def test_a_busy_store_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,8 +166,12 @@ def test_a_folder_with_something_in_it_is_kept(reg: Registry, tmp_path: Path) ->
         run(export_all_data(reg, "nobody", tmp_path / "new"))
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"] and not (tmp_path / "new").exists()
     assert exports_of(reg, reg.users.get("ann")) == []
+    for inside in (reg.root / "mine", tmp_path / "empty" / ".." / reg.root.name / "adapters"):
+        with pytest.raises(BadInput, match="lies in the store"):
+            run(export_all_data(reg, "ann", inside))
     (tmp_path / "empty").mkdir()
     assert given(reg, tmp_path / "empty", "ann")["person"]["name"] == "ann"
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o700, "for its owner alone"
 
 
 def test_a_write_that_fails_leaves_nothing(reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
