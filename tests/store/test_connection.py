@@ -29,6 +29,7 @@ needs_fork = pytest.mark.skipif(FORK is None, reason="needs processes that start
         ("foreign_keys", 1),
         ("recursive_triggers", 1),
         ("secure_delete", 1),
+        ("temp_store", 2),
         ("busy_timeout", 10_000),
     ],
 )

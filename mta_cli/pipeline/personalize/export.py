@@ -10,14 +10,17 @@ import json
 import re
 import shlex
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta_cli.errors import NotFound
+from mta_cli.engine.model.safetensors_header import read_safetensors_header
+from mta_cli.errors import BadInput, MtaError, NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.data.tasks import find_task
 from mta_cli.pipeline.user_weights import AnswerSource, merge_user_weights, most_personal_mode
 from mta_cli.pipeline.users.exported_folders import record_export, resolve_export_folder, write_folder
+from store.files import sha256
 
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from store.records import User
     from store.registry import Registry
 
+FILES_KEY = "files"  # in the metadata of the weights: the SHA-256 of the other files
 WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "adapter_model.safetensors", "adapter_config.json", "README.md"
 _HUB = re.compile(r"hf:(?P<repository>[^@]+)(?:@(?P<revision>.+))?")
 
@@ -43,7 +47,7 @@ def export_user(
     """Write the user's most personal model of `task` to the folder `to`, which appears whole or not at all.
 
     `rank` reduces it to the nearest adapter of that rank. A folder with content is refused unless `replace`; then the
-    adapter's own files in it are replaced.
+    files of an earlier export in it are replaced. Raises BadInput where another file would be.
     """
     target = resolve_export_folder(
         reg,
@@ -63,12 +67,14 @@ def export_user(
         raise NotFound(f"{user.name}'s model for {task} is the base itself: there is nothing to export.")
     padded = pad_to_uniform_rank((yield from _compress_to_rank(weights, rank)))
     digest = content_digest(padded)
-    about = _adapter_metadata(base_entry, task, source, digest)
-    files = {
-        WEIGHTS_FILE: padded.to_bytes(about),
+    texts = {
         CONFIG_FILE: _json(peft_config(padded, base_entry)),
         CARD_FILE: _card(base_entry, find_task(reg, task), padded.rank).encode(),
     }
+    digests = {name: sha256(content) for name, content in texts.items()}
+    about = _adapter_metadata(base_entry, task, source, digest) | {FILES_KEY: digests}
+    files = {WEIGHTS_FILE: padded.to_bytes(about), **texts}
+    _require_own_files(target)
     with record_export(reg, user, target, "adapter"):
         write_folder(target, files, "The adapter")
     yield ArtifactSaved("adapter folder", str(target), f"rank {padded.rank}")
@@ -85,6 +91,21 @@ def export_user(
             "digest": digest,
         }
     )
+
+
+def _require_own_files(target: Path) -> None:
+    """Raises BadInput for a file that an export would replace and that no earlier export wrote as it is."""
+    there = [name for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE) if (target / name).exists()]
+    digests: dict[str, str] = {}
+    with suppress(MtaError, OSError, ValueError, KeyError, TypeError):
+        about = json.loads(read_safetensors_header(target / WEIGHTS_FILE).metadata["mta"])
+        digests = {WEIGHTS_FILE: "", **about[FILES_KEY]}
+    for name in there:
+        if name not in digests or digests[name] not in ("", sha256((target / name).read_bytes())):
+            raise BadInput(
+                f"{target / name} is not as an export of mta wrote it, and would be replaced.",
+                hint="Name another folder with --to, or move the file.",
+            )
 
 
 def _compress_to_rank(weights: LoraWeights, rank: int | None) -> Generator[Event, None, LoraWeights]:

@@ -85,6 +85,32 @@ def test_a_folder_with_something_in_it_is_kept(world: World, tmp_path: Path) -> 
         )
 
 
+def test_only_files_of_an_earlier_export_are_replaced(world: World, tmp_path: Path) -> None:
+    place = tmp_path / "mine"
+    place.mkdir()
+
+    def write() -> None:
+        list(export_user(world.reg, world.entry, world.alice, world.task, place, replace=True))
+
+    (place / "README.md").write_text("my own project")
+    with pytest.raises(BadInput, match=r"README\.md is not as an export"):
+        write()
+    assert [path.name for path in place.iterdir()] == ["README.md"]
+    (place / "README.md").unlink()
+    write()
+    write()
+    for name in ("README.md", "adapter_config.json"):
+        before = (place / name).read_bytes()
+        (place / name).write_text("changed since")
+        with pytest.raises(BadInput, match=name):
+            write()
+        assert (place / name).read_text() == "changed since"
+        (place / name).write_bytes(before)
+    (place / "adapter_model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(BadInput, match="adapter_model"):
+        write()
+
+
 def test_an_empty_folder_is_filled(world: World, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     list(export_user(world.reg, world.entry, world.bob, world.task, tmp_path / "empty"))
