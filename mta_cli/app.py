@@ -19,7 +19,7 @@ from mta_cli import __version__
 from mta_cli.commands.shared.arguments import StoreOption
 from mta_cli.commands.shared.context import GlobalFlags
 from mta_cli.commands.shared.lazy_typer import CommandApp, LazyTyperGroup, lazy_commands
-from mta_cli.errors import Interrupted, MtaError
+from mta_cli.errors import Interrupted, MtaError, UsageError
 from mta_cli.output import Output, StdoutClosed, flush_stdout, prepare_streams
 
 COMMAND_TARGETS = {
@@ -93,6 +93,8 @@ def set_global_flags(
     ] = False,
 ) -> None:
     """Keep the flags that stand before the command."""
+    if store == "":
+        raise UsageError("--store names no directory.", hint="mta --store DIR … , or leave --store out")
     given = ctx.ensure_object(GlobalFlags)
     given.store = None if store is None else Path(store)
     given.quiet, given.verbosity = quiet, verbose
@@ -112,6 +114,8 @@ def run_command_line(arguments: Sequence[str]) -> int:
 
 def _handle_error(error: BaseException, output: Output) -> int:
     """Print an error, and return the exit code."""
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+        return 0  # the help's reader has closed the pipe (`mta --help | head -1`)
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, MtaError):

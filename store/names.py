@@ -22,6 +22,12 @@ _FORBIDDEN_CATEGORIES = {
     "Zp": "a paragraph separator",
 }
 
+_JOINERS = "\u200c\u200d"
+"""They shape Persian, Indic and other scripts: part of a name between two letters (as in IDNA, RFC 5892, A.1)."""
+
+_INVISIBLE_LETTERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
+"""Letters and marks that are drawn as nothing."""
+
 
 def check_name(raw: str) -> str:
     """The stored form (NFC) of a user's name. Raises BadInput, with the name escaped, for an invalid one."""
@@ -39,11 +45,19 @@ def _name_fault(raw: str) -> str | None:
         return "is empty"
     if len(raw) > 4 * MAX_NAME_CHARS:  # composing shortens a text, but hardly any name to a quarter
         return f"has {len(raw):,} characters; the most is {MAX_NAME_CHARS}"
-    for char in raw:
+    for i, char in enumerate(raw):
         kind = _FORBIDDEN_CATEGORIES.get(unicodedata.category(char))
+        if char in _INVISIBLE_LETTERS:
+            kind = "an invisible letter"
+        elif char in _JOINERS and _is_letter(raw[i - 1 : i]) and _is_letter(raw[i + 1 : i + 2]):
+            continue
         if kind is not None:
             return f"holds {kind} (U+{ord(char):04X})"
     return 'begins with "-" and would be read as a flag' if raw.startswith("-") else None
+
+
+def _is_letter(char: str) -> bool:
+    return char != "" and unicodedata.category(char)[0] in "LM"
 
 
 def quote_text(text: str, most: int = 60) -> str:
@@ -52,6 +66,6 @@ def quote_text(text: str, most: int = 60) -> str:
 
 
 def normalise_name(name: str) -> str:
-    """The name without case, Unicode form and white space around words, to find similar names."""
-    plain = unicodedata.normalize("NFKC", name).casefold()
+    """The name without case, Unicode form, joiners and white space around words, to find similar names."""
+    plain = unicodedata.normalize("NFKC", name.translate(dict.fromkeys(map(ord, _JOINERS)))).casefold()
     return " ".join(unicodedata.normalize("NFKC", plain).split())

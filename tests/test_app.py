@@ -236,7 +236,7 @@ def test_a_shell_can_ask_for_names(shell: str, tmp_path: Path) -> None:
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m mta_cli --help | head -c 1; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m mta_cli --help | true; echo ${{PIPESTATUS[0]}}"
     ran = subprocess.run(
         ["bash", "-c", command],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -244,7 +244,12 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert ran.stderr == ""
+    assert (ran.stdout, ran.stderr) == ("0\n", "")
+
+
+def test_an_empty_store_flag_is_no_directory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["--store", "", "user", "list"]) == 2
+    assert "--store names no directory" in capsys.readouterr().err
 
 
 def test_a_closed_stream_takes_all() -> None:

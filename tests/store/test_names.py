@@ -37,6 +37,12 @@ def test_any_printable_text_is_a_name(name: str) -> None:
     ("name", "why"),
     [
         ("", "is empty"),
+        ("\u200cann", "U+200C"),
+        ("ann\u200d", "U+200D"),
+        ("a\u200c b", "U+200C"),
+        ("\u3164", "invisible"),
+        ("an\u115fn", "invisible"),
+        ("\u2800", "invisible"),
         (" \t ", "is empty"),
         ("--help", "flag"),
         ("-x", "flag"),
@@ -62,6 +68,12 @@ def test_what_cannot_be_a_name(name: str, why: str) -> None:
     assert why in caught.value.message
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize("name", ["مهدی\u200cزاده", "क्\u200dष", "شه\u200cناز علی"])
+def test_joiners_that_shape_a_script_are_part_of_a_name(name: str) -> None:
+    assert check_name(name) == name
+    assert normalise_name(name) == normalise_name(name.replace("\u200c", "").replace("\u200d", ""))
 
 
 def test_stored_form_is_composed() -> None:
