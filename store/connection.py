@@ -58,14 +58,16 @@ class Connection:
         _ensure_database_file(root, path, create=create)
         writable = os.access(root, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
         with translate_sqlite_errors(root, timeout):
-            conn = sqlite3.connect(sqlite_uri(path, writable), uri=True, timeout=timeout, isolation_level=None)
-            try:
-                conn.create_function("unicode_lower", 1, str.lower, deterministic=True)  # SQLite's lowers only a-z
-                _set_pragmas(conn, timeout, writable)
-                _migrate_schema(root, conn, create=create, timeout=timeout, writable=writable)
-            except BaseException:
-                conn.close()
-                raise
+            conn = _open_current(root, timeout, writable, create=create)
+            if conn is None:
+                if not writable:
+                    raise _unwritable_error(root)
+                with process_lock(root, "schema", timeout, "bringing the store to the newest schema"):
+                    conn = _open_current(root, timeout, writable, create=create)
+                    if conn is None:
+                        _migrate_schema(root, timeout)
+                        conn = _open_current(root, timeout, writable, create=create)
+                        assert conn is not None
         return cls(root, conn, timeout=timeout, writable=writable)
 
     def close(self) -> None:
@@ -91,6 +93,11 @@ class Connection:
         with self._translate_errors():
             self._conn.execute("BEGIN IMMEDIATE")
         try:
+            if (found := schema_version(self._conn)) > SCHEMA_VERSION:
+                raise IntegrityFault(
+                    f"A newer mta has brought the store at {self.root} to schema {found}; nothing was written.",
+                    hint="start again with the newer mta",
+                )
             yield
             with self._translate_errors():
                 self._conn.execute("COMMIT")
@@ -234,37 +241,64 @@ def _set_pragmas(conn: sqlite3.Connection, timeout: float, writable: bool) -> No
         conn.execute("PRAGMA query_only = ON")
 
 
-def _migrate_schema(root: Path, conn: sqlite3.Connection, *, create: bool, timeout: float, writable: bool) -> None:
-    if _is_schema_current(root, conn, create=create):
-        return
-    if not writable:
-        raise _unwritable_error(root)
-    with process_lock(root, "schema", timeout, "bringing the store to the newest schema"):
-        if _is_schema_current(root, conn, create=create):
-            return
+def _open_current(root: Path, timeout: float, writable: bool, *, create: bool) -> sqlite3.Connection | None:
+    """The open database; None, and closed, when it is of an older schema, or new."""
+    conn = _connect(root, timeout, writable)
+    try:
+        found = known_schema_version(root, conn)
+        if found == 0 and not create:
+            raise IntegrityFault(
+                f"The store at {root} is empty.", hint="mta restore FILE brings back a backup; mta init begins anew"
+            )
+    except BaseException:
+        conn.close()
+        raise
+    if found == SCHEMA_VERSION:
+        return conn
+    conn.close()
+    return None
+
+
+def _connect(root: Path, timeout: float, writable: bool) -> sqlite3.Connection:
+    uri = sqlite_uri(root / "registry.db", writable)
+    conn = sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None)
+    try:
+        conn.create_function("unicode_lower", 1, str.lower, deterministic=True)  # SQLite's lowers only a-z
+        _set_pragmas(conn, timeout, writable)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def _migrate_schema(root: Path, timeout: float) -> None:
+    """Bring the store to today's schema, while no other process has it open: an older program would write on.
+
+    Raises StoreBusy when one has for longer than the timeout.
+    """
+    from store.migrations.steps import migrate
+
+    with contextlib.closing(_connect(root, timeout, writable=True)) as conn:
+        conn.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()  # before the first read, to keep out all others
+        try:
+            conn.execute("BEGIN EXCLUSIVE")
+            conn.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if (getattr(error, "sqlite_errorname", "") or "").startswith("SQLITE_BUSY"):
+                raise StoreBusy(
+                    f"The store at {root} must be brought to schema {SCHEMA_VERSION}, and another process has it open.",
+                    hint="end it (an older mta's window or chat, perhaps), then run this again",
+                ) from error
+            raise
         mode = conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             raise BadInput(
                 f"The file system of {root} cannot hold a store (SQLite's log mode is {mode}).", hint="use a local disk"
             )
-        from store.migrations.steps import migrate
-
         if (found := schema_version(conn)) > 0:
             save_before_migration(root, conn, found)
         conn.execute("PRAGMA foreign_keys = OFF")  # some migrations rebuild tables
-        try:
-            migrate(conn)
-        finally:
-            conn.execute("PRAGMA foreign_keys = ON")
-
-
-def _is_schema_current(root: Path, conn: sqlite3.Connection, *, create: bool) -> bool:
-    found = known_schema_version(root, conn)
-    if found == 0 and not create:
-        raise IntegrityFault(
-            f"The store at {root} is empty.", hint="mta restore FILE brings back a backup; mta init begins anew"
-        )
-    return found == SCHEMA_VERSION
+        migrate(conn)
 
 
 def _unwritable_error(root: Path) -> BadInput:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from sqlite_utils import Database
 
-from mta_cli.errors import IntegrityFault
+from mta_cli.errors import IntegrityFault, StoreBusy
 from store.migrations import steps
 from store.migrations.script import execute_script
 from store.migrations.steps import migrations
@@ -250,6 +252,38 @@ def test_a_newer_store_is_refused_with_both_versions_and_left_alone(root: Path) 
             Registry.open(root, create=create)
         assert caught.value.hint
     assert (root / "registry.db").read_bytes() == before
+
+
+def test_a_store_that_a_newer_program_migrates_meanwhile_takes_no_more_writes(root: Path) -> None:
+    with Registry.open(root, create=True) as reg:
+        reg.users.add("before")
+        sql(root, "PRAGMA user_version = 99")
+        with pytest.raises(IntegrityFault, match="schema 99"):
+            reg.users.add("after")
+        assert sql(root, "SELECT name FROM users") == [("before",)]
+
+
+def test_a_store_that_an_older_program_has_open_is_not_migrated(root: Path) -> None:
+    older_store(root, "m009_relations")
+    with closing(sqlite3.connect(root / "registry.db", isolation_level=None)) as older:
+        older.execute("SELECT count(*) FROM items").fetchall()
+        with pytest.raises(StoreBusy, match=rf"schema {SCHEMA_VERSION}.*has it open"):
+            Registry.open(root, timeout=0.2)
+        assert sql(root, "PRAGMA user_version") == [(8,)] and list(root.glob("registry.schema*")) == []
+    Registry.open(root).close()
+    assert sql(root, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_many_first_commands_at_once_open_one_store(root: Path, older: bool) -> None:
+    if older:
+        older_store(root, "m009_relations")
+    opening = f"Registry.open(Path({str(root)!r}), create=True).close()"
+    script = f"from pathlib import Path; from store.registry import Registry; {opening}"
+    many = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(16)]
+    assert [(one.communicate()[1], one.returncode) for one in many] == [("", 0)] * 16
+    with Registry.open(root) as reg:
+        assert reg.check_integrity() == []
 
 
 def test_another_programs_database_is_refused_and_left_alone(root: Path) -> None:
