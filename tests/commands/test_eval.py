@@ -135,7 +135,7 @@ def test_a_dry_run_shows_power_and_roles_and_changes_nothing(reg: Registry) -> N
     before = reg.count_rows()
     plan = {line["name"]: line for line in mta_ok(*RUN, "--dry-run", "--json").json()["plan"]}
     assert "a difference of 0.2" in plan["power"]["value"] and plan["power"]["value"].endswith("with 80 % probability")
-    assert (plan["people"]["value"], plan["methods"]["value"]) == (
+    assert (plan["users"]["value"], plan["methods"]["value"]) == (
         "12 tested, 24 queries",
         "majority, pooled-rag, stack",
     )
@@ -180,7 +180,7 @@ def test_mistakes_in_one_line(reg: Registry, tmp_path: Path) -> None:
     refused(mta(*task, "--shots", 0), 2, "eval.shots = 0", "the least is 1")
     refused(mta(*task, "--placement", "nowhere"), 2, "late")
     refused(mta(*task, "--base", "gone"), 3, "gone")
-    refused(mta(*RUN, "--folds", 30), 4, "30 folds", "12 people")
+    refused(mta(*RUN, "--folds", 30), 4, "30 folds", "12 users")
     refused(mta(*RUN, "--set", "steps=3"), 2, "METHOD.SETTING=VALUE")
     refused(mta(*RUN, "--set", "stack.stepz=3"), 2, "no setting stepz", "learning_rate")
     refused(mta(*RUN, "--set", "stack.steps=x"), 2, "stack.steps = 'x'", "whole number")
@@ -199,7 +199,7 @@ def test_mistakes_in_one_line(reg: Registry, tmp_path: Path) -> None:
 
 
 def test_mistakes_that_the_data_makes(reg: Registry) -> None:
-    refused(mta("eval", "run", "--task", "lamp-4", *SMALL), 4, "lamp-4", "0 people")
+    refused(mta("eval", "run", "--task", "lamp-4", *SMALL), 4, "lamp-4", "0 users")
     ran_out = mta(*RUN, "--anchors", 9)
     assert ran_out.code == 4 and "Fold 1: 9 anchors asked for" in ran_out.err and "Traceback" not in ran_out.err
     assert reg.evaluations.all() == [], "the plan is refused before anything is written"

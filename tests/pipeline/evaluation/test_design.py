@@ -156,10 +156,10 @@ def test_settings_are_chosen_on_those_who_are_not_tested() -> None:
 
 
 def test_too_few_people_for_the_folds(peopled: Registry) -> None:
-    with pytest.raises(BadInput, match=r"lamp-2 cannot be evaluated in 13 folds: 12 people") as caught:
+    with pytest.raises(BadInput, match=r"lamp-2 cannot be evaluated in 13 folds: 12 users") as caught:
         make_design(peopled, eval_request(folds=13))
     assert caught.value.hint and "--folds" in caught.value.hint
-    with pytest.raises(BadInput, match="0 people"):
+    with pytest.raises(BadInput, match="0 users"):
         make_design(peopled, replace(eval_request(), task=replace(eval_request().task, name="lamp-4")))
 
 
