@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ class Terminal:
         self._screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
         self.bytes = b""
+        self.echoes = False  # once it has ended: whether the terminal shows what is typed, as a shell needs
         self.started = time.monotonic()
         self._child = pexpect.spawn(
             sys.executable, ["-m", "mta_cli", *arguments], dimensions=(rows, columns), env=settings, timeout=PATIENCE
@@ -110,5 +112,6 @@ class Terminal:
             if time.monotonic() > end:
                 raise AssertionError(f"it did not end:\n{self.look()}")
         self.look(DRAIN)
+        self.echoes = bool(termios.tcgetattr(self._child.fileno())[3] & termios.ECHO)
         self._child.close()
         return int(self._child.exitstatus if self._child.exitstatus is not None else -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -17,6 +18,7 @@ from textual.screen import Screen
 
 from mta_cli.options import ModelOptions
 from mta_cli.settings import Settings, StoreOptions
+from mta_cli.signals import ENDING_SIGNALS, exit_code_of
 from mta_cli.tui.command_palette import CommandProvider
 from mta_cli.tui.dialogs.basic import ClosingDialog, ConfirmDialog, ErrorDialog, HelpDialog
 from mta_cli.tui.screens.base import SCREEN_TITLES, BaseScreen
@@ -95,6 +97,16 @@ class MtaApp(App[None]):
         self.selected_user: str | None = None
         self.selected_task: str | None = None
         self.store_changes = 0  # how often jobs have saved something
+
+    def on_mount(self) -> None:
+        """A signal that asks the program to end closes the window, which gives the terminal back."""
+        for number in ENDING_SIGNALS:
+            with suppress(NotImplementedError, RuntimeError):  # Windows, or not in the main thread
+                asyncio.get_running_loop().add_signal_handler(number, self._end_by_signal, number)
+
+    def _end_by_signal(self, number: int) -> None:
+        self._stop_threads()
+        self.exit(return_code=exit_code_of(number))
 
     async def on_unmount(self) -> None:
         """Stop all threads, however the window came to its end."""

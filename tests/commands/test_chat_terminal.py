@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mta_cli.signals import ENDING_SIGNALS, exit_code_of
 from tests.pipeline.world import make_world
+from tests.terminal import Terminal
 
 pexpect = pytest.importorskip("pexpect")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
@@ -51,3 +53,12 @@ def test_a_typed_chat(store_root: Path) -> None:
     chat.expect(pexpect.EOF)
     chat.close()
     assert chat.exitstatus == 130
+
+
+@pytest.mark.parametrize("number", ENDING_SIGNALS)
+def test_a_signal_gives_the_terminal_back(store_root: Path, number: int) -> None:
+    make_world(store_root).reg.close()
+    with Terminal(["chat", "--user", "bob", "--device", "cpu"], env={"MTA_CONFIG": "", "NO_COLOR": "1"}) as terminal:
+        terminal.until("bob (fused)>")
+        os.kill(terminal.pid, number)
+        assert terminal.ended() == exit_code_of(number) and terminal.echoes

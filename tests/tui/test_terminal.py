@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from mta_cli.signals import ENDING_SIGNALS, exit_code_of
 from store.registry import Registry
 from tests.terminal import Terminal
 from tests.trust.tally import tally
@@ -106,3 +108,13 @@ def _grey(said: bytes) -> bool:
     """Whether every colour that was sent has three equal parts."""
     found = re.findall(rb"[34]8;2;(\d+);(\d+);(\d+)", said)
     return all(red == green == blue for red, green, blue in found)
+
+
+@pytest.mark.parametrize("number", ENDING_SIGNALS)
+def test_a_signal_gives_the_terminal_back(empty_store: Path, number: int) -> None:
+    with Terminal(["tui"]) as terminal:
+        terminal.until("There are no users yet.")
+        os.kill(terminal.pid, number)
+        assert terminal.ended() == exit_code_of(number) and terminal.echoes
+        assert terminal.bytes.rindex(b"\x1b[?1049l") > terminal.bytes.rindex(b"\x1b[?1049h"), "the first screen again"
+        assert terminal.bytes.rindex(b"\x1b[?1000l") > terminal.bytes.rindex(b"\x1b[?1000h"), "no reports of the mouse"

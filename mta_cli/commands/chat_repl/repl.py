@@ -13,6 +13,7 @@ from mta_cli.commands.shared.context import stdin_binary
 from mta_cli.errors import BadInput, Interrupted, MtaError
 from mta_cli.output import Output
 from mta_cli.printable import clean_line
+from mta_cli.signals import exit_on_signals
 
 if TYPE_CHECKING:
     from mta_cli.pipeline.chat.conversation import Conversation
@@ -34,7 +35,8 @@ class ChatShell:
         if not interactive:
             return self._run_piped(pipe_reader(stdin_binary()))
         self.output.note("/help lists what can be typed; /quit or Ctrl-D leaves.")
-        self._run_terminal(terminal_reader(self._complete_line))
+        with exit_on_signals():  # the terminal does not echo while a line is typed
+            self._run_terminal(terminal_reader(self._complete_line))
         return 0
 
     def handle_line(self, line: str) -> None:
