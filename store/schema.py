@@ -13,7 +13,7 @@ from mta_cli.errors import IntegrityFault
 APPLICATION_ID = 0x4D544131
 """SQLite's `application_id` of a store: "MTA1"."""
 
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 """The newest schema that this program knows: the number of steps in `store.migrations`."""
 
 TABLES = (
@@ -25,6 +25,7 @@ TABLES = (
     "tasks",
     "adapters",
     "banks",
+    "task_adapter_users",
     "anchors",
     "neighbours",
     "recipes",

@@ -1,4 +1,4 @@
--- Schema 11 of the store. Made by `make docs` from store/migrations; do not edit.
+-- Schema 12 of the store. Made by `make docs` from store/migrations; do not edit.
 
 CREATE TABLE "users" (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -98,6 +98,13 @@ CREATE TABLE "banks" (
     created TEXT NOT NULL, purpose TEXT NOT NULL DEFAULT '', basis TEXT REFERENCES adapters, kernel TEXT,
     UNIQUE (name, version)
 );
+
+CREATE TABLE task_adapter_users (
+    bank_id INTEGER NOT NULL REFERENCES banks ON DELETE CASCADE,
+    user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+    PRIMARY KEY (bank_id, user_id)
+) WITHOUT ROWID;
+CREATE INDEX task_adapter_users_on_user ON task_adapter_users (user_id);
 
 CREATE TABLE "anchors" (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from mta_cli.errors import NotFound
@@ -14,6 +14,7 @@ from store.queries.dependents import AnchorReplacement, find_dependent_users, re
 from store.records import Anchor, Bank
 from store.tables.adapters import Adapters
 
+_SELECT_TRAINED = "SELECT user_id FROM task_adapter_users WHERE bank_id = ?"
 _SELECT_BANK = """SELECT id, name, version, key, task, base, embedder, task_adapter, status, seed, config, tokens,
 seconds, created, purpose, basis, kernel FROM banks"""
 _SELECT_ANCHOR = """SELECT anchors.id, bank_id, user_id, users.name AS user, cluster, cluster_size, items, digest,
@@ -55,9 +56,16 @@ class Banks:
             values |= {"seed": seed, "config": dump_json(config), "created": utc_now(), "purpose": purpose}
             return self.by_id(self._db.insert_row("banks", values))
 
-    def set_task_adapter(self, bank_id: int, digest: str) -> None:
-        """Record the task adapter below the bank's anchors."""
-        self._update_bank(bank_id, task_adapter=digest)
+    def set_task_adapter(self, bank_id: int, digest: str, trained_on: Iterable[int] = ()) -> None:
+        """Record the task adapter below the bank's anchors, and the users whose items it was `trained_on`."""
+        with self._db.transaction():
+            self._update_bank(bank_id, task_adapter=digest)
+            sql = "INSERT OR IGNORE INTO task_adapter_users (bank_id, user_id) VALUES (?, ?)"
+            self._db.execute_write_many(sql, ((bank_id, user) for user in trained_on))
+
+    def task_adapter_users(self, bank_id: int) -> set[int]:
+        """The users whose items the bank's task adapter was trained on; none where it is not known."""
+        return {user for (user,) in self._db.fetch_tuples(_SELECT_TRAINED, (bank_id,))}
 
     def set_basis(self, bank_id: int, digest: str) -> None:
         """Record the anchors' main directions, between which cores are trained."""

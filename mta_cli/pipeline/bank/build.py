@@ -283,7 +283,9 @@ def _train_bank(
     yield JobStarted("bank build", total=sum(t.job.schedule.steps for t in trainings))
     done = 0
     if pooled is not None:
-        yield from train_groups(reg, base, [TrainingGroup([pooled], partial(store_task_adapter, reg, bank, pooled))])
+        yield from train_groups(
+            reg, base, [TrainingGroup([pooled], partial(store_task_adapter, reg, bank, pool, pooled))]
+        )
         done = pooled.job.schedule.steps
     task_adapter = reg.banks.by_id(bank.id).task_adapter
     below = load_weights(reg, task_adapter, base.fingerprint) if task_adapter else None

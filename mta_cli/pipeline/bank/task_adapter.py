@@ -49,7 +49,7 @@ def reuse_task_adapter(reg: Registry, request: BankRequest, bank: Bank, pool: Se
     with reg.transaction():
         if (known := find_reusable_task_adapter(reg, request, pool)) is None:
             return
-        reg.banks.set_task_adapter(bank.id, known.digest)
+        reg.banks.set_task_adapter(bank.id, known.digest, [each.user.id for each in pool])
     yield Note("The task adapter is there, trained on the same items.")
 
 
@@ -86,11 +86,16 @@ def task_adapter_training(
 
 
 def store_task_adapter(
-    reg: Registry, bank: Bank, pooled: AdapterTraining, results: Sequence[Adapter | str], trained: TrainingResult
+    reg: Registry,
+    bank: Bank,
+    pool: Sequence[Contributor],
+    pooled: AdapterTraining,
+    results: Sequence[Adapter | str],
+    trained: TrainingResult,
 ) -> Iterator[Event]:
     """Store the trained task adapter with the bank. Raises BadInput where the training failed."""
     ((_, adapter),) = pair_with_adapters([pooled], [pooled], results)
-    reg.banks.set_task_adapter(bank.id, adapter.digest)
+    reg.banks.set_task_adapter(bank.id, adapter.digest, [each.user.id for each in pool])
     yield ArtifactSaved("task adapter", bank.task, f"loss {format_losses(adapter)}, {adapter.bytes:,} bytes")
 
 

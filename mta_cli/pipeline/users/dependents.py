@@ -42,21 +42,20 @@ def refresh_command(reg: Registry, bank: Bank) -> str:
 
 
 def banks_pooling_user(reg: Registry, user: User) -> list[Bank]:
-    """Banks whose task adapter may have been trained on a user's items.
+    """Banks whose task adapter was trained on a user's items, whatever the user has consented to since.
 
-    A bank does not record its users. These are the banks of tasks of which the user has enough items, if they were
-    begun after the user was added.
+    Banks of earlier versions did not record that: of those, the ones of tasks of which a user with consent has enough
+    items, if they were begun after the user was added.
     """
-    if not user.can_anchor:
-        return []
     held = {task: items for task, items, _ in reg.users.tasks_of_user(user.id)}
-    return [
-        bank
-        for bank in reg.banks.all()
-        if bank.task_adapter is not None
-        and held.get(bank.task, 0) >= _min_pooled_items(bank)
-        and user.created <= bank.created
-    ]
+
+    def has_pooled(bank: Bank) -> bool:
+        if known := reg.banks.task_adapter_users(bank.id):
+            return user.id in known
+        enough = held.get(bank.task, 0) >= _min_pooled_items(bank)
+        return bank.task_adapter is not None and enough and user.can_anchor and user.created <= bank.created
+
+    return [bank for bank in reg.banks.all() if has_pooled(bank)]
 
 
 def _min_pooled_items(bank: Bank) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
 from mta_cli.events import ArtifactSaved, Event, JobResult
+from mta_cli.pipeline.users.dependents import banks_pooling_user
 from mta_cli.pipeline.users.exported_folders import record_export, resolve_export_folder, write_folder
 from mta_cli.pipeline.users.stored_data import Entry, describe_user
 from mta_cli.printable import to_json
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 FILE_DESCRIPTIONS = {
     "person.json": "name; can_anchor: consent to be an anchor, who helps to serve others; created; tasks (how "
-    "much there is of each).",
+    "much there is of each); task_adapters: the banks whose task adapter was trained on the user's items, with those "
+    "of many others (bank, version).",
     "items.json": "The history: id, task, time, input and output of each item.",
     "queries.json": "Held-out queries, which measure and never train: id, task, time, input, gold.",
     "profiles.json": "What the items say together, for finding similar users: task, embedder, items (how many), "
@@ -72,7 +74,8 @@ def collect_user_data(reg: Registry, user: User) -> dict[str, Any]:
         {**each, "scores": _unpack_floats(each["scores"], "<f4")} for each in reg.user_data.eval_predictions(user.id)
     ]
     return {
-        "person": {key: known[key] for key in ("name", "can_anchor", "created", "tasks")},
+        "person": {key: known[key] for key in ("name", "can_anchor", "created", "tasks")}
+        | {"task_adapters": [{"bank": bank.name, "version": bank.version} for bank in banks_pooling_user(reg, user)]},
         "items": known["items"],
         "queries": known["queries"],
         "profiles": [_profile_document(reg, row) for row in reg.user_data.profiles(user.id)],

@@ -16,6 +16,8 @@ from mta_cli.pipeline.personalize.adapt import adapt_users
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.users.add import add_user
 from mta_cli.pipeline.users.consent import set_consent
+from mta_cli.pipeline.users.dependents import banks_pooling_user
+from mta_cli.pipeline.users.forget import forget_user
 from mta_cli.pipeline.users.import_file import import_file
 from store.records import NewItem
 from store.registry import Registry
@@ -122,6 +124,20 @@ def test_their_items_are_no_neighbours_from_then_on(peopled: Registry) -> None:
     assert user.id not in {one.user_id for one in peopled.neighbours.consenting_neighbours(bank.id)}
     assert peopled.neighbours.count_neighbours(bank.id) == before - 10
     tally("neighbours whose person took it back", "out at once", before - peopled.neighbours.count_neighbours(bank.id))
+
+
+def test_a_removal_names_the_task_adapter_also_after_consent_was_taken_back(peopled: Registry) -> None:
+    """What it was trained on is kept by key: neither consent nor a clock that was set back hides it."""
+    built(peopled)
+    user = peopled.users.get("user0")
+    peopled._db.execute_write("UPDATE banks SET created = '1999-01-01T00:00:00+00:00'")
+    finish(set_consent(peopled, user.name, False))
+    late = peopled.users.add("late")
+    assert [bank.name for bank in banks_pooling_user(peopled, peopled.users.get("user0"))] == ["lamp-2"]
+    assert banks_pooling_user(peopled, late) == []
+    result, _ = finish(forget_user(peopled, "user0"))
+    assert result["task_adapters"] == [{"bank": "lamp-2", "version": 1}]
+    assert peopled._db.fetch_value("SELECT count(*) FROM task_adapter_users WHERE user_id = ?", (user.id,)) == 0
 
 
 def test_given_again_nothing_of_theirs_is_stale(peopled: Registry) -> None:

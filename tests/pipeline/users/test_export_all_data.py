@@ -26,6 +26,7 @@ HELD = {
     "items": "items",
     "queries": "queries",
     "profiles": "profiles",
+    "task_adapter_users": "person",
     "anchors": "anchors",
     "recipes": "recipes",
     "recipe_anchors": "recipes",
