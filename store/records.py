@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
+
+from store.files import sha256
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ class Stack:
 
 def is_core_intact(numbers: object, stored_sha256: str | None) -> bool:
     """Whether a core's numbers have the SHA-256 that was stored with them."""
-    return isinstance(numbers, bytes) and sha256(numbers).hexdigest() == stored_sha256
+    return isinstance(numbers, bytes) and sha256(numbers) == stored_sha256
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from mta_cli.errors import MtaError
 from store.connection import Connection
 from store.erase import UserEraser
 from store.files import AdapterFiles
-from store.integrity import check
-from store.integrity.repair import Repair, find_repairs
 from store.names import quote_text
 from store.process_lock import process_lock
 from store.queries.user_data import UserData
@@ -35,6 +34,9 @@ from store.tables.recipes_and_stacks import Recipes, Stacks
 from store.tables.runs import Runs
 from store.tables.tasks import Tasks
 from store.tables.users import Users
+
+if TYPE_CHECKING:
+    from store.integrity.repair import Repair
 
 
 class Registry:
@@ -113,10 +115,14 @@ class Registry:
 
     def check_integrity(self) -> list[str]:
         """Every fault of the store, one line each; empty when it is sound."""
-        return check.find_problems(self._db, self.files)
+        from store.integrity.check import find_problems
+
+        return find_problems(self._db, self.files)
 
     def repairs(self) -> list[Repair]:
         """The repairs without loss that the store needs; empty when there are none."""
+        from store.integrity.repair import find_repairs
+
         return find_repairs(self._db, self.files)
 
     def copy_database(self, path: Path) -> None:
@@ -125,7 +131,9 @@ class Registry:
 
     def count_rows(self) -> dict[str, int]:
         """How many rows each table has."""
-        return check.count_rows(self._db)
+        from store.integrity.check import count_rows
+
+        return count_rows(self._db)
 
     def _recover_after_crash(self) -> None:
         """After a crash: remove temporary files, files without rows, and bytes of forgotten users."""

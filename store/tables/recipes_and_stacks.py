@@ -6,12 +6,12 @@ import shlex
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from hashlib import sha256
 from typing import Any
 
 from mta_cli.errors import IntegrityFault
 from store.columns import null_to_nan, utc_now
 from store.connection import Connection
+from store.files import sha256
 from store.records import AnchorWeight, Recipe, Stack
 from store.tables.adapters import Adapters
 
@@ -112,7 +112,7 @@ class Stacks:
     def save_stack(self, stack: Stack) -> None:
         """Store a stack, in place of the user's earlier one, whose adapter is removed if nothing else uses it."""
         key = (stack.user_id, stack.task, stack.bank_id)
-        digest = None if stack.numbers is None else sha256(stack.numbers).hexdigest()
+        digest = None if stack.numbers is None else sha256(stack.numbers)
         values = {name: getattr(stack, name) for name in _STACK_COLUMNS}
         values |= {"numbers_sha256": digest, "created": stack.created or utc_now()}
         with self._db.transaction():
