@@ -305,13 +305,13 @@ class AdapterFiles:
         except BaseException as error:
             for path, held in aside:
                 with contextlib.suppress(OSError):
-                    if not isinstance(error, IntegrityFault):
-                        held.path.replace(path)
-                    held.remove()
+                    held.remove() if isinstance(error, IntegrityFault) else held.path.replace(path)
+                held.close()  # in any case: this process may take the checkpoint up again
             raise
         for _, held in aside:
             with contextlib.suppress(OSError):
                 held.remove()
+            held.close()
 
     def drop_checkpoint(self, key: str) -> None:
         """Remove the checkpoint of `key` if there is one."""
