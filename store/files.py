@@ -69,6 +69,7 @@ def hold_temporary(folder: Path, *, is_folder: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # others will remove it
             made.remove()
+        made.close()
 
 
 def remove_leftover_temporaries(folder: Path) -> None:

@@ -21,12 +21,12 @@ except ImportError:  # Windows
 class HeldFile:
     """An open and locked file or folder, which others take for abandoned once this process has ended.
 
-    Raises OSError.
+    Raises OSError, BlockingIOError where it is held already and this one may not `wait`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, wait: bool = False) -> None:
         self.path = path
-        self._descriptor: int | None = _open_locked(path)
+        self._descriptor: int | None = _open_locked(path, wait=wait)
 
     @classmethod
     def create(cls, path: Path, *, folder: bool = False) -> HeldFile:
@@ -34,8 +34,8 @@ class HeldFile:
         while True:
             path.mkdir(mode=0o700) if folder else path.touch(mode=0o600, exist_ok=False)
             with contextlib.suppress(FileNotFoundError):  # another process took it for abandoned before it was locked
-                made = cls(path)
-                if made._is_at(path):
+                made = cls(path, wait=True)
+                if made._is_there():
                     return made
                 made.close()
 
@@ -59,8 +59,11 @@ class HeldFile:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _is_at(self, path: Path) -> bool:
-        return self._descriptor is None or os.path.samestat(os.fstat(self._descriptor), path.stat())
+    def _is_there(self) -> bool:
+        """Whether its path still leads to it."""
+        if self._descriptor is None:
+            return True
+        return self.path.exists() and os.path.samestat(os.fstat(self._descriptor), self.path.stat())
 
 
 @contextlib.contextmanager
@@ -90,7 +93,7 @@ def remove_abandoned(path: Path) -> None:
             _remove(path)
 
 
-def _open_locked(path: Path, *, wait: bool = True) -> int | None:
+def _open_locked(path: Path, *, wait: bool) -> int | None:
     if fcntl is None:
         return None
     descriptor = os.open(path, os.O_RDONLY)

@@ -61,12 +61,19 @@ class Runs:
         """
         subject = {"user_id": user_id, "bank_id": bank_id, "evaluation_id": evaluation_id}
         values = {"kind": kind, **subject, "config": dump_json(config), "started": utc_now()}
-        with self._db.transaction():
-            row = self._db.insert_row("runs", values)
-            sql = "INSERT INTO run_users (run_id, position, user_id) VALUES (?, ?, ?)"
-            self._db.execute_write_many(sql, ((row, position, user) for position, user in enumerate(asked_users)))
-            self._hold(row)
-            return self.get(row)
+        run_id = 0
+        try:
+            with self._db.transaction():
+                run_id = self._db.insert_row("runs", values)
+                sql = "INSERT INTO run_users (run_id, position, user_id) VALUES (?, ?, ?)"
+                self._db.execute_write_many(
+                    sql, ((run_id, position, user) for position, user in enumerate(asked_users))
+                )
+                self._hold(run_id)
+                return self.get(run_id)
+        except BaseException:
+            self._release(run_id)  # a number that was rolled back is given again
+            raise
 
     def record_step(self, run_id: int, unit: str, step: int, loss: float | None, tokens: int, seconds: float) -> None:
         """Record one step of a run."""
@@ -139,6 +146,7 @@ class Runs:
         path = self._lock(run_id)
         try:
             make_private_folder(path.parent)
+            remove_abandoned(path)  # of a process that was killed before its number was committed
             self._held[run_id] = HeldFile.create(path)
         except OSError as error:
             raise disk_fault(path, error) from error

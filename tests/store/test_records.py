@@ -36,6 +36,25 @@ def test_a_run_that_finishes(reg: Registry) -> None:
     assert done.ended is not None
 
 
+def test_a_run_that_could_not_be_written_leaves_its_number_to_the_next(
+    reg: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run_id: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reg.runs, "get", fail)
+        with pytest.raises(KeyboardInterrupt):
+            reg.runs.start_run("bank build", {})
+    left = reg.root / "locks" / "run-1.lock"
+    assert not left.exists()
+    left.touch()  # as a process that was killed leaves it
+    run = reg.runs.start_run("bank build", {})
+    assert (run.id, run.status) == (1, "running") and left.exists()
+    reg.runs.finish_run(run.id, {})
+    assert not left.exists()
+
+
 def test_runs_that_do_not_finish(reg: Registry) -> None:
     made = bank(reg, [person(reg, "alice")])
     starts = (reg.runs.start_run("bank build", {}, bank_id=made.id) for _ in range(4))
