@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -52,26 +52,37 @@ def options(*tables: type[Any] | OptionTable, preset: bool = False) -> Callable[
 
     `preset` adds `--preset`.
     """
-    chosen = [table if isinstance(table, OptionTable) else only(table, *_flag_names(table)) for table in tables]
-    flags = {name: _parameter(table.cls, name) for table in chosen for name in table.names}
-    presets = [_preset_parameter()] if preset else []
+    return lambda command: CommandWithFlags(command, tables, preset=preset)
 
-    def decorate(command: Command) -> Command:
-        signature = inspect.signature(command, eval_str=True)
 
-        @functools.wraps(command)
-        def run_command(**arguments: Any) -> None:
-            values = {name: arguments.pop(name) for name in flags}
-            given = Flags(tuple(table.cls for table in chosen), values, arguments.pop("preset", None))
-            command(flags=given, **arguments)
+class CommandWithFlags:
+    """A command with the flags of option classes. They are made when its signature is read: many commands never run."""
 
+    def __init__(self, command: Command, tables: Sequence[type[Any] | OptionTable], *, preset: bool) -> None:
+        functools.update_wrapper(self, command)
+        self._command, self._tables, self._preset = command, tables, preset
+
+    def __call__(self, **arguments: Any) -> None:
+        """Run the command on the values of its flags."""
+        values = {name: arguments.pop(name) for _, name in self._flags()}
+        classes = tuple(table.cls for table in self._option_tables())
+        self._command(flags=Flags(classes, values, arguments.pop("preset", None)), **arguments)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The command's signature with its flags; read by Typer."""
+        signature = inspect.signature(self._command, eval_str=True)
         own = list(signature.parameters.values())
         place = list(signature.parameters).index("flags")
-        parameters = [*own[:place], *presets, *flags.values(), *own[place + 1 :]]
-        run_command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        return run_command
+        flags = [_parameter(cls, name) for cls, name in self._flags()]
+        presets = [_preset_parameter()] if self._preset else []
+        return signature.replace(parameters=[*own[:place], *presets, *flags, *own[place + 1 :]])
 
-    return decorate
+    def _option_tables(self) -> list[OptionTable]:
+        return [t if isinstance(t, OptionTable) else only(t, *_flag_names(t)) for t in self._tables]
+
+    def _flags(self) -> list[tuple[type[Any], str]]:
+        return [(table.cls, name) for table in self._option_tables() for name in table.names]
 
 
 def _flag_names(cls: type[Any]) -> tuple[str, ...]:
