@@ -34,7 +34,7 @@ class Harm:
     `die_at`: the moment, counted from 1, before which it is killed; `die_at_call`: the same, of calls that change files
     alone. `die_after`: seconds after which it is killed. `fail_at`: the number of the call that fails with `error`.
     `limit`: bytes beyond which no file may grow; whoever tries fails, and is killed where it is `deadly`. `pages`: how
-    large the database may grow.
+    large the database may grow. `bound_by_modes`: the modes of files bind it even where the tests run as root.
     """
 
     die_at: int | None = None
@@ -45,6 +45,7 @@ class Harm:
     limit: int | None = None
     deadly: bool = False
     pages: int | None = None
+    bound_by_modes: bool = False
 
 
 NOTHING = Harm()
@@ -157,6 +158,8 @@ def _obey(order: Order) -> None:
 
 
 def _limit(harm: Harm) -> None:
+    if harm.bound_by_modes and os.geteuid() == 0:
+        _give_up_rights()
     if harm.limit is None:
         return
     import resource
@@ -164,6 +167,15 @@ def _limit(harm: Harm) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL if harm.deadly else signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (harm.limit, resource.RLIM_INFINITY))
+
+
+def _give_up_rights() -> None:
+    """Drop every capability of root, so that the modes of files hold (capset of Linux, version 3 of its header)."""
+    import ctypes
+
+    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capset(header, none) == 0, os.strerror(ctypes.get_errno())
 
 
 class _Watch:

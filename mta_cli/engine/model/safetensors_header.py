@@ -65,7 +65,7 @@ def read_safetensors_header(source: Path | bytes) -> SafetensorsHeader:
     for name, entry in sorted(header.tensors.items(), key=lambda pair: pair[1]["data_offsets"]):
         end = _checked_tensor_end(name, entry, end)
     if length + 8 + end != size:
-        raise BadInput(f"truncated: {size:,} bytes where the header promises {length + 8 + end:,}")
+        raise BadInput(f"{size:,} bytes, where the header promises {length + 8 + end:,}")
     return header
 
 
