@@ -13,7 +13,7 @@ TRUST   = tests/trust tests/tui/test_terminal.py tests/pipeline/users/test_conse
 PYTEST  = OMP_NUM_THREADS=1 MTA_TEST_MODELS="$$($(BIN)/mta model path)" $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo test test-fast test-slow nightly lint types format docs screens bench clean
+.PHONY: help install models demo test test-fast test-slow nightly trust versions lint types format docs screens bench clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -49,8 +49,18 @@ test-fast: $(DEV)  ## the tests on tiny models only
 test-slow: models $(DEV)  ## the tests on the real model only
 	$(PYTEST) -q -m slow
 
-nightly: models $(DEV)  ## 200 kills, every fault of the disk, 400 flipped bits (about ten minutes on two cores)
-	MTA_TEST_KILLS=200 MTA_TEST_FLIPS=400 $(PYTEST) -q -n $(WORKERS) --dist worksteal $(TRUST)
+nightly: trust versions  ## both of the next two
+
+trust: models $(DEV)  ## 200 kills, every fault of the disk, 400 flipped bits, 100 drawn trials of each kind
+	MTA_TEST_KILLS=200 MTA_TEST_FLIPS=400 MTA_TEST_TRIALS=100 $(PYTEST) -q -n $(WORKERS) --dist worksteal $(TRUST)
+
+versions: models $(DEV)  ## the fast tests with the oldest libraries that are declared, then with the newest
+	$(BIN)/python -m pip install --quiet uv
+	@for resolution in lowest-direct highest; do \
+	  environment=$(VENV)-$$resolution; echo "== $$resolution"; $(PYTHON) -m venv $$environment \
+	  && $(BIN)/uv pip install --quiet --python $$environment/bin/python --resolution $$resolution --editable '.[dev]' \
+	  && OMP_NUM_THREADS=1 $$environment/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow" \
+	  || exit 1; done
 
 lint: $(DEV)  ## style, format and import contracts
 	$(BIN)/ruff check .
@@ -76,5 +86,5 @@ bench: models $(DEV)  ## the benchmarks beside PEFT and TRL, one after another (
 	  GOMP_SPINCOUNT=10000 $(BIN)/python -W ignore -m tests.bench.$$(basename $$script .py) || exit 1; done
 
 clean:  ## remove .venv, caches and what was built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest-direct $(VENV)-highest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -146,12 +146,19 @@ def _usage_error(error: typer.TyperException) -> MtaError:
     return MtaError(message, hint=f"{path} --help")
 
 
-def main() -> None:
-    """The console script."""
-    # The OpenMP runtime reads this when torch is first imported. Waiting threads that spin for long slow the working
-    # ones: beside one other busy process on two cores, training ran more than ten times slower.
+def prepare_threads() -> None:
+    """Choose how long threads of the OpenMP runtime spin while they wait. Read when torch is first imported.
+
+    Threads that spin for long slow the working ones: beside one other busy process on two cores, training ran more
+    than ten times slower. See `tests/bench/bench_load.py`.
+    """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def main() -> None:
+    """The console script."""
+    prepare_threads()
     # Imports create a million lasting objects where models are loaded. Garbage collection after every 700 new objects
     # takes a sixth of the start.
     gc.set_threshold(50_000)
