@@ -10,7 +10,6 @@ from mta_cli.pipeline.report import wording
 from mta_cli.pipeline.report.results import (
     LOGLIK_METRIC,
     best_methods,
-    difference_verdict,
     differences,
     method_cost,
     method_score,
@@ -102,12 +101,13 @@ def _differences_table(document: Mapping[str, Any], metric: str) -> RenderableTy
             row["b"],
             wording.format_interval(row, signed=True),
             wording.format_p_value(row.get("p")),
-            difference_verdict(row),
+            wording.format_p_value(row.get("p_holm")),
+            wording.describe_verdict(row),
         )
         for row in found
     ]
-    columns = (f"{reference} minus", "difference [95 %]", "p", f"{reference} is")
-    return out.group(out.text(f"\nPaired differences, {metric_title(metric)}"), out.table(columns, rows, right=(2,)))
+    columns = (f"{reference} minus", "difference [95 %]", "p", "p, Holm", f"{reference} is")
+    return out.group(out.text(f"\nPaired differences, {metric_title(metric)}"), out.table(columns, rows, right=(2, 3)))
 
 
 def _list_row(row: Mapping[str, Any]) -> tuple[Any, ...]:

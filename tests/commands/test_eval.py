@@ -75,7 +75,7 @@ def test_from_a_run_to_its_removal(peopled: Path, tmp_path: Path) -> None:
         "stack",
     )
     assert set(result["methods"]["stack"]["accuracy"]) == {"value", "low", "high"}
-    assert {"a", "b", "metric", "value", "low", "high", "p"} == set(result["differences"][0])
+    assert {"a", "b", "metric", "value", "low", "high", "p", "p_holm"} == set(result["differences"][0])
     assert {"bytes", "seconds", "seconds_per_query", "tokens_per_second"} == set(result["costs"]["stack"])
 
     number = result["evaluation"]

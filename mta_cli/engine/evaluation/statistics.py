@@ -50,6 +50,18 @@ def paired_difference(a: UserSums, b: UserSums, *, seed: int, draws: int = 10_00
     }
 
 
+def holm_adjusted(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number by Holm's step-down method (Holm 1979, Scand. J. Statist. 6), in their order.
+
+    Rejecting what is at most α keeps the chance of any false rejection among them at most α, whatever their dependence.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
 def minimum_detectable_effect(a: UserSums, b: UserSums, metric: str) -> float:
     """The smallest true a − b (its size) that a two-sided 5 % test on such users finds with 80 % power.
 

@@ -213,15 +213,20 @@ def compare_methods(user_sums: Mapping[str, UserSums], reference: str, seed: int
 
 
 def paired_differences(user_sums: Mapping[str, UserSums], reference: str, seed: int) -> list[dict[str, Any]]:
-    """The reference minus every other method in every metric, with interval and p-value."""
-    from mta_cli.engine.evaluation.statistics import paired_difference
+    """The reference minus every other method in every metric: interval, p, and p adjusted for all methods."""
+    from mta_cli.engine.evaluation.statistics import holm_adjusted, paired_difference
 
-    return [
+    rows: list[dict[str, Any]] = [
         {"a": reference, "b": method, "metric": metric, **values}
         for method, other in user_sums.items()
         if method != reference
         for metric, values in paired_difference(user_sums[reference], other, seed=seed).items()
     ]
+    for metric in {row["metric"] for row in rows}:
+        family = [row for row in rows if row["metric"] == metric]
+        for row, adjusted in zip(family, holm_adjusted([row["p"] for row in family]), strict=True):
+            row["p_holm"] = adjusted
+    return rows
 
 
 def _settings_json(settings: FoldSettings) -> Any:

@@ -154,6 +154,13 @@ def difference_verdict(difference: Mapping[str, Any]) -> Verdict:
     return "better" if signed_score(low, difference["metric"]) > 0 else "worse"
 
 
+def is_exploratory(difference: Mapping[str, Any]) -> bool:
+    """Whether a difference is told apart alone, but not among all methods that it was compared with (`p_holm`)."""
+    adjusted = finite_or_none(difference.get("p_holm"))
+    alone = difference_verdict(difference) != "not told apart"
+    return alone and adjusted is not None and adjusted >= SIGNIFICANCE_LEVEL
+
+
 def unique_documents(documents: Iterable[Document]) -> list[Document]:
     """The documents without duplicates."""
     return list({_canonical(document): document for document in documents}.values())

@@ -91,13 +91,14 @@ def _difference_table(document: Document, metric: str, found: Sequence[Any]) -> 
             Cell(row["b"]),
             Cell(wording.format_interval(row, signed=True)),
             Cell(wording.format_p_value(row.get("p"))),
+            Cell(wording.format_p_value(row.get("p_holm"))),
             Cell(wording.describe_difference(row), verdict=difference_verdict(row)),
         )
         for row in found
     ]
-    columns = ("other method", f"{reference} - other [95 %]", "p", f"{reference} is")
+    columns = ("other method", f"{reference} - other [95 %]", "p", "p, Holm", f"{reference} is")
     title = f"Paired differences in {metric_title(metric)}: {reference} minus the other"
-    return Table(columns, rows, 2, title=title, collapsed=metric != document["metric"])
+    return Table(columns, rows, 3, title=title, collapsed=metric != document["metric"])
 
 
 def settings_table(document: Document) -> Table:
@@ -168,7 +169,7 @@ def _seed_difference(row: Any) -> Cell:
     if row is None:
         return Cell(wording.NO_VALUE)
     verdict = difference_verdict(row)
-    return Cell(f"{wording.format_interval(row, signed=True)} {verdict}", verdict=verdict)
+    return Cell(f"{wording.format_interval(row, signed=True)} {wording.describe_verdict(row)}", verdict=verdict)
 
 
 def _seed_table(

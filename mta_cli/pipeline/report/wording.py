@@ -6,7 +6,13 @@ from collections.abc import Iterable, Mapping
 from string import Formatter
 from typing import Any
 
-from mta_cli.pipeline.report.results import Document, difference_verdict, finite_or_none, metric_name
+from mta_cli.pipeline.report.results import (
+    Document,
+    difference_verdict,
+    finite_or_none,
+    is_exploratory,
+    metric_name,
+)
 
 NO_VALUE = "–"
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -86,10 +92,17 @@ def format_p_value(value: object) -> str:
     return "< 0.001" if found < 0.001 else f"{found:.3f}"
 
 
+def describe_verdict(difference: Mapping[str, Any]) -> str:
+    """The verdict on a difference in a table's cell."""
+    return difference_verdict(difference) + " (exploratory)" * is_exploratory(difference)
+
+
 def describe_difference(difference: Mapping[str, Any]) -> str:
     """One difference as a sentence."""
     said = difference_verdict(difference)
-    return f"{said} at 95 %" if said == "not told apart" else f"{said} than {difference['b']}"
+    if said == "not told apart":
+        return f"{said} at 95 %"
+    return f"{said} than {difference['b']}{', exploratory' * is_exploratory(difference)}"
 
 
 def join_words(names: Iterable[object]) -> str:

@@ -308,7 +308,7 @@ def _difference_intervals(document: ResultDocument, metric: str) -> list[Interva
     for row in differences(document, metric):
         said = difference_verdict(row)
         value, low, high = (finite_or_none(row.get(part)) for part in ("value", "low", "high"))
-        note = f"{wording.format_number(value, signed=True)}  {said}"
+        note = f"{wording.format_number(value, signed=True)}  {wording.describe_verdict(row)}"
         spans.append(IntervalRow(str(row["b"]), value, low, high, note, VERDICT_TONES[said]))
     return spans
 

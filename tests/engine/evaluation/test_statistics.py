@@ -16,6 +16,7 @@ from scipy import stats
 from mta_cli.engine.evaluation import statistics
 from mta_cli.engine.evaluation.statistics import (
     bootstrap_metrics,
+    holm_adjusted,
     minimum_detectable_effect,
     paired_difference,
     planned_detectable_effect,
@@ -120,6 +121,23 @@ def test_p_is_scipys_where_scipy_can_tell() -> None:
     )
     assert p == pytest.approx(result.pvalue, abs=0.01)
     assert 0.001 < p < 0.5
+
+
+def test_holm_by_hand() -> None:
+    # Ordered .01, .02, .03, .04: times 4, 3, 2, 1 is .04, .06, .06, .04, and none may fall below an earlier one.
+    assert holm_adjusted([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm_adjusted([0.5, 0.9]) == [1.0, 1.0] and holm_adjusted([0.2]) == [0.2] and holm_adjusted([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.001, 0.999))
+def test_holm_rejects_what_its_step_down_rejects(p_values: list[float], level: float) -> None:
+    """Holm's own wording: reject the smallest p while it is at most α over the number of those not rejected yet."""
+    rejected: set[int] = set()
+    for index in sorted(range(len(p_values)), key=p_values.__getitem__):
+        if p_values[index] * (len(p_values) - len(rejected)) > level:
+            break
+        rejected.add(index)
+    assert {index for index, adjusted in enumerate(holm_adjusted(p_values)) if adjusted <= level} == rejected
 
 
 def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:

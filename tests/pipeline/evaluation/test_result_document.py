@@ -208,7 +208,7 @@ def test_differences_are_the_references_less_the_others(reg: Registry) -> None:
     result = document(reg, made, {"good": [{}, {}], "bad": [{}, {}]}, reference="good")
     (row,) = [row for row in result["differences"] if row["metric"] == "accuracy"]
     assert (row["a"], row["b"], row["value"]) == ("good", "bad", 0.5) and row["low"] <= 0.5 <= row["high"]
-    assert 0 < row["p"] <= 1 and result["reference"] == "good"
+    assert 0 < row["p"] <= row["p_holm"] <= 1 and result["reference"] == "good"
     assert result["power"]["metric"] == "accuracy" and "good and bad" in result["power"]["basis"]
     other = document(reg, made, {"good": [{}, {}], "bad": [{}, {}]}, reference="mta")
     assert other["reference"] == "bad" and other["differences"][0]["value"] == -0.5

@@ -79,6 +79,14 @@ def test_a_statement_says_who_is_compared() -> None:
     assert wording.describe_difference({**row, "low": -0.1}) == "not told apart at 95 %"
 
 
+def test_a_difference_that_holms_correction_takes_back_is_exploratory() -> None:
+    row = {"b": "base", "metric": "mae", "low": 0.1, "high": 0.3, "p": 0.01, "p_holm": 0.05}
+    assert wording.describe_difference(row) == "worse than base, exploratory"
+    assert wording.describe_verdict(row) == "worse (exploratory)"
+    assert wording.describe_verdict({**row, "p_holm": 0.049}) == "worse"
+    assert wording.describe_verdict({**row, "p": 0.06}) == "not told apart"
+
+
 def test_one_is_not_many() -> None:
     assert (
         wording.pluralise(1, "query", "queries") == "1 query"
