@@ -6,7 +6,6 @@ Knows no job. Exit codes: 0 done, 1 unexpected, 2 usage, 3 not found, 4 bad inpu
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,19 +145,8 @@ def _usage_error(error: typer.TyperException) -> MtaError:
     return MtaError(message, hint=f"{path} --help")
 
 
-def prepare_threads() -> None:
-    """Choose how long threads of the OpenMP runtime spin while they wait. Read when torch is first imported.
-
-    Threads that spin for long slow the working ones: beside one other busy process on two cores, training ran more
-    than ten times slower. See `tests/bench/bench_load.py`.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
 def main() -> None:
     """The console script."""
-    prepare_threads()
     # Imports create a million lasting objects where models are loaded. Garbage collection after every 700 new objects
     # takes a sixth of the start.
     gc.set_threshold(50_000)

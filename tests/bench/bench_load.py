@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from mta_cli.threads import CpuTimes, prepare_threads
 from tests.bench import harness
 
 SHIPPED = "as shipped"
@@ -111,9 +112,9 @@ def main() -> None:
     parser.add_argument("--loads", type=int, nargs="+", default=[0, 1, 2])
     chosen = parser.parse_args()
     if chosen.inside:
-        from mta_cli.app import prepare_threads
-
-        prepare_threads()
+        start = CpuTimes.read()
+        time.sleep(0.1)
+        prepare_threads(start)
         print(json.dumps(measure()))
         return
     rows = []

@@ -21,6 +21,7 @@ KINDS = {
     "crash": ("tests/trust/test_kills.py",),
     "fault": ("tests/trust/test_faults.py",),
     "concurrency": ("tests/trust/test_together.py",),
+    "drawn trial": ("tests/trust/test_trials.py",),
     "damage": ("tests/trust/test_corruption.py",),
     "repair": ("tests/trust/test_repair.py",),
     "hostile input": (
@@ -37,7 +38,7 @@ KINDS = {
     "numbers": ("tests/trust/test_numbers.py",),
     "membership": ("tests/trust/test_membership.py",),
 }
-"""The files of each kind of test; `make nightly` runs all of them."""
+"""The files of each kind of test; `make trust` runs all of them."""
 
 PROPERTY = "tally"
 WIDTH, HARM = 98, 42  # columns of the table, and the most of one that is not its last

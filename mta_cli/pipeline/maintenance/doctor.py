@@ -20,6 +20,7 @@ from typing import Any
 
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import Event, JobProgress, JobResult, JobStarted
+from mta_cli.threads import describe_waiting
 
 REQUIRED_PACKAGES = (
     "torch",
@@ -162,7 +163,8 @@ def _check_cpu() -> Check:
     return Check(
         "cpu",
         True,
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {automatic} by default{_memory_text()}",
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {automatic} by default{_memory_text()}; "
+        f"{describe_waiting()}",
     )
 
 
