@@ -58,7 +58,12 @@ class Connection:
         _ensure_database_file(root, path, create=create)
         writable = os.access(root, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
         with translate_sqlite_errors(root, timeout):
-            conn = _open_current(root, timeout, writable, create=create)
+            try:
+                conn = _open_current(root, timeout, writable, create=create)
+            except sqlite3.OperationalError as error:
+                if writable or not _log_path(path).exists():
+                    raise
+                raise _unreadable_log_error(root) from error
             if conn is None:
                 if not writable:
                     raise _unwritable_error(root)
@@ -83,7 +88,8 @@ class Connection:
     def transaction(self) -> Iterator[None]:
         """All writes inside are committed together or not at all; an inner transaction joins the outer one.
 
-        Raises StoreBusy when another writer holds the store longer than the timeout.
+        Raises StoreBusy when another writer holds the store longer than the timeout. What fails after the commit is
+        raised as an error that says so.
         """
         if self.in_transaction:
             with self._savepoint():
@@ -107,8 +113,9 @@ class Connection:
                 self._conn.execute("ROLLBACK")
             raise
         waiting, self._after_commit = self._after_commit, []
-        for action in waiting:
-            action()
+        faults = [fault for action in waiting if (fault := _fault_of(action)) is not None]
+        if faults:
+            raise faults[0]
 
     @contextlib.contextmanager
     def _savepoint(self) -> Iterator[None]:
@@ -216,11 +223,15 @@ def _ensure_database_file(root: Path, path: Path, *, create: bool) -> None:
         ) from error
 
 
+def _log_path(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
 def sqlite_uri(path: Path, writable: bool) -> str:
     """The database's path as an SQLite URI, read-only where it may not be written."""
     if writable:
         return path.absolute().as_uri()
-    log = path.with_name(path.name + "-wal")
+    log = _log_path(path)
     # Without write access SQLite cannot make the log's index; without a log, no committed data is missed.
     still = not log.exists() or log.stat().st_size == 0
     return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
@@ -301,8 +312,45 @@ def _migrate_schema(root: Path, timeout: float) -> None:
         migrate(conn)
 
 
+def _fault_of(action: Callable[[], None]) -> MtaError | None:
+    """Do what is left after a commit; returns the error that says what is done and what is owed, if it fails."""
+    try:
+        action()
+    except StoreBusy as error:
+        return error
+    except MtaError as error:
+        owed = type(error)(
+            f"The change is done, but removed bytes stay on the disk for now. {error.message}",
+            hint="mend that, then run any mta command: it removes them",
+        )
+        owed.__cause__ = error
+        return owed
+    return None
+
+
 def _unwritable_error(root: Path) -> BadInput:
+    if _is_read_only(root):
+        return BadInput(
+            f"The store at {root} cannot be written: its file system is read-only.",
+            hint="make it writable, or choose another directory",
+        )
     return BadInput(f"The store at {root} cannot be written.", hint="check the permissions of its directory")
+
+
+def _is_read_only(root: Path) -> bool:
+    """Whether the file system is mounted to be read only; False where the system does not say."""
+    try:
+        return bool(os.statvfs(root).f_flag & os.ST_RDONLY)
+    except (AttributeError, OSError):
+        return False
+
+
+def _unreadable_log_error(root: Path) -> BadInput:
+    return BadInput(
+        f"The store at {root} is not damaged, but its last changes are in registry.db-wal, which SQLite reads only "
+        "where it may write.",
+        hint="make the directory writable, or copy it to a disk that is",
+    )
 
 
 @contextlib.contextmanager
@@ -338,7 +386,13 @@ def _to_mta_error(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
         return _unwritable_error(root)
     if name.startswith("SQLITE_FULL"):
-        return BadInput("The disk is full: nothing was written to the store.", hint="free some space and run it again")
+        return BadInput(
+            "The disk is full: the last write to the store was undone.", hint="free some space and run it again"
+        )
+    if name.startswith("SQLITE_IOERR"):
+        return IntegrityFault(
+            f"The disk failed under the store at {root}: {error}.", hint="check the disk, then mta doctor"
+        )
     if name.startswith("SQLITE_CONSTRAINT"):
         return IntegrityFault(
             f"What was to be stored does not fit what the store at {root} holds: {error}.", hint="mta doctor"
