@@ -48,6 +48,7 @@ class Connection:
     def __init__(self, root: Path, conn: sqlite3.Connection, *, timeout: float, writable: bool) -> None:
         self.root, self.timeout, self.writable = root, timeout, writable
         self._conn = conn
+        self._identity = _file_identity(root)
         self._after_commit: list[Callable[[], None]] = []
 
     @classmethod
@@ -79,6 +80,14 @@ class Connection:
         """Close it. Closing twice is harmless."""
         self._conn.close()
 
+    def require_in_place(self) -> None:
+        """Raises IntegrityFault where the path no longer leads to the database that was opened."""
+        if _file_identity(self.root) != self._identity:
+            raise IntegrityFault(
+                f"The store at {self.root} was moved or replaced while it was open; nothing more was written.",
+                hint="run it again, with the place of the store (--store DIR)",
+            )
+
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
@@ -88,14 +97,16 @@ class Connection:
     def transaction(self) -> Iterator[None]:
         """All writes inside are committed together or not at all; an inner transaction joins the outer one.
 
-        Raises StoreBusy when another writer holds the store longer than the timeout. What fails after the commit is
-        raised as an error that says so.
+        Raises StoreBusy when another writer holds the store longer than the timeout, and IntegrityFault when the store
+        was moved, so that its files would be written elsewhere. What fails after the commit is raised as an error that
+        says so.
         """
         if self.in_transaction:
             with self._savepoint():
                 yield
             return
         self._require_writable()
+        self.require_in_place()
         with self._translate_errors():
             self._conn.execute("BEGIN IMMEDIATE")
         try:
@@ -105,6 +116,7 @@ class Connection:
                     hint="start again with the newer mta",
                 )
             yield
+            self.require_in_place()
             with self._translate_errors():
                 self._conn.execute("COMMIT")
         except BaseException:
@@ -207,6 +219,15 @@ class Connection:
     def _require_writable(self) -> None:
         if not self.writable:
             raise _unwritable_error(self.root)
+
+
+def _file_identity(root: Path) -> tuple[int, int] | None:
+    """Device and inode of the database in `root`; None when there is none."""
+    try:
+        found = os.stat(root / "registry.db")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _ensure_database_file(root: Path, path: Path, *, create: bool) -> None:

@@ -46,7 +46,7 @@ class Registry:
     def __init__(self, root: Path, db: Connection) -> None:
         self.root = root
         self._db = db
-        self.files = AdapterFiles(root)
+        self.files = AdapterFiles(root, db.require_in_place)
         self.adapters = Adapters(db, self.files)
         self.jobs = Jobs(root, db)
         self._eraser = UserEraser(db, self.adapters, self.files, self.jobs)
