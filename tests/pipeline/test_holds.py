@@ -355,10 +355,14 @@ def test_a_change_waits_for_the_end_of_the_job(peopled: Registry, change: str, m
     assert ("user4" not in peopled.users.names()) if change == "rm" else not peopled.users.get("user4").can_anchor
 
 
+@pytest.mark.parametrize("begin", [building, refreshing])
 @pytest.mark.parametrize("change", ["rm", "consent"])
-def test_who_leaves_as_a_job_begins_is_noticed(peopled: Registry, change: str) -> None:
+def test_who_leaves_as_a_job_begins_is_noticed(
+    peopled: Registry, change: str, begin: Callable[[Registry], Iterator[Event]]
+) -> None:
     """Between the plan and the hold, nothing is written yet: the job says that it is to be run again."""
-    job = building(peopled)
+    job = begin(peopled)
+    before = [peopled.banks.anchors(bank.id) for bank in peopled.banks.all()]
     next(job)
     if change == "rm":
         peopled.users.forget(peopled.users.get("user4").id)
@@ -367,7 +371,9 @@ def test_who_leaves_as_a_job_begins_is_noticed(peopled: Registry, change: str) -
     with pytest.raises(UsersChanged, match="as this began") as caught:
         finish(job)
     assert caught.value.hint == "run it again"
-    assert peopled.banks.all() == [] and peopled.count_rows()["jobs"] == 0
+    left = [peopled.banks.anchors(bank.id) for bank in peopled.banks.all()]
+    assert [[anchor.digest for anchor in each] for each in left] == [[a.digest for a in each] for each in before]
+    assert peopled.count_rows()["jobs"] == 0
 
 
 def test_a_dead_process_holds_nobody(peopled: Registry) -> None:
