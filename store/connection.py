@@ -48,6 +48,7 @@ class Connection:
     def __init__(self, root: Path, conn: sqlite3.Connection, *, timeout: float, writable: bool) -> None:
         self.root, self.timeout, self.writable = root, timeout, writable
         self._conn = conn
+        self._identity = _file_identity(root)
         self._after_commit: list[Callable[[], None]] = []
 
     @classmethod
@@ -58,7 +59,12 @@ class Connection:
         _ensure_database_file(root, path, create=create)
         writable = os.access(root, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
         with translate_sqlite_errors(root, timeout):
-            conn = _open_current(root, timeout, writable, create=create)
+            try:
+                conn = _open_current(root, timeout, writable, create=create)
+            except sqlite3.OperationalError as error:
+                if writable or not _log_path(path).exists():
+                    raise
+                raise _unreadable_log_error(root) from error
             if conn is None:
                 if not writable:
                     raise _unwritable_error(root)
@@ -74,6 +80,14 @@ class Connection:
         """Close it. Closing twice is harmless."""
         self._conn.close()
 
+    def require_in_place(self) -> None:
+        """Raises IntegrityFault where the path no longer leads to the database that was opened."""
+        if _file_identity(self.root) != self._identity:
+            raise IntegrityFault(
+                f"The store at {self.root} was moved or replaced while it was open; nothing more was written.",
+                hint="run it again, with the place of the store (--store DIR)",
+            )
+
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
@@ -83,13 +97,16 @@ class Connection:
     def transaction(self) -> Iterator[None]:
         """All writes inside are committed together or not at all; an inner transaction joins the outer one.
 
-        Raises StoreBusy when another writer holds the store longer than the timeout.
+        Raises StoreBusy when another writer holds the store longer than the timeout, and IntegrityFault when the store
+        was moved, so that its files would be written elsewhere. What fails after the commit is raised as an error that
+        says so.
         """
         if self.in_transaction:
             with self._savepoint():
                 yield
             return
         self._require_writable()
+        self.require_in_place()
         with self._translate_errors():
             self._conn.execute("BEGIN IMMEDIATE")
         try:
@@ -99,6 +116,7 @@ class Connection:
                     hint="start again with the newer mta",
                 )
             yield
+            self.require_in_place()
             with self._translate_errors():
                 self._conn.execute("COMMIT")
         except BaseException:
@@ -107,8 +125,9 @@ class Connection:
                 self._conn.execute("ROLLBACK")
             raise
         waiting, self._after_commit = self._after_commit, []
-        for action in waiting:
-            action()
+        faults = [fault for action in waiting if (fault := _fault_of(action)) is not None]
+        if faults:
+            raise faults[0]
 
     @contextlib.contextmanager
     def _savepoint(self) -> Iterator[None]:
@@ -202,6 +221,15 @@ class Connection:
             raise _unwritable_error(self.root)
 
 
+def _file_identity(root: Path) -> tuple[int, int] | None:
+    """Device and inode of the database in `root`; None when there is none."""
+    try:
+        found = os.stat(root / "registry.db")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _ensure_database_file(root: Path, path: Path, *, create: bool) -> None:
     try:
         if path.is_file():
@@ -216,11 +244,15 @@ def _ensure_database_file(root: Path, path: Path, *, create: bool) -> None:
         ) from error
 
 
+def _log_path(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
 def sqlite_uri(path: Path, writable: bool) -> str:
     """The database's path as an SQLite URI, read-only where it may not be written."""
     if writable:
         return path.absolute().as_uri()
-    log = path.with_name(path.name + "-wal")
+    log = _log_path(path)
     # Without write access SQLite cannot make the log's index; without a log, no committed data is missed.
     still = not log.exists() or log.stat().st_size == 0
     return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if still else ''}"
@@ -301,8 +333,45 @@ def _migrate_schema(root: Path, timeout: float) -> None:
         migrate(conn)
 
 
+def _fault_of(action: Callable[[], None]) -> MtaError | None:
+    """Do what is left after a commit; returns the error that says what is done and what is owed, if it fails."""
+    try:
+        action()
+    except StoreBusy as error:
+        return error
+    except MtaError as error:
+        owed = type(error)(
+            f"The change is done, but removed bytes stay on the disk for now. {error.message}",
+            hint="mend that, then run any mta command: it removes them",
+        )
+        owed.__cause__ = error
+        return owed
+    return None
+
+
 def _unwritable_error(root: Path) -> BadInput:
+    if _is_read_only(root):
+        return BadInput(
+            f"The store at {root} cannot be written: its file system is read-only.",
+            hint="make it writable, or choose another directory",
+        )
     return BadInput(f"The store at {root} cannot be written.", hint="check the permissions of its directory")
+
+
+def _is_read_only(root: Path) -> bool:
+    """Whether the file system is mounted to be read only; False where the system does not say."""
+    try:
+        return bool(os.statvfs(root).f_flag & os.ST_RDONLY)
+    except (AttributeError, OSError):
+        return False
+
+
+def _unreadable_log_error(root: Path) -> BadInput:
+    return BadInput(
+        f"The store at {root} is not damaged, but its last changes are in registry.db-wal, which SQLite reads only "
+        "where it may write.",
+        hint="make the directory writable, or copy it to a disk that is",
+    )
 
 
 @contextlib.contextmanager
@@ -338,7 +407,13 @@ def _to_mta_error(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
         return _unwritable_error(root)
     if name.startswith("SQLITE_FULL"):
-        return BadInput("The disk is full: nothing was written to the store.", hint="free some space and run it again")
+        return BadInput(
+            "The disk is full: the last write to the store was undone.", hint="free some space and run it again"
+        )
+    if name.startswith("SQLITE_IOERR"):
+        return IntegrityFault(
+            f"The disk failed under the store at {root}: {error}.", hint="check the disk, then mta doctor"
+        )
     if name.startswith("SQLITE_CONSTRAINT"):
         return IntegrityFault(
             f"What was to be stored does not fit what the store at {root} holds: {error}.", hint="mta doctor"

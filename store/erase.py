@@ -91,13 +91,18 @@ class UserEraser:
 
     def _redact_name(self, name: str) -> None:
         """Take the name out of runs' errors, but not out of longer names of other users."""
-        holding = self._db.fetch_tuples("SELECT name FROM users WHERE instr(name, ?)", (name,))
-        longer = [form for (each,) in holding for form in _written_forms(each)]
         for form in _written_forms(name):
-            pattern = name_pattern(form, longer)
             rows = self._db.fetch_tuples("SELECT id, error FROM runs WHERE instr(error, ?)", (form,))
+            if not rows:
+                continue
+            pattern = name_pattern(form, self._longer_names(form))
             changed = [(pattern.sub(lambda found: found[1] or FORGOTTEN_NAME, text), run) for run, text in rows]
             self._db.execute_write_many("UPDATE runs SET error = ? WHERE id = ?", changed)
+
+    def _longer_names(self, form: str) -> list[str]:
+        """Other users' names, as messages write them, that hold `form`: an escaped name can hold what it does not."""
+        names = self._db.fetch_tuples("SELECT name FROM users")
+        return [written for (each,) in names for written in _written_forms(each) if form in written]
 
 
 def _written_forms(name: str) -> list[str]:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mta_cli.errors import BadInput, IntegrityFault, MtaError
@@ -172,9 +172,13 @@ def sha256(data: bytes) -> str:
 
 
 class AdapterFiles:
-    """The adapter files and training checkpoints below a store's directory."""
+    """The adapter files and training checkpoints below a store's directory.
 
-    def __init__(self, root: Path) -> None:
+    `require_in_place`, called before each change, raises where the path no longer leads to the store that was opened.
+    """
+
+    def __init__(self, root: Path, require_in_place: Callable[[], None] = lambda: None) -> None:
+        self._require_in_place = require_in_place
         self.adapter_folder = root / "adapters"
         self.checkpoint_folder = root / "partial"
         self._claims: dict[str, HeldFile] = {}
@@ -187,6 +191,7 @@ class AdapterFiles:
 
     def write(self, data: bytes) -> tuple[str, int]:
         """Store `data`; returns its digest and size. An existing file is left alone. Raises as `atomic_write`."""
+        self._require_in_place()
         digest = sha256(data)
         path = self.path(digest)
         if not self._has_content(path, digest):
@@ -198,6 +203,7 @@ class AdapterFiles:
 
         The claim belongs to this process, and lapses when the process ends. Raises as `atomic_write`.
         """
+        self._require_in_place()
         folder = self.path(digest).parent
         try:
             make_private_folder(folder)
@@ -235,6 +241,7 @@ class AdapterFiles:
 
     def delete(self, digest: str) -> None:
         """Remove the file if it is there."""
+        self._require_in_place()
         remove_file(self.path(digest))
 
     def find_orphans(self, known: set[str]) -> list[Path]:
@@ -250,6 +257,7 @@ class AdapterFiles:
 
     def drop_orphans(self, known: set[str]) -> None:
         """Remove orphans, except recent ones: another process may be about to add their rows."""
+        self._require_in_place()
         for path in self.find_orphans(known):
             if _modified_time(path) < time.time() - MIN_ORPHAN_AGE_SECONDS:
                 remove_file(path)
@@ -275,6 +283,7 @@ class AdapterFiles:
 
     def write_checkpoint(self, key: str, data: bytes) -> None:
         """Keep a checkpoint under `key`, in place of the earlier one. Raises as `atomic_write`."""
+        self._require_in_place()
         path = self.checkpoint_folder / f"{sha256(key.encode())}.{sha256(data)}{_SUFFIX}"
         atomic_write(path, data)
         for older in self._checkpoint_paths(key):
@@ -297,6 +306,7 @@ class AdapterFiles:
 
         An IntegrityFault removes it too: the data that it was made from may be gone, such as a removed user's.
         """
+        self._require_in_place()
         aside: list[tuple[Path, HeldFile]] = []
         try:
             for path in self._checkpoint_paths(key):
@@ -316,11 +326,13 @@ class AdapterFiles:
 
     def drop_checkpoint(self, key: str) -> None:
         """Remove the checkpoint of `key` if there is one."""
+        self._require_in_place()
         for path in self._checkpoint_paths(key):
             remove_file(path)
 
     def drop_all_checkpoints(self) -> None:
         """Remove every checkpoint. Trainings that still run write new ones."""
+        self._require_in_place()
         for path in self.checkpoint_folder.glob(f"*{_SUFFIX}"):
             remove_file(path)
 

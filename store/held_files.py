@@ -50,7 +50,8 @@ class HeldFile:
 
     def remove(self) -> None:
         """Remove it, if it is still at its path, and end the lock. Raises OSError, and holds it on then."""
-        _remove(self.path)
+        if self._is_there():  # a moved store may have another's file at this path
+            _remove(self.path)
         self.close()
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ class Registry:
     def __init__(self, root: Path, db: Connection) -> None:
         self.root = root
         self._db = db
-        self.files = AdapterFiles(root)
+        self.files = AdapterFiles(root, db.require_in_place)
         self.adapters = Adapters(db, self.files)
         self.jobs = Jobs(root, db)
         self._eraser = UserEraser(db, self.adapters, self.files, self.jobs)
@@ -141,10 +142,12 @@ class Registry:
             return
         claims = self.files.remove_abandoned_temporaries()
         self.runs.remove_ended_locks()
-        with (
-            contextlib.suppress(MtaError),
-            self._db.without_busy_timeout(),
-        ):  # a reader need not wait for others to do it
-            self.adapters.delete_unrecorded_files(claims)
-            self.adapters.delete_doomed_files()
-            self._eraser.purge_deleted_bytes()
+        steps = (
+            partial(self.adapters.delete_unrecorded_files, claims),
+            self.adapters.delete_doomed_files,
+            self._eraser.purge_deleted_bytes,
+        )
+        with self._db.without_busy_timeout():  # a reader need not wait for others to do it
+            for step in steps:
+                with contextlib.suppress(MtaError):  # what cannot be done now is done at another opening
+                    step()

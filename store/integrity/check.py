@@ -41,6 +41,7 @@ def find_problems(db: Connection, files: AdapterFiles) -> list[str]:
         _check_recipes(db),
         _check_cores(db),
         _check_files(db, files),
+        _check_removals(db),
     ):
         try:
             found.extend(check)
@@ -116,13 +117,15 @@ def _check_fulltext_index(db: Connection) -> Iterator[str]:
 def find_index_fault(db: Connection) -> str:
     """Differences between the full-text index and the items; empty where they agree, or cannot be checked.
 
-    SQLite checks the index by a writing statement.
+    SQLite checks the index by a writing statement. Raises what keeps it from writing.
     """
     if not db.writable:
         return ""
     try:
         db.execute_write("INSERT INTO items_fts (items_fts, rank) VALUES ('integrity-check', 1)")
     except IntegrityFault as error:
+        if not getattr(error.__cause__, "sqlite_errorname", "").startswith("SQLITE_CORRUPT"):
+            raise
         return str(error.__cause__)
     return ""
 
@@ -159,3 +162,15 @@ def _check_files(db: Connection, files: AdapterFiles) -> Iterator[str]:
         yield f"{path} belongs to no adapter of the store"
     for path in files.abandoned_temporaries():
         yield f"{path} is left over from a write that was stopped"
+
+
+def _check_removals(db: Connection) -> Iterator[str]:
+    """What a removal still owes: opening the store does it, so something keeps it from that."""
+    users = db.fetch_value("SELECT count(*) FROM tombstones WHERE NOT erased")
+    files = db.fetch_value("SELECT count(*) FROM doomed_files")
+    owed = [f"{users:,} removed users"] * bool(users) + [f"{files:,} files of removed adapters"] * bool(files)
+    if owed:
+        yield (
+            f"bytes of {' and '.join(owed)} are still on the disk: free space or end other mta processes, then run any "
+            "mta command"
+        )

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from store.connection import Connection
-from store.files import AdapterFiles
+from store.files import AdapterFiles, disk_fault, remove_file
 from store.held_files import remove_abandoned
 from store.integrity.check import find_index_fault
 
@@ -39,15 +39,15 @@ def _repair_index(db: Connection) -> Iterator[Repair]:
 def _remove_abandoned_files(db: Connection, files: AdapterFiles) -> Iterator[Repair]:
     known = {digest for (digest,) in db.fetch_tuples("SELECT digest FROM adapters")}
     for path in files.find_orphans(known):
-        yield Repair(f"{path} belongs to no adapter of the store", "removed", "nothing uses it", _removal(path))
+        removal = partial(remove_file, path)
+        yield Repair(f"{path} belongs to no adapter of the store", "removed", "nothing uses it", removal)
     for path in files.abandoned_temporaries():
-        yield Repair(
-            f"{path} is left over from a write that was stopped",
-            "removed",
-            "nothing uses it",
-            partial(remove_abandoned, path),
-        )
+        removal = partial(_remove_temporary, path)
+        yield Repair(f"{path} is left over from a write that was stopped", "removed", "nothing uses it", removal)
 
 
-def _removal(path: Path) -> Callable[[], object]:
-    return partial(path.unlink, missing_ok=True)
+def _remove_temporary(path: Path) -> None:
+    try:
+        remove_abandoned(path)
+    except OSError as error:
+        raise disk_fault(path, error, "removed") from error

@@ -83,7 +83,8 @@ class Jobs:
         self._db.execute_write("DELETE FROM jobs WHERE id = ?", (job_id,))
 
     def _remove_lock(self, job_id: int) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MtaError):
+            self._db.require_in_place()  # the lock of another store may have this path
             lock_path(self._root, _lock_name(job_id)).unlink(missing_ok=True)
 
 

@@ -5,26 +5,36 @@ Whoever wants to does so through another connection, between two events of the j
 
 from __future__ import annotations
 
+import ast
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import mta_cli
 from mta_cli.engine.text.tasks import BUILTIN_TASKS
 from mta_cli.errors import NotFound, StoreBusy, UserInUse, UsersChanged
-from mta_cli.events import Event, JobProgress, JobStarted, Note
+from mta_cli.events import Event, JobProgress, JobStarted, Note, TextChunk
+from mta_cli.options import PromptOptions
 from mta_cli.pipeline.bank.build import build_bank
 from mta_cli.pipeline.bank.refresh import refresh_bank
 from mta_cli.pipeline.bank.verify import remove_bank
-from mta_cli.pipeline.chat.answer import answer_question
-from mta_cli.pipeline.evaluation.run import run_evaluation
+from mta_cli.pipeline.chat.answer import ChatModel, answer_question
+from mta_cli.pipeline.chat.compare import Question, compare_question, compare_user_models
+from mta_cli.pipeline.chat.conversation import Conversation
+from mta_cli.pipeline.evaluation.run import run_evaluation, tune_evaluation
+from mta_cli.pipeline.evaluation.stored_models import evaluate_users
 from mta_cli.pipeline.personalize.adapt import adapt_users
+from mta_cli.pipeline.personalize.export import export_user
 from mta_cli.pipeline.personalize.fuse import fuse_user
 from mta_cli.pipeline.users import in_use
+from mta_cli.pipeline.users.add import add_user
 from mta_cli.pipeline.users.consent import set_consent
-from mta_cli.pipeline.users.exported_folders import record_export
+from mta_cli.pipeline.users.export_all_data import export_all_data
 from mta_cli.pipeline.users.forget import forget_user
+from mta_cli.pipeline.users.import_file import import_file
 from store.records import NewItem
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request
@@ -32,6 +42,7 @@ from tests.pipeline.town import CPU, LORA, SHORT, TAGS, TASK, bank_request, buil
 from tests.pipeline.world import asking
 
 When = Callable[[Event], bool]
+PROGRAM = Path(mta_cli.__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +78,10 @@ def working(event: Event) -> bool:
     return isinstance(event, JobProgress | JobStarted)
 
 
+def speaking(event: Event) -> bool:
+    return isinstance(event, TextChunk)
+
+
 def stale(reg: Registry) -> None:
     """One of the newest bank's anchors is stale."""
     reg._db.execute_write("UPDATE anchors SET stale = 1 WHERE id = (SELECT min(id) FROM anchors)")
@@ -96,13 +111,57 @@ def measuring(reg: Registry) -> Iterator[Event]:
     return run_evaluation(reg, eval_request(methods="stack", folds=2))
 
 
+def tuning(reg: Registry) -> Iterator[Event]:
+    return tune_evaluation(reg, eval_request(methods="pooled-rag+habit", folds=2))
+
+
+def measuring_stored(reg: Registry) -> Iterator[Event]:
+    return evaluate_users(
+        reg, bank_request().base, TASK, [reg.users.get(name) for name in SHORT], ["base"], PromptOptions(2), CPU
+    )
+
+
+def asked(reg: Registry) -> Iterator[Event]:
+    return answer_question(reg, bank_request().base, "ida", sentence("ida"), asking())
+
+
+def comparing(reg: Registry) -> Iterator[Event]:
+    return compare_user_models(reg, bank_request().base, "ida", sentence("ida"), asking())
+
+
+def comparing_in_the_window(reg: Registry) -> Iterator[Event]:
+    model = talk(reg).model
+    return compare_question(model, Question(sentence("ida")), [reg.users.get("jon")])
+
+
+def talk(reg: Registry) -> Conversation:
+    model = ChatModel.load_for_user(reg, bank_request().base, reg.users.get("ida"), asking())
+    return Conversation(model, autosave=True)
+
+
+def chatting(reg: Registry) -> Iterator[Event]:
+    return talk(reg).answer_message(sentence("ida"))
+
+
+def comparing_in_a_chat(reg: Registry) -> Iterator[Event]:
+    return talk(reg).compare(sentence("ida"))
+
+
 JOBS: dict[str, tuple[Callable[[Registry], Iterator[Event]], When, str, str]] = {
-    "build": (building, training, "user4", "The bank build of lamp-2 is using user4's items."),
-    "refresh": (refreshing, training, "user4", "The refresh of bank lamp-2 is using user4's items."),
-    "adapt": (adapting, training, "ida", "The adaptation for lamp-2 is using ida's items."),
-    "fuse": (fusing, working, "ida", "The fusion for lamp-2 is using ida's items."),
-    "evaluate": (measuring, training, "user4", "The evaluation of lamp-2 is using user4's items."),
+    "build_bank": (building, training, "user4", "The bank build of lamp-2 is using user4's items."),
+    "refresh_bank": (refreshing, training, "user4", "The refresh of bank lamp-2 is using user4's items."),
+    "adapt_users": (adapting, training, "ida", "The adaptation for lamp-2 is using ida's items."),
+    "fuse_user": (fusing, working, "ida", "The fusion for lamp-2 is using ida's items."),
+    "run_evaluation": (measuring, training, "user4", "The evaluation of lamp-2 is using user4's items."),
+    "tune_evaluation": (tuning, training, "user4", "The evaluation of lamp-2 is using user4's items."),
+    "evaluate_users": (measuring_stored, working, "ida", "The evaluation of lamp-2 is using ida's items."),
+    "answer_question": (asked, speaking, "ida", "The chat is using ida's items."),
+    "compare_user_models": (comparing, speaking, "ida", "The chat is using ida's items."),
+    "compare_question": (comparing_in_the_window, speaking, "jon", "The chat is using jon's items."),
+    "Conversation.answer_message": (chatting, speaking, "ida", "The chat is using ida's items."),
+    "Conversation.compare": (comparing_in_a_chat, speaking, "ida", "The chat is using ida's items."),
 }
+"""Each job that takes time over users' data: how it begins, the moment that is meant, a user of it, the refusal."""
 
 
 def advanced(job: Iterator[Event], when: When) -> Iterator[Event]:
@@ -111,9 +170,10 @@ def advanced(job: Iterator[Event], when: When) -> Iterator[Event]:
     return job
 
 
+@pytest.mark.parametrize("ending", ["stopped", "finished"])
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_holds_its_users_and_leaves_nothing_of_them_when_it_is_stopped(
-    peopled: Registry, name: str, monkeypatch: pytest.MonkeyPatch
+def test_a_job_holds_its_users_and_leaves_nothing_of_them_when_they_leave(
+    peopled: Registry, name: str, ending: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Stopped in the middle, a job leaves a checkpoint, profiles, steps and half a bank; then its user goes."""
     begin, when, who, message = JOBS[name]
@@ -121,20 +181,137 @@ def test_a_job_holds_its_users_and_leaves_nothing_of_them_when_it_is_stopped(
     monkeypatch.setattr("mta_cli.engine.training.session.MIN_CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr("mta_cli.engine.training.session.MIN_CHECKPOINT_COST_RATIO", 0)
     job = advanced(job, when)
-    with Registry.open(peopled.root) as other:
+    number = refused(peopled, who, message)
+    job.close() if ending == "stopped" else finish(job)  # type: ignore[attr-defined]
+    assert peopled.count_rows()["jobs"] == 0 and list((peopled.root / "locks").glob("job-*")) == []
+    left_without_a_trace(peopled, number, who, tmp_path)
+
+
+def refused(reg: Registry, who: str, message: str) -> int:
+    """Another process can neither remove the user now nor take the consent back; returns the user's number."""
+    with Registry.open(reg.root) as other:
         number = other.users.get(who).id
         for change in (other.users.forget, lambda user: other.users.set_can_anchor(user, False)):
             with pytest.raises(UserInUse, match=message[:-1]) as caught:
                 change(number)
             assert caught.value.hint == "stop it, or wait for its end (--wait)"
         assert other.users.get(who).can_anchor and other.check_integrity() == []
-    job.close()  # type: ignore[attr-defined]
-    assert peopled.count_rows()["jobs"] == 0 and list((peopled.root / "locks").glob("job-*")) == []
-    peopled.users.forget(number)
-    assert list(peopled.files.checkpoint_folder.glob("*")) == [] and peopled.check_integrity() == []
-    peopled.close()
+    return number
+
+
+def left_without_a_trace(reg: Registry, number: int, who: str, place: Path) -> None:
+    """The user goes from every file, and a newcomer gets neither the number nor anything that was the user's."""
+    reg.users.forget(number)
+    assert list(reg.files.checkpoint_folder.glob("*")) == [] and reg.check_integrity() == []
+    assert reg.users.add("newbie").id > number
+    finish(export_all_data(reg, "newbie", place / "all data of newbie"))
+    given = {path.stem: json.loads(path.read_text()) for path in (place / "all data of newbie").glob("*.json")}
+    assert given.pop("person")["name"] == "newbie"
+    assert not any(given.pop("evaluations").values()) and not any(given.pop("runs").values())
+    assert given and not any(given.values())
+    reg.close()
     words = [sentence(who), *([who] if who == "user4" else [])]  # "candidates" holds "ida"
-    assert holding(peopled.root, *words) == []
+    assert holding(reg.root, *words) == []
+
+
+EXPORTS: dict[str, tuple[Callable[[Registry, Path], object], str]] = {
+    "export_user": (
+        lambda reg, to: finish(export_user(reg, bank_request().base, reg.users.get("ida"), "lamp-2", to)),
+        "mta_cli.pipeline.users.exported_folders.sync_file",
+    ),
+    "export_all_data": (
+        lambda reg, to: finish(export_all_data(reg, "ida", to)),
+        "mta_cli.pipeline.users.exported_folders.sync_file",
+    ),
+    "Conversation.save": (
+        lambda reg, to: saved_transcript(reg, to),
+        "mta_cli.pipeline.chat.conversation._write_new",
+    ),
+}
+"""Jobs that write a user's data out of the store: the call, and what it calls while it writes."""
+
+
+def saved_transcript(reg: Registry, to: Path) -> None:
+    chat = talk(reg)
+    list(chat.answer_message(sentence("ida")))
+    list(chat.save(str(to)))
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_an_export_holds_its_user(
+    peopled: Registry, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    export, called = EXPORTS[name]
+    finish(fusing(peopled))
+    numbers: list[int] = []
+
+    def writing(*_: object) -> Path:
+        numbers.append(refused(peopled, "ida", "The export is using ida's items."))
+        return tmp_path
+
+    with monkeypatch.context() as patch:
+        patch.setattr(called, writing)
+        export(peopled, tmp_path / "exported")
+    assert numbers, "it was never asked"
+    left_without_a_trace(peopled, numbers[0], "ida", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["import_file", "add_user"])
+def test_an_import_is_one_transaction(peopled: Registry, name: str, tmp_path: Path) -> None:
+    file = tmp_path / "more.jsonl"
+    lines = [{"user": "ida", "id": f"more {n}", "input": f"page {n}", "output": sentence("ida")} for n in range(3)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    job = import_file(peopled, "jsonl", file) if name == "import_file" else add_user(peopled, "ida", history=file)
+    job = advanced(job, lambda event: isinstance(event, JobProgress) and event.done == len(lines))
+    number = peopled.users.get("ida").id
+    with Registry.open(peopled.root, timeout=0.1) as other, pytest.raises(StoreBusy, match="writing to the store"):
+        other.users.forget(number)
+    finish(job)
+    left_without_a_trace(peopled, number, "ida", tmp_path)
+
+
+def test_who_leaves_while_their_history_is_read_does_not_come_back(peopled: Registry, tmp_path: Path) -> None:
+    """They would be new, with a consent that was not asked for."""
+    file = tmp_path / "more.jsonl"
+    file.write_text(json.dumps({"user": "ida", "id": "more", "input": "page", "output": sentence("ida")}) + "\n")
+    peopled.users.set_can_anchor(peopled.users.get("ida").id, False)
+    job = import_file(peopled, "jsonl", file, ask=lambda count: False)
+    advanced(job, lambda event: isinstance(event, JobStarted) and event.job.startswith("import"))
+    with Registry.open(peopled.root) as other:
+        other.users.forget(other.users.get("ida").id)
+    with pytest.raises(UsersChanged, match="removed while it was read"):
+        finish(job)
+    assert "ida" not in peopled.users.names()
+
+
+ONE_TRANSACTION = {"import_file", "add_user", "set_consent", "forget_user", "Conversation.accept_exchange"}
+OF_OTHER_JOBS = {"run_demo", "resume_job"}
+NOTHING_BY_USER = {
+    *("plan_demo", "plan_forget", "pull_model", "back_up", "restore", "repair", "run_checks"),
+    *(f"Conversation.{name}" for name in ("opening_notes", "switch_user", "switch_mode", "reset", "resume")),
+    "Conversation.stored_chats",
+}
+
+
+def test_no_job_is_forgotten_here() -> None:
+    """Each function of the pipeline that returns events and that a command or a screen names, or the demo runs."""
+    known: dict[str, str] = {}
+    for path in (PROGRAM / "pipeline").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            named = [(f"{node.name}.", each) for each in node.body] if isinstance(node, ast.ClassDef) else [("", node)]
+            for prefix, each in named:
+                if isinstance(each, ast.FunctionDef) and each.returns and "[Event" in ast.unparse(each.returns):
+                    known[each.name] = prefix + each.name
+    fronts = [*(PROGRAM / "commands").rglob("*.py"), *(PROGRAM / "tui").rglob("*.py"), PROGRAM / "pipeline" / "demo.py"]
+    called = {
+        known[name]
+        for path in fronts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in (getattr(node, key, "") for key in ("id", "attr", "name"))
+        if isinstance(name, str) and not name.startswith("_") and name in known
+    }
+    parts = {"compare_prompt"}  # of `compare_user_models` and `compare_question`
+    assert called - parts == {*JOBS, *EXPORTS, *ONE_TRANSACTION, *OF_OTHER_JOBS, *NOTHING_BY_USER}
 
 
 def test_an_anchor_is_held_while_others_are_adapted_on_it(peopled: Registry) -> None:
@@ -178,10 +355,14 @@ def test_a_change_waits_for_the_end_of_the_job(peopled: Registry, change: str, m
     assert ("user4" not in peopled.users.names()) if change == "rm" else not peopled.users.get("user4").can_anchor
 
 
+@pytest.mark.parametrize("begin", [building, refreshing])
 @pytest.mark.parametrize("change", ["rm", "consent"])
-def test_who_leaves_as_a_job_begins_is_noticed(peopled: Registry, change: str) -> None:
+def test_who_leaves_as_a_job_begins_is_noticed(
+    peopled: Registry, change: str, begin: Callable[[Registry], Iterator[Event]]
+) -> None:
     """Between the plan and the hold, nothing is written yet: the job says that it is to be run again."""
-    job = building(peopled)
+    job = begin(peopled)
+    before = [peopled.banks.anchors(bank.id) for bank in peopled.banks.all()]
     next(job)
     if change == "rm":
         peopled.users.forget(peopled.users.get("user4").id)
@@ -190,7 +371,9 @@ def test_who_leaves_as_a_job_begins_is_noticed(peopled: Registry, change: str) -
     with pytest.raises(UsersChanged, match="as this began") as caught:
         finish(job)
     assert caught.value.hint == "run it again"
-    assert peopled.banks.all() == [] and peopled.count_rows()["jobs"] == 0
+    left = [peopled.banks.anchors(bank.id) for bank in peopled.banks.all()]
+    assert [[anchor.digest for anchor in each] for each in left] == [[a.digest for a in each] for each in before]
+    assert peopled.count_rows()["jobs"] == 0
 
 
 def test_a_dead_process_holds_nobody(peopled: Registry) -> None:
@@ -216,24 +399,6 @@ def test_two_jobs_may_hold_the_same_user(peopled: Registry) -> None:
     peopled.users.forget(user)
     with pytest.raises(NotFound, match="The user was removed"), peopled.hold_users("chat", [user]):
         pass
-
-
-def test_nobody_is_removed_while_they_are_exported(peopled: Registry, tmp_path: Path) -> None:
-    user = peopled.users.get("ida")
-    with record_export(peopled, user, tmp_path, "all data"), pytest.raises(UserInUse, match="export"):
-        peopled.users.forget(user.id)
-    peopled.users.forget(user.id)
-
-
-def test_a_user_is_held_while_their_model_answers(peopled: Registry) -> None:
-    job = answer_question(peopled, bank_request().base, "ida", "who saw the heron?", asking(task="lamp-2"))
-    for _ in job:
-        if peopled.count_rows()["jobs"]:
-            break
-    with pytest.raises(UserInUse, match="The chat is using ida's items"):
-        peopled.users.forget(peopled.users.get("ida").id)
-    finish(job)
-    peopled.users.forget(peopled.users.get("ida").id)
 
 
 def test_a_store_that_is_only_read_holds_nobody(peopled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mta_cli.errors import IntegrityFault, NotFound, StoreBusy
+from mta_cli.errors import BadInput, IntegrityFault, NotFound, StoreBusy
 from store.erase import name_pattern
 from store.names import FORGOTTEN_NAME, quote_text
 from store.records import AnchorWeight, Profile
@@ -407,3 +408,64 @@ def test_a_name_that_is_a_word_of_the_program_takes_nothing_along(reg: Registry)
     assert [step.unit for step in reg.runs.steps(build.id)] == ["anchor 13"]
     assert reg.runs.all() == [asked, build] and build.subject == "free v1"
     assert reg.evaluations.all() == [evaluation]
+
+
+class Full:
+    """A connection to a database on a full disk, where it may not be written anew."""
+
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self._conn = conn
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._conn, name)
+
+    def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+        if sql == "VACUUM":
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorname = "SQLITE_FULL"
+            raise error
+        return self._conn.execute(sql, *values)  # type: ignore[arg-type]
+
+
+def test_a_full_disk_says_what_is_done_and_what_is_owed(
+    root: Path, reg: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me, _ = furnish(reg)
+    whole = reg._db._conn
+    monkeypatch.setattr(reg._db, "_conn", Full(whole))
+    with pytest.raises(BadInput, match=r"The change is done, but removed bytes stay .* The disk is full") as caught:
+        reg.users.forget(me)
+    assert "nothing was written" not in caught.value.message and "any mta command" in str(caught.value.hint)
+    with pytest.raises(NotFound):
+        reg.users.get(NAME)
+    (owed,) = reg.check_integrity()
+    assert owed.startswith("bytes of 1 removed users are still on the disk: free space")
+    monkeypatch.setattr(reg._db, "_conn", whole)
+    with Registry.open(root) as again:
+        assert again.check_integrity() == []
+    reg.close()
+    require_gone(root)
+
+
+def test_a_file_that_cannot_be_removed_keeps_no_byte_of_rows(
+    root: Path, reg: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is owed is done as far as it can be, and told."""
+    me, other = furnish(reg)
+    plain = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".safetensors" and path.parent.parent.name == "adapters":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        plain(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(BadInput, match=r"The change is done.*cannot be removed: Read-only file system"):
+        reg.users.forget(me)
+    assert reg._db.fetch_tuples("SELECT erased FROM tombstones") == [(1,)], "the rows' bytes are gone all the same"
+    assert any("1 files of removed adapters are still on the disk" in line for line in reg.check_integrity())
+    monkeypatch.undo()
+    reg.close()
+    with Registry.open(root) as again:
+        assert again.check_integrity() == [] and again.users.by_id(other).name == "bob"
+    require_gone(root)

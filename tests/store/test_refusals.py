@@ -104,7 +104,7 @@ def test_a_store_cannot_be_made_where_nothing_may_be_written(locked: Path) -> No
         ("SQLITE_BUSY_SNAPSHOT", StoreBusy, "writing"),
         ("SQLITE_CORRUPT", IntegrityFault, "cannot be used"),
         ("SQLITE_TOOBIG", BadInput, "too long"),
-        ("SQLITE_IOERR_WRITE", IntegrityFault, "cannot be used"),
+        ("SQLITE_IOERR_WRITE", IntegrityFault, "The disk failed"),
     ],
 )
 def test_errors_of_sqlite_in_our_words(tmp_path: Path, name: str, kind: type[MtaError], words: str) -> None:

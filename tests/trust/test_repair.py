@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mta_cli.errors import IntegrityFault, MtaError
+from mta_cli.errors import BadInput, IntegrityFault, MtaError
 from mta_cli.pipeline.chat.answer import ChatModel
 from mta_cli.pipeline.maintenance.repair import repair
 from mta_cli.pipeline.models import verify
 from mta_cli.pipeline.models.installed import list_models, resolve_model
 from mta_cli.pipeline.models.manifest import model_dir, write_manifest
+from store import connection
 from store.registry import Registry
 from tests.pipeline import town
 from tests.trust.harm import ASKING, Ground, change, kept
@@ -115,3 +119,54 @@ def test_a_process_looks_once_and_not_at_all_when_it_is_told_not_to(
         looked.clear()
         ChatModel.load_for_user(reg, resolve_model("tiny", "base"), None, ASKING)
         assert looked == ["tiny"]
+
+
+@pytest.mark.parametrize("name", [f"{'a' * 64}.safetensors", ".mta-00.tmp"])
+def test_a_read_only_disk_is_named(ground: Ground, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = ground.copy()
+    path = root / "adapters" / "aa" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"nobody's")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(connection.os, "access", lambda *_: False)  # as a disk answers that is mounted to be read
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(BadInput, match=f"{name} cannot be removed: Read-only file system"):
+        town.finish(repair(root, 10.0, lambda found: None))
+
+
+def test_a_disk_that_fails_is_no_damaged_index(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(sqlite3.Connection):
+        def execute(self, statement: str, *values: object) -> sqlite3.Cursor:
+            if "integrity-check" in statement:
+                error = sqlite3.OperationalError("disk I/O error")
+                error.sqlite_errorname = "SQLITE_IOERR_WRITE"
+                raise error
+            return super().execute(statement, *values)  # type: ignore[arg-type]
+
+    root, plain = ground.copy(), sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: plain(*a, **k, factory=Failing))
+    with pytest.raises(IntegrityFault, match=r"The disk failed under the store .* disk I/O error"):
+        town.finish(repair(root, 10.0, lambda found: pytest.fail("there is nothing to repair")))
+    with Registry.open(root) as reg:
+        (told,) = reg.check_integrity()
+    assert told.startswith("The disk failed") and "index" not in told
+
+
+def test_a_log_that_needs_writing_to_be_read_is_no_damage(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unopened(sqlite3.Connection):
+        def execute(self, statement: str, *values: object) -> sqlite3.Cursor:
+            if statement == "PRAGMA user_version":
+                error = sqlite3.OperationalError("unable to open database file")
+                error.sqlite_errorname = "SQLITE_CANTOPEN"
+                raise error
+            return super().execute(statement, *values)  # type: ignore[arg-type]
+
+    root, plain = ground.copy(), sqlite3.connect
+    (root / "registry.db-wal").write_bytes(b"the last changes")
+    monkeypatch.setattr(connection.os, "access", lambda *_: False)
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: plain(*a, **k, factory=Unopened))
+    with pytest.raises(BadInput, match="is not damaged, but its last changes are"):
+        town.finish(repair(root, 10.0, lambda found: None))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mta_cli.engine.model.safetensors_header import read_safetensors_header
+from mta_cli.engine.model.safetensors_header import open_to_read, read_safetensors_header
 from mta_cli.errors import BadInput, MtaError, NotFound
 
 # What differs between two saves of one and the same model, or only says who wrote the file.
@@ -85,8 +85,8 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    """The SHA-256 of a file's bytes, in hexadecimal. Raises BadInput where it cannot be read."""
+    with open_to_read(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -303,7 +303,7 @@ def _format_count(value: int) -> str:
 
 
 def _is_pickle(file: Path) -> bool:
-    with file.open("rb") as opened:
+    with open_to_read(file) as opened:
         start = opened.read(PICKLE_PROBE_BYTES)
     if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:
         return True

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import struct
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mta_cli.errors import BadInput
+from mta_cli.errors import BadInput, system_reason
 
 MAX_HEADER = 16 * 2**20  # bytes; JSON of this size takes less than half a gigabyte, whatever stands in it
 MAX_TENSORS = 200_000
@@ -48,10 +48,10 @@ class SafetensorsHeader(NamedTuple):
 def read_safetensors_header(source: Path | bytes) -> SafetensorsHeader:
     """The header of a file, or of a file's bytes; its tensors fill the rest of the file without gaps.
 
-    Raises BadInput for anything else, in words that do not name the file.
+    Raises BadInput for anything else, in words that do not name the file, and for a file that cannot be read.
     """
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as opened:
+    with BytesIO(source) if isinstance(source, bytes) else open_to_read(source) as opened:
         prefix = opened.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= size - 8:
@@ -67,6 +67,16 @@ def read_safetensors_header(source: Path | bytes) -> SafetensorsHeader:
     if length + 8 + end != size:
         raise BadInput(f"{size:,} bytes, where the header promises {length + 8 + end:,}")
     return header
+
+
+def open_to_read(path: Path) -> BufferedReader:
+    """The open file of a model. Raises BadInput where it is there and cannot be read."""
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {system_reason(error)}.", hint="check its permissions") from error
 
 
 def _parse_header(raw: bytes) -> SafetensorsHeader:

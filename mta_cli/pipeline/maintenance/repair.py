@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from mta_cli.errors import BadInput
 from mta_cli.events import ArtifactSaved, Event, JobResult, Note
 from mta_cli.pipeline.models.manifest import models_dir
 from store.integrity.repair import Repair
@@ -47,12 +48,17 @@ def _apply_repairs(found: Sequence[Repair], agree: ConfirmRepairs, done: list[Re
 
 
 def _of_models() -> tuple[list[Repair], list[Note]]:
-    """Repairs for damaged pulled models, and notes on damaged registered folders, which are not ours to remove."""
+    """Repairs for damaged pulled models; notes on damaged registered folders, which are not ours to remove, and on
+    models that cannot be read."""
     from mta_cli.pipeline.models.installed import list_models, model_faults, uninstall_model
 
     found, notes = [], []
     for entry in list_models():
-        faults = [entry.detail["fault"]] if "fault" in entry.detail else model_faults(entry)
+        try:
+            faults = [entry.detail["fault"]] if "fault" in entry.detail else model_faults(entry)
+        except BadInput as error:  # not readable, which says nothing about its content
+            notes.append(Note(f"The model {entry.name} was not checked: {error.message}", warning=True))
+            continue
         if not faults:
             continue
         if entry.path.parent != models_dir():

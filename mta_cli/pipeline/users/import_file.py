@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.errors import UsersChanged
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
 from mta_cli.pipeline.data.confusable_names import confusable_name_warnings
 from mta_cli.pipeline.data.formats.parse_results import format_value
@@ -46,7 +47,8 @@ def import_file(
 
     For that many new users, `ask` decides whether they may be anchors; without it they may.
 
-    Raises `NotFound` for a missing file or task and `BadInput` with every fault of the file; then nothing was written.
+    Raises `NotFound` for a missing file or task, `BadInput` with every fault of the file, and `UsersChanged` where a
+    known user is removed meanwhile; then nothing was written.
     """
     source = ImportSource(format, path, task, outputs, user)
     intake = yield from parse_import_file(source, lambda name: find_task(reg, name))
@@ -63,7 +65,7 @@ def import_file(
         return
     new = sum(name not in stored for name in intake.user_names)
     newcomers = ask(new) if ask is not None and can_anchor is None and new else can_anchor is not False
-    yield from _write(reg, source, intake, can_anchor, newcomers)
+    yield from _write(reg, source, intake, stored, can_anchor, newcomers)
 
 
 def _count_stored(reg: Registry, intake: ParsedFile, stored: set[str]) -> Counter[bool]:
@@ -100,11 +102,17 @@ def _stored_records(reg: Registry, user_id: int, task: str) -> StoredRecords:
 
 
 def _write(
-    reg: Registry, source: ImportSource, intake: ParsedFile, can_anchor: bool | None, newcomers: bool
+    reg: Registry,
+    source: ImportSource,
+    intake: ParsedFile,
+    stored: set[str],
+    can_anchor: bool | None,
+    newcomers: bool,
 ) -> Iterator[Event]:
     yield JobStarted(f"import {source.path.name}", len(intake.records), "items")
     counts = dict.fromkeys(("items_added", "items_unchanged", "queries_added", "queries_unchanged"), 0)
     with reg.transaction():
+        _require_still_there(reg, stored.intersection(intake.user_names))
         users = {name: reg.users.get_or_create_user(name, can_anchor=newcomers)[0] for name in intake.user_names}
         ids = {name: user.id for name, user in users.items()}
         others = [user for user in users.values() if can_anchor not in (None, user.can_anchor)]
@@ -119,6 +127,14 @@ def _write(
     yield from changed.consequence_notes(reg, "users of this file")
     yield ArtifactSaved("history", source.path.name, f"new items: {counts['items_added']:,}, users: {len(ids):,}")
     yield JobResult(_summary(source, intake) | counts)
+
+
+def _require_still_there(reg: Registry, names: set[str]) -> None:
+    """Raises UsersChanged where one of these users was removed: they would be new, without being asked for consent."""
+    if reg.users.existing_names(names) != names:
+        raise UsersChanged(
+            "Users of this file were removed while it was read: nothing was written.", hint="run it again"
+        )
 
 
 def _plan(

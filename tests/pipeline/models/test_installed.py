@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mta_cli.engine.model import checkpoint_files as folders
 from mta_cli.errors import BadInput, IntegrityFault, NotFound
+from mta_cli.events import JobResult, Note
+from mta_cli.options import MachineOptions
+from mta_cli.pipeline.maintenance.doctor import DoctorRequest, run_checks
+from mta_cli.pipeline.maintenance.repair import repair
 from mta_cli.pipeline.models import manifest as manifests
 from mta_cli.pipeline.models.installed import (
     list_models,
@@ -20,6 +27,7 @@ from mta_cli.pipeline.models.installed import (
     uninstall_model,
     verify_model,
 )
+from mta_cli.pipeline.models.load import load_on_device
 from mta_cli.pipeline.models.manifest import models_dir
 from mta_cli.pipeline.models.pull import register_folder
 
@@ -181,3 +189,32 @@ def test_a_damaged_manifest_is_named_and_removable(own: Path) -> None:
 
 def test_completion_knows_what_is_here_and_what_could_be(own: Path) -> None:
     assert model_names() == ["minilm-l6", "own", "smollm2-135m-instruct"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_a_file_that_may_not_be_read_is_named_and_no_damage(
+    own: Path, store_root: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, entry = Path.open, resolve_model("own")
+    another = Path(shutil.copytree(own, tmp_path / "another"))
+
+    def refuse(path: Path, *how: Any, **more: Any) -> Any:
+        if path.name == name and path.parent in (own, another):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return plain(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    said = re.escape(f"{name} cannot be read: Permission denied")
+    for act in (
+        lambda: verify_model("own"),
+        lambda: register_folder(another),
+        lambda: load_on_device(entry, MachineOptions(device="cpu")),
+    ):
+        with pytest.raises(BadInput, match=said):
+            act()
+    *_, result = run_checks(DoctorRequest(store_root, "own", "tiny-embedder", deep=True))
+    assert isinstance(result, JobResult)
+    (told,) = [each for each in result.result["checks"] if each["name"] == "models"]
+    assert not told["ok"] and re.search(said, told["detail"])
+    events = list(repair(store_root, 1.0, lambda found: pytest.fail("nothing is damaged")))
+    assert any(isinstance(event, Note) and "own was not checked" in event.text for event in events)

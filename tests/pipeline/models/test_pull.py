@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -263,11 +264,13 @@ class Hub:
 
     def model_info(self, repo_id: str, *, revision: str | None = None, files_metadata: bool = False) -> Any:
         self.asked.append((repo_id, revision))
-        files = [file.name for file in self.folder.iterdir()]
-        siblings = [SimpleNamespace(rfilename=name, size=10) for name in (*files, *self.extra)]
+        sizes = {file.name: file.stat().st_size for file in self.folder.iterdir()} | dict.fromkeys(self.extra, 10)
+        siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()]
         return SimpleNamespace(sha=SHA, siblings=siblings, card_data=SimpleNamespace(license="mit"))
 
-    def snapshot_download(self, repo_id: str, *, revision: str, allow_patterns: list[str], local_dir: Path) -> str:
+    def snapshot_download(
+        self, repo_id: str, *, revision: str, allow_patterns: list[str], local_dir: Path, tqdm_class: type
+    ) -> str:
         self.asked.append((repo_id, revision))
         (local_dir / ".cache" / "huggingface").mkdir(parents=True, exist_ok=True)
         for name in allow_patterns:
@@ -301,6 +304,36 @@ def test_a_hub_model_is_pinned_to_its_commit(
     assert verify_model("hf:org/name@v1") == []
     with pytest.raises(NotFound):
         resolve_model("hf:org/name")
+
+
+class EndlessHub(Hub):
+    """Sends one file for ever, in pieces of which the client tells its progress bar."""
+
+    pieces = 0
+
+    def snapshot_download(self, *_: Any, local_dir: Path, tqdm_class: Any, **__: Any) -> str:
+        progress = tqdm_class(total=0, disable=True)
+        with (local_dir / "model.safetensors").open("wb") as file:
+            while self.pieces < 2000:  # 2 GB, should nobody stop it
+                progress.update(file.write(bytes(2**20)))
+                file.flush()
+                self.pieces += 1
+                time.sleep(0.002)
+        return str(local_dir)
+
+
+def test_a_hub_that_sends_more_than_it_listed_is_stopped(
+    tiny_base_path: Path, models_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = EndlessHub(tiny_base_path)
+    stand_in(hub, monkeypatch)
+    with pytest.raises(IntegrityFault, match="sends more than the"):
+        list(pull_model("hf:org/name"))
+    stopped_at = hub.pieces
+    assert stopped_at < 2000
+    time.sleep(0.2)
+    assert hub.pieces == stopped_at, "it goes on in the background"
+    assert not list(models_root.rglob("*.safetensors")) and list_models() == []
 
 
 def test_a_hub_model_with_own_code_is_not_put_into_place(
