@@ -51,8 +51,8 @@ test-slow: models $(DEV)  ## the tests on the real model only
 
 nightly: trust versions  ## both of the next two
 
-trust: models $(DEV)  ## 200 kills, every fault of the disk, 400 flipped bits, 100 drawn trials of each kind
-	MTA_TEST_KILLS=200 MTA_TEST_FLIPS=400 MTA_TEST_TRIALS=100 $(PYTEST) -q -n $(WORKERS) --dist worksteal $(TRUST)
+trust: models $(DEV)  ## 200 kills, every fault of the disk, 400 flipped bits, 20 drawn trials of each kind
+	MTA_TEST_KILLS=200 MTA_TEST_FLIPS=400 MTA_TEST_TRIALS=20 $(PYTEST) -q -n $(WORKERS) --dist worksteal $(TRUST)
 
 versions: models $(DEV)  ## the fast tests with the oldest libraries that are declared, then with the newest
 	$(BIN)/python -m pip install --quiet uv
