@@ -114,11 +114,11 @@ class Registry:
         """Inside, other processes cannot remove these users or withdraw their consent: see `Jobs.hold_users`."""
         return self.jobs.hold_users(title, user_ids, consenting=consenting)
 
-    def check_integrity(self) -> list[str]:
-        """Every fault of the store, one line each; empty when it is sound."""
+    def check_integrity(self, *, names: bool = True) -> list[str]:
+        """Every fault of the store, one line each; empty when it is sound. Without `names`, users are numbers."""
         from store.integrity.check import find_problems
 
-        return find_problems(self._db, self.files)
+        return find_problems(self._db, self.files, names=names)
 
     def repairs(self) -> list[Repair]:
         """The repairs without loss that the store needs; empty when there are none."""

@@ -18,6 +18,9 @@ def doctor(
     deep: Annotated[
         bool, typer.Option("--deep", help="Read every file of every model and compare its digest.")
     ] = False,
+    names: Annotated[
+        bool, typer.Option("--names", help="Name the users whose data is damaged, instead of their numbers.")
+    ] = False,
     mend: Annotated[
         bool,
         typer.Option(
@@ -32,7 +35,7 @@ def doctor(
     from mta_cli.pipeline.maintenance.doctor import run_checks, summary
 
     context = app_context(ctx, json=json)
-    what = _build_examination(context, deep)
+    what = _build_examination(context, deep, names)
     repairs = _run_repairs(context, what, yes=yes) if mend else {}
     result = context.output.run_job(run_checks(what)) | repairs
     context.output.print_result(result, _render_checks)
@@ -54,7 +57,7 @@ def _run_repairs(context: AppContext, what: Any, *, yes: bool) -> dict[str, Any]
     return done
 
 
-def _build_examination(context: AppContext, deep: bool) -> Any:
+def _build_examination(context: AppContext, deep: bool, names: bool) -> Any:
     """What to check. Unreadable settings are a finding and end nothing."""
     from mta_cli.options import ModelOptions
     from mta_cli.pipeline.maintenance.doctor import DoctorRequest
@@ -66,7 +69,7 @@ def _build_examination(context: AppContext, deep: bool) -> Any:
         models, timeout, fault = context.model_options, context.settings.build_options(StoreOptions).timeout, None
     except MtaError as error:
         settings, models, timeout, fault = (), ModelOptions(), StoreOptions().timeout, error.message
-    return DoctorRequest(context.store_dir, models.base, models.embedder, settings, fault, timeout, deep)
+    return DoctorRequest(context.store_dir, models.base, models.embedder, settings, fault, timeout, deep, names)
 
 
 def _render_checks(result: dict[str, Any]) -> Any:

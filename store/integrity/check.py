@@ -32,14 +32,14 @@ def count_rows(db: Connection) -> dict[str, int]:
     return {table: int(db.fetch_value(f"SELECT count(*) FROM {table}")) for table in TABLES}
 
 
-def find_problems(db: Connection, files: AdapterFiles) -> list[str]:
-    """Every fault of the store, one line each; empty when it is sound."""
+def find_problems(db: Connection, files: AdapterFiles, *, names: bool = True) -> list[str]:
+    """Every fault of the store, one line each; empty when it is sound. Without `names`, users are numbers."""
     found: list[str] = []
     for check in (
         _check_database(db),
         _check_fulltext_index(db),
-        _check_recipes(db),
-        _check_cores(db),
+        _check_recipes(db, _column_of_user(names)),
+        _check_cores(db, _column_of_user(names)),
         _check_files(db, files),
         _check_removals(db),
     ):
@@ -130,21 +130,25 @@ def find_index_fault(db: Connection) -> str:
     return ""
 
 
-def _check_recipes(db: Connection) -> Iterator[str]:
+def _column_of_user(names: bool) -> str:
+    return "users.name" if names else "'user number ' || users.id"
+
+
+def _check_recipes(db: Connection, user: str) -> Iterator[str]:
     key = "a.user_id = r.user_id AND a.task = r.task AND a.bank_id = r.bank_id"
-    sizes = f"""SELECT name, r.task FROM recipes AS r JOIN users ON users.id = r.user_id
+    sizes = f"""SELECT {user}, r.task FROM recipes AS r JOIN users ON users.id = r.user_id
     WHERE bytes != {RECIPE_ENTRY_BYTES} * (SELECT count(*) FROM recipe_anchors AS a WHERE {key})"""
     for name, task in db.fetch_tuples(sizes):
         yield f"the recipe of {name} for task {task} has not all of its anchors"
     for table in ("recipe_anchors", "stack_anchors"):
-        others = f"""SELECT DISTINCT name, a.task FROM {table} AS a JOIN users ON users.id = a.user_id
+        others = f"""SELECT DISTINCT {user}, a.task FROM {table} AS a JOIN users ON users.id = a.user_id
         JOIN anchors ON anchors.id = anchor_id WHERE anchors.bank_id != a.bank_id"""
         for name, task in db.fetch_tuples(others):
             yield f"the recipe of {name} for task {task} in {table} names anchors of another bank"
 
 
-def _check_cores(db: Connection) -> Iterator[str]:
-    sql = """SELECT name, task, numbers, numbers_sha256 FROM stacks JOIN users ON users.id = user_id
+def _check_cores(db: Connection, user: str) -> Iterator[str]:
+    sql = f"""SELECT {user}, task, numbers, numbers_sha256 FROM stacks JOIN users ON users.id = user_id
     WHERE numbers IS NOT NULL"""
     for name, task, numbers, digest in db.fetch_tuples(sql):
         if not is_core_intact(numbers, digest):

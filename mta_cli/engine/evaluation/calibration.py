@@ -13,6 +13,8 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from mta_cli.engine.text.labels import find_label
+
 Array = npt.NDArray[np.float64]
 
 MAX_LOG_TEMPERATURE = 3.0  # a temperature is between e⁻³ and e³
@@ -45,7 +47,7 @@ def log_probabilities(scores: npt.ArrayLike, temperature: float) -> Array:
 
 def gold_loglik(scores: npt.ArrayLike, labels: Sequence[str], gold: str, temperature: float = 1.0) -> float:
     """The log-probability of the label that `gold` names, nats, by `scores` `[labels]`; else `NO_LABEL_LOGLIK`."""
-    wanted = gold.strip()
-    if wanted not in labels:
+    wanted = find_label(gold, labels)
+    if wanted is None:
         return NO_LABEL_LOGLIK
-    return float(log_probabilities(scores, temperature)[labels.index(wanted)])
+    return float(log_probabilities(scores, temperature)[wanted])

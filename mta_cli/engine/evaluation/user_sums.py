@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mta_cli.engine.evaluation.metrics import rouge_1, rouge_l, score_errors, score_range
+from mta_cli.engine.text.labels import find_label
 
 Array = npt.NDArray[np.float64]
 
@@ -125,7 +126,8 @@ def _label_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequenc
 
 
 def _one_hot(texts: Sequence[str], labels: Sequence[str]) -> Array:
-    return np.array([[float(text.strip() == label) for label in labels] for text in texts])
+    found = [find_label(text, labels) for text in texts]
+    return np.array([[float(place == i) for i in range(len(labels))] for place in found])
 
 
 def _label_metrics(sums: Array, queries: Array) -> dict[str, Array]:

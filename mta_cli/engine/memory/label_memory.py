@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mta_cli.engine.memory.label_prior import FrequencyLabelPrior, LabelPrior, user_label_prior
+from mta_cli.engine.text.labels import find_label
 
 if TYPE_CHECKING:
     from mta_cli.engine.memory.knn import EmbedFunction, NeighbourIndex, NeighbourKernel, NeighbourLabelPrior
@@ -94,4 +95,4 @@ class LabelMemory:
 
     def stored_bytes(self, answers: Sequence[str]) -> int:
         """The bytes that a user's label counts take."""
-        return BYTES_PER_LABEL * len({answer.strip() for answer in answers}.intersection(self.labels))
+        return BYTES_PER_LABEL * len({find_label(answer, self.labels) for answer in answers} - {None})

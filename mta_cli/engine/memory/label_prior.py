@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
+from mta_cli.engine.text.labels import find_label
+
 MIN_LABEL_RATE = 1e-4  # the least rate of a label, for labels that no user gives
 MEDIAN_THRESHOLD = 0.5 - 1e-9  # tolerance for a sum of probabilities in floating point
 
@@ -96,5 +98,5 @@ def user_label_prior(
 
 
 def _count_labels(outputs: Sequence[str], labels: Sequence[str]) -> list[int]:
-    counted = Counter(output.strip() for output in outputs)
-    return [counted[label] for label in labels]
+    counted = Counter(find_label(output, labels) for output in outputs)
+    return [counted[i] for i in range(len(labels))]

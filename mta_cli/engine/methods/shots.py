@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mta_cli.engine.methods.method import MethodContext, UserShots
 from mta_cli.engine.scoring.label_examples import LabelExample, TrainingExample
+from mta_cli.engine.text.labels import find_label
 from mta_cli.options import MemoryOptions
 
 
@@ -20,11 +21,10 @@ def _shot_examples(context: MethodContext, user: UserShots, memory: MemoryOption
     if not context.memory.uses_neighbours(memory):
         return user.rows
     labels, examples = context.task.labels, list[TrainingExample](user.rows)
-    for shot, (text, output) in enumerate(zip(user.inputs, map(str.strip, user.outputs), strict=True)):
+    for shot, (text, output) in enumerate(zip(user.inputs, user.outputs, strict=True)):
         prior = context.memory.leave_one_out_prior(user.answers_without(shot), user.number, memory)
-        if output in labels and prior is not None:
+        label = find_label(output, labels)
+        if label is not None and prior is not None:
             time = user.times[shot] if user.times else None
-            examples[shot] = LabelExample.from_prior(
-                user.rows[shot], context.label_tokens, labels.index(output), prior, text, time
-            )
+            examples[shot] = LabelExample.from_prior(user.rows[shot], context.label_tokens, label, prior, text, time)
     return tuple(examples)

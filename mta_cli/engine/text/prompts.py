@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from mta_cli.engine.text.chat_template import ChatLayout, load_chat_template
+from mta_cli.engine.text.labels import find_label
 from mta_cli.engine.text.tasks import TEMPLATE_SYSTEM_MESSAGE, Task
 from mta_cli.engine.text.tokenizer import TEXT_CACHE_SIZE, PromptTokenizer
 from mta_cli.errors import BadInput
@@ -94,18 +95,24 @@ class PromptBuilder:
         """
         words, budget = self._words, self.task.item_tokens
         least = min(budget // 4, len(words.encode_user_text(words.truncate_text(example.input, budget))))
-        output = self._cut_answer(example.output, budget - least)
+        output = self._cut_answer(self._label_or_text(example.output), budget - least)
         return self.task.fill_item(
             words.truncate_text(example.input, budget - len(words.encode_user_text(output))), output
         )
 
     def _answer_ids_uncached(self, output: str) -> tuple[int, ...]:
+        output = self._label_or_text(output)
         kept = self._cut_answer(output, self.task.answer_tokens)
         ids = self._words.encode_exactly(kept)
         return (*ids, self.end_id) if kept == output else tuple(ids)
 
     def _cut_answer(self, output: str, budget: int) -> str:
         return output if output.strip() in self.task.labels else self._words.truncate_text(output, budget)
+
+    def _label_or_text(self, output: str) -> str:
+        """The output; where it is another spelling of a label's number, the label."""
+        place = find_label(output, self.task.labels)
+        return output if place is None or output.strip() in self.task.labels else self.task.labels[place]
 
     def _encode_question(self, words: str, history: Sequence[HistoryExample]) -> list[int]:
         return self._encode(("user",), [self._with_history(words, history)])

@@ -109,6 +109,8 @@ def _contradictions(table: dict[str, Any]) -> list[str]:
     if kind == "score":
         odd = [label for label in labels if not re.fullmatch(r"-?\d{1,9}", label)]
         faults += [f"labels of kind score are whole numbers, not {odd[0]!r}"] if odd else []
+        same = [label for i, label in enumerate(labels) if not odd and int(label) in map(int, labels[:i])]
+        faults += [f"label {same[0]!r} is the same number as one before it"] if same else []
         if len(labels) < 2:
             faults.append("kind score needs two or more labels")
     if kind == "text" and labels:

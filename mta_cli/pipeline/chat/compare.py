@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.engine.text.labels import find_label
 from mta_cli.errors import MtaError, NotFound
 from mta_cli.events import Event, JobResult, Note, TextChunk
 from mta_cli.pipeline.chat.answer import (
@@ -231,9 +232,10 @@ def _score_against_gold(
     `loglik` is the gold's, in nats: over the task's labels with their priors where answers are labels (`over: labels`),
     else over the vocabulary, per token (`over: token`).
     """
-    labels = columns[0].generation.label_logliks
-    if gold.strip() in labels:
-        logliks = [_label_log_probability(column.generation.label_logliks, gold.strip()) for column in columns]
+    labels = list(columns[0].generation.label_logliks)
+    place = find_label(gold, labels)
+    if place is not None:
+        logliks = [_label_log_probability(column.generation.label_logliks, labels[place]) for column in columns]
     else:
         answer = tuple(model.prompter.answer_ids(gold))
         try:
@@ -242,7 +244,7 @@ def _score_against_gold(
             yield Note(f"The gold answer was not measured: {error.message}", warning=True)
             return
         logliks = [values[0] / len(answer) for values in found]
-    over = "labels" if gold.strip() in labels else "token"
+    over = "token" if place is None else "labels"
     for column, loglik in zip(columns, logliks, strict=True):
         metrics = answer_metrics(model.task.metric, model.task.labels, column.generation.text, gold)
         measured.append({"loglik": loglik, "over": over, "metrics": metrics})

@@ -264,11 +264,12 @@ class Conversation:
 
 def add_exchange_as_item(reg: Registry, user: User, task: str, question: str, answer: str) -> ArtifactSaved:
     """Make an exchange a history item of a task. Raises BadInput for an answer that is not a label of the task."""
+    from mta_cli.engine.text.labels import find_label
     from mta_cli.pipeline.data.tasks import find_task
     from store.records import NewItem
 
     labels = find_task(reg, task).labels
-    if labels and answer.strip() not in labels:
+    if labels and find_label(answer, labels) is None:
         raise BadInput(f"{answer.strip()[:80]!r} is no label of {task}.", hint=f"Labels: {', '.join(labels)}")
     now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="seconds")  # as imports have it
     content = "\0".join((now, question, answer))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mta_cli.engine.text.labels import find_label
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.formats import FORMATS
@@ -180,7 +181,7 @@ def _unknown_labels(intake: ParsedFile) -> Iterator[Note]:
         task = intake.tasks[record.item.task]
         if task.learning_prompt is not None and not record.held_out:
             continue  # history items of such a task differ in kind from its queries
-        if task.labels and record.item.output.strip() not in task.labels:
+        if task.labels and find_label(record.item.output, task.labels) is None:
             strange.setdefault(task.name, Counter())[record.item.output] += 1
     for name, answers in strange.items():
         some = ", ".join(format_value(answer) for answer, _ in answers.most_common(3))

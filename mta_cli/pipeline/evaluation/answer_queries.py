@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mta_cli.engine.text.labels import find_label
+
 if TYPE_CHECKING:
     from mta_cli.engine.lora.adapter import LoraWeights
     from mta_cli.engine.memory.label_prior import LabelPrior
@@ -58,7 +60,8 @@ def answer_queries(
     started = time.perf_counter()
     prompts = {one.query.id: tuple(examples.query_prompt(one.query)) for one in asked}
     labels = examples.task.labels
-    options = {one.query.id: (*labels, one.query.gold) if one.query.gold not in labels else labels for one in asked}
+    golds = {one.query.id: find_label(one.query.gold, labels) for one in asked}
+    options = {one.query.id: (*labels, one.query.gold) if golds[one.query.id] is None else labels for one in asked}
     found = _score_options(base, examples, asked, user_loras, prompts, options)
     scores = [
         add_label_prior(
@@ -81,8 +84,9 @@ def answer_queries(
     seconds = (time.perf_counter() - started) / max(1, len(asked))
     answers = []
     for one, text, values, own in zip(asked, texts, found, scores, strict=True):
-        gold = one.query.gold
-        loglik, tokens = values[options[one.query.id].index(gold)], len(examples.prompter.answer_ids(gold))
+        place = golds[one.query.id]
+        place = len(labels) if place is None else place
+        loglik, tokens = values[place], len(examples.prompter.answer_ids(options[one.query.id][place]))
         prompt = prompts[one.query.id]
         answers.append(ScoredAnswer(prompt, text, loglik, tokens, own, seconds))
     return answers

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.engine.text.labels import find_label
 from mta_cli.pipeline.evaluation.design import Design, describe_options
 from mta_cli.pipeline.evaluation.method_run import timed_group
 from mta_cli.pipeline.requests import EvalRequest
@@ -127,8 +128,8 @@ def _fit_fold_temperatures(
 def _fit_temperature(task: Task, rows: Sequence[Prediction]) -> float:
     from mta_cli.engine.evaluation.calibration import fit_temperature
 
-    golds = [(p, p.gold.strip()) for p in rows if p.scores is not None]
-    known = [(_unpack_scores(p), task.labels.index(gold)) for p, gold in golds if gold in task.labels]
+    golds = [(p, find_label(p.gold, task.labels)) for p in rows if p.scores is not None]
+    known = [(_unpack_scores(p), gold) for p, gold in golds if gold is not None]
     return fit_temperature([scores for scores, _ in known], [place for _, place in known])
 
 

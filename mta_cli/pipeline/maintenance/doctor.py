@@ -62,6 +62,7 @@ class Check:
 class DoctorRequest:
     """What to check: the store's directory, the two default models, settings as (key, value, origin), and how deep.
 
+    The findings have no user's name unless `names` are asked for, so that they can be pasted into a report.
     `settings_fault` says why the settings could not be read; the other values are then the defaults.
     """
 
@@ -72,6 +73,7 @@ class DoctorRequest:
     settings_fault: str | None = None
     timeout: float = 10.0
     deep: bool = False
+    names: bool = False
 
 
 def run_checks(what: DoctorRequest) -> Iterator[Event]:
@@ -210,7 +212,7 @@ def _check_store(what: DoctorRequest) -> Check:
     if not (what.store / "registry.db").exists():
         return Check("store", True, f"none at {what.store} yet; mta init makes one")
     with Registry.open(what.store, timeout=what.timeout) as registry:
-        faults = registry.check_integrity()
+        faults = registry.check_integrity(names=what.names)
         counts = ", ".join(f"{count} {name}" for name, count in registry.count_rows().items())
     return Check("store", not faults, "; ".join([*faults, f"{what.store}: {counts}"]))
 

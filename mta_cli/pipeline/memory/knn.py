@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from mta_cli.engine.text.labels import find_label
 from mta_cli.errors import IntegrityFault
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from store.records import Bank, Item, Neighbour, User
@@ -49,7 +50,7 @@ def neighbour_change(
     reg: Registry, bank: Bank, task: Task, histories: Iterable[tuple[User, Sequence[Item]]]
 ) -> NeighbourChange:
     """The difference between the bank's neighbours and the items of `histories` whose outputs are labels."""
-    labelled = [(item, user) for user, items in histories for item in items if item.output.strip() in task.labels]
+    labelled = [(item, user) for user, items in histories for item in items if _is_label(item, task)]
     known = reg.neighbours.item_ids(bank.id)
     new = [(item, user) for item, user in labelled if item.id not in known]
     unfitted = bool(known) and not has_fitted_kernel(reg.banks.by_id(bank.id))
@@ -115,7 +116,11 @@ def load_embedder(embedder: ModelEntry, device: str) -> EmbedFunction:
 
 def labelled_items(reg: Registry, bank: Bank, task: Task) -> list[Neighbour]:
     """The bank's items whose outputs are labels, in the order of their numbers."""
-    return [one for one in reg.neighbours.consenting_neighbours(bank.id) if one.output.strip() in task.labels]
+    return [one for one in reg.neighbours.consenting_neighbours(bank.id) if _is_label(one, task)]
+
+
+def _is_label(one: Item | Neighbour, task: Task) -> bool:
+    return find_label(one.output, task.labels) is not None
 
 
 def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | None:
@@ -137,7 +142,7 @@ def load_neighbours(reg: Registry, bank: Bank, task: Task) -> NeighbourIndex | N
         )
     times = tuple(one.time or "" for one in items)
     vectors = np.frombuffer(b"".join(one.vector for one in items), "<f2").reshape(len(items), -1).astype(np.float32)
-    labels = np.array([task.labels.index(one.output.strip()) for one in items], np.int64)
+    labels = np.array([find_label(one.output, task.labels) for one in items], np.int64)
     rates = np.array(label_rates([one.output for one in items], task.labels))
     users = np.array([one.user_id for one in items], np.int64)
     return NeighbourIndex(vectors, labels, users, rates, times if any(times) else ())

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mta_cli.engine.text.labels import find_label
 from mta_cli.pipeline.data.examples import PromptRowBuilder
 from mta_cli.pipeline.memory.bank_memory import BankMemory
 from mta_cli.pipeline.user_weights import load_weights
@@ -146,9 +147,9 @@ def query_examples(
     if prior is None or not context.methods.memory.uses_neighbours(memory):
         return examples
     for n, query in enumerate(queries):
-        if (gold := query.gold.strip()) in labels:
+        if (gold := find_label(query.gold, labels)) is not None:
             tokens = context.methods.label_tokens
-            examples[n] = LabelExample.from_prior(scored[n], tokens, labels.index(gold), prior, query.input, query.time)
+            examples[n] = LabelExample.from_prior(scored[n], tokens, gold, prior, query.input, query.time)
     return examples
 
 

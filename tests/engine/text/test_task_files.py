@@ -140,3 +140,8 @@ def test_every_key_is_documented_and_the_example_is_a_task() -> None:
     blocks = [block.split("```", 1)[0] for block in page.split("```toml\n")[1:]]
     tasks = [parse_task(block, "docs/tasks.md") for block in blocks]
     assert {task.kind for task in tasks} == {"label", "score", "text"}
+
+
+def test_scores_that_are_one_number_are_one_label() -> None:
+    (fault,) = faults(LEAST + 'kind = "score"\nlabels = ["1", "2", "01"]')
+    assert "'01' is the same number as one before it" in fault

@@ -15,6 +15,8 @@ from mta_cli.pipeline.maintenance import doctor
 from mta_cli.pipeline.maintenance.doctor import DoctorRequest, run_checks, summary
 from mta_cli.pipeline.models.manifest import models_dir
 from mta_cli.pipeline.models.pull import register_folder
+from store.registry import Registry
+from tests.store.making import adapted, bank, person
 
 
 @pytest.fixture
@@ -143,3 +145,23 @@ def test_one_line_says_what_failed() -> None:
     bad = {"ok": False, "checks": [{"name": "cpu", "ok": True}, {"name": "store", "ok": False}]}
     assert summary(bad) == "store: not as it should be"
     assert summary({"ok": True, "checks": []}) == "all is well"
+
+
+def test_findings_hold_no_name_unless_asked(what: DoctorRequest) -> None:
+    name = "Quetzalina Xochitl"
+    with Registry.open(what.store, create=True) as reg:
+        user = person(reg, name, "words")
+        made = bank(reg, [user])
+        stack = adapted(reg, user, made)
+        reg.stacks.save_stack(replace(stack, numbers=b"four", bytes=4))
+        reg._db.execute_write("UPDATE stacks SET numbers_sha256 = 'none'")
+        reg._db.execute_write("UPDATE recipes SET bytes = 1")
+        other = bank(reg, [user], key="other")
+        wrong = reg.banks.anchors(other.id)[0].id
+        reg._db.execute_write("UPDATE recipe_anchors SET anchor_id = ?", (wrong,))
+    ok, found = checks(what)
+    assert not ok and name not in str(found)
+    for fault in ("recipe of user number 1 for", "core of user number 1 for", "names anchors of another bank"):
+        assert fault in found["store"]["detail"]
+    _, named = checks(replace(what, names=True))
+    assert found["store"]["detail"].replace("user number 1", name) == named["store"]["detail"]

@@ -104,3 +104,17 @@ def test_what_is_there_is_not_embedded_again(peopled: Registry, monkeypatch: pyt
     people = [(user, peopled.items.recent_items(user.id, TASK.name)) for user in users]
     entry = resolve_model("tiny-embedder", "embedder")
     assert list(update_neighbours(peopled, bank_of(peopled), TASK, people, entry, "cpu")) == []
+
+
+def test_equal_numbers_are_one_label(peopled: Registry) -> None:
+    task = replace(TASK, kind="score", metric="mae", labels=("1", "2", "3"))
+    user = peopled.users.get("user0").id
+    own = [NewItem(f"n{n}", TASK.name, f"film {n}", output) for n, output in enumerate(["1", "01", "2.0", "4"])]
+    peopled.items.append_items(user, own)
+    bank = peopled.banks.get_or_create_bank("numbers", "k", TASK.name, "b", "e", 0, {})
+    items = [item for item in peopled.items.recent_items(user, TASK.name, None) if item.key.startswith("n")]
+    change = knn.neighbour_change(peopled, bank, task, [(peopled.users.get("user0"), items)])
+    assert sorted(item.output for item, _ in change.new_items) == ["01", "1", "2.0"]
+    peopled.neighbours.add_neighbours(bank.id, [(item.id, np.ones(2, "<f2").tobytes()) for item, _ in change.new_items])
+    index = load_neighbours(peopled, bank, task)
+    assert index is not None and sorted(index.labels.tolist()) == [0, 0, 1]

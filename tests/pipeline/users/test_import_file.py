@@ -250,6 +250,14 @@ def test_what_is_worth_saying_is_said(reg: Registry, tmp_path: Path) -> None:
     assert "left out, history items without tag: 1" in text
 
 
+def test_another_spelling_of_a_score_is_a_label(reg: Registry, tmp_path: Path) -> None:
+    records = [
+        {"user": "ann", "id": str(n), "input": "a lamp", "output": out} for n, out in enumerate(("05", "4.0", "9"))
+    ]
+    _, notes = run(import_file(reg, "jsonl", write(tmp_path / "a.jsonl", records), task="lamp-3"))
+    assert any("answers that are no label of lamp-3: 1, such as '9'" in note for note in notes)
+
+
 def test_history_that_asks_something_else_needs_no_label(reg: Registry, tmp_path: Path) -> None:
     _, notes = run(import_file(reg, "jsonl", write(tmp_path / "a.jsonl", rows()), task="lamp-1"))
     assert not any("no label" in note for note in notes)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mta_cli.engine.evaluation.metrics import rouge_1
 from mta_cli.engine.memory.label_prior import user_label_prior
 from mta_cli.engine.methods.method import Method, MethodContext, Settings, UserModel, UserShots
+from mta_cli.engine.text.labels import find_label
 
 SHOT_PRIOR_STRENGTH = 1.0  # the population's rates count as this many shots
 
@@ -52,7 +53,7 @@ def _majority_answer(context: MethodContext, user: UserShots) -> MajorityAnswer:
     labels, rates = context.task.labels, context.memory.rates
     prior = user_label_prior(user.outputs, labels, rates, SHOT_PRIOR_STRENGTH)
     logliks = tuple(value + math.log(rate) for value, rate in zip(prior, rates, strict=True))
-    known = [label for output in user.outputs if (label := output.strip()) in labels]
+    known = [labels[place] for output in user.outputs if (place := find_label(output, labels)) is not None]
     if context.task.kind == "score" and known:
         return MajorityAnswer(f"{sum(map(float, known)) / len(known):.6g}", logliks)
     counts = Counter(known)
