@@ -338,7 +338,7 @@ def _to_mta_error(root: Path, timeout: float, error: sqlite3.Error) -> MtaError:
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
         return _unwritable_error(root)
     if name.startswith("SQLITE_FULL"):
-        return BadInput("The disk is full: nothing was written to the store.", hint="free some space and run it again")
+        return BadInput("The disk is full: the store could not be written.", hint="free some space and run it again")
     if name.startswith("SQLITE_CONSTRAINT"):
         return IntegrityFault(
             f"What was to be stored does not fit what the store at {root} holds: {error}.", hint="mta doctor"

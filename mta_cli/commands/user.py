@@ -102,7 +102,7 @@ def add(
     ask = make_consent_prompt(context, can_anchor, yes=yes)
     with context.open_registry() as reg:
         job = add_user(reg, name, history=history, task=task, can_anchor=can_anchor, ask=ask, dry_run=dry_run)
-        context.output.run_job_and_print(job, dry_run=dry_run)
+        context.output.run_job_and_print(job, dry_run=dry_run, resumes=True)
 
 
 @app.command()

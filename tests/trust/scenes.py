@@ -37,6 +37,7 @@ BUILD = (
 ADAPT = ("user", "adapt", *town.SHORT, "--steps", "4", *CPU)
 LORAS = (*ADAPT, "--kind", "lora")
 CHAT = ("chat", "--user", "ida", "--max-tokens", "4", *CPU)
+IMPORTED = 2_500  # records, which are written in several batches
 IMPORT = ("data", "import", "jsonl", "history.jsonl")
 LINES = b"a film about a ship\nand one about a horse\nwhich of them is older\n"
 
@@ -110,7 +111,8 @@ class Stage:
             (place / name).symlink_to(path)
         (place / "settings.toml").touch()
         records = [
-            {"user": f"reader{n % 4}", "id": str(n), "input": f"page {n}", "output": "x" * (n + 1)} for n in range(80)
+            {"user": f"reader{n % 4}", "id": str(n), "input": f"page {n}", "output": "x" * (n % 80 + 1)}
+            for n in range(IMPORTED)
         ]
         (place / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
