@@ -22,7 +22,7 @@ def clean_text(text: str) -> str:
 
     Newline and tab stay. What is left is printable and can be sent to a terminal.
     """
-    if text.isprintable():
+    if text.replace("\n", "").isprintable():  # hundreds of times as fast as a test of every character
         return text
     return "".join(char for char in text if _is_printable(char))
 
