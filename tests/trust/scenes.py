@@ -39,7 +39,7 @@ LORAS = (*ADAPT, "--kind", "lora")
 CHAT = ("chat", "--user", "ida", "--max-tokens", "4", *CPU)
 IMPORT = ("data", "import", "jsonl", "history.jsonl")
 LARGE_IMPORT = ("data", "import", "jsonl", "large.jsonl")
-IMPORTED = {"history.jsonl": 80, "large.jsonl": 2_500}  # records; so many are written in several batches
+IMPORTED = {"history.jsonl": 80, "large.jsonl": 6_000}  # records; so many are written in several batches
 LINES = b"a film about a ship\nand one about a horse\nwhich of them is older\n"
 
 

@@ -29,7 +29,9 @@ T = TypeVar("T", bound=Sequence[Any])
 AskConsent = Callable[[int], bool]
 
 BATCH_RECORDS, BATCH_CHARACTERS = 1_000, 4_000_000
-"""Most records, and characters of text, that are in memory at once. A file of no more is written in one transaction."""
+"""Most records, and characters of text, that are in memory at once."""
+MAX_WHOLE_RECORDS = 5_000
+"""Most records, or users, of a file that is written in one transaction: the others wait for it."""
 TURN_SECONDS, PAUSE_SECONDS = 0.4, 0.1
 """How long a transaction of a large import lasts, and how long other writers have after it."""
 
@@ -114,7 +116,7 @@ def _write(
         for name, count in zip(counts, reg.items.bulk_append(items, queries), strict=True):
             counts[name] += count
 
-    few = max(total, len(names)) <= BATCH_RECORDS
+    few = max(total, len(names)) <= MAX_WHOLE_RECORDS
     written = 0
     try:
         with reg.transaction() if few else nullcontext():

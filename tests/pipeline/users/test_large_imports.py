@@ -34,6 +34,7 @@ def reg(root: Path) -> Iterator[Registry]:
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every batch is a transaction of its own."""
     monkeypatch.setattr(importing, "BATCH_RECORDS", BATCH)
+    monkeypatch.setattr(importing, "MAX_WHOLE_RECORDS", BATCH)
     monkeypatch.setattr(importing, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(importing, "PAUSE_SECONDS", 0.0)
 
@@ -80,6 +81,7 @@ def test_a_transaction_lasts_about_as_long_as_it_should(
     reg: Registry, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importing, "BATCH_RECORDS", BATCH)
+    monkeypatch.setattr(importing, "MAX_WHOLE_RECORDS", BATCH)
     now, paused = [0.0], list[float]()
     monkeypatch.setattr(importing.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(importing.time, "sleep", paused.append)
