@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mta_cli import events as ev
 from mta_cli.errors import Interrupted, MtaError, system_reason
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
     from mta_cli.progress import ProgressView
 
+T = TypeVar("T")
 Render = Callable[[Any], "RenderableType"]
+
+PAGE_ROWS = 500
+"""Rows of a long result that are printed at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +52,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Co
     body = [tuple(row) for row in rows]
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, name in enumerate(columns):
-        cells = [row[index] for row in body if row[index] is not None]
-        numeric = bool(cells) and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in cells)
+        numeric = _are_numbers([row[index] for row in body])
         shown.add_column(Text(name), justify="right" if numeric or index in right else "left", overflow="fold")
     for row in body:
         shown.add_row(
@@ -87,6 +91,11 @@ def group(*parts: RenderableType) -> RenderableType:
 def format_loss(loss: float | None) -> str:
     """A loss with three decimals; a dash for None."""
     return "–" if loss is None else f"{loss:.3f}"
+
+
+def _are_numbers(cells: Iterable[object]) -> bool:
+    known = [cell for cell in cells if cell is not None]
+    return bool(known) and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in known)
 
 
 def _format_cell(value: object) -> str:
@@ -164,6 +173,37 @@ class Output:
             return
         self.end_line()
         self._print_renderable((render or _render_default)(value))
+
+    def print_rows(self, columns: Sequence[str], rows: Iterable[T], cells: Callable[[T], Sequence[object]]) -> None:
+        """A result of any number of rows on standard output, a page at a time: a JSON array, or a table of `cells`."""
+        source = iter(rows)
+        pages = iter(lambda: list(itertools.islice(source, PAGE_ROWS)), [])
+        if self.json:
+            self._print_json_pages(pages)
+        else:
+            self._print_table_pages(columns, ([cells(row) for row in page] for page in pages))
+
+    def _print_json_pages(self, pages: Iterable[list[Any]]) -> None:
+        separator = "["
+        for page in pages:
+            self.write_stdout(separator + to_json(page)[1:-2])
+            separator = ","
+        self.write_stdout("[]\n" if separator == "[" else "\n]\n")
+
+    def _print_table_pages(self, columns: Sequence[str], pages: Iterator[list[Sequence[object]]]) -> None:
+        from mta_cli.line_table import LineTable
+
+        self.end_line()
+        first = next(pages, [])
+        layout = LineTable(columns, {i for i in range(len(columns)) if _are_numbers([row[i] for row in first])})
+        for number, page in enumerate(itertools.chain([first], pages)):
+            shown = [[_format_cell(value) for value in row] for row in page]
+            layout.fit(shown)
+            if number == 0:
+                titles, rule = layout.header()
+                self._print_renderable(text(titles, style="bold"))
+                self.write_stdout(f"{rule}\n")
+            self.write_stdout("".join(layout.lines(shown)))
 
     def write_stdout(self, raw: str) -> None:
         """Cleaned text to standard output at once, without styling."""

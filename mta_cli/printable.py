@@ -22,7 +22,7 @@ def clean_text(text: str) -> str:
 
     Newline and tab stay. What is left is printable and can be sent to a terminal.
     """
-    if text.isprintable():
+    if text.replace("\n", "").isprintable():  # hundreds of times as fast as a test of every character
         return text
     return "".join(char for char in text if _is_printable(char))
 
@@ -34,6 +34,10 @@ def clean_line(text: str) -> str:
 
 def to_jsonable(value: Any) -> Any:
     """`value` as JSON values: dataclasses as objects, paths as strings, sets as sorted lists, NaN as null."""
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -42,10 +46,6 @@ def to_jsonable(value: Any) -> Any:
         return sorted(to_jsonable(inner) for inner in value)
     if isinstance(value, list | tuple):
         return [to_jsonable(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, str | int | float):
-        return value
     return str(value)
 
 

@@ -38,6 +38,7 @@ from store.tables.users import Users
 
 if TYPE_CHECKING:
     from store.integrity.repair import Repair
+    from store.staged_records import StagedRecords
 
 
 class Registry:
@@ -113,6 +114,12 @@ class Registry:
     ) -> AbstractContextManager[None]:
         """Inside, other processes cannot remove these users or withdraw their consent: see `Jobs.hold_users`."""
         return self.jobs.hold_users(title, user_ids, consenting=consenting)
+
+    def stage_records(self) -> AbstractContextManager[StagedRecords]:
+        """A temporary place for the records of a file while it is checked. Raises BadInput where it cannot be made."""
+        from store.staged_records import StagedRecords
+
+        return StagedRecords.open(self.root, self.files.checkpoint_folder)
 
     def check_integrity(self, *, names: bool = True) -> list[str]:
         """Every fault of the store, one line each; empty when it is sound. Without `names`, users are numbers."""

@@ -353,3 +353,39 @@ def test_a_long_line_in_a_pipe_stays_one_line(capsys: pytest.CaptureFixture[str]
     path = "/a long folder/" * 40
     Output().print_result({"path": path}, lambda result: text(result["path"]))
     assert capsys.readouterr().out == path + "\n"
+
+
+ROWS = [("ann", 5), ("bob", 12345), ("a much longer name", None), ("\x1b[2Jcy", 1)]
+
+
+def test_long_results_are_printed_a_page_at_a_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mta_cli.output.PAGE_ROWS", 2)
+
+    def rows() -> Iterator[tuple[str, int | None]]:
+        for number, row in enumerate(ROWS):
+            if number == 2:
+                out = capsys.readouterr().out
+                assert "ann" in out and "bob" in out, "the first page is there before the second is asked for"
+            yield row
+
+    Output().print_rows(("name", "items"), rows(), lambda row: row)
+    assert capsys.readouterr().out == "a much longer name       –\n[2Jcy                    1\n"
+    Output(json=True).print_rows(("name", "items"), rows(), lambda row: row)
+
+
+@pytest.mark.parametrize("rows", [ROWS[:1], ROWS[:2], ROWS, []])
+def test_pages_of_a_long_result_make_one_document(
+    rows: list[tuple[str, int | None]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Output(json=True).print_result(rows)
+    whole = capsys.readouterr().out
+    Output().print_result(None, lambda _: table(("name", "items"), rows))
+    drawn = capsys.readouterr().out
+    for size in (1, 2, 500):
+        monkeypatch.setattr("mta_cli.output.PAGE_ROWS", size)
+        Output(json=True).print_rows(("name", "items"), iter(rows), lambda row: row)
+        assert capsys.readouterr().out == whole
+    Output().print_rows(("name", "items"), iter(rows), lambda row: row)
+    assert capsys.readouterr().out == drawn, "the look is that of any table"

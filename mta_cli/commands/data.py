@@ -62,7 +62,7 @@ def import_(
         job = import_file(
             reg, format, source, task=task, outputs=outputs, can_anchor=can_anchor, ask=ask, dry_run=dry_run
         )
-        context.output.run_job_and_print(job, _render_import, dry_run=dry_run)
+        context.output.run_job_and_print(job, _render_import, dry_run=dry_run, resumes=True)
 
 
 def _render_import(result: dict[str, Any]) -> RenderableType:

@@ -13,12 +13,14 @@ from mta_cli.commands.shared.arguments import JsonOption, YesOption, complete_ta
 from mta_cli.commands.shared.context import AppContext, app_context, confirm
 from mta_cli.commands.shared.lazy_typer import CommandApp
 from mta_cli.errors import NotFound
-from mta_cli.output import key_value_grid, table, text
+from mta_cli.output import key_value_grid, text
 
 if TYPE_CHECKING:
     from store.registry import Registry
 
 app = CommandApp("Tasks: how a history item becomes a prompt, and how an answer is scored.")
+
+_TASK_COLUMNS = ("name", "kind", "metric", "users", "description")
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="The task's name.", autocompletion=complete_tasks)]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A task file in TOML; docs/tasks.md describes it.")]
@@ -43,7 +45,9 @@ def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
 
     context = app_context(ctx, json=json)
     with _registry_if_exists(context) as registry:
-        context.output.print_result(list_tasks(registry), _render_tasks)
+        context.output.print_rows(
+            _TASK_COLUMNS, list_tasks(registry), lambda task: [task[name] for name in _TASK_COLUMNS]
+        )
 
 
 @app.command("show")
@@ -94,9 +98,8 @@ def _kept_histories_line(users: int) -> str:
     return f"{users} {'user has' if users == 1 else 'users have'} a history of it, which is kept."
 
 
-def _render_tasks(rows: list[dict[str, Any]]) -> Any:
-    cells = [(row["name"], row["kind"], row["metric"], row["users"], row["description"]) for row in rows]
-    return table(("name", "kind", "metric", "users", "description"), cells)
+def _task_cells(task: dict[str, Any]) -> list[object]:
+    return [task[name] for name in _TASK_COLUMNS]
 
 
 def _render_facts(facts: dict[str, Any]) -> Any:

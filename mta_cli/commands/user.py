@@ -29,7 +29,11 @@ from mta_cli.options import AdaptOptions, FuseOptions, MachineOptions, MemoryOpt
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from store.records import UserSummary
+
 app = CommandApp("Users: who they are, their histories, recipes and stacks.")
+
+_USER_COLUMNS = ("name", "items", "queries", "task", "status", "stack bytes", "may be anchor")
 
 HistoryOption = Annotated[
     Path | None,
@@ -46,7 +50,20 @@ UsersArgument = Annotated[
 
 
 @app.command("list")
-def list_(ctx: typer.Context, task: TaskOption = None, json: JsonOption = False) -> None:
+def list_(
+    ctx: typer.Context,
+    task: TaskOption = None,
+    filter: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            metavar="TEXT",
+            help="Words of the name, and status:adapted, task:NAME, items>5, queries=0 and so on, as in the window.",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many; else all.")] = None,
+    json: JsonOption = False,
+) -> None:
     """List users with their items, held-out queries, main task, status, bytes of stack and consent to be an anchor."""
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
@@ -54,7 +71,7 @@ def list_(ctx: typer.Context, task: TaskOption = None, json: JsonOption = False)
             from mta_cli.pipeline.data.tasks import find_task
 
             find_task(reg, task)
-        context.output.print_result(reg.user_table.summaries(task=task), _users_table)
+        context.output.print_rows(_USER_COLUMNS, reg.user_table.summaries(task, filter or "", limit), _user_cells)
 
 
 @app.command()
@@ -64,7 +81,7 @@ def show(ctx: typer.Context, user: UserArgument, json: JsonOption = False) -> No
 
     context = app_context(ctx, json=json)
     with context.open_registry() as reg:
-        context.output.print_result(describe_user(reg, user), _render_user)
+        context.output.print_result(describe_user(reg, user, with_texts=json), _render_user)
 
 
 @app.command()
@@ -85,7 +102,7 @@ def add(
     ask = make_consent_prompt(context, can_anchor, yes=yes)
     with context.open_registry() as reg:
         job = add_user(reg, name, history=history, task=task, can_anchor=can_anchor, ask=ask, dry_run=dry_run)
-        context.output.run_job_and_print(job, dry_run=dry_run)
+        context.output.run_job_and_print(job, dry_run=dry_run, resumes=True)
 
 
 @app.command()
@@ -267,10 +284,8 @@ def export(
         )
 
 
-def _users_table(users: list[Any]) -> RenderableType:
-    columns = ("name", "items", "queries", "task", "status", "stack bytes", "may be anchor")
-    names = ("name", "items", "queries", "task", "status", "stack_bytes", "can_anchor")
-    return out.table(columns, ([getattr(each, name) for name in names] for each in users))
+def _user_cells(user: UserSummary) -> tuple[object, ...]:
+    return (user.name, user.items, user.queries, user.task, user.status, user.stack_bytes, user.can_anchor)
 
 
 def _render_consent(result: dict[str, Any]) -> RenderableType:

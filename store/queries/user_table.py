@@ -7,7 +7,7 @@ latest orders (8 bytes a user each) are kept until the store changes.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from store.records import UserSummary
 SORT_COLUMNS = ("name", "items", "queries", "status", "bytes", "change")
 
 MAX_PAGE_ROWS = 500
-"""Most rows in a page."""
+"""Most rows in a page, and how many summaries are read at once."""
 
 MAX_CACHED_ORDERS = 2  # orders: that of the pages, and that of all users, for their count
 
@@ -74,9 +74,9 @@ _STATUS_SQL = status_sql(
     fused="users.id IN (SELECT user_id FROM recipes WHERE +bank_id IN current {and_})",
     anchor="users.id IN (SELECT user_id FROM anchors WHERE bank_id IN current)",
 )
-_HAS_TASK = """users.id IN (
-    SELECT user_id FROM items WHERE task = :task UNION SELECT user_id FROM queries WHERE task = :task
-)"""
+# Two look-ups a user in an index; a set of all users with the task would read all items.
+_HAS_TASK = """(EXISTS (SELECT 1 FROM items WHERE user_id = users.id AND task = :task)
+    OR EXISTS (SELECT 1 FROM queries WHERE user_id = users.id AND task = :task))"""
 _SELECT_MAIN_TASK = """(SELECT task FROM (
     SELECT task, count(*) AS items, 0 AS queries FROM items WHERE user_id = users.id GROUP BY task
     UNION ALL
@@ -168,13 +168,19 @@ class UserTable:
         sql = f"SELECT count(*) FROM users {_where_sql([*where.sql, f'name {before} {own}'])}"
         return int(self._db.fetch_value(sql, where.values))
 
-    def summaries(self, task: str | None = None) -> list[UserSummary]:
-        """One summary a user, by name; with `task`, only of users with items or queries of it, and about that task."""
-        columns = {name: _COLUMN_SQL[name] for name in ("name", "items", "queries", "status")}
+    def summaries(self, task: str | None = None, filter: str = "", limit: int | None = None) -> Iterator[UserSummary]:
+        """One summary a user, by name, at most `limit`, read in pages: the first are there before the last are read.
+
+        `filter` is that of `user_page`. With `task`, only users with items or queries of it, and about that task. Users
+        who are added or removed meanwhile may be missing.
+        """
+        columns = {"id": "users.id", **{name: _COLUMN_SQL[name] for name in ("name", "items", "queries", "status")}}
         columns |= {"stack_bytes": "coalesce(s.bytes, 0)", "can_anchor": "can_anchor"}
-        where = _where_sql([_HAS_TASK] if task is not None else [])
-        rows = self._db.fetch_dicts(f"{_select_users(columns, task)} {where} ORDER BY users.name", {"task": task})
-        return [UserSummary(**load_boolean_columns(_with_status_name(row), "can_anchor")) for row in rows]
+        question = _make_table_query(filter, "name", False, task)
+        order = self._ordered_user_ids(question, parse_user_filter(filter))[:limit]
+        for start in range(0, len(order), MAX_PAGE_ROWS):
+            for row in self._load_columns(columns, order[start : start + MAX_PAGE_ROWS], task):
+                yield UserSummary(**load_boolean_columns(row, "can_anchor"))
 
     def tasks_with_user_counts(self) -> list[tuple[str, int]]:
         """Every task with items or queries, and how many users have some; most users first."""
@@ -206,17 +212,19 @@ class UserTable:
         return self._cached_orders[question]
 
     def _load_rows(self, numbers: Sequence[int], task: str | None) -> list[UserRow]:
+        return [UserRow(**row) for row in self._load_columns({"id": "users.id", **_COLUMN_SQL}, numbers, task)]
+
+    def _load_columns(self, columns: dict[str, str], numbers: Sequence[int], task: str | None) -> list[dict[str, Any]]:
+        """These columns, without the id, and the task of the users of these numbers, in their order."""
         import json
 
         if not numbers:
             return []
         among = "IN (SELECT value FROM json_each(:numbers))"
-        sql = f"{_select_users({'id': 'users.id', **_COLUMN_SQL}, task, f'user_id {among}')} WHERE users.id {among}"
-        found = {
-            row.pop("id"): row
-            for row in self._db.fetch_dicts(sql, {"task": task, "numbers": json.dumps(list(numbers))})
-        }
-        return [UserRow(**_with_status_name(found[number])) for number in numbers if number in found]
+        sql = f"{_select_users(columns, task, f'user_id {among}')} WHERE users.id {among}"
+        values = {"task": task, "numbers": json.dumps(list(numbers))}
+        found = {row.pop("id"): _with_status_name(row) for row in self._db.fetch_dicts(sql, values)}
+        return [found[number] for number in numbers if number in found]
 
 
 def _with_status_name(row: dict[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,16 @@ from store.names import quote_text
 from store.queries.full_text import fts5_query, rank_bm25
 from store.records import Item, NewItem, Query
 
-INSERT_BATCH_SIZE = 5_000
+INSERT_BATCH_SIZE = 500
+"""Rows in one statement. The full-text index writes what it has gathered at the end of every statement."""
 MAX_FAULTS_SHOWN = 20
 
 UserItem = tuple[int, NewItem]
 
-_INSERT_ROW = """INSERT INTO {table} (user_id, key, task, input, {answer}, time)
-VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+# A conflict alone would use up a row number, and the rows after an import that is run again would have other ones.
+_INSERT_ROWS = """INSERT INTO {table} (user_id, key, task, input, {answer}, time) SELECT * FROM (VALUES {rows})
+WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE user_id = column1 AND task = column3 AND key = column2)
+ON CONFLICT DO NOTHING"""
 _SELECT_STORED = "SELECT input, {answer}, time FROM {table} WHERE user_id = ? AND task = ? AND key = ?"
 _SELECT_ITEM = "SELECT items.id, user_id, key, task, items.input, items.output, time FROM items"
 _SELECT_QUERY = "SELECT id, user_id, key, task, input, gold, time FROM queries"
@@ -63,6 +66,13 @@ class Items:
         """Add both for many users: items added and unchanged, queries added and unchanged. All or nothing."""
         with self._db.transaction():
             return (*self._append_rows("items", rows), *self._append_rows("queries", queries))
+
+    def find_stored(self, user_id: int, item: NewItem, *, held_out: bool) -> NewItem | None:
+        """The user's stored item, or query, with this item's task and key."""
+        table = "queries" if held_out else "items"
+        sql = _SELECT_STORED.format(table=table, answer=_answer_column(table))
+        found = self._db.fetch_tuples(sql, (user_id, item.task, item.key))
+        return NewItem(item.key, item.task, *found[0]) if found else None
 
     def recent_items(self, user_id: int, task: str, limit: int | None = None) -> list[Item]:
         """The user's `limit` most recent items of a task, or all, oldest first."""
@@ -149,9 +159,10 @@ class Items:
         return added, unchanged
 
     def _insert_batch(self, table: str, batch: list[UserItem]) -> int:
-        sql = _INSERT_ROW.format(table=table, answer=_answer_column(table))
-        values = ((user_id, item.key, item.task, item.input, item.output, item.time) for user_id, item in batch)
-        return self._db.execute_write_many(sql, values)
+        rows = ", ".join(["(?, ?, ?, ?, ?, ?)"] * len(batch))
+        sql = _INSERT_ROWS.format(table=table, answer=_answer_column(table), rows=rows)
+        values = [(user_id, item.key, item.task, item.input, item.output, item.time) for user_id, item in batch]
+        return self._db.execute_write(sql, list(itertools.chain.from_iterable(values))).rowcount
 
     def _find_conflicts(self, table: str, batch: list[UserItem]) -> Iterator[str]:
         sql = _SELECT_STORED.format(table=table, answer=_answer_column(table))

@@ -41,6 +41,12 @@ class Neighbours:
         """How many neighbours a bank has."""
         return int(self._db.fetch_value("SELECT count(*) FROM neighbours WHERE bank_id = ?", (bank_id,)))
 
+    def count_by_bank(self, user_id: int) -> dict[tuple[str, int], int]:
+        """How many of a user's items are neighbours, by (bank, version)."""
+        sql = """SELECT banks.name, version, count(*) FROM items JOIN neighbours ON item_id = items.id
+        JOIN banks ON banks.id = bank_id WHERE user_id = ? GROUP BY bank_id"""
+        return {(bank, version): count for bank, version, count in self._db.fetch_tuples(sql, (user_id,))}
+
     def count_users(self, bank_id: int) -> int:
         """How many users a bank's neighbours come from."""
         sql = """SELECT count(DISTINCT user_id) FROM neighbours JOIN items ON items.id = item_id WHERE bank_id = ?"""

@@ -120,6 +120,11 @@ class Users:
         FROM users JOIN items ON user_id = users.id WHERE task = ? GROUP BY users.id ORDER BY users.id"""
         return [(user_from_row(row[:4]), row[4]) for row in self._db.fetch_tuples(sql, (task,))]
 
+    def count_by_task(self) -> dict[str, int]:
+        """How many users have items of each task that has any."""
+        sql = "SELECT task, count(*) FROM (SELECT DISTINCT user_id, task FROM items) GROUP BY task"
+        return dict(self._db.fetch_tuples(sql))
+
     def tasks_of_user(self, user_id: int) -> list[tuple[str, int, int]]:
         """The user's tasks as (task, items, queries), most items first."""
         return self._db.fetch_tuples(_SELECT_USER_TASKS, {"user": user_id})

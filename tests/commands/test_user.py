@@ -63,6 +63,16 @@ def test_import_and_list(mta: Mta, tmp_path: Path) -> None:
     assert "lamp-2" in out
 
 
+def test_a_list_is_filtered_as_in_the_window_and_cut(mta: Mta, tmp_path: Path) -> None:
+    write(tmp_path / "users.json", [person(f"user {n}", n) for n in range(5)])
+    answer(mta, "data", "import", "users", "users.json", "--task", "lamp-2")
+    assert [each["name"] for each in answer(mta, "user", "list", "--filter", "items>2")] == ["user 3", "user 4"]
+    assert [each["name"] for each in answer(mta, "user", "list", "--limit", "1")] == ["user 0"]
+    code, out, _ = mta("user", "list", "--filter", "task:lamp-2 items>1", "--limit", "2")
+    assert code == 0 and [line.split()[1] for line in out.splitlines()[2:]] == ["2", "3"]
+    assert mta("user", "list", "--limit", "0")[0] == 2
+
+
 def test_import_from_standard_input(mta: Mta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Path] = []
     monkeypatch.setattr(
@@ -130,6 +140,17 @@ def test_add_show_and_items(mta: Mta, tmp_path: Path) -> None:
         "note 1"
     ]
     assert "note 3" in mta("user", "items", "alice")[1]
+
+
+def test_show_reads_texts_only_for_json(mta: Mta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "users.json", [person("ann", 3, 2)])
+    answer(mta, "data", "import", "users", "users.json", "--task", "lamp-2")
+    shown = answer(mta, "user", "show", "ann")
+    assert (len(shown["items"]), len(shown["queries"])) == (3, 2)
+    for reader in ("recent_items", "queries"):
+        monkeypatch.setattr(f"store.tables.items.Items.{reader}", lambda *_: pytest.fail("all texts, for their number"))
+    code, out, _ = mta("user", "show", "ann")
+    assert code == 0 and "3 items, 2 queries" in out
 
 
 def test_history(mta: Mta, tmp_path: Path) -> None:

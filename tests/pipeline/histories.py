@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from mta_cli.events import Event, JobResult, Note
 from mta_cli.pipeline.users.import_file import import_file
 from store.registry import Registry
+from store.staged_records import StagedRecords
 
 
 def write(path: Path, value: Any) -> Path:
@@ -36,6 +38,11 @@ def rows(user: str | None = "ann", count: int = 3, **changes: Any) -> list[dict[
     """Records of a JSONL file."""
     whose = {} if user is None else {"user": user}
     return [whose | {"input": f"note {n}", "output": f"answer {n}"} | changes for n in range(count)]
+
+
+def staged() -> StagedRecords:
+    """A place for the records of a parser."""
+    return StagedRecords(sqlite3.connect(":memory:", isolation_level=None))
 
 
 def run(events: Iterator[Event]) -> tuple[Any, list[str]]:

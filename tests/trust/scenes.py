@@ -38,6 +38,8 @@ ADAPT = ("user", "adapt", *town.SHORT, "--steps", "4", *CPU)
 LORAS = (*ADAPT, "--kind", "lora")
 CHAT = ("chat", "--user", "ida", "--max-tokens", "4", *CPU)
 IMPORT = ("data", "import", "jsonl", "history.jsonl")
+LARGE_IMPORT = ("data", "import", "jsonl", "large.jsonl")
+IMPORTED = {"history.jsonl": 80, "large.jsonl": 6_000}  # records; so many are written in several batches
 LINES = b"a film about a ship\nand one about a horse\nwhich of them is older\n"
 
 
@@ -59,6 +61,7 @@ SCENES = {
         Scene("user adapt", "bank", ADAPT),
         Scene("user adapt --kind lora", "bank", LORAS),
         Scene("data import", "people", IMPORT),
+        Scene("large data import", "people", LARGE_IMPORT),
         Scene("user rm", "adapted", ("user", "rm", "ida", "--yes"), again=(0, 3)),
         Scene("restore", "forgotten", ("restore", "backup.mta", "--yes")),
         Scene("model pull", "nothing", ("model", "pull", "tiny", "--name", "mine")),
@@ -109,10 +112,12 @@ class Stage:
         for name, path in (("tiny", base), ("tiny-embedder", embedder)):
             (place / name).symlink_to(path)
         (place / "settings.toml").touch()
-        records = [
-            {"user": f"reader{n % 4}", "id": str(n), "input": f"page {n}", "output": "x" * (n + 1)} for n in range(80)
-        ]
-        (place / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        for name, many in IMPORTED.items():
+            records = [
+                {"user": f"reader{n % 4}", "id": str(n), "input": f"page {n}", "output": "x" * (n % 80 + 1)}
+                for n in range(many)
+            ]
+            (place / name).write_text("".join(json.dumps(record) + "\n" for record in records))
 
     def begin(
         self,

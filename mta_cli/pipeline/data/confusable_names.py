@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Mapping
 
 from mta_cli.pipeline.data.formats.parse_results import escape_unprintable
 from store.names import normalise_name
@@ -10,20 +11,26 @@ from store.names import normalise_name
 MAX_LISTED_GROUPS = 10
 
 
-def confusable_name_warnings(spellings: Mapping[str, set[str]], stored: Iterable[str]) -> list[str]:
-    """One line for each group of names in a file (stored form → as written) that look alike, also with stored ones."""
+def confusable_name_warnings(
+    names: Collection[str], stored: Iterable[str], spellings: Mapping[str, set[str]] | None = None
+) -> list[str]:
+    """One line for each group of names in a file that look alike, also with stored ones. `spellings`: how a name is
+    written in the file, where not always in its stored form."""
+    first: dict[str, str] = {}
     groups: dict[str, set[str]] = {}
-    for name in (*spellings, *stored):
-        groups.setdefault(normalise_name(name), set()).add(name)
+    for name in itertools.chain(names, stored):
+        other = first.setdefault(normalise_name(name), name)
+        if other != name:
+            groups.setdefault(other, {other}).add(name)
     lines = [
-        f"{_join_names(names)} differ only in case, Unicode form or white space; they stay different users"
-        for names in groups.values()
-        if len(names) > 1 and not names.isdisjoint(spellings)
+        f"{_join_names(alike)} differ only in case, Unicode form or white space; they stay different users"
+        for alike in groups.values()
+        if not alike.isdisjoint(names)
     ]
     lines += [
         f"{_join_names(written)} are the same letters in different Unicode forms; they are one user, "
         f"{escape_unprintable(name)}"
-        for name, written in spellings.items()
+        for name, written in (spellings or {}).items()
         if len(written) > 1
     ]
     more = (

@@ -1,9 +1,9 @@
-"""One file → checked records and findings; nothing is written. Knows formats and tasks, no store."""
+"""One file → checked records, staged, and findings; nothing is imported. Knows formats and tasks, no store."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from mta_cli.engine.text.labels import find_label
 from mta_cli.errors import BadInput, NotFound, UsageError
 from mta_cli.events import Event, JobProgress, JobStarted, Note
 from mta_cli.pipeline.data.formats import FORMATS
+from mta_cli.pipeline.data.formats.json_array import iter_array
 from mta_cli.pipeline.data.formats.lamp import (
     NO_GOLD,
     FieldMapping,
@@ -26,9 +27,12 @@ from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
 
 if TYPE_CHECKING:
     from mta_cli.engine.text.tasks import Task
+    from store.staged_records import StagedRecords
 
 PROGRESS_EVERY = 5_000
 """Records between two steps of the progress bar."""
+MAX_COUNTED_ANSWERS = 1_000
+"""Different answers of which it is counted how often they are given, where they are no labels."""
 DEFAULT_TASK = "free"
 
 FindTask = Callable[[str], "Task"]
@@ -53,106 +57,125 @@ class ImportSource:
 
 
 @dataclass
-class ParsedFile:
-    """A checked file. `tasks` holds every task of its records.
+class UnknownLabels:
+    """Answers that are no label of a task. `examples` counts the first different ones."""
 
-    `untimed` counts records whose time is not stored, because the store already has them without one.
+    total: int = 0
+    examples: Counter[str] = field(default_factory=Counter)
+
+    def add(self, answer: str) -> None:
+        """Count an answer."""
+        self.total += 1
+        if len(self.examples) < MAX_COUNTED_ANSWERS or answer in self.examples:
+            self.examples[answer] += 1
+
+
+@dataclass
+class ParsedFile:
+    """A checked file, with its records. `tasks` holds every task of its records, `counts` how many are queries.
+
+    `times_not_stored` counts records whose time is not stored, because the store already has them without one.
     """
 
+    staged: StagedRecords
     task: str | None = None
-    records: list[Record] = field(default_factory=list)
+    counts: Counter[bool] = field(default_factory=Counter)
     tasks: dict[str, Task] = field(default_factory=dict)
+    unknown_tasks: set[str] = field(default_factory=set)
+    unknown_labels: dict[str, UnknownLabels] = field(default_factory=dict)
     findings: ParseFindings = field(default_factory=ParseFindings)
     warnings: list[str] = field(default_factory=list)
     times_not_stored: int = 0
 
     @property
-    def user_names(self) -> list[str]:
+    def user_names(self) -> Collection[str]:
         """All users in the file, in its order, also those without a usable record."""
-        return list(self.findings.spellings)
+        return self.findings.users.keys()
 
-    def count(self, *, held_out: bool) -> int:
-        """How many queries, or history items, there are."""
-        return sum(record.held_out == held_out for record in self.records)
+    def count(self, record: Record, find: FindTask) -> None:
+        """Count a record. Its task must exist; a missing one is a fault of the first record that names it."""
+        self.counts[record.held_out] += 1
+        name = record.item.task
+        if name not in self.tasks:
+            if name in self.unknown_tasks:
+                return
+            try:
+                self.tasks[name] = find(name)
+            except NotFound as error:
+                self.unknown_tasks.add(name)
+                hint = f" ({error.hint})" if error.hint else ""
+                self.findings.add_fault(record.location, f"{error.message}{hint}", "task")
+                return
+        task = self.tasks[name]
+        asked = task.learning_prompt is None or record.held_out  # else history items differ in kind from queries
+        if asked and task.labels and find_label(record.item.output, task.labels) is None:
+            self.unknown_labels.setdefault(name, UnknownLabels()).add(record.item.output)
 
 
-def parse_import_file(source: ImportSource, find: FindTask) -> Generator[Event, None, ParsedFile]:
-    """Check the whole file. Raises `NotFound`, `UsageError` or `BadInput`; the latter lists every fault."""
+def parse_import_file(
+    source: ImportSource, find: FindTask, staged: StagedRecords
+) -> Generator[Event, None, ParsedFile]:
+    """Check the whole file and stage its records.
+
+    Raises `NotFound`, `UsageError` or `BadInput`; the latter lists every fault.
+    """
     source.require_consistent()
-    intake = ParsedFile(source.task)
+    intake = ParsedFile(staged, source.task)
     if source.user is not None:
-        intake.findings.add_spelling(source.user, source.user)
+        intake.findings.add_user(source.user, source.user)
     if source.task is not None:
         intake.tasks[source.task] = find(source.task)
     yield JobStarted(f"read {source.path.name}", unit="records")
-    for record in _parse_records(source, intake, find):
-        intake.records.append(record)
-        if len(intake.records) % PROGRESS_EVERY == 0:
-            yield JobProgress("", len(intake.records))
-    _find_tasks(intake, find)
+    for number, record in enumerate(_parse_records(source, intake, find), 1):
+        intake.count(record, find)
+        if number % PROGRESS_EVERY == 0:
+            yield JobProgress("", number)
     unnamed = source.format == "users" and source.task is None
     hint = f"it was read as task {DEFAULT_TASK}; name another with --task" if unnamed else None
     intake.findings.raise_faults(source.path.name, hint)
-    if not intake.records and not intake.findings.skip_counts:
+    if not intake.counts and not intake.findings.skip_counts:
         raise BadInput(f"{source.path.name} holds no records")
     return intake
 
 
 def _parse_records(source: ImportSource, intake: ParsedFile, find: FindTask) -> Iterator[Record]:
-    if source.format == "lamp":
-        return _lamp(source, intake, find)
-    if source.format == "users":
-        shape = _field_mapping(intake, source.task or DEFAULT_TASK, find)
-        return parse_users(read_document(source.path), shape, source.path.name, intake.findings)
-    return _parse_row_file(source, intake)
-
-
-def _lamp(source: ImportSource, intake: ParsedFile, find: FindTask) -> Iterator[Record]:
     name, findings = source.path.name, intake.findings
-    golds = GoldAnswers("", {})
+    answers, task = _gold_answers(source, intake)
+    with open_file(source.path) as stream:
+        if source.format == "lamp":
+            shape, entries = _field_mapping(intake, task, find), iter_array(stream, name, findings)
+            yield from parse_questions(entries, answers, shape, name, findings, intake.staged)
+        elif source.format == "users":
+            shape = _field_mapping(intake, source.task or DEFAULT_TASK, find)
+            yield from parse_users(iter_array(stream, name, findings), shape, name, findings, intake.staged)
+        else:
+            lines = iter_lines(stream, name, findings)
+            required = frozenset({"input", "output"} if source.user is not None else {"user", "input", "output"})
+            jsonl = source.format == "jsonl"
+            rows = jsonl_rows(lines, name, findings) if jsonl else csv_rows(lines, name, findings, required)
+            yield from parse_rows(rows, source.task or DEFAULT_TASK, findings, intake.staged, source.user)
+
+
+def _gold_answers(source: ImportSource, intake: ParsedFile) -> tuple[Mapping[str, str], str]:
+    """The answers to LaMP's questions, and their task, from the request or the outputs."""
+    if source.format != "lamp":
+        return {}, ""
+    name, golds = source.path.name, GoldAnswers("", {})
     if source.outputs is not None:
-        golds = parse_golds(read_document(source.outputs), source.outputs.name, findings)
+        golds = parse_golds(read_document(source.outputs), source.outputs.name, intake.findings)
     told = golds.task.casefold().replace("_", "-")
     task = source.task or told
     if not task:
         raise UsageError(f"{name} does not say which task it is", hint="name it with --task; `mta task list` shows all")
     if source.task is not None and told.startswith("lamp-") and told != source.task:
         intake.warnings.append(f"the outputs say {format_value(golds.task)}, but are imported as {source.task}")
-    yield from parse_questions(
-        read_document(source.path), golds.answers, _field_mapping(intake, task, find), name, findings
-    )
-
-
-def _parse_row_file(source: ImportSource, intake: ParsedFile) -> Iterator[Record]:
-    name, findings = source.path.name, intake.findings
-    required = frozenset({"input", "output"} if source.user is not None else {"user", "input", "output"})
-    with open_file(source.path) as stream:
-        lines = iter_lines(stream, name, findings)
-        rows = (
-            jsonl_rows(lines, name, findings) if source.format == "jsonl" else csv_rows(lines, name, findings, required)
-        )
-        yield from parse_rows(rows, source.task or DEFAULT_TASK, findings, source.user)
+    return golds.answers, task
 
 
 def _field_mapping(intake: ParsedFile, name: str, find: FindTask) -> FieldMapping:
     task = intake.tasks.setdefault(name, find(name))
     intake.task = name
     return FieldMapping(name, task.input_field, task.output_field, task.strip_instruction)
-
-
-def _find_tasks(intake: ParsedFile, find: FindTask) -> None:
-    """Every task that a record names must exist; a missing one is a fault of the first record that names it."""
-    unknown: set[str] = set()
-    for record in intake.records:
-        name = record.item.task
-        if name in intake.tasks or name in unknown:
-            continue
-        try:
-            intake.tasks[name] = find(name)
-        except NotFound as error:
-            unknown.add(name)
-            hint = f" ({error.hint})" if error.hint else ""
-            intake.findings.add_fault(record.location, f"{error.message}{hint}", "task")
 
 
 def import_notes(intake: ParsedFile) -> Iterator[Note]:
@@ -167,34 +190,11 @@ def import_notes(intake: ParsedFile) -> Iterator[Note]:
     yield from (Note(text, warning=True) for text in intake.warnings)
     if intake.times_not_stored:
         yield Note(f"stored already without a time, and stay so: {intake.times_not_stored:,}", warning=True)
-    yield from _unknown_labels(intake)
-    leaked = _count_leaked_queries(intake)
+    for name, unknown in intake.unknown_labels.items():
+        some = ", ".join(format_value(answer) for answer, _ in unknown.examples.most_common(3))
+        yield Note(f"answers that are no label of {name}: {unknown.total:,}, such as {some}", warning=True)
+    leaked = intake.staged.count_leaked_queries() if intake.counts[True] else 0
     if leaked:
         yield Note(
             f"held-out queries that also stand in their user's history, with the same answer: {leaked:,}", warning=True
         )
-
-
-def _unknown_labels(intake: ParsedFile) -> Iterator[Note]:
-    strange: dict[str, Counter[str]] = {}
-    for record in intake.records:
-        task = intake.tasks[record.item.task]
-        if task.learning_prompt is not None and not record.held_out:
-            continue  # history items of such a task differ in kind from its queries
-        if task.labels and find_label(record.item.output, task.labels) is None:
-            strange.setdefault(task.name, Counter())[record.item.output] += 1
-    for name, answers in strange.items():
-        some = ", ".join(format_value(answer) for answer, _ in answers.most_common(3))
-        yield Note(f"answers that are no label of {name}: {answers.total():,}, such as {some}", warning=True)
-
-
-def _count_leaked_queries(intake: ParsedFile) -> int:
-    said = {
-        (record.user, record.item.task, record.item.input, record.item.output)
-        for record in intake.records
-        if not record.held_out
-    }
-    return sum(
-        record.held_out and (record.user, record.item.task, record.item.input, record.item.output) in said
-        for record in intake.records
-    )

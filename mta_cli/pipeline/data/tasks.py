@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,9 +31,11 @@ def task_names(reg: Registry | None) -> list[str]:
     return [*BUILTIN_TASKS, *(reg.tasks.all() if reg is not None else ())]
 
 
-def list_tasks(reg: Registry | None) -> list[dict[str, Any]]:
-    """Every task as `describe` gives it, built-in ones first."""
-    return [task_json(reg, name) for name in task_names(reg)]
+def list_tasks(reg: Registry | None) -> Iterator[dict[str, Any]]:
+    """Every task as `task_json` gives it, built-in ones first."""
+    added, counts = (reg.tasks.all(), reg.users.count_by_task()) if reg is not None else ({}, {})
+    yield from (_task_entry(task, counts) for task in BUILTIN_TASKS.values())
+    yield from (_task_entry(_parse_stored_task(name, text), counts) for name, text in added.items())
 
 
 def task_toml(reg: Registry | None, name: str) -> str:
@@ -42,9 +45,11 @@ def task_toml(reg: Registry | None, name: str) -> str:
 
 def task_json(reg: Registry | None, name: str) -> dict[str, Any]:
     """A task's keys as in a task file, whether it is built in, and how many users have items of it."""
-    task = find_task(reg, name)
-    users = len(reg.users.users_with_items(name)) if reg is not None else 0
-    return {**asdict(task), "builtin": name in BUILTIN_TASKS, "users": users}
+    return _task_entry(find_task(reg, name), reg.users.count_by_task() if reg is not None else {})
+
+
+def _task_entry(task: Task, user_counts: Mapping[str, int]) -> dict[str, Any]:
+    return {**asdict(task), "builtin": task.name in BUILTIN_TASKS, "users": user_counts.get(task.name, 0)}
 
 
 def add_task(reg: Registry, path: Path) -> tuple[Task, bool]:
@@ -75,7 +80,7 @@ def count_task_users(reg: Registry, name: str) -> int:
         raise BadInput(f"{name} is built in and cannot be removed.")
     if reg.tasks.get(name) is None:
         raise _unknown_task_error(reg, name)
-    return len(reg.users.users_with_items(name))
+    return reg.users.count_by_task().get(name, 0)
 
 
 def remove_task(reg: Registry, name: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def add_user(
             f"there is a user {format_value(name)} already",
             hint="give --history FILE to append to what is known of them",
         )
-    yield from (Note(text, warning=True) for text in confusable_name_warnings({name: {name}}, names))
+    yield from (Note(text, warning=True) for text in confusable_name_warnings([name], names))
     if dry_run:
         consent = "no" if can_anchor is False else "yes"
         yield JobPlan(

@@ -1,34 +1,39 @@
-"""Imports files of histories: a file is checked as a whole, then written in one transaction.
+"""Imports files of histories: a file is checked as a whole, then written, a large one in batches.
 
 Keeps stored items unchanged. Knows no format (see `parse_file`), no terminal and no SQL.
 """
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from mta_cli.errors import UsersChanged
+from mta_cli.errors import MtaError, UsersChanged
 from mta_cli.events import ArtifactSaved, Event, JobPlan, JobProgress, JobResult, JobStarted, Note, PlanLine
 from mta_cli.pipeline.data.confusable_names import confusable_name_warnings
-from mta_cli.pipeline.data.formats.parse_results import format_value
+from mta_cli.pipeline.data.formats.parse_results import SourceLocation, format_value
 from mta_cli.pipeline.data.parse_file import ImportSource, ParsedFile, import_notes, parse_import_file
 from mta_cli.pipeline.data.tasks import find_task
-from mta_cli.pipeline.users.consent import change_consent
+from mta_cli.pipeline.users.consent import ConsentEffects, change_consent
 
 if TYPE_CHECKING:
     from store.registry import Registry
+    from store.staged_records import StagedRecord
 
-StoredRecords = dict[tuple[bool, str], tuple[str, str, str | None]]
-"""The stored records of one user and task: (whether a query, id) → input, output, time."""
-
+T = TypeVar("T", bound=Sequence[Any])
 AskConsent = Callable[[int], bool]
 
-BATCH = 5_000
-"""Records written between two steps of the progress bar."""
+BATCH_RECORDS, BATCH_CHARACTERS = 1_000, 4_000_000
+"""Most records, and characters of text, that are in memory at once."""
+MAX_WHOLE_RECORDS = 5_000
+"""Most records, or users, of a file that is written in one transaction: the others wait for it."""
+TURN_SECONDS, PAUSE_SECONDS = 0.4, 0.1
+"""How long a transaction of a large import lasts, and how long other writers have after it."""
 
 
 def import_file(
@@ -51,54 +56,47 @@ def import_file(
     known user is removed meanwhile; then nothing was written.
     """
     source = ImportSource(format, path, task, outputs, user)
-    intake = yield from parse_import_file(source, lambda name: find_task(reg, name))
-    names = reg.users.names()
-    stored = set(names)
-    known = _count_stored(reg, intake, stored)
-    intake.findings.raise_faults(source.path.name, "what is stored never changes: give a changed item a new id")
-    yield from import_notes(intake)
-    yield from (Note(text, warning=True) for text in confusable_name_warnings(intake.findings.spellings, names))
-    if dry_run:
-        yield JobPlan("import", _plan(source, intake, stored, known, can_anchor))
-        counts = {"items": intake.count(held_out=False), "queries": intake.count(held_out=True)}
-        yield JobResult(_summary(source, intake) | counts | {"dry_run": True})
-        return
-    new = sum(name not in stored for name in intake.user_names)
-    newcomers = ask(new) if ask is not None and can_anchor is None and new else can_anchor is not False
-    yield from _write(reg, source, intake, stored, can_anchor, newcomers)
+    with reg.stage_records() as staged:
+        intake = yield from parse_import_file(source, lambda name: find_task(reg, name), staged)
+        names, findings = reg.users.names(), intake.findings
+        stored = set(names)
+        known = _count_stored(reg, source, intake, stored)
+        findings.raise_faults(source.path.name, "what is stored never changes: give a changed item a new id")
+        yield from import_notes(intake)
+        alike = confusable_name_warnings(intake.user_names, names, findings.spellings)
+        yield from (Note(text, warning=True) for text in alike)
+        if dry_run:
+            yield JobPlan("import", _plan(source, intake, stored, known, can_anchor))
+            counts = {"items": intake.counts[False], "queries": intake.counts[True]}
+            yield JobResult(_summary(source, intake) | counts | {"dry_run": True})
+            return
+        new = sum(name not in stored for name in intake.user_names)
+        newcomers = ask(new) if ask is not None and can_anchor is None and new else can_anchor is not False
+        yield from _write(reg, source, intake, stored, can_anchor, newcomers)
 
 
-def _count_stored(reg: Registry, intake: ParsedFile, stored: set[str]) -> Counter[bool]:
+def _count_stored(reg: Registry, source: ImportSource, intake: ParsedFile, stored: set[str]) -> Counter[bool]:
     """Count the stored records, by whether it is a query. An id with other stored content is a fault.
 
     A time that only one side knows is no contradiction: the stored record stays unchanged.
     """
     known = Counter[bool]()
     ids = {name: reg.users.get(name).id for name in intake.user_names if name in stored}
-    held: dict[tuple[str, str], StoredRecords] = {}
-    for index, record in enumerate(intake.records):
-        if record.user not in ids:
-            continue
-        item, whose = record.item, (record.user, record.item.task)
-        if whose not in held:
-            held[whose] = _stored_records(reg, ids[record.user], item.task)
-        there = held[whose].get((record.held_out, item.key))
+    for record in intake.staged if ids else ():
+        item, user_id = record.item, ids.get(record.user)
+        there = reg.items.find_stored(user_id, item, held_out=record.held_out) if user_id is not None else None
         if there is None:
             continue
         known[record.held_out] += 1
-        *texts, time = there
-        if texts != [item.input, item.output] or (time != item.time and None not in (time, item.time)):
+        if (there.input, there.output) != (item.input, item.output) or (
+            there.time != item.time and None not in (there.time, item.time)
+        ):
             what = f"{format_value(item.key)} of {format_value(record.user)} is stored already and says something else"
-            intake.findings.add_fault(record.location, what, "id")
-        elif time != item.time:
-            intake.records[index] = replace(record, item=replace(item, time=time))
-            intake.times_not_stored += time is None
+            intake.findings.add_fault(SourceLocation(source.path.name, record.record, record.line), what, "id")
+        elif there.time != item.time:
+            intake.staged.set_time(record.id, there.time)
+            intake.times_not_stored += there.time is None
     return known
-
-
-def _stored_records(reg: Registry, user_id: int, task: str) -> StoredRecords:
-    items = {(False, item.key): (item.input, item.output, item.time) for item in reg.items.recent_items(user_id, task)}
-    return items | {(True, each.key): (each.input, each.gold, each.time) for each in reg.items.queries(user_id, task)}
 
 
 def _write(
@@ -109,21 +107,38 @@ def _write(
     can_anchor: bool | None,
     newcomers: bool,
 ) -> Iterator[Event]:
-    yield JobStarted(f"import {source.path.name}", len(intake.records), "items")
+    """Write the staged records: few in one transaction, many in several, between which others can write."""
+    total, names = intake.counts.total(), intake.user_names
+    yield JobStarted(f"import {source.path.name}", total, "items")
     counts = dict.fromkeys(("items_added", "items_unchanged", "queries_added", "queries_unchanged"), 0)
-    with reg.transaction():
-        _require_still_there(reg, stored.intersection(intake.user_names))
-        users = {name: reg.users.get_or_create_user(name, can_anchor=newcomers)[0] for name in intake.user_names}
-        ids = {name: user.id for name, user in users.items()}
-        others = [user for user in users.values() if can_anchor not in (None, user.can_anchor)]
-        changed = change_consent(reg, others, bool(can_anchor))
-        for start in range(0, len(intake.records), BATCH):
-            batch = intake.records[start : start + BATCH]
-            items = [(ids[record.user], record.item) for record in batch if not record.held_out]
-            queries = [(ids[record.user], record.item) for record in batch if record.held_out]
-            for name, count in zip(counts, reg.items.bulk_append(items, queries), strict=True):
-                counts[name] += count
-            yield JobProgress("", start + len(batch))
+    ids: dict[str, int] = {}
+
+    def add_users(batch: Sequence[str]) -> None:
+        _require_still_there(reg, stored.intersection(batch))
+        ids.update((name, reg.users.get_or_create_user(name, can_anchor=newcomers)[0].id) for name in batch)
+
+    def add_records(batch: Sequence[StagedRecord]) -> None:
+        items = [(ids[record.user], record.item) for record in batch if not record.held_out]
+        queries = [(ids[record.user], record.item) for record in batch if record.held_out]
+        for name, count in zip(counts, reg.items.bulk_append(items, queries), strict=True):
+            counts[name] += count
+
+    few = max(total, len(names)) <= MAX_WHOLE_RECORDS
+    written = 0
+    try:
+        with reg.transaction() if few else nullcontext():
+            changed = _change_consent(reg, names, can_anchor)
+            for _ in _write_in_turns(reg, _batched(names, BATCH_RECORDS), add_users):
+                pass
+            with nullcontext() if few else reg.hold_users(f"import of {source.path.name}", ids.values()):
+                batches = intake.staged.batches(BATCH_RECORDS, BATCH_CHARACTERS)
+                for written in _write_in_turns(reg, batches, add_records):
+                    yield JobProgress("", written)
+    except MtaError:
+        if written and not few:
+            said = f"{written:,} of {total:,} records are stored; run the same command again: it adds the others"
+            yield Note(said, warning=True)
+        raise
     yield from changed.consequence_notes(reg, "users of this file")
     yield ArtifactSaved("history", source.path.name, f"new items: {counts['items_added']:,}, users: {len(ids):,}")
     yield JobResult(_summary(source, intake) | counts)
@@ -132,9 +147,42 @@ def _write(
 def _require_still_there(reg: Registry, names: set[str]) -> None:
     """Raises UsersChanged where one of these users was removed: they would be new, without being asked for consent."""
     if reg.users.existing_names(names) != names:
-        raise UsersChanged(
-            "Users of this file were removed while it was read: nothing was written.", hint="run it again"
-        )
+        raise UsersChanged("Users of this file were removed while it was read.", hint="run it again")
+
+
+def _change_consent(reg: Registry, names: Iterable[str], can_anchor: bool | None) -> ConsentEffects:
+    """Record the consent of the known users among these, where it is given and changes."""
+    if can_anchor is None:
+        return ConsentEffects()
+    stored = reg.users.existing_names(names)
+    known = (reg.users.get(name) for name in names if name in stored)
+    return change_consent(reg, [user for user in known if user.can_anchor != can_anchor], can_anchor)
+
+
+def _batched(names: Iterable[str], most: int) -> Iterator[list[str]]:
+    source = iter(names)
+    return iter(lambda: list(itertools.islice(source, most)), [])
+
+
+def _write_in_turns(reg: Registry, batches: Iterable[T], write: Callable[[T], None]) -> Iterator[int]:
+    """Write every batch, several in a transaction of about `TURN_SECONDS`; yields how many rows are written after each.
+
+    Between two transactions other processes can write: SQLite lets them try every tenth of a second.
+    """
+    waiting = iter(batches)
+    batch, written = next(waiting, None), 0
+    while batch is not None:
+        with reg.transaction():
+            end = time.monotonic() + TURN_SECONDS
+            while batch is not None:
+                write(batch)
+                written += len(batch)
+                batch = next(waiting, None)
+                if time.monotonic() >= end:
+                    break
+        yield written
+        if batch is not None:
+            time.sleep(PAUSE_SECONDS)
 
 
 def _plan(
@@ -147,8 +195,8 @@ def _plan(
         PlanLine("format", source.format, "flag FORMAT"),
         PlanLine("task", ", ".join(intake.tasks) or "none", "flag --task" if source.task else "derived"),
         PlanLine("users", f"{len(intake.user_names):,}, of whom {met:,} are known already"),
-        PlanLine("history items", f"{intake.count(held_out=False):,}, of which {known[False]:,} are stored already"),
-        PlanLine("held-out queries", f"{intake.count(held_out=True):,}, of which {known[True]:,} are stored already"),
+        PlanLine("history items", f"{intake.counts[False]:,}, of which {known[False]:,} are stored already"),
+        PlanLine("held-out queries", f"{intake.counts[True]:,}, of which {known[True]:,} are stored already"),
         PlanLine("may be anchors", consent, "default" if can_anchor is None else "flag --can-anchor"),
     )
 

@@ -5,7 +5,6 @@ Reads the store only. Knows no terminal and no SQL.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mta_cli.errors import NotFound
@@ -67,14 +66,14 @@ def user_dependencies(reg: Registry, user: User) -> list[Entry]:
 def user_contributions(reg: Registry, user: User) -> list[Entry]:
     """A user's data in banks, besides anchors: whether `perhaps_task_adapter` (see `banks_pooling_user`), and how many
     of their items are `neighbours`."""
-    held = Counter((row["bank"], row["version"]) for row in reg.user_data.neighbours(user.id))
+    held = reg.neighbours.count_by_bank(user.id)
     pooled = {(bank.name, bank.version) for bank in banks_pooling_user(reg, user)}
     return [
         {
             "bank": name,
             "version": version,
             "perhaps_task_adapter": (name, version) in pooled,
-            "neighbours": held[name, version],
+            "neighbours": held.get((name, version), 0),
         }
         for name, version in sorted(pooled | set(held))
     ]

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]
 
 
-def describe_user(reg: Registry, name: str) -> Entry:
+def describe_user(reg: Registry, name: str, *, with_texts: bool = True) -> Entry:
     """Consent, items, queries, profiles, recipes, stacks, anchors, chats and runs; the other users' data behind this
-    user's models, and the banks' data from this user. Raises `NotFound`."""
+    user's models, and the banks' data from this user. `with_texts`: with the items and queries themselves, not only
+    their counts. Raises `NotFound`."""
     user = reg.users.get(name)
     held = reg.users.tasks_of_user(user.id)
     tasks = [task for task, _, _ in held]
-    return {
+    entry = {
         "name": user.name,
         "can_anchor": user.can_anchor,
         "created": user.created,
@@ -34,9 +35,11 @@ def describe_user(reg: Registry, name: str) -> Entry:
         "given_to": user_contributions(reg, user),
         "chats": [_chat_entry(reg, chat) for chat in reg.chats.of_user(user.id)],
         "runs": user_runs(reg, name),
-        "items": [item_entry(item) for task in tasks for item in reg.items.recent_items(user.id, task, None)],
-        "queries": [query_entry(query) for task in tasks for query in reg.items.queries(user.id, task)],
     }
+    if with_texts:
+        entry["items"] = [item_entry(item) for task in tasks for item in reg.items.recent_items(user.id, task, None)]
+        entry["queries"] = [query_entry(query) for task in tasks for query in reg.items.queries(user.id, task)]
+    return entry
 
 
 def user_runs(reg: Registry, name: str) -> list[Entry]:

@@ -84,6 +84,18 @@ def test_removing_keeps_histories(reg: Registry, file: Path) -> None:
     assert task_json(reg, "mine")["users"] == 1
 
 
+def test_all_tasks_are_listed_in_two_queries(reg: Registry, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_task(reg, file)
+    for name in ("ann", "bob"):
+        reg.items.append_items(reg.users.add(name).id, [NewItem(key, "mine", "a", "b") for key in "12"])
+    asked: list[str] = []
+    plain = reg._db.fetch_tuples
+    monkeypatch.setattr(reg._db, "fetch_tuples", lambda sql, values=(): asked.append(sql) or plain(sql, values))
+    rows = list(list_tasks(reg))
+    assert {row["name"]: row["users"] for row in rows} == {**dict.fromkeys(BUILTIN_TASKS, 0), "mine": 2}
+    assert len(asked) == 2
+
+
 def test_a_stored_task_that_cannot_be_read_is_named_and_can_be_removed(reg: Registry) -> None:
     reg.tasks.save_task("mine", "colour = 3")
     with pytest.raises(IntegrityFault, match="'mine'") as caught:

@@ -232,3 +232,23 @@ def test_tasks_are_those_that_people_have_something_of(peopled: Registry) -> Non
     erin = peopled.users.get("erin").id
     peopled.items.append_queries(erin, [item("q", task="other"), item("q", task="free")])
     assert peopled.user_table.tasks_with_user_counts() == [("free", 5), ("other", 1)]
+
+
+def test_summaries_are_those_of_the_filter_and_at_most_so_many(peopled: Registry) -> None:
+    def found(task: str | None = None, filter: str = "", limit: int | None = None) -> list[str]:
+        return [each.name for each in peopled.user_table.summaries(task, filter, limit)]
+
+    assert found() == ["alice", "bob", "carol", "dave", "erin"]
+    assert found(filter="items>1") == ["alice", "bob", "dave"] and found(filter="items>1", limit=2) == ["alice", "bob"]
+    assert found(filter="status:fused") == ["carol"] and found("free", "a", 9) == ["alice", "carol", "dave"]
+
+
+def test_the_first_summaries_are_there_before_the_last_are_read(
+    peopled: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("store.queries.user_table.MAX_PAGE_ROWS", 2)
+    expected = list(peopled.user_table.summaries())
+    lines = peopled.user_table.summaries()
+    assert [next(lines), next(lines)] == expected[:2]
+    peopled.users.forget(peopled.users.get("dave").id)
+    assert [each.name for each in lines] == ["carol", "erin"]

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput
+from store.records import NewItem
 from store.registry import Registry
 from store.tables.items import MAX_FAULTS_SHOWN
 from tests.store.making import item, person
@@ -138,3 +139,13 @@ def test_any_text_comes_back_as_it_went_in(
         found = {each.key: (each.input, each.output, each.time) for each in reg.items.recent_items(user, task)}
         assert found == {each.key: (each.input, each.output, each.time) for each in items}
         raise InterruptedError  # leaves the store empty for the next example
+
+
+def test_known_items_use_up_no_numbers(reg: Registry) -> None:
+    alice = person(reg, "alice", *(f"known {n}" for n in range(3)))
+    known = [item.id for item in reg.items.recent_items(alice, "free")]
+    rows = [NewItem(f"new {n}", "free", "new", "answer") for n in range(1_200)]
+    assert reg.items.append_items(alice, rows[:700]) == (700, 0)
+    assert reg.items.append_items(alice, rows) == (500, 700)
+    numbers = [item.id for item in reg.items.recent_items(alice, "free")]
+    assert numbers == list(range(known[0], known[0] + 1_203)), "an import that is run again ends with the same numbers"

@@ -63,3 +63,12 @@ def test_a_kernel_is_kept_with_the_bank(full: tuple[Registry, Bank]) -> None:
     assert kept.kernel is None
     reg.banks.set_kernel(kept.id, {"sharpness": 8.0, "votes": 1.25, "habit": 0.5})
     assert reg.banks.by_id(kept.id).kernel == {"sharpness": 8.0, "votes": 1.25, "habit": 0.5}
+
+
+def test_they_are_counted_by_bank(full: tuple[Registry, Bank]) -> None:
+    reg, kept = full
+    alice, bob = reg.users.get("alice").id, reg.users.get("bob").id
+    reg.neighbours.remove_neighbours(kept.id, [reg.items.recent_items(bob, "free")[0].id])
+    assert reg.neighbours.count_by_bank(alice) == {(kept.name, kept.version): 2}
+    assert reg.neighbours.count_by_bank(bob) == {(kept.name, kept.version): 1}
+    assert reg.neighbours.count_by_bank(bob + 1) == {}

@@ -99,7 +99,7 @@ def test_a_core_is_its_numbers_beside_the_banks_basis(reg: Registry) -> None:
     for user in (bob, carol):
         reg.stacks.remove(user, "free", made.id)
         assert reg.adapters.verified_path(basis).exists(), "the bank keeps it"
-    assert reg.user_table.summaries()[1].stack_bytes == 0 and reg.check_integrity() == []
+    assert list(reg.user_table.summaries())[1].stack_bytes == 0 and reg.check_integrity() == []
     reg.banks.remove(made.id)
     assert not reg.files.path(basis).exists()
 

@@ -96,7 +96,7 @@ def test_summaries_without_any_bank(reg: Registry) -> None:
     assert [(s.name, s.items, s.queries, s.task) for s in reg.user_table.summaries(task="free")] == [
         ("alice", 1, 1, "free")
     ]
-    assert reg.user_table.summaries(task="none") == []
+    assert list(reg.user_table.summaries(task="none")) == []
 
 
 def test_a_users_standing_is_that_in_the_newest_bank(reg: Registry) -> None:
@@ -121,6 +121,6 @@ def test_banks_of_evaluations_give_nobody_a_standing(reg: Registry) -> None:
     alice = person(reg, "alice", "a")
     bank(reg, [alice], name="eval free", purpose="eval")
     (line,) = reg.user_table.summaries()
-    assert line.status == "new" and reg.user_table.summaries(task="free") == [line]
+    assert line.status == "new" and list(reg.user_table.summaries(task="free")) == [line]
     bank(reg, [alice])
     assert [each.status for each in reg.user_table.summaries()] == ["anchor"]

@@ -86,7 +86,7 @@ class RecordFields:
         except BadInput as error:
             self.add_field_fault(name, error.message)
             return None
-        self.findings.add_spelling(stored, written)
+        self.findings.add_user(stored, written)
         return stored
 
     def read_time(self, *names: str) -> str | None:

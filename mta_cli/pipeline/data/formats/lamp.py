@@ -6,7 +6,7 @@ Knows no store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mta_cli.pipeline.data.formats.fields import RecordFields
@@ -19,6 +19,7 @@ from mta_cli.pipeline.data.formats.parse_results import (
     json_type_name,
 )
 from store.records import NewItem
+from store.staged_records import StagedRecords
 
 NO_GOLD = "queries without a gold answer"
 NO_QUESTION = "gold answers without a question"
@@ -89,24 +90,33 @@ def parse_golds(document: object, file: str, findings: ParseFindings) -> GoldAns
 
 
 def parse_questions(
-    document: object, answers: Mapping[str, str], shape: FieldMapping, file: str, findings: ParseFindings
+    entries: Iterable[object],
+    answers: Mapping[str, str],
+    shape: FieldMapping,
+    file: str,
+    findings: ParseFindings,
+    staged: StagedRecords,
 ) -> Iterator[Record]:
-    """Histories and, where a gold answer is known, held-out queries of a questions document."""
-    ids, asked = SeenIds(findings), dict[str, int]()
-    for number, entry in enumerate(_require_list(document, SourceLocation(file), findings), 1):
+    """Histories and, where a gold answer is known, held-out queries of a file of questions, staged."""
+    ids, asked = SeenIds(findings, staged), dict[str, int]()
+    for number, entry in enumerate(entries, 1):
         fields = RecordFields.from_value(entry, SourceLocation(file, number), findings)
         if fields is None:
             continue
         key = fields.read_id()
-        if key is not None and asked.setdefault(key, number) != number:
+        repeated = key is not None and asked.setdefault(key, number) != number
+        if key is not None and repeated:
             fields.add_field_fault("id", f"{format_value(key)} was already used in record {asked[key]}")
         user = fields.read_user("id" if fields.values.get("user_id") is None else "user_id")
         question, time = shape.parse_question(fields), fields.read_time("time", "date")
         yield from _history(fields, user, shape, ids)
-        if key is None or user is None or question is None:
+        if key is None or user is None or question is None or repeated:
             continue
         if key in answers:
-            yield Record(user, NewItem(key, shape.task, question, answers[key], time), fields.location, held_out=True)
+            item = NewItem(key, shape.task, question, answers[key], time)
+            record = Record(user, item, fields.location, held_out=True)
+            if ids.add_if_new(record, "id"):
+                yield record
         else:
             findings.skip_counts[NO_GOLD] += 1
     _report_unused_golds(answers, asked, file, findings)
@@ -124,10 +134,13 @@ def _report_unused_golds(
         findings.skip_counts[NO_QUESTION] += unused
 
 
-def parse_users(document: object, shape: FieldMapping, file: str, findings: ParseFindings) -> Iterator[Record]:
-    """Histories and held-out queries of a users document: `[{user_id, profile, query: [{id, input, gold, date?}]}]`."""
-    ids, known = SeenIds(findings), dict[str, int]()
-    for number, entry in enumerate(_require_list(document, SourceLocation(file), findings), 1):
+def parse_users(
+    entries: Iterable[object], shape: FieldMapping, file: str, findings: ParseFindings, staged: StagedRecords
+) -> Iterator[Record]:
+    """Histories and held-out queries of a file of users, staged: `[{user_id, profile, query: [{id, input, gold,
+    date?}]}]`."""
+    ids, known = SeenIds(findings, staged), dict[str, int]()
+    for number, entry in enumerate(entries, 1):
         fields = RecordFields.from_value(entry, SourceLocation(file, number), findings)
         if fields is None:
             continue
@@ -164,14 +177,14 @@ def _query(query: RecordFields, user: str | None, shape: FieldMapping) -> Record
     return Record(user, NewItem(key, shape.task, question, gold, time), query.location, held_out=True)
 
 
-def _require_list(document: object, place: SourceLocation, findings: ParseFindings, inside: str = "") -> list[object]:
+def _require_list(value: object, place: SourceLocation, findings: ParseFindings, inside: str) -> list[object]:
     """The members of a list field, which must not be empty."""
-    if not isinstance(document, list):
-        findings.add_fault(place, f"is {json_type_name(document)}, not a list", inside)
+    if not isinstance(value, list):
+        findings.add_fault(place, f"is {json_type_name(value)}, not a list", inside)
         return []
-    if not document:
+    if not value:
         findings.add_fault(place, "is an empty list", inside)
-    return document
+    return value
 
 
 def _join_fields(parts: list[str | None]) -> str:

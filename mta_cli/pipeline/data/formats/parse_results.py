@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from mta_cli.errors import BadInput
 from store.records import NewItem
+from store.staged_records import StagedRecord, StagedRecords
 
 MAX_LISTED_FAULTS = 20
 """How many faults of a file are listed; all are counted."""
@@ -46,6 +47,7 @@ class ParseFindings:
         self.fault_count = 0
         self.skip_counts: Counter[str] = Counter()
         self.ignored_fields: dict[str, None] = {}
+        self.users: dict[str, None] = {}
         self.spellings: dict[str, set[str]] = {}
 
     def add_fault(self, place: SourceLocation, what: str, field: str = "") -> None:
@@ -59,9 +61,13 @@ class ParseFindings:
         if len(self.ignored_fields) < MAX_LISTED_FAULTS:
             self.ignored_fields[name] = None
 
-    def add_spelling(self, name: str, written: str) -> None:
-        """Remember how a user's name was written in the file."""
-        self.spellings.setdefault(name, set()).add(written)
+    def add_user(self, name: str, written: str) -> None:
+        """Remember a user, and how the name was written where that is not always the stored form."""
+        if written != name:
+            self.spellings.setdefault(name, {name} if name in self.users else set()).add(written)
+        elif name in self.spellings:
+            self.spellings[name].add(written)
+        self.users[name] = None
 
     def raise_faults(self, file: str, hint: str | None = None) -> None:
         """Raise `BadInput` with all findings, or return when there was no fault."""
@@ -73,27 +79,21 @@ class ParseFindings:
 
 
 class SeenIds:
-    """Ids of history items and of queries, each unique per user and task."""
+    """Ids of history items and of queries, each unique per user and task. Their records are staged."""
 
-    def __init__(self, findings: ParseFindings) -> None:
-        self._findings = findings
-        self._first_uses: dict[tuple[str, str, str, bool], tuple[int, SourceLocation]] = {}
+    def __init__(self, findings: ParseFindings, staged: StagedRecords) -> None:
+        self._findings, self._staged = findings, staged
 
     def add_if_new(self, record: Record, field: str, *, may_repeat: bool = False) -> bool:
-        """Whether the record's id is new. A used one is a fault, unless it may repeat and has the same content."""
-        item = record.item
-        content = hash((item.input, item.output, item.time))
-        mark = (record.user, item.task, item.key, record.held_out)
-        known = self._first_uses.get(mark)
+        """Whether the record's id is new: then it is staged. A used one is a fault, unless it may repeat, unchanged."""
+        place = record.location
+        known = self._staged.add(StagedRecord(record.user, record.held_out, record.item, place.record, place.line))
         if known is None:
-            self._first_uses[mark] = (content, record.location)
             return True
-        if not (may_repeat and known[0] == content):
+        if not (may_repeat and known.same):
             other = " with other content" if may_repeat else ""
-            where = f"record {known[1].record}"
-            self._findings.add_fault(
-                record.location, f"{format_value(item.key)} was already used in {where}{other}", field
-            )
+            used = f"{format_value(record.item.key)} was already used in record {known.record}{other}"
+            self._findings.add_fault(place, used, field)
         return False
 
 

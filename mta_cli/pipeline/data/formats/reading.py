@@ -34,7 +34,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
         with _open(path) as stream:
             info = os.fstat(stream.fileno())
             if stat.S_ISREG(info.st_mode) and info.st_size > FILE_BYTES:
-                _raise_too_large(path, info.st_size)
+                raise_too_large(path, info.st_size)
             yield stream
     except OSError as error:
         raise BadInput(f"{escape_unprintable(str(path))} cannot be read: {system_reason(error)}") from error
@@ -52,7 +52,8 @@ def _open(path: Path) -> BinaryIO:
         raise BadInput(f"{name} is no path: {error}") from error
 
 
-def _raise_too_large(path: Path, size: int) -> NoReturn:
+def raise_too_large(path: Path, size: int) -> NoReturn:
+    """Raise `BadInput` for a file above `FILE_BYTES`."""
     raise BadInput(
         f"{path.name} has {size / 2**20:,.0f} MiB; the most is {FILE_BYTES / 2**20:,.0f} MiB",
         hint="split it: a second import appends to the histories of the first",
@@ -66,7 +67,7 @@ def read_document(path: Path) -> Any:
         # `read` allocates its argument at once, so a small file is read by its own size.
         content = stream.read((info.st_size if stat.S_ISREG(info.st_mode) else FILE_BYTES) + 1)
     if len(content) > FILE_BYTES:
-        _raise_too_large(path, len(content))
+        raise_too_large(path, len(content))
     return parse_document(content, path.name)
 
 
@@ -87,13 +88,17 @@ def parse_document(content: bytes, file: str) -> Any:
 def strict_json_loads(text: str) -> Any:
     """`json.loads` without NaN, infinities and deep nesting. Raises ValueError only; JSONDecodeError is one."""
     try:
-        return json.loads(text, parse_constant=_reject_constant)
+        return _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deep") from error
 
 
-def _reject_constant(name: str) -> NoReturn:
+def reject_constant(name: str) -> NoReturn:
+    """Raise ValueError for NaN and infinities, which Python's JSON accepts."""
     raise ValueError(f"{name} is no JSON value")
+
+
+_DECODER = json.JSONDecoder(parse_constant=reject_constant)
 
 
 def _json_error_text(error: json.JSONDecodeError, text: str) -> str:
@@ -113,10 +118,13 @@ def decode_utf8(content: bytes, file: str) -> str:
     try:
         return content.removeprefix(_BOM).decode()
     except UnicodeDecodeError as error:
-        byte, offset = error.object[error.start], error.start + (3 if content.startswith(_BOM) else 0)
-        raise BadInput(
-            f"{file} is not UTF-8: byte 0x{byte:02x} at offset {offset:,}", hint="save it as UTF-8"
-        ) from error
+        raise_not_utf8(file, error, 3 if content.startswith(_BOM) else 0)
+
+
+def raise_not_utf8(file: str, error: UnicodeDecodeError, before: int) -> NoReturn:
+    """Raise `BadInput` for the wrong byte; `before` bytes of the file come before those of the error."""
+    byte, offset = error.object[error.start], before + error.start
+    raise BadInput(f"{file} is not UTF-8: byte 0x{byte:02x} at offset {offset:,}", hint="save it as UTF-8") from error
 
 
 def iter_lines(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[tuple[int, bytes]]:
@@ -133,7 +141,7 @@ def iter_lines(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator
             total += _skip_line(stream, line)
             continue
         if total > FILE_BYTES:
-            _raise_too_large(Path(file), total)
+            raise_too_large(Path(file), total)
         yield number, line
 
 

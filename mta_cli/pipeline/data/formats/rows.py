@@ -19,6 +19,7 @@ from mta_cli.pipeline.data.formats.parse_results import (
 )
 from mta_cli.pipeline.data.formats.reading import LINE_BYTES, strict_json_loads
 from store.records import NewItem
+from store.staged_records import StagedRecords
 
 KNOWN_FIELDS = frozenset({"user", "input", "output", "id", "time", "task"})
 _SEPARATORS = (",", ";", "\t")
@@ -113,9 +114,11 @@ def _header_faults(names: list[str], required: frozenset[str]) -> list[str]:
     return faults
 
 
-def parse_rows(rows: Iterable[RawRow], task: str, findings: ParseFindings, user: str | None = None) -> Iterator[Record]:
-    """History items of the rows. `task` is for rows that name none; `user`, when given, is the user of the file."""
-    ids, occurrences = SeenIds(findings), Counter[tuple[str, str, str]]()
+def parse_rows(
+    rows: Iterable[RawRow], task: str, findings: ParseFindings, staged: StagedRecords, user: str | None = None
+) -> Iterator[Record]:
+    """History items of the rows, staged. `task` is for rows that name none; `user`, when given, is that of the file."""
+    ids = SeenIds(findings, staged)
     for place, values in rows:
         fields = RecordFields(values, place, findings)
         for field in sorted(values.keys() - KNOWN_FIELDS):
@@ -128,8 +131,7 @@ def parse_rows(rows: Iterable[RawRow], task: str, findings: ParseFindings, user:
             continue
         if not key:
             digest = content_key(question, answer, time)
-            occurrences[owner, of, digest] += 1
-            key = f"{digest}.{occurrences[owner, of, digest]}"
+            key = f"{digest}.{staged.count_occurrence(owner, of, digest)}"
         record = Record(owner, NewItem(key, of, question, answer, time), place)
         if ids.add_if_new(record, "id"):
             yield record

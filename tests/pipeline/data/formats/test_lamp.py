@@ -15,6 +15,7 @@ from mta_cli.pipeline.data.formats.lamp import (
     parse_users,
 )
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record
+from tests.pipeline.histories import staged
 
 SHAPE = FieldMapping("lamp-2", ("description",), ("tag",), lambda raw: raw.partition("description: ")[2] or raw)
 ITEM = {"id": "7", "description": "a heist", "tag": "action", "date": "2020-01-02"}
@@ -24,14 +25,14 @@ def question(**changes: Any) -> dict[str, Any]:
     return {"id": "q1", "user_id": "ann", "input": "Which tag? description: a plot", "profile": [ITEM]} | changes
 
 
-def questions(document: object, answers: dict[str, str] | None = None) -> tuple[list[Record], ParseFindings]:
+def questions(entries: list[Any], answers: dict[str, str] | None = None) -> tuple[list[Record], ParseFindings]:
     findings = ParseFindings()
-    return list(parse_questions(document, answers or {}, SHAPE, "q.json", findings)), findings
+    return list(parse_questions(entries, answers or {}, SHAPE, "q.json", findings, staged())), findings
 
 
-def users(document: object) -> tuple[list[Record], ParseFindings]:
+def users(entries: list[Any]) -> tuple[list[Record], ParseFindings]:
     findings = ParseFindings()
-    return list(parse_users(document, SHAPE, "u.json", findings)), findings
+    return list(parse_users(entries, SHAPE, "u.json", findings, staged())), findings
 
 
 def test_a_question_gives_its_history_and_its_query() -> None:
@@ -132,8 +133,9 @@ def test_numbers_are_taken_as_ids_and_answers() -> None:
 
 @pytest.mark.parametrize("document", [None, {}, [], "x", 3, [1], [[]]])
 def test_documents_of_another_shape(document: object) -> None:
-    assert questions(document)[1].fault_count == 1
-    assert users(document)[1].fault_count == 1
+    if isinstance(document, list) and document:
+        assert questions(document)[1].fault_count == 1
+        assert users(document)[1].fault_count == 1
     findings = ParseFindings()
     parse_golds(document, "o.json", findings)
     assert findings.fault_count == 1
@@ -204,7 +206,7 @@ def test_users_queries_without_gold_are_counted() -> None:
     records, findings = users([{"user_id": "ann", "profile": [], "query": [{"id": "a", "input": "p"}]}])
     assert records == []
     assert findings.skip_counts[NO_GOLD] == 1
-    assert list(findings.spellings) == ["ann"]
+    assert list(findings.users) == ["ann"]
 
 
 def test_the_first_twenty_faults_are_listed_and_all_counted() -> None:

@@ -13,6 +13,7 @@ from mta_cli.pipeline.data.formats.lamp import FieldMapping, parse_golds, parse_
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record
 from mta_cli.pipeline.data.formats.reading import parse_document
 from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
+from tests.pipeline.histories import staged
 
 SHAPE = FieldMapping("free", ("input",), ("output",), str)
 FIELDS = ["id", "user", "user_id", "input", "output", "profile", "query", "gold", "golds", "task", "time", "date"]
@@ -52,9 +53,10 @@ def sound(records: list[Record], findings: ParseFindings) -> None:
 @settings(deadline=None)
 @given(DOCUMENTS | LIKELY)
 def test_any_document(document: Any) -> None:
+    entries = document if isinstance(document, list) else [document]
     for parse in (
-        lambda findings: parse_questions(document, {"1": "x"}, SHAPE, "f", findings),
-        lambda findings: parse_users(document, SHAPE, "f", findings),
+        lambda findings: parse_questions(entries, {"1": "x"}, SHAPE, "f", findings, staged()),
+        lambda findings: parse_users(entries, SHAPE, "f", findings, staged()),
     ):
         findings = ParseFindings()
         sound(list(parse(findings)), findings)
@@ -68,7 +70,7 @@ def test_any_document(document: Any) -> None:
 def test_any_jsonl(values: list[Any], user: str | None) -> None:
     lines = [(number, json.dumps(value).encode()) for number, value in enumerate(values, 1)]
     findings = ParseFindings()
-    sound(list(parse_rows(jsonl_rows(lines, "f", findings), "free", findings, user)), findings)
+    sound(list(parse_rows(jsonl_rows(lines, "f", findings), "free", findings, staged(), user)), findings)
 
 
 @settings(deadline=None)
@@ -79,12 +81,10 @@ def test_any_jsonl(values: list[Any], user: str | None) -> None:
 def test_any_bytes_as_rows(lines: list[bytes], header: bytes) -> None:
     numbered = list(enumerate((header + b"\n".join(lines)).splitlines(keepends=True), 1))
     findings = ParseFindings()
-    sound(
-        list(parse_rows(csv_rows(numbered, "f", findings, frozenset({"input", "output"})), "free", findings, "ann")),
-        findings,
-    )
+    rows = csv_rows(numbered, "f", findings, frozenset({"input", "output"}))
+    sound(list(parse_rows(rows, "free", findings, staged(), "ann")), findings)
     findings = ParseFindings()
-    sound(list(parse_rows(jsonl_rows(numbered, "f", findings), "free", findings)), findings)
+    sound(list(parse_rows(jsonl_rows(numbered, "f", findings), "free", findings, staged())), findings)
 
 
 @given(DOCUMENTS)

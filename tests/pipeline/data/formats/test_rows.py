@@ -8,6 +8,7 @@ import pytest
 
 from mta_cli.pipeline.data.formats.parse_results import ParseFindings, Record
 from mta_cli.pipeline.data.formats.rows import csv_rows, jsonl_rows, parse_rows
+from tests.pipeline.histories import staged
 
 NEEDED = frozenset({"user", "input", "output"})
 
@@ -19,14 +20,14 @@ def numbered(content: bytes) -> list[tuple[int, bytes]]:
 def jsonl(content: bytes | str, user: str | None = None) -> tuple[list[Record], ParseFindings]:
     findings = ParseFindings()
     lines = numbered(content.encode() if isinstance(content, str) else content)
-    return list(parse_rows(jsonl_rows(lines, "f", findings), "free", findings, user)), findings
+    return list(parse_rows(jsonl_rows(lines, "f", findings), "free", findings, staged(), user)), findings
 
 
 def table(content: bytes | str, user: str | None = None) -> tuple[list[Record], ParseFindings]:
     findings = ParseFindings()
     needed = NEEDED - {"user"} if user else NEEDED
     lines = numbered(content.encode() if isinstance(content, str) else content)
-    return list(parse_rows(csv_rows(lines, "f", findings, needed), "free", findings, user)), findings
+    return list(parse_rows(csv_rows(lines, "f", findings, needed), "free", findings, staged(), user)), findings
 
 
 def test_jsonl_records() -> None:

@@ -1,0 +1,120 @@
+"""Members of a JSON array in a file, one at a time: memory holds the longest member, not the file."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from mta_cli.errors import BadInput
+from mta_cli.pipeline.data.formats import reading
+from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLocation
+
+CHUNK_BYTES = 1 << 20
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder(parse_constant=reading.reject_constant)
+_KINDS = {"{": "an object", '"': "text", "n": "null", "t": "true or false", "f": "true or false"}
+_KINDS |= dict.fromkeys("-0123456789", "a number")
+_LONGEST_WORD = 16  # characters: `-Infinity`, or an escaped surrogate pair
+
+
+def iter_array(stream: BinaryIO, file: str, findings: ParseFindings) -> Iterator[Any]:
+    """The members of the array; an empty array, or another value in its place, is a fault.
+
+    Raises `BadInput` for what is no UTF-8, no JSON, too deep or too large.
+    """
+    text = _JsonText(stream, file)
+    start = text.take()
+    if start != "[":
+        if not start:
+            raise BadInput(f"{file} is empty")
+        if start not in _KINDS:
+            raise BadInput(f"{file} is not JSON: it begins with neither a list nor another value")
+        findings.add_fault(SourceLocation(file), f"is {_KINDS[start]}, not a list")
+        return
+    if text.peek() == "]":
+        findings.add_fault(SourceLocation(file), "is an empty list")
+        separator = text.take()
+    else:
+        separator = ","
+    while separator == ",":
+        yield text.read_value()
+        separator = text.take()
+    if separator != "]":
+        text.fail("Expecting ',' delimiter")
+    if text.peek():
+        text.fail("Extra data")
+
+
+class _JsonText:
+    """The text of a JSON document, decoded in chunks; what was read is dropped."""
+
+    def __init__(self, stream: BinaryIO, file: str) -> None:
+        self._stream, self._file = stream, file
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._text, self._at, self._ended = "", 0, False
+        self._bytes, self._values = 0, 0
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            found = _SPACE.match(self._text, self._at)
+            self._at = found.end() if found else self._at
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._read_more(CHUNK_BYTES)
+
+    def take(self) -> str:
+        """The same, which is read then."""
+        found = self.peek()
+        self._at += len(found)
+        return found
+
+    def read_value(self) -> Any:
+        """The value that begins here."""
+        self._values += 1
+        self.peek()
+        size = CHUNK_BYTES
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                # Within a string, a word, a number or an escape, the text may only end too early.
+                word = 0 if self._ended else _LONGEST_WORD
+                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text.rstrip()) - word
+                if self._ended or not cut:
+                    self.fail(error.msg, cut=cut)
+            except (RecursionError, ValueError) as error:
+                deep = isinstance(error, RecursionError)
+                raise BadInput(f"{self._file}: {'the JSON is nested too deep' if deep else error}") from error
+            else:
+                if end < len(self._text) or self._ended:  # a number at the end may go on
+                    self._at = end
+                    return value
+            self._read_more(size)
+            size *= 2  # a long value is not decoded anew for every chunk
+
+    def fail(self, message: str, *, cut: bool = False) -> NoReturn:
+        """Raises `BadInput` about this place."""
+        what = "is cut short" if cut or not self.peek() else "is not JSON"
+        raise BadInput(f"{self._file} {what}: {message} (record {self._values})")
+
+    def _read_more(self, size: int) -> None:
+        piece = self._stream.read(size)
+        start, before = self._bytes, len(self._utf8.getstate()[0])
+        self._bytes += len(piece)
+        if self._bytes > reading.FILE_BYTES:
+            reading.raise_too_large(Path(self._file), self._bytes)
+        if start == 0:
+            reading.reject_magic_bytes(piece, self._file)
+        try:
+            decoded = self._utf8.decode(piece, final=not piece)
+        except UnicodeDecodeError as error:
+            reading.raise_not_utf8(self._file, error, start - before)
+        self._ended = not piece
+        self._text = self._text[self._at :] + (decoded.removeprefix("\ufeff") if start == 0 else decoded)
+        self._at = 0

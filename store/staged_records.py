@@ -1,0 +1,124 @@
+"""The records of a file on their way into the store, in a temporary database: memory stays bounded, whatever the file.
+
+Knows no format. The records are in no table of the store until the whole file is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from store.connection import translate_sqlite_errors
+from store.files import disk_fault, hold_temporary
+from store.records import NewItem
+
+# No journal: after a crash the file is removed unread.
+_SCHEMA = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+PRAGMA locking_mode = EXCLUSIVE;
+PRAGMA temp_store = MEMORY;
+PRAGMA cache_size = -16000;
+CREATE TABLE records (
+    id INTEGER PRIMARY KEY, user TEXT NOT NULL, held_out INTEGER NOT NULL, task TEXT NOT NULL, key TEXT NOT NULL,
+    input TEXT NOT NULL, output TEXT NOT NULL, time TEXT, record INTEGER, line INTEGER, content INTEGER NOT NULL,
+    UNIQUE (user, task, key, held_out)
+);
+CREATE TABLE occurrences (user TEXT, task TEXT, digest TEXT, n INTEGER NOT NULL, PRIMARY KEY (user, task, digest))
+    WITHOUT ROWID;
+BEGIN;
+"""
+_INSERT = """INSERT INTO records (user, held_out, task, key, input, output, time, record, line, content)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+_SELECT_FIRST = """SELECT input, output, time, record FROM records
+WHERE user = ? AND task = ? AND key = ? AND held_out = ?"""
+_SELECT_ALL = "SELECT user, held_out, key, task, input, output, time, record, line, id FROM records ORDER BY id"
+_COUNT_OCCURRENCE = """INSERT INTO occurrences VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET n = n + 1"""
+_SELECT_OCCURRENCES = "SELECT n FROM occurrences WHERE user = ? AND task = ? AND digest = ?"
+_COUNT_LEAKED = """SELECT count(*) FROM records AS q WHERE held_out
+AND EXISTS (SELECT 1 FROM records AS i WHERE i.content = q.content AND NOT i.held_out)"""
+
+
+class StagedRecord(NamedTuple):
+    """A history item, or held-out query, of the user of that name; `record` and `line` say where in the file."""
+
+    user: str
+    held_out: bool
+    item: NewItem
+    record: int | None
+    line: int | None
+    id: int = 0
+
+
+class FirstUse(NamedTuple):
+    """The earlier record with the same id: its number in the file, and whether it has the same content."""
+
+    record: int | None
+    same: bool
+
+
+class StagedRecords:
+    """Records in the order of their file, each id once per user, task and kind."""
+
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self._conn = conn
+        self._conn.executescript(_SCHEMA)
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, root: Path, folder: Path) -> Iterator[StagedRecords]:
+        """Records in a temporary file of `folder`, which is removed at the end, or after a crash when the store is next
+        opened. Raises as any write to the store in `root`.
+        """
+        try:
+            with hold_temporary(folder) as path, translate_sqlite_errors(root, 0):
+                conn = sqlite3.connect(path, isolation_level=None)
+                with contextlib.closing(conn):
+                    yield cls(conn)
+        except OSError as error:
+            raise disk_fault(folder, error) from error
+
+    def add(self, new: StagedRecord) -> FirstUse | None:
+        """Add a record; where its id is used already, keep the first and return it."""
+        user, held_out, item, record, line, _ = new
+        content = hash((user, item.task, item.input, item.output))
+        values = (user, held_out, item.task, item.key, item.input, item.output, item.time, record, line, content)
+        if self._conn.execute(_INSERT, values).rowcount:
+            return None
+        *texts, number = self._conn.execute(_SELECT_FIRST, (user, item.task, item.key, held_out)).fetchone()
+        return FirstUse(number, texts == [item.input, item.output, item.time])
+
+    def count_occurrence(self, user: str, task: str, digest: str) -> int:
+        """How often this was called with these values, this call included."""
+        self._conn.execute(_COUNT_OCCURRENCE, (user, task, digest))
+        return int(self._conn.execute(_SELECT_OCCURRENCES, (user, task, digest)).fetchone()[0])
+
+    def set_time(self, number: int, time: str | None) -> None:
+        """Change the time of the record with this `id`."""
+        self._conn.execute("UPDATE records SET time = ? WHERE id = ?", (time, number))
+
+    def count_leaked_queries(self) -> int:
+        """How many queries are also items of their user and task, with the same output."""
+        self._conn.execute("CREATE INDEX IF NOT EXISTS by_content ON records (content)")
+        return int(self._conn.execute(_COUNT_LEAKED).fetchone()[0])
+
+    def __iter__(self) -> Iterator[StagedRecord]:
+        for user, held_out, key, task, text, output, time, record, line, number in self._conn.execute(_SELECT_ALL):
+            item = NewItem(key, task, text, output, time)
+            yield StagedRecord(user, bool(held_out), item, record, line, number)
+
+    def batches(self, records: int, characters: int) -> Iterator[list[StagedRecord]]:
+        """All records in lists of at most so many, and of at most so many characters, unless one alone has more."""
+        batch, size = list[StagedRecord](), 0
+        for each in self:
+            length = len(each.item.input) + len(each.item.output)
+            if batch and (len(batch) >= records or size + length > characters):
+                yield batch
+                batch, size = [], 0
+            batch.append(each)
+            size += length
+        if batch:
+            yield batch

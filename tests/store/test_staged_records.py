@@ -1,0 +1,79 @@
+"""Records between a file and the store: kept in order, once an id, in a file of their own that does not stay."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from mta_cli.errors import BadInput
+from store.records import NewItem
+from store.registry import Registry
+from store.staged_records import FirstUse, StagedRecord, StagedRecords
+
+
+def record(key: str, user: str = "ann", *, number: int = 1, held_out: bool = False, text: str = "i") -> StagedRecord:
+    return StagedRecord(user, held_out, NewItem(key, "free", text, "o", None), number, None)
+
+
+@pytest.fixture
+def staged() -> StagedRecords:
+    return StagedRecords(sqlite3.connect(":memory:", isolation_level=None))
+
+
+def test_an_id_is_kept_once_a_user_a_task_and_a_kind(staged: StagedRecords) -> None:
+    kept = [record("1"), record("1", "bob"), record("1", held_out=True), record("2")]
+    assert [staged.add(each) for each in kept] == [None] * 4
+    assert staged.add(record("1", number=5)) == FirstUse(1, same=True)
+    assert staged.add(record("1", number=6, text="other")) == FirstUse(1, same=False)
+    assert [each._replace(id=0) for each in staged] == kept
+
+
+def test_batches_are_bounded_by_records_and_by_characters(staged: StagedRecords) -> None:
+    for number, size in enumerate([1, 1, 1, 50, 1, 9, 9, 1]):
+        staged.add(record(str(number), text="x" * size))
+    assert [[each.item.key for each in batch] for batch in staged.batches(2, 20)] == [
+        ["0", "1"],
+        ["2"],
+        ["3"],
+        ["4", "5"],
+        ["6", "7"],
+    ]
+
+
+def test_times_are_set_while_all_are_read(staged: StagedRecords) -> None:
+    for number in range(3):
+        staged.add(record(str(number)))
+    for each in staged:
+        staged.set_time(each.id, "2026")
+    assert [each.item.time for each in staged] == ["2026"] * 3
+
+
+def test_leaked_queries_are_those_of_the_same_user_with_the_same_answer(staged: StagedRecords) -> None:
+    for each in (
+        record("1", text="said"),
+        record("q", text="said", held_out=True),
+        record("r", text="asked", held_out=True),
+        record("q", "bob", text="said", held_out=True),
+    ):
+        staged.add(each)
+    assert staged.count_leaked_queries() == 1
+
+
+def test_the_file_is_private_and_does_not_stay(root: Path) -> None:
+    with Registry.open(root, create=True) as reg:
+        with reg.stage_records() as staged:
+            for number in range(30_000):  # more than the cache holds
+                staged.add(record(str(number), text="the words of a user, " * 40))
+            (path,) = (root / "partial").iterdir()
+            assert path.stat().st_size > 1_000_000 and path.stat().st_mode & 0o077 == 0
+            assert reg.check_integrity() == []
+        assert list((root / "partial").iterdir()) == []
+
+
+def test_a_store_that_cannot_be_written_says_so(root: Path) -> None:
+    with Registry.open(root, create=True) as reg:
+        (root / "partial").write_text("no folder")
+        with pytest.raises(BadInput), reg.stage_records():
+            pass
