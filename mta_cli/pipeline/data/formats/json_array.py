@@ -16,6 +16,7 @@ from mta_cli.pipeline.data.formats.parse_results import ParseFindings, SourceLoc
 CHUNK_BYTES = 1 << 20
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_NUMBER_TAIL = re.compile(r"[-+.eE0-9]*")
 _DECODER = json.JSONDecoder(parse_constant=reading.reject_constant)
 _KINDS = {"{": "an object", '"': "text", "n": "null", "t": "true or false", "f": "true or false"}
 _KINDS |= dict.fromkeys("-0123456789", "a number")
@@ -92,7 +93,7 @@ class _JsonText:
                 deep = isinstance(error, RecursionError)
                 raise BadInput(f"{self._file}: {'the JSON is nested too deep' if deep else error}") from error
             else:
-                if end < len(self._text) or self._ended:  # a number at the end may go on
+                if self._ended or not _NUMBER_TAIL.fullmatch(self._text, end):  # a number at the end may go on
                     self._at = end
                     return value
             self._read_more(size)

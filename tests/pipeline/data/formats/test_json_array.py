@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mta_cli.errors import BadInput
@@ -30,6 +30,8 @@ def members(content: bytes) -> tuple[list[Any], list[str]]:
 
 
 @settings(deadline=None)
+@example([-0.0], False, None, 4)  # a chunk ends between a number's point and its digits
+@example([1e300, -1.5e-7], False, None, 4)
 @given(st.lists(VALUES, min_size=1, max_size=5), st.booleans(), st.sampled_from([None, 1]), st.integers(4, 40))
 def test_any_array_in_any_chunks(values: list[Any], ascii: bool, indent: int | None, size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
