@@ -61,7 +61,6 @@ def describe_waiting() -> str:
     """What was chosen, in words."""
     if policy := os.environ.get(POLICY):
         return f"waiting threads are {policy} ({POLICY})"
-    spins = os.environ.get(VARIABLE, "")
-    if spins == str(SPINS_BESIDE_OTHERS):
-        return f"waiting threads spin {spins} times, as beside other busy processes"
-    return f"waiting threads spin {spins} times" if spins else "waiting threads spin as long as the runtime wants"
+    if spins := os.environ.get(VARIABLE):
+        return f"waiting threads spin {spins} times ({SPINS:,} on idle cores, {SPINS_BESIDE_OTHERS:,} on busy ones)"
+    return "waiting threads spin as long as the runtime wants"

@@ -73,13 +73,14 @@ class StagedRecords:
         """Records in a temporary file of `folder`, which is removed at the end, or after a crash when the store is next
         opened. Raises as any write to the store in `root`.
         """
-        try:
-            with hold_temporary(folder) as path, translate_sqlite_errors(root, 0):
-                conn = sqlite3.connect(path, isolation_level=None)
-                with contextlib.closing(conn):
-                    yield cls(conn)
-        except OSError as error:
-            raise disk_fault(folder, error) from error
+        with contextlib.ExitStack() as held:
+            try:
+                path = held.enter_context(hold_temporary(folder))
+            except OSError as error:
+                raise disk_fault(folder, error) from error
+            held.enter_context(translate_sqlite_errors(root, 0))
+            conn = held.enter_context(contextlib.closing(sqlite3.connect(path, isolation_level=None)))
+            yield cls(conn)
 
     def add(self, new: StagedRecord) -> FirstUse | None:
         """Add a record; where its id is used already, keep the first and return it."""

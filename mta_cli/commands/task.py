@@ -45,9 +45,7 @@ def list_all(ctx: typer.Context, json: JsonOption = False) -> None:
 
     context = app_context(ctx, json=json)
     with _registry_if_exists(context) as registry:
-        context.output.print_rows(
-            _TASK_COLUMNS, list_tasks(registry), lambda task: [task[name] for name in _TASK_COLUMNS]
-        )
+        context.output.print_rows(_TASK_COLUMNS, list_tasks(registry), _task_cells)
 
 
 @app.command("show")
