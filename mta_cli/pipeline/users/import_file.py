@@ -53,7 +53,7 @@ def import_file(
     For that many new users, `ask` decides whether they may be anchors; without it they may.
 
     Raises `NotFound` for a missing file or task, `BadInput` with every fault of the file, and `UsersChanged` where a
-    known user is removed meanwhile; then nothing was written.
+    known user is removed meanwhile; then no record was written.
     """
     source = ImportSource(format, path, task, outputs, user)
     with reg.stage_records() as staged:
@@ -128,11 +128,12 @@ def _write(
     try:
         with reg.transaction() if few else nullcontext():
             changed = _change_consent(reg, names, can_anchor)
-            for _ in _write_in_turns(reg, _batched(names, BATCH_RECORDS), add_users):
+            pause = 0.0 if few else PAUSE_SECONDS
+            for _ in _write_in_turns(reg, _batched(names, BATCH_RECORDS), add_users, pause):
                 pass
             with nullcontext() if few else reg.hold_users(f"import of {source.path.name}", ids.values()):
                 batches = intake.staged.batches(BATCH_RECORDS, BATCH_CHARACTERS)
-                for written in _write_in_turns(reg, batches, add_records):
+                for written in _write_in_turns(reg, batches, add_records, pause):
                     yield JobProgress("", written)
     except MtaError:
         if written and not few:
@@ -164,10 +165,11 @@ def _batched(names: Iterable[str], most: int) -> Iterator[list[str]]:
     return iter(lambda: list(itertools.islice(source, most)), [])
 
 
-def _write_in_turns(reg: Registry, batches: Iterable[T], write: Callable[[T], None]) -> Iterator[int]:
+def _write_in_turns(reg: Registry, batches: Iterable[T], write: Callable[[T], None], pause: float) -> Iterator[int]:
     """Write every batch, several in a transaction of about `TURN_SECONDS`; yields how many rows are written after each.
 
-    Between two transactions other processes can write: SQLite lets them try every tenth of a second.
+    In the `pause` (seconds) between two transactions other processes can write: SQLite lets them try every tenth of a
+    second.
     """
     waiting = iter(batches)
     batch, written = next(waiting, None), 0
@@ -182,7 +184,7 @@ def _write_in_turns(reg: Registry, batches: Iterable[T], write: Callable[[T], No
                     break
         yield written
         if batch is not None:
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(pause)
 
 
 def _plan(
