@@ -3,8 +3,8 @@
 The findings are stored with the bank, by anchor id. An anchor that is too large, or changes neutral prompts too much,
 is refused: it is marked stale, no new recipe uses it, and `mta bank build --refresh` replaces it with another user's.
 It is not scaled down, because a user should find out how it became so large, and another user can represent its
-cluster. An anchor that is near too many users keeps the nearest of them. Banks of evaluations store findings and refuse
-no anchor.
+cluster. An anchor that is near too many users keeps the nearest of them. An evaluation's banks are screened as well, so
+it measures what the product does.
 """
 
 from __future__ import annotations
@@ -45,15 +45,14 @@ def screen_anchors(
 ) -> Iterator[Event]:
     """Screen the usable anchors, store the findings with the bank beside the earlier ones, and warn of them.
 
-    `base` holds the bank's task adapter. `user_ids` are the users of whom anchors are chosen. Anchors are refused only
-    in banks without a purpose.
+    `base` holds the bank's task adapter. `user_ids` are the users of whom anchors are chosen.
     """
     anchors = [anchor for anchor in usable_anchors(reg, bank) if anchor.digest is not None]
     if not anchors:
         return
     weights = [load_weights(reg, str(anchor.digest), bank.base) for anchor in anchors]
     found = _find_outliers(base, examples, weights, options)
-    refused = {anchors[one.anchor_index].id for one in found} if bank.purpose == "" else set()
+    refused = {anchors[one.anchor_index].id for one in found}
     capped = _compute_similarity_floors(
         reg, bank, [anchor for anchor in anchors if anchor.id not in refused], user_ids, options
     )
@@ -75,8 +74,6 @@ def usable_anchors(reg: Registry, bank: Bank) -> list[Anchor]:
 
 def refused_anchor_ids(bank: Bank) -> set[int]:
     """The ids of the refused anchors."""
-    if bank.purpose != "":
-        return set()
     return {
         one["anchor"] for one in bank.config.get(SCREENING_KEY, {}).get("findings", ()) if one["gate"] in REFUSING_GATES
     }

@@ -118,6 +118,7 @@ def _key(reg: Registry, request: EvalRequest, queries: Mapping[int, list[Query]]
         "seed": machine.seed,
         "dtype": dtype_name(machine.dtype, machine.device),
         "people": sorted(histories),
+        "screened": True,  # before, refused anchors served in evaluations
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

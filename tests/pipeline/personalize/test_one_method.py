@@ -12,7 +12,10 @@ from mta_cli.engine.lora.merge import merge_loras
 from mta_cli.engine.memory.label_prior import add_label_prior
 from mta_cli.engine.methods.method import Method, UserModel
 from mta_cli.engine.methods.personalize import build_models
-from mta_cli.options import MEMORIES, WEIGHT_METHODS, AdaptOptions, MemoryOptions
+from mta_cli.options import MEMORIES, WEIGHT_METHODS, AdaptOptions, MemoryOptions, ScreeningOptions
+from mta_cli.pipeline.bank.build import build_bank
+from mta_cli.pipeline.bank.screening import usable_anchors
+from mta_cli.pipeline.evaluation.banks import PURPOSE
 from mta_cli.pipeline.evaluation.context import EvalContext
 from mta_cli.pipeline.evaluation.design import Design, EvalRequest
 from mta_cli.pipeline.memory.bank_memory import BankMemory
@@ -21,7 +24,7 @@ from mta_cli.pipeline.user_weights import load_fusion_and_stack
 from store.records import Bank
 from store.registry import Registry
 from tests.pipeline.evaluation.trial import eval_request
-from tests.pipeline.town import QUICK, TASK, built, finish, fuse_request
+from tests.pipeline.town import QUICK, TASK, bank_request, built, finish, fuse_request
 
 LORA: dict[str, Any] = {"rank": 2, "alpha": 4.0, "targets": "q_proj,v_proj", "placement": "upper"}
 CORE: dict[str, Any] = {"rank": 2, "pull": 0.1}
@@ -81,6 +84,21 @@ def test_the_fusion_alone_too(peopled: Registry, anchors: str) -> None:
     method = Method("any", "", anchors=anchors, memory="neighbours")  # type: ignore[arg-type]
     (fusion,) = measured(peopled, bank, method, jon.id, {}).loras
     assert len(stored) == 1 and same(stored[0], fusion)
+
+
+def test_the_anchors_that_the_screening_refuses_serve_in_neither(peopled: Registry) -> None:
+    """The bank of an evaluation's fold has the screening of a bank of the same users that is built for use."""
+    strict = ScreeningOptions(max_norm=1.05)
+    left = []
+    for name, purpose in (("used", ""), ("fold", PURPOSE)):
+        finish(
+            build_bank(peopled, replace(bank_request(name=name, anchors=5, min_items=1), gates=strict, purpose=purpose))
+        )
+        bank = peopled.banks.get(name, 1)
+        left.append({anchor.user for anchor in usable_anchors(peopled, bank)})
+        anchors = peopled.banks.anchors(bank.id)
+        assert {anchor.user for anchor in anchors if anchor.stale} == {anchor.user for anchor in anchors} - left[-1]
+    assert left[0] == left[1] and 0 < len(left[0]) < 5
 
 
 def test_the_defaults_are_one_table() -> None:
